@@ -1,0 +1,59 @@
+# The targets people and scripts rely on. `make train` and `make test` set everything up first.
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+SELFPLAY := $(VENV)/bin/selfplay
+TORCH := torch==2.13.0
+TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
+PIP := $(PY) -m pip --disable-pip-version-check
+
+.PHONY: help setup train test fast lint bench bench-validator bench-rollouts bench-training clean
+
+help: ## what can be made
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
+
+setup: $(VENV)/.ready ## the virtual environment with pinned dependencies, and bubblewrap
+	@.ci/ensure-bubblewrap
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "selfplay needs Python >= 3.11; $(PYTHON) is older. Run: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 1; }
+	@test -x $(PY) || $(PYTHON) -m venv $(VENV) || { echo "no virtual environment could be made. On Debian: apt-get install python3-venv"; exit 1; }
+	@echo "Installing torch (CPU build where one is found) ..."
+	@$(PY) -c 'import torch' 2>/dev/null || \
+	  if [ -n "$$TORCH_INDEX_URL" ]; then $(PIP) install -q --index-url "$$TORCH_INDEX_URL" $(TORCH); \
+	  else $(PIP) install -q --no-index --no-deps $(TORCH) 2>/dev/null || \
+	    $(PIP) install -q --retries 0 --timeout 15 --index-url $(TORCH_CPU_INDEX) $(TORCH) 2>/dev/null || \
+	    { echo "PyTorch's CPU index does not answer: the default build may bring several GB of CUDA libraries."; $(PIP) install -q $(TORCH); }; fi
+	@echo "Installing selfplay and its pinned dependencies ..."
+	@$(PIP) install -q -c constraints.txt -e '.[dev]'
+	@touch $@
+
+train: setup ## self-play on the embedded default: real repositories, real sandboxes, a small policy
+	$(SELFPLAY) train --repos runs/recipes/quickstart-repos.txt --config runs/recipes/quickstart.toml
+
+test: setup ## the whole suite, real components included
+	$(PY) -m pytest
+
+fast: setup ## only the tests that need no sandbox
+	$(PY) -m pytest -m "not sandbox and not slow"
+
+lint: setup ## format, lint and types
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+
+bench: bench-validator bench-rollouts bench-training ## every benchmark, each printing ratios within its run
+
+bench-validator: setup ## where validation time goes
+	$(PY) -m benchmarks.validator
+
+bench-rollouts: setup ## agent loop and generation against the bare engine
+	$(PY) -m benchmarks.agent_loop
+	$(PY) -m benchmarks.rollouts
+
+bench-training: setup ## tokens a second of a training step
+	$(PY) -m benchmarks.training
+
+clean: ## leftovers of killed runs
+	$(SELFPLAY) doctor --clean

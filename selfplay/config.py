@@ -1,0 +1,230 @@
+"""The settings tree: TOML in, `--set key=value` on top, resolved JSON out. Unknown keys and wrong types are errors that name the key.
+
+Defaults are the paper's task at a size one machine can run; the quickstart and the paper's own scale are recipes in `runs/recipes/`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from selfplay.errors import ConfigError
+
+Range = tuple[int, int]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class RunSettings(Section):
+    name: str = ""  # "": made from date and time
+    folder: str = "runs"
+
+    @field_validator("name")
+    @classmethod
+    def _is_plain(cls, name: str) -> str:
+        if name in (".", "..", "recipes") or "/" in name or "\\" in name:
+            raise ValueError("a run name is one folder name, and not 'recipes'")
+        return name
+
+
+class TrainSettings(Section):
+    updates: int = Field(10, ge=1)
+    injector_groups: int = Field(1, ge=0)
+    solver_groups: int = Field(3, ge=0)
+    group_size: int = Field(8, ge=2)
+    workers: int = Field(4, ge=1)  # episodes that act in sandboxes at the same time
+    episodes_in_flight: int = Field(32, ge=1)
+    max_machine_failures: float = Field(0.3, gt=0, le=1)  # share of an update's episodes above which the run stops
+    keep_checkpoints: int = Field(2, ge=1)
+
+
+class PolicySettings(Section):
+    model: str = "carried"  # "carried": the small policy in the package; else a path or a Hugging Face id
+
+
+class EngineSettings(Section):
+    type: Literal["hf", "scripted"] = "hf"
+    max_batch: int = Field(32, ge=1)
+    script: str = ""  # scripted: the name of a player in selfplay.teacher
+
+
+class SandboxSettings(Section):
+    type: Literal["auto", "docker", "bubblewrap"] = "auto"
+    memory_mb: int = Field(1024, ge=64)
+    processes: int = Field(128, ge=8)
+    workspace_mb: int = Field(256, ge=8)
+    tmp_mb: int = Field(64, ge=1)
+
+
+class EnvironmentSettings(Section):
+    build_timeout_s: float = Field(600, gt=0)
+    test_timeout_s: float = Field(90, gt=0)
+    baselines: int = Field(3, ge=2)
+
+
+class AgentSettings(Section):
+    max_turns: int = Field(64, ge=1)
+    context_tokens: int = Field(32_768, ge=256)
+    turn_tokens: int = Field(2_048, ge=16)
+    observation_tokens: int = Field(4_096, ge=32)
+    command_timeout_s: float = Field(120, gt=0)
+    requeries: int = Field(3, ge=0)  # bad formats in a row that are answered before the episode ends
+    timeouts_in_a_row: int = Field(3, ge=1)
+    prompt_style: Literal["full", "terse"] = "full"
+    temperature: float = Field(1.0, ge=0)
+
+
+class InjectorSettings(Section):
+    strategies: dict[Literal["removal", "history", "direct"], float] = {"removal": 1.0, "history": 1.0}
+    given: tuple[Literal["tests", "target"], ...] = ()
+    min_passing_tests: Range = (5, 5)  # each sampled per episode within its range
+    min_failing_tests: Range = (1, 1)
+    min_changed_files: Range = (1, 1)
+    max_target_lines: int = Field(30, ge=1)  # given "target": the longest function that may be one
+    reward: Literal["ssr", "consistency"] = "ssr"
+    alpha: float = Field(0.8, ge=0, le=1)
+
+    @field_validator("strategies")
+    @classmethod
+    def _some_weight(cls, weights: dict[str, float]) -> dict[str, float]:
+        if not weights or any(w < 0 for w in weights.values()) or sum(weights.values()) <= 0:
+            raise ValueError("needs at least one strategy with a weight above 0")
+        return weights
+
+    @field_validator("min_passing_tests", "min_failing_tests", "min_changed_files")
+    @classmethod
+    def _ordered(cls, value: Range) -> Range:
+        if not 1 <= value[0] <= value[1]:
+            raise ValueError(f"needs 1 <= low <= high, not {list(value)}")
+        return value
+
+
+class SolverSettings(Section):
+    given: tuple[Literal["failure"], ...] = ()
+    max_spec_tokens: int = Field(8_192, ge=16)  # a longer reversed test_weaken.diff makes the bug spec_too_long
+    second_order_share: float = Field(0.25, ge=0, le=1)
+
+
+class ValidatorSettings(Section):
+    determinism_runs: int = Field(2, ge=1)
+    script_timeout_s: float = Field(90, gt=0)
+    max_patch_bytes: int = Field(256 * 1024, ge=1024)
+    max_log_bytes: int = Field(4 << 20, ge=1024)
+    max_test_ids: int = Field(50_000, ge=1)
+
+
+class TrainerSettings(Section):
+    type: Literal["torch"] = "torch"
+    advantage: Literal["rloo", "dr_grpo", "cwm", "grpo"] = "rloo"
+    aggregation: Literal["constant", "token", "sequence"] = "constant"
+    learning_rate: float = Field(3e-6, gt=0)
+    warmup_updates: int = Field(30, ge=0)
+    weight_decay: float = Field(0.0, ge=0)
+    clip_low: float = Field(0.2, gt=0)
+    clip_high: float = Field(0.25, gt=0)
+    clip_negative: float = Field(3.0, gt=1)
+    max_grad_norm: float = Field(1.0, gt=0)
+    batch_tokens: int = Field(16_384, ge=256)  # of one micro-batch, padding included
+    bf16: bool = True
+
+
+class Config(Section):
+    """Everything that decides a run. `resolved()` is what `config.json` holds."""
+
+    seed: int = 0
+    max_lag: int = Field(8, ge=0)
+    run: RunSettings = RunSettings()
+    train: TrainSettings = TrainSettings()
+    policy: PolicySettings = PolicySettings()
+    engine: EngineSettings = EngineSettings()
+    sandbox: SandboxSettings = SandboxSettings()
+    environment: EnvironmentSettings = EnvironmentSettings()
+    agent: AgentSettings = AgentSettings()
+    injector: InjectorSettings = InjectorSettings()
+    solver: SolverSettings = SolverSettings()
+    validator: ValidatorSettings = ValidatorSettings()
+    trainer: TrainerSettings = TrainerSettings()
+
+    def resolved(self) -> str:
+        return json.dumps(self.model_dump(mode="json"), indent=2, sort_keys=True) + "\n"
+
+
+def known_keys() -> list[str]:
+    """Every dotted key, for suggestions and documentation."""
+    keys: list[str] = []
+    for name, info in Config.model_fields.items():
+        section = info.annotation
+        if isinstance(section, type) and issubclass(section, Section):
+            keys += [f"{name}.{key}" for key in section.model_fields]
+        else:
+            keys.append(name)
+    return keys
+
+
+def _parse_value(text: str) -> Any:
+    """A `--set` value: TOML where it parses as such (numbers, booleans, lists, quoted text), else the text itself."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _assign(values: dict[str, Any], key: str, value: Any) -> None:
+    *sections, last = key.split(".")
+    for section in sections:
+        inner = values.setdefault(section, {})
+        if not isinstance(inner, dict):
+            raise ConfigError(f"--set {key}: '{section}' is a value, not a section.")
+        values = inner
+    values[last] = value
+
+
+def _explain(error: ValidationError, source: str) -> str:
+    lines = []
+    for item in error.errors():
+        key = ".".join(str(part) for part in item["loc"])
+        if item["type"] == "extra_forbidden":
+            close = difflib.get_close_matches(key, known_keys(), n=1)
+            hint = f" Did you mean '{close[0]}'?" if close else ""
+            lines.append(f"  {key}: unknown setting.{hint}")
+        else:
+            lines.append(f"  {key}: {item['msg']} (got {item['input']!r})")
+    return f"{source}:\n" + "\n".join(lines)
+
+
+def build_config(values: dict[str, Any], source: str = "configuration") -> Config:
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(_explain(error, source)) from error
+
+
+def load_config(path: Path | None = None, overrides: Sequence[str] = ()) -> Config:
+    """Read a TOML file (or the JSON of a finished run) and lay `key=value` overrides on top.
+
+    Raises ConfigError naming file, key, value and what would be right.
+    """
+    values: dict[str, Any] = {}
+    if path is not None:
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"cannot read the configuration {path}: {error}. Recipes are in runs/recipes/.") from error
+        try:
+            values = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+        except (tomllib.TOMLDecodeError, json.JSONDecodeError) as error:
+            raise ConfigError(f"{path} is not valid {path.suffix.lstrip('.').upper() or 'TOML'}: {error}") from error
+    for override in overrides:
+        key, separator, value = override.partition("=")
+        if not separator or not key:
+            raise ConfigError(f"--set {override!r} is not key=value, for instance --set train.updates=6")
+        _assign(values, key.strip(), _parse_value(value.strip()))
+    return build_config(values, str(path) if path else "--set")

@@ -1,0 +1,100 @@
+"""Every error that selfplay raises on purpose. A message names the thing, the value and the remedy.
+
+    SelfplayError
+    ├── UsageError                    what the person typed or wrote is wrong; exit code 2
+    │   ├── ConfigError               unknown key, wrong type, impossible combination
+    │   └── RepositoryListError       every bad line of a list, with its number
+    ├── PrerequisiteError             something this machine lacks, with the command that mends it
+    ├── RepositoryError               a repository cannot be fetched or read
+    ├── EnvironmentBuildError         its tests do not run here (`log_tail` holds the end of the log)
+    ├── PatchError                    a diff that is not one, lies, or does not apply (the policy's fault)
+    ├── ArtifactError                 an artifact folder that cannot be read as one (the policy's fault)
+    ├── OutcomesError                 a test-outcome map that is not one (the policy's fault)
+    ├── SandboxError
+    │   ├── SandboxLost               gone, and a fresh one works: what ran in it killed it
+    │   └── SandboxUnavailable        gone, and a fresh one fails too: the machine's fault, never a score
+    ├── EngineError                   a model cannot be loaded or does not answer
+    ├── PromptError                   a template is missing, or uses a variable that it was not given
+    ├── StoreError                    a database that is corrupt, newer than this code, or held by another writer
+    └── RunError                      a run folder that cannot be started, resumed or read
+"""
+
+
+class SelfplayError(Exception):
+    """Base of all deliberate errors; `exit_code` is what the command line returns."""
+
+    exit_code = 1
+
+
+class UsageError(SelfplayError):
+    exit_code = 2
+
+
+class ConfigError(UsageError):
+    pass
+
+
+class RepositoryListError(UsageError):
+    """`problems` holds (line number, message), all of them, in order."""
+
+    def __init__(self, path: str, problems: list[tuple[int, str]]) -> None:
+        self.path = path
+        self.problems = problems
+        lines = "\n".join(f"  line {number}: {message}" for number, message in problems)
+        super().__init__(f"{path}: {len(problems)} unusable line(s), nothing was started:\n{lines}")
+
+
+class PrerequisiteError(SelfplayError):
+    pass
+
+
+class RepositoryError(SelfplayError):
+    pass
+
+
+class EnvironmentBuildError(SelfplayError):
+    """`log_tail` is the end of the build or test log (bytes decoded with replacement)."""
+
+    def __init__(self, message: str, log_tail: str = "") -> None:
+        self.log_tail = log_tail
+        super().__init__(message)
+
+
+class PatchError(SelfplayError):
+    pass
+
+
+class ArtifactError(SelfplayError):
+    pass
+
+
+class OutcomesError(SelfplayError):
+    pass
+
+
+class SandboxError(SelfplayError):
+    pass
+
+
+class SandboxLost(SandboxError):
+    pass
+
+
+class SandboxUnavailable(SandboxError):
+    pass
+
+
+class EngineError(SelfplayError):
+    pass
+
+
+class PromptError(SelfplayError):
+    pass
+
+
+class StoreError(SelfplayError):
+    pass
+
+
+class RunError(SelfplayError):
+    pass

@@ -1,0 +1,153 @@
+"""File trees as values: path -> content, hashed, read from folders and archives, written as archives. Knows nothing of git.
+
+Invariant: a Tree holds plain relative file paths only (no links, no devices, nothing under `.git`), whatever it was read from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import tarfile
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+
+import pathspec
+
+ALWAYS_IGNORED = ("__pycache__/", "*.pyc", ".pytest_cache/", ".hypothesis/")
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    content: bytes
+    executable: bool = False
+
+
+def is_safe_path(path: str) -> bool:
+    """Whether `path` is relative, normalised, inside the tree, and not in a `.git` folder."""
+    if not path or path.startswith("/") or "\\" in path or "\0" in path or "\n" in path:
+        return False
+    parts = path.split("/")
+    return all(part not in ("", ".", "..") and part.lower() != ".git" for part in parts)
+
+
+@dataclass(frozen=True)
+class Tree(Mapping[str, FileEntry]):
+    """An immutable file tree; equality and `hash` depend on paths, contents and executable bits only."""
+
+    files: Mapping[str, FileEntry] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for path in self.files:
+            if not is_safe_path(path):
+                raise ValueError(f"unsafe path in tree: {path!r}")
+
+    def __getitem__(self, path: str) -> FileEntry:
+        return self.files[path]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.files)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over (path, executable bit, content), in path order."""
+        sha = hashlib.sha256()
+        for path in sorted(self.files):
+            entry = self.files[path]
+            sha.update(f"{path}\0{int(entry.executable)}\0{len(entry.content)}\0".encode())
+            sha.update(entry.content)
+        return sha.hexdigest()
+
+    def text(self, path: str) -> str:
+        return self.files[path].content.decode("utf-8", errors="replace")
+
+    def replace(self, changes: Mapping[str, FileEntry | None]) -> Tree:
+        """A tree with `changes` made; None removes a path (absent paths may be removed)."""
+        files = dict(self.files)
+        for path, entry in changes.items():
+            if entry is None:
+                files.pop(path, None)
+            else:
+                files[path] = entry
+        return Tree(files)
+
+    def restore(self, original: Tree, paths: Iterable[str]) -> Tree:
+        """This tree with each of `paths` as in `original`: restored, or removed when the original lacks it."""
+        return self.replace({path: original.files.get(path) for path in paths})
+
+    def changed_paths(self, other: Tree) -> list[str]:
+        """Paths whose entry differs between this tree and `other`, sorted."""
+        return sorted(p for p in self.files.keys() | other.files.keys() if self.files.get(p) != other.files.get(p))
+
+    def to_tar(self) -> bytes:
+        """An uncompressed tar of the tree; owner, time and order are fixed, so equal trees give equal bytes."""
+        buffer = io.BytesIO()
+        with tarfile.open(fileobj=buffer, mode="w", format=tarfile.GNU_FORMAT) as tar:
+            for path in sorted(self.files):
+                entry = self.files[path]
+                info = tarfile.TarInfo(path)
+                info.size = len(entry.content)
+                info.mode = 0o755 if entry.executable else 0o644
+                tar.addfile(info, io.BytesIO(entry.content))
+        return buffer.getvalue()
+
+    def write_to(self, folder: Path) -> None:
+        for path, entry in self.files.items():
+            target = folder / path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(entry.content)
+            if entry.executable:
+                target.chmod(0o755)
+
+    @classmethod
+    def from_tar(cls, data: bytes, ignored: pathspec.PathSpec | None = None) -> Tree:
+        """Regular files of a tar archive. Links, devices and unsafe names are left out, never followed."""
+        files: dict[str, FileEntry] = {}
+        with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+            for member in tar:
+                path = member.name.removeprefix("./")
+                if not member.isreg() or not is_safe_path(path) or (ignored and ignored.match_file(path)):
+                    continue
+                extracted = tar.extractfile(member)
+                if extracted is not None:
+                    files[path] = FileEntry(extracted.read(), bool(member.mode & 0o100))
+        return cls(files)
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> Tree:
+        """Regular files below `folder`, `.git` and always-ignored ones left out; symbolic links are not followed."""
+        ignored = ignore_rules(None)
+        files: dict[str, FileEntry] = {}
+        for found in sorted(folder.rglob("*")):
+            path = found.relative_to(folder).as_posix()
+            if found.is_symlink() or not found.is_file() or not is_safe_path(path) or ignored.match_file(path):
+                continue
+            files[path] = FileEntry(found.read_bytes(), bool(found.stat().st_mode & 0o100))
+        return cls(files)
+
+
+def ignore_rules(tree: Tree | None) -> pathspec.PathSpec:
+    """The `.gitignore` rules of a trusted tree (nested files included), with caches and bytecode always ignored."""
+    lines = list(ALWAYS_IGNORED)
+    for path in sorted(tree or ()):
+        if PurePosixPath(path).name != ".gitignore" or tree is None:
+            continue
+        prefix = path.removesuffix(".gitignore")
+        for raw in tree.text(path).splitlines():
+            rule = raw.strip()
+            if not rule or rule.startswith("#"):
+                continue
+            negated = rule.startswith("!")
+            body = rule[1:] if negated else rule
+            if prefix:
+                anchored = "/" in body.rstrip("/")
+                body = f"{prefix}{body.lstrip('/')}" if anchored else f"{prefix}**/{body}"
+            lines.append(f"!{body}" if negated else body)
+    return pathspec.PathSpec.from_lines("gitwildmatch", lines)
