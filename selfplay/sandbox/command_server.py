@@ -1,0 +1,455 @@
+"""Process 1 of a sandbox: runs commands with bash and moves files, spoken to in frames over its stdin and stdout.
+
+Standard library only, one file, started with `python3 -I -S`; it knows nothing of the machine around the sandbox.
+Invariant: nothing that a command does can write to, read from, stop or trace this process.
+"""
+
+# A frame is one kind byte, four bytes of length (big-endian) and the payload. Fields inside a payload are each a length
+# and bytes. json, struct and tarfile stay out: importing them would double the time that a sandbox takes to open.
+
+import errno
+import fcntl
+import os
+import resource
+import select
+import signal
+import stat
+import sys
+import time
+
+PROTOCOL_IN, PROTOCOL_OUT, WAKE_READ, WAKE_WRITE = 200, 201, 202, 203
+COMMAND_FD, STATE_FD = 250, 251  # in the command's shell: what to run, and where its end state goes
+CHUNK = 1 << 16
+MAX_FRAME = 1 << 25
+MAX_STATE = 1 << 20  # exported variables kept between calls, all together
+MAX_VARIABLE = 1 << 17  # the kernel refuses a longer one
+MAX_LINGERING = 64  # output pipes that background processes still hold open
+SPAWN_PATIENCE_S = 2.0
+KILL_PATIENCE_S = 10.0
+
+# One line, so that bash counts the command's lines from 1. The command itself comes in over a file, since an argument
+# may hold 128 KiB at most. The trap notes folder and variables; whoever forges that note fools only its own next command.
+# Raising oom_score_adj makes the kernel choose a command before this server when memory runs out.
+BOOTSTRAP = (
+    "{ echo 500 >/proc/self/oom_score_adj; } 2>/dev/null; "
+    'IFS= read -r -d "" -u %d _command; exec %d<&-; '
+    'trap \'{ set +eux; } 2>/dev/null; { printf "%%s\\0" "$PWD"; /usr/bin/env -0; } >&%d 2>/dev/null || :\' EXIT; '
+    'eval "$_command"'
+) % (COMMAND_FD, COMMAND_FD, STATE_FD)
+
+
+def pack(*fields):
+    return b"".join(len(field).to_bytes(4, "big") + field for field in fields)
+
+
+def unpack(payload):
+    fields, at = [], 0
+    while at < len(payload):
+        size = int.from_bytes(payload[at : at + 4], "big")
+        fields.append(payload[at + 4 : at + 4 + size])
+        at += 4 + size
+    return fields
+
+
+def harden(die_with_parent):
+    """No tracing and no /proc/1/fd for processes of the same user; death with the launcher where that makes sense."""
+    import ctypes
+
+    prctl = ctypes.CDLL(None, use_errno=True).prctl
+    set_death_signal, set_dumpable, set_no_new_privileges = 1, 4, 38
+    if prctl(set_dumpable, 0, 0, 0, 0) or prctl(set_no_new_privileges, 1, 0, 0, 0):
+        raise OSError(ctypes.get_errno(), "prctl refused")
+    if die_with_parent:
+        prctl(set_death_signal, signal.SIGKILL, 0, 0, 0)
+
+
+class Server:
+    def __init__(self, workspace):
+        self.workspace = workspace
+        self.folder = workspace
+        self.variables = dict(os.environb)
+        self.incoming = b""
+        self.child = None  # (pid of the running bash) until its status is known
+        self.status = None
+        self.lingering = []
+        self.poll = select.poll()
+        self.poll.register(PROTOCOL_IN, select.POLLIN)
+        self.poll.register(WAKE_READ, select.POLLIN)
+
+    # ---- frames
+
+    def send(self, kind, payload=b""):
+        data = memoryview(kind + len(payload).to_bytes(4, "big") + payload)
+        while data:
+            data = data[os.write(PROTOCOL_OUT, data) :]
+
+    def wait(self, timeout_s=None):
+        """Sleep until something happens; looks after dead processes and old pipes, returns the ready descriptors."""
+        ready = []
+        for fd, _ in self.poll.poll(None if timeout_s is None else max(0, int(timeout_s * 1000) + 1)):
+            if fd == PROTOCOL_IN:
+                data = os.read(PROTOCOL_IN, CHUNK)
+                if not data:
+                    os._exit(0)  # the harness is gone; the namespace dies with process 1
+                self.incoming += data
+            elif fd == WAKE_READ:
+                os.read(WAKE_READ, 4096)
+                self.reap()
+            elif fd in self.lingering:
+                if self.drain(fd, CHUNK) is None:
+                    self.forget(fd)
+            else:
+                ready.append(fd)
+        return ready
+
+    def receive(self):
+        while len(self.incoming) < 5:
+            self.wait()
+        size = int.from_bytes(self.incoming[1:5], "big")
+        if size > MAX_FRAME:
+            os._exit(4)
+        parts, have = [self.incoming], len(self.incoming)
+        while have < 5 + size:
+            self.incoming = b""
+            self.wait()
+            parts.append(self.incoming)
+            have += len(self.incoming)
+        data = b"".join(parts)
+        self.incoming = data[5 + size :]
+        return data[:1], data[5 : 5 + size]
+
+    def receive_rest(self):
+        """The frames of one request, up to its end."""
+        while True:
+            kind, payload = self.receive()
+            if kind == b"e":
+                return
+            yield kind, payload
+
+    def serve(self):
+        self.send(b"h")
+        while True:
+            kind, payload = self.receive()
+            action = {b"r": self.run, b"w": self.write_files, b"g": self.read_files}[kind]
+            action(*unpack(payload))
+
+    # ---- processes
+
+    def reap(self):
+        """Collect the dead; false once no process is left at all."""
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return False
+            if pid == 0:
+                return True
+            if pid == self.child:
+                self.child = None
+                self.status = -os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
+
+    def kill_all(self):
+        """Kill every other process of the namespace. Orphans become ours, so no child left means nobody left."""
+        assert os.getpid() == 1  # anywhere else kill(-1) would take the machine down
+        give_up = time.monotonic() + KILL_PATIENCE_S
+        while True:
+            try:
+                os.kill(-1, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+            if not self.reap():
+                return
+            if time.monotonic() > give_up:
+                os._exit(3)
+            time.sleep(0.001)
+
+    def spawn(self, stdin, output, command, state):
+        variables = dict(self.variables)
+        try:
+            os.chdir(self.folder)
+        except OSError:
+            os.chdir(self.workspace)
+        variables[b"PWD"] = os.fsencode(self.folder)
+        actions = [
+            (os.POSIX_SPAWN_DUP2, stdin, 0),
+            (os.POSIX_SPAWN_DUP2, output, 1),
+            (os.POSIX_SPAWN_DUP2, output, 2),
+            (os.POSIX_SPAWN_DUP2, command, COMMAND_FD),
+            (os.POSIX_SPAWN_DUP2, state, STATE_FD),
+        ]
+        give_up, killed = time.monotonic() + SPAWN_PATIENCE_S, False
+        try:
+            while True:
+                try:
+                    return os.posix_spawn(
+                        "/bin/bash",
+                        ["bash", "--noprofile", "--norc", "-c", BOOTSTRAP],
+                        variables,
+                        file_actions=actions,
+                        setsid=True,
+                        setsigmask=[],
+                        setsigdef=[signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT],
+                    )
+                except OSError as error:
+                    if error.errno not in (errno.EAGAIN, errno.ENOMEM):
+                        raise
+                    if time.monotonic() > give_up:
+                        if killed:
+                            raise
+                        # Processes of earlier commands fill the limit: they have had their chance.
+                        self.kill_all()
+                        killed = True
+                    self.reap()
+                    time.sleep(0.02)
+        finally:
+            os.chdir("/")
+
+    # ---- commands
+
+    def run(self, timeout_ms, cap, command):
+        started = time.monotonic()
+        deadline = started + int(timeout_ms) / 1000
+        stdin = self.receive_stdin()
+        command_fd = memory_file(command)
+        state_fd = memory_file(b"")
+        output, output_write = os.pipe()
+        os.set_blocking(output, False)
+        self.status = self.child = None
+        try:
+            self.child = self.spawn(stdin, output_write, command_fd, state_fd)
+        except OSError as error:
+            self.status = 126
+            self.send(b"o", ("cannot start bash: %s\n" % error.strerror).encode())
+        os.close(output_write)
+        os.close(stdin)
+        os.close(command_fd)
+        self.poll.register(output, select.POLLIN)
+
+        left = [int(cap)]
+        cut = timed_out = False
+        is_open = True
+        while self.status is None:
+            remaining = deadline - time.monotonic()
+            if remaining <= 0:
+                timed_out = True
+                self.child = None
+                self.kill_all()
+                break
+            if output in self.wait(min(remaining, 60.0)):
+                seen = self.drain(output, 16 * CHUNK, left)
+                if seen is None:
+                    self.poll.unregister(output)
+                    is_open = False
+                elif seen:
+                    cut = True
+        if is_open:
+            # What bash wrote before it ended is in the pipe by now; later writers are background processes.
+            seen = self.drain(output, 16 * CHUNK, left)
+            cut = cut or bool(seen)
+            if seen is None:
+                self.poll.unregister(output)
+                os.close(output)
+            else:
+                self.lingering.append(output)
+                if len(self.lingering) > MAX_LINGERING:
+                    self.forget(self.lingering[0])
+        else:
+            os.close(output)
+        if not timed_out:
+            self.remember(state_fd)
+        os.close(state_fd)
+        code = 124 if timed_out else self.status if self.status >= 0 else 128 - self.status
+        fields = (code, int(cut or left[0] < 0), int(timed_out), int((time.monotonic() - started) * 1e6))
+        self.send(b"x", pack(*(str(field).encode() for field in fields)))
+
+    def receive_stdin(self):
+        fd, size = None, 0
+        for _, payload in self.receive_rest():
+            if fd is None:
+                fd = os.memfd_create("stdin")
+            size += write_all(fd, payload)
+        if fd is None:
+            return os.open("/dev/null", os.O_RDONLY)
+        os.lseek(fd, 0, os.SEEK_SET)
+        return fd
+
+    def drain(self, fd, most, left=None):
+        """Read up to `most` bytes, pass on what `left` allows; None at the end, else whether anything was dropped."""
+        dropped = False
+        while most > 0:
+            try:
+                data = os.read(fd, CHUNK)
+            except BlockingIOError:
+                return dropped
+            if not data:
+                if left is not None and dropped:
+                    left[0] = -1
+                return None
+            most -= len(data)
+            if left is None:
+                continue
+            keep = data[: max(0, left[0])]
+            if keep:
+                self.send(b"o", keep)
+                left[0] -= len(keep)
+            dropped = dropped or len(keep) < len(data)
+        return dropped
+
+    def forget(self, fd):
+        self.lingering.remove(fd)
+        self.poll.unregister(fd)
+        os.close(fd)
+
+    def remember(self, state_fd):
+        size = os.fstat(state_fd).st_size
+        if not 0 < size <= MAX_STATE:
+            return  # `exec`, an own EXIT trap or a signal: no note was left, the last one stands
+        folder, *entries = os.pread(state_fd, size, 0).split(b"\0")
+        pairs = [entry.partition(b"=") for entry in entries if len(entry) < MAX_VARIABLE]
+        if folder.startswith(b"/"):
+            self.folder = os.fsdecode(folder)
+        self.variables = {name: value for name, equals, value in pairs if name and equals and name not in (b"_", b"SHLVL")}
+
+    # ---- files
+
+    def write_files(self, folder):
+        """Plain files and folders, each name already checked by the client; a failure is told once all frames are read."""
+        failure, out = None, None
+        root = os.fsdecode(folder)
+        for kind, payload in self.receive_rest():
+            if failure:
+                continue
+            try:
+                if kind == b"m":
+                    os.makedirs(os.path.join(root, os.fsdecode(payload)), exist_ok=True)
+                elif kind == b"p":
+                    if out is not None:
+                        os.close(out)
+                        out = None
+                    name, mode = unpack(payload)
+                    path = os.path.join(root, os.fsdecode(name))
+                    os.makedirs(os.path.dirname(path), exist_ok=True)
+                    if os.path.lexists(path):
+                        os.unlink(path)  # a link that a command left here is replaced, not followed
+                    out = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, int(mode))
+                else:
+                    write_all(out, payload)
+            except OSError as error:
+                failure = describe(error)
+        if out is not None:
+            os.close(out)
+        self.send(b"f", failure) if failure else self.send(b"k")
+
+    def read_files(self, folder, most):
+        """Every regular file below `folder`; a first pass adds up sizes, so that too much is refused before it moves."""
+        root, most = os.fsdecode(folder), int(most)
+        for _ in self.receive_rest():
+            pass
+        try:
+            if not stat.S_ISDIR(os.lstat(root).st_mode):
+                raise NotADirectoryError(errno.ENOTDIR, "not a folder", root)
+            files, total = [], 0
+            for path, size in regular_files(root):
+                total += 512 + (size + 511) // 512 * 512
+                if len(files) <= most // 512:  # more names than that are counted, not kept
+                    files.append(path)
+            if total > most:
+                return self.send(b"b", str(total).encode())
+            for path in files:
+                self.read_file(root, path)
+        except OSError as error:
+            return self.send(b"f", describe(error))
+        self.send(b"e")
+
+    def read_file(self, root, path):
+        fd = os.open(os.path.join(root, path), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        try:
+            status = os.fstat(fd)
+            if not stat.S_ISREG(status.st_mode):
+                return
+            self.send(b"p", pack(os.fsencode(path), str(stat.S_IMODE(status.st_mode)).encode()))
+            left = status.st_size
+            while left > 0:
+                data = os.read(fd, min(left, CHUNK))
+                if not data:
+                    return
+                self.send(b"d", data)
+                left -= len(data)
+        finally:
+            os.close(fd)
+
+
+def regular_files(root):
+    pending = [""]
+    while pending:
+        folder = pending.pop()
+        with os.scandir(os.path.join(root, folder)) as entries:
+            for entry in entries:
+                path = os.path.join(folder, entry.name)
+                if entry.name.lower() == ".git":
+                    continue
+                if entry.is_dir(follow_symlinks=False):
+                    pending.append(path)
+                elif entry.is_file(follow_symlinks=False):
+                    yield path, entry.stat(follow_symlinks=False).st_size
+
+
+def memory_file(content):
+    fd = os.memfd_create("selfplay")
+    write_all(fd, content)
+    os.lseek(fd, 0, os.SEEK_SET)
+    return fd
+
+
+def write_all(fd, data):
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+    return len(data)
+
+
+def describe(error):
+    return ("%s: %s" % (error.strerror, error.filename) if error.filename else "%s" % error.strerror).encode("utf-8", "replace")
+
+
+def main(arguments):
+    """arguments: most bytes in a file, most processes of this user (0: no limit set here), 1 to die with the launcher, workspace."""
+    file_bytes, processes, die_with_parent, workspace = arguments
+    if os.getpid() != 1:
+        sys.exit("command_server is process 1 of a sandbox and refuses to run anywhere else")
+    for name, value in ((resource.RLIMIT_FSIZE, int(file_bytes)), (resource.RLIMIT_CORE, 0), (resource.RLIMIT_NPROC, int(processes))):
+        if value or name == resource.RLIMIT_CORE:
+            resource.setrlimit(name, (value, value))
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)  # process 1 does not receive signals that it has no handler for
+    for old, new in ((0, PROTOCOL_IN), (1, PROTOCOL_OUT)):
+        os.dup2(old, new, inheritable=False)
+        fcntl.fcntl(new, fcntl.F_SETFD, fcntl.FD_CLOEXEC)
+    os.umask(0o022)
+    null = os.open("/dev/null", os.O_RDWR)
+    os.dup2(null, 0)
+    os.dup2(null, 1)
+    reader, writer = os.pipe()
+    os.dup2(reader, WAKE_READ, inheritable=False)
+    os.dup2(writer, WAKE_WRITE, inheritable=False)
+    os.set_blocking(WAKE_READ, False)
+    os.set_blocking(WAKE_WRITE, False)
+    signal.set_wakeup_fd(WAKE_WRITE, warn_on_full_buffer=False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    server = Server(workspace)
+    try:
+        harden(die_with_parent == "1")
+        for program in ("/bin/bash", "/usr/bin/env"):
+            if not os.access(program, os.X_OK):
+                raise OSError(errno.ENOENT, "the sandbox lacks a program", program)
+    except (ImportError, OSError) as error:
+        server.send(b"f", str(error).encode())
+        return
+    try:
+        server.serve()
+    except BrokenPipeError:
+        pass
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
