@@ -72,8 +72,10 @@ def index_access(environ: Mapping[str, str] | None = None) -> IndexAccess:
     conf = "".join(f"[{section}]\n" + "".join(f"{key} = {_indented(value)}\n" for key, value in merged.items(section)) for section in merged.sections())
 
     mentioned = [value for name, value in variables.items() if name in CERTIFICATE_VARIABLES or name.startswith("PIP_")]
-    mentioned += [merged.get(section, option) for section in merged.sections() for option in LOCAL_OPTIONS if merged.has_option(section, option)]
-    paths = {path for value in mentioned for word in value.split() if (path := _local_path(word))}
+    mentioned += [
+        merged.get(section, option) for section in merged.sections() for option in LOCAL_OPTIONS if merged.has_option(section, option)
+    ]
+    paths = {found for value in mentioned for word in value.split() if (found := _local_path(word))}
     return IndexAccess(variables, conf, tuple(sorted(paths)))
 
 
@@ -92,13 +94,11 @@ def _local_path(word: str) -> Path | None:
     if not text.startswith("/"):
         return None
     path = Path(os.path.normpath(text))
-    for parent in (path, *path.parents):  # an index is asked for pages below its folder; the folder itself is what is shared
-        if parent.exists():
-            path = parent
-            break
-    if path in NEVER_SHARED or path == Path.home():
+    if not path.exists():
         return None
-    return path
+    if word.startswith("file:") and path.is_dir() and len(path.parts) > 3:
+        path = path.parent  # the pages of an index link to files beside its folder
+    return None if path in NEVER_SHARED or path == Path.home() else path
 
 
 def _indented(value: str) -> str:
