@@ -1,0 +1,315 @@
+"""Sandboxes as containers of a docker engine, local or at DOCKER_HOST, with the command server as their process 1.
+
+Leaves images to `sandboxes/` and to `build_environment`. Invariant: everything made carries its owner's label, and a
+container whose harness dies ends by itself, since its input ends.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import shlex
+import tarfile
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import docker
+import requests
+from docker.errors import APIError, DockerException, ImageNotFound, NotFound
+
+from selfplay.errors import EnvironmentBuildError, PrerequisiteError, SandboxUnavailable
+from selfplay.sandbox import command_server
+from selfplay.sandbox.base import SUBMIT, VENV, WORKSPACE, Limits, Sandbox, SandboxSpec
+from selfplay.sandbox.client import HELLO_S, ConnectedSandbox, Connection, PeerGone, Refused, SocketChannel, archive_frames, probe
+from selfplay.sandbox.owners import abandoned, owner, unique_name
+from selfplay.sandbox.variables import IndexAccess, command_variables, index_access
+
+BASE_IMAGE = "selfplay/base:1"
+ENVIRONMENT_REPOSITORY = "selfplay/env"
+OWNER_LABEL = "selfplay.owner"
+USER = 64321  # named `sandbox` in the base image, and no account of the machine
+ENGINE_TIMEOUT_S = 120
+BUILD_LIMITS = Limits(
+    memory_bytes=4 << 30, processes=512, file_bytes=1 << 30, workspace_bytes=1 << 30, tmp_bytes=2 << 30, output_bytes=32 << 20, cpus=4.0
+)
+SMALL_TMPFS_BYTES = 16 << 20
+LOG_TAIL = 4000
+NO_PYTHON = "this image has no python3 in /usr/local/bin, /usr/bin or /bin"
+# An image's own python3 runs the server, never the one of /opt/env: an environment is built by code that is not trusted.
+ENTRYPOINT = f"p=$(PATH=/usr/local/bin:/usr/bin:/bin command -v python3) || {{ echo '{NO_PYTHON}' >&2; exit 127; }}; exec \"$p\" \"$@\""
+# The server's source comes first on stdin: an engine elsewhere sees no file of ours, and `ps` in a sandbox stays readable.
+LOADER = "import os,sys\nn=int(sys.argv.pop(1))\ns=b''\nwhile len(s)<n:s+=os.read(0,n-len(s)) or sys.exit(1)\nexec(compile(s,'command_server','exec'))"
+ENGINE_ERRORS = (DockerException, requests.exceptions.RequestException, OSError)
+BUILD_BASE = "sandboxes/base/build.sh"
+
+
+class DockerBackend:
+    """See `SandboxBackend`. `cache` is not needed, environments are images of the engine."""
+
+    name = "docker"
+
+    def __init__(self, cache: Path | None = None, base_image: str = BASE_IMAGE) -> None:
+        self._base_image = base_image
+        self._client: docker.DockerClient | None = None
+        self._lock = threading.Lock()
+
+    # ---- sandboxes
+
+    def check(self) -> None:
+        try:
+            engine = self._engine()
+            system = engine.version().get("Os", "linux")
+        except SandboxUnavailable as error:
+            raise PrerequisiteError(
+                f"{error}. Install and start one (for example: apt-get install docker.io && service docker start), "
+                "let DOCKER_HOST point to one, or set sandbox.type = 'bubblewrap'."
+            ) from error
+        except ENGINE_ERRORS as error:
+            raise PrerequisiteError(f"the docker engine answers with an error: {error}") from error
+        if system != "linux":
+            raise PrerequisiteError(f"the docker engine runs {system} containers, linux ones are needed.")
+        if not self._has_image(self._base_image):
+            raise PrerequisiteError(f"the docker engine has no image {self._base_image}. Build it with: sudo {BUILD_BASE}")
+
+    @contextmanager
+    def open(self, spec: SandboxSpec) -> Iterator[Sandbox]:
+        opened = self._start(spec)
+
+        def probe_afresh() -> None:
+            fresh = self._start(spec)
+            try:
+                probe(fresh.connection)
+            finally:
+                fresh.close()
+
+        sandbox = ConnectedSandbox(spec, opened.connection, opened.close, probe_afresh, container=opened.container)
+        try:
+            yield sandbox
+        finally:
+            sandbox.close()
+
+    def sweep(self) -> list[str]:
+        removed = []
+        try:
+            engine = self._engine().api
+            for found in engine.containers(all=True, filters={"label": OWNER_LABEL}):
+                if abandoned(found["Labels"].get(OWNER_LABEL, "")):
+                    with suppress(NotFound):
+                        engine.remove_container(found["Id"], force=True, v=True)
+                    removed.append(f"container {found['Names'][0].lstrip('/') if found['Names'] else found['Id'][:12]}")
+        except ENGINE_ERRORS as error:
+            raise SandboxUnavailable(f"the docker engine does not list or remove containers: {error}") from error
+        return removed
+
+    # ---- environments
+
+    def environment_exists(self, key: str) -> bool:
+        return self._has_image(self.environment_reference(key))
+
+    def environment_reference(self, key: str) -> str:
+        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}", key):
+            raise ValueError(f"environment key {key!r} cannot be an image tag: letters, digits, '_', '.' and '-', at most 128")
+        return f"{ENVIRONMENT_REPOSITORY}:{key}"
+
+    def build_environment(self, key: str, script: str, timeout_s: float, log: Path) -> str:
+        reference = self.environment_reference(key)
+        if self._has_image(reference):
+            return reference
+        self.check()
+        access = index_access()
+        spec = SandboxSpec(self._base_image, limits=BUILD_LIMITS, network=True, writable_env=True)
+        log.parent.mkdir(parents=True, exist_ok=True)
+        opened = self._start(spec, access)
+        try:
+            if access.pip_conf:
+                opened.connection.write(SUBMIT, list(archive_frames(_one_file("pip.conf", access.pip_conf))))
+            # Exported here and not given to the container: a container's variables would be kept in the image, passwords too.
+            exports = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in access.variables.items())
+            exports += f"export PIP_CONFIG_FILE={SUBMIT}/pip.conf\n" if access.pip_conf else ""
+            steps = f"{exports}set -e\n/usr/bin/python3 -m venv {VENV}\ncd {WORKSPACE}\n{script}"
+            result = opened.connection.run(steps.encode(), timeout_s, BUILD_LIMITS.output_bytes, b"")
+            log.write_bytes(result.output)
+            if result.exit_code != 0:
+                reason = f"did not end within {timeout_s:.0f} s" if result.timed_out else f"ended with exit code {result.exit_code}"
+                raise EnvironmentBuildError(f"the build of environment {key} {reason}; whole log: {log}", result.text[-LOG_TAIL:])
+            self._engine().api.commit(
+                opened.container, ENVIRONMENT_REPOSITORY, key, conf={"Entrypoint": ["/bin/bash"], "Cmd": [], "Labels": {"selfplay.environment": key}}
+            )
+        except PeerGone as error:
+            raise EnvironmentBuildError(f"the build of environment {key} ended its sandbox: {error}") from error
+        except ENGINE_ERRORS as error:
+            raise SandboxUnavailable(f"the docker engine failed while environment {key} was built: {error}") from error
+        finally:
+            opened.close()
+        return reference
+
+    # ---- starting
+
+    def _engine(self) -> docker.DockerClient:
+        with self._lock:
+            if self._client is None:
+                try:
+                    client = docker.from_env(timeout=ENGINE_TIMEOUT_S, max_pool_size=64)
+                    client.ping()
+                except ENGINE_ERRORS as error:
+                    raise SandboxUnavailable(f"no docker engine answers at {os.environ.get('DOCKER_HOST', 'its usual socket')}") from error
+                self._client = client
+            return self._client
+
+    def _has_image(self, reference: str) -> bool:
+        try:
+            self._engine().api.inspect_image(reference)
+        except ImageNotFound:
+            return False
+        except ENGINE_ERRORS as error:
+            raise SandboxUnavailable(f"the docker engine does not tell about image {reference}: {error}") from error
+        return True
+
+    def _start(self, spec: SandboxSpec, access: IndexAccess | None = None) -> _Opened:
+        api = self._engine().api
+        container = ""
+        try:
+            created = api.create_container(**self._container(spec, access))
+            container = created["Id"]
+            attached = api.attach_socket(container, params={"stdin": 1, "stdout": 1, "stderr": 1, "stream": 1})
+            channel = SocketChannel(getattr(attached, "_sock", attached))
+            opened = _Opened(api, container, channel, attached)
+        except ImageNotFound as error:
+            raise SandboxUnavailable(f"the docker engine has no image {spec.environment!r}. The base image is built by: sudo {BUILD_BASE}") from error
+        except ENGINE_ERRORS as error:
+            _remove(api, container)
+            raise SandboxUnavailable(f"the docker engine creates no container of {spec.environment!r}: {error}") from error
+        try:
+            api.start(container)
+            channel.send(_server_source(), time.monotonic() + HELLO_S)
+            opened.connection.hello(time.monotonic() + HELLO_S)
+        except (PeerGone, Refused) as error:
+            said = channel.errors.decode("utf-8", "replace").strip()
+            opened.close()
+            hint = ". The command server needs bash and python3 (3.9 or newer) in the image" if NO_PYTHON in said or isinstance(error, Refused) else ""
+            raise SandboxUnavailable(f"no command server in a container of {spec.environment!r}: {said or error}{hint}") from error
+        except ENGINE_ERRORS as error:
+            opened.close()
+            raise SandboxUnavailable(f"the docker engine starts no container of {spec.environment!r}: {error}") from error
+        except BaseException:
+            opened.close()
+            raise
+        return opened
+
+    def _container(self, spec: SandboxSpec, access: IndexAccess | None) -> Mapping[str, Any]:
+        api = self._engine().api
+        limits = spec.limits
+        options = "rw,exec,nosuid,nodev"
+        tmpfs = {
+            WORKSPACE: f"{options},mode=0777,size={limits.workspace_bytes}",
+            SUBMIT: f"{options},mode=0777,size={limits.submit_bytes}",
+            "/tmp": f"{options},mode=1777,size={limits.tmp_bytes}",
+        }
+        if spec.writable_env:
+            # The root is written to, since only what lies in it is committed: keep everything but /opt/env out of reach.
+            tmpfs |= {"/var/tmp": f"{options},mode=1777,size={SMALL_TMPFS_BYTES}", "/run": f"{options},mode=0755,size={SMALL_TMPFS_BYTES}"}
+        binds = {}
+        if access and str(getattr(api, "base_url", "")).startswith("http+docker://") and not os.environ.get("DOCKER_HOST", "").startswith("ssh:"):
+            binds = {str(path): {"bind": str(path), "mode": "ro"} for path in access.paths}
+            binds.setdefault("/etc/ssl/certs", {"bind": "/etc/ssl/certs", "mode": "ro"}) if Path("/etc/ssl/certs").is_dir() else None
+            binds = _outermost(binds)
+        host_config = api.create_host_config(
+            auto_remove=not spec.writable_env,
+            binds=binds,
+            cap_drop=["ALL"],
+            security_opt=["no-new-privileges:true"],
+            network_mode="host" if spec.network else "none",
+            read_only=not spec.writable_env,
+            tmpfs=tmpfs,
+            shm_size=SMALL_TMPFS_BYTES,
+            mem_limit=limits.memory_bytes,
+            memswap_limit=limits.memory_bytes,
+            pids_limit=limits.processes,
+            nano_cpus=int(min(limits.cpus, os.cpu_count() or 1) * 1e9),
+            ulimits=[
+                docker.types.Ulimit(name="fsize", soft=limits.file_bytes, hard=limits.file_bytes),
+                docker.types.Ulimit(name="core", soft=0, hard=0),
+            ],
+            log_config=docker.types.LogConfig(type="none"),  # the engine would write what the server says to this machine's disk
+        )
+        return {
+            "image": spec.environment or self._base_image,
+            "name": unique_name(),
+            "entrypoint": ["/bin/sh", "-c", ENTRYPOINT, "sh"],
+            "command": ["-I", "-S", "-c", LOADER, str(len(_server_source())), str(limits.file_bytes), "0", "0", WORKSPACE],
+            "user": f"{USER}:{USER}",
+            "hostname": None if spec.network else "sandbox",
+            "working_dir": "/",
+            "environment": command_variables(spec),
+            "labels": {**{f"selfplay.{name}": value for name, value in spec.labels.items()}, OWNER_LABEL: owner()},
+            "stdin_open": True,
+            "detach": False,  # with an open stdin: the container's input ends when ours does
+            "host_config": host_config,
+        }
+
+
+class _Opened:
+    """A started container and the line to its command server."""
+
+    def __init__(self, api: docker.APIClient, container: str, channel: SocketChannel, attached: Any) -> None:
+        self.container = container
+        self.connection = Connection(channel)
+        self._api = api
+        self._channel = channel
+        self._attached = attached
+        self._is_closed = False
+
+    def close(self) -> None:
+        if self._is_closed:
+            return
+        self._is_closed = True
+        for part in (getattr(self._attached, "_response", None), self._attached, self._channel):
+            with suppress(OSError, AttributeError, ValueError):
+                part.close()
+        _remove(self._api, self.container)
+
+
+def _remove(api: docker.APIClient, container: str) -> None:
+    """Remove it now. It may already be on its way out; what the engine does not remove, a sweep finds."""
+    if not container:
+        return
+    try:
+        api.remove_container(container, force=True, v=True)
+    except NotFound:
+        return
+    except APIError as error:
+        if error.status_code != 409:  # 409: removal is in progress
+            return
+        for _ in range(100):
+            try:
+                api.inspect_container(container)
+            except ENGINE_ERRORS:
+                return
+            time.sleep(0.02)
+    except ENGINE_ERRORS:
+        return
+
+
+@cache
+def _server_source() -> bytes:
+    return Path(command_server.__file__).read_bytes()
+
+
+def _outermost(binds: dict[str, dict[str, str]]) -> dict[str, dict[str, str]]:
+    """Without folders and files inside one that is bound already: they would be mounted on a read-only place."""
+    return {path: bind for path, bind in binds.items() if not any(str(parent) in binds for parent in Path(path).parents)}
+
+
+def _one_file(name: str, content: str) -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as archive:
+        member = tarfile.TarInfo(name)
+        member.size = len(content.encode())
+        archive.addfile(member, io.BytesIO(content.encode()))
+    return out.getvalue()
