@@ -16,11 +16,12 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -104,7 +105,9 @@ class BubblewrapBackend:
         if self.environment_exists(key):
             return self.environment_reference(key)
         if importlib.util.find_spec("ensurepip") is None:
-            raise PrerequisiteError(f"{sys.base_prefix} has no ensurepip, which environments need. Install it: apt-get install python3-venv")
+            raise PrerequisiteError(
+                f"{sys.base_prefix} has no ensurepip, which environments need. Install it: apt-get install python3-venv"
+            )
         building = self._environments / f".building-{unique_name()}"
         (building / "env").mkdir(parents=True, mode=0o755)
         building.chmod(0o700)  # what a build leaves here (a set-uid file, say) is out of reach for other users of the machine
@@ -153,20 +156,30 @@ class BubblewrapBackend:
     def _start(self, spec: SandboxSpec, shared: tuple[Path, ...] = (), pip_conf: str = "") -> _Opened:
         programs = _programs()
         if spec.environment and not Path(spec.environment).is_dir():
-            raise SandboxError(f"environment {spec.environment!r} is not a folder. Build it again: it may have been deleted from the cache.")
+            raise SandboxError(
+                f"environment {spec.environment!r} is not a folder. Build it again: it may have been deleted from the cache."
+            )
         is_root = os.geteuid() == 0
         uid = FIRST_UID + (os.getpid() << 8) + next(_numbers) % 256 if is_root else 1000
         if spec.writable_env and is_root:
             os.chown(spec.environment, uid, uid)
         info_read, info_write = os.pipe()
-        files = {"/etc/passwd": _passwd(uid), "/etc/group": f"root:x:0:\nsandbox:x:{uid}:\n", "/etc/gitconfig": "", SERVER: _server_code()}
+        files: dict[str, str | bytes] = {
+            "/etc/passwd": _passwd(uid),
+            "/etc/group": f"root:x:0:\nsandbox:x:{uid}:\n",
+            "/etc/gitconfig": "",
+            SERVER: _server_code(),
+        }
+        loader = _loader_cache(programs["bwrap"])
+        if loader:
+            files["/etc/ld.so.cache"] = loader
         if pip_conf:
             files["/etc/pip.conf"] = pip_conf
         made = {path: _memory_file(content) for path, content in files.items() if content}
         group = make_group(unique_name(), spec.limits)
         try:
             arguments = bubblewrap_arguments(spec, programs, uid, is_root, made, info_write, shared)
-            process = self._spawn(arguments, command_variables(spec) | _library_path(), [*made.values(), info_write])
+            process = self._spawn(arguments, command_variables(spec), [*made.values(), info_write])
         except BaseException:
             os.close(info_read)
             if group:
@@ -237,10 +250,8 @@ class _Opened:
             return
         self._closed.set()
         if self._server is not None:
-            try:
+            with suppress(OSError):
                 signal.pidfd_send_signal(self._server, signal.SIGKILL)
-            except OSError:
-                pass
         else:
             self.process.kill()
         try:
@@ -253,10 +264,8 @@ class _Opened:
             self._server = None
         for pipe in (self.process.stdin, self.process.stdout, self.process.stderr):
             if pipe:
-                try:
+                with suppress(OSError):
                     pipe.close()
-                except OSError:
-                    pass
         if self.group:
             self.group.remove()
 
@@ -264,10 +273,8 @@ class _Opened:
         stream = self.process.stderr
         if stream is None:
             return ""
-        try:
+        with suppress(subprocess.TimeoutExpired):
             self.process.wait(1.0)
-        except subprocess.TimeoutExpired:
-            pass
         os.set_blocking(stream.fileno(), False)
         return (stream.read(4000) or b"").decode("utf-8", "replace").strip()
 
@@ -276,10 +283,8 @@ class _Opened:
         while not self._closed.wait(WATCH_INTERVAL_S):
             usage = tree_usage(self.server_pid)
             if usage.resident_bytes > limits.memory_bytes or usage.processes > 4 * limits.processes:
-                try:
+                with suppress(OSError):
                     os.kill(self.server_pid, signal.SIGKILL)
-                except OSError:
-                    pass
                 return
 
 
@@ -297,8 +302,8 @@ def tree_usage(pid: int) -> TreeUsage:
         current = pending.pop()
         try:
             resident += int(Path(f"/proc/{current}/statm").read_text().split()[1]) * page
-            for thread in os.listdir(f"/proc/{current}/task"):
-                pending += [int(child) for child in Path(f"/proc/{current}/task/{thread}/children").read_text().split()]
+            for thread in Path(f"/proc/{current}/task").iterdir():
+                pending += [int(child) for child in (thread / "children").read_text().split()]
         except (OSError, ValueError, IndexError):
             continue
         processes += 1
@@ -321,13 +326,12 @@ def bubblewrap_arguments(
     for name in ("bin", "sbin", "lib", "lib32", "lib64"):
         host = Path("/", name)
         if host.is_symlink():
-            line += ["--symlink", os.readlink(host), f"/{name}"]
+            line += ["--symlink", str(host.readlink()), f"/{name}"]
         elif host.is_dir():
             line += ["--ro-bind", f"/{name}", f"/{name}"]
     for folder in ("/opt", "/etc", "/etc/ssl", "/etc/pki", "/etc/pki/tls"):
         line += ["--perms", "0755", "--dir", folder]  # a folder that bubblewrap makes on its own may be closed to others
-    for path in ("/etc/ld.so.cache", "/etc/alternatives"):
-        line += ["--ro-bind-try", path, path]
+    line += ["--ro-bind-try", "/etc/alternatives", "/etc/alternatives"]
     line += ["--ro-bind", sys.base_prefix, PYTHON]
     for folder in _package_folders():
         line += ["--size", "4096", "--perms", "0555", "--tmpfs", folder]
@@ -335,15 +339,28 @@ def bubblewrap_arguments(
         line += ["--bind" if spec.writable_env else "--ro-bind", spec.environment, VENV]
     if spec.network:
         line += _network_binds()
-        for path in shared:
-            if not _is_below(path, Path("/usr")):
-                for parent in reversed(path.parents[:-1]):
+        for place in shared:
+            if Path("/usr") not in (place, *place.parents):
+                for parent in reversed(place.parents[:-1]):
                     line += ["--perms", "0755", "--dir", str(parent)]
-                line += ["--ro-bind", str(path), str(path)]
+                line += ["--ro-bind", str(place), str(place)]
     for path, fd in made.items():
         line += ["--perms", "0444", "--ro-bind-data", str(fd), path]
 
-    line += ["--proc", "/proc", "--dev", "/dev", "--perms", "1777", "--size", str(SMALL_TMPFS_BYTES), "--tmpfs", "/dev/shm", "--remount-ro", "/dev"]
+    line += [
+        "--proc",
+        "/proc",
+        "--dev",
+        "/dev",
+        "--perms",
+        "1777",
+        "--size",
+        str(SMALL_TMPFS_BYTES),
+        "--tmpfs",
+        "/dev/shm",
+        "--remount-ro",
+        "/dev",
+    ]
     for path, size in ((WORKSPACE, limits.workspace_bytes), (SUBMIT, limits.submit_bytes), ("/tmp", limits.tmp_bytes)):
         line += ["--perms", "1777" if path == "/tmp" else "0777", "--size", str(size), "--tmpfs", path]
     line += ["--remount-ro", "/", "--"]
@@ -365,19 +382,23 @@ def _package_folders() -> tuple[str, ...]:
                 continue
             for packages in (*prefix.glob(f"{library}/python*/site-packages"), *prefix.glob(f"{library}/python*/dist-packages")):
                 if packages.is_dir() and not packages.is_symlink():
-                    found.append(f"{inside}/{packages.relative_to(prefix)}")
+                    found.append(f"{inside}/{packages.relative_to(prefix)}")  # noqa: PERF401
     return tuple(dict.fromkeys(found))
 
 
 def _network_binds() -> list[str]:
     line = []
-    for path in ("/etc/resolv.conf", "/etc/hosts", "/etc/nsswitch.conf", "/etc/ssl/certs", "/etc/ssl/openssl.cnf", "/etc/pki/tls/certs", "/etc/ca-certificates"):
+    for path in (
+        "/etc/resolv.conf",
+        "/etc/hosts",
+        "/etc/nsswitch.conf",
+        "/etc/ssl/certs",
+        "/etc/ssl/openssl.cnf",
+        "/etc/pki/tls/certs",
+        "/etc/ca-certificates",
+    ):
         line += ["--ro-bind-try", os.path.realpath(path), path]
     return line
-
-
-def _is_below(path: Path, folder: Path) -> bool:
-    return path == folder or folder in path.parents
 
 
 @cache
@@ -389,12 +410,16 @@ def _programs() -> Mapping[str, str]:
     help_text = subprocess.run([bwrap, "--help"], capture_output=True, text=True, check=False).stdout
     missing = [option for option in ("--size", "--perms", "--as-pid-1", "--ro-bind-data", "--info-fd") if option not in help_text]
     if missing:
-        raise PrerequisiteError(f"{bwrap} is too old, it lacks {', '.join(missing)}. bubblewrap 0.7 or newer is needed, or set sandbox.type = 'docker'.")
+        raise PrerequisiteError(
+            f"{bwrap} is too old, it lacks {', '.join(missing)}. bubblewrap 0.7 or newer is needed, or set sandbox.type = 'docker'."
+        )
     programs = {"bwrap": bwrap}
     if os.geteuid() == 0:
         setpriv = shutil.which("setpriv", path="/usr/bin:/bin:/usr/sbin:/sbin")
         if setpriv is None:
-            raise PrerequisiteError("setpriv not found, which sandboxes need when selfplay runs as root. Install it: apt-get install util-linux")
+            raise PrerequisiteError(
+                "setpriv not found, which sandboxes need when selfplay runs as root. Install it: apt-get install util-linux"
+            )
         programs["setpriv"] = setpriv
     return programs
 
@@ -423,14 +448,27 @@ def _python_name() -> str:
 
 
 def _python_identity() -> str:
-    return f"{sys.implementation.cache_tag} {sys.version_info.major}.{sys.version_info.minor}.{sys.version_info.micro} {os.uname().machine}\n"
+    return (
+        f"{sys.implementation.cache_tag} {sys.version_info.major}.{sys.version_info.minor}.{sys.version_info.micro} {os.uname().machine}\n"
+    )
 
 
 @cache
-def _library_path() -> Mapping[str, str]:
-    """A Python built with a shared library was linked to where it lay, not to where it is bound."""
+def _loader_cache(bwrap: str) -> bytes:
+    """The loader's list of libraries. A Python with a shared library was linked to where it lay, not to where it is bound;
+    LD_LIBRARY_PATH would mend that too, until a test clears its environment."""
+    host = Path("/etc/ld.so.cache")
+    existing = host.read_bytes() if host.exists() else b""
     prefix = Path(sys.base_prefix)
-    return {"LD_LIBRARY_PATH": f"{PYTHON}/lib"} if prefix != Path("/usr") and any(prefix.glob(f"lib/lib{_python_name()}*.so*")) else {}
+    if prefix == Path("/usr") or not any(prefix.glob(f"lib/lib{_python_name()}*.so*")):
+        return existing
+    with tempfile.TemporaryDirectory(prefix="selfplay-") as folder:
+        (Path(folder) / "conf").write_text(f"{PYTHON}/lib\ninclude /etc/ld.so.conf\n")
+        line = [bwrap, "--ro-bind", "/", "/", "--tmpfs", "/opt", "--ro-bind", sys.base_prefix, PYTHON, "--bind", folder, "/mnt"]
+        made = subprocess.run([*line, "ldconfig", "-X", "-C", "/mnt/cache", "-f", "/mnt/conf"], capture_output=True, check=False)
+        if made.returncode != 0:
+            raise SandboxUnavailable(f"bubblewrap cannot run ldconfig: {made.stderr.decode('utf-8', 'replace').strip()}")
+        return (Path(folder) / "cache").read_bytes()
 
 
 @cache
@@ -447,7 +485,7 @@ def _passwd(uid: int) -> str:
 
 def _memory_file(content: str | bytes) -> int:
     fd = os.memfd_create("selfplay")
-    command_server.write_all(fd, content.encode() if isinstance(content, str) else content)  # type: ignore[no-untyped-call]
+    command_server.write_all(fd, content.encode() if isinstance(content, str) else content)
     os.lseek(fd, 0, os.SEEK_SET)
     return fd
 
@@ -469,6 +507,4 @@ def _own_everything(folder: Path) -> None:
         return
     for where, folders, files in os.walk(folder):
         for name in (".", *folders, *files):
-            os.lchown(os.path.join(where, name), 0, 0)
-
-
+            os.lchown(Path(where, name), 0, 0)

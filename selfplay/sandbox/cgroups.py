@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -116,7 +117,12 @@ def _bases() -> tuple[tuple[tuple[str, ...], Path], ...]:
             base = mount / own.get(controller, "").lstrip("/")
             if not base.is_dir():
                 base = mount
-            if base.is_dir() and os.access(base, os.W_OK) and (base / "cgroup.procs").exists() and (controller != "cpu" or (base / "cpu.shares").exists()):
+            if (
+                base.is_dir()
+                and os.access(base, os.W_OK)
+                and (base / "cgroup.procs").exists()
+                and (controller != "cpu" or (base / "cpu.shares").exists())
+            ):
                 found.append(((controller,), base))
                 break
             if controller != "cpu":
@@ -162,7 +168,5 @@ def _processes(folder: Path) -> list[int]:
 
 
 def _kill(pid: int) -> None:
-    try:
+    with suppress(ProcessLookupError, PermissionError):
         os.kill(pid, signal.SIGKILL)
-    except (ProcessLookupError, PermissionError):
-        pass

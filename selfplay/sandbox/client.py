@@ -172,7 +172,9 @@ def archive_frames(tar: bytes) -> Iterator[bytes]:
                         yield frame(b"m", encoded)
                     continue
                 if not member.isreg() or member.issparse() or not name:
-                    raise ArtifactError(f"archive member {member.name!r} is a link, a device or a sparse file; only files and folders are taken")
+                    raise ArtifactError(
+                        f"archive member {member.name!r} is a link, a device or a sparse file; only files and folders are taken"
+                    )
                 mode = 0o755 if member.mode & 0o111 else 0o644
                 yield frame(b"p", pack(encoded, str(mode).encode()))
                 content = archive.extractfile(member)
@@ -283,7 +285,9 @@ class ConnectedSandbox:
     """A `Sandbox` over a command server. `release` removes what the backend started; `probe` raises when a fresh
     sandbox of the same spec does not run `true`, which tells the machinery's failure from the command's."""
 
-    def __init__(self, spec: SandboxSpec, connection: Connection, release: Callable[[], None], probe: Callable[[], None], **details: Any) -> None:
+    def __init__(
+        self, spec: SandboxSpec, connection: Connection, release: Callable[[], None], probe: Callable[[], None], **details: Any
+    ) -> None:
         self._spec = spec
         self._connection = connection
         self._release = release

@@ -7,6 +7,9 @@ Invariant: nothing that a command does can write to, read from, stop or trace th
 # A frame is one kind byte, four bytes of length (big-endian) and the payload. Fields inside a payload are each a length
 # and bytes. json, struct and tarfile stay out: importing them would double the time that a sandbox takes to open.
 
+# pathlib takes as long to import as everything else here together:
+# ruff: noqa: PTH103, PTH108, PTH118, PTH120
+
 import errno
 import fcntl
 import os
@@ -16,6 +19,10 @@ import signal
 import stat
 import sys
 import time
+
+TYPE_CHECKING = False  # as in typing, which is not imported for the same reason
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 PROTOCOL_IN, PROTOCOL_OUT, WAKE_READ, WAKE_WRITE = 200, 201, 202, 203
 COMMAND_FD, STATE_FD = 250, 251  # in the command's shell: what to run, and where its end state goes
@@ -32,17 +39,17 @@ KILL_PATIENCE_S = 10.0
 # Raising oom_score_adj makes the kernel choose a command before this server when memory runs out.
 BOOTSTRAP = (
     "{ echo 500 >/proc/self/oom_score_adj; } 2>/dev/null; "
-    'IFS= read -r -d "" -u %d _command; exec %d<&-; '
-    'trap \'{ set +eux; } 2>/dev/null; { printf "%%s\\0" "$PWD"; /usr/bin/env -0; } >&%d 2>/dev/null || :\' EXIT; '
+    f'IFS= read -r -d "" -u {COMMAND_FD} _command; exec {COMMAND_FD}<&-; '
+    f'trap \'{{ set +eux; }} 2>/dev/null; {{ printf "%s\\0" "$PWD"; /usr/bin/env -0; }} >&{STATE_FD} 2>/dev/null || :\' EXIT; '
     'eval "$_command"'
-) % (COMMAND_FD, COMMAND_FD, STATE_FD)
+)
 
 
-def pack(*fields):
+def pack(*fields: bytes) -> bytes:
     return b"".join(len(field).to_bytes(4, "big") + field for field in fields)
 
 
-def unpack(payload):
+def unpack(payload: bytes) -> "list[bytes]":
     fields, at = [], 0
     while at < len(payload):
         size = int.from_bytes(payload[at : at + 4], "big")
@@ -51,7 +58,7 @@ def unpack(payload):
     return fields
 
 
-def harden(die_with_parent):
+def harden(die_with_parent: bool) -> None:
     """No tracing and no /proc/1/fd for processes of the same user; death with the launcher where that makes sense."""
     import ctypes
 
@@ -64,26 +71,26 @@ def harden(die_with_parent):
 
 
 class Server:
-    def __init__(self, workspace):
+    def __init__(self, workspace: str) -> None:
         self.workspace = workspace
         self.folder = workspace
         self.variables = dict(os.environb)
         self.incoming = b""
-        self.child = None  # (pid of the running bash) until its status is known
-        self.status = None
-        self.lingering = []
+        self.child: int | None = None  # the running bash, until its status is known
+        self.status: int | None = None
+        self.lingering: list[int] = []
         self.poll = select.poll()
         self.poll.register(PROTOCOL_IN, select.POLLIN)
         self.poll.register(WAKE_READ, select.POLLIN)
 
     # ---- frames
 
-    def send(self, kind, payload=b""):
+    def send(self, kind: bytes, payload: bytes = b"") -> None:
         data = memoryview(kind + len(payload).to_bytes(4, "big") + payload)
         while data:
             data = data[os.write(PROTOCOL_OUT, data) :]
 
-    def wait(self, timeout_s=None):
+    def wait(self, timeout_s: "float | None" = None) -> "list[int]":
         """Sleep until something happens; looks after dead processes and old pipes, returns the ready descriptors."""
         ready = []
         for fd, _ in self.poll.poll(None if timeout_s is None else max(0, int(timeout_s * 1000) + 1)):
@@ -102,7 +109,7 @@ class Server:
                 ready.append(fd)
         return ready
 
-    def receive(self):
+    def receive(self) -> "tuple[bytes, bytes]":
         while len(self.incoming) < 5:
             self.wait()
         size = int.from_bytes(self.incoming[1:5], "big")
@@ -118,7 +125,7 @@ class Server:
         self.incoming = data[5 + size :]
         return data[:1], data[5 : 5 + size]
 
-    def receive_rest(self):
+    def receive_rest(self) -> "Iterator[tuple[bytes, bytes]]":
         """The frames of one request, up to its end."""
         while True:
             kind, payload = self.receive()
@@ -126,16 +133,23 @@ class Server:
                 return
             yield kind, payload
 
-    def serve(self):
+    def serve(self) -> None:
         self.send(b"h")
         while True:
             kind, payload = self.receive()
-            action = {b"r": self.run, b"w": self.write_files, b"g": self.read_files}[kind]
-            action(*unpack(payload))
+            fields = unpack(payload)
+            if kind == b"r":
+                self.run(*fields)
+            elif kind == b"w":
+                self.write_files(*fields)
+            elif kind == b"g":
+                self.read_files(*fields)
+            else:
+                os._exit(4)
 
     # ---- processes
 
-    def reap(self):
+    def reap(self) -> bool:
         """Collect the dead; false once no process is left at all."""
         while True:
             try:
@@ -148,12 +162,12 @@ class Server:
                 self.child = None
                 self.status = -os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
 
-    def kill_all(self):
+    def kill_all(self) -> None:
         """Kill every other process of the namespace. Orphans become ours, so no child left means nobody left."""
         assert os.getpid() == 1  # anywhere else kill(-1) would take the machine down
         give_up = time.monotonic() + KILL_PATIENCE_S
         while True:
-            try:
+            try:  # noqa: SIM105  (contextlib is not imported either)
                 os.kill(-1, signal.SIGKILL)
             except ProcessLookupError:
                 pass
@@ -163,7 +177,7 @@ class Server:
                 os._exit(3)
             time.sleep(0.001)
 
-    def spawn(self, stdin, output, command, state):
+    def spawn(self, stdin: int, output: int, command: int, state: int) -> int:
         variables = dict(self.variables)
         try:
             os.chdir(self.folder)
@@ -206,7 +220,7 @@ class Server:
 
     # ---- commands
 
-    def run(self, timeout_ms, cap, command):
+    def run(self, timeout_ms: bytes, cap: bytes, command: bytes) -> None:
         started = time.monotonic()
         deadline = started + int(timeout_ms) / 1000
         stdin = self.receive_stdin()
@@ -219,7 +233,7 @@ class Server:
             self.child = self.spawn(stdin, output_write, command_fd, state_fd)
         except OSError as error:
             self.status = 126
-            self.send(b"o", ("cannot start bash: %s\n" % error.strerror).encode())
+            self.send(b"o", f"cannot start bash: {error.strerror}\n".encode())
         os.close(output_write)
         os.close(stdin)
         os.close(command_fd)
@@ -258,22 +272,23 @@ class Server:
         if not timed_out:
             self.remember(state_fd)
         os.close(state_fd)
-        code = 124 if timed_out else self.status if self.status >= 0 else 128 - self.status
+        status = self.status or 0
+        code = 124 if timed_out else status if status >= 0 else 128 - status
         fields = (code, int(cut or left[0] < 0), int(timed_out), int((time.monotonic() - started) * 1e6))
         self.send(b"x", pack(*(str(field).encode() for field in fields)))
 
-    def receive_stdin(self):
-        fd, size = None, 0
+    def receive_stdin(self) -> int:
+        fd = None
         for _, payload in self.receive_rest():
             if fd is None:
                 fd = os.memfd_create("stdin")
-            size += write_all(fd, payload)
+            write_all(fd, payload)
         if fd is None:
             return os.open("/dev/null", os.O_RDONLY)
         os.lseek(fd, 0, os.SEEK_SET)
         return fd
 
-    def drain(self, fd, most, left=None):
+    def drain(self, fd: int, most: int, left: "list[int] | None" = None) -> "bool | None":
         """Read up to `most` bytes, pass on what `left` allows; None at the end, else whether anything was dropped."""
         dropped = False
         while most > 0:
@@ -295,12 +310,12 @@ class Server:
             dropped = dropped or len(keep) < len(data)
         return dropped
 
-    def forget(self, fd):
+    def forget(self, fd: int) -> None:
         self.lingering.remove(fd)
         self.poll.unregister(fd)
         os.close(fd)
 
-    def remember(self, state_fd):
+    def remember(self, state_fd: int) -> None:
         size = os.fstat(state_fd).st_size
         if not 0 < size <= MAX_STATE:
             return  # `exec`, an own EXIT trap or a signal: no note was left, the last one stands
@@ -312,9 +327,10 @@ class Server:
 
     # ---- files
 
-    def write_files(self, folder):
+    def write_files(self, folder: bytes) -> None:
         """Plain files and folders, each name already checked by the client; a failure is told once all frames are read."""
-        failure, out = None, None
+        failure = b""
+        out = None
         root = os.fsdecode(folder)
         for kind, payload in self.receive_rest():
             if failure:
@@ -332,36 +348,39 @@ class Server:
                     if os.path.lexists(path):
                         os.unlink(path)  # a link that a command left here is replaced, not followed
                     out = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, int(mode))
-                else:
+                elif out is not None:
                     write_all(out, payload)
             except OSError as error:
                 failure = describe(error)
         if out is not None:
             os.close(out)
-        self.send(b"f", failure) if failure else self.send(b"k")
+        self.send(b"f" if failure else b"k", failure)
 
-    def read_files(self, folder, most):
+    def read_files(self, folder: bytes, most_bytes: bytes) -> None:
         """Every regular file below `folder`; a first pass adds up sizes, so that too much is refused before it moves."""
-        root, most = os.fsdecode(folder), int(most)
+        root, most = os.fsdecode(folder), int(most_bytes)
         for _ in self.receive_rest():
             pass
         try:
             if not stat.S_ISDIR(os.lstat(root).st_mode):
                 raise NotADirectoryError(errno.ENOTDIR, "not a folder", root)
-            files, total = [], 0
+            files: list[str] = []
+            total = 0
             for path, size in regular_files(root):
                 total += 512 + (size + 511) // 512 * 512
                 if len(files) <= most // 512:  # more names than that are counted, not kept
                     files.append(path)
             if total > most:
-                return self.send(b"b", str(total).encode())
+                self.send(b"b", str(total).encode())
+                return
             for path in files:
                 self.read_file(root, path)
         except OSError as error:
-            return self.send(b"f", describe(error))
+            self.send(b"f", describe(error))
+            return
         self.send(b"e")
 
-    def read_file(self, root, path):
+    def read_file(self, root: str, path: str) -> None:
         fd = os.open(os.path.join(root, path), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         try:
             status = os.fstat(fd)
@@ -379,7 +398,7 @@ class Server:
             os.close(fd)
 
 
-def regular_files(root):
+def regular_files(root: str) -> "Iterator[tuple[str, int]]":
     pending = [""]
     while pending:
         folder = pending.pop()
@@ -394,25 +413,25 @@ def regular_files(root):
                     yield path, entry.stat(follow_symlinks=False).st_size
 
 
-def memory_file(content):
+def memory_file(content: bytes) -> int:
     fd = os.memfd_create("selfplay")
     write_all(fd, content)
     os.lseek(fd, 0, os.SEEK_SET)
     return fd
 
 
-def write_all(fd, data):
+def write_all(fd: int, data: bytes) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(fd, view) :]
-    return len(data)
 
 
-def describe(error):
-    return ("%s: %s" % (error.strerror, error.filename) if error.filename else "%s" % error.strerror).encode("utf-8", "replace")
+def describe(error: OSError) -> bytes:
+    text = f"{error.strerror}: {error.filename}" if error.filename else str(error.strerror)
+    return text.encode("utf-8", "replace")
 
 
-def main(arguments):
+def main(arguments: "list[str]") -> None:
     """arguments: most bytes in a file, most processes of this user (0: no limit set here), 1 to die with the launcher, workspace."""
     file_bytes, processes, die_with_parent, workspace = arguments
     if os.getpid() != 1:
@@ -445,7 +464,7 @@ def main(arguments):
     except (ImportError, OSError) as error:
         server.send(b"f", str(error).encode())
         return
-    try:
+    try:  # noqa: SIM105
         server.serve()
     except BrokenPipeError:
         pass

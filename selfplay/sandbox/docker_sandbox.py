@@ -42,9 +42,12 @@ SMALL_TMPFS_BYTES = 16 << 20
 LOG_TAIL = 4000
 NO_PYTHON = "this image has no python3 in /usr/local/bin, /usr/bin or /bin"
 # An image's own python3 runs the server, never the one of /opt/env: an environment is built by code that is not trusted.
-ENTRYPOINT = f"p=$(PATH=/usr/local/bin:/usr/bin:/bin command -v python3) || {{ echo '{NO_PYTHON}' >&2; exit 127; }}; exec \"$p\" \"$@\""
+ENTRYPOINT = f'p=$(PATH=/usr/local/bin:/usr/bin:/bin command -v python3) || {{ echo \'{NO_PYTHON}\' >&2; exit 127; }}; exec "$p" "$@"'
 # The server's source comes first on stdin: an engine elsewhere sees no file of ours, and `ps` in a sandbox stays readable.
-LOADER = "import os,sys\nn=int(sys.argv.pop(1))\ns=b''\nwhile len(s)<n:s+=os.read(0,n-len(s)) or sys.exit(1)\nexec(compile(s,'command_server','exec'))"
+LOADER = """import os, sys
+size, source = int(sys.argv.pop(1)), b""
+while len(source) < size: source += os.read(0, size - len(source)) or sys.exit(1)
+exec(compile(source, "command_server", "exec"))"""
 ENGINE_ERRORS = (DockerException, requests.exceptions.RequestException, OSError)
 BUILD_BASE = "sandboxes/base/build.sh"
 
@@ -139,7 +142,10 @@ class DockerBackend:
                 reason = f"did not end within {timeout_s:.0f} s" if result.timed_out else f"ended with exit code {result.exit_code}"
                 raise EnvironmentBuildError(f"the build of environment {key} {reason}; whole log: {log}", result.text[-LOG_TAIL:])
             self._engine().api.commit(
-                opened.container, ENVIRONMENT_REPOSITORY, key, conf={"Entrypoint": ["/bin/bash"], "Cmd": [], "Labels": {"selfplay.environment": key}}
+                opened.container,
+                ENVIRONMENT_REPOSITORY,
+                key,
+                conf={"Entrypoint": ["/bin/bash"], "Cmd": [], "Labels": {"selfplay.environment": key}},
             )
         except PeerGone as error:
             raise EnvironmentBuildError(f"the build of environment {key} ended its sandbox: {error}") from error
@@ -164,7 +170,7 @@ class DockerBackend:
 
     def _has_image(self, reference: str) -> bool:
         try:
-            self._engine().api.inspect_image(reference)
+            self._engine().images.get(reference)
         except ImageNotFound:
             return False
         except ENGINE_ERRORS as error:
@@ -181,7 +187,9 @@ class DockerBackend:
             channel = SocketChannel(getattr(attached, "_sock", attached))
             opened = _Opened(api, container, channel, attached)
         except ImageNotFound as error:
-            raise SandboxUnavailable(f"the docker engine has no image {spec.environment!r}. The base image is built by: sudo {BUILD_BASE}") from error
+            raise SandboxUnavailable(
+                f"the docker engine has no image {spec.environment!r}. The base image is built by: sudo {BUILD_BASE}"
+            ) from error
         except ENGINE_ERRORS as error:
             _remove(api, container)
             raise SandboxUnavailable(f"the docker engine creates no container of {spec.environment!r}: {error}") from error
@@ -192,7 +200,11 @@ class DockerBackend:
         except (PeerGone, Refused) as error:
             said = channel.errors.decode("utf-8", "replace").strip()
             opened.close()
-            hint = ". The command server needs bash and python3 (3.9 or newer) in the image" if NO_PYTHON in said or isinstance(error, Refused) else ""
+            hint = (
+                ". The command server needs bash and python3 (3.9 or newer) in the image"
+                if NO_PYTHON in said or isinstance(error, Refused)
+                else ""
+            )
             raise SandboxUnavailable(f"no command server in a container of {spec.environment!r}: {said or error}{hint}") from error
         except ENGINE_ERRORS as error:
             opened.close()
@@ -214,10 +226,15 @@ class DockerBackend:
         if spec.writable_env:
             # The root is written to, since only what lies in it is committed: keep everything but /opt/env out of reach.
             tmpfs |= {"/var/tmp": f"{options},mode=1777,size={SMALL_TMPFS_BYTES}", "/run": f"{options},mode=0755,size={SMALL_TMPFS_BYTES}"}
-        binds = {}
-        if access and str(getattr(api, "base_url", "")).startswith("http+docker://") and not os.environ.get("DOCKER_HOST", "").startswith("ssh:"):
+        binds: dict[str, Mapping[str, str]] = {}
+        if (
+            access
+            and str(getattr(api, "base_url", "")).startswith("http+docker://")
+            and not os.environ.get("DOCKER_HOST", "").startswith("ssh:")
+        ):
             binds = {str(path): {"bind": str(path), "mode": "ro"} for path in access.paths}
-            binds.setdefault("/etc/ssl/certs", {"bind": "/etc/ssl/certs", "mode": "ro"}) if Path("/etc/ssl/certs").is_dir() else None
+            if Path("/etc/ssl/certs").is_dir():
+                binds["/etc/ssl/certs"] = {"bind": "/etc/ssl/certs", "mode": "ro"}
             binds = _outermost(binds)
         host_config = api.create_host_config(
             auto_remove=not spec.writable_env,
@@ -269,7 +286,8 @@ class _Opened:
         if self._is_closed:
             return
         self._is_closed = True
-        for part in (getattr(self._attached, "_response", None), self._attached, self._channel):
+        parts: list[Any] = [getattr(self._attached, "_response", None), self._attached, self._channel]
+        for part in parts:
             with suppress(OSError, AttributeError, ValueError):
                 part.close()
         _remove(self._api, self.container)
@@ -301,7 +319,7 @@ def _server_source() -> bytes:
     return Path(command_server.__file__).read_bytes()
 
 
-def _outermost(binds: dict[str, dict[str, str]]) -> dict[str, dict[str, str]]:
+def _outermost(binds: dict[str, Mapping[str, str]]) -> dict[str, Mapping[str, str]]:
     """Without folders and files inside one that is bound already: they would be mounted on a read-only place."""
     return {path: bind for path, bind in binds.items() if not any(str(parent) in binds for parent in Path(path).parents)}
 

@@ -50,7 +50,7 @@ def _start(pid: int) -> str | None:
 def _place() -> tuple[str, str, str]:
     machine = _read("/etc/machine-id") or os.uname().nodename
     boot = _read("/proc/sys/kernel/random/boot_id")
-    namespace = os.readlink("/proc/self/ns/pid").strip("pid:[]")
+    namespace = str(Path("/proc/self/ns/pid").readlink()).strip("pid:[]")
     return machine.replace("-", "")[:12] or "machine", boot.replace("-", "")[:12] or "boot", namespace
 
 

@@ -19,7 +19,9 @@ GIT_SETTINGS = {"safe.directory": "*", "user.name": "sandbox", "user.email": "sa
 CERTIFICATE_VARIABLES = ("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "GIT_SSL_CAINFO", "PIP_CERT")
 PROXY_VARIABLES = ("http_proxy", "https_proxy", "no_proxy", "all_proxy")
 LOCAL_OPTIONS = ("find-links", "extra-index-url", "index-url", "cert", "client-cert", "constraint")
-IGNORED_PIP_VARIABLES = frozenset({"PIP_CONFIG_FILE", "PIP_CACHE_DIR", "PIP_TARGET", "PIP_PREFIX", "PIP_USER", "PIP_ROOT", "PIP_LOG", "PIP_REQUIRE_VIRTUALENV"})
+IGNORED_PIP_VARIABLES = frozenset(
+    {"PIP_CONFIG_FILE", "PIP_CACHE_DIR", "PIP_TARGET", "PIP_PREFIX", "PIP_USER", "PIP_ROOT", "PIP_LOG", "PIP_REQUIRE_VIRTUALENV"}
+)
 NEVER_SHARED = frozenset({Path("/"), Path("/home"), Path("/root"), Path("/etc"), Path("/var"), Path("/proc"), Path("/sys"), Path("/dev")})
 
 
@@ -69,7 +71,9 @@ def index_access(environ: Mapping[str, str] | None = None) -> IndexAccess:
             merged.read(path, encoding="utf-8")
         except (configparser.Error, OSError, UnicodeError):
             continue  # pip itself would stop; a build then works with what can be read
-    conf = "".join(f"[{section}]\n" + "".join(f"{key} = {_indented(value)}\n" for key, value in merged.items(section)) for section in merged.sections())
+    conf = "".join(
+        f"[{section}]\n" + "".join(f"{key} = {_indented(value)}\n" for key, value in merged.items(section)) for section in merged.sections()
+    )
 
     mentioned = [value for name, value in variables.items() if name in CERTIFICATE_VARIABLES or name.startswith("PIP_")]
     mentioned += [
