@@ -40,8 +40,8 @@ class TrainSettings(Section):
     injector_groups: int = Field(1, ge=0)
     solver_groups: int = Field(3, ge=0)
     group_size: int = Field(8, ge=2)
-    workers: int = Field(4, ge=1)  # episodes that act in sandboxes at the same time
-    episodes_in_flight: int = Field(32, ge=1)
+    workers: int = Field(2, ge=1)  # verdicts and grades that run at the same time
+    episodes_in_flight: int = Field(32, ge=1)  # each with a sandbox of its own
     max_machine_failures: float = Field(0.3, gt=0, le=1)  # share of an update's episodes above which the run stops
     keep_checkpoints: int = Field(2, ge=1)
 
@@ -51,9 +51,8 @@ class PolicySettings(Section):
 
 
 class EngineSettings(Section):
-    type: Literal["hf", "scripted"] = "hf"
+    type: Literal["hf", "scripted"] = "hf"  # scripted: the teacher plays both roles
     max_batch: int = Field(32, ge=1)
-    script: str = ""  # scripted: the name of a player in selfplay.teacher
 
 
 class SandboxSettings(Section):
@@ -177,6 +176,17 @@ def _parse_value(text: str) -> Any:
         return text
 
 
+def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
+    """`key=value` texts as dotted key -> value; raises ConfigError for one that is not that."""
+    parsed: dict[str, Any] = {}
+    for override in overrides:
+        key, separator, value = override.partition("=")
+        if not separator or not key.strip():
+            raise ConfigError(f"--set {override!r} is not key=value, for instance --set train.updates=6")
+        parsed[key.strip()] = _parse_value(value.strip())
+    return parsed
+
+
 def _assign(values: dict[str, Any], key: str, value: Any) -> None:
     *sections, last = key.split(".")
     for section in sections:
@@ -222,9 +232,6 @@ def load_config(path: Path | None = None, overrides: Sequence[str] = ()) -> Conf
             values = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
         except (tomllib.TOMLDecodeError, json.JSONDecodeError) as error:
             raise ConfigError(f"{path} is not valid {path.suffix.lstrip('.').upper() or 'TOML'}: {error}") from error
-    for override in overrides:
-        key, separator, value = override.partition("=")
-        if not separator or not key:
-            raise ConfigError(f"--set {override!r} is not key=value, for instance --set train.updates=6")
-        _assign(values, key.strip(), _parse_value(value.strip()))
+    for key, value in parse_overrides(overrides).items():
+        _assign(values, key, value)
     return build_config(values, str(path) if path else "--set")

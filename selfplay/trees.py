@@ -150,4 +150,4 @@ def ignore_rules(tree: Tree | None) -> pathspec.PathSpec:
                 anchored = "/" in body.rstrip("/")
                 body = f"{prefix}{body.lstrip('/')}" if anchored else f"{prefix}**/{body}"
             lines.append(f"!{body}" if negated else body)
-    return pathspec.PathSpec.from_lines("gitwildmatch", lines)
+    return pathspec.PathSpec.from_lines("gitignore", lines)

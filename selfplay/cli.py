@@ -1,0 +1,214 @@
+"""The command line: builds objects, calls one function a command. Heavy imports wait inside the commands, so that --help is quick."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from selfplay.errors import SelfplayError
+
+app = typer.Typer(
+    name="selfplay",
+    help="Self-play bug injection and repair: one policy, two roles, verdicts by execution.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+
+ConfigFile = Annotated[Path | None, typer.Option("--config", "-c", help="A TOML file of settings; recipes are in runs/recipes/.")]
+Overrides = Annotated[list[str] | None, typer.Option("--set", "-s", help="One setting, for instance train.updates=6; may be repeated.")]
+RunRoot = Annotated[Path, typer.Option("--runs", help="The folder that holds the runs.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print data instead of tables.")]
+
+
+@app.command()
+def train(
+    repos: Annotated[Path | None, typer.Option("--repos", help="A repository list, one a line.")] = None,
+    config: ConfigFile = None,
+    set_: Overrides = None,
+    resume: Annotated[str | None, typer.Option("--resume", help="Continue a run: its name or folder.")] = None,
+    runs: RunRoot = Path("runs"),
+) -> None:
+    """Play, judge and learn over a list of repositories.
+
+    Example: [bold]selfplay train --repos runs/recipes/quickstart-repos.txt --config runs/recipes/quickstart.toml[/bold]
+    """
+    from selfplay.orchestrator.start import resume_training, start_training
+
+    if resume is not None:
+        if repos is not None or config is not None:
+            raise typer.BadParameter(
+                "a resumed run keeps its own repositories and settings; give --resume alone (--set may raise train.updates)."
+            )
+        resume_training(resume, runs, set_ or [])
+    elif repos is None:
+        raise typer.BadParameter("--repos FILE is needed (or --resume RUN). A first list: runs/recipes/quickstart-repos.txt")
+    else:
+        start_training(repos, config, set_ or [])
+
+
+@app.command("inspect-bugs")
+def inspect_bugs(
+    run: Annotated[str, typer.Argument(help="A run's name or folder; the newest when left out.")] = "",
+    bug: Annotated[str | None, typer.Option("--bug", help="Show one bug in full, by its id or the start of it.")] = None,
+    repository: Annotated[str | None, typer.Option("--repository", help="Only this repository.")] = None,
+    strategy: Annotated[str | None, typer.Option("--strategy", help="Only this strategy.")] = None,
+    order: Annotated[int | None, typer.Option("--order", help="1: injected, 2: grown from a failed repair.")] = None,
+    status: Annotated[str | None, typer.Option("--status", help="fresh, playing, measured or void.")] = None,
+    min_solve_rate: Annotated[float | None, typer.Option("--min-solve-rate")] = None,
+    max_solve_rate: Annotated[float | None, typer.Option("--max-solve-rate")] = None,
+    sort: Annotated[str, typer.Option("--sort", help="created, repository, strategy, order, status or solve_rate.")] = "created",
+    rejected: Annotated[bool, typer.Option("--rejected", help="Why artifacts were rejected.")] = False,
+    tasks: Annotated[
+        Path | None, typer.Option("--tasks", help="Write the bugs as task records (JSONL) that `selfplay eval` reads.")
+    ] = None,
+    runs: RunRoot = Path("runs"),
+    json_: AsJson = False,
+) -> None:
+    """The curriculum of a run: its bugs, one bug in full with its lineage, or why artifacts were rejected.
+
+    Example: [bold]selfplay inspect-bugs --order 1 --sort solve_rate[/bold]
+    """
+    from rich.console import Console
+
+    from selfplay.curriculum.store import Store
+    from selfplay.orchestrator.recovery import open_run
+    from selfplay.viewing import inspect
+
+    folder = open_run(run, runs)
+    store = Store.open(folder.database, writer=False)
+    console = Console()
+    wanted = inspect.BugFilter(repository, strategy, order, status, min_solve_rate, max_solve_rate, sort)
+    if tasks is not None:
+        from selfplay.evaluation import export_tasks
+
+        count = export_tasks(store, inspect.select_bugs(store, wanted), folder, tasks)
+        console.print(f"{count} task(s) written to {tasks}. Next: selfplay eval --tasks {tasks}")
+    elif bug is not None:
+        inspect.show_bug(store, bug, console, as_json=json_)
+    elif rejected:
+        inspect.show_rejections(store, console, as_json=json_)
+    else:
+        inspect.show_bugs(store, wanted, console, as_json=json_)
+
+
+@app.command()
+def replay(
+    episode: Annotated[str, typer.Argument(help="An episode's id, the start of it, or its file.")],
+    run: Annotated[str, typer.Option("--run", help="The run it belongs to; all are searched when left out.")] = "",
+    step: Annotated[bool, typer.Option("--step", help="Wait for Enter after each turn.")] = False,
+    speed: Annotated[
+        float | None, typer.Option("--speed", min=0.01, help="Play like a film, this many times as fast as it happened.")
+    ] = None,
+    runs: RunRoot = Path("runs"),
+    json_: AsJson = False,
+) -> None:
+    """One episode in the terminal: what the policy did, turn by turn, and what came of it.
+
+    Example: [bold]selfplay replay u0001-sol0-m3 --step[/bold]
+    """
+    from rich.console import Console
+
+    from selfplay.viewing import replay as viewer
+
+    found = viewer.find_episode(runs / run if run else runs, episode)
+    if json_:
+        import json
+
+        typer.echo(json.dumps(found.episode.to_json()))
+        return
+    viewer.replay(found, Console(), step=step, speed=speed)
+
+
+@app.command()
+def validate(
+    artifact: Annotated[Path, typer.Argument(help="A folder with the five files of a bug artifact.")],
+    repo: Annotated[str, typer.Option("--repo", help="The repository it breaks, as a line of a repository list.")],
+    config: ConfigFile = None,
+    set_: Overrides = None,
+    all_checks: Annotated[bool, typer.Option("--all", help="Go on after the first failed check.")] = False,
+    json_: AsJson = False,
+) -> None:
+    """The verdict on one artifact, check by check, with evidence. Exit codes: 0 accepted, 1 rejected, 3 no verdict (machine).
+
+    Example: [bold]selfplay validate my-bug/ --repo pypi:toolz==1.0.0[/bold]
+    """
+    from selfplay.viewing.verdict import judge_folder
+
+    raise typer.Exit(judge_folder(artifact, repo, config, set_ or [], all_checks=all_checks, as_json=json_))
+
+
+@app.command("eval")
+def evaluate(
+    tasks: Annotated[Path, typer.Option("--tasks", help="Task records, one JSON object a line.")],
+    config: ConfigFile = None,
+    set_: Overrides = None,
+    attempts: Annotated[int, typer.Option("--attempts", min=1, help="Attempts a task.")] = 4,
+    output: Annotated[Path | None, typer.Option("--output", help="Keep the episodes and results here; a second call continues.")] = None,
+    json_: AsJson = False,
+) -> None:
+    """A policy's repair rate on tasks: pass@1 with its standard error, pass@k, per repository.
+
+    Example: [bold]selfplay eval --tasks tasks.jsonl --config runs/recipes/quickstart.toml --attempts 4[/bold]
+    """
+    from selfplay.evaluation import evaluate_file
+
+    evaluate_file(tasks, config, set_ or [], attempts, output, as_json=json_)
+
+
+@app.command("warm-start")
+def warm_start(
+    output: Annotated[Path, typer.Option("--output", help="The folder for the policy.")] = Path("runs/warm-start"),
+    config: Annotated[Path | None, typer.Option("--config", "-c", help="A TOML file of warm-start settings.")] = None,
+    set_: Overrides = None,
+) -> None:
+    """Make a cold-started policy: mid-training on source, then supervised trajectories for both roles.
+
+    Example: [bold]selfplay warm-start --output runs/my-policy[/bold]
+    """
+    from selfplay.warm_start import run_warm_start
+
+    run_warm_start(output, config, set_ or [])
+
+
+@app.command()
+def doctor(
+    clean: Annotated[bool, typer.Option("--clean", help="Remove what killed runs left behind.")] = False,
+    json_: AsJson = False,
+) -> None:
+    """What is missing on this machine, and the command that mends it.
+
+    Example: [bold]selfplay doctor --clean[/bold]
+    """
+    from rich.console import Console
+
+    from selfplay import doctor as examiner
+
+    raise typer.Exit(examiner.main(Console(), clean=clean, as_json=json_))
+
+
+def main() -> None:
+    """Entry point: deliberate errors become one message and their exit code, never a traceback."""
+    try:
+        app(standalone_mode=True)
+    except SelfplayError as error:
+        from rich.console import Console
+        from rich.text import Text
+
+        console = Console(stderr=True)
+        console.print(Text("error: ", style="bold red") + Text(str(error)))
+        tail = getattr(error, "log_tail", "")
+        if tail:
+            console.print(Text(tail, style="dim"))
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        typer.echo("interrupted; a run continues with: selfplay train --resume RUN", err=True)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,35 @@
+"""Everything an update needs, built once by the command line and passed in. Holds objects; decides nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from selfplay.chat import ChatFormat
+from selfplay.config import Config
+from selfplay.curriculum.store import Store
+from selfplay.engines.base import Engine
+from selfplay.environments import Environment
+from selfplay.metrics import MetricSink
+from selfplay.orchestrator.recovery import RunFolder
+from selfplay.sandbox.base import Limits, SandboxBackend
+from selfplay.test_runs import TestRunner
+from selfplay.training.torch_trainer import TorchTrainer
+from selfplay.viewing.progress import TrainProgress
+
+
+@dataclass(frozen=True)
+class Game:
+    config: Config
+    run: RunFolder
+    store: Store
+    environments: Mapping[str, Environment]  # by repository name
+    backend: SandboxBackend
+    limits: Limits
+    labels: Mapping[str, str]
+    engine: Engine
+    chat: ChatFormat
+    trainer: TorchTrainer
+    runner: TestRunner
+    sink: MetricSink
+    progress: TrainProgress

@@ -1,0 +1,118 @@
+"""The run folder: made once, found again, and brought back to its last committed update. Knows nothing of playing or training.
+
+Invariant: what the database committed is the truth; a checkpoint or partial file that it does not name is removed at the next start.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from selfplay.config import Config, load_config
+from selfplay.episode import Episode
+from selfplay.errors import RunError
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    path: Path
+
+    @property
+    def config_file(self) -> Path:
+        return self.path / "config.json"
+
+    @property
+    def repositories_file(self) -> Path:
+        return self.path / "repositories.txt"
+
+    @property
+    def database(self) -> Path:
+        return self.path / "selfplay.db"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def episodes(self) -> Path:
+        return self.path / "episodes"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    def checkpoint(self, update: int) -> Path:
+        return self.checkpoints / f"update-{update:05d}"
+
+    def episode(self, episode_id: str) -> Episode | None:
+        """An episode that was finished and written before a kill, None when there is none (or only a torn one)."""
+        path = self.episodes / f"{episode_id}.json.gz"
+        if not path.is_file():
+            return None
+        try:
+            return Episode.read(path)
+        except (OSError, EOFError, ValueError, KeyError, TypeError):
+            path.unlink()
+            return None
+
+    def config(self) -> Config:
+        return load_config(self.config_file)
+
+    def discard_uncommitted(self, committed_checkpoint: str, keep: int = 1) -> None:
+        """Remove partial files and all checkpoints but the committed one and the `keep` - 1 before it."""
+        for partial in self.episodes.glob("*.partial"):
+            partial.unlink()
+        folders = sorted(folder for folder in self.checkpoints.glob("*") if folder.is_dir())
+        kept = {folder for folder in folders if re.fullmatch(r"update-\d+", folder.name) and folder.name <= committed_checkpoint}
+        kept = set(sorted(kept)[-keep:]) if committed_checkpoint else set()
+        for folder in folders:
+            if folder not in kept:
+                shutil.rmtree(folder)
+
+
+def create_run(config: Config, repositories: str, now: datetime) -> tuple[RunFolder, Config]:
+    """A new run folder that holds the resolved configuration and the repository list.
+
+    Raises RunError when the name is taken or the folder cannot be written.
+    """
+    root = Path(config.run.folder)
+    name = config.run.name or _free_name(root, now.strftime("%Y%m%d-%H%M%S"))
+    folder = RunFolder(root / name)
+    if folder.path.exists():
+        raise RunError(f"the run {name!r} exists at {folder.path}. Continue it with --resume {name}, or choose another run.name.")
+    config = config.model_copy(update={"run": config.run.model_copy(update={"name": name})})
+    try:
+        for place in (folder.path, folder.episodes, folder.checkpoints, folder.path / "logs"):
+            place.mkdir(parents=True, exist_ok=True)
+        folder.repositories_file.write_text(repositories, encoding="utf-8")
+        # Written last: a folder with a config.json is a whole run folder.
+        folder.config_file.write_text(config.resolved(), encoding="utf-8")
+    except OSError as error:
+        raise RunError(f"cannot write the run folder {folder.path}: {error}. Free space there, or set run.folder.") from error
+    return folder, config
+
+
+def _free_name(root: Path, stem: str) -> str:
+    name, number = stem, 1
+    while (root / name).exists():
+        number += 1
+        name = f"{stem}-{number}"
+    return name
+
+
+def open_run(name: str, root: Path) -> RunFolder:
+    """An existing run, by name below `root`, by path, or "" for the newest. Raises RunError naming what there is."""
+    runs = sorted(found.parent for found in root.glob("*/config.json"))
+    runs.sort(key=lambda run: (run / "config.json").stat().st_mtime)
+    if not name:
+        if not runs:
+            raise RunError(f"there are no runs in {root}. Start one with: selfplay train --repos list.txt")
+        return RunFolder(runs[-1])
+    for candidate in (root / name, Path(name)):
+        if (candidate / "config.json").is_file():
+            return RunFolder(candidate)
+    there = ", ".join(run.name for run in runs[-8:]) or "none"
+    raise RunError(f"no run named {name!r} in {root} (there are: {there}).")

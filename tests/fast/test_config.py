@@ -1,0 +1,80 @@
+from pathlib import Path
+
+import pytest
+
+from selfplay.config import Config, known_keys, load_config
+from selfplay.errors import ConfigError
+from selfplay.resources import resource
+
+
+def test_defaults_are_the_papers_task_with_nothing_given():
+    config = Config()
+    assert config.injector.given == ()
+    assert config.solver.given == ()
+    assert config.injector.alpha == 0.8
+    assert config.train.group_size == 8
+    assert config.max_lag == 8
+
+
+@pytest.mark.parametrize("recipe", ["quickstart.toml", "paper.toml"])
+def test_every_recipe_loads(recipe: str):
+    load_config(resource("recipes") / recipe)
+
+
+def test_an_override_wins_over_the_file(tmp_path: Path):
+    file = tmp_path / "c.toml"
+    file.write_text("seed = 3\n[train]\nupdates = 4\n")
+    config = load_config(file, ["train.updates=9", "run.name=x"])
+    assert (config.seed, config.train.updates, config.run.name) == (3, 9, "x")
+
+
+def test_a_resolved_configuration_reads_back_equal(tmp_path: Path):
+    config = load_config(resource("recipes") / "quickstart.toml")
+    (tmp_path / "config.json").write_text(config.resolved())
+    assert load_config(tmp_path / "config.json") == config
+
+
+def test_an_unknown_key_is_named_with_the_closest_known_one():
+    with pytest.raises(ConfigError, match=r"train.update: unknown setting. Did you mean 'train.updates'\?"):
+        load_config(None, ["train.update=3"])
+
+
+def test_all_wrong_values_are_reported_at_once():
+    with pytest.raises(ConfigError) as caught:
+        load_config(None, ["seed=abc", "train.group_size=1"])
+    assert "seed" in str(caught.value)
+    assert "train.group_size" in str(caught.value)
+
+
+def test_broken_toml_names_the_file_and_the_place(tmp_path: Path):
+    file = tmp_path / "broken.toml"
+    file.write_text("[train\n")
+    with pytest.raises(ConfigError, match=r"broken.toml is not valid TOML.*line 1"):
+        load_config(file)
+
+
+def test_a_missing_file_says_where_recipes_are(tmp_path: Path):
+    with pytest.raises(ConfigError, match="runs/recipes"):
+        load_config(tmp_path / "nowhere.toml")
+
+
+@pytest.mark.parametrize("text", ["nonsense", "=3"])
+def test_an_override_that_is_not_key_value_says_what_one_looks_like(text: str):
+    with pytest.raises(ConfigError, match="--set train.updates=6"):
+        load_config(None, [text])
+
+
+def test_a_key_below_a_plain_value_is_refused():
+    with pytest.raises(ConfigError):
+        load_config(None, ["seed=1", "seed.deep=1"])
+
+
+def test_a_run_name_cannot_leave_the_runs_folder():
+    with pytest.raises(ConfigError, match="run.name"):
+        load_config(None, ["run.name=../x"])
+
+
+def test_known_keys_are_dotted():
+    assert {"seed", "max_lag", "train.updates", "sandbox.type", "engine.type", "trainer.type", "policy.model", "injector.given"} <= set(
+        known_keys()
+    )

@@ -1,0 +1,72 @@
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+
+from selfplay.config import Config, load_config
+from selfplay.errors import RunError
+from selfplay.orchestrator.recovery import create_run, open_run
+
+NOW = datetime(2026, 1, 2, 3, 4, 5)
+
+
+def config(folder: Path, name: str = "") -> Config:
+    return load_config(None, [f'run.folder="{folder}"', *([f"run.name={name}"] if name else [])])
+
+
+def test_two_runs_in_the_same_second_get_different_names(tmp_path):
+    first, _ = create_run(config(tmp_path), "", NOW)
+    second, _ = create_run(config(tmp_path), "", NOW)
+    assert first.path.name == "20260102-030405"
+    assert second.path.name == "20260102-030405-2"
+
+
+def test_a_taken_name_says_how_to_continue(tmp_path):
+    create_run(config(tmp_path, "mine"), "", NOW)
+    with pytest.raises(RunError, match="--resume mine"):
+        create_run(config(tmp_path, "mine"), "", NOW)
+
+
+def test_the_folder_keeps_the_resolved_configuration_with_its_name(tmp_path):
+    folder, resolved = create_run(config(tmp_path), "pypi:toolz==1.0.0\n", NOW)
+    assert folder.config() == resolved
+    assert resolved.run.name == folder.path.name
+    assert folder.repositories_file.read_text() == "pypi:toolz==1.0.0\n"
+
+
+def test_an_unwritable_place_is_an_error_with_a_remedy(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match=r"run\.folder"):
+        create_run(config(tmp_path / "file" / "runs"), "", NOW)
+
+
+def test_the_newest_run_is_opened_by_default_and_others_by_name_or_path(tmp_path):
+    first, _ = create_run(config(tmp_path, "one"), "", NOW)
+    assert open_run("", tmp_path) == first
+    assert open_run("one", tmp_path) == first
+    assert open_run(str(tmp_path / "one"), Path("elsewhere")) == first
+
+
+def test_an_unknown_run_lists_those_there_are(tmp_path):
+    create_run(config(tmp_path, "one"), "", NOW)
+    with pytest.raises(RunError, match=r"no run named 'two'.*one"):
+        open_run("two", tmp_path)
+    with pytest.raises(RunError, match="selfplay train"):
+        open_run("", tmp_path / "empty")
+
+
+def test_what_the_database_did_not_commit_is_removed(tmp_path):
+    run, _ = create_run(config(tmp_path), "", NOW)
+    for name in ("update-00001", "update-00002", "update-00003", "update-00004.tmp"):
+        (run.checkpoints / name).mkdir()
+    (run.episodes / "x.123.partial").write_text("torn")
+    run.discard_uncommitted("update-00002", keep=2)
+    assert sorted(path.name for path in run.checkpoints.iterdir()) == ["update-00001", "update-00002"]
+    assert list(run.episodes.iterdir()) == []
+
+
+def test_a_torn_episode_file_is_played_again(tmp_path):
+    run, _ = create_run(config(tmp_path), "", NOW)
+    (run.episodes / "e.json.gz").write_bytes(b"\x1f\x8b torn")
+    assert run.episode("e") is None
+    assert not (run.episodes / "e.json.gz").exists()
