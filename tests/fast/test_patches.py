@@ -1,0 +1,288 @@
+import subprocess
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from selfplay.errors import PatchError
+from selfplay.patches import apply_patch, diff_trees, is_protected_path, is_test_path, parse_patch, reverse_patch
+from selfplay.trees import FileEntry, Tree
+
+CAP = 1 << 20
+
+
+def cases(named):
+    """Parameters (diff, complaint) with their names as test ids."""
+    return pytest.mark.parametrize(("diff", "complaint"), named.values(), ids=named.keys())
+
+
+def entries(mapping):
+    return Tree({path: FileEntry(text.encode()) for path, text in mapping.items()})
+
+
+CODE = "def one():\n    return 1\n\n\ndef two():\n    return 2\n"
+BEFORE = entries({"pkg/a.py": CODE, "pkg/b.py": "x = 1\n", "pkg/empty.py": "", "tests/test_a.py": "assert 1\n"})
+MODIFY = "diff --git a/pkg/b.py b/pkg/b.py\n--- a/pkg/b.py\n+++ b/pkg/b.py\n@@ -1 +1 @@\n-x = 1\n+x = 2\n"
+
+
+def git_diff(tmp_path, before, after, *options):
+    """What real git prints when `before` is committed and becomes `after`."""
+    before.write_to(tmp_path)
+
+    def git(*arguments):
+        names = ["-c", "user.name=t", "-c", "user.email=t@localhost", "-c", "init.defaultBranch=main", "-c", "commit.gpgsign=false"]
+        return subprocess.run(["git", *names, *arguments], cwd=tmp_path, check=True, capture_output=True).stdout.decode()
+
+    git("init", "-q")
+    git("add", "-A", "-f")
+    git("commit", "-q", "-m", "before")
+    for path in before:
+        if path not in after:
+            (tmp_path / path).unlink()
+    after.write_to(tmp_path)
+    git("add", "-A", "-f")
+    return git("diff", "--cached", *options)
+
+
+# ---- what git writes is read and applied
+
+
+def test_a_modification_is_read_and_applied():
+    patch = parse_patch(MODIFY, CAP)
+    assert [(file.path, file.kind) for file in patch.files] == [("pkg/b.py", "modify")]
+    assert apply_patch(BEFORE, MODIFY).text("pkg/b.py") == "x = 2\n"
+
+
+@pytest.mark.parametrize("options", [(), ("--no-renames",), ("--minimal", "-U1")], ids=["plain", "no renames", "short context"])
+def test_real_diffs_with_additions_deletions_renames_and_odd_names_apply(tmp_path, options):
+    before = BEFORE.replace({"with blank.py": FileEntry(b"a = 1\n"), "naïve.py": FileEntry(b"b = 1\n"), "end.py": FileEntry(b"no newline")})
+    after = before.replace(
+        {
+            "pkg/a.py": None,
+            "pkg/renamed.py": FileEntry(CODE.replace("2", "3").encode()),
+            "pkg/empty.py": None,
+            "pkg/new.py": FileEntry(b"y = 1\n"),
+            "pkg/new_empty.py": FileEntry(b""),
+            "tool": FileEntry(b"#!/bin/sh\n", executable=True),
+            "with blank.py": FileEntry(b"a = 2\n"),
+            "naïve.py": FileEntry(b"b = 2\n"),
+            "end.py": FileEntry(b"still no newline"),
+        }
+    )
+    diff = git_diff(tmp_path, before, after, *options)
+    assert apply_patch(before, diff) == after
+    assert set(parse_patch(diff, CAP).changed_paths) == set(before.changed_paths(after))
+
+
+def test_a_rename_counts_as_both_of_its_paths(tmp_path):
+    after = BEFORE.replace({"pkg/a.py": None, "pkg/moved.py": BEFORE["pkg/a.py"]})
+    patch = parse_patch(git_diff(tmp_path, BEFORE, after), CAP)
+    assert [file.kind for file in patch.files] == ["rename"]
+    assert patch.changed_paths == ("pkg/a.py", "pkg/moved.py")
+    assert apply_patch(BEFORE, patch.text()) == after
+
+
+def test_carriage_returns_in_content_are_content(tmp_path):
+    before = entries({"dos.py": "a = 1\r\nb = 2\r\n"})
+    after = entries({"dos.py": "a = 1\r\nb = 3\r\n"})
+    assert apply_patch(before, git_diff(tmp_path, before, after)) == after
+
+
+def test_the_executable_bit_of_a_modified_file_stays():
+    before = Tree({"tool": FileEntry(b"a\n", executable=True)})
+    after = apply_patch(before, "diff --git a/tool b/tool\nindex 7898192..6178079 100755\n--- a/tool\n+++ b/tool\n@@ -1 +1 @@\n-a\n+b\n")
+    assert after == Tree({"tool": FileEntry(b"b\n", executable=True)})
+
+
+def test_blank_text_is_a_patch_without_files():
+    assert parse_patch(" \n\n", CAP).is_empty
+    assert apply_patch(BEFORE, "") == BEFORE
+
+
+def test_attributes_and_configuration_in_the_tree_do_not_reach_git(tmp_path, monkeypatch):
+    config = tmp_path / "gitconfig"
+    config.write_text("[core]\n\tautocrlf = true\n\tfsmonitor = touch owned\n[apply]\n\twhitespace = fix\n")
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(config))
+    monkeypatch.setenv("GIT_DIR", str(tmp_path))
+    before = BEFORE.replace({".gitattributes": FileEntry(b"* text eol=crlf\n* filter=x\n")})
+    name = ".gitattributes"
+    diff = f"{MODIFY}diff --git a/{name} b/{name}\n--- a/{name}\n+++ b/{name}\n@@ -1,2 +1 @@\n * text eol=crlf\n-* filter=x\n"
+    assert apply_patch(before, diff)["pkg/b.py"].content == b"x = 2\n"
+
+
+# ---- what lies is refused
+
+
+def modification(name, other=None):
+    return f"diff --git a/{name} b/{other or name}\n--- a/{name}\n+++ b/{other or name}\n@@ -1 +1 @@\n-x = 1\n+x = 2\n"
+
+
+def addition(name, mode="100644"):
+    return f"diff --git a/{name} b/{name}\nnew file mode {mode}\n--- /dev/null\n+++ b/{name}\n@@ -0,0 +1 @@\n+x = 1\n"
+
+
+@cases(
+    {
+        "a path outside": (addition("../evil.py"), "plain relative path"),
+        "a path outside, deeper": (addition("pkg/../../evil.py"), "plain relative path"),
+        "an absolute path": (addition("/etc/evil.py"), "plain relative path"),
+        "the repository's own folder": (addition(".git/hooks/pre-commit"), "plain relative path"),
+        "the same in capitals": (addition("pkg/.GIT/config"), "plain relative path"),
+        "a name like an option": (addition("pkg/-rf"), "like an option"),
+        "a quoted newline": ('diff --git "a/x\\ny" "b/x\\ny"\nnew file mode 100644\n', "plain relative path"),
+        "a quoted escape": ('diff --git "a/x\\033y" "b/x\\033y"\nnew file mode 100644\n', "control characters"),
+        "a name that is too long": (addition("x" * 300), "too long"),
+        "a symbolic link": (addition("link", "120000"), "symbolic link"),
+        "a submodule": (addition("module", "160000"), "submodule"),
+        "a link by its index line": (MODIFY.replace("---", "index 1234567..89abcde 120000\n---", 1), "symbolic link"),
+        "a strange mode": (addition("suid", "104755"), "mode 104755"),
+        "a mode change": ("diff --git a/pkg/b.py b/pkg/b.py\nold mode 100644\nnew mode 100755\n", "mode of a file"),
+        "a binary file": (
+            "diff --git a/x b/x\nnew file mode 100644\nindex 0000000..1234567\nBinary files /dev/null and b/x differ\n",
+            "binary",
+        ),
+        "a binary patch": ("diff --git a/x b/x\nnew file mode 100644\nindex 0000000..1234567\nGIT binary patch\nliteral 1\n", "binary"),
+        "a copy": ("diff --git a/pkg/b.py b/c.py\nsimilarity index 100%\ncopy from pkg/b.py\ncopy to c.py\n", "copies"),
+        "two sections for one file": (MODIFY + MODIFY, "two sections"),
+        "a section under another name": (MODIFY.replace("+++ b/pkg/b.py", "+++ b/pkg/a.py"), "do not agree"),
+        "another name in the first line": (
+            MODIFY.replace("diff --git a/pkg/b.py b/pkg/b.py", "diff --git a/pkg/a.py b/pkg/a.py"),
+            "does not name",
+        ),
+        "a rename without saying so": (modification("pkg/b.py", "pkg/c.py"), "does not name|do not agree"),
+        "an addition without saying so": (addition("c.py").replace("new file mode 100644\n", ""), "do not agree"),
+        "a deletion without saying so": (MODIFY.replace("+++ b/pkg/b.py", "+++ /dev/null"), "do not agree"),
+        "an addition with old lines": (addition("c.py").replace("@@ -0,0 +1 @@\n", "@@ -1 +1 @@\n-y\n"), "has old lines"),
+        "no prefix": (MODIFY.replace("a/pkg", "pkg").replace("b/pkg", "pkg"), "lacks its a/ or b/"),
+        "headers with carriage returns": (MODIFY.replace("\n", "\r\n"), "carriage return"),
+        "words before the diff": (f"Here is the diff:\n{MODIFY}", "must begin with"),
+        "a bare unified diff": (MODIFY.partition("\n")[2], "must begin with"),
+        "a hunk cut short": (MODIFY.replace("+x = 2\n", ""), "ends within a hunk"),
+        "a hunk with a false count": (MODIFY.replace("@@ -1 +1 @@", "@@ -1,2 +1,2 @@"), "ends within a hunk"),
+        "lines beyond the count": (MODIFY + "+y = 1\n", "must begin with"),
+        "a hunk that changes nothing": (MODIFY.replace("-x = 1\n+x = 2\n", " x = 1\n"), "changes nothing"),
+        "a section that changes nothing": ("diff --git a/pkg/b.py b/pkg/b.py\n", "changes nothing"),
+        "hunks out of order": (MODIFY.replace("@@ -1 +1 @@", "@@ -9 +9 @@") + "@@ -1 +1 @@\n-y\n+z\n", "out of order"),
+        "NUL bytes": (MODIFY.replace("x = 2", "x = \0"), "NUL"),
+        "half characters": (MODIFY.replace("x = 2", "x = \udcff"), "UTF-8"),
+    },
+)
+def test_a_diff_that_lies_or_reaches_out_is_refused(diff, complaint):
+    with pytest.raises(PatchError, match=complaint):
+        parse_patch(diff, CAP)
+
+
+@cases(
+    {
+        "a file that is not there": (modification("pkg/missing.py"), "does not exist"),
+        "an addition of what exists": (addition("pkg/b.py"), "exists already"),
+        "a file where a folder is": (addition("pkg"), "file and a folder"),
+        "a folder where a file is": (addition("pkg/b.py/c.py"), "file and a folder"),
+        "other content": (MODIFY.replace("-x = 1", "-x = 7"), "does not apply: error: patch failed: pkg/b.py:1"),
+        "a deletion that leaves lines": (
+            "diff --git a/pkg/a.py b/pkg/a.py\ndeleted file mode 100644\n--- a/pkg/a.py\n+++ /dev/null\n"
+            "@@ -1,2 +0,0 @@\n-def one():\n-    return 1\n",
+            "does not apply",
+        ),
+        "a deletion under another mode": (
+            "diff --git a/pkg/b.py b/pkg/b.py\ndeleted file mode 100755\n--- a/pkg/b.py\n+++ /dev/null\n@@ -1 +0,0 @@\n-x = 1\n",
+            "another mode",
+        ),
+        "a change without a change": (MODIFY.replace("+x = 2", "+x = 1"), "does not do what it claims"),
+    },
+)
+def test_a_diff_that_does_not_fit_the_tree_is_refused(diff, complaint):
+    with pytest.raises(PatchError, match=complaint):
+        apply_patch(BEFORE, diff)
+
+
+def test_size_is_capped_in_bytes():
+    with pytest.raises(PatchError, match="at most 50 are allowed"):
+        parse_patch(MODIFY, 50)
+
+
+def test_the_number_of_files_is_capped():
+    with pytest.raises(PatchError, match="more than 500 files"):
+        parse_patch("".join(addition(f"f{number}.py") for number in range(501)), CAP)
+
+
+def test_a_file_and_a_folder_may_change_places():
+    before = entries({"x": "a\n"})
+    swap = "diff --git a/x b/x\ndeleted file mode 100644\n--- a/x\n+++ /dev/null\n@@ -1 +0,0 @@\n-a\n" + addition("x/y.py")
+    assert apply_patch(before, swap) == entries({"x/y.py": "x = 1\n"})
+
+
+# ---- comparing and reversing
+
+LINES = st.lists(
+    st.sampled_from(["a", "b", "", "\r", "-- x", "++ y", "diff --git a/x b/x", "@@ -1 +1 @@", "\\ No newline at end of file"]), max_size=8
+)
+TEXTS = st.builds(lambda lines, end: "\n".join(lines) + end, LINES, st.sampled_from(["", "\n"]))
+TREES = st.dictionaries(
+    st.sampled_from(["a.py", "pkg/b.py", "pkg/with blank", "é"]), st.builds(FileEntry, TEXTS.map(str.encode), st.booleans())
+).map(Tree)
+
+
+@settings(max_examples=60, deadline=None)
+@given(before=TREES, after=TREES)
+def test_a_diff_between_trees_takes_one_to_the_other_and_its_reverse_back(before, after):
+    kept = {path: FileEntry(entry.content, before[path].executable) if path in before else entry for path, entry in after.items()}
+    after = Tree(kept)  # executable bits of files that both have are not part of a diff
+    diff = diff_trees(before, after)
+    assert (diff == "") is (before == after)
+    assert diff.endswith("\n") or not diff
+    assert apply_patch(before, diff) == after
+    assert apply_patch(after, reverse_patch(diff)) == before
+
+
+def test_a_reversed_diff_shows_removed_lines_first():
+    assert reverse_patch(MODIFY).endswith("@@ -1,1 +1,1 @@\n-x = 2\n+x = 1\n")
+
+
+@pytest.mark.parametrize(("content", "complaint"), [(b"\0", "binary"), (b"\xff\n", "not UTF-8")])
+def test_a_change_that_text_cannot_hold_is_named(content, complaint):
+    with pytest.raises(PatchError, match=complaint):
+        diff_trees(BEFORE, BEFORE.replace({"data": FileEntry(content)}))
+
+
+# ---- paths
+
+
+@pytest.mark.parametrize("path", ["tests/test_a.py", "pkg/tests/data.json", "test_a.py", "pkg/a_test.py", "tests.py", "conftest.py"])
+def test_tests_are_known_by_their_paths(path):
+    assert is_test_path(path) and is_protected_path(path)
+
+
+@pytest.mark.parametrize(
+    "path", ["pkg/a.py", "pkg/testing.py", "latest/contest.py", "pkg/protest_x.py", "docs/testing.md", "pkg/py.typed", "src/pkg/json.py"]
+)
+def test_code_is_not_protected(path):
+    assert not is_test_path(path) and not is_protected_path(path)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *["pytest.ini", "tox.ini", "setup.cfg", "pyproject.toml", "sub/pyproject.toml", "pkg/conftest.py", "CONFTEST.py"],
+        *["sitecustomize.py", "src/usercustomize.py", "x.pth", "evil.dist-info/entry_points.txt", "evil.egg-info/entry_points.txt"],
+        *[
+            "pytest.py",
+            "src/pytest/__init__.py",
+            "_pytest/main.py",
+            "json.py",
+            "lib/random/__init__.py",
+            "pkg/fast.so",
+            ".gitignore",
+            ".gitattributes",
+        ],
+    ],
+)
+def test_what_steers_a_test_run_is_protected(path):
+    assert is_protected_path(path)
+
+
+def test_a_module_of_the_repositorys_own_shadows_nothing():
+    original = entries({"src/packaging/__init__.py": "", "tokenize.py": ""})
+    assert not is_protected_path("src/packaging/tags.py", original)
+    assert not is_protected_path("tokenize.py", original)
+    assert is_protected_path("random.py", original)
