@@ -1,0 +1,74 @@
+"""A tiny real tokenizer and a tiny random-weight policy, made on the spot, for tests of everything that speaks to a policy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+TAGS = ("<tool: bash>", "<tool: edit>", "<tool: create>", "<tool: submit>", "</tool>")
+SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+TEXT = """\
+def add(first, second):
+    return first + second
+
+class Stack:
+    def __init__(self):
+        self.items = []
+
+    def push(self, item):
+        self.items.append(item)
+
+import os, sys
+grep -rn 'def add(' --include=*.py .
+git diff > /submit/bug_inject.diff; bash /submit/test_script.sh
+[exit 0; 12 turns, 1033 tokens left]
+system user assistant tests/test_calculator.py assert add(1, 2) == 3
+"""
+
+
+def build_tiny_tokenizer(folder: Path) -> Path:
+    """Save a byte-level BPE tokenizer with ChatML and single-token tool tags into `folder`; returns it."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=list(SPECIALS), initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    tokenizer.train_from_iterator(TEXT.splitlines(keepends=True), trainer)
+    tokenizer.add_tokens([AddedToken(tag, normalized=False) for tag in TAGS])
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>")
+    fast.chat_template = CHATML
+    fast.save_pretrained(folder)
+    return folder
+
+
+def build_tiny_policy(folder: Path, seed: int = 0) -> Path:
+    """Save a random-weight 2-layer Qwen3 of hidden size 64, with its tokenizer, into `folder`; returns it."""
+    import torch
+    from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
+
+    build_tiny_tokenizer(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    config = Qwen3Config(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        max_position_embeddings=4096,
+        tie_word_embeddings=True,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=None,
+    )
+    torch.manual_seed(seed)
+    Qwen3ForCausalLM(config).save_pretrained(folder)
+    return folder
