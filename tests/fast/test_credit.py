@@ -1,0 +1,73 @@
+import pytest
+
+from selfplay.orchestrator.credit import SolveRate, credit_injector, credit_solver, measure_solve_rate
+from selfplay.orchestrator.staleness import is_stale
+
+
+def rate(value: float | None, is_void: bool = False) -> SolveRate:
+    return SolveRate(value, 8, 0, is_void)
+
+
+def test_the_solve_rate_counts_graded_attempts_only():
+    measured = measure_solve_rate([True, False, None, True, False, False], [True, None, None, True, None, None], 8)
+    assert (measured.rate, measured.graded, measured.passes, measured.is_void) == (0.4, 5, 2, False)
+
+
+def test_fewer_than_half_of_the_group_graded_gives_no_rate():
+    assert measure_solve_rate([True, True, True, None, None, None, None, None], [True] * 3 + [None] * 5, 8).rate is None
+
+
+def test_a_pass_that_does_not_repeat_voids_the_bug():
+    assert measure_solve_rate([True] * 8, [True] * 7 + [False], 8).is_void
+
+
+@pytest.mark.parametrize(
+    ("accepted", "duplicate", "solve_rate", "expected"),
+    [
+        (False, False, None, -1.0),
+        (True, True, None, -0.8),
+        (True, False, rate(0.0), -0.8),
+        (True, False, rate(1.0), -0.8),
+        (True, False, rate(0.25), 0.55),
+        (True, False, rate(0.25, is_void=True), -1.0),
+    ],
+)
+def test_injector_rewards_follow_the_papers_rule(accepted, duplicate, solve_rate, expected):
+    credit = credit_injector(accepted, duplicate, "baseline", solve_rate, "ssr", 0.8)
+    assert credit is not None
+    assert credit.reward == pytest.approx(expected)
+
+
+def test_an_injector_waits_for_its_solvers():
+    assert credit_injector(True, False, "", None, "ssr", 0.8) is None
+
+
+def test_an_injector_whose_bug_was_hardly_graded_is_masked():
+    credit = credit_injector(True, False, "", rate(None), "ssr", 0.8)
+    assert credit is not None
+    assert credit.masked
+
+
+def test_the_consistency_reward_does_not_wait():
+    credit = credit_injector(True, False, "", None, "consistency", 0.8)
+    assert credit is not None
+    assert credit.reward == 1.0
+
+
+def test_a_machine_failure_gives_a_solver_nothing():
+    assert credit_solver(None, False).masked
+
+
+def test_attempts_at_a_void_bug_give_nothing():
+    assert credit_solver(True, True).masked
+
+
+@pytest.mark.parametrize(("passed", "reward"), [(True, 1.0), (False, -1.0)])
+def test_a_repair_scores_plus_one_and_a_failure_minus_one(passed, reward):
+    assert credit_solver(passed, False).reward == reward
+
+
+def test_an_episode_is_stale_only_beyond_max_lag():
+    assert not is_stale(oldest_version=2, current_version=10, max_lag=8)
+    assert is_stale(oldest_version=1, current_version=10, max_lag=8)
+    assert not is_stale(5, 5, 0)

@@ -1,0 +1,100 @@
+"""The house order: a module imports only from lines above its own (docs/architecture.md shows the same list)."""
+
+import ast
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import selfplay
+
+PACKAGE = Path(selfplay.__file__).parent
+
+# From the ground up. Modules of one line may not import each other unless they are one package.
+ORDER = [
+    "errors",
+    "resources",
+    "outcomes",
+    "trees",
+    "patches",
+    "artifact",
+    "episode",
+    "config",
+    "metrics",
+    "prompting",
+    "repos",
+    "dependencies",
+    "sandbox",
+    "targets",
+    "environments",
+    "test_runs",
+    "validator",
+    "grading",
+    "engines",
+    "tools",
+    "chat",
+    "agent",
+    "roles",
+    "teacher",
+    "rewards",
+    "curriculum",
+    "training",
+    "warm_start",
+    "viewing.progress",
+    "viewing.summary",
+    "orchestrator",
+    "evaluation",
+    "viewing",
+    "doctor",
+    "cli",
+]
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__")
+
+
+def place(module: str) -> int:
+    """The line of ORDER that a module stands on: the longest entry that is it or a parent of it."""
+    fitting = [name for name in ORDER if module == name or module.startswith(f"{name}.")]
+    assert fitting, f"selfplay.{module} is not in the order; add it to ORDER and to docs/architecture.md"
+    return ORDER.index(max(fitting, key=len))
+
+
+def imports_of(path: Path) -> set[str]:
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        for name in names:
+            if name.startswith("selfplay."):
+                candidate = name.removeprefix("selfplay.")
+                as_path = PACKAGE / candidate.replace(".", "/")
+                if as_path.with_suffix(".py").exists() or as_path.is_dir():
+                    found.add(candidate)
+    return found
+
+
+MODULES = sorted(p for p in PACKAGE.rglob("*.py") if "data" not in p.relative_to(PACKAGE).parts and "_resources" not in p.parts)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: module_name(p) or "selfplay")
+def test_a_module_imports_only_from_lines_above_its_own(path: Path):
+    name = module_name(path)
+    if not name:
+        return
+    wrong = {other for other in imports_of(path) if place(other) > place(name)}
+    assert not wrong, f"selfplay.{name} imports {sorted(wrong)}, which stand below it"
+
+
+def test_help_loads_nothing_heavy():
+    code = "import sys, selfplay.cli; print([m for m in ('torch','transformers','docker','git','networkx','pydantic') if m in sys.modules])"
+    started = time.monotonic()
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]", f"loaded after {time.monotonic() - started:.1f} s"
