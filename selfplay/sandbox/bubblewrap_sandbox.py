@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from selfplay.errors import EnvironmentBuildError, PrerequisiteError, SandboxError, SandboxUnavailable
+from selfplay.errors import EnvironmentBuildError, PrerequisiteError, SandboxUnavailable
 from selfplay.sandbox import command_server
 from selfplay.sandbox.base import SUBMIT, VENV, WORKSPACE, Limits, Sandbox, SandboxSpec
 from selfplay.sandbox.cgroups import ControlGroup, make_group, sweep_groups
@@ -42,6 +42,7 @@ BUILD_LIMITS = Limits(
 LOG_TAIL = 4000
 SMALL_TMPFS_BYTES = 16 << 20
 FIRST_UID = 1 << 30  # far from any account; a sandbox has its own, so that the kernel counts its processes apart
+PYTHON_PROGRAM_FILES = 20
 WATCH_INTERVAL_S = 0.05
 REMEDY_INSTALL = "Install it (for example: apt-get install bubblewrap), or set sandbox.type = 'docker'."
 _numbers = itertools.count()
@@ -156,7 +157,7 @@ class BubblewrapBackend:
     def _start(self, spec: SandboxSpec, shared: tuple[Path, ...] = (), pip_conf: str = "") -> _Opened:
         programs = _programs()
         if spec.environment and not Path(spec.environment).is_dir():
-            raise SandboxError(
+            raise SandboxUnavailable(
                 f"environment {spec.environment!r} is not a folder. Build it again: it may have been deleted from the cache."
             )
         is_root = os.geteuid() == 0
@@ -374,16 +375,40 @@ def bubblewrap_arguments(
 
 @cache
 def _package_folders() -> tuple[str, ...]:
-    """Folders of installed packages on this machine, hidden: they could hold the very source that a solver is to repair."""
-    found = []
-    for prefix, inside in ((Path(sys.base_prefix), PYTHON), (Path("/usr"), "/usr"), (Path("/usr/local"), "/usr/local")):
-        for library in ("lib", "lib64", "local/lib"):
-            if (prefix / library).is_symlink():
-                continue
-            for packages in (*prefix.glob(f"{library}/python*/site-packages"), *prefix.glob(f"{library}/python*/dist-packages")):
-                if packages.is_dir() and not packages.is_symlink():
-                    found.append(f"{inside}/{packages.relative_to(prefix)}")  # noqa: PERF401
+    """What is hidden of this machine's /usr and Python: every folder of installed packages, and whole programs that are
+    written in Python, since either could hold the very source that a solver is to repair."""
+    prefix = Path(sys.base_prefix)
+    found = [f"{PYTHON}/{path}" for path in _python_folders(prefix, whole_programs=prefix == Path("/usr"))]
+    found += [f"/usr/{path}" for path in _python_folders(Path("/usr"), whole_programs=True)]
     return tuple(dict.fromkeys(found))
+
+
+def _python_folders(prefix: Path, whole_programs: bool) -> list[str]:
+    """Relative to `prefix`: site-packages and dist-packages of the interpreters, then folders with many Python files."""
+    libraries = [prefix / name for name in ("lib", "lib64", "local/lib", "local/lib64")]
+    libraries = [library for library in libraries if library.is_dir() and not library.is_symlink()]
+    packages = [
+        folder for library in libraries for kind in ("site-packages", "dist-packages") for folder in library.glob(f"python*/{kind}")
+    ]
+    if whole_programs:
+        places = [
+            place
+            for place in (*libraries, prefix / "share", prefix / "local/share", prefix / "src", prefix / "local/src")
+            if place.is_dir()
+        ]
+        packages += [
+            program for place in places for program in place.iterdir() if not program.name.startswith("python") and _holds_python(program)
+        ]
+    return [str(folder.relative_to(prefix)) for folder in packages if folder.is_dir() and not folder.is_symlink()]
+
+
+def _holds_python(folder: Path) -> bool:
+    seen = 0
+    for _, _, files in os.walk(folder):
+        seen += sum(name.endswith((".py", ".pyc")) for name in files)
+        if seen >= PYTHON_PROGRAM_FILES:
+            return True
+    return False
 
 
 def _network_binds() -> list[str]:

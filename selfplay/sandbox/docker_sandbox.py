@@ -6,6 +6,7 @@ container whose harness dies ends by itself, since its input ends.
 
 from __future__ import annotations
 
+import atexit
 import io
 import os
 import re
@@ -50,6 +51,7 @@ while len(source) < size: source += os.read(0, size - len(source)) or sys.exit(1
 exec(compile(source, "command_server", "exec"))"""
 ENGINE_ERRORS = (DockerException, requests.exceptions.RequestException, OSError)
 BUILD_BASE = "sandboxes/base/build.sh"
+_connecting = threading.Lock()
 
 
 class DockerBackend:
@@ -59,8 +61,6 @@ class DockerBackend:
 
     def __init__(self, cache: Path | None = None, base_image: str = BASE_IMAGE) -> None:
         self._base_image = base_image
-        self._client: docker.DockerClient | None = None
-        self._lock = threading.Lock()
 
     # ---- sandboxes
 
@@ -103,8 +103,7 @@ class DockerBackend:
             engine = self._engine().api
             for found in engine.containers(all=True, filters={"label": OWNER_LABEL}):
                 if abandoned(found["Labels"].get(OWNER_LABEL, "")):
-                    with suppress(NotFound):
-                        engine.remove_container(found["Id"], force=True, v=True)
+                    _remove(engine, found["Id"])
                     removed.append(f"container {found['Names'][0].lstrip('/') if found['Names'] else found['Id'][:12]}")
         except ENGINE_ERRORS as error:
             raise SandboxUnavailable(f"the docker engine does not list or remove containers: {error}") from error
@@ -158,15 +157,11 @@ class DockerBackend:
     # ---- starting
 
     def _engine(self) -> docker.DockerClient:
-        with self._lock:
-            if self._client is None:
-                try:
-                    client = docker.from_env(timeout=ENGINE_TIMEOUT_S, max_pool_size=64)
-                    client.ping()
-                except ENGINE_ERRORS as error:
-                    raise SandboxUnavailable(f"no docker engine answers at {os.environ.get('DOCKER_HOST', 'its usual socket')}") from error
-                self._client = client
-            return self._client
+        with _connecting:
+            try:
+                return _connect(os.environ.get("DOCKER_HOST", ""))
+            except ENGINE_ERRORS as error:
+                raise SandboxUnavailable(f"no docker engine answers at {os.environ.get('DOCKER_HOST') or 'its usual socket'}") from error
 
     def _has_image(self, reference: str) -> bool:
         try:
@@ -269,6 +264,19 @@ class DockerBackend:
             "detach": False,  # with an open stdin: the container's input ends when ours does
             "host_config": host_config,
         }
+
+
+@cache
+def _connect(host: str) -> docker.DockerClient:
+    """One client a process and engine, since each keeps connections open; only one that answered is kept."""
+    client = docker.from_env(timeout=ENGINE_TIMEOUT_S, max_pool_size=64)
+    try:
+        client.ping()
+    except ENGINE_ERRORS:
+        client.close()
+        raise
+    atexit.register(client.close)
+    return client
 
 
 class _Opened:
