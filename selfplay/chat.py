@@ -27,7 +27,9 @@ def policy_path(model: str) -> str:
     if model.startswith((".", "/", "~")):
         folder = Path(model).expanduser()
         if not (folder / "config.json").is_file():
-            raise EngineError(f"policy.model = {model!r}: no config.json at {folder.absolute()}; give a model folder as transformers saves it.")
+            raise EngineError(
+                f"policy.model = {model!r}: no config.json at {folder.absolute()}; give a model folder as transformers saves it."
+            )
         return str(folder)
     return model
 
@@ -63,7 +65,9 @@ class ChatFormat:
         self._without_system = self._start_pieces(self._render(("", USER)), "")
         closing_ids = self._encode_template(closing)
         if not closing_ids or closing_ids[0] not in self._control:
-            raise EngineError(f"the chat template of {self._name} closes an assistant's turn with {closing!r}, which no special token begins.")
+            raise EngineError(
+                f"the chat template of {self._name} closes an assistant's turn with {closing!r}, which no special token begins."
+            )
         self.stop_id = closing_ids[0]
         self._bridge = (closing_ids[1:], self._encode_template(bridge_end))
         eos = tokenizer.eos_token_id

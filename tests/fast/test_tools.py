@@ -1,0 +1,156 @@
+"""Tool calls: what is read as one, what an edit does, and what an observation may show."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tiny_policy import build_tiny_tokenizer
+
+from selfplay.chat import ChatFormat, load_tokenizer
+from selfplay.tools import (
+    BadFormat,
+    EditError,
+    apply_edit,
+    cap_output,
+    format_action,
+    format_edit,
+    make_harmless,
+    parse_action,
+    render_observation,
+)
+
+FILE = "import os\n\ndef f(x):\n    y = x + 1\n    return y + y\n\ndef g(x):\n    y = x + 1\n    return y\n"
+
+
+@pytest.mark.parametrize(
+    ("tool", "body"), [("bash", "ls -l\ncat a"), ("submit", ""), ("submit", "a.diff\nb.diff"), ("create", "a.py\nx = 1\n")]
+)
+def test_a_formatted_call_reads_back(tool: str, body: str) -> None:
+    action = parse_action(format_action(tool, body))
+    assert (action.tool, action.body) == (tool, body)
+
+
+def test_reasoning_may_stand_before_a_call() -> None:
+    action = parse_action("I will look at `<tool: bash>` output first.\n<tool: bash>\nls\n</tool>\n")
+    assert (action.body, action.thought) == ("ls", "I will look at `<tool: bash>` output first.")
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("let me think", "No tool call"),
+        ("<tool: bash>\nls", "not closed"),
+        ("</tool>\n<tool: bash>\nls", "not closed"),
+        ("<tool: bash>ls</tool>", "No tool call"),
+        ("<tool: bash>\nls\n</tool>\n<tool: bash>\nls\n</tool>", "More than one"),
+        ("<tool: bash>\nls\n</tool>\nThat was it.", "text after"),
+        ("<tool: python>\nls\n</tool>", "no tool 'python'"),
+        ("<tool: bash>\n\n</tool>", "empty"),
+        ("<tool: bash>\nls \0\n</tool>", "null"),
+        ("<tool: create>\n\n</tool>", "first line"),
+        ("<tool: edit>\na.py\nold\nnew\n</tool>", "SEARCH"),
+        ("<tool: edit>\na.py\n<<<<<<< SEARCH\n=======\nx\n>>>>>>> REPLACE\n</tool>", "empty"),
+        (
+            "<tool: edit>\na.py\n<<<<<<< SEARCH\na\n=======\nb\n>>>>>>> REPLACE\n<<<<<<< SEARCH\na\n=======\nb\n>>>>>>> REPLACE\n</tool>",
+            "SEARCH",
+        ),
+    ],
+)
+def test_what_is_no_call_is_refused_with_an_explanation(text: str, complaint: str) -> None:
+    with pytest.raises(BadFormat, match=complaint):
+        parse_action(text)
+
+
+@pytest.mark.parametrize(("line", "replace"), [(None, "    return 2"), (4, "a\nb"), (12, "")])
+def test_a_formatted_edit_reads_back(line: int | None, replace: str) -> None:
+    action = parse_action(format_action("edit", format_edit("pkg/a.py", line, "    return 1\n", replace)))
+    assert (action.path, action.line, action.search, action.replace) == ("pkg/a.py", line, "    return 1\n", replace)
+
+
+def test_a_created_file_ends_with_a_line_break() -> None:
+    assert parse_action("<tool: create>\na.py\nx = 1\n</tool>").replace == "x = 1\n"
+
+
+def test_submit_names_files() -> None:
+    assert parse_action("<tool: submit>\n a.diff \n\nb.txt\n</tool>").names == ("a.diff", "b.txt")
+
+
+def test_an_edit_without_a_line_needs_a_unique_text() -> None:
+    assert apply_edit(FILE, "return y + y", "return y") == FILE.replace("y + y", "y")
+    with pytest.raises(EditError, match="2 times, in lines 4, 8"):
+        apply_edit(FILE, "y = x + 1", "y = x")
+    with pytest.raises(EditError, match="not in the file"):
+        apply_edit(FILE, "y = x * 1", "y = x")
+
+
+def test_an_edit_with_a_line_changes_that_line_only() -> None:
+    assert apply_edit(FILE, "+", "-", 8) == FILE[: FILE.rindex("+")] + "-" + FILE[FILE.rindex("+") + 1 :]
+
+
+def test_an_edit_with_a_line_may_run_on_over_the_next() -> None:
+    assert apply_edit("a\nb\nc\n", "b\nc", "d", 2) == "a\nd\n"
+
+
+@pytest.mark.parametrize(
+    ("search", "line", "complaint"),
+    [
+        ("y", 5, "3 times in line 5"),
+        ("import", 4, "starts in line 1"),
+        ("nothing", 4, "nowhere"),
+        ("y", 99, "no line 99"),
+        ("y", 0, "no line 0"),
+    ],
+)
+def test_an_edit_with_a_line_says_why_it_does_not_fit(search: str, line: int, complaint: str) -> None:
+    with pytest.raises(EditError, match=complaint):
+        apply_edit("import os\n\ndef f(y):\n    pass\n    ret y yy\n" if search == "y" and line == 5 else FILE, search, "z", line)
+
+
+def test_overlapping_occurrences_count_as_two() -> None:
+    with pytest.raises(EditError, match="2 times"):
+        apply_edit("aaa", "aa", "b")
+
+
+def test_an_edit_keeps_windows_line_ends() -> None:
+    assert apply_edit("a\r\nb\r\nc\r\n", "a\nb", "x\ny") == "x\r\ny\r\nc\r\n"
+
+
+def test_observations_end_with_what_is_left() -> None:
+    assert render_observation("out", 1, 3, 420) == "out\n[exit 1; 3 turns, 420 tokens left]"
+
+
+def test_escapes_and_invisible_characters_are_spelled_out() -> None:
+    shown = make_harmless("red\x1b[31m\rback\x07 \u202egnp.exe\u200b\x9b tab\tend\r\n")
+    assert shown == "red\\x1b[31m\\x0dback\\x07 \\u202egnp.exe\\u200b\\x9b tab\tend\n"
+
+
+@pytest.fixture(scope="module")
+def chat(tmp_path_factory: pytest.TempPathFactory) -> ChatFormat:
+    folder: Path = tmp_path_factory.mktemp("tokenizer")
+    return ChatFormat(load_tokenizer(str(_with_config(build_tiny_tokenizer(folder)))))
+
+
+def _with_config(folder: Path) -> Path:
+    (folder / "config.json").write_text('{"model_type": "qwen3"}')
+    return folder
+
+
+def test_short_output_is_left_alone(chat: ChatFormat) -> None:
+    assert cap_output("one\ntwo", 32, chat.spans) == "one\ntwo"
+
+
+def test_long_output_keeps_head_and_tail_by_whole_lines(chat: ChatFormat) -> None:
+    lines = [f"line {number}" for number in range(1000)]
+    shown = cap_output("\n".join(lines), 100, chat.spans).split("\n")
+    middle = next(number for number, line in enumerate(shown) if line.endswith("lines cut]"))
+    assert shown[:middle] == lines[:middle]
+    assert shown[middle + 1 :] == lines[-len(shown) + middle + 1 :]
+    assert shown[middle] == f"[{1000 - len(shown) + 1} lines cut]"
+    assert len(chat.encode("\n".join(shown))) <= 100
+
+
+def test_one_endless_line_is_cut_within(chat: ChatFormat) -> None:
+    shown = cap_output("x" * 500_000, 64, chat.spans)
+    assert shown.startswith("xx") and shown.endswith("xx") and "characters cut]" in shown
+    assert len(chat.encode(shown)) <= 64
