@@ -1,0 +1,94 @@
+"""Episodes as trainable samples, and their packing into right-padded micro-batches of similar length. Pure; no model.
+
+Invariant: every sample is in exactly one micro-batch, and a micro-batch exceeds the token budget only if a single sample does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One episode to learn from. token_ids, loss_mask, logprobs: (tokens,); logprobs count only where the mask is 1.
+
+    weight multiplies its loss; an episode of weight 0 still counts in its role's B (masked, not dropped).
+    """
+
+    token_ids: Sequence[int]
+    loss_mask: Sequence[int]
+    logprobs: Sequence[float]
+    advantage: float
+    role: str
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not len(self.token_ids) == len(self.loss_mask) == len(self.logprobs):
+            raise ValueError("a sample's token_ids, loss_mask and logprobs differ in length")
+        if self.loss_mask and self.loss_mask[0]:
+            raise ValueError("a sample's first token cannot be an action: nothing predicts it")
+
+    @property
+    def action_tokens(self) -> int:
+        return sum(self.loss_mask)
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """rows: index of each row's sample in the update. The action tokens, row by row: which row, and the place that predicts each."""
+
+    rows: tuple[int, ...]
+    token_ids: Tensor  # (rows, seq) int64, padded on the right with 0, which causal attention never lets an action see
+    action_rows: Tensor  # (actions,) row of each action token
+    action_places: Tensor  # (actions,) index of the action token in its row; its prediction stands one place before
+    rollout_logprobs: Tensor  # (actions,) float32
+
+    @property
+    def padded_tokens(self) -> int:
+        return self.token_ids.numel()
+
+
+def plan_micro_batches(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
+    """Indices in groups whose count · longest stays within the budget, longest first (what does not fit in memory fails at once)."""
+    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    plan: list[list[int]] = []
+    for index in order:
+        if plan and lengths[plan[-1][0]] * (len(plan[-1]) + 1) <= token_budget:
+            plan[-1].append(index)
+        else:
+            plan.append([index])
+    return plan
+
+
+def trim(sample: Sample) -> int:
+    """How many tokens of a sample are worth computing: up to its last action, what follows has no loss."""
+    return max((place + 1 for place, is_action in enumerate(sample.loss_mask) if is_action), default=0)
+
+
+def make_micro_batches(samples: Sequence[Sample], token_budget: int) -> list[MicroBatch]:
+    """Samples without any action token, or of weight or advantage 0, carry no gradient and are left out."""
+    kept = [i for i, s in enumerate(samples) if s.weight and s.advantage and any(s.loss_mask)]
+    lengths = [trim(samples[i]) for i in kept]
+    return [_collate(samples, [kept[i] for i in group]) for group in plan_micro_batches(lengths, token_budget)]
+
+
+def _collate(samples: Sequence[Sample], indices: Sequence[int]) -> MicroBatch:
+    longest = max(trim(samples[i]) for i in indices)
+    token_ids = torch.zeros(len(indices), longest, dtype=torch.int64)
+    rows: list[int] = []
+    places: list[int] = []
+    logprobs: list[float] = []
+    for row, index in enumerate(indices):
+        sample, length = samples[index], trim(samples[index])
+        token_ids[row, :length] = torch.as_tensor(sample.token_ids[:length], dtype=torch.int64)
+        actions = [place for place in range(length) if sample.loss_mask[place]]
+        rows += [row] * len(actions)
+        places += actions
+        logprobs += [sample.logprobs[place] for place in actions]
+    return MicroBatch(
+        tuple(indices), token_ids, torch.tensor(rows), torch.tensor(places), torch.tensor(logprobs, dtype=torch.float32)
+    )
