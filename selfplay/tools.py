@@ -197,7 +197,8 @@ def _line_span(text: str, line: int) -> tuple[int, int]:
         if begin == 0:
             break
     if line < 1 or (begin == 0 and line > 1) or begin >= max(len(text), 1):
-        raise EditError(f"There is no line {line}; the last is line {text.rstrip('\n').count('\n') + 1}.")
+        last = text.removesuffix("\n").count("\n") + 1
+        raise EditError(f"There is no line {line}; the last is line {last}.")
     end = text.find("\n", begin)
     return begin, len(text) if end < 0 else end + 1
 
