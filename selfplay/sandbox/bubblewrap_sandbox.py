@@ -32,10 +32,12 @@ from selfplay.sandbox.base import SUBMIT, VENV, WORKSPACE, Limits, Sandbox, Sand
 from selfplay.sandbox.cgroups import ControlGroup, make_group, sweep_groups
 from selfplay.sandbox.client import HELLO_S, ConnectedSandbox, Connection, PeerGone, PipeChannel, Refused, probe
 from selfplay.sandbox.owners import abandoned, unique_name
+from selfplay.sandbox.seccomp import seccomp_filter
 from selfplay.sandbox.variables import command_variables, index_access
 
 PYTHON = "/opt/python"  # where the base interpreter's prefix is bound, wherever it lies outside
 SERVER = "/opt/selfplay/command_server.pyc"
+SECCOMP = "seccomp"  # not a path: bubblewrap reads this one itself
 BUILD_LIMITS = Limits(
     memory_bytes=4 << 30, processes=512, file_bytes=1 << 30, workspace_bytes=1 << 30, tmp_bytes=2 << 30, output_bytes=32 << 20, cpus=4.0
 )
@@ -121,6 +123,8 @@ class BubblewrapBackend:
                 try:
                     result = opened.connection.run(steps.encode(), timeout_s, BUILD_LIMITS.output_bytes, b"")
                 except PeerGone as error:
+                    with self._opened(SandboxSpec(environment="")) as fresh:
+                        probe(fresh.connection)  # raises when the machine is at fault
                     raise EnvironmentBuildError(f"the build of environment {key} ended its sandbox: {error}") from error
             log.write_bytes(result.output)
             if result.exit_code != 0:
@@ -177,6 +181,8 @@ class BubblewrapBackend:
         if pip_conf:
             files["/etc/pip.conf"] = pip_conf
         made = {path: _memory_file(content) for path, content in files.items() if content}
+        if refused_calls := seccomp_filter():
+            made[SECCOMP] = _memory_file(refused_calls)
         group = make_group(unique_name(), spec.limits)
         try:
             arguments = bubblewrap_arguments(spec, programs, uid, is_root, made, info_write, shared)
@@ -236,14 +242,21 @@ class _Opened:
             text = _read_until(info, b"}", time.monotonic() + HELLO_S)
             self.server_pid = int(json.loads(text)["child-pid"])
             self._server = os.pidfd_open(self.server_pid)
-            if self.group:
-                self.group.add(self.process.pid)
-                self.group.add(self.server_pid)
-            else:
+            if not self._join_group():
                 threading.Thread(target=self._watch, args=(limits,), daemon=True, name="sandbox-watchdog").start()
             self.connection.hello(time.monotonic() + HELLO_S)
         except (PeerGone, Refused, OSError, ValueError, KeyError) as error:
             raise SandboxUnavailable(f"bubblewrap started no command server: {error} {self._errors()}".strip()) from error
+
+    def _join_group(self) -> bool:
+        if self.group is None:
+            return False
+        try:
+            for pid in (self.process.pid, self.server_pid):
+                self.group.add(pid)
+        except OSError:  # a group may be made here but not entered: v2 asks for rights on the way to it too
+            return False
+        return True
 
     def close(self) -> None:
         """Kill process 1, and the kernel everything in its namespace; bubblewrap itself ends once that is done."""
@@ -346,6 +359,9 @@ def bubblewrap_arguments(
                     line += ["--perms", "0755", "--dir", str(parent)]
                 line += ["--ro-bind", str(place), str(place)]
     for path, fd in made.items():
+        if path == SECCOMP:
+            line += ["--seccomp", str(fd)]
+            continue
         line += ["--perms", "0444", "--ro-bind-data", str(fd), path]
 
     line += [

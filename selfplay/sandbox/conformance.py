@@ -209,8 +209,17 @@ def runs_without_privileges(backend: SandboxBackend, spec: SandboxSpec) -> None:
         assert all(int(status[name], 16) == 0 for name in ("CapEff", "CapPrm", "CapInh", "CapAmb", "CapBnd")), status
         assert status["NoNewPrivs"] == "1"
         assert "0" not in status["Groups"].split(), f"groups {status['Groups']}"
-        for command in ("mount -t tmpfs none /tmp", "chroot / true", "mknod /tmp/null c 1 3", "su -c true"):
+        for command in (
+            "mount -t tmpfs none /tmp",
+            "chroot / true",
+            "mknod /tmp/null c 1 3",
+            "su -c true",
+            "unshare --user true",
+            "unshare --net true",
+        ):
             assert box.run(command).exit_code != 0, f"{command!r} succeeded"
+        threads = "import threading; t = threading.Thread(target=print, args=('threads work',)); t.start(); t.join()"
+        assert says(box, f'python3 -c "{threads}"') == "threads work"
 
 
 def all_else_is_read_only(backend: SandboxBackend, spec: SandboxSpec) -> None:

@@ -68,6 +68,7 @@ class DockerBackend:
         try:
             engine = self._engine()
             system = engine.version().get("Os", "linux")
+            has_base = self._has_image(self._base_image)
         except SandboxUnavailable as error:
             raise PrerequisiteError(
                 f"{error}. Install and start one (for example: apt-get install docker.io && service docker start), "
@@ -77,7 +78,7 @@ class DockerBackend:
             raise PrerequisiteError(f"the docker engine answers with an error: {error}") from error
         if system != "linux":
             raise PrerequisiteError(f"the docker engine runs {system} containers, linux ones are needed.")
-        if not self._has_image(self._base_image):
+        if not has_base:
             raise PrerequisiteError(f"the docker engine has no image {self._base_image}. Build it with: sudo {BUILD_BASE}")
 
     @contextmanager
@@ -147,6 +148,7 @@ class DockerBackend:
                 conf={"Entrypoint": ["/bin/bash"], "Cmd": [], "Labels": {"selfplay.environment": key}},
             )
         except PeerGone as error:
+            self._start(SandboxSpec(self._base_image)).close()  # raises when the machine is at fault
             raise EnvironmentBuildError(f"the build of environment {key} ended its sandbox: {error}") from error
         except ENGINE_ERRORS as error:
             raise SandboxUnavailable(f"the docker engine failed while environment {key} was built: {error}") from error
