@@ -81,7 +81,10 @@ class Sandbox(Protocol):
         ...
 
     def write_archive(self, folder: str, tar: bytes) -> None:
-        """Unpack an uncompressed tar (plain files and folders) into `folder`, which must be writable in the sandbox."""
+        """Unpack an uncompressed tar (plain files and folders) into `folder`, which must be writable in the sandbox.
+
+        Raises ArtifactError for anything else in it, or when it cannot be written there (no space, not writable).
+        """
         ...
 
     def read_archive(self, folder: str, max_bytes: int) -> bytes:

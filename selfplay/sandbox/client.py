@@ -302,8 +302,9 @@ class ConnectedSandbox:
     def run(self, command: str, timeout_s: float = 60.0, output_bytes: int | None = None, stdin: bytes = b"") -> ExecResult:
         encoded = command.encode("utf-8", "surrogateescape")
         limit = min(self._spec.limits.file_bytes, 1 << 26)
-        if len(encoded) > MAX_COMMAND_BYTES or len(stdin) > limit or b"\0" in encoded:
-            reason = f"command not run: at most {MAX_COMMAND_BYTES} bytes without NUL, and {limit} bytes of input\n"
+        most = min(MAX_COMMAND_BYTES, limit)
+        if len(encoded) > most or len(stdin) > limit or b"\0" in encoded:
+            reason = f"command not run: at most {most} bytes without NUL, and {limit} bytes of input\n"
             return ExecResult(126, reason.encode(), truncated=False, timed_out=False, duration_s=0.0)
         cap = self._spec.limits.output_bytes if output_bytes is None else output_bytes
         return self._ask(lambda: self._connection.run(encoded, timeout_s, cap, stdin))

@@ -287,6 +287,9 @@ def files_go_in_and_out(backend: SandboxBackend, spec: SandboxSpec) -> None:
             assert members["plain"].mode & 0o111 and not members["a/b/c.bin"].mode & 0o111
             read = archive.extractfile("a/b/c.bin")
             assert read is not None and read.read() == content
+        says(box, "mkdir /submit/odd && : > /submit/odd/$'\\xff\\xfe' && : > /submit/odd/$'line\\nbreak' && : > /submit/odd/-rf")
+        with tarfile.open(fileobj=io.BytesIO(box.read_archive("/submit", 1 << 20))) as archive:
+            assert len(archive.getnames()) == 3, f"odd names came back as {archive.getnames()}"
         box.write_archive("/testbed", make_tar(("link", b"replaced")))
         assert says(box, "cat link; stat -c %F link") == "replacedregular file", "a link that was in the way was followed"
 

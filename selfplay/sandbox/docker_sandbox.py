@@ -11,6 +11,7 @@ import io
 import os
 import re
 import shlex
+import socket
 import tarfile
 import threading
 import time
@@ -271,6 +272,9 @@ class DockerBackend:
 @cache
 def _connect(host: str) -> docker.DockerClient:
     """One client a process and engine, since each keeps connections open; only one that answered is kept."""
+    if not host or host.startswith("unix://"):
+        with socket.socket(socket.AF_UNIX) as trial:  # the library forgets to close the socket that it cannot connect
+            trial.connect(host.removeprefix("unix://") or "/var/run/docker.sock")
     client = docker.from_env(timeout=ENGINE_TIMEOUT_S, max_pool_size=64)
     try:
         client.ping()

@@ -22,7 +22,7 @@ LOCAL_OPTIONS = ("find-links", "extra-index-url", "index-url", "cert", "client-c
 IGNORED_PIP_VARIABLES = frozenset(
     {"PIP_CONFIG_FILE", "PIP_CACHE_DIR", "PIP_TARGET", "PIP_PREFIX", "PIP_USER", "PIP_ROOT", "PIP_LOG", "PIP_REQUIRE_VIRTUALENV"}
 )
-NEVER_SHARED = frozenset({Path("/"), Path("/home"), Path("/root"), Path("/etc"), Path("/var"), Path("/proc"), Path("/sys"), Path("/dev")})
+NEVER_SHARED = frozenset({Path("/"), Path("/home"), Path("/etc"), Path("/var"), Path("/proc"), Path("/sys"), Path("/dev")})
 
 
 def command_variables(spec: SandboxSpec) -> dict[str, str]:
