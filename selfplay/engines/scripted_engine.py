@@ -1,0 +1,74 @@
+"""An engine whose words come from a function instead of a model: for tests, demonstrations and warm starts.
+
+Deterministic: equal requests give equal completions, in any order and from any thread. Weights are counted, not used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from selfplay.engines.base import Completion, GenerationRequest, Sampling
+from selfplay.errors import EngineError
+
+if TYPE_CHECKING:
+    import torch
+
+LOGPROB = -0.5
+
+
+@dataclass(frozen=True)
+class ScriptedTurn:
+    """What a script sees: tag "injector/<group>/<member>/<turn>", the whole prompt as text, and the turn's seed."""
+
+    tag: str
+    text: str
+    seed: int
+
+    @property
+    def role(self) -> str:
+        return self.tag.partition("/")[0]
+
+    @property
+    def number(self) -> int:
+        """The turn's number, from 0."""
+        return int(self.tag.rpartition("/")[2])
+
+
+class ScriptedEngine:
+    """See `Engine`. The reply is tokenised as a trained policy would write it, control tokens included, and closed."""
+
+    def __init__(self, reply: Callable[[ScriptedTurn], str], tokenizer: Any) -> None:
+        from tokenizers import Tokenizer
+
+        self._reply = reply
+        self._tokenizer = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())  # a copy of its own: encoding changes no state
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self._eos: int | None = tokenizer.eos_token_id
+        self._version = 0
+
+    @property
+    def weight_version(self) -> int:
+        return self._version
+
+    def generate(self, requests: Sequence[GenerationRequest], sampling: Sampling) -> list[Completion]:
+        return [self._complete(request) for request in requests]
+
+    def load_weights(self, weights: Mapping[str, torch.Tensor], version: int) -> None:
+        self._version = version
+
+    def close(self) -> None:
+        pass
+
+    def _complete(self, request: GenerationRequest) -> Completion:
+        if not request.stop_ids or request.max_new_tokens < 1:
+            raise EngineError(f"request {request.tag!r} has stop_ids {set(request.stop_ids)} and max_new_tokens {request.max_new_tokens}")
+        text = self._tokenizer.decode(list(request.prompt_ids), skip_special_tokens=False)
+        reply = self._reply(ScriptedTurn(request.tag, text, request.seed))
+        stop = self._eos if self._eos in request.stop_ids else min(request.stop_ids)
+        ids = [*self._tokenizer.encode(reply, add_special_tokens=False).ids, stop]
+        end = next(place for place, id_ in enumerate(ids) if id_ in request.stop_ids) + 1
+        kept = tuple(ids[: min(end, request.max_new_tokens)])
+        return Completion(kept, (LOGPROB,) * len(kept), self._version, stopped=kept[-1] in request.stop_ids)
