@@ -1,0 +1,265 @@
+import pytest
+
+from selfplay.grading import MAX_FILE_BYTES, take_prediction
+from selfplay.judging import (
+    Thresholds,
+    broken_tests,
+    judge_baseline,
+    judge_bug,
+    judge_changed_files,
+    judge_empty_log,
+    judge_repair,
+    judge_repeats,
+    judge_reverts,
+    judge_weakening,
+    short_failure,
+    without_lines_naming,
+)
+from selfplay.outcomes import TestOutcomes
+from selfplay.patches import apply_patch
+from selfplay.perturbation import perturb_source
+from selfplay.trees import FileEntry, Tree
+from selfplay.validator import CheckResult, Verdict
+
+
+def outcomes(passed="", failed=""):
+    return TestOutcomes(frozenset(passed), frozenset(failed))
+
+
+def tree(**files):
+    return Tree({name: FileEntry(text.encode()) for name, text in files.items()})
+
+
+LIMITS = Thresholds(min_passing_tests=3, min_failing_tests=2, min_changed_files=2)
+
+# ---- the decisions
+
+
+def test_a_baseline_needs_enough_passing_tests_and_no_failing_one():
+    assert judge_baseline(outcomes("abc"), LIMITS).passed
+    assert "at least 3" in judge_baseline(outcomes("ab"), LIMITS).reason
+    assert "1 test(s) fail on the original code: d" in judge_baseline(outcomes("abc", "d"), LIMITS).reason
+
+
+def test_a_bug_changes_enough_files():
+    assert judge_changed_files(["a.py", "b.py"], LIMITS).passed
+    assert "at least 2 must change" in judge_changed_files(["a.py"], LIMITS).reason
+    assert "empty" in judge_changed_files([], Thresholds()).reason
+
+
+def test_a_missing_test_is_broken_and_yet_not_a_failing_one():
+    original, buggy = outcomes("abcd"), outcomes("ab", "c")
+    assert broken_tests(original, buggy) == {"c", "d"}
+    assert "1 test(s) fail" in judge_bug(original, buggy, LIMITS).reason
+    assert judge_bug(original, outcomes("ab", "cd"), LIMITS).passed
+
+
+def test_a_failing_test_that_the_original_did_not_have_proves_no_bug():
+    assert "no test notices" in judge_bug(outcomes("abc"), outcomes("abc", "xyz"), LIMITS).reason
+
+
+def test_some_test_must_survive_the_bug():
+    assert "some must still pass" in judge_bug(outcomes("abc"), outcomes("", "abc"), LIMITS).reason
+
+
+@pytest.mark.parametrize(
+    ("weakened", "hides"),
+    [(outcomes("abc", "d"), True), (outcomes("ab", "d"), True), (outcomes("ab", "cd"), False), (outcomes("", "cd"), False)],
+    ids=["passes again", "gone", "still failing", "others gone"],
+)
+def test_weakening_hides_a_broken_test_by_passing_or_removing_it(weakened, hides):
+    assert judge_weakening(frozenset("cd"), outcomes("ab", "cd"), weakened).passed is hides
+
+
+def test_a_test_that_was_missing_already_is_not_hidden_by_missing_still():
+    assert not judge_weakening(frozenset("cd"), outcomes("ab", "c"), outcomes("ab", "c")).passed
+
+
+def test_each_reverted_file_must_repair_a_broken_test():
+    assert judge_reverts(frozenset("cd"), {"a.py": (outcomes("c"), ""), "b.py": (outcomes("abd"), "")}).passed
+    finding = judge_reverts(frozenset("cd"), {"a.py": (outcomes("c"), ""), "b.py": (outcomes("ab", "cd"), "")})
+    assert not finding.passed and "only b.py" in finding.reason
+    assert "took too long" in judge_reverts(frozenset("c"), {"a.py": (outcomes(), "took too long")}).reason
+
+
+def test_repeats_must_be_equal_in_every_state():
+    good = (outcomes("ab", "c"), "")
+    assert judge_repeats({"original": [good, good], "buggy": [good]}).passed
+    finding = judge_repeats({"original": [good, good], "buggy": [good, (outcomes("a", "c"), "")]})
+    assert not finding.passed and finding.evidence["moved"] == {"buggy": ["b"]}
+    assert "lost" in judge_repeats({"buggy": [good, (outcomes(), "lost")]}).reason
+
+
+def test_a_parser_must_need_its_log():
+    assert judge_empty_log(outcomes(), outcomes(), outcomes("ab")).passed
+    assert "empty log" in judge_empty_log(outcomes("a"), outcomes(), outcomes("ab")).reason
+    assert "does not name any more" in judge_empty_log(outcomes(), outcomes("b"), outcomes("ab")).reason
+
+
+def test_lines_that_name_a_test_are_found_by_its_last_name():
+    log = b"PASSED t.py::T::test_a[1 - x]\nok test_ab\ntest_a ... ok\n2 passed\n"
+    assert without_lines_naming(log, {"t.py::T::test_a[1 - x]"}) == b"ok test_ab\n2 passed\n"
+
+
+def test_a_repair_needs_an_explicit_pass_of_every_test():
+    assert judge_repair(outcomes("abc"), "a", "bc") == ()
+    assert judge_repair(outcomes("a", "b"), "ab", "c") == ("b", "c")
+
+
+def test_a_verdict_survives_its_json_form():
+    check = CheckResult("patches", False, "no", {"files": {"a": "add"}}, 0.1)
+    verdict = Verdict(False, (check,), "patches", ("a",), ("b", "c"), "digest", "E   boom", 1.5, 3, 2)
+    assert Verdict.from_json(verdict.to_json()) == verdict
+
+
+# ---- a failure in its own words
+
+LOG = b"""
+=================================== FAILURES ===================================
+___________________________________ test_one ___________________________________
+tests/test_b.py:3: in test_one
+    assert 1 == 2
+E   assert 1 == 2
+________________________________ T.test_one[a-b] _______________________________
+tests/test_a.py:9: in test_one
+    boom()
+E   \x1b[31mValueError: \x07boom
+___________________________________ test_one ___________________________________
+tests/test_a.py:4: in test_one
+    assert 3 == 4
+E   assert 3 == 4
+=========================== short test summary info ============================
+FAILED tests/test_a.py::test_one - assert 3 == 4
+1 failed
+"""
+
+
+def test_the_failure_is_the_one_of_the_tests_own_file():
+    assert short_failure(LOG, "tests/test_a.py::test_one") == "tests/test_a.py:4: in test_one\n    assert 3 == 4\nE   assert 3 == 4"
+    assert short_failure(LOG, "tests/test_b.py::test_one").endswith("E   assert 1 == 2")
+
+
+def test_the_failure_of_a_method_with_parameters_is_found_and_made_harmless():
+    assert short_failure(LOG, "tests/test_a.py::T::test_one[a-b]", max_lines=1) == "E   ValueError: boom"
+
+
+def test_without_a_traceback_the_end_of_the_log_is_shown():
+    assert short_failure(LOG, "elsewhere::x", max_lines=2) == "FAILED tests/test_a.py::test_one - assert 3 == 4\n1 failed"
+    assert short_failure(b"", "x") == ""
+
+
+# ---- changes without meaning
+
+SOURCE = b'''"""Doc."""
+import os
+
+
+def one(value):
+    """Doc."""
+    return value + 1
+
+
+class Thing:
+    def two(self):
+        result = [
+            1,
+        ]
+        return result
+
+    def three(self):
+        """Doc alone."""
+
+    def four(self):
+        for item in (): pass
+        return 4
+'''
+
+
+def test_perturbed_source_behaves_the_same_and_compiles_to_something_else():
+    changed = perturb_source(SOURCE, 1)
+    assert changed.count(b"_unused_") == 3  # two functions and the dead branch
+    before, after = {}, {}
+    exec(compile(SOURCE, "m", "exec"), before)
+    exec(compile(changed, "m", "exec"), after)
+    assert after["one"](1) == 2 and after["Thing"]().two() == [1] and after["one"].__doc__ == "Doc."
+    assert after["one"].__code__.co_code != before["one"].__code__.co_code
+    assert after["one"].__code__.co_firstlineno == before["one"].__code__.co_firstlineno
+    assert before.keys() == after.keys()
+
+
+@pytest.mark.parametrize("source", [b"def broken(:\n", b"x = '\0'\n", b"def f():\r\n    return 1\r\n"], ids=["syntax", "nul", "dos"])
+def test_source_that_cannot_be_perturbed_safely_is_left_alone(source):
+    assert perturb_source(source, 1) == source
+
+
+# ---- predictions
+
+BEFORE = Tree(
+    {
+        ".gitignore": FileEntry(b"*.log\nbuild/\nkept.log\n"),
+        "pkg/a.py": FileEntry(b"x = 1\n"),
+        "kept.log": FileEntry(b"tracked although ignored\n"),
+        "tests/test_a.py": FileEntry(b"assert 1\n"),
+        "tool": FileEntry(b"#!\n", executable=True),
+    }
+)
+
+
+def after(changes):
+    return BEFORE.replace({path: None if content is None else FileEntry(content) for path, content in changes.items()}).to_tar()
+
+
+def test_an_untouched_workspace_predicts_nothing():
+    assert take_prediction(BEFORE, BEFORE.to_tar()) == take_prediction(BEFORE, after({"x.log": b"", "a/__pycache__/b.pyc": b"\0"}))
+    assert take_prediction(BEFORE, BEFORE.to_tar()).patch == ""
+
+
+def test_untracked_files_count_and_ignored_ones_do_not():
+    prediction = take_prediction(BEFORE, after({"pkg/new.py": b"y = 1\n", "build/lib/a.py": b"z\n", "run.log": b"z\n"}))
+    assert apply_patch(BEFORE, prediction.patch).changed_paths(BEFORE) == ["pkg/new.py"]
+    assert prediction.restored == ()
+
+
+def test_tracked_files_count_even_when_a_rule_ignores_them():
+    prediction = take_prediction(BEFORE, after({"kept.log": b"changed\n"}))
+    assert apply_patch(BEFORE, prediction.patch)["kept.log"].content == b"changed\n"
+
+
+def test_an_ignore_file_that_the_solver_wrote_hides_nothing():
+    prediction = take_prediction(BEFORE, after({".gitignore": b"*\n", "pkg/new.py": b"y = 1\n"}))
+    assert "pkg/new.py" in prediction.patch and prediction.restored == (".gitignore",)
+
+
+@pytest.mark.parametrize(
+    "path", ["tests/test_a.py", "conftest.py", "pytest.ini", "sitecustomize.py", "x.pth", "pytest.py", "evil.dist-info/entry_points.txt"]
+)
+def test_protected_files_are_put_back_and_recorded(path):
+    prediction = take_prediction(BEFORE, after({path: b"evil\n", "pkg/a.py": b"x = 2\n"}))
+    assert prediction.restored == (path,)
+    assert apply_patch(BEFORE, prediction.patch).changed_paths(BEFORE) == ["pkg/a.py"]
+
+
+def test_a_deleted_test_is_put_back():
+    prediction = take_prediction(BEFORE, after({"tests/test_a.py": None, "pkg/a.py": None}))
+    assert prediction.restored == ("tests/test_a.py",)
+    assert "pkg/a.py" not in apply_patch(BEFORE, prediction.patch)
+
+
+@pytest.mark.parametrize("content", [b"\0", b"\xff", b"x" * (MAX_FILE_BYTES + 1)], ids=["binary", "not utf-8", "huge"])
+def test_what_a_text_diff_cannot_hold_is_put_back(content):
+    assert take_prediction(BEFORE, after({"pkg/data": content})).restored == ("pkg/data",)
+
+
+def test_hostile_names_are_put_back_and_recorded_harmlessly():
+    restored = take_prediction(BEFORE, after({"pkg/\x1b[2J.py": b"x\n", "-rf": b"x\n"})).restored
+    assert restored == ("'-rf'", "'pkg/\\x1b[2J.py'")
+
+
+def test_a_changed_mode_alone_is_no_change():
+    tar = BEFORE.replace({"tool": FileEntry(b"#!\n"), "pkg/a.py": FileEntry(b"x = 1\n", executable=True)}).to_tar()
+    assert take_prediction(BEFORE, tar).patch == ""
+
+
+def test_more_files_than_a_patch_may_have_are_cut_and_recorded():
+    prediction = take_prediction(BEFORE, after({f"junk/{number}": b"x\n" for number in range(510)}))
+    assert len(prediction.restored) == 10 and prediction.patch.count("diff --git") == 500
