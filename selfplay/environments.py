@@ -24,7 +24,7 @@ from selfplay.config import EnvironmentSettings
 from selfplay.dependencies import Dependencies, read_dependencies, requirement_files
 from selfplay.errors import EnvironmentBuildError, OutcomesError
 from selfplay.outcomes import TestOutcomes, parse_outcomes
-from selfplay.patches import is_protected_path, is_test_path
+from selfplay.patches import is_protected_path
 from selfplay.repos import Checkout
 from selfplay.resources import resource
 from selfplay.sandbox.base import VENV, WORKSPACE, ExecResult, Limits, Sandbox, SandboxBackend, SandboxSpec
@@ -291,7 +291,7 @@ def import_variables(tree: Tree) -> dict[str, str]:
 
 
 def _source_files(tree: Tree) -> list[str]:
-    return [path for path in sorted(tree) if path.endswith(".py") and not is_test_path(path) and not is_protected_path(path)]
+    return [path for path in sorted(tree) if path.endswith(".py") and not is_protected_path(path, tree)]
 
 
 def _likely_test_files(tree: Tree) -> list[str]:

@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from selfplay.patches import is_protected_path, is_test_path
+from selfplay.patches import is_protected_path
 from selfplay.trees import Tree
 
 
@@ -82,7 +82,7 @@ def find_targets(tree: Tree, calls: Mapping[str, FileCalls], test_files: Collect
             callers.setdefault(place, name)
     targets = []
     for path in sorted(tree):
-        if not path.endswith(".py") or is_test_path(path) or is_protected_path(path):
+        if not path.endswith(".py") or is_protected_path(path, tree):
             continue
         lines = tree.text(path).split("\n")
         for span in function_spans(tree[path].content):

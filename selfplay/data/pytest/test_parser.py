@@ -53,7 +53,7 @@ def parse(log):
         names = [without_message(text[found.start() :]) for found in TEST_FILE.finditer(text)]
         failed.update([name for name in names if name in passed or name in failed][:1] or names[:1])
     outcomes = dict.fromkeys(sorted(passed - failed), "passed") | dict.fromkeys(sorted(failed), "failed")
-    return {name: outcome for name, outcome in outcomes.items() if 0 < len(name) <= MAX_ID}
+    return {name: outcome for name, outcome in outcomes.items() if 0 < len(name) <= MAX_ID and name.isprintable()}
 
 
 if __name__ == "__main__":
