@@ -1,0 +1,247 @@
+"""The rows of the curriculum as values, and their plain form for SQLite. Leaves tables and transactions to schema.py and store.py.
+
+Invariant: `read(Row, stored(row)) == row`; tuples and mappings are JSON text in the database, "" stands for no reference.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin, get_type_hints
+
+from selfplay.patches import reverse_patch
+
+if TYPE_CHECKING:
+    from selfplay.validator import BugState
+
+Row = TypeVar("Row")
+
+GROUP_STATUSES = ("open", "complete", "consumed", "void")
+BUG_STATUSES = ("fresh", "playing", "measured", "void", "spec_too_long")
+
+
+@dataclass(frozen=True)
+class EnvironmentRow:
+    name: str
+    base_commit: str
+    environment_key: str
+    licence: str
+    tests: int
+    excluded: tuple[str, ...]
+    status: str  # ready | failed
+    reason: str = ""
+    log: str = ""
+
+
+@dataclass(frozen=True)
+class GroupRow:
+    """`size` episodes of one role with one task; their rewards are compared with each other."""
+
+    group_id: str
+    update: int
+    role: str
+    repository: str
+    strategy: str
+    target_json: str
+    bug_id: str  # "" for injectors
+    size: int
+    thresholds_json: str = ""
+    status: str = "open"
+
+
+@dataclass(frozen=True)
+class EpisodeRow:
+    """What was recorded when the episode ended, and what was decided later: reward, advantage, the update that consumed it."""
+
+    episode_id: str
+    group_id: str
+    member: int
+    update: int
+    role: str
+    repository: str
+    strategy: str
+    bug_id: str
+    finish: str
+    path: str  # of the episode's file, relative to the run folder
+    turns: int
+    action_tokens: int
+    total_tokens: int
+    weight_version_min: int
+    started_at: float = 0.0
+    duration_s: float = 0.0
+    reward: float | None = None
+    advantage: float | None = None
+    consumed_update: int | None = None
+    masked: bool = False
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class VerdictRow:
+    episode_id: str
+    accepted: bool
+    failed_check: str
+    reason: str
+    checks_json: str
+    duration_s: float
+    test_runs: int
+    cached_runs: int
+
+
+@dataclass(frozen=True)
+class BugRow:
+    """An accepted bug. solve_rate, attempts and passes are of its latest measurement; `plays` counts the groups that played it.
+
+    first_solve_rate stays as it was first measured: what its injector is paid for, however often the bug is replayed later.
+    """
+
+    bug_id: str
+    repository: str
+    environment_key: str
+    base_commit: str
+    order: int
+    parent_bug_id: str | None
+    parent_episode_id: str | None
+    injector_episode_id: str
+    strategy: str
+    target: str
+    artifact: Mapping[str, str]
+    attempt_patch: str
+    fail_to_pass: tuple[str, ...]
+    pass_to_pass: tuple[str, ...]
+    failure: str
+    tree_digest: str
+    status: str = "fresh"
+    solve_rate: float | None = None
+    attempts: int = 0
+    passes: int = 0
+    created_update: int = 0
+    created_at: float = 0.0
+    first_solve_rate: float | None = None
+    plays: int = field(default=0, metadata={"derived": True})
+
+    def state(self) -> BugState:
+        from selfplay.artifact import Artifact
+        from selfplay.validator import BugState
+
+        return BugState(Artifact.from_files(self.artifact), self.order, self.attempt_patch, self.fail_to_pass, self.pass_to_pass)
+
+
+@dataclass(frozen=True)
+class AttemptRow:
+    """A solver's graded repair. passed: None where the machine failed. confirmed: of the second grading, None without one."""
+
+    episode_id: str
+    bug_id: str
+    passed: bool | None
+    reason: str
+    failed_tests: tuple[str, ...]
+    confirmed: bool | None
+    restored: tuple[str, ...]
+    patch: str
+    duration_s: float
+
+
+@dataclass(frozen=True)
+class UpdateRow:
+    """`checkpoint` is "" until the update is committed."""
+
+    update: int
+    checkpoint: str
+    weight_version: int
+    carried_gradient: bool
+    metrics_json: str
+    begun_at: float
+    committed_at: float | None
+
+
+@dataclass(frozen=True)
+class FailureRow:
+    """A failure of the machine, never of the policy."""
+
+    update: int
+    phase: str
+    message: str
+    at: float
+
+
+REFERENCES = ("bug_id", "injector_episode_id")  # "" in a value, NULL in the database, so that foreign keys hold
+
+
+def stored(row: Any) -> dict[str, Any]:
+    """The row as SQLite keeps it."""
+    values: dict[str, Any] = {}
+    for item in fields(row):
+        if item.metadata.get("derived"):
+            continue
+        value = getattr(row, item.name)
+        if isinstance(value, tuple):
+            value = json.dumps(list(value))
+        elif isinstance(value, Mapping):
+            value = json.dumps(dict(value))
+        elif item.name in REFERENCES and value == "":
+            value = None
+        values[item.name] = plain(value)
+    return values
+
+
+def plain(value: Any) -> Any:
+    """What SQLite takes. Text of the policy may hold lone surrogates, which no UTF-8 text can: it is kept as bytes."""
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            return value.encode("utf-8", "surrogatepass")
+    return value
+
+
+def read(kind: type[Row], values: Mapping[str, Any]) -> Row:
+    """The row that `stored` wrote."""
+    hints = _hints(kind)
+    read_values: dict[str, Any] = {}
+    for item in fields(kind):  # type: ignore[arg-type]
+        value, hint = values[item.name], hints[item.name]
+        if isinstance(value, bytes):
+            value = value.decode("utf-8", "surrogatepass")
+        if get_origin(hint) is tuple:
+            value = tuple(json.loads(value))
+        elif get_origin(hint) is Mapping:
+            value = json.loads(value)
+        elif value is not None and (hint is bool or bool in get_args(hint)):
+            value = bool(value)
+        elif value is None and hint is str:
+            value = ""
+        read_values[item.name] = value
+    return kind(**read_values)
+
+
+_HINTS: dict[type, dict[str, Any]] = {}
+
+
+def _hints(kind: type) -> dict[str, Any]:
+    if kind not in _HINTS:
+        _HINTS[kind] = get_type_hints(kind)
+    return _HINTS[kind]
+
+
+def task_record(bug: BugRow) -> dict[str, Any]:
+    """The bug as a SWE-bench shaped record: `patch` mends it, `test_patch` is the specification that a solver sees.
+
+    The patches lead from the state that a solver starts in; `base_commit` is the original, before the bug.
+    """
+    mend = reverse_patch(bug.attempt_patch) if bug.attempt_patch else ""
+    return {
+        "instance_id": f"{bug.repository}__{bug.bug_id}",
+        "repo": bug.repository,
+        "base_commit": bug.base_commit,
+        "image_name": bug.environment_key,
+        "patch": mend + reverse_patch(bug.artifact["bug_inject.diff"]),
+        "test_patch": reverse_patch(bug.artifact["test_weaken.diff"]),
+        "problem_statement": "",
+        "FAIL_TO_PASS": list(bug.fail_to_pass),
+        "PASS_TO_PASS": list(bug.pass_to_pass),
+        "created_at": bug.created_at,
+        "strategy": bug.strategy,
+        "solve_rate": bug.solve_rate,
+    }
