@@ -1,0 +1,40 @@
+"""Where bugs come from: an edge leads from a bug to the one that grew from a failed repair of it. Drawing it is left to viewing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from selfplay.curriculum.store import BugRow, Store
+
+if TYPE_CHECKING:
+    import networkx as nx
+
+
+def bug_graph(bugs: Iterable[BugRow]) -> nx.DiGraph[str]:
+    """Nodes are bug ids with their row as `bug`; edges carry the failed attempt's episode id as `attempt`."""
+    import networkx as nx  # loads where it is used: most commands need no graph
+
+    graph: nx.DiGraph[str] = nx.DiGraph()
+    rows = list(bugs)
+    for bug in rows:
+        graph.add_node(bug.bug_id, bug=bug)
+    for bug in rows:
+        if bug.parent_bug_id is not None and bug.parent_bug_id in graph:
+            graph.add_edge(bug.parent_bug_id, bug.bug_id, attempt=bug.parent_episode_id or "")
+    return graph
+
+
+def lineage(store: Store, bug_id: str) -> nx.DiGraph[str]:
+    """The bug with all its ancestors and descendants. `bug_id` may be the start of an id; raises StoreError for an unknown one."""
+    import networkx as nx
+
+    bug = store.bug(bug_id)
+    graph = bug_graph(store.bugs(repository=bug.repository))
+    related = nx.ancestors(graph, bug.bug_id) | nx.descendants(graph, bug.bug_id) | {bug.bug_id}
+    return graph.subgraph(related)
+
+
+def root(graph: nx.DiGraph[str]) -> str:
+    """The bug of a lineage that grew from no other."""
+    return next(node for node in graph if graph.in_degree(node) == 0)
