@@ -89,6 +89,4 @@ def _collate(samples: Sequence[Sample], indices: Sequence[int]) -> MicroBatch:
         rows += [row] * len(actions)
         places += actions
         logprobs += [sample.logprobs[place] for place in actions]
-    return MicroBatch(
-        tuple(indices), token_ids, torch.tensor(rows), torch.tensor(places), torch.tensor(logprobs, dtype=torch.float32)
-    )
+    return MicroBatch(tuple(indices), token_ids, torch.tensor(rows), torch.tensor(places), torch.tensor(logprobs, dtype=torch.float32))

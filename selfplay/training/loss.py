@@ -62,6 +62,6 @@ def policy_loss(
     weights: Tensor,  # (tokens,) from `aggregation_weights`, repeated
     clipping: Clipping,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns the scalar loss, and per token the ratio and whether it was clipped."""
+    """Per token: its weighted loss (their sum is the loss), its ratio and whether it was clipped."""
     losses, ratio, is_clipped = token_losses(logprobs, rollout_logprobs, advantages, clipping)
-    return (losses * weights).sum(), ratio, is_clipped
+    return losses * weights, ratio, is_clipped

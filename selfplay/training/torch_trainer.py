@@ -49,7 +49,9 @@ def load_causal_model(model_path: str | Path, dtype: torch.dtype) -> Any:
         if shown_progress:
             logging.enable_progress_bar()
     if "sliding_attention" in (getattr(model.config, "layer_types", None) or ()):
-        raise EngineError(f"the model {model_path} uses sliding-window attention, which batches here do not handle. Use policy with full attention.")
+        raise EngineError(
+            f"the model {model_path} uses sliding-window attention, which batches here do not handle. Use policy with full attention."
+        )
     return model
 
 
@@ -146,16 +148,14 @@ class TorchTrainer:
             logits = action_logits(self._model, token_ids, rows, places)  # (actions, vocab)
         scores = torch.log_softmax(logits, -1)
         logprobs = scores.gather(1, token_ids[rows, places][:, None])[:, 0]
-        loss, ratio, is_clipped = policy_loss(logprobs, rollout, advantages, token_weights, self._clipping)
-        loss.backward()  # type: ignore[no-untyped-call]
+        losses, ratio, is_clipped = policy_loss(logprobs, rollout, advantages, token_weights, self._clipping)
+        losses.sum().backward()  # type: ignore[no-untyped-call]
         with torch.no_grad():
             entropy = -(scores.exp() * scores).sum(-1)
-            losses = -torch.minimum(ratio * advantages, ratio.clamp(1 - self._clipping.low, 1 + self._clipping.high) * advantages)
-            losses = torch.where(advantages < 0, torch.minimum(losses, -self._clipping.negative * advantages), losses) * token_weights
             gap = (logprobs - rollout).abs()
         for role in sorted({samples[i].role for i in batch.rows}):
             chosen = torch.tensor([samples[i].role == role for i in batch.rows], device=device)[rows]
-            tally.add(role, losses[chosen], entropy[chosen], ratio[chosen], is_clipped[chosen], gap[chosen])
+            tally.add(role, losses.detach()[chosen], entropy[chosen], ratio[chosen], is_clipped[chosen], gap[chosen])
 
     def export_weights(self) -> dict[str, Tensor]:
         """Name -> a copy of the fp32 weight, tied weights once, as `Engine.load_weights` takes them."""
@@ -175,7 +175,12 @@ class TorchTrainer:
         self._model.save_pretrained(partial)
         if self._source.is_dir():
             for file in sorted(self._source.iterdir()):  # the tokenizer, its template and the model card travel along
-                if file.is_file() and file.suffix not in _NOT_WEIGHTS and not (partial / file.name).exists() and "index.json" not in file.name:
+                if (
+                    file.is_file()
+                    and file.suffix not in _NOT_WEIGHTS
+                    and not (partial / file.name).exists()
+                    and "index.json" not in file.name
+                ):
                     shutil.copyfile(file, partial / file.name)
         state = {
             "optimizer": self._optimizer.state_dict(),

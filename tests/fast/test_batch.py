@@ -1,0 +1,47 @@
+from pathlib import Path
+
+import torch
+from fast.tiny_model import make_tiny_model
+
+from selfplay.training.batch import Sample, make_micro_batches, plan_micro_batches
+from selfplay.training.torch_trainer import action_logits, load_causal_model
+
+
+def sample(length: int, seed: int) -> Sample:
+    generator = torch.Generator().manual_seed(seed)
+    mask = [0, *torch.randint(0, 2, (length - 2,), generator=generator).tolist(), 1]
+    return Sample(torch.randint(50, (length,), generator=generator).tolist(), mask, [-1.0] * length, 1.0, "solver")
+
+
+def test_micro_batches_stay_within_the_budget_padding_included() -> None:
+    lengths = [5, 100, 30, 31, 32, 7, 60]
+    plan = plan_micro_batches(lengths, 100)
+    assert sorted(i for group in plan for i in group) == list(range(7))
+    assert all(len(group) * max(lengths[i] for i in group) <= 100 for group in plan)
+
+
+def test_a_sample_longer_than_the_budget_gets_a_micro_batch_of_its_own() -> None:
+    assert plan_micro_batches([500, 10], 100) == [[0], [1]]
+
+
+def test_samples_without_gradient_are_left_out() -> None:
+    idle = Sample([1, 2], [0, 1], [0.0, -1.0], 0.0, "solver")
+    silent = Sample([1, 2], [0, 0], [0.0, 0.0], 1.0, "solver")
+    assert make_micro_batches([idle, silent], 100) == []
+
+
+def test_padding_does_not_change_the_gradients(tmp_path: Path) -> None:
+    model = load_causal_model(make_tiny_model(tmp_path / "model"), torch.float32)
+    samples = [sample(length, seed) for seed, length in enumerate((9, 17, 30, 12))]
+
+    def gradients(budget: int) -> list[torch.Tensor]:
+        model.zero_grad()
+        for batch in make_micro_batches(samples, budget):
+            logits = action_logits(model, batch.token_ids, batch.action_rows, batch.action_places)
+            targets = batch.token_ids[batch.action_rows, batch.action_places]
+            torch.nn.functional.cross_entropy(logits, targets, reduction="sum").backward()
+        return [p.grad.clone() for p in model.parameters()]
+
+    assert len(make_micro_batches(samples, 1)) == 4
+    assert len(make_micro_batches(samples, 1000)) == 1
+    torch.testing.assert_close(gradients(1000), gradients(1), rtol=1e-4, atol=1e-5)

@@ -1,0 +1,60 @@
+import pytest
+import torch
+
+from selfplay.training.loss import Clipping, aggregation_weights, policy_loss, token_losses
+
+
+def loss_at(ratio: float, advantage: float) -> tuple[float, float]:
+    """A token's loss and its gradient with respect to the log-probability."""
+    logprob = torch.tensor([ratio]).log().requires_grad_()
+    losses, _, _ = token_losses(logprob, torch.zeros(1), torch.tensor([advantage]), Clipping(0.2, 0.25, 3.0))
+    losses.sum().backward()
+    assert logprob.grad is not None
+    return losses.item(), logprob.grad.item()
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "loss", "gradient"),
+    [
+        (1.1, 1.0, -1.1, -1.1),
+        (1.5, 1.0, -1.25, 0.0),  # above 1 + ε_h
+        (0.5, 1.0, -0.5, -0.5),
+        (0.5, -1.0, 0.8, 0.0),  # below 1 - ε_l
+        (1.5, -1.0, 1.5, 1.5),
+        (4.0, -2.0, 6.0, 0.0),  # capped at c·|A|
+    ],
+)
+def test_each_region_of_the_clipped_loss(ratio: float, advantage: float, loss: float, gradient: float) -> None:
+    assert loss_at(ratio, advantage) == pytest.approx((loss, gradient), rel=1e-5)
+
+
+def test_at_ratio_one_the_gradient_is_that_of_reinforce() -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(6, 9, dtype=torch.float64)
+    tokens, advantages, weights = torch.randint(9, (6,)), torch.randn(6, dtype=torch.float64), torch.rand(6, dtype=torch.float64)
+
+    def gradient(kind: str) -> torch.Tensor:
+        leaf = logits.clone().requires_grad_()
+        logprobs = torch.log_softmax(leaf, -1).gather(1, tokens[:, None])[:, 0]
+        if kind == "reinforce":
+            total = -(advantages * weights * logprobs).sum()
+        else:
+            total = policy_loss(logprobs, logprobs.detach(), advantages, weights, Clipping())[0].sum()
+        total.backward()
+        assert leaf.grad is not None
+        return leaf.grad
+
+    torch.testing.assert_close(gradient("clipped"), gradient("reinforce"))
+
+
+def test_clipped_tokens_are_counted() -> None:
+    ratio = torch.tensor([1.0, 2.0, 0.5, 5.0])
+    _, _, clipped = token_losses(ratio.log(), torch.zeros(4), torch.tensor([1.0, 1.0, 1.0, -1.0]), Clipping())
+    assert clipped.tolist() == [False, True, False, True]
+
+
+def test_the_three_aggregations_differ_as_their_formulas_say() -> None:
+    lengths = torch.tensor([2, 6])
+    assert aggregation_weights("constant", lengths, 100).tolist() == pytest.approx([1 / 200, 1 / 200])
+    assert aggregation_weights("token", lengths, 100).tolist() == pytest.approx([1 / 8, 1 / 8])
+    assert aggregation_weights("sequence", lengths, 100).tolist() == pytest.approx([1 / 4, 1 / 12])

@@ -1,0 +1,95 @@
+from pathlib import Path
+
+import pytest
+import torch
+from fast.tiny_model import make_tiny_model
+
+from selfplay.config import TrainerSettings
+from selfplay.errors import EngineError, RunError
+from selfplay.training.batch import Sample
+from selfplay.training.torch_trainer import TorchTrainer
+
+SETTINGS = TrainerSettings(learning_rate=1e-2, warmup_updates=3, bf16=False, batch_tokens=256, weight_decay=0.1)
+
+
+def samples(seed: int) -> list[Sample]:
+    generator = torch.Generator().manual_seed(seed)
+    made = []
+    for i in range(6):
+        length = 10 + 5 * i
+        ids = torch.randint(50, (length,), generator=generator).tolist()
+        made.append(Sample(ids, [0] * 5 + [1] * (length - 5), [-3.9] * length, (-1.0) ** i, "injector" if i < 2 else "solver"))
+    return made
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    folder = make_tiny_model(tmp_path / "model")
+    (folder / "tokenizer.json").write_text("{}")
+    return folder
+
+
+def test_continuing_after_load_equals_not_having_stopped(model: Path, tmp_path: Path) -> None:
+    straight = TorchTrainer(model, SETTINGS, 128, seed=1)
+    straight.step(samples(0))
+    straight.save(tmp_path / "checkpoint")
+    straight.step(samples(1))
+    resumed = TorchTrainer(model, SETTINGS, 128, seed=2)
+    resumed.load(tmp_path / "checkpoint")
+    resumed.step(samples(1))
+    assert resumed.weight_version == straight.weight_version == 2
+    a, b = straight.export_weights(), resumed.export_weights()
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_checkpoint_is_a_model_folder_with_its_tokenizer(model: Path, tmp_path: Path) -> None:
+    trainer = TorchTrainer(model, SETTINGS, 128, seed=1)
+    trainer.save(tmp_path / "checkpoint")
+    assert {p.name for p in (tmp_path / "checkpoint").iterdir()} >= {"config.json", "model.safetensors", "tokenizer.json", "trainer.pt"}
+    assert not [p for p in tmp_path.iterdir() if "partial" in p.name]
+    TorchTrainer(tmp_path / "checkpoint", SETTINGS, 128, seed=1)
+
+
+def test_a_step_makes_rewarded_tokens_likelier(model: Path) -> None:
+    trainer = TorchTrainer(model, SETTINGS, 128, seed=1)
+    ids = list(range(1, 20))
+    good = Sample(ids, [0] + [1] * 18, [-3.9] * 19, 1.0, "solver")
+    gaps = [trainer.step([good])["solver/ratio"] for _ in range(4)]
+    assert gaps[-1] > gaps[0]
+
+
+def test_metrics_are_told_per_role(model: Path) -> None:
+    metrics = TorchTrainer(model, SETTINGS, 128, seed=1).step(samples(0))
+    for role in ("injector", "solver"):
+        assert {f"{role}/{name}" for name in ("loss", "entropy", "ratio", "clip_share", "logprob_gap")} <= metrics.keys()
+    assert metrics["lr"] == pytest.approx(1e-2 / 3)
+    assert metrics["grad_norm"] > 0
+
+
+def test_one_role_does_not_dilute_the_other(model: Path) -> None:
+    both, alone = TorchTrainer(model, SETTINGS, 128, seed=1), TorchTrainer(model, SETTINGS, 128, seed=1)
+    injectors = [s for s in samples(0) if s.role == "injector"]
+    assert both.step(samples(0))["injector/loss"] == pytest.approx(alone.step(injectors)["injector/loss"], rel=1e-4)
+
+
+def test_an_update_without_gradient_changes_no_weight(model: Path) -> None:
+    trainer = TorchTrainer(model, SETTINGS, 128, seed=1)
+    before = trainer.export_weights()
+    trainer.step([Sample([1, 2], [0, 1], [0.0, -1.0], 0.0, "solver")])
+    assert all(torch.equal(value, before[name]) for name, value in trainer.export_weights().items())
+
+
+def test_a_checkpoint_whose_weights_were_swapped_is_refused(model: Path, tmp_path: Path) -> None:
+    trainer = TorchTrainer(model, SETTINGS, 128, seed=1)
+    trainer.save(tmp_path / "checkpoint")
+    trainer.step(samples(0))
+    trainer.save(tmp_path / "later")
+    (tmp_path / "later" / "model.safetensors").rename(tmp_path / "checkpoint" / "model.safetensors")
+    with pytest.raises(RunError, match="do not belong"):
+        trainer.load(tmp_path / "checkpoint")
+
+
+def test_a_missing_model_is_named_with_the_remedy(tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match=r"no model folder .*config\.json"):
+        TorchTrainer(tmp_path / "nowhere", SETTINGS, 128, seed=1)
