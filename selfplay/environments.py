@@ -32,6 +32,7 @@ from selfplay.targets import Target, find_targets, read_calls
 from selfplay.trees import FileEntry, Tree
 
 PYTEST = "pytest==9.2.0"
+OLDER_PYTEST = "pytest==8.4.2"  # for suites that use what 9 removed
 SCHEMA = 1  # of the cached facts
 LOG_BYTES = 4 << 20
 LOG_TAIL = 4_000
@@ -157,7 +158,19 @@ def prepare_environment(
 def _environment_key(checkout: Checkout, backend: SandboxBackend, settings: EnvironmentSettings) -> str:
     spec = checkout.spec
     recipe = [_data(name) for name in ("test_script.sh", "test_parser.py", "call_recorder.py")]
-    parts = [SCHEMA, checkout.tree.digest, spec.python, spec.install, spec.test, backend.name, settings.baselines, PYTEST, PROBE, *recipe]
+    parts = [
+        SCHEMA,
+        checkout.tree.digest,
+        spec.python,
+        spec.install,
+        spec.test,
+        backend.name,
+        settings.baselines,
+        PYTEST,
+        OLDER_PYTEST,
+        PROBE,
+        *recipe,
+    ]
     parts += [spec.location] if spec.kind == "docker" else []
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
@@ -216,7 +229,9 @@ def _write_facts(path: Path, environment: Environment, build_key: str) -> None:
 # ---- what to install
 
 
-def build_script(dependencies: Dependencies, extra: Sequence[str], install: str | None, files: Mapping[str, str]) -> str:
+def build_script(
+    dependencies: Dependencies, extra: Sequence[str], install: str | None, files: Mapping[str, str], pytest: str = PYTEST
+) -> str:
     """The commands that fill /opt/env. First the repository is entered as installed, by metadata alone, so that nothing pulls in a copy."""
     pip = "python -m pip install --quiet --no-input --no-cache-dir --disable-pip-version-check --no-warn-script-location"
     folder = f"{re.sub(r'[-.]+', '_', dependencies.name)}-{dependencies.version}.dist-info"
@@ -231,7 +246,7 @@ def build_script(dependencies: Dependencies, extra: Sequence[str], install: str 
         f"export PATH={VENV}/bin:$PATH",
     ]
     if install is None:
-        lines.append(f"{pip} {shlex.join([PYTEST, *dependencies.runtime])}")
+        lines.append(f"{pip} {shlex.join([pytest, *dependencies.runtime])}")
         wanted = [*dependencies.test, *extra]
         if wanted:
             one_by_one = "\n".join(f"  {pip} {shlex.quote(text)} || echo 'selfplay: left out' {shlex.quote(text)}" for text in wanted)
@@ -240,7 +255,7 @@ def build_script(dependencies: Dependencies, extra: Sequence[str], install: str 
         for path, text in files.items():
             lines.append(f"mkdir -p {shlex.quote(str(PurePosixPath(path).parent))} && printf %s {shlex.quote(text)} > {shlex.quote(path)}")
         lines.append(install)
-        lines.append(f"python -c 'import pytest' 2>/dev/null || {pip} {PYTEST}")
+        lines.append(f"python -c 'import pytest' 2>/dev/null || {pip} {pytest}")
     lines.append("python -m pip list --disable-pip-version-check --format=freeze")
     lines.append("python -m pip uninstall --quiet --yes pip")  # it carries copies of other projects
     return "\n".join(lines) + "\n"
@@ -353,13 +368,15 @@ class _Preparation:
         """Install what the metadata names; when collecting still lacks a known test library, add it and build again."""
         dependencies = read_dependencies(self.checkout.tree, self.checkout.name)
         extra: tuple[str, ...] = ()
+        pytest = PYTEST
         for attempt in range(1, BUILD_ATTEMPTS + 1):
-            self._build(dependencies, extra, attempt)
+            self._build(dependencies, extra, pytest, attempt)
             test_files, log = self._collect(roots)
-            wanted = dependencies.wanted_by(log) if self.checkout.spec.install is None else ()
-            if set(wanted) <= set(extra) or self._is_image or attempt == BUILD_ATTEMPTS:
+            before = (extra, pytest)
+            extra = tuple(dict.fromkeys([*extra, *dependencies.wanted_by(log)]))
+            pytest = OLDER_PYTEST if "PluginValidationError" in log or "PytestRemovedIn9Warning" in log else pytest
+            if (extra, pytest) == before or self.checkout.spec.install is not None or self._is_image:
                 break
-            extra = tuple(dict.fromkeys([*extra, *wanted]))
         if not test_files:
             raise self._refused("no test was found", "collect", log)
         return test_files
@@ -368,21 +385,21 @@ class _Preparation:
     def _is_image(self) -> bool:
         return self.checkout.spec.kind == "docker"
 
-    def _build(self, dependencies: Dependencies, extra: Sequence[str], attempt: int) -> None:
+    def _build(self, dependencies: Dependencies, extra: Sequence[str], pytest: str, attempt: int) -> None:
         spec = self.checkout.spec
         if self._is_image:
             if self.backend.name != "docker":
                 raise EnvironmentBuildError(f"{spec.text} needs sandbox.type = 'docker', not {self.backend.name!r}")
             self.reference = spec.location.partition("#")[0]
             return
-        script = build_script(dependencies, extra, spec.install, requirement_files(self.checkout.tree))
+        script = build_script(dependencies, extra, spec.install, requirement_files(self.checkout.tree), pytest)
         identity = json.dumps([SCHEMA, script, self.backend.name, sys.version_info[:2]])
         self.build_key = hashlib.sha256(identity.encode()).hexdigest()[:32]
         if self.backend.environment_exists(self.build_key):
             self.reference = self.backend.environment_reference(self.build_key)
             return
         what = ", ".join([*dependencies.runtime, *dependencies.test, *extra]) if spec.install is None else spec.install
-        self.progress(f"{self.checkout.name}: installing pytest{', ' + what if what else ''}")
+        self.progress(f"{self.checkout.name}: installing {pytest}{', ' + what if what else ''}")
         log = self.logs / f"build-{attempt}.log"
         try:
             self.reference = self.backend.build_environment(self.build_key, script, self.settings.build_timeout_s, log)
