@@ -1,0 +1,61 @@
+"""Targets from a tree and a call record: pure, so no sandbox is needed."""
+
+from selfplay.targets import FileCalls, find_targets, function_spans, read_calls
+from selfplay.trees import FileEntry, Tree
+
+SOURCE = """\
+import functools
+
+@functools.cache
+@functools.wraps(print)
+def decorated(
+    a,
+):
+    def inner():
+        return a
+    return inner()
+
+class A:
+    def __init__(self): pass
+    class B:
+        async def method(self):
+            return 1
+
+try:
+    from x import y
+except ImportError:
+    def y(): return 2
+"""
+
+
+def test_functions_and_methods_have_exact_spans() -> None:
+    assert [(s.name, s.code_line, s.first_line, s.last_line) for s in function_spans(SOURCE.encode())] == [
+        ("decorated", 3, 5, 10),
+        ("A.B.method", 15, 15, 16),
+        ("y", 21, 21, 21),
+    ]
+
+
+def test_a_file_that_does_not_parse_has_no_functions() -> None:
+    assert function_spans(b"def (:") == function_spans(b"\0") == function_spans(b"(" * 100_000) == []
+
+
+def test_the_cheapest_test_file_that_calls_a_function_is_chosen() -> None:
+    tree = Tree({"a.py": FileEntry(SOURCE.encode()), "tests/test_a.py": FileEntry(b"def helper():\n    pass\n")})
+    places = frozenset({("a.py", 3, "decorated"), ("a.py", 21, "other_name"), ("tests/test_a.py", 1, "helper")})
+    calls = {
+        "t/slow.py": FileCalls(10, 3.5, places),
+        "t/busy.py": FileCalls(900, 0.2, places),
+        "t/quick.py": FileCalls(90, 0.9, places),
+        "t/dropped.py": FileCalls(1, 0.0, places),
+    }
+    (found,) = find_targets(tree, calls, ["t/slow.py", "t/busy.py", "t/quick.py"])
+    assert (found.path, found.name, found.test_file) == ("a.py", "decorated", "t/quick.py")
+    assert found.source.splitlines()[:2] == ["5:def decorated(", "6-    a,"]
+
+
+def test_a_record_of_another_form_is_left_out() -> None:
+    good = {"calls": 1, "duration_s": 0.5, "functions": [["a.py", 1, "f"], ["a.py", "1", "f"], 7, ["a.py", 1]]}
+    record = {"t.py": good, "u.py": {**good, "duration_s": float("nan")}, "v.py": [], "w.py": {}}
+    assert read_calls(record) == {"t.py": FileCalls(1, 0.5, frozenset({("a.py", 1, "f")}))}
+    assert read_calls(None) == read_calls([1]) == {}
