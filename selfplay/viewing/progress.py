@@ -1,0 +1,210 @@
+"""What `selfplay train` shows while it runs: a live display in a terminal, a plain line now and then anywhere else.
+
+Only counts what it is told; what stays is in the database and metrics. Invariant: safe from any thread, and no text it is given is markup.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+
+from rich.console import Console
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from selfplay.metrics import Value
+from selfplay.tools import make_harmless
+
+PLAIN_INTERVAL_S = 30.0
+ROLES = ("injector", "solver")
+
+
+def duration_text(seconds: float) -> str:
+    """`4:05` or `1:02:03`."""
+    minutes, rest = divmod(max(0, round(seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def top_text(counts: Mapping[str, int], most: int = 3) -> str:
+    """`parser 4, determinism 1`: the largest counts first, then by name."""
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    rest = len(ordered) - most
+    return ", ".join(f"{name} {count}" for name, count in ordered[:most]) + (f", {rest} more" if rest > 0 else "")
+
+
+class TrainProgress:
+    """`updates_total` counts from the run's first update; `done` of them were committed before this process."""
+
+    def __init__(
+        self,
+        console: Console,
+        updates_total: int,
+        done: int = 0,
+        clock: Callable[[], float] = time.monotonic,
+        plain_interval_s: float = PLAIN_INTERVAL_S,
+    ) -> None:
+        self._console = console
+        self._total = updates_total
+        self._done = self._done_before = done
+        self._clock = clock
+        self._plain_interval_s = plain_interval_s
+        self._lock = threading.Lock()  # never held while printing: the display's own thread takes it while it draws
+        self._started = clock()
+        self._played_since: float | None = None
+        self._phase = "starting"
+        self._in_flight: Counter[str] = Counter()
+        self._finished: Counter[str] = Counter()
+        self._finishes: dict[str, Counter[str]] = {role: Counter() for role in ROLES}
+        self._accepted = 0
+        self._rejected: Counter[str] = Counter()
+        self._attempts = self._repairs = 0
+        self._tokens = 0
+        self._rewards: dict[str, float] = {}
+        self._live: Live | None = None
+        self._ended = threading.Event()
+        self._ticker: threading.Thread | None = None
+
+    def __enter__(self) -> TrainProgress:
+        self._started = self._clock()
+        if self._console.is_terminal:
+            self._live = Live(self, console=self._console, refresh_per_second=4, transient=True)
+            self._live.start()
+        else:
+            self._ticker = threading.Thread(target=self._tick, name="progress", daemon=True)
+            self._ticker.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._ended.set()
+        if self._live is not None:
+            self._live.stop()
+        if self._ticker is not None:
+            self._ticker.join()
+
+    # -- what happens ------------------------------------------------------------------------------------------------
+
+    def phase(self, name: str) -> None:
+        with self._lock:
+            changed, self._phase = name != self._phase, name
+        if changed and self._live is None:
+            self._print(Text(f"{self._place()}: {name}"))
+
+    def episode_started(self, role: str) -> None:
+        with self._lock:
+            self._played_since = self._clock() if self._played_since is None else self._played_since
+            self._in_flight[str(role)] += 1
+
+    def episode_finished(self, role: str, finish: str) -> None:
+        with self._lock:
+            self._in_flight[str(role)] -= 1
+            self._finished[str(role)] += 1
+            self._finishes.setdefault(str(role), Counter())[str(finish)] += 1
+
+    def artifact(self, accepted: bool, failed_check: str) -> None:
+        with self._lock:
+            if accepted:
+                self._accepted += 1
+            else:
+                self._rejected[failed_check] += 1
+
+    def attempt(self, passed: bool | None) -> None:
+        """A graded repair; None, where the machine failed, counts nowhere."""
+        if passed is None:
+            return
+        with self._lock:
+            self._attempts += 1
+            self._repairs += passed
+
+    def tokens(self, count: int) -> None:
+        with self._lock:
+            self._tokens += count
+
+    def update_finished(self, update: int, row: Mapping[str, Value]) -> None:
+        with self._lock:
+            self._done = update
+            for role in ROLES:
+                reward = row.get(f"{role}/reward")
+                if isinstance(reward, int | float):
+                    self._rewards[role] = reward
+        self._print(Text(f"update {update}/{self._total} committed: {_row_text(row)}", style="bold" if self._live else ""))
+
+    def message(self, text: str) -> None:
+        """A line that stays."""
+        self._print(Text(make_harmless(text), style="yellow" if self._live else ""))
+
+    # -- how it looks ------------------------------------------------------------------------------------------------
+
+    def lines(self) -> list[tuple[str, str]]:
+        """(label, text) of the state as it is now: the live display's rows, and the parts of a plain line."""
+        with self._lock:
+            now = self._clock()
+            elapsed = now - self._started
+            played = now - self._played_since if self._played_since is not None else 0.0
+            episodes = []
+            for role in ROLES:
+                other = Counter({f: n for f, n in self._finishes[role].items() if f != "submitted"})
+                ends = f" ({top_text(other, 2)})" if other else ""
+                episodes.append(f"{role} {self._in_flight[role]} in flight, {self._finished[role]} done{ends}")
+            reasons = f" ({top_text(self._rejected)})" if self._rejected else ""
+            rate = f" ({self._repairs / self._attempts:.0%})" if self._attempts else ""
+            rewards = ", ".join(f"{role} {value:+.2f}" for role, value in self._rewards.items())
+            speed = f"{self._tokens / played:,.0f} tokens/s, " if played >= 1 and self._tokens else ""
+            return [
+                ("episodes", " · ".join(episodes)),
+                ("artifacts", f"{self._accepted} accepted, {self._rejected.total()} rejected{reasons}"),
+                ("repairs", f"{self._repairs} of {self._attempts}{rate}"),
+                *([("reward", rewards)] if rewards else []),
+                ("time", f"{speed}{duration_text(elapsed)} elapsed{self._left(elapsed)}"),
+            ]
+
+    def _left(self, elapsed: float) -> str:
+        here = self._done - self._done_before
+        remaining = self._total - self._done
+        return f", about {duration_text(elapsed / here * remaining)} left" if here and remaining else ""
+
+    def _place(self) -> str:
+        return f"update {min(self._done + 1, self._total)}/{self._total}"
+
+    def __rich__(self) -> Table:
+        table = Table.grid(padding=(0, 2))
+        table.add_column(style="dim", no_wrap=True)
+        table.add_column(overflow="fold")
+        with self._lock:
+            place, phase, done = self._place(), self._phase, self._done
+        head = Table.grid(padding=(0, 2))
+        head.add_row(Text(phase, style="cyan"), ProgressBar(total=max(1, self._total), completed=done, width=24))
+        table.add_row(Text(place, style="bold"), head)
+        for label, text in self.lines():
+            table.add_row(label, Text(text))
+        return table
+
+    def _tick(self) -> None:
+        while not self._ended.wait(self._plain_interval_s):
+            with self._lock:
+                head = f"{self._place()}: {self._phase}"
+            self._print(Text(f"{head}; " + "; ".join(f"{label}: {text}" for label, text in self.lines())))
+
+    def _print(self, text: Text) -> None:
+        # A log keeps one event a line, however long; a terminal folds it.
+        self._console.print(text, soft_wrap=self._live is None, highlight=False)
+
+
+def _row_text(row: Mapping[str, Value]) -> str:
+    parts = []
+    for role in ROLES:
+        reward = row.get(f"{role}/reward")
+        if isinstance(reward, int | float):
+            parts.append(f"{role} reward {reward:+.2f}")
+    bugs, rate = row.get("curriculum/bugs"), row.get("curriculum/solve_rate")
+    if isinstance(bugs, int | float):
+        parts.append(f"{bugs:.0f} bug(s)" + (f" at solve rate {rate:.2f}" if isinstance(rate, int | float) else ""))
+    parts.append("one optimiser step" if row.get("carried_gradient") else "no gradient, so no step")
+    seconds = sum(value for key, value in row.items() if key.startswith("seconds/") and isinstance(value, int | float))
+    if seconds:
+        parts.append(duration_text(seconds))
+    return ", ".join(parts)

@@ -1,0 +1,180 @@
+"""What a run came to, printed when it ends: bugs, rejections, solve rates, rewards, time, and what to type next.
+
+Reads the database and the metrics file. Invariant: prints what was recorded, and says so where nothing was.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console, Group
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from selfplay.curriculum.store import BugRow, Store
+from selfplay.tools import make_harmless
+from selfplay.viewing.progress import ROLES, duration_text
+
+BINS = 5
+BAR_WIDTH = 24
+EIGHTHS = " ▏▎▍▌▋▊▉"
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The rows of a metrics file; a line that a kill cut short is left out."""
+    rows = []
+    if path.is_file():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError:
+                continue
+            if isinstance(row, dict):
+                rows.append(row)
+    return rows
+
+
+def print_summary(store: Store, run_folder: Path, console: Console, metrics_rows: Sequence[Mapping[str, Any]] | None = None) -> None:
+    """The whole summary. metrics_rows: one row an update; read from the run folder when left out."""
+    rows = list(metrics_rows) if metrics_rows is not None else read_metrics(run_folder / "metrics.jsonl")
+    bugs = store.bugs()
+    console.print()
+    console.rule(Text(f"Run {run_folder.name}"), align="left")
+    for title, body in (
+        ("Accepted bugs", _bugs(bugs)),
+        ("Rejected artifacts", _rejections(store)),
+        ("Solve rates", _solve_rates(bugs)),
+        ("Rewards and updates", _updates(store, rows)),
+        ("Time", _time(rows)),
+        ("Next", _next(store, run_folder, bugs)),
+    ):
+        console.print(Text(title, style="bold"))
+        console.print(Padding(body, (0, 0, 1, 2)), highlight=False)
+
+
+def bar(share: float, width: int = BAR_WIDTH) -> str:
+    """A bar of text, `share` of `width` long, in steps of an eighth of a character."""
+    eighths = round(max(0.0, min(1.0, share)) * width * 8)
+    full, rest = divmod(eighths, 8)
+    return "█" * full + (EIGHTHS[rest] if rest else "")
+
+
+def solve_rate_bins(rates: Iterable[float]) -> list[tuple[str, int]]:
+    """Counts of 0, of open ranges between 0 and 1, and of 1: the two ends teach nothing and stand alone."""
+    labels = ["0", *(f"{(i / BINS):.1f}–{((i + 1) / BINS):.1f}" for i in range(BINS)), "1"]
+    counts = Counter(0 if rate <= 0 else BINS + 1 if rate >= 1 else 1 + min(BINS - 1, math.floor(rate * BINS)) for rate in rates)
+    return [(label, counts[place]) for place, label in enumerate(labels)]
+
+
+def table(*columns: str, right: Iterable[str] = ()) -> Table:
+    """The plain table of all our listings; columns named in `right` hold numbers."""
+    made = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
+    for name in columns:
+        number = name in right
+        made.add_column(name, justify="right" if number else "left", no_wrap=number, overflow="fold")
+    return made
+
+
+def _bugs(bugs: Sequence[BugRow]) -> Table | Text:
+    if not bugs:
+        return Text("none yet")
+    counts: dict[tuple[str, str, int], list[BugRow]] = defaultdict(list)
+    for bug in bugs:
+        counts[bug.repository, bug.strategy, bug.order].append(bug)
+    shown = table("repository", "strategy", "order", "bugs", "solve rate", right=("order", "bugs", "solve rate"))
+    for (repository, strategy, order), some in sorted(counts.items()):
+        rates = [bug.solve_rate for bug in some if bug.solve_rate is not None]
+        mean = f"{sum(rates) / len(rates):.2f}" if rates else "–"
+        shown.add_row(Text(repository), Text(strategy), str(order), str(len(some)), mean)
+    return shown
+
+
+def _rejections(store: Store) -> Table | Text:
+    verdicts = store.verdicts()
+    if not verdicts:
+        return Text("no artifact was judged yet")
+    rejected = Counter(verdict.failed_check for verdict in verdicts if not verdict.accepted)
+    head = f"{rejected.total()} of {len(verdicts)} artifacts were rejected"
+    if not rejected:
+        return Text(head)
+    shown = table(head, "", right=("",))
+    for check, count in rejected.most_common():
+        shown.add_row(Text(make_harmless(check)), str(count))
+    return shown
+
+
+def _solve_rates(bugs: Sequence[BugRow]) -> Table | Text:
+    rates = [bug.solve_rate for bug in bugs if bug.solve_rate is not None]
+    if not rates:
+        return Text("no bug was measured yet")
+    shown = table("share of attempts that repaired", "bugs", "", right=("bugs",))
+    bins = solve_rate_bins(rates)
+    most = max(count for _, count in bins)
+    for label, count in bins:
+        shown.add_row(label, str(count), Text(bar(count / most), style="cyan"))
+    return shown
+
+
+def _updates(store: Store, rows: Sequence[Mapping[str, Any]]) -> Table | Text | Group:
+    committed = [update for update in store.updates() if update.committed_at is not None]
+    if not committed:
+        return Text("no update was committed yet")
+    carried = sum(update.carried_gradient for update in committed)
+    head = Text(f"{len(committed)} update(s): {carried} with a gradient, {len(committed) - carried} without")
+    by_update = {row["update"]: row for row in rows if "update" in row}
+    shown = table("update", *ROLES, "bugs", "lag", "step", right=("update", *ROLES, "bugs", "lag"))
+    for update in committed:
+        row = by_update.get(update.update) or json.loads(update.metrics_json)
+        rewards = [_number(row.get(f"{role}/reward"), "+.2f") for role in ROLES]
+        bugs, lag = _number(row.get("curriculum/bugs"), ".0f"), _number(row.get("lag/max"), ".0f")
+        shown.add_row(str(update.update), *rewards, bugs, lag, "yes" if update.carried_gradient else "no gradient")
+    return Group(head, shown)
+
+
+def _number(value: object, form: str) -> str:
+    return format(value, form) if isinstance(value, int | float) else "–"
+
+
+def _time(rows: Sequence[Mapping[str, Any]]) -> Table | Text:
+    seconds: Counter[str] = Counter()
+    for row in rows:
+        for key, value in row.items():
+            if key.startswith("seconds/") and isinstance(value, int | float):
+                seconds[key.removeprefix("seconds/").replace("_", " ")] += value  # type: ignore[assignment]
+    total = sum(seconds.values())
+    if not total:
+        return Text("nothing was timed")
+    shown = table("phase", "time", "share", "", right=("time", "share"))
+    for phase, spent in seconds.most_common():
+        shown.add_row(Text(phase), duration_text(spent), f"{spent / total:.0%}", Text(bar(spent / total), style="cyan"))
+    shown.add_row("all", duration_text(total), "", "")
+    return shown
+
+
+def _next(store: Store, run_folder: Path, bugs: Sequence[BugRow]) -> Table:
+    shown = table("", "")
+    shown.show_header = False
+    where = "" if run_folder.parent.name == "runs" else f" --runs {run_folder.parent}"
+    name = run_folder.name
+    shown.add_row(Text(f"selfplay inspect-bugs {name}{where}", style="cyan"), "the bugs, their solve rates and lineage")
+    if any(not verdict.accepted for verdict in store.verdicts()):
+        shown.add_row(Text(f"selfplay inspect-bugs {name} --rejected{where}", style="cyan"), "why artifacts were rejected")
+    if episode := _telling_episode(store, bugs):
+        shown.add_row(Text(f"selfplay replay {episode} --run {name}{where}", style="cyan"), "one episode, turn by turn")
+    updates = store.last_update() + 4
+    shown.add_row(Text(f"selfplay train --resume {name} --set train.updates={updates}{where}", style="cyan"), "go on")
+    return shown
+
+
+def _telling_episode(store: Store, bugs: Sequence[BugRow]) -> str:
+    """An episode worth a look: a repair that passed, else one that made a bug, else any that left a file."""
+    passed = [attempt.episode_id for attempt in store.attempts() if attempt.passed]
+    injected = [bug.injector_episode_id for bug in bugs]
+    played = [row.episode_id for row in store.episodes() if row.path]
+    return next(iter([*passed[-1:], *injected[-1:], *played[-1:]]), "")
