@@ -121,7 +121,7 @@ class BugState:
 
 @dataclass(frozen=True)
 class States:
-    """A bug's trees. buggy: all of its code with the original's tests; weakened: first bug and weakened tests; solver_start: what a solver sees."""
+    """A bug's trees. buggy: all its code, the original's tests; weakened: the first bug and the weakened tests; solver_start: what a solver sees."""
 
     original: Tree
     buggy: Tree
@@ -319,7 +319,7 @@ class _Judgement:
         run = self.run(self.environment.tree)
         if run.error:
             self.record("parser", fail(run.error, log_end=_end(run.log)), needed=True)
-        self.record("parser", self.parser_reads_its_log(run))
+        self.record("parser", self.parser_reads_its_log(run), needed=not run.outcomes.ids)
         self.original_passed = run.outcomes.passed
         self.record("baseline", judge_baseline(run.outcomes, self.thresholds), needed=not run.outcomes.passed)
         return run
