@@ -34,7 +34,7 @@ def cached_attention(
     scaling: float | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Attention that never copies the cache for grouped heads: the heads of a group become rows of one product. -> (batch, new, heads, dim)"""
+    """Attention that never copies the cache: the heads of a group become rows of one product. -> (batch, new, heads, dim)"""
     batch, heads, new, dim = query.shape
     kv_heads = key.shape[1]
     if new > 1:
@@ -91,7 +91,7 @@ class _Row:
 
 
 class _Batch:
-    """Rows that decode together, right-aligned so that the next slot is the same for all: `_Batch.mask` says which slots are a row's own."""
+    """Rows that decode together, right-aligned so that the next slot is the same for all: the mask says which slots are a row's own."""
 
     def __init__(self, rows: list[_Row], cache: _Cache, mask: Tensor, logits: Tensor) -> None:
         self.rows = rows
@@ -255,10 +255,7 @@ class HFEngine:
         running = len(batch.rows) if batch else 0
         while command is None and running + len(newcomers) < self._max_batch:
             try:
-                if running:
-                    item = self._waiting.get_nowait()
-                else:
-                    item = self._waiting.get(timeout=_GATHER_S if newcomers else None)
+                item = self._waiting.get_nowait() if running else self._waiting.get(timeout=_GATHER_S if newcomers else None)
             except queue.Empty:
                 break
             if isinstance(item, _Command):

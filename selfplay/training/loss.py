@@ -38,7 +38,9 @@ def token_losses(logprobs: Tensor, rollout_logprobs: Tensor, advantages: Tensor,
 
 
 def aggregation_weights(kind: Aggregation, lengths: Tensor, max_length: int) -> Tensor:
-    """The weight of each action token of each episode, so that Σ weight·loss is the role's loss. lengths: (episodes,) of one role, all of the update.
+    """The weight of each action token of each episode, so that Σ weight·loss is the role's loss.
+
+    lengths: (episodes,) of one role, all of the update.
 
     constant  1 / (B · L_max)                 L_max the configured context: Dr.GRPO, CWM
     token     1 / Σ lengths                   DAPO

@@ -37,7 +37,7 @@ def load_causal_model(model_path: str | Path, dtype: torch.dtype) -> Any:
     if not is_local and (path.is_absolute() or str(model_path).startswith((".", "~"))):
         raise EngineError(f"no model folder {model_path}. Give a folder that holds config.json and *.safetensors, or 'carried'.")
     shown_progress = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         model = AutoModelForCausalLM.from_pretrained(model_path, dtype=dtype, local_files_only=is_local)
     except Exception as error:  # transformers raises many kinds: OSError, ValueError, SafetensorError, KeyError, RuntimeError
@@ -47,7 +47,7 @@ def load_causal_model(model_path: str | Path, dtype: torch.dtype) -> Any:
         ) from error
     finally:
         if shown_progress:
-            logging.enable_progress_bar()
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
     if "sliding_attention" in (getattr(model.config, "layer_types", None) or ()):
         raise EngineError(
             f"the model {model_path} uses sliding-window attention, which batches here do not handle. Use policy with full attention."
@@ -107,7 +107,7 @@ class TorchTrainer:
             norm = float(torch.nn.utils.clip_grad_norm_(self._model.parameters(), settings.max_grad_norm))
             if not math.isfinite(norm):
                 raise RunError(
-                    f"the gradient of update {self._weight_version + 1} is {norm}; nothing was changed. Lower trainer.learning_rate and resume."
+                    f"the gradient of update {self._weight_version + 1} is {norm}; nothing changed. Lower trainer.learning_rate and resume."
                 )
             self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
