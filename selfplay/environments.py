@@ -477,10 +477,12 @@ class _Preparation:
             raise EnvironmentBuildError(f"{self.checkout.name}: python does not run in its environment", result.text[-LOG_TAIL:]) from error
         if copies:
             shown = ", ".join(map(str, copies[:5]))
+            remedy = 'Name dependencies that do not bring it along with the hint install="pip install …".'
+            if self._is_image:
+                remedy = f"The workspace covers only {WORKSPACE}: make an image that holds the repository there and nowhere else."
             raise EnvironmentBuildError(
                 f"{self.checkout.name}: {len(copies)} of its source files also lie outside the workspace, so a repair could be copied: "
-                f"{shown}. "
-                'Name dependencies that do not bring it along with the hint install="pip install …".'
+                f"{shown}. {remedy}"
             )
         wanted = self.checkout.spec.python
         if wanted and wanted != python:
