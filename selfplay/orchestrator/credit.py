@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from selfplay.rewards import INVALID_REWARD, duplicate_reward, injector_reward, solver_reward
+from selfplay.rewards import INVALID_REWARD, InjectorReward, duplicate_reward, injector_reward, solver_reward
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ MASKED_MACHINE = Credit(None, "machine failure")
 
 
 def credit_injector(
-    accepted: bool, is_duplicate: bool, failed_check: str, solve_rate: SolveRate | None, kind: str, alpha: float
+    accepted: bool, is_duplicate: bool, failed_check: str, solve_rate: SolveRate | None, kind: InjectorReward, alpha: float
 ) -> Credit | None:
     """One injector episode's reward (ssr.md, Rewards), or None while its bug waits for its solvers."""
     if not accepted:

@@ -75,7 +75,7 @@ class Dispatcher:
         game, config = self._game, self._game.config
         environment = game.environments[group.repository]
         thresholds = self._thresholds(group, member)
-        target = Target.from_json(json.loads(group.target_json)) if group.target_json else None
+        target = Target(**json.loads(group.target_json)) if group.target_json else None
         task = InjectorTask(environment, group.strategy, target, thresholds)
         episode = await self._episode(
             group, member, lambda place: play_injector(task, place, game.engine, game.chat, game.backend, config, game.limits)
@@ -118,7 +118,8 @@ class Dispatcher:
         tokens = spec_tokens(game.chat, bug)
         if tokens > game.config.solver.max_spec_tokens:
             reason = f"the reversed test_weaken.diff has {tokens} tokens; solver.max_spec_tokens is {game.config.solver.max_spec_tokens}"
-            return replace(verdict, **_failed(SPEC_TOO_LONG, reason, verdict.checks))
+            check = CheckResult(SPEC_TOO_LONG, False, reason, {}, 0.0)
+            return replace(verdict, accepted=False, failed_check=SPEC_TOO_LONG, checks=(*verdict.checks, check))
         return verdict
 
     async def _solver_member(self, group: GroupRow, member: int) -> None:
@@ -227,10 +228,6 @@ class Dispatcher:
                 f"train.max_machine_failures = {allowed}; the last: {message}. Everything finished is saved. "
                 f"Run `selfplay doctor`, then continue with: selfplay train --resume {game.run.path.name}"
             )
-
-
-def _failed(check: str, reason: str, before: tuple[CheckResult, ...] = ()) -> dict[str, object]:
-    return {"accepted": False, "failed_check": check, "checks": (*before, CheckResult(check, False, reason, {}, 0.0))}
 
 
 def _rejected(check: str, reason: str) -> Verdict:

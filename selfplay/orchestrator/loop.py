@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 
 from selfplay.artifact import Artifact
 from selfplay.curriculum.sampling import choose_solver_bugs, choose_strategy, choose_target
@@ -25,6 +26,7 @@ from selfplay.orchestrator.credit import Credit, SolveRate, credit_injector, cre
 from selfplay.orchestrator.dispatcher import Dispatcher
 from selfplay.orchestrator.game import Game
 from selfplay.orchestrator.staleness import is_stale, lag
+from selfplay.rewards import InjectorReward
 from selfplay.training.advantages import compute_advantages
 from selfplay.training.batch import Sample
 from selfplay.validator import Thresholds, Verdict, validate_second_order
@@ -86,7 +88,7 @@ class TrainLoop:
             if "target" in config.injector.given:
                 environment = game.environments[repository]
                 short = [t for t in environment.targets if t.last_line - t.first_line < config.injector.max_target_lines]
-                by_json = {json.dumps(target.to_json(), sort_keys=True): target for target in short}
+                by_json = {json.dumps(asdict(target), sort_keys=True): target for target in short}
                 target_json = choose_target(sorted(by_json), target_uses, rng)
                 target_uses[target_json] += 1
             groups.append(
@@ -95,7 +97,7 @@ class TrainLoop:
                     update=update,
                     role=Role.INJECTOR,
                     repository=repository,
-                    strategy=choose_strategy(config.injector.strategies, rng),
+                    strategy=choose_strategy({str(name): weight for name, weight in config.injector.strategies.items()}, rng),
                     target_json=target_json,
                     bug_id="",
                     size=config.train.group_size,
@@ -275,7 +277,7 @@ class TrainLoop:
                     self._give(row, credit)
                 store.set_group_status(group.group_id, "complete")
 
-    def _injector_credit(self, row: EpisodeRow, kind: str, alpha: float) -> Credit | None:
+    def _injector_credit(self, row: EpisodeRow, kind: InjectorReward, alpha: float) -> Credit | None:
         if row.masked:
             return Credit(None, "machine failure")
         store = self._game.store
@@ -349,10 +351,11 @@ class TrainLoop:
             for row, advantage in zip(fresh, advantages, strict=True):
                 lags.append(lag(row.weight_version_min, game.trainer.weight_version))
                 samples.append(_sample(self._read(row), advantage))
-        stats: dict[str, Value] = {f"groups/{name}": value for name, value in sorted(counts.items())}
+        stats: dict[str, Value] = {}
+        stats |= {f"groups/{name}": value for name, value in sorted(counts.items())}
         for role, values in rewards.items():
             if values:
-                stats[f"{role}/reward"] = sum(values) / len(values)
+                stats[f"{role}/reward"] = round(sum(values) / len(values), 4)
         solved = [bug for bug in game.store.bugs(status="measured") if bug.solve_rate is not None]
         if solved:
             stats["curriculum/solve_rate"] = sum(bug.solve_rate or 0.0 for bug in solved) / len(solved)
