@@ -1,0 +1,286 @@
+"""Both roles, played by a script through real sandboxes on a real repository: what they find there and what is taken from them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+from tiny_policy import build_tiny_tokenizer
+from tiny_repository import build_tiny_repository
+
+from selfplay.artifact import Artifact
+from selfplay.chat import ChatFormat, load_tokenizer
+from selfplay.config import AgentSettings, Config, EnvironmentSettings, InjectorSettings, SolverSettings
+from selfplay.engines.scripted_engine import ScriptedEngine, ScriptedTurn
+from selfplay.environments import Environment, open_workspace, prepare_environment
+from selfplay.episode import Episode, FinishReason
+from selfplay.errors import PrerequisiteError, SandboxUnavailable
+from selfplay.grading import grade
+from selfplay.judging import Thresholds
+from selfplay.repos import fetch, parse_spec
+from selfplay.roles import (
+    EpisodePlace,
+    InjectorTask,
+    SolverTask,
+    injector_prompts,
+    make_repository,
+    play_injector,
+    play_solver,
+    prepare_injector,
+    sandbox_limits,
+    spec_text,
+    spec_tokens,
+)
+from selfplay.sandbox import SandboxBackend, open_backend
+from selfplay.sandbox.base import Limits, Sandbox, SandboxSpec
+from selfplay.test_runs import TestRunner
+from selfplay.tools import format_action, format_edit
+from selfplay.validator import BugState, validate
+
+pytestmark = pytest.mark.sandbox
+
+FIVE = "bug_inject.diff\ntest_weaken.diff\ntest_files.txt\ntest_script.sh\ntest_parser.py"
+CONFIG = Config(
+    agent=AgentSettings(
+        prompt_style="terse", max_turns=8, context_tokens=4096, turn_tokens=512, observation_tokens=256, command_timeout_s=60
+    ),
+    injector=InjectorSettings(strategies={"direct": 1.0}, given=("tests", "target")),
+    solver=SolverSettings(given=("failure",)),
+)
+INJECTOR = (
+    format_action("edit", format_edit("tiny/numbers.py", 16, "+=", "-=")),
+    format_action("bash", "git diff > /submit/bug_inject.diff; bash /submit/test_script.sh | grep -m 3 '^tests/test_numbers.py:'"),
+    format_action("bash", "sed -i '/^def test_mean():/,+1d' tests/test_numbers.py; git diff tests > /submit/test_weaken.diff"),
+    format_action("submit", FIVE),
+)
+SOLVER = (
+    format_action("bash", "grep -n -A 24 'def mean(' ./tiny/numbers.py"),
+    format_action("edit", format_edit("./tiny/numbers.py", 16, "-=", "+=")),
+    format_action("submit", ""),
+)
+
+
+@dataclass(frozen=True)
+class House:
+    """What every test here needs, built once."""
+
+    backend: SandboxBackend
+    environment: Environment
+    tokenizer: Path
+    chat: ChatFormat
+
+    def engine(self, replies: Sequence[str] | Callable[[ScriptedTurn], str]) -> ScriptedEngine:
+        return ScriptedEngine(replies if callable(replies) else lambda turn: replies[turn.number], load_tokenizer(str(self.tokenizer)))
+
+    def inject(self, replies: Sequence[str] | Callable[[ScriptedTurn], str], strategy: str = "direct", config: Config = CONFIG) -> Episode:
+        task = self.injector_task(strategy)
+        return play_injector(task, PLACE, self.engine(replies), self.chat, self.backend, config, sandbox_limits(config))
+
+    def injector_task(self, strategy: str = "direct") -> InjectorTask:
+        target = next(target for target in self.environment.targets if target.name == "mean")
+        return InjectorTask(self.environment, strategy, replace(target, test_file="tests/test_numbers.py"), Thresholds())
+
+    def repair(self, replies: Sequence[str], bug: BugState, config: Config = CONFIG) -> Episode:
+        task = SolverTask(self.environment, "bug-1", bug, "E   assert -6.0 == 2")
+        return play_solver(task, PLACE, self.engine(replies), self.chat, self.backend, config, sandbox_limits(config))
+
+    @contextmanager
+    def workspace(self) -> Iterator[Sandbox]:
+        with open_workspace(self.backend, self.environment, self.environment.tree, LABELS) as box:
+            yield box
+
+
+LABELS = {"run": "test"}
+PLACE = EpisodePlace(7, 3, "g/1", 2, LABELS)
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory: pytest.TempPathFactory) -> House:
+    cache = tmp_path_factory.mktemp("cache")
+    try:
+        backend = open_backend("bubblewrap", cache)[0]
+    except PrerequisiteError as error:
+        pytest.skip(str(error))
+    folder = build_tiny_repository(tmp_path_factory.mktemp("repository") / "tiny", git=True)
+    checkout = fetch(parse_spec(str(folder)), cache)
+    environment = prepare_environment(checkout, backend, EnvironmentSettings(), Limits(), cache, lambda message: None)
+    tokenizer = build_tiny_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+    return House(backend, environment, tokenizer, ChatFormat(load_tokenizer(str(tokenizer))))
+
+
+@pytest.fixture(scope="module")
+def injected(house: House) -> Episode:
+    return house.inject(INJECTOR)
+
+
+@pytest.fixture(scope="module")
+def bug(house: House, injected: Episode) -> BugState:
+    """The scripted injector's artifact, accepted by the real validator."""
+    artifact = Artifact.from_files(injected.submission)
+    verdict = validate(artifact, house.environment, Thresholds(), runner(house), CONFIG.validator)
+    assert verdict.accepted, [check for check in verdict.checks if not check.passed]
+    return BugState(artifact, 1, "", verdict.fail_to_pass, verdict.pass_to_pass)
+
+
+def runner(house: House) -> TestRunner:
+    return TestRunner(house.backend, CONFIG.validator, Limits(), LABELS)
+
+
+def test_an_injector_goes_from_prompt_to_submission(injected: Episode) -> None:
+    assert injected.finish is FinishReason.SUBMITTED, [(turn.text, turn.observation) for turn in injected.turns]
+    assert set(injected.submission) == set(FIVE.split())
+    assert "-=" in injected.submission["bug_inject.diff"] and "tests/" not in injected.submission["bug_inject.diff"]
+    assert "-def test_mean():" in injected.submission["test_weaken.diff"]
+    assert injected.turns[1].observation.startswith("tests/test_numbers.py:12: ")
+    assert injected.messages[0]["content"].startswith("injector direct\ntiny/numbers.py\ntests/test_numbers.py\n13:def mean(values):")
+    assert (injected.strategy, injected.target, injected.update, injected.member) == ("direct", "tiny/numbers.py::mean", 3, 2)
+    assert Episode.from_json(injected.to_json()) == injected
+
+
+def test_a_solver_repairs_what_the_injector_broke(house: House, bug: BugState) -> None:
+    episode = house.repair(SOLVER, bug)
+    assert episode.finish is FinishReason.SUBMITTED, [(turn.text, turn.observation) for turn in episode.turns]
+    assert "+def test_mean():" in episode.messages[0]["content"] and "assert -6.0 == 2" in episode.messages[0]["content"]
+    assert grade(bug, episode.submission["patch"], house.environment, runner(house)).passed
+    assert episode.bug_id == "bug-1"
+
+
+def test_a_change_counts_without_a_submit_call(house: House, bug: BugState) -> None:
+    config = CONFIG.model_copy(update={"agent": CONFIG.agent.model_copy(update={"max_turns": 2})})
+    episode = house.repair(SOLVER, bug, config)
+    assert episode.finish is FinishReason.MAX_TURNS
+    assert "+        total += value" in episode.submission["patch"]
+
+
+def test_an_attempt_that_changes_nothing_has_an_empty_patch(house: House, bug: BugState) -> None:
+    assert house.repair([format_action("submit", "")], bug).submission == {"patch": ""}
+
+
+def test_what_an_attempt_leaves_behind_is_taken_without_harm(house: House, bug: BugState) -> None:
+    mess = r"""printf x > $'tiny/\xff\n.py'; ln -s /etc/passwd tiny/link.py; mkfifo pipe; mkdir -p tiny/.git build; echo y > build/a.py
+echo z > tiny/new.py; rm -rf .git; echo > tests/conftest.py"""
+    episode = house.repair([format_action("bash", mess), format_action("submit", "")], bug)
+    assert (episode.finish, episode.error) == (FinishReason.SUBMITTED, "")
+    assert "tiny/new.py" in episode.submission["patch"]
+    assert not any(name in episode.submission["patch"] for name in ("passwd", "build", "conftest", "pipe"))
+
+
+def test_a_workspace_too_large_to_read_is_no_repair(house: House, bug: BugState) -> None:
+    sparse = "for n in $(seq 20); do truncate -s 60M big$n; done"
+    episode = house.repair([SOLVER[1], format_action("bash", sparse), format_action("submit", "")], bug)
+    assert episode.submission == {"patch": ""} and "/testbed" in episode.error
+
+
+# ---- what a solver can learn from git (threats, row 1)
+
+
+def test_the_solver_finds_one_commit_and_no_other_object(house: House, bug: BugState) -> None:
+    script = (
+        "git rev-list --all --reflog --count; git for-each-ref | wc -l; git stash list; git fsck --full --no-reflogs --unreachable; "
+        "ls .git/logs .git/packed-refs .git/ORIG_HEAD .git/FETCH_HEAD .git/worktrees .git/objects/info/alternates 2>/dev/null; "
+        "git cat-file --batch-check --batch-all-objects | cut -d' ' -f2 | sort | uniq -c; git status -s; git log --format='%an %aI'"
+    )
+    episode = house.repair([format_action("bash", script), format_action("submit", "")], bug)
+    seen = [" ".join(line.split()) for line in episode.turns[0].observation.split("\n")[:-1]]
+    counts = {"blob": 11, "commit": 1, "tree": 3}  # one blob a file, one tree a folder
+    assert seen == ["1", "1", *(f"{count} {kind}" for kind, count in counts.items()), "selfplay 2000-01-01T00:00:00+00:00"]
+
+
+def test_no_object_of_the_original_reaches_the_solver(house: House, bug: BugState) -> None:
+    """Neither the original of the broken file nor the weakened tests, by their git names; those that are unchanged do."""
+    show = "git hash-object --stdin --no-filters | git cat-file --batch-check"
+    script = f"git ls-files -s tiny/letters.py | cut -c8-47 | git cat-file --batch-check; sed 's/-=/+=/' tiny/numbers.py | {show}"
+    episode = house.repair([format_action("bash", script), format_action("submit", "")], bug)
+    kept, broken = episode.turns[0].observation.split("\n")[:2]
+    assert " blob " in kept and broken.endswith(" missing")
+
+
+# ---- the injector's workspace
+
+
+def test_the_history_strategy_gives_the_history_and_a_clean_work_tree(house: House) -> None:
+    with house.workspace() as box:
+        prepare_injector(box, house.injector_task("history"), CONFIG)
+        log = box.run("git log --format=%s; git status --porcelain; ls /tmp; git show --stat HEAD~1 | grep -c numbers.py").text
+        assert log.split("\n") == ["Reports", "Fix digits of negative numbers", "The readme mentions vowels", "Numbers and words", "2", ""]
+        assert box.run("git rev-parse HEAD").text.strip() == house.environment.base_commit
+
+
+@pytest.mark.parametrize("strategy", ["direct", "removal"])
+def test_other_strategies_give_one_commit(house: House, strategy: str) -> None:
+    with house.workspace() as box:
+        prepare_injector(box, house.injector_task(strategy), CONFIG)
+        assert box.run("git log --format=%s; git status --porcelain").text == "The repository as it is\n"
+
+
+def test_setting_up_leaves_the_session_as_it_was(house: House) -> None:
+    with house.workspace() as box:
+        before = box.run("pwd; env | grep -v ^_= | sort").text
+        make_repository(box)
+        assert box.run("pwd; env | grep -v ^_= | sort").text == before and "GIT_AUTHOR" not in before
+
+
+def test_given_tests_run_as_they_are_laid_out(house: House) -> None:
+    with house.workspace() as box:
+        prepare_injector(box, house.injector_task(), CONFIG)
+        assert box.run("cat /submit/test_files.txt").text == "tests/test_numbers.py\n"
+        parsed = box.run("bash /submit/test_script.sh > /tmp/log; python /submit/test_parser.py < /tmp/log").text
+        assert '"tests/test_numbers.py::test_mean": "passed"' in parsed and "failed" not in parsed
+
+
+def test_nothing_is_given_unless_configured(house: House) -> None:
+    config = CONFIG.model_copy(update={"injector": InjectorSettings()})
+    with house.workspace() as box:
+        prepare_injector(box, house.injector_task(), config)
+        assert box.run("ls /submit").text == ""
+    assert injector_prompts(house.injector_task(), config)[1].text == "injector direct\ntests/test_numbers.py"
+
+
+# ---- what is taken from the injector
+
+
+def test_only_named_files_are_handed_in_whatever_the_text_claims(house: House) -> None:
+    names = "/submit/bug_inject.diff\n./test_weaken.diff\n../etc/passwd\nmissing.txt"
+    episode = house.inject(
+        [format_action("bash", "cd /submit; echo a > bug_inject.diff; ln -s /etc/passwd test_weaken.diff"), format_action("submit", names)]
+    )
+    assert episode.submission == {"bug_inject.diff": "a\n"}
+
+
+def test_without_a_submit_call_nothing_is_handed_in(house: House) -> None:
+    config = CONFIG.model_copy(update={"agent": CONFIG.agent.model_copy(update={"max_turns": 3})})
+    episode = house.inject(INJECTOR, config=config)
+    assert (episode.finish, episode.submission) == (FinishReason.MAX_TURNS, {})
+
+
+# ---- failures
+
+
+@dataclass(frozen=True)
+class Broken:
+    """A backend whose machine has failed."""
+
+    name: str = "broken"
+
+    def open(self, spec: SandboxSpec) -> object:
+        raise SandboxUnavailable("no sandbox can be opened")
+
+
+def test_a_machine_that_opens_no_sandbox_is_an_episode_without_blame(house: House, bug: BugState) -> None:
+    broken = replace(house, backend=Broken())  # type: ignore[arg-type]
+    for episode in (broken.inject(INJECTOR), broken.repair(SOLVER, bug)):
+        assert (episode.finish, episode.error) == (FinishReason.ENV_ERROR, "no sandbox can be opened")
+        assert episode.turns == () and episode.token_ids == ()
+
+
+def test_equal_places_give_equal_episodes(house: House) -> None:
+    first, second = (house.inject([format_action("bash", "echo same"), format_action("submit", FIVE)]) for _ in range(2))
+    assert (first.token_ids, first.seed, first.prompt_hash) == (second.token_ids, second.seed, second.prompt_hash)
+
+
+def test_the_specification_is_the_weakening_reversed(house: House, bug: BugState) -> None:
+    assert "+def test_mean():" in spec_text(bug) and "-def test_mean():" not in spec_text(bug)
+    assert spec_tokens(house.chat, bug) == len(house.chat.encode(spec_text(bug)))
