@@ -1,8 +1,11 @@
 """Rows of a small curriculum, for tests."""
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 from selfplay.curriculum.store import BugRow, EpisodeRow, GroupRow, Store
+from selfplay.episode import Episode, FinishReason, Role, Turn
 
 INJECT = "diff --git a/m.py b/m.py\n--- a/m.py\n+++ b/m.py\n@@ -1 +1 @@\n-x = 1\n+x = 2\n"
 WEAKEN = "diff --git a/test_m.py b/test_m.py\n--- a/test_m.py\n+++ b/test_m.py\n@@ -1 +1 @@\n-assert x == 1\n+pass\n"
@@ -59,3 +62,78 @@ def with_bug(store: Store, **values) -> BugRow:
     store.record_episode(an_episode(a_group()))
     assert store.add_bug(a_bug(**values))
     return store.bug("bug")
+
+
+def recorded_run(folder: Path) -> Path:
+    """A run folder with a small curriculum: two measured bugs, one of order two, rejections, an episode file, two updates."""
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    with Store.open(folder / "selfplay.db", clock=lambda: 1_700_000_000.0) as store:
+        store.record_environment("toolz", "0" * 40, "env", "BSD", 120, [], "ready")
+        injectors = a_group("u0001-inj0", size=5)
+        store.add_group(injectors)
+        for member in range(5):
+            store.record_episode(an_episode(injectors, member, started_at=1e9, duration_s=12.5))
+        for member, (check, reason) in enumerate([("", ""), ("", ""), ("parser", "the output [is] not JSON: \x1b[2J"), ("parser", "")]):
+            checks = [{"name": "readable", "passed": True, "reason": "five files"}]
+            if check:
+                checks.append({"name": check, "passed": False, "reason": reason})
+            store.record_verdict(f"u0001-inj0-m{member}", not check, check, reason, json.dumps(checks), 3.0, 6, 2)
+        store.record_verdict("u0001-inj0-m4", False, "inverse_mutation", "m.py is padding", "[]", 1.0, 3, 0)
+        store.add_bug(a_bug("u0001-inj0-m0-bug", "u0001-inj0-m0", failure="E  assert 2 == 1"))
+        store.add_bug(a_bug("u0001-inj0-m1-bug", "u0001-inj0-m1", strategy="history", repository="[red]evil[/red]"))
+        solvers = a_group("u0001-sol0", "solver", "u0001-inj0-m0-bug")
+        store.add_group(solvers)
+        for member, passed in enumerate((True, False, False, None)):
+            store.record_episode(an_episode(solvers, member, masked=passed is None))
+            if passed is not None:
+                why = "repaired" if passed else "1 test(s) fail"
+                store.record_attempt(
+                    f"u0001-sol0-m{member}", "u0001-inj0-m0-bug", passed, why, () if passed else ("t",), passed or None, (), INJECT, 2.0
+                )
+                store.set_reward(f"u0001-sol0-m{member}", 1.0 if passed else -1.0, why)
+        store.set_solve_rate("u0001-inj0-m0-bug", 1 / 3, 3, 1)
+        store.set_solve_rate("u0001-inj0-m1-bug", 1.0, 4, 4)
+        store.set_group_status("u0001-sol0", "complete")
+        second = {"order": 2, "parent_bug_id": "u0001-inj0-m0-bug", "parent_episode_id": "u0001-sol0-m1", "attempt_patch": INJECT}
+        store.add_bug(a_bug("u0001-sol0-m1-bug2", "u0001-inj0-m0", **second))
+        for update in (1, 2):
+            row = {"update": update, "injector/reward": -0.4, "solver/reward": 0.25, "curriculum/bugs": 3, "seconds/injecting": 60.5}
+            store.begin_update(update)
+            store.commit_update(update, f"update-{update:05d}", update, update == 1, json.dumps({**row, "seconds/solving": 90.0}))
+            with (folder / "metrics.jsonl").open("a") as file:
+                file.write(json.dumps({**row, "seconds/solving": 90.0}) + "\n")
+        store.record_failure(2, "playing solver", "no sandbox")
+    an_episode_value().write(folder / "episodes")
+    return folder
+
+
+def an_episode_value() -> Episode:
+    """A solver's episode whose text tries to take over the terminal, and looks like markup."""
+    hostile = "x = 2\n\x1b]0;owned\x07\x1b[2J[bold]not markup[/bold]\n[exit 0]"
+    edit = "<tool: edit>\nm.py:1\n<<<<<<< SEARCH\n2\n=======\n1\n>>>>>>> REPLACE\n</tool>"
+    turns = (
+        Turn("Look first.\n<tool: bash>\ncat m.py\n</tool>", "bash", hostile, (5, 9), 0, 1.5, 0.2),
+        Turn(edit, "edit", "no such file", (9, 12), None, 1.0, 0.1, True),
+        Turn("<tool: submit>\n</tool>", "submit", "", (12, 14), None, 0.5, 0.0),
+    )
+    return Episode(
+        episode_id="u0001-sol0-m0",
+        role=Role.SOLVER,
+        repository="toolz",
+        update=1,
+        group="u0001-sol0",
+        member=0,
+        seed=7,
+        finish=FinishReason.SUBMITTED,
+        messages=({"role": "system", "content": "You repair bugs."}, {"role": "user", "content": "Mend \x1b[31mthis."}),
+        turns=turns,
+        token_ids=tuple(range(14)),
+        loss_mask=(0,) * 5 + (1,) * 9,
+        logprobs=(0.0,) * 14,
+        strategy="removal",
+        bug_id="u0001-inj0-m0-bug",
+        submission={"patch": INJECT},
+        started_at=1_700_000_000.0,
+        duration_s=3.5,
+    )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -52,10 +53,13 @@ def print_summary(store: Store, run_folder: Path, console: Console, metrics_rows
         ("Solve rates", _solve_rates(bugs)),
         ("Rewards and updates", _updates(store, rows)),
         ("Time", _time(rows)),
-        ("Next", _next(store, run_folder, bugs)),
     ):
         console.print(Text(title, style="bold"))
         console.print(Padding(body, (0, 0, 1, 2)), highlight=False)
+    console.print(Text("Next", style="bold"))
+    for what, command in _next(store, run_folder, bugs):
+        # Not folded: a command is pasted as a whole, whatever the width.
+        console.print(Text(f"  {what}:\n    ", style="dim").append(command, style="not dim cyan"), soft_wrap=True, highlight=False)
 
 
 def bar(share: float, width: int = BAR_WIDTH) -> str:
@@ -72,12 +76,12 @@ def solve_rate_bins(rates: Iterable[float]) -> list[tuple[str, int]]:
     return [(label, counts[place]) for place, label in enumerate(labels)]
 
 
-def table(*columns: str, right: Iterable[str] = ()) -> Table:
-    """The plain table of all our listings; columns named in `right` hold numbers."""
+def table(*columns: str, right: Iterable[str] = (), whole: Iterable[str] = ()) -> Table:
+    """The plain table of all our listings; columns named in `right` hold numbers, those in `whole` ids that people copy."""
     made = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
     for name in columns:
         number = name in right
-        made.add_column(name, justify="right" if number else "left", no_wrap=number, overflow="fold")
+        made.add_column(name, justify="right" if number else "left", no_wrap=number or name in whole, overflow="fold")
     return made
 
 
@@ -127,6 +131,8 @@ def _updates(store: Store, rows: Sequence[Mapping[str, Any]]) -> Table | Text | 
         return Text("no update was committed yet")
     carried = sum(update.carried_gradient for update in committed)
     head = Text(f"{len(committed)} update(s): {carried} with a gradient, {len(committed) - carried} without")
+    if failures := store.failures():
+        head.append(f"; the machine failed {len(failures)} time(s), last while {make_harmless(failures[-1].phase)}", style="yellow")
     by_update = {row["update"]: row for row in rows if "update" in row}
     shown = table("update", *ROLES, "bugs", "lag", "step", right=("update", *ROLES, "bugs", "lag"))
     for update in committed:
@@ -157,19 +163,17 @@ def _time(rows: Sequence[Mapping[str, Any]]) -> Table | Text:
     return shown
 
 
-def _next(store: Store, run_folder: Path, bugs: Sequence[BugRow]) -> Table:
-    shown = table("", "")
-    shown.show_header = False
-    where = "" if run_folder.parent.name == "runs" else f" --runs {run_folder.parent}"
-    name = run_folder.name
-    shown.add_row(Text(f"selfplay inspect-bugs {name}{where}", style="cyan"), "the bugs, their solve rates and lineage")
+def _next(store: Store, run_folder: Path, bugs: Sequence[BugRow]) -> list[tuple[str, str]]:
+    """(what it does, the command), each ready to be pasted."""
+    name = shlex.quote(run_folder.name)
+    where = "" if run_folder.parent.name == "runs" else f" --runs {shlex.quote(str(run_folder.parent))}"
+    steps = [("the bugs, with solve rates and lineage", f"selfplay inspect-bugs {name}{where}")]
     if any(not verdict.accepted for verdict in store.verdicts()):
-        shown.add_row(Text(f"selfplay inspect-bugs {name} --rejected{where}", style="cyan"), "why artifacts were rejected")
+        steps.append(("why artifacts were rejected", f"selfplay inspect-bugs {name} --rejected{where}"))
     if episode := _telling_episode(store, bugs):
-        shown.add_row(Text(f"selfplay replay {episode} --run {name}{where}", style="cyan"), "one episode, turn by turn")
-    updates = store.last_update() + 4
-    shown.add_row(Text(f"selfplay train --resume {name} --set train.updates={updates}{where}", style="cyan"), "go on")
-    return shown
+        steps.append(("one episode, turn by turn", f"selfplay replay {shlex.quote(episode)} --run {name}{where}"))
+    steps.append(("more updates", f"selfplay train --resume {name} --set train.updates={store.last_update() + 4}{where}"))
+    return steps
 
 
 def _telling_episode(store: Store, bugs: Sequence[BugRow]) -> str:

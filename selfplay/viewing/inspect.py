@@ -1,0 +1,234 @@
+"""The curriculum of a run, printed: its bugs as a list, one bug in full with its lineage, why artifacts were rejected; or as JSON.
+
+Reads the store. Invariant: what the policy wrote is shown as visible text, never as markup or terminal codes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.padding import Padding
+from rich.text import Text
+from rich.tree import Tree
+
+from selfplay.curriculum.lineage import lineage, root
+from selfplay.curriculum.rows import BUG_STATUSES
+from selfplay.curriculum.store import BUG_ORDERS, AttemptRow, BugRow, Store
+from selfplay.errors import UsageError
+from selfplay.tools import make_harmless
+from selfplay.viewing.replay import diff_or_text
+from selfplay.viewing.summary import table
+
+if TYPE_CHECKING:
+    import networkx as nx
+
+MAX_TESTS = 20
+
+
+@dataclass(frozen=True)
+class BugFilter:
+    """What to list. None: any. A bound on the solve rate leaves out bugs that were not measured."""
+
+    repository: str | None = None
+    strategy: str | None = None
+    order: int | None = None
+    status: str | None = None
+    min_solve_rate: float | None = None
+    max_solve_rate: float | None = None
+    sort: str = "created"
+
+
+def select_bugs(store: Store, wanted: BugFilter) -> list[BugRow]:
+    """Raises UsageError for a sort key or status that does not exist."""
+    if wanted.sort not in BUG_ORDERS:
+        raise UsageError(f"--sort {wanted.sort!r}: choose one of {', '.join(BUG_ORDERS)}.")
+    if wanted.status is not None and wanted.status not in BUG_STATUSES:
+        raise UsageError(f"--status {wanted.status!r}: choose one of {', '.join(BUG_STATUSES)}.")
+    bugs = store.bugs(wanted.status, wanted.repository, wanted.order, wanted.strategy, wanted.sort)
+    low, high = wanted.min_solve_rate, wanted.max_solve_rate
+    if low is None and high is None:
+        return bugs
+    return [
+        bug
+        for bug in bugs
+        if bug.solve_rate is not None and (low is None or bug.solve_rate >= low) and (high is None or bug.solve_rate <= high)
+    ]
+
+
+def show_bugs(store: Store, wanted: BugFilter, console: Console, as_json: bool = False) -> None:
+    bugs = select_bugs(store, wanted)
+    if as_json:
+        print(json.dumps([asdict(bug) for bug in bugs], indent=2))
+        return
+    if not bugs:
+        everything = store.bugs()
+        hint = f"none of the {len(everything)} bug(s) fits" if everything else "no artifact was accepted yet; --rejected tells why"
+        console.print(Text(f"No bugs: {hint}."))
+        return
+    names = ("bug", "repository", "strategy", "order", "status", "solved", "tests", "update")
+    shown = table(*names, right=("order", "solved", "tests", "update"), whole=("bug",))
+    for bug in bugs:
+        rate = f"{bug.passes}/{bug.attempts}" if bug.solve_rate is not None else "–"
+        tests = f"{len(bug.fail_to_pass)}+{len(bug.pass_to_pass)}"
+        texts = [_text(bug.bug_id), _text(bug.repository), _text(bug.strategy), Text(str(bug.order)), Text(bug.status)]
+        shown.add_row(*texts, rate, tests, str(bug.created_update))
+    console.print(shown, highlight=False)
+    note = f"{len(bugs)} bug(s). solved: of its attempts. tests: fail-to-pass + pass-to-pass. One in full: --bug {bugs[0].bug_id}"
+    console.print(Text(note, style="dim"), soft_wrap=True)
+
+
+def show_bug(store: Store, bug_id: str, console: Console, as_json: bool = False) -> None:
+    """One bug in full. `bug_id` may be the start of an id; raises StoreError when none or several fit."""
+    bug = store.bug(bug_id)
+    attempts = store.attempts(bug.bug_id)
+    family = lineage(store, bug.bug_id)
+    if as_json:
+        edges = [{"parent": a, "child": b, "attempt": family.edges[a, b]["attempt"]} for a, b in sorted(family.edges)]
+        data = {**asdict(bug), "attempts": [asdict(attempt) for attempt in attempts], "lineage": edges}
+        print(json.dumps({**data, "task": store.task_record(bug)}, indent=2))
+        return
+    console.rule(_text(bug.bug_id), align="left")
+    facts = table("", "")
+    facts.show_header = False
+    for name, value in _facts(bug):
+        facts.add_row(Text(name, style="dim"), _text(value))
+    console.print(facts, highlight=False)
+    for name in ("bug_inject.diff", "test_weaken.diff"):
+        _section(console, f"{name}: {_MEANING[name]}")
+        console.print(Padding(diff_or_text(name, bug.artifact.get(name, "(none)")), (0, 0, 0, 2)), highlight=False)
+    if bug.attempt_patch:
+        _section(console, f"the failed repair that it grew from, {bug.parent_episode_id}")
+        console.print(Padding(diff_or_text("attempt.diff", bug.attempt_patch), (0, 0, 0, 2)), highlight=False)
+    for title, tests in (("fail to pass", bug.fail_to_pass), ("pass to pass", bug.pass_to_pass)):
+        _section(console, f"{title}: {len(tests)}")
+        _list(console, tests)
+    if bug.failure:
+        _section(console, "how it fails")
+        console.print(Padding(_text(bug.failure.rstrip()), (0, 0, 0, 2)), highlight=False)
+    _section(console, f"attempts: {len(attempts)}")
+    _show_attempts(console, attempts)
+    _section(console, "lineage")
+    console.print(Padding(_lineage_tree(family, bug.bug_id), (0, 0, 0, 2)), highlight=False)
+
+
+_MEANING = {"bug_inject.diff": "what broke the code", "test_weaken.diff": "what hid it from the tests"}
+
+
+def _facts(bug: BugRow) -> list[tuple[str, str]]:
+    rate = "not measured" if bug.solve_rate is None else f"{bug.solve_rate:.2f}, {bug.passes} of {bug.attempts} attempts"
+    if bug.first_solve_rate is not None and bug.first_solve_rate != bug.solve_rate:
+        rate += f" (at first {bug.first_solve_rate:.2f})"
+    created = datetime.fromtimestamp(bug.created_at).isoformat(" ", "seconds")
+    facts = [
+        ("repository", f"{bug.repository} at {bug.base_commit[:12]}"),
+        ("strategy", bug.strategy),
+        ("target", _target_name(bug.target)),
+        ("order", "1, injected" if bug.order == 1 else "2, grown from a failed repair"),
+        ("status", bug.status),
+        ("solve rate", rate),
+        ("played", f"by {bug.plays} group(s)"),
+        ("injected by", bug.injector_episode_id),
+        ("created", f"{created}, update {bug.created_update}"),
+    ]
+    return [(name, value) for name, value in facts if value]
+
+
+def _target_name(target: str) -> str:
+    """`path:name` of a target's JSON form; the text itself when it is none."""
+    try:
+        read = json.loads(target)
+        return f"{read['path']}:{read['name']}"
+    except (json.JSONDecodeError, KeyError, TypeError):
+        return target
+
+
+def _show_attempts(console: Console, attempts: Iterable[AttemptRow]) -> None:
+    shown = table("episode", "result", "reason", "restored", whole=("episode",))
+    for attempt in attempts:
+        result = {True: ("repaired", "green"), False: ("not repaired", "red"), None: ("not graded", "yellow")}[attempt.passed]
+        again = " (not confirmed)" if attempt.confirmed is False else ""
+        shown.add_row(
+            _text(attempt.episode_id), Text(result[0] + again, style=result[1]), _text(attempt.reason), _text(", ".join(attempt.restored))
+        )
+    if shown.row_count:
+        console.print(Padding(shown, (0, 0, 0, 2)), highlight=False)
+
+
+def _lineage_tree(family: nx.DiGraph[str], shown_id: str) -> Tree:
+    top = root(family)
+    tree = Tree(_lineage_label(family, top, shown_id))
+    branches = {top: tree}
+    waiting = [top]
+    while waiting:
+        parent = waiting.pop(0)
+        for child in sorted(family.successors(parent)):
+            branches[child] = branches[parent].add(_lineage_label(family, child, shown_id, family.edges[parent, child]["attempt"]))
+            waiting.append(child)
+    return tree
+
+
+def _lineage_label(family: nx.DiGraph[str], bug_id: str, shown_id: str, attempt: str = "") -> Text:
+    bug: BugRow = family.nodes[bug_id]["bug"]
+    rate = f", solve rate {bug.solve_rate:.2f}" if bug.solve_rate is not None else ""
+    label = Text(make_harmless(bug_id), style="bold" if bug_id == shown_id else "")
+    return label.append(f" ({bug.status}{rate})" + (f" from attempt {make_harmless(attempt)}" if attempt else ""), style="not bold dim")
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """How often a check rejected, and the latest example of why."""
+
+    check: str
+    count: int
+    example_episode: str
+    example_reason: str
+
+
+def rejections(store: Store) -> list[Rejection]:
+    """The most frequent check first."""
+    by_check = defaultdict(list)
+    for verdict in store.verdicts(accepted=False):
+        by_check[verdict.failed_check].append(verdict)
+    found = []
+    for check, some in by_check.items():
+        example = next((verdict for verdict in reversed(some) if verdict.reason), some[-1])
+        found.append(Rejection(check, len(some), example.episode_id, example.reason))
+    return sorted(found, key=lambda rejection: (-rejection.count, rejection.check))
+
+
+def show_rejections(store: Store, console: Console, as_json: bool = False) -> None:
+    found = rejections(store)
+    judged = len(store.verdicts())
+    if as_json:
+        print(json.dumps({"judged": judged, "rejected": [asdict(rejection) for rejection in found]}, indent=2))
+        return
+    if not found:
+        console.print(Text(f"None of {judged} judged artifact(s) was rejected."))
+        return
+    shown = table("check", "artifacts", "for instance", "", right=("artifacts",), whole=("for instance",))
+    for rejection in found:
+        shown.add_row(_text(rejection.check), str(rejection.count), _text(rejection.example_episode), _text(rejection.example_reason))
+    console.print(shown, highlight=False)
+    total = sum(rejection.count for rejection in found)
+    note = f"{total} of {judged} artifacts were rejected. One in full: selfplay replay {found[0].example_episode}"
+    console.print(Text(note, style="dim"), soft_wrap=True)
+
+
+def _section(console: Console, title: str) -> None:
+    console.print()
+    console.print(Text(make_harmless(title), style="bold"), highlight=False)
+
+
+def _list(console: Console, items: tuple[str, ...]) -> None:
+    shown = [*items[:MAX_TESTS], *([f"… {len(items) - MAX_TESTS} more; --json lists all"] if len(items) > MAX_TESTS else [])]
+    console.print(Padding(Text("\n").join(_text(item) for item in shown), (0, 0, 0, 2)), highlight=False)
+
+
+def _text(text: str) -> Text:
+    return Text(make_harmless(text))

@@ -1,0 +1,220 @@
+"""One recorded episode in the terminal: what the policy did, what came back, and what was decided of it later.
+
+Reads the episode's file and its rows. Invariant: nothing recorded reaches the terminal but as visible text.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterable
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.box import ROUNDED, SIMPLE
+from rich.console import Console, Group, RenderableType
+from rich.panel import Panel
+from rich.syntax import Syntax
+from rich.table import Table
+from rich.text import Text
+
+from selfplay.curriculum.store import AttemptRow, EpisodeRow, Store, VerdictRow
+from selfplay.episode import Episode, Turn
+from selfplay.errors import RunError, StoreError
+from selfplay.tools import make_harmless
+from selfplay.viewing.progress import duration_text
+
+MAX_PAUSE_S = 5.0  # of a film: nobody learns from waiting longer
+SUFFIX = ".json.gz"
+
+
+@dataclass(frozen=True)
+class RecordedEpisode:
+    """The episode and, where its run's database tells, what was decided of it."""
+
+    episode: Episode
+    path: Path
+    row: EpisodeRow | None = None
+    verdict: VerdictRow | None = None
+    attempt: AttemptRow | None = None
+
+
+def find_episode(folder: Path, wanted: str) -> RecordedEpisode:
+    """By file, by id or by the start of an id, in one run's folder or in all runs below `folder`.
+
+    Raises RunError when none or several fit, or the file cannot be read.
+    """
+    given = Path(wanted)
+    if wanted.endswith(SUFFIX) and given.is_file():
+        return _load(given)
+    found = sorted({*folder.glob(f"episodes/*{SUFFIX}"), *folder.glob(f"*/episodes/*{SUFFIX}")})
+    exact = [path for path in found if _id(path) == wanted]
+    fitting = exact or [path for path in found if _id(path).startswith(wanted)]
+    if len(fitting) == 1:
+        return _load(fitting[0])
+    if not found:
+        raise RunError(f"there are no episodes in {folder}. `selfplay train --repos list.txt` plays some.")
+    if not fitting:
+        some = ", ".join(_id(path) for path in found[-6:])
+        raise RunError(f"no episode's id begins with {wanted!r} in {folder} (there are {len(found)}, for instance {some}).")
+    if exact:
+        runs = ", ".join(path.parent.parent.name for path in exact[:6])
+        raise RunError(f"{len(exact)} runs have an episode {wanted!r}: {runs}. Choose one with --run.")
+    some = ", ".join(_id(path) for path in fitting[:6]) + (", …" if len(fitting) > 6 else "")
+    raise RunError(f"{len(fitting)} episodes' ids begin with {wanted!r}: {some}. Give more of the id.")
+
+
+def _id(path: Path) -> str:
+    return path.name.removesuffix(SUFFIX)
+
+
+def _load(path: Path) -> RecordedEpisode:
+    try:
+        episode = Episode.read(path)
+    except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{path} cannot be read as an episode: {error}. It is played again when its run is resumed.") from error
+    database = path.parent.parent / "selfplay.db"
+    try:
+        with closing(Store.open(database, writer=False)) as store:
+            found = store.episode(episode.episode_id)
+            return RecordedEpisode(episode, path, found, store.verdict(episode.episode_id), store.attempt(episode.episode_id))
+    except StoreError:
+        return RecordedEpisode(episode, path)
+
+
+def replay(
+    found: RecordedEpisode,
+    console: Console,
+    step: bool = False,
+    speed: float | None = None,
+    plain: bool = False,
+    wait: Callable[[], str] | None = None,
+    sleep: Callable[[float], None] = time.sleep,
+) -> None:
+    """Show the episode from its prompt to its submission.
+
+    step    wait for Enter after each turn (q ends); without a terminal to ask, as if it were False
+    speed   play like a film: each turn's own time divided by this, at most MAX_PAUSE_S
+    plain   headings instead of frames and colours; also where the output is no terminal
+    """
+    plain = plain or not console.is_terminal
+    asks = wait or (_ask if sys.stdin.isatty() else None)
+    episode = found.episode
+    console.print(_header(found), highlight=False)
+    for message in episode.messages[: _prompt_length(episode)]:
+        _show(console, message.get("role", ""), [_text(message.get("content", ""))], "blue", plain)
+    for number, turn in enumerate(episode.turns, 1):
+        if speed:
+            sleep(min(turn.generate_s / speed, MAX_PAUSE_S))
+        _show(console, _turn_title(number, len(episode.turns), turn), [_text(turn.text)], "cyan", plain)
+        if speed:
+            sleep(min(turn.act_s / speed, MAX_PAUSE_S))
+        if turn.observation:
+            failed = turn.is_error or bool(turn.exit_code)
+            _show(console, _observation_title(turn), [_text(turn.observation)], "red" if failed else "green", plain)
+        last = number == len(episode.turns)
+        if step and asks is not None and not last and asks().strip().lower() == "q":
+            return
+    if episode.submission:
+        parts: list[RenderableType] = []
+        for name, text in sorted(episode.submission.items()):
+            parts += [Text(make_harmless(name), style="bold"), diff_or_text(name, text, plain)]
+        _show(console, "submission", parts, "magenta", plain)
+    console.print(_outcome(found), highlight=False)
+
+
+def diff_or_text(name: str, text: str, plain: bool = False) -> RenderableType:
+    """Highlighted by what the name says it is, its control characters spelled out."""
+    lexers = {".diff": "diff", ".py": "python", ".sh": "bash"}
+    lexer = "diff" if name == "patch" else lexers.get(Path(name).suffix)
+    if plain or lexer is None:
+        return _text(text)
+    return Syntax(make_harmless(text.rstrip("\n")), lexer, theme="ansi_dark", background_color="default", word_wrap=True)
+
+
+def _text(text: str) -> Text:
+    return Text(make_harmless(text.rstrip("\n")))
+
+
+def _show(console: Console, title: str, parts: Iterable[RenderableType], colour: str, plain: bool) -> None:
+    heading = Text(make_harmless(title))
+    if plain:
+        console.print(Text("── ") + heading, highlight=False, soft_wrap=True)
+        for part in parts:
+            console.print(part, highlight=False, soft_wrap=True)
+    else:
+        console.print(Panel(Group(*parts), title=heading, title_align="left", border_style=colour, box=ROUNDED), highlight=False)
+
+
+def _prompt_length(episode: Episode) -> int:
+    """The messages before the policy's first action."""
+    roles = [message.get("role") for message in episode.messages]
+    return roles.index("assistant") if "assistant" in roles else min(2, len(roles))
+
+
+def _turn_title(number: int, count: int, turn: Turn) -> str:
+    tokens = turn.tokens[1] - turn.tokens[0]
+    return f"turn {number} of {count} · {turn.tool or 'no tool call'} · {tokens} tokens in {turn.generate_s:.1f} s"
+
+
+def _observation_title(turn: Turn) -> str:
+    status = f" · exit {turn.exit_code}" if turn.exit_code is not None else " · refused" if turn.is_error else ""
+    return f"observation{status} · {turn.act_s:.1f} s"
+
+
+def _facts(pairs: Iterable[tuple[str, str]]) -> Table:
+    shown = Table(box=SIMPLE, show_header=False, pad_edge=False)
+    shown.add_column(style="dim", no_wrap=True)
+    shown.add_column(overflow="fold")
+    for name, value in pairs:
+        if value:
+            shown.add_row(name, Text(make_harmless(value)))
+    return shown
+
+
+def _header(found: RecordedEpisode) -> Table:
+    episode = found.episode
+    started = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(episode.started_at)) if episode.started_at else ""
+    return _facts(
+        [
+            ("episode", episode.episode_id),
+            ("role", f"{episode.role} in {episode.repository}, update {episode.update}, member {episode.member}"),
+            ("task", " · ".join(part for part in (episode.strategy, episode.bug_id, episode.target) if part)),
+            ("played", f"{started} in {duration_text(episode.duration_s)}, {len(episode.turns)} turns"),
+            ("tokens", f"{episode.action_tokens} of {len(episode.token_ids)} are the policy's"),
+            ("ended", episode.finish.value + (f": {episode.error}" if episode.error else "")),
+            *_decided(found),
+        ]
+    )
+
+
+def _decided(found: RecordedEpisode) -> list[tuple[str, str]]:
+    pairs = []
+    if found.verdict is not None:
+        verdict = found.verdict
+        pairs.append(("verdict", "accepted" if verdict.accepted else f"rejected by {verdict.failed_check}: {verdict.reason}"))
+    if found.attempt is not None:
+        attempt = found.attempt
+        result = {True: "repaired", False: "not repaired", None: "not graded"}[attempt.passed]
+        why = f": {attempt.reason}" if attempt.reason not in ("", result) else ""
+        pairs.append(("grade", result + why + (" (the second grading disagreed)" if attempt.confirmed is False else "")))
+    if (row := found.row) is not None:
+        if row.masked:
+            pairs.append(("reward", f"none, masked: {row.note}"))
+        elif row.reward is not None:
+            pairs.append(("reward", f"{row.reward:+.2f}" + (f", {row.note}" if row.note else "")))
+        if row.advantage is not None:
+            pairs.append(("advantage", f"{row.advantage:+.2f}, trained on in update {row.consumed_update}"))
+    return pairs
+
+
+def _outcome(found: RecordedEpisode) -> Table:
+    return _facts([("ended", found.episode.finish.value), *_decided(found)])
+
+
+def _ask() -> str:
+    try:
+        return input("Enter: next turn, q: end ")
+    except EOFError:
+        return "q"
