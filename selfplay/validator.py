@@ -121,7 +121,12 @@ class BugState:
 
 @dataclass(frozen=True)
 class States:
-    """A bug's trees. buggy: all its code, the original's tests; weakened: the first bug and the weakened tests; solver_start: what a solver sees."""
+    """A bug's trees.
+
+    buggy         all of its code (for order two the failed attempt too) with the original's tests
+    weakened      the first bug and the weakened tests
+    solver_start  what a solver sees: weakened, and for order two the failed attempt
+    """
 
     original: Tree
     buggy: Tree
