@@ -4,6 +4,14 @@ import zlib
 from dataclasses import replace
 
 import pytest
+
+from selfplay.config import ValidatorSettings
+from selfplay.errors import PrerequisiteError, SandboxUnavailable
+from selfplay.perturbation import perturb_source
+from selfplay.sandbox import open_backend
+from selfplay.sandbox.base import Limits
+from selfplay.test_runs import TestRunner
+from selfplay.validator import BugState, Thresholds, Verdict, build_states, validate, validate_second_order
 from tiny_bugs import (
     CLAMP_BUG,
     CLAMP_TEST,
@@ -18,14 +26,6 @@ from tiny_bugs import (
     prepare_tiny,
 )
 from tiny_repository import TEST_IDS
-
-from selfplay.config import ValidatorSettings
-from selfplay.errors import PrerequisiteError, SandboxUnavailable
-from selfplay.perturbation import perturb_source
-from selfplay.sandbox import open_backend
-from selfplay.sandbox.base import Limits
-from selfplay.test_runs import TestRunner
-from selfplay.validator import BugState, Thresholds, Verdict, build_states, validate, validate_second_order
 
 pytestmark = pytest.mark.sandbox
 
