@@ -19,7 +19,7 @@ from torch import Tensor
 
 from selfplay.engines.base import Completion, GenerationRequest, Sampling
 from selfplay.errors import EngineError
-from selfplay.training.torch_trainer import load_causal_model
+from selfplay.models import load_causal_model
 
 ATTENTION = "selfplay_cached"
 _GATHER_S = 0.01  # how long an idle engine waits for more requests before it starts

@@ -19,40 +19,13 @@ import torch
 from torch import Tensor
 
 from selfplay.config import TrainerSettings
-from selfplay.errors import EngineError, RunError
+from selfplay.errors import RunError
+from selfplay.models import load_causal_model
 from selfplay.training.batch import MicroBatch, Sample, make_micro_batches
 from selfplay.training.loss import Clipping, aggregation_weights, policy_loss
 from selfplay.training.sft import make_optimizer
 
 _NOT_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".msgpack", ".h5")
-
-
-def load_causal_model(model_path: str | Path, dtype: torch.dtype) -> Any:
-    """A transformers causal model with all its weights. Raises EngineError with the remedy; a local folder never needs the network."""
-    from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
-
-    path = Path(model_path)
-    is_local = path.exists()
-    if not is_local and (path.is_absolute() or str(model_path).startswith((".", "~"))):
-        raise EngineError(f"no model folder {model_path}. Give a folder that holds config.json and *.safetensors, or 'carried'.")
-    shown_progress = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    try:
-        model = AutoModelForCausalLM.from_pretrained(model_path, dtype=dtype, local_files_only=is_local)
-    except Exception as error:  # transformers raises many kinds: OSError, ValueError, SafetensorError, KeyError, RuntimeError
-        raise EngineError(
-            f"cannot load the model {model_path}: {type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}. "
-            "It needs config.json and *.safetensors of a causal language model that transformers knows."
-        ) from error
-    finally:
-        if shown_progress:
-            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
-    if "sliding_attention" in (getattr(model.config, "layer_types", None) or ()):
-        raise EngineError(
-            f"the model {model_path} uses sliding-window attention, which batches here do not handle. Use policy with full attention."
-        )
-    return model
 
 
 def action_logits(model: Any, token_ids: Tensor, rows: Tensor, places: Tensor) -> Tensor:

@@ -1,0 +1,36 @@
+"""Loads causal language models through transformers, with errors that name the model and the remedy. Trainers and engines share it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from selfplay.errors import EngineError
+
+if TYPE_CHECKING:
+    import torch
+
+
+def load_causal_model(model_path: str | Path, dtype: torch.dtype) -> Any:
+    """A transformers causal model with all its weights. Raises EngineError with the remedy; a local folder never needs the network."""
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    path = Path(model_path)
+    is_local = path.exists()
+    if not is_local and (path.is_absolute() or str(model_path).startswith((".", "~"))):
+        raise EngineError(f"no model folder {model_path}. Give a folder that holds config.json and *.safetensors, or 'carried'.")
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # a checkpoint an update would draw a bar each
+    try:
+        model = AutoModelForCausalLM.from_pretrained(model_path, dtype=dtype, local_files_only=is_local)
+    except Exception as error:  # transformers raises many kinds: OSError, ValueError, SafetensorError, KeyError, RuntimeError
+        first_line = next(iter(str(error).strip().splitlines()), "")
+        raise EngineError(
+            f"cannot load the model {model_path}: {type(error).__name__}: {first_line}. "
+            "It needs config.json and *.safetensors of a causal language model that transformers knows."
+        ) from error
+    if "sliding_attention" in (getattr(model.config, "layer_types", None) or ()):
+        raise EngineError(
+            f"the model {model_path} uses sliding-window attention, which batches here do not handle. Use a policy with full attention."
+        )
+    return model
