@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from selfplay.config import TrainerSettings
-from selfplay.errors import RunError
+from selfplay.errors import EngineError, RunError
 from selfplay.models import load_causal_model
 from selfplay.training.batch import MicroBatch, Sample, make_micro_batches
 from selfplay.training.loss import Clipping, aggregation_weights, policy_loss

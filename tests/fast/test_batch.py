@@ -3,8 +3,9 @@ from pathlib import Path
 import torch
 from fast.tiny_model import make_tiny_model
 
+from selfplay.models import load_causal_model
 from selfplay.training.batch import Sample, make_micro_batches, plan_micro_batches
-from selfplay.training.torch_trainer import action_logits, load_causal_model
+from selfplay.training.torch_trainer import action_logits
 
 
 def sample(length: int, seed: int) -> Sample:

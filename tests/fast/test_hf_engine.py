@@ -10,7 +10,7 @@ from fast.tiny_model import make_tiny_model
 from selfplay.engines.base import GenerationRequest, Sampling
 from selfplay.engines.hf_engine import HFEngine
 from selfplay.errors import EngineError
-from selfplay.training.torch_trainer import load_causal_model
+from selfplay.models import load_causal_model
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,8 @@ import torch
 from fast.tiny_model import make_tiny_model
 
 from selfplay.errors import UsageError
+from selfplay.models import load_causal_model
 from selfplay.training.sft import Document, SftSettings, evaluate, pack, train
-from selfplay.training.torch_trainer import load_causal_model
 
 
 def documents() -> list[Document]:
