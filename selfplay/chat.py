@@ -56,13 +56,13 @@ class ChatFormat:
         self._trusted, self._plain = _backends(tokenizer, self._name)
         self._control = {id_ for id_, token in self._trusted.get_added_tokens_decoder().items() if token.content.strip()}
 
-        opening = self._render((SYSTEM, USER))
-        after = self._render((SYSTEM, USER, ANSWER, NEXT))
+        opening = self._render(("", USER))
+        after = self._render(("", USER, ANSWER, NEXT))
         if not after.startswith(opening + ANSWER):
             raise EngineError(self._not_append_only("an assistant message does not continue the generation prompt"))
         closing, bridge_end = self._split(after.removeprefix(opening + ANSWER), NEXT)
-        self._with_system = self._start_pieces(opening, SYSTEM)
-        self._without_system = self._start_pieces(self._render(("", USER)), "")
+        self._without_system = self._start_pieces(opening, "")
+        self._with_system = self._start_pieces(self._render((SYSTEM, USER)), SYSTEM) if self._has_system_role() else None
         closing_ids = self._encode_template(closing)
         if not closing_ids or closing_ids[0] not in self._control:
             raise EngineError(
@@ -74,8 +74,12 @@ class ChatFormat:
         self.stop_ids = frozenset({self.stop_id} if eos is None else {self.stop_id, int(eos)})
 
     def start(self, system: str, user: str) -> list[int]:
-        """The tokens of a first prompt, up to where the assistant begins. An empty `system` leaves that message out."""
-        if not system:
+        """The tokens of a first prompt, up to where the assistant begins. An empty `system` leaves that message out.
+
+        Where the template has no system role, its text opens the user's.
+        """
+        if not system or self._with_system is None:
+            user = f"{system}\n\n{user}" if system else user
             before, after = self._without_system
             return [*before, *self.encode(user), *after]
         before, between, after = self._with_system
@@ -110,11 +114,11 @@ class ChatFormat:
     def check(self) -> None:
         """Raise EngineError unless a conversation only grows at its end, turn after turn, and content stays content."""
         second = "SELFPLAYSECONDANSWER"
-        short = self._render((SYSTEM, USER, ANSWER, NEXT))
-        long = self._render((SYSTEM, USER, ANSWER, NEXT, second, NEXT + "2"))
+        short = self._render(("", USER, ANSWER, NEXT))
+        long = self._render(("", USER, ANSWER, NEXT, second, NEXT + "2"))
         if not long.startswith(short + second):
             raise EngineError(self._not_append_only("a later turn changes what came before it"))
-        bridge = short[len(self._render((SYSTEM, USER))) + len(ANSWER) :]
+        bridge = short[len(self._render(("", USER))) + len(ANSWER) :]
         if long[len(short) + len(second) :] != bridge.replace(NEXT, NEXT + "2"):
             raise EngineError(self._not_append_only("the second observation is framed otherwise than the first"))
         for token in self._trusted.get_added_tokens_decoder().values():
@@ -129,6 +133,12 @@ class ChatFormat:
             return str(self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
         except Exception as error:  # a template is a program: it may raise anything
             raise EngineError(f"the chat template of {self._name} cannot be rendered: {type(error).__name__}: {error}") from error
+
+    def _has_system_role(self) -> bool:
+        try:
+            return SYSTEM in self._render((SYSTEM, USER))
+        except EngineError:
+            return False
 
     def _start_pieces(self, opening: str, system: str) -> tuple[list[int], ...]:
         before, after = self._split(opening, USER)

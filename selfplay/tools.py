@@ -158,6 +158,8 @@ def apply_edit(text: str, search: str, replace: str, line: int | None = None) ->
 
     Raises EditError saying what to do. A file of CRLF lines is matched and written as such.
     """
+    if search == replace:
+        raise EditError("The replacement equals the search text, so nothing would change.")
     if "\r\n" in text and "\r" not in search:
         search, replace = search.replace("\n", "\r\n"), replace.replace("\n", "\r\n")
     starts = _occurrences(text, search)

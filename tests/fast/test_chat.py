@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_policy import CHATML, SPECIALS, TAGS, build_tiny_tokenizer
 
 from selfplay.chat import ChatFormat, load_tokenizer, policy_path
 from selfplay.errors import EngineError
+from tiny_policy import CHATML, SPECIALS, TAGS, build_tiny_tokenizer
 
 CONTENT = "def f():\n\treturn 'é 日本 🙂'\n\n\n    # end  "
 
@@ -77,6 +77,12 @@ def test_spans_tell_which_characters_a_token_covers(tokenizer: Any) -> None:
     spans = chat.spans(CONTENT)
     assert len(spans) == len(chat.encode(CONTENT))
     assert (spans[0][0], spans[-1][1]) == (0, len(CONTENT))
+
+
+def test_without_a_system_role_its_text_opens_the_users(with_template: Make) -> None:
+    refuses = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + CHATML
+    chat = ChatFormat(with_template(refuses))
+    assert chat.decode(chat.start("be brief", "go")) == "<|im_start|>user\nbe brief\n\ngo<|im_end|>\n<|im_start|>assistant\n"
 
 
 def test_an_append_only_template_passes_the_check(tokenizer: Any) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tiny_policy import build_tiny_tokenizer
 
 from selfplay.chat import ChatFormat, load_tokenizer
 from selfplay.tools import (
@@ -19,6 +18,7 @@ from selfplay.tools import (
     parse_action,
     render_observation,
 )
+from tiny_policy import build_tiny_tokenizer
 
 FILE = "import os\n\ndef f(x):\n    y = x + 1\n    return y + y\n\ndef g(x):\n    y = x + 1\n    return y\n"
 
@@ -112,6 +112,11 @@ def test_overlapping_occurrences_count_as_two() -> None:
         apply_edit("aaa", "aa", "b")
 
 
+def test_an_edit_must_change_something() -> None:
+    with pytest.raises(EditError, match="nothing would change"):
+        apply_edit(FILE, "import os", "import os")
+
+
 def test_an_edit_keeps_windows_line_ends() -> None:
     assert apply_edit("a\r\nb\r\nc\r\n", "a\nb", "x\ny") == "x\r\ny\r\nc\r\n"
 
@@ -128,12 +133,7 @@ def test_escapes_and_invisible_characters_are_spelled_out() -> None:
 @pytest.fixture(scope="module")
 def chat(tmp_path_factory: pytest.TempPathFactory) -> ChatFormat:
     folder: Path = tmp_path_factory.mktemp("tokenizer")
-    return ChatFormat(load_tokenizer(str(_with_config(build_tiny_tokenizer(folder)))))
-
-
-def _with_config(folder: Path) -> Path:
-    (folder / "config.json").write_text('{"model_type": "qwen3"}')
-    return folder
+    return ChatFormat(load_tokenizer(str(build_tiny_tokenizer(folder))))
 
 
 def test_short_output_is_left_alone(chat: ChatFormat) -> None:
