@@ -5,7 +5,9 @@ Invariant: tests, runner files and whatever else is protected are the original's
 
 from __future__ import annotations
 
+import secrets
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -20,7 +22,9 @@ if TYPE_CHECKING:
     from selfplay.environments import Environment
 
 MAX_FILE_BYTES = 1 << 20  # a changed file larger than this is put back: no repair needs it, and a diff of it would be refused
+MAX_CHANGED_BYTES = 8 << 20  # of all changed files together, for the same reason
 CONFIRMATION_SEED = 7919  # far from the seeds that validation uses
+CANARY = "\n\ndef {name}():\n    raise AssertionError('this test cannot pass')\n"
 
 
 @dataclass(frozen=True)
@@ -53,14 +57,17 @@ def take_prediction(before: Tree, workspace_tar: bytes) -> Prediction:
     after = Tree({path: entry for path, entry in workspace.items() if path in before or not ignored.match_file(path)})
     restored: list[str] = []
     changes: dict[str, FileEntry | None] = {}
+    left = MAX_CHANGED_BYTES
     for path in before.changed_paths(after):
         entry = after.files.get(path)
         if path in before and entry is not None and entry.content == before[path].content:
             continue  # its mode alone
-        if _does_not_count(path, before, after) or len(changes) >= MAX_FILES:
+        size = len(entry.content) if entry is not None else 0
+        if _does_not_count(path, before, after) or len(changes) >= MAX_FILES or size > left:
             restored.append(path)
         else:
             changes[path] = entry
+            left -= size
     return Prediction(diff_trees(before, before.replace(changes)), tuple(_printable(path) for path in restored))
 
 
@@ -78,7 +85,9 @@ def _printable(path: str) -> str:
 def grade(bug: BugState, patch: str, environment: Environment, runner: TestRunner, confirm: bool = True) -> Grade:
     """Whether `patch`, laid on what the solver started from, makes every test of F2P and P2P pass.
 
-    A pass is run a second time, with another hash seed and without what is known of equal runs. Raises SandboxUnavailable.
+    A pass is run a second time, with another hash seed, without what is known of equal runs, and with a test that cannot pass:
+    reported as passed, it shows that the code under test has taken the runner over. (Code that forges chosen tests only is
+    not found out: it shares a process with the tests.) Raises SandboxUnavailable.
     """
     started = time.monotonic()
 
@@ -99,16 +108,30 @@ def grade(bug: BugState, patch: str, environment: Environment, runner: TestRunne
     if predicted == states.solver_start:
         return decided(False, "only protected files changed" if restored else "no change", restored=restored)
 
-    def run(hash_seed: int, fresh: bool) -> tuple[TestRun, tuple[str, ...]]:
-        done = runner.run(environment, final, artifact.test_script, artifact.test_parser, hash_seed, fresh)
+    def run(tree: Tree, hash_seed: int, fresh: bool) -> tuple[TestRun, tuple[str, ...]]:
+        done = runner.run(environment, tree, artifact.test_script, artifact.test_parser, hash_seed, fresh)
         return done, judge_repair(done.outcomes, bug.fail_to_pass, bug.pass_to_pass)
 
-    first, failed = run(0, fresh=False)
+    first, failed = run(final, 0, fresh=False)
     if first.error or failed:
         return decided(False, first.error or f"{len(failed)} test(s) do not pass", failed, restored)
     if not confirm:
         return decided(True, "", restored=restored)
-    second, failed = run(CONFIRMATION_SEED, fresh=True)
+    name = f"test_canary_{secrets.token_hex(8)}"
+    second, failed = run(add_canary(final, tests, bug.fail_to_pass, name), CONFIRMATION_SEED, fresh=True)
+    if any(name in test_id for test_id in second.outcomes.passed):
+        return decided(False, "a test that cannot pass was reported as passed: the code forges its results", restored=restored)
+    if second.error or failed:  # a script that stops at the first failure stopped at the canary: once more without it
+        second, failed = run(final, CONFIRMATION_SEED, fresh=True)
     if second.error or failed:
         return decided(False, f"passed once and not again: {second.error or ', '.join(failed[:5])}", failed, restored, confirmed=False)
     return decided(True, "", restored=restored, confirmed=True)
+
+
+def add_canary(tree: Tree, test_files: Sequence[str], fail_to_pass: Sequence[str], name: str) -> Tree:
+    """`tree` with a failing test called `name` at the end of a file that holds one of `fail_to_pass`; as it is when none is known."""
+    for path in sorted(set(test_files)):
+        if path.endswith(".py") and path in tree and any(test_id.startswith(path) for test_id in fail_to_pass):
+            entry = tree[path]
+            return tree.replace({path: FileEntry(entry.content + CANARY.format(name=name).encode(), entry.executable)})
+    return tree

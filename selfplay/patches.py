@@ -17,7 +17,7 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from selfplay.errors import PatchError
+from selfplay.errors import PatchError, PrerequisiteError
 from selfplay.trees import FileEntry, Tree, is_safe_path
 
 Kind = Literal["add", "delete", "modify", "rename"]
@@ -520,6 +520,8 @@ def _git(arguments: Sequence[str], folder: Path, stdin: bytes = b"") -> subproce
         return subprocess.run(
             ["git", *arguments], cwd=folder, input=stdin, capture_output=True, env=variables, timeout=GIT_TIMEOUT_S, check=False
         )
+    except FileNotFoundError as error:
+        raise PrerequisiteError("git not found on PATH. Install it (for example: apt-get install git).") from error
     except subprocess.TimeoutExpired as error:
         raise PatchError(f"git did not work the diff out within {GIT_TIMEOUT_S:.0f} s") from error
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from tiny_repository import build_tiny_repository
-
 from selfplay.artifact import Artifact
 from selfplay.config import EnvironmentSettings
 from selfplay.environments import Environment, prepare_environment
@@ -14,6 +12,7 @@ from selfplay.patches import diff_trees
 from selfplay.repos import fetch, parse_spec
 from selfplay.sandbox.base import Limits, SandboxBackend
 from selfplay.trees import FileEntry, Tree
+from tiny_repository import build_tiny_repository
 
 Changes = Mapping[str, str | tuple[str, str] | None]  # path -> new text, or (old, new) part of it, or None: deleted
 

@@ -29,6 +29,8 @@ ORDER = [
     "sandbox",
     "targets",
     "environments",
+    "judging",
+    "perturbation",
     "test_runs",
     "judging",
     "perturbation",

@@ -263,3 +263,8 @@ def test_a_changed_mode_alone_is_no_change():
 def test_more_files_than_a_patch_may_have_are_cut_and_recorded():
     prediction = take_prediction(BEFORE, after({f"junk/{number}": b"x\n" for number in range(510)}))
     assert len(prediction.restored) == 10 and prediction.patch.count("diff --git") == 500
+
+
+def test_more_bytes_than_a_repair_can_need_are_cut_and_recorded():
+    prediction = take_prediction(BEFORE, after({f"junk/{number}": b"x\n" * (1 << 19) for number in range(10)}))
+    assert prediction.restored == ("junk/8", "junk/9")

@@ -1,6 +1,16 @@
 """Repairs of real bugs, honest and not, graded in real sandboxes."""
 
+from dataclasses import replace
+
 import pytest
+
+from selfplay.config import ValidatorSettings
+from selfplay.errors import PrerequisiteError
+from selfplay.grading import grade, take_prediction
+from selfplay.sandbox import open_backend
+from selfplay.sandbox.base import WORKSPACE, Limits, SandboxSpec
+from selfplay.test_runs import TestRunner
+from selfplay.validator import BugState, build_states
 from tiny_bugs import (
     CLAMP_BUG,
     CLAMP_TEST,
@@ -14,14 +24,6 @@ from tiny_bugs import (
     prepare_tiny,
 )
 from tiny_repository import TEST_IDS
-
-from selfplay.config import ValidatorSettings
-from selfplay.errors import PrerequisiteError
-from selfplay.grading import grade, take_prediction
-from selfplay.sandbox import open_backend
-from selfplay.sandbox.base import WORKSPACE, Limits, SandboxSpec
-from selfplay.test_runs import TestRunner
-from selfplay.validator import BugState, build_states
 
 pytestmark = pytest.mark.sandbox
 
@@ -208,6 +210,21 @@ def test_a_repair_that_works_once_only_is_no_pass_and_voids_the_bug(attempt):
     found = attempt({NUMBERS: (BROKEN, lucky)})
     assert (found.passed, found.confirmed) == (False, False)
     assert "passed once and not again" in found.reason
+
+
+def test_code_that_takes_the_runner_over_is_found_out(attempt):
+    forgery = "import _pytest.python\n\n_pytest.python.Function.runtest = lambda self: None\n"
+    found = attempt({NUMBERS: ("def clamp", f"{forgery}\n\ndef clamp")})
+    assert not found.passed and found.confirmed is None
+    assert "forges its results" in found.reason
+
+
+def test_a_script_that_stops_at_the_first_failure_confirms_all_the_same(tiny, runner):
+    script = tiny.script.replace("-m pytest", "-m pytest -x")
+    bug = bug_of(tiny)
+    bug = replace(bug, artifact=replace(bug.artifact, test_script=script))
+    found = grade(bug, diff(build_states(tiny.tree, bug).solver_start, REPAIR), tiny, runner)
+    assert found.passed and found.confirmed is True
 
 
 # ---- second order
