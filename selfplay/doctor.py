@@ -61,6 +61,10 @@ def main(console: Console, clean: bool = False, as_json: bool = False, config: C
         if clean and not removed:
             console.print("nothing was left behind")
         print_findings(findings, console)
+    return exit_code(findings)
+
+
+def exit_code(findings: list[Finding]) -> int:
     return int(any(finding.required and not finding.ok for finding in findings))
 
 

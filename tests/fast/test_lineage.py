@@ -1,9 +1,9 @@
 import pytest
-from store_rows import a_bug, a_group, an_episode, with_bug
 
 from selfplay.curriculum.lineage import lineage, root
 from selfplay.curriculum.store import Store
 from selfplay.errors import StoreError
+from store_rows import a_bug, a_group, an_episode, with_bug
 
 
 @pytest.fixture

@@ -2,9 +2,9 @@ import random
 from collections import Counter
 
 import pytest
-from store_rows import a_bug
 
 from selfplay.curriculum.sampling import choose_solver_bugs, choose_strategy, choose_target, replay_weight, sample_threshold
+from store_rows import a_bug
 
 
 def bugs(count: int, order: int = 1, **values) -> list:

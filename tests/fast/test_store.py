@@ -8,11 +8,11 @@ import threading
 from pathlib import Path
 
 import pytest
-from store_rows import INJECT, a_bug, a_group, an_episode, with_bug
 
 from selfplay.curriculum import schema
 from selfplay.curriculum.store import Store
 from selfplay.errors import StoreError
+from store_rows import INJECT, a_bug, a_group, an_episode, with_bug
 
 
 @pytest.fixture

@@ -1,0 +1,314 @@
+import io
+import json
+import threading
+import unicodedata
+
+import pytest
+from rich.console import Console
+
+from selfplay.curriculum.store import Store
+from selfplay.errors import RunError, StoreError, UsageError
+from selfplay.viewing.inspect import BugFilter, rejections, select_bugs, show_bug, show_bugs, show_rejections
+from selfplay.viewing.progress import TrainProgress, duration_text, top_text
+from selfplay.viewing.replay import find_episode, replay
+from selfplay.viewing.summary import print_summary, read_metrics, solve_rate_bins
+from store_rows import an_episode_value, recorded_run
+
+
+@pytest.fixture
+def run(tmp_path):
+    return recorded_run(tmp_path / "runs" / "demo")
+
+
+@pytest.fixture
+def store(run):
+    with Store.open(run / "selfplay.db", writer=False) as opened:
+        yield opened
+
+
+def a_console(width: int = 80, terminal: bool = False) -> Console:
+    return Console(file=io.StringIO(), width=width, force_terminal=terminal, color_system=None, legacy_windows=False)
+
+
+def printed(console: Console) -> str:
+    return console.file.getvalue()
+
+
+def hidden_characters(text: str) -> set[str]:
+    return {character for character in text if unicodedata.category(character) == "Cc" and character not in "\n\t"}
+
+
+# -- inspect
+
+
+def test_bugs_are_listed_with_whole_ids_at_80_columns(store):
+    console = a_console()
+    show_bugs(store, BugFilter(), console)
+    text = printed(console)
+    assert "u0001-sol0-m1-bug2" in text
+    assert "1/3" in text
+    assert max(map(len, text.splitlines()[:-1])) <= 80
+
+
+def test_names_that_look_like_markup_are_shown_as_they_are(store):
+    console = a_console(width=120)
+    show_bugs(store, BugFilter(), console)
+    assert "[red]evil[/red]" in printed(console)
+
+
+def test_bugs_are_filtered_by_order_status_and_solve_rate(store):
+    def chosen(**wanted):
+        return [bug.bug_id for bug in select_bugs(store, BugFilter(**wanted))]
+
+    assert chosen(order=2) == ["u0001-sol0-m1-bug2"]
+    assert chosen(strategy="history", status="measured") == ["u0001-inj0-m1-bug"]
+    assert chosen(min_solve_rate=0.1, max_solve_rate=0.9) == ["u0001-inj0-m0-bug"]
+    assert chosen(sort="solve_rate") == ["u0001-inj0-m0-bug", "u0001-inj0-m1-bug", "u0001-sol0-m1-bug2"]
+
+
+def test_a_sort_key_or_status_that_does_not_exist_lists_those_that_do(store):
+    with pytest.raises(UsageError, match=r"--sort 'size'.*solve_rate"):
+        select_bugs(store, BugFilter(sort="size"))
+    with pytest.raises(UsageError, match=r"--status 'lost'.*measured"):
+        select_bugs(store, BugFilter(status="lost"))
+
+
+def test_an_empty_choice_says_so(store):
+    console = a_console()
+    show_bugs(store, BugFilter(repository="nowhere"), console)
+    assert "none of the 3 bug(s) fits" in printed(console)
+
+
+def test_one_bug_is_shown_in_full(store):
+    console = a_console(width=120)
+    show_bug(store, "u0001-inj0-m0", console)
+    text = printed(console)
+    for part in ("+x = 2", "-assert x == 1", "test_m.py::test_x", "assert 2 == 1", "u0001-sol0-m2", "└── u0001-sol0-m1-bug2"):
+        assert part in text
+
+
+def test_a_bug_that_does_not_exist_is_an_error(store):
+    with pytest.raises(StoreError, match="nothing"):
+        show_bug(store, "nothing", a_console())
+
+
+def test_a_bug_as_json_holds_attempts_lineage_and_task(store, capsys):
+    show_bug(store, "u0001-inj0-m0", a_console(), as_json=True)
+    data = json.loads(capsys.readouterr().out)
+    assert len(data["attempts"]) == 3
+    assert data["lineage"] == [{"parent": "u0001-inj0-m0-bug", "child": "u0001-sol0-m1-bug2", "attempt": "u0001-sol0-m1"}]
+    assert data["task"]["FAIL_TO_PASS"] == ["test_m.py::test_x"]
+
+
+def test_rejections_are_counted_by_check_with_an_example(store):
+    first, second = rejections(store)
+    assert (first.check, first.count, first.example_episode) == ("parser", 2, "u0001-inj0-m2")
+    assert (second.check, second.count, second.example_reason) == ("inverse_mutation", 1, "m.py is padding")
+
+
+def test_a_rejections_reason_cannot_move_the_cursor(store):
+    console = a_console(terminal=True)
+    show_rejections(store, console)
+    assert r"the output [is] not JSON: \x1b[2J" in printed(console)
+    assert "\x1b[2J" not in printed(console)
+
+
+def test_listings_are_json_when_asked(store, capsys):
+    show_bugs(store, BugFilter(order=1), a_console(), as_json=True)
+    assert [bug["solve_rate"] for bug in json.loads(capsys.readouterr().out)] == [1 / 3, 1.0]
+    show_rejections(store, a_console(), as_json=True)
+    assert json.loads(capsys.readouterr().out)["judged"] == 5
+
+
+# -- replay
+
+
+def test_an_episode_is_found_by_the_start_of_its_id_in_all_runs_and_in_one(run):
+    assert find_episode(run.parent, "u0001-sol").episode == an_episode_value()
+    assert find_episode(run, "u0001-sol0-m0").path == run / "episodes/u0001-sol0-m0.json.gz"
+    assert find_episode(run, str(run / "episodes/u0001-sol0-m0.json.gz")).attempt.passed
+
+
+def test_an_episode_that_is_not_there_or_not_unique_is_an_error(run, tmp_path):
+    with pytest.raises(RunError, match="begins with 'x'.*u0001-sol0-m0"):
+        find_episode(run.parent, "x")
+    with pytest.raises(RunError, match="selfplay train"):
+        find_episode(tmp_path / "empty", "x")
+    an_episode_value().write(run.parent / "second" / "episodes")
+    with pytest.raises(RunError, match=r"2 runs have an episode.*demo, second.*--run"):
+        find_episode(run.parent, "u0001-sol0-m0")
+
+
+def test_a_torn_episode_file_is_an_error_not_a_traceback(run):
+    path = run / "episodes" / "torn.json.gz"
+    path.write_bytes(b"\x1f\x8b half")
+    with pytest.raises(RunError, match="cannot be read as an episode"):
+        find_episode(run, "torn")
+
+
+def test_a_replay_shows_prompt_turns_submission_and_what_was_decided(run):
+    console = a_console()
+    replay(find_episode(run, "u0001-sol0-m0"), console)
+    text = printed(console)
+    for part in ("You repair bugs.", "turn 1 of 3 · bash", "exit 0", "refused", "+x = 2", "repaired", "+1.00"):
+        assert part in text
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_recorded_escapes_never_reach_the_terminal(run, terminal):
+    console = a_console(terminal=terminal)
+    replay(find_episode(run, "u0001-sol0-m0"), console, plain=not terminal)
+    text = printed(console)
+    assert r"\x1b]0;owned\x07\x1b[2J[bold]not markup[/bold]" in text
+    for escape in ("\x1b]0;owned", "\x07", "\x1b[2J", "\x1b[31mthis"):
+        assert escape not in text
+    if not terminal:
+        assert hidden_characters(text) == set()
+
+
+def test_stepping_waits_between_turns_and_q_ends_it(run):
+    console = a_console()
+    answers = iter(["", "q"])
+    replay(find_episode(run, "u0001-sol0-m0"), console, step=True, wait=lambda: next(answers))
+    assert "turn 2 of 3" in printed(console)
+    assert "turn 3 of 3" not in printed(console)
+
+
+def test_a_film_waits_as_long_as_it_took_divided_by_the_speed(run):
+    waited = []
+    replay(find_episode(run, "u0001-sol0-m0"), a_console(), speed=2.0, sleep=waited.append)
+    assert waited == [0.75, 0.1, 0.5, 0.05, 0.25, 0.0]
+
+
+# -- summary
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_a_summary_fits_its_width_and_ends_with_what_to_type(store, run, width):
+    console = a_console(width)
+    print_summary(store, run, console)
+    text = printed(console)
+    body, _, commands = text.partition("Next\n")
+    assert max(map(len, body.splitlines())) <= width
+    for part in ("3 of 5 artifacts were rejected", "1 with a gradient, 1 without", "solving", "the machine failed 1 time(s)"):
+        assert part in body
+    for command in ("inspect-bugs demo", "replay u0001-sol0-m0 --run demo", "train --resume demo --set train.updates=6"):
+        assert f"selfplay {command}\n" in commands
+
+
+def test_a_summary_of_nothing_is_printed_too(tmp_path):
+    console = a_console()
+    with Store.open(tmp_path / "selfplay.db") as store:
+        print_summary(store, tmp_path, console)
+    assert "no update was committed yet" in printed(console)
+
+
+def test_the_ends_of_the_solve_rates_stand_alone():
+    bins = dict(solve_rate_bins([0, 0, 0.125, 0.5, 0.875, 1]))
+    assert bins == {"0": 2, "0.0–0.2": 1, "0.2–0.4": 0, "0.4–0.6": 1, "0.6–0.8": 0, "0.8–1.0": 1, "1": 1}
+
+
+def test_a_torn_metrics_line_is_left_out(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"update": 1}\n{"upda')
+    assert read_metrics(tmp_path / "metrics.jsonl") == [{"update": 1}]
+
+
+# -- progress
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def played(progress: TrainProgress) -> None:
+    progress.phase("injecting")
+    for finish in ("submitted", "max_turns"):
+        progress.episode_started("injector")
+        progress.episode_finished("injector", finish)
+    progress.episode_started("solver")
+    progress.artifact(True, "")
+    progress.artifact(False, "parser")
+    progress.attempt(True)
+    progress.attempt(False)
+    progress.attempt(None)
+
+
+def test_progress_counts_what_it_is_told():
+    clock = Clock()
+    progress = TrainProgress(a_console(), 4, clock=clock)
+    played(progress)
+    progress.tokens(500)
+    clock.now = 100.0
+    progress.update_finished(1, {"injector/reward": -0.5, "carried_gradient": True})
+    lines = dict(progress.lines())
+    assert lines["episodes"] == "injector 0 in flight, 2 done (max_turns 1) · solver 1 in flight, 0 done"
+    assert lines["artifacts"] == "1 accepted, 1 rejected (parser 1)"
+    assert lines["repairs"] == "1 of 2 (50%)"
+    assert lines["reward"] == "injector -0.50"
+    assert lines["time"] == "5 tokens/s, 1:40 elapsed, about 5:00 left"
+
+
+def test_time_left_counts_only_updates_of_this_process():
+    clock = Clock()
+    progress = TrainProgress(a_console(), 10, done=7, clock=clock)
+    clock.now = 60.0
+    assert "left" not in dict(progress.lines())["time"]
+    progress.update_finished(8, {})
+    assert dict(progress.lines())["time"].endswith("about 2:00 left")
+
+
+def test_without_a_terminal_progress_is_plain_lines():
+    console = a_console()
+    with TrainProgress(console, 2) as progress:
+        played(progress)
+        progress.message("machine failure: \x1b[2J [bold]no sandbox[/bold]")
+        progress.update_finished(1, {"solver/reward": 1.0, "seconds/solving": 65.0})
+    lines = printed(console).splitlines()
+    assert lines == [
+        "update 1/2: injecting",
+        r"machine failure: \x1b[2J [bold]no sandbox[/bold]",
+        "update 1/2 committed: solver reward +1.00, no gradient, so no step, 1:05",
+    ]
+
+
+def test_without_a_terminal_a_line_comes_periodically():
+    console = a_console()
+    with TrainProgress(console, 2, plain_interval_s=0.01) as progress:
+        progress.phase("solving")
+        for _ in range(500):
+            if "repairs: 0 of 0" in printed(console):
+                break
+            threading.Event().wait(0.01)
+    assert "update 1/2: solving; episodes: injector 0 in flight" in printed(console)
+
+
+def test_in_a_terminal_progress_is_a_live_display_fed_by_threads():
+    console = a_console(terminal=True)
+    with TrainProgress(console, 2) as progress:
+        threads = [threading.Thread(target=lambda: [played(progress), progress.message("a message")]) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(30)
+            assert not thread.is_alive()
+        console.print(progress)
+    text = printed(console)
+    assert text.count("a message") == 8
+    assert "8 accepted, 8 rejected (parser 8)" in text
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_live_display_fits_its_width(width):
+    console = a_console(width)
+    progress = TrainProgress(console, 2)
+    played(progress)
+    console.print(progress)
+    assert max(map(len, printed(console).splitlines())) <= width
+
+
+def test_durations_and_counts_are_short():
+    assert (duration_text(5), duration_text(245.4), duration_text(3723)) == ("0:05", "4:05", "1:02:03")
+    assert top_text({"a": 1, "b": 3, "c": 2, "d": 1}) == "b 3, c 2, a 1, 1 more"
