@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
-from tiny_policy import build_tiny_tokenizer
 
 from selfplay.agent import AgentResult, Step, is_stuck, run_episode
 from selfplay.chat import ChatFormat, load_tokenizer
@@ -20,6 +19,7 @@ from selfplay.episode import FinishReason
 from selfplay.errors import SandboxLost, SandboxUnavailable
 from selfplay.sandbox.base import ExecResult, SandboxSpec
 from selfplay.tools import format_action, format_edit
+from tiny_policy import build_tiny_tokenizer
 
 SETTINGS = AgentSettings(max_turns=12, context_tokens=4096, turn_tokens=256, observation_tokens=200, command_timeout_s=5)
 

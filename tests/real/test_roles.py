@@ -8,8 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
-from tiny_policy import build_tiny_tokenizer
-from tiny_repository import build_tiny_repository
 
 from selfplay.artifact import Artifact
 from selfplay.chat import ChatFormat, load_tokenizer
@@ -39,6 +37,8 @@ from selfplay.sandbox.base import Limits, Sandbox, SandboxSpec
 from selfplay.test_runs import TestRunner
 from selfplay.tools import format_action, format_edit
 from selfplay.validator import BugState, validate
+from tiny_policy import build_tiny_tokenizer
+from tiny_repository import build_tiny_repository
 
 pytestmark = pytest.mark.sandbox
 
