@@ -1,0 +1,686 @@
+"""Scripted players of both roles: small mutations of a function, their reverse as the repair, in the order a terse episode takes.
+
+Leaves judging to the validator and formats to tools. Invariant: an edit names one line, and its old text occurs there exactly once.
+"""
+
+from __future__ import annotations
+
+import ast
+import random
+import re
+import textwrap
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from selfplay.patches import is_protected_path, is_test_path
+from selfplay.tools import format_action, format_edit
+from selfplay.trees import Tree
+
+TOKEN = re.compile(r"\w+|\s+|[^\w\s]")
+SPEC_FILES = ("bug_inject.diff", "test_weaken.diff", "test_files.txt", "test_script.sh", "test_parser.py")
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """One changed line. `search` occurs exactly once in line `line` (1-based) of `path`; putting `replace` there makes the bug."""
+
+    path: str
+    line: int
+    search: str
+    replace: str
+    operator: str
+    before: str  # the whole line, and
+    after: str  # what becomes of it
+
+    def apply(self, text: str) -> str:
+        lines = text.split("\n")
+        if lines[self.line - 1] != self.before:
+            raise ValueError(f"{self.path}:{self.line} is {lines[self.line - 1]!r}, and the mutation was made for {self.before!r}")
+        lines[self.line - 1] = self.after
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Function:
+    """A function of a file. Lines are 1-based, decorators left out."""
+
+    path: str
+    name: str  # qualified
+    first_line: int
+    last_line: int
+
+    @property
+    def short_name(self) -> str:
+        return self.name.rpartition(".")[2]
+
+
+# ---- the smallest edit of a line
+
+
+def occurrences(text: str, search: str) -> int:
+    """How often `search` stands in `text`, overlapping places counted, as the edit tool counts."""
+    return sum(text.startswith(search, at) for at in range(len(text)))
+
+
+def smallest_edit(before: str, after: str) -> tuple[str, str]:
+    """(search, replace): the smallest run of tokens that turns line `before` into `after`, not blank at its ends and unique in `before`.
+
+    Raises ValueError when the lines are equal.
+    """
+    if before == after:
+        raise ValueError(f"nothing changes in {before!r}")
+    old, new = TOKEN.findall(before), TOKEN.findall(after)
+    start = 0
+    while start < min(len(old), len(new)) and old[start] == new[start]:
+        start += 1
+    tail = 0
+    while tail < min(len(old), len(new)) - start and old[-1 - tail] == new[-1 - tail]:
+        tail += 1
+    end = len(old) - tail
+    grow_right = True
+    while True:
+        search = "".join(old[start:end])
+        replace = "".join(new[start : len(new) - tail])
+        if search.strip() and search == search.strip() and replace == replace.strip() and occurrences(before, search) == 1:
+            return search, replace
+        if start == 0 and end == len(old):
+            return before, after
+        if (grow_right and end < len(old)) or start == 0:
+            end, tail = end + 1, tail - 1
+        else:
+            start -= 1
+        # A blank is never the end of an edit, so growing through one is not a turn of its own.
+        grow_right = not grow_right if (old[start] if not grow_right else old[end - 1]).strip() else grow_right
+
+
+# ---- mutation operators
+
+COMPARISONS: Mapping[str, Sequence[str]] = {
+    "==": ("!=",),
+    "!=": ("==",),
+    "<": ("<=", ">", ">="),
+    "<=": ("<", ">="),
+    ">": (">=", "<", "<="),
+    ">=": (">", "<="),
+    "is": ("is not",),
+    "is not": ("is",),
+    "in": ("not in",),
+    "not in": ("in",),
+}
+ARITHMETIC: Mapping[str, Sequence[str]] = {
+    "+": ("-",),
+    "-": ("+",),
+    "*": ("+", "/"),
+    "/": ("*", "//"),
+    "//": ("/", "*"),
+    "%": ("//", "*"),
+    "**": ("*",),
+    "&": ("|",),
+    "|": ("&",),
+    "<<": (">>",),
+    ">>": ("<<",),
+}
+TWINS = (
+    ("lower", "upper"),
+    ("startswith", "endswith"),
+    ("lstrip", "rstrip"),
+    ("strip", "lstrip"),
+    ("min", "max"),
+    ("any", "all"),
+    ("keys", "values"),
+    ("values", "items"),
+    ("append", "extend"),
+    ("append", "remove"),
+    ("first", "last"),
+    ("start", "end"),
+    ("start", "stop"),
+    ("left", "right"),
+    ("find", "rfind"),
+    ("split", "rsplit"),
+    ("index", "count"),
+    ("partition", "rpartition"),
+    ("isdigit", "isalpha"),
+    ("list", "tuple"),
+    ("int", "str"),
+    ("int", "float"),
+    ("union", "intersection"),
+    ("floor", "ceil"),
+    ("pop", "get"),
+    ("add", "discard"),
+    ("match", "search"),
+    ("year", "month"),
+    ("hours", "minutes"),
+    ("minutes", "seconds"),
+)
+_TWINS: dict[str, list[str]] = {}
+for _one, _other in TWINS:
+    _TWINS.setdefault(_one, []).append(_other)
+    _TWINS.setdefault(_other, []).append(_one)
+
+
+@dataclass(frozen=True)
+class _Change:
+    """New text for columns [start, end) of one line (0-based columns of the source line)."""
+
+    line: int
+    start: int
+    end: int
+    text: str
+    operator: str
+
+
+class _Operators(ast.NodeVisitor):
+    """Collects every change that some operator can make to one function's body. Only places on one line, of plain ASCII lines."""
+
+    def __init__(self, lines: Sequence[str], function: ast.FunctionDef | ast.AsyncFunctionDef) -> None:
+        self.lines = lines
+        self.changes: list[_Change] = []
+        self.locals = sorted(
+            {n.id for n in ast.walk(function) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+            | {a.arg for a in ast.walk(function.args) if isinstance(a, ast.arg) and a.arg not in ("self", "cls")}
+        )
+        for default in (*function.args.defaults, *(d for d in function.args.kw_defaults if d is not None)):
+            self.visit(default)
+        body = function.body
+        if isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant) and isinstance(body[0].value.value, str):
+            body = body[1:]  # a docstring is no place for a bug
+        for statement in body:
+            self.visit(statement)
+
+    def _text(self, node: ast.expr) -> str:
+        return self.lines[node.lineno - 1][node.col_offset : node.end_col_offset]
+
+    def _one_line(self, *nodes: ast.AST) -> bool:
+        places = {line for n in nodes for line in (getattr(n, "lineno", 0), getattr(n, "end_lineno", 0))}
+        return len(places) == 1 and self.lines[places.pop() - 1].isascii()
+
+    def _change(self, node: ast.expr | ast.stmt, text: str, operator: str) -> None:
+        if self._one_line(node) and node.end_col_offset is not None:
+            self.changes.append(_Change(node.lineno, node.col_offset, node.end_col_offset, text, operator))
+
+    def _between(self, left: ast.expr, right: ast.expr, choices: Mapping[str, Sequence[str]], operator: str) -> None:
+        """Replace the operator that stands between two operands."""
+        if not self._one_line(left, right) or left.end_col_offset is None:
+            return
+        gap = self.lines[left.lineno - 1][left.end_col_offset : right.col_offset]
+        found = re.search(r"(?:is\s+not|not\s+in|is|in|and|or|[=!<>+\-*/%&|@]+)", gap)
+        if found:
+            for new in choices.get(found[0], ()):
+                start = left.end_col_offset
+                self.changes.append(_Change(left.lineno, start + found.start(), start + found.end(), new, operator))
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> None:
+        """An inner function is left to itself."""
+
+    visit_AsyncFunctionDef = visit_ClassDef = visit_JoinedStr = visit_FunctionDef  # type: ignore[assignment]
+
+    def visit_Compare(self, node: ast.Compare) -> None:
+        for left, right in zip([node.left, *node.comparators], node.comparators, strict=False):
+            self._between(left, right, COMPARISONS, "comparison")
+        self.generic_visit(node)
+
+    def visit_BoolOp(self, node: ast.BoolOp) -> None:
+        for left, right in zip(node.values, node.values[1:], strict=False):
+            self._between(left, right, {"and": ("or",), "or": ("and",)}, "and_or")
+        self.generic_visit(node)
+
+    def visit_BinOp(self, node: ast.BinOp) -> None:
+        is_text = isinstance(node.left, ast.Constant | ast.JoinedStr) and not isinstance(getattr(node.left, "value", 0), int | float)
+        if not is_text:
+            self._between(node.left, node.right, ARITHMETIC, "arithmetic")
+        if isinstance(node.op, ast.Sub | ast.Add | ast.Mod | ast.Div) and self._one_line(node) and not is_text:
+            left, right = self._text(node.left), self._text(node.right)
+            plain = isinstance(node.left, ast.Name | ast.Attribute) and isinstance(node.right, ast.Name | ast.Attribute)
+            if plain and left != right:
+                gap = self.lines[node.lineno - 1][node.left.end_col_offset : node.right.col_offset]
+                self._change(node, right + gap + left, "swap_operands")
+        self.generic_visit(node)
+
+    def visit_UnaryOp(self, node: ast.UnaryOp) -> None:
+        if isinstance(node.op, ast.Not) and self._one_line(node):
+            self._change(node, self._text(node.operand), "drop_not")
+        elif isinstance(node.op, ast.USub) and isinstance(node.operand, ast.Constant):
+            self._change(node, self._text(node.operand), "drop_minus")
+            return
+        self.generic_visit(node)
+
+    def visit_Constant(self, node: ast.Constant) -> None:
+        value = node.value
+        if value is True or value is False:
+            self._change(node, str(not value), "constant")
+        elif isinstance(value, int) and self._one_line(node) and self._text(node).isdigit():
+            for new in {value + 1, value - 1} if value > 0 else {1}:
+                self._change(node, str(new), "constant")
+        elif value is None:
+            pass
+        elif isinstance(value, str) and self._one_line(node) and 1 <= len(value) <= 10 and value.isalpha():
+            text = self._text(node)
+            if text[0] in "'\"" and text[1:-1] == value:
+                self._change(node, text[0] + value.swapcase() + text[0], "string")
+
+    def _condition(self, test: ast.expr) -> None:
+        if self._one_line(test) and isinstance(test, ast.Name | ast.Attribute | ast.Call):
+            self._change(test, "not " + self._text(test), "add_not")
+
+    def visit_If(self, node: ast.If) -> None:
+        self._condition(node.test)
+        self.generic_visit(node)
+
+    def visit_While(self, node: ast.While) -> None:
+        self.generic_visit(node)  # a negated loop condition mostly means a loop without end
+
+    def visit_IfExp(self, node: ast.IfExp) -> None:
+        self._condition(node.test)
+        if self._one_line(node):
+            body, other = self._text(node.body), self._text(node.orelse)
+            line = self.lines[node.lineno - 1]
+            middle = line[node.body.end_col_offset : node.orelse.col_offset]
+            if body != other:
+                self._change(node, other + middle + body, "swap_branches")
+        self.generic_visit(node)
+
+    def visit_Call(self, node: ast.Call) -> None:
+        plain = [a for a in node.args if isinstance(a, ast.Name | ast.Constant | ast.Attribute)]
+        if len(plain) >= 2 and len(plain) == len(node.args) and self._one_line(*plain[:2]):
+            first, second = plain[0], plain[1]
+            if self._text(first) != self._text(second) and first.end_col_offset is not None and second.end_col_offset is not None:
+                gap = self.lines[first.lineno - 1][first.end_col_offset : second.col_offset]
+                text = self._text(second) + gap + self._text(first)
+                self.changes.append(_Change(first.lineno, first.col_offset, second.end_col_offset, text, "swap_arguments"))
+        self.generic_visit(node)
+
+    def _twin(self, name: str, line: int, start: int) -> None:
+        if self.lines[line - 1].isascii():
+            for twin in _TWINS.get(name, ()):
+                self.changes.append(_Change(line, start, start + len(name), twin, "twin"))
+
+    def visit_Attribute(self, node: ast.Attribute) -> None:
+        if node.end_col_offset is not None and node.end_lineno is not None:
+            start = node.end_col_offset - len(node.attr)
+            if self.lines[node.end_lineno - 1][start : node.end_col_offset] == node.attr:
+                self._twin(node.attr, node.end_lineno, start)
+        self.generic_visit(node)
+
+    def visit_Name(self, node: ast.Name) -> None:
+        if not isinstance(node.ctx, ast.Load) or not self._one_line(node):
+            return
+        self._twin(node.id, node.lineno, node.col_offset)
+        if node.id in self.locals:
+            for other in self.locals:
+                if other != node.id:
+                    self._change(node, other, "wrong_variable")
+
+    def visit_Return(self, node: ast.Return) -> None:
+        if node.value is not None and self._one_line(node.value):
+            if isinstance(node.value, ast.Compare | ast.BoolOp) or (
+                isinstance(node.value, ast.Call)
+                and isinstance(node.value.func, ast.Name)
+                and node.value.func.id in ("isinstance", "bool", "any", "all", "callable", "hasattr")
+            ):
+                text = self._text(node.value)
+                self._change(node.value, f"not ({text})" if isinstance(node.value, ast.BoolOp) else f"not {text}", "negate_return")
+            elif isinstance(node.value, ast.Name):
+                self._change(node.value, "None", "return_none")
+        self.generic_visit(node)
+
+    def visit_Break(self, node: ast.Break) -> None:
+        self._change(node, "continue", "break_continue")
+
+    def visit_Continue(self, node: ast.Continue) -> None:
+        self._change(node, "break", "break_continue")
+
+    def visit_AugAssign(self, node: ast.AugAssign) -> None:
+        self._between(node.target, node.value, {"+=": ("-=",), "-=": ("+=",), "*=": ("+=",)}, "arithmetic")
+        self.visit(node.value)
+
+
+# How often an operator's changes are drawn. Much-repeated kinds would else drown the rest.
+WEIGHTS: Mapping[str, float] = {
+    "comparison": 3.0,
+    "and_or": 3.0,
+    "arithmetic": 2.5,
+    "drop_not": 3.0,
+    "add_not": 2.5,
+    "drop_minus": 2.0,
+    "constant": 2.0,
+    "string": 0.4,
+    "swap_operands": 2.0,
+    "swap_arguments": 1.2,
+    "swap_branches": 2.0,
+    "twin": 1.5,
+    "wrong_variable": 0.35,
+    "negate_return": 2.0,
+    "return_none": 0.7,
+    "break_continue": 1.0,
+}
+
+
+def functions_of(path: str, text: str, max_lines: int = 25) -> list[Function]:
+    """Module-level functions and methods of a Python file, by line. A file that does not parse has none."""
+    return [function for function, _ in _parsed_functions(path, text, max_lines)]
+
+
+def _parsed_functions(path: str, text: str, max_lines: int) -> list[tuple[Function, ast.FunctionDef | ast.AsyncFunctionDef]]:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            module = ast.parse(text)
+    except (SyntaxError, ValueError, RecursionError):
+        return []
+    found: list[tuple[Function, ast.FunctionDef | ast.AsyncFunctionDef]] = []
+
+    def collect(body: Sequence[ast.stmt], prefix: str) -> None:
+        for node in body:
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                last = node.end_lineno or node.lineno
+                if last - node.lineno + 1 <= max_lines:
+                    found.append((Function(path, prefix + node.name, node.lineno, last), node))
+            elif isinstance(node, ast.ClassDef):
+                collect(node.body, f"{prefix}{node.name}.")
+
+    collect(module.body, "")
+    return sorted(found, key=lambda item: item[0].first_line)
+
+
+def mutations_of_file(path: str, text: str, max_lines: int = 25) -> list[tuple[Function, list[Mutation]]]:
+    """Every function of at most `max_lines` lines with all mutations that leave it a program; functions without any are left out."""
+    lines = text.split("\n")
+    found = []
+    for function, node in _parsed_functions(path, text, max_lines):
+        mutations = list(_mutations(path, lines, node))
+        if mutations:
+            found.append((function, mutations))
+    return found
+
+
+def _mutations(path: str, lines: Sequence[str], node: ast.FunctionDef | ast.AsyncFunctionDef) -> Iterator[Mutation]:
+    seen = set()
+    for change in _Operators(lines, node).changes:
+        before = lines[change.line - 1]
+        after = before[: change.start] + change.text + before[change.end :]
+        if before == after or (change.line, after) in seen or len(before) > 120:
+            continue
+        seen.add((change.line, after))
+        body = list(lines[node.lineno - 1 : node.end_lineno])
+        body[change.line - node.lineno] = after
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                ast.parse(textwrap.dedent("\n".join(body)))
+        except (SyntaxError, ValueError):
+            continue
+        search, replace = smallest_edit(before, after)
+        yield Mutation(path, change.line, search, replace, change.operator, before, after)
+
+
+def choose_mutation(mutations: Sequence[Mutation], generator: random.Random) -> Mutation:
+    """A line at random first, then one of its mutations by its operator's weight, so that bugs spread over a function."""
+    by_line: dict[int, list[Mutation]] = {}
+    for mutation in mutations:
+        by_line.setdefault(mutation.line, []).append(mutation)
+    weights = {line: max(WEIGHTS[m.operator] for m in group) for line, group in by_line.items()}
+    line = generator.choices(list(weights), list(weights.values()))[0]
+    group = by_line[line]
+    per_operator = {m.operator: sum(o.operator == m.operator for o in group) for m in group}
+    return generator.choices(group, [WEIGHTS[m.operator] / per_operator[m.operator] for m in group])[0]
+
+
+# ---- the words of a terse episode
+
+
+def show_command(path: str, name: str) -> str:
+    """Numbered lines from `def name(` to the next def: a function costs what it is long, and no more."""
+    return f"grep -n '' {path} | sed -n '/def {name}(/,/:\\s*def /p' | head -25"
+
+
+def find_command(name: str) -> str:
+    return f"grep -rn 'def {name}(' --include=*.py ."
+
+
+def break_command(test_file: str) -> str:
+    return f"git diff > /submit/bug_inject.diff; bash /submit/test_script.sh | grep -m 3 '^{test_file}:'"
+
+
+def weaken_command(test_file: str, line: int) -> str:
+    return f"sed -i '{line}s/[^ ].*/return/' {test_file}; git diff {test_file} > /submit/test_weaken.diff"
+
+
+def shown_function(text: str, name: str) -> str:
+    """What `show_command` prints of a file's text."""
+    shown: list[str] = []
+    is_open = False
+    lines = text.removesuffix("\n").split("\n")
+    for number, line in enumerate(lines, start=1):
+        numbered = f"{number}:{line}"
+        if is_open:
+            shown.append(numbered)
+            is_open = not re.search(r":\s*def ", numbered)
+        elif f"def {name}(" in numbered:
+            shown.append(numbered)
+            is_open = True
+    return "\n".join(shown[:25])
+
+
+def found_definitions(tree: Tree, name: str) -> str:
+    """What `find_command` prints, files in path order."""
+    return "\n".join(
+        f"./{path}:{number}:{line}"
+        for path in sorted(tree)
+        if path.endswith(".py")
+        for number, line in enumerate(tree.text(path).split("\n"), start=1)
+        if f"def {name}(" in line
+    )
+
+
+# ---- the player
+
+
+class Turn(Protocol):
+    """What a scripted engine tells of a turn."""
+
+    @property
+    def tag(self) -> str: ...
+    @property
+    def text(self) -> str: ...
+    @property
+    def seed(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """What the player reads of a conversation: the task, its own replies, and what came back for each."""
+
+    task: str
+    replies: tuple[str, ...]
+    observations: tuple[str, ...]
+
+
+OPENING = re.compile(r"<\|im_start\|>(system|user|assistant)\n")
+BUDGET = re.compile(r"\n?\[exit (-?\d+); \d+ turns, \d+ tokens left\]\s*$")
+FRAME = re.compile(r"^(\S+\.py):(\d+): in (\S+)", re.MULTILINE)
+PY_PATH = re.compile(r"[\w./+-]+\.py\b")
+MAX_EDITS = 3
+MAX_LOOKS = 3
+
+
+def read_conversation(text: str) -> Exchange:
+    """Take a ChatML prompt apart. Raises ValueError where it is none."""
+    pieces = OPENING.split(text)
+    said = [(role, content.partition("<|im_end|>")[0]) for role, content in zip(pieces[1::2], pieces[2::2], strict=True)]
+    users = [content for role, content in said if role == "user"]
+    if not users:
+        raise ValueError("the teacher reads ChatML conversations (<|im_start|>user …); this prompt has no user message")
+    replies = [content for role, content in said if role == "assistant"][:-1]  # the last is the reply to be written
+    return Exchange(users[0], tuple(replies), tuple(users[1:]))
+
+
+@dataclass(frozen=True)
+class TeacherPlayer:
+    """Plays both roles on repositories whose original trees it knows; call it with a scripted engine's turn.
+
+    As solver it looks where the failure points, compares with the original and puts back what differs, in a `skill` share of its
+    episodes; in the others it submits nothing, so that groups hold both. Equal turns get equal replies.
+    """
+
+    trees: Sequence[Tree]
+    skill: float = 0.6
+    max_lines: int = 30
+    _functions: dict[tuple[str, str], list[tuple[Function, list[Mutation]]]] = field(default_factory=dict, repr=False)
+
+    def __call__(self, turn: Turn) -> str:
+        role = turn.tag.partition("/")[0]
+        exchange = read_conversation(turn.text)
+        # One generator an episode: what it does in turn 3 must agree with what it meant in turn 1.
+        generator = random.Random(turn.tag.rpartition("/")[0])
+        return self._inject(exchange, random.Random(turn.seed)) if role == "injector" else self._solve(exchange, generator)
+
+    # -- injector
+
+    def _inject(self, exchange: Exchange, generator: random.Random) -> str:
+        last = exchange.replies[-1] if exchange.replies else ""
+        output = BUDGET.sub("", exchange.observations[-1]) if exchange.observations else ""
+        tree, path, test_file, line = self._target(exchange)
+        edits = [reply for reply in exchange.replies if reply.startswith("<tool: edit>")]
+        if not last:
+            return self._break(tree, path, line, (), generator)
+        if last.startswith("<tool: edit>"):
+            return _call("bash", break_command(test_file))
+        if break_command(test_file) in last:
+            failing = [int(number) for name, number in re.findall(r"^(\S+\.py):(\d+): ", output, re.MULTILINE) if name == test_file]
+            if failing:
+                return _call("bash", self._weaken(tree, test_file, failing))
+            if len(edits) < MAX_EDITS:
+                return self._break(tree, path, line, edits, generator)
+        return _call("submit", "\n".join(SPEC_FILES))
+
+    def _target(self, exchange: Exchange) -> tuple[Tree, str, str, int]:
+        """(tree, file, test file, line of its `def`). Without a target in the prompt: any function that the test file names."""
+        named = [name.removeprefix("./") for name in PY_PATH.findall(exchange.task)]
+        tree = max(self.trees, key=lambda t: sum(name in t for name in named))
+        tests = [name for name in named if name in tree and is_test_path(name)]
+        sources = [name for name in named if name in tree and not is_test_path(name)]
+        test_file = tests[0] if tests else next((p for p in sorted(tree) if is_test_path(p) and p.endswith(".py")), "")
+        shown = re.search(r"^(\d+):\s*(?:async )?def ", exchange.task, re.MULTILINE)
+        if sources and shown:
+            return tree, sources[0], test_file, int(shown[1])
+        called = set(re.findall(r"(\w+)\(", tree.text(test_file))) if test_file in tree else set()
+        known = [
+            (path, function.first_line)
+            for path in sorted(tree)
+            if path.endswith(".py") and not is_protected_path(path, tree)
+            for function, _ in self._mutable(tree, path)
+            if function.short_name in called
+        ]
+        if not known:
+            return tree, "", test_file, 0
+        path, line = random.Random(exchange.task).choice(known)
+        return tree, path, test_file, line
+
+    def _mutable(self, tree: Tree, path: str) -> list[tuple[Function, list[Mutation]]]:
+        key = (tree.digest, path)
+        if key not in self._functions:
+            self._functions[key] = mutations_of_file(path, tree.text(path), self.max_lines)
+        return self._functions[key]
+
+    def _break(self, tree: Tree, path: str, line: int, edits: Sequence[str], generator: random.Random) -> str:
+        done = {int(number) for edit in edits for number in re.findall(r"^<tool: edit>\n\S+:(\d+)$", edit, re.MULTILINE)}
+        for function, mutations in self._mutable(tree, path) if path else ():
+            fresh = [mutation for mutation in mutations if mutation.line not in done]
+            if function.first_line == line and fresh:
+                mutation = choose_mutation(fresh, generator)
+                return _edit(path, mutation.line, mutation.search, mutation.replace)
+        return _call("submit", "\n".join(SPEC_FILES))
+
+    def _weaken(self, tree: Tree, test_file: str, failing: Sequence[int]) -> str:
+        """The first failing statement becomes a `return`; one of several lines is taken out whole."""
+        spans = [_statement_at(tree.text(test_file), line) for line in failing]
+        first, last = min(spans, key=lambda span: span[1] - span[0])
+        if first == last:
+            return weaken_command(test_file, first)
+        command = f"sed -i '{first}s/[^ ].*/return/;{first + 1},{last}d' {test_file}"
+        return f"{command}; git diff {test_file} > /submit/test_weaken.diff"
+
+    # -- solver
+
+    def _solve(self, exchange: Exchange, generator: random.Random) -> str:
+        if generator.random() >= self.skill:
+            return _call("submit", "")
+        looked = [reply for reply in exchange.replies if " | sed -n '/def " in reply]
+        seen = self._seen(exchange)
+        for path, number, text, original in seen:
+            search, replace = smallest_edit(text, original)
+            reply = _edit("./" + path, number, search, replace)
+            if reply not in exchange.replies:
+                return reply
+        if seen or len(looked) > MAX_LOOKS:
+            return _call("submit", "")
+        places = self._suspects(exchange.task)
+        if len(looked) >= len(places):
+            return _call("submit", "")
+        path, name = places[len(looked)]
+        find = _call("bash", find_command(name))
+        return _call("bash", show_command("./" + path, name)) if find in exchange.replies else find
+
+    def _tree_of(self, task: str) -> Tree:
+        named = [name.removeprefix("./") for name in PY_PATH.findall(task)]
+        return max(self.trees, key=lambda t: sum(name in t for name in named))
+
+    def _seen(self, exchange: Exchange) -> list[tuple[str, int, str, str]]:
+        """(path, line, text, the original's text) of every shown line that differs from the original."""
+        tree = self._tree_of(exchange.task)
+        found = []
+        for reply, observation in zip(exchange.replies, exchange.observations, strict=False):
+            command = re.match(r"<tool: bash>\ngrep -n '' \./(\S+) \| sed", reply)
+            if command and command[1] in tree:
+                lines = tree.text(command[1]).split("\n")
+                for number, text in re.findall(r"^(\d+):(.*)$", BUDGET.sub("", observation), re.MULTILINE):
+                    if int(number) <= len(lines) and text != lines[int(number) - 1]:
+                        found.append((command[1], int(number), text, lines[int(number) - 1]))
+        return found
+
+    def _suspects(self, task: str) -> list[tuple[str, str]]:
+        """(path, name) of functions to look at: innermost frames first, then what the failing lines call, then what those call."""
+        tree = self._tree_of(task)
+        defined: dict[str, list[str]] = {}
+        for path in sorted(tree):
+            if path.endswith(".py") and not is_test_path(path):
+                for name in re.findall(r"^\s*(?:async )?def (\w+)\(", tree.text(path), re.MULTILINE):
+                    defined.setdefault(name, []).append(path)
+        frames = [(path.removeprefix("./"), name) for path, _, name in FRAME.findall(task)]
+        found = [(path, name) for path, name in reversed(frames) if path in defined.get(name, ())]
+        called = re.findall(r"(\w+)\(", "\n".join(line for line in task.split("\n") if not line.startswith(("-", "@@"))))
+        found += [(path, name) for name in reversed(called) for path in defined.get(name, ())]
+        for path, name in list(found):
+            body = shown_function(tree.text(path), name)
+            found += [(place, inner) for inner in re.findall(r"(\w+)\(", body) for place in defined.get(inner, ())]
+        return list(dict.fromkeys(found))
+
+
+# The players that `engine.script` can name.
+PLAYERS = {"teacher": TeacherPlayer}
+
+
+def _call(tool: str, body: str) -> str:
+    return format_action(tool, body)
+
+
+def _edit(path: str, line: int, search: str, replace: str) -> str:
+    return format_action("edit", format_edit(path, line, search, replace))
+
+
+def _statement_at(text: str, line: int) -> tuple[int, int]:
+    """(first, last) line of the innermost statement that `line` belongs to."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            module = ast.parse(text)
+    except (SyntaxError, ValueError):
+        return line, line
+    spans = [
+        (node.lineno, node.end_lineno or node.lineno)
+        for node in ast.walk(module)
+        if isinstance(node, ast.stmt) and not hasattr(node, "body") and node.lineno <= line <= (node.end_lineno or node.lineno)
+    ]
+    return min(spans, key=lambda span: span[1] - span[0], default=(line, line))
