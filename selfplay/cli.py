@@ -77,23 +77,23 @@ def inspect_bugs(
 
     from selfplay.curriculum.store import Store
     from selfplay.orchestrator.recovery import open_run
-    from selfplay.viewing import inspect
+    from selfplay.viewing.inspect import BugFilter, select_bugs, show_bug, show_bugs, show_rejections
 
     folder = open_run(run, runs)
     store = Store.open(folder.database, writer=False)
     console = Console()
-    wanted = inspect.BugFilter(repository, strategy, order, status, min_solve_rate, max_solve_rate, sort)
+    wanted = BugFilter(repository, strategy, order, status, min_solve_rate, max_solve_rate, sort)
     if tasks is not None:
         from selfplay.evaluation import export_tasks
 
-        count = export_tasks(store, inspect.select_bugs(store, wanted), folder, tasks)
+        count = export_tasks(store, select_bugs(store, wanted), folder, tasks)
         console.print(f"{count} task(s) written to {tasks}. Next: selfplay eval --tasks {tasks}")
     elif bug is not None:
-        inspect.show_bug(store, bug, console, as_json=json_)
+        show_bug(store, bug, console, as_json=json_)
     elif rejected:
-        inspect.show_rejections(store, console, as_json=json_)
+        show_rejections(store, console, as_json=json_)
     else:
-        inspect.show_bugs(store, wanted, console, as_json=json_)
+        show_bugs(store, wanted, console, as_json=json_)
 
 
 @app.command()

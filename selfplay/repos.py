@@ -189,6 +189,15 @@ def _plain(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-")
 
 
+def absolute_line(spec: RepositorySpec) -> str:
+    """The line that names the same repository from any folder: as written, but for a local path, which becomes absolute."""
+    if spec.kind != "path":
+        return spec.text
+    place = f"{spec.location}@{spec.rev}" if spec.rev else spec.location
+    hints = {"python": spec.python, "install": spec.install, "test": spec.test}
+    return " ".join([shlex.quote(place), *(shlex.quote(f"{key}={value}") for key, value in hints.items() if value)])
+
+
 def read_repository_list(path: Path) -> list[RepositorySpec]:
     """Read a list, one repository a line; paths in it are relative to its folder.
 
@@ -209,6 +218,9 @@ def read_repository_list(path: Path) -> list[RepositorySpec]:
             spec = parse_spec(line, path.absolute().parent)
         except UsageError as error:
             problems.append((number, str(error)))
+            continue
+        if spec.kind == "path" and not Path(spec.location).is_dir():
+            problems.append((number, f"{spec.text!r}: there is no folder {spec.location}"))
             continue
         first = seen.setdefault((spec.kind, spec.location, spec.rev), number)
         if first != number:

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import pathspec
 
@@ -107,7 +108,7 @@ class Tree(Mapping[str, FileEntry]):
                 target.chmod(0o755)
 
     @classmethod
-    def from_tar(cls, data: bytes, ignored: pathspec.PathSpec | None = None) -> Tree:
+    def from_tar(cls, data: bytes, ignored: pathspec.PathSpec[Any] | None = None) -> Tree:
         """Regular files of a tar archive. Links, devices and unsafe names are left out, never followed."""
         files: dict[str, FileEntry] = {}
         with tarfile.open(fileobj=io.BytesIO(data)) as tar:
@@ -133,7 +134,7 @@ class Tree(Mapping[str, FileEntry]):
         return cls(files)
 
 
-def ignore_rules(tree: Tree | None) -> pathspec.PathSpec:
+def ignore_rules(tree: Tree | None) -> pathspec.PathSpec[Any]:
     """The `.gitignore` rules of a trusted tree (nested files included), with caches and bytecode always ignored."""
     lines = list(ALWAYS_IGNORED)
     for path in sorted(tree or ()):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from selfplay.chat import ChatFormat
 from selfplay.config import Config
@@ -14,8 +15,10 @@ from selfplay.metrics import MetricSink
 from selfplay.orchestrator.recovery import RunFolder
 from selfplay.sandbox.base import Limits, SandboxBackend
 from selfplay.test_runs import TestRunner
-from selfplay.training.torch_trainer import TorchTrainer
 from selfplay.viewing.progress import TrainProgress
+
+if TYPE_CHECKING:
+    from selfplay.training.torch_trainer import TorchTrainer
 
 
 @dataclass(frozen=True)

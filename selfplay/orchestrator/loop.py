@@ -10,7 +10,7 @@ import asyncio
 import json
 import random
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -36,7 +36,7 @@ class TrainLoop:
     def __init__(self, game: Game) -> None:
         self._game = game
         self._dispatcher = Dispatcher(game)
-        self._seconds: Counter[str] = Counter()
+        self._seconds: defaultdict[str, float] = defaultdict(float)
 
     async def run(self) -> None:
         """Play updates until `train.updates` are committed. Raises RunError when the machine fails too often."""
@@ -287,7 +287,8 @@ class TrainLoop:
         rate = None
         if bug is not None and bug.status in ("measured", "void"):
             # Fewer than half of the attempts graded: measured, with no rate; the injector's episode is masked.
-            rate = SolveRate(bug.solve_rate, bug.attempts, bug.passes, bug.status == "void")
+            # The first measurement decides: a bug may be played again before its whole group is measured.
+            rate = SolveRate(bug.first_solve_rate, bug.attempts, bug.passes, bug.status == "void")
         return credit_injector(accepted, bug is None, verdict.failed_check if verdict else "", rate, kind, alpha)
 
     def _give(self, row: EpisodeRow, credit: Credit) -> None:

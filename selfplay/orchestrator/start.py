@@ -22,15 +22,13 @@ from selfplay.environments import Environment, prepare_environment
 from selfplay.errors import EnvironmentBuildError, RepositoryError, RunError, UsageError
 from selfplay.metrics import JsonlSink
 from selfplay.orchestrator.game import Game
-from selfplay.orchestrator.loop import TrainLoop
 from selfplay.orchestrator.recovery import RunFolder, create_run, open_run
 from selfplay.prompting import check_prompts
-from selfplay.repos import RepositorySpec, cache_root, fetch, read_repository_list
+from selfplay.repos import RepositorySpec, absolute_line, cache_root, fetch, read_repository_list
 from selfplay.roles import sandbox_limits
 from selfplay.sandbox import open_backend
 from selfplay.sandbox.base import Limits, SandboxBackend
 from selfplay.test_runs import TestRunner
-from selfplay.training.torch_trainer import TorchTrainer
 from selfplay.viewing.progress import TrainProgress
 from selfplay.viewing.summary import print_summary
 
@@ -41,7 +39,7 @@ def start_training(repos: Path, config_file: Path | None, overrides: Sequence[st
     specs = read_repository_list(repos)
     model = _check_model(config)
     backend, why = open_backend(config.sandbox.type)
-    run, config = create_run(config, "".join(f"{spec.text}\n" for spec in specs), datetime.now())
+    run, config = create_run(config, "".join(f"{absolute_line(spec)}\n" for spec in specs), datetime.now())
     console = Console()
     console.print(f"Run [bold]{run.path.name}[/bold] in {run.path}; sandboxes: {why}", highlight=False)
     _play(run, config, specs, backend, model, console)
@@ -69,15 +67,17 @@ def resume_training(name: str, root: Path, overrides: Sequence[str]) -> None:
     _play(run, config, specs, backend, model, console)
 
 
-def _check_model(config: Config) -> Path | str:
+def _check_model(config: Config) -> str:
     """The policy's folder or id; raises EngineError, naming it, when it cannot be one. Templates are checked here too."""
     check_prompts()
-    return policy_path(config.policy.model)
+    model = policy_path(config.policy.model)
+    ChatFormat(load_tokenizer(model)).check()
+    return model
 
 
-def _play(
-    run: RunFolder, config: Config, specs: list[RepositorySpec], backend: SandboxBackend, model: Path | str, console: Console
-) -> None:
+def _play(run: RunFolder, config: Config, specs: list[RepositorySpec], backend: SandboxBackend, model: str, console: Console) -> None:
+    from selfplay.orchestrator.loop import TrainLoop
+
     if swept := backend.sweep():
         console.print(f"Removed what earlier runs left behind: {len(swept)} item(s).")
     with _open_store(run) as store:
@@ -89,6 +89,11 @@ def _play(
             game = build_game(run, config, store, environments, backend, limits, model, committed, progress)
             try:
                 asyncio.run(TrainLoop(game).run())
+            except OSError as error:
+                raise RunError(
+                    f"cannot go on in {run.path}: {error}. What was finished is saved; free space there, "
+                    f"then continue with: selfplay train --resume {run.path.name}"
+                ) from error
             finally:
                 game.engine.close()
                 game.sink.close()
@@ -159,19 +164,21 @@ def build_game(
     environments: dict[str, Environment],
     backend: SandboxBackend,
     limits: Limits,
-    model: Path | str,
+    model: str,
     committed: str,
     progress: TrainProgress,
 ) -> Game:
+    from selfplay.training.torch_trainer import TorchTrainer  # torch takes seconds to load: after all that can be refused
+
     labels = {"run": run.path.name, "owner": str(os.getpid())}
     _check_targets(config, environments)
     progress.phase("loading the policy")
-    trainer = TorchTrainer(str(model), config.trainer, config.agent.context_tokens, config.seed)
+    trainer = TorchTrainer(model, config.trainer, config.agent.context_tokens, config.seed)
     if committed:
         trainer.load(run.checkpoints / committed)
-    chat = ChatFormat(load_tokenizer(str(model)))
+    chat = ChatFormat(load_tokenizer(model))
     chat.check()
-    engine = build_engine(config, str(model), environments)
+    engine = build_engine(config, model, environments)
     if committed:
         engine.load_weights(trainer.export_weights(), trainer.weight_version)
     runner = TestRunner(backend, config.validator, limits, labels)

@@ -15,13 +15,24 @@ from pathlib import Path
 import pytest
 
 from selfplay.errors import RepositoryError, RepositoryListError, UsageError
-from selfplay.repos import Checkout, fetch, history_bundle, licence_of, parse_spec, pip_settings, read_archive, read_repository_list
+from selfplay.repos import (
+    Checkout,
+    absolute_line,
+    fetch,
+    history_bundle,
+    licence_of,
+    parse_spec,
+    pip_settings,
+    read_archive,
+    read_repository_list,
+)
 from selfplay.trees import FileEntry, Tree
 
 # ---- lists
 
 
 def test_every_kind_of_line_is_read(tmp_path: Path) -> None:
+    (tmp_path / "checkout").mkdir()
     (tmp_path / "list.txt").write_text(
         "# repositories\n"
         "https://host/owner/name@feature/x   # a branch\n"
@@ -390,3 +401,17 @@ def test_licences_are_read_from_metadata_then_files() -> None:
     assert licence_of(Tree({"PKG-INFO": FileEntry(b"Classifier: License :: OSI Approved :: MIT License\n")})) == "MIT License"
     assert licence_of(tree(LICENSE__txt="Mozilla Public License Version 2.0")) == "MPL-2.0"
     assert licence_of(tree(README__md="none")) == "unknown"
+
+
+def test_a_local_repository_is_named_from_anywhere_by_its_absolute_line(tmp_path):
+    (tmp_path / "my repo").mkdir()
+    spec = parse_spec("'./my repo' test=\"pytest -x\"", tmp_path)
+    again = parse_spec(absolute_line(spec), Path("/"))
+    assert (again.location, again.test, again.name) == (spec.location, spec.test, spec.name)
+
+
+def test_a_local_repository_that_is_not_there_is_a_bad_line(tmp_path):
+    listed = tmp_path / "list.txt"
+    listed.write_text("./nowhere\n")
+    with pytest.raises(RepositoryListError, match=r"line 1: './nowhere': there is no folder"):
+        read_repository_list(listed)
