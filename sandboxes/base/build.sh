@@ -4,7 +4,7 @@
 set -eu
 
 TAG="${TAG:-selfplay/base:1}"
-SUITE="${SUITE:-stable}"
+SUITE="${SUITE:-bookworm}" # the release that the tests ran on
 PACKAGES="python3,python3-venv,python3-dev,git,gcc,libc6-dev,make,patch,procps,ca-certificates,ed,less,file,findutils,diffutils"
 
 fail() { echo "build.sh: $1" >&2; exit 1; }

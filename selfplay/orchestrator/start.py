@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -120,9 +120,8 @@ def prepare_all(
     cache = cache_root()
     for spec in specs:
         with console.status(f"{spec.name}: fetching") as status:
-            report: Callable[[str], None] = lambda text, s=status, n=spec.name: s.update(f"{n}: {text}")  # type: ignore[misc] # noqa: E731
             try:
-                environment = prepare_environment(fetch(spec, cache), backend, config.environment, limits, cache, report)
+                environment = prepare_environment(fetch(spec, cache), backend, config.environment, limits, cache, status.update)
             except (RepositoryError, EnvironmentBuildError) as error:
                 console.print(f"[red]✗[/red] {spec.name}: left out.", highlight=False)
                 console.print(str(error), markup=False, highlight=False)

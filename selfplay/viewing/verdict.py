@@ -45,7 +45,7 @@ def judge_folder(
                 config.environment,
                 limits,
                 cache_root(),
-                lambda text: status.update(f"{spec.name}: {text}"),
+                status.update,
             )
             status.update("judging")
             runner = TestRunner(backend, config.validator, limits, {"run": "validate", "owner": str(os.getpid())})
