@@ -20,7 +20,7 @@ from selfplay.curriculum.sampling import choose_solver_bugs, choose_strategy, ch
 from selfplay.curriculum.store import BugRow, EpisodeRow, GroupRow
 from selfplay.engines.base import derive_seed
 from selfplay.episode import Episode, Role
-from selfplay.errors import SandboxUnavailable
+from selfplay.errors import RunError, SandboxUnavailable
 from selfplay.metrics import Value
 from selfplay.orchestrator.credit import Credit, SolveRate, credit_injector, credit_solver, measure_solve_rate
 from selfplay.orchestrator.dispatcher import Dispatcher
@@ -39,10 +39,16 @@ class TrainLoop:
         self._seconds: defaultdict[str, float] = defaultdict(float)
 
     async def run(self) -> None:
-        """Play updates until `train.updates` are committed. Raises RunError when the machine fails too often."""
+        """Play updates until `train.updates` are committed. Raises RunError when the machine fails too often, or the disk is full."""
         try:
             for update in range(self._game.store.last_update() + 1, self._game.config.train.updates + 1):
                 await self.update(update)
+        except OSError as error:
+            run = self._game.run.path
+            raise RunError(
+                f"cannot write in {run}: {error}. What was finished is saved; free space there, "
+                f"then continue with: selfplay train --resume {run.name}"
+            ) from error
         finally:
             await asyncio.to_thread(self._dispatcher.close)
 

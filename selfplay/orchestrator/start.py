@@ -89,11 +89,6 @@ def _play(run: RunFolder, config: Config, specs: list[RepositorySpec], backend: 
             game = build_game(run, config, store, environments, backend, limits, model, committed, progress)
             try:
                 asyncio.run(TrainLoop(game).run())
-            except OSError as error:
-                raise RunError(
-                    f"cannot go on in {run.path}: {error}. What was finished is saved; free space there, "
-                    f"then continue with: selfplay train --resume {run.path.name}"
-                ) from error
             finally:
                 game.engine.close()
                 game.sink.close()

@@ -138,13 +138,22 @@ class TorchTrainer:
     def save(self, folder: Path) -> None:
         """Write a Hugging Face folder plus `trainer.pt`, whole or not at all: a temporary folder, synced, then renamed.
 
-        Raises RunError when `folder` exists.
+        Raises RunError when `folder` exists, OSError when it cannot be written.
         """
         if folder.exists():
             raise RunError(f"the checkpoint {folder} exists already; checkpoints are written once.")
         partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
+        try:
+            self._write(partial)
+        except Exception as error:  # safetensors and torch report a full disk in ways of their own
+            shutil.rmtree(partial, ignore_errors=True)
+            raise OSError(f"the checkpoint {folder} could not be written: {error}") from error
+        partial.rename(folder)
+        _sync(folder.parent)
+
+    def _write(self, partial: Path) -> None:
         self._model.save_pretrained(partial)
         if self._source.is_dir():
             for file in sorted(self._source.iterdir()):  # the tokenizer, its template and the model card travel along
@@ -164,8 +173,6 @@ class TorchTrainer:
         torch.save(state, partial / "trainer.pt")
         for path in [*partial.rglob("*"), partial]:
             _sync(path)
-        partial.rename(folder)
-        _sync(folder.parent)
 
     def load(self, folder: Path) -> None:
         """Continue from what `save` wrote. Raises RunError when the folder is not such a checkpoint."""

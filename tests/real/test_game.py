@@ -1,6 +1,7 @@
 """The whole game on the tiny repository with scripted players: every reward means what it says, and a killed run loses nothing."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -153,3 +154,21 @@ def test_a_run_killed_anywhere_ends_like_one_that_was_not(kill_at, undisturbed, 
     assert outcome(run) == undisturbed
     assert not list(run.episodes.glob("*.partial"))
     assert len(list(run.checkpoints.iterdir())) == 2
+
+
+def test_a_full_disk_stops_the_run_with_its_reason_and_nothing_is_lost(undisturbed, cache, tmp_path):
+    runs = tmp_path / "runs"
+    runs.mkdir()
+    if os.geteuid() != 0 or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", runs], capture_output=True).returncode:
+        pytest.skip("a small disk is a tmpfs mount, which needs root: run the tests as root once")
+    try:
+        command = [sys.executable, scripted_game.__file__, str(tmp_path), str(cache), "bubblewrap"]
+        stopped = subprocess.run(command, capture_output=True, text=True, cwd=Path(scripted_game.__file__).parent)
+        assert stopped.returncode == 1
+        last = stopped.stderr.strip().splitlines()[-1]
+        assert "selfplay.errors." in last, stopped.stderr[-2000:]
+        assert "full" in last or "No space left" in last
+        subprocess.run(["mount", "-o", "remount,size=64m", runs], check=True)
+        assert outcome(play(tmp_path, cache, "bubblewrap")) == undisturbed
+    finally:
+        subprocess.run(["umount", "-l", runs], check=True)
