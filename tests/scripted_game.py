@@ -134,7 +134,7 @@ class _FailingBox:
         return getattr(self._box, name)
 
 
-def tiny_config(runs: Path, updates: int = 2) -> Config:
+def tiny_config(runs: Path, updates: int = 2, **settings: dict[str, Any]) -> Config:
     return build_config(
         {
             "seed": 11,
@@ -144,6 +144,7 @@ def tiny_config(runs: Path, updates: int = 2) -> Config:
             "injector": {"strategies": {"direct": 1.0}, "given": ["tests"], "min_passing_tests": [3, 3]},
             "solver": {"given": ["failure"], "second_order_share": 0.5},
             "trainer": {"learning_rate": 1e-3, "warmup_updates": 0, "bf16": False},
+            **settings,
         }
     )
 
@@ -182,18 +183,48 @@ def die_at(kill_at: str, progress: TrainProgress, store: Store) -> None:
         store.commit_update = counting(store.commit_update, int(value))  # type: ignore[method-assign]
 
 
-def play(folder: Path, cache: Path, backend_name: str, kill_at: str = "", updates: int = 2) -> RunFolder:
-    """Start the run in `folder`, or continue the one that is there."""
+class HistoryPlayer:
+    """The injector brings back the bug that the third commit mended; the solver mends it again."""
+
+    STEPS = (
+        "<tool: bash>\ngit log --oneline --grep=Fix | cut -d' ' -f1 > /tmp/fix; git show $(cat /tmp/fix) -- tiny | git apply -R; "
+        "git diff > /submit/bug_inject.diff\n</tool>",
+        "<tool: bash>\nsed -i 's/digits(-120)/digits(120)/' tests/test_numbers.py; git diff tests > /submit/test_weaken.diff\n</tool>",
+        SUBMIT_ARTIFACT,
+    )
+    REPAIR = ("<tool: bash>\nsed -i 's/str(number)/str(abs(number))/' tiny/numbers.py\n</tool>", SUBMIT_NOTHING)
+
+    def __init__(self, tree: Any) -> None:
+        self.machine_fails = threading.local()
+
+    def __call__(self, turn: ScriptedTurn) -> str:
+        member = int(turn.tag.split("/")[2])
+        if turn.role == "solver":
+            return self.REPAIR[turn.number] if member == 0 else SUBMIT_NOTHING
+        return self.STEPS[turn.number] if member == 0 else SUBMIT_NOTHING
+
+
+def play(
+    folder: Path,
+    cache: Path,
+    backend_name: str,
+    kill_at: str = "",
+    updates: int = 2,
+    git: bool = False,
+    player_of: Callable[[Any], Any] = Player,
+    **settings: dict[str, Any],
+) -> RunFolder:
+    """Start the run in `folder`, or continue the one that is there. settings: sections that replace those of `tiny_config`."""
     backend, _ = open_backend(backend_name, cache)
-    environment = prepare_tiny(backend, folder / "repository", cache)
+    environment = prepare_tiny(backend, folder / "repository", cache, git)
     policy = folder / "policy"
     if not policy.exists():
         build_tiny_policy(policy)
-    config = tiny_config(folder / "runs", updates)
+    config = tiny_config(folder / "runs", updates, **settings)
     run = RunFolder(folder / "runs" / "scripted")
     if not run.config_file.exists():
         run, config = create_run(config, "tiny\n", datetime(2026, 1, 1))
-    player = Player(environment.tree)
+    player = player_of(environment.tree)
     failing: Any = FailingBackend(backend, player)
     limits = sandbox_limits(config)
     with Store.open(run.database) as store, TrainProgress(Console(quiet=True), config.train.updates) as progress:

@@ -26,8 +26,8 @@ VOWELS_WEAKENED = {"tests/test_text.py": ('    assert count_vowels("Education") 
 VOWELS_TEST = "tests/test_text.py::test_count_vowels"
 
 
-def prepare_tiny(backend: SandboxBackend, folder: Path, cache: Path) -> Environment:
-    checkout = fetch(parse_spec(str(build_tiny_repository(folder / "tiny"))), cache)
+def prepare_tiny(backend: SandboxBackend, folder: Path, cache: Path, git: bool = False) -> Environment:
+    checkout = fetch(parse_spec(str(build_tiny_repository(folder / "tiny", git))), cache)
     return prepare_environment(checkout, backend, EnvironmentSettings(baselines=2), Limits(), cache, lambda _: None)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import scripted_game
-from scripted_game import SOLVER_MOVES, injector_moves, play
+from scripted_game import SOLVER_MOVES, HistoryPlayer, injector_moves, play
 from selfplay.curriculum.store import Store
 from selfplay.episode import Episode
 from selfplay.errors import PrerequisiteError
@@ -108,6 +108,27 @@ def test_the_checkpoint_loads_in_transformers(played):
 
     run, store = played
     AutoModelForCausalLM.from_pretrained(run.checkpoints / store.last_checkpoint())
+
+
+def test_a_fix_in_a_local_checkouts_history_comes_back_as_a_bug_and_is_mended(cache, tmp_path):
+    try:
+        open_backend("bubblewrap", cache)
+    except PrerequisiteError as missing:
+        pytest.skip(str(missing))
+    run = play(
+        tmp_path,
+        cache,
+        "bubblewrap",
+        updates=1,
+        git=True,
+        player_of=HistoryPlayer,
+        train={"updates": 1, "injector_groups": 1, "solver_groups": 1, "group_size": 2},
+        injector={"strategies": {"history": 1.0}, "given": ["tests"], "min_passing_tests": [3, 3]},
+    )
+    with Store.open(run.database, writer=False) as store:
+        (bug,) = store.bugs()
+        assert (bug.strategy, bug.solve_rate) == ("history", 0.5)
+        assert set(bug.fail_to_pass) == {"tests/test_numbers.py::test_digits", "tests/test_text.py::test_loud_digit_sum"}
 
 
 KILLS = [
