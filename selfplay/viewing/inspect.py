@@ -133,10 +133,24 @@ def _facts(bug: BugRow) -> list[tuple[str, str]]:
         ("status", bug.status),
         ("solve rate", rate),
         ("played", f"by {bug.plays} group(s)"),
+        ("change", diffstat(bug.artifact.get("bug_inject.diff", ""))),
+        ("weakening", diffstat(bug.artifact.get("test_weaken.diff", ""))),
         ("injected by", bug.injector_episode_id),
         ("created", f"{created}, update {bug.created_update}"),
     ]
     return [(name, value) for name, value in facts if value]
+
+
+def diffstat(diff: str) -> str:
+    """Files and lines that a diff changes, for instance "2 file(s), +3 −1"; "" for what is no diff."""
+    from unidiff.errors import UnidiffParseError
+    from unidiff.patch import PatchSet
+
+    try:
+        patch = PatchSet(diff)
+    except UnidiffParseError:
+        return ""
+    return f"{len(patch)} file(s), +{patch.added} −{patch.removed}" if patch else ""
 
 
 def _target_name(target: str) -> str:

@@ -8,11 +8,11 @@ from rich.console import Console
 
 from selfplay.curriculum.store import Store
 from selfplay.errors import RunError, StoreError, UsageError
-from selfplay.viewing.inspect import BugFilter, rejections, select_bugs, show_bug, show_bugs, show_rejections
+from selfplay.viewing.inspect import BugFilter, diffstat, rejections, select_bugs, show_bug, show_bugs, show_rejections
 from selfplay.viewing.progress import TrainProgress, duration_text, top_text
 from selfplay.viewing.replay import find_episode, replay
 from selfplay.viewing.summary import print_summary, read_metrics, solve_rate_bins
-from store_rows import an_episode_value, recorded_run
+from store_rows import INJECT, WEAKEN, an_episode_value, recorded_run
 
 
 @pytest.fixture
@@ -312,3 +312,10 @@ def test_the_live_display_fits_its_width(width):
 def test_durations_and_counts_are_short():
     assert (duration_text(5), duration_text(245.4), duration_text(3723)) == ("0:05", "4:05", "1:02:03")
     assert top_text({"a": 1, "b": 3, "c": 2, "d": 1}) == "b 3, c 2, a 1, 1 more"
+
+
+def test_a_diffs_size_is_files_and_lines():
+    assert diffstat(INJECT) == "1 file(s), +1 −1"
+    assert diffstat(INJECT + WEAKEN) == "2 file(s), +2 −2"
+    assert diffstat("no diff") == ""
+    assert diffstat("--- a/x\n+++ b/x\n@@ -1 +1 @@\n-x\n") == ""
