@@ -447,6 +447,16 @@ def weaken_command(test_file: str, line: int) -> str:
     return f"sed -i '{line}s/[^ ].*/return/' {test_file}; git diff {test_file} > /submit/test_weaken.diff"
 
 
+def edit_reply(shown: str, path: str, line: int, search: str, replace: str) -> str:
+    """The line as it was shown, then its edit: a small model finds a line by copying it, and the span in what it just wrote."""
+    return f"{shown}\n{format_action('edit', format_edit(path, line, search, replace))}"
+
+
+def listed(function: Function, mutation: Mutation) -> str:
+    """The mutation's line as the target's listing shows it."""
+    return f"{mutation.line}{':' if mutation.line == function.first_line else '-'}{mutation.before}"
+
+
 def shown_function(text: str, name: str) -> str:
     """What `show_command` prints of a file's text."""
     shown: list[str] = []
@@ -542,10 +552,10 @@ class TeacherPlayer:
         last = exchange.replies[-1] if exchange.replies else ""
         output = BUDGET.sub("", exchange.observations[-1]) if exchange.observations else ""
         tree, path, test_file, line = self._target(exchange)
-        edits = [reply for reply in exchange.replies if reply.startswith("<tool: edit>")]
+        edits = [reply for reply in exchange.replies if "<tool: edit>\n" in reply]
         if not last:
             return self._break(tree, path, line, (), generator)
-        if last.startswith("<tool: edit>"):
+        if "<tool: edit>\n" in last:
             return _call("bash", break_command(test_file))
         if break_command(test_file) in last:
             failing = [int(number) for name, number in re.findall(r"^(\S+\.py):(\d+): ", output, re.MULTILINE) if name == test_file]
@@ -590,7 +600,7 @@ class TeacherPlayer:
             fresh = [mutation for mutation in mutations if mutation.line not in done]
             if function.first_line == line and fresh:
                 mutation = choose_mutation(fresh, generator)
-                return _edit(path, mutation.line, mutation.search, mutation.replace)
+                return edit_reply(listed(function, mutation), path, mutation.line, mutation.search, mutation.replace)
         return _call("submit", "\n".join(SPEC_FILES))
 
     def _weaken(self, tree: Tree, test_file: str, failing: Sequence[int]) -> str:
@@ -611,7 +621,7 @@ class TeacherPlayer:
         seen = self._seen(exchange)
         for path, number, text, original in seen:
             search, replace = smallest_edit(text, original)
-            reply = _edit("./" + path, number, search, replace)
+            reply = edit_reply(f"{number}:{text}", "./" + path, number, search, replace)
             if reply not in exchange.replies:
                 return reply
         if seen or len(looked) > MAX_LOOKS:
@@ -664,10 +674,6 @@ PLAYERS = {"teacher": TeacherPlayer}
 
 def _call(tool: str, body: str) -> str:
     return format_action(tool, body)
-
-
-def _edit(path: str, line: int, search: str, replace: str) -> str:
-    return format_action("edit", format_edit(path, line, search, replace))
 
 
 def _statement_at(text: str, line: int) -> tuple[int, int]:
