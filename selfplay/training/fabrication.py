@@ -155,6 +155,8 @@ class Transcript:
 
 Place = tuple[str, int, list[str]]  # test file, line, the file's lines
 
+DRILL = "drill"  # what a drill's prompt begins with: after its edits come more edits, which no episode should learn
+
 VALUES = (
     "None",
     "True",
@@ -413,7 +415,7 @@ class EpisodeMaker:
         test_file = self.test_place(package, function)[0]
         target = SimpleNamespace(path=function.path, test_file=test_file, source=source, name=function.name)
         prompt = prompting.render("injector/direct", "terse", target=target, test_files=(test_file,))
-        transcript = Transcript(self.chat, self.limits, prompt.text)
+        transcript = Transcript(self.chat, self.limits, prompt.text.replace("injector direct", DRILL, 1))
         for _ in range(r.randint(3, 6)):
             mutation = teacher.choose_mutation(mutations, r)
             transcript.edit(teacher.listed(function, mutation), function.path, mutation.line, mutation.search, mutation.replace)
@@ -434,7 +436,7 @@ class EpisodeMaker:
             if bugs:
                 break
         path = "./" + function.path
-        transcript = Transcript(self.chat, self.limits, "solver")
+        transcript = Transcript(self.chat, self.limits, DRILL)
         transcript.act(tools.format_action("bash", teacher.show_command(path, function.short_name)), counts=False)
         transcript.observe(shown)
         for mutation in bugs:
