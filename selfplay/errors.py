@@ -1,22 +1,22 @@
 """Every error that selfplay raises on purpose. A message names the thing, the value and the remedy.
 
-    SelfplayError
-    ├── UsageError                    what the person typed or wrote is wrong; exit code 2
-    │   ├── ConfigError               unknown key, wrong type, impossible combination
-    │   └── RepositoryListError       every bad line of a list, with its number
-    ├── PrerequisiteError             something this machine lacks, with the command that mends it
-    ├── RepositoryError               a repository cannot be fetched or read
-    ├── EnvironmentBuildError         its tests do not run here (`log_tail` holds the end of the log)
-    ├── PatchError                    a diff that is not one, lies, or does not apply (the policy's fault)
-    ├── ArtifactError                 an artifact folder that cannot be read as one (the policy's fault)
-    ├── OutcomesError                 a test-outcome map that is not one (the policy's fault)
-    ├── SandboxError
-    │   ├── SandboxLost               gone, and a fresh one works: what ran in it killed it
-    │   └── SandboxUnavailable        gone, and a fresh one fails too: the machine's fault, never a score
-    ├── EngineError                   a model cannot be loaded or does not answer
-    ├── PromptError                   a template is missing, or uses a variable that it was not given
-    ├── StoreError                    a database that is corrupt, newer than this code, or held by another writer
-    └── RunError                      a run folder that cannot be started, resumed or read
+SelfplayError
+├── UsageError                    what the person typed or wrote is wrong; exit code 2
+│   ├── ConfigError               unknown key, wrong type, impossible combination
+│   └── RepositoryListError       every bad line of a list, with its number
+├── PrerequisiteError             something this machine lacks, with the command that mends it
+├── RepositoryError               a repository cannot be fetched or read
+├── EnvironmentBuildError         its tests do not run here (`log_tail` holds the end of the log)
+├── PatchError                    a diff that is not one, lies, or does not apply (the policy's fault)
+├── ArtifactError                 an artifact folder that cannot be read as one (the policy's fault)
+├── OutcomesError                 a test-outcome map that is not one (the policy's fault)
+├── SandboxError
+│   ├── SandboxLost               gone, and a fresh one works: what ran in it killed it
+│   └── SandboxUnavailable        gone, and a fresh one fails too: the machine's fault, never a score
+├── EngineError                   a model cannot be loaded or does not answer
+├── PromptError                   a template is missing, or uses a variable that it was not given
+├── StoreError                    a database that is corrupt, newer than this code, or held by another writer
+└── RunError                      a run folder that cannot be started, resumed or read
 """
 
 
