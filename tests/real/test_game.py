@@ -30,7 +30,7 @@ def played(request, cache, tmp_path_factory):
         open_backend(request.param, cache)
     except PrerequisiteError as missing:
         pytest.skip(str(missing))
-    run = play(tmp_path_factory.mktemp(request.param), cache, request.param)
+    run = play(tmp_path_factory.mktemp(request.param), cache, request.param, updates=1)
     with Store.open(run.database, writer=False) as store:
         yield run, store
 
