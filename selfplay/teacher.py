@@ -6,6 +6,7 @@ Leaves judging to the validator and formats to tools. Invariant: an edit names o
 from __future__ import annotations
 
 import ast
+import math
 import random
 import re
 import textwrap
@@ -251,7 +252,7 @@ class _Operators(ast.NodeVisitor):
         if value is True or value is False:
             self._change(node, str(not value), "constant")
         elif isinstance(value, int) and self._one_line(node) and self._text(node).isdigit():
-            for new in {value + 1, value - 1} if value > 0 else {1}:
+            for new in (value + 1, value - 1) if value > 0 else (1,):
                 self._change(node, str(new), "constant")
         elif value is None:
             pass
@@ -357,6 +358,27 @@ WEIGHTS: Mapping[str, float] = {
 }
 
 
+# Which of a line's changes is the plainest: most often noticed by tests, and most easily told from what a person would write.
+PLAINEST = (
+    "drop_not",
+    "comparison",
+    "and_or",
+    "arithmetic",
+    "drop_minus",
+    "add_not",
+    "negate_return",
+    "swap_branches",
+    "constant",
+    "twin",
+    "swap_operands",
+    "return_none",
+    "swap_arguments",
+    "break_continue",
+    "wrong_variable",
+    "string",
+)
+
+
 def functions_of(path: str, text: str, max_lines: int = 25) -> list[Function]:
     """Module-level functions and methods of a Python file, by line. A file that does not parse has none."""
     return [function for function, _ in _parsed_functions(path, text, max_lines)]
@@ -425,6 +447,16 @@ def choose_mutation(mutations: Sequence[Mutation], generator: random.Random) -> 
     group = by_line[line]
     per_operator = {m.operator: sum(o.operator == m.operator for o in group) for m in group}
     return generator.choices(group, [WEIGHTS[m.operator] / per_operator[m.operator] for m in group])[0]
+
+
+def plainest_mutation(mutations: Sequence[Mutation], generator: random.Random) -> Mutation:
+    """A line at random, short ones more often, and of it always the same mutation: little to choose is little to get wrong."""
+    by_line: dict[int, list[Mutation]] = {}
+    for mutation in mutations:
+        by_line.setdefault(mutation.line, []).append(mutation)
+    best = [min(group, key=lambda m: PLAINEST.index(m.operator)) for group in by_line.values()]
+    weights = [WEIGHTS[m.operator] * math.exp(-len(m.before.strip()) / 30) for m in best]
+    return generator.choices(best, weights)[0]
 
 
 # ---- the words of a terse episode

@@ -187,16 +187,16 @@ class ExecuteSettings(Section):
 KINDS = ("solver_drill", "injector_drill", "solver_short", "solver", "injector", "copy")
 STAGES = (
     StageSettings(
-        name="edits", steps=575, learning_rate=1.2e-3, mix={"solver_short": 0.38, "solver": 0.22, "injector": 0.35, "copy": 0.05}
-    ),
-    StageSettings(
         name="drills",
-        steps=2000,
-        learning_rate=2e-3,
-        mix={"solver_drill": 0.3, "injector_drill": 0.25, "solver_short": 0.12, "solver": 0.13, "injector": 0.17, "copy": 0.03},
+        steps=950,
+        learning_rate=1.1e-3,
+        mix={"solver_drill": 0.28, "injector_drill": 0.2, "solver_short": 0.12, "solver": 0.15, "injector": 0.18, "copy": 0.07},
     ),
     StageSettings(
-        name="episodes", steps=1000, learning_rate=7e-4, mix={"solver_drill": 0.1, "solver_short": 0.2, "solver": 0.35, "injector": 0.35}
+        name="episodes",
+        steps=1800,
+        learning_rate=9e-4,
+        mix={"solver_drill": 0.15, "injector_drill": 0.07, "solver_short": 0.13, "solver": 0.32, "injector": 0.28, "copy": 0.05},
     ),
 )
 
@@ -207,6 +207,7 @@ class WarmStartSettings(Section):
     seed: int = 0
     corpus: tuple[str, ...] = CORPUS
     held_out: str = HELD_OUT
+    favoured: int = Field(13, ge=0)  # the first so many of the corpus are drawn three times as often: those of the quickstart
     functions_per_package: int = Field(500, ge=1)
     max_lines: int = Field(22, ge=2)
     tokenizer_texts: int = Field(8000, ge=10)
@@ -218,6 +219,7 @@ class WarmStartSettings(Section):
     sequence_tokens: int = Field(1024, ge=64)  # longer texts are left out
     compile: bool = True
     stages: tuple[StageSettings, ...] = STAGES
+    sharpen: float = Field(1.5, gt=0)  # the saved policy's logits times this, so that play at temperature 1 is as at 1/sharpen
     measured: int = Field(100, ge=1)  # held-out texts of each kind
     execute: ExecuteSettings = ExecuteSettings()
 
@@ -283,7 +285,7 @@ class _WarmStart:
         started = time.monotonic()
         settings = self.settings
         self.work.mkdir(parents=True, exist_ok=True)
-        packages = [self._package(name) for name in settings.corpus]
+        packages = [self._package(name, 3.0 if at < settings.favoured else 1.0) for at, name in enumerate(settings.corpus)]
         held_out = [self._package(settings.held_out)]
         self.progress(f"corpus: {len(packages)} packages, {sum(len(p.functions) for p in packages)} functions that can be mutated")
         limits = PlayLimits(settings.context_tokens, settings.observation_tokens, settings.turns)
@@ -326,11 +328,11 @@ class _WarmStart:
     def work(self) -> Path:
         return self.output / "stages"
 
-    def _package(self, name: str) -> Package:
+    def _package(self, name: str, share: float = 1.0) -> Package:
         from selfplay.training.fabrication import Package
 
         checkout = fetch(parse_spec(name if name.startswith((".", "/", "pypi:")) else f"pypi:{name}"), cache_root())
-        return Package(name, checkout.licence, checkout.tree, self.settings.max_lines, self.settings.functions_per_package)
+        return Package(name, checkout.licence, checkout.tree, self.settings.max_lines, self.settings.functions_per_package, share)
 
     def _maker(self, packages: Sequence[Package], chat: ChatFormat, limits: Any, seed: int) -> EpisodeMaker:
         from selfplay.training.fabrication import EpisodeMaker
@@ -389,7 +391,11 @@ class _WarmStart:
 
         import torch
 
-        copy.deepcopy(model).to(torch.bfloat16).save_pretrained(self.output)
+        saved = copy.deepcopy(model)
+        with torch.no_grad():
+            # The norm stands right before the (tied) output, so its gain is an inverse temperature that lives in the weights.
+            saved.model.norm.weight.mul_(self.settings.sharpen)
+        saved.to(torch.bfloat16).save_pretrained(self.output)
         tokenizer.save_pretrained(self.output)
 
 

@@ -39,6 +39,7 @@ class Package:
     tree: Tree
     max_lines: int
     most_functions: int
+    share: float = 1.0  # how often it is drawn, beside others of its size
 
     @cached_property
     def sources(self) -> list[str]:
@@ -183,10 +184,18 @@ VALUES = (
 class EpisodeMaker:
     """Fabricates episodes of both roles over plain trees; what a sandbox would print is computed or made up."""
 
-    def __init__(self, packages: Sequence[Package], chat: ChatFormat, limits: PlayLimits, generator: random.Random) -> None:
+    def __init__(
+        self, packages: Sequence[Package], chat: ChatFormat, limits: PlayLimits, generator: random.Random, plain: float = 0.8
+    ) -> None:
+        self.plain = plain
         self.packages = [p for p in packages if p.functions]
         self.chat, self.limits, self.random = chat, limits, generator
-        self._weights = [min(len(p.functions), 150) for p in self.packages]
+        self._weights = [min(len(p.functions), 150) * p.share for p in self.packages]
+
+    def choose(self, mutations: Sequence[Mutation]) -> Mutation:
+        """Mostly the plainest, since those are what the injector is to make and the solver to mend; all others now and then."""
+        choose = teacher.plainest_mutation if self.random.random() < self.plain else teacher.choose_mutation
+        return choose(mutations, self.random)
 
     def draw(self) -> tuple[Package, Function, list[Mutation]]:
         package = self.random.choices(self.packages, self._weights)[0]
@@ -309,7 +318,7 @@ class EpisodeMaker:
         transcript = Transcript(
             self.chat, self.limits, prompting.render("injector/direct", "terse", target=target, test_files=(test_file,)).text
         )
-        mutation = teacher.choose_mutation(mutations, r)
+        mutation = self.choose(mutations)
         if r.random() < 0.08:
             self.mistaken_edit(
                 transcript,
@@ -326,7 +335,7 @@ class EpisodeMaker:
         if others and r.random() < 0.3:  # no test noticed: break one more line
             transcript.bash(teacher.break_command(test_file))
             transcript.observe("", 1)
-            mutation = teacher.choose_mutation(others, r)
+            mutation = self.choose(others)
             transcript.edit(teacher.listed(function, mutation), path, mutation.line, mutation.search, mutation.replace)
             transcript.observe(f"edited {path}:{mutation.line}")
         transcript.bash(teacher.break_command(test_file))
@@ -359,7 +368,7 @@ class EpisodeMaker:
         r = self.random
         while True:
             package, function, mutations = self.draw()
-            mutation = teacher.choose_mutation(mutations, r)
+            mutation = self.choose(mutations)
             buggy_text = mutation.apply(package.tree.text(function.path))
             shown = teacher.shown_function(buggy_text, function.short_name)
             if f"\n{mutation.line}:" in "\n" + shown:
@@ -417,7 +426,7 @@ class EpisodeMaker:
         prompt = prompting.render("injector/direct", "terse", target=target, test_files=(test_file,))
         transcript = Transcript(self.chat, self.limits, prompt.text.replace("injector direct", DRILL, 1))
         for _ in range(r.randint(3, 6)):
-            mutation = teacher.choose_mutation(mutations, r)
+            mutation = self.choose(mutations)
             transcript.edit(teacher.listed(function, mutation), function.path, mutation.line, mutation.search, mutation.replace)
             transcript.observe(f"edited {function.path}:{mutation.line}")
         return transcript
@@ -427,7 +436,7 @@ class EpisodeMaker:
         r = self.random
         while True:
             package, function, mutations = self.draw()
-            by_line = {m.line: m for m in (teacher.choose_mutation(mutations, r) for _ in range(r.choice([2, 3, 4, 6])))}
+            by_line = {m.line: m for m in (self.choose(mutations) for _ in range(r.choice([2, 3, 4, 6])))}
             text = package.tree.text(function.path)
             for mutation in by_line.values():
                 text = mutation.apply(text)

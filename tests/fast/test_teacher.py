@@ -194,3 +194,11 @@ def test_mutations_spread_over_the_lines_of_a_function() -> None:
     generator = random.Random(0)
     lines = {teacher.choose_mutation(function_mutations, generator).line for _ in range(60)}
     assert lines == {3, 4, 5, 6}
+
+
+def test_the_plainest_mutation_of_a_line_is_always_the_same_one() -> None:
+    function_mutations = teacher.mutations_of_file("pkg/numbers.py", SOURCE)[0][1]
+    generator = random.Random(0)
+    chosen = {teacher.plainest_mutation(function_mutations, generator) for _ in range(60)}
+    assert len(chosen) == len({m.line for m in chosen}) == 4
+    assert {m.operator for m in chosen if m.line == 3} == {"drop_not"}
