@@ -123,6 +123,7 @@ class TrainLoop:
         store = self._game.store
         for group in groups:
             environment = self._game.environments[group.repository]
+            duplicates = 0
             for row in store.episodes(group_id=group.group_id):
                 recorded = store.verdict(row.episode_id)
                 if recorded is None or not recorded.accepted:
@@ -152,8 +153,9 @@ class TrainLoop:
                         created_update=update,
                     )
                 )
-                if not added and store.find_bug(bug_id) is None:
-                    self._game.progress.message(f"{row.episode_id}: a bug with the same tree was accepted before (duplicate)")
+                duplicates += not added and store.find_bug(bug_id) is None
+            if duplicates:
+                self._game.progress.message(f"{group.group_id}: {duplicates} valid artifact(s) repeat a bug of this run (duplicate)")
 
     # -- solving -----------------------------------------------------------------------------------------------------
 
