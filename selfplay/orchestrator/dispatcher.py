@@ -106,7 +106,7 @@ class Dispatcher:
     def _judge_artifact(self, episode: Episode, group: GroupRow, thresholds: Thresholds) -> Verdict:
         game = self._game
         if episode.finish is not FinishReason.SUBMITTED:
-            return _rejected("readable", f"the episode ended with {episode.finish}, nothing was submitted")
+            return _rejected(f"not_submitted/{episode.finish}", f"the episode ended with {episode.finish}, nothing was submitted")
         try:
             artifact = Artifact.from_files(episode.submission)
         except (ArtifactError, PatchError) as error:
