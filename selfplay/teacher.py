@@ -314,16 +314,14 @@ class _Operators(ast.NodeVisitor):
                     self._change(node, other, "wrong_variable")
 
     def visit_Return(self, node: ast.Return) -> None:
-        if node.value is not None and self._one_line(node.value):
-            if isinstance(node.value, ast.Compare | ast.BoolOp) or (
-                isinstance(node.value, ast.Call)
-                and isinstance(node.value.func, ast.Name)
-                and node.value.func.id in ("isinstance", "bool", "any", "all", "callable", "hasattr")
-            ):
-                text = self._text(node.value)
-                self._change(node.value, f"not ({text})" if isinstance(node.value, ast.BoolOp) else f"not {text}", "negate_return")
-            elif isinstance(node.value, ast.Name):
-                self._change(node.value, "None", "return_none")
+        value = node.value
+        if value is None or not self.lines[value.lineno - 1].isascii():
+            return
+        if not isinstance(value, ast.UnaryOp):
+            # Fits every expression, also one of several lines: the change stands before it.
+            self.changes.append(_Change(value.lineno, value.col_offset, value.col_offset, "not ", "negate_return"))
+        if isinstance(value, ast.Name):
+            self._change(value, "None", "return_none")
         self.generic_visit(node)
 
     def visit_Break(self, node: ast.Break) -> None:
