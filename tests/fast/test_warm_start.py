@@ -131,3 +131,8 @@ def test_settings_come_from_a_file_with_values_on_top(tmp_path: Path) -> None:
 
 def test_the_held_out_package_is_not_in_the_corpus() -> None:
     assert HELD_OUT.partition("==")[0] not in {name.partition("==")[0] for name in CORPUS}
+
+
+def test_the_recipe_is_the_defaults_written_out() -> None:
+    recipe = Path(__file__).parents[2] / "runs" / "recipes" / "warm-start.toml"
+    assert read_settings(recipe, []) == WarmStartSettings()
