@@ -589,7 +589,7 @@ def executed_documents(execute: ExecuteSettings, model: Path, seed: int, progres
     from selfplay.validator import BugState, validate
 
     recipe = Path(execute.recipe)
-    config: Config = load_config(recipe if recipe.exists() else resource(execute.recipe))
+    config: Config = load_config(recipe if recipe.exists() else resource("recipes") / recipe.name)
     limits = sandbox_limits(config)
     backend, _ = open_backend(execute.sandbox, cache_root())
     environments: list[Environment] = []

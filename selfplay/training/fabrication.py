@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from types import SimpleNamespace
@@ -319,16 +319,9 @@ class EpisodeMaker:
             self.chat, self.limits, prompting.render("injector/direct", "terse", target=target, test_files=(test_file,)).text
         )
         mutation = self.choose(mutations)
-        if r.random() < 0.08:
-            self.mistaken_edit(
-                transcript,
-                package.tree.text(path),
-                teacher.listed(function, mutation),
-                path,
-                mutation.line,
-                mutation.search,
-                mutation.replace,
-            )
+        if r.random() < 0.25:
+            text = package.tree.text(path)
+            self.stumble(transcript, text, path, mutations, lambda m: teacher.listed(function, m))
         transcript.edit(teacher.listed(function, mutation), path, mutation.line, mutation.search, mutation.replace)
         transcript.observe(f"edited {path}:{mutation.line}")
         others = [m for m in mutations if m.line != mutation.line]
@@ -348,15 +341,30 @@ class EpisodeMaker:
         transcript.act(tools.format_action("submit", "\n".join(teacher.SPEC_FILES)))
         return transcript
 
-    def mistaken_edit(self, transcript: Transcript, text: str, shown: str, path: str, line: int, search: str, replace: str) -> None:
-        """A call that the edit tool refuses, which does not count, and the refusal."""
-        wrong = max(1, line + self.random.choice([-3, -2, -1, 1, 2, 3]))
-        try:
-            tools.apply_edit(text, search, replace, wrong)
-        except tools.EditError as error:
-            transcript.edit(shown, path, wrong, search, replace, counts=False)
-            transcript.observe(f"{path} is unchanged. {error}", 1)
-            transcript.edits.pop()
+    def stumble(
+        self, transcript: Transcript, text: str, path: str, mutations: Sequence[Mutation], shown: Callable[[Mutation], str]
+    ) -> None:
+        """Calls that are refused, which do not count, and the refusals: a wrong line, another line's text, a reply that breaks off.
+
+        `text` is the file as it is, and `mutations` are edits of it; `shown` gives an edit's line as it was shown.
+        """
+        r = self.random
+        for _ in range(r.choice([1, 1, 2])):
+            meant, other = r.choice(mutations), r.choice(mutations)
+            wrong = other.line if other.line != meant.line else max(1, meant.line + r.choice([-3, -2, -1, 1, 2, 3]))
+            line = shown(meant) if r.random() < 0.3 else re.sub(r"^\d+", str(wrong), shown(meant))
+            reply = teacher.edit_reply(line, path, wrong, meant.search, meant.replace)
+            if r.random() < 0.3:
+                reply = reply[: r.randint(4, len(reply) - 8)] + r.choice(["", meant.search * r.randint(1, 9), "\n"])
+            try:
+                action = tools.parse_action(reply)
+                tools.apply_edit(text, action.search, action.replace, action.line)
+            except tools.BadFormat as fault:
+                transcript.act(reply, counts=False)
+                transcript.observe(str(fault), 2)
+            except tools.EditError as fault:
+                transcript.act(reply, counts=False)
+                transcript.observe(f"{path} is unchanged. {fault}", 1)
 
     def other_place(self, package: Package, place: Place) -> Place:
         """Another assertion of the same test file: one bug fails several tests, and shown and hidden ones need not be the same."""
@@ -397,8 +405,9 @@ class EpisodeMaker:
                 self.look(transcript, package, through, package.tree.text(through.path))
             self.look(transcript, package, function, buggy_text, last_shown=False)
         transcript.observe(shown)
-        if not short and r.random() < 0.06:
-            self.mistaken_edit(transcript, buggy_text, f"{mutation.line}:{mutation.after}", path, mutation.line, search, replace)
+        if not short and r.random() < 0.12:
+            elsewhere = [m for m in mutations if m.line != mutation.line] or [mutation]
+            self.stumble(transcript, buggy_text, path, elsewhere, lambda m: f"{m.line}:{m.before}")
         transcript.edit(f"{mutation.line}:{mutation.after}", path, mutation.line, search, replace)
         if not short:
             transcript.observe(f"edited {path}:{mutation.line}")

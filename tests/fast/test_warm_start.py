@@ -11,7 +11,7 @@ from selfplay.chat import ChatFormat
 from selfplay.errors import ConfigError
 from selfplay.tools import apply_edit, parse_action
 from selfplay.training.copying import PolicyShape, build_policy
-from selfplay.training.fabrication import EpisodeMaker, Package, PlayLimits
+from selfplay.training.fabrication import EpisodeMaker, Package, PlayLimits, Transcript
 from selfplay.trees import FileEntry, Tree
 from selfplay.warm_start import CORPUS, HELD_OUT, WarmStartSettings, read_settings, train_tokenizer, warm_start
 from tiny_policy import build_tiny_tokenizer
@@ -49,18 +49,23 @@ def test_fabricated_calls_are_read_as_calls_and_their_edits_fit(chat: ChatFormat
     maker = EpisodeMaker([made], chat, PlayLimits(context_tokens=6000), random.Random(3))
     for _ in range(10):
         transcript = getattr(maker, role)()
-        ids = transcript.ids
-        actions = [parse_action(text) for text in replies(chat, ids)]
-        assert actions[-1].tool == "submit"
-        edits = [action for action in actions if action.tool == "edit"]
+        counted = [action for text in replies(chat, transcript) if (action := parse_action(text))]
+        assert counted[-1].tool == "submit"
+        edits = [action for action in counted if action.tool == "edit"]
         assert edits
         if role == "injector":
-            apply_edit(made.tree.text("m.py"), edits[-1].search, edits[-1].replace, edits[-1].line)
+            apply_edit(made.tree.text("m.py"), edits[0].search, edits[0].replace, edits[0].line)
 
 
-def replies(chat: ChatFormat, ids: list[int]) -> list[str]:
-    text = chat.decode([*ids, chat.stop_id])
-    return [part.partition("<|im_end|>")[0] for part in text.split("<|im_start|>assistant\n")[1:]]
+def replies(chat: ChatFormat, transcript: Transcript) -> list[str]:
+    """The replies that count; those that show a mistake do not."""
+    found: list[list[int]] = [[]]
+    for id_, weight in zip(transcript.ids, transcript.weight, strict=True):
+        if weight == 1:
+            found[-1].append(id_)
+        elif found[-1]:
+            found.append([])
+    return [chat.decode(ids) for ids in found if ids]
 
 
 def test_only_what_the_policy_writes_counts_fully(chat: ChatFormat) -> None:
