@@ -219,7 +219,7 @@ class WarmStartSettings(Section):
     sequence_tokens: int = Field(1024, ge=64)  # longer texts are left out
     compile: bool = True
     stages: tuple[StageSettings, ...] = STAGES
-    sharpen: float = Field(1.5, gt=0)  # the saved policy's logits times this, so that play at temperature 1 is as at 1/sharpen
+    sharpen: float = Field(1.6, gt=0)  # the saved policy's logits times this, so that play at temperature 1 is as at 1/sharpen
     measured: int = Field(100, ge=1)  # held-out texts of each kind
     execute: ExecuteSettings = ExecuteSettings()
 
@@ -310,16 +310,14 @@ class _WarmStart:
                 batch_at = _Batches(lambda s: self._maker(packages, chat, limits, s), stage.mix, settings, maker_seed)
                 tokens += self._train(model, batch_at, stage.name, stage.steps, stage.seconds, stage.learning_rate)
                 torch.save({"model": model.state_dict(), "tokens": tokens}, done)
-            table.append((stage.name, tokens, measure(model, held_out_texts, chat)))
-            self._save(model, tokenizer)
+            table.append((stage.name, tokens, measure(self._save(model, tokenizer), held_out_texts, chat)))
         if settings.execute.episodes:
             documents = executed_documents(settings.execute, self.output, settings.seed, self.progress)
             if documents:
                 execute = settings.execute
                 fixed = _FixedBatches(documents, settings)
                 tokens += self._train(model, fixed, "executed", execute.steps, execute.seconds, execute.learning_rate)
-                table.append(("executed", tokens, measure(model, held_out_texts, chat)))
-                self._save(model, tokenizer)
+                table.append(("executed", tokens, measure(self._save(model, tokenizer), held_out_texts, chat)))
         card = model_card(settings, [*packages, *held_out], table, sum(p.numel() for p in model.parameters()), time.monotonic() - started)
         (self.output / "MODEL_CARD.md").write_text(card, encoding="utf-8")
         self.progress(f"a policy of {sum(p.numel() for p in model.parameters()) / 1e6:.2f}M parameters is in {self.output}")
@@ -386,7 +384,8 @@ class _WarmStart:
         checkpoint.unlink(missing_ok=True)
         return last.step * self.settings.rows * self.settings.sequence_tokens
 
-    def _save(self, model: Any, tokenizer: Any) -> None:
+    def _save(self, model: Any, tokenizer: Any) -> Any:
+        """Returns the model as it was saved."""
         import copy
 
         import torch
@@ -397,6 +396,7 @@ class _WarmStart:
             saved.model.norm.weight.mul_(self.settings.sharpen)
         saved.to(torch.bfloat16).save_pretrained(self.output)
         tokenizer.save_pretrained(self.output)
+        return saved
 
 
 class _Batches:
