@@ -64,6 +64,8 @@ class TorchTrainer:
         if too_long:
             raise ValueError(f"a sample has {max(too_long)} tokens, the context {self._context_tokens}")
         started = time.monotonic()
+        if self._device.type == "cpu":
+            torch.set_num_threads(os.cpu_count() or 1)  # nothing else runs now; an engine in this process takes fewer
         settings = self._settings
         rate = settings.learning_rate * min(1.0, (self._weight_version + 1) / max(1, settings.warmup_updates))
         for group in self._optimizer.param_groups:
