@@ -9,7 +9,8 @@ from __future__ import annotations
 import ast
 import math
 import warnings
-from collections.abc import Collection, Iterator, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -122,3 +123,9 @@ def shown_source(lines: list[str], span: Span) -> str:
     """The span as `grep -n -A` shows it: the `def` line with a colon after its number, the others with a dash."""
     numbered = range(span.first_line, span.last_line + 1)
     return "\n".join(f"{number}{':' if number == span.first_line else '-'}{lines[number - 1]}" for number in numbered)
+
+
+def usable_targets(targets: Sequence[Target], passing: Collection[str], max_lines: int, min_passing_tests: int) -> list[Target]:
+    """Targets of at most `max_lines` whose test file alone has enough passing tests for an artifact to be accepted."""
+    tests = Counter(test_id.partition("::")[0] for test_id in passing)
+    return [t for t in targets if t.last_line - t.first_line < max_lines and tests[t.test_file] >= min_passing_tests]

@@ -160,7 +160,7 @@ class HFEngine:
         dtype: torch.dtype | None = None,
         weight_version: int = 0,
     ) -> None:
-        """dtype None: bf16 on a GPU; fp32 on a CPU, where it decodes small models as fast (prefill is slower) and is closest to the trainer."""
+        """dtype None: bf16 on a GPU; fp32 on a CPU, where small models decode as fast and it is closest to the trainer."""
         from transformers import AttentionInterface
 
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -16,9 +16,11 @@ from contextlib import contextmanager
 from dataclasses import asdict
 
 from selfplay.artifact import Artifact
+from selfplay.config import InjectorSettings
 from selfplay.curriculum.sampling import choose_solver_bugs, choose_strategy, choose_target
 from selfplay.curriculum.store import BugRow, EpisodeRow, GroupRow
 from selfplay.engines.base import derive_seed
+from selfplay.environments import Environment
 from selfplay.episode import Episode, Role
 from selfplay.errors import RunError, SandboxUnavailable
 from selfplay.metrics import Value
@@ -27,6 +29,7 @@ from selfplay.orchestrator.dispatcher import Dispatcher
 from selfplay.orchestrator.game import Game
 from selfplay.orchestrator.staleness import is_stale, lag
 from selfplay.rewards import InjectorReward
+from selfplay.targets import Target, usable_targets
 from selfplay.training.advantages import compute_advantages
 from selfplay.training.batch import Sample
 from selfplay.validator import Thresholds, Verdict, validate_second_order
@@ -93,9 +96,8 @@ class TrainLoop:
             target_json = ""
             if "target" in config.injector.given:
                 environment = game.environments[repository]
-                short = [t for t in environment.targets if t.last_line - t.first_line < config.injector.max_target_lines]
-                by_json = {json.dumps(asdict(target), sort_keys=True): target for target in short}
-                target_json = choose_target(sorted(by_json), target_uses, rng)
+                usable = targets_of(environment, config.injector)
+                target_json = choose_target(sorted(json.dumps(asdict(t), sort_keys=True) for t in usable), target_uses, rng)
                 target_uses[target_json] += 1
             groups.append(
                 GroupRow(
@@ -383,6 +385,11 @@ class TrainLoop:
             yield
         finally:
             self._seconds[name] += time.monotonic() - started
+
+
+def targets_of(environment: Environment, settings: InjectorSettings) -> list[Target]:
+    """The functions that an injector may be given: short enough, and tested by a file that can carry an artifact."""
+    return usable_targets(environment.targets, environment.baseline.passed, settings.max_target_lines, settings.min_passing_tests[1])
 
 
 def _sample(episode: Episode, advantage: float) -> Sample:

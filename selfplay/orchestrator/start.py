@@ -193,13 +193,16 @@ def build_engine(config: Config, model: str, environments: dict[str, Environment
 
 
 def _check_targets(config: Config, environments: dict[str, Environment]) -> None:
+    """Leave out repositories without a usable target where injectors are given one. Raises RunError when none is left."""
+    from selfplay.orchestrator.loop import targets_of
+
     if "target" not in config.injector.given:
         return
     for name, environment in list(environments.items()):
-        if not any(t.last_line - t.first_line < config.injector.max_target_lines for t in environment.targets):
+        if not targets_of(environment, config.injector):
             del environments[name]
     if not environments:
         raise RunError(
-            f"injector.given has 'target', but no repository has a covered function of at most "
-            f"{config.injector.max_target_lines} lines. Raise injector.max_target_lines."
+            f"injector.given has 'target', but no repository has a covered function of at most {config.injector.max_target_lines} lines "
+            f"in whose test file {config.injector.min_passing_tests[1]} tests pass. Raise injector.max_target_lines, or list another repository."
         )
