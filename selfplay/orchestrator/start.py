@@ -204,5 +204,5 @@ def _check_targets(config: Config, environments: dict[str, Environment]) -> None
     if not environments:
         raise RunError(
             f"injector.given has 'target', but no repository has a covered function of at most {config.injector.max_target_lines} lines "
-            f"in whose test file {config.injector.min_passing_tests[1]} tests pass. Raise injector.max_target_lines, or list another repository."
+            f"in whose test file {config.injector.min_passing_tests[1]} tests pass. Raise injector.max_target_lines, or list others."
         )

@@ -32,7 +32,8 @@ def open_backend(kind: str, cache: Path | None = None) -> tuple[SandboxBackend, 
         except PrerequisiteError as error:
             refusals[name] = str(error)
             continue
-        told = "".join(f" (not {other}: {refusal.splitlines()[0]})" for other, refusal in refusals.items())
+        # The reason without its remedy, which `selfplay doctor` tells: nothing is wrong.
+        told = "".join(f" (not {other}: {refusal.splitlines()[0].partition('. ')[0]})" for other, refusal in refusals.items())
         return backend, f"{name}: {reason}{told}"
     raise PrerequisiteError("no sandbox can be opened here.\n" + "\n".join(f"  {name}: {refusal}" for name, refusal in refusals.items()))
 

@@ -1,6 +1,6 @@
 """Targets from a tree and a call record: pure, so no sandbox is needed."""
 
-from selfplay.targets import FileCalls, find_targets, function_spans, read_calls
+from selfplay.targets import FileCalls, Target, find_targets, function_spans, read_calls, usable_targets
 from selfplay.trees import FileEntry, Tree
 
 SOURCE = """\
@@ -59,3 +59,12 @@ def test_a_record_of_another_form_is_left_out() -> None:
     record = {"t.py": good, "u.py": {**good, "duration_s": float("nan")}, "v.py": [], "w.py": {}}
     assert read_calls(record) == {"t.py": FileCalls(1, 0.5, frozenset({("a.py", 1, "f")}))}
     assert read_calls(None) == read_calls([1]) == {}
+
+
+def test_a_target_is_short_and_its_test_file_can_carry_an_artifact() -> None:
+    def target(lines: int, test_file: str) -> Target:
+        return Target("a.py", f"f{lines}", 1, lines, test_file, "")
+
+    passing = ["tests/test_a.py::one", "tests/test_a.py::two[x::y]", "tests/test_b.py::one"]
+    targets = [target(5, "tests/test_a.py"), target(6, "tests/test_a.py"), target(5, "tests/test_b.py")]
+    assert usable_targets(targets, passing, max_lines=5, min_passing_tests=2) == [targets[0]]
