@@ -1,6 +1,6 @@
 """What the episode loop costs beside the engine: a turn of `run_episode` against the bare engine answering the same requests.
 
-Run: python benchmarks/agent_loop.py [--turns 16] [--episodes 8] [--policy FOLDER]. Without bubblewrap the sandbox rows are left out.
+Run: python -m benchmarks.agent_loop [--turns 16] [--episodes 8] [--policy FOLDER]. Without bubblewrap the sandbox rows are left out.
 """
 
 from __future__ import annotations

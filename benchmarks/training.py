@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import torch
-from rollouts import make_model
+from benchmarks.rollouts import make_model
 
 from selfplay.config import TrainerSettings
 from selfplay.training.batch import Sample
