@@ -48,7 +48,6 @@ def main() -> None:
         trained = trainer.step(samples)["tokens_per_s"]
         batch = pack([Document(row[:512], [1.0] * len(row[:512])) for row in ids], options.rows, 512)[0]
         speeds: list[float] = []
-        started = time.monotonic()
         model = load_causal_model(folder, torch.float32)
         train(model, lambda _: batch, SftSettings(steps=6, compile=not options.no_compile), lambda p: speeds.append(p.tokens_per_s))
         supervised = sorted(speeds[1:])[2]
