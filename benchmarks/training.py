@@ -57,9 +57,7 @@ def main() -> None:
         print(
             f"trainer: {trained:.0f} tokens/s, {trained / floor:.2f} of the floor ({options.episodes} episodes of {options.tokens} tokens)"
         )
-        print(
-            f"supervised: {supervised:.0f} tokens/s, {supervised / floor:.2f} of the floor; 6 steps {time.monotonic() - started:.0f} s, one compiles"
-        )
+        print(f"supervised: {supervised:.0f} tokens/s, {supervised / floor:.2f} of the floor")
 
 
 if __name__ == "__main__":
