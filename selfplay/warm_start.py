@@ -219,7 +219,7 @@ class WarmStartSettings(Section):
     sequence_tokens: int = Field(1024, ge=64)  # longer texts are left out
     compile: bool = True
     stages: tuple[StageSettings, ...] = STAGES
-    sharpen: float = Field(1.6, gt=0)  # the saved policy's logits times this, so that play at temperature 1 is as at 1/sharpen
+    sharpen: float = Field(1.0, gt=0)  # the saved logits times this: 1.6 keeps the format at temperature 1, and makes attempts copies
     measured: int = Field(100, ge=1)  # held-out texts of each kind
     execute: ExecuteSettings = ExecuteSettings()
 
