@@ -7,6 +7,7 @@ Invariant: equal input gives equal targets in equal order.
 from __future__ import annotations
 
 import ast
+import hashlib
 import math
 import warnings
 from collections import Counter
@@ -16,6 +17,16 @@ from typing import Any
 
 from selfplay.patches import is_protected_path
 from selfplay.trees import Tree
+
+HELD_OUT_SHARE = 0.25
+
+
+def is_held_out(name: str) -> bool:
+    """Whether functions of this qualified name ("Class.method") are for evaluation alone: no teacher, target or bug touches them.
+
+    A share of HELD_OUT_SHARE by the name's hash, so that it is the same function in every version of a package and on every machine.
+    """
+    return hashlib.sha256(name.encode()).digest()[0] < 256 * HELD_OUT_SHARE
 
 
 @dataclass(frozen=True)
@@ -126,6 +137,11 @@ def shown_source(lines: list[str], span: Span) -> str:
 
 
 def usable_targets(targets: Sequence[Target], passing: Collection[str], max_lines: int, min_passing_tests: int) -> list[Target]:
-    """Targets of at most `max_lines` whose test file alone has enough passing tests for an artifact to be accepted."""
+    """Targets of at most `max_lines` whose test file alone has enough passing tests for an artifact to be accepted, none held out."""
+    return [t for t in fitting_targets(targets, passing, max_lines, min_passing_tests) if not is_held_out(t.name)]
+
+
+def fitting_targets(targets: Sequence[Target], passing: Collection[str], max_lines: int, min_passing_tests: int) -> list[Target]:
+    """As `usable_targets`, with those that are held out for evaluation."""
     tests = Counter(test_id.partition("::")[0] for test_id in passing)
     return [t for t in targets if t.last_line - t.first_line < max_lines and tests[t.test_file] >= min_passing_tests]

@@ -11,7 +11,7 @@ import random
 import time
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -184,8 +184,9 @@ class ExecuteSettings(Section):
     learning_rate: float = Field(3e-4, gt=0)
 
 
-KINDS = ("solver_drill", "injector_drill", "solver_short", "solver", "injector", "copy")
+KINDS = ("source", "solver_drill", "injector_drill", "solver_short", "solver", "injector", "copy")
 STAGES = (
+    StageSettings(name="source", steps=300, learning_rate=1.1e-3, mix={"source": 0.8, "copy": 0.2}),
     StageSettings(
         name="drills",
         steps=950,
@@ -293,9 +294,17 @@ class _WarmStart:
         chat = ChatFormat(tokenizer)
         chat.check()
         model = build_policy(self._shape(len(tokenizer)), settings.seed, tokenizer.eos_token_id, tokenizer.pad_token_id)
-        held_out_texts = measured_texts(
-            self._maker(held_out, chat, limits, settings.seed + 777), settings.measured, settings.sequence_tokens
-        )
+        unseen = {
+            settings.held_out: held_out,
+            "held-out functions": [replace(package, held_out=True) for package in packages[: settings.favoured or None]],
+        }
+        held_out_texts = {
+            f"{kind}, {name}": texts
+            for name, some in unseen.items()
+            for kind, texts in measured_texts(
+                self._maker(some, chat, limits, settings.seed + 777), settings.measured, settings.sequence_tokens
+            ).items()
+        }
         table: list[tuple[str, int, Mapping[str, Mapping[str, float]]]] = []
         tokens = 0
         for number, stage in enumerate(settings.stages):
@@ -449,11 +458,15 @@ def fabricated(maker: EpisodeMaker, mix: Mapping[str, float], settings: WarmStar
     kinds, shares = list(mix), list(mix.values())
     while True:
         kind = maker.random.choices(kinds, shares)[0]
-        document = (
-            maker.copying(settings.shape.vocabulary, settings.sequence_tokens) if kind == "copy" else _transcript(maker, kind).document()
-        )
+        document = _document_of(maker, kind, settings)
         if len(document.token_ids) <= settings.sequence_tokens:
             yield document
+
+
+def _document_of(maker: EpisodeMaker, kind: str, settings: WarmStartSettings) -> Document:
+    if kind == "copy":
+        return maker.copying(settings.shape.vocabulary, settings.sequence_tokens)
+    return maker.source(settings.sequence_tokens) if kind == "source" else _transcript(maker, kind).document()
 
 
 def _transcript(maker: EpisodeMaker, kind: str) -> Transcript:
@@ -471,7 +484,7 @@ def tokenizer_texts(packages: Sequence[Package], limits: Any, count: int, genera
     for number in range(count):
         package, function, _ = maker.draw()
         text = (
-            package.tree.text(function.path)[:5000]
+            package.shown(function.path)[:5000]
             if number % 4 == 0
             else "".join(map(str, _transcript(maker, ("injector", "solver")[number % 2]).ids))
         )
@@ -549,7 +562,7 @@ def model_card(
             f"`selfplay warm-start` (seed {settings.seed}) in {seconds / 60:.0f} minutes.",
             'It plays both roles with `prompt_style = "terse"`.',
             "",
-            "## Measured on the held-out package",
+            "## Measured on a package never trained on, and on functions held out of the favoured packages",
             "",
             "Shares of fabricated texts, each token predicted greedily from the true text before it: the edit whole, its path and line,",
             "all other calls whole; and the mean probability of the true edit at temperature 1.",

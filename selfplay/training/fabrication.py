@@ -15,7 +15,7 @@ from types import SimpleNamespace
 from selfplay import prompting, teacher, tools
 from selfplay.chat import ChatFormat
 from selfplay.patches import is_protected_path, is_test_path
-from selfplay.targets import Span, shown_source
+from selfplay.targets import Span, function_spans, is_held_out, shown_source
 from selfplay.teacher import Function, Mutation
 from selfplay.training.sft import Document
 from selfplay.trees import Tree
@@ -40,6 +40,7 @@ class Package:
     max_lines: int
     most_functions: int
     share: float = 1.0  # how often it is drawn, beside others of its size
+    held_out: bool = False  # take the functions that are held out for evaluation, in place of all others
 
     @cached_property
     def sources(self) -> list[str]:
@@ -53,9 +54,18 @@ class Package:
             if len(self.tree[path].content) < 200_000:
                 found += teacher.mutations_of_file(path, self.tree.text(path), self.max_lines)
         random.Random(0).shuffle(found)
-        return [item for item in found if not (item[0].short_name.startswith("__") and item[0].short_name.endswith("__"))][
-            : self.most_functions
-        ]
+        return [
+            (function, mutations)
+            for function, mutations in found
+            if is_held_out(function.name) == self.held_out
+            and not (function.short_name.startswith("__") and function.short_name.endswith("__"))
+        ][: self.most_functions]
+
+    def shown(self, path: str) -> str:
+        """The file without the functions that are held out."""
+        lines = self.lines(path)
+        hidden = {n for s in function_spans(self.tree[path].content) if is_held_out(s.name) for n in range(s.code_line, s.last_line + 1)}
+        return "\n".join(line for number, line in enumerate(lines, start=1) if number not in hidden)
 
     @cached_property
     def definitions(self) -> dict[str, list[str]]:
@@ -462,6 +472,16 @@ class EpisodeMaker:
             transcript.edit(f"{mutation.line}:{mutation.after}", path, mutation.line, *edit)
             transcript.observe(f"edited {path}:{mutation.line}")
         return transcript
+
+    def source(self, longest: int) -> Document:
+        """A piece of a source or test file, from the start of some line, without the functions that are held out."""
+        package, function, _ = self.draw()
+        places = package.test_calls.get(function.short_name)
+        path = self.random.choice(places)[0] if places and self.random.random() < 0.3 else function.path
+        lines = package.shown(path).split("\n")
+        first = self.random.randrange(max(1, len(lines) - 10))
+        ids = self.chat.encode("\n".join(lines[first : first + 120]))[:longest]
+        return Document(ids, [1.0] * len(ids))
 
     def copying(self, vocabulary: int, longest: int) -> Document:
         """Random tokens whose parts come again: keeps the copying heads alive beyond what code needs."""

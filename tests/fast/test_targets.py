@@ -1,6 +1,6 @@
 """Targets from a tree and a call record: pure, so no sandbox is needed."""
 
-from selfplay.targets import FileCalls, Target, find_targets, function_spans, read_calls, usable_targets
+from selfplay.targets import FileCalls, Target, find_targets, function_spans, is_held_out, read_calls, usable_targets
 from selfplay.trees import FileEntry, Tree
 
 SOURCE = """\
@@ -68,3 +68,10 @@ def test_a_target_is_short_and_its_test_file_can_carry_an_artifact() -> None:
     passing = ["tests/test_a.py::one", "tests/test_a.py::two[x::y]", "tests/test_b.py::one"]
     targets = [target(5, "tests/test_a.py"), target(6, "tests/test_a.py"), target(5, "tests/test_b.py")]
     assert usable_targets(targets, passing, max_lines=5, min_passing_tests=2) == [targets[0]]
+
+
+def test_no_target_is_a_function_held_out_for_evaluation() -> None:
+    targets = [Target("a.py", f"C.f{n}", 1, 2, "tests/test_a.py", "") for n in range(40)]
+    kept = usable_targets(targets, ["tests/test_a.py::one"], max_lines=5, min_passing_tests=1)
+    assert kept == [target for target in targets if not is_held_out(target.name)]
+    assert 20 < len(kept) < 40

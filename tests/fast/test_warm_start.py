@@ -2,6 +2,8 @@
 
 import json
 import random
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import pytest
 
 from selfplay.chat import ChatFormat
 from selfplay.errors import ConfigError
+from selfplay.targets import is_held_out
 from selfplay.tools import apply_edit, parse_action
 from selfplay.training.copying import PolicyShape, build_policy
 from selfplay.training.fabrication import EpisodeMaker, Package, PlayLimits, Transcript
@@ -121,7 +124,7 @@ def test_one_call_makes_a_policy_folder_and_a_second_repeats_no_finished_stage(t
 
 def test_a_stage_of_an_unknown_kind_is_refused_by_name(tmp_path: Path) -> None:
     settings = tiny(tmp_path, stages=[{"name": "one", "steps": 1, "mix": {"poems": 1}}])
-    with pytest.raises(ConfigError, match="'poems', and there is only solver_drill"):
+    with pytest.raises(ConfigError, match="'poems', and there is only source, solver_drill"):
         warm_start(tmp_path / "out", settings)
 
 
@@ -132,6 +135,17 @@ def test_settings_come_from_a_file_with_values_on_top(tmp_path: Path) -> None:
     assert (settings.seed, settings.shape.layers, settings.shape.hidden, settings.held_out) == (3, 2, 64, "x==1")
     with pytest.raises(ConfigError, match="shape.layer"):
         read_settings(None, ["shape.layer=2"])
+
+
+def test_no_text_shows_a_function_that_is_held_out() -> None:
+    names = [f"f{n}" for n in range(40)]
+    source = "".join(f"def {name}(a, b):\n    return a + b\n\n\n" for name in names)
+    made = Package("m==1", "MIT", Tree({"m.py": FileEntry(source.encode())}), 22, 100)
+    held = {name for name in names if is_held_out(name)}
+    assert 0 < len(held) < len(names)
+    assert {function.name for function, _ in made.functions} == set(names) - held
+    assert {function.name for function, _ in replace(made, held_out=True).functions} == held
+    assert set(re.findall(r"def (\w+)", made.shown("m.py"))) == set(names) - held
 
 
 def test_the_held_out_package_is_not_in_the_corpus() -> None:
