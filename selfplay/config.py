@@ -40,10 +40,28 @@ class TrainSettings(Section):
     injector_groups: int = Field(1, ge=0)
     solver_groups: int = Field(3, ge=0)
     group_size: int = Field(8, ge=2)
+    injector_group_size: int = Field(0, ge=0)  # 0: group_size
+    even: bool = False  # solver groups take the places of injector groups that wait: every update plays as many episodes
+    learn: tuple[Literal["injector", "solver"], ...] = ("injector", "solver")  # whose episodes are trained on; both play
+    bugs: str = ""  # task records whose bugs are in the curriculum from the start; with injector_groups = 0 a fixed set
     workers: int = Field(2, ge=1)  # verdicts and grades that run at the same time
     episodes_in_flight: int = Field(32, ge=1)  # each with a sandbox of its own
     max_machine_failures: float = Field(0.3, gt=0, le=1)  # share of an update's episodes above which the run stops
     keep_checkpoints: int = Field(2, ge=1)
+
+    @field_validator("injector_group_size")
+    @classmethod
+    def _is_a_group(cls, size: int) -> int:
+        if size == 1:
+            raise ValueError("a group needs at least 2 episodes to compare, or 0 for train.group_size")
+        return size
+
+    @field_validator("learn")
+    @classmethod
+    def _some_role(cls, roles: tuple[str, ...]) -> tuple[str, ...]:
+        if not roles or len(set(roles)) < len(roles):
+            raise ValueError('names each role once and at least one of "injector" and "solver"')
+        return roles
 
 
 class PolicySettings(Section):
