@@ -108,7 +108,7 @@ class TrainLoop:
                     strategy=choose_strategy({str(name): weight for name, weight in config.injector.strategies.items()}, rng),
                     target_json=target_json,
                     bug_id="",
-                    size=config.train.group_size,
+                    size=config.train.injector_group_size or config.train.group_size,
                 )
             )
         self._store_plan(f"planned/{update}/injector", groups)
@@ -169,10 +169,15 @@ class TrainLoop:
         chosen = choose_solver_bugs(
             game.store.bugs(status="fresh"),
             game.store.bugs(status="measured"),
-            config.train.solver_groups,
+            self._solver_slots(update),
             config.solver.second_order_share,
             rng,
         )
+        if not chosen and not config.train.injector_groups:
+            raise RunError(
+                f"update {update} has nothing to play: no bug is left in the curriculum (void ones are not played) and "
+                "train.injector_groups = 0 adds none. Start a run with train.injector_groups of 1 or more, or with other train.bugs."
+            )
         groups = [
             GroupRow(
                 group_id=f"u{update:04d}-sol{number}",
@@ -189,6 +194,15 @@ class TrainLoop:
         ]
         self._store_plan(f"planned/{update}/solver", groups)
         return groups
+
+    def _solver_slots(self, update: int) -> int:
+        """How many bugs are played now. With train.even solvers also take the places of injectors that wait for the queue of bugs."""
+        train = self._game.config.train
+        if not train.even:
+            return train.solver_groups
+        injecting = sum(group.size for group in self._game.store.groups(update=update, role=Role.INJECTOR))
+        planned = train.injector_groups * (train.injector_group_size or train.group_size) + train.solver_groups * train.group_size
+        return (planned - injecting) // train.group_size
 
     def _settle(self, groups: list[GroupRow]) -> None:
         """Solve rates of the bugs that were just played, and the solvers' rewards."""
@@ -357,8 +371,12 @@ class TrainLoop:
             consumed += [(row.episode_id, advantage) for row, advantage in zip(fresh, advantages, strict=True)]
             if not any(advantages):
                 counts["zero_variance_groups"] += 1
+                counts[f"{group.role}/zero_variance_groups"] += 1
                 continue
             counts[f"{group.role}/gradient_groups"] += 1
+            if group.role not in config.train.learn:
+                counts["not_learned"] += len(fresh)
+                continue
             for row, advantage in zip(fresh, advantages, strict=True):
                 lags.append(lag(row.weight_version_min, game.trainer.weight_version))
                 samples.append(_sample(self._read(row), advantage))
@@ -367,12 +385,42 @@ class TrainLoop:
         for role, values in rewards.items():
             if values:
                 stats[f"{role}/reward"] = round(sum(values) / len(values), 4)
+            if groups := counts[f"{role}/groups"]:
+                stats[f"{role}/zero_variance"] = round(counts[f"{role}/zero_variance_groups"] / groups, 4)
+        stats |= self._played(update)
         solved = [bug for bug in game.store.bugs(status="measured") if bug.solve_rate is not None]
         if solved:
             stats["curriculum/solve_rate"] = sum(bug.solve_rate or 0.0 for bug in solved) / len(solved)
         stats["curriculum/bugs"] = len(game.store.bugs())
         stats["lag/max"] = max(lags, default=0)
         return samples, consumed, finished, stats
+
+    def _played(self, update: int) -> dict[str, Value]:
+        """What was played in this update, whether it is trained on or not: episodes, sampled tokens, and the rates of success.
+
+        injector/valid: accepted of the judged artifacts, repeated ones among them (their share of the accepted: injector/duplicate).
+        solver/solved: passed of the graded attempts.
+        """
+        store = self._game.store
+        stats: dict[str, Value] = {}
+        for role in Role:
+            rows = store.episodes(update=update, role=role)
+            stats[f"{role}/episodes"] = len(rows)
+            stats[f"{role}/sampled_tokens"] = sum(row.action_tokens for row in rows)
+            if role is Role.INJECTOR:
+                verdicts = [verdict for row in rows if (verdict := store.verdict(row.episode_id))]
+                accepted = [verdict for verdict in verdicts if verdict.accepted]
+                if verdicts:
+                    stats["injector/valid"] = round(len(accepted) / len(verdicts), 4)
+                if accepted:
+                    repeated = sum(store.find_bug(f"{verdict.episode_id}-bug") is None for verdict in accepted)
+                    stats["injector/duplicate"] = round(repeated / len(accepted), 4)
+            else:
+                attempts = [attempt for row in rows if (attempt := store.attempt(row.episode_id))]
+                graded = [attempt.passed for attempt in attempts if attempt.passed is not None]
+                if graded:
+                    stats["solver/solved"] = round(sum(graded) / len(graded), 4)
+        return stats
 
     def _read(self, row: EpisodeRow) -> Episode:
         return Episode.read(self._game.run.path / row.path)
