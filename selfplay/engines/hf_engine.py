@@ -1,6 +1,6 @@
-"""The embedded engine: a transformers model in this process, with continuous batching over a KV cache of its own.
+"""The embedded engine: a transformers model in this process, continuous batching without padding, each conversation's cache kept.
 
-Leaves text and tools to others. Invariant: a request's draws come from its own seed, whatever else is in the batch.
+Leaves text and tools to others. Invariant: a request's draws come from its own seed, whatever else is in the batch or was guessed.
 """
 
 from __future__ import annotations
@@ -9,144 +9,90 @@ import os
 import queue
 import random
 import threading
+from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from selfplay.engines.base import Completion, GenerationRequest, Sampling
+from selfplay.engines.drafts import DraftTable, RowDrafts
+from selfplay.engines.sequences import NAME, CachedSequence, CacheShape, KeptSequences, PassPlan, ragged_attention, shared_prefix
 from selfplay.errors import EngineError
 from selfplay.models import load_causal_model
 
-ATTENTION = "selfplay_cached"
 # Half the cores: the others run tests meanwhile, and threads that wait for a busy core at every small operation cost far more than they
 # give (10 instead of 360 tokens/s were seen on 2 busy cores).
 _THREADS = max(1, (os.cpu_count() or 2) // 2)
-_GATHER_S = 0.01  # how long an idle engine waits for more requests before it starts
+_GATHER_S = 0.005  # how long an idle engine waits for more requests before it starts
+_PREFILL_TOKENS = 2048  # of prompts in one pass, so that running requests never wait long for newcomers
+_POSITIONS = 96  # places of one pass whose next token is drawn, guessed ones included
+_MOST_DRAFT = 10  # guessed tokens of one request in one pass
+_WORTH_COPYING = 16  # a shorter common beginning is computed again
+_WORTH_WAITING = 32  # a request waits for another that is computing so much more of its own beginning
 
 
-def cached_attention(
-    module: Any,
-    query: Tensor,  # (batch, heads, new, dim)
-    key: Tensor,  # (batch, kv_heads, slots, dim)
-    value: Tensor,
-    attention_mask: Tensor | None,  # (batch, 1, new, slots) bool
-    scaling: float | None = None,
-    **_: Any,
-) -> tuple[Tensor, None]:
-    """Attention that never copies the cache: the heads of a group become rows of one product. -> (batch, new, heads, dim)"""
-    batch, heads, new, dim = query.shape
-    kv_heads = key.shape[1]
-    if new > 1:
-        output = torch.nn.functional.scaled_dot_product_attention(
-            query, key, value, attn_mask=attention_mask, scale=scaling, enable_gqa=heads != kv_heads
-        )
-        return output.transpose(1, 2), None
-    grouped = query.reshape(batch, kv_heads, heads // kv_heads, dim)
-    output = torch.nn.functional.scaled_dot_product_attention(grouped, key, value, attn_mask=attention_mask, scale=scaling)
-    return output.reshape(batch, 1, heads, dim), None
-
-
-class _Cache:
-    """Keys and values of all layers in slots, allocated ahead. Quacks like a transformers cache for one forward pass."""
-
-    is_compileable = False
-
-    def __init__(self, keys: list[Tensor], values: list[Tensor], used: int) -> None:
-        self.keys, self.values = keys, values  # each (batch, kv_heads, slots, dim)
-        self.used = used  # slots filled before the current forward pass
-
-    def update(self, key: Tensor, value: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        end = self.used + key.shape[2]
-        if layer == len(self.keys):  # the first pass of this batch
-            self.keys.append(key)
-            self.values.append(value)
-            return key, value
-        self.keys[layer][:, :, self.used : end] = key
-        self.values[layer][:, :, self.used : end] = value
-        return self.keys[layer][:, :, :end], self.values[layer][:, :, :end]
-
-    def get_seq_length(self, *_: Any) -> int:
-        return self.used
-
-
-@dataclass(eq=False)
 class _Row:
-    """One running request. `next_logits` of the batch belong to its next token."""
+    """One request. `token_ids` is its prompt and what was drawn so far; `sequence` holds the cache of a beginning of it."""
 
-    request: GenerationRequest
-    temperature: float
-    answer: Future[Completion]
-    random: random.Random = field(init=False)
-    token_ids: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-    is_stopped: bool = False
+    def __init__(self, request: GenerationRequest, temperature: float) -> None:
+        self.request = request
+        self.temperature = temperature
+        self.answer: Future[Completion] = Future()
+        self.prompt = np.array(request.prompt_ids, dtype=np.int64)
+        self.token_ids = list(request.prompt_ids)
+        self.logprobs: list[float] = []
+        self.is_stopped = False
+        self.sequence: CachedSequence | None = None
+        self.drafts: RowDrafts | None = None
+        self.reused = 0  # prompt tokens whose cache was there already
+        self.passes = 0
+        self._random = random.Random(request.seed)
+        self._draws: list[float] = []
 
-    def __post_init__(self) -> None:
-        self.random = random.Random(self.request.seed)
+    def draw(self, number: int) -> float:
+        """The uniform draw that decides new token `number`, the same however often it is asked for."""
+        while len(self._draws) <= number:
+            self._draws.append(self._random.random())
+        return self._draws[number]
+
+    def take(self, token: int, logprob: float) -> None:
+        self.token_ids.append(token)
+        self.logprobs.append(logprob)
+        self.is_stopped = token in self.request.stop_ids
 
     @property
     def is_finished(self) -> bool:
-        return self.is_stopped or len(self.token_ids) >= self.request.max_new_tokens
+        return self.is_stopped or len(self.logprobs) >= self.request.max_new_tokens
+
+    def completion(self, weight_version: int, batch: int) -> Completion:
+        figures = {"batch": float(batch), "reused": float(self.reused), "passes": float(self.passes)}
+        new = tuple(self.token_ids[len(self.prompt) :])
+        return Completion(new, tuple(self.logprobs), weight_version, self.is_stopped, figures)
 
 
-class _Batch:
-    """Rows that decode together, right-aligned so that the next slot is the same for all: the mask says which slots are a row's own."""
+@dataclass(frozen=True)
+class _Command:
+    """New weights, or with None the end."""
 
-    def __init__(self, rows: list[_Row], cache: _Cache, mask: Tensor, logits: Tensor) -> None:
-        self.rows = rows
-        self.cache = cache
-        self.mask = mask  # (rows, used) bool
-        self.logits = logits  # (rows, vocab) fp32
-
-    def select(self, indices: list[int]) -> None:
-        """Keep these rows, and no slot that none of them uses any more."""
-        chosen = torch.tensor(indices, device=self.mask.device)
-        mask = self.mask[chosen]
-        first = int(mask.any(0).int().argmax())
-        used = self.cache.used
-        keys = [k[:, :, first:used][chosen] for k in self.cache.keys]
-        values = [v[:, :, first:used][chosen] for v in self.cache.values]
-        self.rows = [self.rows[i] for i in indices]
-        self.mask, self.logits = mask[:, first:], self.logits[chosen]
-        self.cache = _Cache(keys, values, used - first)
-
-    def reserve(self, more: int) -> None:
-        """Room for `more` slots after the used ones."""
-        used = self.cache.used
-        if self.cache.keys[0].shape[2] < used + more:
-            grown = used + max(more, 64)
-            self.cache = _Cache([_grow(k, used, grown) for k in self.cache.keys], [_grow(v, used, grown) for v in self.cache.values], used)
+    weights: Mapping[str, Tensor] | None
+    version: int
+    done: Future[None]
 
 
-def _grow(tensor: Tensor, used: int, slots: int) -> Tensor:
-    rows, heads, _, dim = tensor.shape
-    grown = tensor.new_zeros(rows, heads, slots, dim)
-    grown[:, :, :used] = tensor[:, :, :used]
-    return grown
+@dataclass(frozen=True)
+class _Step:
+    """What one row adds to a pass: known tokens, then guessed ones. `draws`: it is at its end, so next tokens are drawn."""
 
-
-def _align(tensor: Tensor, used: int, slots: int) -> Tensor:
-    """The used slots moved to the right end of `slots` slots."""
-    if used == slots:
-        return tensor[:, :, :used]
-    rows, heads, _, dim = tensor.shape
-    aligned = tensor.new_zeros(rows, heads, slots, dim)
-    aligned[:, :, slots - used :] = tensor[:, :, :used]
-    return aligned
-
-
-def _join(first: _Batch, second: _Batch) -> _Batch:
-    slots = max(first.cache.used, second.cache.used)
-    parts = (first, second)
-    keys = [torch.cat([_align(p.cache.keys[i], p.cache.used, slots) for p in parts]) for i in range(len(first.cache.keys))]
-    values = [torch.cat([_align(p.cache.values[i], p.cache.used, slots) for p in parts]) for i in range(len(first.cache.values))]
-    mask = torch.cat([torch.nn.functional.pad(p.mask, (slots - p.cache.used, 0)) for p in parts])
-    return _Batch(first.rows + second.rows, _Cache(keys, values, slots), mask, torch.cat([first.logits, second.logits]))
+    row: _Row
+    known: list[int]
+    draft: list[int]
+    draws: bool
 
 
 class HFEngine:
@@ -159,19 +105,29 @@ class HFEngine:
         max_tokens_context: int = 32_768,
         dtype: torch.dtype | None = None,
         weight_version: int = 0,
+        cache_mb: int = 1024,
     ) -> None:
-        """dtype None: bf16 on a GPU; fp32 on a CPU, where small models decode as fast and it is closest to the trainer."""
+        """dtype None: bf16 on a GPU; fp32 on a CPU, where small models decode as fast and it is closest to the trainer.
+
+        cache_mb: memory for the caches of conversations that wait for their next turn; running ones are not counted.
+        """
         from transformers import AttentionInterface
 
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         dtype = dtype or (torch.bfloat16 if self._device.type == "cuda" else torch.float32)
         self._model = load_causal_model(model_path, dtype).to(self._device)
         self._model.eval()
-        AttentionInterface.register(ATTENTION, cached_attention)
-        self._model.set_attn_implementation(ATTENTION)
+        AttentionInterface.register(NAME, ragged_attention)
+        self._model.set_attn_implementation(NAME)
         self._max_batch = max_batch
         self._max_tokens = max_tokens_context
         self._vocabulary = int(self._model.get_input_embeddings().num_embeddings)
+        self._shape = _cache_shape(self._model, dtype, self._device)
+        self._kept = KeptSequences(cache_mb << 20)
+        self._drafts = DraftTable()
+        self._no_mask = torch.zeros(
+            1, 1, 1, 1, device=self._device
+        )  # keeps transformers from making one: the pass's plan says who sees what
         self._weight_version = weight_version
         self._waiting: queue.SimpleQueue[_Row | _Command] = queue.SimpleQueue()
         self._gate = threading.Lock()  # guards `_is_closed` and what is put after it
@@ -188,7 +144,7 @@ class HFEngine:
             raise EngineError(f"{sampling} would make the importance ratio untrue. Set top_p = 1, top_k = -1, min_p = 0, temperature >= 0.")
         for request in requests:
             self._check(request)
-        rows = [_Row(request, sampling.temperature, Future()) for request in requests]
+        rows = [_Row(request, sampling.temperature) for request in requests]
         with self._gate:
             self._refuse_if_closed()
             for row in rows:
@@ -228,37 +184,33 @@ class HFEngine:
     # All below runs in the worker thread, which alone touches the model.
 
     def _work(self) -> None:
-        batch: _Batch | None = None
-        newcomers: list[_Row] = []
+        running: list[_Row] = []
+        newcomers: deque[_Row] = deque()
         command: _Command | None = None
         with torch.inference_mode():
             while True:
-                command = self._gather(batch, newcomers, command)
-                if batch is None and self._device.type == "cpu":
+                command = self._gather(len(running), newcomers, command)
+                if not running and self._device.type == "cpu":
                     torch.set_num_threads(_THREADS)  # the trainer sets its own when it steps
-                if command and batch is None and not newcomers:
+                if command and not running and not newcomers:
                     if command.weights is None:
                         return
                     self._take_weights(command.weights, command.version, command.done)
                     command = None
                     continue
                 try:
-                    if newcomers:
-                        fresh = self._prefill(list(newcomers))
-                        batch = _join(batch, fresh) if batch else fresh
-                        newcomers.clear()
-                    if batch is not None:
-                        batch = self._advance(batch)
+                    self._admit(newcomers, running)
+                    running = self._advance(running)
                 except Exception as error:  # a failed pass (memory, a device) fails its requests, not the engine
-                    for row in [*newcomers, *(batch.rows if batch else [])]:
+                    for row in [*running, *newcomers]:
                         if not row.answer.done():
                             row.answer.set_exception(EngineError(f"the model failed on request {row.request.tag!r}: {error!r}"))
+                    running = []
                     newcomers.clear()
-                    batch = None
+                    self._kept.clear()
 
-    def _gather(self, batch: _Batch | None, newcomers: list[_Row], command: _Command | None) -> _Command | None:
+    def _gather(self, running: int, newcomers: deque[_Row], command: _Command | None) -> _Command | None:
         """Fill `newcomers` up to the batch's room; blocks only while there is nothing to do. A command holds back what came after it."""
-        running = len(batch.rows) if batch else 0
         while command is None and running + len(newcomers) < self._max_batch:
             try:
                 item = self._waiting.get_nowait() if running else self._waiting.get(timeout=_GATHER_S if newcomers else None)
@@ -269,80 +221,127 @@ class HFEngine:
             newcomers.append(item)
         return command
 
-    def _prefill(self, rows: list[_Row]) -> _Batch:
-        """Compute each different prompt once (a group's episodes share theirs), left-padded."""
-        prompts = list(dict.fromkeys(row.request.prompt_ids for row in rows))
-        longest = max(map(len, prompts))
-        token_ids = torch.zeros(len(prompts), longest, dtype=torch.int64, device=self._device)
-        mask = torch.zeros(len(prompts), longest, dtype=torch.bool, device=self._device)
-        for i, prompt in enumerate(prompts):
-            token_ids[i, longest - len(prompt) :] = torch.tensor(prompt, device=self._device)
-            mask[i, longest - len(prompt) :] = True
-        cache = _Cache([], [], 0)
-        causal = torch.ones(longest, longest, dtype=torch.bool, device=self._device).tril()
-        # A padding query looks at itself: a row of the mask without any place to look gives NaN.
-        visible = (mask[:, None, :] & causal) | torch.eye(longest, dtype=torch.bool, device=self._device)
-        logits = self._forward(token_ids, (mask.cumsum(1) - 1).clamp_min(0), visible[:, None], cache)
-        cache.used = longest
-        batch = _Batch(rows, cache, mask, logits)
-        if len(prompts) < len(rows):
-            place = {prompt: i for i, prompt in enumerate(prompts)}
-            indices = torch.tensor([place[row.request.prompt_ids] for row in rows], device=self._device)
-            cache = _Cache([k[indices] for k in cache.keys], [v[indices] for v in cache.values], longest)
-            batch = _Batch(rows, cache, mask[indices], logits[indices])
-        return batch
+    def _admit(self, newcomers: deque[_Row], running: list[_Row]) -> None:
+        """Give each newcomer the longest beginning that is computed already; it stays back while another computes more of it."""
+        for _ in range(len(newcomers)):
+            row = newcomers.popleft()
+            prompt = row.prompt[:-1]  # the last token always runs, since its logits are wanted
+            source, shared = self._kept.best(prompt)
+            whole = source is not None and shared == source.length
+            coming = 0
+            for other in running:
+                assert other.sequence is not None
+                common = shared_prefix(other.prompt, prompt)
+                coming = max(coming, common)
+                if min(common, other.sequence.length) > shared:
+                    source, shared, whole = other.sequence, min(common, other.sequence.length), False
+            if coming >= shared + _WORTH_WAITING:
+                newcomers.append(row)
+                continue
+            if source is not None and whole:
+                self._kept.take(source)
+                row.sequence = source
+            else:
+                row.sequence = CachedSequence(self._shape, len(row.prompt) + row.request.max_new_tokens)
+                if source is not None and shared >= _WORTH_COPYING:
+                    row.sequence.copy_prefix(source, shared)
+            row.reused = row.sequence.length
+            row.drafts = RowDrafts(self._drafts, row.token_ids)
+            running.append(row)
 
-    def _forward(self, token_ids: Tensor, positions: Tensor, visible: Tensor, cache: _Cache) -> Tensor:
-        """fp32 logits (rows, vocab) after the last token of each row."""
-        output = self._model.base_model(
-            input_ids=token_ids, position_ids=positions, attention_mask=visible, past_key_values=cache, use_cache=True
-        )
-        logits: Tensor = self._model.get_output_embeddings()(output.last_hidden_state[:, -1])
+    def _advance(self, running: list[_Row]) -> list[_Row]:
+        """One pass: prompts are computed, next tokens drawn, right guesses taken. Answers what is finished; the rows that go on."""
+        steps = self._plan(running)
+        logits = self._forward(steps)
+        at = 0
+        tokens, logprobs = self._draw(steps, logits)
+        for step in steps:
+            row, sequence = step.row, step.row.sequence
+            assert sequence is not None
+            row.passes += 1
+            sequence.extend([*step.known, *step.draft])
+            if not step.draws:
+                continue
+            places = 1 + len(step.draft)
+            for place in range(places):
+                row.take(tokens[at + place], logprobs[at + place])
+                if row.is_finished or (place < len(step.draft) and row.token_ids[-1] != step.draft[place]):
+                    break
+            at += places
+            sequence.length = min(sequence.length, len(row.token_ids) - 1)  # what was computed of wrong guesses is free again
+        for row in running:
+            if row.is_finished and row.sequence is not None:
+                self._drafts.learn(row.token_ids, row.reused)
+                self._kept.keep(row.sequence)
+                row.answer.set_result(row.completion(self._weight_version, len(running)))
+        return [row for row in running if not row.is_finished]
+
+    def _plan(self, running: list[_Row]) -> list[_Step]:
+        """What each row adds to the next pass: one token and guesses, or as much of its prompt as there is room for."""
+        steps = []
+        room = _PREFILL_TOKENS
+        most = min(_MOST_DRAFT, _POSITIONS // len(running) - 1)
+        for row in running:
+            assert row.sequence is not None and row.drafts is not None
+            known = row.token_ids[row.sequence.length :]
+            if len(known) > 1:
+                if not room:
+                    continue
+                taken = known[:room]
+                room -= len(taken)
+                steps.append(_Step(row, taken, [], len(taken) == len(known)))
+            else:
+                left = row.request.max_new_tokens - len(row.logprobs) - 1
+                draft = row.drafts.guess(min(most, left)) if min(most, left) > 0 else []
+                steps.append(_Step(row, known, draft, draws=True))
+        return steps
+
+    def _forward(self, steps: Sequence[_Step]) -> Tensor:
+        """fp32 logits (places, vocabulary): of each drawing step's last known token and of its guesses, in order."""
+        token_ids: list[int] = []
+        positions: list[int] = []
+        places: list[int] = []
+        parts = []
+        for step in steps:
+            assert step.row.sequence is not None
+            ids = [*step.known, *step.draft]
+            if step.draws:
+                places += range(len(token_ids) + len(step.known) - 1, len(token_ids) + len(ids))
+            token_ids += ids
+            first = step.row.sequence.length
+            positions += range(first, first + len(ids))
+            parts.append((step.row.sequence, len(ids)))
+        with PassPlan(parts, self._device) as plan:
+            output = self._model.base_model(
+                input_ids=torch.tensor([token_ids], device=self._device),
+                position_ids=torch.tensor([positions], device=self._device),
+                attention_mask=self._no_mask,
+                past_key_values=plan,
+                use_cache=True,
+            )
+        hidden = output.last_hidden_state[0, torch.tensor(places, dtype=torch.int64, device=self._device)]
+        logits: Tensor = self._model.get_output_embeddings()(hidden)
         return logits.float()
 
-    def _advance(self, batch: _Batch) -> _Batch | None:
-        """Draw one token a row, answer finished rows and let them leave, compute the next logits of the others."""
-        tokens = self._draw(batch)
-        alive = []
-        for i, row in enumerate(batch.rows):
-            if row.is_finished:
-                row.answer.set_result(
-                    Completion(
-                        tuple(row.token_ids), tuple(row.logprobs), self._weight_version, row.is_stopped, {"batch": float(len(batch.rows))}
-                    )
-                )
-            else:
-                alive.append(i)
-        if not alive:
-            return None
-        if len(alive) < len(batch.rows):
-            batch.select(alive)
-            tokens = tokens[torch.tensor(alive, device=self._device)]
-        batch.reserve(1)
-        positions = batch.mask.sum(1, keepdim=True)  # (rows, 1): the number of tokens before it
-        batch.mask = torch.nn.functional.pad(batch.mask, (0, 1), value=True)
-        batch.logits = self._forward(tokens[:, None], positions, batch.mask[:, None, None, :], batch.cache)
-        batch.cache.used += 1
-        return batch
+    def _draw(self, steps: Sequence[_Step], logits: Tensor) -> tuple[list[int], list[float]]:
+        """A token a place by inverting its distribution at the row's own uniform draw; log-probabilities at temperature 1.
 
-    def _draw(self, batch: _Batch) -> Tensor:
-        """(rows,) next tokens by inverting each row's distribution at its own uniform draw; log-probabilities at temperature 1."""
-        scores = torch.log_softmax(batch.logits, -1)
-        draws = torch.tensor([row.random.random() for row in batch.rows], dtype=torch.float64, device=self._device)
-        temperatures = torch.tensor([row.temperature or 1.0 for row in batch.rows], dtype=torch.float64, device=self._device)
-        shares = torch.softmax(batch.logits.double() / temperatures[:, None], -1).cumsum(-1)
+        At a guess's place the token is what the row would draw if the guesses before it are right.
+        """
+        rows = [(s.row, len(s.row.logprobs) + i) for s in steps if s.draws for i in range(1 + len(s.draft))]
+        if not rows:
+            return [], []
+        draws = torch.tensor([row.draw(number) for row, number in rows], dtype=torch.float64, device=self._device)
+        temperatures = torch.tensor([row.temperature or 1.0 for row, _ in rows], dtype=torch.float64, device=self._device)
+        shares = torch.softmax(logits.double() / temperatures[:, None], -1).cumsum(-1)
         # Below the last sum, so that rounding cannot fall off the end or onto a token of probability 0.
         targets = (draws * shares[:, -1]).clamp_max(torch.nextafter(shares[:, -1], torch.zeros_like(draws)))
         tokens = torch.searchsorted(shares, targets[:, None], right=True)[:, 0]
-        greedy = [i for i, row in enumerate(batch.rows) if row.temperature == 0]
+        greedy = [i for i, (row, _) in enumerate(rows) if row.temperature == 0]
         if greedy:
-            tokens[greedy] = batch.logits[greedy].argmax(-1)
-        logprobs = scores.gather(1, tokens[:, None])[:, 0].tolist()
-        for row, token, logprob in zip(batch.rows, tokens.tolist(), logprobs, strict=True):
-            row.token_ids.append(token)
-            row.logprobs.append(logprob)
-            row.is_stopped = token in row.request.stop_ids
-        return tokens
+            tokens[greedy] = logits[greedy].argmax(-1)
+        logprobs = torch.log_softmax(logits, -1).gather(1, tokens[:, None])[:, 0]
+        return tokens.tolist(), logprobs.tolist()
 
     def _take_weights(self, weights: Mapping[str, Tensor], version: int, done: Future[None]) -> None:
         try:
@@ -357,16 +356,15 @@ class HFEngine:
                 )
             for name, tensor in weights.items():
                 own[name].copy_(tensor)
+            self._kept.clear()  # computed by the old weights
             self._weight_version = version
             done.set_result(None)
         except Exception as error:
             done.set_exception(error)
 
 
-@dataclass(frozen=True)
-class _Command:
-    """New weights, or with None the end."""
-
-    weights: Mapping[str, Tensor] | None
-    version: int
-    done: Future[None]
+def _cache_shape(model: Any, dtype: torch.dtype, device: torch.device) -> CacheShape:
+    config = model.config
+    heads = int(config.num_attention_heads)
+    dim = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
+    return CacheShape(int(config.num_hidden_layers), int(getattr(config, "num_key_value_heads", None) or heads), dim, dtype, device)

@@ -7,7 +7,9 @@ import pytest
 import torch
 from fast.tiny_model import make_tiny_model
 
-from selfplay.engines.base import GenerationRequest, Sampling
+from selfplay.engines import hf_engine
+from selfplay.engines.base import Completion, GenerationRequest, Sampling
+from selfplay.engines.drafts import DraftTable, RowDrafts
 from selfplay.engines.hf_engine import HFEngine
 from selfplay.errors import EngineError
 from selfplay.models import load_causal_model
@@ -100,6 +102,90 @@ def test_new_weights_change_the_answers_and_the_version(engine: HFEngine, model_
     after = engine.generate([request(1, 10)], Sampling())[0]
     assert (before.weight_version, after.weight_version, engine.weight_version) == (0, 7, 7)
     assert after.logprobs != before.logprobs
+
+
+def continued(asked: GenerationRequest, done: Completion, seed: int) -> GenerationRequest:
+    """The next turn of the same conversation, some observed tokens after the answer."""
+    return GenerationRequest((*asked.prompt_ids, *done.token_ids, 7, 8, 9), asked.max_new_tokens, seed, frozenset())
+
+
+def test_a_next_turn_computes_only_what_is_new(engine: HFEngine, model_folder: Path) -> None:
+    model = load_causal_model(model_folder, torch.float32)
+    first = request(1, 60)
+    second = continued(first, engine.generate([first], Sampling())[0], seed=2)
+    done = engine.generate([second], Sampling())[0]
+    assert done.metadata["reused"] == len(second.prompt_ids) - 4  # the last drawn token and the three observed ones are new
+    expected = logprobs_by_full_forward(model, second.prompt_ids, done.token_ids)
+    torch.testing.assert_close(torch.tensor(done.logprobs), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_a_group_computes_its_common_prompt_once(engine: HFEngine, model_folder: Path) -> None:
+    model = load_causal_model(model_folder, torch.float32)
+    prompt = request(0, 80).prompt_ids
+    done = engine.generate([GenerationRequest(prompt, 10, seed, frozenset()) for seed in range(4)], Sampling())
+    assert sorted(d.metadata["reused"] for d in done) == [0, 79, 79, 79]
+    for answer in done:
+        expected = logprobs_by_full_forward(model, prompt, answer.token_ids)
+        torch.testing.assert_close(torch.tensor(answer.logprobs), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_nothing_that_old_weights_computed_outlives_them(engine: HFEngine, model_folder: Path) -> None:
+    model = load_causal_model(model_folder, torch.float32)
+    first = request(1, 60)
+    second = continued(first, engine.generate([first], Sampling())[0], seed=2)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.3)
+    engine.load_weights({name: value for name, value in model.state_dict().items() if name != "lm_head.weight"}, 1)
+    done = engine.generate([second], Sampling())[0]
+    assert done.metadata["reused"] == 0
+    expected = logprobs_by_full_forward(model, second.prompt_ids, done.token_ids)
+    torch.testing.assert_close(torch.tensor(done.logprobs), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_without_memory_for_them_no_conversation_is_kept(model_folder: Path) -> None:
+    opened = HFEngine(model_folder, max_batch=4, max_tokens_context=200, cache_mb=0)
+    first = request(1, 60)
+    second = continued(first, opened.generate([first], Sampling())[0], seed=2)
+    assert opened.generate([second], Sampling())[0].metadata["reused"] == 0
+    opened.close()
+
+
+def test_right_guesses_save_passes_and_change_no_token(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Greedy answers of an untrained model run in circles, and drawn ones seldom do: both kinds of guess, right and wrong.
+    asked = [request(seed, 30, new=100) for seed in range(3)]
+    answers = []
+    for most in (0, 10):
+        monkeypatch.setattr(hf_engine, "_MOST_DRAFT", most)
+        opened = HFEngine(model_folder, max_batch=4, max_tokens_context=200)
+        answers.append([opened.generate(asked, Sampling(temperature=heat)) for heat in (0.0, 0.7)])
+        opened.close()
+    plain, guessed = answers
+    assert [[d.token_ids for d in done] for done in guessed] == [[d.token_ids for d in done] for done in plain]
+    assert all(d.metadata["passes"] == 100 for d in plain[0])
+    passes = [d.metadata["passes"] for d in guessed[0]]
+    assert min(passes) < 80, passes
+
+
+def test_prompts_longer_than_a_pass_are_computed_in_parts(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hf_engine, "_PREFILL_TOKENS", 16)
+    model = load_causal_model(model_folder, torch.float32)
+    opened = HFEngine(model_folder, max_batch=4, max_tokens_context=200)
+    requests = [request(i, length) for i, length in enumerate((50, 3, 33))]
+    for asked, done in zip(requests, opened.generate(requests, Sampling()), strict=True):
+        expected = logprobs_by_full_forward(model, asked.prompt_ids, done.token_ids)
+        torch.testing.assert_close(torch.tensor(done.logprobs), expected, rtol=1e-3, atol=1e-4)
+    opened.close()
+
+
+def test_guesses_come_from_the_row_itself_then_from_texts_seen_before() -> None:
+    table = DraftTable()
+    row = RowDrafts(table, [1, 2, 3, 4, 5, 1, 2, 3])
+    assert row.guess(3) == [4, 5, 1]
+    other = RowDrafts(table, [9, 1, 2, 3])
+    assert other.guess(3) == []
+    table.learn([7, 1, 2, 3, 8, 8])
+    assert other.guess(3) == [8, 8]
 
 
 def test_weights_of_another_model_are_refused(engine: HFEngine) -> None:
