@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from selfplay.errors import ConfigError
 
@@ -71,6 +71,7 @@ class PolicySettings(Section):
 class EngineSettings(Section):
     type: Literal["hf", "scripted"] = "hf"  # scripted: the teacher plays both roles
     max_batch: int = Field(32, ge=1)
+    cache_mb: int = Field(1024, ge=0)  # for the caches of conversations that wait for their next turn
 
 
 class SandboxSettings(Section):
@@ -153,6 +154,22 @@ class TrainerSettings(Section):
     bf16: bool = True
 
 
+class EvaluationSettings(Section):
+    """Repair rate during a run, on bugs that it does not train on: before the first update, after the last, and each `every`."""
+
+    tasks: tuple[str, ...] = ()  # names of frozen sets ("own", "human") or files; (): no evaluation
+    limit: int = Field(0, ge=0)  # a fixed subset of so many; 0: all
+    attempts: int = Field(4, ge=0)  # drawn, of each task
+    greedy: bool = True  # and one at temperature 0
+    every: int = Field(0, ge=0)  # 0: only before and after
+
+    @model_validator(mode="after")
+    def _some_attempt(self) -> EvaluationSettings:
+        if self.tasks and not self.attempts and not self.greedy:
+            raise ValueError("needs attempts of at least 1, or greedy = true")
+        return self
+
+
 class Config(Section):
     """Everything that decides a run. `resolved()` is what `config.json` holds."""
 
@@ -169,6 +186,7 @@ class Config(Section):
     solver: SolverSettings = SolverSettings()
     validator: ValidatorSettings = ValidatorSettings()
     trainer: TrainerSettings = TrainerSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
 
     def resolved(self) -> str:
         return json.dumps(self.model_dump(mode="json"), indent=2, sort_keys=True) + "\n"
