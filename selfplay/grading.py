@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from selfplay.errors import PatchError
 from selfplay.judging import judge_repair
 from selfplay.patches import MAX_FILES, content_problem, diff_trees, is_protected_path, parse_patch, path_problem
-from selfplay.test_runs import TestRun, TestRunner
+from selfplay.test_runs import Confirmation, TestRun, TestRunner
 from selfplay.trees import FileEntry, Tree, ignore_rules
 from selfplay.validator import BugState, add_prediction, build_states
 
@@ -117,15 +117,23 @@ def grade(bug: BugState, patch: str, environment: Environment, runner: TestRunne
         return decided(False, first.error or f"{len(failed)} test(s) do not pass", failed, restored)
     if not confirm:
         return decided(True, "", restored=restored)
-    name = f"test_canary_{secrets.token_hex(8)}"
-    second, failed = run(add_canary(final, tests, bug.fail_to_pass, name), CONFIRMATION_SEED, fresh=True)
-    if any(name in test_id for test_id in second.outcomes.passed):
-        return decided(False, "a test that cannot pass was reported as passed: the code forges its results", restored=restored)
-    if second.error or failed:  # a script that stops at the first failure stopped at the canary: once more without it
-        second, failed = run(final, CONFIRMATION_SEED, fresh=True)
-    if second.error or failed:
-        return decided(False, f"passed once and not again: {second.error or ', '.join(failed[:5])}", failed, restored, confirmed=False)
-    return decided(True, "", restored=restored, confirmed=True)
+
+    def confirmation() -> Confirmation:
+        name = f"test_canary_{secrets.token_hex(8)}"
+        second, failed = run(add_canary(final, tests, bug.fail_to_pass, name), CONFIRMATION_SEED, fresh=True)
+        if any(name in test_id for test_id in second.outcomes.passed):
+            return Confirmation(None, "a test that cannot pass was reported as passed: the code forges its results")
+        if second.error or failed:  # a script that stops at the first failure stopped at the canary: once more without it
+            second, failed = run(final, CONFIRMATION_SEED, fresh=True)
+        if second.error or failed:
+            return Confirmation(False, f"passed once and not again: {second.error or ', '.join(failed[:5])}", failed)
+        return Confirmation(True)
+
+    # Attempts that end in one tree are one piece of evidence: they share their second run as they share their first.
+    found = runner.confirm(
+        environment, final, artifact.test_script, artifact.test_parser, (*bug.fail_to_pass, "", *bug.pass_to_pass), confirmation
+    )
+    return decided(found.agrees is True, found.reason, found.failed_tests, restored, found.agrees)
 
 
 def add_canary(tree: Tree, test_files: Sequence[str], fail_to_pass: Sequence[str], name: str) -> Tree:

@@ -9,7 +9,7 @@ import hashlib
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -58,6 +58,15 @@ class TestRun:
 
 
 @dataclass(frozen=True)
+class Confirmation:
+    """What a second grading of a pass came to. agrees: None when the code was caught forging results."""
+
+    agrees: bool | None
+    reason: str = ""
+    failed_tests: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class ParsedLog:
     outcomes: TestOutcomes
     error: str = ""
@@ -75,6 +84,7 @@ class TestRunner:
         self._limits = limits
         self._labels = dict(labels)
         self._runs: _Known[TestRun] = _Known(keep=lambda run: not run.error, size=lambda run: len(run.log))
+        self._confirmed: _Known[Confirmation] = _Known(keep=lambda found: found.agrees is True, size=lambda _: 64)
         self._parsed: _Known[ParsedLog] = _Known(keep=lambda _: True, size=lambda parsed: 64 * len(parsed.outcomes.ids))
 
     def run(self, environment: Environment, tree: Tree, script: str, parser: str, hash_seed: int = 0, fresh: bool = False) -> TestRun:
@@ -93,6 +103,13 @@ class TestRunner:
         key = _key(environment.reference, parser, hashlib.sha256(log).hexdigest())
         parsed, is_new = self._parsed.get(key, lambda: self._parse_twice(environment, parser, log))
         return parsed if is_new else replace(parsed, duration_s=0.0)
+
+    def confirm(
+        self, environment: Environment, tree: Tree, script: str, parser: str, wanted: Sequence[str], make: Callable[[], Confirmation]
+    ) -> Confirmation:
+        """What `make` finds, made once for attempts that end in one tree and must pass the `wanted` tests; only agreement is remembered."""
+        key = _key(environment.key, environment.reference, tree.digest, script, parser, *wanted)
+        return self._confirmed.get(key, make)[0]
 
     def _run(self, environment: Environment, tree: Tree, script: str, parser: str, hash_seed: int) -> TestRun:
         variables = {**environment.variables, "PYTHONHASHSEED": str(hash_seed)}

@@ -76,6 +76,17 @@ def runner(backend):
     return TestRunner(backend, SETTINGS, Limits(), LABELS)
 
 
+class CountingBackend:
+    """A real backend that counts what it opened."""
+
+    def __init__(self, backend):
+        self._backend, self.opened = backend, 0
+
+    def open(self, spec):
+        self.opened += 1
+        return self._backend.open(spec)
+
+
 def bug_of(tiny, bug=CLAMP_BUG, weaken=CLAMP_WEAKENED, broken=(CLAMP_TEST,)):
     return BugState(make_artifact(tiny, bug, weaken), 1, "", tuple(broken), tuple(sorted(set(TEST_IDS) - set(broken))))
 
@@ -99,6 +110,16 @@ def test_a_repair_passes_and_is_confirmed(attempt):
     found = attempt(REPAIR)
     assert found.passed and found.confirmed is True
     assert (found.reason, found.failed_tests, found.restored) == ("", (), ())
+
+
+def test_attempts_that_end_in_one_tree_share_both_runs(attempt, backend):
+    own = TestRunner(CountingBackend(backend), SETTINGS, Limits(), LABELS)
+    assert attempt(REPAIR, own).confirmed
+    opened = own._backend.opened
+    assert attempt(REPAIR, own).confirmed
+    assert own._backend.opened == opened > 0
+    assert attempt({NUMBERS: (BROKEN, "    value = min(value, high)\n")}, own).confirmed
+    assert own._backend.opened > opened
 
 
 def test_another_repair_than_the_original_passes_too(attempt):
