@@ -84,7 +84,7 @@ def inspect_bugs(
     console = Console()
     wanted = BugFilter(repository, strategy, order, status, min_solve_rate, max_solve_rate, sort)
     if tasks is not None:
-        from selfplay.evaluation import export_tasks
+        from selfplay.tasks import export_tasks
 
         count = export_tasks(store, select_bugs(store, wanted), folder, tasks)
         console.print(f"{count} task(s) written to {tasks}. Next: selfplay eval --tasks {tasks}")
@@ -144,20 +144,36 @@ def validate(
 
 @app.command("eval")
 def evaluate(
-    tasks: Annotated[Path, typer.Option("--tasks", help="Task records, one JSON object a line.")],
+    tasks: Annotated[
+        list[str] | None, typer.Option("--tasks", help="A frozen set (own, human) or a file, one JSON object a line; may be repeated.")
+    ] = None,
     config: ConfigFile = None,
     set_: Overrides = None,
-    attempts: Annotated[int, typer.Option("--attempts", min=1, help="Attempts a task.")] = 4,
+    attempts: Annotated[int, typer.Option("--attempts", min=0, help="Drawn attempts a task, at agent.temperature.")] = 4,
+    greedy: Annotated[bool, typer.Option("--greedy/--no-greedy", help="And one attempt at temperature 0.")] = True,
+    limit: Annotated[int, typer.Option("--limit", min=0, help="A fixed subset of so many, spread over repositories; 0: all.")] = 0,
     output: Annotated[Path | None, typer.Option("--output", help="Keep the episodes and results here; a second call continues.")] = None,
+    compare: Annotated[
+        tuple[Path, Path] | None, typer.Option("--compare", metavar="A B", help="Two output folders: play nothing, compare them.")
+    ] = None,
     json_: AsJson = False,
 ) -> None:
-    """A policy's repair rate on tasks: pass@1 with its standard error, pass@k, per repository.
+    """A policy's repair rate on bugs, drawn and greedy, with standard errors; or two policies' difference on the same bugs.
 
-    Example: [bold]selfplay eval --tasks tasks.jsonl --config runs/recipes/quickstart.toml --attempts 4[/bold]
+    Example: [bold]selfplay eval --tasks own --config runs/recipes/quickstart.toml --output A[/bold], then [bold]--compare A B[/bold]
     """
-    from selfplay.evaluation import evaluate_file
+    if compare is not None:
+        from selfplay.viewing.scores import compare_folders
 
-    evaluate_file(tasks, config, set_ or [], attempts, output, as_json=json_)
+        if tasks or output is not None or config is not None or set_:
+            raise typer.BadParameter("--compare A B reads two finished folders; give it alone (or with --json).")
+        compare_folders(*compare, as_json=json_)
+        return
+    if not tasks:
+        raise typer.BadParameter("--tasks SET_OR_FILE is needed (or --compare A B). Sets that come with selfplay: own, human.")
+    from selfplay.orchestrator.start import start_evaluation
+
+    start_evaluation(tasks, config, set_ or [], limit=limit, attempts=attempts, greedy=greedy, output=output, as_json=json_)
 
 
 @app.command("warm-start")

@@ -1,61 +1,41 @@
-"""Repair rate of a policy on task records: attempts in fresh sandboxes, graded like in training, summed with standard errors.
+"""A policy's attempts at tasks, drawn and greedy, graded like in training, and kept in a folder that another call continues.
 
-Reads SWE-bench shaped records (ours carry the artifact too). Invariant: an attempt that the machine spoiled counts nowhere.
+Reading tasks is left to `tasks`, arithmetic to `statistics`, tables to `viewing.scores`. Invariant: an attempt that the machine
+spoiled counts nowhere, and a folder holds attempts of one policy, under one set of settings, at one set of tasks.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-import math
-import os
-import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+import queue
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
-
-from selfplay.artifact import Artifact
-from selfplay.chat import ChatFormat, load_tokenizer, policy_path
-from selfplay.config import load_config
-from selfplay.curriculum.store import BugRow, Store
+from selfplay.chat import ChatFormat
+from selfplay.config import Config
+from selfplay.engines.base import Engine
 from selfplay.environments import Environment
-from selfplay.episode import FinishReason
+from selfplay.episode import Episode, FinishReason
 from selfplay.errors import ArtifactError, PatchError, RunError, SandboxUnavailable, UsageError
 from selfplay.grading import grade
-from selfplay.orchestrator.recovery import RunFolder
-from selfplay.orchestrator.start import build_engine, prepare_all
-from selfplay.patches import apply_patch, parse_patch, reverse_patch
-from selfplay.repos import parse_spec
-from selfplay.roles import EpisodePlace, SolverTask, play_solver, sandbox_limits
-from selfplay.sandbox import open_backend
+from selfplay.roles import EpisodePlace, SolverTask, play_solver
+from selfplay.sandbox.base import Limits, SandboxBackend
+from selfplay.statistics import Difference, estimate, paired_difference, pass_at_k
+from selfplay.tasks import Task, bug_of, export_tasks, parse_task, read_tasks
 from selfplay.test_runs import TestRunner
-from selfplay.validator import BugState
+from selfplay.validator import BugState, build_states
 
-REQUIRED = ("instance_id", "repo", "patch", "test_patch", "FAIL_TO_PASS", "PASS_TO_PASS")
+__all__ = ["AttemptResult", "Evaluator", "Folder", "compare", "export_tasks", "identity_of", "parse_task", "read_tasks", "summarise"]
 
-
-@dataclass(frozen=True)
-class Task:
-    """One bug to repair. `repo` is a line of a repository list; `injected` records carry the artifact that made the bug.
-
-    A record without one has the SWE-bench meaning: `repo` names the buggy state, `patch` mends it, `test_patch` adds the tests.
-    """
-
-    instance_id: str
-    repo: str
-    patch: str
-    test_patch: str
-    fail_to_pass: tuple[str, ...]
-    pass_to_pass: tuple[str, ...]
-    artifact: Mapping[str, str]
-    attempt_patch: str = ""
-    failure: str = ""
-    order: int = 1
+Mode = Literal["sampled", "greedy"]
+MODES: tuple[Mode, ...] = ("sampled", "greedy")
+MACHINE_RETRIES = 2
+DIGESTED = (".safetensors", ".bin", ".json", ".jinja")  # of a policy's folder: what decides its words
 
 
 @dataclass(frozen=True)
@@ -68,249 +48,509 @@ class AttemptResult:
     finish: str
     turns: int
     tokens: int
+    mode: Mode = "sampled"
+    seconds: float = 0.0
+
+    @property
+    def key(self) -> tuple[str, Mode, int]:
+        return self.instance_id, self.mode, self.attempt
 
 
-def _test_ids(value: object) -> tuple[str, ...]:
-    """A list of ids, or the JSON text of one."""
-    if isinstance(value, str):
-        value = json.loads(value)
-    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-        raise ValueError("test ids are neither a list of texts nor the JSON of one")
-    return tuple(value)
+# ---- the folder
 
 
-def parse_task(record: Mapping[str, Any]) -> Task:
-    """Raises ValueError naming what the record lacks."""
-    if missing := [key for key in REQUIRED if key not in record]:
-        raise ValueError(f"lacks {', '.join(missing)}")
-    extra = record.get("selfplay") or {}
-    return Task(
-        instance_id=str(record["instance_id"]),
-        repo=str(record["repo"]),
-        patch=str(record["patch"]),
-        test_patch=str(record["test_patch"]),
-        fail_to_pass=_test_ids(record["FAIL_TO_PASS"]),
-        pass_to_pass=_test_ids(record["PASS_TO_PASS"]),
-        artifact=extra.get("artifact") or {},
-        attempt_patch=extra.get("attempt_patch") or "",
-        failure=extra.get("failure") or "",
-        order=int(extra.get("order") or 1),
+@dataclass(frozen=True)
+class TaskEntry:
+    """What a folder knows of a task: whether another folder's task of this id is the same, and where it belongs in a table."""
+
+    digest: str
+    set: str = ""
+    part: str = ""
+    repository: str = ""
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What the attempts of one folder have in common. policy: whatever names its weights. settings: dotted key -> value."""
+
+    policy: Mapping[str, Any]
+    settings: Mapping[str, Any]
+    tasks: Mapping[str, TaskEntry]
+
+    @property
+    def settings_digest(self) -> str:
+        return hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()[:16]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "policy": dict(self.policy),
+            "settings_digest": self.settings_digest,
+            "settings": dict(self.settings),
+            "tasks": {name: asdict(entry) for name, entry in self.tasks.items()},
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Identity:
+        return cls(data["policy"], data["settings"], {name: TaskEntry(**entry) for name, entry in data["tasks"].items()})
+
+
+def identity_of(config: Config, policy: Mapping[str, Any], tasks: Iterable[Task]) -> Identity:
+    """The settings that an attempt can depend on; how many run at a time is none of them."""
+    whole = config.model_dump(mode="json")
+    sections = ("agent", "validator", "sandbox")
+    settings = {f"{name}.{key}": value for name in sections for key, value in whole[name].items() if (name, key) != ("sandbox", "type")}
+    settings |= {"seed": config.seed, "solver.given": whole["solver"]["given"], "engine.type": config.engine.type}
+    entries = {task.instance_id: TaskEntry(task.digest, task.set, task.part, task.repository) for task in tasks}
+    return Identity(policy, settings, entries)
+
+
+def policy_identity(model: str, path: str) -> dict[str, Any]:
+    """The policy as `policy.model` names it, and the digest of its files where it is a folder."""
+    folder = Path(path)
+    if not folder.is_dir():
+        return {"model": model}
+    digest = hashlib.sha256()
+    for file in sorted(file for file in folder.iterdir() if file.suffix in DIGESTED):
+        digest.update(file.name.encode())
+        with file.open("rb") as content:
+            digest.update(hashlib.file_digest(content, "sha256").digest())
+    return {"model": model, "digest": digest.hexdigest()[:16]}
+
+
+@dataclass(frozen=True)
+class Folder:
+    """`evaluation.json` (whose attempts), `results.jsonl` (one a line, as they finish), `episodes/`."""
+
+    path: Path
+
+    @property
+    def identity_file(self) -> Path:
+        return self.path / "evaluation.json"
+
+    @property
+    def results_file(self) -> Path:
+        return self.path / "results.jsonl"
+
+    @property
+    def episodes(self) -> Path:
+        return self.path / "episodes"
+
+    def identity(self) -> Identity | None:
+        """None where there is none: a new folder, or one of an earlier version. Raises RunError when it cannot be read."""
+        if not self.identity_file.is_file():
+            return None
+        try:
+            return Identity.from_json(json.loads(self.identity_file.read_text(encoding="utf-8")))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise RunError(f"{self.identity_file} cannot be read as an evaluation: {error!r}. Use another --output.") from error
+
+    def results(self) -> list[AttemptResult]:
+        """What is finished, each attempt once; a line that a kill cut short is left out."""
+        if not self.results_file.is_file():
+            return []
+        found: dict[tuple[str, Mode, int], AttemptResult] = {}
+        for line in self.results_file.read_text(encoding="utf-8").splitlines():
+            try:
+                result = AttemptResult(**json.loads(line))
+            except (ValueError, TypeError):
+                continue
+            found[result.key] = result
+        return list(found.values())
+
+    def check(self, identity: Identity) -> None:
+        """Raises UsageError when the folder belongs to another evaluation. Changes nothing."""
+        known = self.identity()
+        if known is None and self.results():
+            raise UsageError(
+                f"{self.path} holds results without an evaluation.json, so whose they are is not known. "
+                "They are untouched; give another --output."
+            )
+        if known is not None and (problem := _mismatch(known, identity)):
+            raise UsageError(f"{self.path} holds another evaluation: {problem}. Its results are untouched; give another --output.")
+
+    def begin(self, identity: Identity) -> None:
+        """Make the folder, or continue it. Raises as `check` does."""
+        self.check(identity)
+        if not self.identity_file.is_file():
+            self.path.mkdir(parents=True, exist_ok=True)
+            partial = self.identity_file.with_suffix(".partial")
+            partial.write_text(json.dumps(identity.to_json(), indent=1) + "\n", encoding="utf-8")
+            partial.rename(self.identity_file)
+        if self.results_file.is_file():
+            self._mend()
+
+    def _mend(self) -> None:
+        """End a last line that a kill cut short, so that the next one stands alone."""
+        with self.results_file.open("rb+") as file:
+            content = file.read()
+            if content and not content.endswith(b"\n"):
+                file.write(b"\n")
+
+
+def _mismatch(there: Identity, here: Identity) -> str:
+    """What differs, in words; "" for nothing."""
+    if dict(there.policy) != dict(here.policy):
+        return f"of the policy {_policy_text(there.policy)}, not {_policy_text(here.policy)}"
+    if differing := settings_difference(there, here):
+        return f"with {differing}"
+    ours, theirs = {n: e.digest for n, e in here.tasks.items()}, {n: e.digest for n, e in there.tasks.items()}
+    if ours != theirs:
+        changed = sum(ours[name] != theirs[name] for name in ours.keys() & theirs.keys())
+        return f"of other tasks ({len(theirs)} there, {len(ours)} now, {len(ours.keys() & theirs.keys()) - changed} of them the same)"
+    return ""
+
+
+def settings_difference(there: Identity, here: Identity) -> str:
+    """`agent.max_turns = 10 there, 12 here`; "" for none."""
+    keys = sorted(key for key in {*there.settings, *here.settings} if there.settings.get(key) != here.settings.get(key))
+    return ", ".join(f"{key} = {there.settings.get(key)!r} there and {here.settings.get(key)!r} here" for key in keys)
+
+
+def _policy_text(policy: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in policy.items())
+
+
+# ---- playing
+
+
+@dataclass(frozen=True)
+class _Attempt:
+    task: Task
+    mode: Mode
+    number: int
+    environment: Environment
+    bug: BugState
+
+    @property
+    def group(self) -> str:
+        return self.task.instance_id if self.mode == "sampled" else f"{self.task.instance_id}-greedy"
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """Plays and grades attempts in two bounded pools, so that slow grades never keep the engine idle.
+
+    environments: by the task's repository line. Seeds come from (config.seed, task, mode, attempt), so that the order of
+    completion decides nothing, and two policies draw with the same seeds. Leaves the engine open.
+    """
+
+    config: Config
+    engine: Engine
+    chat: ChatFormat
+    backend: SandboxBackend
+    environments: Mapping[str, Environment]
+    limits: Limits
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+    def play(
+        self,
+        tasks: Sequence[Task],
+        attempts: int,
+        greedy: bool,
+        folder: Folder,
+        policy: Mapping[str, Any],
+        progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> list[AttemptResult]:
+        """Every task's `attempts` drawn attempts and, where asked, its greedy one; those that `folder` holds are not played again.
+
+        Tasks without an environment are left out. progress: told (finished, all) after each. Raises UsageError where the folder
+        belongs to another evaluation, RunError where a task does not fit its repository or the machine fails too often.
+        """
+        playable = [task for task in tasks if task.repo in self.environments]
+        bugs = self._meet(playable)
+        folder.begin(identity_of(self.config, policy, tasks))
+        counts: dict[Mode, int] = {"sampled": attempts, "greedy": int(greedy)}
+        wanted = [
+            _Attempt(task, mode, number, *bugs[task.instance_id])
+            for mode, count in counts.items()
+            for number in range(count)
+            for task in playable
+        ]
+        known = {result.key: result for result in folder.results()}
+        keys = [(one.task.instance_id, one.mode, one.number) for one in wanted]
+        results = {key: known[key] for key in keys if key in known}
+        todo = [one for key, one in zip(keys, wanted, strict=True) if key not in known]
+        progress(len(results), len(wanted))
+        with folder.results_file.open("a", encoding="utf-8") as file:
+            for result in self._run(todo, folder):
+                results[result.key] = result
+                if result.passed is not None:
+                    file.write(json.dumps(asdict(result)) + "\n")
+                    file.flush()
+                progress(len(results), len(wanted))
+        return [results[key] for key in keys]
+
+    def _meet(self, tasks: Sequence[Task]) -> dict[str, tuple[Environment, BugState]]:
+        """Each task's environment and bug, all found to fit before anything is played."""
+        bugs: dict[str, tuple[Environment, BugState]] = {}
+        problems: list[str] = []
+        for task in tasks:
+            try:
+                environment, bug = bug_of(task, self.environments[task.repo])
+                build_states(environment.tree, bug)
+                bugs[task.instance_id] = environment, bug
+            except (PatchError, ArtifactError) as error:
+                problems.append(f"  {task.instance_id}: {error}")
+        if problems:
+            raise RunError(f"{len(problems)} task(s) do not fit their repository, nothing was played:\n" + "\n".join(problems[:20]))
+        return bugs
+
+    def _run(self, todo: Sequence[_Attempt], folder: Folder) -> Iterable[AttemptResult]:
+        """Results as they come. Raises the first error of a pool, and RunError when the machine spoils too many."""
+        finished: queue.SimpleQueue[AttemptResult | BaseException] = queue.SimpleQueue()
+        runner = TestRunner(self.backend, self.config.validator, self.limits, self.labels)
+        train = self.config.train
+        spoiled = 0
+        play = ThreadPoolExecutor(min(train.episodes_in_flight, max(1, len(todo))), thread_name_prefix="eval-play")
+        judge = ThreadPoolExecutor(train.workers, thread_name_prefix="eval-grade")
+
+        def play_one(attempt: _Attempt) -> None:
+            try:
+                episode = self._episode(attempt, folder)
+                if episode.finish is FinishReason.ENV_ERROR:
+                    finished.put(_result(attempt, episode, None, episode.error))
+                else:
+                    judge.submit(grade_one, attempt, episode)
+            except BaseException as error:
+                finished.put(error)
+
+        def grade_one(attempt: _Attempt, episode: Episode) -> None:
+            try:
+                finished.put(self._grade(attempt, episode, runner))
+            except BaseException as error:
+                finished.put(error)
+
+        try:
+            for attempt in todo:
+                play.submit(play_one, attempt)
+            for done in range(1, len(todo) + 1):
+                result = finished.get()
+                if isinstance(result, BaseException):
+                    raise result
+                spoiled += result.passed is None
+                yield result
+                if spoiled >= 4 and spoiled > train.max_machine_failures * max(done, 8):
+                    raise RunError(
+                        f"the machine spoiled {spoiled} of {done} attempts, more than train.max_machine_failures = "
+                        f"{train.max_machine_failures}; the last: {result.reason}. What was finished is kept in {folder.path}. "
+                        "Run `selfplay doctor`, then give the same command again."
+                    )
+        finally:
+            play.shutdown(wait=True, cancel_futures=True)
+            judge.shutdown(wait=True, cancel_futures=True)
+
+    def _episode(self, attempt: _Attempt, folder: Folder) -> Episode:
+        """The attempt's episode: the one written before a kill, else played now, machine failures retried."""
+        place = EpisodePlace(self.config.seed, 0, attempt.group, attempt.number, self.labels)
+        if (found := _written(folder, place)) is not None:
+            return found
+        config = self.config
+        if attempt.mode == "greedy":
+            config = config.model_copy(update={"agent": config.agent.model_copy(update={"temperature": 0.0})})
+        task = SolverTask(attempt.environment, attempt.task.instance_id, attempt.bug, attempt.task.failure)
+        for retry in range(MACHINE_RETRIES + 1):
+            episode = play_solver(task, place, self.engine, self.chat, self.backend, config, self.limits)
+            if episode.finish is not FinishReason.ENV_ERROR:
+                episode = replace(episode, episode_id=_episode_id(place))
+                episode.write(folder.episodes)
+                break
+            if retry < MACHINE_RETRIES:
+                time.sleep(0.5 * 2**retry)
+        return episode
+
+    def _grade(self, attempt: _Attempt, episode: Episode, runner: TestRunner) -> AttemptResult:
+        failure = ""
+        for retry in range(MACHINE_RETRIES + 1):
+            try:
+                verdict = grade(attempt.bug, episode.submission.get("patch", ""), attempt.environment, runner)
+                return _result(attempt, episode, verdict.passed and verdict.confirmed is not False, verdict.reason)
+            except SandboxUnavailable as error:
+                failure = str(error)
+                if retry < MACHINE_RETRIES:
+                    time.sleep(0.5 * 2**retry)
+        return _result(attempt, replace(episode, finish=FinishReason.ENV_ERROR), None, failure)
+
+
+def _result(attempt: _Attempt, episode: Episode, passed: bool | None, reason: str) -> AttemptResult:
+    return AttemptResult(
+        instance_id=attempt.task.instance_id,
+        repo=attempt.task.repo,
+        attempt=attempt.number,
+        passed=passed,
+        reason=reason,
+        finish=episode.finish.value,
+        turns=len(episode.turns),
+        tokens=episode.action_tokens,
+        mode=attempt.mode,
+        seconds=round(episode.duration_s, 3),
     )
 
 
-def read_tasks(path: Path) -> list[Task]:
-    """All tasks of a JSONL file. Raises UsageError that lists every bad line with its number."""
+def _episode_id(place: EpisodePlace) -> str:
+    """Unlike a task's id, a file's name; the digest keeps apart what becomes equal by that."""
+    plain = "".join(c if c.isalnum() or c in "._-" else "-" for c in place.group)[:120]
+    return f"{plain}-{hashlib.sha256(place.group.encode()).hexdigest()[:6]}-m{place.member}"
+
+
+def _written(folder: Folder, place: EpisodePlace) -> Episode | None:
+    path = folder.episodes / f"{_episode_id(place)}.json.gz"
+    if not path.is_file():
+        return None
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read the tasks {path}: {error}. `selfplay inspect-bugs --tasks FILE` writes some.") from error
-    tasks: list[Task] = []
-    problems: list[str] = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
+        return Episode.read(path)
+    except (OSError, EOFError, ValueError, KeyError, TypeError):
+        path.unlink()
+        return None
+
+
+# ---- figures
+
+
+def rates_by_bug(results: Iterable[AttemptResult], mode: Mode) -> dict[str, list[bool]]:
+    """The judged outcomes of each bug in one mode; a bug without any is left out."""
+    outcomes: dict[str, list[bool]] = {}
+    for result in results:
+        if result.mode == mode and result.passed is not None:
+            outcomes.setdefault(result.instance_id, []).append(result.passed)
+    return outcomes
+
+
+def groups_of(entries: Mapping[str, TaskEntry]) -> dict[str, dict[str, list[str]]]:
+    """{"sets": {set or set/part: ids}, "repositories": {name: ids}}, each only where it splits the tasks."""
+    sets: dict[str, list[str]] = {}
+    repositories: dict[str, list[str]] = {}
+    for name, entry in sorted(entries.items()):
+        sets.setdefault(f"{entry.set}/{entry.part}" if entry.part else entry.set, []).append(name)
+        repositories.setdefault(entry.repository, []).append(name)
+    return {"sets": dict(sorted(sets.items())), "repositories": dict(sorted(repositories.items()))}
+
+
+def entries_of(folder: Folder) -> dict[str, TaskEntry]:
+    """What the folder's evaluation.json says of its tasks; for an older folder, what its results say."""
+    identity = folder.identity()
+    if identity is not None:
+        return dict(identity.tasks)
+    return {result.instance_id: TaskEntry("", repository=result.repo) for result in folder.results()}
+
+
+def summarise(results: Sequence[AttemptResult], entries: Mapping[str, TaskEntry], k: int) -> dict[str, Any]:
+    """Per mode: pass@1 with its standard error clustered by bug, pass@k and means, over all, per set and per repository."""
+    summary: dict[str, Any] = {"k": k, "spoiled_by_the_machine": sum(result.passed is None for result in results)}
+    for mode in MODES:
+        judged = [result for result in results if result.mode == mode and result.passed is not None]
+        if not judged:
             continue
-        try:
-            task = parse_task(json.loads(line))
-            parse_spec(task.repo)
-            if task.instance_id in {known.instance_id for known in tasks}:
-                raise ValueError(f"repeats the instance_id {task.instance_id!r}")
-            tasks.append(task)
-        except (ValueError, TypeError, AttributeError, UsageError) as error:
-            problems.append(f"  line {number}: {error}")
-    if problems:
-        raise UsageError(f"{path}: {len(problems)} unusable task record(s), nothing was started:\n" + "\n".join(problems))
-    if not tasks:
-        raise UsageError(f"{path} holds no task. `selfplay inspect-bugs --tasks FILE` writes some.")
-    return tasks
+        found: dict[str, Any] = {"all": _figures(judged, mode, k)}
+        for kind, groups in groups_of(entries).items():
+            found[kind] = {}
+            for name, ids in groups.items():
+                if some := [result for result in judged if result.instance_id in set(ids)]:
+                    found[kind][name] = _figures(some, mode, k)
+        summary[mode] = found
+    return summary
 
 
-def export_tasks(store: Store, bugs: Sequence[BugRow], run: RunFolder, path: Path) -> int:
-    """Write `bugs` as task records, `repo` being the line of the run's repository list that names it."""
-    lines = run.repositories_file.read_text(encoding="utf-8").splitlines()
-    specs = {parse_spec(line).name: line for line in lines if line.strip()}
-    with path.open("w", encoding="utf-8") as file:
-        for bug in bugs:
-            record = store.task_record(bug)
-            record["repo"] = specs.get(bug.repository, bug.repository)
-            record["selfplay"] = {
-                "artifact": dict(bug.artifact),
-                "attempt_patch": bug.attempt_patch,
-                "failure": bug.failure,
-                "order": bug.order,
-            }
-            file.write(json.dumps(record) + "\n")
-    return len(bugs)
-
-
-def bug_of(task: Task, environment: Environment) -> tuple[Environment, BugState]:
-    """The environment with the task's original (mended) tree, and the bug as the solver meets it.
-
-    Raises PatchError or ArtifactError when the record's patches do not fit the repository.
-    """
-    if task.artifact:
-        return environment, BugState(
-            Artifact.from_files(task.artifact), task.order, task.attempt_patch, task.fail_to_pass, task.pass_to_pass
-        )
-    from dataclasses import replace
-
-    original = apply_patch(apply_patch(environment.tree, task.patch), task.test_patch)
-    touched = tuple(path for path in parse_patch(task.test_patch, 1 << 20).changed_paths if path in original)
-    files = {
-        "bug_inject.diff": reverse_patch(task.patch),
-        "test_weaken.diff": reverse_patch(task.test_patch),
-        "test_files.txt": "".join(f"{path}\n" for path in touched),
-        "test_script.sh": environment.script_for(touched),
-        "test_parser.py": environment.parser,
+def _figures(judged: Sequence[AttemptResult], mode: Mode, k: int) -> dict[str, Any]:
+    outcomes = list(rates_by_bug(judged, mode).values())
+    rate = estimate([sum(some) / len(some) for some in outcomes])
+    figures: dict[str, Any] = {
+        "tasks": rate.count,
+        "attempts": len(judged),
+        "pass@1": rate.mean,
+        "standard_error": rate.error,
+        "turns": sum(result.turns for result in judged) / len(judged),
+        "tokens": sum(result.tokens for result in judged) / len(judged),
+        "seconds": sum(result.seconds for result in judged) / len(judged),
     }
-    state = BugState(Artifact.from_files(files), 1, "", task.fail_to_pass, task.pass_to_pass)
-    return replace(environment, tree=original), state
-
-
-def evaluate_file(
-    path: Path, config_file: Path | None, overrides: Sequence[str], attempts: int, output: Path | None, as_json: bool
-) -> dict[str, Any]:
-    """`selfplay eval`: plays what `output` does not hold yet, prints the table (or JSON) and returns the figures."""
-    config = load_config(config_file, overrides)
-    tasks = read_tasks(path)
-    model = policy_path(config.policy.model)
-    backend, why = open_backend(config.sandbox.type)
-    console = Console(stderr=as_json)
-    console.print(f"{len(tasks)} task(s), {attempts} attempt(s) each; sandboxes: {why}", highlight=False)
-    limits = sandbox_limits(config)
-    specs = {task.repo: parse_spec(task.repo) for task in tasks}
-    environments = prepare_all(list(specs.values()), backend, config, limits, console)
-    by_repo = {repo: environments[spec.name] for repo, spec in specs.items() if spec.name in environments}
-    results: list[AttemptResult] = []
-    with tempfile.TemporaryDirectory(prefix="selfplay-eval-") as scratch:
-        folder = output or Path(scratch)
-        folder.mkdir(parents=True, exist_ok=True)
-        results_file = folder / "results.jsonl"
-        results += _finished(results_file)
-        done = {(result.instance_id, result.attempt) for result in results}
-        labels = {"run": "eval", "owner": str(os.getpid())}
-        engine = build_engine(config, str(model), environments)
-        chat = ChatFormat(load_tokenizer(str(model)))
-        chat.check()
-        runner = TestRunner(backend, config.validator, limits, labels)
-
-        def attempt_one(task: Task, number: int) -> AttemptResult:
-            try:
-                environment, bug = bug_of(task, by_repo[task.repo])
-                place = EpisodePlace(config.seed, 0, task.instance_id, number, labels)
-                solver_task = SolverTask(environment, task.instance_id, bug, task.failure)
-                episode = play_solver(solver_task, place, engine, chat, backend, config, limits)
-                episode.write(folder / "episodes")
-                if episode.finish is FinishReason.ENV_ERROR:
-                    return _spoiled(task, number, episode.error)
-                verdict = grade(bug, episode.submission.get("patch", ""), environment, runner)
-                passed = verdict.passed and verdict.confirmed is not False
-                size = (len(episode.turns), episode.action_tokens)
-                return AttemptResult(task.instance_id, task.repo, number, passed, verdict.reason, episode.finish.value, *size)
-            except SandboxUnavailable as failure:
-                return _spoiled(task, number, str(failure))
-            except (PatchError, ArtifactError) as error:
-                raise RunError(f"task {task.instance_id} does not fit {task.repo}: {error}") from error
-
-        todo = [(task, n) for n in range(attempts) for task in tasks if task.repo in by_repo and (task.instance_id, n) not in done]
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        try:
-            with (
-                results_file.open("a", encoding="utf-8") as file,
-                Progress(*columns, console=console) as progress,
-                ThreadPoolExecutor(min(config.train.episodes_in_flight, max(1, len(todo)))) as pool,
-            ):
-                bar = progress.add_task("attempts", total=len(todo))
-                for result in pool.map(lambda pair: attempt_one(*pair), todo):
-                    results.append(result)
-                    if result.passed is not None:
-                        file.write(json.dumps(asdict(result)) + "\n")
-                        file.flush()
-                    progress.advance(bar)
-        finally:
-            engine.close()
-    figures = summarise(results, attempts)
-    if as_json:
-        print(json.dumps(figures, indent=2))
-    else:
-        _print(figures, console, output)
+    if mode == "sampled" and k > 1:
+        figures[f"pass@{k}"] = sum(pass_at_k(len(o), sum(o), min(k, len(o))) for o in outcomes) / len(outcomes)
     return figures
 
 
-def _spoiled(task: Task, number: int, reason: str) -> AttemptResult:
-    return AttemptResult(task.instance_id, task.repo, number, None, reason, FinishReason.ENV_ERROR.value, 0, 0)
+# ---- two policies
 
 
-def _finished(path: Path) -> list[AttemptResult]:
-    if not path.is_file():
-        return []
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            rows.append(AttemptResult(**json.loads(line)))
-        except (ValueError, TypeError):
-            continue  # the torn last line of a killed evaluation
-    return rows
+def compare(first: Folder, second: Folder) -> dict[str, Any]:
+    """Paired differences, second minus first, over the bugs that both have attempts at; per mode over all, per set and repository.
+
+    Raises UsageError when a folder holds no results, when no bug is in both, or when one id names two different bugs.
+    """
+    for folder in (first, second):
+        if not folder.path.is_dir():
+            raise UsageError(f"there is no folder {folder.path}. `selfplay eval --tasks … --output {folder.path}` makes one.")
+        if not folder.results():
+            raise UsageError(f"{folder.path} holds no finished attempt (results.jsonl). `selfplay eval --output {folder.path}` plays some.")
+    entries, others = entries_of(first), entries_of(second)
+    both = entries.keys() & others.keys()
+    if not both:
+        raise UsageError(f"{first.path} and {second.path} have no task in common, so there is nothing to compare.")
+    if unlike := sorted(n for n in both if entries[n].digest and others[n].digest and entries[n].digest != others[n].digest):
+        raise UsageError(
+            f"{len(unlike)} task(s) of {first.path} and {second.path} share an id and are different bugs, {unlike[0]!r} for one; "
+            "evaluate both policies on one file."
+        )
+    there, here = first.identity(), second.identity()
+    comparison: dict[str, Any] = {
+        "first": {"folder": str(first.path), "policy": dict(there.policy) if there else {}},
+        "second": {"folder": str(second.path), "policy": dict(here.policy) if here else {}},
+        "left_out": len(entries.keys() ^ others.keys()),
+        "settings": settings_difference(there, here) if there and here else "",
+    }
+    shared = {name: entries[name] for name in both}
+    for mode in MODES:
+        a, b = rates_by_bug(first.results(), mode), rates_by_bug(second.results(), mode)
+        if found := _paired(a, b, list(shared)):
+            comparison[mode] = {"all": found}
+            for kind, groups in groups_of(shared).items():
+                pairs = {name: _paired(a, b, ids) for name, ids in groups.items()}
+                comparison[mode][kind] = {name: pair for name, pair in pairs.items() if pair}
+    if not any(mode in comparison for mode in MODES):
+        raise UsageError(f"{first.path} and {second.path} have no bug with attempts of one kind in both, so there is nothing to compare.")
+    temperature = float((here or there or Identity({}, {}, {})).settings.get("agent.temperature", 1.0))
+    comparison["temperature"] = temperature
+    comparison["verdict"] = verdict_of(_direction(comparison, "sampled"), _direction(comparison, "greedy"), temperature)
+    return comparison
 
 
-def pass_at_k(n: int, c: int, k: int) -> float:
-    """Unbiased pass@k from c passes in n attempts, 1 - C(n-c, k)/C(n, k) (Chen et al. 2021, arXiv 2107.03374)."""
-    return 1.0 if n - c < k else 1.0 - math.comb(n - c, k) / math.comb(n, k)
-
-
-def clustered(rates: Sequence[float]) -> tuple[float, float]:
-    """Mean of per-task rates and its standard error, tasks being the clusters; the error of one task is unknown (nan)."""
-    mean = sum(rates) / len(rates)
-    if len(rates) < 2:
-        return mean, math.nan
-    variance = sum((rate - mean) ** 2 for rate in rates) / (len(rates) - 1)
-    return mean, math.sqrt(variance / len(rates))
-
-
-def summarise(results: Iterable[AttemptResult], k: int) -> dict[str, Any]:
-    """pass@1 with its clustered standard error and pass@k, over all tasks and per repository."""
-    by_task: dict[tuple[str, str], list[bool]] = {}
-    spoiled = 0
-    for result in results:
-        outcomes = by_task.setdefault((result.repo, result.instance_id), [])
-        if result.passed is None:
-            spoiled += 1
-        else:
-            outcomes.append(result.passed)
-    judged = {key: outcomes for key, outcomes in by_task.items() if outcomes}
-
-    def figures(tasks: Sequence[list[bool]]) -> dict[str, Any]:
-        mean, error = clustered([sum(outcomes) / len(outcomes) for outcomes in tasks])
-        at_k = [pass_at_k(len(o), sum(o), min(k, len(o))) for o in tasks]
-        return {
-            "tasks": len(tasks),
-            "attempts": sum(map(len, tasks)),
-            "pass@1": mean,
-            "standard_error": None if math.isnan(error) else error,
-            f"pass@{k}": sum(at_k) / len(at_k),
-        }
-
-    repositories = sorted({repo for repo, _ in judged})
+def _paired(a: Mapping[str, Sequence[bool]], b: Mapping[str, Sequence[bool]], ids: Sequence[str]) -> dict[str, Any]:
+    """The figures of one row; {} where no bug has attempts in both."""
+    both = sorted(name for name in ids if name in a and name in b)
+    if not both:
+        return {}
+    before, after = [sum(a[name]) / len(a[name]) for name in both], [sum(b[name]) / len(b[name]) for name in both]
+    difference = paired_difference(before, after)
+    first, second = estimate(before), estimate(after)
     return {
-        "all": figures(list(judged.values())) if judged else {"tasks": 0, "attempts": 0},
-        "repositories": {repo: figures([o for (r, _), o in judged.items() if r == repo]) for repo in repositories},
-        "spoiled_by_the_machine": spoiled,
-        "k": k,
+        "first": {"pass@1": first.mean, "standard_error": first.error},
+        "second": {"pass@1": second.mean, "standard_error": second.error},
+        **asdict(difference),
+        "direction": difference.direction,
     }
 
 
-def _print(figures: dict[str, Any], console: Console, output: Path | None) -> None:
-    k = figures["k"]
-    table = Table(title="Repair rate")
-    for name in ("repository", "tasks", "attempts", "pass@1", f"pass@{k}"):
-        table.add_column(name, justify="left" if name == "repository" else "right")
-    for name, row in [*figures["repositories"].items(), ("all", figures["all"])]:
-        if row["tasks"]:
-            error = row["standard_error"]
-            rate = f"{row['pass@1']:.1%}" + (f" ± {error:.1%}" if error is not None else "")
-            table.add_row(name, str(row["tasks"]), str(row["attempts"]), rate, f"{row[f'pass@{k}']:.1%}")
-    console.print(table)
-    console.print("± is one standard error, clustered by task.")
-    if figures["spoiled_by_the_machine"]:
-        console.print(f"{figures['spoiled_by_the_machine']} attempt(s) were spoiled by the machine and count nowhere.")
-    if output is not None:
-        console.print(f"Episodes and results are in {output}; the same command continues there.")
+def difference_of(row: Mapping[str, Any]) -> Difference:
+    return Difference(*(row[name] for name in ("mean", "error", "low", "high", "count", "changed")))
+
+
+def _direction(comparison: Mapping[str, Any], mode: Mode) -> int | None:
+    return int(comparison[mode]["all"]["direction"]) if mode in comparison else None
+
+
+def verdict_of(sampled: int | None, greedy: int | None, temperature: float = 1.0) -> str:
+    """The comparison in a sentence. 1 better, -1 worse, 0 no difference shown, None not measured."""
+    words = {1: "better", -1: "worse", 0: "no difference shown", None: "not measured"}
+    drawn = f"at T = {temperature:g}"
+    if not sampled and not greedy:
+        return "no difference shown."
+    if sampled == greedy:
+        return f"{words[sampled]}: {drawn} and greedily."
+    if (sampled, greedy) == (1, 0):
+        return (
+            f"sharpening: better {drawn}, no difference shown greedily. The policy draws repairs that it knew more often; "
+            "that it knows better ones is not shown."
+        )
+    if (sampled, greedy) == (1, None):
+        return f"better {drawn}; greedily not measured, so this may be no more than sharpening."
+    if sampled and greedy:
+        return f"mixed: {words[sampled]} {drawn}, {words[greedy]} greedily."
+    return f"{words[sampled]} {drawn}, {words[greedy]} greedily."

@@ -12,6 +12,7 @@ from selfplay.curriculum.store import Store
 from selfplay.engines.base import Engine
 from selfplay.environments import Environment
 from selfplay.metrics import MetricSink
+from selfplay.orchestrator.evaluations import RunEvaluations
 from selfplay.orchestrator.recovery import RunFolder
 from selfplay.sandbox.base import Limits, SandboxBackend
 from selfplay.test_runs import TestRunner
@@ -36,3 +37,4 @@ class Game:
     runner: TestRunner
     sink: MetricSink
     progress: TrainProgress
+    evaluations: RunEvaluations | None = None

@@ -45,7 +45,9 @@ class TrainLoop:
         """Play updates until `train.updates` are committed. Raises RunError when the machine fails too often, or the disk is full."""
         try:
             for update in range(self._game.store.last_update() + 1, self._game.config.train.updates + 1):
+                await self._evaluate(update - 1)
                 await self.update(update)
+            await self._evaluate(self._game.store.last_update())
         except OSError as error:
             run = self._game.run.path
             raise RunError(
@@ -74,6 +76,19 @@ class TrainLoop:
         row = await self._train_and_commit(update)
         game.sink.write(row)
         game.progress.update_finished(update, row)
+
+    async def _evaluate(self, update: int) -> None:
+        """The live engine's repair rate after `update`, where that is due and not finished. Training knows nothing of it."""
+        game, key = self._game, f"evaluated/{update}"
+        evaluations = game.evaluations
+        if evaluations is None or not evaluations.is_due(update, game.config.train.updates) or game.store.state(key):
+            return
+        game.progress.phase("evaluating")
+        policy = {"model": game.config.policy.model, "run": game.run.path.name, "update": update, "weights": game.engine.weight_version}
+        row = await asyncio.to_thread(evaluations.play, update, policy, game.progress.evaluating)
+        game.sink.write(row)
+        game.store.set_state(key, "yes")
+        game.progress.evaluated(update, row)
 
     # -- injecting ---------------------------------------------------------------------------------------------------
 

@@ -29,6 +29,11 @@ class RunFolder:
         return self.path / "repositories.txt"
 
     @property
+    def given_bugs_file(self) -> Path:
+        """The task records of `train.bugs`, as they were when the run began; absent without any."""
+        return self.path / "given-bugs.jsonl"
+
+    @property
     def database(self) -> Path:
         return self.path / "selfplay.db"
 
@@ -43,6 +48,15 @@ class RunFolder:
     @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
+
+    @property
+    def evaluations(self) -> Path:
+        return self.path / "evaluations"
+
+    @property
+    def evaluation_tasks(self) -> Path:
+        """What this run evaluates on: its own copy, so that a resumed run meets the same bugs."""
+        return self.evaluations / "tasks.jsonl"
 
     def checkpoint(self, update: int) -> Path:
         return self.checkpoints / f"update-{update:05d}"
@@ -73,8 +87,8 @@ class RunFolder:
                 shutil.rmtree(folder)
 
 
-def create_run(config: Config, repositories: str, now: datetime) -> tuple[RunFolder, Config]:
-    """A new run folder that holds the resolved configuration and the repository list.
+def create_run(config: Config, repositories: str, now: datetime, given_bugs: str = "") -> tuple[RunFolder, Config]:
+    """A new run folder that holds the resolved configuration, the repository list and the records of the bugs that it is given.
 
     Raises RunError when the name is taken or the folder cannot be written.
     """
@@ -88,6 +102,8 @@ def create_run(config: Config, repositories: str, now: datetime) -> tuple[RunFol
         for place in (folder.path, folder.episodes, folder.checkpoints, folder.path / "logs"):
             place.mkdir(parents=True, exist_ok=True)
         folder.repositories_file.write_text(repositories, encoding="utf-8")
+        if given_bugs:
+            folder.given_bugs_file.write_text(given_bugs, encoding="utf-8")
         # Written last: a folder with a config.json is a whole run folder.
         folder.config_file.write_text(config.resolved(), encoding="utf-8")
     except OSError as error:

@@ -6,13 +6,18 @@ Order matters: everything that can be wrong with what the person typed is found 
 from __future__ import annotations
 
 import asyncio
+import json
 import os
-from collections.abc import Iterator, Sequence
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from selfplay.chat import ChatFormat, load_tokenizer, policy_path
 from selfplay.config import Config, build_config, load_config, parse_overrides
@@ -20,16 +25,21 @@ from selfplay.curriculum.store import Store
 from selfplay.engines.base import Engine
 from selfplay.environments import Environment, prepare_environment
 from selfplay.errors import EnvironmentBuildError, RepositoryError, RunError, UsageError
+from selfplay.evaluation import Evaluator, Folder, entries_of, identity_of, policy_identity, summarise
 from selfplay.metrics import JsonlSink
+from selfplay.orchestrator.evaluations import RunEvaluations
 from selfplay.orchestrator.game import Game
+from selfplay.orchestrator.given_bugs import put_given_bugs, read_given_bugs
 from selfplay.orchestrator.recovery import RunFolder, create_run, open_run
 from selfplay.prompting import check_prompts
-from selfplay.repos import RepositorySpec, absolute_line, cache_root, fetch, read_repository_list
-from selfplay.roles import sandbox_limits
+from selfplay.repos import RepositorySpec, absolute_line, cache_root, fetch, parse_spec, read_repository_list
+from selfplay.roles import sandbox_limits, spec_tokens
 from selfplay.sandbox import open_backend
 from selfplay.sandbox.base import Limits, SandboxBackend
+from selfplay.tasks import Task, find_tasks, read_tasks, write_tasks
 from selfplay.test_runs import TestRunner
 from selfplay.viewing.progress import TrainProgress
+from selfplay.viewing.scores import show_rates
 from selfplay.viewing.summary import print_summary
 
 
@@ -37,12 +47,69 @@ def start_training(repos: Path, config_file: Path | None, overrides: Sequence[st
     """`selfplay train --repos`: raises UsageError before anything was started, RunError when the name is taken."""
     config = load_config(config_file, overrides)
     specs = read_repository_list(repos)
+    given = _check_given_bugs(config, specs)
+    tasks = find_tasks(config.evaluation.tasks, config.evaluation.limit)
     model = _check_model(config)
     backend, why = open_backend(config.sandbox.type)
-    run, config = create_run(config, "".join(f"{absolute_line(spec)}\n" for spec in specs), datetime.now())
+    run, config = create_run(config, "".join(f"{absolute_line(spec)}\n" for spec in specs), datetime.now(), given)
+    if tasks:
+        write_tasks(tasks, run.evaluation_tasks)
     console = Console()
     console.print(f"Run [bold]{run.path.name}[/bold] in {run.path}; sandboxes: {why}", highlight=False)
     _play(run, config, specs, backend, model, console)
+
+
+def start_evaluation(
+    sources: Sequence[str],
+    config_file: Path | None,
+    overrides: Sequence[str],
+    *,
+    limit: int = 0,
+    attempts: int = 4,
+    greedy: bool = True,
+    output: Path | None = None,
+    as_json: bool = False,
+) -> dict[str, Any]:
+    """`selfplay eval`: plays what `output` does not hold yet, prints tables (or JSON) and returns the figures.
+
+    Raises UsageError before anything was started, and when `output` belongs to another evaluation.
+    """
+    if not attempts and not greedy:
+        raise UsageError("--attempts 0 with --no-greedy plays nothing; give --attempts of at least 1, or leave --greedy on.")
+    config = load_config(config_file, overrides)
+    tasks = find_tasks(sources, limit)
+    model = _check_model(config)
+    policy = policy_identity(config.policy.model, model)
+    console = Console(stderr=as_json)
+    with tempfile.TemporaryDirectory(prefix="selfplay-eval-") as scratch:
+        folder = Folder(output or Path(scratch))
+        folder.check(identity_of(config, policy, tasks))
+        backend, why = open_backend(config.sandbox.type)
+        kinds = [f"{attempts} at T = {config.agent.temperature:g}"] * bool(attempts) + ["1 greedy"] * greedy
+        console.print(f"{len(tasks)} task(s), attempts each: {', '.join(kinds)}; sandboxes: {why}", highlight=False)
+        limits = sandbox_limits(config)
+        environments = prepare_tasks(tasks, backend, config, limits, console)
+        engine = build_engine(config, model, environments.values())
+        chat = ChatFormat(load_tokenizer(model))
+        evaluator = Evaluator(config, engine, chat, backend, environments, limits, {"run": "eval", "owner": str(os.getpid())})
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+        try:
+            with Progress(*columns, console=console) as progress:
+                bar = progress.add_task("attempts", total=None)
+                results = evaluator.play(
+                    tasks, attempts, greedy, folder, policy, lambda done, total: progress.update(bar, completed=done, total=total)
+                )
+        finally:
+            engine.close()
+        summary = {"policy": policy, **summarise(results, entries_of(folder), attempts)}
+    if as_json:
+        print(json.dumps(summary, indent=2))
+    else:
+        notes = [f"Episodes and results are in {output}; the same command continues there."] if output else []
+        if left_out := sum(task.repo not in environments for task in tasks):
+            notes.append(f"{left_out} task(s) were left out, since their repository does not run here (see above).")
+        show_rates(summary, console, config.agent.temperature, notes)
+    return summary
 
 
 def resume_training(name: str, root: Path, overrides: Sequence[str]) -> None:
@@ -67,6 +134,36 @@ def resume_training(name: str, root: Path, overrides: Sequence[str]) -> None:
     _play(run, config, specs, backend, model, console)
 
 
+def _check_given_bugs(config: Config, specs: Sequence[RepositorySpec]) -> str:
+    """The records of `train.bugs` as text, "" without any. Raises UsageError for those that cannot be given, or when nobody makes bugs."""
+    if config.train.bugs:
+        path = Path(config.train.bugs)
+        read_given_bugs(path, {spec.name for spec in specs})
+        return path.read_text(encoding="utf-8")
+    if not config.train.injector_groups:
+        raise UsageError(
+            "train.injector_groups = 0 makes no bugs, and train.bugs names no file of them: there is nothing to solve. "
+            "Set train.injector_groups to 1 or more, or train.bugs to a file that `selfplay inspect-bugs --order 1 --tasks FILE` wrote."
+        )
+    return ""
+
+
+def _put_given_bugs(
+    run: RunFolder, config: Config, store: Store, environments: dict[str, Environment], model: str, console: Console
+) -> None:
+    """Those of the run folder, into the curriculum of a new run (or of one that was killed before this)."""
+    if not run.given_bugs_file.is_file():
+        return
+    chat = ChatFormat(load_tokenizer(model))
+    put_given_bugs(
+        read_given_bugs(run.given_bugs_file, {spec.name for spec in read_repository_list(run.repositories_file)}),
+        store,
+        environments,
+        lambda bug: spec_tokens(chat, bug) > config.solver.max_spec_tokens,
+        lambda text: console.print(text, markup=False, highlight=False),
+    )
+
+
 def _check_model(config: Config) -> str:
     """The policy's folder or id; raises EngineError, naming it, when it cannot be one. Templates are checked here too."""
     check_prompts()
@@ -83,16 +180,57 @@ def _play(run: RunFolder, config: Config, specs: list[RepositorySpec], backend: 
     with _open_store(run) as store:
         limits = sandbox_limits(config)
         environments = prepare_all(specs, backend, config, limits, console, store)
+        _put_given_bugs(run, config, store, environments, model, console)
+        tasks, evaluated = _prepare_evaluation(run, config, specs, environments, backend, limits, console)
         committed = store.last_checkpoint()
         run.discard_uncommitted(committed, keep=config.train.keep_checkpoints)
         with TrainProgress(console, config.train.updates, done=store.last_update()) as progress:
-            game = build_game(run, config, store, environments, backend, limits, model, committed, progress)
+            game = build_game(run, config, store, environments, backend, limits, model, committed, progress, tasks, evaluated)
             try:
                 asyncio.run(TrainLoop(game).run())
             finally:
                 game.engine.close()
                 game.sink.close()
         print_summary(store, run.path, console)
+
+
+def _prepare_evaluation(
+    run: RunFolder,
+    config: Config,
+    specs: Sequence[RepositorySpec],
+    environments: Mapping[str, Environment],
+    backend: SandboxBackend,
+    limits: Limits,
+    console: Console,
+) -> tuple[list[Task], dict[str, Environment]]:
+    """The run's own copy of its evaluation tasks, and their environments by repository line: the run's, and those it never plays on."""
+    if not config.evaluation.tasks:
+        return [], {}
+    if not run.evaluation_tasks.is_file():
+        write_tasks(find_tasks(config.evaluation.tasks, config.evaluation.limit), run.evaluation_tasks)
+    tasks = read_tasks(run.evaluation_tasks)
+    known = {absolute_line(spec): environments[spec.name] for spec in specs if spec.name in environments}
+    return tasks, prepare_tasks(tasks, backend, config, limits, console, known)
+
+
+def prepare_tasks(
+    tasks: Sequence[Task],
+    backend: SandboxBackend,
+    config: Config,
+    limits: Limits,
+    console: Console,
+    known: Mapping[str, Environment] = MappingProxyType({}),
+) -> dict[str, Environment]:
+    """The environments of all tasks, by repository line; `known` are not prepared again. Raises RunError when there is none."""
+    environments: dict[str, Environment] = {}
+    for line in dict.fromkeys(task.repo for task in tasks):
+        spec = parse_spec(line)
+        found = known.get(absolute_line(spec)) or _prepare(spec, backend, config, limits, console)
+        if found is not None:
+            environments[line] = found
+    if not environments:
+        raise RunError("none of the tasks' repositories runs here, so there is nothing to evaluate on. The reasons stand above.")
+    return environments
 
 
 @contextmanager
@@ -112,43 +250,52 @@ def prepare_all(
     Raises RunError when none is left.
     """
     environments: dict[str, Environment] = {}
-    cache = cache_root()
     for spec in specs:
-        with console.status(f"{spec.name}: fetching") as status:
-            try:
-                environment = prepare_environment(fetch(spec, cache), backend, config.environment, limits, cache, status.update)
-            except (RepositoryError, EnvironmentBuildError) as error:
-                console.print(f"[red]✗[/red] {spec.name}: left out.", highlight=False)
-                console.print(str(error), markup=False, highlight=False)
-                tail = getattr(error, "log_tail", "")
-                if tail:
-                    console.print(tail, markup=False, highlight=False, style="dim")
-                if store is not None:
-                    store.record_environment(spec.name, "", "", "", 0, (), "failed", str(error), tail)
-                continue
-        environments[spec.name] = environment
-        excluded = f", {len(environment.excluded_ids)} unstable left out" if environment.excluded_ids else ""
-        licence = f", {environment.licence}" if environment.licence else ""
-        console.print(
-            f"[green]✓[/green] {spec.name}: {len(environment.baseline.passed)} tests pass{excluded}, "
-            f"{len(environment.targets)} covered functions{licence}",
-            highlight=False,
-        )
-        if store is not None:
-            store.record_environment(
-                spec.name,
-                environment.base_commit,
-                environment.key,
-                environment.licence,
-                len(environment.baseline.passed),
-                sorted(environment.excluded_ids),
-                "ready",
-            )
+        environment = _prepare(spec, backend, config, limits, console, store)
+        if environment is not None:
+            environments[spec.name] = environment
     if not environments:
         raise RunError(
             "no repository's tests run here, so there is nothing to play on. The reasons stand above; mend one, or list another."
         )
     return environments
+
+
+def _prepare(
+    spec: RepositorySpec, backend: SandboxBackend, config: Config, limits: Limits, console: Console, store: Store | None = None
+) -> Environment | None:
+    """The repository's environment, None where it cannot be had; either is told, and recorded in `store`."""
+    cache = cache_root()
+    with console.status(f"{spec.name}: fetching") as status:
+        try:
+            environment = prepare_environment(fetch(spec, cache), backend, config.environment, limits, cache, status.update)
+        except (RepositoryError, EnvironmentBuildError) as error:
+            console.print(f"[red]✗[/red] {spec.name}: left out.", highlight=False)
+            console.print(str(error), markup=False, highlight=False)
+            tail = getattr(error, "log_tail", "")
+            if tail:
+                console.print(tail, markup=False, highlight=False, style="dim")
+            if store is not None:
+                store.record_environment(spec.name, "", "", "", 0, (), "failed", str(error), tail)
+            return None
+    excluded = f", {len(environment.excluded_ids)} unstable left out" if environment.excluded_ids else ""
+    licence = f", {environment.licence}" if environment.licence else ""
+    console.print(
+        f"[green]✓[/green] {spec.name}: {len(environment.baseline.passed)} tests pass{excluded}, "
+        f"{len(environment.targets)} covered functions{licence}",
+        highlight=False,
+    )
+    if store is not None:
+        store.record_environment(
+            spec.name,
+            environment.base_commit,
+            environment.key,
+            environment.licence,
+            len(environment.baseline.passed),
+            sorted(environment.excluded_ids),
+            "ready",
+        )
+    return environment
 
 
 def build_game(
@@ -161,7 +308,10 @@ def build_game(
     model: str,
     committed: str,
     progress: TrainProgress,
+    tasks: Sequence[Task] = (),
+    evaluated: Mapping[str, Environment] = MappingProxyType({}),
 ) -> Game:
+    """tasks, evaluated: what the run evaluates on, and the environments of these tasks by repository line."""
     from selfplay.training.torch_trainer import TorchTrainer  # torch takes seconds to load: after all that can be refused
 
     labels = {"run": run.path.name, "owner": str(os.getpid())}
@@ -172,31 +322,35 @@ def build_game(
         trainer.load(run.checkpoints / committed)
     chat = ChatFormat(load_tokenizer(model))
     chat.check()
-    engine = build_engine(config, model, environments)
+    engine = build_engine(config, model, [*environments.values(), *evaluated.values()])
     if committed:
         engine.load_weights(trainer.export_weights(), trainer.weight_version)
     runner = TestRunner(backend, config.validator, limits, labels)
     sink = JsonlSink(run.metrics)
-    return Game(config, run, store, environments, backend, limits, labels, engine, chat, trainer, runner, sink, progress)
+    evaluations = None
+    if tasks:
+        evaluator = Evaluator(config, engine, chat, backend, evaluated, limits, labels)
+        evaluations = RunEvaluations(run.evaluations, config.evaluation, tasks, evaluator)
+    return Game(config, run, store, environments, backend, limits, labels, engine, chat, trainer, runner, sink, progress, evaluations)
 
 
-def build_engine(config: Config, model: str, environments: dict[str, Environment]) -> Engine:
+def build_engine(config: Config, model: str, environments: Iterable[Environment]) -> Engine:
     """The engine that `engine.type` names; a scripted one plays the teacher, which knows the original trees."""
     if config.engine.type == "scripted":
         from selfplay.engines.scripted_engine import ScriptedEngine
         from selfplay.teacher import TeacherPlayer
 
-        return ScriptedEngine(TeacherPlayer([environment.tree for environment in environments.values()]), load_tokenizer(model))
+        return ScriptedEngine(TeacherPlayer([environment.tree for environment in environments]), load_tokenizer(model))
     from selfplay.engines.hf_engine import HFEngine
 
-    return HFEngine(model, config.engine.max_batch, config.agent.context_tokens)
+    return HFEngine(model, config.engine.max_batch, config.agent.context_tokens, cache_mb=config.engine.cache_mb)
 
 
 def _check_targets(config: Config, environments: dict[str, Environment]) -> None:
     """Leave out repositories without a usable target where injectors are given one. Raises RunError when none is left."""
     from selfplay.orchestrator.loop import targets_of
 
-    if "target" not in config.injector.given:
+    if "target" not in config.injector.given or not config.train.injector_groups:
         return
     for name, environment in list(environments.items()):
         if not targets_of(environment, config.injector):

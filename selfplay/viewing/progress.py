@@ -65,6 +65,7 @@ class TrainProgress:
         self._attempts = self._repairs = 0
         self._tokens = 0
         self._rewards: dict[str, float] = {}
+        self._evaluation = ""
         self._live: Live | None = None
         self._ended = threading.Event()
         self._ticker: threading.Thread | None = None
@@ -133,6 +134,15 @@ class TrainProgress:
                     self._rewards[role] = reward
         self._print(Text(f"update {update}/{self._total} committed: {_row_text(row)}", style="bold" if self._live else ""))
 
+    def evaluating(self, done: int, total: int) -> None:
+        with self._lock:
+            self._evaluation = f"{done} of {total} attempts"
+
+    def evaluated(self, update: int, row: Mapping[str, Value]) -> None:
+        with self._lock:
+            self._evaluation = ""
+        self._print(Text(f"evaluated after update {update}: {_evaluation_text(row)}", style="bold" if self._live else ""))
+
     def message(self, text: str) -> None:
         """A line that stays."""
         self._print(Text(make_harmless(text), style="yellow" if self._live else ""))
@@ -159,6 +169,7 @@ class TrainProgress:
                 ("artifacts", f"{self._accepted} accepted, {self._rejected.total()} rejected{reasons}"),
                 ("repairs", f"{self._repairs} of {self._attempts}{rate}"),
                 *([("reward", rewards)] if rewards else []),
+                *([("evaluation", self._evaluation)] if self._evaluation else []),
                 ("time", f"{speed}{duration_text(elapsed)} elapsed{self._left(elapsed)}"),
             ]
 
@@ -192,6 +203,16 @@ class TrainProgress:
     def _print(self, text: Text) -> None:
         # A log keeps one event a line, however long; a terminal folds it.
         self._console.print(text, soft_wrap=self._live is None, highlight=False)
+
+
+def _evaluation_text(row: Mapping[str, Value]) -> str:
+    parts = []
+    for mode, name in (("sampled", "drawn attempts"), ("greedy", "greedy ones")):
+        rate, error = row.get(f"evaluation/{mode}/pass@1"), row.get(f"evaluation/{mode}/standard_error")
+        if isinstance(rate, int | float):
+            parts.append(f"{rate:.1%}" + (f" ± {100 * error:.1f}" if isinstance(error, int | float) else "") + f" of {name} repair")
+    seconds = row.get("seconds/evaluating")
+    return ", ".join([*(parts or ["no attempt was judged"]), *([duration_text(seconds)] if isinstance(seconds, int | float) else [])])
 
 
 def _row_text(row: Mapping[str, Value]) -> str:

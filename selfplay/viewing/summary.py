@@ -13,14 +13,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 from selfplay.curriculum.store import BugRow, Store
+from selfplay.evaluation import Folder, compare
 from selfplay.tools import make_harmless
 from selfplay.viewing.progress import ROLES, duration_text
+from selfplay.viewing.scores import comparison_body
 
 BINS = 5
 BAR_WIDTH = 24
@@ -52,6 +54,7 @@ def print_summary(store: Store, run_folder: Path, console: Console, metrics_rows
         ("Rejected artifacts", _rejections(store)),
         ("Solve rates", _solve_rates(bugs)),
         ("Rewards and updates", _updates(store, rows)),
+        *_evaluations(run_folder),
         ("Time", _time(rows)),
     ):
         console.print(Text(title, style="bold"))
@@ -143,8 +146,26 @@ def _updates(store: Store, rows: Sequence[Mapping[str, Any]]) -> Table | Text | 
     return Group(head, shown)
 
 
+def _evaluations(run_folder: Path) -> list[tuple[str, RenderableType]]:
+    """Repair rate before and after, on bugs that the run does not train on; nothing where none was measured."""
+    found = [(update, folder) for update, folder in evaluation_folders(run_folder) if folder.results()]
+    if not found:
+        return []
+    (first, before), (last, after) = found[0], found[-1]
+    if first == last:
+        return [("Evaluation", Text(f"only update {first} is evaluated so far; the comparison comes with the last update"))]
+    body = comparison_body(compare(before, after), f"update {first}", f"update {last}", with_groups=False)
+    return [("Evaluation, on bugs that are not trained on", body)]
+
+
 def _number(value: object, form: str) -> str:
     return format(value, form) if isinstance(value, int | float) else "–"
+
+
+def evaluation_folders(run: Path) -> list[tuple[int, Folder]]:
+    """(update, folder) of the evaluations that a run has begun, in order."""
+    found = [path for path in (run / "evaluations").glob("u*") if path.name[1:].isdigit() and (path / "evaluation.json").is_file()]
+    return sorted(((int(path.name[1:]), Folder(path)) for path in found), key=lambda pair: pair[0])
 
 
 def _time(rows: Sequence[Mapping[str, Any]]) -> Table | Text:
@@ -170,6 +191,10 @@ def _next(store: Store, run_folder: Path, bugs: Sequence[BugRow]) -> list[tuple[
     steps = [("the bugs, with solve rates and lineage", f"selfplay inspect-bugs {name}{where}")]
     if any(not verdict.accepted for verdict in store.verdicts()):
         steps.append(("why artifacts were rejected", f"selfplay inspect-bugs {name} --rejected{where}"))
+    evaluated = [str(folder.path) for _, folder in evaluation_folders(run_folder)]
+    if len(evaluated) > 1:
+        compared = f"selfplay eval --compare {shlex.quote(evaluated[0])} {shlex.quote(evaluated[-1])}"
+        steps.append(("before against after, by repository", compared))
     if episode := _telling_episode(store, bugs):
         steps.append(("one episode, turn by turn", f"selfplay replay {shlex.quote(episode)} --run {name}{where}"))
     steps.append(("more updates", f"selfplay train --resume {name} --set train.updates={store.last_update() + 4}{where}"))

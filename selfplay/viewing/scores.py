@@ -1,0 +1,166 @@
+"""Tables of repair rates and of their differences, in words that claim no more than the intervals show. Leaves counting to `evaluation`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from selfplay.evaluation import MODES, Folder, compare
+from selfplay.statistics import MIN_CHANGED
+from selfplay.tools import make_harmless
+
+KINDS = {"sets": "set", "repositories": "repository"}
+
+
+def percent(figures: Mapping[str, Any]) -> str:
+    """`12.5% ± 3.1`: a rate and its standard error, both in points."""
+    error = figures["standard_error"]
+    return f"{figures['pass@1']:.1%}" + (f" ± {100 * error:.1f}" if error is not None else "")
+
+
+def points(row: Mapping[str, Any]) -> str:
+    """`+3.1 (-6.0 to +12.2)`: a difference and its interval, in points."""
+    text = f"{100 * row['mean']:+.1f}"
+    return text + (f" ({100 * row['low']:+.1f} to {100 * row['high']:+.1f})" if row["low"] is not None else "")
+
+
+def mode_name(mode: str, temperature: float) -> str:
+    return "greedy" if mode == "greedy" else f"T = {temperature:g}"
+
+
+def _table(*columns: str) -> Table:
+    """Names fold, numbers never do."""
+    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
+    for number, name in enumerate(columns):
+        table.add_column(name, justify="right" if number else "left", no_wrap=number > 0, overflow="fold")
+    return table
+
+
+def _name(text: str) -> Text:
+    return Text(make_harmless(text) or "(none)")
+
+
+# ---- one policy
+
+
+def show_rates(summary: Mapping[str, Any], console: Console, temperature: float, notes: Sequence[str] = ()) -> None:
+    """The tables of `selfplay eval`: modes first, then sets and repositories where there are several."""
+    modes = [mode for mode in MODES if mode in summary]
+    k = summary["k"]
+    has_k = k > 1 and "sampled" in modes
+    head = _table("", "bugs", "attempts", "pass@1", *([f"pass@{k}"] if has_k else []), "turns", "tokens", "seconds")
+    for mode in modes:
+        row = summary[mode]["all"]
+        at_k = [f"{row[f'pass@{k}']:.1%}" if f"pass@{k}" in row else "–"] if has_k else []
+        means = (f"{row['turns']:.1f}", f"{row['tokens']:.0f}", f"{row['seconds']:.1f}")
+        head.add_row(mode_name(mode, temperature), str(row["tasks"]), str(row["attempts"]), percent(row), *at_k, *means)
+    console.print(Text("Repair rate", style="bold"))
+    console.print(Padding(head if modes else Text("no attempt was judged"), (0, 0, 1, 2)))
+    for kind, title in KINDS.items():
+        names = sorted({name for mode in modes for name in summary[mode][kind]})
+        if len(names) < 2:
+            continue
+        table = _table(title, "bugs", *(mode_name(mode, temperature) for mode in modes))
+        for name in names:
+            rows = [summary[mode][kind].get(name) for mode in modes]
+            table.add_row(_name(name), str(max(row["tasks"] for row in rows if row)), *(percent(row) if row else "–" for row in rows))
+        console.print(Padding(table, (0, 0, 1, 2)))
+    if modes:
+        console.print("± is one standard error in points, clustered by bug. Turns, tokens and seconds are means of an attempt.")
+    if spoiled := summary["spoiled_by_the_machine"]:
+        console.print(f"{spoiled} attempt(s) were spoiled by the machine and count nowhere; the same command plays them again.")
+    for note in notes:
+        console.print(Text(note), soft_wrap=True)
+
+
+# ---- two policies
+
+
+def comparison_body(comparison: Mapping[str, Any], first: str, second: str, with_groups: bool = True) -> RenderableType:
+    """Rates of both, the difference with its interval, and the verdict in words."""
+    parts: list[RenderableType] = []
+    modes = [mode for mode in MODES if mode in comparison]
+    temperature = comparison["temperature"]
+    head = _table("", "bugs", "changed", first, second, "difference (95% interval)")
+    for mode in modes:
+        head.add_row(mode_name(mode, temperature), *_cells(comparison[mode]["all"]))
+    parts.append(head)
+    for kind, title in KINDS.items() if with_groups else ():
+        for mode in modes:
+            rows = comparison[mode][kind]
+            if len(rows) < 2:
+                continue
+            table = _table(f"{title}, {mode_name(mode, temperature)}", "bugs", "changed", first, second, "difference (95% interval)")
+            for name, row in rows.items():
+                table.add_row(_name(name), *_cells(row))
+            parts += [Text(), table]
+    parts.append(Text())
+    parts.extend(Text(sentence) for sentence in sentences(comparison))
+    return Group(*parts)
+
+
+def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+    return str(row["count"]), str(row["changed"]), percent(row["first"]), percent(row["second"]), points(row)
+
+
+def sentences(comparison: Mapping[str, Any]) -> list[str]:
+    """The verdict, and for each mode what its interval allows to say."""
+    said = []
+    for mode in (mode for mode in MODES if mode in comparison):
+        row = comparison[mode]["all"]
+        name = mode_name(mode, comparison["temperature"])
+        said.append(f"{name}: difference {100 * row['mean']:+.1f} points{_interval(row)}: {_meaning(row)}.")
+    return [*said, f"Verdict: {comparison['verdict']}"]
+
+
+def _interval(row: Mapping[str, Any]) -> str:
+    return f", 95% interval {100 * row['low']:+.1f} to {100 * row['high']:+.1f}" if row["low"] is not None else ""
+
+
+def _meaning(row: Mapping[str, Any]) -> str:
+    if row["direction"]:
+        return "better, beyond what chance explains" if row["direction"] > 0 else "worse, beyond what chance explains"
+    if row["low"] is None:
+        return "one bug says nothing"
+    if row["changed"] == 0:
+        return f"the same on all {row['count']} bugs"
+    if row["low"] > 0 or row["high"] < 0:
+        return f"only {row['changed']} bug(s) changed, fewer than the {MIN_CHANGED} that could tell it from chance"
+    return "not distinguishable from none"
+
+
+def compare_folders(first: Path, second: Path, *, as_json: bool = False) -> dict[str, Any]:
+    """`selfplay eval --compare`: prints the tables (or JSON) and returns the figures. Raises UsageError and RunError as `compare` does."""
+    comparison = compare(Folder(first), Folder(second))
+    if as_json:
+        print(json.dumps(comparison, indent=2))
+    else:
+        show_comparison(comparison, Console())
+    return comparison
+
+
+def show_comparison(comparison: Mapping[str, Any], console: Console) -> None:
+    console.print(Text("Repair rate, B against A", style="bold"))
+    for letter, side in (("A", "first"), ("B", "second")):
+        policy = ", ".join(f"{key} {value}" for key, value in comparison[side]["policy"].items()) or "of a policy that is not recorded"
+        console.print(Text(f"  {letter}  {comparison[side]['folder']}  ({make_harmless(policy)})"), soft_wrap=True)
+    console.print(Padding(comparison_body(comparison, "A", "B"), (1, 0, 1, 2)))
+    console.print(
+        Text(
+            "± is one standard error in points, clustered by bug. Differences are paired: B minus A on each bug that both have; "
+            "the interval is Student's t over bugs. Rows of a set or repository are many looks at one experiment: "
+            "some leave out 0 by chance.",
+            style="dim",
+        )
+    )
+    if comparison["left_out"]:
+        console.print(f"{comparison['left_out']} bug(s) are in one folder only and were left out.")
+    if comparison["settings"]:
+        console.print(Text(f"The settings differ: {comparison['settings']}.", style="yellow"), soft_wrap=True)
