@@ -29,6 +29,7 @@ from selfplay.episode import Episode
 from selfplay.errors import SandboxUnavailable
 from selfplay.metrics import JsonlSink
 from selfplay.orchestrator.game import Game
+from selfplay.orchestrator.given_bugs import put_given_bugs, read_given_bugs
 from selfplay.orchestrator.loop import TrainLoop
 from selfplay.orchestrator.recovery import RunFolder, create_run
 from selfplay.roles import sandbox_limits
@@ -212,9 +213,13 @@ def play(
     updates: int = 2,
     git: bool = False,
     player_of: Callable[[Any], Any] = Player,
+    given_bugs: str = "",
     **settings: dict[str, Any],
 ) -> RunFolder:
-    """Start the run in `folder`, or continue the one that is there. settings: sections that replace those of `tiny_config`."""
+    """Start the run in `folder`, or continue the one that is there. settings: sections that replace those of `tiny_config`.
+
+    given_bugs: task records of the tiny repository, as the text of a file.
+    """
     backend, _ = open_backend(backend_name, cache)
     environment = prepare_tiny(backend, folder / "repository", cache, git)
     policy = folder / "policy"
@@ -223,11 +228,15 @@ def play(
     config = tiny_config(folder / "runs", updates, **settings)
     run = RunFolder(folder / "runs" / "scripted")
     if not run.config_file.exists():
-        run, config = create_run(config, "tiny\n", datetime(2026, 1, 1))
+        run, config = create_run(config, "tiny\n", datetime(2026, 1, 1), given_bugs)
     player = player_of(environment.tree)
     failing: Any = FailingBackend(backend, player)
     limits = sandbox_limits(config)
     with Store.open(run.database) as store, TrainProgress(Console(quiet=True), config.train.updates) as progress:
+        environments = {environment.repository: environment}
+        if given_bugs:
+            given = read_given_bugs(run.given_bugs_file, environments)
+            put_given_bugs(given, store, environments, lambda _: False, lambda _: None)
         committed = store.last_checkpoint()
         run.discard_uncommitted(committed, keep=config.train.keep_checkpoints)
         trainer = TorchTrainer(str(policy), config.trainer, config.agent.context_tokens, config.seed)
@@ -243,7 +252,7 @@ def play(
             config=config,
             run=run,
             store=store,
-            environments={environment.repository: environment},
+            environments=environments,
             backend=failing,
             limits=limits,
             labels=labels,

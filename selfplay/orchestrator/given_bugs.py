@@ -1,0 +1,144 @@
+"""Bugs that a run is given (`train.bugs`): read with the settings, kept in the run folder, put into the curriculum once.
+
+Trusts that a record was validated; checks that it fits its repository. Invariant: nothing that evaluation measures is ever given.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from selfplay.curriculum.store import BugRow, Store
+from selfplay.environments import Environment
+from selfplay.errors import ArtifactError, PatchError, RunError, UsageError
+from selfplay.repos import parse_spec
+from selfplay.targets import Span, function_spans, is_held_out
+from selfplay.tasks import Task, bug_of, read_tasks
+from selfplay.trees import Tree
+from selfplay.validator import BugState, build_states
+
+FROZEN_PREFIXES = ("own-", "human-")  # the ids of the sets that `selfplay eval` measures with
+STATE_KEY = "given_bugs"
+STRATEGY = "given"
+SHOWN = 8
+
+
+def read_given_bugs(path: Path, repositories: Collection[str]) -> list[Task]:
+    """The records of `path`, all usable by a run over `repositories` (names). Raises UsageError listing every one that is not."""
+    tasks = read_tasks(path)
+    problems = [f"  {task.instance_id}: {problem}" for task in tasks if (problem := _problem(task, repositories))]
+    if problems:
+        raise UsageError(_listed(f"train.bugs = {str(path)!r}: {len(problems)} of {len(tasks)} record(s) cannot be given", problems))
+    return tasks
+
+
+def _problem(task: Task, repositories: Collection[str]) -> str:
+    """Why the task cannot be given, "" when it can."""
+    if task.instance_id.startswith(FROZEN_PREFIXES):
+        return "is a bug of a frozen evaluation set; training on it would make the evaluation worthless."
+    if not task.artifact:
+        return "has no artifact (selfplay.artifact); `selfplay inspect-bugs --tasks FILE` writes records with one."
+    if task.order != 1 or task.attempt_patch:
+        return "is of order 2, which needs the bug it grew from; write the file with `selfplay inspect-bugs --order 1 --tasks FILE`."
+    if (name := parse_spec(task.repo).name) not in repositories:
+        return f"is of {name}, which the repository list does not name; add it there, or write the file with --repository."
+    return ""
+
+
+def put_given_bugs(
+    tasks: Sequence[Task],
+    store: Store,
+    environments: Mapping[str, Environment],
+    is_too_long: Callable[[BugState], bool],
+    tell: Callable[[str], None],
+) -> None:
+    """Put the bugs into the curriculum, in one transaction; when they are there already nothing changes.
+
+    Left out, and told: those of repositories that could not be prepared. Recorded but not played: a specification that is_too_long.
+    Raises RunError for a bug that does not fit its repository, that breaks a held-out function, or when none can be played.
+    """
+    if store.state(STATE_KEY) is not None:
+        return
+    rows: list[BugRow] = []
+    problems: list[str] = []
+    left_out = 0
+    for task in tasks:
+        environment = environments.get(parse_spec(task.repo).name)
+        if environment is None:
+            left_out += 1
+            continue
+        try:
+            rows.append(_bug_row(task, environment, is_too_long))
+        except (PatchError, ArtifactError) as error:
+            problems.append(f"  {task.instance_id}: {error}")
+    if problems:
+        raise RunError(_listed(f"{len(problems)} given bug(s) cannot be used", problems))
+    with store.transaction():
+        added = sum(store.add_bug(row) for row in rows)
+        playable = len(store.bugs(status="fresh"))
+        store.set_state(STATE_KEY, str(added))
+        if not playable:
+            raise RunError(
+                f"none of the {len(tasks)} given bug(s) can be played: {left_out} are of repositories that could not be prepared, "
+                "the others' specifications are longer than solver.max_spec_tokens."
+            )
+    tell(f"{added} given bug(s) in the curriculum" + (f", {added - playable} of them too long to play" if playable < added else ""))
+    if left_out or added < len(rows):
+        tell(f"Left out: {left_out} of repositories that could not be prepared, {len(rows) - added} that repeat another.")
+
+
+def _bug_row(task: Task, environment: Environment, is_too_long: Callable[[BugState], bool]) -> BugRow:
+    """Raises PatchError or ArtifactError when the record does not fit, or breaks what is held out."""
+    _, bug = bug_of(task, environment)
+    states = build_states(environment.tree, bug)
+    touched = touched_functions(states.original, states.buggy)
+    if held_out := sorted(name for name in touched if is_held_out(name)):
+        raise PatchError(f"changes {', '.join(held_out)}, held out for evaluation; bugs of `selfplay train` never do.")
+    return BugRow(
+        bug_id=f"given-{task.instance_id}",
+        repository=environment.repository,
+        environment_key=environment.key,
+        base_commit=environment.base_commit,
+        order=1,
+        parent_bug_id=None,
+        parent_episode_id=None,
+        injector_episode_id="",
+        strategy=STRATEGY,
+        target="",
+        artifact=bug.artifact.to_files(),
+        attempt_patch="",
+        fail_to_pass=task.fail_to_pass,
+        pass_to_pass=task.pass_to_pass,
+        failure=task.failure,
+        tree_digest=states.solver_start.digest,
+        status="spec_too_long" if is_too_long(bug) else "fresh",
+    )
+
+
+def touched_functions(before: Tree, after: Tree) -> set[str]:
+    """Qualified names of the functions and methods, of either tree, with a line that differs between the two."""
+    touched: set[str] = set()
+    for path in before.changed_paths(after):
+        if not path.endswith(".py"):
+            continue
+        contents = [tree[path].content if path in tree else b"" for tree in (before, after)]
+        old, new = (content.decode("utf-8", "replace").split("\n") for content in contents)
+        old_spans, new_spans = (function_spans(content) for content in contents)
+        for kind, i1, i2, j1, j2 in difflib.SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
+            if kind != "equal":
+                touched |= {*_names(old_spans, i1, i2), *_names(new_spans, j1, j2)}
+    return touched
+
+
+def _names(spans: Sequence[Span], start: int, end: int) -> Iterator[str]:
+    """Of the spans that hold one of the lines start + 1 … end; where there is none, of those around the gap behind line `start`."""
+    for span in spans:
+        inside = span.code_line <= end and span.last_line > start if start < end else span.code_line <= start < span.last_line
+        if inside:
+            yield span.name
+
+
+def _listed(head: str, problems: Sequence[str]) -> str:
+    more = [f"  and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
+    return "\n".join([f"{head}:", *problems[:SHOWN], *more])
