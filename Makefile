@@ -7,7 +7,7 @@ TORCH := torch==2.13.0
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 PIP := $(PY) -m pip --disable-pip-version-check
 
-.PHONY: help setup train test fast lint bench bench-validator bench-rollouts bench-training clean
+.PHONY: help setup train test fast lint bench bench-validator bench-rollouts bench-training learning clean
 
 help: ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -54,6 +54,9 @@ bench-rollouts: setup ## agent loop and generation against the bare engine
 
 bench-training: setup ## tokens a second of a training step
 	$(PY) -m benchmarks.training
+
+learning: setup ## three arms at equal compute, tables and plots into docs/learning.md; hours, and repeating it continues
+	$(PY) -m benchmarks.learning $(LEARNING)
 
 clean: ## leftovers of killed runs
 	$(SELFPLAY) doctor --clean

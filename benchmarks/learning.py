@@ -1,0 +1,200 @@
+"""The learning experiment: arms and seeds played as `selfplay train` runs at equal compute, then tables and plots for docs/learning.md.
+
+Repeat the command to continue: a finished run is left alone, a killed one is resumed. Reading and drawing are in learning_figures.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.learning_figures import write_figures
+from selfplay.config import Config, load_config
+from selfplay.curriculum.store import Store
+from selfplay.errors import RunError, SelfplayError, UsageError
+from selfplay.orchestrator.recovery import RunFolder
+from selfplay.tasks import read_tasks
+from selfplay.viewing.summary import read_metrics
+
+ROOT = Path(__file__).parents[1]
+ARMS = ("selfplay", "repair", "injection")
+TEACHER_GROUPS = 100  # of 2 episodes each, on as many functions: somewhat over half become different bugs
+FREE = {"run.name", "train.updates", "train.bugs", "train.workers", "train.episodes_in_flight", "train.max_machine_failures"}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is asked for: the recipe with the user's settings on top, and where things lie."""
+
+    config_file: Path
+    repositories: Path
+    settings: tuple[str, ...]  # key=value
+    prefix: str
+    bugs: Path | None  # the repair arm's; None: the teacher makes them
+
+    def config(self, *more: str) -> Config:
+        return load_config(self.config_file, [*self.settings, *more])
+
+    @property
+    def runs(self) -> Path:
+        return Path(self.config().run.folder)
+
+    @property
+    def teacher(self) -> RunFolder:
+        return RunFolder(self.runs / f"{self.prefix}-teacher")
+
+    @property
+    def frozen_bugs(self) -> Path:
+        return self.bugs or self.teacher.path / "frozen-bugs.jsonl"
+
+    def run(self, arm: str, seed: int) -> RunFolder:
+        return RunFolder(self.runs / f"{self.prefix}-{arm}-s{seed}")
+
+
+def episodes_an_update(config: Config) -> int:
+    train = config.train
+    return train.injector_groups * (train.injector_group_size or train.group_size) + train.solver_groups * train.group_size
+
+
+def arm_settings(arm: str, config: Config, bugs: Path) -> list[str]:
+    """What an arm changes in the recipe. Every arm plays the same number of episodes an update, and as many updates.
+
+    selfplay   nothing: both roles play and both learn
+    repair     no injectors: their places go to solvers, on the bugs of one file, none of which grows from a failed repair
+    injection  as selfplay, since an injector's reward needs solve rates, but only injectors' episodes are learned from
+    """
+    if arm == "selfplay":
+        return []
+    if arm == "injection":
+        return ['train.learn=["injector"]']
+    episodes, size = episodes_an_update(config), config.train.group_size
+    if episodes % size:
+        raise UsageError(
+            f"an update plays {episodes} episodes, which no number of solver groups of {size} makes up: the repair arm would play fewer. "
+            "Change train.injector_groups, train.injector_group_size or train.group_size."
+        )
+    solvers = f"train.solver_groups={episodes // size}"
+    return ["train.injector_groups=0", solvers, "solver.second_order_share=0.0", f"train.bugs={json.dumps(str(bugs))}"]
+
+
+def check_bugs(path: Path, config: Config, arms: Sequence[str]) -> None:
+    """Raises UsageError when the repair arm's bugs are too few for an update."""
+    groups = episodes_an_update(config) // config.train.group_size
+    if "repair" in arms and len(read_tasks(path)) < groups:
+        raise UsageError(f"{path} holds fewer bugs than the {groups} that an update of the repair arm plays; give --bugs a larger file.")
+
+
+def settings_that_differ(config: Config, run: RunFolder) -> list[str]:
+    """`key: wanted, there` for each setting in which an existing run is not the one that is asked for."""
+    wanted, there = config.model_dump(mode="json"), run.config().model_dump(mode="json")
+    found = []
+    for name, value in wanted.items():
+        pairs = (
+            [(f"{name}.{key}", v, there[name][key]) for key, v in value.items()]
+            if isinstance(value, dict)
+            else [(name, value, there[name])]
+        )
+        found += [f"{key}: {a!r} is asked for, {b!r} is there" for key, a, b in pairs if a != b and key not in FREE]
+    return found
+
+
+def is_finished(run: RunFolder, updates: int, evaluates: bool) -> bool:
+    """All updates are committed, and the last evaluation has its row."""
+    if not run.database.is_file():
+        return False
+    with Store.open(run.database, writer=False) as store:
+        committed = store.last_update()
+    return committed >= updates and (not evaluates or any(row.get("evaluation") == committed for row in read_metrics(run.metrics)))
+
+
+def selfplay(*arguments: str) -> None:
+    """One `selfplay` command, its output passed through. Raises RunError when it fails."""
+    print("$ selfplay", *arguments, flush=True)
+    status = subprocess.run([sys.executable, "-m", "selfplay.cli", *arguments]).returncode
+    if status < 0 or status == 130:
+        raise KeyboardInterrupt
+    if status:
+        raise RunError(f"selfplay {arguments[0]} failed with status {status}; the same command continues what was finished.")
+
+
+def play(plan: Plan, run: RunFolder, more: Sequence[str]) -> None:
+    """Start the run, continue it, or leave a finished one alone. Raises UsageError for one that was played with other settings."""
+    config = plan.config(f"run.name={run.path.name}", *more)
+    updates = config.train.updates
+    if not run.config_file.is_file():
+        overrides = [*plan.settings, *more, f"run.name={run.path.name}"]
+        given = [part for setting in overrides for part in ("--set", setting)]
+        return selfplay("train", "--repos", str(plan.repositories), "--config", str(plan.config_file), *given)
+    if differing := settings_that_differ(config, run):
+        raise UsageError(
+            f"{run.path} was played with other settings ({'; '.join(differing[:4])}). Remove that folder, or choose another --name."
+        )
+    if is_finished(run, updates, bool(config.evaluation.tasks)):
+        return print(f"{run.path.name}: finished.", flush=True)
+    return selfplay("train", "--resume", str(run.path), "--runs", str(plan.runs), "--set", f"train.updates={updates}")
+
+
+def make_frozen_bugs(plan: Plan) -> None:
+    """The scripted teacher's bugs on the same repositories, none in a held-out function: one update of injectors, no solvers."""
+    if plan.frozen_bugs.is_file():
+        return
+    if plan.bugs:
+        raise UsageError(f"there is no file {plan.bugs}; leave out --bugs, and the scripted teacher makes some.")
+    groups = ["train.injector_group_size=0", "train.group_size=2", f"train.injector_groups={TEACHER_GROUPS}", "train.solver_groups=0"]
+    play(plan, plan.teacher, ["engine.type=scripted", "evaluation.tasks=[]", "train.updates=1", "train.even=false", *groups])
+    partial = plan.frozen_bugs.with_suffix(".partial")
+    selfplay("inspect-bugs", plan.teacher.path.name, "--runs", str(plan.runs), "--order", "1", "--tasks", str(partial))
+    partial.rename(plan.frozen_bugs)
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.learning", description=__doc__)
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2])
+    parser.add_argument("--updates", type=int, help="in place of the recipe's")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="settings", help="of every arm; may be repeated")
+    parser.add_argument("--name", default="learning", help="the runs are called NAME-ARM-sSEED")
+    parser.add_argument("--config", type=Path, default=ROOT / "runs/recipes/learning.toml")
+    parser.add_argument("--repos", type=Path, default=ROOT / "runs/recipes/quickstart-repos.txt")
+    parser.add_argument("--bugs", type=Path, help="task records for the repair arm; the scripted teacher makes them when left out")
+    parser.add_argument("--docs", type=Path, default=ROOT / "docs/learning.md", help="the page that tables and plots are written to")
+    parser.add_argument("--figures-only", action="store_true", help="play nothing, write tables and plots of what there is")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parse_arguments(arguments)
+    settings = (*options.settings, *([f"train.updates={options.updates}"] if options.updates else []))
+    plan = Plan(options.config, options.repos, settings, options.name, options.bugs and options.bugs.absolute())
+    failed = []
+    try:
+        config = plan.config()
+        if not options.figures_only:
+            started = time.monotonic()
+            if "repair" in options.arms:
+                make_frozen_bugs(plan)
+                check_bugs(plan.frozen_bugs, config, options.arms)
+            for seed in options.seeds:  # all arms of one seed first: half of the runs are a comparison already
+                for arm in options.arms:
+                    try:
+                        play(plan, plan.run(arm, seed), [*arm_settings(arm, config, plan.frozen_bugs.absolute()), f"seed={seed}"])
+                    except RunError as error:
+                        failed.append(f"{arm}, seed {seed}: {error}")
+                        print(failed[-1], file=sys.stderr, flush=True)
+            print(f"{(time.monotonic() - started) / 60:.1f} minutes.", flush=True)
+        runs = [(arm, seed, plan.run(arm, seed)) for arm in options.arms for seed in options.seeds]
+        write_figures([(arm, seed, run) for arm, seed, run in runs if run.database.is_file()], options.docs)
+    except SelfplayError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

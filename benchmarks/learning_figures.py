@@ -1,0 +1,387 @@
+"""Tables and plots of the learning experiment, from what its runs recorded. Arithmetic is selfplay.statistics'; playing is learning.py's.
+
+Invariant: equal recordings give equal bytes; what is missing is said to be missing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+from selfplay.errors import RunError
+from selfplay.evaluation import MODES, Mode, TaskEntry, entries_of, rates_by_bug
+from selfplay.orchestrator.recovery import RunFolder
+from selfplay.statistics import Difference, estimate, paired_difference
+from selfplay.viewing.summary import evaluation_folders, read_metrics
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+BEGIN, END = "<!-- learning: begin, written by make learning -->", "<!-- learning: end -->"
+NAMES = {"selfplay": "self-play", "repair": "repair-only", "injection": "injection-only"}
+MODE_NAMES: dict[Mode, str] = {"greedy": "greedy", "sampled": "T = 1"}
+COLOURS = {"selfplay": "#0072b2", "repair": "#d55e00", "injection": "#009e73"}  # Okabe and Ito, told apart by the colour-blind too
+STROKES = ("-", "--", ":", "-.")
+MARKERS = ("o", "s", "^", "D")
+WINDOW = 7  # updates in a running mean
+Rates = Mapping[str, float]  # share of passed attempts, by bug
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The rate of every bug after `update` updates, by mode."""
+
+    update: int
+    rates: Mapping[Mode, Rates]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One run: its evaluations in order, one row of metrics an update, and where each bug belongs."""
+
+    arm: str
+    seed: int
+    evaluations: Sequence[Evaluation]
+    rows: Sequence[Mapping[str, Any]]
+    entries: Mapping[str, TaskEntry]
+    evaluating_s: float
+
+    def row_values(self, key: str) -> list[tuple[int, float]]:
+        """(update, value) where it was measured."""
+        return [(row["update"], float(row[key])) for row in self.rows if isinstance(row.get(key), int | float)]
+
+    def total(self, key: str) -> float:
+        return sum(value for _, value in self.row_values(key))
+
+
+def read_curve(arm: str, seed: int, run: RunFolder) -> Curve:
+    evaluations = []
+    entries: dict[str, TaskEntry] = {}
+    for update, folder in evaluation_folders(run.path):
+        results = folder.results()
+        rates: dict[Mode, Rates] = {
+            mode: {bug: sum(passed) / len(passed) for bug, passed in rates_by_bug(results, mode).items()} for mode in MODES
+        }
+        evaluations.append(Evaluation(update, rates))
+        entries |= entries_of(folder)
+    rows = read_metrics(run.metrics)
+    by_update = {row["update"]: row for row in rows if "update" in row}
+    evaluating_s = sum(row["seconds/evaluating"] for row in rows if "evaluation" in row)
+    return Curve(arm, seed, evaluations, [by_update[update] for update in sorted(by_update)], entries, evaluating_s)
+
+
+# ---- choosing what is compared
+
+
+def sets_of(curves: Iterable[Curve]) -> dict[str, list[str]]:
+    """Name of a set, and of each of its parts where it has several -> ids of its bugs."""
+    entries = {bug: entry for curve in curves for bug, entry in curve.entries.items()}
+    groups: dict[str, list[str]] = {}
+    for bug, entry in sorted(entries.items()):
+        groups.setdefault(entry.set or "all", []).append(bug)
+        if entry.part:
+            groups.setdefault(f"{entry.set}/{entry.part}", []).append(bug)
+    return {name: ids for name, ids in sorted(groups.items()) if "/" not in name or len(ids) < len(groups[name.partition("/")[0]])}
+
+
+def whole_sets(groups: Mapping[str, Sequence[str]]) -> dict[str, Sequence[str]]:
+    return {name: ids for name, ids in groups.items() if "/" not in name}
+
+
+def pooled(evaluations: Sequence[Evaluation], mode: Mode) -> Rates:
+    """Per bug, the mean over runs of its rate; bugs that one of them lacks are left out."""
+    rates = [evaluation.rates.get(mode, {}) for evaluation in evaluations]
+    common = set.intersection(*(set(some) for some in rates)) if rates else set()
+    return {bug: fmean(some[bug] for some in rates) for bug in sorted(common)}
+
+
+def change(before: Rates, after: Rates, bugs: Sequence[str]) -> Difference | None:
+    """Paired by bug; None where no bug has a rate in both."""
+    both = [bug for bug in bugs if bug in before and bug in after]
+    return paired_difference([before[bug] for bug in both], [after[bug] for bug in both]) if both else None
+
+
+# ---- tables
+
+
+def rates_table(curves: Sequence[Curve]) -> list[str]:
+    """Before and after, per arm, seed, set and mode; then each arm over its seeds, parts of sets included."""
+    groups = sets_of(curves)
+    lines = _head("arm", "seed", "set", "mode", "bugs", "before", "after", "difference, 95 % interval", "shown")
+    for arm, some in _by_arm(curves):
+        done = [curve for curve in some if len(curve.evaluations) > 1]
+        for curve in done:
+            first, last = curve.evaluations[0], curve.evaluations[-1]
+            lines += _rate_rows(arm, str(curve.seed), [first], [last], whole_sets(groups))
+        if len(done) > 1:
+            lines += _rate_rows(arm, "all", [c.evaluations[0] for c in done], [c.evaluations[-1] for c in done], groups)
+    return lines
+
+
+def _rate_rows(
+    arm: str, seed: str, before: Sequence[Evaluation], after: Sequence[Evaluation], groups: Mapping[str, Sequence[str]]
+) -> list[str]:
+    lines = []
+    for name, bugs in groups.items():
+        for mode, mode_name in MODE_NAMES.items():
+            a, b = pooled(before, mode), pooled(after, mode)
+            if found := change(a, b, bugs):
+                cells = (NAMES[arm], seed, name, mode_name, str(found.count), _rate(a, bugs), _rate(b, bugs), _points(found), _shown(found))
+                lines.append(_line(*cells))
+    return lines
+
+
+def arms_table(curves: Sequence[Curve]) -> list[str]:
+    """The arms against each other after their last update: means over the seeds that both have, paired by bug."""
+    groups = sets_of(curves)
+    lines = _head("arms", "seeds", "set", "mode", "bugs", "difference after, 95 % interval", "shown")
+    arms = _by_arm(curves)
+    for index, (first, some) in enumerate(arms):
+        for second, others in arms[index + 1 :]:
+            ours = {c.seed: c for c in some if len(c.evaluations) > 1}
+            theirs = {c.seed: c for c in others if len(c.evaluations) > 1}
+            # After as many updates: a run that is still on its way is compared with the other's state at that point, or not at all.
+            seeds = [s for s in sorted(ours.keys() & theirs.keys()) if ours[s].evaluations[-1].update == theirs[s].evaluations[-1].update]
+            for name, bugs in groups.items() if seeds else ():
+                for mode, mode_name in MODE_NAMES.items():
+                    a = pooled([ours[seed].evaluations[-1] for seed in seeds], mode)
+                    b = pooled([theirs[seed].evaluations[-1] for seed in seeds], mode)
+                    if found := change(b, a, bugs):
+                        pair = f"{NAMES[first]} − {NAMES[second]}"
+                        seeds_text = ", ".join(map(str, seeds))
+                        lines.append(_line(pair, seeds_text, name, mode_name, str(found.count), _points(found), _shown(found)))
+    return lines
+
+
+def compute_table(curves: Sequence[Curve]) -> list[str]:
+    """What each run spent: the compute that is meant to be equal, and what came of it."""
+    lines = _head(
+        "arm", "seed", "updates", "with gradient", "episodes", "sampled tokens", "trained tokens", "minutes played", "minutes evaluated",
+        "artifacts valid", "attempts passed",
+    )  # fmt: skip
+    for curve in sorted(curves, key=lambda curve: (list(NAMES).index(curve.arm), curve.seed)):
+        seconds = sum(sum(v for k, v in row.items() if k.startswith("seconds/")) for row in curve.rows)
+        lines.append(
+            _line(
+                NAMES[curve.arm],
+                str(curve.seed),
+                str(len(curve.rows)),
+                str(sum(bool(row.get("carried_gradient")) for row in curve.rows)),
+                f"{curve.total('injector/episodes') + curve.total('solver/episodes'):.0f}",
+                f"{curve.total('injector/sampled_tokens') + curve.total('solver/sampled_tokens'):.0f}",
+                f"{curve.total('action_tokens'):.0f}",
+                f"{seconds / 60:.0f}",
+                f"{curve.evaluating_s / 60:.0f}",
+                _share(curve, "injector/valid", "injector/episodes"),
+                _share(curve, "solver/solved", "solver/episodes"),
+            )
+        )
+    return lines
+
+
+def _share(curve: Curve, rate: str, count: str) -> str:
+    """The mean of a rate over updates, each weighed by its episodes."""
+    counts = dict(curve.row_values(count))
+    pairs = [(value, counts.get(update, 0.0)) for update, value in curve.row_values(rate)]
+    total = sum(weight for _, weight in pairs)
+    return f"{sum(value * weight for value, weight in pairs) / total:.0%}" if total else "–"
+
+
+def _by_arm(curves: Sequence[Curve]) -> list[tuple[str, list[Curve]]]:
+    found = {arm: sorted((c for c in curves if c.arm == arm), key=lambda c: c.seed) for arm in NAMES}
+    return [(arm, some) for arm, some in found.items() if some]
+
+
+def _rate(rates: Rates, bugs: Sequence[str]) -> str:
+    found = estimate([rates[bug] for bug in bugs if bug in rates])
+    return f"{100 * found.mean:.1f} %" + (f" ± {100 * found.error:.1f}" if found.error is not None else "")
+
+
+def _points(found: Difference) -> str:
+    interval = "" if found.low is None or found.high is None else f" [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
+    return f"{100 * found.mean:+.1f}{interval}"
+
+
+def _shown(found: Difference) -> str:
+    return {1: "up", -1: "down", 0: "no"}[found.direction]
+
+
+def _head(*names: str) -> list[str]:
+    return [_line(*names), _line(*("---" for _ in names))]
+
+
+def _line(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+# ---- plots
+
+
+def draw_rates(curves: Sequence[Curve]) -> Figure:
+    """Repair rate over updates with clustered standard errors: a column a set, a row a mode, a line a run."""
+    groups = whole_sets(sets_of(curves))
+    figure, axes = _panels(len(MODE_NAMES), max(1, len(groups)), 4.4, 2.7)
+    runs = [curve for _, some in _by_arm(curves) for curve in some]
+    last = max((e.update for curve in runs for e in curve.evaluations), default=1)
+    for row, (mode, mode_name) in enumerate(MODE_NAMES.items()):
+        for column, (name, bugs) in enumerate(groups.items()):
+            axis = axes[row][column]
+            for place, curve in enumerate(runs):
+                points = [(e.update, [e.rates[mode][bug] for bug in bugs if bug in e.rates.get(mode, {})]) for e in curve.evaluations]
+                found = [(update, estimate(values)) for update, values in points if values]
+                shift = (place - (len(runs) - 1) / 2) * 0.008 * max(last, 1)  # so that error bars stand side by side
+                axis.errorbar(
+                    [update + shift for update, _ in found],
+                    [100 * rate.mean for _, rate in found],
+                    yerr=[100 * (rate.error or 0.0) for _, rate in found],
+                    capsize=2,
+                    markersize=4,
+                    elinewidth=0.8,
+                    **_style(curve, curves),
+                )
+            axis.set_title(f"{name}, {mode_name} ({len(bugs)} bugs)")
+            axis.set_ylim(bottom=0)
+            axis.set_xlabel("update")
+            axis.set_ylabel("repaired, %")
+    _legend(figure, axes[0][0])
+    return figure
+
+
+SIGNALS: tuple[tuple[str, str, Callable[[float], float]], ...] = (
+    ("injector/valid", "artifacts that validate, %", lambda v: 100 * v),
+    ("solver/solved", "attempts that pass, %", lambda v: 100 * v),
+    ("injector/entropy", "injector: entropy, nats a token", float),
+    ("solver/entropy", "solver: entropy, nats a token", float),
+    ("injector/zero_variance", "injector: groups without variance, %", lambda v: 100 * v),
+    ("solver/zero_variance", "solver: groups without variance, %", lambda v: 100 * v),
+    ("logprob_gap", "mean |log-probability gap|, trainer − engine", float),
+)
+
+
+def draw_signals(curves: Sequence[Curve]) -> Figure:
+    """The runs' own measurements, each update as a dot and a running mean as a line; then seconds an update, by phase."""
+    figure, axes = _panels(4, 2, 4.4, 2.3)
+    flat = [axis for row in axes for axis in row]
+    for axis, (key, title, scale) in zip(flat, SIGNALS, strict=False):
+        for curve in (curve for _, some in _by_arm(curves) for curve in some):
+            points = curve.row_values(key)
+            updates, values = [update for update, _ in points], [scale(value) for _, value in points]
+            if not values:
+                continue
+            style = _style(curve, curves)
+            axis.plot(updates, values, linestyle="", marker=".", markersize=3, alpha=0.3, color=style["color"])
+            axis.plot(updates, running_mean(values, WINDOW), **{**style, "marker": ""})
+        axis.set_title(title)
+        axis.set_ylim(bottom=0)
+        axis.set_xlabel("update")
+    _draw_seconds(flat[len(SIGNALS)], curves)
+    _legend(figure, flat[0], flat[1])
+    return figure
+
+
+def _draw_seconds(axis: Axes, curves: Sequence[Curve]) -> None:
+    """A bar an arm: the mean update, split into its phases; evaluations are no part of an update."""
+    phases = sorted({key for curve in curves for row in curve.rows for key in row if key.startswith("seconds/")})
+    arms = _by_arm(curves)
+    left = [0.0] * len(arms)
+    shades = ("#4477aa", "#ee6677", "#ccbb44", "#66ccee", "#aa3377", "#bbbbbb", "#228833")
+    for phase, shade in zip(phases, shades, strict=False):
+        widths = [sum(c.total(phase) for c in some) / max(1, sum(len(c.rows) for c in some)) for _, some in arms]
+        if max(widths, default=0.0) < 0.01 * max(map(sum, zip(left, widths, strict=True)), default=0.0):
+            continue  # too thin to be seen; the legend stays short
+        axis.barh([NAMES[arm] for arm, _ in arms], widths, left=left, color=shade, label=phase.removeprefix("seconds/").replace("_", " "))
+        left = [a + b for a, b in zip(left, widths, strict=True)]
+    axis.invert_yaxis()
+    axis.set_title("seconds an update, by phase")
+    axis.set_xlim(0, 1.45 * max(left, default=1.0) or 1.0)  # room for the legend
+    if phases:
+        axis.legend(fontsize=7, frameon=False, loc="center right")
+
+
+def running_mean(values: Sequence[float], window: int) -> list[float]:
+    """Of the `window` values around each, fewer at the ends."""
+    half = window // 2
+    return [fmean(values[max(0, place - half) : place + half + 1]) for place in range(len(values))]
+
+
+def _style(curve: Curve, curves: Sequence[Curve]) -> dict[str, Any]:
+    """Colour is the arm, stroke and marker the seed."""
+    place = sorted({c.seed for c in curves}).index(curve.seed) % len(STROKES)
+    label = f"{NAMES[curve.arm]}, seed {curve.seed}"
+    return {"color": COLOURS[curve.arm], "linestyle": STROKES[place], "marker": MARKERS[place], "linewidth": 1.3, "label": label}
+
+
+def _panels(rows: int, columns: int, width: float, height: float) -> tuple[Figure, list[list[Axes]]]:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    # Text stays text: small files that search and diff; a fixed salt, so that equal plots are equal bytes.
+    style: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": "selfplay", "font.family": "sans-serif", "font.size": 8}
+    style |= {"axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 9}
+    matplotlib.rcParams.update(style | {"axes.grid": True, "grid.alpha": 0.25, "grid.linewidth": 0.5})
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(rows, columns, figsize=(width * columns, height * rows + 0.4), squeeze=False)
+    return figure, [list(row) for row in axes]
+
+
+def _legend(figure: Figure, *axes: Axes) -> None:
+    found = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    height = figure.get_size_inches()[1]
+    lines = math.ceil(len(found) / 3)
+    figure.tight_layout(rect=(0, 0, 1, 1 - 0.22 * lines / height))
+    if found:
+        figure.legend(found.values(), found.keys(), loc="upper center", ncols=3, frameon=False, fontsize=8)
+
+
+# ---- the page
+
+
+def write_figures(runs: Sequence[tuple[str, int, RunFolder]], page: Path) -> None:
+    """Put tables into `page` between its two marker comments and plots beside it. Raises RunError without runs or markers."""
+    curves = [read_curve(arm, seed, run) for arm, seed, run in runs]
+    curves = [curve for curve in curves if curve.rows or curve.evaluations]
+    if not curves:
+        raise RunError("there is no run with anything to show yet. `make learning` plays them.")
+    text = page.read_text(encoding="utf-8") if page.is_file() else f"# Does it learn?\n\n{BEGIN}\n{END}\n"
+    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
+        raise RunError(f"{page} needs the lines {BEGIN!r} and {END!r} once each, in this order: the tables go between them.")
+    figures = page.parent / "figures"
+    figures.mkdir(parents=True, exist_ok=True)
+    for name, figure in (("rates", draw_rates(curves)), ("signals", draw_signals(curves))):
+        save(figure, figures / f"{page.stem}-{name}.svg")
+    head, _, rest = text.partition(BEGIN)
+    tail = rest.partition(END)[2]
+    page.write_text(f"{head}{BEGIN}\n\n{body(curves, page.stem)}\n\n{END}{tail}", encoding="utf-8")
+    print(f"Tables are in {page}, plots in {figures}.", flush=True)
+
+
+def save(figure: Figure, path: Path) -> None:
+    from matplotlib import pyplot
+
+    figure.savefig(path, metadata={"Date": None, "Creator": None} if path.suffix == ".svg" else None)
+    pyplot.close(figure)
+    if path.suffix == ".svg":  # matplotlib ends lines with blanks, which git complains about
+        path.write_text("".join(f"{line.rstrip()}\n" for line in path.read_text(encoding="utf-8").splitlines()), encoding="utf-8")
+
+
+def body(curves: Sequence[Curve], stem: str) -> str:
+    unfinished = [f"{NAMES[c.arm]}, seed {c.seed}" for c in curves if len(c.evaluations) < 2]
+    parts = [
+        "### Repair rate on the frozen sets, before and after",
+        "\n".join(rates_table(curves)),
+        "### The arms after their last update",
+        "\n".join(arms_table(curves)),
+        f"![Repair rate on the frozen sets over updates](figures/{stem}-rates.svg)",
+        "### What each run spent",
+        "\n".join(compute_table(curves)),
+        f"![Validity, solve rate, entropy, gap, variance and seconds over updates](figures/{stem}-signals.svg)",
+    ]
+    if unfinished:
+        parts.insert(0, f"Not evaluated twice, and so in no table of differences: {'; '.join(unfinished)}.")
+    return "\n\n".join(parts)

@@ -1,0 +1,167 @@
+"""The learning experiment's arms, tables and plots, from hand-made recordings: no run, no sandbox."""
+
+import json
+import xml.etree.ElementTree as ElementTree
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from benchmarks.learning import Plan, arm_settings, episodes_an_update, is_finished, settings_that_differ
+from benchmarks.learning_figures import BEGIN, END, arms_table, compute_table, rates_table, read_curve, running_mean, write_figures
+from selfplay.config import load_config
+from selfplay.curriculum.store import Store
+from selfplay.errors import RunError, UsageError
+from selfplay.evaluation import AttemptResult, Identity, TaskEntry
+from selfplay.orchestrator.recovery import RunFolder
+
+RECIPE = Path("runs/recipes/learning.toml")
+BUGS = {f"own-{number}": TaskEntry("d", "own", "unseen" if number < 4 else "seen", "parse") for number in range(12)} | {
+    f"human-{number}": TaskEntry("d", "human", "", "toolz") for number in range(4)
+}
+
+
+def an_evaluation(run: Path, update: int, passes) -> None:
+    """passes(bug) of 4 drawn attempts; greedy passes where at least 3 do."""
+    folder = run / "evaluations" / f"u{update:04d}"
+    folder.mkdir(parents=True)
+    (folder / "evaluation.json").write_text(json.dumps(Identity({"model": "m"}, {}, BUGS).to_json()))
+    rows = []
+    for bug in BUGS:
+        rows += [AttemptResult(bug, "parse", n, n < passes(bug), "", "submitted", 3, 50) for n in range(4)]
+        rows.append(AttemptResult(bug, "parse", 0, passes(bug) >= 3, "", "submitted", 3, 50, "greedy"))
+    (folder / "results.jsonl").write_text("".join(json.dumps(asdict(row)) + "\n" for row in rows))
+
+
+def a_run(folder: Path, arm: str, seed: int, gain: int, updates: int = 6) -> RunFolder:
+    """Every own bug goes from 1 of 4 to 1 + gain of 4; human bugs stay."""
+    run = folder / f"learning-{arm}-s{seed}"
+    an_evaluation(run, 0, lambda bug: 1)
+    an_evaluation(run, updates, lambda bug: 1 + gain * bug.startswith("own"))
+    with (run / "metrics.jsonl").open("w") as file:
+        for update in range(1, updates + 1):
+            row = {"update": update, "carried_gradient": True, "solver/solved": 0.1 * update, "solver/episodes": 24, "solver/entropy": 0.5}
+            row |= {"injector/valid": 0.5, "injector/episodes": 16, "injector/sampled_tokens": 100, "solver/sampled_tokens": 200}
+            row |= {"logprob_gap": 0.01, "action_tokens": 250, "seconds/injecting": 20.0, "seconds/solving": 39.0, "seconds/training": 1.0}
+            file.write(json.dumps(row) + "\n")
+        file.write(json.dumps({"evaluation": updates, "seconds/evaluating": 5.0}) + "\n")
+    return RunFolder(run)
+
+
+def three_arms(folder: Path) -> list[tuple[str, int, RunFolder]]:
+    gains = {"selfplay": 2, "repair": 1, "injection": 0}
+    return [(arm, seed, a_run(folder, arm, seed, gain)) for arm, gain in gains.items() for seed in (1, 2)]
+
+
+def cells(table: list[str], **wanted: str) -> list[dict[str, str]]:
+    """The table's rows as dictionaries, those that hold `wanted`."""
+    split = [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
+    rows = [dict(zip(split[0], row, strict=True)) for row in split[2:]]
+    return [row for row in rows if all(row[key] == value for key, value in wanted.items())]
+
+
+def test_a_gain_shows_with_its_interval_only_where_bugs_changed(tmp_path):
+    table = rates_table([read_curve(*run) for run in three_arms(tmp_path)])
+    (own,) = cells(table, arm="self-play", seed="1", set="own", mode="T = 1")
+    assert (own["before"], own["after"], own["shown"]) == ("25.0 % ± 0.0", "75.0 % ± 0.0", "up")
+    assert own["difference, 95 % interval"] == "+50.0 [+50.0, +50.0]"
+    (human,) = cells(table, arm="self-play", seed="1", set="human", mode="T = 1")
+    assert (human["difference, 95 % interval"], human["shown"], human["bugs"]) == ("+0.0 [+0.0, +0.0]", "no", "4")
+
+
+def test_a_gain_at_temperature_one_alone_stays_apart_from_greedy(tmp_path):
+    table = rates_table([read_curve(*run) for run in three_arms(tmp_path)])
+    (sampled,) = cells(table, arm="repair-only", seed="1", set="own", mode="T = 1")
+    (greedy,) = cells(table, arm="repair-only", seed="1", set="own", mode="greedy")
+    assert (sampled["shown"], greedy["shown"]) == ("up", "no")
+
+
+def test_seeds_are_pooled_bug_by_bug_and_parts_of_a_set_stand_apart(tmp_path):
+    runs = [("selfplay", 1, a_run(tmp_path, "selfplay", 1, 2)), ("selfplay", 2, a_run(tmp_path, "selfplay", 2, 1))]
+    table = rates_table([read_curve(*run) for run in runs])
+    (pooled,) = cells(table, seed="all", set="own", mode="T = 1")
+    assert (pooled["bugs"], pooled["after"]) == ("12", "62.5 % ± 0.0")
+    assert [row["bugs"] for row in cells(table, seed="all", set="own/unseen", mode="greedy")] == ["4"]
+
+
+def test_arms_are_compared_after_their_last_update_bug_by_bug(tmp_path):
+    table = arms_table([read_curve(*run) for run in three_arms(tmp_path)])
+    (found,) = cells(table, arms="self-play − repair-only", set="own", mode="T = 1")
+    assert (found["seeds"], found["difference after, 95 % interval"], found["shown"]) == ("1, 2", "+25.0 [+25.0, +25.0]", "up")
+
+
+def test_arms_after_different_numbers_of_updates_are_not_compared(tmp_path):
+    runs = [("selfplay", 1, a_run(tmp_path, "selfplay", 1, 2)), ("repair", 1, a_run(tmp_path, "repair", 1, 1, updates=4))]
+    assert not cells(arms_table([read_curve(*run) for run in runs]))
+
+
+def test_the_compute_of_a_run_is_counted_over_its_updates(tmp_path):
+    (row,) = cells(compute_table([read_curve("selfplay", 1, a_run(tmp_path, "selfplay", 1, 2))]))
+    assert (row["updates"], row["episodes"], row["sampled tokens"], row["trained tokens"]) == ("6", "240", "1800", "1500")
+    assert (row["minutes played"], row["artifacts valid"], row["attempts passed"]) == ("6", "50%", "35%")
+
+
+def test_the_page_keeps_its_text_and_equal_recordings_give_equal_bytes(tmp_path):
+    runs = three_arms(tmp_path / "runs")
+    page = tmp_path / "docs" / "learning.md"
+    page.parent.mkdir()
+    page.write_text(f"# Mine\n\nbefore\n\n{BEGIN}\nold\n{END}\n\nafter\n")
+    write_figures(runs, page)
+    first = {path.name: path.read_bytes() for path in [page, *(page.parent / "figures").iterdir()]}
+    write_figures(runs, page)
+    assert first == {path.name: path.read_bytes() for path in [page, *(page.parent / "figures").iterdir()]}
+    text = page.read_text()
+    assert text.startswith("# Mine\n\nbefore\n") and text.endswith("\n\nafter\n") and "old" not in text
+    assert sorted(first) == ["learning-rates.svg", "learning-signals.svg", "learning.md"]
+    for name in ("learning-rates.svg", "learning-signals.svg"):
+        assert f"figures/{name}" in text
+        assert "self-play, seed 1" in "".join(ElementTree.fromstring(first[name]).itertext())
+
+
+def test_a_page_without_its_markers_is_left_alone(tmp_path):
+    page = tmp_path / "learning.md"
+    page.write_text("# Mine\n")
+    with pytest.raises(RunError, match="needs the lines"):
+        write_figures([("selfplay", 1, a_run(tmp_path, "selfplay", 1, 1))], page)
+    assert page.read_text() == "# Mine\n"
+
+
+def test_a_running_mean_uses_what_there_is_at_the_ends():
+    assert running_mean([0.0, 3.0, 6.0, 9.0], 3) == [1.5, 3.0, 6.0, 7.5]
+
+
+def test_every_arm_plays_as_many_episodes_an_update():
+    played = {}
+    for arm in ("selfplay", "repair", "injection"):
+        recipe = load_config(RECIPE)
+        played[arm] = episodes_an_update(load_config(RECIPE, arm_settings(arm, recipe, Path("bugs.jsonl"))))
+    assert set(played.values()) == {40}
+
+
+def test_an_update_that_solvers_alone_cannot_fill_is_refused():
+    with pytest.raises(UsageError, match="plays 36 episodes, which no number of solver groups of 8"):
+        arm_settings("repair", load_config(RECIPE, ["train.injector_groups=3"]), Path("bugs.jsonl"))
+
+
+def test_a_run_with_other_settings_is_told_from_one_that_is_only_longer(tmp_path):
+    run = RunFolder(tmp_path)
+    run.config_file.write_text(load_config(RECIPE, ["trainer.learning_rate=3e-5", "train.updates=2", "run.name=x"]).resolved())
+    (found,) = settings_that_differ(load_config(RECIPE), run)
+    assert found == "trainer.learning_rate: 0.0001 is asked for, 3e-05 is there"
+
+
+def test_a_run_is_finished_when_its_last_evaluation_has_its_row(tmp_path):
+    run = RunFolder(tmp_path)
+    with Store.open(run.database) as store:
+        store.begin_update(1)
+        store.commit_update(1, "update-00001", 1, True, "{}")
+    assert is_finished(run, 1, evaluates=False) and not is_finished(run, 2, evaluates=False)
+    assert not is_finished(run, 1, evaluates=True)
+    run.metrics.write_text(json.dumps({"evaluation": 1}) + "\n")
+    assert is_finished(run, 1, evaluates=True)
+
+
+def test_the_repair_arms_bugs_lie_with_the_teachers_run_unless_given(tmp_path):
+    plan = Plan(RECIPE, Path("repos.txt"), (f"run.folder={tmp_path}",), "try", None)
+    assert plan.frozen_bugs == tmp_path / "try-teacher" / "frozen-bugs.jsonl"
+    assert plan.run("repair", 2).path == tmp_path / "try-repair-s2"
