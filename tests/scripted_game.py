@@ -27,13 +27,16 @@ from selfplay.curriculum.store import Store
 from selfplay.engines.scripted_engine import ScriptedEngine, ScriptedTurn
 from selfplay.episode import Episode
 from selfplay.errors import SandboxUnavailable
+from selfplay.evaluation import Evaluator
 from selfplay.metrics import JsonlSink
+from selfplay.orchestrator.evaluations import RunEvaluations
 from selfplay.orchestrator.game import Game
 from selfplay.orchestrator.given_bugs import put_given_bugs, read_given_bugs
 from selfplay.orchestrator.loop import TrainLoop
 from selfplay.orchestrator.recovery import RunFolder, create_run
 from selfplay.roles import sandbox_limits
 from selfplay.sandbox import open_backend
+from selfplay.tasks import find_tasks
 from selfplay.test_runs import TestRunner
 from selfplay.training.torch_trainer import TorchTrainer
 from selfplay.viewing.progress import TrainProgress
@@ -225,6 +228,8 @@ def play(
     policy = folder / "policy"
     if not policy.exists():
         build_tiny_policy(policy)
+    if (folder / "evaluation.jsonl").exists():  # task records of the tiny repository
+        settings["evaluation"] = {"tasks": [str(folder / "evaluation.jsonl")], "attempts": 4}
     config = tiny_config(folder / "runs", updates, **settings)
     run = RunFolder(folder / "runs" / "scripted")
     if not run.config_file.exists():
@@ -248,6 +253,12 @@ def play(
         labels = {"run": "scripted", "owner": str(os.getpid())}
         if kill_at:
             die_at(kill_at, progress, store)
+        evaluations = None
+        if config.evaluation.tasks:
+            tasks = find_tasks(config.evaluation.tasks)
+            whole = {task.repo: environment for task in tasks}
+            evaluator = Evaluator(config, engine, ChatFormat(tokenizer), failing, whole, limits, labels)
+            evaluations = RunEvaluations(run.evaluations, config.evaluation, tasks, evaluator)
         game = Game(
             config=config,
             run=run,
@@ -262,6 +273,7 @@ def play(
             runner=TestRunner(failing, config.validator, limits, labels),
             sink=JsonlSink(run.metrics),
             progress=progress,
+            evaluations=evaluations,
         )
         try:
             asyncio.run(TrainLoop(game).run())

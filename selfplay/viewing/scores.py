@@ -20,9 +20,9 @@ KINDS = {"sets": "set", "repositories": "repository"}
 
 
 def percent(figures: Mapping[str, Any]) -> str:
-    """`12.5% ± 3.1`: a rate and its standard error, both in points."""
+    """`12.5% ± 3.1`: a rate and its standard error, both in points. Equal bugs give an error of 0, which is not one: left out."""
     error = figures["standard_error"]
-    return f"{figures['pass@1']:.1%}" + (f" ± {100 * error:.1f}" if error is not None else "")
+    return f"{figures['pass@1']:.1%}" + (f" ± {100 * error:.1f}" if error else "")
 
 
 def points(row: Mapping[str, Any]) -> str:
@@ -73,7 +73,10 @@ def show_rates(summary: Mapping[str, Any], console: Console, temperature: float,
             table.add_row(_name(name), str(max(row["tasks"] for row in rows if row)), *(percent(row) if row else "–" for row in rows))
         console.print(Padding(table, (0, 0, 1, 2)))
     if modes:
-        console.print("± is one standard error in points, clustered by bug. Turns, tokens and seconds are means of an attempt.")
+        console.print(
+            "± is one standard error in points, clustered by bug; it cannot be estimated from one bug or from equal ones. "
+            "Turns, tokens and seconds are means of an attempt."
+        )
     if spoiled := summary["spoiled_by_the_machine"]:
         console.print(f"{spoiled} attempt(s) were spoiled by the machine and count nowhere; the same command plays them again.")
     for note in notes:
@@ -88,7 +91,7 @@ def comparison_body(comparison: Mapping[str, Any], first: str, second: str, with
     parts: list[RenderableType] = []
     modes = [mode for mode in MODES if mode in comparison]
     temperature = comparison["temperature"]
-    head = _table("", "bugs", "changed", first, second, "difference (95% interval)")
+    head = _table("", "bugs", first, second, "difference (95% interval)")
     for mode in modes:
         head.add_row(mode_name(mode, temperature), *_cells(comparison[mode]["all"]))
     parts.append(head)
@@ -97,7 +100,7 @@ def comparison_body(comparison: Mapping[str, Any], first: str, second: str, with
             rows = comparison[mode][kind]
             if len(rows) < 2:
                 continue
-            table = _table(f"{title}, {mode_name(mode, temperature)}", "bugs", "changed", first, second, "difference (95% interval)")
+            table = _table(f"{title}, {mode_name(mode, temperature)}", "bugs", first, second, "difference (95% interval)")
             for name, row in rows.items():
                 table.add_row(_name(name), *_cells(row))
             parts += [Text(), table]
@@ -107,7 +110,7 @@ def comparison_body(comparison: Mapping[str, Any], first: str, second: str, with
 
 
 def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
-    return str(row["count"]), str(row["changed"]), percent(row["first"]), percent(row["second"]), points(row)
+    return str(row["count"]), percent(row["first"]), percent(row["second"]), points(row)
 
 
 def sentences(comparison: Mapping[str, Any]) -> list[str]:
