@@ -1,20 +1,30 @@
-"""Tokens/s of the embedded engine against a plain `model.generate` on the same prompts, in the same run. Prints the ratio."""
+"""New tokens/s of the embedded engine against plain `model.generate`, in the same run: independent prompts, or groups of conversations.
+
+Conversations (the default) are what an update plays: groups share a prompt, each turn adds an answer and an observation. The reference
+gets the very prompts and lengths that came about, a turn at a time and batched, as transformers does it without a cache between calls.
+"""
 
 from __future__ import annotations
 
 import argparse
+import random
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from selfplay.engines.base import GenerationRequest, Sampling
-from selfplay.engines.hf_engine import HFEngine
+from selfplay.chat import ChatFormat, load_tokenizer, policy_path
+from selfplay.engines.base import Completion, GenerationRequest, Sampling
+from selfplay.engines.hf_engine import _THREADS, HFEngine
+from selfplay.training.fabrication import EpisodeMaker, Package, PlayLimits
+from selfplay.trees import FileEntry, Tree
 
 
 def make_model(folder: Path, vocabulary: int = 1024) -> Path:
-    """An untrained Qwen3-shaped model of the carried policy's size (4.2M parameters)."""
+    """An untrained Qwen3-shaped model of about the carried policy's size (4.2M parameters)."""
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     torch.manual_seed(0)
@@ -26,47 +36,119 @@ def make_model(folder: Path, vocabulary: int = 1024) -> Path:
     return folder
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", type=Path, help="a model folder; without it an untrained one of 4.2M parameters")
-    parser.add_argument("--requests", type=int, default=24)
-    parser.add_argument("--prompt-tokens", type=int, default=800)
-    parser.add_argument("--new-tokens", type=int, default=40)
-    parser.add_argument("--distinct", type=int, default=0, help="different prompts (0: all); a group's episodes share theirs")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    options = parser.parse_args()
-    dtype = getattr(torch, options.dtype)
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = options.model or make_model(Path(scratch))
-        engine = HFEngine(folder, max_batch=options.requests, dtype=dtype)
-        from transformers import AutoModelForCausalLM
+def own_sources() -> Tree:
+    """This repository's Python files: prompts to play with that need no network."""
+    root = Path(__file__).parents[1]
+    return Tree(
+        {str(p.relative_to(root)): FileEntry(p.read_bytes()) for part in ("selfplay", "tests") for p in root.glob(f"{part}/**/*.py")}
+    )
 
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
-        generator = torch.Generator().manual_seed(0)
-        count = options.distinct or options.requests
-        prompts = torch.randint(5, 1000, (count, options.prompt_tokens), generator=generator).repeat(-(-options.requests // count), 1)
-        prompts = prompts[: options.requests]
-        requests = [GenerationRequest(tuple(prompt.tolist()), options.new_tokens, seed, frozenset()) for seed, prompt in enumerate(prompts)]
-        tokens = options.requests * options.new_tokens
-        engine.generate(requests[:2], Sampling())
+
+Turn = tuple[GenerationRequest, Completion]
+
+
+def converse(engine: HFEngine, model: str, options: argparse.Namespace) -> tuple[list[list[Turn]], float]:
+    """All conversations, a list of rounds each, and the seconds they took."""
+    chat = ChatFormat(load_tokenizer(model))
+    generator = random.Random(0)
+    maker = EpisodeMaker([Package("selfplay", "", own_sources(), 22, 500)], chat, PlayLimits(), generator)
+    rounds: list[list[Turn]] = []
+    prompts = [tuple(ids) for _ in range(options.groups) for ids in [first_prompt(maker)] for _ in range(options.group_size)]
+    seconds = 0.0
+    for number in range(options.turns):
+        requests = [GenerationRequest(p, options.new_tokens, 1000 * number + i, chat.stop_ids) for i, p in enumerate(prompts)]
         started = time.monotonic()
         done = engine.generate(requests, Sampling())
-        ours = tokens / (time.monotonic() - started)
-        started = time.monotonic()
-        with torch.inference_mode():
+        seconds += time.monotonic() - started
+        rounds.append(list(zip(requests, done, strict=True)))
+        prompts = [(*r.prompt_ids, *c.token_ids, *chat.extend(observation(maker))) for r, c in rounds[-1]]
+    return rounds, seconds
+
+
+def first_prompt(maker: EpisodeMaker) -> Sequence[int]:
+    transcript = maker.solver()
+    return transcript.ids[: next(i for i, weight in enumerate(transcript.weight) if weight >= 1)]  # up to the first answer
+
+
+def observation(maker: EpisodeMaker) -> str:
+    package, function, _ = maker.draw()
+    lines = package.lines(function.path)
+    return "\n".join(f"{n}-{lines[n - 1]}" for n in range(function.first_line, min(function.first_line + 6, function.last_line + 1)))
+
+
+def reference(model: Any, rounds: Sequence[Sequence[Turn]]) -> float:
+    """Seconds of `model.generate` for the same prompts and lengths, a round in one left-padded batch."""
+    started = time.monotonic()
+    with torch.inference_mode():
+        for turns in rounds:
+            longest = max(len(r.prompt_ids) for r, _ in turns)
+            ids = torch.tensor([[0] * (longest - len(r.prompt_ids)) + list(r.prompt_ids) for r, _ in turns])
+            mask = torch.tensor([[0] * (longest - len(r.prompt_ids)) + [1] * len(r.prompt_ids) for r, _ in turns])
+            new = max(len(c.token_ids) for _, c in turns)
             model.generate(
-                prompts, attention_mask=torch.ones_like(prompts), min_new_tokens=options.new_tokens, max_new_tokens=options.new_tokens,
-                do_sample=True, top_k=0, top_p=1.0, temperature=1.0, pad_token_id=0,
+                ids, attention_mask=mask, min_new_tokens=new, max_new_tokens=new, do_sample=True, top_k=0, top_p=1.0, temperature=1.0,
+                pad_token_id=0,
             )  # fmt: skip
-        plain = tokens / (time.monotonic() - started)
-        with torch.inference_mode():
-            ids = torch.tensor([list(r.prompt_ids + c.token_ids) for r, c in zip(requests[:4], done[:4], strict=True)])
-            with torch.autocast("cpu", torch.bfloat16):
-                logits = model.float()(ids).logits[:, options.prompt_tokens - 1 : -1]
-            trainer = torch.log_softmax(logits.float(), -1).gather(2, ids[:, options.prompt_tokens :, None])[..., 0]
-            gap = (trainer - torch.tensor([c.logprobs for c in done[:4]])).abs().mean().item()
+    return time.monotonic() - started
+
+
+def independent(engine: HFEngine, options: argparse.Namespace) -> tuple[list[list[Turn]], float]:
+    """One round of random prompts that share nothing and whose answers nothing foretells."""
+    generator = torch.Generator().manual_seed(0)
+    count = options.groups * options.group_size
+    prompts = torch.randint(5, 1000, (count, options.prompt_tokens), generator=generator).tolist()
+    requests = [GenerationRequest(tuple(prompt), options.new_tokens, seed, frozenset()) for seed, prompt in enumerate(prompts)]
+    started = time.monotonic()
+    done = engine.generate(requests, Sampling())
+    return [list(zip(requests, done, strict=True))], time.monotonic() - started
+
+
+def logprob_gap(model: Any, turns: Sequence[Turn]) -> float:
+    """Mean distance between the engine's log-probabilities and those of one pass in bf16 autocast, as the trainer computes them."""
+    gaps = []
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        for request, done in turns:
+            ids = torch.tensor([[*request.prompt_ids, *done.token_ids]])
+            logits = model(ids).logits[0, len(request.prompt_ids) - 1 : -1]
+            trainer = torch.log_softmax(logits.float(), -1).gather(1, ids[0, len(request.prompt_ids) :, None])[:, 0]
+            gaps.append((trainer - torch.tensor(done.logprobs)).abs().mean().item())
+    return sum(gaps) / len(gaps)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--model", default="carried", help="a model folder; 'untrained' for one of 4.2M random parameters (with --independent)"
+    )
+    parser.add_argument("--independent", action="store_true", help="random prompts that share nothing, one turn")
+    parser.add_argument("--groups", type=int, default=3)
+    parser.add_argument("--group-size", type=int, default=8)
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--prompt-tokens", type=int, default=800, help="of an independent prompt")
+    parser.add_argument("--new-tokens", type=int, default=48)
+    options = parser.parse_args()
+    from transformers import AutoModelForCausalLM
+
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = str(make_model(Path(scratch))) if options.model == "untrained" else policy_path(options.model)
+        engine = HFEngine(folder, max_batch=options.groups * options.group_size)
+        engine.generate([GenerationRequest((5, 6, 7), 8, 0, frozenset())], Sampling())
+        rounds, ours = independent(engine, options) if options.independent else converse(engine, folder, options)
         engine.close()
-    print(f"engine {ours:.0f} new tokens/s, model.generate {plain:.0f}, ratio {ours / plain:.2f}; gap to bf16 autocast {gap:.4f}")
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        torch.set_num_threads(_THREADS)  # as many as the engine takes
+        plain = reference(model, rounds)
+        gap = logprob_gap(model, rounds[-1][:4])
+    turns = [turn for turns in rounds for turn in turns]
+    new = sum(len(c.token_ids) for _, c in turns)
+    prompt = sum(len(r.prompt_ids) for r, _ in turns)
+    reused = sum(c.metadata["reused"] for _, c in turns) / prompt
+    passes = new / sum(c.metadata["passes"] for _, c in turns)
+    print(
+        f"{len(turns)} turns, {prompt / len(turns):.0f} prompt tokens each, {new} new tokens: engine {new / ours:.0f} new tokens/s, "
+        f"model.generate {new / plain:.0f}, ratio {plain / ours:.2f}\n"
+        f"{reused:.0%} of prompt tokens were computed before, {passes:.1f} new tokens a pass and row; gap to bf16 autocast {gap:.4f}"
+    )
 
 
 if __name__ == "__main__":
