@@ -28,7 +28,8 @@ def percent(figures: Mapping[str, Any]) -> str:
 def points(row: Mapping[str, Any]) -> str:
     """`+3.1 (-6.0 to +12.2)`: a difference and its interval, in points."""
     text = f"{100 * row['mean']:+.1f}"
-    return text + (f" ({100 * row['low']:+.1f} to {100 * row['high']:+.1f})" if row["low"] is not None else "")
+    has_interval = row["low"] is not None and row["changed"]
+    return text + (f" ({100 * row['low']:+.1f} to {100 * row['high']:+.1f})" if has_interval else "")
 
 
 def mode_name(mode: str, temperature: float) -> str:
@@ -119,7 +120,10 @@ def sentences(comparison: Mapping[str, Any]) -> list[str]:
     for mode in (mode for mode in MODES if mode in comparison):
         row = comparison[mode]["all"]
         name = mode_name(mode, comparison["temperature"])
-        said.append(f"{name}: difference {100 * row['mean']:+.1f} points{_interval(row)}: {_meaning(row)}.")
+        if row["changed"]:
+            said.append(f"{name}: difference {100 * row['mean']:+.1f} points{_interval(row)}: {_meaning(row)}.")
+        else:
+            said.append(f"{name}: the same rate on each of {row['count']} bug(s).")
     return [*said, f"Verdict: {comparison['verdict']}"]
 
 
@@ -132,11 +136,9 @@ def _meaning(row: Mapping[str, Any]) -> str:
         return "better, beyond what chance explains" if row["direction"] > 0 else "worse, beyond what chance explains"
     if row["low"] is None:
         return "one bug says nothing"
-    if row["changed"] == 0:
-        return f"the same on all {row['count']} bugs"
     if row["low"] > 0 or row["high"] < 0:
         return f"only {row['changed']} bug(s) changed, fewer than the {MIN_CHANGED} that could tell it from chance"
-    return "not distinguishable from none"
+    return f"not distinguishable from none (with these bugs some {50 * (row['high'] - row['low']):.0f} points would be)"
 
 
 def compare_folders(first: Path, second: Path, *, as_json: bool = False) -> dict[str, Any]:

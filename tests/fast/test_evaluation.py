@@ -1,0 +1,235 @@
+"""What evaluations are said to show: figures of a folder, paired comparisons of two, and words that claim no more."""
+
+import io
+import json
+from dataclasses import asdict, replace
+
+import pytest
+from rich.console import Console
+
+from selfplay.config import build_config
+from selfplay.errors import RunError, UsageError
+from selfplay.evaluation import AttemptResult, Folder, compare, entries_of, identity_of, policy_identity, summarise, verdict_of
+from selfplay.tasks import Task
+from selfplay.viewing.scores import sentences, show_comparison, show_rates
+from selfplay.viewing.summary import _evaluations
+
+CONFIG = build_config({})
+TASKS = [
+    Task(
+        f"bug-{n}", f"pypi:{'toolz' if n % 2 else 'parse'}==1.0", "", "", ("t",), (), {"a": "b"}, set="own", part="unseen" if n > 5 else ""
+    )
+    for n in range(8)
+]
+
+
+def results(task: Task, drawn: list[bool | None], greedy: bool | None = None) -> list[AttemptResult]:
+    def one(number, passed, mode):
+        return AttemptResult(task.instance_id, task.repo, number, passed, "", "submitted", 4, 100, mode, 2.0)
+
+    made = [one(number, passed, "sampled") for number, passed in enumerate(drawn)]
+    return made + ([one(0, greedy, "greedy")] if greedy is not None else [])
+
+
+def a_folder(path, passes, tasks=TASKS, config=CONFIG, policy="p") -> Folder:
+    """passes(n): (drawn outcomes, greedy outcome) of bug n."""
+    folder = Folder(path)
+    folder.begin(identity_of(config, {"model": policy}, tasks))
+    rows = [result for n, task in enumerate(tasks) for result in results(task, *passes(n))]
+    folder.results_file.write_text("".join(json.dumps(asdict(row)) + "\n" for row in rows))
+    return folder
+
+
+def never(n):
+    return [False] * 4, False
+
+
+def printed(width, show) -> str:
+    console = Console(file=io.StringIO(), width=width, force_terminal=False)
+    show(console)
+    return console.file.getvalue()
+
+
+# -- figures
+
+
+def test_drawn_and_greedy_attempts_are_counted_apart(tmp_path):
+    folder = a_folder(tmp_path, lambda n: ([True, False, False, n == 0], n == 1))
+    summary = summarise(folder.results(), entries_of(folder), 4)
+    drawn, greedy = summary["sampled"]["all"], summary["greedy"]["all"]
+    assert (drawn["tasks"], drawn["attempts"], drawn["pass@4"]) == (8, 32, 1.0)
+    assert drawn["pass@1"] == pytest.approx((0.25 * 7 + 0.5) / 8)
+    assert (greedy["attempts"], greedy["pass@1"]) == (8, 0.125)
+    assert "pass@4" not in greedy
+    assert (drawn["turns"], drawn["tokens"], drawn["seconds"]) == (4, 100, 2)
+
+
+def test_figures_are_given_by_set_part_and_repository(tmp_path):
+    folder = a_folder(tmp_path, lambda n: ([n > 5], n > 5))
+    summary = summarise(folder.results(), entries_of(folder), 1)["sampled"]
+    assert {name: row["pass@1"] for name, row in summary["sets"].items()} == {"own": 0, "own/unseen": 1}
+    assert {name: row["tasks"] for name, row in summary["repositories"].items()} == {"parse": 4, "toolz": 4}
+
+
+def test_what_the_machine_spoiled_counts_nowhere():
+    rows = [*results(TASKS[0], [True, None]), *results(TASKS[1], [None, None])]
+    summary = summarise(rows, {}, 2)
+    assert summary["spoiled_by_the_machine"] == 3
+    assert (summary["sampled"]["all"]["tasks"], summary["sampled"]["all"]["pass@1"]) == (1, 1.0)
+
+
+# -- folders
+
+
+def test_results_without_a_mode_still_read_as_drawn(tmp_path):
+    row = asdict(results(TASKS[0], [True])[0])
+    del row["mode"], row["seconds"]
+    (tmp_path / "results.jsonl").write_text(json.dumps(row) + '\n{"torn')
+    assert [(result.mode, result.passed) for result in Folder(tmp_path).results()] == [("sampled", True)]
+
+
+def test_results_of_an_unknown_policy_are_not_continued(tmp_path):
+    (tmp_path / "results.jsonl").write_text(json.dumps(asdict(results(TASKS[0], [True])[0])) + "\n")
+    with pytest.raises(UsageError, match="without an evaluation.json"):
+        Folder(tmp_path).begin(identity_of(CONFIG, {"model": "p"}, TASKS))
+
+
+def test_a_torn_line_does_not_swallow_the_next(tmp_path):
+    folder = a_folder(tmp_path, never)
+    whole = folder.results_file.read_bytes()
+    folder.results_file.write_bytes(whole[:-20])
+    folder.begin(identity_of(CONFIG, {"model": "p"}, TASKS))
+    with folder.results_file.open("ab") as file:
+        file.write(whole.splitlines(keepends=True)[-1])
+    assert len(folder.results()) == 40
+
+
+def test_more_workers_are_the_same_evaluation_and_another_prompt_is_not(tmp_path):
+    folder = a_folder(tmp_path, never)
+    folder.check(identity_of(build_config({"train": {"workers": 7}, "sandbox": {"type": "docker"}}), {"model": "p"}, TASKS))
+    with pytest.raises(UsageError, match="agent.prompt_style = 'full' there and 'terse' here"):
+        folder.check(identity_of(build_config({"agent": {"prompt_style": "terse"}}), {"model": "p"}, TASKS))
+
+
+def test_a_policy_is_known_by_its_weights_and_not_by_where_they_lie(tmp_path):
+    for name, weights in (("a", b"1"), ("b", b"1"), ("c", b"2")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").write_bytes(weights)
+    a, b, c = (policy_identity("m", str(tmp_path / name)) for name in "abc")
+    assert a == b != c
+
+
+# -- comparisons
+
+
+def test_differences_are_paired_by_bug(tmp_path):
+    first = a_folder(tmp_path / "a", lambda n: ([n % 2 == 0, False], False))
+    second = a_folder(tmp_path / "b", lambda n: ([n % 2 == 0, n < 4], False), policy="q")
+    row = compare(first, second)["sampled"]["all"]
+    assert (row["first"]["pass@1"], row["second"]["pass@1"]) == (0.25, 0.5)
+    assert (row["mean"], row["count"], row["changed"]) == (0.25, 8, 4)
+    assert row["low"] < 0.25 < row["high"]
+
+
+def test_a_gain_at_t_1_alone_is_called_sharpening(tmp_path):
+    first, second = a_folder(tmp_path / "a", never), a_folder(tmp_path / "b", lambda n: ([True, n > 2, False, False], False))
+    comparison = compare(first, second)
+    assert comparison["verdict"].startswith("sharpening: better at T = 1, no difference shown greedily.")
+
+
+def test_a_gain_of_both_kinds_is_called_better(tmp_path):
+    first, second = a_folder(tmp_path / "a", never), a_folder(tmp_path / "b", lambda n: ([True] * 4, n > 0))
+    assert compare(first, second)["verdict"] == "better: at T = 1 and greedily."
+    assert compare(second, first)["verdict"] == "worse: at T = 1 and greedily."
+
+
+@pytest.mark.parametrize(
+    ("sampled", "greedy", "start"),
+    [
+        (0, 0, "no difference shown."),
+        (0, None, "no difference shown."),
+        (1, None, "better at T = 1; greedily not measured, so this may be no more than sharpening"),
+        (0, 1, "no difference shown at T = 1, better greedily."),
+        (None, -1, "not measured at T = 1, worse greedily."),
+        (-1, 0, "worse at T = 1, no difference shown greedily."),
+        (1, -1, "mixed: better at T = 1, worse greedily."),
+    ],
+)
+def test_every_outcome_has_its_words(sampled, greedy, start):
+    assert verdict_of(sampled, greedy).startswith(start)
+
+
+def test_a_small_difference_is_said_to_show_nothing(tmp_path):
+    first, second = a_folder(tmp_path / "a", never), a_folder(tmp_path / "b", lambda n: ([n == 0, False], False))
+    assert sentences(compare(first, second)) == [
+        "T = 1: difference +6.2 points, 95% interval -8.5 to +21.0: "
+        "not distinguishable from none (with these bugs some 15 points would be).",
+        "greedy: the same rate on each of 8 bug(s).",
+        "Verdict: no difference shown.",
+    ]
+
+
+def test_a_few_bugs_that_all_gained_are_not_called_better(tmp_path):
+    first = a_folder(tmp_path / "a", never, TASKS[:4])
+    second = a_folder(tmp_path / "b", lambda n: ([True] * 4, True), TASKS[:4])
+    comparison = compare(first, second)
+    assert "only 4 bug(s) changed" in sentences(comparison)[0]
+    assert comparison["verdict"] == "no difference shown."
+
+
+def test_bugs_of_one_folder_alone_are_left_out_and_counted(tmp_path):
+    comparison = compare(a_folder(tmp_path / "a", never), a_folder(tmp_path / "b", never, TASKS[:6]))
+    assert (comparison["sampled"]["all"]["count"], comparison["left_out"]) == (6, 2)
+
+
+def test_other_settings_are_told(tmp_path):
+    other = build_config({"agent": {"max_turns": 3}})
+    comparison = compare(a_folder(tmp_path / "a", never), a_folder(tmp_path / "b", never, config=other))
+    assert comparison["settings"] == "agent.max_turns = 64 there and 3 here"
+
+
+def test_folders_that_cannot_be_compared_say_why(tmp_path):
+    good = a_folder(tmp_path / "good", never)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UsageError, match="no folder .*none"):
+        compare(good, Folder(tmp_path / "none"))
+    with pytest.raises(UsageError, match="holds no finished attempt"):
+        compare(good, Folder(tmp_path / "empty"))
+    with pytest.raises(UsageError, match="no task in common"):
+        compare(good, a_folder(tmp_path / "others", never, [replace(task, instance_id=f"x{task.instance_id}") for task in TASKS]))
+    with pytest.raises(UsageError, match="8 task.s. .* share an id and are different bugs"):
+        compare(good, a_folder(tmp_path / "changed", never, [replace(task, failure="E") for task in TASKS]))
+    torn = a_folder(tmp_path / "torn", never)
+    torn.identity_file.write_text('{"policy": ')
+    with pytest.raises(RunError, match="evaluation.json cannot be read"):
+        compare(good, torn)
+
+
+# -- how it looks
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_tables_fit_their_width(tmp_path, width):
+    first, second = a_folder(tmp_path / "a", lambda n: ([n % 2 == 0] * 4, n > 3)), a_folder(tmp_path / "b", lambda n: ([True] * 4, n < 3))
+    comparison = {**compare(first, second), "first": {"folder": "a", "policy": {}}, "second": {"folder": "b", "policy": {}}}
+    summary = summarise(second.results(), entries_of(second), 4)
+    text = printed(width, lambda console: show_rates(summary, console, 1.0)) + printed(width, lambda c: show_comparison(comparison, c))
+    assert max(map(len, text.splitlines())) <= width
+    assert "…" not in text
+    assert "own/unseen" in text and "parse" in text
+
+
+def test_the_summary_of_a_run_shows_before_and_after(tmp_path):
+    a_folder(tmp_path / "evaluations" / "u0000", never)
+    title, body = _evaluations(tmp_path)[0]
+    assert "only update 0" in str(body)
+    a_folder(tmp_path / "evaluations" / "u0008", lambda n: ([n < 2, False], False))
+    title, body = _evaluations(tmp_path)[0]
+    text = " ".join(printed(80, lambda console: console.print(body)).split())
+    assert "update 0" in text and "update 8" in text
+    assert "not distinguishable from none" in text
+    assert "Verdict: no difference shown." in text
+
+
+def test_a_run_without_evaluations_has_no_such_section(tmp_path):
+    assert _evaluations(tmp_path) == []
