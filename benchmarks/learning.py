@@ -193,6 +193,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SelfplayError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted; the same command continues.", file=sys.stderr)
+        return 130
     return 1 if failed else 0
 
 

@@ -6,6 +6,7 @@ Invariant: equal recordings give equal bytes; what is missing is said to be miss
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ MODE_NAMES: dict[Mode, str] = {"greedy": "greedy", "sampled": "T = 1"}
 COLOURS = {"selfplay": "#0072b2", "repair": "#d55e00", "injection": "#009e73"}  # Okabe and Ito, told apart by the colour-blind too
 STROKES = ("-", "--", ":", "-.")
 MARKERS = ("o", "s", "^", "D")
+SET_ORDER = {"own": 0, "human": 1}
 WINDOW = 7  # updates in a running mean
 Rates = Mapping[str, float]  # share of passed attempts, by bug
 
@@ -86,7 +88,8 @@ def sets_of(curves: Iterable[Curve]) -> dict[str, list[str]]:
         groups.setdefault(entry.set or "all", []).append(bug)
         if entry.part:
             groups.setdefault(f"{entry.set}/{entry.part}", []).append(bug)
-    return {name: ids for name, ids in sorted(groups.items()) if "/" not in name or len(ids) < len(groups[name.partition("/")[0]])}
+    ranked = sorted(groups, key=lambda name: (SET_ORDER.get(name.partition("/")[0], len(SET_ORDER)), name))
+    return {name: groups[name] for name in ranked if "/" not in name or len(groups[name]) < len(groups[name.partition("/")[0]])}
 
 
 def whole_sets(groups: Mapping[str, Sequence[str]]) -> dict[str, Sequence[str]]:
@@ -264,7 +267,7 @@ SIGNALS: tuple[tuple[str, str, Callable[[float], float]], ...] = (
 
 
 def draw_signals(curves: Sequence[Curve]) -> Figure:
-    """The runs' own measurements, each update as a dot and a running mean as a line; then seconds an update, by phase."""
+    """The runs' own measurements, each update as a pale line and a running mean as a strong one; then seconds an update, by phase."""
     figure, axes = _panels(4, 2, 4.4, 2.3)
     flat = [axis for row in axes for axis in row]
     for axis, (key, title, scale) in zip(flat, SIGNALS, strict=False):
@@ -274,7 +277,7 @@ def draw_signals(curves: Sequence[Curve]) -> Figure:
             if not values:
                 continue
             style = _style(curve, curves)
-            axis.plot(updates, values, linestyle="", marker=".", markersize=3, alpha=0.3, color=style["color"])
+            axis.plot(updates, values, linewidth=0.6, alpha=0.3, color=style["color"])
             axis.plot(updates, running_mean(values, WINDOW), **{**style, "marker": ""})
         axis.set_title(title)
         axis.set_ylim(bottom=0)
@@ -322,6 +325,7 @@ def _panels(rows: int, columns: int, width: float, height: float) -> tuple[Figur
     matplotlib.use("Agg")
     # Text stays text: small files that search and diff; a fixed salt, so that equal plots are equal bytes.
     style: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": "selfplay", "font.family": "sans-serif", "font.size": 8}
+    style["font.sans-serif"] = ["DejaVu Sans"]
     style |= {"axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 9}
     matplotlib.rcParams.update(style | {"axes.grid": True, "grid.alpha": 0.25, "grid.linewidth": 0.5})
     from matplotlib import pyplot
@@ -336,6 +340,7 @@ def _legend(figure: Figure, *axes: Axes) -> None:
     lines = math.ceil(len(found) / 3)
     figure.tight_layout(rect=(0, 0, 1, 1 - 0.22 * lines / height))
     if found:
+        found = {label: found[label] for label in sorted(found, key=lambda label: list(NAMES.values()).index(label.partition(",")[0]))}
         figure.legend(found.values(), found.keys(), loc="upper center", ncols=3, frameon=False, fontsize=8)
 
 
@@ -366,8 +371,9 @@ def save(figure: Figure, path: Path) -> None:
 
     figure.savefig(path, metadata={"Date": None, "Creator": None} if path.suffix == ".svg" else None)
     pyplot.close(figure)
-    if path.suffix == ".svg":  # matplotlib ends lines with blanks, which git complains about
-        path.write_text("".join(f"{line.rstrip()}\n" for line in path.read_text(encoding="utf-8").splitlines()), encoding="utf-8")
+    if path.suffix == ".svg":  # blanks at the ends of lines, and millionths of a point, serve nobody
+        lines = re.sub(r"(\d\.\d\d)\d+", r"\1", path.read_text(encoding="utf-8")).splitlines()
+        path.write_text("".join(f"{line.rstrip()}\n" for line in lines), encoding="utf-8")
 
 
 def body(curves: Sequence[Curve], stem: str) -> str:
