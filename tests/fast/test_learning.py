@@ -11,9 +11,12 @@ from benchmarks.learning import Plan, arm_settings, episodes_an_update, is_finis
 from benchmarks.learning_figures import BEGIN, END, arms_table, compute_table, rates_table, read_curve, running_mean, write_figures
 from selfplay.config import load_config
 from selfplay.curriculum.store import Store
-from selfplay.errors import RunError, UsageError
+from selfplay.errors import ConfigError, RunError, UsageError
 from selfplay.evaluation import AttemptResult, Identity, TaskEntry
+from selfplay.orchestrator.given_bugs import touched_functions
 from selfplay.orchestrator.recovery import RunFolder
+from selfplay.orchestrator.start import start_training
+from selfplay.trees import FileEntry, Tree
 
 RECIPE = Path("runs/recipes/learning.toml")
 BUGS = {f"own-{number}": TaskEntry("d", "own", "unseen" if number < 4 else "seen", "parse") for number in range(12)} | {
@@ -165,3 +168,59 @@ def test_the_repair_arms_bugs_lie_with_the_teachers_run_unless_given(tmp_path):
     plan = Plan(RECIPE, Path("repos.txt"), (f"run.folder={tmp_path}",), "try", None)
     assert plan.frozen_bugs == tmp_path / "try-teacher" / "frozen-bugs.jsonl"
     assert plan.run("repair", 2).path == tmp_path / "try-repair-s2"
+
+
+def test_a_run_in_which_nobody_makes_bugs_and_none_are_given_is_refused_before_it_starts(tmp_path):
+    repositories = tmp_path / "repos.txt"
+    repositories.write_text("pypi:toolz==1.0.0\n")
+    settings = ["train.injector_groups=0", f"run.folder={tmp_path / 'runs'}"]
+    with pytest.raises(UsageError, match=r"train.injector_groups = 0 makes no bugs, and train.bugs names no file"):
+        start_training(repositories, None, settings)
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    "setting", ["train.learn=[]", 'train.learn=["solver", "solver"]', 'train.learn=["judge"]', "train.injector_group_size=1"]
+)
+def test_settings_that_nothing_can_be_learned_with_are_refused_by_name(setting):
+    with pytest.raises(ConfigError, match=setting.partition("=")[0]):
+        load_config(RECIPE, [setting])
+
+
+CODE = """\
+LIMIT = 3
+
+
+def first(x):
+    return x
+
+
+@property
+def second(x):
+    y = x
+
+    return y
+
+
+class Box:
+    def third(self):
+        return 1
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "names"),
+    [
+        ("LIMIT = 3", "LIMIT = 4", set()),
+        ("    return x\n", "    return -x\n", {"first"}),
+        ("@property\n", "", {"second"}),
+        ("    y = x\n", "    y = x\n    y = 2\n", {"second"}),
+        ("\n    return y\n", "", {"second"}),
+        ("        return 1\n", "        return 2\n", {"Box.third"}),
+        ("def first(x):", "def other(x):", {"first", "other"}),
+        ("    return x\n", "    return x\n\n\ndef added():\n    pass\n", {"added"}),
+    ],
+)
+def test_a_function_is_touched_when_one_of_its_lines_differs_before_or_after(old, new, names):
+    trees = [Tree({"m.py": FileEntry(code.encode())}) for code in (CODE, CODE.replace(old, new))]
+    assert touched_functions(*trees) == names
