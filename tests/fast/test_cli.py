@@ -132,3 +132,22 @@ def test_the_bugs_of_a_run_are_data_with_json(tmp_path):
     result = selfplay("inspect-bugs", "mine", "--json", folder=tmp_path)
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout)
+
+
+def test_an_unknown_set_of_tasks_is_told_with_those_that_exist(tmp_path):
+    result = selfplay("eval", "--tasks", "owm", folder=tmp_path)
+    assert_refused(result, 2, "no task set and no file named 'owm'", "Sets that come with selfplay:")
+
+
+def test_evaluating_nothing_says_what_is_needed(tmp_path):
+    assert_refused(selfplay("eval", folder=tmp_path), 2, "--tasks SET_OR_FILE is needed")
+
+
+def test_comparing_folders_that_are_not_there_is_bad_usage(tmp_path):
+    assert_refused(selfplay("eval", "--compare", "a", "b", folder=tmp_path), 2, "there is no folder a")
+
+
+def test_a_run_with_unknown_evaluation_tasks_starts_nothing(tmp_path):
+    result = selfplay("train", "--repos", good_list(tmp_path), "--set", 'evaluation.tasks=["owm"]', folder=tmp_path)
+    assert_refused(result, 2, "'owm'")
+    assert not (tmp_path / "runs").exists()
