@@ -33,6 +33,7 @@ from selfplay.targets import Target, usable_targets
 from selfplay.training.advantages import compute_advantages
 from selfplay.training.batch import Sample
 from selfplay.validator import Thresholds, Verdict, validate_second_order
+from selfplay.viewing.progress import place_text
 
 
 class TrainLoop:
@@ -83,7 +84,7 @@ class TrainLoop:
         evaluations = game.evaluations
         if evaluations is None or not evaluations.is_due(update, game.config.train.updates) or game.store.state(key):
             return
-        game.progress.phase("evaluating")
+        game.progress.phase(f"evaluating {place_text(update)}")
         policy = {"model": game.config.policy.model, "run": game.run.path.name, "update": update, "weights": game.engine.weight_version}
         row = await asyncio.to_thread(evaluations.play, update, policy, game.progress.evaluating)
         game.sink.write(row)

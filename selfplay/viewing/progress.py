@@ -30,6 +30,11 @@ def duration_text(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
+def place_text(update: int) -> str:
+    """Where an evaluation stands in a run."""
+    return f"after update {update}" if update else "before the first update"
+
+
 def top_text(counts: Mapping[str, int], most: int = 3) -> str:
     """`parser 4, determinism 1`: the largest counts first, then by name."""
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
@@ -141,7 +146,7 @@ class TrainProgress:
     def evaluated(self, update: int, row: Mapping[str, Value]) -> None:
         with self._lock:
             self._evaluation = ""
-        self._print(Text(f"evaluated after update {update}: {_evaluation_text(row)}", style="bold" if self._live else ""))
+        self._print(Text(f"evaluated {place_text(update)}: {_evaluation_text(row)}", style="bold" if self._live else ""))
 
     def message(self, text: str) -> None:
         """A line that stays."""
@@ -163,13 +168,14 @@ class TrainProgress:
             reasons = f" ({top_text(self._rejected)})" if self._rejected else ""
             rate = f" ({self._repairs / self._attempts:.0%})" if self._attempts else ""
             rewards = ", ".join(f"{role} {value:+.2f}" for role, value in self._rewards.items())
+            if self._evaluation:
+                return [("evaluation", self._evaluation), ("time", f"{duration_text(elapsed)} elapsed")]
             speed = f"{self._tokens / played:,.0f} tokens/s, " if played >= 1 and self._tokens else ""
             return [
                 ("episodes", " · ".join(episodes)),
                 ("artifacts", f"{self._accepted} accepted, {self._rejected.total()} rejected{reasons}"),
                 ("repairs", f"{self._repairs} of {self._attempts}{rate}"),
                 *([("reward", rewards)] if rewards else []),
-                *([("evaluation", self._evaluation)] if self._evaluation else []),
                 ("time", f"{speed}{duration_text(elapsed)} elapsed{self._left(elapsed)}"),
             ]
 
@@ -210,9 +216,10 @@ def _evaluation_text(row: Mapping[str, Value]) -> str:
     for mode, name in (("sampled", "drawn attempts"), ("greedy", "greedy ones")):
         rate, error = row.get(f"evaluation/{mode}/pass@1"), row.get(f"evaluation/{mode}/standard_error")
         if isinstance(rate, int | float):
-            parts.append(f"{rate:.1%}" + (f" ± {100 * error:.1f}" if isinstance(error, int | float) else "") + f" of {name} repair")
+            parts.append(f"{rate:.1%}" + (f" ± {100 * error:.1f}" if isinstance(error, int | float) and error else "") + f" of {name}")
+    repaired = f"{' and '.join(parts)} repaired" if parts else "no attempt was judged"
     seconds = row.get("seconds/evaluating")
-    return ", ".join([*(parts or ["no attempt was judged"]), *([duration_text(seconds)] if isinstance(seconds, int | float) else [])])
+    return repaired + (f", {duration_text(seconds)}" if isinstance(seconds, int | float) else "")
 
 
 def _row_text(row: Mapping[str, Value]) -> str:

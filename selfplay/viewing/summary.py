@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from selfplay.curriculum.store import BugRow, Store
-from selfplay.evaluation import Folder, compare
+from selfplay.evaluation import Folder, compare, entries_of
 from selfplay.tools import make_harmless
 from selfplay.viewing.progress import ROLES, duration_text
 from selfplay.viewing.scores import comparison_body
@@ -154,8 +154,10 @@ def _evaluations(run_folder: Path) -> list[tuple[str, RenderableType]]:
     (first, before), (last, after) = found[0], found[-1]
     if first == last:
         return [("Evaluation", Text(f"only update {first} is evaluated so far; the comparison comes with the last update"))]
-    body = comparison_body(compare(before, after), f"update {first}", f"update {last}", with_groups=False)
-    return [("Evaluation, on bugs that are not trained on", body)]
+    comparison = compare(before, after)
+    sets = ", ".join(sorted({entry.set for entry in entries_of(before).values()}))
+    head = Text(f"the policy before and after, on the same bugs (of {make_harmless(sets)})\n")
+    return [("Evaluation", Group(head, comparison_body(comparison, f"update {first}", f"update {last}", with_groups=False)))]
 
 
 def _number(value: object, form: str) -> str:

@@ -319,3 +319,17 @@ def test_a_diffs_size_is_files_and_lines():
     assert diffstat(INJECT + WEAKEN) == "2 file(s), +2 −2"
     assert diffstat("no diff") == ""
     assert diffstat("--- a/x\n+++ b/x\n@@ -1 +1 @@\n-x\n") == ""
+
+
+def test_while_evaluating_progress_tells_that_alone():
+    console = a_console()
+    with TrainProgress(console, 2) as progress:
+        progress.phase("evaluating before the first update")
+        progress.evaluating(3, 18)
+        assert dict(progress.lines()) == {"evaluation": "3 of 18 attempts", "time": "0:00 elapsed"}
+        row = {"evaluation/sampled/pass@1": 0.25, "evaluation/sampled/standard_error": 0.05, "evaluation/greedy/pass@1": 0.0}
+        progress.evaluated(0, {**row, "evaluation/greedy/standard_error": 0.0, "seconds/evaluating": 30.0})
+        assert "repairs" in dict(progress.lines())
+    assert printed(console).splitlines()[1:] == [
+        "evaluated before the first update: 25.0% ± 5.0 of drawn attempts and 0.0% of greedy ones repaired, 0:30"
+    ]
