@@ -562,11 +562,13 @@ class TeacherPlayer:
 
     As solver it looks where the failure points, compares with the original and puts back what differs, in a `skill` share of its
     episodes; in the others it submits nothing, so that groups hold both. Equal turns get equal replies.
+    `first` is the mutation that an injector begins with, in place of one that the turn's seed draws, and that a solver is led to.
     """
 
     trees: Sequence[Tree]
     skill: float = 0.6
     max_lines: int = 30
+    first: Mutation | None = None
     _functions: dict[tuple[str, str], list[tuple[Function, list[Mutation]]]] = field(default_factory=dict, repr=False)
 
     def __call__(self, turn: Turn) -> str:
@@ -629,7 +631,7 @@ class TeacherPlayer:
         for function, mutations in self._mutable(tree, path) if path else ():
             fresh = [mutation for mutation in mutations if mutation.line not in done]
             if function.first_line == line and fresh:
-                mutation = choose_mutation(fresh, generator)
+                mutation = self.first if self.first is not None and self.first in fresh and not done else choose_mutation(fresh, generator)
                 return edit_reply(listed(function, mutation), path, mutation.line, mutation.search, mutation.replace)
         return _call("submit", "\n".join(SPEC_FILES))
 
@@ -656,7 +658,7 @@ class TeacherPlayer:
                 return reply
         if seen or len(looked) > MAX_LOOKS:
             return _call("submit", "")
-        places = self._suspects(exchange.task)
+        places = self._suspects(exchange.task) if self.first is None else self.trail(exchange.task)
         if len(looked) >= len(places):
             return _call("submit", "")
         path, name = places[len(looked)]
@@ -679,6 +681,25 @@ class TeacherPlayer:
                     if int(number) <= len(lines) and text != lines[int(number) - 1]:
                         found.append((command[1], int(number), text, lines[int(number) - 1]))
         return found
+
+    def trail(self, task: str) -> list[tuple[str, str]]:
+        """(path, name) of the functions to look at for `first`: its own where the task names it, else after one that is named and calls it.
+
+        Empty where nothing in the task leads there, or its line would not be shown: such a repair could only be guessed.
+        """
+        first = self.first
+        tree = self._tree_of(task)
+        if first is None or first.path not in tree:
+            return []
+        name = next((f.short_name for f, _ in self._mutable(tree, first.path) if f.first_line <= first.line <= f.last_line), "")
+        if f"\n{first.line}:" not in "\n" + shown_function(tree.text(first.path), name):
+            return []
+        if re.search(rf"\b{name}\b", task):
+            return [(first.path, name)]
+        for path, caller in self._suspects(task):
+            if re.search(rf"\b{caller}\b", task) and f"{name}(" in shown_function(tree.text(path), caller):
+                return [(path, caller), (first.path, name)]
+        return []
 
     def _suspects(self, task: str) -> list[tuple[str, str]]:
         """(path, name) of functions to look at: innermost frames first, then what the failing lines call, then what those call."""

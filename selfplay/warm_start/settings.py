@@ -1,0 +1,248 @@
+"""What a warm start is made of: corpus, sizes, stages, and reading them from TOML. Does nothing itself."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError
+
+from selfplay.config import Section
+from selfplay.errors import ConfigError
+
+Progress = Callable[[str], None]
+
+CORPUS = (
+    "inflection==0.5.1",
+    "cachetools==8.0.1",
+    "xmltodict==1.0.4",
+    "humanize==4.17.0",
+    "python-slugify==9.2.0",
+    "toolz==1.2.0",
+    "isodate==0.7.2",
+    "parse==1.22.4",
+    "jmespath==1.1.0",
+    "tabulate==0.10.0",
+    "sqlparse==0.6.1",
+    "boltons==26.2.0",
+    "more-itertools==11.2.1",
+    "click==8.5.1",
+    "jinja2==3.1.6",
+    "markupsafe==3.0.4",
+    "werkzeug==3.1.9",
+    "flask==3.1.3",
+    "itsdangerous==2.2.0",
+    "requests==2.34.2",
+    "attrs==26.1.0",
+    "packaging==26.3",
+    "python-dateutil==4.0.0",
+    "pyparsing==3.3.3",
+    "networkx==3.7",
+    "pluggy==1.7.0",
+    "rich==15.0.0",
+    "pygments==2.21.0",
+    "tomlkit==0.15.2",
+    "jsonschema==4.26.0",
+    "marshmallow==4.4.0",
+    "arrow==1.4.0",
+    "beautifulsoup4==4.15.0",
+    "bleach==6.4.0",
+    "markdown==3.11.3",
+    "mistune==3.4.0",
+    "docopt==0.6.2",
+    "fire==0.7.1",
+    "termcolor==3.3.0",
+    "wcwidth==0.9.4",
+    "prettytable==3.18.0",
+    "simplejson==4.3.0",
+    "semver==3.1.1",
+    "natsort==8.4.0",
+    "sortedcontainers==2.4.0",
+    "funcy==2.1",
+    "pydash==8.1.0",
+    "glom==25.12.0",
+    "voluptuous==0.16.0",
+    "schema==0.7.8",
+    "cerberus==1.3.8",
+    "wtforms==3.3.2",
+    "peewee==4.5.3",
+    "tornado==6.6.1",
+    "bottle==0.13.4",
+    "pyasn1==0.6.5",
+    "rsa==4.9.1",
+    "colour==0.1.5",
+    "webcolors==25.10.0",
+    "pyrsistent==0.20.0",
+    "lark==1.3.1",
+    "parso==0.8.7",
+    "black==26.10.1",
+    "yapf==0.43.0",
+    "pycodestyle==2.15.0",
+    "pyflakes==4.1.0",
+    "tinydb==4.9.0",
+    "deepdiff==9.1.0",
+    "jsonpointer==3.12",
+    "jsonpatch==1.47",
+    "validators==0.36.0",
+    "idna==3.20",
+    "h11==0.16.0",
+    "hpack==4.2.0",
+    "wsproto==1.3.2",
+    "websockets==17.4",
+    "anyio==4.16.0",
+    "croniter==7.0.0",
+    "rfc3986==2.0.0",
+    "babel==2.18.0",
+    "pyyaml==6.0.3",
+    "sqlalchemy==2.1.9",
+    "django==6.1.3",
+    "coverage==7.17.3",
+    "intervaltree==3.2.1",
+    "ply==3.11",
+)
+HELD_OUT = "textdistance==4.6.3"
+# Where episodes are played for real: the quickstart's list.
+REPOSITORIES = (
+    "pypi:toolz==0.12.0..1.0.0",
+    "pypi:cachetools==5.5.2",
+    "pypi:parse==1.20.2",
+    "pypi:inflection==0.5.1",
+    "pypi:jmespath==1.0.1",
+)
+
+
+class ShapeSettings(Section):
+    """Sizes of the model; see training.copying.PolicyShape."""
+
+    vocabulary: int = Field(1024, ge=280)
+    hidden: int = Field(192, ge=16)
+    layers: int = Field(4, ge=1)
+    heads: int = Field(3, ge=1)
+    head_dim: int = Field(64, ge=4)
+    intermediate: int = Field(576, ge=16)
+
+
+class StageSettings(Section):
+    """Supervised steps on one mix of texts. It ends at `steps` or after `seconds`, whichever comes first."""
+
+    name: str
+    steps: int = Field(ge=1)
+    seconds: float = Field(3600, gt=0)
+    learning_rate: float = Field(1e-3, gt=0)
+    mix: dict[str, float]  # how often each kind of text is drawn; the kinds are KINDS
+
+
+class ExecuteSettings(Section):
+    """Rejection fine-tuning: episodes that the teacher plays for real, of which bugs that validate and repairs that pass are kept.
+
+    Played only for stages whose mix draws executed_injector or executed_solver.
+    """
+
+    injector_episodes: int = Field(600, ge=0)
+    solver_episodes: int = Field(600, ge=0)
+    repositories: tuple[str, ...] = REPOSITORIES
+    max_lines: int = Field(22, ge=2)  # of a function that may be broken
+    recipe: str = "runs/recipes/quickstart.toml"  # how they are played
+    sandbox: str = "auto"
+    script_timeout_s: float = Field(10, gt=0)  # of a test run: what hangs is no demonstration
+    workers: int = Field(2, ge=1)  # episodes that are played at the same time
+
+
+EXECUTED = ("executed_injector", "executed_solver")
+KINDS = ("source", "solver_drill", "injector_drill", "solver_short", "solver", "injector", "copy", *EXECUTED)
+STAGES = (
+    StageSettings(name="source", steps=300, learning_rate=1.1e-3, mix={"source": 0.8, "copy": 0.2}),
+    StageSettings(
+        name="drills",
+        steps=950,
+        learning_rate=1.1e-3,
+        mix={"solver_drill": 0.28, "injector_drill": 0.2, "solver_short": 0.12, "solver": 0.15, "injector": 0.18, "copy": 0.07},
+    ),
+    StageSettings(
+        name="episodes",
+        steps=1800,
+        learning_rate=9e-4,
+        mix={"solver_drill": 0.15, "injector_drill": 0.07, "solver_short": 0.13, "solver": 0.32, "injector": 0.28, "copy": 0.05},
+    ),
+    # A third of what is drawn was played for real; the rest keeps what was learned from many more packages.
+    StageSettings(
+        name="executed",
+        steps=600,
+        learning_rate=7e-4,
+        mix={
+            "executed_injector": 0.16,
+            "executed_solver": 0.17,
+            "solver_drill": 0.087,
+            "injector_drill": 0.04,
+            "solver_short": 0.121,
+            "solver": 0.241,
+            "injector": 0.147,
+            "copy": 0.034,
+        },
+    ),
+)
+
+
+class WarmStartSettings(Section):
+    """Sizes and budgets. The defaults are the recipe of the carried policy."""
+
+    seed: int = 0
+    corpus: tuple[str, ...] = CORPUS
+    held_out: str = HELD_OUT
+    favoured: int = Field(13, ge=0)  # the first so many of the corpus are drawn three times as often: those of the quickstart
+    functions_per_package: int = Field(500, ge=1)
+    max_lines: int = Field(22, ge=2)
+    tokenizer_texts: int = Field(8000, ge=10)
+    shape: ShapeSettings = ShapeSettings()
+    context_tokens: int = Field(3072, ge=256)  # limits of the episodes to be imitated
+    observation_tokens: int = Field(400, ge=32)
+    turns: int = Field(10, ge=3)
+    rows: int = Field(8, ge=1)
+    sequence_tokens: int = Field(1024, ge=64)  # longer texts are left out
+    compile: bool = True
+    stages: tuple[StageSettings, ...] = STAGES
+    sharpen: float = Field(1.0, gt=0)  # the saved logits times this: 1.6 keeps the format at temperature 1, and makes attempts copies
+    measured: int = Field(100, ge=1)  # held-out texts of each kind
+    executed: ExecuteSettings = ExecuteSettings()
+
+    @property
+    def draws_executed(self) -> bool:
+        return any(kind in stage.mix for stage in self.stages for kind in EXECUTED)
+
+
+def read_settings(config: Path | None, overrides: Sequence[str]) -> WarmStartSettings:
+    """A TOML file of warm-start settings with `key=value` on top. Raises ConfigError."""
+    values: dict[str, Any] = {}
+    if config is not None:
+        try:
+            values = tomllib.loads(config.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise ConfigError(f"cannot read the warm-start settings {config}: {error}") from error
+    for override in overrides:
+        key, separator, value = override.partition("=")
+        try:
+            added = tomllib.loads(f"{key} = {value}")
+        except tomllib.TOMLDecodeError:
+            try:
+                added = tomllib.loads(f"{key} = {json.dumps(value)}")
+            except tomllib.TOMLDecodeError as error:
+                raise ConfigError(f"--set {override!r} is not key=value, for instance --set shape.layers=2") from error
+        if not separator:
+            raise ConfigError(f"--set {override!r} is not key=value, for instance --set shape.layers=2")
+        _merge(values, added)
+    try:
+        return WarmStartSettings.model_validate(values)
+    except ValidationError as error:
+        lines = [f"  {'.'.join(map(str, item['loc']))}: {item['msg']} (got {item['input']!r})" for item in error.errors()]
+        raise ConfigError("\n".join([f"{config or '--set'}:", *lines])) from error
+
+
+def _merge(values: dict[str, Any], added: Mapping[str, Any]) -> None:
+    for key, value in added.items():
+        if isinstance(value, dict) and isinstance(values.get(key), dict):
+            _merge(values[key], value)
+        else:
+            values[key] = value
