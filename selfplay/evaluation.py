@@ -444,7 +444,8 @@ def summarise(results: Sequence[AttemptResult], entries: Mapping[str, TaskEntry]
         for kind, groups in groups_of(entries).items():
             found[kind] = {}
             for name, ids in groups.items():
-                if some := [result for result in judged if result.instance_id in set(ids)]:
+                members = set(ids)
+                if some := [result for result in judged if result.instance_id in members]:
                     found[kind][name] = _figures(some, mode, k)
         summary[mode] = found
     return summary

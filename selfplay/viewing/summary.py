@@ -19,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from selfplay.curriculum.store import BugRow, Store
+from selfplay.errors import RunError, UsageError
 from selfplay.evaluation import Folder, compare, entries_of
 from selfplay.tools import make_harmless
 from selfplay.viewing.progress import ROLES, duration_text
@@ -154,7 +155,10 @@ def _evaluations(run_folder: Path) -> list[tuple[str, RenderableType]]:
     (first, before), (last, after) = found[0], found[-1]
     if first == last:
         return [("Evaluation", Text(f"only update {first} is evaluated so far; the comparison comes with the last update"))]
-    comparison = compare(before, after)
+    try:
+        comparison = compare(before, after)
+    except (UsageError, RunError) as error:  # the run is over and sound: its summary tells the rest
+        return [("Evaluation", Text(str(error)))]
     sets = ", ".join(sorted({entry.set for entry in entries_of(before).values()}))
     head = Text(f"the policy before and after, on the same bugs (of {make_harmless(sets)})\n")
     return [("Evaluation", Group(head, comparison_body(comparison, f"update {first}", f"update {last}", with_groups=False)))]

@@ -231,5 +231,12 @@ def test_the_summary_of_a_run_shows_before_and_after(tmp_path):
     assert "Verdict: no difference shown." in text
 
 
+def test_a_summary_tells_why_evaluations_cannot_be_compared(tmp_path):
+    a_folder(tmp_path / "evaluations" / "u0000", never)
+    a_folder(tmp_path / "evaluations" / "u0008", never).identity_file.write_text("{")
+    ((_, body),) = _evaluations(tmp_path)
+    assert "u0008/evaluation.json cannot be read" in str(body)
+
+
 def test_a_run_without_evaluations_has_no_such_section(tmp_path):
     assert _evaluations(tmp_path) == []
