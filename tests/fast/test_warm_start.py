@@ -3,22 +3,31 @@
 import json
 import random
 import re
-from dataclasses import replace
+import sys
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from selfplay import cli
 from selfplay.chat import ChatFormat
+from selfplay.episode import Episode, FinishReason, Role, Turn
 from selfplay.errors import ConfigError
 from selfplay.targets import is_held_out
 from selfplay.tools import apply_edit, parse_action
 from selfplay.training.copying import PolicyShape, build_policy
 from selfplay.training.fabrication import EpisodeMaker, Package, PlayLimits, Transcript
 from selfplay.trees import FileEntry, Tree
-from selfplay.warm_start import CORPUS, HELD_OUT, WarmStartSettings, read_settings, train_tokenizer, warm_start
+from selfplay.warm_start import CORPUS, HELD_OUT, WarmStartSettings, read_settings, warm_start
+from selfplay.warm_start.executed import Attempt, Collection, collect, training_text
+from selfplay.warm_start.figures import LEAST_COPIED, copy_tests, measure_copying
+from selfplay.warm_start.settings import REPOSITORIES, ExecuteSettings
+from selfplay.warm_start.tokenizer import train_tokenizer
 from tiny_policy import build_tiny_tokenizer
 from tiny_repository import build_tiny_repository
+
+RECIPES = Path(__file__).parents[2] / "runs" / "recipes"
 
 
 def package() -> Package:
@@ -118,6 +127,8 @@ def test_one_call_makes_a_policy_folder_and_a_second_repeats_no_finished_stage(t
     generation = json.loads((output / "generation_config.json").read_text())
     assert (generation.get("temperature", 1.0), generation.get("top_p", 1.0), generation.get("top_k")) == (1.0, 1.0, 0)
     assert "| one |" in (output / "MODEL_CARD.md").read_text()
+    # Two steps teach nobody to copy, and that is told at once.
+    assert any(line.startswith("warning: one should leave 80%") for line in said)
     warm_start(output, settings, said.append)
     assert "one: done before" in said
 
@@ -153,5 +164,121 @@ def test_the_held_out_package_is_not_in_the_corpus() -> None:
 
 
 def test_the_recipe_is_the_defaults_written_out() -> None:
-    recipe = Path(__file__).parents[2] / "runs" / "recipes" / "warm-start.toml"
-    assert read_settings(recipe, []) == WarmStartSettings()
+    assert read_settings(RECIPES / "warm-start.toml", []) == WarmStartSettings()
+
+
+def test_episodes_are_played_on_the_repositories_of_the_quickstart() -> None:
+    lines = (RECIPES / "quickstart-repos.txt").read_text().splitlines()
+    assert tuple(line for line in lines if line and not line.startswith("#")) == REPOSITORIES
+
+
+# ---- copying
+
+
+def test_what_is_copied_is_an_identifier_that_was_shown_and_the_corpus_lacks(chat: ChatFormat) -> None:
+    source = "".join(f"def function_{n}(operand, amount):\n    return operand + amount + function_{n}\n\n\n" for n in range(9))
+    made = Package("m==1", "MIT", Tree({"m.py": FileEntry(source.encode())}), 22, 100)
+    corpus = Package("c==1", "MIT", Tree({"c.py": FileEntry(b"def f(operand):\n    return operand\n")}), 22, 100)
+    tests = copy_tests(EpisodeMaker([made], chat, PlayLimits(), random.Random(1)), [corpus], 12)
+    assert len(tests) == 12
+    for test in tests:
+        for first, end in test.answers:
+            answer = chat.decode(test.ids[first:end]).strip(" (")
+            assert answer
+            assert "operand" not in answer
+            assert answer in chat.decode(test.ids[: first - 1])
+
+
+def test_a_new_policy_is_measured_to_copy_nearly_all(chat: ChatFormat) -> None:
+    model = build_policy(PolicyShape(vocabulary=512), seed=0, eos_token_id=2, pad_token_id=0)
+    tests = copy_tests(EpisodeMaker([package()], chat, PlayLimits(), random.Random(1)), [], 10)
+    assert measure_copying(model, tests) >= LEAST_COPIED
+
+
+# ---- played episodes
+
+
+def episode(name: str, role: Role = Role.INJECTOR) -> Episode:
+    """Ten tokens: three shown, a good turn of two, an answer, a turn of two that caused an error, an answer."""
+    turns = (Turn("a", "edit", "", (3, 5)), Turn("b", "", "", (6, 8), is_error=True))
+    mask = (0, 0, 0, 1, 1, 0, 1, 1, 0, 0)
+    ids, logprobs = tuple(range(10)), (0.0,) * 10
+    return Episode(name, role, "r", 0, "g", 0, 0, FinishReason.SUBMITTED, (), turns, ids, mask, logprobs)
+
+
+def test_a_turn_that_caused_an_error_counts_nothing() -> None:
+    weights = list(training_text(episode("e")).weights)
+    assert weights[3:5] == [1.0, 1.0]
+    assert weights[6:8] == [0.0, 0.0]
+    assert all(0 < weight < 1 for weight in weights[:3])
+
+
+def test_an_attempt_that_a_kill_cut_short_is_left_out(tmp_path: Path) -> None:
+    rows = [asdict(Attempt(n, "r", "f.py::f", "constant", "validated", 1.0, f"d{n}", f"i{n}", (f"s{n}",), ("repaired",))) for n in range(3)]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "attempts.jsonl").write_text(text[:-20])
+    assert Collection.read(tmp_path).injectors == ["i0", "i1"]
+    (tmp_path / "attempts.jsonl").write_text(text[:-20] + "\n" + json.dumps(rows[2]) + "\n")
+    assert Collection.read(tmp_path).solvers == ["s0", "s1", "s2"]
+
+
+def test_episodes_of_another_tokenizer_are_not_gone_on_with(tmp_path: Path) -> None:
+    settings = ExecuteSettings(injector_episodes=0, solver_episodes=0)
+    for text in ("one", "two"):
+        (tmp_path / text).mkdir()
+        (tmp_path / text / "tokenizer.json").write_text(text)
+    collect(settings, tmp_path / "executed", tmp_path / "one", 1024, 0, lambda _: None)
+    with pytest.raises(ConfigError, match="played with another tokenizer. Remove that folder to play anew"):
+        collect(settings, tmp_path / "executed", tmp_path / "two", 1024, 0, lambda _: None)
+
+
+# ---- what a person can get wrong
+
+
+def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
+    """(exit code, what is said) of a warm-start command that does not begin."""
+    monkeypatch.setattr(sys, "argv", ["selfplay", "warm-start", *arguments])
+    monkeypatch.setenv("COLUMNS", "400")
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    return int(ended.value.code or 0), capsys.readouterr().err
+
+
+def test_a_stage_of_an_unknown_kind_ends_the_command_with_2(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "warm.toml"
+    config.write_text('[[stages]]\nname = "one"\nsteps = 1\nmix = { poems = 1 }\n')
+    code, said = refused(monkeypatch, capsys, "--config", str(config), "--output", str(tmp_path / "out"))
+    assert (code, "stage 'one' draws 'poems'" in said) == (2, True)
+
+
+def test_a_missing_recipe_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    missing = str(tmp_path / "missing.toml")
+    code, said = refused(monkeypatch, capsys, "--config", missing, "--output", str(tmp_path / "out"))
+    assert (code, f"cannot read the warm-start settings {missing}" in said) == (2, True)
+    code, said = refused(monkeypatch, capsys, "--set", f"executed.recipe={missing}", "--output", str(tmp_path / "out"))
+    assert (code, "cannot read the configuration" in said, "missing.toml" in said) == (2, True, True)
+
+
+def test_an_output_that_cannot_be_written_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    code, said = refused(monkeypatch, capsys, "--output", str(tmp_path / "file" / "policy"))
+    assert (code, "cannot write to" in said, "--output" in said) == (2, True, True)
+
+
+@pytest.mark.parametrize("setting", ["corpus", "executed.repositories"])
+def test_a_repository_that_cannot_be_fetched_ends_the_command_with_1(
+    setting: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SELFPLAY_CACHE", str(tmp_path / "cache"))
+    config = tmp_path / "warm.toml"
+    kind = "source" if setting == "corpus" else "executed_solver"
+    config.write_text(f'[[stages]]\nname = "one"\nsteps = 1\nmix = {{ {kind} = 1 }}\n')
+    missing = str(tmp_path / "nowhere")
+    code, said = refused(
+        monkeypatch, capsys, "--config", str(config), "--set", f"{setting}=['{missing}']", "--output", str(tmp_path / "out")
+    )
+    assert (code, f"there is no folder {missing}" in said) == (1, True)
