@@ -62,19 +62,25 @@ class Curve:
 
 
 def read_curve(arm: str, seed: int, run: RunFolder) -> Curve:
+    """What the run has finished: an evaluation that has no row yet is still on its way and left out."""
+    rows = read_metrics(run.metrics)
+    evaluating_s: dict[int, float] = {}
+    for row in rows:
+        if "evaluation" in row:  # one that a kill interrupted has a short row for its last part: the longest counts
+            evaluating_s[row["evaluation"]] = max(row["seconds/evaluating"], evaluating_s.get(row["evaluation"], 0.0))
     evaluations = []
     entries: dict[str, TaskEntry] = {}
     for update, folder in evaluation_folders(run.path):
+        if update not in evaluating_s:
+            continue
         results = folder.results()
         rates: dict[Mode, Rates] = {
             mode: {bug: sum(passed) / len(passed) for bug, passed in rates_by_bug(results, mode).items()} for mode in MODES
         }
         evaluations.append(Evaluation(update, rates))
         entries |= entries_of(folder)
-    rows = read_metrics(run.metrics)
     by_update = {row["update"]: row for row in rows if "update" in row}
-    evaluating_s = sum(row["seconds/evaluating"] for row in rows if "evaluation" in row)
-    return Curve(arm, seed, evaluations, [by_update[update] for update in sorted(by_update)], entries, evaluating_s)
+    return Curve(arm, seed, evaluations, [by_update[update] for update in sorted(by_update)], entries, sum(evaluating_s.values()))
 
 
 # ---- choosing what is compared
@@ -377,12 +383,13 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def body(curves: Sequence[Curve], stem: str) -> str:
+    compared = arms_table(curves)
     unfinished = [f"{NAMES[c.arm]}, seed {c.seed}" for c in curves if len(c.evaluations) < 2]
     parts = [
         "### Repair rate on the frozen sets, before and after",
         "\n".join(rates_table(curves)),
         "### The arms after their last update",
-        "\n".join(arms_table(curves)),
+        "\n".join(compared) if len(compared) > 2 else "No two arms have played as many updates of one seed yet.",
         f"![Repair rate on the frozen sets over updates](figures/{stem}-rates.svg)",
         "### What each run spent",
         "\n".join(compute_table(curves)),

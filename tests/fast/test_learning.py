@@ -47,7 +47,8 @@ def a_run(folder: Path, arm: str, seed: int, gain: int, updates: int = 6) -> Run
             row |= {"injector/valid": 0.5, "injector/episodes": 16, "injector/sampled_tokens": 100, "solver/sampled_tokens": 200}
             row |= {"logprob_gap": 0.01, "action_tokens": 250, "seconds/injecting": 20.0, "seconds/solving": 39.0, "seconds/training": 1.0}
             file.write(json.dumps(row) + "\n")
-        file.write(json.dumps({"evaluation": updates, "seconds/evaluating": 5.0}) + "\n")
+        for evaluated in (0, updates, updates):
+            file.write(json.dumps({"evaluation": evaluated, "seconds/evaluating": 60.0}) + "\n")
     return RunFolder(run)
 
 
@@ -93,6 +94,12 @@ def test_arms_are_compared_after_their_last_update_bug_by_bug(tmp_path):
     assert (found["seeds"], found["difference after, 95 % interval"], found["shown"]) == ("1, 2", "+25.0 [+25.0, +25.0]", "up")
 
 
+def test_an_evaluation_that_is_still_on_its_way_is_left_out(tmp_path):
+    run = a_run(tmp_path, "selfplay", 1, 2)
+    an_evaluation(run.path, 9, lambda bug: 4)
+    assert [evaluation.update for evaluation in read_curve("selfplay", 1, run).evaluations] == [0, 6]
+
+
 def test_arms_after_different_numbers_of_updates_are_not_compared(tmp_path):
     runs = [("selfplay", 1, a_run(tmp_path, "selfplay", 1, 2)), ("repair", 1, a_run(tmp_path, "repair", 1, 1, updates=4))]
     assert not cells(arms_table([read_curve(*run) for run in runs]))
@@ -101,7 +108,8 @@ def test_arms_after_different_numbers_of_updates_are_not_compared(tmp_path):
 def test_the_compute_of_a_run_is_counted_over_its_updates(tmp_path):
     (row,) = cells(compute_table([read_curve("selfplay", 1, a_run(tmp_path, "selfplay", 1, 2))]))
     assert (row["updates"], row["episodes"], row["sampled tokens"], row["trained tokens"]) == ("6", "240", "1800", "1500")
-    assert (row["minutes played"], row["artifacts valid"], row["attempts passed"]) == ("6", "50%", "35%")
+    assert (row["minutes played"], row["minutes evaluated"]) == ("6", "2")
+    assert (row["artifacts valid"], row["attempts passed"]) == ("50%", "35%")
 
 
 def test_the_page_keeps_its_text_and_equal_recordings_give_equal_bytes(tmp_path):
