@@ -637,7 +637,7 @@ class TeacherPlayer:
 
     def _weaken(self, tree: Tree, test_file: str, failing: Sequence[int]) -> str:
         """The first failing statement becomes a `return`; one of several lines is taken out whole."""
-        spans = [_statement_at(tree.text(test_file), line) for line in failing]
+        spans = [statement_at(tree.text(test_file), line) for line in failing]
         first, last = min(spans, key=lambda span: span[1] - span[0])
         if first == last:
             return weaken_command(test_file, first)
@@ -727,7 +727,7 @@ def _call(tool: str, body: str) -> str:
     return format_action(tool, body)
 
 
-def _statement_at(text: str, line: int) -> tuple[int, int]:
+def statement_at(text: str, line: int) -> tuple[int, int]:
     """(first, last) line of the innermost statement that `line` belongs to."""
     try:
         with warnings.catch_warnings():
