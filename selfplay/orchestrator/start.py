@@ -138,7 +138,15 @@ def _check_given_bugs(config: Config, specs: Sequence[RepositorySpec]) -> str:
     """The records of `train.bugs` as text, "" without any. Raises UsageError for those that cannot be given, or when nobody makes bugs."""
     if config.train.bugs:
         path = Path(config.train.bugs)
-        read_given_bugs(path, {spec.name for spec in specs})
+        given = {
+            (parse_spec(task.repo).name, task.patch): task.instance_id for task in read_given_bugs(path, {spec.name for spec in specs})
+        }
+        evaluated = {(parse_spec(task.repo).name, task.patch) for task in find_tasks(config.evaluation.tasks, config.evaluation.limit)}
+        if both := sorted(given[bug] for bug in given.keys() & evaluated):
+            raise UsageError(
+                f"train.bugs and evaluation.tasks share {len(both)} bug(s), {both[0]!r} for one: "
+                "a policy is not evaluated on what it trains on. Take them out of one of the two."
+            )
         return path.read_text(encoding="utf-8")
     if not config.train.injector_groups:
         raise UsageError(

@@ -2,7 +2,7 @@
 
 import json
 import xml.etree.ElementTree as ElementTree
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +16,7 @@ from selfplay.evaluation import AttemptResult, Identity, TaskEntry
 from selfplay.orchestrator.given_bugs import touched_functions
 from selfplay.orchestrator.recovery import RunFolder
 from selfplay.orchestrator.start import start_training
+from selfplay.tasks import Task, write_tasks
 from selfplay.trees import FileEntry, Tree
 
 RECIPE = Path("runs/recipes/learning.toml")
@@ -184,6 +185,21 @@ def test_a_run_in_which_nobody_makes_bugs_and_none_are_given_is_refused_before_i
     settings = ["train.injector_groups=0", f"run.folder={tmp_path / 'runs'}"]
     with pytest.raises(UsageError, match=r"train.injector_groups = 0 makes no bugs, and train.bugs names no file"):
         start_training(repositories, None, settings)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_bugs_that_are_given_and_evaluated_on_are_refused_before_the_run_starts(tmp_path):
+    (tmp_path / "repos.txt").write_text("pypi:toolz==1.0.0\n")
+    task = Task("some-bug", "pypi:toolz==1.0.0", "the fix", "", ("t",), (), {"bug_inject.diff": ""})
+    write_tasks([task], tmp_path / "given.jsonl")
+    write_tasks([replace(task, instance_id="renamed")], tmp_path / "evaluated.jsonl")
+    settings = [
+        f"train.bugs={tmp_path / 'given.jsonl'}",
+        f"evaluation.tasks=['{tmp_path / 'evaluated.jsonl'}']",
+        f"run.folder={tmp_path}/runs",
+    ]
+    with pytest.raises(UsageError, match="share 1 bug.*'some-bug'"):
+        start_training(tmp_path / "repos.txt", None, settings)
     assert not (tmp_path / "runs").exists()
 
 
