@@ -346,7 +346,7 @@ def collect(
     table = _Table(machine, AutoTokenizer.from_pretrained(tokenizer_folder), longest, seed)
     done = {attempt.number for attempt in known.attempts}
     places = [p for p in plan(machine.environments, settings, machine.thresholds.min_passing_tests, seed) if p.number not in done]
-    return _Collecting(settings, known, progress).run(places, table.play)
+    return Collecting(settings, known, progress).run(places, table.play)
 
 
 def _check_same(settings: ExecuteSettings, folder: Path, tokenizer_folder: Path, longest: int, seed: int) -> None:
@@ -375,7 +375,7 @@ def _check_same(settings: ExecuteSettings, folder: Path, tokenizer_folder: Path,
 
 
 @dataclass
-class _Collecting:
+class Collecting:
     """The bounded pool around `play`, and the one writer."""
 
     settings: ExecuteSettings
@@ -420,7 +420,7 @@ class _Collecting:
 
     @property
     def now(self) -> Collection:
-        return Collection(self.known.folder, tuple(self.attempts))
+        return Collection(self.known.folder, tuple(sorted(self.attempts, key=lambda attempt: attempt.number)))
 
     def keep(self, attempt: Attempt, episodes: Sequence[Episode]) -> None:
         """Episodes first, then the row that names them: a kill between the two leaves files that nothing counts."""

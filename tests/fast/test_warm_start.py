@@ -6,21 +6,23 @@ import re
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from selfplay import cli
 from selfplay.chat import ChatFormat
+from selfplay.environments import Environment
 from selfplay.episode import Episode, FinishReason, Role, Turn
-from selfplay.errors import ConfigError
-from selfplay.targets import is_held_out
+from selfplay.errors import ConfigError, SandboxUnavailable
+from selfplay.targets import Target, is_held_out
+from selfplay.teacher import Mutation
 from selfplay.tools import apply_edit, parse_action
 from selfplay.training.copying import PolicyShape, build_policy
 from selfplay.training.fabrication import EpisodeMaker, Package, PlayLimits, Transcript
 from selfplay.trees import FileEntry, Tree
 from selfplay.warm_start import CORPUS, HELD_OUT, WarmStartSettings, read_settings, warm_start
-from selfplay.warm_start.executed import Attempt, Collection, collect, training_text
+from selfplay.warm_start.executed import Attempt, Collecting, Collection, Place, collect, training_text
 from selfplay.warm_start.figures import LEAST_COPIED, copy_tests, measure_copying
 from selfplay.warm_start.settings import REPOSITORIES, ExecuteSettings
 from selfplay.warm_start.tokenizer import train_tokenizer
@@ -220,6 +222,42 @@ def test_an_attempt_that_a_kill_cut_short_is_left_out(tmp_path: Path) -> None:
     assert Collection.read(tmp_path).injectors == ["i0", "i1"]
     (tmp_path / "attempts.jsonl").write_text(text[:-20] + "\n" + json.dumps(rows[2]) + "\n")
     assert Collection.read(tmp_path).solvers == ["s0", "s1", "s2"]
+
+
+def places(count: int) -> list[Place]:
+    target = Target("f.py", "f", 1, 2, "test_f.py", "")
+    return [Place(n, cast(Environment, None), target, Mutation("f.py", 1, "a", "b", "constant", "a", "b")) for n in range(count)]
+
+
+def attempt_at(place: Place, digest: str) -> tuple[Attempt, list[Episode]]:
+    made = episode(f"i{place.number}")
+    return Attempt(place.number, "r", "f.py::f", "constant", "validated", 0.1, digest, made.episode_id), [made]
+
+
+def test_what_the_machine_spoiled_is_not_kept_and_is_played_again_by_the_next_call(tmp_path: Path) -> None:
+    fails = {1}
+
+    def play(place: Place) -> tuple[Attempt, list[Episode]]:
+        if place.number in fails:
+            raise SandboxUnavailable("no sandbox")
+        return attempt_at(place, f"d{place.number}")
+
+    settings, said = ExecuteSettings(injector_episodes=3, solver_episodes=0, workers=2), list[str]()
+    first = Collecting(settings, Collection.read(tmp_path), said.append).run(places(3), play)
+    assert first.injectors == ["i0", "i2"]
+    assert any("no sandbox" in line for line in said)
+    fails.clear()
+    left = [place for place in places(3) if place.number not in {a.number for a in first.attempts}]
+    Collecting(settings, Collection.read(tmp_path), said.append).run(left, play)
+    assert Collection.read(tmp_path).injectors == ["i0", "i1", "i2"]
+    assert sorted(path.name for path in tmp_path.glob("*.json.gz")) == [f"i{n}.json.gz" for n in range(3)]
+
+
+def test_a_bug_that_was_made_before_is_a_duplicate(tmp_path: Path) -> None:
+    settings = ExecuteSettings(injector_episodes=2, solver_episodes=0, workers=1)
+    found = Collecting(settings, Collection.read(tmp_path), lambda _: None).run(places(2), lambda place: attempt_at(place, "same"))
+    assert [attempt.outcome for attempt in found.attempts] == ["validated", "duplicate"]
+    assert found.injectors == ["i0"]
 
 
 def test_episodes_of_another_tokenizer_are_not_gone_on_with(tmp_path: Path) -> None:
