@@ -43,7 +43,9 @@ ATTEMPTS, MADE_WITH = "attempts.jsonl", "made_with.json"
 LABELS = {"selfplay.run": "warm-start"}
 TRIES = 3  # of one mutation, where the machine failed
 FAILURES_IN_A_ROW = 8  # of the machine: more end the collection
+NOT_PLAYED = ("unnoticed", "no trail")
 UNNOTICED_PLAYED = 8  # one in so many mutations that no test notices is played all the same: the teacher then breaks another line
+FAILURES_READ = 20  # failing tests of a bug, in order of their names, that may lead to it
 REPAIRS = 2  # of one bug at most, each shown another failing test
 PROGRESS_EVERY_S = 30.0
 
@@ -52,7 +54,8 @@ PROGRESS_EVERY_S = 30.0
 class Attempt:
     """One mutation and what became of it: a row of attempts.jsonl.
 
-    outcome  "validated", "unnoticed" (no test fails, not played), "too long" (for a training row), "duplicate", else the failed check
+    outcome  not played: "unnoticed" (no test fails), "no trail" (to a repair, once only repairs are wanted); played: "validated",
+             "too long" (for a training row), "duplicate", else the failed check
     """
 
     number: int
@@ -117,7 +120,7 @@ class Collection:
         rows = []
         for repository in [*dict.fromkeys(sorted(a.repository for a in self.attempts)), "all"]:
             some = [a for a in self.attempts if repository in (a.repository, "all")]
-            played = [a for a in some if a.outcome != "unnoticed"]
+            played = [a for a in some if a.outcome not in NOT_PLAYED]
             cells = [len({a.target for a in some if a.injector}), len(some) - len(played), len(played)]
             cells += [sum(bool(a.injector) for a in some), sum(len(a.repairs) for a in some), sum(len(a.solvers) for a in some)]
             rows.append(f"| {repository} | {' | '.join(map(str, cells))} |")
@@ -220,36 +223,42 @@ class _Table:
         self.teacher = TeacherPlayer([e.tree for e in machine.environments], skill=1.0)
         self.runner = _HouseRunner(machine.backend, machine.config.validator, machine.limits, LABELS)
 
-    def play(self, place: Place) -> tuple[Attempt, list[Episode]]:
-        """Raises SandboxUnavailable when the machine failed TRIES times."""
+    def play(self, place: Place, repairs_only: bool) -> tuple[Attempt, list[Episode]]:
+        """repairs_only: leave out what no failing test leads the teacher to. Raises SandboxUnavailable after TRIES failures."""
         for number in range(TRIES):
             try:
-                return self._play(place)
+                return self._play(place, repairs_only)
             except SandboxUnavailable:
                 if number == TRIES - 1:
                     raise
         raise AssertionError("unreachable")
 
-    def _play(self, place: Place) -> tuple[Attempt, list[Episode]]:
+    def _play(self, place: Place, repairs_only: bool) -> tuple[Attempt, list[Episode]]:
         started = time.monotonic()
         target = place.target
         attempt = Attempt(
             place.number, place.environment.repository, f"{target.path}::{target.name}", place.mutation.operator, "unnoticed", 0.0
         )
         kept: list[Episode] = []
-        if self._is_noticed(place) or place.number % UNNOTICED_PLAYED == 0:
+        failures = self._foreseen(place)
+        if not failures and (repairs_only or place.number % UNNOTICED_PLAYED):
+            pass
+        elif repairs_only and not any(map(replace(self.teacher, first=place.mutation).trail, failures)):
+            attempt = replace(attempt, outcome="no trail")
+        else:
             attempt, kept = self._both_roles(place, attempt)
         return replace(attempt, seconds=round(time.monotonic() - started, 2)), kept
 
-    def _is_noticed(self, place: Place) -> bool:
-        """The very run that validation asks for: known by then, it costs nothing."""
+    def _foreseen(self, place: Place) -> list[str]:
+        """How tests will fail. The very run that validation asks for: known by then, it costs nothing."""
         environment, mutation = place.environment, place.mutation
         entry = environment.tree[mutation.path]
         tree = environment.tree.replace(
             {mutation.path: replace(entry, content=mutation.apply(environment.tree.text(mutation.path)).encode())}
         )
         run = self.runner.run(environment, tree, environment.script_for((place.target.test_file,)), environment.parser)
-        return not run.error and bool(run.outcomes.failed & environment.baseline.passed)
+        failed = () if run.error else sorted(run.outcomes.failed & environment.baseline.passed)
+        return [short_failure(run.log, name) for name in failed[:FAILURES_READ]]
 
     def _both_roles(self, place: Place, attempt: Attempt) -> tuple[Attempt, list[Episode]]:
         from selfplay.engines.scripted_engine import ScriptedEngine
@@ -291,7 +300,7 @@ class _Table:
     def _failures(self, environment: Environment, bug: BugState, player: TeacherPlayer) -> list[str]:
         """Tracebacks of failing tests that lead the teacher to the bug, the one that play shows before others; at most REPAIRS."""
         run = self.runner.run(environment, build_states(environment.tree, bug).buggy, bug.artifact.test_script, bug.artifact.test_parser)
-        failures = [short_failure(run.log, name) for name in sorted(run.outcomes.failed.intersection(bug.fail_to_pass))[:20]]
+        failures = [short_failure(run.log, name) for name in sorted(run.outcomes.failed.intersection(bug.fail_to_pass))[:FAILURES_READ]]
         by_end = {failure[-200:]: failure for failure in reversed(failures) if player.trail(failure)}
         return list(reversed(by_end.values()))[:REPAIRS]
 
@@ -388,7 +397,7 @@ class Collecting:
         self.digests = {attempt.digest for attempt in self.attempts if attempt.digest}
         self.told = self.started
 
-    def run(self, places: Sequence[Place], play: Callable[[Place], tuple[Attempt, list[Episode]]]) -> Collection:
+    def run(self, places: Sequence[Place], play: Callable[[Place, bool], tuple[Attempt, list[Episode]]]) -> Collection:
         left: Iterator[Place] = iter(places)
         failures = 0
         with ThreadPoolExecutor(self.settings.workers, thread_name_prefix="executed") as pool:
@@ -398,7 +407,7 @@ class Collecting:
                     place = next(left, None)
                     if place is None:
                         break
-                    running.add(pool.submit(play, place))
+                    running.add(pool.submit(play, place, len(self.now.injectors) >= self.settings.injector_episodes))
                 if not running:
                     break
                 ended, running = wait(running, return_when=FIRST_COMPLETED)

@@ -237,7 +237,7 @@ def attempt_at(place: Place, digest: str) -> tuple[Attempt, list[Episode]]:
 def test_what_the_machine_spoiled_is_not_kept_and_is_played_again_by_the_next_call(tmp_path: Path) -> None:
     fails = {1}
 
-    def play(place: Place) -> tuple[Attempt, list[Episode]]:
+    def play(place: Place, repairs_only: bool) -> tuple[Attempt, list[Episode]]:
         if place.number in fails:
             raise SandboxUnavailable("no sandbox")
         return attempt_at(place, f"d{place.number}")
@@ -255,7 +255,7 @@ def test_what_the_machine_spoiled_is_not_kept_and_is_played_again_by_the_next_ca
 
 def test_a_bug_that_was_made_before_is_a_duplicate(tmp_path: Path) -> None:
     settings = ExecuteSettings(injector_episodes=2, solver_episodes=0, workers=1)
-    found = Collecting(settings, Collection.read(tmp_path), lambda _: None).run(places(2), lambda place: attempt_at(place, "same"))
+    found = Collecting(settings, Collection.read(tmp_path), lambda _: None).run(places(2), lambda place, _: attempt_at(place, "same"))
     assert [attempt.outcome for attempt in found.attempts] == ["validated", "duplicate"]
     assert found.injectors == ["i0"]
 
