@@ -37,12 +37,12 @@ from selfplay.validator import BugState, Verdict, validate
 # Not in the corpus of the carried policy, nor in the quickstart: whatever functions they have are new to it.
 UNSEEN = ("pypi:hashids==1.3.1", "pypi:whatthepatch==1.0.7")
 HELD_OUT_FUNCTION, UNSEEN_REPOSITORY = ("held-out function", "unseen repository")
-MAX_BUGS = 22  # of one repository
+MAX_BUGS = 18  # of one repository
 BUGS_A_FUNCTION = 3  # each on a line of its own
 MAX_LINES = 22  # of a function: what the teacher breaks in training too
 MIN_PASSING_TESTS = 3
 MAX_SPEC_CHARACTERS = 1100  # under solver.max_spec_tokens with the carried policy's tokenizer
-TRIES = 6  # mutations of a function that are looked at for one bug
+TRIES = 3  # mutations of a function that are looked at for one bug
 ADDRESS = re.compile(r"0x[0-9a-f]{6,}")
 
 
