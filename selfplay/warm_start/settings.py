@@ -142,7 +142,7 @@ class ExecuteSettings(Section):
     """
 
     injector_episodes: int = Field(600, ge=0)
-    solver_episodes: int = Field(600, ge=0)
+    solver_episodes: int = Field(500, ge=0)
     repositories: tuple[str, ...] = REPOSITORIES
     max_lines: int = Field(22, ge=2)  # of a function that may be broken
     recipe: str = "runs/recipes/quickstart.toml"  # how they are played
