@@ -184,7 +184,7 @@ def warm_start(
 ) -> None:
     """Make a cold-started policy: mid-training on source, then supervised trajectories for both roles.
 
-    Example: [bold]selfplay warm-start --output runs/my-policy[/bold]
+    Example: [bold]selfplay warm-start --config runs/recipes/warm-start.toml --output runs/my-policy[/bold]
     """
     from selfplay.warm_start import run_warm_start
 

@@ -258,7 +258,9 @@ class _WarmStart:
         import copy
 
         import torch
+        from transformers.utils import logging
 
+        logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         saved = copy.deepcopy(model)
         with torch.no_grad():
             # The norm stands right before the (tied) output, so its gain is an inverse temperature that lives in the weights.
