@@ -151,14 +151,15 @@ def test_every_arm_plays_as_many_episodes_an_update():
 
 
 def test_an_update_that_solvers_alone_cannot_fill_is_refused():
-    with pytest.raises(UsageError, match="plays 36 episodes, which no number of solver groups of 8"):
-        arm_settings("repair", load_config(RECIPE, ["train.injector_groups=3"]), Path("bugs.jsonl"))
+    with pytest.raises(UsageError, match="plays 22 episodes, which no number of solver groups of 8"):
+        odd = ["train.injector_groups=3", "train.injector_group_size=2", "train.solver_groups=2", "train.group_size=8"]
+        arm_settings("repair", load_config(RECIPE, odd), Path("bugs.jsonl"))
 
 
 def test_a_run_with_other_settings_is_told_from_one_that_is_only_longer(tmp_path):
     run = RunFolder(tmp_path)
     run.config_file.write_text(load_config(RECIPE, ["trainer.learning_rate=3e-5", "train.updates=2", "run.name=x"]).resolved())
-    (found,) = settings_that_differ(load_config(RECIPE), run)
+    (found,) = settings_that_differ(load_config(RECIPE, ["trainer.learning_rate=1e-4"]), run)
     assert found == "trainer.learning_rate: 0.0001 is asked for, 3e-05 is there"
 
 
