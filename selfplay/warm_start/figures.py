@@ -198,7 +198,7 @@ def model_card(
             *stages,
             "",
             f"Left out of all of it: {settings.held_out.partition('==')[0]}, and a quarter of all functions, chosen by the hash of their",
-            "name (`selfplay.targets.is_held_out`), in every package: no bug is in them, and nothing shows them but a listing of a neighbour.",
+            "name (`selfplay.targets.is_held_out`), in every package: no bug is in them, and nothing shows them but a neighbour's listing.",
             "",
             *(_played(settings, played) if played else ()),
             "## Measured on that package and on held-out functions of the favoured packages",
