@@ -15,12 +15,25 @@ SETTLED_WEIGHT = 0.02  # of a bug that all or none repaired: it teaches little n
 
 
 def choose_solver_bugs(
-    fresh: Sequence[BugRow], measured: Sequence[BugRow], slots: int, second_order_share: float, rng: random.Random
+    fresh: Sequence[BugRow],
+    measured: Sequence[BugRow],
+    slots: int,
+    second_order_share: float,
+    rng: random.Random,
+    replay_share: float = 0.0,
 ) -> list[BugRow]:
     """At most `slots` different bugs. Each slot is of order two with the given probability, then fresh ones go first, oldest first.
 
-    When one order has too few bugs the other fills its slots, except that a share of 0 keeps order two out.
+    When one order has too few bugs the other fills its slots, except that a share of 0 keeps order two out. Before that, each slot is
+    a replay with probability `replay_share`: a measured bug that some attempts repaired and some did not, fresh ones waiting or not.
     """
+    if replay_share > 0:
+        wanted = sum(rng.random() < replay_share for _ in range(slots))
+        mixed = [bug for bug in measured if bug.solve_rate is not None and 0 < bug.solve_rate < 1]
+        replays = [bug for order in (1, 2) if order == 1 or second_order_share > 0 for bug in _queue((), mixed, order, rng)][:wanted]
+        taken = {bug.bug_id for bug in replays}
+        others = [bug for bug in measured if bug.bug_id not in taken]
+        return replays + choose_solver_bugs(fresh, others, slots - len(replays), second_order_share, rng)
     second_slots = sum(rng.random() < second_order_share for _ in range(slots))
     first = _queue(fresh, measured, 1, rng)
     second = _queue(fresh, measured, 2, rng) if second_order_share > 0 else []

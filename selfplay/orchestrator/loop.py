@@ -188,6 +188,7 @@ class TrainLoop:
             self._solver_slots(update),
             config.solver.second_order_share,
             rng,
+            config.solver.replay_share,
         )
         if not chosen and not config.train.injector_groups:
             raise RunError(

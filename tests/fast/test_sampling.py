@@ -80,6 +80,19 @@ def test_equal_seeds_choose_equally_whatever_order_rows_come_in():
     assert {tuple(ids(choose_solver_bugs([], measured, 3, 0.25, random.Random(seed)))) for seed in range(20)} != {tuple(ids(one))}
 
 
+def test_a_share_of_slots_replays_bugs_of_mixed_results_while_fresh_ones_wait():
+    fresh = bugs(8)
+    mixed = [a_bug(f"mixed{n}", status="measured", solve_rate=0.5) for n in range(4)]
+    settled = [a_bug(f"settled{n}", status="measured", solve_rate=1.0) for n in range(4)]
+    chosen = [choose_solver_bugs(fresh, mixed + settled, 4, 0.0, random.Random(seed), replay_share=0.5) for seed in range(200)]
+    assert all(len({bug.bug_id for bug in some}) == 4 for some in chosen)
+    counts = Counter(bug.bug_id.rstrip("0123456789") for some in chosen for bug in some)
+    assert "settled" not in counts and 300 < counts["mixed"] < 500
+    assert not any(bug in mixed for bug in choose_solver_bugs(fresh, mixed, 4, 0.0, random.Random(1)))
+    everything = choose_solver_bugs([], mixed + settled, 8, 0.0, random.Random(1), replay_share=0.5)
+    assert len({bug.bug_id for bug in everything}) == 8
+
+
 def test_strategies_are_drawn_by_weight():
     rng = random.Random(0)
     counts = Counter(choose_strategy({"removal": 3.0, "history": 1.0, "direct": 0.0}, rng) for _ in range(2000))
