@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 GRAM = 3  # measured on recorded episodes: 2, 3 and 4 guess alike
-_MOST_PLACES = 1 << 20  # of all texts together; then the table starts anew
+_MOST_PLACES = 1 << 18  # of all texts together; then the table starts anew
 
 Gram = tuple[int, ...]
 
@@ -47,5 +47,6 @@ class DraftTable:
         """Remember `token_ids` from index `first` on."""
         if len(self._places) > _MOST_PLACES:
             self._places.clear()
-        for end in range(max(first, GRAM), len(token_ids)):
-            self._places[tuple(token_ids[end - GRAM : end])] = (token_ids, end)
+        text = tuple(token_ids[max(first - GRAM, 0) :])  # not the whole: a conversation comes again with each of its turns
+        for end in range(GRAM, len(text)):
+            self._places[text[end - GRAM : end]] = (text, end)

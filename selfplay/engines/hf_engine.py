@@ -224,7 +224,7 @@ class HFEngine:
     def _admit(self, newcomers: deque[_Row], running: list[_Row]) -> None:
         """Give each newcomer the longest beginning that is computed already; it stays back while another computes more of it."""
         for _ in range(len(newcomers)):
-            row = newcomers.popleft()
+            row = newcomers[0]  # leaves when it has its place: what fails until then is told to it
             prompt = row.prompt[:-1]  # the last token always runs, since its logits are wanted
             source, shared = self._kept.best(prompt)
             whole = source is not None and shared == source.length
@@ -236,7 +236,7 @@ class HFEngine:
                 if min(common, other.sequence.length) > shared:
                     source, shared, whole = other.sequence, min(common, other.sequence.length), False
             if coming >= shared + _WORTH_WAITING:
-                newcomers.append(row)
+                newcomers.rotate(-1)
                 continue
             if source is not None and whole:
                 self._kept.take(source)
@@ -247,7 +247,7 @@ class HFEngine:
                     row.sequence.copy_prefix(source, shared)
             row.reused = row.sequence.length
             row.drafts = RowDrafts(self._drafts, row.token_ids)
-            running.append(row)
+            running.append(newcomers.popleft())
 
     def _advance(self, running: list[_Row]) -> list[_Row]:
         """One pass: prompts are computed, next tokens drawn, right guesses taken. Answers what is finished; the rows that go on."""

@@ -102,7 +102,7 @@ def shared_prefix(first: Tokens, second: Tokens) -> int:
 
 
 class KeptSequences:
-    """Sequences of finished requests, the longest unused ones leaving first: an agent's next turn begins with its last."""
+    """Sequences of finished requests, those kept longest leaving first: an agent's next turn begins with its last."""
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
@@ -124,9 +124,6 @@ class KeptSequences:
 
     def clear(self) -> None:
         self._kept.clear()
-
-    def __len__(self) -> int:
-        return len(self._kept)
 
 
 # ---- one pass over many sequences
@@ -157,7 +154,6 @@ class PassPlan:
                 mask = torch.ones(count, sequence.length + count, dtype=torch.bool, device=device).tril(sequence.length)
             self.segments.append(Segment(sequence, start, count, mask))
             start += count
-        self.tokens = start
 
     def update(self, key: Tensor, value: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         return key, value

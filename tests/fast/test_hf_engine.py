@@ -7,7 +7,7 @@ import pytest
 import torch
 from fast.tiny_model import make_tiny_model
 
-from selfplay.engines import hf_engine
+from selfplay.engines import drafts, hf_engine
 from selfplay.engines.base import Completion, GenerationRequest, Sampling
 from selfplay.engines.drafts import DraftTable, RowDrafts
 from selfplay.engines.hf_engine import HFEngine
@@ -220,3 +220,27 @@ def test_a_broken_model_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(EngineError, match="cannot load the model"):
         HFEngine(tmp_path)
+
+
+def test_the_table_of_guesses_is_bounded_and_holds_no_conversation_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(drafts, "_MOST_PLACES", 50)
+    table = DraftTable()
+    for number in range(20):
+        text = list(range(100 * number, 100 * number + 40))
+        table.learn(text, first=30)
+        assert table.guess((text[30], text[31], text[32]), 2) == text[33:35]
+        assert table.guess((text[20], text[21], text[22]), 2) == []
+        assert len(table._places) <= 60
+
+
+def test_a_request_that_finds_no_memory_is_told_so(engine: HFEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise MemoryError("no room for keys and values")
+
+    monkeypatch.setattr(hf_engine, "CachedSequence", refuse)
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(engine.generate, [request(1, 5), request(2, 5)], Sampling())
+        with pytest.raises(EngineError, match="no room for keys and values"):
+            answer.result(timeout=20)
+    monkeypatch.undo()
+    assert engine.generate([request(1, 5)], Sampling())[0].token_ids
