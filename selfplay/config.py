@@ -126,7 +126,8 @@ class InjectorSettings(Section):
 
 
 class SolverSettings(Section):
-    given: tuple[Literal["failure"], ...] = ()
+    given: tuple[Literal["failure", "suspects", "tests"], ...] = ()
+    max_suspects: int = Field(5, ge=1)  # given "suspects": how many functions are named
     max_spec_tokens: int = Field(8_192, ge=16)  # a longer reversed test_weaken.diff makes the bug spec_too_long
     second_order_share: float = Field(0.25, ge=0, le=1)
     replay_share: float = Field(0.0, ge=0, le=1)  # of the groups that replay a bug of mixed results while fresh ones wait

@@ -28,7 +28,7 @@ from selfplay.patches import is_protected_path
 from selfplay.repos import Checkout
 from selfplay.resources import resource
 from selfplay.sandbox.base import VENV, WORKSPACE, ExecResult, Limits, Sandbox, SandboxBackend, SandboxSpec
-from selfplay.targets import Target, find_targets, read_calls
+from selfplay.targets import Calls, Target, find_calls, find_targets, pack_calls, read_calls, unpack_calls
 from selfplay.trees import FileEntry, Tree
 
 PYTEST = "pytest==9.2.0"
@@ -76,7 +76,10 @@ print(json.dumps({"copies": copies, "hypothesis": has_profile, "python": "%d.%d"
 
 @dataclass(frozen=True)
 class Environment:
-    """A repository that runs. `baseline` holds the tests that pass on the original every time; all others are in `excluded_ids`."""
+    """A repository that runs. `baseline` holds the tests that pass on the original every time; all others are in `excluded_ids`.
+
+    `calls` is what each test that ran called on the original, whether it passed or not; of code that is no test.
+    """
 
     key: str
     reference: str
@@ -91,6 +94,7 @@ class Environment:
     baseline: TestOutcomes
     excluded_ids: frozenset[str]
     targets: tuple[Target, ...]
+    calls: Calls
     variables: Mapping[str, str]
     options: str = ""  # of pytest, beyond the standard script's own
 
@@ -202,10 +206,11 @@ def _read_facts(path: Path, checkout: Checkout, backend: SandboxBackend) -> Envi
             baseline=TestOutcomes(frozenset(facts["passed"]), frozenset()),
             excluded_ids=frozenset(facts["excluded_ids"]),
             targets=tuple(Target(**target) for target in facts["targets"]),
+            calls=unpack_calls(facts["calls"]),
             variables=facts["variables"],
             options=facts["options"],
         )
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, LookupError, TypeError):
         return None  # absent or damaged: prepared anew
 
 
@@ -219,6 +224,7 @@ def _write_facts(path: Path, environment: Environment, build_key: str) -> None:
         "passed": sorted(environment.baseline.passed),
         "excluded_ids": sorted(environment.excluded_ids),
         "targets": [asdict(target) for target in environment.targets],
+        "calls": pack_calls(environment.calls),
         "variables": dict(environment.variables),
     }
     with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=".facts-", delete=False, encoding="utf-8") as file:
@@ -339,7 +345,7 @@ class _Preparation:
         self._look_for_copies()
         test_files, baseline, excluded = self._baseline(test_files)
         self._plant(test_files, baseline)
-        targets = self._record(test_files)
+        targets, calls = self._record(test_files)
         self.progress(
             f"{name}: {len(baseline.passed)} tests in {len(test_files)} files, {len(targets)} functions, {len(excluded)} ids excluded"
         )
@@ -357,6 +363,7 @@ class _Preparation:
             baseline=baseline,
             excluded_ids=excluded,
             targets=targets,
+            calls=calls,
             variables=self.variables,
             options=self.options,
         )
@@ -534,7 +541,7 @@ class _Preparation:
                 result.text,
             )
 
-    def _record(self, test_files: Collection[str]) -> tuple[Target, ...]:
+    def _record(self, test_files: Collection[str]) -> tuple[tuple[Target, ...], Calls]:
         """Run the suite once more under the call recorder."""
         plugin = Tree({"recorder/selfplay_call_recorder.py": FileEntry(_data("call_recorder.py").encode())})
         variables = {
@@ -549,4 +556,5 @@ class _Preparation:
         record: Any = None
         with contextlib.suppress(KeyError, ValueError, RecursionError):
             record = json.loads(archive["calls.json"].content)
-        return find_targets(self.checkout.tree, read_calls(record), test_files)
+        seen = read_calls(record)
+        return find_targets(self.checkout.tree, seen.files, test_files), find_calls(self.checkout.tree, seen.tests)

@@ -23,7 +23,7 @@ from selfplay.environments import Environment
 from selfplay.episode import Episode, FinishReason
 from selfplay.errors import ArtifactError, PatchError, RunError, SandboxUnavailable, UsageError
 from selfplay.grading import grade
-from selfplay.roles import EpisodePlace, SolverTask, play_solver
+from selfplay.roles import EpisodePlace, play_solver, solver_task
 from selfplay.sandbox.base import Limits, SandboxBackend
 from selfplay.statistics import Difference, estimate, paired_difference, pass_at_k
 from selfplay.tasks import Task, bug_of, export_tasks, parse_task, read_tasks
@@ -100,6 +100,8 @@ def identity_of(config: Config, policy: Mapping[str, Any], tasks: Iterable[Task]
     sections = ("agent", "validator", "sandbox")
     settings = {f"{name}.{key}": value for name in sections for key, value in whole[name].items() if (name, key) != ("sandbox", "type")}
     settings |= {"seed": config.seed, "solver.given": whole["solver"]["given"], "engine.type": config.engine.type}
+    if "suspects" in config.solver.given:
+        settings["solver.max_suspects"] = config.solver.max_suspects
     entries = {task.instance_id: TaskEntry(task.digest, task.set, task.part, task.repository) for task in tasks}
     return Identity(policy, settings, entries)
 
@@ -347,7 +349,7 @@ class Evaluator:
         config = self.config
         if attempt.mode == "greedy":
             config = config.model_copy(update={"agent": config.agent.model_copy(update={"temperature": 0.0})})
-        task = SolverTask(attempt.environment, attempt.task.instance_id, attempt.bug, attempt.task.failure)
+        task = solver_task(attempt.environment, attempt.task.instance_id, attempt.bug, attempt.task.failure, config)
         for retry in range(MACHINE_RETRIES + 1):
             episode = play_solver(task, place, self.engine, self.chat, self.backend, config, self.limits)
             if episode.finish is not FinishReason.ENV_ERROR:

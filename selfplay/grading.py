@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -29,7 +29,7 @@ CANARY = "\n\ndef {name}():\n    raise AssertionError('this test cannot pass')\n
 
 @dataclass(frozen=True)
 class Prediction:
-    """What an attempt changed. `restored`: paths whose change does not count (protected, binary, too large), sorted."""
+    """What an attempt changed. `restored`: paths whose change does not count (protected, named so, binary, too large), sorted."""
 
     patch: str
     restored: tuple[str, ...]
@@ -47,7 +47,7 @@ class Grade:
     duration_s: float
 
 
-def take_prediction(before: Tree, workspace_tar: bytes) -> Prediction:
+def take_prediction(before: Tree, workspace_tar: bytes, not_counted: Collection[str] = ()) -> Prediction:
     """The difference between a solver's workspace and the known tree it started from, taken from outside.
 
     Files that `before` has always count, new ones unless `before`'s own ignore rules cover them.
@@ -63,7 +63,7 @@ def take_prediction(before: Tree, workspace_tar: bytes) -> Prediction:
         if path in before and entry is not None and entry.content == before[path].content:
             continue  # its mode alone
         size = len(entry.content) if entry is not None else 0
-        if _does_not_count(path, before, after) or len(changes) >= MAX_FILES or size > left:
+        if path in not_counted or _does_not_count(path, before, after) or len(changes) >= MAX_FILES or size > left:
             restored.append(path)
         else:
             changes[path] = entry

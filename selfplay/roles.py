@@ -31,6 +31,7 @@ from selfplay.patches import reverse_patch
 from selfplay.prompting import Prompt, render
 from selfplay.repos import Checkout, history_bundle
 from selfplay.sandbox.base import SUBMIT, WORKSPACE, Limits, Sandbox, SandboxBackend
+from selfplay.suspects import Suspect, find_suspects
 from selfplay.targets import Target
 from selfplay.trees import FileEntry, Tree
 from selfplay.validator import BugState, build_states
@@ -89,12 +90,22 @@ class InjectorTask:
 
 @dataclass(frozen=True)
 class SolverTask:
-    """failure: how the code fails with the tests as they should be, shown where solver.given holds "failure"."""
+    """failure: how the code fails with the tests as they should be. It and `suspects` are shown where solver.given names them."""
 
     environment: Environment
     bug_id: str
     bug: BugState
     failure: str
+    suspects: tuple[Suspect, ...] = ()
+
+
+def solver_task(environment: Environment, bug_id: str, bug: BugState, failure: str, config: Config) -> SolverTask:
+    """The task with its suspects, where `config` gives them. Raises PatchError when the bug does not belong to the environment."""
+    suspects: tuple[Suspect, ...] = ()
+    if "suspects" in config.solver.given:
+        code = build_states(environment.tree, bug).buggy
+        suspects = find_suspects(environment.calls, bug.fail_to_pass, code, config.solver.max_suspects)
+    return SolverTask(environment, bug_id, bug, failure, suspects)
 
 
 def sandbox_limits(config: Config) -> Limits:
@@ -130,14 +141,17 @@ def injector_prompts(task: InjectorTask, config: Config) -> tuple[Prompt, Prompt
 
 
 def solver_prompts(task: SolverTask, config: Config) -> tuple[Prompt, Prompt]:
-    """(system, user)."""
+    """(system, user). As with injectors, a template need not use all that it is given."""
+    given = config.solver.given
     style = config.agent.prompt_style
     user = render(
         "solver/repair",
         style,
         repository=task.environment.repository,
+        given=given,
         specification=spec_text(task.bug).rstrip("\n"),
-        failure=task.failure.strip("\n") if "failure" in config.solver.given else "",
+        failure=task.failure.strip("\n") if "failure" in given else "",
+        suspects=task.suspects if "suspects" in given else (),
     )
     return render("system", style), user
 
@@ -184,14 +198,16 @@ def play_solver(
     """
     record = _Record(Role.SOLVER, task.environment, place, *solver_prompts(task, config))
     record.submission = {"patch": ""}
-    start = build_states(task.environment.tree, task.bug).solver_start
+    states = build_states(task.environment.tree, task.bug)
+    start = states.buggy if "tests" in config.solver.given else states.solver_start
+    made = start.changed_paths(states.solver_start)  # tests that grading knows in their weakened form only: no change to them counts
     with record.machine_failures(), open_workspace(backend, task.environment, start, place.labels, limits) as box:
-        make_repository(box)
+        prepare_solver(box, task, config)
         record.result = record.play(engine, chat, box, config.agent)
         if record.result.finish not in (FinishReason.SANDBOX_LOST, FinishReason.ENV_ERROR):
             with record.losses():
                 workspace = box.read_archive(WORKSPACE, limits.workspace_bytes + ARCHIVE_OVERHEAD_BYTES)
-                record.submission = {"patch": take_prediction(start, workspace).patch}
+                record.submission = {"patch": take_prediction(start, workspace, made).patch}
     return record.episode(bug_id=task.bug_id)
 
 
@@ -276,6 +292,13 @@ def prepare_injector(box: Sandbox, task: InjectorTask, config: Config) -> None:
             "test_parser.py": task.environment.parser,
         }
         box.write_archive(SUBMIT, Tree({name: FileEntry(text.encode()) for name, text in given.items()}).to_tar())
+
+
+def prepare_solver(box: Sandbox, task: SolverTask, config: Config) -> None:
+    """Make the repository, and lay the bug's own test script in /submit where tests are given."""
+    make_repository(box)
+    if "tests" in config.solver.given:
+        box.write_archive(SUBMIT, Tree({"test_script.sh": FileEntry(task.bug.artifact.test_script.encode())}).to_tar())
 
 
 def make_repository(box: Sandbox, bundle: bytes | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Functions that an injector can be pointed at, each with the cheapest test file that really calls it.
+"""Functions that tests really call: by test, and those that an injector can be pointed at, each with its cheapest test file.
 
 Decides from a tree and a call record; running the suite under the recorder is left to environments.
 Invariant: equal input gives equal targets in equal order.
@@ -15,10 +15,16 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from selfplay.outcomes import MAX_ID_LENGTH
 from selfplay.patches import is_protected_path
 from selfplay.trees import Tree
 
 HELD_OUT_SHARE = 0.25
+MAX_TESTS = 50_000  # of a call record
+
+Place = tuple[str, int, str]  # path, first line of the code, name: how a running function is known
+Function = tuple[str, str]  # path, qualified name: how it is known in any version of its file
+Calls = Mapping[str, tuple[Function, ...]]  # test id -> what it calls, sorted
 
 
 def is_held_out(name: str) -> bool:
@@ -53,32 +59,45 @@ class Span:
 
 @dataclass(frozen=True)
 class FileCalls:
-    """What one test file did: Python calls, seconds, and the functions called as (path, first line of the code, name)."""
+    """What one test file did: Python calls, seconds, and the functions called."""
 
     calls: int
     duration_s: float
-    functions: frozenset[tuple[str, int, str]]
+    functions: frozenset[Place]
 
 
-def read_calls(record: object) -> dict[str, FileCalls]:
+@dataclass(frozen=True)
+class CallRecord:
+    """What a run under the recorder did, by test file and by test id."""
+
+    files: Mapping[str, FileCalls]
+    tests: Mapping[str, frozenset[Place]]
+
+
+def read_calls(record: object) -> CallRecord:
     """Read the recorder's JSON. It comes out of a sandbox: whatever is not of the expected form is left out."""
-    found: dict[str, FileCalls] = {}
-    for name, entry in record.items() if isinstance(record, dict) else ():
-        if not isinstance(name, str) or not isinstance(entry, dict):
-            continue
-        calls, duration_s, functions = (entry.get(key) for key in ("calls", "duration_s", "functions"))
-        if (
-            not isinstance(calls, int)
-            or not isinstance(duration_s, float)
-            or not math.isfinite(duration_s)
-            or not isinstance(functions, list)
-        ):
-            continue
-        found[name] = FileCalls(calls, duration_s, frozenset(place for item in functions if (place := _place(item))))
-    return found
+    parts = record if isinstance(record, dict) else {}
+    listed = parts.get("functions")
+    functions = [_place(item) for item in listed] if isinstance(listed, list) else []
+    files: dict[str, FileCalls] = {}
+    for name, entry in _items(parts.get("files")):
+        calls, duration_s, called = (
+            (entry.get(key) for key in ("calls", "duration_s", "functions")) if isinstance(entry, dict) else (None,) * 3
+        )
+        if isinstance(calls, int) and isinstance(duration_s, float) and math.isfinite(duration_s) and isinstance(called, list):
+            files[name] = FileCalls(calls, duration_s, _chosen(functions, called))
+    tests: dict[str, frozenset[Place]] = {}
+    for name, called in _items(parts.get("tests"))[:MAX_TESTS]:
+        if isinstance(called, list) and len(name) <= MAX_ID_LENGTH:
+            tests[name] = _chosen(functions, called)
+    return CallRecord(files, tests)
 
 
-def _place(item: Any) -> tuple[str, int, str] | None:
+def _items(value: object) -> list[tuple[str, Any]]:
+    return list(value.items()) if isinstance(value, dict) else []
+
+
+def _place(item: object) -> Place | None:
     if isinstance(item, list) and len(item) == 3:
         path, line, name = item
         if isinstance(path, str) and isinstance(line, int) and isinstance(name, str):
@@ -86,22 +105,55 @@ def _place(item: Any) -> tuple[str, int, str] | None:
     return None
 
 
+def _chosen(functions: Sequence[Place | None], indices: list[Any]) -> frozenset[Place]:
+    known = (functions[index] for index in indices if isinstance(index, int) and 0 <= index < len(functions))
+    return frozenset(place for place in known if place is not None)
+
+
+def find_calls(tree: Tree, tests: Mapping[str, frozenset[Place]]) -> dict[str, tuple[Function, ...]]:
+    """What each test calls of the module-level functions and methods of non-test code; a test that calls none has an empty entry."""
+    names = {_place_of(path, span): (path, span.name) for path, spans in _plain_code(tree) for span in spans}
+    return {test: tuple(sorted({names[place] for place in places if place in names})) for test, places in tests.items()}
+
+
+def pack_calls(calls: Calls) -> dict[str, Any]:
+    """Calls as JSON that names each function once. `unpack_calls` gives them back."""
+    functions = sorted({function for called in calls.values() for function in called})
+    numbers = {function: number for number, function in enumerate(functions)}
+    return {"functions": functions, "tests": {test: [numbers[function] for function in called] for test, called in calls.items()}}
+
+
+def unpack_calls(packed: Mapping[str, Any]) -> dict[str, tuple[Function, ...]]:
+    """Raises KeyError, TypeError, ValueError or IndexError when it was not packed so."""
+    functions = [(path, name) for path, name in packed["functions"]]
+    return {test: tuple(functions[number] for number in numbers) for test, numbers in packed["tests"].items()}
+
+
 def find_targets(tree: Tree, calls: Mapping[str, FileCalls], test_files: Collection[str]) -> tuple[Target, ...]:
     """Every module-level function and method of non-test code that one of `test_files` calls, by path and line."""
-    callers: dict[tuple[str, int, str], str] = {}
+    callers: dict[Place, str] = {}
     for name in sorted(set(test_files) & calls.keys(), key=lambda n: (int(calls[n].duration_s), calls[n].calls, n)):
         for place in calls[name].functions:
             callers.setdefault(place, name)
     targets = []
-    for path in sorted(tree):
-        if not path.endswith(".py") or is_protected_path(path, tree):
-            continue
+    for path, spans in _plain_code(tree):
         lines = tree.text(path).split("\n")
-        for span in function_spans(tree[path].content):
-            test_file = callers.get((path, span.code_line, span.name.rpartition(".")[2]))
+        for span in spans:
+            test_file = callers.get(_place_of(path, span))
             if test_file:
                 targets.append(Target(path, span.name, span.first_line, span.last_line, test_file, shown_source(lines, span)))
     return tuple(targets)
+
+
+def _plain_code(tree: Tree) -> Iterator[tuple[str, list[Span]]]:
+    """The files that are no tests and steer none, by path, with their functions."""
+    for path in sorted(tree):
+        if path.endswith(".py") and not is_protected_path(path, tree):
+            yield path, function_spans(tree[path].content)
+
+
+def _place_of(path: str, span: Span) -> Place:
+    return path, span.code_line, span.name.rpartition(".")[2]
 
 
 def function_spans(content: bytes) -> list[Span]:

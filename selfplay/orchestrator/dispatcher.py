@@ -20,7 +20,7 @@ from selfplay.episode import Episode, FinishReason, Role
 from selfplay.errors import ArtifactError, PatchError, RunError, SandboxUnavailable
 from selfplay.grading import Grade, grade
 from selfplay.orchestrator.game import Game
-from selfplay.roles import EpisodePlace, InjectorTask, SolverTask, play_injector, play_solver, spec_tokens
+from selfplay.roles import EpisodePlace, InjectorTask, play_injector, play_solver, solver_task, spec_tokens
 from selfplay.targets import Target
 from selfplay.validator import BugState, CheckResult, Thresholds, Verdict, validate
 
@@ -127,10 +127,12 @@ class Dispatcher:
         row = game.store.bug(group.bug_id)
         environment = game.environments[group.repository]
         bug = row.state()
-        task = SolverTask(environment, row.bug_id, bug, row.failure)
-        episode = await self._episode(
-            group, member, lambda place: play_solver(task, place, game.engine, game.chat, game.backend, config, game.limits)
-        )
+
+        def play(place: EpisodePlace) -> Episode:
+            task = solver_task(environment, row.bug_id, bug, row.failure, config)
+            return play_solver(task, place, game.engine, game.chat, game.backend, config, game.limits)
+
+        episode = await self._episode(group, member, play)
         if episode.finish is FinishReason.ENV_ERROR:
             self._record(group, episode, note=episode.error)
             return

@@ -28,6 +28,7 @@ ORDER = [
     "dependencies",
     "sandbox",
     "targets",
+    "suspects",
     "environments",
     "judging",
     "perturbation",

@@ -13,6 +13,7 @@ from selfplay import prompting
 from selfplay.errors import PromptError
 from selfplay.prompting import check_prompts, compact_diff, render
 from selfplay.resources import resource
+from selfplay.suspects import Suspect
 
 TARGET = SimpleNamespace(path="pkg/mod.py", name="f", test_file="tests/test_mod.py", source="12:def f(x):\n13-    return x")
 DIFF = """\
@@ -48,6 +49,12 @@ def injector(strategy: str, style: str = "full", **changes: object) -> str:
     return render(f"injector/{strategy}", style, **(variables | changes)).text
 
 
+def solver(style: str = "full", **changes: object) -> str:
+    variables: dict[str, object] = {"repository": "toolz-1.0.0", "given": (), "specification": DIFF, "failure": "", "suspects": ()}
+    return render("solver/repair", style, **(variables | changes)).text
+
+
+SUSPECTS = (Suspect("pkg/mod.py", "A.f", 12, 15), Suspect("pkg/other.py", "g", 3, 3))
 STRATEGIES = ("direct", "removal", "history")
 GIVEN = ((), ("tests",), ("target",), ("tests", "target"))
 
@@ -91,14 +98,32 @@ def test_the_system_prompt_shows_every_tool() -> None:
 def test_terse_prompts_are_the_bare_facts() -> None:
     expected = "injector direct\npkg/mod.py\ntests/test_mod.py\n12:def f(x):\n13-    return x"
     assert render("injector/direct", "terse", target=TARGET).text == expected
-    solver = render("solver/repair", "terse", specification=DIFF, failure="E  assert 1 == 2").text
-    assert solver == f"solver\n{compact_diff(DIFF)}\nE  assert 1 == 2"
+    assert solver("terse", failure="E  assert 1 == 2") == f"solver\n{compact_diff(DIFF)}\nE  assert 1 == 2"
+    assert solver("terse", suspects=SUSPECTS) == f"solver\n{compact_diff(DIFF)}\npkg/mod.py:12,15 A.f\npkg/other.py:3,3 g"
 
 
 def test_a_solver_prompt_shows_the_specification_and_the_failure_if_given() -> None:
-    text = render("solver/repair", repository="r", specification=DIFF, failure="").text
-    assert DIFF in text and "fails like this" not in text
-    assert "E  assert" in render("solver/repair", repository="r", specification=DIFF, failure="E  assert").text
+    assert DIFF in solver() and "fails like this" not in solver()
+    assert "E  assert" in solver(failure="E  assert")
+
+
+def test_a_full_solver_prompt_lists_suspects_if_given() -> None:
+    assert "- `A.f` in `pkg/mod.py`, lines 12 to 15\n- `g` in `pkg/other.py`, lines 3 to 3\n" in solver(suspects=SUSPECTS)
+    assert "likeliest" not in solver()
+
+
+def test_a_full_solver_prompt_says_whether_the_tests_are_made() -> None:
+    assert "is to be made to its tests" in solver() and "/submit" not in solver()
+    given = solver(given=("tests",))
+    assert "already been made" in given and "bash /submit/test_script.sh" in given and "is to be made" not in given
+
+
+@pytest.mark.parametrize("given", [(), ("tests",)])
+@pytest.mark.parametrize("failure", ["", "E  assert"])
+@pytest.mark.parametrize("suspects", [(), SUSPECTS])
+def test_a_full_solver_prompt_has_no_gaps(given: tuple[str, ...], failure: str, suspects: tuple[Suspect, ...]) -> None:
+    text = solver(given=given, failure=failure, suspects=suspects)
+    assert "{{" not in text and "{%" not in text and "\n\n\n" not in text and text.startswith("# Task")
 
 
 def test_a_compact_diff_keeps_names_and_hunks_only() -> None:
@@ -107,7 +132,7 @@ def test_a_compact_diff_keeps_names_and_hunks_only() -> None:
 
 
 def test_text_of_the_repository_is_not_a_template() -> None:
-    assert "{{ 7 * 7 }}" in render("solver/repair", "terse", specification="", failure="{{ 7 * 7 }}").text
+    assert "{{ 7 * 7 }}" in solver("terse", specification="", failure="{{ 7 * 7 }}")
 
 
 def test_a_missing_variable_is_an_error_that_names_it() -> None:
@@ -150,6 +175,6 @@ def test_a_hash_follows_texts_includes_and_style_and_not_the_variables(tmp_path:
 
 
 def _hash_of_solver() -> str:
-    one, other = (render("solver/repair", "terse", specification=text, failure="").hash for text in ("a", "b"))
+    one, other = (render("solver/repair", "terse", specification=text, failure="", suspects=()).hash for text in ("a", "b"))
     assert one == other
     return one

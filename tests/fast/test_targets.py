@@ -1,6 +1,23 @@
 """Targets from a tree and a call record: pure, so no sandbox is needed."""
 
-from selfplay.targets import FileCalls, Target, find_targets, function_spans, is_held_out, read_calls, usable_targets
+import json
+
+import pytest
+
+from selfplay import targets as targets_module
+from selfplay.targets import (
+    CallRecord,
+    FileCalls,
+    Target,
+    find_calls,
+    find_targets,
+    function_spans,
+    is_held_out,
+    pack_calls,
+    read_calls,
+    unpack_calls,
+    usable_targets,
+)
 from selfplay.trees import FileEntry, Tree
 
 SOURCE = """\
@@ -55,10 +72,39 @@ def test_the_cheapest_test_file_that_calls_a_function_is_chosen() -> None:
 
 
 def test_a_record_of_another_form_is_left_out() -> None:
-    good = {"calls": 1, "duration_s": 0.5, "functions": [["a.py", 1, "f"], ["a.py", "1", "f"], 7, ["a.py", 1]]}
-    record = {"t.py": good, "u.py": {**good, "duration_s": float("nan")}, "v.py": [], "w.py": {}}
-    assert read_calls(record) == {"t.py": FileCalls(1, 0.5, frozenset({("a.py", 1, "f")}))}
-    assert read_calls(None) == read_calls([1]) == {}
+    functions = [["a.py", 1, "f"], ["a.py", "1", "f"], 7, ["a.py", 1]]
+    good = {"calls": 1, "duration_s": 0.5, "functions": [0, 1, 2, 3, 4, -1, "0", None]}
+    record = {
+        "functions": functions,
+        "files": {"t.py": good, "u.py": {**good, "duration_s": float("nan")}, "v.py": [], "w.py": {}},
+        "tests": {"t.py::a": [0, 1, 9, -4, "0", []], "t.py::b": 0, "t.py::c": {"0": 0}, "t.py::" + "x" * 4096: [0]},
+    }
+    f = frozenset({("a.py", 1, "f")})
+    assert read_calls(record) == CallRecord({"t.py": FileCalls(1, 0.5, f)}, {"t.py::a": f})
+
+
+@pytest.mark.parametrize("record", [None, [1], {}, {"files": [], "tests": 3}, {"functions": {}, "files": {"t.py": 1}, "tests": None}])
+def test_a_record_without_any_of_its_parts_is_empty(record: object) -> None:
+    assert read_calls(record) == CallRecord({}, {})
+
+
+def test_the_tests_of_a_record_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(targets_module, "MAX_TESTS", 2)
+    assert list(read_calls({"tests": {"a": [], "b": [], "c": []}}).tests) == ["a", "b"]
+
+
+def test_calls_are_of_named_functions_of_code_that_is_no_test() -> None:
+    tree = Tree({path: FileEntry(SOURCE.encode()) for path in ("a.py", "tests/test_a.py", "conftest.py", "b.txt")})
+    places = {(path, line, name) for path in tree for line, name in ((3, "decorated"), (8, "inner"), (13, "__init__"), (15, "method"))}
+    calls = find_calls(tree, {"one": frozenset(places), "none": frozenset({("a.py", 4, "decorated"), ("gone.py", 3, "decorated")})})
+    assert calls == {"one": (("a.py", "A.B.method"), ("a.py", "decorated")), "none": ()}
+
+
+def test_packed_calls_name_each_function_once_and_come_back_as_they_were() -> None:
+    calls = {"one": (("a.py", "f"), ("b.py", "C.g")), "two": (("b.py", "C.g"),), "none": ()}
+    text = json.dumps(pack_calls(calls))
+    assert unpack_calls(json.loads(text)) == calls
+    assert text.count("C.g") == 1
 
 
 def test_a_target_is_short_and_its_test_file_can_carry_an_artifact() -> None:

@@ -1,6 +1,6 @@
-"""A pytest plugin that notes which functions of /testbed each test file calls while its tests run; calls made by imports do not count.
+"""A pytest plugin that notes which functions of /testbed each test calls while it runs; calls made by imports do not count.
 
-Invariant: it only watches. What it saw is written as JSON to /submit/calls.json when the session ends.
+Invariant: it only watches. What it saw is written as JSON to /submit/calls.json when the session ends, each function once.
 """
 
 import json
@@ -13,9 +13,10 @@ import pytest
 
 ROOT = "/testbed/"
 OUTPUT = "/submit/calls.json"
+MAX_TEST_CHARACTERS = 4 << 20  # of all tests together, since /submit is small; what test files call is kept whatever happens
 
 
-class TestFile:
+class Test:
     __test__ = False
 
     def __init__(self):
@@ -30,33 +31,44 @@ class TestFile:
             if id(code) not in self.codes:
                 self.codes[id(code)] = code
 
+    def forget_others(self):
+        self.codes = {key: code for key, code in self.codes.items() if code.co_filename.startswith(ROOT)}
+
     def functions(self):
-        places = {
-            (code.co_filename[len(ROOT) :], code.co_firstlineno, code.co_name)
-            for code in self.codes.values()
-            if code.co_filename.startswith(ROOT)
-        }
-        return sorted(places)
+        self.forget_others()  # those that a thread called after the test's end
+        return {(code.co_filename[len(ROOT) :], code.co_firstlineno, code.co_name) for code in self.codes.values()}
 
 
-files = {}
+tests = {}
 
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_protocol(item):
-    test_file = files.setdefault(item.nodeid.partition("::")[0], TestFile())
+    test = tests.setdefault(item.nodeid, Test())
     started = time.monotonic()
-    threading.setprofile(test_file.watch)
-    sys.setprofile(test_file.watch)
+    threading.setprofile(test.watch)
+    sys.setprofile(test.watch)
     yield
     sys.setprofile(None)
     threading.setprofile(None)
-    test_file.duration_s += time.monotonic() - started
+    test.duration_s += time.monotonic() - started
+    test.forget_others()
 
 
 def pytest_sessionfinish():
-    seen = {
-        name: {"calls": test_file.calls, "duration_s": test_file.duration_s, "functions": test_file.functions()}
-        for name, test_file in files.items()
-    }
-    Path(OUTPUT).write_text(json.dumps(seen), encoding="utf-8")
+    numbers = {}
+    files = {}
+    called = {}
+    room = MAX_TEST_CHARACTERS
+    for name, test in tests.items():
+        indices = sorted(numbers.setdefault(function, len(numbers)) for function in sorted(test.functions()))
+        file = files.setdefault(name.partition("::")[0], {"calls": 0, "duration_s": 0.0, "functions": set()})
+        file["calls"] += test.calls
+        file["duration_s"] += test.duration_s
+        file["functions"].update(indices)
+        room -= len(json.dumps({name: indices}))
+        if room >= 0:
+            called[name] = indices
+    for file in files.values():
+        file["functions"] = sorted(file["functions"])
+    Path(OUTPUT).write_text(json.dumps({"functions": list(numbers), "files": files, "tests": called}), encoding="utf-8")
