@@ -146,7 +146,7 @@ def tiny_config(runs: Path, updates: int = 2, **settings: dict[str, Any]) -> Con
             "train": {"updates": updates, "injector_groups": 1, "solver_groups": 1, "group_size": 9, "max_machine_failures": 0.9},
             "agent": {"max_turns": 4, "context_tokens": 8192, "turn_tokens": 4096, "observation_tokens": 200, "prompt_style": "terse"},
             "injector": {"strategies": {"direct": 1.0}, "given": ["tests"], "min_passing_tests": [3, 3]},
-            "solver": {"given": ["failure"], "second_order_share": 0.5},
+            "solver": {"given": ["failure", "suspects", "tests"], "second_order_share": 0.5},
             "trainer": {"learning_rate": 1e-3, "warmup_updates": 0, "bf16": False},
             **settings,
         }

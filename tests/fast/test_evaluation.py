@@ -188,6 +188,16 @@ def test_other_settings_are_told(tmp_path):
     assert comparison["settings"] == "agent.max_turns = 64 there and 3 here"
 
 
+def test_how_many_suspects_are_named_is_a_setting_only_where_they_are_given(tmp_path):
+    def evaluated(name, given, number):
+        return a_folder(tmp_path / name, never, config=build_config({"solver": {"given": given, "max_suspects": number}}))
+
+    assert (
+        compare(evaluated("a", ["suspects"], 5), evaluated("b", ["suspects"], 3))["settings"] == "solver.max_suspects = 5 there and 3 here"
+    )
+    assert compare(evaluated("c", ["tests"], 5), evaluated("d", ["tests"], 3))["settings"] == ""
+
+
 def test_folders_that_cannot_be_compared_say_why(tmp_path):
     good = a_folder(tmp_path / "good", never)
     (tmp_path / "empty").mkdir()

@@ -99,6 +99,15 @@ def test_targets_are_the_functions_that_tests_really_call(shop: Environment) -> 
     assert shop.targets[1].source == "13:    def sum(self):\n14-        return total([1, 2])"
 
 
+def test_calls_say_which_functions_each_test_calls(shop: Environment) -> None:
+    total, basket = ("shop/prices.py", "total"), ("shop/prices.py", "Basket.sum")
+    assert shop.calls == {
+        "tests/test_basket.py::test_sum": (basket, total),
+        **{f"tests/test_total.py::test_total[prices{number}]": (total,) for number in range(3)},
+        "tests/test_total.py::test_nothing": (total,),
+    }
+
+
 def test_the_source_shown_is_what_grep_prints(shop: Environment, backend: SandboxBackend) -> None:
     with open_workspace(backend, shop, shop.tree, LABELS) as box:
         assert box.run("grep -n -A 4 'def total(' shop/prices.py").text.rstrip("\n") == shop.targets[0].source
@@ -157,6 +166,7 @@ def test_unstable_failing_and_address_bearing_tests_are_excluded(backend: Sandbo
     } <= found.excluded_ids
     assert any("test_address" in name for name in found.excluded_ids)
     assert "tests/test_only_failures.py" not in found.test_files
+    assert found.calls["tests/test_odd.py::test_fails"] == (("shop/prices.py", "total"),)
 
 
 def test_a_package_that_tests_import_from_elsewhere_is_refused(backend: SandboxBackend, cache: Path, tmp_path: Path) -> None:

@@ -81,6 +81,13 @@ def test_a_repair_scores_plus_one_a_wrong_one_minus_one_and_a_machine_failure_no
         assert (row.consumed_update == 1) == (passed is not None)
 
 
+def test_solvers_are_given_suspects_from_the_environments_calls(played):
+    run, store = played
+    _, rows = first(store, "solver")
+    prompt = Episode.read(run.path / rows[0].path).messages[0]["content"]
+    assert prompt.endswith("\ntiny/numbers.py:4,10 clamp")
+
+
 def test_a_pass_was_graded_twice(played):
     _, store = played
     _, rows = first(store, "solver")

@@ -16,19 +16,20 @@ from selfplay.engines.scripted_engine import ScriptedEngine, ScriptedTurn
 from selfplay.environments import Environment, open_workspace, prepare_environment
 from selfplay.episode import Episode, FinishReason
 from selfplay.errors import PrerequisiteError, SandboxUnavailable
-from selfplay.grading import grade
+from selfplay.grading import Grade, grade
 from selfplay.judging import Thresholds
+from selfplay.patches import diff_trees
 from selfplay.repos import fetch, parse_spec
 from selfplay.roles import (
     EpisodePlace,
     InjectorTask,
-    SolverTask,
     injector_prompts,
     make_repository,
     play_injector,
     play_solver,
     prepare_injector,
     sandbox_limits,
+    solver_task,
     spec_text,
     spec_tokens,
 )
@@ -36,6 +37,7 @@ from selfplay.sandbox import SandboxBackend, open_backend
 from selfplay.sandbox.base import Limits, Sandbox, SandboxSpec
 from selfplay.test_runs import TestRunner
 from selfplay.tools import format_action, format_edit
+from selfplay.trees import FileEntry
 from selfplay.validator import BugState, validate
 from tiny_policy import build_tiny_tokenizer
 from tiny_repository import build_tiny_repository
@@ -50,6 +52,7 @@ CONFIG = Config(
     injector=InjectorSettings(strategies={"direct": 1.0}, given=("tests", "target")),
     solver=SolverSettings(given=("failure",)),
 )
+GIVEN = CONFIG.model_copy(update={"solver": SolverSettings(given=("failure", "suspects", "tests"))})
 INJECTOR = (
     format_action("edit", format_edit("tiny/numbers.py", 16, "+=", "-=")),
     format_action("bash", "git diff > /submit/bug_inject.diff; bash /submit/test_script.sh | grep -m 3 '^tests/test_numbers.py:'"),
@@ -84,8 +87,11 @@ class House:
         return InjectorTask(self.environment, strategy, replace(target, test_file="tests/test_numbers.py"), Thresholds())
 
     def repair(self, replies: Sequence[str], bug: BugState, config: Config = CONFIG) -> Episode:
-        task = SolverTask(self.environment, "bug-1", bug, "E   assert -6.0 == 2")
+        task = solver_task(self.environment, "bug-1", bug, "E   assert -6.0 == 2", config)
         return play_solver(task, PLACE, self.engine(replies), self.chat, self.backend, config, sandbox_limits(config))
+
+    def grade(self, bug: BugState, episode: Episode) -> Grade:
+        return grade(bug, episode.submission["patch"], self.environment, runner(self))
 
     @contextmanager
     def workspace(self) -> Iterator[Sandbox]:
@@ -172,6 +178,95 @@ def test_a_workspace_too_large_to_read_is_no_repair(house: House, bug: BugState)
     sparse = "for n in $(seq 20); do truncate -s 60M big$n; done"
     episode = house.repair([SOLVER[1], format_action("bash", sparse), format_action("submit", "")], bug)
     assert episode.submission == {"patch": ""} and "/testbed" in episode.error
+
+
+# ---- what a solver can be given
+
+SUBMIT_NOTHING = format_action("submit", "")
+RUN_TESTS = format_action("bash", "bash /submit/test_script.sh > /tmp/log; echo status $?; tail -n 1 /tmp/log")
+
+
+def test_a_solver_given_tests_sees_them_as_they_should_be_and_nothing_else_of_the_original(house: House, bug: BugState) -> None:
+    found = "grep -c 'def test_mean()' tests/test_numbers.py; grep -c -e '-= value' tiny/numbers.py"
+    look = f"git status -s; ls /submit; {found}; git rev-list --all --count"
+    original = "sed 's/-=/+=/' tiny/numbers.py | git hash-object --stdin --no-filters | git cat-file --batch-check"
+    episode = house.repair([format_action("bash", f"{look}; {original}"), SUBMIT_NOTHING], bug, GIVEN)
+    assert episode.turns[0].observation.split("\n")[:4] == ["test_script.sh", "1", "1", "1"]
+    assert episode.turns[0].observation.split("\n")[4].endswith(" missing")
+
+
+def test_given_tests_fail_before_the_repair_and_pass_after_it(house: House, bug: BugState) -> None:
+    episode = house.repair([RUN_TESTS, SOLVER[1], RUN_TESTS, SUBMIT_NOTHING], bug, GIVEN)
+    before, after = episode.turns[0].observation, episode.turns[2].observation
+    assert before.startswith("status 1\n1 failed"), before
+    assert after.startswith("status 0\n6 passed"), after
+    assert house.grade(bug, episode).passed
+
+
+def test_a_solver_given_tests_predicts_its_own_change_alone(house: House, bug: BugState) -> None:
+    plain, given = house.repair(SOLVER, bug), house.repair(SOLVER, bug, GIVEN)
+    assert "test_numbers" not in given.submission["patch"]
+    assert given.submission == plain.submission
+    assert house.repair([SUBMIT_NOTHING], bug, GIVEN).submission == {"patch": ""}
+
+
+def test_given_tests_that_a_solver_edits_are_restored_in_grading(house: House, bug: BugState) -> None:
+    edit = format_action("bash", "sed -i 's/== 2$/== -2/' tests/test_numbers.py")
+    cheat = house.repair([edit, RUN_TESTS, SUBMIT_NOTHING], bug, GIVEN)
+    assert cheat.turns[1].observation.startswith("status 0\n")
+    assert not house.grade(bug, cheat).passed
+    assert house.grade(bug, house.repair([edit, SOLVER[1], SUBMIT_NOTHING], bug, GIVEN)).passed
+
+
+def test_given_tests_may_have_names_of_their_own(house: House) -> None:
+    """A hint can make tests of files that no pattern tells for tests. One that is edited is left out of the prediction, which
+    is laid on the weakened tests."""
+    checks = (
+        b"from tiny.numbers import mean\n\n\ndef test_a():\n    assert mean([1, 2, 3]) == 2\n\n\ndef test_b():\n    assert mean([0]) == 0\n"
+    )
+    tree = house.environment.tree.replace({"checks.py": FileEntry(checks)})
+    strange = replace(house, environment=replace(house.environment, tree=tree, test_files=("checks.py",)))
+    broken = tree.replace({"tiny/numbers.py": FileEntry(tree["tiny/numbers.py"].content.replace(b"+= value", b"-= value"))})
+    weakened = broken.replace({"checks.py": FileEntry(checks.replace(b" == 2", b""))})
+    files = {
+        "bug_inject.diff": diff_trees(tree, broken),
+        "test_weaken.diff": diff_trees(broken, weakened),
+        "test_files.txt": "checks.py\n",
+        "test_script.sh": house.environment.script_for(["checks.py"]),
+        "test_parser.py": house.environment.parser,
+    }
+    bug = BugState(Artifact.from_files(files), 1, "", ("checks.py::test_a",), ("checks.py::test_b",))
+    edit = format_action("bash", "sed -i 's/== 2$/== -2/' checks.py")
+    for moves, passes in (([SOLVER[1]], True), ([edit, SOLVER[1]], True), ([edit], False)):
+        episode = strange.repair([*moves, SUBMIT_NOTHING], bug, GIVEN)
+        assert "checks.py" not in episode.submission["patch"]
+        assert strange.grade(bug, episode).passed == passes
+
+
+def test_a_bug_of_order_two_is_given_with_its_tests(house: House, bug: BugState) -> None:
+    worse = format_action("bash", "sed -i 's/abs(number)/number/' tiny/numbers.py")
+    attempt = house.repair([worse, SUBMIT_NOTHING], bug, GIVEN).submission["patch"]
+    second = replace(bug, order=2, attempt_patch=attempt)
+    mend = format_action("bash", "sed -i 's/str(number)/str(abs(number))/; s/-= value/+= value/' tiny/numbers.py")
+    episode = house.repair([RUN_TESTS, mend, RUN_TESTS, SUBMIT_NOTHING], second, GIVEN)
+    assert episode.turns[0].observation.startswith("status 1\n2 failed")
+    assert episode.turns[2].observation.startswith("status 0\n")
+    assert "test_numbers" not in episode.submission["patch"] and house.grade(second, episode).passed
+
+
+def test_suspects_stand_in_the_prompt_with_their_lines_in_the_code_that_the_solver_sees(house: House, bug: BugState) -> None:
+    shown = house.repair([SUBMIT_NOTHING], bug, GIVEN).messages[0]["content"]
+    assert shown.endswith("E   assert -6.0 == 2\ntiny/numbers.py:13,17 mean")
+    longer = format_action("bash", "sed -i '1a\\\\nimport math' tiny/numbers.py")
+    attempt = house.repair([longer, SUBMIT_NOTHING], bug).submission["patch"]
+    second = replace(bug, order=2, attempt_patch=attempt)
+    assert house.repair([SUBMIT_NOTHING], second, GIVEN).messages[0]["content"].endswith("\ntiny/numbers.py:15,19 mean")
+
+
+def test_a_solver_is_given_neither_tests_nor_suspects_unless_configured(house: House, bug: BugState) -> None:
+    episode = house.repair([format_action("bash", "ls /submit; grep -c 'def test_mean()' tests/test_numbers.py"), SUBMIT_NOTHING], bug)
+    assert episode.turns[0].observation.split("\n")[0] == "0"
+    assert episode.messages[0]["content"].endswith("E   assert -6.0 == 2")
 
 
 # ---- what a solver can learn from git (threats, row 1)
