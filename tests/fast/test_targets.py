@@ -1,10 +1,15 @@
 """Targets from a tree and a call record: pure, so no sandbox is needed."""
 
+import importlib.util
 import json
+import sys
+from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 from selfplay import targets as targets_module
+from selfplay.resources import resource
 from selfplay.targets import (
     CallRecord,
     FileCalls,
@@ -121,3 +126,25 @@ def test_no_target_is_a_function_held_out_for_evaluation() -> None:
     kept = usable_targets(targets, ["tests/test_a.py::one"], max_lines=5, min_passing_tests=1)
     assert kept == [target for target in targets if not is_held_out(target.name)]
     assert 20 < len(kept) < 40
+
+
+def test_a_recorder_without_room_drops_tests_and_keeps_what_test_files_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recorder = load_recorder(tmp_path, monkeypatch, MAX_TEST_CHARACTERS=len('{"t.py::a": [0]}'))
+    for name in ("t.py::a", "t.py::b"):
+        recorder.tests[name] = recorder.Test()
+        recorder.tests[name].watch(sys._getframe(), "call", None)
+    recorder.pytest_sessionfinish()
+    seen = read_calls(json.loads((tmp_path / "calls.json").read_text()))
+    here = frozenset({(Path(__file__).name, sys._getframe().f_code.co_firstlineno, sys._getframe().f_code.co_name)})
+    assert (seen.files["t.py"].calls, seen.files["t.py"].functions, seen.tests) == (2, here, {"t.py::a": here})
+
+
+def load_recorder(folder: Path, monkeypatch: pytest.MonkeyPatch, **constants: object) -> ModuleType:
+    """The plugin, for code of this folder; in a sandbox pytest loads it."""
+    spec = importlib.util.spec_from_file_location("call_recorder", resource("data/pytest") / "call_recorder.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    for name, value in {"ROOT": f"{Path(__file__).parent}/", "OUTPUT": str(folder / "calls.json"), **constants}.items():
+        monkeypatch.setattr(module, name, value)
+    return module
