@@ -20,6 +20,7 @@ from selfplay.tools import format_action, format_edit
 from selfplay.trees import Tree
 
 TOKEN = re.compile(r"\w+|\s+|[^\w\s]")
+DOCSTRINGS = '/""".*"""/d;/"""/,/"""/d'
 SPEC_FILES = ("bug_inject.diff", "test_weaken.diff", "test_files.txt", "test_script.sh", "test_parser.py")
 
 
@@ -460,13 +461,14 @@ def plainest_mutation(mutations: Sequence[Mutation], generator: random.Random) -
 # ---- the words of a terse episode
 
 
-def show_command(path: str, name: str) -> str:
-    """Numbered lines from `def name(` to the next def: a function costs what it is long, and no more."""
-    return f"grep -n '' {path} | sed -n '/def {name}(/,/:\\s*def /p' | head -25"
+def show_command(path: str, first: int, last: int) -> str:
+    """Numbered lines without docstrings, which cost a small context much and tell it little."""
+    return f"grep -n '' {path} | sed -n '{first},{last}p' | sed '{DOCSTRINGS}'"
 
 
-def find_command(name: str) -> str:
-    return f"grep -rn 'def {name}(' --include=*.py ."
+def try_command(path: str) -> str:
+    """Run the bug's tests; where some do not pass, say how many and take back the edit of `path`."""
+    return f"bash /submit/test_script.sh | grep -oE '[0-9]+ (failed|error)' && git checkout -q {path}"
 
 
 def break_command(test_file: str) -> str:
@@ -487,31 +489,19 @@ def listed(function: Function, mutation: Mutation) -> str:
     return f"{mutation.line}{':' if mutation.line == function.first_line else '-'}{mutation.before}"
 
 
-def shown_function(text: str, name: str) -> str:
+def shown_lines(text: str, first: int, last: int) -> str:
     """What `show_command` prints of a file's text."""
     shown: list[str] = []
-    is_open = False
+    is_open = False  # in a docstring of several lines
     lines = text.removesuffix("\n").split("\n")
-    for number, line in enumerate(lines, start=1):
-        numbered = f"{number}:{line}"
-        if is_open:
-            shown.append(numbered)
-            is_open = not re.search(r":\s*def ", numbered)
-        elif f"def {name}(" in numbered:
-            shown.append(numbered)
-            is_open = True
-    return "\n".join(shown[:25])
-
-
-def found_definitions(tree: Tree, name: str) -> str:
-    """What `find_command` prints, files in path order."""
-    return "\n".join(
-        f"./{path}:{number}:{line}"
-        for path in sorted(tree)
-        if path.endswith(".py")
-        for number, line in enumerate(tree.text(path).split("\n"), start=1)
-        if f"def {name}(" in line
-    )
+    for number, line in enumerate(lines[first - 1 : last], start=first):
+        if re.search('""".*"""', line):
+            continue
+        if is_open or '"""' in line:
+            is_open = is_open != ('"""' in line)
+            continue
+        shown.append(f"{number}:{line}")
+    return "\n".join(shown)
 
 
 # ---- the player
@@ -542,7 +532,10 @@ BUDGET = re.compile(r"\n?\[exit (-?\d+); \d+ turns, \d+ tokens left\]\s*$")
 FRAME = re.compile(r"^(\S+\.py):(\d+): in (\S+)", re.MULTILINE)
 PY_PATH = re.compile(r"[\w./+-]+\.py\b")
 MAX_EDITS = 3
-MAX_LOOKS = 3
+MAX_LOOKS = 4
+SUSPECT = re.compile(r"^(\S+\.py):(\d+),(\d+) (\S+)$", re.MULTILINE)  # as the terse solver prompt lists them
+SHOWN = re.compile(r"grep -n '' (\S+) \| sed -n '(\d+),(\d+)p'")
+STILL_FAILING = re.compile(r"^\d+ (failed|error)", re.MULTILINE)
 
 
 def read_conversation(text: str) -> Exchange:
@@ -560,15 +553,17 @@ def read_conversation(text: str) -> Exchange:
 class TeacherPlayer:
     """Plays both roles on repositories whose original trees it knows; call it with a scripted engine's turn.
 
-    As solver it looks where the failure points, compares with the original and puts back what differs, in a `skill` share of its
+    As solver it looks at the suspects, compares with the original, puts back what differs and runs the tests, in a `skill` share of its
     episodes; in the others it submits nothing, so that groups hold both. Equal turns get equal replies.
-    `first` is the mutation that an injector begins with, in place of one that the turn's seed draws, and that a solver is led to.
+    `first` is the mutation that an injector begins with, in place of one that the turn's seed draws.
+    `guesses` is the share of repairs that begin with an edit that does not mend.
     """
 
     trees: Sequence[Tree]
     skill: float = 0.6
     max_lines: int = 30
     first: Mutation | None = None
+    guesses: float = 0.0
     _functions: dict[tuple[str, str], list[tuple[Function, list[Mutation]]]] = field(default_factory=dict, repr=False)
 
     def __call__(self, turn: Turn) -> str:
@@ -649,21 +644,40 @@ class TeacherPlayer:
     def _solve(self, exchange: Exchange, generator: random.Random) -> str:
         if generator.random() >= self.skill:
             return _call("submit", "")
-        looked = [reply for reply in exchange.replies if " | sed -n '/def " in reply]
-        seen = self._seen(exchange)
-        for path, number, text, original in seen:
-            search, replace = smallest_edit(text, original)
-            reply = edit_reply(f"{number}:{text}", "./" + path, number, search, replace)
+        last = exchange.replies[-1] if exchange.replies else ""
+        output = BUDGET.sub("", exchange.observations[-1]) if exchange.observations else ""
+        edited = re.search(r"^<tool: edit>\n(\S+):\d+$", last, re.MULTILINE)
+        if edited:
+            return _call("bash", try_command(edited[1]))
+        if "git checkout -q " in last and not STILL_FAILING.search(output):
+            return _call("submit", "")
+        looked = SHOWN.findall("\n".join(exchange.replies))
+        for path, number, text, original in self._seen(exchange):
+            guess = self._guess(exchange, path, number, generator)
+            search, replace = guess if guess is not None else smallest_edit(text, original)
+            reply = edit_reply(f"{number}:{text}", path, number, search, replace)
             if reply not in exchange.replies:
                 return reply
-        if seen or len(looked) > MAX_LOOKS:
-            return _call("submit", "")
-        places = self._suspects(exchange.task) if self.first is None else self.trail(exchange.task)
+        places = self.places(exchange.task)[:MAX_LOOKS]
         if len(looked) >= len(places):
             return _call("submit", "")
-        path, name = places[len(looked)]
-        find = _call("bash", find_command(name))
-        return _call("bash", show_command("./" + path, name)) if find in exchange.replies else find
+        return _call("bash", show_command(*places[len(looked)]))
+
+    def _guess(self, exchange: Exchange, path: str, number: int, generator: random.Random) -> tuple[str, str] | None:
+        """A first try that is no repair: another change of the broken line, in a `guesses` share of the episodes."""
+        if generator.random() >= self.guesses or any(f"<tool: edit>\n{path}:{number}\n" in reply for reply in exchange.replies):
+            return None
+        tree = self._tree_of(exchange.task)
+        broken = {number: text for place, number, text, _ in self._seen(exchange) if place == path}[number]
+        lines = tree.text(path).split("\n")
+        lines[number - 1] = broken
+        found = [
+            (mutation.search, mutation.replace)
+            for _, mutations in mutations_of_file(path, "\n".join(lines), self.max_lines)
+            for mutation in mutations
+            if mutation.line == number and mutation.after != tree.text(path).split("\n")[number - 1]
+        ]
+        return generator.choice(found) if found else None
 
     def _tree_of(self, task: str) -> Tree:
         named = [name.removeprefix("./") for name in PY_PATH.findall(task)]
@@ -674,7 +688,7 @@ class TeacherPlayer:
         tree = self._tree_of(exchange.task)
         found = []
         for reply, observation in zip(exchange.replies, exchange.observations, strict=False):
-            command = re.match(r"<tool: bash>\ngrep -n '' \./(\S+) \| sed", reply)
+            command = SHOWN.search(reply)
             if command and command[1] in tree:
                 lines = tree.text(command[1]).split("\n")
                 for number, text in re.findall(r"^(\d+):(.*)$", BUDGET.sub("", observation), re.MULTILINE):
@@ -682,40 +696,40 @@ class TeacherPlayer:
                         found.append((command[1], int(number), text, lines[int(number) - 1]))
         return found
 
-    def trail(self, task: str) -> list[tuple[str, str]]:
-        """(path, name) of the functions to look at for `first`: its own where the task names it, else after one that is named and calls it.
-
-        Empty where nothing in the task leads there, or its line would not be shown: such a repair could only be guessed.
-        """
-        first = self.first
+    def leads_to(self, task: str, mutation: Mutation) -> bool:
+        """Whether a solver who is told `task` comes to look at the mutated line."""
         tree = self._tree_of(task)
-        if first is None or first.path not in tree:
-            return []
-        name = next((f.short_name for f, _ in self._mutable(tree, first.path) if f.first_line <= first.line <= f.last_line), "")
-        if f"\n{first.line}:" not in "\n" + shown_function(tree.text(first.path), name):
-            return []
-        if re.search(rf"\b{name}\b", task):
-            return [(first.path, name)]
-        for path, caller in self._suspects(task):
-            if re.search(rf"\b{caller}\b", task) and f"{name}(" in shown_function(tree.text(path), caller):
-                return [(path, caller), (first.path, name)]
-        return []
+        return mutation.path in tree and any(
+            path == mutation.path and f"\n{mutation.line}:" in "\n" + shown_lines(tree.text(path), first, last)
+            for path, first, last in self.places(task)[:MAX_LOOKS]
+        )
 
-    def _suspects(self, task: str) -> list[tuple[str, str]]:
-        """(path, name) of functions to look at: innermost frames first, then what the failing lines call, then what those call."""
+    def places(self, task: str) -> list[tuple[str, int, int]]:
+        """(path, first line, last line) of functions to look at, best first: the suspects that are given, else what the failure names."""
+        given = [(path, int(first), int(last), name) for path, first, last, name in SUSPECT.findall(task)]
+        if given:
+            # Where the failure's innermost frame is in one of them, that one comes first.
+            frames = [(path.removeprefix("./"), name) for path, _, name in FRAME.findall(task)][-1:]
+            given.sort(key=lambda suspect: (suspect[0], suspect[3].rpartition(".")[2]) not in frames)
+            return [(path, first, last) for path, first, last, _ in given]
+        return self._named(task)
+
+    def _named(self, task: str) -> list[tuple[str, int, int]]:
+        """Functions by what the failure says: innermost frames first, then what the failing lines call, then what those call."""
         tree = self._tree_of(task)
-        defined: dict[str, list[str]] = {}
+        defined: dict[str, list[tuple[str, int, int]]] = {}
         for path in sorted(tree):
             if path.endswith(".py") and not is_test_path(path):
-                for name in re.findall(r"^\s*(?:async )?def (\w+)\(", tree.text(path), re.MULTILINE):
-                    defined.setdefault(name, []).append(path)
+                for function in functions_of(path, tree.text(path), max_lines=10_000):
+                    defined.setdefault(function.short_name, []).append((path, function.first_line, function.last_line))
         frames = [(path.removeprefix("./"), name) for path, _, name in FRAME.findall(task)]
-        found = [(path, name) for path, name in reversed(frames) if path in defined.get(name, ())]
+        found = [place for path, name in reversed(frames) for place in defined.get(name, ()) if place[0] == path]
         called = re.findall(r"(\w+)\(", "\n".join(line for line in task.split("\n") if not line.startswith(("-", "@@"))))
-        found += [(path, name) for name in reversed(called) for path in defined.get(name, ())]
-        for path, name in list(found):
-            body = shown_function(tree.text(path), name)
-            found += [(place, inner) for inner in re.findall(r"(\w+)\(", body) for place in defined.get(inner, ())]
+        found += [place for name in reversed(called) for place in defined.get(name, ())]
+        for place in list(found):
+            found += [
+                inner for name in re.findall(r"(\w+)\(", shown_lines(tree.text(place[0]), *place[1:])) for inner in defined.get(name, ())
+            ]
         return list(dict.fromkeys(found))
 
 

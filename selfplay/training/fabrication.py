@@ -15,6 +15,7 @@ from types import SimpleNamespace
 from selfplay import prompting, teacher, tools
 from selfplay.chat import ChatFormat
 from selfplay.patches import is_protected_path, is_test_path
+from selfplay.suspects import Suspect
 from selfplay.targets import Span, function_spans, is_held_out, shown_source
 from selfplay.teacher import Function, Mutation
 from selfplay.training.sft import Document
@@ -68,15 +69,14 @@ class Package:
         return "\n".join(line for number, line in enumerate(lines, start=1) if number not in hidden)
 
     @cached_property
-    def definitions(self) -> dict[str, list[str]]:
-        """`grep -rn` lines by function name."""
-        found: dict[str, list[str]] = {}
-        for path in sorted(self.tree):
-            if path.endswith(".py"):
-                for number, line in enumerate(self.tree.text(path).split("\n"), start=1):
-                    for name in re.findall(r"def (\w+)\(", line):
-                        found.setdefault(name, []).append(f"./{path}:{number}:{line}")
-        return found
+    def neighbours(self) -> dict[str, list[Suspect]]:
+        """Functions that may be shown, short or long, by file."""
+        return {
+            path: [
+                Suspect(path, s.name, s.first_line, s.last_line) for s in function_spans(self.tree[path].content) if not is_held_out(s.name)
+            ]
+            for path in {function.path for function, _ in self.functions}
+        }
 
     @cached_property
     def callers(self) -> dict[str, list[Function]]:
@@ -164,8 +164,20 @@ class Transcript:
         return Document(self.ids, self.weight)
 
 
+@dataclass(frozen=True)
+class _Bug:
+    """A mutated function: what the mutation is, what others there could be, and the file with it."""
+
+    package: Package
+    mutation: Mutation
+    mutations: Sequence[Mutation]
+    text: str
+
+
 Place = tuple[str, int, list[str]]  # test file, line, the file's lines
 
+TO_MEND = 0.4  # the share of plainest mutations among the bugs that a solver meets
+RANKS = (0.5, 0.2, 0.17, 0.13)  # where the broken function stands among the suspects
 DRILL = "drill"  # what a drill's prompt begins with: after its edits come more edits, which no episode should learn
 
 VALUES = (
@@ -194,17 +206,14 @@ VALUES = (
 class EpisodeMaker:
     """Fabricates episodes of both roles over plain trees; what a sandbox would print is computed or made up."""
 
-    def __init__(
-        self, packages: Sequence[Package], chat: ChatFormat, limits: PlayLimits, generator: random.Random, plain: float = 0.8
-    ) -> None:
-        self.plain = plain
+    def __init__(self, packages: Sequence[Package], chat: ChatFormat, limits: PlayLimits, generator: random.Random) -> None:
         self.packages = [p for p in packages if p.functions]
         self.chat, self.limits, self.random = chat, limits, generator
         self._weights = [min(len(p.functions), 150) * p.share for p in self.packages]
 
-    def choose(self, mutations: Sequence[Mutation]) -> Mutation:
-        """Mostly the plainest, since those are what the injector is to make and the solver to mend; all others now and then."""
-        choose = teacher.plainest_mutation if self.random.random() < self.plain else teacher.choose_mutation
+    def choose(self, mutations: Sequence[Mutation], plain: float = 0.8) -> Mutation:
+        """Mostly the plainest, since those are what the injector is to make; all others now and then."""
+        choose = teacher.plainest_mutation if self.random.random() < plain else teacher.choose_mutation
         return choose(mutations, self.random)
 
     def draw(self) -> tuple[Package, Function, list[Mutation]]:
@@ -386,13 +395,10 @@ class EpisodeMaker:
         r = self.random
         while True:
             package, function, mutations = self.draw()
-            mutation = self.choose(mutations)
+            mutation = self.choose(mutations, TO_MEND)
             buggy_text = mutation.apply(package.tree.text(function.path))
-            shown = teacher.shown_function(buggy_text, function.short_name)
-            if f"\n{mutation.line}:" in "\n" + shown:
+            if f"\n{mutation.line}:" in "\n" + teacher.shown_lines(buggy_text, function.first_line, function.last_line):
                 break
-        path = "./" + function.path
-        search, replace = teacher.smallest_edit(mutation.after, mutation.before)
         # Sometimes the tests call what calls the function.
         callers = package.callers.get(function.short_name, ())
         through = r.choice(callers) if callers and not short and r.random() < 0.3 else None
@@ -403,36 +409,90 @@ class EpisodeMaker:
             failure_place = self.other_place(package, place)
         elif chance < 0.4:
             spec_place = self.other_place(package, place)
+        suspects = self.suspects(package, function, through)
+        culprit = next(suspect for suspect in suspects if suspect.name == function.name)
         failure = self.failure(package, function, mutation, failure_place, buggy_text.split("\n"), through)
+        bug = _Bug(package, mutation, mutations, buggy_text)
         if short:
             transcript = Transcript(self.chat, self.limits, f"solver\n{failure}")
-            transcript.act(tools.format_action("bash", teacher.show_command(path, function.short_name)), counts=False)
+            self.look(transcript, bug, culprit, counts=False)
         else:
-            prompt = prompting.render("solver/repair", "terse", specification=self.specification(spec_place).rstrip("\n"), failure=failure)
+            prompt = prompting.render(
+                "solver/repair", "terse", specification=self.specification(spec_place).rstrip("\n"), failure=failure, suspects=suspects
+            )
             transcript = Transcript(self.chat, self.limits, prompt.text)
-            has_frame = f"in {function.short_name}\n" in failure
-            if through and not has_frame:
-                self.look(transcript, package, through, package.tree.text(through.path))
-            self.look(transcript, package, function, buggy_text, last_shown=False)
-        transcript.observe(shown)
-        if not short and r.random() < 0.12:
-            elsewhere = [m for m in mutations if m.line != mutation.line] or [mutation]
-            self.stumble(transcript, buggy_text, path, elsewhere, lambda m: f"{m.line}:{m.before}")
-        transcript.edit(f"{mutation.line}:{mutation.after}", path, mutation.line, search, replace)
+            # In their order, but the one that the traceback ends in first.
+            framed = failure.rfind(f"in {function.short_name}\n") > failure.rfind(f"in {through.short_name}\n" if through else "\0")
+            for suspect in suspects[: 0 if framed else suspects.index(culprit)]:
+                self.look(transcript, bug, suspect)
+                if r.random() < 0.1:
+                    self.guess(transcript, bug, suspect)
+            self.look(transcript, bug, culprit)
+            for _ in range(r.choices((0, 1, 2), (0.6, 0.27, 0.13))[0]):
+                self.guess(transcript, bug, culprit)
+            if r.random() < 0.12:
+                elsewhere = [m for m in mutations if m.line != mutation.line] or [mutation]
+                self.stumble(transcript, buggy_text, function.path, elsewhere, lambda m: f"{m.line}:{m.before}")
+        search, replace = teacher.smallest_edit(mutation.after, mutation.before)
+        transcript.edit(f"{mutation.line}:{mutation.after}", function.path, mutation.line, search, replace)
         if not short:
-            transcript.observe(f"edited {path}:{mutation.line}")
+            transcript.observe(f"edited {function.path}:{mutation.line}")
+            transcript.bash(teacher.try_command(function.path))
+            transcript.observe("", 1)
             transcript.act(tools.format_action("submit", ""))
         return transcript
 
-    def look(self, transcript: Transcript, package: Package, function: Function, text: str, last_shown: bool = True) -> None:
-        """Find a function's definition and show it."""
-        path = "./" + function.path
-        transcript.bash(teacher.find_command(function.short_name))
-        hits = package.definitions.get(function.short_name, [])
-        transcript.observe("\n".join(hits) or f"{path}:{function.first_line}:def {function.short_name}(")
-        transcript.bash(teacher.show_command(path, function.short_name))
-        if last_shown:
-            transcript.observe(teacher.shown_function(text, function.short_name))
+    def suspects(self, package: Package, function: Function, through: Function | None) -> list[Suspect]:
+        """The function among others of its file, for the most part, as far ahead as a ranking by test calls puts it."""
+        r = self.random
+        others = [s for s in package.neighbours[function.path] if s.name != function.name]
+        if r.random() < 0.3:
+            path = r.choice(sorted(package.neighbours))
+            others += [s for s in package.neighbours[path] if s.path != function.path]
+        count = r.choice([1, 2, 3, 4, 5, 5, 5, 5]) - 1
+        found = r.sample(others, min(count, len(others)))
+        if through is not None:
+            caller = Suspect(through.path, through.name, through.first_line, through.last_line)
+            found = [caller, *(s for s in found if (s.path, s.name) != (caller.path, caller.name))][: max(count, 1)]
+            if r.random() < 0.5:
+                r.shuffle(found)
+        rank = min(r.choices(range(4), RANKS)[0], len(found))
+        return [*found[:rank], Suspect(function.path, function.name, function.first_line, function.last_line), *found[rank:]]
+
+    def look(self, transcript: Transcript, bug: _Bug, suspect: Suspect, counts: bool = True) -> None:
+        """Show a function as it is."""
+        lines = (suspect.first_line, suspect.last_line)
+        transcript.act(tools.format_action("bash", teacher.show_command(suspect.path, *lines)), counts)
+        text = bug.text if suspect.path == bug.mutation.path else bug.package.tree.text(suspect.path)
+        transcript.observe(teacher.shown_lines(text, *lines))
+
+    def guess(self, transcript: Transcript, bug: _Bug, suspect: Suspect) -> None:
+        """An edit that does not mend, which does not count, and the tests that tell so, which do."""
+        r, meant = self.random, bug.mutation
+        in_file = [
+            mutations for function, mutations in bug.package.functions if (function.path, function.name) == (suspect.path, suspect.name)
+        ]
+        wrong = [m for mutations in in_file for m in mutations if (m.path, m.line) != (meant.path, meant.line)]
+        if suspect.path == meant.path and suspect.first_line <= meant.line <= suspect.last_line and r.random() < 0.5:
+            # The right line and not the right change: other bugs of it tell what one may try there.
+            changes = [(m.before, m.after) for m in bug.mutations if m.line == meant.line and m.after != meant.after]
+            if changes:
+                line, guessed = meant.after, r.choice(changes)[1]
+                transcript.edit(f"{meant.line}:{line}", meant.path, meant.line, *teacher.smallest_edit(line, guessed), counts=False)
+                self.fail(transcript, meant.path, meant.line)
+                return
+        if wrong:
+            mutation = self.choose(wrong, TO_MEND)
+            transcript.edit(
+                f"{mutation.line}:{mutation.before}", mutation.path, mutation.line, mutation.search, mutation.replace, counts=False
+            )
+            self.fail(transcript, mutation.path, mutation.line)
+
+    def fail(self, transcript: Transcript, path: str, line: int) -> None:
+        transcript.observe(f"edited {path}:{line}")
+        transcript.bash(teacher.try_command(path))
+        r = self.random
+        transcript.observe(f"{r.choice([1, 1, 1, 2, 2, 3, 4, 5, 7, 12])} failed" if r.random() < 0.93 else "1 error")
 
     def injector_drill(self) -> Transcript:
         """One shown function and many edits of it: what an edit is, learned at the cost of one listing."""
@@ -455,17 +515,17 @@ class EpisodeMaker:
         r = self.random
         while True:
             package, function, mutations = self.draw()
-            by_line = {m.line: m for m in (self.choose(mutations) for _ in range(r.choice([2, 3, 4, 6])))}
+            by_line = {m.line: m for m in (self.choose(mutations, TO_MEND) for _ in range(r.choice([2, 3, 4, 6])))}
             text = package.tree.text(function.path)
             for mutation in by_line.values():
                 text = mutation.apply(text)
-            shown = teacher.shown_function(text, function.short_name)
+            shown = teacher.shown_lines(text, function.first_line, function.last_line)
             bugs = [by_line[line] for line in sorted(by_line) if f"\n{line}:" in "\n" + shown]
             if bugs:
                 break
-        path = "./" + function.path
+        path = function.path
         transcript = Transcript(self.chat, self.limits, DRILL)
-        transcript.act(tools.format_action("bash", teacher.show_command(path, function.short_name)), counts=False)
+        transcript.act(tools.format_action("bash", teacher.show_command(path, function.first_line, function.last_line)), counts=False)
         transcript.observe(shown)
         for mutation in bugs:
             edit = teacher.smallest_edit(mutation.after, mutation.before)
@@ -516,4 +576,5 @@ class PlainChat:
         return list(text)
 
     def spans(self, text: str) -> list[tuple[int, int]]:
-        return []
+        """As if every three characters were a token."""
+        return [(first, min(first + 3, len(text))) for first in range(0, len(text), 3)]

@@ -12,7 +12,7 @@ import os
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -26,13 +26,15 @@ from selfplay.errors import ArtifactError, ConfigError, SandboxUnavailable
 from selfplay.grading import grade
 from selfplay.judging import Thresholds, short_failure
 from selfplay.outcomes import parse_outcomes
+from selfplay.prompting import render
 from selfplay.repos import cache_root, fetch, parse_spec
 from selfplay.resources import resource
 from selfplay.roles import EpisodePlace, InjectorTask, SolverTask, play_injector, play_solver, sandbox_limits
 from selfplay.sandbox import SandboxBackend, open_backend
+from selfplay.suspects import Suspect, find_suspects
 from selfplay.targets import Target, usable_targets
-from selfplay.teacher import Mutation, TeacherPlayer, choose_mutation, mutations_of_file
-from selfplay.test_runs import ParsedLog, TestRunner
+from selfplay.teacher import STILL_FAILING, Mutation, TeacherPlayer, choose_mutation, mutations_of_file
+from selfplay.test_runs import ParsedLog, TestRun, TestRunner
 from selfplay.validator import BugState, build_states, validate
 from selfplay.warm_start.settings import ExecuteSettings, Progress
 
@@ -43,10 +45,11 @@ ATTEMPTS, MADE_WITH = "attempts.jsonl", "made_with.json"
 LABELS = {"selfplay.run": "warm-start"}
 TRIES = 3  # of one mutation, where the machine failed
 FAILURES_IN_A_ROW = 8  # of the machine: more end the collection
-NOT_PLAYED = ("unnoticed", "no trail")
+NOT_PLAYED = ("unnoticed", "not led to")
 UNNOTICED_PLAYED = 8  # one in so many mutations that no test notices is played all the same: the teacher then breaks another line
 FAILURES_READ = 20  # failing tests of a bug, in order of their names, that may lead to it
 REPAIRS = 2  # of one bug at most, each shown another failing test
+GUESSES = 0.35  # repairs that begin with an edit that the tests refuse
 PROGRESS_EVERY_S = 30.0
 
 
@@ -54,7 +57,7 @@ PROGRESS_EVERY_S = 30.0
 class Attempt:
     """One mutation and what became of it: a row of attempts.jsonl.
 
-    outcome  not played: "unnoticed" (no test fails), "no trail" (to a repair, once only repairs are wanted); played: "validated",
+    outcome  not played: "unnoticed" (no test fails), "not led to" (to a repair, once only repairs are wanted); played: "validated",
              "too long" (for a training row), "duplicate", else the failed check
     """
 
@@ -132,13 +135,14 @@ class Collection:
 
 
 def training_text(episode: Episode) -> Document:
-    """What the policy wrote counts, except turns that caused an error; what it was shown counts a little."""
+    """What the policy wrote counts, except turns that caused an error or were taken back; what it was shown counts a little."""
     from selfplay.training.fabrication import Weights
     from selfplay.training.sft import Document
 
     weights = [Weights.action if counts else Weights.shown for counts in episode.loss_mask]
-    for turn in episode.turns:
-        if turn.is_error:
+    taken_back = [bool(STILL_FAILING.search(after.observation)) for after in episode.turns[1:]]
+    for turn, is_wrong in zip(episode.turns, [*taken_back, False], strict=True):
+        if turn.is_error or (is_wrong and turn.tool == "edit"):
             weights[turn.tokens[0] : turn.tokens[1]] = [0.0] * (turn.tokens[1] - turn.tokens[0])
     return Document(list(episode.token_ids), weights)
 
@@ -220,7 +224,7 @@ class _Table:
 
         self.chat = ChatFormat(self.tokenizer)
         machine = self.machine
-        self.teacher = TeacherPlayer([e.tree for e in machine.environments], skill=1.0)
+        self.teacher = TeacherPlayer([e.tree for e in machine.environments], skill=1.0, guesses=GUESSES)
         self.runner = _HouseRunner(machine.backend, machine.config.validator, machine.limits, LABELS)
 
     def play(self, place: Place, repairs_only: bool) -> tuple[Attempt, list[Episode]]:
@@ -241,15 +245,15 @@ class _Table:
         )
         kept: list[Episode] = []
         failures = self._foreseen(place)
-        if not failures and (repairs_only or place.number % UNNOTICED_PLAYED):
+        if not failures.texts and (repairs_only or place.number % UNNOTICED_PLAYED):
             pass
-        elif repairs_only and not any(map(replace(self.teacher, first=place.mutation).trail, failures)):
-            attempt = replace(attempt, outcome="no trail")
+        elif repairs_only and not failures.leading(place.mutation, self.teacher):
+            attempt = replace(attempt, outcome="not led to")
         else:
             attempt, kept = self._both_roles(place, attempt)
         return replace(attempt, seconds=round(time.monotonic() - started, 2)), kept
 
-    def _foreseen(self, place: Place) -> list[str]:
+    def _foreseen(self, place: Place) -> _Failures:
         """How tests will fail. The very run that validation asks for: known by then, it costs nothing."""
         environment, mutation = place.environment, place.mutation
         entry = environment.tree[mutation.path]
@@ -257,8 +261,11 @@ class _Table:
             {mutation.path: replace(entry, content=mutation.apply(environment.tree.text(mutation.path)).encode())}
         )
         run = self.runner.run(environment, tree, environment.script_for((place.target.test_file,)), environment.parser)
-        failed = () if run.error else sorted(run.outcomes.failed & environment.baseline.passed)
-        return [short_failure(run.log, name) for name in failed[:FAILURES_READ]]
+        return self._failures(environment, run, frozenset() if run.error else run.outcomes.failed & environment.baseline.passed)
+
+    def _failures(self, environment: Environment, run: TestRun, failing: Set[str]) -> _Failures:
+        suspects = find_suspects(environment.calls, failing, environment.tree, self.machine.config.solver.max_suspects)
+        return _Failures(tuple(short_failure(run.log, name) for name in sorted(failing)[:FAILURES_READ]), suspects)
 
     def _both_roles(self, place: Place, attempt: Attempt) -> tuple[Attempt, list[Episode]]:
         from selfplay.engines.scripted_engine import ScriptedEngine
@@ -284,9 +291,12 @@ class _Table:
         else:
             attempt = replace(attempt, outcome="too long")
         bug = BugState(artifact, 1, "", verdict.fail_to_pass, verdict.pass_to_pass)
-        for member, failure in enumerate(self._failures(environment, bug, player)):
+        run = self.runner.run(environment, build_states(environment.tree, bug).buggy, artifact.test_script, artifact.test_parser)
+        failures = self._failures(environment, run, run.outcomes.failed.intersection(bug.fail_to_pass))
+        for member, failure in enumerate(failures.of_repairs(place.mutation, player)):
             where = EpisodePlace(self.seed, 0, f"e{place.number:05d}", member, LABELS)
-            repair = _unspoiled(play_solver(SolverTask(environment, f"bug-{place.number}", bug, failure), where, *players))
+            task = SolverTask(environment, f"bug-{place.number}", bug, failure, failures.suspects)
+            repair = _unspoiled(play_solver(task, where, *players))
             result = grade(bug, repair.submission.get("patch", ""), environment, self.runner, confirm=False)
             said = result.reason
             if result.passed:
@@ -297,11 +307,25 @@ class _Table:
             attempt = replace(attempt, repairs=(*attempt.repairs, said))
         return attempt, kept
 
-    def _failures(self, environment: Environment, bug: BugState, player: TeacherPlayer) -> list[str]:
-        """Tracebacks of failing tests that lead the teacher to the bug, the one that play shows before others; at most REPAIRS."""
-        run = self.runner.run(environment, build_states(environment.tree, bug).buggy, bug.artifact.test_script, bug.artifact.test_parser)
-        failures = [short_failure(run.log, name) for name in sorted(run.outcomes.failed.intersection(bug.fail_to_pass))[:FAILURES_READ]]
-        by_end = {failure[-200:]: failure for failure in reversed(failures) if player.trail(failure)}
+
+@dataclass(frozen=True)
+class _Failures:
+    """Of one bug: how its failing tests fail, in order of their names, and the suspects that they make."""
+
+    texts: tuple[str, ...]
+    suspects: tuple[Suspect, ...]
+
+    def leading(self, mutation: Mutation, player: TeacherPlayer) -> list[str]:
+        """Those with which the teacher comes to look at the mutation."""
+
+        def told(failure: str) -> str:
+            return render("solver/repair", "terse", specification="", failure=failure, suspects=self.suspects).text
+
+        return [text for text in self.texts if player.leads_to(told(text), mutation)]
+
+    def of_repairs(self, mutation: Mutation, player: TeacherPlayer) -> list[str]:
+        """The failures that repairs are shown: the one that play shows before others; at most REPAIRS."""
+        by_end = {failure[-200:]: failure for failure in reversed(self.leading(mutation, player))}
         return list(reversed(by_end.values()))[:REPAIRS]
 
 

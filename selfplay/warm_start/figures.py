@@ -112,7 +112,7 @@ def copy_tests(maker: EpisodeMaker, corpus: Sequence[Package], count: int) -> li
     tests: list[CopyTest] = []
     for number in range(20 * count):  # not every function has a line that fits
         package, function, _ = maker.draw()
-        shown = teacher.shown_function(package.tree.text(function.path), function.short_name)
+        shown = teacher.shown_lines(package.tree.text(function.path), function.first_line, function.last_line)
         unseen = set(NAMES.findall(shown)) - seen
         if number % 2:
             replaced = {name: _random_name(generator) for name in sorted(unseen)}
@@ -124,7 +124,7 @@ def copy_tests(maker: EpisodeMaker, corpus: Sequence[Package], count: int) -> li
             continue
         line = generator.choice(lines)
         transcript = Transcript(chat, maker.limits, DRILL)
-        transcript.act(format_action("bash", teacher.show_command("./" + function.path, function.short_name)))
+        transcript.act(format_action("bash", teacher.show_command(function.path, function.first_line, function.last_line)))
         transcript.observe(shown)
         start, spans = len(transcript.ids), chat.spans(line)
         answers = []

@@ -159,13 +159,13 @@ STAGES = (
         name="drills",
         steps=950,
         learning_rate=1.1e-3,
-        mix={"solver_drill": 0.28, "injector_drill": 0.2, "solver_short": 0.12, "solver": 0.15, "injector": 0.18, "copy": 0.07},
+        mix={"solver_drill": 0.32, "injector_drill": 0.14, "solver_short": 0.12, "solver": 0.2, "injector": 0.15, "copy": 0.07},
     ),
     StageSettings(
         name="episodes",
         steps=1800,
         learning_rate=9e-4,
-        mix={"solver_drill": 0.15, "injector_drill": 0.07, "solver_short": 0.13, "solver": 0.32, "injector": 0.28, "copy": 0.05},
+        mix={"solver_drill": 0.2, "injector_drill": 0.05, "solver_short": 0.08, "solver": 0.44, "injector": 0.18, "copy": 0.05},
     ),
     # A third of what is drawn was played for real; the rest keeps what was learned from many more packages.
     StageSettings(
@@ -173,14 +173,14 @@ STAGES = (
         steps=600,
         learning_rate=7e-4,
         mix={
-            "executed_injector": 0.16,
-            "executed_solver": 0.17,
-            "solver_drill": 0.087,
-            "injector_drill": 0.04,
-            "solver_short": 0.121,
-            "solver": 0.241,
-            "injector": 0.147,
-            "copy": 0.034,
+            "executed_injector": 0.13,
+            "executed_solver": 0.2,
+            "solver_drill": 0.13,
+            "injector_drill": 0.03,
+            "solver_short": 0.06,
+            "solver": 0.32,
+            "injector": 0.1,
+            "copy": 0.03,
         },
     ),
 )
@@ -199,9 +199,9 @@ class WarmStartSettings(Section):
     shape: ShapeSettings = ShapeSettings()
     context_tokens: int = Field(3072, ge=256)  # limits of the episodes to be imitated
     observation_tokens: int = Field(400, ge=32)
-    turns: int = Field(10, ge=3)
-    rows: int = Field(8, ge=1)
-    sequence_tokens: int = Field(1024, ge=64)  # longer texts are left out
+    turns: int = Field(12, ge=3)
+    rows: int = Field(6, ge=1)
+    sequence_tokens: int = Field(1344, ge=64)  # longer texts are left out
     compile: bool = True
     stages: tuple[StageSettings, ...] = STAGES
     sharpen: float = Field(1.0, gt=0)  # the saved logits times this: 1.6 keeps the format at temperature 1, and makes attempts copies

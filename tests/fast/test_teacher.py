@@ -1,14 +1,16 @@
 """Mutations of one line, and a player that makes and mends them."""
 
 import random
+import re
 import subprocess
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
 from selfplay import prompting, teacher
 from selfplay.targets import Target
-from selfplay.tools import apply_edit, parse_action
+from selfplay.tools import Action, apply_edit, parse_action
 from selfplay.trees import FileEntry, Tree
 
 SOURCE = '''\
@@ -148,23 +150,54 @@ def buggy() -> str:
     return mutation.apply(SOURCE)
 
 
-def test_the_solver_looks_where_the_failure_points_and_puts_back_what_differs() -> None:
-    text = buggy()
-    failure = "tests/test_numbers.py:8: in test_clamp\n    assert twice(1) == 2\nE   assert 20 == 2"
-    player = teacher.TeacherPlayer([TREE], skill=1.0)
-    said = [f"solver\ntests/test_numbers.py\n{failure}"]
-    for _ in range(8):
+FAILURE = "tests/test_numbers.py:8: in test_clamp\n    assert twice(1) == 2\nE   assert 20 == 2"
+SUSPECTS = "pkg/numbers.py:9,10 twice\npkg/numbers.py:1,6 clamp"
+
+
+def play_solver(player: teacher.TeacherPlayer, task: str, text: str, tests: list[str]) -> list[Action]:
+    """Its calls, on a file of `text`. tests: what the test command prints, one after the other."""
+    said, actions, left = [task], list[Action](), list(tests)
+    while not actions or actions[-1].tool != "submit":
         reply = player(Turn("solver/g/0/0", chat(*said)))
-        action = parse_action(reply)
-        if action.tool == "edit":
-            break
-        name = "twice" if "def twice" in action.body else "clamp"
-        shown = teacher.shown_function(text, name) if "sed -n" in action.body else teacher.found_definitions(TREE, name)
-        said += [reply, status(shown)]
-    assert action.tool == "edit"
-    assert apply_edit(text, action.search, action.replace, action.line) == SOURCE
-    said += [reply, status("edited")]
-    assert parse_action(player(Turn("solver/g/0/0", chat(*said)))).tool == "submit"
+        actions.append(parse_action(reply))
+        shown = re.search(r"sed -n '(\d+),(\d+)p'", reply)
+        output = teacher.shown_lines(text, int(shown[1]), int(shown[2])) if shown else "edited"
+        said += [reply, status(left.pop(0) if "test_script.sh" in reply else output)]
+        assert len(actions) < 12
+    return actions
+
+
+@pytest.mark.parametrize("suspects", ["", "\n" + SUSPECTS])
+def test_the_solver_looks_at_the_suspects_puts_back_what_differs_and_runs_the_tests(suspects: str) -> None:
+    text = buggy()
+    actions = play_solver(teacher.TeacherPlayer([TREE], skill=1.0), f"solver\ntests/test_numbers.py\n{FAILURE}{suspects}", text, [""])
+    *looks, edit, tried, _ = actions
+    assert looks and all(look.body.startswith("grep -n '' pkg/numbers.py | sed -n '") for look in looks)
+    assert apply_edit(text, edit.search, edit.replace, edit.line) == SOURCE
+    assert tried.body == teacher.try_command("pkg/numbers.py")
+
+
+def test_suspects_are_looked_at_in_their_order_but_for_the_one_that_the_traceback_ends_in() -> None:
+    player = teacher.TeacherPlayer([TREE])
+    assert player.places(f"{FAILURE}\n{SUSPECTS}") == [("pkg/numbers.py", 9, 10), ("pkg/numbers.py", 1, 6)]
+    framed = FAILURE + "\npkg/numbers.py:3: in clamp\n    if value\nE   TypeError"
+    assert player.places(f"{framed}\n{SUSPECTS}") == [("pkg/numbers.py", 1, 6), ("pkg/numbers.py", 9, 10)]
+
+
+def test_a_repair_that_the_tests_refuse_is_followed_by_another() -> None:
+    text = buggy()
+    player = teacher.TeacherPlayer([TREE], skill=1.0, guesses=1.0)
+    actions = play_solver(player, f"solver\ntests/test_numbers.py\n{FAILURE}\n{SUSPECTS}", text, ["2 failed", ""])
+    first, second = (apply_edit(text, a.search, a.replace, a.line) for a in actions if a.tool == "edit")
+    assert first not in (text, SOURCE)
+    assert second == SOURCE
+
+
+def test_a_solver_is_led_to_what_it_will_be_shown() -> None:
+    player, mutation = teacher.TeacherPlayer([TREE]), mutations()[0]
+    task = f"tests/test_numbers.py:8: in test_other\n    assert other(1)\n{SUSPECTS}"
+    assert player.leads_to(task, mutation)
+    assert not player.leads_to(task.removesuffix("pkg/numbers.py:1,6 clamp"), mutation)
 
 
 def test_skill_is_the_share_of_episodes_that_are_tried_and_equal_turns_get_equal_replies() -> None:
@@ -175,18 +208,43 @@ def test_skill_is_the_share_of_episodes_that_are_tried_and_equal_turns_get_equal
     assert replies == [player(Turn(f"solver/g/{member}/0", prompt)) for member in range(60)]
 
 
-@pytest.mark.parametrize("name", ["clamp", "twice"])
-def test_what_the_show_command_prints_is_known_without_running_it(tmp_path, name: str) -> None:  # type: ignore[no-untyped-def]
-    TREE.write_to(tmp_path)
-    command = teacher.show_command("./pkg/numbers.py", name)
-    printed = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
-    assert printed.rstrip("\n") == teacher.shown_function(SOURCE, name)
+DOCUMENTED = '''def one():
+    """One line."""
+    return 1
 
 
-def test_what_the_find_command_prints_is_known_without_running_it(tmp_path) -> None:  # type: ignore[no-untyped-def]
-    TREE.write_to(tmp_path)
-    printed = subprocess.run(["bash", "-c", teacher.find_command("twice")], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
-    assert printed.rstrip("\n") == teacher.found_definitions(TREE, "twice")
+def two():
+    r"""Several,
+
+    with "quotes".
+    """
+    text = """in one line"""
+    return text
+'''
+
+
+@pytest.mark.parametrize("span", [(1, 3), (6, 12), (7, 12), (1, 40)])
+def test_what_the_show_command_prints_is_known_without_running_it(tmp_path: Path, span: tuple[int, int]) -> None:
+    (tmp_path / "numbers.py").write_text(DOCUMENTED)
+    printed = subprocess.run(
+        ["bash", "-c", teacher.show_command("numbers.py", *span)], cwd=tmp_path, capture_output=True, text=True, check=True
+    ).stdout
+    assert printed.rstrip("\n") == teacher.shown_lines(DOCUMENTED, *span)
+
+
+@pytest.mark.parametrize(("printed", "status", "kept"), [("1 failed, 3 passed", 1, False), ("4 passed in 0.1s", 0, True)])
+def test_the_try_command_takes_back_an_edit_that_the_tests_refuse(tmp_path: Path, printed: str, status: int, kept: bool) -> None:
+    script = tmp_path / "test_script.sh"
+    script.write_text(f"echo '{printed}'; exit {status}\n")
+    code = tmp_path / "code.py"
+    code.write_text("old\n")
+    for command in (["init", "-q"], ["add", "code.py"], ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "all"]):
+        subprocess.run(["git", *command], cwd=tmp_path, check=True)
+    code.write_text("new\n")
+    command = teacher.try_command("code.py").replace("/submit/test_script.sh", str(script))
+    output = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True).stdout
+    assert code.read_text() == ("new\n" if kept else "old\n")
+    assert bool(teacher.STILL_FAILING.search(output)) is not kept
 
 
 def test_mutations_spread_over_the_lines_of_a_function() -> None:
