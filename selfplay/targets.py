@@ -76,14 +76,13 @@ class CallRecord:
 
 def read_calls(record: object) -> CallRecord:
     """Read the recorder's JSON. It comes out of a sandbox: whatever is not of the expected form is left out."""
-    parts = record if isinstance(record, dict) else {}
+    parts = dict(_items(record))
     listed = parts.get("functions")
     functions = [_place(item) for item in listed] if isinstance(listed, list) else []
     files: dict[str, FileCalls] = {}
     for name, entry in _items(parts.get("files")):
-        calls, duration_s, called = (
-            (entry.get(key) for key in ("calls", "duration_s", "functions")) if isinstance(entry, dict) else (None,) * 3
-        )
+        fields = dict(_items(entry))
+        calls, duration_s, called = (fields.get(key) for key in ("calls", "duration_s", "functions"))
         if isinstance(calls, int) and isinstance(duration_s, float) and math.isfinite(duration_s) and isinstance(called, list):
             files[name] = FileCalls(calls, duration_s, _chosen(functions, called))
     tests: dict[str, frozenset[Place]] = {}

@@ -82,10 +82,10 @@ def test_a_record_of_another_form_is_left_out() -> None:
     record = {
         "functions": functions,
         "files": {"t.py": good, "u.py": {**good, "duration_s": float("nan")}, "v.py": [], "w.py": {}},
-        "tests": {"t.py::a": [0, 1, 9, -4, "0", []], "t.py::b": 0, "t.py::c": {"0": 0}, "t.py::" + "x" * 4096: [0]},
+        "tests": {"t.py::a": [0, 1, 9, "0", []], "t.py::b": 0, "t.py::d": [-4], "t.py::c": {"0": 0}, "t.py::" + "x" * 4096: [0]},
     }
     f = frozenset({("a.py", 1, "f")})
-    assert read_calls(record) == CallRecord({"t.py": FileCalls(1, 0.5, f)}, {"t.py::a": f})
+    assert read_calls(record) == CallRecord({"t.py": FileCalls(1, 0.5, f)}, {"t.py::a": f, "t.py::d": frozenset()})
 
 
 @pytest.mark.parametrize("record", [None, [1], {}, {"files": [], "tests": 3}, {"functions": {}, "files": {"t.py": 1}, "tests": None}])
