@@ -133,10 +133,11 @@ def test_a_recorder_without_room_drops_tests_and_keeps_what_test_files_call(tmp_
     for name in ("t.py::a", "t.py::b"):
         recorder.tests[name] = recorder.Test()
         recorder.tests[name].watch(sys._getframe(), "call", None)
+        recorder.tests[name].watch(sys._getframe(1), "call", None)  # of pytest's own code
     recorder.pytest_sessionfinish()
     seen = read_calls(json.loads((tmp_path / "calls.json").read_text()))
     here = frozenset({(Path(__file__).name, sys._getframe().f_code.co_firstlineno, sys._getframe().f_code.co_name)})
-    assert (seen.files["t.py"].calls, seen.files["t.py"].functions, seen.tests) == (2, here, {"t.py::a": here})
+    assert (seen.files["t.py"].calls, seen.files["t.py"].functions, seen.tests) == (4, here, {"t.py::a": here})
 
 
 def load_recorder(folder: Path, monkeypatch: pytest.MonkeyPatch, **constants: object) -> ModuleType:

@@ -267,6 +267,7 @@ def test_a_solver_is_given_neither_tests_nor_suspects_unless_configured(house: H
     episode = house.repair([format_action("bash", "ls /submit; grep -c 'def test_mean()' tests/test_numbers.py"), SUBMIT_NOTHING], bug)
     assert episode.turns[0].observation.split("\n")[0] == "0"
     assert episode.messages[0]["content"].endswith("E   assert -6.0 == 2")
+    assert solver_task(house.environment, "bug-1", bug, "", CONFIG).suspects == ()
 
 
 # ---- what a solver can learn from git (threats, row 1)
