@@ -145,6 +145,7 @@ class TrainerSettings(Section):
     type: Literal["torch"] = "torch"
     advantage: Literal["rloo", "dr_grpo", "cwm", "grpo"] = "rloo"
     aggregation: Literal["constant", "token", "sequence"] = "constant"
+    negative_weight: float = Field(1.0, ge=0, le=1)  # of episodes with a negative advantage; below 1 what failed is pushed away less
     learning_rate: float = Field(3e-6, gt=0)
     warmup_updates: int = Field(30, ge=0)
     weight_decay: float = Field(0.0, ge=0)

@@ -100,14 +100,18 @@ class TorchTrainer:
         }
 
     def _episode_weights(self, samples: Sequence[Sample]) -> list[float]:
-        """What each action token of a sample weighs in the loss: normalised within its role, over all of the role's episodes."""
+        """What each action token of a sample weighs in the loss: normalised within its role, over all of the role's episodes.
+
+        With `negative_weight` below 1 the gradient is no longer REINFORCE's: it leans to what succeeded.
+        """
         weights = [0.0] * len(samples)
         for role in sorted({s.role for s in samples}):
             members = [i for i, s in enumerate(samples) if s.role == role]
             lengths = torch.tensor([samples[i].action_tokens for i in members])
             shares = aggregation_weights(self._settings.aggregation, lengths, self._context_tokens)
             for index, share in zip(members, shares.tolist(), strict=True):
-                weights[index] = share * samples[index].weight
+                sign = self._settings.negative_weight if samples[index].advantage < 0 else 1.0
+                weights[index] = share * samples[index].weight * sign
         return weights
 
     def _autocast(self) -> AbstractContextManager[Any]:

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,18 @@ def test_a_step_makes_rewarded_tokens_likelier(model: Path) -> None:
     good = Sample(ids, [0] + [1] * 18, [-3.9] * 19, 1.0, "solver")
     gaps = [trainer.step([good])["solver/ratio"] for _ in range(4)]
     assert gaps[-1] > gaps[0]
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.25])
+def test_failed_episodes_weigh_as_much_as_the_settings_say(model: Path, weight: float) -> None:
+    def losses(negative_weight: float, advantages: list[float]) -> float:
+        settings = SETTINGS.model_copy(update={"negative_weight": negative_weight})
+        made = [replace(s, advantage=a) for s, a in zip(samples(0)[2:], advantages, strict=True)]
+        return TorchTrainer(model, settings, 128, seed=1).step(made)["loss"]
+
+    good, bad = losses(1.0, [1.0, 0.0, 1.0, 0.0]), losses(1.0, [0.0, -1.0, 0.0, -1.0])
+    assert bad > 0 > good
+    assert losses(weight, [1.0, -1.0, 1.0, -1.0]) == pytest.approx(good + weight * bad, rel=1e-5)
 
 
 def test_metrics_are_told_per_role(model: Path) -> None:
