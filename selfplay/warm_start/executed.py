@@ -392,6 +392,7 @@ def _check_same(settings: ExecuteSettings, folder: Path, tokenizer_folder: Path,
         "sequence_tokens": longest,
         "seed": seed,
         "prompt_style": config.agent.prompt_style,
+        "solver_given": list(config.solver.given),
         "limits": [config.agent.context_tokens, config.agent.observation_tokens, config.agent.max_turns],
     }
     file = folder / MADE_WITH
