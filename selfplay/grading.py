@@ -86,8 +86,8 @@ def grade(bug: BugState, patch: str, environment: Environment, runner: TestRunne
     """Whether `patch`, laid on what the solver started from, makes every test of F2P and P2P pass.
 
     A pass is run a second time, with another hash seed, without what is known of equal runs, and with a test that cannot pass:
-    reported as passed, it shows that the code under test has taken the runner over. (Code that forges chosen tests only is
-    not found out: it shares a process with the tests.) Raises SandboxUnavailable.
+    reported as passed, or not at all, it shows that the code under test has taken the runner over. (Code that forges chosen tests
+    only is not found out: it shares a process with the tests.) Raises SandboxUnavailable.
     """
     started = time.monotonic()
 
@@ -121,8 +121,15 @@ def grade(bug: BugState, patch: str, environment: Environment, runner: TestRunne
     def confirmation() -> Confirmation:
         name = f"test_canary_{secrets.token_hex(8)}"
         second, failed = run(add_canary(final, tests, bug.fail_to_pass, name), CONFIRMATION_SEED, fresh=True)
+        if second.error:  # a slow machine may have been at fault
+            second, failed = run(add_canary(final, tests, bug.fail_to_pass, name), CONFIRMATION_SEED, fresh=True)
         if any(name in test_id for test_id in second.outcomes.passed):
             return Confirmation(None, "a test that cannot pass was reported as passed: the code forges its results")
+        if not _reports(second, name):
+            # Silence is innocent where the script never runs a test that was added, as the original's own code then shows.
+            trusted, _ = run(add_canary(original, tests, bug.fail_to_pass, name), CONFIRMATION_SEED, fresh=True)
+            if _reports(trusted, name):
+                return Confirmation(None, "a test that must fail is missing from the results: the code forges or suppresses them")
         if second.error or failed:  # a script that stops at the first failure stopped at the canary: once more without it
             second, failed = run(final, CONFIRMATION_SEED, fresh=True)
         if second.error or failed:
@@ -134,6 +141,11 @@ def grade(bug: BugState, patch: str, environment: Environment, runner: TestRunne
         environment, final, artifact.test_script, artifact.test_parser, (*bug.fail_to_pass, "", *bug.pass_to_pass), confirmation
     )
     return decided(found.agrees is True, found.reason, found.failed_tests, restored, found.agrees)
+
+
+def _reports(run: TestRun, name: str) -> bool:
+    """Whether the test called `name` is among those that failed."""
+    return any(name in test_id for test_id in run.outcomes.failed)
 
 
 def add_canary(tree: Tree, test_files: Sequence[str], fail_to_pass: Sequence[str], name: str) -> Tree:

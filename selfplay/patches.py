@@ -51,7 +51,8 @@ START_FILES = frozenset({"sitecustomize.py", "usercustomize.py", ".gitignore", "
 START_SUFFIXES = (".pth", ".egg-link", ".pyc", ".pyo", ".so", ".pyd")
 INSTALLED_FOLDERS = (".dist-info", ".egg-info")
 RUNNER_MODULES = frozenset({"pytest", "_pytest", "py", "pluggy", "iniconfig", "packaging", "pygments", "exceptiongroup", "tomli"})
-IMPORT_ROOTS = ("src", "lib")
+START_MODULES = frozenset({"sitecustomize", "usercustomize"})  # every Python imports them, as a file or as a folder
+IMPORT_ROOTS = ("src", "lib", "python")  # as environments put them on the path
 
 
 @dataclass(frozen=True)
@@ -681,7 +682,7 @@ def is_protected_path(path: str, original: Tree | None = None) -> bool:
     top = path.removeprefix(root).split("/")[0]
     is_module = top.endswith(".py") or "/" in path.removeprefix(root)
     module = top.removesuffix(".py")
-    if not is_module or module not in sys.stdlib_module_names | RUNNER_MODULES:
+    if not is_module or module not in sys.stdlib_module_names | RUNNER_MODULES | START_MODULES:
         return False
     if original is None:
         return True

@@ -56,6 +56,7 @@ ORDER = [
     "viewing.summary",
     "orchestrator",
     "viewing",
+    "attacks",
     "doctor",
     "cli",
 ]
