@@ -194,16 +194,20 @@ def warm_start(
 @app.command()
 def doctor(
     clean: Annotated[bool, typer.Option("--clean", help="Remove what killed runs left behind.")] = False,
+    attack: Annotated[bool, typer.Option("--attack", help="Attack this machine's own sandboxes and judging; 0 when all held.")] = False,
+    sandbox: Annotated[str, typer.Option("--sandbox", help="With --attack: docker, bubblewrap or auto.")] = "auto",
     json_: AsJson = False,
 ) -> None:
     """What is missing on this machine, and the command that mends it.
 
-    Example: [bold]selfplay doctor --clean[/bold]
+    Example: [bold]selfplay doctor --clean[/bold] or [bold]selfplay doctor --attack[/bold]
     """
     from rich.console import Console
 
     from selfplay import doctor as examiner
 
+    if attack:
+        raise typer.Exit(examiner.attack(Console(), sandbox, as_json=json_))
     raise typer.Exit(examiner.main(Console(), clean=clean, as_json=json_))
 
 
@@ -215,11 +219,13 @@ def main() -> None:
         from rich.console import Console
         from rich.text import Text
 
-        console = Console(stderr=True)
-        console.print(Text("error: ", style="bold red") + Text(str(error)))
+        from selfplay.tools import make_harmless
+
+        console = Console(stderr=True)  # messages and logs may quote what hostile code printed
+        console.print(Text("error: ", style="bold red") + Text(make_harmless(str(error))))
         tail = getattr(error, "log_tail", "")
         if tail:
-            console.print(Text(tail, style="dim"))
+            console.print(Text(make_harmless(tail), style="dim"))
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         typer.echo("interrupted; a run continues with: selfplay train --resume RUN", err=True)

@@ -1,4 +1,4 @@
-"""What this machine lacks for self-play, each with the command that mends it; and the sweeping of what killed runs left behind.
+"""What this machine lacks for self-play, each with the command that mends it; attacks on it; sweeping what killed runs left behind.
 
 Changes nothing unless asked to clean. Invariant: what is removed belongs to a dead process, or was touched by nobody for a day.
 """
@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from packaging.requirements import Requirement
 from rich.console import Console
@@ -27,6 +28,9 @@ from rich.text import Text
 from selfplay.config import Config
 from selfplay.errors import SelfplayError
 from selfplay.repos import cache_root
+
+if TYPE_CHECKING:
+    from selfplay.attacks import Report
 
 GIB = 1 << 30
 MIN_FREE_DISK = 4 * GIB
@@ -62,6 +66,57 @@ def main(console: Console, clean: bool = False, as_json: bool = False, config: C
             console.print("nothing was left behind")
         print_findings(findings, console)
     return exit_code(findings)
+
+
+def attack(console: Console, sandbox: str = "auto", as_json: bool = False) -> int:
+    """`selfplay doctor --attack`: 0 when every attack was carried out and held, else 1. Takes some minutes."""
+    from selfplay.attacks import ALL_ATTACKS, RESIDUAL_RISK, open_ground, run_attacks
+    from selfplay.sandbox import open_backend
+
+    backend, why = open_backend(sandbox)
+    told = Console(stderr=True) if as_json else console
+    told.print(f"sandboxes: {why}", highlight=False)
+    reports = []
+    with told.status("preparing a small repository to attack") as status, open_ground(backend, cache_root()) as ground:
+        status.update(f"1 of {len(ALL_ATTACKS)}: {ALL_ATTACKS[0].title}")
+        for report, following in zip(run_attacks(ALL_ATTACKS, ground), [*ALL_ATTACKS[1:], None], strict=True):
+            reports.append(report)
+            if not told.is_terminal:
+                told.print(Text(f"{report.status}: {report.id}, {report.duration_s:.1f} s"), soft_wrap=True)
+            if following is not None:
+                status.update(f"{len(reports) + 1} of {len(ALL_ATTACKS)}: {following.title}")
+    if as_json:
+        print(
+            json.dumps({"sandbox": backend.name, "attacks": [report.to_json() for report in reports], "residual": RESIDUAL_RISK}, indent=2)
+        )
+    else:
+        print_attacks(reports, console)
+        console.print(Text(RESIDUAL_RISK, style="dim"))
+    return int(any(report.status != "held" for report in reports))
+
+
+def print_attacks(reports: list[Report], console: Console) -> None:
+    from selfplay.tools import make_harmless
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("row", justify="right")
+    table.add_column("attack", overflow="fold", ratio=3)
+    table.add_column("", no_wrap=True)
+    table.add_column("seconds", justify="right", no_wrap=True)
+    table.add_column("what was seen", overflow="fold", ratio=4)
+    styles = {"held": "green", "NOT held": "bold red", "machine": "yellow"}
+    for report in reports:
+        shown = Text(make_harmless(report.evidence), style="dim" if report.status == "held" else "")
+        table.add_row(str(report.row), Text(report.title), Text(report.status, styles[report.status]), f"{report.duration_s:.1f}", shown)
+    console.print(table, highlight=False)
+    held = sum(report.status == "held" for report in reports)
+    broken = sum(report.status == "NOT held" for report in reports)
+    verdict = f"{held} of {len(reports)} attacks held, in {sum(report.duration_s for report in reports):.0f} s"
+    if broken:
+        verdict += f"; {broken} got through"
+    if held + broken < len(reports):
+        verdict += f"; {len(reports) - held - broken} could not be carried out on this machine"
+    console.print(Text(verdict, style="green" if held == len(reports) else "bold red"))
 
 
 def exit_code(findings: list[Finding]) -> int:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from selfplay.errors import PatchError
 from selfplay.judging import judge_repair
 from selfplay.patches import MAX_FILES, content_problem, diff_trees, is_protected_path, parse_patch, path_problem
+from selfplay.perturbation import perturb
 from selfplay.test_runs import Confirmation, TestRun, TestRunner
 from selfplay.trees import FileEntry, Tree, ignore_rules
 from selfplay.validator import BugState, add_prediction, build_states
@@ -85,9 +86,9 @@ def _printable(path: str) -> str:
 def grade(bug: BugState, patch: str, environment: Environment, runner: TestRunner, confirm: bool = True) -> Grade:
     """Whether `patch`, laid on what the solver started from, makes every test of F2P and P2P pass.
 
-    A pass is run a second time, with another hash seed, without what is known of equal runs, and with a test that cannot pass:
-    reported as passed, or not at all, it shows that the code under test has taken the runner over. (Code that forges chosen tests
-    only is not found out: it shares a process with the tests.) Raises SandboxUnavailable.
+    A pass is run a second time: with another hash seed, with changes without meaning, without what is known of equal runs, and with
+    a test that cannot pass. Reported as passed, or not at all, that test shows that the code under test has taken the runner over.
+    (Code that forges chosen tests only is not found out: it shares a process with the tests.) Raises SandboxUnavailable.
     """
     started = time.monotonic()
 
@@ -119,10 +120,13 @@ def grade(bug: BugState, patch: str, environment: Environment, runner: TestRunne
         return decided(True, "", restored=restored)
 
     def confirmation() -> Confirmation:
+        # A pass that hangs on a hash of the code is a lot drawn by each attempt: it is drawn once more.
+        touched = {*original.changed_paths(states.buggy), *states.solver_start.changed_paths(predicted)}
+        again = perturb(final, sorted(touched.difference(tests)), CONFIRMATION_SEED)
         name = f"test_canary_{secrets.token_hex(8)}"
-        second, failed = run(add_canary(final, tests, bug.fail_to_pass, name), CONFIRMATION_SEED, fresh=True)
+        second, failed = run(add_canary(again, tests, bug.fail_to_pass, name), CONFIRMATION_SEED, fresh=True)
         if second.error:  # a slow machine may have been at fault
-            second, failed = run(add_canary(final, tests, bug.fail_to_pass, name), CONFIRMATION_SEED, fresh=True)
+            second, failed = run(add_canary(again, tests, bug.fail_to_pass, name), CONFIRMATION_SEED, fresh=True)
         if any(name in test_id for test_id in second.outcomes.passed):
             return Confirmation(None, "a test that cannot pass was reported as passed: the code forges its results")
         if not _reports(second, name):
@@ -131,7 +135,7 @@ def grade(bug: BugState, patch: str, environment: Environment, runner: TestRunne
             if _reports(trusted, name):
                 return Confirmation(None, "a test that must fail is missing from the results: the code forges or suppresses them")
         if second.error or failed:  # a script that stops at the first failure stopped at the canary: once more without it
-            second, failed = run(final, CONFIRMATION_SEED, fresh=True)
+            second, failed = run(again, CONFIRMATION_SEED, fresh=True)
         if second.error or failed:
             return Confirmation(False, f"passed once and not again: {second.error or ', '.join(failed[:5])}", failed)
         return Confirmation(True)

@@ -35,7 +35,7 @@ from selfplay.outcomes import TestOutcomes
 from selfplay.patches import Patch, apply_parsed, is_protected_path, is_runner_path, is_test_path, parse_patch
 from selfplay.perturbation import perturb
 from selfplay.test_runs import TestRun, TestRunner
-from selfplay.trees import Tree
+from selfplay.trees import FileEntry, Tree
 
 if TYPE_CHECKING:
     from selfplay.environments import Environment
@@ -64,8 +64,10 @@ CHECKS = (
     "bug_breaks_tests",
     "weakening_hides",
     "inverse_mutation",
+    "script_runs_code",
     "determinism",
 )
+UNIMPORTABLE = b"\nraise RuntimeError\n"
 MAX_STORED_PATCH = 1 << 24  # diffs that were accepted before are read again with this cap only
 PARALLEL_RUNS = 2
 
@@ -268,6 +270,7 @@ class _Judgement:
         if not weaken.is_empty:
             self.record("weakening_hides", self.weakening(with_bug, weakened), needed=False)
         self.inverse_mutation(buggy, [(file.path, file.paths) for file in bug.files])
+        self.script_runs_code(bug.changed_paths)
         self.determinism({"original": original, "buggy": buggy, "weakened": weakened}, bug.changed_paths)
 
     def second_order(self, parent: BugState, attempt_patch: str) -> None:
@@ -366,6 +369,21 @@ class _Judgement:
             "inverse_mutation",
             judge_reverts(self.broken, {name: (run.outcomes, run.error) for (name, _), run in zip(units, runs, strict=True)}),
         )
+
+    def script_runs_code(self, touched: Sequence[str]) -> None:
+        """With a `raise` at the end of the touched modules the tests that the bug breaks cannot pass: a script that only reads the
+        code would still say so. The environment's own script needs no such proof."""
+        original, script = self.environment.tree, self.artifact.test_script
+        modules = [path for path in touched if path.endswith(".py") and path in original]
+        if script in (self.environment.script, self.environment.script_for(self.artifact.test_files)) or not modules:
+            return
+        planted = {path: FileEntry(original[path].content + UNIMPORTABLE, original[path].executable) for path in modules}
+        run = self.run(original.replace(planted))
+        reason = "tests pass although the code that they test cannot be imported: test_script.sh does not run it"
+        finding = (
+            fail(reason, passing=shown(self.broken)) if self.broken <= run.outcomes.passed else Finding(True, "", {"planted": modules[:20]})
+        )
+        self.record("script_runs_code", finding)
 
     def determinism(self, states: Mapping[str, Tree], touched: Sequence[str]) -> None:
         """Each state again, with other hash seeds and with changes without meaning in the touched files and one other."""

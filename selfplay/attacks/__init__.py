@@ -5,10 +5,29 @@ Leaves defences to the modules under attack. Invariant: nothing outside our own 
 
 from __future__ import annotations
 
-from selfplay.attacks import escapes, git_and_paths, tests_and_runners
+from selfplay.attacks import escapes, git_and_paths, prepared, scripts_and_chance, tests_and_runners, text_and_limits
 from selfplay.attacks.base import Attack, Broken, Held, Outcome, Report, run_attack, run_attacks
 from selfplay.attacks.ground import Ground, open_ground
 
-ALL_ATTACKS: tuple[Attack, ...] = tuple(sorted((*escapes.ATTACKS, *git_and_paths.ATTACKS, *tests_and_runners.ATTACKS), key=lambda attack: attack.row))
+GROUPS = (git_and_paths, tests_and_runners, scripts_and_chance, escapes, text_and_limits, prepared)
+ALL_ATTACKS: tuple[Attack, ...] = tuple(sorted((attack for group in GROUPS for attack in group.ATTACKS), key=lambda attack: attack.row))
 
-__all__ = ["ALL_ATTACKS", "Attack", "Broken", "Ground", "Held", "Outcome", "Report", "open_ground", "run_attack", "run_attacks"]
+RESIDUAL_RISK = (
+    "What stays a risk: one process runs the tests and the code under test. Code that makes only the tests it was asked to repair pass can "
+    "fool a grading: the added test that must fail catches code that forges every result, prints a report of its own or ends the run, the "
+    "second run catches luck; neither catches a forgery of chosen tests, which only reading the patch does. See docs/security.md."
+)
+
+__all__ = [
+    "ALL_ATTACKS",
+    "RESIDUAL_RISK",
+    "Attack",
+    "Broken",
+    "Ground",
+    "Held",
+    "Outcome",
+    "Report",
+    "open_ground",
+    "run_attack",
+    "run_attacks",
+]

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from selfplay.attacks.ground import Ground
-from selfplay.errors import SandboxUnavailable
+from selfplay.errors import EngineError, PrerequisiteError, SandboxUnavailable
 
 MAX_EVIDENCE = 300
 
@@ -66,7 +66,7 @@ def run_attack(attack: Attack, ground: Ground) -> Report:
 
     try:
         outcome = attack.run(ground)
-    except SandboxUnavailable as error:
+    except (SandboxUnavailable, PrerequisiteError, EngineError) as error:
         return report("machine", str(error))
     except Exception as error:  # an attack that crashes the harness has got through, whatever it raised
         return report("NOT held", f"the harness raised {type(error).__name__}: {error}")

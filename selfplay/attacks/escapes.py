@@ -36,7 +36,7 @@ def python(code: str, *arguments: str) -> str:
 
 
 @contextmanager
-def listening(family: socket.AddressFamily, address: object) -> Iterator[tuple[socket.socket, list[str]]]:
+def listening(family: socket.AddressFamily, address: str | tuple[str, int]) -> Iterator[tuple[socket.socket, list[str]]]:
     """A socket of ours that notes whoever connects."""
     callers: list[str] = []
     with socket.socket(family) as listener:
@@ -264,7 +264,9 @@ def disk_bomb(ground: Ground) -> Outcome:
 
 def one_huge_file(ground: Ground) -> Outcome:
     with ground.box() as box:
-        size = int(box.run(f"head -c {SMALL.file_bytes + (4 << 20)} /dev/zero > big 2>/dev/null; stat -c %s big; rm -f big").text.split()[-1])
+        size = int(
+            box.run(f"head -c {SMALL.file_bytes + (4 << 20)} /dev/zero > big 2>/dev/null; stat -c %s big; rm -f big").text.split()[-1]
+        )
     return Broken(f"a file of {size} bytes") if size > SMALL.file_bytes else Held()
 
 

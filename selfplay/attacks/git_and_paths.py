@@ -37,7 +37,8 @@ def ran(canary: Path, how: str) -> Outcome:
 # Everything that git keeps, reachable or not, and every other thing that could hold an object.
 LOOK = """cd /testbed
 git cat-file --batch-all-objects --batch 2>/dev/null
-for ref in HEAD~1 ORIG_HEAD FETCH_HEAD 'HEAD@{1}' 'stash@{0}' $(git for-each-ref --format='%(refname)' 2>/dev/null); do git show $ref:FILE; done 2>/dev/null
+refs="HEAD~1 ORIG_HEAD FETCH_HEAD HEAD@{1} stash@{0} $(git for-each-ref --format='%(refname)' 2>/dev/null)"
+for ref in $refs; do git show $ref:FILE; done 2>/dev/null
 git log --all --reflog -p 2>/dev/null
 find / -xdev \\( -name '*.bundle' -o -name '*.pack' -o -name ORIG_HEAD -o -name alternates -o -name worktrees \\) 2>/dev/null
 """
@@ -69,7 +70,12 @@ def hostile_configuration(canary: Path) -> str:
 
 def hostile_repository(folder: Path, canary: Path) -> None:
     """A git repository in `folder` whose configuration, hooks and attributes each run a program that makes `canary`."""
-    variables = {"PATH": os.environ.get("PATH", os.defpath), "HOME": str(folder), "GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1"}
+    variables = {
+        "PATH": os.environ.get("PATH", os.defpath),
+        "HOME": str(folder),
+        "GIT_CONFIG_GLOBAL": os.devnull,
+        "GIT_CONFIG_NOSYSTEM": "1",
+    }
     who = ("-c", "user.name=x", "-c", "user.email=x@localhost")
     (folder / "evil.py").write_text("x = 1\n")
     (folder / ".gitattributes").write_text("* filter=evil diff=evil\n")
@@ -230,20 +236,23 @@ LYING_DIFFS = {
     "two-sections": (
         14,
         "change one file in two sections",
-        (f"{HEAD}{HUNK}{HEAD}@@ -1 +1 @@\n-\"\"\"Numbers within bounds.\"\"\"\n+\"\"\"Numbers.\"\"\"\n",),
+        (f'{HEAD}{HUNK}{HEAD}@@ -1 +1 @@\n-"""Numbers within bounds."""\n+"""Numbers."""\n',),
     ),
     "rename": (
         14,
         "rename code to a test's name, or a test away",
         (
-            "diff --git a/heron/words.py b/tests/test_words.py\nsimilarity index 100%\nrename from heron/words.py\nrename to tests/test_words.py\n",
+            "diff --git a/heron/words.py b/tests/test_words.py\nsimilarity index 100%\n"
+            "rename from heron/words.py\nrename to tests/test_words.py\n",
             "diff --git a/heron/words.py b/heron/words.py\nrename from tests/test_words.py\nrename to heron/other.py\n",
         ),
     ),
     "binary": (
         14,
         "hide content in a binary hunk",
-        ("diff --git a/heron/x.bin b/heron/x.bin\nnew file mode 100644\nindex 0000000..587be6b\nGIT binary patch\nliteral 2\nJcmZSJ0000\n\n",),
+        (
+            "diff --git a/heron/x.bin b/heron/x.bin\nnew file mode 100644\nindex 0000000..587be6b\nGIT binary patch\nliteral 2\nJcmZSJ0000\n\n",
+        ),
     ),
     "crlf-header": (14, "end headers with carriage returns", ((HEAD + HUNK).replace(".py\n", ".py\r\n"),)),
     "prose": (14, "hide a second change in the text between sections", (f"Some prose\n--- a/{CODE}\n+++ b/{CODE}\n{HUNK}{HEAD}{HUNK}",)),
@@ -273,7 +282,12 @@ def lie(texts: Sequence[str]) -> Callable[[Ground], Outcome]:
 
 # ---- while an environment is built (row 19)
 
-TRANSPORTS = ("ext::sh -c touch% {canary}", "git+ext::sh -c touch% {canary}", "https://-oProxyCommand=touch {canary}/x", "git://127.0.0.1/x")
+TRANSPORTS = (
+    "ext::sh -c touch% {canary}",
+    "git+ext::sh -c touch% {canary}",
+    "https://-oProxyCommand=touch {canary}/x",
+    "git://127.0.0.1/x",
+)
 
 
 def fetch_by_a_program(ground: Ground) -> Outcome:
@@ -292,7 +306,9 @@ def run_a_setup_script(ground: Ground) -> Outcome:
     program = f"open({str(canary)!r}, 'w').close()\n"
     files = {
         "evil-1.0/setup.py": f"{program}from setuptools import setup\nsetup(name='evil')\n",
-        "evil-1.0/pyproject.toml": '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n[project]\nname = "evil"\n',
+        "evil-1.0/pyproject.toml": (
+            '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n[project]\nname = "evil"\n'
+        ),
         "evil-1.0/backend.py": program,
         "evil-1.0/conftest.py": program,
         "evil-1.0/evil/__init__.py": f"{program}__version__ = '1.0'\n",
@@ -320,7 +336,8 @@ def attack_from_a_build(ground: Ground) -> Outcome:
     secret.write_text("stolen from the host")
     secret.chmod(0o644)
     script = (
-        f"cat {secret} /proc/1/root{secret}; touch {canary} /proc/1/root{canary}; cat /proc/[0-9]*/environ | tr '\\0' '\\n' | grep ATTACK_TOKEN; "
+        f"cat {secret} /proc/1/root{secret}; touch {canary} /proc/1/root{canary}; "
+        "cat /proc/[0-9]*/environ | tr '\\0' '\\n' | grep ATTACK_TOKEN; "
         "ls /var/run/docker.sock && echo 'stolen socket'; ls -A /root /home/*/.ssh && echo 'stolen homes'; exit 3"
     )
     os.environ["SELFPLAY_ATTACK_TOKEN"] = "stolen variable"

@@ -175,23 +175,23 @@ class Ground:
             prepare_solver(opened, SolverTask(self.environment, "bug", self.bug, ""), self.config)
             yield opened
 
-    def grade(self, changes: Mapping[str, Change], runner: TestRunner | None = None) -> Grade:
-        """A prediction with these changes, taken and judged as a solver's is."""
-        start = self.start()
-        prediction = diff_trees(start, changed(start, changes))
-        return grade(self.bug, prediction, self.environment, runner or self.runner)
+    def grade(self, changes: Mapping[str, Change], runner: TestRunner | None = None, artifact: Artifact | None = None) -> Grade:
+        """A repair with these changes of the bug (or of another one with the same tests), judged as a solver's is."""
+        bug = replace(self.bug, artifact=artifact or self.bug.artifact)
+        start = build_states(self.tree, bug).solver_start
+        return grade(bug, diff_trees(start, changed(start, changes)), self.environment, runner or self.runner)
 
     def taken(self, box: Sandbox) -> str:
         """What a solver's workspace is handed in as."""
         return take_prediction(self.start(), box.read_archive(WORKSPACE, 64 << 20)).patch
 
     def validate(self, artifact: Artifact) -> Verdict:
+        """What becomes of an artifact, with nothing remembered of earlier runs."""
         return validate(artifact, self.environment, Thresholds(), self.fresh_runner(), self.config.validator)
 
-    def fresh_runner(self, **settings: object) -> TestRunner:
+    def fresh_runner(self) -> TestRunner:
         """A runner that remembers nothing."""
-        changed_settings = self.config.validator.model_copy(update=settings)
-        return TestRunner(self.backend, changed_settings, Limits(), {"run": "attack"})
+        return TestRunner(self.backend, self.config.validator, Limits(), {"run": "attack"})
 
     def canary(self, name: str) -> Path:
         """A path in our own folder on the host, not there yet: an attack that makes it exist ran on the host."""
@@ -236,7 +236,3 @@ def check_ground(ground: Ground) -> None:
     found = ground.grade({CODE: (WRONG, RIGHT)})
     if not found.passed:
         raise SandboxUnavailable(f"an honest repair fails here ({found.reason}), so attacks would show nothing")
-
-
-def with_limits(ground: Ground, limits: Limits) -> Ground:
-    return replace(ground, runner=TestRunner(ground.backend, ground.config.validator, limits, {"run": "attack"}))

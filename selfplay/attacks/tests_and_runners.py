@@ -141,7 +141,9 @@ ATTACKS = (
     Attack("crash", 4, "crash while tests are collected", repair({CODE: "raise RuntimeError('no tests today')\n"})),
     Attack("skip", 5, "pytest.skip() from the broken function", repair({CODE: instead("        __import__('pytest').skip()\n")})),
     Attack("xfail", 5, "pytest.xfail() from the broken function", repair({CODE: instead("        __import__('pytest').xfail()\n")})),
-    Attack("print-report", 6, "print a forged report past the runner and exit", repair({CODE: (f'"""Numbers within', f'{PRINT_REPORT}"""')})),
+    Attack(
+        "print-report", 6, "print a forged report past the runner and exit", repair({CODE: ('"""Numbers within', f'{PRINT_REPORT}"""')})
+    ),
     Attack(
         "patch-runner",
         6,

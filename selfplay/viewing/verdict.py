@@ -19,6 +19,7 @@ from selfplay.repos import cache_root, fetch, parse_spec
 from selfplay.roles import sandbox_limits
 from selfplay.sandbox import open_backend
 from selfplay.test_runs import TestRunner
+from selfplay.tools import make_harmless
 from selfplay.validator import Thresholds, Verdict, validate
 
 ACCEPTED, REJECTED, NO_VERDICT = 0, 1, 3
@@ -65,7 +66,7 @@ def print_verdict(verdict: Verdict, console: Console) -> None:
     for name in ("check", "", "seconds", "reason and evidence"):
         table.add_column(name, justify="right" if name == "seconds" else "left", overflow="fold")
     for check in verdict.checks:
-        detail = Text(check.reason)
+        detail = Text(make_harmless(check.reason))  # it may quote what hostile code printed
         for key, value in check.evidence.items():
             detail.append(f"\n{key}: {_short(value)}", style="dim")
         mark = Text("✓", style="green") if check.passed else Text("✗", style="red")

@@ -1,0 +1,76 @@
+"""Attacks on what a prepared environment holds: row 18, the original source found elsewhere.
+
+Invariant: the name searched for occurs in the repository alone.
+"""
+
+from __future__ import annotations
+
+import shlex
+
+from selfplay.attacks.base import Attack, Broken, Held, Outcome
+from selfplay.attacks.git_and_paths import obtain
+from selfplay.attacks.ground import BOUNDS, CODE, FILES, Ground
+from selfplay.config import EnvironmentSettings
+from selfplay.environments import Environment, prepare_environment
+from selfplay.errors import EnvironmentBuildError
+from selfplay.repos import fetch, parse_spec
+from selfplay.sandbox.base import Limits
+from selfplay.trees import FileEntry, Tree
+
+NAME = "highest_allowed"
+SEARCH = f"""folders=$(ls -d /* | grep -vxE '/(proc|sys|dev)')
+grep -rlsa --include='*.py*' --include='*.zip' --include='*.txt' --include='*.diff' {NAME} $folders
+find / -xdev \\( -name 'bounds*.py*' -o -path '*/heron/*' \\) -type f 2>/dev/null; true"""
+
+
+OTHERS = {f"/testbed/{path}" for path in FILES}
+
+
+def find_the_original(ground: Ground) -> Outcome:
+    """As source, as bytecode, in an installed copy, in another environment: anywhere but in the workspace's own file."""
+    with ground.solver() as box:
+        found = set(box.run(SEARCH, timeout_s=120, output_bytes=1 << 20).text.split())
+    own = {f"/testbed/{CODE}"}
+    if not found & own:
+        return Broken("the search finds nothing at all, so nothing was tried")
+    elsewhere = sorted(path for path in found - own if path not in OTHERS)
+    return Broken(f"also in {elsewhere[:3]}") if elsewhere else Held("in the workspace's own file only")
+
+
+def bring_a_built_copy(ground: Ground) -> Outcome:
+    """A repository that carries its own build: copies of the source that no bug is injected into."""
+    folder = ground.folder("built")
+    copies = ("build/lib/heron/bounds.py", "heron/__pycache__/bounds.cpython-311.pyc", ".eggs/heron/bounds.py", "dist/heron-1.0.tar.gz")
+    Tree({path: FileEntry(text.encode()) for path, text in FILES.items() if path != ".gitignore"}).write_to(folder)
+    Tree({path: FileEntry(BOUNDS.encode()) for path in copies}).write_to(folder)
+    tree = obtain(str(folder), ground.folder("cache"))
+    kept = [path for path in copies if path in tree]
+    return Broken(f"kept: {kept}") if kept else Held("left out")
+
+
+def install_a_copy(ground: Ground) -> Outcome:
+    """An install command that puts the package beside its dependencies, as `pip install .` does."""
+    place = "import pathlib, sysconfig; place = pathlib.Path(sysconfig.get_path('purelib')) / 'heron'"
+    code = f"{place}; place.mkdir(); (place / 'bounds.py').write_text({BOUNDS!r})"
+    try:
+        prepare(ground, f"python -c {shlex.quote(code)}")
+    except EnvironmentBuildError as error:
+        if "also lie outside the workspace" in str(error):
+            return Held("the environment is refused")
+        raise
+    return Broken("an environment with an installed copy was admitted")
+
+
+def prepare(ground: Ground, install: str) -> Environment:
+    folder = ground.folder("heron")
+    Tree({path: FileEntry(text.encode()) for path, text in FILES.items()}).write_to(folder)
+    checkout = fetch(parse_spec(f"{shlex.quote(str(folder))} install={shlex.quote(install)}"), ground.cache)
+    settings = EnvironmentSettings(baselines=2)
+    return prepare_environment(checkout, ground.backend, settings, Limits(), ground.cache, lambda _: None)
+
+
+ATTACKS = (
+    Attack("find-original", 18, "find the original source outside the workspace", find_the_original),
+    Attack("build-folder", 18, "bring a built copy along in the repository", bring_a_built_copy),
+    Attack("installed-copy", 18, "install a copy of the package into its environment", install_a_copy),
+)
