@@ -6,6 +6,7 @@ Invariant: an Artifact holds five texts in UTF-8 within their size caps, and `te
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -108,7 +109,7 @@ def _check_text(name: str, text: str) -> None:
 
 
 def _read_test_files(text: str) -> tuple[str, ...]:
-    paths = [line.strip().removeprefix("./") for line in text.splitlines()]
+    paths = [re.sub(r"^(\./\s*)+", "", line.strip()) for line in text.splitlines()]
     distinct = tuple(dict.fromkeys(path for path in paths if path))
     if len(distinct) > MAX_TEST_FILES:
         raise ArtifactError(f"test_files.txt names {len(distinct)} files; at most {MAX_TEST_FILES} are read")

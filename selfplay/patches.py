@@ -29,7 +29,7 @@ GIT_TIMEOUT_S = 60.0
 MODES = {"100644": False, "100755": True}
 SPECIAL_MODES = {"120000": "a symbolic link", "160000": "a submodule"}
 NO_NEWLINE = "\\ No newline at end of file"
-HUNK = re.compile(r"@@ -(\d{1,9})(?:,(\d{1,9}))? \+(\d{1,9})(?:,(\d{1,9}))? @@(?: .*)?", re.DOTALL)
+HUNK = re.compile(r"@@ -(\d{1,9})(?:,(\d{1,9}))? \+(\d{1,9})(?:,(\d{1,9}))? @@(?: .*)?", re.DOTALL | re.ASCII)
 SECTION = "diff --git "
 ADVICE = "Write it with `git diff`."
 

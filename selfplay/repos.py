@@ -19,6 +19,7 @@ import stat
 import tarfile
 import tempfile
 import tomllib
+import unicodedata
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -95,11 +96,17 @@ class Checkout:
 
 
 def parse_spec(text: str, base: Path | None = None) -> RepositorySpec:
-    """Read one line. A local path is relative to `base`, by default the current folder. Raises UsageError."""
+    """Read one line. A local path is relative to `base`, by default the current folder. Raises UsageError.
+
+    `parse_spec(spec.text, base) == spec`: lines are kept in runs and tasks, and read again.
+    """
+    text = text.strip()
+    if any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") and character != "\t" for character in text):
+        raise UsageError(f"{text!a} holds control characters or more than one line")
     try:
         words = shlex.split(text)
     except ValueError as error:
-        raise UsageError(f'{text.strip()!r}: {error}; quote hints like install="…"') from error
+        raise UsageError(f'{text!r}: {error}; quote hints like install="…"') from error
     if not words:
         raise UsageError(f"an empty repository; write {EXAMPLES}")
     what, *rest = words
@@ -113,10 +120,10 @@ def parse_spec(text: str, base: Path | None = None) -> RepositorySpec:
         if not value:
             raise UsageError(f"the hint {key}= is empty")
         hints[key] = value
-    if "python" in hints and not re.fullmatch(r"\d+\.\d+", hints["python"]):
+    if "python" in hints and not re.fullmatch(r"[0-9]{1,3}\.[0-9]{1,3}", hints["python"]):
         raise UsageError(f"python={hints['python']} is not a version like 3.11")
     spec = _parse_location(what, (base or Path.cwd()).absolute())
-    return replace(spec, text=" ".join(text.split()), python=hints.get("python"), install=hints.get("install"), test=hints.get("test"))
+    return replace(spec, text=text, python=hints.get("python"), install=hints.get("install"), test=hints.get("test"))
 
 
 def _parse_location(what: str, base: Path) -> RepositorySpec:
@@ -144,7 +151,7 @@ def _parse_location(what: str, base: Path) -> RepositorySpec:
 
 def _git_spec(what: str, location: str, path: str, rev: str | None) -> RepositorySpec:
     name = _plain(path.rstrip("/").rsplit("/", 1)[-1].removesuffix(".git"))
-    if not name:
+    if not name.strip("."):
         raise UsageError(f"{what!r} names no repository; write https://host/owner/name[@rev]")
     if rev is not None and (not rev or rev.startswith("-") or re.search(r"[\s~^:?*\[\\]|\.\.", rev)):
         raise UsageError(f"{what!r}: {rev!r} is not a branch, tag or commit")
@@ -152,13 +159,25 @@ def _git_spec(what: str, location: str, path: str, rev: str | None) -> Repositor
 
 
 def _parse_path(what: str, base: Path) -> RepositorySpec:
-    whole = Path(os.path.normpath(base / Path(what).expanduser()))
+    whole = _local_folder(what, base)
     head, at, rev = what.rpartition("@")
-    if not at or whole.exists():  # a folder may have an @ in its name
-        return RepositorySpec(what, "path", _plain(whole.name) or "root", str(whole))
-    folder = Path(os.path.normpath(base / Path(head).expanduser()))
+    if not at or os.path.exists(whole):  # noqa: PTH110  a folder may have an @ in its name; Path.exists raises on long names
+        return RepositorySpec(what, "path", _named(_plain(whole.name)), str(whole))
+    folder = _local_folder(head, base)
     spec = _git_spec(what, str(folder), str(folder), rev)
     return replace(spec, kind="path")
+
+
+def _local_folder(what: str, base: Path) -> Path:
+    try:
+        return Path(os.path.normpath(base / Path(what).expanduser()))
+    except RuntimeError as error:
+        raise UsageError(f"{what!r}: this machine has no such user's home folder; write the whole path") from error
+
+
+def _named(name: str) -> str:
+    """`name` where it can be that of a folder of the cache."""
+    return name if name.strip(".") else "root"
 
 
 def _parse_pypi(what: str) -> RepositorySpec:
@@ -169,7 +188,7 @@ def _parse_pypi(what: str) -> RepositorySpec:
     ends = rev.split("..")
     try:
         versions = [Version(end) for end in ends]
-    except InvalidVersion as error:
+    except ValueError as error:  # InvalidVersion, or more digits than Python reads
         raise UsageError(f"{what!r}: {error}; write pypi:{name}==1.0.0 or pypi:{name}==0.9.0..1.0.0") from error
     if len(versions) > 2:
         raise UsageError(f"{what!r}: a range has two ends, as in pypi:{name}==0.9.0..1.0.0")
@@ -182,7 +201,7 @@ def _parse_docker(what: str) -> RepositorySpec:
     image, hash_sign, folder = what.removeprefix("docker:").partition("#")
     if not re.fullmatch(r"[a-z0-9][\w.\-/:@]*", image) or not hash_sign or not folder.startswith("/") or ".." in folder.split("/"):
         raise UsageError(f"{what!r} is not docker:IMAGE:TAG#/FOLDER, for instance docker:example/app:1.0#/testbed")
-    return RepositorySpec(what, "docker", _plain(image.rsplit("/", 1)[-1]), f"{image}#{folder}")
+    return RepositorySpec(what, "docker", _named(_plain(image.rstrip("/").rsplit("/", 1)[-1])), f"{image}#{folder}")
 
 
 def _plain(name: str) -> str:

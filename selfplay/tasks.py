@@ -64,33 +64,60 @@ class Task:
 
 
 def parse_task(record: Mapping[str, Any]) -> Task:
-    """Raises ValueError naming what the record lacks."""
+    """Raises ValueError naming what the record lacks or has of another kind."""
+    if not isinstance(record, Mapping):
+        raise ValueError("is not an object")
     if missing := [key for key in REQUIRED if key not in record]:
         raise ValueError(f"lacks {', '.join(missing)}")
     extra = record.get("selfplay") or {}
+    if not isinstance(extra, Mapping):
+        raise ValueError("selfplay is not an object")
+    artifact = extra.get("artifact") or {}
+    if not isinstance(artifact, Mapping) or not all(isinstance(part, str) for item in artifact.items() for part in item):
+        raise ValueError("selfplay.artifact is not an object of file name to text")
+    order = extra.get("order") or 1
+    if not isinstance(order, int):
+        raise ValueError("selfplay.order is not a whole number")
     return Task(
-        instance_id=str(record["instance_id"]),
-        repo=str(record["repo"]),
-        patch=str(record["patch"]),
-        test_patch=str(record["test_patch"]),
+        instance_id=_text(record, "instance_id"),
+        repo=_text(record, "repo"),
+        patch=_text(record, "patch"),
+        test_patch=_text(record, "test_patch"),
         fail_to_pass=_test_ids(record["FAIL_TO_PASS"]),
         pass_to_pass=_test_ids(record["PASS_TO_PASS"]),
-        artifact=extra.get("artifact") or {},
-        attempt_patch=extra.get("attempt_patch") or "",
-        failure=extra.get("failure") or "",
-        order=int(extra.get("order") or 1),
-        set=str(extra.get("set") or ""),
-        part=str(extra.get("part") or ""),
+        artifact=dict(artifact),
+        attempt_patch=_text(extra, "attempt_patch", ""),
+        failure=_text(extra, "failure", ""),
+        order=int(order),
+        set=_text(extra, "set", ""),
+        part=_text(extra, "part", ""),
     )
+
+
+def _text(record: Mapping[str, Any], key: str, default: str | None = None) -> str:
+    """The text under `key`; nothing and null are the default, where there is one."""
+    value = record.get(key)
+    if value is None and default is not None:
+        return default
+    if not isinstance(value, str):
+        raise ValueError(f"{key} is not a text")
+    return value
 
 
 def _test_ids(value: object) -> tuple[str, ...]:
     """A list of ids, or the JSON text of one."""
     if isinstance(value, str):
-        value = json.loads(value)
+        value = _json(value)
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
         raise ValueError("test ids are neither a list of texts nor the JSON of one")
     return tuple(value)
+
+
+def _json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("is nested too deeply") from error
 
 
 def task_record(task: Task) -> dict[str, Any]:
@@ -116,7 +143,7 @@ def task_record(task: Task) -> dict[str, Any]:
 def read_tasks(path: Path) -> list[Task]:
     """All tasks of a JSONL file. Raises UsageError that lists every bad line with its number."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")  # JSON leaves other line breaks within texts as they are
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"cannot read the tasks {path}: {error}. {HOW_TO_WRITE}") from error
     tasks: dict[str, Task] = {}
@@ -125,12 +152,12 @@ def read_tasks(path: Path) -> list[Task]:
         if not line.strip():
             continue
         try:
-            task = parse_task(json.loads(line))
+            task = parse_task(_json(line))
             parse_spec(task.repo)
             if task.instance_id in tasks:
                 raise ValueError(f"repeats the instance_id {task.instance_id!r}")
             tasks[task.instance_id] = task if task.set else replace(task, set=path.stem)
-        except (ValueError, TypeError, AttributeError, UsageError) as error:
+        except (ValueError, UsageError) as error:
             problems.append(f"  line {number}: {error}")
     if problems:
         raise UsageError(f"{path}: {len(problems)} unusable task record(s), nothing was started:\n" + "\n".join(problems))

@@ -19,7 +19,7 @@ from selfplay.sandbox.base import WORKSPACE, ExecResult, Sandbox
 TOOLS = ("bash", "edit", "create", "submit")
 OPENING = re.compile(r"^<tool: ([^\n<>]*)>[ \t]*$", re.MULTILINE)
 CLOSING = re.compile(r"^</tool>[ \t]*$", re.MULTILINE)
-NUMBERED_PATH = re.compile(r"(.+?):(\d{1,9})")
+NUMBERED_PATH = re.compile(r"(.+?):([0-9]{1,9})")
 MARKS = ("<<<<<<< SEARCH", "=======", ">>>>>>> REPLACE")
 FORMAT = "A reply ends with exactly one call: a line `<tool: NAME>`, the body, a line `</tool>`. NAME is bash, edit, create or submit."
 EDIT_FORMAT = (
@@ -156,13 +156,11 @@ def _parse_edit(body: str, thought: str) -> Action:
 def apply_edit(text: str, search: str, replace: str, line: int | None = None) -> str:
     """`text` with the one occurrence of `search` replaced; with `line` (1-based), the one that starts in that line.
 
-    Raises EditError saying what to do. A file of CRLF lines is matched and written as such.
+    Raises EditError saying what to do. Lines that end in CRLF are matched as they are shown, without it, and stay such.
     """
-    if search == replace:
-        raise EditError("The replacement equals the search text, so nothing would change.")
-    if "\r\n" in text and "\r" not in search:
-        search, replace = search.replace("\n", "\r\n"), replace.replace("\n", "\r\n")
-    starts = _occurrences(text, search)
+    as_shown = "\r\n" in text and "\r" not in search
+    places = _shown_occurrences(text, search) if as_shown else _occurrences(text, search)
+    starts = list(places)
     if line is not None:
         begin, end = _line_span(text, line)
         here = [start for start in starts if begin <= start < end]
@@ -178,17 +176,34 @@ def apply_edit(text: str, search: str, replace: str, line: int | None = None) ->
         raise EditError(
             f"The search text occurs {len(starts)} times, in lines {_listed(text, starts)}; name one as path:LINE, or give more of it."
         )
-    return text[: starts[0]] + replace + text[starts[0] + len(search) :]
+    start, end = starts[0], places[starts[0]]
+    if as_shown:
+        replace = replace.replace("\r\n", "\n").replace("\n", _line_break(text, start))
+    if text[start:end] == replace:
+        raise EditError("The replacement equals the search text, so nothing would change.")
+    return text[:start] + replace + text[end:]
 
 
-def _occurrences(text: str, search: str) -> list[int]:
-    """Where `search` occurs, overlapping occurrences included: an edit must not depend on the direction of the search."""
-    starts: list[int] = []
+def _occurrences(text: str, search: str) -> dict[int, int]:
+    """Where `search` starts and ends, overlapping occurrences included: an edit must not depend on the direction of the search."""
+    places: dict[int, int] = {}
     at = text.find(search)
     while at >= 0:
-        starts.append(at)
+        places[at] = at + len(search)
         at = text.find(search, at + 1)
-    return starts
+    return places
+
+
+def _shown_occurrences(text: str, search: str) -> dict[int, int]:
+    """The same where each line break of `search` may be CRLF in the text: files mix them, and what the policy reads does not tell."""
+    pattern = r"(?:\r\n|(?<!\r)\n)".join(re.escape(part) for part in search.split("\n"))
+    return {found.start(): found.end(1) for found in re.finditer(f"(?=({pattern}))", text)}
+
+
+def _line_break(text: str, at: int) -> str:
+    """How the line at `at` ends; the last one, if it does not, as lines do in a file that has CRLF."""
+    end = text.find("\n", at)
+    return "\r\n" if end < 0 or text[:end].endswith("\r") else "\n"
 
 
 def _line_span(text: str, line: int) -> tuple[int, int]:

@@ -5,8 +5,10 @@ Invariant: a Tree holds plain relative file paths only (no links, no devices, no
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
+import re
 import tarfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -26,8 +28,12 @@ class FileEntry:
 
 
 def is_safe_path(path: str) -> bool:
-    """Whether `path` is relative, normalised, inside the tree, and not in a `.git` folder."""
+    """Whether `path` is relative, normalised, inside the tree, not in a `.git` folder, and a name that a file can have."""
     if not path or path.startswith("/") or "\\" in path or "\0" in path or "\n" in path:
+        return False
+    try:
+        path.encode("utf-8", "surrogateescape")  # how Python holds names that are not UTF-8
+    except UnicodeEncodeError:
         return False
     parts = path.split("/")
     return all(part not in ("", ".", "..") and part.lower() != ".git" for part in parts)
@@ -62,7 +68,7 @@ class Tree(Mapping[str, FileEntry]):
         sha = hashlib.sha256()
         for path in sorted(self.files):
             entry = self.files[path]
-            sha.update(f"{path}\0{int(entry.executable)}\0{len(entry.content)}\0".encode())
+            sha.update(f"{path}\0{int(entry.executable)}\0{len(entry.content)}\0".encode("utf-8", "surrogateescape"))
             sha.update(entry.content)
         return sha.hexdigest()
 
@@ -135,20 +141,25 @@ class Tree(Mapping[str, FileEntry]):
 
 
 def ignore_rules(tree: Tree | None) -> pathspec.PathSpec[Any]:
-    """The `.gitignore` rules of a trusted tree (nested files included), with caches and bytecode always ignored."""
-    lines = list(ALWAYS_IGNORED)
-    for path in sorted(tree or ()):
-        if PurePosixPath(path).name != ".gitignore" or tree is None:
-            continue
-        prefix = path.removesuffix(".gitignore")
-        for raw in tree.text(path).splitlines():
-            rule = raw.strip()
-            if not rule or rule.startswith("#"):
+    """The `.gitignore` rules of a tree (nested files included), with caches and bytecode ignored whatever they say.
+
+    Lines that are no rule are passed over, as git does.
+    """
+    patterns: list[pathspec.Pattern] = []
+    files = [path for path in tree or () if PurePosixPath(path).name == ".gitignore"]
+    for path in sorted(files, key=lambda path: (path.count("/"), path)):  # the last rule that fits wins: deeper files have the last word
+        assert tree is not None
+        prefix = re.sub(r"([*?\[\]])", r"\\\1", path.removesuffix(".gitignore"))
+        for raw in tree.text(path).removeprefix("\ufeff").split("\n"):
+            rule = raw.removesuffix("\r")
+            if not rule.strip(" ") or rule.startswith("#"):
                 continue
             negated = rule.startswith("!")
             body = rule[1:] if negated else rule
             if prefix:
-                anchored = "/" in body.rstrip("/")
-                body = f"{prefix}{body.lstrip('/')}" if anchored else f"{prefix}**/{body}"
-            lines.append(f"!{body}" if negated else body)
-    return pathspec.PathSpec.from_lines("gitignore", lines)
+                anchored = "/" in body.rstrip("/ ")
+                body = f"/{prefix}{body.lstrip('/')}" if anchored else f"/{prefix}**/{body}"
+            with contextlib.suppress(ValueError):
+                patterns += pathspec.PathSpec.from_lines("gitignore", [f"!{body}" if negated else body]).patterns
+    patterns += pathspec.PathSpec.from_lines("gitignore", ALWAYS_IGNORED).patterns
+    return pathspec.PathSpec(patterns)

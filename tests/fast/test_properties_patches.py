@@ -1,0 +1,268 @@
+"""What must hold for any diff: between trees, of real git, reversed, rendered, and with lies worked into it."""
+
+from __future__ import annotations
+
+import itertools
+import subprocess
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hostile_texts import LINES, NAMES, changes, contents
+from hypothesis import assume, event, example, given
+from hypothesis import strategies as st
+
+from selfplay.errors import PatchError
+from selfplay.patches import apply_patch, diff_trees, parse_patch, path_problem, reverse_patch
+from selfplay.trees import FileEntry, Tree, is_safe_path
+
+CAP = 1 << 24
+NO_NEWLINE = "\\ No newline at end of file"
+
+
+def tree_of(**files: str) -> Tree:
+    return Tree({name: FileEntry(text.encode()) for name, text in files.items()})
+
+
+INDENTED = "x" + "é" * 60 + "\n" + " \n" * 8  # git shows the first line as the hunk's heading, cut after 80 bytes
+
+
+@given(change=changes())
+@example(change=(tree_of(a=INDENTED), tree_of(a=INDENTED + "y\n")))
+def test_a_diff_between_trees_gives_the_tree_and_its_reverse_takes_it_back(change: tuple[Tree, Tree]) -> None:
+    before, after = change
+    diff = diff_trees(before, after)
+    assert (diff == "") is (before == after)
+    assert parse_patch(diff, CAP).changed_paths == tuple(before.changed_paths(after))
+    assert apply_patch(before, diff) == after
+    assert apply_patch(after, reverse_patch(diff)) == before
+
+
+@given(change=changes())
+def test_rendering_and_reversing_twice_change_nothing_that_was_read(change: tuple[Tree, Tree]) -> None:
+    patch = parse_patch(diff_trees(*change), CAP)
+    text = patch.text()
+    assert parse_patch(text, CAP) == patch
+    assert parse_patch(text, CAP).text() == text
+    assert reverse_patch(reverse_patch(text)) == text
+
+
+@given(
+    name=st.text(st.sampled_from("a. -/\\\"'\t\n\r\0\x7f\x85\ud800\udcffé b"), min_size=1, max_size=12) | st.text(max_size=300),
+    text=contents(),
+)
+def test_a_change_under_any_name_is_refused_or_applies(name: str, text: str) -> None:
+    if not is_safe_path(name):
+        with pytest.raises(ValueError, match="unsafe path"):
+            Tree({name: FileEntry(b"")})
+        return
+    before, after = Tree(), Tree({name: FileEntry(text.encode())})
+    if path_problem(name):
+        with pytest.raises(PatchError):
+            diff_trees(before, after)
+    else:
+        assert apply_patch(before, diff_trees(before, after)) == after
+
+
+# ---- beside real git
+
+
+@pytest.fixture(scope="module")
+def git(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., subprocess.CompletedProcess[bytes]]:
+    folder = tmp_path_factory.mktemp("repository")
+    variables = {"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": str(folder), "GIT_CONFIG_NOSYSTEM": "1", "LC_ALL": "C"}
+
+    def run(*arguments: str, stdin: bytes = b"", check: bool = True) -> subprocess.CompletedProcess[bytes]:
+        return subprocess.run(["git", *arguments], cwd=folder, env=variables, input=stdin, capture_output=True, check=check)
+
+    run("init", "-q", "--bare", ".")
+    return run
+
+
+def commits(*trees: Tree) -> bytes:
+    """The trees as branches t0, t1, … for `git fast-import`."""
+    stream = b""
+    for number, tree in enumerate(trees):
+        stream += f"commit refs/heads/t{number}\ncommitter t <t@localhost> 0 +0000\ndata 0\ndeleteall\n".encode()
+        for path, entry in tree.items():
+            stream += (
+                f"M {'100755' if entry.executable else '100644'} inline {path}\ndata {len(entry.content)}\n".encode()
+                + entry.content
+                + b"\n"
+            )
+    return stream
+
+
+@given(change=changes(), options=st.sets(st.sampled_from(["-M", "-U0", "-U1", "--minimal", "--full-index", "--patience", "--no-renames"])))
+def test_what_real_git_writes_is_read_and_does_what_git_meant(git, change: tuple[Tree, Tree], options: set[str]) -> None:
+    before, after = change
+    assume(before != after)
+    git("fast-import", "--quiet", "--force", stdin=commits(before, after))
+    diff = git("diff", "--text", *sorted(options), "t0", "t1").stdout.decode("utf-8", "replace")
+    assume("-U0" not in options or "\n@@" not in diff)  # without context git itself applies with an option only
+    assume("\nold mode " not in diff)  # a move to a file of another mode, which is refused on purpose
+    assert apply_patch(before, diff) == after
+
+
+MUTANT_LINES = (
+    *LINES,
+    "@@ -1 +1 @@",
+    "@@ -0,0 +1 @@",
+    "@@ -1,2 +1,1 @@ heading",
+    "@@ -\u0661 +1 @@",
+    NO_NEWLINE,
+    "--- /dev/null",
+    "+++ /dev/null",
+    "+++ b/../escape",
+    "old mode 100644",
+    "new mode 100755",
+    "deleted file mode 100644",
+    "new file mode 120000",
+    "index 0000..1111 120000",
+    "similarity index 100%",
+    "rename to b/b",
+    "copy from a.py",
+    "diff --git a/b/b b/b/b",
+    "-a",
+    "+a",
+    " a",
+)
+
+
+@st.composite
+def mutated(draw: st.DrawFn, diff: str) -> str:
+    """`diff` with one to three lies: lines gone, doubled, moved, inserted, under another mark, with other numbers or names."""
+    rows = diff.split("\n")
+    for _ in range(draw(st.integers(1, 3))):
+        at = draw(st.integers(0, len(rows) - 1))
+        row = rows[at]
+        match draw(st.sampled_from(["drop", "double", "move", "insert", "mark", "digit", "return", "name", "cut", "hunk twice"])):
+            case "drop" if len(rows) > 1:
+                rows.pop(at)
+            case "double":
+                rows.insert(at, row)
+            case "move":
+                rows.insert(draw(st.integers(0, len(rows) - 1)), rows.pop(at))
+            case "insert":
+                rows.insert(at, draw(st.sampled_from(MUTANT_LINES)))
+            case "mark" if row:
+                rows[at] = draw(st.sampled_from([" ", "+", "-", "\\", "@", ""])) + row[1:]
+            case "digit":
+                digits = [place for place, character in enumerate(row) if character.isdigit()]
+                if digits:
+                    place = draw(st.sampled_from(digits))
+                    rows[at] = row[:place] + draw(st.sampled_from("0123459\u0663")) + row[place + 1 :]
+            case "return":
+                rows[at] = row.removesuffix("\r") if row.endswith("\r") else row + "\r"
+            case "name":
+                rows[at] = row.replace(
+                    draw(st.sampled_from(NAMES)), draw(st.sampled_from([*NAMES, "../x", "/x", ".git/config", "-x", "x/../y"]))
+                )
+            case "cut":
+                rows[at] = row[: draw(st.integers(0, len(row)))]
+            case "hunk twice":
+                first = next((number for number in range(at, -1, -1) if rows[number].startswith("@@")), None)
+                if first is not None:
+                    rows[at:at] = rows[first:at]
+    return "\n".join(rows)
+
+
+def replaced_lines(text: str) -> Iterator[tuple[str, Counter[bytes], Counter[bytes]]]:
+    """For each file of a diff that was read: what it takes away and what it adds, a last line without newline being another line."""
+    for file in parse_patch(text, CAP).files:
+        gone: Counter[bytes] = Counter()
+        come: Counter[bytes] = Counter()
+        for hunk in file.hunks:
+            for line, following in itertools.zip_longest(hunk.lines, hunk.lines[1:]):
+                content = line[1:].encode() + (b"" if following == NO_NEWLINE else b"\n")
+                gone[content] += line[0] == "-"
+                come[content] += line[0] == "+"
+        yield file.path, gone, come
+
+
+def line_counts(tree: Tree, path: str | None) -> Counter[bytes]:
+    entry = tree.files.get(path or "")
+    return (
+        Counter(part for part in entry.content.split(b"\n")[:-1] for part in [part + b"\n"])
+        + Counter([last] if (last := entry.content.rpartition(b"\n")[2]) else [])
+        if entry
+        else Counter()
+    )
+
+
+def check_claims(before: Tree, after: Tree, text: str) -> None:
+    """The result is what the text says, file by file and line by line, counted without git."""
+    patch = parse_patch(text, CAP)
+    assert before.changed_paths(after) == list(patch.changed_paths)
+    for file, (_, gone, come) in zip(patch.files, replaced_lines(text), strict=True):
+        expected = line_counts(before, file.old_path)
+        assert all(expected[line] >= count for line, count in gone.items())
+        expected.subtract(gone)
+        expected.update(come)
+        assert +expected == line_counts(after, file.new_path)
+        if file.old_path is not None and file.new_path is not None:
+            assert before[file.old_path].executable is after[file.new_path].executable
+        elif file.new_path is not None:
+            assert after[file.new_path].executable is file.executable
+
+
+def applied_by_git(tree: Tree, text: str) -> Tree | None:
+    """What `git apply` makes of the files under their real names, None when it refuses."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        tree.write_to(folder)
+        variables = {
+            "PATH": "/usr/local/bin:/usr/bin:/bin",
+            "HOME": name,
+            "GIT_CONFIG_NOSYSTEM": "1",
+            "GIT_CEILING_DIRECTORIES": str(folder.parent),
+        }
+        done = subprocess.run(
+            ["git", "apply", "--whitespace=nowarn", "-"], cwd=folder, env=variables, input=text.encode(), capture_output=True, check=False
+        )
+        return None if done.returncode else Tree.from_folder(folder)
+
+
+def check_lie(before: Tree, text: str) -> None:
+    try:
+        result = apply_patch(before, text)
+    except PatchError:
+        event("refused")
+        return
+    event("applies")
+    check_claims(before, result, text)
+    if text.strip():
+        assert applied_by_git(before, text) == result
+
+
+@given(change=changes(max_files=2), data=st.data())
+def test_a_diff_with_a_lie_is_refused_or_does_what_it_says_and_what_git_does(change: tuple[Tree, Tree], data: st.DataObject) -> None:
+    before, after = change
+    assume(before != after)
+    text = data.draw(mutated(diff_trees(before, after)), label="diff")
+    check_lie(before, text)
+
+
+ROWS = st.sampled_from([*MUTANT_LINES, *(f"{a} {prefix}{name}" for a, prefix in [("---", "a/"), ("+++", "b/")] for name in NAMES[:3])])
+
+
+@given(rows=st.lists(ROWS, max_size=12))
+def test_rows_of_diffs_in_any_order_are_refused_or_read_as_safe_paths(rows: list[str]) -> None:
+    text = "\n".join(rows)
+    try:
+        patch = parse_patch(text, CAP)
+    except PatchError:
+        return
+    assert not any(path_problem(path) for path in patch.changed_paths)
+    assert parse_patch(patch.text(), CAP) == patch
+
+
+@given(text=st.text(max_size=200))
+def test_any_text_is_a_patch_or_refused(text: str) -> None:
+    try:
+        patch = parse_patch(text, CAP)
+    except PatchError:
+        return
+    assert patch.is_empty is (not text.strip())

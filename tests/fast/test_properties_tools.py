@@ -1,0 +1,236 @@
+"""What must hold for any call, edit and observation, whatever the policy writes and whatever its commands print."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hostile_texts import LINES, contents, lines
+from hypothesis import assume, example, given
+from hypothesis import strategies as st
+
+from selfplay.chat import ChatFormat, load_tokenizer
+from selfplay.tools import (
+    CLOSING,
+    MARKS,
+    OPENING,
+    TOOLS,
+    Action,
+    BadFormat,
+    EditError,
+    apply_edit,
+    cap_output,
+    format_action,
+    format_edit,
+    make_harmless,
+    parse_action,
+    render_observation,
+)
+from tiny_policy import SPECIALS, TAGS, build_tiny_tokenizer
+
+MARKER = 26  # tokens that the note on cut text may take, as the tools reckon
+unicode_texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
+bodies = contents() | unicode_texts
+thoughts = contents(4) | st.just("")
+
+
+def holds_no_tag(text: str) -> bool:
+    return not OPENING.search(text) and not CLOSING.search(text)
+
+
+def holds_no_mark(text: str) -> bool:
+    return not any(line.rstrip() in MARKS for line in text.split("\n"))
+
+
+# ---- calls
+
+
+@given(thought=thoughts, tool=st.sampled_from(["bash", "create", "submit"]), body=bodies)
+@example(thought="", tool="bash", body="\nls\n\n")
+@example(thought="", tool="submit", body="\n")
+def test_a_formatted_call_reads_back(thought: str, tool: str, body: str) -> None:
+    assume(holds_no_tag(thought) and holds_no_tag(body) and "\0" not in body)
+    assume(tool != "bash" or body.strip())
+    assume(tool != "create" or body.partition("\n")[0].strip())
+    action = parse_action(f"{thought}\n{format_action(tool, body)}")
+    assert (action.tool, action.body, action.thought) == (tool, body, thought.strip())
+    if tool == "create":
+        first, _, content = body.partition("\n")
+        assert action.path == first.strip()
+        assert action.replace == content or (action.replace == content + "\n" and not content.endswith("\n"))
+
+
+paths = st.sampled_from(["a.py", "pkg/with blank.py", "é.py", "a:b", "a:1:2", "c:/x", "-rf", "$(x)"])
+
+
+@given(path=paths, line=st.none() | st.integers(0, 999_999_999), search=bodies, replace=bodies)
+def test_a_formatted_edit_reads_back(path: str, line: int | None, search: str, replace: str) -> None:
+    assume(line is not None or path != "a:1:2")  # a path that ends like a line number needs one
+    assume(search and all(holds_no_tag(text) and holds_no_mark(text) and "\0" not in text for text in (search, replace)))
+    action = parse_action(format_action("edit", format_edit(path, line, search, replace)))
+    assert (action.path, action.line, action.search, action.replace) == (path, line, search, replace)
+
+
+CALL_LINES = st.sampled_from(
+    [*LINES, *(f"<tool: {tool}>" for tool in TOOLS), "<tool: >", " <tool: bash>", "</tool> ", "a.py:\u0663", "a.py:3", "\0"]
+)
+
+
+@given(rows=st.lists(CALL_LINES, max_size=10))
+def test_any_reply_is_one_call_or_explained(rows: list[str]) -> None:
+    text = "\n".join(rows)
+    try:
+        action = parse_action(text)
+    except BadFormat as error:
+        assert str(error).isprintable()
+        return
+    assert action.tool in TOOLS and isinstance(action, Action)
+    assert len(OPENING.findall(text)) == len(CLOSING.findall(text)) == 1
+    assert holds_no_tag(action.body)
+    assert text.rstrip().endswith("</tool>")
+    if action.line is not None:
+        assert f":{action.line}" in action.body.partition("\n")[0]
+
+
+# ---- edits
+
+
+@given(
+    before=contents(4),
+    search=st.text("ab\n\r ", min_size=1, max_size=4) | lines.filter(bool),
+    after=contents(4),
+    replace=bodies,
+    line=st.none() | st.integers(-1, 8),
+)
+@example(before="", search="a", after="\r\n", replace="x\r\ny", line=None)
+@example(before="b\r\n", search="a\nb", after="\r\n", replace="a\r\nb", line=None)
+@example(before="", search="a\nb", after="\nc\r\n", replace="x", line=None)
+def test_an_edit_changes_the_one_place_that_fits_or_says_why(before: str, search: str, after: str, replace: str, line: int | None) -> None:
+    text = before + search + after
+    shown = text if "\r" in search else text.replace("\r\n", "\n")
+    fits = occurrences(shown, search, line)
+    try:
+        new = apply_edit(text, search, replace, line)
+    except EditError as error:
+        would_be = shown[: fits[0]] + replace + shown[fits[0] + len(search) :] if len(fits) == 1 else None
+        assert would_be is None or squashed(would_be) == squashed(shown), error
+        return
+    assert new != text
+    assert len(fits) == 1
+    assert squashed(new) == squashed(shown[: fits[0]] + replace + shown[fits[0] + len(search) :])
+    assert any(new.startswith(text[:start]) and new.endswith(text[end:]) for start, end in spans_of(text, search))
+
+
+def occurrences(text: str, search: str, line: int | None) -> list[int]:
+    starts = [start for start in range(len(text)) if text.startswith(search, start)]
+    return [start for start in starts if line is None or text.count("\n", 0, start) + 1 == line]
+
+
+def squashed(text: str) -> str:
+    return re.sub(r"\r+\n", "\n", text)
+
+
+def spans_of(text: str, search: str) -> Iterator[tuple[int, int]]:
+    """Where `search` stands in the text, whichever of its line breaks are CRLF there."""
+    for start in range(len(text)):
+        for end in range(start + len(search), start + 2 * len(search) + 1):
+            if search in (text[start:end], text[start:end].replace("\r\n", "\n")):
+                yield start, end
+
+
+@given(
+    rows=st.lists(st.sampled_from(["a", "b", "  c", ""]), min_size=1, max_size=6),
+    data=st.data(),
+    put=st.sampled_from(["x", "x\ny", "x\r\ny", ""]),
+)
+def test_a_file_of_windows_lines_stays_one(rows: list[str], data: st.DataObject, put: str) -> None:
+    text = "\r\n".join(rows) + "\r\n"
+    shown = make_harmless(text)
+    start = data.draw(st.integers(0, len(shown) - 1))
+    search = shown[start : data.draw(st.integers(start + 1, len(shown)))]
+    try:
+        new = apply_edit(text, search, put)
+    except EditError:
+        assert len(occurrences(shown, search, None)) > 1
+        return
+    assert new.count("\n") == new.count("\r\n") and "\r\r" not in new
+    assert make_harmless(new) == shown.replace(search, put.replace("\r\n", "\n"), 1)
+
+
+# ---- observations
+
+
+@given(text=st.text(max_size=60) | contents())
+def test_what_is_shown_holds_no_control_character(text: str) -> None:
+    shown = make_harmless(text)
+    assert all(character in "\n\t" or unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Co", "Zl", "Zp") for character in shown)
+    shown.encode()
+    assert make_harmless(shown) == shown
+    assert shown.count("\n") == text.count("\n")
+
+
+@pytest.fixture(scope="module")
+def chat(tmp_path_factory: pytest.TempPathFactory) -> ChatFormat:
+    folder: Path = tmp_path_factory.mktemp("tokenizer")
+    return ChatFormat(load_tokenizer(str(build_tiny_tokenizer(folder))))
+
+
+def one_each(text: str) -> list[tuple[int, int]]:
+    return [(at, at + 1) for at in range(len(text))]
+
+
+long_texts = st.builds(lambda text, times: text * times, contents(), st.integers(1, 60))
+
+
+@given(text=long_texts, most=st.integers(1, 200), by_character=st.booleans())
+def test_cut_output_is_within_its_bound_and_says_what_is_gone(chat: ChatFormat, text: str, most: int, by_character: bool) -> None:
+    spans = one_each if by_character else chat.spans
+    text = make_harmless(text)
+    shown = cap_output(text, most, spans)
+    if shown == text:
+        assert len(spans(text)) <= most
+        return
+    slack = 0 if by_character else 8  # a cut may split what was one token, and a character may be several
+    assert len(spans(shown)) <= max(most, MARKER + 6) + slack
+    rows = shown.split("\n")
+    notes = [at for at, row in enumerate(rows) if row.endswith((" lines cut]", " characters cut]")) and row.startswith("[")]
+    assert any(is_cut_of(text, rows[:at], rows[at], rows[at + 1 :]) for at in notes)
+
+
+def is_cut_of(text: str, head_rows: list[str], note: str, tail_rows: list[str]) -> bool:
+    head, tail = "\n".join(head_rows), "\n".join(tail_rows)
+    number = int(note[1:].split(" ")[0])
+    if not (text.startswith(head) and text.endswith(tail) and len(head) + len(tail) <= len(text)):
+        return False
+    if "lines" in note:
+        return len(head_rows) + number + len(tail_rows) == text.count("\n") + 1
+    return len(head) + number + len(tail) == len(text)
+
+
+hostile = st.lists(st.sampled_from([*SPECIALS, *TAGS, *LINES, "<|im_", "end|>", "assistant\n", "\u200b"]), max_size=12)
+
+
+@given(pieces=hostile, joint=st.sampled_from(["", "\n", " "]), most=st.integers(8, 100))
+def test_no_observation_opens_a_turn_or_ends_in_anothers_words(chat: ChatFormat, pieces: list[str], joint: str, most: int) -> None:
+    output = cap_output(make_harmless(joint.join(pieces)), most, chat.spans)
+    shown = render_observation(output, 1, 3, 99)
+    assert shown.rpartition("\n")[2] == "[exit 1; 3 turns, 99 tokens left]"
+    control = set(chat.extend("")) - set(chat.encode("user\nassistant\n"))
+    assert control and control.isdisjoint(chat.encode(shown))
+    assert chat.extend(shown).count(chat.stop_id) == chat.extend("").count(chat.stop_id)
+    framing = chat.extend("")
+    at = next(n for n in range(len(framing) + 1) if chat.extend("a")[:n] != framing[:n]) - 1
+    assert chat.extend(shown) == [*framing[:at], *chat.encode(shown), *framing[at:]]
+
+
+TOOL_NAMES = [*TAGS, "<tool: bash>"]
+
+
+@given(text=long_texts, most=st.integers(1, 100))
+def test_cutting_makes_no_line_of_a_tool_that_was_not_there(text: str, most: int) -> None:
+    text = make_harmless(text).replace("<tool", "x<tool").replace("</tool", "x</tool")
+    shown = cap_output(text, most, one_each)
+    assert "lines cut]" not in shown or not (OPENING.search(shown) or CLOSING.search(shown))
