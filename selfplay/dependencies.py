@@ -19,6 +19,7 @@ from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion, Version
 
+from selfplay.syntax import parse_module
 from selfplay.trees import Tree
 
 TEST_EXTRAS = re.compile(r"^(unit)?-?(test|tests|testing|pytest)(s?-(extra|deps|dependencies|requirements|base|min|minimal|core))?$")
@@ -225,9 +226,8 @@ class _Reader:
         """Literal arguments of setup() only; nothing is evaluated beyond them."""
         if "setup.py" not in self.tree:
             return
-        try:
-            module = ast.parse(self.tree["setup.py"].content)
-        except (SyntaxError, ValueError, RecursionError):
+        module = parse_module(self.tree["setup.py"].content)
+        if module is None:
             return
         for node in ast.walk(module):
             if not isinstance(node, ast.Call) or getattr(node.func, "id", getattr(node.func, "attr", "")) != "setup":

@@ -9,6 +9,7 @@ import ast
 import hashlib
 from collections.abc import Iterable
 
+from selfplay.syntax import parse_module
 from selfplay.trees import FileEntry, Tree
 
 SIMPLE = (ast.Expr, ast.Return, ast.Assign, ast.AugAssign, ast.AnnAssign, ast.Raise, ast.Assert, ast.Delete)
@@ -28,9 +29,8 @@ def perturb(tree: Tree, paths: Iterable[str], seed: int) -> Tree:
 
 
 def perturb_source(source: bytes, seed: int) -> bytes:
-    try:
-        module = ast.parse(source)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
+    module = parse_module(source)
+    if module is None:
         return source
     lines = source.split(b"\n")
     if any(line.rstrip(b"\r\f\x0b") != line for line in lines) or source.startswith(b"\xef\xbb\xbf"):
@@ -44,11 +44,7 @@ def perturb_source(source: bytes, seed: int) -> bytes:
     if lines[-1]:
         lines.append(b"")
     changed = b"\n".join(lines) + b"if False:\n    " + name + b" = None\n"
-    try:
-        ast.parse(changed)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return source
-    return changed
+    return source if parse_module(changed) is None else changed
 
 
 def _first_statements(module: ast.Module) -> Iterable[ast.stmt]:

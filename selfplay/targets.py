@@ -9,7 +9,6 @@ from __future__ import annotations
 import ast
 import hashlib
 import math
-import warnings
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from typing import Any
 
 from selfplay.outcomes import MAX_ID_LENGTH
 from selfplay.patches import is_protected_path
+from selfplay.syntax import parse_module
 from selfplay.trees import Tree
 
 HELD_OUT_SHARE = 0.25
@@ -157,11 +157,8 @@ def _place_of(path: str, span: Span) -> Place:
 
 def function_spans(content: bytes) -> list[Span]:
     """Module-level functions and methods in file order, without special methods and nested functions; none if it does not parse."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            module = ast.parse(content)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
+    module = parse_module(content)
+    if module is None:
         return []
     return sorted(_spans(module.body, ""), key=lambda span: span.first_line)
 

@@ -10,12 +10,12 @@ import math
 import random
 import re
 import textwrap
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from selfplay.patches import is_protected_path, is_test_path
+from selfplay.syntax import parse_module
 from selfplay.tools import format_action, format_edit
 from selfplay.trees import Tree
 
@@ -384,11 +384,8 @@ def functions_of(path: str, text: str, max_lines: int = 25) -> list[Function]:
 
 
 def _parsed_functions(path: str, text: str, max_lines: int) -> list[tuple[Function, ast.FunctionDef | ast.AsyncFunctionDef]]:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            module = ast.parse(text)
-    except (SyntaxError, ValueError, RecursionError):
+    module = parse_module(text)
+    if module is None:
         return []
     found: list[tuple[Function, ast.FunctionDef | ast.AsyncFunctionDef]] = []
 
@@ -426,11 +423,7 @@ def _mutations(path: str, lines: Sequence[str], node: ast.FunctionDef | ast.Asyn
         seen.add((change.line, after))
         body = list(lines[node.lineno - 1 : node.end_lineno])
         body[change.line - node.lineno] = after
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                ast.parse(textwrap.dedent("\n".join(body)))
-        except (SyntaxError, ValueError):
+        if parse_module(textwrap.dedent("\n".join(body))) is None:
             continue
         search, replace = smallest_edit(before, after)
         yield Mutation(path, change.line, search, replace, change.operator, before, after)
@@ -743,11 +736,8 @@ def _call(tool: str, body: str) -> str:
 
 def statement_at(text: str, line: int) -> tuple[int, int]:
     """(first, last) line of the innermost statement that `line` belongs to."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            module = ast.parse(text)
-    except (SyntaxError, ValueError):
+    module = parse_module(text)
+    if module is None:
         return line, line
     spans = [
         (node.lineno, node.end_lineno or node.lineno)

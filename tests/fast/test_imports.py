@@ -17,6 +17,7 @@ ORDER = [
     "errors",
     "resources",
     "outcomes",
+    "syntax",
     "trees",
     "patches",
     "artifact",

@@ -1,0 +1,49 @@
+"""Parsing from several threads at once, as judging and preparing do."""
+
+import gc
+import sys
+import warnings
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from selfplay.syntax import parse_module
+
+NESTED = "x = " + "(" * 60 + "a + 1" + ")" * 60 + "\n"
+LONG = "\n".join(f"def f{n}(a, b):\n    return [i + {n} for i in a if not (i < b and i > {n})]\n" for n in range(60)) + NESTED
+
+
+@pytest.fixture
+def often_interrupted() -> Iterator[None]:
+    """Threads that change places wherever Python code runs, and collections of garbage, which may run some, in the midst of a parse."""
+    interval, threshold = sys.getswitchinterval(), gc.get_threshold()
+
+    def run_some_python(phase: str, info: dict[str, int]) -> None:
+        sum(range(50))
+
+    gc.callbacks.append(run_some_python)
+    gc.set_threshold(20)
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(interval)
+    gc.set_threshold(*threshold)
+    gc.callbacks.remove(run_some_python)
+
+
+@pytest.mark.usefixtures("often_interrupted")
+def test_threads_may_parse_at_the_same_time() -> None:
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(parse_module, [LONG] * 40))
+    assert all(module is not None and len(module.body) == 61 for module in found)
+
+
+@pytest.mark.parametrize("source", ["def f(:", b"\xff\xfe", "a\0b", "(" * 5000])
+def test_what_does_not_parse_is_no_module(source: str | bytes) -> None:
+    assert parse_module(source) is None
+
+
+def test_what_the_compiler_would_warn_of_is_not_told() -> None:
+    with warnings.catch_warnings(record=True) as told:
+        assert parse_module("a = '\\d'") is not None
+    assert not told
