@@ -206,7 +206,7 @@ def climb_out_of_an_archive(make: Callable[[Path], bytes], name: str) -> Callabl
 # ---- diffs (rows 13 and 14)
 
 HEAD = f"diff --git a/{CODE} b/{CODE}\n--- a/{CODE}\n+++ b/{CODE}\n"
-HUNK = f"@@ -9,2 +9,2 @@\n     if value > highest_allowed:\n-{RIGHT}+{WRONG}"
+HUNK = f"@@ -8,2 +8,2 @@\n     if value > highest_allowed:\n-{RIGHT}+{WRONG}"
 NEW = "new file mode 100644\n--- /dev/null\n+++ b/{0}\n@@ -0,0 +1 @@\n+x = 1\n"
 
 
@@ -251,7 +251,8 @@ LYING_DIFFS = {
         14,
         "hide content in a binary hunk",
         (
-            "diff --git a/heron/x.bin b/heron/x.bin\nnew file mode 100644\nindex 0000000..587be6b\nGIT binary patch\nliteral 2\nJcmZSJ0000\n\n",
+            "diff --git a/heron/x.bin b/heron/x.bin\nnew file mode 100644\n"
+            "index 0000000..587be6b\nGIT binary patch\nliteral 2\nJcmZSJ0000\n\n",
         ),
     ),
     "crlf-header": (14, "end headers with carriage returns", ((HEAD + HUNK).replace(".py\n", ".py\r\n"),)),

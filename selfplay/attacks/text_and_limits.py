@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import io
 import shlex
+import time
 import zlib
 from pathlib import Path
 
 from rich.console import Console
 
 from selfplay.attacks.base import Attack, Broken, Held, Outcome
-from selfplay.attacks.ground import CODE, RIGHT, WRONG, Ground
+from selfplay.attacks.ground import CODE, HIDDEN_TEST, RIGHT, WRONG, Ground
 from selfplay.chat import ChatFormat, load_tokenizer
 from selfplay.episode import Episode, FinishReason, Role, Turn
 from selfplay.errors import ArtifactError, PatchError, RepositoryError
+from selfplay.judging import short_failure, without_lines_naming
 from selfplay.patches import parse_patch
 from selfplay.repos import read_archive
 from selfplay.test_runs import ParsedLog
@@ -181,6 +183,29 @@ def unpack_a_bomb(ground: Ground) -> Outcome:
     return Broken(f"{len(data)} bytes were unpacked whole")
 
 
+SLOW_S = 1.5  # of processor time, for a fraction of what may be handed in
+
+
+def stall_with_a_log(ground: Ground) -> Outcome:
+    """Lines that look like a rule up to their last character, in the log that the failure shown is taken from."""
+    line = "=" * 299 + "x\n"
+    started = time.process_time()
+    short_failure((line * 100).encode(), HIDDEN_TEST)
+    return timed(started, "30 KB of a log, of which 4 MiB are read")
+
+
+def stall_with_ids(ground: Ground) -> Outcome:
+    """Very many tests whose ids hold no word, in a log of very many lines."""
+    started = time.process_time()
+    without_lines_naming(b"7 - 7\n" * 10_000, [f"{n}-{n}" for n in range(10_000, 20_000)])
+    return timed(started, "10,000 ids in 10,000 lines")
+
+
+def timed(started: float, what: str) -> Outcome:
+    taken_s = time.process_time() - started
+    return Broken(f"{taken_s:.1f} s for {what}") if taken_s > SLOW_S else Held(f"{taken_s:.2f} s for {what}")
+
+
 ATTACKS = (
     Attack("chat-tokens", 15, "print the tokens that end a turn and begin another", open_a_turn),
     Attack("forged-call", 15, "put a second tool call into the text of a first", forge_a_call),
@@ -194,5 +219,7 @@ ATTACKS = (
     Attack("many-ids", 16, "a parser that names very many tests", report_a_million_tests),
     Attack("huge-id", 16, "a test id of a megabyte", report_an_enormous_id),
     Attack("deep-json", 16, "outcomes nested 200,000 deep", report_deep_json),
+    Attack("slow-log", 16, "a log that takes for ever to read", stall_with_a_log),
+    Attack("slow-ids", 16, "test ids that take for ever to look for", stall_with_ids),
     Attack("archive-bomb", 16, "an archive that unpacks to a thousand times its size", unpack_a_bomb),
 )
