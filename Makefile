@@ -7,7 +7,7 @@ TORCH := torch==2.13.0
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 PIP := $(PY) -m pip --disable-pip-version-check
 
-.PHONY: help setup train test fast lint bench bench-validator bench-rollouts bench-training learning clean
+.PHONY: help setup train test fast fuzz lint bench bench-validator bench-rollouts bench-training learning clean
 
 help: ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -37,6 +37,9 @@ test: setup ## the whole suite, real components included
 
 fast: setup ## only the tests that need no sandbox
 	$(PY) -m pytest -m "not sandbox and not slow"
+
+fuzz: setup ## the properties with fresh random examples, for SECONDS (300) or until one fails
+	$(PY) tests/fuzz.py --seconds $(or $(SECONDS),300)
 
 lint: setup ## format, lint and types
 	$(VENV)/bin/ruff format --check .

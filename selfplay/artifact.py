@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 
 from selfplay.errors import ArtifactError
+from selfplay.patches import MAX_PATH_BYTES
 
 FILE_NAMES = ("bug_inject.diff", "test_weaken.diff", "test_files.txt", "test_script.sh", "test_parser.py")
 ALIASES = {"bug_patch.diff": "bug_inject.diff", "test_patch.diff": "test_weaken.diff", "parse_test_output.py": "test_parser.py"}
@@ -113,4 +114,7 @@ def _read_test_files(text: str) -> tuple[str, ...]:
     distinct = tuple(dict.fromkeys(path for path in paths if path))
     if len(distinct) > MAX_TEST_FILES:
         raise ArtifactError(f"test_files.txt names {len(distinct)} files; at most {MAX_TEST_FILES} are read")
+    longest = max((len(path.encode()) for path in distinct), default=0)
+    if longest > MAX_PATH_BYTES:
+        raise ArtifactError(f"test_files.txt names a file in {longest} bytes; at most {MAX_PATH_BYTES} are read")
     return distinct

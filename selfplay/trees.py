@@ -10,7 +10,7 @@ import hashlib
 import io
 import re
 import tarfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -114,7 +114,7 @@ class Tree(Mapping[str, FileEntry]):
                 target.chmod(0o755)
 
     @classmethod
-    def from_tar(cls, data: bytes, ignored: pathspec.PathSpec[Any] | None = None) -> Tree:
+    def from_tar(cls, data: bytes, ignored: IgnoreRules | None = None) -> Tree:
         """Regular files of a tar archive. Links, devices and unsafe names are left out, never followed."""
         files: dict[str, FileEntry] = {}
         with tarfile.open(fileobj=io.BytesIO(data)) as tar:
@@ -140,26 +140,42 @@ class Tree(Mapping[str, FileEntry]):
         return cls(files)
 
 
-def ignore_rules(tree: Tree | None) -> pathspec.PathSpec[Any]:
+class IgnoreRules:
+    """What git would not add: a path whose own rules say so, or that stands in a folder of which they do."""
+
+    def __init__(self, patterns: Sequence[Any]) -> None:
+        self._spec = pathspec.GitIgnoreSpec(patterns)
+        self._folders: dict[str, bool] = {"": False}
+
+    def match_file(self, path: str) -> bool:
+        return self._has_ignored_folder(path.rpartition("/")[0]) or self._spec.match_file(path)
+
+    def _has_ignored_folder(self, folder: str) -> bool:
+        if folder not in self._folders:
+            self._folders[folder] = self._has_ignored_folder(folder.rpartition("/")[0]) or self._spec.match_file(f"{folder}/")
+        return self._folders[folder]
+
+
+def ignore_rules(tree: Tree | None) -> IgnoreRules:
     """The `.gitignore` rules of a tree (nested files included), with caches and bytecode ignored whatever they say.
 
     Lines that are no rule are passed over, as git does.
     """
-    patterns: list[pathspec.Pattern] = []
+    patterns: list[Any] = []
     files = [path for path in tree or () if PurePosixPath(path).name == ".gitignore"]
     for path in sorted(files, key=lambda path: (path.count("/"), path)):  # the last rule that fits wins: deeper files have the last word
         assert tree is not None
         prefix = re.sub(r"([*?\[\]])", r"\\\1", path.removesuffix(".gitignore"))
         for raw in tree.text(path).removeprefix("\ufeff").split("\n"):
             rule = raw.removesuffix("\r")
-            if not rule.strip(" ") or rule.startswith("#"):
-                continue
             negated = rule.startswith("!")
             body = rule[1:] if negated else rule
+            if rule.startswith("#") or not body.strip(" /"):
+                continue
             if prefix:
                 anchored = "/" in body.rstrip("/ ")
                 body = f"/{prefix}{body.lstrip('/')}" if anchored else f"/{prefix}**/{body}"
             with contextlib.suppress(ValueError):
-                patterns += pathspec.PathSpec.from_lines("gitignore", [f"!{body}" if negated else body]).patterns
-    patterns += pathspec.PathSpec.from_lines("gitignore", ALWAYS_IGNORED).patterns
-    return pathspec.PathSpec(patterns)
+                patterns += pathspec.GitIgnoreSpec.from_lines([f"!{body}" if negated else body]).patterns
+    patterns += pathspec.GitIgnoreSpec.from_lines(ALWAYS_IGNORED).patterns
+    return IgnoreRules(patterns)

@@ -1,0 +1,58 @@
+"""Tries the properties of tests/fast/test_properties_*.py with fresh random examples for a given time (`make fuzz SECONDS=600`).
+
+Prints what it ran, round by round; a counterexample ends it with exit code 1, and hypothesis keeps it in .hypothesis for the next run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import secrets
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+HERE = Path(__file__).parent
+EXAMPLES = 200  # of each property a round: about half a minute on a free core
+
+
+def main() -> int:
+    options = argparse.ArgumentParser(description="Try the properties with fresh random examples.")
+    options.add_argument("--seconds", type=float, default=300.0, help="start no round after this long (default 300)")
+    options.add_argument("--seed", type=int, default=secrets.randbelow(2**31), help="of the first round; the next has the number above")
+    options.add_argument("-k", default="", help="only properties whose names hold this, as pytest's -k")
+    chosen = options.parse_args()
+    files = sorted(str(path.relative_to(HERE.parent)) for path in (HERE / "fast").glob("test_properties_*.py"))
+    print(f"{', '.join(files)}: {EXAMPLES} examples of each property a round, for {chosen.seconds:g} s", flush=True)
+    started, rounds, tried = time.monotonic(), 0, 0
+    while rounds == 0 or time.monotonic() - started < chosen.seconds:
+        seed, began = chosen.seed + rounds, time.monotonic()
+        done = subprocess.run(
+            [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--hypothesis-seed={seed}", "--timeout=0", "--tb=short"]
+            + ["--hypothesis-show-statistics", "-k", chosen.k, *files],
+            cwd=HERE.parent,
+            env={**os.environ, "HYPOTHESIS_PROFILE": "fuzz", "FUZZ_EXAMPLES": str(EXAMPLES)},
+            stdout=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+        rounds += 1
+        counts = [int(count) for count in re.findall(r"(\d+) passing", done.stdout)]
+        tried += sum(counts)
+        properties = len(re.findall(r"^tests/\S+::\S+:$", done.stdout, re.MULTILINE))
+        verdict = "held" if done.returncode == 0 else "FAILED"
+        print(
+            f"round {rounds}, seed {seed}: {properties} properties {verdict}, {sum(counts)} examples, {time.monotonic() - began:.0f} s",
+            flush=True,
+        )
+        if done.returncode:
+            print(done.stdout.partition("Hypothesis Statistics")[0])
+            return 1
+    print(f"{rounds} rounds, {tried} examples, {time.monotonic() - started:.0f} s, no counterexample")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
