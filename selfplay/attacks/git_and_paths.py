@@ -206,7 +206,7 @@ def climb_out_of_an_archive(make: Callable[[Path], bytes], name: str) -> Callabl
 # ---- diffs (rows 13 and 14)
 
 HEAD = f"diff --git a/{CODE} b/{CODE}\n--- a/{CODE}\n+++ b/{CODE}\n"
-HUNK = f"@@ -8,2 +8,2 @@\n     if value > highest_allowed:\n-{RIGHT}+{WRONG}"
+HUNK = f"@@ -8,3 +8,3 @@\n     if value > highest_allowed:\n-{RIGHT}+{WRONG}     return value\n"
 NEW = "new file mode 100644\n--- /dev/null\n+++ b/{0}\n@@ -0,0 +1 @@\n+x = 1\n"
 
 
@@ -215,7 +215,7 @@ def new_file(path: str) -> str:
 
 
 LYING_DIFFS = {
-    "climb": (13, "name a path with ../ or an absolute one in a diff", (new_file("../climbed.py"), new_file("/tmp/climbed.py"))),
+    "climb": (13, "name a path with ../ or an absolute one in a diff", (new_file("../climbed.py"), new_file("/selfplay-none/climbed.py"))),
     "git-folder": (13, "write into .git/hooks by a diff", (new_file(".git/hooks/post-checkout"), new_file("heron/.GIT/config"))),
     "link-mode": (
         13,
@@ -236,7 +236,7 @@ LYING_DIFFS = {
     "two-sections": (
         14,
         "change one file in two sections",
-        (f'{HEAD}{HUNK}{HEAD}@@ -1 +1 @@\n-"""Numbers within bounds."""\n+"""Numbers."""\n',),
+        (f'{HEAD}{HUNK}{HEAD}@@ -1,2 +1,2 @@\n-"""Numbers within bounds."""\n+"""Numbers."""\n \n',),
     ),
     "rename": (
         14,
@@ -252,7 +252,8 @@ LYING_DIFFS = {
         "hide content in a binary hunk",
         (
             "diff --git a/heron/x.bin b/heron/x.bin\nnew file mode 100644\n"
-            "index 0000000..587be6b\nGIT binary patch\nliteral 2\nJcmZSJ0000\n\n",
+            "index 0000000000000000000000000000000000000000..bdc955b7b2e610ad5a72302b139a2e6cb325519a\n"
+            "GIT binary patch\nliteral 2\nJcmZQz1ONa700IC2\n\nliteral 0\nHcmV?d00001\n\n",
         ),
     ),
     "crlf-header": (14, "end headers with carriage returns", ((HEAD + HUNK).replace(".py\n", ".py\r\n"),)),
