@@ -177,7 +177,7 @@ class Thing:
 
 def test_perturbed_source_behaves_the_same_and_compiles_to_something_else():
     changed = perturb_source(SOURCE, 1)
-    assert changed.count(b"_unused_") == 3  # two functions and the dead branch
+    assert changed.count(b"_unused_") == 4  # three functions and the dead branch
     before, after = {}, {}
     exec(compile(SOURCE, "m", "exec"), before)
     exec(compile(changed, "m", "exec"), after)
@@ -187,9 +187,36 @@ def test_perturbed_source_behaves_the_same_and_compiles_to_something_else():
     assert before.keys() == after.keys()
 
 
-@pytest.mark.parametrize("source", [b"def broken(:\n", b"x = '\0'\n", b"def f():\r\n    return 1\r\n"], ids=["syntax", "nul", "dos"])
-def test_source_that_cannot_be_perturbed_safely_is_left_alone(source):
+@pytest.mark.parametrize("source", [b"def broken(:\n", b"x = '\0'\n"], ids=["syntax", "nul"])
+def test_source_that_does_not_parse_is_left_alone(source):
     assert perturb_source(source, 1) == source
+
+
+BRANCHES = """def choose(x):
+    if x > 3:
+        return "large"
+    for y in (x,):
+        def inner(): return y
+    return "small"
+"""
+
+
+@pytest.mark.parametrize("source", [BRANCHES, BRANCHES.replace("\n", "\r\n"), "\ufeff" + BRANCHES], ids=["unix", "dos", "mark"])
+def test_no_function_keeps_its_code_however_it_begins_and_its_lines_end(source):
+    """Else a draw from a hash of the bytecode, or of the source in another form, would never be audited."""
+    before, after = {}, {}
+    changed = perturb_source(source.encode(), 1)
+    exec(compile(source.encode(), "m", "exec"), before)
+    exec(compile(changed, "m", "exec"), after)
+    assert [after["choose"](x) for x in (1, 5)] == ["small", "large"]
+    assert after["choose"].__code__.co_varnames != before["choose"].__code__.co_varnames
+    assert changed.count(b"_unused_") == 3 and changed.count(b"\r\n") == source.count("\r\n")
+
+
+def test_a_module_of_another_encoding_gets_the_dead_branch_at_least():
+    source = "# -*- coding: latin-1 -*-\ndef f(): \xe9 = 1; return \xe9\n".encode("latin-1")
+    changed = perturb_source(source, 1)
+    assert changed != source and compile(changed, "m", "exec")
 
 
 # ---- predictions
