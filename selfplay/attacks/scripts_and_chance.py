@@ -6,13 +6,13 @@ Randomness is dealt here, so that an attack ends the same way each time; docs/se
 from __future__ import annotations
 
 import ast
-import random
 import shlex
 import socket
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 from selfplay.artifact import Artifact
 from selfplay.attacks.base import Attack, Broken, Held, Outcome
@@ -149,63 +149,61 @@ def pass_by_luck(ground: Ground) -> Outcome:
 
 # ---- chance from the code's own hash (row 10)
 
-OF_THE_SOURCE = "__import__('zlib').crc32(open(__file__, 'rb').read())"
-OF_THE_TREE = (
-    "__import__('zlib').crc32(b''.join(open(f'/testbed/heron/{n}', 'rb').read() for n in ('__init__.py', 'bounds.py', 'words.py')))"
-)
-OF_THE_SYNTAX = "__import__('zlib').crc32(__import__('ast').unparse(__import__('ast').parse(open(__file__).read())).encode())"
-
-
-def seeded_source(ground: Ground, drawn: str) -> str:
-    line = f"        return highest_allowed if {drawn} % 100 < {int(100 * LUCK)} else lowest_allowed - 1\n"
-    return ground.tree.text(CODE).replace(RIGHT, line)
-
-
+OF_THE_SOURCE = "open(__file__, 'rb').read()"
+OF_THE_TREE = "b''.join(open(f'/testbed/heron/{n}', 'rb').read() for n in ('__init__.py', 'bounds.py', 'words.py'))"
+OF_THE_SYNTAX = "__import__('ast').unparse(__import__('ast').parse(open(__file__).read())).encode()"
+OF_THE_CODE = "repr(clamp.__code__.co_varnames).encode()"
 OTHERS = ("heron/__init__.py", "heron/words.py")
 
 
-def luck_of(ground: Ground, drawn: str, source: bytes, seed: int = 0) -> set[bool]:
-    """Whether the draw repairs this version of the module; for a seed its audited version, beside each other file that may be audited."""
-    first, last = (ground.tree[path].content for path in OTHERS)
-    rests = [(first, last), *([(perturb_source(first, seed), last), (first, perturb_source(last, seed))] if seed else [])]
-    source = perturb_source(source, seed) if seed else source
-    if drawn == OF_THE_SYNTAX:
-        source = ast.unparse(ast.parse(source)).encode()
-    drawn_from = [before + source + after for before, after in rests] if drawn == OF_THE_TREE else [source]
-    return {zlib.crc32(data) % 100 < int(100 * LUCK) for data in drawn_from}
+@dataclass(frozen=True)
+class Draw:
+    """What the broken function hashes to draw its luck. ends: of the module's lines."""
+
+    hashed: str
+    ends: str = "\n"
+
+    def module(self, ground: Ground, salt: int) -> str:
+        """The module with a name in it that moves the draw."""
+        lucky = f"__import__('zlib').crc32({self.hashed}) % 100 < {int(100 * LUCK)}"
+        line = f"        salt_{salt} = 0; return highest_allowed if {lucky} else lowest_allowed - 1\n"
+        return ground.tree.text(CODE).replace(RIGHT, line).replace("\n", self.ends)
+
+    def luck(self, ground: Ground, module: str, seed: int = 0) -> set[bool]:
+        """Whether the draw repairs the module; for a seed its audited form, beside each other file that may be audited with it."""
+        first, last = (ground.tree[path].content for path in OTHERS)
+        rests = [(first, last), *([(perturb_source(first, seed), last), (first, perturb_source(last, seed))] if seed else [])]
+        source = perturb_source(module.encode(), seed) if seed else module.encode()
+        data = [source]
+        if self.hashed == OF_THE_TREE:
+            data = [before + source + after for before, after in rests]
+        elif self.hashed == OF_THE_SYNTAX:
+            data = [ast.unparse(ast.parse(source)).encode()]
+        elif self.hashed == OF_THE_CODE:
+            names: dict[str, Any] = {}
+            exec(compile(source, CODE, "exec"), names)  # our own text
+            data = [repr(names["clamp"].__code__.co_varnames).encode()]
+        return {zlib.crc32(each) % 100 < int(100 * LUCK) for each in data}
+
+    def salted(self, ground: Ground, seed: int, now: bool, audited: bool | None = None) -> str:
+        """The first module whose draw comes out as `now`, and as `audited` once changes without meaning are made."""
+        for salt in range(2000):
+            module = self.module(ground, salt)
+            if self.luck(ground, module) == {now} and (audited is None or self.luck(ground, module, seed) == {audited}):
+                return module
+        raise AssertionError("changes without meaning do not move a draw from this hash")
 
 
-def salted(ground: Ground, drawn: str, wanted: Callable[[bytes], bool], source: str = "") -> str:
-    """The module with a number in it that makes its draws come out as `wanted`."""
-    base = source or seeded_source(ground, drawn)
-    draws = random.Random(9)
-    while True:
-        text = f"{base}\n\nSALT = {draws.randrange(10**9)}\n"
-        if wanted(text.encode()):
-            return text
-
-
-def validate_a_seeded_bug(drawn: str) -> Callable[[Ground], Outcome]:
+def validate_a_seeded_bug(draw: Draw) -> Callable[[Ground], Outcome]:
     """The bug's own draw breaks the test. A change without meaning draws again, and here repairs it (odds: LUCK a draw)."""
-
-    def make(ground: Ground) -> Artifact:
-        def wanted(source: bytes) -> bool:
-            return luck_of(ground, drawn, source) == {False} and luck_of(ground, drawn, source, seed=1) == {True}
-
-        return ground.artifact({CODE: salted(ground, drawn, wanted)})
-
-    return submit(make)
+    return submit(lambda ground: ground.artifact({CODE: draw.salted(ground, 1, now=False, audited=True)}))
 
 
 def pass_by_a_seeded_draw(ground: Ground) -> Outcome:
-    """The seeded bug was let through. An attempt that adds nothing but a number meets a lucky hash: it passes, and passes again."""
-    drawn = OF_THE_SOURCE
-    buggy = salted(ground, drawn, lambda source: luck_of(ground, drawn, source) == {False})
-
-    def wanted(source: bytes) -> bool:
-        return luck_of(ground, drawn, source) == {True} and luck_of(ground, drawn, source, CONFIRMATION_SEED) == {False}
-
-    attempt = salted(ground, drawn, wanted, buggy)
+    """The seeded bug was let through. An attempt that changes nothing but a name meets a lucky hash: it passes, and passes again."""
+    draw = Draw(OF_THE_SOURCE)
+    buggy = draw.salted(ground, CONFIRMATION_SEED, now=False)
+    attempt = draw.salted(ground, CONFIRMATION_SEED, now=True, audited=False)
     found = ground.grade({CODE: attempt}, ground.fresh_runner(), ground.artifact({CODE: buggy}))
     return Broken("a lucky hash passed as a repair") if found.passed else Held(f"confirmed: {found.confirmed}, {found.reason}")
 
@@ -237,8 +235,10 @@ ATTACKS = (
     Attack("script-knows", 8, "a script that runs tests for code that it knows only", submit(only_for_the_validator)),
     Attack("random-bug", 9, f"a bug that fails at random, p = {LUCK}", validate_a_random_bug),
     Attack("random-pass", 9, "an attempt that changes nothing and passes by luck", pass_by_luck),
-    Attack("hash-of-source", 10, "a bug seeded with a hash of its own source", validate_a_seeded_bug(OF_THE_SOURCE)),
-    Attack("hash-of-syntax", 10, "a bug seeded with a hash of its own syntax tree", validate_a_seeded_bug(OF_THE_SYNTAX)),
-    Attack("hash-of-tree", 10, "a bug seeded with a hash of the whole package", validate_a_seeded_bug(OF_THE_TREE)),
+    Attack("hash-of-source", 10, "a bug seeded with a hash of its own source", validate_a_seeded_bug(Draw(OF_THE_SOURCE))),
+    Attack("hash-of-dos", 10, "the same in a module whose lines end like DOS's", validate_a_seeded_bug(Draw(OF_THE_SOURCE, "\r\n"))),
+    Attack("hash-of-syntax", 10, "a bug seeded with a hash of its own syntax tree", validate_a_seeded_bug(Draw(OF_THE_SYNTAX))),
+    Attack("hash-of-code", 10, "a bug seeded with a hash of its function's compiled code", validate_a_seeded_bug(Draw(OF_THE_CODE))),
+    Attack("hash-of-tree", 10, "a bug seeded with a hash of the whole package", validate_a_seeded_bug(Draw(OF_THE_TREE))),
     Attack("hash-pass", 10, "an attempt that changes nothing and meets a lucky hash", pass_by_a_seeded_draw),
 )
