@@ -170,7 +170,7 @@ def ignore_rules(tree: Tree | None) -> IgnoreRules:
             rule = raw.removesuffix("\r")
             negated = rule.startswith("!")
             body = rule[1:] if negated else rule
-            if rule.startswith("#") or not body.strip(" /"):
+            if rule.startswith("#") or not body.strip().strip(" /"):
                 continue
             if prefix:
                 anchored = "/" in body.rstrip("/ ")

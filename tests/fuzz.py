@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 HERE = Path(__file__).parent
+PYTEST = ("pytest", "-q", "-p", "no:cacheprovider", "--timeout=0", "--tb=short", "--hypothesis-show-statistics")
 EXAMPLES = 200  # of each property a round: about half a minute on a free core
 
 
@@ -30,8 +31,7 @@ def main() -> int:
     while rounds == 0 or time.monotonic() - started < chosen.seconds:
         seed, began = chosen.seed + rounds, time.monotonic()
         done = subprocess.run(
-            [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--hypothesis-seed={seed}", "--timeout=0", "--tb=short"]
-            + ["--hypothesis-show-statistics", "-k", chosen.k, *files],
+            [sys.executable, "-m", *PYTEST, f"--hypothesis-seed={seed}", "-k", chosen.k, *files],
             cwd=HERE.parent,
             env={**os.environ, "HYPOTHESIS_PROFILE": "fuzz", "FUZZ_EXAMPLES": str(EXAMPLES)},
             stdout=subprocess.PIPE,

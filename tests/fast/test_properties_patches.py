@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import itertools
+import re
 import subprocess
 import tempfile
+import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hostile_texts import LINES, NAMES, changes, contents
 from hypothesis import assume, event, example, given
 from hypothesis import strategies as st
 
+from hostile_texts import LINES, NAMES, changes, contents
 from selfplay.errors import PatchError
-from selfplay.patches import apply_patch, diff_trees, parse_patch, path_problem, reverse_patch
+from selfplay.patches import Hunk, apply_patch, diff_trees, parse_patch, path_problem, reverse_patch
 from selfplay.trees import FileEntry, Tree, is_safe_path
 
 CAP = 1 << 24
@@ -38,6 +40,42 @@ def test_a_diff_between_trees_gives_the_tree_and_its_reverse_takes_it_back(chang
     assert parse_patch(diff, CAP).changed_paths == tuple(before.changed_paths(after))
     assert apply_patch(before, diff) == after
     assert apply_patch(after, reverse_patch(diff)) == before
+    assert placed_exactly(before, diff) == after  # git looks around for the place: here each hunk must name it
+    assert placed_exactly(after, reverse_patch(diff)) == before
+
+
+def placed_exactly(tree: Tree, text: str) -> Tree:
+    """The tree with each hunk put at the line it names, whose old lines must stand there; without git."""
+    changed: dict[str, FileEntry | None] = {}
+    for file in parse_patch(text, CAP).files:
+        rows = split_lines(tree, file.old_path)
+        for hunk in reversed(file.hunks):
+            sides = hunk_sides(hunk)
+            at = hunk.old_start - (1 if hunk.old_count else 0)
+            assert rows[at : at + hunk.old_count] == sides[0]
+            rows[at : at + hunk.old_count] = sides[1]
+        executable = file.executable if file.old_path is None else tree[file.old_path].executable
+        changed |= dict.fromkeys(file.paths)
+        if file.new_path is not None:
+            changed[file.new_path] = FileEntry(b"".join(rows), executable)
+    return tree.replace(changed)
+
+
+def split_lines(tree: Tree, path: str | None) -> list[bytes]:
+    """The lines of a file with their newlines; a last one without it is another line. None is no file."""
+    content = b"" if path is None else tree[path].content
+    return re.findall(rb"[^\n]*\n|[^\n]+", content)
+
+
+def hunk_sides(hunk: Hunk) -> tuple[list[bytes], list[bytes]]:
+    """The lines that a hunk takes for the old ones, and those it puts there."""
+    sides: tuple[list[bytes], list[bytes]] = ([], [])
+    for line, following in itertools.zip_longest(hunk.lines, hunk.lines[1:]):
+        content = line[1:].encode() + (b"" if following == NO_NEWLINE else b"\n")
+        for mark, side in zip("-+", sides, strict=True):
+            if line[0] in (" ", mark):
+                side.append(content)
+    return sides
 
 
 @given(change=changes())
@@ -47,6 +85,11 @@ def test_rendering_and_reversing_twice_change_nothing_that_was_read(change: tupl
     assert parse_patch(text, CAP) == patch
     assert parse_patch(text, CAP).text() == text
     assert reverse_patch(reverse_patch(text)) == text
+    assert not re.search(r"^\+.*\n(\\.*\n)?-", hunks_of(reverse_patch(text)), re.MULTILINE)  # removed lines come first, as git has them
+
+
+def hunks_of(text: str) -> str:
+    return "".join(hunk.text() for file in parse_patch(text, CAP).files for hunk in file.hunks)
 
 
 @given(
@@ -59,6 +102,8 @@ def test_a_change_under_any_name_is_refused_or_applies(name: str, text: str) -> 
             Tree({name: FileEntry(b"")})
         return
     before, after = Tree(), Tree({name: FileEntry(text.encode())})
+    if any(part.startswith("-") for part in name.split("/")) or any(unicodedata.category(c) in ("Cc", "Cs") or c == '"' for c in name):
+        assert path_problem(name)
     if path_problem(name):
         with pytest.raises(PatchError):
             diff_trees(before, after)
@@ -104,6 +149,7 @@ def test_what_real_git_writes_is_read_and_does_what_git_meant(git, change: tuple
     assume("-U0" not in options or "\n@@" not in diff)  # without context git itself applies with an option only
     assume("\nold mode " not in diff)  # a move to a file of another mode, which is refused on purpose
     assert apply_patch(before, diff) == after
+    assert applied_by_git(before, diff_trees(before, after)) == after
 
 
 MUTANT_LINES = (
@@ -169,39 +215,18 @@ def mutated(draw: st.DrawFn, diff: str) -> str:
     return "\n".join(rows)
 
 
-def replaced_lines(text: str) -> Iterator[tuple[str, Counter[bytes], Counter[bytes]]]:
-    """For each file of a diff that was read: what it takes away and what it adds, a last line without newline being another line."""
-    for file in parse_patch(text, CAP).files:
-        gone: Counter[bytes] = Counter()
-        come: Counter[bytes] = Counter()
-        for hunk in file.hunks:
-            for line, following in itertools.zip_longest(hunk.lines, hunk.lines[1:]):
-                content = line[1:].encode() + (b"" if following == NO_NEWLINE else b"\n")
-                gone[content] += line[0] == "-"
-                come[content] += line[0] == "+"
-        yield file.path, gone, come
-
-
-def line_counts(tree: Tree, path: str | None) -> Counter[bytes]:
-    entry = tree.files.get(path or "")
-    return (
-        Counter(part for part in entry.content.split(b"\n")[:-1] for part in [part + b"\n"])
-        + Counter([last] if (last := entry.content.rpartition(b"\n")[2]) else [])
-        if entry
-        else Counter()
-    )
-
-
 def check_claims(before: Tree, after: Tree, text: str) -> None:
     """The result is what the text says, file by file and line by line, counted without git."""
     patch = parse_patch(text, CAP)
     assert before.changed_paths(after) == list(patch.changed_paths)
-    for file, (_, gone, come) in zip(patch.files, replaced_lines(text), strict=True):
-        expected = line_counts(before, file.old_path)
-        assert all(expected[line] >= count for line, count in gone.items())
-        expected.subtract(gone)
-        expected.update(come)
-        assert +expected == line_counts(after, file.new_path)
+    for file in patch.files:
+        expected = Counter(split_lines(before, file.old_path))
+        for hunk in file.hunks:
+            gone, come = hunk_sides(hunk)
+            expected.subtract(gone)
+            expected.update(come)
+        assert min(expected.values(), default=0) >= 0
+        assert +expected == +Counter(split_lines(after, file.new_path))
         if file.old_path is not None and file.new_path is not None:
             assert before[file.old_path].executable is after[file.new_path].executable
         elif file.new_path is not None:

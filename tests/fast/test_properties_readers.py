@@ -12,10 +12,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pytest
-from hostile_texts import NAMES, contents, lines, names
 from hypothesis import event, example, given
 from hypothesis import strategies as st
 
+from hostile_texts import NAMES, contents, lines, names
 from selfplay.artifact import ALIASES, FILE_NAMES, Artifact
 from selfplay.data.pytest.test_parser import parse
 from selfplay.errors import ArtifactError, OutcomesError, UsageError

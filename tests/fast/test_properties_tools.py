@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hostile_texts import LINES, contents, lines
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
+from hostile_texts import LINES, contents, lines
 from selfplay.chat import ChatFormat, load_tokenizer
 from selfplay.tools import (
     CLOSING,
