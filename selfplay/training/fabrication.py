@@ -254,7 +254,7 @@ class EpisodeMaker:
         """A traceback as `--tb=short` prints it. `through` is a function between the test and the mutated one."""
         path, line, lines = place
         r = self.random
-        out = [f"{path}:{line}: in {self.enclosing_test(lines, line)}", f"    {lines[line - 1].strip()}"]
+        out = [f"{path}:{line}: in {self.enclosing_test(lines, line)}", *self.raised_at(lines[line - 1])]
         if r.random() < 0.4:
             # An exception: the innermost frame is in the function, and more often than not at the mutated line or after it.
             body = [n for n in range(function.first_line + 1, function.last_line + 1) if buggy[n - 1].strip()]
@@ -264,8 +264,16 @@ class EpisodeMaker:
                 calls = [n for n in range(through.first_line + 1, through.last_line + 1) if f"{function.short_name}(" in source[n - 1]] or [
                     through.last_line
                 ]
-                out += [f"{through.path}:{calls[0]}: in {through.short_name}", f"    {source[calls[0] - 1].strip()}"]
-            out += [f"{function.path}:{at}: in {function.short_name}", f"    {buggy[at - 1].strip()}"]
+                out += [f"{through.path}:{calls[0]}: in {through.short_name}", *self.raised_at(source[calls[0] - 1])]
+            if r.random() < 0.55:
+                out += [f"{function.path}:{at}: in {function.short_name}", *self.raised_at(buggy[at - 1])]
+            else:  # what the function returned was the undoing of another
+                elsewhere = r.choice([s for some in package.neighbours.values() for s in some])
+                n = r.randint(min(elsewhere.first_line + 1, elsewhere.last_line), elsewhere.last_line)
+                out += [
+                    f"{elsewhere.path}:{n}: in {elsewhere.name.rpartition('.')[2]}",
+                    *self.raised_at(package.lines(elsewhere.path)[n - 1]),
+                ]
             name = r.choice(re.findall(r"[A-Za-z_]\w*", buggy[at - 1]) or ["x"])
             out.append(
                 "E   "
@@ -299,6 +307,14 @@ class EpisodeMaker:
                 ]
             )
         return "\n".join(out)
+
+    def raised_at(self, line: str) -> list[str]:
+        """A frame's line, and often the marks below it that tell which part of it failed."""
+        r, text = self.random, line.strip()
+        if r.random() < 0.45 or len(text) < 4:
+            return [f"    {text}"]
+        first = r.randrange(len(text) - 2)
+        return [f"    {text}", " " * (4 + first) + "^" * r.randint(2, len(text) - first)]
 
     def specification(self, place: Place) -> str:
         path, line, lines = place
@@ -421,16 +437,16 @@ class EpisodeMaker:
                 "solver/repair", "terse", specification=self.specification(spec_place).rstrip("\n"), failure=failure, suspects=suspects
             )
             transcript = Transcript(self.chat, self.limits, prompt.text)
-            # In their order, but the one that the traceback ends in first.
-            framed = failure.rfind(f"in {function.short_name}\n") > failure.rfind(f"in {through.short_name}\n" if through else "\0")
-            for suspect in suspects[: 0 if framed else suspects.index(culprit)]:
+            by_place = {(s.path, s.first_line, s.last_line): s for s in suspects}
+            for suspect in (by_place[place] for place in teacher.TeacherPlayer(()).places(prompt.text)):
                 self.look(transcript, bug, suspect)
-                if r.random() < 0.1:
+                if suspect == culprit:
+                    break
+                if r.random() < 0.12:
                     self.guess(transcript, bug, suspect)
-            self.look(transcript, bug, culprit)
-            for _ in range(r.choices((0, 1, 2), (0.6, 0.27, 0.13))[0]):
+            for _ in range(r.choices((0, 1, 2, 3), (0.45, 0.3, 0.17, 0.08))[0]):
                 self.guess(transcript, bug, culprit)
-            if r.random() < 0.12:
+            if r.random() < 0.2:
                 elsewhere = [m for m in mutations if m.line != mutation.line] or [mutation]
                 self.stumble(transcript, buggy_text, function.path, elsewhere, lambda m: f"{m.line}:{m.before}")
         search, replace = teacher.smallest_edit(mutation.after, mutation.before)

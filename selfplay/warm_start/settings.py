@@ -170,7 +170,7 @@ STAGES = (
     # A third of what is drawn was played for real; the rest keeps what was learned from many more packages.
     StageSettings(
         name="executed",
-        steps=600,
+        steps=900,
         learning_rate=7e-4,
         mix={
             "executed_injector": 0.13,
