@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import assume, event, example, given
+from hypothesis import assume, event, example, given, settings
 from hypothesis import strategies as st
 
 from hostile_texts import LINES, NAMES, changes, contents
@@ -140,13 +140,13 @@ def commits(*trees: Tree) -> bytes:
     return stream
 
 
-@given(change=changes(), options=st.sets(st.sampled_from(["-M", "-U0", "-U1", "--minimal", "--full-index", "--patience", "--no-renames"])))
+@settings(max_examples=settings.default.max_examples // 2)  # several processes each
+@given(change=changes(), options=st.sets(st.sampled_from(["-M", "-U1", "--minimal", "--full-index", "--patience", "--no-renames"])))
 def test_what_real_git_writes_is_read_and_does_what_git_meant(git, change: tuple[Tree, Tree], options: set[str]) -> None:
     before, after = change
     assume(before != after)
     git("fast-import", "--quiet", "--force", stdin=commits(before, after))
     diff = git("diff", "--text", *sorted(options), "t0", "t1").stdout.decode("utf-8", "replace")
-    assume("-U0" not in options or "\n@@" not in diff)  # without context git itself applies with an option only
     assume("\nold mode " not in diff)  # a move to a file of another mode, which is refused on purpose
     assert apply_patch(before, diff) == after
     assert applied_by_git(before, diff_trees(before, after)) == after
@@ -262,12 +262,21 @@ def check_lie(before: Tree, text: str) -> None:
         assert applied_by_git(before, text) == result
 
 
+@settings(max_examples=4 * settings.default.max_examples)  # most lies are refused, which costs little
 @given(change=changes(max_files=2), data=st.data())
 def test_a_diff_with_a_lie_is_refused_or_does_what_it_says_and_what_git_does(change: tuple[Tree, Tree], data: st.DataObject) -> None:
     before, after = change
     assume(before != after)
     text = data.draw(mutated(diff_trees(before, after)), label="diff")
     check_lie(before, text)
+
+
+@pytest.mark.parametrize(
+    "hunk", ["@@ -\u0661 +1 @@\n-x\n+y\n", "@@ -1 +1 @@\n-x\n+x\n"], ids=["digits that git does not read", "no change"]
+)
+def test_a_hunk_that_git_would_not_read_or_that_does_nothing_is_refused(hunk: str) -> None:
+    with pytest.raises(PatchError):
+        apply_patch(tree_of(a="x\n"), f"diff --git a/a b/a\n--- a/a\n+++ b/a\n{hunk}")
 
 
 ROWS = st.sampled_from([*MUTANT_LINES, *(f"{a} {prefix}{name}" for a, prefix in [("---", "a/"), ("+++", "b/")] for name in NAMES[:3])])
