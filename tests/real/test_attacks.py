@@ -22,15 +22,16 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
-from selfplay import attacks
+from selfplay import attacks, cli, doctor
 from selfplay.attacks import ALL_ATTACKS, Attack, Ground, escapes, git_and_paths, open_ground, run_attack
 from selfplay.attacks.ground import BOUNDS, CODE
 from selfplay.attacks.tests_and_runners import FORGE
 from selfplay.chat import ChatFormat
 from selfplay.config import ValidatorSettings
 from selfplay.environments import Environment
-from selfplay.errors import PatchError, PrerequisiteError, RepositoryError, SandboxUnavailable
+from selfplay.errors import EnvironmentBuildError, PatchError, PrerequisiteError, RepositoryError, SandboxUnavailable
 from selfplay.grading import grade
 from selfplay.judging import Finding
 from selfplay.outcomes import TestOutcomes
@@ -533,3 +534,37 @@ def test_a_failing_machine_is_neither_held_nor_broken(open_to_attack: Ground) ->
     broken = replace(open_to_attack, environment=replace(open_to_attack.environment, reference="/no/such/environment"))
     attack = next(attack for attack in ALL_ATTACKS if attack.id == "network")
     assert run_attack(attack, broken).status == "machine"
+
+
+# ---- the command
+
+
+def test_the_command_tells_each_attack_and_fails_when_one_got_through(
+    open_to_attack: Ground, cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chosen = tuple(attack for attack in ALL_ATTACKS if attack.id in ("network", "diff-climb"))
+    monkeypatch.setattr(attacks, "ALL_ATTACKS", chosen)
+    monkeypatch.setenv("SELFPLAY_CACHE", str(cache))
+    assert doctor.attack(Console(), "bubblewrap", as_json=True) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert [(report["id"], report["row"], report["status"]) for report in told["attacks"]] == [
+        ("network", 12, "held"),
+        ("diff-climb", 13, "held"),
+    ]
+    apply_leniently(monkeypatch, open_to_attack)
+    assert doctor.attack(Console(width=150), "bubblewrap") == 1
+    shown = capsys.readouterr().out
+    assert "NOT held" in shown and "1 of 2 attacks held" in shown and "1 got through" in shown and "What stays a risk" in shown
+
+
+def test_an_error_that_quotes_a_hostile_log_leaves_the_terminal_alone(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(**_: object) -> None:
+        raise EnvironmentBuildError("no \x1b[2Jway", log_tail="\x1b]0;owned\x07")
+
+    monkeypatch.setattr(cli, "app", fail)
+    with pytest.raises(SystemExit):
+        cli.main()
+    said = capsys.readouterr().err
+    assert "\x1b" not in said and r"\x1b[2Jway" in said and r"\x1b]0;owned" in said
