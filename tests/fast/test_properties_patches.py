@@ -259,10 +259,10 @@ def check_lie(before: Tree, text: str) -> None:
     event("applies")
     check_claims(before, result, text)
     if text.strip():
-        assert applied_by_git(before, text) == result
+        assert applied_by_git(before, text.removesuffix("\n") + "\n") == result  # a last newline may be missing here, in git not
 
 
-@settings(max_examples=4 * settings.default.max_examples)  # most lies are refused, which costs little
+@settings(max_examples=2 * settings.default.max_examples)  # most lies are refused, which costs little
 @given(change=changes(max_files=2), data=st.data())
 def test_a_diff_with_a_lie_is_refused_or_does_what_it_says_and_what_git_does(change: tuple[Tree, Tree], data: st.DataObject) -> None:
     before, after = change

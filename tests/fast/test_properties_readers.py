@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import subprocess
 import tarfile
 import tempfile
+import unicodedata
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -51,10 +53,16 @@ def test_a_tree_survives_its_archive_and_is_known_by_its_digest(files: dict[str,
     assert Tree.from_tar(tree.to_tar()).digest == tree.digest
     assert (tree.digest == second.digest) is (tree == second)
     assert (tree.to_tar() == second.to_tar()) is (tree == second)
+    for path, entry in tree.items():
+        assert tree.replace({path: FileEntry(entry.content, not entry.executable)}).digest != tree.digest
     assert tree.restore(second, tree.changed_paths(second)) == second
 
 
-@given(name=st.text(st.sampled_from("a./\\\0\n.GgiItT \ud800\udcff"), max_size=12))
+parts = st.sampled_from(["", ".", "..", "...", "a", "b c", ".git", ".GiT", ".gitignore", "\\", "\0", "\n", "\ud800", "\udcff", "~"])
+
+
+@given(name=st.lists(parts, max_size=4).map("/".join) | st.text(max_size=12))
+@example(name="../x")
 @example(name="\ud800")
 def test_a_name_is_refused_or_can_be_a_file_within(name: str) -> None:
     if not is_safe_path(name):
@@ -62,6 +70,7 @@ def test_a_name_is_refused_or_can_be_a_file_within(name: str) -> None:
             Tree({name: FileEntry(b"")})
         return
     with tempfile.TemporaryDirectory() as folder:
+        assert os.path.normpath(name) == name and not name.startswith(("/", ".." + "/")) and name != ".."
         Tree({name: FileEntry(b"x")}).write_to(Path(folder))
         found = [path for path in Path(folder).rglob("*") if path.is_file()]
         assert [path.relative_to(folder).as_posix() for path in found] == [name]
@@ -126,6 +135,7 @@ def ignored_by_git(tree: Tree, paths: list[str]) -> set[str]:
 @example(rules={"": ["a"], "-/": ["!a"]}, files={"-/a"})
 @example(rules={"": ["# a", " a"]}, files={" a", "a"})
 @example(rules={"": ["a", "!/a"]}, files={"a/a"})
+@example(rules={"": ["a"], "a/": ["!/a"]}, files={"a/a"})
 def test_ignore_rules_are_gits(rules: dict[str, list[str]], files: set[str]) -> None:
     plain = {path for path in files if f"{path}/" not in FOLDERS and not any(other.startswith(f"{path}/") for other in files)}
     tree = Tree(
@@ -168,6 +178,27 @@ def test_what_a_parser_prints_is_outcomes_or_refused(data: bytes, most: int) -> 
         return
     assert len(found.ids) <= most
     assert found.to_json() == json.loads(data)
+
+
+some_ids = st.sampled_from(["a.py::f", "a.py::g", "é\u2028", "", "\x1b", "\x85", "\ud800", "x" * 4096, "y" * 4097])
+said = st.sampled_from(["passed", "passed", "failed", "failed", "failed", "skipped", "Passed", None, True, ["passed"], {"passed": 1}, 1.5])
+
+
+@given(pairs=st.lists(st.tuples(some_ids, said), max_size=4), most=st.integers(0, 4))
+@example(pairs=[("a", "passed"), ("a", "passed")], most=4)
+@example(pairs=[("a", "passed"), ("a", "failed")], most=4)
+@example(pairs=[("a", "passed"), ("b", "failed")], most=1)
+@example(pairs=[("a", "skipped")], most=1)
+def test_a_map_is_read_exactly_when_it_is_plain(pairs: list[tuple[str, object]], most: int) -> None:
+    data = ("{" + ", ".join(f"{json.dumps(name)}: {json.dumps(what)}" for name, what in pairs) + "}").encode()
+    distinct = dict(pairs)
+    plain = len(distinct) == len(pairs) <= most and all(what in ("passed", "failed") for what in distinct.values())
+    plain = plain and all(0 < len(name) <= 4096 and not {unicodedata.category(c) for c in name} & {"Cc", "Cs"} for name in distinct)
+    try:
+        assert parse_outcomes(data, most).to_json() == distinct
+        assert plain
+    except OutcomesError:
+        assert not plain
 
 
 @given(one=outcomes)
