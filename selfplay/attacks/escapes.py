@@ -25,6 +25,7 @@ from selfplay.sandbox.base import Sandbox
 
 METADATA_SERVICE = ("169.254.169.254", 80)
 BOMB = 512 << 20  # bytes: more than any limit used here, less than a machine has
+ENDED = "the sandbox was ended, and the command is at fault"  # by the watchdog, where no control group can be made
 PASS_ALL = "import pytest\n\n\n@pytest.mark.parametrize(('value', 'expected'), [(5, 5), (-1, 0), (11, 10)])\n"
 
 
@@ -232,10 +233,13 @@ print(made, flush=True)
 
 def fork_bomb(ground: Ground) -> Outcome:
     with ground.box() as box:
-        said = box.run(python(FORK, str(3 * SMALL.processes)), timeout_s=30).text.split()
-        made = int(said[-1]) if said and said[-1].isdigit() else 0
-        box.run("sleep 30", timeout_s=0.2)  # its timeout ends all of them
-        alive = box.run("echo alive").text
+        try:
+            said = box.run(python(FORK, str(3 * SMALL.processes)), timeout_s=30).text.split()
+            made = int(said[-1]) if said and said[-1].isdigit() else 0
+            box.run("sleep 30", timeout_s=0.2)  # its timeout ends all of them
+            alive = box.run("echo alive").text
+        except SandboxLost:
+            return Held(ENDED)
     if made >= SMALL.processes:
         return Broken(f"{made} processes at once, and {SMALL.processes} are allowed")
     return Held(f"{made} processes") if alive == "alive\n" else Broken("the sandbox does not answer any more")
@@ -247,7 +251,7 @@ def memory_bomb(ground: Ground) -> Outcome:
         try:
             result = box.run(python(code), timeout_s=60)
         except SandboxLost:
-            return Held("the sandbox was ended, and the command is at fault")
+            return Held(ENDED)
     return Broken(f"{BOMB >> 20} MiB with a limit of {SMALL.memory_bytes >> 20}") if result.exit_code == 0 else Held("ended")
 
 
