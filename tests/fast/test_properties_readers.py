@@ -448,6 +448,7 @@ task_records = st.builds(
 
 
 @given(record=task_records | json_values)
+@example(record={**GOOD, "selfplay": {"artifact": {"a": "b"}, "attempt_patch": "c", "failure": "d", "order": 2, "set": "e", "part": "f"}})
 @example(record={**GOOD, "patch": None})
 @example(record={**GOOD, "selfplay": {"order": float("inf")}})
 @example(record={**GOOD, "selfplay": [1]})

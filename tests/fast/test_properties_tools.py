@@ -79,7 +79,13 @@ CALL_LINES = st.sampled_from(
 )
 
 
-@given(rows=st.lists(CALL_LINES, max_size=10))
+EDIT = ["<<<<<<< SEARCH", "a", "=======", "b", ">>>>>>> REPLACE"]
+call_rows = st.lists(CALL_LINES, max_size=10)
+edit_calls = st.builds(lambda where, more: ["<tool: edit>", where, *EDIT, *more, "</tool>"], CALL_LINES, st.lists(CALL_LINES, max_size=1))
+
+
+@given(rows=call_rows | edit_calls)
+@example(rows=["<tool: edit>", "a.py:\u0663", *EDIT, "</tool>"])
 def test_any_reply_is_one_call_or_explained(rows: list[str]) -> None:
     text = "\n".join(rows)
     try:
