@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import assume, example, given
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from hostile_texts import LINES, contents, lines
@@ -84,7 +84,12 @@ call_rows = st.lists(CALL_LINES, max_size=10)
 edit_calls = st.builds(lambda where, more: ["<tool: edit>", where, *EDIT, *more, "</tool>"], CALL_LINES, st.lists(CALL_LINES, max_size=1))
 
 
-@given(rows=call_rows | edit_calls)
+tag_rows = st.lists(st.sampled_from(["<tool: bash>", "<tool: submit>", "</tool>", "ls", ""]), max_size=6)
+
+
+@given(rows=call_rows | tag_rows | edit_calls)
+@example(rows=["<tool: bash>", "ls", "</tool>", "<tool: submit>", "</tool>"])
+@example(rows=["<tool: bash>", "ls", "</tool>", "so be it"])
 @example(rows=["<tool: edit>", "a.py:\u0663", *EDIT, "</tool>"])
 def test_any_reply_is_one_call_or_explained(rows: list[str]) -> None:
     text = "\n".join(rows)
@@ -104,13 +109,20 @@ def test_any_reply_is_one_call_or_explained(rows: list[str]) -> None:
 # ---- edits
 
 
+dense = st.text("ab\n", max_size=8)  # much of it occurs more than once, overlapping and in several lines
+
+
+@settings(max_examples=2 * settings.default.max_examples)
 @given(
-    before=contents(4),
-    search=st.text("ab\n\r ", min_size=1, max_size=4) | lines.filter(bool),
-    after=contents(4),
-    replace=bodies,
+    before=dense | contents(4),
+    search=st.text("ab\n", min_size=1, max_size=3) | st.text("ab\n\r ", min_size=1, max_size=4) | lines.filter(bool),
+    after=dense | contents(4),
+    replace=dense | bodies,
     line=st.none() | st.integers(-1, 8),
 )
+@example(before="", search="aa", after="a", replace="b", line=None)
+@example(before="b\n", search="a", after="\n", replace="b", line=1)
+@example(before="a\na\n", search="a", after="\na", replace="b", line=2)
 @example(before="", search="a", after="\r\n", replace="x\r\ny", line=None)
 @example(before="b\r\n", search="a\nb", after="\r\n", replace="a\r\nb", line=None)
 @example(before="", search="a\nb", after="\nc\r\n", replace="x", line=None)
@@ -149,18 +161,21 @@ def spans_of(text: str, search: str) -> Iterator[tuple[int, int]]:
 
 @given(
     rows=st.lists(st.sampled_from(["a", "b", "  c", ""]), min_size=1, max_size=6),
-    data=st.data(),
+    at=st.integers(0, 30),
+    size=st.integers(1, 8),
     put=st.sampled_from(["x", "x\ny", "x\r\ny", ""]),
 )
-def test_a_file_of_windows_lines_stays_one(rows: list[str], data: st.DataObject, put: str) -> None:
+@example(rows=["a"], at=0, size=1, put="x\r\ny")
+@example(rows=["a", "b"], at=0, size=3, put="x\ny")
+def test_a_file_of_windows_lines_stays_one(rows: list[str], at: int, size: int, put: str) -> None:
     text = "\r\n".join(rows) + "\r\n"
     shown = make_harmless(text)
-    start = data.draw(st.integers(0, len(shown) - 1))
-    search = shown[start : data.draw(st.integers(start + 1, len(shown)))]
+    start = at % len(shown)
+    search = shown[start : start + size]
     try:
         new = apply_edit(text, search, put)
     except EditError:
-        assert len(occurrences(shown, search, None)) > 1
+        assert len(occurrences(shown, search, None)) > 1 or search == put
         return
     assert new.count("\n") == new.count("\r\n") and "\r\r" not in new
     assert make_harmless(new) == shown.replace(search, put.replace("\r\n", "\n"), 1)
