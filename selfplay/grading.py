@@ -5,6 +5,7 @@ Invariant: tests, runner files and whatever else is protected are the original's
 
 from __future__ import annotations
 
+import re
 import secrets
 import time
 from collections.abc import Collection, Sequence
@@ -25,7 +26,17 @@ if TYPE_CHECKING:
 MAX_FILE_BYTES = 1 << 20  # a changed file larger than this is put back: no repair needs it, and a diff of it would be refused
 MAX_CHANGED_BYTES = 8 << 20  # of all changed files together, for the same reason
 CONFIRMATION_SEED = 7919  # far from the seeds that validation uses
-CANARY = "\n\ndef {name}():\n    raise AssertionError('this test cannot pass')\n"
+# For pytest and for unittest: a script may run either.
+CANARY = """
+
+def {name}():
+    raise AssertionError("this test cannot pass")
+
+
+class Test_{name}(__import__("unittest").TestCase):
+    def {name}(self):
+        raise AssertionError("this test cannot pass")
+"""
 
 
 @dataclass(frozen=True)
@@ -153,9 +164,19 @@ def _reports(run: TestRun, name: str) -> bool:
 
 
 def add_canary(tree: Tree, test_files: Sequence[str], fail_to_pass: Sequence[str], name: str) -> Tree:
-    """`tree` with a failing test called `name` at the end of a file that holds one of `fail_to_pass`; as it is when none is known."""
-    for path in sorted(set(test_files)):
-        if path.endswith(".py") and path in tree and any(test_id.startswith(path) for test_id in fail_to_pass):
-            entry = tree[path]
-            return tree.replace({path: FileEntry(entry.content + CANARY.format(name=name).encode(), entry.executable)})
-    return tree
+    """`tree` with a failing test called `name` in the test file that `fail_to_pass` names, or seems to; as it is without Python tests.
+
+    Ids are as the injector's parser makes them, so that they need not begin with a path.
+    """
+    functions = {re.split(r"::|\.", test_id.partition("[")[0])[-1] for test_id in fail_to_pass}
+
+    def likelihood(path: str) -> tuple[bool, bool]:
+        named = any(test_id.startswith(path) for test_id in fail_to_pass)
+        return named, any(f"def {function}(" in tree.text(path) for function in functions)
+
+    paths = [path for path in sorted(set(test_files)) if path.endswith(".py") and path in tree]
+    if not paths:
+        return tree
+    path = max(paths, key=likelihood)
+    entry = tree[path]
+    return tree.replace({path: FileEntry(entry.content + CANARY.format(name=name).encode(), entry.executable)})

@@ -12,7 +12,7 @@ from selfplay.attacks.git_and_paths import obtain
 from selfplay.attacks.ground import BOUNDS, CODE, FILES, Ground
 from selfplay.config import EnvironmentSettings
 from selfplay.environments import Environment, prepare_environment
-from selfplay.errors import EnvironmentBuildError
+from selfplay.errors import EnvironmentBuildError, SandboxUnavailable
 from selfplay.repos import fetch, parse_spec
 from selfplay.sandbox.base import Limits
 from selfplay.trees import FileEntry, Tree
@@ -57,7 +57,7 @@ def install_a_copy(ground: Ground) -> Outcome:
     except EnvironmentBuildError as error:
         if "also lie outside the workspace" in str(error):
             return Held("the environment is refused")
-        raise
+        raise SandboxUnavailable(f"the environment cannot be built here: {error}") from error
     return Broken("an environment with an installed copy was admitted")
 
 

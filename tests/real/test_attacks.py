@@ -410,6 +410,7 @@ CONTROLS: dict[str, Control] = {
     "skip": VANISHED_IS_PASSED,
     "xfail": VANISHED_IS_PASSED,
     "print-report": NO_FAILING_TEST,
+    "print-report-short": NO_FAILING_TEST,
     "patch-runner": NO_FAILING_TEST,
     "parser-empty-log": patched(("selfplay.validator.judge_empty_log", passed_check)),
     "parser-knows": patched(("selfplay.validator.judge_empty_log", passed_check)),
