@@ -237,6 +237,8 @@ whole_artifacts = st.builds(
 @given(files=whole_artifacts | st.dictionaries(artifact_names, artifact_texts, max_size=7))
 @example(files={**dict.fromkeys(FILE_NAMES, "x"), "test_files.txt": "././a.py"})
 @example(files={**dict.fromkeys(FILE_NAMES, "x"), "test_files.txt": "LARGE"})
+@example(files={**dict.fromkeys(FILE_NAMES, "x"), "test_script.sh": "\ud800"})
+@example(files={**dict.fromkeys(FILE_NAMES, "x"), "bug_inject.diff": "\0"})
 def test_any_texts_are_an_artifact_that_reads_back_or_are_refused(files: dict[str, str]) -> None:
     files = {name: text.replace("LARGE", "é" * (1 << 19)) for name, text in files.items()}
     try:
@@ -337,7 +339,12 @@ records = st.fixed_dictionaries(
 CODE = Tree({"a.py": FileEntry(b"def f():\n    pass\n\ndef g():\n    pass\n"), "b.py": FileEntry(b"\ndef g():\n    pass\n")})
 
 
+LISTED = [["a.py", 1, "f"], [1, None, []], ["a.py", "1", "g"]]
+ENDLESS = {"calls": 1, "duration_s": float("inf"), "functions": [0]}
+
+
 @given(record=records | json_values)
+@example(record={"functions": LISTED, "files": {"t": ENDLESS}, "tests": {"x": [0, 1, 2, 3, -1, True, None]}})
 def test_any_call_record_is_read_and_names_only_what_it_lists(record: Any) -> None:
     found = read_calls(record)
     listed = record.get("functions") if isinstance(record, dict) else None
