@@ -96,6 +96,9 @@ def hunks_of(text: str) -> str:
     name=st.text(st.sampled_from("a. -/\\\"'\t\n\r\0\x7f\x85\ud800\udcffé b"), min_size=1, max_size=12) | st.text(max_size=300),
     text=contents(),
 )
+@example(name="a/-b", text="x\n")
+@example(name='a"b', text="x\n")
+@example(name="a\x85b", text="x\n")
 def test_a_change_under_any_name_is_refused_or_applies(name: str, text: str) -> None:
     if not is_safe_path(name):
         with pytest.raises(ValueError, match="unsafe path"):
