@@ -187,7 +187,9 @@ def mutated(draw: st.DrawFn, diff: str) -> str:
     for _ in range(draw(st.integers(1, 3))):
         at = draw(st.integers(0, len(rows) - 1))
         row = rows[at]
-        match draw(st.sampled_from(["drop", "double", "move", "insert", "mark", "digit", "return", "name", "cut", "hunk twice"])):
+        match draw(
+            st.sampled_from(["drop", "double", "move", "insert", "mark", "digit", "return", "name", "cut", "hunk twice", "section twice"])
+        ):
             case "drop" if len(rows) > 1:
                 rows.pop(at)
             case "double":
@@ -211,6 +213,10 @@ def mutated(draw: st.DrawFn, diff: str) -> str:
                 )
             case "cut":
                 rows[at] = row[: draw(st.integers(0, len(row)))]
+            case "section twice":
+                first = next((number for number in range(at, -1, -1) if rows[number].startswith("diff --git ")), 0)
+                last = next((number for number in range(at + 1, len(rows)) if rows[number].startswith("diff --git ")), len(rows))
+                rows[last:last] = rows[first:last]
             case "hunk twice":
                 first = next((number for number in range(at, -1, -1) if rows[number].startswith("@@")), None)
                 if first is not None:
