@@ -16,7 +16,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 PYTEST = ("pytest", "-q", "-p", "no:cacheprovider", "--timeout=0", "--tb=short", "--hypothesis-show-statistics")
-EXAMPLES = 200  # of each property a round: about half a minute on a free core
+EXAMPLES = 200  # of each property a round
 
 
 def main() -> int:
