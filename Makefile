@@ -7,7 +7,7 @@ TORCH := torch==2.13.0
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 PIP := $(PY) -m pip --disable-pip-version-check
 
-.PHONY: help setup train test fast fuzz lint bench bench-validator bench-rollouts bench-training learning clean
+.PHONY: help setup train test fast fuzz lint bench bench-sandbox bench-validator bench-rollouts bench-training learning clean
 
 help: ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -46,7 +46,10 @@ lint: setup ## format, lint and types
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
 
-bench: bench-validator bench-rollouts bench-training ## every benchmark, each printing ratios within its run
+bench: bench-sandbox bench-validator bench-rollouts bench-training ## every benchmark, each printing ratios within its run
+
+bench-sandbox: setup ## sandboxes beside swe-rex and mini-swe-agent where BENCH_PY has them (docs/sandboxes.md)
+	$(or $(BENCH_PY),$(PY)) -m benchmarks.sandbox $(SANDBOX)
 
 bench-validator: setup ## where validation time goes
 	$(PY) -m benchmarks.validator
