@@ -239,7 +239,7 @@ def _wait_until_gone(client: docker.DockerClient, container: str) -> None:
 
 
 class SweRex:
-    """A deployment with one bash session. Files come out as a tar that the session makes, read as text: it moves folders only inwards."""
+    """A deployment with one bash session. Files come out as a tar made inside and read as text: it moves folders only inwards."""
 
     def __init__(self, deployment: Any, folder: Path, gone: Callable[[str], None] | None = None) -> None:
         from swerex.runtime.abstract import CreateBashSessionRequest
@@ -250,15 +250,16 @@ class SweRex:
         self._folder = folder
         self._loop.run_until_complete(deployment.start())
         self._name = getattr(deployment, "container_name", None) or ""
-        self._loop.run_until_complete(deployment.runtime.create_session(CreateBashSessionRequest()))
-
-    def _session(self, command: str) -> None:
-        from swerex.runtime.abstract import BashAction
-
-        self._loop.run_until_complete(self._deployment.runtime.run_in_session(BashAction(command=command, timeout=60)))
+        try:
+            self._loop.run_until_complete(deployment.runtime.create_session(CreateBashSessionRequest()))
+        except BaseException:
+            self.remove()
+            raise
 
     def run(self) -> float | None:
-        self._session("true")
+        from swerex.runtime.abstract import BashAction
+
+        self._loop.run_until_complete(self._deployment.runtime.run_in_session(BashAction(command="true", timeout=60)))
         return None
 
     def put(self, load: Load) -> None:
@@ -268,10 +269,11 @@ class SweRex:
         self._loop.run_until_complete(self._deployment.runtime.upload(request))
 
     def get(self, load: Load) -> bytes | None:
-        from swerex.runtime.abstract import ReadFileRequest
+        from swerex.runtime.abstract import Command, ReadFileRequest
 
         archive = self._folder / f"{load.name}.tar"
-        self._session(f"tar -cf {archive} -C {self._folder} {load.name}")
+        pack = Command(command=["tar", "-cf", str(archive), "-C", str(self._folder), load.name], check=True)
+        self._loop.run_until_complete(self._deployment.runtime.execute(pack))
         request = ReadFileRequest(path=str(archive), encoding="latin-1")
         response = self._loop.run_until_complete(self._deployment.runtime.read_file(request))
         return bytes(response.content.encode("latin-1"))
