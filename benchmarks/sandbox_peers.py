@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import logging
 import os
 import shutil
 import subprocess
@@ -379,6 +380,7 @@ def _needs(distribution: str, module: str, scratch: Path) -> None:
         importlib.import_module(module)
     except ImportError as error:
         raise Unavailable(f"{distribution} is not installed ({error}). Install it {INSTALL}") from error
+    logging.getLogger("minisweagent").setLevel(logging.WARNING)  # importing it sets it to tell everything
 
 
 MAKERS: dict[str, Callable[[Path], Contender]] = {

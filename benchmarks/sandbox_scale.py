@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from selfplay.sandbox.base import Sandbox, SandboxBackend, SandboxSpec
+from selfplay.sandbox.docker_sandbox import _connect
 from selfplay.sandbox.owners import owner
 
 WARM_UP = 3
@@ -190,14 +191,10 @@ def _kilobytes(place: Path, names: tuple[str, ...]) -> int:
 
 def _of_the_engine() -> tuple[frozenset[str], frozenset[str]]:
     """Names of this process's containers, and of all volumes, which carry no label."""
-    import docker
-
-    client = docker.from_env()
-    try:
-        containers = client.api.containers(all=True, filters={"label": f"selfplay.owner={owner()}"})
-        volumes = client.api.volumes()["Volumes"] or []
-    finally:
-        client.close()
+    client = _connect(os.environ.get("DOCKER_HOST", ""))
+    containers = client.api.containers(all=True, filters={"label": f"selfplay.owner={owner()}"})
+    volumes = client.api.volumes()["Volumes"] or []
+    client.close()  # the idle connections alone: the library keeps up to 25, one an address asked, which no sandbox adds to
     return frozenset(found["Id"][:12] for found in containers), frozenset(volume["Name"] for volume in volumes)
 
 
