@@ -217,6 +217,19 @@ def absolute_line(spec: RepositorySpec) -> str:
     return " ".join([shlex.quote(place), *(shlex.quote(f"{key}={value}") for key, value in hints.items() if value)])
 
 
+def _without_comment(line: str) -> str:
+    """The line up to a `#` that begins a word outside quotes."""
+    quote = ""
+    for at, character in enumerate(line):
+        if quote:
+            quote = "" if character == quote else quote
+        elif character in "\"'":
+            quote = character
+        elif character == "#" and (at == 0 or line[at - 1].isspace()):
+            return line[:at]
+    return line
+
+
 def read_repository_list(path: Path) -> list[RepositorySpec]:
     """Read a list, one repository a line; paths in it are relative to its folder.
 
@@ -230,7 +243,7 @@ def read_repository_list(path: Path) -> list[RepositorySpec]:
     problems: list[tuple[int, str]] = []
     seen: dict[tuple[str, str, str | None], int] = {}
     for number, raw in enumerate(text.splitlines(), start=1):
-        line = re.sub(r"(^|\s)#.*$", "", raw).strip()
+        line = _without_comment(raw).strip()
         if not line:
             continue
         try:

@@ -54,6 +54,15 @@ def test_every_kind_of_line_is_read(tmp_path: Path) -> None:
     assert (specs[3].python, specs[3].install, specs[3].test) == ("3.11", "pip install 'numpy<3'", "pytest -k fast")
 
 
+def test_a_comment_begins_a_word_outside_quotes(tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text(
+        'pypi:a==1 test="pytest -k \'not #3\' # all" # its "own" words\npypi:b==2 # python=3.11\n\t# nothing\n', encoding="utf-8"
+    )
+    first, second = read_repository_list(tmp_path / "list.txt")
+    assert first.test == "pytest -k 'not #3' # all"
+    assert (second.name, second.python) == ("b-2", None)
+
+
 def test_all_bad_lines_are_reported_at_once_with_their_numbers(tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text("pypi:toolz\n\npypi:a==1\nnonsense\npypi:b==2 color=red\npypi:a==1\n")
     with pytest.raises(RepositoryListError) as caught:
