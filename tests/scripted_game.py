@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -38,6 +38,7 @@ from selfplay.roles import sandbox_limits
 from selfplay.sandbox import open_backend
 from selfplay.tasks import find_tasks
 from selfplay.test_runs import TestRunner
+from selfplay.training.batch import Sample
 from selfplay.training.torch_trainer import TorchTrainer
 from selfplay.viewing.progress import TrainProgress
 from tiny_bugs import CLAMP_BUG, CLAMP_WEAKENED, diff, prepare_tiny
@@ -208,6 +209,19 @@ class HistoryPlayer:
         return self.STEPS[turn.number] if member == 0 else SUBMIT_NOTHING
 
 
+class _InOneThread(TorchTrainer):
+    """Every thread that ever trained keeps the memory that it freed (some gigabyte with the carried policy): it must be one."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.threads: set[int] = set()
+
+    def step(self, samples: Sequence[Sample]) -> dict[str, float]:
+        self.threads.add(threading.get_ident())
+        assert len(self.threads) == 1, "training went from one thread to another"
+        return super().step(samples)
+
+
 def play(
     folder: Path,
     cache: Path,
@@ -244,7 +258,7 @@ def play(
             put_given_bugs(given, store, environments, lambda _: False, lambda _: None)
         committed = store.last_checkpoint()
         run.discard_uncommitted(committed, keep=config.train.keep_checkpoints)
-        trainer = TorchTrainer(str(policy), config.trainer, config.agent.context_tokens, config.seed)
+        trainer = _InOneThread(str(policy), config.trainer, config.agent.context_tokens, config.seed)
         if committed:
             trainer.load(run.checkpoints / committed)
         tokenizer = load_tokenizer(str(policy))

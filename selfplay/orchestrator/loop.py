@@ -12,6 +12,7 @@ import random
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict
 
@@ -44,6 +45,8 @@ class TrainLoop:
 
     async def run(self) -> None:
         """Play updates until `train.updates` are committed. Raises RunError when the machine fails too often, or the disk is full."""
+        # One thread outside the dispatcher's pools: the C library keeps what each thread that ever trained has freed, a gigabyte each.
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1, thread_name_prefix="train"))
         try:
             for update in range(self._game.store.last_update() + 1, self._game.config.train.updates + 1):
                 await self._evaluate(update - 1)
