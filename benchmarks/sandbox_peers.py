@@ -127,7 +127,17 @@ def _execute(line: list[str]) -> None:
         raise Failed(f"{' '.join(line)[:80]} ended with {done.returncode}: {done.stderr.decode('utf-8', 'replace').strip()}")
 
 
-class Program:
+class MovesNoFiles:
+    """What has no file transfer of its own."""
+
+    def put(self, load: Load) -> None:
+        raise NotImplementedError
+
+    def get(self, load: Load) -> bytes | None:
+        return None
+
+
+class Program(MovesNoFiles):
     """A program started anew for each command: nothing to open, nothing to remove."""
 
     def __init__(self, line: list[str]) -> None:
@@ -135,12 +145,6 @@ class Program:
 
     def run(self) -> float | None:
         _execute(self._line)
-        return None
-
-    def put(self, load: Load) -> None:
-        raise NotImplementedError
-
-    def get(self, load: Load) -> bytes | None:
         return None
 
     def remove(self) -> None:
@@ -326,7 +330,7 @@ def swe_rex_docker(scratch: Path) -> Contender:
 # ---- mini-swe-agent
 
 
-class Mini:
+class Mini(MovesNoFiles):
     """An environment of mini-swe-agent; it moves no files by itself."""
 
     def __init__(self, environment: Any, gone: Callable[[str], None] | None = None) -> None:
@@ -337,12 +341,6 @@ class Mini:
         said = self._environment.execute({"command": "true"})
         if said["returncode"] != 0:
             raise Failed(f"`true` ended with {said['returncode']}: {said['output']}")
-        return None
-
-    def put(self, load: Load) -> None:
-        raise NotImplementedError
-
-    def get(self, load: Load) -> bytes | None:
         return None
 
     def remove(self) -> None:

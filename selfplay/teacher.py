@@ -646,8 +646,9 @@ class TeacherPlayer:
             return _call("submit", "")
         looked = SHOWN.findall("\n".join(exchange.replies))
         for path, number, text, original in self._seen(exchange):
-            guess = self._guess(exchange, path, number, generator)
-            search, replace = guess if guess is not None else smallest_edit(text, original)
+            search, replace = smallest_edit(text, original)
+            if generator.random() < self.guesses and not any(f"<tool: edit>\n{path}:{number}\n" in reply for reply in exchange.replies):
+                search, replace = self._guess(exchange, path, number, text, generator) or (search, replace)
             reply = edit_reply(f"{number}:{text}", path, number, search, replace)
             if reply not in exchange.replies:
                 return reply
@@ -656,19 +657,15 @@ class TeacherPlayer:
             return _call("submit", "")
         return _call("bash", show_command(*places[len(looked)]))
 
-    def _guess(self, exchange: Exchange, path: str, number: int, generator: random.Random) -> tuple[str, str] | None:
-        """A first try that is no repair: another change of the broken line, in a `guesses` share of the episodes."""
-        if generator.random() >= self.guesses or any(f"<tool: edit>\n{path}:{number}\n" in reply for reply in exchange.replies):
-            return None
-        tree = self._tree_of(exchange.task)
-        broken = {number: text for place, number, text, _ in self._seen(exchange) if place == path}[number]
-        lines = tree.text(path).split("\n")
-        lines[number - 1] = broken
+    def _guess(self, exchange: Exchange, path: str, number: int, text: str, generator: random.Random) -> tuple[str, str] | None:
+        """Another change of the broken line than the one that mends it; None where there is none."""
+        lines = self._tree_of(exchange.task).text(path).split("\n")
+        original, lines[number - 1] = lines[number - 1], text
         found = [
             (mutation.search, mutation.replace)
             for _, mutations in mutations_of_file(path, "\n".join(lines), self.max_lines)
             for mutation in mutations
-            if mutation.line == number and mutation.after != tree.text(path).split("\n")[number - 1]
+            if mutation.line == number and mutation.after != original
         ]
         return generator.choice(found) if found else None
 
@@ -699,13 +696,7 @@ class TeacherPlayer:
 
     def places(self, task: str) -> list[tuple[str, int, int]]:
         """(path, first line, last line) of functions to look at, best first: the suspects that are given, else what the failure names."""
-        given = [(path, int(first), int(last), name) for path, first, last, name in SUSPECT.findall(task)]
-        if given:
-            # Where the failure's innermost frame is in one of them, that one comes first.
-            frames = [(path.removeprefix("./"), name) for path, _, name in FRAME.findall(task)][-1:]
-            given.sort(key=lambda suspect: (suspect[0], suspect[3].rpartition(".")[2]) not in frames)
-            return [(path, first, last) for path, first, last, _ in given]
-        return self._named(task)
+        return suspected_places(task) or self._named(task)
 
     def _named(self, task: str) -> list[tuple[str, int, int]]:
         """Functions by what the failure says: innermost frames first, then what the failing lines call, then what those call."""
@@ -728,6 +719,14 @@ class TeacherPlayer:
 
 # The players that `engine.script` can name.
 PLAYERS = {"teacher": TeacherPlayer}
+
+
+def suspected_places(task: str) -> list[tuple[str, int, int]]:
+    """(path, first line, last line) of the suspects that a prompt lists, the one that the failure's innermost frame is in first."""
+    given = [(path, int(first), int(last), name) for path, first, last, name in SUSPECT.findall(task)]
+    frames = [(path.removeprefix("./"), name) for path, _, name in FRAME.findall(task)][-1:]
+    given.sort(key=lambda suspect: (suspect[0], suspect[3].rpartition(".")[2]) not in frames)
+    return [(path, first, last) for path, first, last, _ in given]
 
 
 def _call(tool: str, body: str) -> str:

@@ -212,13 +212,8 @@ class HistoryPlayer:
 class _InOneThread(TorchTrainer):
     """Every thread that ever trained keeps the memory that it freed (some gigabyte with the carried policy): it must be one."""
 
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
-        self.threads: set[int] = set()
-
     def step(self, samples: Sequence[Sample]) -> dict[str, float]:
-        self.threads.add(threading.get_ident())
-        assert len(self.threads) == 1, "training went from one thread to another"
+        assert threading.current_thread().name == "train_0", "training is not in the one thread of its own"
         return super().step(samples)
 
 

@@ -19,9 +19,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 from selfplay.attacks.base import Attack, Broken, Held, Outcome
-from selfplay.attacks.ground import CODE, SMALL, TESTS, WRONG, Ground
+from selfplay.attacks.ground import CODE, TESTS, WRONG, Ground
 from selfplay.errors import SandboxLost, SandboxUnavailable
 from selfplay.sandbox.base import Sandbox
+from selfplay.sandbox.conformance import SMALL
 
 METADATA_SERVICE = ("169.254.169.254", 80)
 BOMB = 512 << 20  # bytes: more than any limit used here, less than a machine has

@@ -21,6 +21,7 @@ from selfplay.patches import diff_trees
 from selfplay.repos import fetch, parse_spec
 from selfplay.roles import SolverTask, prepare_solver
 from selfplay.sandbox.base import WORKSPACE, Limits, Sandbox, SandboxBackend, SandboxSpec
+from selfplay.sandbox.conformance import SMALL
 from selfplay.test_runs import TestRunner
 from selfplay.trees import FileEntry, Tree
 from selfplay.validator import BugState, Verdict, build_states, validate
@@ -106,17 +107,6 @@ OTHER_TESTS = (
     "tests/test_words.py::test_spread_in_words",
 )
 Change = str | tuple[str, str] | None  # new text, or (old, new) part of it, or None: deleted
-
-# Enough for pytest, little enough that an attack on a limit is over soon.
-SMALL = Limits(
-    memory_bytes=192 << 20,
-    processes=64,
-    file_bytes=8 << 20,
-    workspace_bytes=16 << 20,
-    submit_bytes=1 << 20,
-    tmp_bytes=4 << 20,
-    output_bytes=64 << 10,
-)
 
 
 @dataclass(frozen=True)

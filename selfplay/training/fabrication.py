@@ -438,7 +438,7 @@ class EpisodeMaker:
             )
             transcript = Transcript(self.chat, self.limits, prompt.text)
             by_place = {(s.path, s.first_line, s.last_line): s for s in suspects}
-            for suspect in (by_place[place] for place in teacher.TeacherPlayer(()).places(prompt.text)):
+            for suspect in (by_place[place] for place in teacher.suspected_places(prompt.text)):
                 self.look(transcript, bug, suspect)
                 if suspect == culprit:
                     break

@@ -264,7 +264,9 @@ class _Table:
         return self._failures(environment, run, frozenset() if run.error else run.outcomes.failed & environment.baseline.passed)
 
     def _failures(self, environment: Environment, run: TestRun, failing: Set[str]) -> _Failures:
-        suspects = find_suspects(environment.calls, failing, environment.tree, self.machine.config.solver.max_suspects)
+        solver = self.machine.config.solver
+        is_given = "suspects" in solver.given
+        suspects = find_suspects(environment.calls, failing, environment.tree, solver.max_suspects) if is_given else ()
         return _Failures(tuple(short_failure(run.log, name) for name in sorted(failing)[:FAILURES_READ]), suspects)
 
     def _both_roles(self, place: Place, attempt: Attempt) -> tuple[Attempt, list[Episode]]:

@@ -215,6 +215,14 @@ def test_a_turn_that_caused_an_error_counts_nothing() -> None:
     assert all(0 < weight < 1 for weight in weights[:3])
 
 
+@pytest.mark.parametrize(("tool", "seen", "counts"), [("edit", "2 failed", False), ("edit", "", True), ("bash", "2 failed", True)])
+def test_an_edit_that_the_tests_refuse_counts_nothing_and_trying_it_does(tool: str, seen: str, counts: bool) -> None:
+    edit, tried = Turn("a", tool, "edited f.py:3", (3, 5)), Turn("b", "bash", f"{seen}\n[exit 0; 8 turns, 900 tokens left]", (6, 8))
+    weights = list(training_text(replace(episode("e"), turns=(edit, tried))).weights)
+    assert weights[3:5] == ([1.0, 1.0] if counts else [0.0, 0.0])
+    assert weights[6:8] == [1.0, 1.0]
+
+
 def test_an_attempt_that_a_kill_cut_short_is_left_out(tmp_path: Path) -> None:
     rows = [asdict(Attempt(n, "r", "f.py::f", "constant", "validated", 1.0, f"d{n}", f"i{n}", (f"s{n}",), ("repaired",))) for n in range(3)]
     text = "".join(json.dumps(row) + "\n" for row in rows)
