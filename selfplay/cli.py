@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from selfplay.errors import SelfplayError
+from selfplay.errors import SelfplayError, UsageError
 
 app = typer.Typer(
     name="selfplay",
@@ -195,7 +195,7 @@ def warm_start(
 def doctor(
     clean: Annotated[bool, typer.Option("--clean", help="Remove what killed runs left behind.")] = False,
     attack: Annotated[bool, typer.Option("--attack", help="Attack this machine's own sandboxes and judging; 0 when all held.")] = False,
-    sandbox: Annotated[str, typer.Option("--sandbox", help="With --attack: docker, bubblewrap or auto.")] = "auto",
+    sandbox: Annotated[str | None, typer.Option("--sandbox", help="With --attack: docker, bubblewrap or auto, the default.")] = None,
     json_: AsJson = False,
 ) -> None:
     """What is missing on this machine, and the command that mends it.
@@ -206,8 +206,12 @@ def doctor(
 
     from selfplay import doctor as examiner
 
+    if attack and clean:
+        raise UsageError("--attack and --clean are two things; run one after the other.")
+    if sandbox is not None and not attack:
+        raise UsageError(f"--sandbox {sandbox} goes with --attack; without it every kind of sandbox is examined.")
     if attack:
-        raise typer.Exit(examiner.attack(Console(), sandbox, as_json=json_))
+        raise typer.Exit(examiner.attack(Console(), sandbox or "auto", as_json=json_))
     raise typer.Exit(examiner.main(Console(), clean=clean, as_json=json_))
 
 

@@ -33,6 +33,14 @@ def test_every_command_has_help_with_an_example(command):
     assert f"Example: selfplay {command}" in " ".join(result.stdout.split())
 
 
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [(["--sandbox", "docker"], "--attack"), (["--attack", "--clean"], "--clean"), (["--attack", "--sandbox", "x"], "'x'")],
+)
+def test_the_doctor_passes_over_no_option(options, word):
+    assert_refused(selfplay("doctor", *options), 2, word)
+
+
 def test_train_without_a_list_points_to_a_first_one():
     assert_refused(selfplay("train"), 2, "--repos FILE is needed", "quickstart-repos.txt")
 
