@@ -23,6 +23,10 @@ class Suspect:
     first_line: int
     last_line: int
 
+    @property
+    def place(self) -> tuple[str, int, int]:
+        return self.path, self.first_line, self.last_line
+
 
 def find_suspects(calls: Calls, failing: Collection[str], tree: Tree, limit: int) -> tuple[Suspect, ...]:
     """At most `limit` functions of `tree`, the most suspicious first, equal ones by path and line; none when no failing test is known.

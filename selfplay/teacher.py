@@ -459,9 +459,10 @@ def show_command(path: str, first: int, last: int) -> str:
     return f"grep -n '' {path} | sed -n '{first},{last}p' | sed '{DOCSTRINGS}'"
 
 
-def try_command(path: str) -> str:
-    """Run the bug's tests; where some do not pass, say how many and take back the edit of `path`."""
-    return f"bash /submit/test_script.sh | grep -oE '[0-9]+ (failed|error)' && git checkout -q {path}"
+def try_command(path: str, then: tuple[str, int, int] | None = None) -> str:
+    """Run the bug's tests; where some do not pass, say how many, take back the edit of `path` and show the place `then`."""
+    command = f"bash /submit/test_script.sh | grep -oE '[0-9]+ (failed|error)' && git checkout -q {path}"
+    return f"{command} && {show_command(*then)}" if then else command
 
 
 def break_command(test_file: str) -> str:
@@ -525,7 +526,8 @@ BUDGET = re.compile(r"\n?\[exit (-?\d+); \d+ turns, \d+ tokens left\]\s*$")
 FRAME = re.compile(r"^(\S+\.py):(\d+): in (\S+)", re.MULTILINE)
 PY_PATH = re.compile(r"[\w./+-]+\.py\b")
 MAX_EDITS = 3
-MAX_LOOKS = 4
+MAX_LOOKS = 5
+GUESSES_AT_LAST = 0.8  # guesses that are made in the function that was shown last
 SUSPECT = re.compile(r"^(\S+\.py):(\d+),(\d+) (\S+)$", re.MULTILINE)  # as the terse solver prompt lists them
 SHOWN = re.compile(r"grep -n '' (\S+) \| sed -n '(\d+),(\d+)p'")
 STILL_FAILING = re.compile(r"^\d+ (failed|error)", re.MULTILINE)
@@ -546,10 +548,11 @@ def read_conversation(text: str) -> Exchange:
 class TeacherPlayer:
     """Plays both roles on repositories whose original trees it knows; call it with a scripted engine's turn.
 
-    As solver it looks at the suspects, compares with the original, puts back what differs and runs the tests, in a `skill` share of its
-    episodes; in the others it submits nothing, so that groups hold both. Equal turns get equal replies.
+    As solver it looks at the suspects in turn, compares with the original, puts back what differs and runs the tests; what they refuse
+    is taken back, and the next suspect shown. So in a `skill` share of its episodes; in the others it submits nothing, so that groups
+    hold both. Equal turns get equal replies.
     `first` is the mutation that an injector begins with, in place of one that the turn's seed draws.
-    `guesses` is the share of repairs that begin with an edit that does not mend.
+    `guesses` is how often it edits what does not mend: in place of mending what it sees, and in place of looking on.
     """
 
     trees: Sequence[Tree]
@@ -564,7 +567,8 @@ class TeacherPlayer:
         exchange = read_conversation(turn.text)
         # One generator an episode: what it does in turn 3 must agree with what it meant in turn 1.
         generator = random.Random(turn.tag.rpartition("/")[0])
-        return self._inject(exchange, random.Random(turn.seed)) if role == "injector" else self._solve(exchange, generator)
+        chance = random.Random(turn.seed)
+        return self._inject(exchange, chance) if role == "injector" else self._solve(exchange, generator, chance)
 
     # -- injector
 
@@ -634,40 +638,48 @@ class TeacherPlayer:
 
     # -- solver
 
-    def _solve(self, exchange: Exchange, generator: random.Random) -> str:
-        if generator.random() >= self.skill:
+    def _solve(self, exchange: Exchange, episode: random.Random, turn: random.Random) -> str:
+        if episode.random() >= self.skill:
             return _call("submit", "")
         last = exchange.replies[-1] if exchange.replies else ""
         output = BUDGET.sub("", exchange.observations[-1]) if exchange.observations else ""
+        looked = SHOWN.findall("\n".join(exchange.replies))
+        then = next(iter(self.places(exchange.task)[:MAX_LOOKS][len(looked) :]), None)
         edited = re.search(r"^<tool: edit>\n(\S+):\d+$", last, re.MULTILINE)
         if edited:
-            return _call("bash", try_command(edited[1]))
+            return _call("bash", try_command(edited[1], then))
         if "git checkout -q " in last and not STILL_FAILING.search(output):
             return _call("submit", "")
-        looked = SHOWN.findall("\n".join(exchange.replies))
-        for path, number, text, original in self._seen(exchange):
-            search, replace = smallest_edit(text, original)
-            if generator.random() < self.guesses and not any(f"<tool: edit>\n{path}:{number}\n" in reply for reply in exchange.replies):
-                search, replace = self._guess(exchange, path, number, text, generator) or (search, replace)
-            reply = edit_reply(f"{number}:{text}", path, number, search, replace)
+        broken = self._seen(exchange)
+        for path, number, text, original in broken if turn.random() >= self.guesses else ():
+            reply = edit_reply(f"{number}:{text}", path, number, *smallest_edit(text, original))
             if reply not in exchange.replies:
                 return reply
-        places = self.places(exchange.task)[:MAX_LOOKS]
-        if len(looked) >= len(places):
-            return _call("submit", "")
-        return _call("bash", show_command(*places[len(looked)]))
+        if looked and self.guesses and (broken or turn.random() < self.guesses):
+            guess = self._guess(exchange, [(path, int(first), int(last)) for path, first, last in looked], broken, turn)
+            if guess:
+                return guess
+        return _call("bash", show_command(*then)) if then else _call("submit", "")
 
-    def _guess(self, exchange: Exchange, path: str, number: int, text: str, generator: random.Random) -> tuple[str, str] | None:
-        """Another change of the broken line than the one that mends it; None where there is none."""
+    def _guess(
+        self, exchange: Exchange, shown: Sequence[tuple[str, int, int]], broken: Sequence[tuple[str, int, str, str]], turn: random.Random
+    ) -> str | None:
+        """An edit of a shown function that does not mend it and was not made before; None where there is none."""
+        path, first, last = shown[-1] if turn.random() < GUESSES_AT_LAST else turn.choice(shown)
         lines = self._tree_of(exchange.task).text(path).split("\n")
-        original, lines[number - 1] = lines[number - 1], text
+        mended = {number: lines[number - 1] for where, number, _, _ in broken if where == path}
+        for where, number, text, _ in broken:
+            if where == path:
+                lines[number - 1] = text
+        seen = {line.partition(":")[0] for observation in exchange.observations for line in observation.split("\n")}
         found = [
-            (mutation.search, mutation.replace)
+            edit_reply(f"{mutation.line}:{mutation.before}", path, mutation.line, mutation.search, mutation.replace)
             for _, mutations in mutations_of_file(path, "\n".join(lines), self.max_lines)
             for mutation in mutations
-            if mutation.line == number and mutation.after != original
+            if first <= mutation.line <= last and str(mutation.line) in seen and mutation.after != mended.get(mutation.line)
         ]
-        return generator.choice(found) if found else None
+        fresh = [reply for reply in found if reply not in exchange.replies]
+        return turn.choice(fresh) if fresh else None
 
     def _tree_of(self, task: str) -> Tree:
         named = [name.removeprefix("./") for name in PY_PATH.findall(task)]

@@ -138,6 +138,7 @@ class Transcript:
         self.weight = [weights.shown] * len(self.ids)
         self.turns = 0
         self.edits: list[int] = []  # where each edit's action begins
+        self.tried: set[Mutation] = set()  # edits in vain
 
     def act(self, text: str, counts: bool = True) -> None:
         ids = [*self.chat.encode(text), self.chat.stop_id]
@@ -177,7 +178,9 @@ class _Bug:
 Place = tuple[str, int, list[str]]  # test file, line, the file's lines
 
 TO_MEND = 0.4  # the share of plainest mutations among the bugs that a solver meets
-RANKS = (0.5, 0.2, 0.17, 0.13)  # where the broken function stands among the suspects
+RANKS = (0.45, 0.2, 0.15, 0.1, 0.1)  # where the broken function stands among the suspects
+GUESSED = 0.5  # of the other functions that are shown: edited, in vain
+MISSED = 0.35  # of the chances to mend what is shown: another edit is made, in vain
 DRILL = "drill"  # what a drill's prompt begins with: after its edits come more edits, which no episode should learn
 
 VALUES = (
@@ -429,6 +432,7 @@ class EpisodeMaker:
         culprit = next(suspect for suspect in suspects if suspect.name == function.name)
         failure = self.failure(package, function, mutation, failure_place, buggy_text.split("\n"), through)
         bug = _Bug(package, mutation, mutations, buggy_text)
+        then: Suspect | None = None
         if short:
             transcript = Transcript(self.chat, self.limits, f"solver\n{failure}")
             self.look(transcript, bug, culprit, counts=False)
@@ -437,23 +441,17 @@ class EpisodeMaker:
                 "solver/repair", "terse", specification=self.specification(spec_place).rstrip("\n"), failure=failure, suspects=suspects
             )
             transcript = Transcript(self.chat, self.limits, prompt.text)
-            by_place = {(s.path, s.first_line, s.last_line): s for s in suspects}
-            for suspect in (by_place[place] for place in teacher.suspected_places(prompt.text)):
-                self.look(transcript, bug, suspect)
-                if suspect == culprit:
-                    break
-                if r.random() < 0.12:
-                    self.guess(transcript, bug, suspect)
-            for _ in range(r.choices((0, 1, 2, 3), (0.45, 0.3, 0.17, 0.08))[0]):
-                self.guess(transcript, bug, culprit)
-            if r.random() < 0.2:
+            by_place = {suspect.place: suspect for suspect in suspects}
+            order = [by_place[place] for place in teacher.suspected_places(prompt.text)]
+            then = self.search(transcript, bug, order, culprit)
+            if r.random() < 0.2 and transcript.turns + 5 <= self.limits.turns:
                 elsewhere = [m for m in mutations if m.line != mutation.line] or [mutation]
                 self.stumble(transcript, buggy_text, function.path, elsewhere, lambda m: f"{m.line}:{m.before}")
         search, replace = teacher.smallest_edit(mutation.after, mutation.before)
         transcript.edit(f"{mutation.line}:{mutation.after}", function.path, mutation.line, search, replace)
         if not short:
             transcript.observe(f"edited {function.path}:{mutation.line}")
-            transcript.bash(teacher.try_command(function.path))
+            transcript.bash(teacher.try_command(function.path, then.place if then else None))
             transcript.observe("", 1)
             transcript.act(tools.format_action("submit", ""))
         return transcript
@@ -472,43 +470,63 @@ class EpisodeMaker:
             found = [caller, *(s for s in found if (s.path, s.name) != (caller.path, caller.name))][: max(count, 1)]
             if r.random() < 0.5:
                 r.shuffle(found)
-        rank = min(r.choices(range(4), RANKS)[0], len(found))
+        rank = min(r.choices(range(len(RANKS)), RANKS)[0], len(found))
         return [*found[:rank], Suspect(function.path, function.name, function.first_line, function.last_line), *found[rank:]]
 
     def look(self, transcript: Transcript, bug: _Bug, suspect: Suspect, counts: bool = True) -> None:
         """Show a function as it is."""
-        lines = (suspect.first_line, suspect.last_line)
-        transcript.act(tools.format_action("bash", teacher.show_command(suspect.path, *lines)), counts)
-        text = bug.text if suspect.path == bug.mutation.path else bug.package.tree.text(suspect.path)
-        transcript.observe(teacher.shown_lines(text, *lines))
+        transcript.act(tools.format_action("bash", teacher.show_command(*suspect.place)), counts)
+        transcript.observe(self.listing(bug, suspect))
 
-    def guess(self, transcript: Transcript, bug: _Bug, suspect: Suspect) -> None:
-        """An edit that does not mend, which does not count, and the tests that tell so, which do."""
+    def listing(self, bug: _Bug, suspect: Suspect) -> str:
+        text = bug.text if suspect.path == bug.mutation.path else bug.package.tree.text(suspect.path)
+        return teacher.shown_lines(text, suspect.first_line, suspect.last_line)
+
+    def search(self, transcript: Transcript, bug: _Bug, order: Sequence[Suspect], culprit: Suspect) -> Suspect | None:
+        """Look at the suspects in order, with edits in vain, until the culprit is to be mended. Returns the suspect that comes next."""
+        r = self.random
+        self.look(transcript, bug, order[0])
+        seen = 1
+        while True:
+            then = order[seen] if seen < len(order) else None
+            is_found = culprit in order[:seen]
+            if is_found and (r.random() >= MISSED or transcript.turns + 5 > self.limits.turns):
+                return then
+            if is_found or r.random() < GUESSED:
+                suspect = order[seen - 1] if r.random() < teacher.GUESSES_AT_LAST else r.choice(order[:seen])
+                if self.guess(transcript, bug, suspect, then):
+                    seen += then is not None
+                    continue
+            if then is None:
+                return None
+            self.look(transcript, bug, then)
+            seen += 1
+
+    def guess(self, transcript: Transcript, bug: _Bug, suspect: Suspect, then: Suspect | None) -> bool:
+        """An edit that does not mend, which does not count, and the tests that tell so, which do. False where there is no fresh one."""
         r, meant = self.random, bug.mutation
-        in_file = [
-            mutations for function, mutations in bug.package.functions if (function.path, function.name) == (suspect.path, suspect.name)
+        wrong = [
+            m
+            for function, mutations in bug.package.functions
+            if (function.path, function.name) == (suspect.path, suspect.name)
+            for m in mutations
+            if (m.path, m.line) != (meant.path, meant.line)
         ]
-        wrong = [m for mutations in in_file for m in mutations if (m.path, m.line) != (meant.path, meant.line)]
         if suspect.path == meant.path and suspect.first_line <= meant.line <= suspect.last_line and r.random() < 0.5:
             # The right line and not the right change: other bugs of it tell what one may try there.
-            changes = [(m.before, m.after) for m in bug.mutations if m.line == meant.line and m.after != meant.after]
-            if changes:
-                line, guessed = meant.after, r.choice(changes)[1]
-                transcript.edit(f"{meant.line}:{line}", meant.path, meant.line, *teacher.smallest_edit(line, guessed), counts=False)
-                self.fail(transcript, meant.path, meant.line)
-                return
-        if wrong:
-            mutation = self.choose(wrong, TO_MEND)
-            transcript.edit(
-                f"{mutation.line}:{mutation.before}", mutation.path, mutation.line, mutation.search, mutation.replace, counts=False
-            )
-            self.fail(transcript, mutation.path, mutation.line)
-
-    def fail(self, transcript: Transcript, path: str, line: int) -> None:
-        transcript.observe(f"edited {path}:{line}")
-        transcript.bash(teacher.try_command(path))
-        r = self.random
-        transcript.observe(f"{r.choice([1, 1, 1, 2, 2, 3, 4, 5, 7, 12])} failed" if r.random() < 0.93 else "1 error")
+            wrong = [m for m in bug.mutations if m.line == meant.line and m.after != meant.after] or wrong
+        fresh = [m for m in wrong if m not in transcript.tried]
+        if not fresh:
+            return False
+        tried = self.choose(fresh, TO_MEND)
+        transcript.tried.add(tried)
+        line, before, after = tried.line, meant.after if (tried.path, tried.line) == (meant.path, meant.line) else tried.before, tried.after
+        transcript.edit(f"{line}:{before}", suspect.path, line, *teacher.smallest_edit(before, after), counts=False)
+        transcript.observe(f"edited {suspect.path}:{line}")
+        transcript.bash(teacher.try_command(suspect.path, then.place if then else None))
+        said = f"{r.choice([1, 1, 1, 2, 2, 3, 4, 5, 7, 12])} failed" if r.random() < 0.93 else "1 error"
+        transcript.observe(f"{said}\n{self.listing(bug, then)}" if then else said)
+        return True
 
     def injector_drill(self) -> Transcript:
         """One shown function and many edits of it: what an edit is, learned at the cost of one listing."""

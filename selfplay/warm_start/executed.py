@@ -49,7 +49,7 @@ NOT_PLAYED = ("unnoticed", "not led to")
 UNNOTICED_PLAYED = 8  # one in so many mutations that no test notices is played all the same: the teacher then breaks another line
 FAILURES_READ = 20  # failing tests of a bug, in order of their names, that may lead to it
 REPAIRS = 2  # of one bug at most, each shown another failing test
-GUESSES = 0.35  # repairs that begin with an edit that the tests refuse
+GUESSES = 0.4  # how often the teacher edits in vain (TeacherPlayer.guesses)
 PROGRESS_EVERY_S = 30.0
 
 

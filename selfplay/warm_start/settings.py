@@ -200,8 +200,8 @@ class WarmStartSettings(Section):
     context_tokens: int = Field(3072, ge=256)  # limits of the episodes to be imitated
     observation_tokens: int = Field(400, ge=32)
     turns: int = Field(12, ge=3)
-    rows: int = Field(6, ge=1)
-    sequence_tokens: int = Field(1344, ge=64)  # longer texts are left out
+    rows: int = Field(5, ge=1)
+    sequence_tokens: int = Field(1536, ge=64)  # longer texts are left out
     compile: bool = True
     stages: tuple[StageSettings, ...] = STAGES
     sharpen: float = Field(1.0, gt=0)  # the saved logits times this: 1.6 keeps the format at temperature 1, and makes attempts copies
