@@ -154,11 +154,11 @@ FAILURE = "tests/test_numbers.py:8: in test_clamp\n    assert twice(1) == 2\nE  
 SUSPECTS = "pkg/numbers.py:9,10 twice\npkg/numbers.py:1,6 clamp"
 
 
-def play_solver(player: teacher.TeacherPlayer, task: str, text: str, tests: list[str]) -> list[Action]:
+def play_solver(player: teacher.TeacherPlayer, task: str, text: str, tests: list[str], seed: int = 0) -> list[Action]:
     """Its calls, on a file of `text`. tests: what the test command prints, one after the other."""
     said, actions, left = [task], list[Action](), list(tests)
     while not actions or actions[-1].tool != "submit":
-        reply = player(Turn("solver/g/0/0", chat(*said)))
+        reply = player(Turn(f"solver/g/0/{len(actions)}", chat(*said), seed + len(actions)))
         actions.append(parse_action(reply))
         shown = re.search(r"sed -n '(\d+),(\d+)p'", reply)
         output = teacher.shown_lines(text, int(shown[1]), int(shown[2])) if shown else "edited"
@@ -184,13 +184,21 @@ def test_suspects_are_looked_at_in_their_order_but_for_the_one_that_the_tracebac
     assert player.places(f"{framed}\n{SUSPECTS}") == [("pkg/numbers.py", 1, 6), ("pkg/numbers.py", 9, 10)]
 
 
-def test_a_repair_that_the_tests_refuse_is_followed_by_another() -> None:
-    text = buggy()
-    player = teacher.TeacherPlayer([TREE], skill=1.0, guesses=1.0)
-    actions = play_solver(player, f"solver\ntests/test_numbers.py\n{FAILURE}\n{SUSPECTS}", text, ["2 failed", ""])
-    first, second = (apply_edit(text, a.search, a.replace, a.line) for a in actions if a.tool == "edit")
-    assert first not in (text, SOURCE)
-    assert second == SOURCE
+def test_a_refused_edit_is_taken_back_the_next_suspect_shown_and_no_edit_made_twice() -> None:
+    text, prompt = buggy(), f"solver\ntests/test_numbers.py\n{FAILURE}\n{SUSPECTS}"
+    mended = 0
+    for seed in range(20):
+        player = teacher.TeacherPlayer([TREE], skill=1.0, guesses=0.6)
+        actions = play_solver(player, prompt, text, ["2 failed", "2 failed", "2 failed", ""], seed)
+        edits = [(a.line, a.search, a.replace) for a in actions if a.tool == "edit"]
+        assert len(set(edits)) == len(edits)
+        bodies = [a.body for a in actions if a.tool == "bash"]
+        tried = [body for body in bodies if "git checkout" in body]
+        if len(bodies) - len(tried) == 1 and tried:  # all but the first suspect are shown by what takes an edit back
+            assert tried[0] == teacher.try_command("pkg/numbers.py", ("pkg/numbers.py", 1, 6))
+        assert all(body == teacher.try_command("pkg/numbers.py") for body in tried[1:])
+        mended += len(edits) > 1 and apply_edit(text, edits[-1][1], edits[-1][2], edits[-1][0]) == SOURCE
+    assert mended
 
 
 def test_a_solver_is_led_to_what_it_will_be_shown() -> None:
