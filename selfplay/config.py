@@ -146,6 +146,7 @@ class TrainerSettings(Section):
     advantage: Literal["rloo", "dr_grpo", "cwm", "grpo"] = "rloo"
     aggregation: Literal["constant", "token", "sequence"] = "constant"
     negative_weight: float = Field(1.0, ge=0, le=1)  # of episodes with a negative advantage; below 1 what failed is pushed away less
+    credit: Literal["episode", "kept"] = "episode"  # kept: what succeeded is learned without calls that failed and edits taken back
     learning_rate: float = Field(3e-6, gt=0)
     warmup_updates: int = Field(30, ge=0)
     weight_decay: float = Field(0.0, ge=0)

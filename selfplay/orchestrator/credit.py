@@ -1,4 +1,4 @@
-"""Who earned what: the rewards of a finished group, decided from recorded rows alone. Pure; the store and the trainer are elsewhere.
+"""Who earned what: the rewards of a finished group and which of its members' turns are learned from. Pure; store and trainer are elsewhere.
 
 Invariant: a machine's failure never becomes a reward: such a member is masked, and so is whoever depends on its verdict.
 """
@@ -7,8 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
+from selfplay.episode import Episode, Turn
+from selfplay.errors import SelfplayError
+from selfplay.patches import parse_patch
 from selfplay.rewards import INVALID_REWARD, InjectorReward, duplicate_reward, injector_reward, solver_reward
+from selfplay.tools import BadFormat, parse_action
 
 
 @dataclass(frozen=True)
@@ -73,3 +78,40 @@ def credit_solver(passed: bool | None, bug_is_void: bool) -> Credit:
     if bug_is_void:
         return Credit(None, "void bug")
     return Credit(solver_reward(passed), "repaired" if passed else "not repaired")
+
+
+def learned_tokens(episode: Episode, advantage: float, credit: Literal["episode", "kept"]) -> list[int]:
+    """The loss mask that an episode is trained with; (tokens,), 1 where a token counts.
+
+    episode  every action of it, as its reward is the whole episode's
+    kept     where the advantage is positive, without calls that failed and edits of which the submission holds nothing: what was taken back
+             did not earn the reward
+    """
+    mask = list(episode.loss_mask)
+    if credit == "kept" and advantage > 0:
+        added = _added_lines(episode)
+        for turn in episode.turns:
+            if turn.is_error or not _is_kept(turn, added):
+                mask[slice(*turn.tokens)] = [0] * (turn.tokens[1] - turn.tokens[0])
+    return mask
+
+
+def _added_lines(episode: Episode) -> dict[str, list[str]] | None:
+    """By file; None where the submission cannot be read as a diff."""
+    text = episode.submission.get("patch") or episode.submission.get("bug_inject.diff") or ""
+    try:
+        files = parse_patch(text, len(text.encode()) + 1).files
+    except SelfplayError:
+        return None
+    return {file.path: [line[1:] for hunk in file.hunks for line in hunk.lines if line.startswith("+")] for file in files}
+
+
+def _is_kept(turn: Turn, added: dict[str, list[str]] | None) -> bool:
+    if turn.tool != "edit" or added is None:
+        return True
+    try:
+        action = parse_action(turn.text)
+    except BadFormat:
+        return True
+    lines = added.get(action.path.removeprefix("/testbed/").removeprefix("./"), [])
+    return bool(lines) and all(any(part in line for line in lines) for part in action.replace.split("\n"))

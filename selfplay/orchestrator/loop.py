@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict
+from typing import Literal
 
 from selfplay.artifact import Artifact
 from selfplay.config import InjectorSettings
@@ -25,7 +26,7 @@ from selfplay.environments import Environment
 from selfplay.episode import Episode, Role
 from selfplay.errors import RunError, SandboxUnavailable
 from selfplay.metrics import Value
-from selfplay.orchestrator.credit import Credit, SolveRate, credit_injector, credit_solver, measure_solve_rate
+from selfplay.orchestrator.credit import Credit, SolveRate, credit_injector, credit_solver, learned_tokens, measure_solve_rate
 from selfplay.orchestrator.dispatcher import Dispatcher
 from selfplay.orchestrator.game import Game
 from selfplay.orchestrator.staleness import is_stale, lag
@@ -399,7 +400,7 @@ class TrainLoop:
                 continue
             for row, advantage in zip(fresh, advantages, strict=True):
                 lags.append(lag(row.weight_version_min, game.trainer.weight_version))
-                samples.append(_sample(self._read(row), advantage))
+                samples.append(_sample(self._read(row), advantage, config.trainer.credit))
         stats: dict[str, Value] = {}
         stats |= {f"groups/{name}": value for name, value in sorted(counts.items())}
         for role, values in rewards.items():
@@ -460,5 +461,6 @@ def targets_of(environment: Environment, settings: InjectorSettings) -> list[Tar
     return usable_targets(environment.targets, environment.baseline.passed, settings.max_target_lines, settings.min_passing_tests[1])
 
 
-def _sample(episode: Episode, advantage: float) -> Sample:
-    return Sample(episode.token_ids, episode.loss_mask, episode.logprobs, advantage, episode.role.value, 1.0)
+def _sample(episode: Episode, advantage: float, credit: Literal["episode", "kept"]) -> Sample:
+    mask = learned_tokens(episode, advantage, credit)
+    return Sample(episode.token_ids, mask, episode.logprobs, advantage, episode.role.value, 1.0)

@@ -1,7 +1,9 @@
 import pytest
 
-from selfplay.orchestrator.credit import SolveRate, credit_injector, credit_solver, measure_solve_rate
+from selfplay.episode import Episode, FinishReason, Role, Turn
+from selfplay.orchestrator.credit import SolveRate, credit_injector, credit_solver, learned_tokens, measure_solve_rate
 from selfplay.orchestrator.staleness import is_stale
+from selfplay.tools import format_action, format_edit
 
 
 def rate(value: float | None, is_void: bool = False) -> SolveRate:
@@ -71,3 +73,38 @@ def test_an_episode_is_stale_only_beyond_max_lag():
     assert not is_stale(oldest_version=2, current_version=10, max_lag=8)
     assert is_stale(oldest_version=1, current_version=10, max_lag=8)
     assert not is_stale(5, 5, 0)
+
+
+PATCH = "diff --git a/m.py b/m.py\n--- a/m.py\n+++ b/m.py\n@@ -1,2 +1,2 @@\n-a = 1\n+a = 2\n b = 1\n"
+
+
+def edited(line: int, search: str, replace: str) -> str:
+    return format_action("edit", format_edit("m.py", line, search, replace))
+
+
+def played(*turns: tuple[str, str, bool], patch: str = PATCH) -> Episode:
+    """Turns of two tokens each, a prompt's token before each of them."""
+    made = tuple(Turn(text, tool, "", (3 * n + 1, 3 * n + 3), is_error=is_error) for n, (tool, text, is_error) in enumerate(turns))
+    mask = (0, 1, 1) * len(made)
+    ids = tuple(range(len(mask)))
+    finish = FinishReason.SUBMITTED
+    return Episode("e", Role.SOLVER, "r", 0, "g", 0, 0, finish, (), made, ids, mask, (0.0,) * len(ids), submission={"patch": patch})
+
+
+REFUSED = ("edit", edited(2, "1", "9"), False)
+MENDING = ("edit", edited(1, "1", "2"), False)
+FAULTY = ("", "no call at all", True)
+
+
+def test_what_a_success_took_back_or_got_wrong_is_not_learned_from_where_credit_goes_to_what_was_kept():
+    episode = played(FAULTY, REFUSED, ("bash", "ls", False), MENDING)
+    assert learned_tokens(episode, 1.0, "kept") == [0, 0, 0, 0, 0, 0, 0, 1, 1, 0, 1, 1]
+
+
+def test_a_failure_and_every_episode_under_the_papers_credit_are_learned_from_as_a_whole():
+    episode = played(FAULTY, REFUSED, MENDING)
+    assert learned_tokens(episode, -1.0, "kept") == learned_tokens(episode, 1.0, "episode") == list(episode.loss_mask)
+
+
+def test_a_submission_that_is_no_diff_takes_no_edit_from_an_episode():
+    assert learned_tokens(played(REFUSED, patch="nonsense"), 1.0, "kept") == [0, 1, 1]
