@@ -18,6 +18,7 @@ from benchmarks.learning_figures import write_figures
 from selfplay.config import Config, load_config
 from selfplay.curriculum.store import Store
 from selfplay.errors import RunError, SelfplayError, UsageError
+from selfplay.evaluation import Folder
 from selfplay.orchestrator.recovery import RunFolder
 from selfplay.tasks import read_tasks
 from selfplay.viewing.summary import read_metrics
@@ -52,6 +53,11 @@ class Plan:
     @property
     def frozen_bugs(self) -> Path:
         return self.bugs or self.teacher.path / "frozen-bugs.jsonl"
+
+    @property
+    def before(self) -> Folder:
+        """The evaluation of the policy that every run starts from."""
+        return Folder(self.runs / f"{self.prefix}-before")
 
     def run(self, arm: str, seed: int) -> RunFolder:
         return RunFolder(self.runs / f"{self.prefix}-{arm}-s{seed}")
@@ -140,6 +146,17 @@ def play(plan: Plan, run: RunFolder, more: Sequence[str]) -> None:
     return selfplay("train", "--resume", str(run.path), "--runs", str(plan.runs), "--set", f"train.updates={updates}")
 
 
+def evaluate_before(plan: Plan) -> None:
+    """The policy that all runs start from, measured once for all of them; what is finished of it is kept."""
+    evaluation = plan.config().evaluation
+    if not evaluation.tasks:
+        return
+    tasks = [part for name in evaluation.tasks for part in ("--tasks", name)]
+    given = [part for setting in plan.settings for part in ("--set", setting)]
+    how = ["--attempts", str(evaluation.attempts), "--greedy" if evaluation.greedy else "--no-greedy", "--limit", str(evaluation.limit)]
+    selfplay("eval", *tasks, *how, "--config", str(plan.config_file), *given, "--output", str(plan.before.path))
+
+
 def make_frozen_bugs(plan: Plan) -> None:
     """The scripted teacher's bugs on the same repositories, none in a held-out function: one update of injectors, no solvers."""
     if plan.frozen_bugs.is_file():
@@ -180,16 +197,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if "repair" in options.arms:
                 make_frozen_bugs(plan)
                 check_bugs(plan.frozen_bugs, config, options.arms)
+            evaluate_before(plan)
             for seed in options.seeds:  # all arms of one seed first: half of the runs are a comparison already
                 for arm in options.arms:
                     try:
-                        play(plan, plan.run(arm, seed), [*arm_settings(arm, config, plan.frozen_bugs.absolute()), f"seed={seed}"])
+                        arms = arm_settings(arm, config, plan.frozen_bugs.absolute())
+                        play(plan, plan.run(arm, seed), [*arms, f"seed={seed}", "evaluation.before=false"])
                     except RunError as error:
                         failed.append(f"{arm}, seed {seed}: {error}")
                         print(failed[-1], file=sys.stderr, flush=True)
             print(f"{(time.monotonic() - started) / 60:.1f} minutes.", flush=True)
         runs = [(arm, seed, plan.run(arm, seed)) for arm in options.arms for seed in options.seeds]
-        write_figures([(arm, seed, run) for arm, seed, run in runs if run.database.is_file()], options.docs)
+        write_figures([(arm, seed, run) for arm, seed, run in runs if run.database.is_file()], options.docs, plan.before)
     except SelfplayError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

@@ -14,7 +14,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from selfplay.errors import RunError
-from selfplay.evaluation import MODES, Mode, TaskEntry, entries_of, rates_by_bug
+from selfplay.evaluation import MODES, Folder, Mode, TaskEntry, entries_of, rates_by_bug
 from selfplay.orchestrator.recovery import RunFolder
 from selfplay.statistics import Difference, estimate, paired_difference
 from selfplay.viewing.summary import evaluation_folders, read_metrics
@@ -61,8 +61,11 @@ class Curve:
         return sum(value for _, value in self.row_values(key))
 
 
-def read_curve(arm: str, seed: int, run: RunFolder) -> Curve:
-    """What the run has finished: an evaluation that has no row yet is still on its way and left out."""
+def read_curve(arm: str, seed: int, run: RunFolder, before: Folder | None = None) -> Curve:
+    """What the run has finished: an evaluation that has no row yet is still on its way and left out.
+
+    before: an evaluation of the policy that the run started from, where the run itself holds none.
+    """
     rows = read_metrics(run.metrics)
     evaluating_s: dict[int, float] = {}
     for row in rows:
@@ -70,9 +73,10 @@ def read_curve(arm: str, seed: int, run: RunFolder) -> Curve:
             evaluating_s[row["evaluation"]] = max(row["seconds/evaluating"], evaluating_s.get(row["evaluation"], 0.0))
     evaluations = []
     entries: dict[str, TaskEntry] = {}
-    for update, folder in evaluation_folders(run.path):
-        if update not in evaluating_s:
-            continue
+    folders = [(update, folder) for update, folder in evaluation_folders(run.path) if update in evaluating_s]
+    if before is not None and before.identity() and 0 not in evaluating_s:
+        folders.insert(0, (0, before))
+    for update, folder in folders:
         results = folder.results()
         rates: dict[Mode, Rates] = {
             mode: {bug: sum(passed) / len(passed) for bug, passed in rates_by_bug(results, mode).items()} for mode in MODES
@@ -353,10 +357,10 @@ def _legend(figure: Figure, *axes: Axes) -> None:
 # ---- the page
 
 
-def write_figures(runs: Sequence[tuple[str, int, RunFolder]], page: Path) -> None:
+def write_figures(runs: Sequence[tuple[str, int, RunFolder]], page: Path, before: Folder | None = None) -> None:
     """Put tables into `page` between its two marker comments and plots beside it. Raises RunError without runs or markers."""
-    curves = [read_curve(arm, seed, run) for arm, seed, run in runs]
-    curves = [curve for curve in curves if curve.rows or curve.evaluations]
+    curves = [read_curve(arm, seed, run, before) for arm, seed, run in runs]
+    curves = [curve for curve in curves if curve.rows]
     if not curves:
         raise RunError("there is no run with anything to show yet. `make learning` plays them.")
     text = page.read_text(encoding="utf-8") if page.is_file() else f"# Does it learn?\n\n{BEGIN}\n{END}\n"

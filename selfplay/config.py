@@ -159,12 +159,13 @@ class TrainerSettings(Section):
 
 
 class EvaluationSettings(Section):
-    """Repair rate during a run, on bugs that it does not train on: before the first update, after the last, and each `every`."""
+    """Repair rate during a run, on bugs that it does not train on: after the last update, each `every`, and `before` the first."""
 
     tasks: tuple[str, ...] = ()  # names of frozen sets ("own", "human") or files; (): no evaluation
     limit: int = Field(0, ge=0)  # a fixed subset of so many; 0: all
     attempts: int = Field(4, ge=0)  # drawn, of each task
     greedy: bool = True  # and one at temperature 0
+    before: bool = True  # the policy as it is given; without it, `selfplay eval` can have measured that for many runs at once
     every: int = Field(0, ge=0)  # 0: only before and after
 
     @model_validator(mode="after")

@@ -27,8 +27,10 @@ class RunEvaluations:
     evaluator: Evaluator
 
     def is_due(self, update: int, last: int) -> bool:
-        """Before the first update, after the `last`, and each `every` between them."""
-        return update == 0 or update >= last or bool(self.settings.every and update % self.settings.every == 0)
+        """Before the first update where that is asked for, after the `last`, and each `every` between them."""
+        if update == 0:
+            return self.settings.before
+        return update >= last or bool(self.settings.every and update % self.settings.every == 0)
 
     def play(self, update: int, policy: Mapping[str, Any], progress: Callable[[int, int], None]) -> dict[str, Value]:
         """Play what is not finished with the engine's weights as they are; the row for the metrics. Raises as `Evaluator.play` does."""

@@ -154,7 +154,7 @@ def _evaluations(run_folder: Path) -> list[tuple[str, RenderableType]]:
         return []
     (first, before), (last, after) = found[0], found[-1]
     if first == last:
-        return [("Evaluation", Text(f"only update {first} is evaluated so far; the comparison comes with the last update"))]
+        return [("Evaluation", Text(f"update {first} alone is evaluated so far: there is nothing yet to compare it with"))]
     try:
         comparison = compare(before, after)
     except (UsageError, RunError) as error:  # the run is over and sound: its summary tells the rest

@@ -232,7 +232,7 @@ def test_the_tables_fit_their_width(tmp_path, width):
 def test_the_summary_of_a_run_shows_before_and_after(tmp_path):
     a_folder(tmp_path / "evaluations" / "u0000", never)
     _, body = _evaluations(tmp_path)[0]
-    assert "only update 0" in str(body)
+    assert "update 0 alone" in str(body)
     a_folder(tmp_path / "evaluations" / "u0008", lambda n: ([n < 2, False], False))
     _, body = _evaluations(tmp_path)[0]
     text = " ".join(printed(80, lambda console: console.print(body)).split())

@@ -12,7 +12,7 @@ from benchmarks.learning_figures import BEGIN, END, arms_table, compute_table, r
 from selfplay.config import load_config
 from selfplay.curriculum.store import Store
 from selfplay.errors import ConfigError, RunError, UsageError
-from selfplay.evaluation import AttemptResult, Identity, TaskEntry
+from selfplay.evaluation import AttemptResult, Folder, Identity, TaskEntry
 from selfplay.orchestrator.given_bugs import touched_functions
 from selfplay.orchestrator.recovery import RunFolder
 from selfplay.orchestrator.start import start_training
@@ -99,6 +99,16 @@ def test_an_evaluation_that_is_still_on_its_way_is_left_out(tmp_path):
     run = a_run(tmp_path, "selfplay", 1, 2)
     an_evaluation(run.path, 9, lambda bug: 4)
     assert [evaluation.update for evaluation in read_curve("selfplay", 1, run).evaluations] == [0, 6]
+
+
+def test_the_policy_that_every_run_starts_from_is_measured_once_for_all_of_them(tmp_path):
+    run = a_run(tmp_path, "selfplay", 1, gain=2)
+    before = Folder((run.path / "evaluations/u0000").rename(tmp_path / "before"))
+    rows = [row for row in map(json.loads, run.metrics.read_text().splitlines()) if row.get("evaluation") != 0]
+    run.metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert len(read_curve("selfplay", 1, run).evaluations) == 1
+    (row,) = cells(rates_table([read_curve("selfplay", 1, run, before)]), set="own", mode="T = 1")
+    assert row["before"].startswith("25.0 %") and row["after"].startswith("75.0 %")
 
 
 def test_arms_after_different_numbers_of_updates_are_not_compared(tmp_path):
