@@ -24,8 +24,8 @@ from selfplay.config import EnvironmentSettings
 from selfplay.dependencies import Dependencies, read_dependencies, requirement_files
 from selfplay.errors import EnvironmentBuildError, OutcomesError
 from selfplay.outcomes import TestOutcomes, parse_outcomes
-from selfplay.patches import is_protected_path
-from selfplay.repos import Checkout
+from selfplay.patches import OTHER_CODE, is_other_code, is_protected_path, is_runner_path, is_test_path
+from selfplay.repos import Checkout, RepositorySpec
 from selfplay.resources import resource
 from selfplay.sandbox.base import VENV, WORKSPACE, ExecResult, Limits, Sandbox, SandboxBackend, SandboxSpec
 from selfplay.targets import Calls, Target, find_calls, find_targets, pack_calls, read_calls, unpack_calls
@@ -43,6 +43,8 @@ COLLECT_OPTIONS = (
 )
 UNSTABLE_ID = re.compile(r"0x[0-9a-fA-F]{6,}|<[\w.]+ object|<function |<class |<built-in ")
 PLANTED = b'\nraise RuntimeError("planted by selfplay: this module was imported from the workspace")\n'
+UNREADABLE = b")]} planted by selfplay: no language reads this {[(\n"
+PARSERS = ("tap", "pass-fail")  # that parser= can name besides a file of the repository
 CHEAP_BYTES = 200  # smaller source files may be equal by chance
 
 # Runs inside the sandbox: which files outside the workspace equal one of the repository's (size and hash on stdin).
@@ -97,10 +99,11 @@ class Environment:
     calls: Calls
     variables: Mapping[str, str]
     options: str = ""  # of pytest, beyond the standard script's own
+    command: str = ""  # that runs all of the tests, where pytest does not; then there are no targets and no calls
 
     def script_for(self, test_files: Sequence[str]) -> str:
-        """The standard script for these test files only."""
-        return standard_script(test_files, self.options)
+        """The standard script for these test files only; a test command runs as a whole."""
+        return command_script(self.command) if self.command else standard_script(test_files, self.options)
 
 
 @contextmanager
@@ -118,6 +121,10 @@ def standard_script(test_files: Sequence[str], options: str = "") -> str:
     template = _data("test_script.sh")
     files = " \\\n    ".join(shlex.quote(path) for path in test_files)
     return template.replace("@OPTIONS@", options).replace("@TEST_FILES@", files)
+
+
+def command_script(command: str) -> str:
+    return f"#!/bin/bash\n# Runs the repository's own test command; the exit status is its own.\ncd {WORKSPACE} || exit 2\n{command}\n"
 
 
 def standard_parser() -> str:
@@ -176,6 +183,8 @@ def _environment_key(checkout: Checkout, backend: SandboxBackend, settings: Envi
         *recipe,
     ]
     parts += [spec.location] if spec.kind == "docker" else []
+    if spec.parser is not None:
+        parts += ["parser", spec.parser, *(_shipped_parser(name) for name in PARSERS)]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
 
@@ -190,6 +199,7 @@ def _read_facts(path: Path, checkout: Checkout, backend: SandboxBackend) -> Envi
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
         build_key, image = facts["build_key"], facts["image"]
+        command = facts.get("command", "")
         if not image and not backend.environment_exists(build_key):
             return None
         return Environment(
@@ -201,14 +211,15 @@ def _read_facts(path: Path, checkout: Checkout, backend: SandboxBackend) -> Envi
             tree=checkout.tree,
             checkout=checkout,
             test_files=tuple(facts["test_files"]),
-            script=standard_script(facts["test_files"], facts["options"]),
-            parser=standard_parser(),
+            script=command_script(command) if command else standard_script(facts["test_files"], facts["options"]),
+            parser=facts["parser"] if command else standard_parser(),
             baseline=TestOutcomes(frozenset(facts["passed"]), frozenset()),
             excluded_ids=frozenset(facts["excluded_ids"]),
             targets=tuple(Target(**target) for target in facts["targets"]),
             calls=unpack_calls(facts["calls"]),
             variables=facts["variables"],
             options=facts["options"],
+            command=command,
         )
     except (OSError, ValueError, LookupError, TypeError):
         return None  # absent or damaged: prepared anew
@@ -221,6 +232,7 @@ def _write_facts(path: Path, environment: Environment, build_key: str) -> None:
         "image": "" if build_key else environment.reference,
         "test_files": environment.test_files,
         "options": environment.options,
+        **({"command": environment.command, "parser": environment.parser} if environment.command else {}),
         "passed": sorted(environment.baseline.passed),
         "excluded_ids": sorted(environment.excluded_ids),
         "targets": [asdict(target) for target in environment.targets],
@@ -252,7 +264,8 @@ def build_script(
         f"export PATH={VENV}/bin:$PATH",
     ]
     if install is None:
-        lines.append(f"{pip} {shlex.join([pytest, *dependencies.runtime])}")
+        first = [*([pytest] if pytest else []), *dependencies.runtime]
+        lines += [f"{pip} {shlex.join(first)}"] if first else []
         wanted = [*dependencies.test, *extra]
         if wanted:
             one_by_one = "\n".join(f"  {pip} {shlex.quote(text)} || echo 'selfplay: left out' {shlex.quote(text)}" for text in wanted)
@@ -261,7 +274,7 @@ def build_script(
         for path, text in files.items():
             lines.append(f"mkdir -p {shlex.quote(str(PurePosixPath(path).parent))} && printf %s {shlex.quote(text)} > {shlex.quote(path)}")
         lines.append(install)
-        lines.append(f"python -c 'import pytest' 2>/dev/null || {pip} {pytest}")
+        lines += [f"python -c 'import pytest' 2>/dev/null || {pip} {pytest}"] if pytest else []
     lines.append("python -m pip list --disable-pip-version-check --format=freeze")
     lines.append("python -m pip uninstall --quiet --yes pip")  # it carries copies of other projects
     return "\n".join(lines) + "\n"
@@ -287,11 +300,47 @@ def read_test_hint(hint: str | None, tree: Tree) -> _PytestArguments:
     words = words[2:] if words[:2] in (["python", "-m"], ["python3", "-m"]) else words
     if not words or words[0] not in ("pytest", "py.test"):
         raise EnvironmentBuildError(
-            f'test="{hint}": the command must be pytest with options and paths, as in test="pytest -k \'not slow\' tests"'
+            f'test="{hint}": the command must be pytest with options and paths, as in test="pytest -k \'not slow\' tests", '
+            "or the line must also say what reads its output, as in parser=tap"
         )
     folders = {str(parent) for path in tree for parent in PurePosixPath(path).parents}
     roots = tuple(word.rstrip("/") for word in words[1:] if word.rstrip("/") in folders or word in tree)
     return _PytestArguments("-o addopts= " + shlex.join([word for word in words[1:] if word.rstrip("/") not in roots]), roots)
+
+
+@dataclass(frozen=True)
+class TestCommand:
+    """How tests are run that pytest does not run. files: the tests, and what the command names."""
+
+    __test__ = False  # pytest: a value, not a test class
+
+    command: str
+    parser: str
+    files: tuple[str, ...]
+
+
+def read_test_command(spec: RepositorySpec, tree: Tree) -> TestCommand | None:
+    """The `test` and `parser` hints together; None without a parser: then pytest runs the tests. Raises EnvironmentBuildError."""
+    if spec.parser is None or spec.test is None:
+        return None
+    own = PurePosixPath(spec.parser).as_posix()
+    if spec.parser not in PARSERS and own not in tree:
+        raise EnvironmentBuildError(
+            f"parser={spec.parser}: choose one of {', '.join(PARSERS)}, or a file of the repository, which has none so called"
+        )
+    parser = _shipped_parser(spec.parser) if spec.parser in PARSERS else tree.text(own)
+    named = {PurePosixPath(word).as_posix() for word in re.split(r"[\s;|&()<>'\"=]+", spec.test)} | {own}
+    files = tuple(path for path in sorted(tree) if (is_test_path(path) or path in named) and not is_runner_path(path))
+    if not files:
+        raise EnvironmentBuildError(
+            f'test="{spec.test}": no file of the repository is a test by its name (tests/…, test_*.c, *.test.js, …), '
+            "and the command names none"
+        )
+    return TestCommand(spec.test, parser, files)
+
+
+def _shipped_parser(name: str) -> str:
+    return (resource("data/parsers") / f"{name}.py").read_text(encoding="utf-8")
 
 
 def _configured_options(tree: Tree) -> str:
@@ -315,6 +364,10 @@ def _source_files(tree: Tree) -> list[str]:
     return [path for path in sorted(tree) if path.endswith(".py") and not is_protected_path(path, tree)]
 
 
+def _planted(path: str, entry: FileEntry) -> FileEntry:
+    return FileEntry(entry.content + PLANTED if path.endswith(".py") else UNREADABLE, entry.executable)
+
+
 def _likely_test_files(tree: Tree) -> list[str]:
     """For suites whose files pytest does not find by its own patterns."""
     return [
@@ -336,19 +389,25 @@ class _Preparation:
     build_key: str = ""
     options: str = ""
     variables: dict[str, str] = field(default_factory=dict)
+    command: TestCommand | None = None
 
     def prepare(self, key: str) -> tuple[Environment, str]:
         tree, name = self.checkout.tree, self.checkout.name
-        arguments = read_test_hint(self.checkout.spec.test, tree)
-        self.options, self.variables = arguments.options, import_variables(tree)
-        test_files = self._build_until_tests_are_found(arguments.roots)
+        self.variables = import_variables(tree)
+        self.command = read_test_command(self.checkout.spec, tree)
+        if self.command is None:
+            arguments = read_test_hint(self.checkout.spec.test, tree)
+            self.options = arguments.options
+            test_files = self._build_until_tests_are_found(arguments.roots)
+        else:
+            test_files = self.command.files
+            self._build(read_dependencies(tree, name), (), "", 1)
         self._look_for_copies()
         test_files, baseline, excluded = self._baseline(test_files)
         self._plant(test_files, baseline)
-        targets, calls = self._record(test_files)
-        self.progress(
-            f"{name}: {len(baseline.passed)} tests in {len(test_files)} files, {len(targets)} functions, {len(excluded)} ids excluded"
-        )
+        targets, calls = self._record(test_files) if self.command is None else ((), {})
+        functions = f"{len(targets)} functions" if self.command is None else "no functions (only pytest's tests tell what they call)"
+        self.progress(f"{name}: {len(baseline.passed)} tests in {len(test_files)} files, {functions}, {len(excluded)} ids excluded")
         environment = Environment(
             key=key,
             reference=self.reference,
@@ -358,14 +417,15 @@ class _Preparation:
             tree=tree,
             checkout=self.checkout,
             test_files=test_files,
-            script=standard_script(test_files, self.options),
-            parser=standard_parser(),
+            script=self._script(test_files),
+            parser=self._parser,
             baseline=baseline,
             excluded_ids=excluded,
             targets=targets,
             calls=calls,
             variables=self.variables,
             options=self.options,
+            command=self.command.command if self.command else "",
         )
         return environment, self.build_key
 
@@ -406,7 +466,8 @@ class _Preparation:
             self.reference = self.backend.environment_reference(self.build_key)
             return
         what = ", ".join([*dependencies.runtime, *dependencies.test, *extra]) if spec.install is None else spec.install
-        self.progress(f"{self.checkout.name}: installing {pytest}{', ' + what if what else ''}")
+        what = ", ".join(filter(None, (pytest, what)))
+        self.progress(f"{self.checkout.name}: {f'installing {what}' if what else 'making an empty environment'}")
         log = self.logs / f"build-{attempt}.log"
         try:
             self.reference = self.backend.build_environment(self.build_key, script, self.settings.build_timeout_s, log)
@@ -426,6 +487,13 @@ class _Preparation:
             box.write_archive(WORKSPACE, tree.to_tar())
             yield box
 
+    def _script(self, test_files: Sequence[str]) -> str:
+        return command_script(self.command.command) if self.command else standard_script(test_files, self.options)
+
+    @property
+    def _parser(self) -> str:
+        return self.command.parser if self.command else standard_parser()
+
     def _run(self, tree: Tree, script: str, log_name: str, hash_seed: int = 0) -> ExecResult:
         with self._workspace(tree, {"PYTHONHASHSEED": str(hash_seed)}) as box:
             return self._execute(box, script, log_name)
@@ -440,12 +508,12 @@ class _Preparation:
         return result
 
     def _outcomes(self, log: bytes) -> TestOutcomes:
-        """What the standard parser makes of a log, in a sandbox that holds nothing else."""
+        """What the parser makes of a log, in a sandbox that holds nothing else."""
         with self.backend.open(
             SandboxSpec(self.reference, self.limits, labels={"run": "environment", "owner pid": str(os.getpid())})
         ) as box:
-            box.write_archive("/tmp", Tree({"test_parser.py": FileEntry(standard_parser().encode())}).to_tar())
-            result = box.run("python /tmp/test_parser.py", self.settings.test_timeout_s, LOG_BYTES * 2, stdin=log)
+            box.write_archive("/tmp", Tree({"test_parser.py": FileEntry(self._parser.encode())}).to_tar())
+            result = box.run("python3 /tmp/test_parser.py", self.settings.test_timeout_s, LOG_BYTES * 2, stdin=log)
         try:
             return parse_outcomes(result.output, MAX_TEST_IDS)
         except OutcomesError as error:
@@ -470,13 +538,15 @@ class _Preparation:
 
     def _look_for_copies(self) -> None:
         tree = self.checkout.tree
+        suffixes = (".py",) if self.command is None else (".py", *OTHER_CODE)
+        probe = PROBE.replace('".py"', repr(suffixes))
         hashes = {}
         for path in tree:
             content = tree[path].content
-            if path.endswith(".py") and len(content) >= CHEAP_BYTES and not re.search(r"(^|/)_?(vendor|vendored|extern)/", path):
+            if path.endswith(suffixes) and len(content) >= CHEAP_BYTES and not re.search(r"(^|/)_?(vendor|vendored|extern)/", path):
                 hashes[(len(content), hashlib.sha256(content).hexdigest())] = path
         with self._workspace(Tree(), {"PYTHONPATH": ""}) as box:
-            result = box.run(f"python -c {shlex.quote(PROBE)}", self.settings.test_timeout_s, stdin=json.dumps(list(hashes)).encode())
+            result = box.run(f"python3 -c {shlex.quote(probe)}", self.settings.test_timeout_s, stdin=json.dumps(list(hashes)).encode())
         try:
             seen = json.loads(result.output.splitlines()[-1])
             copies, python, has_hypothesis = seen["copies"], seen["python"], seen["hypothesis"]
@@ -509,33 +579,45 @@ class _Preparation:
             number = len(runs)
             self.progress(f"{self.checkout.name}: baseline {number + 1} of {self.settings.baselines}")
             log_name = f"baseline-{number + 1}"
-            result = self._run(tree, standard_script(test_files, self.options), log_name, hash_seed=number)
+            result = self._run(tree, self._script(test_files), log_name, hash_seed=number)
             outcomes = self._outcomes(result.output)
             seen |= outcomes.ids
             if not outcomes.passed:
                 raise self._refused("no test passes", log_name, result.text)
-            useful = tuple(path for path in test_files if any(name.startswith(f"{path}::") for name in outcomes.passed))
+            useful = self._files_of(outcomes.passed, test_files)
             if number == 0 and useful != test_files:
                 test_files = useful
                 continue  # the files that stay are run again, since tests of one process may lean on each other
             runs.append(outcomes)
         stable = frozenset.intersection(*(run.passed for run in runs)) - frozenset().union(*(run.failed for run in runs))
-        stable = frozenset(name for name in stable if not UNSTABLE_ID.search(name) and " - " not in name)
-        test_files = tuple(path for path in test_files if any(name.startswith(f"{path}::") for name in stable))
+        stable = frozenset(name for name in stable if not UNSTABLE_ID.search(name) and (self.command or " - " not in name))
+        test_files = self._files_of(stable, test_files)
         if not stable:
             raise self._refused(f"no test passes in all of {len(runs)} runs", "baseline-1", "")
         return test_files, TestOutcomes(stable, frozenset()), frozenset(seen) - stable
 
+    def _files_of(self, test_ids: Collection[str], test_files: tuple[str, ...]) -> tuple[str, ...]:
+        """The test files that `test_ids` name; all of them where ids do not begin with a file."""
+        if self.command:
+            return test_files
+        return tuple(path for path in test_files if any(name.startswith(f"{path}::") for name in test_ids))
+
     def _plant(self, test_files: tuple[str, ...], baseline: TestOutcomes) -> None:
-        """With a `raise` in every module the tests must fail; where they pass, the package comes from somewhere else."""
+        """With a `raise` in every module the tests must fail; where they pass, the package comes from somewhere else.
+
+        Where a command runs the tests, other languages' files are replaced by what none can read: tests that need them fail too.
+        """
         tree = self.checkout.tree
         sources = _source_files(tree)
-        broken = tree.replace({path: FileEntry(tree[path].content + PLANTED, tree[path].executable) for path in sources})
-        result = self._run(broken, standard_script(test_files, self.options), "planted")
+        if self.command is not None:
+            sources = [path for path in sorted(tree) if not is_protected_path(path, tree) and path not in test_files]
+            sources = [path for path in sources if path.endswith(".py") or is_other_code(path)] or sources
+        broken = tree.replace({path: _planted(path, tree[path]) for path in sources})
+        result = self._run(broken, self._script(test_files), "planted")
         still = self._outcomes(result.output).passed & baseline.passed
         if 2 * len(still) > len(baseline.passed):
             raise self._refused(
-                f"{len(still)} of {len(baseline.passed)} tests still pass with a `raise` planted in each of its {len(sources)} modules: "
+                f"{len(still)} of {len(baseline.passed)} tests still pass with each of its {len(sources)} code files made unusable: "
                 "the package is imported from elsewhere, or the tests do not test it",
                 "planted",
                 result.text,

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 Kind = Literal["git", "path", "pypi", "docker"]
 
-HINTS = ("python", "install", "test")
+HINTS = ("python", "install", "test", "parser")
 EXAMPLES = "for instance https://host/owner/name@rev, ./folder, pypi:toolz==1.0.0, pypi:toolz==0.9.0..1.0.0 or docker:image:tag#/testbed"
 GIT_SCHEMES = ("https", "ssh", "file")
 SCP_LIKE = re.compile(r"^[A-Za-z0-9_][\w.-]*@[A-Za-z0-9][\w.-]*:(?!//)")
@@ -77,6 +77,7 @@ class RepositorySpec:
     python: str | None = None
     install: str | None = None
     test: str | None = None
+    parser: str | None = None  # of what `test` prints, where that is not pytest's
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ def parse_spec(text: str, base: Path | None = None) -> RepositorySpec:
     for word in rest:
         key, equals, value = word.partition("=")
         if not equals or key not in HINTS:
-            raise UsageError(f'{word!r} is not a hint; known are python=3.11, install="…" and test="…"')
+            raise UsageError(f'{word!r} is not a hint; known are python=3.11, install="…", test="…" and parser=tap')
         if key in hints:
             raise UsageError(f"the hint {key}= is given twice")
         if not value:
@@ -122,8 +123,11 @@ def parse_spec(text: str, base: Path | None = None) -> RepositorySpec:
         hints[key] = value
     if "python" in hints and not re.fullmatch(r"[0-9]{1,3}\.[0-9]{1,3}", hints["python"]):
         raise UsageError(f"python={hints['python']} is not a version like 3.11")
+    if "parser" in hints and "test" not in hints:
+        raise UsageError(f'parser={hints["parser"]} reads what a test command prints; name the command too, as in test="make check"')
     spec = _parse_location(what, (base or Path.cwd()).absolute())
-    return replace(spec, text=text, python=hints.get("python"), install=hints.get("install"), test=hints.get("test"))
+    install, test, parser = (hints.get(key) for key in ("install", "test", "parser"))
+    return replace(spec, text=text, python=hints.get("python"), install=install, test=test, parser=parser)
 
 
 def _parse_location(what: str, base: Path) -> RepositorySpec:
@@ -213,7 +217,7 @@ def absolute_line(spec: RepositorySpec) -> str:
     if spec.kind != "path":
         return spec.text
     place = f"{spec.location}@{spec.rev}" if spec.rev else spec.location
-    hints = {"python": spec.python, "install": spec.install, "test": spec.test}
+    hints = {key: getattr(spec, key) for key in HINTS}
     return " ".join([shlex.quote(place), *(shlex.quote(f"{key}={value}") for key, value in hints.items() if value)])
 
 

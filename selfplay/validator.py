@@ -32,7 +32,7 @@ from selfplay.judging import (
     without_lines_naming,
 )
 from selfplay.outcomes import TestOutcomes
-from selfplay.patches import Patch, apply_parsed, is_protected_path, is_runner_path, is_test_path, parse_patch
+from selfplay.patches import Patch, apply_parsed, is_other_code, is_protected_path, is_runner_path, is_test_path, parse_patch
 from selfplay.perturbation import perturb
 from selfplay.test_runs import TestRun, TestRunner
 from selfplay.trees import FileEntry, Tree
@@ -68,6 +68,7 @@ CHECKS = (
     "determinism",
 )
 UNIMPORTABLE = b"\nraise RuntimeError\n"
+UNREADABLE = b")]} nothing reads this {[(\n"  # in place of a file in another language than Python
 MAX_STORED_PATCH = 1 << 24  # diffs that were accepted before are read again with this cap only
 PARALLEL_RUNS = 2
 
@@ -371,13 +372,13 @@ class _Judgement:
         )
 
     def script_runs_code(self, touched: Sequence[str]) -> None:
-        """With a `raise` at the end of the touched modules the tests that the bug breaks cannot pass: a script that only reads the
-        code would still say so. The environment's own script needs no such proof."""
+        """With a `raise` at the end of the touched modules (other languages' files made unreadable) the tests that the bug breaks
+        cannot pass: a script that only reads the code would still say so. The environment's own script needs no such proof."""
         original, script = self.environment.tree, self.artifact.test_script
-        modules = [path for path in touched if path.endswith(".py") and path in original]
+        modules = [path for path in touched if path in original and (path.endswith(".py") or is_other_code(path))]
         if script in (self.environment.script, self.environment.script_for(self.artifact.test_files)) or not modules:
             return
-        planted = {path: FileEntry(original[path].content + UNIMPORTABLE, original[path].executable) for path in modules}
+        planted = {path: unusable(path, original[path]) for path in modules}
         run = self.run(original.replace(planted))
         reason = "tests pass although the code that they test cannot be imported: test_script.sh does not run it"
         finding = (
@@ -440,9 +441,15 @@ def _units(changed: Sequence[str], artifact: Artifact) -> list[tuple[str, Sequen
     return units + [(path, (path,)) for path in sorted(left)]
 
 
+def unusable(path: str, entry: FileEntry) -> FileEntry:
+    """The file so that nothing that it defines can be used: a module that raises, or what no other language reads."""
+    return FileEntry(entry.content + UNIMPORTABLE if path.endswith(".py") else UNREADABLE, entry.executable)
+
+
 def _one_other(tree: Tree, touched: Sequence[str]) -> list[str]:
-    """A code file that the bug does not touch, the same one for the same tree."""
-    others = [path for path in sorted(tree) if path.endswith(".py") and path not in touched and not is_protected_path(path, tree)]
+    """A code file that the bug does not touch, the same one for the same tree; Python's where there is any."""
+    untouched = [path for path in sorted(tree) if path not in touched and not is_protected_path(path, tree)]
+    others = [path for path in untouched if path.endswith(".py")] or [path for path in untouched if is_other_code(path)]
     return others[:1] if not others else [others[int(tree.digest, 16) % len(others)]]
 
 

@@ -293,6 +293,9 @@ def _prepare(
         f"{len(environment.targets)} covered functions{licence}",
         highlight=False,
     )
+    if environment.command and "target" in config.injector.given:
+        told = "pytest does not run its tests, so it has no targets: no injector plays on it while injector.given names 'target'"
+        console.print(f"  {told}", markup=False, highlight=False)
     if store is not None:
         store.record_environment(
             spec.name,
