@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from selfplay.artifact import Artifact
 from selfplay.config import ValidatorSettings
@@ -33,7 +33,7 @@ from selfplay.judging import (
 )
 from selfplay.outcomes import TestOutcomes
 from selfplay.patches import Patch, apply_parsed, is_other_code, is_protected_path, is_runner_path, is_test_path, parse_patch
-from selfplay.perturbation import perturb
+from selfplay.perturbation import may_draw_lots, perturb
 from selfplay.test_runs import TestRun, TestRunner
 from selfplay.trees import FileEntry, Tree
 
@@ -67,10 +67,14 @@ CHECKS = (
     "script_runs_code",
     "determinism",
 )
+FLAKY_CHECK = "determinism"
 UNIMPORTABLE = b"\nraise RuntimeError\n"
 UNREADABLE = b")]} nothing reads this {[(\n"  # in place of a file in another language than Python
 MAX_STORED_PATCH = 1 << 24  # diffs that were accepted before are read again with this cap only
 PARALLEL_RUNS = 2
+# More runs of a buggy state that may draw lots, two at a time until one differs. With those that every bug has, luck of p = 0.26, the
+# solve rate that pays an injector best, stays hidden in 0.74^9 = 7 % of draws from the code and 0.74^10 = 5 % of others.
+SUSPECT_RUNS = 8
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,14 @@ class CheckResult:
     reason: str
     evidence: Mapping[str, Any]
     duration_s: float
+
+
+VerdictKind = Literal["accepted", "invalid", "flaky"]
+
+
+def verdict_kind(accepted: bool, failed_check: str) -> VerdictKind:
+    """flaky: all that is wrong is that equal runs differ. A machine that fails gives no verdict, but SandboxUnavailable."""
+    return "accepted" if accepted else "flaky" if failed_check == FLAKY_CHECK else "invalid"
 
 
 @dataclass(frozen=True)
@@ -101,6 +113,16 @@ class Verdict:
     duration_s: float
     test_runs: int
     cached_runs: int
+
+    @property
+    def kind(self) -> VerdictKind:
+        return verdict_kind(self.accepted, self.failed_check)
+
+    @property
+    def flaky_tests(self) -> tuple[str, ...]:
+        """Tests whose outcome was not the same in equal runs, sorted, as many as the evidence holds."""
+        moved = next((check.evidence.get("moved", {}) for check in self.checks if check.name == FLAKY_CHECK), {})
+        return tuple(sorted({test_id for ids in moved.values() for test_id in ids}))
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -387,19 +409,28 @@ class _Judgement:
         self.record("script_runs_code", finding)
 
     def determinism(self, states: Mapping[str, Tree], touched: Sequence[str]) -> None:
-        """Each state again, with other hash seeds and with changes without meaning in the touched files and one other."""
-        paths = [*touched, *_one_other(self.environment.tree, touched)]
-        jobs = [
-            (name, perturb(tree, paths, hash_seed), hash_seed)
-            for name, tree in states.items()
-            for hash_seed in range(1, self.settings.determinism_runs)
-        ]
+        """Each state again, with other hash seeds and with changes without meaning in the touched files and one other.
+
+        A buggy state whose code may draw lots is run SUSPECT_RUNS times more.
+        """
+        original, seeds = self.environment.tree, self.settings.determinism_runs
+        paths = [*touched, *_one_other(original, touched)]
         firsts = {name: self.run(tree) for name, tree in states.items()}  # known by now
-        repeats = self.run_all([(tree, hash_seed) for _, tree, hash_seed in jobs])
         runs: dict[str, list[tuple[TestOutcomes, str]]] = {name: [(run.outcomes, run.error)] for name, run in firsts.items()}
-        for (name, _, _), run in zip(jobs, repeats, strict=True):
-            runs[name].append((run.outcomes, run.error))
-        self.record("determinism", judge_repeats(runs))
+
+        def repeat(jobs: Sequence[tuple[str, int]]) -> Finding:
+            repeats = self.run_all([(perturb(states[name], paths, hash_seed), hash_seed) for name, hash_seed in jobs])
+            for (name, _), run in zip(jobs, repeats, strict=True):
+                runs[name].append((run.outcomes, run.error))
+            return judge_repeats(runs)
+
+        finding = repeat([(name, hash_seed) for name in states for hash_seed in range(1, seeds)])
+        if seeds > 1 and may_draw_lots(original, states["buggy"], touched):
+            for hash_seed in range(seeds, seeds + SUSPECT_RUNS, PARALLEL_RUNS):
+                if not finding.passed:
+                    break
+                finding = repeat([("buggy", hash_seed + number) for number in range(PARALLEL_RUNS)])
+        self.record("determinism", finding)
 
 
 def judge_bug_paths(bug: Patch, artifact: Artifact, environment: Environment) -> Finding:

@@ -1,0 +1,54 @@
+"""The perturbation audit on a handful of what benchmarks/audit.py measures: luck is found out, honest bugs are not touched."""
+
+import pytest
+
+from benchmarks.audit import Audit, Case, meaningless_attempt, own_config
+from selfplay import validator
+from selfplay.errors import PrerequisiteError, RepositoryError
+from selfplay.repos import cache_root
+from selfplay.sandbox import open_backend
+from selfplay.tasks import find_tasks
+
+pytestmark = [pytest.mark.sandbox]
+TASK = next(task for task in find_tasks(["own"]) if task.instance_id == "own-hashids-1")
+
+
+@pytest.fixture(scope="module")
+def audit():
+    try:
+        made = Audit(open_backend("bubblewrap", cache_root())[0], own_config(), attempts=0)
+        made.environment(TASK.repo)
+    except PrerequisiteError as missing:
+        pytest.skip(str(missing))
+    except RepositoryError as missing:
+        pytest.skip(f"{TASK.repo} is neither in the cache nor can it be fetched: {missing}")
+    return made
+
+
+def test_a_bug_that_hangs_on_chance_is_rejected(audit):
+    """But for one time in a thousand."""
+    assert audit.judge(Case("chance", "os.urandom", 0.5, TASK)).failed_check
+
+
+@pytest.mark.parametrize("source", ["line number", "co_code of the module"])
+def test_a_bug_that_hangs_on_a_hash_of_the_code_is_rejected(audit, source):
+    assert audit.judge(Case("seeded", source, 0.5, TASK)).failed_check == "determinism"
+
+
+def test_a_lot_that_falls_alike_twice_is_drawn_more_often(audit, monkeypatch):
+    """Of luck that repairs one time in four: accepted where a suspect is run no more often than others, rejected where it is."""
+    case = Case("seeded", "file", 0.26, TASK)
+    assert audit.judge(case).failed_check == "determinism"
+    monkeypatch.setattr(validator, "SUSPECT_RUNS", 0)
+    assert audit.judge(case).failed_check == ""
+
+
+@pytest.mark.parametrize("kind", ["honest", "same shape"])
+def test_an_honest_bug_passes_the_audit_also_in_the_shape_of_a_hostile_one(audit, kind):
+    assert audit.judge(Case(kind, "none", 0.0, TASK)).failed_check == ""
+
+
+def test_an_attempt_without_meaning_changes_what_a_lot_can_be_drawn_from_and_repairs_nothing(audit):
+    tree, place = audit.environment(TASK.repo).tree, audit.place(TASK)
+    texts = [meaningless_attempt(tree, place, number).text(place.path) for number in range(1, 9)]
+    assert len({len(text) for text in texts}) == len({text.count("\n") for text in texts}) == 8
