@@ -19,9 +19,10 @@ from rich.tree import Tree
 
 from selfplay.curriculum.lineage import lineage, root
 from selfplay.curriculum.rows import BUG_STATUSES
-from selfplay.curriculum.store import BUG_ORDERS, AttemptRow, BugRow, Store
+from selfplay.curriculum.store import BUG_ORDERS, AttemptRow, BugRow, Store, VerdictRow
 from selfplay.errors import UsageError
 from selfplay.tools import make_harmless
+from selfplay.validator import VerdictKind, verdict_kind
 from selfplay.viewing.replay import diff_or_text
 from selfplay.viewing.summary import table
 
@@ -196,12 +197,14 @@ def _lineage_label(family: nx.DiGraph[str], bug_id: str, shown_id: str, attempt:
 
 @dataclass(frozen=True)
 class Rejection:
-    """How often a check rejected, and the latest example of why."""
+    """How often a check rejected, and the latest example of why. flaky_tests: all whose outcome moved, sorted."""
 
     check: str
     count: int
     example_episode: str
     example_reason: str
+    kind: VerdictKind = "invalid"
+    flaky_tests: tuple[str, ...] = ()
 
 
 def rejections(store: Store) -> list[Rejection]:
@@ -212,22 +215,39 @@ def rejections(store: Store) -> list[Rejection]:
     found = []
     for check, some in by_check.items():
         example = next((verdict for verdict in reversed(some) if verdict.reason), some[-1])
-        found.append(Rejection(check, len(some), example.episode_id, example.reason))
+        kind = verdict_kind(False, check)
+        flaky = sorted({test_id for verdict in some for test_id in _flaky_tests(verdict)}) if kind == "flaky" else []
+        found.append(Rejection(check, len(some), example.episode_id, example.reason, kind, tuple(flaky)))
     return sorted(found, key=lambda rejection: (-rejection.count, rejection.check))
+
+
+def _flaky_tests(verdict: VerdictRow) -> Iterable[str]:
+    """Of a stored verdict, which an older version may have written."""
+    for check in json.loads(verdict.checks_json):
+        for ids in check.get("evidence", {}).get("moved", {}).values():
+            yield from ids
 
 
 def show_rejections(store: Store, console: Console, as_json: bool = False) -> None:
     found = rejections(store)
     judged = len(store.verdicts())
+    failures = len(store.failures())
     if as_json:
-        print(json.dumps({"judged": judged, "rejected": [asdict(rejection) for rejection in found]}, indent=2))
+        listed = [asdict(rejection) for rejection in found]
+        print(json.dumps({"judged": judged, "machine_failures": failures, "rejected": listed}, indent=2))
         return
+    if failures:
+        console.print(
+            Text(f"{failures} time(s) the machine failed, which rejects nothing: that was tried again, or left out.", style="yellow")
+        )
     if not found:
         console.print(Text(f"None of {judged} judged artifact(s) was rejected."))
         return
     shown = table("check", "artifacts", "for instance", "", right=("artifacts",), whole=("for instance",))
     for rejection in found:
-        shown.add_row(_text(rejection.check), str(rejection.count), _text(rejection.example_episode), _text(rejection.example_reason))
+        example = _text(rejection.example_episode), _text(rejection.example_reason)
+        name = f"{rejection.check} (flaky)" if rejection.kind == "flaky" else rejection.check
+        shown.add_row(_text(name), str(rejection.count), *example)
     console.print(shown, highlight=False)
     total = sum(rejection.count for rejection in found)
     note = f"{total} of {judged} artifacts were rejected. One in full: selfplay replay {found[0].example_episode}"

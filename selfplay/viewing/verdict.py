@@ -14,7 +14,7 @@ from rich.text import Text
 from selfplay.artifact import Artifact
 from selfplay.config import load_config
 from selfplay.environments import prepare_environment
-from selfplay.errors import SandboxUnavailable
+from selfplay.errors import EnvironmentBuildError, PrerequisiteError, RepositoryError, SandboxUnavailable
 from selfplay.repos import cache_root, fetch, parse_spec
 from selfplay.roles import sandbox_limits
 from selfplay.sandbox import open_backend
@@ -28,7 +28,7 @@ ACCEPTED, REJECTED, NO_VERDICT = 0, 1, 3
 def judge_folder(
     folder: Path, repo: str, config_file: Path | None, overrides: Sequence[str], *, all_checks: bool = False, as_json: bool = False
 ) -> int:
-    """The exit code of `selfplay validate`: 0 accepted, 1 rejected, 3 when the machine failed and no verdict was reached."""
+    """The exit code of `selfplay validate`: 0 accepted, 1 rejected (invalid or flaky), 3 when the machine failed: no verdict."""
     config = load_config(config_file, overrides)
     spec = parse_spec(repo)
     artifact = Artifact.read(folder)
@@ -51,11 +51,18 @@ def judge_folder(
             status.update("judging")
             runner = TestRunner(backend, config.validator, limits, {"run": "validate", "owner": str(os.getpid())})
             verdict = validate(artifact, environment, thresholds, runner, config.validator, all_checks=all_checks)
-    except SandboxUnavailable as failure:
-        console.print(Text(f"no verdict, the machine failed: {failure}. `selfplay doctor` says what is missing.", style="yellow"))
+    except (SandboxUnavailable, PrerequisiteError, RepositoryError, EnvironmentBuildError) as failure:
+        # Whatever kept the artifact from being judged says nothing about the artifact.
+        told = make_harmless(str(failure))
+        if as_json:
+            print(json.dumps({"kind": "machine", "accepted": None, "reason": told}, indent=2))
+        remedy = "`selfplay doctor` says what is missing."
+        console.print(Text(f"no verdict, the machine failed: {told.rstrip('.')}. {remedy}", style="yellow"), soft_wrap=True)
+        if tail := getattr(failure, "log_tail", ""):
+            console.print(Text(make_harmless(tail), style="dim"))
         return NO_VERDICT
     if as_json:
-        print(json.dumps(verdict.to_json(), indent=2))
+        print(json.dumps({"kind": verdict.kind, "flaky_tests": verdict.flaky_tests, **verdict.to_json()}, indent=2))
     else:
         print_verdict(verdict, console)
     return ACCEPTED if verdict.accepted else REJECTED
@@ -76,8 +83,11 @@ def print_verdict(verdict: Verdict, console: Console) -> None:
     if verdict.accepted:
         counts = f"{len(verdict.fail_to_pass)} fail-to-pass, {len(verdict.pass_to_pass)} pass-to-pass"
         console.print(Text(f"accepted: {counts}; {cost}", style="green"))
+    elif verdict.kind == "flaky":
+        tests = make_harmless(", ".join(verdict.flaky_tests)) or "a run ended without results"
+        console.print(Text(f"rejected as flaky: equal runs differ in {tests}; {cost}", style="red"))
     else:
-        console.print(Text(f"rejected by {verdict.failed_check}; {cost}", style="red"))
+        console.print(Text(f"rejected as invalid by {verdict.failed_check}; {cost}", style="red"))
 
 
 def _short(value: object, width: int = 400) -> str:
