@@ -121,7 +121,8 @@ class Verdict:
     @property
     def flaky_tests(self) -> tuple[str, ...]:
         """Tests whose outcome was not the same in equal runs, sorted, as many as the evidence holds."""
-        moved = next((check.evidence.get("moved", {}) for check in self.checks if check.name == FLAKY_CHECK), {})
+        evidence = next((check.evidence for check in self.checks if check.name == FLAKY_CHECK), {})
+        moved: Mapping[str, list[str]] = evidence.get("moved", {})
         return tuple(sorted({test_id for ids in moved.values() for test_id in ids}))
 
     def to_json(self) -> dict[str, Any]:
