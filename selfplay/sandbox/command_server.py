@@ -15,14 +15,16 @@ import fcntl
 import os
 import resource
 import select
-import signal
 import stat
 import sys
 import time
 
 TYPE_CHECKING = False  # as in typing, which is not imported for the same reason
 if TYPE_CHECKING:
+    import signal
     from collections.abc import Iterator
+else:
+    import _signal as signal  # the numbers without the enums that `signal` makes of them, which is half of its import
 
 PROTOCOL_IN, PROTOCOL_OUT, WAKE_READ, WAKE_WRITE = 200, 201, 202, 203
 COMMAND_FD, STATE_FD = 250, 251  # in the command's shell: what to run, and where its end state goes
