@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from selfplay.errors import SelfplayError, UsageError
+from selfplay.errors import SelfplayError, UsageError, full_disk_told
 
 app = typer.Typer(
     name="selfplay",
@@ -218,7 +218,8 @@ def doctor(
 def main() -> None:
     """Entry point: deliberate errors become one message and their exit code, never a traceback."""
     try:
-        app(standalone_mode=True)
+        with full_disk_told(Path.cwd()):
+            app(standalone_mode=True)
     except SelfplayError as error:
         from rich.console import Console
         from rich.text import Text

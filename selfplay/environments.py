@@ -22,7 +22,7 @@ from typing import Any
 
 from selfplay.config import EnvironmentSettings
 from selfplay.dependencies import Dependencies, read_dependencies, requirement_files
-from selfplay.errors import EnvironmentBuildError, OutcomesError
+from selfplay.errors import EnvironmentBuildError, OutcomesError, full_disk_told
 from selfplay.outcomes import TestOutcomes, parse_outcomes
 from selfplay.patches import OTHER_CODE, is_other_code, is_protected_path, is_runner_path, is_test_path
 from selfplay.repos import Checkout, RepositorySpec
@@ -148,15 +148,14 @@ def prepare_environment(
 ) -> Environment:
     """Build and admit an environment, or find it in the cache, keyed by the tree, its hints, this code's recipe and the backend.
 
-    Raises EnvironmentBuildError naming the repository, the reason and the log; SandboxUnavailable when the machine fails.
+    Raises EnvironmentBuildError naming the repository, the reason and the log; SandboxUnavailable and DiskFullError when the machine fails.
     """
     key = _environment_key(checkout, backend, settings)
     facts = cache / "environments" / "facts" / f"{key}.json"
     found = _read_facts(facts, checkout, backend)
     if found is not None:
         return found
-    facts.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(facts.with_suffix(".lock")):
+    with full_disk_told(cache), _locked(facts.with_suffix(".lock")):
         found = _read_facts(facts, checkout, backend)  # another process may have been first
         if found is None:
             logs = cache / "logs" / f"{checkout.name}-{key[:12]}"
@@ -190,6 +189,7 @@ def _environment_key(checkout: Checkout, backend: SandboxBackend, settings: Envi
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
+    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
@@ -240,8 +240,14 @@ def _write_facts(path: Path, environment: Environment, build_key: str) -> None:
         "variables": dict(environment.variables),
     }
     with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=".facts-", delete=False, encoding="utf-8") as file:
-        json.dump(facts, file)
-    Path(file.name).replace(path)
+        made = Path(file.name)
+        try:
+            json.dump(facts, file)
+            file.flush()
+            made.replace(path)
+        except BaseException:  # a full disk, say
+            made.unlink(missing_ok=True)
+            raise
 
 
 # ---- what to install

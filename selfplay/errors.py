@@ -5,6 +5,7 @@ SelfplayError
 │   ├── ConfigError               unknown key, wrong type, impossible combination
 │   └── RepositoryListError       every bad line of a list, with its number
 ├── PrerequisiteError             something this machine lacks, with the command that mends it
+│   └── DiskFullError             no space where selfplay keeps something
 ├── RepositoryError               a repository cannot be fetched or read
 ├── EnvironmentBuildError         its tests do not run here (`log_tail` holds the end of the log)
 ├── PatchError                    a diff that is not one, lies, or does not apply (the policy's fault)
@@ -13,11 +14,17 @@ SelfplayError
 ├── SandboxError
 │   ├── SandboxLost               gone, and a fresh one works: what ran in it killed it
 │   └── SandboxUnavailable        gone, and a fresh one fails too: the machine's fault, never a score
+│       └── SandboxInterrupted    gone by what was done to it from outside, although a fresh one works
 ├── EngineError                   a model cannot be loaded or does not answer
 ├── PromptError                   a template is missing, or uses a variable that it was not given
 ├── StoreError                    a database that is corrupt, newer than this code, or held by another writer
 └── RunError                      a run folder that cannot be started, resumed or read
 """
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 
 class SelfplayError(Exception):
@@ -46,6 +53,24 @@ class RepositoryListError(UsageError):
 
 class PrerequisiteError(SelfplayError):
     pass
+
+
+class DiskFullError(PrerequisiteError):
+    def __init__(self, place: Path, detail: object) -> None:
+        super().__init__(
+            f"no space is left for {place}: {detail}. Free some there, or let SELFPLAY_CACHE and run.folder name another disk."
+        )
+
+
+@contextmanager
+def full_disk_told(place: Path) -> Iterator[None]:
+    """Let an OSError that means a full disk be a DiskFullError, which names `place`; others pass."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise DiskFullError(Path(error.filename or place), error.strerror) from error
+        raise
 
 
 class RepositoryError(SelfplayError):
@@ -81,6 +106,10 @@ class SandboxLost(SandboxError):
 
 
 class SandboxUnavailable(SandboxError):
+    pass
+
+
+class SandboxInterrupted(SandboxUnavailable):
     pass
 
 

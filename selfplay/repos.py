@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion, Version
 
-from selfplay.errors import PrerequisiteError, RepositoryError, RepositoryListError, UsageError
+from selfplay.errors import PrerequisiteError, RepositoryError, RepositoryListError, UsageError, full_disk_told
 from selfplay.trees import FileEntry, Tree, ignore_rules, is_safe_path
 
 if TYPE_CHECKING:
@@ -276,25 +276,30 @@ def read_repository_list(path: Path) -> list[RepositorySpec]:
 def fetch(spec: RepositorySpec, cache: Path) -> Checkout:
     """Bring a repository into `cache` and read its pinned tree. What is pinned and cached needs no network.
 
-    Raises RepositoryError naming the repository, and PrerequisiteError when git is missing.
+    Raises RepositoryError naming the repository, PrerequisiteError when git or an engine is missing, DiskFullError.
     """
     try:
-        if spec.kind == "git":
-            return _fetch_git(spec, cache, spec.location)
-        if spec.kind == "pypi":
-            return _fetch_releases(spec, cache)
-        if spec.kind == "docker":
-            return _made_commit(spec, cache, _tree_of_image(spec), "")
-        folder = Path(spec.location)
-        if not folder.is_dir():
-            raise RepositoryError(f"{spec.text}: there is no folder {folder}")
-        if (folder / ".git").exists() or ((folder / "HEAD").is_file() and (folder / "objects").is_dir()):
-            return _fetch_git(spec, cache, spec.location)
-        if spec.rev:
-            raise RepositoryError(f"{spec.text}: {folder} is a plain folder, which has no revision {spec.rev!r}; leave out @{spec.rev}")
-        return _made_commit(spec, cache, _tree_of_folder(folder), "")
+        with full_disk_told(cache):
+            return _fetch(spec, cache)
     except OSError as error:
         raise RepositoryError(f"{spec.text}: {error}") from error
+
+
+def _fetch(spec: RepositorySpec, cache: Path) -> Checkout:
+    if spec.kind == "git":
+        return _fetch_git(spec, cache, spec.location)
+    if spec.kind == "pypi":
+        return _fetch_releases(spec, cache)
+    if spec.kind == "docker":
+        return _made_commit(spec, cache, _tree_of_image(spec), "")
+    folder = Path(spec.location)
+    if not folder.is_dir():
+        raise RepositoryError(f"{spec.text}: there is no folder {folder}")
+    if (folder / ".git").exists() or ((folder / "HEAD").is_file() and (folder / "objects").is_dir()):
+        return _fetch_git(spec, cache, spec.location)
+    if spec.rev:
+        raise RepositoryError(f"{spec.text}: {folder} is a plain folder, which has no revision {spec.rev!r}; leave out @{spec.rev}")
+    return _made_commit(spec, cache, _tree_of_folder(folder), "")
 
 
 def history_bundle(checkout: Checkout) -> bytes | None:
@@ -562,7 +567,8 @@ def _tree_of_image(spec: RepositorySpec) -> Tree:
         except docker.errors.NotFound as error:
             raise RepositoryError(f"{spec.text}: the image has no folder {folder}") from error
         finally:
-            container.remove(force=True, v=True)
+            with contextlib.suppress(docker.errors.APIError, OSError):  # an engine that is gone removes nothing
+                container.remove(force=True, v=True)
     return _strip_top(Tree.from_tar(data))
 
 

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from selfplay.errors import EnvironmentBuildError, PrerequisiteError, SandboxUnavailable
+from selfplay.errors import DiskFullError, EnvironmentBuildError, PrerequisiteError, SandboxUnavailable
 from selfplay.sandbox import command_server
 from selfplay.sandbox.base import SUBMIT, VENV, WORKSPACE, Limits, Sandbox, SandboxSpec
 from selfplay.sandbox.cgroups import ControlGroup, make_group, sweep_groups
@@ -43,6 +43,7 @@ BUILD_LIMITS = Limits(
 )
 LOG_TAIL = 4000
 SMALL_TMPFS_BYTES = 16 << 20
+FULL_DISK_BYTES = 1 << 20  # a build that fails with less than this left has failed for the lack of it
 FIRST_UID = 1 << 30  # far from any account; a sandbox has its own, so that the kernel counts its processes apart
 PYTHON_PROGRAM_FILES = 20
 WATCH_INTERVAL_S = 0.05
@@ -128,6 +129,8 @@ class BubblewrapBackend:
                     raise EnvironmentBuildError(f"the build of environment {key} ended its sandbox: {error}") from error
             log.write_bytes(result.output)
             if result.exit_code != 0:
+                if shutil.disk_usage(building).free < FULL_DISK_BYTES:
+                    raise DiskFullError(self._environments, f"a build ended with exit code {result.exit_code} on a full disk")
                 reason = f"did not end within {timeout_s:.0f} s" if result.timed_out else f"ended with exit code {result.exit_code}"
                 raise EnvironmentBuildError(f"the build of environment {key} {reason}; whole log: {log}", result.text[-LOG_TAIL:])
             _own_everything(building / "env")
@@ -506,7 +509,8 @@ def _loader_cache(bwrap: str) -> bytes:
     with tempfile.TemporaryDirectory(prefix="selfplay-") as folder:
         (Path(folder) / "conf").write_text(f"{PYTHON}/lib\ninclude /etc/ld.so.conf\n")
         line = [bwrap, "--ro-bind", "/", "/", "--tmpfs", "/opt", "--ro-bind", sys.base_prefix, PYTHON, "--bind", folder, "/mnt"]
-        made = subprocess.run([*line, "ldconfig", "-X", "-C", "/mnt/cache", "-f", "/mnt/conf"], capture_output=True, check=False)
+        ldconfig = shutil.which("ldconfig", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin") or "ldconfig"
+        made = subprocess.run([*line, ldconfig, "-X", "-C", "/mnt/cache", "-f", "/mnt/conf"], capture_output=True, check=False)
         if made.returncode != 0:
             raise SandboxUnavailable(f"bubblewrap cannot run ldconfig: {made.stderr.decode('utf-8', 'replace').strip()}")
         return (Path(folder) / "cache").read_bytes()

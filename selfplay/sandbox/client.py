@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol, TypeVar
 
-from selfplay.errors import ArtifactError, SandboxError, SandboxLost, SandboxUnavailable
+from selfplay.errors import ArtifactError, SandboxError, SandboxInterrupted, SandboxLost, SandboxUnavailable
 from selfplay.sandbox.base import ExecResult, SandboxSpec
 
 CHUNK = 1 << 18
@@ -342,6 +342,8 @@ class ConnectedSandbox:
     def _explain(self, gone: PeerGone) -> SandboxError:
         try:
             self._probe()
+        except SandboxInterrupted as error:
+            return SandboxInterrupted(f"{gone}: {error}")
         except SandboxUnavailable as error:
             return SandboxUnavailable(f"{gone}, and a fresh sandbox fails too: {error}")
         return SandboxLost(f"{gone}; a fresh sandbox works, so what ran in this one ended it")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import io
+import json
 import os
 import re
 import shlex
@@ -17,15 +18,17 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from functools import cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import docker
 import requests
 from docker.errors import APIError, DockerException, ImageNotFound, NotFound
 
-from selfplay.errors import EnvironmentBuildError, PrerequisiteError, SandboxUnavailable
+from selfplay.errors import EnvironmentBuildError, PrerequisiteError, SandboxInterrupted, SandboxUnavailable
 from selfplay.sandbox import command_server
 from selfplay.sandbox.base import SUBMIT, VENV, WORKSPACE, Limits, Sandbox, SandboxSpec
 from selfplay.sandbox.client import HELLO_S, ConnectedSandbox, Connection, PeerGone, Refused, SocketChannel, archive_frames, probe
@@ -51,6 +54,7 @@ size, source = int(sys.argv.pop(1)), b""
 while len(source) < size: source += os.read(0, size - len(source)) or sys.exit(1)
 exec(compile(source, "command_server", "exec"))"""
 ENGINE_ERRORS = (DockerException, requests.exceptions.RequestException, OSError)
+USUAL_SOCKET = "/var/run/docker.sock"
 BUILD_BASE = "sandboxes/base/build.sh"
 _connecting = threading.Lock()
 
@@ -92,6 +96,7 @@ class DockerBackend:
                 probe(fresh.connection)
             finally:
                 fresh.close()
+            self._raise_if_interrupted(opened)
 
         sandbox = ConnectedSandbox(spec, opened.connection, opened.close, probe_afresh, container=opened.container)
         try:
@@ -110,6 +115,13 @@ class DockerBackend:
         except ENGINE_ERRORS as error:
             raise SandboxUnavailable(f"the docker engine does not list or remove containers: {error}") from error
         return removed
+
+    def _raise_if_interrupted(self, lost: _Opened) -> None:
+        """What runs in a container can neither restart its engine nor ask it for a kill: then it is not to blame for the loss."""
+        if lost.witness is not None and not lost.witness.is_unbroken():
+            raise SandboxInterrupted("the docker engine was restarted, or its connections were cut, while the sandbox was open")
+        if _was_told_to_end(self._engine().api, lost.container):
+            raise SandboxInterrupted("somebody ended its container through the docker engine")
 
     # ---- environments
 
@@ -160,9 +172,12 @@ class DockerBackend:
     # ---- starting
 
     def _engine(self) -> docker.DockerClient:
+        """Raises SandboxUnavailable when no engine answers (any more)."""
+        host = os.environ.get("DOCKER_HOST", "")
+        _witness(host)
         with _connecting:
             try:
-                return _connect(os.environ.get("DOCKER_HOST", ""))
+                return _connect(host)
             except ENGINE_ERRORS as error:
                 raise SandboxUnavailable(f"no docker engine answers at {os.environ.get('DOCKER_HOST') or 'its usual socket'}") from error
 
@@ -176,6 +191,7 @@ class DockerBackend:
         return True
 
     def _start(self, spec: SandboxSpec, access: IndexAccess | None = None) -> _Opened:
+        witness = _witness(os.environ.get("DOCKER_HOST", ""))
         api = self._engine().api
         container = ""
         try:
@@ -183,7 +199,7 @@ class DockerBackend:
             container = created["Id"]
             attached = api.attach_socket(container, params={"stdin": 1, "stdout": 1, "stderr": 1, "stream": 1})
             channel = SocketChannel(getattr(attached, "_sock", attached))
-            opened = _Opened(api, container, channel, attached)
+            opened = _Opened(api, container, channel, attached, witness)
         except ImageNotFound as error:
             raise SandboxUnavailable(
                 f"the docker engine has no image {spec.environment!r}. The base image is built by: sudo {BUILD_BASE}"
@@ -272,9 +288,6 @@ class DockerBackend:
 @cache
 def _connect(host: str) -> docker.DockerClient:
     """One client a process and engine, since each keeps connections open; only one that answered is kept."""
-    if not host or host.startswith("unix://"):
-        with socket.socket(socket.AF_UNIX) as trial:  # the library forgets to close the socket that it cannot connect
-            trial.connect(host.removeprefix("unix://") or "/var/run/docker.sock")
     client = docker.from_env(timeout=ENGINE_TIMEOUT_S, max_pool_size=64)
     try:
         client.ping()
@@ -285,11 +298,74 @@ def _connect(host: str) -> docker.DockerClient:
     return client
 
 
+class _Witness:
+    """A stream of the engine's that carries nothing and ends when the engine does: tells its restart from the end of one container."""
+
+    def __init__(self, host: str) -> None:
+        self.host = host
+        nothing = quote(json.dumps({"container": ["selfplay-witness"]}))
+        self._socket = socket.socket(socket.AF_UNIX)
+        try:
+            self._socket.settimeout(ENGINE_TIMEOUT_S)
+            # The library leaves open what it cannot connect: whether an engine is there is found out here first.
+            self._socket.connect(host.removeprefix("unix://") or USUAL_SOCKET)
+            self._socket.sendall(f"GET /events?filters={nothing} HTTP/1.1\r\nHost: docker\r\n\r\n".encode())
+            self._socket.setblocking(False)
+        except OSError:
+            self._socket.close()
+            raise
+
+    def is_unbroken(self) -> bool:
+        try:
+            while self._socket.recv(1 << 12):  # the answer's head
+                pass
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        return False
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+_witnesses: dict[tuple[str, int], _Witness] = {}
+
+
+def _witness(host: str) -> _Witness | None:
+    """The one of this process and engine, a new one when the engine ended; None for an engine that no local socket leads to."""
+    if host and not host.startswith("unix://"):
+        return None
+    key = (host, os.getpid())
+    with _connecting:
+        found = _witnesses.get(key)
+        if found is None or not found.is_unbroken():
+            if found is not None:
+                _witnesses.pop(key).close()
+            try:
+                found = _witnesses[key] = _Witness(host)
+                atexit.register(found.close)
+            except OSError as error:
+                raise SandboxUnavailable(f"no docker engine answers at {host or 'its usual socket'}") from error
+        return found
+
+
+def _was_told_to_end(api: docker.APIClient, container: str) -> bool:
+    """Whether the engine was asked for a kill or a stop of it. By the engine's own clock: this machine's may be another."""
+    try:
+        until = int(datetime.fromisoformat(re.sub(r"\.\d+", "", api.info()["SystemTime"])).timestamp()) + 1
+        filters = {"type": ["container"], "event": ["kill"]}
+        return any(event.get("id") == container for event in api.events(since=0, until=until, filters=filters, decode=True))
+    except (*ENGINE_ERRORS, KeyError, ValueError):
+        return False
+
+
 class _Opened:
     """A started container and the line to its command server."""
 
-    def __init__(self, api: docker.APIClient, container: str, channel: SocketChannel, attached: Any) -> None:
+    def __init__(self, api: docker.APIClient, container: str, channel: SocketChannel, attached: Any, witness: _Witness | None) -> None:
         self.container = container
+        self.witness = witness
         self.connection = Connection(channel)
         self._api = api
         self._channel = channel
@@ -304,6 +380,11 @@ class _Opened:
         for part in parts:
             with suppress(OSError, AttributeError, ValueError):
                 part.close()
+        if self.witness is not None:
+            try:
+                _witness(self.witness.host)
+            except SandboxUnavailable:
+                return  # nobody is there to be asked; the container ends, since its input has ended
         _remove(self._api, self.container)
 
 
