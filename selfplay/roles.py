@@ -31,8 +31,10 @@ from selfplay.patches import reverse_patch
 from selfplay.prompting import Prompt, render
 from selfplay.repos import Checkout, history_bundle
 from selfplay.sandbox.base import SUBMIT, WORKSPACE, Limits, Sandbox, SandboxBackend
+from selfplay.shared_tests import SharedTests
 from selfplay.suspects import Suspect, find_suspects
 from selfplay.targets import Target
+from selfplay.test_runs import TestRunner
 from selfplay.trees import FileEntry, Tree
 from selfplay.validator import BugState, build_states
 
@@ -42,17 +44,14 @@ BUNDLE = "history.bundle"
 
 # Runs in the sandbox before the policy does. Nothing of the policy's session changes: a subshell, fixed author and date.
 # The files of the tree may be ignored by its own rules, hence --force.
-GIT_SETTINGS = """\
+GIT_SETTINGS = r"""
 set -e
 cd /testbed
 export GIT_AUTHOR_NAME=selfplay GIT_AUTHOR_EMAIL=selfplay@localhost GIT_AUTHOR_DATE='2000-01-01T00:00:00Z'
 export GIT_COMMITTER_NAME=selfplay GIT_COMMITTER_EMAIL=selfplay@localhost GIT_COMMITTER_DATE='2000-01-01T00:00:00Z'
 rm -rf .git
 git init --quiet --template= --initial-branch=main .
-git config user.name selfplay
-git config user.email selfplay@localhost
-git config gc.auto 0
-git config core.logAllRefUpdates false
+printf '[user]\n\tname = selfplay\n\temail = selfplay@localhost\n[gc]\n\tauto = 0\n[core]\n\tlogAllRefUpdates = false\n' >> .git/config
 """
 COMMIT_ALL = """\
 git add --all --force .
@@ -173,16 +172,26 @@ def _given_test_files(task: InjectorTask) -> tuple[str, ...]:
 
 
 def play_injector(
-    task: InjectorTask, place: EpisodePlace, engine: Engine, chat: ChatFormat, backend: SandboxBackend, config: Config, limits: Limits
+    task: InjectorTask,
+    place: EpisodePlace,
+    engine: Engine,
+    chat: ChatFormat,
+    backend: SandboxBackend,
+    config: Config,
+    limits: Limits,
+    runner: TestRunner | None = None,
 ) -> Episode:
     """One injector episode. `submission` holds what a submit call named of the five files; without one it is empty.
 
+    With a `runner`, runs of the given test script are shared with all that it runs, see `shared_tests`.
     Raises EngineError and PromptError; a failing sandbox is a finish reason.
     """
     record = _Record(Role.INJECTOR, task.environment, place, *injector_prompts(task, config))
     with record.machine_failures(), open_workspace(backend, task.environment, task.environment.tree, place.labels, limits) as box:
         prepare_injector(box, task, config)
-        record.result = record.play(engine, chat, box, config.agent)
+        script = task.environment.script_for(_given_test_files(task))
+        shown: Sandbox = SharedTests(box, runner, task.environment, script) if runner else box
+        record.result = record.play(engine, chat, shown, config.agent)
         if record.result.finish is FinishReason.SUBMITTED:
             with record.losses():
                 record.submission = read_submission(box, limits, record.result.submitted or ())
@@ -190,10 +199,18 @@ def play_injector(
 
 
 def play_solver(
-    task: SolverTask, place: EpisodePlace, engine: Engine, chat: ChatFormat, backend: SandboxBackend, config: Config, limits: Limits
+    task: SolverTask,
+    place: EpisodePlace,
+    engine: Engine,
+    chat: ChatFormat,
+    backend: SandboxBackend,
+    config: Config,
+    limits: Limits,
+    runner: TestRunner | None = None,
 ) -> Episode:
     """One solver episode. `submission["patch"]` is the workspace's change, taken however the episode ended; "" for none.
 
+    With a `runner`, runs of the given test script are shared with all that it runs, see `shared_tests`.
     Raises EngineError and PromptError, and PatchError when the bug does not belong to the environment.
     """
     record = _Record(Role.SOLVER, task.environment, place, *solver_prompts(task, config))
@@ -203,7 +220,8 @@ def play_solver(
     made = start.changed_paths(states.solver_start)  # tests that grading knows in their weakened form only: no change to them counts
     with record.machine_failures(), open_workspace(backend, task.environment, start, place.labels, limits) as box:
         prepare_solver(box, task, config)
-        record.result = record.play(engine, chat, box, config.agent)
+        shown: Sandbox = SharedTests(box, runner, task.environment, task.bug.artifact.test_script) if runner else box
+        record.result = record.play(engine, chat, shown, config.agent)
         if record.result.finish not in (FinishReason.SANDBOX_LOST, FinishReason.ENV_ERROR):
             with record.losses():
                 workspace = box.read_archive(WORKSPACE, limits.workspace_bytes + ARCHIVE_OVERHEAD_BYTES)

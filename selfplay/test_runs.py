@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from selfplay.config import ValidatorSettings
+from selfplay.environments import standard_parser
 from selfplay.errors import ArtifactError, OutcomesError, SandboxLost, SandboxUnavailable
 from selfplay.outcomes import TestOutcomes, parse_outcomes
 from selfplay.sandbox.base import SUBMIT, WORKSPACE, Limits, Sandbox, SandboxBackend, SandboxSpec
@@ -42,6 +43,16 @@ class Timings:
     transfer_s: float = 0.0
     script_s: float = 0.0
     parser_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class ScriptRun:
+    """What test_script.sh printed and how it ended. `error` is why that does not count, "" when it does."""
+
+    log: bytes
+    exit_code: int
+    error: str = ""
+    timings: Timings = field(default_factory=Timings)
 
 
 @dataclass(frozen=True)
@@ -83,23 +94,35 @@ class TestRunner:
         self._backend = backend
         self._limits = limits
         self._labels = dict(labels)
-        self._runs: _Known[TestRun] = _Known(keep=lambda run: not run.error, size=lambda run: len(run.log))
+        self._scripts: _Known[ScriptRun] = _Known(keep=lambda run: not run.error, size=lambda run: len(run.log))
         self._confirmed: _Known[Confirmation] = _Known(keep=lambda found: found.agrees is True, size=lambda _: 64)
         self._parsed: _Known[ParsedLog] = _Known(keep=lambda _: True, size=lambda parsed: 64 * len(parsed.outcomes.ids))
 
     def run(self, environment: Environment, tree: Tree, script: str, parser: str, hash_seed: int = 0, fresh: bool = False) -> TestRun:
         """The outcomes of `script` on `tree`, the environment's excluded tests left out.
 
-        A result that is known (same tree, script, parser, environment, seed) is given again unless `fresh`; failed runs are never kept.
+        A script's run that is known (same tree, script, environment, seed) is taken again unless `fresh`; failed ones are never kept.
         """
         if fresh:
-            return self._run(environment, tree, script, parser, hash_seed)
-        key = _key(environment.key, environment.reference, tree.digest, script, parser, str(hash_seed))
-        run, is_new = self._runs.get(key, lambda: self._run(environment, tree, script, parser, hash_seed))
-        return run if is_new else replace(run, cached=True, timings=Timings())
+            done, is_new = self._run_script(environment, tree, script, hash_seed), True
+        else:
+            done, is_new = self._known_script(environment, tree, script, hash_seed)
+        timings = done.timings if is_new else Timings()
+        if done.error:
+            return TestRun(TestOutcomes(), done.log, done.error, not is_new, timings)
+        parsed = self.parse(environment, parser, done.log)
+        timings = replace(timings, parser_s=parsed.duration_s)
+        return TestRun(parsed.outcomes.without(environment.excluded_ids), done.log, parsed.error, not is_new, timings)
+
+    def script(self, environment: Environment, tree: Tree, script: str) -> ScriptRun:
+        """What `script` prints on `tree` in a fresh sandbox: the first half of `run`, and known to it from then on."""
+        return self._known_script(environment, tree, script, 0)[0]
 
     def parse(self, environment: Environment, parser: str, log: bytes) -> ParsedLog:
-        """What `parser` makes of `log`, twice, each time in a fresh sandbox without the repository: it must say the same."""
+        """What `parser` makes of `log`, twice, each time in a fresh sandbox without the repository: it must say the same.
+
+        The house's own parser, which no policy and no repository wrote, is asked once.
+        """
         key = _key(environment.reference, parser, hashlib.sha256(log).hexdigest())
         parsed, is_new = self._parsed.get(key, lambda: self._parse_twice(environment, parser, log))
         return parsed if is_new else replace(parsed, duration_s=0.0)
@@ -111,7 +134,11 @@ class TestRunner:
         key = _key(environment.key, environment.reference, tree.digest, script, parser, *wanted)
         return self._confirmed.get(key, make)[0]
 
-    def _run(self, environment: Environment, tree: Tree, script: str, parser: str, hash_seed: int) -> TestRun:
+    def _known_script(self, environment: Environment, tree: Tree, script: str, hash_seed: int) -> tuple[ScriptRun, bool]:
+        key = _key(environment.key, environment.reference, tree.digest, script, str(hash_seed))
+        return self._scripts.get(key, lambda: self._run_script(environment, tree, script, hash_seed))
+
+    def _run_script(self, environment: Environment, tree: Tree, script: str, hash_seed: int) -> ScriptRun:
         variables = {**environment.variables, "PYTHONHASHSEED": str(hash_seed)}
         started = time.monotonic()
         with self._opened(environment, variables) as box:
@@ -122,33 +149,29 @@ class TestRunner:
             except (ArtifactError, SandboxLost) as error:
                 raise SandboxUnavailable(f"the repository does not fit into its sandbox: {error}. Raise sandbox.workspace_mb.") from error
             written = time.monotonic()
-            log, error_text = self._script_log(box)
+            log, exit_code, error_text = self._script_log(box)
             ended = time.monotonic()
-        timings = Timings(opened - started, written - opened, ended - written)
-        if error_text:
-            return TestRun(TestOutcomes(), log, error_text, timings=timings)
-        parsed = self.parse(environment, parser, log)
-        timings = replace(timings, parser_s=parsed.duration_s)
-        return TestRun(parsed.outcomes.without(environment.excluded_ids), log, parsed.error, timings=timings)
+        return ScriptRun(log, exit_code, error_text, Timings(opened - started, written - opened, ended - written))
 
-    def _script_log(self, box: Sandbox) -> tuple[bytes, str]:
-        """The output and "", or what of it there is and why it does not count. Failing tests set the exit status, so it says nothing."""
+    def _script_log(self, box: Sandbox) -> tuple[bytes, int, str]:
+        """The output, the exit status (which failing tests set, so that it says nothing) and "", or why the output does not count."""
         settings = self.settings
         try:
             done = box.run(SCRIPT_COMMAND, timeout_s=settings.script_timeout_s, output_bytes=settings.max_log_bytes)
         except SandboxLost as error:
-            return b"", f"test_script.sh ended its own sandbox: {error}"
+            return b"", 0, f"test_script.sh ended its own sandbox: {error}"
+        problem = ""
         if done.timed_out:
-            return done.output, f"test_script.sh did not end within {settings.script_timeout_s:g} s (validator.script_timeout_s)"
-        if done.truncated:
-            return done.output, f"test_script.sh printed more than {settings.max_log_bytes} bytes (validator.max_log_bytes)"
-        return done.output, ""
+            problem = f"test_script.sh did not end within {settings.script_timeout_s:g} s (validator.script_timeout_s)"
+        elif done.truncated:
+            problem = f"test_script.sh printed more than {settings.max_log_bytes} bytes (validator.max_log_bytes)"
+        return done.output, done.exit_code, problem
 
     def _parse_twice(self, environment: Environment, parser: str, log: bytes) -> ParsedLog:
         started = time.monotonic()
         try:
             first = self._parse_once(environment, parser, log)
-            second = self._parse_once(environment, parser, log)
+            second = first if parser == standard_parser() else self._parse_once(environment, parser, log)
         except OutcomesError as error:
             return ParsedLog(TestOutcomes(), str(error), time.monotonic() - started)
         duration_s = time.monotonic() - started

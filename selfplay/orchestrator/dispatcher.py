@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from typing import TypeVar
 
 from selfplay.artifact import Artifact
@@ -20,7 +21,7 @@ from selfplay.episode import Episode, FinishReason, Role
 from selfplay.errors import ArtifactError, PatchError, RunError, SandboxUnavailable
 from selfplay.grading import Grade, grade
 from selfplay.orchestrator.game import Game
-from selfplay.roles import EpisodePlace, InjectorTask, play_injector, play_solver, solver_task, spec_tokens
+from selfplay.roles import EpisodePlace, InjectorTask, SolverTask, play_injector, play_solver, solver_task, spec_tokens
 from selfplay.targets import Target
 from selfplay.validator import BugState, CheckResult, Thresholds, Verdict, validate
 
@@ -37,6 +38,7 @@ class Dispatcher:
         train = game.config.train
         self._play = ThreadPoolExecutor(train.episodes_in_flight, thread_name_prefix="play")
         self._judge = ThreadPoolExecutor(train.workers, thread_name_prefix="judge")
+        self._tasks: dict[str, asyncio.Future[SolverTask]] = {}  # by group: its members play one task
         self._played = 0
         self._failed = 0
 
@@ -46,6 +48,7 @@ class Dispatcher:
 
     def start_update(self) -> None:
         self._played = self._failed = 0
+        self._tasks.clear()
 
     async def play_groups(self, groups: list[GroupRow]) -> None:
         """Play and judge every member that is not recorded yet. Raises RunError when the machine fails too often."""
@@ -77,9 +80,11 @@ class Dispatcher:
         thresholds = self._thresholds(group, member)
         target = Target(**json.loads(group.target_json)) if group.target_json else None
         task = InjectorTask(environment, group.strategy, target, thresholds)
-        episode = await self._episode(
-            group, member, lambda place: play_injector(task, place, game.engine, game.chat, game.backend, config, game.limits)
-        )
+
+        def play(place: EpisodePlace) -> Episode:
+            return play_injector(task, place, game.engine, game.chat, game.backend, config, game.limits, game.runner)
+
+        episode = await self._episode(group, member, play)
         if episode.finish is FinishReason.ENV_ERROR:
             self._record(group, episode, note=episode.error)
             return
@@ -127,10 +132,13 @@ class Dispatcher:
         row = game.store.bug(group.bug_id)
         environment = game.environments[group.repository]
         bug = row.state()
+        if group.group_id not in self._tasks:
+            make = partial(solver_task, environment, row.bug_id, bug, row.failure, config)
+            self._tasks[group.group_id] = asyncio.get_running_loop().run_in_executor(self._play, make)
+        task = await self._tasks[group.group_id]
 
         def play(place: EpisodePlace) -> Episode:
-            task = solver_task(environment, row.bug_id, bug, row.failure, config)
-            return play_solver(task, place, game.engine, game.chat, game.backend, config, game.limits)
+            return play_solver(task, place, game.engine, game.chat, game.backend, config, game.limits, game.runner)
 
         episode = await self._episode(group, member, play)
         if episode.finish is FinishReason.ENV_ERROR:

@@ -34,6 +34,7 @@ ORDER = [
     "judging",
     "perturbation",
     "test_runs",
+    "shared_tests",
     "judging",
     "perturbation",
     "validator",

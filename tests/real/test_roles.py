@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -18,7 +19,7 @@ from selfplay.episode import Episode, FinishReason
 from selfplay.errors import PrerequisiteError, SandboxUnavailable
 from selfplay.grading import Grade, grade
 from selfplay.judging import Thresholds
-from selfplay.patches import diff_trees
+from selfplay.patches import apply_patch, diff_trees
 from selfplay.repos import fetch, parse_spec
 from selfplay.roles import (
     EpisodePlace,
@@ -78,17 +79,23 @@ class House:
     def engine(self, replies: Sequence[str] | Callable[[ScriptedTurn], str]) -> ScriptedEngine:
         return ScriptedEngine(replies if callable(replies) else lambda turn: replies[turn.number], load_tokenizer(str(self.tokenizer)))
 
-    def inject(self, replies: Sequence[str] | Callable[[ScriptedTurn], str], strategy: str = "direct", config: Config = CONFIG) -> Episode:
+    def inject(
+        self,
+        replies: Sequence[str] | Callable[[ScriptedTurn], str],
+        strategy: str = "direct",
+        config: Config = CONFIG,
+        runner: TestRunner | None = None,
+    ) -> Episode:
         task = self.injector_task(strategy)
-        return play_injector(task, PLACE, self.engine(replies), self.chat, self.backend, config, sandbox_limits(config))
+        return play_injector(task, PLACE, self.engine(replies), self.chat, self.backend, config, sandbox_limits(config), runner)
 
     def injector_task(self, strategy: str = "direct") -> InjectorTask:
         target = next(target for target in self.environment.targets if target.name == "mean")
         return InjectorTask(self.environment, strategy, replace(target, test_file="tests/test_numbers.py"), Thresholds())
 
-    def repair(self, replies: Sequence[str], bug: BugState, config: Config = CONFIG) -> Episode:
+    def repair(self, replies: Sequence[str], bug: BugState, config: Config = CONFIG, runner: TestRunner | None = None) -> Episode:
         task = solver_task(self.environment, "bug-1", bug, "E   assert -6.0 == 2", config)
-        return play_solver(task, PLACE, self.engine(replies), self.chat, self.backend, config, sandbox_limits(config))
+        return play_solver(task, PLACE, self.engine(replies), self.chat, self.backend, config, sandbox_limits(config), runner)
 
     def grade(self, bug: BugState, episode: Episode) -> Grade:
         return grade(bug, episode.submission["patch"], self.environment, runner(self))
@@ -268,6 +275,92 @@ def test_a_solver_is_given_neither_tests_nor_suspects_unless_configured(house: H
     assert episode.turns[0].observation.split("\n")[0] == "0"
     assert episode.messages[0]["content"].endswith("E   assert -6.0 == 2")
     assert solver_task(house.environment, "bug-1", bug, "", CONFIG).suspects == ()
+
+
+# ---- runs of the given script that episodes share
+
+
+class CountingBackend:
+    """A real backend that counts what it opened."""
+
+    def __init__(self, backend: SandboxBackend) -> None:
+        self._backend, self.opened = backend, 0
+
+    def open(self, spec: SandboxSpec) -> AbstractContextManager[Sandbox]:
+        self.opened += 1
+        return self._backend.open(spec)
+
+
+def counting_runner(house: House) -> tuple[CountingBackend, TestRunner]:
+    backend = CountingBackend(house.backend)
+    return backend, TestRunner(cast(SandboxBackend, backend), CONFIG.validator, Limits(), LABELS)
+
+
+def test_attempts_with_equal_workspaces_share_the_runs_of_the_given_script_and_grading_takes_them_up(house: House, bug: BugState) -> None:
+    backend, shared = counting_runner(house)
+    replies = [RUN_TESTS, SOLVER[1], RUN_TESTS, SUBMIT_NOTHING]
+    episode = house.repair(replies, bug, GIVEN, shared)
+    assert episode.turns[0].observation.startswith("status 1\n1 failed") and episode.turns[2].observation.startswith("status 0\n6 passed")
+    assert backend.opened == 2  # broken and mended
+    assert house.repair(replies, bug, GIVEN, shared).turns[2].observation == episode.turns[2].observation
+    assert backend.opened == 2
+    assert grade(bug, episode.submission["patch"], house.environment, shared, confirm=False).passed
+    assert backend.opened == 3  # the parser's
+
+
+def test_an_injectors_own_run_is_the_one_that_its_artifact_is_judged_by(house: House, injected: Episode) -> None:
+    backend, shared = counting_runner(house)
+    episode = house.inject(INJECTOR, runner=shared)
+    assert episode.turns[1].observation == injected.turns[1].observation and episode.submission == injected.submission
+    opened = backend.opened
+    artifact = Artifact.from_files(episode.submission)
+    buggy = apply_patch(house.environment.tree, artifact.bug_inject)
+    assert shared.run(house.environment, buggy, artifact.test_script, artifact.test_parser).cached
+    assert (opened, backend.opened) == (1, 2)  # and the parser's
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "bash /submit/test_script.sh | grep -oE '[0-9]+ (failed|error)' && git checkout -q tiny/numbers.py; git status -s",
+        "bash /submit/test_script.sh 2>&1 | grep -c PASSED; echo ${PIPESTATUS[*]}",
+        "bash /submit/test_script.sh > /tmp/log; echo $?; grep -c PASSED /tmp/log",
+        "bash /submit/test_script.sh | wc -l < /submit/test_script.sh",
+        "bash /submit/test_script.sh > /tmp/log & wait $!; echo $?; grep -c PASSED /tmp/log",
+        "cd tiny; bash /submit/test_script.sh | grep -c PASSED",
+        "echo 'def' > tests/conftest.py; bash /submit/test_script.sh | grep -c PASSED",
+    ],
+)
+def test_a_command_with_the_given_script_prints_the_same_where_its_runs_are_shared(house: House, bug: BugState, command: str) -> None:
+    replies = [SOLVER[1], format_action("bash", command), SUBMIT_NOTHING]
+    alone, shared = house.repair(replies, bug, GIVEN), house.repair(replies, bug, GIVEN, runner(house))
+    assert shared.turns[1].observation == alone.turns[1].observation
+    assert shared.submission == alone.submission
+
+
+def test_a_broken_conftest_is_reported_where_runs_are_shared(house: House, bug: BugState) -> None:
+    break_it = format_action("bash", "echo 'raise RuntimeError(1)' > tests/conftest.py")
+    episode = house.repair([break_it, RUN_TESTS.replace("> /tmp/log", "| cat"), SUBMIT_NOTHING], bug, GIVEN, runner(house))
+    assert "conftest" in episode.turns[1].observation
+
+
+def test_a_script_that_a_policy_changed_runs_in_its_own_sandbox(house: House, bug: BugState) -> None:
+    backend, shared = counting_runner(house)
+    change = format_action("bash", "echo 'echo mine' > /submit/test_script.sh")
+    run = format_action("bash", "bash /submit/test_script.sh")
+    assert house.repair([change, run, SUBMIT_NOTHING], bug, GIVEN, shared).turns[1].observation.startswith("mine\n")
+    assert backend.opened == 0
+
+
+def test_what_one_sandbox_holds_beside_its_workspace_reaches_no_other_through_shared_runs(house: House, bug: BugState) -> None:
+    """Links, variables and files elsewhere could make a run of one's own say something; a shared one knows the workspace's files only."""
+    shared = runner(house)
+    mark = "export PYTEST_ADDOPTS=--version; mkdir -p /tmp/x; ln -s /tmp/x tests/linked; echo 'def test_told(): pass' > /tmp/x/test_told.py"
+    run = format_action("bash", "bash /submit/test_script.sh | tail -n 1")
+    told = house.repair([format_action("bash", mark), run, SUBMIT_NOTHING], bug, GIVEN, shared)
+    assert told.turns[1].observation.startswith("1 failed, 5 passed")
+    other = house.repair([run, SUBMIT_NOTHING], bug, GIVEN, shared)
+    assert other.turns[0].observation.split("\n")[0] == told.turns[1].observation.split("\n")[0]
 
 
 # ---- what a solver can learn from git (threats, row 1)
