@@ -19,12 +19,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from selfplay.config import Config, load_config
-from selfplay.environments import Environment, prepare_environment
+from selfplay.environments import Environment, prepare_environment, standard_parser
 from selfplay.grading import grade
 from selfplay.judging import Thresholds
+from selfplay.outcomes import parse_outcomes
 from selfplay.patches import diff_trees
 from selfplay.repos import cache_root, fetch, parse_spec
 from selfplay.resources import resource
@@ -33,7 +34,7 @@ from selfplay.sandbox import open_backend
 from selfplay.sandbox.base import SandboxBackend
 from selfplay.syntax import parse_module
 from selfplay.tasks import Task, bug_of, find_tasks
-from selfplay.test_runs import TestRunner
+from selfplay.test_runs import ParsedLog, TestRunner
 from selfplay.trees import Tree
 from selfplay.validator import BugState, build_states, validate
 
@@ -43,7 +44,7 @@ THRESHOLDS = Thresholds(3, 1, 1)  # the frozen set's own
 PASSES: Mapping[str, tuple[float, ...]] = {"chance": (0.26, 0.5, 0.8, 0.95), "seeded": (0.26, 0.5, 0.8)}
 BUGS_OF_A_PACKAGE = 2  # that hostile code is built over: those of a package whose tests run the fastest
 HONEST = 52
-SAME_SHAPE = 14
+SAME_SHAPE = 10
 MAX_SALTS = 40  # that a hostile author tries for a first draw that fails
 Z = 1.959964  # two-sided 95 %
 
@@ -216,6 +217,23 @@ def meaningless_attempt(start: Tree, place: Place, number: int) -> Tree:
 # ---- putting them to the test
 
 
+class QuickRunner(TestRunner):
+    """Reads logs with the standard parser in this process, as it is ours and not what is tried here: a third of the sandboxes."""
+
+    def parse(self, environment: Environment, parser: str, log: bytes) -> ParsedLog:
+        if parser != standard_parser():
+            return super().parse(environment, parser, log)
+        found = parse_standard()(log.decode("utf-8", errors="replace"))
+        return ParsedLog(parse_outcomes(json.dumps(found).encode(), self.settings.max_test_ids))
+
+
+@cache
+def parse_standard() -> Callable[[str], dict[str, str]]:
+    names: dict[str, Any] = {"__name__": "standard_parser"}
+    exec(compile(standard_parser(), "test_parser.py", "exec"), names)
+    return names["parse"]  # type: ignore[no-any-return]
+
+
 @dataclass
 class Audit:
     """Opens repositories once, and judges one case after another as a run would."""
@@ -227,7 +245,7 @@ class Audit:
     environments: dict[str, Environment] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.runner = TestRunner(self.backend, self.config.validator, sandbox_limits(self.config), {"selfplay.run": "audit"})
+        self.runner = QuickRunner(self.backend, self.config.validator, sandbox_limits(self.config), {"selfplay.run": "audit"})
 
     def environment(self, repo: str) -> Environment:
         if repo not in self.environments:
@@ -322,8 +340,8 @@ def cases(audit: Audit, kinds: Sequence[str] = ()) -> Iterator[Case]:
     packages: dict[str, list[Task]] = {}
     for task in tasks:
         packages.setdefault(task.repository, []).append(task)
-    honest = _in_turn(packages.values())[:HONEST]
-    ground = _in_turn([_some(some, BUGS_OF_A_PACKAGE, lambda task: audit.place(task) is not None) for some in packages.values()])
+    honest = in_turn(packages.values())[:HONEST]
+    ground = in_turn([_some(some, BUGS_OF_A_PACKAGE, lambda task: audit.place(task) is not None) for some in packages.values()])
     drawn = [
         (kind, source, passes)
         for kind, sources in (("chance", CHANCE), ("seeded", SEEDED))
@@ -333,7 +351,7 @@ def cases(audit: Audit, kinds: Sequence[str] = ()) -> Iterator[Case]:
     drawn.sort(key=lambda item: _order(repr(item)))
     hostile = [Case(kind, source, passes, ground[n % len(ground)]) for n, (kind, source, passes) in enumerate(drawn)]  # type: ignore[arg-type]
     shaped = [Case("same shape", "none", 0.0, task) for task in ground[:SAME_SHAPE]]
-    all_cases = _in_turn([hostile[::2], hostile[1::2], [Case("honest", "none", 0.0, task) for task in honest], shaped])
+    all_cases = in_turn([hostile[::2], hostile[1::2], [Case("honest", "none", 0.0, task) for task in honest], shaped])
     return (case for case in all_cases if not kinds or case.kind in kinds)
 
 
@@ -345,7 +363,7 @@ def _some(tasks: Sequence[Task], most: int, fits: Callable[[Task], bool]) -> lis
     return found
 
 
-def _in_turn(groups: Iterable[Sequence]) -> list:  # type: ignore[type-arg]
+def in_turn(groups: Iterable[Sequence]) -> list:  # type: ignore[type-arg]
     """The first of each group, then the second of each, and so on."""
     ranked = [(rank, number, item) for number, group in enumerate(groups) for rank, item in enumerate(group)]
     return [item for _, _, item in sorted(ranked, key=lambda entry: entry[:2])]

@@ -22,6 +22,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from benchmarks.audit import QuickRunner
 from selfplay.artifact import Artifact
 from selfplay.config import Config, load_config
 from selfplay.environments import Environment, prepare_environment
@@ -39,7 +40,7 @@ from selfplay.trees import Tree
 from selfplay.validator import Verdict, validate
 
 UNSEEN = ("pypi:hashids==1.3.1", "pypi:whatthepatch==1.0.7")  # beside the quickstart's repositories
-BUGS_OF_A_REPOSITORY = 7
+BUGS_OF_A_REPOSITORY = 6
 MAX_LINES = 40  # of a function
 MIN_PASSING_TESTS = 3
 THRESHOLDS = Thresholds(MIN_PASSING_TESTS, 1, 1)
@@ -98,31 +99,27 @@ class Judged:
 
 
 @dataclass(frozen=True)
-class Made:
+class Bug:
     name: str
+    target: Target
     mutation: Mutation
-    artifact: Artifact
-    buggy: Tree
 
 
-def bugs(environment: Environment, runner: TestRunner) -> Iterator[Made]:
-    """One mutation of each of some targets, whatever the tests say of it."""
-    targets = fitting_targets(environment.targets, environment.baseline.passed, MAX_LINES, MIN_PASSING_TESTS)
+def bugs(environment: Environment) -> list[Bug]:
+    """One mutation of each of some targets, whatever the tests will say of it."""
+    targets = list(fitting_targets(environment.targets, environment.baseline.passed, MAX_LINES, MIN_PASSING_TESTS))
     generator = random.Random(f"independent judge {environment.repository}")
-    generator.shuffle(targets := list(targets))
-    count = 0
+    generator.shuffle(targets)
+    found: list[Bug] = []
     for target in targets:
         functions = mutations_of_file(target.path, environment.tree.text(target.path), MAX_LINES)
         mutations = [mutation for function, some in functions if function.first_line == target.first_line for mutation in some]
-        if mutations and count < BUGS_OF_A_REPOSITORY:
-            count += 1
-            mutation = choose_mutation(mutations, generator)
-            yield Made(
-                f"{environment.repository}::{target.path}::{target.name}", mutation, *_artifact(environment, runner, target, mutation)
-            )
+        if mutations and len(found) < BUGS_OF_A_REPOSITORY:
+            found.append(Bug(f"{environment.repository}::{target.path}::{target.name}", target, choose_mutation(mutations, generator)))
+    return found
 
 
-def _artifact(environment: Environment, runner: TestRunner, target: Target, mutation: Mutation) -> tuple[Artifact, Tree]:
+def make_artifact(environment: Environment, runner: TestRunner, target: Target, mutation: Mutation) -> tuple[Artifact, Tree]:
     """The mutation as an injector hands it in: with the target's test file, and the first failing statement of it taken out."""
     tree, files = environment.tree, (target.test_file,)
     buggy = _with_text(tree, mutation.path, mutation.apply(tree.text(mutation.path)))
@@ -174,15 +171,16 @@ def suite_log(environment: Environment, runner: TestRunner, tree: Tree) -> str:
     return runner.run(environment, tree, script, environment.parser).log.decode("utf-8", "replace")
 
 
-def judge(environment: Environment, runner: TestRunner, config: Config, made: Made) -> tuple[Judged, dict[str, str]]:
+def judge(environment: Environment, runner: TestRunner, config: Config, bug: Bug) -> tuple[Judged, dict[str, str]]:
     """Both verdicts, and the logs on which the second rests."""
-    verdict: Verdict = validate(made.artifact, environment, THRESHOLDS, runner, config.validator)
-    logs = {"buggy": suite_log(environment, runner, made.buggy), "original": suite_log(environment, runner, environment.tree)}
+    artifact, buggy = make_artifact(environment, runner, bug.target, bug.mutation)
+    verdict: Verdict = validate(artifact, environment, THRESHOLDS, runner, config.validator)
+    logs = {"buggy": suite_log(environment, runner, buggy), "original": suite_log(environment, runner, environment.tree)}
     fixed, kept = rule(statuses(logs["buggy"]), statuses(logs["original"]))
     judged = Judged(
-        name=made.name,
+        name=bug.name,
         repository=environment.repository,
-        operator=made.mutation.operator,
+        operator=bug.mutation.operator,
         ours=verdict.accepted,
         failed_check=verdict.failed_check,
         reason=next((check.reason for check in verdict.checks if not check.passed), ""),
@@ -209,7 +207,7 @@ def ask_swesmith(python: str, logs: Sequence[Mapping[str, str]]) -> list[bool]:
 
 def report(results: Sequence[Judged]) -> str:
     counts = Counter((result.theirs, result.ours) for result in results)
-    rows = [("", "ours: accepted", "ours: rejected")]
+    rows: list[tuple[str, ...]] = [("", "ours: accepted", "ours: rejected")]
     rows += [
         (f"SWE-smith's rule: {word}", str(counts[theirs, True]), str(counts[theirs, False]))
         for theirs, word in ((True, "valid"), (False, "not"))
@@ -230,12 +228,10 @@ def report(results: Sequence[Judged]) -> str:
     differing = [r for r in results if not r.agrees]
     if differing:
         head = ("bug", "operator", "F2P / P2P of the suite", "our failed check", "our reason")
-        rows = [
-            head,
-            *(
-                (r.name, r.operator, f"{r.fail_to_pass} / {r.pass_to_pass}", r.failed_check or "accepted", r.reason[:160].replace("|", "/"))
-                for r in differing
-            ),
+        rows = [head]
+        rows += [
+            (r.name, r.operator, f"{r.fail_to_pass} / {r.pass_to_pass}", r.failed_check or "accepted", r.reason[:160].replace("|", "/"))
+            for r in differing
         ]
         text += ["Disagreements:", _table(rows)]
     return "\n\n".join(text) + "\n"
@@ -265,26 +261,24 @@ def main() -> None:
     options = parser.parse_args()
     config = load_config(resource("recipes") / "quickstart.toml")
     backend = open_backend(options.sandbox, cache_root())[0]
-    runner = TestRunner(backend, config.validator, sandbox_limits(config), {"selfplay.run": "independent-judge"})
+    runner = QuickRunner(backend, config.validator, sandbox_limits(config), {"selfplay.run": "independent-judge"})
     options.output.mkdir(parents=True, exist_ok=True)
     file = options.output / "results.jsonl"
     known = {line["name"]: line for line in map(json.loads, file.read_text("utf-8").splitlines())} if file.exists() else {}
     results: list[Judged] = []
     logs: list[Mapping[str, str]] = []
     for environment in open_environments(backend, config):
-        for number, made in enumerate(bugs(environment, runner)):
-            if number >= options.limit:
-                break
-            if made.name not in known:
-                judged, pair = judge(environment, runner, config, made)
-                known[made.name] = {**asdict(judged), "logs": pair}
+        for bug in bugs(environment)[: options.limit]:
+            if bug.name not in known:
+                judged, pair = judge(environment, runner, config, bug)
+                known[bug.name] = {**asdict(judged), "logs": pair}
                 with file.open("a", encoding="utf-8") as lines:
-                    lines.write(json.dumps(known[made.name]) + "\n")
+                    lines.write(json.dumps(known[bug.name]) + "\n")
                 print(
-                    f"{made.name}: ours {judged.failed_check or 'accepted'}, theirs {judged.fail_to_pass} / {judged.pass_to_pass}",
+                    f"{bug.name}: ours {judged.failed_check or 'accepted'}, theirs {judged.fail_to_pass} / {judged.pass_to_pass}",
                     flush=True,
                 )
-            line = dict(known[made.name])
+            line = dict(known[bug.name])
             logs.append(line.pop("logs"))
             results.append(Judged(**line))
     if options.swesmith:
