@@ -56,6 +56,8 @@ class SharedTests:
 
     def _script_run(self, timeout_s: float) -> ScriptRun | None:
         """What the script prints for the workspace's files; None where it has to run in this sandbox."""
+        if self.environment.command:
+            return None  # make goes by the time stamps of what was built, which an archive does not keep
         try:
             workspace = self.box.read_archive(WORKSPACE, MOST_BYTES)
             given = Tree.from_tar(self.box.read_archive(SUBMIT, MOST_BYTES))
