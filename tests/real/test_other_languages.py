@@ -310,12 +310,19 @@ def test_selfplay_validate_judges_a_folder_on_a_repository_in_c(
     in_c: Environment, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SELFPLAY_CACHE", str(cache))
-    for name, bug, expected in (("good", GCD_BUG, 0), ("bad", {"numbers.c": ("a % b;", "a % b + 0;")}, 1)):
-        make_artifact(in_c, bug, GCD_WEAKENED, C_TEST_FILES).write(tmp_path / name)
+    unnoticed: Changes = {"numbers.c": ("a % b;", "a % b + 0;")}
+    seeded = """cd /testbed; make -s check | if [ "$PYTHONHASHSEED" = 0 ]; then cat; else sed 's/^ok \\(.*two words\\)/not ok \\1/'; fi\n"""
+    for name, bug, script, expected, kind, flaky in (
+        ("good", GCD_BUG, None, 0, "accepted", []),
+        ("bad", unnoticed, None, 1, "invalid", []),
+        ("flaky", GCD_BUG, seeded, 1, "flaky", ["two words"]),
+    ):
+        make_artifact(in_c, bug, GCD_WEAKENED, C_TEST_FILES, script).write(tmp_path / name)
         options = ["--set", "sandbox.type=bubblewrap", "--set", "environment.baselines=2", "--json"]
         done = CliRunner().invoke(app, ["validate", str(tmp_path / name), "--repo", in_c.checkout.spec.text, *options])
         assert done.exit_code == expected, done.output
-        assert json.loads(done.stdout)["accepted"] is (expected == 0)
+        told = json.loads(done.stdout)
+        assert (told["accepted"], told["kind"], told["flaky_tests"]) == (expected == 0, kind, flaky)
 
 
 # ---- helpers
