@@ -308,7 +308,7 @@ class Evaluator:
 
         def play_one(attempt: _Attempt) -> None:
             try:
-                episode = self._episode(attempt, folder)
+                episode = self._episode(attempt, folder, runner)
                 if episode.finish is FinishReason.ENV_ERROR:
                     finished.put(_result(attempt, episode, None, episode.error))
                 else:
@@ -341,7 +341,7 @@ class Evaluator:
             play.shutdown(wait=True, cancel_futures=True)
             judge.shutdown(wait=True, cancel_futures=True)
 
-    def _episode(self, attempt: _Attempt, folder: Folder) -> Episode:
+    def _episode(self, attempt: _Attempt, folder: Folder, runner: TestRunner) -> Episode:
         """The attempt's episode: the one written before a kill, else played now, machine failures retried."""
         place = EpisodePlace(self.config.seed, 0, attempt.group, attempt.number, self.labels)
         if (found := _written(folder, place)) is not None:
@@ -351,7 +351,7 @@ class Evaluator:
             config = config.model_copy(update={"agent": config.agent.model_copy(update={"temperature": 0.0})})
         task = solver_task(attempt.environment, attempt.task.instance_id, attempt.bug, attempt.task.failure, config)
         for retry in range(MACHINE_RETRIES + 1):
-            episode = play_solver(task, place, self.engine, self.chat, self.backend, config, self.limits)
+            episode = play_solver(task, place, self.engine, self.chat, self.backend, config, self.limits, runner)
             if episode.finish is not FinishReason.ENV_ERROR:
                 episode = replace(episode, episode_id=_episode_id(place))
                 episode.write(folder.episodes)

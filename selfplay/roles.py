@@ -32,7 +32,7 @@ from selfplay.prompting import Prompt, render
 from selfplay.repos import Checkout, history_bundle
 from selfplay.sandbox.base import SUBMIT, WORKSPACE, Limits, Sandbox, SandboxBackend
 from selfplay.shared_tests import SharedTests
-from selfplay.suspects import Suspect, find_suspects
+from selfplay.suspects import Suspect, failure_first, find_suspects
 from selfplay.targets import Target
 from selfplay.test_runs import TestRunner
 from selfplay.trees import FileEntry, Tree
@@ -103,7 +103,7 @@ def solver_task(environment: Environment, bug_id: str, bug: BugState, failure: s
     suspects: tuple[Suspect, ...] = ()
     if "suspects" in config.solver.given:
         code = build_states(environment.tree, bug).buggy
-        suspects = find_suspects(environment.calls, bug.fail_to_pass, code, config.solver.max_suspects)
+        suspects = failure_first(find_suspects(environment.calls, bug.fail_to_pass, code, config.solver.max_suspects), failure)
     return SolverTask(environment, bug_id, bug, failure, suspects)
 
 

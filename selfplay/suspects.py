@@ -5,13 +5,16 @@ Invariant: a suspect stands where it says in the tree that it was looked up in, 
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from fractions import Fraction
 
 from selfplay.targets import Calls, function_spans
 from selfplay.trees import Tree
+
+FRAME = re.compile(r"^(\S+\.py):(\d+): in (\S+)", re.MULTILINE)  # of a short traceback
 
 
 @dataclass(frozen=True)
@@ -45,3 +48,9 @@ def find_suspects(calls: Calls, failing: Collection[str], tree: Tree, limit: int
         scored += [(score, Suspect(path, name, s.first_line, s.last_line)) for s in spans.get(path, ()) if s.name == name]
     scored.sort(key=lambda entry: (-entry[0], entry[1].path, entry[1].first_line))
     return tuple(suspect for _, suspect in scored[:limit])
+
+
+def failure_first(suspects: Iterable[Suspect], failure: str) -> tuple[Suspect, ...]:
+    """The suspects with the one that the failure's traceback ends in before the others, whose order stays."""
+    innermost = [(path.removeprefix("./"), name) for path, _, name in FRAME.findall(failure)][-1:]
+    return tuple(sorted(suspects, key=lambda suspect: (suspect.path, suspect.name.rpartition(".")[2]) not in innermost))

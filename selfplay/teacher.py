@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from selfplay.patches import is_protected_path, is_test_path
+from selfplay.suspects import FRAME
 from selfplay.syntax import parse_module
 from selfplay.tools import format_action, format_edit
 from selfplay.trees import Tree
@@ -523,12 +524,11 @@ class Exchange:
 
 OPENING = re.compile(r"<\|im_start\|>(system|user|assistant)\n")
 BUDGET = re.compile(r"\n?\[exit (-?\d+); \d+ turns, \d+ tokens left\]\s*$")
-FRAME = re.compile(r"^(\S+\.py):(\d+): in (\S+)", re.MULTILINE)
 PY_PATH = re.compile(r"[\w./+-]+\.py\b")
 MAX_EDITS = 3
 MAX_LOOKS = 5
 GUESSES_AT_LAST = 0.8  # guesses that are made in the function that was shown last
-SUSPECT = re.compile(r"^(\S+\.py):(\d+),(\d+) (\S+)$", re.MULTILINE)  # as the terse solver prompt lists them
+SUSPECT = re.compile(r"^grep -n '' (\S+\.py) \| sed -n '(\d+),(\d+)p' # \S+$", re.MULTILINE)  # as the terse solver prompt lists them
 SHOWN = re.compile(r"grep -n '' (\S+) \| sed -n '(\d+),(\d+)p'")
 STILL_FAILING = re.compile(r"^\d+ (failed|error)", re.MULTILINE)
 
@@ -734,11 +734,8 @@ PLAYERS = {"teacher": TeacherPlayer}
 
 
 def suspected_places(task: str) -> list[tuple[str, int, int]]:
-    """(path, first line, last line) of the suspects that a prompt lists, the one that the failure's innermost frame is in first."""
-    given = [(path, int(first), int(last), name) for path, first, last, name in SUSPECT.findall(task)]
-    frames = [(path.removeprefix("./"), name) for path, _, name in FRAME.findall(task)][-1:]
-    given.sort(key=lambda suspect: (suspect[0], suspect[3].rpartition(".")[2]) not in frames)
-    return [(path, first, last) for path, first, last, _ in given]
+    """(path, first line, last line) of the suspects that a terse prompt lists, in its order."""
+    return [(path, int(first), int(last)) for path, first, last in SUSPECT.findall(task)]
 
 
 def _call(tool: str, body: str) -> str:

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 from selfplay import prompting, teacher, tools
 from selfplay.chat import ChatFormat
 from selfplay.patches import is_protected_path, is_test_path
-from selfplay.suspects import Suspect
+from selfplay.suspects import Suspect, failure_first
 from selfplay.targets import Span, function_spans, is_held_out, shown_source
 from selfplay.teacher import Function, Mutation
 from selfplay.training.sft import Document
@@ -428,9 +428,9 @@ class EpisodeMaker:
             failure_place = self.other_place(package, place)
         elif chance < 0.4:
             spec_place = self.other_place(package, place)
-        suspects = self.suspects(package, function, through)
-        culprit = next(suspect for suspect in suspects if suspect.name == function.name)
         failure = self.failure(package, function, mutation, failure_place, buggy_text.split("\n"), through)
+        suspects = failure_first(self.suspects(package, function, through), failure)
+        culprit = next(s for s in suspects if (s.path, s.name) == (function.path, function.name))
         bug = _Bug(package, mutation, mutations, buggy_text)
         then: Suspect | None = None
         if short:
@@ -441,9 +441,7 @@ class EpisodeMaker:
                 "solver/repair", "terse", specification=self.specification(spec_place).rstrip("\n"), failure=failure, suspects=suspects
             )
             transcript = Transcript(self.chat, self.limits, prompt.text)
-            by_place = {suspect.place: suspect for suspect in suspects}
-            order = [by_place[place] for place in teacher.suspected_places(prompt.text)]
-            then = self.search(transcript, bug, order, culprit)
+            then = self.search(transcript, bug, suspects, culprit)
             if r.random() < 0.2 and transcript.turns + 5 <= self.limits.turns:
                 elsewhere = [m for m in mutations if m.line != mutation.line] or [mutation]
                 self.stumble(transcript, buggy_text, function.path, elsewhere, lambda m: f"{m.line}:{m.before}")

@@ -31,7 +31,7 @@ from selfplay.repos import cache_root, fetch, parse_spec
 from selfplay.resources import resource
 from selfplay.roles import EpisodePlace, InjectorTask, SolverTask, play_injector, play_solver, sandbox_limits
 from selfplay.sandbox import SandboxBackend, open_backend
-from selfplay.suspects import Suspect, find_suspects
+from selfplay.suspects import Suspect, failure_first, find_suspects
 from selfplay.targets import Target, usable_targets
 from selfplay.teacher import STILL_FAILING, Mutation, TeacherPlayer, choose_mutation, mutations_of_file
 from selfplay.test_runs import ParsedLog, TestRun, TestRunner
@@ -276,7 +276,7 @@ class _Table:
         player = replace(self.teacher, first=place.mutation)
         engine = ScriptedEngine(player, self.tokenizer)
         where = EpisodePlace(self.seed, 0, f"e{place.number:05d}", 0, LABELS)
-        players = (engine, self.chat, machine.backend, machine.config, machine.limits)
+        players = (engine, self.chat, machine.backend, machine.config, machine.limits, self.runner)
         episode = _unspoiled(play_injector(InjectorTask(environment, "direct", place.target, machine.thresholds), where, *players))
         try:
             artifact = Artifact.from_files(episode.submission)
@@ -297,7 +297,7 @@ class _Table:
         failures = self._failures(environment, run, run.outcomes.failed.intersection(bug.fail_to_pass))
         for member, failure in enumerate(failures.of_repairs(place.mutation, player)):
             where = EpisodePlace(self.seed, 0, f"e{place.number:05d}", member, LABELS)
-            task = SolverTask(environment, f"bug-{place.number}", bug, failure, failures.suspects)
+            task = SolverTask(environment, f"bug-{place.number}", bug, failure, failure_first(failures.suspects, failure))
             repair = _unspoiled(play_solver(task, where, *players))
             result = grade(bug, repair.submission.get("patch", ""), environment, self.runner, confirm=False)
             said = result.reason
@@ -321,7 +321,8 @@ class _Failures:
         """Those with which the teacher comes to look at the mutation."""
 
         def told(failure: str) -> str:
-            return render("solver/repair", "terse", specification="", failure=failure, suspects=self.suspects).text
+            suspects = failure_first(self.suspects, failure)
+            return render("solver/repair", "terse", specification="", failure=failure, suspects=suspects).text
 
         return [text for text in self.texts if player.leads_to(told(text), mutation)]
 

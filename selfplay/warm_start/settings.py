@@ -157,7 +157,7 @@ STAGES = (
     StageSettings(name="source", steps=300, learning_rate=1.1e-3, mix={"source": 0.8, "copy": 0.2}),
     StageSettings(
         name="drills",
-        steps=950,
+        steps=800,
         learning_rate=1.1e-3,
         mix={"solver_drill": 0.32, "injector_drill": 0.14, "solver_short": 0.12, "solver": 0.2, "injector": 0.15, "copy": 0.07},
     ),
@@ -170,7 +170,7 @@ STAGES = (
     # A third of what is drawn was played for real; the rest keeps what was learned from many more packages.
     StageSettings(
         name="executed",
-        steps=900,
+        steps=700,
         learning_rate=7e-4,
         mix={
             "executed_injector": 0.13,
