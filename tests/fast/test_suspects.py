@@ -1,6 +1,6 @@
 """The ranking of functions by the tests that call them, worked by hand."""
 
-from selfplay.suspects import Suspect, find_suspects
+from selfplay.suspects import Suspect, failure_first, find_suspects
 from selfplay.trees import FileEntry, Tree
 
 MODULE = """\
@@ -84,3 +84,10 @@ def test_tests_named_by_another_parser_give_no_suspects():
 def test_failing_tests_without_a_record_count_for_nothing():
     calls = {"fails": (BROKEN, HELPER), "passes": (HELPER,)}
     assert names(calls, ["fails", "not recorded"]) == names(calls, ["fails"]) == ["broken", "helper"]
+
+
+def test_the_suspect_that_the_traceback_ends_in_comes_first_and_the_others_keep_their_order() -> None:
+    suspects = [Suspect("pkg/a.py", name, 1, 2) for name in ("one", "Class.two", "three")]
+    failure = "tests/test_a.py:3: in test_three\n    three(1)\npkg/a.py:2: in two\n    raise"
+    assert [s.name for s in failure_first(suspects, failure)] == ["Class.two", "one", "three"]
+    assert failure_first(suspects, "E   assert 1 == 2") == tuple(suspects)

@@ -151,7 +151,7 @@ def buggy() -> str:
 
 
 FAILURE = "tests/test_numbers.py:8: in test_clamp\n    assert twice(1) == 2\nE   assert 20 == 2"
-SUSPECTS = "pkg/numbers.py:9,10 twice\npkg/numbers.py:1,6 clamp"
+SUSPECTS = "grep -n '' pkg/numbers.py | sed -n '9,10p' # twice\ngrep -n '' pkg/numbers.py | sed -n '1,6p' # clamp"
 
 
 def play_solver(player: teacher.TeacherPlayer, task: str, text: str, tests: list[str], seed: int = 0) -> list[Action]:
@@ -177,11 +177,8 @@ def test_the_solver_looks_at_the_suspects_puts_back_what_differs_and_runs_the_te
     assert tried.body == teacher.try_command("pkg/numbers.py")
 
 
-def test_suspects_are_looked_at_in_their_order_but_for_the_one_that_the_traceback_ends_in() -> None:
-    player = teacher.TeacherPlayer([TREE])
-    assert player.places(f"{FAILURE}\n{SUSPECTS}") == [("pkg/numbers.py", 9, 10), ("pkg/numbers.py", 1, 6)]
-    framed = FAILURE + "\npkg/numbers.py:3: in clamp\n    if value\nE   TypeError"
-    assert player.places(f"{framed}\n{SUSPECTS}") == [("pkg/numbers.py", 1, 6), ("pkg/numbers.py", 9, 10)]
+def test_suspects_are_looked_at_in_their_order() -> None:
+    assert teacher.TeacherPlayer([TREE]).places(f"{FAILURE}\n{SUSPECTS}") == [("pkg/numbers.py", 9, 10), ("pkg/numbers.py", 1, 6)]
 
 
 def test_a_refused_edit_is_taken_back_the_next_suspect_shown_and_no_edit_made_twice() -> None:
@@ -205,7 +202,7 @@ def test_a_solver_is_led_to_what_it_will_be_shown() -> None:
     player, mutation = teacher.TeacherPlayer([TREE]), mutations()[0]
     task = f"tests/test_numbers.py:8: in test_other\n    assert other(1)\n{SUSPECTS}"
     assert player.leads_to(task, mutation)
-    assert not player.leads_to(task.removesuffix("pkg/numbers.py:1,6 clamp"), mutation)
+    assert not player.leads_to(task.rpartition("\n")[0], mutation)
 
 
 def test_skill_is_the_share_of_episodes_that_are_tried_and_equal_turns_get_equal_replies() -> None:
