@@ -111,10 +111,14 @@ def bugs(environment: Environment) -> list[Bug]:
     generator = random.Random(f"independent judge {environment.repository}")
     generator.shuffle(targets)
     found: list[Bug] = []
+    by_path: dict[str, dict[int, list[Mutation]]] = {}
     for target in targets:
-        functions = mutations_of_file(target.path, environment.tree.text(target.path), MAX_LINES)
-        mutations = [mutation for function, some in functions if function.first_line == target.first_line for mutation in some]
-        if mutations and len(found) < BUGS_OF_A_REPOSITORY:
+        if len(found) == BUGS_OF_A_REPOSITORY:
+            break
+        if target.path not in by_path:
+            functions = mutations_of_file(target.path, environment.tree.text(target.path), MAX_LINES)
+            by_path[target.path] = {function.first_line: some for function, some in functions}
+        if mutations := by_path[target.path].get(target.first_line):
             found.append(Bug(f"{environment.repository}::{target.path}::{target.name}", target, choose_mutation(mutations, generator)))
     return found
 

@@ -47,7 +47,8 @@ def kill_server(box: Sandbox) -> None:
     if "server_pid" in details:
         os.kill(details["server_pid"], signal.SIGKILL)
     else:  # past the engine, as no command of a sandbox could ask it
-        asked = subprocess.run(["docker", "inspect", "-f", "{{.State.Pid}}", details["container"]], check=True, capture_output=True, text=True)
+        command = ["docker", "inspect", "-f", "{{.State.Pid}}", details["container"]]
+        asked = subprocess.run(command, check=True, capture_output=True, text=True)
         os.kill(int(asked.stdout), signal.SIGKILL)
 
 
