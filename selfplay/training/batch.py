@@ -64,16 +64,58 @@ def plan_micro_batches(lengths: Sequence[int], token_budget: int) -> list[list[i
     return plan
 
 
+def plan_rank_batches(lengths: Sequence[int], token_budget: int, ranks: int) -> list[list[list[int]]]:
+    """For each rank its micro-batches of indices, equally many on every rank: one that gets none has an empty list there.
+
+    Micro-batches are cut in two while some rank would have none, and those that run at the same time are of similar size, since
+    ranks wait for the slowest of each.
+    """
+    plan = plan_micro_batches(lengths, token_budget)
+    steps = -(-len(plan) // ranks)
+
+    def padded(group: Sequence[int]) -> int:
+        return lengths[group[0]] * len(group)
+
+    while len(plan) < steps * ranks and any(len(group) > 1 for group in plan):
+        largest = max((group for group in plan if len(group) > 1), key=padded)
+        half = len(largest) // 2
+        at = plan.index(largest)
+        plan[at : at + 1] = [largest[:half], largest[half:]]
+    plan.sort(key=padded, reverse=True)
+    shares: list[list[list[int]]] = [[] for _ in range(ranks)]
+    for step in range(steps):
+        groups = plan[step * ranks : (step + 1) * ranks]
+        groups += [[]] * (ranks - len(groups))
+        for rank, group in enumerate(groups if step % 2 == 0 else reversed(groups)):  # back and forth, so that sums stay close
+            shares[rank].append(group)
+    return shares
+
+
 def trim(sample: Sample) -> int:
     """How many tokens of a sample are worth computing: up to its last action, what follows has no loss."""
     return max((place + 1 for place, is_action in enumerate(sample.loss_mask) if is_action), default=0)
 
 
+def with_gradient(samples: Sequence[Sample]) -> list[int]:
+    """Indices of the samples that carry a gradient: some action token, and neither weight nor advantage 0."""
+    return [i for i, s in enumerate(samples) if s.weight and s.advantage and any(s.loss_mask)]
+
+
 def make_micro_batches(samples: Sequence[Sample], token_budget: int) -> list[MicroBatch]:
-    """Samples without any action token, or of weight or advantage 0, carry no gradient and are left out."""
-    kept = [i for i, s in enumerate(samples) if s.weight and s.advantage and any(s.loss_mask)]
+    """Samples without a gradient are left out."""
+    kept = with_gradient(samples)
     lengths = [trim(samples[i]) for i in kept]
     return [_collate(samples, [kept[i] for i in group]) for group in plan_micro_batches(lengths, token_budget)]
+
+
+def make_rank_batches(samples: Sequence[Sample], token_budget: int, ranks: int) -> list[list[MicroBatch | None]]:
+    """The same for each rank, equally many: None where a rank has nothing of its own to do and yet must keep step."""
+    kept = with_gradient(samples)
+    lengths = [trim(samples[i]) for i in kept]
+    return [
+        [_collate(samples, [kept[i] for i in group]) if group else None for group in share]
+        for share in plan_rank_batches(lengths, token_budget, ranks)
+    ]
 
 
 def _collate(samples: Sequence[Sample], indices: Sequence[int]) -> MicroBatch:
