@@ -159,6 +159,7 @@ class TrainerSettings(Section):
     clip_negative: float = Field(3.0, gt=1)
     max_grad_norm: float = Field(1.0, gt=0)
     batch_tokens: int = Field(16_384, ge=256)  # of one micro-batch, padding included
+    packing: bool = False  # several episodes to a row, none of which sees another: less padding, attention by a mask
     bf16: bool = True
 
     @model_validator(mode="after")

@@ -60,6 +60,11 @@ class DeepSpeedTrainer:
         """The number of updates that these weights have seen."""
         return self._weight_version
 
+    @property
+    def rank_pids(self) -> list[int]:
+        """The processes, by rank."""
+        return self._ranks.pids
+
     def step(self, samples: Sequence[Sample]) -> dict[str, float]:
         """One optimiser step over all ranks. Metrics as the torch trainer tells them, and `peak_bytes`, the largest rank's."""
         check_lengths(samples, self._context_tokens)
@@ -67,7 +72,7 @@ class DeepSpeedTrainer:
         settings = self._settings
         rate = warmed_up_rate(settings, self._weight_version)
         weights = episode_weights(samples, settings, self._context_tokens)
-        shares = make_rank_batches(samples, settings.batch_tokens, settings.ranks)
+        shares = make_rank_batches(samples, settings.batch_tokens, settings.ranks, settings.packing)
         tally, norm, peak, padded, fillers = Tally(), 0.0, 0, 0, 0
         if shares[0]:
             weighed = [[None if batch is None else weigh(batch, samples, weights) for batch in share] for share in shares]

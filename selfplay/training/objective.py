@@ -23,6 +23,7 @@ class WeighedBatch:
     """A micro-batch with all that its loss needs. The second dimension of `token_ids` is the longest row's."""
 
     token_ids: Tensor  # (rows, seq) int64
+    positions: Tensor | None  # (rows, seq) int64 where rows hold several samples
     action_rows: Tensor  # (actions,)
     action_places: Tensor  # (actions,)
     rollout_logprobs: Tensor  # (actions,) float32
@@ -32,8 +33,8 @@ class WeighedBatch:
     roles: tuple[str, ...]
 
     def to(self, device: torch.device) -> WeighedBatch:
-        moved = {f.name: getattr(self, f.name).to(device) for f in fields(self) if f.name != "roles"}
-        return replace(self, **moved)
+        tensors = {f.name: getattr(self, f.name) for f in fields(self) if isinstance(getattr(self, f.name), Tensor)}
+        return replace(self, **{name: tensor.to(device) for name, tensor in tensors.items()})
 
 
 def episode_weights(samples: Sequence[Sample], settings: TrainerSettings, context_tokens: int) -> list[float]:
@@ -65,15 +66,19 @@ def warmed_up_rate(settings: TrainerSettings, weight_version: int) -> float:
 
 def weigh(batch: MicroBatch, samples: Sequence[Sample], weights: Sequence[float]) -> WeighedBatch:
     """samples, weights: of the whole update, which `batch.rows` points into."""
-    roles = tuple(sorted({samples[i].role for i in batch.rows}))
+    members = sorted({index for row in batch.rows for index in row})
+    place = {index: number for number, index in enumerate(members)}
+    owners = torch.tensor([place[index] for index in batch.action_samples.tolist()])
+    roles = tuple(sorted({samples[i].role for i in members}))
     return WeighedBatch(
         batch.token_ids,
+        batch.positions,
         batch.action_rows,
         batch.action_places,
         batch.rollout_logprobs,
-        torch.tensor([samples[i].advantage for i in batch.rows])[batch.action_rows],
-        torch.tensor([weights[i] for i in batch.rows])[batch.action_rows],
-        torch.tensor([roles.index(samples[i].role) for i in batch.rows])[batch.action_rows],
+        torch.tensor([samples[i].advantage for i in members])[owners],
+        torch.tensor([weights[i] for i in members])[owners],
+        torch.tensor([roles.index(samples[i].role) for i in members])[owners],
         roles,
     )
 
@@ -81,12 +86,16 @@ def weigh(batch: MicroBatch, samples: Sequence[Sample], weights: Sequence[float]
 def filler() -> WeighedBatch:
     """The smallest batch that runs through every parameter and weighs nothing: it keeps a rank in step with the others."""
     zero, one = torch.zeros(1), torch.ones(1, dtype=torch.int64)
-    return WeighedBatch(torch.zeros(1, 2, dtype=torch.int64), one - 1, one, zero, zero, zero, one - 1, ())
+    return WeighedBatch(torch.zeros(1, 2, dtype=torch.int64), None, one - 1, one, zero, zero, zero, one - 1, ())
 
 
-def action_logits(model: Any, token_ids: Tensor, rows: Tensor, places: Tensor) -> Tensor:
-    """(actions, vocab) fp32 logits that predict the tokens at `places`; the head is not computed anywhere else."""
-    hidden = model.base_model(input_ids=token_ids, use_cache=False).last_hidden_state  # (rows, seq, hidden)
+def action_logits(model: Any, token_ids: Tensor, rows: Tensor, places: Tensor, positions: Tensor | None = None) -> Tensor:
+    """(actions, vocab) fp32 logits that predict the tokens at `places`; the head is not computed anywhere else.
+
+    positions: where rows hold several samples. transformers reads from their jumps that no token may look past one.
+    """
+    packed = {} if positions is None else {"position_ids": positions}
+    hidden = model.base_model(input_ids=token_ids, use_cache=False, **packed).last_hidden_state  # (rows, seq, hidden)
     logits: Tensor = model.get_output_embeddings()(hidden[rows, places - 1])
     return logits.float()
 

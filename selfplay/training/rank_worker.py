@@ -61,7 +61,7 @@ class _Loss(nn.Module):
         self._clipping = clipping
 
     def forward(self, batch: WeighedBatch, tally: Tally) -> Tensor:
-        logits = action_logits(self.model, batch.token_ids, batch.action_rows, batch.action_places)  # (actions, vocab)
+        logits = action_logits(self.model, batch.token_ids, batch.action_rows, batch.action_places, batch.positions)  # (actions, vocab)
         return weighed_losses(batch, logits, self._clipping, tally).sum()
 
 
@@ -75,6 +75,7 @@ class RankWorker:
         os.environ.update(LOCAL_RANK=str(rank), RANK=str(rank), WORLD_SIZE=str(world), LOCAL_SIZE=str(world), LOCAL_WORLD_SIZE=str(world))
         import deepspeed  # after the variables that it reads
 
+        deepspeed.ops.__compatible_ops__ = {}  # else it compiles a C++ extension for a minute, where it finds a compiler
         self._deepspeed = deepspeed
         self._device = torch.device("cpu")
         if os.environ["DS_ACCELERATOR"] == "cuda":
@@ -165,8 +166,8 @@ class RankWorker:
         engine = self._engine
         if self._settings.zero_stage:
             engine.step()
-            norm = float(engine.get_global_grad_norm())
-            return norm, bool(engine.was_step_applied()) and math.isfinite(norm)
+            norm = float(engine.get_global_grad_norm()) if engine.was_step_applied() else math.nan  # DeepSpeed drops what is not finite
+            return norm, math.isfinite(norm)
         norm = float(torch.nn.utils.clip_grad_norm_(engine.module.parameters(), self._settings.max_grad_norm))
         if math.isfinite(norm):
             engine.step()

@@ -73,7 +73,7 @@ class TorchTrainer:
         weights = episode_weights(samples, settings, self._context_tokens)
         tally = Tally()
         self._optimizer.zero_grad(set_to_none=True)
-        batches = make_micro_batches(samples, settings.batch_tokens)
+        batches = make_micro_batches(samples, settings.batch_tokens, settings.packing)
         for batch in batches:
             self._accumulate(weigh(batch, samples, weights), tally)
         metrics = tally.means()
@@ -105,7 +105,9 @@ class TorchTrainer:
     def _accumulate(self, batch: WeighedBatch, tally: Tally) -> None:
         batch = batch.to(self._device)
         with self._autocast():
-            logits = action_logits(self._model, batch.token_ids, batch.action_rows, batch.action_places)  # (actions, vocab)
+            logits = action_logits(
+                self._model, batch.token_ids, batch.action_rows, batch.action_places, batch.positions
+            )  # (actions, vocab)
         weighed_losses(batch, logits, self._clipping, tally).sum().backward()  # type: ignore[no-untyped-call]
 
     def export_weights(self) -> dict[str, Tensor]:
