@@ -10,6 +10,7 @@ import importlib
 import os
 import pickle
 import queue
+import signal
 import sys
 import threading
 from collections.abc import Iterator
@@ -88,6 +89,7 @@ class RankProcess:
 
 def main() -> None:
     faulthandler.enable()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the controller's to act on
     RankProcess(Connection(int(sys.argv[1]))).serve()
     sys.stdout.flush()
     sys.stderr.flush()

@@ -12,11 +12,11 @@ import math
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -50,6 +50,25 @@ def layer_groups(names: Sequence[str]) -> list[tuple[str, ...]]:
         return numbered[1] if numbered else name.rpartition(".")[0]
 
     return [tuple(members) for _, members in itertools.groupby(names, key=group)]
+
+
+@contextmanager
+def _loaded_in_shares() -> Iterator[None]:
+    """transformers makes every parameter as this rank's share of it inside the block, so that no rank holds a whole model even then."""
+    from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
+
+    class Zero3:
+        config: ClassVar[dict[str, Any]] = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": {"stage": 3}}
+
+        def is_zero3(self) -> bool:
+            return True
+
+    kept = Zero3()  # transformers itself only keeps a weak reference
+    set_hf_deepspeed_config(kept)
+    try:
+        yield
+    finally:
+        unset_hf_deepspeed_config()
 
 
 class _Loss(nn.Module):
@@ -101,7 +120,8 @@ class RankWorker:
         self.release()
         torch.manual_seed(seed)
         self._settings = settings
-        model = load_causal_model(model_path, torch.float32)
+        with _loaded_in_shares() if settings.zero_stage == 3 else nullcontext():
+            model = load_causal_model(model_path, torch.float32)
         model.eval()  # no dropout: the ratio compares with what the engine computed
         if settings.activation_checkpointing:
             checkpoint_activations(model)
@@ -149,7 +169,7 @@ class RankWorker:
         if self._device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
         engine = self._engine
-        for group in engine.optimizer.param_groups:
+        for group in engine.basic_optimizer.param_groups:
             group["lr"] = rate
         tally = Tally()
         for number, batch in enumerate(shard):
@@ -312,10 +332,11 @@ class RankWorker:
             if moment:
                 safe_set_local_optimizer_state(parameter, part, moment)
                 return
-            safe_set_local_fp32_param(parameter, part)
+            # What is gathered may be bf16, and its share may be the master itself: the master is written last.
             with self._deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
                 if not self.rank:
                     parameter.copy_(value)
+            safe_set_local_fp32_param(parameter, part)
         elif not self._settings.zero_stage:
             (self._engine.basic_optimizer.state[parameter][moment] if moment else parameter).copy_(value)
         elif moment:
