@@ -116,7 +116,7 @@ def main() -> None:
             )
 
         print(
-            f"{options.episodes} episodes, {tokens} tokens an update, micro-batches of at most {options.batch_tokens}; medians of {options.steps}"
+            f"{options.episodes} episodes, {tokens} tokens an update, at most {options.batch_tokens} a micro-batch; medians of {options.steps}"
         )
         measured = (str(folder), settings, options.tokens, samples, options.steps)
         if importlib.util.find_spec("trl"):

@@ -37,6 +37,11 @@ class ToyRank:
     def refuse(self) -> None:
         raise EngineError("no model folder x")
 
+    def fill_the_disk(self) -> None:
+        if self.rank == 0:
+            raise OSError("No space left on device")
+        time.sleep(60)
+
     def stop(self, rank: int) -> None:
         self.progress("the second layer")
         if self.rank == rank:

@@ -43,8 +43,7 @@ class RankProcess:
                 import traceback
 
                 traceback.print_exc()
-                ours = type(error).__name__ if isinstance(error, SelfplayError) else ""  # an error that helps as it is
-                self._send(FAILED, (ours, str(error) if ours else f"{type(error).__name__}: {error}"))
+                self._send(FAILED, (_known(error), str(error) if _known(error) else f"{type(error).__name__}: {error}"))
             if name == "close":
                 return
 
@@ -85,6 +84,13 @@ class RankProcess:
                     self._calls.put((name, arguments))
         except (EOFError, OSError):
             os._exit(1)  # the controller is gone; a collective that waits for other ranks must not keep this one
+
+
+def _known(error: BaseException) -> str:
+    """The class of an error that the controller raises as it is: ours, and a disk's."""
+    if isinstance(error, SelfplayError):
+        return type(error).__name__
+    return "OSError" if isinstance(error, OSError) and not isinstance(error, ConnectionError) else ""
 
 
 def main() -> None:

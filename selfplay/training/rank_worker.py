@@ -52,6 +52,16 @@ def layer_groups(names: Sequence[str]) -> list[tuple[str, ...]]:
     return [tuple(members) for _, members in itertools.groupby(names, key=group)]
 
 
+def _write(file: Path, tensors: dict[str, Tensor]) -> None:
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    try:
+        save_file(tensors, file, {"format": "pt"})
+    except SafetensorError as error:  # its way of reporting a full disk
+        raise OSError(str(error)) from error
+
+
 @contextmanager
 def _loaded_in_shares() -> Iterator[None]:
     """transformers makes every parameter as this rank's share of it inside the block, so that no rank holds a whole model even then."""
@@ -263,10 +273,8 @@ class RankWorker:
     def save(self, folder: str) -> int:
         """Fill a folder with the weights (for transformers too) and both moments, a file a layer group; returns the optimiser's steps.
 
-        Only rank 0 writes. Nothing in it depends on the number of ranks or the stage.
+        Only rank 0 writes. Nothing in it depends on the number of ranks or the stage. Raises OSError when it cannot be written.
         """
-        from safetensors.torch import save_file
-
         path, groups, steps = Path(folder), layer_groups(self._names), self._optimizer_steps()
         places: dict[str, str] = {}
         size = 0
@@ -278,8 +286,8 @@ class RankWorker:
             weights = self._masters(names)
             moments = {f"{moment}/{name}": v for moment in _MOMENTS * bool(steps) for name, v in self._masters(names, moment).items()}
             if not self.rank:
-                save_file(weights, path / file, {"format": "pt"})
-                save_file(moments, path / "optimizer" / f"{number:05d}.safetensors")
+                _write(path / file, weights)
+                _write(path / "optimizer" / f"{number:05d}.safetensors", moments)
                 places |= dict.fromkeys(weights, file)
                 size += sum(value.numel() * value.element_size() for value in weights.values())
         if not self.rank:

@@ -182,7 +182,7 @@ class Ranks:
     def call(self, name: str, arguments: list[Arguments] | Arguments = ()) -> list[Any]:
         """One call on every rank, with arguments of each its own (a list) or the same for all; their values in order.
 
-        Raises TrainerError when a rank dies, hangs or fails, and a rank's own error where it is one of ours; all ranks are gone then.
+        Raises TrainerError when a rank dies, hangs or fails, and a rank's own error where it is one of ours or OSError; all ranks are gone then.
         """
         for _ in self.stream(name, arguments):
             pass
@@ -246,7 +246,7 @@ class Ranks:
         blamed = min(failed, key=lambda rank: (not rank.ended(), any(word in rank.failure for word in _LOST_PEER), rank.number))
         if blamed.error and not blamed.ended():
             self.close(blamed.failure)
-            raise getattr(errors, blamed.error)(blamed.failure)
+            raise getattr(errors, blamed.error, OSError)(blamed.failure)
         self._raise(name, blamed, blamed.failure if blamed.ended() else f"failed: {blamed.failure}")
 
     def _blame_silent(self, name: str) -> NoReturn:

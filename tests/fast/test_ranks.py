@@ -92,6 +92,13 @@ def test_an_error_of_ours_stays_what_it_is() -> None:
         toys().call("refuse")
 
 
+def test_a_full_disk_stays_a_full_disk() -> None:
+    ranks = toys()
+    with pytest.raises(OSError, match="No space left on device"):
+        ranks.call("fill_the_disk")
+    assert_all_end(ranks.pids)
+
+
 def test_a_rank_that_stands_still_is_named_within_the_deadline() -> None:
     ranks = toys(deadline_s=2.0)
     pids, started = ranks.pids, time.monotonic()
