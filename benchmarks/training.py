@@ -115,9 +115,7 @@ def main() -> None:
                 flush=True,
             )
 
-        print(
-            f"{options.episodes} episodes, {tokens} tokens an update, at most {options.batch_tokens} a micro-batch; medians of {options.steps}"
-        )
+        print(f"{options.episodes} episodes, {tokens} tokens an update, {options.batch_tokens} a micro-batch, medians of {options.steps}")
         measured = (str(folder), settings, options.tokens, samples, options.steps)
         if importlib.util.find_spec("trl"):
             show("TRL", alone("measure_trl", *measured))

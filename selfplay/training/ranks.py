@@ -182,7 +182,8 @@ class Ranks:
     def call(self, name: str, arguments: list[Arguments] | Arguments = ()) -> list[Any]:
         """One call on every rank, with arguments of each its own (a list) or the same for all; their values in order.
 
-        Raises TrainerError when a rank dies, hangs or fails, and a rank's own error where it is one of ours or OSError; all ranks are gone then.
+        Raises TrainerError when a rank dies, hangs or fails, and a rank's own error where it is one of ours or OSError. Either way all
+        ranks are gone.
         """
         for _ in self.stream(name, arguments):
             pass
