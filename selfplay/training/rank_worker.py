@@ -81,6 +81,11 @@ def _loaded_in_shares() -> Iterator[None]:
         unset_hf_deepspeed_config()
 
 
+class _TiedHead(nn.Linear):
+    """A head that shares the embedding's weight. DeepSpeed gathers the weights of plain linear modules as bf16; through a shared one that
+    would round the embedding, and all that is added to it, layer after layer."""
+
+
 class _Loss(nn.Module):
     """The forward pass as one module, so that DeepSpeed's hooks see all of it."""
 
@@ -139,6 +144,9 @@ class RankWorker:
         self._generation_config = model.generation_config
         tied = set(getattr(model, "all_tied_weights_keys", None) or ())
         self._names = [name for name in model.state_dict() if name not in tied]
+        head = model.get_output_embeddings()
+        if type(head) is nn.Linear and head.weight is model.get_input_embeddings().weight:
+            head.__class__ = _TiedHead
         loss = _Loss(model, Clipping(settings.clip_low, settings.clip_high, settings.clip_negative))
         optimizer = make_optimizer(loss, settings.learning_rate, settings.weight_decay)
         self._engine, *_ = self._deepspeed.initialize(
