@@ -222,23 +222,27 @@ class RankWorker:
 
     # -- weights -----------------------------------------------------------------------------------------------------
 
-    def weights(self, as_computed: bool = False) -> Iterator[dict[str, Tensor]]:
-        """The model's weights, a layer group at a time, as copies on the CPU: rank 0 yields them, the others empty dictionaries.
+    def weights(self, as_computed: bool = False, device: str = "cpu") -> Iterator[dict[str, Tensor]]:
+        """The model's weights, a layer group at a time, as copies on `device`: rank 0 yields them, the others empty dictionaries.
 
         All ranks iterate to the end. fp32 masters; `as_computed`, what the forward pass multiplies with instead: with bf16 the matrices
         travel and arrive as bf16, which is what an engine wants.
         """
         for names in layer_groups(self._names):
             self.progress(f"gathering {names[0]}")
-            yield self._gathered(names) if as_computed else self._masters(names)
+            yield self._gathered(names, device) if as_computed else self._masters(names, device=device)
 
-    def _gathered(self, names: Sequence[str]) -> dict[str, Tensor]:
+    def _gathered(self, names: Sequence[str], device: str) -> dict[str, Tensor]:
+        """Copied, and the copying over, before the gathered weights are let go of."""
         parameters = [self._parameters[name] for name in names if name in self._parameters]
         gathering = self._deepspeed.zero.GatheredParameters(parameters) if self._is_partitioned else nullcontext()
         with gathering:
             if self.rank:
                 return {}
-            return {name: self._computed_with(name).detach().to("cpu", copy=True) for name in names}
+            copies = {name: self._computed_with(name).detach().to(device, copy=True) for name in names}
+            if self._device.type == "cuda":
+                torch.cuda.synchronize()
+            return copies
 
     def _computed_with(self, name: str) -> Tensor:
         if name not in self._parameters:
@@ -246,7 +250,7 @@ class RankWorker:
         value = self._parameters[name]
         return value.to(getattr(value, "comm_dtype", value.dtype))
 
-    def _masters(self, names: Sequence[str], moment: str = "") -> dict[str, Tensor]:
+    def _masters(self, names: Sequence[str], moment: str = "", device: str = "cpu") -> dict[str, Tensor]:
         kept: dict[str, Tensor] = {}
         for name in names:
             if name in self._parameters:
@@ -256,7 +260,7 @@ class RankWorker:
             else:
                 value = self._buffers[name]
             if not self.rank:
-                kept[name] = value.detach().to("cpu", copy=True)
+                kept[name] = value.detach().to(device, copy=True)
         return kept
 
     def _master(self, parameter: nn.Parameter, moment: str) -> Tensor:
