@@ -152,7 +152,7 @@ class Ranks:
     """
 
     def __init__(self, world: int, logs: Path | None = None, deadline_s: float = 1800.0, worker: str = WORKER) -> None:
-        from torch.distributed import TCPStore
+        from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
         self.world = world
         self._deadline_s = deadline_s

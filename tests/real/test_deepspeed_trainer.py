@@ -73,7 +73,7 @@ def reference(model: Path, bf16: bool) -> tuple[list[dict[str, float]], dict[str
     """What the torch trainer tells and reaches, and how far that is from where it began."""
     trainer = TorchTrainer(model, SETTINGS.model_copy(update={"bf16": bf16}), CONTEXT_TOKENS, seed=0)
     before = trainer.export_weights()
-    told = [trainer.step(made_samples(seed)) for seed in range(UPDATES)]
+    told = [trainer.step(made_samples(seed, count=10)) for seed in range(UPDATES)]
     return told, trainer.export_weights(), distance(before, trainer.export_weights())
 
 
@@ -83,7 +83,7 @@ def test_two_ranks_reach_what_the_torch_trainer_reaches(model: Path, ranks: Rank
     wanted, weights, way = reference(model, bf16)
     trainer = DeepSpeedTrainer(model, with_ranks(SETTINGS, bf16=bf16, **VARIANTS[variant]), CONTEXT_TOKENS, seed=0, ranks=ranks)
     for seed in range(UPDATES):
-        told = trainer.step(made_samples(seed))
+        told = trainer.step(made_samples(seed, count=10))
         for name in ("loss", "grad_norm", "clip_share", "entropy", "injector/loss", "solver/ratio", "action_tokens", "lr"):
             assert told[name] == pytest.approx(wanted[seed][name], rel=0.05 if bf16 else 1e-3, abs=2e-3 if bf16 else 1e-6), name
     assert told["micro_batches"] > 1
