@@ -288,6 +288,7 @@ class RankWorker:
         Only rank 0 writes. Nothing in it depends on the number of ranks or the stage. Raises OSError when it cannot be written.
         """
         path, groups, steps = Path(folder), layer_groups(self._names), self._optimizer_steps()
+        self._link_moments()
         places: dict[str, str] = {}
         size = 0
         if not self.rank:
@@ -314,6 +315,13 @@ class RankWorker:
         state = self._engine.basic_optimizer.state
         return max((int(entry["step"]) for entry in state.values()), default=0)
 
+    def _link_moments(self) -> None:
+        """Under ZeRO 1 and 2 DeepSpeed 0.19.8 finds moments by links that it makes after the step of the first group of parameters, when
+        the second group has none yet: made again, they hold all."""
+        if self._settings.zero_stage in (1, 2) and self._optimizer_steps():
+            self._engine.optimizer._hp_optimizer_states_linked = False
+            self._engine.optimizer._lazy_init_hp_params_optimizer_state()
+
     def load(self, folder: str, steps: int) -> None:
         """Take weights, moments and the optimiser's count of steps from what `save` wrote, on whatever number of ranks and stage."""
         from safetensors import safe_open
@@ -321,6 +329,7 @@ class RankWorker:
         path = Path(folder)
         if steps and not self._optimizer_steps():
             self.step([None], 0.0)  # an empty step at rate 0 changes no weight and makes DeepSpeed lay out the moments
+        self._link_moments()
         places = json.loads((path / "model.safetensors.index.json").read_text())["weight_map"]
         for number, names in enumerate(layer_groups(self._names), start=1):
             self.progress(f"loading {names[0]}")
