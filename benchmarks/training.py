@@ -1,4 +1,5 @@
-"""Tokens/s of one update of the torch trainer and of supervised steps, as shares of the floor: bare bf16 matrix products of 6·N per token.
+"""Tokens/s and peak memory of one update: torch trainer, DeepSpeed trainer and, where `trl` is installed, TRL's GRPO trainer, on the same
+sequences and model; supervised steps; all as shares of the floor, bare bf16 matrix products of 6·N per token.
 
 Run: python -m benchmarks.training. The model is untrained and of the carried policy's size; attention is not counted in the floor.
 """
@@ -6,18 +7,25 @@ Run: python -m benchmarks.training. The model is untrained and of the carried po
 from __future__ import annotations
 
 import argparse
+import importlib.util
+import random
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
+from typing import Any
 
 import torch
 
 from benchmarks.rollouts import make_model
+from benchmarks.training_workers import Figures
 from selfplay.config import TrainerSettings
 from selfplay.models import load_causal_model
 from selfplay.training.batch import Sample
+from selfplay.training.deepspeed_trainer import DeepSpeedTrainer
+from selfplay.training.ranks import Ranks
 from selfplay.training.sft import Document, SftSettings, pack, train
-from selfplay.training.torch_trainer import TorchTrainer
 
 
 def matrix_flops(size: int = 1024, seconds: float = 1.0) -> float:
@@ -31,33 +39,99 @@ def matrix_flops(size: int = 1024, seconds: float = 1.0) -> float:
     return 2 * size**3 * done / (time.monotonic() - started)
 
 
+def make_samples(episodes: int, longest: int) -> list[Sample]:
+    """Of half to all of `longest` tokens; a tenth of the tokens are actions, in turns of 20, as in an agent's episode."""
+    rng = random.Random(0)
+    made = []
+    for number in range(episodes):
+        length = rng.randint(longest // 2, longest)
+        ids = [rng.randrange(5, 1000) for _ in range(length)]
+        mask = [int(place >= 100 and place % 200 < 20) for place in range(length - 1)] + [1]
+        made.append(Sample(ids, mask, [-7.0] * length, (-1.0) ** number, "solver"))
+    return made
+
+
+def alone(name: str, *arguments: Any) -> Figures:
+    """One of the workers' measures, in a process of its own."""
+    ranks = Ranks(1, worker="benchmarks.training_workers:Alone")
+    try:
+        return ranks.call(name, arguments)[0]
+    finally:
+        ranks.close()
+
+
+def with_deepspeed(folder: str, settings: TrainerSettings, context: int, samples: Sequence[Sample], steps: int) -> Figures:
+    ranks = Ranks(settings.ranks, worker="benchmarks.training_workers:MeasuredRank")
+    try:
+        before = ranks.call("resident")
+        trainer = DeepSpeedTrainer(folder, settings, context, seed=0, ranks=ranks)
+        trainer.step(samples[:2])
+        told = [trainer.step(samples) for _ in range(steps)]
+        grown = max(peak - rest for peak, rest in zip(ranks.call("peak"), before, strict=True))
+        return Figures(median(row["seconds"] for row in told), grown, told[-1]["loss"], told[-1]["grad_norm"])
+    finally:
+        ranks.close()
+
+
+def supervised(folder: Path, samples: Sequence[Sample], rows: int, compiled: bool) -> float:
+    """Tokens/s, padding counted."""
+    batch = pack([Document(s.token_ids[:512], [1.0] * len(s.token_ids[:512])) for s in samples], rows, 512)[0]
+    speeds: list[float] = []
+    model = load_causal_model(folder, torch.float32)
+    train(model, lambda _: batch, SftSettings(steps=6, compile=compiled), lambda p: speeds.append(p.tokens_per_s))
+    return median(speeds[1:])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--episodes", type=int, default=16)
-    parser.add_argument("--tokens", type=int, default=800)
+    parser.add_argument("--tokens", type=int, default=1024, help="of the longest episode; the shortest has half")
+    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--batch-tokens", type=int, default=8192, help="of one micro-batch, of every trainer")
+    parser.add_argument("--ranks", type=int, nargs="*", default=[1, 2], help="of the DeepSpeed trainer; none leaves it out")
+    parser.add_argument("--stages", type=int, nargs="*", default=[2, 3])
     parser.add_argument("--rows", type=int, default=16, help="supervised rows of 512 tokens a step")
+    parser.add_argument("--no-supervised", action="store_true")
     parser.add_argument("--no-compile", action="store_true")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         folder = make_model(Path(scratch))
-        trainer = TorchTrainer(folder, TrainerSettings(), 1024, seed=0)
-        ids = torch.randint(5, 1000, (options.episodes, options.tokens), generator=torch.Generator().manual_seed(0)).tolist()
-        mask = [int(place % 10 == 9) for place in range(options.tokens)]
-        samples = [Sample(row, mask, [-7.0] * options.tokens, (-1.0) ** i, "solver") for i, row in enumerate(ids)]
-        trainer.step(samples[:2])
-        trained = trainer.step(samples)["tokens_per_s"]
-        batch = pack([Document(row[:512], [1.0] * len(row[:512])) for row in ids], options.rows, 512)[0]
-        speeds: list[float] = []
-        model = load_causal_model(folder, torch.float32)
-        train(model, lambda _: batch, SftSettings(steps=6, compile=not options.no_compile), lambda p: speeds.append(p.tokens_per_s))
-        supervised = sorted(speeds[1:])[2]
-        weights = sum(parameter.numel() for parameter in model.parameters())
+        samples = make_samples(options.episodes, options.tokens)
+        tokens = sum(len(s.token_ids) for s in samples)
+        weights = sum(parameter.numel() for parameter in load_causal_model(folder, torch.float32).parameters())
         floor = matrix_flops() / (6 * weights)
         print(f"floor: {floor:.0f} tokens/s ({weights / 1e6:.1f}M weights, 6 FLOP each a token, at the speed of bare bf16 products)")
-        print(
-            f"trainer: {trained:.0f} tokens/s, {trained / floor:.2f} of the floor ({options.episodes} episodes of {options.tokens} tokens)"
-        )
-        print(f"supervised: {supervised:.0f} tokens/s, {supervised / floor:.2f} of the floor")
+        settings = TrainerSettings(batch_tokens=options.batch_tokens)
+        found: dict[str, Figures] = {}
+
+        def show(name: str, figures: Figures) -> None:
+            found[name] = figures
+            speed = tokens / figures.seconds
+            beside = f", {found['TRL'].seconds / figures.seconds:.2f} times TRL" if "TRL" in found and name != "TRL" else ""
+            print(
+                f"{name}: {speed:.0f} tokens/s, {speed / floor:.2f} of the floor{beside}; "
+                f"peak {figures.grown_bytes / 2**20:.0f} MiB a process above what was there before the model; "
+                f"loss {figures.loss:.6f}, norm {figures.grad_norm:.5f}",
+                flush=True,
+            )
+
+        print(f"{options.episodes} episodes, {tokens} tokens an update, {options.batch_tokens} a micro-batch, medians of {options.steps}")
+        measured = (str(folder), settings, options.tokens, samples, options.steps)
+        if importlib.util.find_spec("trl"):
+            show("TRL", alone("measure_trl", *measured))
+        else:
+            print("TRL: not installed (pip install trl)")
+        show("torch", alone("measure_torch", *measured))
+        if importlib.util.find_spec("deepspeed") is None:
+            print("DeepSpeed: not installed (DS_BUILD_OPS=0 pip install 'selfplay[deepspeed]')")
+            options.ranks = []
+        for ranks in options.ranks:
+            for stage in options.stages:
+                settings = TrainerSettings(type="deepspeed", ranks=ranks, zero_stage=stage, batch_tokens=options.batch_tokens)
+                show(f"DeepSpeed, {ranks} rank(s), stage {stage}", with_deepspeed(str(folder), settings, *measured[2:]))
+        if not options.no_supervised:
+            speed = supervised(folder, samples, options.rows, not options.no_compile)
+            print(f"supervised: {speed:.0f} tokens/s, {speed / floor:.2f} of the floor")
 
 
 if __name__ == "__main__":

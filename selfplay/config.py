@@ -142,7 +142,12 @@ class ValidatorSettings(Section):
 
 
 class TrainerSettings(Section):
-    type: Literal["torch"] = "torch"
+    type: Literal["torch", "deepspeed"] = "torch"
+    ranks: int = Field(1, ge=1)  # processes of the deepspeed trainer, one GPU each where there are any
+    zero_stage: int = Field(3, ge=0, le=3)  # what they share out: 1 optimiser states, 2 gradients too, 3 weights too
+    offload: bool = False  # optimiser states and its step on the CPU
+    activation_checkpointing: bool = False  # activations are computed again in the backward pass: slower, far less memory
+    deadline_s: float = Field(1800, gt=0)  # a rank without a sign of progress for so long is taken to hang
     advantage: Literal["rloo", "dr_grpo", "cwm", "grpo"] = "rloo"
     aggregation: Literal["constant", "token", "sequence"] = "constant"
     negative_weight: float = Field(1.0, ge=0, le=1)  # of episodes with a negative advantage; below 1 what failed is pushed away less
@@ -155,7 +160,17 @@ class TrainerSettings(Section):
     clip_negative: float = Field(3.0, gt=1)
     max_grad_norm: float = Field(1.0, gt=0)
     batch_tokens: int = Field(16_384, ge=256)  # of one micro-batch, padding included
+    packing: bool = False  # several episodes to a row, none of which sees another: less padding, attention by a mask
     bf16: bool = True
+
+    @model_validator(mode="after")
+    def _fits_the_type(self) -> TrainerSettings:
+        if self.type == "torch" and (self.ranks > 1 or self.offload):
+            named = f"ranks = {self.ranks}" if self.ranks > 1 else "offload = true"
+            raise ValueError(f"{named} needs trainer.type = 'deepspeed'; the torch trainer is one process that keeps all in one place")
+        if self.type == "deepspeed" and self.offload and not self.zero_stage:
+            raise ValueError("offload = true needs trainer.zero_stage of at least 1; stage 0 keeps everything on every rank")
+        return self
 
 
 class EvaluationSettings(Section):

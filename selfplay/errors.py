@@ -16,6 +16,7 @@ SelfplayError
 │   └── SandboxUnavailable        gone, and a fresh one fails too: the machine's fault, never a score
 │       └── SandboxInterrupted    gone by what was done to it from outside, although a fresh one works
 ├── EngineError                   a model cannot be loaded or does not answer
+├── TrainerError                 a process of the trainer died, hung or failed (`rank` and the end of its log, `log_tail`)
 ├── PromptError                   a template is missing, or uses a variable that it was not given
 ├── StoreError                    a database that is corrupt, newer than this code, or held by another writer
 └── RunError                      a run folder that cannot be started, resumed or read
@@ -115,6 +116,15 @@ class SandboxInterrupted(SandboxUnavailable):
 
 class EngineError(SelfplayError):
     pass
+
+
+class TrainerError(SelfplayError):
+    """`rank` is the one to blame, None where none is; `log_tail` is the end of its own log."""
+
+    def __init__(self, message: str, rank: int | None = None, log_tail: str = "") -> None:
+        self.rank = rank
+        self.log_tail = log_tail
+        super().__init__(message)
 
 
 class PromptError(SelfplayError):

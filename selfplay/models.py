@@ -34,3 +34,15 @@ def load_causal_model(model_path: str | Path, dtype: torch.dtype) -> Any:
             f"the model {model_path} uses sliding-window attention, which batches here do not handle. Use a policy with full attention."
         )
     return model
+
+
+def checkpoint_activations(model: Any) -> None:
+    """Each layer keeps its input alone and computes the rest again in the backward pass. Dropout stays off: layers count as training, not
+    what is in them.
+    """
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    for module in model.modules():
+        if isinstance(module, GradientCheckpointingLayer):
+            module.training = True

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from selfplay.chat import ChatFormat
 from selfplay.config import Config
@@ -16,10 +15,8 @@ from selfplay.orchestrator.evaluations import RunEvaluations
 from selfplay.orchestrator.recovery import RunFolder
 from selfplay.sandbox.base import Limits, SandboxBackend
 from selfplay.test_runs import TestRunner
+from selfplay.training.base import Trainer
 from selfplay.viewing.progress import TrainProgress
-
-if TYPE_CHECKING:
-    from selfplay.training.torch_trainer import TorchTrainer
 
 
 @dataclass(frozen=True)
@@ -33,7 +30,7 @@ class Game:
     labels: Mapping[str, str]
     engine: Engine
     chat: ChatFormat
-    trainer: TorchTrainer
+    trainer: Trainer
     runner: TestRunner
     sink: MetricSink
     progress: TrainProgress

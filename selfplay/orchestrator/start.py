@@ -38,6 +38,7 @@ from selfplay.sandbox import open_backend
 from selfplay.sandbox.base import Limits, SandboxBackend
 from selfplay.tasks import Task, find_tasks, read_tasks, write_tasks
 from selfplay.test_runs import TestRunner
+from selfplay.training.base import Trainer, check_trainer
 from selfplay.viewing.progress import TrainProgress
 from selfplay.viewing.scores import show_rates
 from selfplay.viewing.summary import print_summary
@@ -49,6 +50,7 @@ def start_training(repos: Path, config_file: Path | None, overrides: Sequence[st
     specs = read_repository_list(repos)
     given = _check_given_bugs(config, specs)
     tasks = find_tasks(config.evaluation.tasks, config.evaluation.limit)
+    check_trainer(config.trainer)
     model = _check_model(config)
     backend, why = open_backend(config.sandbox.type)
     run, config = create_run(config, "".join(f"{absolute_line(spec)}\n" for spec in specs), datetime.now(), given)
@@ -126,6 +128,7 @@ def resume_training(name: str, root: Path, overrides: Sequence[str]) -> None:
         values[section][setting] = value
     config = build_config(values, "--set")
     specs = read_repository_list(run.repositories_file)
+    check_trainer(config.trainer)
     model = _check_model(config)
     backend, why = open_backend(config.sandbox.type)
     console = Console()
@@ -198,6 +201,7 @@ def _play(run: RunFolder, config: Config, specs: list[RepositorySpec], backend: 
                 asyncio.run(TrainLoop(game).run())
             finally:
                 game.engine.close()
+                game.trainer.close()
                 game.sink.close()
         print_summary(store, run.path, console)
 
@@ -323,19 +327,21 @@ def build_game(
     evaluated: Mapping[str, Environment] = MappingProxyType({}),
 ) -> Game:
     """tasks, evaluated: what the run evaluates on, and the environments of these tasks by repository line."""
-    from selfplay.training.torch_trainer import TorchTrainer  # torch takes seconds to load: after all that can be refused
-
     labels = {"run": run.path.name, "owner": str(os.getpid())}
     _check_targets(config, environments)
     progress.phase("loading the policy")
-    trainer = TorchTrainer(model, config.trainer, config.agent.context_tokens, config.seed)
-    if committed:
-        trainer.load(run.checkpoints / committed)
-    chat = ChatFormat(load_tokenizer(model))
-    chat.check()
-    engine = build_engine(config, model, [*environments.values(), *evaluated.values()])
-    if committed:
-        engine.load_weights(trainer.export_weights(), trainer.weight_version)
+    trainer = build_trainer(config, model, run.path / "logs")
+    try:
+        if committed:
+            trainer.load(run.checkpoints / committed)
+        chat = ChatFormat(load_tokenizer(model))
+        chat.check()
+        engine = build_engine(config, model, [*environments.values(), *evaluated.values()])
+        if committed:
+            engine.load_weights(trainer.export_weights(), trainer.weight_version)
+    except BaseException:
+        trainer.close()
+        raise
     runner = TestRunner(backend, config.validator, limits, labels)
     sink = JsonlSink(run.metrics)
     evaluations = None
@@ -343,6 +349,18 @@ def build_game(
         evaluator = Evaluator(config, engine, chat, backend, evaluated, limits, labels)
         evaluations = RunEvaluations(run.evaluations, config.evaluation, tasks, evaluator)
     return Game(config, run, store, environments, backend, limits, labels, engine, chat, trainer, runner, sink, progress, evaluations)
+
+
+def build_trainer(config: Config, model: str, logs: Path) -> Trainer:
+    """The trainer that `trainer.type` names; the processes of one that has any write into `logs`."""
+    # Both take seconds to load: after all that can be refused.
+    if config.trainer.type == "deepspeed":
+        from selfplay.training.deepspeed_trainer import DeepSpeedTrainer
+
+        return DeepSpeedTrainer(model, config.trainer, config.agent.context_tokens, config.seed, logs)
+    from selfplay.training.torch_trainer import TorchTrainer
+
+    return TorchTrainer(model, config.trainer, config.agent.context_tokens, config.seed)
 
 
 def build_engine(config: Config, model: str, environments: Iterable[Environment]) -> Engine:

@@ -151,11 +151,12 @@ def _save(path: Path, model: Any, optimizer: torch.optim.Optimizer, step: int, s
 
 
 def make_optimizer(model: torch.nn.Module, learning_rate: float, weight_decay: float) -> torch.optim.AdamW:
-    """AdamW whose decay spares norms and biases."""
+    """AdamW whose decay spares norms and biases. A parameter that DeepSpeed has partitioned keeps its real shape as `ds_shape`."""
     parameters = [p for p in model.parameters() if p.requires_grad]
+    is_matrix = {p: len(getattr(p, "ds_shape", p.shape)) > 1 for p in parameters}
     groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": [p for p in parameters if is_matrix[p]], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if not is_matrix[p]], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.95), fused=True)
 

@@ -78,3 +78,17 @@ def test_known_keys_are_dotted():
     assert {"seed", "max_lag", "train.updates", "sandbox.type", "engine.type", "trainer.type", "policy.model", "injector.given"} <= set(
         known_keys()
     )
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["trainer.ranks=2"], r"ranks = 2 needs trainer.type = 'deepspeed'"),
+        (["trainer.offload=true"], r"offload = true needs trainer.type = 'deepspeed'"),
+        (["trainer.type=deepspeed", "trainer.zero_stage=0", "trainer.offload=true"], r"trainer.zero_stage of at least 1"),
+        (["trainer.type=deepspeed", "trainer.zero_stage=4"], r"trainer.zero_stage"),
+    ],
+)
+def test_trainer_settings_that_do_not_fit_each_other_say_what_would(overrides: list[str], message: str):
+    with pytest.raises(ConfigError, match=message):
+        load_config(None, overrides)

@@ -7,6 +7,7 @@ from fast.tiny_model import make_tiny_model
 
 from selfplay.config import TrainerSettings
 from selfplay.errors import EngineError, RunError
+from selfplay.training import conformance
 from selfplay.training.batch import Sample
 from selfplay.training.torch_trainer import TorchTrainer
 
@@ -106,3 +107,13 @@ def test_a_checkpoint_whose_weights_were_swapped_is_refused(model: Path, tmp_pat
 def test_a_missing_model_is_named_with_the_remedy(tmp_path: Path) -> None:
     with pytest.raises(EngineError, match=r"no model folder .*config\.json"):
         TorchTrainer(tmp_path / "nowhere", SETTINGS, 128, seed=1)
+
+
+@pytest.mark.parametrize("check", conformance.ALL_CHECKS, ids=lambda check: check.__name__)
+def test_the_torch_trainer(check: conformance.Check, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    check(
+        lambda folder, settings: TorchTrainer(folder, settings, conformance.CONTEXT_TOKENS, seed=0),
+        make_tiny_model(tmp_path / "model"),
+        tmp_path / "empty",
+    )

@@ -1,0 +1,82 @@
+"""The trainers that `benchmarks.training` measures, each in processes of its own so that their peak memory can be told apart."""
+
+from __future__ import annotations
+
+import os
+import resource
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+from selfplay.config import TrainerSettings
+from selfplay.training.batch import Sample
+from selfplay.training.rank_worker import RankWorker
+
+
+def resident_bytes() -> int:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def peak_bytes() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+@dataclass(frozen=True)
+class Figures:
+    """seconds: the median step's. grown_bytes: peak resident memory above what was resident before the model was loaded, of one process."""
+
+    seconds: float
+    grown_bytes: int
+    loss: float = 0.0
+    grad_norm: float = 0.0
+
+
+class MeasuredRank(RankWorker):
+    """A rank of the DeepSpeed trainer that also tells its memory."""
+
+    def resident(self) -> int:
+        return resident_bytes()
+
+    def peak(self) -> int:
+        return peak_bytes()
+
+
+class Alone:
+    """One process without a group."""
+
+    def __init__(self, rank: int, world: int, address: str, deadline_s: float) -> None:
+        self.progress: Callable[[str], None] = lambda _: None
+
+    def measure_torch(self, folder: str, settings: TrainerSettings, context: int, samples: Sequence[Sample], steps: int) -> Figures:
+        from selfplay.training.torch_trainer import TorchTrainer
+
+        before = resident_bytes()
+        trainer = TorchTrainer(folder, settings, context, seed=0)
+        trainer.step(samples[:2])
+        seconds, told = [], {}
+        for step in range(steps):
+            self.progress(f"step {step}")
+            started = time.monotonic()
+            told = trainer.step(samples)
+            seconds.append(time.monotonic() - started)
+        return Figures(median(seconds), peak_bytes() - before, told["loss"], told["grad_norm"])
+
+    def measure_trl(self, folder: str, settings: TrainerSettings, context: int, samples: Sequence[Sample], steps: int) -> Figures:
+        from benchmarks.trl_peer import TrlPeer
+
+        before = resident_bytes()
+        peer = TrlPeer(folder, settings, context)
+        peer.step(samples[:2])
+        seconds, loss, norm = [], 0.0, 0.0
+        for step in range(steps):
+            self.progress(f"step {step}")
+            started = time.monotonic()
+            loss, norm = peer.step(samples)
+            seconds.append(time.monotonic() - started)
+        return Figures(median(seconds), peak_bytes() - before, loss, norm)
+
+    def close(self) -> None:
+        pass

@@ -1,0 +1,71 @@
+"""Checkpoint folders, written whole or not at all, with what travels along beside the weights. Knows no trainer's own state.
+
+Invariant: a folder with its final name is complete and on the disk.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from selfplay.errors import RunError, TrainerError
+
+_NOT_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".msgpack", ".h5")
+_STATE_OF_A_TRAINER = ("trainer.json",)
+
+
+@contextmanager
+def written_whole(folder: Path) -> Iterator[Path]:
+    """A temporary folder to fill, synced and renamed to `folder` at the end of the block, removed when it fails.
+
+    Raises RunError when `folder` exists, OSError when it cannot be written; a TrainerError passes as it is.
+    """
+    if folder.exists():
+        raise RunError(f"the checkpoint {folder} exists already; checkpoints are written once.")
+    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        for path in [*partial.rglob("*"), partial]:
+            sync(path)
+    except Exception as error:  # safetensors and torch report a full disk in ways of their own
+        shutil.rmtree(partial, ignore_errors=True)
+        if isinstance(error, TrainerError):
+            raise
+        raise OSError(f"the checkpoint {folder} could not be written: {error}") from error
+    partial.rename(folder)
+    sync(folder.parent)
+
+
+def copy_companions(source: Path, folder: Path) -> None:
+    """The tokenizer, its template and the model card travel along with the weights."""
+    if not source.is_dir():
+        return
+    for file in sorted(source.iterdir()):
+        is_weights = file.suffix in _NOT_WEIGHTS or "index.json" in file.name
+        if file.is_file() and not is_weights and file.name not in _STATE_OF_A_TRAINER and not (folder / file.name).exists():
+            shutil.copyfile(file, folder / file.name)
+
+
+def sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def weights_digest(folder: Path) -> str:
+    """Of all weight files of a folder, so that state and weights of different updates are told apart."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*.safetensors")):
+        digest.update(path.name.encode())
+        with path.open("rb") as file:
+            while block := file.read(1 << 22):
+                digest.update(block)
+    return digest.hexdigest()

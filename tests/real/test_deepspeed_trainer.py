@@ -1,0 +1,178 @@
+"""DeepSpeed on two real gloo ranks beside the torch trainer, stage by stage. The ranks are started once for nearly all tests."""
+
+import importlib.util
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from fast.tiny_model import make_tiny_model
+
+from selfplay.config import TrainerSettings
+from selfplay.errors import EngineError, RunError, TrainerError
+from selfplay.training import conformance
+from selfplay.training.conformance import CONTEXT_TOKENS, SETTINGS, largest_difference, made_samples
+from selfplay.training.deepspeed_trainer import DeepSpeedTrainer
+from selfplay.training.ranks import Ranks
+from selfplay.training.torch_trainer import TorchTrainer
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        importlib.util.find_spec("deepspeed") is None,
+        reason="DeepSpeed is not installed; get it with: DS_BUILD_OPS=0 pip install 'selfplay[deepspeed]'",
+    ),
+]
+
+UPDATES = 3
+# How far from the torch trainer after UPDATES updates, as a share of how far the torch trainer came. Updates of AdamW are nearly signs at
+# first, so what bf16 rounds, between ranks and in each of them, can turn those of tiny gradients around.
+TOLERANCE = {False: 1e-3, True: 0.2}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "stage 0": {"zero_stage": 0},
+    "stage 1": {"zero_stage": 1},
+    "stage 2": {"zero_stage": 2},
+    "stage 3": {"zero_stage": 3},
+    "stage 1 with offload": {"zero_stage": 1, "offload": True},
+    "stage 2 with offload": {"zero_stage": 2, "offload": True},
+    "stage 3 with offload": {"zero_stage": 3, "offload": True},
+    "stage 2 with packing": {"zero_stage": 2, "packing": True},
+    "stage 3 with activation checkpointing": {"zero_stage": 3, "activation_checkpointing": True},
+}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_model(tmp_path_factory.mktemp("policy") / "model")
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
+    made = Ranks(2, tmp_path_factory.mktemp("logs"), deadline_s=300)
+    yield made
+    made.close()
+
+
+def with_ranks(settings: TrainerSettings, count: int = 2, **more: Any) -> TrainerSettings:
+    return TrainerSettings.model_validate(settings.model_dump() | {"type": "deepspeed", "ranks": count, "deadline_s": 300} | more)
+
+
+def distance(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> float:
+    assert first.keys() == second.keys()
+    return sum(float((first[name] - second[name]).pow(2).sum()) for name in first) ** 0.5
+
+
+@cache
+def reference(model: Path, bf16: bool) -> tuple[list[dict[str, float]], dict[str, torch.Tensor], float]:
+    """What the torch trainer tells and reaches, and how far that is from where it began."""
+    trainer = TorchTrainer(model, SETTINGS.model_copy(update={"bf16": bf16}), CONTEXT_TOKENS, seed=0)
+    before = trainer.export_weights()
+    told = [trainer.step(made_samples(seed, count=10)) for seed in range(UPDATES)]
+    return told, trainer.export_weights(), distance(before, trainer.export_weights())
+
+
+@pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_two_ranks_reach_what_the_torch_trainer_reaches(model: Path, ranks: Ranks, variant: str, bf16: bool) -> None:
+    wanted, weights, way = reference(model, bf16)
+    trainer = DeepSpeedTrainer(model, with_ranks(SETTINGS, bf16=bf16, **VARIANTS[variant]), CONTEXT_TOKENS, seed=0, ranks=ranks)
+    for seed in range(UPDATES):
+        told = trainer.step(made_samples(seed, count=10))
+        for name in ("loss", "grad_norm", "clip_share", "entropy", "injector/loss", "solver/ratio", "action_tokens", "lr"):
+            assert told[name] == pytest.approx(wanted[seed][name], rel=0.05 if bf16 else 1e-3, abs=2e-3 if bf16 else 1e-6), name
+    assert told["micro_batches"] > 1
+    reached = trainer.export_weights()
+    print(f"{variant}, bf16 {bf16}: {distance(reached, weights) / way:.2g} of the way, {largest_difference(reached, weights):.2g} at most")
+    assert distance(reached, weights) < TOLERANCE[bf16] * way
+
+
+@pytest.mark.parametrize("check", conformance.ALL_CHECKS, ids=lambda check: check.__name__)
+def test_a_trainer_of_two_ranks(check: conformance.Check, ranks: Ranks, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    check(
+        lambda folder, settings: DeepSpeedTrainer(folder, with_ranks(settings), CONTEXT_TOKENS, seed=0, ranks=ranks),
+        make_tiny_model(tmp_path / "model"),
+        tmp_path / "empty",
+    )
+
+
+@pytest.mark.parametrize(("stage", "bf16"), [(0, False), (1, False), (2, False), (3, True)])
+def test_every_stage_continues_from_its_own_checkpoint_and_from_another_stages(
+    model: Path, ranks: Ranks, tmp_path: Path, stage: int, bf16: bool
+) -> None:
+    settings = with_ranks(SETTINGS, bf16=bf16, zero_stage=stage)
+    first = DeepSpeedTrainer(model, settings, CONTEXT_TOKENS, seed=0, ranks=ranks)
+    first.step(made_samples(0))
+    first.save(tmp_path / "checkpoint")
+    first.step(made_samples(1))
+    straight = first.export_weights()
+    for other, tolerance in ((stage, 0.0), (3 - stage, 1e-2 if bf16 else 5e-5)):
+        resumed = DeepSpeedTrainer(model, with_ranks(settings, zero_stage=other), CONTEXT_TOKENS, seed=1, ranks=ranks)
+        resumed.load(tmp_path / "checkpoint")
+        resumed.step(made_samples(1))
+        assert largest_difference(straight, resumed.export_weights()) <= tolerance
+
+
+def test_a_checkpoint_of_two_ranks_continues_on_three_which_do_not_divide_the_model_evenly(
+    model: Path, ranks: Ranks, tmp_path: Path
+) -> None:
+    first = DeepSpeedTrainer(model, with_ranks(SETTINGS, zero_stage=3), CONTEXT_TOKENS, seed=0, ranks=ranks)
+    first.step(made_samples(0))
+    first.save(tmp_path / "checkpoint")
+    first.step(made_samples(1))
+    straight = first.export_weights()
+    with_three = Ranks(3, tmp_path / "logs", deadline_s=300)
+    try:
+        for stage in (3, 1):
+            resumed = DeepSpeedTrainer(model, with_ranks(SETTINGS, 3, zero_stage=stage), CONTEXT_TOKENS, seed=1, ranks=with_three)
+            resumed.load(tmp_path / "checkpoint")
+            resumed.step(made_samples(1))
+            assert largest_difference(straight, resumed.export_weights()) < 5e-5
+    finally:
+        with_three.close()
+
+
+def test_weights_come_a_layer_at_a_time_and_in_the_precision_that_is_computed_with(model: Path, ranks: Ranks) -> None:
+    trainer = DeepSpeedTrainer(model, with_ranks(SETTINGS, zero_stage=3, bf16=True), CONTEXT_TOKENS, seed=0, ranks=ranks)
+    trainer.step(made_samples(0))
+    masters = list(trainer.weights())
+    computed = list(trainer.weights(as_computed=True))
+    assert [sorted(group) for group in masters] == [sorted(group) for group in computed]
+    assert len(masters) == 4  # the embedding, two layers, the last norm
+    for wanted, got in zip(masters, computed, strict=True):
+        for name, value in got.items():
+            assert value.dtype == (torch.bfloat16 if "proj" in name else torch.float32), name
+            assert torch.equal(wanted[name].to(value.dtype), value), name
+    assert largest_difference(trainer.export_weights(), {k: v for group in masters for k, v in group.items()}) == 0
+
+
+def test_a_model_that_does_not_load_is_named_with_the_remedy(tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match=r"no model folder .*config\.json"):
+        DeepSpeedTrainer(tmp_path / "nowhere", with_ranks(SETTINGS, 1), CONTEXT_TOKENS, seed=0)
+
+
+def test_a_rank_killed_in_a_step_is_named_and_no_rank_is_left(model: Path, ranks: Ranks) -> None:
+    """The last test: the ranks of all others end here."""
+    trainer = DeepSpeedTrainer(model, with_ranks(SETTINGS, zero_stage=2), CONTEXT_TOKENS, seed=0, ranks=ranks)
+    trainer.step(made_samples(0))
+    pids = trainer.rank_pids
+    killer = threading.Timer(0.3, lambda: os.kill(pids[1], signal.SIGKILL))
+    killer.start()
+    with pytest.raises(TrainerError, match=r"rank 1 of 2 was killed by SIGKILL") as caught:
+        for seed in range(1000):
+            trainer.step(made_samples(seed, count=40))
+    assert caught.value.rank == 1
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+    with pytest.raises(TrainerError, match="ranks are gone"):
+        trainer.step(made_samples(1))
+
+
+def test_the_torch_trainer_refuses_a_checkpoint_that_is_not_its_own(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "trainer.json").write_text("{}")
+    with pytest.raises(RunError, match="cannot continue from the checkpoint"):
+        TorchTrainer(model, SETTINGS, CONTEXT_TOKENS, seed=0).load(tmp_path)
