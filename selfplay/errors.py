@@ -14,6 +14,8 @@ SelfplayError
 │   ├── SandboxLost               gone, and a fresh one works: what ran in it killed it
 │   └── SandboxUnavailable        gone, and a fresh one fails too: the machine's fault, never a score
 ├── EngineError                   a model cannot be loaded or does not answer
+│   ├── ServerLost                a rollout server does not answer any more; its requests go elsewhere
+│   └── WeightSyncError           trainer and servers do not hold the same weights, or a server did not take them in time
 ├── PromptError                   a template is missing, or uses a variable that it was not given
 ├── StoreError                    a database that is corrupt, newer than this code, or held by another writer
 └── RunError                      a run folder that cannot be started, resumed or read
@@ -85,6 +87,14 @@ class SandboxUnavailable(SandboxError):
 
 
 class EngineError(SelfplayError):
+    pass
+
+
+class ServerLost(EngineError):
+    pass
+
+
+class WeightSyncError(EngineError):
     pass
 
 

