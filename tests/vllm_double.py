@@ -1,4 +1,4 @@
-"""A small HTTP server that answers as a vLLM server does, and fails as tests ask it to: for faults that a real one cannot be made to have."""
+"""A small HTTP server that answers as a vLLM server does, and fails as tests ask it to: faults that a real one cannot be made to have."""
 
 from __future__ import annotations
 

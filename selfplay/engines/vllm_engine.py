@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Protocol
 from selfplay.engines.base import Completion, GenerationRequest, Sampling
 from selfplay.engines.routing import Router, conversation_of
 from selfplay.engines.vllm_requests import PATH, check_request, read_answer, request_body
-from selfplay.engines.vllm_servers import Client, GivenServer, Launch, OwnServer, VllmServer, check_installed, describe_loss
+from selfplay.engines.vllm_servers import Client, GivenServer, Launch, OwnServer, VllmServer, check_installed, describe_loss, sweep
 from selfplay.errors import EngineError, ServerLost
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ _TRIES = 4  # of one request, each at another server or at a replaced one
 _RESTARTS = 3  # in a row, without an answer between them
 _WATCH_S = 1.0
 _ASK_EVERY = 10  # watches between two questions about load and health
-_HEALTH_S = 60.0  # a server that says nothing for so long is dead; a busy machine lets one wait
+_HEALTH_S = 120.0  # a server that says nothing for so long is dead; a busy machine lets one wait
 _CLOSE_S = 30.0
 
 
@@ -64,13 +64,12 @@ class VllmEngine:
         urls: Sequence[str] = (),
         *,
         request_timeout_s: float = 1800.0,
-        weight_version: int = 0,
         tell: Callable[[str], None] = lambda _: None,
     ) -> None:
         """urls: servers that run already; with them `servers` counts for nothing. tell: hears of servers that come and go."""
         self._launch, self._sync, self._tell = launch, sync, tell
         self._request_timeout_s = request_timeout_s
-        self._version = weight_version
+        self._version = 0
         self._router: Router[VllmServer] = Router(launch.max_batch)
         self._syncing = threading.Lock()  # one update, or one newcomer's first, at a time
         self._closed = threading.Event()
@@ -83,13 +82,15 @@ class VllmEngine:
         if not urls:
             check_installed()
         self._pool = ThreadPoolExecutor(launch.max_batch * len(names), thread_name_prefix="vllm-request")
-        try:
-            with ThreadPoolExecutor(len(names)) as pool:
-                for server in [future.result() for future in [pool.submit(self._open, name) for name in names]]:
-                    self._adopt(server)
-        except BaseException:
-            self.close()
-            raise
+        sweep()
+        with ThreadPoolExecutor(len(names)) as pool:
+            openings = [pool.submit(self._open, name) for name in names]
+            try:
+                for opening in openings:
+                    opening.result()
+            except BaseException:
+                self.close()  # those that still start give up
+                raise
         self._watcher = threading.Thread(target=self._watch, name="vllm-watch", daemon=True)
         self._watcher.start()
 
@@ -127,7 +128,9 @@ class VllmEngine:
                         raise EngineError("the engine was closed while a request ran.") from loss
                     self._lose(server, str(loss))
                     if attempt == _TRIES:
-                        raise EngineError(f"request {request.tag!r} lost {attempt} servers, the last: {describe_loss(server, str(loss))}") from loss
+                        raise EngineError(
+                            f"request {request.tag!r} lost {attempt} servers, the last: {describe_loss(server, str(loss))}"
+                        ) from loss
                     continue
             self._restarts = 0
             done = read_answer(answer, request)
@@ -169,9 +172,10 @@ class VllmEngine:
         self._closed.set()
         self._router.wait_until_idle(_CLOSE_S)
         self._router.fail(EngineError("the engine is closed; open another one."))
-        for name, server in self._router.servers().items():
-            self._router.remove(name, server)
-            server.close()
+        with self._syncing:
+            for name, server in self._router.servers().items():
+                self._router.remove(name, server)
+                server.close()
         for thread in self._openers:
             thread.join()
         self._pool.shutdown(wait=True, cancel_futures=True)
@@ -179,20 +183,22 @@ class VllmEngine:
 
     # -- servers coming and going --------------------------------------------------------------------------------------
 
-    def _open(self, name: str) -> VllmServer:
+    def _open(self, name: str) -> None:
+        """A server that takes requests: it holds the weights that the others hold."""
+        server: VllmServer
         if name in self._urls:
-            return GivenServer(name, self._urls[name], self._launch.context_tokens)
-        return OwnServer(name, self._launch)
-
-    def _adopt(self, server: VllmServer) -> None:
-        """It takes requests once it holds the weights that the others hold."""
-        with self._syncing:
-            try:
+            server = GivenServer(name, self._urls[name], self._launch.context_tokens)
+        else:
+            server = OwnServer(name, self._launch, self._closed.is_set)
+        try:
+            with self._syncing:
                 self._sync.deliver(server.client)
-            except EngineError:
-                server.close()
-                raise
-            self._router.add(server.name, server)
+                if self._closed.is_set():
+                    raise EngineError("the engine is closed; open another one.")
+                self._router.add(name, server)
+        except BaseException:
+            server.close()
+            raise
 
     def _deliver(self, server: VllmServer) -> dict[str, float] | None:
         try:
@@ -222,18 +228,14 @@ class VllmEngine:
         while not self._closed.is_set():
             self._restarts += 1
             try:
-                server = self._open(lost.name)
-                self._adopt(server)
+                self._open(lost.name)
+                return
             except EngineError as error:
                 self._tell(f"{lost.name} could not be opened again: {error}")
                 if self._restarts >= _RESTARTS:
                     self._router.fail(EngineError(f"{lost.name} could not be opened {self._restarts} times in a row, the last: {error}"))
                     return
                 self._closed.wait(_WATCH_S)
-                continue
-            if self._closed.is_set():
-                server.close()
-            return
 
     def _watch(self) -> None:
         """Notices servers that die while nobody asks them, and hears how much each has to do."""

@@ -9,12 +9,13 @@ import contextlib
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import metadata, util
 from pathlib import Path
@@ -24,6 +25,7 @@ import urllib3
 
 from selfplay.engines import process_keeper, vllm_extension
 from selfplay.errors import EngineError, PrerequisiteError, ServerLost
+from selfplay.sandbox.owners import abandoned, owner
 
 _POLL_S = 0.1
 _CONNECT_S = 10.0
@@ -35,25 +37,26 @@ _REMEDIES = (
     (r"(?i)address already in use", "Another program has the port; leave out --port in engine.options, and a free one is taken."),
     (
         r"(?i)repo id must|not a valid model identifier|not a local folder|Invalid repository ID|does not appear to have a file named|"
-        r"Can't load the configuration|couldn't connect to|Cannot find an appropriate cached snapshot|No such file or directory: '[^']*config",
+        r"Can't load the configuration|couldn't connect to|Cannot find an appropriate cached snapshot",
         "Set policy.model to a model folder, or to the id of a model that transformers finds.",
     ),
     (
-        r"(?i)larger than the maximum number of tokens|needed, which is larger than the available KV cache|No available memory for the cache|"
-        r"estimated maximum model length",
+        r"(?i)larger than the available KV cache|No available memory for the cache|estimated maximum model length",
         "Raise engine.cache_mb (on a GPU engine.gpu_memory), or lower agent.context_tokens.",
     ),
     (
-        r"(?i)less than (desired|requested)|out of memory|Cannot allocate memory|Killed",
+        r"(?i)less than (desired|requested)|out of memory|Cannot allocate memory",
         "Lower engine.cache_mb (on a GPU engine.gpu_memory) or engine.servers, or end other programs.",
     ),
     (
         r"torchvision::nms",
-        "torchvision and torch are of different builds: pip uninstall torchvision torchaudio torchcodec, or install those of torch's build.",
+        "torchvision and torch are of different builds: pip uninstall torchvision torchaudio torchcodec, or install torch's own build.",
     ),
     (r"unrecognized arguments", "Mend engine.options."),
 )
-_REASON = re.compile(r"(?:^|[\s\]])((?:[\w.]*(?:Error|Exception)|error|OSError): \S.*)$")
+_PREFIX = re.compile(r"^(\([\w-]+ pid=\d+\)\s*)?((INFO|WARNING|ERROR|CRITICAL) [\d-]+ [\d:]+ \[[^\]]*\]\s*)?")
+_RAISED = re.compile(r"[\w.]*(Error|Exception|error)\b.*: \S")
+_OWNER = "SELFPLAY_SERVER_OWNER"
 
 
 @dataclass(frozen=True)
@@ -114,6 +117,7 @@ def variables(launch: Launch) -> dict[str, str]:
         "VLLM_SERVER_DEV_MODE": "1",  # serves what a weight update needs: on this machine's own address only
         "VLLM_NO_USAGE_STATS": "1",
         "PYTHONUNBUFFERED": "1",
+        _OWNER: owner(),
     }
     if not on_gpu():
         # Threads that are bound to cores, as vLLM does by itself, would share them with every other server and with the trainer.
@@ -151,14 +155,31 @@ def free_port() -> int:
 
 def explain(log: str) -> str:
     """Why a server ended, from its own log, and what to do about it."""
-    lines = [line.strip() for line in log.splitlines() if line.strip()]
-    remedy = next((remedy for pattern, remedy in _REMEDIES if re.search(pattern, log)), "")
-    named = [line for line in lines if any(re.search(pattern, line) and text == remedy for pattern, text in _REMEDIES)]
-    raised = [found.group(1) for line in lines if (found := _REASON.search(line))]
-    own = [text for text in raised if "Engine core initialization failed" not in text and "root cause" not in text]
-    reason = (_REASON.search(named[-1]) if named else None) or (named[-1] if named else (own or raised or lines[-1:] or ["an empty log"])[-1])
-    text = reason if isinstance(reason, str) else reason.group(1)
-    return f"{text[:500]}{'' if text.endswith('.') else '.'} {remedy}".strip()
+    lines = [_PREFIX.sub("", line.strip()) for line in log.splitlines() if line.strip()]
+    for pattern, remedy in _REMEDIES:
+        if telling := [line for line in lines if re.search(pattern, line)]:
+            return f"{_sentence(telling[-1])} {remedy}"
+    raised = [line for line in lines if _RAISED.match(line) and "root cause" not in line]  # vLLM points elsewhere with these words
+    return _sentence((raised or lines or ["its log is empty"])[-1])
+
+
+def _sentence(line: str) -> str:
+    return line[:500] if line.endswith((".", "!", "?")) else f"{line[:500]}."
+
+
+def sweep() -> list[int]:
+    """Ends server processes whose owner was killed together with their keeper, as nothing else could. Returns their ids."""
+    ended = []
+    for place in Path("/proc").glob("[0-9]*"):
+        try:
+            variables = (place / "environ").read_bytes().split(b"\0")
+            owners = [entry.partition(b"=")[2].decode() for entry in variables if entry.startswith(f"{_OWNER}=".encode())]
+            if owners and abandoned(owners[0]) and int(place.name) != os.getpid():
+                os.kill(int(place.name), signal.SIGKILL)
+                ended.append(int(place.name))
+        except (OSError, ValueError):
+            continue  # gone meanwhile, or another user's
+    return ended
 
 
 class Client:
@@ -212,7 +233,8 @@ def _message(text: str) -> str:
 class OwnServer:
     """A server process with all that it starts. Raises EngineError with the reason from its log when it does not come up."""
 
-    def __init__(self, name: str, launch: Launch) -> None:
+    def __init__(self, name: str, launch: Launch, is_cancelled: Callable[[], bool] = lambda: False) -> None:
+        """is_cancelled: asked while it starts, which takes long."""
         self.name = name
         self._launch = launch
         self.port = launch.port or free_port()
@@ -231,14 +253,16 @@ class OwnServer:
                 start_new_session=True,  # a Ctrl-C is for this process alone, which then ends its servers in order
             )
         try:
-            self._wait_until_ready(started + launch.start_timeout_s)
+            self._wait_until_ready(started + launch.start_timeout_s, is_cancelled)
         except BaseException:
             self.close()
             raise
         self.start_s = time.monotonic() - started
 
-    def _wait_until_ready(self, end: float) -> None:
+    def _wait_until_ready(self, end: float, is_cancelled: Callable[[], bool]) -> None:
         while True:
+            if is_cancelled():
+                raise EngineError(f"{self.name} was closed while it started.")
             if not self.is_running:
                 raise EngineError(f"vLLM ended while it started ({self.log}): {explain(self.log_tail())}")
             if time.monotonic() > end:
@@ -275,7 +299,7 @@ class OwnServer:
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(2.5 * process_keeper.GRACE_S)
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._process.pid, 9)  # what is left where the keeper itself was killed: all of them are in its group
+            os.killpg(self._process.pid, signal.SIGKILL)  # what is left where the keeper itself was killed: all of them are in its group
         self._process.wait()
         self.client.close()
 
@@ -319,4 +343,3 @@ def describe_loss(server: VllmServer, loss: str) -> str:
     """The loss, with what the server's own log says of it."""
     tail = server.log_tail()
     return f"{loss}. Its log: {explain(tail)}" if tail else loss
-

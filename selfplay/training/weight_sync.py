@@ -73,12 +73,12 @@ class FileWeightSync:
         if self._published is None and self._call(client, "GET", "/weight_info", "which weights it has")["weight_version"] == _UNTOUCHED:
             self._label(client)  # what it was started with is what is wanted
             return {"sync/paused_seconds": 0.0}
-        where = {"weights_path": str(self._published)} if self._published else {}  # {}: what it was started with
-        reload = {"method": "reload_weights", "kwargs": where, "timeout": self._deadline_s}
+        where = str(self._published or self._model)  # a server forgets what it was started with once it was told another place
+        reload = {"method": "reload_weights", "kwargs": {"weights_path": where}, "timeout": self._deadline_s}
         self._call(client, "POST", "/pause?mode=keep&clear_cache=false", "the end of its running step")
         paused = time.monotonic()
         # Whatever fails from here on leaves the server paused: it may hold a mixture, and no token may come from that.
-        self._call(client, "POST", "/collective_rpc", f"it to read {where.get('weights_path', self._model)}", reload)
+        self._call(client, "POST", "/collective_rpc", f"it to read {where}", reload)
         if self._repacks(client):
             self._call(client, "POST", "/collective_rpc", "it to pack its head anew", {"method": vllm_extension.METHOD})
         self._label(client)
@@ -107,8 +107,8 @@ class FileWeightSync:
         if not gap <= tolerance:
             raise WeightSyncError(
                 f"{client.name} ({client.url}) computes other log-probabilities than the trainer's weights do: mean distance {gap:.4g} over "
-                f"{len(expected)} tokens, {tolerance:g} is allowed in {self._dtype}. Its weights are others, or its model is computed wrongly. "
-                f"(On a CPU, with a head tied to the embedding, a server needs --worker-extension-cls {vllm_extension.QUALIFIED_NAME}.)"
+                f"{len(expected)} tokens, {tolerance:g} is allowed in {self._dtype}. Its weights are others, or it computes wrongly. "
+                f"(On a CPU, with a head tied to the embedding, it needs --worker-extension-cls {vllm_extension.QUALIFIED_NAME}.)"
             )
         return {"sync/logprob_gap": gap, "sync/equal_tensors": float(alike)}
 

@@ -50,7 +50,9 @@ def short_grace(tmp_path: Path) -> Path:
 
 
 def test_all_its_processes_end_when_the_parent_is_killed(short_grace: Path) -> None:
-    parent = subprocess.Popen([sys.executable, "-S", "-c", PARENT, str(short_grace), sys.executable, "-S", "-c", TREE], stdout=subprocess.PIPE)
+    parent = subprocess.Popen(
+        [sys.executable, "-S", "-c", PARENT, str(short_grace), sys.executable, "-S", "-c", TREE], stdout=subprocess.PIPE
+    )
     assert parent.stdout is not None
     keeper = int(parent.stdout.readline())
     started = [int(pid) for pid in parent.stdout.readline().split()]

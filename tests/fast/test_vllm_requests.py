@@ -1,6 +1,7 @@
 """What is said to vLLM servers and what comes back; a double stands in where a real server cannot be made to fail so."""
 
 import copy
+import itertools
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -9,16 +10,16 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from vllm_double import STOP, doubles, generated, wait_until
 
 from selfplay.agent import Conversation
 from selfplay.config import load_config
 from selfplay.engines.base import Completion, GenerationRequest, Sampling
 from selfplay.engines.vllm_engine import VllmEngine
 from selfplay.engines.vllm_requests import check_request, read_answer, request_body
-from selfplay.engines.vllm_servers import Client, Launch, command, explain
+from selfplay.engines.vllm_servers import Client, Launch, command
 from selfplay.errors import ConfigError, EngineError, ServerLost, WeightSyncError
 from selfplay.training.weight_sync import FileWeightSync, compare_digests, write_shards
+from vllm_double import STOP, doubles, generated, wait_until
 
 REQUEST = GenerationRequest((5, 6, 7), 8, 41, frozenset({STOP}), "solver/u1-sol0/3/0")
 WEIGHTS = {"model.norm.weight": torch.ones(4)}
@@ -188,7 +189,9 @@ def test_a_hang_in_an_update_tells_what_each_side_waited_for() -> None:
         sync = FileWeightSync("model", torch.float32, 0.2)
         sync.publish(WEIGHTS, 3)
         double.faults["/pause"] = "hang"
-        with pytest.raises(ServerLost, match="version 3: the trainer waited for the end of its running step.*vllm-0.*/pause.* within 0.2 s"):
+        with pytest.raises(
+            ServerLost, match="version 3: the trainer waited for the end of its running step.*vllm-0.*/pause.* within 0.2 s"
+        ):
             sync.deliver(Client("vllm-0", double.url))
         sync.close()
 
@@ -266,7 +269,7 @@ def test_settings_that_contradict_each_other_are_named(settings: list[str], mess
 
 def test_a_servers_arguments_hold_what_settings_decide() -> None:
     arguments = command(Launch("some/model", 2048, 16, options=("--seed=3",)), 1234)
-    pairs = dict(zip(arguments, arguments[1:], strict=False))
+    pairs = dict(itertools.pairwise(arguments))
     assert {name: pairs[name] for name in ("--model", "--port", "--max-model-len", "--max-num-seqs", "--generation-config")} == {
         "--model": "some/model", "--port": "1234", "--max-model-len": "2048", "--max-num-seqs": "16", "--generation-config": "vllm",
     }  # fmt: skip

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from engine_conformance import CHECKS, Bench
 from torch import Tensor
 
+from engine_conformance import CHECKS, Bench
 from selfplay.chat import load_tokenizer, policy_path
 from selfplay.engines.base import Completion, GenerationRequest, Sampling
 from selfplay.engines.process_keeper import descendants
