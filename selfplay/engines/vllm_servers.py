@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata, util
 from pathlib import Path
@@ -123,11 +123,16 @@ def variables(launch: Launch) -> dict[str, str]:
         # Threads that are bound to cores, as vLLM does by itself, would share them with every other server and with the trainer.
         chosen["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
         chosen["OMP_NUM_THREADS"] = str(launch.threads or max(1, (os.cpu_count() or 2) // 2))
-        if hidden := mismatched_packages():
-            folder = Path(__file__).with_name("hiding")
-            chosen["PYTHONPATH"] = os.pathsep.join(filter(None, (str(folder), os.environ.get("PYTHONPATH", ""))))
-            chosen["SELFPLAY_HIDDEN_MODULES"] = ",".join(hidden)
+        chosen |= hide(mismatched_packages(), os.environ.get("PYTHONPATH", ""))
     return {**os.environ, **chosen, **launch.environment}
+
+
+def hide(packages: Sequence[str], path: str) -> dict[str, str]:
+    """Variables with which Python processes find none of `packages`. path: what PYTHONPATH holds besides."""
+    if not packages:
+        return {"PYTHONPATH": path} if path else {}
+    folder = str(Path(__file__).with_name("hiding"))
+    return {"PYTHONPATH": os.pathsep.join(filter(None, (folder, path))), "SELFPLAY_HIDDEN_MODULES": ",".join(packages)}
 
 
 def on_gpu() -> bool:

@@ -174,7 +174,7 @@ def _put_given_bugs(
 
 
 def _check_model(config: Config) -> str:
-    """The policy's folder or id; raises EngineError, naming it, when it cannot be one. Templates are checked here too, and vLLM is found."""
+    """The policy's folder or id; raises EngineError, naming it, when it cannot be one. Templates and vLLM are looked for here too."""
     check_prompts()
     if config.engine.type == "vllm" and not config.engine.urls:
         check_installed()

@@ -106,8 +106,8 @@ class FileWeightSync:
         tolerance = TOLERANCE[self._dtype]
         if not gap <= tolerance:
             raise WeightSyncError(
-                f"{client.name} ({client.url}) computes other log-probabilities than the trainer's weights do: mean distance {gap:.4g} over "
-                f"{len(expected)} tokens, {tolerance:g} is allowed in {self._dtype}. Its weights are others, or it computes wrongly. "
+                f"{client.name} ({client.url}) computes other log-probabilities than the trainer's weights do: {gap:.4g} apart on average "
+                f"over {len(expected)} tokens, {tolerance:g} is allowed in {self._dtype}. Its weights are others, or it computes wrongly. "
                 f"(On a CPU, with a head tied to the embedding, it needs --worker-extension-cls {vllm_extension.QUALIFIED_NAME}.)"
             )
         return {"sync/logprob_gap": gap, "sync/equal_tensors": float(alike)}

@@ -2,6 +2,10 @@
 
 import copy
 import itertools
+import os
+import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +20,7 @@ from selfplay.config import load_config
 from selfplay.engines.base import Completion, GenerationRequest, Sampling
 from selfplay.engines.vllm_engine import VllmEngine
 from selfplay.engines.vllm_requests import check_request, read_answer, request_body
-from selfplay.engines.vllm_servers import Client, Launch, command
+from selfplay.engines.vllm_servers import Client, Launch, command, explain, hide, sweep, variables
 from selfplay.errors import ConfigError, EngineError, ServerLost, WeightSyncError
 from selfplay.training.weight_sync import FileWeightSync, compare_digests, write_shards
 from vllm_double import STOP, doubles, generated, wait_until
@@ -274,3 +278,57 @@ def test_a_servers_arguments_hold_what_settings_decide() -> None:
         "--model": "some/model", "--port": "1234", "--max-model-len": "2048", "--max-num-seqs": "16", "--generation-config": "vllm",
     }  # fmt: skip
     assert arguments[-1] == "--seed=3"
+
+
+@pytest.mark.parametrize(
+    ("log", "told"),
+    [
+        (
+            "(APIServer pid=7) INFO 11-21 20:35:56 [api.py:3] started\n(APIServer pid=7) OSError: [Errno 98] Address already in use\n",
+            "OSError: [Errno 98] Address already in use. Another program has the port",
+        ),
+        (
+            "(EngineCore pid=9) ERROR 11-21 20:35:56 [core.py:1512] ValueError: To serve at least one request (0.5 GiB KV cache is needed, "
+            "which is larger than the available KV cache memory (0.1 GiB).\n"
+            "(APIServer pid=7) RuntimeError: Engine core initialization failed. See root cause above.\n",
+            "Raise engine.cache_mb",
+        ),
+        (
+            "(Worker pid=9) ERROR 11-21 20:35:56 [x.py:1] RuntimeError: operator torchvision::nms does not exist\n",
+            "RuntimeError: operator torchvision::nms does not exist. torchvision and torch are of different builds",
+        ),
+        (
+            "(Worker pid=9) ERROR 11-21 20:35:56 [x.py:1] KeyError: 'layers.9'\nRuntimeError: failed. See root cause above\n",
+            "KeyError: 'layers.9'.",
+        ),
+        ("", "its log is empty."),
+    ],
+)
+def test_a_servers_log_tells_the_reason_and_the_remedy(log: str, told: str) -> None:
+    assert told in explain(log)
+
+
+def test_what_a_killed_owner_left_behind_is_ended_and_nothing_else() -> None:
+    code = "import time; print('up', flush=True); time.sleep(60)"
+    living = variables(Launch("model", 64, 1))
+    machine, boot, namespace, pid, _ = living["SELFPLAY_SERVER_OWNER"].split("-")
+    dead = {**living, "SELFPLAY_SERVER_OWNER": f"{machine}-{boot}-{namespace}-{pid}-1"}  # another process once had our id
+    kept, left = (
+        subprocess.Popen([sys.executable, "-S", "-c", code], env=environment, stdout=subprocess.PIPE) for environment in (living, dead)
+    )
+    for process in (kept, left):
+        assert process.stdout is not None and process.stdout.readline() == b"up\n"
+        process.stdout.close()
+    assert sweep() == [left.pid]
+    assert left.wait(10) == -signal.SIGKILL and kept.poll() is None
+    kept.kill()
+    kept.wait()
+
+
+def test_packages_built_for_another_torch_are_hidden_from_servers(tmp_path: Path) -> None:
+    (tmp_path / "torchvision.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')")
+    code = "import importlib.util; print(importlib.util.find_spec('torchvision'))"
+    for hidden, expected in (("", "ModuleSpec"), ("torchvision", "None")):
+        environment = {**hide((hidden,) if hidden else (), str(tmp_path)), "PATH": os.environ["PATH"]}
+        told = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+        assert expected in told.stdout
