@@ -25,10 +25,12 @@ from selfplay.engines.vllm_engine import WeightSync
 from selfplay.engines.vllm_requests import PATH
 from selfplay.engines.vllm_servers import Client
 from selfplay.errors import EngineError, ServerLost, WeightSyncError
+from selfplay.sandbox.owners import abandoned, unique_name
 
 __all__ = ["FileWeightSync", "WeightSync"]
 
 _MEMORY = Path("/dev/shm")
+_SUFFIX = "-weights"
 _SHARD_BYTES = 1 << 30  # of the trainer's tensors held beside the files, where they are gathered as they are read
 _UNTOUCHED = "default"  # what a server calls the weights of its start
 _PROBE_TOKENS = 64
@@ -44,7 +46,11 @@ class FileWeightSync:
         """folder: where files lie; by default in memory, where there is such a file system."""
         self._model, self._dtype, self._deadline_s = str(model), dtype, deadline_s
         parent = folder or (_MEMORY if os.access(_MEMORY, os.W_OK) else Path(tempfile.gettempdir()))
-        self._folder = Path(tempfile.mkdtemp(prefix="selfplay-weights-", dir=parent))
+        for left in parent.glob(f"selfplay-*{_SUFFIX}"):
+            if abandoned(left.name):  # a killed run's: memory that nobody else would free
+                shutil.rmtree(left, ignore_errors=True)
+        self._folder = parent / f"{unique_name()}{_SUFFIX}"
+        self._folder.mkdir(mode=0o700)
         self._published: Path | None = None
         self._version = 0
         self._number = 0

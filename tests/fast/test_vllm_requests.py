@@ -22,6 +22,7 @@ from selfplay.engines.vllm_engine import VllmEngine
 from selfplay.engines.vllm_requests import check_request, read_answer, request_body
 from selfplay.engines.vllm_servers import Client, Launch, command, explain, hide, sweep, variables
 from selfplay.errors import ConfigError, EngineError, ServerLost, WeightSyncError
+from selfplay.sandbox.owners import owner
 from selfplay.training.weight_sync import FileWeightSync, compare_digests, write_shards
 from vllm_double import STOP, doubles, generated, wait_until
 
@@ -240,6 +241,18 @@ def test_weights_are_written_in_shards_that_hold_each_tensor_once(tmp_path: Path
     assert {name: (value.dtype, float(value[0, 0])) for name, value in read.items()} == {
         f"layer.{n}": (torch.bfloat16, float(n)) for n in range(5)
     }
+
+
+def test_files_of_a_killed_run_are_removed_and_those_of_a_living_one_stay(tmp_path: Path) -> None:
+    machine, boot, namespace, pid, _ = owner().split("-")
+    left = tmp_path / f"selfplay-{machine}-{boot}-{namespace}-{pid}-1-1-weights"  # another process once had our id
+    left.mkdir()
+    first = FileWeightSync("model", torch.float32, folder=tmp_path)
+    second = FileWeightSync("model", torch.float32, folder=tmp_path)
+    assert not left.exists() and len(list(tmp_path.iterdir())) == 2
+    first.close()
+    second.close()
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_vector_that_differs_in_one_number_is_found() -> None:
