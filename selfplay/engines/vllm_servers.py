@@ -88,7 +88,7 @@ def check_installed() -> None:
 
 
 def command(launch: Launch, port: int, name: str) -> list[str]:
-    """The server's arguments; `name` is what it calls its model. Defaults that could reshape what is drawn are set here: no generation_config, plain log-probabilities."""
+    """The server's arguments; `name` is what it calls its model. Defaults that could reshape what is drawn are set here."""
     arguments = {
         "--model": launch.model,
         "--served-model-name": name,
@@ -204,9 +204,7 @@ class Client:
             try:
                 answer = self._send(method, path, data, deadline_s)
             except urllib3.exceptions.ProtocolError:
-                answer = self._send(
-                    method, path, data, deadline_s
-                )  # a kept connection may have closed meanwhile; every call may be repeated
+                answer = self._send(method, path, data, deadline_s)  # a kept one may have closed; every call may be repeated
         except urllib3.exceptions.TimeoutError as error:
             raise ServerLost(f"{self.name} ({self.url}) did not answer {method} {path} within {deadline_s:g} s") from error
         except (urllib3.exceptions.HTTPError, OSError) as error:
