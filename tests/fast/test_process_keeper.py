@@ -77,6 +77,28 @@ def test_all_its_processes_end_when_the_pipe_is_closed_and_its_exit_code_is_the_
         assert ended.wait(30) == 7  # before the pipe closes
 
 
+def test_shared_memory_of_what_it_had_to_kill_is_removed(short_grace: Path) -> None:
+    code = """
+import signal, time
+from multiprocessing import resource_tracker, shared_memory
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+block = shared_memory.SharedMemory(create=True, size=4096)
+resource_tracker.unregister(block._name, "shared_memory")
+print(block.name, flush=True)
+time.sleep(60)
+"""
+    keeper = subprocess.Popen(
+        [sys.executable, "-I", "-S", str(short_grace), sys.executable, "-S", "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert keeper.stdin is not None and keeper.stdout is not None
+    block = Path("/dev/shm") / keeper.stdout.readline().decode().strip()
+    assert block.is_file()
+    keeper.stdin.close()
+    keeper.wait(30)
+    keeper.stdout.close()
+    assert not block.exists()
+
+
 def test_its_first_process_ends_with_a_killed_keeper(short_grace: Path) -> None:
     keeper = subprocess.Popen(
         [sys.executable, "-I", "-S", str(short_grace), sys.executable, "-S", "-c", TREE],
