@@ -1,4 +1,5 @@
-"""New tokens/s of the embedded engine against plain `model.generate`, in the same run: independent prompts, or groups of conversations.
+"""New tokens/s of the embedded engine against plain `model.generate`, or with --engine vllm of our servers against vLLM alone, in the
+same run: independent prompts, or groups of conversations.
 
 Conversations (the default) are what an update plays: groups share a prompt, each turn adds an answer and an observation. The reference
 gets the very prompts and lengths that came about, a turn at a time and batched, as transformers does it without a cache between calls.
@@ -7,7 +8,10 @@ gets the very prompts and lengths that came about, a turn at a time and batched,
 from __future__ import annotations
 
 import argparse
+import json
 import random
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -17,8 +21,9 @@ from typing import Any
 import torch
 
 from selfplay.chat import ChatFormat, load_tokenizer, policy_path
-from selfplay.engines.base import Completion, GenerationRequest, Sampling
+from selfplay.engines.base import Completion, Engine, GenerationRequest, Sampling
 from selfplay.engines.hf_engine import _THREADS, HFEngine
+from selfplay.engines.vllm_servers import Launch
 from selfplay.training.fabrication import EpisodeMaker, Package, PlayLimits
 from selfplay.trees import FileEntry, Tree
 
@@ -47,7 +52,7 @@ def own_sources() -> Tree:
 Turn = tuple[GenerationRequest, Completion]
 
 
-def converse(engine: HFEngine, model: str, options: argparse.Namespace) -> tuple[list[list[Turn]], float]:
+def converse(engine: Engine, model: str, options: argparse.Namespace) -> tuple[list[list[Turn]], float]:
     """All conversations, a list of rounds each, and the seconds they took."""
     chat = ChatFormat(load_tokenizer(model))
     generator = random.Random(0)
@@ -56,7 +61,10 @@ def converse(engine: HFEngine, model: str, options: argparse.Namespace) -> tuple
     prompts = [tuple(ids) for _ in range(options.groups) for ids in [first_prompt(maker)] for _ in range(options.group_size)]
     seconds = 0.0
     for number in range(options.turns):
-        requests = [GenerationRequest(p, options.new_tokens, 1000 * number + i, chat.stop_ids) for i, p in enumerate(prompts)]
+        requests = [
+            GenerationRequest(p, options.new_tokens, 1000 * number + i, chat.stop_ids, f"solver/g{i // options.group_size}/{i}/{number}")
+            for i, p in enumerate(prompts)
+        ]
         started = time.monotonic()
         done = engine.generate(requests, Sampling())
         seconds += time.monotonic() - started
@@ -92,7 +100,7 @@ def reference(model: Any, rounds: Sequence[Sequence[Turn]]) -> float:
     return time.monotonic() - started
 
 
-def independent(engine: HFEngine, options: argparse.Namespace) -> tuple[list[list[Turn]], float]:
+def independent(engine: Engine, options: argparse.Namespace) -> tuple[list[list[Turn]], float]:
     """One round of random prompts that share nothing and whose answers nothing foretells."""
     generator = torch.Generator().manual_seed(0)
     count = options.groups * options.group_size
@@ -115,11 +123,58 @@ def logprob_gap(model: Any, turns: Sequence[Turn]) -> float:
     return sum(gaps) / len(gaps)
 
 
+def bare_vllm(folder: str, rounds: Sequence[Sequence[Turn]], scratch: Path) -> float:
+    """Seconds of vLLM's own LLM class for the same prompts, seeds and lengths, a round in one call; one process, no server."""
+    from selfplay.engines.vllm_servers import on_gpu, variables
+
+    launch = vllm_launch(folder, len(rounds[0]), scratch)
+    settings: dict[str, Any] = {
+        "model": folder, "dtype": launch.dtype, "max_model_len": launch.context_tokens, "max_num_seqs": launch.max_batch,
+        "generation_config": "vllm",
+    }  # fmt: skip
+    if not on_gpu():
+        settings |= {
+            "enforce_eager": True, "enable_chunked_prefill": False, "max_num_batched_tokens": 8192,
+            "kv_cache_memory_bytes": launch.cache_mb << 20,
+        }  # fmt: skip
+    told = [[{"prompt": r.prompt_ids, "seed": r.seed, "new": len(c.token_ids)} for r, c in turns] for turns in rounds]
+    file = scratch / "requests.json"
+    file.write_text(json.dumps({"settings": settings, "rounds": told}))
+    command = [sys.executable, "-m", "benchmarks.bare_vllm", str(file)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=variables(launch))
+    return float(json.loads(done.stdout.strip().splitlines()[-1])["seconds"])
+
+
+def vllm_launch(folder: str, max_batch: int, scratch: Path) -> Launch:
+    return Launch(folder, 4096, max_batch, logs=scratch)
+
+
+def beside_vllm(folder: str, options: argparse.Namespace, scratch: Path) -> None:
+    from selfplay.engines.vllm_engine import VllmEngine
+    from selfplay.training.weight_sync import FileWeightSync
+
+    launch = vllm_launch(folder, options.groups * options.group_size, scratch)
+    engine = VllmEngine(launch, FileWeightSync(folder, getattr(torch, launch.dtype)))
+    engine.generate([GenerationRequest((5, 6, 7), 8, 0, frozenset())], Sampling())
+    rounds, ours = independent(engine, options) if options.independent else converse(engine, folder, options)
+    engine.close()
+    plain = bare_vllm(folder, rounds, scratch)
+    turns = [turn for turns in rounds for turn in turns]
+    new = sum(len(c.token_ids) for _, c in turns)
+    prompt = sum(len(r.prompt_ids) for r, _ in turns)
+    reused = sum(c.metadata["reused"] for _, c in turns) / prompt
+    print(
+        f"{len(turns)} turns, {prompt / len(turns):.0f} prompt tokens each, {new} new tokens: engine {new / ours:.0f} new tokens/s, "
+        f"vLLM alone {new / plain:.0f}, ratio {plain / ours:.2f}\n{reused:.0%} of prompt tokens were computed before"
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         "--model", default="carried", help="a model folder; 'untrained' for one of 4.2M random parameters (with --independent)"
     )
+    parser.add_argument("--engine", choices=["hf", "vllm"], default="hf")
     parser.add_argument("--independent", action="store_true", help="random prompts that share nothing, one turn")
     parser.add_argument("--groups", type=int, default=3)
     parser.add_argument("--group-size", type=int, default=8)
@@ -131,6 +186,9 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as scratch:
         folder = str(make_model(Path(scratch))) if options.model == "untrained" else policy_path(options.model)
+        if options.engine == "vllm":
+            beside_vllm(folder, options, Path(scratch))
+            return
         engine = HFEngine(folder, max_batch=options.groups * options.group_size)
         engine.generate([GenerationRequest((5, 6, 7), 8, 0, frozenset())], Sampling())
         rounds, ours = independent(engine, options) if options.independent else converse(engine, folder, options)

@@ -123,8 +123,9 @@ class Conversation:
 
     def add_action(self, completion: Completion, text: str) -> tuple[int, int]:
         first = len(self.token_ids)
-        if not self.weight_versions or self.weight_versions[-1][1] != completion.weight_version:
-            self.weight_versions.append((first, completion.weight_version))
+        for start, version in completion.spans:
+            if not self.weight_versions or self.weight_versions[-1][1] != version:
+                self.weight_versions.append((first + start, version))
         self.token_ids += completion.token_ids
         self.loss_mask += [1] * len(completion.token_ids)
         self.logprobs += completion.logprobs

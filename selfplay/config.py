@@ -11,12 +11,28 @@ import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from selfplay.errors import ConfigError
 
 Range = tuple[int, int]
+
+# Arguments of a vLLM server that settings decide, so that nothing contradicts them -> what decides.
+OWN_OPTIONS = {
+    "--model": "policy.model",
+    "--host": "selfplay: servers of our own are reached from this machine alone",
+    "--port": "selfplay, which takes a free one",
+    "--dtype": "engine.dtype",
+    "--max-model-len": "agent.context_tokens",
+    "--max-num-seqs": "engine.max_batch",
+    "--gpu-memory-utilization": "engine.gpu_memory",
+    "--kv-cache-memory-bytes": "engine.cache_mb",
+    "--served-model-name": "selfplay",
+    "--generation-config": "selfplay: a model's own filters would make the importance ratio untrue",
+    "--logprobs-mode": "selfplay: log-probabilities are those at temperature 1",
+}
 
 
 class Section(BaseModel):
@@ -69,9 +85,50 @@ class PolicySettings(Section):
 
 
 class EngineSettings(Section):
-    type: Literal["hf", "scripted"] = "hf"  # scripted: the teacher plays both roles
-    max_batch: int = Field(32, ge=1)
-    cache_mb: int = Field(1024, ge=0)  # for the caches of conversations that wait for their next turn
+    """Those from `servers` on are for vllm alone."""
+
+    type: Literal["hf", "vllm", "scripted"] = "hf"  # scripted: the teacher plays both roles
+    max_batch: int = Field(32, ge=1)  # requests that run at the same time, in each server
+    cache_mb: int = Field(1024, ge=0)  # hf: for conversations that wait for their next turn; a vllm server on a CPU: for all it holds
+    servers: int = Field(1, ge=1)  # started and watched by the run, on this machine
+    urls: tuple[str, ...] = ()  # servers that run already, in place of our own
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # auto: bfloat16 on a GPU, float32 on a CPU
+    gpu_memory: float = Field(0.8, gt=0, le=1)  # share of a GPU's memory that a server takes
+    options: tuple[str, ...] = ()  # more arguments of each server, for instance ["--tensor-parallel-size=8"]
+    start_timeout_s: float = Field(600, gt=0)
+    request_timeout_s: float = Field(1800, gt=0)
+    sync_timeout_s: float = Field(300, gt=0)  # of every call to a server while it takes new weights
+
+    @field_validator("urls")
+    @classmethod
+    def _are_servers(cls, urls: tuple[str, ...]) -> tuple[str, ...]:
+        for url in urls:
+            parts = urlsplit(url)
+            if parts.scheme not in ("http", "https") or not parts.netloc or parts.path not in ("", "/") or parts.query:
+                raise ValueError(f"{url!r} is not the address of a server, for instance http://127.0.0.1:8000")
+        if len({url.rstrip("/") for url in urls}) < len(urls):
+            raise ValueError("names a server twice")
+        return urls
+
+    @field_validator("options")
+    @classmethod
+    def _are_free(cls, options: tuple[str, ...]) -> tuple[str, ...]:
+        for option in options:
+            name = option.partition("=")[0]
+            if instead := OWN_OPTIONS.get(name):
+                raise ValueError(f"{name} is set by {instead}")
+        return options
+
+    @model_validator(mode="after")
+    def _belong_together(self) -> EngineSettings:
+        changed = self.model_fields_set & {"servers", "urls", "dtype", "gpu_memory", "options"}
+        if changed and self.type != "vllm" and any(getattr(self, n) != type(self).model_fields[n].default for n in changed):
+            raise ValueError(f"{sorted(changed)} mean something only with engine.type = 'vllm'")
+        if self.urls and self.servers != 1:
+            raise ValueError("engine.servers counts servers of our own, and engine.urls names others; set one of the two")
+        if self.urls and self.options:
+            raise ValueError("engine.options are for servers of our own; those of engine.urls run already")
+        return self
 
 
 class SandboxSettings(Section):

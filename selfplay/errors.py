@@ -16,6 +16,8 @@ SelfplayError
 │   └── SandboxUnavailable        gone, and a fresh one fails too: the machine's fault, never a score
 │       └── SandboxInterrupted    gone by what was done to it from outside, although a fresh one works
 ├── EngineError                   a model cannot be loaded or does not answer
+│   ├── ServerLost                a rollout server does not answer any more; its requests go elsewhere
+│   └── WeightSyncError           trainer and servers do not hold the same weights, or a server did not take them in time
 ├── TrainerError                 a process of the trainer died, hung or failed (`rank` and the end of its log, `log_tail`)
 ├── PromptError                   a template is missing, or uses a variable that it was not given
 ├── StoreError                    a database that is corrupt, newer than this code, or held by another writer
@@ -125,6 +127,14 @@ class TrainerError(SelfplayError):
         self.rank = rank
         self.log_tail = log_tail
         super().__init__(message)
+
+
+class ServerLost(EngineError):
+    pass
+
+
+class WeightSyncError(EngineError):
+    pass
 
 
 class PromptError(SelfplayError):

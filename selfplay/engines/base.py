@@ -37,13 +37,22 @@ class GenerationRequest:
 
 @dataclass(frozen=True)
 class Completion:
-    """token_ids, logprobs: (new,), the log-probability of each drawn token at temperature 1. stopped: a stop id ended it."""
+    """token_ids, logprobs: (new,), the log-probability of each drawn token at temperature 1. stopped: a stop id ended it.
+
+    weight_version: of its oldest token. version_spans: (first of `token_ids`, version) where new weights came while it was drawn.
+    """
 
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
     weight_version: int
     stopped: bool
     metadata: Mapping[str, float] = field(default_factory=dict)
+    version_spans: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def spans(self) -> tuple[tuple[int, int], ...]:
+        """(first of `token_ids`, version) of every stretch of equal weights."""
+        return self.version_spans or ((0, self.weight_version),)
 
 
 class Engine(Protocol):

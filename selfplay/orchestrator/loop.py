@@ -362,6 +362,7 @@ class TrainLoop:
         game.run.discard_uncommitted(checkpoint.name, keep=game.config.train.keep_checkpoints)
         if samples:
             await asyncio.to_thread(game.engine.load_weights, game.trainer.export_weights(), game.trainer.weight_version)
+            row |= getattr(game.engine, "last_sync", {})
         return row
 
     def _batch(self, update: int) -> tuple[list[Sample], list[tuple[str, float]], list[str], dict[str, Value]]:

