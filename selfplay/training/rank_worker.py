@@ -74,11 +74,11 @@ def _loaded_in_shares() -> Iterator[None]:
             return True
 
     kept = Zero3()  # transformers itself only keeps a weak reference
-    set_hf_deepspeed_config(kept)
+    set_hf_deepspeed_config(kept)  # type: ignore[no-untyped-call]
     try:
         yield
     finally:
-        unset_hf_deepspeed_config()
+        unset_hf_deepspeed_config()  # type: ignore[no-untyped-call]
 
 
 class _TiedHead(nn.Linear):
@@ -124,7 +124,7 @@ class RankWorker:
             torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // world))
         host, _, port = address.rpartition(":")
         timeout = timedelta(seconds=timeout_s)
-        store = torch.distributed.TCPStore(host, int(port), is_master=False, timeout=timeout)
+        store = torch.distributed.TCPStore(host, int(port), is_master=False, timeout=timeout)  # type: ignore[attr-defined]
         backend = "gloo" if self._device.type == "cpu" else "nccl"
         torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timeout)
         deepspeed.init_distributed(dist_backend=backend)
@@ -246,8 +246,9 @@ class RankWorker:
 
     def _computed_with(self, name: str) -> Tensor:
         if name not in self._parameters:
-            return self._buffers[name]
-        value = self._parameters[name]
+            buffer: Tensor = self._buffers[name]
+            return buffer
+        value: Tensor = self._parameters[name]
         return value.to(getattr(value, "comm_dtype", value.dtype))
 
     def _masters(self, names: Sequence[str], moment: str = "", device: str = "cpu") -> dict[str, Tensor]:
