@@ -152,7 +152,7 @@ class FileWeightSync:
         from transformers import AutoConfig, AutoModelForCausalLM
 
         config = AutoConfig.from_pretrained(self._model)
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()  # type: ignore[no-untyped-call]
         rounded = {name: value.to("cpu", self._dtype).float() for name, value in weights.items()}
         missing = set(model.load_state_dict(rounded, strict=False).missing_keys) - set(getattr(model, "all_tied_weights_keys", None) or ())
         if missing:
