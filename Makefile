@@ -29,10 +29,16 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	@$(PIP) install -q -c constraints.txt -e '.[dev]'
 	@touch $@
 
+# DeepSpeed compiles its operators when it is asked to; none is needed here.
+$(VENV)/.test-ready: $(VENV)/.ready
+	@echo "Installing DeepSpeed for its tests ..."
+	@DS_BUILD_OPS=0 $(PIP) install -q -c constraints.txt -e '.[dev,deepspeed]'
+	@touch $@
+
 train: setup ## self-play on the embedded default: real repositories, real sandboxes, a small policy
 	$(SELFPLAY) train --repos runs/recipes/quickstart-repos.txt --config runs/recipes/quickstart.toml
 
-test: setup ## the whole suite, real components included
+test: setup $(VENV)/.test-ready ## the whole suite, real components included
 	$(PY) -m pytest
 
 fast: setup ## only the tests that need no sandbox

@@ -84,7 +84,9 @@ def test_two_ranks_reach_what_the_torch_trainer_reaches(model: Path, ranks: Rank
     for seed in range(UPDATES):
         told = trainer.step(made_samples(seed, count=10))
         for name in ("loss", "grad_norm", "clip_share", "entropy", "injector/loss", "solver/ratio", "action_tokens", "lr"):
-            assert told[name] == pytest.approx(wanted[seed][name], rel=0.05 if bf16 else 1e-3, abs=2e-3 if bf16 else 1e-6), name
+            # In bf16 the first update meets equal weights; then paths part, for early steps of Adam are nearly signs of tiny gradients.
+            rel, least = ((0.05 if seed == 0 else 0.2), 2e-3) if bf16 else (1e-3, 1e-6)
+            assert told[name] == pytest.approx(wanted[seed][name], rel=rel, abs=least), name
     assert told["micro_batches"] > 1
     reached = trainer.export_weights()
     print(f"{variant}, bf16 {bf16}: {distance(reached, weights) / way:.2g} of the way, {largest_difference(reached, weights):.2g} at most")
