@@ -263,11 +263,12 @@ def test_a_bug_of_order_two_is_given_with_its_tests(house: House, bug: BugState)
 
 def test_suspects_stand_in_the_prompt_with_their_lines_in_the_code_that_the_solver_sees(house: House, bug: BugState) -> None:
     shown = house.repair([SUBMIT_NOTHING], bug, GIVEN).messages[0]["content"]
-    assert shown.endswith("E   assert -6.0 == 2\ntiny/numbers.py:13,17 mean")
+    assert shown.endswith("E   assert -6.0 == 2\ngrep -n '' tiny/numbers.py | sed -n '13,17p' # mean")
     longer = format_action("bash", "sed -i '1a\\\\nimport math' tiny/numbers.py")
     attempt = house.repair([longer, SUBMIT_NOTHING], bug).submission["patch"]
     second = replace(bug, order=2, attempt_patch=attempt)
-    assert house.repair([SUBMIT_NOTHING], second, GIVEN).messages[0]["content"].endswith("\ntiny/numbers.py:15,19 mean")
+    shown = house.repair([SUBMIT_NOTHING], second, GIVEN).messages[0]["content"]
+    assert shown.endswith("\ngrep -n '' tiny/numbers.py | sed -n '15,19p' # mean")
 
 
 def test_a_solver_is_given_neither_tests_nor_suspects_unless_configured(house: House, bug: BugState) -> None:
