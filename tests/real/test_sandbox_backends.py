@@ -149,7 +149,7 @@ def test_a_killed_harness_leaves_nothing_after_a_sweep(backend: SandboxBackend, 
     mark = f"98{os.getpid()}.{time.monotonic_ns() % 10**6}"
     owner = subprocess.Popen([sys.executable, "-c", OWNER, backend.name, str(tmp_path), mark], stdout=subprocess.PIPE, cwd=ROOT)
     assert owner.stdout is not None and owner.stdout.readline() == b"ready\n"
-    assert eventually(lambda: bool(processes_with(f"sleep\0{mark}"))), "the test sees no process of the sandbox, so it could not see it end either"
+    assert eventually(lambda: bool(processes_with(f"sleep\0{mark}"))), "the test sees no process of the sandbox, nor its end"
     with owner:
         owner.kill()
     assert eventually(lambda: not processes_with(f"sleep\0{mark}")), "a sandbox outlived its harness"
