@@ -105,7 +105,7 @@ def test_an_attempt_is_given_suspects_from_the_environments_calls(environment, b
     folder = Folder(tmp_path / "out")
     an_evaluator(environment, backend, tmp_path, Moves(environment.tree)).play([task], 1, False, folder, POLICY)
     (episode,) = (Episode.read(path) for path in folder.episodes.iterdir())
-    assert episode.messages[0]["content"].endswith("\ntiny/numbers.py:4,10 clamp")
+    assert episode.messages[0]["content"].endswith("\ngrep -n '' tiny/numbers.py | sed -n '4,10p' # clamp")
 
 
 def test_an_episode_that_a_kill_left_ungraded_is_graded_and_not_played_again(environment, backend, task, tmp_path):

@@ -85,7 +85,7 @@ def test_solvers_are_given_suspects_from_the_environments_calls(played):
     run, store = played
     _, rows = first(store, "solver")
     prompt = Episode.read(run.path / rows[0].path).messages[0]["content"]
-    assert prompt.endswith("\ntiny/numbers.py:4,10 clamp")
+    assert prompt.endswith("\ngrep -n '' tiny/numbers.py | sed -n '4,10p' # clamp")
 
 
 def test_a_pass_was_graded_twice(played):
