@@ -708,7 +708,7 @@ class TeacherPlayer:
 
     def places(self, task: str) -> list[tuple[str, int, int]]:
         """(path, first line, last line) of functions to look at, best first: the suspects that are given, else what the failure names."""
-        return suspected_places(task) or self._named(task)
+        return [(path, int(first), int(last)) for path, first, last in SUSPECT.findall(task)] or self._named(task)
 
     def _named(self, task: str) -> list[tuple[str, int, int]]:
         """Functions by what the failure says: innermost frames first, then what the failing lines call, then what those call."""
@@ -731,11 +731,6 @@ class TeacherPlayer:
 
 # The players that `engine.script` can name.
 PLAYERS = {"teacher": TeacherPlayer}
-
-
-def suspected_places(task: str) -> list[tuple[str, int, int]]:
-    """(path, first line, last line) of the suspects that a terse prompt lists, in its order."""
-    return [(path, int(first), int(last)) for path, first, last in SUSPECT.findall(task)]
 
 
 def _call(tool: str, body: str) -> str:
