@@ -15,6 +15,7 @@ import ast
 import json
 import random
 import re
+import shutil
 import subprocess
 import tempfile
 from collections import Counter
@@ -263,6 +264,8 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=BUGS_OF_A_REPOSITORY, help="bugs of each repository")
     parser.add_argument("--sandbox", default="bubblewrap", choices=["auto", "docker", "bubblewrap"])
     options = parser.parse_args()
+    if options.swesmith and not shutil.which(options.swesmith):
+        parser.error(f"--swesmith: {options.swesmith} is no program; give the Python of an environment that has swesmith")
     config = load_config(resource("recipes") / "quickstart.toml")
     backend = open_backend(options.sandbox, cache_root())[0]
     runner = QuickRunner(backend, config.validator, sandbox_limits(config), {"selfplay.run": "independent-judge"})
