@@ -164,7 +164,7 @@ class DockerBackend:
             self._start(SandboxSpec(self._base_image)).close()  # raises when the machine is at fault
             raise EnvironmentBuildError(f"the build of environment {key} ended its sandbox: {error}") from error
         except ENGINE_ERRORS as error:
-            raise SandboxUnavailable(f"the docker engine failed while environment {key} was built: {error}") from error
+            raise _engine_fault(f"failed while environment {key} was built", error) from error
         finally:
             opened.close()
         return reference
@@ -179,7 +179,7 @@ class DockerBackend:
             try:
                 return _connect(host)
             except ENGINE_ERRORS as error:
-                raise SandboxUnavailable(f"no docker engine answers at {os.environ.get('DOCKER_HOST') or 'its usual socket'}") from error
+                raise _no_engine(host) from error
 
     def _has_image(self, reference: str) -> bool:
         try:
@@ -187,7 +187,7 @@ class DockerBackend:
         except ImageNotFound:
             return False
         except ENGINE_ERRORS as error:
-            raise SandboxUnavailable(f"the docker engine does not tell about image {reference}: {error}") from error
+            raise _engine_fault(f"does not tell about image {reference}", error) from error
         return True
 
     def _start(self, spec: SandboxSpec, access: IndexAccess | None = None) -> _Opened:
@@ -206,7 +206,7 @@ class DockerBackend:
             ) from error
         except ENGINE_ERRORS as error:
             _remove(api, container)
-            raise SandboxUnavailable(f"the docker engine creates no container of {spec.environment!r}: {error}") from error
+            raise _engine_fault(f"creates no container of {spec.environment!r}", error) from error
         try:
             api.start(container)
             channel.send(_server_source(), time.monotonic() + HELLO_S)
@@ -222,7 +222,7 @@ class DockerBackend:
             raise SandboxUnavailable(f"no command server in a container of {spec.environment!r}: {said or error}{hint}") from error
         except ENGINE_ERRORS as error:
             opened.close()
-            raise SandboxUnavailable(f"the docker engine starts no container of {spec.environment!r}: {error}") from error
+            raise _engine_fault(f"starts no container of {spec.environment!r}", error) from error
         except BaseException:
             opened.close()
             raise
@@ -329,6 +329,17 @@ class _Witness:
         self._socket.close()
 
 
+def _no_engine(host: str) -> SandboxUnavailable:
+    return SandboxUnavailable(f"no docker engine answers at {host or 'its usual socket'}")
+
+
+def _engine_fault(what: str, error: Exception) -> SandboxUnavailable:
+    """An engine that is gone is told as that, whatever it was asked for."""
+    if isinstance(error, requests.exceptions.ConnectionError):
+        return _no_engine(os.environ.get("DOCKER_HOST", ""))
+    return SandboxUnavailable(f"the docker engine {what}: {error}")
+
+
 _witnesses: dict[tuple[str, int], _Witness] = {}
 
 
@@ -346,7 +357,7 @@ def _witness(host: str) -> _Witness | None:
                 found = _witnesses[key] = _Witness(host)
                 atexit.register(found.close)
             except OSError as error:
-                raise SandboxUnavailable(f"no docker engine answers at {host or 'its usual socket'}") from error
+                raise _no_engine(host) from error
         return found
 
 

@@ -54,7 +54,9 @@ class _Rank:
         self._is_closing = False
         self._reader = threading.Thread(target=self._read, name=f"rank-{number}-reader", daemon=True)
         self._reader.start()
-        self._writer: threading.Thread | None = None
+        self._outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self._writer = threading.Thread(target=self._write, name=f"rank-{number}-writer", daemon=True)
+        self._writer.start()
         self.begin("start")
         self.is_done = True
 
@@ -69,15 +71,13 @@ class _Rank:
         self.says_where = False
 
     def send(self, name: str, arguments: Arguments) -> None:
-        message = pickle.dumps((name, arguments), protocol=pickle.HIGHEST_PROTOCOL)
-        if self._writer is not None and self._writer.is_alive():
-            return  # it does not even take what was sent before
-        self._writer = threading.Thread(target=self._write, args=(message,), name=f"rank-{self.number}-writer", daemon=True)
-        self._writer.start()
+        self._outbox.put(pickle.dumps((name, arguments), protocol=pickle.HIGHEST_PROTOCOL))
 
-    def _write(self, message: bytes) -> None:
+    def _write(self) -> None:
         with contextlib.suppress(OSError):  # a rank that is gone is found by its reader
-            self._connection.send_bytes(message)
+            while (message := self._outbox.get()) is not None:
+                self._connection.send_bytes(message)
+                del message  # weights must not stay here until the next call
 
     def _read(self) -> None:
         try:
@@ -140,7 +140,8 @@ class _Rank:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
-        for thread in filter(None, (self._reader, self._writer)):
+        self._outbox.put(None)
+        for thread in (self._reader, self._writer):
             thread.join(2)  # its other end is closed now
         self._connection.close()
 

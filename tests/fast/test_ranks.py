@@ -51,6 +51,12 @@ def test_every_rank_answers_in_its_place(ranks: Ranks) -> None:
     assert ranks.call("add", [(1, 0), (5, 0)]) == [1, 6]
 
 
+def test_no_call_is_lost_however_soon_it_follows_another() -> None:
+    ranks = toys(deadline_s=10.0)
+    assert [ranks.call("add", (n, 1)) for n in range(3000)] == [[n + 1, n + 2] for n in range(3000)]
+    ranks.close()
+
+
 def test_what_ranks_yield_comes_one_by_one_and_without_the_empty(ranks: Ranks) -> None:
     assert list(ranks.stream("count", (5,))) == [1, 2, 3, 4, 5]
 
