@@ -12,6 +12,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from selfplay.disguise import disguise
+from selfplay.environments import standard_parser
 from selfplay.errors import PatchError
 from selfplay.judging import judge_repair
 from selfplay.patches import MAX_FILES, content_problem, diff_trees, is_protected_path, parse_patch, path_problem
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 MAX_FILE_BYTES = 1 << 20  # a changed file larger than this is put back: no repair needs it, and a diff of it would be refused
 MAX_CHANGED_BYTES = 8 << 20  # of all changed files together, for the same reason
 CONFIRMATION_SEED = 7919  # far from the seeds that validation uses
+FAILED_TESTS = 1  # pytest's exit status for tests that ran, and not all passed
 # For pytest and for unittest: a script may run either.
 CANARY = """
 
@@ -98,8 +101,9 @@ def grade(bug: BugState, patch: str, environment: Environment, runner: TestRunne
     """Whether `patch`, laid on what the solver started from, makes every test of F2P and P2P pass.
 
     A pass is run a second time: with another hash seed, with changes without meaning, without what is known of equal runs, and with
-    a test that cannot pass. Reported as passed, or not at all, that test shows that the code under test has taken the runner over.
-    (Code that forges chosen tests only is not found out: it shares a process with the tests.) Raises SandboxUnavailable.
+    the tests in disguise (`disguise`): new names, among copies of which some cannot pass. Where that cannot be done one test that cannot
+    pass is added. What is then reported otherwise than it must be shows that the code under test has taken the runner over.
+    (Code that works out which copy must fail is not found out: it shares a process with the tests.) Raises SandboxUnavailable.
     """
     started = time.monotonic()
 
@@ -134,17 +138,54 @@ def grade(bug: BugState, patch: str, environment: Environment, runner: TestRunne
         # A pass that hangs on a hash of the code is a lot drawn by each attempt: it is drawn once more.
         touched = {*original.changed_paths(states.buggy), *states.solver_start.changed_paths(predicted)}
         again = perturb(final, sorted(touched.difference(tests)), CONFIRMATION_SEED)
+        return in_disguise(again) or beside_a_canary(again)
+
+    def in_disguise(again: Tree) -> Confirmation | None:
+        """None where that shows nothing: the tests cannot be disguised, or even the original's own code does not pass them so."""
+        if artifact.test_parser != standard_parser() or not runner.suits_disguise(environment, artifact.test_script, bug.fail_to_pass):
+            return None
+        masked = disguise(again, tests, bug.fail_to_pass, bug.pass_to_pass, secrets.SystemRandom())
+        if masked is None:
+            return None
+        wanted = (*bug.fail_to_pass, *bug.pass_to_pass)
+
+        def is_honest(run: TestRun) -> bool:
+            """Where a test must fail, pytest ends with 1."""
+            return masked.is_seen_through(run.outcomes) and run.exit_code == FAILED_TESTS
+
+        second, _ = run(masked.tree, CONFIRMATION_SEED, fresh=True)
+        if second.error:  # a slow machine may have been at fault
+            second, _ = run(masked.tree, CONFIRMATION_SEED, fresh=True)
+        failed = masked.not_passed(second.outcomes, wanted)
+        if is_honest(second) and not failed:
+            return Confirmation(True)
+        trusted, _ = run(original.restore(masked.tree, masked.paths), CONFIRMATION_SEED, fresh=True)
+        if not is_honest(trusted) or masked.not_passed(trusted.outcomes, wanted):
+            runner.refuse_disguise(environment, artifact.test_script, bug.fail_to_pass)
+            return None
+        if masked.must_fail & second.outcomes.passed:
+            return Confirmation(None, "a copy of a test that cannot pass was reported as passed: the code forges its results")
+        if not is_honest(second):
+            said = second.error or f"copies of tests are missing from the results, or the exit status {second.exit_code} belies them"
+            return Confirmation(None, f"{said}: the code forges or suppresses results")
+        plain, missing = run(again, CONFIRMATION_SEED, fresh=True)
+        if not plain.error and not missing:
+            return Confirmation(None, f"passes under its own name and no other, so the code forges its result: {', '.join(failed[:5])}")
+        return Confirmation(False, f"passed once and not again: {', '.join(failed[:5])}", failed)
+
+    def beside_a_canary(again: Tree) -> Confirmation:
         name = f"test_canary_{secrets.token_hex(8)}"
         second, failed = run(add_canary(again, tests, bug.fail_to_pass, name), CONFIRMATION_SEED, fresh=True)
         if second.error:  # a slow machine may have been at fault
             second, failed = run(add_canary(again, tests, bug.fail_to_pass, name), CONFIRMATION_SEED, fresh=True)
         if any(name in test_id for test_id in second.outcomes.passed):
             return Confirmation(None, "a test that cannot pass was reported as passed: the code forges its results")
-        if not _reports(second, name):
-            # Silence is innocent where the script never runs a test that was added, as the original's own code then shows.
+        if not _reports(second, name) or second.exit_code == 0:
+            # Innocent where the script never runs a test that was added, or has no status, as the original's own code then shows.
             trusted, _ = run(add_canary(original, tests, bug.fail_to_pass, name), CONFIRMATION_SEED, fresh=True)
-            if _reports(trusted, name):
-                return Confirmation(None, "a test that must fail is missing from the results: the code forges or suppresses them")
+            if _reports(trusted, name) and (trusted.exit_code != 0 or not _reports(second, name)):
+                said = "is missing from the results" if not _reports(second, name) else "was reported, and the exit status is 0"
+                return Confirmation(None, f"a test that must fail {said}: the code forges or suppresses results")
         if second.error or failed:  # a script that stops at the first failure stopped at the canary: once more without it
             second, failed = run(again, CONFIRMATION_SEED, fresh=True)
         if second.error or failed:

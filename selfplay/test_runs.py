@@ -57,7 +57,10 @@ class ScriptRun:
 
 @dataclass(frozen=True)
 class TestRun:
-    """One run. `error` is why there are no outcomes, as the artifact's author needs to read it; "" when there are."""
+    """One run. `error` is why there are no outcomes, as the artifact's author needs to read it; "" when there are.
+
+    exit_code: the script's own, as process 1 of the sandbox was told by the kernel, whatever the log says.
+    """
 
     __test__ = False  # pytest: a value, not a test class
 
@@ -66,6 +69,7 @@ class TestRun:
     error: str = ""
     cached: bool = False
     timings: Timings = field(default_factory=Timings)
+    exit_code: int = 0
 
 
 @dataclass(frozen=True)
@@ -94,8 +98,10 @@ class TestRunner:
         self._backend = backend
         self._limits = limits
         self._labels = dict(labels)
+        self._lock = threading.Lock()
         self._scripts: _Known[ScriptRun] = _Known(keep=lambda run: not run.error, size=lambda run: len(run.log))
         self._confirmed: _Known[Confirmation] = _Known(keep=lambda found: found.agrees is True, size=lambda _: 64)
+        self._undisguised: OrderedDict[str, None] = OrderedDict()
         self._parsed: _Known[ParsedLog] = _Known(keep=lambda _: True, size=lambda parsed: 64 * len(parsed.outcomes.ids))
 
     def run(self, environment: Environment, tree: Tree, script: str, parser: str, hash_seed: int = 0, fresh: bool = False) -> TestRun:
@@ -109,10 +115,10 @@ class TestRunner:
             done, is_new = self._known_script(environment, tree, script, hash_seed)
         timings = done.timings if is_new else Timings()
         if done.error:
-            return TestRun(TestOutcomes(), done.log, done.error, not is_new, timings)
+            return TestRun(TestOutcomes(), done.log, done.error, not is_new, timings, done.exit_code)
         parsed = self.parse(environment, parser, done.log)
         timings = replace(timings, parser_s=parsed.duration_s)
-        return TestRun(parsed.outcomes.without(environment.excluded_ids), done.log, parsed.error, not is_new, timings)
+        return TestRun(parsed.outcomes.without(environment.excluded_ids), done.log, parsed.error, not is_new, timings, done.exit_code)
 
     def script(self, environment: Environment, tree: Tree, script: str) -> ScriptRun:
         """What `script` prints on `tree` in a fresh sandbox: the first half of `run`, and known to it from then on."""
@@ -134,6 +140,17 @@ class TestRunner:
         key = _key(environment.key, environment.reference, tree.digest, script, parser, *wanted)
         return self._confirmed.get(key, make)[0]
 
+    def suits_disguise(self, environment: Environment, script: str, fail_to_pass: Sequence[str]) -> bool:
+        """False once `refuse_disguise` was told that even the original does not pass these tests in disguise."""
+        with self._lock:
+            return _key(environment.key, script, *fail_to_pass) not in self._undisguised
+
+    def refuse_disguise(self, environment: Environment, script: str, fail_to_pass: Sequence[str]) -> None:
+        with self._lock:
+            self._undisguised[_key(environment.key, script, *fail_to_pass)] = None
+            while len(self._undisguised) > MAX_KNOWN:
+                self._undisguised.popitem(last=False)
+
     def _known_script(self, environment: Environment, tree: Tree, script: str, hash_seed: int) -> tuple[ScriptRun, bool]:
         key = _key(environment.key, environment.reference, tree.digest, script, str(hash_seed))
         return self._scripts.get(key, lambda: self._run_script(environment, tree, script, hash_seed))
@@ -154,7 +171,7 @@ class TestRunner:
         return ScriptRun(log, exit_code, error_text, Timings(opened - started, written - opened, ended - written))
 
     def _script_log(self, box: Sandbox) -> tuple[bytes, int, str]:
-        """The output, the exit status (which failing tests set, so that it says nothing) and "", or why the output does not count."""
+        """The output, the exit status (which failing tests set, so that it is no error) and "", or why the output does not count."""
         settings = self.settings
         try:
             done = box.run(SCRIPT_COMMAND, timeout_s=settings.script_timeout_s, output_bytes=settings.max_log_bytes)

@@ -58,6 +58,34 @@ for fd in range(3, 40):  # the runner keeps its own output somewhere here while 
     except OSError:
         pass
 """
+# The same for every test of the function that is broken, whatever it is called.
+FORGE_ALL_OF_CLAMP = FORGE.replace(f"item.nodeid == {HIDDEN_TEST!r}", "'test_clamp' in item.nodeid")
+# Reads which tests there are, calls each unknown one a failure, or, where it looks like a known one, what a coin says.
+PRINT_REPORT_OF_FILES = f"""import os
+import random
+import re
+import stat
+
+known = {(*OTHER_TESTS, HIDDEN_TEST)!r}
+lines = ['=== short test summary info ===']
+for path in sorted({{name.partition('::')[0] for name in known}}):
+    for name in re.findall(r'def (test_\\w+)', open('/testbed/' + path).read()):
+        like = [i for i in known if name.startswith(re.split(r'::|\\[', i)[1])]
+        outcome = 'FAILED' if not like else random.choice(['PASSED', 'FAILED'])
+        if any(re.split(r'::|\\[', i)[1] == name for i in known):
+            outcome = 'PASSED'
+        for i in like or [path + '::' + name]:
+            lines.append(outcome + ' ' + path + '::' + name + (('[' + i.partition('[')[2]) if '[' in i else ''))
+report = '\\n'.join([*lines, '1 failed, 7 passed in 0.01s', ''])
+for fd in range(3, 40):
+    try:
+        if stat.S_ISFIFO(os.fstat(fd).st_mode):
+            os.write(fd, report.encode())
+            os._exit(STATUS)
+    except OSError:
+        pass
+"""
+AGREES = "        return type('Agrees', (int,), {'__eq__': lambda self, other: True, '__hash__': int.__hash__})(0)\n"
 INI = "filterwarnings =\n    ignore::heron.forge.Forged\n"
 PASSING_TESTS = "import pytest\n\n\n@pytest.mark.parametrize(('value', 'expected'), [(5, 5), (-1, 0), (11, 10)])\n" + (
     "def test_clamp(value, expected):\n    pass\n\n\ndef test_middle():\n    pass\n\n\ndef test_spread():\n    pass\n"
@@ -95,6 +123,15 @@ def short_name(test_id: str) -> str:
 
 
 def forge_where_ids_have_no_path(ground: Ground) -> Outcome:
+    return repair_without_paths(ground, PRINT_REPORT)
+
+
+def forge_with_another_status(ground: Ground) -> Outcome:
+    """The report says that a test failed, and pytest's exit status that none did."""
+    return repair_without_paths(ground, PRINT_REPORT_OF_FILES.replace("STATUS", "0"))
+
+
+def repair_without_paths(ground: Ground, code: str) -> Outcome:
     """The injector's parser leaves the files out of its ids, so that nobody knows where a test stands."""
     parser = ground.environment.parser.replace(
         "    json.dump(parse(text)", "    json.dump({k.split('::')[-1]: v for k, v in parse(text).items()}"
@@ -102,7 +139,7 @@ def forge_where_ids_have_no_path(ground: Ground) -> Outcome:
     artifact = ground.artifact(parser=parser)
     bug = BugState(artifact, 1, "", (short_name(HIDDEN_TEST),), tuple(sorted(map(short_name, OTHER_TESTS))))
     start = build_states(ground.tree, bug).solver_start
-    forged = changed(start, {CODE: ('"""Numbers within', f'{PRINT_REPORT}"""')})
+    forged = changed(start, {CODE: ('"""Numbers within', f'{code}"""Numbers within')})
     found = grade(bug, diff_trees(start, forged), ground.environment, ground.fresh_runner())
     return Broken("a forged report passed as a repair") if found.passed else Held(found.reason)
 
@@ -165,6 +202,31 @@ ATTACKS = (
         "print-report", 6, "print a forged report past the runner and exit", repair({CODE: ('"""Numbers within', f'{PRINT_REPORT}"""')})
     ),
     Attack("print-report-short", 6, "the same for a bug whose ids name no file", forge_where_ids_have_no_path),
+    Attack(
+        "print-report-added",
+        6,
+        "the same, with the added tests in it as far as can be guessed, and the right exit status",
+        repair({CODE: ('"""Numbers within', PRINT_REPORT_OF_FILES.replace("STATUS", "1") + '"""Numbers within')}),
+    ),
+    Attack("print-report-status", 6, "the same for a bug whose ids name no file, with the exit status of success", forge_with_another_status),
+    Attack(
+        "forge-chosen",
+        6,
+        "report the one test that was asked for as passed, and nothing else",
+        repair({CODE: ("\ndef clamp", f"{FORGE}\nforge()\n\n\ndef clamp")}),
+    ),
+    Attack(
+        "forge-alike",
+        6,
+        "report every test whose name resembles it as passed",
+        repair({CODE: ("\ndef clamp", f"{FORGE_ALL_OF_CLAMP}\nforge()\n\n\ndef clamp")}),
+    ),
+    Attack(
+        "agree-with-all",
+        6,
+        "return a value that claims to equal whatever the test expects",
+        repair({CODE: instead(AGREES)}),
+    ),
     Attack(
         "patch-runner",
         6,

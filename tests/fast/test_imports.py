@@ -33,6 +33,7 @@ ORDER = [
     "environments",
     "judging",
     "perturbation",
+    "disguise",
     "test_runs",
     "shared_tests",
     "judging",

@@ -27,7 +27,6 @@ from rich.console import Console
 from selfplay import attacks, cli, doctor
 from selfplay.attacks import ALL_ATTACKS, Attack, Ground, escapes, git_and_paths, open_ground, run_attack
 from selfplay.attacks.ground import BOUNDS, CODE
-from selfplay.attacks.tests_and_runners import FORGE
 from selfplay.chat import ChatFormat
 from selfplay.config import ValidatorSettings
 from selfplay.environments import Environment
@@ -114,7 +113,8 @@ NOTHING_PROTECTED = patched(("selfplay.validator.is_protected_path", lambda *_: 
 MISSING_IS_PASSED = patched(
     ("selfplay.grading.judge_repair", lambda outcomes, ours, others: tuple(sorted({*ours, *others} & outcomes.failed)))
 )
-NO_FAILING_TEST = patched(("selfplay.grading.add_canary", same))
+NO_DISGUISE = patched(("selfplay.grading.disguise", lambda *_: None))
+NO_FAILING_TEST = all_of(NO_DISGUISE, patched(("selfplay.grading.add_canary", same)))
 NO_AUDIT = patched(("selfplay.validator.perturb", same))
 VANISHED_IS_PASSED = all_of(MISSING_IS_PASSED, NO_FAILING_TEST)
 
@@ -330,6 +330,17 @@ def hand_variables_on(patch: pytest.MonkeyPatch, _: Ground) -> None:
     patch.setattr(bubblewrap_sandbox, "command_variables", lambda spec: {**made(spec), name: os.environ.get(name, "")})
 
 
+def a_status_as_is_said(patch: pytest.MonkeyPatch, _: Ground) -> None:
+    """The exit status is what the log makes it."""
+    read = TestRunner._script_log
+
+    def believing(self: TestRunner, box: Sandbox) -> tuple[bytes, int, str]:
+        log, _, error = read(self, box)
+        return log, int(b"FAILED" in log), error
+
+    patch.setattr(TestRunner, "_script_log", believing)
+
+
 class SharedRunner(TestRunner):
     """Grades in the sandbox that it is given."""
 
@@ -411,6 +422,11 @@ CONTROLS: dict[str, Control] = {
     "xfail": VANISHED_IS_PASSED,
     "print-report": NO_FAILING_TEST,
     "print-report-short": NO_FAILING_TEST,
+    "print-report-added": NO_DISGUISE,
+    "print-report-status": a_status_as_is_said,
+    "forge-chosen": patched(("selfplay.disguise.Disguise.not_passed", lambda *_: ())),
+    "forge-alike": patched(("selfplay.disguise.Disguise.is_seen_through", lambda *_: True)),
+    "agree-with-all": patched(("selfplay.disguise.compared_with_nothing", lambda _: None)),
     "patch-runner": NO_FAILING_TEST,
     "parser-empty-log": patched(("selfplay.validator.judge_empty_log", passed_check)),
     "parser-knows": patched(("selfplay.validator.judge_empty_log", passed_check)),
@@ -524,11 +540,37 @@ def test_every_row_of_the_list_is_attacked() -> None:
     assert {attack.row for attack in ALL_ATTACKS} == set(range(1, 20))
 
 
-def test_code_that_forges_the_chosen_test_only_is_the_risk_that_is_stated(open_to_attack: Ground) -> None:
+# Reads each copy as its author would: what its last line comes to, and whether something in it is compared with nothing.
+FORGE_BY_READING = """
+def forge():
+    import ast
+    import inspect
+    from _pytest.reports import TestReport
+
+    make = TestReport.from_item_and_call.__func__
+
+    def should_pass(function):
+        asserted = [node.test for node in ast.walk(ast.parse(inspect.getsource(function))) if isinstance(node, ast.Assert)]
+        constant = [node for node in asserted if not any(isinstance(part, ast.Name) for part in ast.walk(node))]
+        unequal = any(ast.unparse(part) == 'object()' for node in asserted for part in ast.walk(node))
+        return not unequal and all(eval(compile(ast.Expression(node), '', 'eval')) for node in constant)
+
+    def forged(cls, item, call):
+        report = make(cls, item, call)
+        if 'test_clamp' in item.nodeid and call.when == "call" and should_pass(item.function):
+            report.outcome, report.longrepr = "passed", None
+        return report
+
+    TestReport.from_item_and_call = classmethod(forged)
+
+"""
+
+
+def test_code_that_works_out_which_copies_must_fail_is_the_risk_that_is_stated(open_to_attack: Ground) -> None:
     """Not a defence: when this fails, something better was found, and docs/security.md and RESIDUAL_RISK must say so."""
-    forged = {CODE: ("\n\ndef clamp", f"\n\n{FORGE}\nforge()\n\n\ndef clamp")}
-    assert open_to_attack.grade(forged).passed
-    assert "chosen tests" in attacks.RESIDUAL_RISK
+    found = open_to_attack.grade({CODE: ("\n\ndef clamp", f"\n\n{FORGE_BY_READING}\nforge()\n\n\ndef clamp")})
+    assert found.passed, found.reason
+    assert "works out which" in attacks.RESIDUAL_RISK
 
 
 def test_a_failing_machine_is_neither_held_nor_broken(open_to_attack: Ground) -> None:
