@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import os
 import shlex
+import socket
 import subprocess
 import tarfile
 import zipfile
@@ -16,9 +17,10 @@ from pathlib import Path
 
 from selfplay.artifact import Artifact
 from selfplay.attacks.base import Attack, Broken, Held, Outcome
+from selfplay.attacks.escapes import METADATA_SERVICE, listening, own_addresses
 from selfplay.attacks.ground import CODE, RIGHT, WRONG, Ground
 from selfplay.dependencies import read_dependencies
-from selfplay.errors import ArtifactError, EnvironmentBuildError, PatchError, SelfplayError
+from selfplay.errors import ArtifactError, EnvironmentBuildError, PatchError, SandboxUnavailable, SelfplayError
 from selfplay.patches import apply_patch
 from selfplay.repos import fetch, licence_of, parse_spec, read_archive
 from selfplay.roles import read_submission
@@ -354,6 +356,60 @@ def attack_from_a_build(ground: Ground) -> Outcome:
     return Broken("a failing build was kept")
 
 
+# A build backend in the package's own folder: pip runs it, as it runs that of any source distribution.
+BACKEND = """
+import json, os, socket
+
+def call(place, ask=b''):
+    try:
+        with socket.create_connection(place, 2) as there:
+            there.sendall(ask)
+            return there.recv(1000) if ask else b'reached'
+    except OSError as error:
+        return str(error).encode()
+
+def build_wheel(folder, settings=None, metadata=None):
+    ports = {ports}
+    for port in ports:
+        for host in {hosts}:
+            print('calling', host, port, call((host.strip('[]'), port)), flush=True)
+            url = os.environ.get('https_proxy', '').rpartition(':')[2]
+            if url:
+                for ask in (f'CONNECT {{host}}:{{port}} HTTP/1.1', f'GET http://{{host}}:{{port}}/ HTTP/1.1'):
+                    print('asking', ask, call(('127.0.0.1', int(url)), ask.encode() + bytes([13, 10, 13, 10])), flush=True)
+    raise SystemExit('no wheel')
+
+build_editable = prepare_metadata_for_build_wheel = build_wheel
+get_requires_for_build_wheel = lambda settings=None: []
+"""
+PROJECT = '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n[project]\nname = "heron"\nversion = "1"\n'
+# The same place by other names, for whoever compares texts.
+LOOPBACK = ("localhost", "0.0.0.0", "127.1", "2130706433", "0x7f000001", "[::1]", "[::ffff:127.0.0.1]", "localhost.", "127.0.0.1.")
+
+
+def call_from_a_build(ground: Ground) -> Outcome:
+    """A build backend calls a service on this machine's loopback interface: straight, and through whatever leads to the index."""
+    with listening(socket.AF_INET, ("0.0.0.0", 0)) as (listener, callers):
+        port = listener.getsockname()[1]
+        backend = BACKEND.format(ports=[port], hosts=[*own_addresses(), *LOOPBACK, METADATA_SERVICE[0]])
+        script = (
+            f"mkdir heron; cd heron; printf %s {shlex.quote(PROJECT)} > pyproject.toml; printf %s {shlex.quote(backend)} > backend.py; "
+            "python=/opt/env/bin/python; $python -m pip install -v --no-deps --no-index --no-build-isolation . ; exit 3"
+        )
+        log = ground.scratch / "build-calls.log"
+        try:
+            ground.backend.build_environment("attack-calls", script, 300, log)
+        except EnvironmentBuildError as error:
+            said = log.read_text(errors="replace") if log.exists() else str(error)
+        else:
+            return Broken("a failing build was kept")
+    if callers:
+        return Broken(f"a service of this machine was called: {callers[0]}")
+    if "calling 127.0.0.1" not in said:
+        raise SandboxUnavailable(f"the build backend did not run: {said[-200:]}")
+    return Held("no call arrived")
+
+
 ATTACKS = (
     Attack("git-history", 1, "read the fix from git: parents, reflog, dangling objects, refs, stash, worktrees", read_the_fix_from_git),
     Attack("repository-hooks", 13, "a repository whose hooks, filters and core.fsmonitor run programs", run_hooks_of_a_repository),
@@ -366,5 +422,6 @@ ATTACKS = (
     *(Attack(f"diff-{name}", row, title, lie(texts)) for name, (row, title, texts) in LYING_DIFFS.items()),
     Attack("transports", 19, "a repository line whose transport runs a program (ext::, -oProxyCommand)", fetch_by_a_program),
     Attack("setup-script", 19, "a release whose setup.py and build backend run programs when it is read", run_a_setup_script),
+    Attack("build-calls", 19, "a build backend that calls a service on the host's loopback interface", call_from_a_build),
     Attack("build-script", 19, "an install script that reads the host's files, variables and sockets", attack_from_a_build),
 )

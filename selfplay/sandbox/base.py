@@ -36,7 +36,7 @@ class SandboxSpec:
     """What to open. `environment` is backend-specific: an image reference (docker) or a root description (bubblewrap).
 
     environment   docker: an image tag that holds /opt/env. bubblewrap: the host folder bound at /opt/env, "" for none.
-    network       only ever true while an environment is built from trusted recipes.
+    network       a way out to the package index; only ever true while an environment is built.
     writable_env  /opt/env is writable; only while an environment is built.
     variables     exported in every command.
     labels        mark everything created, so that a sweep finds it; `run` and `owner pid` at least.

@@ -31,12 +31,14 @@ from selfplay.sandbox import command_server
 from selfplay.sandbox.base import SUBMIT, VENV, WORKSPACE, Limits, Sandbox, SandboxSpec
 from selfplay.sandbox.cgroups import ControlGroup, make_group, sweep_groups
 from selfplay.sandbox.client import HELLO_S, ConnectedSandbox, Connection, PeerGone, PipeChannel, Refused, probe
+from selfplay.sandbox.index_proxy import begin_forwarding, forwarding_variables, open_way
 from selfplay.sandbox.owners import abandoned, unique_name
 from selfplay.sandbox.seccomp import seccomp_filter
 from selfplay.sandbox.variables import command_variables, index_access
 
 PYTHON = "/opt/python"  # where the base interpreter's prefix is bound, wherever it lies outside
 SERVER = "/opt/selfplay/command_server.pyc"
+WAY_OUT = "/opt/index"  # the socket that leads a build to its package index
 SECCOMP = "seccomp"  # not a path: bubblewrap reads this one itself
 BUILD_LIMITS = Limits(
     memory_bytes=4 << 30, processes=512, file_bytes=1 << 30, workspace_bytes=1 << 30, tmp_bytes=2 << 30, output_bytes=32 << 20, cpus=4.0
@@ -117,10 +119,12 @@ class BubblewrapBackend:
         building.chmod(0o700)  # what a build leaves here (a set-uid file, say) is out of reach for other users of the machine
         try:
             access = index_access()
-            spec = SandboxSpec(str(building / "env"), limits=BUILD_LIMITS, network=True, writable_env=True, variables=access.variables)
-            steps = f"set -e\n{PYTHON}/bin/python3 -m venv {VENV}\ncd {WORKSPACE}\n{script}"
+            variables = {**access.variables, **forwarding_variables()}
+            spec = SandboxSpec(str(building / "env"), limits=BUILD_LIMITS, network=True, writable_env=True, variables=variables)
+            python = f"{PYTHON}/bin/python3"
+            steps = f"set -e\n{begin_forwarding(python, WAY_OUT)}\n{python} -m venv {VENV}\ncd {WORKSPACE}\n{script}"
             log.parent.mkdir(parents=True, exist_ok=True)
-            with self._opened(spec, shared=access.paths, pip_conf=access.pip_conf) as opened:
+            with open_way(access.way) as way, self._opened(spec, access.paths, access.pip_conf, way / "index") as opened:
                 try:
                     result = opened.connection.run(steps.encode(), timeout_s, BUILD_LIMITS.output_bytes, b"")
                 except PeerGone as error:
@@ -154,14 +158,16 @@ class BubblewrapBackend:
     # ---- starting
 
     @contextmanager
-    def _opened(self, spec: SandboxSpec, shared: tuple[Path, ...] = (), pip_conf: str = "") -> Iterator[_Opened]:
-        opened = self._start(spec, shared, pip_conf)
+    def _opened(
+        self, spec: SandboxSpec, shared: tuple[Path, ...] = (), pip_conf: str = "", way: Path | None = None
+    ) -> Iterator[_Opened]:
+        opened = self._start(spec, shared, pip_conf, way)
         try:
             yield opened
         finally:
             opened.close()
 
-    def _start(self, spec: SandboxSpec, shared: tuple[Path, ...] = (), pip_conf: str = "") -> _Opened:
+    def _start(self, spec: SandboxSpec, shared: tuple[Path, ...] = (), pip_conf: str = "", way: Path | None = None) -> _Opened:
         programs = _programs()
         if spec.environment and not Path(spec.environment).is_dir():
             raise SandboxUnavailable(
@@ -183,12 +189,14 @@ class BubblewrapBackend:
             files["/etc/ld.so.cache"] = loader
         if pip_conf:
             files["/etc/pip.conf"] = pip_conf
+        if spec.network:
+            files["/etc/hosts"] = "127.0.0.1 localhost\n::1 localhost\n"
         made = {path: _memory_file(content) for path, content in files.items() if content}
         if refused_calls := seccomp_filter():
             made[SECCOMP] = _memory_file(refused_calls)
         group = make_group(unique_name(), spec.limits)
         try:
-            arguments = bubblewrap_arguments(spec, programs, uid, is_root, made, info_write, shared)
+            arguments = bubblewrap_arguments(spec, programs, uid, is_root, made, info_write, shared, way)
             process = self._spawn(arguments, command_variables(spec), [*made.values(), info_write])
         except BaseException:
             os.close(info_read)
@@ -328,14 +336,22 @@ def tree_usage(pid: int) -> TreeUsage:
 
 
 def bubblewrap_arguments(
-    spec: SandboxSpec, programs: Mapping[str, str], uid: int, is_root: bool, made: Mapping[str, int], info: int, shared: tuple[Path, ...]
+    spec: SandboxSpec,
+    programs: Mapping[str, str],
+    uid: int,
+    is_root: bool,
+    made: Mapping[str, int],
+    info: int,
+    shared: tuple[Path, ...],
+    way: Path | None = None,
 ) -> list[str]:
-    """The whole command line. Root keeps its capabilities until setpriv has changed the user, everybody else gets a user namespace."""
+    """The whole command line. Root keeps its capabilities until setpriv has changed the user, everybody else gets a user namespace.
+
+    way: the socket that leads out, for a build; the network itself is nobody's.
+    """
     limits = spec.limits
     line = [programs["bwrap"], "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try", "--hostname", "sandbox"]
-    line += ["--die-with-parent", "--new-session", "--as-pid-1", "--info-fd", str(info), "--chdir", "/"]
-    if not spec.network:
-        line.append("--unshare-net")
+    line += ["--die-with-parent", "--new-session", "--as-pid-1", "--info-fd", str(info), "--chdir", "/", "--unshare-net"]
     if not is_root:
         line += ["--unshare-user", "--uid", str(uid), "--gid", str(uid), "--cap-drop", "ALL"]
 
@@ -355,7 +371,8 @@ def bubblewrap_arguments(
     if spec.environment:
         line += ["--bind" if spec.writable_env else "--ro-bind", spec.environment, VENV]
     if spec.network:
-        line += _network_binds()
+        line += _certificate_binds()
+        line += ["--ro-bind", str(way), WAY_OUT] if way else []
         for place in shared:
             if Path("/usr") not in (place, *place.parents):
                 for parent in reversed(place.parents[:-1]):
@@ -430,12 +447,9 @@ def _holds_python(folder: Path) -> bool:
     return False
 
 
-def _network_binds() -> list[str]:
+def _certificate_binds() -> list[str]:
     line = []
     for path in (
-        "/etc/resolv.conf",
-        "/etc/hosts",
-        "/etc/nsswitch.conf",
         "/etc/ssl/certs",
         "/etc/ssl/openssl.cnf",
         "/etc/pki/tls/certs",

@@ -17,7 +17,7 @@ import tarfile
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
 from functools import cache
 from pathlib import Path
@@ -32,6 +32,7 @@ from selfplay.errors import EnvironmentBuildError, PrerequisiteError, SandboxInt
 from selfplay.sandbox import command_server
 from selfplay.sandbox.base import SUBMIT, VENV, WORKSPACE, Limits, Sandbox, SandboxSpec
 from selfplay.sandbox.client import HELLO_S, ConnectedSandbox, Connection, PeerGone, Refused, SocketChannel, archive_frames, probe
+from selfplay.sandbox.index_proxy import begin_forwarding, forwarding_variables, open_way
 from selfplay.sandbox.owners import abandoned, owner, unique_name
 from selfplay.sandbox.variables import IndexAccess, command_variables, index_access
 
@@ -45,6 +46,7 @@ BUILD_LIMITS = Limits(
 )
 SMALL_TMPFS_BYTES = 16 << 20
 LOG_TAIL = 4000
+WAY_OUT = "/run/selfplay"  # the folder with the socket that leads a build to its package index
 NO_PYTHON = "this image has no python3 in /usr/local/bin, /usr/bin or /bin"
 # An image's own python3 runs the server, never the one of /opt/env: an environment is built by code that is not trusted.
 ENTRYPOINT = f'p=$(PATH=/usr/local/bin:/usr/bin:/bin command -v python3) || {{ echo \'{NO_PYTHON}\' >&2; exit 127; }}; exec "$p" "$@"'
@@ -141,14 +143,23 @@ class DockerBackend:
         access = index_access()
         spec = SandboxSpec(self._base_image, limits=BUILD_LIMITS, network=True, writable_env=True)
         log.parent.mkdir(parents=True, exist_ok=True)
-        opened = self._start(spec, access)
+        with ExitStack() as stack:
+            way = stack.enter_context(open_way(access.way)) if self._shares_folders() else None
+            return self._build(reference, spec, access, way, script, timeout_s, log, key)
+
+    def _build(
+        self, reference: str, spec: SandboxSpec, access: IndexAccess, way: Path | None, script: str, timeout_s: float, log: Path, key: str
+    ) -> str:
+        opened = self._start(spec, access, way)
         try:
             if access.pip_conf:
                 opened.connection.write(SUBMIT, list(archive_frames(_one_file("pip.conf", access.pip_conf))))
             # Exported here and not given to the container: a container's variables would be kept in the image, passwords too.
-            exports = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in access.variables.items())
+            variables = {**access.variables, **(forwarding_variables() if way else {})}
+            exports = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in variables.items())
             exports += f"export PIP_CONFIG_FILE={SUBMIT}/pip.conf\n" if access.pip_conf else ""
-            steps = f"{exports}set -e\n/usr/bin/python3 -m venv {VENV}\ncd {WORKSPACE}\n{script}"
+            forwarding = f"{begin_forwarding('/usr/bin/python3', f'{WAY_OUT}/index')}\n" if way else ""
+            steps = f"{exports}set -e\n{forwarding}/usr/bin/python3 -m venv {VENV}\ncd {WORKSPACE}\n{script}"
             result = opened.connection.run(steps.encode(), timeout_s, BUILD_LIMITS.output_bytes, b"")
             log.write_bytes(result.output)
             if result.exit_code != 0:
@@ -190,12 +201,17 @@ class DockerBackend:
             raise _engine_fault(f"does not tell about image {reference}", error) from error
         return True
 
-    def _start(self, spec: SandboxSpec, access: IndexAccess | None = None) -> _Opened:
+    def _shares_folders(self) -> bool:
+        """Whether the engine sees this machine's files: it answers at a local socket."""
+        local = str(getattr(self._engine().api, "base_url", "")).startswith("http+docker://")
+        return local and not os.environ.get("DOCKER_HOST", "").startswith("ssh:")
+
+    def _start(self, spec: SandboxSpec, access: IndexAccess | None = None, way: Path | None = None) -> _Opened:
         witness = _witness(os.environ.get("DOCKER_HOST", ""))
         api = self._engine().api
         container = ""
         try:
-            created = api.create_container(**self._container(spec, access))
+            created = api.create_container(**self._container(spec, access, way))
             container = created["Id"]
             attached = api.attach_socket(container, params={"stdin": 1, "stdout": 1, "stderr": 1, "stream": 1})
             channel = SocketChannel(getattr(attached, "_sock", attached))
@@ -228,7 +244,7 @@ class DockerBackend:
             raise
         return opened
 
-    def _container(self, spec: SandboxSpec, access: IndexAccess | None) -> Mapping[str, Any]:
+    def _container(self, spec: SandboxSpec, access: IndexAccess | None, way: Path | None) -> Mapping[str, Any]:
         api = self._engine().api
         limits = spec.limits
         options = "rw,exec,nosuid,nodev"
@@ -241,21 +257,17 @@ class DockerBackend:
             # The root is written to, since only what lies in it is committed: keep everything but /opt/env out of reach.
             tmpfs |= {"/var/tmp": f"{options},mode=1777,size={SMALL_TMPFS_BYTES}", "/run": f"{options},mode=0755,size={SMALL_TMPFS_BYTES}"}
         binds: dict[str, Mapping[str, str]] = {}
-        if (
-            access
-            and str(getattr(api, "base_url", "")).startswith("http+docker://")
-            and not os.environ.get("DOCKER_HOST", "").startswith("ssh:")
-        ):
+        if access and self._shares_folders():
             binds = {str(path): {"bind": str(path), "mode": "ro"} for path in access.paths}
             if Path("/etc/ssl/certs").is_dir():
                 binds["/etc/ssl/certs"] = {"bind": "/etc/ssl/certs", "mode": "ro"}
-            binds = _outermost(binds)
+            binds = _outermost(binds) | ({str(way): {"bind": WAY_OUT, "mode": "ro"}} if way else {})
         host_config = api.create_host_config(
             auto_remove=not spec.writable_env,
             binds=binds,
             cap_drop=["ALL"],
             security_opt=["no-new-privileges:true"],
-            network_mode="host" if spec.network else "none",
+            network_mode="bridge" if spec.network and way is None else "none",  # an engine elsewhere: its network, not its host's
             read_only=not spec.writable_env,
             tmpfs=tmpfs,
             shm_size=SMALL_TMPFS_BYTES,

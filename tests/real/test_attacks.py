@@ -488,6 +488,7 @@ CONTROLS: dict[str, Control] = {
     "diff-prose": believe_the_hunks,
     "transports": patched(("selfplay.attacks.git_and_paths.obtain", clone_anything)),
     "setup-script": patched(("selfplay.attacks.git_and_paths.read_a_release", run_setup)),
+    "build-calls": patched(("selfplay.sandbox.index_proxy.is_public", lambda _: True), ("selfplay.sandbox.index_proxy.is_own", lambda _: False)),
     "build-script": mounted(lambda ground: shown_to_all(ground.scratch)),
     "chat-tokens": patched(("selfplay.chat.ChatFormat.encode", ChatFormat._encode_template)),
     "forged-call": patched(("selfplay.attacks.text_and_limits.parse_action", last_call)),
@@ -528,6 +529,13 @@ def test_an_attack_gets_through_where_its_defence_is_taken_away(
     ground = CONTROLS[attack.id](monkeypatch, open_to_attack) or open_to_attack
     report = run_attack(attack, ground)
     assert report.status == "NOT held", report
+
+
+def test_a_build_in_the_network_of_the_host_would_reach_it(open_to_attack: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other half of build-calls: its control opens the way out, this one the wall."""
+    without("--unshare-net")(monkeypatch, open_to_attack)
+    attack = next(attack for attack in ALL_ATTACKS if attack.id == "build-calls")
+    assert run_attack(attack, open_to_attack).status == "NOT held"
 
 
 def test_every_attack_has_a_control_or_a_reason() -> None:
