@@ -208,7 +208,9 @@ ATTACKS = (
         "the same, with the added tests in it as far as can be guessed, and the right exit status",
         repair({CODE: ('"""Numbers within', PRINT_REPORT_OF_FILES.replace("STATUS", "1") + '"""Numbers within')}),
     ),
-    Attack("print-report-status", 6, "the same for a bug whose ids name no file, with the exit status of success", forge_with_another_status),
+    Attack(
+        "print-report-status", 6, "the same for a bug whose ids name no file, with the exit status of success", forge_with_another_status
+    ),
     Attack(
         "forge-chosen",
         6,

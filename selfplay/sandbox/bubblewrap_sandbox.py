@@ -158,9 +158,7 @@ class BubblewrapBackend:
     # ---- starting
 
     @contextmanager
-    def _opened(
-        self, spec: SandboxSpec, shared: tuple[Path, ...] = (), pip_conf: str = "", way: Path | None = None
-    ) -> Iterator[_Opened]:
+    def _opened(self, spec: SandboxSpec, shared: tuple[Path, ...] = (), pip_conf: str = "", way: Path | None = None) -> Iterator[_Opened]:
         opened = self._start(spec, shared, pip_conf, way)
         try:
             yield opened

@@ -1,6 +1,6 @@
-"""The way out of a build: a proxy in the harness behind a Unix socket, to the package index and to public addresses, nothing of this machine.
+"""The way out of a build: a proxy in the harness behind a Unix socket, to the package index and public addresses, not to this machine.
 
-Leaves the wall itself (a network namespace with nothing but loopback) to the backends. Invariant: an address is checked as it is connected to.
+Leaves the wall (a network namespace with nothing but loopback) to the backends. Invariant: the address that is checked is the one called.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
-from urllib.request import proxy_bypass_environment
 
 PORT = 3128  # inside, where the namespace is the build's own
 MAX_HEAD = 64 << 10  # of a request
@@ -71,7 +70,7 @@ class Refusal(Exception):
 class WayOut:
     """Where a build may go. index: "host:port" that this machine's own settings name, whatever their address.
 
-    upstream: the proxies of this machine, scheme -> URL, with "no" for what goes past them, as urllib's functions have them.
+    upstream: the proxies of this machine, scheme (or "all") -> URL; "no" lists what goes past them.
     """
 
     index: frozenset[str] = frozenset()
@@ -234,9 +233,9 @@ def _split(place: str, usual: int) -> tuple[str, int]:
 
 
 def route(host: str, port: int, scheme: str, way: WayOut) -> tuple[list[str], str]:
-    """The addresses of `host`, and this machine's own proxy where it goes through one. Raises Refusal for what is no business of a build."""
+    """The addresses of `host`, and the proxy that this machine goes through, if any. Raises Refusal for what is none of a build's business."""
     proxy = way.upstream.get(scheme) or way.upstream.get("all", "")
-    if proxy.startswith("socks") or (proxy and proxy_bypass_environment(f"{host}:{port}", dict(way.upstream))):
+    if proxy.startswith("socks") or goes_past(host, port, way.upstream.get("no", "")):
         proxy = ""
     addresses = _addresses(host, port, may_be_unknown=bool(proxy))
     if f"{host}:{port}" not in way.index:
@@ -249,6 +248,15 @@ def route(host: str, port: int, scheme: str, way: WayOut) -> tuple[list[str], st
         if proxy and not addresses and ("." not in host or host.endswith((".localhost", ".local", ".internal"))):
             raise Refusal(f"{host} is a name of a local network")
     return addresses, proxy
+
+
+def goes_past(host: str, port: int, no_proxy: str) -> bool:
+    """Whether `no_proxy` lists the host, as itself or by its domain."""
+    for word in no_proxy.lower().split(","):
+        entry = word.strip().lstrip(".")
+        if entry == "*" or (entry and f".{host}".endswith(f".{entry}")) or entry == f"{host}:{port}":
+            return True
+    return False
 
 
 def _addresses(host: str, port: int, may_be_unknown: bool) -> list[str]:
@@ -314,7 +322,9 @@ def _through(proxy: str, host: str, port: int) -> socket.socket:
     """A tunnel through this machine's own proxy."""
     there = _call(proxy)
     try:
-        there.sendall("\r\n".join([f"CONNECT {_place(host, port)} HTTP/1.1", f"Host: {_place(host, port)}", *_login(proxy), "", ""]).encode())
+        there.sendall(
+            "\r\n".join([f"CONNECT {_place(host, port)} HTTP/1.1", f"Host: {_place(host, port)}", *_login(proxy), "", ""]).encode()
+        )
         answer = b""
         while not answer.endswith(b"\r\n\r\n"):  # byte by byte: what follows is the other side's
             byte = there.recv(1)

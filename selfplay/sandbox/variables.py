@@ -21,7 +21,17 @@ CERTIFICATE_VARIABLES = ("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", 
 USUAL_INDEX = frozenset({"pypi.org:443", "files.pythonhosted.org:443"})
 LOCAL_OPTIONS = ("find-links", "extra-index-url", "index-url", "cert", "client-cert", "constraint")
 IGNORED_PIP_VARIABLES = frozenset(
-    {"PIP_CONFIG_FILE", "PIP_CACHE_DIR", "PIP_TARGET", "PIP_PREFIX", "PIP_USER", "PIP_ROOT", "PIP_LOG", "PIP_REQUIRE_VIRTUALENV", "PIP_PROXY"}
+    {
+        "PIP_CONFIG_FILE",
+        "PIP_CACHE_DIR",
+        "PIP_TARGET",
+        "PIP_PREFIX",
+        "PIP_USER",
+        "PIP_ROOT",
+        "PIP_LOG",
+        "PIP_REQUIRE_VIRTUALENV",
+        "PIP_PROXY",
+    }
 )
 NEVER_SHARED = frozenset({Path("/"), Path("/home"), Path("/etc"), Path("/var"), Path("/proc"), Path("/sys"), Path("/dev")})
 
@@ -72,7 +82,7 @@ def index_access(environ: Mapping[str, str] | None = None) -> IndexAccess:
             merged.read(path, encoding="utf-8")
         except (configparser.Error, OSError, UnicodeError):
             continue  # pip itself would stop; a build then works with what can be read
-    upstream = {name: found for name in ("http", "https", "all", "no") if (found := _either_spelling(environ, f"{name}_proxy"))}
+    upstream = {name: told for name in ("http", "https", "all", "no") if (told := _either_spelling(environ, f"{name}_proxy"))}
     for section in merged.sections():
         if merged.has_option(section, "proxy"):
             upstream |= dict.fromkeys(("http", "https"), merged.get(section, "proxy"))

@@ -1,4 +1,4 @@
-"""The way out of a build: real sockets on this machine, which stand for the index where they are named and for the machine where they are not."""
+"""The way out of a build, with real sockets: they stand for the index where they are named, and for the machine where they are not."""
 
 import socket
 import subprocess
@@ -86,7 +86,9 @@ def test_a_refusal_says_what_was_asked_for_and_how_to_allow_it():
         route("127.0.0.1", 5432, "https", WayOut())
 
 
-@pytest.mark.parametrize("text", ["\r\n\r\n", "GET / HTTP/1.1\r\n\r\n", "CONNECT \r\n\r\n", "CONNECT a:0 x\r\n\r\n", "CONNECT a/b:1 x\r\n\r\n"])
+@pytest.mark.parametrize(
+    "text", ["\r\n\r\n", "GET / HTTP/1.1\r\n\r\n", "CONNECT \r\n\r\n", "CONNECT a:0 x\r\n\r\n", "CONNECT a/b:1 x\r\n\r\n"]
+)
 def test_what_is_no_request_to_a_proxy_is_refused(text):
     with open_way(WayOut()) as folder:
         assert ask(folder, text).startswith((b"HTTP/1.1 403", b"HTTP/1.1 502"))
@@ -96,7 +98,7 @@ def test_a_request_without_end_is_cut():
     with open_way(WayOut()) as folder, socket.socket(socket.AF_UNIX) as caller:
         caller.settimeout(10)
         caller.connect(str(folder / "index"))
-        with pytest.raises(OSError):  # noqa: PT012  (where it notices is the kernel's to choose)
+        with pytest.raises(OSError):  # where it notices is the kernel's to choose
             for _ in range(64):
                 caller.sendall(b"x" * MAX_HEAD)
             raise AssertionError("all was read")

@@ -488,7 +488,9 @@ CONTROLS: dict[str, Control] = {
     "diff-prose": believe_the_hunks,
     "transports": patched(("selfplay.attacks.git_and_paths.obtain", clone_anything)),
     "setup-script": patched(("selfplay.attacks.git_and_paths.read_a_release", run_setup)),
-    "build-calls": patched(("selfplay.sandbox.index_proxy.is_public", lambda _: True), ("selfplay.sandbox.index_proxy.is_own", lambda _: False)),
+    "build-calls": patched(
+        ("selfplay.sandbox.index_proxy.is_public", lambda _: True), ("selfplay.sandbox.index_proxy.is_own", lambda _: False)
+    ),
     "build-script": mounted(lambda ground: shown_to_all(ground.scratch)),
     "chat-tokens": patched(("selfplay.chat.ChatFormat.encode", ChatFormat._encode_template)),
     "forged-call": patched(("selfplay.attacks.text_and_limits.parse_action", last_call)),
