@@ -30,23 +30,31 @@ class Disguise:
 
     names       wanted id -> its id in this tree, where that is another
     must_fail   ids of copies that end in a false assertion, or compare with what equals nothing
-    must_pass   ids of copies that end in a true one
+    honest      wanted id -> the ids of its copies that end in a true one
     paths       the test files that were changed
     """
 
     tree: Tree
     names: Mapping[str, str]
     must_fail: frozenset[str]
-    must_pass: frozenset[str]
+    honest: Mapping[str, frozenset[str]]
     paths: tuple[str, ...]
 
+    def same_tests(self, wanted: str) -> frozenset[str]:
+        """The ids here of what has to pass as the test `wanted` does."""
+        return self.honest.get(wanted, frozenset()) | {self.names.get(wanted, wanted)}
+
     def not_passed(self, outcomes: TestOutcomes, wanted: Collection[str]) -> tuple[str, ...]:
-        """Those of the `wanted` ids that do not pass under the names that they have here, sorted."""
-        return tuple(sorted(name for name in wanted if self.names.get(name, name) not in outcomes.passed))
+        """Those of the `wanted` ids of which one does not pass here, sorted."""
+        return tuple(sorted(name for name in wanted if not self.same_tests(name) <= outcomes.passed))
+
+    def is_luck(self, outcomes: TestOutcomes, failed: Collection[str]) -> bool:
+        """Whether one of the `failed` passed all the same under another name: names are not what it hangs on."""
+        return any(self.same_tests(name) & outcomes.passed for name in failed)
 
     def is_seen_through(self, outcomes: TestOutcomes) -> bool:
-        """Whether each copy was reported as what it is."""
-        return self.must_fail <= outcomes.failed and self.must_pass <= outcomes.passed
+        """Whether each copy that must fail was reported so."""
+        return self.must_fail <= outcomes.failed
 
 
 def disguise(
@@ -86,7 +94,8 @@ class _Disguising:
                 self.bodies[place] = (body, function)  # of equal names the last is the one that pytest finds
         self.named = {path: _named(module) for path, module in modules.items()}
         self.names: dict[str, str] = {}
-        self.must: dict[bool, set[str]] = {True: set(), False: set()}
+        self.must_fail: set[str] = set()
+        self.honest: dict[str, frozenset[str]] = {}
 
     def disguised(self, wanted: Sequence[Place]) -> Disguise | None:
         by_ids = sorted((place for place in self.bodies if self.can_be_copied(place)), key=lambda place: (len(self.ids[place]), place))
@@ -111,7 +120,7 @@ class _Disguising:
             body[at : at + 1] = copies if place in renamed else [function, *copies]
         paths = tuple(path for path in self.modules if any(place[0] == path for place in (*renamed, *copied)))
         changes = {path: self.entry(path) for path in paths}
-        return Disguise(self.tree.replace(changes), self.names, frozenset(self.must[False]), frozenset(self.must[True]), paths)
+        return Disguise(self.tree.replace(changes), self.names, frozenset(self.must_fail), self.honest, paths)
 
     def can_be_copied(self, place: Place) -> bool:
         if place not in self.ids:
@@ -128,7 +137,10 @@ class _Disguising:
 
     def copied(self, place: Place, function: Function, ends_well: bool, must_fail: bool = False) -> Function:
         made, ids = self._made(place, function, ends_well)
-        self.must[ends_well and not must_fail].update(ids.values())
+        if must_fail or not ends_well:
+            self.must_fail.update(ids.values())
+        else:
+            self.honest |= {test_id: self.honest.get(test_id, frozenset()) | {name} for test_id, name in ids.items()}
         return made
 
     def _made(self, place: Place, function: Function, ends_well: bool) -> tuple[Function, dict[str, str]]:

@@ -113,6 +113,7 @@ def grade(bug: BugState, patch: str, environment: Environment, runner: TestRunne
         return Grade(passed, reason, failed, restored, confirmed, round(time.monotonic() - started, 6))
 
     original, artifact = environment.tree, bug.artifact
+    is_standard = artifact.test_parser == standard_parser()
     states = build_states(original, bug)
     tests = (*artifact.test_files, *environment.test_files)
     try:
@@ -138,40 +139,50 @@ def grade(bug: BugState, patch: str, environment: Environment, runner: TestRunne
         # A pass that hangs on a hash of the code is a lot drawn by each attempt: it is drawn once more.
         touched = {*original.changed_paths(states.buggy), *states.solver_start.changed_paths(predicted)}
         again = perturb(final, sorted(touched.difference(tests)), CONFIRMATION_SEED)
-        return in_disguise(again) or beside_a_canary(again)
+        found = in_disguise(again)
+        # With a parser of the artifact's own, what it says of the tests that hide nothing is asked too.
+        return found if found is not None and (found.agrees is not True or is_standard) else beside_a_canary(again)
 
     def in_disguise(again: Tree) -> Confirmation | None:
         """None where that shows nothing: the tests cannot be disguised, or even the original's own code does not pass them so."""
-        if artifact.test_parser != standard_parser() or not runner.suits_disguise(environment, artifact.test_script, bug.fail_to_pass):
+        if not runner.suits_disguise(environment, artifact.test_script, bug.fail_to_pass):
             return None
-        masked = disguise(again, tests, bug.fail_to_pass, bug.pass_to_pass, secrets.SystemRandom())
+        to_repair, others = (bug.fail_to_pass, bug.pass_to_pass) if is_standard else as_pytest_names_them()
+        masked = disguise(again, tests, to_repair, others, secrets.SystemRandom())
         if masked is None:
             return None
-        wanted = (*bug.fail_to_pass, *bug.pass_to_pass)
 
-        def is_honest(run: TestRun) -> bool:
-            """Where a test must fail, pytest ends with 1."""
-            return masked.is_seen_through(run.outcomes) and run.exit_code == FAILED_TESTS
+        def look(tree: Tree) -> tuple[TestRun, bool, tuple[str, ...]]:
+            """The run, whether each copy that must fail did (then pytest ends with 1), and what should pass and does not."""
+            done = runner.run(environment, tree, artifact.test_script, standard_parser(), CONFIRMATION_SEED, fresh=True)
+            is_honest = masked.is_seen_through(done.outcomes) and done.exit_code == FAILED_TESTS
+            return done, is_honest, masked.not_passed(done.outcomes, (*to_repair, *others))
 
-        second, _ = run(masked.tree, CONFIRMATION_SEED, fresh=True)
+        second, is_honest, failed = look(masked.tree)
         if second.error:  # a slow machine may have been at fault
-            second, _ = run(masked.tree, CONFIRMATION_SEED, fresh=True)
-        failed = masked.not_passed(second.outcomes, wanted)
-        if is_honest(second) and not failed:
+            second, is_honest, failed = look(masked.tree)
+        if is_honest and not failed:
             return Confirmation(True)
-        trusted, _ = run(original.restore(masked.tree, masked.paths), CONFIRMATION_SEED, fresh=True)
-        if not is_honest(trusted) or masked.not_passed(trusted.outcomes, wanted):
+        _, is_fit, unfit = look(original.restore(masked.tree, masked.paths))
+        if not is_fit or unfit:
             runner.refuse_disguise(environment, artifact.test_script, bug.fail_to_pass)
             return None
         if masked.must_fail & second.outcomes.passed:
             return Confirmation(None, "a copy of a test that cannot pass was reported as passed: the code forges its results")
-        if not is_honest(second):
+        if not is_honest:
             said = second.error or f"copies of tests are missing from the results, or the exit status {second.exit_code} belies them"
             return Confirmation(None, f"{said}: the code forges or suppresses results")
         plain, missing = run(again, CONFIRMATION_SEED, fresh=True)
-        if not plain.error and not missing:
-            return Confirmation(None, f"passes under its own name and no other, so the code forges its result: {', '.join(failed[:5])}")
-        return Confirmation(False, f"passed once and not again: {', '.join(failed[:5])}", failed)
+        if plain.error or missing or masked.is_luck(second.outcomes, failed):
+            return Confirmation(False, f"passed once and not again: {plain.error or ', '.join(missing[:5] or failed[:5])}", missing or failed)
+        return Confirmation(None, f"passes under its own name and under no other, so the code forges its result: {', '.join(failed[:5])}")
+
+    def as_pytest_names_them() -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """The tests to repair by the ids in pytest's own log, for an artifact whose parser has others: those of functions so called."""
+        seen = runner.run(environment, final, artifact.test_script, standard_parser(), 0).outcomes.passed & environment.baseline.passed
+        functions = {short_name(test_id) for test_id in bug.fail_to_pass}
+        to_repair = tuple(sorted(test_id for test_id in seen if short_name(test_id) in functions))
+        return to_repair, tuple(sorted(seen.difference(to_repair)))
 
     def beside_a_canary(again: Tree) -> Confirmation:
         name = f"test_canary_{secrets.token_hex(8)}"
@@ -199,6 +210,11 @@ def grade(bug: BugState, patch: str, environment: Environment, runner: TestRunne
     return decided(found.agrees is True, found.reason, found.failed_tests, restored, found.agrees)
 
 
+def short_name(test_id: str) -> str:
+    """The function that an id of whatever form names last."""
+    return re.split(r"::|\.", test_id.partition("[")[0])[-1]
+
+
 def _reports(run: TestRun, name: str) -> bool:
     """Whether the test called `name` is among those that failed."""
     return any(name in test_id for test_id in run.outcomes.failed)
@@ -209,7 +225,7 @@ def add_canary(tree: Tree, test_files: Sequence[str], fail_to_pass: Sequence[str
 
     Ids are as the injector's parser makes them, so that they need not begin with a path.
     """
-    functions = {re.split(r"::|\.", test_id.partition("[")[0])[-1] for test_id in fail_to_pass}
+    functions = {short_name(test_id) for test_id in fail_to_pass}
 
     def likelihood(path: str) -> tuple[bool, bool]:
         named = any(test_id.startswith(path) for test_id in fail_to_pass)

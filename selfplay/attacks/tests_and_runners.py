@@ -131,6 +131,10 @@ def forge_with_another_status(ground: Ground) -> Outcome:
     return repair_without_paths(ground, PRINT_REPORT_OF_FILES.replace("STATUS", "0"))
 
 
+def forge_one_where_ids_have_no_path(ground: Ground) -> Outcome:
+    return repair_without_paths(ground, f"{FORGE}\nforge()\n")
+
+
 def repair_without_paths(ground: Ground, code: str) -> Outcome:
     """The injector's parser leaves the files out of its ids, so that nobody knows where a test stands."""
     parser = ground.environment.parser.replace(
@@ -217,6 +221,7 @@ ATTACKS = (
         "report the one test that was asked for as passed, and nothing else",
         repair({CODE: ("\ndef clamp", f"{FORGE}\nforge()\n\n\ndef clamp")}),
     ),
+    Attack("forge-chosen-short", 6, "the same for a bug whose ids name no file", forge_one_where_ids_have_no_path),
     Attack(
         "forge-alike",
         6,
