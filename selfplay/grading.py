@@ -174,7 +174,9 @@ def grade(bug: BugState, patch: str, environment: Environment, runner: TestRunne
             return Confirmation(None, f"{said}: the code forges or suppresses results")
         plain, missing = run(again, CONFIRMATION_SEED, fresh=True)
         if plain.error or missing or masked.is_luck(second.outcomes, failed):
-            return Confirmation(False, f"passed once and not again: {plain.error or ', '.join(missing[:5] or failed[:5])}", missing or failed)
+            return Confirmation(
+                False, f"passed once and not again: {plain.error or ', '.join(missing[:5] or failed[:5])}", missing or failed
+            )
         return Confirmation(None, f"passes under its own name and under no other, so the code forges its result: {', '.join(failed[:5])}")
 
     def as_pytest_names_them() -> tuple[tuple[str, ...], tuple[str, ...]]:

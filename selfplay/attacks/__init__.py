@@ -15,7 +15,7 @@ ALL_ATTACKS: tuple[Attack, ...] = tuple(sorted((attack for group in GROUPS for a
 RESIDUAL_RISK = (
     "What stays a risk: one process runs the tests and the code under test. Code that forges by name or all alike, prints a report of "
     "its own or claims to equal everything is caught by tests in disguise, luck by the second run. Code that works out which copies of "
-    "the tests must fail, by reading them, fools a grading; so does, where a bug brings its own parser, a forgery of chosen tests. Only "
+    "the tests must fail, by reading them, fools a grading; so does, where tests cannot be disguised, a forgery of chosen tests. Only "
     "reading the patch shows either. See docs/security.md."
 )
 
