@@ -36,8 +36,6 @@ ORDER = [
     "disguise",
     "test_runs",
     "shared_tests",
-    "judging",
-    "perturbation",
     "validator",
     "grading",
     "models",
