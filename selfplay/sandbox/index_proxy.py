@@ -233,7 +233,7 @@ def _split(place: str, usual: int) -> tuple[str, int]:
 
 
 def route(host: str, port: int, scheme: str, way: WayOut) -> tuple[list[str], str]:
-    """The addresses of `host`, and the proxy that this machine goes through, if any. Raises Refusal for what is none of a build's business."""
+    """The addresses of `host`, and this machine's own proxy, if any. Raises Refusal for what is none of a build's business."""
     proxy = way.upstream.get(scheme) or way.upstream.get("all", "")
     if proxy.startswith("socks") or goes_past(host, port, way.upstream.get("no", "")):
         proxy = ""
