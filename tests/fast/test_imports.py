@@ -58,6 +58,7 @@ ORDER = [
     "viewing.summary",
     "orchestrator",
     "viewing",
+    "planning",
     "attacks",
     "doctor",
     "cli",
