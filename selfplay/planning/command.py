@@ -92,7 +92,7 @@ def _described(options: PlanOptions) -> tuple[Workload, ModelShape, float, int]:
     """Workload, policy, tokens of an update, lag: of the paper or of a run."""
     if options.workload:
         if options.workload != "paper":
-            raise UsageError(f"--workload {options.workload}: there is only 'paper'; a run of yours is named without it: selfplay plan RUN.")
+            raise UsageError(f"--workload {options.workload}: there is only 'paper'; a run is named without it: selfplay plan RUN.")
         if options.run:
             raise UsageError(f"{options.run} and --workload {options.workload}: give one of the two.")
         workload = paper_workload(paper_assumptions(_assumed(options.assume)), options.seed)
@@ -147,9 +147,9 @@ def _assumed(texts: Sequence[str]) -> dict[str, float]:
 def _simulated(plan: Plan) -> tuple[str, ...]:
     request = plan.request
     return (
-        f"simulated: {request.updates} updates after {request.max_lag + 2} that fill the pipeline, seed {request.seed}; turns of an episode merged "
-        f"into at most {STRETCHES} stretches; groups drawn whole from the {len(request.workload.injectors)} injector and "
-        f"{len(request.workload.solvers)} solver groups, with replacement",
+        f"simulated: {request.updates} updates after {request.max_lag + 2} that fill the pipeline, seed {request.seed}; "
+        f"an episode's turns merged into at most {STRETCHES} stretches; whole groups drawn from {len(request.workload.injectors)} of "
+        f"injectors and {len(request.workload.solvers)} of solvers, with replacement",
         "simulated: a conversation stays with one server; a group starts only while those before it fill at most max_lag + 1 batches; "
         "no machine fails, and lengths and solve rates do not change while the policy learns",
         f"best: most trained episodes an hour, then the fewest hosts that keep 99 % of it; whole servers of {request.server_gpus} GPU(s)",

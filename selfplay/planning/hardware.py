@@ -33,7 +33,7 @@ class ModelShape:
     def train_flops(self, tokens: float) -> float:
         """Forward and backward of one sequence: 6 N T (Kaplan et al. 2020) and 6 L d T² of causal attention.
 
-        Attention: QKᵀ and AV take 2 d T² each in a layer's forward pass, half of it under the causal mask, and the backward pass twice that.
+        Attention: QKᵀ and AV take 2 d T² each in a layer's forward pass, half of it under the causal mask, backward twice that.
         """
         return 6.0 * self.parameters * tokens + 6.0 * self.layers * self.width * tokens**2
 

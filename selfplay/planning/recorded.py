@@ -90,6 +90,11 @@ def read_run(folder: RunFolder, first: int = 1, last: int = 0) -> Recorded:
     known = [group for group in groups if group.is_decided and group.shape.episodes]
     injectors = tuple(group.shape for group in known if group.shape.role is Role.INJECTOR)
     solvers = tuple(group.shape for group in known if group.shape.role is Role.SOLVER)
+    if not solvers:
+        raise RunError(
+            f"no solver group of the updates {first} to {last} of {folder.path.name} was consumed by an update, so what would be "
+            "trained on is not known. Let the run commit more updates, or plan without one: selfplay plan --workload paper."
+        )
     bugs = statistics.fmean([group.bugs for group in injectors]) if injectors else 0.0
     played = [sum(group.shape.role is role for group in groups) for role in (Role.INJECTOR, Role.SOLVER)]
     replays = max(0.0, played[1] / played[0] - bugs) if played[0] and injectors else 0.0
@@ -106,8 +111,8 @@ def read_run(folder: RunFolder, first: int = 1, last: int = 0) -> Recorded:
             f"read from {folder.path.name}, updates {first} to {last}: {sum(played)} groups, "
             f"{sum(len(group.shape.episodes) for group in groups)} episodes with their turns, tokens, sandbox and judging times",
             "sandbox and judging times are taken as they were on the run's machine, with what else ran there",
-            f"in the run {bugs:.1f} new bugs came of an injector group and {replays:.1f} groups replayed other bugs for each; rewards differed in "
-            f"{_share(injectors):.0%} of injector and {_share(solvers):.0%} of solver groups",
+            f"in the run {bugs:.1f} new bugs came of an injector group and {replays:.1f} groups replayed others for each; "
+            f"rewards differed in {_share(injectors):.0%} of injector and {_share(solvers):.0%} of solver groups",
         ),
     )
     return Recorded(

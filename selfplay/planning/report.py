@@ -71,8 +71,8 @@ def _candidates(rows: Sequence[Candidate], best: Candidate, names: tuple[str, ..
     shown = table(*columns, right=columns)
     for one in rows:
         forecast = one.forecast
-        places = {"trainer": one.trainer_gpus, "rollout": one.rollout_gpus, "hosts": one.hosts}
-        is_best = all(places[name] == {"trainer": best.trainer_gpus, "rollout": best.rollout_gpus, "hosts": best.hosts}[name] for name in names)
+        places, chosen = _places(one), _places(best)
+        is_best = all(places[name] == chosen[name] for name in names)
         shown.add_row(
             *(str(places[name]) for name in names),
             f"{forecast.trained_per_hour:,.0f}",
@@ -86,6 +86,10 @@ def _candidates(rows: Sequence[Candidate], best: Candidate, names: tuple[str, ..
             style="bold" if is_best else None,
         )
     return shown
+
+
+def _places(one: Candidate) -> dict[str, int]:
+    return {"trainer": one.trainer_gpus, "rollout": one.rollout_gpus, "hosts": one.hosts}
 
 
 def _section(console: Console, title: str, body: Table) -> None:
@@ -142,8 +146,8 @@ def show_check(check: Check, console: Console) -> None:
     server = recorded.server
     console.print(
         Text(
-            f"Fitted to updates {measured}: a token takes {1000 * server.memory_s:.2f} ms + {1000 * server.memory_each_s:.3f} ms for each request "
-            f"that runs, reading {1000 * server.read_s:.3f} ms a token; an update {recorded.trainer.fixed_s:.2f} s + "
+            f"Fitted to updates {measured}: a token takes {1000 * server.memory_s:.2f} ms + {1000 * server.memory_each_s:.3f} ms for each "
+            f"running request, reading {1000 * server.read_s:.3f} ms a token; an update {recorded.trainer.fixed_s:.2f} s + "
             f"{1000 * recorded.trainer.token_s:.3f} ms a token. Error: predicted against measured, of what was not seen; "
             f"beside it against the updates that speeds and episodes were read from."
         ),

@@ -96,28 +96,30 @@ def _settle(request: PlanRequest) -> PlanRequest:
         )
     if request.batch_tokens <= 0:
         raise UsageError(f"--batch-tokens {request.batch_tokens:g}: needs the tokens of an update, for instance 16800000.")
+    if request.gpus == 1:
+        raise UsageError("--gpus 1: one GPU cannot be split between training and rollouts; give 2 or more.")
     if request.trainer_gpus >= request.gpus:
         raise UsageError(
-            f"--trainer-gpus {request.trainer_gpus} leaves none of {request.gpus} GPUs for rollouts. Give at most {max(1, request.gpus - 1)}"
-            + (", or leave it out to have the split found." if request.gpus > 1 else "; one GPU alone cannot be split, give --gpus 2 or more.")
+            f"--trainer-gpus {request.trainer_gpus} leaves none of {request.gpus} GPUs for rollouts. "
+            f"Give at most {request.gpus - 1}, or leave it out to have the split found."
         )
     fewest = fewest_trainer_gpus(request.gpu, request.model)
     most = max(1, request.gpus - fewest)
     server_gpus = request.server_gpus or choose_server_gpus(request.gpu, request.model, request.workload.per_episode(), most)
     if request.gpus < fewest + server_gpus:
         raise UsageError(
-            f"--gpus {request.gpus}: a policy of {request.model.parameters:.3g} parameters needs {fewest} GPU(s) to train and {server_gpus} "
-            f"a rollout server. Give --gpus {fewest + server_gpus} or more, or a smaller --parameters."
+            f"--gpus {request.gpus}: a policy of {request.model.parameters:.3g} parameters needs {fewest} GPU(s) to train and "
+            f"{server_gpus} for a rollout server. Give --gpus {fewest + server_gpus} or more, or a smaller --parameters."
         )
     if request.trainer_gpus and request.trainer_gpus < fewest:
         raise UsageError(
-            f"--trainer-gpus {request.trainer_gpus}: weights, gradients and optimiser states of {request.model.parameters:.3g} parameters need "
-            f"{fewest} GPUs of {request.gpu.memory / 1e9:.0f} GB."
+            f"--trainer-gpus {request.trainer_gpus}: weights, gradients and optimiser states of {request.model.parameters:.3g} "
+            f"parameters need {fewest} GPUs of {request.gpu.memory / 1e9:.0f} GB."
         )
     if request.trainer_gpus and request.gpus - request.trainer_gpus < server_gpus:
         raise UsageError(
-            f"--trainer-gpus {request.trainer_gpus} leaves {request.gpus - request.trainer_gpus} of {request.gpus} GPUs, fewer than one rollout "
-            f"server of {server_gpus}. Give at most {request.gpus - server_gpus}, or a smaller --server-gpus."
+            f"--trainer-gpus {request.trainer_gpus} leaves {request.gpus - request.trainer_gpus} of {request.gpus} GPUs, fewer than one "
+            f"rollout server of {server_gpus}. Give at most {request.gpus - server_gpus}, or a smaller --server-gpus."
         )
     return replace(request, server_gpus=server_gpus)
 

@@ -10,6 +10,7 @@ import random
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Literal
 
 from selfplay.episode import Role
@@ -43,8 +44,8 @@ class Cluster:
 class Rules:
     """How updates are made up.
 
-    overlapped  everything at once; an update is trained when `batch_tokens` of groups with a gradient are complete. A group starts only while
-                what was started before it fills at most `max_lag` whole batches, so that it is not too old when its turn comes. With
+    overlapped  everything at once; an update is trained when `batch_tokens` of groups with a gradient are complete. A group starts only
+                while what was started before it fills at most `max_lag` whole batches, so that it is not too old when its turn comes. With
                 max_lag = 0 a batch also waits for all that was started: synchronous.
     phases      injectors, then solvers, then second-order verdicts, then training, each to its end; `plans` holds (injector groups, solver
                 groups) of an update and `second_order_s` seconds of its third phase, both drawn from.
@@ -315,7 +316,9 @@ class _Simulation:
                 )
             events += 1
             if events > _MOST_EVENTS:
-                raise RunError(f"{_MOST_EVENTS:,} events and no end; give --updates below {self._rules.updates} or a smaller --batch-tokens.")
+                raise RunError(
+                    f"{_MOST_EVENTS:,} events and no end; give fewer --updates than {self._rules.updates} or a smaller --batch-tokens."
+                )
             self.now, _, call, arguments = heapq.heappop(self._events)
             call(*arguments)
         return self._forecast()
@@ -415,7 +418,7 @@ class _Simulation:
             group.tokens = group.shape.tokens
             self._ready_tokens += group.tokens
             self._ready.append(group)
-            if self._rules.kind == "overlapped":
+            if self._rules.kind == "overlapped" and is_stale(min(group.versions), self.version, self._rules.max_lag):
                 self._drop_stale()
         parent = group.parent
         if parent is not None:
@@ -468,7 +471,7 @@ class _Simulation:
         self._train(batch, tokens)
 
     def _drop_stale(self) -> None:
-        """Of groups that wait, leave out what grew too old; one that keeps no more than half says too little about its mean (the loop's rule)."""
+        """Of groups that wait, leave out what grew too old; one that keeps no more than half of its episodes goes as a whole."""
         kept: deque[_Group] = deque()
         for group in self._ready:
             fresh = [version for version in group.versions if not is_stale(version, self.version, self._rules.max_lag)]
@@ -594,6 +597,5 @@ class _Simulation:
             lag_max=lags[-1] if lags else 0,
             dropped=self._dropped / max(1, self._dropped + len(lags)),
             phases_s={name: sum(values) / len(values) for name, values in self._phases.items()},
-            update_seconds=tuple(end - begin for begin, end in zip(commits, commits[1:], strict=False)),
+            update_seconds=tuple(end - begin for begin, end in pairwise(commits)),
         )
-

@@ -9,6 +9,7 @@ import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import pairwise
 
 from selfplay.episode import Role
 from selfplay.errors import UsageError
@@ -56,7 +57,7 @@ class EpisodeShape:
         if count <= most:
             return self
         bounds = [count * place // most for place in range(most + 1)]
-        parts = [self.stretches[low:high] for low, high in zip(bounds, bounds[1:], strict=False)]
+        parts = [self.stretches[low:high] for low, high in pairwise(bounds)]
         merged = (Stretch(sum(s.read for s in part), sum(s.drawn for s in part), sum(s.act_s for s in part)) for part in parts)
         return replace(self, stretches=tuple(merged))
 
