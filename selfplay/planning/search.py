@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from selfplay.episode import Role
 from selfplay.errors import UsageError
 from selfplay.planning.hardware import (
     Gpu,
@@ -204,10 +205,19 @@ class _Planner:
         return max(spare or self._unit, math.ceil((trainer_gpus - spare) / self._unit) * self._unit + spare)
 
     def _in_flight(self, servers: int) -> int:
-        """Episodes that keep all servers full while others wait for their sandboxes (Little's law), a tenth more."""
+        """Episodes that keep all servers full while others wait for their sandboxes (Little's law), a tenth more; or all that may start."""
         full = self.server.token_s(self.server.most)
         drawing = self._means.drawn * full + self._means.tokens * self.server.read_s * self.server.most
-        return max(1, math.ceil(1.1 * servers * self.server.most * (1 + self._means.sandbox_s / drawing)))
+        wanted = 1.1 * servers * self.server.most * (1 + self._means.sandbox_s / drawing)
+        return max(1, math.ceil(min(wanted, self._may_start())))
+
+    def _may_start(self) -> float:
+        """Episodes that fill max_lag + 1 batches, and one group: more are never under way."""
+        work = self._request.workload
+        groups = [(role, weight) for role, weight in ((Role.INJECTOR, 1.0), (Role.SOLVER, work.solver_groups)) if work.groups(role)]
+        tokens = sum(weight * work.trained_tokens(role) for role, weight in groups)
+        episodes = sum(weight * work.group_size(role) for role, weight in groups)
+        return (self._request.max_lag + 1) * self._request.batch_tokens * episodes / tokens + episodes if tokens else episodes
 
     def _judging_share(self) -> float:
         """Seconds of judging for each second that an episode is open, at full servers."""

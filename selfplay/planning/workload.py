@@ -108,8 +108,13 @@ class Workload:
 
     def trained_tokens(self, role: Role) -> float:
         """Tokens that a group brings to a batch on average, groups without a gradient counted as none."""
-        groups = self.injectors if role is Role.INJECTOR else self.solvers
-        return _mean([group.tokens if group.carries else 0.0 for group in groups])
+        return _mean([group.tokens if group.carries else 0.0 for group in self.groups(role)])
+
+    def groups(self, role: Role) -> tuple[GroupShape, ...]:
+        return self.injectors if role is Role.INJECTOR else self.solvers
+
+    def group_size(self, role: Role) -> float:
+        return _mean([float(len(group.episodes)) for group in self.groups(role)])
 
     def per_episode(self) -> EpisodeMeans:
         """Means of an episode in the long-run mix of both roles."""
@@ -184,7 +189,7 @@ class PaperAssumptions:
 
 PAPER_BATCH_TOKENS = 16 * 8 * 131_072.0  # 16 micro-steps; 131,072 tokens on each of 8 data-parallel ranks are 16.8M, "16M tokens"
 PAPER_GROUP = 8
-_PAPER_GROUPS = 160  # of each role; drawn from with replacement
+_PAPER_GROUPS = 120  # of each role; drawn from with replacement
 
 
 def paper_assumptions(changes: Mapping[str, float]) -> PaperAssumptions:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import random
 from dataclasses import replace
 from pathlib import Path
 
@@ -119,7 +120,9 @@ def test_four_requests_on_one_server(speed, seconds):
 
 
 def test_two_servers_take_half_of_the_requests_each():
-    cluster = a_cluster(server=ServerSpeed(most=4, compute_each_s=0.01), servers=2, trainer=TrainerSpeed(), sync_s=0.0, slots=4, in_flight=4)
+    cluster = a_cluster(
+        server=ServerSpeed(most=4, compute_each_s=0.01), servers=2, trainer=TrainerSpeed(), sync_s=0.0, slots=4, in_flight=4
+    )
     forecast = simulate(cluster, of_groups(solvers(*[episode(act_s=0.0)] * 4)), rules(batch_tokens=400))
     assert forecast.update_s == pytest.approx(2.0)
 
@@ -209,8 +212,13 @@ def test_merged_turns_keep_tokens_and_seconds():
 
 
 def test_merging_turns_hardly_changes_the_forecast():
-    shapes = [episode(drawn=10, turns=turns, act_s=0.3, read=5, judge_s=0.5) for turns in (8, 16, 32, 40)]
-    work = of_groups(*(solvers(*shapes[low:high]) for low, high in ((0, 2), (1, 3), (2, 4), (0, 4))))
+    rng = random.Random(5)
+
+    def drawn_at_random() -> EpisodeShape:
+        parts = [Stretch(rng.uniform(0, 10), rng.expovariate(0.1), rng.expovariate(3)) for _ in range(rng.randint(8, 40))]
+        return EpisodeShape(0.5, tuple(parts), rng.uniform(0, 2), len(parts))
+
+    work = of_groups(*(solvers(*(drawn_at_random() for _ in range(4))) for _ in range(20)))
     whole = simulate(mixed_cluster(), work, replace(MIXED_RULES, batch_tokens=6000))
     merged = simulate(mixed_cluster(), work.merged(6), replace(MIXED_RULES, batch_tokens=6000))
     assert merged.trained_per_hour == pytest.approx(whole.trained_per_hour, rel=0.03)
