@@ -6,6 +6,8 @@ Invariant: a figure that was not measured is a field with a default, and `assump
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from selfplay.errors import UsageError
@@ -78,7 +80,8 @@ class Gpu:
 class ServerSpeed:
     """A rollout server: `token_s(b)` seconds a token of each of b running requests, `read_s` seconds a prompt token, `most` requests.
 
-    token_s is fixed_s + max(memory_s + memory_each_s · b, compute_each_s · b): a roofline whose two sides are straight lines in b.
+    token_s is fixed_s + max(memory_s + memory_each_s · b, compute_each_s · b): a roofline whose two sides are straight lines in b;
+    of a measured server the line through `measured` (b, seconds a token), level before its first point and after its last.
     """
 
     most: int
@@ -87,13 +90,31 @@ class ServerSpeed:
     memory_each_s: float = 0.0
     compute_each_s: float = 0.0
     read_s: float = 0.0
+    measured: tuple[tuple[float, float], ...] = ()
 
     def token_s(self, batch: int) -> float:
+        if self.measured:
+            return sum(
+                share * seconds for share, (_, seconds) in zip(hats([b for b, _ in self.measured], batch), self.measured, strict=True)
+            )
         return self.fixed_s + max(self.memory_s + self.memory_each_s * batch, self.compute_each_s * batch)
 
     def tokens_per_s(self, batch: int) -> float:
         """Of the whole server."""
         return batch / self.token_s(batch)
+
+
+def hats(knots: Sequence[float], value: float) -> list[float]:
+    """Weights of the knots (rising) in a straight line between the two around `value`; they add up to 1."""
+    weights = [0.0] * len(knots)
+    after = bisect_right(knots, value)
+    if after in (0, len(knots)):
+        weights[min(after, len(knots) - 1)] = 1.0
+    else:
+        low, high = knots[after - 1], knots[after]
+        weights[after] = (value - low) / (high - low)
+        weights[after - 1] = 1 - weights[after]
+    return weights
 
 
 @dataclass(frozen=True)

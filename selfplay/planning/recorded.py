@@ -19,11 +19,12 @@ from selfplay.curriculum.store import EpisodeRow, Store
 from selfplay.episode import Episode, Role
 from selfplay.errors import RunError
 from selfplay.orchestrator.recovery import RunFolder
-from selfplay.planning.hardware import ModelShape, ServerSpeed, TrainerSpeed
+from selfplay.planning.hardware import ModelShape, ServerSpeed, TrainerSpeed, hats
 from selfplay.planning.workload import EpisodeShape, GroupShape, Stretch, Workload
 from selfplay.viewing.summary import read_metrics
 
 PHASES = ("injecting", "solving", "second order", "training")
+_KNOTS = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)  # shares of drawn tokens between which a server's speed is a straight line
 _MOST_EPISODES = 6000  # read from a run; of a longer one the last updates
 
 
@@ -287,10 +288,11 @@ def _share(groups: Sequence[GroupShape]) -> float:
 
 
 def fit_server(timings: Sequence[Timing], most: int, servers: int = 1) -> ServerSpeed:
-    """Seconds of drawing = drawn · (a + b · n) + c · tokens read on the server meanwhile; n: requests on it, averaged over the turn.
+    """Seconds of drawing = drawn · f(n) + c · tokens read on the server meanwhile; n: requests on it, averaged over the turn.
 
-    Least squares over all turns, each weighed by 1 / drawn, so that predicted seconds add up to the measured ones; a coefficient that
-    would be negative is 0. With several servers turns are taken as spread evenly. Raises RunError when no turn was timed.
+    f is the line through a value at each of the knots (quantiles of n, weighed by drawn tokens). Least squares over all turns, each weighed
+    by 1 / drawn, so that predicted seconds add up to the measured ones; what would be negative is 0. With several servers turns are taken
+    as spread evenly. Raises RunError when no turn was timed.
     """
     timed = [timing for timing in timings if timing.ends > timing.begins and timing.drawn]
     if not timed:
@@ -307,16 +309,30 @@ def fit_server(timings: Sequence[Timing], most: int, servers: int = 1) -> Server
         place = bisect_right(times, time) - 1
         return area[place] + counts[place] * (time - times[place])
 
-    rows, values, weights = [], [], []
-    for timing in timed:
-        seconds = timing.ends - timing.begins
-        together = max(1.0, (integral(timing.ends) - integral(timing.begins)) / seconds / servers)
+    areas = [integral(t.ends) - integral(t.begins) for t in timed]
+    fullness = [max(1.0, area / (t.ends - t.begins) / servers) for area, t in zip(areas, timed, strict=True)]
+    knots = _knots(sorted((n, t.drawn) for n, t in zip(fullness, timed, strict=True)))
+    rows = []
+    for timing, n in zip(timed, fullness, strict=True):
         read = (reads[bisect_left(begins, timing.ends)] - reads[bisect_left(begins, timing.begins)]) / servers
-        rows.append((float(timing.drawn), timing.drawn * together, max(float(timing.read), read)))
-        values.append(seconds)
-        weights.append(1.0 / timing.drawn)
-    each, growing, reading = _least_squares(rows, values, weights)
-    return ServerSpeed(most=most, memory_s=each, memory_each_s=growing, read_s=reading)
+        rows.append([*(timing.drawn * share for share in hats(knots, n)), max(float(timing.read), read)])
+    *seconds, reading = _least_squares(rows, [t.ends - t.begins for t in timed], [1.0 / t.drawn for t in timed])
+    return ServerSpeed(most=most, read_s=reading, measured=tuple(zip(knots, seconds, strict=True)))
+
+
+def _knots(weighed: Sequence[tuple[float, float]]) -> list[float]:
+    """Values at fixed shares of the whole weight, the least and the largest among them, at least 1 apart. weighed: rising (value, weight)."""
+    total = sum(weight for _, weight in weighed)
+    knots: list[float] = []
+    passed = 0.0
+    wanted = list(_KNOTS)
+    for value, weight in weighed:
+        passed += weight
+        while wanted and passed >= wanted[0] * total - 1e-9 * total:
+            wanted.pop(0)
+            if not knots or value >= knots[-1] + 1:
+                knots.append(value)
+    return knots
 
 
 def fit_trainer(updates: Sequence[tuple[float, float]]) -> TrainerSpeed:

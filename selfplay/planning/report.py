@@ -143,11 +143,10 @@ def show_check(check: Check, console: Console) -> None:
             style="bold" if phase.phase == "update" else None,
         )
     console.print(Padding(shown, (0, 0, 1, 2)), highlight=False)
-    server = recorded.server
+    speeds = ", ".join(f"{1000 * seconds:.1f} ms beside {max(0.0, n - 1):.0f}" for n, seconds in recorded.server.measured)
     console.print(
         Text(
-            f"Fitted to updates {measured}: a token takes {1000 * server.memory_s:.2f} ms + {1000 * server.memory_each_s:.3f} ms for each "
-            f"running request, reading {1000 * server.read_s:.3f} ms a token; an update {recorded.trainer.fixed_s:.2f} s + "
+            f"Fitted to updates {measured}: a request draws a token in {speeds} others; an update takes {recorded.trainer.fixed_s:.2f} s + "
             f"{1000 * recorded.trainer.token_s:.3f} ms a token. Error: predicted against measured, of what was not seen; "
             f"beside it against the updates that speeds and episodes were read from."
         ),
