@@ -1,11 +1,11 @@
 """The simulation against a real run: speeds and distributions of its first half, the seconds of its second half. Nothing is tuned.
 
-Invariant: the prediction uses nothing that was recorded after the first half, the policy's later episodes included.
+Invariant: `predicted_s` uses nothing that was recorded after the first half, the policy's later episodes included.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from selfplay.errors import RunError
 from selfplay.orchestrator.recovery import RunFolder
@@ -17,22 +17,35 @@ CHECK_UPDATES = 150  # simulated, so that the prediction's own noise is small be
 
 @dataclass(frozen=True)
 class PhaseCheck:
-    """Mean seconds of an update: measured in the first half, predicted from it, measured in the second half."""
+    """Mean seconds of an update: measured in the first half, predicted from it, measured in the second half.
+
+    informed_s: predicted with the first half's speeds and the second half's episodes, which tells the simulation's error apart from the
+    policy's change.
+    """
 
     phase: str
     fitted_s: float
     predicted_s: float
     measured_s: float
+    informed_s: float
 
     @property
     def error(self) -> float:
         """Of the prediction, as a share of what was measured; 0 where nothing was."""
-        return self.predicted_s / self.measured_s - 1 if self.measured_s else 0.0
+        return _error(self.predicted_s, self.measured_s)
 
     @property
     def own_error(self) -> float:
-        """The same against the half that it was fitted to: what is the model's own, without the run's change between the halves."""
-        return self.predicted_s / self.fitted_s - 1 if self.fitted_s else 0.0
+        """The same against the half that speeds and episodes were read from."""
+        return _error(self.predicted_s, self.fitted_s)
+
+    @property
+    def informed_error(self) -> float:
+        return _error(self.informed_s, self.measured_s)
+
+
+def _error(predicted_s: float, measured_s: float) -> float:
+    return predicted_s / measured_s - 1 if measured_s else 0.0
 
 
 @dataclass(frozen=True)
@@ -40,7 +53,6 @@ class Check:
     recorded: Recorded
     last: int
     phases: tuple[PhaseCheck, ...]  # the last is the whole update
-    forecast: Forecast
 
 
 def check_run(folder: RunFolder, seed: int = 0) -> Check:
@@ -51,11 +63,13 @@ def check_run(folder: RunFolder, seed: int = 0) -> Check:
         raise RunError(f"{folder.path.name} has {len(numbers)} finished update(s); a check needs 4 or more, half of them to predict.")
     half = numbers[len(numbers) // 2 - 1]
     recorded = read_run(folder, numbers[0], half)
-    forecast = replay_phases(recorded, seed)
+    later = read_run(folder, half + 1, numbers[-1])
+    predicted = replay_phases(recorded, seed).phases_s
+    informed = replay_phases(replace(later, server=recorded.server, trainer=recorded.trainer, sync_s=recorded.sync_s), seed).phases_s
     measured = measured_phases([rows[update] for update in numbers if update > half])
-    phases = [PhaseCheck(name, recorded.phases_s[name], forecast.phases_s.get(name, 0.0), measured[name]) for name in PHASES]
-    total = PhaseCheck("update", recorded.update_s, sum(phase.predicted_s for phase in phases), sum(measured.values()))
-    return Check(recorded, numbers[-1], (*phases, total), forecast)
+    phases = [PhaseCheck(name, recorded.phases_s[name], predicted[name], measured[name], informed[name]) for name in PHASES]
+    sums = [sum(figures[name] for name in PHASES) for figures in (predicted, measured, informed)]
+    return Check(recorded, numbers[-1], (*phases, PhaseCheck("update", recorded.update_s, *sums)))
 
 
 def replay_phases(recorded: Recorded, seed: int = 0, updates: int = CHECK_UPDATES) -> Forecast:

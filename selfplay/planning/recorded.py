@@ -321,7 +321,7 @@ def fit_server(timings: Sequence[Timing], most: int, servers: int = 1) -> Server
 
 
 def _knots(weighed: Sequence[tuple[float, float]]) -> list[float]:
-    """Values at fixed shares of the whole weight, the least and the largest among them, at least 1 apart. weighed: rising (value, weight)."""
+    """Values at fixed shares of the whole weight, the ends among them, at least 1 apart. weighed: rising (value, weight)."""
     total = sum(weight for _, weight in weighed)
     knots: list[float] = []
     passed = 0.0

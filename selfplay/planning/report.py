@@ -130,7 +130,7 @@ def show_check(check: Check, console: Console) -> None:
     console.rule(Text(make_harmless(f"{recorded.name}: the second half, predicted from the first")), align="left")
     measured = f"{recorded.first}–{recorded.last}"
     later = f"{recorded.last + 1}–{check.last}"
-    columns = ("seconds an update", f"measured {measured}", "predicted", f"measured {later}", "error", f"against {measured}")
+    columns = ("seconds", f"measured {measured}", "predicted", f"measured {later}", "error", "own", "informed")
     shown = table(*columns, right=columns[1:])
     for phase in check.phases:
         shown.add_row(
@@ -138,20 +138,27 @@ def show_check(check: Check, console: Console) -> None:
             f"{phase.fitted_s:.2f}",
             f"{phase.predicted_s:.2f}",
             f"{phase.measured_s:.2f}",
-            f"{phase.error:+.0%}" if phase.measured_s else "–",
-            f"{phase.own_error:+.0%}" if phase.fitted_s else "–",
+            _percent(phase.error, phase.measured_s),
+            _percent(phase.own_error, phase.fitted_s),
+            _percent(phase.informed_error, phase.measured_s),
             style="bold" if phase.phase == "update" else None,
         )
     console.print(Padding(shown, (0, 0, 1, 2)), highlight=False)
     speeds = ", ".join(f"{1000 * seconds:.1f} ms beside {max(0.0, n - 1):.0f}" for n, seconds in recorded.server.measured)
     console.print(
         Text(
-            f"Fitted to updates {measured}: a request draws a token in {speeds} others; an update takes {recorded.trainer.fixed_s:.2f} s + "
-            f"{1000 * recorded.trainer.token_s:.3f} ms a token. Error: predicted against measured, of what was not seen; "
-            f"beside it against the updates that speeds and episodes were read from."
+            "Mean seconds of an update. error: of the prediction from the first half, against the second, which it has not seen. "
+            "own: of the same against the first. informed: of the prediction with the first half's speeds and the second half's episodes, so without "
+            "what the policy changed.\n"
+            f"A request draws a token in {speeds} others; an update trains for {recorded.trainer.fixed_s:.2f} s + "
+            f"{1000 * recorded.trainer.token_s:.3f} ms a token."
         ),
         highlight=False,
     )
+
+
+def _percent(error: float, measured_s: float) -> str:
+    return f"{error:+.0%}" if measured_s else "–"
 
 
 def check_data(check: Check) -> dict[str, Any]:
@@ -159,7 +166,10 @@ def check_data(check: Check) -> dict[str, Any]:
         "run": check.recorded.name,
         "fitted_updates": [check.recorded.first, check.recorded.last],
         "predicted_updates": [check.recorded.last + 1, check.last],
-        "phases": [{**asdict(phase), "error": phase.error, "own_error": phase.own_error} for phase in check.phases],
+        "phases": [
+            {**asdict(phase), "error": phase.error, "own_error": phase.own_error, "informed_error": phase.informed_error}
+            for phase in check.phases
+        ],
         "server": asdict(check.recorded.server),
         "trainer": asdict(check.recorded.trainer),
     }
