@@ -212,7 +212,7 @@ def plan(
     mfu: Annotated[float | None, typer.Option("--mfu", help="Share of peak in training. Default 0.38: Llama 3 at 131,072 tokens.")] = None,
     mbu: Annotated[float | None, typer.Option("--mbu", help="Share of bandwidth in drawing. Default 0.6: assumed.")] = None,
     link_gbs: Annotated[float | None, typer.Option("--link-gbs", help="Weights travel at. Default 50 GB/s: 400 Gbit/s.")] = None,
-    updates: Annotated[int, typer.Option("--updates", help="Simulated for each split.")] = 16,
+    updates: Annotated[int, typer.Option("--updates", help="Simulated for each split.")] = 12,
     seed: Annotated[int, typer.Option("--seed")] = 0,
     check: Annotated[bool, typer.Option("--check", help="Predict the run's second half from its first, and tell the error.")] = False,
     runs: RunRoot = Path("runs"),

@@ -42,7 +42,7 @@ class PlanOptions:
     mfu: float | None = None
     mbu: float | None = None
     link: float | None = None  # GB/s
-    updates: int = 16
+    updates: int = 12
     seed: int = 0
 
 
@@ -95,8 +95,8 @@ def _described(options: PlanOptions) -> tuple[Workload, ModelShape, float, int]:
             raise UsageError(f"--workload {options.workload}: there is only 'paper'; a run is named without it: selfplay plan RUN.")
         if options.run:
             raise UsageError(f"{options.run} and --workload {options.workload}: give one of the two.")
-        workload = paper_workload(paper_assumptions(_assumed(options.assume)), options.seed)
-        return workload, _model(options.parameters) or PAPER_MODEL, PAPER_BATCH_TOKENS, 8
+        model = _model(options.parameters) or PAPER_MODEL
+        return paper_workload(paper_assumptions(_assumed(options.assume)), options.seed), model, PAPER_BATCH_TOKENS, 8
     if options.assume:
         raise UsageError("--assume changes what the paper leaves open; give it with --workload paper.")
     folder = open_run(options.run, options.runs)

@@ -148,8 +148,8 @@ def show_check(check: Check, console: Console) -> None:
     console.print(
         Text(
             "Mean seconds of an update. error: of the prediction from the first half, against the second, which it has not seen. "
-            "own: of the same against the first. informed: of the prediction with the first half's speeds and the second half's episodes, so without "
-            "what the policy changed.\n"
+            "own: of the same against the first. informed: of the prediction with the first half's speeds and the second half's "
+            "episodes, so without what the policy changed.\n"
             f"A request draws a token in {speeds} others; an update trains for {recorded.trainer.fixed_s:.2f} s + "
             f"{1000 * recorded.trainer.token_s:.3f} ms a token."
         ),

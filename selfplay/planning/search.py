@@ -24,8 +24,8 @@ from selfplay.planning.hardware import (
 from selfplay.planning.simulation import Cluster, Forecast, Rules, simulate
 from selfplay.planning.workload import Workload
 
-STRETCHES = 6  # turns of an episode are merged into so many: the same tokens and seconds, an eighth of the events
-_GRID = (0.03, 0.0625, 0.125, 0.25, 0.375, 0.5, 0.65, 0.8)  # trainer shares tried first
+STRETCHES = 4  # turns of an episode are merged into so many: the same tokens and seconds, far fewer events
+_GRID = (0.0625, 0.125, 0.25, 0.375, 0.5, 0.75)  # trainer shares tried first
 _GOOD_ENOUGH = 0.99  # of the best episodes an hour: fewer hosts than that would slow the cluster
 
 
@@ -43,7 +43,7 @@ class PlanRequest:
     server_gpus: int = 0
     trainer_gpus: int = 0
     hosts: int = 0
-    updates: int = 16
+    updates: int = 12
     seed: int = 0
 
 

@@ -6,6 +6,7 @@ Invariant: one seeded generator decides every draw, so that equal arguments give
 from __future__ import annotations
 
 import heapq
+import math
 import random
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -175,7 +176,7 @@ class _Server:
         self._virtual = 0.0
         self._debt_s = 0.0
         self._last = 0.0
-        self._epoch = 0
+        self._wakes = math.inf  # when it looks next whether a request is done
         self._paused = False
         self.assigned = 0  # episodes that stay with this server
         self.busy_s = 0.0
@@ -202,7 +203,6 @@ class _Server:
     def pause(self) -> None:
         self.advance()
         self._paused = True
-        self._epoch += 1
 
     def resume(self) -> None:
         self.advance()
@@ -228,17 +228,23 @@ class _Server:
             heapq.heappush(self._running, (self._virtual + part.drawn, self._sim.next_number(), play))
 
     def _schedule(self) -> None:
-        self._epoch += 1
+        """Look again when the next request is done. A look that comes too early, since others joined, only plans the next one."""
         if self._running and not self._paused:
             left = max(0.0, self._running[0][0] - self._virtual)
-            self._sim.after(self._debt_s + left * self._token_s[len(self._running)], self._finish, self._epoch)
+            wait = self._debt_s + left * self._token_s[len(self._running)]
+            if self._sim.now + wait < self._wakes:
+                self._wakes = self._sim.now + wait
+                self._sim.after(wait, self._look, self._wakes)
 
-    def _finish(self, epoch: int) -> None:
-        if epoch != self._epoch:
-            return  # the batch has changed since
+    def _look(self, planned: float) -> None:
+        if planned != self._wakes:
+            return  # an earlier look was planned since
+        self._wakes = math.inf
+        if self._paused:
+            return
         self.advance()
-        done = [heapq.heappop(self._running)[2]]  # the one that this event is for, whatever rounding says
-        while self._running and self._running[0][0] <= self._virtual + _TINY:
+        done = []
+        while self._running and self._running[0][0] <= self._virtual + _TINY and self._debt_s <= _TINY:
             done.append(heapq.heappop(self._running)[2])
         self._admit()
         self._schedule()

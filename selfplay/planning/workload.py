@@ -189,7 +189,7 @@ class PaperAssumptions:
 
 PAPER_BATCH_TOKENS = 16 * 8 * 131_072.0  # 16 micro-steps; 131,072 tokens on each of 8 data-parallel ranks are 16.8M, "16M tokens"
 PAPER_GROUP = 8
-_PAPER_GROUPS = 120  # of each role; drawn from with replacement
+PAPER_GROUPS = 120  # of each role; drawn from with replacement
 
 
 def paper_assumptions(changes: Mapping[str, float]) -> PaperAssumptions:
@@ -206,8 +206,8 @@ def paper_assumptions(changes: Mapping[str, float]) -> PaperAssumptions:
     return replace(PaperAssumptions(), **dict(changes))
 
 
-def paper_workload(assumed: PaperAssumptions, seed: int) -> Workload:
-    """Groups of 8 as the paper might have played them. The same seed draws the same workload."""
+def paper_workload(assumed: PaperAssumptions, seed: int, groups: int = PAPER_GROUPS) -> Workload:
+    """`groups` groups of 8 of each role as the paper might have played them. The same seed draws the same workload."""
     rng = random.Random(seed)
 
     def spread(median: float, sigma: float) -> float:
@@ -236,8 +236,8 @@ def paper_workload(assumed: PaperAssumptions, seed: int) -> Workload:
         carries = rng.random() < (assumed.injector_gradient if role is Role.INJECTOR else assumed.solver_gradient)
         return GroupShape(role, tuple(episode(count, difficulty) for count in runs), sum(valid), carries)
 
-    injectors = tuple(group(Role.INJECTOR) for _ in range(_PAPER_GROUPS))
-    solvers = tuple(group(Role.SOLVER) for _ in range(_PAPER_GROUPS))
+    injectors = tuple(group(Role.INJECTOR) for _ in range(groups))
+    solvers = tuple(group(Role.SOLVER) for _ in range(groups))
     bugs = _mean([float(one.bugs) for one in injectors])
     described = Workload("paper", injectors, solvers, replays=assumed.replays * bugs)
     means = described.per_episode()

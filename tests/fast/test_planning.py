@@ -386,7 +386,7 @@ SMALL = ModelShape(1e9, 16, 2048, 512)
 def a_request(**changes) -> PlanRequest:
     shapes = [episode(drawn=200, turns=turns, act_s=2.0, read=300, judge_s=5.0, open_s=1.0) for turns in (4, 8, 16)]
     work = of_groups(*(solvers(*shapes, shape) for shape in shapes))
-    return replace(PlanRequest(8, work, SMALL, Gpu(), batch_tokens=400_000, max_lag=2, slots=16, updates=6), **changes)
+    return replace(PlanRequest(8, work, SMALL, Gpu(), batch_tokens=200_000, max_lag=1, slots=16, updates=5), **changes)
 
 
 @pytest.fixture(scope="module")
@@ -490,11 +490,11 @@ def test_a_run_is_planned_with_its_own_batch_and_lag(tmp_path):
 
 
 def test_the_papers_workload_follows_its_assumptions():
-    work = paper_workload(PaperAssumptions(), seed=1)
-    assert work == paper_workload(PaperAssumptions(), seed=1)
+    work = paper_workload(PaperAssumptions(), seed=1, groups=10)
+    assert work == paper_workload(PaperAssumptions(), seed=1, groups=10)
     assert all(len(group.episodes) == 8 for group in (*work.injectors, *work.solvers))
     assert max(shape.turns for group in work.solvers for shape in group.episodes) <= 128
     assert max(shape.tokens for group in work.solvers for shape in group.episodes) <= 131_072
-    longer = paper_workload(paper_assumptions({"drawn_tokens": 600.0}), seed=1)
+    longer = paper_workload(paper_assumptions({"drawn_tokens": 600.0}), seed=1, groups=10)
     assert longer.per_episode().drawn > 1.5 * work.per_episode().drawn
     assert any("draws 600" in sentence for sentence in longer.assumptions)
