@@ -271,13 +271,15 @@ class _Simulation:
         self._judge_queue: deque[_Play] = deque()
         self._unsettled = 0  # groups that were started and are not ready
         self._fresh: deque[_Group] = deque()  # bugs that wait for their solvers: the injector groups that made them
-        self._replays = 0.0
+        self._owed = 1.0  # injector groups that are due: one for each so many solver groups
         # tokens that stand before a group that starts now
         self._expected = 0.0  # of groups that are not ready
         self._ready: deque[_Group] = deque()
         self._ready_tokens = 0.0
         self._in_training = 0.0
         self._means = {role: workload.trained_tokens(role) for role in Role}
+        # A synchronous batch holds injectors together with the solvers of their bugs, so room is kept for these from the start.
+        self._kept = self._means[Role.SOLVER] if rules.max_lag == 0 else 0.0
         # measuring
         self._open = _Gauge()
         self._acting = _Gauge()
@@ -334,7 +336,7 @@ class _Simulation:
     def _start_group(self, shape: GroupShape, parent: _Group | None = None) -> None:
         group = _Group(shape, parent, self._means[shape.role])
         if shape.role is Role.INJECTOR:
-            group.expected += self._workload.bugs * self._means[Role.SOLVER]
+            group.expected += self._workload.bugs * self._kept
         self._expected += group.expected
         self._unsettled += 1
         for episode in shape.episodes:
@@ -412,8 +414,8 @@ class _Simulation:
             group.unsettled = group.shape.bugs
             self._fresh.extend([group] * group.shape.bugs)
             # From now on its bugs are counted one by one, and the group for its own tokens.
-            self._expected += group.shape.bugs * self._means[Role.SOLVER] - self._workload.bugs * self._means[Role.SOLVER]
-            group.expected -= self._workload.bugs * self._means[Role.SOLVER]
+            self._expected += (group.shape.bugs - self._workload.bugs) * self._kept
+            group.expected -= self._workload.bugs * self._kept
         if not group.unsettled:
             self._settled(group)
 
@@ -436,21 +438,29 @@ class _Simulation:
         """Start a group, if the rules let one start now."""
         if self._rules.kind == "phases":
             return False
-        if self._fresh:  # a bug that waits was counted when its injector was judged
-            parent = self._fresh.popleft()
-            self._expected -= self._means[Role.SOLVER]
-            self._start_group(self._rng.choice(self._workload.solvers), parent)
-            return True
         ahead = self._expected + self._ready_tokens + self._in_training
-        if ahead >= (self._rules.max_lag + 1) * self._rules.batch_tokens:
+        has_room = ahead < (self._rules.max_lag + 1) * self._rules.batch_tokens
+        # Bugs go before everything but injectors that are due; what an injector group waits for may not wait for it in turn.
+        must_start = self._rules.max_lag == 0 or not (self._playing or self._judging or self._judge_queue)
+        is_due = self._owed >= 1 and len(self._fresh) <= 2 * self._workload.solver_groups
+        if self._fresh and ((has_room and not is_due) or (not has_room and must_start)):
+            self._expected -= self._kept
+            self._start_solvers(self._fresh.popleft())
+            return True
+        if not has_room:
             return False
-        if self._workload.injectors and (self._replays < 1 or not self._workload.solvers):
-            self._replays += self._workload.replays
+        if self._workload.injectors and (self._owed >= 1 or not self._workload.solvers):
+            self._owed -= 1
             self._start_group(self._rng.choice(self._workload.injectors))
         else:
-            self._replays = max(0.0, self._replays - 1)
-            self._start_group(self._rng.choice(self._workload.solvers))
+            self._start_solvers(None)
         return True
+
+    def _start_solvers(self, parent: _Group | None) -> None:
+        """On a fresh bug of `parent`, or without one on an older bug."""
+        if self._workload.injectors:
+            self._owed += 1 / max(self._workload.solver_groups, 1e-9)
+        self._start_group(self._rng.choice(self._workload.solvers), parent)
 
     def _start_groups(self) -> None:
         self._fill()
