@@ -192,6 +192,69 @@ def warm_start(
 
 
 @app.command()
+def plan(
+    run: Annotated[str, typer.Argument(help="A finished run to read from, its name or folder; the newest when left out.")] = "",
+    workload: Annotated[str, typer.Option("--workload", help="Without a run: 'paper', its figures and stated assumptions.")] = "",
+    assume: Annotated[
+        list[str] | None, typer.Option("--assume", help="Of the paper's workload, for instance drawn_tokens=600; may be repeated.")
+    ] = None,
+    gpus: Annotated[int, typer.Option("--gpus", help="GPUs in all.")] = 512,
+    trainer_gpus: Annotated[int, typer.Option("--trainer-gpus", help="Those that train; 0: the best number is found.")] = 0,
+    server_gpus: Annotated[int, typer.Option("--server-gpus", help="GPUs of one rollout server; 0: as the policy needs, up to 8.")] = 0,
+    hosts: Annotated[int, typer.Option("--hosts", help="Machines with sandboxes; 0: the fewest that are enough.")] = 0,
+    slots: Annotated[int, typer.Option("--slots", help="Sandboxes open at a time on one host.")] = 64,
+    max_lag: Annotated[int | None, typer.Option("--max-lag", help="Default: the run's, or 8.")] = None,
+    batch_tokens: Annotated[float | None, typer.Option("--batch-tokens", help="Of an update. Default: the run's mean, or 16.8e6.")] = None,
+    parameters: Annotated[float | None, typer.Option("--parameters", help="Of the policy. Default: the run's, or 32e9.")] = None,
+    peak_tflops: Annotated[float | None, typer.Option("--peak-tflops", help="Default 989: H100 SXM, dense bf16, data sheet.")] = None,
+    bandwidth_tbs: Annotated[float | None, typer.Option("--bandwidth-tbs", help="Default 3.35 TB/s: H100 SXM, data sheet.")] = None,
+    gpu_gb: Annotated[float | None, typer.Option("--gpu-gb", help="Default 80: H100 SXM.")] = None,
+    mfu: Annotated[float | None, typer.Option("--mfu", help="Share of peak in training. Default 0.38: Llama 3 at 131,072 tokens.")] = None,
+    mbu: Annotated[float | None, typer.Option("--mbu", help="Share of bandwidth in drawing. Default 0.6: assumed.")] = None,
+    link_gbs: Annotated[float | None, typer.Option("--link-gbs", help="Weights travel at. Default 50 GB/s: 400 Gbit/s.")] = None,
+    updates: Annotated[int, typer.Option("--updates", help="Simulated for each split.")] = 12,
+    seed: Annotated[int, typer.Option("--seed")] = 0,
+    check: Annotated[bool, typer.Option("--check", help="Predict the run's second half from its first, and tell the error.")] = False,
+    runs: RunRoot = Path("runs"),
+    json_: AsJson = False,
+) -> None:
+    """What N GPUs would do: episodes an hour, idle shares, staleness, and the best split, simulated from a run or from the paper.
+
+    Example: [bold]selfplay plan --workload paper --gpus 512[/bold] or [bold]selfplay plan RUN --gpus 64 --parameters 8e9[/bold]
+    """
+    from selfplay.planning.command import PlanOptions, run_check, run_plan
+
+    if check:
+        if workload:
+            raise UsageError("--check compares with a run; leave --workload out.")
+        run_check(run, runs, seed, as_json=json_)
+        return
+    options = PlanOptions(
+        run=run,
+        runs=runs,
+        workload=workload,
+        assume=assume or [],
+        gpus=gpus,
+        trainer_gpus=trainer_gpus,
+        server_gpus=server_gpus,
+        hosts=hosts,
+        slots=slots,
+        max_lag=max_lag,
+        batch_tokens=batch_tokens,
+        parameters=parameters,
+        tflops=peak_tflops,
+        bandwidth=bandwidth_tbs,
+        memory=gpu_gb,
+        mfu=mfu,
+        mbu=mbu,
+        link=link_gbs,
+        updates=updates,
+        seed=seed,
+    )
+    run_plan(options, as_json=json_)
+
+
+@app.command()
 def doctor(
     clean: Annotated[bool, typer.Option("--clean", help="Remove what killed runs left behind.")] = False,
     attack: Annotated[bool, typer.Option("--attack", help="Attack this machine's own sandboxes and judging; 0 when all held.")] = False,

@@ -57,6 +57,7 @@ ORDER = [
     "viewing.summary",
     "orchestrator",
     "viewing",
+    "planning",
     "attacks",
     "doctor",
     "cli",

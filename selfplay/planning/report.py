@@ -1,0 +1,175 @@
+"""A plan and a check as tables in the terminal, and as data. Computes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from selfplay.planning.check import Check
+from selfplay.planning.search import Candidate, Plan
+from selfplay.tools import make_harmless
+from selfplay.viewing.progress import duration_text
+from selfplay.viewing.summary import table
+
+NEAR = 4  # splits shown on each side of the best
+
+
+def show_plan(plan: Plan, assumptions: Sequence[str], console: Console) -> None:
+    request, best, forecast = plan.request, plan.best, plan.best.forecast
+    means = request.workload.per_episode()
+    console.print()
+    console.rule(Text(make_harmless(f"{request.gpus} GPUs, {request.workload.name}")), align="left")
+    head = table("", "")
+    whole = f"{best.trainer_gpus} trainer : {best.rollout_gpus} rollout"
+    servers = best.rollout_gpus // request.server_gpus
+    head.add_row("GPUs" if request.trainer_gpus else "best split", Text(whole, style="bold"))
+    head.add_row("rollout servers", f"{servers} of {request.server_gpus} GPU(s), {plan.server.most} requests each at most")
+    head.add_row("sandbox hosts", f"{best.hosts} of {request.slots} sandboxes; {forecast.sandboxes:,.0f} open on average")
+    rate = f"{forecast.trained_per_hour:,.0f} trained of {forecast.episodes_per_hour:,.0f} played"
+    head.add_row("episodes an hour", Text(rate, style="bold"))
+    head.add_row("an update", f"{duration_text(forecast.update_s)} of {request.batch_tokens:,.0f} tokens")
+    trains = max(0.0, 1 - forecast.trainer_idle - forecast.trainer_sync)
+    head.add_row("trainer GPUs", f"{forecast.trainer_idle:.0%} idle, {forecast.trainer_sync:.0%} sending weights, {trains:.0%} training")
+    head.add_row("rollout GPUs", f"{forecast.rollout_idle:.0%} idle; else {_of_full(forecast)} of the requests that fit")
+    waiting = max(0.0, 1 - forecast.sandbox_idle - forecast.sandbox_running)
+    states = f"{forecast.sandbox_idle:.0%} empty, {waiting:.0%} waiting for the policy, {forecast.sandbox_running:.0%} running"
+    head.add_row("sandbox slots", states)
+    lag = f"{forecast.lag_mean:.1f} updates on average, {forecast.lag_p95:.0f} in 95 of 100 cases, {forecast.lag_max} at most"
+    head.add_row("staleness", f"{lag}; max_lag {request.max_lag}, {forecast.dropped:.1%} dropped")
+    words = f"{means.turns:.0f} turns, {means.tokens:,.0f} tokens ({means.drawn:,.0f} drawn), {means.sandbox_s:,.0f} s in its sandbox"
+    head.add_row("a mean episode", words)
+    console.print(Padding(head, (0, 0, 1, 2)), highlight=False)
+    if len(plan.splits) > 1:
+        _section(console, "Splits around it, with sandbox hosts in plenty", _candidates(_near(plan), best, ("trainer", "rollout")))
+    if len(plan.by_hosts) > 1:
+        _section(console, "The same split with fewer sandbox hosts", _candidates(plan.by_hosts, best, ("hosts",)))
+    console.print(Text("Assumptions", style="bold"))
+    for sentence in assumptions:
+        grid = Table.grid(padding=(0, 1, 0, 0))
+        grid.add_row("  -", Text(make_harmless(sentence)))
+        console.print(grid, highlight=False)
+
+
+def _of_full(forecast: Any) -> str:
+    busy = 1 - forecast.rollout_idle
+    return f"{forecast.rollout_load / busy:.0%}" if busy > 0 else "none"
+
+
+def _near(plan: Plan) -> tuple[Candidate, ...]:
+    at = next(place for place, one in enumerate(plan.splits) if one.trainer_gpus == plan.best.trainer_gpus)
+    return plan.splits[max(0, at - NEAR) : at + NEAR + 1]
+
+
+def _candidates(rows: Sequence[Candidate], best: Candidate, names: tuple[str, ...]) -> Table:
+    columns = (*names, "episodes/h", "update", "trainer idle", "rollout idle", "load", "open", "lag", "p95")
+    shown = table(*columns, right=columns)
+    for one in rows:
+        forecast = one.forecast
+        places, chosen = _places(one), _places(best)
+        is_best = all(places[name] == chosen[name] for name in names)
+        shown.add_row(
+            *(str(places[name]) for name in names),
+            f"{forecast.trained_per_hour:,.0f}",
+            duration_text(forecast.update_s),
+            f"{forecast.trainer_idle:.0%}",
+            f"{forecast.rollout_idle:.0%}",
+            f"{forecast.rollout_load:.0%}",
+            f"{forecast.sandboxes:,.0f}",
+            f"{forecast.lag_mean:.1f}",
+            f"{forecast.lag_p95:.0f}",
+            style="bold" if is_best else None,
+        )
+    return shown
+
+
+def _places(one: Candidate) -> dict[str, int]:
+    return {"trainer": one.trainer_gpus, "rollout": one.rollout_gpus, "hosts": one.hosts}
+
+
+def _section(console: Console, title: str, body: Table) -> None:
+    console.print(Text(title, style="bold"))
+    console.print(Padding(body, (0, 0, 1, 2)), highlight=False)
+
+
+def plan_data(plan: Plan, assumptions: Sequence[str]) -> dict[str, Any]:
+    """The form of `--json`. Times in seconds, shares from 0 to 1."""
+    request = plan.request
+    return {
+        "gpus": request.gpus,
+        "workload": request.workload.name,
+        "episode": asdict(request.workload.per_episode()),
+        "batch_tokens": request.batch_tokens,
+        "max_lag": request.max_lag,
+        "server_gpus": request.server_gpus,
+        "requests_per_server": plan.server.most,
+        "slots_per_host": request.slots,
+        "best": candidate_data(plan.best),
+        "splits": [candidate_data(one) for one in plan.splits],
+        "by_hosts": [candidate_data(one) for one in plan.by_hosts],
+        "assumptions": list(assumptions),
+    }
+
+
+def candidate_data(one: Candidate) -> dict[str, Any]:
+    forecast = asdict(one.forecast)
+    for name in ("phases_s", "update_seconds"):
+        forecast.pop(name)
+    places = {"trainer_gpus": one.trainer_gpus, "rollout_gpus": one.rollout_gpus, "hosts": one.hosts}
+    return {**places, "update_s": one.forecast.update_s, **forecast}
+
+
+def show_check(check: Check, console: Console) -> None:
+    recorded = check.recorded
+    console.print()
+    console.rule(Text(make_harmless(f"{recorded.name}: the second half, predicted from the first")), align="left")
+    measured = f"{recorded.first}–{recorded.last}"
+    later = f"{recorded.last + 1}–{check.last}"
+    columns = ("seconds", f"measured {measured}", "predicted", f"measured {later}", "error", "own", "informed")
+    shown = table(*columns, right=columns[1:])
+    for phase in check.phases:
+        shown.add_row(
+            phase.phase,
+            f"{phase.fitted_s:.2f}",
+            f"{phase.predicted_s:.2f}",
+            f"{phase.measured_s:.2f}",
+            _percent(phase.error, phase.measured_s),
+            _percent(phase.own_error, phase.fitted_s),
+            _percent(phase.informed_error, phase.measured_s),
+            style="bold" if phase.phase == "update" else None,
+        )
+    console.print(Padding(shown, (0, 0, 1, 2)), highlight=False)
+    speeds = ", ".join(f"{1000 * seconds:.1f} ms beside {max(0.0, n - 1):.0f}" for n, seconds in recorded.server.measured)
+    console.print(
+        Text(
+            "Mean seconds of an update. error: of the prediction from the first half, against the second, which it has not seen. "
+            "own: of the same against the first. informed: of the prediction with the first half's speeds and the second half's "
+            "episodes, so without what the policy changed.\n"
+            f"A request draws a token in {speeds} others; an update trains for {recorded.trainer.fixed_s:.2f} s + "
+            f"{1000 * recorded.trainer.token_s:.3f} ms a token."
+        ),
+        highlight=False,
+    )
+
+
+def _percent(error: float, measured_s: float) -> str:
+    return f"{error:+.0%}" if measured_s else "–"
+
+
+def check_data(check: Check) -> dict[str, Any]:
+    return {
+        "run": check.recorded.name,
+        "fitted_updates": [check.recorded.first, check.recorded.last],
+        "predicted_updates": [check.recorded.last + 1, check.last],
+        "phases": [
+            {**asdict(phase), "error": phase.error, "own_error": phase.own_error, "informed_error": phase.informed_error}
+            for phase in check.phases
+        ],
+        "server": asdict(check.recorded.server),
+        "trainer": asdict(check.recorded.trainer),
+    }

@@ -1,0 +1,500 @@
+"""A simulated cluster does what can be worked out by hand, a run is read as it was recorded, and a plan says what it assumes."""
+
+import io
+import json
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from selfplay.curriculum.store import Store
+from selfplay.episode import Episode, FinishReason, Role, Turn
+from selfplay.errors import RunError, UsageError
+from selfplay.orchestrator.recovery import RunFolder
+from selfplay.planning.check import check_run
+from selfplay.planning.command import PlanOptions, plan_from
+from selfplay.planning.hardware import Gpu, ModelShape, ServerSpeed, TrainerSpeed, server_speed, sync_seconds, trainer_speed
+from selfplay.planning.recorded import Timing, fit_server, fit_trainer, read_run
+from selfplay.planning.report import plan_data, show_check, show_plan
+from selfplay.planning.search import PlanRequest, make_plan
+from selfplay.planning.simulation import Cluster, Rules, simulate
+from selfplay.planning.workload import (
+    EpisodeMeans,
+    EpisodeShape,
+    GroupShape,
+    PaperAssumptions,
+    Stretch,
+    Workload,
+    paper_assumptions,
+    paper_workload,
+)
+from store_rows import a_bug, a_group, an_episode
+
+STEADY = ServerSpeed(most=4, fixed_s=0.01)  # 0.01 s a token, however many requests run
+TRAINER = TrainerSpeed(fixed_s=10.0)
+
+
+def episode(drawn: float = 100, act_s: float = 1.0, turns: int = 1, open_s: float = 0.0, judge_s: float = 0.0, read: float = 0.0):
+    return EpisodeShape(open_s, tuple(Stretch(read, drawn, act_s) for _ in range(turns)), judge_s, turns)
+
+
+def solvers(*episodes: EpisodeShape, carries: bool = True) -> GroupShape:
+    return GroupShape(Role.SOLVER, episodes, carries=carries)
+
+
+def of_groups(*groups: GroupShape) -> Workload:
+    return Workload("test", (), groups, replays=0.0)
+
+
+def a_cluster(**changes) -> Cluster:
+    return replace(Cluster(servers=1, server=STEADY, trainer=TRAINER, slots=1, in_flight=1, sync_s=2.0), **changes)
+
+
+def rules(**changes) -> Rules:
+    return replace(Rules(max_lag=0, batch_tokens=100, updates=5, warmup=2), **changes)
+
+
+def mixed_workload() -> Workload:
+    """Short and long episodes, groups without a gradient, injectors whose bugs are played."""
+    short, long = episode(drawn=40, turns=2, judge_s=0.5, read=20), episode(drawn=60, turns=6, act_s=2.0, judge_s=1.0, read=20)
+    injectors = (GroupShape(Role.INJECTOR, (short, long), bugs=1), GroupShape(Role.INJECTOR, (short, short), bugs=2))
+    return Workload("mixed", injectors, (solvers(short, long), solvers(long, long), solvers(short, short, carries=False)), replays=0.5)
+
+
+def mixed_cluster(**changes) -> Cluster:
+    speed = ServerSpeed(most=8, memory_s=0.01, memory_each_s=0.002, read_s=0.0005)
+    base = Cluster(servers=2, server=speed, trainer=TrainerSpeed(1.0, 0.0005), slots=24, in_flight=16, sync_s=0.5)
+    return replace(base, **changes)
+
+
+MIXED_RULES = Rules(max_lag=4, batch_tokens=8000, updates=30, warmup=8)
+
+
+# -- what can be worked out by hand
+
+
+def test_one_episode_after_the_other_takes_the_sum_of_its_parts():
+    forecast = simulate(a_cluster(), of_groups(solvers(episode(drawn=100, act_s=1.0))), rules())
+    assert forecast.update_seconds == pytest.approx([14.0] * 5)  # 1 s of drawing, 1 in the sandbox, 10 of training, 2 of sync
+    assert forecast.trained_per_hour == pytest.approx(3600 / 14)
+
+
+def test_idle_shares_of_a_synchronous_run_are_the_seconds_of_the_others():
+    forecast = simulate(a_cluster(), of_groups(solvers(episode(drawn=100, act_s=1.0, judge_s=2.0))), rules())
+    assert forecast.trainer_idle == pytest.approx(4 / 16)  # while it is played and judged
+    assert forecast.trainer_sync == pytest.approx(2 / 16)
+    assert forecast.rollout_idle == pytest.approx(15 / 16)  # all but drawing
+    assert forecast.rollout_load == pytest.approx(1 / 16 / 4)  # one of four requests
+    assert forecast.sandbox_idle == pytest.approx(12 / 16)
+    assert forecast.sandbox_running == pytest.approx(3 / 16)
+
+
+def test_a_slow_trainer_sets_the_pace_when_play_overlaps():
+    forecast = simulate(a_cluster(), of_groups(solvers(episode())), rules(max_lag=2, warmup=5))
+    assert forecast.update_seconds == pytest.approx([12.0] * 5)
+    assert forecast.trainer_idle == pytest.approx(0.0)
+
+
+def test_slow_play_sets_the_pace_when_it_overlaps():
+    fast = a_cluster(trainer=TrainerSpeed(fixed_s=1.0), sync_s=0.0)
+    forecast = simulate(fast, of_groups(solvers(episode(drawn=400, act_s=1.0))), rules(max_lag=2, batch_tokens=400, warmup=5))
+    assert forecast.update_seconds == pytest.approx([5.0] * 5)
+    assert forecast.trainer_idle == pytest.approx(0.8)
+
+
+@pytest.mark.parametrize(
+    ("speed", "seconds"),
+    [
+        (ServerSpeed(most=4, fixed_s=0.01), 1.0),  # four at once, none slows another
+        (ServerSpeed(most=4, compute_each_s=0.01), 4.0),  # four at once share what one server computes
+        (ServerSpeed(most=2, fixed_s=0.01), 2.0),  # two wait until two are done
+        (ServerSpeed(most=4, fixed_s=0.01, read_s=0.001), 1.2),  # 4 x 50 tokens are read first
+    ],
+)
+def test_four_requests_on_one_server(speed, seconds):
+    cluster = a_cluster(server=speed, trainer=TrainerSpeed(), sync_s=0.0, slots=4, in_flight=4)
+    group = solvers(*[episode(drawn=100, act_s=0.0, read=50)] * 4)
+    assert simulate(cluster, of_groups(group), rules(batch_tokens=600)).update_s == pytest.approx(seconds)
+
+
+def test_two_servers_take_half_of_the_requests_each():
+    cluster = a_cluster(
+        server=ServerSpeed(most=4, compute_each_s=0.01), servers=2, trainer=TrainerSpeed(), sync_s=0.0, slots=4, in_flight=4
+    )
+    forecast = simulate(cluster, of_groups(solvers(*[episode(act_s=0.0)] * 4)), rules(batch_tokens=400))
+    assert forecast.update_s == pytest.approx(2.0)
+
+
+def test_a_conversation_is_read_anew_after_new_weights():
+    """An episode of 10 s with an update in the middle of it: 100 + 10 tokens held are read again, at 0.1 s each."""
+    speed = ServerSpeed(most=4, fixed_s=0.01, read_s=0.1)
+    shape = EpisodeShape(0.0, (Stretch(10, 100, 0.0), Stretch(0, 100, 0.0)), 0.0, 2)
+    work = of_groups(solvers(shape))
+    cluster = a_cluster(server=speed, trainer=TrainerSpeed(fixed_s=2.5), sync_s=0.0)
+    kept = simulate(replace(cluster, rereads=False), work, rules(max_lag=1, batch_tokens=210, warmup=3))
+    read = simulate(cluster, work, rules(max_lag=1, batch_tokens=210, warmup=3))
+    assert kept.update_s == pytest.approx(3.0)
+    assert read.update_s > 3.0 + 1.0  # at least the 10 tokens of the prompt
+
+
+def test_training_counts_tokens_and_their_squares():
+    assert TrainerSpeed(1.0, 0.1, 0.01).seconds(tokens=30, squares=500) == pytest.approx(1 + 3 + 5)
+
+
+def test_judges_of_bounded_number_make_verdicts_wait():
+    group = solvers(*[episode(drawn=100, act_s=0.0, judge_s=3.0)] * 4)
+    cluster = a_cluster(trainer=TrainerSpeed(), sync_s=0.0, slots=8, in_flight=4)
+    assert simulate(cluster, of_groups(group), rules(batch_tokens=400)).update_s == pytest.approx(4.0)
+    assert simulate(replace(cluster, judges=1), of_groups(group), rules(batch_tokens=400)).update_s == pytest.approx(13.0)
+
+
+def test_the_phases_of_the_loop_follow_each_other():
+    injectors = GroupShape(Role.INJECTOR, (episode(drawn=100, act_s=1.0, judge_s=1.0),), bugs=1)
+    work = Workload("phases", (injectors,), (solvers(episode(drawn=200, act_s=1.0)),), 0.0)
+    plan = rules(kind="phases", plans=((1, 2),), second_order_s=(4.0,), warmup=0)
+    forecast = simulate(a_cluster(slots=2, in_flight=1), work, plan)
+    assert forecast.phases_s == pytest.approx({"injecting": 3.0, "solving": 6.0, "second order": 4.0, "training": 12.0})
+    assert forecast.update_s == pytest.approx(25.0)
+
+
+# -- what must hold whatever the figures
+
+
+@pytest.mark.parametrize("more", [{"servers": 4}, {"slots": 48, "in_flight": 32}, {"trainer": TrainerSpeed(0.5, 0.00025)}, {"sync_s": 0.0}])
+def test_more_of_anything_never_makes_it_slower(more):
+    base = simulate(mixed_cluster(), mixed_workload(), MIXED_RULES)
+    better = simulate(mixed_cluster(**more), mixed_workload(), MIXED_RULES)
+    assert better.trained_per_hour >= 0.98 * base.trained_per_hour  # one draw of groups against another: some noise is left
+
+
+@pytest.mark.parametrize("max_lag", [0, 1, 4])
+def test_nothing_older_than_max_lag_is_trained_on(max_lag):
+    forecast = simulate(mixed_cluster(), mixed_workload(), replace(MIXED_RULES, max_lag=max_lag))
+    assert forecast.lag_max <= max_lag
+    if max_lag == 0:
+        assert forecast.dropped == 0  # a synchronous batch takes all that was played for it
+
+
+def test_overlapping_gives_more_than_synchronous_play():
+    synchronous = simulate(mixed_cluster(), mixed_workload(), replace(MIXED_RULES, max_lag=0))
+    overlapped = simulate(mixed_cluster(), mixed_workload(), MIXED_RULES)
+    assert overlapped.trained_per_hour > 1.2 * synchronous.trained_per_hour
+    assert overlapped.rollout_idle < synchronous.rollout_idle
+
+
+def test_groups_without_a_gradient_are_played_in_vain():
+    work = of_groups(solvers(episode()), solvers(episode(), carries=False))
+    forecast = simulate(a_cluster(trainer=TrainerSpeed(), sync_s=0.0), work, rules(max_lag=3, batch_tokens=1000, updates=40))
+    assert forecast.episodes_per_hour / forecast.trained_per_hour == pytest.approx(2.0, rel=0.15)
+
+
+def test_shares_of_idle_time_lie_between_none_and_all():
+    forecast = simulate(mixed_cluster(), mixed_workload(), MIXED_RULES)
+    shares = (forecast.trainer_idle, forecast.trainer_sync, forecast.rollout_idle, forecast.rollout_load, forecast.sandbox_idle)
+    assert all(0 <= share <= 1 for share in (*shares, forecast.sandbox_running))
+    assert forecast.sandbox_idle + forecast.sandbox_running <= 1
+    assert forecast.rollout_load <= 1 - forecast.rollout_idle + 1e-9
+
+
+def test_a_seed_repeats_a_forecast():
+    first, again, other = (simulate(mixed_cluster(), mixed_workload(), replace(MIXED_RULES, seed=seed)) for seed in (3, 3, 4))
+    assert first == again
+    assert first != other
+
+
+def test_merged_turns_keep_tokens_and_seconds():
+    shape = EpisodeShape(1.0, tuple(Stretch(i, 2 * i, 0.5 * i) for i in range(1, 14)), 2.0, 13)
+    merged = shape.merged(4)
+    assert len(merged.stretches) == 4
+    assert (merged.tokens, merged.drawn, merged.sandbox_s, merged.turns) == (shape.tokens, shape.drawn, shape.sandbox_s, 13)
+
+
+def test_merging_turns_hardly_changes_the_forecast():
+    rng = random.Random(5)
+
+    def drawn_at_random() -> EpisodeShape:
+        parts = [Stretch(rng.uniform(0, 10), rng.expovariate(0.1), rng.expovariate(3)) for _ in range(rng.randint(8, 40))]
+        return EpisodeShape(0.5, tuple(parts), rng.uniform(0, 2), len(parts))
+
+    work = of_groups(*(solvers(*(drawn_at_random() for _ in range(4))) for _ in range(20)))
+    whole = simulate(mixed_cluster(), work, replace(MIXED_RULES, batch_tokens=6000))
+    merged = simulate(mixed_cluster(), work.merged(6), replace(MIXED_RULES, batch_tokens=6000))
+    assert merged.trained_per_hour == pytest.approx(whole.trained_per_hour, rel=0.03)
+
+
+# -- formulas
+
+
+def test_formulas_of_hardware_against_hand_counts():
+    gpu = Gpu(peak_flops=1e15, bandwidth=1e12, memory=100e9, mfu=0.5, read_mfu=0.5, mbu=0.5, step_s=0.001, link=1e10, sync_fixed_s=3.0)
+    model = ModelShape(parameters=10e9, layers=10, width=1000, kv_width=100)
+    assert model.kv_bytes == 2 * 10 * 100 * 2
+    assert model.train_flops(1000) == 6 * 10e9 * 1000 + 6 * 10 * 1000 * 1000**2
+    assert sync_seconds(gpu, model) == pytest.approx(20e9 / 1e10 + 3)
+    trainer = trainer_speed(gpu, model, gpus=4)
+    assert trainer.seconds(1000, 1000**2) == pytest.approx(model.train_flops(1000) / (4 * 1e15 * 0.5))
+    means = EpisodeMeans(turns=1, tokens=1e5, drawn=1, sandbox_s=0, judge_s=0, context=5e4)
+    server = server_speed(gpu, model, 2, means)
+    assert server.most == int((2 * 90e9 - 20e9) / (1e5 * 4000))
+    assert server.token_s(1) == pytest.approx(0.001 + (20e9 + 5e4 * 4000) / (2 * 1e12 * 0.5))
+    crowded = replace(server, memory_each_s=0.0)
+    assert crowded.token_s(10_000) == pytest.approx(0.001 + 10_000 * 2 * 10e9 / (2 * 1e15 * 0.5))
+
+
+def test_a_servers_speed_is_found_again_in_the_timings_of_turns():
+    """Turns in waves of n that draw and end together: 20 ms + 3 ms for each request a token, 1 ms for each token read."""
+    timings = []
+    for wave, together in enumerate((1, 2, 4, 8, 3, 6)):
+        drawn, read = 20 + 10 * wave, 5 * (wave % 3)
+        seconds = drawn * (0.020 + 0.003 * together) + 0.001 * read * together
+        timings += [Timing(1000.0 * wave, 1000.0 * wave + seconds, read, drawn)] * together
+    speed = fit_server(timings, most=32)
+    assert [speed.token_s(together) for together in (1, 3, 8)] == pytest.approx([0.023, 0.029, 0.044], rel=1e-3)
+    assert speed.read_s == pytest.approx(0.001, rel=1e-3)
+
+
+def test_a_trainers_speed_is_found_again_in_its_updates():
+    speed = fit_trainer([(tokens, 0.5 + 0.0001 * tokens) for tokens in (10_000.0, 20_000.0, 45_000.0)])
+    assert (speed.fixed_s, speed.token_s) == pytest.approx((0.5, 0.0001))
+    falling = fit_trainer([(10_000.0, 3.0), (20_000.0, 2.0)])
+    assert falling.token_s == 0  # more tokens never take less time
+
+
+# -- a run
+
+
+def a_run(folder: Path, updates: int = 4, later_s: float = 0.0) -> RunFolder:
+    """Each update: 1 injector group and 2 solver groups of 2; an episode takes 0.5 s to open and two turns of 1 s + 0.5 s, its verdict 1 s.
+
+    The second half of its updates took `later_s` longer to solve.
+    """
+    folder.mkdir(parents=True)
+    settings = {"train": {"episodes_in_flight": 1, "workers": 1, "group_size": 2}, "max_lag": 3}
+    (folder / "config.json").write_text(json.dumps(settings))
+    clock = 1_000_000.0
+    with Store.open(folder / "selfplay.db") as store, (folder / "metrics.jsonl").open("w") as metrics:
+        for update in range(1, updates + 1):
+            store.begin_update(update)
+            for name, role in (("inj0", "injector"), ("sol0", "solver"), ("sol1", "solver")):
+                bug = f"u{update:04d}-inj0-m0-bug" if role == "solver" else ""
+                group = a_group(f"u{update:04d}-{name}", role, bug, update=update, size=2)
+                store.add_group(group)
+                for member in range(2):
+                    an_episode_file(folder, group.group_id, role, member, clock)
+                    clock += 100
+                    row = an_episode(group, member)
+                    store.record_episode(row)
+                    if role == "solver":
+                        store.record_attempt(row.episode_id, bug, bool(member), "", (), None, (), "", 1.0)
+                    else:
+                        store.record_verdict(row.episode_id, not member, "", "", "[]", 1.0, 1, 0)
+                        if not member:
+                            store.add_bug(a_bug(f"{row.episode_id}-bug", row.episode_id, tree_digest=f"tree {update}"))
+            store.commit_update(update, f"update-{update:05d}", update, True, "{}")
+            for row in store.episodes(update=update):
+                store.consume(row.episode_id, update, 1.0 if row.member else -1.0)
+            seconds = {"injecting": 8.0, "solving": 15.0 + (later_s if update > updates // 2 else 0), "second_order": 2.0, "training": 4.0}
+            values = {f"seconds/{name}": value for name, value in seconds.items()}
+            metrics.write(json.dumps({"update": update, "tokens": 6 * 40.0, "seconds/saving": 0.5, **values}) + "\n")
+    return RunFolder(folder)
+
+
+def an_episode_file(folder: Path, group: str, role: str, member: int, started: float) -> None:
+    turns = tuple(Turn("", "bash", "", span, 0, 1.0, 0.5) for span in ((10, 20), (30, 40)))
+    Episode(
+        episode_id=f"{group}-m{member}",
+        role=Role(role),
+        repository="toolz",
+        update=1,
+        group=group,
+        member=member,
+        seed=0,
+        finish=FinishReason.SUBMITTED,
+        messages=(),
+        turns=turns,
+        token_ids=(0,) * 40,
+        loss_mask=(0,) * 40,
+        logprobs=(0.0,) * 40,
+        started_at=started,
+        duration_s=3.5,
+    ).write(folder / "episodes")
+
+
+def test_a_run_is_read_as_it_was_played(tmp_path):
+    recorded = read_run(a_run(tmp_path / "run"))
+    assert (recorded.first, recorded.last) == (1, 4)
+    assert (len(recorded.workload.injectors), len(recorded.workload.solvers)) == (4, 8)
+    assert (recorded.workload.bugs, recorded.workload.replays) == (1.0, 1.0)  # two solver groups to an injector group, one of them replays
+    assert recorded.workload.solvers[0].episodes[0] == EpisodeShape(0.5, (Stretch(10, 10, 0.5), Stretch(10, 10, 0.5)), 1.0, 2)
+    assert recorded.plans == ((1, 2),) * 4
+    assert recorded.batch_tokens == 240
+    assert (recorded.in_flight, recorded.judges, recorded.max_lag) == (1, 1, 3)
+    assert 10 * recorded.server.token_s(1) + 10 * recorded.server.read_s == pytest.approx(1.0)
+
+
+def test_updates_that_are_not_asked_for_are_not_read(tmp_path):
+    recorded = read_run(a_run(tmp_path / "run"), 1, 2)
+    assert (len(recorded.workload.injectors), len(recorded.workload.solvers), len(recorded.plans)) == (2, 4, 2)
+
+
+def test_a_run_whose_halves_are_alike_is_predicted_to_the_second(tmp_path):
+    check = check_run(a_run(tmp_path / "run"))
+    predicted = {phase.phase: phase.predicted_s for phase in check.phases}
+    # One sandbox for play: 2 and 4 episodes of 3.5 s, and the last verdict. The others are judged while the next is played.
+    assert predicted == pytest.approx({"injecting": 8.0, "solving": 15.0, "second order": 2.0, "training": 4.5, "update": 29.5})
+    assert check.phases[-1].error == pytest.approx(0.0, abs=1e-6)
+
+
+def test_a_check_tells_its_error_on_a_half_that_it_has_not_seen(tmp_path):
+    check = check_run(a_run(tmp_path / "run", later_s=5.0))
+    solving = next(phase for phase in check.phases if phase.phase == "solving")
+    assert (solving.predicted_s, solving.measured_s) == pytest.approx((15.0, 20.0))
+    assert solving.error == pytest.approx(-0.25)
+    assert solving.own_error == pytest.approx(0.0, abs=1e-6)
+    console = Console(file=io.StringIO(), width=80)
+    show_check(check, console)
+    assert "-25%" in console.file.getvalue()
+
+
+def test_a_run_without_metrics_is_refused_with_the_remedy(tmp_path):
+    run = a_run(tmp_path / "run")
+    run.metrics.write_text("")
+    with pytest.raises(RunError, match=r"metrics\.jsonl holds no finished update.*--workload paper"):
+        read_run(run)
+
+
+def test_a_run_whose_episodes_are_gone_is_refused(tmp_path):
+    run = a_run(tmp_path / "run")
+    for path in run.episodes.iterdir():
+        path.unlink()
+    with pytest.raises(RunError, match="no episode of the updates 1 to 4"):
+        read_run(run)
+
+
+def test_a_run_of_few_updates_cannot_be_checked(tmp_path):
+    with pytest.raises(RunError, match=r"3 finished update\(s\); a check needs 4"):
+        check_run(a_run(tmp_path / "run", updates=3))
+
+
+# -- plans
+
+SMALL = ModelShape(1e9, 16, 2048, 512)
+
+
+def a_request(**changes) -> PlanRequest:
+    shapes = [episode(drawn=200, turns=turns, act_s=2.0, read=300, judge_s=5.0, open_s=1.0) for turns in (4, 8, 16)]
+    work = of_groups(*(solvers(*shapes, shape) for shape in shapes))
+    return replace(PlanRequest(8, work, SMALL, Gpu(), batch_tokens=200_000, max_lag=1, slots=16, updates=5), **changes)
+
+
+@pytest.fixture(scope="module")
+def plan():
+    return make_plan(a_request())
+
+
+def test_the_best_split_is_the_best_of_those_tried(plan):
+    assert plan.best.trainer_gpus + plan.best.rollout_gpus == 8
+    assert [one.trainer_gpus for one in plan.splits] == sorted({one.trainer_gpus for one in plan.splits})
+    best = max(plan.splits, key=lambda one: one.forecast.trained_per_hour)
+    assert plan.best.trainer_gpus == best.trainer_gpus
+    assert plan.best.forecast.trained_per_hour >= 0.99 * best.forecast.trained_per_hour
+
+
+def test_every_split_beside_the_best_was_tried(plan):
+    tried = {one.trainer_gpus for one in plan.splits}
+    assert {max(1, plan.best.trainer_gpus - 1), min(7, plan.best.trainer_gpus + 1)} <= tried
+
+
+def test_fewer_hosts_than_advised_would_slow_it(plan):
+    fewer = [one for one in plan.by_hosts if one.hosts < plan.best.hosts]
+    ample = max(plan.by_hosts, key=lambda one: one.hosts)
+    assert all(one.forecast.trained_per_hour < 0.99 * ample.forecast.trained_per_hour for one in fewer)
+
+
+def test_a_given_split_is_taken_as_it_is():
+    given = make_plan(a_request(trainer_gpus=3, hosts=2))
+    assert (given.best.trainer_gpus, given.best.rollout_gpus, given.best.hosts) == (3, 5, 2)
+    assert len(given.splits) == 1
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_a_plan_is_readable_at_its_width(plan, width):
+    console = Console(file=io.StringIO(), width=width)
+    show_plan(plan, ("assumed: " + "word " * 40,), console)
+    text = console.file.getvalue()
+    assert max(map(len, text.splitlines())) <= width
+    assert f"{plan.best.trainer_gpus} trainer : {plan.best.rollout_gpus} rollout" in text
+    assert "assumed: word" in text
+
+
+def test_a_plan_is_data_too(plan):
+    data = json.loads(json.dumps(plan_data(plan, ("one",))))
+    assert data["best"]["trainer_gpus"] == plan.best.trainer_gpus
+    assert data["best"]["episodes_per_hour"] == plan.best.forecast.episodes_per_hour
+    assert data["assumptions"] == ["one"]
+    assert len(data["splits"]) == len(plan.splits)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"gpus": 0}, "--gpus 0: a cluster needs GPUs; give 2 or more"),
+        ({"gpus": 1}, "--gpus 1: one GPU cannot be split"),
+        ({"trainer_gpus": 9}, "--trainer-gpus 9 leaves none of 8 GPUs for rollouts. Give at most 7"),
+        ({"trainer_gpus": 7, "server_gpus": 2}, "--trainer-gpus 7 leaves 1 of 8 GPUs, fewer than one rollout server of 2"),
+        ({"model": ModelShape(70e9, 80, 8192, 1024)}, "--gpus 8: a policy of 7e[+]10 parameters needs 16"),
+        ({"model": ModelShape(8e9, 32, 4096, 1024), "trainer_gpus": 1}, "--trainer-gpus 1: .* need 2 GPUs of 80 GB"),
+        ({"batch_tokens": 0}, "--batch-tokens 0: needs the tokens of an update"),
+        ({"slots": 0}, "--slots 0: needs 1 or more"),
+        ({"hosts": -1}, "--hosts -1"),
+    ],
+)
+def test_what_cannot_be_planned_is_told_with_value_and_remedy(changes, words):
+    with pytest.raises(UsageError, match=words):
+        make_plan(a_request(**changes))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"gpus": 0}, "--gpus 0"),
+        ({"workload": "meta"}, "--workload meta: there is only 'paper'"),
+        ({"workload": "paper", "run": "mine"}, "give one of the two"),
+        ({"workload": "paper", "assume": ["turn=3"]}, "--assume turn: there is no such assumption. Choose from: turns"),
+        ({"workload": "paper", "assume": ["turns"]}, "is not name=number"),
+        ({"workload": "paper", "assume": ["valid=1.5"]}, "valid=1.5: needs a share from 0 to 1"),
+        ({"workload": "paper", "parameters": 0.0}, "--parameters 0"),
+        ({"workload": "paper", "mfu": 1.4}, "--mfu 1.4: needs a share above 0 and up to 1"),
+        ({"assume": ["turns=3"]}, "give it with --workload paper"),
+    ],
+)
+def test_options_that_make_no_sense_are_told(options, words):
+    with pytest.raises(UsageError, match=words):
+        plan_from(PlanOptions(**options), Console(file=io.StringIO()))
+
+
+def test_a_run_that_does_not_tell_its_policys_size_asks_for_it(tmp_path):
+    a_run(tmp_path / "runs" / "mine")
+    with pytest.raises(RunError, match="Give --parameters"):
+        plan_from(PlanOptions(run="mine", runs=tmp_path / "runs"), Console(file=io.StringIO()))
+
+
+def test_a_run_is_planned_with_its_own_batch_and_lag(tmp_path):
+    a_run(tmp_path / "runs" / "mine")
+    options = PlanOptions(run="mine", runs=tmp_path / "runs", parameters=1e6, gpus=2, updates=3)
+    made, assumptions = plan_from(options, Console(file=io.StringIO()))
+    assert (made.request.batch_tokens, made.request.max_lag) == (240, 3)
+    assert any("24 episodes" in sentence for sentence in assumptions)
+
+
+def test_the_papers_workload_follows_its_assumptions():
+    work = paper_workload(PaperAssumptions(), seed=1, groups=10)
+    assert work == paper_workload(PaperAssumptions(), seed=1, groups=10)
+    assert all(len(group.episodes) == 8 for group in (*work.injectors, *work.solvers))
+    assert max(shape.turns for group in work.solvers for shape in group.episodes) <= 128
+    assert max(shape.tokens for group in work.solvers for shape in group.episodes) <= 131_072
+    longer = paper_workload(paper_assumptions({"drawn_tokens": 600.0}), seed=1, groups=10)
+    assert longer.per_episode().drawn > 1.5 * work.per_episode().drawn
+    assert any("draws 600" in sentence for sentence in longer.assumptions)
