@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -14,7 +15,15 @@ from typing import Any, cast
 
 import pytest
 
-from selfplay.errors import ConfigError, EnvironmentBuildError, PrerequisiteError, SandboxLost, SandboxUnavailable
+from selfplay.attacks.escapes import HOARD
+from selfplay.errors import (
+    ConfigError,
+    EnvironmentBuildError,
+    PrerequisiteError,
+    SandboxInterrupted,
+    SandboxLost,
+    SandboxUnavailable,
+)
 from selfplay.sandbox import open_backend
 from selfplay.sandbox.base import Limits, Sandbox, SandboxBackend, SandboxSpec
 from selfplay.sandbox.bubblewrap_sandbox import BubblewrapBackend
@@ -80,8 +89,8 @@ def printed(code: str) -> str:
 # ---- losses
 
 
-def test_a_sandbox_whose_server_dies_is_lost_and_stays_lost(backend: SandboxBackend) -> None:
-    with backend.open(SandboxSpec(environment="")) as box:
+def test_a_container_whose_server_dies_is_lost_and_stays_lost(tmp_path: Path) -> None:
+    with checked("docker", tmp_path).open(SandboxSpec(environment="")) as box:
         box.run("true")
         kill_server(box)
         for _ in range(2):
@@ -89,6 +98,27 @@ def test_a_sandbox_whose_server_dies_is_lost_and_stays_lost(backend: SandboxBack
                 box.run("true")
         with pytest.raises(SandboxLost):
             box.read_archive("/testbed", 1000)
+
+
+@pytest.mark.parametrize("whom", ["command server", "bubblewrap"])
+def test_bubblewrap_tells_a_kill_from_outside_and_keeps_telling(bubblewrap: BubblewrapBackend, whom: str) -> None:
+    with bubblewrap.open(SandboxSpec(environment="")) as box:
+        box.run("true")
+        if whom == "bubblewrap":
+            server = cast(ConnectedSandbox, box).details["server_pid"]
+            status = Path(f"/proc/{server}/status").read_text()
+            os.kill(int(status.partition("PPid:")[2].split()[0]), signal.SIGKILL)
+        else:
+            kill_server(box)
+        for _ in range(2):
+            with pytest.raises(SandboxInterrupted, match=f"its {whom} was ended by SIGKILL from outside"):
+                box.run("true")
+
+
+def test_a_sandbox_that_used_up_its_memory_is_not_taken_for_one_that_was_killed(bubblewrap: BubblewrapBackend) -> None:
+    with bubblewrap.open(SandboxSpec(environment="", limits=Limits(memory_bytes=64 << 20))) as box, pytest.raises(SandboxLost):
+        for _ in range(20):
+            box.run(f"python3 -c {shlex.quote(HOARD)}", timeout_s=30)
 
 
 def test_a_loss_is_the_machines_when_a_fresh_bubblewrap_sandbox_fails_too(bubblewrap: BubblewrapBackend, tmp_path: Path) -> None:
