@@ -41,9 +41,14 @@ from process_tree import (
     processes_of,
 )
 from run_contents import contents, differences, twice_or_lost
+from selfplay.artifact import Artifact
+from selfplay.environments import standard_parser, standard_script
 from selfplay.orchestrator.recovery import RunFolder
+from selfplay.tasks import Task, write_tasks
+from selfplay.trees import FileEntry, Tree
+from tiny_bugs import CLAMP_BUG, CLAMP_TEST, CLAMP_WEAKENED, TESTS, diff
 from tiny_policy import build_tiny_policy
-from tiny_repository import build_tiny_repository
+from tiny_repository import FILES, TEST_IDS, build_tiny_repository
 
 HERE = Path(__file__).parent
 NAME = "chaos"
@@ -87,11 +92,12 @@ class Scenario:
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     is_exact: bool = True
     needs: str = ""  # a module
+    is_evaluated: bool = False
 
 
 SANDBOXES = {MONITOR: 2, SERVER: 2, TEST_RUN: 2, PARSER: 1}
 SCENARIOS = (
-    Scenario("scripted", 60, {CONTROLLER: 7, HELPER: 1, **SANDBOXES}),
+    Scenario("scripted", 60, {CONTROLLER: 7, HELPER: 1, **SANDBOXES}, is_evaluated=True),
     # A process that a policy's own command started may as well have been killed by that command: what it prints then is what happened.
     Scenario("commands", 14, {COMMAND: 8, CONTROLLER: 2, **SANDBOXES}, is_exact=False),
     Scenario(
@@ -136,6 +142,7 @@ class Chaos:
         self.repository = build_tiny_repository(folder / "tiny", git=True)
         build_tiny_policy(folder / "policy")
         (folder / "repos.txt").write_text(f"{self.repository}\n")
+        write_tasks([a_task(self.repository)], folder / "tasks.jsonl")
 
     # -- one run
 
@@ -149,6 +156,8 @@ class Chaos:
             **scenario.settings,
             "run": {"name": NAME, "folder": str(home)},
         }
+        if scenario.is_evaluated:
+            sections["evaluation"] = {"tasks": [str(self.folder / "tasks.jsonl")], "attempts": 2, "every": 2}
         overrides = [
             f"{f'{section}.' if section else ''}{key}={_toml(value)}"
             for section, values in sections.items()
@@ -207,6 +216,14 @@ class Chaos:
         self.runs += 1
         shutil.rmtree(home)
         return len(attempt.told)
+
+
+def a_task(repository: Path) -> Task:
+    """A bug of the tiny repository to evaluate on."""
+    tree = Tree({path: FileEntry(text.encode()) for path, text in FILES.items()})
+    artifact = Artifact(diff(tree, CLAMP_BUG), diff(tree, CLAMP_WEAKENED), TESTS, standard_script(TESTS, "-o addopts="), standard_parser())
+    passing = tuple(test for test in TEST_IDS if test != CLAMP_TEST)
+    return Task("tiny__clamp", str(repository), "", "", (CLAMP_TEST,), passing, artifact.to_files(), set="tiny")
 
 
 class Attempt:

@@ -15,6 +15,7 @@ from typing import Any, cast
 
 import pytest
 
+from process_tree import is_alive
 from selfplay.attacks.escapes import HOARD
 from selfplay.errors import (
     ConfigError,
@@ -100,25 +101,35 @@ def test_a_container_whose_server_dies_is_lost_and_stays_lost(tmp_path: Path) ->
             box.read_archive("/testbed", 1000)
 
 
-@pytest.mark.parametrize("whom", ["command server", "bubblewrap"])
-def test_bubblewrap_tells_a_kill_from_outside_and_keeps_telling(bubblewrap: BubblewrapBackend, whom: str) -> None:
+def test_a_command_server_that_is_killed_from_outside_is_the_machines_failure(bubblewrap: BubblewrapBackend) -> None:
     with bubblewrap.open(SandboxSpec(environment="")) as box:
         box.run("true")
-        if whom == "bubblewrap":
-            server = cast(ConnectedSandbox, box).details["server_pid"]
-            status = Path(f"/proc/{server}/status").read_text()
-            os.kill(int(status.partition("PPid:")[2].split()[0]), signal.SIGKILL)
-        else:
-            kill_server(box)
+        kill_server(box)
         for _ in range(2):
-            with pytest.raises(SandboxInterrupted, match=f"its {whom} was ended by SIGKILL from outside"):
+            with pytest.raises(SandboxInterrupted, match="its command server was ended by SIGKILL from outside"):
                 box.run("true")
 
 
+def test_a_bubblewrap_that_is_killed_from_outside_takes_its_sandbox_along_or_does_not_matter(bubblewrap: BubblewrapBackend) -> None:
+    """Root's has given up the right to end a process of another user: nothing changes then."""
+    with bubblewrap.open(SandboxSpec(environment="")) as box:
+        server = cast(ConnectedSandbox, box).details["server_pid"]
+        os.kill(int(Path(f"/proc/{server}/status").read_text().partition("PPid:")[2].split()[0]), signal.SIGKILL)
+        if os.geteuid() == 0:
+            assert box.run("sleep 0.2; echo on").text == "on\n"
+        else:
+            with pytest.raises(SandboxInterrupted, match="its bubblewrap was ended by SIGKILL from outside"):
+                box.run("sleep 5")
+    assert eventually(lambda: not is_alive(server))
+
+
 def test_a_sandbox_that_used_up_its_memory_is_not_taken_for_one_that_was_killed(bubblewrap: BubblewrapBackend) -> None:
-    with bubblewrap.open(SandboxSpec(environment="", limits=Limits(memory_bytes=64 << 20))) as box, pytest.raises(SandboxLost):
-        for _ in range(20):
-            box.run(f"python3 -c {shlex.quote(HOARD)}", timeout_s=30)
+    with bubblewrap.open(SandboxSpec(environment="", limits=Limits(memory_bytes=64 << 20))) as box:
+        if cast(ConnectedSandbox, box).details["group"] is None:
+            pytest.skip("no control group can be made here; run as root on a machine whose cgroup file system is writable")
+        box.run(f"python3 -c {shlex.quote(HOARD)}", timeout_s=30)
+        with pytest.raises(SandboxLost):
+            box.run("true", stdin=bytes(16 << 20))
 
 
 def test_a_loss_is_the_machines_when_a_fresh_bubblewrap_sandbox_fails_too(bubblewrap: BubblewrapBackend, tmp_path: Path) -> None:
