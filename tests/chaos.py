@@ -59,14 +59,7 @@ MAY_STOP_THE_RUN = (RANK, HELPER)  # its death is an error that is told; everyth
 
 GAME: dict[str, dict[str, Any]] = {
     "": {"seed": 11},
-    "train": {
-        "updates": 3,
-        "injector_groups": 1,
-        "solver_groups": 2,
-        "group_size": 4,
-        "episodes_in_flight": 4,
-        "max_machine_failures": 0.9,
-    },
+    "train": {"updates": 2, "injector_groups": 1, "solver_groups": 1, "group_size": 3, "max_machine_failures": 0.9},
     "agent": {"max_turns": 10, "context_tokens": 8192, "turn_tokens": 2048, "observation_tokens": 1500, "prompt_style": "terse"},
     "injector": {"strategies": {"direct": 1.0}, "given": ["tests", "target"], "min_passing_tests": [3, 3]},
     "solver": {"given": ["failure", "suspects", "tests"], "second_order_share": 0.5, "max_spec_tokens": 4000},
@@ -75,7 +68,6 @@ GAME: dict[str, dict[str, Any]] = {
     "trainer": {"learning_rate": 1e-3, "warmup_updates": 1, "bf16": False},
 }
 CARRIED = {  # what the carried policy was made for, as in the quickstart
-    "train": GAME["train"] | {"updates": 2, "solver_groups": 1},
     "agent": {"max_turns": 8, "context_tokens": 3072, "turn_tokens": 160, "observation_tokens": 400, "prompt_style": "terse"},
     "engine": {"type": "hf"},
     "policy": {"model": "carried"},
@@ -157,7 +149,13 @@ class Chaos:
             "run": {"name": NAME, "folder": str(home)},
         }
         if scenario.is_evaluated:
-            sections["evaluation"] = {"tasks": [str(self.folder / "tasks.jsonl")], "attempts": 2, "every": 2}
+            sections["evaluation"] = {
+                "tasks": [str(self.folder / "tasks.jsonl")],
+                "attempts": 1,
+                "greedy": False,
+                "before": False,
+                "every": 1,
+            }
         overrides = [
             f"{f'{section}.' if section else ''}{key}={_toml(value)}"
             for section, values in sections.items()
@@ -170,7 +168,7 @@ class Chaos:
         with (home.with_suffix(".log")).open("ab") as log:
             log.write(f"--- leg {number}{', resumed' if resume else ''}\n".encode())
             log.flush()
-            variables = {**os.environ, "PYTHONPATH": str(HERE.parent), "PYTHONFAULTHANDLER": "1", "COLUMNS": "160"}
+            variables = {**os.environ, "PYTHONPATH": str(HERE.parent), "OMP_WAIT_POLICY": "passive", "COLUMNS": "160"}
             return subprocess.Popen(
                 self.command(scenario, home, resume), stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.folder, env=variables
             )
