@@ -237,10 +237,10 @@ class Attempt:
             while True:
                 self.legs += 1
                 process = self.chaos.start(self.scenario, self.home, self.legs)
-                last = ""
+                dead: list[str] = []
                 try:
-                    while len(self.told) < self.planned and last != CONTROLLER and process.poll() is None:
-                        last = self._kill_one(process, events) or last
+                    while len(self.told) < self.planned and CONTROLLER not in dead and process.poll() is None:
+                        dead += self._kill_one(process, events)
                     code = process.wait(120 + 20 * self.reference.seconds)
                 except subprocess.TimeoutExpired:
                     raise Failed(f"leg {self.legs} does not end: process {process.pid} after {self.reference.seconds:.0f} s × 20") from None
@@ -251,11 +251,11 @@ class Attempt:
                 self._check_nothing_lives()
                 if code == 0:
                     return
-                if not (code == -signal.SIGKILL and last == CONTROLLER) and last not in MAY_STOP_THE_RUN:
-                    raise Failed(f"leg {self.legs} ended with {code}, the last that was killed: {last or 'nothing'}")
+                if not (code == -signal.SIGKILL and CONTROLLER in dead) and not set(dead) & set(MAY_STOP_THE_RUN):
+                    raise Failed(f"leg {self.legs} ended with {code}; killed in it: {', '.join(dead) or 'nothing'}")
 
-    def _kill_one(self, process: subprocess.Popen[bytes], events: FolderEvents) -> str:
-        """Wait for a moment that is drawn, then kill a process of a kind that is drawn; its kind, "" when the run ended first."""
+    def _kill_one(self, process: subprocess.Popen[bytes], events: FolderEvents) -> list[str]:
+        """Wait for a moment that is drawn, then kill a process of a kind that is drawn; its kind, none when there is no such process."""
         rng, began = self.rng, time.monotonic()
         victims = self.scenario.victims
         wanted = rng.choices(list(victims), list(victims.values()))[0]
@@ -277,17 +277,17 @@ class Attempt:
                 process.wait(pause_s)
         victim = self._victim(process, wanted)
         if victim is None:
-            return ""
+            return []
         doing = last_line(self.home)
         written = newest_file(self.home / NAME)
         if not kill(victim):
-            return ""
+            return []
         self.chaos.killed[victim.kind] += 1
         self.chaos.moments[place or "any time"] += 1
         line = f"{victim}, {moment}, {time.monotonic() - began:.1f} s after the last; last file {written}; {doing}"
         self.told.append(line)
         print(f"kill {sum(self.chaos.killed.values())}, {self.scenario.name}, leg {self.legs}: {line}", flush=True)
-        return victim.kind
+        return [victim.kind]
 
     def _victim(self, process: subprocess.Popen[bytes], wanted: str) -> Process | None:
         """A living process of the wanted kind, awaited for a while; None when there is none, or the run ended."""
