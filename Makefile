@@ -7,7 +7,7 @@ TORCH := torch==2.13.0
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 PIP := $(PY) -m pip --disable-pip-version-check
 
-.PHONY: help setup train test fast fuzz lint bench bench-sandbox bench-validator bench-rollouts bench-update bench-training learning clean
+.PHONY: help setup train test fast fuzz chaos lint bench bench-sandbox bench-validator bench-rollouts bench-update bench-training learning clean
 
 help: ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -46,6 +46,9 @@ fast: setup ## only the tests that need no sandbox
 
 fuzz: setup ## the properties with fresh random examples, for SECONDS (300) or until one fails
 	$(PY) tests/fuzz.py --seconds $(or $(SECONDS),300)
+
+chaos: setup ## processes of real runs killed at random moments, KILLS (50) times, with SEED; nothing may be lost or counted twice
+	$(PY) tests/chaos.py --kills $(or $(KILLS),50) $(if $(SEED),--seed $(SEED)) $(CHAOS)
 
 lint: setup ## format, lint and types
 	$(VENV)/bin/ruff format --check .

@@ -8,24 +8,28 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import Literal
+from typing import Literal, TypeVar
 
 from selfplay.errors import PatchError, PrerequisiteError
 from selfplay.trees import FileEntry, Tree, is_safe_path
 
 Kind = Literal["add", "delete", "modify", "rename"]
+Result = TypeVar("Result")
 
 MAX_FILES = 500
 MAX_PATH_BYTES = 1000
 MAX_NAME_BYTES = 255
 GIT_TIMEOUT_S = 60.0
+GIT_TRIES = 3
 MODES = {"100644": False, "100755": True}
 SPECIAL_MODES = {"120000": "a symbolic link", "160000": "a submodule"}
 NO_NEWLINE = "\\ No newline at end of file"
@@ -441,6 +445,10 @@ def apply_parsed(tree: Tree, patch: Patch) -> Tree:
     if patch.is_empty:
         return tree
     _check_against(tree, patch)
+    return _until_answered(lambda: _apply_once(tree, patch))
+
+
+def _apply_once(tree: Tree, patch: Patch) -> Tree:
     with tempfile.TemporaryDirectory(prefix="selfplay-apply-") as name:
         folder = Path(name) / "files"
         folder.mkdir()
@@ -514,6 +522,18 @@ def _with_paths(stderr: bytes, patch: Patch) -> str:
     return re.sub(r"(?<!\S)(\d{4})(?:-new)?(?=:)", path, message)[:500]
 
 
+class _GitKilled(PatchError):
+    """What killed git was not the diff, or hardly: memory ran out, or somebody did it."""
+
+
+def _until_answered(ask: Callable[[], Result]) -> Result:
+    """A git that was killed has said nothing about the diff, and may have left half of it: all that `ask` does is done again."""
+    for _ in range(GIT_TRIES - 1):
+        with suppress(_GitKilled):
+            return ask()
+    return ask()
+
+
 def _git(arguments: Sequence[str], folder: Path, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
     """git without any configuration, repository or attribute of this machine."""
     variables = {
@@ -528,13 +548,16 @@ def _git(arguments: Sequence[str], folder: Path, stdin: bytes = b"") -> subproce
         "GIT_TERMINAL_PROMPT": "0",
     }
     try:
-        return subprocess.run(
+        done = subprocess.run(
             ["git", *arguments], cwd=folder, input=stdin, capture_output=True, env=variables, timeout=GIT_TIMEOUT_S, check=False
         )
     except FileNotFoundError as error:
         raise PrerequisiteError("git not found on PATH. Install it (for example: apt-get install git).") from error
     except subprocess.TimeoutExpired as error:
         raise PatchError(f"git did not work the diff out within {GIT_TIMEOUT_S:.0f} s") from error
+    if done.returncode == -signal.SIGKILL:
+        raise _GitKilled(f"git was killed {GIT_TRIES} times while it worked the diff out")
+    return done
 
 
 # ---- comparing
@@ -594,7 +617,7 @@ def _hunks_between(before: Tree, after: Tree, paths: Sequence[str]) -> Iterator[
             "--unified=3",
             "--diff-algorithm=myers",
         ]
-        done = _git(["diff", *options, "--", "old", "new"], folder)
+        done = _until_answered(lambda: _git(["diff", *options, "--", "old", "new"], folder))
     if done.returncode not in (0, 1):
         raise PatchError(f"git cannot compare the trees: {done.stderr.decode('utf-8', 'replace').strip()[:300]}")
     hunks: dict[int, list[str]] = {}

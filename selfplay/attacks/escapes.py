@@ -21,7 +21,7 @@ from pathlib import Path
 
 from selfplay.attacks.base import Attack, Broken, Held, Outcome
 from selfplay.attacks.ground import CODE, TESTS, WRONG, Ground
-from selfplay.errors import SandboxLost, SandboxUnavailable
+from selfplay.errors import SandboxError, SandboxLost, SandboxUnavailable
 from selfplay.sandbox.base import Sandbox
 from selfplay.sandbox.conformance import SMALL
 
@@ -311,11 +311,28 @@ def grade_beside(ground: Ground, box: Sandbox) -> bool:
 # ---- one's own sandbox (row 17)
 
 
+# Memory that no process holds: what is killed for it frees none, until process 1 is killed too.
+HOARD = f"""
+import ctypes
+libc = ctypes.CDLL(None)
+libc.shmat.restype = ctypes.c_void_p
+for _ in range(16):
+    place = libc.shmat(libc.shmget(0, {BOMB >> 4}, 0o1600), None, 0)
+    ctypes.memset(place, 1, {BOMB >> 4})
+"""
+
+
 def end_the_sandbox(ground: Ground) -> Outcome:
-    """From outside, as memory or an engine's patience would: whoever is asked must say whose fault it was."""
+    """By what a command can do, and in a container from outside, as an engine's patience would: it must be told whose fault it was."""
     with ground.box() as box:
         box.run("true")
-        if not kill_server(box):
+        # No command can do what a kill from outside does to bubblewrap, which tells it apart: here a command tries all it can itself.
+        inside = "server_pid" in getattr(box, "details", {})
+        if inside:
+            with suppress(SandboxError):
+                box.run(f"kill -9 1; {python(HOARD)}", timeout_s=60)
+                box.run("true", stdin=bytes(SMALL.file_bytes))  # process 1 wants memory, and nobody else is left to be killed for it
+        elif not kill_server(box):
             return Held("not tried: this user cannot kill a container's process past the engine")
         try:
             box.run("true")
@@ -325,7 +342,7 @@ def end_the_sandbox(ground: Ground) -> Outcome:
             with ground.box() as fresh:
                 fresh.run("true")  # raises where the machine is at fault after all
             return Broken(f"booked as the machine's: {error}")
-    return Broken("a dead sandbox answered")
+    return Held("it lives") if inside else Broken("a dead sandbox answered")
 
 
 def kill_server(box: Sandbox) -> bool:

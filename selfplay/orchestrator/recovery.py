@@ -5,13 +5,18 @@ Invariant: what the database committed is the truth; a checkpoint or partial fil
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import shutil
+import tempfile
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
 from selfplay.config import Config, load_config
+from selfplay.curriculum.rows import UpdateRow
 from selfplay.episode import Episode
 from selfplay.errors import RunError
 
@@ -75,9 +80,34 @@ class RunFolder:
     def config(self) -> Config:
         return load_config(self.config_file)
 
+    def write_config(self, config: Config) -> None:
+        """Whole or not at all: without it the run could not be resumed."""
+        _write_whole(self.config_file, config.resolved())
+
+    def mend_metrics(self, committed: Sequence[UpdateRow], is_evaluated: Callable[[int], bool]) -> None:
+        """Let metrics.jsonl hold what the database committed, each update and evaluation once.
+
+        A kill can leave the last row torn, an update without its row, and an evaluation's row though it is played again.
+        """
+        lines = self.metrics.read_text(encoding="utf-8").splitlines(keepends=True) if self.metrics.is_file() else []
+        missing = {update.update: f"{update.metrics_json}\n" for update in committed}
+        kept: list[str] = []
+        for line in lines:
+            try:
+                row = json.loads(line) if line.endswith("\n") else None
+            except ValueError:
+                row = None
+            if row is None or ("evaluation" in row and not is_evaluated(row["evaluation"])):
+                continue
+            if "update" not in row or missing.pop(row["update"], ""):
+                kept.append(line)
+        kept += missing.values()
+        if kept != lines:
+            _write_whole(self.metrics, "".join(kept))
+
     def discard_uncommitted(self, committed_checkpoint: str, keep: int = 1) -> None:
         """Remove partial files and all checkpoints but the committed one and the `keep` - 1 before it."""
-        for partial in self.episodes.glob("*.partial"):
+        for partial in (*self.path.glob("*.partial"), *self.episodes.glob("*.partial")):
             partial.unlink()
         folders = sorted(folder for folder in self.checkpoints.glob("*") if folder.is_dir())
         kept = {folder for folder in folders if re.fullmatch(r"update-\d+", folder.name) and folder.name <= committed_checkpoint}
@@ -99,16 +129,30 @@ def create_run(config: Config, repositories: str, now: datetime, given_bugs: str
         raise RunError(f"the run {name!r} exists at {folder.path}. Continue it with --resume {name}, or choose another run.name.")
     config = config.model_copy(update={"run": config.run.model_copy(update={"name": name})})
     try:
-        for place in (folder.path, folder.episodes, folder.checkpoints, folder.path / "logs"):
-            place.mkdir(parents=True, exist_ok=True)
-        folder.repositories_file.write_text(repositories, encoding="utf-8")
-        if given_bugs:
-            folder.given_bugs_file.write_text(given_bugs, encoding="utf-8")
-        # Written last: a folder with a config.json is a whole run folder.
-        folder.config_file.write_text(config.resolved(), encoding="utf-8")
+        root.mkdir(parents=True, exist_ok=True)
+        # Renamed as a whole: a start that is killed leaves no folder that could neither be started nor resumed.
+        with tempfile.TemporaryDirectory(prefix=f".{name}.", suffix=".partial", dir=root) as place:
+            made = RunFolder(Path(place) / name)
+            for inner in (made.episodes, made.checkpoints, made.path / "logs"):
+                inner.mkdir(parents=True)
+            made.repositories_file.write_text(repositories, encoding="utf-8")
+            if given_bugs:
+                made.given_bugs_file.write_text(given_bugs, encoding="utf-8")
+            made.write_config(config)
+            made.path.rename(folder.path)
     except OSError as error:
         raise RunError(f"cannot write the run folder {folder.path}: {error}. Free space there, or set run.folder.") from error
     return folder, config
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """Through a partial file that is synced and renamed: a kill leaves the old text or the new one."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.rename(path)
 
 
 def _free_name(root: Path, stem: str) -> str:

@@ -135,7 +135,7 @@ def resume_training(name: str, root: Path, overrides: Sequence[str]) -> None:
     backend, why = open_backend(config.sandbox.type)
     console = Console()
     console.print(f"Resuming [bold]{run.path.name}[/bold]; sandboxes: {why}", highlight=False)
-    run.config_file.write_text(config.resolved(), encoding="utf-8")
+    run.write_config(config)
     _play(run, config, specs, backend, model, console)
 
 
@@ -199,6 +199,9 @@ def _play(run: RunFolder, config: Config, specs: list[RepositorySpec], backend: 
         tasks, evaluated = _prepare_evaluation(run, config, specs, environments, backend, limits, console)
         committed = store.last_checkpoint()
         run.discard_uncommitted(committed, keep=config.train.keep_checkpoints)
+        run.mend_metrics(
+            [row for row in store.updates() if row.committed_at], lambda update: store.state(f"evaluated/{update}") is not None
+        )
         with TrainProgress(console, config.train.updates, done=store.last_update()) as progress:
             game = build_game(run, config, store, environments, backend, limits, model, committed, progress, tasks, evaluated)
             try:
@@ -286,6 +289,8 @@ def _prepare(
         try:
             environment = prepare_environment(fetch(spec, cache), backend, config.environment, limits, cache, status.update)
         except (RepositoryError, EnvironmentBuildError) as error:
+            if store is not None and any(group.repository == spec.name for group in store.groups()):
+                raise RunError(f"this run has played on {spec.name}, which cannot be had now: {error}\nMend that, then resume.") from error
             console.print(f"[red]✗[/red] {spec.name}: left out.", highlight=False)
             console.print(str(error), markup=False, highlight=False)
             tail = getattr(error, "log_tail", "")

@@ -85,7 +85,7 @@ def read_run(folder: RunFolder, first: int = 1, last: int = 0) -> Recorded:
             f"the run {folder.path.name} has no episode of the updates {first} to {last} in {folder.episodes}. "
             "Give a run whose episodes are kept, or plan without one: selfplay plan --workload paper."
         )
-    plans = defaultdict(lambda: [0, 0])
+    plans: defaultdict[int, list[int]] = defaultdict(lambda: [0, 0])
     for group in groups:
         plans[group.update][group.shape.role is Role.SOLVER] += 1
     known = [group for group in groups if group.is_decided and group.shape.episodes]

@@ -26,10 +26,10 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from selfplay.errors import DiskFullError, EnvironmentBuildError, PrerequisiteError, SandboxUnavailable
+from selfplay.errors import DiskFullError, EnvironmentBuildError, PrerequisiteError, SandboxInterrupted, SandboxUnavailable
 from selfplay.sandbox import command_server
 from selfplay.sandbox.base import SUBMIT, VENV, WORKSPACE, Limits, Sandbox, SandboxSpec
-from selfplay.sandbox.cgroups import ControlGroup, make_group, sweep_groups
+from selfplay.sandbox.cgroups import ControlGroup, make_group, memory_kills, sweep_groups
 from selfplay.sandbox.client import HELLO_S, ConnectedSandbox, Connection, PeerGone, PipeChannel, Refused, probe
 from selfplay.sandbox.index_proxy import begin_forwarding, forwarding_variables, open_way
 from selfplay.sandbox.owners import abandoned, unique_name
@@ -79,8 +79,11 @@ class BubblewrapBackend:
         opened = self._start(spec)
 
         def probe_afresh() -> None:
+            by = opened.killed_from_outside()
             with self._opened(spec) as fresh:
                 probe(fresh.connection)
+            if by:
+                raise SandboxInterrupted(by)
 
         sandbox = ConnectedSandbox(spec, opened.connection, opened.close, probe_afresh, server_pid=opened.server_pid, group=opened.group)
         try:
@@ -128,8 +131,11 @@ class BubblewrapBackend:
                 try:
                     result = opened.connection.run(steps.encode(), timeout_s, BUILD_LIMITS.output_bytes, b"")
                 except PeerGone as error:
+                    by = opened.killed_from_outside()
                     with self._opened(SandboxSpec(environment="")) as fresh:
                         probe(fresh.connection)  # raises when the machine is at fault
+                    if by:
+                        raise SandboxInterrupted(f"the build of environment {key} was cut off: {by}") from error
                     raise EnvironmentBuildError(f"the build of environment {key} ended its sandbox: {error}") from error
             log.write_bytes(result.output)
             if result.exit_code != 0:
@@ -244,6 +250,8 @@ class _Opened:
         self.server_pid = 0
         self._server: int | None = None  # a pidfd: a number could be reused, this cannot
         self._closed = threading.Event()
+        self._used_too_much = False  # as the watchdog found
+        self._memory_kills = memory_kills(group)
 
     def begin(self, info: int, limits: Limits) -> None:
         """Wait until the server answers; put it under its limits before anything hostile runs."""
@@ -292,6 +300,23 @@ class _Opened:
         if self.group:
             self.group.remove()
 
+    def killed_from_outside(self) -> str:
+        """Who ended the sandbox, where nothing that ran in it can have: "" where it can, or the sandbox lives.
+
+        A command sees neither bubblewrap nor a process 1 that it could send SIGKILL to (pid_namespaces(7)). What it can do is to use up
+        memory until the kernel or the watchdog kills, which both are asked about.
+        """
+        with suppress(subprocess.TimeoutExpired):
+            self.process.wait(1.0)
+        code = self.process.poll()
+        if self._used_too_much or self._memory_kills is None or memory_kills(self.group) != self._memory_kills:
+            return ""
+        if code is not None and code < 0:
+            return f"its bubblewrap was ended by {signal.Signals(-code).name} from outside"
+        if code == 128 + signal.SIGKILL:
+            return "its command server was ended by SIGKILL from outside"
+        return ""
+
     def _errors(self) -> str:
         stream = self.process.stderr
         if stream is None:
@@ -306,6 +331,7 @@ class _Opened:
         while not self._closed.wait(WATCH_INTERVAL_S):
             usage = tree_usage(self.server_pid)
             if usage.resident_bytes > limits.memory_bytes or usage.processes > 4 * limits.processes:
+                self._used_too_much = True
                 with suppress(OSError):
                     os.kill(self.server_pid, signal.SIGKILL)
                 return

@@ -6,6 +6,7 @@ Leaves the watchdog that stands in for a missing group to the backend. Invariant
 from __future__ import annotations
 
 import os
+import re
 import signal
 import time
 from contextlib import suppress
@@ -47,6 +48,16 @@ class ControlGroup:
                     if time.monotonic() > give_up:
                         break
                     time.sleep(0.002)
+
+
+def memory_kills(group: ControlGroup | None) -> int | None:
+    """How many processes the kernel ever killed for want of memory: in the group, else on the machine; None where it does not say."""
+    files = [folder / name for folder in (group.folders if group else ()) for name in ("memory.events", "memory.oom_control")]  # v2, v1
+    for file in (*files, Path("/proc/vmstat")):
+        with suppress(OSError):
+            if found := re.search(r"^oom_kill (\d+)$", file.read_text(), re.MULTILINE):
+                return int(found[1])
+    return None
 
 
 def make_group(name: str, limits: Limits) -> ControlGroup | None:

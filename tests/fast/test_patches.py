@@ -1,3 +1,5 @@
+import os
+import shutil
 import subprocess
 
 import pytest
@@ -286,3 +288,36 @@ def test_a_module_of_the_repositorys_own_shadows_nothing():
     assert not is_protected_path("src/packaging/tags.py", original)
     assert not is_protected_path("tokenize.py", original)
     assert is_protected_path("random.py", original)
+
+
+# ---- git that is killed
+
+
+def killed_git(folder, times):
+    """A git for PATH that SIGKILL ends so many times, with half of its work done, and then is the real one."""
+    folder.mkdir()
+    (folder / "left").write_text("x" * times)
+    script = f"""#!/bin/bash
+left=$(cat {folder}/left)
+[ -z "$left" ] && exec {shutil.which("git")} "$@"
+printf %s "${{left#x}}" > {folder}/left
+{shutil.which("git")} "$@" > /dev/null
+kill -9 $$
+"""
+    (folder / "git").write_text(script)
+    (folder / "git").chmod(0o755)
+    return f"{folder}{os.pathsep}{os.environ['PATH']}"
+
+
+def test_a_killed_git_has_said_nothing_about_a_diff(tmp_path, monkeypatch):
+    after = BEFORE.replace({"pkg/b.py": FileEntry(b"x = 2\n")})
+    monkeypatch.setenv("PATH", killed_git(tmp_path / "bin", 2))
+    assert apply_patch(BEFORE, MODIFY) == after
+    monkeypatch.setenv("PATH", killed_git(tmp_path / "other", 2))
+    assert diff_trees(BEFORE, after) == MODIFY
+
+
+def test_a_diff_that_git_is_killed_for_again_and_again_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", killed_git(tmp_path / "bin", 9))
+    with pytest.raises(PatchError, match="git was killed 3 times"):
+        apply_patch(BEFORE, MODIFY)

@@ -1,9 +1,11 @@
+import json
 from datetime import datetime
 from pathlib import Path
 
 import pytest
 
 from selfplay.config import Config, load_config
+from selfplay.curriculum.rows import UpdateRow
 from selfplay.errors import RunError
 from selfplay.orchestrator.recovery import create_run, open_run
 
@@ -70,3 +72,35 @@ def test_a_torn_episode_file_is_played_again(tmp_path):
     (run.episodes / "e.json.gz").write_bytes(b"\x1f\x8b torn")
     assert run.episode("e") is None
     assert not (run.episodes / "e.json.gz").exists()
+
+
+def test_a_start_that_was_killed_can_be_made_again(tmp_path):
+    (tmp_path / ".mine.killed.partial" / "mine").mkdir(parents=True)
+    run, _ = create_run(config(tmp_path, "mine"), "", NOW)
+    assert open_run("", tmp_path) == run
+    assert sorted(path.name for path in run.path.iterdir()) == ["checkpoints", "config.json", "episodes", "logs", "repositories.txt"]
+
+
+def committed(*updates: int) -> list[UpdateRow]:
+    return [
+        UpdateRow(number, f"update-{number}", number, True, json.dumps({"update": number, "loss": 0.5}), 1.0, 2.0) for number in updates
+    ]
+
+
+def test_metrics_hold_each_committed_update_and_finished_evaluation_once(tmp_path):
+    run, _ = create_run(config(tmp_path), "", NOW)
+    written = [{"evaluation": 0}, {"update": 1, "loss": 0.5, "more": 1}, {"evaluation": 1}, {"update": 1, "loss": 0.5}, {"remark": "kept"}]
+    run.metrics.write_text("".join(json.dumps(row) + "\n" for row in written) + '{"update": 2, "lo')
+    run.mend_metrics(committed(1, 2), lambda update: update == 0)
+    rows = [json.loads(line) for line in run.metrics.read_text().splitlines()]
+    assert rows == [{"evaluation": 0}, {"update": 1, "loss": 0.5, "more": 1}, {"remark": "kept"}, {"update": 2, "loss": 0.5}]
+
+
+def test_metrics_that_are_whole_are_left_as_they_are(tmp_path):
+    run, _ = create_run(config(tmp_path), "", NOW)
+    run.mend_metrics([], lambda _: True)
+    assert not run.metrics.exists()
+    run.metrics.write_text('{"update": 1,  "loss": 0.5}\n')
+    before = run.metrics.stat().st_ino
+    run.mend_metrics(committed(1), lambda _: True)
+    assert run.metrics.stat().st_ino == before

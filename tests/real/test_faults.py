@@ -8,6 +8,7 @@ import gc
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -24,6 +25,7 @@ import pytest
 from bare_environment import an_environment
 
 import selfplay
+from process_tree import PARSER, TEST_RUN, processes_of
 from selfplay.config import ValidatorSettings
 from selfplay.errors import DiskFullError, PrerequisiteError, SandboxInterrupted, SandboxUnavailable, full_disk_told
 from selfplay.sandbox import SandboxBackend, bubblewrap_sandbox, open_backend
@@ -390,3 +392,41 @@ def test_the_wall_clock_is_read_only_where_a_time_is_recorded_or_compared_with_a
             if isinstance(node, ast.Attribute) and ast.unparse(node) in WALL_CLOCKS:
                 readers.add(path.relative_to(package).as_posix())
     assert readers == RECORDED
+
+
+# ---- kills that were nobody's in a sandbox
+
+
+def kill_first(kind: str) -> threading.Thread:
+    """Kill the first process of `kind` that is started by this one."""
+
+    def watch() -> None:
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline:
+            for process in processes_of(os.getpid()):
+                if process.kind == kind:
+                    os.kill(process.pid, signal.SIGKILL)
+                    return
+            time.sleep(0.01)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    return thread
+
+
+@pytest.mark.parametrize("kind", [TEST_RUN, PARSER])
+def test_a_test_run_that_the_machine_kills_once_is_made_again(tmp_path: Path, kind: str) -> None:
+    environment = an_environment("sleep 0.5; echo ran\n", 'import time\ntime.sleep(0.5)\nprint(\'{"t": "passed"}\')\n')
+    runner = TestRunner(backend_of("bubblewrap", tmp_path), ValidatorSettings(), Limits(), {"run": "test"})
+    killer = kill_first(kind)
+    done = runner.run(environment, environment.tree, environment.script, environment.parser)
+    killer.join()
+    assert (done.log, done.outcomes.passed, done.error) == (b"ran\n", {"t"}, "")
+
+
+def test_a_script_that_kills_itself_is_made_twice_and_then_counts(tmp_path: Path) -> None:
+    environment = an_environment("echo once; kill -9 $$\n")
+    runner = TestRunner(backend_of("bubblewrap", tmp_path), ValidatorSettings(), Limits(), {"run": "test"})
+    done = runner.script(environment, environment.tree, environment.script)
+    assert (done.exit_code, done.error) == (137, "")
+    assert done.log.startswith(b"once\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -14,7 +15,16 @@ from typing import Any, cast
 
 import pytest
 
-from selfplay.errors import ConfigError, EnvironmentBuildError, PrerequisiteError, SandboxLost, SandboxUnavailable
+from process_tree import is_alive
+from selfplay.attacks.escapes import HOARD
+from selfplay.errors import (
+    ConfigError,
+    EnvironmentBuildError,
+    PrerequisiteError,
+    SandboxInterrupted,
+    SandboxLost,
+    SandboxUnavailable,
+)
 from selfplay.sandbox import open_backend
 from selfplay.sandbox.base import Limits, Sandbox, SandboxBackend, SandboxSpec
 from selfplay.sandbox.bubblewrap_sandbox import BubblewrapBackend
@@ -80,8 +90,8 @@ def printed(code: str) -> str:
 # ---- losses
 
 
-def test_a_sandbox_whose_server_dies_is_lost_and_stays_lost(backend: SandboxBackend) -> None:
-    with backend.open(SandboxSpec(environment="")) as box:
+def test_a_container_whose_server_dies_is_lost_and_stays_lost(tmp_path: Path) -> None:
+    with checked("docker", tmp_path).open(SandboxSpec(environment="")) as box:
         box.run("true")
         kill_server(box)
         for _ in range(2):
@@ -89,6 +99,37 @@ def test_a_sandbox_whose_server_dies_is_lost_and_stays_lost(backend: SandboxBack
                 box.run("true")
         with pytest.raises(SandboxLost):
             box.read_archive("/testbed", 1000)
+
+
+def test_a_command_server_that_is_killed_from_outside_is_the_machines_failure(bubblewrap: BubblewrapBackend) -> None:
+    with bubblewrap.open(SandboxSpec(environment="")) as box:
+        box.run("true")
+        kill_server(box)
+        for _ in range(2):
+            with pytest.raises(SandboxInterrupted, match="its command server was ended by SIGKILL from outside"):
+                box.run("true")
+
+
+def test_a_bubblewrap_that_is_killed_from_outside_takes_its_sandbox_along_or_does_not_matter(bubblewrap: BubblewrapBackend) -> None:
+    """Root's has given up the right to end a process of another user: nothing changes then."""
+    with bubblewrap.open(SandboxSpec(environment="")) as box:
+        server = cast(ConnectedSandbox, box).details["server_pid"]
+        os.kill(int(Path(f"/proc/{server}/status").read_text().partition("PPid:")[2].split()[0]), signal.SIGKILL)
+        if os.geteuid() == 0:
+            assert box.run("sleep 0.2; echo on").text == "on\n"
+        else:
+            with pytest.raises(SandboxInterrupted, match="its bubblewrap was ended by SIGKILL from outside"):
+                box.run("sleep 5")
+    assert eventually(lambda: not is_alive(server))
+
+
+def test_a_sandbox_that_used_up_its_memory_is_not_taken_for_one_that_was_killed(bubblewrap: BubblewrapBackend) -> None:
+    with bubblewrap.open(SandboxSpec(environment="", limits=Limits(memory_bytes=64 << 20))) as box:
+        if cast(ConnectedSandbox, box).details["group"] is None:
+            pytest.skip("no control group can be made here; run as root on a machine whose cgroup file system is writable")
+        box.run(f"python3 -c {shlex.quote(HOARD)}", timeout_s=30)
+        with pytest.raises(SandboxLost):
+            box.run("true", stdin=bytes(16 << 20))
 
 
 def test_a_loss_is_the_machines_when_a_fresh_bubblewrap_sandbox_fails_too(bubblewrap: BubblewrapBackend, tmp_path: Path) -> None:
