@@ -251,8 +251,14 @@ class Attempt:
                 self._check_nothing_lives()
                 if code == 0:
                     return
-                if not (code == -signal.SIGKILL and CONTROLLER in dead) and not set(dead) & set(MAY_STOP_THE_RUN):
+                may_end = set(dead) & set(MAY_STOP_THE_RUN) or (code == -signal.SIGKILL and CONTROLLER in dead)
+                if not may_end and not (code == 1 and dead and self._was_starting()):
                     raise Failed(f"leg {self.legs} ended with {code}; killed in it: {', '.join(dead) or 'nothing'}")
+
+    def _was_starting(self) -> bool:
+        """Whether the leg had not begun to play: its checks of the machine are told what they find, and a start can be repeated."""
+        leg = self.home.with_suffix(".log").read_text(encoding="utf-8", errors="replace").rpartition("--- leg ")[2]
+        return "update " not in leg and "error: " in leg
 
     def _kill_one(self, process: subprocess.Popen[bytes], events: FolderEvents) -> list[str]:
         """Wait for a moment that is drawn, then kill a process of a kind that is drawn; its kind, none when there is no such process."""

@@ -128,11 +128,14 @@ def _timeless(value: Any) -> Any:
         except ValueError:
             return value
     if isinstance(value, Mapping):
-        kept = {name: inner for name, inner in value.items() if name not in TIMES and not name.startswith("seconds/")}
-        return {name: _timeless(inner) for name, inner in kept.items()}
+        return {name: _timeless(inner) for name, inner in value.items() if not _is_time(name)}
     if isinstance(value, list | tuple):
         return [_timeless(inner) for inner in value]
     return value
+
+
+def _is_time(name: str) -> bool:
+    return name in TIMES or name.startswith("seconds/") or name.endswith("/seconds")
 
 
 def _checkpoint(folder: Path) -> dict[str, Any]:

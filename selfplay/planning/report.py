@@ -67,7 +67,7 @@ def _near(plan: Plan) -> tuple[Candidate, ...]:
 
 
 def _candidates(rows: Sequence[Candidate], best: Candidate, names: tuple[str, ...]) -> Table:
-    columns = (*names, "episodes/h", "update", "trainer idle", "rollout idle", "load", "open", "lag", "p95")
+    columns = (*names, "episodes\nan hour", "update", "trainer\nidle", "rollout\nidle", "load", "open", "lag", "p95")
     shown = table(*columns, right=columns)
     for one in rows:
         forecast = one.forecast
