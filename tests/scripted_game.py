@@ -143,6 +143,7 @@ def tiny_config(runs: Path, updates: int = 2, **settings: dict[str, Any]) -> Con
     return build_config(
         {
             "seed": 11,
+            "max_lag": 0,  # one step after the other, so that a run repeats exactly
             "run": {"name": "scripted", "folder": str(runs)},
             "train": {"updates": updates, "injector_groups": 1, "solver_groups": 1, "group_size": 9, "max_machine_failures": 0.9},
             "agent": {"max_turns": 4, "context_tokens": 8192, "turn_tokens": 4096, "observation_tokens": 200, "prompt_style": "terse"},
