@@ -30,7 +30,6 @@ from selfplay.training.advantages import compute_advantages
 from selfplay.training.batch import Sample
 from selfplay.viewing.progress import place_text
 
-
 COUNTED = "episodes counted"
 
 

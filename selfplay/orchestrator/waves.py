@@ -119,7 +119,7 @@ class Waves:
         return groups
 
     def _waiting_bugs(self, update: int) -> float:
-        """First-order bugs that wait for solvers, with those that other waves' injectors may bring and without those that they will play."""
+        """First-order bugs that wait for solvers, with what other waves' injectors may bring and without what those waves will play."""
         store, train = self._game.store, self._game.config.train
         others = self._injecting - {update}
         coming = sum(group.size for wave in others for group in store.groups(update=wave, role=Role.INJECTOR))
