@@ -123,9 +123,8 @@ def rates(arguments: argparse.Namespace) -> None:
     )
     tokenizer = load_tokenizer(policy_path("carried"))
     chat = ChatFormat(tokenizer)
-    table = Table(
-        title=f"episodes an hour: {arguments.tokens_per_s:g} tokens/s, thoughts of {arguments.thought:g} tokens, steps of {arguments.step:g} s"
-    )
+    pace = f"{arguments.tokens_per_s:g} tokens/s, thoughts of {arguments.thought:g} tokens, steps of {arguments.step:g} s"
+    table = Table(title=f"episodes an hour: {pace}")
     for name in ("max_lag", "wall s", "episodes", "episodes/h", "engine idle", "trainer idle", "lag"):
         table.add_column(name, justify="right")
     found = {}
