@@ -294,4 +294,4 @@ def play(
 
 if __name__ == "__main__":
     folder, cache, backend_name, *rest = sys.argv[1:]
-    play(Path(folder), Path(cache), backend_name, *rest[:1], **{"max_lag": int(lag) for lag in rest[1:]})
+    play(Path(folder), Path(cache), backend_name, *rest[:1], **({"max_lag": int(rest[1])} if rest[1:] else {}))
