@@ -134,7 +134,8 @@ def test_a_machine_that_fails_too_often_stops_the_run_while_others_are_in_flight
 
 def test_an_updates_row_tells_how_long_trainer_and_engine_waited(tmp_path):
     rows = rows_of(simulate(tmp_path, Script(step_s=0.1), max_lag=2))
-    assert all(0 < row["idle/trainer"] < 1 and row["idle/engine"] == 1 and row["episodes_per_hour"] > 0 for row in rows)
+    assert all(0 < row["idle/trainer"] < 1 and row["idle/engine"] == 1 for row in rows)
+    assert rows[0]["episodes_per_hour"] > 0
     assert sum(row["injector/episodes"] + row["solver/episodes"] for row in rows) <= len(list((tmp_path / "simulated/episodes").iterdir()))
 
 
