@@ -152,7 +152,7 @@ def rates(arguments: argparse.Namespace) -> None:
 
 @dataclass
 class TimedSandbox:
-    """Keeps the workspace that it is given, and answers after a while with forty lines."""
+    """Keeps the workspace that it is given, and answers after a while with twelve lines."""
 
     spec: SandboxSpec
     command_s: float
@@ -160,7 +160,7 @@ class TimedSandbox:
 
     def run(self, command: str, timeout_s: float = 60.0, output_bytes: int | None = None, stdin: bytes = b"") -> ExecResult:
         time.sleep(self.command_s * random.uniform(0.2, 1.8))
-        output = "\n".join(f"./package/module_{n}.py:{n}:def function_{n}(first, second):" for n in range(40))
+        output = "\n".join(f"./package/module_{n}.py:{n}:def function_{n}(first, second):" for n in range(12))
         return ExecResult(0, output.encode(), False, False, self.command_s)
 
     def write_archive(self, folder: str, tar: bytes) -> None:
@@ -237,6 +237,8 @@ def controller(arguments: argparse.Namespace) -> None:
             "train.preparing=64",
             "train.workers=64",
             "agent.prompt_style=terse",
+            "agent.max_turns=128",
+            "agent.context_tokens=65536",
             'solver.given=["failure"]',
             "solver.second_order_share=0.0",
         ],
@@ -329,7 +331,7 @@ def main() -> None:
     two.add_argument("--turns", type=int, default=50, help="of an episode, the mean")
     two.add_argument("--turn-s", type=float, default=15.0, help="generation of one turn, the mean")
     two.add_argument("--command-s", type=float, default=5.0, help="a command in its sandbox, the mean")
-    two.add_argument("--prompt-lines", type=int, default=200, help="of the prompt: as long as a conversation half-way")
+    two.add_argument("--prompt-lines", type=int, default=700, help="of the prompt: as long as a conversation half-way")
     arguments = parser.parse_args()
     rates(arguments) if arguments.kind == "rates" else controller(arguments)
 
