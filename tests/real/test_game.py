@@ -184,7 +184,7 @@ def test_a_run_killed_anywhere_ends_like_one_that_was_not(kill_at, undisturbed, 
     assert len(list(run.checkpoints.iterdir())) == 2
 
 
-@pytest.mark.parametrize("kill_at", ["recorded:12", "phase:training"])
+@pytest.mark.parametrize("kill_at", ["recorded:12"])
 def test_a_run_killed_while_it_plays_ahead_keeps_every_episode_and_bug_and_trains_on_none_twice(kill_at, cache, tmp_path):
     try:
         backend, _ = open_backend("bubblewrap", cache)
