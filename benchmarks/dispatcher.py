@@ -244,7 +244,7 @@ def controller(arguments: argparse.Namespace) -> None:
         ],
     )
     tree = Tree({path: FileEntry(text.encode()) for path, text in FILES.items()})
-    environment = replace(an_environment(), tree=tree)
+    environment = replace(an_environment(), tree=tree, script="true\n", parser="pass\n")
     artifact = make_artifact(environment, CLAMP_BUG, CLAMP_WEAKENED)
     tokenizer = load_tokenizer(policy_path("carried"))
     failure = "E   assert clamp(11, 0, 10) == 10\n" * arguments.prompt_lines

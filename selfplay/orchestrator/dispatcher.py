@@ -68,7 +68,8 @@ class Dispatcher:
         if group.role == Role.INJECTOR:
             await all_of([self._injector_member(group, member) for member in missing])
         else:
-            work = await self._in(self._play, lambda: self.host.prepare(self.solver_work(group)))
+            bare = self.solver_work(group)
+            work = await self._in(self._play, lambda: self.host.prepare(bare))
             await all_of([self._solver_member(group, member, work) for member in missing])
 
     def solver_work(self, group: GroupRow) -> SolverWork:
