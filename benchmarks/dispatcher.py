@@ -294,7 +294,7 @@ class Watch:
 
     def measure(self) -> None:
         started = time.monotonic()
-        while self.open < self.wanted * 0.99:
+        while self.open < self.wanted * 0.95:
             time.sleep(1)
             print(f"{self.open} in flight after {time.monotonic() - started:.0f} s", file=sys.stderr)
         began, before, opened = time.monotonic(), os.times(), self.opened
