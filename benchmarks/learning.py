@@ -178,7 +178,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="settings", help="of every arm; may be repeated")
     parser.add_argument("--name", default="learning", help="the runs are called NAME-ARM-sSEED")
     parser.add_argument("--config", type=Path, default=ROOT / "runs/recipes/learning.toml")
-    parser.add_argument("--repos", type=Path, default=ROOT / "runs/recipes/quickstart-repos.txt")
+    parser.add_argument("--repos", type=Path, default=ROOT / "runs/recipes/learning-repos.txt")
     parser.add_argument("--bugs", type=Path, help="task records for the repair arm; the scripted teacher makes them when left out")
     parser.add_argument("--docs", type=Path, default=ROOT / "docs/learning.md", help="the page that tables and plots are written to")
     parser.add_argument("--figures-only", action="store_true", help="play nothing, write tables and plots of what there is")
