@@ -195,7 +195,7 @@ def an_environment() -> Environment:
 
 def simulate(folder: Path, script: Script, max_lag: int, kill_at: str = "", **train: Any) -> Simulation:
     """Start the run in `folder`, or continue the one that is there. train: settings of that section."""
-    train = {"updates": 4, "injector_groups": 1, "solver_groups": 2, "group_size": 4, "max_machine_failures": 0.9, **train}
+    train = {"updates": 4, "injector_groups": 1, "solver_groups": 2, "group_size": 4, "max_machine_failures": 0.9, "ahead": 2, **train}
     run = RunFolder(folder / NAME)
     settings = {"run": {"name": NAME, "folder": str(folder)}, "max_lag": max_lag, "train": train, "solver": {"second_order_share": 0.0}}
     config = build_config({**settings, "injector": {"strategies": {"direct": 1.0}}})

@@ -54,9 +54,9 @@ def test_what_is_played_next_never_passes_the_last_update():
     assert newest_wave(committed=7, ahead=2, last=8) == 8
 
 
-@pytest.mark.parametrize(("max_lag", "overlaps"), [(0, False), (2, True)])
-def test_episodes_are_played_during_a_step_only_where_they_may_be_older_than_the_weights(tmp_path, max_lag, overlaps):
-    simulation = simulate(tmp_path, Script(play_s=uneven, step_s=0.2), max_lag)
+@pytest.mark.parametrize(("max_lag", "ahead", "overlaps"), [(0, 2, False), (2, 2, True), (2, 0, False)])
+def test_episodes_are_played_during_a_step_only_where_they_may_be_older_than_the_weights(tmp_path, max_lag, ahead, overlaps):
+    simulation = simulate(tmp_path, Script(play_s=uneven, step_s=0.2), max_lag, ahead=ahead)
     steps = [(began, ended) for began, ended, _ in simulation.trainer.steps]
     during = [name for name, began, ended in simulation.host.played if any(began < end and ended > start for start, end in steps)]
     assert bool(during) == overlaps

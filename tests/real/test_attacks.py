@@ -109,11 +109,12 @@ def passed_check(*_: object) -> Finding:
 
 
 NO_RESTORING = patched(("selfplay.trees.Tree.restore", same))
-NOTHING_PROTECTED = patched(("selfplay.validator.is_protected_path", lambda *_: False))
+NO_DISGUISE = patched(("selfplay.grading.disguise", lambda *_: None))
+# A second grading in disguise finds these forgeries out as well: both are taken away.
+NOTHING_PROTECTED = all_of(NO_DISGUISE, patched(("selfplay.validator.is_protected_path", lambda *_: False)))
 MISSING_IS_PASSED = patched(
     ("selfplay.grading.judge_repair", lambda outcomes, ours, others: tuple(sorted({*ours, *others} & outcomes.failed)))
 )
-NO_DISGUISE = patched(("selfplay.grading.disguise", lambda *_: None))
 NO_FAILING_TEST = all_of(NO_DISGUISE, patched(("selfplay.grading.add_canary", same)))
 NO_AUDIT = patched(("selfplay.validator.perturb", same))
 VANISHED_IS_PASSED = all_of(MISSING_IS_PASSED, NO_FAILING_TEST)
