@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -25,12 +25,14 @@ from selfplay.curriculum.store import Store
 from selfplay.engines.base import Engine
 from selfplay.engines.vllm_servers import check_installed
 from selfplay.environments import Environment, prepare_environment
-from selfplay.errors import EnvironmentBuildError, RepositoryError, RunError, UsageError
+from selfplay.errors import EnvironmentBuildError, RepositoryError, RunError, TrainerError, UsageError
 from selfplay.evaluation import Evaluator, Folder, entries_of, identity_of, policy_identity, summarise
 from selfplay.metrics import JsonlSink
 from selfplay.orchestrator.evaluations import RunEvaluations
 from selfplay.orchestrator.game import Game
 from selfplay.orchestrator.given_bugs import put_given_bugs, read_given_bugs
+from selfplay.orchestrator.machines import policy_shape
+from selfplay.orchestrator.placement import fewer, make_plan
 from selfplay.orchestrator.recovery import RunFolder, create_run, open_run
 from selfplay.prompting import check_prompts
 from selfplay.repos import RepositorySpec, absolute_line, cache_root, fetch, parse_spec, read_repository_list
@@ -44,9 +46,16 @@ from selfplay.viewing.progress import TrainProgress
 from selfplay.viewing.scores import show_rates
 from selfplay.viewing.summary import print_summary
 
+if TYPE_CHECKING:
+    from selfplay.orchestrator.ray_cluster import Cluster
+    from selfplay.training.rank_link import RankLinks
 
-def start_training(repos: Path, config_file: Path | None, overrides: Sequence[str]) -> None:
-    """`selfplay train --repos`: raises UsageError before anything was started, RunError when the name is taken."""
+
+def start_training(repos: Path, config_file: Path | None, overrides: Sequence[str], address: str | None = None) -> None:
+    """`selfplay train --repos`: raises UsageError before anything was started, RunError when the name is taken.
+
+    address: of a Ray cluster (`--cluster`), on which the run is placed.
+    """
     config = load_config(config_file, overrides)
     specs = read_repository_list(repos)
     given = _check_given_bugs(config, specs)
@@ -54,12 +63,13 @@ def start_training(repos: Path, config_file: Path | None, overrides: Sequence[st
     check_trainer(config.trainer)
     model = _check_model(config)
     backend, why = open_backend(config.sandbox.type)
-    run, config = create_run(config, "".join(f"{absolute_line(spec)}\n" for spec in specs), datetime.now(), given)
-    if tasks:
-        write_tasks(tasks, run.evaluation_tasks)
-    console = Console()
-    console.print(f"Run [bold]{run.path.name}[/bold] in {run.path}; sandboxes: {why}", highlight=False)
-    _play(run, config, specs, backend, model, console)
+    with _on_cluster(address, config) as cluster:
+        run, config = create_run(config, "".join(f"{absolute_line(spec)}\n" for spec in specs), datetime.now(), given)
+        if tasks:
+            write_tasks(tasks, run.evaluation_tasks)
+        console = Console()
+        console.print(f"Run [bold]{run.path.name}[/bold] in {run.path}; sandboxes: {why}", highlight=False)
+        _play_on(cluster, run, config, specs, backend, model, console)
 
 
 def start_evaluation(
@@ -115,12 +125,19 @@ def start_evaluation(
     return summary
 
 
-def resume_training(name: str, root: Path, overrides: Sequence[str]) -> None:
+def resume_training(name: str, root: Path, overrides: Sequence[str], address: str | None = None) -> None:
     """`selfplay train --resume`: the run's own settings; only how long and how parallel it runs may change."""
     run = open_run(name, root)
     config = run.config()
     changed = parse_overrides(overrides)
-    allowed = {"train.updates", "train.workers", "train.episodes_in_flight", "train.max_machine_failures"}
+    allowed = {
+        "train.updates",
+        "train.workers",
+        "train.episodes_in_flight",
+        "train.max_machine_failures",
+        "trainer.ranks",
+        "engine.servers",
+    }
     if refused := sorted(set(changed) - allowed):
         raise UsageError(f"--set {refused[0]}: a resumed run keeps its settings; only {', '.join(sorted(allowed))} may change.")
     values = config.model_dump()
@@ -132,10 +149,56 @@ def resume_training(name: str, root: Path, overrides: Sequence[str]) -> None:
     check_trainer(config.trainer)
     model = _check_model(config)
     backend, why = open_backend(config.sandbox.type)
-    console = Console()
-    console.print(f"Resuming [bold]{run.path.name}[/bold]; sandboxes: {why}", highlight=False)
-    run.config_file.write_text(config.resolved(), encoding="utf-8")
-    _play(run, config, specs, backend, model, console)
+    with _on_cluster(address, config) as cluster:
+        console = Console()
+        console.print(f"Resuming [bold]{run.path.name}[/bold]; sandboxes: {why}", highlight=False)
+        run.config_file.write_text(config.resolved(), encoding="utf-8")
+        _play_on(cluster, run, config, specs, backend, model, console)
+
+
+@contextmanager
+def _on_cluster(address: str | None, config: Config) -> Iterator[Cluster | None]:
+    """Connected, and sure that the run fits there; None without an address. Raises PrerequisiteError or PlacementError."""
+    if address is None:
+        yield None
+        return
+    from selfplay.orchestrator.ray_cluster import Cluster
+
+    cluster = Cluster(address)
+    try:
+        make_plan(config, policy_shape(config), cluster.nodes())
+        yield cluster
+    finally:
+        cluster.close()
+
+
+def _play_on(
+    cluster: Cluster | None,
+    run: RunFolder,
+    config: Config,
+    specs: list[RepositorySpec],
+    backend: SandboxBackend,
+    model: str,
+    console: Console,
+) -> None:
+    """Play to the end. On a cluster a lost trainer rank, with its node or alone, costs the update that was running: what is left of the
+    cluster is planned for anew, and the run goes on from its last committed update."""
+    if cluster is None:
+        _play(run, config, specs, backend, model, console)
+        return
+    failures, reached = 0, -1
+    while True:
+        fitting, plan = fewer(config, policy_shape(config), cluster.nodes())
+        try:
+            _play(run, fitting, specs, backend, model, console, cluster.links(plan))
+            return
+        except TrainerError as error:
+            with _open_store(run) as store:
+                done = store.last_update()
+            failures, reached = failures + 1 if done == reached else 1, done
+            if failures > config.cluster.restarts:
+                raise
+            console.print(f"{error}\nGoing on from update {done} on what is left of the cluster.", markup=False, highlight=False)
 
 
 def _check_given_bugs(config: Config, specs: Sequence[RepositorySpec]) -> str:
@@ -186,7 +249,16 @@ def _check_model(config: Config) -> str:
     return model
 
 
-def _play(run: RunFolder, config: Config, specs: list[RepositorySpec], backend: SandboxBackend, model: str, console: Console) -> None:
+def _play(
+    run: RunFolder,
+    config: Config,
+    specs: list[RepositorySpec],
+    backend: SandboxBackend,
+    model: str,
+    console: Console,
+    links: RankLinks | None = None,
+) -> None:
+    """links: where the trainer's ranks run, by default on this machine."""
     from selfplay.orchestrator.loop import TrainLoop
 
     if swept := backend.sweep():
@@ -199,7 +271,7 @@ def _play(run: RunFolder, config: Config, specs: list[RepositorySpec], backend: 
         committed = store.last_checkpoint()
         run.discard_uncommitted(committed, keep=config.train.keep_checkpoints)
         with TrainProgress(console, config.train.updates, done=store.last_update()) as progress:
-            game = build_game(run, config, store, environments, backend, limits, model, committed, progress, tasks, evaluated)
+            game = build_game(run, config, store, environments, backend, limits, model, committed, progress, tasks, evaluated, links)
             try:
                 asyncio.run(TrainLoop(game).run())
             finally:
@@ -328,12 +400,13 @@ def build_game(
     progress: TrainProgress,
     tasks: Sequence[Task] = (),
     evaluated: Mapping[str, Environment] = MappingProxyType({}),
+    links: RankLinks | None = None,
 ) -> Game:
-    """tasks, evaluated: what the run evaluates on, and the environments of these tasks by repository line."""
+    """tasks, evaluated: what the run evaluates on, and the environments of these tasks by repository line. links: as `build_trainer`."""
     labels = {"run": run.path.name, "owner": str(os.getpid())}
     _check_targets(config, environments)
     progress.phase("loading the policy")
-    trainer = build_trainer(config, model, run.path / "logs")
+    trainer = build_trainer(config, model, run.path / "logs", links)
     try:
         if committed:
             trainer.load(run.checkpoints / committed)
@@ -354,13 +427,13 @@ def build_game(
     return Game(config, run, store, environments, backend, limits, labels, engine, chat, trainer, runner, sink, progress, evaluations)
 
 
-def build_trainer(config: Config, model: str, logs: Path) -> Trainer:
-    """The trainer that `trainer.type` names; the processes of one that has any write into `logs`."""
+def build_trainer(config: Config, model: str, logs: Path, links: RankLinks | None = None) -> Trainer:
+    """The trainer that `trainer.type` names; the processes of one that has any run where `links` says and write into `logs`."""
     # Both take seconds to load: after all that can be refused.
     if config.trainer.type == "deepspeed":
         from selfplay.training.deepspeed_trainer import DeepSpeedTrainer
 
-        return DeepSpeedTrainer(model, config.trainer, config.agent.context_tokens, config.seed, logs)
+        return DeepSpeedTrainer(model, config.trainer, config.agent.context_tokens, config.seed, logs, links=links)
     from selfplay.training.torch_trainer import TorchTrainer
 
     return TorchTrainer(model, config.trainer, config.agent.context_tokens, config.seed)

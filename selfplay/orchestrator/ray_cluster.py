@@ -1,0 +1,209 @@
+"""A run's hold on a Ray cluster: what machines it has, and trainer ranks there as actors.
+
+Leaves who sits where to `placement`, what runs there to `ray_actors`, deadlines and blame to `training.ranks`. Invariant: nothing that
+was placed outlives this process, since Ray ends the actors of a driver that is gone.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import socket
+import threading
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from selfplay.errors import PrerequisiteError
+from selfplay.orchestrator.machines import this_machine
+from selfplay.orchestrator.placement import Node, Plan
+from selfplay.orchestrator.ray_actors import RankActor
+from selfplay.training.rank_link import Hear
+
+INSTALL = "pip install 'selfplay[cluster]'"
+_CONNECT_S = 5.0
+_PLACE_S = 120.0  # for a node to start an actor
+_ANSWER_S = 10.0
+_END_S = 20.0
+_RETURNED = "ended in order"
+
+
+def check_ray() -> None:
+    """Raises PrerequisiteError with the command that brings Ray."""
+    if importlib.util.find_spec("ray") is None:
+        raise PrerequisiteError(
+            f"--cluster needs Ray, which is not installed here: {INSTALL}. Without --cluster a run uses this machine alone."
+        )
+
+
+class Cluster:
+    """Connected while it is open; one a process. Raises PrerequisiteError for an address where no cluster answers, with its reason."""
+
+    def __init__(self, address: str) -> None:
+        check_ray()
+        import ray
+
+        _check_reachable(address)
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level="ERROR", namespace="selfplay")
+        except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+            raise _unreachable(address, str(error).strip().partition("\n")[0]) from error
+        self.host: str = ray.util.get_node_ip_address()
+
+    def nodes(self) -> tuple[Node, ...]:
+        """The machines that are there now, as each describes itself, this one first.
+
+        Raises PrerequisiteError when one cannot run selfplay.
+        """
+        import ray
+
+        alive = sorted(
+            (told for told in ray.nodes() if told["Alive"]), key=lambda told: (told["NodeManagerAddress"] != self.host, told["NodeID"])
+        )
+        asked = [_on(told["NodeID"], ray.remote(num_cpus=0)(this_machine)).remote(told["NodeID"]) for told in alive]
+        try:
+            described: list[Node] = ray.get(asked, timeout=_PLACE_S)
+        except ray.exceptions.RayError as error:
+            raise PrerequisiteError(
+                f"a node of the cluster cannot run selfplay: {_first_line(error)} Install the same selfplay and Ray on every node."
+            ) from error
+        return tuple(_as_offered(node, told["Resources"]) for node, told in zip(described, alive, strict=True))
+
+    def links(self, plan: Plan) -> RayLinks:
+        """Where the trainer's ranks of this plan run."""
+        return RayLinks(self.host, plan)
+
+    def close(self) -> None:
+        import ray
+
+        ray.shutdown()
+
+
+def _as_offered(node: Node, resources: dict[str, float]) -> Node:
+    """What the node offers to Ray, which may be less than what it has."""
+    gpus = int(resources.get("GPU", 0))
+    return Node(node.name, gpus, node.gpu_bytes if gpus else 0, int(resources.get("CPU", 0)), node.memory_bytes, node.key)
+
+
+def _check_reachable(address: str) -> None:
+    """Ray waits long and says little where nobody listens."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if address == "auto":
+        return
+    if not host or not port.isdigit():
+        raise PrerequisiteError(
+            f"--cluster {address!r} is neither 'auto' nor an address, for instance 10.0.0.1:6379, as `ray start --head` tells it."
+        )
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _CONNECT_S).close()
+    except (OSError, OverflowError) as error:
+        raise _unreachable(address, str(error)) from error
+
+
+def _unreachable(address: str, reason: str) -> PrerequisiteError:
+    return PrerequisiteError(
+        f"no Ray cluster answers at --cluster {address}: {reason}. Start one with `ray start --head --port=6379` on one machine and "
+        "`ray start --address=HEAD:6379` on the others, and give HEAD:6379 (or auto, on one of them)."
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    """What happened, of an error that carries a remote traceback."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    told = lines[-1] if lines and "Traceback" in str(error) else (lines or [type(error).__name__])[0]
+    return told if told.endswith((".", "!")) else f"{told}."
+
+
+def _on(node: str, remote: Any, **options: Any) -> Any:
+    """To run on this node and no other."""
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    return remote.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False), **options)
+
+
+class RayLinks:
+    """See `RankLinks`: each rank is an actor on the node of its seat."""
+
+    def __init__(self, host: str, plan: Plan) -> None:
+        self.host = host
+        self._plan = plan
+        self._neighbours = Counter(seat.node for seat in plan.ranks)
+
+    def open(self, number: int, log: Path, hear: Hear) -> RayLink:
+        seat = self._plan.ranks[number]
+        gpus = len(seat.gpus) * (0.5 if self._plan.shares_gpus else 1)
+        return RayLink(self._plan.nodes[seat.node], self._neighbours[seat.node], gpus, log, hear)
+
+
+class RayLink:
+    """See `RankLink`. The actor's other half: what Ray says of a lost actor is how the rank ended."""
+
+    def __init__(self, node: Node, neighbours: int, gpus: float, log: Path, hear: Hear) -> None:
+        import ray
+
+        self.where = f"{node.name}:{log}"
+        self.seat = (0, neighbours)  # Ray shows it its own GPU alone
+        self._node, self._hear = node, hear
+        self._lost = ""
+        self._is_closing = False
+        address = next((told["NodeManagerAddress"] for told in ray.nodes() if told["NodeID"] == node.key), "")
+        groups = {"calls": 1, "messages": 1, "control": 4}  # one thread each keeps the order of what is sent and of what is heard
+        made = _on(node.key, ray.remote(RankActor), num_cpus=1, num_gpus=gpus, max_restarts=0, concurrency_groups=groups)
+        self._actor = made.remote(str(log), address)
+        self._reader = threading.Thread(target=self._read, name=f"{log.stem}-reader", daemon=True)
+        self._reader.start()
+
+    @property
+    def pid(self) -> int:
+        return int(self._ask("pid") or 0)
+
+    def send(self, message: bytes) -> None:
+        self._actor.send.options(concurrency_group="calls").remote(message)
+
+    def _read(self) -> None:
+        import ray
+
+        try:
+            ray.get(self._actor.pid.options(concurrency_group="control").remote(), timeout=_PLACE_S)
+            while True:
+                for message in ray.get(self._actor.receive.options(concurrency_group="messages").remote()):
+                    if message is None:
+                        self._lost = self._ask("ended")
+                        return
+                    self._hear(message)
+        except ray.exceptions.GetTimeoutError:
+            self._lost = f"found no place on {self._node.name} within {_PLACE_S:g} s: what it needs is taken by other work"
+        except Exception as error:  # whatever Ray raises: the rank cannot be heard any more
+            self._lost = self._lost or f"was lost with its actor on {self._node.name}: {_first_line(error)}"
+        finally:
+            self._hear(None)
+
+    def _ask(self, method: str) -> Any:
+        """The actor's answer; "" where there is none."""
+        import ray
+
+        try:
+            return ray.get(getattr(self._actor, method).options(concurrency_group="control").remote(), timeout=_ANSWER_S)
+        except ray.exceptions.RayActorError as error:
+            self._lost = self._lost or f"was lost with its actor on {self._node.name}: {_first_line(error)}"
+            return self._lost if method == "ended" else ""
+        except ray.exceptions.RayError:
+            return ""
+
+    def ended(self) -> str:
+        return self._lost or str(self._ask("ended"))
+
+    def tail(self) -> str:
+        return str(self._ask("tail"))
+
+    def kill(self) -> None:
+        self._actor.kill.options(concurrency_group="control").remote()
+
+    def wait(self) -> None:
+        import contextlib
+
+        import ray
+
+        with contextlib.suppress(ray.exceptions.RayError):
+            ray.get(self._actor.wait.options(concurrency_group="control").remote(), timeout=_END_S)
+        ray.kill(self._actor)
+        self._reader.join(_ANSWER_S)
