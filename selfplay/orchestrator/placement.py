@@ -173,8 +173,8 @@ def _seats_on_gpus(nodes: Sequence[Node], ranks: int, servers: int, width: int, 
         remedy = f"engine.servers = {fitting}" if fitting else "a smaller --tensor-parallel-size"
         alone = "" if shares else ", or cluster.share_gpus = true where a GPU holds both"
         raise PlacementError(
-            f"{ranks} trainer rank(s) and {servers} rollout server(s) of {width} GPU(s) need {ranks + servers * width} GPUs, a server's on one "
-            f"node; {has}, and {fitting} server(s) fit. Set {remedy}, or fewer trainer.ranks{alone}."
+            f"{ranks} trainer rank(s) and {servers} rollout server(s) of {width} GPU(s) need {ranks + servers * width} GPUs, a server's on "
+            f"one node; {has}, and {fitting} server(s) fit. Set {remedy}, or fewer trainer.ranks{alone}."
         )
     return rank_seats, tuple(server_seats)
 

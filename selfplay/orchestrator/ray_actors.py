@@ -8,18 +8,24 @@ from __future__ import annotations
 import fcntl
 import os
 import queue
+import shutil
 import socket
 import struct
+import time
 from pathlib import Path
 
+from selfplay.engines.vllm_servers import Launch, OwnServer, check_installed, sweep
+from selfplay.sandbox.owners import abandoned, unique_name
 from selfplay.training.rank_link import PipeLink
 
 _WAIT_S = 1.0  # of one look for messages
 _SIOCGIFADDR = 0x8915
+_MEMORY = Path("/dev/shm")
+_SENT = "-sent"
 
 
 class RankActor:
-    """The process of one trainer rank on this node; `PipeLink` does the work. The end of the actor closes the pipe, which ends the process."""
+    """The process of one trainer rank on this node; `PipeLink` does the work. The end of the actor closes its pipe."""
 
     def __init__(self, log: str, address: str) -> None:
         """address: of this node, as the other ranks reach it."""
@@ -57,6 +63,54 @@ class RankActor:
 
     def wait(self) -> None:
         self._link.wait()
+
+
+class ServerActor:
+    """One vLLM server on this node; `OwnServer` does the work."""
+
+    def __init__(self, name: str, launch: Launch) -> None:
+        self._name, self._launch = name, launch
+        self._closed = False
+        self._server: OwnServer | None = None
+        for left in _MEMORY.glob(f"selfplay-*{_SENT}"):
+            if abandoned(left.name):  # a killed actor's: memory that nobody else would free
+                shutil.rmtree(left, ignore_errors=True)
+        self._folder = _MEMORY / f"{unique_name()}{_SENT}"
+
+    def start(self) -> str:
+        """Its URL once it answers. Raises EngineError."""
+        check_installed()
+        sweep()
+        self._server = OwnServer(self._name, self._launch, lambda: self._closed)
+        return self._server.client.url
+
+    def is_running(self) -> bool:
+        """Waits a little before it answers that all is well."""
+        end = time.monotonic() + _WAIT_S
+        while self._server is not None and self._server.is_running:
+            if time.monotonic() > end:
+                return True
+            time.sleep(0.1)
+        return False
+
+    def log_tail(self) -> str:
+        return self._server.log_tail() if self._server is not None else ""
+
+    def take(self, version: str, name: str, data: bytes) -> str:
+        """One more piece of a file of `version`; the first lets go of every other version. Returns the folder."""
+        folder = self._folder / version
+        if not folder.is_dir():
+            shutil.rmtree(self._folder, ignore_errors=True)
+            folder.mkdir(parents=True, mode=0o700)
+        with (folder / name).open("ab") as file:
+            file.write(data)
+        return str(folder)
+
+    def close(self) -> None:
+        self._closed = True
+        if self._server is not None:
+            self._server.close()
+        shutil.rmtree(self._folder, ignore_errors=True)
 
 
 def interface_of(address: str) -> str:

@@ -1,4 +1,4 @@
-"""A run's hold on a Ray cluster: what machines it has, and trainer ranks there as actors.
+"""A run's hold on a Ray cluster: what machines it has, and trainer ranks and rollout servers there as actors.
 
 Leaves who sits where to `placement`, what runs there to `ray_actors`, deadlines and blame to `training.ranks`. Invariant: nothing that
 was placed outlives this process, since Ray ends the actors of a driver that is gone.
@@ -6,17 +6,22 @@ was placed outlives this process, since Ray ends the actors of a driver that is 
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import socket
 import threading
+import time
 from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from selfplay.errors import PrerequisiteError
+from selfplay.engines.vllm_servers import Client, Launch, OpenServer
+from selfplay.errors import EngineError, PrerequisiteError, SelfplayError, ServerLost
 from selfplay.orchestrator.machines import this_machine
 from selfplay.orchestrator.placement import Node, Plan
-from selfplay.orchestrator.ray_actors import RankActor
+from selfplay.orchestrator.ray_actors import RankActor, ServerActor
 from selfplay.training.rank_link import Hear
 
 INSTALL = "pip install 'selfplay[cluster]'"
@@ -24,7 +29,8 @@ _CONNECT_S = 5.0
 _PLACE_S = 120.0  # for a node to start an actor
 _ANSWER_S = 10.0
 _END_S = 20.0
-_RETURNED = "ended in order"
+_SEND_S = 120.0  # for one piece of a file
+_PIECE_BYTES = 64 << 20
 
 
 def check_ray() -> None:
@@ -71,6 +77,19 @@ class Cluster:
     def links(self, plan: Plan) -> RayLinks:
         """Where the trainer's ranks of this plan run."""
         return RayLinks(self.host, plan)
+
+    def servers(self, plan: Plan) -> OpenServer:
+        """Starts the rollout servers of this plan, `vllm-0` in its first seat. One that is started again comes to the same node."""
+        import ray
+
+        here = ray.get_runtime_context().get_node_id()
+
+        def open_server(name: str, launch: Launch, is_cancelled: Callable[[], bool]) -> RayServer:
+            seat = plan.servers[int(name.rpartition("-")[2])]
+            gpus = len(seat.gpus) * (0.5 if plan.shares_gpus else 1)
+            return RayServer(name, launch, is_cancelled, plan.nodes[seat.node], gpus, plan.nodes[seat.node].key == here)
+
+        return open_server
 
     def close(self) -> None:
         import ray
@@ -120,6 +139,13 @@ def _on(node: str, remote: Any, **options: Any) -> Any:
     return remote.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False), **options)
 
 
+def address_of(node: Node) -> str:
+    """As other nodes reach it; "" where it is gone."""
+    import ray
+
+    return next((str(told["NodeManagerAddress"]) for told in ray.nodes() if told["NodeID"] == node.key), "")
+
+
 class RayLinks:
     """See `RankLinks`: each rank is an actor on the node of its seat."""
 
@@ -145,10 +171,9 @@ class RayLink:
         self._node, self._hear = node, hear
         self._lost = ""
         self._is_closing = False
-        address = next((told["NodeManagerAddress"] for told in ray.nodes() if told["NodeID"] == node.key), "")
         groups = {"calls": 1, "messages": 1, "control": 4}  # one thread each keeps the order of what is sent and of what is heard
         made = _on(node.key, ray.remote(RankActor), num_cpus=1, num_gpus=gpus, max_restarts=0, concurrency_groups=groups)
-        self._actor = made.remote(str(log), address)
+        self._actor = made.remote(str(log), address_of(node))
         self._reader = threading.Thread(target=self._read, name=f"{log.stem}-reader", daemon=True)
         self._reader.start()
 
@@ -199,11 +224,114 @@ class RayLink:
         self._actor.kill.options(concurrency_group="control").remote()
 
     def wait(self) -> None:
-        import contextlib
-
         import ray
 
         with contextlib.suppress(ray.exceptions.RayError):
             ray.get(self._actor.wait.options(concurrency_group="control").remote(), timeout=_END_S)
         ray.kill(self._actor)
         self._reader.join(_ANSWER_S)
+
+
+class RayServer:
+    """See `VllmServer`: the other half of a `ServerActor`. Raises EngineError when it does not come up."""
+
+    def __init__(self, name: str, launch: Launch, is_cancelled: Callable[[], bool], node: Node, gpus: float, is_here: bool) -> None:
+        import ray
+
+        self.name = name
+        self._is_running = True
+        self._node = node
+        launch = replace(launch, host=address_of(node))
+        groups = {"calls": 1, "control": 4}
+        options = {"num_cpus": 1, "num_gpus": gpus, "max_restarts": 0, "concurrency_groups": groups}
+        self._actor = _on(node.key, ray.remote(ServerActor), **options).remote(name, launch)
+        try:
+            url = self._start(launch, is_cancelled)
+        except BaseException:
+            self.close()
+            raise
+        self.client: Client = (
+            Client(name, url, launch.max_batch + 8) if is_here else _FarClient(name, url, launch.max_batch + 8, self._actor)
+        )
+        self._watcher = threading.Thread(target=self._watch, name=f"watch-{name}", daemon=True)
+        self._watcher.start()
+
+    def _start(self, launch: Launch, is_cancelled: Callable[[], bool]) -> str:
+        import ray
+
+        started = self._actor.start.options(concurrency_group="calls").remote()
+        end = time.monotonic() + launch.start_timeout_s + _PLACE_S
+        while time.monotonic() < end and not is_cancelled():
+            try:
+                return str(ray.get(started, timeout=1.0))
+            except ray.exceptions.GetTimeoutError:
+                continue
+            except ray.exceptions.RayTaskError as error:
+                if isinstance(error.cause, SelfplayError):
+                    raise error.cause from error
+                raise EngineError(f"{self.name} on {self._node.name}: {_first_line(error)}") from error
+            except ray.exceptions.RayError as error:
+                raise EngineError(f"{self.name} was lost with its actor on {self._node.name}: {_first_line(error)}") from error
+        raise EngineError(
+            f"{self.name} was closed while it started."
+            if is_cancelled()
+            else f"{self.name} found no place on {self._node.name} within {_PLACE_S:g} s: what it needs is taken by other work."
+        )
+
+    def _watch(self) -> None:
+        """The engine asks every second, and may not wait for a node that does not answer."""
+        import ray
+
+        try:
+            while ray.get(self._actor.is_running.options(concurrency_group="control").remote()):
+                pass
+        except Exception:  # whatever Ray raises: the actor is gone
+            pass
+        self._is_running = False
+
+    @property
+    def is_running(self) -> bool:
+        return self._is_running
+
+    def log_tail(self) -> str:
+        import ray
+
+        try:
+            return str(ray.get(self._actor.log_tail.options(concurrency_group="control").remote(), timeout=_ANSWER_S))
+        except ray.exceptions.RayError:
+            return f"it was lost with its actor on {self._node.name}"
+
+    def close(self) -> None:
+        import ray
+
+        with contextlib.suppress(ray.exceptions.RayError):
+            ray.get(self._actor.close.options(concurrency_group="control").remote(), timeout=_END_S)
+        ray.kill(self._actor)
+
+
+class _FarClient(Client):
+    """Of a server on another node: what it is to read is sent there first, through Ray's object store."""
+
+    def __init__(self, name: str, url: str, connections: int, actor: Any) -> None:
+        super().__init__(name, url, connections)
+        self._actor = actor
+        self._sent: dict[Path, Path] = {}
+        self._number = 0
+
+    def bring(self, folder: Path) -> Path:
+        import ray
+
+        if folder in self._sent:
+            return self._sent[folder]
+        self._number += 1  # a second try begins anew
+        there = ""
+        try:
+            for file in sorted(folder.iterdir()):
+                with file.open("rb") as opened:
+                    while data := opened.read(_PIECE_BYTES):
+                        take = self._actor.take.options(concurrency_group="calls")
+                        there = ray.get(take.remote(str(self._number), file.name, data), timeout=_SEND_S)
+        except ray.exceptions.RayError as error:
+            raise ServerLost(f"{self.name} ({self.url}) did not take the weights: {_first_line(error)}") from error
+        self._sent = {folder: Path(there)}
+        return Path(there)

@@ -11,6 +11,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from types import MappingProxyType
@@ -47,8 +48,18 @@ from selfplay.viewing.scores import show_rates
 from selfplay.viewing.summary import print_summary
 
 if TYPE_CHECKING:
+    from selfplay.engines.vllm_servers import OpenServer
     from selfplay.orchestrator.ray_cluster import Cluster
     from selfplay.training.rank_link import RankLinks
+
+
+@dataclass(frozen=True)
+class Places:
+    """What runs on other machines: where the trainer's ranks and the rollout servers do. on_gpus: whether those machines have any."""
+
+    links: RankLinks
+    open_server: OpenServer
+    on_gpus: bool
 
 
 def start_training(repos: Path, config_file: Path | None, overrides: Sequence[str], address: str | None = None) -> None:
@@ -190,7 +201,8 @@ def _play_on(
     while True:
         fitting, plan = fewer(config, policy_shape(config), cluster.nodes())
         try:
-            _play(run, fitting, specs, backend, model, console, cluster.links(plan))
+            places = Places(cluster.links(plan), cluster.servers(plan), any(node.gpus for node in plan.nodes))
+            _play(run, fitting, specs, backend, model, console, places)
             return
         except TrainerError as error:
             with _open_store(run) as store:
@@ -256,9 +268,9 @@ def _play(
     backend: SandboxBackend,
     model: str,
     console: Console,
-    links: RankLinks | None = None,
+    places: Places | None = None,
 ) -> None:
-    """links: where the trainer's ranks run, by default on this machine."""
+    """places: what runs on other machines, None for nothing."""
     from selfplay.orchestrator.loop import TrainLoop
 
     if swept := backend.sweep():
@@ -271,7 +283,7 @@ def _play(
         committed = store.last_checkpoint()
         run.discard_uncommitted(committed, keep=config.train.keep_checkpoints)
         with TrainProgress(console, config.train.updates, done=store.last_update()) as progress:
-            game = build_game(run, config, store, environments, backend, limits, model, committed, progress, tasks, evaluated, links)
+            game = build_game(run, config, store, environments, backend, limits, model, committed, progress, tasks, evaluated, places)
             try:
                 asyncio.run(TrainLoop(game).run())
             finally:
@@ -400,19 +412,19 @@ def build_game(
     progress: TrainProgress,
     tasks: Sequence[Task] = (),
     evaluated: Mapping[str, Environment] = MappingProxyType({}),
-    links: RankLinks | None = None,
+    places: Places | None = None,
 ) -> Game:
-    """tasks, evaluated: what the run evaluates on, and the environments of these tasks by repository line. links: as `build_trainer`."""
+    """tasks, evaluated: what the run evaluates on, and the environments of these tasks by repository line. places: as `_play`."""
     labels = {"run": run.path.name, "owner": str(os.getpid())}
     _check_targets(config, environments)
     progress.phase("loading the policy")
-    trainer = build_trainer(config, model, run.path / "logs", links)
+    trainer = build_trainer(config, model, run.path / "logs", places)
     try:
         if committed:
             trainer.load(run.checkpoints / committed)
         chat = ChatFormat(load_tokenizer(model))
         chat.check()
-        engine = build_engine(config, model, [*environments.values(), *evaluated.values()], run.path / "logs", progress.message)
+        engine = build_engine(config, model, [*environments.values(), *evaluated.values()], run.path / "logs", progress.message, places)
         if committed:
             engine.load_weights(trainer.export_weights(), trainer.weight_version)
     except BaseException:
@@ -427,13 +439,15 @@ def build_game(
     return Game(config, run, store, environments, backend, limits, labels, engine, chat, trainer, runner, sink, progress, evaluations)
 
 
-def build_trainer(config: Config, model: str, logs: Path, links: RankLinks | None = None) -> Trainer:
-    """The trainer that `trainer.type` names; the processes of one that has any run where `links` says and write into `logs`."""
+def build_trainer(config: Config, model: str, logs: Path, places: Places | None = None) -> Trainer:
+    """The trainer that `trainer.type` names; the processes of one that has any run where `places` says and write into `logs`."""
     # Both take seconds to load: after all that can be refused.
     if config.trainer.type == "deepspeed":
         from selfplay.training.deepspeed_trainer import DeepSpeedTrainer
 
-        return DeepSpeedTrainer(model, config.trainer, config.agent.context_tokens, config.seed, logs, links=links)
+        return DeepSpeedTrainer(
+            model, config.trainer, config.agent.context_tokens, config.seed, logs, links=places.links if places else None
+        )
     from selfplay.training.torch_trainer import TorchTrainer
 
     return TorchTrainer(model, config.trainer, config.agent.context_tokens, config.seed)
@@ -445,10 +459,11 @@ def build_engine(
     environments: Iterable[Environment],
     logs: Path | None = None,
     tell: Callable[[str], None] = lambda _: None,
+    places: Places | None = None,
 ) -> Engine:
     """The engine that `engine.type` names; a scripted one plays the teacher, which knows the original trees.
 
-    logs: the folder of servers' logs. tell: hears of servers that are lost and replaced.
+    logs: the folder of servers' logs. tell: hears of servers that are lost and replaced. places: where servers run.
     """
     if config.engine.type == "scripted":
         from selfplay.engines.scripted_engine import ScriptedEngine
@@ -456,21 +471,21 @@ def build_engine(
 
         return ScriptedEngine(TeacherPlayer([environment.tree for environment in environments]), load_tokenizer(model))
     if config.engine.type == "vllm":
-        return _open_vllm(config, model, logs, tell)
+        return _open_vllm(config, model, logs, tell, places)
     from selfplay.engines.hf_engine import HFEngine
 
     return HFEngine(model, config.engine.max_batch, config.agent.context_tokens, cache_mb=config.engine.cache_mb)
 
 
-def _open_vllm(config: Config, model: str, logs: Path | None, tell: Callable[[str], None]) -> Engine:
+def _open_vllm(config: Config, model: str, logs: Path | None, tell: Callable[[str], None], places: Places | None) -> Engine:
     import torch
 
     from selfplay.engines.vllm_engine import VllmEngine
-    from selfplay.engines.vllm_servers import Launch, on_gpu
+    from selfplay.engines.vllm_servers import Launch, OwnServer, on_gpu
     from selfplay.training.weight_sync import FileWeightSync
 
     settings = config.engine
-    dtype = settings.dtype if settings.dtype != "auto" else "bfloat16" if on_gpu() else "float32"
+    dtype = settings.dtype if settings.dtype != "auto" else "bfloat16" if (places.on_gpus if places else on_gpu()) else "float32"
     launch = Launch(
         model=model,
         context_tokens=config.agent.context_tokens,
@@ -484,7 +499,16 @@ def _open_vllm(config: Config, model: str, logs: Path | None, tell: Callable[[st
         threads=max(1, (os.cpu_count() or 2) // 2 // settings.servers),
     )
     sync = FileWeightSync(model, getattr(torch, dtype), settings.sync_timeout_s)
-    return VllmEngine(launch, sync, settings.servers, settings.urls, request_timeout_s=settings.request_timeout_s, tell=tell)
+    open_server = places.open_server if places else OwnServer
+    return VllmEngine(
+        launch,
+        sync,
+        settings.servers,
+        settings.urls,
+        request_timeout_s=settings.request_timeout_s,
+        tell=tell,
+        open_server=open_server,
+    )
 
 
 def _check_targets(config: Config, environments: dict[str, Environment]) -> None:
