@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from selfplay.engines.vllm_servers import Client, Launch, OpenServer
+from selfplay.engines.vllm_servers import Client, Launch
 from selfplay.errors import EngineError, PrerequisiteError, SelfplayError, ServerLost
 from selfplay.orchestrator.machines import this_machine
 from selfplay.orchestrator.placement import Node, Plan
@@ -54,6 +54,7 @@ class Cluster:
         except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
             raise _unreachable(address, str(error).strip().partition("\n")[0]) from error
         self.host: str = ray.util.get_node_ip_address()
+        self.key: str = ray.get_runtime_context().get_node_id()
 
     def nodes(self) -> tuple[Node, ...]:
         """The machines that are there now, as each describes itself, this one first.
@@ -62,9 +63,7 @@ class Cluster:
         """
         import ray
 
-        alive = sorted(
-            (told for told in ray.nodes() if told["Alive"]), key=lambda told: (told["NodeManagerAddress"] != self.host, told["NodeID"])
-        )
+        alive = sorted((told for told in ray.nodes() if told["Alive"]), key=lambda told: (told["NodeID"] != self.key, told["NodeID"]))
         asked = [_on(told["NodeID"], ray.remote(num_cpus=0)(this_machine)).remote(told["NodeID"]) for told in alive]
         try:
             described: list[Node] = ray.get(asked, timeout=_PLACE_S)
@@ -74,27 +73,31 @@ class Cluster:
             ) from error
         return tuple(_as_offered(node, told["Resources"]) for node, told in zip(described, alive, strict=True))
 
-    def links(self, plan: Plan) -> RayLinks:
-        """Where the trainer's ranks of this plan run."""
-        return RayLinks(self.host, plan)
-
-    def servers(self, plan: Plan) -> OpenServer:
-        """Starts the rollout servers of this plan, `vllm-0` in its first seat. One that is started again comes to the same node."""
-        import ray
-
-        here = ray.get_runtime_context().get_node_id()
-
-        def open_server(name: str, launch: Launch, is_cancelled: Callable[[], bool]) -> RayServer:
-            seat = plan.servers[int(name.rpartition("-")[2])]
-            gpus = len(seat.gpus) * (0.5 if plan.shares_gpus else 1)
-            return RayServer(name, launch, is_cancelled, plan.nodes[seat.node], gpus, plan.nodes[seat.node].key == here)
-
-        return open_server
+    def places(self, plan: Plan) -> Places:
+        """What of this plan runs elsewhere."""
+        return Places(plan, self.host, self.key)
 
     def close(self) -> None:
         import ray
 
         ray.shutdown()
+
+
+class Places:
+    """Where the parts of one plan run. `links` is for the trainer's ranks; on_gpus: whether the machines have any."""
+
+    def __init__(self, plan: Plan, host: str, key: str) -> None:
+        """host, key: this machine's address and its name on the cluster."""
+        self._plan, self._key = plan, key
+        self.links = RayLinks(host, plan)
+        self.on_gpus = any(node.gpus for node in plan.nodes)
+
+    def open_server(self, name: str, launch: Launch, is_cancelled: Callable[[], bool]) -> RayServer:
+        """A rollout server, `vllm-0` in the plan's first seat. One that is started again comes to the same node."""
+        seat = self._plan.servers[int(name.rpartition("-")[2])]
+        node = self._plan.nodes[seat.node]
+        gpus = len(seat.gpus) * (0.5 if self._plan.shares_gpus else 1)
+        return RayServer(name, launch, is_cancelled, node, gpus, node.key == self._key)
 
 
 def _as_offered(node: Node, resources: dict[str, float]) -> Node:

@@ -11,7 +11,6 @@ import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from types import MappingProxyType
@@ -48,18 +47,7 @@ from selfplay.viewing.scores import show_rates
 from selfplay.viewing.summary import print_summary
 
 if TYPE_CHECKING:
-    from selfplay.engines.vllm_servers import OpenServer
-    from selfplay.orchestrator.ray_cluster import Cluster
-    from selfplay.training.rank_link import RankLinks
-
-
-@dataclass(frozen=True)
-class Places:
-    """What runs on other machines: where the trainer's ranks and the rollout servers do. on_gpus: whether those machines have any."""
-
-    links: RankLinks
-    open_server: OpenServer
-    on_gpus: bool
+    from selfplay.orchestrator.ray_cluster import Cluster, Places
 
 
 def start_training(repos: Path, config_file: Path | None, overrides: Sequence[str], address: str | None = None) -> None:
@@ -201,8 +189,7 @@ def _play_on(
     while True:
         fitting, plan = fewer(config, policy_shape(config), cluster.nodes())
         try:
-            places = Places(cluster.links(plan), cluster.servers(plan), any(node.gpus for node in plan.nodes))
-            _play(run, fitting, specs, backend, model, console, places)
+            _play(run, fitting, specs, backend, model, console, cluster.places(plan))
             return
         except TrainerError as error:
             with _open_store(run) as store:

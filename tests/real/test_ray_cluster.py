@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from selfplay.config import build_config
+from selfplay.engines.base import GenerationRequest, Sampling
+from selfplay.engines.vllm_engine import VllmEngine
+from selfplay.engines.vllm_servers import Client, Launch
 from selfplay.errors import EngineError, PrerequisiteError, TrainerError
 from selfplay.orchestrator.memory import ModelShape
 from selfplay.orchestrator.placement import Plan, make_plan
 from selfplay.training.ranks import Ranks
+from selfplay.training.weight_sync import FileWeightSync
+from vllm_double import STOP, wait_until
 
 ray = pytest.importorskip("ray", reason="Ray is missing: pip install 'selfplay[cluster]'")
 
@@ -30,7 +36,7 @@ TINY = ModelShape("tiny", 64, 2, 2, 2, 32, 128, 256, True)
 @pytest.fixture(scope="module")
 def machines() -> Iterator[Any]:
     before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(TESTS), str(TESTS.parent), *filter(None, [before])])
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(TESTS), str(TESTS.parent), str(TESTS / "standin"), *filter(None, [before])])
     made = Machines(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     yield made
     made.shutdown()
@@ -53,7 +59,21 @@ def plan_of(cluster: Cluster, ranks: int) -> Plan:
 
 
 def toys(cluster: Cluster, plan: Plan, logs: Path, deadline_s: float = 60.0) -> Ranks:
-    return Ranks(len(plan.ranks), logs, deadline_s, worker="toy_rank:ToyRank", links=cluster.links(plan))
+    return Ranks(len(plan.ranks), logs, deadline_s, worker="toy_rank:ToyRank", links=cluster.places(plan).links)
+
+
+def servers_plan(cluster: Cluster, servers: int) -> Plan:
+    values = {
+        "trainer": {"batch_tokens": 256},
+        "agent": {"context_tokens": 256},
+        "engine": {"type": "vllm", "servers": servers, "cache_mb": 1},
+    }
+    return make_plan(build_config(values), TINY, cluster.nodes())
+
+
+class _Unchecked(FileWeightSync):
+    def verify(self, client: Client, weights: Mapping[str, torch.Tensor]) -> dict[str, float]:
+        return {}  # the stand-in has no weights to compare
 
 
 def is_running(pid: int) -> bool:
@@ -116,6 +136,41 @@ def test_a_rank_that_stands_still_is_named_within_the_deadline(cluster: Cluster,
     ranks = toys(cluster, plan_of(cluster, 1), tmp_path, deadline_s=2.0)
     with pytest.raises(TrainerError, match=r"rank 0 of 1 gave no sign for 2 s and does not answer \(in stop, the second layer\)"):
         ranks.call("stop", (0,))
+
+
+def test_servers_on_two_nodes_answer_and_each_reads_the_new_weights_on_its_own_node(machines: Any, cluster: Cluster, tmp_path: Path):
+    second = machines.add_node(num_cpus=1)
+    plan = servers_plan(cluster, 2)
+    sync = _Unchecked("model", torch.float32, folder=tmp_path)
+    engine = VllmEngine(Launch("model", 4096, 4, logs=tmp_path), sync, 2, open_server=cluster.places(plan).open_server)
+    read: set[str] = set()
+    for version in (1, 2):
+        engine.load_weights({"norm": torch.ones(version)}, version)
+        told = [server.client.call("GET", "/server_info", deadline_s=5)["read"] for server in engine.servers().values()]
+        assert len({tuple(files.values()) for files in told}) == 1  # the same bytes
+        assert len({file for files in told for file in files}) == 2  # at two places
+        read |= {file for files in told for file in files}
+    assert len(read) == 4
+    requests = [GenerationRequest((5,), 8, 41, frozenset({STOP}), f"solver/g{n}/0/0") for n in range(8)]
+    assert {done.weight_version for done in engine.generate(requests, Sampling())} == {2}
+    engine.close()
+    assert not any(Path(file).exists() for file in read)
+    machines.remove_node(second)
+
+
+def test_a_node_with_a_server_is_lost_and_the_others_answer_for_it(machines: Any, cluster: Cluster, tmp_path: Path):
+    second = machines.add_node(num_cpus=1)
+    plan = servers_plan(cluster, 2)
+    told: list[str] = []
+    sync = _Unchecked("model", torch.float32, folder=tmp_path)
+    engine = VllmEngine(Launch("model", 4096, 4, logs=tmp_path), sync, 2, tell=told.append, open_server=cluster.places(plan).open_server)
+    machines.remove_node(second, allow_graceful=False)
+    requests = [GenerationRequest((5,), 8, 41, frozenset({STOP}), f"solver/g{n}/0/0") for n in range(8)]
+    done = engine.generate(requests, Sampling())
+    assert [completion.token_ids for completion in done] == [(11 + 41 % 7, 12, STOP)] * 8
+    wait_until(lambda: any("could not be opened again" in text for text in told), 30)
+    assert list(engine.servers()) == ["vllm-0"]
+    engine.close()
 
 
 @pytest.mark.parametrize(
