@@ -211,7 +211,7 @@ def test_the_papers_own_context_is_refused_with_a_shorter_one_that_fits():
 
 def test_a_server_that_does_not_fit_is_told_with_a_width_that_fits():
     with pytest.raises(PlacementError, match=r"weights take 61\.\d GiB.*It fits with .*--tensor-parallel-size=2") as caught:
-        planned(recipe(512, "engine.options=[]", "engine.gpu_memory=0.8"))
+        planned(recipe(512, "engine.options=[]", "engine.max_batch=512"))
     assert "Qwen/Qwen3-32B" in str(caught.value)
 
 
@@ -247,8 +247,8 @@ def test_what_is_left_of_a_cluster_gets_fewer_servers_and_then_fewer_ranks():
     fitting, plan = fewer(config, policy_shape(config), nodes[:-2])
     assert (fitting.trainer.ranks, len(plan.servers)) == (64, 54)
     small = recipe(8, "trainer.ranks=4", "engine.servers=4")
-    fitting, plan = fewer(small, policy_shape(small), [Node("n", 2, 141 * GIB, 64, 512 * GIB)])
-    assert (fitting.trainer.ranks, len(plan.servers)) == (1, 1)
+    fitting, plan = fewer(small, policy_shape(small), [Node("n", 4, 141 * GIB, 64, 512 * GIB)])
+    assert (fitting.trainer.ranks, len(plan.servers)) == (2, 2)
 
 
 def test_a_crowded_node_is_noted():
