@@ -7,7 +7,7 @@ TORCH := torch==2.13.0
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 PIP := $(PY) -m pip --disable-pip-version-check
 
-.PHONY: help setup train test fast fuzz lint bench bench-sandbox bench-validator bench-rollouts bench-training learning clean
+.PHONY: help setup train test fast fuzz lint bench bench-sandbox bench-validator bench-rollouts bench-update bench-training learning clean
 
 help: ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -52,17 +52,20 @@ lint: setup ## format, lint and types
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
 
-bench: bench-sandbox bench-validator bench-rollouts bench-training ## every benchmark, each printing ratios within its run
+bench: bench-sandbox bench-validator bench-rollouts bench-update bench-training ## every benchmark, each printing ratios within its run
 
 bench-sandbox: setup ## sandboxes beside swe-rex and mini-swe-agent where BENCH_PY has them (docs/sandboxes.md)
 	$(or $(BENCH_PY),$(PY)) -m benchmarks.sandbox $(SANDBOX)
 
-bench-validator: setup ## where validation time goes
+bench-validator: setup ## fifty real artifacts beside a straightforward implementation of the same checks; needs Docker too
 	$(PY) -m benchmarks.validator
 
 bench-rollouts: setup ## agent loop and generation against the bare engine
 	$(PY) -m benchmarks.agent_loop
 	$(PY) -m benchmarks.rollouts
+
+bench-update: setup ## an update by phase, beside the same updates played plainly
+	$(PY) -m benchmarks.update
 
 bench-training: setup ## tokens a second of a training step
 	$(PY) -m benchmarks.training

@@ -7,6 +7,7 @@ Invariant: what cannot run here raises `Unavailable` with the reason before anyt
 from __future__ import annotations
 
 import asyncio
+import atexit
 import importlib
 import logging
 import os
@@ -26,6 +27,7 @@ from selfplay.errors import PrerequisiteError
 from selfplay.sandbox import open_backend
 from selfplay.sandbox.base import WORKSPACE, SandboxSpec
 from selfplay.sandbox.docker_sandbox import BASE_IMAGE, ENGINE_ERRORS
+from selfplay.sandbox.ready import ReadySandboxes
 
 if TYPE_CHECKING:
     import docker
@@ -116,6 +118,18 @@ def ours(kind: str) -> Contender:
     except PrerequisiteError as error:
         raise Unavailable(str(error).splitlines()[0]) from error
     return Contender(f"selfplay {kind}", kind, lambda: Ours(backend))
+
+
+def ours_ready(kind: str) -> Contender:
+    """The same, with one opened ahead, as `sandbox.ready` has it: while the other contenders have their turns the next one is opened."""
+    try:
+        ahead = ReadySandboxes(open_backend(kind)[0], 1)
+    except PrerequisiteError as error:
+        raise Unavailable(str(error).splitlines()[0]) from error
+    atexit.register(ahead.close)
+    Ours(ahead).remove()
+    ahead.settle()
+    return Contender(f"selfplay {kind}, ready", kind, lambda: Ours(ahead))
 
 
 # ---- floors
@@ -385,11 +399,13 @@ MAKERS: dict[str, Callable[[Path], Contender]] = {
     "bare exec": bare_exec,
     "bare bwrap": bare_bubblewrap,
     "selfplay bubblewrap": lambda _: ours("bubblewrap"),
+    "selfplay bubblewrap, ready": lambda _: ours_ready("bubblewrap"),
     "mini-swe-agent bubblewrap": mini_bubblewrap,
     "swe-rex local": swe_rex_local,
     "docker SDK, a run for each": sdk_run,
     "docker SDK, exec_run": sdk_container,
     "selfplay docker": lambda _: ours("docker"),
+    "selfplay docker, ready": lambda _: ours_ready("docker"),
     "mini-swe-agent docker": mini_docker,
     "swe-rex docker": swe_rex_docker,
 }

@@ -1,44 +1,45 @@
-"""Where validation time goes: ten artifacts on a small package, against running the bare test command as often in the same run.
+"""What a verdict costs: over fifty real artifacts, beside a straightforward implementation of the same checks, in one run.
 
-Run it with `make bench-validator`; `--json` prints the figures alone. The reference is pytest started directly, without any sandbox.
+    python -m benchmarks.validator [--sandbox docker bubblewrap] [--valid 36] [--invalid 16] [--json]
+
+The reference makes every run afresh, one after the other, each in a Docker container of its own, and remembers nothing. It has the
+validator's order of checks, cheap ones first, so the ratio says what known results and runs side by side are worth, and faster sandboxes.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
-import subprocess
-import sys
-import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import asdict
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from unittest.mock import patch as replaced
 
 from rich.console import Console
 from rich.table import Table
 
+from selfplay import validator
 from selfplay.artifact import Artifact
-from selfplay.config import ValidatorSettings
-from selfplay.environments import Environment
+from selfplay.config import Config, load_config
+from selfplay.environments import Environment, prepare_environment
+from selfplay.judging import Thresholds
+from selfplay.patches import apply_parsed, diff_trees, is_protected_path, parse_patch
+from selfplay.repos import cache_root, fetch, parse_spec
+from selfplay.resources import resource
+from selfplay.roles import sandbox_limits
 from selfplay.sandbox import open_backend
-from selfplay.sandbox.base import Limits
-from selfplay.test_runs import TestRun, TestRunner
-from selfplay.trees import Tree
-from selfplay.validator import Thresholds, Verdict, validate
+from selfplay.tasks import Task, find_tasks
+from selfplay.test_runs import ParsedLog, TestRun, TestRunner
+from selfplay.trees import FileEntry, Tree
+from selfplay.validator import MAX_STORED_PATCH, Verdict, validate
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
-
-from tiny_bugs import CLAMP_BUG, CLAMP_WEAKENED, TWO_FILES_BUG, VOWELS_BUG, VOWELS_WEAKENED, make_artifact, prepare_tiny
-
-PARTS = {
-    "open_s": "starting sandboxes",
-    "transfer_s": "moving files",
-    "script_s": "the script (tests)",
-    "parser_s": "the parser, twice, own sandboxes",
-}
+THRESHOLDS = Thresholds(3, 1, 1)  # the frozen set's own
+PARTS = {"open_s": "starting sandboxes", "transfer_s": "moving files", "script_s": "the script (tests)", "parser_s": "the parser"}
+Cell = tuple[str, str, tuple[str, ...], tuple[str, ...]]  # what must be equal of two verdicts
 
 
 class WatchedRunner(TestRunner):
@@ -57,88 +58,174 @@ class WatchedRunner(TestRunner):
         return run
 
 
-def artifacts(tiny: Environment) -> Iterator[tuple[str, Artifact]]:
-    numbers, text = "tiny/numbers.py", "tiny/text.py"
-    unrelated = {"tests/test_numbers.py": ("    assert mean([1, 2, 3]) == 2\n", "    pass\n")}
-    initials = {"tests/test_text.py": ('assert initials("ada king lovelace") == "AKL"', "assert initials")}
-    yield "one file", make_artifact(tiny)
-    yield "two files", make_artifact(tiny, TWO_FILES_BUG)
-    yield "deleted file", make_artifact(tiny, VOWELS_BUG, VOWELS_WEAKENED)
-    yield "other function", make_artifact(tiny, {text: ("word[0].upper()", "word[-1].upper()")}, initials)
-    yield "mean", make_artifact(tiny, {numbers: ("    return total / len(values)\n", "    return total\n")}, unrelated)
-    yield "unnoticed", make_artifact(tiny, {numbers: ("Sums and bounds.", "Sums, bounds.")})
-    yield "padding", make_artifact(tiny, {**CLAMP_BUG, text: ("count_vowels(text):\n", "count_vowels(text):  # all\n")})
-    yield "hides nothing", make_artifact(tiny, weaken=unrelated)
-    yield "empty bug", make_artifact(tiny, bug="")
-    yield "broken diff", make_artifact(tiny, bug="no diff\n", weaken=CLAMP_WEAKENED)
+class StraightRunner(WatchedRunner):
+    """Remembers nothing."""
+
+    def run(self, environment: Environment, tree: Tree, script: str, parser: str, hash_seed: int = 0, fresh: bool = True) -> TestRun:
+        return super().run(environment, tree, script, parser, hash_seed, fresh=True)
+
+    def parse(self, environment: Environment, parser: str, log: bytes) -> ParsedLog:
+        return self._parse_twice(environment, parser, log)
 
 
-def bare_runs(tiny: Environment, count: int) -> float:
-    """Seconds that the test command takes `count` times without sandbox, parser or transfer: the reference."""
-    with tempfile.TemporaryDirectory() as folder:
-        tiny.tree.write_to(Path(folder))
-        command = [sys.executable, "-m", "pytest", "-rA", "-q", "-p", "no:cacheprovider", "-o", "addopts=", *tiny.test_files]
-        variables = {**os.environ, "PYTHONPATH": folder, "PYTHONDONTWRITEBYTECODE": "1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
-        started = time.monotonic()
-        for _ in range(count):
-            subprocess.run(command, cwd=folder, env=variables, check=True, capture_output=True)
-        return time.monotonic() - started
+@dataclass(frozen=True)
+class Case:
+    """An artifact of a repository (by its specification), and what is the matter with it, "" for a valid one."""
+
+    name: str
+    repo: str
+    artifact: Artifact
+    fault: str = ""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One contender. core_hours: its wall clock times the machine's cores."""
+
+    name: str
+    sandbox: str
+    seconds: float
+    runs: int
+    spent: Mapping[str, float]
+    verdicts: Mapping[str, Cell]
+
+    @property
+    def core_hours(self) -> float:
+        return self.seconds * (os.cpu_count() or 1) / 3600
+
+
+# ---- artifacts
+
+
+def _commented(tree: Tree, path: str) -> Tree:
+    return tree.replace({path: FileEntry(tree[path].content + b"\n# nothing\n", tree[path].executable)})
+
+
+def _unnoticed(tree: Tree, artifact: Artifact) -> Artifact:
+    path = parse_patch(artifact.bug_inject, MAX_STORED_PATCH).changed_paths[0]
+    return _with(artifact, bug_inject=diff_trees(tree, _commented(tree, path)))
+
+
+def _padded(tree: Tree, artifact: Artifact) -> Artifact:
+    """The bug, and a change without consequence in a file beside it."""
+    bug = parse_patch(artifact.bug_inject, MAX_STORED_PATCH)
+    beside = (path for path in sorted(tree) if path.endswith(".py") and not is_protected_path(path, tree))
+    other = next(path for path in beside if path not in bug.changed_paths)
+    return _with(artifact, bug_inject=diff_trees(tree, _commented(apply_parsed(tree, bug), other)))
+
+
+def _with(artifact: Artifact, **parts: str) -> Artifact:
+    files = {f"{name}.{'diff' if name in ('bug_inject', 'test_weaken') else 'sh'}": text for name, text in parts.items()}
+    return Artifact.from_files({**artifact.to_files(), **files})
+
+
+FAULTS: Mapping[str, Callable[[Tree, Artifact], Artifact]] = {
+    "breaks nothing": _unnoticed,
+    "padded": _padded,
+    "hides nothing": lambda _, artifact: _with(artifact, test_weaken=""),
+    "no tests run": lambda _, artifact: _with(artifact, test_script="exit 1\n"),
+}
+
+
+def cases(environments: Mapping[str, Environment], tasks: Sequence[Task], valid: int, invalid: int) -> Iterator[Case]:
+    """Frozen bugs in turns over the repositories, then others of them with a fault each, in turns too."""
+    by_repo = [[task for task in tasks if task.repo == repo] for repo in environments]
+    mixed = [task for turn in itertools.zip_longest(*by_repo) for task in turn if task is not None]
+    for task in mixed[:valid]:
+        yield Case(task.instance_id, task.repo, Artifact.from_files(task.artifact))
+    for task, (fault, make) in zip(reversed(mixed), itertools.islice(itertools.cycle(FAULTS.items()), invalid), strict=False):
+        yield Case(f"{task.instance_id} {fault}", task.repo, make(environments[task.repo].tree, Artifact.from_files(task.artifact)), fault)
+
+
+# ---- measuring
+
+
+def prepared(config: Config, repositories: Sequence[str], sandbox: str) -> dict[str, Environment]:
+    backend = open_backend(sandbox, cache_root())[0]
+    return {
+        repo: prepare_environment(
+            fetch(parse_spec(repo), cache_root()), backend, config.environment, sandbox_limits(config), cache_root(), lambda _: None
+        )
+        for repo in repositories
+    }
+
+
+def measure(config: Config, sandbox: str, tasks: Sequence[Task], valid: int, invalid: int, *, straight: bool, console: Console) -> Measured:
+    repositories = sorted({task.repo for task in tasks})
+    environments = prepared(config, repositories, sandbox)
+    chosen = list(cases(environments, tasks, valid, invalid))
+    runner = (StraightRunner if straight else WatchedRunner)(
+        open_backend(sandbox, cache_root())[0], config.validator, sandbox_limits(config), {"run": "bench"}
+    )
+    workers = 1 if straight else os.cpu_count() or 1
+    name = "straightforward" if straight else "selfplay"
+    started = time.monotonic()
+
+    def judged(case: Case) -> tuple[str, Cell]:
+        verdict: Verdict = validate(case.artifact, environments[case.repo], THRESHOLDS, runner, config.validator)
+        return case.name, (verdict.kind, verdict.failed_check, verdict.fail_to_pass, verdict.pass_to_pass)
+
+    with (
+        replaced.object(validator, "PARALLEL_RUNS", 1 if straight else validator.PARALLEL_RUNS),
+        console.status(f"{name}, {sandbox}: {len(chosen)} artifacts"),
+        ThreadPoolExecutor(workers) as pool,
+    ):
+        verdicts = dict(pool.map(judged, chosen))
+    return Measured(name, sandbox, time.monotonic() - started, runner.count, dict(runner.spent), verdicts)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--sandbox", default="auto", choices=["auto", "docker", "bubblewrap"])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sandbox", nargs="+", default=["docker", "bubblewrap"], choices=["docker", "bubblewrap"])
+    parser.add_argument("--reference", default="docker", choices=["docker", "bubblewrap"], help="the straightforward one's sandboxes")
+    parser.add_argument("--valid", type=int, default=36)
+    parser.add_argument("--invalid", type=int, default=16)
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     options = parser.parse_args()
-    settings = ValidatorSettings()
-    with tempfile.TemporaryDirectory(prefix="selfplay-bench-") as folder:
-        backend = open_backend(options.sandbox, Path(folder) / "cache")[0]
-        tiny = prepare_tiny(backend, Path(folder), Path(folder) / "cache")
-        runner = WatchedRunner(backend, settings, Limits(), {"run": "bench"})
-        verdicts: dict[str, Verdict] = {}
-        started = time.monotonic()
-        for name, artifact in artifacts(tiny):
-            verdicts[name] = validate(artifact, tiny, Thresholds(), runner, settings)
-        total_s = time.monotonic() - started
-        bare_s = bare_runs(tiny, runner.count)
-    figures = {
-        "sandbox": backend.name,
-        "artifacts": len(verdicts),
-        "test_runs": runner.count,
-        "cached_runs": sum(verdict.cached_runs for verdict in verdicts.values()),
-        "total_s": round(total_s, 3),
-        "bare_test_command_s": round(bare_s, 3),
-        "ratio_to_bare": round(total_s / bare_s, 3),
-        **{part: round(runner.spent[part], 3) for part in PARTS},
+    console = Console(stderr=options.json)
+    config = load_config(resource("recipes") / "learning.toml")
+    listed = [line.split("#")[0].strip() for line in (resource("recipes") / "quickstart-repos.txt").read_text().splitlines()]
+    tasks = [task for task in find_tasks(["own"]) if task.repo in listed]
+    counts = (options.valid, options.invalid)
+    measured = [measure(config, sandbox, tasks, *counts, straight=False, console=console) for sandbox in options.sandbox]
+    reference = measure(config, options.reference, tasks, *counts, straight=True, console=console)
+    unequal = {
+        name: (found.verdicts[name], verdict)
+        for found in measured
+        for name, verdict in reference.verdicts.items()
+        if found.verdicts[name] != verdict
     }
     if options.json:
-        print(json.dumps(figures))
+        rows = [
+            {"name": m.name, "sandbox": m.sandbox, "seconds": m.seconds, "runs": m.runs, **m.spent, "ratio": reference.seconds / m.seconds}
+            for m in [*measured, reference]
+        ]
+        print(json.dumps({"artifacts": len(reference.verdicts), "unequal": len(unequal), "contenders": rows}))
     else:
-        show(figures, verdicts, runner, total_s)
+        show(measured, reference, console)
+        for name, (ours, theirs) in unequal.items():
+            console.print(f"[red]verdicts differ[/] on {name}: {ours[:2]} against {theirs[:2]}")
+    raise SystemExit(1 if unequal else 0)
 
 
-def show(figures: dict[str, object], verdicts: dict[str, Verdict], runner: WatchedRunner, total_s: float) -> None:
-    console = Console()
-    table = Table(title=f"validation of {len(verdicts)} artifacts in {figures['sandbox']} sandboxes")
-    for column in ("artifact", "verdict", "runs", "known", "seconds"):
-        table.add_column(column, justify="left" if column in ("artifact", "verdict") else "right")
-    for name, verdict in verdicts.items():
-        table.add_row(
-            name, verdict.failed_check or "accepted", str(verdict.test_runs), str(verdict.cached_runs), f"{verdict.duration_s:.2f}"
-        )
+def show(measured: Sequence[Measured], reference: Measured, console: Console) -> None:
+    accepted = sum(kind == "accepted" for kind, *_ in reference.verdicts.values())
+    table = Table(title=f"{len(reference.verdicts)} artifacts, {accepted} accepted, {os.cpu_count()} cores")
+    for column in ("", "sandbox", "runs", "seconds", "a core-hour", "times faster"):
+        table.add_column(column, justify="left" if column in ("", "sandbox") else "right")
+    for found in [*measured, reference]:
+        rate = f"{len(found.verdicts) / found.core_hours:.0f}"
+        table.add_row(found.name, found.sandbox, str(found.runs), f"{found.seconds:.1f}", rate, f"{reference.seconds / found.seconds:.2f}")
     console.print(table)
-    spent = Table(title=f"where the time of {runner.count} runs went (runs overlap, two at a time)")
-    for column in ("part", "seconds", "a run", "share"):
-        spent.add_column(column, justify="left" if column == "part" else "right")
-    all_s = sum(runner.spent[part] for part in PARTS) or 1.0
+    spent = Table(title="seconds of a run (runs may overlap)")
+    spent.add_column("")
+    for found in [*measured, reference]:
+        spent.add_column(f"{found.name}, {found.sandbox}", justify="right")
     for part, words in PARTS.items():
-        seconds = runner.spent[part]
-        spent.add_row(words, f"{seconds:.2f}", f"{1000 * seconds / max(1, runner.count):.0f} ms", f"{seconds / all_s:.0%}")
+        spent.add_row(words, *(f"{found.spent[part] / max(1, found.runs):.3f}" for found in [*measured, reference]))
     console.print(spent)
-    console.print(
-        f"whole validation {total_s:.2f} s; reference, the bare test command {runner.count} times: {figures['bare_test_command_s']} s; "
-        f"ratio {figures['ratio_to_bare']}"
-    )
+    failed = Counter(check for _, check, *_ in reference.verdicts.values() if check)
+    console.print("rejected by: " + ", ".join(f"{check} {count}" for check, count in failed.most_common()))
 
 
 if __name__ == "__main__":

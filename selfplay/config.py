@@ -151,6 +151,7 @@ class SandboxSettings(Section):
     processes: int = Field(128, ge=8)
     workspace_mb: int = Field(256, ge=8)
     tmp_mb: int = Field(64, ge=1)
+    ready: int = Field(0, ge=0, le=256)  # opened ahead, of the kinds asked for last: they start in no time, and hold memory while they wait
 
 
 class EnvironmentSettings(Section):

@@ -23,6 +23,7 @@ BEGINS_WITH_SCRIPT = re.compile(
     rf"(git diff > {SUBMIT}/bug_inject\.diff; *)?bash {SUBMIT}/test_script\.sh( *(?:$|[|;\n]|&&|2?>).*)?", re.DOTALL
 )
 OWN_INPUT = re.compile(r"<|(?<![&>])&(?!&)")  # in the background, or with an input of its own, the script cannot be replaced by its output
+TIMED_OUT = 124
 PLAIN_STATUSES = (0, 1)  # pytest's for tests that ran; with others it may have written to stderr, which its log does not tell apart
 
 
@@ -52,6 +53,10 @@ class SharedTests:
         if around is None or (done := self._script_run(timeout_s)) is None:
             return self.box.run(command, timeout_s, output_bytes, stdin)
         before, after = around
+        if done.timings.script_s >= timeout_s:  # as it would here, at the same cost
+            self.box.run(before or ":", timeout_s)
+            shown = b"" if after.strip() else done.log[:output_bytes]
+            return ExecResult(TIMED_OUT, shown, truncated=False, timed_out=True, duration_s=timeout_s)
         return self.box.run(f"{before}(cat; exit {done.exit_code}){after}", timeout_s, output_bytes, done.log)
 
     def _script_run(self, timeout_s: float) -> ScriptRun | None:
@@ -66,7 +71,7 @@ class SharedTests:
         if "test_script.sh" not in given or given["test_script.sh"].content != self.script.encode():
             return None
         done = self.runner.script(self.environment, Tree.from_tar(workspace), self.script)
-        is_plain = not done.error and done.exit_code in PLAIN_STATUSES and done.timings.script_s < timeout_s
+        is_plain = done.timings.script_s >= timeout_s or (not done.error and done.exit_code in PLAIN_STATUSES)
         return done if is_plain and len(done.log) <= self.spec.limits.file_bytes else None
 
     def write_archive(self, folder: str, tar: bytes) -> None:

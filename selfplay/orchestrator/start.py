@@ -39,6 +39,7 @@ from selfplay.repos import RepositorySpec, absolute_line, cache_root, fetch, par
 from selfplay.roles import sandbox_limits, spec_tokens
 from selfplay.sandbox import open_backend
 from selfplay.sandbox.base import Limits, SandboxBackend
+from selfplay.sandbox.ready import ready_sandboxes
 from selfplay.tasks import Task, find_tasks, read_tasks, write_tasks
 from selfplay.test_runs import TestRunner
 from selfplay.training.base import Trainer, check_trainer
@@ -262,7 +263,7 @@ def _play(
 
     if swept := backend.sweep():
         console.print(f"Removed what earlier runs left behind: {len(swept)} item(s).")
-    with _open_store(run) as store:
+    with _open_store(run) as store, ready_sandboxes(backend, config.sandbox.ready) as backend:
         limits = sandbox_limits(config)
         environments = prepare_all(specs, backend, config, limits, console, store)
         _put_given_bugs(run, config, store, environments, model, console)

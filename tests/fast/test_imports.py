@@ -35,8 +35,6 @@ ORDER = [
     "perturbation",
     "test_runs",
     "shared_tests",
-    "judging",
-    "perturbation",
     "validator",
     "grading",
     "models",

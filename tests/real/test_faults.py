@@ -21,18 +21,15 @@ from pathlib import Path
 from typing import cast
 
 import pytest
+from bare_environment import an_environment
 
 import selfplay
 from selfplay.config import ValidatorSettings
-from selfplay.environments import Environment
 from selfplay.errors import DiskFullError, PrerequisiteError, SandboxInterrupted, SandboxUnavailable, full_disk_told
-from selfplay.outcomes import TestOutcomes
-from selfplay.repos import Checkout, RepositorySpec
 from selfplay.sandbox import SandboxBackend, bubblewrap_sandbox, open_backend
 from selfplay.sandbox.base import Limits, Sandbox, SandboxSpec
 from selfplay.sandbox.client import ConnectedSandbox
 from selfplay.test_runs import TestRunner
-from selfplay.trees import FileEntry, Tree
 
 pytestmark = pytest.mark.sandbox
 
@@ -71,13 +68,6 @@ def open_descriptors() -> int:
 def own_containers() -> list[str]:
     listed = subprocess.run(["docker", "ps", "-a", "--format", "{{.Names}}"], capture_output=True, text=True, check=True)
     return [name for name in listed.stdout.split() if f"-{os.getpid()}-" in name]
-
-
-def an_environment(script: str, parser: str = 'print(\'{"t": "passed"}\')\n') -> Environment:
-    """Nothing but a script: enough for a TestRunner."""
-    tree = Tree({"a.txt": FileEntry(b"a\n")})
-    checkout = Checkout(RepositorySpec("./a", "path", "a", "/a"), "a", "0" * 40, tree, None, 1, "")
-    return Environment("key", "", "a", "0" * 40, "", tree, checkout, (), script, parser, TestOutcomes(), frozenset(), (), {}, {})
 
 
 # ---- the engine

@@ -1,0 +1,14 @@
+"""An environment that is nothing but a script: enough for whatever runs scripts."""
+
+from __future__ import annotations
+
+from selfplay.environments import Environment
+from selfplay.outcomes import TestOutcomes
+from selfplay.repos import Checkout, RepositorySpec
+from selfplay.trees import FileEntry, Tree
+
+
+def an_environment(script: str, parser: str = 'print(\'{"t": "passed"}\')\n') -> Environment:
+    tree = Tree({"a.txt": FileEntry(b"a\n")})
+    checkout = Checkout(RepositorySpec("./a", "path", "a", "/a"), "a", "0" * 40, tree, None, 1, "")
+    return Environment("key", "", "a", "0" * 40, "", tree, checkout, (), script, parser, TestOutcomes(), frozenset(), (), {}, {})
