@@ -175,7 +175,7 @@ class RayLink:
         self._lost = ""
         self._is_closing = False
         groups = {"calls": 1, "messages": 1, "control": 4}  # one thread each keeps the order of what is sent and of what is heard
-        made = _on(node.key, ray.remote(RankActor), num_cpus=1, num_gpus=gpus, max_restarts=0, concurrency_groups=groups)
+        made = _on(node.key, ray.remote(concurrency_groups=groups)(RankActor), num_cpus=1, num_gpus=gpus)
         self._actor = made.remote(str(log), address_of(node))
         self._reader = threading.Thread(target=self._read, name=f"{log.stem}-reader", daemon=True)
         self._reader.start()
@@ -246,8 +246,8 @@ class RayServer:
         self._node = node
         launch = replace(launch, host=address_of(node))
         groups = {"calls": 1, "control": 4}
-        options = {"num_cpus": 1, "num_gpus": gpus, "max_restarts": 0, "concurrency_groups": groups}
-        self._actor = _on(node.key, ray.remote(ServerActor), **options).remote(name, launch)
+        made = _on(node.key, ray.remote(concurrency_groups=groups)(ServerActor), num_cpus=1, num_gpus=gpus)
+        self._actor = made.remote(name, launch)
         try:
             url = self._start(launch, is_cancelled)
         except BaseException:
