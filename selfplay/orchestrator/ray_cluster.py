@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import re
 import socket
 import threading
 import time
@@ -31,6 +32,7 @@ _ANSWER_S = 10.0
 _END_S = 20.0
 _SEND_S = 120.0  # for one piece of a file
 _PIECE_BYTES = 64 << 20
+_NAMED = re.compile(r"[\w.]*(Error|Exception)\b.*: \S")
 
 
 def check_ray() -> None:
@@ -129,9 +131,10 @@ def _unreachable(address: str, reason: str) -> PrerequisiteError:
 
 
 def _first_line(error: BaseException) -> str:
-    """What happened, of an error that carries a remote traceback."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    told = lines[-1] if lines and "Traceback" in str(error) else (lines or [type(error).__name__])[0]
+    """What happened, of an error that may carry a remote traceback: there, the last line that names an error."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    named = [line for line in lines if _NAMED.match(line)]
+    told = (named or lines[:1])[-1]
     return told if told.endswith((".", "!")) else f"{told}."
 
 

@@ -35,11 +35,11 @@ TINY = ModelShape("tiny", 64, 2, 2, 2, 32, 128, 256, True)
 
 
 def add_node(machines: Any) -> Any:
-    """A node of one CPU, without what only watches. Its agents' ports are chosen here: else it gives up on agents that a busy machine delays."""
-    probes = [socket.socket() for _ in range(3)]
+    """A node of one CPU, without what only watches. Its ports are chosen here: else it gives up on agents that a busy machine delays."""
+    probes = [socket.socket() for _ in range(4)]
     for probe in probes:
         probe.bind(("127.0.0.1", 0))
-    names = ("metrics_agent_port", "runtime_env_agent_port", "dashboard_agent_listen_port")
+    names = ("metrics_agent_port", "runtime_env_agent_port", "dashboard_agent_listen_port", "metrics_export_port")
     ports = {name: probe.getsockname()[1] for name, probe in zip(names, probes, strict=True)}
     for probe in probes:
         probe.close()
