@@ -67,13 +67,18 @@ class Cluster:
 
         alive = sorted((told for told in ray.nodes() if told["Alive"]), key=lambda told: (told["NodeID"] != self.key, told["NodeID"]))
         asked = [_on(told["NodeID"], ray.remote(num_cpus=0)(this_machine)).remote(told["NodeID"]) for told in alive]
-        try:
-            described: list[Node] = ray.get(asked, timeout=_PLACE_S)
-        except ray.exceptions.RayError as error:
-            raise PrerequisiteError(
-                f"a node of the cluster cannot run selfplay: {_first_line(error)} Install the same selfplay and Ray on every node."
-            ) from error
-        return tuple(_as_offered(node, told["Resources"]) for node, told in zip(described, alive, strict=True))
+        found = []
+        for told, answer in zip(alive, asked, strict=True):
+            try:
+                found.append(_as_offered(ray.get(answer, timeout=_PLACE_S), told["Resources"]))
+            except ray.exceptions.RayTaskError as error:
+                raise PrerequisiteError(
+                    f"the node {told['NodeManagerHostname']} of the cluster cannot run selfplay: {_first_line(error)} "
+                    "Install the same selfplay and Ray on every node."
+                ) from error
+            except ray.exceptions.RayError:
+                continue  # it went away meanwhile, which Ray notices late
+        return tuple(found)
 
     def places(self, plan: Plan) -> Places:
         """What of this plan runs elsewhere."""
@@ -139,7 +144,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def _on(node: str, remote: Any, **options: Any) -> Any:
-    """To run on this node and no other."""
+    """To run on this node and no other. CPUs are the plan's to deal out; Ray keeps GPUs apart."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     return remote.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False), **options)
@@ -178,7 +183,7 @@ class RayLink:
         self._lost = ""
         self._is_closing = False
         groups = {"calls": 1, "messages": 1, "control": 4}  # one thread each keeps the order of what is sent and of what is heard
-        made = _on(node.key, ray.remote(concurrency_groups=groups)(RankActor), num_cpus=1, num_gpus=gpus)
+        made = _on(node.key, ray.remote(concurrency_groups=groups)(RankActor), num_cpus=0, num_gpus=gpus)
         self._actor = made.remote(str(log), address_of(node))
         self._reader = threading.Thread(target=self._read, name=f"{log.stem}-reader", daemon=True)
         self._reader.start()
@@ -249,7 +254,7 @@ class RayServer:
         self._node = node
         launch = replace(launch, host=address_of(node))
         groups = {"calls": 1, "control": 4}
-        made = _on(node.key, ray.remote(concurrency_groups=groups)(ServerActor), num_cpus=1, num_gpus=gpus)
+        made = _on(node.key, ray.remote(concurrency_groups=groups)(ServerActor), num_cpus=0, num_gpus=gpus)
         self._actor = made.remote(name, launch)
         try:
             url = self._start(launch, is_cancelled)
