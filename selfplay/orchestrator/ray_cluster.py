@@ -178,7 +178,7 @@ class RayLink:
         import ray
 
         self.where = f"{node.name}:{log}"
-        self.seat = (0, neighbours)  # Ray shows it its own GPU alone
+        self.seat: tuple[int, ...] = (0, neighbours)  # Ray shows it its own GPU alone
         self._node, self._hear = node, hear
         self._lost = ""
         self._is_closing = False
