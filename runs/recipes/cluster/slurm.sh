@@ -15,6 +15,7 @@ source .venv/bin/activate
 mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 head=$(srun --nodes=1 --ntasks=1 -w "${nodes[0]}" hostname --ip-address | awk '{print $1}')
 port=6379
+export RAY_worker_niceness=0 # else Ray gives all it starts, our ranks and servers too, a priority of 15 below the sandboxes'
 common=(--num-cpus="$SLURM_CPUS_ON_NODE" --num-gpus="${SLURM_GPUS_ON_NODE:-8}" --disable-usage-stats --block)
 
 srun --nodes=1 --ntasks=1 --overlap -w "${nodes[0]}" ray start --head --node-ip-address="$head" --port=$port "${common[@]}" &
