@@ -56,7 +56,7 @@ def add_node(machines: Any) -> Any:
 def machines() -> Iterator[Any]:
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join([str(TESTS), str(TESTS.parent), str(TESTS / "standin"), *filter(None, [before])])
-    os.environ["RAY_worker_niceness"] = "0"
+    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
     made = Machines()
     add_node(made)
     yield made
