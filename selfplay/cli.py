@@ -32,11 +32,22 @@ def train(
     set_: Overrides = None,
     resume: Annotated[str | None, typer.Option("--resume", help="Continue a run: its name or folder.")] = None,
     runs: RunRoot = Path("runs"),
+    cluster: Annotated[
+        str | None, typer.Option("--cluster", metavar="auto|ADDRESS", help="Run on this Ray cluster; auto: the one this machine is in.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would run where and what memory it takes; start nothing.")] = False,
 ) -> None:
     """Play, judge and learn over a list of repositories.
 
     Example: [bold]selfplay train --repos runs/recipes/quickstart-repos.txt --config runs/recipes/quickstart.toml[/bold]
     """
+    if dry_run:
+        from selfplay.viewing.placement import dry_run_training
+
+        if resume is not None or repos is None:
+            raise typer.BadParameter("--dry-run plans a new run: give --repos FILE, and --config or --set as for the run itself.")
+        dry_run_training(repos, config, set_ or [], cluster)
+        return
     from selfplay.orchestrator.start import resume_training, start_training
 
     if resume is not None:
@@ -44,11 +55,11 @@ def train(
             raise typer.BadParameter(
                 "a resumed run keeps its own repositories and settings; give --resume alone (--set may raise train.updates)."
             )
-        resume_training(resume, runs, set_ or [])
+        resume_training(resume, runs, set_ or [], cluster)
     elif repos is None:
         raise typer.BadParameter("--repos FILE is needed (or --resume RUN). A first list: runs/recipes/quickstart-repos.txt")
     else:
-        start_training(repos, config, set_ or [])
+        start_training(repos, config, set_ or [], cluster)
 
 
 @app.command("inspect-bugs")

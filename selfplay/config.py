@@ -83,8 +83,22 @@ class TrainSettings(Section):
         return roles
 
 
+class ShapeSettings(Section):
+    """What a model's config.json says, by the names it has there: for planning with a model that is not on this machine."""
+
+    hidden_size: int = Field(ge=1)
+    num_hidden_layers: int = Field(ge=1)
+    num_attention_heads: int = Field(ge=1)
+    num_key_value_heads: int = Field(ge=1)
+    head_dim: int = Field(ge=1)
+    intermediate_size: int = Field(ge=1)
+    vocab_size: int = Field(ge=1)
+    tie_word_embeddings: bool = False
+
+
 class PolicySettings(Section):
     model: str = "carried"  # "carried": the small policy in the package; else a path or a Hugging Face id
+    shape: ShapeSettings | None = None  # for --dry-run alone, where the model is not at hand
 
 
 class EngineSettings(Section):
@@ -251,6 +265,31 @@ class EvaluationSettings(Section):
         return self
 
 
+class NodeSettings(Section):
+    """Machines of one kind."""
+
+    count: int = Field(1, ge=1)
+    gpus: int = Field(0, ge=0)
+    gpu_gib: float = Field(0, ge=0)  # of each
+    cpus: int = Field(ge=1)
+    memory_gib: float = Field(gt=0)
+
+    @model_validator(mode="after")
+    def _gpus_have_memory(self) -> NodeSettings:
+        if bool(self.gpus) != bool(self.gpu_gib):
+            raise ValueError("gpus and gpu_gib (the memory of each) go together")
+        return self
+
+
+class ClusterSettings(Section):
+    """For runs on Ray (`--cluster`) and for planning them (`--dry-run`)."""
+
+    nodes: tuple[NodeSettings, ...] = ()  # what `--dry-run` plans for without `--cluster`; (): this machine
+    action_share: float = Field(0.3, gt=0, le=1)  # of an episode's tokens, those that the policy wrote: only they need the head's memory
+    share_gpus: bool = False  # a trainer rank and a rollout server on one GPU; engine.gpu_memory is the server's share
+    restarts: int = Field(3, ge=0)  # in a row, without an update between them, after a trainer rank or its node was lost
+
+
 class Config(Section):
     """Everything that decides a run. `resolved()` is what `config.json` holds."""
 
@@ -268,6 +307,7 @@ class Config(Section):
     validator: ValidatorSettings = ValidatorSettings()
     trainer: TrainerSettings = TrainerSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
+    cluster: ClusterSettings = ClusterSettings()
 
     def resolved(self) -> str:
         return json.dumps(self.model_dump(mode="json"), indent=2, sort_keys=True) + "\n"

@@ -3,6 +3,7 @@
 SelfplayError
 ├── UsageError                    what the person typed or wrote is wrong; exit code 2
 │   ├── ConfigError               unknown key, wrong type, impossible combination
+│   ├── PlacementError            what the settings ask for does not fit the machines, with the figure
 │   └── RepositoryListError       every bad line of a list, with its number
 ├── PrerequisiteError             something this machine lacks, with the command that mends it
 │   └── DiskFullError             no space where selfplay keeps something
@@ -41,6 +42,10 @@ class UsageError(SelfplayError):
 
 
 class ConfigError(UsageError):
+    pass
+
+
+class PlacementError(UsageError):
     pass
 
 

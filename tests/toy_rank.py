@@ -11,7 +11,7 @@ from selfplay.errors import EngineError
 
 
 class ToyRank:
-    def __init__(self, rank: int, world: int, address: str, deadline_s: float) -> None:
+    def __init__(self, rank: int, world: int, address: str, deadline_s: float, *seat: int) -> None:
         self.rank, self.world = rank, world
         self.progress: Callable[[str], None] = lambda _: None
 

@@ -47,7 +47,7 @@ def generated(token_ids: list[int], version: str = "0") -> dict[str, Any]:
     return {"choices": [choice], "usage": {"prompt_tokens_details": {"cached_tokens": 3}}}
 
 
-def _handler(double: Double) -> type[BaseHTTPRequestHandler]:
+def handler(double: Double) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
@@ -85,7 +85,7 @@ def doubles(count: int) -> Iterator[list[Double]]:
     made = [Double() for _ in range(count)]
     servers = []
     for double in made:
-        server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(double))
+        server = ThreadingHTTPServer(("127.0.0.1", 0), handler(double))
         server.daemon_threads = True
         double.url = f"http://127.0.0.1:{server.server_address[1]}"
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()

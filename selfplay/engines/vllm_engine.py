@@ -17,7 +17,17 @@ from typing import TYPE_CHECKING, Protocol
 from selfplay.engines.base import Completion, GenerationRequest, Sampling
 from selfplay.engines.routing import Router, conversation_of
 from selfplay.engines.vllm_requests import PATH, check_request, read_answer, request_body
-from selfplay.engines.vllm_servers import Client, GivenServer, Launch, OwnServer, VllmServer, check_installed, describe_loss, sweep
+from selfplay.engines.vllm_servers import (
+    Client,
+    GivenServer,
+    Launch,
+    OpenServer,
+    OwnServer,
+    VllmServer,
+    check_installed,
+    describe_loss,
+    sweep,
+)
 from selfplay.errors import EngineError, ServerLost
 
 if TYPE_CHECKING:
@@ -65,8 +75,13 @@ class VllmEngine:
         *,
         request_timeout_s: float = 1800.0,
         tell: Callable[[str], None] = lambda _: None,
+        open_server: OpenServer = OwnServer,
     ) -> None:
-        """urls: servers that run already; with them `servers` counts for nothing. tell: hears of servers that come and go."""
+        """urls: servers that run already; with them `servers` counts for nothing. tell: hears of servers that come and go.
+
+        open_server: how one of our own is started, by default on this machine.
+        """
+        self._open_server = open_server
         self._launch, self._sync, self._tell = launch, sync, tell
         self._request_timeout_s = request_timeout_s
         self._version = 0
@@ -79,7 +94,7 @@ class VllmEngine:
         self._openers: list[threading.Thread] = []
         self._urls = {f"vllm-{number}": url for number, url in enumerate(urls)}
         names = list(self._urls) or [f"vllm-{number}" for number in range(servers)]
-        if not urls:
+        if not urls and open_server is OwnServer:
             check_installed()
         self._pool = ThreadPoolExecutor(launch.max_batch * len(names), thread_name_prefix="vllm-request")
         sweep()
@@ -189,7 +204,7 @@ class VllmEngine:
         if name in self._urls:
             server = GivenServer(name, self._urls[name], self._launch.context_tokens)
         else:
-            server = OwnServer(name, self._launch, self._closed.is_set)
+            server = self._open_server(name, self._launch, self._closed.is_set)
         try:
             with self._syncing:
                 self._sync.deliver(server.client)

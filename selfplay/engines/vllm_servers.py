@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata, util
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import urllib3
 
@@ -75,6 +75,7 @@ class Launch:
     logs: Path | None = None  # None: a temporary folder
     threads: int = 0  # of one server on a CPU; 0: half the cores
     port: int = 0  # 0: a free one
+    host: str = "127.0.0.1"  # the address where it answers; whoever reaches it there may give it weights, so none but a closed network's
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -92,7 +93,7 @@ def command(launch: Launch, port: int, name: str) -> list[str]:
     arguments = {
         "--model": launch.model,
         "--served-model-name": name,
-        "--host": "127.0.0.1",
+        "--host": launch.host,
         "--port": str(port),
         "--dtype": launch.dtype,
         "--max-model-len": str(launch.context_tokens),
@@ -154,9 +155,9 @@ def mismatched_packages() -> list[str]:
     return [name for name, version in found.items() if not version.endswith("+cpu")]
 
 
-def free_port() -> int:
+def free_port(host: str = "127.0.0.1") -> int:
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        probe.bind((host, 0))
         return int(probe.getsockname()[1])
 
 
@@ -228,6 +229,10 @@ class Client:
         text = str(self.call("GET", "/metrics", deadline_s=deadline_s))
         return sum(float(value) for value in re.findall(r"^vllm:num_requests_(?:running|waiting)(?:\{[^}]*\})? (\S+)$", text, re.MULTILINE))
 
+    def bring(self, folder: Path) -> Path:
+        """Where the server finds what lies in `folder` here: another machine's has to be sent. Raises ServerLost when it cannot be."""
+        return folder
+
     def close(self) -> None:
         self._pool.clear()
 
@@ -246,11 +251,11 @@ class OwnServer:
         """is_cancelled: asked while it starts, which takes long."""
         self.name = name
         self._launch = launch
-        self.port = launch.port or free_port()
+        self.port = launch.port or free_port(launch.host)
         folder = launch.logs or Path(tempfile.mkdtemp(prefix="selfplay-vllm-"))
         folder.mkdir(parents=True, exist_ok=True)
         self.log = folder / f"{name}-{self.port}.log"
-        self.client = Client(name, f"http://127.0.0.1:{self.port}", launch.max_batch + 8)
+        self.client = Client(name, f"http://{launch.host}:{self.port}", launch.max_batch + 8)
         self._model_name = f"policy-{secrets.token_hex(4)}"
         started = time.monotonic()
         with self.log.open("wb") as log:
@@ -353,7 +358,26 @@ class GivenServer:
         self.client.close()
 
 
-VllmServer = OwnServer | GivenServer
+class VllmServer(Protocol):
+    """What the engine needs of a server, wherever it runs."""
+
+    name: str
+    client: Client
+
+    @property
+    def is_running(self) -> bool:
+        """Asked every second: answers at once."""
+        ...
+
+    def log_tail(self) -> str: ...
+
+    def close(self) -> None:
+        """Ends what was started for it."""
+        ...
+
+
+# Starts a server: a name, how, and whether to give up meanwhile. Raises EngineError with the reason when it does not come up.
+OpenServer = Callable[[str, Launch, Callable[[], bool]], VllmServer]
 
 
 def describe_loss(server: VllmServer, loss: str) -> str:

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -25,12 +25,14 @@ from selfplay.curriculum.store import Store
 from selfplay.engines.base import Engine
 from selfplay.engines.vllm_servers import check_installed
 from selfplay.environments import Environment, prepare_environment
-from selfplay.errors import EnvironmentBuildError, RepositoryError, RunError, UsageError
+from selfplay.errors import EnvironmentBuildError, RepositoryError, RunError, TrainerError, UsageError
 from selfplay.evaluation import Evaluator, Folder, entries_of, identity_of, policy_identity, summarise
 from selfplay.metrics import JsonlSink
 from selfplay.orchestrator.evaluations import RunEvaluations
 from selfplay.orchestrator.game import Game
 from selfplay.orchestrator.given_bugs import put_given_bugs, read_given_bugs
+from selfplay.orchestrator.machines import policy_shape
+from selfplay.orchestrator.placement import fewer, make_plan
 from selfplay.orchestrator.recovery import RunFolder, create_run, open_run
 from selfplay.orchestrator.staleness import updates_ahead
 from selfplay.prompting import check_prompts
@@ -46,9 +48,15 @@ from selfplay.viewing.progress import TrainProgress
 from selfplay.viewing.scores import show_rates
 from selfplay.viewing.summary import print_summary
 
+if TYPE_CHECKING:
+    from selfplay.orchestrator.ray_cluster import Cluster, Places
 
-def start_training(repos: Path, config_file: Path | None, overrides: Sequence[str]) -> None:
-    """`selfplay train --repos`: raises UsageError before anything was started, RunError when the name is taken."""
+
+def start_training(repos: Path, config_file: Path | None, overrides: Sequence[str], address: str | None = None) -> None:
+    """`selfplay train --repos`: raises UsageError before anything was started, RunError when the name is taken.
+
+    address: of a Ray cluster (`--cluster`), on which the run is placed.
+    """
     config = load_config(config_file, overrides)
     specs = read_repository_list(repos)
     given = _check_given_bugs(config, specs)
@@ -56,12 +64,13 @@ def start_training(repos: Path, config_file: Path | None, overrides: Sequence[st
     check_trainer(config.trainer)
     model = _check_model(config)
     backend, why = open_backend(config.sandbox.type)
-    run, config = create_run(config, "".join(f"{absolute_line(spec)}\n" for spec in specs), datetime.now(), given)
-    if tasks:
-        write_tasks(tasks, run.evaluation_tasks)
-    console = Console()
-    console.print(f"Run [bold]{run.path.name}[/bold] in {run.path}; sandboxes: {why}", highlight=False)
-    _play(run, config, specs, backend, model, console)
+    with _on_cluster(address, config) as cluster:
+        run, config = create_run(config, "".join(f"{absolute_line(spec)}\n" for spec in specs), datetime.now(), given)
+        if tasks:
+            write_tasks(tasks, run.evaluation_tasks)
+        console = Console()
+        console.print(f"Run [bold]{run.path.name}[/bold] in {run.path}; sandboxes: {why}", highlight=False)
+        _play_on(cluster, run, config, specs, backend, model, console)
 
 
 def start_evaluation(
@@ -117,12 +126,20 @@ def start_evaluation(
     return summary
 
 
-def resume_training(name: str, root: Path, overrides: Sequence[str]) -> None:
+def resume_training(name: str, root: Path, overrides: Sequence[str], address: str | None = None) -> None:
     """`selfplay train --resume`: the run's own settings; only how long and how parallel it runs may change."""
     run = open_run(name, root)
     config = run.config()
     changed = parse_overrides(overrides)
-    allowed = {"train.updates", "train.workers", "train.episodes_in_flight", "train.preparing", "train.max_machine_failures"}
+    allowed = {
+        "train.updates",
+        "train.workers",
+        "train.episodes_in_flight",
+        "train.preparing",
+        "train.max_machine_failures",
+        "trainer.ranks",
+        "engine.servers",
+    }
     if refused := sorted(set(changed) - allowed):
         raise UsageError(f"--set {refused[0]}: a resumed run keeps its settings; only {', '.join(sorted(allowed))} may change.")
     values = config.model_dump()
@@ -134,10 +151,56 @@ def resume_training(name: str, root: Path, overrides: Sequence[str]) -> None:
     check_trainer(config.trainer)
     model = _check_model(config)
     backend, why = open_backend(config.sandbox.type)
-    console = Console()
-    console.print(f"Resuming [bold]{run.path.name}[/bold]; sandboxes: {why}", highlight=False)
-    run.write_config(config)
-    _play(run, config, specs, backend, model, console)
+    with _on_cluster(address, config) as cluster:
+        console = Console()
+        console.print(f"Resuming [bold]{run.path.name}[/bold]; sandboxes: {why}", highlight=False)
+        run.write_config(config)
+        _play_on(cluster, run, config, specs, backend, model, console)
+
+
+@contextmanager
+def _on_cluster(address: str | None, config: Config) -> Iterator[Cluster | None]:
+    """Connected, and sure that the run fits there; None without an address. Raises PrerequisiteError or PlacementError."""
+    if address is None:
+        yield None
+        return
+    from selfplay.orchestrator.ray_cluster import Cluster
+
+    cluster = Cluster(address)
+    try:
+        make_plan(config, policy_shape(config), cluster.nodes())
+        yield cluster
+    finally:
+        cluster.close()
+
+
+def _play_on(
+    cluster: Cluster | None,
+    run: RunFolder,
+    config: Config,
+    specs: list[RepositorySpec],
+    backend: SandboxBackend,
+    model: str,
+    console: Console,
+) -> None:
+    """Play to the end. On a cluster a lost trainer rank, with its node or alone, costs the update that was running: what is left of the
+    cluster is planned for anew, and the run goes on from its last committed update."""
+    if cluster is None:
+        _play(run, config, specs, backend, model, console)
+        return
+    failures, reached = 0, -1
+    while True:
+        fitting, plan = fewer(config, policy_shape(config), cluster.nodes())
+        try:
+            _play(run, fitting, specs, backend, model, console, cluster.places(plan))
+            return
+        except TrainerError as error:
+            with _open_store(run) as store:
+                done = store.last_update()
+            failures, reached = failures + 1 if done == reached else 1, done
+            if failures > config.cluster.restarts:
+                raise
+            console.print(f"{error}\nGoing on from update {done} on what is left of the cluster.", markup=False, highlight=False)
 
 
 def _check_given_bugs(config: Config, specs: Sequence[RepositorySpec]) -> str:
@@ -188,7 +251,16 @@ def _check_model(config: Config) -> str:
     return model
 
 
-def _play(run: RunFolder, config: Config, specs: list[RepositorySpec], backend: SandboxBackend, model: str, console: Console) -> None:
+def _play(
+    run: RunFolder,
+    config: Config,
+    specs: list[RepositorySpec],
+    backend: SandboxBackend,
+    model: str,
+    console: Console,
+    places: Places | None = None,
+) -> None:
+    """places: what runs on other machines, None for nothing."""
     from selfplay.orchestrator.loop import TrainLoop
 
     if swept := backend.sweep():
@@ -204,7 +276,7 @@ def _play(run: RunFolder, config: Config, specs: list[RepositorySpec], backend: 
             [row for row in store.updates() if row.committed_at], lambda update: store.state(f"evaluated/{update}") is not None
         )
         with TrainProgress(console, config.train.updates, done=store.last_update()) as progress:
-            game = build_game(run, config, store, environments, backend, limits, model, committed, progress, tasks, evaluated)
+            game = build_game(run, config, store, environments, backend, limits, model, committed, progress, tasks, evaluated, places)
             try:
                 asyncio.run(TrainLoop(game).run())
             finally:
@@ -335,18 +407,19 @@ def build_game(
     progress: TrainProgress,
     tasks: Sequence[Task] = (),
     evaluated: Mapping[str, Environment] = MappingProxyType({}),
+    places: Places | None = None,
 ) -> Game:
-    """tasks, evaluated: what the run evaluates on, and the environments of these tasks by repository line."""
+    """tasks, evaluated: what the run evaluates on, and the environments of these tasks by repository line. places: as `_play`."""
     labels = {"run": run.path.name, "owner": str(os.getpid())}
     _check_targets(config, environments)
     progress.phase("loading the policy")
-    trainer = build_trainer(config, model, run.path / "logs")
+    trainer = build_trainer(config, model, run.path / "logs", places)
     try:
         if committed:
             trainer.load(run.checkpoints / committed)
         chat = ChatFormat(load_tokenizer(model))
         chat.check()
-        engine = build_engine(config, model, [*environments.values(), *evaluated.values()], run.path / "logs", progress.message)
+        engine = build_engine(config, model, [*environments.values(), *evaluated.values()], run.path / "logs", progress.message, places)
         if committed:
             engine.load_weights(trainer.export_weights(), trainer.weight_version)
     except BaseException:
@@ -361,13 +434,15 @@ def build_game(
     return Game(config, run, store, environments, backend, limits, labels, engine, chat, trainer, runner, sink, progress, evaluations)
 
 
-def build_trainer(config: Config, model: str, logs: Path) -> Trainer:
-    """The trainer that `trainer.type` names; the processes of one that has any write into `logs`."""
+def build_trainer(config: Config, model: str, logs: Path, places: Places | None = None) -> Trainer:
+    """The trainer that `trainer.type` names; the processes of one that has any run where `places` says and write into `logs`."""
     # Both take seconds to load: after all that can be refused.
     if config.trainer.type == "deepspeed":
         from selfplay.training.deepspeed_trainer import DeepSpeedTrainer
 
-        return DeepSpeedTrainer(model, config.trainer, config.agent.context_tokens, config.seed, logs)
+        return DeepSpeedTrainer(
+            model, config.trainer, config.agent.context_tokens, config.seed, logs, links=places.links if places else None
+        )
     from selfplay.training.torch_trainer import TorchTrainer
 
     trainer = TorchTrainer(model, config.trainer, config.agent.context_tokens, config.seed)
@@ -383,10 +458,11 @@ def build_engine(
     environments: Iterable[Environment],
     logs: Path | None = None,
     tell: Callable[[str], None] = lambda _: None,
+    places: Places | None = None,
 ) -> Engine:
     """The engine that `engine.type` names; a scripted one plays the teacher, which knows the original trees.
 
-    logs: the folder of servers' logs. tell: hears of servers that are lost and replaced.
+    logs: the folder of servers' logs. tell: hears of servers that are lost and replaced. places: where servers run.
     """
     if config.engine.type == "scripted":
         from selfplay.engines.scripted_engine import ScriptedEngine
@@ -394,21 +470,21 @@ def build_engine(
 
         return ScriptedEngine(TeacherPlayer([environment.tree for environment in environments]), load_tokenizer(model))
     if config.engine.type == "vllm":
-        return _open_vllm(config, model, logs, tell)
+        return _open_vllm(config, model, logs, tell, places)
     from selfplay.engines.hf_engine import HFEngine
 
     return HFEngine(model, config.engine.max_batch, config.agent.context_tokens, cache_mb=config.engine.cache_mb)
 
 
-def _open_vllm(config: Config, model: str, logs: Path | None, tell: Callable[[str], None]) -> Engine:
+def _open_vllm(config: Config, model: str, logs: Path | None, tell: Callable[[str], None], places: Places | None) -> Engine:
     import torch
 
     from selfplay.engines.vllm_engine import VllmEngine
-    from selfplay.engines.vllm_servers import Launch, on_gpu
+    from selfplay.engines.vllm_servers import Launch, OwnServer, on_gpu
     from selfplay.training.weight_sync import FileWeightSync
 
     settings = config.engine
-    dtype = settings.dtype if settings.dtype != "auto" else "bfloat16" if on_gpu() else "float32"
+    dtype = settings.dtype if settings.dtype != "auto" else "bfloat16" if (places.on_gpus if places else on_gpu()) else "float32"
     launch = Launch(
         model=model,
         context_tokens=config.agent.context_tokens,
@@ -422,7 +498,16 @@ def _open_vllm(config: Config, model: str, logs: Path | None, tell: Callable[[st
         threads=max(1, (os.cpu_count() or 2) // 2 // settings.servers),
     )
     sync = FileWeightSync(model, getattr(torch, dtype), settings.sync_timeout_s)
-    return VllmEngine(launch, sync, settings.servers, settings.urls, request_timeout_s=settings.request_timeout_s, tell=tell)
+    open_server = places.open_server if places else OwnServer
+    return VllmEngine(
+        launch,
+        sync,
+        settings.servers,
+        settings.urls,
+        request_timeout_s=settings.request_timeout_s,
+        tell=tell,
+        open_server=open_server,
+    )
 
 
 def _check_targets(config: Config, environments: dict[str, Environment]) -> None:

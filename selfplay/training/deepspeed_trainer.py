@@ -17,6 +17,7 @@ from selfplay.training.base import check_trainer
 from selfplay.training.batch import Sample, make_rank_batches
 from selfplay.training.checkpoints import copy_companions, weights_digest, written_whole
 from selfplay.training.objective import Tally, check_lengths, episode_weights, warmed_up_rate, weigh
+from selfplay.training.rank_link import RankLinks
 from selfplay.training.ranks import Ranks
 
 if TYPE_CHECKING:
@@ -26,7 +27,9 @@ if TYPE_CHECKING:
 
 
 class DeepSpeedTrainer:
-    """`settings.ranks` processes under ZeRO `settings.zero_stage`. `ranks` may be given, and is then the giver's to close.
+    """`settings.ranks` processes under ZeRO `settings.zero_stage`, where `links` says, by default on this machine.
+
+    `ranks` may be given, and is then the giver's to close.
 
     Raises PrerequisiteError without DeepSpeed, EngineError for a model that does not load, TrainerError when the ranks do not come up.
     """
@@ -39,6 +42,7 @@ class DeepSpeedTrainer:
         seed: int,
         logs: Path | None = None,
         ranks: Ranks | None = None,
+        links: RankLinks | None = None,
     ) -> None:
         check_trainer(settings)
         self._settings = settings
@@ -46,7 +50,7 @@ class DeepSpeedTrainer:
         self._source = Path(model_path)
         self._weight_version = 0
         self._owns_ranks = ranks is None
-        self._ranks = ranks or Ranks(settings.ranks, logs, settings.deadline_s)
+        self._ranks = ranks or Ranks(settings.ranks, logs, settings.deadline_s, links=links)
         if self._ranks.world != settings.ranks:
             raise ValueError(f"{self._ranks.world} ranks were given, trainer.ranks is {settings.ranks}")
         try:

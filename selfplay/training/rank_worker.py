@@ -100,28 +100,36 @@ class _Loss(nn.Module):
 
 
 class RankWorker:
-    """Joins the ranks at `address` (host:port of a torch TCPStore) when made; `open` then builds the model on them."""
+    """Joins the ranks at `address` (host:port of a torch TCPStore) when made; `open` then builds the model on them.
 
-    def __init__(self, rank: int, world: int, address: str, timeout_s: float = 1800.0) -> None:
+    device: which GPU of those that this process sees, where others do not see the same; neighbours: how many ranks share its machine.
+    By default all ranks are on one machine and see all its GPUs.
+    """
+
+    def __init__(
+        self, rank: int, world: int, address: str, timeout_s: float = 1800.0, device: int | None = None, neighbours: int = 0
+    ) -> None:
         self.rank, self.world = rank, world
+        local, neighbours = rank if device is None else device, neighbours or world
         self.progress: Callable[[str], None] = lambda _: None
         os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
-        os.environ.update(LOCAL_RANK=str(rank), RANK=str(rank), WORLD_SIZE=str(world), LOCAL_SIZE=str(world), LOCAL_WORLD_SIZE=str(world))
+        os.environ.update(LOCAL_RANK=str(local), RANK=str(rank), WORLD_SIZE=str(world))
+        os.environ.update(LOCAL_SIZE=str(neighbours), LOCAL_WORLD_SIZE=str(neighbours))
         import deepspeed  # after the variables that it reads
 
         deepspeed.ops.__compatible_ops__ = {}  # else it compiles a C++ extension for a minute, where it finds a compiler
         self._deepspeed = deepspeed
         self._device = torch.device("cpu")
         if os.environ["DS_ACCELERATOR"] == "cuda":
-            if world > torch.cuda.device_count():
+            if device is None and world > torch.cuda.device_count():
                 raise PrerequisiteError(
                     f"trainer.ranks = {world}, but this machine has {torch.cuda.device_count()} GPU(s) and nccl needs one for each rank. "
                     f"Set trainer.ranks = {torch.cuda.device_count()}."
                 )
-            self._device = torch.device("cuda", rank)
+            self._device = torch.device("cuda", local)
             torch.cuda.set_device(self._device)
         else:
-            torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // world))
+            torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // neighbours))
         host, _, port = address.rpartition(":")
         timeout = timedelta(seconds=timeout_s)
         store = torch.distributed.TCPStore(host, int(port), is_master=False, timeout=timeout)  # type: ignore[attr-defined]

@@ -1,31 +1,24 @@
-"""Rank processes on this machine: started, called all at once, watched, blamed, ended. Knows no model and no DeepSpeed.
+"""Rank processes: started, called all at once, watched, blamed, ended. Knows no model and no DeepSpeed; where they run, `rank_link` knows.
 
 Invariant: a call ends with every rank's answer, or with an error within the deadline after which no rank process is left.
 """
 
 from __future__ import annotations
 
-import contextlib
-import os
 import pickle
 import queue
-import signal
-import subprocess
-import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator, Sequence
-from multiprocessing.connection import Pipe
 from pathlib import Path
 from typing import Any, NoReturn
 
 from selfplay import errors
 from selfplay.errors import TrainerError
+from selfplay.training.rank_link import PipeLinks, RankLinks
 from selfplay.training.rank_process import DONE, ENDED, FAILED, ITEM, PROGRESS, WHERE
 
 _LAST_WORDS_S = 2.0  # how long others may still speak after the first trouble: the cause often arrives after its consequences
-_TAIL_BYTES = 4000
 _START_S = 300.0  # loading torch and DeepSpeed takes seconds on an idle machine, and gives no sign meanwhile
 _LOST_PEER = ("closed by peer", "Connection reset", "Broken pipe", "gloo", "Gloo", "NCCL", "DistBackendError", "DistNetworkError")
 
@@ -34,31 +27,15 @@ Arguments = tuple[Any, ...]
 
 
 class _Rank:
-    """One process as its controller sees it. Threads of its own read and write, so that a process that stands still blocks nobody."""
+    """One process as its controller sees it: what it is doing, and what came of the present call."""
 
-    def __init__(self, number: int, log: Path, inbox: queue.Queue[tuple[_Rank, str, Any]]) -> None:
-        self.number, self.log = number, log
+    def __init__(self, number: int, log: Path, links: RankLinks, inbox: queue.Queue[tuple[_Rank, str, Any]]) -> None:
+        self.number = number
         self._inbox = inbox
-        self._connection, theirs = Pipe()
-        environment = {"GLOO_SOCKET_IFNAME": "lo", **os.environ, "PYTHONUNBUFFERED": "1"}
-        with log.open("ab") as output:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "selfplay.training.rank_process", str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                env=environment,
-            )
-        theirs.close()
         self._is_closing = False
-        self._reader = threading.Thread(target=self._read, name=f"rank-{number}-reader", daemon=True)
-        self._reader.start()
-        self._outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-        self._writer = threading.Thread(target=self._write, name=f"rank-{number}-writer", daemon=True)
-        self._writer.start()
         self.begin("start")
         self.is_done = True
+        self.link = links.open(number, log, self._hear)
 
     def begin(self, name: str) -> None:
         """Forget the last call."""
@@ -71,23 +48,10 @@ class _Rank:
         self.says_where = False
 
     def send(self, name: str, arguments: Arguments) -> None:
-        self._outbox.put(pickle.dumps((name, arguments), protocol=pickle.HIGHEST_PROTOCOL))
+        self.link.send(pickle.dumps((name, arguments), protocol=pickle.HIGHEST_PROTOCOL))
 
-    def _write(self) -> None:
-        with contextlib.suppress(OSError):  # a rank that is gone is found by its reader
-            while (message := self._outbox.get()) is not None:
-                self._connection.send_bytes(message)
-                del message  # weights must not stay here until the next call
-
-    def _read(self) -> None:
-        try:
-            while True:
-                kind, value = pickle.loads(self._connection.recv_bytes())
-                self._tell(kind, value)
-        except (EOFError, OSError):
-            self._tell(ENDED, None)
-
-    def _tell(self, kind: str, value: Any) -> None:
+    def _hear(self, message: bytes | None) -> None:
+        kind, value = (ENDED, None) if message is None else pickle.loads(message)
         while not self._is_closing:
             try:
                 self._inbox.put((self, kind, value), timeout=0.5)
@@ -106,53 +70,29 @@ class _Rank:
         elif kind == FAILED:
             self.error, self.failure = value[0], value[1]
         elif kind == ENDED:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self.process.wait(5)
-            self.failure = self.ended() or "closed its connection"
-
-    def ended(self) -> str:
-        """How the process ended, "" while it runs."""
-        code = self.process.poll()
-        if code is None:
-            return ""
-        if code >= 0:
-            return f"ended with status {code}"
-        with contextlib.suppress(ValueError):
-            return f"was killed by {signal.Signals(-code).name}"
-        return f"was killed by signal {-code}"
-
-    def tail(self) -> str:
-        try:
-            return self.log.read_bytes()[-_TAIL_BYTES:].decode("utf-8", errors="replace").strip()
-        except OSError:
-            return ""
+            self.failure = self.link.ended() or "closed its connection"
 
     def end(self, *, gently: bool) -> None:
-        if gently and self.process.poll() is None:
+        if gently and not self.link.ended():
             self.send("close", ())
         else:
-            self.process.kill()
+            self.link.kill()
 
     def wait(self) -> None:
         self._is_closing = True
-        try:
-            self.process.wait(10)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-        self._outbox.put(None)
-        for thread in (self._reader, self._writer):
-            thread.join(2)  # its other end is closed now
-        self._connection.close()
+        self.link.wait()
 
 
 class Ranks:
     """`world` processes that form one group, each with a `worker`, named module:class, made of its rank, world, address and deadline.
 
-    Their logs go to `logs`. Raises TrainerError when they do not come up within the deadline.
+    Their logs go to `logs`; `links` says where they run, by default on this machine. Raises TrainerError when they do not come up within
+    the deadline.
     """
 
-    def __init__(self, world: int, logs: Path | None = None, deadline_s: float = 1800.0, worker: str = WORKER) -> None:
+    def __init__(
+        self, world: int, logs: Path | None = None, deadline_s: float = 1800.0, worker: str = WORKER, links: RankLinks | None = None
+    ) -> None:
         from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
         self.world = world
@@ -162,15 +102,16 @@ class Ranks:
         folder = logs or Path(self._scratch.name if self._scratch else "")
         folder.mkdir(parents=True, exist_ok=True)
         # The meeting point is the controller's own, so no port is chosen before it is bound.
-        self._store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-        address = f"127.0.0.1:{self._store.port}"
+        links = links or PipeLinks()
+        self._store = TCPStore(links.host, 0, is_master=True, wait_for_workers=False)
+        address = f"{links.host}:{self._store.port}"
         self._inbox: queue.Queue[tuple[_Rank, str, Any]] = queue.Queue(maxsize=world)  # weights must not pile up here
         self._ranks: list[_Rank] = []
         try:
             for number in range(world):
-                self._ranks.append(_Rank(number, folder / f"trainer-rank-{number}.log", self._inbox))
+                self._ranks.append(_Rank(number, folder / f"trainer-rank-{number}.log", links, self._inbox))
             self._deadline_s = max(deadline_s, _START_S)
-            self.call("join", [(worker, number, world, address, deadline_s) for number in range(world)])
+            self.call("join", [(worker, rank.number, world, address, deadline_s, *rank.link.seat) for rank in self._ranks])
             self._deadline_s = deadline_s
         except BaseException:
             self.close("they did not come up")
@@ -178,7 +119,7 @@ class Ranks:
 
     @property
     def pids(self) -> list[int]:
-        return [rank.process.pid for rank in self._ranks]
+        return [rank.link.pid for rank in self._ranks]
 
     def call(self, name: str, arguments: list[Arguments] | Arguments = ()) -> list[Any]:
         """One call on every rank, with arguments of each its own (a list) or the same for all; their values in order.
@@ -240,16 +181,16 @@ class Ranks:
     def _blame_failed(self, name: str) -> NoReturn:
         """The first to be heard of is often a victim: one that died by itself is to blame before one that failed, and that before
         one that only lost its peer."""
-        if not any(rank.ended() for rank in self._ranks):
+        if not any(rank.link.ended() for rank in self._ranks):
             self._listen([rank for rank in self._ranks if not rank.failure])
         for rank in self._ranks:
-            rank.failure = rank.ended() or rank.failure
+            rank.failure = rank.link.ended() or rank.failure
         failed = [rank for rank in self._ranks if rank.failure]
-        blamed = min(failed, key=lambda rank: (not rank.ended(), any(word in rank.failure for word in _LOST_PEER), rank.number))
-        if blamed.error and not blamed.ended():
+        blamed = min(failed, key=lambda rank: (not rank.link.ended(), any(word in rank.failure for word in _LOST_PEER), rank.number))
+        if blamed.error and not blamed.link.ended():
             self.close(blamed.failure)
             raise getattr(errors, blamed.error, OSError)(blamed.failure)
-        self._raise(name, blamed, blamed.failure if blamed.ended() else f"failed: {blamed.failure}")
+        self._raise(name, blamed, blamed.failure if blamed.link.ended() else f"failed: {blamed.failure}")
 
     def _blame_silent(self, name: str) -> NoReturn:
         """Ask the silent ones where they are. One that does not answer is to blame, else the one that came least far."""
@@ -264,14 +205,14 @@ class Ranks:
     def _raise(self, name: str, blamed: _Rank, what: str) -> NoReturn:
         place = name if blamed.doing == name else f"{name}, {blamed.doing}"
         why = f"rank {blamed.number} of {self.world} {what} (in {place})"
-        others = [f"rank {r.number} was in {r.doing}" for r in self._ranks if r is not blamed and not r.is_done and not r.ended()]
+        others = [f"rank {r.number} was in {r.doing}" for r in self._ranks if r is not blamed and not r.is_done and not r.link.ended()]
         parts = [f"trainer {why}.", *([f"Meanwhile {', '.join(others)}."] if others else [])]
         if "out of memory" in what or "OutOfMemory" in what:
             parts.append("Lower trainer.batch_tokens, raise trainer.zero_stage or trainer.ranks, or set trainer.activation_checkpointing.")
         parts.append("Nothing of this update is kept; continue with: selfplay train --resume")
         if self._scratch is None:
-            parts.append(f"Its log: {blamed.log}")
-        tail = blamed.tail()
+            parts.append(f"Its log: {blamed.link.where}")
+        tail = blamed.link.tail()
         self.close(why)
         raise TrainerError(" ".join(parts), blamed.number, tail)
 

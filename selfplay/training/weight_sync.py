@@ -79,7 +79,8 @@ class FileWeightSync:
         if self._published is None and self._call(client, "GET", "/weight_info", "which weights it has")["weight_version"] == _UNTOUCHED:
             self._label(client)  # what it was started with is what is wanted
             return {"sync/paused_seconds": 0.0}
-        where = str(self._published or self._model)  # a server forgets what it was started with once it was told another place
+        # A server forgets what it was started with once it was told another place.
+        where = str(client.bring(self._published)) if self._published else self._model
         reload = {"method": "reload_weights", "kwargs": {"weights_path": where}, "timeout": self._deadline_s}
         self._call(client, "POST", "/pause?mode=keep&clear_cache=false", "the end of its running step")
         paused = time.monotonic()

@@ -1,0 +1,66 @@
+"""What follows on a cluster when a trainer rank is lost: how often a run goes on by itself, and on what."""
+
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from selfplay.config import build_config
+from selfplay.curriculum.store import Store
+from selfplay.errors import TrainerError
+from selfplay.orchestrator import start
+from selfplay.orchestrator.memory import GIB
+from selfplay.orchestrator.placement import Node
+from selfplay.orchestrator.recovery import create_run
+
+
+class Machines:
+    """A cluster that has fewer nodes each time it is asked. places: hands the plan on."""
+
+    def __init__(self, counts: list[int]) -> None:
+        self._counts = counts
+
+    def nodes(self) -> list[Node]:
+        return [Node(f"n{number}", 1, 80 * GIB, 8, 64 * GIB) for number in range(self._counts.pop(0))]
+
+    def places(self, plan: Any) -> Any:
+        return plan
+
+
+@pytest.fixture
+def play_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[int]]:
+    """Plays with a trainer that is lost `losses` times; the ranks of each try."""
+
+    def run(losses: int, counts: list[int], restarts: int = 2) -> list[int]:
+        values = {
+            "run": {"folder": str(tmp_path), "name": "r"},
+            "trainer": {"type": "deepspeed", "ranks": 4},
+            "cluster": {"restarts": restarts},
+        }
+        folder, config = create_run(build_config(values), "x\n", datetime(2026, 1, 1), "")
+        Store.open(folder.database).close()
+        ranks: list[int] = []
+
+        def play(run: Any, fitting: Any, *_: Any) -> None:
+            ranks.append(fitting.trainer.ranks)
+            if len(ranks) <= losses:
+                raise TrainerError("rank 1 of 4 was lost")
+
+        monkeypatch.setattr(start, "_play", play)
+        start._play_on(Machines(counts), folder, config, [], SimpleNamespace(), "", Console(quiet=True))
+        return ranks
+
+    return run
+
+
+def test_a_run_goes_on_with_what_is_left_of_the_cluster(play_on: Callable[..., list[int]]) -> None:
+    assert play_on(2, [4, 3, 1]) == [4, 2, 1]
+
+
+def test_losses_without_an_update_between_them_end_the_run(play_on: Callable[..., list[int]]) -> None:
+    with pytest.raises(TrainerError, match="rank 1 of 4 was lost"):
+        play_on(9, [4] * 9, restarts=2)

@@ -1,0 +1,281 @@
+"""Where a plan puts things, what it refuses and which remedy it names; the memory formulas against real models."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from selfplay.cli import app
+from selfplay.config import Config, build_config, load_config
+from selfplay.errors import PlacementError
+from selfplay.orchestrator.machines import planned_nodes, policy_shape
+from selfplay.orchestrator.memory import (
+    GIB,
+    ModelShape,
+    activation_bytes,
+    cache_bytes_per_token,
+    logit_bytes,
+    read_shape,
+    server_bytes,
+    trainer_bytes,
+)
+from selfplay.orchestrator.placement import Node, Plan, Seat, fewer, make_plan, tensor_parallel
+from selfplay.resources import resource
+
+SMALL = {"hidden_size": 256, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64, "intermediate_size": 768}
+
+
+def recipe(gpus: int, *overrides: str) -> Config:
+    return load_config(resource("recipes") / f"cluster-{gpus}.toml", overrides)
+
+
+def planned(config: Config) -> Plan:
+    return make_plan(config, policy_shape(config), planned_nodes(config))
+
+
+def eight(count: int = 1, gpu_gib: float = 80) -> list[Node]:
+    return [Node(f"n{number}", 8, int(gpu_gib * GIB), 128, 1024 * GIB) for number in range(count)]
+
+
+# -- sizes ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "values"),
+    [
+        ("Qwen3Config", {"num_hidden_layers": 3, "vocab_size": 4096, "tie_word_embeddings": True, **SMALL}),
+        ("LlamaConfig", {"num_hidden_layers": 3, "vocab_size": 4096, "tie_word_embeddings": False, **SMALL}),
+        ("CwmConfig", {}),  # as published: 32 billion
+    ],
+)
+def test_a_shape_counts_the_parameters_that_the_real_model_has(kind: str, values: dict[str, Any]):
+    import transformers
+
+    config = getattr(transformers, kind)(**values)
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(config)
+    real = sum(parameter.numel() for parameter in model.parameters())
+    assert read_shape(kind, config.to_dict()).parameters == pytest.approx(real, rel=1e-3)
+
+
+@pytest.mark.parametrize(("gpus", "billions"), [(1, 1.72), (8, 8.19), (512, 32.8)])
+def test_the_recipes_describe_models_of_the_size_they_say(gpus: int, billions: float):
+    assert policy_shape(recipe(gpus)).parameters / 1e9 == pytest.approx(billions, rel=0.01)
+
+
+def test_the_carried_policy_is_read_from_its_own_folder():
+    assert policy_shape(Config()).vocabulary == 1024
+
+
+def test_a_mixture_of_experts_is_refused_by_name():
+    with pytest.raises(PlacementError, match=r"m is a mixture of experts \(num_experts = 64\)"):
+        read_shape("m", {"num_experts": 64, "hidden_size": 8})
+
+
+def test_a_model_that_is_not_here_must_be_described():
+    with pytest.raises(PlacementError, match=r"nobody/nothing is not on this machine.*policy\.shape"):
+        policy_shape(load_config(None, ["policy.model=nobody/nothing"]))
+
+
+# -- memory --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bf16", [True, False])
+def test_activations_are_what_the_backward_pass_really_keeps(bf16: bool):
+    """Counted as the autograd graph of a real layer stack keeps them; the difference of two depths leaves head and embedding out."""
+    import transformers
+
+    tokens = 256
+
+    def kept(layers: int) -> int:
+        config = transformers.Qwen3Config(num_hidden_layers=layers, vocab_size=64, **SMALL)
+        model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+        weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+        seen: dict[int, int] = {}
+
+        def keep(tensor: torch.Tensor) -> torch.Tensor:
+            storage = tensor.untyped_storage()
+            held.append(tensor)  # so that no address is used twice
+            if storage.data_ptr() not in weights and not isinstance(tensor, torch.nn.Parameter):
+                seen[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        held: list[torch.Tensor] = []
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            model.base_model(input_ids=torch.zeros(1, tokens, dtype=torch.int64), use_cache=False)
+        # Copies of weights that autocast makes are kept too; they do not grow with tokens, and are counted out.
+        copies = 2 * sum(p.numel() for p in model.parameters() if p.dim() == 2) * bf16
+        return sum(seen.values()) - copies
+
+    shape = read_shape("small", {"num_hidden_layers": 1, "vocab_size": 64, **SMALL})
+    assert activation_bytes(shape, bf16) == pytest.approx((kept(3) - kept(1)) / 2 / tokens, rel=0.2)
+
+
+def states(settings: dict[str, Any]) -> dict[str, int]:
+    config = build_config({"trainer": {"type": "deepspeed", "ranks": 4, **settings}})
+    return trainer_bytes(ModelShape("m", 1024, 10, 8, 8, 128, 4096, 32000, False), config.trainer, 4096, 0.3)
+
+
+def test_each_stage_shares_out_what_it_should():
+    parameters = ModelShape("m", 1024, 10, 8, 8, 128, 4096, 32000, False).parameters
+    held = {stage: states({"zero_stage": stage}) for stage in range(4)}
+    named = {
+        stage: tuple(round(parts[part] / parameters, 2) for part in ("weights", "gradients", "optimiser")) for stage, parts in held.items()
+    }
+    assert named == {0: (4, 4, 8), 1: (4, 4, 3), 2: (4, 1, 3), 3: (1, 1, 2)}
+
+
+def test_offload_and_checkpointing_take_away_what_they_should():
+    assert states({"zero_stage": 3, "offload": True})["optimiser"] == 0
+    assert states({"activation_checkpointing": True})["activations"] < states({})["activations"] / 5
+
+
+def test_the_heads_logits_are_counted_for_action_tokens_alone():
+    shape = ModelShape("m", 1024, 10, 8, 8, 128, 4096, 32000, False)
+    assert states({})["logits"] == int(16_384 * 0.3) * logit_bytes(shape)
+
+
+def test_a_server_shares_its_weights_and_its_heads_over_its_gpus():
+    shape = ModelShape("m", 4096, 36, 32, 8, 128, 12288, 151936, False)
+    assert cache_bytes_per_token(shape, 1) == 8 * cache_bytes_per_token(shape, 8) == 8 * cache_bytes_per_token(shape, 16) == 147_456
+    one, four = (server_bytes(shape, 40 * GIB, width, 64) for width in (1, 4))
+    assert one["weights"] == pytest.approx(4 * four["weights"])
+    assert sum(one.values()) == sum(four.values()) == 40 * GIB
+
+
+# -- places --------------------------------------------------------------------------------------------------------------
+
+
+def test_512_gpus_are_the_papers_64_and_448():
+    plan = planned(recipe(512))
+    assert len({seat.node for seat in plan.ranks}) == 8
+    assert len({(seat.node, seat.gpus) for seat in plan.ranks}) == 64
+    assert [seat.gpus for seat in plan.servers] == [tuple(range(8))] * 56
+    assert {seat.node for seat in plan.ranks}.isdisjoint(seat.node for seat in plan.servers)
+    assert sum(plan.episodes) == 4096
+    assert plan.notes == ()
+
+
+@pytest.mark.parametrize("gpus", [1, 8, 512])
+def test_every_cluster_recipe_fits_where_it_says(gpus: int):
+    plan = planned(recipe(gpus))
+    assert sum(plan.rank_memory.values()) <= plan.rank_budget
+    assert plan.cached_tokens >= recipe(gpus).agent.context_tokens
+
+
+def test_on_one_gpu_trainer_and_server_share_it():
+    plan = planned(recipe(1))
+    assert plan.shares_gpus
+    assert plan.ranks == plan.servers == (Seat(0, (0,)),)
+
+
+def test_ranks_leave_a_whole_node_to_a_server_that_needs_one():
+    config = recipe(8, "trainer.ranks=4", "engine.servers=1", 'engine.options=["--tensor-parallel-size", "8"]')
+    plan = make_plan(config, policy_shape(config), [*eight(1), Node("half", 4, 80 * GIB, 64, 512 * GIB)])
+    assert {seat.node for seat in plan.ranks} == {1}
+    assert plan.servers == (Seat(0, tuple(range(8))),)
+
+
+def test_episodes_go_where_cpus_are_free():
+    config = recipe(8)
+    plan = make_plan(config, policy_shape(config), [*eight(), Node("sandboxes", 0, 0, 64, 256 * GIB)])
+    assert plan.episodes == (82, 46)  # 128 CPUs less 4 ranks and 4 servers of 2, and 64: 116 to 64
+    assert sum(plan.episodes) == config.train.episodes_in_flight
+
+
+def test_without_gpus_everything_is_dealt_round_the_nodes():
+    config = build_config({"trainer": {"type": "deepspeed", "ranks": 3}, "engine": {"type": "vllm", "servers": 2}})
+    plan = make_plan(config, policy_shape(config), [Node(name, 0, 0, 8, 32 * GIB) for name in "ab"])
+    assert plan.ranks == (Seat(0), Seat(1), Seat(0))
+    assert plan.servers == (Seat(0), Seat(1))
+
+
+# -- refusals ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_rank_that_does_not_fit_is_told_with_figures_and_a_change_that_fits():
+    config = recipe(8, "trainer.activation_checkpointing=false")
+    with pytest.raises(
+        PlacementError, match=r"needs \d+\.\d GiB \(activations .*a GPU of 80\.0 GiB has 76\.0 GiB .*activation_checkpointing = true"
+    ):
+        planned(config)
+    assert planned(recipe(8))
+
+
+def test_the_papers_own_context_is_refused_with_a_shorter_one_that_fits():
+    with pytest.raises(PlacementError, match=r"agent\.context_tokens = 32768|agent\.context_tokens = 16384"):
+        planned(recipe(512, "agent.context_tokens=131072", "trainer.batch_tokens=131072"))
+
+
+def test_a_server_that_does_not_fit_is_told_with_a_change_that_fits():
+    with pytest.raises(PlacementError, match=r"weights take 61\.\d GiB.*It fits with engine\.gpu_memory = 0\.9") as caught:
+        planned(recipe(512, "engine.options=[]", "engine.gpu_memory=0.8"))
+    assert "Qwen/Qwen3-32B" in str(caught.value)
+
+
+def test_too_few_gpus_are_told_with_how_many_servers_fit():
+    with pytest.raises(
+        PlacementError,
+        match=r"64 trainer rank\(s\) and 56 rollout server\(s\) of 8 GPU\(s\) need 512 GPUs.*504 GPU.*Set engine\.servers = 55",
+    ):
+        config = recipe(512)
+        make_plan(config, policy_shape(config), planned_nodes(config)[:-1])
+
+
+def test_more_ranks_than_gpus_are_refused():
+    with pytest.raises(PlacementError, match=r"trainer\.ranks = 9, and the cluster has 8 GPU\(s\) on 1 node\(s\)"):
+        planned(recipe(8, "trainer.ranks=9"))
+
+
+def test_main_memory_that_cannot_hold_what_is_offloaded_is_refused():
+    config = recipe(8, "trainer.offload=true")
+    with pytest.raises(PlacementError, match=r"n has 64\.0 GiB of main memory; 4 trainer rank\(s\) with 30\.5 GiB.*offload = false"):
+        make_plan(config, policy_shape(config), [Node("n", 8, 80 * GIB, 128, 64 * GIB)])
+
+
+def test_a_pipeline_is_refused():
+    with pytest.raises(PlacementError, match="pipeline"):
+        tensor_parallel(["-pp=2"])
+    assert tensor_parallel(["--max-num-batched-tokens", "4096", "-tp", "4"]) == 4
+
+
+def test_what_is_left_of_a_cluster_gets_fewer_servers_and_then_fewer_ranks():
+    config = recipe(512)
+    nodes = planned_nodes(config)
+    fitting, plan = fewer(config, policy_shape(config), nodes[:-2])
+    assert (fitting.trainer.ranks, len(plan.servers)) == (64, 54)
+    small = recipe(8, "trainer.ranks=4", "engine.servers=4")
+    fitting, plan = fewer(small, policy_shape(small), [Node("n", 4, 141 * GIB, 64, 512 * GIB)])
+    assert (fitting.trainer.ranks, len(plan.servers)) == (2, 2)
+
+
+def test_a_crowded_node_is_noted():
+    config = recipe(8, "train.episodes_in_flight=2000")
+    assert any("test runs will wait for each other" in note for note in planned(config).notes)
+
+
+# -- the command ---------------------------------------------------------------------------------------------------------
+
+
+def test_dry_run_prints_places_and_memory_and_starts_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("COLUMNS", "160")
+    monkeypatch.chdir(tmp_path)
+    lines = resource("recipes") / "quickstart-repos.txt"
+    result = CliRunner().invoke(
+        app,
+        ["train", "--dry-run", "--repos", str(lines), "--config", str(resource("recipes") / "cluster-512.toml")],
+        catch_exceptions=False,
+    )
+    assert result.exit_code == 0
+    assert "node-0 … node-7 (8)" in result.output
+    assert "0–55 × 8 GPUs" in result.output
+    assert "together" in result.output
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_dry_run_asks_for_repositories():
+    result = CliRunner().invoke(app, ["train", "--dry-run"])
+    assert result.exit_code == 2
+    assert "--repos" in result.output

@@ -1,0 +1,206 @@
+"""Trainer ranks on a real Ray cluster of several nodes on this machine, with nodes and ranks killed."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from selfplay.config import build_config
+from selfplay.engines.base import GenerationRequest, Sampling
+from selfplay.engines.vllm_engine import VllmEngine
+from selfplay.engines.vllm_servers import Client, Launch
+from selfplay.errors import EngineError, PrerequisiteError, TrainerError
+from selfplay.orchestrator.memory import ModelShape
+from selfplay.orchestrator.placement import Plan, make_plan
+from selfplay.training.ranks import Ranks
+from selfplay.training.weight_sync import FileWeightSync
+from vllm_double import STOP, wait_until
+
+ray = pytest.importorskip("ray", reason="Ray is missing: pip install 'selfplay[cluster]'")
+
+from ray.cluster_utils import Cluster as Machines  # noqa: E402
+
+from selfplay.orchestrator.ray_cluster import Cluster  # noqa: E402
+
+# What Ray itself leaves open or announces is not ours to mend.
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+TESTS = Path(__file__).parents[1]
+TINY = ModelShape("tiny", 64, 2, 2, 2, 32, 128, 256, True)
+
+
+def add_node(machines: Any) -> Any:
+    """A node of one CPU, without what only watches. Its ports are chosen here: else it gives up on agents that a busy machine delays."""
+    probes = [socket.socket() for _ in range(4)]
+    for probe in probes:
+        probe.bind(("127.0.0.1", 0))
+    names = ("metrics_agent_port", "runtime_env_agent_port", "dashboard_agent_listen_port", "metrics_export_port")
+    ports = {name: probe.getsockname()[1] for name, probe in zip(names, probes, strict=True)}
+    for probe in probes:
+        probe.close()
+    node = machines.add_node(wait=False, num_cpus=1, include_dashboard=False, include_log_monitor=False, no_monitor=True, **ports)
+    machines.wait_for_nodes(timeout=120)
+    return node
+
+
+@pytest.fixture(scope="module")
+def machines() -> Iterator[Any]:
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(TESTS), str(TESTS.parent), str(TESTS / "standin"), *filter(None, [before])])
+    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
+    made = Machines()
+    add_node(made)
+    yield made
+    made.shutdown()
+    if before is None:
+        del os.environ["PYTHONPATH"]
+    else:
+        os.environ["PYTHONPATH"] = before
+
+
+@pytest.fixture
+def cluster(machines: Any) -> Iterator[Cluster]:
+    opened = Cluster(machines.address)
+    yield opened
+    opened.close()
+
+
+def plan_of(cluster: Cluster, ranks: int) -> Plan:
+    config = build_config({"trainer": {"type": "deepspeed", "ranks": ranks, "batch_tokens": 256}, "agent": {"context_tokens": 256}})
+    return make_plan(config, TINY, cluster.nodes())
+
+
+def toys(cluster: Cluster, plan: Plan, logs: Path, deadline_s: float = 60.0) -> Ranks:
+    return Ranks(len(plan.ranks), logs, deadline_s, worker="toy_rank:ToyRank", links=cluster.places(plan).links)
+
+
+def servers_plan(cluster: Cluster, servers: int) -> Plan:
+    values = {
+        "trainer": {"batch_tokens": 256},
+        "agent": {"context_tokens": 256},
+        "engine": {"type": "vllm", "servers": servers, "cache_mb": 1},
+    }
+    return make_plan(build_config(values), TINY, cluster.nodes())
+
+
+class _Unchecked(FileWeightSync):
+    def verify(self, client: Client, weights: Mapping[str, torch.Tensor]) -> dict[str, float]:
+        return {}  # the stand-in has no weights to compare
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
+    except OSError:
+        return False
+
+
+def assert_all_end(pids: list[int]) -> None:
+    until = time.monotonic() + 20
+    while any(map(is_running, pids)) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not any(map(is_running, pids))
+
+
+def test_ranks_on_two_nodes_answer_in_their_places_and_end_when_closed(machines: Any, cluster: Cluster, tmp_path: Path):
+    second = add_node(machines)
+    plan = plan_of(cluster, 2)
+    assert {seat.node for seat in plan.ranks} == {0, 1}
+    ranks = toys(cluster, plan, tmp_path)
+    pids = ranks.pids
+    assert [ranks.call("add", (n, 1)) for n in range(50)] == [[n + 1, n + 2] for n in range(50)]
+    assert list(ranks.stream("count", (5,))) == [1, 2, 3, 4, 5]
+    assert ranks.call("take", (bytes(8 << 20),)) == [8 << 20] * 2
+    ranks.close()
+    assert_all_end(pids)
+    machines.remove_node(second)
+
+
+def test_a_killed_rank_is_named_with_its_node_and_last_words(machines: Any, cluster: Cluster, tmp_path: Path):
+    ranks = toys(cluster, plan_of(cluster, 1), tmp_path)
+    pids = ranks.pids
+    with pytest.raises(TrainerError, match=r"rank 0 of 1 was killed by SIGKILL \(in die, the third layer\)") as caught:
+        ranks.call("die", (0,))
+    assert caught.value.log_tail.endswith("no memory left")
+    assert_all_end(pids)
+
+
+def test_a_lost_node_is_named_within_the_deadline_and_no_rank_is_left(machines: Any, cluster: Cluster, tmp_path: Path):
+    second = add_node(machines)
+    ranks = toys(cluster, plan_of(cluster, 2), tmp_path)
+    pids = ranks.pids
+    started = time.monotonic()
+    machines.remove_node(second, allow_graceful=False)
+    with pytest.raises(TrainerError, match=r"rank 1 of 2 was lost with its actor on ") as caught:
+        ranks.call("work_on", (1, 30.0))
+    assert caught.value.rank == 1
+    assert time.monotonic() - started < 30
+    assert_all_end(pids)
+    assert len(cluster.nodes()) == 1  # what is left can be planned for
+
+
+def test_an_error_of_ours_stays_what_it_is(cluster: Cluster, tmp_path: Path):
+    with pytest.raises(EngineError, match=r"^no model folder x$"):
+        toys(cluster, plan_of(cluster, 1), tmp_path).call("refuse")
+
+
+def test_a_rank_that_stands_still_is_named_within_the_deadline(cluster: Cluster, tmp_path: Path):
+    ranks = toys(cluster, plan_of(cluster, 1), tmp_path, deadline_s=2.0)
+    with pytest.raises(TrainerError, match=r"rank 0 of 1 gave no sign for 2 s and does not answer \(in stop, the second layer\)"):
+        ranks.call("stop", (0,))
+
+
+def test_servers_on_two_nodes_answer_and_each_reads_the_new_weights_on_its_own_node(machines: Any, cluster: Cluster, tmp_path: Path):
+    second = add_node(machines)
+    plan = servers_plan(cluster, 2)
+    sync = _Unchecked("model", torch.float32, folder=tmp_path)
+    engine = VllmEngine(Launch("model", 4096, 4, logs=tmp_path), sync, 2, open_server=cluster.places(plan).open_server)
+    read: set[str] = set()
+    for version in (1, 2):
+        engine.load_weights({"norm": torch.ones(version)}, version)
+        told = [server.client.call("GET", "/server_info", deadline_s=5)["read"] for server in engine.servers().values()]
+        assert len({tuple(files.values()) for files in told}) == 1  # the same bytes
+        assert len({file for files in told for file in files}) == 2  # at two places
+        read |= {file for files in told for file in files}
+    assert len(read) == 4
+    requests = [GenerationRequest((5,), 8, 41, frozenset({STOP}), f"solver/g{n}/0/0") for n in range(8)]
+    assert {done.weight_version for done in engine.generate(requests, Sampling())} == {2}
+    engine.close()
+    assert not any(Path(file).exists() for file in read)
+    machines.remove_node(second)
+
+
+def test_a_node_with_a_server_is_lost_and_the_others_answer_for_it(machines: Any, cluster: Cluster, tmp_path: Path):
+    second = add_node(machines)
+    plan = servers_plan(cluster, 2)
+    told: list[str] = []
+    sync = _Unchecked("model", torch.float32, folder=tmp_path)
+    engine = VllmEngine(Launch("model", 4096, 4, logs=tmp_path), sync, 2, tell=told.append, open_server=cluster.places(plan).open_server)
+    machines.remove_node(second, allow_graceful=False)
+    requests = [GenerationRequest((5,), 8, 41, frozenset({STOP}), f"solver/g{n}/0/0") for n in range(8)]
+    done = engine.generate(requests, Sampling())
+    assert [completion.token_ids for completion in done] == [(11 + 41 % 7, 12, STOP)] * 8
+    wait_until(lambda: any("could not be opened again" in text for text in told), 30)
+    assert list(engine.servers()) == ["vllm-0"]
+    engine.close()
+
+
+@pytest.mark.parametrize(
+    ("address", "told"),
+    [
+        ("127.0.0.1:1", r"no Ray cluster answers at --cluster 127\.0\.0\.1:1: .*refused.*ray start --head"),
+        ("nonsense", "neither 'auto' nor an address"),
+    ],
+)
+def test_an_address_where_no_cluster_answers_is_told_with_the_reason(address: str, told: str):
+    with pytest.raises(PrerequisiteError, match=told):
+        Cluster(address)
