@@ -85,6 +85,7 @@ class Scenario:
     is_exact: bool = True
     needs: str = ""  # a module
     is_evaluated: bool = False
+    left_out: tuple[str, ...] = ()  # of an episode, where it is compared
 
 
 SANDBOXES = {MONITOR: 2, SERVER: 2, TEST_RUN: 2, PARSER: 1}
@@ -96,7 +97,8 @@ SCENARIOS = (
         "deepspeed", 14, {RANK: 1, CONTROLLER: 1}, {"trainer": GAME["trainer"] | {"type": "deepspeed", "ranks": 2, "zero_stage": 2}},
         needs="deepspeed",
     ),
-    Scenario("hf", 12, {CONTROLLER: 3, MONITOR: 1, SERVER: 1, TEST_RUN: 1}, CARRIED),
+    # The last bits of a log-probability hang on what else was in its batch; the tokens that are drawn do not.
+    Scenario("hf", 12, {CONTROLLER: 3, MONITOR: 1, SERVER: 1, TEST_RUN: 1}, CARRIED, left_out=("logprobs",)),
 )  # fmt: skip
 
 
@@ -188,7 +190,7 @@ class Chaos:
         run = RunFolder(home / NAME)
         if wrong := twice_or_lost(run):
             raise Failed("the run that was left alone is wrong by itself:\n" + "\n".join(wrong))
-        return Reference(contents(run), time.monotonic() - began, counts)
+        return Reference(contents(run, scenario.left_out), time.monotonic() - began, counts)
 
     def attack(self, scenario: Scenario, reference: Reference, number: int, planned: int) -> int:
         """One run with `planned` kills, or fewer where it ended before; returns how many. Raises Failed."""
@@ -201,7 +203,7 @@ class Chaos:
             run = RunFolder(home / NAME)
             wrong = twice_or_lost(run)
             if scenario.is_exact:
-                wrong += differences(reference.values, contents(run))
+                wrong += differences(reference.values, contents(run, scenario.left_out))
             if wrong:
                 raise Failed(f"{len(wrong)} thing(s) are not as they must be:\n" + "\n".join(wrong[:25]))
         except Failed as failure:

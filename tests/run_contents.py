@@ -9,7 +9,7 @@ import hashlib
 import json
 import sqlite3
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,27 +28,29 @@ TABLES: dict[str, tuple[str, set[str]]] = {
     "attempts": ("episode_id", {"duration_s"}),
     "state": ("key", set()),
 }
-TIMES = ("seconds", "duration_s", "tokens_per_s", "generate_s", "act_s", "started_at", "test_runs", "cached_runs")
+TIMES = ("seconds", "duration_s", "tokens_per_s", "episodes_per_hour", "generate_s", "act_s", "started_at", "test_runs", "cached_runs")
 
 
-def contents(run: RunFolder) -> dict[str, Any]:
-    """Place -> value, for instance "episodes/u0001-inj0-m2: reward" -> -1.0."""
+def contents(run: RunFolder, left_out: Collection[str] = ()) -> dict[str, Any]:
+    """Place -> value, for instance "episodes/u0001-inj0-m2: reward" -> -1.0. left_out: fields of an episode."""
     found: dict[str, Any] = {}
     connection = sqlite3.connect(f"{run.database.absolute().as_uri()}?mode=ro", uri=True)
     connection.row_factory = sqlite3.Row
     try:
-        for table, (order, left_out) in TABLES.items():
+        for table, (order, unsaid) in TABLES.items():
             for place, row in enumerate(connection.execute(f"SELECT * FROM {table} ORDER BY {order}")):
                 for name, value in dict(row).items():
-                    if name not in left_out:
+                    if name not in unsaid:
                         found[f"{table}/{place} {row[0]}: {name}"] = _timeless(value)
         last = connection.execute("SELECT checkpoint FROM updates WHERE committed_at IS NOT NULL ORDER BY 1 DESC LIMIT 1").fetchone()
     finally:
         connection.close()
     for path in sorted(run.episodes.iterdir()):
-        found[f"files/episodes/{path.name}"] = (
-            _timeless(Episode.read(path).to_json()) if path.name.endswith(".json.gz") else "not an episode"
-        )
+        if path.name.endswith(".json.gz"):
+            episode = Episode.read(path).to_json()
+            found[f"files/episodes/{path.name}"] = _timeless({name: value for name, value in episode.items() if name not in left_out})
+        else:
+            found[f"files/episodes/{path.name}"] = "not an episode"
     found["files/checkpoints"] = sorted(path.name for path in run.checkpoints.iterdir())
     if last is not None and last[0]:
         found |= _checkpoint(run.checkpoints / last[0])
@@ -135,7 +137,7 @@ def _timeless(value: Any) -> Any:
 
 
 def _is_time(name: str) -> bool:
-    return name in TIMES or name.startswith("seconds/") or name.endswith("/seconds")
+    return name in TIMES or name.startswith(("seconds/", "idle/")) or name.endswith("/seconds")
 
 
 def _checkpoint(folder: Path) -> dict[str, Any]:
