@@ -36,7 +36,8 @@ def _asked(address: str) -> tuple[Node, ...]:
 
 
 def show_plan(plan: Plan, shape: ModelShape, console: Console) -> None:
-    console.print(f"[bold]{shape.name}[/bold]: {shape.parameters / 1e9:.2f} billion parameters", highlight=False)
+    size = f"{shape.parameters / 1e9:.2f} billion" if shape.parameters >= 1e9 else f"{shape.parameters / 1e6:.1f} million"
+    console.print(f"[bold]{shape.name}[/bold]: {size} parameters", highlight=False)
     console.print(_places(plan))
     console.print(_memory(plan))
     if plan.cached_tokens:
