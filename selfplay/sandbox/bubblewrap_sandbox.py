@@ -546,11 +546,16 @@ def _loader_cache(bwrap: str) -> bytes:
         return existing
     with tempfile.TemporaryDirectory(prefix="selfplay-") as folder:
         (Path(folder) / "conf").write_text(f"{PYTHON}/lib\ninclude /etc/ld.so.conf\n")
-        line = [bwrap, "--ro-bind", "/", "/", "--tmpfs", "/opt", "--ro-bind", sys.base_prefix, PYTHON, "--bind", folder, "/mnt"]
+        line = [bwrap, "--die-with-parent", "--ro-bind", "/", "/", "--tmpfs", "/opt", "--ro-bind", sys.base_prefix, PYTHON]
+        line += ["--bind", folder, "/mnt"]
         ldconfig = shutil.which("ldconfig", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin") or "ldconfig"
-        made = subprocess.run([*line, ldconfig, "-X", "-C", "/mnt/cache", "-f", "/mnt/conf"], capture_output=True, check=False)
-        if made.returncode != 0:
-            raise SandboxUnavailable(f"bubblewrap cannot run ldconfig: {made.stderr.decode('utf-8', 'replace').strip()}")
+        command = [*line, ldconfig, "-X", "-C", "/mnt/cache", "-f", "/mnt/conf"]
+        errors = Path(folder) / "errors"
+        with errors.open("wb") as told:  # no pipe: what a killed bubblewrap leaves behind could hold it open, and a reader with it
+            code = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=told, stderr=told, check=False).returncode
+        if code != 0:
+            said = errors.read_text(errors="replace").strip() or f"it ended with {code}"
+            raise SandboxUnavailable(f"bubblewrap cannot run ldconfig: {said}")
         return (Path(folder) / "cache").read_bytes()
 
 

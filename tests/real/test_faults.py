@@ -430,3 +430,18 @@ def test_a_script_that_kills_itself_is_made_twice_and_then_counts(tmp_path: Path
     done = runner.script(environment, environment.tree, environment.script)
     assert (done.exit_code, done.error) == (137, "")
     assert done.log.startswith(b"once\n")
+
+
+@pytest.mark.timeout(30)
+def test_a_bubblewrap_that_is_killed_before_any_sandbox_stands_is_told_and_not_waited_for(tmp_path: Path) -> None:
+    """What it leaves behind may hold its output open for ever."""
+    killed = tmp_path / "bwrap"
+    killed.write_text("#!/bin/sh\nsleep 600 &\necho $! > pid\nkill -9 $$\n".replace("> pid", f"> {tmp_path}/pid"))
+    killed.chmod(0o755)
+    try:
+        with pytest.raises(SandboxUnavailable, match="cannot run ldconfig: it ended with -9"):
+            bubblewrap_sandbox._loader_cache(str(killed))
+            pytest.skip("this Python has no shared library, so nothing is run to find it")
+    finally:
+        if (tmp_path / "pid").exists():
+            os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
