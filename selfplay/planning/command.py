@@ -13,7 +13,7 @@ from rich.console import Console
 from selfplay.errors import UsageError
 from selfplay.orchestrator.recovery import open_run
 from selfplay.planning.check import check_run
-from selfplay.planning.hardware import PAPER_MODEL, Gpu, ModelShape, assumed_shape, hardware_assumptions
+from selfplay.planning.hardware import PAPER_MODEL, Gpu, ModelSize, assumed_shape, hardware_assumptions
 from selfplay.planning.recorded import read_run, run_model
 from selfplay.planning.report import check_data, plan_data, show_check, show_plan
 from selfplay.planning.search import STRETCHES, Plan, PlanRequest, make_plan
@@ -88,7 +88,7 @@ def plan_from(options: PlanOptions, progress: Console) -> tuple[Plan, tuple[str,
     return plan, (*workload.assumptions, *hardware_assumptions(gpu, model), *_simulated(plan))
 
 
-def _described(options: PlanOptions) -> tuple[Workload, ModelShape, float, int]:
+def _described(options: PlanOptions) -> tuple[Workload, ModelSize, float, int]:
     """Workload, policy, tokens of an update, lag: of the paper or of a run."""
     if options.workload:
         if options.workload != "paper":
@@ -104,7 +104,7 @@ def _described(options: PlanOptions) -> tuple[Workload, ModelShape, float, int]:
     return recorded.workload, _model(options.parameters) or run_model(folder), recorded.batch_tokens, recorded.max_lag
 
 
-def _model(parameters: float | None) -> ModelShape | None:
+def _model(parameters: float | None) -> ModelSize | None:
     if parameters is None:
         return None
     if not math.isfinite(parameters) or parameters < 1:

@@ -19,7 +19,7 @@ MEMORY_SHARE = 0.9  # of a GPU's memory that is to be had
 
 
 @dataclass(frozen=True)
-class ModelShape:
+class ModelSize:
     """A decoder. width: of the residual stream. kv_width: of all keys of one token in one layer (heads x their width)."""
 
     parameters: float
@@ -40,14 +40,14 @@ class ModelShape:
         return 6.0 * self.parameters * tokens + 6.0 * self.layers * self.width * tokens**2
 
 
-PAPER_MODEL = ModelShape(32e9, 64, 6144, 8 * 128)
+PAPER_MODEL = ModelSize(32e9, 64, 6144, 8 * 128)
 
 
-def assumed_shape(parameters: float) -> ModelShape:
+def assumed_shape(parameters: float) -> ModelSize:
     """Layers and width of a dense model of so many parameters, with N = 12 L d², d = 96 L, and 6 query heads to a key head."""
     layers = max(1, round((parameters / (12 * 96**2)) ** (1 / 3)))
     width = max(8, round(math.sqrt(parameters / (12 * layers))))
-    return ModelShape(parameters, layers, width, max(1, width // 6))
+    return ModelSize(parameters, layers, width, max(1, width // 6))
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ class TrainerSpeed:
         return self.fixed_s + self.token_s * tokens + self.square_s * squares
 
 
-def server_speed(gpu: Gpu, model: ModelShape, gpus: int, means: EpisodeMeans) -> ServerSpeed:
+def server_speed(gpu: Gpu, model: ModelSize, gpus: int, means: EpisodeMeans) -> ServerSpeed:
     """A server of `gpus` GPUs in tensor parallel, by the roofline of a decoding step.
 
     Each step reads every weight once and each request's cache (its mean context while drawing) from memory, and computes 2 N FLOP a
@@ -153,29 +153,29 @@ def server_speed(gpu: Gpu, model: ModelShape, gpus: int, means: EpisodeMeans) ->
     )
 
 
-def choose_server_gpus(gpu: Gpu, model: ModelShape, means: EpisodeMeans, most: int = 8) -> int:
+def choose_server_gpus(gpu: Gpu, model: ModelSize, means: EpisodeMeans, most: int = 8) -> int:
     """The fewest GPUs (1, 2, 4, 8) that hold the weights and 32 mean episodes."""
     needed = BYTES * model.parameters + 32 * means.tokens * model.kv_bytes
     return next((count for count in (1, 2, 4) if count * gpu.memory * MEMORY_SHARE >= needed and count <= most), min(8, most))
 
 
-def trainer_speed(gpu: Gpu, model: ModelShape, gpus: int) -> TrainerSpeed:
+def trainer_speed(gpu: Gpu, model: ModelSize, gpus: int) -> TrainerSpeed:
     """The model's FLOPs over peak times MFU (Chowdhery et al. 2022, PaLM: recomputed activations do not count)."""
     reach = gpus * gpu.peak_flops * gpu.mfu
     return TrainerSpeed(0.0, 6 * model.parameters / reach, 6.0 * model.layers * model.width / reach)
 
 
-def fewest_trainer_gpus(gpu: Gpu, model: ModelShape) -> int:
+def fewest_trainer_gpus(gpu: Gpu, model: ModelSize) -> int:
     """GPUs whose memory holds weights, gradients and optimiser states, activations left out."""
     return max(1, math.ceil(TRAIN_BYTES * model.parameters / (gpu.memory * MEMORY_SHARE)))
 
 
-def sync_seconds(gpu: Gpu, model: ModelShape) -> float:
+def sync_seconds(gpu: Gpu, model: ModelSize) -> float:
     """All weights once through one link (a pipelined broadcast), and the fixed part."""
     return BYTES * model.parameters / gpu.link + gpu.sync_fixed_s
 
 
-def hardware_assumptions(gpu: Gpu, model: ModelShape) -> tuple[str, ...]:
+def hardware_assumptions(gpu: Gpu, model: ModelSize) -> tuple[str, ...]:
     """Sentences for the output: each figure that nobody measured here, with its source."""
     return (
         f"policy: {model.parameters:.3g} parameters, {model.layers} layers of width {model.width}, all attention over the whole context, "

@@ -19,7 +19,7 @@ from selfplay.curriculum.store import EpisodeRow, Store
 from selfplay.episode import Episode, Role
 from selfplay.errors import RunError
 from selfplay.orchestrator.recovery import RunFolder
-from selfplay.planning.hardware import ModelShape, ServerSpeed, TrainerSpeed, hats
+from selfplay.planning.hardware import ModelSize, ServerSpeed, TrainerSpeed, hats
 from selfplay.planning.workload import EpisodeShape, GroupShape, Stretch, Workload
 from selfplay.viewing.summary import read_metrics
 
@@ -149,7 +149,7 @@ def measured_phases(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     }
 
 
-def run_model(folder: RunFolder) -> ModelShape:
+def run_model(folder: RunFolder) -> ModelSize:
     """The policy of the run's last checkpoint, from its config.json and the heads of its weight files.
 
     Raises RunError where there is none, or where it does not say its shape.
@@ -162,7 +162,7 @@ def run_model(folder: RunFolder) -> ModelShape:
         heads = shape.get("num_key_value_heads") or shape["num_attention_heads"]
         head = shape.get("head_dim") or shape["hidden_size"] // shape["num_attention_heads"]
         count = sum(_parameters(path) for path in sorted(checkpoints[-1].parent.glob("*.safetensors")))
-        return ModelShape(float(count), int(shape["num_hidden_layers"]), int(shape["hidden_size"]), int(heads) * int(head))
+        return ModelSize(float(count), int(shape["num_hidden_layers"]), int(shape["hidden_size"]), int(heads) * int(head))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(f"{checkpoints[-1].parent} does not tell the policy's size ({error!r}). Give --parameters.") from error
 

@@ -13,7 +13,7 @@ from selfplay.episode import Role
 from selfplay.errors import UsageError
 from selfplay.planning.hardware import (
     Gpu,
-    ModelShape,
+    ModelSize,
     ServerSpeed,
     choose_server_gpus,
     fewest_trainer_gpus,
@@ -35,7 +35,7 @@ class PlanRequest:
 
     gpus: int
     workload: Workload
-    model: ModelShape
+    model: ModelSize
     gpu: Gpu
     batch_tokens: float
     max_lag: int = 8

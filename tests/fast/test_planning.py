@@ -15,7 +15,7 @@ from selfplay.errors import RunError, UsageError
 from selfplay.orchestrator.recovery import RunFolder
 from selfplay.planning.check import check_run
 from selfplay.planning.command import PlanOptions, plan_from
-from selfplay.planning.hardware import Gpu, ModelShape, ServerSpeed, TrainerSpeed, server_speed, sync_seconds, trainer_speed
+from selfplay.planning.hardware import Gpu, ModelSize, ServerSpeed, TrainerSpeed, server_speed, sync_seconds, trainer_speed
 from selfplay.planning.recorded import Timing, fit_server, fit_trainer, read_run
 from selfplay.planning.report import plan_data, show_check, show_plan
 from selfplay.planning.search import PlanRequest, make_plan
@@ -229,7 +229,7 @@ def test_merging_turns_hardly_changes_the_forecast():
 
 def test_formulas_of_hardware_against_hand_counts():
     gpu = Gpu(peak_flops=1e15, bandwidth=1e12, memory=100e9, mfu=0.5, read_mfu=0.5, mbu=0.5, step_s=0.001, link=1e10, sync_fixed_s=3.0)
-    model = ModelShape(parameters=10e9, layers=10, width=1000, kv_width=100)
+    model = ModelSize(parameters=10e9, layers=10, width=1000, kv_width=100)
     assert model.kv_bytes == 2 * 10 * 100 * 2
     assert model.train_flops(1000) == 6 * 10e9 * 1000 + 6 * 10 * 1000 * 1000**2
     assert sync_seconds(gpu, model) == pytest.approx(20e9 / 1e10 + 3)
@@ -380,7 +380,7 @@ def test_a_run_of_few_updates_cannot_be_checked(tmp_path):
 
 # -- plans
 
-SMALL = ModelShape(1e9, 16, 2048, 512)
+SMALL = ModelSize(1e9, 16, 2048, 512)
 
 
 def a_request(**changes) -> PlanRequest:
@@ -444,8 +444,8 @@ def test_a_plan_is_data_too(plan):
         ({"gpus": 1}, "--gpus 1: one GPU cannot be split"),
         ({"trainer_gpus": 9}, "--trainer-gpus 9 leaves none of 8 GPUs for rollouts. Give at most 7"),
         ({"trainer_gpus": 7, "server_gpus": 2}, "--trainer-gpus 7 leaves 1 of 8 GPUs, fewer than one rollout server of 2"),
-        ({"model": ModelShape(70e9, 80, 8192, 1024)}, "--gpus 8: a policy of 7e[+]10 parameters needs 16"),
-        ({"model": ModelShape(8e9, 32, 4096, 1024), "trainer_gpus": 1}, "--trainer-gpus 1: .* need 2 GPUs of 80 GB"),
+        ({"model": ModelSize(70e9, 80, 8192, 1024)}, "--gpus 8: a policy of 7e[+]10 parameters needs 16"),
+        ({"model": ModelSize(8e9, 32, 4096, 1024), "trainer_gpus": 1}, "--trainer-gpus 1: .* need 2 GPUs of 80 GB"),
         ({"batch_tokens": 0}, "--batch-tokens 0: needs the tokens of an update"),
         ({"slots": 0}, "--slots 0: needs 1 or more"),
         ({"hosts": -1}, "--hosts -1"),
