@@ -60,6 +60,9 @@ class TrainSettings(Section):
     even: bool = False  # solver groups take the places of injector groups that wait: every update plays as many episodes
     learn: tuple[Literal["injector", "solver"], ...] = ("injector", "solver")  # whose episodes are trained on; both play
     bugs: str = ""  # task records whose bugs are in the curriculum from the start; with injector_groups = 0 a fixed set
+    ahead: int = Field(2, ge=0)  # updates that are played ahead of the one that trains, at most max_lag; 0: playing and training take turns
+    refills: int = Field(0, ge=0)  # solver groups that an update may add for those whose attempts all ended alike
+    preparing: int = Field(4, ge=1)  # sandboxes that are opened and filled at the same time
     workers: int = Field(2, ge=1)  # verdicts and grades that run at the same time
     episodes_in_flight: int = Field(32, ge=1)  # each with a sandbox of its own
     max_machine_failures: float = Field(0.3, gt=0, le=1)  # share of an update's episodes above which the run stops
@@ -291,7 +294,7 @@ class Config(Section):
     """Everything that decides a run. `resolved()` is what `config.json` holds."""
 
     seed: int = 0
-    max_lag: int = Field(8, ge=0)
+    max_lag: int = Field(8, ge=0)  # the oldest episode that is trained on, in updates; 0: playing and training take turns
     run: RunSettings = RunSettings()
     train: TrainSettings = TrainSettings()
     policy: PolicySettings = PolicySettings()

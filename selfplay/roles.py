@@ -13,7 +13,7 @@ import re
 import tarfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -180,15 +180,19 @@ def play_injector(
     config: Config,
     limits: Limits,
     runner: TestRunner | None = None,
+    preparing: AbstractContextManager[object] | None = None,
 ) -> Episode:
     """One injector episode. `submission` holds what a submit call named of the five files; without one it is empty.
 
-    With a `runner`, runs of the given test script are shared with all that it runs, see `shared_tests`.
+    With a `runner`, runs of the given test script are shared with all that it runs, see `shared_tests`. `preparing` is held while the
+    sandbox is opened and filled.
     Raises EngineError and PromptError; a failing sandbox is a finish reason.
     """
     record = _Record(Role.INJECTOR, task.environment, place, *injector_prompts(task, config))
-    with record.machine_failures(), open_workspace(backend, task.environment, task.environment.tree, place.labels, limits) as box:
-        prepare_injector(box, task, config)
+    with record.machine_failures(), ExitStack() as stack:
+        with preparing or nullcontext():
+            box = stack.enter_context(open_workspace(backend, task.environment, task.environment.tree, place.labels, limits))
+            prepare_injector(box, task, config)
         script = task.environment.script_for(_given_test_files(task))
         shown: Sandbox = SharedTests(box, runner, task.environment, script) if runner else box
         record.result = record.play(engine, chat, shown, config.agent)
@@ -207,10 +211,12 @@ def play_solver(
     config: Config,
     limits: Limits,
     runner: TestRunner | None = None,
+    preparing: AbstractContextManager[object] | None = None,
 ) -> Episode:
     """One solver episode. `submission["patch"]` is the workspace's change, taken however the episode ended; "" for none.
 
-    With a `runner`, runs of the given test script are shared with all that it runs, see `shared_tests`.
+    With a `runner`, runs of the given test script are shared with all that it runs, see `shared_tests`. `preparing` is held while the
+    sandbox is opened and filled.
     Raises EngineError and PromptError, and PatchError when the bug does not belong to the environment.
     """
     record = _Record(Role.SOLVER, task.environment, place, *solver_prompts(task, config))
@@ -218,8 +224,10 @@ def play_solver(
     states = build_states(task.environment.tree, task.bug)
     start = states.buggy if "tests" in config.solver.given else states.solver_start
     made = start.changed_paths(states.solver_start)  # tests that grading knows in their weakened form only: no change to them counts
-    with record.machine_failures(), open_workspace(backend, task.environment, start, place.labels, limits) as box:
-        prepare_solver(box, task, config)
+    with record.machine_failures(), ExitStack() as stack:
+        with preparing or nullcontext():
+            box = stack.enter_context(open_workspace(backend, task.environment, start, place.labels, limits))
+            prepare_solver(box, task, config)
         shown: Sandbox = SharedTests(box, runner, task.environment, task.bug.artifact.test_script) if runner else box
         record.result = record.play(engine, chat, shown, config.agent)
         if record.result.finish not in (FinishReason.SANDBOX_LOST, FinishReason.ENV_ERROR):

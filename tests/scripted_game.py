@@ -1,6 +1,6 @@
 """A whole self-play run on the tiny repository with scripted players: run as a module it plays one folder, and can kill itself.
 
-    python tests/scripted_game.py FOLDER CACHE BACKEND [KILL_AT]
+    python tests/scripted_game.py FOLDER CACHE BACKEND [KILL_AT [MAX_LAG]]
 
 KILL_AT names a point at which the process sends itself SIGKILL: "phase:NAME", "written:N" (the Nth episode file is in place and not
 yet recorded), "recorded:N" (the Nth episode's row is committed).
@@ -139,10 +139,11 @@ class _FailingBox:
         return getattr(self._box, name)
 
 
-def tiny_config(runs: Path, updates: int = 2, **settings: dict[str, Any]) -> Config:
+def tiny_config(runs: Path, updates: int = 2, **settings: Any) -> Config:
     return build_config(
         {
             "seed": 11,
+            "max_lag": 0,  # one step after the other, so that a run repeats exactly
             "run": {"name": "scripted", "folder": str(runs)},
             "train": {"updates": updates, "injector_groups": 1, "solver_groups": 1, "group_size": 9, "max_machine_failures": 0.9},
             "agent": {"max_turns": 4, "context_tokens": 8192, "turn_tokens": 4096, "observation_tokens": 200, "prompt_style": "terse"},
@@ -226,7 +227,7 @@ def play(
     git: bool = False,
     player_of: Callable[[Any], Any] = Player,
     given_bugs: str = "",
-    **settings: dict[str, Any],
+    **settings: Any,
 ) -> RunFolder:
     """Start the run in `folder`, or continue the one that is there. settings: sections that replace those of `tiny_config`.
 
@@ -293,4 +294,4 @@ def play(
 
 if __name__ == "__main__":
     folder, cache, backend_name, *rest = sys.argv[1:]
-    play(Path(folder), Path(cache), backend_name, *rest)
+    play(Path(folder), Path(cache), backend_name, *rest[:1], **({"max_lag": int(rest[1])} if rest[1:] else {}))

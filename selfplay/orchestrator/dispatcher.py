@@ -1,4 +1,4 @@
-"""Plays and judges the members of groups in two bounded pools, and records each result the moment it is known.
+"""Plays and judges the members of groups in separate bounded pools, and records each result the moment it is known.
 
 Invariant: every member of a dispatched group comes out exactly once: recorded and judged, or recorded as masked after retries.
 """
@@ -7,67 +7,79 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from selfplay.artifact import Artifact
 from selfplay.curriculum.sampling import sample_threshold
 from selfplay.curriculum.store import EpisodeRow, GroupRow
 from selfplay.engines.base import derive_seed
 from selfplay.episode import Episode, FinishReason, Role
-from selfplay.errors import ArtifactError, PatchError, RunError, SandboxUnavailable
-from selfplay.grading import Grade, grade
+from selfplay.errors import RunError, SandboxUnavailable
 from selfplay.orchestrator.game import Game
-from selfplay.roles import EpisodePlace, InjectorTask, SolverTask, play_injector, play_solver, solver_task, spec_tokens
+from selfplay.orchestrator.hosts import InjectorWork, LocalHost, SolverWork
+from selfplay.roles import EpisodePlace
 from selfplay.targets import Target
-from selfplay.validator import BugState, CheckResult, Thresholds, Verdict, validate
+from selfplay.validator import Thresholds
 
 Result = TypeVar("Result")
 MACHINE_RETRIES = 2
-SPEC_TOO_LONG = "spec_too_long"
 
 
 class Dispatcher:
-    """`play` and `judge` are separate thread pools, so that slow verdicts never keep the engine idle, nor the reverse."""
+    """`play` and `judge` are separate thread pools, so that slow verdicts never keep the engine idle, nor the reverse.
+
+    The host bounds how many sandboxes are prepared at once; one thread writes episode files. All else is in the event loop's thread.
+    """
 
     def __init__(self, game: Game) -> None:
         self._game = game
+        self.host = game.host or LocalHost(game.config, game.environments, game.engine, game.chat, game.backend, game.limits, game.runner)
         train = game.config.train
         self._play = ThreadPoolExecutor(train.episodes_in_flight, thread_name_prefix="play")
         self._judge = ThreadPoolExecutor(train.workers, thread_name_prefix="judge")
-        self._tasks: dict[str, asyncio.Future[SolverTask]] = {}  # by group: its members play one task
+        self._write = ThreadPoolExecutor(1, thread_name_prefix="write")
         self._played = 0
         self._failed = 0
+        self._judged = 2  # with one accepted: what is expected of artifacts before any was judged
+        self._accepted = 1
+        self.recorded = 0  # episodes, in all
 
     def close(self) -> None:
-        self._play.shutdown(wait=True, cancel_futures=True)
-        self._judge.shutdown(wait=True, cancel_futures=True)
+        for pool in (self._play, self._judge, self._write):
+            pool.shutdown(wait=True, cancel_futures=True)
 
     def start_update(self) -> None:
+        """Begin to count the machine's failures anew."""
         self._played = self._failed = 0
-        self._tasks.clear()
 
-    async def play_groups(self, groups: list[GroupRow]) -> None:
+    @property
+    def accepted_share(self) -> float:
+        """Of the artifacts that were judged; what an injector in play may be expected to bring."""
+        return self._accepted / self._judged
+
+    async def play_group(self, group: GroupRow) -> None:
         """Play and judge every member that is not recorded yet. Raises RunError when the machine fails too often."""
-        store = self._game.store
-        pending = []
-        for group in groups:
-            recorded = {row.member for row in store.episodes(group_id=group.group_id)}
-            play = self._injector_member if group.role == Role.INJECTOR else self._solver_member
-            pending += [play(group, member) for member in range(group.size) if member not in recorded]
-        results = await asyncio.gather(*pending, return_exceptions=True)
-        for result in results:
-            if isinstance(result, BaseException):
-                raise result
+        recorded = {row.member for row in self._game.store.episodes(group_id=group.group_id)}
+        missing = [member for member in range(group.size) if member not in recorded]
+        if not missing:
+            return
+        if group.role == Role.INJECTOR:
+            await all_of([self._injector_member(group, member) for member in missing])
+        else:
+            work = await self._in(self._play, lambda: self.host.prepare(self.solver_work(group)))
+            await all_of([self._solver_member(group, member, work) for member in missing])
+
+    def solver_work(self, group: GroupRow) -> SolverWork:
+        row = self._game.store.bug(group.bug_id)
+        return SolverWork(group.repository, row.bug_id, row.state(), row.failure)
 
     async def judging(self, work: Callable[[], Result]) -> Result:
         """Run blocking judging work in the bounded pool; the machine's failures are retried, then raised."""
         for attempt in range(MACHINE_RETRIES + 1):
             try:
-                return await asyncio.get_running_loop().run_in_executor(self._judge, work)
+                return await self._in(self._judge, work)
             except SandboxUnavailable as failure:
                 self._count_failure("judging", str(failure))
                 if attempt == MACHINE_RETRIES:
@@ -75,21 +87,15 @@ class Dispatcher:
         raise AssertionError("unreachable")
 
     async def _injector_member(self, group: GroupRow, member: int) -> None:
-        game, config = self._game, self._game.config
-        environment = game.environments[group.repository]
-        thresholds = self._thresholds(group, member)
+        game = self._game
         target = Target(**json.loads(group.target_json)) if group.target_json else None
-        task = InjectorTask(environment, group.strategy, target, thresholds)
-
-        def play(place: EpisodePlace) -> Episode:
-            return play_injector(task, place, game.engine, game.chat, game.backend, config, game.limits, game.runner)
-
-        episode = await self._episode(group, member, play)
+        work = InjectorWork(group.repository, group.strategy, target, self._thresholds(group, member))
+        episode = await self._episode(group, member, work)
         if episode.finish is FinishReason.ENV_ERROR:
             self._record(group, episode, note=episode.error)
             return
         try:
-            verdict = await self.judging(lambda: self._judge_artifact(episode, group, thresholds))
+            verdict = await self.judging(lambda: self.host.judge(work, episode))
         except SandboxUnavailable as failure:
             self._record(group, replace(episode, finish=FinishReason.ENV_ERROR), note=f"no verdict: {failure}")
             return
@@ -106,47 +112,19 @@ class Dispatcher:
                 verdict.test_runs,
                 verdict.cached_runs,
             )
+        self._judged += 1
+        self._accepted += verdict.accepted
         game.progress.artifact(verdict.accepted, verdict.failed_check)
 
-    def _judge_artifact(self, episode: Episode, group: GroupRow, thresholds: Thresholds) -> Verdict:
+    async def _solver_member(self, group: GroupRow, member: int, work: SolverWork) -> None:
         game = self._game
-        if episode.finish is not FinishReason.SUBMITTED:
-            return _rejected(f"not_submitted/{episode.finish}", f"the episode ended with {episode.finish}, nothing was submitted")
-        try:
-            artifact = Artifact.from_files(episode.submission)
-        except (ArtifactError, PatchError) as error:
-            return _rejected("readable", str(error))
-        verdict = validate(artifact, game.environments[group.repository], thresholds, game.runner, game.config.validator)
-        if not verdict.accepted:
-            return verdict
-        bug = BugState(artifact, 1, "", verdict.fail_to_pass, verdict.pass_to_pass)
-        tokens = spec_tokens(game.chat, bug)
-        if tokens > game.config.solver.max_spec_tokens:
-            reason = f"the reversed test_weaken.diff has {tokens} tokens; solver.max_spec_tokens is {game.config.solver.max_spec_tokens}"
-            check = CheckResult(SPEC_TOO_LONG, False, reason, {}, 0.0)
-            return replace(verdict, accepted=False, failed_check=SPEC_TOO_LONG, checks=(*verdict.checks, check))
-        return verdict
-
-    async def _solver_member(self, group: GroupRow, member: int) -> None:
-        game, config = self._game, self._game.config
-        row = game.store.bug(group.bug_id)
-        environment = game.environments[group.repository]
-        bug = row.state()
-        if group.group_id not in self._tasks:
-            make = partial(solver_task, environment, row.bug_id, bug, row.failure, config)
-            self._tasks[group.group_id] = asyncio.get_running_loop().run_in_executor(self._play, make)
-        task = await self._tasks[group.group_id]
-
-        def play(place: EpisodePlace) -> Episode:
-            return play_solver(task, place, game.engine, game.chat, game.backend, config, game.limits, game.runner)
-
-        episode = await self._episode(group, member, play)
+        episode = await self._episode(group, member, work)
         if episode.finish is FinishReason.ENV_ERROR:
             self._record(group, episode, note=episode.error)
             return
         patch = episode.submission.get("patch", "")
         try:
-            verdict: Grade = await self.judging(lambda: grade(bug, patch, environment, game.runner))
+            verdict = await self.judging(lambda: self.host.grade(work, patch))
         except SandboxUnavailable as failure:
             self._record(group, replace(episode, finish=FinishReason.ENV_ERROR), note=f"no grade: {failure}")
             return
@@ -154,7 +132,7 @@ class Dispatcher:
             self._record(group, episode)
             game.store.record_attempt(
                 episode.episode_id,
-                row.bug_id,
+                work.bug_id,
                 verdict.passed,
                 verdict.reason,
                 verdict.failed_tests,
@@ -165,7 +143,7 @@ class Dispatcher:
             )
         game.progress.attempt(verdict.passed)
 
-    async def _episode(self, group: GroupRow, member: int, play: Callable[[EpisodePlace], Episode]) -> Episode:
+    async def _episode(self, group: GroupRow, member: int, work: InjectorWork | SolverWork) -> Episode:
         """The member's finished episode: the one written before a kill, else played now, machine failures retried."""
         game = self._game
         episode_id = f"{group.group_id}-m{member}"
@@ -176,7 +154,7 @@ class Dispatcher:
         place = EpisodePlace(game.config.seed, group.update, group.group_id, member, game.labels)
         for attempt in range(MACHINE_RETRIES + 1):
             game.progress.episode_started(role)
-            episode = await asyncio.get_running_loop().run_in_executor(self._play, play, place)
+            episode = await self._in(self._play, lambda: self.host.play(work, place))
             game.progress.episode_finished(role, episode.finish)
             self._played += 1
             if episode.finish is not FinishReason.ENV_ERROR:
@@ -185,14 +163,18 @@ class Dispatcher:
             if attempt < MACHINE_RETRIES:
                 await asyncio.sleep(0.5 * 2**attempt)
         game.progress.tokens(episode.action_tokens)
-        episode = replace(episode, episode_id=episode_id, bug_id=group.bug_id or "")
-        if episode.finish is not FinishReason.ENV_ERROR:
-            episode.write(game.run.episodes)
-        return episode
+        named = replace(episode, episode_id=episode_id, bug_id=group.bug_id or "")
+        if named.finish is not FinishReason.ENV_ERROR:
+            await self._in(self._write, lambda: named.write(game.run.episodes))
+        return named
+
+    async def _in(self, pool: ThreadPoolExecutor, work: Callable[[], Result]) -> Result:
+        return await asyncio.get_running_loop().run_in_executor(pool, work)
 
     def _record(self, group: GroupRow, episode: Episode, note: str = "") -> None:
         masked = episode.finish is FinishReason.ENV_ERROR
         versions = [version for _, version in episode.weight_versions]
+        self.recorded += 1
         self._game.store.record_episode(
             EpisodeRow(
                 episode_id=episode.episode_id,
@@ -240,16 +222,8 @@ class Dispatcher:
             )
 
 
-def _rejected(check: str, reason: str) -> Verdict:
-    return Verdict(
-        accepted=False,
-        checks=(CheckResult(check, False, reason, {}, 0.0),),
-        failed_check=check,
-        fail_to_pass=(),
-        pass_to_pass=(),
-        buggy_digest="",
-        failure="",
-        duration_s=0.0,
-        test_runs=0,
-        cached_runs=0,
-    )
+async def all_of(work: list[Coroutine[Any, Any, None]]) -> None:
+    """Wait for all, then raise the first failure if there was one: what else is in flight is not thrown away."""
+    for result in await asyncio.gather(*work, return_exceptions=True):
+        if isinstance(result, BaseException):
+            raise result

@@ -12,6 +12,7 @@ from selfplay.engines.base import Engine
 from selfplay.environments import Environment
 from selfplay.metrics import MetricSink
 from selfplay.orchestrator.evaluations import RunEvaluations
+from selfplay.orchestrator.hosts import EpisodeHost
 from selfplay.orchestrator.recovery import RunFolder
 from selfplay.sandbox.base import Limits, SandboxBackend
 from selfplay.test_runs import TestRunner
@@ -35,3 +36,4 @@ class Game:
     sink: MetricSink
     progress: TrainProgress
     evaluations: RunEvaluations | None = None
+    host: EpisodeHost | None = None  # where episodes are played and judged; None: in this process

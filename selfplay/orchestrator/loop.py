@@ -1,48 +1,62 @@
-"""One update after another: inject, admit, solve, settle, credit, train, commit. The steps are methods in that order.
+"""One update after another: play, credit, train, commit, publish. Up to `train.ahead` further updates are played meanwhile.
 
-Leaves playing and judging to the dispatcher and arithmetic to `credit` and `training`. Invariant: a step reads the database,
-so a run that is killed anywhere repeats only the step it was in, on the members that were not yet recorded.
+Leaves what is played to the waves and arithmetic to `credit` and `training`. Invariant: a step reads the database, so a run that is
+killed anywhere repeats only the steps it was in; with nothing played ahead, steps come one by one and repeat exactly.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-import random
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import asdict
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Literal
 
-from selfplay.artifact import Artifact
-from selfplay.config import InjectorSettings
-from selfplay.curriculum.sampling import choose_solver_bugs, choose_strategy, choose_target
-from selfplay.curriculum.store import BugRow, EpisodeRow, GroupRow
-from selfplay.engines.base import derive_seed
-from selfplay.environments import Environment
+from selfplay.curriculum.store import EpisodeRow
 from selfplay.episode import Episode, Role
-from selfplay.errors import RunError, SandboxUnavailable
+from selfplay.errors import RunError
 from selfplay.metrics import Value
-from selfplay.orchestrator.credit import Credit, SolveRate, credit_injector, credit_solver, learned_tokens, measure_solve_rate
+from selfplay.orchestrator.credit import Credit, SolveRate, credit_injector, learned_tokens
 from selfplay.orchestrator.dispatcher import Dispatcher
 from selfplay.orchestrator.game import Game
-from selfplay.orchestrator.staleness import is_stale, lag
+from selfplay.orchestrator.staleness import is_stale, lag, newest_wave, updates_ahead
+from selfplay.orchestrator.waves import Waves, has_variance
 from selfplay.rewards import InjectorReward
-from selfplay.targets import Target, usable_targets
 from selfplay.training.advantages import compute_advantages
 from selfplay.training.batch import Sample
-from selfplay.validator import Thresholds, Verdict, validate_second_order
 from selfplay.viewing.progress import place_text
+
+COUNTED = "episodes counted"
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What an update trains on. learned: episodes whose tokens count, with their advantages; consumed: all that it is done with."""
+
+    learned: list[tuple[EpisodeRow, float]]
+    consumed: list[tuple[str, float]]
+    groups: list[str]
+    stats: dict[str, Value]
 
 
 class TrainLoop:
     def __init__(self, game: Game) -> None:
         self._game = game
         self._dispatcher = Dispatcher(game)
+        self._ahead = updates_ahead(game.config.train.ahead, game.config.max_lag)
+        self._waves = Waves(game, self._dispatcher, self._wave_phase)
+        self._in_play: dict[int, asyncio.Task[None]] = {}
+        # Updates that take turns play their own wave only; others go on with whatever waves a kill left unfinished.
+        self._next_wave = 1 if self._ahead else game.store.last_update() + 1
+        self._played = self._next_wave - 1  # waves that are whole
+        self._uncounted = set(range(game.store.last_update() + 1, game.config.train.updates + 1))  # waves with episodes in no row yet
+        self._counted = set(json.loads(game.store.state(COUNTED) or "[]"))  # their episodes that are in one
         self._seconds: defaultdict[str, float] = defaultdict(float)
+        self._idle = IdleClock()
 
     async def run(self) -> None:
         """Play updates until `train.updates` are committed. Raises RunError when the machine fails too often, or the disk is full."""
@@ -60,6 +74,9 @@ class TrainLoop:
                 f"then continue with: selfplay train --resume {run.name}"
             ) from error
         finally:
+            for wave in self._in_play.values():
+                wave.cancel()
+            await asyncio.gather(*self._in_play.values(), return_exceptions=True)
             await asyncio.to_thread(self._dispatcher.close)
 
     async def update(self, update: int) -> None:
@@ -67,17 +84,9 @@ class TrainLoop:
         self._seconds.clear()
         self._dispatcher.start_update()
         game.store.begin_update(update)
-        with self._phase("injecting"):
-            groups = self._plan_injector_groups(update)
-            await self._dispatcher.play_groups(groups)
-            self._admit(groups, update)
-        with self._phase("solving"):
-            groups = self._plan_solver_groups(update)
-            await self._dispatcher.play_groups(groups)
-            self._settle(groups)
-        with self._phase("second order"):
-            await self._admit_second_order(groups, update)
-        self._credit_injectors()
+        self._start_waves(update)
+        with self._phase("playing") if self._ahead else nullcontext():
+            await self._ready(update)
         row = await self._train_and_commit(update)
         game.sink.write(row)
         game.progress.update_finished(update, row)
@@ -94,213 +103,54 @@ class TrainLoop:
         game.sink.write(row)
         game.store.set_state(key, "yes")
         game.progress.evaluated(update, row)
+        self._idle.restart(self._dispatcher.host.engine_busy_s(), self._dispatcher.recorded)
 
-    # -- injecting ---------------------------------------------------------------------------------------------------
+    # -- playing -----------------------------------------------------------------------------------------------------
 
-    def _plan_injector_groups(self, update: int) -> list[GroupRow]:
-        """This update's injector groups, made once and stored. None are added while bugs queue for their solvers."""
-        game, config = self._game, self._game.config
-        if game.store.state(f"planned/{update}/injector"):
-            return game.store.groups(update=update, role=Role.INJECTOR)
-        rng = random.Random(derive_seed(config.seed, update, "injector groups"))
-        waiting = len(game.store.bugs(status="fresh", order=1))
-        wanted = config.train.injector_groups if waiting < max(1, config.train.solver_groups) else 0
-        earlier = game.store.groups(role=Role.INJECTOR)
-        uses = Counter(group.repository for group in earlier)
-        target_uses = Counter(group.target_json for group in earlier if group.target_json)
-        groups = []
-        for number in range(wanted):
-            least = min(uses[name] for name in game.environments)
-            repository = rng.choice(sorted(name for name in game.environments if uses[name] == least))
-            uses[repository] += 1
-            target_json = ""
-            if "target" in config.injector.given:
-                environment = game.environments[repository]
-                usable = targets_of(environment, config.injector)
-                target_json = choose_target(sorted(json.dumps(asdict(t), sort_keys=True) for t in usable), target_uses, rng)
-                target_uses[target_json] += 1
-            groups.append(
-                GroupRow(
-                    group_id=f"u{update:04d}-inj{number}",
-                    update=update,
-                    role=Role.INJECTOR,
-                    repository=repository,
-                    strategy=choose_strategy({str(name): weight for name, weight in config.injector.strategies.items()}, rng),
-                    target_json=target_json,
-                    bug_id="",
-                    size=config.train.injector_group_size or config.train.group_size,
-                )
-            )
-        self._store_plan(f"planned/{update}/injector", groups)
-        return groups
+    def _start_waves(self, update: int) -> None:
+        """All that may start now: what begins later begins with newer weights, and is not too old when its turn comes."""
+        newest = newest_wave(update - 1, self._ahead, self._game.config.train.updates)
+        for wave in range(self._next_wave, newest + 1):
+            if self._waves.is_played(wave):
+                self._played += 1
+            else:
+                self._in_play[wave] = asyncio.create_task(self._waves.play(wave), name=f"wave {wave}")
+                self._uncounted.add(wave)
+        self._next_wave = max(self._next_wave, newest + 1)
 
-    def _store_plan(self, key: str, groups: list[GroupRow]) -> None:
-        with self._game.store.transaction():
-            for group in groups:
-                self._game.store.add_group(group)
-            self._game.store.set_state(key, "yes")
+    async def _ready(self, update: int) -> None:
+        """Wait until there is enough to train on: as many waves are whole as updates were begun, or groups from any waves suffice.
 
-    def _admit(self, groups: list[GroupRow], update: int) -> None:
-        """Accepted artifacts become bugs in the order of group and member, never of completion, so that duplicates repeat."""
+        So that whoever straggles is waited for by nobody else. Raises what a wave raised.
+        """
+        while True:
+            for wave, task in list(self._in_play.items()):
+                if task.done():
+                    task.result()
+                    del self._in_play[wave]
+                    self._played += 1
+            if self._played >= update or (self._ahead and self._complete_groups() >= self._wanted_groups(update)):
+                return
+            await self._waves.bell.wait()
+
+    def _complete_groups(self) -> int:
+        """Groups that can be trained on now and carry a gradient, of the role that sets the pace."""
+        self._credit_injectors()
         store = self._game.store
-        for group in groups:
-            environment = self._game.environments[group.repository]
-            duplicates = 0
-            for row in store.episodes(group_id=group.group_id):
-                recorded = store.verdict(row.episode_id)
-                if recorded is None or not recorded.accepted:
-                    continue
-                verdict = Verdict.from_json(json.loads(recorded.checks_json))
-                episode = self._read(row)
-                bug_id = f"{row.episode_id}-bug"
-                added = store.add_bug(
-                    BugRow(
-                        bug_id=bug_id,
-                        repository=group.repository,
-                        environment_key=environment.key,
-                        base_commit=environment.base_commit,
-                        order=1,
-                        parent_bug_id=None,
-                        parent_episode_id=None,
-                        injector_episode_id=row.episode_id,
-                        strategy=group.strategy,
-                        target=group.target_json,
-                        artifact=Artifact.from_files(episode.submission).to_files(),
-                        attempt_patch="",
-                        fail_to_pass=verdict.fail_to_pass,
-                        pass_to_pass=verdict.pass_to_pass,
-                        failure=verdict.failure,
-                        tree_digest=verdict.buggy_digest,
-                        status="fresh",
-                        created_update=update,
-                    )
-                )
-                duplicates += not added and store.find_bug(bug_id) is None
-            if duplicates:
-                self._game.progress.message(f"{group.group_id}: {duplicates} valid artifact(s) repeat a bug of this run (duplicate)")
+        groups = store.groups(role=self._pace, status="complete")
+        return sum(has_variance(self._fresh(store.episodes(group_id=group.group_id))) for group in groups)
 
-    # -- solving -----------------------------------------------------------------------------------------------------
+    def _fresh(self, rows: list[EpisodeRow]) -> list[EpisodeRow]:
+        version, max_lag = self._game.trainer.weight_version, self._game.config.max_lag
+        return [row for row in rows if not is_stale(row.weight_version_min, version, max_lag)]
 
-    def _plan_solver_groups(self, update: int) -> list[GroupRow]:
-        game, config = self._game, self._game.config
-        if game.store.state(f"planned/{update}/solver"):
-            return game.store.groups(update=update, role=Role.SOLVER)
-        rng = random.Random(derive_seed(config.seed, update, "solver groups"))
-        chosen = choose_solver_bugs(
-            game.store.bugs(status="fresh"),
-            game.store.bugs(status="measured"),
-            self._solver_slots(update),
-            config.solver.second_order_share,
-            rng,
-            config.solver.replay_share,
-        )
-        if not chosen and not config.train.injector_groups:
-            raise RunError(
-                f"update {update} has nothing to play: no bug is left in the curriculum (void ones are not played) and "
-                "train.injector_groups = 0 adds none. Start a run with train.injector_groups of 1 or more, or with other train.bugs."
-            )
-        groups = [
-            GroupRow(
-                group_id=f"u{update:04d}-sol{number}",
-                update=update,
-                role=Role.SOLVER,
-                repository=bug.repository,
-                strategy=bug.strategy,
-                target_json="",
-                bug_id=bug.bug_id,
-                size=config.train.group_size,
-            )
-            for number, bug in enumerate(chosen)
-            if bug.repository in game.environments
-        ]
-        self._store_plan(f"planned/{update}/solver", groups)
-        return groups
+    def _wanted_groups(self, update: int) -> int:
+        return self._waves.solver_slots(update) if self._pace is Role.SOLVER else self._game.config.train.injector_groups
 
-    def _solver_slots(self, update: int) -> int:
-        """How many bugs are played now. With train.even solvers also take the places of injectors that wait for the queue of bugs."""
-        train = self._game.config.train
-        if not train.even:
-            return train.solver_groups
-        injecting = sum(group.size for group in self._game.store.groups(update=update, role=Role.INJECTOR))
-        planned = train.injector_groups * (train.injector_group_size or train.group_size) + train.solver_groups * train.group_size
-        return (planned - injecting) // train.group_size
-
-    def _settle(self, groups: list[GroupRow]) -> None:
-        """Solve rates of the bugs that were just played, and the solvers' rewards."""
-        store = self._game.store
-        for group in groups:
-            rows = store.episodes(group_id=group.group_id)
-            rate = self._solve_rate(group, rows)
-            with store.transaction():
-                for row in rows:
-                    attempt = store.attempt(row.episode_id)
-                    self._give(row, credit_solver(attempt.passed if attempt else None, rate.is_void))
-                if rate.is_void:
-                    store.set_bug_status(group.bug_id, "void")
-                else:
-                    store.set_solve_rate(group.bug_id, rate.rate, rate.graded, rate.passes)
-                store.set_group_status(group.group_id, "void" if rate.is_void else "complete")
-
-    def _solve_rate(self, group: GroupRow, rows: list[EpisodeRow]) -> SolveRate:
-        attempts = [self._game.store.attempt(row.episode_id) for row in rows]
-        outcomes = [attempt.passed if attempt else None for attempt in attempts]
-        return measure_solve_rate(outcomes, [attempt.confirmed if attempt else None for attempt in attempts], group.size)
-
-    async def _admit_second_order(self, groups: list[GroupRow], update: int) -> None:
-        """At most one failed attempt of each first-order bug becomes a bug of order two: the first, by member, that validates."""
-        game = self._game
-        if game.config.solver.second_order_share == 0:
-            return
-        for group in groups:
-            parent = game.store.bug(group.bug_id)
-            if parent.order != 1 or parent.status != "measured" or game.store.state(f"second/{group.group_id}"):
-                continue
-            found = await self._second_order_bug(group, parent, update)
-            with game.store.transaction():
-                if found is not None:
-                    game.store.add_bug(found)
-                game.store.set_state(f"second/{group.group_id}", found.bug_id if found else "none")
-
-    async def _second_order_bug(self, group: GroupRow, parent: BugRow, update: int) -> BugRow | None:
-        game = self._game
-        thresholds = Thresholds(*(low for low, _ in self._threshold_ranges()))
-        environment = game.environments[group.repository]
-        failed = [a for a in game.store.attempts(parent.bug_id, group_id=group.group_id) if a.passed is False and a.patch]
-        for attempt in failed[:2]:
-            try:
-                verdict = await self._dispatcher.judging(
-                    lambda patch=attempt.patch: validate_second_order(  # type: ignore[misc]
-                        parent.state(), patch, environment, thresholds, game.runner, game.config.validator
-                    )
-                )
-            except SandboxUnavailable:
-                return None
-            if verdict.accepted:
-                return BugRow(
-                    bug_id=f"{attempt.episode_id}-bug2",
-                    repository=parent.repository,
-                    environment_key=parent.environment_key,
-                    base_commit=parent.base_commit,
-                    order=2,
-                    parent_bug_id=parent.bug_id,
-                    parent_episode_id=attempt.episode_id,
-                    injector_episode_id=parent.injector_episode_id,
-                    strategy=parent.strategy,
-                    target=parent.target,
-                    artifact=parent.artifact,
-                    attempt_patch=attempt.patch,
-                    fail_to_pass=verdict.fail_to_pass,
-                    pass_to_pass=verdict.pass_to_pass,
-                    failure=verdict.failure,
-                    tree_digest=verdict.buggy_digest,
-                    status="fresh",
-                    created_update=update,
-                )
-        return None
-
-    def _threshold_ranges(self) -> tuple[tuple[int, int], ...]:
-        injector = self._game.config.injector
-        return injector.min_passing_tests, injector.min_failing_tests, injector.min_changed_files
+    @property
+    def _pace(self) -> Role:
+        """Injectors are paid when their bugs are measured: they join whatever update is next then, and solvers set the pace."""
+        return Role.SOLVER if self._game.config.train.solver_groups else Role.INJECTOR
 
     # -- credit ------------------------------------------------------------------------------------------------------
 
@@ -319,7 +169,7 @@ class TrainLoop:
                 continue
             with store.transaction():
                 for row, credit in credits:
-                    self._give(row, credit)
+                    store.set_reward(row.episode_id, credit.reward, credit.note, masked=credit.masked)
                 store.set_group_status(group.group_id, "complete")
 
     def _injector_credit(self, row: EpisodeRow, kind: InjectorReward, alpha: float) -> Credit | None:
@@ -336,52 +186,64 @@ class TrainLoop:
             rate = SolveRate(bug.first_solve_rate, bug.attempts, bug.passes, bug.status == "void")
         return credit_injector(accepted, bug is None, verdict.failed_check if verdict else "", rate, kind, alpha)
 
-    def _give(self, row: EpisodeRow, credit: Credit) -> None:
-        self._game.store.set_reward(row.episode_id, credit.reward, credit.note, masked=credit.masked)
-
     # -- training ----------------------------------------------------------------------------------------------------
 
     async def _train_and_commit(self, update: int) -> dict[str, Value]:
         game = self._game
-        samples, consumed, finished, stats = self._batch(update)
+        self._credit_injectors()
+        batch = self._batch(update)
         metrics: dict[str, float] = {}
         with self._phase("training"):
+            samples = await asyncio.to_thread(self._read_samples, batch.learned)
             if samples:
-                metrics = await asyncio.to_thread(game.trainer.step, samples)
+                with self._idle.stepping():
+                    metrics = await asyncio.to_thread(game.trainer.step, samples)
         with self._phase("saving"):
             checkpoint = game.run.checkpoint(update)
             await asyncio.to_thread(game.trainer.save, checkpoint)
-        row: dict[str, Value] = {"update": update, "carried_gradient": bool(samples), **stats, **metrics}
+        row: dict[str, Value] = {"update": update, "carried_gradient": bool(samples), **batch.stats, **self._newly_played(), **metrics}
+        row |= self._idle.shares(self._dispatcher.host.engine_busy_s(), self._dispatcher.recorded)
         row |= {f"seconds/{phase.replace(' ', '_')}": round(seconds, 3) for phase, seconds in self._seconds.items()}
         with game.store.transaction():
-            for episode_id, advantage in consumed:
+            for episode_id, advantage in batch.consumed:
                 game.store.consume(episode_id, update, advantage)
-            for group_id in finished:
+            for group_id in batch.groups:
                 game.store.set_group_status(group_id, "consumed")
+            if self._ahead:
+                game.store.set_state(COUNTED, json.dumps(sorted(self._counted)))
             game.store.commit_update(update, checkpoint.name, game.trainer.weight_version, bool(samples), json.dumps(row))
-        game.run.discard_uncommitted(checkpoint.name, keep=game.config.train.keep_checkpoints)
+        game.run.discard_checkpoints(checkpoint.name, keep=game.config.train.keep_checkpoints)
         if samples:
-            await asyncio.to_thread(game.engine.load_weights, game.trainer.export_weights(), game.trainer.weight_version)
+            await asyncio.to_thread(self._publish)
             row |= getattr(game.engine, "last_sync", {})
         return row
 
-    def _batch(self, update: int) -> tuple[list[Sample], list[tuple[str, float]], list[str], dict[str, Value]]:
-        """The samples of all complete groups, the (episode, advantage) pairs they consume, the groups done with, and counts."""
+    def _publish(self) -> None:
+        """New weights to the engine, whatever it generates meanwhile: each token tells the version that drew it."""
+        trainer = self._game.trainer
+        self._game.engine.load_weights(trainer.export_weights(), trainer.weight_version)
+
+    def _read_samples(self, learned: Sequence[tuple[EpisodeRow, float]]) -> list[Sample]:
+        credit = self._game.config.trainer.credit
+        return [_sample(Episode.read(self._game.run.path / row.path), advantage, credit) for row, advantage in learned]
+
+    def _batch(self, update: int) -> Batch:
+        """Complete groups, the oldest first; of those that set the pace no more than the update wants, where others follow at once."""
         game, config = self._game, self._game.config
-        samples: list[Sample] = []
-        consumed: list[tuple[str, float]] = []
-        finished: list[str] = []
+        batch = Batch([], [], [], {})
         rewards: dict[str, list[float]] = {Role.INJECTOR: [], Role.SOLVER: []}
         counts: Counter[str] = Counter()
         lags: list[int] = []
         for group in game.store.groups(status="complete"):
+            if self._ahead and group.role == self._pace and counts[f"{group.role}/gradient_groups"] >= self._wanted_groups(update):
+                continue  # the next update's
             rows = [row for row in game.store.episodes(group_id=group.group_id) if not row.masked and row.reward is not None]
             rewards[group.role] += [row.reward for row in rows if row.reward is not None]
-            fresh = [r for r in rows if not is_stale(r.weight_version_min, game.trainer.weight_version, config.max_lag)]
+            fresh = self._fresh(rows)
             counts["stale"] += len(rows) - len(fresh)
             counts["masked"] += group.size - len(rows)
             counts[f"{group.role}/groups"] += 1
-            finished.append(group.group_id)
+            batch.groups.append(group.group_id)
             # A group that keeps no more than half of its episodes says too little about its mean (recipes.md).
             advantages = [0.0] * len(fresh)
             if 2 * len(fresh) > group.size:
@@ -390,7 +252,7 @@ class TrainLoop:
                 )
             else:
                 counts["dropped_groups"] += 1
-            consumed += [(row.episode_id, advantage) for row, advantage in zip(fresh, advantages, strict=True)]
+            batch.consumed.extend((row.episode_id, advantage) for row, advantage in zip(fresh, advantages, strict=True))
             if not any(advantages):
                 counts["zero_variance_groups"] += 1
                 counts[f"{group.role}/zero_variance_groups"] += 1
@@ -399,34 +261,34 @@ class TrainLoop:
             if group.role not in config.train.learn:
                 counts["not_learned"] += len(fresh)
                 continue
-            for row, advantage in zip(fresh, advantages, strict=True):
-                lags.append(lag(row.weight_version_min, game.trainer.weight_version))
-                samples.append(_sample(self._read(row), advantage, config.trainer.credit))
-        stats: dict[str, Value] = {}
+            lags += [lag(row.weight_version_min, game.trainer.weight_version) for row in fresh]
+            batch.learned.extend(zip(fresh, advantages, strict=True))
+        stats = batch.stats
         stats |= {f"groups/{name}": value for name, value in sorted(counts.items())}
         for role, values in rewards.items():
             if values:
                 stats[f"{role}/reward"] = round(sum(values) / len(values), 4)
             if groups := counts[f"{role}/groups"]:
                 stats[f"{role}/zero_variance"] = round(counts[f"{role}/zero_variance_groups"] / groups, 4)
-        stats |= self._played(update)
-        solved = [bug for bug in game.store.bugs(status="measured") if bug.solve_rate is not None]
-        if solved:
-            stats["curriculum/solve_rate"] = sum(bug.solve_rate or 0.0 for bug in solved) / len(solved)
-        stats["curriculum/bugs"] = len(game.store.bugs())
         stats["lag/max"] = max(lags, default=0)
-        return samples, consumed, finished, stats
+        stats["lag/mean"] = round(sum(lags) / len(lags), 3) if lags else 0.0
+        return batch
 
-    def _played(self, update: int) -> dict[str, Value]:
-        """What was played in this update, whether it is trained on or not: episodes, sampled tokens, and the rates of success.
+    def _newly_played(self) -> dict[str, Value]:
+        """What was played since the last update, whether it is trained on or not: episodes, sampled tokens, and the rates of success.
 
         injector/valid: accepted of the judged artifacts, repeated ones among them (their share of the accepted: injector/duplicate).
         solver/solved: passed of the graded attempts.
         """
         store = self._game.store
         stats: dict[str, Value] = {}
+        waves = sorted(wave for wave in self._uncounted if wave < self._next_wave)
+        counted, self._counted = self._counted, set()
+        self._uncounted -= {wave for wave in waves if wave not in self._in_play}
         for role in Role:
-            rows = store.episodes(update=update, role=role)
+            played = [row for wave in waves for row in store.episodes(update=wave, role=role)]
+            rows = [row for row in played if row.episode_id not in counted]
+            self._counted.update(row.episode_id for row in played if row.update in self._uncounted)
             stats[f"{role}/episodes"] = len(rows)
             stats[f"{role}/sampled_tokens"] = sum(row.action_tokens for row in rows)
             if role is Role.INJECTOR:
@@ -442,10 +304,15 @@ class TrainLoop:
                 graded = [attempt.passed for attempt in attempts if attempt.passed is not None]
                 if graded:
                     stats["solver/solved"] = round(sum(graded) / len(graded), 4)
+        solved = [bug for bug in store.bugs(status="measured") if bug.solve_rate is not None]
+        if solved:
+            stats["curriculum/solve_rate"] = sum(bug.solve_rate or 0.0 for bug in solved) / len(solved)
+        stats["curriculum/bugs"] = len(store.bugs())
         return stats
 
-    def _read(self, row: EpisodeRow) -> Episode:
-        return Episode.read(self._game.run.path / row.path)
+    def _wave_phase(self, name: str) -> AbstractContextManager[None]:
+        """Steps of waves that overlap are neither told nor added up."""
+        return nullcontext() if self._ahead else self._phase(name)
 
     @contextmanager
     def _phase(self, name: str) -> Iterator[None]:
@@ -457,9 +324,34 @@ class TrainLoop:
             self._seconds[name] += time.monotonic() - started
 
 
-def targets_of(environment: Environment, settings: InjectorSettings) -> list[Target]:
-    """The functions that an injector may be given: short enough, and tested by a file that can carry an artifact."""
-    return usable_targets(environment.targets, environment.baseline.passed, settings.max_target_lines, settings.min_passing_tests[1])
+class IdleClock:
+    """From one update to the next: the shares of the time without a step and without a request, and episodes an hour."""
+
+    def __init__(self) -> None:
+        self._since = time.monotonic()
+        self._stepped_s = self._busy_s = 0.0
+        self._episodes = 0
+
+    def restart(self, engine_busy_s: float, episodes: int) -> None:
+        """engine_busy_s, episodes: as they have added up since the run began."""
+        self._since, self._stepped_s, self._busy_s, self._episodes = time.monotonic(), 0.0, engine_busy_s, episodes
+
+    @contextmanager
+    def stepping(self) -> Iterator[None]:
+        started = time.monotonic()
+        yield
+        self._stepped_s += time.monotonic() - started
+
+    def shares(self, engine_busy_s: float, episodes: int) -> dict[str, Value]:
+        """Those since the last call, or `restart`; they begin anew."""
+        passed = max(time.monotonic() - self._since, 1e-9)
+        shares: dict[str, Value] = {
+            "idle/trainer": round(max(0.0, 1 - self._stepped_s / passed), 4),
+            "idle/engine": round(max(0.0, 1 - (engine_busy_s - self._busy_s) / passed), 4),
+            "episodes_per_hour": round((episodes - self._episodes) * 3600 / passed, 1),
+        }
+        self.restart(engine_busy_s, episodes)
+        return shares
 
 
 def _sample(episode: Episode, advantage: float, credit: Literal["episode", "kept"]) -> Sample:

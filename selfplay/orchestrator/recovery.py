@@ -79,6 +79,10 @@ class RunFolder:
         """Remove partial files and all checkpoints but the committed one and the `keep` - 1 before it."""
         for partial in self.episodes.glob("*.partial"):
             partial.unlink()
+        self.discard_checkpoints(committed_checkpoint, keep)
+
+    def discard_checkpoints(self, committed_checkpoint: str, keep: int = 1) -> None:
+        """All but the committed one and the `keep` - 1 before it. Episodes may be written meanwhile."""
         folders = sorted(folder for folder in self.checkpoints.glob("*") if folder.is_dir())
         kept = {folder for folder in folders if re.fullmatch(r"update-\d+", folder.name) and folder.name <= committed_checkpoint}
         kept = set(sorted(kept)[-keep:]) if committed_checkpoint else set()

@@ -34,6 +34,7 @@ from selfplay.orchestrator.given_bugs import put_given_bugs, read_given_bugs
 from selfplay.orchestrator.machines import policy_shape
 from selfplay.orchestrator.placement import fewer, make_plan
 from selfplay.orchestrator.recovery import RunFolder, create_run, open_run
+from selfplay.orchestrator.staleness import updates_ahead
 from selfplay.prompting import check_prompts
 from selfplay.repos import RepositorySpec, absolute_line, cache_root, fetch, parse_spec, read_repository_list
 from selfplay.roles import sandbox_limits, spec_tokens
@@ -134,6 +135,7 @@ def resume_training(name: str, root: Path, overrides: Sequence[str], address: st
         "train.updates",
         "train.workers",
         "train.episodes_in_flight",
+        "train.preparing",
         "train.max_machine_failures",
         "trainer.ranks",
         "engine.servers",
@@ -438,7 +440,11 @@ def build_trainer(config: Config, model: str, logs: Path, places: Places | None 
         )
     from selfplay.training.torch_trainer import TorchTrainer
 
-    return TorchTrainer(model, config.trainer, config.agent.context_tokens, config.seed)
+    trainer = TorchTrainer(model, config.trainer, config.agent.context_tokens, config.seed)
+    if updates_ahead(config.train.ahead, config.max_lag):
+        # An engine in this process and test runs go on during a step: threads that wait for a busy core cost far more than they give.
+        trainer.threads = max(1, trainer.threads // 2)
+    return trainer
 
 
 def build_engine(
@@ -501,7 +507,7 @@ def _open_vllm(config: Config, model: str, logs: Path | None, tell: Callable[[st
 
 def _check_targets(config: Config, environments: dict[str, Environment]) -> None:
     """Leave out repositories without a usable target where injectors are given one. Raises RunError when none is left."""
-    from selfplay.orchestrator.loop import targets_of
+    from selfplay.orchestrator.waves import targets_of
 
     if "target" not in config.injector.given or not config.train.injector_groups:
         return

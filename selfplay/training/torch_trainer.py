@@ -51,6 +51,7 @@ class TorchTrainer:
         self._optimizer = make_optimizer(self._model, settings.learning_rate, settings.weight_decay)
         self._clipping = Clipping(settings.clip_low, settings.clip_high, settings.clip_negative)
         self._weight_version = 0
+        self.threads = os.cpu_count() or 1  # of a step on a CPU; fewer where something else computes meanwhile
 
     @property
     def weight_version(self) -> int:
@@ -65,7 +66,7 @@ class TorchTrainer:
         check_lengths(samples, self._context_tokens)
         started = time.monotonic()
         if self._device.type == "cpu":
-            torch.set_num_threads(os.cpu_count() or 1)  # nothing else runs now; an engine in this process takes fewer
+            torch.set_num_threads(self.threads)
         settings = self._settings
         rate = warmed_up_rate(settings, self._weight_version)
         for group in self._optimizer.param_groups:

@@ -232,6 +232,9 @@ def _row_text(row: Mapping[str, Value]) -> str:
     if isinstance(bugs, int | float):
         parts.append(f"{bugs:.0f} bug(s)" + (f" at solve rate {rate:.2f}" if isinstance(rate, int | float) else ""))
     parts.append("one optimiser step" if row.get("carried_gradient") else "no gradient, so no step")
+    idle = [f"{name} {row[key]:.0%}" for name in ("trainer", "engine") if isinstance(row.get(key := f"idle/{name}"), int | float)]
+    if idle:
+        parts.append(f"idle: {', '.join(idle)}")
     seconds = sum(value for key, value in row.items() if key.startswith("seconds/") and isinstance(value, int | float))
     if seconds:
         parts.append(duration_text(seconds))

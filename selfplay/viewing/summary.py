@@ -138,12 +138,14 @@ def _updates(store: Store, rows: Sequence[Mapping[str, Any]]) -> Table | Text | 
     if failures := store.failures():
         head.append(f"; the machine failed {len(failures)} time(s), last while {make_harmless(failures[-1].phase)}", style="yellow")
     by_update = {row["update"]: row for row in rows if "update" in row}
-    shown = table("update", *ROLES, "bugs", "lag", "step", right=("update", *ROLES, "bugs", "lag"))
+    idle = ("trainer idle", "engine idle")
+    shown = table("update", *ROLES, "bugs", "lag", *idle, "step", right=("update", *ROLES, "bugs", "lag", *idle))
     for update in committed:
         row = by_update.get(update.update) or json.loads(update.metrics_json)
         rewards = [_number(row.get(f"{role}/reward"), "+.2f") for role in ROLES]
         bugs, lag = _number(row.get("curriculum/bugs"), ".0f"), _number(row.get("lag/max"), ".0f")
-        shown.add_row(str(update.update), *rewards, bugs, lag, "yes" if update.carried_gradient else "no gradient")
+        shares = [_number(row.get(f"idle/{name}"), ".0%") for name in ("trainer", "engine")]
+        shown.add_row(str(update.update), *rewards, bugs, lag, *shares, "yes" if update.carried_gradient else "no gradient")
     return Group(head, shown)
 
 

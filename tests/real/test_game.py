@@ -184,6 +184,35 @@ def test_a_run_killed_anywhere_ends_like_one_that_was_not(kill_at, undisturbed, 
     assert len(list(run.checkpoints.iterdir())) == 2
 
 
+@pytest.mark.parametrize("kill_at", ["recorded:12", "phase:training"])
+def test_a_run_killed_while_it_plays_ahead_keeps_every_episode_and_bug_and_trains_on_none_twice(kill_at, cache, tmp_path):
+    try:
+        backend, _ = open_backend("bubblewrap", cache)
+    except PrerequisiteError as missing:
+        pytest.skip(str(missing))
+    command = [sys.executable, scripted_game.__file__, str(tmp_path), str(cache), "bubblewrap", kill_at, "2"]
+    killed = subprocess.run(command, capture_output=True, text=True, cwd=Path(scripted_game.__file__).parent)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
+    backend.sweep()
+    folder = tmp_path / "runs" / "scripted"
+    files = {path.name: path.read_bytes() for path in (folder / "episodes").glob("*.json.gz")}
+    with Store.open(folder / "selfplay.db", writer=False) as store:
+        recorded = {row.episode_id for row in store.episodes()}
+        bugs = {(bug.bug_id, bug.tree_digest) for bug in store.bugs()}
+    run = play(tmp_path, cache, "bubblewrap", max_lag=2)
+    assert files and all((run.episodes / name).read_bytes() == content for name, content in files.items())
+    with Store.open(run.database, writer=False) as store:
+        assert recorded <= {row.episode_id for row in store.episodes()}
+        assert bugs <= {(bug.bug_id, bug.tree_digest) for bug in store.bugs()}
+        assert [update.update for update in store.updates() if update.committed_at] == [1, 2]
+        first = store.bugs(order=1)[0]
+        assert (first.bug_id, first.first_solve_rate) == ("u0001-inj0-m0-bug", 1 / 8)
+        rows = [json.loads(line) for line in run.metrics.read_text().splitlines()]
+        trained = [row for row in store.episodes() if row.consumed_update]
+    assert {row.consumed_update for row in trained} <= {1, 2}
+    assert [row["update"] for row in rows] == [1, 2]
+
+
 def test_a_full_disk_stops_the_run_with_its_reason_and_nothing_is_lost(undisturbed, cache, tmp_path):
     runs = tmp_path / "runs"
     runs.mkdir()

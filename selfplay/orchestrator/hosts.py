@@ -1,0 +1,204 @@
+"""Where episodes are played and judged: an EpisodeHost, of which LocalHost is the one in this process. Who plays what is decided elsewhere.
+
+Invariant: what goes in and comes out is plain values (no environment, engine or connection), so that a host can be another process.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Protocol
+
+from selfplay.artifact import Artifact
+from selfplay.chat import ChatFormat
+from selfplay.config import Config
+from selfplay.engines.base import Completion, Engine, GenerationRequest, Sampling
+from selfplay.environments import Environment
+from selfplay.episode import Episode, FinishReason
+from selfplay.errors import ArtifactError, PatchError
+from selfplay.grading import Grade, grade
+from selfplay.roles import EpisodePlace, InjectorTask, SolverTask, play_injector, play_solver, solver_task, spec_tokens
+from selfplay.sandbox.base import Limits, SandboxBackend
+from selfplay.suspects import Suspect
+from selfplay.targets import Target
+from selfplay.test_runs import TestRunner
+from selfplay.validator import BugState, CheckResult, Thresholds, Verdict, validate, validate_second_order
+
+if TYPE_CHECKING:
+    import torch
+
+SPEC_TOO_LONG = "spec_too_long"
+
+
+@dataclass(frozen=True)
+class InjectorWork:
+    """An injector's task, its repository by name."""
+
+    repository: str
+    strategy: str
+    target: Target | None
+    thresholds: Thresholds
+
+
+@dataclass(frozen=True)
+class SolverWork:
+    """A solver's task, its repository by name. suspects: as `EpisodeHost.prepare` found them, once for all members of a group."""
+
+    repository: str
+    bug_id: str
+    bug: BugState
+    failure: str
+    suspects: tuple[Suspect, ...] = ()
+
+
+class EpisodeHost(Protocol):
+    """Blocking calls, from many threads at once. When the machine fails, `play` tells it as env_error; others raise SandboxUnavailable."""
+
+    def prepare(self, work: SolverWork) -> SolverWork:
+        """The work with what all of the group's members share. Raises PatchError when the bug does not belong to the repository."""
+        ...
+
+    def play(self, work: InjectorWork | SolverWork, place: EpisodePlace) -> Episode:
+        """One episode with the engine's weights as they are. Raises EngineError."""
+        ...
+
+    def judge(self, work: InjectorWork, episode: Episode) -> Verdict:
+        """Whether the episode's submission is a bug."""
+        ...
+
+    def grade(self, work: SolverWork, patch: str) -> Grade:
+        """Whether `patch` repairs the bug."""
+        ...
+
+    def judge_second_order(self, work: SolverWork, patch: str, thresholds: Thresholds) -> Verdict:
+        """Whether `patch`, an attempt that failed, is a bug on top of the work's."""
+        ...
+
+    def engine_busy_s(self) -> float:
+        """For how long, since the host began, the engine had at least one request in flight."""
+        ...
+
+
+class LocalHost:
+    """Plays and judges in the calling thread. At most `train.preparing` sandboxes are opened and filled at the same time."""
+
+    def __init__(
+        self,
+        config: Config,
+        environments: Mapping[str, Environment],
+        engine: Engine,
+        chat: ChatFormat,
+        backend: SandboxBackend,
+        limits: Limits,
+        runner: TestRunner,
+    ) -> None:
+        self._config = config
+        self._environments = environments
+        self._engine = WatchedEngine(engine)
+        self._chat = chat
+        self._backend = backend
+        self._limits = limits
+        self._runner = runner
+        self._preparing = threading.BoundedSemaphore(config.train.preparing)
+
+    def prepare(self, work: SolverWork) -> SolverWork:
+        task = solver_task(self._environments[work.repository], work.bug_id, work.bug, work.failure, self._config)
+        return replace(work, suspects=task.suspects)
+
+    def play(self, work: InjectorWork | SolverWork, place: EpisodePlace) -> Episode:
+        environment = self._environments[work.repository]
+        with_all = (place, self._engine, self._chat, self._backend, self._config, self._limits, self._runner, self._preparing)
+        if isinstance(work, InjectorWork):
+            return play_injector(InjectorTask(environment, work.strategy, work.target, work.thresholds), *with_all)
+        return play_solver(SolverTask(environment, work.bug_id, work.bug, work.failure, work.suspects), *with_all)
+
+    def judge(self, work: InjectorWork, episode: Episode) -> Verdict:
+        if episode.finish is not FinishReason.SUBMITTED:
+            return _rejected(f"not_submitted/{episode.finish}", f"the episode ended with {episode.finish}, nothing was submitted")
+        try:
+            artifact = Artifact.from_files(episode.submission)
+        except (ArtifactError, PatchError) as error:
+            return _rejected("readable", str(error))
+        verdict = validate(artifact, self._environments[work.repository], work.thresholds, self._runner, self._config.validator)
+        if not verdict.accepted:
+            return verdict
+        tokens = spec_tokens(self._chat, BugState(artifact, 1, "", verdict.fail_to_pass, verdict.pass_to_pass))
+        if tokens > self._config.solver.max_spec_tokens:
+            reason = f"the reversed test_weaken.diff has {tokens} tokens; solver.max_spec_tokens is {self._config.solver.max_spec_tokens}"
+            check = CheckResult(SPEC_TOO_LONG, False, reason, {}, 0.0)
+            return replace(verdict, accepted=False, failed_check=SPEC_TOO_LONG, checks=(*verdict.checks, check))
+        return verdict
+
+    def grade(self, work: SolverWork, patch: str) -> Grade:
+        return grade(work.bug, patch, self._environments[work.repository], self._runner)
+
+    def judge_second_order(self, work: SolverWork, patch: str, thresholds: Thresholds) -> Verdict:
+        environment = self._environments[work.repository]
+        return validate_second_order(work.bug, patch, environment, thresholds, self._runner, self._config.validator)
+
+    def engine_busy_s(self) -> float:
+        return self._engine.busy_s()
+
+
+class WatchedEngine:
+    """The engine it is given, with a clock that runs while any request is in flight."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._lock = threading.Lock()
+        self._in_flight = 0
+        self._since = 0.0
+        self._busy_s = 0.0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+    @property
+    def weight_version(self) -> int:
+        return self._engine.weight_version
+
+    def generate(self, requests: Sequence[GenerationRequest], sampling: Sampling) -> list[Completion]:
+        with self._busy():
+            return self._engine.generate(requests, sampling)
+
+    def load_weights(self, weights: Mapping[str, torch.Tensor], version: int) -> None:
+        self._engine.load_weights(weights, version)
+
+    def close(self) -> None:
+        self._engine.close()
+
+    def busy_s(self) -> float:
+        with self._lock:
+            return self._busy_s + (time.monotonic() - self._since if self._in_flight else 0.0)
+
+    @contextmanager
+    def _busy(self) -> Iterator[None]:
+        with self._lock:
+            if not self._in_flight:
+                self._since = time.monotonic()
+            self._in_flight += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._in_flight -= 1
+                if not self._in_flight:
+                    self._busy_s += time.monotonic() - self._since
+
+
+def _rejected(check: str, reason: str) -> Verdict:
+    return Verdict(
+        accepted=False,
+        checks=(CheckResult(check, False, reason, {}, 0.0),),
+        failed_check=check,
+        fail_to_pass=(),
+        pass_to_pass=(),
+        buggy_digest="",
+        failure="",
+        duration_s=0.0,
+        test_runs=0,
+        cached_runs=0,
+    )

@@ -1,0 +1,185 @@
+"""Playing and training at the same time, on runs whose episodes and steps only take time: what overlaps, waits, ages, refills and stops."""
+
+import json
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+import simulated_game
+from selfplay.artifact import Artifact
+from selfplay.config import load_config
+from selfplay.curriculum.store import Store
+from selfplay.errors import RunError
+from selfplay.orchestrator.hosts import InjectorWork, SolverWork
+from selfplay.orchestrator.loop import IdleClock
+from selfplay.orchestrator.staleness import newest_wave, updates_ahead
+from selfplay.roles import EpisodePlace
+from selfplay.suspects import Suspect
+from selfplay.targets import Target
+from selfplay.validator import BugState, Thresholds
+from simulated_game import Script, simulate, uneven
+
+
+def rows_of(simulation):
+    return [json.loads(line) for line in simulation.run.metrics.read_text().splitlines()]
+
+
+def episodes_of(simulation):
+    with Store.open(simulation.run.database, writer=False) as store:
+        return store.episodes()
+
+
+def wait_until(happened):
+    deadline = time.monotonic() + 60
+    while not happened() and time.monotonic() < deadline:
+        time.sleep(0.005)
+
+
+def test_no_more_updates_are_played_ahead_than_an_episode_may_be_old():
+    assert updates_ahead(ahead=2, max_lag=8) == 2
+    assert updates_ahead(ahead=2, max_lag=1) == 1
+    assert updates_ahead(ahead=2, max_lag=0) == 0
+
+
+def test_what_is_played_next_never_passes_the_last_update():
+    assert newest_wave(committed=0, ahead=0, last=8) == 1
+    assert newest_wave(committed=3, ahead=2, last=8) == 6
+    assert newest_wave(committed=7, ahead=2, last=8) == 8
+
+
+@pytest.mark.parametrize(("max_lag", "overlaps"), [(0, False), (2, True)])
+def test_episodes_are_played_during_a_step_only_where_they_may_be_older_than_the_weights(tmp_path, max_lag, overlaps):
+    simulation = simulate(tmp_path, Script(play_s=uneven, step_s=0.2), max_lag)
+    steps = [(began, ended) for began, ended, _ in simulation.trainer.steps]
+    during = [name for name, began, ended in simulation.host.played if any(began < end and ended > start for start, end in steps)]
+    assert bool(during) == overlaps
+    assert [row["carried_gradient"] for row in rows_of(simulation)] == [True] * 4
+
+
+@pytest.mark.parametrize(("max_lag", "ahead"), [(0, 2), (1, 2), (2, 2), (3, 1)])
+def test_no_episode_that_is_trained_on_is_older_than_max_lag(tmp_path, max_lag, ahead):
+    simulation = simulate(tmp_path, Script(play_s=uneven, step_s=0.05), max_lag, ahead=ahead, updates=5)
+    rows = rows_of(simulation)
+    assert max(row["lag/max"] for row in rows) <= max_lag
+    assert all(row["lag/mean"] <= row["lag/max"] for row in rows)
+    trained = Counter(row.consumed_update for row in episodes_of(simulation) if row.consumed_update)
+    with Store.open(simulation.run.database, writer=False) as store:
+        version = {update.update: update.weight_version - update.carried_gradient for update in store.updates()}
+    consumed = [row for row in episodes_of(simulation) if row.advantage]
+    assert trained and all(version[row.consumed_update] - row.weight_version_min <= max_lag for row in consumed)
+
+
+def test_a_group_that_straggles_blocks_no_update_and_is_trained_on_later(tmp_path):
+    def play_s(place):
+        if (place.group, place.member) == ("u0002-sol0", 3):
+            wait_until((tmp_path / "simulated" / "checkpoints" / "update-00004").exists)
+        return 0.01
+
+    simulation = simulate(tmp_path, Script(play_s=play_s), max_lag=8, updates=12, ahead=3)
+    (late,) = {row.consumed_update for row in episodes_of(simulation) if row.group_id == "u0002-sol0"}
+    assert late > 4
+    assert len(rows_of(simulation)) == 12
+
+
+def test_groups_whose_attempts_all_end_alike_are_replaced_up_to_the_cap(tmp_path):
+    def repairs(place):
+        return place.group != "u0001-sol0" and place.member % 2 == 0
+
+    simulation = simulate(tmp_path, Script(repairs=repairs), 0, updates=1, refills=2, solver_groups=2)
+    (row,) = rows_of(simulation)
+    groups = {row.group_id for row in episodes_of(simulation) if row.role == "solver"}
+    assert groups == {"u0001-sol0", "u0001-sol1", "u0001-sol2"}
+    assert row["groups/solver/gradient_groups"] == 2
+
+
+def test_no_more_groups_are_replaced_than_the_cap_allows(tmp_path):
+    simulation = simulate(tmp_path, Script(repairs=lambda place: True, is_bug=lambda place: True), 0, updates=1, refills=1)
+    assert len({row.group_id for row in episodes_of(simulation) if row.role == "solver"}) == 3
+
+
+def test_with_nothing_played_ahead_a_run_repeats_exactly(tmp_path):
+    def outcome(simulation):
+        return [(row.episode_id, row.reward, row.advantage, row.consumed_update) for row in episodes_of(simulation)]
+
+    first = simulate(tmp_path / "first", Script(play_s=uneven), 0, refills=1)
+    second = simulate(tmp_path / "second", Script(play_s=lambda place: 0.05 - uneven(place)), 0, refills=1)
+    assert outcome(first) == outcome(second)
+
+
+def test_pools_bound_what_is_in_flight(tmp_path):
+    simulation = simulate(tmp_path, Script(play_s=lambda place: 0.03), max_lag=2, episodes_in_flight=5)
+    assert simulation.host.most_in_flight == 5
+
+
+def test_an_episode_that_the_machine_spoiled_is_retried_then_masked_and_never_trained_on(tmp_path):
+    def fails(place):
+        return (place.group, place.member) == ("u0001-sol0", 1)
+
+    simulation = simulate(tmp_path, Script(fails=fails), max_lag=2, updates=3)
+    (spoiled,) = [row for row in episodes_of(simulation) if row.masked]
+    assert (spoiled.episode_id, spoiled.finish, spoiled.consumed_update) == ("u0001-sol0-m1", "env_error", None)
+    assert [name for name, _, _ in simulation.host.played].count("u0001-sol0-m1") == 3
+
+
+def test_a_machine_that_fails_too_often_stops_the_run_while_others_are_in_flight(tmp_path):
+    with pytest.raises(RunError, match="train.max_machine_failures"):
+        simulate(tmp_path, Script(fails=lambda place: place.update > 1), max_lag=2, max_machine_failures=0.2)
+
+
+def test_an_updates_row_tells_how_long_trainer_and_engine_waited(tmp_path):
+    rows = rows_of(simulate(tmp_path, Script(step_s=0.1), max_lag=2))
+    assert all(0 < row["idle/trainer"] < 1 and row["idle/engine"] == 1 for row in rows)
+    assert rows[0]["episodes_per_hour"] > 0
+    assert sum(row["injector/episodes"] + row["solver/episodes"] for row in rows) <= len(list((tmp_path / "simulated/episodes").iterdir()))
+
+
+def test_idle_shares_begin_anew_with_each_update():
+    clock = IdleClock()
+    with clock.stepping():
+        pass
+    first = clock.shares(engine_busy_s=0.0, episodes=3)
+    second = clock.shares(engine_busy_s=1e9, episodes=3)
+    assert first["idle/engine"] == 1 and first["episodes_per_hour"] > 0
+    assert second["idle/engine"] == 0 and second["episodes_per_hour"] == 0
+
+
+def test_work_for_a_host_is_plain_enough_to_travel():
+    bug = BugState(Artifact("a", "b", ("t.py",), "s", "p"), 1, "", ("t::a",), ())
+    solver = SolverWork("r", "b", bug, "failure", (Suspect("m.py", "f", 1, 2),))
+    injector = InjectorWork("r", "direct", Target("m.py", "f", 1, 2, "t.py", "1:def f"), Thresholds())
+    place = EpisodePlace(1, 2, "u0002-sol0", 3, {"run": "r"})
+    assert pickle.loads(pickle.dumps((solver, injector, place))) == (solver, injector, place)
+
+
+@pytest.mark.parametrize("kill_at", ["recorded:9", "written:17", "phase:training", "committed:2"])
+def test_a_run_killed_while_it_plays_ahead_loses_nothing_and_counts_nothing_twice(tmp_path, kill_at):
+    command = [sys.executable, simulated_game.__file__, str(tmp_path), kill_at]
+    killed = subprocess.run(command, capture_output=True, text=True, cwd=Path(simulated_game.__file__).parent)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
+    folder = tmp_path / simulated_game.NAME
+    written = {path.name.partition(".")[0] for path in (folder / "episodes").glob("*.json.gz")}
+    with Store.open(folder / "selfplay.db", writer=False) as store:
+        recorded = {row.episode_id: row.consumed_update for row in store.episodes()}
+        bugs = {bug.bug_id for bug in store.bugs()}
+    simulation = simulate(tmp_path, Script(play_s=uneven, step_s=0.03), max_lag=2)
+    played = Counter(name for name, _, _ in simulation.host.played)
+    assert written and not played.keys() & written and set(played.values()) == {1}
+    with Store.open(folder / "selfplay.db", writer=False) as store:
+        after = {row.episode_id: row.consumed_update for row in store.episodes()}
+        assert recorded.keys() <= after.keys()
+        assert all(after[name] == update for name, update in recorded.items() if update)
+        assert bugs <= {bug.bug_id for bug in store.bugs()}
+        assert [update.update for update in store.updates() if update.committed_at] == [1, 2, 3, 4]
+        learned = [row for row in store.episodes() if row.consumed_update and row.advantage]
+    assert simulation.trainer.seen == len(learned)  # of the checkpoints that were committed: no sample is in the weights twice, or lost
+
+
+def test_the_default_plays_ahead_and_leaves_most_of_max_lag_to_what_waits():
+    config = load_config()
+    assert (config.train.ahead, config.max_lag, config.train.refills) == (2, 8, 0)
