@@ -101,7 +101,8 @@ def make_plan(config: Config, shape: ModelShape, nodes: Sequence[Node]) -> Plan:
     rank_memory = dict(trainer_bytes(shape, config.trainer, config.agent.context_tokens, config.cluster.action_share))
     if config.engine.type == "hf":
         rank_memory["engine"] = (2 if on_gpus else 4) * shape.parameters + (config.engine.cache_mb << 20)
-    rank_budget, server_budget, server_memory, cached = 0, 0, {}, 0
+    rank_budget, server_budget, cached = 0, 0, 0
+    server_memory: dict[str, int] = {}
     if on_gpus:
         rank_gpu = min(nodes[seat.node].gpu_bytes for seat in rank_seats)
         taken = config.engine.gpu_memory if shares else 0.0

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import re
 import socket
 import threading
 import time
@@ -36,6 +37,7 @@ _ANSWER_S = 10.0
 _END_S = 20.0
 _SEND_S = 120.0  # for one piece of a file
 _PIECE_BYTES = 64 << 20
+_NAMED = re.compile(r"[\w.]*(Error|Exception)\b.*: \S")
 
 
 def check_ray() -> None:
@@ -70,13 +72,18 @@ class Cluster:
 
         alive = sorted((told for told in ray.nodes() if told["Alive"]), key=lambda told: (told["NodeID"] != self.key, told["NodeID"]))
         asked = [_on(told["NodeID"], ray.remote(num_cpus=0)(this_machine)).remote(told["NodeID"]) for told in alive]
-        try:
-            described: list[Node] = ray.get(asked, timeout=_PLACE_S)
-        except ray.exceptions.RayError as error:
-            raise PrerequisiteError(
-                f"a node of the cluster cannot run selfplay: {_first_line(error)} Install the same selfplay and Ray on every node."
-            ) from error
-        return tuple(_as_offered(node, told["Resources"]) for node, told in zip(described, alive, strict=True))
+        found = []
+        for told, answer in zip(alive, asked, strict=True):
+            try:
+                found.append(_as_offered(ray.get(answer, timeout=_PLACE_S), told["Resources"]))
+            except ray.exceptions.RayTaskError as error:
+                raise PrerequisiteError(
+                    f"the node {told['NodeManagerHostname']} of the cluster cannot run selfplay: {_first_line(error)} "
+                    "Install the same selfplay and Ray on every node."
+                ) from error
+            except ray.exceptions.RayError:
+                continue  # it went away meanwhile, which Ray notices late
+        return tuple(found)
 
     def places(self, plan: Plan) -> Places:
         """What of this plan runs elsewhere."""
@@ -159,14 +166,15 @@ def _unreachable(address: str, reason: str) -> PrerequisiteError:
 
 
 def _first_line(error: BaseException) -> str:
-    """What happened, of an error that carries a remote traceback."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    told = lines[-1] if lines and "Traceback" in str(error) else (lines or [type(error).__name__])[0]
+    """What happened, of an error that may carry a remote traceback: there, the last line that names an error."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    named = [line for line in lines if _NAMED.match(line)]
+    told = (named or lines[:1])[-1]
     return told if told.endswith((".", "!")) else f"{told}."
 
 
 def _on(node: str, remote: Any, **options: Any) -> Any:
-    """To run on this node and no other."""
+    """To run on this node and no other. CPUs are the plan's to deal out; Ray keeps GPUs apart."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     return remote.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False), **options)
@@ -205,7 +213,7 @@ class RayLink:
         self._lost = ""
         self._is_closing = False
         groups = {"calls": 1, "messages": 1, "control": 4}  # one thread each keeps the order of what is sent and of what is heard
-        made = _on(node.key, ray.remote(RankActor), num_cpus=1, num_gpus=gpus, max_restarts=0, concurrency_groups=groups)
+        made = _on(node.key, ray.remote(concurrency_groups=groups)(RankActor), num_cpus=0, num_gpus=gpus)
         self._actor = made.remote(str(log), address_of(node))
         self._reader = threading.Thread(target=self._read, name=f"{log.stem}-reader", daemon=True)
         self._reader.start()
@@ -276,8 +284,8 @@ class RayServer:
         self._node = node
         launch = replace(launch, host=address_of(node))
         groups = {"calls": 1, "control": 4}
-        options = {"num_cpus": 1, "num_gpus": gpus, "max_restarts": 0, "concurrency_groups": groups}
-        self._actor = _on(node.key, ray.remote(ServerActor), **options).remote(name, launch)
+        made = _on(node.key, ray.remote(concurrency_groups=groups)(ServerActor), num_cpus=0, num_gpus=gpus)
+        self._actor = made.remote(name, launch)
         try:
             url = self._start(launch, is_cancelled)
         except BaseException:

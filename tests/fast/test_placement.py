@@ -209,9 +209,9 @@ def test_the_papers_own_context_is_refused_with_a_shorter_one_that_fits():
         planned(recipe(512, "agent.context_tokens=131072", "trainer.batch_tokens=131072"))
 
 
-def test_a_server_that_does_not_fit_is_told_with_a_width_that_fits():
-    with pytest.raises(PlacementError, match=r"weights take 61\.\d GiB.*It fits with .*--tensor-parallel-size=2") as caught:
-        planned(recipe(512, "engine.options=[]", "engine.max_batch=512"))
+def test_a_server_that_does_not_fit_is_told_with_a_change_that_fits():
+    with pytest.raises(PlacementError, match=r"weights take 61\.\d GiB.*It fits with engine\.gpu_memory = 0\.9") as caught:
+        planned(recipe(512, "engine.options=[]", "engine.gpu_memory=0.8"))
     assert "Qwen/Qwen3-32B" in str(caught.value)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -33,11 +34,26 @@ TESTS = Path(__file__).parents[1]
 TINY = ModelShape("tiny", 64, 2, 2, 2, 32, 128, 256, True)
 
 
+def add_node(machines: Any) -> Any:
+    """A node of one CPU, without what only watches. Its ports are chosen here: else it gives up on agents that a busy machine delays."""
+    probes = [socket.socket() for _ in range(4)]
+    for probe in probes:
+        probe.bind(("127.0.0.1", 0))
+    names = ("metrics_agent_port", "runtime_env_agent_port", "dashboard_agent_listen_port", "metrics_export_port")
+    ports = {name: probe.getsockname()[1] for name, probe in zip(names, probes, strict=True)}
+    for probe in probes:
+        probe.close()
+    node = machines.add_node(wait=False, num_cpus=1, include_dashboard=False, include_log_monitor=False, no_monitor=True, **ports)
+    machines.wait_for_nodes(timeout=120)
+    return node
+
+
 @pytest.fixture(scope="module")
 def machines() -> Iterator[Any]:
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join([str(TESTS), str(TESTS.parent), str(TESTS / "standin"), *filter(None, [before])])
-    made = Machines(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    made = Machines()
+    add_node(made)
     yield made
     made.shutdown()
     if before is None:
@@ -91,7 +107,7 @@ def assert_all_end(pids: list[int]) -> None:
 
 
 def test_ranks_on_two_nodes_answer_in_their_places_and_end_when_closed(machines: Any, cluster: Cluster, tmp_path: Path):
-    second = machines.add_node(num_cpus=1)
+    second = add_node(machines)
     plan = plan_of(cluster, 2)
     assert {seat.node for seat in plan.ranks} == {0, 1}
     ranks = toys(cluster, plan, tmp_path)
@@ -114,7 +130,7 @@ def test_a_killed_rank_is_named_with_its_node_and_last_words(machines: Any, clus
 
 
 def test_a_lost_node_is_named_within_the_deadline_and_no_rank_is_left(machines: Any, cluster: Cluster, tmp_path: Path):
-    second = machines.add_node(num_cpus=1)
+    second = add_node(machines)
     ranks = toys(cluster, plan_of(cluster, 2), tmp_path)
     pids = ranks.pids
     started = time.monotonic()
@@ -139,7 +155,7 @@ def test_a_rank_that_stands_still_is_named_within_the_deadline(cluster: Cluster,
 
 
 def test_servers_on_two_nodes_answer_and_each_reads_the_new_weights_on_its_own_node(machines: Any, cluster: Cluster, tmp_path: Path):
-    second = machines.add_node(num_cpus=1)
+    second = add_node(machines)
     plan = servers_plan(cluster, 2)
     sync = _Unchecked("model", torch.float32, folder=tmp_path)
     engine = VllmEngine(Launch("model", 4096, 4, logs=tmp_path), sync, 2, open_server=cluster.places(plan).open_server)
@@ -159,7 +175,7 @@ def test_servers_on_two_nodes_answer_and_each_reads_the_new_weights_on_its_own_n
 
 
 def test_a_node_with_a_server_is_lost_and_the_others_answer_for_it(machines: Any, cluster: Cluster, tmp_path: Path):
-    second = machines.add_node(num_cpus=1)
+    second = add_node(machines)
     plan = servers_plan(cluster, 2)
     told: list[str] = []
     sync = _Unchecked("model", torch.float32, folder=tmp_path)
