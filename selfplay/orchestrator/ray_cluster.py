@@ -126,7 +126,7 @@ class Places:
             if node.key == self._key:
                 share = episodes
             elif episodes:
-                made = _on(node.key, ray.remote(HostActor), num_cpus=0, max_restarts=0, concurrency_groups=groups)
+                made = _on(node.key, ray.remote(concurrency_groups=groups)(HostActor), num_cpus=0)
                 actors.append((made.remote(config, lines, model), node, episodes))
         self._hosts = ClusterHosts(actors, share, local, engine, tell)
         return self._hosts
