@@ -29,7 +29,11 @@ from ray.cluster_utils import Cluster as Machines  # noqa: E402
 
 from selfplay.orchestrator.ray_cluster import Cluster  # noqa: E402
 
-pytestmark = pytest.mark.slow
+# What Ray itself leaves open or announces is not ours to mend.
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"),
+]
 TESTS = Path(__file__).parents[1]
 TINY = ModelShape("tiny", 64, 2, 2, 2, 32, 128, 256, True)
 
