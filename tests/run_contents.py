@@ -28,7 +28,7 @@ TABLES: dict[str, tuple[str, set[str]]] = {
     "attempts": ("episode_id", {"duration_s"}),
     "state": ("key", set()),
 }
-TIMES = ("seconds", "duration_s", "tokens_per_s", "episodes_per_hour", "generate_s", "act_s", "started_at", "test_runs", "cached_runs")
+TIMES = ("seconds", "duration_s", "tokens_per_s", "episodes_per_hour", "peak_bytes", "generate_s", "act_s", "started_at", "test_runs", "cached_runs")
 
 
 def contents(run: RunFolder, left_out: Collection[str] = ()) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from selfplay.metrics import JsonlSink
 from selfplay.orchestrator.evaluations import RunEvaluations
 from selfplay.orchestrator.game import Game
 from selfplay.orchestrator.given_bugs import put_given_bugs, read_given_bugs
+from selfplay.orchestrator.hosts import EpisodeHost
 from selfplay.orchestrator.loop import TrainLoop
 from selfplay.orchestrator.recovery import RunFolder, create_run
 from selfplay.roles import sandbox_limits
@@ -233,9 +235,12 @@ def play(
     git: bool = False,
     player_of: Callable[[Any], Any] = Player,
     given_bugs: str = "",
+    host_of: Callable[[Game, str], EpisodeHost] | None = None,
     **settings: Any,
 ) -> RunFolder:
     """Start the run in `folder`, or continue the one that is there. settings: sections that replace those of `tiny_config`.
+
+    host_of: where its episodes are played, of the game and the repository's line.
 
     given_bugs: task records of the tiny repository, as the text of a file.
     """
@@ -291,6 +296,8 @@ def play(
             progress=progress,
             evaluations=evaluations,
         )
+        if host_of is not None:
+            game = replace(game, host=host_of(game, str(folder / "repository" / "tiny")))
         try:
             asyncio.run(TrainLoop(game).run())
         finally:

@@ -16,14 +16,19 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from selfplay.config import Config
 from selfplay.engines.vllm_servers import Client, Launch
 from selfplay.errors import EngineError, PrerequisiteError, SelfplayError, ServerLost
 from selfplay.orchestrator.machines import this_machine
 from selfplay.orchestrator.placement import Node, Plan
 from selfplay.orchestrator.ray_actors import RankActor, ServerActor
 from selfplay.training.rank_link import Hear
+
+if TYPE_CHECKING:
+    from selfplay.orchestrator.hosts import LocalHost, WatchedEngine
+    from selfplay.orchestrator.ray_hosts import ClusterHosts
 
 INSTALL = "pip install 'selfplay[cluster]'"
 _CONNECT_S = 5.0
@@ -98,6 +103,7 @@ class Places:
         self._plan, self._key = plan, key
         self.links = RayLinks(host, plan)
         self.on_gpus = any(node.gpus for node in plan.nodes)
+        self._hosts: ClusterHosts | None = None
 
     def open_server(self, name: str, launch: Launch, is_cancelled: Callable[[], bool]) -> RayServer:
         """A rollout server, `vllm-0` in the plan's first seat. One that is started again comes to the same node."""
@@ -105,6 +111,30 @@ class Places:
         node = self._plan.nodes[seat.node]
         gpus = len(seat.gpus) * (0.5 if self._plan.shares_gpus else 1)
         return RayServer(name, launch, is_cancelled, node, gpus, node.key == self._key)
+
+    def open_hosts(
+        self, config: Config, lines: str, model: str, local: LocalHost, engine: WatchedEngine, tell: Callable[[str], None]
+    ) -> ClusterHosts:
+        """Episode hosts on every node of the plan; `local`, which has the same engine, is this machine's. lines: the repository list."""
+        import ray
+
+        from selfplay.orchestrator.ray_hosts import ClusterHosts, HostActor
+
+        groups = {"calls": 1, "messages": 1}
+        actors, share = [], 0
+        for node, episodes in zip(self._plan.nodes, self._plan.episodes, strict=True):
+            if node.key == self._key:
+                share = episodes
+            elif episodes:
+                made = _on(node.key, ray.remote(concurrency_groups=groups)(HostActor), num_cpus=0)
+                actors.append((made.remote(config, lines, model), node, episodes))
+        self._hosts = ClusterHosts(actors, share, local, engine, tell)
+        return self._hosts
+
+    def close(self) -> None:
+        """End the episode hosts; ranks and servers are ended by who holds them."""
+        if self._hosts is not None:
+            self._hosts.close()
 
 
 def _as_offered(node: Node, resources: dict[str, float]) -> Node:

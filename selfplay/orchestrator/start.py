@@ -31,6 +31,7 @@ from selfplay.metrics import JsonlSink
 from selfplay.orchestrator.evaluations import RunEvaluations
 from selfplay.orchestrator.game import Game
 from selfplay.orchestrator.given_bugs import put_given_bugs, read_given_bugs
+from selfplay.orchestrator.hosts import EpisodeHost, LocalHost, WatchedEngine
 from selfplay.orchestrator.machines import policy_shape
 from selfplay.orchestrator.placement import fewer, make_plan
 from selfplay.orchestrator.recovery import RunFolder, create_run, open_run
@@ -191,8 +192,9 @@ def _play_on(
     failures, reached = 0, -1
     while True:
         fitting, plan = fewer(config, policy_shape(config), cluster.nodes())
+        places = cluster.places(plan)
         try:
-            _play(run, fitting, specs, backend, model, console, cluster.places(plan))
+            _play(run, fitting, specs, backend, model, console, places)
             return
         except TrainerError as error:
             with _open_store(run) as store:
@@ -201,6 +203,8 @@ def _play_on(
             if failures > config.cluster.restarts:
                 raise
             console.print(f"{error}\nGoing on from update {done} on what is left of the cluster.", markup=False, highlight=False)
+        finally:
+            places.close()
 
 
 def _check_given_bugs(config: Config, specs: Sequence[RepositorySpec]) -> str:
@@ -431,7 +435,13 @@ def build_game(
     if tasks:
         evaluator = Evaluator(config, engine, chat, backend, evaluated, limits, labels)
         evaluations = RunEvaluations(run.evaluations, config.evaluation, tasks, evaluator)
-    return Game(config, run, store, environments, backend, limits, labels, engine, chat, trainer, runner, sink, progress, evaluations)
+    host: EpisodeHost | None = None
+    if places is not None:
+        watched = WatchedEngine(engine)
+        local = LocalHost(config, environments, watched, chat, backend, limits, runner)
+        lines = run.repositories_file.read_text(encoding="utf-8")
+        host = places.open_hosts(config, lines, model, local, watched, progress.message)
+    return Game(config, run, store, environments, backend, limits, labels, engine, chat, trainer, runner, sink, progress, evaluations, host)
 
 
 def build_trainer(config: Config, model: str, logs: Path, places: Places | None = None) -> Trainer:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,13 +13,18 @@ from typing import Any
 import pytest
 import torch
 
+import scripted_game
 from selfplay.config import build_config
+from selfplay.curriculum.store import Store
 from selfplay.engines.base import GenerationRequest, Sampling
 from selfplay.engines.vllm_engine import VllmEngine
 from selfplay.engines.vllm_servers import Client, Launch
 from selfplay.errors import EngineError, PrerequisiteError, TrainerError
+from selfplay.orchestrator.game import Game
+from selfplay.orchestrator.hosts import LocalHost, WatchedEngine
 from selfplay.orchestrator.memory import ModelShape
 from selfplay.orchestrator.placement import Plan, make_plan
+from selfplay.sandbox import open_backend
 from selfplay.training.ranks import Ranks
 from selfplay.training.weight_sync import FileWeightSync
 from vllm_double import STOP, wait_until
@@ -204,3 +210,41 @@ def test_a_node_with_a_server_is_lost_and_the_others_answer_for_it(machines: Any
 def test_an_address_where_no_cluster_answers_is_told_with_the_reason(address: str, told: str):
     with pytest.raises(PrerequisiteError, match=told):
         Cluster(address)
+
+
+# ---- episodes
+
+
+def test_episodes_of_a_node_that_is_lost_are_played_elsewhere_and_each_counts_once(machines: Any, cluster: Cluster, tmp_path: Path) -> None:
+    try:
+        open_backend("bubblewrap", tmp_path / "cache")
+    except PrerequisiteError as missing:
+        pytest.skip(str(missing))
+    far = add_node(machines)
+    nodes = cluster.nodes()
+    assert len(nodes) >= 2
+    told: list[str] = []
+    lost = threading.Event()
+
+    def host_of(game: Game, line: str) -> Any:
+        plan = make_plan(game.config, TINY, nodes)
+        watched = WatchedEngine(game.engine)
+        local = LocalHost(game.config, game.environments, watched, game.chat, game.backend, game.limits, game.runner)
+        hosts = cluster.places(plan).open_hosts(game.config, f"{line}\n", str(tmp_path / "policy"), local, watched, told.append)
+
+        def lose() -> None:
+            wait_until(lambda: any(host.in_flight for host in hosts._hosts), 120)
+            machines.remove_node(far, allow_graceful=False)
+            lost.set()
+
+        threading.Thread(target=lose, daemon=True).start()
+        return hosts
+
+    run = scripted_game.play(tmp_path, tmp_path / "cache", "bubblewrap", host_of=host_of)
+    assert lost.wait(120)
+    assert any("was lost" in line for line in told), told
+    with Store.open(run.database, writer=False) as store:
+        members = [(row.group_id, row.member) for row in store.episodes()]
+        assert store.last_update() == 2
+        assert all(group.status in ("consumed", "complete", "void") for group in store.groups(update=1))
+    assert len(members) == len(set(members)) > 20
