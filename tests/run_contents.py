@@ -28,7 +28,18 @@ TABLES: dict[str, tuple[str, set[str]]] = {
     "attempts": ("episode_id", {"duration_s"}),
     "state": ("key", set()),
 }
-TIMES = ("seconds", "duration_s", "tokens_per_s", "episodes_per_hour", "peak_bytes", "generate_s", "act_s", "started_at", "test_runs", "cached_runs")
+MEASURED = (
+    "seconds",
+    "duration_s",
+    "tokens_per_s",
+    "episodes_per_hour",
+    "peak_bytes",
+    "generate_s",
+    "act_s",
+    "started_at",
+    "test_runs",
+    "cached_runs",
+)
 
 
 def contents(run: RunFolder, left_out: Collection[str] = ()) -> dict[str, Any]:
@@ -137,7 +148,7 @@ def _timeless(value: Any) -> Any:
 
 
 def _is_time(name: str) -> bool:
-    return name in TIMES or name.startswith(("seconds/", "idle/")) or name.endswith("/seconds")
+    return name in MEASURED or name.startswith(("seconds/", "idle/")) or name.endswith("/seconds")
 
 
 def _checkpoint(folder: Path) -> dict[str, Any]:
