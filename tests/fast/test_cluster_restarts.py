@@ -19,7 +19,7 @@ from selfplay.orchestrator.recovery import create_run
 
 
 class Machines:
-    """A cluster that has fewer nodes each time it is asked. places: hands the plan on."""
+    """A cluster that has fewer nodes each time it is asked, and places that hold nothing."""
 
     def __init__(self, counts: list[int]) -> None:
         self._counts = counts
@@ -28,7 +28,7 @@ class Machines:
         return [Node(f"n{number}", 1, 80 * GIB, 8, 64 * GIB) for number in range(self._counts.pop(0))]
 
     def places(self, plan: Any) -> Any:
-        return plan
+        return SimpleNamespace(plan=plan, close=lambda: None)
 
 
 @pytest.fixture
