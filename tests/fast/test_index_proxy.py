@@ -195,7 +195,7 @@ def test_the_forwarder_fails_where_its_socket_leads_nowhere(tmp_path):
 
 
 def test_hosts_are_read_from_pips_words_and_from_our_own_variable():
-    texts = ["https://me:pw@Index.Example/simple file:///srv", "http://10.0.0.5:3141/root/pypi", "no address", "https://[oops"]
+    texts = ["https://me:pw@Index.Example/simple file:///srv", "http://10.0.0.5:3141/team/pypi", "no address", "https://[oops"]
     assert named_hosts(texts) == {"index.example:443", "10.0.0.5:3141"}
     assert listed_hosts({"SELFPLAY_BUILD_HOSTS": "git.example, Other.example:8443,"}) == {"git.example:443", "other.example:8443"}
 
