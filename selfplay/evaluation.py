@@ -97,8 +97,8 @@ class Identity:
 def identity_of(config: Config, policy: Mapping[str, Any], tasks: Iterable[Task]) -> Identity:
     """The settings that an attempt can depend on; how many run at a time is none of them."""
     whole = config.model_dump(mode="json")
-    sections = ("agent", "validator", "sandbox")
-    settings = {f"{name}.{key}": value for name in sections for key, value in whole[name].items() if (name, key) != ("sandbox", "type")}
+    settings = {f"{name}.{key}": value for name in ("agent", "validator", "sandbox") for key, value in whole[name].items()}
+    del settings["sandbox.type"], settings["sandbox.ready"]  # where and how early sandboxes open changes no result
     settings |= {"seed": config.seed, "solver.given": whole["solver"]["given"], "engine.type": config.engine.type}
     if "suspects" in config.solver.given:
         settings["solver.max_suspects"] = config.solver.max_suspects

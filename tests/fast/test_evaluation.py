@@ -188,6 +188,11 @@ def test_other_settings_are_told(tmp_path):
     assert comparison["settings"] == "agent.max_turns = 64 there and 3 here"
 
 
+def test_where_and_how_early_sandboxes_open_makes_no_other_evaluation(tmp_path):
+    other = build_config({"sandbox": {"type": "bubblewrap", "ready": 4}})
+    assert compare(a_folder(tmp_path / "a", never), a_folder(tmp_path / "b", never, config=other))["settings"] == ""
+
+
 def test_how_many_suspects_are_named_is_a_setting_only_where_they_are_given(tmp_path):
     def evaluated(name, given, number):
         return a_folder(tmp_path / name, never, config=build_config({"solver": {"given": given, "max_suspects": number}}))
