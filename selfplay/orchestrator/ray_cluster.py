@@ -27,7 +27,7 @@ from selfplay.orchestrator.ray_actors import RankActor, ServerActor
 from selfplay.training.rank_link import Hear
 
 if TYPE_CHECKING:
-    from selfplay.orchestrator.hosts import LocalHost, WatchedEngine
+    from selfplay.orchestrator.hosts import LocalHost
     from selfplay.orchestrator.ray_hosts import ClusterHosts
 
 INSTALL = "pip install 'selfplay[cluster]'"
@@ -112,10 +112,8 @@ class Places:
         gpus = len(seat.gpus) * (0.5 if self._plan.shares_gpus else 1)
         return RayServer(name, launch, is_cancelled, node, gpus, node.key == self._key)
 
-    def open_hosts(
-        self, config: Config, lines: str, model: str, local: LocalHost, engine: WatchedEngine, tell: Callable[[str], None]
-    ) -> ClusterHosts:
-        """Episode hosts on every node of the plan; `local`, which has the same engine, is this machine's. lines: the repository list."""
+    def open_hosts(self, config: Config, lines: str, model: str, local: LocalHost, tell: Callable[[str], None]) -> ClusterHosts:
+        """Episode hosts on every node of the plan; `local` is this machine's, with the engine of all. lines: the repository list."""
         import ray
 
         from selfplay.orchestrator.ray_hosts import ClusterHosts, HostActor
@@ -128,7 +126,7 @@ class Places:
             elif episodes:
                 made = _on(node.key, ray.remote(concurrency_groups=groups)(HostActor), num_cpus=0)
                 actors.append((made.remote(config, lines, model), node, episodes))
-        self._hosts = ClusterHosts(actors, share, local, engine, tell)
+        self._hosts = ClusterHosts(actors, share, local, tell)
         return self._hosts
 
     def close(self) -> None:

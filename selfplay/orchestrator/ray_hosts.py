@@ -22,7 +22,7 @@ from selfplay.engines.base import Completion, Engine, GenerationRequest, Samplin
 from selfplay.episode import Episode
 from selfplay.errors import EngineError, SelfplayError
 from selfplay.grading import Grade
-from selfplay.orchestrator.hosts import InjectorWork, LocalHost, SolverWork, WatchedEngine
+from selfplay.orchestrator.hosts import InjectorWork, LocalHost, SolverWork
 from selfplay.orchestrator.placement import Node
 from selfplay.roles import EpisodePlace
 from selfplay.validator import Thresholds, Verdict
@@ -226,16 +226,15 @@ class ClusterHosts:
         actors: Sequence[tuple[Any, Node, int]],
         share: int,
         local: LocalHost,
-        engine: WatchedEngine,
         tell: Callable[[str], None],
     ) -> None:
         """actors: a HostActor on each other node, and its share. share: of this machine; `local` plays it, and all when no other is left.
 
-        engine: the run's, which `local` has too. Returns once every node has prepared its environments; what cannot is told and left out.
+        The engine of `local` answers all requests. Returns once every node has prepared its environments; what cannot is told and left out.
         """
         import ray
 
-        self._local, self._share, self._engine, self._tell = local, share, engine, tell
+        self._local, self._share, self._tell = local, share, tell
         self._here = 0  # calls in flight on this machine
         self._lock = threading.Lock()
         self._hosts: list[_Host] = []
@@ -268,7 +267,7 @@ class ClusterHosts:
         return verdict
 
     def engine_busy_s(self) -> float:
-        return self._engine.busy_s()
+        return self._local.engine_busy_s()
 
     def _call(self, method: str, repository: str, *arguments: Any) -> Any:
         while True:
@@ -276,7 +275,7 @@ class ClusterHosts:
             try:
                 if host is None:
                     return getattr(self._local, method)(*arguments)
-                return host.call(method, arguments, self._engine)
+                return host.call(method, arguments, self._local.engine)
             except _HostLost:
                 assert host is not None
                 self._drop(host)

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from machine import all_end, open_or_skip
 
 import scripted_game
 from selfplay.config import build_config
@@ -21,10 +22,9 @@ from selfplay.engines.vllm_engine import VllmEngine
 from selfplay.engines.vllm_servers import Client, Launch
 from selfplay.errors import EngineError, PrerequisiteError, TrainerError
 from selfplay.orchestrator.game import Game
-from selfplay.orchestrator.hosts import LocalHost, WatchedEngine
+from selfplay.orchestrator.hosts import LocalHost
 from selfplay.orchestrator.memory import ModelShape
 from selfplay.orchestrator.placement import Plan, make_plan
-from selfplay.sandbox import open_backend
 from selfplay.training.ranks import Ranks
 from selfplay.training.weight_sync import FileWeightSync
 from vllm_double import STOP, wait_until
@@ -103,20 +103,6 @@ class _Unchecked(FileWeightSync):
         return {}  # the stand-in has no weights to compare
 
 
-def is_running(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
-    except OSError:
-        return False
-
-
-def assert_all_end(pids: list[int]) -> None:
-    until = time.monotonic() + 20
-    while any(map(is_running, pids)) and time.monotonic() < until:
-        time.sleep(0.05)
-    assert not any(map(is_running, pids))
-
-
 def test_ranks_on_two_nodes_answer_in_their_places_and_end_when_closed(machines: Any, cluster: Cluster, tmp_path: Path):
     second = add_node(machines)
     plan = plan_of(cluster, 2)
@@ -127,7 +113,7 @@ def test_ranks_on_two_nodes_answer_in_their_places_and_end_when_closed(machines:
     assert list(ranks.stream("count", (5,))) == [1, 2, 3, 4, 5]
     assert ranks.call("take", (bytes(8 << 20),)) == [8 << 20] * 2
     ranks.close()
-    assert_all_end(pids)
+    assert all_end(pids)
     machines.remove_node(second)
 
 
@@ -137,7 +123,7 @@ def test_a_killed_rank_is_named_with_its_node_and_last_words(machines: Any, clus
     with pytest.raises(TrainerError, match=r"rank 0 of 1 was killed by SIGKILL \(in die, the third layer\)") as caught:
         ranks.call("die", (0,))
     assert caught.value.log_tail.endswith("no memory left")
-    assert_all_end(pids)
+    assert all_end(pids)
 
 
 def test_a_lost_node_is_named_within_the_deadline_and_no_rank_is_left(machines: Any, cluster: Cluster, tmp_path: Path):
@@ -150,7 +136,7 @@ def test_a_lost_node_is_named_within_the_deadline_and_no_rank_is_left(machines: 
         ranks.call("work_on", (1, 30.0))
     assert caught.value.rank == 1
     assert time.monotonic() - started < 30
-    assert_all_end(pids)
+    assert all_end(pids)
     assert len(cluster.nodes()) == 1  # what is left can be planned for
 
 
@@ -216,10 +202,7 @@ def test_an_address_where_no_cluster_answers_is_told_with_the_reason(address: st
 
 
 def test_episodes_of_a_node_that_is_lost_are_played_elsewhere_and_each_counts_once(machines: Any, cluster: Cluster, tmp_path: Path) -> None:
-    try:
-        open_backend("bubblewrap", tmp_path / "cache")
-    except PrerequisiteError as missing:
-        pytest.skip(str(missing))
+    open_or_skip("bubblewrap", tmp_path / "cache")
     far = add_node(machines)
     nodes = cluster.nodes()
     assert len(nodes) >= 2
@@ -228,9 +211,8 @@ def test_episodes_of_a_node_that_is_lost_are_played_elsewhere_and_each_counts_on
 
     def host_of(game: Game, line: str) -> Any:
         plan = make_plan(game.config, TINY, nodes)
-        watched = WatchedEngine(game.engine)
-        local = LocalHost(game.config, game.environments, watched, game.chat, game.backend, game.limits, game.runner)
-        hosts = cluster.places(plan).open_hosts(game.config, f"{line}\n", str(tmp_path / "policy"), local, watched, told.append)
+        local = LocalHost(game.config, game.environments, game.engine, game.chat, game.backend, game.limits, game.runner)
+        hosts = cluster.places(plan).open_hosts(game.config, f"{line}\n", str(tmp_path / "policy"), local, told.append)
 
         def lose() -> None:
             wait_until(lambda: any(host.in_flight for host in hosts._hosts), 120)
