@@ -55,12 +55,14 @@ class HostActor:
 
         from rich.console import Console
 
+        from selfplay.heaps import bound_heaps
         from selfplay.orchestrator.start import prepare_all
         from selfplay.repos import read_repository_list
         from selfplay.roles import sandbox_limits
         from selfplay.sandbox import open_backend
         from selfplay.test_runs import TestRunner
 
+        bound_heaps()
         with tempfile.TemporaryDirectory() as scratch:
             file = Path(scratch) / "repositories.txt"
             file.write_text(self._lines, encoding="utf-8")
