@@ -235,7 +235,7 @@ def controller(arguments: argparse.Namespace) -> None:
             f"train.solver_groups={groups}",
             "train.group_size=8",
             f"train.episodes_in_flight={arguments.episodes}",
-            "train.preparing=64",
+            "train.preparing=256",
             "train.workers=64",
             "agent.prompt_style=terse",
             "agent.max_turns=128",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -25,6 +26,9 @@ from selfplay.validator import Thresholds
 
 Result = TypeVar("Result")
 MACHINE_RETRIES = 2
+# A thread that waits for Python's lock wakes up every switch interval to ask for it. With thousands waiting that alone took both cores of a
+# machine (docs/log.md), so that it lasts as much longer as there are threads: at most 50,000 wake up in a second.
+SWITCH_S_A_THREAD = 20e-6
 
 
 class Dispatcher:
@@ -37,6 +41,8 @@ class Dispatcher:
         self._game = game
         self.host = game.host or LocalHost(game.config, game.environments, game.engine, game.chat, game.backend, game.limits, game.runner)
         train = game.config.train
+        self._switch_s = sys.getswitchinterval()
+        sys.setswitchinterval(max(self._switch_s, SWITCH_S_A_THREAD * train.episodes_in_flight))
         self._play = ThreadPoolExecutor(train.episodes_in_flight, thread_name_prefix="play")
         self._judge = ThreadPoolExecutor(train.workers, thread_name_prefix="judge")
         self._write = ThreadPoolExecutor(1, thread_name_prefix="write")
@@ -49,6 +55,7 @@ class Dispatcher:
     def close(self) -> None:
         for pool in (self._play, self._judge, self._write):
             pool.shutdown(wait=True, cancel_futures=True)
+        sys.setswitchinterval(self._switch_s)
 
     def start_update(self) -> None:
         """Begin to count the machine's failures anew."""

@@ -88,6 +88,19 @@ def test_a_group_that_straggles_blocks_no_update_and_is_trained_on_later(tmp_pat
     assert len(rows_of(simulation)) == 12
 
 
+@pytest.mark.parametrize(("in_flight", "seconds"), [(8, sys.getswitchinterval()), (5000, 0.1)])
+def test_the_more_episodes_are_in_flight_the_less_often_their_threads_ask_for_pythons_lock(tmp_path, in_flight, seconds):
+    before, seen = sys.getswitchinterval(), set()
+
+    def play_s(place):
+        seen.add(round(sys.getswitchinterval(), 6))
+        return 0.0
+
+    simulate(tmp_path, Script(play_s=play_s), 0, updates=1, episodes_in_flight=in_flight)
+    assert seen == {pytest.approx(seconds)}
+    assert sys.getswitchinterval() == before
+
+
 def test_groups_whose_attempts_all_end_alike_are_replaced_up_to_the_cap(tmp_path):
     def repairs(place):
         return place.group != "u0001-sol0" and place.member % 2 == 0
