@@ -1,5 +1,7 @@
+import importlib.util
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -114,6 +116,28 @@ def test_the_torch_trainer(check: conformance.Check, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     check(
         lambda folder, settings: TorchTrainer(folder, settings, conformance.CONTEXT_TOKENS, seed=0),
+        make_tiny_model(tmp_path / "model"),
+        tmp_path / "empty",
+    )
+
+
+# -- adapters (LoRA) -----------------------------------------------------------------------------------------------------
+
+needs_peft = pytest.mark.skipif(
+    importlib.util.find_spec("peft") is None, reason="peft is not installed; get it with: pip install 'selfplay[lora]'"
+)
+
+
+def adapted(settings: TrainerSettings = SETTINGS, rank: int = 4, **more: Any) -> TrainerSettings:
+    return TrainerSettings.model_validate(settings.model_dump() | {"lora_rank": rank, "lora_alpha": 8, **more})
+
+
+@needs_peft
+@pytest.mark.parametrize("check", conformance.ALL_CHECKS, ids=lambda check: check.__name__)
+def test_the_torch_trainer_with_an_adapter(check: conformance.Check, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    check(
+        lambda folder, settings: TorchTrainer(folder, adapted(settings), conformance.CONTEXT_TOKENS, seed=0),
         make_tiny_model(tmp_path / "model"),
         tmp_path / "empty",
     )
