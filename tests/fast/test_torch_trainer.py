@@ -1,14 +1,13 @@
-import importlib.util
+import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from fast.tiny_model import make_tiny_model
 
 from selfplay.config import TrainerSettings
-from selfplay.errors import EngineError, RunError
+from selfplay.errors import EngineError, PrerequisiteError, RunError
 from selfplay.training import conformance
 from selfplay.training.batch import Sample
 from selfplay.training.torch_trainer import TorchTrainer
@@ -111,33 +110,17 @@ def test_a_missing_model_is_named_with_the_remedy(tmp_path: Path) -> None:
         TorchTrainer(tmp_path / "nowhere", SETTINGS, 128, seed=1)
 
 
+def test_without_peft_an_adapter_is_refused_with_the_remedy(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "peft", None)  # as where it is not installed
+    with pytest.raises(PrerequisiteError, match=r"lora_rank = 4 needs peft.*pip install 'selfplay\[lora\]'"):
+        TorchTrainer(model, SETTINGS.model_copy(update={"lora_rank": 4}), 128, seed=1)
+
+
 @pytest.mark.parametrize("check", conformance.ALL_CHECKS, ids=lambda check: check.__name__)
 def test_the_torch_trainer(check: conformance.Check, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     check(
         lambda folder, settings: TorchTrainer(folder, settings, conformance.CONTEXT_TOKENS, seed=0),
-        make_tiny_model(tmp_path / "model"),
-        tmp_path / "empty",
-    )
-
-
-# -- adapters (LoRA) -----------------------------------------------------------------------------------------------------
-
-needs_peft = pytest.mark.skipif(
-    importlib.util.find_spec("peft") is None, reason="peft is not installed; get it with: pip install 'selfplay[lora]'"
-)
-
-
-def adapted(settings: TrainerSettings = SETTINGS, rank: int = 4, **more: Any) -> TrainerSettings:
-    return TrainerSettings.model_validate(settings.model_dump() | {"lora_rank": rank, "lora_alpha": 8, **more})
-
-
-@needs_peft
-@pytest.mark.parametrize("check", conformance.ALL_CHECKS, ids=lambda check: check.__name__)
-def test_the_torch_trainer_with_an_adapter(check: conformance.Check, tmp_path: Path) -> None:
-    (tmp_path / "empty").mkdir()
-    check(
-        lambda folder, settings: TorchTrainer(folder, adapted(settings), conformance.CONTEXT_TOKENS, seed=0),
         make_tiny_model(tmp_path / "model"),
         tmp_path / "empty",
     )
