@@ -165,7 +165,8 @@ def swap_the_adapter(checkpoint: Path, model: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("swap", "message"), [(swap_the_base, r"made over another model: its model\.layers\.1\.mlp\.up_proj"), (swap_the_adapter, "do not belong")]
+    ("swap", "message"),
+    [(swap_the_base, r"made over another model: its model\.layers\.1\.mlp\.up_proj"), (swap_the_adapter, "do not belong")],
 )
 def test_a_checkpoint_continues_over_its_own_base_and_adapter_alone(
     model: Path, tmp_path: Path, swap: Callable[[Path, Path], Path], message: str
