@@ -19,7 +19,7 @@ from selfplay.config import TrainerSettings
 from selfplay.errors import ConfigError, RunError
 from selfplay.training.base import check_adapter
 
-FOLDER = "adapter"  # in a checkpoint, as peft and vLLM read it
+FOLDER = "adapter"  # in a checkpoint, as peft reads it
 
 _INNER = ".base_layer."  # what peft puts into the names of weights that have an adapter
 _NAME = "default"  # peft's own for an adapter that is the only one

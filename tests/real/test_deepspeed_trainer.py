@@ -229,6 +229,16 @@ def test_an_adapter_continues_from_its_own_checkpoint_and_from_another_stages(
 
 
 @needs_peft
+@pytest.mark.parametrize("stage", [1, 3])
+def test_before_the_first_step_the_merged_weights_are_the_base_exactly_though_bf16_travels(model: Path, ranks: Ranks, stage: int) -> None:
+    trainer = DeepSpeedTrainer(model, with_ranks(SETTINGS, bf16=True, zero_stage=stage, **ADAPTER), CONTEXT_TOKENS, seed=0, ranks=ranks)
+    base = TorchTrainer(model, SETTINGS, CONTEXT_TOKENS, seed=0).export_weights()
+    assert largest_difference(trainer.export_weights(), base) == 0
+    trainer.step(made_samples(0))
+    assert largest_difference(trainer.export_weights(), base) > 0
+
+
+@needs_peft
 def test_a_seed_gives_the_same_adapter_on_every_trainer_and_any_number_of_ranks(
     model: Path, ranks: Ranks, three_ranks: Ranks, tmp_path: Path
 ) -> None:
