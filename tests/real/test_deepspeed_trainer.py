@@ -68,7 +68,9 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
 @pytest.fixture(scope="module")
 def three_ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
     """Three do not divide the model evenly. They also count what they gather."""
-    made = Ranks(3, tmp_path_factory.mktemp("logs"), deadline_s=300, worker="gathering_rank:GatheringRank")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(__file__).parents[1]), prepend=os.pathsep)  # where their worker is found
+        made = Ranks(3, tmp_path_factory.mktemp("logs"), deadline_s=300, worker="gathering_rank:GatheringRank")
     yield made
     made.close()
 
