@@ -41,9 +41,12 @@ class Adapter:
         """Of all its parameters."""
         return [name for pair in self.factors.values() for name in pair]
 
-    def merged(self, weight: Tensor, first: Tensor, second: Tensor) -> Tensor:
-        """weight + scaling B A, in fp32 (Hu et al., "LoRA", arXiv 2106.09685, section 4.1). first: A, second: B."""
-        with torch.autocast(weight.device.type, enabled=False), torch.no_grad():
+    def merged(self, name: str, weight: Tensor, factors: Mapping[str, Tensor]) -> Tensor:
+        """weight + scaling B A, in fp32 (Hu et al., "LoRA", arXiv 2106.09685, section 4.1); a weight without factors as it is."""
+        if name not in self.factors:
+            return weight
+        first, second = (factors[factor] for factor in self.factors[name])  # A, B
+        with torch.no_grad():
             return torch.addmm(weight, second, first, alpha=self.scaling)
 
     def write(self, folder: Path, tensors: Mapping[str, Tensor]) -> None:

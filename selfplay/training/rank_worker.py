@@ -1,7 +1,7 @@
 """One rank of the DeepSpeed trainer: its share of model and optimiser, and what all ranks do together. A plain class for any process.
 
 Leaves cutting an update into shares, deadlines and other processes to its caller. Invariant: every method is collective: all ranks call
-the same ones in the same order, with equally many micro-batches, and a rank never holds more than one layer group beyond its share.
+the same ones in the same order, with equally many micro-batches, and none holds more than a layer group (saving: an adapter) beyond its share.
 """
 
 from __future__ import annotations
@@ -276,11 +276,7 @@ class RankWorker:
             return self._masters(names, device=device)
         here = str(self._device)  # where products are fast
         kept, factors = self._masters(names, device=here), self._masters(self._trained(names), device=here)
-        for name in kept:
-            if name in self._adapter.factors:
-                first, second = self._adapter.factors[name]
-                kept[name] = self._adapter.merged(kept[name], factors[first], factors[second])
-        return {name: value.to(device) for name, value in kept.items()}
+        return {name: self._adapter.merged(name, value, factors).to(device) for name, value in kept.items()}
 
     def _trained(self, names: Sequence[str]) -> Sequence[str]:
         """Of a layer group, what the optimiser holds: the factors of its weights where there is an adapter."""

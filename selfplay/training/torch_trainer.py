@@ -118,11 +118,10 @@ class TorchTrainer:
         """Name -> a copy of the fp32 weight, tied weights once, an adapter merged, as `Engine.load_weights` takes them."""
         tied = set(getattr(self._model, "all_tied_weights_keys", None) or ())
         state = {outer_name(name): value.detach() for name, value in self._model.state_dict().items() if name not in tied}
-        if self._adapter is not None:
-            factors = {name: state.pop(name) for name in self._adapter.names}
-            for name, (first, second) in self._adapter.factors.items():
-                state[name] = self._adapter.merged(state[name], factors[first], factors[second])
-        return {name: value.to("cpu", copy=True) for name, value in state.items()}
+        if self._adapter is None:
+            return {name: value.to("cpu", copy=True) for name, value in state.items()}
+        factors = {name: state.pop(name) for name in self._adapter.names}
+        return {name: self._adapter.merged(name, value, factors).to("cpu", copy=True) for name, value in state.items()}
 
     def save(self, folder: Path) -> None:
         """Write a Hugging Face folder plus `trainer.pt`, whole or not at all: a temporary folder, synced, then renamed.
