@@ -16,6 +16,7 @@ PACKAGE = Path(selfplay.__file__).parent
 ORDER = [
     "errors",
     "resources",
+    "heaps",
     "outcomes",
     "syntax",
     "trees",
