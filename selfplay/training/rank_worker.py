@@ -319,7 +319,7 @@ class RankWorker:
             return whole
         share = parameter.ds_tensor.detach().contiguous().to(self._device)
         whole = share.new_empty(self.world * share.numel())
-        torch.distributed.all_gather_into_tensor(whole, share)
+        torch.distributed.all_gather_single(whole, share)
         return whole[: parameter.ds_numel].view(parameter.ds_shape)
 
     @property
@@ -388,7 +388,8 @@ class RankWorker:
             kept = path / "optimizer" / f"{number:05d}.safetensors"
             trained = self._trained(names)
             with safe_open(path / places[names[0]], "pt") as weights, safe_open(kept, "pt") as moments:
-                values = {name: weights.get_tensor(name) for name in names}
+                needed = () if self._adapter is not None and self.rank else names  # with one, only to compare what rank 0 gathers
+                values = {name: weights.get_tensor(name) for name in needed}
                 factors = {} if self._adapter is None else self._adapter.read(path / FOLDER, trained)
                 for name in trained:
                     if name not in self._parameters:
