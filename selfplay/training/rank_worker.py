@@ -1,7 +1,7 @@
 """One rank of the DeepSpeed trainer: its share of model and optimiser, and what all ranks do together. A plain class for any process.
 
 Leaves cutting an update into shares, deadlines and other processes to its caller. Invariant: every method is collective: all ranks call
-the same ones in the same order, with equally many micro-batches, and none holds more than a layer group (saving: an adapter) beyond its share.
+the same ones in the same order, with equally many micro-batches, and none holds more than a layer group (or an adapter) beyond its share.
 """
 
 from __future__ import annotations
