@@ -17,7 +17,7 @@ class GatheringRank(RankWorker):
         super().open(model_path, settings, seed)
         self._most = {"forward": 0, "recomputing": 0}
         for module in self._engine.module.modules():
-            if not any(True for _ in module.children()):
+            if settings.zero_stage == 3 and not any(True for _ in module.children()):
                 module.register_forward_pre_hook(self._count)
 
     def _deepspeed_settings(self, settings: TrainerSettings) -> dict[str, Any]:

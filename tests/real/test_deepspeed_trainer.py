@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from fast.tiny_model import make_tiny_model
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from selfplay.config import TrainerSettings
 from selfplay.errors import EngineError, RunError, TrainerError
@@ -285,6 +285,20 @@ def test_recomputing_with_an_adapter_keeps_no_more_than_a_layer_gathered(tmp_pat
         assert 0 < told["forward"] < told["layer"]
         assert 0 < told["recomputing"] <= told["layer"]
         assert told["left"] == 0
+
+
+@needs_peft
+def test_a_checkpoint_over_another_model_is_refused(model: Path, three_ranks: Ranks, tmp_path: Path) -> None:
+    """The last test of the three ranks, which end here."""
+    settings = with_ranks(SETTINGS, 3, zero_stage=3, **ADAPTER)
+    DeepSpeedTrainer(model, settings, CONTEXT_TOKENS, seed=0, ranks=three_ranks).save(tmp_path / "checkpoint")
+    other = make_tiny_model(tmp_path / "other")
+    weights = load_file(other / "model.safetensors")
+    weights["model.layers.1.mlp.up_proj.weight"][3, 4] += 0.01
+    save_file(weights, other / "model.safetensors", {"format": "pt"})
+    trainer = DeepSpeedTrainer(other, settings, CONTEXT_TOKENS, seed=0, ranks=three_ranks)
+    with pytest.raises(RunError, match=r"made over another model: its model\.layers\.1\.mlp\.up_proj"):
+        trainer.load(tmp_path / "checkpoint")
 
 
 def test_a_model_that_does_not_load_is_named_with_the_remedy(tmp_path: Path) -> None:
