@@ -111,7 +111,7 @@ def test_a_seed_gives_the_same_adapter_whatever_was_drawn_before(model: Path) ->
         state = torch.get_rng_state()
         add_adapter(loaded, adapted(), seed)
         assert torch.equal(state, torch.get_rng_state())
-        return dict(loaded.named_parameters())
+        return {name: value.detach() for name, value in loaded.named_parameters()}
 
     assert largest_difference(drawn(5, before=1), drawn(5, before=2)) == 0
     assert largest_difference(drawn(5, before=1), drawn(6, before=1)) > 0
