@@ -158,7 +158,7 @@ def make_optimizer(model: torch.nn.Module, learning_rate: float, weight_decay: f
         {"params": [p for p in parameters if is_matrix[p]], "weight_decay": weight_decay},
         {"params": [p for p in parameters if not is_matrix[p]], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW([group for group in groups if group["params"]], lr=learning_rate, betas=(0.9, 0.95), fused=True)
+    return torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.95), fused=True)
 
 
 def train(
