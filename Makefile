@@ -31,8 +31,8 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 
 # DeepSpeed compiles its operators when it is asked to; none is needed here.
 $(VENV)/.test-ready: $(VENV)/.ready
-	@echo "Installing DeepSpeed and Ray for their tests ..."
-	@DS_BUILD_OPS=0 $(PIP) install -q -c constraints.txt -e '.[dev,deepspeed,cluster]'
+	@echo "Installing DeepSpeed, Ray and peft for their tests ..."
+	@DS_BUILD_OPS=0 $(PIP) install -q -c constraints.txt -e '.[dev,deepspeed,cluster,lora]'
 	@touch $@
 
 train: setup ## self-play on the embedded default: real repositories, real sandboxes, a small policy

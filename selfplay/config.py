@@ -237,6 +237,22 @@ class TrainerSettings(Section):
     batch_tokens: int = Field(16_384, ge=256)  # of one micro-batch, padding included
     packing: bool = False  # several episodes to a row, none of which sees another: less padding, attention by a mask
     bf16: bool = True
+    lora_rank: int = Field(0, ge=0)  # of an adapter (LoRA) that is trained in place of the weights; 0: all weights are trained
+    lora_alpha: int = Field(32, ge=1)  # what the adapter adds is scaled by lora_alpha / lora_rank
+    lora_layers: tuple[str, ...] = ()  # its linear layers, for instance ["q_proj", "v_proj"]; (): all of attention and MLP, not the head
+
+    @field_validator("lora_layers")
+    @classmethod
+    def _are_names(cls, layers: tuple[str, ...]) -> tuple[str, ...]:
+        if wrong := [name for name in layers if not name.isidentifier()]:
+            raise ValueError(f"{wrong[0]!r} is not the name of a layer, for instance 'q_proj'")
+        return tuple(sorted(set(layers)))
+
+    @model_validator(mode="after")
+    def _belong_to_an_adapter(self) -> TrainerSettings:
+        if not self.lora_rank and self.lora_layers:
+            raise ValueError(f"lora_layers = {list(self.lora_layers)} means something only with lora_rank of at least 1")
+        return self
 
     @model_validator(mode="after")
     def _fits_the_type(self) -> TrainerSettings:

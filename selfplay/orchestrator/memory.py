@@ -48,6 +48,13 @@ class ModelShape:
         return self.kv_heads * self.head_dim
 
     @property
+    def linears(self) -> dict[str, tuple[int, int]]:
+        """Of a layer, by the names that transformers gives them: width in, width out."""
+        into = {"q_proj": self.query, "k_proj": self.key, "v_proj": self.key, "gate_proj": self.intermediate, "up_proj": self.intermediate}
+        out_of = {"o_proj": self.query, "down_proj": self.intermediate}
+        return {name: (self.hidden, width) for name, width in into.items()} | {name: (width, self.hidden) for name, width in out_of.items()}
+
+    @property
     def layer_parameters(self) -> int:
         attention = 2 * self.hidden * self.query + 2 * self.hidden * self.key
         return attention + 3 * self.hidden * self.intermediate + 2 * self.hidden
@@ -89,19 +96,26 @@ def read_shape(name: str, config: Mapping[str, Any]) -> ModelShape:
         ) from error
 
 
-def activation_bytes(shape: ModelShape, bf16: bool = True) -> int:
+def adapter_parameters(shape: ModelShape, settings: TrainerSettings) -> int:
+    """An adapter's factors, A (rank, in) and B (out, rank) of each of its layers; 0 without one."""
+    chosen = [sum(widths) for name, widths in shape.linears.items() if not settings.lora_layers or name in settings.lora_layers]
+    return shape.layers * settings.lora_rank * sum(chosen)
+
+
+def activation_bytes(shape: ModelShape, bf16: bool = True, lora_rank: int = 0) -> int:
     """Per token and layer, what the backward pass needs of the forward pass.
 
     Counted as Korthikanti et al. do ("Reducing Activation Recomputation in Large Transformer Models", arXiv 2205.05198), for what
     transformers computes here: the residual stream stays fp32 under autocast, norms keep an fp32 input and an fp32 normalised copy,
     matrix products keep their input in `unit` bytes, fused attention keeps queries, output and keys and values repeated for every head,
-    no scores.
+    no scores. An adapter adds what stands between its factors, whose A wants the input that the frozen matrix no longer does; frozen norms
+    want no normalised copy.
     """
     unit = 2 if bf16 else 4
-    norms = 2 * (4 + 4 + unit) * shape.hidden
+    norms = 2 * (4 + (0 if lora_rank else 4) + unit) * shape.hidden
     attention = 6 * unit * shape.query + 2 * unit * shape.key
     feed_forward = 4 * unit * shape.intermediate
-    return norms + attention + feed_forward
+    return norms + attention + feed_forward + unit * lora_rank * len(shape.linears)
 
 
 def logit_bytes(shape: ModelShape, bf16: bool = True) -> int:
@@ -118,20 +132,22 @@ def trainer_bytes(shape: ModelShape, settings: TrainerSettings, context_tokens: 
 
     Shares as in Rajbhandari et al. ("ZeRO", arXiv 1910.02054, section 5) with 4 bytes each for weights, gradients and both moments, since
     masters are fp32 and bf16 is made of them in matrix products alone. DeepSpeed 0.19.8: stages 1 and 2 clone a rank's share as the
-    optimiser's master, stage 3 takes the share itself. The torch trainer holds what stage 0 does.
+    optimiser's master, stage 3 takes the share itself. The torch trainer holds what stage 0 does. With an adapter gradients and optimiser
+    are of its factors alone.
     A micro-batch holds `batch_tokens`, or one episode of `context_tokens` where that is more.
     """
-    total = 4 * shape.parameters
+    total = 4 * (shape.parameters + adapter_parameters(shape, settings))
+    trained = _trained_bytes(shape, settings)
     ranks = settings.ranks
     stage = settings.zero_stage if settings.type == "deepspeed" else 0
-    share = -(-total // ranks)
+    share = -(-trained // ranks)
     off = settings.offload
-    weights = share if stage == 3 else total
-    gradients = (share if stage >= 2 else total) if not off or stage == 1 else 0
+    weights = -(-total // ranks) if stage == 3 else total
+    gradients = (share if stage >= 2 else trained) if not off or stage == 1 else 0
     masters = share if stage in (1, 2) else 0
-    moments = 2 * (share if stage else total)
+    moments = 2 * (share if stage else trained)
     tokens = max(settings.batch_tokens, context_tokens)
-    layer = activation_bytes(shape, settings.bf16)
+    layer = activation_bytes(shape, settings.bf16, settings.lora_rank)
     kept = shape.layers * 4 * shape.hidden + layer if settings.activation_checkpointing else shape.layers * layer
     working = RUNTIME_BYTES
     if settings.type == "deepspeed":
@@ -151,7 +167,12 @@ def trainer_bytes(shape: ModelShape, settings: TrainerSettings, context_tokens: 
 
 def trainer_host_bytes(shape: ModelShape, settings: TrainerSettings) -> int:
     """In main memory for one rank: what `offload` moves there (a master, a gradient and both moments of its share)."""
-    return 4 * -(-4 * shape.parameters // settings.ranks) if settings.offload else 0
+    return 4 * -(-_trained_bytes(shape, settings) // settings.ranks) if settings.offload else 0
+
+
+def _trained_bytes(shape: ModelShape, settings: TrainerSettings) -> int:
+    """One fp32 copy of what the optimiser holds."""
+    return 4 * (adapter_parameters(shape, settings) if settings.lora_rank else shape.parameters)
 
 
 def cache_bytes_per_token(shape: ModelShape, tensor_parallel: int, unit: int = 2) -> int:

@@ -36,7 +36,7 @@ class Trainer(Protocol):
         ...
 
     def export_weights(self) -> dict[str, Tensor]:
-        """Name -> a copy of the fp32 weight on the CPU, tied weights once, as `Engine.load_weights` takes them."""
+        """Name -> a copy of the fp32 weight on the CPU, tied weights once, an adapter merged, as `Engine.load_weights` takes them."""
         ...
 
     def save(self, folder: Path) -> None:
@@ -61,4 +61,14 @@ def check_trainer(settings: TrainerSettings) -> None:
         raise PrerequisiteError(
             "trainer.type = 'deepspeed' needs DeepSpeed, which is not installed here. Install it with: "
             "DS_BUILD_OPS=0 pip install 'selfplay[deepspeed]', or set trainer.type = 'torch'."
+        )
+    check_adapter(settings)
+
+
+def check_adapter(settings: TrainerSettings) -> None:
+    """Raises PrerequisiteError, with the remedy, when `settings` want an adapter and peft is not here. Loads nothing heavy."""
+    if settings.lora_rank and importlib.util.find_spec("peft") is None:
+        raise PrerequisiteError(
+            f"trainer.lora_rank = {settings.lora_rank} needs peft, which is not installed here. Install it with: "
+            "pip install 'selfplay[lora]', or set trainer.lora_rank = 0."
         )

@@ -63,7 +63,7 @@ def sync(path: Path) -> None:
 def weights_digest(folder: Path) -> str:
     """Of all weight files of a folder, so that state and weights of different updates are told apart."""
     digest = hashlib.sha256()
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in [*sorted(folder.glob("*.safetensors")), *sorted(folder.glob("adapter/*.safetensors"))]:
         digest.update(path.name.encode())
         with path.open("rb") as file:
             while block := file.read(1 << 22):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from selfplay.config import TrainerSettings
 from selfplay.errors import RunError
+from selfplay.training.adapter import adapter_state, check_same_adapter
 from selfplay.training.base import check_trainer
 from selfplay.training.batch import Sample, make_rank_batches
 from selfplay.training.checkpoints import copy_companions, weights_digest, written_whole
@@ -110,7 +111,7 @@ class DeepSpeedTrainer:
         return self._ranks.stream("weights", (as_computed,))
 
     def export_weights(self) -> dict[str, Tensor]:
-        """Name -> a copy of the fp32 weight, tied weights once, as `Engine.load_weights` takes them."""
+        """Name -> a copy of the fp32 weight, tied weights once, an adapter merged, as `Engine.load_weights` takes them."""
         return {name: value for group in self.weights() for name, value in group.items()}
 
     def save(self, folder: Path) -> None:
@@ -122,12 +123,14 @@ class DeepSpeedTrainer:
             steps = self._ranks.call("save", (str(partial),))
             copy_companions(self._source, partial)
             state = {"weight_version": self._weight_version, "optimizer_steps": steps[0], "weights_digest": weights_digest(partial)}
+            state |= adapter_state(self._settings)
             (partial / "trainer.json").write_text(json.dumps(state, indent=2) + "\n")
 
     def load(self, folder: Path) -> None:
         """Continue from what `save` wrote, on any number of ranks and any stage. Raises RunError when it is not such a checkpoint."""
         try:
             state = json.loads((folder / "trainer.json").read_text())
+            check_same_adapter(folder, state, self._settings)
             if state["weights_digest"] != weights_digest(folder):
                 raise RunError(f"the checkpoint {folder} has weights that do not belong to its trainer.json. Resume from an earlier one.")
             version, steps = int(state["weight_version"]), int(state["optimizer_steps"])

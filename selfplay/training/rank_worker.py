@@ -1,7 +1,7 @@
 """One rank of the DeepSpeed trainer: its share of model and optimiser, and what all ranks do together. A plain class for any process.
 
 Leaves cutting an update into shares, deadlines and other processes to its caller. Invariant: every method is collective: all ranks call
-the same ones in the same order, with equally many micro-batches, and a rank never holds more than one layer group beyond its share.
+the same ones in the same order, with equally many micro-batches, and none holds more than a layer group (or an adapter) beyond its share.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from selfplay.config import TrainerSettings
 from selfplay.errors import PrerequisiteError
 from selfplay.models import checkpoint_activations, load_causal_model
+from selfplay.training.adapter import FOLDER, Adapter, add_adapter, check_same_base, outer_name
 from selfplay.training.loss import Clipping
 from selfplay.training.objective import Tally, WeighedBatch, action_logits, filler, weighed_losses
 from selfplay.training.sft import make_optimizer
@@ -145,13 +146,14 @@ class RankWorker:
         self._settings = settings
         with _loaded_in_shares() if settings.zero_stage == 3 else nullcontext():
             model = load_causal_model(model_path, torch.float32)
+        tied = set(getattr(model, "all_tied_weights_keys", None) or ())
+        self._names = [name for name in model.state_dict() if name not in tied]
+        self._adapter: Adapter | None = add_adapter(model, settings, seed)
         model.eval()  # no dropout: the ratio compares with what the engine computed
         if settings.activation_checkpointing:
             checkpoint_activations(model)
         self._config = model.config
         self._generation_config = model.generation_config
-        tied = set(getattr(model, "all_tied_weights_keys", None) or ())
-        self._names = [name for name in model.state_dict() if name not in tied]
         head = model.get_output_embeddings()
         if type(head) is nn.Linear and head.weight is model.get_input_embeddings().weight:
             head.__class__ = _TiedHead
@@ -160,7 +162,8 @@ class RankWorker:
         self._engine, *_ = self._deepspeed.initialize(
             model=loss, optimizer=optimizer, config=self._deepspeed_settings(settings), dist_init_required=False
         )
-        self._parameters = dict(self._engine.module.model.named_parameters(remove_duplicate=False))
+        named = self._engine.module.model.named_parameters(remove_duplicate=False)
+        self._parameters = {outer_name(name): parameter for name, parameter in named}
         self._buffers = dict(self._engine.module.model.named_buffers())
 
     def _deepspeed_settings(self, settings: TrainerSettings) -> dict[str, Any]:
@@ -234,11 +237,15 @@ class RankWorker:
         """The model's weights, a layer group at a time, as copies on `device`: rank 0 yields them, the others empty dictionaries.
 
         All ranks iterate to the end. fp32 masters; `as_computed`, what the forward pass multiplies with instead: with bf16 the matrices
-        travel and arrive as bf16, which is what an engine wants.
+        travel and arrive as bf16, which is what an engine wants. An adapter is merged in fp32 either way, then rounded.
         """
         for names in layer_groups(self._names):
             self.progress(f"gathering {names[0]}")
-            yield self._gathered(names, device) if as_computed else self._masters(names, device=device)
+            if as_computed and self._adapter is None:
+                yield self._gathered(names, device)
+                continue
+            merged = self._merged(names, device)
+            yield {name: value.to(self._computed_type(name, value)) for name, value in merged.items()} if as_computed else merged
 
     def _gathered(self, names: Sequence[str], device: str) -> dict[str, Tensor]:
         """Copied, and the copying over, before the gathered weights are let go of."""
@@ -257,7 +264,25 @@ class RankWorker:
             buffer: Tensor = self._buffers[name]
             return buffer
         value: Tensor = self._parameters[name]
-        return value.to(getattr(value, "comm_dtype", value.dtype))
+        return value.to(self._computed_type(name, value))
+
+    def _computed_type(self, name: str, value: Tensor) -> torch.dtype:
+        found: torch.dtype = getattr(self._parameters.get(name), "comm_dtype", value.dtype)
+        return found
+
+    def _merged(self, names: Sequence[str], device: str = "cpu") -> dict[str, Tensor]:
+        """The masters of a layer group with what the adapter adds to them."""
+        if self._adapter is None:
+            return self._masters(names, device=device)
+        here = str(self._device)  # where products are fast
+        kept, factors = self._masters(names, device=here), self._masters(self._trained(names), device=here)
+        return {name: self._adapter.merged(name, value, factors).to(device) for name, value in kept.items()}
+
+    def _trained(self, names: Sequence[str]) -> Sequence[str]:
+        """Of a layer group, what the optimiser holds: the factors of its weights where there is an adapter."""
+        if self._adapter is None:
+            return names
+        return [factor for name in names for factor in self._adapter.factors.get(name, ())]
 
     def _masters(self, names: Sequence[str], moment: str = "", device: str = "cpu") -> dict[str, Tensor]:
         kept: dict[str, Tensor] = {}
@@ -277,13 +302,25 @@ class RankWorker:
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
         value: Tensor
-        if self._settings.zero_stage == 0:
+        if not parameter.requires_grad:
+            value = self._frozen(parameter)
+        elif self._settings.zero_stage == 0:
             value = self._engine.basic_optimizer.state[parameter][moment] if moment else parameter
         elif moment:
             value = safe_get_full_optimizer_state(parameter, moment)
         else:
             value = safe_get_full_fp32_param(parameter)
         return value
+
+    def _frozen(self, parameter: Any) -> Tensor:
+        """A weight that no optimiser holds, whole and in fp32: DeepSpeed gathers it only as it is computed with, which may be bf16."""
+        whole: Tensor = parameter
+        if not self._is_partitioned:
+            return whole
+        share = parameter.ds_tensor.detach().contiguous().to(self._device)
+        whole = share.new_empty(self.world * share.numel())
+        torch.distributed.all_gather_single(whole, share)
+        return whole[: parameter.ds_numel].view(parameter.ds_shape)
 
     @property
     def _is_partitioned(self) -> bool:
@@ -294,7 +331,8 @@ class RankWorker:
     def save(self, folder: str) -> int:
         """Fill a folder with the weights (for transformers too) and both moments, a file a layer group; returns the optimiser's steps.
 
-        Only rank 0 writes. Nothing in it depends on the number of ranks or the stage. Raises OSError when it cannot be written.
+        With an adapter the weights are merged, the moments its own, and it lies in a folder of its own. Only rank 0 writes. Nothing
+        depends on the number of ranks or the stage. Raises OSError when it cannot be written.
         """
         path, groups, steps = Path(folder), layer_groups(self._names), self._optimizer_steps()
         self._link_moments()
@@ -305,13 +343,18 @@ class RankWorker:
         for number, names in enumerate(groups, start=1):
             self.progress(f"saving {names[0]}")
             file = f"model-{number:05d}-of-{len(groups):05d}.safetensors"
-            weights = self._masters(names)
-            moments = {f"{moment}/{name}": v for moment in _MOMENTS * bool(steps) for name, v in self._masters(names, moment).items()}
+            weights, trained = self._merged(names), self._trained(names)
+            moments = {f"{moment}/{name}": v for moment in _MOMENTS * bool(steps) for name, v in self._masters(trained, moment).items()}
             if not self.rank:
                 _write(path / file, weights)
                 _write(path / "optimizer" / f"{number:05d}.safetensors", moments)
                 places |= dict.fromkeys(weights, file)
                 size += sum(value.numel() * value.element_size() for value in weights.values())
+        if self._adapter is not None:
+            self.progress("saving the adapter")
+            factors = self._masters(self._adapter.names)  # small enough to be held whole
+            if not self.rank:
+                self._adapter.write(path / FOLDER, factors)
         if not self.rank:
             index = {"metadata": {"total_size": size}, "weight_map": places}
             (path / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
@@ -343,14 +386,21 @@ class RankWorker:
         for number, names in enumerate(layer_groups(self._names), start=1):
             self.progress(f"loading {names[0]}")
             kept = path / "optimizer" / f"{number:05d}.safetensors"
+            trained = self._trained(names)
             with safe_open(path / places[names[0]], "pt") as weights, safe_open(kept, "pt") as moments:
-                for name in names:
+                needed = () if self._adapter is not None and self.rank else names  # with one, only to compare what rank 0 gathers
+                values = {name: weights.get_tensor(name) for name in needed}
+                factors = {} if self._adapter is None else self._adapter.read(path / FOLDER, trained)
+                for name in trained:
                     if name not in self._parameters:
-                        self._buffers[name].copy_(weights.get_tensor(name))
+                        self._buffers[name].copy_(values[name])
                         continue
-                    self._put(self._parameters[name], weights.get_tensor(name))
+                    self._put(self._parameters[name], (factors or values)[name])
                     for moment in _MOMENTS * bool(steps):
                         self._put(self._parameters[name], moments.get_tensor(f"{moment}/{name}"), moment)
+            if self._adapter is not None:
+                for name, value in self._merged(names).items():
+                    check_same_base(path, name, values[name], value)
         for entry in self._engine.basic_optimizer.state.values():
             entry["step"].fill_(steps)
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from selfplay.config import TrainerSettings
 from selfplay.errors import EngineError, RunError
 from selfplay.models import checkpoint_activations, load_causal_model
+from selfplay.training.adapter import FOLDER, adapter_state, add_adapter, check_same_adapter, check_same_base, outer_name
 from selfplay.training.batch import Sample, make_micro_batches
 from selfplay.training.checkpoints import copy_companions, weights_digest, written_whole
 from selfplay.training.loss import Clipping
@@ -44,7 +45,9 @@ class TorchTrainer:
         self._context_tokens = context_tokens
         self._source = Path(model_path)
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._model = load_causal_model(model_path, torch.float32).to(self._device)
+        self._model = load_causal_model(model_path, torch.float32)
+        self._adapter = add_adapter(self._model, settings, seed)
+        self._model.to(self._device)
         self._model.eval()  # no dropout: the ratio compares with what the engine computed
         if settings.activation_checkpointing:
             checkpoint_activations(self._model)
@@ -112,9 +115,13 @@ class TorchTrainer:
         weighed_losses(batch, logits, self._clipping, tally).sum().backward()  # type: ignore[no-untyped-call]
 
     def export_weights(self) -> dict[str, Tensor]:
-        """Name -> a copy of the fp32 weight, tied weights once, as `Engine.load_weights` takes them."""
+        """Name -> a copy of the fp32 weight, tied weights once, an adapter merged, as `Engine.load_weights` takes them."""
         tied = set(getattr(self._model, "all_tied_weights_keys", None) or ())
-        return {name: value.detach().to("cpu", copy=True) for name, value in self._model.state_dict().items() if name not in tied}
+        state = {outer_name(name): value.detach() for name, value in self._model.state_dict().items() if name not in tied}
+        if self._adapter is None:
+            return {name: value.to("cpu", copy=True) for name, value in state.items()}
+        factors = {name: state.pop(name) for name in self._adapter.names}
+        return {name: self._adapter.merged(name, value, factors).to("cpu", copy=True) for name, value in state.items()}
 
     def save(self, folder: Path) -> None:
         """Write a Hugging Face folder plus `trainer.pt`, whole or not at all: a temporary folder, synced, then renamed.
@@ -122,24 +129,35 @@ class TorchTrainer:
         Raises RunError when `folder` exists, OSError when it cannot be written.
         """
         with written_whole(folder) as partial:
-            self._model.save_pretrained(partial)
+            if self._adapter is None:
+                self._model.save_pretrained(partial)
+            else:
+                self._model.save_pretrained(partial, state_dict=self.export_weights())
+                self._adapter.write(partial / FOLDER, self._model.state_dict())
             copy_companions(self._source, partial)
             state = {
                 "optimizer": self._optimizer.state_dict(),
                 "weight_version": self._weight_version,
                 "rng": torch.get_rng_state(),
                 "weights_digest": weights_digest(partial),
-            }
+            } | adapter_state(self._settings)
             torch.save(state, partial / "trainer.pt")
 
     def load(self, folder: Path) -> None:
         """Continue from what `save` wrote. Raises RunError when the folder is not such a checkpoint."""
         try:
             state = torch.load(folder / "trainer.pt", map_location=self._device, weights_only=True)
+            check_same_adapter(folder, state, self._settings)
             model = load_causal_model(folder, torch.float32)
             if state["weights_digest"] != weights_digest(folder):
                 raise RunError(f"the checkpoint {folder} has weights that do not belong to its trainer.pt. Resume from an earlier one.")
-            self._model.load_state_dict(model.state_dict())
+            if self._adapter is None:
+                self._model.load_state_dict(model.state_dict())
+            else:
+                self._model.load_state_dict(self._adapter.read(folder / FOLDER, self._adapter.names), strict=False)
+                kept = model.state_dict()
+                for name, value in self.export_weights().items():
+                    check_same_base(folder, name, kept[name], value)
             self._optimizer.load_state_dict(state["optimizer"])
             torch.set_rng_state(state["rng"].cpu())
             self._weight_version = int(state["weight_version"])

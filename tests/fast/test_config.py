@@ -87,6 +87,9 @@ def test_known_keys_are_dotted():
         (["trainer.offload=true"], r"offload = true needs trainer.type = 'deepspeed'"),
         (["trainer.type=deepspeed", "trainer.zero_stage=0", "trainer.offload=true"], r"trainer.zero_stage of at least 1"),
         (["trainer.type=deepspeed", "trainer.zero_stage=4"], r"trainer.zero_stage"),
+        (['trainer.lora_layers=["q_proj"]'], r"lora_layers = \['q_proj'\] means something only with lora_rank of at least 1"),
+        (["trainer.lora_rank=8", 'trainer.lora_layers=["layers.0"]'], r"'layers.0' is not the name of a layer"),
+        (["trainer.lora_rank=-1"], r"trainer.lora_rank"),
     ],
 )
 def test_trainer_settings_that_do_not_fit_each_other_say_what_would(overrides: list[str], message: str):

@@ -1,5 +1,6 @@
 """Where a placement puts things, what it refuses and which remedy it names; the memory formulas against real models."""
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -8,22 +9,28 @@ import torch
 from typer.testing import CliRunner
 
 from selfplay.cli import app
-from selfplay.config import Config, build_config, load_config
+from selfplay.config import Config, TrainerSettings, build_config, load_config
 from selfplay.errors import PlacementError
 from selfplay.orchestrator.machines import planned_nodes, policy_shape
 from selfplay.orchestrator.memory import (
     GIB,
     ModelShape,
     activation_bytes,
+    adapter_parameters,
     cache_bytes_per_token,
     logit_bytes,
     read_shape,
     server_bytes,
     trainer_bytes,
+    trainer_host_bytes,
 )
 from selfplay.orchestrator.placement import Node, Placement, Seat, fewer, place, tensor_parallel
 from selfplay.resources import resource
+from selfplay.training.adapter import add_adapter
 
+needs_peft = pytest.mark.skipif(
+    importlib.util.find_spec("peft") is None, reason="peft is not installed; get it with: pip install 'selfplay[lora]'"
+)
 SMALL = {"hidden_size": 256, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64, "intermediate_size": 768}
 
 
@@ -82,8 +89,9 @@ def test_a_model_that_is_not_here_must_be_described():
 # -- memory --------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("rank", [0, pytest.param(16, marks=needs_peft)])
 @pytest.mark.parametrize("bf16", [True, False])
-def test_activations_are_what_the_backward_pass_really_keeps(bf16: bool):
+def test_activations_are_what_the_backward_pass_really_keeps(bf16: bool, rank: int):
     """Counted as the autograd graph of a real layer stack keeps them; the difference of two depths leaves head and embedding out."""
     import transformers
 
@@ -92,6 +100,7 @@ def test_activations_are_what_the_backward_pass_really_keeps(bf16: bool):
     def kept(layers: int) -> int:
         config = transformers.Qwen3Config(num_hidden_layers=layers, vocab_size=64, **SMALL)
         model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+        add_adapter(model, TrainerSettings(lora_rank=rank), seed=0)
         weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
         seen: dict[int, int] = {}
 
@@ -110,7 +119,7 @@ def test_activations_are_what_the_backward_pass_really_keeps(bf16: bool):
         return sum(seen.values()) - copies
 
     shape = read_shape("small", {"num_hidden_layers": 1, "vocab_size": 64, **SMALL})
-    assert activation_bytes(shape, bf16) == pytest.approx((kept(3) - kept(1)) / 2 / tokens, rel=0.2)
+    assert activation_bytes(shape, bf16, rank) == pytest.approx((kept(3) - kept(1)) / 2 / tokens, rel=0.2)
 
 
 def states(settings: dict[str, Any]) -> dict[str, int]:
@@ -130,6 +139,32 @@ def test_each_stage_shares_out_what_it_should():
 def test_offload_and_checkpointing_take_away_what_they_should():
     assert states({"zero_stage": 3, "offload": True})["optimiser"] == 0
     assert states({"activation_checkpointing": True})["activations"] < states({})["activations"] / 5
+
+
+@needs_peft
+@pytest.mark.parametrize("layers", [(), ("q_proj", "down_proj")])
+def test_an_adapter_is_counted_as_large_as_the_real_one(layers: tuple[str, ...]):
+    import transformers
+
+    values = {"num_hidden_layers": 3, "vocab_size": 64, **SMALL}
+    model = transformers.AutoModelForCausalLM.from_config(transformers.Qwen3Config(**values))
+    settings = TrainerSettings(lora_rank=8, lora_layers=layers)
+    add_adapter(model, settings, seed=0)
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    assert adapter_parameters(read_shape("small", values), settings) == trained
+
+
+def test_with_an_adapter_gradients_and_optimiser_are_of_it_alone():
+    shape = ModelShape("m", 1024, 10, 8, 8, 128, 4096, 32000, False)
+    factors = adapter_parameters(shape, TrainerSettings(lora_rank=16))
+    assert 0 < factors < shape.parameters / 50
+    for stage in range(4):
+        held, whole = states({"zero_stage": stage, "lora_rank": 16}), states({"zero_stage": stage})
+        assert held["weights"] == whole["weights"] + 4 * factors // (4 if stage == 3 else 1)
+        for part in ("gradients", "optimiser"):
+            assert held[part] / whole[part] == pytest.approx(factors / shape.parameters)
+    offloaded = TrainerSettings(type="deepspeed", ranks=4, offload=True, lora_rank=16)
+    assert trainer_host_bytes(shape, offloaded) == 4 * factors
 
 
 def test_the_heads_logits_are_counted_for_action_tokens_alone():

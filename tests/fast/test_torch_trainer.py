@@ -1,3 +1,4 @@
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -6,7 +7,7 @@ import torch
 from fast.tiny_model import make_tiny_model
 
 from selfplay.config import TrainerSettings
-from selfplay.errors import EngineError, RunError
+from selfplay.errors import EngineError, PrerequisiteError, RunError
 from selfplay.training import conformance
 from selfplay.training.batch import Sample
 from selfplay.training.torch_trainer import TorchTrainer
@@ -107,6 +108,12 @@ def test_a_checkpoint_whose_weights_were_swapped_is_refused(model: Path, tmp_pat
 def test_a_missing_model_is_named_with_the_remedy(tmp_path: Path) -> None:
     with pytest.raises(EngineError, match=r"no model folder .*config\.json"):
         TorchTrainer(tmp_path / "nowhere", SETTINGS, 128, seed=1)
+
+
+def test_without_peft_an_adapter_is_refused_with_the_remedy(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "peft", None)  # as where it is not installed
+    with pytest.raises(PrerequisiteError, match=r"lora_rank = 4 needs peft.*pip install 'selfplay\[lora\]'"):
+        TorchTrainer(model, SETTINGS.model_copy(update={"lora_rank": 4}), 128, seed=1)
 
 
 @pytest.mark.parametrize("check", conformance.ALL_CHECKS, ids=lambda check: check.__name__)
