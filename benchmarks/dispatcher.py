@@ -37,7 +37,7 @@ from selfplay.metrics import MemorySink
 from selfplay.orchestrator.game import Game
 from selfplay.orchestrator.loop import TrainLoop
 from selfplay.orchestrator.recovery import create_run
-from selfplay.orchestrator.start import prepare_all
+from selfplay.orchestrator.start import check_targets, prepare_all
 from selfplay.repos import read_repository_list
 from selfplay.resources import resource
 from selfplay.roles import sandbox_limits
@@ -122,6 +122,7 @@ def rates(arguments: argparse.Namespace) -> None:
     environments = prepare_all(
         read_repository_list(resource("recipes") / "quickstart-repos.txt"), backend, config, sandbox_limits(config), console
     )
+    check_targets(config, environments, console.print)
     tokenizer = load_tokenizer(policy_path("carried"))
     chat = ChatFormat(tokenizer)
     pace = f"{arguments.tokens_per_s:g} tokens/s, thoughts of {arguments.thought:g} tokens, steps of {arguments.step:g} s"

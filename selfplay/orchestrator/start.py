@@ -415,7 +415,7 @@ def build_game(
 ) -> Game:
     """tasks, evaluated: what the run evaluates on, and the environments of these tasks by repository line. places: as `_play`."""
     labels = {"run": run.path.name, "owner": str(os.getpid())}
-    _check_targets(config, environments)
+    check_targets(config, environments, progress.message)
     progress.phase("loading the policy")
     trainer = build_trainer(config, model, run.path / "logs", places)
     try:
@@ -519,17 +519,19 @@ def _open_vllm(config: Config, model: str, logs: Path | None, tell: Callable[[st
     )
 
 
-def _check_targets(config: Config, environments: dict[str, Environment]) -> None:
-    """Leave out repositories without a usable target where injectors are given one. Raises RunError when none is left."""
+def check_targets(config: Config, environments: dict[str, Environment], tell: Callable[[str], None]) -> None:
+    """Leave out, and tell, repositories without a usable target where injectors are given one. Raises RunError when none is left."""
     from selfplay.orchestrator.waves import targets_of
 
     if "target" not in config.injector.given or not config.train.injector_groups:
         return
+    injector = config.injector
+    wanted = (
+        f"a covered function of at most {injector.max_target_lines} lines in whose test file {injector.min_passing_tests[1]} tests pass"
+    )
     for name, environment in list(environments.items()):
-        if not targets_of(environment, config.injector):
+        if not targets_of(environment, injector):
             del environments[name]
+            tell(f"{name} is left out of the game: it lacks {wanted} (injector.max_target_lines)")
     if not environments:
-        raise RunError(
-            f"injector.given has 'target', but no repository has a covered function of at most {config.injector.max_target_lines} lines "
-            f"in whose test file {config.injector.min_passing_tests[1]} tests pass. Raise injector.max_target_lines, or list others."
-        )
+        raise RunError(f"injector.given has 'target', but no repository has {wanted}. Raise injector.max_target_lines, or list others.")
