@@ -14,6 +14,7 @@ PACKAGE = Path(selfplay.__file__).parent
 
 # From the ground up. Modules of one line may not import each other unless they are one package.
 ORDER = [
+    "companions",
     "errors",
     "resources",
     "outcomes",
