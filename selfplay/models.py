@@ -42,6 +42,7 @@ def checkpoint_activations(model: Any) -> None:
     """Each layer keeps its input alone and computes the rest again in the backward pass. Dropout stays off: layers count as training, not
     what is in them.
     """
+    leave_out_mismatched()
     from transformers.modeling_layers import GradientCheckpointingLayer
 
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
