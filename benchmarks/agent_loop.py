@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.options import at_least_one
 from selfplay.agent import AgentResult, run_episode
 from selfplay.chat import ChatFormat, load_tokenizer
 from selfplay.config import AgentSettings
@@ -106,8 +107,8 @@ def measure(name: str, engine: Engine, chat: ChatFormat, sandbox: Sandbox, setti
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--turns", type=int, default=16)
-    parser.add_argument("--episodes", type=int, default=8)
+    parser.add_argument("--turns", type=at_least_one, default=16)
+    parser.add_argument("--episodes", type=at_least_one, default=8)
     parser.add_argument("--policy", default="", help="a model folder for the hf rows; default: a tiny one with random weights")
     arguments = parser.parse_args()
     settings = AgentSettings(max_turns=arguments.turns, context_tokens=32_768, turn_tokens=64, requeries=arguments.turns)

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.options import at_least_one
 from selfplay.chat import ChatFormat, load_tokenizer, policy_path
 from selfplay.config import Config, load_config
 from selfplay.curriculum.store import BugRow, Store
@@ -318,20 +319,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     kinds = parser.add_subparsers(dest="kind", required=True)
     one = kinds.add_parser("rates")
-    one.add_argument("--updates", type=int, default=6)
+    one.add_argument("--updates", type=at_least_one, default=6)
     one.add_argument("--max-lag", type=int, default=2)
     one.add_argument("--ahead", type=int, default=2)
-    one.add_argument("--group-size", type=int, default=4)
+    one.add_argument("--group-size", type=at_least_one, default=4)
     one.add_argument("--tokens-per-s", type=float, default=40.0, help="of one conversation, as a server gives it")
     one.add_argument("--thought", type=float, default=120.0, help="tokens thought before a call, the median")
     one.add_argument("--step", type=float, default=15.0, help="seconds of a training step")
     two = kinds.add_parser("controller")
-    two.add_argument("--episodes", type=int, default=5000)
+    two.add_argument("--episodes", type=at_least_one, default=5000)
     two.add_argument("--seconds", type=float, default=120.0)
-    two.add_argument("--turns", type=int, default=50, help="of an episode, the mean")
+    two.add_argument("--turns", type=at_least_one, default=50, help="of an episode, the mean")
     two.add_argument("--turn-s", type=float, default=15.0, help="generation of one turn, the mean")
     two.add_argument("--command-s", type=float, default=5.0, help="a command in its sandbox, the mean")
-    two.add_argument("--prompt-lines", type=int, default=700, help="of the prompt: as long as a conversation half-way")
+    two.add_argument("--prompt-lines", type=at_least_one, default=700, help="of the prompt: as long as a conversation half-way")
     arguments = parser.parse_args()
     rates(arguments) if arguments.kind == "rates" else controller(arguments)
 

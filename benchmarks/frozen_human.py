@@ -22,6 +22,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from benchmarks.options import at_least_one
 from selfplay.artifact import Artifact
 from selfplay.chat import ChatFormat, load_tokenizer
 from selfplay.config import Config, load_config
@@ -616,7 +617,7 @@ def main() -> int:
     parser.add_argument("--output", type=Path, help="prove every fix and write the records here")
     parser.add_argument("--project", default="", help="with --output: only this project's")
     parser.add_argument("--search", nargs=3, metavar=("PROJECT", "A", "B"), help="print candidates between two releases")
-    parser.add_argument("--workers", type=int, default=2, help="with --output: fixes proven at a time")
+    parser.add_argument("--workers", type=at_least_one, default=2, help="with --output: fixes proven at a time")
     parser.add_argument("--sandbox", default="auto", choices=["auto", "docker", "bubblewrap"])
     parser.add_argument("--tokenizer", default="carried", help="whose tokens a specification is measured in")
     options = parser.parse_args()

@@ -24,6 +24,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from benchmarks.audit import QuickRunner
+from benchmarks.options import at_least_one
 from selfplay.artifact import Artifact
 from selfplay.config import Config, load_config
 from selfplay.environments import Environment, prepare_environment
@@ -261,7 +262,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("runs/independent-judge"), help="folder of results.jsonl and report.md")
     parser.add_argument("--swesmith", metavar="PYTHON", help="an interpreter with the package swesmith, whose own code then judges too")
-    parser.add_argument("--limit", type=int, default=BUGS_OF_A_REPOSITORY, help="bugs of each repository")
+    parser.add_argument("--limit", type=at_least_one, default=BUGS_OF_A_REPOSITORY, help="bugs of each repository")
     parser.add_argument("--sandbox", default="bubblewrap", choices=["auto", "docker", "bubblewrap"])
     options = parser.parse_args()
     if options.swesmith and not shutil.which(options.swesmith):

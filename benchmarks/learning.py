@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.learning_figures import write_figures
+from benchmarks.options import at_least_one
 from selfplay.config import Config, load_config
 from selfplay.curriculum.store import Store
 from selfplay.errors import RunError, SelfplayError, UsageError
@@ -174,7 +175,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser = argparse.ArgumentParser(prog="python -m benchmarks.learning", description=__doc__)
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2])
-    parser.add_argument("--updates", type=int, help="in place of the recipe's")
+    parser.add_argument("--updates", type=at_least_one, help="in place of the recipe's")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="settings", help="of every arm; may be repeated")
     parser.add_argument("--name", default="learning", help="the runs are called NAME-ARM-sSEED")
     parser.add_argument("--config", type=Path, default=ROOT / "runs/recipes/learning.toml")

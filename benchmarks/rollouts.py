@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.options import at_least_one
 from selfplay.chat import ChatFormat, load_tokenizer, policy_path
 from selfplay.companions import leave_out_mismatched
 from selfplay.engines.base import Completion, Engine, GenerationRequest, Sampling
@@ -178,11 +179,11 @@ def main() -> None:
     )
     parser.add_argument("--engine", choices=["hf", "vllm"], default="hf")
     parser.add_argument("--independent", action="store_true", help="random prompts that share nothing, one turn")
-    parser.add_argument("--groups", type=int, default=3)
-    parser.add_argument("--group-size", type=int, default=8)
-    parser.add_argument("--turns", type=int, default=5)
-    parser.add_argument("--prompt-tokens", type=int, default=800, help="of an independent prompt")
-    parser.add_argument("--new-tokens", type=int, default=48)
+    parser.add_argument("--groups", type=at_least_one, default=3)
+    parser.add_argument("--group-size", type=at_least_one, default=8)
+    parser.add_argument("--turns", type=at_least_one, default=5)
+    parser.add_argument("--prompt-tokens", type=at_least_one, default=800, help="of an independent prompt")
+    parser.add_argument("--new-tokens", type=at_least_one, default=48)
     options = parser.parse_args()
     leave_out_mismatched()
     from transformers import AutoModelForCausalLM

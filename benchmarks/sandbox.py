@@ -27,6 +27,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.options import at_least_one
 from benchmarks.sandbox_peers import BARE, MAKERS, Contender, Failed, Load, Opened, Unavailable
 from benchmarks.sandbox_scale import check_scale, show_report
 from selfplay.errors import PrerequisiteError
@@ -218,12 +219,14 @@ def scale(options: argparse.Namespace) -> int:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kind", default="all", choices=["all", "bubblewrap", "docker"])
-    parser.add_argument("--rounds", type=int, default=20, help="each opens, uses and removes one sandbox of every contender")
-    parser.add_argument("--commands", type=int, default=20, help="timed commands in each sandbox")
+    parser.add_argument("--rounds", type=at_least_one, default=20, help="each opens, uses and removes one sandbox of every contender")
+    parser.add_argument("--commands", type=at_least_one, default=20, help="timed commands in each sandbox")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     parser.add_argument("--scale", action="store_true", help="check what many sandboxes leave behind instead")
-    parser.add_argument("--at-once", type=int, default=200, help="with --scale: sandboxes open together")
-    parser.add_argument("--in-sequence", type=int, default=2000, help="with --scale: sandboxes opened and closed one after the other")
+    parser.add_argument("--at-once", type=at_least_one, default=200, help="with --scale: sandboxes open together")
+    parser.add_argument(
+        "--in-sequence", type=at_least_one, default=2000, help="with --scale: sandboxes opened and closed one after the other"
+    )
     parser.add_argument("--memory-slack", type=int, default=16, help="with --scale: MiB by which the process may have grown")
     options = parser.parse_args()
     return scale(options) if options.scale else compare(options)

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.options import at_least_one
 from benchmarks.rollouts import make_model
 from benchmarks.training_workers import Figures
 from selfplay.config import TrainerSettings
@@ -84,13 +85,13 @@ def supervised(folder: Path, samples: Sequence[Sample], rows: int, compiled: boo
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--episodes", type=int, default=16)
-    parser.add_argument("--tokens", type=int, default=1024, help="of the longest episode; the shortest has half")
-    parser.add_argument("--steps", type=int, default=3)
-    parser.add_argument("--batch-tokens", type=int, default=8192, help="of one micro-batch, of every trainer")
+    parser.add_argument("--episodes", type=at_least_one, default=16)
+    parser.add_argument("--tokens", type=at_least_one, default=1024, help="of the longest episode; the shortest has half")
+    parser.add_argument("--steps", type=at_least_one, default=3)
+    parser.add_argument("--batch-tokens", type=at_least_one, default=8192, help="of one micro-batch, of every trainer")
     parser.add_argument("--ranks", type=int, nargs="*", default=[1, 2], help="of the DeepSpeed trainer; none leaves it out")
     parser.add_argument("--stages", type=int, nargs="*", default=[2, 3])
-    parser.add_argument("--rows", type=int, default=16, help="supervised rows of 512 tokens a step")
+    parser.add_argument("--rows", type=at_least_one, default=16, help="supervised rows of 512 tokens a step")
     parser.add_argument("--no-supervised", action="store_true")
     parser.add_argument("--no-compile", action="store_true")
     options = parser.parse_args()

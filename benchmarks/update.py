@@ -21,6 +21,8 @@ from statistics import fmean
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.options import at_least_one
+
 ROOT = Path(__file__).resolve().parents[1]
 VARIANTS = ("plain", "selfplay")
 
@@ -83,7 +85,7 @@ def main() -> None:
         play(sys.argv[2], sys.argv[3:])
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--updates", type=int, default=3)
+    parser.add_argument("--updates", type=at_least_one, default=3)
     parser.add_argument("--sandbox", default="bubblewrap", choices=["bubblewrap", "docker"])
     parser.add_argument("--repos", type=Path, default=ROOT / "runs/recipes/quickstart-repos.txt")
     parser.add_argument("--config", type=Path, default=ROOT / "runs/recipes/learning.toml")

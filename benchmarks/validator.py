@@ -22,6 +22,7 @@ from unittest.mock import patch as replaced
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.options import at_least_one
 from selfplay import validator
 from selfplay.artifact import Artifact
 from selfplay.config import Config, load_config
@@ -178,8 +179,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sandbox", nargs="+", default=["docker", "bubblewrap"], choices=["docker", "bubblewrap"])
     parser.add_argument("--reference", default="docker", choices=["docker", "bubblewrap"], help="the straightforward one's sandboxes")
-    parser.add_argument("--valid", type=int, default=36)
-    parser.add_argument("--invalid", type=int, default=16)
+    parser.add_argument("--valid", type=at_least_one, default=36)
+    parser.add_argument("--invalid", type=at_least_one, default=16)
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     options = parser.parse_args()
     console = Console(stderr=options.json)

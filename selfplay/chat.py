@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,9 @@ class ChatFormat:
         self._name = str(getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__)
         if getattr(tokenizer, "chat_template", None) is None:
             raise EngineError(f"the tokenizer of {self._name} has no chat template; use an instruction-tuned model, or add one.")
-        self._trusted, self._plain = _backends(tokenizer, self._name)
+        self._trusted, plain = _backends(tokenizer, self._name)
+        # A group's members have one prompt, and an observation is measured, cut and sent: each text is encoded once.
+        self._encoded = lru_cache(maxsize=32)(partial(plain.encode, add_special_tokens=False))
         self._control = {id_ for id_, token in self._trusted.get_added_tokens_decoder().items() if token.content.strip()}
 
         opening = self._render(("", USER))
@@ -93,16 +96,16 @@ class ChatFormat:
 
     def encode(self, text: str) -> list[int]:
         """`text` as ordinary text: whatever it spells, no control token comes of it."""
-        ids: list[int] = self._plain.encode(text, add_special_tokens=False).ids
+        ids: list[int] = self._encoded(text).ids
         if self._control.isdisjoint(ids):
             return ids
         # A vocabulary that holds a control token's whole spelling as one word: only single characters are safe then.
-        ids = [id_ for character in text for id_ in self._plain.encode(character, add_special_tokens=False).ids]
+        ids = [id_ for character in text for id_ in self._encoded(character).ids]
         return [id_ for id_ in ids if id_ not in self._control]
 
     def spans(self, text: str) -> list[tuple[int, int]]:
         """For each token of `encode(text)`, the characters (first, one past last) that it covers."""
-        offsets: list[tuple[int, int]] = self._plain.encode(text, add_special_tokens=False).offsets
+        offsets: list[tuple[int, int]] = self._encoded(text).offsets
         return offsets
 
     def decode(self, ids: Sequence[int]) -> str:

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from selfplay.errors import SelfplayError, UsageError, full_disk_told
+from selfplay.heaps import bound_heaps
 
 app = typer.Typer(
     name="selfplay",
@@ -291,6 +292,7 @@ def doctor(
 
 def main() -> None:
     """Entry point: deliberate errors become one message and their exit code, never a traceback."""
+    bound_heaps()
     try:
         with full_disk_told(Path.cwd()):
             app(standalone_mode=True)

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
 from selfplay.artifact import Artifact
@@ -160,6 +161,7 @@ class States:
     solver_start: Tree
 
 
+@lru_cache(maxsize=64)  # a group's members and gradings ask for the same; a tree shares what it did not change
 def build_states(tree: Tree, bug: BugState) -> States:
     """The trees of an accepted bug on its original. Raises PatchError when its diffs do not belong to `tree`."""
     buggy = apply_parsed(tree, parse_patch(bug.artifact.bug_inject, MAX_STORED_PATCH))

@@ -380,6 +380,8 @@ def main() -> int:
     options.add_argument("--run", type=int, default=1, help="number of the first run of each scenario, to repeat a failure")
     options.add_argument("--folder", type=Path, default=None, help="where to work; kept. Default: a temporary one, kept after a failure")
     chosen = options.parse_args()
+    if chosen.kills < 1:
+        options.error(f"--kills {chosen.kills}: give at least 1")
     scenarios = [scenario for scenario in SCENARIOS if chosen.scenario in ("", scenario.name)]
     if not scenarios:
         options.error(f"--scenario {chosen.scenario!r} is none of: {', '.join(scenario.name for scenario in SCENARIOS)}")

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from selfplay.artifact import Artifact
 from selfplay.chat import ChatFormat
@@ -83,7 +83,10 @@ class EpisodeHost(Protocol):
 
 
 class LocalHost:
-    """Plays and judges in the calling thread. At most `train.preparing` sandboxes are opened and filled at the same time."""
+    """Plays and judges in the calling thread. At most `train.preparing` sandboxes are opened and filled at the same time.
+
+    `engine` is the one it plays with: the engine that it was given, watched.
+    """
 
     def __init__(
         self,
@@ -97,7 +100,7 @@ class LocalHost:
     ) -> None:
         self._config = config
         self._environments = environments
-        self._engine = WatchedEngine(engine)
+        self.engine = WatchedEngine(engine)
         self._chat = chat
         self._backend = backend
         self._limits = limits
@@ -110,7 +113,7 @@ class LocalHost:
 
     def play(self, work: InjectorWork | SolverWork, place: EpisodePlace) -> Episode:
         environment = self._environments[work.repository]
-        with_all = (place, self._engine, self._chat, self._backend, self._config, self._limits, self._runner, self._preparing)
+        with_all = (place, self.engine, self._chat, self._backend, self._config, self._limits, self._runner, self._preparing)
         if isinstance(work, InjectorWork):
             return play_injector(InjectorTask(environment, work.strategy, work.target, work.thresholds), *with_all)
         return play_solver(SolverTask(environment, work.bug_id, work.bug, work.failure, work.suspects), *with_all)
@@ -140,7 +143,7 @@ class LocalHost:
         return validate_second_order(work.bug, patch, environment, thresholds, self._runner, self._config.validator)
 
     def engine_busy_s(self) -> float:
-        return self._engine.busy_s()
+        return self.engine.busy_s()
 
 
 class WatchedEngine:
@@ -152,9 +155,6 @@ class WatchedEngine:
         self._in_flight = 0
         self._since = 0.0
         self._busy_s = 0.0
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._engine, name)
 
     @property
     def weight_version(self) -> int:

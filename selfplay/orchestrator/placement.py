@@ -1,6 +1,6 @@
 """Who runs where: trainer ranks, rollout servers and episodes over described machines, and whether each fits its GPU. Pure.
 
-Leaves asking live machines and starting anything to `ray_cluster`, formulas of memory to `memory`. Invariant: a plan that is returned
+Leaves asking live machines and starting anything to `ray_cluster`, formulas of memory to `memory`. Invariant: a placement that is returned
 fits; what cannot fit is a PlacementError with the figure and, where one change of settings would do, that change.
 """
 
@@ -36,14 +36,14 @@ class Node:
 
 @dataclass(frozen=True)
 class Seat:
-    """A place on a node, by its index in the plan's nodes, and the GPUs it takes there."""
+    """A place on a node, by its index in the placement's nodes, and the GPUs it takes there."""
 
     node: int
     gpus: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
-class Plan:
+class Placement:
     """ranks, servers: a seat each, in order. episodes: how many are in flight on each node. Memory by part, in bytes, on one GPU each."""
 
     nodes: tuple[Node, ...]
@@ -83,7 +83,7 @@ def _option(options: Sequence[str], names: Sequence[str]) -> int:
         raise PlacementError(f"engine.options: {names[0]} is {values[-1]!r}, not a number of GPUs.") from error
 
 
-def make_plan(config: Config, shape: ModelShape, nodes: Sequence[Node]) -> Plan:
+def place(config: Config, shape: ModelShape, nodes: Sequence[Node]) -> Placement:
     """Raises PlacementError, which names the figure and the remedy, for what does not fit."""
     nodes = tuple(nodes)
     if not nodes:
@@ -119,7 +119,7 @@ def make_plan(config: Config, shape: ModelShape, nodes: Sequence[Node]) -> Plan:
     _check_hosts(config, shape, nodes, rank_seats, server_seats, rank_memory, server_memory, on_gpus)
     episodes = _deal_episodes(nodes, rank_seats, server_seats, config.train.episodes_in_flight)
     notes = tuple(_notes(config, nodes, rank_seats, server_seats, episodes))
-    return Plan(
+    return Placement(
         nodes,
         rank_seats,
         server_seats,
@@ -134,10 +134,10 @@ def make_plan(config: Config, shape: ModelShape, nodes: Sequence[Node]) -> Plan:
     )
 
 
-def fewer(config: Config, shape: ModelShape, nodes: Sequence[Node]) -> tuple[Config, Plan]:
+def fewer(config: Config, shape: ModelShape, nodes: Sequence[Node]) -> tuple[Config, Placement]:
     """The same on machines that may have become fewer: as many servers as fit beside all ranks, else beside half of them, and so on.
 
-    Raises PlacementError as `make_plan` does when not even one of each fits.
+    Raises PlacementError as `place` does when not even one of each fits.
     """
     refusal: PlacementError | None = None
     ranks = config.trainer.ranks
@@ -146,7 +146,7 @@ def fewer(config: Config, shape: ModelShape, nodes: Sequence[Node]) -> tuple[Con
             trainer, engine = config.trainer.model_copy(update={"ranks": ranks}), config.engine.model_copy(update={"servers": servers})
             tried = config.model_copy(update={"trainer": trainer, "engine": engine})
             try:
-                return tried, make_plan(tried, shape, nodes)
+                return tried, place(tried, shape, nodes)
             except PlacementError as error:
                 refusal = refusal or error
         ranks //= 2

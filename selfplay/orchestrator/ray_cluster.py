@@ -22,12 +22,12 @@ from selfplay.config import Config
 from selfplay.engines.vllm_servers import Client, Launch
 from selfplay.errors import EngineError, PrerequisiteError, SelfplayError, ServerLost
 from selfplay.orchestrator.machines import this_machine
-from selfplay.orchestrator.placement import Node, Plan
+from selfplay.orchestrator.placement import Node, Placement
 from selfplay.orchestrator.ray_actors import RankActor, ServerActor
 from selfplay.training.rank_link import Hear
 
 if TYPE_CHECKING:
-    from selfplay.orchestrator.hosts import LocalHost, WatchedEngine
+    from selfplay.orchestrator.hosts import LocalHost
     from selfplay.orchestrator.ray_hosts import ClusterHosts
 
 INSTALL = "pip install 'selfplay[cluster]'"
@@ -85,9 +85,9 @@ class Cluster:
                 continue  # it went away meanwhile, which Ray notices late
         return tuple(found)
 
-    def places(self, plan: Plan) -> Places:
-        """What of this plan runs elsewhere."""
-        return Places(plan, self.host, self.key)
+    def places(self, placement: Placement) -> Places:
+        """What of this placement runs elsewhere."""
+        return Places(placement, self.host, self.key)
 
     def close(self) -> None:
         import ray
@@ -96,39 +96,37 @@ class Cluster:
 
 
 class Places:
-    """Where the parts of one plan run. `links` is for the trainer's ranks; on_gpus: whether the machines have any."""
+    """Where the parts of one placement run. `links` is for the trainer's ranks; on_gpus: whether the machines have any."""
 
-    def __init__(self, plan: Plan, host: str, key: str) -> None:
+    def __init__(self, placement: Placement, host: str, key: str) -> None:
         """host, key: this machine's address and its name on the cluster."""
-        self._plan, self._key = plan, key
-        self.links = RayLinks(host, plan)
-        self.on_gpus = any(node.gpus for node in plan.nodes)
+        self._placement, self._key = placement, key
+        self.links = RayLinks(host, placement)
+        self.on_gpus = any(node.gpus for node in placement.nodes)
         self._hosts: ClusterHosts | None = None
 
     def open_server(self, name: str, launch: Launch, is_cancelled: Callable[[], bool]) -> RayServer:
-        """A rollout server, `vllm-0` in the plan's first seat. One that is started again comes to the same node."""
-        seat = self._plan.servers[int(name.rpartition("-")[2])]
-        node = self._plan.nodes[seat.node]
-        gpus = len(seat.gpus) * (0.5 if self._plan.shares_gpus else 1)
+        """A rollout server, `vllm-0` in the placement's first seat. One that is started again comes to the same node."""
+        seat = self._placement.servers[int(name.rpartition("-")[2])]
+        node = self._placement.nodes[seat.node]
+        gpus = len(seat.gpus) * (0.5 if self._placement.shares_gpus else 1)
         return RayServer(name, launch, is_cancelled, node, gpus, node.key == self._key)
 
-    def open_hosts(
-        self, config: Config, lines: str, model: str, local: LocalHost, engine: WatchedEngine, tell: Callable[[str], None]
-    ) -> ClusterHosts:
-        """Episode hosts on every node of the plan; `local`, which has the same engine, is this machine's. lines: the repository list."""
+    def open_hosts(self, config: Config, lines: str, model: str, local: LocalHost, tell: Callable[[str], None]) -> ClusterHosts:
+        """Episode hosts on every node of the placement; `local` is this machine's, with the engine of all. lines: the repository list."""
         import ray
 
         from selfplay.orchestrator.ray_hosts import ClusterHosts, HostActor
 
         groups = {"calls": 1, "messages": 1}
         actors, share = [], 0
-        for node, episodes in zip(self._plan.nodes, self._plan.episodes, strict=True):
+        for node, episodes in zip(self._placement.nodes, self._placement.episodes, strict=True):
             if node.key == self._key:
                 share = episodes
             elif episodes:
                 made = _on(node.key, ray.remote(concurrency_groups=groups)(HostActor), num_cpus=0)
                 actors.append((made.remote(config, lines, model), node, episodes))
-        self._hosts = ClusterHosts(actors, share, local, engine, tell)
+        self._hosts = ClusterHosts(actors, share, local, tell)
         return self._hosts
 
     def close(self) -> None:
@@ -174,7 +172,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def _on(node: str, remote: Any, **options: Any) -> Any:
-    """To run on this node and no other. CPUs are the plan's to deal out; Ray keeps GPUs apart."""
+    """To run on this node and no other. CPUs are the placement's to deal out; Ray keeps GPUs apart."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     return remote.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False), **options)
@@ -190,15 +188,15 @@ def address_of(node: Node) -> str:
 class RayLinks:
     """See `RankLinks`: each rank is an actor on the node of its seat."""
 
-    def __init__(self, host: str, plan: Plan) -> None:
+    def __init__(self, host: str, placement: Placement) -> None:
         self.host = host
-        self._plan = plan
-        self._neighbours = Counter(seat.node for seat in plan.ranks)
+        self._placement = placement
+        self._neighbours = Counter(seat.node for seat in placement.ranks)
 
     def open(self, number: int, log: Path, hear: Hear) -> RayLink:
-        seat = self._plan.ranks[number]
-        gpus = len(seat.gpus) * (0.5 if self._plan.shares_gpus else 1)
-        return RayLink(self._plan.nodes[seat.node], self._neighbours[seat.node], gpus, log, hear)
+        seat = self._placement.ranks[number]
+        gpus = len(seat.gpus) * (0.5 if self._placement.shares_gpus else 1)
+        return RayLink(self._placement.nodes[seat.node], self._neighbours[seat.node], gpus, log, hear)
 
 
 class RayLink:

@@ -22,7 +22,7 @@ from selfplay.engines.base import Completion, Engine, GenerationRequest, Samplin
 from selfplay.episode import Episode
 from selfplay.errors import EngineError, SelfplayError
 from selfplay.grading import Grade
-from selfplay.orchestrator.hosts import InjectorWork, LocalHost, SolverWork, WatchedEngine
+from selfplay.orchestrator.hosts import InjectorWork, LocalHost, SolverWork
 from selfplay.orchestrator.placement import Node
 from selfplay.roles import EpisodePlace
 from selfplay.validator import Thresholds, Verdict
@@ -55,12 +55,14 @@ class HostActor:
 
         from rich.console import Console
 
+        from selfplay.heaps import bound_heaps
         from selfplay.orchestrator.start import prepare_all
         from selfplay.repos import read_repository_list
         from selfplay.roles import sandbox_limits
         from selfplay.sandbox import open_backend
         from selfplay.test_runs import TestRunner
 
+        bound_heaps()
         with tempfile.TemporaryDirectory() as scratch:
             file = Path(scratch) / "repositories.txt"
             file.write_text(self._lines, encoding="utf-8")
@@ -226,16 +228,15 @@ class ClusterHosts:
         actors: Sequence[tuple[Any, Node, int]],
         share: int,
         local: LocalHost,
-        engine: WatchedEngine,
         tell: Callable[[str], None],
     ) -> None:
         """actors: a HostActor on each other node, and its share. share: of this machine; `local` plays it, and all when no other is left.
 
-        engine: the run's, which `local` has too. Returns once every node has prepared its environments; what cannot is told and left out.
+        The engine of `local` answers all requests. Returns once every node has prepared its environments; what cannot is told and left out.
         """
         import ray
 
-        self._local, self._share, self._engine, self._tell = local, share, engine, tell
+        self._local, self._share, self._tell = local, share, tell
         self._here = 0  # calls in flight on this machine
         self._lock = threading.Lock()
         self._hosts: list[_Host] = []
@@ -268,7 +269,7 @@ class ClusterHosts:
         return verdict
 
     def engine_busy_s(self) -> float:
-        return self._engine.busy_s()
+        return self._local.engine_busy_s()
 
     def _call(self, method: str, repository: str, *arguments: Any) -> Any:
         while True:
@@ -276,7 +277,7 @@ class ClusterHosts:
             try:
                 if host is None:
                     return getattr(self._local, method)(*arguments)
-                return host.call(method, arguments, self._engine)
+                return host.call(method, arguments, self._local.engine)
             except _HostLost:
                 assert host is not None
                 self._drop(host)

@@ -31,9 +31,9 @@ from selfplay.metrics import JsonlSink
 from selfplay.orchestrator.evaluations import RunEvaluations
 from selfplay.orchestrator.game import Game
 from selfplay.orchestrator.given_bugs import put_given_bugs, read_given_bugs
-from selfplay.orchestrator.hosts import EpisodeHost, LocalHost, WatchedEngine
+from selfplay.orchestrator.hosts import EpisodeHost, LocalHost
 from selfplay.orchestrator.machines import policy_shape
-from selfplay.orchestrator.placement import fewer, make_plan
+from selfplay.orchestrator.placement import fewer, place
 from selfplay.orchestrator.recovery import RunFolder, create_run, open_run
 from selfplay.orchestrator.staleness import updates_ahead
 from selfplay.prompting import check_prompts
@@ -169,7 +169,7 @@ def _on_cluster(address: str | None, config: Config) -> Iterator[Cluster | None]
 
     cluster = Cluster(address)
     try:
-        make_plan(config, policy_shape(config), cluster.nodes())
+        place(config, policy_shape(config), cluster.nodes())
         yield cluster
     finally:
         cluster.close()
@@ -191,8 +191,8 @@ def _play_on(
         return
     failures, reached = 0, -1
     while True:
-        fitting, plan = fewer(config, policy_shape(config), cluster.nodes())
-        places = cluster.places(plan)
+        fitting, placement = fewer(config, policy_shape(config), cluster.nodes())
+        places = cluster.places(placement)
         try:
             _play(run, fitting, specs, backend, model, console, places)
             return
@@ -437,10 +437,9 @@ def build_game(
         evaluations = RunEvaluations(run.evaluations, config.evaluation, tasks, evaluator)
     host: EpisodeHost | None = None
     if places is not None:
-        watched = WatchedEngine(engine)
-        local = LocalHost(config, environments, watched, chat, backend, limits, runner)
+        local = LocalHost(config, environments, engine, chat, backend, limits, runner)
         lines = run.repositories_file.read_text(encoding="utf-8")
-        host = places.open_hosts(config, lines, model, local, watched, progress.message)
+        host = places.open_hosts(config, lines, model, local, progress.message)
     return Game(config, run, store, environments, backend, limits, labels, engine, chat, trainer, runner, sink, progress, evaluations, host)
 
 

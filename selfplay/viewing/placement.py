@@ -1,4 +1,4 @@
-"""A plan as tables: which node holds what, and what one GPU of each kind holds. Prints; decides nothing."""
+"""A placement as tables: which node holds what, and what one GPU of each kind holds. Prints; decides nothing."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rich.table import Table
 from selfplay.config import load_config
 from selfplay.orchestrator.machines import planned_nodes, policy_shape
 from selfplay.orchestrator.memory import GIB, ModelShape
-from selfplay.orchestrator.placement import Node, Plan, Seat, make_plan
+from selfplay.orchestrator.placement import Node, Placement, Seat, place
 from selfplay.repos import read_repository_list
 
 
@@ -22,7 +22,7 @@ def dry_run_training(repos: Path, config_file: Path | None, overrides: Sequence[
     read_repository_list(repos)
     shape = policy_shape(config)
     nodes = planned_nodes(config) if address is None else _asked(address)
-    show_plan(make_plan(config, shape, nodes), shape, Console())
+    show_placement(place(config, shape, nodes), shape, Console())
 
 
 def _asked(address: str) -> tuple[Node, ...]:
@@ -35,39 +35,39 @@ def _asked(address: str) -> tuple[Node, ...]:
         cluster.close()
 
 
-def show_plan(plan: Plan, shape: ModelShape, console: Console) -> None:
+def show_placement(placement: Placement, shape: ModelShape, console: Console) -> None:
     size = f"{shape.parameters / 1e9:.2f} billion" if shape.parameters >= 1e9 else f"{shape.parameters / 1e6:.1f} million"
     console.print(f"[bold]{shape.name}[/bold]: {size} parameters", highlight=False)
-    console.print(_places(plan))
-    console.print(_memory(plan))
-    if plan.cached_tokens:
-        console.print(f"One server keeps {plan.cached_tokens:,} tokens of keys and values.", highlight=False)
-    for note in plan.notes:
+    console.print(_places(placement))
+    console.print(_memory(placement))
+    if placement.cached_tokens:
+        console.print(f"One server keeps {placement.cached_tokens:,} tokens of keys and values.", highlight=False)
+    for note in placement.notes:
         console.print(f"[yellow]![/yellow] {note}", highlight=False)
 
 
-def _places(plan: Plan) -> Table:
+def _places(placement: Placement) -> Table:
     table = Table(title="Placement")
     for column in ("nodes", "GPUs", "CPUs", "trainer ranks", "rollout servers", "episodes"):
         table.add_column(column, justify="left" if column == "nodes" else "right")
 
     def like(number: int) -> tuple[object, ...]:
         """What makes two nodes one line."""
-        node = plan.nodes[number]
-        seated = tuple(sum(seat.node == number for seat in seats) for seats in (plan.ranks, plan.servers))
+        node = placement.nodes[number]
+        seated = tuple(sum(seat.node == number for seat in seats) for seats in (placement.ranks, placement.servers))
         return (node.gpus, node.gpu_bytes, node.cpus, *seated)
 
-    for _, numbers in itertools.groupby(range(len(plan.nodes)), key=like):
+    for _, numbers in itertools.groupby(range(len(placement.nodes)), key=like):
         alike = list(numbers)
-        first = plan.nodes[alike[0]]
+        first = placement.nodes[alike[0]]
         gpus = f"{first.gpus} × {first.gpu_bytes / GIB:.0f} GiB" if first.gpus else "none"
         table.add_row(
-            _names([plan.nodes[number] for number in alike]),
+            _names([placement.nodes[number] for number in alike]),
             gpus,
             str(first.cpus),
-            _span(plan.ranks, alike),
-            _span(plan.servers, alike),
-            f"{sum(plan.episodes[number] for number in alike)}",
+            _span(placement.ranks, alike),
+            _span(placement.servers, alike),
+            f"{sum(placement.episodes[number] for number in alike)}",
         )
     return table
 
@@ -86,17 +86,17 @@ def _span(seats: Sequence[Seat], nodes: Sequence[int]) -> str:
     return f"{here[0]}{each}" if len(here) == 1 else f"{here[0]}–{here[-1]}{each}"
 
 
-def _memory(plan: Plan) -> Table:
-    table = Table(title="Memory, GiB" + (" on one GPU" if any(node.gpus for node in plan.nodes) else " in one process"))
+def _memory(placement: Placement) -> Table:
+    table = Table(title="Memory, GiB" + (" on one GPU" if any(node.gpus for node in placement.nodes) else " in one process"))
     table.add_column("")
     table.add_column("trainer rank", justify="right")
-    if plan.server_memory:
+    if placement.server_memory:
         table.add_column("rollout server", justify="right")
-    both = [plan.rank_memory, plan.server_memory] if plan.server_memory else [plan.rank_memory]
-    for part in dict.fromkeys([*plan.rank_memory, *plan.server_memory]):
+    both = [placement.rank_memory, placement.server_memory] if placement.server_memory else [placement.rank_memory]
+    for part in dict.fromkeys([*placement.rank_memory, *placement.server_memory]):
         table.add_row(part, *(f"{parts[part] / GIB:.1f}" if part in parts else "" for parts in both))
     table.add_section()
     table.add_row("together", *(f"{sum(parts.values()) / GIB:.1f}" for parts in both))
-    if plan.rank_budget:
-        table.add_row("may take", *(f"{budget / GIB:.1f}" for budget in (plan.rank_budget, plan.server_budget)[: len(both)]))
+    if placement.rank_budget:
+        table.add_row("may take", *(f"{budget / GIB:.1f}" for budget in (placement.rank_budget, placement.server_budget)[: len(both)]))
     return table

@@ -17,6 +17,7 @@ ORDER = [
     "companions",
     "errors",
     "resources",
+    "heaps",
     "outcomes",
     "syntax",
     "trees",

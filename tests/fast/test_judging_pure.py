@@ -1,5 +1,6 @@
 import pytest
 
+from selfplay.artifact import Artifact
 from selfplay.grading import MAX_FILE_BYTES, take_prediction
 from selfplay.judging import (
     Thresholds,
@@ -16,10 +17,10 @@ from selfplay.judging import (
     without_lines_naming,
 )
 from selfplay.outcomes import TestOutcomes
-from selfplay.patches import apply_patch
+from selfplay.patches import apply_patch, diff_trees
 from selfplay.perturbation import may_draw_lots, perturb, perturb_source
 from selfplay.trees import FileEntry, Tree
-from selfplay.validator import CheckResult, Verdict
+from selfplay.validator import BugState, CheckResult, Verdict, build_states
 
 
 def outcomes(passed="", failed=""):
@@ -359,3 +360,22 @@ def test_more_files_than_a_patch_may_have_are_cut_and_recorded():
 def test_more_bytes_than_a_repair_can_need_are_cut_and_recorded():
     prediction = take_prediction(BEFORE, after({f"junk/{number}": b"x\n" * (1 << 19) for number in range(10)}))
     assert prediction.restored == ("junk/8", "junk/9")
+
+
+# ---- a bug's trees
+
+
+def test_the_trees_of_a_bug_are_built_once_for_all_who_ask():
+    original = tree(code="one\n", tests="two\n")
+    buggy = original.replace({"code": FileEntry(b"broken\n")})
+    weakened = buggy.replace({"tests": FileEntry(b"weak\n")})
+
+    def bug():
+        artifact = Artifact(diff_trees(original, buggy), diff_trees(buggy, weakened), ("tests",), "s", "p")
+        return BugState(artifact, 1, "", ("t",), ())
+
+    states = build_states(original, bug())
+    assert (states.buggy, states.solver_start) == (buggy, weakened)
+    assert build_states(Tree(dict(original)), bug()) is states
+    other = original.replace({"more": FileEntry(b"")})
+    assert build_states(other, bug()).buggy == buggy.replace({"more": FileEntry(b"")})

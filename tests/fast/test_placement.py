@@ -1,4 +1,4 @@
-"""Where a plan puts things, what it refuses and which remedy it names; the memory formulas against real models."""
+"""Where a placement puts things, what it refuses and which remedy it names; the memory formulas against real models."""
 
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from selfplay.orchestrator.memory import (
     server_bytes,
     trainer_bytes,
 )
-from selfplay.orchestrator.placement import Node, Plan, Seat, fewer, make_plan, tensor_parallel
+from selfplay.orchestrator.placement import Node, Placement, Seat, fewer, place, tensor_parallel
 from selfplay.resources import resource
 
 SMALL = {"hidden_size": 256, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64, "intermediate_size": 768}
@@ -31,8 +31,8 @@ def recipe(gpus: int, *overrides: str) -> Config:
     return load_config(resource("recipes") / f"cluster-{gpus}.toml", overrides)
 
 
-def planned(config: Config) -> Plan:
-    return make_plan(config, policy_shape(config), planned_nodes(config))
+def planned(config: Config) -> Placement:
+    return place(config, policy_shape(config), planned_nodes(config))
 
 
 def eight(count: int = 1, gpu_gib: float = 80) -> list[Node]:
@@ -149,47 +149,47 @@ def test_a_server_shares_its_weights_and_its_heads_over_its_gpus():
 
 
 def test_512_gpus_are_the_papers_64_and_448():
-    plan = planned(recipe(512))
-    assert len({seat.node for seat in plan.ranks}) == 8
-    assert len({(seat.node, seat.gpus) for seat in plan.ranks}) == 64
-    assert [seat.gpus for seat in plan.servers] == [tuple(range(8))] * 56
-    assert {seat.node for seat in plan.ranks}.isdisjoint(seat.node for seat in plan.servers)
-    assert sum(plan.episodes) == 4096
-    assert plan.notes == ()
+    placement = planned(recipe(512))
+    assert len({seat.node for seat in placement.ranks}) == 8
+    assert len({(seat.node, seat.gpus) for seat in placement.ranks}) == 64
+    assert [seat.gpus for seat in placement.servers] == [tuple(range(8))] * 56
+    assert {seat.node for seat in placement.ranks}.isdisjoint(seat.node for seat in placement.servers)
+    assert sum(placement.episodes) == 4096
+    assert placement.notes == ()
 
 
 @pytest.mark.parametrize("gpus", [1, 8, 512])
 def test_every_cluster_recipe_fits_where_it_says(gpus: int):
-    plan = planned(recipe(gpus))
-    assert sum(plan.rank_memory.values()) <= plan.rank_budget
-    assert plan.cached_tokens >= recipe(gpus).agent.context_tokens
+    placement = planned(recipe(gpus))
+    assert sum(placement.rank_memory.values()) <= placement.rank_budget
+    assert placement.cached_tokens >= recipe(gpus).agent.context_tokens
 
 
 def test_on_one_gpu_trainer_and_server_share_it():
-    plan = planned(recipe(1))
-    assert plan.shares_gpus
-    assert plan.ranks == plan.servers == (Seat(0, (0,)),)
+    placement = planned(recipe(1))
+    assert placement.shares_gpus
+    assert placement.ranks == placement.servers == (Seat(0, (0,)),)
 
 
 def test_ranks_leave_a_whole_node_to_a_server_that_needs_one():
     config = recipe(8, "trainer.ranks=4", "engine.servers=1", 'engine.options=["--tensor-parallel-size", "8"]')
-    plan = make_plan(config, policy_shape(config), [*eight(1), Node("half", 4, 80 * GIB, 64, 512 * GIB)])
-    assert {seat.node for seat in plan.ranks} == {1}
-    assert plan.servers == (Seat(0, tuple(range(8))),)
+    placement = place(config, policy_shape(config), [*eight(1), Node("half", 4, 80 * GIB, 64, 512 * GIB)])
+    assert {seat.node for seat in placement.ranks} == {1}
+    assert placement.servers == (Seat(0, tuple(range(8))),)
 
 
 def test_episodes_go_where_cpus_are_free():
     config = recipe(8)
-    plan = make_plan(config, policy_shape(config), [*eight(), Node("sandboxes", 0, 0, 64, 256 * GIB)])
-    assert plan.episodes == (82, 46)  # 128 CPUs less 4 ranks and 4 servers of 2, and 64: 116 to 64
-    assert sum(plan.episodes) == config.train.episodes_in_flight
+    placement = place(config, policy_shape(config), [*eight(), Node("sandboxes", 0, 0, 64, 256 * GIB)])
+    assert placement.episodes == (82, 46)  # 128 CPUs less 4 ranks and 4 servers of 2, and 64: 116 to 64
+    assert sum(placement.episodes) == config.train.episodes_in_flight
 
 
 def test_without_gpus_everything_is_dealt_round_the_nodes():
     config = build_config({"trainer": {"type": "deepspeed", "ranks": 3}, "engine": {"type": "vllm", "servers": 2}})
-    plan = make_plan(config, policy_shape(config), [Node(name, 0, 0, 8, 32 * GIB) for name in "ab"])
-    assert plan.ranks == (Seat(0), Seat(1), Seat(0))
-    assert plan.servers == (Seat(0), Seat(1))
+    placement = place(config, policy_shape(config), [Node(name, 0, 0, 8, 32 * GIB) for name in "ab"])
+    assert placement.ranks == (Seat(0), Seat(1), Seat(0))
+    assert placement.servers == (Seat(0), Seat(1))
 
 
 # -- refusals ------------------------------------------------------------------------------------------------------------
@@ -221,7 +221,7 @@ def test_too_few_gpus_are_told_with_how_many_servers_fit():
         match=r"64 trainer rank\(s\) and 56 rollout server\(s\) of 8 GPU\(s\) need 512 GPUs.*504 GPU.*Set engine\.servers = 55",
     ):
         config = recipe(512)
-        make_plan(config, policy_shape(config), planned_nodes(config)[:-1])
+        place(config, policy_shape(config), planned_nodes(config)[:-1])
 
 
 def test_more_ranks_than_gpus_are_refused():
@@ -232,7 +232,7 @@ def test_more_ranks_than_gpus_are_refused():
 def test_main_memory_that_cannot_hold_what_is_offloaded_is_refused():
     config = recipe(8, "trainer.offload=true")
     with pytest.raises(PlacementError, match=r"n has 64\.0 GiB of main memory; 4 trainer rank\(s\) with 30\.5 GiB.*offload = false"):
-        make_plan(config, policy_shape(config), [Node("n", 8, 80 * GIB, 128, 64 * GIB)])
+        place(config, policy_shape(config), [Node("n", 8, 80 * GIB, 128, 64 * GIB)])
 
 
 def test_a_pipeline_is_refused():
@@ -244,11 +244,11 @@ def test_a_pipeline_is_refused():
 def test_what_is_left_of_a_cluster_gets_fewer_servers_and_then_fewer_ranks():
     config = recipe(512)
     nodes = planned_nodes(config)
-    fitting, plan = fewer(config, policy_shape(config), nodes[:-2])
-    assert (fitting.trainer.ranks, len(plan.servers)) == (64, 54)
+    fitting, placement = fewer(config, policy_shape(config), nodes[:-2])
+    assert (fitting.trainer.ranks, len(placement.servers)) == (64, 54)
     small = recipe(8, "trainer.ranks=4", "engine.servers=4")
-    fitting, plan = fewer(small, policy_shape(small), [Node("n", 4, 141 * GIB, 64, 512 * GIB)])
-    assert (fitting.trainer.ranks, len(plan.servers)) == (2, 2)
+    fitting, placement = fewer(small, policy_shape(small), [Node("n", 4, 141 * GIB, 64, 512 * GIB)])
+    assert (fitting.trainer.ranks, len(placement.servers)) == (2, 2)
 
 
 def test_a_crowded_node_is_noted():

@@ -9,7 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from machine import all_end
 
+from process_tree import is_alive
 from selfplay.errors import EngineError, TrainerError
 from selfplay.training.ranks import Ranks
 
@@ -30,20 +32,6 @@ def ranks() -> Iterator[Ranks]:
     made = toys()
     yield made
     made.close()
-
-
-def is_running(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
-    except OSError:
-        return False
-
-
-def assert_all_end(pids: list[int]) -> None:
-    until = time.monotonic() + 20
-    while any(map(is_running, pids)) and time.monotonic() < until:
-        time.sleep(0.05)
-    assert not any(map(is_running, pids))
 
 
 def test_every_rank_answers_in_its_place(ranks: Ranks) -> None:
@@ -81,7 +69,7 @@ def test_a_killed_rank_is_named_with_its_last_words_and_the_others_end(tmp_path:
         ranks.call("die", (1,))
     assert caught.value.rank == 1
     assert caught.value.log_tail.endswith("no memory left")
-    assert_all_end(pids)
+    assert all_end(pids)
     with pytest.raises(TrainerError, match="ranks are gone: rank 1 of 3 was killed"):
         ranks.call("add", (1, 2))
 
@@ -102,7 +90,7 @@ def test_a_full_disk_stays_a_full_disk() -> None:
     ranks = toys()
     with pytest.raises(OSError, match="No space left on device"):
         ranks.call("fill_the_disk")
-    assert_all_end(ranks.pids)
+    assert all_end(ranks.pids)
 
 
 def test_a_rank_that_stands_still_is_named_within_the_deadline() -> None:
@@ -114,7 +102,7 @@ def test_a_rank_that_stands_still_is_named_within_the_deadline() -> None:
         ranks.call("stop", (0,))
     assert caught.value.rank == 0
     assert time.monotonic() - started < 30
-    assert_all_end(pids)
+    assert all_end(pids)
 
 
 def test_a_rank_that_hangs_leaves_its_stack_in_its_log() -> None:
@@ -134,7 +122,7 @@ def test_signs_of_progress_put_the_deadline_off() -> None:
 def test_closing_ends_the_processes(ranks: Ranks) -> None:
     pids = ranks.pids
     ranks.close()
-    assert_all_end(pids)
+    assert all_end(pids)
 
 
 def test_ranks_die_with_their_controller(tmp_path: Path) -> None:
@@ -148,8 +136,8 @@ def test_ranks_die_with_their_controller(tmp_path: Path) -> None:
     assert controller.stdout is not None
     pids = [int(pid) for pid in controller.stdout.readline().split()]
     assert len(pids) == 2
-    assert all(map(is_running, pids))
+    assert all(map(is_alive, pids))
     os.kill(controller.pid, signal.SIGKILL)
     controller.wait()
     controller.stdout.close()
-    assert_all_end(pids)
+    assert all_end(pids)

@@ -4,11 +4,12 @@ import json
 import threading
 
 import pytest
+from machine import open_or_skip
 
 from scripted_game import NOTHING, REPAIR, SUBMIT_NOTHING, play
 from selfplay.config import ValidatorSettings
 from selfplay.curriculum.store import Store
-from selfplay.errors import PrerequisiteError, RunError, UsageError
+from selfplay.errors import RunError, UsageError
 from selfplay.orchestrator.given_bugs import put_given_bugs, read_given_bugs
 from selfplay.patches import reverse_patch
 from selfplay.sandbox import open_backend
@@ -35,10 +36,7 @@ def cache(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def environment(cache, tmp_path_factory):
-    try:
-        backend, _ = open_backend("bubblewrap", cache)
-    except PrerequisiteError as missing:
-        pytest.skip(str(missing))
+    backend = open_or_skip("bubblewrap", cache)
     return prepare_tiny(backend, tmp_path_factory.mktemp("repository"), cache)
 
 

@@ -22,6 +22,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from machine import open_or_skip
 from rich.console import Console
 
 from selfplay import attacks, cli, doctor
@@ -30,13 +31,13 @@ from selfplay.attacks.ground import BOUNDS, CODE
 from selfplay.chat import ChatFormat
 from selfplay.config import ValidatorSettings
 from selfplay.environments import Environment
-from selfplay.errors import EnvironmentBuildError, PatchError, PrerequisiteError, RepositoryError, SandboxUnavailable
+from selfplay.errors import EnvironmentBuildError, PatchError, RepositoryError, SandboxUnavailable
 from selfplay.grading import grade
 from selfplay.judging import Finding
 from selfplay.outcomes import TestOutcomes
 from selfplay.repos import history_bundle
 from selfplay.roles import make_repository
-from selfplay.sandbox import bubblewrap_sandbox, command_server, open_backend
+from selfplay.sandbox import bubblewrap_sandbox, command_server
 from selfplay.sandbox.base import WORKSPACE, Sandbox
 from selfplay.sandbox.bubblewrap_sandbox import BubblewrapBackend, bubblewrap_arguments
 from selfplay.sandbox.client import ConnectedSandbox, Connection
@@ -57,10 +58,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @contextmanager
 def ground_on(kind: str, cache: Path, scratch: Path) -> Iterator[Ground]:
-    try:
-        backend = open_backend(kind, cache)[0]
-    except PrerequisiteError as missing:
-        pytest.skip(str(missing))
+    backend = open_or_skip(kind, cache)
     with open_ground(backend, cache, scratch) as ground:
         yield ground
 

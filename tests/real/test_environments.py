@@ -5,12 +5,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from machine import open_or_skip
 
 from selfplay.config import EnvironmentSettings
 from selfplay.environments import Environment, open_workspace, prepare_environment
-from selfplay.errors import EnvironmentBuildError, PrerequisiteError
+from selfplay.errors import EnvironmentBuildError
 from selfplay.repos import Checkout, fetch, parse_spec
-from selfplay.sandbox import SandboxBackend, open_backend
+from selfplay.sandbox import SandboxBackend
 from selfplay.sandbox.base import Limits
 from selfplay.trees import FileEntry, Tree
 
@@ -57,10 +58,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def backend(cache: Path) -> SandboxBackend:
-    try:
-        return open_backend("bubblewrap", cache)[0]
-    except PrerequisiteError as error:
-        pytest.skip(str(error))
+    return open_or_skip("bubblewrap", cache)
 
 
 @pytest.fixture(scope="module")

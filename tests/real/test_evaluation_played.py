@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from machine import open_or_skip
 
 import scripted_game
 from scripted_game import Player, play, tiny_config
@@ -15,10 +16,9 @@ from selfplay.chat import ChatFormat, load_tokenizer
 from selfplay.curriculum.store import Store
 from selfplay.engines.scripted_engine import ScriptedEngine
 from selfplay.episode import Episode
-from selfplay.errors import PrerequisiteError, RunError, UsageError
+from selfplay.errors import RunError, UsageError
 from selfplay.evaluation import Evaluator, Folder
 from selfplay.roles import sandbox_limits
-from selfplay.sandbox import open_backend
 from selfplay.tasks import Task, write_tasks
 from selfplay.viewing.summary import read_metrics
 from tiny_bugs import CLAMP_TEST, TESTS, make_artifact, prepare_tiny
@@ -36,10 +36,7 @@ def cache(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def backend(cache):
-    try:
-        return open_backend("bubblewrap", cache)[0]
-    except PrerequisiteError as missing:
-        pytest.skip(str(missing))
+    return open_or_skip("bubblewrap", cache)
 
 
 @pytest.fixture(scope="module")

@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from machine import open_or_skip
 
 from selfplay.episode import Episode, Role
-from selfplay.errors import PrerequisiteError
 from selfplay.repos import cache_root
-from selfplay.sandbox import open_backend
 from selfplay.targets import is_held_out
 from selfplay.warm_start import WarmStartSettings, warm_start
 from selfplay.warm_start.executed import Collection, Machine, collect, plan
@@ -24,10 +23,7 @@ LONGEST = 4000
 
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory: pytest.TempPathFactory) -> ExecuteSettings:
-    try:
-        open_backend("bubblewrap", cache_root())
-    except PrerequisiteError as error:
-        pytest.skip(str(error))
+    open_or_skip("bubblewrap", cache_root())
     repository = str(build_tiny_repository(tmp_path_factory.mktemp("tiny") / "tiny"))
     return ExecuteSettings(injector_episodes=1, solver_episodes=1, repositories=(repository,), sandbox="bubblewrap", workers=1)
 

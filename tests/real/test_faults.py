@@ -16,19 +16,20 @@ import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import cast
 
 import pytest
 from bare_environment import an_environment
+from machine import eventually, open_or_skip, sandbox_groups
 
 import selfplay
 from process_tree import PARSER, TEST_RUN, processes_of
 from selfplay.config import ValidatorSettings
 from selfplay.errors import DiskFullError, PrerequisiteError, SandboxInterrupted, SandboxUnavailable, full_disk_told
-from selfplay.sandbox import SandboxBackend, bubblewrap_sandbox, open_backend
+from selfplay.sandbox import bubblewrap_sandbox, open_backend
 from selfplay.sandbox.base import Limits, Sandbox, SandboxSpec
 from selfplay.sandbox.client import ConnectedSandbox
 from selfplay.test_runs import TestRunner
@@ -39,28 +40,8 @@ SPEC = SandboxSpec(environment="", labels={"run": "test"})
 ROOT = Path(__file__).parents[2]
 
 
-def backend_of(kind: str, cache: Path) -> SandboxBackend:
-    try:
-        return open_backend(kind, cache)[0]
-    except PrerequisiteError as missing:
-        pytest.skip(str(missing))
-
-
 def container_of(box: Sandbox) -> str:
     return str(cast(ConnectedSandbox, box).details["container"])
-
-
-def eventually(claim: Callable[[], bool], within_s: float = 20.0) -> bool:
-    deadline = time.monotonic() + within_s
-    while time.monotonic() < deadline:
-        if claim():
-            return True
-        time.sleep(0.05)
-    return claim()
-
-
-def own_groups() -> list[Path]:
-    return list(Path("/sys/fs/cgroup").glob(f"**/selfplay-*-{os.getpid()}-*"))
 
 
 def open_descriptors() -> int:
@@ -155,7 +136,7 @@ def line(monkeypatch: pytest.MonkeyPatch) -> Iterator[Line]:
 
 
 def test_an_engine_that_goes_away_in_the_middle_is_the_machines_failure_and_works_again_when_it_is_back(line: Line, tmp_path: Path) -> None:
-    docker = backend_of("docker", tmp_path)
+    docker = open_or_skip("docker", tmp_path)
     with docker.open(SPEC) as box:
         threading.Timer(0.5, line.cut).start()
         with pytest.raises(SandboxUnavailable, match="a fresh sandbox fails too: no docker engine answers"):
@@ -173,7 +154,7 @@ def test_an_engine_that_goes_away_in_the_middle_is_the_machines_failure_and_work
 def test_an_engine_that_goes_away_between_two_questions_is_told_as_one_that_is_gone(
     line: Line, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    docker = backend_of("docker", tmp_path)
+    docker = open_or_skip("docker", tmp_path)
     with docker.open(SPEC):
         pass
     described = docker._container
@@ -190,7 +171,7 @@ def test_an_engine_that_goes_away_between_two_questions_is_told_as_one_that_is_g
 
 def test_an_engine_that_restarts_in_the_middle_decides_nothing(line: Line, tmp_path: Path) -> None:
     """A fresh container works at once, and yet the script that ran is not to blame; asked again, it gives its result."""
-    runner = TestRunner(backend_of("docker", tmp_path), ValidatorSettings(), Limits(), {"run": "test"})
+    runner = TestRunner(open_or_skip("docker", tmp_path), ValidatorSettings(), Limits(), {"run": "test"})
     environment = an_environment("sleep 3\n")
     threading.Timer(1.5, line.drop).start()
     with pytest.raises(SandboxInterrupted, match="the docker engine was restarted"):
@@ -200,7 +181,7 @@ def test_an_engine_that_restarts_in_the_middle_decides_nothing(line: Line, tmp_p
 
 
 def test_a_container_that_somebody_kills_during_a_command_decides_nothing(tmp_path: Path) -> None:
-    docker = backend_of("docker", tmp_path)
+    docker = open_or_skip("docker", tmp_path)
     with docker.open(SPEC) as box:
         kill = ["docker", "kill", container_of(box)]
         threading.Timer(0.5, lambda: subprocess.run(kill, check=True, capture_output=True)).start()
@@ -252,7 +233,7 @@ print(sorted(path.name for path in (disk / "cache").rglob("*") if path.name.star
 
 
 def test_a_full_cache_disk_is_named_while_an_environment_is_built_and_nothing_unfinished_stays(tmp_path: Path) -> None:
-    backend_of("bubblewrap", tmp_path)
+    open_or_skip("bubblewrap", tmp_path)
     if shutil.which("gcc") is None or shutil.which("make") is None:
         pytest.skip("gcc or make not found. Install: apt-get install gcc libc6-dev make")
     first, left = on_a_small_disk(tmp_path, "2m", PREPARE).splitlines()
@@ -300,7 +281,7 @@ def test_a_file_that_may_not_grow_is_a_full_disk_too(tmp_path: Path) -> None:
 @pytest.fixture
 def movable_bwrap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A copy of bwrap, the only one on PATH."""
-    backend_of("bubblewrap", tmp_path)
+    open_or_skip("bubblewrap", tmp_path)
     found = shutil.which("bwrap")
     assert found is not None
     copy = tmp_path / "bin" / "bwrap"
@@ -317,11 +298,11 @@ def test_bwrap_that_vanishes_in_the_middle_is_the_machines_failure(movable_bwrap
     hidden = movable_bwrap.with_suffix(".hidden")
     with backend.open(SPEC) as box:
         descriptors = open_descriptors()
-        groups = len(own_groups())
+        groups = len(sandbox_groups())
         movable_bwrap.rename(hidden)
         with pytest.raises(SandboxUnavailable, match="bubblewrap does not start: .*bwrap"), backend.open(SPEC):
             pass
-        assert (open_descriptors(), len(own_groups())) == (descriptors, groups)
+        assert (open_descriptors(), len(sandbox_groups())) == (descriptors, groups)
         assert box.run("echo on").text == "on\n"  # what is open goes on
         os.kill(cast(ConnectedSandbox, box).details["server_pid"], 9)
         with pytest.raises(SandboxUnavailable, match="a fresh sandbox fails too: bubblewrap does not start"):
@@ -329,7 +310,7 @@ def test_bwrap_that_vanishes_in_the_middle_is_the_machines_failure(movable_bwrap
     hidden.rename(movable_bwrap)
     with backend.open(SPEC) as box:
         assert box.run("echo again").text == "again\n"
-    assert own_groups() == []
+    assert sandbox_groups() == []
 
 
 def test_without_bwrap_selfplay_validate_reaches_no_verdict(tmp_path: Path) -> None:
@@ -361,7 +342,7 @@ def jumping_clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 def test_a_clock_that_jumps_moves_no_timeout_and_no_duration(jumping_clock: list[float], tmp_path: Path) -> None:
-    backend = backend_of("bubblewrap", tmp_path)
+    backend = open_or_skip("bubblewrap", tmp_path)
     with backend.open(SPEC) as box:
         started = time.monotonic()
         late = box.run("sleep 600", timeout_s=1)
@@ -417,7 +398,7 @@ def kill_first(kind: str) -> threading.Thread:
 @pytest.mark.parametrize("kind", [TEST_RUN, PARSER])
 def test_a_test_run_that_the_machine_kills_once_is_made_again(tmp_path: Path, kind: str) -> None:
     environment = an_environment("sleep 0.5; echo ran\n", 'import time\ntime.sleep(0.5)\nprint(\'{"t": "passed"}\')\n')
-    runner = TestRunner(backend_of("bubblewrap", tmp_path), ValidatorSettings(), Limits(), {"run": "test"})
+    runner = TestRunner(open_or_skip("bubblewrap", tmp_path), ValidatorSettings(), Limits(), {"run": "test"})
     killer = kill_first(kind)
     done = runner.run(environment, environment.tree, environment.script, environment.parser)
     killer.join()
@@ -426,7 +407,7 @@ def test_a_test_run_that_the_machine_kills_once_is_made_again(tmp_path: Path, ki
 
 def test_a_script_that_kills_itself_is_made_twice_and_then_counts(tmp_path: Path) -> None:
     environment = an_environment("echo once; kill -9 $$\n")
-    runner = TestRunner(backend_of("bubblewrap", tmp_path), ValidatorSettings(), Limits(), {"run": "test"})
+    runner = TestRunner(open_or_skip("bubblewrap", tmp_path), ValidatorSettings(), Limits(), {"run": "test"})
     done = runner.script(environment, environment.tree, environment.script)
     assert (done.exit_code, done.error) == (137, "")
     assert done.log.startswith(b"once\n")

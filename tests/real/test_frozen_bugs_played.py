@@ -3,16 +3,16 @@
 import random
 
 import pytest
+from machine import open_or_skip
 
 from selfplay.config import load_config
 from selfplay.environments import prepare_environment
-from selfplay.errors import PrerequisiteError, RepositoryError
+from selfplay.errors import RepositoryError
 from selfplay.grading import grade
 from selfplay.judging import Thresholds
 from selfplay.repos import cache_root, fetch, parse_spec
 from selfplay.resources import resource
 from selfplay.roles import sandbox_limits
-from selfplay.sandbox import open_backend
 from selfplay.tasks import bug_of, find_tasks
 from selfplay.test_runs import TestRunner
 from selfplay.validator import validate
@@ -24,10 +24,7 @@ TASKS = random.Random(3).sample(find_tasks(["own"]), 3)
 
 @pytest.fixture(scope="module")
 def backend():
-    try:
-        return open_backend("bubblewrap", cache_root())[0]
-    except PrerequisiteError as missing:
-        pytest.skip(str(missing))
+    return open_or_skip("bubblewrap", cache_root())
 
 
 @pytest.fixture(scope="module")

@@ -8,12 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from machine import open_or_skip
 
 import scripted_game
 from scripted_game import SOLVER_MOVES, HistoryPlayer, injector_moves, play
 from selfplay.curriculum.store import Store
 from selfplay.episode import Episode
-from selfplay.errors import PrerequisiteError
 from selfplay.sandbox import open_backend
 
 pytestmark = [pytest.mark.sandbox, pytest.mark.slow]
@@ -26,10 +26,7 @@ def cache(tmp_path_factory):
 
 @pytest.fixture(scope="module", params=["bubblewrap", "docker"])
 def played(request, cache, tmp_path_factory):
-    try:
-        open_backend(request.param, cache)
-    except PrerequisiteError as missing:
-        pytest.skip(str(missing))
+    open_or_skip(request.param, cache)
     run = play(tmp_path_factory.mktemp(request.param), cache, request.param, updates=1)
     with Store.open(run.database, writer=False) as store:
         yield run, store
@@ -118,10 +115,7 @@ def test_the_checkpoint_loads_in_transformers(played):
 
 
 def test_a_fix_in_a_local_checkouts_history_comes_back_as_a_bug_and_is_mended(cache, tmp_path):
-    try:
-        open_backend("bubblewrap", cache)
-    except PrerequisiteError as missing:
-        pytest.skip(str(missing))
+    open_or_skip("bubblewrap", cache)
     run = play(
         tmp_path,
         cache,
@@ -163,10 +157,7 @@ def outcome(run):
 
 @pytest.fixture(scope="module")
 def undisturbed(cache, tmp_path_factory):
-    try:
-        open_backend("bubblewrap", cache)
-    except PrerequisiteError as missing:
-        pytest.skip(str(missing))
+    open_or_skip("bubblewrap", cache)
     return outcome(play(tmp_path_factory.mktemp("undisturbed"), cache, "bubblewrap"))
 
 
@@ -186,10 +177,7 @@ def test_a_run_killed_anywhere_ends_like_one_that_was_not(kill_at, undisturbed, 
 
 @pytest.mark.parametrize("kill_at", ["recorded:12"])
 def test_a_run_killed_while_it_plays_ahead_keeps_every_episode_and_bug_and_trains_on_none_twice(kill_at, cache, tmp_path):
-    try:
-        backend, _ = open_backend("bubblewrap", cache)
-    except PrerequisiteError as missing:
-        pytest.skip(str(missing))
+    backend = open_or_skip("bubblewrap", cache)
     command = [sys.executable, scripted_game.__file__, str(tmp_path), str(cache), "bubblewrap", kill_at, "2"]
     killed = subprocess.run(command, capture_output=True, text=True, cwd=Path(scripted_game.__file__).parent)
     assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]

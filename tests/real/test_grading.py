@@ -3,11 +3,10 @@
 from dataclasses import replace
 
 import pytest
+from machine import open_or_skip
 
 from selfplay.config import ValidatorSettings
-from selfplay.errors import PrerequisiteError
 from selfplay.grading import grade, take_prediction
-from selfplay.sandbox import open_backend
 from selfplay.sandbox.base import WORKSPACE, Limits, SandboxSpec
 from selfplay.test_runs import TestRunner
 from selfplay.validator import BugState, build_states
@@ -49,13 +48,6 @@ ln -s /etc/passwd link
 """
 
 
-def backend_of(kind, cache):
-    try:
-        return open_backend(kind, cache)[0]
-    except PrerequisiteError as missing:
-        pytest.skip(str(missing))
-
-
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory):
     return tmp_path_factory.mktemp("cache")
@@ -63,7 +55,7 @@ def cache(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def backend(cache):
-    return backend_of("bubblewrap", cache)
+    return open_or_skip("bubblewrap", cache)
 
 
 @pytest.fixture(scope="module")
@@ -270,7 +262,7 @@ def test_a_bug_of_order_two_is_repaired_on_top_of_the_failed_attempt(tiny, runne
 
 def test_docker_sandboxes_give_the_same_grades(tmp_path_factory):
     cache = tmp_path_factory.mktemp("docker")
-    docker = backend_of("docker", cache)
+    docker = open_or_skip("docker", cache)
     tiny = prepare_tiny(docker, tmp_path_factory.mktemp("repository"), cache)
     runner = TestRunner(docker, SETTINGS, Limits(), LABELS)
     bug = bug_of(tiny)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from machine import open_or_skip
 from other_repositories import C_FILES, C_LINE, C_TESTS, NODE_FILES, NODE_LINE
 from typer.testing import CliRunner
 
@@ -21,12 +22,12 @@ from selfplay.config import AgentSettings, Config, EnvironmentSettings, Injector
 from selfplay.engines.scripted_engine import ScriptedEngine
 from selfplay.environments import Environment, prepare_environment
 from selfplay.episode import Episode, FinishReason
-from selfplay.errors import EnvironmentBuildError, PrerequisiteError
+from selfplay.errors import EnvironmentBuildError
 from selfplay.grading import grade
 from selfplay.judging import Thresholds
 from selfplay.repos import Checkout, fetch, parse_spec
 from selfplay.roles import EpisodePlace, InjectorTask, play_injector, play_solver, sandbox_limits, solver_task
-from selfplay.sandbox import SandboxBackend, open_backend
+from selfplay.sandbox import SandboxBackend
 from selfplay.sandbox.base import Limits
 from selfplay.test_runs import TestRunner
 from selfplay.tools import format_action
@@ -73,10 +74,7 @@ def backend(cache: Path) -> SandboxBackend:
         pytest.skip(
             f"{' and '.join(missing)} not found in /usr/bin, where bubblewrap sandboxes look. Install: apt-get install gcc libc6-dev make"
         )
-    try:
-        return open_backend("bubblewrap", cache)[0]
-    except PrerequisiteError as error:
-        pytest.skip(str(error))
+    return open_or_skip("bubblewrap", cache)
 
 
 @pytest.fixture(scope="module")
@@ -285,10 +283,7 @@ def test_both_roles_play_in_javascript(
 
 
 def test_both_roles_play_in_c_from_a_docker_image(cache: Path, tokenizer: Path) -> None:
-    try:
-        backend = open_backend("docker", cache)[0]
-    except PrerequisiteError as error:
-        pytest.skip(str(error))
+    backend = open_or_skip("docker", cache)
     with image_holding(C_FILES) as image:
         found = fetch(parse_spec(f"docker:{image}#/testbed {C_LINE}"), cache)
         environment = prepare_environment(found, backend, ENVIRONMENT, Limits(), cache, lambda _: None)

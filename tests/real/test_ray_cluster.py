@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from machine import all_end, open_or_skip
 
 import scripted_game
 from selfplay.config import build_config
@@ -21,10 +22,9 @@ from selfplay.engines.vllm_engine import VllmEngine
 from selfplay.engines.vllm_servers import Client, Launch
 from selfplay.errors import EngineError, PrerequisiteError, TrainerError
 from selfplay.orchestrator.game import Game
-from selfplay.orchestrator.hosts import LocalHost, WatchedEngine
+from selfplay.orchestrator.hosts import LocalHost
 from selfplay.orchestrator.memory import ModelShape
-from selfplay.orchestrator.placement import Plan, make_plan
-from selfplay.sandbox import open_backend
+from selfplay.orchestrator.placement import Placement, place
 from selfplay.training.ranks import Ranks
 from selfplay.training.weight_sync import FileWeightSync
 from vllm_double import STOP, wait_until
@@ -80,22 +80,22 @@ def cluster(machines: Any) -> Iterator[Cluster]:
     opened.close()
 
 
-def plan_of(cluster: Cluster, ranks: int) -> Plan:
+def placement_of(cluster: Cluster, ranks: int) -> Placement:
     config = build_config({"trainer": {"type": "deepspeed", "ranks": ranks, "batch_tokens": 256}, "agent": {"context_tokens": 256}})
-    return make_plan(config, TINY, cluster.nodes())
+    return place(config, TINY, cluster.nodes())
 
 
-def toys(cluster: Cluster, plan: Plan, logs: Path, deadline_s: float = 60.0) -> Ranks:
-    return Ranks(len(plan.ranks), logs, deadline_s, worker="toy_rank:ToyRank", links=cluster.places(plan).links)
+def toys(cluster: Cluster, placement: Placement, logs: Path, deadline_s: float = 60.0) -> Ranks:
+    return Ranks(len(placement.ranks), logs, deadline_s, worker="toy_rank:ToyRank", links=cluster.places(placement).links)
 
 
-def servers_plan(cluster: Cluster, servers: int) -> Plan:
+def servers_placement(cluster: Cluster, servers: int) -> Placement:
     values = {
         "trainer": {"batch_tokens": 256},
         "agent": {"context_tokens": 256},
         "engine": {"type": "vllm", "servers": servers, "cache_mb": 1},
     }
-    return make_plan(build_config(values), TINY, cluster.nodes())
+    return place(build_config(values), TINY, cluster.nodes())
 
 
 class _Unchecked(FileWeightSync):
@@ -103,46 +103,32 @@ class _Unchecked(FileWeightSync):
         return {}  # the stand-in has no weights to compare
 
 
-def is_running(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
-    except OSError:
-        return False
-
-
-def assert_all_end(pids: list[int]) -> None:
-    until = time.monotonic() + 20
-    while any(map(is_running, pids)) and time.monotonic() < until:
-        time.sleep(0.05)
-    assert not any(map(is_running, pids))
-
-
 def test_ranks_on_two_nodes_answer_in_their_places_and_end_when_closed(machines: Any, cluster: Cluster, tmp_path: Path):
     second = add_node(machines)
-    plan = plan_of(cluster, 2)
-    assert {seat.node for seat in plan.ranks} == {0, 1}
-    ranks = toys(cluster, plan, tmp_path)
+    placement = placement_of(cluster, 2)
+    assert {seat.node for seat in placement.ranks} == {0, 1}
+    ranks = toys(cluster, placement, tmp_path)
     pids = ranks.pids
     assert [ranks.call("add", (n, 1)) for n in range(50)] == [[n + 1, n + 2] for n in range(50)]
     assert list(ranks.stream("count", (5,))) == [1, 2, 3, 4, 5]
     assert ranks.call("take", (bytes(8 << 20),)) == [8 << 20] * 2
     ranks.close()
-    assert_all_end(pids)
+    assert all_end(pids)
     machines.remove_node(second)
 
 
 def test_a_killed_rank_is_named_with_its_node_and_last_words(machines: Any, cluster: Cluster, tmp_path: Path):
-    ranks = toys(cluster, plan_of(cluster, 1), tmp_path)
+    ranks = toys(cluster, placement_of(cluster, 1), tmp_path)
     pids = ranks.pids
     with pytest.raises(TrainerError, match=r"rank 0 of 1 was killed by SIGKILL \(in die, the third layer\)") as caught:
         ranks.call("die", (0,))
     assert caught.value.log_tail.endswith("no memory left")
-    assert_all_end(pids)
+    assert all_end(pids)
 
 
 def test_a_lost_node_is_named_within_the_deadline_and_no_rank_is_left(machines: Any, cluster: Cluster, tmp_path: Path):
     second = add_node(machines)
-    ranks = toys(cluster, plan_of(cluster, 2), tmp_path)
+    ranks = toys(cluster, placement_of(cluster, 2), tmp_path)
     pids = ranks.pids
     started = time.monotonic()
     machines.remove_node(second, allow_graceful=False)
@@ -150,26 +136,26 @@ def test_a_lost_node_is_named_within_the_deadline_and_no_rank_is_left(machines: 
         ranks.call("work_on", (1, 30.0))
     assert caught.value.rank == 1
     assert time.monotonic() - started < 30
-    assert_all_end(pids)
+    assert all_end(pids)
     assert len(cluster.nodes()) == 1  # what is left can be planned for
 
 
 def test_an_error_of_ours_stays_what_it_is(cluster: Cluster, tmp_path: Path):
     with pytest.raises(EngineError, match=r"^no model folder x$"):
-        toys(cluster, plan_of(cluster, 1), tmp_path).call("refuse")
+        toys(cluster, placement_of(cluster, 1), tmp_path).call("refuse")
 
 
 def test_a_rank_that_stands_still_is_named_within_the_deadline(cluster: Cluster, tmp_path: Path):
-    ranks = toys(cluster, plan_of(cluster, 1), tmp_path, deadline_s=2.0)
+    ranks = toys(cluster, placement_of(cluster, 1), tmp_path, deadline_s=2.0)
     with pytest.raises(TrainerError, match=r"rank 0 of 1 gave no sign for 2 s and does not answer \(in stop, the second layer\)"):
         ranks.call("stop", (0,))
 
 
 def test_servers_on_two_nodes_answer_and_each_reads_the_new_weights_on_its_own_node(machines: Any, cluster: Cluster, tmp_path: Path):
     second = add_node(machines)
-    plan = servers_plan(cluster, 2)
+    placement = servers_placement(cluster, 2)
     sync = _Unchecked("model", torch.float32, folder=tmp_path)
-    engine = VllmEngine(Launch("model", 4096, 4, logs=tmp_path), sync, 2, open_server=cluster.places(plan).open_server)
+    engine = VllmEngine(Launch("model", 4096, 4, logs=tmp_path), sync, 2, open_server=cluster.places(placement).open_server)
     read: set[str] = set()
     for version in (1, 2):
         engine.load_weights({"norm": torch.ones(version)}, version)
@@ -187,10 +173,12 @@ def test_servers_on_two_nodes_answer_and_each_reads_the_new_weights_on_its_own_n
 
 def test_a_node_with_a_server_is_lost_and_the_others_answer_for_it(machines: Any, cluster: Cluster, tmp_path: Path):
     second = add_node(machines)
-    plan = servers_plan(cluster, 2)
+    placement = servers_placement(cluster, 2)
     told: list[str] = []
     sync = _Unchecked("model", torch.float32, folder=tmp_path)
-    engine = VllmEngine(Launch("model", 4096, 4, logs=tmp_path), sync, 2, tell=told.append, open_server=cluster.places(plan).open_server)
+    engine = VllmEngine(
+        Launch("model", 4096, 4, logs=tmp_path), sync, 2, tell=told.append, open_server=cluster.places(placement).open_server
+    )
     machines.remove_node(second, allow_graceful=False)
     requests = [GenerationRequest((5,), 8, 41, frozenset({STOP}), f"solver/g{n}/0/0") for n in range(8)]
     done = engine.generate(requests, Sampling())
@@ -216,10 +204,7 @@ def test_an_address_where_no_cluster_answers_is_told_with_the_reason(address: st
 
 
 def test_episodes_of_a_node_that_is_lost_are_played_elsewhere_and_each_counts_once(machines: Any, cluster: Cluster, tmp_path: Path) -> None:
-    try:
-        open_backend("bubblewrap", tmp_path / "cache")
-    except PrerequisiteError as missing:
-        pytest.skip(str(missing))
+    open_or_skip("bubblewrap", tmp_path / "cache")
     far = add_node(machines)
     nodes = cluster.nodes()
     assert len(nodes) >= 2
@@ -227,10 +212,9 @@ def test_episodes_of_a_node_that_is_lost_are_played_elsewhere_and_each_counts_on
     lost = threading.Event()
 
     def host_of(game: Game, line: str) -> Any:
-        plan = make_plan(game.config, TINY, nodes)
-        watched = WatchedEngine(game.engine)
-        local = LocalHost(game.config, game.environments, watched, game.chat, game.backend, game.limits, game.runner)
-        hosts = cluster.places(plan).open_hosts(game.config, f"{line}\n", str(tmp_path / "policy"), local, watched, told.append)
+        placement = place(game.config, TINY, nodes)
+        local = LocalHost(game.config, game.environments, game.engine, game.chat, game.backend, game.limits, game.runner)
+        hosts = cluster.places(placement).open_hosts(game.config, f"{line}\n", str(tmp_path / "policy"), local, told.append)
 
         def lose() -> None:
             wait_until(lambda: any(host.in_flight for host in hosts._hosts), 120)

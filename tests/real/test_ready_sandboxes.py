@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import cast
 
 import pytest
+from machine import open_or_skip, sandbox_groups
 
-from selfplay.sandbox import open_backend
 from selfplay.sandbox.base import Sandbox, SandboxSpec
 from selfplay.sandbox.client import ConnectedSandbox
 from selfplay.sandbox.ready import ReadySandboxes
@@ -23,13 +23,9 @@ OTHER = SandboxSpec(environment="", variables={"NAME": "second"})
 
 @pytest.fixture
 def ready(tmp_path: Path) -> Iterator[ReadySandboxes]:
-    made = ReadySandboxes(open_backend("bubblewrap", tmp_path)[0], 2)
+    made = ReadySandboxes(open_or_skip("bubblewrap", tmp_path), 2)
     yield made
     made.close()
-
-
-def own_groups() -> list[Path]:
-    return list(Path("/sys/fs/cgroup").glob(f"**/selfplay-*-{os.getpid()}-*"))
 
 
 def server_of(box: Sandbox) -> int:
@@ -76,12 +72,12 @@ def test_those_of_the_spec_that_was_not_asked_for_the_longest_make_room(ready: R
 
 
 def test_closing_leaves_nothing_behind(ready: ReadySandboxes) -> None:
-    before = own_groups()
+    before = sandbox_groups()
     with ready.open(SPEC):
         ready.settle()
     assert ready.waiting == 1
     ready.close()
-    assert own_groups() == before
+    assert sandbox_groups() == before
     with ready.open(SPEC) as box:  # a late caller is served, and nothing is opened ahead any more
         assert box.run("true").exit_code == 0
-    assert (ready.waiting, own_groups()) == (0, before)
+    assert (ready.waiting, sandbox_groups()) == (0, before)

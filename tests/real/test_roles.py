@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import cast
 
 import pytest
+from machine import open_or_skip
 
 from selfplay.artifact import Artifact
 from selfplay.chat import ChatFormat, load_tokenizer
@@ -16,7 +17,7 @@ from selfplay.config import AgentSettings, Config, EnvironmentSettings, Injector
 from selfplay.engines.scripted_engine import ScriptedEngine, ScriptedTurn
 from selfplay.environments import Environment, open_workspace, prepare_environment
 from selfplay.episode import Episode, FinishReason
-from selfplay.errors import PrerequisiteError, SandboxUnavailable
+from selfplay.errors import SandboxUnavailable
 from selfplay.grading import Grade, grade
 from selfplay.judging import Thresholds
 from selfplay.patches import apply_patch, diff_trees
@@ -34,7 +35,7 @@ from selfplay.roles import (
     spec_text,
     spec_tokens,
 )
-from selfplay.sandbox import SandboxBackend, open_backend
+from selfplay.sandbox import SandboxBackend
 from selfplay.sandbox.base import Limits, Sandbox, SandboxSpec
 from selfplay.test_runs import TestRunner
 from selfplay.tools import format_action, format_edit
@@ -113,10 +114,7 @@ PLACE = EpisodePlace(7, 3, "g/1", 2, LABELS)
 @pytest.fixture(scope="module")
 def house(tmp_path_factory: pytest.TempPathFactory) -> House:
     cache = tmp_path_factory.mktemp("cache")
-    try:
-        backend = open_backend("bubblewrap", cache)[0]
-    except PrerequisiteError as error:
-        pytest.skip(str(error))
+    backend = open_or_skip("bubblewrap", cache)
     folder = build_tiny_repository(tmp_path_factory.mktemp("repository") / "tiny", git=True)
     checkout = fetch(parse_spec(str(folder)), cache)
     environment = prepare_environment(checkout, backend, EnvironmentSettings(), Limits(), cache, lambda message: None)

@@ -9,11 +9,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from machine import eventually, open_or_skip, sandbox_groups
 
 from process_tree import is_alive
 from selfplay.attacks.escapes import HOARD
@@ -37,19 +37,12 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module", params=["bubblewrap", "docker"])
 def backend(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> SandboxBackend:
-    return checked(request.param, tmp_path_factory.mktemp("cache"))
+    return open_or_skip(request.param, tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture
 def bubblewrap(tmp_path: Path) -> BubblewrapBackend:
-    return cast(BubblewrapBackend, checked("bubblewrap", tmp_path))
-
-
-def checked(kind: str, cache: Path) -> SandboxBackend:
-    try:
-        return open_backend(kind, cache)[0]
-    except PrerequisiteError as missing:
-        pytest.skip(str(missing))
+    return cast(BubblewrapBackend, open_or_skip("bubblewrap", tmp_path))
 
 
 def kill_server(box: Sandbox) -> None:
@@ -60,15 +53,6 @@ def kill_server(box: Sandbox) -> None:
         command = ["docker", "inspect", "-f", "{{.State.Pid}}", details["container"]]
         asked = subprocess.run(command, check=True, capture_output=True, text=True)
         os.kill(int(asked.stdout), signal.SIGKILL)
-
-
-def eventually(claim: Callable[[], bool], within_s: float = 10.0) -> bool:
-    deadline = time.monotonic() + within_s
-    while time.monotonic() < deadline:
-        if claim():
-            return True
-        time.sleep(0.05)
-    return claim()
 
 
 def processes_with(text: str) -> list[str]:
@@ -91,7 +75,7 @@ def printed(code: str) -> str:
 
 
 def test_a_container_whose_server_dies_is_lost_and_stays_lost(tmp_path: Path) -> None:
-    with checked("docker", tmp_path).open(SandboxSpec(environment="")) as box:
+    with open_or_skip("docker", tmp_path).open(SandboxSpec(environment="")) as box:
         box.run("true")
         kill_server(box)
         for _ in range(2):
@@ -143,7 +127,7 @@ def test_a_loss_is_the_machines_when_a_fresh_bubblewrap_sandbox_fails_too(bubble
 
 
 def test_a_loss_is_the_machines_when_a_fresh_container_fails_too(tmp_path: Path) -> None:
-    docker = checked("docker", tmp_path)
+    docker = open_or_skip("docker", tmp_path)
     image = f"selfplay/env:test-{os.getpid()}"
     subprocess.run(["docker", "tag", "selfplay/base:1", image], check=True)
     with docker.open(SandboxSpec(environment=image)) as box:
@@ -159,7 +143,7 @@ def test_opening_what_does_not_exist_is_the_machines_failure(backend: SandboxBac
 
 
 def test_an_image_without_python_says_so(tmp_path: Path) -> None:
-    docker = checked("docker", tmp_path)
+    docker = open_or_skip("docker", tmp_path)
     image = f"selfplay/nopython:test-{os.getpid()}"
     recipe = "FROM selfplay/base:1\nUSER root\nRUN rm /usr/bin/python3*\n"
     subprocess.run(["docker", "build", "-q", "-t", image, "-"], input=recipe.encode(), check=True, capture_output=True)
@@ -201,7 +185,7 @@ def test_a_killed_harness_leaves_nothing_after_a_sweep(backend: SandboxBackend, 
 
 def things_of(pid: int) -> list[str]:
     """Names of control groups and containers that a process made."""
-    groups = [str(path) for path in Path("/sys/fs/cgroup").glob(f"**/selfplay-*-{pid}-*")]
+    groups = [str(path) for path in sandbox_groups(pid)]
     if shutil.which("docker"):
         listed = subprocess.run(
             ["docker", "ps", "-a", "--format", "{{.Names}}"], capture_output=True, text=True, check=False
@@ -211,7 +195,7 @@ def things_of(pid: int) -> list[str]:
 
 
 def test_a_container_that_never_started_is_swept(tmp_path: Path) -> None:
-    docker = checked("docker", tmp_path)
+    docker = open_or_skip("docker", tmp_path)
     dead = printed("from selfplay.sandbox.owners import owner; print(owner())")
     name = f"selfplay-test-{os.getpid()}"
     subprocess.run(
@@ -313,7 +297,7 @@ def test_auto_says_what_it_took_and_why(tmp_path: Path) -> None:
 
 
 def test_auto_falls_back_to_bubblewrap_when_no_engine_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    checked("bubblewrap", tmp_path)
+    open_or_skip("bubblewrap", tmp_path)
     monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/none.sock")
     backend, reason = open_backend("auto", tmp_path)
     assert backend.name == "bubblewrap"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+from machine import open_or_skip
 
-from selfplay.errors import PrerequisiteError
 from selfplay.sandbox import conformance
 from selfplay.sandbox.base import SandboxBackend, SandboxSpec
 
@@ -15,18 +15,7 @@ pytestmark = pytest.mark.sandbox
 
 @pytest.fixture(scope="module", params=["bubblewrap", "docker"])
 def backend(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> SandboxBackend:
-    return checked_backend(request.param, tmp_path_factory.mktemp("cache"))
-
-
-def checked_backend(kind: str, cache: object) -> SandboxBackend:
-    from pathlib import Path
-
-    from selfplay.sandbox import open_backend
-
-    try:
-        return open_backend(kind, Path(str(cache)))[0]
-    except PrerequisiteError as missing:
-        pytest.skip(str(missing))
+    return open_or_skip(request.param, tmp_path_factory.mktemp("cache"))
 
 
 @pytest.mark.parametrize("check", conformance.ALL_CHECKS, ids=lambda check: check.__name__)

@@ -7,10 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from machine import open_or_skip
 
 from benchmarks.sandbox_scale import check_scale, left_over, look
-from selfplay.errors import PrerequisiteError
-from selfplay.sandbox import open_backend
 from selfplay.sandbox.base import SandboxBackend, SandboxSpec
 
 pytestmark = pytest.mark.sandbox
@@ -19,10 +18,7 @@ MEMORY_SLACK = 16 << 20
 
 @pytest.fixture(params=["bubblewrap", "docker"])
 def backend(request: pytest.FixtureRequest, tmp_path: Path) -> SandboxBackend:
-    try:
-        return open_backend(request.param, tmp_path)[0]
-    except PrerequisiteError as missing:
-        pytest.skip(str(missing))
+    return open_or_skip(request.param, tmp_path)
 
 
 def test_many_sandboxes_leave_nothing_behind(backend: SandboxBackend) -> None:

@@ -4,11 +4,11 @@ import zlib
 from dataclasses import replace
 
 import pytest
+from machine import open_or_skip
 
 from selfplay.config import ValidatorSettings
-from selfplay.errors import PrerequisiteError, SandboxUnavailable
+from selfplay.errors import SandboxUnavailable
 from selfplay.perturbation import perturb_source
-from selfplay.sandbox import open_backend
 from selfplay.sandbox.base import Limits
 from selfplay.test_runs import TestRunner
 from selfplay.validator import BugState, Thresholds, Verdict, build_states, validate, validate_second_order
@@ -39,13 +39,6 @@ rename to tiny/alphabet.py
 """
 
 
-def backend_of(kind, cache):
-    try:
-        return open_backend(kind, cache)[0]
-    except PrerequisiteError as missing:
-        pytest.skip(str(missing))
-
-
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory):
     return tmp_path_factory.mktemp("cache")
@@ -53,7 +46,7 @@ def cache(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def backend(cache):
-    return backend_of("bubblewrap", cache)
+    return open_or_skip("bubblewrap", cache)
 
 
 @pytest.fixture(scope="module")
@@ -394,7 +387,7 @@ def test_an_attempt_that_repairs_all_is_no_bug_of_order_two(tiny, runner, parent
 
 def test_docker_sandboxes_give_the_same_verdicts(tmp_path_factory):
     cache = tmp_path_factory.mktemp("docker")
-    docker = backend_of("docker", cache)
+    docker = open_or_skip("docker", cache)
     tiny = prepare_tiny(docker, tmp_path_factory.mktemp("repository"), cache)
     runner = TestRunner(docker, SETTINGS, Limits(), LABELS)
     assert validate(make_artifact(tiny), tiny, Thresholds(), runner, SETTINGS).fail_to_pass == (CLAMP_TEST,)
