@@ -74,7 +74,7 @@ def injector_moves(tree: Any) -> list[tuple[str, list[str]]]:
     return [
         ("", artifact()),
         ("duplicate", artifact()),
-        ("readable", [NOTHING, SUBMIT_NOTHING.replace("\n</", "\nnothing.diff\n</")]),
+        ("readable", ["No call at all.", SUBMIT_NOTHING.replace("\n</", "\nnothing.diff\n</")]),
         ("patches", artifact("--- a/tiny/numbers.py\n+++ b/tiny/numbers.py\n@@ nonsense @@\n")),
         ("protected_paths", artifact(conftest)),
         ("test_files", artifact(test_files="tests/test_text.py\n")),

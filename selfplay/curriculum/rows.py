@@ -68,6 +68,7 @@ class EpisodeRow:
     action_tokens: int
     total_tokens: int
     weight_version_min: int
+    failed_turns: int = 0  # whose call failed, or was none
     started_at: float = 0.0
     duration_s: float = 0.0
     reward: float | None = None

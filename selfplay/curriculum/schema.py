@@ -74,6 +74,11 @@ def _first(db: Database) -> None:
         db.execute(statement)
 
 
+@migrations(name="0002 failed turns of an episode")
+def _failed_turns(db: Database) -> None:
+    db.execute("ALTER TABLE episodes ADD COLUMN failed_turns INTEGER NOT NULL DEFAULT 0")
+
+
 def known_versions() -> list[str]:
     return [migration.name for migration in migrations._migrations]
 

@@ -189,6 +189,7 @@ class Dispatcher:
                 finish=episode.finish.value,
                 path=f"episodes/{episode.episode_id}.json.gz" if not masked else "",
                 turns=len(episode.turns),
+                failed_turns=sum(turn.is_error for turn in episode.turns),
                 action_tokens=episode.action_tokens,
                 total_tokens=len(episode.token_ids),
                 weight_version_min=min(versions, default=self._game.engine.weight_version),

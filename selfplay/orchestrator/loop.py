@@ -278,7 +278,7 @@ class TrainLoop:
         """What was played since the last update, whether it is trained on or not: episodes, sampled tokens, and the rates of success.
 
         injector/valid: accepted of the judged artifacts, repeated ones among them (their share of the accepted: injector/duplicate).
-        solver/solved: passed of the graded attempts.
+        solver/solved: passed of the graded attempts. failed_calls: of all turns those whose call failed, or was none.
         """
         store = self._game.store
         stats: dict[str, Value] = {}
@@ -291,6 +291,8 @@ class TrainLoop:
             self._counted.update(row.episode_id for row in played if row.update in self._uncounted)
             stats[f"{role}/episodes"] = len(rows)
             stats[f"{role}/sampled_tokens"] = sum(row.action_tokens for row in rows)
+            if turns := sum(row.turns for row in rows):
+                stats[f"{role}/failed_calls"] = round(sum(row.failed_turns for row in rows) / turns, 4)
             if role is Role.INJECTOR:
                 verdicts = [verdict for row in rows if (verdict := store.verdict(row.episode_id))]
                 accepted = [verdict for verdict in verdicts if verdict.accepted]

@@ -304,7 +304,7 @@ def test_a_database_newer_than_this_code_names_both_versions(tmp_path, writer):
     path = tmp_path / "selfplay.db"
     with Store.open(path) as store:
         store._db["_sqlite_migrations"].insert({"id": 99, "migration_set": "selfplay", "name": "0099 from the future", "applied_at": "now"})
-    with pytest.raises(StoreError, match="0099 from the future.*newer than this code's '0001.*Use the selfplay that wrote it"):
+    with pytest.raises(StoreError, match="0099 from the future.*newer than this code's '0002.*Use the selfplay that wrote it"):
         Store.open(path, writer=writer)
 
 

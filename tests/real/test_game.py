@@ -107,6 +107,15 @@ def test_both_roles_carry_gradient_in_one_update(played):
     assert row["groups/injector/gradient_groups"] == row["groups/solver/gradient_groups"] == 1
 
 
+def test_the_share_of_failed_calls_is_that_of_the_played_turns(played):
+    run, store = played
+    row = json.loads(run.metrics.read_text().splitlines()[0])
+    assert row["injector/failed_calls"] > 0
+    for role in ("injector", "solver"):
+        turns = [turn for known in store.episodes(role=role) if known.path for turn in Episode.read(run.path / known.path).turns]
+        assert row[f"{role}/failed_calls"] == pytest.approx(sum(turn.is_error for turn in turns) / len(turns), abs=1e-4)
+
+
 def test_the_checkpoint_loads_in_transformers(played):
     from transformers import AutoModelForCausalLM
 
