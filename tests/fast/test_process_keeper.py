@@ -1,6 +1,7 @@
 """Real processes: whatever ends the parent, nothing of what it started lives on."""
 
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -75,6 +76,33 @@ def test_all_its_processes_end_when_the_pipe_is_closed_and_its_exit_code_is_the_
     assert not any(map(is_alive, started))
     with subprocess.Popen([sys.executable, "-I", "-S", str(short_grace), "sh", "-c", "exit 7"], stdin=subprocess.PIPE) as ended:
         assert ended.wait(30) == 7  # before the pipe closes
+
+
+# Its first thread ends and another lives on, as for a moment in a server that shuts down: /proc calls it a zombie.
+HEADLESS = """
+import ctypes, platform, subprocess, sys, threading
+libc = ctypes.CDLL(None)
+child = subprocess.Popen([sys.executable, "-S", "-c", "import time; time.sleep(60)"], start_new_session=True)
+print(child.pid, flush=True)
+threading.Thread(target=libc.pause).start()
+libc.syscall({"x86_64": 60, "aarch64": 93}[platform.machine()], 0)
+"""
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "aarch64"), reason="the number of the system call that ends a thread is not known")
+def test_children_of_a_process_whose_first_thread_has_ended_are_ended(short_grace: Path) -> None:
+    keeper = subprocess.Popen(
+        [sys.executable, "-I", "-S", str(short_grace), sys.executable, "-S", "-c", HEADLESS], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert keeper.stdin is not None and keeper.stdout is not None
+    child = int(keeper.stdout.readline())
+    first = int(Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[1])
+    wait_for_end([first])  # its first thread
+    assert len(list(Path(f"/proc/{first}/task").iterdir())) == 2
+    keeper.stdin.close()
+    keeper.wait(30)
+    keeper.stdout.close()
+    assert not is_alive(child)
 
 
 def test_shared_memory_of_what_it_had_to_kill_is_removed(short_grace: Path) -> None:

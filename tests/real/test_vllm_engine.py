@@ -1,5 +1,6 @@
-"""A real vLLM server with the carried policy in fp32; one is shared by all tests that do not end it, since a start takes long."""
+"""A real vLLM server with the carried policy in fp32; one is shared by all tests, the one that kills it too, since a start takes long."""
 
+import json
 import os
 import re
 import signal
@@ -42,9 +43,22 @@ def launch(logs: Path) -> Launch:
 
 
 @pytest.fixture(scope="module")
-def opened(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmEngine]:
-    logs = tmp_path_factory.mktemp("logs")
-    engine = VllmEngine(launch(logs), FileWeightSync(MODEL, torch.float32), urls=[RUNNING] if RUNNING else [])
+def told() -> list[str]:
+    """What the shared engine says of servers that come and go."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def opened(tmp_path_factory: pytest.TempPathFactory, told: list[str]) -> Iterator[VllmEngine]:
+    folder = tmp_path_factory.mktemp("served")
+    for file in Path(MODEL).iterdir():
+        (folder / file.name).symlink_to(file)
+    # Habits of sampling that many published models bring. Every test here would see a draw that they reshaped.
+    habits = {"do_sample": True, "temperature": 0.3, "top_k": 1, "top_p": 0.1, "repetition_penalty": 2.0, "eos_token_id": 2}
+    (folder / "generation_config.json").unlink()
+    (folder / "generation_config.json").write_text(json.dumps(habits))
+    served = replace(launch(folder / "logs"), model=str(folder))
+    engine = VllmEngine(served, FileWeightSync(folder, torch.float32), urls=[RUNNING] if RUNNING else [], tell=told.append)
     yield engine
     engine.close()
 
@@ -223,11 +237,39 @@ def test_the_contract_of_engines(check: Callable[[Bench], None], engine: VllmEng
     check(Bench(engine, prompt(0, 40), 2, base))
 
 
-def test_a_server_that_dies_is_replaced_with_the_present_weights_and_its_request_is_answered(base: Weights, tmp_path: Path) -> None:
-    told: list[str] = []
-    engine = VllmEngine(launch(tmp_path), FileWeightSync(MODEL, torch.float32), tell=told.append)
+class Tampering(FileWeightSync):
+    """Brings other weights than it was given, as a wrong name or a wrong layer would."""
+
+    def publish(self, weights: Weights, version: int) -> dict[str, float]:
+        return super().publish(changed(weights, "v_proj"), version)
+
+
+def test_the_first_update_is_checked_and_one_that_brings_other_weights_stops_the_run(
+    engine: VllmEngine, base: Weights, tmp_path: Path
+) -> None:
+    (server,) = engine.servers().values()
+    assert engine.last_sync["sync/seconds"] > 0
+    for sync in (FileWeightSync(MODEL, torch.float32), Tampering(MODEL, torch.float32)):
+        other = VllmEngine(launch(tmp_path), sync, urls=[server.client.url])  # a server by its URL, as engine.urls names one
+        try:
+            if isinstance(sync, Tampering):
+                with pytest.raises(WeightSyncError, match="other log-probabilities than the trainer"):
+                    other.load_weights(base, 1)
+            else:
+                other.load_weights(base, 1)
+                assert other.last_sync["sync/logprob_gap"] < 1e-4 and other.last_sync["sync/equal_tensors"] > 0
+                other.load_weights(base, 2)
+                assert "sync/logprob_gap" not in other.last_sync
+        finally:
+            other.close()
+
+
+@pytest.mark.skipif(bool(RUNNING), reason="a server given by SELFPLAY_TEST_VLLM_URL is not ours to end")
+def test_a_server_that_dies_is_replaced_with_the_present_weights_and_its_request_is_answered(
+    engine: VllmEngine, base: Weights, told: list[str]
+) -> None:
     weights = changed(base, "proj")
-    engine.load_weights(weights, 5)
+    engine.load_weights(weights, engine.weight_version + 1)
     (server,) = engine.servers().values()
     assert isinstance(server, OwnServer)
     family = descendants(server.pid)
@@ -238,14 +280,28 @@ def test_a_server_that_dies_is_replaced_with_the_present_weights_and_its_request
         for pid in family:
             os.kill(pid, signal.SIGKILL)
         done = answer.result()[0]
-    assert done.spans == ((0, 5),) and done.metadata["tries"] == 2
+    assert done.spans == ((0, engine.weight_version),) and done.metadata["tries"] == 2
     assert (forward_logprobs(weights, request, done) - torch.tensor(done.logprobs)).abs().mean() < 1e-3
     assert len(told) == 1 and "A new one takes its place" in told[0]
     (fresh,) = engine.servers().values()
     assert isinstance(fresh, OwnServer) and fresh.pid != server.pid
-    family |= descendants(fresh.pid) | {fresh.pid, server.pid}
+    wait_until(lambda: not alive(family | {server.pid}), 10)
+
+
+@pytest.mark.skipif(bool(RUNNING), reason="a server given by SELFPLAY_TEST_VLLM_URL is not ours to end")
+def test_a_closed_engine_leaves_no_process_and_may_be_closed_again(engine: VllmEngine) -> None:
+    """The last test of the shared server."""
+    family = {
+        pid for server in engine.servers().values() if isinstance(server, OwnServer) for pid in (server.pid, *descendants(server.pid))
+    }
+    assert len(family) >= 3
     engine.close()
-    assert not [pid for pid in family if Path(f"/proc/{pid}").exists()]
+    engine.close()
+    wait_until(lambda: not alive(family), 10)  # the last of them are killed, and take a moment to be gone
+
+
+def alive(pids: set[int]) -> list[int]:
+    return [pid for pid in pids if Path(f"/proc/{pid}").exists()]
 
 
 def test_servers_that_do_not_start_tell_the_reason_from_their_log_and_the_remedy(tmp_path: Path) -> None:
