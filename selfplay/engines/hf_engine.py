@@ -20,7 +20,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from selfplay.companions import leave_out_mismatched
 from selfplay.engines.base import Completion, GenerationRequest, Sampling
 from selfplay.engines.drafts import DraftTable, RowDrafts
 from selfplay.engines.sequences import NAME, CachedSequence, CacheShape, KeptSequences, PassPlan, ragged_attention, shared_prefix
@@ -112,7 +111,6 @@ class HFEngine:
 
         cache_mb: memory for the caches of conversations that wait for their next turn; running ones are not counted.
         """
-        leave_out_mismatched()
         from transformers import AttentionInterface
 
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -12,8 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from selfplay.companions import leave_out_mismatched
-
 NAME = "selfplay_blocked"
 _BLOCKS = 4  # measured on two cores: half the time of torch's flash attention at 512 and at 1024 tokens, forward and backward
 _MASKED = -30_000.0  # within bf16's and fp16's range; exp() of it is 0
@@ -58,7 +56,6 @@ def document_mask(documents: Tensor) -> Tensor:
 @contextmanager
 def attention_set_to_blocked(model: Any) -> Iterator[None]:
     """A transformers model that attends with `blocked_attention` inside the block, and as before after it."""
-    leave_out_mismatched()
     from transformers import AttentionInterface
 
     AttentionInterface.register(NAME, blocked_attention)

@@ -21,7 +21,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from selfplay.companions import leave_out_mismatched
 from selfplay.config import TrainerSettings
 from selfplay.errors import PrerequisiteError
 from selfplay.models import checkpoint_activations, load_causal_model
@@ -67,7 +66,6 @@ def _write(file: Path, tensors: dict[str, Tensor]) -> None:
 @contextmanager
 def _loaded_in_shares() -> Iterator[None]:
     """transformers makes every parameter as this rank's share of it inside the block, so that no rank holds a whole model even then."""
-    leave_out_mismatched()
     from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 
     class Zero3:

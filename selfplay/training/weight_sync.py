@@ -20,7 +20,6 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from selfplay.companions import leave_out_mismatched
 from selfplay.engines import vllm_extension
 from selfplay.engines.vllm_engine import WeightSync
 from selfplay.engines.vllm_requests import PATH
@@ -151,7 +150,6 @@ class FileWeightSync:
 
     def _expected(self, weights: Mapping[str, Tensor]) -> tuple[list[int], Tensor]:
         """The probe's prompt and what transformers computes of it, in fp32 over the weights as the servers have them. (tokens - 1,)"""
-        leave_out_mismatched()
         from transformers import AutoConfig, AutoModelForCausalLM
 
         config = AutoConfig.from_pretrained(self._model)

@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from selfplay.companions import leave_out_mismatched
 from selfplay.episode import Role
 from selfplay.errors import ConfigError, UsageError
 from selfplay.repos import cache_root, fetch, parse_spec
@@ -153,7 +152,6 @@ class _WarmStart:
         return PolicyShape(vocabulary, shape.hidden, shape.layers, shape.heads, shape.head_dim, shape.intermediate)
 
     def _tokenizer(self, packages: Sequence[Package], limits: PlayLimits) -> Any:
-        leave_out_mismatched()
         from transformers import AutoTokenizer
 
         if (self.work / "tokenizer.json").exists():
@@ -260,8 +258,6 @@ class _WarmStart:
         import copy
 
         import torch
-
-        leave_out_mismatched()
         from transformers.utils import logging
 
         logging.disable_progress_bar()  # type: ignore[no-untyped-call]

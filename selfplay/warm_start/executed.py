@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selfplay.artifact import Artifact
-from selfplay.companions import leave_out_mismatched
 from selfplay.config import Config, load_config
 from selfplay.environments import Environment, prepare_environment, standard_parser
 from selfplay.episode import Episode, FinishReason, Role
@@ -377,7 +376,6 @@ def collect(
     if known.is_complete(settings):
         progress(f"executed: {len(known.injectors)} injector and {len(known.solvers)} solver episodes were played before")
         return known
-    leave_out_mismatched()
     from transformers import AutoTokenizer
 
     machine = machine or Machine(settings, progress)

@@ -8,8 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from selfplay.companions import leave_out_mismatched
-
 BOS, EOS, PAD = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
@@ -46,7 +44,6 @@ WORDS = "|".join(
 
 def train_tokenizer(texts: Iterator[str], vocabulary: int) -> Any:
     """A byte-level BPE whose merges never cross the borders of `WORDS`; the three control tokens come first."""
-    leave_out_mismatched()
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 

@@ -112,23 +112,3 @@ def test_help_loads_nothing_heavy():
     started = time.monotonic()
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]", f"loaded after {time.monotonic() - started:.1f} s"
-
-
-IMPORTERS = [path for path in MODULES if "transformers import" in path.read_text() or "import transformers" in path.read_text()]
-
-
-@pytest.mark.parametrize("path", IMPORTERS, ids=module_name)
-def test_transformers_is_imported_once_mismatched_packages_are_left_out(path: Path):
-    for function in ast.walk(ast.parse(path.read_text())):
-        if isinstance(function, ast.FunctionDef):
-            names = {
-                node.lineno: node.func.id for node in ast.walk(function) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
-            }
-            for line in (node.lineno for node in ast.walk(function) if "transformers" in imported(node)):
-                assert any(name == "leave_out_mismatched" and at < line for at, name in names.items()), f"{path}:{line}"
-
-
-def imported(node: ast.AST) -> set[str]:
-    if isinstance(node, ast.Import):
-        return {alias.name.partition(".")[0] for alias in node.names}
-    return {str(node.module).partition(".")[0]} if isinstance(node, ast.ImportFrom) else set()
