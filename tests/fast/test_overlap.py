@@ -97,7 +97,7 @@ def test_the_more_episodes_are_in_flight_the_less_often_their_threads_ask_for_py
         return 0.0
 
     simulate(tmp_path, Script(play_s=play_s), 0, updates=1, episodes_in_flight=in_flight)
-    assert seen == {pytest.approx(seconds)}
+    assert list(seen) == [pytest.approx(seconds)]
     assert sys.getswitchinterval() == before
 
 

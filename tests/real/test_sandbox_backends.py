@@ -260,7 +260,7 @@ def test_an_unfinished_build_of_a_dead_process_is_swept(bubblewrap: BubblewrapBa
     dead = printed("from selfplay.sandbox.owners import unique_name; print(unique_name())")
     left = tmp_path / "environments" / "bubblewrap" / f".building-{dead}"
     (left / "env").mkdir(parents=True)
-    assert bubblewrap.sweep() == [f"unfinished environment {left}"]
+    assert f"unfinished environment {left}" in bubblewrap.sweep()  # with what other dead processes of this machine left
     assert not left.exists()
 
 
