@@ -7,7 +7,7 @@ TORCH := torch==2.13.0
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 PIP := $(PY) -m pip --disable-pip-version-check
 
-.PHONY: help setup train test fast fuzz chaos lint bench bench-sandbox bench-validator bench-rollouts bench-update bench-training learning clean
+.PHONY: help setup train test fast fuzz chaos lint bench bench-sandbox bench-validator bench-rollouts bench-update bench-training bench-dispatcher learning clean
 
 help: ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -57,7 +57,7 @@ lint: setup ## format, lint and types
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
 
-bench: bench-sandbox bench-validator bench-rollouts bench-update bench-training ## every benchmark, each printing ratios within its run
+bench: bench-sandbox bench-validator bench-rollouts bench-update bench-training bench-dispatcher ## every benchmark, each printing ratios within its run
 
 bench-sandbox: setup ## sandboxes beside swe-rex and mini-swe-agent where BENCH_PY has them (docs/sandboxes.md)
 	$(or $(BENCH_PY),$(PY)) -m benchmarks.sandbox $(SANDBOX)
@@ -74,6 +74,10 @@ bench-update: setup ## an update by phase, beside the same updates played plainl
 
 bench-training: setup ## tokens a second of a training step
 	$(PY) -m benchmarks.training
+
+bench-dispatcher: setup ## updates played ahead beside in turn, and one controller with 5,000 episodes in flight
+	$(PY) -m benchmarks.dispatcher rates
+	$(PY) -m benchmarks.dispatcher controller
 
 learning: setup ## three arms at equal compute, tables and plots into docs/learning.md; hours, and repeating it continues
 	$(PY) -m benchmarks.learning $(LEARNING)
