@@ -9,6 +9,9 @@ from types import ModuleType
 import pytest
 
 from selfplay import targets as targets_module
+from selfplay.config import build_config
+from selfplay.errors import RunError
+from selfplay.orchestrator.start import check_targets
 from selfplay.resources import resource
 from selfplay.targets import (
     CallRecord,
@@ -24,6 +27,7 @@ from selfplay.targets import (
     usable_targets,
 )
 from selfplay.trees import FileEntry, Tree
+from simulated_game import an_environment
 
 SOURCE = """\
 import functools
@@ -149,3 +153,11 @@ def load_recorder(folder: Path, monkeypatch: pytest.MonkeyPatch, **constants: ob
     for name, value in {"ROOT": f"{Path(__file__).parent}/", "OUTPUT": str(folder / "calls.json"), **constants}.items():
         monkeypatch.setattr(module, name, value)
     return module
+
+
+def test_a_repository_that_is_left_out_for_want_of_a_target_is_told():
+    environments, told = {"bare": an_environment()}, []
+    with pytest.raises(RunError, match="no repository has a covered function of at most 7 lines"):
+        check_targets(build_config({"injector": {"given": ["target"], "max_target_lines": 7}}), environments, told.append)
+    assert environments == {}
+    assert [line.partition(":")[0] for line in told] == ["bare is left out of the game"]
