@@ -5,11 +5,11 @@ import pickle
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from pathlib import Path
 
 import pytest
+from machine import eventually
 
 import simulated_game
 from selfplay.artifact import Artifact
@@ -34,12 +34,6 @@ def rows_of(simulation):
 def episodes_of(simulation):
     with Store.open(simulation.run.database, writer=False) as store:
         return store.episodes()
-
-
-def wait_until(happened):
-    deadline = time.monotonic() + 60
-    while not happened() and time.monotonic() < deadline:
-        time.sleep(0.005)
 
 
 def test_no_more_updates_are_played_ahead_than_an_episode_may_be_old():
@@ -79,7 +73,7 @@ def test_no_episode_that_is_trained_on_is_older_than_max_lag(tmp_path, max_lag, 
 def test_a_group_that_straggles_blocks_no_update_and_is_trained_on_later(tmp_path):
     def play_s(place):
         if (place.group, place.member) == ("u0002-sol0", 3):
-            wait_until((tmp_path / "simulated" / "checkpoints" / "update-00004").exists)
+            eventually((tmp_path / "simulated" / "checkpoints" / "update-00004").exists)
         return 0.01
 
     simulation = simulate(tmp_path, Script(play_s=play_s), max_lag=8, updates=12, ahead=3)
