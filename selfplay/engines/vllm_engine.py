@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     import torch
 
 _TRIES = 4  # of one request, each at another server or at a replaced one
-_RESTARTS = 3  # in a row, without an answer between them
+_RESTARTS = 3  # of one server in a row, without an answer of its own between them
 _WATCH_S = 1.0
 _ASK_EVERY = 10  # watches between two questions about load and health
 _HEALTH_S = 120.0  # a server that says nothing for so long is dead; a busy machine lets one wait
@@ -89,13 +90,15 @@ class VllmEngine:
         self._syncing = threading.Lock()  # one update, or one newcomer's first, at a time
         self._closed = threading.Event()
         self._verified = False
-        self._restarts = 0
+        self._restarts: Counter[str] = Counter()  # by name, since its last answer
         self._last_sync: dict[str, float] = {}
         self._openers: list[threading.Thread] = []
         self._urls = {f"vllm-{number}": url for number, url in enumerate(urls)}
         names = list(self._urls) or [f"vllm-{number}" for number in range(servers)]
         if not urls and open_server is OwnServer:
             check_installed()
+        self._names = set(names)
+        self._given_up: set[str] = set()
         self._pool = ThreadPoolExecutor(launch.max_batch * len(names), thread_name_prefix="vllm-request")
         sweep()
         with ThreadPoolExecutor(len(names)) as pool:
@@ -147,7 +150,7 @@ class VllmEngine:
                             f"request {request.tag!r} lost {attempt} servers, the last: {describe_loss(server, str(loss))}"
                         ) from loss
                     continue
-            self._restarts = 0
+            self._restarts[server.name] = 0  # the others' answers say nothing of one that does not come up
             done = read_answer(answer, request)
             return replace(done, metadata={**done.metadata, "tries": float(attempt)})
         raise AssertionError("unreachable")
@@ -241,14 +244,16 @@ class VllmEngine:
     def _reopen(self, lost: VllmServer) -> None:
         lost.close()
         while not self._closed.is_set():
-            self._restarts += 1
+            self._restarts[lost.name] += 1
             try:
                 self._open(lost.name)
                 return
             except EngineError as error:
                 self._tell(f"{lost.name} could not be opened again: {error}")
-                if self._restarts >= _RESTARTS:
-                    self._router.fail(EngineError(f"{lost.name} could not be opened {self._restarts} times in a row, the last: {error}"))
+                if self._restarts[lost.name] >= _RESTARTS:
+                    self._given_up.add(lost.name)
+                    if self._given_up == self._names:  # while another may come up, requests wait for that one
+                        self._router.fail(ServerLost(f"{lost.name} could not be opened {_RESTARTS} times in a row, the last: {error}"))
                     return
                 self._closed.wait(_WATCH_S)
 

@@ -25,7 +25,7 @@ from selfplay.curriculum.store import Store
 from selfplay.engines.base import Engine
 from selfplay.engines.vllm_servers import check_installed
 from selfplay.environments import Environment, prepare_environment
-from selfplay.errors import EnvironmentBuildError, RepositoryError, RunError, TrainerError, UsageError
+from selfplay.errors import EnvironmentBuildError, RepositoryError, RunError, ServerLost, TrainerError, UsageError
 from selfplay.evaluation import Evaluator, Folder, entries_of, identity_of, policy_identity, summarise
 from selfplay.metrics import JsonlSink
 from selfplay.orchestrator.evaluations import RunEvaluations
@@ -184,8 +184,8 @@ def _play_on(
     model: str,
     console: Console,
 ) -> None:
-    """Play to the end. On a cluster a lost trainer rank, with its node or alone, costs the update that was running: what is left of the
-    cluster is planned for anew, and the run goes on from its last committed update."""
+    """Play to the end. On a cluster a lost trainer rank, with its node or alone, or the loss of the last rollout server costs the update
+    that was running: what is left of the cluster is planned for anew, and the run goes on from its last committed update."""
     if cluster is None:
         _play(run, config, specs, backend, model, console)
         return
@@ -196,7 +196,7 @@ def _play_on(
         try:
             _play(run, fitting, specs, backend, model, console, places)
             return
-        except TrainerError as error:
+        except (TrainerError, ServerLost) as error:
             with _open_store(run) as store:
                 done = store.last_update()
             failures, reached = failures + 1 if done == reached else 1, done
@@ -418,6 +418,7 @@ def build_game(
     check_targets(config, environments, progress.message)
     progress.phase("loading the policy")
     trainer = build_trainer(config, model, run.path / "logs", places)
+    engine: Engine | None = None
     try:
         if committed:
             trainer.load(run.checkpoints / committed)
@@ -426,20 +427,22 @@ def build_game(
         engine = build_engine(config, model, [*environments.values(), *evaluated.values()], run.path / "logs", progress.message, places)
         if committed:
             engine.load_weights(trainer.export_weights(), trainer.weight_version)
+        runner = TestRunner(backend, config.validator, limits, labels)
+        host: EpisodeHost | None = None
+        if places is not None:
+            local = LocalHost(config, environments, engine, chat, backend, limits, runner)
+            lines = run.repositories_file.read_text(encoding="utf-8")
+            host = places.open_hosts(config, lines, model, local, progress.message)
     except BaseException:
+        if engine is not None:
+            engine.close()  # servers on other nodes would live beside those of the next try
         trainer.close()
         raise
-    runner = TestRunner(backend, config.validator, limits, labels)
     sink = JsonlSink(run.metrics)
     evaluations = None
     if tasks:
         evaluator = Evaluator(config, engine, chat, backend, evaluated, limits, labels)
         evaluations = RunEvaluations(run.evaluations, config.evaluation, tasks, evaluator)
-    host: EpisodeHost | None = None
-    if places is not None:
-        local = LocalHost(config, environments, engine, chat, backend, limits, runner)
-        lines = run.repositories_file.read_text(encoding="utf-8")
-        host = places.open_hosts(config, lines, model, local, progress.message)
     return Game(config, run, store, environments, backend, limits, labels, engine, chat, trainer, runner, sink, progress, evaluations, host)
 
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from safetensors.torch import load_file
 
 from selfplay.agent import Conversation
 from selfplay.config import load_config
+from selfplay.engines import vllm_engine
 from selfplay.engines.base import Completion, GenerationRequest, Sampling
 from selfplay.engines.vllm_engine import VllmEngine
 from selfplay.engines.vllm_requests import check_request, read_answer, request_body
@@ -30,9 +32,11 @@ REQUEST = GenerationRequest((5, 6, 7), 8, 41, frozenset({STOP}), "solver/u1-sol0
 WEIGHTS = {"model.norm.weight": torch.ones(4)}
 
 
-def open_engine(urls: list[str], deadline_s: float = 5.0, request_timeout_s: float = 5.0) -> VllmEngine:
+def open_engine(
+    urls: list[str], deadline_s: float = 5.0, request_timeout_s: float = 5.0, tell: Callable[[str], None] = lambda _: None
+) -> VllmEngine:
     sync = FileWeightSync("model", torch.float32, deadline_s)
-    return VllmEngine(Launch("model", 4096, 4), sync, urls=urls, request_timeout_s=request_timeout_s)
+    return VllmEngine(Launch("model", 4096, 4), sync, urls=urls, request_timeout_s=request_timeout_s, tell=tell)
 
 
 # -- one request and its answer ------------------------------------------------------------------------------------------
@@ -121,6 +125,29 @@ def test_without_any_server_left_the_reason_is_told() -> None:
         double.faults = {"/inference/v1/generate": "die", "/health": 503}
         with pytest.raises(EngineError, match="could not be opened 3 times in a row.*/health.*mend engine.urls"):
             engine.generate([REQUEST], Sampling())
+        engine.close()
+
+
+def test_a_server_that_does_not_come_up_is_given_up_while_another_answers_and_comes_up_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vllm_engine, "_WATCH_S", 0.05)
+    told: list[str] = []
+    with doubles(2) as (gone, other):
+        engine = open_engine([gone.url, other.url], tell=told.append)
+
+        def ask(number: int) -> Completion:
+            return engine.generate([GenerationRequest((5,), 8, 41, frozenset({STOP}), f"solver/g{number}/0/0")], Sampling())[0]
+
+        gone.faults = {"/inference/v1/generate": "die", "/health": 503}
+        answered = itertools.count()
+        wait_until(lambda: ask(next(answered)) and sum("could not be opened again" in text for text in told) == 3)
+        for _ in range(10):
+            assert ask(next(answered)).stopped
+            time.sleep(0.03)
+        assert sum("could not be opened again" in text for text in told) == 3
+        other.faults = {"/inference/v1/generate": "die", "/health": 503}
+        threading.Timer(0.08, other.faults.clear).start()
+        assert ask(next(answered)).metadata["tries"] == 2  # waited for the other, instead of being told of the one that is given up
+        assert list(engine.servers()) == ["vllm-1"]
         engine.close()
 
 
