@@ -189,6 +189,9 @@ def _play_on(
     if cluster is None:
         _play(run, config, specs, backend, model, console)
         return
+    # Actors work in a folder of Ray's: what is said relative to this process' own means nothing to them.
+    run = RunFolder(run.path.absolute())
+    model = str(Path(model).absolute()) if Path(model).exists() else model
     failures, reached = 0, -1
     while True:
         fitting, placement = fewer(config, policy_shape(config), cluster.nodes())

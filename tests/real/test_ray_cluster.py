@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -12,9 +11,11 @@ from typing import Any
 
 import pytest
 import torch
+from local_cluster import Play, add_node, open_cluster, processes_on
 from machine import all_end, open_or_skip
 
 import scripted_game
+from run_contents import twice_or_lost
 from selfplay.config import build_config
 from selfplay.curriculum.store import Store
 from selfplay.engines.base import GenerationRequest, Sampling
@@ -31,8 +32,6 @@ from vllm_double import STOP, wait_until
 
 ray = pytest.importorskip("ray", reason="Ray is missing: pip install 'selfplay[cluster]'")
 
-from ray.cluster_utils import Cluster as Machines  # noqa: E402
-
 from selfplay.orchestrator.ray_cluster import Cluster  # noqa: E402
 
 # What Ray itself leaves open or announces is not ours to mend.
@@ -44,33 +43,10 @@ TESTS = Path(__file__).parents[1]
 TINY = ModelShape("tiny", 64, 2, 2, 2, 32, 128, 256, True)
 
 
-def add_node(machines: Any) -> Any:
-    """A node of one CPU, without what only watches. Its ports are chosen here: else it gives up on agents that a busy machine delays."""
-    probes = [socket.socket() for _ in range(4)]
-    for probe in probes:
-        probe.bind(("127.0.0.1", 0))
-    names = ("metrics_agent_port", "runtime_env_agent_port", "dashboard_agent_listen_port", "metrics_export_port")
-    ports = {name: probe.getsockname()[1] for name, probe in zip(names, probes, strict=True)}
-    for probe in probes:
-        probe.close()
-    node = machines.add_node(wait=False, num_cpus=1, include_dashboard=False, include_log_monitor=False, no_monitor=True, **ports)
-    machines.wait_for_nodes(timeout=120)
-    return node
-
-
 @pytest.fixture(scope="module")
 def machines() -> Iterator[Any]:
-    before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(TESTS), str(TESTS.parent), str(TESTS / "standin"), *filter(None, [before])])
-    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
-    made = Machines()
-    add_node(made)
-    yield made
-    made.shutdown()
-    if before is None:
-        del os.environ["PYTHONPATH"]
-    else:
-        os.environ["PYTHONPATH"] = before
+    with open_cluster([TESTS, TESTS.parent, TESTS / "standin"]) as opened:
+        yield opened
 
 
 @pytest.fixture
@@ -186,6 +162,32 @@ def test_a_node_with_a_server_is_lost_and_the_others_answer_for_it(machines: Any
     wait_until(lambda: any("could not be opened again" in text for text in told), 30)
     assert list(engine.servers()) == ["vllm-0"]
     engine.close()
+
+
+@pytest.mark.timeout(1200)
+def test_a_run_whose_only_server_was_on_a_lost_node_goes_on_by_itself(
+    machines: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    open_or_skip("bubblewrap")
+    claimed = tmp_path / "bin" / "nvidia-smi"  # places are planned by what it says; nothing here computes on a GPU
+    claimed.parent.mkdir()
+    claimed.write_text("#!/bin/sh\necho 81920; echo 81920\n")
+    claimed.chmod(0o755)
+    with monkeypatch.context() as there:
+        there.setenv("PATH", str(claimed.parent), prepend=os.pathsep)
+        far = add_node(machines, gpus=2)
+    # The stand-in's answers are no calls: every episode ends with nothing submitted, there is no gradient and nothing to bring to servers.
+    more = '[engine]\ntype = "vllm"\ncache_mb = 64\n'
+    play = Play(tmp_path, machines.address, more, path=[TESTS.parent, TESTS, TESTS / "standin"])
+    few = ("--set", "train.updates=1", "--set", "train.episodes_in_flight=1", "--set", "trainer.type=torch", "--set", "train.group_size=8")
+    process = play.begin(*few)
+    wait_until(lambda: play.episodes() > 0 or process.poll() is not None, 600)
+    assert processes_on(far, "api_server") and play.episodes() < 8, play.told
+    machines.remove_node(far, allow_graceful=False)
+    assert process.wait(600) == 0, play.told
+    assert "vllm-0 could not be opened 3 times in a row" in play.told
+    assert "Going on from update 0 on what is left of the cluster." in play.told
+    assert twice_or_lost(play.run) == [] and play.episodes() == 8
 
 
 @pytest.mark.parametrize(

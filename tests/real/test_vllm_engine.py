@@ -1,4 +1,4 @@
-"""A real vLLM server with the carried policy in fp32; one is shared by all tests, the one that kills it too, since a start takes long."""
+"""Two real vLLM servers with the carried policy in fp32, shared by all tests since a start takes long: one test kills one of them."""
 
 import json
 import os
@@ -21,7 +21,7 @@ from selfplay.chat import load_tokenizer, policy_path
 from selfplay.engines.base import Completion, GenerationRequest, Sampling
 from selfplay.engines.process_keeper import descendants
 from selfplay.engines.vllm_engine import VllmEngine
-from selfplay.engines.vllm_servers import Launch, OwnServer
+from selfplay.engines.vllm_servers import Launch, OwnServer, VllmServer
 from selfplay.errors import EngineError, WeightSyncError
 from selfplay.models import load_causal_model
 from selfplay.training.weight_sync import FileWeightSync
@@ -39,7 +39,7 @@ Weights = Mapping[str, Tensor]
 
 
 def launch(logs: Path) -> Launch:
-    return Launch(MODEL, CONTEXT, 32, cache_mb=512, logs=logs, start_timeout_s=1500)
+    return Launch(MODEL, CONTEXT, 32, cache_mb=256, logs=logs, start_timeout_s=1500)
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,8 @@ def opened(tmp_path_factory: pytest.TempPathFactory, told: list[str]) -> Iterato
     (folder / "generation_config.json").unlink()
     (folder / "generation_config.json").write_text(json.dumps(habits))
     served = replace(launch(folder / "logs"), model=str(folder))
-    engine = VllmEngine(served, FileWeightSync(folder, torch.float32), urls=[RUNNING] if RUNNING else [], tell=told.append)
+    given = {"urls": [RUNNING]} if RUNNING else {"servers": 2}
+    engine = VllmEngine(served, FileWeightSync(folder, torch.float32), tell=told.append, **given)
     yield engine
     engine.close()
 
@@ -247,7 +248,7 @@ class Tampering(FileWeightSync):
 def test_the_first_update_is_checked_and_one_that_brings_other_weights_stops_the_run(
     engine: VllmEngine, base: Weights, tmp_path: Path
 ) -> None:
-    (server,) = engine.servers().values()
+    server, *_ = engine.servers().values()
     assert engine.last_sync["sync/seconds"] > 0
     for sync in (FileWeightSync(MODEL, torch.float32), Tampering(MODEL, torch.float32)):
         other = VllmEngine(launch(tmp_path), sync, urls=[server.client.url])  # a server by its URL, as engine.urls names one
@@ -264,37 +265,83 @@ def test_the_first_update_is_checked_and_one_that_brings_other_weights_stops_the
             other.close()
 
 
+def answered(server: VllmServer) -> float:
+    """How many requests it has answered, by its own count."""
+    text = str(server.client.call("GET", "/metrics", deadline_s=60))
+    return sum(map(float, re.findall(r"^vllm:request_success_total\{[^}]*\} (\S+)$", text, re.MULTILINE)))
+
+
+@pytest.mark.skipif(bool(RUNNING), reason="SELFPLAY_TEST_VLLM_URL names one server, and this is about two")
+def test_a_conversation_keeps_its_server_while_two_share_the_groups_and_both_take_an_update(engine: VllmEngine, base: Weights) -> None:
+    weights = changed(base, "proj")
+    before = {name: answered(server) for name, server in engine.servers().items()}
+    homes: list[set[str]] = []
+    asked: list[tuple[GenerationRequest, Completion]] = []
+    for number in range(8):
+        ids, home = prompt(number, 200), set()
+        for turn in range(3):
+            if (number, turn) == (4, 1):  # in the middle of a conversation
+                engine.load_weights(weights, engine.weight_version + 1)
+            request = GenerationRequest(ids, 8, 31 * number + turn, frozenset(), f"solver/g{number}/0/{turn}")
+            done = engine.generate([request], Sampling())[0]
+            ids = (*ids, *done.token_ids, 7)
+            now = {name: answered(server) for name, server in engine.servers().items()}
+            home |= {name for name in now if now[name] > before[name]}
+            assert sum(now.values()) == sum(before.values()) + 1
+            before = now
+            asked.append((request, done))
+        homes.append(home)
+    assert all(len(home) == 1 for home in homes)
+    assert set.union(*homes) == {"vllm-0", "vllm-1"}
+    assert engine.last_sync["sync/servers"] == 2
+    for number, (request, done) in enumerate(asked):
+        is_new = number > 4 * 3
+        assert done.weight_version == engine.weight_version - (not is_new)
+        assert_computed_by(weights if is_new else base, request, done)
+    assert engine.check_weights(weights)["sync/logprob_gap"] < 1e-4  # both
+
+
 @pytest.mark.skipif(bool(RUNNING), reason="a server given by SELFPLAY_TEST_VLLM_URL is not ours to end")
-def test_a_server_that_dies_is_replaced_with_the_present_weights_and_its_request_is_answered(
+def test_requests_of_a_server_that_dies_are_answered_by_the_other_and_a_new_one_joins_with_the_present_weights(
     engine: VllmEngine, base: Weights, told: list[str]
 ) -> None:
     weights = changed(base, "proj")
     engine.load_weights(weights, engine.weight_version + 1)
-    (server,) = engine.servers().values()
-    assert isinstance(server, OwnServer)
-    family = descendants(server.pid)
-    request = ask(3, 300, new=600)
+    dying, other = engine.servers().values()
+    assert isinstance(dying, OwnServer) and isinstance(other, OwnServer)
+    family = descendants(dying.pid)
+    asked = [ask(number, 300, new=300) for number in range(6)]
     with ThreadPoolExecutor(1) as pool:
-        answer = pool.submit(engine.generate, [request], Sampling())
-        wait_until(lambda: server.client.requests(60) > 0)
+        answers = pool.submit(engine.generate, asked, Sampling())
+        wait_until(lambda: dying.client.requests(60) > 0)
         for pid in family:
             os.kill(pid, signal.SIGKILL)
-        done = answer.result()[0]
-    assert done.spans == ((0, engine.weight_version),) and done.metadata["tries"] == 2
-    assert (forward_logprobs(weights, request, done) - torch.tensor(done.logprobs)).abs().mean() < 1e-3
+        done = answers.result()
+    assert list(engine.servers()) == [other.name]  # so nobody waited for the new one
+    tries = [answer.metadata["tries"] for answer in done]
+    assert set(tries) == {1.0, 2.0}
+    for request, answer in zip(asked, done, strict=True):
+        assert answer.spans == ((0, engine.weight_version),)
+        assert (forward_logprobs(weights, request, answer) - torch.tensor(answer.logprobs)).abs().mean() < 1e-3
     assert len(told) == 1 and "A new one takes its place" in told[0]
-    (fresh,) = engine.servers().values()
-    assert isinstance(fresh, OwnServer) and fresh.pid != server.pid
-    wait_until(lambda: not alive(family | {server.pid}), 10)
+    wait_until(lambda: len(engine.servers()) == 2, 1500)
+    fresh = engine.servers()[dying.name]
+    assert isinstance(fresh, OwnServer) and fresh.pid != dying.pid
+    assert engine.check_weights(weights)["sync/logprob_gap"] < 1e-4  # the newcomer's too
+    again = engine.generate(asked[:4], Sampling())
+    assert answered(fresh) > 1  # the probe, and some of these
+    for first, second in zip(done, again, strict=False):
+        assert second.weight_version == engine.weight_version and second.token_ids == first.token_ids
+    wait_until(lambda: not alive(family | {dying.pid}), 10)
 
 
 @pytest.mark.skipif(bool(RUNNING), reason="a server given by SELFPLAY_TEST_VLLM_URL is not ours to end")
 def test_a_closed_engine_leaves_no_process_and_may_be_closed_again(engine: VllmEngine) -> None:
-    """The last test of the shared server."""
+    """The last test of the shared servers."""
     family = {
         pid for server in engine.servers().values() if isinstance(server, OwnServer) for pid in (server.pid, *descendants(server.pid))
     }
-    assert len(family) >= 3
+    assert len(family) >= 6
     engine.close()
     engine.close()
     wait_until(lambda: not alive(family), 10)  # the last of them are killed, and take a moment to be gone

