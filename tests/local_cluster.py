@@ -48,6 +48,9 @@ min_passing_tests = [3, 3]
 given = ["failure", "suspects", "tests"]
 max_spec_tokens = 4000
 
+[environment]
+baselines = 2
+
 [sandbox]
 type = "bubblewrap"
 
