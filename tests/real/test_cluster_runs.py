@@ -33,13 +33,12 @@ RANK = "selfplay.training.rank_process"
 
 @pytest.fixture(scope="module")
 def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    cache = tmp_path_factory.mktemp("cache")
+    cache = tmp_path_factory.mktemp("cache")  # a node's own; those of this machine share one
     open_or_skip("bubblewrap", cache)
-    before = os.environ.get("SELFPLAY_CACHE")
-    os.environ["SELFPLAY_CACHE"] = str(cache)  # a node's own, which all nodes of this machine share
-    with open_cluster([TESTS.parent]) as opened:
-        yield opened
-    os.environ.pop("SELFPLAY_CACHE") if before is None else os.environ.update({"SELFPLAY_CACHE": before})
+    with pytest.MonkeyPatch.context() as variables:
+        variables.setenv("SELFPLAY_CACHE", str(cache))
+        with open_cluster([TESTS.parent]) as opened:
+            yield opened
 
 
 def plays_on(node: Any, play: Play) -> bool:
