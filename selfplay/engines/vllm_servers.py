@@ -195,6 +195,8 @@ class Client:
                 answer = self._send(method, path, data, deadline_s)
             except urllib3.exceptions.ProtocolError:
                 answer = self._send(method, path, data, deadline_s)  # a kept one may have closed; every call may be repeated
+        except urllib3.exceptions.NewConnectionError as error:  # one of urllib3's timeouts, though it has waited for nothing
+            raise ServerLost(f"{self.name} ({self.url}) was not reached for {method} {path}: {error}") from error
         except urllib3.exceptions.TimeoutError as error:
             raise ServerLost(f"{self.name} ({self.url}) did not answer {method} {path} within {deadline_s:g} s") from error
         except (urllib3.exceptions.HTTPError, OSError) as error:

@@ -176,7 +176,7 @@ def test_a_server_without_weight_updates_is_refused_with_the_remedy() -> None:
 
 
 def test_an_address_where_nothing_listens_is_named() -> None:
-    with pytest.raises(EngineError, match="http://127.0.0.1:9.*mend engine.urls"):
+    with pytest.raises(EngineError, match="http://127.0.0.1:9.*refused.*mend engine.urls"):
         open_engine(["http://127.0.0.1:9"])
 
 

@@ -328,9 +328,10 @@ def test_requests_of_a_server_that_dies_are_answered_by_the_other_and_a_new_one_
     fresh = engine.servers()[dying.name]
     assert isinstance(fresh, OwnServer) and fresh.pid != dying.pid
     assert engine.check_weights(weights)["sync/logprob_gap"] < 1e-4  # the newcomer's too
-    again = engine.generate(asked[:4], Sampling())
+    # The conversations stay where they went; new ones go to the newcomer too.
+    again = engine.generate([replace(request, tag=f"solver/new{number}/0/0") for number, request in enumerate(asked)], Sampling())
     assert answered(fresh) > 1  # the probe, and some of these
-    for first, second in zip(done, again, strict=False):
+    for first, second in zip(done, again, strict=True):
         assert second.weight_version == engine.weight_version and second.token_ids == first.token_ids
     wait_until(lambda: not alive(family | {dying.pid}), 10)
 
