@@ -45,6 +45,7 @@ _REMEDIES = (
         r"(?i)larger than the available KV cache|No available memory for the cache|estimated maximum model length",
         "Raise engine.cache_mb (on a GPU engine.gpu_memory), or lower agent.context_tokens.",
     ),
+    (r"max_model_len.*is greater than the derived", "Lower agent.context_tokens to what the model's config.json allows."),
     (
         r"(?i)less than (desired|requested)|out of memory|Cannot allocate memory",
         "Lower engine.cache_mb (on a GPU engine.gpu_memory) or engine.servers, or end other programs.",

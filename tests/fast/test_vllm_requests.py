@@ -334,6 +334,11 @@ def test_a_servers_arguments_hold_what_settings_decide() -> None:
             "Raise engine.cache_mb",
         ),
         (
+            "(APIServer pid=7) pydantic_core._pydantic_core.ValidationError: 1 validation error for ModelConfig\n(APIServer pid=7)   Value "
+            "error, User-specified max_model_len (8192) is greater than the derived max_model_len (max_position_embeddings=4096.0)\n",
+            "max_model_len (8192) is greater than the derived max_model_len (max_position_embeddings=4096.0). Lower agent.context_tokens",
+        ),
+        (
             "(Worker pid=9) ERROR 11-21 20:35:56 [x.py:1] RuntimeError: operator torchvision::nms does not exist\n",
             "RuntimeError: operator torchvision::nms does not exist. torchvision and torch are of different builds",
         ),

@@ -86,7 +86,8 @@ def test_a_run_goes_on_by_itself_without_its_rank_and_after_its_own_end_with_res
 def test_a_run_with_a_real_server_and_the_carried_policy_plays_on_when_a_node_with_episodes_is_lost(machines: Any, tmp_path: Path) -> None:
     play = Play(tmp_path, machines.address, '[engine]\ntype = "vllm"\ncache_mb = 128\nmax_batch = 4\n')
     far = add_node(machines)
-    process = play.begin()
+    fitting = ("agent.context_tokens=3072", "agent.turn_tokens=160", "agent.observation_tokens=400", "solver.max_spec_tokens=600")
+    process = play.begin(*(word for setting in fitting for word in ("--set", setting)))
     assert eventually(lambda: plays_on(far, play) or process.poll() is not None, 600), play.told
     machines.remove_node(far, allow_graceful=False)
     assert process.wait(900) == 0, play.told
