@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from machine import open_or_skip
 
 CHAOS = Path(__file__).parents[1] / "chaos.py"
