@@ -93,5 +93,5 @@ class TrlPeer:
             "completion_mask": padded([[1] * (len(s.token_ids) - p) for s, p in pairs], completion, False),
             "tool_mask": padded([list(s.loss_mask[p:]) for s, p in pairs], completion, False),
             "old_per_token_logps": padded([list(s.logprobs[p:]) for s, p in pairs], completion, False),
-            "advantages": torch.tensor([s.advantage for s in samples], device=device),
+            "advantages": torch.tensor([s.advantages[0] for s in samples], device=device),
         }
