@@ -23,13 +23,13 @@ def open_or_skip(kind: str, cache: Path | None = None) -> SandboxBackend:
         pytest.skip(str(missing))
 
 
-def eventually(claim: Callable[[], bool], within_s: float = 20.0) -> bool:
-    """Whether `claim` comes true in time."""
+def eventually(claim: Callable[[], bool], within_s: float = 20.0, every_s: float = 0.02) -> bool:
+    """Whether `claim` comes true in time; it is asked every so often."""
     deadline = time.monotonic() + within_s
     while time.monotonic() < deadline:
         if claim():
             return True
-        time.sleep(0.02)
+        time.sleep(every_s)
     return claim()
 
 
