@@ -127,7 +127,7 @@ class Play:
             "SELFPLAY_CACHE": str(self._home / "cache"),
             **os.environ,
             "PYTHONPATH": os.pathsep.join(map(str, self._path)),
-            "COLUMNS": "200",
+            "COLUMNS": "1000",
         }
         with (self._home / "told.txt").open("ab") as told:
             return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=told, stderr=told, cwd=self._home, env=variables)
