@@ -158,6 +158,8 @@ class TrainLoop:
         """Rewards of injector groups all of whose bugs are measured; the others wait for a later update."""
         store, injector = self._game.store, self._game.config.injector
         for group in store.groups(role=Role.INJECTOR, status="open"):
+            if not self._waves.is_admitted(group.update):
+                continue
             credits: list[tuple[EpisodeRow, Credit]] = []
             rows = store.episodes(group_id=group.group_id)
             for row in rows:

@@ -80,6 +80,10 @@ class Waves:
     def is_played(self, update: int) -> bool:
         return self._game.store.state(f"played/{update}") is not None
 
+    def is_admitted(self, update: int) -> bool:
+        """Whether the wave's accepted artifacts are bugs by now; before that one of them only seems to be a duplicate."""
+        return self._game.store.state(f"planned/{update}/solver") is not None
+
     # -- injecting ---------------------------------------------------------------------------------------------------
 
     def _plan_injector_groups(self, update: int) -> list[GroupRow]:
@@ -140,7 +144,7 @@ class Waves:
     def _admit(self, groups: list[GroupRow], update: int) -> None:
         """Accepted artifacts become bugs in the order of group and member, never of completion, so that duplicates repeat."""
         store = self._game.store
-        if store.state(f"planned/{update}/solver"):
+        if self.is_admitted(update):
             return  # a run that was killed later than this
         for group in groups:
             environment = self._game.environments[group.repository]

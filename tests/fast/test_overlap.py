@@ -82,6 +82,19 @@ def test_a_group_that_straggles_blocks_no_update_and_is_trained_on_later(tmp_pat
     assert len(rows_of(simulation)) == 12
 
 
+def test_an_artifact_is_no_duplicate_while_its_wave_waits_for_another_injector_group(tmp_path):
+    def play_s(place):
+        if place.group == "u0002-inj1":  # until an update has paid injectors while artifacts of u0002-inj0 wait to be admitted
+            eventually((tmp_path / "simulated" / "checkpoints" / "update-00001").exists)
+        return 0.01
+
+    script = Script(play_s=play_s, repairs=lambda place: place.update == 1 and place.member % 2 == 0)
+    simulation = simulate(tmp_path, script, max_lag=2, updates=2, injector_groups=2, solver_groups=7, ahead=1)
+    played = [row for row in episodes_of(simulation) if row.role == "injector"]
+    assert {row.group_id for row in played} == {"u0001-inj0", "u0001-inj1", "u0002-inj0", "u0002-inj1"}
+    assert not [row.episode_id for row in played if row.note == "duplicate"]
+
+
 @pytest.mark.parametrize(("in_flight", "seconds"), [(8, sys.getswitchinterval()), (5000, 0.1)])
 def test_the_more_episodes_are_in_flight_the_less_often_their_threads_ask_for_pythons_lock(tmp_path, in_flight, seconds):
     before, seen = sys.getswitchinterval(), set()
