@@ -131,9 +131,9 @@ class Waves:
         return waiting + coming * self._dispatcher.accepted_share - len(others) * train.solver_groups
 
     def _free(self, bugs: list[BugRow], but: Collection[str] = ()) -> list[BugRow]:
-        """Those that no solver group plays now."""
+        """Those that no solver group plays now, of repositories that are in the game."""
         played = {group.bug_id for group in self._game.store.groups(role=Role.SOLVER, status="open")}.union(but)
-        return [bug for bug in bugs if bug.bug_id not in played]
+        return [bug for bug in bugs if bug.bug_id not in played and bug.repository in self._game.environments]
 
     def _store_plan(self, key: str, groups: list[GroupRow]) -> None:
         with self._game.store.transaction():
@@ -246,7 +246,6 @@ class Waves:
                 size=self._game.config.train.group_size,
             )
             for number, bug in enumerate(bugs, first)
-            if bug.repository in self._game.environments
         ]
 
     def solver_slots(self, update: int) -> int:

@@ -126,6 +126,50 @@ def test_no_more_groups_are_replaced_than_the_cap_allows(tmp_path):
 
 def test_with_nothing_played_ahead_a_run_repeats_exactly(tmp_path):
     def outcome(simulation):
+def test_a_group_of_which_the_machine_spoiled_half_is_replaced_since_it_carries_no_gradient(tmp_path):
+    def fails(place):
+        return place.group == "u0001-sol0" and place.member < 2  # one of the others repairs the bug, and one does not
+
+    simulation = simulate(tmp_path, Script(fails=fails), 0, updates=1, refills=1, solver_groups=2)
+    (row,) = rows_of(simulation)
+    assert {row.group_id for row in episodes_of(simulation) if row.role == "solver"} == {"u0001-sol0", "u0001-sol1", "u0001-sol2"}
+    assert (row["groups/dropped_groups"], row["groups/solver/gradient_groups"]) == (1, 2)
+
+
+def test_an_attempts_record_names_the_files_whose_change_did_not_count(tmp_path):
+    simulation = simulate(tmp_path, Script(restored="conftest.py\ntests/test_a.py\n"), 0, updates=1)
+    with Store.open(simulation.run.database, writer=False) as store:
+        assert {attempt.restored for attempt in store.attempts()} == {("conftest.py", "tests/test_a.py")}
+
+
+def test_bugs_of_a_repository_that_is_left_out_take_nobodys_place(tmp_path):
+    simulate(tmp_path, Script(), 0, updates=1)
+    with Store.open(tmp_path / simulated_game.NAME / "selfplay.db") as store:
+        for number in range(2):
+            assert store.add_bug(a_bug(f"given-{number}", "", repository="left out", created_update=0))
+    simulation = simulate(tmp_path, Script(), 0, updates=2)
+    assert {row.group_id for row in episodes_of(simulation) if row.role == "solver" and row.update == 2} == {"u0002-sol0", "u0002-sol1"}
+
+
+def test_without_solvers_bugs_that_wait_for_them_keep_no_injector_from_playing(tmp_path):
+    simulation = simulate(tmp_path, Script(), 0, updates=3, solver_groups=0)
+    assert {row.group_id for row in episodes_of(simulation)} == {"u0001-inj0", "u0002-inj0", "u0003-inj0"}
+
+
+def test_judging_that_the_machine_fails_for_a_moment_is_done_again_a_moment_later(tmp_path, monkeypatch):
+    judge, began = SimulatedHost.judge, []
+
+    def fails_at_first(host, work, episode):
+        began.append(time.monotonic())
+        if began[-1] - began[0] < 0.3:
+            raise SandboxUnavailable("the engine restarts (a test says so)")
+        return judge(host, work, episode)
+
+    monkeypatch.setattr(SimulatedHost, "judge", fails_at_first)
+    simulation = simulate(tmp_path, Script(), 0, updates=1)
+    assert not [row for row in episodes_of(simulation) if row.masked]
+
+
         return [(row.episode_id, row.reward, row.advantage, row.consumed_update) for row in episodes_of(simulation)]
 
     first = simulate(tmp_path / "first", Script(play_s=uneven), 0, refills=1)
