@@ -92,7 +92,9 @@ class Waves:
         if game.store.state(f"planned/{update}/injector"):
             return game.store.groups(update=update, role=Role.INJECTOR)
         rng = random.Random(derive_seed(config.seed, update, "injector groups"))
-        wanted = config.train.injector_groups if self._waiting_bugs(update) < max(1, config.train.solver_groups) else 0
+        plays_bugs = config.train.solver_groups > 0 or config.train.even  # else no queue is ever shortened
+        queue_is_full = plays_bugs and self._waiting_bugs(update) >= max(1, config.train.solver_groups)
+        wanted = 0 if queue_is_full else config.train.injector_groups
         earlier = game.store.groups(role=Role.INJECTOR)
         uses = Counter(group.repository for group in earlier)
         target_uses = Counter(group.target_json for group in earlier if group.target_json)

@@ -5,6 +5,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import simulated_game
 from selfplay.artifact import Artifact
 from selfplay.config import load_config
 from selfplay.curriculum.store import Store
-from selfplay.errors import RunError
+from selfplay.errors import RunError, SandboxUnavailable
 from selfplay.orchestrator.hosts import InjectorWork, SolverWork
 from selfplay.orchestrator.loop import IdleClock
 from selfplay.orchestrator.staleness import newest_wave, updates_ahead
@@ -24,7 +25,8 @@ from selfplay.roles import EpisodePlace
 from selfplay.suspects import Suspect
 from selfplay.targets import Target
 from selfplay.validator import BugState, Thresholds
-from simulated_game import Script, simulate, uneven
+from simulated_game import Script, SimulatedHost, simulate, uneven
+from store_rows import a_bug
 
 
 def rows_of(simulation):
