@@ -24,7 +24,7 @@ from selfplay.orchestrator.credit import Credit, SolveRate, credit_injector, lea
 from selfplay.orchestrator.dispatcher import Dispatcher
 from selfplay.orchestrator.game import Game
 from selfplay.orchestrator.staleness import is_stale, lag, newest_wave, updates_ahead
-from selfplay.orchestrator.waves import Waves, has_variance
+from selfplay.orchestrator.waves import Waves, carries_gradient, says_enough
 from selfplay.rewards import InjectorReward
 from selfplay.training.advantages import compute_advantages
 from selfplay.training.batch import Sample
@@ -138,7 +138,7 @@ class TrainLoop:
         self._credit_injectors()
         store = self._game.store
         groups = store.groups(role=self._pace, status="complete")
-        return sum(has_variance(self._fresh(store.episodes(group_id=group.group_id))) for group in groups)
+        return sum(carries_gradient(group, self._fresh(store.episodes(group_id=group.group_id))) for group in groups)
 
     def _fresh(self, rows: list[EpisodeRow]) -> list[EpisodeRow]:
         version, max_lag = self._game.trainer.weight_version, self._game.config.max_lag
@@ -246,9 +246,8 @@ class TrainLoop:
             counts["masked"] += group.size - len(rows)
             counts[f"{group.role}/groups"] += 1
             batch.groups.append(group.group_id)
-            # A group that keeps no more than half of its episodes says too little about its mean (recipes.md).
             advantages = [0.0] * len(fresh)
-            if 2 * len(fresh) > group.size:
+            if says_enough(group, len(fresh)):
                 advantages = compute_advantages(
                     config.trainer.advantage, [r.reward for r in fresh if r.reward is not None], [r.action_tokens for r in fresh]
                 )

@@ -207,14 +207,14 @@ class Waves:
         return game.store.groups(update=update, role=Role.SOLVER)
 
     def _plan_refills(self, update: int) -> list[GroupRow]:
-        """Groups in place of those whose attempts all ended alike, train.refills at most; other bugs than the wave's."""
+        """Groups in place of those that carry no gradient, train.refills at most; other bugs than the wave's."""
         store, limit = self._game.store, self._game.config.train.refills
         groups = store.groups(update=update, role=Role.SOLVER)
         if not limit or not groups:
             return []
         refilled = int(store.state(f"refilled/{update}") or 0)
-        alike = sum(group.status != "open" and not has_variance(store.episodes(group_id=group.group_id)) for group in groups)
-        wanted = min(alike, limit) - refilled
+        vain = sum(group.status != "open" and not carries_gradient(group, store.episodes(group_id=group.group_id)) for group in groups)
+        wanted = min(vain, limit) - refilled
         if wanted <= 0:
             return []
         chosen = self._choose_bugs(update, wanted, f"refill {refilled}", but={group.bug_id for group in groups})
@@ -343,9 +343,15 @@ class Waves:
         return injector.min_passing_tests, injector.min_failing_tests, injector.min_changed_files
 
 
-def has_variance(rows: list[EpisodeRow]) -> bool:
-    """Whether a finished group's rewards differ: only then does it carry a gradient."""
-    return len({row.reward for row in rows if not row.masked and row.reward is not None}) > 1
+def says_enough(group: GroupRow, rewarded: int) -> bool:
+    """Whether so many of a group's episodes tell its mean: one that keeps no more than half of them does not (recipes.md)."""
+    return 2 * rewarded > group.size
+
+
+def carries_gradient(group: GroupRow, rows: list[EpisodeRow]) -> bool:
+    """Whether `rows` of a finished group are enough of it and their rewards differ."""
+    rewards = [row.reward for row in rows if not row.masked and row.reward is not None]
+    return says_enough(group, len(rewards)) and len(set(rewards)) > 1
 
 
 def targets_of(environment: Environment, settings: InjectorSettings) -> list[Target]:
