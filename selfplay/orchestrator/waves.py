@@ -289,7 +289,7 @@ class Waves:
         return measure_solve_rate(outcomes, [attempt.confirmed if attempt else None for attempt in attempts], group.size)
 
     async def _admit_second_order(self, groups: list[GroupRow], update: int) -> None:
-        """At most one failed attempt of each first-order bug becomes a bug of order two: the first, by member, that validates."""
+        """At most one failed attempt of each first-order bug becomes one of order two: the first that validates, of two tried by member."""
         game = self._game
         if game.config.solver.second_order_share == 0:
             return
