@@ -126,8 +126,6 @@ def test_no_more_groups_are_replaced_than_the_cap_allows(tmp_path):
     assert len({row.group_id for row in episodes_of(simulation) if row.role == "solver"}) == 3
 
 
-def test_with_nothing_played_ahead_a_run_repeats_exactly(tmp_path):
-    def outcome(simulation):
 def test_a_group_of_which_the_machine_spoiled_half_is_replaced_since_it_carries_no_gradient(tmp_path):
     def fails(place):
         return place.group == "u0001-sol0" and place.member < 2  # one of the others repairs the bug, and one does not
@@ -172,6 +170,8 @@ def test_judging_that_the_machine_fails_for_a_moment_is_done_again_a_moment_late
     assert not [row for row in episodes_of(simulation) if row.masked]
 
 
+def test_with_nothing_played_ahead_a_run_repeats_exactly(tmp_path):
+    def outcome(simulation):
         return [(row.episode_id, row.reward, row.advantage, row.consumed_update) for row in episodes_of(simulation)]
 
     first = simulate(tmp_path / "first", Script(play_s=uneven), 0, refills=1)
