@@ -75,6 +75,17 @@ class TrainSettings(Section):
             raise ValueError("a group needs at least 2 episodes to compare, or 0 for train.group_size")
         return size
 
+    @model_validator(mode="after")
+    def _some_role_plays(self) -> TrainSettings:
+        if not self.injector_groups and not self.solver_groups:
+            raise ValueError("injector_groups = 0 and solver_groups = 0 play nothing; set one of them to 1 or more")
+        plays = {"injector": self.injector_groups > 0, "solver": self.solver_groups > 0 or self.even}
+        if not any(plays[role] for role in self.learn):
+            raise ValueError(
+                f"only the {self.learn[0]} learns and it never plays; set {self.learn[0]}_groups to 1 or more, or learn to who plays"
+            )
+        return self
+
     @field_validator("learn")
     @classmethod
     def _some_role(cls, roles: tuple[str, ...]) -> tuple[str, ...]:
