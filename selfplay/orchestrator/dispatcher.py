@@ -147,7 +147,7 @@ class Dispatcher:
                 verdict.reason,
                 verdict.failed_tests,
                 verdict.confirmed,
-                verdict.restored,
+                sorted({*verdict.restored, *episode.submission.get("restored", "").splitlines()}),
                 patch,
                 verdict.duration_s,
             )
