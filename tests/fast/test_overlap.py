@@ -16,7 +16,7 @@ import simulated_game
 from selfplay.artifact import Artifact
 from selfplay.config import load_config
 from selfplay.curriculum.store import Store
-from selfplay.errors import RunError, SandboxUnavailable
+from selfplay.errors import RunError, SandboxUnavailable, TrainerError
 from selfplay.orchestrator.hosts import InjectorWork, SolverWork
 from selfplay.orchestrator.loop import IdleClock
 from selfplay.orchestrator.staleness import newest_wave, updates_ahead
@@ -25,7 +25,7 @@ from selfplay.roles import EpisodePlace
 from selfplay.suspects import Suspect
 from selfplay.targets import Target
 from selfplay.validator import BugState, Thresholds
-from simulated_game import Script, SimulatedHost, simulate, uneven
+from simulated_game import Script, SimulatedHost, SimulatedTrainer, simulate, uneven
 from store_rows import a_bug
 
 
@@ -245,6 +245,35 @@ def test_a_run_killed_while_it_plays_ahead_loses_nothing_and_counts_nothing_twic
         assert [update.update for update in store.updates() if update.committed_at] == [1, 2, 3, 4]
         learned = [row for row in store.episodes() if row.consumed_update and row.advantage]
     assert simulation.trainer.seen == len(learned)  # of the checkpoints that were committed: no sample is in the weights twice, or lost
+
+
+def test_each_episode_is_counted_in_one_row_although_a_kill_came_between(tmp_path, monkeypatch):
+    database, save = tmp_path / simulated_game.NAME / "selfplay.db", SimulatedTrainer.save
+
+    def holds(question):
+        with Store.open(database, writer=False) as store:
+            return bool(question(store))
+
+    def play_s(place):
+        if (place.group, place.member) == ("u0001-sol0", 3):
+            eventually(lambda: holds(lambda store: store.last_update() == 1))
+        return 0.01
+
+    def dies_once_the_first_wave_is_whole(trainer, folder):
+        if folder.name == "update-00002":
+            eventually(lambda: holds(lambda store: store.state("played/1")))
+            raise TrainerError("the run ends here (a test says so)")
+        save(trainer, folder)
+
+    script = Script(play_s=play_s, repairs=lambda place: True)  # without a gradient, so that updates wait for as many whole waves
+    train = {"updates": 3, "solver_groups": 1, "ahead": 2}
+    with monkeypatch.context() as killed, pytest.raises(TrainerError):
+        killed.setattr(SimulatedTrainer, "save", dies_once_the_first_wave_is_whole)
+        simulate(tmp_path, script, max_lag=8, **train)
+    simulation = simulate(tmp_path, script, max_lag=8, **train)
+    with Store.open(database, writer=False) as store:
+        rows = [json.loads(update.metrics_json) for update in store.updates()]
+    assert sum(row["solver/episodes"] for row in rows) == len([row for row in episodes_of(simulation) if row.role == "solver"])
 
 
 def test_by_default_playing_and_training_take_turns_and_the_paper_s_recipe_plays_ahead():
