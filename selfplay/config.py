@@ -61,7 +61,7 @@ class TrainSettings(Section):
     learn: tuple[Literal["injector", "solver"], ...] = ("injector", "solver")  # whose episodes are trained on; both play
     bugs: str = ""  # task records whose bugs are in the curriculum from the start; with injector_groups = 0 a fixed set
     ahead: int = Field(0, ge=0)  # updates that are played ahead of the one that trains, at most max_lag; 0: playing and training take turns
-    refills: int = Field(0, ge=0)  # solver groups that an update may add for those whose attempts all ended alike
+    refills: int = Field(0, ge=0)  # solver groups that an update may add for those that carry no gradient
     preparing: int = Field(4, ge=1)  # sandboxes that are opened and filled at the same time
     workers: int = Field(2, ge=1)  # verdicts and grades that run at the same time
     episodes_in_flight: int = Field(32, ge=1)  # each with a sandbox of its own
