@@ -60,12 +60,42 @@ if TYPE_CHECKING:
 RATIO_GOAL = 1.55
 
 
+class SharedSpeed:
+    """A server's time: each conversation gets `tokens_per_s`, and beyond `at_once` conversations they share what that many get."""
+
+    def __init__(self, tokens_per_s: float, at_once: int) -> None:
+        self.tokens_per_s, self.at_once, self.tokens = tokens_per_s, at_once, 0.0
+        self._changed, self._active, self._served, self._at = threading.Condition(), 0, 0.0, time.monotonic()
+
+    def take(self, tokens: float) -> None:
+        """Returns when `tokens` were served to this caller."""
+        with self._changed:
+            self._advance(+1)
+            due = self._served + tokens
+            while (left := due - self._served) > 1e-6:
+                self._changed.wait(left / self._each())
+                self._advance()
+            self.tokens += tokens
+            self._advance(-1)
+
+    def _each(self) -> float:
+        return self.tokens_per_s * min(1.0, self.at_once / self._active)
+
+    def _advance(self, arrived: int = 0) -> None:
+        """Tokens that each active conversation has been served since the beginning."""
+        now = time.monotonic()
+        self._served += self._each() * (now - self._at) if self._active else 0.0
+        self._at, self._active = now, self._active + arrived
+        if arrived:
+            self._changed.notify_all()
+
+
 @dataclass
 class TimedEngine:
-    """Takes the time of a served model before it answers: thought and call at `tokens_per_s`, thoughts log-normal as an agent's are."""
+    """Takes the time of a served model before it answers: thought and call at `speed`, thoughts log-normal as an agent's are."""
 
     engine: Engine
-    tokens_per_s: float
+    speed: SharedSpeed
     thought_tokens: float  # the median
     spread: float = 0.8  # sigma of its logarithm
 
@@ -77,7 +107,7 @@ class TimedEngine:
         completions = self.engine.generate(requests, sampling)
         for request, completion in zip(requests, completions, strict=True):
             thought = random.Random(request.seed).lognormvariate(math.log(self.thought_tokens), self.spread)
-            time.sleep((thought + len(completion.token_ids)) / self.tokens_per_s)
+            self.speed.take(thought + len(completion.token_ids))
         return completions
 
     def load_weights(self, weights: Mapping[str, torch.Tensor], version: int) -> None:
@@ -125,14 +155,15 @@ def rates(arguments: argparse.Namespace) -> None:
     check_targets(config, environments, console.print)
     tokenizer = load_tokenizer(policy_path("carried"))
     chat = ChatFormat(tokenizer)
-    pace = f"{arguments.tokens_per_s:g} tokens/s, thoughts of {arguments.thought:g} tokens, steps of {arguments.step:g} s"
-    table = Table(title=f"episodes an hour: {pace}")
-    for name in ("max_lag", "wall s", "episodes", "episodes/h", "engine idle", "trainer idle", "lag"):
+    pace = f"{arguments.tokens_per_s:g} tokens/s for up to {arguments.at_once}, thoughts of {arguments.thought:g} tokens"
+    table = Table(title=f"episodes an hour: {pace}, steps of {arguments.step:g} s")
+    for name in ("max_lag", "wall s", "episodes", "episodes/h", "engine idle", "engine used", "trainer idle", "lag"):
         table.add_column(name, justify="right")
     found = {}
     for max_lag in (0, arguments.max_lag):
         scripted = ScriptedEngine(TeacherPlayer([environment.tree for environment in environments.values()]), tokenizer)
-        engine = TimedEngine(scripted, arguments.tokens_per_s, arguments.thought)
+        speed = SharedSpeed(arguments.tokens_per_s, arguments.at_once)
+        engine = TimedEngine(scripted, speed, arguments.thought)
         started = time.monotonic()
         rows = play(config.model_copy(update={"max_lag": max_lag}), engine, chat, backend, environments, arguments.step)
         wall_s = time.monotonic() - started
@@ -140,9 +171,9 @@ def rates(arguments: argparse.Namespace) -> None:
         found[max_lag] = episodes * 3600 / wall_s
         mean = {name: sum(row[f"idle/{name}"] for row in rows) / len(rows) for name in ("engine", "trainer")}
         lag = f"{max(row['lag/max'] for row in rows)} at most"
-        table.add_row(
-            str(max_lag), f"{wall_s:.0f}", str(episodes), f"{found[max_lag]:.0f}", f"{mean['engine']:.0%}", f"{mean['trainer']:.0%}", lag
-        )
+        used = speed.tokens / (speed.tokens_per_s * speed.at_once * wall_s)
+        shares = (f"{share:.0%}" for share in (mean["engine"], used, mean["trainer"]))
+        table.add_row(str(max_lag), f"{wall_s:.0f}", str(episodes), f"{found[max_lag]:.0f}", *shares, lag)
         print(json.dumps(rows), file=sys.stderr)
     console.print(table)
     ratio = found[arguments.max_lag] / found[0]
@@ -325,6 +356,7 @@ def main() -> None:
     one.add_argument("--ahead", type=int, default=2)
     one.add_argument("--group-size", type=at_least_one, default=4)
     one.add_argument("--tokens-per-s", type=float, default=40.0, help="of one conversation, as a server gives it")
+    one.add_argument("--at-once", type=at_least_one, default=16, help="conversations that it serves at that speed; more share it")
     one.add_argument("--thought", type=float, default=120.0, help="tokens thought before a call, the median")
     one.add_argument("--step", type=float, default=15.0, help="seconds of a training step")
     two = kinds.add_parser("controller")

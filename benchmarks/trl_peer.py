@@ -19,6 +19,7 @@ from selfplay.training.batch import Sample, with_gradient
 class TrlPeer:
     def __init__(self, folder: str, settings: TrainerSettings, context: int) -> None:
         from datasets import Dataset
+        from datasets.table import InMemoryTable
         from trl import GRPOConfig, GRPOTrainer
 
         self._settings, self._context = settings, context
@@ -45,7 +46,8 @@ class TrlPeer:
             model_init_kwargs={"dtype": "float32"},
         )
         tokenizer = load_tokenizer(policy_path("carried"))
-        rows = Dataset.from_list([{"prompt": "repair"}] * 4)
+        # Given a fingerprint, since datasets 5.2 cannot pickle a table of pyarrow 24 and later to make one; nothing reads these rows.
+        rows = Dataset(InMemoryTable.from_pydict({"prompt": ["repair"] * 4}), fingerprint="unread")
         self._trainer: Any = GRPOTrainer(
             model=folder,
             reward_funcs=lambda completions, **_: [0.0] * len(completions),
@@ -91,5 +93,5 @@ class TrlPeer:
             "completion_mask": padded([[1] * (len(s.token_ids) - p) for s, p in pairs], completion, False),
             "tool_mask": padded([list(s.loss_mask[p:]) for s, p in pairs], completion, False),
             "old_per_token_logps": padded([list(s.logprobs[p:]) for s, p in pairs], completion, False),
-            "advantages": torch.tensor([s.advantage for s in samples], device=device),
+            "advantages": torch.tensor([s.advantages[0] for s in samples], device=device),
         }

@@ -236,8 +236,9 @@ class TrainerSettings(Section):
     deadline_s: float = Field(1800, gt=0)  # a rank without a sign of progress for so long is taken to hang
     advantage: Literal["rloo", "dr_grpo", "cwm", "grpo"] = "rloo"
     aggregation: Literal["constant", "token", "sequence"] = "constant"
-    negative_weight: float = Field(1.0, ge=0, le=1)  # of episodes with a negative advantage; below 1 what failed is pushed away less
+    negative_weight: float = Field(1.0, ge=0, le=1)  # of episodes with a negative advantage; below 1 the gradient leans to what succeeded
     credit: Literal["episode", "kept"] = "episode"  # kept: what succeeded is learned without calls that failed and edits taken back
+    call_weight: float = Field(0.0, ge=0)  # of a second credit, each call's own: an edit that applies and is new beside one that does not
     learning_rate: float = Field(3e-6, gt=0)
     warmup_updates: int = Field(30, ge=0)
     weight_decay: float = Field(0.0, ge=0)

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
+from selfplay.config import TrainerSettings
 from selfplay.episode import Episode, Turn
 from selfplay.errors import SelfplayError
 from selfplay.patches import parse_patch
@@ -80,20 +80,47 @@ def credit_solver(passed: bool | None, bug_is_void: bool) -> Credit:
     return Credit(solver_reward(passed), "repaired" if passed else "not repaired")
 
 
-def learned_tokens(episode: Episode, advantage: float, credit: Literal["episode", "kept"]) -> list[int]:
-    """The loss mask that an episode is trained with; (tokens,), 1 where a token counts.
+def token_advantages(episodes: Sequence[Episode], advantages: Sequence[float], settings: TrainerSettings) -> list[list[float]]:
+    """For each member of a group the advantage of each of its tokens; (members, tokens), 0 where nothing is learned.
 
-    episode  every action of it, as its reward is the whole episode's
-    kept     where the advantage is positive, without calls that failed and edits of which the submission holds nothing: what was taken back
-             did not earn the reward
+    advantages: the members' own, from their rewards. They count for all of a member's actions, a negative one `negative_weight` times.
+    With credit "kept" a positive one leaves out calls that failed and edits of which the submission holds nothing: what was taken back
+    did not earn it. `call_weight` adds to each call that was to change a file its merit less the mean merit of the group's such calls.
     """
-    mask = list(episode.loss_mask)
-    if credit == "kept" and advantage > 0:
+    merits = [call_merits(episode) for episode in episodes]
+    known = [merit for of_member in merits for merit in of_member.values()]
+    mean = sum(known) / len(known) if known else 0.0
+    found = []
+    for episode, advantage, of_member in zip(episodes, advantages, merits, strict=True):
+        advantage *= settings.negative_weight if advantage < 0 else 1.0
+        values = [advantage * is_action for is_action in episode.loss_mask]
         added = _added_lines(episode)
-        for turn in episode.turns:
-            if turn.is_error or not _is_kept(turn, added):
-                mask[slice(*turn.tokens)] = [0] * (turn.tokens[1] - turn.tokens[0])
-    return mask
+        for number, turn in enumerate(episode.turns):
+            tokens = slice(*turn.tokens)
+            if settings.credit == "kept" and advantage > 0 and (turn.is_error or not _is_kept(turn, added)):
+                values[tokens] = [0.0] * len(values[tokens])
+            if number in of_member:
+                extra = settings.call_weight * (of_member[number] - mean)
+                values[tokens] = [value + extra for value in values[tokens]]
+        found.append(values)
+    return found
+
+
+def call_merits(episode: Episode) -> dict[int, float]:
+    """By number, each turn that was to change a file: 1 when it did what no call before it had, 0 when it was refused or repeated.
+
+    A reply that holds no readable call counts among them, with 0. Reading and running things are neither.
+    """
+    merits: dict[int, float] = {}
+    made: set[str] = set()
+    for number, turn in enumerate(episode.turns):
+        if turn.tool in ("edit", "create"):
+            call = parse_action(turn.text).body
+            merits[number] = float(not turn.is_error and call not in made)
+            made.add(call)
+        elif not turn.tool:
+            merits[number] = 0.0
+    return merits
 
 
 def _added_lines(episode: Episode) -> dict[str, list[str]] | None:

@@ -14,20 +14,19 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Literal
 
 from selfplay.curriculum.store import EpisodeRow
 from selfplay.episode import Episode, Role
 from selfplay.errors import RunError
 from selfplay.metrics import Value
-from selfplay.orchestrator.credit import Credit, SolveRate, credit_injector, learned_tokens
+from selfplay.orchestrator.credit import Credit, SolveRate, call_merits, credit_injector, token_advantages
 from selfplay.orchestrator.dispatcher import Dispatcher
 from selfplay.orchestrator.game import Game
 from selfplay.orchestrator.staleness import is_stale, lag, newest_wave, updates_ahead
 from selfplay.orchestrator.waves import Waves, carries_gradient, says_enough
 from selfplay.rewards import InjectorReward
 from selfplay.training.advantages import compute_advantages
-from selfplay.training.batch import Sample
+from selfplay.training.batch import Sample, with_gradient
 from selfplay.viewing.progress import place_text
 
 COUNTED = "episodes counted"
@@ -36,9 +35,9 @@ COUNTED_WAVES = "waves counted"
 
 @dataclass(frozen=True)
 class Batch:
-    """What an update trains on. learned: episodes whose tokens count, with their advantages; consumed: all that it is done with."""
+    """What an update trains on. learned: groups whose tokens count, members with their advantages; consumed: all that it is done with."""
 
-    learned: list[tuple[EpisodeRow, float]]
+    learned: list[list[tuple[EpisodeRow, float]]]
     consumed: list[tuple[str, float]]
     groups: list[str]
     stats: dict[str, Value]
@@ -199,7 +198,7 @@ class TrainLoop:
         batch = self._batch(update)
         metrics: dict[str, float] = {}
         with self._phase("training"):
-            samples = await asyncio.to_thread(self._read_samples, batch.learned)
+            samples = await asyncio.to_thread(self._read_samples, batch.learned, batch.stats)
             if samples:
                 with self._idle.stepping():
                     metrics = await asyncio.to_thread(game.trainer.step, samples)
@@ -229,9 +228,19 @@ class TrainLoop:
         trainer = self._game.trainer
         self._game.engine.load_weights(trainer.export_weights(), trainer.weight_version)
 
-    def _read_samples(self, learned: Sequence[tuple[EpisodeRow, float]]) -> list[Sample]:
-        credit = self._game.config.trainer.credit
-        return [_sample(Episode.read(self._game.run.path / row.path), advantage, credit) for row, advantage in learned]
+    def _read_samples(self, learned: Sequence[Sequence[tuple[EpisodeRow, float]]], stats: dict[str, Value]) -> list[Sample]:
+        """The groups' samples; adds to `stats` which share of the calls that were to change a file did (`credit.call_merits`)."""
+        samples: list[Sample] = []
+        merits: defaultdict[str, list[float]] = defaultdict(list)
+        for group in learned:
+            episodes = [Episode.read(self._game.run.path / row.path) for row, _ in group]
+            values = token_advantages(episodes, [advantage for _, advantage in group], self._game.config.trainer)
+            for episode, advantages in zip(episodes, values, strict=True):
+                mask = [int(advantage != 0) for advantage in advantages]
+                samples.append(Sample(episode.token_ids, mask, episode.logprobs, advantages, episode.role.value))
+                merits[episode.role] += call_merits(episode).values()
+        stats |= {f"{role}/calls_that_change": round(sum(values) / len(values), 4) for role, values in merits.items() if values}
+        return samples if with_gradient(samples) else []
 
     def _batch(self, update: int) -> Batch:
         """Complete groups, the oldest first; of those that set the pace no more than the update wants, where others follow at once."""
@@ -261,13 +270,15 @@ class TrainLoop:
             if not any(advantages):
                 counts["zero_variance_groups"] += 1
                 counts[f"{group.role}/zero_variance_groups"] += 1
-                continue
-            counts[f"{group.role}/gradient_groups"] += 1
+                if not config.trainer.call_weight:
+                    continue
+            else:
+                counts[f"{group.role}/gradient_groups"] += 1
             if group.role not in config.train.learn:
                 counts["not_learned"] += len(fresh)
                 continue
             lags += [lag(row.weight_version_min, game.trainer.weight_version) for row in fresh]
-            batch.learned.extend(zip(fresh, advantages, strict=True))
+            batch.learned.append(list(zip(fresh, advantages, strict=True)))
         stats = batch.stats
         stats |= {f"groups/{name}": value for name, value in sorted(counts.items())}
         for role, values in rewards.items():
@@ -359,8 +370,3 @@ class IdleClock:
         }
         self.restart(engine_busy_s, episodes)
         return shares
-
-
-def _sample(episode: Episode, advantage: float, credit: Literal["episode", "kept"]) -> Sample:
-    mask = learned_tokens(episode, advantage, credit)
-    return Sample(episode.token_ids, mask, episode.logprobs, advantage, episode.role.value, 1.0)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import mul
 
 import torch
 from torch import Tensor
@@ -16,25 +17,33 @@ from torch import Tensor
 class Sample:
     """One episode to learn from. token_ids, loss_mask, logprobs: (tokens,); logprobs count only where the mask is 1.
 
+    advantage: one for all of its tokens, or (tokens,).
     weight multiplies its loss; an episode of weight 0 still counts in its role's B (masked, not dropped).
     """
 
     token_ids: Sequence[int]
     loss_mask: Sequence[int]
     logprobs: Sequence[float]
-    advantage: float
+    advantage: float | Sequence[float]
     role: str
     weight: float = 1.0
 
     def __post_init__(self) -> None:
         if not len(self.token_ids) == len(self.loss_mask) == len(self.logprobs):
             raise ValueError("a sample's token_ids, loss_mask and logprobs differ in length")
+        if not isinstance(self.advantage, float | int) and len(self.advantage) != len(self.token_ids):
+            raise ValueError(f"a sample of {len(self.token_ids)} tokens has {len(self.advantage)} advantages")
         if self.loss_mask and self.loss_mask[0]:
             raise ValueError("a sample's first token cannot be an action: nothing predicts it")
 
     @property
     def action_tokens(self) -> int:
         return sum(self.loss_mask)
+
+    @property
+    def advantages(self) -> Sequence[float]:
+        """(tokens,)"""
+        return [self.advantage] * len(self.token_ids) if isinstance(self.advantage, float | int) else self.advantage
 
 
 @dataclass(frozen=True)
@@ -48,6 +57,7 @@ class MicroBatch:
     action_places: Tensor  # (actions,) index of the action token in its row; its prediction stands one place before
     action_samples: Tensor  # (actions,) whose it is: index in the update
     rollout_logprobs: Tensor  # (actions,) float32
+    advantages: Tensor  # (actions,) float32
 
     @property
     def padded_tokens(self) -> int:
@@ -99,8 +109,8 @@ def trim(sample: Sample) -> int:
 
 
 def with_gradient(samples: Sequence[Sample]) -> list[int]:
-    """Indices of the samples that carry a gradient: some action token, and neither weight nor advantage 0."""
-    return [i for i, s in enumerate(samples) if s.weight and s.advantage and any(s.loss_mask)]
+    """Indices of the samples that carry a gradient: some action token whose advantage is not 0, and a weight that is not."""
+    return [i for i, s in enumerate(samples) if s.weight and any(map(mul, s.advantages, s.loss_mask))]
 
 
 def pack_rows(lengths: Sequence[int], row_tokens: int) -> list[list[int]]:
@@ -150,10 +160,12 @@ def _collate(samples: Sequence[Sample], rows: Sequence[Sequence[int]]) -> MicroB
     places: list[int] = []
     owners: list[int] = []
     logprobs: list[float] = []
+    advantages: list[float] = []
     for number, row in enumerate(rows):
         start = 0
         for index in row:
             sample, length = samples[index], trim(samples[index])
+            own = sample.advantages
             token_ids[number, start : start + length] = torch.as_tensor(sample.token_ids[:length], dtype=torch.int64)
             positions[number, start : start + length] = torch.arange(length)
             actions = [place for place in range(length) if sample.loss_mask[place]]
@@ -161,6 +173,7 @@ def _collate(samples: Sequence[Sample], rows: Sequence[Sequence[int]]) -> MicroB
             places += [start + place for place in actions]
             owners += [index] * len(actions)
             logprobs += [sample.logprobs[place] for place in actions]
+            advantages += [own[place] for place in actions]
             start += length
     return MicroBatch(
         tuple(tuple(row) for row in rows),
@@ -170,4 +183,5 @@ def _collate(samples: Sequence[Sample], rows: Sequence[Sequence[int]]) -> MicroB
         torch.tensor(places),
         torch.tensor(owners),
         torch.tensor(logprobs, dtype=torch.float32),
+        torch.tensor(advantages, dtype=torch.float32),
     )

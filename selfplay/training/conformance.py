@@ -28,7 +28,7 @@ CONTEXT_TOKENS = 128
 
 
 def made_samples(seed: int, vocabulary: int = 50, count: int = 6) -> list[Sample]:
-    """Both roles, both signs, lengths of 10 to 110 tokens in no order, observations between actions, ratios beyond the clipping bounds."""
+    """Both roles, both signs, an advantage an episode or a token, 10 to 110 tokens in no order, ratios beyond the clipping bounds."""
     rng = random.Random(seed)
     samples = []
     for number in range(count):
@@ -36,7 +36,9 @@ def made_samples(seed: int, vocabulary: int = 50, count: int = 6) -> list[Sample
         mask = [0] * 4 + [rng.choice((0, 1, 1)) for _ in range(length - 5)] + [1]
         logprobs = [-rng.uniform(2.0, 5.0) for _ in range(length)]
         ids = [rng.randrange(vocabulary) for _ in range(length)]
-        samples.append(Sample(ids, mask, logprobs, rng.choice((-1.5, -0.5, 0.5, 2.0)), "injector" if number < 2 else "solver"))
+        advantage = rng.choice((-1.5, -0.5, 0.5, 2.0))
+        advantages = [advantage + place % 3 for place in range(length)] if number % 3 == 2 else advantage
+        samples.append(Sample(ids, mask, logprobs, advantages, "injector" if number < 2 else "solver"))
     return samples
 
 

@@ -38,18 +38,14 @@ class WeighedBatch:
 
 
 def episode_weights(samples: Sequence[Sample], settings: TrainerSettings, context_tokens: int) -> list[float]:
-    """What each action token of a sample weighs in the loss: normalised within its role, over all of the role's episodes.
-
-    With `negative_weight` below 1 the gradient is no longer REINFORCE's: it leans to what succeeded.
-    """
+    """What each action token of a sample weighs in the loss: normalised within its role, over all of the role's episodes."""
     weights = [0.0] * len(samples)
     for role in sorted({s.role for s in samples}):
         members = [i for i, s in enumerate(samples) if s.role == role]
         lengths = torch.tensor([samples[i].action_tokens for i in members])
         shares = aggregation_weights(settings.aggregation, lengths, context_tokens)
         for index, share in zip(members, shares.tolist(), strict=True):
-            sign = settings.negative_weight if samples[index].advantage < 0 else 1.0
-            weights[index] = share * samples[index].weight * sign
+            weights[index] = share * samples[index].weight
     return weights
 
 
@@ -76,7 +72,7 @@ def weigh(batch: MicroBatch, samples: Sequence[Sample], weights: Sequence[float]
         batch.action_rows,
         batch.action_places,
         batch.rollout_logprobs,
-        torch.tensor([samples[i].advantage for i in members])[owners],
+        batch.advantages,
         torch.tensor([weights[i] for i in members])[owners],
         torch.tensor([roles.index(samples[i].role) for i in members])[owners],
         roles,

@@ -38,7 +38,24 @@ def test_a_sample_longer_than_the_budget_gets_a_micro_batch_of_its_own() -> None
 def test_samples_without_gradient_are_left_out() -> None:
     idle = Sample([1, 2], [0, 1], [0.0, -1.0], 0.0, "solver")
     silent = Sample([1, 2], [0, 0], [0.0, 0.0], 1.0, "solver")
-    assert make_micro_batches([idle, silent], 100) == []
+    elsewhere = Sample([1, 2, 3], [0, 1, 0], [0.0, -1.0, -1.0], [1.0, 0.0, 1.0], "solver")
+    assert make_micro_batches([idle, silent, elsewhere], 100) == []
+
+
+def test_each_action_keeps_its_own_advantage_packed_or_not() -> None:
+    short = Sample([1, 2, 3], [0, 1, 1], [0.0] * 3, [9.0, 1.0, -2.0], "solver")
+    long = Sample([4, 5, 6, 7], [0, 1, 0, 1], [0.0] * 4, 0.5, "solver")
+    for packing in (False, True):
+        found = {}
+        for batch in make_micro_batches([short, long], 7, packing):
+            tokens = batch.token_ids[batch.action_rows, batch.action_places].tolist()
+            found |= dict(zip(tokens, batch.advantages.tolist(), strict=True))
+        assert found == {2: 1.0, 3: -2.0, 5: 0.5, 7: 0.5}
+
+
+def test_advantages_of_another_length_are_the_callers_mistake() -> None:
+    with pytest.raises(ValueError, match="3 tokens has 2 advantages"):
+        Sample([1, 2, 3], [0, 1, 1], [0.0] * 3, [1.0, 2.0], "solver")
 
 
 def gradients_of(model: Any, batches: list[MicroBatch]) -> list[torch.Tensor]:

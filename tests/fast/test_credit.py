@@ -1,7 +1,10 @@
+from typing import Any
+
 import pytest
 
+from selfplay.config import TrainerSettings
 from selfplay.episode import Episode, FinishReason, Role, Turn
-from selfplay.orchestrator.credit import SolveRate, credit_injector, credit_solver, learned_tokens, measure_solve_rate
+from selfplay.orchestrator.credit import SolveRate, call_merits, credit_injector, credit_solver, measure_solve_rate, token_advantages
 from selfplay.orchestrator.staleness import is_stale
 from selfplay.tools import format_action, format_edit
 
@@ -96,15 +99,48 @@ MENDING = ("edit", edited(1, "1", "2"), False)
 FAULTY = ("", "no call at all", True)
 
 
+def advantages_of(episode: Episode, advantage: float, **settings: Any) -> list[float]:
+    """Of a group that this episode makes up alone."""
+    return token_advantages([episode], [advantage], TrainerSettings(**settings))[0]
+
+
 def test_what_a_success_took_back_or_got_wrong_is_not_learned_from_where_credit_goes_to_what_was_kept():
     episode = played(FAULTY, REFUSED, ("bash", "ls", False), MENDING)
-    assert learned_tokens(episode, 1.0, "kept") == [0, 0, 0, 0, 0, 0, 0, 1, 1, 0, 1, 1]
+    assert advantages_of(episode, 0.5, credit="kept") == [0, 0, 0, 0, 0, 0, 0, 0.5, 0.5, 0, 0.5, 0.5]
 
 
 def test_a_failure_and_every_episode_under_the_papers_credit_are_learned_from_as_a_whole():
     episode = played(FAULTY, REFUSED, MENDING)
-    assert learned_tokens(episode, -1.0, "kept") == learned_tokens(episode, 1.0, "episode") == list(episode.loss_mask)
+    whole = [float(is_action) for is_action in episode.loss_mask]
+    assert advantages_of(episode, 1.0) == whole
+    assert advantages_of(episode, -1.0) == advantages_of(episode, -1.0, credit="kept") == [-value for value in whole]
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.25])
+def test_failed_episodes_weigh_as_much_as_the_settings_say(weight):
+    assert advantages_of(played(MENDING), -2.0, negative_weight=weight) == [0, -2.0 * weight, -2.0 * weight]
+    assert advantages_of(played(MENDING), 2.0, negative_weight=weight) == [0, 2.0, 2.0]
 
 
 def test_a_submission_that_is_no_diff_takes_no_edit_from_an_episode():
-    assert learned_tokens(played(REFUSED, patch="nonsense"), 1.0, "kept") == [0, 1, 1]
+    assert advantages_of(played(REFUSED, patch="nonsense"), 1.0, credit="kept") == [0, 1, 1]
+
+
+def test_a_call_has_merit_when_it_changed_a_file_as_none_before_it_had():
+    episode = played(FAULTY, ("edit", edited(1, "1", "2"), True), MENDING, ("bash", "ls", False), MENDING, REFUSED)
+    assert call_merits(episode) == {0: 0.0, 1: 0.0, 2: 0.0, 4: 0.0, 5: 1.0}
+    assert call_merits(played(MENDING, ("bash", "ls", False), MENDING)) == {0: 1.0, 2: 0.0}
+
+
+def test_calls_are_credited_beside_those_of_their_group_whatever_became_of_the_episodes():
+    group = [played(MENDING, ("bash", "ls", False)), played(FAULTY), played(FAULTY), played(FAULTY)]
+    good, *bad = token_advantages(group, [0.0] * 4, TrainerSettings(call_weight=2.0, negative_weight=0.0))
+    assert good == [0, 1.5, 1.5, 0, 0, 0]
+    assert bad == [[0, -0.5, -0.5]] * 3
+    assert token_advantages(group[1:], [0.0] * 3, TrainerSettings(call_weight=2.0)) == [[0, 0, 0]] * 3
+
+
+def test_a_calls_own_credit_adds_to_the_episodes_and_is_not_left_out_with_it():
+    success = played(FAULTY, MENDING)
+    values = token_advantages([success], [1.0], TrainerSettings(call_weight=1.0, credit="kept"))[0]
+    assert values == [0, -0.5, -0.5, 0, 1.5, 1.5]

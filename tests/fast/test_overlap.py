@@ -236,7 +236,7 @@ def test_a_run_killed_while_it_plays_ahead_loses_nothing_and_counts_nothing_twic
         bugs = {bug.bug_id for bug in store.bugs()}
     simulation = simulate(tmp_path, Script(play_s=uneven, step_s=0.03), max_lag=2)
     played = Counter(name for name, _, _ in simulation.host.played)
-    assert written and not played.keys() & written and set(played.values()) == {1}
+    assert written and not played.keys() & written and set(played.values()) <= {1}  # none: what was left alone was played already
     with Store.open(folder / "selfplay.db", writer=False) as store:
         after = {row.episode_id: row.consumed_update for row in store.episodes()}
         assert recorded.keys() <= after.keys()

@@ -62,16 +62,16 @@ def test_a_step_makes_rewarded_tokens_likelier(model: Path) -> None:
     assert gaps[-1] > gaps[0]
 
 
-@pytest.mark.parametrize("weight", [0.0, 0.25])
-def test_failed_episodes_weigh_as_much_as_the_settings_say(model: Path, weight: float) -> None:
-    def losses(negative_weight: float, advantages: list[float]) -> float:
-        settings = SETTINGS.model_copy(update={"negative_weight": negative_weight})
-        made = [replace(s, advantage=a) for s, a in zip(samples(0)[2:], advantages, strict=True)]
-        return TorchTrainer(model, settings, 128, seed=1).step(made)["loss"]
+def test_each_token_is_learned_with_its_own_advantage(model: Path) -> None:
+    def loss(advantages: list[float]) -> float:
+        sample = replace(samples(0)[2], advantage=[0.0] * 5 + advantages)
+        return TorchTrainer(model, SETTINGS, 128, seed=1).step([sample])["loss"]
 
-    good, bad = losses(1.0, [1.0, 0.0, 1.0, 0.0]), losses(1.0, [0.0, -1.0, 0.0, -1.0])
-    assert bad > 0 > good
-    assert losses(weight, [1.0, -1.0, 1.0, -1.0]) == pytest.approx(good + weight * bad, rel=1e-5)
+    length = len(samples(0)[2].token_ids) - 5
+    first, rest = [1.0] + [0.0] * (length - 1), [0.0] + [-0.5] * (length - 1)
+    together = [a + b for a, b in zip(first, rest, strict=True)]
+    assert loss(together) == pytest.approx(loss(first) + loss(rest), rel=1e-4)
+    assert loss(first) < 0 < loss(rest)
 
 
 def test_metrics_are_told_per_role(model: Path) -> None:
