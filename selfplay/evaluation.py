@@ -418,7 +418,7 @@ def rates_by_bug(results: Iterable[AttemptResult], mode: Mode) -> dict[str, list
 
 
 def groups_of(entries: Mapping[str, TaskEntry]) -> dict[str, dict[str, list[str]]]:
-    """{"sets": {set or set/part: ids}, "repositories": {name: ids}}, each only where it splits the tasks."""
+    """{"sets": {set or set/part: ids}, "repositories": {name: ids}}; a single one of either is all of the tasks."""
     sets: dict[str, list[str]] = {}
     repositories: dict[str, list[str]] = {}
     for name, entry in sorted(entries.items()):
