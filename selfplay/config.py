@@ -61,7 +61,7 @@ class TrainSettings(Section):
     learn: tuple[Literal["injector", "solver"], ...] = ("injector", "solver")  # whose episodes are trained on; both play
     bugs: str = ""  # task records whose bugs are in the curriculum from the start; with injector_groups = 0 a fixed set
     ahead: int = Field(0, ge=0)  # updates that are played ahead of the one that trains, at most max_lag; 0: playing and training take turns
-    refills: int = Field(0, ge=0)  # solver groups that an update may add for those whose attempts all ended alike
+    refills: int = Field(0, ge=0)  # solver groups that an update may add for those that carry no gradient
     preparing: int = Field(4, ge=1)  # sandboxes that are opened and filled at the same time
     workers: int = Field(2, ge=1)  # verdicts and grades that run at the same time
     episodes_in_flight: int = Field(32, ge=1)  # each with a sandbox of its own
@@ -74,6 +74,17 @@ class TrainSettings(Section):
         if size == 1:
             raise ValueError("a group needs at least 2 episodes to compare, or 0 for train.group_size")
         return size
+
+    @model_validator(mode="after")
+    def _some_role_plays(self) -> TrainSettings:
+        if not self.injector_groups and not self.solver_groups:
+            raise ValueError("injector_groups = 0 and solver_groups = 0 play nothing; set one of them to 1 or more")
+        plays = {"injector": self.injector_groups > 0, "solver": self.solver_groups > 0 or self.even}
+        if not any(plays[role] for role in self.learn):
+            raise ValueError(
+                f"only the {self.learn[0]} learns and it never plays; set {self.learn[0]}_groups to 1 or more, or learn to who plays"
+            )
+        return self
 
     @field_validator("learn")
     @classmethod

@@ -54,7 +54,10 @@ class Turn:
 
 @dataclass(frozen=True)
 class Episode:
-    """weight_versions: (first token index, version) spans over token_ids. submission: file name -> text (injector) or {"patch": …}."""
+    """weight_versions: (first token index, version) spans over token_ids.
+
+    submission: file name -> text (injector), or {"patch": …} and, where there are any, "restored": paths whose change does not count.
+    """
 
     episode_id: str
     role: Role

@@ -66,7 +66,7 @@ class PrerequisiteError(SelfplayError):
 class DiskFullError(PrerequisiteError):
     def __init__(self, place: Path, detail: object) -> None:
         super().__init__(
-            f"no space is left for {place}: {detail}. Free some there, or let SELFPLAY_CACHE and run.folder name another disk."
+            f"no space is left for {place}: {detail}. Free some there, or let SELFPLAY_CACHE, TMPDIR and run.folder name another disk."
         )
 
 

@@ -25,7 +25,7 @@ from selfplay.errors import ArtifactError, PatchError, RunError, SandboxUnavaila
 from selfplay.grading import grade
 from selfplay.roles import EpisodePlace, play_solver, solver_task
 from selfplay.sandbox.base import Limits, SandboxBackend
-from selfplay.statistics import Difference, estimate, paired_difference, pass_at_k
+from selfplay.statistics import estimate, paired_difference, pass_at_k
 from selfplay.tasks import Task, bug_of, export_tasks, parse_task, read_tasks
 from selfplay.test_runs import TestRunner
 from selfplay.validator import BugState, build_states
@@ -418,7 +418,7 @@ def rates_by_bug(results: Iterable[AttemptResult], mode: Mode) -> dict[str, list
 
 
 def groups_of(entries: Mapping[str, TaskEntry]) -> dict[str, dict[str, list[str]]]:
-    """{"sets": {set or set/part: ids}, "repositories": {name: ids}}, each only where it splits the tasks."""
+    """{"sets": {set or set/part: ids}, "repositories": {name: ids}}; a single one of either is all of the tasks."""
     sets: dict[str, list[str]] = {}
     repositories: dict[str, list[str]] = {}
     for name, entry in sorted(entries.items()):
@@ -529,10 +529,6 @@ def _paired(a: Mapping[str, Sequence[bool]], b: Mapping[str, Sequence[bool]], id
         **asdict(difference),
         "direction": difference.direction,
     }
-
-
-def difference_of(row: Mapping[str, Any]) -> Difference:
-    return Difference(*(row[name] for name in ("mean", "error", "low", "high", "count", "changed")))
 
 
 def _direction(comparison: Mapping[str, Any], mode: Mode) -> int | None:

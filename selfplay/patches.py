@@ -19,7 +19,7 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Literal, TypeVar
 
-from selfplay.errors import PatchError, PrerequisiteError
+from selfplay.errors import DiskFullError, PatchError, PrerequisiteError, full_disk_told
 from selfplay.trees import FileEntry, Tree, is_safe_path
 
 Kind = Literal["add", "delete", "modify", "rename"]
@@ -30,6 +30,7 @@ MAX_PATH_BYTES = 1000
 MAX_NAME_BYTES = 255
 GIT_TIMEOUT_S = 60.0
 GIT_TRIES = 3
+FULL_DISK = re.compile(rb": (No space left on device|Disk quota exceeded|File too large)$", re.MULTILINE)
 MODES = {"100644": False, "100755": True}
 SPECIAL_MODES = {"120000": "a symbolic link", "160000": "a submodule"}
 NO_NEWLINE = "\\ No newline at end of file"
@@ -449,7 +450,7 @@ def apply_parsed(tree: Tree, patch: Patch) -> Tree:
 
 
 def _apply_once(tree: Tree, patch: Patch) -> Tree:
-    with tempfile.TemporaryDirectory(prefix="selfplay-apply-") as name:
+    with full_disk_told(Path(tempfile.gettempdir())), tempfile.TemporaryDirectory(prefix="selfplay-apply-") as name:
         folder = Path(name) / "files"
         folder.mkdir()
         sections: list[str] = []
@@ -557,6 +558,9 @@ def _git(arguments: Sequence[str], folder: Path, stdin: bytes = b"") -> subproce
         raise PatchError(f"git did not work the diff out within {GIT_TIMEOUT_S:.0f} s") from error
     if done.returncode == -signal.SIGKILL:
         raise _GitKilled(f"git was killed {GIT_TRIES} times while it worked the diff out")
+    # Its own words: with names that are made here and without -v, nothing of a diff's author stands at the end of a line.
+    if done.returncode and (full := FULL_DISK.search(done.stderr)):
+        raise DiskFullError(folder, full[1].decode())
     return done
 
 
@@ -600,7 +604,7 @@ def content_problem(path: str, tree: Tree) -> str:
 
 def _hunks_between(before: Tree, after: Tree, paths: Sequence[str]) -> Iterator[tuple[str, str]]:
     """Each path with the hunks between its two contents ("" when one is empty or missing and so is the other)."""
-    with tempfile.TemporaryDirectory(prefix="selfplay-diff-") as name:
+    with full_disk_told(Path(tempfile.gettempdir())), tempfile.TemporaryDirectory(prefix="selfplay-diff-") as name:
         folder = Path(name)
         for side, tree in (("old", before), ("new", after)):
             (folder / side).mkdir()

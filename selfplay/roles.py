@@ -25,7 +25,7 @@ from selfplay.engines.base import Engine, derive_seed
 from selfplay.environments import Environment, open_workspace
 from selfplay.episode import Episode, FinishReason, Role
 from selfplay.errors import ArtifactError, SandboxError, SandboxLost, SandboxUnavailable
-from selfplay.grading import take_prediction
+from selfplay.grading import Prediction, take_prediction
 from selfplay.judging import Thresholds
 from selfplay.patches import reverse_patch
 from selfplay.prompting import Prompt, render
@@ -41,6 +41,7 @@ from selfplay.validator import BugState, build_states
 SETUP_TIMEOUT_S = 120.0
 ARCHIVE_OVERHEAD_BYTES = 16 << 20  # a tar is larger than the files in it; more than this over the folder's own limit is sparse files
 BUNDLE = "history.bundle"
+MAX_RESTORED = 100  # paths that are named of those whose change does not count: a policy may make any number of files
 
 # Runs in the sandbox before the policy does. Nothing of the policy's session changes: a subshell, fixed author and date.
 # The files of the tree may be ignored by its own rules, hence --force.
@@ -215,6 +216,8 @@ def play_solver(
 ) -> Episode:
     """One solver episode. `submission["patch"]` is the workspace's change, taken however the episode ended; "" for none.
 
+    `submission["restored"]`, where there are any, names the paths whose change does not count, one a line.
+
     With a `runner`, runs of the given test script are shared with all that it runs, see `shared_tests`. `preparing` is held while the
     sandbox is opened and filled.
     Raises EngineError and PromptError, and PatchError when the bug does not belong to the environment.
@@ -233,8 +236,13 @@ def play_solver(
         if record.result.finish not in (FinishReason.SANDBOX_LOST, FinishReason.ENV_ERROR):
             with record.losses():
                 workspace = box.read_archive(WORKSPACE, limits.workspace_bytes + ARCHIVE_OVERHEAD_BYTES)
-                record.submission = {"patch": take_prediction(start, workspace, made).patch}
+                record.submission = _as_submission(take_prediction(start, workspace, {*made, *task.environment.test_files}))
     return record.episode(bug_id=task.bug_id)
+
+
+def _as_submission(prediction: Prediction) -> dict[str, str]:
+    restored = "".join(f"{path}\n" for path in prediction.restored[:MAX_RESTORED])
+    return {"patch": prediction.patch} | ({"restored": restored} if restored else {})
 
 
 @dataclass

@@ -72,7 +72,12 @@ def paired_difference(first: Sequence[float], second: Sequence[float], confidenc
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
-    """Unbiased pass@k from c passes in n attempts, 1 - C(n-c, k)/C(n, k) (Chen et al. 2021, arXiv 2107.03374)."""
+    """Unbiased pass@k from c passes in n attempts, 1 - C(n-c, k)/C(n, k) (Chen et al. 2021, arXiv 2107.03374).
+
+    Raises ValueError where fewer than k attempts say nothing of it.
+    """
+    if not 0 <= c <= n or not 1 <= k <= n:
+        raise ValueError(f"no pass@{k} from {c} passes in {n} attempts: needs 0 <= passes <= attempts and 1 <= k <= attempts")
     return 1.0 if n - c < k else 1.0 - math.comb(n - c, k) / math.comb(n, k)
 
 

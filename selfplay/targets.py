@@ -28,7 +28,9 @@ Calls = Mapping[str, tuple[Function, ...]]  # test id -> what it calls, sorted
 
 
 def is_held_out(name: str) -> bool:
-    """Whether functions of this qualified name ("Class.method") are for evaluation alone: no teacher, target or bug touches them.
+    """Whether functions of this qualified name ("Class.method") are for evaluation alone: no teacher, target or given bug touches them.
+
+    A policy may still break one of its own accord: injectors are pointed at targets, and judged by what the tests say.
 
     A share of HELD_OUT_SHARE by the name's hash, so that it is the same function in every version of a package and on every machine.
     """

@@ -103,7 +103,7 @@ class TestRunner:
         self._scripts: _Known[ScriptRun] = _Known(keep=lambda run: not run.error, size=lambda run: len(run.log))
         self._confirmed: _Known[Confirmation] = _Known(keep=lambda found: found.agrees is True, size=lambda _: 64)
         self._undisguised: OrderedDict[str, None] = OrderedDict()
-        self._parsed: _Known[ParsedLog] = _Known(keep=lambda _: True, size=lambda parsed: 64 * len(parsed.outcomes.ids))
+        self._parsed: _Known[ParsedLog] = _Known(keep=lambda parsed: not parsed.error, size=lambda parsed: 64 * len(parsed.outcomes.ids))
 
     def run(self, environment: Environment, tree: Tree, script: str, parser: str, hash_seed: int = 0, fresh: bool = False) -> TestRun:
         """The outcomes of `script` on `tree`, the environment's excluded tests left out.
@@ -128,7 +128,8 @@ class TestRunner:
     def parse(self, environment: Environment, parser: str, log: bytes) -> ParsedLog:
         """What `parser` makes of `log`, twice, each time in a fresh sandbox without the repository: it must say the same.
 
-        The house's own parser, which no policy and no repository wrote, is asked once.
+        The house's own parser, which no policy and no repository wrote, is asked once. A failure is not remembered: a machine that was too
+        slow or short of memory for a moment must not decide of every artifact whose original prints this log.
         """
         key = _key(environment.reference, parser, hashlib.sha256(log).hexdigest())
         parsed, is_new = self._parsed.get(key, lambda: self._parse_twice(environment, parser, log))

@@ -52,6 +52,7 @@ class Script:
     is_bug: Callable[[EpisodePlace], bool] = lambda place: place.member < 3
     repairs: Callable[[EpisodePlace], bool] = lambda place: place.member % 2 == 0
     fails: Callable[[EpisodePlace], bool] = lambda place: False
+    restored: str = ""  # of every repair's submission
 
 
 @dataclass
@@ -93,7 +94,7 @@ class SimulatedHost:
         if is_injector:
             submission = dict.fromkeys(FILE_NAMES, name) if self.script.is_bug(place) else {}
         else:
-            submission = {"patch": "good" if self.script.repairs(place) else ""}
+            submission = {"patch": "good" if self.script.repairs(place) else "", "restored": self.script.restored}
         with self._lock:
             self.in_flight -= 1
             self.played.append((name, began, time.monotonic()))

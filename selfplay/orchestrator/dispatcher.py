@@ -26,6 +26,7 @@ from selfplay.validator import Thresholds
 
 Result = TypeVar("Result")
 MACHINE_RETRIES = 2
+RETRY_S = 0.5  # before the first retry, and twice as long before each further one
 # A thread that waits for Python's lock wakes up every switch interval to ask for it. With thousands waiting that alone took both cores of a
 # machine (docs/log.md), so that it lasts as much longer as there are threads: at most 50,000 wake up in a second.
 SWITCH_S_A_THREAD = 20e-6
@@ -92,6 +93,7 @@ class Dispatcher:
                 self._count_failure("judging", str(failure))
                 if attempt == MACHINE_RETRIES:
                     raise
+                await asyncio.sleep(RETRY_S * 2**attempt)
         raise AssertionError("unreachable")
 
     async def _injector_member(self, group: GroupRow, member: int) -> None:
@@ -145,7 +147,7 @@ class Dispatcher:
                 verdict.reason,
                 verdict.failed_tests,
                 verdict.confirmed,
-                verdict.restored,
+                sorted({*verdict.restored, *episode.submission.get("restored", "").splitlines()}),
                 patch,
                 verdict.duration_s,
             )
@@ -169,7 +171,7 @@ class Dispatcher:
                 break
             self._count_failure(f"playing {role}", episode.error)
             if attempt < MACHINE_RETRIES:
-                await asyncio.sleep(0.5 * 2**attempt)
+                await asyncio.sleep(RETRY_S * 2**attempt)
         game.progress.tokens(episode.action_tokens)
         named = replace(episode, episode_id=episode_id, bug_id=group.bug_id or "")
         if named.finish is not FinishReason.ENV_ERROR:

@@ -94,7 +94,7 @@ def _bug_row(task: Task, environment: Environment, is_too_long: Callable[[BugSta
     states = build_states(environment.tree, bug)
     touched = touched_functions(states.original, states.buggy)
     if held_out := sorted(name for name in touched if is_held_out(name)):
-        raise PatchError(f"changes {', '.join(held_out)}, held out for evaluation; bugs of `selfplay train` never do.")
+        raise PatchError(f"changes {', '.join(held_out)}, held out for evaluation; no target of `selfplay train` is. Leave the bug out.")
     return BugRow(
         bug_id=f"given-{task.instance_id}",
         repository=environment.repository,

@@ -23,13 +23,14 @@ from selfplay.orchestrator.credit import Credit, SolveRate, call_merits, credit_
 from selfplay.orchestrator.dispatcher import Dispatcher
 from selfplay.orchestrator.game import Game
 from selfplay.orchestrator.staleness import is_stale, lag, newest_wave, updates_ahead
-from selfplay.orchestrator.waves import Waves, has_variance
+from selfplay.orchestrator.waves import Waves, carries_gradient, says_enough
 from selfplay.rewards import InjectorReward
 from selfplay.training.advantages import compute_advantages
 from selfplay.training.batch import Sample, with_gradient
 from selfplay.viewing.progress import place_text
 
 COUNTED = "episodes counted"
+COUNTED_WAVES = "waves counted"
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,11 @@ class TrainLoop:
         # Updates that take turns play their own wave only; others go on with whatever waves a kill left unfinished.
         self._next_wave = 1 if self._ahead else game.store.last_update() + 1
         self._played = self._next_wave - 1  # waves that are whole
-        self._uncounted = set(range(game.store.last_update() + 1, game.config.train.updates + 1))  # waves with episodes in no row yet
-        self._counted = set(json.loads(game.store.state(COUNTED) or "[]"))  # their episodes that are in one
+        waves = game.store.state(COUNTED_WAVES)
+        self._counted_waves = set(
+            json.loads(waves) if waves else range(1, game.store.last_update() + 1)
+        )  # all of whose episodes are in a row
+        self._counted = set(json.loads(game.store.state(COUNTED) or "[]"))  # the others' episodes that are in one
         self._seconds: defaultdict[str, float] = defaultdict(float)
         self._idle = IdleClock()
 
@@ -114,7 +118,6 @@ class TrainLoop:
                 self._played += 1
             else:
                 self._in_play[wave] = asyncio.create_task(self._waves.play(wave), name=f"wave {wave}")
-                self._uncounted.add(wave)
         self._next_wave = max(self._next_wave, newest + 1)
 
     async def _ready(self, update: int) -> None:
@@ -137,7 +140,7 @@ class TrainLoop:
         self._credit_injectors()
         store = self._game.store
         groups = store.groups(role=self._pace, status="complete")
-        return sum(has_variance(self._fresh(store.episodes(group_id=group.group_id))) for group in groups)
+        return sum(carries_gradient(group, self._fresh(store.episodes(group_id=group.group_id))) for group in groups)
 
     def _fresh(self, rows: list[EpisodeRow]) -> list[EpisodeRow]:
         version, max_lag = self._game.trainer.weight_version, self._game.config.max_lag
@@ -157,6 +160,8 @@ class TrainLoop:
         """Rewards of injector groups all of whose bugs are measured; the others wait for a later update."""
         store, injector = self._game.store, self._game.config.injector
         for group in store.groups(role=Role.INJECTOR, status="open"):
+            if not self._waves.is_admitted(group.update):
+                continue
             credits: list[tuple[EpisodeRow, Credit]] = []
             rows = store.episodes(group_id=group.group_id)
             for row in rows:
@@ -210,6 +215,7 @@ class TrainLoop:
                 game.store.set_group_status(group_id, "consumed")
             if self._ahead:
                 game.store.set_state(COUNTED, json.dumps(sorted(self._counted)))
+                game.store.set_state(COUNTED_WAVES, json.dumps(sorted(self._counted_waves)))
             game.store.commit_update(update, checkpoint.name, game.trainer.weight_version, bool(samples), json.dumps(row))
         game.run.discard_checkpoints(checkpoint.name, keep=game.config.train.keep_checkpoints)
         if samples:
@@ -253,9 +259,8 @@ class TrainLoop:
             counts["masked"] += group.size - len(rows)
             counts[f"{group.role}/groups"] += 1
             batch.groups.append(group.group_id)
-            # A group that keeps no more than half of its episodes says too little about its mean (recipes.md).
             advantages = [0.0] * len(fresh)
-            if 2 * len(fresh) > group.size:
+            if says_enough(group, len(fresh)):
                 advantages = compute_advantages(
                     config.trainer.advantage, [r.reward for r in fresh if r.reward is not None], [r.action_tokens for r in fresh]
                 )
@@ -293,13 +298,13 @@ class TrainLoop:
         """
         store = self._game.store
         stats: dict[str, Value] = {}
-        waves = sorted(wave for wave in self._uncounted if wave < self._next_wave)
+        waves = [wave for wave in range(1, self._next_wave) if wave not in self._counted_waves]
         counted, self._counted = self._counted, set()
-        self._uncounted -= {wave for wave in waves if wave not in self._in_play}
+        self._counted_waves |= {wave for wave in waves if wave not in self._in_play}
         for role in Role:
             played = [row for wave in waves for row in store.episodes(update=wave, role=role)]
             rows = [row for row in played if row.episode_id not in counted]
-            self._counted.update(row.episode_id for row in played if row.update in self._uncounted)
+            self._counted.update(row.episode_id for row in played if row.update not in self._counted_waves)
             stats[f"{role}/episodes"] = len(rows)
             stats[f"{role}/sampled_tokens"] = sum(row.action_tokens for row in rows)
             if turns := sum(row.turns for row in rows):

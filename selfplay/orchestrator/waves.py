@@ -80,6 +80,10 @@ class Waves:
     def is_played(self, update: int) -> bool:
         return self._game.store.state(f"played/{update}") is not None
 
+    def is_admitted(self, update: int) -> bool:
+        """Whether the wave's accepted artifacts are bugs by now; before that one of them only seems to be a duplicate."""
+        return self._game.store.state(f"planned/{update}/solver") is not None
+
     # -- injecting ---------------------------------------------------------------------------------------------------
 
     def _plan_injector_groups(self, update: int) -> list[GroupRow]:
@@ -88,7 +92,9 @@ class Waves:
         if game.store.state(f"planned/{update}/injector"):
             return game.store.groups(update=update, role=Role.INJECTOR)
         rng = random.Random(derive_seed(config.seed, update, "injector groups"))
-        wanted = config.train.injector_groups if self._waiting_bugs(update) < max(1, config.train.solver_groups) else 0
+        plays_bugs = config.train.solver_groups > 0 or config.train.even  # else no queue is ever shortened
+        queue_is_full = plays_bugs and self._waiting_bugs(update) >= max(1, config.train.solver_groups)
+        wanted = 0 if queue_is_full else config.train.injector_groups
         earlier = game.store.groups(role=Role.INJECTOR)
         uses = Counter(group.repository for group in earlier)
         target_uses = Counter(group.target_json for group in earlier if group.target_json)
@@ -127,9 +133,9 @@ class Waves:
         return waiting + coming * self._dispatcher.accepted_share - len(others) * train.solver_groups
 
     def _free(self, bugs: list[BugRow], but: Collection[str] = ()) -> list[BugRow]:
-        """Those that no solver group plays now."""
+        """Those that no solver group plays now, of repositories that are in the game."""
         played = {group.bug_id for group in self._game.store.groups(role=Role.SOLVER, status="open")}.union(but)
-        return [bug for bug in bugs if bug.bug_id not in played]
+        return [bug for bug in bugs if bug.bug_id not in played and bug.repository in self._game.environments]
 
     def _store_plan(self, key: str, groups: list[GroupRow]) -> None:
         with self._game.store.transaction():
@@ -140,7 +146,7 @@ class Waves:
     def _admit(self, groups: list[GroupRow], update: int) -> None:
         """Accepted artifacts become bugs in the order of group and member, never of completion, so that duplicates repeat."""
         store = self._game.store
-        if store.state(f"planned/{update}/solver"):
+        if self.is_admitted(update):
             return  # a run that was killed later than this
         for group in groups:
             environment = self._game.environments[group.repository]
@@ -201,14 +207,14 @@ class Waves:
         return game.store.groups(update=update, role=Role.SOLVER)
 
     def _plan_refills(self, update: int) -> list[GroupRow]:
-        """Groups in place of those whose attempts all ended alike, train.refills at most; other bugs than the wave's."""
+        """Groups in place of those that carry no gradient, train.refills at most; other bugs than the wave's."""
         store, limit = self._game.store, self._game.config.train.refills
         groups = store.groups(update=update, role=Role.SOLVER)
         if not limit or not groups:
             return []
         refilled = int(store.state(f"refilled/{update}") or 0)
-        alike = sum(group.status != "open" and not has_variance(store.episodes(group_id=group.group_id)) for group in groups)
-        wanted = min(alike, limit) - refilled
+        vain = sum(group.status != "open" and not carries_gradient(group, store.episodes(group_id=group.group_id)) for group in groups)
+        wanted = min(vain, limit) - refilled
         if wanted <= 0:
             return []
         chosen = self._choose_bugs(update, wanted, f"refill {refilled}", but={group.bug_id for group in groups})
@@ -242,7 +248,6 @@ class Waves:
                 size=self._game.config.train.group_size,
             )
             for number, bug in enumerate(bugs, first)
-            if bug.repository in self._game.environments
         ]
 
     def solver_slots(self, update: int) -> int:
@@ -284,7 +289,7 @@ class Waves:
         return measure_solve_rate(outcomes, [attempt.confirmed if attempt else None for attempt in attempts], group.size)
 
     async def _admit_second_order(self, groups: list[GroupRow], update: int) -> None:
-        """At most one failed attempt of each first-order bug becomes a bug of order two: the first, by member, that validates."""
+        """At most one failed attempt of each first-order bug becomes one of order two: the first that validates, of two tried by member."""
         game = self._game
         if game.config.solver.second_order_share == 0:
             return
@@ -338,9 +343,15 @@ class Waves:
         return injector.min_passing_tests, injector.min_failing_tests, injector.min_changed_files
 
 
-def has_variance(rows: list[EpisodeRow]) -> bool:
-    """Whether a finished group's rewards differ: only then does it carry a gradient."""
-    return len({row.reward for row in rows if not row.masked and row.reward is not None}) > 1
+def says_enough(group: GroupRow, rewarded: int) -> bool:
+    """Whether so many of a group's episodes tell its mean: one that keeps no more than half of them does not (recipes.md)."""
+    return 2 * rewarded > group.size
+
+
+def carries_gradient(group: GroupRow, rows: list[EpisodeRow]) -> bool:
+    """Whether `rows` of a finished group are enough of it and their rewards differ."""
+    rewards = [row.reward for row in rows if not row.masked and row.reward is not None]
+    return says_enough(group, len(rewards)) and len(set(rewards)) > 1
 
 
 def targets_of(environment: Environment, settings: InjectorSettings) -> list[Target]:

@@ -83,6 +83,23 @@ def test_known_keys_are_dotted():
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
+        (["train.injector_groups=0", "train.solver_groups=0"], r"train: .*solver_groups = 0 play nothing"),
+        (["train.injector_groups=0", 'train.learn=["injector"]'], r"only the injector learns and it never plays"),
+        (["train.solver_groups=0", 'train.learn=["solver"]'], r"only the solver learns and it never plays"),
+    ],
+)
+def test_a_game_that_nobody_plays_or_learns_from_is_refused(overrides: list[str], message: str):
+    with pytest.raises(ConfigError, match=message):
+        load_config(None, overrides)
+
+
+def test_solvers_that_take_injectors_places_play_without_groups_of_their_own():
+    assert load_config(None, ["train.solver_groups=0", "train.even=true", 'train.learn=["solver"]']).train.even
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
         (["trainer.ranks=2"], r"ranks = 2 needs trainer.type = 'deepspeed'"),
         (["trainer.offload=true"], r"offload = true needs trainer.type = 'deepspeed'"),
         (["trainer.type=deepspeed", "trainer.zero_stage=0", "trainer.offload=true"], r"trainer.zero_stage of at least 1"),

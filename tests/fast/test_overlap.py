@@ -5,6 +5,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import simulated_game
 from selfplay.artifact import Artifact
 from selfplay.config import load_config
 from selfplay.curriculum.store import Store
-from selfplay.errors import RunError
+from selfplay.errors import RunError, SandboxUnavailable, TrainerError
 from selfplay.orchestrator.hosts import InjectorWork, SolverWork
 from selfplay.orchestrator.loop import IdleClock
 from selfplay.orchestrator.staleness import newest_wave, updates_ahead
@@ -24,7 +25,8 @@ from selfplay.roles import EpisodePlace
 from selfplay.suspects import Suspect
 from selfplay.targets import Target
 from selfplay.validator import BugState, Thresholds
-from simulated_game import Script, simulate, uneven
+from simulated_game import Script, SimulatedHost, SimulatedTrainer, simulate, uneven
+from store_rows import a_bug
 
 
 def rows_of(simulation):
@@ -82,6 +84,19 @@ def test_a_group_that_straggles_blocks_no_update_and_is_trained_on_later(tmp_pat
     assert len(rows_of(simulation)) == 12
 
 
+def test_an_artifact_is_no_duplicate_while_its_wave_waits_for_another_injector_group(tmp_path):
+    def play_s(place):
+        if place.group == "u0002-inj1":  # until an update has paid injectors while artifacts of u0002-inj0 wait to be admitted
+            eventually((tmp_path / "simulated" / "checkpoints" / "update-00001").exists)
+        return 0.01
+
+    script = Script(play_s=play_s, repairs=lambda place: place.update == 1 and place.member % 2 == 0)
+    simulation = simulate(tmp_path, script, max_lag=2, updates=2, injector_groups=2, solver_groups=7, ahead=1)
+    played = [row for row in episodes_of(simulation) if row.role == "injector"]
+    assert {row.group_id for row in played} == {"u0001-inj0", "u0001-inj1", "u0002-inj0", "u0002-inj1"}
+    assert not [row.episode_id for row in played if row.note == "duplicate"]
+
+
 @pytest.mark.parametrize(("in_flight", "seconds"), [(8, sys.getswitchinterval()), (5000, 0.1)])
 def test_the_more_episodes_are_in_flight_the_less_often_their_threads_ask_for_pythons_lock(tmp_path, in_flight, seconds):
     before, seen = sys.getswitchinterval(), set()
@@ -109,6 +124,50 @@ def test_groups_whose_attempts_all_end_alike_are_replaced_up_to_the_cap(tmp_path
 def test_no_more_groups_are_replaced_than_the_cap_allows(tmp_path):
     simulation = simulate(tmp_path, Script(repairs=lambda place: True, is_bug=lambda place: True), 0, updates=1, refills=1)
     assert len({row.group_id for row in episodes_of(simulation) if row.role == "solver"}) == 3
+
+
+def test_a_group_of_which_the_machine_spoiled_half_is_replaced_since_it_carries_no_gradient(tmp_path):
+    def fails(place):
+        return place.group == "u0001-sol0" and place.member < 2  # one of the others repairs the bug, and one does not
+
+    simulation = simulate(tmp_path, Script(fails=fails), 0, updates=1, refills=1, solver_groups=2)
+    (row,) = rows_of(simulation)
+    assert {row.group_id for row in episodes_of(simulation) if row.role == "solver"} == {"u0001-sol0", "u0001-sol1", "u0001-sol2"}
+    assert (row["groups/dropped_groups"], row["groups/solver/gradient_groups"]) == (1, 2)
+
+
+def test_an_attempts_record_names_the_files_whose_change_did_not_count(tmp_path):
+    simulation = simulate(tmp_path, Script(restored="conftest.py\ntests/test_a.py\n"), 0, updates=1)
+    with Store.open(simulation.run.database, writer=False) as store:
+        assert {attempt.restored for attempt in store.attempts()} == {("conftest.py", "tests/test_a.py")}
+
+
+def test_bugs_of_a_repository_that_is_left_out_take_nobodys_place(tmp_path):
+    simulate(tmp_path, Script(), 0, updates=1)
+    with Store.open(tmp_path / simulated_game.NAME / "selfplay.db") as store:
+        for number in range(2):
+            assert store.add_bug(a_bug(f"given-{number}", "", repository="left out", created_update=0))
+    simulation = simulate(tmp_path, Script(), 0, updates=2)
+    assert {row.group_id for row in episodes_of(simulation) if row.role == "solver" and row.update == 2} == {"u0002-sol0", "u0002-sol1"}
+
+
+def test_without_solvers_bugs_that_wait_for_them_keep_no_injector_from_playing(tmp_path):
+    simulation = simulate(tmp_path, Script(), 0, updates=3, solver_groups=0)
+    assert {row.group_id for row in episodes_of(simulation)} == {"u0001-inj0", "u0002-inj0", "u0003-inj0"}
+
+
+def test_judging_that_the_machine_fails_for_a_moment_is_done_again_a_moment_later(tmp_path, monkeypatch):
+    judge, began = SimulatedHost.judge, []
+
+    def fails_at_first(host, work, episode):
+        began.append(time.monotonic())
+        if began[-1] - began[0] < 0.3:
+            raise SandboxUnavailable("the engine restarts (a test says so)")
+        return judge(host, work, episode)
+
+    monkeypatch.setattr(SimulatedHost, "judge", fails_at_first)
+    simulation = simulate(tmp_path, Script(), 0, updates=1)
+    assert not [row for row in episodes_of(simulation) if row.masked]
 
 
 def test_with_nothing_played_ahead_a_run_repeats_exactly(tmp_path):
@@ -186,6 +245,35 @@ def test_a_run_killed_while_it_plays_ahead_loses_nothing_and_counts_nothing_twic
         assert [update.update for update in store.updates() if update.committed_at] == [1, 2, 3, 4]
         learned = [row for row in store.episodes() if row.consumed_update and row.advantage]
     assert simulation.trainer.seen == len(learned)  # of the checkpoints that were committed: no sample is in the weights twice, or lost
+
+
+def test_each_episode_is_counted_in_one_row_although_a_kill_came_between(tmp_path, monkeypatch):
+    database, save = tmp_path / simulated_game.NAME / "selfplay.db", SimulatedTrainer.save
+
+    def holds(question):
+        with Store.open(database, writer=False) as store:
+            return bool(question(store))
+
+    def play_s(place):
+        if (place.group, place.member) == ("u0001-sol0", 3):
+            eventually(lambda: holds(lambda store: store.last_update() == 1))
+        return 0.01
+
+    def dies_once_the_first_wave_is_whole(trainer, folder):
+        if folder.name == "update-00002":
+            eventually(lambda: holds(lambda store: store.state("played/1")))
+            raise TrainerError("the run ends here (a test says so)")
+        save(trainer, folder)
+
+    script = Script(play_s=play_s, repairs=lambda place: True)  # without a gradient, so that updates wait for as many whole waves
+    train = {"updates": 3, "solver_groups": 1, "ahead": 2}
+    with monkeypatch.context() as killed, pytest.raises(TrainerError):
+        killed.setattr(SimulatedTrainer, "save", dies_once_the_first_wave_is_whole)
+        simulate(tmp_path, script, max_lag=8, **train)
+    simulation = simulate(tmp_path, script, max_lag=8, **train)
+    with Store.open(database, writer=False) as store:
+        rows = [json.loads(update.metrics_json) for update in store.updates()]
+    assert sum(row["solver/episodes"] for row in rows) == len([row for row in episodes_of(simulation) if row.role == "solver"])
 
 
 def test_by_default_playing_and_training_take_turns_and_the_paper_s_recipe_plays_ahead():

@@ -75,6 +75,8 @@ def test_pass_at_k_counts_the_draws_without_a_pass():
     assert pass_at_k(4, 1, 2) == pytest.approx(1 - math.comb(3, 2) / math.comb(4, 2))
     assert pass_at_k(4, 3, 2) == 1.0
     assert pass_at_k(4, 0, 4) == 0.0
+    with pytest.raises(ValueError, match="no pass@4 from 0 passes in 2 attempts"):
+        pass_at_k(2, 0, 4)
 
 
 @given(PAIRS)

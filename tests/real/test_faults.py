@@ -17,7 +17,7 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import cast
 
@@ -241,6 +241,36 @@ def test_a_full_cache_disk_is_named_while_an_environment_is_built_and_nothing_un
     assert left == "[]"
 
 
+APPLY = """
+import sys, tempfile
+from pathlib import Path
+from selfplay.errors import DiskFullError, PatchError
+from selfplay.patches import apply_patch, diff_trees
+from selfplay.trees import FileEntry, Tree
+disk = tempfile.tempdir = sys.argv[1]
+before = Tree({"a.py": FileEntry(b"x = 1\\n")})
+after = Tree({"a.py": FileEntry(b"x = 1\\n" + b"y = 2  # much\\n" * 12000)})
+Path(tempfile.tempdir, "ballast").write_bytes(bytes(900 << 10))
+tempfile.tempdir = None
+diff = diff_trees(before, after)
+tempfile.tempdir = disk
+for act in (lambda: apply_patch(before, diff), lambda: diff_trees(before, after)):
+    try:
+        print("done", act())
+    except PatchError as error:
+        print("the diff's fault:", error)
+    except DiskFullError as error:
+        print("full:", error)
+print(sorted(path.name for path in Path(disk).iterdir()))
+"""
+
+
+def test_a_full_disk_is_never_the_fault_of_a_diff(tmp_path: Path) -> None:
+    applied, compared, left = on_a_small_disk(tmp_path, "1m", APPLY).splitlines()
+    assert applied.startswith(f"full: no space is left for {tmp_path}") and compared.startswith(f"full: no space is left for {tmp_path}")
+    assert left == "['ballast']"
+
+
 STORE = """
 import sys
 from pathlib import Path
@@ -395,6 +425,27 @@ def kill_first(kind: str) -> threading.Thread:
     return thread
 
 
+@contextmanager
+def killing(kind: str) -> Iterator[None]:
+    """Every process of `kind` that this one starts meanwhile is killed."""
+    is_over = threading.Event()
+
+    def watch() -> None:
+        while not is_over.wait(0.01):
+            for process in processes_of(os.getpid()):
+                if process.kind == kind:
+                    with suppress(ProcessLookupError):
+                        os.kill(process.pid, signal.SIGKILL)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        thread.join()
+
+
 @pytest.mark.parametrize("kind", [TEST_RUN, PARSER])
 def test_a_test_run_that_the_machine_kills_once_is_made_again(tmp_path: Path, kind: str) -> None:
     environment = an_environment("sleep 0.5; echo ran\n", 'import time\ntime.sleep(0.5)\nprint(\'{"t": "passed"}\')\n')
@@ -403,6 +454,16 @@ def test_a_test_run_that_the_machine_kills_once_is_made_again(tmp_path: Path, ki
     done = runner.run(environment, environment.tree, environment.script, environment.parser)
     killer.join()
     assert (done.log, done.outcomes.passed, done.error) == (b"ran\n", {"t"}, "")
+
+
+def test_a_parser_that_the_machine_kills_again_and_again_is_asked_anew_when_its_log_comes_again(tmp_path: Path) -> None:
+    environment = an_environment("echo ran\n", 'import time\ntime.sleep(0.5)\nprint(\'{"t": "passed"}\')\n')
+    runner = TestRunner(open_or_skip("bubblewrap", tmp_path), ValidatorSettings(), Limits(), {"run": "test"})
+    with killing(PARSER):
+        spoiled = runner.run(environment, environment.tree, environment.script, environment.parser)
+    assert spoiled.error == "test_parser.py ended with exit status 137: it said nothing"
+    again = runner.run(environment, environment.tree, environment.script, environment.parser)
+    assert (again.outcomes.passed, again.error, again.cached) == ({"t"}, "", True)
 
 
 def test_a_script_that_kills_itself_is_made_twice_and_then_counts(tmp_path: Path) -> None:

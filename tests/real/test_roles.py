@@ -219,6 +219,7 @@ def test_given_tests_that_a_solver_edits_are_restored_in_grading(house: House, b
     edit = format_action("bash", "sed -i 's/== 2$/== -2/' tests/test_numbers.py")
     cheat = house.repair([edit, RUN_TESTS, SUBMIT_NOTHING], bug, GIVEN)
     assert cheat.turns[1].observation.startswith("status 0\n")
+    assert cheat.submission == {"patch": "", "restored": "tests/test_numbers.py\n"}
     assert not house.grade(bug, cheat).passed
     assert house.grade(bug, house.repair([edit, SOLVER[1], SUBMIT_NOTHING], bug, GIVEN)).passed
 
