@@ -134,9 +134,9 @@ def test_a_call_has_merit_when_it_changed_a_file_as_none_before_it_had():
 
 def test_calls_are_credited_beside_those_of_their_group_whatever_became_of_the_episodes():
     group = [played(MENDING, ("bash", "ls", False)), played(FAULTY), played(FAULTY), played(FAULTY)]
-    good, *bad = token_advantages(group, [0.0] * 4, TrainerSettings(call_weight=2.0, negative_weight=0.0))
+    good, *bad = token_advantages(group, [0.0] * 4, TrainerSettings(call_weight=2.0, negative_weight=0.5))
     assert good == [0, 1.5, 1.5, 0, 0, 0]
-    assert bad == [[0, -0.5, -0.5]] * 3
+    assert bad == [[0, -0.25, -0.25]] * 3
     assert token_advantages(group[1:], [0.0] * 3, TrainerSettings(call_weight=2.0)) == [[0, 0, 0]] * 3
 
 
