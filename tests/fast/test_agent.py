@@ -311,6 +311,7 @@ def test_a_call_that_changes_nothing_is_drawn_again_and_leaves_no_trace(play: Pl
         (SUBMIT, 1, False),  # in place of an edit that was made before
     ]
     assert [message["content"] for message in result.messages if message["role"] == "assistant"] == [good, draws[101], SUBMIT]
+    (tmp_path / "a.py").write_text("a = 1\nb = 2\n")
     plain = play([good, draws[101], SUBMIT])
     assert result.token_ids == plain.token_ids and result.loss_mask == plain.loss_mask and result.weight_versions == plain.weight_versions
 
