@@ -18,6 +18,7 @@ from selfplay.errors import SandboxLost, SandboxUnavailable
 from selfplay.sandbox.base import Sandbox
 from selfplay.tools import Action, BadFormat, Observation, cap_output, execute, make_harmless, parse_action, render_observation
 
+CHANGING = ("edit", "create")  # a refused one leaves the workspace as it was
 MIN_TURN_TOKENS = 16  # a shorter rest of the context holds no call
 WIDEST_STATUS = (9999, 999, 99999)  # exit code, turns, tokens: sets room aside for the line that tells what is left
 
@@ -132,6 +133,19 @@ class Conversation:
         self.messages.append({"role": "assistant", "content": text})
         return first, len(self.token_ids)
 
+    def take_back(self) -> Turn:
+        """Forget the last action, which nothing has answered yet; returns its record."""
+        turn = self.turns.pop()
+        first = turn.tokens[0]
+        del self.token_ids[first:], self.loss_mask[first:], self.logprobs[first:]
+        self.weight_versions = [span for span in self.weight_versions if span[0] < first]
+        self.messages.pop()
+        return turn
+
+    def has_made(self, action: Action) -> bool:
+        """Whether this very call changed a file before."""
+        return any(step.action == _call(action) and not step.is_error for step in self.steps)
+
     def bridge(self, observation: str) -> list[int]:
         """What follows the last action: its closing token where the policy left it out, the observation, the next opening."""
         closing = [] if self.token_ids[-1] == self.chat.stop_id else [self.chat.stop_id]
@@ -149,7 +163,11 @@ class Conversation:
 
 @dataclass(frozen=True)
 class Agent:
-    """Plays one episode in an open sandbox. seed_of: the seed of a turn, by its number from 0. tag: role/group/member."""
+    """Plays one episode in an open sandbox. seed_of: the seed of a turn, by its number from 0. tag: role/group/member.
+
+    With `redraws` a change that is refused or was made before, and a reply without a call, is drawn again; what was rejected leaves no
+    trace but its number.
+    """
 
     engine: Engine
     chat: ChatFormat
@@ -185,25 +203,41 @@ class Agent:
 
     def _turn(self, talk: Conversation) -> None:
         """One action and its observation; raises EpisodeEnd when no further turn follows."""
-        text, tokens, generate_s = self._generate(talk)
+        action, observation = self._act(talk, 0)
+        for draw in range(1, self.settings.redraws + 1):
+            if not observation.is_error or (action and action.tool not in CHANGING):
+                break
+            action, observation = self._act(talk, draw, talk.take_back().generate_s)
+        output = cap_output(make_harmless(observation.text), self.settings.observation_tokens, self.chat.spans)
+        talk.steps.append(_step(talk.turns[-1].text, action, output, observation))
+        self._check_limits(talk)
+        self._observe(talk, output, observation.exit_code)
+
+    def _act(self, talk: Conversation, draw: int, spent_s: float = 0.0) -> tuple[Action | None, Observation]:
+        """Draw an action, do it and record its turn. Before the last draw a change made before is refused.
+
+        spent_s: on the draws before
+        """
+        text, tokens, generate_s = self._generate(talk, draw)
         action, observation = None, None
         started = time.perf_counter()
         try:
             action = parse_action(text)
             if action.tool == "submit":
                 raise Submitted(action.names)
-            observation = execute(action, self.sandbox, self.settings)
+            if draw < self.settings.redraws and action.tool in CHANGING and talk.has_made(action):
+                observation = Observation("This change was made before.", 1, is_error=True)
+            else:
+                observation = execute(action, self.sandbox, self.settings)
         except BadFormat as fault:
             observation = Observation(str(fault), 2, is_error=True)
         finally:  # a turn that ended the sandbox is a turn too
             act_s = time.perf_counter() - started
-            talk.turns.append(_turn_record(text, action, observation, tokens, generate_s, act_s))
-        output = cap_output(make_harmless(observation.text), self.settings.observation_tokens, self.chat.spans)
-        talk.steps.append(_step(text, action, output, observation))
-        self._check_limits(talk)
-        self._observe(talk, output, observation.exit_code)
+            record = _turn_record(text, action, observation, tokens, spent_s + generate_s, act_s)
+            talk.turns.append(replace(record, rejected=draw))
+        return action, observation
 
-    def _generate(self, talk: Conversation) -> tuple[str, tuple[int, int], float]:
+    def _generate(self, talk: Conversation, draw: int) -> tuple[str, tuple[int, int], float]:
         room = self.settings.context_tokens - len(talk.token_ids)
         if room < MIN_TURN_TOKENS:
             raise OutOfTokens
@@ -211,7 +245,7 @@ class Agent:
         request = GenerationRequest(
             prompt_ids=tuple(talk.token_ids),
             max_new_tokens=min(self.settings.turn_tokens, room),
-            seed=self.seed_of(number),
+            seed=self.seed_of(number + draw * self.settings.max_turns),
             stop_ids=self.chat.stop_ids,
             tag=f"{self.tag}/{number}",
         )
@@ -274,7 +308,11 @@ def _turn_record(
 
 
 def _step(text: str, action: Action | None, output: str, observation: Observation) -> Step:
-    return Step(f"{action.tool}\n{action.body}" if action else text, output, observation.is_error, action is None, observation.timed_out)
+    return Step(_call(action) if action else text, output, observation.is_error, action is None, observation.timed_out)
+
+
+def _call(action: Action) -> str:
+    return f"{action.tool}\n{action.body}"
 
 
 def _run_length(steps: Sequence[Step], holds: Callable[[Step], bool]) -> int:

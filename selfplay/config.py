@@ -182,6 +182,7 @@ class AgentSettings(Section):
     command_timeout_s: float = Field(120, gt=0)
     requeries: int = Field(3, ge=0)  # bad formats in a row that are answered before the episode ends
     timeouts_in_a_row: int = Field(3, ge=1)
+    redraws: int = Field(0, ge=0)  # in training: a call that changes nothing (refused, repeated, unreadable) is drawn again so often
     prompt_style: Literal["full", "terse"] = "full"
     temperature: float = Field(1.0, ge=0)
 

@@ -40,6 +40,7 @@ class Turn:
     observation  what the policy was shown next, "" after the last turn
     tokens       (first, one past last) index of the action in the episode's token_ids
     exit_code    of a bash command, None otherwise
+    rejected     how many draws in its place were thrown away (`agent.redraws`)
     """
 
     text: str
@@ -50,6 +51,7 @@ class Turn:
     generate_s: float = 0.0
     act_s: float = 0.0
     is_error: bool = False
+    rejected: int = 0
 
 
 @dataclass(frozen=True)

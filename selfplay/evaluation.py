@@ -99,6 +99,7 @@ def identity_of(config: Config, policy: Mapping[str, Any], tasks: Iterable[Task]
     whole = config.model_dump(mode="json")
     settings = {f"{name}.{key}": value for name in ("agent", "validator", "sandbox") for key, value in whole[name].items()}
     del settings["sandbox.type"], settings["sandbox.ready"]  # where and how early sandboxes open changes no result
+    del settings["agent.redraws"]  # training's alone
     settings |= {"seed": config.seed, "solver.given": whole["solver"]["given"], "engine.type": config.engine.type}
     if "suspects" in config.solver.given:
         settings["solver.max_suspects"] = config.solver.max_suspects
@@ -346,9 +347,8 @@ class Evaluator:
         place = EpisodePlace(self.config.seed, 0, attempt.group, attempt.number, self.labels)
         if (found := _written(folder, place)) is not None:
             return found
-        config = self.config
-        if attempt.mode == "greedy":
-            config = config.model_copy(update={"agent": config.agent.model_copy(update={"temperature": 0.0})})
+        how = {"redraws": 0} | ({"temperature": 0.0} if attempt.mode == "greedy" else {})
+        config = self.config.model_copy(update={"agent": self.config.agent.model_copy(update=how)})
         task = solver_task(attempt.environment, attempt.task.instance_id, attempt.bug, attempt.task.failure, config)
         for retry in range(MACHINE_RETRIES + 1):
             episode = play_solver(task, place, self.engine, self.chat, self.backend, config, self.limits, runner)

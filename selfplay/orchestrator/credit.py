@@ -83,13 +83,14 @@ def credit_solver(passed: bool | None, bug_is_void: bool) -> Credit:
 def token_advantages(episodes: Sequence[Episode], advantages: Sequence[float], settings: TrainerSettings) -> list[list[float]]:
     """For each member of a group the advantage of each of its tokens; (members, tokens), 0 where nothing is learned.
 
-    advantages: the members' own, from their rewards. They count for all of a member's actions, a negative one `negative_weight` times.
+    advantages: the members' own, from their rewards. They count for all of a member's actions. Whatever is negative counts
+    `negative_weight` times.
     With credit "kept" a positive one leaves out calls that failed and edits of which the submission holds nothing: what was taken back
-    did not earn it. `call_weight` adds to each call that was to change a file its merit less the mean merit of the group's such calls.
+    did not earn it. `call_weight` adds to each call that was to change a file its merit less the mean merit of the group's such calls,
+    draws that were rejected (`agent.redraws`) counted among them with 0.
     """
     merits = [call_merits(episode) for episode in episodes]
-    known = [merit for of_member in merits for merit in of_member.values()]
-    mean = sum(known) / len(known) if known else 0.0
+    mean = mean_merit(episodes)
     found = []
     for episode, advantage, of_member in zip(episodes, advantages, merits, strict=True):
         advantage *= settings.negative_weight if advantage < 0 else 1.0
@@ -100,7 +101,8 @@ def token_advantages(episodes: Sequence[Episode], advantages: Sequence[float], s
             if settings.credit == "kept" and advantage > 0 and (turn.is_error or not _is_kept(turn, added)):
                 values[tokens] = [0.0] * len(values[tokens])
             if number in of_member:
-                extra = settings.call_weight * (of_member[number] - mean)
+                beside = of_member[number] - mean
+                extra = settings.call_weight * beside * (settings.negative_weight if beside < 0 else 1.0)
                 values[tokens] = [value + extra for value in values[tokens]]
         found.append(values)
     return found
@@ -121,6 +123,13 @@ def call_merits(episode: Episode) -> dict[int, float]:
         elif not turn.tool:
             merits[number] = 0.0
     return merits
+
+
+def mean_merit(episodes: Sequence[Episode]) -> float:
+    """The share of all draws that were to change a file and did; 0 where none was to."""
+    found = [merit for episode in episodes for merit in call_merits(episode).values()]
+    rejected = sum(turn.rejected for episode in episodes for turn in episode.turns)
+    return sum(found) / (len(found) + rejected) if found else 0.0
 
 
 def _added_lines(episode: Episode) -> dict[str, list[str]] | None:

@@ -19,7 +19,7 @@ from selfplay.curriculum.store import EpisodeRow
 from selfplay.episode import Episode, Role
 from selfplay.errors import RunError
 from selfplay.metrics import Value
-from selfplay.orchestrator.credit import Credit, SolveRate, call_merits, credit_injector, token_advantages
+from selfplay.orchestrator.credit import Credit, SolveRate, credit_injector, mean_merit, token_advantages
 from selfplay.orchestrator.dispatcher import Dispatcher
 from selfplay.orchestrator.game import Game
 from selfplay.orchestrator.staleness import is_stale, lag, newest_wave, updates_ahead
@@ -229,17 +229,17 @@ class TrainLoop:
         self._game.engine.load_weights(trainer.export_weights(), trainer.weight_version)
 
     def _read_samples(self, learned: Sequence[Sequence[tuple[EpisodeRow, float]]], stats: dict[str, Value]) -> list[Sample]:
-        """The groups' samples; adds to `stats` which share of the calls that were to change a file did (`credit.call_merits`)."""
+        """The groups' samples; adds to `stats` which share of the calls that were to change a file did (`credit.mean_merit`)."""
         samples: list[Sample] = []
-        merits: defaultdict[str, list[float]] = defaultdict(list)
+        of_role: defaultdict[str, list[Episode]] = defaultdict(list)
         for group in learned:
             episodes = [Episode.read(self._game.run.path / row.path) for row, _ in group]
             values = token_advantages(episodes, [advantage for _, advantage in group], self._game.config.trainer)
             for episode, advantages in zip(episodes, values, strict=True):
                 mask = [int(advantage != 0) for advantage in advantages]
                 samples.append(Sample(episode.token_ids, mask, episode.logprobs, advantages, episode.role.value))
-                merits[episode.role] += call_merits(episode).values()
-        stats |= {f"{role}/calls_that_change": round(sum(values) / len(values), 4) for role, values in merits.items() if values}
+                of_role[episode.role].append(episode)
+        stats |= {f"{role}/calls_that_change": round(mean_merit(played), 4) for role, played in of_role.items()}
         return samples if with_gradient(samples) else []
 
     def _batch(self, update: int) -> Batch:

@@ -298,3 +298,32 @@ def test_the_scripted_engine_takes_weights_and_ends_at_a_stop_token(tokenizer_fo
     assert chat.decode(first.token_ids) == "solver 4 7" and first == second and first.stopped
     engine.load_weights({}, 3)
     assert engine.generate([request], Sampling())[0].weight_version == engine.weight_version == 3
+
+
+def test_a_call_that_changes_nothing_is_drawn_again_and_leaves_no_trace(play: Play, tmp_path: Path) -> None:
+    (tmp_path / "a.py").write_text("a = 1\nb = 2\n")
+    refused, good = format_action("edit", format_edit("a.py", 2, "9", "3")), format_action("edit", format_edit("a.py", 2, "2", "3"))
+    draws = {100: "no call", 112: refused, 124: good, 101: bash("git checkout -q a.py; false"), 102: good, 114: SUBMIT}
+    result = play(lambda turn: draws[turn.seed], SETTINGS.model_copy(update={"redraws": 2}))
+    assert [(turn.text, turn.rejected, turn.is_error) for turn in result.turns] == [
+        (good, 2, False),
+        (draws[101], 0, False),
+        (SUBMIT, 1, False),  # in place of an edit that was made before
+    ]
+    assert [message["content"] for message in result.messages if message["role"] == "assistant"] == [good, draws[101], SUBMIT]
+    (tmp_path / "a.py").write_text("a = 1\nb = 2\n")
+    plain = play([good, draws[101], SUBMIT])
+    assert result.token_ids == plain.token_ids and result.loss_mask == plain.loss_mask and result.weight_versions == plain.weight_versions
+
+
+def test_the_last_draw_counts_whatever_it_is(play: Play, tmp_path: Path) -> None:
+    (tmp_path / "a.py").write_text("a = 1\n")
+    refused = format_action("edit", format_edit("a.py", 1, "9", "3"))
+    result = play(lambda turn: SUBMIT if turn.number else refused, SETTINGS.model_copy(update={"redraws": 2}))
+    assert [(turn.rejected, turn.is_error) for turn in result.turns] == [(2, True), (0, False)]
+    assert "does not start in line 1" in result.turns[0].observation
+
+
+def test_a_command_is_never_drawn_again(play: Play) -> None:
+    settings = SETTINGS.model_copy(update={"redraws": 2, "command_timeout_s": 0.2})
+    assert [turn.rejected for turn in play([bash("sleep 5"), SUBMIT], settings).turns] == [0, 0]

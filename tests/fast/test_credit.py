@@ -1,10 +1,19 @@
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from selfplay.config import TrainerSettings
 from selfplay.episode import Episode, FinishReason, Role, Turn
-from selfplay.orchestrator.credit import SolveRate, call_merits, credit_injector, credit_solver, measure_solve_rate, token_advantages
+from selfplay.orchestrator.credit import (
+    SolveRate,
+    call_merits,
+    credit_injector,
+    credit_solver,
+    mean_merit,
+    measure_solve_rate,
+    token_advantages,
+)
 from selfplay.orchestrator.staleness import is_stale
 from selfplay.tools import format_action, format_edit
 
@@ -134,9 +143,9 @@ def test_a_call_has_merit_when_it_changed_a_file_as_none_before_it_had():
 
 def test_calls_are_credited_beside_those_of_their_group_whatever_became_of_the_episodes():
     group = [played(MENDING, ("bash", "ls", False)), played(FAULTY), played(FAULTY), played(FAULTY)]
-    good, *bad = token_advantages(group, [0.0] * 4, TrainerSettings(call_weight=2.0, negative_weight=0.0))
+    good, *bad = token_advantages(group, [0.0] * 4, TrainerSettings(call_weight=2.0, negative_weight=0.5))
     assert good == [0, 1.5, 1.5, 0, 0, 0]
-    assert bad == [[0, -0.5, -0.5]] * 3
+    assert bad == [[0, -0.25, -0.25]] * 3
     assert token_advantages(group[1:], [0.0] * 3, TrainerSettings(call_weight=2.0)) == [[0, 0, 0]] * 3
 
 
@@ -144,3 +153,11 @@ def test_a_calls_own_credit_adds_to_the_episodes_and_is_not_left_out_with_it():
     success = played(FAULTY, MENDING)
     values = token_advantages([success], [1.0], TrainerSettings(call_weight=1.0, credit="kept"))[0]
     assert values == [0, -0.5, -0.5, 0, 1.5, 1.5]
+
+
+def test_draws_that_were_thrown_away_count_among_the_groups_calls():
+    kept = played(MENDING)
+    kept = replace(kept, turns=(replace(kept.turns[0], rejected=3),))
+    assert mean_merit([kept]) == 0.25
+    assert token_advantages([kept], [0.0], TrainerSettings(call_weight=1.0)) == [[0, 0.75, 0.75]]
+    assert mean_merit([played(("bash", "ls", False))]) == 0.0
