@@ -16,9 +16,8 @@ from selfplay.engines.base import Completion, Engine, GenerationRequest, Samplin
 from selfplay.episode import FinishReason, Turn
 from selfplay.errors import SandboxLost, SandboxUnavailable
 from selfplay.sandbox.base import Sandbox
-from selfplay.tools import Action, BadFormat, Observation, cap_output, execute, make_harmless, parse_action, render_observation
+from selfplay.tools import CHANGING, Action, BadFormat, Observation, cap_output, execute, make_harmless, parse_action, render_observation
 
-CHANGING = ("edit", "create")  # a refused one leaves the workspace as it was
 MIN_TURN_TOKENS = 16  # a shorter rest of the context holds no call
 WIDEST_STATUS = (9999, 999, 99999)  # exit code, turns, tokens: sets room aside for the line that tells what is left
 

@@ -239,7 +239,7 @@ class TrainerSettings(Section):
     aggregation: Literal["constant", "token", "sequence"] = "constant"
     negative_weight: float = Field(1.0, ge=0, le=1)  # of episodes with a negative advantage; below 1 the gradient leans to what succeeded
     credit: Literal["episode", "kept"] = "episode"  # kept: what succeeded is learned without calls that failed and edits taken back
-    call_weight: float = Field(0.0, ge=0)  # of a second credit, each call's own: an edit that applies and is new beside one that does not
+    redraw_weight: float = Field(0.0, ge=0)  # of what was drawn in place of rejected calls (agent.redraws), whatever came of the episode
     learning_rate: float = Field(3e-6, gt=0)
     warmup_updates: int = Field(30, ge=0)
     weight_decay: float = Field(0.0, ge=0)

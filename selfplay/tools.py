@@ -17,6 +17,7 @@ from selfplay.config import AgentSettings
 from selfplay.sandbox.base import WORKSPACE, ExecResult, Sandbox
 
 TOOLS = ("bash", "edit", "create", "submit")
+CHANGING = ("edit", "create")  # a refused one leaves the workspace as it was
 OPENING = re.compile(r"^<tool: ([^\n<>]*)>[ \t]*$", re.MULTILINE)
 CLOSING = re.compile(r"^</tool>[ \t]*$", re.MULTILINE)
 NUMBERED_PATH = re.compile(r"(.+?):([0-9]{1,9})")

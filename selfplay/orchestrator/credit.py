@@ -13,7 +13,7 @@ from selfplay.episode import Episode, Turn
 from selfplay.errors import SelfplayError
 from selfplay.patches import parse_patch
 from selfplay.rewards import INVALID_REWARD, InjectorReward, duplicate_reward, injector_reward, solver_reward
-from selfplay.tools import BadFormat, parse_action
+from selfplay.tools import CHANGING, BadFormat, parse_action
 
 
 @dataclass(frozen=True)
@@ -80,56 +80,40 @@ def credit_solver(passed: bool | None, bug_is_void: bool) -> Credit:
     return Credit(solver_reward(passed), "repaired" if passed else "not repaired")
 
 
-def token_advantages(episodes: Sequence[Episode], advantages: Sequence[float], settings: TrainerSettings) -> list[list[float]]:
-    """For each member of a group the advantage of each of its tokens; (members, tokens), 0 where nothing is learned.
+def token_advantages(episode: Episode, advantage: float, settings: TrainerSettings) -> list[float]:
+    """Each token's advantage; (tokens,), 0 where nothing is learned.
 
-    advantages: the members' own, from their rewards. They count for all of a member's actions. Whatever is negative counts
-    `negative_weight` times.
-    With credit "kept" a positive one leaves out calls that failed and edits of which the submission holds nothing: what was taken back
-    did not earn it. `call_weight` adds to each call that was to change a file its merit less the mean merit of the group's such calls,
-    draws that were rejected (`agent.redraws`) counted among them with 0.
+    advantage: the episode's, from its group's rewards. It counts for all actions, a negative one `negative_weight` times. With credit
+    "kept" a positive one leaves out calls that failed and edits of which the submission holds nothing: what was taken back did not earn it.
+
+    `redraw_weight` adds r / (r + 1) to an action that was drawn in place of r rejected ones (`agent.redraws`), whatever became of the
+    episode: it is a draw of the policy as it would be if it never failed so, and learning it the gradient of log P(not failing there).
     """
-    merits = [call_merits(episode) for episode in episodes]
-    mean = mean_merit(episodes)
-    found = []
-    for episode, advantage, of_member in zip(episodes, advantages, merits, strict=True):
-        advantage *= settings.negative_weight if advantage < 0 else 1.0
-        values = [advantage * is_action for is_action in episode.loss_mask]
-        added = _added_lines(episode)
-        for number, turn in enumerate(episode.turns):
-            tokens = slice(*turn.tokens)
-            if settings.credit == "kept" and advantage > 0 and (turn.is_error or not _is_kept(turn, added)):
-                values[tokens] = [0.0] * len(values[tokens])
-            if number in of_member:
-                beside = of_member[number] - mean
-                extra = settings.call_weight * beside * (settings.negative_weight if beside < 0 else 1.0)
-                values[tokens] = [value + extra for value in values[tokens]]
-        found.append(values)
-    return found
+    advantage *= settings.negative_weight if advantage < 0 else 1.0
+    values = [advantage * is_action for is_action in episode.loss_mask]
+    added = _added_lines(episode)
+    in_vain = turns_in_vain(episode)
+    for number, turn in enumerate(episode.turns):
+        tokens = slice(*turn.tokens)
+        if settings.credit == "kept" and advantage > 0 and (turn.is_error or not _is_kept(turn, added)):
+            values[tokens] = [0.0] * len(values[tokens])
+        if turn.rejected and number not in in_vain:
+            extra = settings.redraw_weight * turn.rejected / (turn.rejected + 1)
+            values[tokens] = [value + extra for value in values[tokens]]
+    return values
 
 
-def call_merits(episode: Episode) -> dict[int, float]:
-    """By number, each turn that was to change a file: 1 when it did what no call before it had, 0 when it was refused or repeated.
-
-    A reply that holds no readable call counts among them, with 0. Reading and running things are neither.
-    """
-    merits: dict[int, float] = {}
+def turns_in_vain(episode: Episode) -> set[int]:
+    """The numbers of turns whose call failed, was none, or repeats a change that was made before."""
+    found: set[int] = set()
     made: set[str] = set()
     for number, turn in enumerate(episode.turns):
-        if turn.tool in ("edit", "create"):
-            call = parse_action(turn.text).body
-            merits[number] = float(not turn.is_error and call not in made)
-            made.add(call)
-        elif not turn.tool:
-            merits[number] = 0.0
-    return merits
-
-
-def mean_merit(episodes: Sequence[Episode]) -> float:
-    """The share of all draws that were to change a file and did; 0 where none was to."""
-    found = [merit for episode in episodes for merit in call_merits(episode).values()]
-    rejected = sum(turn.rejected for episode in episodes for turn in episode.turns)
-    return sum(found) / (len(found) + rejected) if found else 0.0
+        changes = turn.tool in CHANGING and not turn.is_error
+        call = parse_action(turn.text).body if changes else ""
+        if turn.is_error or (changes and call in made):
+            found.add(number)
+        made.add(call)
+    return found
 
 
 def _added_lines(episode: Episode) -> dict[str, list[str]] | None:

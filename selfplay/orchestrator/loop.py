@@ -19,7 +19,7 @@ from selfplay.curriculum.store import EpisodeRow
 from selfplay.episode import Episode, Role
 from selfplay.errors import RunError
 from selfplay.metrics import Value
-from selfplay.orchestrator.credit import Credit, SolveRate, credit_injector, mean_merit, token_advantages
+from selfplay.orchestrator.credit import Credit, SolveRate, credit_injector, token_advantages
 from selfplay.orchestrator.dispatcher import Dispatcher
 from selfplay.orchestrator.game import Game
 from selfplay.orchestrator.staleness import is_stale, lag, newest_wave, updates_ahead
@@ -35,9 +35,9 @@ COUNTED_WAVES = "waves counted"
 
 @dataclass(frozen=True)
 class Batch:
-    """What an update trains on. learned: groups whose tokens count, members with their advantages; consumed: all that it is done with."""
+    """What an update trains on. learned: episodes whose tokens may count, with their advantages; consumed: all that it is done with."""
 
-    learned: list[list[tuple[EpisodeRow, float]]]
+    learned: list[tuple[EpisodeRow, float]]
     consumed: list[tuple[str, float]]
     groups: list[str]
     stats: dict[str, Value]
@@ -228,18 +228,19 @@ class TrainLoop:
         trainer = self._game.trainer
         self._game.engine.load_weights(trainer.export_weights(), trainer.weight_version)
 
-    def _read_samples(self, learned: Sequence[Sequence[tuple[EpisodeRow, float]]], stats: dict[str, Value]) -> list[Sample]:
-        """The groups' samples; adds to `stats` which share of the calls that were to change a file did (`credit.mean_merit`)."""
+    def _read_samples(self, learned: Sequence[tuple[EpisodeRow, float]], stats: dict[str, Value]) -> list[Sample]:
+        """None where no token is to be learned. Adds to `stats` which share of each role's draws was rejected (`agent.redraws`)."""
         samples: list[Sample] = []
-        of_role: defaultdict[str, list[Episode]] = defaultdict(list)
-        for group in learned:
-            episodes = [Episode.read(self._game.run.path / row.path) for row, _ in group]
-            values = token_advantages(episodes, [advantage for _, advantage in group], self._game.config.trainer)
-            for episode, advantages in zip(episodes, values, strict=True):
-                mask = [int(advantage != 0) for advantage in advantages]
-                samples.append(Sample(episode.token_ids, mask, episode.logprobs, advantages, episode.role.value))
-                of_role[episode.role].append(episode)
-        stats |= {f"{role}/calls_that_change": round(mean_merit(played), 4) for role, played in of_role.items()}
+        draws: dict[str, tuple[int, int]] = defaultdict(lambda: (0, 0))
+        for row, advantage in learned:
+            episode = Episode.read(self._game.run.path / row.path)
+            advantages = token_advantages(episode, advantage, self._game.config.trainer)
+            mask = [int(value != 0) for value in advantages]
+            samples.append(Sample(episode.token_ids, mask, episode.logprobs, advantages, episode.role.value))
+            rejected, kept = draws[episode.role]
+            draws[episode.role] = (rejected + sum(turn.rejected for turn in episode.turns), kept + len(episode.turns))
+        if self._game.config.agent.redraws:
+            stats |= {f"{role}/rejected_draws": round(rejected / (rejected + kept), 4) for role, (rejected, kept) in draws.items()}
         return samples if with_gradient(samples) else []
 
     def _batch(self, update: int) -> Batch:
@@ -270,7 +271,7 @@ class TrainLoop:
             if not any(advantages):
                 counts["zero_variance_groups"] += 1
                 counts[f"{group.role}/zero_variance_groups"] += 1
-                if not config.trainer.call_weight:
+                if not config.trainer.redraw_weight:
                     continue
             else:
                 counts[f"{group.role}/gradient_groups"] += 1
@@ -278,7 +279,7 @@ class TrainLoop:
                 counts["not_learned"] += len(fresh)
                 continue
             lags += [lag(row.weight_version_min, game.trainer.weight_version) for row in fresh]
-            batch.learned.append(list(zip(fresh, advantages, strict=True)))
+            batch.learned.extend(zip(fresh, advantages, strict=True))
         stats = batch.stats
         stats |= {f"groups/{name}": value for name, value in sorted(counts.items())}
         for role, values in rewards.items():

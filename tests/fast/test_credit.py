@@ -7,12 +7,11 @@ from selfplay.config import TrainerSettings
 from selfplay.episode import Episode, FinishReason, Role, Turn
 from selfplay.orchestrator.credit import (
     SolveRate,
-    call_merits,
     credit_injector,
     credit_solver,
-    mean_merit,
     measure_solve_rate,
     token_advantages,
+    turns_in_vain,
 )
 from selfplay.orchestrator.staleness import is_stale
 from selfplay.tools import format_action, format_edit
@@ -109,8 +108,13 @@ FAULTY = ("", "no call at all", True)
 
 
 def advantages_of(episode: Episode, advantage: float, **settings: Any) -> list[float]:
-    """Of a group that this episode makes up alone."""
-    return token_advantages([episode], [advantage], TrainerSettings(**settings))[0]
+    return token_advantages(episode, advantage, TrainerSettings(**settings))
+
+
+def drawn_again(episode: Episode, *rejected: int) -> Episode:
+    """Each turn in place of so many rejected draws."""
+    turns = tuple(replace(turn, rejected=count) for turn, count in zip(episode.turns, rejected, strict=True))
+    return replace(episode, turns=turns)
 
 
 def test_what_a_success_took_back_or_got_wrong_is_not_learned_from_where_credit_goes_to_what_was_kept():
@@ -135,29 +139,20 @@ def test_a_submission_that_is_no_diff_takes_no_edit_from_an_episode():
     assert advantages_of(played(REFUSED, patch="nonsense"), 1.0, credit="kept") == [0, 1, 1]
 
 
-def test_a_call_has_merit_when_it_changed_a_file_as_none_before_it_had():
-    episode = played(FAULTY, ("edit", edited(1, "1", "2"), True), MENDING, ("bash", "ls", False), MENDING, REFUSED)
-    assert call_merits(episode) == {0: 0.0, 1: 0.0, 2: 0.0, 4: 0.0, 5: 1.0}
-    assert call_merits(played(MENDING, ("bash", "ls", False), MENDING)) == {0: 1.0, 2: 0.0}
+def test_a_turn_is_in_vain_when_its_call_failed_was_none_or_repeats_a_change():
+    refused = ("edit", edited(1, "1", "2"), True)
+    assert turns_in_vain(played(FAULTY, refused, MENDING, ("bash", "ls", False), MENDING, REFUSED)) == {0, 1, 4}
+    assert turns_in_vain(played(("bash", "ls", False), ("bash", "ls", False))) == set()
 
 
-def test_calls_are_credited_beside_those_of_their_group_whatever_became_of_the_episodes():
-    group = [played(MENDING, ("bash", "ls", False)), played(FAULTY), played(FAULTY), played(FAULTY)]
-    good, *bad = token_advantages(group, [0.0] * 4, TrainerSettings(call_weight=2.0, negative_weight=0.5))
-    assert good == [0, 1.5, 1.5, 0, 0, 0]
-    assert bad == [[0, -0.25, -0.25]] * 3
-    assert token_advantages(group[1:], [0.0] * 3, TrainerSettings(call_weight=2.0)) == [[0, 0, 0]] * 3
+def test_what_was_drawn_in_place_of_rejected_calls_is_credited_whatever_became_of_the_episode():
+    episode = drawn_again(played(MENDING, ("bash", "ls", False), MENDING, FAULTY), 3, 1, 4, 4)
+    credited = [0, 0.75, 0.75, 0, 0.5, 0.5] + [0] * 6  # what was still in vain is not
+    assert advantages_of(episode, 0.0, redraw_weight=1.0) == credited
+    assert advantages_of(episode, -1.0, redraw_weight=2.0, negative_weight=0.0) == [2 * value for value in credited]
+    assert advantages_of(episode, 0.0) == [0.0] * 12
 
 
-def test_a_calls_own_credit_adds_to_the_episodes_and_is_not_left_out_with_it():
-    success = played(FAULTY, MENDING)
-    values = token_advantages([success], [1.0], TrainerSettings(call_weight=1.0, credit="kept"))[0]
-    assert values == [0, -0.5, -0.5, 0, 1.5, 1.5]
-
-
-def test_draws_that_were_thrown_away_count_among_the_groups_calls():
-    kept = played(MENDING)
-    kept = replace(kept, turns=(replace(kept.turns[0], rejected=3),))
-    assert mean_merit([kept]) == 0.25
-    assert token_advantages([kept], [0.0], TrainerSettings(call_weight=1.0)) == [[0, 0.75, 0.75]]
-    assert mean_merit([played(("bash", "ls", False))]) == 0.0
+def test_the_credit_of_a_redraw_adds_to_the_episodes():
+    episode = drawn_again(played(MENDING, FAULTY), 1, 0)
+    assert advantages_of(episode, 1.0, redraw_weight=1.0, credit="kept") == [0, 1.5, 1.5, 0, 0, 0]
