@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from rich.console import Console
@@ -24,7 +25,7 @@ from selfplay.artifact import FILE_NAMES
 from selfplay.config import build_config
 from selfplay.curriculum.store import Store
 from selfplay.environments import Environment
-from selfplay.episode import Episode, FinishReason, Role
+from selfplay.episode import Episode, FinishReason, Role, Turn
 from selfplay.grading import Grade
 from selfplay.metrics import JsonlSink
 from selfplay.orchestrator.game import Game
@@ -53,6 +54,7 @@ class Script:
     repairs: Callable[[EpisodePlace], bool] = lambda place: place.member % 2 == 0
     fails: Callable[[EpisodePlace], bool] = lambda place: False
     restored: str = ""  # of every repair's submission
+    rejected: int = 0  # draws in place of every first turn
 
 
 @dataclass
@@ -109,7 +111,7 @@ class SimulatedHost:
             seed=place.seed(0),
             finish=FinishReason.ENV_ERROR if failed else FinishReason.SUBMITTED,
             messages=(),
-            turns=(),
+            turns=() if failed else (Turn("", "bash", "", (1, 2), rejected=self.script.rejected),),
             token_ids=() if failed else tuple(range(TOKENS)),
             loss_mask=() if failed else (0, 1) * (TOKENS // 2),
             logprobs=() if failed else (-0.5,) * TOKENS,
@@ -194,12 +196,14 @@ def an_environment() -> Environment:
     )
 
 
-def simulate(folder: Path, script: Script, max_lag: int, kill_at: str = "", **train: Any) -> Simulation:
-    """Start the run in `folder`, or continue the one that is there. train: settings of that section."""
+def simulate(
+    folder: Path, script: Script, max_lag: int, kill_at: str = "", sections: Mapping[str, Any] = MappingProxyType({}), **train: Any
+) -> Simulation:
+    """Start the run in `folder`, or continue the one that is there. train: settings of that section; sections: of others."""
     train = {"updates": 4, "injector_groups": 1, "solver_groups": 2, "group_size": 4, "max_machine_failures": 0.9, "ahead": 2, **train}
     run = RunFolder(folder / NAME)
     settings = {"run": {"name": NAME, "folder": str(folder)}, "max_lag": max_lag, "train": train, "solver": {"second_order_share": 0.0}}
-    config = build_config({**settings, "injector": {"strategies": {"direct": 1.0}}})
+    config = build_config({**settings, "injector": {"strategies": {"direct": 1.0}}, **sections})
     if not run.config_file.exists():
         run, config = create_run(config, "r\n", datetime(2026, 1, 1))
     with Store.open(run.database) as store, TrainProgress(Console(quiet=True), config.train.updates) as progress:

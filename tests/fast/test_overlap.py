@@ -110,6 +110,16 @@ def test_the_more_episodes_are_in_flight_the_less_often_their_threads_ask_for_py
     assert sys.getswitchinterval() == before
 
 
+@pytest.mark.parametrize(("weight", "rejected", "learned"), [(0.0, 3, False), (1.0, 0, False), (1.0, 3, True)])
+def test_what_was_drawn_again_is_learned_of_groups_that_all_ended_alike(tmp_path, weight, rejected, learned):
+    script = Script(is_bug=lambda place: True, repairs=lambda place: False, rejected=rejected)
+    settings = {"agent": {"redraws": 4}, "trainer": {"redraw_weight": weight}}
+    simulation = simulate(tmp_path, script, 0, sections=settings, updates=1, refills=0)
+    (row,) = rows_of(simulation)
+    assert row["carried_gradient"] is learned and bool(simulation.trainer.steps) is learned
+    assert row.get("solver/rejected_draws") == ((rejected / (rejected + 1)) if weight else None)
+
+
 def test_groups_whose_attempts_all_end_alike_are_replaced_up_to_the_cap(tmp_path):
     def repairs(place):
         return place.group != "u0001-sol0" and place.member % 2 == 0
