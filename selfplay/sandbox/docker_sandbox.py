@@ -76,13 +76,12 @@ class DockerBackend:
             engine = self._engine()
             system = engine.version().get("Os", "linux")
             has_base = self._has_image(self._base_image)
-        except SandboxUnavailable as error:
+        except (SandboxUnavailable, *ENGINE_ERRORS) as error:
+            fault = error if isinstance(error, SandboxUnavailable) else _engine_fault("answers with an error", error)
             raise PrerequisiteError(
-                f"{error}. Install and start one (for example: apt-get install docker.io && service docker start), "
+                f"{fault}. Install and start one (for example: apt-get install docker.io && service docker start), "
                 "let DOCKER_HOST point to one, or set sandbox.type = 'bubblewrap'."
             ) from error
-        except ENGINE_ERRORS as error:
-            raise PrerequisiteError(f"the docker engine answers with an error: {error}") from error
         if system != "linux":
             raise PrerequisiteError(f"the docker engine runs {system} containers, linux ones are needed.")
         if not has_base:

@@ -169,6 +169,22 @@ def test_an_engine_that_goes_away_between_two_questions_is_told_as_one_that_is_g
         pass
 
 
+def test_an_engine_that_goes_away_while_it_is_examined_is_told_with_the_remedy(
+    line: Line, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    docker = open_or_skip("docker", tmp_path)
+    connect = docker._engine
+
+    def cut_when_connected() -> object:
+        engine = connect()
+        line.cut()
+        return engine
+
+    monkeypatch.setattr(docker, "_engine", cut_when_connected)
+    with pytest.raises(PrerequisiteError, match=r"no docker engine answers.*service docker start"):
+        docker.check()
+
+
 def test_an_engine_that_restarts_in_the_middle_decides_nothing(line: Line, tmp_path: Path) -> None:
     """A fresh container works at once, and yet the script that ran is not to blame; asked again, it gives its result."""
     runner = TestRunner(open_or_skip("docker", tmp_path), ValidatorSettings(), Limits(), {"run": "test"})
