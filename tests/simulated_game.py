@@ -145,8 +145,10 @@ class SimulatedTrainer:
     weight_version: int = 0
     seen: int = 0
     steps: list[tuple[float, float, int]] = field(default_factory=list)
+    samples: list[Any] = field(default_factory=list)  # of the last step
 
     def step(self, samples: Sequence[Any]) -> dict[str, float]:
+        self.samples = list(samples)
         began = time.monotonic()
         time.sleep(self.script.step_s)
         self.weight_version += 1

@@ -115,7 +115,7 @@ def an_episode_value() -> Episode:
     turns = (
         Turn("Look first.\n<tool: bash>\ncat m.py\n</tool>", "bash", hostile, (5, 9), 0, 1.5, 0.2),
         Turn(edit, "edit", "no such file", (9, 12), None, 1.0, 0.1, True),
-        Turn("<tool: submit>\n</tool>", "submit", "", (12, 14), None, 0.5, 0.0),
+        Turn("<tool: submit>\n</tool>", "submit", "", (12, 14), None, 0.5, 0.0, rejected=2),
     )
     return Episode(
         episode_id="u0001-sol0-m0",

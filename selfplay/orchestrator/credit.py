@@ -91,15 +91,17 @@ def token_advantages(episode: Episode, advantage: float, settings: TrainerSettin
     """
     advantage *= settings.negative_weight if advantage < 0 else 1.0
     values = [advantage * is_action for is_action in episode.loss_mask]
-    added = _added_lines(episode)
-    in_vain = turns_in_vain(episode)
-    for number, turn in enumerate(episode.turns):
-        tokens = slice(*turn.tokens)
-        if settings.credit == "kept" and advantage > 0 and (turn.is_error or not _is_kept(turn, added)):
-            values[tokens] = [0.0] * len(values[tokens])
-        if turn.rejected and number not in in_vain:
-            extra = settings.redraw_weight * turn.rejected / (turn.rejected + 1)
-            values[tokens] = [value + extra for value in values[tokens]]
+    if settings.credit == "kept" and advantage > 0:
+        added = _added_lines(episode)
+        for turn in episode.turns:
+            if turn.is_error or not _is_kept(turn, added):
+                values[slice(*turn.tokens)] = [0.0] * (turn.tokens[1] - turn.tokens[0])
+    if settings.redraw_weight:
+        in_vain = turns_in_vain(episode)
+        for number, turn in enumerate(episode.turns):
+            if turn.rejected and number not in in_vain:
+                extra = settings.redraw_weight * turn.rejected / (turn.rejected + 1)
+                values[slice(*turn.tokens)] = [value + extra for value in values[slice(*turn.tokens)]]
     return values
 
 

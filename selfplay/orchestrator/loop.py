@@ -235,8 +235,7 @@ class TrainLoop:
         for row, advantage in learned:
             episode = Episode.read(self._game.run.path / row.path)
             advantages = token_advantages(episode, advantage, self._game.config.trainer)
-            mask = [int(value != 0) for value in advantages]
-            samples.append(Sample(episode.token_ids, mask, episode.logprobs, advantages, episode.role.value))
+            samples.append(Sample(episode.token_ids, episode.loss_mask, episode.logprobs, advantages, episode.role.value))
             rejected, kept = draws[episode.role]
             draws[episode.role] = (rejected + sum(turn.rejected for turn in episode.turns), kept + len(episode.turns))
         if self._game.config.agent.redraws:

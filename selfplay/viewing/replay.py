@@ -155,7 +155,8 @@ def _prompt_length(episode: Episode) -> int:
 
 def _turn_title(number: int, count: int, turn: Turn) -> str:
     tokens = turn.tokens[1] - turn.tokens[0]
-    return f"turn {number} of {count} · {turn.tool or 'no tool call'} · {tokens} tokens in {turn.generate_s:.1f} s"
+    rejected = f" · after {turn.rejected} rejected draw(s)" if turn.rejected else ""
+    return f"turn {number} of {count} · {turn.tool or 'no tool call'} · {tokens} tokens in {turn.generate_s:.1f} s{rejected}"
 
 
 def _observation_title(turn: Turn) -> str:

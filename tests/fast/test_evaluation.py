@@ -50,6 +50,14 @@ def printed(width, show) -> str:
     return console.file.getvalue()
 
 
+def test_what_only_training_does_makes_no_other_evaluation():
+    def identity(**agent):
+        return identity_of(build_config({"agent": agent}), {"model": "p"}, TASKS)
+
+    assert identity(redraws=4) == identity()
+    assert identity(max_turns=9) != identity()
+
+
 # -- figures
 
 

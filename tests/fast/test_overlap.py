@@ -118,6 +118,8 @@ def test_what_was_drawn_again_is_learned_of_groups_that_all_ended_alike(tmp_path
     (row,) = rows_of(simulation)
     assert row["carried_gradient"] is learned and bool(simulation.trainer.steps) is learned
     assert row.get("solver/rejected_draws") == ((rejected / (rejected + 1)) if weight else None)
+    # Actions that nothing is learned from count in what a loss is divided by, as they do with one advantage for all.
+    assert all(sample.action_tokens > 1 == sum(map(bool, sample.advantages)) for sample in simulation.trainer.samples)
 
 
 def test_groups_whose_attempts_all_end_alike_are_replaced_up_to_the_cap(tmp_path):

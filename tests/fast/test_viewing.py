@@ -150,7 +150,7 @@ def test_a_replay_shows_prompt_turns_submission_and_what_was_decided(run):
     console = a_console()
     replay(find_episode(run, "u0001-sol0-m0"), console)
     text = printed(console)
-    for part in ("You repair bugs.", "turn 1 of 3 · bash", "exit 0", "refused", "+x = 2", "repaired", "+1.00"):
+    for part in ("You repair bugs.", "turn 1 of 3 · bash", "after 2 rejected draw(s)", "exit 0", "refused", "+x = 2", "repaired", "+1.00"):
         assert part in text
 
 

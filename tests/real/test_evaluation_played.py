@@ -105,6 +105,18 @@ def test_an_attempt_is_given_suspects_from_the_environments_calls(environment, b
     assert episode.messages[0]["content"].endswith("\ngrep -n '' tiny/numbers.py | sed -n '4,10p' # clamp")
 
 
+def test_evaluations_draw_every_call_once(environment, backend, task, tmp_path):
+    class Careless(Moves):
+        def __call__(self, turn):
+            return "no call" if turn.number == 0 else "<tool: submit>\n</tool>"
+
+    folder, agent = Folder(tmp_path / "out"), tiny_config(tmp_path).agent.model_copy(update={"redraws": 2})
+    evaluator = an_evaluator(environment, backend, tmp_path, Careless(environment.tree), agent=agent.model_dump())
+    evaluator.play([task], 1, True, folder, POLICY)
+    episodes = [Episode.read(path) for path in folder.episodes.iterdir()]
+    assert [[turn.rejected for turn in episode.turns] for episode in episodes] == [[0, 0]] * 2
+
+
 def test_an_episode_that_a_kill_left_ungraded_is_graded_and_not_played_again(environment, backend, task, tmp_path):
     folder = Folder(tmp_path / "out")
     an_evaluator(environment, backend, tmp_path, Moves(environment.tree)).play([task], 2, False, folder, POLICY)

@@ -215,6 +215,13 @@ def test_a_solver_given_tests_predicts_its_own_change_alone(house: House, bug: B
     assert house.repair([SUBMIT_NOTHING], bug, GIVEN).submission == {"patch": ""}
 
 
+def test_test_files_count_in_no_prediction_whatever_they_are_called(house: House, bug: BugState) -> None:
+    named = replace(house, environment=replace(house.environment, test_files=(*house.environment.test_files, "tiny/text.py")))
+    change = format_action("bash", "echo '# changed' >> tiny/text.py")
+    assert "tiny/text.py" in house.repair([change, SUBMIT_NOTHING], bug).submission["patch"]
+    assert named.repair([change, SUBMIT_NOTHING], bug).submission == {"patch": "", "restored": "tiny/text.py\n"}
+
+
 def test_given_tests_that_a_solver_edits_are_restored_in_grading(house: House, bug: BugState) -> None:
     edit = format_action("bash", "sed -i 's/== 2$/== -2/' tests/test_numbers.py")
     cheat = house.repair([edit, RUN_TESTS, SUBMIT_NOTHING], bug, GIVEN)
