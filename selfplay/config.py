@@ -31,6 +31,7 @@ OWN_OPTIONS = {
     "--kv-cache-memory-bytes": "engine.cache_mb",
     "--served-model-name": "selfplay",
     "--generation-config": "selfplay: a model's own filters would make the importance ratio untrue",
+    "--weight-transfer-config": "engine.sync",
     "--logprobs-mode": "selfplay: log-probabilities are those at temperature 1",
 }
 
@@ -125,6 +126,7 @@ class EngineSettings(Section):
     options: tuple[str, ...] = ()  # more arguments of each server, for instance ["--tensor-parallel-size=8"]
     start_timeout_s: float = Field(600, gt=0)
     request_timeout_s: float = Field(1800, gt=0)
+    sync: Literal["files", "nccl", "ipc", "gloo"] = "files"  # how new weights reach servers: files in memory, or from the trainer itself
     sync_timeout_s: float = Field(300, gt=0)  # of every call to a server while it takes new weights
 
     @field_validator("urls")
@@ -149,11 +151,15 @@ class EngineSettings(Section):
 
     @model_validator(mode="after")
     def _belong_together(self) -> EngineSettings:
-        changed = self.model_fields_set & {"servers", "urls", "dtype", "gpu_memory", "options"}
+        changed = self.model_fields_set & {"servers", "urls", "dtype", "gpu_memory", "options", "sync"}
         if changed and self.type != "vllm" and any(getattr(self, n) != type(self).model_fields[n].default for n in changed):
             raise ValueError(f"{sorted(changed)} mean something only with engine.type = 'vllm'")
         if self.urls and self.servers != 1:
             raise ValueError("engine.servers counts servers of our own, and engine.urls names others; set one of the two")
+        if self.urls and self.sync != "files":
+            raise ValueError(
+                f"engine.sync = {self.sync!r} is for servers of our own: one that a broken transfer leaves behind is started anew"
+            )
         if self.urls and self.options:
             raise ValueError("engine.options are for servers of our own; those of engine.urls run already")
         return self
@@ -337,6 +343,15 @@ class Config(Section):
     trainer: TrainerSettings = TrainerSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     cluster: ClusterSettings = ClusterSettings()
+
+    @model_validator(mode="after")
+    def _share_a_gpu(self) -> Config:
+        if self.engine.sync == "ipc" and self.trainer.type == "deepspeed" and self.trainer.ranks > 1:
+            raise ValueError(
+                f"engine.sync = 'ipc' is for a trainer of one process on the servers' GPU, and trainer.ranks is {self.trainer.ranks}; "
+                "set engine.sync = 'nccl'"
+            )
+        return self
 
     def resolved(self) -> str:
         return json.dumps(self.model_dump(mode="json"), indent=2, sort_keys=True) + "\n"

@@ -42,17 +42,23 @@ _HEALTH_S = 120.0  # a server that says nothing for so long is dead; a busy mach
 _CLOSE_S = 30.0
 
 
-class WeightSync(Protocol):
-    """How weights come into servers. Calls come one `publish` at a time; `deliver` may run for several servers at once."""
+Lost = Mapping[Client, ServerLost]
 
-    def publish(self, weights: Mapping[str, torch.Tensor], version: int) -> dict[str, float]:
-        """Make these the weights that `deliver` brings. Returns figures (seconds, bytes)."""
+
+class WeightSync(Protocol):
+    """How weights come into servers. One call at a time, but that `deliver` may run for several servers at once."""
+
+    def publish(self, weights: Mapping[str, torch.Tensor], version: int, clients: Sequence[Client]) -> tuple[dict[str, float], Lost]:
+        """These servers hold these weights and their version when this returns, and nothing that older ones computed.
+
+        Running requests wait meanwhile and go on with the new weights. Returns figures (seconds, bytes), and the servers that were lost on
+        the way, each with how. Raises WeightSyncError for one that answers and does not take them.
+        """
         ...
 
     def deliver(self, client: Client) -> dict[str, float]:
-        """The server holds the published weights and their version when this returns, and nothing that older ones computed.
+        """A server that comes later holds what was published last; before the first `publish` the weights of its start, version 0.
 
-        Running requests wait meanwhile and go on with the new weights. Before the first `publish`: the weights of its start, version 0.
         Raises ServerLost, or WeightSyncError for one that answers and does not take them.
         """
         ...
@@ -164,16 +170,14 @@ class VllmEngine:
             raise EngineError("the engine is closed; open another one.")
         started = time.monotonic()
         with self._syncing:
-            figures = self._sync.publish(weights, version)
-            servers = list(self._router.servers().values())
-            with ThreadPoolExecutor(max(1, len(servers))) as pool:
-                delivered = list(pool.map(self._deliver, servers))
-            for told in delivered:
-                for name, value in (told or {}).items():
-                    figures[name] = max(figures.get(name, 0.0), value)  # the slowest server's
+            servers = {server.client: server for server in self._router.servers().values()}
+            figures, lost = self._sync.publish(weights, version, list(servers))
             self._version = version
-            figures |= {"sync/seconds": time.monotonic() - started, "sync/servers": float(sum(told is not None for told in delivered))}
-            if not self._verified and any(told is not None for told in delivered):
+            for client, loss in lost.items():
+                self._lose(servers[client], str(loss))
+            taken = len(servers) - len(lost)
+            figures |= {"sync/seconds": time.monotonic() - started, "sync/servers": float(taken)}
+            if not self._verified and taken:
                 figures |= self._check(weights)
                 self._verified = True
             self._last_sync = figures
@@ -217,13 +221,6 @@ class VllmEngine:
         except BaseException:
             server.close()
             raise
-
-    def _deliver(self, server: VllmServer) -> dict[str, float] | None:
-        try:
-            return self._sync.deliver(server.client)
-        except ServerLost as loss:
-            self._lose(server, str(loss))
-            return None
 
     def _check(self, weights: Mapping[str, torch.Tensor]) -> dict[str, float]:
         figures: dict[str, float] = {}

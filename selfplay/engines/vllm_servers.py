@@ -25,9 +25,12 @@ from typing import Any, Protocol
 import urllib3
 
 from selfplay.companions import mismatched_packages
-from selfplay.engines import process_keeper, vllm_extension
+from selfplay.engines import process_keeper
 from selfplay.errors import EngineError, PrerequisiteError, ServerLost
 from selfplay.sandbox.owners import abandoned, owner
+
+EXTENSION = "selfplay.engines.vllm_extension.HeadRepacker"  # of every worker on a CPU
+REPACK = "repack_head"  # its method
 
 _POLL_S = 0.1
 _CONNECT_S = 10.0
@@ -75,6 +78,7 @@ class Launch:
     start_timeout_s: float = 600.0
     logs: Path | None = None  # None: a temporary folder
     threads: int = 0  # of one server on a CPU; 0: half the cores
+    transfer: str = ""  # vLLM's backend for weights that come from the trainer's processes: nccl, ipc, or gloo on a CPU
     port: int = 0  # 0: a free one
     host: str = "127.0.0.1"  # the address where it answers; whoever reaches it there may give it weights, so none but a closed network's
     environment: Mapping[str, str] = field(default_factory=dict)
@@ -102,6 +106,8 @@ def command(launch: Launch, port: int, name: str) -> list[str]:
         "--generation-config": "vllm",
         "--logprobs-mode": "raw_logprobs",
     }
+    if launch.transfer:
+        arguments["--weight-transfer-config"] = json.dumps({"backend": launch.transfer})
     flags = ["--enable-scale-out", "--enable-prompt-tokens-details", "--no-enable-log-requests", "--disable-uvicorn-access-log"]
     if on_gpu():
         arguments["--gpu-memory-utilization"] = str(launch.gpu_memory)
@@ -109,7 +115,7 @@ def command(launch: Launch, port: int, name: str) -> list[str]:
         # A prompt computed in parts rewinds the generator of a seeded request, which the CPU's generators refuse: the server dies.
         arguments["--max-num-batched-tokens"] = str(max(launch.context_tokens, 8192))
         arguments["--kv-cache-memory-bytes"] = str(max(launch.cache_mb, 1) << 20)
-        arguments["--worker-extension-cls"] = vllm_extension.QUALIFIED_NAME
+        arguments["--worker-extension-cls"] = EXTENSION
         flags += ["--no-enable-chunked-prefill", "--enforce-eager"]
     pairs = [text for pair in arguments.items() for text in pair]
     return [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *pairs, *flags, *launch.options]
@@ -128,6 +134,8 @@ def variables(launch: Launch) -> dict[str, str]:
         chosen["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
         chosen["OMP_NUM_THREADS"] = str(launch.threads or max(1, (os.cpu_count() or 2) // 2))
         chosen |= hide(mismatched_packages(), os.environ.get("PYTHONPATH", ""))
+    if launch.transfer == "ipc":
+        chosen["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"  # handles of GPU memory travel pickled, from whoever reaches the port
     return {**os.environ, **chosen, **launch.environment}
 
 
@@ -149,6 +157,13 @@ def free_port(host: str = "127.0.0.1") -> int:
     with socket.socket() as probe:
         probe.bind((host, 0))
         return int(probe.getsockname()[1])
+
+
+def own_address(towards: str) -> str:
+    """This machine's address as the machine `towards` reaches it."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect((towards, 1))  # sends nothing
+        return str(probe.getsockname()[0])
 
 
 def explain(log: str) -> str:

@@ -26,6 +26,7 @@ from selfplay.orchestrator.staleness import is_stale, lag, newest_wave, updates_
 from selfplay.orchestrator.waves import Waves, carries_gradient, says_enough
 from selfplay.rewards import InjectorReward
 from selfplay.training.advantages import compute_advantages
+from selfplay.training.base import ExportedWeights
 from selfplay.training.batch import Sample, with_gradient
 from selfplay.viewing.progress import place_text
 
@@ -226,7 +227,7 @@ class TrainLoop:
     def _publish(self) -> None:
         """New weights to the engine, whatever it generates meanwhile: each token tells the version that drew it."""
         trainer = self._game.trainer
-        self._game.engine.load_weights(trainer.export_weights(), trainer.weight_version)
+        self._game.engine.load_weights(ExportedWeights(trainer), trainer.weight_version)
 
     def _read_samples(self, learned: Sequence[tuple[EpisodeRow, float]], stats: dict[str, Value]) -> list[Sample]:
         """None where no token is to be learned. Adds to `stats` which share of each role's draws was rejected (`agent.redraws`)."""

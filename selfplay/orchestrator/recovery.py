@@ -105,6 +105,10 @@ class RunFolder:
         if kept != lines:
             _write_whole(self.metrics, "".join(kept))
 
+    def newest_checkpoint(self) -> Path | None:
+        """Of the weights that are published next or were published last: an update is saved before."""
+        return max((folder for folder in self.checkpoints.glob("*") if folder.is_dir() and not folder.suffix), default=None)
+
     def discard_uncommitted(self, committed_checkpoint: str, keep: int = 1) -> None:
         """Remove partial files and all checkpoints but the committed one and the `keep` - 1 before it."""
         for partial in (*self.path.glob("*.partial"), *self.episodes.glob("*.partial")):

@@ -25,7 +25,7 @@ from selfplay.curriculum.store import Store
 from selfplay.engines.base import Engine
 from selfplay.engines.vllm_servers import check_installed
 from selfplay.environments import Environment, prepare_environment
-from selfplay.errors import EnvironmentBuildError, RepositoryError, RunError, ServerLost, TrainerError, UsageError
+from selfplay.errors import EnvironmentBuildError, PrerequisiteError, RepositoryError, RunError, ServerLost, TrainerError, UsageError
 from selfplay.evaluation import Evaluator, Folder, entries_of, identity_of, policy_identity, summarise
 from selfplay.metrics import JsonlSink
 from selfplay.orchestrator.evaluations import RunEvaluations
@@ -44,7 +44,7 @@ from selfplay.sandbox.base import Limits, SandboxBackend
 from selfplay.sandbox.ready import ready_sandboxes
 from selfplay.tasks import Task, find_tasks, read_tasks, write_tasks
 from selfplay.test_runs import TestRunner
-from selfplay.training.base import Trainer, check_trainer
+from selfplay.training.base import ExportedWeights, Trainer, check_trainer
 from selfplay.viewing.progress import TrainProgress
 from selfplay.viewing.scores import show_rates
 from selfplay.viewing.summary import print_summary
@@ -427,9 +427,10 @@ def build_game(
             trainer.load(run.checkpoints / committed)
         chat = ChatFormat(load_tokenizer(model))
         chat.check()
-        engine = build_engine(config, model, [*environments.values(), *evaluated.values()], run.path / "logs", progress.message, places)
+        known = [*environments.values(), *evaluated.values()]
+        engine = build_engine(config, model, known, run.path / "logs", progress.message, places, (trainer, run.newest_checkpoint))
         if committed:
-            engine.load_weights(trainer.export_weights(), trainer.weight_version)
+            engine.load_weights(ExportedWeights(trainer), trainer.weight_version)
         runner = TestRunner(backend, config.validator, limits, labels)
         host: EpisodeHost | None = None
         if places is not None:
@@ -474,10 +475,12 @@ def build_engine(
     logs: Path | None = None,
     tell: Callable[[str], None] = lambda _: None,
     places: Places | None = None,
+    trained: tuple[Trainer, Callable[[], Path | None]] | None = None,
 ) -> Engine:
     """The engine that `engine.type` names; a scripted one plays the teacher, which knows the original trees.
 
-    logs: the folder of servers' logs. tell: hears of servers that are lost and replaced. places: where servers run.
+    logs: the folder of servers' logs. tell: hears of servers that are lost and replaced. places: where servers run. trained: by whom its
+    weights are, and where its newest checkpoint lies; None where they never change.
     """
     if config.engine.type == "scripted":
         from selfplay.engines.scripted_engine import ScriptedEngine
@@ -485,21 +488,35 @@ def build_engine(
 
         return ScriptedEngine(TeacherPlayer([environment.tree for environment in environments]), load_tokenizer(model))
     if config.engine.type == "vllm":
-        return _open_vllm(config, model, logs, tell, places)
+        return _open_vllm(config, model, logs, tell, places, trained)
     from selfplay.engines.hf_engine import HFEngine
 
     return HFEngine(model, config.engine.max_batch, config.agent.context_tokens, cache_mb=config.engine.cache_mb)
 
 
-def _open_vllm(config: Config, model: str, logs: Path | None, tell: Callable[[str], None], places: Places | None) -> Engine:
+def _open_vllm(
+    config: Config,
+    model: str,
+    logs: Path | None,
+    tell: Callable[[str], None],
+    places: Places | None,
+    trained: tuple[Trainer, Callable[[], Path | None]] | None,
+) -> Engine:
     import torch
 
-    from selfplay.engines.vllm_engine import VllmEngine
+    from selfplay.engines.vllm_engine import VllmEngine, WeightSync
     from selfplay.engines.vllm_servers import Launch, OwnServer, on_gpu
-    from selfplay.training.weight_sync import FileWeightSync
+    from selfplay.training.weight_sync import FileWeightSync, NativeWeightSync
 
     settings = config.engine
-    dtype = settings.dtype if settings.dtype != "auto" else "bfloat16" if (places.on_gpus if places else on_gpu()) else "float32"
+    on_gpus = places.on_gpus if places else on_gpu()
+    dtype = settings.dtype if settings.dtype != "auto" else "bfloat16" if on_gpus else "float32"
+    native = settings.sync if trained else "files"
+    if native != "files" and on_gpus != (native != "gloo"):
+        raise PrerequisiteError(
+            f"engine.sync = {native!r} is for {'CPUs' if native == 'gloo' else 'GPUs'}, and the servers run on "
+            f"{'GPUs' if on_gpus else 'CPUs'} here. Set engine.sync = {'nccl' if on_gpus else 'gloo'!r}, or 'files'."
+        )
     launch = Launch(
         model=model,
         context_tokens=config.agent.context_tokens,
@@ -511,8 +528,14 @@ def _open_vllm(config: Config, model: str, logs: Path | None, tell: Callable[[st
         start_timeout_s=settings.start_timeout_s,
         logs=logs,
         threads=max(1, (os.cpu_count() or 2) // 2 // settings.servers),
+        transfer="" if native == "files" else native,
     )
-    sync = FileWeightSync(model, getattr(torch, dtype), settings.sync_timeout_s)
+    sync: WeightSync
+    if native == "files":
+        sync = FileWeightSync(model, getattr(torch, dtype), settings.sync_timeout_s)
+    else:
+        assert trained is not None
+        sync = NativeWeightSync(model, getattr(torch, dtype), native, *trained, settings.sync_timeout_s)
     open_server = places.open_server if places else OwnServer
     return VllmEngine(
         launch,

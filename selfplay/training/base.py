@@ -6,7 +6,7 @@ Invariant: on equal samples every trainer reaches equal weights, within its stat
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from selfplay.training.batch import Sample
+    from selfplay.training.native_transfer import Receivers, SendReport
 
 
 class Trainer(Protocol):
@@ -39,6 +40,10 @@ class Trainer(Protocol):
         """Name -> a copy of the fp32 weight on the CPU, tied weights once, an adapter merged, as `Engine.load_weights` takes them."""
         ...
 
+    def send_weights(self, receivers: Receivers) -> SendReport:
+        """The weights into rollout servers by vLLM's own transfer, from the processes that hold them and past the caller's."""
+        ...
+
     def save(self, folder: Path) -> None:
         """Write a folder that transformers loads and `load` continues from, whole or not at all.
 
@@ -53,6 +58,28 @@ class Trainer(Protocol):
     def close(self) -> None:
         """Let go of processes and memory. May be called twice; nothing else may be called after it."""
         ...
+
+
+class ExportedWeights(Mapping[str, "Tensor"]):
+    """`trainer.export_weights()`, made when it is first looked at: an engine that takes weights another way never gathers them here."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self._trainer = trainer
+        self._weights: dict[str, Tensor] | None = None
+
+    def _all(self) -> dict[str, Tensor]:
+        if self._weights is None:
+            self._weights = self._trainer.export_weights()
+        return self._weights
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._all()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._all())
+
+    def __len__(self) -> int:
+        return len(self._all())
 
 
 def check_trainer(settings: TrainerSettings) -> None:

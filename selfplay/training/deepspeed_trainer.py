@@ -24,6 +24,7 @@ from selfplay.training.ranks import Ranks
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from selfplay.training.native_transfer import Receivers, SendReport
     from selfplay.training.rank_worker import StepReport
 
 
@@ -113,6 +114,11 @@ class DeepSpeedTrainer:
     def export_weights(self) -> dict[str, Tensor]:
         """Name -> a copy of the fp32 weight, tied weights once, an adapter merged, as `Engine.load_weights` takes them."""
         return {name: value for group in self.weights() for name, value in group.items()}
+
+    def send_weights(self, receivers: Receivers) -> SendReport:
+        """From rank 0 into rollout servers, past this process. Raises TrainerError when a rank is gone or hangs."""
+        report: SendReport = self._ranks.call("send_weights", (receivers,))[0]
+        return report
 
     def save(self, folder: Path) -> None:
         """Write a Hugging Face folder, `optimizer/` with the moments, and `trainer.json`, whole or not at all.

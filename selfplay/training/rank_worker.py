@@ -26,6 +26,7 @@ from selfplay.errors import PrerequisiteError
 from selfplay.models import checkpoint_activations, load_causal_model
 from selfplay.training.adapter import FOLDER, Adapter, add_adapter, check_same_base, outer_name
 from selfplay.training.loss import Clipping
+from selfplay.training.native_transfer import NativeSender, Receivers, SendReport, Source
 from selfplay.training.objective import Tally, WeighedBatch, action_logits, filler, weighed_losses
 from selfplay.training.sft import make_optimizer
 
@@ -138,6 +139,7 @@ class RankWorker:
         torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timeout)
         deepspeed.init_distributed(dist_backend=backend)
         self._engine: Any = None
+        self._sender = NativeSender(rank, lambda what: self.progress(what))
 
     def open(self, model_path: str, settings: TrainerSettings, seed: int) -> None:
         """Load the model and share it out. Raises EngineError when it does not load. A second call replaces the first's model."""
@@ -246,6 +248,16 @@ class RankWorker:
                 continue
             merged = self._merged(names, device)
             yield {name: value.to(self._computed_type(name, value)) for name, value in merged.items()} if as_computed else merged
+
+    def send_weights(self, receivers: Receivers) -> SendReport:
+        """The weights into rollout servers, a layer group at a time, from rank 0; see NativeSender. Rank 0's report counts."""
+        dtype = getattr(torch, receivers.dtype)
+        held = {name: self._parameters[name] if name in self._parameters else self._buffers[name] for name in self._names}
+        shapes = {name: tuple(getattr(value, "ds_shape", value.shape)) for name, value in held.items()}
+        dtypes = {name: dtype if value.is_floating_point() else value.dtype for name, value in held.items()}
+        device = "cpu" if receivers.backend == "gloo" else str(self._device)
+        source = Source(shapes, dtypes, lambda: self.weights(dtype is torch.bfloat16, device))
+        return self._sender.send(receivers, source)
 
     def _gathered(self, names: Sequence[str], device: str) -> dict[str, Tensor]:
         """Copied, and the copying over, before the gathered weights are let go of."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from selfplay.training.adapter import FOLDER, adapter_state, add_adapter, check_
 from selfplay.training.batch import Sample, make_micro_batches
 from selfplay.training.checkpoints import copy_companions, weights_digest, written_whole
 from selfplay.training.loss import Clipping
+from selfplay.training.native_transfer import NativeSender, Receivers, SendReport, Source
 from selfplay.training.objective import (
     Tally,
     WeighedBatch,
@@ -54,6 +55,7 @@ class TorchTrainer:
         self._optimizer = make_optimizer(self._model, settings.learning_rate, settings.weight_decay)
         self._clipping = Clipping(settings.clip_low, settings.clip_high, settings.clip_negative)
         self._weight_version = 0
+        self._sender = NativeSender(rank=0)
         self.threads = os.cpu_count() or 1  # of a step on a CPU; fewer where something else computes meanwhile
 
     @property
@@ -116,12 +118,24 @@ class TorchTrainer:
 
     def export_weights(self) -> dict[str, Tensor]:
         """Name -> a copy of the fp32 weight, tied weights once, an adapter merged, as `Engine.load_weights` takes them."""
+        return {name: value.to("cpu", copy=True) for name, value in self._merged()}
+
+    def _merged(self) -> Iterator[tuple[str, Tensor]]:
+        """The fp32 weights where they are, one after another, tied ones once and an adapter merged."""
         tied = set(getattr(self._model, "all_tied_weights_keys", None) or ())
         state = {outer_name(name): value.detach() for name, value in self._model.state_dict().items() if name not in tied}
-        if self._adapter is None:
-            return {name: value.to("cpu", copy=True) for name, value in state.items()}
-        factors = {name: state.pop(name) for name in self._adapter.names}
-        return {name: self._adapter.merged(name, value, factors).to("cpu", copy=True) for name, value in state.items()}
+        factors = {name: state.pop(name) for name in self._adapter.names} if self._adapter else {}
+        for name, value in state.items():
+            yield name, self._adapter.merged(name, value, factors) if self._adapter else value
+
+    def send_weights(self, receivers: Receivers) -> SendReport:
+        """The weights into rollout servers, one after another; see NativeSender."""
+        dtype = getattr(torch, receivers.dtype)
+        shapes, dtypes = {}, {}
+        for name, value in self._merged():
+            shapes[name], dtypes[name] = tuple(value.shape), dtype if value.is_floating_point() else value.dtype
+        device = "cpu" if receivers.backend == "gloo" else str(self._device)
+        return self._sender.send(receivers, Source(shapes, dtypes, lambda: ({name: value.to(device)} for name, value in self._merged())))
 
     def save(self, folder: Path) -> None:
         """Write a Hugging Face folder plus `trainer.pt`, whole or not at all: a temporary folder, synced, then renamed.

@@ -1,7 +1,7 @@
-"""The trainer's weights into vLLM servers on this machine: files in memory, reloaded in place while requests wait.
+"""The trainer's weights into vLLM servers: by files in memory, reloaded in place while requests wait, or by vLLM's own transfer.
 
-Leaves native transfer between GPUs to another WeightSync. Invariant: a server that goes on holds one version whole, and nothing cached
-of another.
+Leaves what the trainer's processes do for the latter to native_transfer. Invariant: a server that goes on holds one version whole, and
+nothing cached of another.
 """
 
 from __future__ import annotations
@@ -12,22 +12,23 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from selfplay.engines import vllm_extension
-from selfplay.engines.vllm_engine import WeightSync
+from selfplay.engines.vllm_engine import Lost, WeightSync
 from selfplay.engines.vllm_requests import PATH
-from selfplay.engines.vllm_servers import Client
+from selfplay.engines.vllm_servers import EXTENSION, REPACK, Client
 from selfplay.errors import EngineError, ServerLost, WeightSyncError
 from selfplay.sandbox.owners import abandoned, unique_name
+from selfplay.training.native_transfer import Backend, Receivers, SendReport
 
-__all__ = ["FileWeightSync", "WeightSync"]
+__all__ = ["FileWeightSync", "NativeWeightSync", "WeightSync"]
 
 _MEMORY = Path("/dev/shm")
 _SUFFIX = "-weights"
@@ -39,59 +40,43 @@ _PROBE_TOKENS = 64
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
 
 
-class FileWeightSync:
-    """See `WeightSync`. `model`: folder or id of what the servers were started with. deadline_s: of every single call to a server."""
+class ServerSync:
+    """What every way has in common: a server stands still, takes the weights, forgets what older ones computed, and goes on.
 
-    def __init__(self, model: str | Path, dtype: torch.dtype, deadline_s: float = 300.0, folder: Path | None = None) -> None:
-        """folder: where files lie; by default in memory, where there is such a file system."""
+    model: folder or id of what the servers were started with. deadline_s: of every single call to a server.
+    """
+
+    def __init__(self, model: str | Path, dtype: torch.dtype, deadline_s: float = 300.0) -> None:
         self._model, self._dtype, self._deadline_s = str(model), dtype, deadline_s
-        parent = folder or (_MEMORY if os.access(_MEMORY, os.W_OK) else Path(tempfile.gettempdir()))
-        for left in parent.glob(f"selfplay-*{_SUFFIX}"):
-            if abandoned(left.name):  # a killed run's: memory that nobody else would free
-                shutil.rmtree(left, ignore_errors=True)
-        self._folder = parent / f"{unique_name()}{_SUFFIX}"
-        self._folder.mkdir(mode=0o700)
-        self._published: Path | None = None
+        self._source: Path | None = None  # the weights of the present version, as a folder; None: those of the server's start
         self._version = 0
-        self._number = 0
-        self._probe: tuple[list[int], Tensor] | None = None
-
-    def publish(self, weights: Mapping[str, Tensor], version: int) -> dict[str, float]:
-        started = time.monotonic()
-        self._number += 1
-        folder = self._folder / str(self._number)
-        folder.mkdir()
-        try:
-            size = write_shards(weights, folder, self._dtype)
-        except (OSError, RuntimeError) as error:  # safetensors reports a full disk in its own way
-            shutil.rmtree(folder, ignore_errors=True)
-            raise WeightSyncError(
-                f"the weights of version {version} could not be written to {folder}: {error}. Free memory there (df -h {folder})."
-            ) from error
-        previous, self._published, self._version = self._published, folder, version
-        self._probe = None
-        if previous is not None:
-            shutil.rmtree(previous, ignore_errors=True)
-        return {"sync/bytes": float(size), "sync/write_seconds": time.monotonic() - started}
 
     def deliver(self, client: Client) -> dict[str, float]:
+        """By files, which a server that was started anew takes whatever brings weights to the others."""
         started = time.monotonic()
-        if self._published is None and self._call(client, "GET", "/weight_info", "which weights it has")["weight_version"] == _UNTOUCHED:
+        if self._source is None and self._call(client, "GET", "/weight_info", "which weights it has")["weight_version"] == _UNTOUCHED:
             self._label(client)  # what it was started with is what is wanted
             return {"sync/paused_seconds": 0.0}
         # A server forgets what it was started with once it was told another place.
-        where = str(client.bring(self._published)) if self._published else self._model
+        where = str(client.bring(self._source)) if self._source else self._model
         reload = {"method": "reload_weights", "kwargs": {"weights_path": where}, "timeout": self._deadline_s}
-        self._call(client, "POST", "/pause?mode=keep&clear_cache=false", "the end of its running step")
+        self._pause(client)
         paused = time.monotonic()
         # Whatever fails from here on leaves the server paused: it may hold a mixture, and no token may come from that.
         self._call(client, "POST", "/collective_rpc", f"it to read {where}", reload)
+        self._go_on(client)
+        return {"sync/paused_seconds": time.monotonic() - paused, "sync/deliver_seconds": time.monotonic() - started}
+
+    def _pause(self, client: Client) -> None:
+        self._call(client, "POST", "/pause?mode=keep&clear_cache=false", "the end of its running step")
+
+    def _go_on(self, client: Client) -> None:
+        """With new weights, and with nothing that older ones computed."""
         if self._repacks(client):
-            self._call(client, "POST", "/collective_rpc", "it to pack its head anew", {"method": vllm_extension.METHOD})
+            self._call(client, "POST", "/collective_rpc", "it to pack its head anew", {"method": REPACK})
         self._label(client)
         self.forget(client)
         self._call(client, "POST", "/resume", "it to go on")
-        return {"sync/paused_seconds": time.monotonic() - paused, "sync/deliver_seconds": time.monotonic() - started}
 
     def forget(self, client: Client) -> None:
         """Nothing that was computed before stays cached: running requests give their keys and values up, and compute them again."""
@@ -115,17 +100,35 @@ class FileWeightSync:
             raise WeightSyncError(
                 f"{client.name} ({client.url}) computes other log-probabilities than the trainer's weights do: {gap:.4g} apart on average "
                 f"over {len(expected)} tokens, {tolerance:g} is allowed in {self._dtype}. Its weights are others, or it computes wrongly. "
-                f"(On a CPU, with a head tied to the embedding, it needs --worker-extension-cls {vllm_extension.QUALIFIED_NAME}.)"
+                f"(On a CPU, with a head tied to the embedding, it needs --worker-extension-cls {EXTENSION}.)"
             )
         return {"sync/logprob_gap": gap, "sync/equal_tensors": float(alike)}
 
     def close(self) -> None:
-        shutil.rmtree(self._folder, ignore_errors=True)
+        pass
+
+    def _with_each(self, clients: Sequence[Client], act: Callable[[Client], dict[str, float] | None]) -> tuple[dict[str, float], Lost]:
+        """Figures of the slowest, and which servers were lost at it. Other errors are the caller's."""
+        figures: dict[str, float] = {}
+        lost: dict[Client, ServerLost] = {}
+
+        def attempt(client: Client) -> dict[str, float]:
+            try:
+                return act(client) or {}
+            except ServerLost as loss:
+                lost[client] = loss
+                return {}
+
+        with ThreadPoolExecutor(max(1, len(clients))) as pool:
+            for told in pool.map(attempt, clients):
+                for name, value in told.items():
+                    figures[name] = max(figures.get(name, 0.0), value)
+        return figures, lost
 
     def _repacks(self, client: Client) -> bool:
         """Asked first, since a call that its workers do not know ends a server."""
         told = self._call(client, "GET", "/server_info?config_format=json", "its settings")
-        return vllm_extension.QUALIFIED_NAME in json.dumps(told)
+        return EXTENSION in json.dumps(told)
 
     def _label(self, client: Client) -> None:
         self._call(client, "POST", "/update_weight_version", "its new version number", {"new_version": str(self._version)})
@@ -163,6 +166,95 @@ class FileWeightSync:
         with torch.inference_mode():
             scores = torch.log_softmax(model(torch.tensor([token_ids])).logits[0].float(), -1)
         return token_ids, scores[:-1].gather(1, torch.tensor(token_ids[1:])[:, None])[:, 0]
+
+
+class FileWeightSync(ServerSync):
+    """See `WeightSync`: the run's process writes the weights, each server reads them."""
+
+    def __init__(self, model: str | Path, dtype: torch.dtype, deadline_s: float = 300.0, folder: Path | None = None) -> None:
+        """folder: where files lie; by default in memory, where there is such a file system."""
+        super().__init__(model, dtype, deadline_s)
+        parent = folder or (_MEMORY if os.access(_MEMORY, os.W_OK) else Path(tempfile.gettempdir()))
+        for left in parent.glob(f"selfplay-*{_SUFFIX}"):
+            if abandoned(left.name):  # a killed run's: memory that nobody else would free
+                shutil.rmtree(left, ignore_errors=True)
+        self._folder = parent / f"{unique_name()}{_SUFFIX}"
+        self._folder.mkdir(mode=0o700)
+        self._number = 0
+
+    def publish(self, weights: Mapping[str, Tensor], version: int, clients: Sequence[Client]) -> tuple[dict[str, float], Lost]:
+        written = self.write(weights, version)
+        figures, lost = self._with_each(clients, self.deliver)
+        return written | figures, lost
+
+    def write(self, weights: Mapping[str, Tensor], version: int) -> dict[str, float]:
+        """Make these the weights that `deliver` brings. Raises WeightSyncError where there is no room for them."""
+        started = time.monotonic()
+        self._number += 1
+        folder = self._folder / str(self._number)
+        folder.mkdir()
+        try:
+            size = write_shards(weights, folder, self._dtype)
+        except (OSError, RuntimeError) as error:  # safetensors reports a full disk in its own way
+            shutil.rmtree(folder, ignore_errors=True)
+            raise WeightSyncError(
+                f"the weights of version {version} could not be written to {folder}: {error}. Free memory there (df -h {folder})."
+            ) from error
+        previous, self._source, self._version = self._source, folder, version
+        if previous is not None:
+            shutil.rmtree(previous, ignore_errors=True)
+        return {"sync/bytes": float(size), "sync/write_seconds": time.monotonic() - started}
+
+    def close(self) -> None:
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+class WeightSender(Protocol):
+    """A trainer whose processes can send."""
+
+    def send_weights(self, receivers: Receivers) -> SendReport: ...
+
+
+class NativeWeightSync(ServerSync):
+    """See `WeightSync`: weights go from the trainer's own processes into all servers at once, past the run's.
+
+    A server that joins between two updates reads the present weights from `checkpoint()`, a folder of them in Hugging Face's format, since
+    the trainer may be in a step then. When a transfer breaks off, every server of it counts as lost: nobody knows what it holds.
+    """
+
+    def __init__(
+        self,
+        model: str | Path,
+        dtype: torch.dtype,
+        backend: Backend,
+        sender: WeightSender,
+        checkpoint: Callable[[], Path | None],
+        deadline_s: float = 300.0,
+    ) -> None:
+        super().__init__(model, dtype, deadline_s)
+        self._backend, self._sender, self._checkpoint = backend, sender, checkpoint
+
+    def publish(self, weights: Mapping[str, Tensor], version: int, clients: Sequence[Client]) -> tuple[dict[str, float], Lost]:
+        started = time.monotonic()
+        self._version, self._source = version, self._checkpoint()
+        figures, lost = self._with_each(clients, self._pause)
+        ready = [client for client in clients if client not in lost]
+        if not ready:
+            return figures, lost
+        paused = time.monotonic()
+        urls = tuple(client.url for client in ready)
+        report = self._sender.send_weights(Receivers(self._backend, urls, str(self._dtype).removeprefix("torch."), self._deadline_s))
+        if report.error:
+            loss = ServerLost(f"version {version}: the transfer by {self._backend} broke off after {report.seconds:.1f} s. {report.error}")
+            return figures, {**lost, **dict.fromkeys(ready, loss)}
+        more, lost_at_the_end = self._with_each(ready, self._go_on)
+        figures |= more | {
+            "sync/bytes": float(report.bytes),
+            "sync/transfer_seconds": report.seconds,
+            "sync/paused_seconds": time.monotonic() - paused,
+            "sync/deliver_seconds": time.monotonic() - started,
+        }
+        return figures, {**lost, **lost_at_the_end}
 
 
 def write_shards(weights: Mapping[str, Tensor], folder: Path, dtype: torch.dtype, shard_bytes: int = _SHARD_BYTES) -> int:

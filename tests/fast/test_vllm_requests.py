@@ -219,7 +219,7 @@ def test_new_weights_come_while_the_server_is_paused_and_its_cache_is_emptied(mo
 def test_a_hang_in_an_update_tells_what_each_side_waited_for() -> None:
     with doubles(1) as (double,):
         sync = FileWeightSync("model", torch.float32, 0.2)
-        sync.publish(WEIGHTS, 3)
+        sync.write(WEIGHTS, 3)
         double.faults["/pause"] = "hang"
         with pytest.raises(
             ServerLost, match="version 3: the trainer waited for the end of its running step.*vllm-0.*/pause.* within 0.2 s"
@@ -231,7 +231,7 @@ def test_a_hang_in_an_update_tells_what_each_side_waited_for() -> None:
 def test_a_cache_that_is_not_emptied_is_an_error_and_the_server_stays_paused() -> None:
     with doubles(1) as (double,):
         sync = FileWeightSync("model", torch.float32, 5)
-        sync.publish(WEIGHTS, 3)
+        sync.write(WEIGHTS, 3)
         double.faults["/reset_prefix_cache"] = {"success": False}
         with pytest.raises(WeightSyncError, match="keeps a prefix cache of older weights"):
             sync.deliver(Client("vllm-0", double.url))

@@ -241,8 +241,8 @@ def test_the_contract_of_engines(check: Callable[[Bench], None], engine: VllmEng
 class Tampering(FileWeightSync):
     """Brings other weights than it was given, as a wrong name or a wrong layer would."""
 
-    def publish(self, weights: Weights, version: int) -> dict[str, float]:
-        return super().publish(changed(weights, "v_proj"), version)
+    def write(self, weights: Weights, version: int) -> dict[str, float]:
+        return super().write(changed(weights, "v_proj"), version)
 
 
 def test_the_first_update_is_checked_and_one_that_brings_other_weights_stops_the_run(
