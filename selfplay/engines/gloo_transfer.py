@@ -31,10 +31,11 @@ class Group:
     def __init__(self, host: str, port: int, rank: int, world: int, timeout_s: float) -> None:
         timeout = timedelta(seconds=timeout_s)
         self._store = TCPStore(host, port, world, rank == 0, timeout)
-        options = ProcessGroupGloo._Options()
+        gloo: Any = ProcessGroupGloo
+        options = gloo._Options()
         options._timeout = timeout
-        options._devices = [ProcessGroupGloo.create_device(hostname=own_address(towards=host))]  # else it goes by variables and host names
-        self._gloo: Any = ProcessGroupGloo(self._store, rank, world, options)
+        options._devices = [gloo.create_device(hostname=own_address(towards=host))]  # else it goes by variables and host names
+        self._gloo = gloo(self._store, rank, world, options)
 
     def broadcast(self, tensor: Tensor) -> None:
         """From rank 0, as bytes: gloo knows fewer types than models have. `tensor` is contiguous and on the CPU."""

@@ -1,19 +1,22 @@
-"""The standard parser, run as it is in a sandbox: log on stdin, JSON on stdout."""
+"""The house's own parser, run as judging runs it."""
 
 import json
 import subprocess
 import sys
 
-from selfplay.resources import resource
+import pytest
 
-PARSER = resource("data/pytest") / "test_parser.py"
+from selfplay import test_runs
+from selfplay.environments import standard_parser
+from selfplay.errors import OutcomesError
+
 HEADER = "=========================== short test summary info ============================"
 
 
 def parse(log: str | bytes) -> dict[str, str]:
     data = log.encode() if isinstance(log, str) else log
-    done = subprocess.run([sys.executable, "-I", str(PARSER)], input=data, capture_output=True, check=True, timeout=30)
-    return json.loads(done.stdout)
+    found: dict[str, str] = json.loads(test_runs.run_own_parser(standard_parser(), data))
+    return found
 
 
 def summary(*lines: str, end: str = "3 passed in 0.10s") -> str:
@@ -105,3 +108,17 @@ def test_real_pytest_logs_are_read(tmp_path) -> None:
         "test_real.py::test_strict": "failed",
         "test_real.py::test_prints": "passed",
     }
+
+
+def test_a_log_made_to_be_read_for_ever_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(test_runs, "PARSER_TIMEOUT_S", 0.5)
+    with pytest.raises(OutcomesError, match=r"did not end within 0\.5 s"):
+        parse(summary("SUBFAILED " + ")" * 200_000))
+
+
+def test_a_log_that_takes_more_memory_than_there_should_be_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    log = summary(*(f"PASSED a.py::{'x' * 900}{number}" for number in range(20_000)))
+    assert len(parse(log)) == 20_000
+    monkeypatch.setattr(test_runs, "PARSER_MEMORY_BYTES", 64 << 20)
+    with pytest.raises(OutcomesError, match="MemoryError"):
+        parse(log)

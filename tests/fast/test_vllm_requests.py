@@ -25,8 +25,9 @@ from selfplay.engines.vllm_requests import check_request, read_answer, request_b
 from selfplay.engines.vllm_servers import Client, Launch, command, explain, hide, sweep, variables
 from selfplay.errors import ConfigError, EngineError, ServerLost, WeightSyncError
 from selfplay.sandbox.owners import owner
-from selfplay.training.weight_sync import FileWeightSync, compare_digests, write_shards
-from vllm_double import STOP, doubles, generated, wait_until
+from selfplay.training.native_transfer import Receivers, SendReport
+from selfplay.training.weight_sync import FileWeightSync, NativeWeightSync, compare_digests, write_shards
+from vllm_double import STOP, Double, doubles, generated, wait_until
 
 REQUEST = GenerationRequest((5, 6, 7), 8, 41, frozenset({STOP}), "solver/u1-sol0/3/0")
 WEIGHTS = {"model.norm.weight": torch.ones(4)}
@@ -259,6 +260,38 @@ def test_a_server_that_comes_back_takes_the_published_weights_before_any_request
         engine.close()
 
 
+class Sends:
+    """Stands for the trainer's processes."""
+
+    def __init__(self, double: Double, error: str = "") -> None:
+        self.double, self.error = double, error
+
+    def send_weights(self, receivers: Receivers) -> SendReport:
+        self.double.calls.append("sent")
+        assert receivers == Receivers("gloo", (self.double.url,), "float32", 5.0)
+        return SendReport(16, 0.1, self.error)
+
+
+def test_weights_come_from_the_trainer_itself_between_pause_and_an_emptied_cache() -> None:
+    with doubles(1) as (double,):
+        sync = NativeWeightSync("model", torch.float32, "gloo", Sends(double), lambda: None, 5.0)
+        figures, lost = sync.publish({}, 3, [Client("vllm-0", double.url)])
+        assert double.calls == ["/pause", "sent", "/server_info", "/update_weight_version", "/reset_prefix_cache", "/resume"]
+        assert (double.version, lost, figures["sync/bytes"]) == ("3", {}, 16)
+
+
+def test_a_server_of_a_transfer_that_broke_off_never_goes_on(tmp_path: Path) -> None:
+    with doubles(1) as (double,):
+        sync = NativeWeightSync("model", torch.float32, "gloo", Sends(double, "gloo: gone"), lambda: tmp_path, 5.0)
+        client = Client("vllm-0", double.url)
+        _, lost = sync.publish({}, 3, [client])
+        assert str(lost[client]) == "version 3: the transfer by gloo broke off after 0.1 s. gloo: gone"
+        assert double.calls == ["/pause", "sent"] and double.version == "default"
+        double.calls.clear()
+        sync.deliver(client)  # the one that was started in its place
+        assert "/collective_rpc" in double.calls and double.version == "3"
+
+
 def test_weights_are_written_in_shards_that_hold_each_tensor_once(tmp_path: Path) -> None:
     weights = {f"layer.{n}": torch.full((8, 8), float(n)) for n in range(5)}
     written = write_shards(weights, tmp_path, torch.bfloat16, shard_bytes=256)
@@ -303,6 +336,13 @@ def test_a_vector_that_differs_in_one_number_is_found() -> None:
         (["engine.type=vllm", "engine.urls=['http://a:1','http://a:1/']"], "names a server twice"),
         (["engine.type=vllm", "engine.urls=['http://a:1']", "engine.servers=2"], "set one of the two"),
         (["engine.type=vllm", "engine.options=['--port=1']"], "--port is set by selfplay, which takes a free one"),
+        (["engine.type=vllm", "engine.options=['--weight-transfer-config={}']"], "--weight-transfer-config is set by engine.sync"),
+        (["engine.sync=nccl"], "mean something only with engine.type = 'vllm'"),
+        (["engine.type=vllm", "engine.sync=nccl", "engine.urls=['http://a:1']"], "engine.sync = 'nccl' is for servers of our own"),
+        (
+            ["engine.type=vllm", "engine.sync=ipc", "trainer.type=deepspeed", "trainer.ranks=2"],
+            "trainer.ranks is 2; set engine.sync = 'nccl'",
+        ),
         (["engine.type=vllm", "engine.servers=0"], "greater than or equal to 1"),
     ],
 )
@@ -317,7 +357,9 @@ def test_a_servers_arguments_hold_what_settings_decide() -> None:
     assert {name: pairs[name] for name in ("--model", "--port", "--max-model-len", "--max-num-seqs", "--generation-config")} == {
         "--model": "some/model", "--port": "1234", "--max-model-len": "2048", "--max-num-seqs": "16", "--generation-config": "vllm",
     }  # fmt: skip
-    assert arguments[-1] == "--seed=3"
+    assert arguments[-1] == "--seed=3" and "--weight-transfer-config" not in pairs
+    native = dict(itertools.pairwise(command(Launch("some/model", 2048, 16, transfer="gloo"), 1234, "policy")))
+    assert native["--weight-transfer-config"] == '{"backend": "gloo"}'
 
 
 @pytest.mark.parametrize(
