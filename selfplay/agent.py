@@ -19,6 +19,7 @@ from selfplay.sandbox.base import Sandbox
 from selfplay.tools import CHANGING, Action, BadFormat, Observation, cap_output, execute, make_harmless, parse_action, render_observation
 
 MIN_TURN_TOKENS = 16  # a shorter rest of the context holds no call
+REPEATED = Observation("This was done before, and nothing has changed since.", 1, is_error=True)  # shown to nobody
 WIDEST_STATUS = (9999, 999, 99999)  # exit code, turns, tokens: sets room aside for the line that tells what is left
 
 
@@ -86,6 +87,7 @@ class Step:
     is_error: bool
     is_message: bool = False  # no call in it
     timed_out: bool = False
+    changes: bool = False  # a file, by a tool that does nothing else
 
 
 def is_stuck(steps: Sequence[Step]) -> bool:
@@ -141,9 +143,13 @@ class Conversation:
         self.messages.pop()
         return turn
 
-    def has_made(self, action: Action) -> bool:
-        """Whether this very call changed a file before."""
-        return any(step.action == _call(action) and not step.is_error for step in self.steps)
+    def repeats(self, action: Action) -> bool:
+        """Whether this very call changed a file before, or is a command that was given since a file was last changed."""
+        call, earlier = _call(action), self.steps
+        if action.tool not in CHANGING:
+            changes = [number for number, step in enumerate(earlier) if step.changes]
+            earlier = earlier[changes[-1] + 1 if changes else 0 :]
+        return any(step.action == call and not step.is_error for step in earlier)
 
     def bridge(self, observation: str) -> list[int]:
         """What follows the last action: its closing token where the policy left it out, the observation, the next opening."""
@@ -164,8 +170,8 @@ class Conversation:
 class Agent:
     """Plays one episode in an open sandbox. seed_of: the seed of a turn, by its number from 0. tag: role/group/member.
 
-    With `redraws` a change that is refused or was made before, and a reply without a call, is drawn again; what was rejected leaves no
-    trace but its number.
+    With `redraws` a call that brings nothing new is drawn again: a change that is refused or was made before, a command that was given
+    since the last change, a reply without a call. What was rejected leaves no trace but its number.
     """
 
     engine: Engine
@@ -204,7 +210,7 @@ class Agent:
         """One action and its observation; raises EpisodeEnd when no further turn follows."""
         action, observation = self._act(talk, 0)
         for draw in range(1, self.settings.redraws + 1):
-            if not observation.is_error or (action and action.tool not in CHANGING):
+            if not observation.is_error or (action and action.tool not in CHANGING and observation is not REPEATED):
                 break
             action, observation = self._act(talk, draw, talk.take_back().generate_s)
         output = cap_output(make_harmless(observation.text), self.settings.observation_tokens, self.chat.spans)
@@ -213,7 +219,7 @@ class Agent:
         self._observe(talk, output, observation.exit_code)
 
     def _act(self, talk: Conversation, draw: int, spent_s: float = 0.0) -> tuple[Action | None, Observation]:
-        """Draw an action, do it and record its turn. Before the last draw a change made before is refused.
+        """Draw an action, do it and record its turn. Before the last draw what was done before is refused.
 
         spent_s: on the draws before
         """
@@ -224,8 +230,8 @@ class Agent:
             action = parse_action(text)
             if action.tool == "submit":
                 raise Submitted(action.names)
-            if draw < self.settings.redraws and action.tool in CHANGING and talk.has_made(action):
-                observation = Observation("This change was made before.", 1, is_error=True)
+            if draw < self.settings.redraws and talk.repeats(action):
+                observation = REPEATED
             else:
                 observation = execute(action, self.sandbox, self.settings)
         except BadFormat as fault:
@@ -307,7 +313,8 @@ def _turn_record(
 
 
 def _step(text: str, action: Action | None, output: str, observation: Observation) -> Step:
-    return Step(_call(action) if action else text, output, observation.is_error, action is None, observation.timed_out)
+    changes = action is not None and action.tool in CHANGING and not observation.is_error
+    return Step(_call(action) if action else text, output, observation.is_error, action is None, observation.timed_out, changes)
 
 
 def _call(action: Action) -> str:

@@ -86,8 +86,8 @@ def token_advantages(episode: Episode, advantage: float, settings: TrainerSettin
     advantage: the episode's, from its group's rewards. It counts for all actions, a negative one `negative_weight` times. With credit
     "kept" a positive one leaves out calls that failed and edits of which the submission holds nothing: what was taken back did not earn it.
 
-    `redraw_weight` adds r / (r + 1) to an action that was drawn in place of r rejected ones (`agent.redraws`), whatever became of the
-    episode: it is a draw of the policy as it would be if it never failed so, and learning it the gradient of log P(not failing there).
+    `redraw_weight` adds r / (r + 1) to a change that was drawn in place of r rejected calls (`agent.redraws`), whatever became of the
+    episode. Of what was accepted changes alone: credited too, a command that shows something becomes the way to never fail (docs/log.md).
     """
     advantage *= settings.negative_weight if advantage < 0 else 1.0
     values = [advantage * is_action for is_action in episode.loss_mask]
@@ -99,7 +99,7 @@ def token_advantages(episode: Episode, advantage: float, settings: TrainerSettin
     if settings.redraw_weight:
         in_vain = turns_in_vain(episode)
         for number, turn in enumerate(episode.turns):
-            if turn.rejected and number not in in_vain:
+            if turn.rejected and turn.tool in CHANGING and number not in in_vain:
                 extra = settings.redraw_weight * turn.rejected / (turn.rejected + 1)
                 values[slice(*turn.tokens)] = [value + extra for value in values[slice(*turn.tokens)]]
     return values

@@ -171,13 +171,13 @@ class NativeSender:
         except Exception as error:  # of vLLM, gloo, nccl, HTTP: whatever it is, the servers cannot be trusted and the ranks are well
             waiting = self._servers.waiting() if self._servers else "no server was asked for anything"
             why = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}. The trainer was at {source.at}; {waiting}"
-            self._part()
+            self.close()
             source.finish()
             return SendReport(seconds=time.monotonic() - started, error=why)
         return SendReport(source.bytes, time.monotonic() - started)
 
     def _meet(self, receivers: Receivers) -> None:
-        self._part()
+        self.close()
         leave_out_mismatched()
         from vllm.distributed.weight_transfer import WeightTransferTrainerFactory
 
@@ -203,8 +203,8 @@ class NativeSender:
             self._engine = WeightTransferTrainerFactory.trainer_init(info, client=servers, source=source)
         self._receivers = receivers
 
-    def _part(self) -> None:
-        """Let go of a group; its servers hear of it when the next one is made."""
+    def close(self) -> None:
+        """Let go of the servers, which hear of it when somebody meets them anew. May be called twice."""
         engine, servers, self._engine, self._servers, self._receivers = self._engine, self._servers, None, None, None
         if engine is not None:
             engine.shutdown()

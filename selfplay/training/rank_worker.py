@@ -462,5 +462,6 @@ class RankWorker:
             self._buffers = {}
 
     def close(self) -> None:
+        self._sender.close()
         self.release()
         torch.distributed.destroy_process_group()

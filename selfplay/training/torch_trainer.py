@@ -180,4 +180,5 @@ class TorchTrainer:
         self._source = folder
 
     def close(self) -> None:
-        """Nothing to let go of: one process, whose memory goes with the object."""
+        """Only of servers that it sent to: one process, whose memory goes with the object."""
+        self._sender.close()

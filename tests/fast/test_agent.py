@@ -324,6 +324,15 @@ def test_the_last_draw_counts_whatever_it_is(play: Play, tmp_path: Path) -> None
     assert "does not start in line 1" in result.turns[0].observation
 
 
-def test_a_command_is_never_drawn_again(play: Play) -> None:
+def test_a_command_that_was_given_since_the_last_change_is_drawn_again(play: Play, tmp_path: Path) -> None:
+    (tmp_path / "a.py").write_text("a = 1\n")
+    look, change = bash("cat a.py"), format_action("edit", format_edit("a.py", 1, "1", "2"))
+    draws = {100: look, 101: look, 113: change, 102: look, 103: look, 115: look, 127: SUBMIT}
+    result = play(lambda turn: draws[turn.seed], SETTINGS.model_copy(update={"redraws": 2}))
+    assert [(turn.text, turn.rejected) for turn in result.turns] == [(look, 0), (change, 1), (look, 0), (SUBMIT, 2)]
+    assert [turn.rejected for turn in play([look, look, SUBMIT]).turns] == [0, 0, 0]  # without redraws it is a turn as any
+
+
+def test_a_command_that_fails_is_not_drawn_again(play: Play) -> None:
     settings = SETTINGS.model_copy(update={"redraws": 2, "command_timeout_s": 0.2})
     assert [turn.rejected for turn in play([bash("sleep 5"), SUBMIT], settings).turns] == [0, 0]

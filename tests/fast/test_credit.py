@@ -145,9 +145,9 @@ def test_a_turn_is_in_vain_when_its_call_failed_was_none_or_repeats_a_change():
     assert turns_in_vain(played(("bash", "ls", False), ("bash", "ls", False))) == set()
 
 
-def test_what_was_drawn_in_place_of_rejected_calls_is_credited_whatever_became_of_the_episode():
+def test_a_change_that_was_drawn_in_place_of_rejected_calls_is_credited_whatever_became_of_the_episode():
     episode = drawn_again(played(MENDING, ("bash", "ls", False), MENDING, FAULTY), 3, 1, 4, 4)
-    credited = [0, 0.75, 0.75, 0, 0.5, 0.5] + [0] * 6  # what was still in vain is not
+    credited = [0, 0.75, 0.75] + [0] * 9  # neither a command nor what was still in vain is
     assert advantages_of(episode, 0.0, redraw_weight=1.0) == credited
     assert advantages_of(episode, -1.0, redraw_weight=2.0, negative_weight=0.0) == [2 * value for value in credited]
     assert advantages_of(episode, 0.0) == [0.0] * 12
