@@ -188,7 +188,7 @@ class AgentSettings(Section):
     command_timeout_s: float = Field(120, gt=0)
     requeries: int = Field(3, ge=0)  # bad formats in a row that are answered before the episode ends
     timeouts_in_a_row: int = Field(3, ge=1)
-    redraws: int = Field(0, ge=0)  # in training: a call that changes nothing (refused, repeated, unreadable) is drawn again so often
+    redraws: int = Field(0, ge=0)  # in training: a call that brings nothing new (refused, repeated, unreadable) is drawn again so often
     prompt_style: Literal["full", "terse"] = "full"
     temperature: float = Field(1.0, ge=0)
 
@@ -245,7 +245,7 @@ class TrainerSettings(Section):
     aggregation: Literal["constant", "token", "sequence"] = "constant"
     negative_weight: float = Field(1.0, ge=0, le=1)  # of episodes with a negative advantage; below 1 the gradient leans to what succeeded
     credit: Literal["episode", "kept"] = "episode"  # kept: what succeeded is learned without calls that failed and edits taken back
-    redraw_weight: float = Field(0.0, ge=0)  # of what was drawn in place of rejected calls (agent.redraws), whatever came of the episode
+    redraw_weight: float = Field(0.0, ge=0)  # of changes drawn in place of rejected calls (agent.redraws), whatever came of the episode
     learning_rate: float = Field(3e-6, gt=0)
     warmup_updates: int = Field(30, ge=0)
     weight_decay: float = Field(0.0, ge=0)

@@ -35,11 +35,13 @@ from selfplay.orchestrator.recovery import RunFolder, create_run
 from selfplay.outcomes import TestOutcomes
 from selfplay.repos import Checkout, RepositorySpec
 from selfplay.roles import EpisodePlace
+from selfplay.tools import format_action, format_edit
 from selfplay.trees import Tree
 from selfplay.validator import Thresholds, Verdict
 from selfplay.viewing.progress import TrainProgress
 
 NAME = "simulated"
+CHANGE = format_action("edit", format_edit("a.py", 1, "1", "2"))
 TOKENS = 8  # of an episode, half of them actions
 
 
@@ -111,7 +113,7 @@ class SimulatedHost:
             seed=place.seed(0),
             finish=FinishReason.ENV_ERROR if failed else FinishReason.SUBMITTED,
             messages=(),
-            turns=() if failed else (Turn("", "bash", "", (1, 2), rejected=self.script.rejected),),
+            turns=() if failed else (Turn(CHANGE, "edit", "", (1, 2), rejected=self.script.rejected),),
             token_ids=() if failed else tuple(range(TOKENS)),
             loss_mask=() if failed else (0, 1) * (TOKENS // 2),
             logprobs=() if failed else (-0.5,) * TOKENS,
