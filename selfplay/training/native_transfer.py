@@ -23,7 +23,7 @@ from selfplay.companions import leave_out_mismatched
 from selfplay.engines.vllm_servers import Client, free_port, own_address
 
 Backend = Literal["nccl", "ipc", "gloo"]
-_BUFFER_BYTES = 256 << 20  # of weights in flight at a time, where they are sent in packages
+_BUFFER_BYTES = 256 << 20  # of weights in flight at a time, where they are sent in packages; a larger tensor is a package by itself
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,9 @@ class Source:
         self.at = "nothing yet"
 
     @property
-    def bytes(self) -> int:
-        return sum(one.dtype.itemsize * torch.Size(one.shape).numel() for one in self._announced)
+    def sizes(self) -> list[int]:
+        """Bytes of each tensor."""
+        return [one.dtype.itemsize * torch.Size(one.shape).numel() for one in self._announced]
 
     def metadata(self) -> list[Announced]:
         return self._announced
@@ -165,7 +166,7 @@ class NativeSender:
         try:
             if self._engine is None or receivers != self._receivers:
                 self._progress("meeting the servers")
-                self._meet(receivers)
+                self._meet(receivers, max(_BUFFER_BYTES, *source.sizes))
             self._engine.source = source
             self._engine.send_weights()
         except Exception as error:  # of vLLM, gloo, nccl, HTTP: whatever it is, the servers cannot be trusted and the ranks are well
@@ -174,9 +175,9 @@ class NativeSender:
             self.close()
             source.finish()
             return SendReport(seconds=time.monotonic() - started, error=why)
-        return SendReport(source.bytes, time.monotonic() - started)
+        return SendReport(sum(source.sizes), time.monotonic() - started)
 
-    def _meet(self, receivers: Receivers) -> None:
+    def _meet(self, receivers: Receivers, package_bytes: int) -> None:
         self.close()
         leave_out_mismatched()
         from vllm.distributed.weight_transfer import WeightTransferTrainerFactory
@@ -194,12 +195,12 @@ class NativeSender:
         elif receivers.backend == "nccl":
             from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
 
-            info = NCCLTrainerInitInfo(*place, packed_buffer_size_bytes=_BUFFER_BYTES, rank=0)
+            info = NCCLTrainerInitInfo(*place, packed_buffer_size_bytes=package_bytes, rank=0)
             self._engine = WeightTransferTrainerFactory.trainer_init(info, client=servers, source=source)
         else:
             from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo
 
-            info = IPCTrainerInitInfo(packed=True, packed_buffer_size_bytes=_BUFFER_BYTES, rank=0)
+            info = IPCTrainerInitInfo(packed=True, packed_buffer_size_bytes=package_bytes, rank=0)
             self._engine = WeightTransferTrainerFactory.trainer_init(info, client=servers, source=source)
         self._receivers = receivers
 
