@@ -143,7 +143,8 @@ def bare_vllm(folder: str, rounds: Sequence[Sequence[Turn]], scratch: Path) -> f
     file.write_text(json.dumps({"settings": settings, "rounds": told}))
     command = [sys.executable, "-m", "benchmarks.bare_vllm", str(file)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=variables(launch))
-    return float(json.loads(done.stdout.strip().splitlines()[-1])["seconds"])
+    (line,) = (line for line in done.stdout.splitlines() if line.startswith('{"seconds"'))  # vLLM's own log goes there too
+    return float(json.loads(line)["seconds"])
 
 
 def vllm_launch(folder: str, max_batch: int, scratch: Path) -> Launch:

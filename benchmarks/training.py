@@ -123,6 +123,9 @@ def main() -> None:
         else:
             print("TRL: not installed (pip install trl)")
         show("torch", alone("measure_torch", *measured))
+        if not options.no_compile:
+            compiled = settings.model_copy(update={"compile": True})
+            show("torch, compiled", alone("measure_torch", str(folder), compiled, *measured[2:]))
         if importlib.util.find_spec("deepspeed") is None:
             print("DeepSpeed: not installed (DS_BUILD_OPS=0 pip install 'selfplay[deepspeed]')")
             options.ranks = []

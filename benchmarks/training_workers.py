@@ -56,6 +56,8 @@ class Alone:
         before = resident_bytes()
         trainer = TorchTrainer(folder, settings, context, seed=0)
         trainer.step(samples[:2])
+        if settings.compile:
+            trainer.step(samples)  # other shapes
         seconds, told = [], {}
         for step in range(steps):
             self.progress(f"step {step}")

@@ -240,6 +240,7 @@ class TrainerSettings(Section):
     zero_stage: int = Field(3, ge=0, le=3)  # what they share out: 1 optimiser states, 2 gradients too, 3 weights too
     offload: bool = False  # optimiser states and its step on the CPU
     activation_checkpointing: bool = False  # activations are computed again in the backward pass: slower, far less memory
+    compile: bool = False  # the torch trainer's layers: the first updates take seconds longer, the others less
     deadline_s: float = Field(1800, gt=0)  # a rank without a sign of progress for so long is taken to hang
     advantage: Literal["rloo", "dr_grpo", "cwm", "grpo"] = "rloo"
     aggregation: Literal["constant", "token", "sequence"] = "constant"
@@ -278,6 +279,8 @@ class TrainerSettings(Section):
         if self.type == "torch" and (self.ranks > 1 or self.offload):
             named = f"ranks = {self.ranks}" if self.ranks > 1 else "offload = true"
             raise ValueError(f"{named} needs trainer.type = 'deepspeed'; the torch trainer is one process that keeps all in one place")
+        if self.type == "deepspeed" and self.compile:
+            raise ValueError("compile = true is the torch trainer's; set trainer.type = 'torch', or leave it out")
         if self.type == "deepspeed" and self.offload and not self.zero_stage:
             raise ValueError("offload = true needs trainer.zero_stage of at least 1; stage 0 keeps everything on every rank")
         return self

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from selfplay.errors import EngineError
+from selfplay.errors import EngineError, PrerequisiteError
 
 if TYPE_CHECKING:
     import torch
@@ -40,9 +43,28 @@ def checkpoint_activations(model: Any) -> None:
     """Each layer keeps its input alone and computes the rest again in the backward pass. Dropout stays off: layers count as training, not
     what is in them.
     """
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    for layer in _layers(model):
+        layer.training = True
+
+
+def compile_layers(model: Any) -> None:
+    """Each layer becomes one compiled function, all of them the same, for batches of any shape; names and weights stay as they are.
+
+    The first batches take seconds longer. Raises PrerequisiteError on a CPU without a C++ compiler.
+    """
+    import torch
+
+    if not torch.cuda.is_available() and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++"))):
+        raise PrerequisiteError(
+            "trainer.compile = true needs a C++ compiler where there is no GPU. Install one (for example: apt-get install g++), or set "
+            "trainer.compile = false."
+        )
+    for layer in _layers(model):
+        layer.compile(dynamic=True)
+
+
+def _layers(model: Any) -> Iterator[Any]:
     from transformers.modeling_layers import GradientCheckpointingLayer
 
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    for module in model.modules():
-        if isinstance(module, GradientCheckpointingLayer):
-            module.training = True
+    return (module for module in model.modules() if isinstance(module, GradientCheckpointingLayer))

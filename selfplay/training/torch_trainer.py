@@ -18,7 +18,7 @@ from torch import Tensor
 
 from selfplay.config import TrainerSettings
 from selfplay.errors import EngineError, RunError
-from selfplay.models import checkpoint_activations, load_causal_model
+from selfplay.models import checkpoint_activations, compile_layers, load_causal_model
 from selfplay.training.adapter import FOLDER, adapter_state, add_adapter, check_same_adapter, check_same_base, outer_name
 from selfplay.training.batch import Sample, make_micro_batches
 from selfplay.training.checkpoints import copy_companions, weights_digest, written_whole
@@ -52,6 +52,8 @@ class TorchTrainer:
         self._model.eval()  # no dropout: the ratio compares with what the engine computed
         if settings.activation_checkpointing:
             checkpoint_activations(self._model)
+        if settings.compile:
+            compile_layers(self._model)
         self._optimizer = make_optimizer(self._model, settings.learning_rate, settings.weight_decay)
         self._clipping = Clipping(settings.clip_low, settings.clip_high, settings.clip_negative)
         self._weight_version = 0
