@@ -190,15 +190,15 @@ def stall_with_a_log(ground: Ground) -> Outcome:
     """Lines that look like a rule up to their last character, in the log that the failure shown is taken from."""
     line = "=" * 299 + "x\n"
     started = time.process_time()
-    short_failure((line * 100).encode(), HIDDEN_TEST)
-    return timed(started, "30 KB of a log, of which 4 MiB are read")
+    short_failure((line * 400).encode(), HIDDEN_TEST)
+    return timed(started, "120 KB of a log, of which 4 MiB are read")
 
 
 def stall_with_ids(ground: Ground) -> Outcome:
     """Very many tests whose ids hold no word, in a log of very many lines."""
     started = time.process_time()
-    without_lines_naming(b"7 - 7\n" * 10_000, [f"{n}-{n}" for n in range(10_000, 20_000)])
-    return timed(started, "10,000 ids in 10,000 lines")
+    without_lines_naming(b"7 - 7\n" * 40_000, [f"{n}-{n}" for n in range(10_000, 20_000)])
+    return timed(started, "10,000 ids in 40,000 lines")
 
 
 def timed(started: float, what: str) -> Outcome:
