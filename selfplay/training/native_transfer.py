@@ -35,6 +35,10 @@ class Receivers:
     dtype: str
     deadline_s: float
 
+    def device(self, own: torch.device) -> str:
+        """Where weights are wanted that lie on `own`."""
+        return "cpu" if self.backend == "gloo" else str(own)
+
 
 @dataclass(frozen=True)
 class SendReport:
@@ -56,12 +60,17 @@ class Announced(NamedTuple):
 class Source:
     """What vLLM calls a weight source: announces all tensors, then yields them. A new pass with each iteration.
 
-    groups: starts a pass, collective over ranks; layer groups as copies of one's own, empty on ranks that only help to gather.
+    held: what is sent, by name, for types and whole shapes alone: under ZeRO-3 parameters that are shared out. groups: starts a pass,
+    collective over ranks; layer groups as copies of one's own, empty on ranks that only help to gather.
     """
 
-    def __init__(self, shapes: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, torch.dtype], groups: Callable[[], Any]) -> None:
-        self._announced = [Announced(name, dtypes[name], shape) for name, shape in shapes.items()]
-        self._dtypes, self._groups = dtypes, groups
+    def __init__(self, receivers: Receivers, held: Mapping[str, Tensor], groups: Callable[[], Iterator[Mapping[str, Tensor]]]) -> None:
+        theirs: torch.dtype = getattr(torch, receivers.dtype)
+        self._dtypes = {name: theirs if value.is_floating_point() else value.dtype for name, value in held.items()}
+        self._announced = [
+            Announced(name, self._dtypes[name], tuple(getattr(value, "ds_shape", value.shape))) for name, value in held.items()
+        ]
+        self._groups = groups
         self._pass: Iterator[tuple[str, Tensor]] | None = None
         self.at = "nothing yet"
 

@@ -251,12 +251,9 @@ class RankWorker:
 
     def send_weights(self, receivers: Receivers) -> SendReport:
         """The weights into rollout servers, a layer group at a time, from rank 0; see NativeSender. Rank 0's report counts."""
-        dtype = getattr(torch, receivers.dtype)
         held = {name: self._parameters[name] if name in self._parameters else self._buffers[name] for name in self._names}
-        shapes = {name: tuple(getattr(value, "ds_shape", value.shape)) for name, value in held.items()}
-        dtypes = {name: dtype if value.is_floating_point() else value.dtype for name, value in held.items()}
-        device = "cpu" if receivers.backend == "gloo" else str(self._device)
-        source = Source(shapes, dtypes, lambda: self.weights(dtype is torch.bfloat16, device))
+        device = receivers.device(self._device)
+        source = Source(receivers, held, lambda: self.weights(receivers.dtype == "bfloat16", device))
         return self._sender.send(receivers, source)
 
     def _gathered(self, names: Sequence[str], device: str) -> dict[str, Tensor]:

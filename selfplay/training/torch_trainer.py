@@ -122,22 +122,24 @@ class TorchTrainer:
         """Name -> a copy of the fp32 weight, tied weights once, an adapter merged, as `Engine.load_weights` takes them."""
         return {name: value.to("cpu", copy=True) for name, value in self._merged()}
 
-    def _merged(self) -> Iterator[tuple[str, Tensor]]:
-        """The fp32 weights where they are, one after another, tied ones once and an adapter merged."""
+    def _state(self) -> dict[str, Tensor]:
+        """The fp32 weights where they are, tied ones once, and the factors of an adapter."""
         tied = set(getattr(self._model, "all_tied_weights_keys", None) or ())
-        state = {outer_name(name): value.detach() for name, value in self._model.state_dict().items() if name not in tied}
+        return {outer_name(name): value.detach() for name, value in self._model.state_dict().items() if name not in tied}
+
+    def _merged(self) -> Iterator[tuple[str, Tensor]]:
+        """One after another, without factors: an adapter is merged."""
+        state = self._state()
         factors = {name: state.pop(name) for name in self._adapter.names} if self._adapter else {}
         for name, value in state.items():
             yield name, self._adapter.merged(name, value, factors) if self._adapter else value
 
     def send_weights(self, receivers: Receivers) -> SendReport:
         """The weights into rollout servers, one after another; see NativeSender."""
-        dtype = getattr(torch, receivers.dtype)
-        shapes, dtypes = {}, {}
-        for name, value in self._merged():
-            shapes[name], dtypes[name] = tuple(value.shape), dtype if value.is_floating_point() else value.dtype
-        device = "cpu" if receivers.backend == "gloo" else str(self._device)
-        return self._sender.send(receivers, Source(shapes, dtypes, lambda: ({name: value.to(device)} for name, value in self._merged())))
+        factors = set(self._adapter.names) if self._adapter else set()
+        held = {name: value for name, value in self._state().items() if name not in factors}
+        device = receivers.device(self._device)
+        return self._sender.send(receivers, Source(receivers, held, lambda: ({n: value.to(device)} for n, value in self._merged())))
 
     def save(self, folder: Path) -> None:
         """Write a Hugging Face folder plus `trainer.pt`, whole or not at all: a temporary folder, synced, then renamed.

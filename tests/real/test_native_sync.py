@@ -160,8 +160,7 @@ class Breaking:
                 yield {name: value}
             self.ended = True
 
-        dtypes = dict.fromkeys(weights, torch.float32)
-        return NativeSender(0).send(receivers, Source({name: tuple(value.shape) for name, value in weights.items()}, dtypes, groups))
+        return NativeSender(0).send(receivers, Source(receivers, weights, groups))
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")  # of vLLM's import, here
