@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from selfplay.engines.vllm_requests import check_request, read_answer, request_b
 from selfplay.engines.vllm_servers import Client, Launch, command, explain, hide, sweep, variables
 from selfplay.errors import ConfigError, EngineError, ServerLost, WeightSyncError
 from selfplay.sandbox.owners import owner
-from selfplay.training.native_transfer import Receivers, SendReport
+from selfplay.training.native_transfer import NativeSender, Receivers, SendReport, Source
 from selfplay.training.weight_sync import FileWeightSync, NativeWeightSync, compare_digests, write_shards
 from vllm_double import STOP, Double, doubles, generated, wait_until
 
@@ -290,6 +290,26 @@ def test_a_server_of_a_transfer_that_broke_off_never_goes_on(tmp_path: Path) -> 
         double.calls.clear()
         sync.deliver(client)  # the one that was started in its place
         assert "/collective_rpc" in double.calls and double.version == "3"
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_gathers_to_the_end_whatever_becomes_of_the_transfer(rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError("no way to the servers\nand more")
+
+    monkeypatch.setattr(NativeSender, "_meet", refuse)
+    held, gathered = {"a": torch.ones(2), "b": torch.ones(3)}, []
+
+    def groups() -> Iterator[dict[str, torch.Tensor]]:
+        for name, value in held.items():
+            yield {} if rank else {name: value}
+            gathered.append(name)
+
+    receivers = Receivers("gloo", ("http://127.0.0.1:1",), "float32", 5.0)
+    report = NativeSender(rank).send(receivers, Source(receivers, held, groups))
+    assert gathered == ["a", "b"]  # else the other ranks would wait in a collective for ever
+    told = "OSError: no way to the servers. The trainer was at nothing yet; no server was asked for anything"
+    assert report.error == ("" if rank else told)
 
 
 def test_weights_are_written_in_shards_that_hold_each_tensor_once(tmp_path: Path) -> None:
