@@ -120,7 +120,7 @@ def test_an_artifact_folder_that_is_none_is_named(tmp_path):
     (tmp_path / "bug" / "bug_inject.diff").write_text("")
     result = selfplay("validate", tmp_path / "bug", "--repo", "pypi:toolz==1.0.0")
     assert_refused(result, 1, "test_weaken.diff")
-    assert_refused(selfplay("validate", tmp_path / "none", "--repo", "pypi:toolz==1.0.0"), 1, "none")
+    assert_refused(selfplay("validate", tmp_path / "none", "--repo", "pypi:toolz==1.0.0"), 2, "none")
 
 
 def test_a_wrong_repository_is_bad_usage(tmp_path):
