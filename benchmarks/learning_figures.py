@@ -57,6 +57,10 @@ class Curve:
         """(update, value) where it was measured."""
         return [(row["update"], float(row[key])) for row in self.rows if isinstance(row.get(key), int | float)]
 
+    def after(self, update: int) -> Evaluation:
+        """The evaluation after so many updates. Raises StopIteration where there is none."""
+        return next(evaluation for evaluation in self.evaluations if evaluation.update == update)
+
     def total(self, key: str) -> float:
         return sum(value for _, value in self.row_values(key))
 
@@ -123,17 +127,22 @@ def change(before: Rates, after: Rates, bugs: Sequence[str]) -> Difference | Non
 
 
 def rates_table(curves: Sequence[Curve]) -> list[str]:
-    """Before and after, per arm, seed, set and mode; then each arm over its seeds, parts of sets included."""
+    """Before and after, per arm, seed, number of updates, set and mode; then each arm over its seeds, parts of sets included."""
     groups = sets_of(curves)
-    lines = _head("arm", "seed", "set", "mode", "bugs", "before", "after", "difference, 95 % interval", "shown")
+    lines = _head("arm", "seed", "updates", "set", "mode", "bugs", "before", "after", "difference, 95 % interval", "shown")
     for arm, some in _by_arm(curves):
         done = [curve for curve in some if len(curve.evaluations) > 1]
         for curve in done:
-            first, last = curve.evaluations[0], curve.evaluations[-1]
-            lines += _rate_rows(arm, str(curve.seed), [first], [last], whole_sets(groups))
-        if len(done) > 1:
-            lines += _rate_rows(arm, "all", [c.evaluations[0] for c in done], [c.evaluations[-1] for c in done], groups)
+            for later in curve.evaluations[1:]:
+                lines += _rate_rows(arm, str(curve.seed), curve.evaluations[:1], [later], whole_sets(groups))
+        if len(done) > 1 and (update := last_common(done)):
+            lines += _rate_rows(arm, "all", [c.evaluations[0] for c in done], [c.after(update) for c in done], groups)
     return lines
+
+
+def last_common(curves: Sequence[Curve]) -> int:
+    """The largest number of updates after which all of them were evaluated, 0 where there is none."""
+    return max(set.intersection(*({e.update for e in curve.evaluations} for curve in curves)), default=0)
 
 
 def _rate_rows(
@@ -144,30 +153,43 @@ def _rate_rows(
         for mode, mode_name in MODE_NAMES.items():
             a, b = pooled(before, mode), pooled(after, mode)
             if found := change(a, b, bugs):
-                cells = (NAMES[arm], seed, name, mode_name, str(found.count), _rate(a, bugs), _rate(b, bugs), _points(found), _shown(found))
+                cells = (
+                    NAMES[arm],
+                    seed,
+                    str(after[0].update),
+                    name,
+                    mode_name,
+                    str(found.count),
+                    _rate(a, bugs),
+                    _rate(b, bugs),
+                    _points(found),
+                    _shown(found),
+                )
                 lines.append(_line(*cells))
     return lines
 
 
 def arms_table(curves: Sequence[Curve]) -> list[str]:
-    """The arms against each other after their last update: means over the seeds that both have, paired by bug."""
+    """The arms against each other after as many updates: means over the seeds that both have, paired by bug."""
     groups = sets_of(curves)
-    lines = _head("arms", "seeds", "set", "mode", "bugs", "difference after, 95 % interval", "shown")
+    lines = _head("arms", "seeds", "updates", "set", "mode", "bugs", "difference after, 95 % interval", "shown")
     arms = _by_arm(curves)
     for index, (first, some) in enumerate(arms):
         for second, others in arms[index + 1 :]:
             ours = {c.seed: c for c in some if len(c.evaluations) > 1}
             theirs = {c.seed: c for c in others if len(c.evaluations) > 1}
-            # After as many updates: a run that is still on its way is compared with the other's state at that point, or not at all.
-            seeds = [s for s in sorted(ours.keys() & theirs.keys()) if ours[s].evaluations[-1].update == theirs[s].evaluations[-1].update]
-            for name, bugs in groups.items() if seeds else ():
+            # A run that is still on its way is compared with the other's state at that point; the seeds that came furthest together count.
+            common = {seed: last_common([ours[seed], theirs[seed]]) for seed in sorted(ours.keys() & theirs.keys())}
+            update = max(common.values(), default=0)
+            seeds = [seed for seed, reached in common.items() if reached == update]
+            for name, bugs in groups.items() if update else ():
                 for mode, mode_name in MODE_NAMES.items():
-                    a = pooled([ours[seed].evaluations[-1] for seed in seeds], mode)
-                    b = pooled([theirs[seed].evaluations[-1] for seed in seeds], mode)
+                    a = pooled([ours[seed].after(update) for seed in seeds], mode)
+                    b = pooled([theirs[seed].after(update) for seed in seeds], mode)
                     if found := change(b, a, bugs):
                         pair = f"{NAMES[first]} − {NAMES[second]}"
                         seeds_text = ", ".join(map(str, seeds))
-                        lines.append(_line(pair, seeds_text, name, mode_name, str(found.count), _points(found), _shown(found)))
+                        lines.append(_line(pair, seeds_text, str(update), name, mode_name, str(found.count), _points(found), _shown(found)))
     return lines
 
 
@@ -272,13 +294,15 @@ SIGNALS: tuple[tuple[str, str, Callable[[float], float]], ...] = (
     ("solver/entropy", "solver: entropy, nats a token", float),
     ("injector/zero_variance", "injector: groups without variance, %", lambda v: 100 * v),
     ("solver/zero_variance", "solver: groups without variance, %", lambda v: 100 * v),
+    ("solver/new_changes", "solver: calls for a change that made one, %", lambda v: 100 * v),
+    ("solver/divergence", "solver: divergence from the start, nats a token", float),
     ("logprob_gap", "mean |log-probability gap|, trainer − engine", float),
 )
 
 
 def draw_signals(curves: Sequence[Curve]) -> Figure:
     """The runs' own measurements, each update as a pale line and a running mean as a strong one; then seconds an update, by phase."""
-    figure, axes = _panels(4, 2, 4.4, 2.3)
+    figure, axes = _panels(5, 2, 4.4, 2.3)
     flat = [axis for row in axes for axis in row]
     for axis, (key, title, scale) in zip(flat, SIGNALS, strict=False):
         for curve in (curve for _, some in _by_arm(curves) for curve in some):
@@ -392,7 +416,7 @@ def body(curves: Sequence[Curve], stem: str) -> str:
     parts = [
         "### Repair rate on the frozen sets, before and after",
         "\n".join(rates_table(curves)),
-        "### The arms after their last update",
+        "### The arms after as many updates",
         "\n".join(compared) if len(compared) > 2 else "No two arms have played as many updates of one seed yet.",
         f"![Repair rate on the frozen sets over updates](figures/{stem}-rates.svg)",
         "### What each run spent",

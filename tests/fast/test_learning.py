@@ -111,9 +111,25 @@ def test_the_policy_that_every_run_starts_from_is_measured_once_for_all_of_them(
     assert row["before"].startswith("25.0 %") and row["after"].startswith("75.0 %")
 
 
+def evaluated_again(run: RunFolder, update: int, passes: int) -> None:
+    an_evaluation(run.path, update, lambda bug: passes)
+    with run.metrics.open("a") as file:
+        file.write(json.dumps({"evaluation": update, "seconds/evaluating": 60.0}) + "\n")
+
+
 def test_arms_after_different_numbers_of_updates_are_not_compared(tmp_path):
     runs = [("selfplay", 1, a_run(tmp_path, "selfplay", 1, 2)), ("repair", 1, a_run(tmp_path, "repair", 1, 1, updates=4))]
     assert not cells(arms_table([read_curve(*run) for run in runs]))
+    evaluated_again(runs[0][2], 4, 2)  # the longer run was evaluated there too: 2 of 4 each, as the shorter one's own bugs
+    (found,) = cells(arms_table([read_curve(*run) for run in runs]), set="own", mode="T = 1")
+    assert (found["updates"], found["difference after, 95 % interval"]) == ("4", "+0.0 [+0.0, +0.0]")
+
+
+def test_every_evaluation_after_the_first_has_its_rows(tmp_path):
+    run = a_run(tmp_path, "selfplay", 1, 2)
+    evaluated_again(run, 3, 2)
+    rows = cells(rates_table([read_curve("selfplay", 1, run)]), set="own", mode="T = 1")
+    assert [(row["updates"], row["after"]) for row in rows] == [("3", "50.0 % ± 0.0"), ("6", "75.0 % ± 0.0")]
 
 
 def test_the_compute_of_a_run_is_counted_over_its_updates(tmp_path):
