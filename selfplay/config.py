@@ -246,7 +246,8 @@ class TrainerSettings(Section):
     aggregation: Literal["constant", "token", "sequence"] = "constant"
     negative_weight: float = Field(1.0, ge=0, le=1)  # of episodes with a negative advantage; below 1 the gradient leans to what succeeded
     credit: Literal["episode", "kept"] = "episode"  # kept: what succeeded is learned without calls that failed and edits taken back
-    redraw_weight: float = Field(0.0, ge=0)  # of changes drawn in place of rejected calls (agent.redraws), whatever came of the episode
+    call_weight: float = Field(0.0, ge=0)  # of whether a call that was to change a file did so, whatever came of the episode
+    anchor_weight: float = Field(0.0, ge=0)  # of the divergence from the policy that the run began with, at every action token
     learning_rate: float = Field(3e-6, gt=0)
     warmup_updates: int = Field(30, ge=0)
     weight_decay: float = Field(0.0, ge=0)

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 
 from rich.console import Console
 
@@ -56,7 +56,12 @@ class Script:
     repairs: Callable[[EpisodePlace], bool] = lambda place: place.member % 2 == 0
     fails: Callable[[EpisodePlace], bool] = lambda place: False
     restored: str = ""  # of every repair's submission
-    rejected: int = 0  # draws in place of every first turn
+    refuses: Callable[[EpisodePlace], bool] = lambda place: False  # the one edit of an episode
+
+
+class SimulatedChat:
+    def decode(self, ids: Sequence[int]) -> str:
+        return "." * len(ids)
 
 
 @dataclass
@@ -113,7 +118,7 @@ class SimulatedHost:
             seed=place.seed(0),
             finish=FinishReason.ENV_ERROR if failed else FinishReason.SUBMITTED,
             messages=(),
-            turns=() if failed else (Turn(CHANGE, "edit", "", (1, 2), rejected=self.script.rejected),),
+            turns=() if failed else (Turn(CHANGE, "edit", "", (1, 4), is_error=self.script.refuses(place)),),
             token_ids=() if failed else tuple(range(TOKENS)),
             loss_mask=() if failed else (0, 1) * (TOKENS // 2),
             logprobs=() if failed else (-0.5,) * TOKENS,
@@ -232,7 +237,7 @@ def simulate(
             limits=nothing,
             labels={"run": NAME, "owner": str(os.getpid())},
             engine=engine,
-            chat=nothing,
+            chat=cast(Any, SimulatedChat()),
             trainer=trainer,
             runner=nothing,
             sink=JsonlSink(run.metrics),

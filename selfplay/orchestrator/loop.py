@@ -19,7 +19,7 @@ from selfplay.curriculum.store import EpisodeRow
 from selfplay.episode import Episode, Role
 from selfplay.errors import RunError
 from selfplay.metrics import Value
-from selfplay.orchestrator.credit import Credit, SolveRate, credit_injector, token_advantages
+from selfplay.orchestrator.credit import Credit, SolveRate, changing_turns, credit_injector, success_of_calls, token_advantages
 from selfplay.orchestrator.dispatcher import Dispatcher
 from selfplay.orchestrator.game import Game
 from selfplay.orchestrator.staleness import is_stale, lag, newest_wave, updates_ahead
@@ -231,16 +231,25 @@ class TrainLoop:
 
     def _read_samples(self, learned: Sequence[tuple[EpisodeRow, float]], stats: dict[str, Value]) -> list[Sample]:
         """None where no token is to be learned. Adds to `stats` which share of each role's draws was rejected (`agent.redraws`)."""
+        game = self._game
         samples: list[Sample] = []
         draws: dict[str, tuple[int, int]] = defaultdict(lambda: (0, 0))
-        for row, advantage in learned:
-            episode = Episode.read(self._game.run.path / row.path)
-            advantages = token_advantages(episode, advantage, self._game.config.trainer)
+        episodes = [Episode.read(game.run.path / row.path) for row, _ in learned]
+        groups: dict[str, list[Episode]] = defaultdict(list)
+        for episode in episodes:
+            groups[episode.group].append(episode)
+        expected = {group: success_of_calls(members) for group, members in groups.items()}
+        for episode, (_, advantage) in zip(episodes, learned, strict=True):
+            advantages = token_advantages(episode, advantage, game.config.trainer, expected[episode.group], game.chat.decode)
             samples.append(Sample(episode.token_ids, episode.loss_mask, episode.logprobs, advantages, episode.role.value))
             rejected, kept = draws[episode.role]
             draws[episode.role] = (rejected + sum(turn.rejected for turn in episode.turns), kept + len(episode.turns))
-        if self._game.config.agent.redraws:
+        if game.config.agent.redraws:
             stats |= {f"{role}/rejected_draws": round(rejected / (rejected + kept), 4) for role, (rejected, kept) in draws.items()}
+        for role in sorted({episode.role for episode in episodes} if game.config.trainer.call_weight else ()):
+            played = [episode for episode in episodes if episode.role == role]
+            stats[f"{role}/new_changes"] = round(success_of_calls(played), 4)
+            stats[f"{role}/changes_tried"] = round(sum(len(changing_turns(episode)) for episode in played) / len(played), 2)
         return samples if with_gradient(samples) else []
 
     def _batch(self, update: int) -> Batch:
@@ -271,7 +280,7 @@ class TrainLoop:
             if not any(advantages):
                 counts["zero_variance_groups"] += 1
                 counts[f"{group.role}/zero_variance_groups"] += 1
-                if not config.trainer.redraw_weight:
+                if not config.trainer.call_weight:
                     continue
             else:
                 counts[f"{group.role}/gradient_groups"] += 1

@@ -118,22 +118,23 @@ def activation_bytes(shape: ModelShape, bf16: bool = True, lora_rank: int = 0) -
     return norms + attention + feed_forward + unit * lora_rank * len(shape.linears)
 
 
-def logit_bytes(shape: ModelShape, bf16: bool = True) -> int:
+def logit_bytes(shape: ModelShape, bf16: bool = True, anchored: bool = False) -> int:
     """Per action token, at the loss: the head's output, its fp32 copy and log-softmax, with the gradient of each, two at a time.
 
     selfplay/training/objective.py (`action_logits`, `weighed_losses`) computes the head for action tokens alone.
     """
     unit = 2 if bf16 else 4
-    return (unit + 4 + 4 + 4) * shape.vocabulary
+    anchor = unit + 4 + 4 + 4 + 4 if anchored else 0  # its head's output, copy and log-softmax; probabilities and their gaps
+    return (unit + 4 + 4 + 4 + anchor) * shape.vocabulary
 
 
 def trainer_bytes(shape: ModelShape, settings: TrainerSettings, context_tokens: int, action_share: float) -> dict[str, int]:
     """On one rank: weights, gradients, optimiser, activations, logits, working.
 
     Shares as in Rajbhandari et al. ("ZeRO", arXiv 1910.02054, section 5) with 4 bytes each for weights, gradients and both moments, since
-    masters are fp32 and bf16 is made of them in matrix products alone. DeepSpeed 0.19.8: stages 1 and 2 clone a rank's share as the
-    optimiser's master, stage 3 takes the share itself. The torch trainer holds what stage 0 does. With an adapter gradients and optimiser
-    are of its factors alone.
+    masters are fp32 and bf16 is made of them in matrix products alone; an anchor is a second, frozen copy of the weights.
+    DeepSpeed 0.19.8: stages 1 and 2 clone a rank's share as the optimiser's master, stage 3 takes the share itself. The torch trainer
+    holds what stage 0 does. With an adapter gradients and optimiser are of its factors alone.
     A micro-batch holds `batch_tokens`, or one episode of `context_tokens` where that is more.
     """
     total = 4 * (shape.parameters + adapter_parameters(shape, settings))
@@ -142,7 +143,8 @@ def trainer_bytes(shape: ModelShape, settings: TrainerSettings, context_tokens: 
     stage = settings.zero_stage if settings.type == "deepspeed" else 0
     share = -(-trained // ranks)
     off = settings.offload
-    weights = -(-total // ranks) if stage == 3 else total
+    held = total + (4 * shape.parameters if settings.anchor_weight else 0)
+    weights = -(-held // ranks) if stage == 3 else held
     gradients = (share if stage >= 2 else trained) if not off or stage == 1 else 0
     masters = share if stage in (1, 2) else 0
     moments = 2 * (share if stage else trained)
@@ -160,7 +162,7 @@ def trainer_bytes(shape: ModelShape, settings: TrainerSettings, context_tokens: 
         "gradients": gradients,
         "optimiser": 0 if off else masters + moments,
         "activations": tokens * kept,
-        "logits": int(tokens * action_share) * logit_bytes(shape, settings.bf16),
+        "logits": int(tokens * action_share) * logit_bytes(shape, settings.bf16, anchored=settings.anchor_weight > 0),
         "working": working,
     }
 

@@ -129,23 +129,26 @@ def pack_rows(lengths: Sequence[int], row_tokens: int) -> list[list[int]]:
     return rows
 
 
-def _rows(samples: Sequence[Sample], packing: bool) -> tuple[list[list[int]], list[int]]:
+def _rows(samples: Sequence[Sample], packing: bool, all_actions: bool = False) -> tuple[list[list[int]], list[int]]:
     """The rows of an update, as indices of samples, and their lengths. Samples without a gradient are left out."""
-    kept = with_gradient(samples)
+    kept = [i for i, s in enumerate(samples) if s.weight and s.action_tokens] if all_actions else with_gradient(samples)
     lengths = [trim(samples[i]) for i in kept]
     rows = pack_rows(lengths, max(lengths, default=0)) if packing else [[number] for number in range(len(kept))]
     return [[kept[number] for number in row] for row in rows], [sum(lengths[number] for number in row) for row in rows]
 
 
-def make_micro_batches(samples: Sequence[Sample], token_budget: int, packing: bool = False) -> list[MicroBatch]:
-    """Samples without a gradient are left out. With `packing`, rows as long as the longest sample hold as many as fit."""
-    rows, lengths = _rows(samples, packing)
+def make_micro_batches(samples: Sequence[Sample], token_budget: int, packing: bool = False, all_actions: bool = False) -> list[MicroBatch]:
+    """Samples without a gradient are left out, unless `all_actions` have a loss whatever their advantages are. With `packing`, rows as
+    long as the longest sample hold as many as fit."""
+    rows, lengths = _rows(samples, packing, all_actions)
     return [_collate(samples, [rows[i] for i in group]) for group in plan_micro_batches(lengths, token_budget)]
 
 
-def make_rank_batches(samples: Sequence[Sample], token_budget: int, ranks: int, packing: bool = False) -> list[list[MicroBatch | None]]:
+def make_rank_batches(
+    samples: Sequence[Sample], token_budget: int, ranks: int, packing: bool = False, all_actions: bool = False
+) -> list[list[MicroBatch | None]]:
     """The same for each rank, equally many: None where a rank has nothing of its own to do and yet must keep step."""
-    rows, lengths = _rows(samples, packing)
+    rows, lengths = _rows(samples, packing, all_actions)
     return [
         [_collate(samples, [rows[i] for i in group]) if group else None for group in share]
         for share in plan_rank_batches(lengths, token_budget, ranks)

@@ -78,7 +78,7 @@ class DeepSpeedTrainer:
         settings = self._settings
         rate = warmed_up_rate(settings, self._weight_version)
         weights = episode_weights(samples, settings, self._context_tokens)
-        shares = make_rank_batches(samples, settings.batch_tokens, settings.ranks, settings.packing)
+        shares = make_rank_batches(samples, settings.batch_tokens, settings.ranks, settings.packing, settings.anchor_weight > 0)
         tally, norm, peak, padded, fillers = Tally(), 0.0, 0, 0, 0
         if shares[0]:
             weighed = [[None if batch is None else weigh(batch, samples, weights) for batch in share] for share in shares]

@@ -57,6 +57,12 @@ def aggregation_weights(kind: Aggregation, lengths: Tensor, max_length: int) -> 
     raise ValueError(f"unknown aggregation {kind!r}; known: constant, token, sequence")
 
 
+def divergence(logits: Tensor, anchor_logits: Tensor) -> Tensor:
+    """KL(policy || anchor), (places,), from logits (places, vocab): over the whole vocabulary, so that no draw's chance is in it."""
+    scores, anchor = torch.log_softmax(logits, -1), torch.log_softmax(anchor_logits, -1)
+    return (scores.exp() * (scores - anchor)).sum(-1)
+
+
 def policy_loss(
     logprobs: Tensor,  # (tokens,) of action tokens only: observations are masked by not being here
     rollout_logprobs: Tensor,  # (tokens,)

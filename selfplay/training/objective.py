@@ -15,7 +15,7 @@ from torch import Tensor
 
 from selfplay.config import TrainerSettings
 from selfplay.training.batch import MicroBatch, Sample
-from selfplay.training.loss import Clipping, aggregation_weights, policy_loss
+from selfplay.training.loss import Clipping, aggregation_weights, divergence, policy_loss
 
 
 @dataclass(frozen=True)
@@ -96,17 +96,27 @@ def action_logits(model: Any, token_ids: Tensor, rows: Tensor, places: Tensor, p
     return logits.float()
 
 
-def weighed_losses(batch: WeighedBatch, logits: Tensor, clipping: Clipping, tally: Tally) -> Tensor:
-    """(actions,) whose sum is the micro-batch's share of the loss; what is told of it is added to `tally`."""
+def weighed_losses(
+    batch: WeighedBatch, logits: Tensor, clipping: Clipping, tally: Tally, anchor: Tensor | None = None, anchor_weight: float = 0.0
+) -> Tensor:
+    """(actions,) whose sum is the micro-batch's share of the loss; what is told of it is added to `tally`.
+
+    anchor: (actions, vocab) logits of the policy that the run began with; the divergence from it counts `anchor_weight` times.
+    """
     scores = torch.log_softmax(logits, -1)  # (actions, vocab)
     logprobs = scores.gather(1, batch.token_ids[batch.action_rows, batch.action_places][:, None])[:, 0]
     losses, ratio, is_clipped = policy_loss(logprobs, batch.rollout_logprobs, batch.advantages, batch.weights, clipping)
+    apart = None if anchor is None else divergence(logits, anchor)
+    if apart is not None:
+        losses = losses + anchor_weight * batch.weights * apart
     with torch.no_grad():
         entropy = -(scores.exp() * scores).sum(-1)
         gap = (logprobs - batch.rollout_logprobs).abs()
         for number, role in enumerate(batch.roles):
             chosen = batch.role_numbers == number
             tally.add(role, losses.detach()[chosen], entropy[chosen], ratio[chosen], is_clipped[chosen], gap[chosen])
+            if apart is not None:
+                tally.add_one(role, "divergence", apart.detach()[chosen])
     return losses
 
 
@@ -122,21 +132,27 @@ class Tally:
         for key in (f"{role}/", ""):
             self._merge(key, added)
 
+    def add_one(self, role: str, name: str, values: Tensor) -> None:
+        """Of tokens that `add` counts."""
+        for key in (f"{role}/", ""):
+            self._merge(key, {name: values.sum().item()})
+
     def merge(self, other: Tally) -> None:
         """Take in what another rank counted."""
         for key, sums in other._sums.items():
             self._merge(key, sums)
 
     def _merge(self, key: str, added: dict[str, float]) -> None:
-        sums = self._sums.setdefault(key, dict.fromkeys(added, 0.0))
+        sums = self._sums.setdefault(key, {})
         for name, value in added.items():
-            sums[name] += value
+            sums[name] = sums.get(name, 0.0) + value
 
     def means(self) -> dict[str, float]:
         """loss is a sum of weighted terms already; the others are means over action tokens."""
         metrics: dict[str, float] = {}
         for key, sums in self._sums.items():
             count = max(1.0, sums["count"])
-            metrics |= {f"{key}{name}": sums[name] / count for name in ("entropy", "ratio", "clip_share", "logprob_gap")}
+            means = ("entropy", "ratio", "clip_share", "logprob_gap", "divergence")
+            metrics |= {f"{key}{name}": sums[name] / count for name in means if name in sums}
             metrics |= {f"{key}loss": sums["loss"], f"{key}action_tokens": sums["count"]}
         return metrics

@@ -91,14 +91,19 @@ class _TiedHead(nn.Linear):
 class _Loss(nn.Module):
     """The forward pass as one module, so that DeepSpeed's hooks see all of it."""
 
-    def __init__(self, model: Any, clipping: Clipping) -> None:
+    def __init__(self, model: Any, anchor: Any, clipping: Clipping, anchor_weight: float) -> None:
         super().__init__()
         self.model = model
+        self.anchor = anchor  # None where nothing holds the policy
         self._clipping = clipping
+        self._anchor_weight = anchor_weight
 
     def forward(self, batch: WeighedBatch, tally: Tally) -> Tensor:
-        logits = action_logits(self.model, batch.token_ids, batch.action_rows, batch.action_places, batch.positions)  # (actions, vocab)
-        return weighed_losses(batch, logits, self._clipping, tally).sum()
+        places = (batch.token_ids, batch.action_rows, batch.action_places, batch.positions)
+        logits = action_logits(self.model, *places)  # (actions, vocab)
+        with torch.no_grad():
+            anchor = None if self.anchor is None else action_logits(self.anchor, *places)
+        return weighed_losses(batch, logits, self._clipping, tally, anchor, self._anchor_weight).sum()
 
 
 class RankWorker:
@@ -148,6 +153,7 @@ class RankWorker:
         self._settings = settings
         with _loaded_in_shares() if settings.zero_stage == 3 else nullcontext():
             model = load_causal_model(model_path, torch.float32)
+            anchor = load_causal_model(model_path, torch.float32).eval().requires_grad_(False) if settings.anchor_weight else None
         tied = set(getattr(model, "all_tied_weights_keys", None) or ())
         self._names = [name for name in model.state_dict() if name not in tied]
         self._adapter: Adapter | None = add_adapter(model, settings, seed)
@@ -156,10 +162,11 @@ class RankWorker:
             checkpoint_activations(model)
         self._config = model.config
         self._generation_config = model.generation_config
-        head = model.get_output_embeddings()
-        if type(head) is nn.Linear and head.weight is model.get_input_embeddings().weight:
-            head.__class__ = _TiedHead
-        loss = _Loss(model, Clipping(settings.clip_low, settings.clip_high, settings.clip_negative))
+        for one in (model, anchor) if anchor is not None else (model,):
+            head = one.get_output_embeddings()
+            if type(head) is nn.Linear and head.weight is one.get_input_embeddings().weight:
+                head.__class__ = _TiedHead
+        loss = _Loss(model, anchor, Clipping(settings.clip_low, settings.clip_high, settings.clip_negative), settings.anchor_weight)
         optimizer = make_optimizer(loss, settings.learning_rate, settings.weight_decay)
         self._engine, *_ = self._deepspeed.initialize(
             model=loss, optimizer=optimizer, config=self._deepspeed_settings(settings), dist_init_required=False

@@ -49,6 +49,7 @@ class TorchTrainer:
         self._model = load_causal_model(model_path, torch.float32)
         self._adapter = add_adapter(self._model, settings, seed)
         self._model.to(self._device)
+        self._anchor = load_causal_model(model_path, torch.float32).to(self._device).eval() if settings.anchor_weight else None
         self._model.eval()  # no dropout: the ratio compares with what the engine computed
         if settings.activation_checkpointing:
             checkpoint_activations(self._model)
@@ -58,7 +59,7 @@ class TorchTrainer:
         self._clipping = Clipping(settings.clip_low, settings.clip_high, settings.clip_negative)
         self._weight_version = 0
         self._sender = NativeSender(rank=0)
-        self.threads = os.cpu_count() or 1  # of a step on a CPU; fewer where something else computes meanwhile
+        self.threads = len(os.sched_getaffinity(0))  # of a step on a CPU; fewer where something else computes meanwhile
 
     @property
     def weight_version(self) -> int:
@@ -81,7 +82,7 @@ class TorchTrainer:
         weights = episode_weights(samples, settings, self._context_tokens)
         tally = Tally()
         self._optimizer.zero_grad(set_to_none=True)
-        batches = make_micro_batches(samples, settings.batch_tokens, settings.packing)
+        batches = make_micro_batches(samples, settings.batch_tokens, settings.packing, settings.anchor_weight > 0)
         for batch in batches:
             self._accumulate(weigh(batch, samples, weights), tally)
         metrics = tally.means()
@@ -112,11 +113,15 @@ class TorchTrainer:
 
     def _accumulate(self, batch: WeighedBatch, tally: Tally) -> None:
         batch = batch.to(self._device)
+        places = (batch.token_ids, batch.action_rows, batch.action_places, batch.positions)
+        anchor = None
         with self._autocast():
-            logits = action_logits(
-                self._model, batch.token_ids, batch.action_rows, batch.action_places, batch.positions
-            )  # (actions, vocab)
-        weighed_losses(batch, logits, self._clipping, tally).sum().backward()  # type: ignore[no-untyped-call]
+            logits = action_logits(self._model, *places)  # (actions, vocab)
+            if self._anchor is not None:
+                with torch.no_grad():
+                    anchor = action_logits(self._anchor, *places)
+        losses = weighed_losses(batch, logits, self._clipping, tally, anchor, self._settings.anchor_weight)
+        losses.sum().backward()  # type: ignore[no-untyped-call]
 
     def export_weights(self) -> dict[str, Tensor]:
         """Name -> a copy of the fp32 weight, tied weights once, an adapter merged, as `Engine.load_weights` takes them."""

@@ -1,4 +1,4 @@
-from dataclasses import replace
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -9,7 +9,9 @@ from selfplay.orchestrator.credit import (
     SolveRate,
     credit_injector,
     credit_solver,
+    deciding_tokens,
     measure_solve_rate,
+    success_of_calls,
     token_advantages,
     turns_in_vain,
 )
@@ -108,13 +110,7 @@ FAULTY = ("", "no call at all", True)
 
 
 def advantages_of(episode: Episode, advantage: float, **settings: Any) -> list[float]:
-    return token_advantages(episode, advantage, TrainerSettings(**settings))
-
-
-def drawn_again(episode: Episode, *rejected: int) -> Episode:
-    """Each turn in place of so many rejected draws."""
-    turns = tuple(replace(turn, rejected=count) for turn, count in zip(episode.turns, rejected, strict=True))
-    return replace(episode, turns=turns)
+    return token_advantages(episode, advantage, TrainerSettings(**settings), 0.0, read)
 
 
 def test_what_a_success_took_back_or_got_wrong_is_not_learned_from_where_credit_goes_to_what_was_kept():
@@ -145,20 +141,59 @@ def test_a_turn_is_in_vain_when_its_call_failed_was_none_or_repeats_a_change():
     assert turns_in_vain(played(("bash", "ls", False), ("bash", "ls", False))) == set()
 
 
-def test_a_change_that_was_drawn_in_place_of_rejected_calls_is_credited_whatever_became_of_the_episode():
-    episode = drawn_again(played(MENDING, ("bash", "ls", False), MENDING, FAULTY), 3, 1, 4, 4)
-    credited = [0, 0.75, 0.75] + [0] * 9  # neither a command nor what was still in vain is
-    assert advantages_of(episode, 0.0, redraw_weight=1.0) == credited
-    assert advantages_of(episode, -1.0, redraw_weight=2.0, negative_weight=0.0) == [2 * value for value in credited]
-    assert advantages_of(episode, 0.0) == [0.0] * 12
+def spelled(*turns: tuple[str, str, bool]) -> Episode:
+    """Turns of one token a character, without any prompt."""
+    made: list[Turn] = []
+    ids: list[int] = []
+    for tool, text, is_error in turns:
+        made.append(Turn(text, tool, "", (len(ids), len(ids) + len(text)), is_error=is_error))
+        ids += map(ord, text)
+    zeros, ones = (0.0,) * len(ids), (1,) * len(ids)
+    return Episode("e", Role.SOLVER, "r", 0, "g", 0, 0, FinishReason.SUBMITTED, (), tuple(made), tuple(ids), ones, zeros)
 
 
-def test_a_change_before_the_last_one_was_tried_is_not_credited():
-    tried, untried = drawn_again(played(MENDING, ("bash", "ls", False), REFUSED), 1, 0, 1), drawn_again(played(MENDING, REFUSED), 1, 1)
-    assert advantages_of(tried, 0.0, redraw_weight=1.0) == [0, 0.5, 0.5, 0, 0, 0, 0, 0.5, 0.5]
-    assert advantages_of(untried, 0.0, redraw_weight=1.0) == [0, 0.5, 0.5, 0, 0, 0]
+def read(ids: Sequence[int]) -> str:
+    return "".join(map(chr, ids))
 
 
-def test_the_credit_of_a_redraw_adds_to_the_episodes():
-    episode = drawn_again(played(MENDING, FAULTY), 1, 0)
-    assert advantages_of(episode, 1.0, redraw_weight=1.0, credit="kept") == [0, 1.5, 1.5, 0, 0, 0]
+def credited(episode: Episode, expected: float, **settings: Any) -> list[float]:
+    return token_advantages(episode, 0.0, TrainerSettings(**settings), expected, read)
+
+
+def test_a_call_that_changed_something_new_is_credited_beside_what_its_group_does_and_the_others_lose():
+    refused = ("edit", edited(2, "9", "1"), True)
+    episode = spelled(
+        MENDING, ("bash", "<tool: bash>\nls\n</tool>", False), MENDING, refused, FAULTY, ("submit", "<tool: submit>\n</tool>", False)
+    )
+    values = credited(episode, 0.25, call_weight=2.0)
+    assert credited(episode, 0.25, call_weight=2.0, negative_weight=0.0) == [max(value, 0.0) for value in values]
+    in_body = [values[turn.tokens[0] + len("<tool: edit>") + 1] for turn in episode.turns]
+    assert in_body == [1.5, 0.0, -0.5, -0.5, -0.5, 0.0]  # a repeated change is none; commands never fail, so they are not paid
+    assert credited(episode, 0.25) == [0.0] * len(episode.token_ids)
+
+
+def test_nothing_of_that_credit_goes_to_what_decides_whether_a_change_is_tried_or_what_it_writes():
+    text = "12: a = 1\n" + MENDING[1]
+    values = credited(spelled(("edit", text, False)), 0.0, call_weight=1.0)
+    unpaid = "".join(character for character, value in zip(text, values, strict=True) if not value)
+    assert unpaid == "1<tool: edit>" + text[text.index("\n2\n") :]
+    values = credited(spelled(FAULTY), 0.5, call_weight=1.0)
+    assert values == [0.0] + [-0.5] * (len(FAULTY[1]) - 1)
+
+
+def test_the_credit_of_calls_adds_to_the_episodes():
+    episode = spelled(MENDING)
+    both = token_advantages(episode, -1.0, TrainerSettings(call_weight=1.0, negative_weight=0.5), 0.25, read)
+    assert (both[0], both[len("<tool: edit>") + 1], both[-1]) == (-0.5, 0.25, -0.5)
+
+
+def test_a_token_that_spells_a_part_of_the_line_decides_too():
+    pieces = {0: "7: x\n<to", 1: "ol: edit>\nm.py", 2: ":1\n", 3: "rest"}
+    assert deciding_tokens([0, 1, 2, 3], lambda ids: "".join(pieces[piece] for piece in ids)) == {0, 1}
+    assert deciding_tokens([3, 3], lambda ids: "".join(pieces[piece] for piece in ids)) == {0}
+
+
+def test_the_share_of_new_changes_is_counted_over_a_groups_calls():
+    refused = ("edit", edited(2, "9", "1"), True)
+    assert success_of_calls([played(MENDING, MENDING), played(refused, REFUSED)]) == 0.5
+    assert success_of_calls([played(("bash", "ls", False))]) == 0.0

@@ -1,7 +1,9 @@
+import math
+
 import pytest
 import torch
 
-from selfplay.training.loss import Clipping, aggregation_weights, policy_loss, token_losses
+from selfplay.training.loss import Clipping, aggregation_weights, divergence, policy_loss, token_losses
 
 
 def loss_at(ratio: float, advantage: float) -> tuple[float, float]:
@@ -58,3 +60,9 @@ def test_the_three_aggregations_differ_as_their_formulas_say() -> None:
     assert aggregation_weights("constant", lengths, 100).tolist() == pytest.approx([1 / 200, 1 / 200])
     assert aggregation_weights("token", lengths, 100).tolist() == pytest.approx([1 / 8, 1 / 8])
     assert aggregation_weights("sequence", lengths, 100).tolist() == pytest.approx([1 / 4, 1 / 12])
+
+
+def test_the_divergence_is_the_sum_over_the_whole_vocabulary() -> None:
+    policy, anchor = torch.tensor([[0.5, 0.25, 0.25], [0.1, 0.2, 0.7]]), torch.tensor([[0.25, 0.25, 0.5], [0.1, 0.2, 0.7]])
+    expected = [0.5 * math.log(2.0) - 0.25 * math.log(2.0), 0.0]
+    assert divergence(policy.log() + 3.0, anchor.log()).tolist() == pytest.approx(expected, abs=1e-6)

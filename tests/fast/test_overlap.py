@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from operator import mul
 from pathlib import Path
 
 import pytest
@@ -110,16 +111,17 @@ def test_the_more_episodes_are_in_flight_the_less_often_their_threads_ask_for_py
     assert sys.getswitchinterval() == before
 
 
-@pytest.mark.parametrize(("weight", "rejected", "learned"), [(0.0, 3, False), (1.0, 0, False), (1.0, 3, True)])
-def test_what_was_drawn_again_is_learned_of_groups_that_all_ended_alike(tmp_path, weight, rejected, learned):
-    script = Script(is_bug=lambda place: True, repairs=lambda place: False, rejected=rejected)
-    settings = {"agent": {"redraws": 4}, "trainer": {"redraw_weight": weight}}
-    simulation = simulate(tmp_path, script, 0, sections=settings, updates=1, refills=0)
+@pytest.mark.parametrize(("weight", "refused", "learned"), [(0.0, 2, False), (1.0, 0, False), (1.0, 4, False), (1.0, 2, True)])
+def test_calls_that_differ_are_learned_of_groups_that_all_ended_alike(tmp_path, weight, refused, learned):
+    script = Script(is_bug=lambda place: True, repairs=lambda place: False, refuses=lambda place: place.member < refused)
+    simulation = simulate(tmp_path, script, 0, sections={"trainer": {"call_weight": weight}}, updates=1, refills=0)
     (row,) = rows_of(simulation)
     assert row["carried_gradient"] is learned and bool(simulation.trainer.steps) is learned
-    assert row.get("solver/rejected_draws") == ((rejected / (rejected + 1)) if weight else None)
+    assert row.get("solver/new_changes") == (1 - refused / 4 if weight else None)
     # Actions that nothing is learned from count in what a loss is divided by, as they do with one advantage for all.
-    assert all(sample.action_tokens > 1 == sum(map(bool, sample.advantages)) for sample in simulation.trainer.samples)
+    assert all(
+        sample.action_tokens > 1 == sum(map(bool, map(mul, sample.advantages, sample.loss_mask))) for sample in simulation.trainer.samples
+    )
 
 
 def test_groups_whose_attempts_all_end_alike_are_replaced_up_to_the_cap(tmp_path):

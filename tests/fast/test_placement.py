@@ -167,6 +167,15 @@ def test_with_an_adapter_gradients_and_optimiser_are_of_it_alone():
     assert trainer_host_bytes(shape, offloaded) == 4 * factors
 
 
+def test_an_anchor_is_a_second_copy_of_the_weights_and_nothing_to_train():
+    shape = ModelShape("m", 1024, 10, 8, 8, 128, 4096, 32000, False)
+    for stage in range(4):
+        held, free = states({"zero_stage": stage, "anchor_weight": 0.1}), states({"zero_stage": stage})
+        assert held["weights"] == free["weights"] + 4 * shape.parameters // (4 if stage == 3 else 1)
+        assert held["logits"] > free["logits"]
+        assert [held[part] for part in ("gradients", "optimiser")] == [free[part] for part in ("gradients", "optimiser")]
+
+
 def test_the_heads_logits_are_counted_for_action_tokens_alone():
     shape = ModelShape("m", 1024, 10, 8, 8, 128, 4096, 32000, False)
     assert states({})["logits"] == int(16_384 * 0.3) * logit_bytes(shape)

@@ -95,6 +95,43 @@ def test_an_update_without_gradient_changes_no_weight(model: Path) -> None:
     assert all(torch.equal(value, before[name]) for name, value in trainer.export_weights().items())
 
 
+ANCHORED = SETTINGS.model_copy(update={"anchor_weight": 5.0})
+
+
+def test_an_anchor_holds_the_policy_near_what_the_run_began_with(model: Path) -> None:
+    free, held = (
+        TorchTrainer(model, SETTINGS.model_copy(update={"anchor_weight": 1e-9}), 128, seed=1),
+        TorchTrainer(model, ANCHORED, 128, 1),
+    )
+    apart = [[trainer.step(samples(0))["solver/divergence"] for _ in range(12)] for trainer in (free, held)]
+    assert apart[0][0] == apart[1][0] == pytest.approx(0.0, abs=1e-6)
+    assert 0 < apart[1][-1] < apart[0][-1] / 2
+    assert "divergence" not in TorchTrainer(model, SETTINGS, 128, seed=1).step(samples(0))
+
+
+def test_an_anchor_counts_where_nothing_is_learned_of_an_episode(model: Path) -> None:
+    learned = samples(0)
+    silent = [replace(sample, advantage=0.0) for sample in learned[3:]]
+    counted = TorchTrainer(model, ANCHORED, 128, seed=1).step([*learned[:3], *silent])
+    assert counted["action_tokens"] == sum(sample.action_tokens for sample in learned)
+    assert TorchTrainer(model, SETTINGS, 128, seed=1).step([*learned[:3], *silent])["action_tokens"] < counted["action_tokens"]
+
+
+def test_a_resumed_run_is_held_by_the_same_anchor(model: Path, tmp_path: Path) -> None:
+    straight = TorchTrainer(model, ANCHORED, 128, seed=1)
+    for seed in range(3):
+        straight.step(samples(seed))
+    straight.save(tmp_path / "checkpoint")
+    resumed = TorchTrainer(model, ANCHORED, 128, seed=1)
+    resumed.load(tmp_path / "checkpoint")
+    assert straight.step(samples(3)) | {"seconds": 0.0, "tokens_per_s": 0.0} == resumed.step(samples(3)) | {
+        "seconds": 0.0,
+        "tokens_per_s": 0.0,
+    }
+    a, b = straight.export_weights(), resumed.export_weights()
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
 def test_a_checkpoint_whose_weights_were_swapped_is_refused(model: Path, tmp_path: Path) -> None:
     trainer = TorchTrainer(model, SETTINGS, 128, seed=1)
     trainer.save(tmp_path / "checkpoint")

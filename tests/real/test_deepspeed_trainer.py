@@ -85,21 +85,22 @@ def distance(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) ->
 
 
 @cache
-def reference(model: Path, bf16: bool, **adapter: int) -> tuple[list[dict[str, float]], dict[str, torch.Tensor], float]:
+def reference(model: Path, bf16: bool, **more: Any) -> tuple[list[dict[str, float]], dict[str, torch.Tensor], float]:
     """What the torch trainer tells and reaches, and how far that is from where it began."""
-    trainer = TorchTrainer(model, SETTINGS.model_copy(update={"bf16": bf16, **adapter}), CONTEXT_TOKENS, seed=0)
+    trainer = TorchTrainer(model, SETTINGS.model_copy(update={"bf16": bf16, **more}), CONTEXT_TOKENS, seed=0)
     before = trainer.export_weights()
     told = [trainer.step(made_samples(seed, count=10)) for seed in range(UPDATES)]
     return told, trainer.export_weights(), distance(before, trainer.export_weights())
 
 
-def learns_like_the_torch_trainer(model: Path, ranks: Ranks, variant: str, bf16: bool, adapter: dict[str, int]) -> None:
-    wanted, weights, way = reference(model, bf16, **adapter)
-    settings = with_ranks(SETTINGS, bf16=bf16, **adapter, **VARIANTS[variant])
+def learns_like_the_torch_trainer(model: Path, ranks: Ranks, variant: str, bf16: bool, more: dict[str, Any]) -> None:
+    wanted, weights, way = reference(model, bf16, **more)
+    settings = with_ranks(SETTINGS, bf16=bf16, **more, **VARIANTS[variant])
     trainer = DeepSpeedTrainer(model, settings, CONTEXT_TOKENS, seed=0, ranks=ranks)
     for seed in range(UPDATES):
         told = trainer.step(made_samples(seed, count=10))
-        for name in ("loss", "grad_norm", "clip_share", "entropy", "injector/loss", "solver/ratio", "action_tokens", "lr"):
+        apart = ["divergence"] if settings.anchor_weight else []
+        for name in ("loss", "grad_norm", "clip_share", "entropy", "injector/loss", "solver/ratio", "action_tokens", "lr", *apart):
             # In bf16 the first update meets equal weights; then paths part, for early steps of Adam are nearly signs of tiny gradients.
             rel, least = ((0.05 if seed == 0 else 0.2), 2e-3) if bf16 else (1e-3, 1e-6)
             assert told[name] == pytest.approx(wanted[seed][name], rel=rel, abs=least), name
@@ -129,6 +130,26 @@ def test_two_ranks_reach_what_the_torch_trainer_reaches(model: Path, ranks: Rank
 )
 def test_two_ranks_with_an_adapter_reach_what_the_torch_trainer_reaches(model: Path, ranks: Ranks, variant: str, bf16: bool) -> None:
     learns_like_the_torch_trainer(model, ranks, variant, bf16, ADAPTER)
+
+
+@pytest.mark.parametrize(("variant", "bf16"), [("stage 0", False), ("stage 2 with packing", False), ("stage 3", False), ("stage 3", True)])
+def test_two_ranks_are_held_by_an_anchor_as_the_torch_trainer_is(model: Path, ranks: Ranks, variant: str, bf16: bool) -> None:
+    learns_like_the_torch_trainer(model, ranks, variant, bf16, {"anchor_weight": 2.0})
+
+
+def test_a_resumed_run_is_held_by_the_anchor_it_began_with(model: Path, ranks: Ranks, tmp_path: Path) -> None:
+    settings = with_ranks(SETTINGS, bf16=False, anchor_weight=2.0, zero_stage=3)
+    straight = DeepSpeedTrainer(model, settings, CONTEXT_TOKENS, seed=0, ranks=ranks)
+    for seed in range(2):
+        straight.step(made_samples(seed, count=10))
+    straight.save(tmp_path / "checkpoint")
+    wanted = straight.step(made_samples(2, count=10))
+    resumed = DeepSpeedTrainer(model, settings, CONTEXT_TOKENS, seed=0, ranks=ranks)
+    resumed.load(tmp_path / "checkpoint")
+    told = resumed.step(made_samples(2, count=10))
+    assert wanted["divergence"] > 1e-4
+    for name in ("divergence", "loss", "grad_norm"):
+        assert told[name] == pytest.approx(wanted[name], rel=1e-3), name
 
 
 @pytest.mark.parametrize("check", conformance.ALL_CHECKS, ids=lambda check: check.__name__)
