@@ -5,7 +5,6 @@ Leaves text and tools to others. Invariant: a request's draws come from its own 
 
 from __future__ import annotations
 
-import os
 import queue
 import random
 import threading
@@ -20,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from selfplay.cores import usable_cores
 from selfplay.engines.base import Completion, GenerationRequest, Sampling
 from selfplay.engines.drafts import DraftTable, RowDrafts
 from selfplay.engines.sequences import NAME, CachedSequence, CacheShape, KeptSequences, PassPlan, ragged_attention, shared_prefix
@@ -28,7 +28,7 @@ from selfplay.models import load_causal_model
 
 # Half the cores: the others run tests meanwhile, and threads that wait for a busy core at every small operation cost far more than they
 # give (10 instead of 360 tokens/s were seen on 2 busy cores).
-_THREADS = max(1, len(os.sched_getaffinity(0)) // 2)
+_THREADS = max(1, usable_cores() // 2)
 _GATHER_S = 0.005  # how long an idle engine waits for more requests before it starts
 _PREFILL_TOKENS = 2048  # of prompts in one pass, so that running requests never wait long for newcomers
 _POSITIONS = 96  # places of one pass whose next token is drawn, guessed ones included

@@ -25,6 +25,7 @@ from typing import Any, Protocol
 import urllib3
 
 from selfplay.companions import mismatched_packages
+from selfplay.cores import usable_cores
 from selfplay.engines import process_keeper
 from selfplay.errors import EngineError, PrerequisiteError, ServerLost
 from selfplay.sandbox.owners import abandoned, owner
@@ -132,7 +133,7 @@ def variables(launch: Launch) -> dict[str, str]:
     if not on_gpu():
         # Threads that are bound to cores, as vLLM does by itself, would share them with every other server and with the trainer.
         chosen["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
-        chosen["OMP_NUM_THREADS"] = str(launch.threads or max(1, (os.cpu_count() or 2) // 2))
+        chosen["OMP_NUM_THREADS"] = str(launch.threads or max(1, usable_cores() // 2))
         chosen |= hide(mismatched_packages(), os.environ.get("PYTHONPATH", ""))
     if launch.transfer == "ipc":
         chosen["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"  # handles of GPU memory travel pickled, from whoever reaches the port

@@ -230,7 +230,7 @@ class TrainLoop:
         self._game.engine.load_weights(ExportedWeights(trainer), trainer.weight_version)
 
     def _read_samples(self, learned: Sequence[tuple[EpisodeRow, float]], stats: dict[str, Value]) -> list[Sample]:
-        """None where no token is to be learned. Adds to `stats` which share of each role's draws was rejected (`agent.redraws`)."""
+        """Empty where no token is to be learned. Adds to `stats` how calls went: drawn again (`agent.redraws`), changing something new."""
         game = self._game
         samples: list[Sample] = []
         draws: dict[str, tuple[int, int]] = defaultdict(lambda: (0, 0))

@@ -21,6 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from selfplay.chat import ChatFormat, load_tokenizer, policy_path
 from selfplay.config import Config, build_config, load_config, parse_overrides
+from selfplay.cores import usable_cores
 from selfplay.curriculum.store import Store
 from selfplay.engines.base import Engine
 from selfplay.engines.vllm_servers import check_installed
@@ -527,7 +528,7 @@ def _open_vllm(
         options=settings.options,
         start_timeout_s=settings.start_timeout_s,
         logs=logs,
-        threads=max(1, (os.cpu_count() or 2) // 2 // settings.servers),
+        threads=max(1, usable_cores() // 2 // settings.servers),
         transfer="" if native == "files" else native,
     )
     sync: WeightSync

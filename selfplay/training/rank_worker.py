@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from selfplay.config import TrainerSettings
+from selfplay.cores import usable_cores
 from selfplay.errors import PrerequisiteError
 from selfplay.models import checkpoint_activations, load_causal_model
 from selfplay.training.adapter import FOLDER, Adapter, add_adapter, check_same_base, outer_name
@@ -136,7 +137,7 @@ class RankWorker:
             self._device = torch.device("cuda", local)
             torch.cuda.set_device(self._device)
         else:
-            torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // neighbours))
+            torch.set_num_threads(max(1, usable_cores() // neighbours))
         host, _, port = address.rpartition(":")
         timeout = timedelta(seconds=timeout_s)
         store = torch.distributed.TCPStore(host, int(port), is_master=False, timeout=timeout)  # type: ignore[attr-defined]

@@ -6,7 +6,6 @@ Leaves rewards, advantages and the choice of episodes to others. Invariant: save
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 
 from selfplay.config import TrainerSettings
+from selfplay.cores import usable_cores
 from selfplay.errors import EngineError, RunError
 from selfplay.models import checkpoint_activations, compile_layers, load_causal_model
 from selfplay.training.adapter import FOLDER, adapter_state, add_adapter, check_same_adapter, check_same_base, outer_name
@@ -59,7 +59,7 @@ class TorchTrainer:
         self._clipping = Clipping(settings.clip_low, settings.clip_high, settings.clip_negative)
         self._weight_version = 0
         self._sender = NativeSender(rank=0)
-        self.threads = len(os.sched_getaffinity(0))  # of a step on a CPU; fewer where something else computes meanwhile
+        self.threads = usable_cores()  # of a step on a CPU; fewer where something else computes meanwhile
 
     @property
     def weight_version(self) -> int:

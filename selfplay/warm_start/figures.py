@@ -5,7 +5,6 @@ Invariant: what is measured was never trained on: a package, functions that are 
 
 from __future__ import annotations
 
-import os
 import platform
 import random
 import re
@@ -15,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from selfplay.cores import usable_cores
 from selfplay.warm_start.settings import WarmStartSettings
 from selfplay.warm_start.texts import transcript_of
 
@@ -254,5 +254,4 @@ def machine() -> str:
         found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
     except OSError:
         found = None
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{cores} core(s) of {found[1] if found else platform.processor() or platform.machine()}"
+    return f"{usable_cores()} core(s) of {found[1] if found else platform.processor() or platform.machine()}"
