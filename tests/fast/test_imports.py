@@ -18,6 +18,7 @@ ORDER = [
     "errors",
     "resources",
     "heaps",
+    "cores",
     "outcomes",
     "syntax",
     "trees",
