@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from selfplay.errors import ArtifactError
+from selfplay.errors import ArtifactError, UsageError
 from selfplay.patches import MAX_PATH_BYTES
 
 FILE_NAMES = ("bug_inject.diff", "test_weaken.diff", "test_files.txt", "test_script.sh", "test_parser.py")
@@ -58,9 +58,9 @@ class Artifact:
 
     @classmethod
     def read(cls, folder: Path) -> Artifact:
-        """From a folder; links are not followed. Raises ArtifactError."""
+        """From a folder; links are not followed. Raises ArtifactError for a bad or missing file, UsageError where there is no folder."""
         if not folder.is_dir():
-            raise ArtifactError(f"{folder} is not a folder; an artifact is a folder with {', '.join(FILE_NAMES)}")
+            raise UsageError(f"{folder} is not a folder; an artifact is a folder with {', '.join(FILE_NAMES)}")
         files: dict[str, str] = {}
         for name in (*FILE_NAMES, *ALIASES):
             path = folder / name

@@ -244,7 +244,9 @@ class TrainerSettings(Section):
     deadline_s: float = Field(1800, gt=0)  # a rank without a sign of progress for so long is taken to hang
     advantage: Literal["rloo", "dr_grpo", "cwm", "grpo"] = "rloo"
     aggregation: Literal["constant", "token", "sequence"] = "constant"
-    negative_weight: float = Field(1.0, ge=0, le=1)  # of episodes with a negative advantage; below 1 the gradient leans to what succeeded
+    negative_weight: float = Field(
+        1.0, ge=0, le=1
+    )  # of negative advantages, of episodes and calls; below 1 the gradient leans to what succeeded
     credit: Literal["episode", "kept"] = "episode"  # kept: what succeeded is learned without calls that failed and edits taken back
     call_weight: float = Field(0.0, ge=0)  # of whether a call that was to change a file did so, whatever came of the episode
     anchor_weight: float = Field(0.0, ge=0)  # of the divergence from the policy that the run began with, at every action token

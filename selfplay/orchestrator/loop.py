@@ -238,7 +238,8 @@ class TrainLoop:
         groups: dict[str, list[Episode]] = defaultdict(list)
         for episode in episodes:
             groups[episode.group].append(episode)
-        expected = {group: success_of_calls(members) for group, members in groups.items()}
+        by_calls = game.config.trainer.call_weight > 0
+        expected = {group: success_of_calls(members) if by_calls else 0.0 for group, members in groups.items()}
         for episode, (_, advantage) in zip(episodes, learned, strict=True):
             advantages = token_advantages(episode, advantage, game.config.trainer, expected[episode.group], game.chat.decode)
             samples.append(Sample(episode.token_ids, episode.loss_mask, episode.logprobs, advantages, episode.role.value))
@@ -246,7 +247,7 @@ class TrainLoop:
             draws[episode.role] = (rejected + sum(turn.rejected for turn in episode.turns), kept + len(episode.turns))
         if game.config.agent.redraws:
             stats |= {f"{role}/rejected_draws": round(rejected / (rejected + kept), 4) for role, (rejected, kept) in draws.items()}
-        for role in sorted({episode.role for episode in episodes} if game.config.trainer.call_weight else ()):
+        for role in sorted({episode.role for episode in episodes} if by_calls else ()):
             played = [episode for episode in episodes if episode.role == role]
             stats[f"{role}/new_changes"] = round(success_of_calls(played), 4)
             stats[f"{role}/changes_tried"] = round(sum(len(changing_turns(episode)) for episode in played) / len(played), 2)

@@ -11,10 +11,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from selfplay.artifact import FILE_NAMES, Artifact
+from selfplay.artifact import Artifact
 from selfplay.config import load_config
 from selfplay.environments import prepare_environment
-from selfplay.errors import EnvironmentBuildError, PrerequisiteError, RepositoryError, SandboxUnavailable, UsageError
+from selfplay.errors import EnvironmentBuildError, PrerequisiteError, RepositoryError, SandboxUnavailable
 from selfplay.repos import cache_root, fetch, parse_spec
 from selfplay.roles import sandbox_limits
 from selfplay.sandbox import open_backend
@@ -30,10 +30,8 @@ def judge_folder(
 ) -> int:
     """The exit code of `selfplay validate`: 0 accepted, 1 rejected (invalid or flaky), 3 when the machine failed: no verdict.
 
-    Raises ArtifactError for a folder that lacks a file or has a bad one, UsageError where there is no folder.
+    Raises what `Artifact.read` does.
     """
-    if not folder.is_dir():
-        raise UsageError(f"{folder} is not a folder; an artifact is a folder with {', '.join(FILE_NAMES)}.")
     config = load_config(config_file, overrides)
     spec = parse_spec(repo)
     artifact = Artifact.read(folder)

@@ -1,7 +1,7 @@
 import pytest
 
 from selfplay.artifact import FILE_NAMES, MAX_FILE_BYTES, Artifact
-from selfplay.errors import ArtifactError
+from selfplay.errors import ArtifactError, UsageError
 
 FILES = {
     "bug_inject.diff": "bug\n",
@@ -80,5 +80,5 @@ def test_a_link_in_the_folder_is_not_followed(tmp_path):
 
 
 def test_a_missing_folder_is_named(tmp_path):
-    with pytest.raises(ArtifactError, match="nowhere is not a folder"):
+    with pytest.raises(UsageError, match="nowhere is not a folder"):
         Artifact.read(tmp_path / "nowhere")
