@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.learning_figures import write_figures
+from benchmarks.learning_figures import on_fixed_bugs, write_figures
 from benchmarks.options import at_least_one
 from selfplay.config import Config, load_config
 from selfplay.curriculum.store import Store
@@ -59,6 +59,10 @@ class Plan:
     def before(self) -> Folder:
         """The evaluation of the policy that every run starts from."""
         return Folder(self.runs / f"{self.prefix}-before")
+
+    @property
+    def before_on_fixed_bugs(self) -> Folder:
+        return Folder(self.runs / f"{self.prefix}-before-on-fixed-bugs")
 
     def run(self, arm: str, seed: int) -> RunFolder:
         return RunFolder(self.runs / f"{self.prefix}-{arm}-s{seed}")
@@ -147,15 +151,23 @@ def play(plan: Plan, run: RunFolder, more: Sequence[str]) -> None:
     return selfplay("train", "--resume", str(run.path), "--runs", str(plan.runs), "--set", f"train.updates={updates}")
 
 
-def evaluate_before(plan: Plan) -> None:
-    """The policy that all runs start from, measured once for all of them; what is finished of it is kept."""
+def evaluate(plan: Plan, tasks: Sequence[str], output: Folder, *more: str) -> None:
+    """A policy's repair rate as the runs measure it, in a folder of its own; what is finished of it is kept."""
     evaluation = plan.config().evaluation
-    if not evaluation.tasks:
-        return
-    tasks = [part for name in evaluation.tasks for part in ("--tasks", name)]
-    given = [part for setting in plan.settings for part in ("--set", setting)]
+    named = [part for name in tasks for part in ("--tasks", name)]
+    given = [part for setting in (*plan.settings, *more) for part in ("--set", setting)]
     how = ["--attempts", str(evaluation.attempts), "--greedy" if evaluation.greedy else "--no-greedy", "--limit", str(evaluation.limit)]
-    selfplay("eval", *tasks, *how, "--config", str(plan.config_file), *given, "--output", str(plan.before.path))
+    selfplay("eval", *named, *how, "--config", str(plan.config_file), *given, "--output", str(output.path))
+
+
+def evaluate_on_fixed_bugs(plan: Plan, runs: Sequence[RunFolder]) -> None:
+    """The bugs that the repair arm trains on, met by the policy that all start from and by the last one of each finished run."""
+    tasks = [str(plan.frozen_bugs)]
+    evaluate(plan, tasks, plan.before_on_fixed_bugs)
+    for run in runs:
+        updates = plan.config().train.updates
+        if is_finished(run, updates, bool(plan.config().evaluation.tasks)):
+            evaluate(plan, tasks, on_fixed_bugs(run, updates), f"policy.model={json.dumps(str(run.checkpoint(updates)))}")
 
 
 def make_frozen_bugs(plan: Plan) -> None:
@@ -198,7 +210,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if "repair" in options.arms:
                 make_frozen_bugs(plan)
                 check_bugs(plan.frozen_bugs, config, options.arms)
-            evaluate_before(plan)
+            if config.evaluation.tasks:  # what all runs start from, measured once for all of them
+                evaluate(plan, config.evaluation.tasks, plan.before)
             for seed in options.seeds:  # all arms of one seed first: half of the runs are a comparison already
                 for arm in options.arms:
                     try:
@@ -207,9 +220,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     except RunError as error:
                         failed.append(f"{arm}, seed {seed}: {error}")
                         print(failed[-1], file=sys.stderr, flush=True)
+            if "repair" in options.arms:
+                evaluate_on_fixed_bugs(plan, [plan.run(arm, seed) for arm in options.arms for seed in options.seeds])
             print(f"{(time.monotonic() - started) / 60:.1f} minutes.", flush=True)
         runs = [(arm, seed, plan.run(arm, seed)) for arm in options.arms for seed in options.seeds]
-        write_figures([(arm, seed, run) for arm, seed, run in runs if run.database.is_file()], options.docs, plan.before)
+        played = [(arm, seed, run) for arm, seed, run in runs if run.database.is_file()]
+        write_figures(played, options.docs, plan.before, plan.before_on_fixed_bugs)
     except SelfplayError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -75,20 +75,35 @@ def read_curve(arm: str, seed: int, run: RunFolder, before: Folder | None = None
     for row in rows:
         if "evaluation" in row:  # one that a kill interrupted has a short row for its last part: the longest counts
             evaluating_s[row["evaluation"]] = max(row["seconds/evaluating"], evaluating_s.get(row["evaluation"], 0.0))
-    evaluations = []
-    entries: dict[str, TaskEntry] = {}
     folders = [(update, folder) for update, folder in evaluation_folders(run.path) if update in evaluating_s]
     if before is not None and before.identity() and 0 not in evaluating_s:
         folders.insert(0, (0, before))
-    for update, folder in folders:
-        results = folder.results()
-        rates: dict[Mode, Rates] = {
-            mode: {bug: sum(passed) / len(passed) for bug, passed in rates_by_bug(results, mode).items()} for mode in MODES
-        }
-        evaluations.append(Evaluation(update, rates))
-        entries |= entries_of(folder)
+    entries = {bug: entry for _, folder in folders for bug, entry in entries_of(folder).items()}
     by_update = {row["update"]: row for row in rows if "update" in row}
+    evaluations = [read_evaluation(update, folder) for update, folder in folders]
     return Curve(arm, seed, evaluations, [by_update[update] for update in sorted(by_update)], entries, sum(evaluating_s.values()))
+
+
+def read_evaluation(update: int, folder: Folder) -> Evaluation:
+    results = folder.results()
+    return Evaluation(
+        update, {mode: {bug: sum(passed) / len(passed) for bug, passed in rates_by_bug(results, mode).items()} for mode in MODES}
+    )
+
+
+def on_fixed_bugs(run: RunFolder, update: int) -> Folder:
+    """Where a run's policy meets the bugs that the repair arm trains on."""
+    return Folder(run.path / "on-fixed-bugs" / f"u{update:04d}")
+
+
+def read_fixed(arm: str, seed: int, run: RunFolder, before: Folder) -> Curve | None:
+    """The same bugs before the run and after its last update; None where one of the two is missing."""
+    folders = sorted((run.path / "on-fixed-bugs").glob("u????"))
+    if not folders or before.identity() is None:
+        return None
+    after = Folder(folders[-1])
+    evaluations = [read_evaluation(0, before), read_evaluation(int(folders[-1].name[1:]), after)]
+    return Curve(arm, seed, evaluations, [], {bug: replace(entry, set="fixed", part="") for bug, entry in entries_of(after).items()}, 0.0)
 
 
 # ---- choosing what is compared
@@ -381,10 +396,13 @@ def _legend(figure: Figure, *axes: Axes) -> None:
 # ---- the page
 
 
-def write_figures(runs: Sequence[tuple[str, int, RunFolder]], page: Path, before: Folder | None = None) -> None:
+def write_figures(
+    runs: Sequence[tuple[str, int, RunFolder]], page: Path, before: Folder | None = None, before_fixed: Folder | None = None
+) -> None:
     """Put tables into `page` between its two marker comments and plots beside it. Raises RunError without runs or markers."""
     curves = [read_curve(arm, seed, run, before) for arm, seed, run in runs]
     curves = [curve for curve in curves if curve.rows]
+    fixed = [read_fixed(arm, seed, run, before_fixed) for arm, seed, run in runs] if before_fixed else []
     if not curves:
         raise RunError("there is no run with anything to show yet. `make learning` plays them.")
     text = page.read_text(encoding="utf-8") if page.is_file() else f"# Does it learn?\n\n{BEGIN}\n{END}\n"
@@ -396,7 +414,7 @@ def write_figures(runs: Sequence[tuple[str, int, RunFolder]], page: Path, before
         save(figure, figures / f"{page.stem}-{name}.svg")
     head, _, rest = text.partition(BEGIN)
     tail = rest.partition(END)[2]
-    page.write_text(f"{head}{BEGIN}\n\n{body(curves, page.stem)}\n\n{END}{tail}", encoding="utf-8")
+    page.write_text(f"{head}{BEGIN}\n\n{body(curves, [curve for curve in fixed if curve], page.stem)}\n\n{END}{tail}", encoding="utf-8")
     print(f"Tables are in {page}, plots in {figures}.", flush=True)
 
 
@@ -410,7 +428,8 @@ def save(figure: Figure, path: Path) -> None:
         path.write_text("".join(f"{line.rstrip()}\n" for line in lines), encoding="utf-8")
 
 
-def body(curves: Sequence[Curve], stem: str) -> str:
+def body(curves: Sequence[Curve], fixed: Sequence[Curve], stem: str) -> str:
+    """fixed: the same runs on the bugs that the repair arm trains on."""
     compared = arms_table(curves)
     unfinished = [f"{NAMES[c.arm]}, seed {c.seed}" for c in curves if len(c.evaluations) < 2]
     parts = [
@@ -419,6 +438,7 @@ def body(curves: Sequence[Curve], stem: str) -> str:
         "### The arms after as many updates",
         "\n".join(compared) if len(compared) > 2 else "No two arms have played as many updates of one seed yet.",
         f"![Repair rate on the frozen sets over updates](figures/{stem}-rates.svg)",
+        *(["### Repair rate on the bugs that repair-only trains on", "\n".join(rates_table(fixed))] if fixed else []),
         "### What each run spent",
         "\n".join(compute_table(curves)),
         f"![Validity, solve rate, entropy, gap, variance and seconds over updates](figures/{stem}-signals.svg)",

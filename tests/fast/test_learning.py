@@ -8,7 +8,17 @@ from pathlib import Path
 import pytest
 
 from benchmarks.learning import Plan, arm_settings, episodes_an_update, is_finished, settings_that_differ
-from benchmarks.learning_figures import BEGIN, END, arms_table, compute_table, rates_table, read_curve, running_mean, write_figures
+from benchmarks.learning_figures import (
+    BEGIN,
+    END,
+    arms_table,
+    compute_table,
+    on_fixed_bugs,
+    rates_table,
+    read_curve,
+    running_mean,
+    write_figures,
+)
 from selfplay.config import load_config
 from selfplay.curriculum.store import Store
 from selfplay.errors import ConfigError, RunError, UsageError
@@ -130,6 +140,22 @@ def test_every_evaluation_after_the_first_has_its_rows(tmp_path):
     evaluated_again(run, 3, 2)
     rows = cells(rates_table([read_curve("selfplay", 1, run)]), set="own", mode="T = 1")
     assert [(row["updates"], row["after"]) for row in rows] == [("3", "50.0 % ± 0.0"), ("6", "75.0 % ± 0.0")]
+
+
+def test_what_was_learned_of_the_bugs_that_were_trained_on_has_its_own_table(tmp_path):
+    run = a_run(tmp_path, "repair", 1, gain=0)
+    for update, passes in ((0, 1), (6, 3)):
+        folder = on_fixed_bugs(run, update).path
+        an_evaluation(run.path, 90 + update, lambda bug, passes=passes: passes)
+        folder.parent.mkdir(exist_ok=True)
+        (run.path / "evaluations" / f"u{90 + update:04d}").rename(folder)
+    before = Folder(on_fixed_bugs(run, 0).path.rename(tmp_path / "before"))
+    page = tmp_path / "learning.md"
+    write_figures([("repair", 1, run)], page, before_fixed=before)
+    title, _, rest = page.read_text().partition("### Repair rate on the bugs that repair-only trains on\n\n")[2].partition("\n\n")
+    (row,) = cells(title.split("\n"), set="fixed", mode="T = 1")
+    assert (row["arm"], row["updates"], row["bugs"], row["after"], row["shown"]) == ("repair-only", "6", "16", "75.0 % ± 0.0", "up")
+    assert "fixed" not in rest
 
 
 def test_the_compute_of_a_run_is_counted_over_its_updates(tmp_path):
