@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -42,14 +42,25 @@ def written_whole(folder: Path) -> Iterator[Path]:
     sync(folder.parent)
 
 
-def copy_companions(source: Path, folder: Path) -> None:
-    """The tokenizer, its template and the model card travel along with the weights."""
+def read_companions(source: Path) -> dict[str, bytes]:
+    """The tokenizer, its template and the model card, by name, which travel along with the weights.
+
+    Read once, when a trainer opens: a folder that is moved or unmounted while it trains must not cost the checkpoints their tokenizer.
+    """
     if not source.is_dir():
-        return
-    for file in sorted(source.iterdir()):
-        is_weights = file.suffix in _NOT_WEIGHTS or "index.json" in file.name
-        if file.is_file() and not is_weights and file.name not in _STATE_OF_A_TRAINER and not (folder / file.name).exists():
-            shutil.copyfile(file, folder / file.name)
+        return {}
+    return {
+        file.name: file.read_bytes()
+        for file in sorted(source.iterdir())
+        if file.is_file() and file.suffix not in _NOT_WEIGHTS and "index.json" not in file.name and file.name not in _STATE_OF_A_TRAINER
+    }
+
+
+def write_companions(companions: Mapping[str, bytes], folder: Path) -> None:
+    """Beside the weights; what the model wrote itself stays."""
+    for name, content in companions.items():
+        if not (folder / name).exists():
+            (folder / name).write_bytes(content)
 
 
 def sync(path: Path) -> None:

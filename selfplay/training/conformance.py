@@ -7,6 +7,7 @@ folder; it raises AssertionError with what it saw. Invariant: the checks rely on
 from __future__ import annotations
 
 import random
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -147,6 +148,19 @@ def writes_a_model_folder(open_trainer: Opener, model: Path, folder: Path) -> No
         assert largest_difference(exported, trainer.export_weights()) == 0
 
 
+def keeps_what_stood_beside_the_model(open_trainer: Opener, model: Path, folder: Path) -> None:
+    """Also after going on from a checkpoint that is removed since: a run keeps but the last few."""
+    (model / "tokenizer.json").write_text("{}")
+    with opened(open_trainer, model) as trainer:
+        trainer.save(folder / "first")
+    with opened(open_trainer, model) as trainer:
+        trainer.load(folder / "first")
+        shutil.rmtree(folder / "first")
+        trainer.save(folder / "second")
+    names = {path.name for path in (folder / "second").iterdir()}
+    assert "tokenizer.json" in names, f"the folder holds {sorted(names)}"
+
+
 def saves_before_the_first_update(open_trainer: Opener, model: Path, folder: Path) -> None:
     with opened(open_trainer, model) as trainer:
         trainer.save(folder / "checkpoint")
@@ -234,6 +248,7 @@ ALL_CHECKS: tuple[Check, ...] = (
     learns_from_a_single_sample,
     continues_as_if_never_stopped,
     writes_a_model_folder,
+    keeps_what_stood_beside_the_model,
     saves_before_the_first_update,
     goes_back_to_a_checkpoint,
     writes_a_checkpoint_once,

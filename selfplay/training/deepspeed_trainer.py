@@ -16,7 +16,7 @@ from selfplay.errors import RunError
 from selfplay.training.adapter import adapter_state, check_same_adapter
 from selfplay.training.base import check_trainer
 from selfplay.training.batch import Sample, make_rank_batches
-from selfplay.training.checkpoints import copy_companions, weights_digest, written_whole
+from selfplay.training.checkpoints import read_companions, weights_digest, write_companions, written_whole
 from selfplay.training.objective import Tally, check_lengths, episode_weights, warmed_up_rate, weigh
 from selfplay.training.rank_link import RankLinks
 from selfplay.training.ranks import Ranks
@@ -49,7 +49,7 @@ class DeepSpeedTrainer:
         check_trainer(settings)
         self._settings = settings
         self._context_tokens = context_tokens
-        self._source = Path(model_path)
+        self._companions = read_companions(Path(model_path))
         self._weight_version = 0
         self._owns_ranks = ranks is None
         self._ranks = ranks or Ranks(settings.ranks, logs, settings.deadline_s, links=links)
@@ -127,7 +127,7 @@ class DeepSpeedTrainer:
         """
         with written_whole(folder) as partial:
             steps = self._ranks.call("save", (str(partial),))
-            copy_companions(self._source, partial)
+            write_companions(self._companions, partial)
             state = {"weight_version": self._weight_version, "optimizer_steps": steps[0], "weights_digest": weights_digest(partial)}
             state |= adapter_state(self._settings)
             (partial / "trainer.json").write_text(json.dumps(state, indent=2) + "\n")
@@ -144,7 +144,7 @@ class DeepSpeedTrainer:
         except (OSError, KeyError, TypeError, ValueError) as error:
             raise RunError(f"cannot continue from the checkpoint {folder}: {error}. Resume from an earlier one.") from error
         self._weight_version = version
-        self._source = folder
+        self._companions |= read_companions(folder)
 
     def close(self) -> None:
         """End the rank processes, unless they are somebody else's."""

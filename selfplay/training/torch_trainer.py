@@ -21,7 +21,7 @@ from selfplay.errors import EngineError, RunError
 from selfplay.models import checkpoint_activations, compile_layers, load_causal_model
 from selfplay.training.adapter import FOLDER, adapter_state, add_adapter, check_same_adapter, check_same_base, outer_name
 from selfplay.training.batch import Sample, make_micro_batches
-from selfplay.training.checkpoints import copy_companions, weights_digest, written_whole
+from selfplay.training.checkpoints import read_companions, weights_digest, write_companions, written_whole
 from selfplay.training.loss import Clipping
 from selfplay.training.native_transfer import NativeSender, Receivers, SendReport, Source
 from selfplay.training.objective import (
@@ -44,7 +44,7 @@ class TorchTrainer:
         torch.manual_seed(seed)
         self._settings = settings
         self._context_tokens = context_tokens
-        self._source = Path(model_path)
+        self._companions = read_companions(Path(model_path))
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._model = load_causal_model(model_path, torch.float32)
         self._adapter = add_adapter(self._model, settings, seed)
@@ -157,7 +157,7 @@ class TorchTrainer:
             else:
                 self._model.save_pretrained(partial, state_dict=self.export_weights())
                 self._adapter.write(partial / FOLDER, self._model.state_dict())
-            copy_companions(self._source, partial)
+            write_companions(self._companions, partial)
             state = {
                 "optimizer": self._optimizer.state_dict(),
                 "weight_version": self._weight_version,
@@ -186,7 +186,7 @@ class TorchTrainer:
             self._weight_version = int(state["weight_version"])
         except (OSError, KeyError, ValueError, RuntimeError, EngineError) as error:
             raise RunError(f"cannot continue from the checkpoint {folder}: {error}. Resume from an earlier one.") from error
-        self._source = folder
+        self._companions |= read_companions(folder)
 
     def close(self) -> None:
         """Only of servers that it sent to: one process, whose memory goes with the object."""
