@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.learning_figures import on_fixed_bugs, write_figures
+from benchmarks.learning_figures import FixedBugs, on_fixed_bugs, write_figures
 from benchmarks.options import at_least_one
 from selfplay.config import Config, load_config
 from selfplay.curriculum.store import Store
@@ -225,7 +225,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"{(time.monotonic() - started) / 60:.1f} minutes.", flush=True)
         runs = [(arm, seed, plan.run(arm, seed)) for arm in options.arms for seed in options.seeds]
         played = [(arm, seed, run) for arm, seed, run in runs if run.database.is_file()]
-        write_figures(played, options.docs, plan.before, plan.before_on_fixed_bugs)
+        fixed = FixedBugs(read_tasks(plan.frozen_bugs), plan.before_on_fixed_bugs) if plan.frozen_bugs.is_file() else None
+        write_figures(played, options.docs, plan.before, fixed)
     except SelfplayError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

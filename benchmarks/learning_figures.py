@@ -8,15 +8,17 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.learning_distance import classes_of
 from selfplay.errors import RunError
 from selfplay.evaluation import MODES, Folder, Mode, TaskEntry, entries_of, rates_by_bug
 from selfplay.orchestrator.recovery import RunFolder
 from selfplay.statistics import Difference, estimate, paired_difference
+from selfplay.tasks import Task
 from selfplay.viewing.summary import evaluation_folders, read_metrics
 
 if TYPE_CHECKING:
@@ -96,14 +98,23 @@ def on_fixed_bugs(run: RunFolder, update: int) -> Folder:
     return Folder(run.path / "on-fixed-bugs" / f"u{update:04d}")
 
 
-def read_fixed(arm: str, seed: int, run: RunFolder, before: Folder) -> Curve | None:
-    """The same bugs before the run and after its last update; None where one of the two is missing."""
+@dataclass(frozen=True)
+class FixedBugs:
+    """The bugs that the repair arm trains on, and how the policy that all runs start from did at them."""
+
+    tasks: Sequence[Task]
+    before: Folder
+
+
+def fixed_rows(arm: str, seed: int, run: RunFolder, bugs: FixedBugs) -> list[str]:
+    """After the run's last update, all of them and by how near they lie to what the run played; none where an evaluation is missing."""
     folders = sorted((run.path / "on-fixed-bugs").glob("u????"))
-    if not folders or before.identity() is None:
-        return None
-    after = Folder(folders[-1])
-    evaluations = [read_evaluation(0, before), read_evaluation(int(folders[-1].name[1:]), after)]
-    return Curve(arm, seed, evaluations, [], {bug: replace(entry, set="fixed", part="") for bug, entry in entries_of(after).items()}, 0.0)
+    if not folders or bugs.before.identity() is None:
+        return []
+    before, after = read_evaluation(0, bugs.before), read_evaluation(int(folders[-1].name[1:]), Folder(folders[-1]))
+    classes = {name: ids for name, ids in classes_of(bugs.tasks, run).items() if ids}
+    whole = {"all": [task.instance_id for task in bugs.tasks]}
+    return _rate_rows(arm, str(seed), [before], [after], whole | (classes if len(classes) > 1 else {}))
 
 
 # ---- choosing what is compared
@@ -141,10 +152,13 @@ def change(before: Rates, after: Rates, bugs: Sequence[str]) -> Difference | Non
 # ---- tables
 
 
+RATES_HEAD = ("arm", "seed", "updates", "set", "mode", "bugs", "before", "after", "difference, 95 % interval", "shown")
+
+
 def rates_table(curves: Sequence[Curve]) -> list[str]:
     """Before and after, per arm, seed, number of updates, set and mode; then each arm over its seeds, parts of sets included."""
     groups = sets_of(curves)
-    lines = _head("arm", "seed", "updates", "set", "mode", "bugs", "before", "after", "difference, 95 % interval", "shown")
+    lines = _head(*RATES_HEAD)
     for arm, some in _by_arm(curves):
         done = [curve for curve in some if len(curve.evaluations) > 1]
         for curve in done:
@@ -397,12 +411,12 @@ def _legend(figure: Figure, *axes: Axes) -> None:
 
 
 def write_figures(
-    runs: Sequence[tuple[str, int, RunFolder]], page: Path, before: Folder | None = None, before_fixed: Folder | None = None
+    runs: Sequence[tuple[str, int, RunFolder]], page: Path, before: Folder | None = None, fixed_bugs: FixedBugs | None = None
 ) -> None:
     """Put tables into `page` between its two marker comments and plots beside it. Raises RunError without runs or markers."""
     curves = [read_curve(arm, seed, run, before) for arm, seed, run in runs]
     curves = [curve for curve in curves if curve.rows]
-    fixed = [read_fixed(arm, seed, run, before_fixed) for arm, seed, run in runs] if before_fixed else []
+    fixed = [line for arm, seed, run in runs for line in fixed_rows(arm, seed, run, fixed_bugs)] if fixed_bugs else []
     if not curves:
         raise RunError("there is no run with anything to show yet. `make learning` plays them.")
     text = page.read_text(encoding="utf-8") if page.is_file() else f"# Does it learn?\n\n{BEGIN}\n{END}\n"
@@ -414,7 +428,7 @@ def write_figures(
         save(figure, figures / f"{page.stem}-{name}.svg")
     head, _, rest = text.partition(BEGIN)
     tail = rest.partition(END)[2]
-    page.write_text(f"{head}{BEGIN}\n\n{body(curves, [curve for curve in fixed if curve], page.stem)}\n\n{END}{tail}", encoding="utf-8")
+    page.write_text(f"{head}{BEGIN}\n\n{body(curves, fixed, page.stem)}\n\n{END}{tail}", encoding="utf-8")
     print(f"Tables are in {page}, plots in {figures}.", flush=True)
 
 
@@ -428,8 +442,8 @@ def save(figure: Figure, path: Path) -> None:
         path.write_text("".join(f"{line.rstrip()}\n" for line in lines), encoding="utf-8")
 
 
-def body(curves: Sequence[Curve], fixed: Sequence[Curve], stem: str) -> str:
-    """fixed: the same runs on the bugs that the repair arm trains on."""
+def body(curves: Sequence[Curve], fixed: Sequence[str], stem: str) -> str:
+    """fixed: rows of the same runs on the bugs that the repair arm trains on."""
     compared = arms_table(curves)
     unfinished = [f"{NAMES[c.arm]}, seed {c.seed}" for c in curves if len(c.evaluations) < 2]
     parts = [
@@ -438,7 +452,7 @@ def body(curves: Sequence[Curve], fixed: Sequence[Curve], stem: str) -> str:
         "### The arms after as many updates",
         "\n".join(compared) if len(compared) > 2 else "No two arms have played as many updates of one seed yet.",
         f"![Repair rate on the frozen sets over updates](figures/{stem}-rates.svg)",
-        *(["### Repair rate on the bugs that repair-only trains on", "\n".join(rates_table(fixed))] if fixed else []),
+        *(["### Repair rate on the bugs that repair-only trains on", "\n".join([*_head(*RATES_HEAD), *fixed])] if fixed else []),
         "### What each run spent",
         "\n".join(compute_table(curves)),
         f"![Validity, solve rate, entropy, gap, variance and seconds over updates](figures/{stem}-signals.svg)",

@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 
 from benchmarks.learning import Plan, arm_settings, episodes_an_update, is_finished, settings_that_differ
+from benchmarks.learning_distance import ELSEWHERE, PLAYED, classes_of
 from benchmarks.learning_figures import (
     BEGIN,
     END,
+    FixedBugs,
     arms_table,
     compute_table,
     on_fixed_bugs,
@@ -28,6 +30,7 @@ from selfplay.orchestrator.recovery import RunFolder
 from selfplay.orchestrator.start import start_training
 from selfplay.tasks import Task, write_tasks
 from selfplay.trees import FileEntry, Tree
+from store_rows import a_group, with_bug
 
 RECIPE = Path("runs/recipes/learning.toml")
 BUGS = {f"own-{number}": TaskEntry("d", "own", "unseen" if number < 4 else "seen", "parse") for number in range(12)} | {
@@ -35,16 +38,17 @@ BUGS = {f"own-{number}": TaskEntry("d", "own", "unseen" if number < 4 else "seen
 }
 
 
-def an_evaluation(run: Path, update: int, passes) -> None:
+def an_evaluation(run: Path, update: int, passes, bugs=tuple(BUGS)) -> Path:
     """passes(bug) of 4 drawn attempts; greedy passes where at least 3 do."""
     folder = run / "evaluations" / f"u{update:04d}"
     folder.mkdir(parents=True)
     (folder / "evaluation.json").write_text(json.dumps(Identity({"model": "m"}, {}, BUGS).to_json()))
     rows = []
-    for bug in BUGS:
+    for bug in bugs:
         rows += [AttemptResult(bug, "parse", n, n < passes(bug), "", "submitted", 3, 50) for n in range(4)]
         rows.append(AttemptResult(bug, "parse", 0, passes(bug) >= 3, "", "submitted", 3, 50, "greedy"))
     (folder / "results.jsonl").write_text("".join(json.dumps(asdict(row)) + "\n" for row in rows))
+    return folder
 
 
 def a_run(folder: Path, arm: str, seed: int, gain: int, updates: int = 6) -> RunFolder:
@@ -142,20 +146,47 @@ def test_every_evaluation_after_the_first_has_its_rows(tmp_path):
     assert [(row["updates"], row["after"]) for row in rows] == [("3", "50.0 % ± 0.0"), ("6", "75.0 % ± 0.0")]
 
 
+def a_repair(line: int) -> str:
+    return f"diff --git a/m.py b/m.py\n--- a/m.py\n+++ b/m.py\n@@ -{line} +{line} @@\n-x = 2\n+x = 1\n"
+
+
+def fixed_task(number: int, patch: str) -> Task:
+    return Task(f"toolz__fixed-{number}", "pypi:toolz==1", patch, "", (), (), {})
+
+
+def a_played_store(run: RunFolder) -> str:
+    """One bug, and a target in lines 1 to 4 of its file. Returns the repair of the bug."""
+    with Store.open(run.database) as store:
+        bug = with_bug(store)
+        target = {"path": "m.py", "name": "f", "first_line": 1, "last_line": 4, "source": "", "test_file": ""}
+        store.add_group(replace(a_group("targeted"), target_json=json.dumps(target)))
+        return str(store.task_record(bug)["patch"])
+
+
+def test_bugs_are_told_apart_by_how_near_they_lie_to_what_a_run_played(tmp_path):
+    run = a_run(tmp_path, "selfplay", 1, 0)
+    tasks = [fixed_task(0, a_played_store(run)), fixed_task(1, a_repair(4)), fixed_task(2, a_repair(5)), fixed_task(3, "no diff")]
+    ids = [[name.rpartition("-")[2] for name in found] for found in classes_of(tasks, run).values()]
+    assert ids == [["0"], ["1"], ["2", "3"]]
+    elsewhere = replace(tasks[1], instance_id="parse__fixed-1")
+    assert classes_of([elsewhere], run)[ELSEWHERE] == ["parse__fixed-1"]
+
+
 def test_what_was_learned_of_the_bugs_that_were_trained_on_has_its_own_table(tmp_path):
     run = a_run(tmp_path, "repair", 1, gain=0)
+    tasks = [fixed_task(0, a_played_store(run)), *(fixed_task(number, a_repair(90 + number)) for number in range(1, 12))]
     for update, passes in ((0, 1), (6, 3)):
-        folder = on_fixed_bugs(run, update).path
-        an_evaluation(run.path, 90 + update, lambda bug, passes=passes: passes)
-        folder.parent.mkdir(exist_ok=True)
-        (run.path / "evaluations" / f"u{90 + update:04d}").rename(folder)
+        folder = an_evaluation(run.path, 90 + update, lambda bug, passes=passes: passes, [task.instance_id for task in tasks])
+        on_fixed_bugs(run, update).path.parent.mkdir(exist_ok=True)
+        folder.rename(on_fixed_bugs(run, update).path)
     before = Folder(on_fixed_bugs(run, 0).path.rename(tmp_path / "before"))
     page = tmp_path / "learning.md"
-    write_figures([("repair", 1, run)], page, before_fixed=before)
-    title, _, rest = page.read_text().partition("### Repair rate on the bugs that repair-only trains on\n\n")[2].partition("\n\n")
-    (row,) = cells(title.split("\n"), set="fixed", mode="T = 1")
-    assert (row["arm"], row["updates"], row["bugs"], row["after"], row["shown"]) == ("repair-only", "6", "16", "75.0 % ± 0.0", "up")
-    assert "fixed" not in rest
+    write_figures([("repair", 1, run)], page, fixed_bugs=FixedBugs(tasks, before))
+    table, _, rest = page.read_text().partition("### Repair rate on the bugs that repair-only trains on\n\n")[2].partition("\n\n")
+    rows = cells(table.split("\n"), mode="T = 1")
+    assert [(row["set"], row["bugs"]) for row in rows] == [("all", "12"), (PLAYED, "1"), (ELSEWHERE, "11")]
+    assert (rows[0]["arm"], rows[0]["updates"], rows[0]["after"], rows[0]["shown"]) == ("repair-only", "6", "75.0 % ± 0.0", "up")
+    assert PLAYED not in rest
 
 
 def test_the_compute_of_a_run_is_counted_over_its_updates(tmp_path):
