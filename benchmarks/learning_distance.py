@@ -14,7 +14,7 @@ from selfplay.orchestrator.recovery import RunFolder
 from selfplay.patches import parse_patch
 from selfplay.tasks import Task
 
-PLAYED, SAME_FUNCTION, ELSEWHERE = "bugs that it played", "others in its target functions", "in other functions"
+PLAYED, SAME_FUNCTION, ELSEWHERE = "played", "not played, in its targets", "not played, in other functions"
 
 
 def classes_of(tasks: Sequence[Task], run: RunFolder) -> dict[str, list[str]]:

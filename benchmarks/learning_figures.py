@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.learning_distance import classes_of
+from benchmarks.learning_distance import ELSEWHERE, PLAYED, SAME_FUNCTION, classes_of
 from selfplay.errors import RunError
 from selfplay.evaluation import MODES, Folder, Mode, TaskEntry, entries_of, rates_by_bug
 from selfplay.orchestrator.recovery import RunFolder
@@ -112,9 +112,11 @@ def fixed_rows(arm: str, seed: int, run: RunFolder, bugs: FixedBugs) -> list[str
     if not folders or bugs.before.identity() is None:
         return []
     before, after = read_evaluation(0, bugs.before), read_evaluation(int(folders[-1].name[1:]), Folder(folders[-1]))
-    classes = {name: ids for name, ids in classes_of(bugs.tasks, run).items() if ids}
-    whole = {"all": [task.instance_id for task in bugs.tasks]}
-    return _rate_rows(arm, str(seed), [before], [after], whole | (classes if len(classes) > 1 else {}))
+    classes = classes_of(bugs.tasks, run)
+    groups = {"all": [task.instance_id for task in bugs.tasks], PLAYED: classes[PLAYED]}
+    if len(classes[PLAYED]) < len(bugs.tasks):
+        groups |= {"not played": [*classes[SAME_FUNCTION], *classes[ELSEWHERE]]} | classes
+    return _rate_rows(arm, str(seed), [before], [after], groups)
 
 
 # ---- choosing what is compared
