@@ -106,17 +106,31 @@ class FixedBugs:
     before: Folder
 
 
-def fixed_rows(arm: str, seed: int, run: RunFolder, bugs: FixedBugs) -> list[str]:
-    """After the run's last update, all of them and by how near they lie to what the run played; none where an evaluation is missing."""
+@dataclass(frozen=True)
+class Nearness:
+    """A run's policy before and after its last update on the fixed bugs; groups: all, and by how near they lie to what it played."""
+
+    arm: str
+    seed: int
+    before: Evaluation
+    after: Evaluation
+    groups: Mapping[str, Sequence[str]]
+
+    def rows(self) -> list[str]:
+        return _rate_rows(self.arm, str(self.seed), [self.before], [self.after], self.groups)
+
+
+def read_nearness(arm: str, seed: int, run: RunFolder, bugs: FixedBugs) -> Nearness | None:
+    """None where an evaluation is missing."""
     folders = sorted((run.path / "on-fixed-bugs").glob("u????"))
     if not folders or bugs.before.identity() is None:
-        return []
-    before, after = read_evaluation(0, bugs.before), read_evaluation(int(folders[-1].name[1:]), Folder(folders[-1]))
+        return None
     classes = classes_of(bugs.tasks, run)
     groups = {"all": [task.instance_id for task in bugs.tasks], PLAYED: classes[PLAYED]}
     if len(classes[PLAYED]) < len(bugs.tasks):
         groups |= {"not played": [*classes[SAME_FUNCTION], *classes[ELSEWHERE]]} | classes
-    return _rate_rows(arm, str(seed), [before], [after], groups)
+    after = read_evaluation(int(folders[-1].name[1:]), Folder(folders[-1]))
+    return Nearness(arm, seed, read_evaluation(0, bugs.before), after, groups)
 
 
 # ---- choosing what is compared
@@ -318,6 +332,35 @@ def draw_rates(curves: Sequence[Curve]) -> Figure:
     return figure
 
 
+def draw_nearness(fixed: Sequence[Nearness], curves: Sequence[Curve]) -> Figure:
+    """How much the repair rate changed, with its 95 % interval, from the nearest bugs to the farthest: a panel a mode, a colour an arm."""
+    frozen = sets_of(curves)
+    places = [PLAYED, SAME_FUNCTION, ELSEWHERE, *(name for name in frozen if "/" in name or f"{name}/" not in " ".join(frozen))]
+    figure, axes = _panels(1, len(MODE_NAMES), 5.2, 0.42 * len(places) + 0.8)
+    for axis, (mode, mode_name) in zip(axes[0], MODE_NAMES.items(), strict=True):
+        for number, run in enumerate(fixed):
+            curve = next(curve for curve in curves if (curve.arm, curve.seed) == (run.arm, run.seed))
+            far = [e for e in curve.evaluations if e.update in (0, run.after.update)]
+            for place, name in enumerate(places):
+                before, after = (run.before, run.after) if name in run.groups else (far[0], far[-1])
+                bugs = run.groups.get(name) or frozen.get(name, ())
+                found = change(before.rates.get(mode, {}), after.rates.get(mode, {}), bugs)
+                if found is None or found.low is None or found.high is None:
+                    continue
+                low, high = 100 * (found.mean - found.low), 100 * (found.high - found.mean)
+                style = _style(curve, curves) | {"linestyle": ""}
+                y = place + (number - (len(fixed) - 1) / 2) * 0.22
+                axis.errorbar([100 * found.mean], [y], xerr=[[low], [high]], capsize=2, markersize=4, elinewidth=0.9, **style)
+        axis.set_yticks(range(len(places)), [name if name in frozen else f"fixed: {name}" for name in places])
+        axis.invert_yaxis()
+        axis.axvline(0, color="black", linewidth=0.6)
+        axis.set_title(mode_name)
+        axis.set_xlabel("change of the repair rate, points")
+    axes[0][1].set_yticklabels([])
+    _legend(figure, axes[0][0])
+    return figure
+
+
 SIGNALS: tuple[tuple[str, str, Callable[[float], float]], ...] = (
     ("injector/valid", "artifacts that validate, %", lambda v: 100 * v),
     ("solver/solved", "attempts that pass, %", lambda v: 100 * v),
@@ -418,7 +461,7 @@ def write_figures(
     """Put tables into `page` between its two marker comments and plots beside it. Raises RunError without runs or markers."""
     curves = [read_curve(arm, seed, run, before) for arm, seed, run in runs]
     curves = [curve for curve in curves if curve.rows]
-    fixed = [line for arm, seed, run in runs for line in fixed_rows(arm, seed, run, fixed_bugs)] if fixed_bugs else []
+    fixed = [found for run in runs if fixed_bugs and (found := read_nearness(*run, fixed_bugs))]
     if not curves:
         raise RunError("there is no run with anything to show yet. `make learning` plays them.")
     text = page.read_text(encoding="utf-8") if page.is_file() else f"# Does it learn?\n\n{BEGIN}\n{END}\n"
@@ -426,7 +469,8 @@ def write_figures(
         raise RunError(f"{page} needs the lines {BEGIN!r} and {END!r} once each, in this order: the tables go between them.")
     figures = page.parent / "figures"
     figures.mkdir(parents=True, exist_ok=True)
-    for name, figure in (("rates", draw_rates(curves)), ("signals", draw_signals(curves))):
+    drawn = {"rates": draw_rates(curves), "signals": draw_signals(curves)} | ({"nearness": draw_nearness(fixed, curves)} if fixed else {})
+    for name, figure in drawn.items():
         save(figure, figures / f"{page.stem}-{name}.svg")
     head, _, rest = text.partition(BEGIN)
     tail = rest.partition(END)[2]
@@ -444,8 +488,8 @@ def save(figure: Figure, path: Path) -> None:
         path.write_text("".join(f"{line.rstrip()}\n" for line in lines), encoding="utf-8")
 
 
-def body(curves: Sequence[Curve], fixed: Sequence[str], stem: str) -> str:
-    """fixed: rows of the same runs on the bugs that the repair arm trains on."""
+def body(curves: Sequence[Curve], fixed: Sequence[Nearness], stem: str) -> str:
+    """fixed: the same runs on the bugs that the repair arm trains on."""
     compared = arms_table(curves)
     unfinished = [f"{NAMES[c.arm]}, seed {c.seed}" for c in curves if len(c.evaluations) < 2]
     parts = [
@@ -454,7 +498,7 @@ def body(curves: Sequence[Curve], fixed: Sequence[str], stem: str) -> str:
         "### The arms after as many updates",
         "\n".join(compared) if len(compared) > 2 else "No two arms have played as many updates of one seed yet.",
         f"![Repair rate on the frozen sets over updates](figures/{stem}-rates.svg)",
-        *(["### Repair rate on the bugs that repair-only trains on", "\n".join([*_head(*RATES_HEAD), *fixed])] if fixed else []),
+        *(_fixed_parts(fixed, stem) if fixed else ()),
         "### What each run spent",
         "\n".join(compute_table(curves)),
         f"![Validity, solve rate, entropy, gap, variance and seconds over updates](figures/{stem}-signals.svg)",
@@ -462,3 +506,11 @@ def body(curves: Sequence[Curve], fixed: Sequence[str], stem: str) -> str:
     if unfinished:
         parts.insert(0, f"Not evaluated twice, and so in no table of differences: {'; '.join(unfinished)}.")
     return "\n\n".join(parts)
+
+
+def _fixed_parts(fixed: Sequence[Nearness], stem: str) -> list[str]:
+    return [
+        "### Repair rate on the bugs that repair-only trains on",
+        "\n".join([*_head(*RATES_HEAD), *(row for run in fixed for row in run.rows())]),
+        f"![Change of the repair rate, from bugs that were played to unseen packages](figures/{stem}-nearness.svg)",
+    ]
