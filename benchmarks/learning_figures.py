@@ -117,7 +117,8 @@ class Nearness:
     groups: Mapping[str, Sequence[str]]
 
     def rows(self) -> list[str]:
-        return _rate_rows(self.arm, str(self.seed), [self.before], [self.after], self.groups)
+        parts = {name: bugs for name, bugs in self.groups.items() if name == "all" or len(bugs) < len(self.groups["all"])}
+        return _rate_rows(self.arm, str(self.seed), [self.before], [self.after], parts)
 
 
 def read_nearness(arm: str, seed: int, run: RunFolder, bugs: FixedBugs) -> Nearness | None:
