@@ -164,10 +164,12 @@ def evaluate_on_fixed_bugs(plan: Plan, runs: Sequence[RunFolder]) -> None:
     """The bugs that the repair arm trains on, met by the policy that all start from and by the last one of each finished run."""
     tasks = [str(plan.frozen_bugs)]
     evaluate(plan, tasks, plan.before_on_fixed_bugs)
+    config = plan.config()
     for run in runs:
-        updates = plan.config().train.updates
-        if is_finished(run, updates, bool(plan.config().evaluation.tasks)):
-            evaluate(plan, tasks, on_fixed_bugs(run, updates), f"policy.model={json.dumps(str(run.checkpoint(updates)))}")
+        newest = run.newest_checkpoint()
+        if newest and is_finished(run, config.train.updates, bool(config.evaluation.tasks)):
+            update = int(newest.name.rpartition("-")[2])
+            evaluate(plan, tasks, on_fixed_bugs(run, update), f"policy.model={json.dumps(str(newest))}")
 
 
 def make_frozen_bugs(plan: Plan) -> None:

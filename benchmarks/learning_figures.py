@@ -341,11 +341,13 @@ def draw_nearness(fixed: Sequence[Nearness], curves: Sequence[Curve]) -> Figure:
     for axis, (mode, mode_name) in zip(axes[0], MODE_NAMES.items(), strict=True):
         for number, run in enumerate(fixed):
             curve = next(curve for curve in curves if (curve.arm, curve.seed) == (run.arm, run.seed))
-            far = [e for e in curve.evaluations if e.update in (0, run.after.update)]
+            far = tuple(e for e in curve.evaluations if e.update in (0, run.after.update))
             for place, name in enumerate(places):
-                before, after = (run.before, run.after) if name in run.groups else (far[0], far[-1])
+                pair = (run.before, run.after) if name in run.groups else far
+                if len(pair) < 2:
+                    continue
                 bugs = run.groups.get(name) or frozen.get(name, ())
-                found = change(before.rates.get(mode, {}), after.rates.get(mode, {}), bugs)
+                found = change(pair[0].rates.get(mode, {}), pair[1].rates.get(mode, {}), bugs)
                 if found is None or found.low is None or found.high is None:
                     continue
                 low, high = 100 * (found.mean - found.low), 100 * (found.high - found.mean)

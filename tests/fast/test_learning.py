@@ -172,7 +172,8 @@ def test_bugs_are_told_apart_by_how_near_they_lie_to_what_a_run_played(tmp_path)
     assert classes_of([elsewhere], run)[ELSEWHERE] == ["parse__fixed-1"]
 
 
-def test_what_was_learned_of_the_bugs_that_were_trained_on_has_its_own_table(tmp_path):
+@pytest.mark.parametrize("is_evaluated", [True, False], ids=["with frozen sets", "without"])
+def test_what_was_learned_of_the_bugs_that_were_trained_on_has_its_own_table(tmp_path, is_evaluated):
     run = a_run(tmp_path, "repair", 1, gain=0)
     tasks = [fixed_task(0, a_played_store(run)), *(fixed_task(number, a_repair(90 + number)) for number in range(1, 12))]
     for update, passes in ((0, 1), (6, 3)):
@@ -180,8 +181,11 @@ def test_what_was_learned_of_the_bugs_that_were_trained_on_has_its_own_table(tmp
         on_fixed_bugs(run, update).path.parent.mkdir(exist_ok=True)
         folder.rename(on_fixed_bugs(run, update).path)
     before = Folder(on_fixed_bugs(run, 0).path.rename(tmp_path / "before"))
+    if not is_evaluated:
+        run.metrics.write_text("".join(line for line in run.metrics.read_text().splitlines(keepends=True) if "evaluating" not in line))
     page = tmp_path / "learning.md"
     write_figures([("repair", 1, run)], page, fixed_bugs=FixedBugs(tasks, before))
+    assert (page.parent / "figures/learning-nearness.svg").is_file()
     table, _, rest = page.read_text().partition("### Repair rate on the bugs that repair-only trains on\n\n")[2].partition("\n\n")
     rows = cells(table.split("\n"), mode="T = 1")
     assert [(row["set"], row["bugs"]) for row in rows] == [("all", "12"), (PLAYED, "1"), ("not played", "11"), (ELSEWHERE, "11")]
