@@ -278,7 +278,7 @@ def test_without_a_terminal_a_line_comes_periodically():
     console = a_console()
     with TrainProgress(console, 2, plain_interval_s=0.01) as progress:
         progress.phase("solving")
-        for _ in range(500):
+        for _ in range(6000):  # a minute, where the machine is busy
             if "repairs: 0 of 0" in printed(console):
                 break
             threading.Event().wait(0.01)
