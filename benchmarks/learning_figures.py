@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.learning_distance import ELSEWHERE, PLAYED, SAME_FUNCTION, classes_of
+from benchmarks.learning_nearness import ELSEWHERE, PLAYED, SAME_FUNCTION, classes_of
 from selfplay.errors import RunError
 from selfplay.evaluation import MODES, Folder, Mode, TaskEntry, entries_of, rates_by_bug
 from selfplay.orchestrator.recovery import RunFolder
@@ -336,7 +336,8 @@ def draw_rates(curves: Sequence[Curve]) -> Figure:
 def draw_nearness(fixed: Sequence[Nearness], curves: Sequence[Curve]) -> Figure:
     """How much the repair rate changed, with its 95 % interval, from the nearest bugs to the farthest: a panel a mode, a colour an arm."""
     frozen = sets_of(curves)
-    places = [PLAYED, SAME_FUNCTION, ELSEWHERE, *(name for name in frozen if "/" in name or f"{name}/" not in " ".join(frozen))]
+    places = [PLAYED, SAME_FUNCTION, ELSEWHERE, *(name for name in frozen if not any(other.startswith(f"{name}/") for other in frozen))]
+    apart = min(0.22, 0.8 / len(fixed))  # of the runs in a place
     figure, axes = _panels(1, len(MODE_NAMES), 5.2, 0.42 * len(places) + 0.8)
     for axis, (mode, mode_name) in zip(axes[0], MODE_NAMES.items(), strict=True):
         for number, run in enumerate(fixed):
@@ -352,7 +353,7 @@ def draw_nearness(fixed: Sequence[Nearness], curves: Sequence[Curve]) -> Figure:
                     continue
                 low, high = 100 * (found.mean - found.low), 100 * (found.high - found.mean)
                 style = _style(curve, curves) | {"linestyle": ""}
-                y = place + (number - (len(fixed) - 1) / 2) * 0.22
+                y = place + (number - (len(fixed) - 1) / 2) * apart
                 axis.errorbar([100 * found.mean], [y], xerr=[[low], [high]], capsize=2, markersize=4, elinewidth=0.9, **style)
         axis.set_yticks(range(len(places)), [name if name in frozen else f"fixed: {name}" for name in places])
         axis.invert_yaxis()

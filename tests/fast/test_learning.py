@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from benchmarks.learning import Plan, arm_settings, episodes_an_update, is_finished, settings_that_differ
-from benchmarks.learning_distance import ELSEWHERE, PLAYED, classes_of
 from benchmarks.learning_figures import (
     BEGIN,
     END,
@@ -21,6 +20,7 @@ from benchmarks.learning_figures import (
     running_mean,
     write_figures,
 )
+from benchmarks.learning_nearness import ELSEWHERE, PLAYED, classes_of
 from selfplay.config import load_config
 from selfplay.curriculum.store import Store
 from selfplay.errors import ConfigError, RunError, UsageError
