@@ -344,11 +344,13 @@ def draw_nearness(fixed: Sequence[Nearness], curves: Sequence[Curve]) -> Figure:
             curve = next(curve for curve in curves if (curve.arm, curve.seed) == (run.arm, run.seed))
             far = tuple(e for e in curve.evaluations if e.update in (0, run.after.update))
             for place, name in enumerate(places):
-                pair = (run.before, run.after) if name in run.groups else far
-                if len(pair) < 2:
+                if name in run.groups:
+                    bugs, before, after = run.groups[name], run.before, run.after
+                elif name in frozen and len(far) == 2:
+                    bugs, before, after = frozen[name], *far
+                else:
                     continue
-                bugs = run.groups.get(name) or frozen.get(name, ())
-                found = change(pair[0].rates.get(mode, {}), pair[1].rates.get(mode, {}), bugs)
+                found = change(before.rates.get(mode, {}), after.rates.get(mode, {}), bugs)
                 if found is None or found.low is None or found.high is None:
                     continue
                 low, high = 100 * (found.mean - found.low), 100 * (found.high - found.mean)
