@@ -190,20 +190,30 @@ def test_a_next_turn_computes_only_what_is_new_and_nothing_old_outlives_an_updat
 
 def test_an_update_in_the_middle_of_an_answer_is_recorded_and_the_rest_is_the_new_weights_alone(engine: VllmEngine, base: Weights) -> None:
     old, weights = engine.weight_version, changed(base, "proj")
-    request = ask(3, 300, new=600)
+    request = ask(3, 300, new=3600)  # seconds of drawing, so that the update comes in time on a busy machine too
+
+    def drawn_tokens() -> float:
+        return sum(counted(server, "generation_tokens") for server in engine.servers().values())
+
+    before = drawn_tokens()
     with ThreadPoolExecutor(1) as pool:
         answer = pool.submit(engine.generate, [request], Sampling())
-        wait_until(lambda: sum(server.client.requests(60) for server in engine.servers().values()) > 0)
-        time.sleep(0.2)
+        wait_until(lambda: drawn_tokens() > before)
         engine.load_weights(weights, old + 1)
         done = answer.result()[0]
     assert [version for _, version in done.spans] == [old, old + 1] and done.weight_version == old
     split = done.spans[1][0]
-    assert 0 < split < 600
+    assert 0 < split < 3600
     told = torch.tensor(done.logprobs)
     assert (forward_logprobs(base, request, done) - told)[:split].abs().mean() < 1e-3
     # The very first token after the update comes from new keys and values, of the prompt too.
     assert (forward_logprobs(weights, request, done) - told)[split:].abs().mean() < 1e-3
+
+
+def counted(server: VllmServer, what: str) -> float:
+    """The server's own count since it started: `request_success` of answers, `generation_tokens` of tokens, unfinished answers' too."""
+    text = str(server.client.call("GET", "/metrics", deadline_s=60))
+    return sum(map(float, re.findall(rf"^vllm:{what}_total\{{[^}}]*\}} (\S+)$", text, re.MULTILINE)))
 
 
 def wait_until(claim: Callable[[], bool], seconds: float = 300) -> None:
@@ -265,16 +275,10 @@ def test_the_first_update_is_checked_and_one_that_brings_other_weights_stops_the
             other.close()
 
 
-def answered(server: VllmServer) -> float:
-    """How many requests it has answered, by its own count."""
-    text = str(server.client.call("GET", "/metrics", deadline_s=60))
-    return sum(map(float, re.findall(r"^vllm:request_success_total\{[^}]*\} (\S+)$", text, re.MULTILINE)))
-
-
 @pytest.mark.skipif(bool(RUNNING), reason="SELFPLAY_TEST_VLLM_URL names one server, and this is about two")
 def test_a_conversation_keeps_its_server_while_two_share_the_groups_and_both_take_an_update(engine: VllmEngine, base: Weights) -> None:
     weights = changed(base, "proj")
-    before = {name: answered(server) for name, server in engine.servers().items()}
+    before = {name: counted(server, "request_success") for name, server in engine.servers().items()}
     homes: list[set[str]] = []
     asked: list[tuple[GenerationRequest, Completion]] = []
     for number in range(8):
@@ -285,7 +289,7 @@ def test_a_conversation_keeps_its_server_while_two_share_the_groups_and_both_tak
             request = GenerationRequest(ids, 8, 31 * number + turn, frozenset(), f"solver/g{number}/0/{turn}")
             done = engine.generate([request], Sampling())[0]
             ids = (*ids, *done.token_ids, 7)
-            now = {name: answered(server) for name, server in engine.servers().items()}
+            now = {name: counted(server, "request_success") for name, server in engine.servers().items()}
             home |= {name for name in now if now[name] > before[name]}
             assert sum(now.values()) == sum(before.values()) + 1
             before = now
@@ -330,7 +334,7 @@ def test_requests_of_a_server_that_dies_are_answered_by_the_other_and_a_new_one_
     assert engine.check_weights(weights)["sync/logprob_gap"] < 1e-4  # the newcomer's too
     # The conversations stay where they went; new ones go to the newcomer too.
     again = engine.generate([replace(request, tag=f"solver/new{number}/0/0") for number, request in enumerate(asked)], Sampling())
-    assert answered(fresh) > 1  # the probe, and some of these
+    assert counted(fresh, "request_success") > 1  # the probe, and some of these
     for first, second in zip(done, again, strict=True):
         assert second.weight_version == engine.weight_version and second.token_ids == first.token_ids
     wait_until(lambda: not alive(family | {dying.pid}), 10)
