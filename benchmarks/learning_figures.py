@@ -110,15 +110,16 @@ class FixedBugs:
 class Nearness:
     """A run's policy before and after its last update on the fixed bugs; groups: all, and by how near they lie to what it played."""
 
-    arm: str
-    seed: int
-    before: Evaluation
-    after: Evaluation
+    curve: Curve
     groups: Mapping[str, Sequence[str]]
 
-    def rows(self) -> list[str]:
-        parts = {name: bugs for name, bugs in self.groups.items() if name == "all" or len(bugs) < len(self.groups["all"])}
-        return _rate_rows(self.arm, str(self.seed), [self.before], [self.after], parts)
+    @property
+    def before(self) -> Evaluation:
+        return self.curve.evaluations[0]
+
+    @property
+    def after(self) -> Evaluation:
+        return self.curve.evaluations[-1]
 
 
 def read_nearness(arm: str, seed: int, run: RunFolder, bugs: FixedBugs) -> Nearness | None:
@@ -130,8 +131,9 @@ def read_nearness(arm: str, seed: int, run: RunFolder, bugs: FixedBugs) -> Nearn
     groups = {"all": [task.instance_id for task in bugs.tasks], PLAYED: classes[PLAYED]}
     if len(classes[PLAYED]) < len(bugs.tasks):
         groups |= {"not played": [*classes[SAME_FUNCTION], *classes[ELSEWHERE]]} | classes
-    after = read_evaluation(int(folders[-1].name[1:]), Folder(folders[-1]))
-    return Nearness(arm, seed, read_evaluation(0, bugs.before), after, groups)
+    last = Folder(folders[-1])
+    evaluations = [read_evaluation(0, bugs.before), read_evaluation(int(folders[-1].name[1:]), last)]
+    return Nearness(Curve(arm, seed, evaluations, [], entries_of(last), 0.0), groups)
 
 
 # ---- choosing what is compared
@@ -213,6 +215,39 @@ def _rate_rows(
                 )
                 lines.append(_line(*cells))
     return lines
+
+
+def nearness_table(fixed: Sequence[Nearness]) -> list[str]:
+    """Before and after by how near the bugs lie to what a run played; over an arm's seeds, a bug counts where it is of that class."""
+    lines = _head(*RATES_HEAD)
+    for arm in NAMES:
+        runs = sorted((run for run in fixed if run.curve.arm == arm), key=lambda run: run.curve.seed)
+        for run in runs:
+            lines += _nearness_rows(arm, str(run.curve.seed), [run])
+        if len(runs) > 1 and len({run.after.update for run in runs}) == 1:
+            lines += _nearness_rows(arm, "all", runs)
+    return lines
+
+
+def _nearness_rows(arm: str, seed: str, runs: Sequence[Nearness]) -> list[str]:
+    lines = []
+    for name in dict.fromkeys(name for run in runs for name in run.groups):
+        if name != "all" and all(len(run.groups.get(name, ())) == len(run.groups["all"]) for run in runs):
+            continue  # the row of all bugs says it
+        named = [(run, run.groups.get(name, ())) for run in runs]
+        before = _of_group([(run.before, bugs) for run, bugs in named])
+        after = _of_group([(run.after, bugs) for run, bugs in named])
+        lines += _rate_rows(arm, seed, [before], [after], {name: list(dict.fromkeys(bug for _, bugs in named for bug in bugs))})
+    return lines
+
+
+def _of_group(evaluations: Sequence[tuple[Evaluation, Sequence[str]]]) -> Evaluation:
+    """Per bug, its mean rate over the evaluations that it is named for."""
+    rates: dict[Mode, Rates] = {}
+    for mode in MODES:
+        some = [(bug, at.rates[mode][bug]) for at, bugs in evaluations for bug in bugs if bug in at.rates.get(mode, {})]
+        rates[mode] = {bug: fmean(rate for named, rate in some if named == bug) for bug, _ in some}
+    return Evaluation(evaluations[0][0].update, rates)
 
 
 def arms_table(curves: Sequence[Curve]) -> list[str]:
@@ -341,7 +376,7 @@ def draw_nearness(fixed: Sequence[Nearness], curves: Sequence[Curve]) -> Figure:
     figure, axes = _panels(1, len(MODE_NAMES), 5.2, 0.42 * len(places) + 0.8)
     for axis, (mode, mode_name) in zip(axes[0], MODE_NAMES.items(), strict=True):
         for number, run in enumerate(fixed):
-            curve = next(curve for curve in curves if (curve.arm, curve.seed) == (run.arm, run.seed))
+            curve = next(curve for curve in curves if (curve.arm, curve.seed) == (run.curve.arm, run.curve.seed))
             far = tuple(e for e in curve.evaluations if e.update in (0, run.after.update))
             for place, name in enumerate(places):
                 if name in run.groups:
@@ -515,8 +550,10 @@ def body(curves: Sequence[Curve], fixed: Sequence[Nearness], stem: str) -> str:
 
 
 def _fixed_parts(fixed: Sequence[Nearness], stem: str) -> list[str]:
+    compared = arms_table([run.curve for run in fixed])
     return [
         "### Repair rate on the bugs that repair-only trains on",
-        "\n".join([*_head(*RATES_HEAD), *(row for run in fixed for row in run.rows())]),
+        "\n".join(nearness_table(fixed)),
+        *(("\n".join(compared),) if len(compared) > 2 else ()),
         f"![Change of the repair rate, from bugs that were played to unseen packages](figures/{stem}-nearness.svg)",
     ]

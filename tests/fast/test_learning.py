@@ -11,9 +11,13 @@ from benchmarks.learning import Plan, arm_settings, episodes_an_update, is_finis
 from benchmarks.learning_figures import (
     BEGIN,
     END,
+    Curve,
+    Evaluation,
     FixedBugs,
+    Nearness,
     arms_table,
     compute_table,
+    nearness_table,
     on_fixed_bugs,
     rates_table,
     read_curve,
@@ -193,6 +197,29 @@ def test_what_was_learned_of_the_bugs_that_were_trained_on_has_its_own_table(tmp
     after, shown = ("75.0 % ± 0.0", "up") if others else ("75.0 %", "no")  # one bug has no error
     assert (rows[0]["arm"], rows[0]["updates"], rows[0]["after"], rows[0]["shown"]) == ("repair-only", "6", after, shown)
     assert ELSEWHERE not in rest
+
+
+def test_over_its_seeds_an_arm_gets_rows_where_each_bug_counts_for_the_seeds_in_which_it_is_of_that_class():
+    ids = ["a", "b", "c", "d", "e", "f", "g"]
+    entries = dict.fromkeys(ids, TaskEntry("", ""))
+
+    def met(arm: str, seed: int, played: list[str], rate: float) -> Nearness:
+        """Of the bugs that were played all attempts pass afterwards, of the others a share."""
+        rates = [{"sampled": dict.fromkeys(ids, 0.0)}, {"sampled": {bug: 1.0 if bug in played else rate for bug in ids}}]
+        curve = Curve(arm, seed, [Evaluation(0, rates[0]), Evaluation(60, rates[1])], [], entries, 0.0)
+        others = [bug for bug in ids if bug not in played]
+        return Nearness(curve, {"all": ids, PLAYED: played, "not played": others})
+
+    runs = [met("selfplay", 1, ["a", "b"], 0.5), met("selfplay", 2, ["b", "c"], 0.25), met("injection", 1, ["a"], 0.0)]
+    rows = [row for row in cells(nearness_table(runs)) if row["seed"] == "all"]
+    # Not played: a and c in one seed each, d to g in both, b in none: (0.25 + 0.5 + 4 * 0.375) / 6.
+    assert [(row["set"], row["bugs"], row["after"].split(" ±")[0]) for row in rows] == [
+        ("all", "7", "55.4 %"),
+        (PLAYED, "3", "100.0 %"),
+        ("not played", "6", "37.5 %"),
+    ]
+    (row,) = cells(arms_table([run.curve for run in runs]))
+    assert (row["arms"], row["seeds"], row["set"], row["bugs"]) == ("self-play − injection-only", "1", "all", "7")
 
 
 def test_the_compute_of_a_run_is_counted_over_its_updates(tmp_path):
