@@ -131,9 +131,8 @@ def read_nearness(arm: str, seed: int, run: RunFolder, bugs: FixedBugs) -> Nearn
     groups = {"all": [task.instance_id for task in bugs.tasks], PLAYED: classes[PLAYED]}
     if len(classes[PLAYED]) < len(bugs.tasks):
         groups |= {"not played": [*classes[SAME_FUNCTION], *classes[ELSEWHERE]]} | classes
-    last = Folder(folders[-1])
-    evaluations = [read_evaluation(0, bugs.before), read_evaluation(int(folders[-1].name[1:]), last)]
-    return Nearness(Curve(arm, seed, evaluations, [], entries_of(last), 0.0), groups)
+    evaluations = [read_evaluation(0, bugs.before), read_evaluation(int(folders[-1].name[1:]), Folder(folders[-1]))]
+    return Nearness(Curve(arm, seed, evaluations, [], dict.fromkeys(groups["all"], TaskEntry("")), 0.0), groups)
 
 
 # ---- choosing what is compared

@@ -201,7 +201,7 @@ def test_what_was_learned_of_the_bugs_that_were_trained_on_has_its_own_table(tmp
 
 def test_over_its_seeds_an_arm_gets_rows_where_each_bug_counts_for_the_seeds_in_which_it_is_of_that_class():
     ids = ["a", "b", "c", "d", "e", "f", "g"]
-    entries = dict.fromkeys(ids, TaskEntry("", ""))
+    entries = dict.fromkeys(ids, TaskEntry(""))
 
     def met(arm: str, seed: int, played: list[str], rate: float) -> Nearness:
         """Of the bugs that were played all attempts pass afterwards, of the others a share."""
