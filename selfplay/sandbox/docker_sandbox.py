@@ -273,7 +273,7 @@ class DockerBackend:
             mem_limit=limits.memory_bytes,
             memswap_limit=limits.memory_bytes,
             pids_limit=limits.processes,
-            nano_cpus=int(min(limits.cpus, os.cpu_count() or 1) * 1e9),
+            nano_cpus=int(min(limits.cpus, _processors(os.environ.get("DOCKER_HOST", ""))) * 1e9),
             ulimits=[
                 docker.types.Ulimit(name="fsize", soft=limits.file_bytes, hard=limits.file_bytes),
                 docker.types.Ulimit(name="core", soft=0, hard=0),
@@ -307,6 +307,12 @@ def _connect(host: str) -> docker.DockerClient:
         raise
     atexit.register(client.close)
     return client
+
+
+@cache
+def _processors(host: str) -> int:
+    """The engine's own, which may be fewer than this machine's (a virtual machine, bound to some cores); it refuses to give more."""
+    return int(_connect(host).info()["NCPU"])
 
 
 class _Witness:

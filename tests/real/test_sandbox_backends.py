@@ -224,6 +224,12 @@ def test_closing_leaves_no_process_group_or_container(backend: SandboxBackend) -
     assert eventually(lambda: set(things_of(os.getpid())) == before), things_of(os.getpid())
 
 
+def test_a_sandbox_gets_no_more_processors_than_there_are(backend: SandboxBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 4096)  # this machine has them, a docker engine's may be smaller
+    with backend.open(SandboxSpec(environment="", limits=Limits(cpus=4096.0))) as box:
+        assert box.run("echo here").text == "here\n"
+
+
 # ---- environments
 
 
