@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -40,4 +41,6 @@ def all_end(pids: Iterable[int]) -> bool:
 
 def sandbox_groups(owner: int | None = None) -> list[Path]:
     """The control groups of the sandboxes that a process, this one unless told, has open."""
-    return list(Path("/sys/fs/cgroup").glob(f"**/selfplay-*-{owner or os.getpid()}-*"))
+    name = re.compile(rf"selfplay-.*-{owner or os.getpid()}-.*")
+    # os.walk passes over a folder that goes while it is read, as other processes' groups do; Path.glob raises.
+    return [Path(at, folder) for at, folders, _ in os.walk("/sys/fs/cgroup") for folder in folders if name.fullmatch(folder)]
