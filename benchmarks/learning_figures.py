@@ -368,37 +368,70 @@ def draw_rates(curves: Sequence[Curve]) -> Figure:
 
 
 def draw_nearness(fixed: Sequence[Nearness], curves: Sequence[Curve]) -> Figure:
-    """How much the repair rate changed, with its 95 % interval, from the nearest bugs to the farthest: a panel a mode, a colour an arm."""
+    """How much the repair rate changed, with its 95 % interval, from the nearest bugs to the farthest: a panel a mode, a colour an arm.
+
+    An arm's seeds are one point with an interval, and a stroke each; seeds that ended after different numbers of updates stand apart.
+    """
     frozen = sets_of(curves)
     places = [PLAYED, SAME_FUNCTION, ELSEWHERE, *(name for name in frozen if not any(other.startswith(f"{name}/") for other in frozen))]
-    apart = min(0.22, 0.8 / len(fixed))  # of the runs in a place
+    by_arm = [[run for run in fixed if run.curve.arm == arm] for arm in NAMES]
+    drawn = [part for runs in by_arm for part in ([runs] if len({run.after.update for run in runs}) == 1 else [[run] for run in runs])]
+    apart = min(0.22, 0.8 / len(drawn))  # of what stands in a place
     figure, axes = _panels(1, len(MODE_NAMES), 5.2, 0.42 * len(places) + 0.8)
     for axis, (mode, mode_name) in zip(axes[0], MODE_NAMES.items(), strict=True):
-        for number, run in enumerate(fixed):
-            curve = next(curve for curve in curves if (curve.arm, curve.seed) == (run.curve.arm, run.curve.seed))
-            far = tuple(e for e in curve.evaluations if e.update in (0, run.after.update))
+        for number, runs in enumerate(drawn):
+            arm, seeds = runs[0].curve.arm, [str(run.curve.seed) for run in runs]
+            colour, label = COLOURS[arm], f"{NAMES[arm]}, seed{'s' if len(seeds) > 1 else ''} {' and '.join(seeds)}"
             for place, name in enumerate(places):
-                if name in run.groups:
-                    bugs, before, after = run.groups[name], run.before, run.after
-                elif name in frozen and len(far) == 2:
-                    bugs, before, after = frozen[name], *far
-                else:
-                    continue
-                found = change(before.rates.get(mode, {}), after.rates.get(mode, {}), bugs)
+                met = [found for run in runs if (found := _met(run, name, frozen, curves))]
+                means = [one.mean for part in met if (one := _change_of([part], mode))]
+                found = _change_of(met, mode)
                 if found is None or found.low is None or found.high is None:
                     continue
                 low, high = 100 * (found.mean - found.low), 100 * (found.high - found.mean)
-                style = _style(curve, curves) | {"linestyle": ""}
-                y = place + (number - (len(fixed) - 1) / 2) * apart
-                axis.errorbar([100 * found.mean], [y], xerr=[[low], [high]], capsize=2, markersize=4, elinewidth=0.9, **style)
+                y = place + (number - (len(drawn) - 1) / 2) * apart
+                axis.errorbar(
+                    [100 * found.mean],
+                    [y],
+                    [[0], [0]],
+                    [[low], [high]],
+                    "o",
+                    color=colour,
+                    capsize=2,
+                    markersize=4,
+                    elinewidth=0.9,
+                    label=label,
+                )
+                if len(runs) > 1:
+                    axis.plot([100 * mean for mean in means], [y] * len(means), "|", color=colour, markersize=8, markeredgewidth=1.4)
         axis.set_yticks(range(len(places)), [name if name in frozen else f"fixed: {name}" for name in places])
         axis.invert_yaxis()
         axis.axvline(0, color="black", linewidth=0.6)
         axis.set_title(mode_name)
         axis.set_xlabel("change of the repair rate, points")
     axes[0][1].set_yticklabels([])
-    _legend(figure, axes[0][0])
+    _legend(figure, *axes[0])
     return figure
+
+
+Met = tuple[Evaluation, Evaluation, Sequence[str]]  # before, after, and the bugs that are asked for
+
+
+def _met(run: Nearness, name: str, frozen: Mapping[str, Sequence[str]], curves: Sequence[Curve]) -> Met | None:
+    """A class of the fixed bugs or a frozen set, met by the run's first and last policy; None where either did not."""
+    if name in run.groups:
+        return run.before, run.after, run.groups[name]
+    curve = next(curve for curve in curves if (curve.arm, curve.seed) == (run.curve.arm, run.curve.seed))
+    far = [e for e in curve.evaluations if e.update in (0, run.after.update)]
+    return (far[0], far[1], frozen[name]) if name in frozen and len(far) == 2 else None
+
+
+def _change_of(met: Sequence[Met], mode: Mode) -> Difference | None:
+    """Over seeds, a bug counts for those that it is asked for."""
+    if not met:
+        return None
+    before, after = _of_group([(b, bugs) for b, _, bugs in met]), _of_group([(a, bugs) for _, a, bugs in met])
+    return change(before.rates[mode], after.rates[mode], list(dict.fromkeys(bug for *_, bugs in met for bug in bugs)))
 
 
 SIGNALS: tuple[tuple[str, str, Callable[[float], float]], ...] = (
@@ -555,4 +588,5 @@ def _fixed_parts(fixed: Sequence[Nearness], stem: str) -> list[str]:
         "\n".join(nearness_table(fixed)),
         *(("\n".join(compared),) if len(compared) > 2 else ()),
         f"![Change of the repair rate, from bugs that were played to unseen packages](figures/{stem}-nearness.svg)",
+        "A point is an arm over its seeds with the 95 % interval over bugs, a stroke one seed of several.",
     ]

@@ -17,6 +17,7 @@ from benchmarks.learning_figures import (
     Nearness,
     arms_table,
     compute_table,
+    draw_nearness,
     nearness_table,
     on_fixed_bugs,
     rates_table,
@@ -199,17 +200,18 @@ def test_what_was_learned_of_the_bugs_that_were_trained_on_has_its_own_table(tmp
     assert ELSEWHERE not in rest
 
 
+MET = ["a", "b", "c", "d", "e", "f", "g"]
+
+
+def met(arm: str, seed: int, played: list[str], rate: float, updates: int = 60) -> Nearness:
+    """Before, nothing passes; afterwards all attempts at bugs that were played, and a share of those at the others."""
+    after = {"sampled": {bug: 1.0 if bug in played else rate for bug in MET}}
+    evaluations = [Evaluation(0, {"sampled": dict.fromkeys(MET, 0.0)}), Evaluation(updates, after)]
+    curve = Curve(arm, seed, evaluations, [], dict.fromkeys(MET, TaskEntry("")), 0.0)
+    return Nearness(curve, {"all": MET, PLAYED: played, "not played": [bug for bug in MET if bug not in played]})
+
+
 def test_over_its_seeds_an_arm_gets_rows_where_each_bug_counts_for_the_seeds_in_which_it_is_of_that_class():
-    ids = ["a", "b", "c", "d", "e", "f", "g"]
-    entries = dict.fromkeys(ids, TaskEntry(""))
-
-    def met(arm: str, seed: int, played: list[str], rate: float) -> Nearness:
-        """Of the bugs that were played all attempts pass afterwards, of the others a share."""
-        rates = [{"sampled": dict.fromkeys(ids, 0.0)}, {"sampled": {bug: 1.0 if bug in played else rate for bug in ids}}]
-        curve = Curve(arm, seed, [Evaluation(0, rates[0]), Evaluation(60, rates[1])], [], entries, 0.0)
-        others = [bug for bug in ids if bug not in played]
-        return Nearness(curve, {"all": ids, PLAYED: played, "not played": others})
-
     runs = [met("selfplay", 1, ["a", "b"], 0.5), met("selfplay", 2, ["b", "c"], 0.25), met("injection", 1, ["a"], 0.0)]
     rows = [row for row in cells(nearness_table(runs)) if row["seed"] == "all"]
     # Not played: a and c in one seed each, d to g in both, b in none: (0.25 + 0.5 + 4 * 0.375) / 6.
@@ -220,6 +222,20 @@ def test_over_its_seeds_an_arm_gets_rows_where_each_bug_counts_for_the_seeds_in_
     ]
     (row,) = cells(arms_table([run.curve for run in runs]))
     assert (row["arms"], row["seeds"], row["set"], row["bugs"]) == ("self-play − injection-only", "1", "all", "7")
+
+
+@pytest.mark.parametrize(
+    ("ends", "drawn"),
+    [((60, 60), ["self-play, seeds 1 and 2"]), ((60, 30), ["self-play, seed 1", "self-play, seed 2"])],
+)
+def test_seeds_that_ended_alike_are_one_point_of_the_plot(ends, drawn):
+    runs = [met("selfplay", seed, ["a", "b", "c"], 0.5 * seed, updates) for seed, updates in enumerate(ends, 1)]
+    figure = draw_nearness(runs, [run.curve for run in runs])
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == drawn
+    (axis,) = (axis for axis in figure.axes if axis.get_title() == "T = 1")
+    points = [round(float(line.get_xdata()[0]), 1) for line in axis.lines if line.get_marker() == "o"]
+    # Played: all pass. All: 4 of 7 were not played, of which 50 and 100 % pass.
+    assert sorted(points) == ([85.7, 100.0] if len(drawn) == 1 else [71.4, 100.0, 100.0, 100.0])
 
 
 def test_the_compute_of_a_run_is_counted_over_its_updates(tmp_path):
