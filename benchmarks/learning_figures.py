@@ -176,14 +176,16 @@ RATES_HEAD = ("arm", "seed", "updates", "set", "mode", "bugs", "before", "after"
 def rates_table(curves: Sequence[Curve]) -> list[str]:
     """Before and after, per arm, seed, number of updates, set and mode; then each arm over its seeds, parts of sets included."""
     groups = sets_of(curves)
+    whole = whole_sets(groups)
+    together = {" and ".join(whole): [bug for bugs in whole.values() for bug in bugs]} if len(whole) > 1 else {}
     lines = _head(*RATES_HEAD)
     for arm, some in _by_arm(curves):
         done = [curve for curve in some if len(curve.evaluations) > 1]
         for curve in done:
             for later in curve.evaluations[1:]:
-                lines += _rate_rows(arm, str(curve.seed), curve.evaluations[:1], [later], whole_sets(groups))
+                lines += _rate_rows(arm, str(curve.seed), curve.evaluations[:1], [later], whole | together)
         if len(done) > 1 and (update := last_common(done)):
-            lines += _rate_rows(arm, "all", [c.evaluations[0] for c in done], [c.after(update) for c in done], groups)
+            lines += _rate_rows(arm, "all", [c.evaluations[0] for c in done], [c.after(update) for c in done], groups | together)
     return lines
 
 
@@ -233,15 +235,22 @@ def _nearness_rows(arm: str, seed: str, runs: Sequence[Nearness]) -> list[str]:
     for name in dict.fromkeys(name for run in runs for name in run.groups):
         if name != "all" and all(len(run.groups.get(name, ())) == len(run.groups["all"]) for run in runs):
             continue  # the row of all bugs says it
-        named = [(run, run.groups.get(name, ())) for run in runs]
-        before = _of_group([(run.before, bugs) for run, bugs in named])
-        after = _of_group([(run.after, bugs) for run, bugs in named])
-        lines += _rate_rows(arm, seed, [before], [after], {name: list(dict.fromkeys(bug for _, bugs in named for bug in bugs))})
+        before, after, bugs = _over_seeds([(run.before, run.after, run.groups.get(name, ())) for run in runs])
+        lines += _rate_rows(arm, seed, [before], [after], {name: bugs})
     return lines
 
 
-def _of_group(evaluations: Sequence[tuple[Evaluation, Sequence[str]]]) -> Evaluation:
-    """Per bug, its mean rate over the evaluations that it is named for."""
+Met = tuple[Evaluation, Evaluation, Sequence[str]]  # before, after, and the bugs that they are asked for
+
+
+def _over_seeds(met: Sequence[Met]) -> Met:
+    """Per bug, its mean rate over the seeds that are asked for it."""
+    before = _of_bugs([(before, bugs) for before, _, bugs in met])
+    after = _of_bugs([(after, bugs) for _, after, bugs in met])
+    return before, after, list(dict.fromkeys(bug for *_, bugs in met for bug in bugs))
+
+
+def _of_bugs(evaluations: Sequence[tuple[Evaluation, Sequence[str]]]) -> Evaluation:
     rates: dict[Mode, Rates] = {}
     for mode in MODES:
         some = [(bug, at.rates[mode][bug]) for at, bugs in evaluations for bug in bugs if bug in at.rates.get(mode, {})]
@@ -414,9 +423,6 @@ def draw_nearness(fixed: Sequence[Nearness], curves: Sequence[Curve]) -> Figure:
     return figure
 
 
-Met = tuple[Evaluation, Evaluation, Sequence[str]]  # before, after, and the bugs that are asked for
-
-
 def _met(run: Nearness, name: str, frozen: Mapping[str, Sequence[str]], curves: Sequence[Curve]) -> Met | None:
     """A class of the fixed bugs or a frozen set, met by the run's first and last policy; None where either did not."""
     if name in run.groups:
@@ -427,11 +433,10 @@ def _met(run: Nearness, name: str, frozen: Mapping[str, Sequence[str]], curves: 
 
 
 def _change_of(met: Sequence[Met], mode: Mode) -> Difference | None:
-    """Over seeds, a bug counts for those that it is asked for."""
     if not met:
         return None
-    before, after = _of_group([(b, bugs) for b, _, bugs in met]), _of_group([(a, bugs) for _, a, bugs in met])
-    return change(before.rates[mode], after.rates[mode], list(dict.fromkeys(bug for *_, bugs in met for bug in bugs)))
+    before, after, bugs = _over_seeds(met)
+    return change(before.rates[mode], after.rates[mode], bugs)
 
 
 SIGNALS: tuple[tuple[str, str, Callable[[float], float]], ...] = (

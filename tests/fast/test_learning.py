@@ -106,6 +106,8 @@ def test_seeds_are_pooled_bug_by_bug_and_parts_of_a_set_stand_apart(tmp_path):
     (pooled,) = cells(table, seed="all", set="own", mode="T = 1")
     assert (pooled["bugs"], pooled["after"]) == ("12", "62.5 % ± 0.0")
     assert [row["bugs"] for row in cells(table, seed="all", set="own/unseen", mode="greedy")] == ["4"]
+    (together,) = cells(table, seed="all", set="own and human", mode="T = 1")
+    assert (together["bugs"], together["after"].split(" ±")[0]) == ("16", "53.1 %")  # 12 at 62.5, 4 at 25
 
 
 def test_arms_are_compared_after_their_last_update_bug_by_bug(tmp_path):
