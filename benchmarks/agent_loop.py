@@ -18,15 +18,15 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.options import at_least_one
-from selfplay.agent import AgentResult, run_episode
-from selfplay.chat import ChatFormat, load_tokenizer
+from selfplay.agent.agent import AgentResult, run_episode
+from selfplay.agent.chat import ChatFormat, load_tokenizer
+from selfplay.agent.tools import format_action
 from selfplay.config import AgentSettings
 from selfplay.engines.base import Completion, Engine, GenerationRequest, Sampling, derive_seed
 from selfplay.engines.scripted_engine import ScriptedEngine
 from selfplay.errors import PrerequisiteError
 from selfplay.sandbox import open_backend
 from selfplay.sandbox.base import ExecResult, Sandbox, SandboxSpec
-from selfplay.tools import format_action
 
 if TYPE_CHECKING:
     import torch

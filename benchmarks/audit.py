@@ -21,22 +21,22 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
+from selfplay.agent.roles import sandbox_limits
 from selfplay.config import Config, load_config
-from selfplay.environments import Environment, prepare_environment, standard_parser
-from selfplay.grading import grade
-from selfplay.judging import Thresholds
+from selfplay.evaluation.tasks import Task, bug_of, find_tasks
 from selfplay.outcomes import parse_outcomes
-from selfplay.patches import diff_trees
-from selfplay.repos import cache_root, fetch, parse_spec
-from selfplay.resources import resource
-from selfplay.roles import sandbox_limits
+from selfplay.repositories.environments import Environment, prepare_environment, standard_parser
+from selfplay.repositories.repos import cache_root, fetch, parse_spec
+from selfplay.runtime.resources import resource
 from selfplay.sandbox import open_backend
 from selfplay.sandbox.base import SandboxBackend
-from selfplay.syntax import parse_module
-from selfplay.tasks import Task, bug_of, find_tasks
-from selfplay.test_runs import ParsedLog, TestRunner
-from selfplay.trees import Tree
-from selfplay.validator import BugState, build_states, validate
+from selfplay.source.patches import diff_trees
+from selfplay.source.syntax import parse_module
+from selfplay.source.trees import Tree
+from selfplay.verdicts.checks import Thresholds
+from selfplay.verdicts.grading import grade
+from selfplay.verdicts.test_runs import ParsedLog, TestRunner
+from selfplay.verdicts.validator import BugState, build_states, validate
 
 Kind = Literal["chance", "seeded", "same shape", "honest"]
 THRESHOLDS = Thresholds(3, 1, 1)  # the frozen set's own

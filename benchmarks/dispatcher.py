@@ -27,26 +27,26 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.options import at_least_one
-from selfplay.chat import ChatFormat, load_tokenizer, policy_path
+from selfplay.agent.chat import ChatFormat, load_tokenizer, policy_path
+from selfplay.agent.roles import sandbox_limits
+from selfplay.agent.tools import format_action
 from selfplay.config import Config, load_config
 from selfplay.curriculum.store import BugRow, Store
 from selfplay.engines.base import Completion, Engine, GenerationRequest, Sampling
 from selfplay.engines.scripted_engine import ScriptedEngine
-from selfplay.environments import Environment
 from selfplay.metrics import MemorySink
-from selfplay.orchestrator.game import Game
+from selfplay.orchestrator.build import check_targets, prepare_all
+from selfplay.orchestrator.context import Game
 from selfplay.orchestrator.loop import TrainLoop
-from selfplay.orchestrator.recovery import create_run
-from selfplay.orchestrator.start import check_targets, prepare_all
-from selfplay.repos import read_repository_list
-from selfplay.resources import resource
-from selfplay.roles import sandbox_limits
+from selfplay.orchestrator.run_folder import create_run
+from selfplay.repositories.environments import Environment
+from selfplay.repositories.repos import read_repository_list
+from selfplay.runtime.resources import resource
 from selfplay.sandbox import open_backend
 from selfplay.sandbox.base import WORKSPACE, ExecResult, SandboxSpec
-from selfplay.teacher import TeacherPlayer
-from selfplay.test_runs import TestRunner
-from selfplay.tools import format_action
-from selfplay.trees import FileEntry, Tree
+from selfplay.source.trees import FileEntry, Tree
+from selfplay.teacher.player import TeacherPlayer
+from selfplay.verdicts.test_runs import TestRunner
 from selfplay.viewing.progress import TrainProgress
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))

@@ -23,20 +23,20 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.options import at_least_one
-from selfplay.artifact import Artifact
-from selfplay.chat import ChatFormat, load_tokenizer
+from selfplay.agent.chat import ChatFormat, load_tokenizer
+from selfplay.agent.roles import sandbox_limits, spec_tokens
 from selfplay.config import Config, load_config
-from selfplay.environments import Environment, prepare_environment
 from selfplay.errors import RunError, SelfplayError
-from selfplay.judging import Thresholds, broken_tests, short_failure
-from selfplay.patches import diff_trees, is_protected_path, is_test_path, reverse_patch
-from selfplay.repos import cache_root, fetch, parse_spec, read_repository_list
-from selfplay.resources import resource
-from selfplay.roles import sandbox_limits, spec_tokens
+from selfplay.repositories.environments import Environment, prepare_environment
+from selfplay.repositories.repos import cache_root, fetch, parse_spec, read_repository_list
+from selfplay.runtime.resources import resource
 from selfplay.sandbox import SandboxBackend, open_backend
-from selfplay.test_runs import TestRun, TestRunner
-from selfplay.trees import FileEntry, Tree
-from selfplay.validator import BugState, Verdict, validate
+from selfplay.source.patches import diff_trees, is_protected_path, is_test_path, reverse_patch
+from selfplay.source.trees import FileEntry, Tree
+from selfplay.verdicts.artifact import Artifact
+from selfplay.verdicts.checks import Thresholds, broken_tests, short_failure
+from selfplay.verdicts.test_runs import TestRun, TestRunner
+from selfplay.verdicts.validator import BugState, Verdict, validate
 from selfplay.warm_start import CORPUS
 
 LABELS = {"selfplay.run": "frozen-human"}

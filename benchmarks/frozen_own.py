@@ -18,21 +18,27 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from selfplay.artifact import Artifact
+from selfplay.agent.roles import sandbox_limits, spec_text
 from selfplay.config import Config, load_config
-from selfplay.environments import Environment, prepare_environment
-from selfplay.judging import Thresholds, short_failure
-from selfplay.patches import diff_trees, reverse_patch
-from selfplay.repos import cache_root, fetch, parse_spec
-from selfplay.resources import resource
-from selfplay.roles import sandbox_limits, spec_text
+from selfplay.evaluation.tasks import Task, task_record
+from selfplay.repositories.environments import Environment, prepare_environment
+from selfplay.repositories.repos import cache_root, fetch, parse_spec
+from selfplay.repositories.targets import Target, fitting_targets, is_held_out
+from selfplay.runtime.resources import resource
 from selfplay.sandbox import open_backend
-from selfplay.targets import Target, fitting_targets, is_held_out
-from selfplay.tasks import Task, task_record
-from selfplay.teacher import Mutation, choose_mutation, mutations_of_file, plainest_mutation, statement_at
-from selfplay.test_runs import TestRunner
-from selfplay.trees import Tree
-from selfplay.validator import BugState, Verdict, validate
+from selfplay.source.patches import diff_trees, reverse_patch
+from selfplay.source.trees import Tree
+from selfplay.teacher.player import (
+    Mutation,
+    choose_mutation,
+    mutations_of_file,
+    plainest_mutation,
+    statement_at,
+)
+from selfplay.verdicts.artifact import Artifact
+from selfplay.verdicts.checks import Thresholds, short_failure
+from selfplay.verdicts.test_runs import TestRunner
+from selfplay.verdicts.validator import BugState, Verdict, validate
 
 # Not in the corpus of the carried policy, nor in the quickstart: whatever functions they have are new to it.
 UNSEEN = ("pypi:hashids==1.3.1", "pypi:whatthepatch==1.0.7")

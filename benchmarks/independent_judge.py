@@ -25,21 +25,21 @@ from pathlib import Path
 
 from benchmarks.audit import QuickRunner
 from benchmarks.options import at_least_one
-from selfplay.artifact import Artifact
+from selfplay.agent.roles import sandbox_limits
 from selfplay.config import Config, load_config
-from selfplay.environments import Environment, prepare_environment
-from selfplay.judging import Thresholds
-from selfplay.patches import diff_trees
-from selfplay.repos import cache_root, fetch, parse_spec
-from selfplay.resources import resource
-from selfplay.roles import sandbox_limits
+from selfplay.repositories.environments import Environment, prepare_environment
+from selfplay.repositories.repos import cache_root, fetch, parse_spec
+from selfplay.repositories.targets import Target, fitting_targets
+from selfplay.runtime.resources import resource
 from selfplay.sandbox import open_backend
 from selfplay.sandbox.base import SandboxBackend
-from selfplay.targets import Target, fitting_targets
-from selfplay.teacher import Mutation, choose_mutation, mutations_of_file, statement_at
-from selfplay.test_runs import TestRunner
-from selfplay.trees import Tree
-from selfplay.validator import Verdict, validate
+from selfplay.source.patches import diff_trees
+from selfplay.source.trees import Tree
+from selfplay.teacher.player import Mutation, choose_mutation, mutations_of_file, statement_at
+from selfplay.verdicts.artifact import Artifact
+from selfplay.verdicts.checks import Thresholds
+from selfplay.verdicts.test_runs import TestRunner
+from selfplay.verdicts.validator import Verdict, validate
 
 UNSEEN = ("pypi:hashids==1.3.1", "pypi:whatthepatch==1.0.7")  # beside the quickstart's repositories
 BUGS_OF_A_REPOSITORY = 6

@@ -1,4 +1,4 @@
-"""Tables and plots of the learning experiment, from what its runs recorded. Arithmetic is selfplay.statistics'; playing is learning.py's.
+"""Tables and plots of the learning experiment, from what its runs recorded. Arithmetic is selfplay.evaluation.statistics'; playing is learning.py's.
 
 Invariant: equal recordings give equal bytes; what is missing is said to be missing.
 """
@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.learning_nearness import ELSEWHERE, PLAYED, SAME_FUNCTION, classes_of
 from selfplay.errors import RunError
-from selfplay.evaluation import MODES, Folder, Mode, TaskEntry, entries_of, rates_by_bug
-from selfplay.orchestrator.recovery import RunFolder
-from selfplay.statistics import Difference, estimate, paired_difference
-from selfplay.tasks import Task
+from selfplay.evaluation.evaluator import MODES, Folder, Mode, TaskEntry, entries_of, rates_by_bug
+from selfplay.evaluation.statistics import Difference, estimate, paired_difference
+from selfplay.evaluation.tasks import Task
+from selfplay.orchestrator.run_folder import RunFolder
 from selfplay.viewing.summary import evaluation_folders, read_metrics
 
 if TYPE_CHECKING:

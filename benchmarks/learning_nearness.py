@@ -10,9 +10,9 @@ from collections.abc import Iterator, Sequence
 
 from selfplay.curriculum.store import Store
 from selfplay.errors import SelfplayError
-from selfplay.orchestrator.recovery import RunFolder
-from selfplay.patches import parse_patch
-from selfplay.tasks import Task
+from selfplay.evaluation.tasks import Task
+from selfplay.orchestrator.run_folder import RunFolder
+from selfplay.source.patches import parse_patch
 
 PLAYED, SAME_FUNCTION, ELSEWHERE = "played", "not played, in its targets", "not played, in other functions"
 

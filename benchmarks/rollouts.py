@@ -21,12 +21,12 @@ from typing import Any
 import torch
 
 from benchmarks.options import at_least_one
-from selfplay.chat import ChatFormat, load_tokenizer, policy_path
+from selfplay.agent.chat import ChatFormat, load_tokenizer, policy_path
 from selfplay.engines.base import Completion, Engine, GenerationRequest, Sampling
 from selfplay.engines.hf_engine import _THREADS, HFEngine
 from selfplay.engines.vllm_servers import Launch
-from selfplay.training.fabrication import EpisodeMaker, Package, PlayLimits
-from selfplay.trees import FileEntry, Tree
+from selfplay.source.trees import FileEntry, Tree
+from selfplay.warm_start.fabrication import EpisodeMaker, Package, PlayLimits
 
 
 def make_model(folder: Path, vocabulary: int = 1024) -> Path:
@@ -153,7 +153,7 @@ def vllm_launch(folder: str, max_batch: int, scratch: Path) -> Launch:
 
 def beside_vllm(folder: str, options: argparse.Namespace, scratch: Path) -> None:
     from selfplay.engines.vllm_engine import VllmEngine
-    from selfplay.training.weight_sync import FileWeightSync
+    from selfplay.weights.weight_sync import FileWeightSync
 
     launch = vllm_launch(folder, options.groups * options.group_size, scratch)
     engine = VllmEngine(launch, FileWeightSync(folder, getattr(torch, launch.dtype)))

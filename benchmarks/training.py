@@ -22,11 +22,11 @@ from benchmarks.options import at_least_one
 from benchmarks.rollouts import make_model
 from benchmarks.training_workers import Figures
 from selfplay.config import TrainerSettings
-from selfplay.models import load_causal_model
+from selfplay.engines.models import load_causal_model
 from selfplay.training.batch import Sample
 from selfplay.training.deepspeed_trainer import DeepSpeedTrainer
-from selfplay.training.ranks import Ranks
-from selfplay.training.sft import Document, SftSettings, pack, train
+from selfplay.training.ranks.controller import Ranks
+from selfplay.warm_start.sft import Document, SftSettings, pack, train
 
 
 def matrix_flops(size: int = 1024, seconds: float = 1.0) -> float:

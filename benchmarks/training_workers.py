@@ -12,7 +12,7 @@ from statistics import median
 
 from selfplay.config import TrainerSettings
 from selfplay.training.batch import Sample
-from selfplay.training.rank_worker import RankWorker
+from selfplay.training.ranks.worker import RankWorker
 
 
 def resident_bytes() -> int:

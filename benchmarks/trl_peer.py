@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from selfplay.chat import load_tokenizer, policy_path
+from selfplay.agent.chat import load_tokenizer, policy_path
 from selfplay.config import TrainerSettings
 from selfplay.training.batch import Sample, with_gradient
 

@@ -29,7 +29,7 @@ VARIANTS = ("plain", "selfplay")
 
 def play(variant: str, arguments: list[str]) -> None:
     """In a process of its own: `selfplay train` as it is, or with what saves time taken away."""
-    from selfplay import roles
+    from selfplay.agent import roles
     from selfplay.cli import app
     from selfplay.engines import hf_engine
 

@@ -23,20 +23,20 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.options import at_least_one
-from selfplay import validator
-from selfplay.artifact import Artifact
+from selfplay.agent.roles import sandbox_limits
 from selfplay.config import Config, load_config
-from selfplay.environments import Environment, prepare_environment
-from selfplay.judging import Thresholds
-from selfplay.patches import apply_parsed, diff_trees, is_protected_path, parse_patch
-from selfplay.repos import cache_root, fetch, parse_spec
-from selfplay.resources import resource
-from selfplay.roles import sandbox_limits
+from selfplay.evaluation.tasks import Task, find_tasks
+from selfplay.repositories.environments import Environment, prepare_environment
+from selfplay.repositories.repos import cache_root, fetch, parse_spec
+from selfplay.runtime.resources import resource
 from selfplay.sandbox import open_backend
-from selfplay.tasks import Task, find_tasks
-from selfplay.test_runs import ParsedLog, TestRun, TestRunner
-from selfplay.trees import FileEntry, Tree
-from selfplay.validator import MAX_STORED_PATCH, Verdict, validate
+from selfplay.source.patches import apply_parsed, diff_trees, is_protected_path, parse_patch
+from selfplay.source.trees import FileEntry, Tree
+from selfplay.verdicts import validator
+from selfplay.verdicts.artifact import Artifact
+from selfplay.verdicts.checks import Thresholds
+from selfplay.verdicts.test_runs import ParsedLog, TestRun, TestRunner
+from selfplay.verdicts.validator import MAX_STORED_PATCH, Verdict, validate
 
 THRESHOLDS = Thresholds(3, 1, 1)  # the frozen set's own
 PARTS = {"open_s": "starting sandboxes", "transfer_s": "moving files", "script_s": "the script (tests)", "parser_s": "the parser"}

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from selfplay.errors import SelfplayError, UsageError, full_disk_told
-from selfplay.heaps import bound_heaps
+from selfplay.runtime.heaps import bound_heaps
 
 app = typer.Typer(
     name="selfplay",
@@ -49,7 +49,7 @@ def train(
             raise typer.BadParameter("--dry-run plans a new run: give --repos FILE, and --config or --set as for the run itself.")
         dry_run_training(repos, config, set_ or [], cluster)
         return
-    from selfplay.orchestrator.start import resume_training, start_training
+    from selfplay.orchestrator.build import resume_training, start_training
 
     if resume is not None:
         if repos is not None or config is not None:
@@ -88,7 +88,7 @@ def inspect_bugs(
     from rich.console import Console
 
     from selfplay.curriculum.store import Store
-    from selfplay.orchestrator.recovery import open_run
+    from selfplay.orchestrator.run_folder import open_run
     from selfplay.viewing.inspect import BugFilter, select_bugs, show_bug, show_bugs, show_rejections
 
     folder = open_run(run, runs)
@@ -96,7 +96,7 @@ def inspect_bugs(
     console = Console()
     wanted = BugFilter(repository, strategy, order, status, min_solve_rate, max_solve_rate, sort)
     if tasks is not None:
-        from selfplay.tasks import export_tasks
+        from selfplay.evaluation.tasks import export_tasks
 
         count = export_tasks(store, select_bugs(store, wanted), folder, tasks)
         console.print(f"{count} task(s) written to {tasks}. Next: selfplay eval --tasks {tasks}")
@@ -183,7 +183,7 @@ def evaluate(
         return
     if not tasks:
         raise typer.BadParameter("--tasks SET_OR_FILE is needed (or --compare A B). Sets that come with selfplay: own, human.")
-    from selfplay.orchestrator.start import start_evaluation
+    from selfplay.orchestrator.build import start_evaluation
 
     start_evaluation(tasks, config, set_ or [], limit=limit, attempts=attempts, greedy=greedy, output=output, as_json=json_)
 
@@ -279,7 +279,7 @@ def doctor(
     """
     from rich.console import Console
 
-    from selfplay import doctor as examiner
+    from selfplay.commands import doctor as examiner
 
     if attack and clean:
         raise UsageError("--attack and --clean are two things; run one after the other.")
@@ -300,7 +300,7 @@ def main() -> None:
         from rich.console import Console
         from rich.text import Text
 
-        from selfplay.tools import make_harmless
+        from selfplay.agent.tools import make_harmless
 
         console = Console(stderr=True)  # messages and logs may quote what hostile code printed
         console.print(Text("error: ", style="bold red") + Text(make_harmless(str(error))))

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from selfplay.environments import Environment
 from selfplay.outcomes import TestOutcomes
-from selfplay.repos import Checkout, RepositorySpec
-from selfplay.trees import FileEntry, Tree
+from selfplay.repositories.environments import Environment
+from selfplay.repositories.repos import Checkout, RepositorySpec
+from selfplay.source.trees import FileEntry, Tree
 
 
 def an_environment(script: str, parser: str = 'print(\'{"t": "passed"}\')\n') -> Environment:

@@ -41,11 +41,11 @@ from process_tree import (
     processes_of,
 )
 from run_contents import contents, differences, twice_or_lost
-from selfplay.artifact import Artifact
-from selfplay.environments import standard_parser, standard_script
-from selfplay.orchestrator.recovery import RunFolder
-from selfplay.tasks import Task, write_tasks
-from selfplay.trees import FileEntry, Tree
+from selfplay.evaluation.tasks import Task, write_tasks
+from selfplay.orchestrator.run_folder import RunFolder
+from selfplay.repositories.environments import standard_parser, standard_script
+from selfplay.source.trees import FileEntry, Tree
+from selfplay.verdicts.artifact import Artifact
 from tiny_bugs import CLAMP_BUG, CLAMP_TEST, CLAMP_WEAKENED, TESTS, diff
 from tiny_policy import build_tiny_policy
 from tiny_repository import FILES, TEST_IDS, build_tiny_repository

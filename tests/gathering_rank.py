@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from selfplay.config import TrainerSettings
-from selfplay.training.rank_worker import RankWorker
+from selfplay.training.ranks.worker import RankWorker
 
 
 class GatheringRank(RankWorker):

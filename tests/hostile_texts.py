@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
-from selfplay.trees import FileEntry, Tree
+from selfplay.source.trees import FileEntry, Tree
 
 # No name is the folder of another, so that any choice of them is a tree.
 NAMES = (

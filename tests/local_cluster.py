@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from selfplay.engines.process_keeper import descendants
-from selfplay.orchestrator.recovery import RunFolder
+from selfplay.orchestrator.run_folder import RunFolder
 from tiny_repository import build_tiny_repository
 
 HERE = Path(__file__).parent

@@ -74,7 +74,7 @@ def _below(parent: int) -> Iterator[Process]:
                 yield Process(server, SERVER, _command(server))
                 for top in _children(server):
                     yield from _in_sandbox(top)
-        elif "selfplay.training.rank_process" in command:
+        elif "selfplay.training.ranks.process" in command:
             yield Process(pid, RANK, command)
         else:
             yield Process(pid, HELPER, command)

@@ -13,8 +13,8 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from selfplay.episode import Episode
-from selfplay.orchestrator.recovery import RunFolder
+from selfplay.agent.episode import Episode
+from selfplay.orchestrator.run_folder import RunFolder
 
 # By table: how rows are told apart, and the columns that say when, how long, or what was remembered of equal test runs.
 TABLES: dict[str, tuple[str, set[str]]] = {

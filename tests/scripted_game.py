@@ -22,26 +22,26 @@ from typing import Any
 
 from rich.console import Console
 
-from selfplay.chat import ChatFormat, load_tokenizer
+from selfplay.agent.chat import ChatFormat, load_tokenizer
+from selfplay.agent.episode import Episode
+from selfplay.agent.roles import sandbox_limits
 from selfplay.config import Config, build_config
 from selfplay.curriculum.store import Store
 from selfplay.engines.scripted_engine import ScriptedEngine, ScriptedTurn
-from selfplay.episode import Episode
 from selfplay.errors import SandboxUnavailable
-from selfplay.evaluation import Evaluator
+from selfplay.evaluation.evaluator import Evaluator
+from selfplay.evaluation.run_evaluations import RunEvaluations
+from selfplay.evaluation.tasks import find_tasks
 from selfplay.metrics import JsonlSink
-from selfplay.orchestrator.evaluations import RunEvaluations
-from selfplay.orchestrator.game import Game
+from selfplay.orchestrator.context import Game
 from selfplay.orchestrator.given_bugs import put_given_bugs, read_given_bugs
 from selfplay.orchestrator.hosts import EpisodeHost
 from selfplay.orchestrator.loop import TrainLoop
-from selfplay.orchestrator.recovery import RunFolder, create_run
-from selfplay.roles import sandbox_limits
+from selfplay.orchestrator.run_folder import RunFolder, create_run
 from selfplay.sandbox import open_backend
-from selfplay.tasks import find_tasks
-from selfplay.test_runs import TestRunner
 from selfplay.training.batch import Sample
 from selfplay.training.torch_trainer import TorchTrainer
+from selfplay.verdicts.test_runs import TestRunner
 from selfplay.viewing.progress import TrainProgress
 from tiny_bugs import CLAMP_BUG, CLAMP_WEAKENED, diff, prepare_tiny
 from tiny_policy import build_tiny_policy

@@ -21,23 +21,23 @@ from typing import Any, cast
 
 from rich.console import Console
 
-from selfplay.artifact import FILE_NAMES
+from selfplay.agent.episode import Episode, FinishReason, Role, Turn
+from selfplay.agent.roles import EpisodePlace
+from selfplay.agent.tools import format_action, format_edit
 from selfplay.config import build_config
 from selfplay.curriculum.store import Store
-from selfplay.environments import Environment
-from selfplay.episode import Episode, FinishReason, Role, Turn
-from selfplay.grading import Grade
 from selfplay.metrics import JsonlSink
-from selfplay.orchestrator.game import Game
+from selfplay.orchestrator.context import Game
 from selfplay.orchestrator.hosts import InjectorWork, SolverWork
 from selfplay.orchestrator.loop import TrainLoop
-from selfplay.orchestrator.recovery import RunFolder, create_run
+from selfplay.orchestrator.run_folder import RunFolder, create_run
 from selfplay.outcomes import TestOutcomes
-from selfplay.repos import Checkout, RepositorySpec
-from selfplay.roles import EpisodePlace
-from selfplay.tools import format_action, format_edit
-from selfplay.trees import Tree
-from selfplay.validator import Thresholds, Verdict
+from selfplay.repositories.environments import Environment
+from selfplay.repositories.repos import Checkout, RepositorySpec
+from selfplay.source.trees import Tree
+from selfplay.verdicts.artifact import FILE_NAMES
+from selfplay.verdicts.grading import Grade
+from selfplay.verdicts.validator import Thresholds, Verdict
 from selfplay.viewing.progress import TrainProgress
 
 NAME = "simulated"

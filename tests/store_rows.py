@@ -4,8 +4,8 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+from selfplay.agent.episode import Episode, FinishReason, Role, Turn
 from selfplay.curriculum.store import BugRow, EpisodeRow, GroupRow, Store
-from selfplay.episode import Episode, FinishReason, Role, Turn
 
 INJECT = "diff --git a/m.py b/m.py\n--- a/m.py\n+++ b/m.py\n@@ -1 +1 @@\n-x = 1\n+x = 2\n"
 WEAKEN = "diff --git a/test_m.py b/test_m.py\n--- a/test_m.py\n+++ b/test_m.py\n@@ -1 +1 @@\n-assert x == 1\n+pass\n"

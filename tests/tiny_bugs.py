@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from selfplay.artifact import Artifact
 from selfplay.config import EnvironmentSettings
-from selfplay.environments import Environment, prepare_environment
-from selfplay.patches import diff_trees
-from selfplay.repos import fetch, parse_spec
+from selfplay.repositories.environments import Environment, prepare_environment
+from selfplay.repositories.repos import fetch, parse_spec
 from selfplay.sandbox.base import Limits, SandboxBackend
-from selfplay.trees import FileEntry, Tree
+from selfplay.source.patches import diff_trees
+from selfplay.source.trees import FileEntry, Tree
+from selfplay.verdicts.artifact import Artifact
 from tiny_repository import build_tiny_repository
 
 Changes = Mapping[str, str | tuple[str, str] | None]  # path -> new text, or (old, new) part of it, or None: deleted

@@ -15,17 +15,17 @@ import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from selfplay.artifact import Artifact
+from selfplay.agent.roles import read_submission
 from selfplay.attacks.base import Attack, Broken, Held, Outcome
 from selfplay.attacks.escapes import METADATA_SERVICE, listening, own_addresses
 from selfplay.attacks.ground import CODE, RIGHT, WRONG, Ground
-from selfplay.dependencies import read_dependencies
 from selfplay.errors import ArtifactError, EnvironmentBuildError, PatchError, SandboxUnavailable, SelfplayError
-from selfplay.patches import apply_patch
-from selfplay.repos import fetch, licence_of, parse_spec, read_archive
-from selfplay.roles import read_submission
+from selfplay.repositories.dependencies import read_dependencies
+from selfplay.repositories.repos import fetch, licence_of, parse_spec, read_archive
 from selfplay.sandbox.base import Limits
-from selfplay.trees import Tree
+from selfplay.source.patches import apply_patch
+from selfplay.source.trees import Tree
+from selfplay.verdicts.artifact import Artifact
 
 ACCOUNTS = "root:"  # how /etc/passwd begins, inside as outside
 

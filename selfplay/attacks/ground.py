@@ -11,20 +11,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from selfplay.artifact import Artifact
+from selfplay.agent.roles import SolverTask, prepare_solver
 from selfplay.config import Config, EnvironmentSettings, ValidatorSettings
-from selfplay.environments import Environment, open_workspace, prepare_environment
 from selfplay.errors import SandboxUnavailable
-from selfplay.grading import Grade, grade, take_prediction
-from selfplay.judging import Thresholds
-from selfplay.patches import diff_trees
-from selfplay.repos import fetch, parse_spec
-from selfplay.roles import SolverTask, prepare_solver
+from selfplay.repositories.environments import Environment, open_workspace, prepare_environment
+from selfplay.repositories.repos import fetch, parse_spec
 from selfplay.sandbox.base import WORKSPACE, Limits, Sandbox, SandboxBackend, SandboxSpec
 from selfplay.sandbox.conformance import SMALL
-from selfplay.test_runs import TestRunner
-from selfplay.trees import FileEntry, Tree
-from selfplay.validator import BugState, Verdict, build_states, validate
+from selfplay.source.patches import diff_trees
+from selfplay.source.trees import FileEntry, Tree
+from selfplay.verdicts.artifact import Artifact
+from selfplay.verdicts.checks import Thresholds
+from selfplay.verdicts.grading import Grade, grade, take_prediction
+from selfplay.verdicts.test_runs import TestRunner
+from selfplay.verdicts.validator import BugState, Verdict, build_states, validate
 
 BOUNDS = '''"""Numbers within bounds."""
 

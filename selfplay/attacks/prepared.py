@@ -11,11 +11,11 @@ from selfplay.attacks.base import Attack, Broken, Held, Outcome
 from selfplay.attacks.git_and_paths import obtain
 from selfplay.attacks.ground import BOUNDS, CODE, FILES, Ground
 from selfplay.config import EnvironmentSettings
-from selfplay.environments import Environment, prepare_environment
 from selfplay.errors import EnvironmentBuildError, SandboxUnavailable
-from selfplay.repos import fetch, parse_spec
+from selfplay.repositories.environments import Environment, prepare_environment
+from selfplay.repositories.repos import fetch, parse_spec
 from selfplay.sandbox.base import Limits
-from selfplay.trees import FileEntry, Tree
+from selfplay.source.trees import FileEntry, Tree
 
 NAME = "highest_allowed"
 SEARCH = f"""folders=$(ls -d /* | grep -vxE '/(proc|sys|dev)')

@@ -14,13 +14,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-from selfplay.artifact import Artifact
 from selfplay.attacks.base import Attack, Broken, Held, Outcome
 from selfplay.attacks.escapes import listening, own_addresses
 from selfplay.attacks.ground import CODE, HIDDEN_TEST, OTHER_TESTS, RIGHT, WRONG, Ground
-from selfplay.grading import CONFIRMATION_SEED
-from selfplay.perturbation import perturb_source
 from selfplay.sandbox.base import Sandbox, SandboxBackend, SandboxSpec
+from selfplay.verdicts.artifact import Artifact
+from selfplay.verdicts.grading import CONFIRMATION_SEED
+from selfplay.verdicts.perturbation import perturb_source
 
 LUCK = 0.26  # the solve rate that pays an injector best, with the paper's alpha of 0.8
 LOG = "=== short test summary info ===\n" + "".join(f"PASSED {name}\n" for name in (*OTHER_TESTS, HIDDEN_TEST)) + "7 passed in 0.01s\n"

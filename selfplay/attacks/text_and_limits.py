@@ -13,16 +13,16 @@ from pathlib import Path
 
 from rich.console import Console
 
+from selfplay.agent.chat import ChatFormat, load_tokenizer
+from selfplay.agent.episode import Episode, FinishReason, Role, Turn
+from selfplay.agent.tools import BadFormat, make_harmless, parse_action, render_observation
 from selfplay.attacks.base import Attack, Broken, Held, Outcome
 from selfplay.attacks.ground import CODE, HIDDEN_TEST, RIGHT, WRONG, Ground
-from selfplay.chat import ChatFormat, load_tokenizer
-from selfplay.episode import Episode, FinishReason, Role, Turn
 from selfplay.errors import ArtifactError, PatchError, RepositoryError
-from selfplay.judging import short_failure, without_lines_naming
-from selfplay.patches import parse_patch
-from selfplay.repos import read_archive
-from selfplay.test_runs import ParsedLog
-from selfplay.tools import BadFormat, make_harmless, parse_action, render_observation
+from selfplay.repositories.repos import read_archive
+from selfplay.source.patches import parse_patch
+from selfplay.verdicts.checks import short_failure, without_lines_naming
+from selfplay.verdicts.test_runs import ParsedLog
 from selfplay.viewing.replay import RecordedEpisode, replay
 from selfplay.viewing.verdict import print_verdict
 

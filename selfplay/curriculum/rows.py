@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin, get_type_hints
 
-from selfplay.patches import reverse_patch
+from selfplay.source.patches import reverse_patch
 
 if TYPE_CHECKING:
-    from selfplay.validator import BugState
+    from selfplay.verdicts.validator import BugState
 
 Row = TypeVar("Row")
 
@@ -123,8 +123,8 @@ class BugRow:
     plays: int = field(default=0, metadata={"derived": True})
 
     def state(self) -> BugState:
-        from selfplay.artifact import Artifact
-        from selfplay.validator import BugState
+        from selfplay.verdicts.artifact import Artifact
+        from selfplay.verdicts.validator import BugState
 
         return BugState(Artifact.from_files(self.artifact), self.order, self.attempt_patch, self.fail_to_pass, self.pass_to_pass)
 

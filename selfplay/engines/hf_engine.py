@@ -19,12 +19,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from selfplay.cores import usable_cores
 from selfplay.engines.base import Completion, GenerationRequest, Sampling
 from selfplay.engines.drafts import DraftTable, RowDrafts
+from selfplay.engines.models import load_causal_model
 from selfplay.engines.sequences import NAME, CachedSequence, CacheShape, KeptSequences, PassPlan, ragged_attention, shared_prefix
 from selfplay.errors import EngineError
-from selfplay.models import load_causal_model
+from selfplay.runtime.cores import usable_cores
 
 # Half the cores: the others run tests meanwhile, and threads that wait for a busy core at every small operation cost far more than they
 # give (10 instead of 360 tokens/s were seen on 2 busy cores).

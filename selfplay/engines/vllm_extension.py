@@ -9,7 +9,7 @@ from typing import Any
 from vllm.distributed.weight_transfer import WeightTransferEngineFactory
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 
-WeightTransferEngineFactory.register_engine("gloo", "selfplay.engines.gloo_transfer", "GlooTransferEngine")
+WeightTransferEngineFactory.register_engine("gloo", "selfplay.weights.gloo_transfer", "GlooTransferEngine")
 
 
 class HeadRepacker:

@@ -24,10 +24,10 @@ from typing import Any, Protocol
 
 import urllib3
 
-from selfplay.companions import mismatched_packages
-from selfplay.cores import usable_cores
 from selfplay.engines import process_keeper
 from selfplay.errors import EngineError, PrerequisiteError, ServerLost
+from selfplay.runtime.cores import usable_cores
+from selfplay.runtime.torch_builds import mismatched_packages
 from selfplay.sandbox.owners import abandoned, owner
 
 EXTENSION = "selfplay.engines.vllm_extension.HeadRepacker"  # of every worker on a CPU

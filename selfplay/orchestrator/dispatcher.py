@@ -13,16 +13,16 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, TypeVar
 
+from selfplay.agent.episode import Episode, FinishReason, Role
+from selfplay.agent.roles import EpisodePlace
 from selfplay.curriculum.sampling import sample_threshold
 from selfplay.curriculum.store import EpisodeRow, GroupRow
 from selfplay.engines.base import derive_seed
-from selfplay.episode import Episode, FinishReason, Role
 from selfplay.errors import RunError, SandboxUnavailable
-from selfplay.orchestrator.game import Game
+from selfplay.orchestrator.context import Game
 from selfplay.orchestrator.hosts import InjectorWork, LocalHost, SolverWork
-from selfplay.roles import EpisodePlace
-from selfplay.targets import Target
-from selfplay.validator import Thresholds
+from selfplay.repositories.targets import Target
+from selfplay.verdicts.validator import Thresholds
 
 Result = TypeVar("Result")
 MACHINE_RETRIES = 2

@@ -10,13 +10,13 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from selfplay.curriculum.store import BugRow, Store
-from selfplay.environments import Environment
 from selfplay.errors import ArtifactError, PatchError, RunError, UsageError
-from selfplay.repos import parse_spec
-from selfplay.targets import Span, function_spans, is_held_out
-from selfplay.tasks import Task, bug_of, read_tasks
-from selfplay.trees import Tree
-from selfplay.validator import BugState, build_states
+from selfplay.evaluation.tasks import Task, bug_of, read_tasks
+from selfplay.repositories.environments import Environment
+from selfplay.repositories.repos import parse_spec
+from selfplay.repositories.targets import Span, function_spans, is_held_out
+from selfplay.source.trees import Tree
+from selfplay.verdicts.validator import BugState, build_states
 
 FROZEN_PREFIXES = ("own-", "human-")  # the ids of the sets that `selfplay eval` measures with
 STATE_KEY = "given_bugs"

@@ -12,20 +12,35 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
-from selfplay.artifact import Artifact
-from selfplay.chat import ChatFormat
+from selfplay.agent.chat import ChatFormat
+from selfplay.agent.episode import Episode, FinishReason
+from selfplay.agent.roles import (
+    EpisodePlace,
+    InjectorTask,
+    SolverTask,
+    play_injector,
+    play_solver,
+    solver_task,
+    spec_tokens,
+)
 from selfplay.config import Config
 from selfplay.engines.base import Completion, Engine, GenerationRequest, Sampling
-from selfplay.environments import Environment
-from selfplay.episode import Episode, FinishReason
 from selfplay.errors import ArtifactError, PatchError
-from selfplay.grading import Grade, grade
-from selfplay.roles import EpisodePlace, InjectorTask, SolverTask, play_injector, play_solver, solver_task, spec_tokens
+from selfplay.repositories.environments import Environment
+from selfplay.repositories.suspects import Suspect
+from selfplay.repositories.targets import Target
 from selfplay.sandbox.base import Limits, SandboxBackend
-from selfplay.suspects import Suspect
-from selfplay.targets import Target
-from selfplay.test_runs import TestRunner
-from selfplay.validator import BugState, CheckResult, Thresholds, Verdict, validate, validate_second_order
+from selfplay.verdicts.artifact import Artifact
+from selfplay.verdicts.grading import Grade, grade
+from selfplay.verdicts.test_runs import TestRunner
+from selfplay.verdicts.validator import (
+    BugState,
+    CheckResult,
+    Thresholds,
+    Verdict,
+    validate,
+    validate_second_order,
+)
 
 if TYPE_CHECKING:
     import torch

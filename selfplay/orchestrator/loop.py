@@ -15,17 +15,24 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
+from selfplay.agent.episode import Episode, Role
+from selfplay.algorithm.advantages import compute_advantages
+from selfplay.algorithm.credit import (
+    Credit,
+    SolveRate,
+    changing_turns,
+    credit_injector,
+    success_of_calls,
+    token_advantages,
+)
+from selfplay.algorithm.rewards import InjectorReward
+from selfplay.algorithm.staleness import is_stale, lag, newest_wave, updates_ahead
 from selfplay.curriculum.store import EpisodeRow
-from selfplay.episode import Episode, Role
 from selfplay.errors import RunError
 from selfplay.metrics import Value
-from selfplay.orchestrator.credit import Credit, SolveRate, changing_turns, credit_injector, success_of_calls, token_advantages
+from selfplay.orchestrator.context import Game
 from selfplay.orchestrator.dispatcher import Dispatcher
-from selfplay.orchestrator.game import Game
-from selfplay.orchestrator.staleness import is_stale, lag, newest_wave, updates_ahead
 from selfplay.orchestrator.waves import Waves, carries_gradient, says_enough
-from selfplay.rewards import InjectorReward
-from selfplay.training.advantages import compute_advantages
 from selfplay.training.base import ExportedWeights
 from selfplay.training.batch import Sample, with_gradient
 from selfplay.viewing.progress import place_text

@@ -14,19 +14,19 @@ from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 
-from selfplay.artifact import Artifact
+from selfplay.agent.episode import Episode, Role
+from selfplay.algorithm.credit import SolveRate, credit_solver, measure_solve_rate
 from selfplay.config import InjectorSettings
 from selfplay.curriculum.sampling import choose_solver_bugs, choose_strategy, choose_target
 from selfplay.curriculum.store import BugRow, EpisodeRow, GroupRow
 from selfplay.engines.base import derive_seed
-from selfplay.environments import Environment
-from selfplay.episode import Episode, Role
 from selfplay.errors import RunError, SandboxUnavailable
-from selfplay.orchestrator.credit import SolveRate, credit_solver, measure_solve_rate
+from selfplay.orchestrator.context import Game
 from selfplay.orchestrator.dispatcher import Dispatcher, all_of
-from selfplay.orchestrator.game import Game
-from selfplay.targets import Target, usable_targets
-from selfplay.validator import Thresholds, Verdict
+from selfplay.repositories.environments import Environment
+from selfplay.repositories.targets import Target, usable_targets
+from selfplay.verdicts.artifact import Artifact
+from selfplay.verdicts.validator import Thresholds, Verdict
 
 
 class Bell:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from selfplay.errors import RunError
-from selfplay.orchestrator.recovery import RunFolder
+from selfplay.orchestrator.run_folder import RunFolder
 from selfplay.planning.recorded import PHASES, Recorded, measured_phases, read_run, update_rows
 from selfplay.planning.simulation import Cluster, Forecast, Rules, simulate
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.console import Console
 
 from selfplay.errors import UsageError
-from selfplay.orchestrator.recovery import open_run
+from selfplay.orchestrator.run_folder import open_run
 from selfplay.planning.check import check_run
 from selfplay.planning.hardware import PAPER_MODEL, Gpu, ModelSize, assumed_shape, hardware_assumptions
 from selfplay.planning.recorded import read_run, run_model

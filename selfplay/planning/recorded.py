@@ -15,10 +15,10 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+from selfplay.agent.episode import Episode, Role
 from selfplay.curriculum.store import EpisodeRow, Store
-from selfplay.episode import Episode, Role
 from selfplay.errors import RunError
-from selfplay.orchestrator.recovery import RunFolder
+from selfplay.orchestrator.run_folder import RunFolder
 from selfplay.planning.hardware import ModelSize, ServerSpeed, TrainerSpeed, hats
 from selfplay.planning.workload import EpisodeShape, GroupShape, Stretch, Workload
 from selfplay.viewing.summary import read_metrics

@@ -11,9 +11,9 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from selfplay.agent.tools import make_harmless
 from selfplay.planning.check import Check
 from selfplay.planning.search import Candidate, Plan
-from selfplay.tools import make_harmless
 from selfplay.viewing.progress import duration_text
 from selfplay.viewing.summary import table
 

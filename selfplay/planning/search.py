@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from selfplay.episode import Role
+from selfplay.agent.episode import Role
 from selfplay.errors import UsageError
 from selfplay.planning.hardware import (
     Gpu,

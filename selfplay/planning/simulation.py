@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Literal
 
-from selfplay.episode import Role
+from selfplay.agent.episode import Role
+from selfplay.algorithm.staleness import is_stale, lag
 from selfplay.errors import RunError, UsageError
-from selfplay.orchestrator.staleness import is_stale, lag
 from selfplay.planning.hardware import ServerSpeed, TrainerSpeed
 from selfplay.planning.workload import EpisodeShape, GroupShape, Workload
 

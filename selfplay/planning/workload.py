@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 
-from selfplay.episode import Role
+from selfplay.agent.episode import Role
 from selfplay.errors import UsageError
 
 

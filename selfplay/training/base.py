@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from selfplay.training.batch import Sample
-    from selfplay.training.native_transfer import Receivers, SendReport
+    from selfplay.weights.native_transfer import Receivers, SendReport
 
 
 class Trainer(Protocol):

@@ -132,7 +132,7 @@ def continues_as_if_never_stopped(open_trainer: Opener, model: Path, folder: Pat
 
 def writes_a_model_folder(open_trainer: Opener, model: Path, folder: Path) -> None:
     """That transformers loads with the very weights that are exported, and with what stood beside the model."""
-    from selfplay.models import load_causal_model
+    from selfplay.engines.models import load_causal_model
 
     (model / "tokenizer.json").write_text("{}")
     with opened(open_trainer, model) as trainer:

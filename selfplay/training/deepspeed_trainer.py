@@ -18,14 +18,14 @@ from selfplay.training.base import check_trainer
 from selfplay.training.batch import Sample, make_rank_batches
 from selfplay.training.checkpoints import read_companions, weights_digest, write_companions, written_whole
 from selfplay.training.objective import Tally, check_lengths, episode_weights, warmed_up_rate, weigh
-from selfplay.training.rank_link import RankLinks
-from selfplay.training.ranks import Ranks
+from selfplay.training.ranks.controller import Ranks
+from selfplay.training.ranks.link import RankLinks
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from selfplay.training.native_transfer import Receivers, SendReport
-    from selfplay.training.rank_worker import StepReport
+    from selfplay.training.ranks.worker import StepReport
+    from selfplay.weights.native_transfer import Receivers, SendReport
 
 
 class DeepSpeedTrainer:

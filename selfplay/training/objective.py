@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from selfplay.algorithm.loss import Clipping, aggregation_weights, divergence, policy_loss
 from selfplay.config import TrainerSettings
 from selfplay.training.batch import MicroBatch, Sample
-from selfplay.training.loss import Clipping, aggregation_weights, divergence, policy_loss
 
 
 @dataclass(frozen=True)

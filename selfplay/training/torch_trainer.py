@@ -15,15 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from selfplay.algorithm.loss import Clipping
 from selfplay.config import TrainerSettings
-from selfplay.cores import usable_cores
+from selfplay.engines.models import checkpoint_activations, compile_layers, load_causal_model
 from selfplay.errors import EngineError, RunError
-from selfplay.models import checkpoint_activations, compile_layers, load_causal_model
+from selfplay.runtime.cores import usable_cores
 from selfplay.training.adapter import FOLDER, adapter_state, add_adapter, check_same_adapter, check_same_base, outer_name
 from selfplay.training.batch import Sample, make_micro_batches
 from selfplay.training.checkpoints import read_companions, weights_digest, write_companions, written_whole
-from selfplay.training.loss import Clipping
-from selfplay.training.native_transfer import NativeSender, Receivers, SendReport, Source
 from selfplay.training.objective import (
     Tally,
     WeighedBatch,
@@ -34,7 +33,8 @@ from selfplay.training.objective import (
     weigh,
     weighed_losses,
 )
-from selfplay.training.sft import make_optimizer
+from selfplay.warm_start.sft import make_optimizer
+from selfplay.weights.native_transfer import NativeSender, Receivers, SendReport, Source
 
 
 class TorchTrainer:

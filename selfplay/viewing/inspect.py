@@ -17,12 +17,12 @@ from rich.padding import Padding
 from rich.text import Text
 from rich.tree import Tree
 
+from selfplay.agent.tools import make_harmless
 from selfplay.curriculum.lineage import lineage, root
 from selfplay.curriculum.rows import BUG_STATUSES
 from selfplay.curriculum.store import BUG_ORDERS, AttemptRow, BugRow, Store, VerdictRow
 from selfplay.errors import UsageError
-from selfplay.tools import make_harmless
-from selfplay.validator import VerdictKind, verdict_kind
+from selfplay.verdicts.validator import VerdictKind, verdict_kind
 from selfplay.viewing.replay import diff_or_text
 from selfplay.viewing.summary import table
 

@@ -9,11 +9,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from selfplay.cluster.machines import planned_nodes, policy_shape
+from selfplay.cluster.memory import GIB, ModelShape
+from selfplay.cluster.placement import Node, Placement, Seat, place
 from selfplay.config import load_config
-from selfplay.orchestrator.machines import planned_nodes, policy_shape
-from selfplay.orchestrator.memory import GIB, ModelShape
-from selfplay.orchestrator.placement import Node, Placement, Seat, place
-from selfplay.repos import read_repository_list
+from selfplay.repositories.repos import read_repository_list
 
 
 def dry_run_training(repos: Path, config_file: Path | None, overrides: Sequence[str], address: str | None = None) -> None:
@@ -26,7 +26,7 @@ def dry_run_training(repos: Path, config_file: Path | None, overrides: Sequence[
 
 
 def _asked(address: str) -> tuple[Node, ...]:
-    from selfplay.orchestrator.ray_cluster import Cluster
+    from selfplay.cluster.ray_cluster import Cluster
 
     cluster = Cluster(address)
     try:

@@ -16,8 +16,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from selfplay.agent.tools import make_harmless
 from selfplay.metrics import Value
-from selfplay.tools import make_harmless
 
 PLAIN_INTERVAL_S = 30.0
 ROLES = ("injector", "solver")

@@ -19,10 +19,10 @@ from rich.syntax import Syntax
 from rich.table import Table
 from rich.text import Text
 
+from selfplay.agent.episode import Episode, Turn
+from selfplay.agent.tools import make_harmless
 from selfplay.curriculum.store import AttemptRow, EpisodeRow, Store, VerdictRow
-from selfplay.episode import Episode, Turn
 from selfplay.errors import RunError, StoreError
-from selfplay.tools import make_harmless
 from selfplay.viewing.progress import duration_text
 
 MAX_PAUSE_S = 5.0  # of a film: nobody learns from waiting longer

@@ -12,9 +12,9 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from selfplay.evaluation import MODES, Folder, compare
-from selfplay.statistics import MIN_CHANGED
-from selfplay.tools import make_harmless
+from selfplay.agent.tools import make_harmless
+from selfplay.evaluation.evaluator import MODES, Folder, compare
+from selfplay.evaluation.statistics import MIN_CHANGED
 
 KINDS = {"sets": "set", "repositories": "repository"}
 

@@ -18,10 +18,10 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from selfplay.agent.tools import make_harmless
 from selfplay.curriculum.store import BugRow, Store
 from selfplay.errors import RunError, UsageError
-from selfplay.evaluation import Folder, compare, entries_of
-from selfplay.tools import make_harmless
+from selfplay.evaluation.evaluator import Folder, compare, entries_of
 from selfplay.viewing.progress import ROLES, duration_text
 from selfplay.viewing.scores import comparison_body
 

@@ -11,16 +11,16 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from selfplay.artifact import Artifact
+from selfplay.agent.roles import sandbox_limits
+from selfplay.agent.tools import make_harmless
 from selfplay.config import load_config
-from selfplay.environments import prepare_environment
 from selfplay.errors import EnvironmentBuildError, PrerequisiteError, RepositoryError, SandboxUnavailable
-from selfplay.repos import cache_root, fetch, parse_spec
-from selfplay.roles import sandbox_limits
+from selfplay.repositories.environments import prepare_environment
+from selfplay.repositories.repos import cache_root, fetch, parse_spec
 from selfplay.sandbox import open_backend
-from selfplay.test_runs import TestRunner
-from selfplay.tools import make_harmless
-from selfplay.validator import Thresholds, Verdict, validate
+from selfplay.verdicts.artifact import Artifact
+from selfplay.verdicts.test_runs import TestRunner
+from selfplay.verdicts.validator import Thresholds, Verdict, validate
 
 ACCEPTED, REJECTED, NO_VERDICT = 0, 1, 3
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from selfplay.episode import Role
+from selfplay.agent.episode import Role
 from selfplay.errors import ConfigError, UsageError
-from selfplay.repos import cache_root, fetch, parse_spec
+from selfplay.repositories.repos import cache_root, fetch, parse_spec
 from selfplay.warm_start.executed import Collection, Machine, collect, read_recipe
 from selfplay.warm_start.figures import (
     LEAST_COPIED,
@@ -41,8 +41,8 @@ from selfplay.warm_start.texts import Batches, Played, tokenizer_texts
 from selfplay.warm_start.tokenizer import train_tokenizer
 
 if TYPE_CHECKING:
-    from selfplay.chat import ChatFormat
-    from selfplay.training.fabrication import EpisodeMaker, Package, PlayLimits, Transcript
+    from selfplay.agent.chat import ChatFormat
+    from selfplay.warm_start.fabrication import EpisodeMaker, Package, PlayLimits, Transcript
 
 __all__ = ["CORPUS", "HELD_OUT", "ExecuteSettings", "StageSettings", "WarmStartSettings", "read_settings", "run_warm_start", "warm_start"]
 
@@ -77,9 +77,9 @@ class _WarmStart:
     progress: Progress
 
     def run(self) -> None:
-        from selfplay.chat import ChatFormat
-        from selfplay.training.copying import build_policy
-        from selfplay.training.fabrication import PlayLimits
+        from selfplay.agent.chat import ChatFormat
+        from selfplay.warm_start.copying import build_policy
+        from selfplay.warm_start.fabrication import PlayLimits
 
         settings = self.settings
         self._make_folder()
@@ -135,18 +135,18 @@ class _WarmStart:
         return Machine(settings.executed, self.progress)
 
     def _package(self, name: str, share: float = 1.0) -> Package:
-        from selfplay.training.fabrication import Package
+        from selfplay.warm_start.fabrication import Package
 
         checkout = fetch(parse_spec(name if name.startswith((".", "/", "pypi:")) else f"pypi:{name}"), cache_root())
         return Package(name, checkout.licence, checkout.tree, self.settings.max_lines, self.settings.functions_per_package, share)
 
     def _maker(self, packages: Sequence[Package], chat: ChatFormat, limits: PlayLimits, seed: int) -> EpisodeMaker:
-        from selfplay.training.fabrication import EpisodeMaker
+        from selfplay.warm_start.fabrication import EpisodeMaker
 
         return EpisodeMaker(packages, chat, limits, random.Random(seed))
 
     def _shape(self, vocabulary: int) -> Any:
-        from selfplay.training.copying import PolicyShape
+        from selfplay.warm_start.copying import PolicyShape
 
         shape = self.settings.shape
         return PolicyShape(vocabulary, shape.hidden, shape.layers, shape.heads, shape.head_dim, shape.intermediate)
@@ -228,7 +228,7 @@ class _WarmStart:
 
     def _train(self, model: Any, batches: Batches, stage: StageSettings) -> tuple[int, float]:
         """Returns the tokens seen, padding included, and the seconds that took."""
-        from selfplay.training.sft import SftProgress, SftSettings, train
+        from selfplay.warm_start.sft import SftProgress, SftSettings, train
 
         def report(step: SftProgress) -> None:
             if step.step % 25 == 0:

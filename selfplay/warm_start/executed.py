@@ -18,28 +18,35 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from selfplay.artifact import Artifact
+from selfplay.agent.episode import Episode, FinishReason, Role
+from selfplay.agent.prompting import render
+from selfplay.agent.roles import (
+    EpisodePlace,
+    InjectorTask,
+    SolverTask,
+    play_injector,
+    play_solver,
+    sandbox_limits,
+)
 from selfplay.config import Config, load_config
-from selfplay.environments import Environment, prepare_environment, standard_parser
-from selfplay.episode import Episode, FinishReason, Role
 from selfplay.errors import ArtifactError, ConfigError, SandboxUnavailable
-from selfplay.grading import grade
-from selfplay.judging import Thresholds, short_failure
 from selfplay.outcomes import parse_outcomes
-from selfplay.prompting import render
-from selfplay.repos import cache_root, fetch, parse_spec
-from selfplay.resources import resource
-from selfplay.roles import EpisodePlace, InjectorTask, SolverTask, play_injector, play_solver, sandbox_limits
+from selfplay.repositories.environments import Environment, prepare_environment, standard_parser
+from selfplay.repositories.repos import cache_root, fetch, parse_spec
+from selfplay.repositories.suspects import Suspect, failure_first, find_suspects
+from selfplay.repositories.targets import Target, usable_targets
+from selfplay.runtime.resources import resource
 from selfplay.sandbox import SandboxBackend, open_backend
-from selfplay.suspects import Suspect, failure_first, find_suspects
-from selfplay.targets import Target, usable_targets
-from selfplay.teacher import STILL_FAILING, Mutation, TeacherPlayer, choose_mutation, mutations_of_file
-from selfplay.test_runs import ParsedLog, TestRun, TestRunner
-from selfplay.validator import BugState, build_states, validate
+from selfplay.teacher.player import STILL_FAILING, Mutation, TeacherPlayer, choose_mutation, mutations_of_file
+from selfplay.verdicts.artifact import Artifact
+from selfplay.verdicts.checks import Thresholds, short_failure
+from selfplay.verdicts.grading import grade
+from selfplay.verdicts.test_runs import ParsedLog, TestRun, TestRunner
+from selfplay.verdicts.validator import BugState, build_states, validate
 from selfplay.warm_start.settings import ExecuteSettings, Progress
 
 if TYPE_CHECKING:
-    from selfplay.training.sft import Document
+    from selfplay.warm_start.sft import Document
 
 ATTEMPTS, MADE_WITH = "attempts.jsonl", "made_with.json"
 LABELS = {"selfplay.run": "warm-start"}
@@ -136,8 +143,8 @@ class Collection:
 
 def training_text(episode: Episode) -> Document:
     """What the policy wrote counts, except turns that caused an error or were taken back; what it was shown counts a little."""
-    from selfplay.training.fabrication import Weights
-    from selfplay.training.sft import Document
+    from selfplay.warm_start.fabrication import Weights
+    from selfplay.warm_start.sft import Document
 
     weights = [Weights.action if counts else Weights.shown for counts in episode.loss_mask]
     taken_back = [bool(STILL_FAILING.search(after.observation)) for after in episode.turns[1:]]
@@ -220,7 +227,7 @@ class _Table:
     seed: int
 
     def __post_init__(self) -> None:
-        from selfplay.chat import ChatFormat
+        from selfplay.agent.chat import ChatFormat
 
         self.chat = ChatFormat(self.tokenizer)
         machine = self.machine

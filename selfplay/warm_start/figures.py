@@ -14,14 +14,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from selfplay.cores import usable_cores
+from selfplay.runtime.cores import usable_cores
 from selfplay.warm_start.settings import WarmStartSettings
 from selfplay.warm_start.texts import transcript_of
 
 if TYPE_CHECKING:
-    from selfplay.chat import ChatFormat
-    from selfplay.training.fabrication import EpisodeMaker, Package, Transcript
+    from selfplay.agent.chat import ChatFormat
     from selfplay.warm_start.executed import Collection
+    from selfplay.warm_start.fabrication import EpisodeMaker, Package, Transcript
 
 LEAST_COPIED = 0.8  # of unseen identifiers; below it after the first stage, the later ones teach in vain
 NAMES = re.compile(r"\b[A-Za-z_][A-Za-z0-9_]{5,}\b")
@@ -103,9 +103,9 @@ def copy_tests(maker: EpisodeMaker, corpus: Sequence[Package], count: int) -> li
 
     Unseen are identifiers that no source of `corpus` has; in every other test all of them are replaced by random ones.
     """
-    from selfplay import teacher
-    from selfplay.tools import format_action
-    from selfplay.training.fabrication import DRILL, Transcript
+    from selfplay.agent.tools import format_action
+    from selfplay.teacher import player as teacher
+    from selfplay.warm_start.fabrication import DRILL, Transcript
 
     seen = {name for package in corpus for path in package.sources for name in NAMES.findall(package.tree.text(path))}
     generator, chat = maker.random, maker.chat
@@ -198,7 +198,7 @@ def model_card(
             *stages,
             "",
             f"Left out of all of it: {settings.held_out.partition('==')[0]}, and a quarter of all functions, chosen by the hash of their",
-            "name (`selfplay.targets.is_held_out`), in every package: no bug is in them, and nothing shows them but a neighbour's listing.",
+            "name (`selfplay.repositories.targets.is_held_out`), in every package: no bug is in them, and nothing shows them but a neighbour's listing.",
             "",
             *(_played(settings, played) if played else ()),
             "## Measured on that package and on held-out functions of the favoured packages",

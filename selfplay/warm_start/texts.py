@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from selfplay.warm_start.settings import EXECUTED, WarmStartSettings
 
 if TYPE_CHECKING:
-    from selfplay.training.fabrication import EpisodeMaker, Package, Transcript
-    from selfplay.training.sft import Document, PackedBatch
+    from selfplay.warm_start.fabrication import EpisodeMaker, Package, Transcript
+    from selfplay.warm_start.sft import Document, PackedBatch
 
 Played = Mapping[str, "Sequence[Document]"]  # the kept episodes by kind (EXECUTED), for the stages that draw them
 
@@ -30,7 +30,7 @@ class Batches:
         self._chunk, self._batches = -1, list[Any]()
 
     def __call__(self, step: int) -> PackedBatch:
-        from selfplay.training.sft import pack
+        from selfplay.warm_start.sft import pack
 
         chunk = step // self.STEPS
         if chunk != self._chunk:
@@ -74,7 +74,7 @@ def transcript_of(maker: EpisodeMaker, kind: str) -> Transcript:
 
 def tokenizer_texts(packages: Sequence[Package], limits: Any, count: int, generator: random.Random) -> Iterator[str]:
     """A quarter source files, the rest fabricated episodes as text. Plain ASCII only: 1,024 tokens have no room for more."""
-    from selfplay.training.fabrication import EpisodeMaker, PlainChat
+    from selfplay.warm_start.fabrication import EpisodeMaker, PlainChat
 
     maker = EpisodeMaker(packages, PlainChat(), limits, generator)  # type: ignore[arg-type]
     for number in range(count):

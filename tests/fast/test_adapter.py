@@ -12,8 +12,8 @@ from fast.tiny_model import make_tiny_model
 from safetensors.torch import load_file, save_file
 
 from selfplay.config import TrainerSettings
+from selfplay.engines.models import load_causal_model
 from selfplay.errors import ConfigError, RunError
-from selfplay.models import load_causal_model
 from selfplay.training import conformance
 from selfplay.training.adapter import add_adapter
 from selfplay.training.batch import Sample

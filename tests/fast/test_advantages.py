@@ -1,6 +1,6 @@
 import pytest
 
-from selfplay.training.advantages import AdvantageName, compute_advantages
+from selfplay.algorithm.advantages import AdvantageName, compute_advantages
 
 
 def test_rloo_takes_off_the_mean_of_the_others() -> None:

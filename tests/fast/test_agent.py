@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from selfplay.agent import AgentResult, Step, is_stuck, run_episode
-from selfplay.chat import ChatFormat, load_tokenizer
+from selfplay.agent.agent import AgentResult, Step, is_stuck, run_episode
+from selfplay.agent.chat import ChatFormat, load_tokenizer
+from selfplay.agent.episode import FinishReason
+from selfplay.agent.tools import format_action, format_edit
 from selfplay.config import AgentSettings
 from selfplay.engines.base import Completion, GenerationRequest, Sampling
 from selfplay.engines.scripted_engine import ScriptedEngine, ScriptedTurn
-from selfplay.episode import FinishReason
 from selfplay.errors import SandboxLost, SandboxUnavailable
 from selfplay.sandbox.base import ExecResult, SandboxSpec
-from selfplay.tools import format_action, format_edit
 from tiny_policy import build_tiny_tokenizer
 
 SETTINGS = AgentSettings(max_turns=12, context_tokens=4096, turn_tokens=256, observation_tokens=200, command_timeout_s=5)

@@ -1,7 +1,7 @@
 import pytest
 
-from selfplay.artifact import FILE_NAMES, MAX_FILE_BYTES, Artifact
 from selfplay.errors import ArtifactError, UsageError
+from selfplay.verdicts.artifact import FILE_NAMES, MAX_FILE_BYTES, Artifact
 
 FILES = {
     "bug_inject.diff": "bug\n",

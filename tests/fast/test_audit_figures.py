@@ -4,7 +4,7 @@ import pytest
 
 from benchmarks.audit import broken_statement, draw, in_turn, wilson, with_luck
 from benchmarks.independent_judge import rule, statuses
-from selfplay.trees import FileEntry, Tree
+from selfplay.source.trees import FileEntry, Tree
 
 SOURCE = '''def sign(value):
     """Doc."""

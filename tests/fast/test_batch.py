@@ -5,7 +5,7 @@ import pytest
 import torch
 from fast.tiny_model import make_tiny_model
 
-from selfplay.models import load_causal_model
+from selfplay.engines.models import load_causal_model
 from selfplay.training.batch import (
     MicroBatch,
     Sample,

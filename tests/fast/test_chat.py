@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from selfplay.chat import ChatFormat, load_tokenizer, policy_path
+from selfplay.agent.chat import ChatFormat, load_tokenizer, policy_path
 from selfplay.errors import EngineError
 from tiny_policy import CHATML, SPECIALS, TAGS, build_tiny_tokenizer
 

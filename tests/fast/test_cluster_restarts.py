@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from selfplay.cluster.memory import GIB
+from selfplay.cluster.placement import Node
 from selfplay.config import build_config
 from selfplay.curriculum.store import Store
 from selfplay.errors import TrainerError
-from selfplay.orchestrator import start
-from selfplay.orchestrator.memory import GIB
-from selfplay.orchestrator.placement import Node
-from selfplay.orchestrator.recovery import create_run
+from selfplay.orchestrator import build as start
+from selfplay.orchestrator.run_folder import create_run
 
 
 class Machines:

@@ -4,7 +4,7 @@ import pytest
 
 from selfplay.config import Config, known_keys, load_config
 from selfplay.errors import ConfigError
-from selfplay.resources import resource
+from selfplay.runtime.resources import resource
 
 
 def test_defaults_are_the_papers_task_with_nothing_given():

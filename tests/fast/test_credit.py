@@ -3,9 +3,9 @@ from typing import Any
 
 import pytest
 
-from selfplay.config import TrainerSettings
-from selfplay.episode import Episode, FinishReason, Role, Turn
-from selfplay.orchestrator.credit import (
+from selfplay.agent.episode import Episode, FinishReason, Role, Turn
+from selfplay.agent.tools import format_action, format_edit
+from selfplay.algorithm.credit import (
     SolveRate,
     credit_injector,
     credit_solver,
@@ -15,8 +15,8 @@ from selfplay.orchestrator.credit import (
     token_advantages,
     turns_in_vain,
 )
-from selfplay.orchestrator.staleness import is_stale
-from selfplay.tools import format_action, format_edit
+from selfplay.algorithm.staleness import is_stale
+from selfplay.config import TrainerSettings
 
 
 def rate(value: float | None, is_void: bool = False) -> SolveRate:

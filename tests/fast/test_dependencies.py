@@ -1,7 +1,7 @@
 """What tests need installed, read from metadata of every age without running anything."""
 
-from selfplay.dependencies import Dependencies, read_dependencies
-from selfplay.trees import FileEntry, Tree
+from selfplay.repositories.dependencies import Dependencies, read_dependencies
+from selfplay.source.trees import FileEntry, Tree
 
 
 def read(files: dict[str, str]) -> Dependencies:

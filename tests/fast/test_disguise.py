@@ -5,9 +5,9 @@ import random
 
 import pytest
 
-from selfplay.disguise import COIN_FLIPS, MOST_CASES, Disguise, compared_with_nothing, disguise
 from selfplay.outcomes import TestOutcomes
-from selfplay.trees import FileEntry, Tree
+from selfplay.source.trees import FileEntry, Tree
+from selfplay.verdicts.disguise import COIN_FLIPS, MOST_CASES, Disguise, compared_with_nothing, disguise
 
 PATH = "tests/test_sums.py"
 SOURCE = '''"""Sums."""

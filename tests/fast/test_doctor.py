@@ -5,8 +5,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from selfplay import doctor
-from selfplay.doctor import Finding
+from selfplay.commands import doctor
+from selfplay.commands.doctor import Finding
 
 
 def aged(path: Path, folder: bool = True) -> Path:

@@ -4,10 +4,10 @@ from pathlib import Path
 import pytest
 
 from engine_conformance import CHECKS, Bench
-from selfplay.chat import load_tokenizer
+from selfplay.agent.chat import load_tokenizer
 from selfplay.engines.hf_engine import HFEngine
+from selfplay.engines.models import load_causal_model
 from selfplay.engines.scripted_engine import ScriptedEngine
-from selfplay.models import load_causal_model
 from tiny_policy import build_tiny_policy
 
 

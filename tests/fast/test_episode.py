@@ -2,7 +2,7 @@ import gzip
 
 import pytest
 
-from selfplay.episode import Episode, FinishReason, Role, Turn
+from selfplay.agent.episode import Episode, FinishReason, Role, Turn
 
 
 def episode(**changes: object) -> Episode:

@@ -9,8 +9,17 @@ from rich.console import Console
 
 from selfplay.config import build_config
 from selfplay.errors import RunError, UsageError
-from selfplay.evaluation import AttemptResult, Folder, compare, entries_of, identity_of, policy_identity, summarise, verdict_of
-from selfplay.tasks import Task
+from selfplay.evaluation.evaluator import (
+    AttemptResult,
+    Folder,
+    compare,
+    entries_of,
+    identity_of,
+    policy_identity,
+    summarise,
+    verdict_of,
+)
+from selfplay.evaluation.tasks import Task
 from selfplay.viewing.scores import sentences, show_comparison, show_rates
 from selfplay.viewing.summary import _evaluations
 

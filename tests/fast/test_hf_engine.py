@@ -13,8 +13,8 @@ from selfplay.engines import drafts, hf_engine
 from selfplay.engines.base import Completion, GenerationRequest, Sampling
 from selfplay.engines.drafts import DraftTable, RowDrafts
 from selfplay.engines.hf_engine import HFEngine
+from selfplay.engines.models import load_causal_model
 from selfplay.errors import EngineError
-from selfplay.models import load_causal_model
 
 
 @pytest.fixture(scope="module")

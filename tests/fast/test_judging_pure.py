@@ -1,8 +1,10 @@
 import pytest
 
-from selfplay.artifact import Artifact
-from selfplay.grading import MAX_FILE_BYTES, take_prediction
-from selfplay.judging import (
+from selfplay.outcomes import TestOutcomes
+from selfplay.source.patches import apply_patch, diff_trees
+from selfplay.source.trees import FileEntry, Tree
+from selfplay.verdicts.artifact import Artifact
+from selfplay.verdicts.checks import (
     Thresholds,
     broken_tests,
     judge_baseline,
@@ -16,11 +18,9 @@ from selfplay.judging import (
     short_failure,
     without_lines_naming,
 )
-from selfplay.outcomes import TestOutcomes
-from selfplay.patches import apply_patch, diff_trees
-from selfplay.perturbation import may_draw_lots, perturb, perturb_source
-from selfplay.trees import FileEntry, Tree
-from selfplay.validator import BugState, CheckResult, Verdict, build_states
+from selfplay.verdicts.grading import MAX_FILE_BYTES, take_prediction
+from selfplay.verdicts.perturbation import may_draw_lots, perturb, perturb_source
+from selfplay.verdicts.validator import BugState, CheckResult, Verdict, build_states
 
 
 def outcomes(passed="", failed=""):

@@ -29,12 +29,12 @@ from benchmarks.learning_nearness import ELSEWHERE, PLAYED, classes_of
 from selfplay.config import load_config
 from selfplay.curriculum.store import Store
 from selfplay.errors import ConfigError, RunError, UsageError
-from selfplay.evaluation import AttemptResult, Folder, Identity, TaskEntry
+from selfplay.evaluation.evaluator import AttemptResult, Folder, Identity, TaskEntry
+from selfplay.evaluation.tasks import Task, write_tasks
+from selfplay.orchestrator.build import start_training
 from selfplay.orchestrator.given_bugs import touched_functions
-from selfplay.orchestrator.recovery import RunFolder
-from selfplay.orchestrator.start import start_training
-from selfplay.tasks import Task, write_tasks
-from selfplay.trees import FileEntry, Tree
+from selfplay.orchestrator.run_folder import RunFolder
+from selfplay.source.trees import FileEntry, Tree
 from store_rows import a_group, with_bug
 
 RECIPE = Path("runs/recipes/learning.toml")

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from selfplay.training.loss import Clipping, aggregation_weights, divergence, policy_loss, token_losses
+from selfplay.algorithm.loss import Clipping, aggregation_weights, divergence, policy_loss, token_losses
 
 
 def loss_at(ratio: float, advantage: float) -> tuple[float, float]:

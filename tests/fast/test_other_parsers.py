@@ -5,7 +5,7 @@ from types import ModuleType
 
 import pytest
 
-from selfplay.resources import resource
+from selfplay.runtime.resources import resource
 
 
 def shipped(name: str) -> ModuleType:

@@ -14,18 +14,18 @@ import pytest
 from machine import eventually
 
 import simulated_game
-from selfplay.artifact import Artifact
+from selfplay.agent.roles import EpisodePlace
+from selfplay.algorithm.staleness import newest_wave, updates_ahead
 from selfplay.config import load_config
 from selfplay.curriculum.store import Store
 from selfplay.errors import RunError, SandboxUnavailable, TrainerError
 from selfplay.orchestrator.hosts import InjectorWork, SolverWork
 from selfplay.orchestrator.loop import IdleClock
-from selfplay.orchestrator.staleness import newest_wave, updates_ahead
-from selfplay.resources import resource
-from selfplay.roles import EpisodePlace
-from selfplay.suspects import Suspect
-from selfplay.targets import Target
-from selfplay.validator import BugState, Thresholds
+from selfplay.repositories.suspects import Suspect
+from selfplay.repositories.targets import Target
+from selfplay.runtime.resources import resource
+from selfplay.verdicts.artifact import Artifact
+from selfplay.verdicts.validator import BugState, Thresholds
 from simulated_game import Script, SimulatedHost, SimulatedTrainer, simulate, uneven
 from store_rows import a_bug
 

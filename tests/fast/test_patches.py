@@ -7,8 +7,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from selfplay.errors import PatchError
-from selfplay.patches import apply_patch, diff_trees, is_protected_path, is_test_path, parse_patch, reverse_patch
-from selfplay.trees import FileEntry, Tree
+from selfplay.source.patches import (
+    apply_patch,
+    diff_trees,
+    is_protected_path,
+    is_test_path,
+    parse_patch,
+    reverse_patch,
+)
+from selfplay.source.trees import FileEntry, Tree
 
 CAP = 1 << 20
 

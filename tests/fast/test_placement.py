@@ -9,10 +9,8 @@ import torch
 from typer.testing import CliRunner
 
 from selfplay.cli import app
-from selfplay.config import Config, TrainerSettings, build_config, load_config
-from selfplay.errors import PlacementError
-from selfplay.orchestrator.machines import planned_nodes, policy_shape
-from selfplay.orchestrator.memory import (
+from selfplay.cluster.machines import planned_nodes, policy_shape
+from selfplay.cluster.memory import (
     GIB,
     ModelShape,
     activation_bytes,
@@ -24,8 +22,10 @@ from selfplay.orchestrator.memory import (
     trainer_bytes,
     trainer_host_bytes,
 )
-from selfplay.orchestrator.placement import Node, Placement, Seat, fewer, place, tensor_parallel
-from selfplay.resources import resource
+from selfplay.cluster.placement import Node, Placement, Seat, fewer, place, tensor_parallel
+from selfplay.config import Config, TrainerSettings, build_config, load_config
+from selfplay.errors import PlacementError
+from selfplay.runtime.resources import resource
 from selfplay.training.adapter import add_adapter
 
 needs_peft = pytest.mark.skipif(

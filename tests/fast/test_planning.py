@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from selfplay.agent.episode import Episode, FinishReason, Role, Turn
 from selfplay.curriculum.store import Store
-from selfplay.episode import Episode, FinishReason, Role, Turn
 from selfplay.errors import RunError, UsageError
-from selfplay.orchestrator.recovery import RunFolder
+from selfplay.orchestrator.run_folder import RunFolder
 from selfplay.planning.check import check_run
 from selfplay.planning.command import PlanOptions, plan_from
 from selfplay.planning.hardware import Gpu, ModelSize, ServerSpeed, TrainerSpeed, server_speed, sync_seconds, trainer_speed

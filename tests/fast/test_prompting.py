@@ -9,11 +9,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from selfplay import prompting
+from selfplay.agent import prompting
+from selfplay.agent.prompting import check_prompts, compact_diff, render
 from selfplay.errors import PromptError
-from selfplay.prompting import check_prompts, compact_diff, render
-from selfplay.resources import resource
-from selfplay.suspects import Suspect
+from selfplay.repositories.suspects import Suspect
+from selfplay.runtime.resources import resource
 
 TARGET = SimpleNamespace(path="pkg/mod.py", name="f", test_file="tests/test_mod.py", source="12:def f(x):\n13-    return x")
 DIFF = """\

@@ -19,14 +19,14 @@ from hypothesis import event, example, given
 from hypothesis import strategies as st
 
 from hostile_texts import NAMES, contents, lines, names
-from selfplay.artifact import ALIASES, FILE_NAMES, Artifact
 from selfplay.data.pytest.test_parser import parse
 from selfplay.errors import ArtifactError, OutcomesError, UsageError
+from selfplay.evaluation.tasks import parse_task, read_tasks, task_record
 from selfplay.outcomes import TestOutcomes, parse_outcomes
-from selfplay.repos import parse_spec
-from selfplay.targets import find_calls, find_targets, pack_calls, read_calls, unpack_calls
-from selfplay.tasks import parse_task, read_tasks, task_record
-from selfplay.trees import FileEntry, Tree, ignore_rules, is_safe_path
+from selfplay.repositories.repos import parse_spec
+from selfplay.repositories.targets import find_calls, find_targets, pack_calls, read_calls, unpack_calls
+from selfplay.source.trees import FileEntry, Tree, ignore_rules, is_safe_path
+from selfplay.verdicts.artifact import ALIASES, FILE_NAMES, Artifact
 
 any_text = st.text(max_size=30)  # half characters included
 json_values = st.recursive(

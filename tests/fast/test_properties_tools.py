@@ -12,8 +12,8 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from hostile_texts import LINES, contents, lines
-from selfplay.chat import ChatFormat, load_tokenizer
-from selfplay.tools import (
+from selfplay.agent.chat import ChatFormat, load_tokenizer
+from selfplay.agent.tools import (
     CLOSING,
     MARKS,
     OPENING,

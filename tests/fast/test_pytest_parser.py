@@ -6,9 +6,9 @@ import sys
 
 import pytest
 
-from selfplay import test_runs
-from selfplay.environments import standard_parser
 from selfplay.errors import OutcomesError
+from selfplay.repositories.environments import standard_parser
+from selfplay.verdicts import test_runs
 
 HEADER = "=========================== short test summary info ============================"
 

@@ -13,7 +13,7 @@ from machine import all_end
 
 from process_tree import is_alive
 from selfplay.errors import EngineError, TrainerError
-from selfplay.training.ranks import Ranks
+from selfplay.training.ranks.controller import Ranks
 
 TESTS = Path(__file__).parents[1]
 
@@ -127,7 +127,7 @@ def test_closing_ends_the_processes(ranks: Ranks) -> None:
 
 def test_ranks_die_with_their_controller(tmp_path: Path) -> None:
     code = (
-        "import sys, time\nfrom selfplay.training.ranks import Ranks\n"
+        "import sys, time\nfrom selfplay.training.ranks.controller import Ranks\n"
         "ranks = Ranks(2, None, 60.0, 'toy_rank:ToyRank')\nprint(*ranks.pids, flush=True)\nranks.call('work_on', (1, 60.0))\n"
     )
     controller = subprocess.Popen(

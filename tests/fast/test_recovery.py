@@ -7,7 +7,7 @@ import pytest
 from selfplay.config import Config, load_config
 from selfplay.curriculum.rows import UpdateRow
 from selfplay.errors import RunError
-from selfplay.orchestrator.recovery import create_run, open_run
+from selfplay.orchestrator.run_folder import create_run, open_run
 
 NOW = datetime(2026, 1, 2, 3, 4, 5)
 

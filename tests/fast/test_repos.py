@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from selfplay.errors import RepositoryError, RepositoryListError, UsageError
-from selfplay.repos import (
+from selfplay.repositories.repos import (
     Checkout,
     absolute_line,
     fetch,
@@ -26,7 +26,7 @@ from selfplay.repos import (
     read_archive,
     read_repository_list,
 )
-from selfplay.trees import FileEntry, Tree
+from selfplay.source.trees import FileEntry, Tree
 
 # ---- lists
 
@@ -376,8 +376,8 @@ def test_zip_archives_keep_executable_bits_and_drop_links() -> None:
 
 
 def test_an_archive_that_unpacks_to_too_much_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("selfplay.repos.MAX_TREE_BYTES", 1 << 20)
-    monkeypatch.setattr("selfplay.repos.MAX_TREE_FILES", 10)
+    monkeypatch.setattr("selfplay.repositories.repos.MAX_TREE_BYTES", 1 << 20)
+    monkeypatch.setattr("selfplay.repositories.repos.MAX_TREE_FILES", 10)
     bomb = archive_of({"zeros": "0" * (4 << 20)}, "top")
     assert len(bomb) < 50_000
     with pytest.raises(RepositoryError, match="unpacks to more than"):

@@ -2,7 +2,7 @@ from math import comb
 
 import pytest
 
-from selfplay.rewards import INVALID_REWARD, duplicate_reward, injector_reward, solver_reward
+from selfplay.algorithm.rewards import INVALID_REWARD, duplicate_reward, injector_reward, solver_reward
 
 
 def expected_reward(p: float, group: int, alpha: float = 0.8) -> float:

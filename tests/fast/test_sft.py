@@ -4,9 +4,9 @@ import pytest
 import torch
 from fast.tiny_model import make_tiny_model
 
+from selfplay.engines.models import load_causal_model
 from selfplay.errors import UsageError
-from selfplay.models import load_causal_model
-from selfplay.training.sft import Document, SftSettings, evaluate, pack, train
+from selfplay.warm_start.sft import Document, SftSettings, evaluate, pack, train
 
 
 def documents() -> list[Document]:

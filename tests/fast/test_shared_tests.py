@@ -2,7 +2,7 @@
 
 import pytest
 
-from selfplay.shared_tests import around_script
+from selfplay.agent.shared_tests import around_script
 
 SCRIPT = "bash /submit/test_script.sh"
 

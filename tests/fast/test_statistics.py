@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selfplay.statistics import MIN_CHANGED, estimate, paired_difference, pass_at_k, t_quantile
+from selfplay.evaluation.statistics import MIN_CHANGED, estimate, paired_difference, pass_at_k, t_quantile
 
 RATES = st.lists(st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0]), min_size=2, max_size=12)
 PAIRS = st.lists(st.tuples(st.sampled_from([0.0, 0.25, 0.5, 1.0]), st.sampled_from([0.0, 0.25, 0.5, 1.0])), min_size=2, max_size=12)

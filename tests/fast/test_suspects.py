@@ -1,7 +1,7 @@
 """The ranking of functions by the tests that call them, worked by hand."""
 
-from selfplay.suspects import Suspect, failure_first, find_suspects
-from selfplay.trees import FileEntry, Tree
+from selfplay.repositories.suspects import Suspect, failure_first, find_suspects
+from selfplay.source.trees import FileEntry, Tree
 
 MODULE = """\
 def everywhere():

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from selfplay.syntax import parse_module
+from selfplay.source.syntax import parse_module
 
 NESTED = "x = " + "(" * 60 + "a + 1" + ")" * 60 + "\n"
 LONG = "\n".join(f"def f{n}(a, b):\n    return [i + {n} for i in a if not (i < b and i > {n})]\n" for n in range(60)) + NESTED

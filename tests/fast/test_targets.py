@@ -8,12 +8,11 @@ from types import ModuleType
 
 import pytest
 
-from selfplay import targets as targets_module
 from selfplay.config import build_config
 from selfplay.errors import RunError
-from selfplay.orchestrator.start import check_targets
-from selfplay.resources import resource
-from selfplay.targets import (
+from selfplay.orchestrator.build import check_targets
+from selfplay.repositories import targets as targets_module
+from selfplay.repositories.targets import (
     CallRecord,
     FileCalls,
     Target,
@@ -26,7 +25,8 @@ from selfplay.targets import (
     unpack_calls,
     usable_targets,
 )
-from selfplay.trees import FileEntry, Tree
+from selfplay.runtime.resources import resource
+from selfplay.source.trees import FileEntry, Tree
 from simulated_game import an_environment
 
 SOURCE = """\

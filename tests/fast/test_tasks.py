@@ -6,7 +6,15 @@ import random
 import pytest
 
 from selfplay.errors import UsageError
-from selfplay.tasks import Task, choose_subset, find_tasks, parse_task, read_tasks, task_record, write_tasks
+from selfplay.evaluation.tasks import (
+    Task,
+    choose_subset,
+    find_tasks,
+    parse_task,
+    read_tasks,
+    task_record,
+    write_tasks,
+)
 
 
 def a_task(name: str, repo: str = "pypi:toolz==1.0.0", **values) -> Task:

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from selfplay import prompting, teacher
-from selfplay.targets import Target
-from selfplay.tools import Action, apply_edit, parse_action
-from selfplay.trees import FileEntry, Tree
+from selfplay.agent import prompting
+from selfplay.agent.tools import Action, apply_edit, parse_action
+from selfplay.repositories.targets import Target
+from selfplay.source.trees import FileEntry, Tree
+from selfplay.teacher import player as teacher
 
 SOURCE = '''\
 def clamp(value, low, high):

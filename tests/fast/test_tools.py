@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from selfplay.chat import ChatFormat, load_tokenizer
-from selfplay.tools import (
+from selfplay.agent.chat import ChatFormat, load_tokenizer
+from selfplay.agent.tools import (
     BadFormat,
     EditError,
     apply_edit,

@@ -3,7 +3,7 @@ import tarfile
 
 import pytest
 
-from selfplay.trees import FileEntry, Tree, ignore_rules, is_safe_path
+from selfplay.source.trees import FileEntry, Tree, ignore_rules, is_safe_path
 
 
 def tree(**files: str) -> Tree:

@@ -11,9 +11,9 @@ from rich.console import Console
 
 from selfplay.curriculum.store import Store
 from selfplay.errors import EnvironmentBuildError, PrerequisiteError, SelfplayError
-from selfplay.judging import Finding, fail, judge_repeats
 from selfplay.outcomes import TestOutcomes
-from selfplay.validator import CheckResult, Verdict
+from selfplay.verdicts.checks import Finding, fail, judge_repeats
+from selfplay.verdicts.validator import CheckResult, Verdict
 from selfplay.viewing.inspect import rejections, show_rejections
 from selfplay.viewing.verdict import NO_VERDICT, judge_folder, print_verdict
 from store_rows import recorded_run

@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from selfplay.agent import Conversation
+from selfplay.agent.agent import Conversation
 from selfplay.config import load_config
 from selfplay.engines import vllm_engine
 from selfplay.engines.base import Completion, GenerationRequest, Sampling
@@ -25,8 +25,8 @@ from selfplay.engines.vllm_requests import check_request, read_answer, request_b
 from selfplay.engines.vllm_servers import Client, Launch, command, explain, hide, sweep, variables
 from selfplay.errors import ConfigError, EngineError, ServerLost, WeightSyncError
 from selfplay.sandbox.owners import owner
-from selfplay.training.native_transfer import NativeSender, Receivers, SendReport, Source
-from selfplay.training.weight_sync import FileWeightSync, NativeWeightSync, compare_digests, write_shards
+from selfplay.weights.native_transfer import NativeSender, Receivers, SendReport, Source
+from selfplay.weights.weight_sync import FileWeightSync, NativeWeightSync, compare_digests, write_shards
 from vllm_double import STOP, Double, doubles, generated, wait_until
 
 REQUEST = GenerationRequest((5, 6, 7), 8, 41, frozenset({STOP}), "solver/u1-sol0/3/0")

@@ -11,18 +11,18 @@ from typing import Any, cast
 import pytest
 
 from selfplay import cli
-from selfplay.chat import ChatFormat
-from selfplay.environments import Environment
-from selfplay.episode import Episode, FinishReason, Role, Turn
+from selfplay.agent.chat import ChatFormat
+from selfplay.agent.episode import Episode, FinishReason, Role, Turn
+from selfplay.agent.tools import apply_edit, parse_action
 from selfplay.errors import ConfigError, SandboxUnavailable
-from selfplay.targets import Target, is_held_out
-from selfplay.teacher import Mutation
-from selfplay.tools import apply_edit, parse_action
-from selfplay.training.copying import PolicyShape, build_policy
-from selfplay.training.fabrication import EpisodeMaker, Package, PlayLimits, Transcript
-from selfplay.trees import FileEntry, Tree
+from selfplay.repositories.environments import Environment
+from selfplay.repositories.targets import Target, is_held_out
+from selfplay.source.trees import FileEntry, Tree
+from selfplay.teacher.player import Mutation
 from selfplay.warm_start import CORPUS, HELD_OUT, WarmStartSettings, read_settings, warm_start
+from selfplay.warm_start.copying import PolicyShape, build_policy
 from selfplay.warm_start.executed import Attempt, Collecting, Collection, Place, collect, training_text
+from selfplay.warm_start.fabrication import EpisodeMaker, Package, PlayLimits, Transcript
 from selfplay.warm_start.figures import LEAST_COPIED, copy_tests, measure_copying
 from selfplay.warm_start.settings import REPOSITORIES, ExecuteSettings
 from selfplay.warm_start.tokenizer import train_tokenizer

@@ -10,13 +10,13 @@ from scripted_game import NOTHING, REPAIR, SUBMIT_NOTHING, play
 from selfplay.config import ValidatorSettings
 from selfplay.curriculum.store import Store
 from selfplay.errors import RunError, UsageError
+from selfplay.evaluation.tasks import Task, write_tasks
 from selfplay.orchestrator.given_bugs import put_given_bugs, read_given_bugs
-from selfplay.patches import reverse_patch
 from selfplay.sandbox import open_backend
 from selfplay.sandbox.base import Limits
-from selfplay.tasks import Task, write_tasks
-from selfplay.test_runs import TestRunner
-from selfplay.validator import Thresholds, validate
+from selfplay.source.patches import reverse_patch
+from selfplay.verdicts.test_runs import TestRunner
+from selfplay.verdicts.validator import Thresholds, validate
 from tiny_bugs import make_artifact, prepare_tiny
 
 pytestmark = [pytest.mark.sandbox, pytest.mark.slow]

@@ -25,25 +25,26 @@ import pytest
 from machine import open_or_skip
 from rich.console import Console
 
-from selfplay import attacks, cli, doctor
+from selfplay import attacks, cli
+from selfplay.agent.chat import ChatFormat
+from selfplay.agent.roles import make_repository
+from selfplay.agent.tools import TOOLS, Action
 from selfplay.attacks import ALL_ATTACKS, Attack, Ground, escapes, git_and_paths, open_ground, run_attack
 from selfplay.attacks.ground import BOUNDS, CODE
-from selfplay.chat import ChatFormat
+from selfplay.commands import doctor
 from selfplay.config import ValidatorSettings
-from selfplay.environments import Environment
 from selfplay.errors import EnvironmentBuildError, PatchError, RepositoryError, SandboxUnavailable
-from selfplay.grading import grade
-from selfplay.judging import Finding
 from selfplay.outcomes import TestOutcomes
-from selfplay.repos import history_bundle
-from selfplay.roles import make_repository
+from selfplay.repositories.environments import Environment
+from selfplay.repositories.repos import history_bundle
 from selfplay.sandbox import bubblewrap_sandbox, command_server
 from selfplay.sandbox.base import WORKSPACE, Sandbox
 from selfplay.sandbox.bubblewrap_sandbox import BubblewrapBackend, bubblewrap_arguments
 from selfplay.sandbox.client import ConnectedSandbox, Connection
-from selfplay.test_runs import ParsedLog, TestRunner
-from selfplay.tools import TOOLS, Action
-from selfplay.trees import FileEntry, Tree, is_safe_path
+from selfplay.source.trees import FileEntry, Tree, is_safe_path
+from selfplay.verdicts.checks import Finding
+from selfplay.verdicts.grading import grade
+from selfplay.verdicts.test_runs import ParsedLog, TestRunner
 
 pytestmark = pytest.mark.sandbox
 
@@ -106,15 +107,15 @@ def passed_check(*_: object) -> Finding:
     return Finding(True)
 
 
-NO_RESTORING = patched(("selfplay.trees.Tree.restore", same))
-NO_DISGUISE = patched(("selfplay.grading.disguise", lambda *_: None))
+NO_RESTORING = patched(("selfplay.source.trees.Tree.restore", same))
+NO_DISGUISE = patched(("selfplay.verdicts.grading.disguise", lambda *_: None))
 # A second grading in disguise finds these forgeries out as well: both are taken away.
-NOTHING_PROTECTED = all_of(NO_DISGUISE, patched(("selfplay.validator.is_protected_path", lambda *_: False)))
+NOTHING_PROTECTED = all_of(NO_DISGUISE, patched(("selfplay.verdicts.validator.is_protected_path", lambda *_: False)))
 MISSING_IS_PASSED = patched(
-    ("selfplay.grading.judge_repair", lambda outcomes, ours, others: tuple(sorted({*ours, *others} & outcomes.failed)))
+    ("selfplay.verdicts.grading.judge_repair", lambda outcomes, ours, others: tuple(sorted({*ours, *others} & outcomes.failed)))
 )
-NO_FAILING_TEST = all_of(NO_DISGUISE, patched(("selfplay.grading.add_canary", same)))
-NO_AUDIT = patched(("selfplay.validator.perturb", same))
+NO_FAILING_TEST = all_of(NO_DISGUISE, patched(("selfplay.verdicts.grading.add_canary", same)))
+NO_AUDIT = patched(("selfplay.verdicts.validator.perturb", same))
 VANISHED_IS_PASSED = all_of(MISSING_IS_PASSED, NO_FAILING_TEST)
 
 
@@ -188,7 +189,7 @@ def settings(**values: int) -> Control:
 def keep_history(patch: pytest.MonkeyPatch, ground: Ground) -> None:
     history = history_bundle(ground.environment.checkout)
     assert history
-    patch.setattr("selfplay.roles.make_repository", lambda box: make_repository(box, history))
+    patch.setattr("selfplay.agent.roles.make_repository", lambda box: make_repository(box, history))
 
 
 def git_here(*arguments: str, folder: Path) -> None:
@@ -396,7 +397,7 @@ def last_call(text: str) -> Action:
 
 
 def admit_copies(patch: pytest.MonkeyPatch, ground: Ground) -> Ground:
-    patch.setattr("selfplay.environments._Preparation._look_for_copies", lambda self: None)
+    patch.setattr("selfplay.repositories.environments._Preparation._look_for_copies", lambda self: None)
     return replace(ground, cache=ground.folder("facts"))  # what is admitted now must not be found later
 
 
@@ -424,30 +425,30 @@ CONTROLS: dict[str, Control] = {
     "print-report-added": NO_DISGUISE,
     "print-report-status": all_of(NO_DISGUISE, a_status_as_is_said),
     "forge-chosen-short": NO_DISGUISE,
-    "forge-chosen": patched(("selfplay.disguise.Disguise.not_passed", lambda *_: ())),
-    "forge-alike": patched(("selfplay.disguise.Disguise.is_seen_through", lambda *_: True)),
-    "agree-with-all": patched(("selfplay.disguise.compared_with_nothing", lambda _: None)),
+    "forge-chosen": patched(("selfplay.verdicts.disguise.Disguise.not_passed", lambda *_: ())),
+    "forge-alike": patched(("selfplay.verdicts.disguise.Disguise.is_seen_through", lambda *_: True)),
+    "agree-with-all": patched(("selfplay.verdicts.disguise.compared_with_nothing", lambda _: None)),
     "patch-runner": NO_FAILING_TEST,
-    "parser-empty-log": patched(("selfplay.validator.judge_empty_log", passed_check)),
-    "parser-knows": patched(("selfplay.validator.judge_empty_log", passed_check)),
+    "parser-empty-log": patched(("selfplay.verdicts.validator.judge_empty_log", passed_check)),
+    "parser-knows": patched(("selfplay.verdicts.validator.judge_empty_log", passed_check)),
     "parser-repository": parse_beside_the_repository,
-    "parser-chance": patched(("selfplay.test_runs.TestRunner._parse_twice", parse_once)),
-    "parser-clock": patched(("selfplay.test_runs.TestRunner._parse_twice", parse_once)),
+    "parser-chance": patched(("selfplay.verdicts.test_runs.TestRunner._parse_twice", parse_once)),
+    "parser-clock": patched(("selfplay.verdicts.test_runs.TestRunner._parse_twice", parse_once)),
     "parser-network": without("--unshare-net"),
     "script-fixed": patched(
-        *((f"selfplay.validator.judge_{name}", passed_check) for name in ("bug", "weakening", "reverts")),
-        ("selfplay.validator._Judgement.script_runs_code", lambda *_: None),
+        *((f"selfplay.verdicts.validator.judge_{name}", passed_check) for name in ("bug", "weakening", "reverts")),
+        ("selfplay.verdicts.validator._Judgement.script_runs_code", lambda *_: None),
     ),
-    "script-reads": patched(("selfplay.validator._Judgement.script_runs_code", lambda *_: None)),
+    "script-reads": patched(("selfplay.verdicts.validator._Judgement.script_runs_code", lambda *_: None)),
     "script-knows": NO_AUDIT,
-    "random-bug": patched(("selfplay.validator.judge_repeats", passed_check)),
+    "random-bug": patched(("selfplay.verdicts.validator.judge_repeats", passed_check)),
     "random-pass": patched(("selfplay.attacks.ground.grade", partial(grade, confirm=False))),
     "hash-of-source": NO_AUDIT,
     "hash-of-dos": NO_AUDIT,
     "hash-of-syntax": NO_AUDIT,
     "hash-of-code": NO_AUDIT,
     "hash-of-tree": NO_AUDIT,
-    "hash-pass": patched(("selfplay.grading.perturb", same)),
+    "hash-pass": patched(("selfplay.verdicts.grading.perturb", same)),
     "fork-bomb": wider(processes=1024),
     "memory-bomb": wider(memory_bytes=1 << 30),
     "disk-bomb": wider(workspace_bytes=64 << 20),
@@ -492,23 +493,25 @@ CONTROLS: dict[str, Control] = {
         ("selfplay.sandbox.index_proxy.is_public", lambda _: True), ("selfplay.sandbox.index_proxy.is_own", lambda _: False)
     ),
     "build-script": mounted(lambda ground: shown_to_all(ground.scratch)),
-    "chat-tokens": patched(("selfplay.chat.ChatFormat.encode", ChatFormat._encode_template)),
+    "chat-tokens": patched(("selfplay.agent.chat.ChatFormat.encode", ChatFormat._encode_template)),
     "forged-call": patched(("selfplay.attacks.text_and_limits.parse_action", last_call)),
     "hidden-text": patched(("selfplay.attacks.text_and_limits.make_harmless", same)),
     "terminal-replay": patched(("selfplay.viewing.replay.make_harmless", same)),
     "terminal-verdict": patched(("selfplay.viewing.verdict.make_harmless", same)),
     "huge-diff": settings(max_patch_bytes=1 << 30),
-    "many-files": patched(("selfplay.patches.MAX_FILES", 1 << 20)),
-    "huge-prediction": patched(("selfplay.grading.MAX_FILE_BYTES", 1 << 30), ("selfplay.grading.MAX_CHANGED_BYTES", 1 << 30)),
+    "many-files": patched(("selfplay.source.patches.MAX_FILES", 1 << 20)),
+    "huge-prediction": patched(
+        ("selfplay.verdicts.grading.MAX_FILE_BYTES", 1 << 30), ("selfplay.verdicts.grading.MAX_CHANGED_BYTES", 1 << 30)
+    ),
     "sparse-workspace": read_all,
     "many-ids": settings(max_test_ids=1 << 20),
     "huge-id": patched(("selfplay.outcomes.MAX_ID_LENGTH", 1 << 30)),
-    "deep-json": patched(("selfplay.test_runs.parse_outcomes", lambda data, _: TestOutcomes.from_json(json.loads(data)))),
-    "slow-log": patched(("selfplay.judging._is_rule", lambda line: re.fullmatch("={3,}.*={3,}", line) is not None)),
-    "slow-ids": patched(("selfplay.judging.MAX_ODD_NAMES", 1 << 20)),
-    "archive-bomb": patched(("selfplay.repos.MAX_TREE_BYTES", 1 << 40)),
+    "deep-json": patched(("selfplay.verdicts.test_runs.parse_outcomes", lambda data, _: TestOutcomes.from_json(json.loads(data)))),
+    "slow-log": patched(("selfplay.verdicts.checks._is_rule", lambda line: re.fullmatch("={3,}.*={3,}", line) is not None)),
+    "slow-ids": patched(("selfplay.verdicts.checks.MAX_ODD_NAMES", 1 << 20)),
+    "archive-bomb": patched(("selfplay.repositories.repos.MAX_TREE_BYTES", 1 << 40)),
     "find-original": mounted(a_copy),
-    "build-folder": patched(("selfplay.repos._is_kept", is_safe_path)),
+    "build-folder": patched(("selfplay.repositories.repos._is_kept", is_safe_path)),
     "installed-copy": admit_copies,
 }
 

@@ -3,11 +3,11 @@
 import pytest
 
 from benchmarks.audit import Audit, Case, meaningless_attempt, own_config
-from selfplay import validator
 from selfplay.errors import PrerequisiteError, RepositoryError
-from selfplay.repos import cache_root
+from selfplay.evaluation.tasks import find_tasks
+from selfplay.repositories.repos import cache_root
 from selfplay.sandbox import open_backend
-from selfplay.tasks import find_tasks
+from selfplay.verdicts import validator
 
 pytestmark = [pytest.mark.sandbox]
 TASK = next(task for task in find_tasks(["own"]) if task.instance_id == "own-hashids-1")

@@ -28,7 +28,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
 TESTS = Path(__file__).parents[1]
-RANK = "selfplay.training.rank_process"
+RANK = "selfplay.training.ranks.process"
 PATIENCE_S = 900.0  # of what takes seconds on a machine that has little else to do
 
 

@@ -19,7 +19,7 @@ from selfplay.errors import EngineError, RunError, TrainerError
 from selfplay.training import conformance
 from selfplay.training.conformance import CONTEXT_TOKENS, SETTINGS, largest_difference, made_samples
 from selfplay.training.deepspeed_trainer import DeepSpeedTrainer
-from selfplay.training.ranks import Ranks
+from selfplay.training.ranks.controller import Ranks
 from selfplay.training.torch_trainer import TorchTrainer
 
 pytestmark = [

@@ -3,7 +3,7 @@ import json
 import pytest
 from rich.console import Console
 
-from selfplay import doctor
+from selfplay.commands import doctor
 
 pytestmark = [pytest.mark.sandbox, pytest.mark.slow]
 

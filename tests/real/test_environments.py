@@ -8,12 +8,12 @@ import pytest
 from machine import open_or_skip, sandbox_groups
 
 from selfplay.config import EnvironmentSettings
-from selfplay.environments import Environment, open_workspace, prepare_environment
 from selfplay.errors import EnvironmentBuildError
-from selfplay.repos import Checkout, fetch, parse_spec
+from selfplay.repositories.environments import Environment, open_workspace, prepare_environment
+from selfplay.repositories.repos import Checkout, fetch, parse_spec
 from selfplay.sandbox import SandboxBackend
 from selfplay.sandbox.base import Limits
-from selfplay.trees import FileEntry, Tree
+from selfplay.source.trees import FileEntry, Tree
 
 pytestmark = pytest.mark.sandbox
 

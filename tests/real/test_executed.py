@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from machine import open_or_skip
 
-from selfplay.episode import Episode, Role
-from selfplay.repos import cache_root
-from selfplay.targets import is_held_out
+from selfplay.agent.episode import Episode, Role
+from selfplay.repositories.repos import cache_root
+from selfplay.repositories.targets import is_held_out
 from selfplay.warm_start import WarmStartSettings, warm_start
 from selfplay.warm_start.executed import Collection, Machine, collect, plan
 from selfplay.warm_start.settings import ExecuteSettings

@@ -32,7 +32,7 @@ from selfplay.errors import DiskFullError, PrerequisiteError, SandboxInterrupted
 from selfplay.sandbox import bubblewrap_sandbox, open_backend
 from selfplay.sandbox.base import Limits, Sandbox, SandboxSpec
 from selfplay.sandbox.client import ConnectedSandbox
-from selfplay.test_runs import TestRunner
+from selfplay.verdicts.test_runs import TestRunner
 
 pytestmark = pytest.mark.sandbox
 

@@ -5,17 +5,17 @@ import random
 import pytest
 from machine import open_or_skip
 
+from selfplay.agent.roles import sandbox_limits
 from selfplay.config import load_config
-from selfplay.environments import prepare_environment
 from selfplay.errors import RepositoryError
-from selfplay.grading import grade
-from selfplay.judging import Thresholds
-from selfplay.repos import cache_root, fetch, parse_spec
-from selfplay.resources import resource
-from selfplay.roles import sandbox_limits
-from selfplay.tasks import bug_of, find_tasks
-from selfplay.test_runs import TestRunner
-from selfplay.validator import validate
+from selfplay.evaluation.tasks import bug_of, find_tasks
+from selfplay.repositories.environments import prepare_environment
+from selfplay.repositories.repos import cache_root, fetch, parse_spec
+from selfplay.runtime.resources import resource
+from selfplay.verdicts.checks import Thresholds
+from selfplay.verdicts.grading import grade
+from selfplay.verdicts.test_runs import TestRunner
+from selfplay.verdicts.validator import validate
 
 pytestmark = [pytest.mark.sandbox, pytest.mark.slow]
 CONFIG = load_config(resource("recipes") / "quickstart.toml")

@@ -12,8 +12,8 @@ from machine import open_or_skip
 
 import scripted_game
 from scripted_game import SOLVER_MOVES, HistoryPlayer, injector_moves, play
+from selfplay.agent.episode import Episode
 from selfplay.curriculum.store import Store
-from selfplay.episode import Episode
 from selfplay.sandbox import open_backend
 
 pytestmark = [pytest.mark.sandbox, pytest.mark.slow]
@@ -53,7 +53,7 @@ def test_each_kind_of_invalid_artifact_scores_minus_one_and_names_its_check(play
 
 def scripted_tree(bug):
     """The script's order of checks does not depend on the tree; any with the right texts will do."""
-    from selfplay.trees import FileEntry, Tree
+    from selfplay.source.trees import FileEntry, Tree
     from tiny_repository import FILES
 
     return Tree({path: FileEntry(text.encode()) for path, text in FILES.items()})

@@ -6,10 +6,10 @@ import pytest
 from machine import open_or_skip
 
 from selfplay.config import ValidatorSettings
-from selfplay.grading import grade, take_prediction
 from selfplay.sandbox.base import WORKSPACE, Limits, SandboxSpec
-from selfplay.test_runs import TestRunner
-from selfplay.validator import BugState, build_states
+from selfplay.verdicts.grading import grade, take_prediction
+from selfplay.verdicts.test_runs import TestRunner
+from selfplay.verdicts.validator import BugState, build_states
 from tiny_bugs import (
     CLAMP_BUG,
     CLAMP_TEST,

@@ -13,19 +13,19 @@ import pytest
 import torch
 from machine import eventually
 
-from selfplay.chat import policy_path
+from selfplay.agent.chat import policy_path
 from selfplay.config import TrainerSettings
 from selfplay.engines.base import GenerationRequest, Sampling
+from selfplay.engines.models import load_causal_model
 from selfplay.engines.process_keeper import descendants
 from selfplay.engines.vllm_engine import VllmEngine
 from selfplay.engines.vllm_servers import Launch, OwnServer
-from selfplay.models import load_causal_model
 from selfplay.training.base import ExportedWeights, Trainer
 from selfplay.training.batch import Sample
 from selfplay.training.deepspeed_trainer import DeepSpeedTrainer
-from selfplay.training.native_transfer import NativeSender, Receivers, SendReport, Source
 from selfplay.training.torch_trainer import TorchTrainer
-from selfplay.training.weight_sync import NativeWeightSync, WeightSender
+from selfplay.weights.native_transfer import NativeSender, Receivers, SendReport, Source
+from selfplay.weights.weight_sync import NativeWeightSync, WeightSender
 
 pytestmark = [
     pytest.mark.slow,

@@ -15,23 +15,30 @@ from machine import open_or_skip
 from other_repositories import C_FILES, C_LINE, C_TESTS, NODE_FILES, NODE_LINE
 from typer.testing import CliRunner
 
-from selfplay.artifact import Artifact
-from selfplay.chat import ChatFormat, load_tokenizer
+from selfplay.agent.chat import ChatFormat, load_tokenizer
+from selfplay.agent.episode import Episode, FinishReason
+from selfplay.agent.roles import (
+    EpisodePlace,
+    InjectorTask,
+    play_injector,
+    play_solver,
+    sandbox_limits,
+    solver_task,
+)
+from selfplay.agent.tools import format_action
 from selfplay.cli import app
 from selfplay.config import AgentSettings, Config, EnvironmentSettings, InjectorSettings, SolverSettings, ValidatorSettings
 from selfplay.engines.scripted_engine import ScriptedEngine
-from selfplay.environments import Environment, prepare_environment
-from selfplay.episode import Episode, FinishReason
 from selfplay.errors import EnvironmentBuildError
-from selfplay.grading import grade
-from selfplay.judging import Thresholds
-from selfplay.repos import Checkout, fetch, parse_spec
-from selfplay.roles import EpisodePlace, InjectorTask, play_injector, play_solver, sandbox_limits, solver_task
+from selfplay.repositories.environments import Environment, prepare_environment
+from selfplay.repositories.repos import Checkout, fetch, parse_spec
 from selfplay.sandbox import SandboxBackend
 from selfplay.sandbox.base import Limits
-from selfplay.test_runs import TestRunner
-from selfplay.tools import format_action
-from selfplay.validator import BugState, Verdict, validate
+from selfplay.verdicts.artifact import Artifact
+from selfplay.verdicts.checks import Thresholds
+from selfplay.verdicts.grading import grade
+from selfplay.verdicts.test_runs import TestRunner
+from selfplay.verdicts.validator import BugState, Verdict, validate
 from tiny_bugs import Changes, diff, make_artifact
 from tiny_policy import build_tiny_tokenizer
 

@@ -16,23 +16,23 @@ from machine import all_end, open_or_skip
 
 import scripted_game
 from run_contents import twice_or_lost
+from selfplay.cluster.memory import ModelShape
+from selfplay.cluster.placement import Placement, place
 from selfplay.config import build_config
 from selfplay.curriculum.store import Store
 from selfplay.engines.base import GenerationRequest, Sampling
 from selfplay.engines.vllm_engine import VllmEngine
 from selfplay.engines.vllm_servers import Client, Launch
 from selfplay.errors import EngineError, PrerequisiteError, TrainerError
-from selfplay.orchestrator.game import Game
+from selfplay.orchestrator.context import Game
 from selfplay.orchestrator.hosts import LocalHost
-from selfplay.orchestrator.memory import ModelShape
-from selfplay.orchestrator.placement import Placement, place
-from selfplay.training.ranks import Ranks
-from selfplay.training.weight_sync import FileWeightSync
+from selfplay.training.ranks.controller import Ranks
+from selfplay.weights.weight_sync import FileWeightSync
 from vllm_double import STOP, wait_until
 
 ray = pytest.importorskip("ray", reason="Ray is missing: pip install 'selfplay[cluster]'")
 
-from selfplay.orchestrator.ray_cluster import Cluster  # noqa: E402
+from selfplay.cluster.ray_cluster import Cluster  # noqa: E402
 
 # What Ray itself leaves open or announces is not ours to mend.
 pytestmark = [

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 from machine import open_or_skip
-
 from recorded_game import differences, record
 
 pytestmark = [pytest.mark.sandbox, pytest.mark.slow]

@@ -11,18 +11,9 @@ from typing import cast
 import pytest
 from machine import open_or_skip
 
-from selfplay.artifact import Artifact
-from selfplay.chat import ChatFormat, load_tokenizer
-from selfplay.config import AgentSettings, Config, EnvironmentSettings, InjectorSettings, SolverSettings
-from selfplay.engines.scripted_engine import ScriptedEngine, ScriptedTurn
-from selfplay.environments import Environment, open_workspace, prepare_environment
-from selfplay.episode import Episode, FinishReason
-from selfplay.errors import SandboxUnavailable
-from selfplay.grading import Grade, grade
-from selfplay.judging import Thresholds
-from selfplay.patches import apply_patch, diff_trees
-from selfplay.repos import fetch, parse_spec
-from selfplay.roles import (
+from selfplay.agent.chat import ChatFormat, load_tokenizer
+from selfplay.agent.episode import Episode, FinishReason
+from selfplay.agent.roles import (
     EpisodePlace,
     InjectorTask,
     injector_prompts,
@@ -35,12 +26,21 @@ from selfplay.roles import (
     spec_text,
     spec_tokens,
 )
+from selfplay.agent.tools import format_action, format_edit
+from selfplay.config import AgentSettings, Config, EnvironmentSettings, InjectorSettings, SolverSettings
+from selfplay.engines.scripted_engine import ScriptedEngine, ScriptedTurn
+from selfplay.errors import SandboxUnavailable
+from selfplay.repositories.environments import Environment, open_workspace, prepare_environment
+from selfplay.repositories.repos import fetch, parse_spec
 from selfplay.sandbox import SandboxBackend
 from selfplay.sandbox.base import Limits, Sandbox, SandboxSpec
-from selfplay.test_runs import TestRunner
-from selfplay.tools import format_action, format_edit
-from selfplay.trees import FileEntry
-from selfplay.validator import BugState, validate
+from selfplay.source.patches import apply_patch, diff_trees
+from selfplay.source.trees import FileEntry
+from selfplay.verdicts.artifact import Artifact
+from selfplay.verdicts.checks import Thresholds
+from selfplay.verdicts.grading import Grade, grade
+from selfplay.verdicts.test_runs import TestRunner
+from selfplay.verdicts.validator import BugState, validate
 from tiny_policy import build_tiny_tokenizer
 from tiny_repository import build_tiny_repository
 

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 from bare_environment import an_environment
 
+from selfplay.agent.shared_tests import SharedTests
 from selfplay.config import ValidatorSettings
-from selfplay.environments import open_workspace
+from selfplay.repositories.environments import open_workspace
 from selfplay.sandbox import open_backend
 from selfplay.sandbox.base import SUBMIT, Limits, Sandbox
-from selfplay.shared_tests import SharedTests
-from selfplay.test_runs import TestRunner
-from selfplay.trees import FileEntry, Tree
+from selfplay.source.trees import FileEntry, Tree
+from selfplay.verdicts.test_runs import TestRunner
 
 pytestmark = pytest.mark.sandbox
 

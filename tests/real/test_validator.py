@@ -8,10 +8,17 @@ from machine import open_or_skip
 
 from selfplay.config import ValidatorSettings
 from selfplay.errors import SandboxUnavailable
-from selfplay.perturbation import perturb_source
 from selfplay.sandbox.base import Limits
-from selfplay.test_runs import TestRunner
-from selfplay.validator import BugState, Thresholds, Verdict, build_states, validate, validate_second_order
+from selfplay.verdicts.perturbation import perturb_source
+from selfplay.verdicts.test_runs import TestRunner
+from selfplay.verdicts.validator import (
+    BugState,
+    Thresholds,
+    Verdict,
+    build_states,
+    validate,
+    validate_second_order,
+)
 from tiny_bugs import (
     CLAMP_BUG,
     CLAMP_TEST,

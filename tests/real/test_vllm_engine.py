@@ -17,14 +17,14 @@ import torch
 from torch import Tensor
 
 from engine_conformance import CHECKS, Bench
-from selfplay.chat import load_tokenizer, policy_path
+from selfplay.agent.chat import load_tokenizer, policy_path
 from selfplay.engines.base import Completion, GenerationRequest, Sampling
+from selfplay.engines.models import load_causal_model
 from selfplay.engines.process_keeper import descendants
 from selfplay.engines.vllm_engine import VllmEngine
 from selfplay.engines.vllm_servers import Launch, OwnServer, VllmServer
 from selfplay.errors import EngineError, WeightSyncError
-from selfplay.models import load_causal_model
-from selfplay.training.weight_sync import FileWeightSync
+from selfplay.weights.weight_sync import FileWeightSync
 
 pytestmark = [
     pytest.mark.slow,

@@ -1,0 +1,183 @@
+"""Messages to token ids and back, for any chat template: the start of a conversation and the bridge after each action.
+
+A conversation is only ever extended, never tokenised again. Text is ordinary text here: only the template's own pieces,
+found once by rendering it around placeholders, may become control tokens. Invariant: no content yields an added token.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+from selfplay.errors import EngineError
+from selfplay.runtime.resources import resource
+
+SYSTEM, USER, ANSWER, NEXT = "SELFPLAYSYSTEMTEXT", "SELFPLAYUSERTEXT", "SELFPLAYANSWERTEXT", "SELFPLAYNEXTTEXT"
+
+
+def policy_path(model: str) -> str:
+    """A folder or model id that transformers loads: "carried" is the small policy in the package. Raises EngineError."""
+    if model == "carried":
+        folder = resource("data/policy")
+        if not (folder / "config.json").is_file():
+            raise EngineError(f"there is no carried policy at {folder}. Make one with `selfplay warm-start`, or set policy.model.")
+        return str(folder)
+    if model.startswith((".", "/", "~")):
+        folder = Path(model).expanduser()
+        if not (folder / "config.json").is_file():
+            raise EngineError(
+                f"policy.model = {model!r}: no config.json at {folder.absolute()}; give a model folder as transformers saves it."
+            )
+        return str(folder)
+    return model
+
+
+def load_tokenizer(model: str) -> Any:
+    """The tokenizer of a folder, a model id, or "carried". Raises EngineError."""
+    from transformers import AutoTokenizer  # heavy: loads where it is used
+
+    path = policy_path(model)
+    try:
+        return AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise EngineError(f"no tokenizer can be loaded from {path!r}: {error}. Set policy.model to a model folder or id.") from error
+
+
+class ChatFormat:
+    """The chat template of one tokenizer as token pieces. Stateless after construction, so threads may share it."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._name = str(getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__)
+        if getattr(tokenizer, "chat_template", None) is None:
+            raise EngineError(f"the tokenizer of {self._name} has no chat template; use an instruction-tuned model, or add one.")
+        self._trusted, plain = _backends(tokenizer, self._name)
+        # A group's members have one prompt, and an observation is measured, cut and sent: each text is encoded once.
+        self._encoded = lru_cache(maxsize=32)(partial(plain.encode, add_special_tokens=False))
+        self._control = {id_ for id_, token in self._trusted.get_added_tokens_decoder().items() if token.content.strip()}
+
+        opening = self._render(("", USER))
+        after = self._render(("", USER, ANSWER, NEXT))
+        if not after.startswith(opening + ANSWER):
+            raise EngineError(self._not_append_only("an assistant message does not continue the generation prompt"))
+        closing, bridge_end = self._split(after.removeprefix(opening + ANSWER), NEXT)
+        self._without_system = self._start_pieces(opening, "")
+        self._with_system = self._start_pieces(self._render((SYSTEM, USER)), SYSTEM) if self._has_system_role() else None
+        closing_ids = self._encode_template(closing)
+        if not closing_ids or closing_ids[0] not in self._control:
+            raise EngineError(
+                f"the chat template of {self._name} closes an assistant's turn with {closing!r}, which no special token begins."
+            )
+        self.stop_id = closing_ids[0]
+        self._bridge = (closing_ids[1:], self._encode_template(bridge_end))
+        eos = tokenizer.eos_token_id
+        self.stop_ids = frozenset({self.stop_id} if eos is None else {self.stop_id, int(eos)})
+
+    def start(self, system: str, user: str) -> list[int]:
+        """The tokens of a first prompt, up to where the assistant begins. An empty `system` leaves that message out.
+
+        Where the template has no system role, its text opens the user's.
+        """
+        if not system or self._with_system is None:
+            user = f"{system}\n\n{user}" if system else user
+            before, after = self._without_system
+            return [*before, *self.encode(user), *after]
+        before, between, after = self._with_system
+        return [*before, *self.encode(system), *between, *self.encode(user), *after]
+
+    def extend(self, observation: str) -> list[int]:
+        """What follows the token that closed an assistant's turn: the observation as a user message, and the next opening."""
+        return [*self._bridge[0], *self.encode(observation), *self._bridge[1]]
+
+    def encode(self, text: str) -> list[int]:
+        """`text` as ordinary text: whatever it spells, no control token comes of it."""
+        ids: list[int] = self._encoded(text).ids
+        if self._control.isdisjoint(ids):
+            return ids
+        # A vocabulary that holds a control token's whole spelling as one word: only single characters are safe then.
+        ids = [id_ for character in text for id_ in self._encoded(character).ids]
+        return [id_ for id_ in ids if id_ not in self._control]
+
+    def spans(self, text: str) -> list[tuple[int, int]]:
+        """For each token of `encode(text)`, the characters (first, one past last) that it covers."""
+        offsets: list[tuple[int, int]] = self._encoded(text).offsets
+        return offsets
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of an action. Nothing is skipped, so that tool tags show; only a closing stop token is taken off."""
+        kept = list(ids)
+        if kept and kept[-1] in self.stop_ids:
+            kept.pop()
+        text: str = self._trusted.decode(kept, skip_special_tokens=False)
+        return text
+
+    def check(self) -> None:
+        """Raise EngineError unless a conversation only grows at its end, turn after turn, and content stays content."""
+        second = "SELFPLAYSECONDANSWER"
+        short = self._render(("", USER, ANSWER, NEXT))
+        long = self._render(("", USER, ANSWER, NEXT, second, NEXT + "2"))
+        if not long.startswith(short + second):
+            raise EngineError(self._not_append_only("a later turn changes what came before it"))
+        bridge = short[len(self._render(("", USER))) + len(ANSWER) :]
+        if long[len(short) + len(second) :] != bridge.replace(NEXT, NEXT + "2"):
+            raise EngineError(self._not_append_only("the second observation is framed otherwise than the first"))
+        for token in self._trusted.get_added_tokens_decoder().values():
+            if not self._control.isdisjoint(self.encode(f"a{token.content}\n{token.content}b")):
+                raise EngineError(f"the tokenizer of {self._name} makes the control token {token.content!r} from ordinary text.")
+
+    def _render(self, texts: tuple[str, ...]) -> str:
+        """The template's text around `texts`: system (left out if empty), then user and assistant in turn."""
+        roles = ("system", *("user", "assistant") * len(texts))
+        messages = [{"role": role, "content": text} for role, text in zip(roles, texts, strict=False) if text]
+        try:
+            return str(self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+        except Exception as error:  # a template is a program: it may raise anything
+            raise EngineError(f"the chat template of {self._name} cannot be rendered: {type(error).__name__}: {error}") from error
+
+    def _has_system_role(self) -> bool:
+        try:
+            return SYSTEM in self._render((SYSTEM, USER))
+        except EngineError:
+            return False
+
+    def _start_pieces(self, opening: str, system: str) -> tuple[list[int], ...]:
+        before, after = self._split(opening, USER)
+        if not system:
+            return self._encode_template(before), self._encode_template(after)
+        first, between = self._split(before, system)
+        return self._encode_template(first), self._encode_template(between), self._encode_template(after)
+
+    def _split(self, text: str, placeholder: str) -> tuple[str, str]:
+        before, found, after = text.partition(placeholder)
+        if not found or placeholder in after:
+            raise EngineError(f"the chat template of {self._name} does not show each message exactly once.")
+        return before, after
+
+    def _encode_template(self, text: str) -> list[int]:
+        ids: list[int] = self._trusted.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def _not_append_only(self, how: str) -> str:
+        return (
+            f"the chat template of {self._name} is not append-only: {how}, so log-probabilities of earlier turns would not hold. "
+            "Use a template that leaves past messages alone (no stripping of earlier reasoning)."
+        )
+
+
+def _backends(tokenizer: Any, name: str) -> tuple[Any, Any]:
+    """Private copies of the tokenizer: one that reads control tokens, and one that knows none, whatever they are marked as."""
+    from tokenizers import Tokenizer
+
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        raise EngineError(f"the tokenizer of {name} is not a fast one; the `tokenizers` library must be able to load it.")
+    description = json.loads(backend.to_str())
+    description |= {"truncation": None, "padding": None}
+    trusted = Tokenizer.from_str(json.dumps(description))
+    # Runs of blanks are added tokens in some vocabularies, and harmless.
+    description["added_tokens"] = [token for token in description["added_tokens"] if not token["content"].strip()]
+    description["post_processor"] = None
+    return trusted, Tokenizer.from_str(json.dumps(description))

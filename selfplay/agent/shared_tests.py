@@ -1,0 +1,84 @@
+"""A sandbox whose given test script runs elsewhere: in a fresh sandbox of the workspace's files, once for all who hold the same.
+
+Invariant: what such a command prints follows from those files alone, as when a repair is judged; all else runs where it is asked for.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from selfplay.errors import ArtifactError
+from selfplay.sandbox.base import SUBMIT, WORKSPACE, ExecResult, Sandbox, SandboxSpec
+from selfplay.source.trees import Tree
+from selfplay.verdicts.test_runs import ScriptRun, TestRunner
+
+if TYPE_CHECKING:
+    from selfplay.repositories.environments import Environment
+
+MOST_BYTES = 64 << 20  # of a workspace: a larger one, which a policy may have filled for that, is not carried about for each run
+# A command that begins with the script, whatever becomes of its output; injectors store their diff first, which changes no file it reads.
+BEGINS_WITH_SCRIPT = re.compile(
+    rf"(git diff > {SUBMIT}/bug_inject\.diff; *)?bash {SUBMIT}/test_script\.sh( *(?:$|[|;\n]|&&|2?>).*)?", re.DOTALL
+)
+OWN_INPUT = re.compile(r"<|(?<![&>])&(?!&)")  # in the background, or with an input of its own, the script cannot be replaced by its output
+TIMED_OUT = 124
+PLAIN_STATUSES = (0, 1)  # pytest's for tests that ran; with others it may have written to stderr, which its log does not tell apart
+
+
+def around_script(command: str) -> tuple[str, str] | None:
+    """What stands before and after the script in a command that its output can be fed to; None for every other command."""
+    found = BEGINS_WITH_SCRIPT.fullmatch(command)
+    if found is None or OWN_INPUT.search(found[2] or ""):
+        return None
+    return found[1] or "", found[2] or ""
+
+
+@dataclass(frozen=True)
+class SharedTests:
+    """A `Sandbox` for the agent: `box`, but for commands that begin with `script`, which lies in /submit as it was given."""
+
+    box: Sandbox
+    runner: TestRunner
+    environment: Environment
+    script: str
+
+    @property
+    def spec(self) -> SandboxSpec:
+        return self.box.spec
+
+    def run(self, command: str, timeout_s: float = 60.0, output_bytes: int | None = None, stdin: bytes = b"") -> ExecResult:
+        around = None if stdin else around_script(command)
+        if around is None or (done := self._script_run(timeout_s)) is None:
+            return self.box.run(command, timeout_s, output_bytes, stdin)
+        before, after = around
+        if done.timings.script_s >= timeout_s:  # as it would here, at the same cost
+            self.box.run(before or ":", timeout_s)
+            shown = b"" if after.strip() else done.log[:output_bytes]
+            return ExecResult(TIMED_OUT, shown, truncated=False, timed_out=True, duration_s=timeout_s)
+        return self.box.run(f"{before}(cat; exit {done.exit_code}){after}", timeout_s, output_bytes, done.log)
+
+    def _script_run(self, timeout_s: float) -> ScriptRun | None:
+        """What the script prints for the workspace's files; None where it has to run in this sandbox."""
+        if self.environment.command:
+            return None  # make goes by the time stamps of what was built, which an archive does not keep
+        try:
+            workspace = self.box.read_archive(WORKSPACE, MOST_BYTES)
+            given = Tree.from_tar(self.box.read_archive(SUBMIT, MOST_BYTES))
+        except ArtifactError:
+            return None
+        if "test_script.sh" not in given or given["test_script.sh"].content != self.script.encode():
+            return None
+        done = self.runner.script(self.environment, Tree.from_tar(workspace), self.script)
+        is_plain = done.timings.script_s >= timeout_s or (not done.error and done.exit_code in PLAIN_STATUSES)
+        return done if is_plain and len(done.log) <= self.spec.limits.file_bytes else None
+
+    def write_archive(self, folder: str, tar: bytes) -> None:
+        self.box.write_archive(folder, tar)
+
+    def read_archive(self, folder: str, max_bytes: int) -> bytes:
+        return self.box.read_archive(folder, max_bytes)
+
+    def close(self) -> None:
+        self.box.close()

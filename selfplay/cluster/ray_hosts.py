@@ -1,0 +1,311 @@
+"""Episodes on the nodes of a Ray cluster: each node's actor holds a LocalHost; the engine stays with the run, which answers its requests.
+
+Leaves choosing nodes to `ray_cluster`. Invariant: a call comes back once, from whichever node ended it; a node that is lost gives its calls
+to the others, and what it had half done was recorded nowhere.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import pickle
+import queue
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+from selfplay.agent.chat import ChatFormat, load_tokenizer
+from selfplay.agent.episode import Episode
+from selfplay.agent.roles import EpisodePlace
+from selfplay.cluster.placement import Node
+from selfplay.config import Config
+from selfplay.engines.base import Completion, Engine, GenerationRequest, Sampling
+from selfplay.errors import EngineError, SelfplayError
+from selfplay.orchestrator.hosts import InjectorWork, LocalHost, SolverWork
+from selfplay.verdicts.grading import Grade
+from selfplay.verdicts.validator import Thresholds, Verdict
+
+if TYPE_CHECKING:
+    import torch
+
+# (call, kind, value): what travels from an actor
+GENERATE, DONE, FAILED, LOST = "generate", "done", "failed", "lost"
+_WAIT_S = 1.0
+Message = tuple[int, str, Any]
+
+
+class HostActor:
+    """Plays and judges on its node, with sandboxes and environments of its own."""
+
+    def __init__(self, config: Config, lines: str, model: str) -> None:
+        """lines: the run's repository list."""
+        self._config, self._lines, self._model = config, lines, model
+        threads = config.train.episodes_in_flight + config.train.workers
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="host")
+        self._messages: queue.SimpleQueue[Message] = queue.SimpleQueue()
+        self._engine = _FarEngine(self._messages)
+        self._host: LocalHost | None = None
+
+    def open(self) -> tuple[str, ...]:
+        """Prepare every repository's environment here; the names of those that run. Raises PrerequisiteError or RunError."""
+        import tempfile
+        from pathlib import Path
+
+        from rich.console import Console
+
+        from selfplay.agent.roles import sandbox_limits
+        from selfplay.orchestrator.build import prepare_all
+        from selfplay.repositories.repos import read_repository_list
+        from selfplay.runtime.heaps import bound_heaps
+        from selfplay.sandbox import open_backend
+        from selfplay.verdicts.test_runs import TestRunner
+
+        bound_heaps()
+        with tempfile.TemporaryDirectory() as scratch:
+            file = Path(scratch) / "repositories.txt"
+            file.write_text(self._lines, encoding="utf-8")
+            specs = read_repository_list(file)
+        backend, _ = open_backend(self._config.sandbox.type)
+        backend.sweep()
+        limits = sandbox_limits(self._config)
+        with Path(os.devnull).open("w") as nowhere:
+            environments = prepare_all(specs, backend, self._config, limits, Console(file=nowhere))
+        runner = TestRunner(backend, self._config.validator, limits, {"run": "host", "owner": str(os.getpid())})
+        chat = ChatFormat(load_tokenizer(self._model))
+        self._host = LocalHost(self._config, environments, self._engine, chat, backend, limits, runner)
+        return tuple(environments)
+
+    def call(self, number: int, method: str, arguments: tuple[Any, ...]) -> None:
+        self._pool.submit(self._run, number, method, arguments)
+
+    def _run(self, number: int, method: str, arguments: tuple[Any, ...]) -> None:
+        self._engine.enter(number)
+        try:
+            self._messages.put((number, DONE, getattr(self._host, method)(*arguments)))
+        except BaseException as error:  # every end of a call is told to the other half, which decides what follows
+            self._messages.put((number, FAILED, _carried(error)))
+        finally:
+            self._engine.leave(number)
+
+    def answer(self, number: int, completions: list[Completion] | None, error: Exception | None, version: int) -> None:
+        """What the engine said to the call's request."""
+        self._engine.answer(number, completions, error, version)
+
+    def receive(self) -> list[Message]:
+        """What came since, in order; waits a little for it."""
+        found: list[Message] = []
+        with contextlib.suppress(queue.Empty):
+            found.append(self._messages.get(timeout=_WAIT_S))
+            while True:
+                found.append(self._messages.get_nowait())
+        return found
+
+
+def _carried(error: BaseException) -> BaseException:
+    """The error itself where it travels whole."""
+    try:
+        pickle.loads(pickle.dumps(error))
+        return error
+    except Exception:
+        return EngineError(f"{type(error).__name__}: {error}")
+
+
+class _FarEngine:
+    """See `Engine`: asks the other half, which answers to the call whose thread asked."""
+
+    def __init__(self, messages: queue.SimpleQueue[Message]) -> None:
+        self._messages = messages
+        self._answers: dict[int, queue.SimpleQueue[tuple[list[Completion] | None, Exception | None]]] = {}
+        self._thread = threading.local()
+        self._version = 0
+
+    def enter(self, number: int) -> None:
+        self._thread.number = number
+        self._answers[number] = queue.SimpleQueue()
+
+    def leave(self, number: int) -> None:
+        del self._answers[number]
+
+    def answer(self, number: int, completions: list[Completion] | None, error: Exception | None, version: int) -> None:
+        self._version = version
+        self._answers[number].put((completions, error))
+
+    @property
+    def weight_version(self) -> int:
+        return self._version
+
+    def generate(self, requests: Sequence[GenerationRequest], sampling: Sampling) -> list[Completion]:
+        number = self._thread.number
+        self._messages.put((number, GENERATE, (list(requests), sampling)))
+        completions, error = self._answers[number].get()
+        if error is not None:
+            raise error
+        assert completions is not None
+        return completions
+
+    def load_weights(self, weights: Mapping[str, torch.Tensor], version: int) -> None:
+        raise EngineError("a host's engine takes no weights; the run's own does.")
+
+    def close(self) -> None:
+        pass
+
+
+class _HostLost(Exception):
+    pass
+
+
+class _Host:
+    """An actor's other half. share: how many episodes it is meant to have in flight."""
+
+    def __init__(self, actor: Any, node: Node, share: int, repositories: Sequence[str]) -> None:
+        self.node, self.share, self.repositories = node, share, frozenset(repositories)
+        self.in_flight = 0
+        self.lost = ""
+        self._actor = actor
+        self._inboxes: dict[int, queue.SimpleQueue[tuple[str, Any]]] = {}
+        self._lock = threading.Lock()
+        self._numbers = itertools.count(1)
+        threading.Thread(target=self._read, name=f"host-{node.name}", daemon=True).start()
+
+    def _read(self) -> None:
+        import ray
+
+        try:
+            while True:
+                for number, kind, value in ray.get(self._actor.receive.options(concurrency_group="messages").remote()):
+                    inbox = self._inboxes.get(number)
+                    if inbox is not None:
+                        inbox.put((kind, value))
+        except Exception as error:  # whatever Ray raises: the actor is gone
+            with self._lock:
+                self.lost = str(error).strip().partition("\n")[0] or type(error).__name__
+                for inbox in self._inboxes.values():
+                    inbox.put((LOST, None))
+
+    def call(self, method: str, arguments: tuple[Any, ...], engine: Engine) -> Any:
+        """In the caller's thread, which also takes the call's requests to the engine. Raises _HostLost, and what the call raises."""
+        number = next(self._numbers)
+        inbox: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
+        with self._lock:
+            if self.lost:
+                raise _HostLost
+            self._inboxes[number] = inbox
+        try:
+            self._actor.call.options(concurrency_group="calls").remote(number, method, arguments)
+            while True:
+                kind, value = inbox.get()
+                if kind == LOST:
+                    raise _HostLost
+                if kind == DONE:
+                    return value
+                if kind == FAILED:
+                    raise value
+                self._actor.answer.options(concurrency_group="calls").remote(number, *_asked(engine, *value), engine.weight_version)
+        finally:
+            with self._lock:
+                del self._inboxes[number]
+
+    def close(self) -> None:
+        import ray
+
+        ray.kill(self._actor)
+
+
+def _asked(engine: Engine, requests: Sequence[GenerationRequest], sampling: Sampling) -> tuple[list[Completion] | None, Exception | None]:
+    try:
+        return engine.generate(requests, sampling), None
+    except SelfplayError as error:
+        return None, error
+
+
+class ClusterHosts:
+    """See `EpisodeHost`: the run's own machine and the hosts on other nodes, each with its share of what is in flight."""
+
+    def __init__(
+        self,
+        actors: Sequence[tuple[Any, Node, int]],
+        share: int,
+        local: LocalHost,
+        tell: Callable[[str], None],
+    ) -> None:
+        """actors: a HostActor on each other node, and its share. share: of this machine; `local` plays it, and all when no other is left.
+
+        The engine of `local` answers all requests. Returns once every node has prepared its environments; what cannot is told and left out.
+        """
+        import ray
+
+        self._local, self._share, self._tell = local, share, tell
+        self._here = 0  # calls in flight on this machine
+        self._lock = threading.Lock()
+        self._hosts: list[_Host] = []
+        opening = [actor.open.options(concurrency_group="calls").remote() for actor, _, _ in actors]
+        for (actor, node, episodes), opened in zip(actors, opening, strict=True):
+            try:
+                self._hosts.append(_Host(actor, node, episodes, ray.get(opened)))
+            except ray.exceptions.RayError as error:
+                told = getattr(error, "cause", None) or str(error).strip().partition("\n")[0]
+                tell(f"{node.name} plays no episodes: {told}")
+                ray.kill(actor)
+
+    def prepare(self, work: SolverWork) -> SolverWork:
+        return self._local.prepare(work)
+
+    def play(self, work: InjectorWork | SolverWork, place: EpisodePlace) -> Episode:
+        episode: Episode = self._call("play", work.repository, work, place)
+        return episode
+
+    def judge(self, work: InjectorWork, episode: Episode) -> Verdict:
+        verdict: Verdict = self._call("judge", work.repository, work, episode)
+        return verdict
+
+    def grade(self, work: SolverWork, patch: str) -> Grade:
+        found: Grade = self._call("grade", work.repository, work, patch)
+        return found
+
+    def judge_second_order(self, work: SolverWork, patch: str, thresholds: Thresholds) -> Verdict:
+        verdict: Verdict = self._call("judge_second_order", work.repository, work, patch, thresholds)
+        return verdict
+
+    def engine_busy_s(self) -> float:
+        return self._local.engine_busy_s()
+
+    def _call(self, method: str, repository: str, *arguments: Any) -> Any:
+        while True:
+            host = self._enter(repository)
+            try:
+                if host is None:
+                    return getattr(self._local, method)(*arguments)
+                return host.call(method, arguments, self._local.engine)
+            except _HostLost:
+                assert host is not None
+                self._drop(host)
+            finally:
+                with self._lock:
+                    if host is None:
+                        self._here -= 1
+                    else:
+                        host.in_flight -= 1
+
+    def _enter(self, repository: str) -> _Host | None:
+        """Where the least of its share is in flight; None: this machine."""
+        with self._lock:
+            fitting = [host for host in self._hosts if repository in host.repositories]
+            best = min(fitting, key=lambda host: host.in_flight / host.share, default=None)
+            if best is None or (self._share and self._here / self._share <= best.in_flight / best.share):
+                self._here += 1
+                return None
+            best.in_flight += 1
+            return best
+
+    def _drop(self, host: _Host) -> None:
+        with self._lock:
+            if host not in self._hosts:
+                return
+            self._hosts.remove(host)
+        self._tell(f"{host.node.name} was lost ({host.lost}); its episodes are played elsewhere.")
+
+    def close(self) -> None:
+        for host in self._hosts:
+            host.close()

@@ -1,0 +1,272 @@
+"""Task records: bugs to repair, read from SWE-bench shaped JSONL files or the frozen sets in the package. Playing them is left to others.
+
+Invariant: which tasks a limit keeps depends on their ids alone, never on their order, so that two evaluations meet the same bugs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any, Protocol
+
+from selfplay.errors import UsageError
+from selfplay.repositories.repos import absolute_line, parse_spec
+from selfplay.runtime.resources import resource
+from selfplay.source.patches import apply_patch, parse_patch, reverse_patch
+from selfplay.verdicts.artifact import Artifact
+from selfplay.verdicts.validator import BugState
+
+if TYPE_CHECKING:
+    from selfplay.curriculum.store import BugRow, Store
+    from selfplay.repositories.environments import Environment
+
+REQUIRED = ("instance_id", "repo", "patch", "test_patch", "FAIL_TO_PASS", "PASS_TO_PASS")
+HOW_TO_WRITE = "`selfplay inspect-bugs --tasks FILE` writes some."
+
+
+@dataclass(frozen=True)
+class Task:
+    """One bug to repair. `repo` is a line of a repository list; records of ours carry the artifact that made the bug.
+
+    A record without one has the SWE-bench meaning: `repo` names the buggy state, `patch` mends it, `test_patch` adds the tests.
+    """
+
+    instance_id: str
+    repo: str
+    patch: str
+    test_patch: str
+    fail_to_pass: tuple[str, ...]
+    pass_to_pass: tuple[str, ...]
+    artifact: Mapping[str, str]
+    attempt_patch: str = ""
+    failure: str = ""
+    order: int = 1
+    set: str = ""  # the frozen set or file that it came from
+    part: str = ""  # of that set
+
+    @property
+    def repository(self) -> str:
+        """The project's name, the same for all its revisions."""
+        place = parse_spec(self.repo).location.partition("#")[0]
+        return PurePosixPath(place).name.removesuffix(".git") or place
+
+    @property
+    def digest(self) -> str:
+        """Of what a solver meets and is judged by, whatever the set is called."""
+        record = task_record(replace(self, set="", part=""))
+        return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:16]
+
+
+# ---- reading and writing
+
+
+def parse_task(record: Mapping[str, Any]) -> Task:
+    """Raises ValueError naming what the record lacks or has of another kind."""
+    if not isinstance(record, Mapping):
+        raise ValueError("is not an object")
+    if missing := [key for key in REQUIRED if key not in record]:
+        raise ValueError(f"lacks {', '.join(missing)}")
+    extra = record.get("selfplay") or {}
+    if not isinstance(extra, Mapping):
+        raise ValueError("selfplay is not an object")
+    artifact = extra.get("artifact") or {}
+    if not isinstance(artifact, Mapping) or not all(isinstance(part, str) for item in artifact.items() for part in item):
+        raise ValueError("selfplay.artifact is not an object of file name to text")
+    order = extra.get("order") or 1
+    if not isinstance(order, int):
+        raise ValueError("selfplay.order is not a whole number")
+    return Task(
+        instance_id=_text(record, "instance_id"),
+        repo=_text(record, "repo"),
+        patch=_text(record, "patch"),
+        test_patch=_text(record, "test_patch"),
+        fail_to_pass=_test_ids(record["FAIL_TO_PASS"]),
+        pass_to_pass=_test_ids(record["PASS_TO_PASS"]),
+        artifact=dict(artifact),
+        attempt_patch=_text(extra, "attempt_patch", ""),
+        failure=_text(extra, "failure", ""),
+        order=int(order),
+        set=_text(extra, "set", ""),
+        part=_text(extra, "part", ""),
+    )
+
+
+def _text(record: Mapping[str, Any], key: str, default: str | None = None) -> str:
+    """The text under `key`; nothing and null are the default, where there is one."""
+    value = record.get(key)
+    if value is None and default is not None:
+        return default
+    if not isinstance(value, str):
+        raise ValueError(f"{key} is not a text")
+    return value
+
+
+def _test_ids(value: object) -> tuple[str, ...]:
+    """A list of ids, or the JSON text of one."""
+    if isinstance(value, str):
+        value = _json(value)
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise ValueError("test ids are neither a list of texts nor the JSON of one")
+    return tuple(value)
+
+
+def _json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("is nested too deeply") from error
+
+
+def task_record(task: Task) -> dict[str, Any]:
+    """`parse_task(task_record(task)) == task`."""
+    return {
+        "instance_id": task.instance_id,
+        "repo": task.repo,
+        "patch": task.patch,
+        "test_patch": task.test_patch,
+        "FAIL_TO_PASS": list(task.fail_to_pass),
+        "PASS_TO_PASS": list(task.pass_to_pass),
+        "selfplay": {
+            "artifact": dict(task.artifact),
+            "attempt_patch": task.attempt_patch,
+            "failure": task.failure,
+            "order": task.order,
+            "set": task.set,
+            "part": task.part,
+        },
+    }
+
+
+def read_tasks(path: Path) -> list[Task]:
+    """All tasks of a JSONL file. Raises UsageError that lists every bad line with its number."""
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")  # JSON leaves other line breaks within texts as they are
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read the tasks {path}: {error}. {HOW_TO_WRITE}") from error
+    tasks: dict[str, Task] = {}
+    problems: list[str] = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            task = parse_task(_json(line))
+            parse_spec(task.repo)
+            if task.instance_id in tasks:
+                raise ValueError(f"repeats the instance_id {task.instance_id!r}")
+            tasks[task.instance_id] = task if task.set else replace(task, set=path.stem)
+        except (ValueError, UsageError) as error:
+            problems.append(f"  line {number}: {error}")
+    if problems:
+        raise UsageError(f"{path}: {len(problems)} unusable task record(s), nothing was started:\n" + "\n".join(problems))
+    if not tasks:
+        raise UsageError(f"{path} holds no task. {HOW_TO_WRITE}")
+    return list(tasks.values())
+
+
+def write_tasks(tasks: Iterable[Task], path: Path) -> None:
+    """The tasks as a file that `read_tasks` gives back from any folder."""
+    moved = (replace(task, repo=absolute_line(parse_spec(task.repo))) for task in tasks)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text("".join(json.dumps(task_record(task)) + "\n" for task in moved), encoding="utf-8")
+    partial.rename(path)
+
+
+class ListsRepositories(Protocol):
+    """What `export_tasks` needs of a run folder."""
+
+    @property
+    def repositories_file(self) -> Path: ...
+
+
+def export_tasks(store: Store, bugs: Sequence[BugRow], run: ListsRepositories, path: Path) -> int:
+    """Write `bugs` as task records, `repo` being the line of the run's repository list that names it."""
+    lines = run.repositories_file.read_text(encoding="utf-8").splitlines()
+    specs = {parse_spec(line).name: line for line in lines if line.strip()}
+    with path.open("w", encoding="utf-8") as file:
+        for bug in bugs:
+            record = store.task_record(bug)
+            record["repo"] = specs.get(bug.repository, bug.repository)
+            record["selfplay"] = {
+                "artifact": dict(bug.artifact),
+                "attempt_patch": bug.attempt_patch,
+                "failure": bug.failure,
+                "order": bug.order,
+            }
+            file.write(json.dumps(record) + "\n")
+    return len(bugs)
+
+
+# ---- choosing
+
+
+def frozen_sets() -> list[str]:
+    """The names of the sets that come with the package."""
+    return sorted(path.stem for path in resource("data/tasks").glob("*.jsonl"))
+
+
+def find_tasks(sources: Sequence[str], limit: int = 0) -> list[Task]:
+    """The tasks of all sources, each the name of a frozen set or a file; at most `limit` of them, 0 meaning all.
+
+    Raises UsageError for an unknown source, a bad record, or an id that two sources share.
+    """
+    tasks: dict[str, Task] = {}
+    for source in sources:
+        for task in read_tasks(_task_file(source)):
+            if task.instance_id in tasks:
+                raise UsageError(
+                    f"the task {task.instance_id!r} is in {tasks[task.instance_id].set!r} and in {source!r}; name one of them."
+                )
+            tasks[task.instance_id] = task
+    return choose_subset(list(tasks.values()), limit) if limit else list(tasks.values())
+
+
+def _task_file(source: str) -> Path:
+    frozen = resource("data/tasks") / f"{source}.jsonl"
+    if Path(source).name == source and frozen.is_file():
+        return frozen
+    if not Path(source).is_file():
+        there = ", ".join(frozen_sets()) or "none"
+        raise UsageError(f"there is no task set and no file named {source!r}. Sets that come with selfplay: {there}. {HOW_TO_WRITE}")
+    return Path(source)
+
+
+def choose_subset(tasks: Sequence[Task], limit: int) -> list[Task]:
+    """`limit` tasks in their given order, spread over sets and repositories in turn, within one by the hash of their ids.
+
+    A smaller limit keeps a part of what a larger one keeps.
+    """
+    groups: dict[tuple[str, str], list[Task]] = {}
+    for task in sorted(tasks, key=lambda task: hashlib.sha256(task.instance_id.encode()).digest()):
+        groups.setdefault((task.set, task.repository), []).append(task)
+    ranked = [(rank, group, task.instance_id) for group, some in groups.items() for rank, task in enumerate(some)]
+    kept = {instance_id for _, _, instance_id in sorted(ranked)[:limit]}
+    return [task for task in tasks if task.instance_id in kept]
+
+
+# ---- meeting its repository
+
+
+def bug_of(task: Task, environment: Environment) -> tuple[Environment, BugState]:
+    """The environment with the task's original (mended) tree, and the bug as the solver meets it.
+
+    Raises PatchError or ArtifactError when the record's patches do not fit the repository.
+    """
+    if task.artifact:
+        return environment, BugState(
+            Artifact.from_files(task.artifact), task.order, task.attempt_patch, task.fail_to_pass, task.pass_to_pass
+        )
+    original = apply_patch(apply_patch(environment.tree, task.patch), task.test_patch)
+    touched = tuple(path for path in parse_patch(task.test_patch, 1 << 20).changed_paths if path in original)
+    files = {
+        "bug_inject.diff": reverse_patch(task.patch),
+        "test_weaken.diff": reverse_patch(task.test_patch),
+        "test_files.txt": "".join(f"{path}\n" for path in touched),
+        "test_script.sh": environment.script_for(touched),
+        "test_parser.py": environment.parser,
+    }
+    state = BugState(Artifact.from_files(files), 1, "", task.fail_to_pass, task.pass_to_pass)
+    return replace(environment, tree=original), state

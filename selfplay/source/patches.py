@@ -1,0 +1,736 @@
+"""Strict reading of git diffs, applying them to trees, and diffs between trees. Which paths are allowed where, others decide.
+
+Invariant: git sees only patches that are written here, over file names that are made here, outside any repository; what a
+diff's author chose (paths, modes, attributes) never reaches a command line, a folder or a configuration of this machine.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import Literal, TypeVar
+
+from selfplay.errors import DiskFullError, PatchError, PrerequisiteError, full_disk_told
+from selfplay.source.trees import FileEntry, Tree, is_safe_path
+
+Kind = Literal["add", "delete", "modify", "rename"]
+Result = TypeVar("Result")
+
+MAX_FILES = 500
+MAX_PATH_BYTES = 1000
+MAX_NAME_BYTES = 255
+GIT_TIMEOUT_S = 60.0
+GIT_TRIES = 3
+FULL_DISK = re.compile(rb": (No space left on device|Disk quota exceeded|File too large)$", re.MULTILINE)
+MODES = {"100644": False, "100755": True}
+SPECIAL_MODES = {"120000": "a symbolic link", "160000": "a submodule"}
+NO_NEWLINE = "\\ No newline at end of file"
+HUNK = re.compile(r"@@ -(\d{1,9})(?:,(\d{1,9}))? \+(\d{1,9})(?:,(\d{1,9}))? @@(?: .*)?", re.DOTALL | re.ASCII)
+SECTION = "diff --git "
+ADVICE = "Write it with `git diff`."
+
+RUNNER_FILES = frozenset(
+    {
+        "conftest.py",
+        "pytest.ini",
+        ".pytest.ini",
+        "pytest.toml",
+        ".pytest.toml",
+        "tox.ini",
+        "tox.toml",
+        "setup.cfg",
+        "pyproject.toml",
+        "noxfile.py",
+    }
+)
+# Of other languages: what builds the tests or says which ones run.
+OTHER_RUNNERS = re.compile(
+    r"(gnu)?makefile|cmakelists\.txt|meson\.build|configure|package(-lock)?\.json|\.npmrc|tsconfig\.json|cargo\.(toml|lock)|build\.rs"
+    r"|go\.(mod|sum)|(jest|vitest|karma)\.config\.[cm]?[jt]s|\.mocharc\.[a-z]{2,5}|pom\.xml|build\.gradle(\.kts)?|rakefile|gemfile(\.lock)?"
+)
+OTHER_CODE = (
+    *(".c", ".h", ".cc", ".cpp", ".cxx", ".hh", ".hpp", ".rs", ".go", ".java", ".kt", ".swift", ".cs", ".rb", ".php", ".lua"),
+    *(".js", ".mjs", ".cjs", ".jsx", ".ts", ".mts", ".cts", ".tsx", ".sh", ".bash", ".pl", ".pm"),
+)
+OTHER_TEST = re.compile(r"test[_-].*|tests?|.*[._-](test|tests|spec)|.*[a-z0-9]Tests?")  # a name without its suffix
+START_FILES = frozenset({"sitecustomize.py", "usercustomize.py", ".gitignore", ".gitattributes", ".gitmodules"})
+START_SUFFIXES = (".pth", ".egg-link", ".pyc", ".pyo", ".so", ".pyd")
+INSTALLED_FOLDERS = (".dist-info", ".egg-info")
+RUNNER_MODULES = frozenset({"pytest", "_pytest", "py", "pluggy", "iniconfig", "packaging", "pygments", "exceptiongroup", "tomli"})
+START_MODULES = frozenset({"sitecustomize", "usercustomize"})  # every Python imports them, as a file or as a folder
+IMPORT_ROOTS = ("src", "lib", "python")  # as environments put them on the path
+
+
+@dataclass(frozen=True)
+class Hunk:
+    """`lines` keep their first character; a `\\ No newline` marker is a line of its own."""
+
+    old_start: int
+    old_count: int
+    new_start: int
+    new_count: int
+    lines: tuple[str, ...]
+
+    def text(self) -> str:
+        body = "".join(f"{line}\n" for line in self.lines)
+        return f"@@ -{self.old_start},{self.old_count} +{self.new_start},{self.new_count} @@\n{body}"
+
+
+@dataclass(frozen=True)
+class FilePatch:
+    """What a diff claims of one file. `path` is where the file ends up, or where it was when it is deleted."""
+
+    path: str
+    old_path: str | None
+    new_path: str | None
+    kind: Kind
+    executable: bool = False  # of an added or a deleted file
+    hunks: tuple[Hunk, ...] = ()
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(path for path in (self.old_path, self.new_path) if path is not None))
+
+    def text(self, old_name: str | None = None, new_name: str | None = None) -> str:
+        """This section as git writes it, under other names if given. `path_problem` refuses every name that would need quotes."""
+        old, new = old_name or self.old_path, new_name or self.new_path
+        mode = "100755" if self.executable else "100644"
+        lines = [f"{SECTION}a/{old or new} b/{new or old}"]
+        if self.kind == "add":
+            lines.append(f"new file mode {mode}")
+        elif self.kind == "delete":
+            lines.append(f"deleted file mode {mode}")
+        elif self.kind == "rename":
+            lines += [f"rename from {old}", f"rename to {new}"]
+        if self.hunks:
+            lines.append(f"--- {_label('a/', None if self.kind == 'add' else old)}")
+            lines.append(f"+++ {_label('b/', None if self.kind == 'delete' else new)}")
+        return "".join(f"{line}\n" for line in lines) + "".join(hunk.text() for hunk in self.hunks)
+
+
+@dataclass(frozen=True)
+class Patch:
+    """A diff, read strictly: every path is safe and named by one section only."""
+
+    files: tuple[FilePatch, ...] = ()
+
+    @cached_property
+    def changed_paths(self) -> tuple[str, ...]:
+        """Every path that the diff adds, deletes or modifies, sorted; a rename counts as both of its."""
+        return tuple(sorted({path for file in self.files for path in file.paths}))
+
+    @property
+    def is_empty(self) -> bool:
+        return not self.files
+
+    def text(self) -> str:
+        return "".join(file.text() for file in self.files)
+
+
+# ---- reading
+
+
+def parse_patch(text: str, max_bytes: int) -> Patch:
+    """Read a git diff; blank text is a patch without files. Raises PatchError that names what is wrong and where."""
+    try:
+        size = len(text.encode("utf-8"))
+    except UnicodeEncodeError as error:
+        raise PatchError("the diff is not valid UTF-8; only text files can be changed") from error
+    if size > max_bytes:
+        raise PatchError(f"the diff has {size} bytes; at most {max_bytes} are allowed")
+    if "\0" in text:
+        raise PatchError("the diff holds NUL bytes; binary files cannot be changed")
+    if not text.strip():
+        return Patch()
+    lines = text.split("\n")  # a lone \r belongs to the content of a line, as git sees it
+    if lines[-1] == "":
+        lines.pop()
+    reader = _Reader(lines)
+    files: list[FilePatch] = []
+    claimed: dict[str, str] = {}
+    while not reader.at_end:
+        if len(files) == MAX_FILES:
+            raise PatchError(f"the diff has more than {MAX_FILES} files")
+        file = reader.section()
+        for path in file.paths:
+            if path in claimed:
+                raise PatchError(f"{path!r} is named by two sections of the diff; each file may have one only")
+            claimed[path] = file.kind
+        files.append(file)
+    return Patch(tuple(files))
+
+
+class _Reader:
+    """Reads sections off a list of lines; every error names the line's number."""
+
+    def __init__(self, lines: Sequence[str]) -> None:
+        self._lines = lines
+        self._at = 0
+        self._last = max(number for number, line in enumerate(lines) if line)
+
+    @property
+    def at_end(self) -> bool:
+        return self._at > self._last
+
+    @property
+    def _line(self) -> str | None:
+        return self._lines[self._at] if self._at < len(self._lines) else None
+
+    def _refuse(self, reason: str) -> PatchError:
+        return PatchError(f"line {self._at + 1} of the diff: {reason}")
+
+    def section(self) -> FilePatch:
+        while self._line == "":
+            self._at += 1
+        header = self._line or ""
+        if not header.startswith(SECTION):
+            raise self._refuse(f"{header[:60]!r} where a section must begin with 'diff --git'. {ADVICE}")
+        self._check_header_line(header)
+        candidates = list(_header_names(header[len(SECTION) :]))
+        facts = self._extended_headers()
+        old, new = self._labels()
+        file = self._claim(facts, old, new, candidates)
+        hunks = tuple(self._hunks())
+        if (old is not None or new is not None) and not hunks:
+            raise self._refuse(f"no hunk follows the names of {file.path!r}")
+        if not hunks and file.kind == "modify":
+            raise self._refuse(f"the section of {file.path!r} changes nothing")
+        self._check_hunks(file, hunks)
+        return replace(file, hunks=hunks)
+
+    def _check_header_line(self, line: str) -> None:
+        if line.endswith("\r"):
+            raise self._refuse(f"a header ends with a carriage return; headers must end with a plain newline. {ADVICE}")
+
+    def _extended_headers(self) -> dict[str, str]:
+        facts: dict[str, str] = {}
+        self._at += 1
+        while (line := self._line) is not None and not line.startswith((SECTION, "--- ", "@@")) and line != "":
+            self._check_header_line(line)
+            if line.startswith(("GIT binary patch", "Binary files ")):
+                raise self._refuse("binary files cannot be changed")
+            if line.startswith(("old mode ", "new mode ")):
+                raise self._refuse("the mode of a file may not be changed")
+            if line.startswith(("copy from ", "copy to ")):
+                raise self._refuse("copies are not read. Write the diff with `git diff --no-renames`.")
+            found = re.fullmatch(
+                r"(new file mode|deleted file mode|rename from|rename to|similarity index|dissimilarity index|index) (.+)", line
+            )
+            if found is None:
+                raise self._refuse(f"unknown header {line[:60]!r}. {ADVICE}")
+            if found[1] in facts:
+                raise self._refuse(f"the header {found[1]!r} occurs twice")
+            facts[found[1]] = found[2]
+            self._at += 1
+        for key in ("new file mode", "deleted file mode"):
+            self._check_mode(facts.get(key))
+        if "index" in facts:
+            index = re.fullmatch(r"[0-9a-f]{4,64}\.\.[0-9a-f]{4,64}(?: (\d{6}))?", facts["index"])
+            if index is None:
+                raise self._refuse(f"unreadable index line {facts['index'][:60]!r}")
+            self._check_mode(index[1])
+        return facts
+
+    def _check_mode(self, mode: str | None) -> None:
+        if mode is not None and mode not in MODES:
+            raise self._refuse(f"mode {mode[:10]} is {SPECIAL_MODES.get(mode, 'unknown')}; only plain files may be changed")
+
+    def _labels(self) -> tuple[str | None, str | None]:
+        """The names behind --- and +++ with their a/ and b/, both None when the section has no hunks."""
+        line = self._line
+        if line is None or not line.startswith("--- "):
+            return None, None
+        old = self._label(line)
+        line = self._line
+        if line is None or not line.startswith("+++ "):
+            raise self._refuse("'---' is not followed by '+++'")
+        return old, self._label(line)
+
+    def _label(self, line: str) -> str:
+        self._check_header_line(line)
+        name = line[4:].removesuffix("\t")
+        self._at += 1
+        return _unquoted(name) if name.startswith('"') else name
+
+    def _claim(self, facts: Mapping[str, str], old: str | None, new: str | None, candidates: list[tuple[str, str]]) -> FilePatch:
+        """What the headers say together. They must agree, else the diff lies."""
+        added, deleted = "new file mode" in facts, "deleted file mode" in facts
+        renamed = "rename from" in facts or "rename to" in facts
+        if added + deleted + renamed > 1:
+            raise self._refuse("a section may add, delete or rename, not several of them")
+        if renamed:
+            if not {"rename from", "rename to"} <= facts.keys():
+                raise self._refuse("a rename needs both 'rename from' and 'rename to'")
+            names = (_maybe_unquoted(facts["rename from"]), _maybe_unquoted(facts["rename to"]))
+        elif old is not None and new is not None:
+            if (old == "/dev/null") is not added or (new == "/dev/null") is not deleted:
+                raise self._refuse("/dev/null and 'new file mode' or 'deleted file mode' do not agree")
+            source = new if added else old
+            if not source.startswith(("a/", "b/")):
+                raise self._refuse(f"the name {source[:60]!r} lacks its a/ or b/. {ADVICE}")
+            names = (source[2:], source[2:])
+        else:
+            same = [pair for pair in candidates if pair[0] == pair[1]]
+            if len(same) != 1:
+                raise self._refuse("the names in the 'diff --git' line do not agree")
+            names = same[0]
+        if names not in candidates:
+            raise self._refuse(f"the 'diff --git' line does not name {names[0]!r} and {names[1]!r} as the other headers do")
+        expected = ("/dev/null" if added else f"a/{names[0]}", "/dev/null" if deleted else f"b/{names[1]}")
+        if old is not None and (old, new) != expected:
+            raise self._refuse(f"the names {old!r} and {new!r} do not agree with {expected[0]!r} and {expected[1]!r}")
+        if renamed and names[0] == names[1]:
+            raise self._refuse(f"{names[0]!r} is renamed to itself")
+        for name in names:
+            self._check_path(name)
+        kind: Kind = "add" if added else "delete" if deleted else "rename" if renamed else "modify"
+        mode = facts.get("new file mode") or facts.get("deleted file mode") or "100644"
+        return FilePatch(names[1], None if added else names[0], None if deleted else names[1], kind, MODES[mode])
+
+    def _check_path(self, path: str) -> None:
+        reason = path_problem(path)
+        if reason:
+            raise self._refuse(reason)
+
+    def _hunks(self) -> Iterator[Hunk]:
+        last_old = 0
+        while (line := self._line) is not None and line.startswith("@@"):
+            found = HUNK.fullmatch(line)
+            if found is None:
+                raise self._refuse(f"unreadable hunk header {line[:60]!r}")
+            old_start, old_count = int(found[1]), int(found[2] or 1)
+            new_start, new_count = int(found[3]), int(found[4] or 1)
+            if old_start < last_old:
+                raise self._refuse("hunks overlap or are out of order")
+            last_old = old_start + old_count
+            self._at += 1
+            yield Hunk(old_start, old_count, new_start, new_count, tuple(self._hunk_lines(old_count, new_count)))
+
+    def _hunk_lines(self, old_left: int, new_left: int) -> Iterator[str]:
+        changes = False
+        last = ""
+        while old_left > 0 or new_left > 0:
+            line = self._line
+            if line is None:
+                raise self._refuse("the diff ends within a hunk")
+            line = line or " "  # some tools cut the blank of an empty context line
+            mark = line[0]
+            if mark == "\\":
+                self._check_marker(line, last)
+            elif mark in " +-":
+                old_left -= mark in " -"
+                new_left -= mark in " +"
+                changes = changes or mark != " "
+            else:
+                raise self._refuse(
+                    f"{line[:40]!r} is no line of a hunk; its header promises {old_left} more old and {new_left} more new lines"
+                )
+            if old_left < 0 or new_left < 0:
+                raise self._refuse("the hunk has more lines than its header says")
+            self._at += 1
+            last = mark
+            yield line
+        if self._line is not None and self._line.startswith("\\"):
+            self._check_marker(self._line, last)
+            self._at += 1
+            yield NO_NEWLINE
+        if not changes:
+            raise self._refuse("the hunk changes nothing")
+
+    def _check_marker(self, line: str, last: str) -> None:
+        if line != NO_NEWLINE or last not in (" ", "+", "-"):
+            raise self._refuse(f"unexpected {line[:40]!r}")
+
+    def _check_hunks(self, file: FilePatch, hunks: tuple[Hunk, ...]) -> None:
+        if file.kind == "add" and hunks and (len(hunks) > 1 or hunks[0].old_count):
+            raise self._refuse(f"{file.path!r} is said to be new, but the hunk has old lines")
+        if file.kind == "delete" and hunks and (len(hunks) > 1 or hunks[0].new_count):
+            raise self._refuse(f"{file.path!r} is said to be deleted, but the hunk has new lines")
+
+
+def path_problem(path: str) -> str:
+    """Why `path` may not occur in a diff, "" when it may."""
+    shown = ascii(path[:80])
+    if not is_safe_path(path):
+        return f"the path {shown} is not a plain relative path inside the repository"
+    if any(part.startswith("-") for part in path.split("/")):
+        return f"the path {shown} has a name that starts with '-', like an option; rename it"
+    if any(char < " " or "\x7f" <= char < "\xa0" or "\ud800" <= char <= "\udfff" or char == '"' for char in path):
+        return f"the path {shown} holds control characters, quotes or half a character"
+    if len(path.encode()) > MAX_PATH_BYTES or any(len(part.encode()) > MAX_NAME_BYTES for part in path.split("/")):
+        return f"the path {shown}… is too long"
+    return ""
+
+
+ESCAPES = {"a": 7, "b": 8, "t": 9, "n": 10, "v": 11, "f": 12, "r": 13, '"': 34, "\\": 92}
+
+
+def _unquoted(text: str) -> str:
+    """A name that git quoted in C style. Raises PatchError."""
+    name, rest = _take_quoted(text)
+    if rest:
+        raise PatchError(f"unreadable quoted name {text[:60]!r}")
+    return name
+
+
+def _take_quoted(text: str) -> tuple[str, str]:
+    data = bytearray()
+    at = 1
+    while at < len(text) and text[at] != '"':
+        if text[at] != "\\":
+            data += text[at].encode()
+            at += 1
+        elif text[at + 1 : at + 2] in ESCAPES:
+            data.append(ESCAPES[text[at + 1]])
+            at += 2
+        elif re.fullmatch(r"[0-3][0-7]{2}", text[at + 1 : at + 4]):
+            data.append(int(text[at + 1 : at + 4], 8))
+            at += 4
+        else:
+            raise PatchError(f"unreadable quoted name {text[:60]!r}")
+    if at >= len(text):
+        raise PatchError(f"unreadable quoted name {text[:60]!r}")
+    try:
+        return data.decode("utf-8"), text[at + 1 :]
+    except UnicodeDecodeError as error:
+        raise PatchError(f"the file name {text[:60]!r} is not UTF-8") from error
+
+
+def _maybe_unquoted(text: str) -> str:
+    return _unquoted(text) if text.startswith('"') else text
+
+
+def _header_names(rest: str) -> Iterator[tuple[str, str]]:
+    """Every pair of names (without a/ and b/) that a 'diff --git' line can mean: names with blanks make it ambiguous."""
+    if len(rest) > 4 * MAX_PATH_BYTES * 2:
+        return
+    splits: list[tuple[str, str]] = []
+    if rest.startswith('"'):
+        name, tail = _take_quoted(rest)
+        if tail.startswith(" "):
+            splits.append((name, _maybe_unquoted(tail[1:])))
+    elif rest.endswith('"') and ' "' in rest:
+        left, _, right = rest.partition(' "')
+        splits.append((left, _unquoted(f'"{right}')))
+    else:
+        splits += [(rest[: found.start()], rest[found.start() + 1 :]) for found in re.finditer(" b/", rest)]
+    for old, new in splits:
+        if old.startswith("a/") and new.startswith("b/"):
+            yield old[2:], new[2:]
+
+
+def _label(prefix: str, name: str | None) -> str:
+    if name is None:
+        return "/dev/null"
+    return f"{prefix}{name}\t" if " " in name else f"{prefix}{name}"
+
+
+# ---- applying
+
+
+def apply_patch(tree: Tree, patch_text: str, max_bytes: int = 1 << 24) -> Tree:
+    """The tree after the diff. Raises PatchError unless it applies cleanly and does exactly what it claims."""
+    return apply_parsed(tree, parse_patch(patch_text, max_bytes))
+
+
+def apply_parsed(tree: Tree, patch: Patch) -> Tree:
+    if patch.is_empty:
+        return tree
+    _check_against(tree, patch)
+    return _until_answered(lambda: _apply_once(tree, patch))
+
+
+def _apply_once(tree: Tree, patch: Patch) -> Tree:
+    with full_disk_told(Path(tempfile.gettempdir())), tempfile.TemporaryDirectory(prefix="selfplay-apply-") as name:
+        folder = Path(name) / "files"
+        folder.mkdir()
+        sections: list[str] = []
+        expected: dict[str, tuple[str, bool]] = {}  # file in the folder -> path it stands for, executable
+        for number, file in enumerate(patch.files):
+            old, new = f"{number:04}", f"{number:04}-new" if file.kind == "rename" else f"{number:04}"
+            if file.old_path is not None:
+                entry = tree[file.old_path]
+                (folder / old).write_bytes(entry.content)
+                if entry.executable:
+                    (folder / old).chmod(0o755)
+            if file.new_path is not None:
+                expected[new] = (file.new_path, file.executable if file.old_path is None else tree[file.old_path].executable)
+            sections.append(file.text(old, new))
+        _git_apply(folder, "".join(sections), patch)
+        found = {item.name: item for item in folder.iterdir()}
+        if found.keys() != expected.keys() or any(item.is_symlink() or not item.is_file() for item in found.values()):
+            raise PatchError("the diff adds or deletes other files than it claims")
+        changes: dict[str, FileEntry | None] = {path: None for file in patch.files for path in file.paths}
+        for item_name, (path, executable) in expected.items():
+            changes[path] = FileEntry(found[item_name].read_bytes(), executable)
+    after = tree.replace(changes)
+    _check_claim(tree, after, patch)
+    return after
+
+
+def _check_against(tree: Tree, patch: Patch) -> None:
+    """The claims that the tree itself can refute."""
+    new_paths = {file.new_path for file in patch.files if file.kind in ("add", "rename")}
+    for file in patch.files:
+        if file.old_path is not None and file.old_path not in tree:
+            raise PatchError(f"the diff changes {file.old_path!r}, which does not exist")
+        if file.old_path is not None and b"\0" in tree[file.old_path].content:
+            raise PatchError(f"the diff changes {file.old_path!r}, which is a binary file")
+        if file.kind in ("add", "rename") and file.new_path in tree:
+            raise PatchError(f"the diff adds {file.new_path!r}, which exists already")
+        if file.kind == "delete" and file.old_path is not None and tree[file.old_path].executable is not file.executable:
+            raise PatchError(f"the diff deletes {file.path!r} under another mode than it has")
+    gone = {file.old_path for file in patch.files if file.kind in ("delete", "rename")}
+    if new_paths:
+        files = (tree.keys() - gone) | new_paths
+        for path in new_paths:
+            assert path is not None
+            parents = {str(parent) for parent in PurePosixPath(path).parents}
+            if parents & files or any(str(other).startswith(f"{path}/") for other in files):
+                raise PatchError(f"the diff adds {path!r}, but a file and a folder cannot have one name")
+
+
+def _check_claim(before: Tree, after: Tree, patch: Patch) -> None:
+    changed = before.changed_paths(after)
+    if tuple(changed) != patch.changed_paths:
+        silent = sorted(set(patch.changed_paths) ^ set(changed))
+        raise PatchError(f"the diff does not do what it claims to these files: {silent[:5]}")
+
+
+def _git_apply(folder: Path, text: str, patch: Patch) -> None:
+    done = _git(["apply", "--whitespace=nowarn", "-p1", "-"], folder, text.encode())
+    if done.returncode != 0:
+        raise PatchError(f"the diff does not apply: {_with_paths(done.stderr, patch)}")
+
+
+def _with_paths(stderr: bytes, patch: Patch) -> str:
+    """git's complaint with the paths that the diff's author knows."""
+    message = stderr.decode("utf-8", "replace").strip().replace("\n", "; ")
+
+    def path(found: re.Match[str]) -> str:
+        number = int(found[1])
+        return patch.files[number].path if number < len(patch.files) else found[0]
+
+    return re.sub(r"(?<!\S)(\d{4})(?:-new)?(?=:)", path, message)[:500]
+
+
+class _GitKilled(PatchError):
+    """What killed git was not the diff, or hardly: memory ran out, or somebody did it."""
+
+
+def _until_answered(ask: Callable[[], Result]) -> Result:
+    """A git that was killed has said nothing about the diff, and may have left half of it: all that `ask` does is done again."""
+    for _ in range(GIT_TRIES - 1):
+        with suppress(_GitKilled):
+            return ask()
+    return ask()
+
+
+def _git(arguments: Sequence[str], folder: Path, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+    """git without any configuration, repository or attribute of this machine."""
+    variables = {
+        "PATH": os.environ.get("PATH", os.defpath),
+        "HOME": str(folder),
+        "LC_ALL": "C",
+        "GIT_CONFIG_NOSYSTEM": "1",
+        "GIT_CONFIG_SYSTEM": os.devnull,
+        "GIT_CONFIG_GLOBAL": os.devnull,
+        "GIT_ATTR_NOSYSTEM": "1",
+        "GIT_CEILING_DIRECTORIES": str(folder.resolve().parent),
+        "GIT_TERMINAL_PROMPT": "0",
+    }
+    try:
+        done = subprocess.run(
+            ["git", *arguments], cwd=folder, input=stdin, capture_output=True, env=variables, timeout=GIT_TIMEOUT_S, check=False
+        )
+    except FileNotFoundError as error:
+        raise PrerequisiteError("git not found on PATH. Install it (for example: apt-get install git).") from error
+    except subprocess.TimeoutExpired as error:
+        raise PatchError(f"git did not work the diff out within {GIT_TIMEOUT_S:.0f} s") from error
+    if done.returncode == -signal.SIGKILL:
+        raise _GitKilled(f"git was killed {GIT_TRIES} times while it worked the diff out")
+    # Its own words: with names that are made here and without -v, nothing of a diff's author stands at the end of a line.
+    if done.returncode and (full := FULL_DISK.search(done.stderr)):
+        raise DiskFullError(folder, full[1].decode())
+    return done
+
+
+# ---- comparing
+
+
+def diff_trees(before: Tree, after: Tree) -> str:
+    """What turns `before` into `after`, as `apply_patch` reads it; "" when contents are equal.
+
+    Executable bits of files that both have are not compared. Raises PatchError for files or names that a text diff cannot hold.
+    """
+    paths = [
+        path
+        for path in before.changed_paths(after)
+        if path not in before or path not in after or before[path].content != after[path].content
+    ]
+    if not paths:
+        return ""
+    for path in paths:
+        problem = path_problem(path) or content_problem(path, before) or content_problem(path, after)
+        if problem:
+            raise PatchError(problem)
+    return "".join(
+        _diff_file(path, before.files.get(path), after.files.get(path), hunks) for path, hunks in _hunks_between(before, after, paths)
+    )
+
+
+def content_problem(path: str, tree: Tree) -> str:
+    """Why the content of `path` cannot stand in a text diff, "" when it can (or is not there)."""
+    entry = tree.files.get(path)
+    if entry is None:
+        return ""
+    if b"\0" in entry.content:
+        return f"{path!r} is a binary file"
+    try:
+        entry.content.decode("utf-8")
+    except UnicodeDecodeError:
+        return f"{path!r} is not UTF-8 text"
+    return ""
+
+
+def _hunks_between(before: Tree, after: Tree, paths: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Each path with the hunks between its two contents ("" when one is empty or missing and so is the other)."""
+    with full_disk_told(Path(tempfile.gettempdir())), tempfile.TemporaryDirectory(prefix="selfplay-diff-") as name:
+        folder = Path(name)
+        for side, tree in (("old", before), ("new", after)):
+            (folder / side).mkdir()
+            for number, path in enumerate(paths):
+                entry = tree.files.get(path)
+                (folder / side / f"{number:06}").write_bytes(entry.content if entry else b"")
+        options = [
+            "--no-index",
+            "--text",
+            "--no-color",
+            "--no-ext-diff",
+            "--no-textconv",
+            "--no-renames",
+            "--unified=3",
+            "--diff-algorithm=myers",
+        ]
+        done = _until_answered(lambda: _git(["diff", *options, "--", "old", "new"], folder))
+    if done.returncode not in (0, 1):
+        raise PatchError(f"git cannot compare the trees: {done.stderr.decode('utf-8', 'replace').strip()[:300]}")
+    hunks: dict[int, list[str]] = {}
+    lines: list[str] = []
+    in_hunks = False
+    for line in done.stdout.decode("utf-8").split("\n")[:-1]:
+        if line.startswith(SECTION):
+            lines = hunks.setdefault(int(line.rpartition("/")[2]), [])
+            in_hunks = False
+        elif line.startswith("@@"):
+            in_hunks = True
+            lines.append(line)
+        elif in_hunks:
+            lines.append(line)
+    for number, path in enumerate(paths):
+        yield path, "".join(f"{line}\n" for line in hunks.get(number, ()))
+
+
+def _diff_file(path: str, old: FileEntry | None, new: FileEntry | None, hunks: str) -> str:
+    kind: Kind = "add" if old is None else "delete" if new is None else "modify"
+    only = new if old is None else old if new is None else None
+    executable = only is not None and only.executable
+    file = FilePatch(path, None if old is None else path, None if new is None else path, kind, executable)
+    if not hunks:
+        return file.text()
+    label_old, label_new = _label("a/", file.old_path), _label("b/", file.new_path)
+    return f"{file.text()}--- {label_old}\n+++ {label_new}\n{hunks}"
+
+
+def reverse_patch(text: str) -> str:
+    """The diff that takes the change back: what the solver gets as its specification."""
+    return Patch(tuple(_reversed(file) for file in parse_patch(text, max(1, len(text.encode("utf-8", "surrogatepass")))).files)).text()
+
+
+def _reversed(file: FilePatch) -> FilePatch:
+    kinds: dict[Kind, Kind] = {"add": "delete", "delete": "add", "modify": "modify", "rename": "rename"}
+    hunks = tuple(Hunk(h.new_start, h.new_count, h.old_start, h.old_count, tuple(_reversed_lines(h.lines))) for h in file.hunks)
+    path = file.old_path or file.path
+    return FilePatch(path, file.new_path, file.old_path, kinds[file.kind], file.executable, hunks)
+
+
+def _reversed_lines(lines: Sequence[str]) -> Iterator[str]:
+    """Signs swapped, and within each block of changes the removed lines first again."""
+    removed: list[str] = []
+    added: list[str] = []
+    target: list[str] | None = None  # where a marker belongs: None is the context line just given out
+    for line in lines:
+        if line[0] == " ":
+            yield from removed
+            yield from added
+            removed, added, target = [], [], None
+            yield line
+        elif line[0] == "\\":
+            if target is None:
+                yield line
+            else:
+                target.append(line)
+        else:
+            target = removed if line[0] == "+" else added
+            target.append(("-" if line[0] == "+" else "+") + line[1:])
+    yield from removed
+    yield from added
+
+
+# ---- which paths are whose
+
+
+def is_test_path(path: str) -> bool:
+    """Whether `path` is a test by the usual patterns: test_*.py, *_test.py, anything below a folder `test`, `tests` or `__tests__`.
+
+    Of other languages: test_*.c, *_test.go, *.test.js, *.spec.ts, *Test.java and their like.
+    """
+    *folders, name = path.split("/")
+    if any(folder.lower() in ("test", "tests", "__tests__") for folder in folders) or name.endswith((".bats", ".t")):
+        return True
+    if is_other_code(name) and OTHER_TEST.fullmatch(name.rpartition(".")[0]):
+        return True
+    return name.endswith(".py") and (
+        name.startswith("test_") or name.endswith("_test.py") or name in ("test.py", "tests.py", "conftest.py")
+    )
+
+
+def is_other_code(path: str) -> bool:
+    """Whether `path` is code in a language other than Python, by its suffix."""
+    return path.endswith(OTHER_CODE)
+
+
+def is_runner_path(path: str) -> bool:
+    """Whether `path` steers the test run rather than being a test: configuration, conftest, start-up files, plugins."""
+    *folders, name = path.split("/")
+    if name.lower() in RUNNER_FILES | START_FILES or name.lower().endswith(START_SUFFIXES) or OTHER_RUNNERS.fullmatch(name.lower()):
+        return True
+    return any(folder.lower().endswith(INSTALLED_FOLDERS) for folder in folders)
+
+
+def is_protected_path(path: str, original: Tree | None = None) -> bool:
+    """Whether neither a bug nor a repair may touch `path`: tests, runner files, modules that shadow pytest or the standard library.
+
+    With `original`, a module that the repository has of its own (a repository may be called `packaging`) shadows nothing.
+    """
+    if is_test_path(path) or is_runner_path(path):
+        return True
+    parts = path.split("/")
+    root = parts[0] + "/" if parts[0] in IMPORT_ROOTS and len(parts) > 1 else ""
+    top = path.removeprefix(root).split("/")[0]
+    is_module = top.endswith(".py") or "/" in path.removeprefix(root)
+    module = top.removesuffix(".py")
+    if not is_module or module not in sys.stdlib_module_names | RUNNER_MODULES | START_MODULES:
+        return False
+    if original is None:
+        return True
+    return f"{root}{module}.py" not in original and not any(other.startswith(f"{root}{module}/") for other in original)

@@ -1,0 +1,120 @@
+"""The five-file bug artifact as a value: read, write, hash. What its diffs and tests are worth, the validator decides.
+
+Invariant: an Artifact holds five texts in UTF-8 within their size caps, and `test_files` are distinct.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from selfplay.errors import ArtifactError, UsageError
+from selfplay.source.patches import MAX_PATH_BYTES
+
+FILE_NAMES = ("bug_inject.diff", "test_weaken.diff", "test_files.txt", "test_script.sh", "test_parser.py")
+ALIASES = {"bug_patch.diff": "bug_inject.diff", "test_patch.diff": "test_weaken.diff", "parse_test_output.py": "test_parser.py"}
+MAX_FILE_BYTES = 1 << 20  # the diffs have a tighter cap of their own
+MAX_TEST_FILES = 1000
+
+
+@dataclass(frozen=True)
+class Artifact:
+    bug_inject: str
+    test_weaken: str
+    test_files: tuple[str, ...]
+    test_script: str
+    test_parser: str
+
+    @classmethod
+    def from_files(cls, files: Mapping[str, str]) -> Artifact:
+        """From file name -> text, aliases accepted, other names left alone. Raises ArtifactError naming every missing file."""
+        named: dict[str, str] = {}
+        for name, text in files.items():
+            known = ALIASES.get(name, name)
+            if known not in FILE_NAMES:
+                continue
+            if known in named:
+                raise ArtifactError(f"the artifact has {known} twice, once under another name ({name!r}); keep one")
+            named[known] = text
+        missing = [name for name in FILE_NAMES if name not in named]
+        if missing:
+            raise ArtifactError(f"the artifact lacks {', '.join(missing)}; it has {_names(files)}")
+        for name, text in named.items():
+            _check_text(name, text)
+        for name in ("test_script.sh", "test_parser.py"):
+            if not named[name].strip():
+                raise ArtifactError(f"{name} is empty")
+        return cls(
+            named["bug_inject.diff"],
+            named["test_weaken.diff"],
+            _read_test_files(named["test_files.txt"]),
+            named["test_script.sh"],
+            named["test_parser.py"],
+        )
+
+    @classmethod
+    def read(cls, folder: Path) -> Artifact:
+        """From a folder; links are not followed. Raises ArtifactError for a bad or missing file, UsageError where there is no folder."""
+        if not folder.is_dir():
+            raise UsageError(f"{folder} is not a folder; an artifact is a folder with {', '.join(FILE_NAMES)}")
+        files: dict[str, str] = {}
+        for name in (*FILE_NAMES, *ALIASES):
+            path = folder / name
+            if path.is_symlink() or not path.is_file():
+                continue
+            if path.stat().st_size > MAX_FILE_BYTES:
+                raise ArtifactError(f"{path} has {path.stat().st_size} bytes; at most {MAX_FILE_BYTES} are read")
+            try:
+                files[name] = path.read_bytes().decode("utf-8")
+            except (OSError, UnicodeDecodeError) as error:
+                raise ArtifactError(f"cannot read {path}: {error}") from error
+        return cls.from_files(files)
+
+    def write(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in self.to_files().items():
+            (folder / name).write_bytes(text.encode("utf-8"))
+
+    def to_files(self) -> dict[str, str]:
+        test_files = "".join(f"{path}\n" for path in self.test_files)
+        return dict(zip(FILE_NAMES, (self.bug_inject, self.test_weaken, test_files, self.test_script, self.test_parser), strict=True))
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over the five files."""
+        sha = hashlib.sha256()
+        for name, text in self.to_files().items():
+            data = text.encode("utf-8")
+            sha.update(f"{name}\0{len(data)}\0".encode())
+            sha.update(data)
+        return sha.hexdigest()
+
+
+def _names(files: Mapping[str, str]) -> str:
+    return ", ".join(ascii(name[:40]) for name in sorted(files)[:10]) or "no file"
+
+
+def _check_text(name: str, text: str) -> None:
+    try:
+        size = len(text.encode("utf-8"))
+    except UnicodeEncodeError as error:
+        raise ArtifactError(f"{name} is not UTF-8 text") from error
+    if size > MAX_FILE_BYTES:
+        raise ArtifactError(f"{name} has {size} bytes; at most {MAX_FILE_BYTES} are read")
+    if "\0" in text:
+        raise ArtifactError(f"{name} holds NUL bytes")
+
+
+def _read_test_files(text: str) -> tuple[str, ...]:
+    paths = [re.sub(r"^(\./\s*)+", "", line.strip()) for line in text.splitlines()]
+    distinct = tuple(dict.fromkeys(path for path in paths if path))
+    if len(distinct) > MAX_TEST_FILES:
+        raise ArtifactError(f"test_files.txt names {len(distinct)} files; at most {MAX_TEST_FILES} are read")
+    longest = max((len(path.encode()) for path in distinct), default=0)
+    if longest > MAX_PATH_BYTES:
+        raise ArtifactError(f"test_files.txt names a file in {longest} bytes; at most {MAX_PATH_BYTES} are read")
+    return distinct

@@ -1,0 +1,499 @@
+"""The consistency checks in order, each with evidence: runs the tests of every state and lets `judging` decide.
+
+Leaves grading repairs and finding duplicates to others. Invariant: a machine's failure is SandboxUnavailable, never a verdict.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Literal
+
+from selfplay.config import ValidatorSettings
+from selfplay.errors import PatchError
+from selfplay.outcomes import TestOutcomes
+from selfplay.source.patches import (
+    Patch,
+    apply_parsed,
+    is_other_code,
+    is_protected_path,
+    is_runner_path,
+    is_test_path,
+    parse_patch,
+)
+from selfplay.source.trees import FileEntry, Tree
+from selfplay.verdicts.artifact import Artifact
+from selfplay.verdicts.checks import (
+    Finding,
+    Thresholds,
+    broken_tests,
+    fail,
+    judge_baseline,
+    judge_bug,
+    judge_changed_files,
+    judge_empty_log,
+    judge_repeats,
+    judge_reverts,
+    judge_weakening,
+    short_failure,
+    shown,
+    without_lines_naming,
+)
+from selfplay.verdicts.perturbation import may_draw_lots, perturb
+from selfplay.verdicts.test_runs import TestRun, TestRunner
+
+if TYPE_CHECKING:
+    from selfplay.repositories.environments import Environment
+
+__all__ = [
+    "CHECKS",
+    "BugState",
+    "CheckResult",
+    "States",
+    "TestRunner",
+    "Thresholds",
+    "Verdict",
+    "build_states",
+    "validate",
+    "validate_second_order",
+]
+
+CHECKS = (
+    "readable",
+    "patches",
+    "protected_paths",
+    "test_files",
+    "parser",
+    "baseline",
+    "min_changed_files",
+    "bug_breaks_tests",
+    "weakening_hides",
+    "inverse_mutation",
+    "script_runs_code",
+    "determinism",
+)
+FLAKY_CHECK = "determinism"
+UNIMPORTABLE = b"\nraise RuntimeError\n"
+UNREADABLE = b")]} nothing reads this {[(\n"  # in place of a file in another language than Python
+MAX_STORED_PATCH = 1 << 24  # diffs that were accepted before are read again with this cap only
+PARALLEL_RUNS = 2
+# More runs of a buggy state that may draw lots, two at a time until one differs. With those that every bug has, luck of p = 0.26, the
+# solve rate that pays an injector best, stays hidden in 0.74^9 = 7 % of draws from the code and 0.74^10 = 5 % of others.
+SUSPECT_RUNS = 8
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    name: str
+    passed: bool
+    reason: str
+    evidence: Mapping[str, Any]
+    duration_s: float
+
+
+VerdictKind = Literal["accepted", "invalid", "flaky"]
+
+
+def verdict_kind(accepted: bool, failed_check: str) -> VerdictKind:
+    """flaky: all that is wrong is that equal runs differ. A machine that fails gives no verdict, but SandboxUnavailable."""
+    return "accepted" if accepted else "flaky" if failed_check == FLAKY_CHECK else "invalid"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What was decided of an artifact, and on what grounds.
+
+    buggy_digest  of the tree that a solver sees: bug and weakened tests (and the failed attempt, for order two)
+    failure       the short traceback of one failing test on the buggy code with the original's tests
+    test_runs     runs of the tests that happened for it; cached_runs: results that were known already
+    """
+
+    accepted: bool
+    checks: tuple[CheckResult, ...]
+    failed_check: str
+    fail_to_pass: tuple[str, ...]
+    pass_to_pass: tuple[str, ...]
+    buggy_digest: str
+    failure: str
+    duration_s: float
+    test_runs: int
+    cached_runs: int
+
+    @property
+    def kind(self) -> VerdictKind:
+        return verdict_kind(self.accepted, self.failed_check)
+
+    @property
+    def flaky_tests(self) -> tuple[str, ...]:
+        """Tests whose outcome was not the same in equal runs, sorted, as many as the evidence holds."""
+        evidence = next((check.evidence for check in self.checks if check.name == FLAKY_CHECK), {})
+        moved: Mapping[str, list[str]] = evidence.get("moved", {})
+        return tuple(sorted({test_id for ids in moved.values() for test_id in ids}))
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Verdict:
+        lists = {name: tuple(value[name]) for name in ("fail_to_pass", "pass_to_pass")}
+        return cls(**{**value, **lists, "checks": tuple(CheckResult(**check) for check in value["checks"])})
+
+
+@dataclass(frozen=True)
+class BugState:
+    """An accepted bug. `attempt_patch` is the failed attempt that makes it one of order two, "" in order one."""
+
+    artifact: Artifact
+    order: int
+    attempt_patch: str
+    fail_to_pass: tuple[str, ...]
+    pass_to_pass: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class States:
+    """A bug's trees.
+
+    buggy         all of its code (for order two the failed attempt too) with the original's tests
+    weakened      the first bug and the weakened tests
+    solver_start  what a solver sees: weakened, and for order two the failed attempt
+    """
+
+    original: Tree
+    buggy: Tree
+    weakened: Tree
+    solver_start: Tree
+
+
+@lru_cache(maxsize=64)  # a group's members and gradings ask for the same; a tree shares what it did not change
+def build_states(tree: Tree, bug: BugState) -> States:
+    """The trees of an accepted bug on its original. Raises PatchError when its diffs do not belong to `tree`."""
+    buggy = apply_parsed(tree, parse_patch(bug.artifact.bug_inject, MAX_STORED_PATCH))
+    weakened = apply_parsed(buggy, parse_patch(bug.artifact.test_weaken, MAX_STORED_PATCH))
+    if not bug.attempt_patch:
+        return States(tree, buggy, weakened, weakened)
+    attempted, _ = add_prediction(tree, weakened, parse_patch(bug.attempt_patch, MAX_STORED_PATCH), bug.artifact.test_files)
+    return States(tree, attempted.restore(tree, bug.artifact.test_files), weakened, attempted)
+
+
+def add_prediction(original: Tree, before: Tree, patch: Patch, test_files: Sequence[str]) -> tuple[Tree, tuple[str, ...]]:
+    """`before` with the prediction's code, and the protected paths whose change was taken back. Raises PatchError."""
+    after = apply_parsed(before, patch)
+    restored = tuple(path for path in patch.changed_paths if path in test_files or is_protected_path(path, original))
+    return after.restore(before, restored), restored
+
+
+def validate(
+    artifact: Artifact,
+    environment: Environment,
+    thresholds: Thresholds,
+    runner: TestRunner,
+    settings: ValidatorSettings,
+    all_checks: bool = False,
+) -> Verdict:
+    """Whether `artifact` is a bug of `environment`. The first failed check ends it unless `all_checks` asks for all that can be made.
+
+    Checks that need no run are made before the first run, whatever their place. Raises SandboxUnavailable.
+    """
+    judgement = _Judgement(environment, artifact, thresholds, runner, settings, all_checks)
+    with judgement.until_stopped():
+        judgement.first_order()
+    return judgement.verdict()
+
+
+def validate_second_order(
+    parent: BugState,
+    attempt_patch: str,
+    environment: Environment,
+    thresholds: Thresholds,
+    runner: TestRunner,
+    settings: ValidatorSettings,
+) -> Verdict:
+    """Whether a failed attempt on `parent`, laid on top of it, is a bug with the same specification. Raises SandboxUnavailable."""
+    judgement = _Judgement(environment, parent.artifact, thresholds, runner, settings, all_checks=False)
+    with judgement.until_stopped():
+        judgement.second_order(parent, attempt_patch)
+    return judgement.verdict()
+
+
+class _Stop(Exception):
+    """A check failed and nothing after it is to be made, or can be."""
+
+
+@dataclass
+class _Judgement:
+    """One verdict in the making: what was found so far and what it took."""
+
+    environment: Environment
+    artifact: Artifact
+    thresholds: Thresholds
+    runner: TestRunner
+    settings: ValidatorSettings
+    all_checks: bool
+    results: list[CheckResult] = field(default_factory=list)
+    runs: list[TestRun] = field(default_factory=list)
+    original_passed: frozenset[str] = frozenset()
+    broken: frozenset[str] = frozenset()
+    buggy_digest: str = ""
+    failure: str = ""
+    started: float = field(default_factory=time.monotonic)
+    since: float = field(default_factory=time.monotonic)
+
+    # ---- bookkeeping
+
+    @contextmanager
+    def until_stopped(self) -> Iterator[None]:
+        with suppress(_Stop):
+            yield
+
+    def record(self, name: str, finding: Finding, needed: bool = False) -> None:
+        """Note a finding; stop when it is a failure, and go on nevertheless when all checks are wanted and later ones can do without."""
+        now = time.monotonic()
+        self.results.append(CheckResult(name, finding.passed, finding.reason, dict(finding.evidence), round(now - self.since, 6)))
+        self.since = now
+        if not finding.passed and (needed or not self.all_checks):
+            raise _Stop
+
+    def verdict(self) -> Verdict:
+        checks = tuple(sorted(self.results, key=lambda check: CHECKS.index(check.name)))
+        failed = [check.name for check in checks if not check.passed]
+        return Verdict(
+            accepted=not failed,
+            checks=checks,
+            failed_check=failed[0] if failed else "",
+            fail_to_pass=tuple(sorted(self.broken)),
+            pass_to_pass=tuple(sorted(self.original_passed - self.broken)),
+            buggy_digest=self.buggy_digest,
+            failure=self.failure,
+            duration_s=round(time.monotonic() - self.started, 6),
+            test_runs=sum(not run.cached for run in self.runs),
+            cached_runs=sum(run.cached for run in self.runs),
+        )
+
+    def run(self, tree: Tree, hash_seed: int = 0) -> TestRun:
+        run = self.runner.run(self.environment, tree, self.artifact.test_script, self.artifact.test_parser, hash_seed)
+        self.runs.append(run)
+        return run
+
+    def run_all(self, jobs: Sequence[tuple[Tree, int]]) -> list[TestRun]:
+        """Independent runs, two at a time."""
+        if len(jobs) < 2:
+            return [self.run(tree, hash_seed) for tree, hash_seed in jobs]
+        with ThreadPoolExecutor(PARALLEL_RUNS, thread_name_prefix="validate") as pool:
+            return list(pool.map(lambda job: self.run(*job), jobs))
+
+    # ---- the two kinds of bugs
+
+    def first_order(self) -> None:
+        original = self.environment.tree
+        self.record("readable", Finding(True, "", {"digest": self.artifact.digest, "bytes": self._bytes()}))
+        bug, weaken, buggy, weakened = self.read_patches()
+        self.buggy_digest = weakened.digest
+        self.record("protected_paths", judge_bug_paths(bug, self.artifact, self.environment))
+        self.record("test_files", judge_test_files(weaken, self.artifact, self.environment))
+        self.record("min_changed_files", judge_changed_files([file.path for file in bug.files], self.thresholds))
+        if weaken.is_empty:
+            self.record("weakening_hides", fail("test_weaken.diff is empty: it hides nothing"))
+
+        before = self.original_run()
+        with_bug = self.buggy_run(buggy, before)
+        if not weaken.is_empty:
+            self.record("weakening_hides", self.weakening(with_bug, weakened), needed=False)
+        self.inverse_mutation(buggy, [(file.path, file.paths) for file in bug.files])
+        self.script_runs_code(bug.changed_paths)
+        self.determinism({"original": original, "buggy": buggy, "weakened": weakened}, bug.changed_paths)
+
+    def second_order(self, parent: BugState, attempt_patch: str) -> None:
+        original = self.environment.tree
+        states = self.read_attempt(parent, attempt_patch)
+        self.buggy_digest = states.solver_start.digest
+        parent_buggy = apply_parsed(original, parse_patch(parent.artifact.bug_inject, MAX_STORED_PATCH))
+        changed = parent_buggy.changed_paths(states.buggy)
+        found = {"changed": changed[:20]}
+        self.record("min_changed_files", Finding(True, "", found) if changed else Finding(False, "the attempt changes no code", found))
+
+        before = self.original_run()
+        with_bug = self.buggy_run(states.buggy, before, parent.fail_to_pass)
+        self.inverse_mutation(states.buggy, _units(original.changed_paths(states.buggy), parent.artifact))
+        named = {"original": original, "buggy": states.buggy, "weakened": states.solver_start}
+        self.determinism(named, original.changed_paths(states.buggy))
+        assert with_bug.outcomes.ids  # bug_breaks_tests would have stopped a script that does not run any more
+
+    # ---- the checks that run nothing
+
+    def _bytes(self) -> int:
+        return sum(len(text.encode("utf-8")) for text in self.artifact.to_files().values())
+
+    def read_patches(self) -> tuple[Patch, Patch, Tree, Tree]:
+        """Both diffs and the trees they make, the second on top of the first."""
+        name = "bug_inject.diff"
+        try:
+            bug = parse_patch(self.artifact.bug_inject, self.settings.max_patch_bytes)
+            buggy = apply_parsed(self.environment.tree, bug)
+            name = "test_weaken.diff"
+            weaken = parse_patch(self.artifact.test_weaken, self.settings.max_patch_bytes)
+            weakened = apply_parsed(buggy, weaken)
+        except PatchError as error:
+            self.record("patches", fail(f"{name}: {error}"), needed=True)
+            raise _Stop from error
+        kinds = {file.path: file.kind for file in (*bug.files, *weaken.files)}
+        self.record("patches", Finding(True, "", {"files": dict(list(kinds.items())[:20])}))
+        return bug, weaken, buggy, weakened
+
+    def read_attempt(self, parent: BugState, attempt_patch: str) -> States:
+        try:
+            attempt = parse_patch(attempt_patch, self.settings.max_patch_bytes)
+            states = build_states(self.environment.tree, BugState(parent.artifact, 2, attempt_patch, (), ()))
+        except PatchError as error:
+            self.record("patches", fail(f"the attempt: {error}"), needed=True)
+            raise _Stop from error
+        self.record("patches", Finding(True, "", {"files": {file.path: file.kind for file in attempt.files[:20]}}))
+        return states
+
+    # ---- the checks that run tests
+
+    def original_run(self) -> TestRun:
+        """Checks 2 and 3: script and parser on the original. Nothing after them can be judged without their outcomes."""
+        run = self.run(self.environment.tree)
+        if run.error:
+            self.record("parser", fail(run.error, log_end=_end(run.log)), needed=True)
+        self.record("parser", self.parser_reads_its_log(run), needed=not run.outcomes.ids)
+        self.original_passed = run.outcomes.passed
+        self.record("baseline", judge_baseline(run.outcomes, self.thresholds), needed=not run.outcomes.passed)
+        return run
+
+    def parser_reads_its_log(self, run: TestRun) -> Finding:
+        parser = self.artifact.test_parser
+        if not run.outcomes.ids:
+            return fail("test_parser.py finds no test in the output of test_script.sh", log_end=_end(run.log))
+        empty = self.runner.parse(self.environment, parser, b"")
+        stripped = self.runner.parse(self.environment, parser, without_lines_naming(run.log, run.outcomes.passed))
+        return judge_empty_log(empty.outcomes, stripped.outcomes, run.outcomes)
+
+    def buggy_run(self, buggy: Tree, before: TestRun, parent_tests: Sequence[str] | None = None) -> TestRun:
+        """Check 5, with the unweakened tests; for order two, one of the parent's F2P must still fail."""
+        run = self.run(buggy)
+        self.broken = broken_tests(before.outcomes, run.outcomes)
+        if run.error:
+            finding = fail(f"with the bug {run.error}", log_end=_end(run.log))
+        elif parent_tests is not None and not run.outcomes.failed.intersection(parent_tests):
+            finding = fail("no test that the first bug breaks still fails", failing=shown(run.outcomes.failed))
+        else:
+            finding = judge_bug(before.outcomes, run.outcomes, self.thresholds)
+        explicit = sorted(self.broken & run.outcomes.failed)
+        self.failure = short_failure(run.log, explicit[0]) if explicit else ""
+        self.record("bug_breaks_tests", finding, needed=not self.broken or bool(run.error))
+        return run
+
+    def weakening(self, with_bug: TestRun, weakened: Tree) -> Finding:
+        run = self.run(weakened)
+        if run.error:
+            return fail(f"with the weakened tests {run.error}", log_end=_end(run.log))
+        return judge_weakening(self.broken, with_bug.outcomes, run.outcomes)
+
+    def inverse_mutation(self, buggy: Tree, units: Sequence[tuple[str, Sequence[str]]]) -> None:
+        """Check 7. `units`: name and the paths that are reverted together."""
+        original = self.environment.tree
+        runs = self.run_all([(buggy.restore(original, paths), 0) for _, paths in units])
+        self.record(
+            "inverse_mutation",
+            judge_reverts(self.broken, {name: (run.outcomes, run.error) for (name, _), run in zip(units, runs, strict=True)}),
+        )
+
+    def script_runs_code(self, touched: Sequence[str]) -> None:
+        """With a `raise` at the end of the touched modules (other languages' files made unreadable) the tests that the bug breaks
+        cannot pass: a script that only reads the code would still say so. The environment's own script needs no such proof."""
+        original, script = self.environment.tree, self.artifact.test_script
+        modules = [path for path in touched if path in original and (path.endswith(".py") or is_other_code(path))]
+        if script in (self.environment.script, self.environment.script_for(self.artifact.test_files)) or not modules:
+            return
+        planted = {path: unusable(path, original[path]) for path in modules}
+        run = self.run(original.replace(planted))
+        reason = "tests pass although the code that they test cannot be imported: test_script.sh does not run it"
+        finding = (
+            fail(reason, passing=shown(self.broken)) if self.broken <= run.outcomes.passed else Finding(True, "", {"planted": modules[:20]})
+        )
+        self.record("script_runs_code", finding)
+
+    def determinism(self, states: Mapping[str, Tree], touched: Sequence[str]) -> None:
+        """Each state again, with other hash seeds and with changes without meaning in the touched files and one other.
+
+        A buggy state whose code may draw lots is run SUSPECT_RUNS times more.
+        """
+        original, seeds = self.environment.tree, self.settings.determinism_runs
+        paths = [*touched, *_one_other(original, touched)]
+        firsts = {name: self.run(tree) for name, tree in states.items()}  # known by now
+        runs: dict[str, list[tuple[TestOutcomes, str]]] = {name: [(run.outcomes, run.error)] for name, run in firsts.items()}
+
+        def repeat(jobs: Sequence[tuple[str, int]]) -> Finding:
+            repeats = self.run_all([(perturb(states[name], paths, hash_seed), hash_seed) for name, hash_seed in jobs])
+            for (name, _), run in zip(jobs, repeats, strict=True):
+                runs[name].append((run.outcomes, run.error))
+            return judge_repeats(runs)
+
+        finding = repeat([(name, hash_seed) for name in states for hash_seed in range(1, seeds)])
+        if seeds > 1 and may_draw_lots(original, states["buggy"], touched):
+            for hash_seed in range(seeds, seeds + SUSPECT_RUNS, PARALLEL_RUNS):
+                if not finding.passed:
+                    break
+                finding = repeat([("buggy", hash_seed + number) for number in range(PARALLEL_RUNS)])
+        self.record("determinism", finding)
+
+
+def judge_bug_paths(bug: Patch, artifact: Artifact, environment: Environment) -> Finding:
+    """bug_inject.diff changes code only."""
+    tests = {*artifact.test_files, *environment.test_files}
+    protected = [path for path in bug.changed_paths if path in tests or is_protected_path(path, environment.tree)]
+    if protected:
+        return fail(
+            f"bug_inject.diff changes {', '.join(protected[:3])}; tests and files that steer the test run may not be part of a bug",
+            protected=protected[:20],
+        )
+    return Finding(True, "", {"changed": list(bug.changed_paths[:20])})
+
+
+def judge_test_files(weaken: Patch, artifact: Artifact, environment: Environment) -> Finding:
+    """Check 1: every test file exists in the original and is a test, and test_weaken.diff touches no other."""
+    evidence = {"test_files": list(artifact.test_files[:20]), "weakened": list(weaken.changed_paths[:20])}
+    if not artifact.test_files:
+        return Finding(False, "test_files.txt names no file", evidence)
+    for path in artifact.test_files:
+        if path not in environment.tree:
+            return Finding(False, f"test_files.txt names {path[:200]!r}, which the original does not have", evidence)
+        if is_runner_path(path) or not (is_test_path(path) or path in environment.test_files):
+            return Finding(False, f"test_files.txt names {path!r}, which is no test file", evidence)
+    others = sorted(set(weaken.changed_paths) - set(artifact.test_files))
+    if others:
+        return Finding(False, f"test_weaken.diff changes {others[0]!r}, which test_files.txt does not name", evidence)
+    return Finding(True, "", evidence)
+
+
+def _units(changed: Sequence[str], artifact: Artifact) -> list[tuple[str, Sequence[str]]]:
+    """What is reverted together: a rename's two paths where both still differ, else each path alone."""
+    left = set(changed)
+    units: list[tuple[str, Sequence[str]]] = []
+    for file in parse_patch(artifact.bug_inject, MAX_STORED_PATCH).files:
+        if file.kind == "rename" and left.issuperset(file.paths):
+            units.append((file.path, file.paths))
+            left.difference_update(file.paths)
+    return units + [(path, (path,)) for path in sorted(left)]
+
+
+def unusable(path: str, entry: FileEntry) -> FileEntry:
+    """The file so that nothing that it defines can be used: a module that raises, or what no other language reads."""
+    return FileEntry(entry.content + UNIMPORTABLE if path.endswith(".py") else UNREADABLE, entry.executable)
+
+
+def _one_other(tree: Tree, touched: Sequence[str]) -> list[str]:
+    """A code file that the bug does not touch, the same one for the same tree; Python's where there is any."""
+    untouched = [path for path in sorted(tree) if path not in touched and not is_protected_path(path, tree)]
+    others = [path for path in untouched if path.endswith(".py")] or [path for path in untouched if is_other_code(path)]
+    return others[:1] if not others else [others[int(tree.digest, 16) % len(others)]]
+
+
+def _end(log: bytes) -> str:
+    return short_failure(log, "")

@@ -1,0 +1,227 @@
+"""Supervised training on packed documents with a weight a token: fast on a CPU, bounded by steps or by time, resumable.
+
+Leaves to others: what the documents are (warm_start). Invariant: no token sees another document of its row.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from selfplay.errors import UsageError
+from selfplay.warm_start.attention import attention_set_to_blocked, document_mask
+
+
+@dataclass(frozen=True)
+class Document:
+    """weights[i]: how much the prediction of token_ids[i] counts (0: shown only). The first token is never predicted."""
+
+    token_ids: Sequence[int]
+    weights: Sequence[float]
+
+    def __post_init__(self) -> None:
+        if len(self.token_ids) != len(self.weights):
+            raise ValueError(f"a document has {len(self.token_ids)} tokens and {len(self.weights)} weights")
+
+
+@dataclass(frozen=True)
+class PackedBatch:
+    token_ids: Tensor  # (rows, seq) int64
+    documents: Tensor  # (rows, seq) int64, the number of a token's document in its row; padding has a number of its own
+    positions: Tensor  # (rows, seq) int64, counted from each document's start
+    weights: Tensor  # (rows, seq) float32, 0 for padding and for each document's first token
+
+
+@dataclass(frozen=True)
+class SftSettings:
+    """The learning rate warms up linearly, then falls as a cosine to `final_share` of itself at the first bound that is reached."""
+
+    steps: int
+    max_seconds: float = math.inf
+    learning_rate: float = 1e-3
+    warmup_steps: int = 50
+    final_share: float = 0.05
+    weight_decay: float = 0.1
+    max_grad_norm: float = 1.0
+    bf16: bool = True
+    compile: bool = True  # 10-45 s at the first step, then twice as fast; every shape of batch compiles anew
+    checkpoint: Path | None = None  # a file; training continues from it when it exists
+    checkpoint_every_s: float = 120.0
+
+
+@dataclass(frozen=True)
+class SftProgress:
+    """One step. loss and accuracy are weighted means over the step's predicted tokens; tokens counts padding."""
+
+    step: int
+    loss: float
+    accuracy: float
+    learning_rate: float
+    grad_norm: float
+    tokens: int
+    tokens_per_s: float  # of this step
+    seconds: float  # trained so far, earlier sittings included
+
+
+def pack(documents: Sequence[Document], rows: int, sequence_tokens: int, seed: int = 0) -> list[PackedBatch]:
+    """All documents in shuffled order, best-fitted into rows of `sequence_tokens`, `rows` a batch. The last batch may hold empty rows.
+
+    Raises UsageError for a document that is longer than a row.
+    """
+    longest = max((len(d.token_ids) for d in documents), default=0)
+    if longest > sequence_tokens:
+        raise UsageError(f"a document has {longest} tokens and a row {sequence_tokens}. Raise sequence_tokens, or cut or drop it.")
+    order = list(documents)
+    generator = random.Random(seed)
+    generator.shuffle(order)
+    packed: list[list[Document]] = []
+    open_rows: list[tuple[int, list[Document]]] = []  # (free tokens, row), at most 64, so that packing stays linear
+    for document in order:
+        length = len(document.token_ids)
+        fitting = [i for i, (free, _) in enumerate(open_rows) if free >= length]
+        if fitting:
+            best = min(fitting, key=lambda i: open_rows[i][0])
+            free, row = open_rows.pop(best)
+        else:
+            if len(open_rows) == 64:
+                packed.append(open_rows.pop(min(range(64), key=lambda i: open_rows[i][0]))[1])
+            free, row = sequence_tokens, []
+        row.append(document)
+        open_rows.append((free - length, row))
+    packed += [row for _, row in open_rows]
+    generator.shuffle(packed)
+    return [_to_batch(packed[start : start + rows], rows, sequence_tokens) for start in range(0, len(packed), rows)]
+
+
+def _to_batch(packed: Sequence[Sequence[Document]], rows: int, sequence_tokens: int) -> PackedBatch:
+    token_ids = torch.zeros(rows, sequence_tokens, dtype=torch.int64)
+    documents = torch.zeros(rows, sequence_tokens, dtype=torch.int64)
+    positions = torch.arange(sequence_tokens).repeat(rows, 1)
+    weights = torch.zeros(rows, sequence_tokens)
+    for r, row in enumerate(packed):
+        start = 0
+        for number, document in enumerate(row, start=1):
+            end = start + len(document.token_ids)
+            token_ids[r, start:end] = torch.as_tensor(document.token_ids, dtype=torch.int64)
+            documents[r, start:end] = number
+            positions[r, start:end] = torch.arange(end - start)
+            weights[r, start + 1 : end] = torch.as_tensor(document.weights, dtype=torch.float32)[1:]
+            start = end
+    return PackedBatch(token_ids, documents, positions, weights)
+
+
+def rate_at(share: float, step: int, settings: SftSettings) -> float:
+    """The learning rate of a 0-based step when `share` (0..1) of the training is over."""
+    warmup = min(1.0, (step + 1) / max(1, settings.warmup_steps))
+    cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
+    return settings.learning_rate * warmup * (settings.final_share + (1 - settings.final_share) * cosine)
+
+
+def _forward(model: Any, batch: PackedBatch, bf16: bool) -> tuple[Tensor, Tensor]:
+    """Weighted mean loss and accuracy of predicting token i from those before it."""
+    device = batch.token_ids.device.type
+    with torch.autocast(device, torch.bfloat16, enabled=bf16):
+        mask = {"full_attention": document_mask(batch.documents)}
+        hidden = model.model(
+            input_ids=batch.token_ids, position_ids=batch.positions, attention_mask=mask, use_cache=False
+        ).last_hidden_state  # (rows, seq, hidden)
+        logits = model.lm_head(hidden)[:, :-1].flatten(0, 1).float()  # (rows * (seq - 1), vocab)
+    targets, weights = batch.token_ids[:, 1:].flatten(), batch.weights[:, 1:].flatten()
+    losses = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
+    total = weights.sum().clamp_min(1e-6)
+    return (losses * weights).sum() / total, ((logits.argmax(-1) == targets) * weights).sum() / total
+
+
+def _save(path: Path, model: Any, optimizer: torch.optim.Optimizer, step: int, seconds: float) -> None:
+    partial = path.with_suffix(f".{os.getpid()}.partial")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step, "seconds": seconds}, partial)
+    with partial.open("rb") as written:
+        os.fsync(written.fileno())
+    partial.rename(path)
+
+
+def make_optimizer(model: torch.nn.Module, learning_rate: float, weight_decay: float) -> torch.optim.AdamW:
+    """AdamW whose decay spares norms and biases. A parameter that DeepSpeed has partitioned keeps its real shape as `ds_shape`."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    is_matrix = {p: len(getattr(p, "ds_shape", p.shape)) > 1 for p in parameters}
+    groups = [
+        {"params": [p for p in parameters if is_matrix[p]], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if not is_matrix[p]], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.95), fused=True)
+
+
+def train(
+    model: Any,
+    batch_at: Callable[[int], PackedBatch],
+    settings: SftSettings,
+    progress: Callable[[SftProgress], bool | None] = lambda _: None,
+) -> SftProgress:
+    """Train a Qwen3-shaped causal model in place on `batch_at(step)`, a pure function of the step, so that resuming repeats nothing.
+
+    Ends at `steps`, after `max_seconds`, or when `progress` returns True (a phase that is learned). Returns the last step's progress.
+    """
+    device = next(model.parameters()).device
+    optimizer = make_optimizer(model, settings.learning_rate, settings.weight_decay)
+    step, seconds = 0, 0.0
+    if settings.checkpoint is not None and settings.checkpoint.exists():
+        state = torch.load(settings.checkpoint, map_location=device, weights_only=True)
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        step, seconds = int(state["step"]), float(state["seconds"])
+    forward = torch.compile(_forward, dynamic=False) if settings.compile else _forward
+    model.train()
+    report = SftProgress(step, math.nan, math.nan, 0.0, math.nan, 0, 0.0, seconds)
+    saved_at = seconds
+    with attention_set_to_blocked(model):
+        while step < settings.steps and seconds < settings.max_seconds:
+            started = time.monotonic()
+            batch = batch_at(step)
+            batch = PackedBatch(*(getattr(batch, name).to(device) for name in ("token_ids", "documents", "positions", "weights")))
+            rate = rate_at(max(step / settings.steps, seconds / settings.max_seconds), step, settings)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            loss, accuracy = forward(model, batch, settings.bf16)
+            loss.backward()  # type: ignore[no-untyped-call]
+            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            step += 1
+            taken = time.monotonic() - started
+            seconds += taken
+            tokens = batch.token_ids.numel()
+            report = SftProgress(step, loss.item(), accuracy.item(), rate, norm.item(), tokens, tokens / taken, seconds)
+            wants_stop = bool(progress(report))
+            is_last = wants_stop or step >= settings.steps or seconds >= settings.max_seconds
+            if settings.checkpoint is not None and (is_last or seconds - saved_at >= settings.checkpoint_every_s):
+                _save(settings.checkpoint, model, optimizer, step, seconds)
+                saved_at = seconds
+            if wants_stop:
+                break
+    model.eval()
+    return report
+
+
+@torch.no_grad()
+def evaluate(model: Any, batches: Sequence[PackedBatch], bf16: bool = True) -> tuple[float, float]:
+    """(loss, accuracy) over the batches, each token by its weight."""
+    device = next(model.parameters()).device
+    losses = accuracies = total = 0.0
+    model.eval()
+    with attention_set_to_blocked(model):
+        for batch in batches:
+            moved = replace(batch, **{n: getattr(batch, n).to(device) for n in ("token_ids", "documents", "positions", "weights")})
+            loss, accuracy = _forward(model, moved, bf16)
+            weight = batch.weights[:, 1:].sum().item()
+            losses, accuracies, total = losses + loss.item() * weight, accuracies + accuracy.item() * weight, total + weight
+    return losses / max(total, 1e-6), accuracies / max(total, 1e-6)
