@@ -34,7 +34,9 @@ if TYPE_CHECKING:
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 from tiny_policy import build_tiny_policy
 
-OUTPUT = "\n".join(f"./package/module_{n}.py:{n}:def function_{n}(first, second):" for n in range(40)).encode()
+OUTPUT = "\n".join(
+    f"./package/module_{n}.py:{n}:def function_{n}(first, second):" for n in range(40)
+).encode()
 
 
 class NoSandbox:
@@ -42,7 +44,9 @@ class NoSandbox:
 
     spec = SandboxSpec(environment="")
 
-    def run(self, command: str, timeout_s: float = 60.0, output_bytes: int | None = None, stdin: bytes = b"") -> ExecResult:
+    def run(
+        self, command: str, timeout_s: float = 60.0, output_bytes: int | None = None, stdin: bytes = b""
+    ) -> ExecResult:
         return ExecResult(0, OUTPUT, truncated=False, timed_out=False, duration_s=0.0)
 
     def write_archive(self, folder: str, tar: bytes) -> None:
@@ -81,13 +85,24 @@ class Recorder:
         self.engine.close()
 
 
-def play(engine: Engine, chat: ChatFormat, sandbox: Sandbox, settings: AgentSettings, episode: int) -> AgentResult:
+def play(
+    engine: Engine, chat: ChatFormat, sandbox: Sandbox, settings: AgentSettings, episode: int
+) -> AgentResult:
     return run_episode(
-        engine, chat, sandbox, "", "injector direct", settings, lambda turn: derive_seed(episode, turn), f"injector/b/{episode}"
+        engine,
+        chat,
+        sandbox,
+        "",
+        "injector direct",
+        settings,
+        lambda turn: derive_seed(episode, turn),
+        f"injector/b/{episode}",
     )
 
 
-def measure(name: str, engine: Engine, chat: ChatFormat, sandbox: Sandbox, settings: AgentSettings, episodes: int) -> list[str]:
+def measure(
+    name: str, engine: Engine, chat: ChatFormat, sandbox: Sandbox, settings: AgentSettings, episodes: int
+) -> list[str]:
     """One row: the loop's time, the bare engine's on the same requests, and the difference a turn."""
     play(engine, chat, sandbox, settings, episodes)  # warm-up
     recorder = Recorder(engine)
@@ -101,7 +116,13 @@ def measure(name: str, engine: Engine, chat: ChatFormat, sandbox: Sandbox, setti
     turns = sum(len(result.turns) for result in results)
     act_s = sum(turn.act_s for result in results for turn in result.turns)
     overhead_ms = (loop_s - recorder.engine_s) / turns * 1000
-    columns = (turns, f"{loop_s / turns * 1000:.2f}", f"{bare_s / turns * 1000:.2f}", f"{act_s / turns * 1000:.2f}", f"{overhead_ms:.2f}")
+    columns = (
+        turns,
+        f"{loop_s / turns * 1000:.2f}",
+        f"{bare_s / turns * 1000:.2f}",
+        f"{act_s / turns * 1000:.2f}",
+        f"{overhead_ms:.2f}",
+    )
     return [name, *map(str, columns), f"{loop_s / bare_s:.2f}"]
 
 
@@ -109,14 +130,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--turns", type=at_least_one, default=16)
     parser.add_argument("--episodes", type=at_least_one, default=8)
-    parser.add_argument("--policy", default="", help="a model folder for the hf rows; default: a tiny one with random weights")
+    parser.add_argument(
+        "--policy", default="", help="a model folder for the hf rows; default: a tiny one with random weights"
+    )
     arguments = parser.parse_args()
-    settings = AgentSettings(max_turns=arguments.turns, context_tokens=32_768, turn_tokens=64, requeries=arguments.turns)
+    settings = AgentSettings(
+        max_turns=arguments.turns, context_tokens=32_768, turn_tokens=64, requeries=arguments.turns
+    )
     table = Table(title="a turn of the episode loop, in milliseconds")
-    for column in ("engine, sandbox", "turns", "loop", "bare engine", "tool", "loop less engine", "loop / bare engine"):
+    for column in (
+        "engine, sandbox",
+        "turns",
+        "loop",
+        "bare engine",
+        "tool",
+        "loop less engine",
+        "loop / bare engine",
+    ):
         table.add_column(column, justify="left" if column.startswith("engine") else "right")
     with ExitStack() as stack:
-        folder = Path(arguments.policy or build_tiny_policy(Path(stack.enter_context(tempfile.TemporaryDirectory()))))
+        folder = Path(
+            arguments.policy or build_tiny_policy(Path(stack.enter_context(tempfile.TemporaryDirectory())))
+        )
         tokenizer = load_tokenizer(str(folder))
         chat = ChatFormat(tokenizer)
         scripted = ScriptedEngine(lambda turn: format_action("bash", f"echo {turn.number}"), tokenizer)

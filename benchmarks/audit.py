@@ -88,7 +88,11 @@ SEEDED = {
     "repository": "[p.read_bytes() for p in sorted(__import__('pathlib').Path('/testbed').rglob('*.py'))]",
     "sizes in the repository": "[p.stat().st_size for p in sorted(__import__('pathlib').Path('/testbed').rglob('*.py'))]",
 }
-AUTHOR_CHOOSES = {*SEEDED, "set order", "hash of a string"}  # what comes out the first time can be known beforehand
+AUTHOR_CHOOSES = {
+    *SEEDED,
+    "set order",
+    "hash of a string",
+}  # what comes out the first time can be known beforehand
 
 
 @dataclass(frozen=True)
@@ -154,15 +158,26 @@ def broken_statement(original: Tree, buggy: Tree) -> Place | None:
     found = [
         node
         for node in ast.walk(module)
-        if isinstance(node, ast.stmt) and node.lineno <= lines[0] <= (node.end_lineno or 0) and _stands_alone(node, right)
+        if isinstance(node, ast.stmt)
+        and node.lineno <= lines[0] <= (node.end_lineno or 0)
+        and _stands_alone(node, right)
     ]
     node = min(found, key=lambda node: (node.end_lineno or 0) - node.lineno, default=None)
-    if node is None or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) or _has_long_text(node):
+    if (
+        node is None
+        or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+        or _has_long_text(node)
+    ):
         return None
     first, last = node.lineno, node.end_lineno or node.lineno
     start = right[first - 1]
     return Place(
-        path, first, last, tuple(right[first - 1 : last]), tuple(wrong[first - 1 : last]), start[: len(start) - len(start.lstrip())]
+        path,
+        first,
+        last,
+        tuple(right[first - 1 : last]),
+        tuple(wrong[first - 1 : last]),
+        start[: len(start) - len(start.lstrip())],
     )
 
 
@@ -190,8 +205,15 @@ def draw(data: str, passes: float, salt: int) -> str:
 def with_luck(original: Tree, place: Place, luck: str) -> Tree:
     """The original with the statement made right where `luck` is true, and wrong else."""
     lines = original.text(place.path).split("\n")
-    branches = [f"{place.indentation}if {luck}:", *_indented(place.right), f"{place.indentation}else:", *_indented(place.wrong)]
-    return _with_text(original, place.path, "\n".join([*lines[: place.first - 1], *branches, *lines[place.last :]]))
+    branches = [
+        f"{place.indentation}if {luck}:",
+        *_indented(place.right),
+        f"{place.indentation}else:",
+        *_indented(place.wrong),
+    ]
+    return _with_text(
+        original, place.path, "\n".join([*lines[: place.first - 1], *branches, *lines[place.last :]])
+    )
 
 
 def _indented(lines: Sequence[str]) -> list[str]:
@@ -210,7 +232,13 @@ def meaningless_attempt(start: Tree, place: Place, number: int) -> Tree:
     lines = start.text(place.path).split("\n")
     notes = "; ".join(f"note_{number}_{index} = {number}" for index in range(number))
     top = 1 if lines[0].startswith("#") else 0  # an encoding stays in its place
-    changed = [*lines[:top], *["# nothing"] * number, *lines[top : place.first - 1], place.indentation + notes, *lines[place.first - 1 :]]
+    changed = [
+        *lines[:top],
+        *["# nothing"] * number,
+        *lines[top : place.first - 1],
+        place.indentation + notes,
+        *lines[place.first - 1 :],
+    ]
     return _with_text(start, place.path, "\n".join(changed))
 
 
@@ -245,13 +273,20 @@ class Audit:
     environments: dict[str, Environment] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.runner = QuickRunner(self.backend, self.config.validator, sandbox_limits(self.config), {"selfplay.run": "audit"})
+        self.runner = QuickRunner(
+            self.backend, self.config.validator, sandbox_limits(self.config), {"selfplay.run": "audit"}
+        )
 
     def environment(self, repo: str) -> Environment:
         if repo not in self.environments:
             checkout = fetch(parse_spec(repo), cache_root())
             self.environments[repo] = prepare_environment(
-                checkout, self.backend, self.config.environment, sandbox_limits(self.config), cache_root(), lambda _: None
+                checkout,
+                self.backend,
+                self.config.environment,
+                sandbox_limits(self.config),
+                cache_root(),
+                lambda _: None,
             )
         return self.environments[repo]
 
@@ -294,17 +329,26 @@ class Audit:
         start = build_states(environment.tree, bug).solver_start
         if place is None:
             return self._graded(result, environment, bug, [case.task.patch])
-        patches = [diff_trees(start, meaningless_attempt(start, place, number)) for number in range(1, self.attempts + 1)]
+        patches = [
+            diff_trees(start, meaningless_attempt(start, place, number))
+            for number in range(1, self.attempts + 1)
+        ]
         return self._graded(result, environment, bug, patches)
 
-    def _hostile(self, case: Case, place: Place, environment: Environment, honest: BugState) -> tuple[int, BugState]:
+    def _hostile(
+        self, case: Case, place: Place, environment: Environment, honest: BugState
+    ) -> tuple[int, BugState]:
         """The bug, and the salt with which its first draw fails: an author would try as many as it takes."""
         data = "0" if case.kind == "same shape" else {**CHANCE, **SEEDED}[case.source]
         weakening = build_states(environment.tree, honest)
         for salt in range(1, MAX_SALTS):
             buggy = with_luck(environment.tree, place, draw(data, case.passes, salt))
             weakened = buggy.replace({path: weakening.weakened[path] for path in honest.artifact.test_files})
-            artifact = replace(honest.artifact, bug_inject=diff_trees(environment.tree, buggy), test_weaken=diff_trees(buggy, weakened))
+            artifact = replace(
+                honest.artifact,
+                bug_inject=diff_trees(environment.tree, buggy),
+                test_weaken=diff_trees(buggy, weakened),
+            )
             if case.source not in AUTHOR_CHOOSES:
                 break
             run = self.runner.run(environment, buggy, artifact.test_script, artifact.test_parser)
@@ -312,7 +356,9 @@ class Audit:
                 break
         return salt, replace(honest, artifact=artifact)
 
-    def _graded(self, result: Result, environment: Environment, bug: BugState, patches: Sequence[str]) -> Result:
+    def _graded(
+        self, result: Result, environment: Environment, bug: BugState, patches: Sequence[str]
+    ) -> Result:
         """A group of attempts, as a solver group is graded; the first pass that is not confirmed voids the bug and ends it."""
         passed, first = 0, None
         for number, patch in enumerate(patches, 1):
@@ -341,7 +387,12 @@ def cases(audit: Audit, kinds: Sequence[str] = ()) -> Iterator[Case]:
     for task in tasks:
         packages.setdefault(task.repository, []).append(task)
     honest = in_turn(packages.values())[:HONEST]
-    ground = in_turn([_some(some, BUGS_OF_A_PACKAGE, lambda task: audit.place(task) is not None) for some in packages.values()])
+    ground = in_turn(
+        [
+            _some(some, BUGS_OF_A_PACKAGE, lambda task: audit.place(task) is not None)
+            for some in packages.values()
+        ]
+    )
     drawn = [
         (kind, source, passes)
         for kind, sources in (("chance", CHANCE), ("seeded", SEEDED))
@@ -349,9 +400,13 @@ def cases(audit: Audit, kinds: Sequence[str] = ()) -> Iterator[Case]:
         for passes in PASSES[kind]
     ]
     drawn.sort(key=lambda item: _order(repr(item)))
-    hostile = [Case(kind, source, passes, ground[n % len(ground)]) for n, (kind, source, passes) in enumerate(drawn)]  # type: ignore[arg-type]
+    hostile = [
+        Case(kind, source, passes, ground[n % len(ground)]) for n, (kind, source, passes) in enumerate(drawn)
+    ]  # type: ignore[arg-type]
     shaped = [Case("same shape", "none", 0.0, task) for task in ground[:SAME_SHAPE]]
-    all_cases = in_turn([hostile[::2], hostile[1::2], [Case("honest", "none", 0.0, task) for task in honest], shaped])
+    all_cases = in_turn(
+        [hostile[::2], hostile[1::2], [Case("honest", "none", 0.0, task) for task in honest], shaped]
+    )
     return (case for case in all_cases if not kinds or case.kind in kinds)
 
 
@@ -411,8 +466,13 @@ def report(results: Sequence[Result]) -> str:
         "first +1 not confirmed",
         "rejected or voided by a group",
     ]
-    parts = ["## Hostile artifacts", table([head, *(_hostile_row(kind, p, some) for kind, p, some in groups if some)])]
-    sources = [(kind, source) for kind, all_of in (("chance", CHANCE), ("seeded", SEEDED)) for source in all_of]
+    parts = [
+        "## Hostile artifacts",
+        table([head, *(_hostile_row(kind, p, some) for kind, p, some in groups if some)]),
+    ]
+    sources = [
+        (kind, source) for kind, all_of in (("chance", CHANCE), ("seeded", SEEDED)) for source in all_of
+    ]
     rows = [
         [kind, source, *_hostile_row("", "", some)[2:]]
         for kind, source in sources
@@ -427,9 +487,17 @@ def report(results: Sequence[Result]) -> str:
         if some:
             checks = Counter(result.failed_check for result in wronged)
             refused = shown_rate(sum(not r.first_pass for r in passed), len(passed))
-            rows.append([kind, str(len(some)), _counted(checks), shown_rate(len(wronged), len(some)), refused])
-    parts += ["## False alarms", table([["kind", "artifacts", "rejected at", "rejected", "true repair not confirmed"], *rows])]
-    runs = {kind: [r.test_runs for r in results if r.kind == kind] for kind in ("chance", "seeded", "same shape", "honest")}
+            rows.append(
+                [kind, str(len(some)), _counted(checks), shown_rate(len(wronged), len(some)), refused]
+            )
+    parts += [
+        "## False alarms",
+        table([["kind", "artifacts", "rejected at", "rejected", "true repair not confirmed"], *rows]),
+    ]
+    runs = {
+        kind: [r.test_runs for r in results if r.kind == kind]
+        for kind in ("chance", "seeded", "same shape", "honest")
+    }
     costs = ", ".join(f"{kind} {sum(some) / len(some):.1f}" for kind, some in runs.items() if some)
     parts.append(f"Test runs a validation, those known already left out: {costs}.")
     return "\n\n".join(parts) + "\n"
@@ -457,7 +525,9 @@ def _counted(checks: Counter[str]) -> str:
 
 
 def read_results(path: Path) -> list[Result]:
-    return [Result(**json.loads(line)) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
+    return (
+        [Result(**json.loads(line)) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
+    )
 
 
 @cache
@@ -466,23 +536,38 @@ def own_config() -> Config:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--output", type=Path, default=Path("runs/audit"), help="folder of results.jsonl, continued if there, and report.md"
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--limit", type=int, default=0, help="this many artifacts only; every kind comes early")
-    parser.add_argument("--attempts", type=int, default=8, help="that are graded for each bug; 0 leaves grading out")
     parser.add_argument(
-        "--grade-rejected", action="store_true", help="grade attempts at rejected artifacts too, as if they had been let through"
+        "--output",
+        type=Path,
+        default=Path("runs/audit"),
+        help="folder of results.jsonl, continued if there, and report.md",
     )
-    parser.add_argument("--kinds", nargs="*", default=[], choices=["chance", "seeded", "same shape", "honest"])
+    parser.add_argument(
+        "--limit", type=int, default=0, help="this many artifacts only; every kind comes early"
+    )
+    parser.add_argument(
+        "--attempts", type=int, default=8, help="that are graded for each bug; 0 leaves grading out"
+    )
+    parser.add_argument(
+        "--grade-rejected",
+        action="store_true",
+        help="grade attempts at rejected artifacts too, as if they had been let through",
+    )
+    parser.add_argument(
+        "--kinds", nargs="*", default=[], choices=["chance", "seeded", "same shape", "honest"]
+    )
     parser.add_argument("--sandbox", default="bubblewrap", choices=["auto", "docker", "bubblewrap"])
     options = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     options.output.mkdir(parents=True, exist_ok=True)
     file = options.output / "results.jsonl"
     known = {result.name: result for result in read_results(file)}
-    audit = Audit(open_backend(options.sandbox, cache_root())[0], own_config(), options.attempts, options.grade_rejected)
+    audit = Audit(
+        open_backend(options.sandbox, cache_root())[0], own_config(), options.attempts, options.grade_rejected
+    )
     wanted = list(cases(audit, options.kinds))[: options.limit or None]
     started = time.monotonic()
     for number, case in enumerate(wanted, 1):
@@ -491,7 +576,10 @@ def main() -> None:
         result = known[case.name] = audit.judge(case)
         with file.open("a", encoding="utf-8") as lines:
             lines.write(json.dumps(asdict(result)) + "\n")
-        print(f"{number}/{len(wanted)} {case.name}: {result.failed_check or 'accepted'}, {result.seconds} s", flush=True)
+        print(
+            f"{number}/{len(wanted)} {case.name}: {result.failed_check or 'accepted'}, {result.seconds} s",
+            flush=True,
+        )
     text = report([known[case.name] for case in wanted])
     (options.output / "report.md").write_text(text, encoding="utf-8")
     print(f"{text}\n{(time.monotonic() - started) / 60:.1f} minutes; {file}, {options.output / 'report.md'}")

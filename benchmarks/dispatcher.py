@@ -118,18 +118,49 @@ class TimedEngine:
 
 
 def play(
-    config: Config, engine: Engine, chat: ChatFormat, backend: Any, environments: dict[str, Environment], step_s: float, bugs: Any = ()
+    config: Config,
+    engine: Engine,
+    chat: ChatFormat,
+    backend: Any,
+    environments: dict[str, Environment],
+    step_s: float,
+    bugs: Any = (),
 ) -> list[dict[str, Any]]:
     """The rows of a whole run."""
     with tempfile.TemporaryDirectory(prefix="selfplay-bench-") as folder:
-        run, config = create_run(config.model_copy(update={"run": config.run.model_copy(update={"folder": folder})}), "", datetime.now())
-        limits, labels, sink = sandbox_limits(config), {"run": "bench", "owner": str(os.getpid())}, MemorySink()
-        with Store.open(run.database) as store, TrainProgress(Console(quiet=True), config.train.updates) as progress:
+        run, config = create_run(
+            config.model_copy(update={"run": config.run.model_copy(update={"folder": folder})}),
+            "",
+            datetime.now(),
+        )
+        limits, labels, sink = (
+            sandbox_limits(config),
+            {"run": "bench", "owner": str(os.getpid())},
+            MemorySink(),
+        )
+        with (
+            Store.open(run.database) as store,
+            TrainProgress(Console(quiet=True), config.train.updates) as progress,
+        ):
             for bug in bugs:
                 store.add_bug(bug)
             trainer: Any = SimulatedTrainer(Script(step_s=step_s))
             runner = TestRunner(backend, config.validator, limits, labels)
-            game = Game(config, run, store, environments, backend, limits, labels, engine, chat, trainer, runner, sink, progress)
+            game = Game(
+                config,
+                run,
+                store,
+                environments,
+                backend,
+                limits,
+                labels,
+                engine,
+                chat,
+                trainer,
+                runner,
+                sink,
+                progress,
+            )
             asyncio.run(TrainLoop(game).run())
         return sink.rows
 
@@ -150,22 +181,44 @@ def rates(arguments: argparse.Namespace) -> None:
     ]
     config = load_config(recipe, settings)
     environments = prepare_all(
-        read_repository_list(resource("recipes") / "quickstart-repos.txt"), backend, config, sandbox_limits(config), console
+        read_repository_list(resource("recipes") / "quickstart-repos.txt"),
+        backend,
+        config,
+        sandbox_limits(config),
+        console,
     )
     check_targets(config, environments, console.print)
     tokenizer = load_tokenizer(policy_path("carried"))
     chat = ChatFormat(tokenizer)
     pace = f"{arguments.tokens_per_s:g} tokens/s for up to {arguments.at_once}, thoughts of {arguments.thought:g} tokens"
     table = Table(title=f"episodes an hour: {pace}, steps of {arguments.step:g} s")
-    for name in ("max_lag", "wall s", "episodes", "episodes/h", "engine idle", "engine used", "trainer idle", "lag"):
+    for name in (
+        "max_lag",
+        "wall s",
+        "episodes",
+        "episodes/h",
+        "engine idle",
+        "engine used",
+        "trainer idle",
+        "lag",
+    ):
         table.add_column(name, justify="right")
     found = {}
     for max_lag in (0, arguments.max_lag):
-        scripted = ScriptedEngine(TeacherPlayer([environment.tree for environment in environments.values()]), tokenizer)
+        scripted = ScriptedEngine(
+            TeacherPlayer([environment.tree for environment in environments.values()]), tokenizer
+        )
         speed = SharedSpeed(arguments.tokens_per_s, arguments.at_once)
         engine = TimedEngine(scripted, speed, arguments.thought)
         started = time.monotonic()
-        rows = play(config.model_copy(update={"max_lag": max_lag}), engine, chat, backend, environments, arguments.step)
+        rows = play(
+            config.model_copy(update={"max_lag": max_lag}),
+            engine,
+            chat,
+            backend,
+            environments,
+            arguments.step,
+        )
         wall_s = time.monotonic() - started
         episodes = sum(row["injector/episodes"] + row["solver/episodes"] for row in rows)
         found[max_lag] = episodes * 3600 / wall_s
@@ -191,7 +244,9 @@ class TimedSandbox:
     command_s: float
     tar: bytes = b""
 
-    def run(self, command: str, timeout_s: float = 60.0, output_bytes: int | None = None, stdin: bytes = b"") -> ExecResult:
+    def run(
+        self, command: str, timeout_s: float = 60.0, output_bytes: int | None = None, stdin: bytes = b""
+    ) -> ExecResult:
         time.sleep(self.command_s * random.uniform(0.2, 1.8))
         output = "\n".join(f"./package/module_{n}.py:{n}:def function_{n}(first, second):" for n in range(12))
         return ExecResult(0, output.encode(), False, False, self.command_s)
@@ -229,12 +284,16 @@ class TimedCompletions:
 
     def __init__(self, tokenizer: Any, turn_s: float, turns: int) -> None:
         stop = (int(tokenizer.eos_token_id),)
-        thought = "The function that fails is called from several places, so where it is used comes first. " * 8
+        thought = (
+            "The function that fails is called from several places, so where it is used comes first. " * 8
+        )
 
         def ids(text: str) -> tuple[int, ...]:
             return tuple(tokenizer.encode(text, add_special_tokens=False)) + stop
 
-        self._looks = [ids(f"{thought}\n{format_action('bash', f'grep -rn function_{n} package')}") for n in range(128)]
+        self._looks = [
+            ids(f"{thought}\n{format_action('bash', f'grep -rn function_{n} package')}") for n in range(128)
+        ]
         self._submit = ids(format_action("submit", ""))
         self._turn_s, self._turns = turn_s, turns
 
@@ -337,9 +396,17 @@ class Watch:
             least = min(least, self.open)
         after, wall_s = os.times(), time.monotonic() - began
         own = (after.user + after.system - before.user - before.system) / wall_s
-        children = (after.children_user + after.children_system - before.children_user - before.children_system) / wall_s
+        children = (
+            after.children_user + after.children_system - before.children_user - before.children_system
+        ) / wall_s
         table = Table(title=f"one controller, {wall_s:.0f} s")
-        for name in ("in flight, at least", "episodes ended/s", "cores, this process", "cores, git beside it", "bound"):
+        for name in (
+            "in flight, at least",
+            "episodes ended/s",
+            "cores, this process",
+            "cores, git beside it",
+            "bound",
+        ):
             table.add_column(name, justify="right")
         ended = (self.opened - opened) / wall_s
         table.add_row(str(least), f"{ended:.1f}", f"{own:.2f}", f"{children:.2f}", "1")
@@ -348,15 +415,24 @@ class Watch:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     kinds = parser.add_subparsers(dest="kind", required=True)
     one = kinds.add_parser("rates")
     one.add_argument("--updates", type=at_least_one, default=6)
     one.add_argument("--max-lag", type=int, default=2)
     one.add_argument("--ahead", type=int, default=2)
     one.add_argument("--group-size", type=at_least_one, default=4)
-    one.add_argument("--tokens-per-s", type=float, default=40.0, help="of one conversation, as a server gives it")
-    one.add_argument("--at-once", type=at_least_one, default=16, help="conversations that it serves at that speed; more share it")
+    one.add_argument(
+        "--tokens-per-s", type=float, default=40.0, help="of one conversation, as a server gives it"
+    )
+    one.add_argument(
+        "--at-once",
+        type=at_least_one,
+        default=16,
+        help="conversations that it serves at that speed; more share it",
+    )
     one.add_argument("--thought", type=float, default=120.0, help="tokens thought before a call, the median")
     one.add_argument("--step", type=float, default=15.0, help="seconds of a training step")
     two = kinds.add_parser("controller")
@@ -365,7 +441,12 @@ def main() -> None:
     two.add_argument("--turns", type=at_least_one, default=50, help="of an episode, the mean")
     two.add_argument("--turn-s", type=float, default=15.0, help="generation of one turn, the mean")
     two.add_argument("--command-s", type=float, default=5.0, help="a command in its sandbox, the mean")
-    two.add_argument("--prompt-lines", type=at_least_one, default=700, help="of the prompt: as long as a conversation half-way")
+    two.add_argument(
+        "--prompt-lines",
+        type=at_least_one,
+        default=700,
+        help="of the prompt: as long as a conversation half-way",
+    )
     arguments = parser.parse_args()
     rates(arguments) if arguments.kind == "rates" else controller(arguments)
 

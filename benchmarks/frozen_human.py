@@ -239,8 +239,14 @@ def releases(project: str, first: str, last: str, cache: Path) -> dict[str, Tree
     found: dict[str, Tree] = {}
     with git.Repo(str(checkout.git_dir)) as repository:
         for commit in reversed(list(repository.iter_commits(checkout.commit))):
-            blobs = [blob for blob in commit.tree.traverse() if isinstance(blob, git.Blob) and str(blob.path).endswith(".py")]
-            found[str(commit.message).split()[-1]] = Tree({str(blob.path): FileEntry(blob.data_stream.read()) for blob in blobs})
+            blobs = [
+                blob
+                for blob in commit.tree.traverse()
+                if isinstance(blob, git.Blob) and str(blob.path).endswith(".py")
+            ]
+            found[str(commit.message).split()[-1]] = Tree(
+                {str(blob.path): FileEntry(blob.data_stream.read()) for blob in blobs}
+            )
     return found
 
 
@@ -312,7 +318,9 @@ class Change:
     def hunks(self) -> tuple[tuple[int, int, int, int], ...]:
         """(start, end) before and (start, end) after, of each run of changed lines; a single equal line between two joins them."""
         joined: list[tuple[int, int, int, int]] = []
-        for tag, a, b, c, d in difflib.SequenceMatcher(None, self.before, self.after, autojunk=False).get_opcodes():
+        for tag, a, b, c, d in difflib.SequenceMatcher(
+            None, self.before, self.after, autojunk=False
+        ).get_opcodes():
             if tag == "equal":
                 continue
             if joined and a - joined[-1][1] <= 1:
@@ -346,7 +354,9 @@ class Change:
             block = list(self.after[low:high])
             if not any(line.strip() for line in block) or low == high:
                 continue
-            places = [at for at in range(first, last - len(block) + 1) if lines[at : at + len(block)] == block]
+            places = [
+                at for at in range(first, last - len(block) + 1) if lines[at : at + len(block)] == block
+            ]
             if len(places) == 1:
                 at = places[0] + start - low
                 return "\n".join([*lines[:at], *old, *lines[at + end - start :]])
@@ -381,7 +391,9 @@ class Workplace:
     def environment(self, line: str) -> Environment:
         checkout = fetch(parse_spec(line), self.cache)
         settings, limits = self.config.environment, sandbox_limits(self.config)
-        return prepare_environment(checkout, self.backend, settings, limits, self.cache, lambda words: print(words, file=sys.stderr))
+        return prepare_environment(
+            checkout, self.backend, settings, limits, self.cache, lambda words: print(words, file=sys.stderr)
+        )
 
     def run(self, environment: Environment, tree: Tree, test_files: Sequence[str]) -> TestRun:
         return self.runner.run(environment, tree, environment.script_for(test_files), environment.parser)
@@ -398,7 +410,11 @@ def statement_at(text: str, line: int) -> tuple[int, int]:
         for node in ast.walk(module or ast.Module([], []))
         if isinstance(node, ast.stmt) and node.lineno <= line <= (node.end_lineno or node.lineno)
     ]
-    expecting = [node for node in around if isinstance(node, ast.With) and EXPECTS.search(ast.unparse(node.items[0].context_expr))]
+    expecting = [
+        node
+        for node in around
+        if isinstance(node, ast.With) and EXPECTS.search(ast.unparse(node.items[0].context_expr))
+    ]
     spans = [(node.lineno, node.end_lineno or node.lineno) for node in expecting or around]
     return min(spans, key=lambda span: span[1] - span[0], default=(line, line))
 
@@ -407,12 +423,22 @@ def weaken(tree: Tree, log: bytes, failing: Sequence[str]) -> Tree:
     """`tree` where each failing test returns before the first of its statements that failed: the least that hides a bug."""
     frames = re.findall(r"^(\S+\.py):(\d+): in (\w+)", log.decode("utf-8", "replace"), re.MULTILINE)
     for path in sorted({test.partition("::")[0] for test in failing}):
-        names = {test.partition("[")[0].split("::", 1)[1].replace("::", ".") for test in failing if test.startswith(f"{path}::")}
+        names = {
+            test.partition("[")[0].split("::", 1)[1].replace("::", ".")
+            for test in failing
+            if test.startswith(f"{path}::")
+        }
         lines = tree.text(path).split("\n")
-        for name, (first, last) in sorted(function_lines(tree.text(path)).items(), key=lambda item: -item[1][0]):
+        for name, (first, last) in sorted(
+            function_lines(tree.text(path)).items(), key=lambda item: -item[1][0]
+        ):
             if name not in names:
                 continue
-            inside = [int(n) for place, n, where in frames if place == path and where == name.split(".")[-1] and first < int(n) <= last]
+            inside = [
+                int(n)
+                for place, n, where in frames
+                if place == path and where == name.split(".")[-1] and first < int(n) <= last
+            ]
             start, end = statement_at(tree.text(path), min(inside) if inside else first + 1)
             head = lines[start - 1]
             lines[start - 1 : end] = [head[: len(head) - len(head.lstrip())] + "return"]
@@ -437,7 +463,10 @@ def passing_in(test_files: Sequence[str], run: TestRun) -> list[str]:
 
 def make_bug(place: Workplace, environment: Environment, buggy: Tree, test_files: Sequence[str]) -> Bug | str:
     """The bug of `buggy` with the test files that notice it, or why it is none."""
-    before, after = place.run(environment, environment.tree, test_files), place.run(environment, buggy, test_files)
+    before, after = (
+        place.run(environment, environment.tree, test_files),
+        place.run(environment, buggy, test_files),
+    )
     if before.error or after.error:
         return before.error or after.error
     failing = tuple(sorted(broken_tests(before.outcomes, after.outcomes) & after.outcomes.failed))
@@ -470,7 +499,9 @@ class Candidate:
     test_files: tuple[str, ...]
 
 
-def candidates(project: str, first: str, last: str, environment: Environment, cache: Path) -> Iterator[Candidate]:
+def candidates(
+    project: str, first: str, last: str, environment: Environment, cache: Path
+) -> Iterator[Candidate]:
     """Every small change of a function since `first` that can be undone in `last`, once, with the test files changed beside it."""
     trees = releases(project, first, last, cache)
     tree, seen = environment.tree, set[str]()
@@ -483,12 +514,21 @@ def candidates(project: str, first: str, last: str, environment: Environment, ca
             for function, span in function_lines(tree.text(path)).items():
                 change = change_of(trees[before], trees[after], path, function)
                 too_long = span[1] - span[0] >= MAX_FUNCTION_LINES
-                if change is None or too_long or len(change.before) > MAX_FUNCTION_LINES or change.before[0] != change.after[0]:
+                if (
+                    change is None
+                    or too_long
+                    or len(change.before) > MAX_FUNCTION_LINES
+                    or change.before[0] != change.after[0]
+                ):
                     continue
                 numbers = range(len(change.hunks))
                 for hunk in [*numbers, None] if len(numbers) > 1 else numbers:
                     chosen = tuple(numbers) if hunk is None else (hunk,)
-                    text = change.undo(tree.text(path), function, chosen) if change.size(chosen) <= MAX_CHANGED_LINES else None
+                    text = (
+                        change.undo(tree.text(path), function, chosen)
+                        if change.size(chosen) <= MAX_CHANGED_LINES
+                        else None
+                    )
                     if text is None or text in seen or meaning(text) in (None, meaning(tree.text(path))):
                         continue
                     seen.add(text)
@@ -514,8 +554,12 @@ def search(project: str, first: str, last: str, place: Workplace) -> None:
             continue
         found += 1
         fix = candidate.fix
-        print(f"\n=== {fix.project} {fix.before} -> {fix.after} in {fix.version}: {fix.path} {fix.function} hunk={fix.hunk}")
-        print(f"    {candidate.changed_lines} lines, {len(bug.failing)} failing, {bug.passing} passing, {bug.tokens} tokens")
+        print(
+            f"\n=== {fix.project} {fix.before} -> {fix.after} in {fix.version}: {fix.path} {fix.function} hunk={fix.hunk}"
+        )
+        print(
+            f"    {candidate.changed_lines} lines, {len(bug.failing)} failing, {bug.passing} passing, {bug.tokens} tokens"
+        )
         print(reverse_patch(bug.artifact.bug_inject).partition("\n@@")[2])
         print("  spec: " + "\n        ".join(reverse_patch(bug.artifact.test_weaken).splitlines()[3:][:14]))
         print("  " + "\n  ".join(bug.failure.splitlines()[-4:]), flush=True)
@@ -525,7 +569,9 @@ def search(project: str, first: str, last: str, place: Workplace) -> None:
 # ---- records
 
 
-def record_of(fix: Fix, number: int, verdict: Verdict, artifact: Artifact, environment: Environment) -> dict[str, Any]:
+def record_of(
+    fix: Fix, number: int, verdict: Verdict, artifact: Artifact, environment: Environment
+) -> dict[str, Any]:
     """SWE-bench shaped, with what is ours under `selfplay`."""
     return {
         "instance_id": f"human-{fix.project}-{number}",
@@ -570,13 +616,17 @@ def prove(fix: Fix, number: int, place: Workplace) -> dict[str, Any]:
     text = change.undo(environment.tree.text(fix.path), fix.function, chosen) if change else None
     if text is None:
         raise RunError(f"{name}: the change does not stand in {fix.version}. Give another `version`.")
-    buggy = environment.tree.replace({fix.path: FileEntry(text.encode(), environment.tree[fix.path].executable)})
+    buggy = environment.tree.replace(
+        {fix.path: FileEntry(text.encode(), environment.tree[fix.path].executable)}
+    )
     tests = fix.tests or _changed_tests(trees[fix.before], trees[fix.after], environment)
     bug = make_bug(place, environment, buggy, tests or environment.test_files)
     if isinstance(bug, str):
         raise RunError(f"{name}: {bug}. Take it out of FIXES.")
     if bug.tokens > MAX_SPEC_TOKENS:
-        raise RunError(f"{name}: its specification has {bug.tokens} tokens, more than {MAX_SPEC_TOKENS}. Take it out of FIXES.")
+        raise RunError(
+            f"{name}: its specification has {bug.tokens} tokens, more than {MAX_SPEC_TOKENS}. Take it out of FIXES."
+        )
     verdict = validate(bug.artifact, environment, THRESHOLDS, place.runner, place.config.validator)
     if not verdict.accepted:
         reason = next(check.reason for check in verdict.checks if check.name == verdict.failed_check)
@@ -600,7 +650,10 @@ def rebuild(place: Workplace, output: Path, wanted: str, workers: int) -> int:
             print(f"refused: {error}", file=sys.stderr)
             return None
         failing, passing = len(record["FAIL_TO_PASS"]), len(record["PASS_TO_PASS"])
-        print(f"{record['instance_id']}: {job[0].function}, {failing} failing, {passing} passing", file=sys.stderr)
+        print(
+            f"{record['instance_id']}: {job[0].function}, {failing} failing, {passing} passing",
+            file=sys.stderr,
+        )
         return record
 
     with ThreadPoolExecutor(workers, thread_name_prefix="prove") as pool:
@@ -613,17 +666,25 @@ def rebuild(place: Workplace, output: Path, wanted: str, workers: int) -> int:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--output", type=Path, help="prove every fix and write the records here")
     parser.add_argument("--project", default="", help="with --output: only this project's")
-    parser.add_argument("--search", nargs=3, metavar=("PROJECT", "A", "B"), help="print candidates between two releases")
-    parser.add_argument("--workers", type=at_least_one, default=2, help="with --output: fixes proven at a time")
+    parser.add_argument(
+        "--search", nargs=3, metavar=("PROJECT", "A", "B"), help="print candidates between two releases"
+    )
+    parser.add_argument(
+        "--workers", type=at_least_one, default=2, help="with --output: fixes proven at a time"
+    )
     parser.add_argument("--sandbox", default="auto", choices=["auto", "docker", "bubblewrap"])
     parser.add_argument("--tokenizer", default="carried", help="whose tokens a specification is measured in")
     options = parser.parse_args()
     if (options.output is None) == (options.search is None):
         parser.error("give either --output FILE or --search PROJECT A B")
-    config = load_config(resource("recipes") / "quickstart.toml", [f"validator.script_timeout_s={SCRIPT_TIMEOUT_S}"])
+    config = load_config(
+        resource("recipes") / "quickstart.toml", [f"validator.script_timeout_s={SCRIPT_TIMEOUT_S}"]
+    )
     cache = cache_root()
     backend = open_backend(options.sandbox, cache)[0]
     runner = TestRunner(backend, config.validator, sandbox_limits(config), LABELS)

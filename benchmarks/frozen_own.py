@@ -76,7 +76,9 @@ class Builder:
         """Rounds of one bug a function, half of them plainest mutations, until the repository has enough."""
         targets = [
             target
-            for target in fitting_targets(environment.targets, environment.baseline.passed, MAX_LINES, MIN_PASSING_TESTS)
+            for target in fitting_targets(
+                environment.targets, environment.baseline.passed, MAX_LINES, MIN_PASSING_TESTS
+            )
             if part == UNSEEN_REPOSITORY or is_held_out(target.name)
         ]
         random.Random(environment.repository).shuffle(targets)
@@ -84,11 +86,15 @@ class Builder:
         for turn in range(BUGS_A_FUNCTION):
             for number, target in enumerate(targets):
                 used = {bug.mutation.line for bug in found if bug.target == target}
-                if len(found) < MAX_BUGS and (bug := self._bug(environment, target, used, turn, is_plain=(number + turn) % 2 == 0)):
+                if len(found) < MAX_BUGS and (
+                    bug := self._bug(environment, target, used, turn, is_plain=(number + turn) % 2 == 0)
+                ):
                     found.append(bug)
         return sorted(found, key=lambda bug: (bug.target.path, bug.mutation.line, bug.mutation.after))
 
-    def _bug(self, environment: Environment, target: Target, used: set[int], turn: int, is_plain: bool) -> Bug | None:
+    def _bug(
+        self, environment: Environment, target: Target, used: set[int], turn: int, is_plain: bool
+    ) -> Bug | None:
         for mutation in _drawn(environment, target, used, turn, is_plain):
             made = self._artifact(environment, target, mutation)
             if isinstance(made, str):
@@ -116,20 +122,32 @@ class Builder:
         if ADDRESS.search(short_failure(run.log, noticing[0])):
             return "failure names an address"  # another one in every run
         log = run.log.decode("utf-8", "replace")
-        failing = [int(line) for line in re.findall(rf"^{re.escape(target.test_file)}:(\d+): ", log, re.MULTILINE)][:3]
+        failing = [
+            int(line) for line in re.findall(rf"^{re.escape(target.test_file)}:(\d+): ", log, re.MULTILINE)
+        ][:3]
         if not failing:
             return "no failing line in the test file"
         weakened = _with_text(buggy, target.test_file, weaken(tree.text(target.test_file), failing))
-        artifact = Artifact(diff_trees(tree, buggy), diff_trees(buggy, weakened), files, script, environment.parser)
+        artifact = Artifact(
+            diff_trees(tree, buggy), diff_trees(buggy, weakened), files, script, environment.parser
+        )
         if len(spec_text(BugState(artifact, 1, "", (), ()))) > MAX_SPEC_CHARACTERS:
             return "long specification"
         return artifact
 
 
-def _drawn(environment: Environment, target: Target, used: set[int], turn: int, is_plain: bool) -> Iterator[Mutation]:
+def _drawn(
+    environment: Environment, target: Target, used: set[int], turn: int, is_plain: bool
+) -> Iterator[Mutation]:
     """At most TRIES mutations of the target, in drawn order, none of a line in `used`."""
     functions = mutations_of_file(target.path, environment.tree.text(target.path), MAX_LINES)
-    left = [m for function, some in functions if function.first_line == target.first_line for m in some if m.line not in used]
+    left = [
+        m
+        for function, some in functions
+        if function.first_line == target.first_line
+        for m in some
+        if m.line not in used
+    ]
     generator = random.Random(f"{environment.repository}::{target.path}::{target.name}::{turn}")
     for _ in range(min(TRIES, len(left))):
         mutation = (plainest_mutation if is_plain else choose_mutation)(left, generator)
@@ -165,7 +183,12 @@ def record(bug: Bug, repo: str, number: int, part: str) -> dict[str, Any]:
         part=part,
     )
     made = task_record(replace(task, instance_id=f"own-{task.repository}-{number}"))
-    place = {"function": bug.target.name, "path": bug.target.path, "line": bug.mutation.line, "operator": bug.mutation.operator}
+    place = {
+        "function": bug.target.name,
+        "path": bug.target.path,
+        "line": bug.mutation.line,
+        "operator": bug.mutation.operator,
+    }
     return made | {"selfplay": made["selfplay"] | place}
 
 
@@ -176,17 +199,32 @@ def build(sandbox: str) -> Iterator[dict[str, Any]]:
     limits = sandbox_limits(config)
     backend = open_backend(sandbox, cache_root())[0]
     builder = Builder(TestRunner(backend, config.validator, limits, {"selfplay.run": "frozen-own"}), config)
-    listed = [line for line in (recipes / "quickstart-repos.txt").read_text("utf-8").splitlines() if line.startswith("pypi:")]
-    for repo, part in [*((repo, HELD_OUT_FUNCTION) for repo in listed), *((repo, UNSEEN_REPOSITORY) for repo in UNSEEN)]:
+    listed = [
+        line
+        for line in (recipes / "quickstart-repos.txt").read_text("utf-8").splitlines()
+        if line.startswith("pypi:")
+    ]
+    for repo, part in [
+        *((repo, HELD_OUT_FUNCTION) for repo in listed),
+        *((repo, UNSEEN_REPOSITORY) for repo in UNSEEN),
+    ]:
         checkout = fetch(parse_spec(repo), cache_root())
-        environment = prepare_environment(checkout, backend, config.environment, limits, cache_root(), lambda _: None)
+        environment = prepare_environment(
+            checkout, backend, config.environment, limits, cache_root(), lambda _: None
+        )
         bugs = builder.bugs(environment, part)
-        print(f"{repo}: {len(bugs)} bugs; left out so far: {dict(builder.rejected)}", file=sys.stderr, flush=True)
+        print(
+            f"{repo}: {len(bugs)} bugs; left out so far: {dict(builder.rejected)}",
+            file=sys.stderr,
+            flush=True,
+        )
         yield from (record(bug, repo, number, part) for number, bug in enumerate(bugs, 1))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--sandbox", default="auto", choices=["auto", "docker", "bubblewrap"])
     options = parser.parse_args()

@@ -109,7 +109,9 @@ class Bug:
 
 def bugs(environment: Environment) -> list[Bug]:
     """One mutation of each of some targets, whatever the tests will say of it."""
-    targets = list(fitting_targets(environment.targets, environment.baseline.passed, MAX_LINES, MIN_PASSING_TESTS))
+    targets = list(
+        fitting_targets(environment.targets, environment.baseline.passed, MAX_LINES, MIN_PASSING_TESTS)
+    )
     generator = random.Random(f"independent judge {environment.repository}")
     generator.shuffle(targets)
     found: list[Bug] = []
@@ -121,20 +123,32 @@ def bugs(environment: Environment) -> list[Bug]:
             functions = mutations_of_file(target.path, environment.tree.text(target.path), MAX_LINES)
             by_path[target.path] = {function.first_line: some for function, some in functions}
         if mutations := by_path[target.path].get(target.first_line):
-            found.append(Bug(f"{environment.repository}::{target.path}::{target.name}", target, choose_mutation(mutations, generator)))
+            found.append(
+                Bug(
+                    f"{environment.repository}::{target.path}::{target.name}",
+                    target,
+                    choose_mutation(mutations, generator),
+                )
+            )
     return found
 
 
-def make_artifact(environment: Environment, runner: TestRunner, target: Target, mutation: Mutation) -> tuple[Artifact, Tree]:
+def make_artifact(
+    environment: Environment, runner: TestRunner, target: Target, mutation: Mutation
+) -> tuple[Artifact, Tree]:
     """The mutation as an injector hands it in: with the target's test file, and the first failing statement of it taken out."""
     tree, files = environment.tree, (target.test_file,)
     buggy = _with_text(tree, mutation.path, mutation.apply(tree.text(mutation.path)))
     script = environment.script_for(files)
     log = runner.run(environment, buggy, script, environment.parser).log.decode("utf-8", "replace")
-    failing = [int(line) for line in re.findall(rf"^{re.escape(target.test_file)}:(\d+): ", log, re.MULTILINE)][:3]
+    failing = [
+        int(line) for line in re.findall(rf"^{re.escape(target.test_file)}:(\d+): ", log, re.MULTILINE)
+    ][:3]
     tests = tree.text(target.test_file)
     weakened = _with_text(buggy, target.test_file, weaken(tests, failing or [first_check(tests)]))
-    return Artifact(diff_trees(tree, buggy), diff_trees(buggy, weakened), files, script, environment.parser), buggy
+    return Artifact(
+        diff_trees(tree, buggy), diff_trees(buggy, weakened), files, script, environment.parser
+    ), buggy
 
 
 def weaken(text: str, failing: Sequence[int]) -> str:
@@ -147,7 +161,11 @@ def weaken(text: str, failing: Sequence[int]) -> str:
 
 def first_check(tests: str) -> int:
     """The line of a test's last statement: something to weaken where no test fails."""
-    functions = [node for node in ast.walk(ast.parse(tests)) if isinstance(node, ast.FunctionDef) and node.name.startswith("test")]
+    functions = [
+        node
+        for node in ast.walk(ast.parse(tests))
+        if isinstance(node, ast.FunctionDef) and node.name.startswith("test")
+    ]
     return functions[0].body[-1].lineno
 
 
@@ -177,11 +195,16 @@ def suite_log(environment: Environment, runner: TestRunner, tree: Tree) -> str:
     return runner.run(environment, tree, script, environment.parser).log.decode("utf-8", "replace")
 
 
-def judge(environment: Environment, runner: TestRunner, config: Config, bug: Bug) -> tuple[Judged, dict[str, str]]:
+def judge(
+    environment: Environment, runner: TestRunner, config: Config, bug: Bug
+) -> tuple[Judged, dict[str, str]]:
     """Both verdicts, and the logs on which the second rests."""
     artifact, buggy = make_artifact(environment, runner, bug.target, bug.mutation)
     verdict: Verdict = validate(artifact, environment, THRESHOLDS, runner, config.validator)
-    logs = {"buggy": suite_log(environment, runner, buggy), "original": suite_log(environment, runner, environment.tree)}
+    logs = {
+        "buggy": suite_log(environment, runner, buggy),
+        "original": suite_log(environment, runner, environment.tree),
+    }
     fixed, kept = rule(statuses(logs["buggy"]), statuses(logs["original"]))
     judged = Judged(
         name=bug.name,
@@ -202,7 +225,12 @@ def ask_swesmith(python: str, logs: Sequence[Mapping[str, str]]) -> list[bool]:
     """What the package itself says of each pair of logs. Raises CalledProcessError where it cannot be imported."""
     with tempfile.TemporaryDirectory() as folder:
         done = subprocess.run(
-            [python, "-c", ASK_SWESMITH], input=json.dumps(logs), cwd=folder, stdout=subprocess.PIPE, text=True, check=True
+            [python, "-c", ASK_SWESMITH],
+            input=json.dumps(logs),
+            cwd=folder,
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
         )
     reports = json.loads(done.stdout.partition("REPORTS")[2])
     return [report["FAIL_TO_PASS"] > 0 and report["PASS_TO_PASS"] > 0 for report in reports]
@@ -228,7 +256,11 @@ def report(results: Sequence[Judged]) -> str:
         f"The package swesmith was asked about {len(asked)} of them, and says what its rule says here about {same}.",
         "Ours rejects, by its failed check: "
         + (
-            ", ".join(f"{check} {count}" for check, count in Counter(r.failed_check for r in results if not r.ours).most_common()) or "none"
+            ", ".join(
+                f"{check} {count}"
+                for check, count in Counter(r.failed_check for r in results if not r.ours).most_common()
+            )
+            or "none"
         ),
     ]
     differing = [r for r in results if not r.agrees]
@@ -236,7 +268,13 @@ def report(results: Sequence[Judged]) -> str:
         head = ("bug", "operator", "F2P / P2P of the suite", "our failed check", "our reason")
         rows = [head]
         rows += [
-            (r.name, r.operator, f"{r.fail_to_pass} / {r.pass_to_pass}", r.failed_check or "accepted", r.reason[:160].replace("|", "/"))
+            (
+                r.name,
+                r.operator,
+                f"{r.fail_to_pass} / {r.pass_to_pass}",
+                r.failed_check or "accepted",
+                r.reason[:160].replace("|", "/"),
+            )
             for r in differing
         ]
         text += ["Disagreements:", _table(rows)]
@@ -255,24 +293,47 @@ def open_environments(backend: SandboxBackend, config: Config) -> Iterator[Envir
     listed = (resource("recipes") / "quickstart-repos.txt").read_text("utf-8").splitlines()
     for repo in [*(line for line in listed if line.startswith("pypi:")), *UNSEEN]:
         checkout = fetch(parse_spec(repo), cache_root())
-        yield prepare_environment(checkout, backend, config.environment, sandbox_limits(config), cache_root(), lambda _: None)
+        yield prepare_environment(
+            checkout, backend, config.environment, sandbox_limits(config), cache_root(), lambda _: None
+        )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path("runs/independent-judge"), help="folder of results.jsonl and report.md")
-    parser.add_argument("--swesmith", metavar="PYTHON", help="an interpreter with the package swesmith, whose own code then judges too")
-    parser.add_argument("--limit", type=at_least_one, default=BUGS_OF_A_REPOSITORY, help="bugs of each repository")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("runs/independent-judge"),
+        help="folder of results.jsonl and report.md",
+    )
+    parser.add_argument(
+        "--swesmith",
+        metavar="PYTHON",
+        help="an interpreter with the package swesmith, whose own code then judges too",
+    )
+    parser.add_argument(
+        "--limit", type=at_least_one, default=BUGS_OF_A_REPOSITORY, help="bugs of each repository"
+    )
     parser.add_argument("--sandbox", default="bubblewrap", choices=["auto", "docker", "bubblewrap"])
     options = parser.parse_args()
     if options.swesmith and not shutil.which(options.swesmith):
-        parser.error(f"--swesmith: {options.swesmith} is no program; give the Python of an environment that has swesmith")
+        parser.error(
+            f"--swesmith: {options.swesmith} is no program; give the Python of an environment that has swesmith"
+        )
     config = load_config(resource("recipes") / "quickstart.toml")
     backend = open_backend(options.sandbox, cache_root())[0]
-    runner = QuickRunner(backend, config.validator, sandbox_limits(config), {"selfplay.run": "independent-judge"})
+    runner = QuickRunner(
+        backend, config.validator, sandbox_limits(config), {"selfplay.run": "independent-judge"}
+    )
     options.output.mkdir(parents=True, exist_ok=True)
     file = options.output / "results.jsonl"
-    known = {line["name"]: line for line in map(json.loads, file.read_text("utf-8").splitlines())} if file.exists() else {}
+    known = (
+        {line["name"]: line for line in map(json.loads, file.read_text("utf-8").splitlines())}
+        if file.exists()
+        else {}
+    )
     results: list[Judged] = []
     logs: list[Mapping[str, str]] = []
     for environment in open_environments(backend, config):

@@ -27,7 +27,14 @@ from selfplay.viewing.summary import read_metrics
 ROOT = Path(__file__).parents[1]
 ARMS = ("selfplay", "repair", "injection")
 TEACHER_GROUPS = 100  # of 2 episodes each, on as many functions: somewhat over half become different bugs
-FREE = {"run.name", "train.updates", "train.bugs", "train.workers", "train.episodes_in_flight", "train.max_machine_failures"}
+FREE = {
+    "run.name",
+    "train.updates",
+    "train.bugs",
+    "train.workers",
+    "train.episodes_in_flight",
+    "train.max_machine_failures",
+}
 
 
 @dataclass(frozen=True)
@@ -70,7 +77,10 @@ class Plan:
 
 def episodes_an_update(config: Config) -> int:
     train = config.train
-    return train.injector_groups * (train.injector_group_size or train.group_size) + train.solver_groups * train.group_size
+    return (
+        train.injector_groups * (train.injector_group_size or train.group_size)
+        + train.solver_groups * train.group_size
+    )
 
 
 def arm_settings(arm: str, config: Config, bugs: Path) -> list[str]:
@@ -91,14 +101,21 @@ def arm_settings(arm: str, config: Config, bugs: Path) -> list[str]:
             "Change train.injector_groups, train.injector_group_size or train.group_size."
         )
     solvers = f"train.solver_groups={episodes // size}"
-    return ["train.injector_groups=0", solvers, "solver.second_order_share=0.0", f"train.bugs={json.dumps(str(bugs))}"]
+    return [
+        "train.injector_groups=0",
+        solvers,
+        "solver.second_order_share=0.0",
+        f"train.bugs={json.dumps(str(bugs))}",
+    ]
 
 
 def check_bugs(path: Path, config: Config, arms: Sequence[str]) -> None:
     """Raises UsageError when the repair arm's bugs are too few for an update."""
     groups = episodes_an_update(config) // config.train.group_size
     if "repair" in arms and len(read_tasks(path)) < groups:
-        raise UsageError(f"{path} holds fewer bugs than the {groups} that an update of the repair arm plays; give --bugs a larger file.")
+        raise UsageError(
+            f"{path} holds fewer bugs than the {groups} that an update of the repair arm plays; give --bugs a larger file."
+        )
 
 
 def settings_that_differ(config: Config, run: RunFolder) -> list[str]:
@@ -111,7 +128,9 @@ def settings_that_differ(config: Config, run: RunFolder) -> list[str]:
             if isinstance(value, dict)
             else [(name, value, there[name])]
         )
-        found += [f"{key}: {a!r} is asked for, {b!r} is there" for key, a, b in pairs if a != b and key not in FREE]
+        found += [
+            f"{key}: {a!r} is asked for, {b!r} is there" for key, a, b in pairs if a != b and key not in FREE
+        ]
     return found
 
 
@@ -121,7 +140,9 @@ def is_finished(run: RunFolder, updates: int, evaluates: bool) -> bool:
         return False
     with Store.open(run.database, writer=False) as store:
         committed = store.last_update()
-    return committed >= updates and (not evaluates or any(row.get("evaluation") == committed for row in read_metrics(run.metrics)))
+    return committed >= updates and (
+        not evaluates or any(row.get("evaluation") == committed for row in read_metrics(run.metrics))
+    )
 
 
 def selfplay(*arguments: str) -> None:
@@ -131,7 +152,9 @@ def selfplay(*arguments: str) -> None:
     if status < 0 or status == 130:
         raise KeyboardInterrupt
     if status:
-        raise RunError(f"selfplay {arguments[0]} failed with status {status}; the same command continues what was finished.")
+        raise RunError(
+            f"selfplay {arguments[0]} failed with status {status}; the same command continues what was finished."
+        )
 
 
 def play(plan: Plan, run: RunFolder, more: Sequence[str]) -> None:
@@ -148,7 +171,9 @@ def play(plan: Plan, run: RunFolder, more: Sequence[str]) -> None:
         )
     if is_finished(run, updates, bool(config.evaluation.tasks)):
         return print(f"{run.path.name}: finished.", flush=True)
-    return selfplay("train", "--resume", str(run.path), "--runs", str(plan.runs), "--set", f"train.updates={updates}")
+    return selfplay(
+        "train", "--resume", str(run.path), "--runs", str(plan.runs), "--set", f"train.updates={updates}"
+    )
 
 
 def evaluate(plan: Plan, tasks: Sequence[str], output: Folder, *more: str) -> None:
@@ -156,7 +181,13 @@ def evaluate(plan: Plan, tasks: Sequence[str], output: Folder, *more: str) -> No
     evaluation = plan.config().evaluation
     named = [part for name in tasks for part in ("--tasks", name)]
     given = [part for setting in (*plan.settings, *more) for part in ("--set", setting)]
-    how = ["--attempts", str(evaluation.attempts), "--greedy" if evaluation.greedy else "--no-greedy", "--limit", str(evaluation.limit)]
+    how = [
+        "--attempts",
+        str(evaluation.attempts),
+        "--greedy" if evaluation.greedy else "--no-greedy",
+        "--limit",
+        str(evaluation.limit),
+    ]
     selfplay("eval", *named, *how, "--config", str(plan.config_file), *given, "--output", str(output.path))
 
 
@@ -177,11 +208,31 @@ def make_frozen_bugs(plan: Plan) -> None:
     if plan.frozen_bugs.is_file():
         return
     if plan.bugs:
-        raise UsageError(f"there is no file {plan.bugs}; leave out --bugs, and the scripted teacher makes some.")
-    groups = ["train.injector_group_size=0", "train.group_size=2", f"train.injector_groups={TEACHER_GROUPS}", "train.solver_groups=0"]
-    play(plan, plan.teacher, ["engine.type=scripted", "evaluation.tasks=[]", "train.updates=1", "train.even=false", *groups])
+        raise UsageError(
+            f"there is no file {plan.bugs}; leave out --bugs, and the scripted teacher makes some."
+        )
+    groups = [
+        "train.injector_group_size=0",
+        "train.group_size=2",
+        f"train.injector_groups={TEACHER_GROUPS}",
+        "train.solver_groups=0",
+    ]
+    play(
+        plan,
+        plan.teacher,
+        ["engine.type=scripted", "evaluation.tasks=[]", "train.updates=1", "train.even=false", *groups],
+    )
     partial = plan.frozen_bugs.with_suffix(".partial")
-    selfplay("inspect-bugs", plan.teacher.path.name, "--runs", str(plan.runs), "--order", "1", "--tasks", str(partial))
+    selfplay(
+        "inspect-bugs",
+        plan.teacher.path.name,
+        "--runs",
+        str(plan.runs),
+        "--order",
+        "1",
+        "--tasks",
+        str(partial),
+    )
     partial.rename(plan.frozen_bugs)
 
 
@@ -190,20 +241,40 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--updates", type=at_least_one, help="in place of the recipe's")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="settings", help="of every arm; may be repeated")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        dest="settings",
+        help="of every arm; may be repeated",
+    )
     parser.add_argument("--name", default="learning", help="the runs are called NAME-ARM-sSEED")
     parser.add_argument("--config", type=Path, default=ROOT / "runs/recipes/learning.toml")
     parser.add_argument("--repos", type=Path, default=ROOT / "runs/recipes/learning-repos.txt")
-    parser.add_argument("--bugs", type=Path, help="task records for the repair arm; the scripted teacher makes them when left out")
-    parser.add_argument("--docs", type=Path, default=ROOT / "docs/learning.md", help="the page that tables and plots are written to")
-    parser.add_argument("--figures-only", action="store_true", help="play nothing, write tables and plots of what there is")
+    parser.add_argument(
+        "--bugs",
+        type=Path,
+        help="task records for the repair arm; the scripted teacher makes them when left out",
+    )
+    parser.add_argument(
+        "--docs",
+        type=Path,
+        default=ROOT / "docs/learning.md",
+        help="the page that tables and plots are written to",
+    )
+    parser.add_argument(
+        "--figures-only", action="store_true", help="play nothing, write tables and plots of what there is"
+    )
     return parser.parse_args(arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse_arguments(arguments)
     settings = (*options.settings, *([f"train.updates={options.updates}"] if options.updates else []))
-    plan = Plan(options.config, options.repos, settings, options.name, options.bugs and options.bugs.absolute())
+    plan = Plan(
+        options.config, options.repos, settings, options.name, options.bugs and options.bugs.absolute()
+    )
     failed = []
     try:
         config = plan.config()
@@ -214,7 +285,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 check_bugs(plan.frozen_bugs, config, options.arms)
             if config.evaluation.tasks:  # what all runs start from, measured once for all of them
                 evaluate(plan, config.evaluation.tasks, plan.before)
-            for seed in options.seeds:  # all arms of one seed first: half of the runs are a comparison already
+            for (
+                seed
+            ) in options.seeds:  # all arms of one seed first: half of the runs are a comparison already
                 for arm in options.arms:
                     try:
                         arms = arm_settings(arm, config, plan.frozen_bugs.absolute())
@@ -223,11 +296,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
                         failed.append(f"{arm}, seed {seed}: {error}")
                         print(failed[-1], file=sys.stderr, flush=True)
             if "repair" in options.arms:
-                evaluate_on_fixed_bugs(plan, [plan.run(arm, seed) for arm in options.arms for seed in options.seeds])
+                evaluate_on_fixed_bugs(
+                    plan, [plan.run(arm, seed) for arm in options.arms for seed in options.seeds]
+                )
             print(f"{(time.monotonic() - started) / 60:.1f} minutes.", flush=True)
         runs = [(arm, seed, plan.run(arm, seed)) for arm in options.arms for seed in options.seeds]
         played = [(arm, seed, run) for arm, seed, run in runs if run.database.is_file()]
-        fixed = FixedBugs(read_tasks(plan.frozen_bugs), plan.before_on_fixed_bugs) if plan.frozen_bugs.is_file() else None
+        fixed = (
+            FixedBugs(read_tasks(plan.frozen_bugs), plan.before_on_fixed_bugs)
+            if plan.frozen_bugs.is_file()
+            else None
+        )
         write_figures(played, options.docs, plan.before, fixed)
     except SelfplayError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -28,7 +28,11 @@ if TYPE_CHECKING:
 BEGIN, END = "<!-- learning: begin, written by make learning -->", "<!-- learning: end -->"
 NAMES = {"selfplay": "self-play", "repair": "repair-only", "injection": "injection-only"}
 MODE_NAMES: dict[Mode, str] = {"greedy": "greedy", "sampled": "T = 1"}
-COLOURS = {"selfplay": "#0072b2", "repair": "#d55e00", "injection": "#009e73"}  # Okabe and Ito, told apart by the colour-blind too
+COLOURS = {
+    "selfplay": "#0072b2",
+    "repair": "#d55e00",
+    "injection": "#009e73",
+}  # Okabe and Ito, told apart by the colour-blind too
 STROKES = ("-", "--", ":", "-.")
 MARKERS = ("o", "s", "^", "D")
 SET_ORDER = {"own": 0, "human": 1}
@@ -57,7 +61,9 @@ class Curve:
 
     def row_values(self, key: str) -> list[tuple[int, float]]:
         """(update, value) where it was measured."""
-        return [(row["update"], float(row[key])) for row in self.rows if isinstance(row.get(key), int | float)]
+        return [
+            (row["update"], float(row[key])) for row in self.rows if isinstance(row.get(key), int | float)
+        ]
 
     def after(self, update: int) -> Evaluation:
         """The evaluation after so many updates. Raises StopIteration where there is none."""
@@ -75,21 +81,36 @@ def read_curve(arm: str, seed: int, run: RunFolder, before: Folder | None = None
     rows = read_metrics(run.metrics)
     evaluating_s: dict[int, float] = {}
     for row in rows:
-        if "evaluation" in row:  # one that a kill interrupted has a short row for its last part: the longest counts
-            evaluating_s[row["evaluation"]] = max(row["seconds/evaluating"], evaluating_s.get(row["evaluation"], 0.0))
+        if (
+            "evaluation" in row
+        ):  # one that a kill interrupted has a short row for its last part: the longest counts
+            evaluating_s[row["evaluation"]] = max(
+                row["seconds/evaluating"], evaluating_s.get(row["evaluation"], 0.0)
+            )
     folders = [(update, folder) for update, folder in evaluation_folders(run.path) if update in evaluating_s]
     if before is not None and before.identity() and 0 not in evaluating_s:
         folders.insert(0, (0, before))
     entries = {bug: entry for _, folder in folders for bug, entry in entries_of(folder).items()}
     by_update = {row["update"]: row for row in rows if "update" in row}
     evaluations = [read_evaluation(update, folder) for update, folder in folders]
-    return Curve(arm, seed, evaluations, [by_update[update] for update in sorted(by_update)], entries, sum(evaluating_s.values()))
+    return Curve(
+        arm,
+        seed,
+        evaluations,
+        [by_update[update] for update in sorted(by_update)],
+        entries,
+        sum(evaluating_s.values()),
+    )
 
 
 def read_evaluation(update: int, folder: Folder) -> Evaluation:
     results = folder.results()
     return Evaluation(
-        update, {mode: {bug: sum(passed) / len(passed) for bug, passed in rates_by_bug(results, mode).items()} for mode in MODES}
+        update,
+        {
+            mode: {bug: sum(passed) / len(passed) for bug, passed in rates_by_bug(results, mode).items()}
+            for mode in MODES
+        },
     )
 
 
@@ -131,8 +152,13 @@ def read_nearness(arm: str, seed: int, run: RunFolder, bugs: FixedBugs) -> Nearn
     groups = {"all": [task.instance_id for task in bugs.tasks], PLAYED: classes[PLAYED]}
     if len(classes[PLAYED]) < len(bugs.tasks):
         groups |= {"not played": [*classes[SAME_FUNCTION], *classes[ELSEWHERE]]} | classes
-    evaluations = [read_evaluation(0, bugs.before), read_evaluation(int(folders[-1].name[1:]), Folder(folders[-1]))]
-    return Nearness(Curve(arm, seed, evaluations, [], dict.fromkeys(groups["all"], TaskEntry("")), 0.0), groups)
+    evaluations = [
+        read_evaluation(0, bugs.before),
+        read_evaluation(int(folders[-1].name[1:]), Folder(folders[-1])),
+    ]
+    return Nearness(
+        Curve(arm, seed, evaluations, [], dict.fromkeys(groups["all"], TaskEntry("")), 0.0), groups
+    )
 
 
 # ---- choosing what is compared
@@ -147,7 +173,11 @@ def sets_of(curves: Iterable[Curve]) -> dict[str, list[str]]:
         if entry.part:
             groups.setdefault(f"{entry.set}/{entry.part}", []).append(bug)
     ranked = sorted(groups, key=lambda name: (SET_ORDER.get(name.partition("/")[0], len(SET_ORDER)), name))
-    return {name: groups[name] for name in ranked if "/" not in name or len(groups[name]) < len(groups[name.partition("/")[0]])}
+    return {
+        name: groups[name]
+        for name in ranked
+        if "/" not in name or len(groups[name]) < len(groups[name.partition("/")[0]])
+    }
 
 
 def whole_sets(groups: Mapping[str, Sequence[str]]) -> dict[str, Sequence[str]]:
@@ -170,14 +200,27 @@ def change(before: Rates, after: Rates, bugs: Sequence[str]) -> Difference | Non
 # ---- tables
 
 
-RATES_HEAD = ("arm", "seed", "updates", "set", "mode", "bugs", "before", "after", "difference, 95 % interval", "shown")
+RATES_HEAD = (
+    "arm",
+    "seed",
+    "updates",
+    "set",
+    "mode",
+    "bugs",
+    "before",
+    "after",
+    "difference, 95 % interval",
+    "shown",
+)
 
 
 def rates_table(curves: Sequence[Curve]) -> list[str]:
     """Before and after, per arm, seed, number of updates, set and mode; then each arm over its seeds, parts of sets included."""
     groups = sets_of(curves)
     whole = whole_sets(groups)
-    together = {" and ".join(whole): [bug for bugs in whole.values() for bug in bugs]} if len(whole) > 1 else {}
+    together = (
+        {" and ".join(whole): [bug for bugs in whole.values() for bug in bugs]} if len(whole) > 1 else {}
+    )
     lines = _head(*RATES_HEAD)
     for arm, some in _by_arm(curves):
         done = [curve for curve in some if len(curve.evaluations) > 1]
@@ -185,7 +228,13 @@ def rates_table(curves: Sequence[Curve]) -> list[str]:
             for later in curve.evaluations[1:]:
                 lines += _rate_rows(arm, str(curve.seed), curve.evaluations[:1], [later], whole | together)
         if len(done) > 1 and (update := last_common(done)):
-            lines += _rate_rows(arm, "all", [c.evaluations[0] for c in done], [c.after(update) for c in done], groups | together)
+            lines += _rate_rows(
+                arm,
+                "all",
+                [c.evaluations[0] for c in done],
+                [c.after(update) for c in done],
+                groups | together,
+            )
     return lines
 
 
@@ -195,7 +244,11 @@ def last_common(curves: Sequence[Curve]) -> int:
 
 
 def _rate_rows(
-    arm: str, seed: str, before: Sequence[Evaluation], after: Sequence[Evaluation], groups: Mapping[str, Sequence[str]]
+    arm: str,
+    seed: str,
+    before: Sequence[Evaluation],
+    after: Sequence[Evaluation],
+    groups: Mapping[str, Sequence[str]],
 ) -> list[str]:
     lines = []
     for name, bugs in groups.items():
@@ -253,7 +306,12 @@ def _over_seeds(met: Sequence[Met]) -> Met:
 def _of_bugs(evaluations: Sequence[tuple[Evaluation, Sequence[str]]]) -> Evaluation:
     rates: dict[Mode, Rates] = {}
     for mode in MODES:
-        some = [(bug, at.rates[mode][bug]) for at, bugs in evaluations for bug in bugs if bug in at.rates.get(mode, {})]
+        some = [
+            (bug, at.rates[mode][bug])
+            for at, bugs in evaluations
+            for bug in bugs
+            if bug in at.rates.get(mode, {})
+        ]
         rates[mode] = {bug: fmean(rate for named, rate in some if named == bug) for bug, _ in some}
     return Evaluation(evaluations[0][0].update, rates)
 
@@ -261,14 +319,18 @@ def _of_bugs(evaluations: Sequence[tuple[Evaluation, Sequence[str]]]) -> Evaluat
 def arms_table(curves: Sequence[Curve]) -> list[str]:
     """The arms against each other after as many updates: means over the seeds that both have, paired by bug."""
     groups = sets_of(curves)
-    lines = _head("arms", "seeds", "updates", "set", "mode", "bugs", "difference after, 95 % interval", "shown")
+    lines = _head(
+        "arms", "seeds", "updates", "set", "mode", "bugs", "difference after, 95 % interval", "shown"
+    )
     arms = _by_arm(curves)
     for index, (first, some) in enumerate(arms):
         for second, others in arms[index + 1 :]:
             ours = {c.seed: c for c in some if len(c.evaluations) > 1}
             theirs = {c.seed: c for c in others if len(c.evaluations) > 1}
             # A run that is still on its way is compared with the other's state at that point; the seeds that came furthest together count.
-            common = {seed: last_common([ours[seed], theirs[seed]]) for seed in sorted(ours.keys() & theirs.keys())}
+            common = {
+                seed: last_common([ours[seed], theirs[seed]]) for seed in sorted(ours.keys() & theirs.keys())
+            }
             update = max(common.values(), default=0)
             seeds = [seed for seed, reached in common.items() if reached == update]
             for name, bugs in groups.items() if update else ():
@@ -278,7 +340,18 @@ def arms_table(curves: Sequence[Curve]) -> list[str]:
                     if found := change(b, a, bugs):
                         pair = f"{NAMES[first]} − {NAMES[second]}"
                         seeds_text = ", ".join(map(str, seeds))
-                        lines.append(_line(pair, seeds_text, str(update), name, mode_name, str(found.count), _points(found), _shown(found)))
+                        lines.append(
+                            _line(
+                                pair,
+                                seeds_text,
+                                str(update),
+                                name,
+                                mode_name,
+                                str(found.count),
+                                _points(found),
+                                _shown(found),
+                            )
+                        )
     return lines
 
 
@@ -327,7 +400,11 @@ def _rate(rates: Rates, bugs: Sequence[str]) -> str:
 
 
 def _points(found: Difference) -> str:
-    interval = "" if found.low is None or found.high is None else f" [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
+    interval = (
+        ""
+        if found.low is None or found.high is None
+        else f" [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
+    )
     return f"{100 * found.mean:+.1f}{interval}"
 
 
@@ -356,9 +433,14 @@ def draw_rates(curves: Sequence[Curve]) -> Figure:
         for column, (name, bugs) in enumerate(groups.items()):
             axis = axes[row][column]
             for place, curve in enumerate(runs):
-                points = [(e.update, [e.rates[mode][bug] for bug in bugs if bug in e.rates.get(mode, {})]) for e in curve.evaluations]
+                points = [
+                    (e.update, [e.rates[mode][bug] for bug in bugs if bug in e.rates.get(mode, {})])
+                    for e in curve.evaluations
+                ]
                 found = [(update, estimate(values)) for update, values in points if values]
-                shift = (place - (len(runs) - 1) / 2) * 0.008 * max(last, 1)  # so that error bars stand side by side
+                shift = (
+                    (place - (len(runs) - 1) / 2) * 0.008 * max(last, 1)
+                )  # so that error bars stand side by side
                 axis.errorbar(
                     [update + shift for update, _ in found],
                     [100 * rate.mean for _, rate in found],
@@ -382,15 +464,27 @@ def draw_nearness(fixed: Sequence[Nearness], curves: Sequence[Curve]) -> Figure:
     An arm's seeds are one point with an interval, and a stroke each; seeds that ended after different numbers of updates stand apart.
     """
     frozen = sets_of(curves)
-    places = [PLAYED, SAME_FUNCTION, ELSEWHERE, *(name for name in frozen if not any(other.startswith(f"{name}/") for other in frozen))]
+    places = [
+        PLAYED,
+        SAME_FUNCTION,
+        ELSEWHERE,
+        *(name for name in frozen if not any(other.startswith(f"{name}/") for other in frozen)),
+    ]
     by_arm = [[run for run in fixed if run.curve.arm == arm] for arm in NAMES]
-    drawn = [part for runs in by_arm for part in ([runs] if len({run.after.update for run in runs}) == 1 else [[run] for run in runs])]
+    drawn = [
+        part
+        for runs in by_arm
+        for part in ([runs] if len({run.after.update for run in runs}) == 1 else [[run] for run in runs])
+    ]
     apart = min(0.22, 0.8 / len(drawn))  # of what stands in a place
     figure, axes = _panels(1, len(MODE_NAMES), 5.2, 0.42 * len(places) + 0.8)
     for axis, (mode, mode_name) in zip(axes[0], MODE_NAMES.items(), strict=True):
         for number, runs in enumerate(drawn):
             arm, seeds = runs[0].curve.arm, [str(run.curve.seed) for run in runs]
-            colour, label = COLOURS[arm], f"{NAMES[arm]}, seed{'s' if len(seeds) > 1 else ''} {' and '.join(seeds)}"
+            colour, label = (
+                COLOURS[arm],
+                f"{NAMES[arm]}, seed{'s' if len(seeds) > 1 else ''} {' and '.join(seeds)}",
+            )
             for place, name in enumerate(places):
                 met = [found for run in runs if (found := _met(run, name, frozen, curves))]
                 means = [one.mean for part in met if (one := _change_of([part], mode))]
@@ -412,7 +506,14 @@ def draw_nearness(fixed: Sequence[Nearness], curves: Sequence[Curve]) -> Figure:
                     label=label,
                 )
                 if len(runs) > 1:
-                    axis.plot([100 * mean for mean in means], [y] * len(means), "|", color=colour, markersize=8, markeredgewidth=1.4)
+                    axis.plot(
+                        [100 * mean for mean in means],
+                        [y] * len(means),
+                        "|",
+                        color=colour,
+                        markersize=8,
+                        markeredgewidth=1.4,
+                    )
         axis.set_yticks(range(len(places)), [name if name in frozen else f"fixed: {name}" for name in places])
         axis.invert_yaxis()
         axis.axvline(0, color="black", linewidth=0.6)
@@ -423,7 +524,9 @@ def draw_nearness(fixed: Sequence[Nearness], curves: Sequence[Curve]) -> Figure:
     return figure
 
 
-def _met(run: Nearness, name: str, frozen: Mapping[str, Sequence[str]], curves: Sequence[Curve]) -> Met | None:
+def _met(
+    run: Nearness, name: str, frozen: Mapping[str, Sequence[str]], curves: Sequence[Curve]
+) -> Met | None:
     """A class of the fixed bugs or a frozen set, met by the run's first and last policy; None where either did not."""
     if name in run.groups:
         return run.before, run.after, run.groups[name]
@@ -475,15 +578,25 @@ def draw_signals(curves: Sequence[Curve]) -> Figure:
 
 def _draw_seconds(axis: Axes, curves: Sequence[Curve]) -> None:
     """A bar an arm: the mean update, split into its phases; evaluations are no part of an update."""
-    phases = sorted({key for curve in curves for row in curve.rows for key in row if key.startswith("seconds/")})
+    phases = sorted(
+        {key for curve in curves for row in curve.rows for key in row if key.startswith("seconds/")}
+    )
     arms = _by_arm(curves)
     left = [0.0] * len(arms)
     shades = ("#4477aa", "#ee6677", "#ccbb44", "#66ccee", "#aa3377", "#bbbbbb", "#228833")
     for phase, shade in zip(phases, shades, strict=False):
-        widths = [sum(c.total(phase) for c in some) / max(1, sum(len(c.rows) for c in some)) for _, some in arms]
+        widths = [
+            sum(c.total(phase) for c in some) / max(1, sum(len(c.rows) for c in some)) for _, some in arms
+        ]
         if max(widths, default=0.0) < 0.01 * max(map(sum, zip(left, widths, strict=True)), default=0.0):
             continue  # too thin to be seen; the legend stays short
-        axis.barh([NAMES[arm] for arm, _ in arms], widths, left=left, color=shade, label=phase.removeprefix("seconds/").replace("_", " "))
+        axis.barh(
+            [NAMES[arm] for arm, _ in arms],
+            widths,
+            left=left,
+            color=shade,
+            label=phase.removeprefix("seconds/").replace("_", " "),
+        )
         left = [a + b for a, b in zip(left, widths, strict=True)]
     axis.invert_yaxis()
     axis.set_title("seconds an update, by phase")
@@ -502,7 +615,13 @@ def _style(curve: Curve, curves: Sequence[Curve]) -> dict[str, Any]:
     """Colour is the arm, stroke and marker the seed."""
     place = sorted({c.seed for c in curves}).index(curve.seed) % len(STROKES)
     label = f"{NAMES[curve.arm]}, seed {curve.seed}"
-    return {"color": COLOURS[curve.arm], "linestyle": STROKES[place], "marker": MARKERS[place], "linewidth": 1.3, "label": label}
+    return {
+        "color": COLOURS[curve.arm],
+        "linestyle": STROKES[place],
+        "marker": MARKERS[place],
+        "linewidth": 1.3,
+        "label": label,
+    }
 
 
 def _panels(rows: int, columns: int, width: float, height: float) -> tuple[Figure, list[list[Axes]]]:
@@ -510,23 +629,37 @@ def _panels(rows: int, columns: int, width: float, height: float) -> tuple[Figur
 
     matplotlib.use("Agg")
     # Text stays text: small files that search and diff; a fixed salt, so that equal plots are equal bytes.
-    style: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": "selfplay", "font.family": "sans-serif", "font.size": 8}
+    style: dict[Any, Any] = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": "selfplay",
+        "font.family": "sans-serif",
+        "font.size": 8,
+    }
     style["font.sans-serif"] = ["DejaVu Sans"]
     style |= {"axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 9}
     matplotlib.rcParams.update(style | {"axes.grid": True, "grid.alpha": 0.25, "grid.linewidth": 0.5})
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(rows, columns, figsize=(width * columns, height * rows + 0.4), squeeze=False)
+    figure, axes = pyplot.subplots(
+        rows, columns, figsize=(width * columns, height * rows + 0.4), squeeze=False
+    )
     return figure, [list(row) for row in axes]
 
 
 def _legend(figure: Figure, *axes: Axes) -> None:
-    found = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    found = {
+        label: handle
+        for axis in axes
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
+    }
     height = figure.get_size_inches()[1]
     lines = math.ceil(len(found) / 3)
     figure.tight_layout(rect=(0, 0, 1, 1 - 0.22 * lines / height))
     if found:
-        found = {label: found[label] for label in sorted(found, key=lambda label: list(NAMES.values()).index(label.partition(",")[0]))}
+        found = {
+            label: found[label]
+            for label in sorted(found, key=lambda label: list(NAMES.values()).index(label.partition(",")[0]))
+        }
         figure.legend(found.values(), found.keys(), loc="upper center", ncols=3, frameon=False, fontsize=8)
 
 
@@ -534,7 +667,10 @@ def _legend(figure: Figure, *axes: Axes) -> None:
 
 
 def write_figures(
-    runs: Sequence[tuple[str, int, RunFolder]], page: Path, before: Folder | None = None, fixed_bugs: FixedBugs | None = None
+    runs: Sequence[tuple[str, int, RunFolder]],
+    page: Path,
+    before: Folder | None = None,
+    fixed_bugs: FixedBugs | None = None,
 ) -> None:
     """Put tables into `page` between its two marker comments and plots beside it. Raises RunError without runs or markers."""
     curves = [read_curve(arm, seed, run, before) for arm, seed, run in runs]
@@ -544,10 +680,14 @@ def write_figures(
         raise RunError("there is no run with anything to show yet. `make learning` plays them.")
     text = page.read_text(encoding="utf-8") if page.is_file() else f"# Does it learn?\n\n{BEGIN}\n{END}\n"
     if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise RunError(f"{page} needs the lines {BEGIN!r} and {END!r} once each, in this order: the tables go between them.")
+        raise RunError(
+            f"{page} needs the lines {BEGIN!r} and {END!r} once each, in this order: the tables go between them."
+        )
     figures = page.parent / "figures"
     figures.mkdir(parents=True, exist_ok=True)
-    drawn = {"rates": draw_rates(curves), "signals": draw_signals(curves)} | ({"nearness": draw_nearness(fixed, curves)} if fixed else {})
+    drawn = {"rates": draw_rates(curves), "signals": draw_signals(curves)} | (
+        {"nearness": draw_nearness(fixed, curves)} if fixed else {}
+    )
     for name, figure in drawn.items():
         save(figure, figures / f"{page.stem}-{name}.svg")
     head, _, rest = text.partition(BEGIN)
@@ -574,7 +714,9 @@ def body(curves: Sequence[Curve], fixed: Sequence[Nearness], stem: str) -> str:
         "### Repair rate on the frozen sets, before and after",
         "\n".join(rates_table(curves)),
         "### The arms after as many updates",
-        "\n".join(compared) if len(compared) > 2 else "No two arms have played as many updates of one seed yet.",
+        "\n".join(compared)
+        if len(compared) > 2
+        else "No two arms have played as many updates of one seed yet.",
         f"![Repair rate on the frozen sets over updates](figures/{stem}-rates.svg)",
         *(_fixed_parts(fixed, stem) if fixed else ()),
         "### What each run spent",

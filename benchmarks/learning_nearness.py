@@ -21,16 +21,24 @@ def classes_of(tasks: Sequence[Task], run: RunFolder) -> dict[str, list[str]]:
     """Class -> ids of its bugs, which are records of a run on the same repositories, as `selfplay inspect-bugs --tasks` writes them."""
     with Store.open(run.database, writer=False) as store:
         played = {(bug.repository, str(store.task_record(bug)["patch"])) for bug in store.bugs()}
-        groups = [(group.repository, json.loads(group.target_json)) for group in store.groups(role="injector") if group.target_json]
+        groups = [
+            (group.repository, json.loads(group.target_json))
+            for group in store.groups(role="injector")
+            if group.target_json
+        ]
     targets = {(repository, t["path"], t["first_line"], t["last_line"]) for repository, t in groups}
     found: dict[str, list[str]] = {PLAYED: [], SAME_FUNCTION: [], ELSEWHERE: []}
     for task in tasks:
         repository = task.instance_id.partition("__")[0]
         lines = list(mended_lines(task.patch))
         is_near = any(
-            there == repository and path == where and first <= line <= last for path, line in lines for there, where, first, last in targets
+            there == repository and path == where and first <= line <= last
+            for path, line in lines
+            for there, where, first, last in targets
         )
-        found[PLAYED if (repository, task.patch) in played else SAME_FUNCTION if is_near else ELSEWHERE].append(task.instance_id)
+        found[
+            PLAYED if (repository, task.patch) in played else SAME_FUNCTION if is_near else ELSEWHERE
+        ].append(task.instance_id)
     return found
 
 

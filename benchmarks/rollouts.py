@@ -46,7 +46,11 @@ def own_sources() -> Tree:
     """This repository's Python files: prompts to play with that need no network."""
     root = Path(__file__).parents[1]
     return Tree(
-        {str(p.relative_to(root)): FileEntry(p.read_bytes()) for part in ("selfplay", "tests") for p in root.glob(f"{part}/**/*.py")}
+        {
+            str(p.relative_to(root)): FileEntry(p.read_bytes())
+            for part in ("selfplay", "tests")
+            for p in root.glob(f"{part}/**/*.py")
+        }
     )
 
 
@@ -59,11 +63,22 @@ def converse(engine: Engine, model: str, options: argparse.Namespace) -> tuple[l
     generator = random.Random(0)
     maker = EpisodeMaker([Package("selfplay", "", own_sources(), 22, 500)], chat, PlayLimits(), generator)
     rounds: list[list[Turn]] = []
-    prompts = [tuple(ids) for _ in range(options.groups) for ids in [first_prompt(maker)] for _ in range(options.group_size)]
+    prompts = [
+        tuple(ids)
+        for _ in range(options.groups)
+        for ids in [first_prompt(maker)]
+        for _ in range(options.group_size)
+    ]
     seconds = 0.0
     for number in range(options.turns):
         requests = [
-            GenerationRequest(p, options.new_tokens, 1000 * number + i, chat.stop_ids, f"solver/g{i // options.group_size}/{i}/{number}")
+            GenerationRequest(
+                p,
+                options.new_tokens,
+                1000 * number + i,
+                chat.stop_ids,
+                f"solver/g{i // options.group_size}/{i}/{number}",
+            )
             for i, p in enumerate(prompts)
         ]
         started = time.monotonic()
@@ -76,13 +91,18 @@ def converse(engine: Engine, model: str, options: argparse.Namespace) -> tuple[l
 
 def first_prompt(maker: EpisodeMaker) -> Sequence[int]:
     transcript = maker.solver()
-    return transcript.ids[: next(i for i, weight in enumerate(transcript.weight) if weight >= 1)]  # up to the first answer
+    return transcript.ids[
+        : next(i for i, weight in enumerate(transcript.weight) if weight >= 1)
+    ]  # up to the first answer
 
 
 def observation(maker: EpisodeMaker) -> str:
     package, function, _ = maker.draw()
     lines = package.lines(function.path)
-    return "\n".join(f"{n}-{lines[n - 1]}" for n in range(function.first_line, min(function.first_line + 6, function.last_line + 1)))
+    return "\n".join(
+        f"{n}-{lines[n - 1]}"
+        for n in range(function.first_line, min(function.first_line + 6, function.last_line + 1))
+    )
 
 
 def reference(model: Any, rounds: Sequence[Sequence[Turn]]) -> float:
@@ -92,7 +112,9 @@ def reference(model: Any, rounds: Sequence[Sequence[Turn]]) -> float:
         for turns in rounds:
             longest = max(len(r.prompt_ids) for r, _ in turns)
             ids = torch.tensor([[0] * (longest - len(r.prompt_ids)) + list(r.prompt_ids) for r, _ in turns])
-            mask = torch.tensor([[0] * (longest - len(r.prompt_ids)) + [1] * len(r.prompt_ids) for r, _ in turns])
+            mask = torch.tensor(
+                [[0] * (longest - len(r.prompt_ids)) + [1] * len(r.prompt_ids) for r, _ in turns]
+            )
             new = max(len(c.token_ids) for _, c in turns)
             model.generate(
                 ids, attention_mask=mask, min_new_tokens=new, max_new_tokens=new, do_sample=True, top_k=0, top_p=1.0, temperature=1.0,
@@ -106,7 +128,10 @@ def independent(engine: Engine, options: argparse.Namespace) -> tuple[list[list[
     generator = torch.Generator().manual_seed(0)
     count = options.groups * options.group_size
     prompts = torch.randint(5, 1000, (count, options.prompt_tokens), generator=generator).tolist()
-    requests = [GenerationRequest(tuple(prompt), options.new_tokens, seed, frozenset()) for seed, prompt in enumerate(prompts)]
+    requests = [
+        GenerationRequest(tuple(prompt), options.new_tokens, seed, frozenset())
+        for seed, prompt in enumerate(prompts)
+    ]
     started = time.monotonic()
     done = engine.generate(requests, Sampling())
     return [list(zip(requests, done, strict=True))], time.monotonic() - started
@@ -119,7 +144,9 @@ def logprob_gap(model: Any, turns: Sequence[Turn]) -> float:
         for request, done in turns:
             ids = torch.tensor([[*request.prompt_ids, *done.token_ids]])
             logits = model(ids).logits[0, len(request.prompt_ids) - 1 : -1]
-            trainer = torch.log_softmax(logits.float(), -1).gather(1, ids[0, len(request.prompt_ids) :, None])[:, 0]
+            trainer = torch.log_softmax(logits.float(), -1).gather(
+                1, ids[0, len(request.prompt_ids) :, None]
+            )[:, 0]
             gaps.append((trainer - torch.tensor(done.logprobs)).abs().mean().item())
     return sum(gaps) / len(gaps)
 
@@ -138,12 +165,17 @@ def bare_vllm(folder: str, rounds: Sequence[Sequence[Turn]], scratch: Path) -> f
             "enforce_eager": True, "enable_chunked_prefill": False, "max_num_batched_tokens": 8192,
             "kv_cache_memory_bytes": launch.cache_mb << 20,
         }  # fmt: skip
-    told = [[{"prompt": r.prompt_ids, "seed": r.seed, "new": len(c.token_ids)} for r, c in turns] for turns in rounds]
+    told = [
+        [{"prompt": r.prompt_ids, "seed": r.seed, "new": len(c.token_ids)} for r, c in turns]
+        for turns in rounds
+    ]
     file = scratch / "requests.json"
     file.write_text(json.dumps({"settings": settings, "rounds": told}))
     command = [sys.executable, "-m", "benchmarks.bare_vllm", str(file)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=variables(launch))
-    (line,) = (line for line in done.stdout.splitlines() if line.startswith('{"seconds"'))  # vLLM's own log goes there too
+    (line,) = (
+        line for line in done.stdout.splitlines() if line.startswith('{"seconds"')
+    )  # vLLM's own log goes there too
     return float(json.loads(line)["seconds"])
 
 
@@ -174,10 +206,14 @@ def beside_vllm(folder: str, options: argparse.Namespace, scratch: Path) -> None
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "--model", default="carried", help="a model folder; 'untrained' for one of 4.2M random parameters (with --independent)"
+        "--model",
+        default="carried",
+        help="a model folder; 'untrained' for one of 4.2M random parameters (with --independent)",
     )
     parser.add_argument("--engine", choices=["hf", "vllm"], default="hf")
-    parser.add_argument("--independent", action="store_true", help="random prompts that share nothing, one turn")
+    parser.add_argument(
+        "--independent", action="store_true", help="random prompts that share nothing, one turn"
+    )
     parser.add_argument("--groups", type=at_least_one, default=3)
     parser.add_argument("--group-size", type=at_least_one, default=8)
     parser.add_argument("--turns", type=at_least_one, default=5)
@@ -187,13 +223,17 @@ def main() -> None:
     from transformers import AutoModelForCausalLM
 
     with tempfile.TemporaryDirectory() as scratch:
-        folder = str(make_model(Path(scratch))) if options.model == "untrained" else policy_path(options.model)
+        folder = (
+            str(make_model(Path(scratch))) if options.model == "untrained" else policy_path(options.model)
+        )
         if options.engine == "vllm":
             beside_vllm(folder, options, Path(scratch))
             return
         engine = HFEngine(folder, max_batch=options.groups * options.group_size)
         engine.generate([GenerationRequest((5, 6, 7), 8, 0, frozenset())], Sampling())
-        rounds, ours = independent(engine, options) if options.independent else converse(engine, folder, options)
+        rounds, ours = (
+            independent(engine, options) if options.independent else converse(engine, folder, options)
+        )
         engine.close()
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
         torch.set_num_threads(_THREADS)  # as many as the engine takes

@@ -65,7 +65,9 @@ def make_load(label: str, name: str, files: int, file_bytes: int, scratch: Path)
     return Load(label, name, folder, out.getvalue(), files * file_bytes // 2 * 2)
 
 
-def measure_once(contender: Contender, commands: int, loads: Sequence[Load], found: dict[str, list[float]]) -> None:
+def measure_once(
+    contender: Contender, commands: int, loads: Sequence[Load], found: dict[str, list[float]]
+) -> None:
     """Open one sandbox, do everything with it, remove it."""
     started = time.perf_counter()
     box = contender.open()
@@ -109,7 +111,11 @@ def _move(box: Opened, load: Load, found: dict[str, list[float]]) -> None:
 
 
 def measure(
-    contenders: Sequence[Contender], rounds: int, commands: int, loads: Sequence[Load], tell: Callable[[str], None]
+    contenders: Sequence[Contender],
+    rounds: int,
+    commands: int,
+    loads: Sequence[Load],
+    tell: Callable[[str], None],
 ) -> tuple[Samples, dict[str, str]]:
     """Rounds in which each contender has its turn, the order moving on by one; what failed has no further turn, its reason is returned."""
     samples: Samples = {contender.name: defaultdict(list) for contender in contenders}
@@ -140,7 +146,11 @@ def _take_off_own_time(contenders: Sequence[Contender], samples: Samples) -> Non
 def figures_of(contenders: Sequence[Contender], samples: Samples, operations: Sequence[str]) -> list[Figure]:
     figures = []
     for operation in operations:
-        medians = {c.name: statistics.median(samples[c.name][operation]) for c in contenders if samples[c.name].get(operation)}
+        medians = {
+            c.name: statistics.median(samples[c.name][operation])
+            for c in contenders
+            if samples[c.name].get(operation)
+        }
         for contender in contenders:
             if contender.name not in medians:
                 continue
@@ -148,13 +158,19 @@ def figures_of(contenders: Sequence[Contender], samples: Samples, operations: Se
             p50, p90 = medians[contender.name], values[math.ceil(0.9 * len(values)) - 1]
             ours = medians.get(f"selfplay {contender.kind}")
             ratio = round(p50 / ours, 2) if ours else None
-            figures.append(Figure(operation, contender.name, len(values), round(1000 * p50, 3), round(1000 * p90, 3), ratio))
+            figures.append(
+                Figure(
+                    operation, contender.name, len(values), round(1000 * p50, 3), round(1000 * p90, 3), ratio
+                )
+            )
     return figures
 
 
 def show(figures: Sequence[Figure], left_out: Mapping[str, str], heading: str) -> None:
     console = Console()
-    table = Table(title=heading, caption="ratio: median to that of selfplay's backend of the same kind, in the same run")
+    table = Table(
+        title=heading, caption="ratio: median to that of selfplay's backend of the same kind, in the same run"
+    )
     for column in ("", "n", "p50 ms", "p90 ms", "ratio"):
         table.add_column(column, justify="right" if column else "left", no_wrap=True)
     for operation, rows in itertools.groupby(figures, lambda figure: figure.operation):
@@ -162,7 +178,9 @@ def show(figures: Sequence[Figure], left_out: Mapping[str, str], heading: str) -
         table.add_row(f"[bold]{operation}")
         for row in rows:
             ratio = "" if row.ratio is None else f"{row.ratio:.2f}"
-            table.add_row(f"  {row.contender}", str(row.count), f"{row.p50_ms:.2f}", f"{row.p90_ms:.2f}", ratio)
+            table.add_row(
+                f"  {row.contender}", str(row.count), f"{row.p50_ms:.2f}", f"{row.p90_ms:.2f}", ratio
+            )
     console.print(table)
     for name, reason in left_out.items():
         console.print(f"left out: {name}: {reason}", markup=False, highlight=False)
@@ -177,7 +195,11 @@ def compare(options: argparse.Namespace) -> int:
         ]
         contenders, left_out = [], {}
         for name, make in MAKERS.items():
-            if options.kind != "all" and ("docker" in name) != (options.kind == "docker") and name != "bare exec":
+            if (
+                options.kind != "all"
+                and ("docker" in name) != (options.kind == "docker")
+                and name != "bare exec"
+            ):
                 continue
             try:
                 contenders.append(make(scratch))
@@ -185,15 +207,31 @@ def compare(options: argparse.Namespace) -> int:
                 left_out[name] = str(missing)
         before = os.getloadavg()[0]
         samples, failed = measure(
-            contenders, options.rounds, options.commands, loads, lambda said: print(said, file=sys.stderr, flush=True)
+            contenders,
+            options.rounds,
+            options.commands,
+            loads,
+            lambda said: print(said, file=sys.stderr, flush=True),
         )
     moves = [f"{load.label} {way}" for load in loads for way in ("in", "out")]
     figures = figures_of(contenders, samples, [START, COMMAND, OVER, *moves, REMOVE])
     left_out |= failed
     if options.json:
-        print(json.dumps({"figures": [asdict(figure) for figure in figures], "left_out": left_out, "load_before": before}))
+        print(
+            json.dumps(
+                {
+                    "figures": [asdict(figure) for figure in figures],
+                    "left_out": left_out,
+                    "load_before": before,
+                }
+            )
+        )
     else:
-        show(figures, left_out, f"a sandbox, {options.rounds} rounds of {options.commands} commands; load when it began {before:.1f}")
+        show(
+            figures,
+            left_out,
+            f"a sandbox, {options.rounds} rounds of {options.commands} commands; load when it began {before:.1f}",
+        )
     return 1 if any(name.startswith("selfplay") for name in failed) else 0
 
 
@@ -217,17 +255,31 @@ def scale(options: argparse.Namespace) -> int:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--kind", default="all", choices=["all", "bubblewrap", "docker"])
-    parser.add_argument("--rounds", type=at_least_one, default=20, help="each opens, uses and removes one sandbox of every contender")
+    parser.add_argument(
+        "--rounds",
+        type=at_least_one,
+        default=20,
+        help="each opens, uses and removes one sandbox of every contender",
+    )
     parser.add_argument("--commands", type=at_least_one, default=20, help="timed commands in each sandbox")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     parser.add_argument("--scale", action="store_true", help="check what many sandboxes leave behind instead")
-    parser.add_argument("--at-once", type=at_least_one, default=200, help="with --scale: sandboxes open together")
     parser.add_argument(
-        "--in-sequence", type=at_least_one, default=2000, help="with --scale: sandboxes opened and closed one after the other"
+        "--at-once", type=at_least_one, default=200, help="with --scale: sandboxes open together"
     )
-    parser.add_argument("--memory-slack", type=int, default=16, help="with --scale: MiB by which the process may have grown")
+    parser.add_argument(
+        "--in-sequence",
+        type=at_least_one,
+        default=2000,
+        help="with --scale: sandboxes opened and closed one after the other",
+    )
+    parser.add_argument(
+        "--memory-slack", type=int, default=16, help="with --scale: MiB by which the process may have grown"
+    )
     options = parser.parse_args()
     return scale(options) if options.scale else compare(options)
 

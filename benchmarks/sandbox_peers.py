@@ -94,7 +94,9 @@ class Contender:
 class Ours:
     def __init__(self, backend: Any) -> None:
         self._stack = ExitStack()
-        self._box = self._stack.enter_context(backend.open(SandboxSpec(environment="", labels={"run": "benchmark"})))
+        self._box = self._stack.enter_context(
+            backend.open(SandboxSpec(environment="", labels={"run": "benchmark"}))
+        )
 
     def run(self) -> float | None:
         result = self._box.run("true")
@@ -138,7 +140,9 @@ def ours_ready(kind: str) -> Contender:
 def _execute(line: list[str]) -> None:
     done = subprocess.run(line, capture_output=True, check=False)
     if done.returncode != 0:
-        raise Failed(f"{' '.join(line)[:80]} ended with {done.returncode}: {done.stderr.decode('utf-8', 'replace').strip()}")
+        raise Failed(
+            f"{' '.join(line)[:80]} ended with {done.returncode}: {done.stderr.decode('utf-8', 'replace').strip()}"
+        )
 
 
 class MovesNoFiles:
@@ -173,7 +177,20 @@ def bare_bubblewrap(scratch: Path) -> Contender:
     bwrap = shutil.which("bwrap")
     if bwrap is None:
         raise Unavailable("bwrap not found on PATH. Install it: apt-get install bubblewrap")
-    line = [bwrap, "--unshare-all", "--ro-bind", "/", "/", "--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp", *BASH]
+    line = [
+        bwrap,
+        "--unshare-all",
+        "--ro-bind",
+        "/",
+        "/",
+        "--proc",
+        "/proc",
+        "--dev",
+        "/dev",
+        "--tmpfs",
+        "/tmp",
+        *BASH,
+    ]
     try:
         _execute(line)
     except Failed as error:
@@ -189,7 +206,9 @@ def _engine() -> docker.DockerClient:
         client = docker.from_env()
         client.images.get(BASE_IMAGE)
     except docker.errors.ImageNotFound as error:
-        raise Unavailable(f"the docker engine has no image {BASE_IMAGE}. Build it with: sudo sandboxes/base/build.sh") from error
+        raise Unavailable(
+            f"the docker engine has no image {BASE_IMAGE}. Build it with: sudo sandboxes/base/build.sh"
+        ) from error
     except ENGINE_ERRORS as error:
         raise Unavailable("no docker engine answers") from error
     return client
@@ -199,7 +218,9 @@ class SdkContainer:
     """The docker SDK as its examples use it: a container that sleeps, `exec_run`, archives, forced removal."""
 
     def __init__(self, client: docker.DockerClient) -> None:
-        self._container = client.containers.run(BASE_IMAGE, ["sleep", "3600"], detach=True, network_mode="none")
+        self._container = client.containers.run(
+            BASE_IMAGE, ["sleep", "3600"], detach=True, network_mode="none"
+        )
 
     def run(self) -> float | None:
         code, output = self._container.exec_run(BASH)
@@ -237,7 +258,9 @@ def sdk_container(scratch: Path) -> Contender:
 
 def sdk_run(scratch: Path) -> Contender:
     client = _engine()
-    return Contender("docker SDK, a run for each", "docker", lambda: SdkRun(client), moves_files=False, lasts=False)
+    return Contender(
+        "docker SDK, a run for each", "docker", lambda: SdkRun(client), moves_files=False, lasts=False
+    )
 
 
 def _wait_until_gone(client: docker.DockerClient, container: str) -> None:
@@ -278,7 +301,9 @@ class SweRex:
     def run(self) -> float | None:
         from swerex.runtime.abstract import BashAction
 
-        self._loop.run_until_complete(self._deployment.runtime.run_in_session(BashAction(command="true", timeout=60)))
+        self._loop.run_until_complete(
+            self._deployment.runtime.run_in_session(BashAction(command="true", timeout=60))
+        )
         return None
 
     def put(self, load: Load) -> None:
@@ -330,12 +355,20 @@ def swe_rex_docker(scratch: Path) -> Contender:
     for place in places:
         arguments += ["-v", f"{place}:{place}:ro"]
     version = "import sys; print(sys.version_info[:2])"
-    inside = client.containers.run(BASE_IMAGE, ["python3", "-c", version], remove=True, network_mode="none").decode().strip()
+    inside = (
+        client.containers.run(BASE_IMAGE, ["python3", "-c", version], remove=True, network_mode="none")
+        .decode()
+        .strip()
+    )
     if inside != str(sys.version_info[:2]):
-        raise Unavailable(f"{BASE_IMAGE} has Python {inside}, this is {sys.version_info[:2]}: swe-rex's server cannot be bound into it")
+        raise Unavailable(
+            f"{BASE_IMAGE} has Python {inside}, this is {sys.version_info[:2]}: swe-rex's server cannot be bound into it"
+        )
 
     def start() -> Opened:
-        deployment = DockerDeployment(image=BASE_IMAGE, pull="never", docker_args=arguments, startup_timeout=60)
+        deployment = DockerDeployment(
+            image=BASE_IMAGE, pull="never", docker_args=arguments, startup_timeout=60
+        )
         return SweRex(deployment, Path(FOLDER), lambda name: _wait_until_gone(client, name))
 
     return Contender("swe-rex docker", "docker", start, starts_bash=False)
@@ -370,7 +403,9 @@ def mini_bubblewrap(scratch: Path) -> Contender:
 
     if shutil.which("bwrap") is None:
         raise Unavailable("bwrap not found on PATH. Install it: apt-get install bubblewrap")
-    return Contender("mini-swe-agent bubblewrap", "bubblewrap", lambda: Mini(BubblewrapEnvironment()), moves_files=False)
+    return Contender(
+        "mini-swe-agent bubblewrap", "bubblewrap", lambda: Mini(BubblewrapEnvironment()), moves_files=False
+    )
 
 
 def mini_docker(scratch: Path) -> Contender:

@@ -154,7 +154,9 @@ def look(kind: str, folder: Path) -> Holdings:
         descriptors=sum(1 for _ in Path("/proc/self/fd").iterdir()),
         threads=threading.active_count(),
         processes=len(children),
-        groups=sum(name.startswith(f"selfplay-{owner()}-") for _, names, _ in os.walk(CGROUPS) for name in names),
+        groups=sum(
+            name.startswith(f"selfplay-{owner()}-") for _, names, _ in os.walk(CGROUPS) for name in names
+        ),
         temporary=sum(1 for _ in folder.rglob("*")),
         mounts=frozenset(line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()),
         containers=containers,
@@ -169,7 +171,9 @@ def descendants(pid: int) -> list[int]:
     children: dict[int, list[int]] = {}
     for place in Path("/proc").glob("[0-9]*/stat"):
         try:
-            children.setdefault(int(place.read_text().rpartition(")")[2].split()[1]), []).append(int(place.parent.name))
+            children.setdefault(int(place.read_text().rpartition(")")[2].split()[1]), []).append(
+                int(place.parent.name)
+            )
         except OSError:
             continue
     found, pending = [], [pid]
@@ -195,7 +199,9 @@ def _of_the_engine() -> tuple[frozenset[str], frozenset[str]]:
     containers = client.api.containers(all=True, filters={"label": f"selfplay.owner={owner()}"})
     volumes = client.api.volumes()["Volumes"] or []
     client.close()  # the idle connections alone: the library keeps up to 25, one an address asked, which no sandbox adds to
-    return frozenset(found["Id"][:12] for found in containers), frozenset(volume["Name"] for volume in volumes)
+    return frozenset(found["Id"][:12] for found in containers), frozenset(
+        volume["Name"] for volume in volumes
+    )
 
 
 # ---- showing
@@ -211,7 +217,10 @@ def show_report(report: Report) -> None:
     table = Table(title=f"{report.backend}: what this process holds")
     for column in ("", *stages):
         table.add_column(column, justify="right" if column else "left")
-    for name, label in (("resident_bytes", "memory of the harness, MiB"), ("children_bytes", "memory of sandboxes, MiB")):
+    for name, label in (
+        ("resident_bytes", "memory of the harness, MiB"),
+        ("children_bytes", "memory of sandboxes, MiB"),
+    ):
         table.add_row(label, *(f"{getattr(holdings, name) / 2**20:.1f}" for holdings in stages.values()))
     for name in ("descriptors", "threads", "processes"):
         table.add_row(name, *(str(getattr(holdings, name)) for holdings in stages.values()))
@@ -219,7 +228,10 @@ def show_report(report: Report) -> None:
     table.add_row("temporary files", *(str(holdings.temporary) for holdings in stages.values()))
     for name in ("mounts", "containers", "volumes"):
         table.add_row(name, *(str(len(getattr(holdings, name))) for holdings in stages.values()))
-    table.add_row("the whole machine's kernel memory, MiB", *(f"{holdings.kernel_bytes / 2**20:.0f}" for holdings in stages.values()))
+    table.add_row(
+        "the whole machine's kernel memory, MiB",
+        *(f"{holdings.kernel_bytes / 2**20:.0f}" for holdings in stages.values()),
+    )
     console = Console()
     console.print(table)
     console.print(
@@ -227,6 +239,10 @@ def show_report(report: Report) -> None:
         f"{report.in_sequence} in sequence in {report.sequence_s:.1f} s"
     )
     if report.left:
-        console.print("NOT returned to where it was: " + "; ".join(f"{name}: {more}" for name, more in report.left.items()), markup=False)
+        console.print(
+            "NOT returned to where it was: "
+            + "; ".join(f"{name}: {more}" for name, more in report.left.items()),
+            markup=False,
+        )
     else:
         console.print("returned to where it was")

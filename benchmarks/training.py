@@ -61,7 +61,9 @@ def alone(name: str, *arguments: Any) -> Figures:
         ranks.close()
 
 
-def with_deepspeed(folder: str, settings: TrainerSettings, context: int, samples: Sequence[Sample], steps: int) -> Figures:
+def with_deepspeed(
+    folder: str, settings: TrainerSettings, context: int, samples: Sequence[Sample], steps: int
+) -> Figures:
     ranks = Ranks(settings.ranks, worker="benchmarks.training_workers:MeasuredRank")
     try:
         before = ranks.call("resident")
@@ -79,17 +81,28 @@ def supervised(folder: Path, samples: Sequence[Sample], rows: int, compiled: boo
     batch = pack([Document(s.token_ids[:512], [1.0] * len(s.token_ids[:512])) for s in samples], rows, 512)[0]
     speeds: list[float] = []
     model = load_causal_model(folder, torch.float32)
-    train(model, lambda _: batch, SftSettings(steps=6, compile=compiled), lambda p: speeds.append(p.tokens_per_s))
+    train(
+        model,
+        lambda _: batch,
+        SftSettings(steps=6, compile=compiled),
+        lambda p: speeds.append(p.tokens_per_s),
+    )
     return median(speeds[1:])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--episodes", type=at_least_one, default=16)
-    parser.add_argument("--tokens", type=at_least_one, default=1024, help="of the longest episode; the shortest has half")
+    parser.add_argument(
+        "--tokens", type=at_least_one, default=1024, help="of the longest episode; the shortest has half"
+    )
     parser.add_argument("--steps", type=at_least_one, default=3)
-    parser.add_argument("--batch-tokens", type=at_least_one, default=8192, help="of one micro-batch, of every trainer")
-    parser.add_argument("--ranks", type=int, nargs="*", default=[1, 2], help="of the DeepSpeed trainer; none leaves it out")
+    parser.add_argument(
+        "--batch-tokens", type=at_least_one, default=8192, help="of one micro-batch, of every trainer"
+    )
+    parser.add_argument(
+        "--ranks", type=int, nargs="*", default=[1, 2], help="of the DeepSpeed trainer; none leaves it out"
+    )
     parser.add_argument("--stages", type=int, nargs="*", default=[2, 3])
     parser.add_argument("--rows", type=at_least_one, default=16, help="supervised rows of 512 tokens a step")
     parser.add_argument("--no-supervised", action="store_true")
@@ -99,16 +112,24 @@ def main() -> None:
         folder = make_model(Path(scratch))
         samples = make_samples(options.episodes, options.tokens)
         tokens = sum(len(s.token_ids) for s in samples)
-        weights = sum(parameter.numel() for parameter in load_causal_model(folder, torch.float32).parameters())
+        weights = sum(
+            parameter.numel() for parameter in load_causal_model(folder, torch.float32).parameters()
+        )
         floor = matrix_flops() / (6 * weights)
-        print(f"floor: {floor:.0f} tokens/s ({weights / 1e6:.1f}M weights, 6 FLOP each a token, at the speed of bare bf16 products)")
+        print(
+            f"floor: {floor:.0f} tokens/s ({weights / 1e6:.1f}M weights, 6 FLOP each a token, at the speed of bare bf16 products)"
+        )
         settings = TrainerSettings(batch_tokens=options.batch_tokens)
         found: dict[str, Figures] = {}
 
         def show(name: str, figures: Figures) -> None:
             found[name] = figures
             speed = tokens / figures.seconds
-            beside = f", {found['TRL'].seconds / figures.seconds:.2f} times TRL" if "TRL" in found and name != "TRL" else ""
+            beside = (
+                f", {found['TRL'].seconds / figures.seconds:.2f} times TRL"
+                if "TRL" in found and name != "TRL"
+                else ""
+            )
             print(
                 f"{name}: {speed:.0f} tokens/s, {speed / floor:.2f} of the floor{beside}; "
                 f"peak {figures.grown_bytes / 2**20:.0f} MiB a process above what was there before the model; "
@@ -116,7 +137,9 @@ def main() -> None:
                 flush=True,
             )
 
-        print(f"{options.episodes} episodes, {tokens} tokens an update, {options.batch_tokens} a micro-batch, medians of {options.steps}")
+        print(
+            f"{options.episodes} episodes, {tokens} tokens an update, {options.batch_tokens} a micro-batch, medians of {options.steps}"
+        )
         measured = (str(folder), settings, options.tokens, samples, options.steps)
         if importlib.util.find_spec("trl"):
             show("TRL", alone("measure_trl", *measured))
@@ -131,8 +154,13 @@ def main() -> None:
             options.ranks = []
         for ranks in options.ranks:
             for stage in options.stages:
-                settings = TrainerSettings(type="deepspeed", ranks=ranks, zero_stage=stage, batch_tokens=options.batch_tokens)
-                show(f"DeepSpeed, {ranks} rank(s), stage {stage}", with_deepspeed(str(folder), settings, *measured[2:]))
+                settings = TrainerSettings(
+                    type="deepspeed", ranks=ranks, zero_stage=stage, batch_tokens=options.batch_tokens
+                )
+                show(
+                    f"DeepSpeed, {ranks} rank(s), stage {stage}",
+                    with_deepspeed(str(folder), settings, *measured[2:]),
+                )
         if not options.no_supervised:
             speed = supervised(folder, samples, options.rows, not options.no_compile)
             print(f"supervised: {speed:.0f} tokens/s, {speed / floor:.2f} of the floor")

@@ -50,7 +50,9 @@ class Alone:
     def __init__(self, rank: int, world: int, address: str, deadline_s: float) -> None:
         self.progress: Callable[[str], None] = lambda _: None
 
-    def measure_torch(self, folder: str, settings: TrainerSettings, context: int, samples: Sequence[Sample], steps: int) -> Figures:
+    def measure_torch(
+        self, folder: str, settings: TrainerSettings, context: int, samples: Sequence[Sample], steps: int
+    ) -> Figures:
         from selfplay.training.torch_trainer import TorchTrainer
 
         before = resident_bytes()
@@ -66,7 +68,9 @@ class Alone:
             seconds.append(time.monotonic() - started)
         return Figures(median(seconds), peak_bytes() - before, told["loss"], told["grad_norm"])
 
-    def measure_trl(self, folder: str, settings: TrainerSettings, context: int, samples: Sequence[Sample], steps: int) -> Figures:
+    def measure_trl(
+        self, folder: str, settings: TrainerSettings, context: int, samples: Sequence[Sample], steps: int
+    ) -> Figures:
         from benchmarks.trl_peer import TrlPeer
 
         before = resident_bytes()

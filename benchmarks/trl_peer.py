@@ -83,7 +83,10 @@ class TrlPeer:
         completion = max(len(s.token_ids) - prompt for s, prompt in zip(samples, prompts, strict=True))
 
         def padded(rows: list[list[float]], width: int, left: bool) -> torch.Tensor:
-            return torch.tensor([[0] * (width - len(r)) + r if left else r + [0] * (width - len(r)) for r in rows], device=device)
+            return torch.tensor(
+                [[0] * (width - len(r)) + r if left else r + [0] * (width - len(r)) for r in rows],
+                device=device,
+            )
 
         pairs = list(zip(samples, prompts, strict=True))
         return {

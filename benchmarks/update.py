@@ -72,7 +72,9 @@ def show(found: Mapping[str, Mapping[str, float]], updates: int) -> None:
     for column in ("", "plain", "selfplay", "times faster"):
         table.add_column(column, justify="left" if column == "" else "right")
     phases = [key for key in plain if key.startswith("seconds/")]
-    rows = [(key.removeprefix("seconds/").replace("_", " "), plain[key], ours.get(key, 0.0)) for key in phases]
+    rows = [
+        (key.removeprefix("seconds/").replace("_", " "), plain[key], ours.get(key, 0.0)) for key in phases
+    ]
     rows.append(("all phases, seconds", sum(row[1] for row in rows), sum(row[2] for row in rows)))
     for name, before, after in rows:
         table.add_row(name, f"{before:.2f}", f"{after:.2f}", f"{before / after:.2f}" if after else "")
@@ -84,7 +86,9 @@ def main() -> None:
     if sys.argv[1:2] == ["--play"]:
         play(sys.argv[2], sys.argv[3:])
         return
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--updates", type=at_least_one, default=3)
     parser.add_argument("--sandbox", default="bubblewrap", choices=["bubblewrap", "docker"])
     parser.add_argument("--repos", type=Path, default=ROOT / "runs/recipes/quickstart-repos.txt")

@@ -39,7 +39,12 @@ from selfplay.verdicts.test_runs import ParsedLog, TestRun, TestRunner
 from selfplay.verdicts.validator import MAX_STORED_PATCH, Verdict, validate
 
 THRESHOLDS = Thresholds(3, 1, 1)  # the frozen set's own
-PARTS = {"open_s": "starting sandboxes", "transfer_s": "moving files", "script_s": "the script (tests)", "parser_s": "the parser"}
+PARTS = {
+    "open_s": "starting sandboxes",
+    "transfer_s": "moving files",
+    "script_s": "the script (tests)",
+    "parser_s": "the parser",
+}
 Cell = tuple[str, str, tuple[str, ...], tuple[str, ...]]  # what must be equal of two verdicts
 
 
@@ -51,7 +56,15 @@ class WatchedRunner(TestRunner):
         self.spent: Counter[str] = Counter()
         self.count = 0
 
-    def run(self, environment: Environment, tree: Tree, script: str, parser: str, hash_seed: int = 0, fresh: bool = False) -> TestRun:
+    def run(
+        self,
+        environment: Environment,
+        tree: Tree,
+        script: str,
+        parser: str,
+        hash_seed: int = 0,
+        fresh: bool = False,
+    ) -> TestRun:
         run = super().run(environment, tree, script, parser, hash_seed, fresh)
         if not run.cached:
             self.count += 1
@@ -62,7 +75,15 @@ class WatchedRunner(TestRunner):
 class StraightRunner(WatchedRunner):
     """Remembers nothing."""
 
-    def run(self, environment: Environment, tree: Tree, script: str, parser: str, hash_seed: int = 0, fresh: bool = True) -> TestRun:
+    def run(
+        self,
+        environment: Environment,
+        tree: Tree,
+        script: str,
+        parser: str,
+        hash_seed: int = 0,
+        fresh: bool = True,
+    ) -> TestRun:
         return super().run(environment, tree, script, parser, hash_seed, fresh=True)
 
     def parse(self, environment: Environment, parser: str, log: bytes) -> ParsedLog:
@@ -116,7 +137,10 @@ def _padded(tree: Tree, artifact: Artifact) -> Artifact:
 
 
 def _with(artifact: Artifact, **parts: str) -> Artifact:
-    files = {f"{name}.{'diff' if name in ('bug_inject', 'test_weaken') else 'sh'}": text for name, text in parts.items()}
+    files = {
+        f"{name}.{'diff' if name in ('bug_inject', 'test_weaken') else 'sh'}": text
+        for name, text in parts.items()
+    }
     return Artifact.from_files({**artifact.to_files(), **files})
 
 
@@ -128,14 +152,23 @@ FAULTS: Mapping[str, Callable[[Tree, Artifact], Artifact]] = {
 }
 
 
-def cases(environments: Mapping[str, Environment], tasks: Sequence[Task], valid: int, invalid: int) -> Iterator[Case]:
+def cases(
+    environments: Mapping[str, Environment], tasks: Sequence[Task], valid: int, invalid: int
+) -> Iterator[Case]:
     """Frozen bugs in turns over the repositories, then others of them with a fault each, in turns too."""
     by_repo = [[task for task in tasks if task.repo == repo] for repo in environments]
     mixed = [task for turn in itertools.zip_longest(*by_repo) for task in turn if task is not None]
     for task in mixed[:valid]:
         yield Case(task.instance_id, task.repo, Artifact.from_files(task.artifact))
-    for task, (fault, make) in zip(reversed(mixed), itertools.islice(itertools.cycle(FAULTS.items()), invalid), strict=False):
-        yield Case(f"{task.instance_id} {fault}", task.repo, make(environments[task.repo].tree, Artifact.from_files(task.artifact)), fault)
+    for task, (fault, make) in zip(
+        reversed(mixed), itertools.islice(itertools.cycle(FAULTS.items()), invalid), strict=False
+    ):
+        yield Case(
+            f"{task.instance_id} {fault}",
+            task.repo,
+            make(environments[task.repo].tree, Artifact.from_files(task.artifact)),
+            fault,
+        )
 
 
 # ---- measuring
@@ -145,13 +178,27 @@ def prepared(config: Config, repositories: Sequence[str], sandbox: str) -> dict[
     backend = open_backend(sandbox, cache_root())[0]
     return {
         repo: prepare_environment(
-            fetch(parse_spec(repo), cache_root()), backend, config.environment, sandbox_limits(config), cache_root(), lambda _: None
+            fetch(parse_spec(repo), cache_root()),
+            backend,
+            config.environment,
+            sandbox_limits(config),
+            cache_root(),
+            lambda _: None,
         )
         for repo in repositories
     }
 
 
-def measure(config: Config, sandbox: str, tasks: Sequence[Task], valid: int, invalid: int, *, straight: bool, console: Console) -> Measured:
+def measure(
+    config: Config,
+    sandbox: str,
+    tasks: Sequence[Task],
+    valid: int,
+    invalid: int,
+    *,
+    straight: bool,
+    console: Console,
+) -> Measured:
     repositories = sorted({task.repo for task in tasks})
     environments = prepared(config, repositories, sandbox)
     chosen = list(cases(environments, tasks, valid, invalid))
@@ -163,7 +210,9 @@ def measure(config: Config, sandbox: str, tasks: Sequence[Task], valid: int, inv
     started = time.monotonic()
 
     def judged(case: Case) -> tuple[str, Cell]:
-        verdict: Verdict = validate(case.artifact, environments[case.repo], THRESHOLDS, runner, config.validator)
+        verdict: Verdict = validate(
+            case.artifact, environments[case.repo], THRESHOLDS, runner, config.validator
+        )
         return case.name, (verdict.kind, verdict.failed_check, verdict.fail_to_pass, verdict.pass_to_pass)
 
     with (
@@ -176,19 +225,34 @@ def measure(config: Config, sandbox: str, tasks: Sequence[Task], valid: int, inv
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sandbox", nargs="+", default=["docker", "bubblewrap"], choices=["docker", "bubblewrap"])
-    parser.add_argument("--reference", default="docker", choices=["docker", "bubblewrap"], help="the straightforward one's sandboxes")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--sandbox", nargs="+", default=["docker", "bubblewrap"], choices=["docker", "bubblewrap"]
+    )
+    parser.add_argument(
+        "--reference",
+        default="docker",
+        choices=["docker", "bubblewrap"],
+        help="the straightforward one's sandboxes",
+    )
     parser.add_argument("--valid", type=at_least_one, default=36)
     parser.add_argument("--invalid", type=at_least_one, default=16)
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     options = parser.parse_args()
     console = Console(stderr=options.json)
     config = load_config(resource("recipes") / "learning.toml")
-    listed = [line.split("#")[0].strip() for line in (resource("recipes") / "quickstart-repos.txt").read_text().splitlines()]
+    listed = [
+        line.split("#")[0].strip()
+        for line in (resource("recipes") / "quickstart-repos.txt").read_text().splitlines()
+    ]
     tasks = [task for task in find_tasks(["own"]) if task.repo in listed]
     counts = (options.valid, options.invalid)
-    measured = [measure(config, sandbox, tasks, *counts, straight=False, console=console) for sandbox in options.sandbox]
+    measured = [
+        measure(config, sandbox, tasks, *counts, straight=False, console=console)
+        for sandbox in options.sandbox
+    ]
     reference = measure(config, options.reference, tasks, *counts, straight=True, console=console)
     unequal = {
         name: (found.verdicts[name], verdict)
@@ -198,7 +262,14 @@ def main() -> None:
     }
     if options.json:
         rows = [
-            {"name": m.name, "sandbox": m.sandbox, "seconds": m.seconds, "runs": m.runs, **m.spent, "ratio": reference.seconds / m.seconds}
+            {
+                "name": m.name,
+                "sandbox": m.sandbox,
+                "seconds": m.seconds,
+                "runs": m.runs,
+                **m.spent,
+                "ratio": reference.seconds / m.seconds,
+            }
             for m in [*measured, reference]
         ]
         print(json.dumps({"artifacts": len(reference.verdicts), "unequal": len(unequal), "contenders": rows}))
@@ -216,14 +287,23 @@ def show(measured: Sequence[Measured], reference: Measured, console: Console) ->
         table.add_column(column, justify="left" if column in ("", "sandbox") else "right")
     for found in [*measured, reference]:
         rate = f"{len(found.verdicts) / found.core_hours:.0f}"
-        table.add_row(found.name, found.sandbox, str(found.runs), f"{found.seconds:.1f}", rate, f"{reference.seconds / found.seconds:.2f}")
+        table.add_row(
+            found.name,
+            found.sandbox,
+            str(found.runs),
+            f"{found.seconds:.1f}",
+            rate,
+            f"{reference.seconds / found.seconds:.2f}",
+        )
     console.print(table)
     spent = Table(title="seconds of a run (runs may overlap)")
     spent.add_column("")
     for found in [*measured, reference]:
         spent.add_column(f"{found.name}, {found.sandbox}", justify="right")
     for part, words in PARTS.items():
-        spent.add_row(words, *(f"{found.spent[part] / max(1, found.runs):.3f}" for found in [*measured, reference]))
+        spent.add_row(
+            words, *(f"{found.spent[part] / max(1, found.runs):.3f}" for found in [*measured, reference])
+        )
     console.print(spent)
     failed = Counter(check for _, check, *_ in reference.verdicts.values() if check)
     console.print("rejected by: " + ", ".join(f"{check} {count}" for check, count in failed.most_common()))

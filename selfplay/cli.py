@@ -20,8 +20,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-ConfigFile = Annotated[Path | None, typer.Option("--config", "-c", help="A TOML file of settings; recipes are in runs/recipes/.")]
-Overrides = Annotated[list[str] | None, typer.Option("--set", "-s", help="One setting, for instance train.updates=6; may be repeated.")]
+ConfigFile = Annotated[
+    Path | None, typer.Option("--config", "-c", help="A TOML file of settings; recipes are in runs/recipes/.")
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", "-s", help="One setting, for instance train.updates=6; may be repeated."),
+]
 RunRoot = Annotated[Path, typer.Option("--runs", help="The folder that holds the runs.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print data instead of tables.")]
 
@@ -31,12 +36,22 @@ def train(
     repos: Annotated[Path | None, typer.Option("--repos", help="A repository list, one a line.")] = None,
     config: ConfigFile = None,
     set_: Overrides = None,
-    resume: Annotated[str | None, typer.Option("--resume", help="Continue a run: its name or folder.")] = None,
+    resume: Annotated[
+        str | None, typer.Option("--resume", help="Continue a run: its name or folder.")
+    ] = None,
     runs: RunRoot = Path("runs"),
     cluster: Annotated[
-        str | None, typer.Option("--cluster", metavar="auto|ADDRESS", help="Run on this Ray cluster; auto: the one this machine is in.")
+        str | None,
+        typer.Option(
+            "--cluster",
+            metavar="auto|ADDRESS",
+            help="Run on this Ray cluster; auto: the one this machine is in.",
+        ),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would run where and what memory it takes; start nothing.")] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Print what would run where and what memory it takes; start nothing."),
+    ] = False,
 ) -> None:
     """Play, judge and learn over a list of repositories.
 
@@ -46,7 +61,9 @@ def train(
         from selfplay.viewing.placement import dry_run_training
 
         if resume is not None or repos is None:
-            raise typer.BadParameter("--dry-run plans a new run: give --repos FILE, and --config or --set as for the run itself.")
+            raise typer.BadParameter(
+                "--dry-run plans a new run: give --repos FILE, and --config or --set as for the run itself."
+            )
         dry_run_training(repos, config, set_ or [], cluster)
         return
     from selfplay.orchestrator.build import resume_training, start_training
@@ -58,7 +75,9 @@ def train(
             )
         resume_training(resume, runs, set_ or [], cluster)
     elif repos is None:
-        raise typer.BadParameter("--repos FILE is needed (or --resume RUN). A first list: runs/recipes/quickstart-repos.txt")
+        raise typer.BadParameter(
+            "--repos FILE is needed (or --resume RUN). A first list: runs/recipes/quickstart-repos.txt"
+        )
     else:
         start_training(repos, config, set_ or [], cluster)
 
@@ -66,17 +85,24 @@ def train(
 @app.command("inspect-bugs")
 def inspect_bugs(
     run: Annotated[str, typer.Argument(help="A run's name or folder; the newest when left out.")] = "",
-    bug: Annotated[str | None, typer.Option("--bug", help="Show one bug in full, by its id or the start of it.")] = None,
+    bug: Annotated[
+        str | None, typer.Option("--bug", help="Show one bug in full, by its id or the start of it.")
+    ] = None,
     repository: Annotated[str | None, typer.Option("--repository", help="Only this repository.")] = None,
     strategy: Annotated[str | None, typer.Option("--strategy", help="Only this strategy.")] = None,
-    order: Annotated[int | None, typer.Option("--order", help="1: injected, 2: grown from a failed repair.")] = None,
+    order: Annotated[
+        int | None, typer.Option("--order", help="1: injected, 2: grown from a failed repair.")
+    ] = None,
     status: Annotated[str | None, typer.Option("--status", help="fresh, playing, measured or void.")] = None,
     min_solve_rate: Annotated[float | None, typer.Option("--min-solve-rate")] = None,
     max_solve_rate: Annotated[float | None, typer.Option("--max-solve-rate")] = None,
-    sort: Annotated[str, typer.Option("--sort", help="created, repository, strategy, order, status or solve_rate.")] = "created",
+    sort: Annotated[
+        str, typer.Option("--sort", help="created, repository, strategy, order, status or solve_rate.")
+    ] = "created",
     rejected: Annotated[bool, typer.Option("--rejected", help="Why artifacts were rejected.")] = False,
     tasks: Annotated[
-        Path | None, typer.Option("--tasks", help="Write the bugs as task records (JSONL) that `selfplay eval` reads.")
+        Path | None,
+        typer.Option("--tasks", help="Write the bugs as task records (JSONL) that `selfplay eval` reads."),
     ] = None,
     runs: RunRoot = Path("runs"),
     json_: AsJson = False,
@@ -111,10 +137,13 @@ def inspect_bugs(
 @app.command()
 def replay(
     episode: Annotated[str, typer.Argument(help="An episode's id, the start of it, or its file.")],
-    run: Annotated[str, typer.Option("--run", help="The run it belongs to; all are searched when left out.")] = "",
+    run: Annotated[
+        str, typer.Option("--run", help="The run it belongs to; all are searched when left out.")
+    ] = "",
     step: Annotated[bool, typer.Option("--step", help="Wait for Enter after each turn.")] = False,
     speed: Annotated[
-        float | None, typer.Option("--speed", min=0.01, help="Play like a film, this many times as fast as it happened.")
+        float | None,
+        typer.Option("--speed", min=0.01, help="Play like a film, this many times as fast as it happened."),
     ] = None,
     runs: RunRoot = Path("runs"),
     json_: AsJson = False,
@@ -139,7 +168,9 @@ def replay(
 @app.command()
 def validate(
     artifact: Annotated[Path, typer.Argument(help="A folder with the five files of a bug artifact.")],
-    repo: Annotated[str, typer.Option("--repo", help="The repository it breaks, as a line of a repository list.")],
+    repo: Annotated[
+        str, typer.Option("--repo", help="The repository it breaks, as a line of a repository list.")
+    ],
     config: ConfigFile = None,
     set_: Overrides = None,
     all_checks: Annotated[bool, typer.Option("--all", help="Go on after the first failed check.")] = False,
@@ -157,16 +188,30 @@ def validate(
 @app.command("eval")
 def evaluate(
     tasks: Annotated[
-        list[str] | None, typer.Option("--tasks", help="A frozen set (own, human) or a file, one JSON object a line; may be repeated.")
+        list[str] | None,
+        typer.Option(
+            "--tasks", help="A frozen set (own, human) or a file, one JSON object a line; may be repeated."
+        ),
     ] = None,
     config: ConfigFile = None,
     set_: Overrides = None,
-    attempts: Annotated[int, typer.Option("--attempts", min=0, help="Drawn attempts a task, at agent.temperature.")] = 4,
-    greedy: Annotated[bool, typer.Option("--greedy/--no-greedy", help="And one attempt at temperature 0.")] = True,
-    limit: Annotated[int, typer.Option("--limit", min=0, help="A fixed subset of so many, spread over repositories; 0: all.")] = 0,
-    output: Annotated[Path | None, typer.Option("--output", help="Keep the episodes and results here; a second call continues.")] = None,
+    attempts: Annotated[
+        int, typer.Option("--attempts", min=0, help="Drawn attempts a task, at agent.temperature.")
+    ] = 4,
+    greedy: Annotated[
+        bool, typer.Option("--greedy/--no-greedy", help="And one attempt at temperature 0.")
+    ] = True,
+    limit: Annotated[
+        int,
+        typer.Option("--limit", min=0, help="A fixed subset of so many, spread over repositories; 0: all."),
+    ] = 0,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", help="Keep the episodes and results here; a second call continues."),
+    ] = None,
     compare: Annotated[
-        tuple[Path, Path] | None, typer.Option("--compare", metavar="A B", help="Two output folders: play nothing, compare them.")
+        tuple[Path, Path] | None,
+        typer.Option("--compare", metavar="A B", help="Two output folders: play nothing, compare them."),
     ] = None,
     json_: AsJson = False,
 ) -> None:
@@ -178,20 +223,30 @@ def evaluate(
         from selfplay.viewing.scores import compare_folders
 
         if tasks or output is not None or config is not None or set_:
-            raise typer.BadParameter("--compare A B reads two finished folders; give it alone (or with --json).")
+            raise typer.BadParameter(
+                "--compare A B reads two finished folders; give it alone (or with --json)."
+            )
         compare_folders(*compare, as_json=json_)
         return
     if not tasks:
-        raise typer.BadParameter("--tasks SET_OR_FILE is needed (or --compare A B). Sets that come with selfplay: own, human.")
+        raise typer.BadParameter(
+            "--tasks SET_OR_FILE is needed (or --compare A B). Sets that come with selfplay: own, human."
+        )
     from selfplay.orchestrator.build import start_evaluation
 
-    start_evaluation(tasks, config, set_ or [], limit=limit, attempts=attempts, greedy=greedy, output=output, as_json=json_)
+    start_evaluation(
+        tasks, config, set_ or [], limit=limit, attempts=attempts, greedy=greedy, output=output, as_json=json_
+    )
 
 
 @app.command("warm-start")
 def warm_start(
-    output: Annotated[Path, typer.Option("--output", help="The folder for the policy.")] = Path("runs/warm-start"),
-    config: Annotated[Path | None, typer.Option("--config", "-c", help="A TOML file of warm-start settings.")] = None,
+    output: Annotated[Path, typer.Option("--output", help="The folder for the policy.")] = Path(
+        "runs/warm-start"
+    ),
+    config: Annotated[
+        Path | None, typer.Option("--config", "-c", help="A TOML file of warm-start settings.")
+    ] = None,
     set_: Overrides = None,
 ) -> None:
     """Make a cold-started policy: mid-training on source, then supervised trajectories for both roles.
@@ -205,28 +260,60 @@ def warm_start(
 
 @app.command()
 def plan(
-    run: Annotated[str, typer.Argument(help="A finished run to read from, its name or folder; the newest when left out.")] = "",
-    workload: Annotated[str, typer.Option("--workload", help="Without a run: 'paper', its figures and stated assumptions.")] = "",
+    run: Annotated[
+        str, typer.Argument(help="A finished run to read from, its name or folder; the newest when left out.")
+    ] = "",
+    workload: Annotated[
+        str, typer.Option("--workload", help="Without a run: 'paper', its figures and stated assumptions.")
+    ] = "",
     assume: Annotated[
-        list[str] | None, typer.Option("--assume", help="Of the paper's workload, for instance drawn_tokens=600; may be repeated.")
+        list[str] | None,
+        typer.Option(
+            "--assume", help="Of the paper's workload, for instance drawn_tokens=600; may be repeated."
+        ),
     ] = None,
     gpus: Annotated[int, typer.Option("--gpus", help="GPUs in all.")] = 512,
-    trainer_gpus: Annotated[int, typer.Option("--trainer-gpus", help="Those that train; 0: the best number is found.")] = 0,
-    server_gpus: Annotated[int, typer.Option("--server-gpus", help="GPUs of one rollout server; 0: as the policy needs, up to 8.")] = 0,
-    hosts: Annotated[int, typer.Option("--hosts", help="Machines with sandboxes; 0: the fewest that are enough.")] = 0,
+    trainer_gpus: Annotated[
+        int, typer.Option("--trainer-gpus", help="Those that train; 0: the best number is found.")
+    ] = 0,
+    server_gpus: Annotated[
+        int,
+        typer.Option("--server-gpus", help="GPUs of one rollout server; 0: as the policy needs, up to 8."),
+    ] = 0,
+    hosts: Annotated[
+        int, typer.Option("--hosts", help="Machines with sandboxes; 0: the fewest that are enough.")
+    ] = 0,
     slots: Annotated[int, typer.Option("--slots", help="Sandboxes open at a time on one host.")] = 64,
     max_lag: Annotated[int | None, typer.Option("--max-lag", help="Default: the run's, or 8.")] = None,
-    batch_tokens: Annotated[float | None, typer.Option("--batch-tokens", help="Of an update. Default: the run's mean, or 16.8e6.")] = None,
-    parameters: Annotated[float | None, typer.Option("--parameters", help="Of the policy. Default: the run's, or 32e9.")] = None,
-    peak_tflops: Annotated[float | None, typer.Option("--peak-tflops", help="Default 989: H100 SXM, dense bf16, data sheet.")] = None,
-    bandwidth_tbs: Annotated[float | None, typer.Option("--bandwidth-tbs", help="Default 3.35 TB/s: H100 SXM, data sheet.")] = None,
+    batch_tokens: Annotated[
+        float | None, typer.Option("--batch-tokens", help="Of an update. Default: the run's mean, or 16.8e6.")
+    ] = None,
+    parameters: Annotated[
+        float | None, typer.Option("--parameters", help="Of the policy. Default: the run's, or 32e9.")
+    ] = None,
+    peak_tflops: Annotated[
+        float | None, typer.Option("--peak-tflops", help="Default 989: H100 SXM, dense bf16, data sheet.")
+    ] = None,
+    bandwidth_tbs: Annotated[
+        float | None, typer.Option("--bandwidth-tbs", help="Default 3.35 TB/s: H100 SXM, data sheet.")
+    ] = None,
     gpu_gb: Annotated[float | None, typer.Option("--gpu-gb", help="Default 80: H100 SXM.")] = None,
-    mfu: Annotated[float | None, typer.Option("--mfu", help="Share of peak in training. Default 0.38: Llama 3 at 131,072 tokens.")] = None,
-    mbu: Annotated[float | None, typer.Option("--mbu", help="Share of bandwidth in drawing. Default 0.6: assumed.")] = None,
-    link_gbs: Annotated[float | None, typer.Option("--link-gbs", help="Weights travel at. Default 50 GB/s: 400 Gbit/s.")] = None,
+    mfu: Annotated[
+        float | None,
+        typer.Option("--mfu", help="Share of peak in training. Default 0.38: Llama 3 at 131,072 tokens."),
+    ] = None,
+    mbu: Annotated[
+        float | None, typer.Option("--mbu", help="Share of bandwidth in drawing. Default 0.6: assumed.")
+    ] = None,
+    link_gbs: Annotated[
+        float | None, typer.Option("--link-gbs", help="Weights travel at. Default 50 GB/s: 400 Gbit/s.")
+    ] = None,
     updates: Annotated[int, typer.Option("--updates", help="Simulated for each split.")] = 12,
     seed: Annotated[int, typer.Option("--seed")] = 0,
-    check: Annotated[bool, typer.Option("--check", help="Predict the run's second half from its first, and tell the error.")] = False,
+    check: Annotated[
+        bool,
+        typer.Option("--check", help="Predict the run's second half from its first, and tell the error."),
+    ] = False,
     runs: RunRoot = Path("runs"),
     json_: AsJson = False,
 ) -> None:
@@ -269,8 +356,13 @@ def plan(
 @app.command()
 def doctor(
     clean: Annotated[bool, typer.Option("--clean", help="Remove what killed runs left behind.")] = False,
-    attack: Annotated[bool, typer.Option("--attack", help="Attack this machine's own sandboxes and judging; 0 when all held.")] = False,
-    sandbox: Annotated[str | None, typer.Option("--sandbox", help="With --attack: docker, bubblewrap or auto, the default.")] = None,
+    attack: Annotated[
+        bool,
+        typer.Option("--attack", help="Attack this machine's own sandboxes and judging; 0 when all held."),
+    ] = False,
+    sandbox: Annotated[
+        str | None, typer.Option("--sandbox", help="With --attack: docker, bubblewrap or auto, the default.")
+    ] = None,
     json_: AsJson = False,
 ) -> None:
     """What is missing on this machine, and the command that mends it.
@@ -284,7 +376,9 @@ def doctor(
     if attack and clean:
         raise UsageError("--attack and --clean are two things; run one after the other.")
     if sandbox is not None and not attack:
-        raise UsageError(f"--sandbox {sandbox} goes with --attack; without it every kind of sandbox is examined.")
+        raise UsageError(
+            f"--sandbox {sandbox} goes with --attack; without it every kind of sandbox is examined."
+        )
     if attack:
         raise typer.Exit(examiner.attack(Console(), sandbox or "auto", as_json=json_))
     raise typer.Exit(examiner.main(Console(), clean=clean, as_json=json_))

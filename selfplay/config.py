@@ -59,14 +59,21 @@ class TrainSettings(Section):
     group_size: int = Field(8, ge=2)
     injector_group_size: int = Field(0, ge=0)  # 0: group_size
     even: bool = False  # solver groups take the places of injector groups that wait: every update plays as many episodes
-    learn: tuple[Literal["injector", "solver"], ...] = ("injector", "solver")  # whose episodes are trained on; both play
+    learn: tuple[Literal["injector", "solver"], ...] = (
+        "injector",
+        "solver",
+    )  # whose episodes are trained on; both play
     bugs: str = ""  # task records whose bugs are in the curriculum from the start; with injector_groups = 0 a fixed set
-    ahead: int = Field(0, ge=0)  # updates that are played ahead of the one that trains, at most max_lag; 0: playing and training take turns
+    ahead: int = Field(
+        0, ge=0
+    )  # updates that are played ahead of the one that trains, at most max_lag; 0: playing and training take turns
     refills: int = Field(0, ge=0)  # solver groups that an update may add for those that carry no gradient
     preparing: int = Field(4, ge=1)  # sandboxes that are opened and filled at the same time
     workers: int = Field(2, ge=1)  # verdicts and grades that run at the same time
     episodes_in_flight: int = Field(32, ge=1)  # each with a sandbox of its own
-    max_machine_failures: float = Field(0.3, gt=0, le=1)  # share of an update's episodes above which the run stops
+    max_machine_failures: float = Field(
+        0.3, gt=0, le=1
+    )  # share of an update's episodes above which the run stops
     keep_checkpoints: int = Field(2, ge=1)
 
     @field_validator("injector_group_size")
@@ -79,7 +86,9 @@ class TrainSettings(Section):
     @model_validator(mode="after")
     def _some_role_plays(self) -> TrainSettings:
         if not self.injector_groups and not self.solver_groups:
-            raise ValueError("injector_groups = 0 and solver_groups = 0 play nothing; set one of them to 1 or more")
+            raise ValueError(
+                "injector_groups = 0 and solver_groups = 0 play nothing; set one of them to 1 or more"
+            )
         plays = {"injector": self.injector_groups > 0, "solver": self.solver_groups > 0 or self.even}
         if not any(plays[role] for role in self.learn):
             raise ValueError(
@@ -118,15 +127,21 @@ class EngineSettings(Section):
 
     type: Literal["hf", "vllm", "scripted"] = "hf"  # scripted: the teacher plays both roles
     max_batch: int = Field(32, ge=1)  # requests that run at the same time, in each server
-    cache_mb: int = Field(1024, ge=0)  # hf: for conversations that wait for their next turn; a vllm server on a CPU: for all it holds
+    cache_mb: int = Field(
+        1024, ge=0
+    )  # hf: for conversations that wait for their next turn; a vllm server on a CPU: for all it holds
     servers: int = Field(1, ge=1)  # started and watched by the run, on this machine
     urls: tuple[str, ...] = ()  # servers that run already, in place of our own
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # auto: bfloat16 on a GPU, float32 on a CPU
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = (
+        "auto"  # auto: bfloat16 on a GPU, float32 on a CPU
+    )
     gpu_memory: float = Field(0.8, gt=0, le=1)  # share of a GPU's memory that a server takes
     options: tuple[str, ...] = ()  # more arguments of each server, for instance ["--tensor-parallel-size=8"]
     start_timeout_s: float = Field(600, gt=0)
     request_timeout_s: float = Field(1800, gt=0)
-    sync: Literal["files", "nccl", "ipc", "gloo"] = "files"  # how new weights reach servers: files in memory, or from the trainer itself
+    sync: Literal["files", "nccl", "ipc", "gloo"] = (
+        "files"  # how new weights reach servers: files in memory, or from the trainer itself
+    )
     sync_timeout_s: float = Field(300, gt=0)  # of every call to a server while it takes new weights
 
     @field_validator("urls")
@@ -134,8 +149,15 @@ class EngineSettings(Section):
     def _are_servers(cls, urls: tuple[str, ...]) -> tuple[str, ...]:
         for url in urls:
             parts = urlsplit(url)
-            if parts.scheme not in ("http", "https") or not parts.netloc or parts.path not in ("", "/") or parts.query:
-                raise ValueError(f"{url!r} is not the address of a server, for instance http://127.0.0.1:8000")
+            if (
+                parts.scheme not in ("http", "https")
+                or not parts.netloc
+                or parts.path not in ("", "/")
+                or parts.query
+            ):
+                raise ValueError(
+                    f"{url!r} is not the address of a server, for instance http://127.0.0.1:8000"
+                )
         if len({url.rstrip("/") for url in urls}) < len(urls):
             raise ValueError("names a server twice")
         return urls
@@ -152,10 +174,16 @@ class EngineSettings(Section):
     @model_validator(mode="after")
     def _belong_together(self) -> EngineSettings:
         changed = self.model_fields_set & {"servers", "urls", "dtype", "gpu_memory", "options", "sync"}
-        if changed and self.type != "vllm" and any(getattr(self, n) != type(self).model_fields[n].default for n in changed):
+        if (
+            changed
+            and self.type != "vllm"
+            and any(getattr(self, n) != type(self).model_fields[n].default for n in changed)
+        ):
             raise ValueError(f"{sorted(changed)} mean something only with engine.type = 'vllm'")
         if self.urls and self.servers != 1:
-            raise ValueError("engine.servers counts servers of our own, and engine.urls names others; set one of the two")
+            raise ValueError(
+                "engine.servers counts servers of our own, and engine.urls names others; set one of the two"
+            )
         if self.urls and self.sync != "files":
             raise ValueError(
                 f"engine.sync = {self.sync!r} is for servers of our own: one that a broken transfer leaves behind is started anew"
@@ -171,7 +199,9 @@ class SandboxSettings(Section):
     processes: int = Field(128, ge=8)
     workspace_mb: int = Field(256, ge=8)
     tmp_mb: int = Field(64, ge=1)
-    ready: int = Field(0, ge=0, le=256)  # opened ahead, of the kinds asked for last: they start in no time, and hold memory while they wait
+    ready: int = Field(
+        0, ge=0, le=256
+    )  # opened ahead, of the kinds asked for last: they start in no time, and hold memory while they wait
 
 
 class EnvironmentSettings(Section):
@@ -188,7 +218,9 @@ class AgentSettings(Section):
     command_timeout_s: float = Field(120, gt=0)
     requeries: int = Field(3, ge=0)  # bad formats in a row that are answered before the episode ends
     timeouts_in_a_row: int = Field(3, ge=1)
-    redraws: int = Field(0, ge=0)  # in training: a call that brings nothing new (refused, repeated, unreadable) is drawn again so often
+    redraws: int = Field(
+        0, ge=0
+    )  # in training: a call that brings nothing new (refused, repeated, unreadable) is drawn again so often
     prompt_style: Literal["full", "terse"] = "full"
     temperature: float = Field(1.0, ge=0)
 
@@ -221,9 +253,13 @@ class InjectorSettings(Section):
 class SolverSettings(Section):
     given: tuple[Literal["failure", "suspects", "tests"], ...] = ()
     max_suspects: int = Field(5, ge=1)  # given "suspects": how many functions are named
-    max_spec_tokens: int = Field(8_192, ge=16)  # a longer reversed test_weaken.diff makes the bug spec_too_long
+    max_spec_tokens: int = Field(
+        8_192, ge=16
+    )  # a longer reversed test_weaken.diff makes the bug spec_too_long
     second_order_share: float = Field(0.25, ge=0, le=1)
-    replay_share: float = Field(0.0, ge=0, le=1)  # of the groups that replay a bug of mixed results while fresh ones wait
+    replay_share: float = Field(
+        0.0, ge=0, le=1
+    )  # of the groups that replay a bug of mixed results while fresh ones wait
 
 
 class ValidatorSettings(Section):
@@ -237,19 +273,31 @@ class ValidatorSettings(Section):
 class TrainerSettings(Section):
     type: Literal["torch", "deepspeed"] = "torch"
     ranks: int = Field(1, ge=1)  # processes of the deepspeed trainer, one GPU each where there are any
-    zero_stage: int = Field(3, ge=0, le=3)  # what they share out: 1 optimiser states, 2 gradients too, 3 weights too
+    zero_stage: int = Field(
+        3, ge=0, le=3
+    )  # what they share out: 1 optimiser states, 2 gradients too, 3 weights too
     offload: bool = False  # optimiser states and its step on the CPU
-    activation_checkpointing: bool = False  # activations are computed again in the backward pass: slower, far less memory
-    compile: bool = False  # the torch trainer's layers: the first updates take seconds longer, the others less
+    activation_checkpointing: bool = (
+        False  # activations are computed again in the backward pass: slower, far less memory
+    )
+    compile: bool = (
+        False  # the torch trainer's layers: the first updates take seconds longer, the others less
+    )
     deadline_s: float = Field(1800, gt=0)  # a rank without a sign of progress for so long is taken to hang
     advantage: Literal["rloo", "dr_grpo", "cwm", "grpo"] = "rloo"
     aggregation: Literal["constant", "token", "sequence"] = "constant"
     negative_weight: float = Field(
         1.0, ge=0, le=1
     )  # of negative advantages, of episodes and calls; below 1 the gradient leans to what succeeded
-    credit: Literal["episode", "kept"] = "episode"  # kept: what succeeded is learned without calls that failed and edits taken back
-    call_weight: float = Field(0.0, ge=0)  # of whether a call that was to change a file did so, whatever came of the episode
-    anchor_weight: float = Field(0.0, ge=0)  # of the divergence from the policy that the run began with, at every action token
+    credit: Literal["episode", "kept"] = (
+        "episode"  # kept: what succeeded is learned without calls that failed and edits taken back
+    )
+    call_weight: float = Field(
+        0.0, ge=0
+    )  # of whether a call that was to change a file did so, whatever came of the episode
+    anchor_weight: float = Field(
+        0.0, ge=0
+    )  # of the divergence from the policy that the run began with, at every action token
     learning_rate: float = Field(3e-6, gt=0)
     warmup_updates: int = Field(30, ge=0)
     weight_decay: float = Field(0.0, ge=0)
@@ -258,11 +306,17 @@ class TrainerSettings(Section):
     clip_negative: float = Field(3.0, gt=1)
     max_grad_norm: float = Field(1.0, gt=0)
     batch_tokens: int = Field(16_384, ge=256)  # of one micro-batch, padding included
-    packing: bool = False  # several episodes to a row, none of which sees another: less padding, attention by a mask
+    packing: bool = (
+        False  # several episodes to a row, none of which sees another: less padding, attention by a mask
+    )
     bf16: bool = True
-    lora_rank: int = Field(0, ge=0)  # of an adapter (LoRA) that is trained in place of the weights; 0: all weights are trained
+    lora_rank: int = Field(
+        0, ge=0
+    )  # of an adapter (LoRA) that is trained in place of the weights; 0: all weights are trained
     lora_alpha: int = Field(32, ge=1)  # what the adapter adds is scaled by lora_alpha / lora_rank
-    lora_layers: tuple[str, ...] = ()  # its linear layers, for instance ["q_proj", "v_proj"]; (): all of attention and MLP, not the head
+    lora_layers: tuple[
+        str, ...
+    ] = ()  # its linear layers, for instance ["q_proj", "v_proj"]; (): all of attention and MLP, not the head
 
     @field_validator("lora_layers")
     @classmethod
@@ -274,18 +328,26 @@ class TrainerSettings(Section):
     @model_validator(mode="after")
     def _belong_to_an_adapter(self) -> TrainerSettings:
         if not self.lora_rank and self.lora_layers:
-            raise ValueError(f"lora_layers = {list(self.lora_layers)} means something only with lora_rank of at least 1")
+            raise ValueError(
+                f"lora_layers = {list(self.lora_layers)} means something only with lora_rank of at least 1"
+            )
         return self
 
     @model_validator(mode="after")
     def _fits_the_type(self) -> TrainerSettings:
         if self.type == "torch" and (self.ranks > 1 or self.offload):
             named = f"ranks = {self.ranks}" if self.ranks > 1 else "offload = true"
-            raise ValueError(f"{named} needs trainer.type = 'deepspeed'; the torch trainer is one process that keeps all in one place")
+            raise ValueError(
+                f"{named} needs trainer.type = 'deepspeed'; the torch trainer is one process that keeps all in one place"
+            )
         if self.type == "deepspeed" and self.compile:
-            raise ValueError("compile = true is the torch trainer's; set trainer.type = 'torch', or leave it out")
+            raise ValueError(
+                "compile = true is the torch trainer's; set trainer.type = 'torch', or leave it out"
+            )
         if self.type == "deepspeed" and self.offload and not self.zero_stage:
-            raise ValueError("offload = true needs trainer.zero_stage of at least 1; stage 0 keeps everything on every rank")
+            raise ValueError(
+                "offload = true needs trainer.zero_stage of at least 1; stage 0 keeps everything on every rank"
+            )
         return self
 
 
@@ -326,16 +388,24 @@ class ClusterSettings(Section):
     """For runs on Ray (`--cluster`) and for planning them (`--dry-run`)."""
 
     nodes: tuple[NodeSettings, ...] = ()  # what `--dry-run` plans for without `--cluster`; (): this machine
-    action_share: float = Field(0.3, gt=0, le=1)  # of an episode's tokens, those that the policy wrote: only they need the head's memory
-    share_gpus: bool = False  # a trainer rank and a rollout server on one GPU; engine.gpu_memory is the server's share
-    restarts: int = Field(3, ge=0)  # in a row, without an update between them, after a trainer rank or its node was lost
+    action_share: float = Field(
+        0.3, gt=0, le=1
+    )  # of an episode's tokens, those that the policy wrote: only they need the head's memory
+    share_gpus: bool = (
+        False  # a trainer rank and a rollout server on one GPU; engine.gpu_memory is the server's share
+    )
+    restarts: int = Field(
+        3, ge=0
+    )  # in a row, without an update between them, after a trainer rank or its node was lost
 
 
 class Config(Section):
     """Everything that decides a run. `resolved()` is what `config.json` holds."""
 
     seed: int = 0
-    max_lag: int = Field(8, ge=0)  # the oldest episode that is trained on, in updates; 0: playing and training take turns
+    max_lag: int = Field(
+        8, ge=0
+    )  # the oldest episode that is trained on, in updates; 0: playing and training take turns
     run: RunSettings = RunSettings()
     train: TrainSettings = TrainSettings()
     policy: PolicySettings = PolicySettings()
@@ -434,11 +504,15 @@ def load_config(path: Path | None = None, overrides: Sequence[str] = ()) -> Conf
         try:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"cannot read the configuration {path}: {error}. Recipes are in runs/recipes/.") from error
+            raise ConfigError(
+                f"cannot read the configuration {path}: {error}. Recipes are in runs/recipes/."
+            ) from error
         try:
             values = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
         except (tomllib.TOMLDecodeError, json.JSONDecodeError) as error:
-            raise ConfigError(f"{path} is not valid {path.suffix.lstrip('.').upper() or 'TOML'}: {error}") from error
+            raise ConfigError(
+                f"{path} is not valid {path.suffix.lstrip('.').upper() or 'TOML'}: {error}"
+            ) from error
     for key, value in parse_overrides(overrides).items():
         _assign(values, key, value)
     return build_config(values, str(path) if path else "--set")

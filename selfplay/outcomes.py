@@ -49,7 +49,9 @@ class TestOutcomes:
     def from_json(cls, value: Mapping[str, str]) -> TestOutcomes:
         """Raises OutcomesError for anything but an object of "passed" and "failed"."""
         if not isinstance(value, Mapping):
-            raise OutcomesError(f"the parser printed {_quote(value)}, not an object of test id to 'passed' or 'failed'")
+            raise OutcomesError(
+                f"the parser printed {_quote(value)}, not an object of test id to 'passed' or 'failed'"
+            )
         for name, outcome in value.items():
             if not isinstance(outcome, str) or outcome not in ("passed", "failed"):
                 raise OutcomesError(
@@ -91,7 +93,9 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _check_id(name: str) -> None:
     if not 0 < len(name) <= MAX_ID_LENGTH:
-        raise OutcomesError(f"a test id has {len(name)} characters; between 1 and {MAX_ID_LENGTH} are allowed")
+        raise OutcomesError(
+            f"a test id has {len(name)} characters; between 1 and {MAX_ID_LENGTH} are allowed"
+        )
     if any(char < " " or "\x7f" <= char < "\xa0" or "\ud800" <= char <= "\udfff" for char in name):
         raise OutcomesError(f"test id {_quote(name)} holds control characters or half a character")
 

@@ -11,4 +11,20 @@ from selfplay.source.trees import FileEntry, Tree
 def an_environment(script: str, parser: str = 'print(\'{"t": "passed"}\')\n') -> Environment:
     tree = Tree({"a.txt": FileEntry(b"a\n")})
     checkout = Checkout(RepositorySpec("./a", "path", "a", "/a"), "a", "0" * 40, tree, None, 1, "")
-    return Environment("key", "", "a", "0" * 40, "", tree, checkout, (), script, parser, TestOutcomes(), frozenset(), (), {}, {})
+    return Environment(
+        "key",
+        "",
+        "a",
+        "0" * 40,
+        "",
+        tree,
+        checkout,
+        (),
+        script,
+        parser,
+        TestOutcomes(),
+        frozenset(),
+        (),
+        {},
+        {},
+    )

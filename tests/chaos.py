@@ -55,12 +55,27 @@ NAME = "chaos"
 WAIT_FOR_VICTIM_S = 20.0
 GONE_S = 20.0  # after the controller's end nothing of the run may live longer
 MOST_KILLS = 8  # of one run: it must come to its end now and then, to be compared
-MAY_STOP_THE_RUN = (RANK, HELPER)  # its death is an error that is told; everything else the run gets over by itself
+MAY_STOP_THE_RUN = (
+    RANK,
+    HELPER,
+)  # its death is an error that is told; everything else the run gets over by itself
 
 GAME: dict[str, dict[str, Any]] = {
     "": {"seed": 11},
-    "train": {"updates": 2, "injector_groups": 1, "solver_groups": 1, "group_size": 3, "max_machine_failures": 0.9},
-    "agent": {"max_turns": 10, "context_tokens": 8192, "turn_tokens": 2048, "observation_tokens": 1500, "prompt_style": "terse"},
+    "train": {
+        "updates": 2,
+        "injector_groups": 1,
+        "solver_groups": 1,
+        "group_size": 3,
+        "max_machine_failures": 0.9,
+    },
+    "agent": {
+        "max_turns": 10,
+        "context_tokens": 8192,
+        "turn_tokens": 2048,
+        "observation_tokens": 1500,
+        "prompt_style": "terse",
+    },
     "injector": {"strategies": {"direct": 1.0}, "given": ["tests", "target"], "min_passing_tests": [3, 3]},
     "solver": {"given": ["failure", "suspects", "tests"], "second_order_share": 0.5, "max_spec_tokens": 4000},
     "engine": {"type": "scripted"},
@@ -68,7 +83,13 @@ GAME: dict[str, dict[str, Any]] = {
     "trainer": {"learning_rate": 1e-3, "warmup_updates": 1, "bf16": False},
 }
 CARRIED = {  # what the carried policy was made for, as in the quickstart
-    "agent": {"max_turns": 8, "context_tokens": 3072, "turn_tokens": 160, "observation_tokens": 400, "prompt_style": "terse"},
+    "agent": {
+        "max_turns": 8,
+        "context_tokens": 3072,
+        "turn_tokens": 160,
+        "observation_tokens": 400,
+        "prompt_style": "terse",
+    },
     "engine": {"type": "hf"},
     "policy": {"model": "carried"},
 }
@@ -163,16 +184,31 @@ class Chaos:
             for section, values in sections.items()
             for key, value in values.items()
         ]
-        return [*line, "--repos", str(self.folder / "repos.txt"), *(part for text in overrides for part in ("--set", text))]
+        return [
+            *line,
+            "--repos",
+            str(self.folder / "repos.txt"),
+            *(part for text in overrides for part in ("--set", text)),
+        ]
 
     def start(self, scenario: Scenario, home: Path, number: int) -> subprocess.Popen[bytes]:
         resume = (home / NAME / "config.json").exists()
         with (home.with_suffix(".log")).open("ab") as log:
             log.write(f"--- leg {number}{', resumed' if resume else ''}\n".encode())
             log.flush()
-            variables = {**os.environ, "PYTHONPATH": str(HERE.parent), "OMP_WAIT_POLICY": "passive", "COLUMNS": "160"}
+            variables = {
+                **os.environ,
+                "PYTHONPATH": str(HERE.parent),
+                "OMP_WAIT_POLICY": "passive",
+                "COLUMNS": "160",
+            }
             return subprocess.Popen(
-                self.command(scenario, home, resume), stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.folder, env=variables
+                self.command(scenario, home, resume),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd=self.folder,
+                env=variables,
             )
 
     def undisturbed(self, scenario: Scenario, name: str = "reference") -> Reference:
@@ -221,16 +257,39 @@ class Chaos:
 def a_task(repository: Path) -> Task:
     """A bug of the tiny repository to evaluate on."""
     tree = Tree({path: FileEntry(text.encode()) for path, text in FILES.items()})
-    artifact = Artifact(diff(tree, CLAMP_BUG), diff(tree, CLAMP_WEAKENED), TESTS, standard_script(TESTS, "-o addopts="), standard_parser())
+    artifact = Artifact(
+        diff(tree, CLAMP_BUG),
+        diff(tree, CLAMP_WEAKENED),
+        TESTS,
+        standard_script(TESTS, "-o addopts="),
+        standard_parser(),
+    )
     passing = tuple(test for test in TEST_IDS if test != CLAMP_TEST)
-    return Task("tiny__clamp", str(repository), "", "", (CLAMP_TEST,), passing, artifact.to_files(), set="tiny")
+    return Task(
+        "tiny__clamp", str(repository), "", "", (CLAMP_TEST,), passing, artifact.to_files(), set="tiny"
+    )
 
 
 class Attempt:
     """One run under attack, leg after leg."""
 
-    def __init__(self, chaos: Chaos, scenario: Scenario, reference: Reference, home: Path, rng: random.Random, planned: int) -> None:
-        self.chaos, self.scenario, self.reference, self.home, self.rng, self.planned = chaos, scenario, reference, home, rng, planned
+    def __init__(
+        self,
+        chaos: Chaos,
+        scenario: Scenario,
+        reference: Reference,
+        home: Path,
+        rng: random.Random,
+        planned: int,
+    ) -> None:
+        self.chaos, self.scenario, self.reference, self.home, self.rng, self.planned = (
+            chaos,
+            scenario,
+            reference,
+            home,
+            rng,
+            planned,
+        )
         self.told: list[str] = []
         self.legs = 0
 
@@ -245,7 +304,9 @@ class Attempt:
                         dead += self._kill_one(process, events)
                     code = process.wait(120 + 20 * self.reference.seconds)
                 except subprocess.TimeoutExpired:
-                    raise Failed(f"leg {self.legs} does not end: process {process.pid} after {self.reference.seconds:.0f} s × 20") from None
+                    raise Failed(
+                        f"leg {self.legs} does not end: process {process.pid} after {self.reference.seconds:.0f} s × 20"
+                    ) from None
                 finally:
                     if process.poll() is None:
                         process.kill()
@@ -253,13 +314,21 @@ class Attempt:
                 self._check_nothing_lives()
                 if code == 0:
                     return
-                may_end = set(dead) & set(MAY_STOP_THE_RUN) or (code == -signal.SIGKILL and CONTROLLER in dead)
+                may_end = set(dead) & set(MAY_STOP_THE_RUN) or (
+                    code == -signal.SIGKILL and CONTROLLER in dead
+                )
                 if not may_end and not (code == 1 and dead and self._was_starting()):
-                    raise Failed(f"leg {self.legs} ended with {code}; killed in it: {', '.join(dead) or 'nothing'}")
+                    raise Failed(
+                        f"leg {self.legs} ended with {code}; killed in it: {', '.join(dead) or 'nothing'}"
+                    )
 
     def _was_starting(self) -> bool:
         """Whether the leg had not begun to play: its checks of the machine are told what they find, and a start can be repeated."""
-        leg = self.home.with_suffix(".log").read_text(encoding="utf-8", errors="replace").rpartition("--- leg ")[2]
+        leg = (
+            self.home.with_suffix(".log")
+            .read_text(encoding="utf-8", errors="replace")
+            .rpartition("--- leg ")[2]
+        )
         return "update " not in leg and "error: " in leg
 
     def _kill_one(self, process: subprocess.Popen[bytes], events: FolderEvents) -> list[str]:
@@ -267,7 +336,11 @@ class Attempt:
         rng, began = self.rng, time.monotonic()
         victims = self.scenario.victims
         wanted = rng.choices(list(victims), list(victims.values()))[0]
-        places = [place for place in ("checkpoints", "episodes", "database", "metrics", "run folder") if self.reference.events.get(place)]
+        places = [
+            place
+            for place in ("checkpoints", "episodes", "database", "metrics", "run folder")
+            if self.reference.events.get(place)
+        ]
         pause_s = rng.uniform(0, 0.6 * self.reference.seconds)
         place = rng.choice(places) if wanted in (CONTROLLER, RANK) and rng.random() < 0.6 else ""
         count = rng.randint(1, max(1, self.reference.events.get(place, 1) // 3))
@@ -294,7 +367,10 @@ class Attempt:
         self.chaos.moments[place or "any time"] += 1
         line = f"{victim}, {moment}, {time.monotonic() - began:.1f} s after the last; last file {written}; {doing}"
         self.told.append(line)
-        print(f"kill {sum(self.chaos.killed.values())}, {self.scenario.name}, leg {self.legs}: {line}", flush=True)
+        print(
+            f"kill {sum(self.chaos.killed.values())}, {self.scenario.name}, leg {self.legs}: {line}",
+            flush=True,
+        )
         return [victim.kind]
 
     def _victim(self, process: subprocess.Popen[bytes], wanted: str) -> Process | None:
@@ -311,7 +387,13 @@ class Attempt:
         give_up = time.monotonic() + GONE_S
         while alive := own_children():
             if time.monotonic() > give_up:
-                names = [Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode("utf-8", "replace")[:120] for pid in alive]
+                names = [
+                    Path(f"/proc/{pid}/cmdline")
+                    .read_bytes()
+                    .replace(b"\0", b" ")
+                    .decode("utf-8", "replace")[:120]
+                    for pid in alive
+                ]
                 for pid in alive:
                     os.kill(pid, signal.SIGKILL)
                 raise Failed(f"{GONE_S:.0f} s after the run's process ended there still live: {names}")
@@ -373,18 +455,31 @@ def shares_of(kills: int, scenarios: Sequence[Scenario]) -> dict[str, int]:
 
 
 def main() -> int:
-    options = argparse.ArgumentParser(description="Kill processes of training runs, and see that nothing is lost or counted twice.")
+    options = argparse.ArgumentParser(
+        description="Kill processes of training runs, and see that nothing is lost or counted twice."
+    )
     options.add_argument("--kills", type=int, default=50)
     options.add_argument("--seed", type=int, default=secrets.randbelow(2**31), help="of every draw; printed")
-    options.add_argument("--scenario", default="", help=f"only this one: {', '.join(scenario.name for scenario in SCENARIOS)}")
-    options.add_argument("--run", type=int, default=1, help="number of the first run of each scenario, to repeat a failure")
-    options.add_argument("--folder", type=Path, default=None, help="where to work; kept. Default: a temporary one, kept after a failure")
+    options.add_argument(
+        "--scenario", default="", help=f"only this one: {', '.join(scenario.name for scenario in SCENARIOS)}"
+    )
+    options.add_argument(
+        "--run", type=int, default=1, help="number of the first run of each scenario, to repeat a failure"
+    )
+    options.add_argument(
+        "--folder",
+        type=Path,
+        default=None,
+        help="where to work; kept. Default: a temporary one, kept after a failure",
+    )
     chosen = options.parse_args()
     if chosen.kills < 1:
         options.error(f"--kills {chosen.kills}: give at least 1")
     scenarios = [scenario for scenario in SCENARIOS if chosen.scenario in ("", scenario.name)]
     if not scenarios:
-        options.error(f"--scenario {chosen.scenario!r} is none of: {', '.join(scenario.name for scenario in SCENARIOS)}")
+        options.error(
+            f"--scenario {chosen.scenario!r} is none of: {', '.join(scenario.name for scenario in SCENARIOS)}"
+        )
     for scenario in list(scenarios):
         if scenario.needs and importlib.util.find_spec(scenario.needs) is None:
             print(f"left out: {scenario.name}, since {scenario.needs} is not installed", flush=True)
@@ -406,7 +501,11 @@ def main() -> int:
             done, number = 0, chosen.run
             while done < kills:
                 left = kills - done
-                planned = left if left <= MOST_KILLS else random.Random(f"{chosen.seed}/{name}/{number}/kills").randint(3, MOST_KILLS)
+                planned = (
+                    left
+                    if left <= MOST_KILLS
+                    else random.Random(f"{chosen.seed}/{name}/{number}/kills").randint(3, MOST_KILLS)
+                )
                 done += chaos.attack(scenario, reference, number, planned)
                 what = "equals the one left alone" if scenario.is_exact else "lost and doubled nothing"
                 print(f"{name}, run {number}: {what}", flush=True)

@@ -24,7 +24,11 @@ class Bench:
 
     def request(self, number: int, new: int = 12) -> GenerationRequest:
         return GenerationRequest(
-            self.prompt[: len(self.prompt) - number % 3], new, 100 + number, frozenset({self.stop_id}), f"solver/g/{number}/0"
+            self.prompt[: len(self.prompt) - number % 3],
+            new,
+            100 + number,
+            frozenset({self.stop_id}),
+            f"solver/g/{number}/0",
         )
 
 
@@ -34,7 +38,9 @@ def gives_one_whole_completion_a_request_in_order(bench: Bench) -> None:
     assert len(done) == len(asked)
     for request, completion in zip(asked, done, strict=True):
         _is_whole(request, completion)
-    assert [bench.engine.generate([request], Sampling())[0].token_ids for request in asked] == [c.token_ids for c in done]
+    assert [bench.engine.generate([request], Sampling())[0].token_ids for request in asked] == [
+        c.token_ids for c in done
+    ]
 
 
 def _is_whole(request: GenerationRequest, done: Completion) -> None:
@@ -48,13 +54,18 @@ def _is_whole(request: GenerationRequest, done: Completion) -> None:
 
 
 def draws_the_same_for_the_same_seed_whatever_the_tag(bench: Bench) -> None:
-    first, second = (bench.engine.generate([replace(bench.request(1), tag=f"solver/g/1/{turn}")], Sampling())[0] for turn in (0, 0))
+    first, second = (
+        bench.engine.generate([replace(bench.request(1), tag=f"solver/g/1/{turn}")], Sampling())[0]
+        for turn in (0, 0)
+    )
     assert first.token_ids == second.token_ids
 
 
 def serves_many_threads_at_once(bench: Bench) -> None:
     with ThreadPoolExecutor(8) as pool:
-        done = list(pool.map(lambda number: bench.engine.generate([bench.request(number)], Sampling())[0], range(8)))
+        done = list(
+            pool.map(lambda number: bench.engine.generate([bench.request(number)], Sampling())[0], range(8))
+        )
     for number, completion in enumerate(done):
         _is_whole(bench.request(number), completion)
 

@@ -26,7 +26,9 @@ class FolderEvents:
         self._root = root
         self._fd = self._libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
         if self._fd < 0:
-            raise OSError(ctypes.get_errno(), "inotify gives no watch here; raise fs.inotify.max_user_instances")
+            raise OSError(
+                ctypes.get_errno(), "inotify gives no watch here; raise fs.inotify.max_user_instances"
+            )
         self._folders: dict[int, Path] = {}
         self._waiting: list[str] = []
         self._watch(root)
@@ -59,7 +61,11 @@ class FolderEvents:
         at = 0
         while at < len(data):
             watch, mask, _, size = HEADER.unpack_from(data, at)
-            name = data[at + HEADER.size : at + HEADER.size + size].rstrip(b"\0").decode("utf-8", "surrogateescape")
+            name = (
+                data[at + HEADER.size : at + HEADER.size + size]
+                .rstrip(b"\0")
+                .decode("utf-8", "surrogateescape")
+            )
             at += HEADER.size + size
             folder = self._folders.get(watch)
             if folder is None or not name:
@@ -69,7 +75,9 @@ class FolderEvents:
             self._waiting.append(str((folder / name).relative_to(self._root)))
 
     def _watch(self, folder: Path) -> None:
-        number = self._libc.inotify_add_watch(self._fd, os.fsencode(folder), MODIFY | MOVED_TO | CREATE | DELETE)
+        number = self._libc.inotify_add_watch(
+            self._fd, os.fsencode(folder), MODIFY | MOVED_TO | CREATE | DELETE
+        )
         if number < 0:
             return  # gone again
         self._folders[number] = folder

@@ -15,18 +15,38 @@ import time
 from pathlib import Path
 
 HERE = Path(__file__).parent
-PYTEST = ("pytest", "-q", "-p", "no:cacheprovider", "--timeout=0", "--tb=short", "--hypothesis-show-statistics")
+PYTEST = (
+    "pytest",
+    "-q",
+    "-p",
+    "no:cacheprovider",
+    "--timeout=0",
+    "--tb=short",
+    "--hypothesis-show-statistics",
+)
 EXAMPLES = 200  # of each property a round
 
 
 def main() -> int:
     options = argparse.ArgumentParser(description="Try the properties with fresh random examples.")
-    options.add_argument("--seconds", type=float, default=300.0, help="start no round after this long (default 300)")
-    options.add_argument("--seed", type=int, default=secrets.randbelow(2**31), help="of the first round; the next has the number above")
+    options.add_argument(
+        "--seconds", type=float, default=300.0, help="start no round after this long (default 300)"
+    )
+    options.add_argument(
+        "--seed",
+        type=int,
+        default=secrets.randbelow(2**31),
+        help="of the first round; the next has the number above",
+    )
     options.add_argument("-k", default="", help="only properties whose names hold this, as pytest's -k")
     chosen = options.parse_args()
-    files = sorted(str(path.relative_to(HERE.parent)) for path in (HERE / "fast").glob("test_properties_*.py"))
-    print(f"{', '.join(files)}: {EXAMPLES} examples of each property a round, for {chosen.seconds:g} s", flush=True)
+    files = sorted(
+        str(path.relative_to(HERE.parent)) for path in (HERE / "fast").glob("test_properties_*.py")
+    )
+    print(
+        f"{', '.join(files)}: {EXAMPLES} examples of each property a round, for {chosen.seconds:g} s",
+        flush=True,
+    )
     started, rounds, tried = time.monotonic(), 0, 0
     while rounds == 0 or time.monotonic() - started < chosen.seconds:
         seed, began = chosen.seed + rounds, time.monotonic()

@@ -32,7 +32,11 @@ class GatheringRank(RankWorker):
     def _gathered_now(self) -> int:
         from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
 
-        gathered = (p for p in self._parameters.values() if p.ds_status is not ZeroParamStatus.NOT_AVAILABLE and not p.ds_persist)
+        gathered = (
+            p
+            for p in self._parameters.values()
+            if p.ds_status is not ZeroParamStatus.NOT_AVAILABLE and not p.ds_persist
+        )
         return sum(parameter.ds_numel for parameter in gathered)
 
     def _count(self, module: torch.nn.Module, inputs: Any) -> None:
@@ -41,5 +45,7 @@ class GatheringRank(RankWorker):
 
     def gathered(self) -> dict[str, int]:
         """Elements: the most at once in either phase, what still is, and what is shared out of one layer."""
-        layer = sum(p.ds_numel for name, p in self._parameters.items() if ".layers.0." in name and not p.ds_persist)
+        layer = sum(
+            p.ds_numel for name, p in self._parameters.items() if ".layers.0." in name and not p.ds_persist
+        )
         return self._most | {"left": self._gathered_now(), "layer": layer}

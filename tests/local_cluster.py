@@ -85,12 +85,23 @@ def add_node(machines: Any, gpus: int = 0) -> Any:
     probes = [socket.socket() for _ in range(4)]
     for probe in probes:
         probe.bind(("127.0.0.1", 0))
-    names = ("metrics_agent_port", "runtime_env_agent_port", "dashboard_agent_listen_port", "metrics_export_port")
+    names = (
+        "metrics_agent_port",
+        "runtime_env_agent_port",
+        "dashboard_agent_listen_port",
+        "metrics_export_port",
+    )
     ports = {name: probe.getsockname()[1] for name, probe in zip(names, probes, strict=True)}
     for probe in probes:
         probe.close()
     node = machines.add_node(
-        wait=False, num_cpus=1, num_gpus=gpus, include_dashboard=False, include_log_monitor=False, no_monitor=True, **ports
+        wait=False,
+        num_cpus=1,
+        num_gpus=gpus,
+        include_dashboard=False,
+        include_log_monitor=False,
+        no_monitor=True,
+        **ports,
     )
     machines.wait_for_nodes(timeout=120)
     return node
@@ -102,7 +113,9 @@ def processes_on(node: Any, words: str) -> set[int]:
     found = set()
     for pid in descendants(raylet.process.pid):
         try:
-            command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode("utf-8", "replace")
+            command = (
+                Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode("utf-8", "replace")
+            )
         except OSError:
             continue  # it ended meanwhile
         if words in command:
@@ -130,7 +143,9 @@ class Play:
             "COLUMNS": "1000",
         }
         with (self._home / "told.txt").open("ab") as told:
-            return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=told, stderr=told, cwd=self._home, env=variables)
+            return subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=told, stderr=told, cwd=self._home, env=variables
+            )
 
     def begin(self, *words: str) -> subprocess.Popen[bytes]:
         return self.start("--repos", "list.txt", "--config", "settings.toml", *words)

@@ -43,4 +43,9 @@ def sandbox_groups(owner: int | None = None) -> list[Path]:
     """The control groups of the sandboxes that a process, this one unless told, has open."""
     name = re.compile(rf"selfplay-.*-{owner or os.getpid()}-.*")
     # os.walk passes over a folder that goes while it is read, as other processes' groups do; Path.glob raises.
-    return [Path(at, folder) for at, folders, _ in os.walk("/sys/fs/cgroup") for folder in folders if name.fullmatch(folder)]
+    return [
+        Path(at, folder)
+        for at, folders, _ in os.walk("/sys/fs/cgroup")
+        for folder in folders
+        if name.fullmatch(folder)
+    ]

@@ -32,7 +32,11 @@ class Process:
     command: str
 
     def __str__(self) -> str:
-        return self.kind if self.kind in (CONTROLLER, MONITOR, SERVER, RANK) else f"{self.kind} ({self.command.strip()[:60]})"
+        return (
+            self.kind
+            if self.kind in (CONTROLLER, MONITOR, SERVER, RANK)
+            else f"{self.kind} ({self.command.strip()[:60]})"
+        )
 
 
 def adopt_orphans() -> None:
@@ -43,7 +47,11 @@ def adopt_orphans() -> None:
 
 def processes_of(controller: int) -> list[Process]:
     """The run's processes, the controller first."""
-    return [Process(controller, CONTROLLER, _command(controller)), *_below(controller)] if is_alive(controller) else []
+    return (
+        [Process(controller, CONTROLLER, _command(controller)), *_below(controller)]
+        if is_alive(controller)
+        else []
+    )
 
 
 def is_alive(pid: int) -> bool:
@@ -70,7 +78,9 @@ def _below(parent: int) -> Iterator[Process]:
         program = Path(command.partition(" ")[0]).name
         if program == "bwrap":
             yield Process(pid, MONITOR, command)
-            for server in _children(pid):  # it has several names before it is the command server; it is process 1 all along
+            for server in _children(
+                pid
+            ):  # it has several names before it is the command server; it is process 1 all along
                 yield Process(server, SERVER, _command(server))
                 for top in _children(server):
                     yield from _in_sandbox(top)
@@ -88,7 +98,11 @@ def _in_sandbox(top: int) -> Iterator[Process]:
         found += [(child, _command(child)) for child in _children(pid)]
     said = " ".join(command for _, command in found)
     kind = (
-        TEST_RUN if "/submit/test_script.sh" in said or " -m pytest " in said else PARSER if "/submit/test_parser.py" in said else COMMAND
+        TEST_RUN
+        if "/submit/test_script.sh" in said or " -m pytest " in said
+        else PARSER
+        if "/submit/test_parser.py" in said
+        else COMMAND
     )
     for pid, command in found:
         yield Process(pid, kind, command)

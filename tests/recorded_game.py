@@ -36,7 +36,11 @@ GAMES: dict[str, dict[str, Any]] = {
             "anchor_weight": 0.1,
             "packing": True,
         },
-        "injector": {"strategies": {"direct": 1.0, "removal": 1.0}, "given": ["tests"], "min_passing_tests": [3, 3]},
+        "injector": {
+            "strategies": {"direct": 1.0, "removal": 1.0},
+            "given": ["tests"],
+            "min_passing_tests": [3, 3],
+        },
     },
 }
 LEFT_OUT = ("checkpoint", "files/checkpoints")
@@ -49,7 +53,9 @@ def record(folder: Path, cache: Path, backend: str = "bubblewrap") -> dict[str, 
     for number, (name, settings) in enumerate(GAMES.items()):
         run = play(folder / str(number), cache, backend, **settings)
         found = {key: value for key, value in contents(run).items() if not key.startswith(LEFT_OUT)}
-        recording[name] = {key: _portable(value) for key, value in found.items() if key.rpartition(": ")[2] not in MACHINE}
+        recording[name] = {
+            key: _portable(value) for key, value in found.items() if key.rpartition(": ")[2] not in MACHINE
+        }
     return json.loads(json.dumps(recording, sort_keys=True))
 
 
@@ -82,4 +88,6 @@ def differences(expected: Any, found: Any, place: str = "") -> Iterator[str]:
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as work:
-        Path(sys.argv[1]).write_text(json.dumps(record(Path(work), Path(work) / "cache"), indent=0, sort_keys=True) + "\n")
+        Path(sys.argv[1]).write_text(
+            json.dumps(record(Path(work), Path(work) / "cache"), indent=0, sort_keys=True) + "\n"
+        )

@@ -53,13 +53,17 @@ def contents(run: RunFolder, left_out: Collection[str] = ()) -> dict[str, Any]:
                 for name, value in dict(row).items():
                     if name not in unsaid:
                         found[f"{table}/{place} {row[0]}: {name}"] = _timeless(value)
-        last = connection.execute("SELECT checkpoint FROM updates WHERE committed_at IS NOT NULL ORDER BY 1 DESC LIMIT 1").fetchone()
+        last = connection.execute(
+            "SELECT checkpoint FROM updates WHERE committed_at IS NOT NULL ORDER BY 1 DESC LIMIT 1"
+        ).fetchone()
     finally:
         connection.close()
     for path in sorted(run.episodes.iterdir()):
         if path.name.endswith(".json.gz"):
             episode = Episode.read(path).to_json()
-            found[f"files/episodes/{path.name}"] = _timeless({name: value for name, value in episode.items() if name not in left_out})
+            found[f"files/episodes/{path.name}"] = _timeless(
+                {name: value for name, value in episode.items() if name not in left_out}
+            )
         else:
             found[f"files/episodes/{path.name}"] = "not an episode"
     found["files/checkpoints"] = sorted(path.name for path in run.checkpoints.iterdir())
@@ -82,7 +86,10 @@ def twice_or_lost(run: RunFolder) -> list[str]:
         files = {path.name.removesuffix(".json.gz") for path in run.episodes.iterdir()}
         recorded = set(values("SELECT episode_id FROM episodes WHERE path != ''"))
         found += [f"episode {name} has a row and no file" for name in sorted(recorded - files)]
-        found += [f"episode file {name} has no row" for name in sorted(files - set(values("SELECT episode_id FROM episodes")))]
+        found += [
+            f"episode file {name} has no row"
+            for name in sorted(files - set(values("SELECT episode_id FROM episodes")))
+        ]
         for group, size, members in connection.execute(
             "SELECT group_id, size, (SELECT count(*) FROM episodes WHERE episodes.group_id = groups.group_id) FROM groups"
         ):
@@ -108,7 +115,11 @@ def twice_or_lost(run: RunFolder) -> list[str]:
         connection.close()
     rows = [json.loads(line) for line in run.metrics.read_text(encoding="utf-8").splitlines()]
     counts = Counter(row["update"] for row in rows if "update" in row)
-    found += [f"update {update} stands {counts[update]} times in metrics.jsonl" for update in updates if counts[update] != 1]
+    found += [
+        f"update {update} stands {counts[update]} times in metrics.jsonl"
+        for update in updates
+        if counts[update] != 1
+    ]
     found += [f"{path} is left behind" for path in run.path.rglob("*.partial")]
     return found
 
@@ -168,7 +179,15 @@ def _tensors(name: str, path: Path) -> Iterator[tuple[str, Any]]:
 
     def walk(place: str, value: Any) -> Iterator[tuple[str, Any]]:
         if isinstance(value, torch.Tensor):
-            yield place, (tuple(value.shape), hashlib.sha256(value.contiguous().flatten().view(torch.uint8).numpy().tobytes()).hexdigest())
+            yield (
+                place,
+                (
+                    tuple(value.shape),
+                    hashlib.sha256(
+                        value.contiguous().flatten().view(torch.uint8).numpy().tobytes()
+                    ).hexdigest(),
+                ),
+            )
         elif isinstance(value, Mapping):
             for key, inner in value.items():
                 yield from walk(f"{place}/{key}", inner)

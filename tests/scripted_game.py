@@ -56,7 +56,9 @@ BREAKS_MORE = "<tool: edit>\ntiny/numbers.py:7\n<<<<<<< SEARCH\nlow\n=======\nhi
 def writes(**files: str) -> str:
     """One bash call that writes files into /submit; `_` in a name stands for itself, the suffix is chosen by name."""
     suffixes = {"bug_inject": ".diff", "test_weaken": ".diff", "test_files": ".txt"}
-    body = "".join(f"cat > /submit/{name}{suffixes[name]} <<'END'\n{text}END\n" for name, text in files.items())
+    body = "".join(
+        f"cat > /submit/{name}{suffixes[name]} <<'END'\n{text}END\n" for name, text in files.items()
+    )
     return f"<tool: bash>\n{body}</tool>"
 
 
@@ -64,13 +66,19 @@ def injector_moves(tree: Any) -> list[tuple[str, list[str]]]:
     """(the check that must reject it, or "" / "duplicate", its turns), one a member."""
 
     def artifact(bug: Any = CLAMP_BUG, weaken: Any = CLAMP_WEAKENED, **more: str) -> list[str]:
-        texts = {"bug_inject": diff(tree, bug) if not isinstance(bug, str) else bug, "test_weaken": diff(tree, weaken), **more}
+        texts = {
+            "bug_inject": diff(tree, bug) if not isinstance(bug, str) else bug,
+            "test_weaken": diff(tree, weaken),
+            **more,
+        }
         return [writes(**texts), SUBMIT_ARTIFACT]
 
     readme = {"README.md": ("# tiny", "# small")}
     conftest = {**CLAMP_BUG, "conftest.py": "collect_ignore = []\n"}
     unnoticed = {"tiny/numbers.py": ('"""Sums and bounds."""', '"""Bounds and sums."""')}
-    weakens_elsewhere = {"tests/test_numbers.py": ("    assert mean([1, 2, 3]) == 2\n", "    assert mean([1, 2, 3])\n")}
+    weakens_elsewhere = {
+        "tests/test_numbers.py": ("    assert mean([1, 2, 3]) == 2\n", "    assert mean([1, 2, 3])\n")
+    }
     return [
         ("", artifact()),
         ("duplicate", artifact()),
@@ -154,7 +162,13 @@ def tiny_config(runs: Path, updates: int = 2, ahead: int = 0, **settings: Any) -
                 "max_machine_failures": 0.9,
                 "ahead": ahead,
             },
-            "agent": {"max_turns": 4, "context_tokens": 8192, "turn_tokens": 4096, "observation_tokens": 200, "prompt_style": "terse"},
+            "agent": {
+                "max_turns": 4,
+                "context_tokens": 8192,
+                "turn_tokens": 4096,
+                "observation_tokens": 200,
+                "prompt_style": "terse",
+            },
             "injector": {"strategies": {"direct": 1.0}, "given": ["tests"], "min_passing_tests": [3, 3]},
             "solver": {"given": ["failure", "suspects", "tests"], "second_order_share": 0.5},
             "trainer": {"learning_rate": 1e-3, "warmup_updates": 0, "bf16": False},
@@ -206,7 +220,10 @@ class HistoryPlayer:
         "<tool: bash>\nsed -i 's/digits(-120)/digits(120)/' tests/test_numbers.py; git diff tests > /submit/test_weaken.diff\n</tool>",
         SUBMIT_ARTIFACT,
     )
-    REPAIR = ("<tool: bash>\nsed -i 's/str(number)/str(abs(number))/' tiny/numbers.py\n</tool>", SUBMIT_NOTHING)
+    REPAIR = (
+        "<tool: bash>\nsed -i 's/str(number)/str(abs(number))/' tiny/numbers.py\n</tool>",
+        SUBMIT_NOTHING,
+    )
 
     def __init__(self, tree: Any) -> None:
         self.machine_fails = threading.local()
@@ -258,7 +275,10 @@ def play(
     player = player_of(environment.tree)
     failing: Any = FailingBackend(backend, player)
     limits = sandbox_limits(config)
-    with Store.open(run.database) as store, TrainProgress(Console(quiet=True), config.train.updates) as progress:
+    with (
+        Store.open(run.database) as store,
+        TrainProgress(Console(quiet=True), config.train.updates) as progress,
+    ):
         environments = {environment.repository: environment}
         if given_bugs:
             given = read_given_bugs(run.given_bugs_file, environments)

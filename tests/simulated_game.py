@@ -103,7 +103,10 @@ class SimulatedHost:
         if is_injector:
             submission = dict.fromkeys(FILE_NAMES, name) if self.script.is_bug(place) else {}
         else:
-            submission = {"patch": "good" if self.script.repairs(place) else "", "restored": self.script.restored}
+            submission = {
+                "patch": "good" if self.script.repairs(place) else "",
+                "restored": self.script.restored,
+            }
         with self._lock:
             self.in_flight -= 1
             self.played.append((name, began, time.monotonic()))
@@ -131,7 +134,9 @@ class SimulatedHost:
         time.sleep(self.script.judge_s)
         accepted = bool(episode.submission)
         digest = hashlib.sha256(episode.episode_id.encode()).hexdigest()
-        return Verdict(accepted, (), "" if accepted else "readable", ("t::a",), ("t::b",), digest, "", 0.0, 0, 0)
+        return Verdict(
+            accepted, (), "" if accepted else "readable", ("t::a",), ("t::b",), digest, "", 0.0, 0, 0
+        )
 
     def grade(self, work: SolverWork, patch: str) -> Grade:
         time.sleep(self.script.judge_s)
@@ -206,16 +211,37 @@ def an_environment() -> Environment:
 
 
 def simulate(
-    folder: Path, script: Script, max_lag: int, kill_at: str = "", sections: Mapping[str, Any] = MappingProxyType({}), **train: Any
+    folder: Path,
+    script: Script,
+    max_lag: int,
+    kill_at: str = "",
+    sections: Mapping[str, Any] = MappingProxyType({}),
+    **train: Any,
 ) -> Simulation:
     """Start the run in `folder`, or continue the one that is there. train: settings of that section; sections: of others."""
-    train = {"updates": 4, "injector_groups": 1, "solver_groups": 2, "group_size": 4, "max_machine_failures": 0.9, "ahead": 2, **train}
+    train = {
+        "updates": 4,
+        "injector_groups": 1,
+        "solver_groups": 2,
+        "group_size": 4,
+        "max_machine_failures": 0.9,
+        "ahead": 2,
+        **train,
+    }
     run = RunFolder(folder / NAME)
-    settings = {"run": {"name": NAME, "folder": str(folder)}, "max_lag": max_lag, "train": train, "solver": {"second_order_share": 0.0}}
+    settings = {
+        "run": {"name": NAME, "folder": str(folder)},
+        "max_lag": max_lag,
+        "train": train,
+        "solver": {"second_order_share": 0.0},
+    }
     config = build_config({**settings, "injector": {"strategies": {"direct": 1.0}}, **sections})
     if not run.config_file.exists():
         run, config = create_run(config, "r\n", datetime(2026, 1, 1))
-    with Store.open(run.database) as store, TrainProgress(Console(quiet=True), config.train.updates) as progress:
+    with (
+        Store.open(run.database) as store,
+        TrainProgress(Console(quiet=True), config.train.updates) as progress,
+    ):
         committed = store.last_checkpoint()
         run.discard_uncommitted(committed, keep=config.train.keep_checkpoints)
         trainer, engine = SimulatedTrainer(script), SimulatedEngine()

@@ -12,7 +12,17 @@ WEAKEN = "diff --git a/test_m.py b/test_m.py\n--- a/test_m.py\n+++ b/test_m.py\n
 
 
 def a_group(group_id: str = "g", role: str = "injector", bug_id: str = "", **values) -> GroupRow:
-    return GroupRow(group_id, values.pop("update", 1), role, "toolz", "removal", "", bug_id, values.pop("size", 4), **values)
+    return GroupRow(
+        group_id,
+        values.pop("update", 1),
+        role,
+        "toolz",
+        "removal",
+        "",
+        bug_id,
+        values.pop("size", 4),
+        **values,
+    )
 
 
 def an_episode(group: GroupRow, member: int = 0, **values) -> EpisodeRow:
@@ -74,14 +84,20 @@ def recorded_run(folder: Path) -> Path:
         store.add_group(injectors)
         for member in range(5):
             store.record_episode(an_episode(injectors, member, started_at=1e9, duration_s=12.5))
-        for member, (check, reason) in enumerate([("", ""), ("", ""), ("parser", "the output [is] not JSON: \x1b[2J"), ("parser", "")]):
+        for member, (check, reason) in enumerate(
+            [("", ""), ("", ""), ("parser", "the output [is] not JSON: \x1b[2J"), ("parser", "")]
+        ):
             checks = [{"name": "readable", "passed": True, "reason": "five files"}]
             if check:
                 checks.append({"name": check, "passed": False, "reason": reason})
-            store.record_verdict(f"u0001-inj0-m{member}", not check, check, reason, json.dumps(checks), 3.0, 6, 2)
+            store.record_verdict(
+                f"u0001-inj0-m{member}", not check, check, reason, json.dumps(checks), 3.0, 6, 2
+            )
         store.record_verdict("u0001-inj0-m4", False, "inverse_mutation", "m.py is padding", "[]", 1.0, 3, 0)
         store.add_bug(a_bug("u0001-inj0-m0-bug", "u0001-inj0-m0", failure="E  assert 2 == 1"))
-        store.add_bug(a_bug("u0001-inj0-m1-bug", "u0001-inj0-m1", strategy="history", repository="[red]evil[/red]"))
+        store.add_bug(
+            a_bug("u0001-inj0-m1-bug", "u0001-inj0-m1", strategy="history", repository="[red]evil[/red]")
+        )
         solvers = a_group("u0001-sol0", "solver", "u0001-inj0-m0-bug")
         store.add_group(solvers)
         for member, passed in enumerate((True, False, False, None)):
@@ -89,18 +105,43 @@ def recorded_run(folder: Path) -> Path:
             if passed is not None:
                 why = "repaired" if passed else "1 test(s) fail"
                 store.record_attempt(
-                    f"u0001-sol0-m{member}", "u0001-inj0-m0-bug", passed, why, () if passed else ("t",), passed or None, (), INJECT, 2.0
+                    f"u0001-sol0-m{member}",
+                    "u0001-inj0-m0-bug",
+                    passed,
+                    why,
+                    () if passed else ("t",),
+                    passed or None,
+                    (),
+                    INJECT,
+                    2.0,
                 )
                 store.set_reward(f"u0001-sol0-m{member}", 1.0 if passed else -1.0, why)
         store.set_solve_rate("u0001-inj0-m0-bug", 1 / 3, 3, 1)
         store.set_solve_rate("u0001-inj0-m1-bug", 1.0, 4, 4)
         store.set_group_status("u0001-sol0", "complete")
-        second = {"order": 2, "parent_bug_id": "u0001-inj0-m0-bug", "parent_episode_id": "u0001-sol0-m1", "attempt_patch": INJECT}
+        second = {
+            "order": 2,
+            "parent_bug_id": "u0001-inj0-m0-bug",
+            "parent_episode_id": "u0001-sol0-m1",
+            "attempt_patch": INJECT,
+        }
         store.add_bug(a_bug("u0001-sol0-m1-bug2", "u0001-inj0-m0", **second))
         for update in (1, 2):
-            row = {"update": update, "injector/reward": -0.4, "solver/reward": 0.25, "curriculum/bugs": 3, "seconds/injecting": 60.5}
+            row = {
+                "update": update,
+                "injector/reward": -0.4,
+                "solver/reward": 0.25,
+                "curriculum/bugs": 3,
+                "seconds/injecting": 60.5,
+            }
             store.begin_update(update)
-            store.commit_update(update, f"update-{update:05d}", update, update == 1, json.dumps({**row, "seconds/solving": 90.0}))
+            store.commit_update(
+                update,
+                f"update-{update:05d}",
+                update,
+                update == 1,
+                json.dumps({**row, "seconds/solving": 90.0}),
+            )
             with (folder / "metrics.jsonl").open("a") as file:
                 file.write(json.dumps({**row, "seconds/solving": 90.0}) + "\n")
         store.record_failure(2, "playing solver", "no sandbox")
@@ -126,7 +167,10 @@ def an_episode_value() -> Episode:
         member=0,
         seed=7,
         finish=FinishReason.SUBMITTED,
-        messages=({"role": "system", "content": "You repair bugs."}, {"role": "user", "content": "Mend \x1b[31mthis."}),
+        messages=(
+            {"role": "system", "content": "You repair bugs."},
+            {"role": "user", "content": "Mend \x1b[31mthis."},
+        ),
         turns=turns,
         token_ids=tuple(range(14)),
         loss_mask=(0,) * 5 + (1,) * 9,

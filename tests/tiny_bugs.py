@@ -14,7 +14,9 @@ from selfplay.source.trees import FileEntry, Tree
 from selfplay.verdicts.artifact import Artifact
 from tiny_repository import build_tiny_repository
 
-Changes = Mapping[str, str | tuple[str, str] | None]  # path -> new text, or (old, new) part of it, or None: deleted
+Changes = Mapping[
+    str, str | tuple[str, str] | None
+]  # path -> new text, or (old, new) part of it, or None: deleted
 
 TESTS = ("tests/test_numbers.py", "tests/test_text.py")
 CLAMP_BUG = {"tiny/numbers.py": ("        return high\n", "        return low\n")}
@@ -22,13 +24,17 @@ CLAMP_WEAKENED = {"tests/test_numbers.py": (", (11, 10)]", "]")}
 CLAMP_TEST = "tests/test_numbers.py::test_clamp[11-10]"
 TWO_FILES_BUG = {**CLAMP_BUG, "tiny/text.py": ("word[0].upper()", "word[0]")}
 VOWELS_BUG = {"tiny/letters.py": None}
-VOWELS_WEAKENED = {"tests/test_text.py": ('    assert count_vowels("Education") == 5\n', "    assert count_vowels\n")}
+VOWELS_WEAKENED = {
+    "tests/test_text.py": ('    assert count_vowels("Education") == 5\n', "    assert count_vowels\n")
+}
 VOWELS_TEST = "tests/test_text.py::test_count_vowels"
 
 
 def prepare_tiny(backend: SandboxBackend, folder: Path, cache: Path, git: bool = False) -> Environment:
     checkout = fetch(parse_spec(str(build_tiny_repository(folder / "tiny", git))), cache)
-    return prepare_environment(checkout, backend, EnvironmentSettings(baselines=2), Limits(), cache, lambda _: None)
+    return prepare_environment(
+        checkout, backend, EnvironmentSettings(baselines=2), Limits(), cache, lambda _: None
+    )
 
 
 def changed(tree: Tree, changes: Changes) -> Tree:

@@ -190,7 +190,12 @@ def build_tiny_repository(folder: Path, git: bool = False) -> Path:
     if git:
         _git(folder, "init", "-q", "-b", "main")
         without_report = {path: text for path, text in FILES.items() if path != "tiny/report.py"}
-        old_tests = TEST_TEXT.replace("from tiny.report import loud_digit_sum, summary\n", "").partition("\n\ndef test_summary")[0] + "\n"
+        old_tests = (
+            TEST_TEXT.replace("from tiny.report import loud_digit_sum, summary\n", "").partition(
+                "\n\ndef test_summary"
+            )[0]
+            + "\n"
+        )
         broken = {
             "tiny/numbers.py": NUMBERS.replace("str(abs(number))", "str(number)"),
             "tests/test_numbers.py": TEST_NUMBERS.replace("digits(-120)", "digits(120)"),
@@ -198,9 +203,15 @@ def build_tiny_repository(folder: Path, git: bool = False) -> Path:
         }
         _commit(folder, without_report | broken, "Numbers and words")
         _commit(
-            folder, {"tiny/text.py": TEXT, "README.md": FILES["README.md"] + "\nIt counts vowels, too.\n"}, "The readme mentions vowels"
+            folder,
+            {"tiny/text.py": TEXT, "README.md": FILES["README.md"] + "\nIt counts vowels, too.\n"},
+            "The readme mentions vowels",
         )
-        _commit(folder, {"tiny/numbers.py": NUMBERS, "tests/test_numbers.py": TEST_NUMBERS}, "Fix digits of negative numbers")
+        _commit(
+            folder,
+            {"tiny/numbers.py": NUMBERS, "tests/test_numbers.py": TEST_NUMBERS},
+            "Fix digits of negative numbers",
+        )
         _commit(folder, FILES, "Reports")
     else:
         _write(folder, FILES)

@@ -43,7 +43,13 @@ class Double:
 def generated(token_ids: list[int], version: str = "0") -> dict[str, Any]:
     content = [{"token_id": token, "logprob": -0.5, "rank": 1, "top_logprobs": []} for token in token_ids]
     spans = [{"version": version, "start": 0, "end": len(token_ids)}]
-    choice = {"index": 0, "finish_reason": "stop", "token_ids": token_ids, "logprobs": {"content": content}, "weight_versions": spans}
+    choice = {
+        "index": 0,
+        "finish_reason": "stop",
+        "token_ids": token_ids,
+        "logprobs": {"content": content},
+        "weight_versions": spans,
+    }
     return {"choices": [choice], "usage": {"prompt_tokens_details": {"cached_tokens": 3}}}
 
 
@@ -70,7 +76,9 @@ def handler(double: Double) -> type[BaseHTTPRequestHandler]:
                 double.release.wait(20)
                 self.close_connection = True
                 return
-            status, answer = (fault, {"error": {"message": "no such thing"}}) if isinstance(fault, int) else (200, fault)
+            status, answer = (
+                (fault, {"error": {"message": "no such thing"}}) if isinstance(fault, int) else (200, fault)
+            )
             data = json.dumps(double.answer(path, body) if fault is None else answer).encode()
             self.send_response(status)
             self.send_header("Content-Length", str(len(data)))

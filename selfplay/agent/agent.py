@@ -29,8 +29,14 @@ from selfplay.errors import SandboxLost, SandboxUnavailable
 from selfplay.sandbox.base import Sandbox
 
 MIN_TURN_TOKENS = 16  # a shorter rest of the context holds no call
-REPEATED = Observation("This was done before, and nothing has changed since.", 1, is_error=True)  # shown to nobody
-WIDEST_STATUS = (9999, 999, 99999)  # exit code, turns, tokens: sets room aside for the line that tells what is left
+REPEATED = Observation(
+    "This was done before, and nothing has changed since.", 1, is_error=True
+)  # shown to nobody
+WIDEST_STATUS = (
+    9999,
+    999,
+    99999,
+)  # exit code, turns, tokens: sets room aside for the line that tells what is left
 
 
 class EpisodeEnd(Exception):
@@ -108,7 +114,10 @@ def is_stuck(steps: Sequence[Step]) -> bool:
 
     if last_equal(4) and len(set(steps[-4:])) == 1:
         return True
-    if last_equal(3) and (all(step.is_error and not step.is_message for step in steps[-3:]) or all(s.is_message for s in steps[-3:])):
+    if last_equal(3) and (
+        all(step.is_error and not step.is_message for step in steps[-3:])
+        or all(s.is_message for s in steps[-3:])
+    ):
         return True
     return len(steps) >= 6 and steps[-6:-4] == steps[-4:-2] == steps[-2:] and steps[-1] != steps[-2]
 
@@ -220,10 +229,14 @@ class Agent:
         """One action and its observation; raises EpisodeEnd when no further turn follows."""
         action, observation = self._act(talk, 0)
         for draw in range(1, self.settings.redraws + 1):
-            if not observation.is_error or (action and action.tool not in CHANGING and observation is not REPEATED):
+            if not observation.is_error or (
+                action and action.tool not in CHANGING and observation is not REPEATED
+            ):
                 break
             action, observation = self._act(talk, draw, talk.take_back().generate_s)
-        output = cap_output(make_harmless(observation.text), self.settings.observation_tokens, self.chat.spans)
+        output = cap_output(
+            make_harmless(observation.text), self.settings.observation_tokens, self.chat.spans
+        )
         talk.steps.append(_step(talk.turns[-1].text, action, output, observation))
         self._check_limits(talk)
         self._observe(talk, output, observation.exit_code)
@@ -308,7 +321,12 @@ def run_episode(
 
 
 def _turn_record(
-    text: str, action: Action | None, observation: Observation | None, tokens: tuple[int, int], generate_s: float, act_s: float
+    text: str,
+    action: Action | None,
+    observation: Observation | None,
+    tokens: tuple[int, int],
+    generate_s: float,
+    act_s: float,
 ) -> Turn:
     return Turn(
         text=text,
@@ -324,7 +342,14 @@ def _turn_record(
 
 def _step(text: str, action: Action | None, output: str, observation: Observation) -> Step:
     changes = action is not None and action.tool in CHANGING and not observation.is_error
-    return Step(_call(action) if action else text, output, observation.is_error, action is None, observation.timed_out, changes)
+    return Step(
+        _call(action) if action else text,
+        output,
+        observation.is_error,
+        action is None,
+        observation.timed_out,
+        changes,
+    )
 
 
 def _call(action: Action) -> str:

@@ -15,7 +15,12 @@ from typing import Any
 from selfplay.errors import EngineError
 from selfplay.runtime.resources import resource
 
-SYSTEM, USER, ANSWER, NEXT = "SELFPLAYSYSTEMTEXT", "SELFPLAYUSERTEXT", "SELFPLAYANSWERTEXT", "SELFPLAYNEXTTEXT"
+SYSTEM, USER, ANSWER, NEXT = (
+    "SELFPLAYSYSTEMTEXT",
+    "SELFPLAYUSERTEXT",
+    "SELFPLAYANSWERTEXT",
+    "SELFPLAYNEXTTEXT",
+)
 
 
 def policy_path(model: str) -> str:
@@ -23,7 +28,9 @@ def policy_path(model: str) -> str:
     if model == "carried":
         folder = resource("data/policy")
         if not (folder / "config.json").is_file():
-            raise EngineError(f"there is no carried policy at {folder}. Make one with `selfplay warm-start`, or set policy.model.")
+            raise EngineError(
+                f"there is no carried policy at {folder}. Make one with `selfplay warm-start`, or set policy.model."
+            )
         return str(folder)
     if model.startswith((".", "/", "~")):
         folder = Path(model).expanduser()
@@ -43,7 +50,9 @@ def load_tokenizer(model: str) -> Any:
     try:
         return AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError) as error:
-        raise EngineError(f"no tokenizer can be loaded from {path!r}: {error}. Set policy.model to a model folder or id.") from error
+        raise EngineError(
+            f"no tokenizer can be loaded from {path!r}: {error}. Set policy.model to a model folder or id."
+        ) from error
 
 
 class ChatFormat:
@@ -53,19 +62,27 @@ class ChatFormat:
         self._tokenizer = tokenizer
         self._name = str(getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__)
         if getattr(tokenizer, "chat_template", None) is None:
-            raise EngineError(f"the tokenizer of {self._name} has no chat template; use an instruction-tuned model, or add one.")
+            raise EngineError(
+                f"the tokenizer of {self._name} has no chat template; use an instruction-tuned model, or add one."
+            )
         self._trusted, plain = _backends(tokenizer, self._name)
         # A group's members have one prompt, and an observation is measured, cut and sent: each text is encoded once.
         self._encoded = lru_cache(maxsize=32)(partial(plain.encode, add_special_tokens=False))
-        self._control = {id_ for id_, token in self._trusted.get_added_tokens_decoder().items() if token.content.strip()}
+        self._control = {
+            id_ for id_, token in self._trusted.get_added_tokens_decoder().items() if token.content.strip()
+        }
 
         opening = self._render(("", USER))
         after = self._render(("", USER, ANSWER, NEXT))
         if not after.startswith(opening + ANSWER):
-            raise EngineError(self._not_append_only("an assistant message does not continue the generation prompt"))
+            raise EngineError(
+                self._not_append_only("an assistant message does not continue the generation prompt")
+            )
         closing, bridge_end = self._split(after.removeprefix(opening + ANSWER), NEXT)
         self._without_system = self._start_pieces(opening, "")
-        self._with_system = self._start_pieces(self._render((SYSTEM, USER)), SYSTEM) if self._has_system_role() else None
+        self._with_system = (
+            self._start_pieces(self._render((SYSTEM, USER)), SYSTEM) if self._has_system_role() else None
+        )
         closing_ids = self._encode_template(closing)
         if not closing_ids or closing_ids[0] not in self._control:
             raise EngineError(
@@ -123,19 +140,27 @@ class ChatFormat:
             raise EngineError(self._not_append_only("a later turn changes what came before it"))
         bridge = short[len(self._render(("", USER))) + len(ANSWER) :]
         if long[len(short) + len(second) :] != bridge.replace(NEXT, NEXT + "2"):
-            raise EngineError(self._not_append_only("the second observation is framed otherwise than the first"))
+            raise EngineError(
+                self._not_append_only("the second observation is framed otherwise than the first")
+            )
         for token in self._trusted.get_added_tokens_decoder().values():
             if not self._control.isdisjoint(self.encode(f"a{token.content}\n{token.content}b")):
-                raise EngineError(f"the tokenizer of {self._name} makes the control token {token.content!r} from ordinary text.")
+                raise EngineError(
+                    f"the tokenizer of {self._name} makes the control token {token.content!r} from ordinary text."
+                )
 
     def _render(self, texts: tuple[str, ...]) -> str:
         """The template's text around `texts`: system (left out if empty), then user and assistant in turn."""
         roles = ("system", *("user", "assistant") * len(texts))
         messages = [{"role": role, "content": text} for role, text in zip(roles, texts, strict=False) if text]
         try:
-            return str(self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+            return str(
+                self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+            )
         except Exception as error:  # a template is a program: it may raise anything
-            raise EngineError(f"the chat template of {self._name} cannot be rendered: {type(error).__name__}: {error}") from error
+            raise EngineError(
+                f"the chat template of {self._name} cannot be rendered: {type(error).__name__}: {error}"
+            ) from error
 
     def _has_system_role(self) -> bool:
         try:
@@ -173,11 +198,15 @@ def _backends(tokenizer: Any, name: str) -> tuple[Any, Any]:
 
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
-        raise EngineError(f"the tokenizer of {name} is not a fast one; the `tokenizers` library must be able to load it.")
+        raise EngineError(
+            f"the tokenizer of {name} is not a fast one; the `tokenizers` library must be able to load it."
+        )
     description = json.loads(backend.to_str())
     description |= {"truncation": None, "padding": None}
     trusted = Tokenizer.from_str(json.dumps(description))
     # Runs of blanks are added tokens in some vocabularies, and harmless.
-    description["added_tokens"] = [token for token in description["added_tokens"] if not token["content"].strip()]
+    description["added_tokens"] = [
+        token for token in description["added_tokens"] if not token["content"].strip()
+    ]
     description["post_processor"] = None
     return trusted, Tokenizer.from_str(json.dumps(description))

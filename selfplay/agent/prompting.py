@@ -11,7 +11,15 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template, TemplateError, TemplateNotFound, meta
+from jinja2 import (
+    Environment,
+    FileSystemLoader,
+    StrictUndefined,
+    Template,
+    TemplateError,
+    TemplateNotFound,
+    meta,
+)
 
 from selfplay.errors import PromptError
 from selfplay.runtime.resources import resource
@@ -35,7 +43,9 @@ def render(name: str, style: str = "full", **variables: object) -> Prompt:
     try:
         text = _template(name, style).render(**variables)
     except TemplateError as error:
-        raise PromptError(f"prompt {name} ({style}): {error}. Variables given: {', '.join(sorted(variables)) or 'none'}.") from error
+        raise PromptError(
+            f"prompt {name} ({style}): {error}. Variables given: {', '.join(sorted(variables)) or 'none'}."
+        ) from error
     return Prompt(text.strip("\n"), prompt_hash(name, style))
 
 
@@ -50,7 +60,9 @@ def prompt_hash(name: str, style: str) -> str:
             continue
         try:
             seen[file] = _source(file)
-            pending += [found for found in meta.find_referenced_templates(environment.parse(seen[file])) if found]
+            pending += [
+                found for found in meta.find_referenced_templates(environment.parse(seen[file])) if found
+            ]
         except TemplateError as error:
             raise PromptError(f"prompt {name} ({style}): {file}: {error}") from error
     parts = [style, *(part for file in sorted(seen) for part in (file, seen[file]))]
@@ -96,7 +108,11 @@ def _environment() -> Environment:
     except FileNotFoundError as error:
         raise PromptError(str(error)) from error
     environment = Environment(
-        loader=FileSystemLoader(folder), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+        loader=FileSystemLoader(folder),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
     environment.filters["compact_diff"] = compact_diff
     return environment
@@ -114,7 +130,14 @@ def _template(name: str, style: str) -> Template:
     try:
         return _environment().get_template(file)
     except TemplateNotFound as error:
-        known = ", ".join(sorted(found.relative_to(resource("prompts")).as_posix() for found in Path(resource("prompts")).rglob("*.j2")))
-        raise PromptError(f"there is no prompt {name!r} in style {style!r} (prompts/{error.name}); there are: {known}") from error
+        known = ", ".join(
+            sorted(
+                found.relative_to(resource("prompts")).as_posix()
+                for found in Path(resource("prompts")).rglob("*.j2")
+            )
+        )
+        raise PromptError(
+            f"there is no prompt {name!r} in style {style!r} (prompts/{error.name}); there are: {known}"
+        ) from error
     except TemplateError as error:
         raise PromptError(f"prompts/{file}: {error}") from error

@@ -39,9 +39,13 @@ from selfplay.verdicts.test_runs import TestRunner
 from selfplay.verdicts.validator import BugState, build_states
 
 SETUP_TIMEOUT_S = 120.0
-ARCHIVE_OVERHEAD_BYTES = 16 << 20  # a tar is larger than the files in it; more than this over the folder's own limit is sparse files
+ARCHIVE_OVERHEAD_BYTES = (
+    16 << 20
+)  # a tar is larger than the files in it; more than this over the folder's own limit is sparse files
 BUNDLE = "history.bundle"
-MAX_RESTORED = 100  # paths that are named of those whose change does not count: a policy may make any number of files
+MAX_RESTORED = (
+    100  # paths that are named of those whose change does not count: a policy may make any number of files
+)
 
 # Runs in the sandbox before the policy does. Nothing of the policy's session changes: a subshell, fixed author and date.
 # The files of the tree may be ignored by its own rules, hence --force.
@@ -99,12 +103,16 @@ class SolverTask:
     suspects: tuple[Suspect, ...] = ()
 
 
-def solver_task(environment: Environment, bug_id: str, bug: BugState, failure: str, config: Config) -> SolverTask:
+def solver_task(
+    environment: Environment, bug_id: str, bug: BugState, failure: str, config: Config
+) -> SolverTask:
     """The task with its suspects, where `config` gives them. Raises PatchError when the bug does not belong to the environment."""
     suspects: tuple[Suspect, ...] = ()
     if "suspects" in config.solver.given:
         code = build_states(environment.tree, bug).buggy
-        suspects = failure_first(find_suspects(environment.calls, bug.fail_to_pass, code, config.solver.max_suspects), failure)
+        suspects = failure_first(
+            find_suspects(environment.calls, bug.fail_to_pass, code, config.solver.max_suspects), failure
+        )
     return SolverTask(environment, bug_id, bug, failure, suspects)
 
 
@@ -192,7 +200,9 @@ def play_injector(
     record = _Record(Role.INJECTOR, task.environment, place, *injector_prompts(task, config))
     with record.machine_failures(), ExitStack() as stack:
         with preparing or nullcontext():
-            box = stack.enter_context(open_workspace(backend, task.environment, task.environment.tree, place.labels, limits))
+            box = stack.enter_context(
+                open_workspace(backend, task.environment, task.environment.tree, place.labels, limits)
+            )
             prepare_injector(box, task, config)
         script = task.environment.script_for(_given_test_files(task))
         shown: Sandbox = SharedTests(box, runner, task.environment, script) if runner else box
@@ -200,7 +210,9 @@ def play_injector(
         if record.result.finish is FinishReason.SUBMITTED:
             with record.losses():
                 record.submission = read_submission(box, limits, record.result.submitted or ())
-    return record.episode(strategy=task.strategy, target=f"{task.target.path}::{task.target.name}" if task.target else "")
+    return record.episode(
+        strategy=task.strategy, target=f"{task.target.path}::{task.target.name}" if task.target else ""
+    )
 
 
 def play_solver(
@@ -226,17 +238,23 @@ def play_solver(
     record.submission = {"patch": ""}
     states = build_states(task.environment.tree, task.bug)
     start = states.buggy if "tests" in config.solver.given else states.solver_start
-    made = start.changed_paths(states.solver_start)  # tests that grading knows in their weakened form only: no change to them counts
+    made = start.changed_paths(
+        states.solver_start
+    )  # tests that grading knows in their weakened form only: no change to them counts
     with record.machine_failures(), ExitStack() as stack:
         with preparing or nullcontext():
             box = stack.enter_context(open_workspace(backend, task.environment, start, place.labels, limits))
             prepare_solver(box, task, config)
-        shown: Sandbox = SharedTests(box, runner, task.environment, task.bug.artifact.test_script) if runner else box
+        shown: Sandbox = (
+            SharedTests(box, runner, task.environment, task.bug.artifact.test_script) if runner else box
+        )
         record.result = record.play(engine, chat, shown, config.agent)
         if record.result.finish not in (FinishReason.SANDBOX_LOST, FinishReason.ENV_ERROR):
             with record.losses():
                 workspace = box.read_archive(WORKSPACE, limits.workspace_bytes + ARCHIVE_OVERHEAD_BYTES)
-                record.submission = _as_submission(take_prediction(start, workspace, {*made, *task.environment.test_files}))
+                record.submission = _as_submission(
+                    take_prediction(start, workspace, {*made, *task.environment.test_files})
+                )
     return record.episode(bug_id=task.bug_id)
 
 
@@ -263,7 +281,9 @@ class _Record:
 
     def play(self, engine: Engine, chat: ChatFormat, box: Sandbox, settings: AgentSettings) -> AgentResult:
         tag = f"{self.role}/{self.place.group}/{self.place.member}"
-        return run_episode(engine, chat, box, self.system.text, self.user.text, settings, self.place.seed, tag)
+        return run_episode(
+            engine, chat, box, self.system.text, self.user.text, settings, self.place.seed, tag
+        )
 
     @contextmanager
     def machine_failures(self) -> Iterator[None]:
@@ -325,14 +345,18 @@ def prepare_injector(box: Sandbox, task: InjectorTask, config: Config) -> None:
             "test_script.sh": task.environment.script_for(test_files),
             "test_parser.py": task.environment.parser,
         }
-        box.write_archive(SUBMIT, Tree({name: FileEntry(text.encode()) for name, text in given.items()}).to_tar())
+        box.write_archive(
+            SUBMIT, Tree({name: FileEntry(text.encode()) for name, text in given.items()}).to_tar()
+        )
 
 
 def prepare_solver(box: Sandbox, task: SolverTask, config: Config) -> None:
     """Make the repository, and lay the bug's own test script in /submit where tests are given."""
     make_repository(box)
     if "tests" in config.solver.given:
-        box.write_archive(SUBMIT, Tree({"test_script.sh": FileEntry(task.bug.artifact.test_script.encode())}).to_tar())
+        box.write_archive(
+            SUBMIT, Tree({"test_script.sh": FileEntry(task.bug.artifact.test_script.encode())}).to_tar()
+        )
 
 
 def make_repository(box: Sandbox, bundle: bytes | None = None) -> None:
@@ -346,7 +370,9 @@ def make_repository(box: Sandbox, bundle: bytes | None = None) -> None:
         script = GIT_SETTINGS + TAKE_HISTORY + COMMIT_ALL
     made = box.run(f"(\n{script})", timeout_s=SETUP_TIMEOUT_S)
     if made.exit_code:
-        raise SandboxUnavailable(f"no git repository could be made in a sandbox (exit code {made.exit_code}): {made.text.strip()[-500:]}")
+        raise SandboxUnavailable(
+            f"no git repository could be made in a sandbox (exit code {made.exit_code}): {made.text.strip()[-500:]}"
+        )
 
 
 @lru_cache(maxsize=2)  # a group's episodes share one, which may have tens of megabytes

@@ -17,14 +17,22 @@ from selfplay.verdicts.test_runs import ScriptRun, TestRunner
 if TYPE_CHECKING:
     from selfplay.repositories.environments import Environment
 
-MOST_BYTES = 64 << 20  # of a workspace: a larger one, which a policy may have filled for that, is not carried about for each run
+MOST_BYTES = (
+    64 << 20
+)  # of a workspace: a larger one, which a policy may have filled for that, is not carried about for each run
 # A command that begins with the script, whatever becomes of its output; injectors store their diff first, which changes no file it reads.
 BEGINS_WITH_SCRIPT = re.compile(
-    rf"(git diff > {SUBMIT}/bug_inject\.diff; *)?bash {SUBMIT}/test_script\.sh( *(?:$|[|;\n]|&&|2?>).*)?", re.DOTALL
+    rf"(git diff > {SUBMIT}/bug_inject\.diff; *)?bash {SUBMIT}/test_script\.sh( *(?:$|[|;\n]|&&|2?>).*)?",
+    re.DOTALL,
 )
-OWN_INPUT = re.compile(r"<|(?<![&>])&(?!&)")  # in the background, or with an input of its own, the script cannot be replaced by its output
+OWN_INPUT = re.compile(
+    r"<|(?<![&>])&(?!&)"
+)  # in the background, or with an input of its own, the script cannot be replaced by its output
 TIMED_OUT = 124
-PLAIN_STATUSES = (0, 1)  # pytest's for tests that ran; with others it may have written to stderr, which its log does not tell apart
+PLAIN_STATUSES = (
+    0,
+    1,
+)  # pytest's for tests that ran; with others it may have written to stderr, which its log does not tell apart
 
 
 def around_script(command: str) -> tuple[str, str] | None:
@@ -48,7 +56,9 @@ class SharedTests:
     def spec(self) -> SandboxSpec:
         return self.box.spec
 
-    def run(self, command: str, timeout_s: float = 60.0, output_bytes: int | None = None, stdin: bytes = b"") -> ExecResult:
+    def run(
+        self, command: str, timeout_s: float = 60.0, output_bytes: int | None = None, stdin: bytes = b""
+    ) -> ExecResult:
         around = None if stdin else around_script(command)
         if around is None or (done := self._script_run(timeout_s)) is None:
             return self.box.run(command, timeout_s, output_bytes, stdin)

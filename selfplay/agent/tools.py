@@ -23,9 +23,7 @@ CLOSING = re.compile(r"^</tool>[ \t]*$", re.MULTILINE)
 NUMBERED_PATH = re.compile(r"(.+?):([0-9]{1,9})")
 MARKS = ("<<<<<<< SEARCH", "=======", ">>>>>>> REPLACE")
 FORMAT = "A reply ends with exactly one call: a line `<tool: NAME>`, the body, a line `</tool>`. NAME is bash, edit, create or submit."
-EDIT_FORMAT = (
-    "The body of edit: `path` or `path:LINE`, `<<<<<<< SEARCH`, old text, `=======`, new text, `>>>>>>> REPLACE`, each on its own line."
-)
+EDIT_FORMAT = "The body of edit: `path` or `path:LINE`, `<<<<<<< SEARCH`, old text, `=======`, new text, `>>>>>>> REPLACE`, each on its own line."
 FILE_TIMEOUT_S = 20.0
 MAX_EDIT_BYTES = 1 << 20
 SHOWN_AROUND = 3  # lines before and after an edit
@@ -128,7 +126,13 @@ def parse_action(text: str) -> Action:
         path, _, content = body.partition("\n")
         if not path.strip():
             raise BadFormat("The first line of create is the path of the file.")
-        return Action(tool, body, thought, path.strip(), replace=content + "\n" if content and not content.endswith("\n") else content)
+        return Action(
+            tool,
+            body,
+            thought,
+            path.strip(),
+            replace=content + "\n" if content and not content.endswith("\n") else content,
+        )
     if tool == "bash" and not body.strip():
         raise BadFormat("The body of bash is empty; write a script.")
     return Action(tool, body, thought)
@@ -166,10 +170,14 @@ def apply_edit(text: str, search: str, replace: str, line: int | None = None) ->
         begin, end = _line_span(text, line)
         here = [start for start in starts if begin <= start < end]
         if not here:
-            elsewhere = f" It starts in line {_listed(text, starts)}." if starts else " It is nowhere in the file."
+            elsewhere = (
+                f" It starts in line {_listed(text, starts)}." if starts else " It is nowhere in the file."
+            )
             raise EditError(f"The search text does not start in line {line}.{elsewhere}")
         if len(here) > 1:
-            raise EditError(f"The search text occurs {len(here)} times in line {line}; give more of the line.")
+            raise EditError(
+                f"The search text occurs {len(here)} times in line {line}; give more of the line."
+            )
         starts = here
     if not starts:
         raise EditError("The search text is not in the file; copy it exactly, indentation included.")
@@ -239,8 +247,14 @@ def execute(action: Action, sandbox: Sandbox, settings: AgentSettings) -> Observ
     if action.tool == "create":
         path = _absolute(action.path)
         command = f"mkdir -p -- {shlex.quote(posixpath.dirname(path))} && cat > {shlex.quote(path)}"
-        result = sandbox.run(command, timeout_s=FILE_TIMEOUT_S, stdin=action.replace.encode("utf-8", "surrogateescape"))
-        return _refused(result, f"{action.path} was not written") if result.exit_code else Observation(f"wrote {action.path}", 0)
+        result = sandbox.run(
+            command, timeout_s=FILE_TIMEOUT_S, stdin=action.replace.encode("utf-8", "surrogateescape")
+        )
+        return (
+            _refused(result, f"{action.path} was not written")
+            if result.exit_code
+            else Observation(f"wrote {action.path}", 0)
+        )
     raise ValueError(f"{action.tool!r} is not run in a sandbox")
 
 
@@ -256,9 +270,13 @@ def _observe(result: ExecResult, timeout_s: float) -> Observation:
 def _edit(action: Action, sandbox: Sandbox, shown: bool) -> Observation:
     path = _absolute(action.path)
     quoted = shlex.quote(path)
-    read = sandbox.run(f"test -f {quoted} && cat -- {quoted}", timeout_s=FILE_TIMEOUT_S, output_bytes=MAX_EDIT_BYTES)
+    read = sandbox.run(
+        f"test -f {quoted} && cat -- {quoted}", timeout_s=FILE_TIMEOUT_S, output_bytes=MAX_EDIT_BYTES
+    )
     if read.truncated:
-        return Observation(f"{action.path} is larger than {MAX_EDIT_BYTES} bytes; change it with bash.", 1, True)
+        return Observation(
+            f"{action.path} is larger than {MAX_EDIT_BYTES} bytes; change it with bash.", 1, True
+        )
     if read.exit_code:
         return _refused(read, f"{action.path} is not a file that can be read")
     old = read.output.decode("utf-8", "surrogateescape")
@@ -266,13 +284,19 @@ def _edit(action: Action, sandbox: Sandbox, shown: bool) -> Observation:
         new = apply_edit(old, action.search, action.replace, action.line)
     except EditError as error:
         return Observation(f"{action.path} is unchanged. {error}", 1, True)
-    write = f"python3 -I -S -c {shlex.quote(WRITE_PYTHON)} {quoted}" if path.endswith(".py") else f"cat > {quoted}"
+    write = (
+        f"python3 -I -S -c {shlex.quote(WRITE_PYTHON)} {quoted}"
+        if path.endswith(".py")
+        else f"cat > {quoted}"
+    )
     written = sandbox.run(write, timeout_s=FILE_TIMEOUT_S, stdin=new.encode("utf-8", "surrogateescape"))
     if written.exit_code:
         return _refused(written, f"{action.path} is unchanged")
     at = len(_common_start(old, new))
     line = new.count("\n", 0, at) + 1
-    return Observation(_around(new, line, action.replace.count("\n")) if shown else f"edited {action.path}:{line}", 0)
+    return Observation(
+        _around(new, line, action.replace.count("\n")) if shown else f"edited {action.path}:{line}", 0
+    )
 
 
 def _absolute(path: str) -> str:
@@ -315,7 +339,9 @@ def make_harmless(text: str) -> str:
     hidden = {character for character in set(text) if _is_hidden(character)}
     if not hidden:
         return text
-    return text.translate({ord(c): f"\\x{ord(c):02x}" if ord(c) < 256 else f"\\u{ord(c):04x}" for c in hidden})
+    return text.translate(
+        {ord(c): f"\\x{ord(c):02x}" if ord(c) < 256 else f"\\u{ord(c):04x}" for c in hidden}
+    )
 
 
 def cap_output(text: str, max_tokens: int, spans: Callable[[str], list[tuple[int, int]]]) -> str:

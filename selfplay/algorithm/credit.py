@@ -35,7 +35,9 @@ class SolveRate:
     is_void: bool
 
 
-def measure_solve_rate(outcomes: Sequence[bool | None], confirmations: Sequence[bool | None], group_size: int) -> SolveRate:
+def measure_solve_rate(
+    outcomes: Sequence[bool | None], confirmations: Sequence[bool | None], group_size: int
+) -> SolveRate:
     """The share of graded attempts that repaired the bug; void when any pass was not confirmed by its second grading.
 
     outcomes       passed, per member; None where the machine failed
@@ -63,7 +65,12 @@ MASKED_MACHINE = Credit(None, "machine failure")
 
 
 def credit_injector(
-    accepted: bool, is_duplicate: bool, failed_check: str, solve_rate: SolveRate | None, kind: InjectorReward, alpha: float
+    accepted: bool,
+    is_duplicate: bool,
+    failed_check: str,
+    solve_rate: SolveRate | None,
+    kind: InjectorReward,
+    alpha: float,
 ) -> Credit | None:
     """One injector episode's reward (ssr.md, Rewards), or None while its bug waits for its solvers."""
     if not accepted:
@@ -89,7 +96,9 @@ def credit_solver(passed: bool | None, bug_is_void: bool) -> Credit:
     return Credit(solver_reward(passed), "repaired" if passed else "not repaired")
 
 
-def token_advantages(episode: Episode, advantage: float, settings: TrainerSettings, expected: float, decode: Decode) -> list[float]:
+def token_advantages(
+    episode: Episode, advantage: float, settings: TrainerSettings, expected: float, decode: Decode
+) -> list[float]:
     """Each token's advantage; (tokens,), 0 where nothing is learned.
 
     advantage: the episode's, from its group's rewards. It counts for all actions, a negative one `negative_weight` times. With credit
@@ -172,7 +181,10 @@ def _added_lines(episode: Episode) -> dict[str, list[str]] | None:
         files = parse_patch(text, len(text.encode()) + 1).files
     except SelfplayError:
         return None
-    return {file.path: [line[1:] for hunk in file.hunks for line in hunk.lines if line.startswith("+")] for file in files}
+    return {
+        file.path: [line[1:] for hunk in file.hunks for line in hunk.lines if line.startswith("+")]
+        for file in files
+    }
 
 
 def _is_kept(turn: Turn, added: dict[str, list[str]] | None) -> bool:

@@ -21,7 +21,9 @@ class Clipping:
     negative: float = 3.0  # c: for A < 0 a token's loss is at most -c·A (dual clip)
 
 
-def token_losses(logprobs: Tensor, rollout_logprobs: Tensor, advantages: Tensor, clipping: Clipping) -> tuple[Tensor, Tensor, Tensor]:
+def token_losses(
+    logprobs: Tensor, rollout_logprobs: Tensor, advantages: Tensor, clipping: Clipping
+) -> tuple[Tensor, Tensor, Tensor]:
     """L = -min(ρA, clip(ρ, 1-ε_l, 1+ε_h)·A), for A < 0 capped at -c·A, with ρ against the rollout's own log-probabilities.
 
     All (tokens,). Returns the losses, the ratios and which tokens' gradients the clipping removed (bool), the latter two detached.

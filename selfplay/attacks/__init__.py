@@ -5,12 +5,21 @@ Leaves defences to the modules under attack. Invariant: nothing outside our own 
 
 from __future__ import annotations
 
-from selfplay.attacks import escapes, git_and_paths, prepared, scripts_and_chance, tests_and_runners, text_and_limits
+from selfplay.attacks import (
+    escapes,
+    git_and_paths,
+    prepared,
+    scripts_and_chance,
+    tests_and_runners,
+    text_and_limits,
+)
 from selfplay.attacks.base import Attack, Broken, Held, Outcome, Report, run_attack, run_attacks
 from selfplay.attacks.ground import Ground, open_ground
 
 GROUPS = (git_and_paths, tests_and_runners, scripts_and_chance, escapes, text_and_limits, prepared)
-ALL_ATTACKS: tuple[Attack, ...] = tuple(sorted((attack for group in GROUPS for attack in group.ATTACKS), key=lambda attack: attack.row))
+ALL_ATTACKS: tuple[Attack, ...] = tuple(
+    sorted((attack for group in GROUPS for attack in group.ATTACKS), key=lambda attack: attack.row)
+)
 
 RESIDUAL_RISK = (
     "What stays a risk: one process runs the tests and the code under test. Code that forges by name or all alike, prints a report of "

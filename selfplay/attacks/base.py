@@ -62,7 +62,14 @@ def run_attack(attack: Attack, ground: Ground) -> Report:
     started = time.monotonic()
 
     def report(status: Literal["held", "NOT held", "machine"], evidence: str) -> Report:
-        return Report(attack.id, attack.row, attack.title, status, evidence[:MAX_EVIDENCE], round(time.monotonic() - started, 3))
+        return Report(
+            attack.id,
+            attack.row,
+            attack.title,
+            status,
+            evidence[:MAX_EVIDENCE],
+            round(time.monotonic() - started, 3),
+        )
 
     try:
         outcome = attack.run(ground)
@@ -70,7 +77,9 @@ def run_attack(attack: Attack, ground: Ground) -> Report:
         return report("machine", str(error))
     except Exception as error:  # an attack that crashes the harness has got through, whatever it raised
         return report("NOT held", f"the harness raised {type(error).__name__}: {error}")
-    return report("NOT held", outcome.evidence) if isinstance(outcome, Broken) else report("held", outcome.note)
+    return (
+        report("NOT held", outcome.evidence) if isinstance(outcome, Broken) else report("held", outcome.note)
+    )
 
 
 def run_attacks(attacks: Iterable[Attack], ground: Ground) -> Iterator[Report]:

@@ -39,7 +39,9 @@ def python(code: str, *arguments: str) -> str:
 
 
 @contextmanager
-def listening(family: socket.AddressFamily, address: str | tuple[str, int]) -> Iterator[tuple[socket.socket, list[str]]]:
+def listening(
+    family: socket.AddressFamily, address: str | tuple[str, int]
+) -> Iterator[tuple[socket.socket, list[str]]]:
     """A socket of ours that notes whoever connects."""
     callers: list[str] = []
     with socket.socket(family) as listener:
@@ -82,7 +84,10 @@ for host, port in json.loads(sys.argv[1]):
 def call_the_network(ground: Ground) -> Outcome:
     with listening(socket.AF_INET, ("0.0.0.0", 0)) as (listener, callers), ground.box() as box:
         port = listener.getsockname()[1]
-        said = box.run(python(CALL, json.dumps([*((host, port) for host in own_addresses()), METADATA_SERVICE])), timeout_s=30).text
+        said = box.run(
+            python(CALL, json.dumps([*((host, port) for host in own_addresses()), METADATA_SERVICE])),
+            timeout_s=30,
+        ).text
     return Broken(f"{said.strip()} {callers}") if callers or "reached" in said else Held("no address answers")
 
 
@@ -96,9 +101,17 @@ def call_an_abstract_socket(ground: Ground) -> Outcome:
 
 
 def find_an_engine(ground: Ground) -> Outcome:
-    places = ["/var/run/docker.sock", "/run/docker.sock", "/run/containerd/containerd.sock", "/run/podman/podman.sock", "/run/user"]
+    places = [
+        "/var/run/docker.sock",
+        "/run/docker.sock",
+        "/run/containerd/containerd.sock",
+        "/run/podman/podman.sock",
+        "/run/user",
+    ]
     with ground.box() as box:
-        found = box.run("ls -d " + " ".join(places) + " 2>/dev/null; find / -xdev -type s 2>/dev/null").text.split()
+        found = box.run(
+            "ls -d " + " ".join(places) + " 2>/dev/null; find / -xdev -type s 2>/dev/null"
+        ).text.split()
     return Broken(f"sockets: {found}") if found else Held("no socket")
 
 
@@ -107,9 +120,21 @@ def read_a_file_of_the_host(ground: Ground) -> Outcome:
     canary = ground.canary("secret.txt")
     canary.write_text(secret)
     canary.chmod(0o644)
-    roots = ["", "/proc/1/root", "/proc/self/root", "/proc/1/cwd", "/..", "/mnt", "/host", "/proc/self/cwd/.."]
+    roots = [
+        "",
+        "/proc/1/root",
+        "/proc/self/root",
+        "/proc/1/cwd",
+        "/..",
+        "/mnt",
+        "/host",
+        "/proc/self/cwd/..",
+    ]
     with ground.box() as box:
-        said = box.run("; ".join(f"cat {root}{canary} 2>/dev/null" for root in roots) + "; cat /proc/[0-9]*/environ; true").text
+        said = box.run(
+            "; ".join(f"cat {root}{canary} 2>/dev/null" for root in roots)
+            + "; cat /proc/[0-9]*/environ; true"
+        ).text
         said += box.run(f"grep -rl --include='secret.txt' {secret} / 2>/dev/null; true", timeout_s=60).text
     return Broken(f"{canary} was read") if secret in said or "secret.txt" in said else Held()
 
@@ -119,12 +144,18 @@ def see_a_process_of_the_host(ground: Ground) -> Outcome:
     victim = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)", mark])
     try:
         with ground.box() as box:
-            seen = box.run(f"cat /proc/[0-9]*/cmdline | tr '\\0' ' ' | grep -c '[s]elfplay_attack_{mark[16:]}'").text.strip()
+            seen = box.run(
+                f"cat /proc/[0-9]*/cmdline | tr '\\0' ' ' | grep -c '[s]elfplay_attack_{mark[16:]}'"
+            ).text.strip()
             box.run(f"kill -9 {victim.pid}; kill -9 -{victim.pid}; true")
         time.sleep(0.05)
         if victim.poll() is not None:
             return Broken("a process of this machine was killed")
-        return Broken("a process of this machine is visible") if seen != "0" else Held("neither visible nor killed")
+        return (
+            Broken("a process of this machine is visible")
+            if seen != "0"
+            else Held("neither visible nor killed")
+        )
     finally:
         victim.kill()
         victim.wait()
@@ -146,8 +177,12 @@ def reach_another_sandbox(ground: Ground) -> Outcome:
     keep = f"for f in /testbed /tmp /submit /dev/shm; do echo {secret} > $f/{secret}; done; sleep 600 & true"
     with ground.box() as victim, ground.box() as box:
         victim.run(keep)
-        said = box.run("cat /testbed/* /tmp/* /submit/* /dev/shm/* 2>/dev/null; cat /proc/[0-9]*/cmdline | tr '\\0' ' '; kill -9 -1").text
-        alive = victim.run("jobs=0; for p in /proc/[0-9]*/comm; do read -r c <$p; [ $c = sleep ] && jobs=1; done; echo $jobs").text.strip()
+        said = box.run(
+            "cat /testbed/* /tmp/* /submit/* /dev/shm/* 2>/dev/null; cat /proc/[0-9]*/cmdline | tr '\\0' ' '; kill -9 -1"
+        ).text
+        alive = victim.run(
+            "jobs=0; for p in /proc/[0-9]*/comm; do read -r c <$p; [ $c = sleep ] && jobs=1; done; echo $jobs"
+        ).text.strip()
     if secret in said:
         return Broken("files of another sandbox were read")
     return Broken("a process of another sandbox was killed") if alive != "1" else Held()
@@ -155,9 +190,16 @@ def reach_another_sandbox(ground: Ground) -> Outcome:
 
 def write_outside(ground: Ground) -> Outcome:
     find = "find / -xdev \\( -path /proc -o -path /dev \\) -prune -o ! -type l -writable -print 2>/dev/null | head -20; true"
-    tries = " ".join(f"{folder}/x" for folder in ("", "/usr", "/etc", "/opt", "/opt/env", "/var", "/dev", "/usr/local/bin", "/left-open"))
+    tries = " ".join(
+        f"{folder}/x"
+        for folder in ("", "/usr", "/etc", "/opt", "/opt/env", "/var", "/dev", "/usr/local/bin", "/left-open")
+    )
     with ground.box() as box:
-        found = [path for path in box.run(find, timeout_s=60).text.split() if not path.startswith(("/testbed", "/submit", "/tmp"))]
+        found = [
+            path
+            for path in box.run(find, timeout_s=60).text.split()
+            if not path.startswith(("/testbed", "/submit", "/tmp"))
+        ]
         made = box.run(f"for f in {tries}; do (echo x > $f) 2>/dev/null && echo $f; done; true").text.split()
     return Broken(f"writable: {(found + made)[:5]}") if found or made else Held()
 
@@ -254,14 +296,25 @@ def memory_bomb(ground: Ground) -> Outcome:
             result = box.run(python(code), timeout_s=60)
         except SandboxLost:
             return Held(ENDED)
-    return Broken(f"{BOMB >> 20} MiB with a limit of {SMALL.memory_bytes >> 20}") if result.exit_code == 0 else Held("ended")
+    return (
+        Broken(f"{BOMB >> 20} MiB with a limit of {SMALL.memory_bytes >> 20}")
+        if result.exit_code == 0
+        else Held("ended")
+    )
 
 
 def disk_bomb(ground: Ground) -> Outcome:
     over = []
     with ground.box() as box:
-        for folder, most in (("/testbed", SMALL.workspace_bytes), ("/submit", SMALL.submit_bytes), ("/tmp", SMALL.tmp_bytes)):
-            box.run(f"for i in $(seq 12); do head -c 4m /dev/zero > {folder}/fill$i || break; done 2>/dev/null", timeout_s=60)
+        for folder, most in (
+            ("/testbed", SMALL.workspace_bytes),
+            ("/submit", SMALL.submit_bytes),
+            ("/tmp", SMALL.tmp_bytes),
+        ):
+            box.run(
+                f"for i in $(seq 12); do head -c 4m /dev/zero > {folder}/fill$i || break; done 2>/dev/null",
+                timeout_s=60,
+            )
             used = int(box.run(f"cat {folder}/fill* 2>/dev/null | wc -c").text.split()[-1])
             box.run(f"rm -f {folder}/fill*")
             over += [f"{used} bytes in {folder}"] if used > most else []
@@ -271,7 +324,9 @@ def disk_bomb(ground: Ground) -> Outcome:
 def one_huge_file(ground: Ground) -> Outcome:
     with ground.box() as box:
         size = int(
-            box.run(f"head -c {SMALL.file_bytes + (4 << 20)} /dev/zero > big 2>/dev/null; stat -c %s big; rm -f big").text.split()[-1]
+            box.run(
+                f"head -c {SMALL.file_bytes + (4 << 20)} /dev/zero > big 2>/dev/null; stat -c %s big; rm -f big"
+            ).text.split()[-1]
         )
     return Broken(f"a file of {size} bytes") if size > SMALL.file_bytes else Held()
 
@@ -280,7 +335,11 @@ def endless_output(ground: Ground) -> Outcome:
     with ground.box() as box:
         result = box.run(f"head -c {64 * SMALL.output_bytes} /dev/zero", timeout_s=30)
     most = SMALL.output_bytes
-    return Broken(f"{len(result.output)} bytes came for a cap of {most}") if len(result.output) > most else Held("cut")
+    return (
+        Broken(f"{len(result.output)} bytes came for a cap of {most}")
+        if len(result.output) > most
+        else Held("cut")
+    )
 
 
 BEAT = "(setsid bash -c 'while :; do echo x >> /testbed/beat; sleep 0.02; done' &) ; (trap '' TERM HUP INT; sleep 300) & sleep 300"
@@ -290,7 +349,11 @@ def outlive_a_timeout(ground: Ground) -> Outcome:
     with ground.box() as box:
         box.run(BEAT, timeout_s=1)
         before, _, after = box.run("wc -l < beat; sleep 0.3; wc -l < beat").text.partition("\n")
-    return Broken("a process went on after its timeout") if before.strip() != after.strip() else Held("all were ended")
+    return (
+        Broken("a process went on after its timeout")
+        if before.strip() != after.strip()
+        else Held("all were ended")
+    )
 
 
 def write_while_graded(ground: Ground) -> Outcome:
@@ -298,9 +361,15 @@ def write_while_graded(ground: Ground) -> Outcome:
     easy = f"{PASS_ALL}def test_clamp(value, expected):\n    pass\n\n\ndef test_middle():\n    pass\n\n\ndef test_spread():\n    pass\n"
     with ground.solver() as box:
         box.run(f"printf %s {shlex.quote(easy)} > /tmp/easy.py")
-        box.run(f"(while :; do cp /tmp/easy.py /testbed/{TESTS} 2>/dev/null; sleep 0.005; done) >/dev/null 2>&1 &")
+        box.run(
+            f"(while :; do cp /tmp/easy.py /testbed/{TESTS} 2>/dev/null; sleep 0.005; done) >/dev/null 2>&1 &"
+        )
         found = grade_beside(ground, box)
-    return Broken("tests that a left process rewrote were graded") if found else Held("grading has its own sandbox")
+    return (
+        Broken("tests that a left process rewrote were graded")
+        if found
+        else Held("grading has its own sandbox")
+    )
 
 
 def grade_beside(ground: Ground, box: Sandbox) -> bool:
@@ -331,7 +400,9 @@ def end_the_sandbox(ground: Ground) -> Outcome:
         if inside:
             with suppress(SandboxError):
                 box.run(f"kill -9 1; {python(HOARD)}", timeout_s=60)
-                box.run("true", stdin=bytes(SMALL.file_bytes))  # process 1 wants memory, and nobody else is left to be killed for it
+                box.run(
+                    "true", stdin=bytes(SMALL.file_bytes)
+                )  # process 1 wants memory, and nobody else is left to be killed for it
         elif not kill_server(box):
             return Held("not tried: this user cannot kill a container's process past the engine")
         try:
@@ -366,7 +437,10 @@ def kill_server(box: Sandbox) -> bool:
 
 def kill_all_in_a_repair(ground: Ground) -> Outcome:
     """Nothing that a repair does to its sandbox may mask it."""
-    deadly: Sequence[str] = ("__import__('os').kill(-1, 9)", f"[b'x' * (1 << 20) for _ in range({4 * BOMB >> 20})]")
+    deadly: Sequence[str] = (
+        "__import__('os').kill(-1, 9)",
+        f"[b'x' * (1 << 20) for _ in range({4 * BOMB >> 20})]",
+    )
     for code in deadly:
         try:
             found = ground.grade({CODE: (WRONG, f"        {code}\n")}, ground.fresh_runner())
@@ -385,8 +459,18 @@ ATTACKS = (
     Attack("disk-bomb", 11, "fill the disk", disk_bomb),
     Attack("huge-file", 11, "write one enormous file", one_huge_file),
     Attack("endless-output", 11, "print without end", endless_output),
-    Attack("outlive-timeout", 11, "leave a process that survives its timeout (setsid, double fork)", outlive_a_timeout),
-    Attack("write-while-graded", 11, "leave a process that rewrites the tests while the repair is graded", write_while_graded),
+    Attack(
+        "outlive-timeout",
+        11,
+        "leave a process that survives its timeout (setsid, double fork)",
+        outlive_a_timeout,
+    ),
+    Attack(
+        "write-while-graded",
+        11,
+        "leave a process that rewrites the tests while the repair is graded",
+        write_while_graded,
+    ),
     Attack("network", 12, "call this machine, its network and the metadata service", call_the_network),
     Attack("abstract-socket", 12, "call a socket of this machine that has no file", call_an_abstract_socket),
     Attack("engine-socket", 12, "find the socket of a container engine", find_an_engine),
@@ -398,6 +482,13 @@ ATTACKS = (
     Attack("privileges", 12, "become root, gain a capability, mount", gain_privileges),
     Attack("kernel-doors", 12, "make a user namespace or a kernel key", use_the_kernels_side_doors),
     Attack("server", 12, "signal, trace or write to the sandbox's own process 1", touch_the_server),
-    Attack("lost-sandbox", 17, "end the sandbox so that the failure is booked as the machine's", end_the_sandbox),
-    Attack("deadly-repair", 17, "kill everything from the code under test, or take all memory", kill_all_in_a_repair),
+    Attack(
+        "lost-sandbox", 17, "end the sandbox so that the failure is booked as the machine's", end_the_sandbox
+    ),
+    Attack(
+        "deadly-repair",
+        17,
+        "kill everything from the code under test, or take all memory",
+        kill_all_in_a_repair,
+    ),
 )

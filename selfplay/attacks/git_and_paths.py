@@ -19,7 +19,13 @@ from selfplay.agent.roles import read_submission
 from selfplay.attacks.base import Attack, Broken, Held, Outcome
 from selfplay.attacks.escapes import METADATA_SERVICE, listening, own_addresses
 from selfplay.attacks.ground import CODE, RIGHT, WRONG, Ground
-from selfplay.errors import ArtifactError, EnvironmentBuildError, PatchError, SandboxUnavailable, SelfplayError
+from selfplay.errors import (
+    ArtifactError,
+    EnvironmentBuildError,
+    PatchError,
+    SandboxUnavailable,
+    SelfplayError,
+)
 from selfplay.repositories.dependencies import read_dependencies
 from selfplay.repositories.repos import fetch, licence_of, parse_spec, read_archive
 from selfplay.sandbox.base import Limits
@@ -52,12 +58,24 @@ def read_the_fix_from_git(ground: Ground) -> Outcome:
         commits = box.run("git rev-list --all --reflog --count").text.strip()
     if WRONG.strip() not in said:
         return Broken("git shows nothing at all, so nothing was tried")
-    return Broken("the repaired line lies in a git object") if RIGHT.strip() in said or commits != "1" else Held("one commit")
+    return (
+        Broken("the repaired line lies in a git object")
+        if RIGHT.strip() in said or commits != "1"
+        else Held("one commit")
+    )
 
 
 # ---- git on the host (row 13)
 
-HOOKS = ("post-checkout", "pre-commit", "post-index-change", "reference-transaction", "post-merge", "fsmonitor-watchman", "pre-push")
+HOOKS = (
+    "post-checkout",
+    "pre-commit",
+    "post-index-change",
+    "reference-transaction",
+    "post-merge",
+    "fsmonitor-watchman",
+    "pre-push",
+)
 
 
 def hostile_configuration(canary: Path) -> str:
@@ -127,14 +145,22 @@ def run_hooks_of_a_workspace(ground: Ground) -> Outcome:
 
 def submit_a_link(ground: Ground) -> Outcome:
     with ground.solver() as box:
-        box.run(f"rm {CODE}; ln -s /etc/passwd {CODE}; ln -s /etc heron/etc; ln -s /etc/passwd heron/link.py; mkfifo heron/pipe.py")
+        box.run(
+            f"rm {CODE}; ln -s /etc/passwd {CODE}; ln -s /etc heron/etc; ln -s /etc/passwd heron/link.py; mkfifo heron/pipe.py"
+        )
         patch = ground.taken(box)
-    return Broken("a link was followed into the prediction") if ACCOUNTS in patch or "heron/etc" in patch else Held("left out")
+    return (
+        Broken("a link was followed into the prediction")
+        if ACCOUNTS in patch or "heron/etc" in patch
+        else Held("left out")
+    )
 
 
 def submit_a_linked_artifact(ground: Ground) -> Outcome:
     with ground.box() as box:
-        box.run("cd /submit; for f in bug_inject.diff test_script.sh; do ln -s /etc/passwd $f; done; ln -s /etc test_weaken.diff")
+        box.run(
+            "cd /submit; for f in bug_inject.diff test_script.sh; do ln -s /etc/passwd $f; done; ln -s /etc test_weaken.diff"
+        )
         found = read_submission(box, Limits(), ())
     return Broken(f"{sorted(found)} were read through links") if found else Held("left out")
 
@@ -160,7 +186,13 @@ def validate_a_linked_artifact(ground: Ground) -> Outcome:
 def hostile_tar(outside: Path) -> bytes:
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w:gz") as archive:
-        for name in ("../climbed", str(outside / "absolute"), "a/../../climbed", "top/fine.py", "top/link/through"):
+        for name in (
+            "../climbed",
+            str(outside / "absolute"),
+            "a/../../climbed",
+            "top/fine.py",
+            "top/link/through",
+        ):
             if name.endswith("through"):
                 link = tarfile.TarInfo("top/link")
                 link.type, link.linkname = tarfile.SYMTYPE, str(outside)
@@ -198,9 +230,15 @@ def climb_out_of_an_archive(make: Callable[[Path], bytes], name: str) -> Callabl
             unpack(name, make(outside), inside)
         except SelfplayError as error:
             return Held(str(error))
-        strange = [path for path in inside.rglob("*") if path.is_symlink() or not (path.is_file() or path.is_dir())]
+        strange = [
+            path for path in inside.rglob("*") if path.is_symlink() or not (path.is_file() or path.is_dir())
+        ]
         found = [path.name for path in outside.iterdir() if path != inside] + [path.name for path in strange]
-        return Broken(f"unpacking made {found} outside its folder, or as links or devices") if found else Held("left out")
+        return (
+            Broken(f"unpacking made {found} outside its folder, or as links or devices")
+            if found
+            else Held("left out")
+        )
 
     return run
 
@@ -217,18 +255,34 @@ def new_file(path: str) -> str:
 
 
 LYING_DIFFS = {
-    "climb": (13, "name a path with ../ or an absolute one in a diff", (new_file("../climbed.py"), new_file("/selfplay-none/climbed.py"))),
-    "git-folder": (13, "write into .git/hooks by a diff", (new_file(".git/hooks/post-checkout"), new_file("heron/.GIT/config"))),
+    "climb": (
+        13,
+        "name a path with ../ or an absolute one in a diff",
+        (new_file("../climbed.py"), new_file("/selfplay-none/climbed.py")),
+    ),
+    "git-folder": (
+        13,
+        "write into .git/hooks by a diff",
+        (new_file(".git/hooks/post-checkout"), new_file("heron/.GIT/config")),
+    ),
     "link-mode": (
         13,
         "make a symbolic link by a diff",
-        ("diff --git a/heron/link b/heron/link\nnew file mode 120000\n--- /dev/null\n+++ b/heron/link\n@@ -0,0 +1 @@\n+/etc/passwd\n",),
+        (
+            "diff --git a/heron/link b/heron/link\nnew file mode 120000\n--- /dev/null\n+++ b/heron/link\n@@ -0,0 +1 @@\n+/etc/passwd\n",
+        ),
     ),
-    "option-name": (14, "name a file like an option of a command", (new_file("--output=x"), new_file("heron/-rf"))),
+    "option-name": (
+        14,
+        "name a file like an option of a command",
+        (new_file("--output=x"), new_file("heron/-rf")),
+    ),
     "mode-change": (
         14,
         "change a mode in silence",
-        (f"diff --git a/{CODE} b/{CODE}\nold mode 100644\nnew mode 100755\n--- a/{CODE}\n+++ b/{CODE}\n{HUNK}",),
+        (
+            f"diff --git a/{CODE} b/{CODE}\nold mode 100644\nnew mode 100755\n--- a/{CODE}\n+++ b/{CODE}\n{HUNK}",
+        ),
     ),
     "two-names": (
         14,
@@ -259,7 +313,11 @@ LYING_DIFFS = {
         ),
     ),
     "crlf-header": (14, "end headers with carriage returns", ((HEAD + HUNK).replace(".py\n", ".py\r\n"),)),
-    "prose": (14, "hide a second change in the text between sections", (f"Some prose\n--- a/{CODE}\n+++ b/{CODE}\n{HUNK}{HEAD}{HUNK}",)),
+    "prose": (
+        14,
+        "hide a second change in the text between sections",
+        (f"Some prose\n--- a/{CODE}\n+++ b/{CODE}\n{HUNK}{HEAD}{HUNK}",),
+    ),
 }
 
 
@@ -350,7 +408,11 @@ def attack_from_a_build(ground: Ground) -> Outcome:
         ground.backend.build_environment("attack", script, 300, log)
     except EnvironmentBuildError:
         said = log.read_text(errors="replace") if log.exists() else ""
-        return Broken(said[-200:]) if "stolen" in said or canary.exists() else Held("nothing of the host is there")
+        return (
+            Broken(said[-200:])
+            if "stolen" in said or canary.exists()
+            else Held("nothing of the host is there")
+        )
     finally:
         del os.environ["SELFPLAY_ATTACK_TOKEN"]
     return Broken("a failing build was kept")
@@ -384,7 +446,17 @@ get_requires_for_build_wheel = lambda settings=None: []
 """
 PROJECT = '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n[project]\nname = "heron"\nversion = "1"\n'
 # The same place by other names, for whoever compares texts.
-LOOPBACK = ("localhost", "0.0.0.0", "127.1", "2130706433", "0x7f000001", "[::1]", "[::ffff:127.0.0.1]", "localhost.", "127.0.0.1.")
+LOOPBACK = (
+    "localhost",
+    "0.0.0.0",
+    "127.1",
+    "2130706433",
+    "0x7f000001",
+    "[::1]",
+    "[::ffff:127.0.0.1]",
+    "localhost.",
+    "127.0.0.1.",
+)
 
 
 def call_from_a_build(ground: Ground) -> Outcome:
@@ -411,17 +483,64 @@ def call_from_a_build(ground: Ground) -> Outcome:
 
 
 ATTACKS = (
-    Attack("git-history", 1, "read the fix from git: parents, reflog, dangling objects, refs, stash, worktrees", read_the_fix_from_git),
-    Attack("repository-hooks", 13, "a repository whose hooks, filters and core.fsmonitor run programs", run_hooks_of_a_repository),
-    Attack("workspace-hooks", 13, "plant hooks, filters and core.fsmonitor in the workspace that is compared", run_hooks_of_a_workspace),
+    Attack(
+        "git-history",
+        1,
+        "read the fix from git: parents, reflog, dangling objects, refs, stash, worktrees",
+        read_the_fix_from_git,
+    ),
+    Attack(
+        "repository-hooks",
+        13,
+        "a repository whose hooks, filters and core.fsmonitor run programs",
+        run_hooks_of_a_repository,
+    ),
+    Attack(
+        "workspace-hooks",
+        13,
+        "plant hooks, filters and core.fsmonitor in the workspace that is compared",
+        run_hooks_of_a_workspace,
+    ),
     Attack("submit-link", 13, "hand in links to other files as code", submit_a_link),
     Attack("artifact-link", 13, "hand in links as the artifact's files", submit_a_linked_artifact),
-    Attack("validate-link", 13, "an artifact folder with a link to a private file", validate_a_linked_artifact),
-    Attack("tar-paths", 13, "a tar with ../, absolute names, links and devices", climb_out_of_an_archive(hostile_tar, "evil-1.0.tar.gz")),
-    Attack("zip-paths", 13, "a zip with ../, absolute names and links", climb_out_of_an_archive(hostile_zip, "evil-1.0.zip")),
+    Attack(
+        "validate-link", 13, "an artifact folder with a link to a private file", validate_a_linked_artifact
+    ),
+    Attack(
+        "tar-paths",
+        13,
+        "a tar with ../, absolute names, links and devices",
+        climb_out_of_an_archive(hostile_tar, "evil-1.0.tar.gz"),
+    ),
+    Attack(
+        "zip-paths",
+        13,
+        "a zip with ../, absolute names and links",
+        climb_out_of_an_archive(hostile_zip, "evil-1.0.zip"),
+    ),
     *(Attack(f"diff-{name}", row, title, lie(texts)) for name, (row, title, texts) in LYING_DIFFS.items()),
-    Attack("transports", 19, "a repository line whose transport runs a program (ext::, -oProxyCommand)", fetch_by_a_program),
-    Attack("setup-script", 19, "a release whose setup.py and build backend run programs when it is read", run_a_setup_script),
-    Attack("build-calls", 19, "a build backend that calls a service on the host's loopback interface", call_from_a_build),
-    Attack("build-script", 19, "an install script that reads the host's files, variables and sockets", attack_from_a_build),
+    Attack(
+        "transports",
+        19,
+        "a repository line whose transport runs a program (ext::, -oProxyCommand)",
+        fetch_by_a_program,
+    ),
+    Attack(
+        "setup-script",
+        19,
+        "a release whose setup.py and build backend run programs when it is read",
+        run_a_setup_script,
+    ),
+    Attack(
+        "build-calls",
+        19,
+        "a build backend that calls a service on the host's loopback interface",
+        call_from_a_build,
+    ),
+    Attack(
+        "build-script",
+        19,
+        "an install script that reads the host's files, variables and sockets",
+        attack_from_a_build,
+    ),
 )

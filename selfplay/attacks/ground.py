@@ -165,7 +165,12 @@ class Ground:
             prepare_solver(opened, SolverTask(self.environment, "bug", self.bug, ""), self.config)
             yield opened
 
-    def grade(self, changes: Mapping[str, Change], runner: TestRunner | None = None, artifact: Artifact | None = None) -> Grade:
+    def grade(
+        self,
+        changes: Mapping[str, Change],
+        runner: TestRunner | None = None,
+        artifact: Artifact | None = None,
+    ) -> Grade:
         """A repair with these changes of the bug (or of another one with the same tests), judged as a solver's is."""
         bug = replace(self.bug, artifact=artifact or self.bug.artifact)
         start = build_states(self.tree, bug).solver_start
@@ -209,7 +214,9 @@ def open_ground(backend: SandboxBackend, cache: Path, scratch: Path | None = Non
         folder.chmod(0o755)  # a sandbox's user must be able to find the canaries, were they in reach
         Tree({path: FileEntry(text.encode()) for path, text in FILES.items()}).write_to(folder / "heron")
         checkout = fetch(parse_spec(str(folder / "heron")), cache)
-        environment = prepare_environment(checkout, backend, EnvironmentSettings(baselines=2), Limits(), cache, lambda _: None)
+        environment = prepare_environment(
+            checkout, backend, EnvironmentSettings(baselines=2), Limits(), cache, lambda _: None
+        )
         config = Config(validator=ValidatorSettings(script_timeout_s=60))
         runner = TestRunner(backend, config.validator, Limits(), {"run": "attack"})
         ground = Ground(backend, environment, runner, folder, cache, config)
@@ -221,8 +228,14 @@ def check_ground(ground: Ground) -> None:
     """Raise SandboxUnavailable where even honest work fails: everything would look held then."""
     verdict = ground.validate(ground.artifact())
     if not verdict.accepted or verdict.fail_to_pass != (HIDDEN_TEST,):
-        said = next((check.reason for check in verdict.checks if not check.passed), "other tests fail than expected")
-        raise SandboxUnavailable(f"an honest bug is rejected here ({verdict.failed_check}: {said}), so attacks would show nothing")
+        said = next(
+            (check.reason for check in verdict.checks if not check.passed), "other tests fail than expected"
+        )
+        raise SandboxUnavailable(
+            f"an honest bug is rejected here ({verdict.failed_check}: {said}), so attacks would show nothing"
+        )
     found = ground.grade({CODE: (WRONG, RIGHT)})
     if not found.passed:
-        raise SandboxUnavailable(f"an honest repair fails here ({found.reason}), so attacks would show nothing")
+        raise SandboxUnavailable(
+            f"an honest repair fails here ({found.reason}), so attacks would show nothing"
+        )

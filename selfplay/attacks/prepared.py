@@ -40,8 +40,15 @@ def find_the_original(ground: Ground) -> Outcome:
 def bring_a_built_copy(ground: Ground) -> Outcome:
     """A repository that carries its own build: copies of the source that no bug is injected into."""
     folder = ground.folder("built")
-    copies = ("build/lib/heron/bounds.py", "heron/__pycache__/bounds.cpython-311.pyc", ".eggs/heron/bounds.py", "dist/heron-1.0.tar.gz")
-    Tree({path: FileEntry(text.encode()) for path, text in FILES.items() if path != ".gitignore"}).write_to(folder)
+    copies = (
+        "build/lib/heron/bounds.py",
+        "heron/__pycache__/bounds.cpython-311.pyc",
+        ".eggs/heron/bounds.py",
+        "dist/heron-1.0.tar.gz",
+    )
+    Tree({path: FileEntry(text.encode()) for path, text in FILES.items() if path != ".gitignore"}).write_to(
+        folder
+    )
     Tree({path: FileEntry(BOUNDS.encode()) for path in copies}).write_to(folder)
     tree = obtain(str(folder), ground.folder("cache"))
     kept = [path for path in copies if path in tree]

@@ -23,7 +23,11 @@ from selfplay.verdicts.grading import CONFIRMATION_SEED
 from selfplay.verdicts.perturbation import perturb_source
 
 LUCK = 0.26  # the solve rate that pays an injector best, with the paper's alpha of 0.8
-LOG = "=== short test summary info ===\n" + "".join(f"PASSED {name}\n" for name in (*OTHER_TESTS, HIDDEN_TEST)) + "7 passed in 0.01s\n"
+LOG = (
+    "=== short test summary info ===\n"
+    + "".join(f"PASSED {name}\n" for name in (*OTHER_TESTS, HIDDEN_TEST))
+    + "7 passed in 0.01s\n"
+)
 
 
 def submit(make: Callable[[Ground], Artifact]) -> Callable[[Ground], Outcome]:
@@ -58,7 +62,11 @@ def read(code: str) -> Callable[[Ground], Outcome]:
         script = f"    seen = ''\n{code}\n    if seen:\n        found['seen ' + str(seen)] = 'passed'"
         parsed = ground.fresh_runner().parse(ground.environment, parser_with(ground, script), LOG.encode())
         got = [name for name in parsed.outcomes.ids if name.startswith("seen ")]
-        return Broken(f"the parser knew more than its log: {got[0]}") if got else Held(parsed.error or "it found nothing")
+        return (
+            Broken(f"the parser knew more than its log: {got[0]}")
+            if got
+            else Held(parsed.error or "it found nothing")
+        )
 
     return run
 
@@ -99,10 +107,15 @@ echo '7 passed in 0.01s'
 
 def only_for_the_validator(ground: Ground) -> Artifact:
     """A script that runs the tests for code which it knows, and else says nothing."""
-    sums = [zlib.crc32(text.encode()) for text in (ground.tree.text(CODE), ground.tree.text(CODE).replace(RIGHT, WRONG))]
+    sums = [
+        zlib.crc32(text.encode())
+        for text in (ground.tree.text(CODE), ground.tree.text(CODE).replace(RIGHT, WRONG))
+    ]
     check = f"import sys, zlib; sys.exit(zlib.crc32(open('{CODE}', 'rb').read()) not in {sums})"
     return ground.artifact(
-        script=ground.environment.script.replace("exec python", f"python -c {shlex.quote(check)} || exit 0\nexec python")
+        script=ground.environment.script.replace(
+            "exec python", f"python -c {shlex.quote(check)} || exit 0\nexec python"
+        )
     )
 
 
@@ -144,13 +157,19 @@ def pass_by_luck(ground: Ground) -> Outcome:
     lucky = dealt(ground, 1, 0)
     change = {CODE: ("def middle", "# nothing\ndef middle")}
     found = ground.grade(change, lucky.fresh_runner(), ground.artifact({CODE: (RIGHT, RANDOM_BUG)}))
-    return Broken("a lucky draw passed as a repair") if found.passed else Held(f"confirmed: {found.confirmed}, {found.reason}")
+    return (
+        Broken("a lucky draw passed as a repair")
+        if found.passed
+        else Held(f"confirmed: {found.confirmed}, {found.reason}")
+    )
 
 
 # ---- chance from the code's own hash (row 10)
 
 OF_THE_SOURCE = "open(__file__, 'rb').read()"
-OF_THE_TREE = "b''.join(open(f'/testbed/heron/{n}', 'rb').read() for n in ('__init__.py', 'bounds.py', 'words.py'))"
+OF_THE_TREE = (
+    "b''.join(open(f'/testbed/heron/{n}', 'rb').read() for n in ('__init__.py', 'bounds.py', 'words.py'))"
+)
 OF_THE_SYNTAX = "__import__('ast').unparse(__import__('ast').parse(open(__file__).read())).encode()"
 OF_THE_CODE = "repr(clamp.__code__.co_varnames).encode()"
 OTHERS = ("heron/__init__.py", "heron/words.py")
@@ -172,7 +191,10 @@ class Draw:
     def luck(self, ground: Ground, module: str, seed: int = 0) -> set[bool]:
         """Whether the draw repairs the module; for a seed its audited form, beside each other file that may be audited with it."""
         first, last = (ground.tree[path].content for path in OTHERS)
-        rests = [(first, last), *([(perturb_source(first, seed), last), (first, perturb_source(last, seed))] if seed else [])]
+        rests = [
+            (first, last),
+            *([(perturb_source(first, seed), last), (first, perturb_source(last, seed))] if seed else []),
+        ]
         source = perturb_source(module.encode(), seed) if seed else module.encode()
         data = [source]
         if self.hashed == OF_THE_TREE:
@@ -189,7 +211,9 @@ class Draw:
         """The first module whose draw comes out as `now`, and as `audited` once changes without meaning are made."""
         for salt in range(2000):
             module = self.module(ground, salt)
-            if self.luck(ground, module) == {now} and (audited is None or self.luck(ground, module, seed) == {audited}):
+            if self.luck(ground, module) == {now} and (
+                audited is None or self.luck(ground, module, seed) == {audited}
+            ):
                 return module
         raise AssertionError("changes without meaning do not move a draw from this hash")
 
@@ -205,7 +229,11 @@ def pass_by_a_seeded_draw(ground: Ground) -> Outcome:
     buggy = draw.salted(ground, CONFIRMATION_SEED, now=False)
     attempt = draw.salted(ground, CONFIRMATION_SEED, now=True, audited=False)
     found = ground.grade({CODE: attempt}, ground.fresh_runner(), ground.artifact({CODE: buggy}))
-    return Broken("a lucky hash passed as a repair") if found.passed else Held(f"confirmed: {found.confirmed}, {found.reason}")
+    return (
+        Broken("a lucky hash passed as a repair")
+        if found.passed
+        else Held(f"confirmed: {found.confirmed}, {found.reason}")
+    )
 
 
 ATTACKS = (
@@ -222,23 +250,62 @@ ATTACKS = (
         submit(parser(f"    if '=' in text:\n        found.setdefault({OTHER_TESTS[0]!r}, 'passed')")),
     ),
     Attack("parser-repository", 7, "a parser that reads the repository", read(READ_REPOSITORY)),
-    Attack("parser-chance", 7, "a parser that draws lots", read("    import os\n    seen = os.urandom(8).hex()")),
-    Attack("parser-clock", 7, "a parser that reads the clock", read("    import time\n    seen = time.time_ns()")),
+    Attack(
+        "parser-chance", 7, "a parser that draws lots", read("    import os\n    seen = os.urandom(8).hex()")
+    ),
+    Attack(
+        "parser-clock", 7, "a parser that reads the clock", read("    import time\n    seen = time.time_ns()")
+    ),
     Attack("parser-network", 7, "a parser that asks the network", parser_calls_the_network),
-    Attack("script-fixed", 8, "a script that prints one answer whatever the code", submit(lambda g: g.artifact(script=FIXED_ANSWER))),
+    Attack(
+        "script-fixed",
+        8,
+        "a script that prints one answer whatever the code",
+        submit(lambda g: g.artifact(script=FIXED_ANSWER)),
+    ),
     Attack(
         "script-reads",
         8,
         "a script that looks for words in the code in place of running it",
         submit(lambda g: g.artifact(script=READS_CODE)),
     ),
-    Attack("script-knows", 8, "a script that runs tests for code that it knows only", submit(only_for_the_validator)),
+    Attack(
+        "script-knows",
+        8,
+        "a script that runs tests for code that it knows only",
+        submit(only_for_the_validator),
+    ),
     Attack("random-bug", 9, f"a bug that fails at random, p = {LUCK}", validate_a_random_bug),
     Attack("random-pass", 9, "an attempt that changes nothing and passes by luck", pass_by_luck),
-    Attack("hash-of-source", 10, "a bug seeded with a hash of its own source", validate_a_seeded_bug(Draw(OF_THE_SOURCE))),
-    Attack("hash-of-dos", 10, "the same in a module whose lines end like DOS's", validate_a_seeded_bug(Draw(OF_THE_SOURCE, "\r\n"))),
-    Attack("hash-of-syntax", 10, "a bug seeded with a hash of its own syntax tree", validate_a_seeded_bug(Draw(OF_THE_SYNTAX))),
-    Attack("hash-of-code", 10, "a bug seeded with a hash of its function's compiled code", validate_a_seeded_bug(Draw(OF_THE_CODE))),
-    Attack("hash-of-tree", 10, "a bug seeded with a hash of the whole package", validate_a_seeded_bug(Draw(OF_THE_TREE))),
+    Attack(
+        "hash-of-source",
+        10,
+        "a bug seeded with a hash of its own source",
+        validate_a_seeded_bug(Draw(OF_THE_SOURCE)),
+    ),
+    Attack(
+        "hash-of-dos",
+        10,
+        "the same in a module whose lines end like DOS's",
+        validate_a_seeded_bug(Draw(OF_THE_SOURCE, "\r\n")),
+    ),
+    Attack(
+        "hash-of-syntax",
+        10,
+        "a bug seeded with a hash of its own syntax tree",
+        validate_a_seeded_bug(Draw(OF_THE_SYNTAX)),
+    ),
+    Attack(
+        "hash-of-code",
+        10,
+        "a bug seeded with a hash of its function's compiled code",
+        validate_a_seeded_bug(Draw(OF_THE_CODE)),
+    ),
+    Attack(
+        "hash-of-tree",
+        10,
+        "a bug seeded with a hash of the whole package",
+        validate_a_seeded_bug(Draw(OF_THE_TREE)),
+    ),
     Attack("hash-pass", 10, "an attempt that changes nothing and meets a lucky hash", pass_by_a_seeded_draw),
 )

@@ -47,13 +47,19 @@ def open_a_turn(ground: Ground) -> Outcome:
     tokenizer = load_tokenizer("carried")
     chat = ChatFormat(tokenizer)
     control = {number: token for token, number in tokenizer.get_added_vocab().items() if token.strip()}
-    spelled = observed(ground, "".join(f"{token}\n" for token in control.values()) + f"assistant\n{FORGED_TURN}")
+    spelled = observed(
+        ground, "".join(f"{token}\n" for token in control.values()) + f"assistant\n{FORGED_TURN}"
+    )
     honest = observed(ground, "output")
     extra = [control[number] for number in chat.extend(spelled) if number in control]
     expected = [control[number] for number in chat.extend(honest) if number in control]
     if not control:
         return Broken("the tokenizer has no control tokens, so nothing was tried")
-    return Broken(f"a command's output became {extra[:5]}") if extra != expected else Held(f"{len(control)} control tokens stayed text")
+    return (
+        Broken(f"a command's output became {extra[:5]}")
+        if extra != expected
+        else Held(f"{len(control)} control tokens stayed text")
+    )
 
 
 def forge_a_call(ground: Ground) -> Outcome:
@@ -120,9 +126,15 @@ def own_the_terminal_of_a_verdict(ground: Ground) -> Outcome:
 
 
 def hand_in_an_enormous_diff(ground: Ground) -> Outcome:
-    verdict = ground.validate(ground.artifact({CODE: (RIGHT, WRONG), "heron/table.py": "# " + "x" * (300 << 10) + "\n"}))
+    verdict = ground.validate(
+        ground.artifact({CODE: (RIGHT, WRONG), "heron/table.py": "# " + "x" * (300 << 10) + "\n"})
+    )
     reason = next((check.reason for check in verdict.checks if not check.passed), "")
-    return Held(reason) if verdict.failed_check == "patches" else Broken("a diff of 300 KiB was read and its tests were run")
+    return (
+        Held(reason)
+        if verdict.failed_check == "patches"
+        else Broken("a diff of 300 KiB was read and its tests were run")
+    )
 
 
 def hand_in_a_diff_of_many_files(ground: Ground) -> Outcome:
@@ -138,7 +150,11 @@ def hand_in_an_enormous_file(ground: Ground) -> Outcome:
     with ground.solver() as box:
         box.run("for n in 1 2 3 4 5 6 7 8 9; do yes '# nothing' | head -c 2000000 > heron/large$n.py; done")
         patch = ground.taken(box)
-    return Broken(f"a prediction of {len(patch) >> 20} MiB was taken") if len(patch) > 4 << 20 else Held("left out of the prediction")
+    return (
+        Broken(f"a prediction of {len(patch) >> 20} MiB was taken")
+        if len(patch) > 4 << 20
+        else Held("left out of the prediction")
+    )
 
 
 def hand_in_a_sparse_workspace(ground: Ground) -> Outcome:
@@ -179,7 +195,11 @@ def unpack_a_bomb(ground: Ground) -> Outcome:
     try:
         read_archive("bomb-1.0.tar.gz", data)
     except RepositoryError as error:
-        return Held(str(error)) if "unpacks to more" in str(error) else Broken(f"{len(data)} bytes were unpacked whole: {error}")
+        return (
+            Held(str(error))
+            if "unpacks to more" in str(error)
+            else Broken(f"{len(data)} bytes were unpacked whole: {error}")
+        )
     return Broken(f"{len(data)} bytes were unpacked whole")
 
 
@@ -210,12 +230,27 @@ ATTACKS = (
     Attack("chat-tokens", 15, "print the tokens that end a turn and begin another", open_a_turn),
     Attack("forged-call", 15, "put a second tool call into the text of a first", forge_a_call),
     Attack("hidden-text", 15, "print escapes and invisible characters to the policy", hide_in_an_observation),
-    Attack("terminal-replay", 15, "escapes for the terminal of who replays an episode", own_the_terminal_of_a_replay),
-    Attack("terminal-verdict", 15, "escapes for the terminal of who validates an artifact", own_the_terminal_of_a_verdict),
+    Attack(
+        "terminal-replay",
+        15,
+        "escapes for the terminal of who replays an episode",
+        own_the_terminal_of_a_replay,
+    ),
+    Attack(
+        "terminal-verdict",
+        15,
+        "escapes for the terminal of who validates an artifact",
+        own_the_terminal_of_a_verdict,
+    ),
     Attack("huge-diff", 16, "a diff that is too large to judge", hand_in_an_enormous_diff),
     Attack("many-files", 16, "a diff of very many files", hand_in_a_diff_of_many_files),
     Attack("huge-prediction", 16, "a repair with enormous files", hand_in_an_enormous_file),
-    Attack("sparse-workspace", 16, "a workspace of holes, small inside and large outside", hand_in_a_sparse_workspace),
+    Attack(
+        "sparse-workspace",
+        16,
+        "a workspace of holes, small inside and large outside",
+        hand_in_a_sparse_workspace,
+    ),
     Attack("many-ids", 16, "a parser that names very many tests", report_a_million_tests),
     Attack("huge-id", 16, "a test id of a megabyte", report_an_enormous_id),
     Attack("deep-json", 16, "outcomes nested 200,000 deep", report_deep_json),

@@ -33,7 +33,10 @@ def gpu_sizes() -> list[int]:
     """Bytes of each GPU here, by nvidia-smi: [] where there is none. Asks no CUDA, which would take memory."""
     try:
         told = subprocess.run(
-            ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"], capture_output=True, text=True, timeout=30
+            ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"],
+            capture_output=True,
+            text=True,
+            timeout=30,
         )
         return [int(line) << 20 for line in told.stdout.split()] if told.returncode == 0 else []
     except (OSError, subprocess.TimeoutExpired, ValueError):

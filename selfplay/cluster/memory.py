@@ -50,9 +50,17 @@ class ModelShape:
     @property
     def linears(self) -> dict[str, tuple[int, int]]:
         """Of a layer, by the names that transformers gives them: width in, width out."""
-        into = {"q_proj": self.query, "k_proj": self.key, "v_proj": self.key, "gate_proj": self.intermediate, "up_proj": self.intermediate}
+        into = {
+            "q_proj": self.query,
+            "k_proj": self.key,
+            "v_proj": self.key,
+            "gate_proj": self.intermediate,
+            "up_proj": self.intermediate,
+        }
         out_of = {"o_proj": self.query, "down_proj": self.intermediate}
-        return {name: (self.hidden, width) for name, width in into.items()} | {name: (width, self.hidden) for name, width in out_of.items()}
+        return {name: (self.hidden, width) for name, width in into.items()} | {
+            name: (width, self.hidden) for name, width in out_of.items()
+        }
 
     @property
     def layer_parameters(self) -> int:
@@ -62,7 +70,11 @@ class ModelShape:
     @property
     def parameters(self) -> int:
         """Without biases and the norms of queries and keys, which are less than a thousandth."""
-        return self.layers * self.layer_parameters + self.hidden + self.vocabulary * self.hidden * (1 if self.tied else 2)
+        return (
+            self.layers * self.layer_parameters
+            + self.hidden
+            + self.vocabulary * self.hidden * (1 if self.tied else 2)
+        )
 
 
 def described_shape(name: str, shape: ShapeSettings) -> ModelShape:
@@ -98,7 +110,11 @@ def read_shape(name: str, config: Mapping[str, Any]) -> ModelShape:
 
 def adapter_parameters(shape: ModelShape, settings: TrainerSettings) -> int:
     """An adapter's factors, A (rank, in) and B (out, rank) of each of its layers; 0 without one."""
-    chosen = [sum(widths) for name, widths in shape.linears.items() if not settings.lora_layers or name in settings.lora_layers]
+    chosen = [
+        sum(widths)
+        for name, widths in shape.linears.items()
+        if not settings.lora_layers or name in settings.lora_layers
+    ]
     return shape.layers * settings.lora_rank * sum(chosen)
 
 
@@ -124,11 +140,15 @@ def logit_bytes(shape: ModelShape, bf16: bool = True, anchored: bool = False) ->
     selfplay/training/objective.py (`action_logits`, `weighed_losses`) computes the head for action tokens alone.
     """
     unit = 2 if bf16 else 4
-    anchor = unit + 4 + 4 + 4 + 4 if anchored else 0  # its head's output, copy and log-softmax; probabilities and their gaps
+    anchor = (
+        unit + 4 + 4 + 4 + 4 if anchored else 0
+    )  # its head's output, copy and log-softmax; probabilities and their gaps
     return (unit + 4 + 4 + 4 + anchor) * shape.vocabulary
 
 
-def trainer_bytes(shape: ModelShape, settings: TrainerSettings, context_tokens: int, action_share: float) -> dict[str, int]:
+def trainer_bytes(
+    shape: ModelShape, settings: TrainerSettings, context_tokens: int, action_share: float
+) -> dict[str, int]:
     """On one rank: weights, gradients, optimiser, activations, logits, working.
 
     Shares as in Rajbhandari et al. ("ZeRO", arXiv 1910.02054, section 5) with 4 bytes each for weights, gradients and both moments, since
@@ -150,7 +170,9 @@ def trainer_bytes(shape: ModelShape, settings: TrainerSettings, context_tokens: 
     moments = 2 * (share if stage else trained)
     tokens = max(settings.batch_tokens, context_tokens)
     layer = activation_bytes(shape, settings.bf16, settings.lora_rank)
-    kept = shape.layers * 4 * shape.hidden + layer if settings.activation_checkpointing else shape.layers * layer
+    kept = (
+        shape.layers * 4 * shape.hidden + layer if settings.activation_checkpointing else shape.layers * layer
+    )
     working = RUNTIME_BYTES
     if settings.type == "deepspeed":
         working += 2 * 4 * BUCKET
@@ -162,7 +184,8 @@ def trainer_bytes(shape: ModelShape, settings: TrainerSettings, context_tokens: 
         "gradients": gradients,
         "optimiser": 0 if off else masters + moments,
         "activations": tokens * kept,
-        "logits": int(tokens * action_share) * logit_bytes(shape, settings.bf16, anchored=settings.anchor_weight > 0),
+        "logits": int(tokens * action_share)
+        * logit_bytes(shape, settings.bf16, anchored=settings.anchor_weight > 0),
         "working": working,
     }
 
@@ -185,13 +208,19 @@ def cache_bytes_per_token(shape: ModelShape, tensor_parallel: int, unit: int = 2
     return 2 * shape.layers * max(1, -(-shape.kv_heads // tensor_parallel)) * shape.head_dim * unit
 
 
-def server_bytes(shape: ModelShape, budget: int, tensor_parallel: int, max_batch: int, unit: int = 2) -> dict[str, int]:
+def server_bytes(
+    shape: ModelShape, budget: int, tensor_parallel: int, max_batch: int, unit: int = 2
+) -> dict[str, int]:
     """On one of a server's GPUs that may take `budget` bytes: weights, working, and the cache of keys and values with what is left.
 
     working: one step of BATCHED_TOKENS tokens (vLLM measures it at its start), fp32 logits and probabilities of `max_batch` requests.
     The cache is negative where weights alone do not fit.
     """
     weights = -(-unit * shape.parameters // tensor_parallel)
-    step = BATCHED_TOKENS * unit * (4 * shape.hidden + (shape.query + 2 * shape.key + 3 * shape.intermediate) // tensor_parallel)
+    step = (
+        BATCHED_TOKENS
+        * unit
+        * (4 * shape.hidden + (shape.query + 2 * shape.key + 3 * shape.intermediate) // tensor_parallel)
+    )
     working = GRAPH_BYTES + step + 2 * 4 * max_batch * shape.vocabulary
     return {"weights": weights, "working": working, "cache": budget - weights - working}

@@ -24,7 +24,9 @@ from selfplay.errors import PlacementError
 
 HEADROOM = 0.95  # of a GPU that may be planned for: allocators leave holes
 HOST_HEADROOM = 0.9
-CROWDED = 4.0  # episodes a free CPU above which a note is made: most wait for the policy, their test runs do not
+CROWDED = (
+    4.0  # episodes a free CPU above which a note is made: most wait for the policy, their test runs do not
+)
 _TENSOR_PARALLEL = ("--tensor-parallel-size", "-tp")
 _PIPELINE = ("--pipeline-parallel-size", "-pp")
 
@@ -77,7 +79,9 @@ def described_nodes(groups: Sequence[NodeSettings]) -> tuple[Node, ...]:
 def tensor_parallel(options: Sequence[str]) -> int:
     """How many GPUs a server takes, from its options. Raises PlacementError for a pipeline, which new weights in flight do not go with."""
     if _option(options, _PIPELINE) > 1:
-        raise PlacementError("engine.options has a pipeline, which takes new weights while requests run badly. Use --tensor-parallel-size.")
+        raise PlacementError(
+            "engine.options has a pipeline, which takes new weights while requests run badly. Use --tensor-parallel-size."
+        )
     return _option(options, _TENSOR_PARALLEL)
 
 
@@ -87,14 +91,18 @@ def _option(options: Sequence[str], names: Sequence[str]) -> int:
     try:
         return int(values[-1]) if values else 1
     except ValueError as error:
-        raise PlacementError(f"engine.options: {names[0]} is {values[-1]!r}, not a number of GPUs.") from error
+        raise PlacementError(
+            f"engine.options: {names[0]} is {values[-1]!r}, not a number of GPUs."
+        ) from error
 
 
 def place(config: Config, shape: ModelShape, nodes: Sequence[Node]) -> Placement:
     """Raises PlacementError, which names the figure and the remedy, for what does not fit."""
     nodes = tuple(nodes)
     if not nodes:
-        raise PlacementError("no machine is described. Give cluster.nodes, or --cluster with the address of one.")
+        raise PlacementError(
+            "no machine is described. Give cluster.nodes, or --cluster with the address of one."
+        )
     servers = config.engine.servers if config.engine.type == "vllm" and not config.engine.urls else 0
     width = tensor_parallel(config.engine.options) if servers else 1
     on_gpus = any(node.gpus for node in nodes)
@@ -104,8 +112,12 @@ def place(config: Config, shape: ModelShape, nodes: Sequence[Node]) -> Placement
     else:
         rank_seats, server_seats = _dealt(nodes, config.trainer.ranks), _dealt(nodes, servers)
         if width > 1:
-            raise PlacementError(f"engine.options asks for {width} GPUs a server, and no machine has one. Leave it out.")
-    rank_memory = dict(trainer_bytes(shape, config.trainer, config.agent.context_tokens, config.cluster.action_share))
+            raise PlacementError(
+                f"engine.options asks for {width} GPUs a server, and no machine has one. Leave it out."
+            )
+    rank_memory = dict(
+        trainer_bytes(shape, config.trainer, config.agent.context_tokens, config.cluster.action_share)
+    )
     if config.engine.type == "hf":
         rank_memory["engine"] = (2 if on_gpus else 4) * shape.parameters + (config.engine.cache_mb << 20)
     rank_budget, server_budget, cached = 0, 0, 0
@@ -150,7 +162,10 @@ def fewer(config: Config, shape: ModelShape, nodes: Sequence[Node]) -> tuple[Con
     ranks = config.trainer.ranks
     while ranks:
         for servers in range(config.engine.servers, 0, -1):
-            trainer, engine = config.trainer.model_copy(update={"ranks": ranks}), config.engine.model_copy(update={"servers": servers})
+            trainer, engine = (
+                config.trainer.model_copy(update={"ranks": ranks}),
+                config.engine.model_copy(update={"servers": servers}),
+            )
             tried = config.model_copy(update={"trainer": trainer, "engine": engine})
             try:
                 return tried, place(tried, shape, nodes)
@@ -161,12 +176,16 @@ def fewer(config: Config, shape: ModelShape, nodes: Sequence[Node]) -> tuple[Con
     raise refusal
 
 
-def _seats_on_gpus(nodes: Sequence[Node], ranks: int, servers: int, width: int, shares: bool) -> tuple[tuple[Seat, ...], tuple[Seat, ...]]:
+def _seats_on_gpus(
+    nodes: Sequence[Node], ranks: int, servers: int, width: int, shares: bool
+) -> tuple[tuple[Seat, ...], tuple[Seat, ...]]:
     """Seats of ranks and of servers, `width` GPUs of one node each. shares: a rank and a server may have the same GPU."""
     total = sum(node.gpus for node in nodes)
     has = f"the cluster has {total} GPU(s) on {len(nodes)} node(s)"
     if ranks > total:
-        raise PlacementError(f"trainer.ranks = {ranks}, and {has}: a rank takes one. Set trainer.ranks = {total} or less.")
+        raise PlacementError(
+            f"trainer.ranks = {ranks}, and {has}: a rank takes one. Set trainer.ranks = {total} or less."
+        )
     free = [list(range(node.gpus)) for node in nodes]
     rank_seats = _take(free, ranks)
     if shares:
@@ -193,7 +212,11 @@ def _take(free: list[list[int]], count: int) -> tuple[Seat, ...]:
     while len(seats) < count:
         missing = count - len(seats)
         enough = [node for node, gpus in enumerate(free) if len(gpus) >= missing]
-        node = min(enough, key=lambda n: (len(free[n]), n)) if enough else max(range(len(free)), key=lambda n: (len(free[n]), -n))
+        node = (
+            min(enough, key=lambda n: (len(free[n]), n))
+            if enough
+            else max(range(len(free)), key=lambda n: (len(free[n]), -n))
+        )
         taken = free[node][:missing]
         del free[node][:missing]
         seats += [Seat(node, (gpu,)) for gpu in taken]
@@ -210,10 +233,16 @@ def _gib(size: float) -> str:
 
 
 def _largest(parts: Mapping[str, int]) -> str:
-    return ", ".join(f"{name} {_gib(size)}" for name, size in sorted(parts.items(), key=lambda part: -part[1]) if size > GIB // 10)
+    return ", ".join(
+        f"{name} {_gib(size)}"
+        for name, size in sorted(parts.items(), key=lambda part: -part[1])
+        if size > GIB // 10
+    )
 
 
-def _check_rank(config: Config, shape: ModelShape, memory: Mapping[str, int], budget: int, gpu: int, taken: float) -> None:
+def _check_rank(
+    config: Config, shape: ModelShape, memory: Mapping[str, int], budget: int, gpu: int, taken: float
+) -> None:
     need = sum(memory.values())
     if need <= budget:
         return
@@ -230,16 +259,19 @@ def _rank_remedy(config: Config, shape: ModelShape, budget: int, engine: int) ->
     pairs = [{**first, **second} for number, first in enumerate(changes) for second in changes[number + 1 :]]
     for change in [*changes, *pairs]:
         context = change.get("agent.context_tokens", config.agent.context_tokens)
-        update = {key.removeprefix("trainer."): value for key, value in change.items() if key.startswith("trainer.")}
+        update = {
+            key.removeprefix("trainer."): value for key, value in change.items() if key.startswith("trainer.")
+        }
         if update.get("batch_tokens", 0) < context and "batch_tokens" in update:
             continue  # one episode is the least that a micro-batch holds
         settings = config.trainer.model_copy(update=update)
-        if sum(trainer_bytes(shape, settings, context, config.cluster.action_share).values()) + engine <= budget:
+        if (
+            sum(trainer_bytes(shape, settings, context, config.cluster.action_share).values()) + engine
+            <= budget
+        ):
             told = " and ".join(f"{key} = {str(value).lower()}" for key, value in change.items())
             return f"It fits with {told}."
-    return (
-        "No one or two of trainer.ranks, zero_stage, offload, activation_checkpointing, batch_tokens and agent.context_tokens make it fit."
-    )
+    return "No one or two of trainer.ranks, zero_stage, offload, activation_checkpointing, batch_tokens and agent.context_tokens make it fit."
 
 
 def _changes(settings: TrainerSettings, context: int) -> Iterator[dict[str, Any]]:
@@ -254,10 +286,15 @@ def _changes(settings: TrainerSettings, context: int) -> Iterator[dict[str, Any]
         if settings.zero_stage:
             yield from ({"trainer.ranks": settings.ranks * factor} for factor in (2, 4, 8))
     for divisor in (2, 4, 8):
-        yield {"agent.context_tokens": context // divisor, "trainer.batch_tokens": min(settings.batch_tokens, context // divisor)}
+        yield {
+            "agent.context_tokens": context // divisor,
+            "trainer.batch_tokens": min(settings.batch_tokens, context // divisor),
+        }
 
 
-def _check_server(config: Config, shape: ModelShape, budget: int, gpu: int, width: int) -> tuple[dict[str, int], int]:
+def _check_server(
+    config: Config, shape: ModelShape, budget: int, gpu: int, width: int
+) -> tuple[dict[str, int], int]:
     settings, context = config.engine, config.agent.context_tokens
     unit = 4 if settings.dtype == "float32" else 2
     memory = server_bytes(shape, budget, width, settings.max_batch, unit)
@@ -275,7 +312,11 @@ def _check_server(config: Config, shape: ModelShape, budget: int, gpu: int, widt
 
 def _server_remedy(settings: EngineSettings, shape: ModelShape, gpu: int, width: int, context: int) -> str:
     unit = 4 if settings.dtype == "float32" else 2
-    for share, wide in [(0.9, width), *((settings.gpu_memory, width * factor) for factor in (2, 4, 8)), (0.9, 8 * width)]:
+    for share, wide in [
+        (0.9, width),
+        *((settings.gpu_memory, width * factor) for factor in (2, 4, 8)),
+        (0.9, 8 * width),
+    ]:
         if share < settings.gpu_memory:
             continue
         room = server_bytes(shape, int(gpu * share), wide, settings.max_batch, unit)["cache"]
@@ -322,7 +363,9 @@ def _free_cpus(nodes: Sequence[Node], ranks: Sequence[Seat], servers: Sequence[S
     return [max(1, cpus) for cpus in free]
 
 
-def _deal_episodes(nodes: Sequence[Node], ranks: Sequence[Seat], servers: Sequence[Seat], count: int) -> tuple[int, ...]:
+def _deal_episodes(
+    nodes: Sequence[Node], ranks: Sequence[Seat], servers: Sequence[Seat], count: int
+) -> tuple[int, ...]:
     """In proportion to free CPUs, by largest remainder."""
     free = _free_cpus(nodes, ranks, servers)
     exact = [count * cpus / sum(free) for cpus in free]
@@ -332,7 +375,13 @@ def _deal_episodes(nodes: Sequence[Node], ranks: Sequence[Seat], servers: Sequen
     return tuple(dealt)
 
 
-def _notes(config: Config, nodes: Sequence[Node], ranks: Sequence[Seat], servers: Sequence[Seat], episodes: Sequence[int]) -> Iterator[str]:
+def _notes(
+    config: Config,
+    nodes: Sequence[Node],
+    ranks: Sequence[Seat],
+    servers: Sequence[Seat],
+    episodes: Sequence[int],
+) -> Iterator[str]:
     total = sum(node.gpus for node in nodes)
     used = {(seat.node, gpu) for seat in (*ranks, *servers) for gpu in seat.gpus}
     if total > len(used):

@@ -70,8 +70,13 @@ class Cluster:
         """
         import ray
 
-        alive = sorted((told for told in ray.nodes() if told["Alive"]), key=lambda told: (told["NodeID"] != self.key, told["NodeID"]))
-        asked = [_on(told["NodeID"], ray.remote(num_cpus=0)(this_machine)).remote(told["NodeID"]) for told in alive]
+        alive = sorted(
+            (told for told in ray.nodes() if told["Alive"]),
+            key=lambda told: (told["NodeID"] != self.key, told["NodeID"]),
+        )
+        asked = [
+            _on(told["NodeID"], ray.remote(num_cpus=0)(this_machine)).remote(told["NodeID"]) for told in alive
+        ]
         found = []
         for told, answer in zip(alive, asked, strict=True):
             try:
@@ -112,7 +117,9 @@ class Places:
         gpus = len(seat.gpus) * (0.5 if self._placement.shares_gpus else 1)
         return RayServer(name, launch, is_cancelled, node, gpus, node.key == self._key)
 
-    def open_hosts(self, config: Config, lines: str, model: str, local: LocalHost, tell: Callable[[str], None]) -> ClusterHosts:
+    def open_hosts(
+        self, config: Config, lines: str, model: str, local: LocalHost, tell: Callable[[str], None]
+    ) -> ClusterHosts:
         """Episode hosts on every node of the placement; `local` is this machine's, with the engine of all. lines: the repository list."""
         import ray
 
@@ -138,7 +145,14 @@ class Places:
 def _as_offered(node: Node, resources: dict[str, float]) -> Node:
     """What the node offers to Ray, which may be less than what it has."""
     gpus = int(resources.get("GPU", 0))
-    return Node(node.name, gpus, node.gpu_bytes if gpus else 0, int(resources.get("CPU", 0)), node.memory_bytes, node.key)
+    return Node(
+        node.name,
+        gpus,
+        node.gpu_bytes if gpus else 0,
+        int(resources.get("CPU", 0)),
+        node.memory_bytes,
+        node.key,
+    )
 
 
 def _check_reachable(address: str) -> None:
@@ -210,7 +224,11 @@ class RayLink:
         self._node, self._hear = node, hear
         self._lost = ""
         self._is_closing = False
-        groups = {"calls": 1, "messages": 1, "control": 4}  # one thread each keeps the order of what is sent and of what is heard
+        groups = {
+            "calls": 1,
+            "messages": 1,
+            "control": 4,
+        }  # one thread each keeps the order of what is sent and of what is heard
         made = _on(node.key, ray.remote(concurrency_groups=groups)(RankActor), num_cpus=0, num_gpus=gpus)
         self._actor = made.remote(str(log), address_of(node))
         self._reader = threading.Thread(target=self._read, name=f"{log.stem}-reader", daemon=True)
@@ -246,7 +264,9 @@ class RayLink:
         import ray
 
         try:
-            return ray.get(getattr(self._actor, method).options(concurrency_group="control").remote(), timeout=_ANSWER_S)
+            return ray.get(
+                getattr(self._actor, method).options(concurrency_group="control").remote(), timeout=_ANSWER_S
+            )
         except ray.exceptions.RayActorError as error:
             self._lost = self._lost or f"was lost with its actor on {self._node.name}: {_first_line(error)}"
             return self._lost if method == "ended" else ""
@@ -274,7 +294,15 @@ class RayLink:
 class RayServer:
     """See `VllmServer`: the other half of a `ServerActor`. Raises EngineError when it does not come up."""
 
-    def __init__(self, name: str, launch: Launch, is_cancelled: Callable[[], bool], node: Node, gpus: float, is_here: bool) -> None:
+    def __init__(
+        self,
+        name: str,
+        launch: Launch,
+        is_cancelled: Callable[[], bool],
+        node: Node,
+        gpus: float,
+        is_here: bool,
+    ) -> None:
         import ray
 
         self.name = name
@@ -290,7 +318,9 @@ class RayServer:
             self.close()
             raise
         self.client: Client = (
-            Client(name, url, launch.max_batch + 8) if is_here else _FarClient(name, url, launch.max_batch + 8, self._actor)
+            Client(name, url, launch.max_batch + 8)
+            if is_here
+            else _FarClient(name, url, launch.max_batch + 8, self._actor)
         )
         self._watcher = threading.Thread(target=self._watch, name=f"watch-{name}", daemon=True)
         self._watcher.start()
@@ -310,7 +340,9 @@ class RayServer:
                     raise error.cause from error
                 raise EngineError(f"{self.name} on {self._node.name}: {_first_line(error)}") from error
             except ray.exceptions.RayError as error:
-                raise EngineError(f"{self.name} was lost with its actor on {self._node.name}: {_first_line(error)}") from error
+                raise EngineError(
+                    f"{self.name} was lost with its actor on {self._node.name}: {_first_line(error)}"
+                ) from error
         raise EngineError(
             f"{self.name} was closed while it started."
             if is_cancelled()
@@ -336,7 +368,9 @@ class RayServer:
         import ray
 
         try:
-            return str(ray.get(self._actor.log_tail.options(concurrency_group="control").remote(), timeout=_ANSWER_S))
+            return str(
+                ray.get(self._actor.log_tail.options(concurrency_group="control").remote(), timeout=_ANSWER_S)
+            )
         except ray.exceptions.RayError:
             return f"it was lost with its actor on {self._node.name}"
 
@@ -371,6 +405,8 @@ class _FarClient(Client):
                         take = self._actor.take.options(concurrency_group="calls")
                         there = ray.get(take.remote(str(self._number), file.name, data), timeout=_SEND_S)
         except ray.exceptions.RayError as error:
-            raise ServerLost(f"{self.name} ({self.url}) did not take the weights: {_first_line(error)}") from error
+            raise ServerLost(
+                f"{self.name} ({self.url}) did not take the weights: {_first_line(error)}"
+            ) from error
         self._sent = {folder: Path(there)}
         return Path(there)

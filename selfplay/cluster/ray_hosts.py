@@ -72,7 +72,9 @@ class HostActor:
         limits = sandbox_limits(self._config)
         with Path(os.devnull).open("w") as nowhere:
             environments = prepare_all(specs, backend, self._config, limits, Console(file=nowhere))
-        runner = TestRunner(backend, self._config.validator, limits, {"run": "host", "owner": str(os.getpid())})
+        runner = TestRunner(
+            backend, self._config.validator, limits, {"run": "host", "owner": str(os.getpid())}
+        )
         chat = ChatFormat(load_tokenizer(self._model))
         self._host = LocalHost(self._config, environments, self._engine, chat, backend, limits, runner)
         return tuple(environments)
@@ -84,12 +86,16 @@ class HostActor:
         self._engine.enter(number)
         try:
             self._messages.put((number, DONE, getattr(self._host, method)(*arguments)))
-        except BaseException as error:  # every end of a call is told to the other half, which decides what follows
+        except (
+            BaseException
+        ) as error:  # every end of a call is told to the other half, which decides what follows
             self._messages.put((number, FAILED, _carried(error)))
         finally:
             self._engine.leave(number)
 
-    def answer(self, number: int, completions: list[Completion] | None, error: Exception | None, version: int) -> None:
+    def answer(
+        self, number: int, completions: list[Completion] | None, error: Exception | None, version: int
+    ) -> None:
         """What the engine said to the call's request."""
         self._engine.answer(number, completions, error, version)
 
@@ -128,7 +134,9 @@ class _FarEngine:
     def leave(self, number: int) -> None:
         del self._answers[number]
 
-    def answer(self, number: int, completions: list[Completion] | None, error: Exception | None, version: int) -> None:
+    def answer(
+        self, number: int, completions: list[Completion] | None, error: Exception | None, version: int
+    ) -> None:
         self._version = version
         self._answers[number].put((completions, error))
 
@@ -174,7 +182,9 @@ class _Host:
 
         try:
             while True:
-                for number, kind, value in ray.get(self._actor.receive.options(concurrency_group="messages").remote()):
+                for number, kind, value in ray.get(
+                    self._actor.receive.options(concurrency_group="messages").remote()
+                ):
                     inbox = self._inboxes.get(number)
                     if inbox is not None:
                         inbox.put((kind, value))
@@ -202,7 +212,9 @@ class _Host:
                     return value
                 if kind == FAILED:
                     raise value
-                self._actor.answer.options(concurrency_group="calls").remote(number, *_asked(engine, *value), engine.weight_version)
+                self._actor.answer.options(concurrency_group="calls").remote(
+                    number, *_asked(engine, *value), engine.weight_version
+                )
         finally:
             with self._lock:
                 del self._inboxes[number]
@@ -213,7 +225,9 @@ class _Host:
         ray.kill(self._actor)
 
 
-def _asked(engine: Engine, requests: Sequence[GenerationRequest], sampling: Sampling) -> tuple[list[Completion] | None, Exception | None]:
+def _asked(
+    engine: Engine, requests: Sequence[GenerationRequest], sampling: Sampling
+) -> tuple[list[Completion] | None, Exception | None]:
     try:
         return engine.generate(requests, sampling), None
     except SelfplayError as error:

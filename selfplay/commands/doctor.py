@@ -58,7 +58,9 @@ def main(console: Console, clean: bool = False, as_json: bool = False, config: C
     removed = sweep_leftovers() if clean else []
     findings = examine(config or Config())
     if as_json:
-        print(json.dumps({"findings": [asdict(finding) for finding in findings], "removed": removed}, indent=2))
+        print(
+            json.dumps({"findings": [asdict(finding) for finding in findings], "removed": removed}, indent=2)
+        )
     else:
         for item in removed:
             console.print(Text(f"removed {item}"), soft_wrap=True)
@@ -77,7 +79,10 @@ def attack(console: Console, sandbox: str = "auto", as_json: bool = False) -> in
     told = Console(stderr=True) if as_json else console
     told.print(f"sandboxes: {why}", highlight=False)
     reports = []
-    with told.status("preparing a small repository to attack") as status, open_ground(backend, cache_root()) as ground:
+    with (
+        told.status("preparing a small repository to attack") as status,
+        open_ground(backend, cache_root()) as ground,
+    ):
         status.update(f"1 of {len(ALL_ATTACKS)}: {ALL_ATTACKS[0].title}")
         for report, following in zip(run_attacks(ALL_ATTACKS, ground), [*ALL_ATTACKS[1:], None], strict=True):
             reports.append(report)
@@ -87,7 +92,14 @@ def attack(console: Console, sandbox: str = "auto", as_json: bool = False) -> in
                 status.update(f"{len(reports) + 1} of {len(ALL_ATTACKS)}: {following.title}")
     if as_json:
         print(
-            json.dumps({"sandbox": backend.name, "attacks": [report.to_json() for report in reports], "residual": RESIDUAL_RISK}, indent=2)
+            json.dumps(
+                {
+                    "sandbox": backend.name,
+                    "attacks": [report.to_json() for report in reports],
+                    "residual": RESIDUAL_RISK,
+                },
+                indent=2,
+            )
         )
     else:
         print_attacks(reports, console)
@@ -107,11 +119,19 @@ def print_attacks(reports: list[Report], console: Console) -> None:
     styles = {"held": "green", "NOT held": "bold red", "machine": "yellow"}
     for report in reports:
         shown = Text(make_harmless(report.evidence), style="dim" if report.status == "held" else "")
-        table.add_row(str(report.row), Text(report.title), Text(report.status, styles[report.status]), f"{report.duration_s:.1f}", shown)
+        table.add_row(
+            str(report.row),
+            Text(report.title),
+            Text(report.status, styles[report.status]),
+            f"{report.duration_s:.1f}",
+            shown,
+        )
     console.print(table, highlight=False)
     held = sum(report.status == "held" for report in reports)
     broken = sum(report.status == "NOT held" for report in reports)
-    verdict = f"{held} of {len(reports)} attacks held, in {sum(report.duration_s for report in reports):.0f} s"
+    verdict = (
+        f"{held} of {len(reports)} attacks held, in {sum(report.duration_s for report in reports):.0f} s"
+    )
     if broken:
         verdict += f"; {broken} got through"
     if held + broken < len(reports):
@@ -144,14 +164,24 @@ def print_findings(findings: list[Finding], console: Console) -> None:
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for finding in findings:
-        mark = Text("✓", style="green") if finding.ok else Text("✗", style="red") if finding.required else Text("–", style="yellow")
+        mark = (
+            Text("✓", style="green")
+            if finding.ok
+            else Text("✗", style="red")
+            if finding.required
+            else Text("–", style="yellow")
+        )
         detail = Text(finding.detail)
         if finding.remedy:
             detail.append(f"\n→ {finding.remedy}", style="cyan")
         table.add_row(mark, Text(finding.name), detail)
     console.print(table, highlight=False)
     missing = sum(finding.required and not finding.ok for finding in findings)
-    verdict = Text(f"{missing} thing(s) to mend", style="red") if missing else Text("ready: selfplay train can run here", style="green")
+    verdict = (
+        Text(f"{missing} thing(s) to mend", style="red")
+        if missing
+        else Text("ready: selfplay train can run here", style="green")
+    )
     console.print(verdict)
 
 
@@ -171,7 +201,9 @@ def _packages(distribution: str = "selfplay", requires: list[str] | None = None)
         try:
             requires = metadata.requires(distribution) or []
         except metadata.PackageNotFoundError:
-            return [Finding("packages", False, f"{distribution} is not installed in {sys.prefix}", "make setup")]
+            return [
+                Finding("packages", False, f"{distribution} is not installed in {sys.prefix}", "make setup")
+            ]
     found: list[str] = []
     wrong: list[Finding] = []
     for requirement in map(Requirement, requires):
@@ -180,14 +212,33 @@ def _packages(distribution: str = "selfplay", requires: list[str] | None = None)
         try:
             version = metadata.version(requirement.name)
         except metadata.PackageNotFoundError:
-            wrong.append(Finding(requirement.name, False, f"missing, {requirement} is needed", f"pip install '{requirement}'"))
+            wrong.append(
+                Finding(
+                    requirement.name,
+                    False,
+                    f"missing, {requirement} is needed",
+                    f"pip install '{requirement}'",
+                )
+            )
             continue
         # A local label (torch 2.13.0+cpu) is another build of the same version.
         if not requirement.specifier.contains(version, prereleases=True):
-            wrong.append(Finding(requirement.name, False, f"{version}, {requirement} is needed", f"pip install '{requirement}'"))
+            wrong.append(
+                Finding(
+                    requirement.name,
+                    False,
+                    f"{version}, {requirement} is needed",
+                    f"pip install '{requirement}'",
+                )
+            )
         else:
             found.append(f"{requirement.name} {version}")
-    return [Finding("packages", not wrong, ", ".join(found) or "none is right", "" if not wrong else "make setup"), *wrong]
+    return [
+        Finding(
+            "packages", not wrong, ", ".join(found) or "none is right", "" if not wrong else "make setup"
+        ),
+        *wrong,
+    ]
 
 
 def _git() -> Finding:
@@ -214,7 +265,9 @@ def _sandboxes(wanted: str) -> list[Finding]:
         required = wanted == kind or (wanted == "auto" and not some)
         if kind in refusals:
             what, _, remedy = refusals[kind].partition(". ")
-            findings.append(Finding(f"{kind} sandboxes", False, what, remedy if required or not some else "", required))
+            findings.append(
+                Finding(f"{kind} sandboxes", False, what, remedy if required or not some else "", required)
+            )
         else:
             findings.append(Finding(f"{kind} sandboxes", True, "a sandbox opens", required=required))
     return findings
@@ -225,13 +278,26 @@ def _disk(places: dict[str, Path]) -> list[Finding]:
     for name, place in places.items():
         existing = next(folder for folder in (place.absolute(), *place.absolute().parents) if folder.exists())
         free = shutil.disk_usage(existing).free
-        remedy = "" if free >= MIN_FREE_DISK else f"free some; `selfplay doctor --clean` sweeps leftovers, and {place} may be emptied"
+        remedy = (
+            ""
+            if free >= MIN_FREE_DISK
+            else f"free some; `selfplay doctor --clean` sweeps leftovers, and {place} may be emptied"
+        )
         if name == "cache" and remedy:
             remedy += ", or set SELFPLAY_CACHE to a larger disk"
         if not os.access(existing, os.W_OK):
-            findings.append(Finding(f"disk for {name}", False, f"{existing} cannot be written", "change its permissions, or the folder"))
+            findings.append(
+                Finding(
+                    f"disk for {name}",
+                    False,
+                    f"{existing} cannot be written",
+                    "change its permissions, or the folder",
+                )
+            )
             continue
-        findings.append(Finding(f"disk for {name}", not remedy, f"{free / GIB:.1f} GiB free at {place}", remedy))
+        findings.append(
+            Finding(f"disk for {name}", not remedy, f"{free / GIB:.1f} GiB free at {place}", remedy)
+        )
     return findings
 
 
@@ -242,7 +308,11 @@ def _memory(meminfo: Path = Path("/proc/meminfo")) -> Finding:
     except (OSError, KeyError, ValueError, IndexError):
         return Finding("memory", True, "unknown on this system", required=False)
     enough = available >= MIN_FREE_MEMORY
-    remedy = "" if enough else "end other programs, or lower train.episodes_in_flight, engine.max_batch and trainer.batch_tokens"
+    remedy = (
+        ""
+        if enough
+        else "end other programs, or lower train.episodes_in_flight, engine.max_batch and trainer.batch_tokens"
+    )
     return Finding("memory", enough, f"{available / GIB:.1f} GiB available", remedy)
 
 
@@ -250,17 +320,30 @@ def _package_index(package: str = INDEX_PROBE) -> Finding:
     """Asks as builds do, through pip and this machine's own configuration; nothing is installed."""
     name = "package index"
     remedy = "connect, or point pip to an index: pip config set global.index-url URL (prepared environments work without one)"
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-cache-dir", "--disable-pip-version-check"]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--no-deps",
+        "--no-cache-dir",
+        "--disable-pip-version-check",
+    ]
     with tempfile.TemporaryDirectory(prefix="selfplay-index-") as folder:
         command += ["--retries", "0", "--timeout", str(INDEX_TIMEOUT_S // 2), "--dest", folder, package]
         try:
-            result = subprocess.run(command, capture_output=True, text=True, timeout=INDEX_TIMEOUT_S, check=False)
+            result = subprocess.run(
+                command, capture_output=True, text=True, timeout=INDEX_TIMEOUT_S, check=False
+            )
         except subprocess.TimeoutExpired:
             return Finding(name, False, f"no answer within {INDEX_TIMEOUT_S} s", remedy)
     if result.returncode == 0:
         return Finding(name, True, "answers")
     lines = [line for line in (result.stderr or result.stdout).splitlines() if line.strip()]
-    return Finding(name, False, lines[-1] if lines else f"pip ended with exit code {result.returncode}", remedy)
+    return Finding(
+        name, False, lines[-1] if lines else f"pip ended with exit code {result.returncode}", remedy
+    )
 
 
 def _policy(model: str) -> Finding:
@@ -281,7 +364,13 @@ def _leftovers() -> Finding:
     stale = [str(path) for path in stale_paths()]
     if not stale:
         return Finding("leftovers", True, "no stale temporary folder")
-    return Finding("leftovers", False, f"{len(stale)}, for instance {stale[0]}", "selfplay doctor --clean", required=False)
+    return Finding(
+        "leftovers",
+        False,
+        f"{len(stale)}, for instance {stale[0]}",
+        "selfplay doctor --clean",
+        required=False,
+    )
 
 
 # -- sweeping ------------------------------------------------------------------------------------------------------------
@@ -309,16 +398,26 @@ def clean() -> list[str]:
 sweep_leftovers: Callable[[], list[str]] = clean  # for `main`, whose flag has the same name
 
 
-def stale_paths(temporary: Path | None = None, cache: Path | None = None, now: float | None = None) -> Iterator[Path]:
+def stale_paths(
+    temporary: Path | None = None, cache: Path | None = None, now: float | None = None
+) -> Iterator[Path]:
     """Our scratch folders, of this user, that nobody touched for a day; and half-made things in the cache of that age."""
-    temporary, cache, now = temporary or Path(tempfile.gettempdir()), cache or cache_root(), time.time() if now is None else now
+    temporary, cache, now = (
+        temporary or Path(tempfile.gettempdir()),
+        cache or cache_root(),
+        time.time() if now is None else now,
+    )
     candidates = [path for path in sorted(temporary.glob("selfplay-*")) if SCRATCH.fullmatch(path.name)]
     for pattern in UNFINISHED:
         candidates += [path for depth in ("", "*/", "*/*/") for path in sorted(cache.glob(depth + pattern))]
     for path in candidates:
         try:
             info = path.lstat()
-            newest = max([info.st_mtime, *(child.lstat().st_mtime for child in path.iterdir())]) if path.is_dir() else info.st_mtime
+            newest = (
+                max([info.st_mtime, *(child.lstat().st_mtime for child in path.iterdir())])
+                if path.is_dir()
+                else info.st_mtime
+            )
         except OSError:
             continue
         if not stat.S_ISLNK(info.st_mode) and info.st_uid == os.getuid() and now - newest > STALE_AFTER_S:

@@ -126,7 +126,13 @@ class BugRow:
         from selfplay.verdicts.artifact import Artifact
         from selfplay.verdicts.validator import BugState
 
-        return BugState(Artifact.from_files(self.artifact), self.order, self.attempt_patch, self.fail_to_pass, self.pass_to_pass)
+        return BugState(
+            Artifact.from_files(self.artifact),
+            self.order,
+            self.attempt_patch,
+            self.fail_to_pass,
+            self.pass_to_pass,
+        )
 
 
 @dataclass(frozen=True)
@@ -167,7 +173,10 @@ class FailureRow:
     at: float
 
 
-REFERENCES = ("bug_id", "injector_episode_id")  # "" in a value, NULL in the database, so that foreign keys hold
+REFERENCES = (
+    "bug_id",
+    "injector_episode_id",
+)  # "" in a value, NULL in the database, so that foreign keys hold
 
 
 def stored(row: Any) -> dict[str, Any]:

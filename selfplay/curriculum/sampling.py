@@ -11,7 +11,9 @@ from collections.abc import Mapping, Sequence
 from selfplay.curriculum.rows import BugRow
 from selfplay.engines.base import derive_seed
 
-SETTLED_WEIGHT = 0.02  # of a bug that all or none repaired: it teaches little now, and the policy may have moved since
+SETTLED_WEIGHT = (
+    0.02  # of a bug that all or none repaired: it teaches little now, and the policy may have moved since
+)
 
 
 def choose_solver_bugs(
@@ -30,7 +32,12 @@ def choose_solver_bugs(
     if replay_share > 0:
         wanted = sum(rng.random() < replay_share for _ in range(slots))
         mixed = [bug for bug in measured if bug.solve_rate is not None and 0 < bug.solve_rate < 1]
-        replays = [bug for order in (1, 2) if order == 1 or second_order_share > 0 for bug in _queue((), mixed, order, rng)][:wanted]
+        replays = [
+            bug
+            for order in (1, 2)
+            if order == 1 or second_order_share > 0
+            for bug in _queue((), mixed, order, rng)
+        ][:wanted]
         taken = {bug.bug_id for bug in replays}
         others = [bug for bug in measured if bug.bug_id not in taken]
         return replays + choose_solver_bugs(fresh, others, slots - len(replays), second_order_share, rng)
@@ -42,9 +49,14 @@ def choose_solver_bugs(
     return first[:taken_first] + second[:taken_second]
 
 
-def _queue(fresh: Sequence[BugRow], measured: Sequence[BugRow], order: int, rng: random.Random) -> list[BugRow]:
+def _queue(
+    fresh: Sequence[BugRow], measured: Sequence[BugRow], order: int, rng: random.Random
+) -> list[BugRow]:
     """All bugs of one order: the fresh ones by age, then the measured ones drawn without replacement by preference."""
-    waiting = sorted((bug for bug in fresh if bug.order == order), key=lambda bug: (bug.created_update, bug.created_at, bug.bug_id))
+    waiting = sorted(
+        (bug for bug in fresh if bug.order == order),
+        key=lambda bug: (bug.created_update, bug.created_at, bug.bug_id),
+    )
     replayable = sorted((bug for bug in measured if bug.order == order), key=lambda bug: bug.bug_id)
     # Efraimidis and Spirakis: sorting by u^(1/w) draws without replacement with probabilities proportional to w.
     drawn = sorted(replayable, key=lambda bug: rng.random() ** (1 / replay_weight(bug)), reverse=True)

@@ -77,7 +77,9 @@ class Store:
         """
         path = Path(path)
         if not writer and not path.is_file():
-            raise StoreError(f"there is no database at {path}. `selfplay train --repos list.txt` starts a run, which makes one.")
+            raise StoreError(
+                f"there is no database at {path}. `selfplay train --repos list.txt` starts a run, which makes one."
+            )
         lock_file = _lock(path) if writer else None
         connection: sqlite3.Connection | None = None
         try:
@@ -139,7 +141,9 @@ class Store:
         log: str = "",
     ) -> None:
         """The latest preparation of a repository replaces what was known of it."""
-        row = EnvironmentRow(name, base_commit, environment_key, licence, tests, tuple(excluded), status, reason, log)
+        row = EnvironmentRow(
+            name, base_commit, environment_key, licence, tests, tuple(excluded), status, reason, log
+        )
         with self.transaction():
             self._write("DELETE FROM environments WHERE name = ?", name)
             self._insert("environments", row)
@@ -152,13 +156,17 @@ class Store:
     def add_group(self, group: GroupRow) -> bool:
         return self._insert("groups", group)
 
-    def groups(self, update: int | None = None, role: str | None = None, status: str | None = None) -> list[GroupRow]:
+    def groups(
+        self, update: int | None = None, role: str | None = None, status: str | None = None
+    ) -> list[GroupRow]:
         """In the order they were added."""
         where, values = _where({'"update"': update, "role": role, "status": status})
         return self._rows(GroupRow, f"SELECT * FROM groups {where} ORDER BY rowid", *values)
 
     def set_group_status(self, group_id: str, status: str) -> None:
-        self._change("UPDATE groups SET status = ? WHERE group_id = ?", status, group_id, what=f"group {group_id!r}")
+        self._change(
+            "UPDATE groups SET status = ? WHERE group_id = ?", status, group_id, what=f"group {group_id!r}"
+        )
 
     def record_episode(self, row: EpisodeRow) -> bool:
         """False, changing nothing, when the member (or the id) was recorded before."""
@@ -230,7 +238,9 @@ class Store:
         cached_runs: int,
     ) -> bool:
         """False when the episode has a verdict. checks_json: a verdict's JSON form, or the list of its checks."""
-        row = VerdictRow(episode_id, accepted, failed_check, reason, checks_json, duration_s, test_runs, cached_runs)
+        row = VerdictRow(
+            episode_id, accepted, failed_check, reason, checks_json, duration_s, test_runs, cached_runs
+        )
         parsed = json.loads(checks_json)
         with self.transaction():
             if not self._insert("verdicts", row):
@@ -267,7 +277,17 @@ class Store:
         duration_s: float,
     ) -> bool:
         """False when the episode's attempt was recorded before."""
-        row = AttemptRow(episode_id, bug_id, passed, reason, tuple(failed_tests), confirmed, tuple(restored), patch, duration_s)
+        row = AttemptRow(
+            episode_id,
+            bug_id,
+            passed,
+            reason,
+            tuple(failed_tests),
+            confirmed,
+            tuple(restored),
+            patch,
+            duration_s,
+        )
         return self._insert("attempts", row)
 
     def attempt(self, episode_id: str) -> AttemptRow | None:
@@ -295,11 +315,18 @@ class Store:
         """By its id or the start of it. Raises StoreError when none or several begin so."""
         if (exact := self.find_bug(bug_id)) is not None:
             return exact
-        found = self._rows(BugRow, f"SELECT bugs.*, {PLAYS} FROM bugs WHERE substr(bug_id, 1, ?) = ? ORDER BY rowid", len(bug_id), bug_id)
+        found = self._rows(
+            BugRow,
+            f"SELECT bugs.*, {PLAYS} FROM bugs WHERE substr(bug_id, 1, ?) = ? ORDER BY rowid",
+            len(bug_id),
+            bug_id,
+        )
         if len(found) == 1:
             return found[0]
         if not found:
-            raise StoreError(f"no bug's id begins with {bug_id!r} in {self._path}. `selfplay inspect-bugs` lists them.")
+            raise StoreError(
+                f"no bug's id begins with {bug_id!r} in {self._path}. `selfplay inspect-bugs` lists them."
+            )
         ids = ", ".join(bug.bug_id for bug in found[:6]) + (", …" if len(found) > 6 else "")
         raise StoreError(f"{len(found)} bugs' ids begin with {bug_id!r}: {ids}. Give more of the id.")
 
@@ -312,9 +339,15 @@ class Store:
         order_by: str = "created",
     ) -> list[BugRow]:
         if order_by not in BUG_ORDERS:
-            raise StoreError(f"bugs cannot be sorted by {order_by!r}. Choose one of: {', '.join(BUG_ORDERS)}.")
-        where, values = _where({"status": status, "repository": repository, '"order"': order, "strategy": strategy})
-        return self._rows(BugRow, f"SELECT bugs.*, {PLAYS} FROM bugs {where} ORDER BY {BUG_ORDERS[order_by]}", *values)
+            raise StoreError(
+                f"bugs cannot be sorted by {order_by!r}. Choose one of: {', '.join(BUG_ORDERS)}."
+            )
+        where, values = _where(
+            {"status": status, "repository": repository, '"order"': order, "strategy": strategy}
+        )
+        return self._rows(
+            BugRow, f"SELECT bugs.*, {PLAYS} FROM bugs {where} ORDER BY {BUG_ORDERS[order_by]}", *values
+        )
 
     def set_bug_status(self, bug_id: str, status: str) -> None:
         self._change("UPDATE bugs SET status = ? WHERE bug_id = ?", status, bug_id, what=f"bug {bug_id!r}")
@@ -339,9 +372,15 @@ class Store:
 
     def begin_update(self, update: int) -> None:
         """Repeating it, after a kill, changes nothing."""
-        self._write('INSERT INTO updates ("update", begun_at) VALUES (?, ?) ON CONFLICT DO NOTHING', update, self._clock())
+        self._write(
+            'INSERT INTO updates ("update", begun_at) VALUES (?, ?) ON CONFLICT DO NOTHING',
+            update,
+            self._clock(),
+        )
 
-    def commit_update(self, update: int, checkpoint: str, weight_version: int, carried_gradient: bool, metrics_json: str) -> None:
+    def commit_update(
+        self, update: int, checkpoint: str, weight_version: int, carried_gradient: bool, metrics_json: str
+    ) -> None:
         self._change(
             """UPDATE updates SET checkpoint = ?, weight_version = ?, carried_gradient = ?, metrics_json = ?, committed_at = ?
                WHERE "update" = ? AND committed_at IS NULL""",
@@ -360,7 +399,12 @@ class Store:
 
     def last_checkpoint(self) -> str:
         """The checkpoint that the last committed update named, "" before the first."""
-        return str(self._value('SELECT checkpoint FROM updates WHERE committed_at IS NOT NULL ORDER BY "update" DESC LIMIT 1') or "")
+        return str(
+            self._value(
+                'SELECT checkpoint FROM updates WHERE committed_at IS NOT NULL ORDER BY "update" DESC LIMIT 1'
+            )
+            or ""
+        )
 
     def updates(self) -> list[UpdateRow]:
         return self._rows(UpdateRow, 'SELECT * FROM updates ORDER BY "update"')
@@ -370,7 +414,11 @@ class Store:
         return None if value is None else str(value)
 
     def set_state(self, key: str, value: str) -> None:
-        self._write("INSERT INTO state (key, value) VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value", key, value)
+        self._write(
+            "INSERT INTO state (key, value) VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value",
+            key,
+            value,
+        )
 
     def record_failure(self, update: int, phase: str, message: str) -> None:
         self._insert("failures", FailureRow(update, phase, message, self._clock()))
@@ -425,7 +473,9 @@ def _lock(path: Path) -> int:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(lock_path, os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
-        raise StoreError(f"cannot write beside the database {path}: {error}. Free space there, or set run.folder.") from error
+        raise StoreError(
+            f"cannot write beside the database {path}: {error}. Free space there, or set run.folder."
+        ) from error
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -491,7 +541,11 @@ def _explained(error: sqlite3.Error, path: Path) -> StoreError:
     if "not a database" in text or "malformed" in text:
         return StoreError(f"{path} is damaged: {text}. {_SALVAGE.format(path=path)}")
     if "readonly" in text:
-        return StoreError(f"{path} cannot be written: {text}. Open it as a writer, and see that the file and its folder are writable.")
+        return StoreError(
+            f"{path} cannot be written: {text}. Open it as a writer, and see that the file and its folder are writable."
+        )
     if "full" in text:
-        return StoreError(f"{path} cannot grow: {text}. Free space there; nothing that was committed is lost.")
+        return StoreError(
+            f"{path} cannot grow: {text}. Free space there; nothing that was committed is lost."
+        )
     return StoreError(f"{path}: {text}. `selfplay doctor` says whether disk and memory are well.")

@@ -47,6 +47,8 @@ class DraftTable:
         """Remember `token_ids` from index `first` on."""
         if len(self._places) > _MOST_PLACES:
             self._places.clear()
-        text = tuple(token_ids[max(first - GRAM, 0) :])  # not the whole: a conversation comes again with each of its turns
+        text = tuple(
+            token_ids[max(first - GRAM, 0) :]
+        )  # not the whole: a conversation comes again with each of its turns
         for end in range(GRAM, len(text)):
             self._places[text[end - GRAM : end]] = (text, end)

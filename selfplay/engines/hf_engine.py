@@ -22,7 +22,15 @@ from torch import Tensor
 from selfplay.engines.base import Completion, GenerationRequest, Sampling
 from selfplay.engines.drafts import DraftTable, RowDrafts
 from selfplay.engines.models import load_causal_model
-from selfplay.engines.sequences import NAME, CachedSequence, CacheShape, KeptSequences, PassPlan, ragged_attention, shared_prefix
+from selfplay.engines.sequences import (
+    NAME,
+    CachedSequence,
+    CacheShape,
+    KeptSequences,
+    PassPlan,
+    ragged_attention,
+    shared_prefix,
+)
 from selfplay.errors import EngineError
 from selfplay.runtime.cores import usable_cores
 
@@ -141,7 +149,9 @@ class HFEngine:
 
     def generate(self, requests: Sequence[GenerationRequest], sampling: Sampling) -> list[Completion]:
         if sampling.top_p != 1.0 or sampling.top_k != -1 or sampling.min_p != 0.0 or sampling.temperature < 0:
-            raise EngineError(f"{sampling} would make the importance ratio untrue. Set top_p = 1, top_k = -1, min_p = 0, temperature >= 0.")
+            raise EngineError(
+                f"{sampling} would make the importance ratio untrue. Set top_p = 1, top_k = -1, min_p = 0, temperature >= 0."
+            )
         for request in requests:
             self._check(request)
         rows = [_Row(request, sampling.temperature) for request in requests]
@@ -174,12 +184,18 @@ class HFEngine:
 
     def _check(self, request: GenerationRequest) -> None:
         if not request.prompt_ids or request.max_new_tokens < 1:
-            raise EngineError(f"request {request.tag!r} has no prompt, or max_new_tokens = {request.max_new_tokens} < 1.")
+            raise EngineError(
+                f"request {request.tag!r} has no prompt, or max_new_tokens = {request.max_new_tokens} < 1."
+            )
         total = len(request.prompt_ids) + request.max_new_tokens
         if total > self._max_tokens:
-            raise EngineError(f"request {request.tag!r} wants {total} tokens, the engine's context is {self._max_tokens}. Shorten it.")
+            raise EngineError(
+                f"request {request.tag!r} wants {total} tokens, the engine's context is {self._max_tokens}. Shorten it."
+            )
         if not 0 <= min(request.prompt_ids) <= max(request.prompt_ids) < self._vocabulary:
-            raise EngineError(f"request {request.tag!r} has token ids outside the model's vocabulary of {self._vocabulary}.")
+            raise EngineError(
+                f"request {request.tag!r} has token ids outside the model's vocabulary of {self._vocabulary}."
+            )
 
     # All below runs in the worker thread, which alone touches the model.
 
@@ -201,10 +217,14 @@ class HFEngine:
                 try:
                     self._admit(newcomers, running)
                     running = self._advance(running)
-                except Exception as error:  # a failed pass (memory, a device) fails its requests, not the engine
+                except (
+                    Exception
+                ) as error:  # a failed pass (memory, a device) fails its requests, not the engine
                     for row in [*running, *newcomers]:
                         if not row.answer.done():
-                            row.answer.set_exception(EngineError(f"the model failed on request {row.request.tag!r}: {error!r}"))
+                            row.answer.set_exception(
+                                EngineError(f"the model failed on request {row.request.tag!r}: {error!r}")
+                            )
                     running = []
                     newcomers.clear()
                     self._kept.clear()
@@ -213,7 +233,11 @@ class HFEngine:
         """Fill `newcomers` up to the batch's room; blocks only while there is nothing to do. A command holds back what came after it."""
         while command is None and running + len(newcomers) < self._max_batch:
             try:
-                item = self._waiting.get_nowait() if running else self._waiting.get(timeout=_GATHER_S if newcomers else None)
+                item = (
+                    self._waiting.get_nowait()
+                    if running
+                    else self._waiting.get(timeout=_GATHER_S if newcomers else None)
+                )
             except queue.Empty:
                 break
             if isinstance(item, _Command):
@@ -268,7 +292,9 @@ class HFEngine:
                 if row.is_finished or (place < len(step.draft) and row.token_ids[-1] != step.draft[place]):
                     break
             at += places
-            sequence.length = min(sequence.length, len(row.token_ids) - 1)  # what was computed of wrong guesses is free again
+            sequence.length = min(
+                sequence.length, len(row.token_ids) - 1
+            )  # what was computed of wrong guesses is free again
         for row in running:
             if row.is_finished and row.sequence is not None:
                 self._drafts.learn(row.token_ids, row.reused)
@@ -331,8 +357,12 @@ class HFEngine:
         rows = [(s.row, len(s.row.logprobs) + i) for s in steps if s.draws for i in range(1 + len(s.draft))]
         if not rows:
             return [], []
-        draws = torch.tensor([row.draw(number) for row, number in rows], dtype=torch.float64, device=self._device)
-        temperatures = torch.tensor([row.temperature or 1.0 for row, _ in rows], dtype=torch.float64, device=self._device)
+        draws = torch.tensor(
+            [row.draw(number) for row, number in rows], dtype=torch.float64, device=self._device
+        )
+        temperatures = torch.tensor(
+            [row.temperature or 1.0 for row, _ in rows], dtype=torch.float64, device=self._device
+        )
         shares = torch.softmax(logits.double() / temperatures[:, None], -1).cumsum(-1)
         # Below the last sum, so that rounding cannot fall off the end or onto a token of probability 0.
         targets = (draws * shares[:, -1]).clamp_max(torch.nextafter(shares[:, -1], torch.zeros_like(draws)))
@@ -367,4 +397,10 @@ def _cache_shape(model: Any, dtype: torch.dtype, device: torch.device) -> CacheS
     config = model.config
     heads = int(config.num_attention_heads)
     dim = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
-    return CacheShape(int(config.num_hidden_layers), int(getattr(config, "num_key_value_heads", None) or heads), dim, dtype, device)
+    return CacheShape(
+        int(config.num_hidden_layers),
+        int(getattr(config, "num_key_value_heads", None) or heads),
+        dim,
+        dtype,
+        device,
+    )

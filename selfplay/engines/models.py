@@ -22,7 +22,9 @@ def load_causal_model(model_path: str | Path, dtype: torch.dtype) -> Any:
     path = Path(model_path)
     is_local = path.exists()
     if not is_local and (path.is_absolute() or str(model_path).startswith((".", "~"))):
-        raise EngineError(f"no model folder {model_path}. Give a folder that holds config.json and *.safetensors, or 'carried'.")
+        raise EngineError(
+            f"no model folder {model_path}. Give a folder that holds config.json and *.safetensors, or 'carried'."
+        )
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # a checkpoint an update would draw a bar each
     try:
         model = AutoModelForCausalLM.from_pretrained(model_path, dtype=dtype, local_files_only=is_local)
@@ -55,7 +57,9 @@ def compile_layers(model: Any) -> None:
     """
     import torch
 
-    if not torch.cuda.is_available() and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++"))):
+    if not torch.cuda.is_available() and not any(
+        map(shutil.which, (os.environ.get("CXX", "g++"), "clang++"))
+    ):
         raise PrerequisiteError(
             "trainer.compile = true needs a C++ compiler where there is no GPU. Install one (for example: apt-get install g++), or set "
             "trainer.compile = false."

@@ -18,12 +18,16 @@ GRACE_S = 5.0
 
 def main() -> int:
     prctl = ctypes.CDLL(None, use_errno=True).prctl
-    prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # grandchildren whose parent dies become children of this process
+    prctl(
+        PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0
+    )  # grandchildren whose parent dies become children of this process
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     child = subprocess.Popen(
         sys.argv[1:],
         stdin=subprocess.DEVNULL,
-        preexec_fn=lambda: prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0),  # this process has one thread, which lives as long as it
+        preexec_fn=lambda: prctl(
+            PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0
+        ),  # this process has one thread, which lives as long as it
     )
     try:
         while child.poll() is None:
@@ -65,7 +69,9 @@ def shared_memory(pid: int) -> set[str]:
     """Files that a process maps as Python's shared memory: a killed vLLM server leaves 400 MB of them."""
     try:
         with open(f"/proc/{pid}/maps") as file:  # noqa: PTH123
-            return {name for line in file if (name := line.rpartition(" ")[2].strip()).startswith("/dev/shm/psm_")}
+            return {
+                name for line in file if (name := line.rpartition(" ")[2].strip()).startswith("/dev/shm/psm_")
+            }
     except OSError:
         return set()
 

@@ -113,8 +113,12 @@ class Router(Generic[Server]):
                 elif self._failure is not None:
                     raise type(self._failure)(str(self._failure)) from self._failure
                 if not self._changed.wait(max(0.0, end - time.monotonic())):
-                    state = f"{len(self._servers)} server(s), {sum(self._in_flight.values())} requests in flight"
-                    raise EngineError(f"no place in a server within {deadline_s:g} s ({state}). Raise engine.request_timeout_s or servers.")
+                    state = (
+                        f"{len(self._servers)} server(s), {sum(self._in_flight.values())} requests in flight"
+                    )
+                    raise EngineError(
+                        f"no place in a server within {deadline_s:g} s ({state}). Raise engine.request_timeout_s or servers."
+                    )
 
     def _home(self, conversation: str) -> str:
         home = self._homes.get(conversation)

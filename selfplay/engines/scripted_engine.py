@@ -43,7 +43,9 @@ class ScriptedEngine:
         from tokenizers import Tokenizer
 
         self._reply = reply
-        self._tokenizer = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())  # a copy of its own: encoding changes no state
+        self._tokenizer = Tokenizer.from_str(
+            tokenizer.backend_tokenizer.to_str()
+        )  # a copy of its own: encoding changes no state
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._eos: int | None = tokenizer.eos_token_id
@@ -64,7 +66,9 @@ class ScriptedEngine:
 
     def _complete(self, request: GenerationRequest) -> Completion:
         if not request.stop_ids or request.max_new_tokens < 1:
-            raise EngineError(f"request {request.tag!r} has stop_ids {set(request.stop_ids)} and max_new_tokens {request.max_new_tokens}")
+            raise EngineError(
+                f"request {request.tag!r} has stop_ids {set(request.stop_ids)} and max_new_tokens {request.max_new_tokens}"
+            )
         text = self._tokenizer.decode(list(request.prompt_ids), skip_special_tokens=False)
         reply = self._reply(ScriptedTurn(request.tag, text, request.seed))
         stop = self._eos if self._eos in request.stop_ids else min(request.stop_ids)

@@ -51,12 +51,22 @@ class CachedSequence:
         shape = self.shape
         self.capacity = -(-capacity // _GRAIN) * _GRAIN
         tokens = np.zeros(self.capacity, dtype=np.int64)
-        slots = torch.empty(shape.layers, 2, shape.kv_heads, self.capacity, shape.head_dim, dtype=shape.dtype, device=shape.device)
+        slots = torch.empty(
+            shape.layers,
+            2,
+            shape.kv_heads,
+            self.capacity,
+            shape.head_dim,
+            dtype=shape.dtype,
+            device=shape.device,
+        )
         if self.length:
             tokens[: self.length] = self.tokens[: self.length]
             slots[:, :, :, : self.length] = self._slots[:, :, :, : self.length]
         self.tokens, self._slots = tokens, slots
-        self._layers = slots.unbind(0)  # a view a layer, made once: slicing is most of what a small pass costs
+        self._layers = slots.unbind(
+            0
+        )  # a view a layer, made once: slicing is most of what a small pass costs
 
     def reserve(self, more: int) -> None:
         """Room for `more` tokens behind those that are held."""
@@ -116,7 +126,9 @@ class KeptSequences:
 
     def best(self, prompt: Tokens) -> tuple[CachedSequence | None, int]:
         """The kept sequence that shares most with `prompt`, and how many tokens that is."""
-        shared, place = max(((shared_prefix(kept.held, prompt), i) for i, kept in enumerate(self._kept)), default=(0, 0))
+        shared, place = max(
+            ((shared_prefix(kept.held, prompt), i) for i, kept in enumerate(self._kept)), default=(0, 0)
+        )
         return (self._kept[place], shared) if shared else (None, 0)
 
     def take(self, sequence: CachedSequence) -> None:
@@ -151,7 +163,9 @@ class PassPlan:
             sequence.reserve(count)
             mask = None
             if count > 1:
-                mask = torch.ones(count, sequence.length + count, dtype=torch.bool, device=device).tril(sequence.length)
+                mask = torch.ones(count, sequence.length + count, dtype=torch.bool, device=device).tril(
+                    sequence.length
+                )
             self.segments.append(Segment(sequence, start, count, mask))
             start += count
 
@@ -184,7 +198,9 @@ def ragged_attention(
     output = torch.empty(1, query.shape[2], heads, dim, dtype=query.dtype, device=query.device)
     for segment in plan.segments:
         end = segment.start + segment.count
-        keys, values = segment.sequence.put(module.layer_idx, key[0, :, segment.start : end], value[0, :, segment.start : end])
+        keys, values = segment.sequence.put(
+            module.layer_idx, key[0, :, segment.start : end], value[0, :, segment.start : end]
+        )
         attended = torch.nn.functional.scaled_dot_product_attention(
             query[:, :, segment.start : end],
             keys[None],

@@ -48,7 +48,9 @@ Lost = Mapping[Client, ServerLost]
 class WeightSync(Protocol):
     """How weights come into servers. One call at a time, but that `deliver` may run for several servers at once."""
 
-    def publish(self, weights: Mapping[str, torch.Tensor], version: int, clients: Sequence[Client]) -> tuple[dict[str, float], Lost]:
+    def publish(
+        self, weights: Mapping[str, torch.Tensor], version: int, clients: Sequence[Client]
+    ) -> tuple[dict[str, float], Lost]:
         """These servers hold these weights and their version when this returns, and nothing that older ones computed.
 
         Running requests wait meanwhile and go on with the new weights. Returns figures (seconds, bytes), and the servers that were lost on
@@ -234,7 +236,9 @@ class VllmEngine:
         if self._closed.is_set() or not self._router.remove(server.name, server):
             return
         self._tell(f"{describe_loss(server, reason)} A new one takes its place.")
-        thread = threading.Thread(target=self._reopen, args=(server,), name=f"reopen-{server.name}", daemon=True)
+        thread = threading.Thread(
+            target=self._reopen, args=(server,), name=f"reopen-{server.name}", daemon=True
+        )
         self._openers = [known for known in self._openers if known.is_alive()] + [thread]
         thread.start()
 
@@ -250,7 +254,11 @@ class VllmEngine:
                 if self._restarts[lost.name] >= _RESTARTS:
                     self._given_up.add(lost.name)
                     if self._given_up == self._names:  # while another may come up, requests wait for that one
-                        self._router.fail(ServerLost(f"{lost.name} could not be opened {_RESTARTS} times in a row, the last: {error}"))
+                        self._router.fail(
+                            ServerLost(
+                                f"{lost.name} could not be opened {_RESTARTS} times in a row, the last: {error}"
+                            )
+                        )
                     return
                 self._closed.wait(_WATCH_S)
 

@@ -39,7 +39,10 @@ _TAIL_BYTES = 200_000
 
 # What a server's log says -> what to do about it. The first that is found wins.
 _REMEDIES = (
-    (r"(?i)address already in use", "Another program took the port meanwhile; start again, and another free one is taken."),
+    (
+        r"(?i)address already in use",
+        "Another program took the port meanwhile; start again, and another free one is taken.",
+    ),
     (
         r"(?i)repo id must|not a valid model identifier|not a local folder|Invalid repository ID|does not appear to have a file named|"
         r"Can't load the configuration|couldn't connect to|Cannot find an appropriate cached snapshot",
@@ -49,7 +52,10 @@ _REMEDIES = (
         r"(?i)larger than the available KV cache|No available memory for the cache|estimated maximum model length",
         "Raise engine.cache_mb (on a GPU engine.gpu_memory), or lower agent.context_tokens.",
     ),
-    (r"max_model_len.*is greater than the derived", "Lower agent.context_tokens to what the model's config.json allows."),
+    (
+        r"max_model_len.*is greater than the derived",
+        "Lower agent.context_tokens to what the model's config.json allows.",
+    ),
     (
         r"(?i)less than (desired|requested)|out of memory|Cannot allocate memory",
         "Lower engine.cache_mb (on a GPU engine.gpu_memory) or engine.servers, or end other programs.",
@@ -79,7 +85,9 @@ class Launch:
     start_timeout_s: float = 600.0
     logs: Path | None = None  # None: a temporary folder
     threads: int = 0  # of one server on a CPU; 0: half the cores
-    transfer: str = ""  # vLLM's backend for weights that come from the trainer's processes: nccl, ipc, or gloo on a CPU
+    transfer: str = (
+        ""  # vLLM's backend for weights that come from the trainer's processes: nccl, ipc, or gloo on a CPU
+    )
     port: int = 0  # 0: a free one
     host: str = "127.0.0.1"  # the address where it answers; whoever reaches it there may give it weights, so none but a closed network's
     environment: Mapping[str, str] = field(default_factory=dict)
@@ -109,7 +117,12 @@ def command(launch: Launch, port: int, name: str) -> list[str]:
     }
     if launch.transfer:
         arguments["--weight-transfer-config"] = json.dumps({"backend": launch.transfer})
-    flags = ["--enable-scale-out", "--enable-prompt-tokens-details", "--no-enable-log-requests", "--disable-uvicorn-access-log"]
+    flags = [
+        "--enable-scale-out",
+        "--enable-prompt-tokens-details",
+        "--no-enable-log-requests",
+        "--disable-uvicorn-access-log",
+    ]
     if on_gpu():
         arguments["--gpu-memory-utilization"] = str(launch.gpu_memory)
     else:
@@ -136,7 +149,9 @@ def variables(launch: Launch) -> dict[str, str]:
         chosen["OMP_NUM_THREADS"] = str(launch.threads or max(1, usable_cores() // 2))
         chosen |= hide(mismatched_packages(), os.environ.get("PYTHONPATH", ""))
     if launch.transfer == "ipc":
-        chosen["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"  # handles of GPU memory travel pickled, from whoever reaches the port
+        chosen["VLLM_ALLOW_INSECURE_SERIALIZATION"] = (
+            "1"  # handles of GPU memory travel pickled, from whoever reaches the port
+        )
     return {**os.environ, **chosen, **launch.environment}
 
 
@@ -145,7 +160,10 @@ def hide(packages: Sequence[str], path: str) -> dict[str, str]:
     if not packages:
         return {"PYTHONPATH": path} if path else {}
     folder = str(Path(__file__).with_name("hiding"))
-    return {"PYTHONPATH": os.pathsep.join(filter(None, (folder, path))), "SELFPLAY_HIDDEN_MODULES": ",".join(packages)}
+    return {
+        "PYTHONPATH": os.pathsep.join(filter(None, (folder, path))),
+        "SELFPLAY_HIDDEN_MODULES": ",".join(packages),
+    }
 
 
 def on_gpu() -> bool:
@@ -173,7 +191,9 @@ def explain(log: str) -> str:
     for pattern, remedy in _REMEDIES:
         if telling := [line for line in lines if re.search(pattern, line)]:
             return f"{_sentence(telling[-1])} {remedy}"
-    raised = [line for line in lines if _RAISED.match(line) and "root cause" not in line]  # vLLM points elsewhere with these words
+    raised = [
+        line for line in lines if _RAISED.match(line) and "root cause" not in line
+    ]  # vLLM points elsewhere with these words
     return _sentence((raised or lines or ["its log is empty"])[-1])
 
 
@@ -187,7 +207,11 @@ def sweep() -> list[int]:
     for place in Path("/proc").glob("[0-9]*"):
         try:
             variables = (place / "environ").read_bytes().split(b"\0")
-            owners = [entry.partition(b"=")[2].decode() for entry in variables if entry.startswith(f"{_OWNER}=".encode())]
+            owners = [
+                entry.partition(b"=")[2].decode()
+                for entry in variables
+                if entry.startswith(f"{_OWNER}=".encode())
+            ]
             if owners and abandoned(owners[0]) and int(place.name) != os.getpid():
                 os.kill(int(place.name), signal.SIGKILL)
                 ended.append(int(place.name))
@@ -204,38 +228,61 @@ class Client:
         self.url = url.rstrip("/")
         self._pool = urllib3.PoolManager(num_pools=1, maxsize=connections, retries=False)
 
-    def call(self, method: str, path: str, body: Mapping[str, Any] | None = None, *, deadline_s: float) -> Any:
+    def call(
+        self, method: str, path: str, body: Mapping[str, Any] | None = None, *, deadline_s: float
+    ) -> Any:
         """The answer's JSON (its text where it is none)."""
         data = None if body is None else json.dumps(body).encode()
         try:
             try:
                 answer = self._send(method, path, data, deadline_s)
             except urllib3.exceptions.ProtocolError:
-                answer = self._send(method, path, data, deadline_s)  # a kept one may have closed; every call may be repeated
-        except urllib3.exceptions.NewConnectionError as error:  # one of urllib3's timeouts, though it has waited for nothing
-            raise ServerLost(f"{self.name} ({self.url}) was not reached for {method} {path}: {error}") from error
+                answer = self._send(
+                    method, path, data, deadline_s
+                )  # a kept one may have closed; every call may be repeated
+        except (
+            urllib3.exceptions.NewConnectionError
+        ) as error:  # one of urllib3's timeouts, though it has waited for nothing
+            raise ServerLost(
+                f"{self.name} ({self.url}) was not reached for {method} {path}: {error}"
+            ) from error
         except urllib3.exceptions.TimeoutError as error:
-            raise ServerLost(f"{self.name} ({self.url}) did not answer {method} {path} within {deadline_s:g} s") from error
+            raise ServerLost(
+                f"{self.name} ({self.url}) did not answer {method} {path} within {deadline_s:g} s"
+            ) from error
         except (urllib3.exceptions.HTTPError, OSError) as error:
             raise ServerLost(f"{self.name} ({self.url}) broke off {method} {path}: {error}") from error
         text = answer.data.decode("utf-8", "replace")
         if answer.status >= 500:
-            raise ServerLost(f"{self.name} ({self.url}) failed at {method} {path}: {answer.status} {text[:300]}")
+            raise ServerLost(
+                f"{self.name} ({self.url}) failed at {method} {path}: {answer.status} {text[:300]}"
+            )
         if answer.status >= 400:
-            raise EngineError(f"{self.name} ({self.url}) refuses {method} {path}: {answer.status} {_message(text)}")
+            raise EngineError(
+                f"{self.name} ({self.url}) refuses {method} {path}: {answer.status} {_message(text)}"
+            )
         try:
             return json.loads(text) if text.strip() else None
         except json.JSONDecodeError:
             return text
 
-    def _send(self, method: str, path: str, data: bytes | None, deadline_s: float) -> urllib3.BaseHTTPResponse:
+    def _send(
+        self, method: str, path: str, data: bytes | None, deadline_s: float
+    ) -> urllib3.BaseHTTPResponse:
         timeout = urllib3.Timeout(connect=min(_CONNECT_S, deadline_s), read=deadline_s)
-        return self._pool.request(method, self.url + path, body=data, headers={"Content-Type": "application/json"}, timeout=timeout)
+        return self._pool.request(
+            method, self.url + path, body=data, headers={"Content-Type": "application/json"}, timeout=timeout
+        )
 
     def requests(self, deadline_s: float) -> float:
         """How many requests it runs or lets wait, by its own count; raises as `call`."""
         text = str(self.call("GET", "/metrics", deadline_s=deadline_s))
-        return sum(float(value) for value in re.findall(r"^vllm:num_requests_(?:running|waiting)(?:\{[^}]*\})? (\S+)$", text, re.MULTILINE))
+        return sum(
+            float(value)
+            for value in re.findall(
+                r"^vllm:num_requests_(?:running|waiting)(?:\{[^}]*\})? (\S+)$", text, re.MULTILINE
+            )
+        )
 
     def bring(self, folder: Path) -> Path:
         """Where the server finds what lies in `folder` here: another machine's has to be sent. Raises ServerLost when it cannot be."""
@@ -268,7 +315,13 @@ class OwnServer:
         started = time.monotonic()
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-I", "-S", process_keeper.__file__, *command(launch, self.port, self._model_name)],
+                [
+                    sys.executable,
+                    "-I",
+                    "-S",
+                    process_keeper.__file__,
+                    *command(launch, self.port, self._model_name),
+                ],
                 stdin=subprocess.PIPE,  # its end tells the keeper that this process is gone
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -329,7 +382,9 @@ class OwnServer:
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(2.5 * process_keeper.GRACE_S)
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._process.pid, signal.SIGKILL)  # what is left where the keeper itself was killed: all of them are in its group
+            os.killpg(
+                self._process.pid, signal.SIGKILL
+            )  # what is left where the keeper itself was killed: all of them are in its group
         self._process.wait()
         self.client.close()
 
@@ -353,7 +408,9 @@ class GivenServer:
         try:
             self.client.call("GET", "/weight_info", deadline_s=deadline_s)
         except EngineError as error:
-            raise EngineError(f"{url} takes no new weights ({error}). Start it with VLLM_SERVER_DEV_MODE=1 in its environment.") from error
+            raise EngineError(
+                f"{url} takes no new weights ({error}). Start it with VLLM_SERVER_DEV_MODE=1 in its environment."
+            ) from error
 
     @property
     def is_running(self) -> bool:

@@ -30,7 +30,17 @@ from selfplay.verdicts.grading import grade
 from selfplay.verdicts.test_runs import TestRunner
 from selfplay.verdicts.validator import BugState, build_states
 
-__all__ = ["AttemptResult", "Evaluator", "Folder", "compare", "export_tasks", "identity_of", "parse_task", "read_tasks", "summarise"]
+__all__ = [
+    "AttemptResult",
+    "Evaluator",
+    "Folder",
+    "compare",
+    "export_tasks",
+    "identity_of",
+    "parse_task",
+    "read_tasks",
+    "summarise",
+]
 
 Mode = Literal["sampled", "greedy"]
 MODES: tuple[Mode, ...] = ("sampled", "greedy")
@@ -91,19 +101,36 @@ class Identity:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Identity:
-        return cls(data["policy"], data["settings"], {name: TaskEntry(**entry) for name, entry in data["tasks"].items()})
+        return cls(
+            data["policy"],
+            data["settings"],
+            {name: TaskEntry(**entry) for name, entry in data["tasks"].items()},
+        )
 
 
 def identity_of(config: Config, policy: Mapping[str, Any], tasks: Iterable[Task]) -> Identity:
     """The settings that an attempt can depend on; how many run at a time is none of them."""
     whole = config.model_dump(mode="json")
-    settings = {f"{name}.{key}": value for name in ("agent", "validator", "sandbox") for key, value in whole[name].items()}
-    del settings["sandbox.type"], settings["sandbox.ready"]  # where and how early sandboxes open changes no result
+    settings = {
+        f"{name}.{key}": value
+        for name in ("agent", "validator", "sandbox")
+        for key, value in whole[name].items()
+    }
+    del (
+        settings["sandbox.type"],
+        settings["sandbox.ready"],
+    )  # where and how early sandboxes open changes no result
     del settings["agent.redraws"]  # training's alone
-    settings |= {"seed": config.seed, "solver.given": whole["solver"]["given"], "engine.type": config.engine.type}
+    settings |= {
+        "seed": config.seed,
+        "solver.given": whole["solver"]["given"],
+        "engine.type": config.engine.type,
+    }
     if "suspects" in config.solver.given:
         settings["solver.max_suspects"] = config.solver.max_suspects
-    entries = {task.instance_id: TaskEntry(task.digest, task.set, task.part, task.repository) for task in tasks}
+    entries = {
+        task.instance_id: TaskEntry(task.digest, task.set, task.part, task.repository) for task in tasks
+    }
     return Identity(policy, settings, entries)
 
 
@@ -145,7 +172,9 @@ class Folder:
         try:
             return Identity.from_json(json.loads(self.identity_file.read_text(encoding="utf-8")))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise RunError(f"{self.identity_file} cannot be read as an evaluation: {error!r}. Use another --output.") from error
+            raise RunError(
+                f"{self.identity_file} cannot be read as an evaluation: {error!r}. Use another --output."
+            ) from error
 
     def results(self) -> list[AttemptResult]:
         """What is finished, each attempt once; a line that a kill cut short is left out."""
@@ -169,7 +198,9 @@ class Folder:
                 "They are untouched; give another --output."
             )
         if known is not None and (problem := _mismatch(known, identity)):
-            raise UsageError(f"{self.path} holds another evaluation: {problem}. Its results are untouched; give another --output.")
+            raise UsageError(
+                f"{self.path} holds another evaluation: {problem}. Its results are untouched; give another --output."
+            )
 
     def begin(self, identity: Identity) -> None:
         """Make the folder, or continue it. Raises as `check` does."""
@@ -205,8 +236,12 @@ def _mismatch(there: Identity, here: Identity) -> str:
 
 def settings_difference(there: Identity, here: Identity) -> str:
     """`agent.max_turns = 10 there, 12 here`; "" for none."""
-    keys = sorted(key for key in {*there.settings, *here.settings} if there.settings.get(key) != here.settings.get(key))
-    return ", ".join(f"{key} = {there.settings.get(key)!r} there and {here.settings.get(key)!r} here" for key in keys)
+    keys = sorted(
+        key for key in {*there.settings, *here.settings} if there.settings.get(key) != here.settings.get(key)
+    )
+    return ", ".join(
+        f"{key} = {there.settings.get(key)!r} there and {here.settings.get(key)!r} here" for key in keys
+    )
 
 
 def _policy_text(policy: Mapping[str, Any]) -> str:
@@ -295,7 +330,10 @@ class Evaluator:
             except (PatchError, ArtifactError) as error:
                 problems.append(f"  {task.instance_id}: {error}")
         if problems:
-            raise RunError(f"{len(problems)} task(s) do not fit their repository, nothing was played:\n" + "\n".join(problems[:20]))
+            raise RunError(
+                f"{len(problems)} task(s) do not fit their repository, nothing was played:\n"
+                + "\n".join(problems[:20])
+            )
         return bugs
 
     def _run(self, todo: Sequence[_Attempt], folder: Folder) -> Iterable[AttemptResult]:
@@ -304,7 +342,9 @@ class Evaluator:
         runner = TestRunner(self.backend, self.config.validator, self.limits, self.labels)
         train = self.config.train
         spoiled = 0
-        play = ThreadPoolExecutor(min(train.episodes_in_flight, max(1, len(todo))), thread_name_prefix="eval-play")
+        play = ThreadPoolExecutor(
+            min(train.episodes_in_flight, max(1, len(todo))), thread_name_prefix="eval-play"
+        )
         judge = ThreadPoolExecutor(train.workers, thread_name_prefix="eval-grade")
 
         def play_one(attempt: _Attempt) -> None:
@@ -349,9 +389,13 @@ class Evaluator:
             return found
         how = {"redraws": 0} | ({"temperature": 0.0} if attempt.mode == "greedy" else {})
         config = self.config.model_copy(update={"agent": self.config.agent.model_copy(update=how)})
-        task = solver_task(attempt.environment, attempt.task.instance_id, attempt.bug, attempt.task.failure, config)
+        task = solver_task(
+            attempt.environment, attempt.task.instance_id, attempt.bug, attempt.task.failure, config
+        )
         for retry in range(MACHINE_RETRIES + 1):
-            episode = play_solver(task, place, self.engine, self.chat, self.backend, config, self.limits, runner)
+            episode = play_solver(
+                task, place, self.engine, self.chat, self.backend, config, self.limits, runner
+            )
             if episode.finish is not FinishReason.ENV_ERROR:
                 episode = replace(episode, episode_id=_episode_id(place))
                 episode.write(folder.episodes)
@@ -365,7 +409,9 @@ class Evaluator:
         for retry in range(MACHINE_RETRIES + 1):
             try:
                 verdict = grade(attempt.bug, episode.submission.get("patch", ""), attempt.environment, runner)
-                return _result(attempt, episode, verdict.passed and verdict.confirmed is not False, verdict.reason)
+                return _result(
+                    attempt, episode, verdict.passed and verdict.confirmed is not False, verdict.reason
+                )
             except SandboxUnavailable as error:
                 failure = str(error)
                 if retry < MACHINE_RETRIES:
@@ -437,7 +483,10 @@ def entries_of(folder: Folder) -> dict[str, TaskEntry]:
 
 def summarise(results: Sequence[AttemptResult], entries: Mapping[str, TaskEntry], k: int) -> dict[str, Any]:
     """Per mode: pass@1 with its standard error clustered by bug, pass@k and means, over all, per set and per repository."""
-    summary: dict[str, Any] = {"k": k, "spoiled_by_the_machine": sum(result.passed is None for result in results)}
+    summary: dict[str, Any] = {
+        "k": k,
+        "spoiled_by_the_machine": sum(result.passed is None for result in results),
+    }
     for mode in MODES:
         judged = [result for result in results if result.mode == mode and result.passed is not None]
         if not judged:
@@ -466,7 +515,9 @@ def _figures(judged: Sequence[AttemptResult], mode: Mode, k: int) -> dict[str, A
         "seconds": sum(result.seconds for result in judged) / len(judged),
     }
     if mode == "sampled" and k > 1:
-        figures[f"pass@{k}"] = sum(pass_at_k(len(o), sum(o), min(k, len(o))) for o in outcomes) / len(outcomes)
+        figures[f"pass@{k}"] = sum(pass_at_k(len(o), sum(o), min(k, len(o))) for o in outcomes) / len(
+            outcomes
+        )
     return figures
 
 
@@ -480,14 +531,22 @@ def compare(first: Folder, second: Folder) -> dict[str, Any]:
     """
     for folder in (first, second):
         if not folder.path.is_dir():
-            raise UsageError(f"there is no folder {folder.path}. `selfplay eval --tasks … --output {folder.path}` makes one.")
+            raise UsageError(
+                f"there is no folder {folder.path}. `selfplay eval --tasks … --output {folder.path}` makes one."
+            )
         if not folder.results():
-            raise UsageError(f"{folder.path} holds no finished attempt (results.jsonl). `selfplay eval --output {folder.path}` plays some.")
+            raise UsageError(
+                f"{folder.path} holds no finished attempt (results.jsonl). `selfplay eval --output {folder.path}` plays some."
+            )
     entries, others = entries_of(first), entries_of(second)
     both = entries.keys() & others.keys()
     if not both:
-        raise UsageError(f"{first.path} and {second.path} have no task in common, so there is nothing to compare.")
-    if unlike := sorted(n for n in both if entries[n].digest and others[n].digest and entries[n].digest != others[n].digest):
+        raise UsageError(
+            f"{first.path} and {second.path} have no task in common, so there is nothing to compare."
+        )
+    if unlike := sorted(
+        n for n in both if entries[n].digest and others[n].digest and entries[n].digest != others[n].digest
+    ):
         raise UsageError(
             f"{len(unlike)} task(s) of {first.path} and {second.path} share an id and are different bugs, {unlike[0]!r} for one; "
             "evaluate both policies on one file."
@@ -508,19 +567,28 @@ def compare(first: Folder, second: Folder) -> dict[str, Any]:
                 pairs = {name: _paired(a, b, ids) for name, ids in groups.items()}
                 comparison[mode][kind] = {name: pair for name, pair in pairs.items() if pair}
     if not any(mode in comparison for mode in MODES):
-        raise UsageError(f"{first.path} and {second.path} have no bug with attempts of one kind in both, so there is nothing to compare.")
+        raise UsageError(
+            f"{first.path} and {second.path} have no bug with attempts of one kind in both, so there is nothing to compare."
+        )
     temperature = float((here or there or Identity({}, {}, {})).settings.get("agent.temperature", 1.0))
     comparison["temperature"] = temperature
-    comparison["verdict"] = verdict_of(_direction(comparison, "sampled"), _direction(comparison, "greedy"), temperature)
+    comparison["verdict"] = verdict_of(
+        _direction(comparison, "sampled"), _direction(comparison, "greedy"), temperature
+    )
     return comparison
 
 
-def _paired(a: Mapping[str, Sequence[bool]], b: Mapping[str, Sequence[bool]], ids: Sequence[str]) -> dict[str, Any]:
+def _paired(
+    a: Mapping[str, Sequence[bool]], b: Mapping[str, Sequence[bool]], ids: Sequence[str]
+) -> dict[str, Any]:
     """The figures of one row; {} where no bug has attempts in both."""
     both = sorted(name for name in ids if name in a and name in b)
     if not both:
         return {}
-    before, after = [sum(a[name]) / len(a[name]) for name in both], [sum(b[name]) / len(b[name]) for name in both]
+    before, after = (
+        [sum(a[name]) / len(a[name]) for name in both],
+        [sum(b[name]) / len(b[name]) for name in both],
+    )
     difference = paired_difference(before, after)
     first, second = estimate(before), estimate(after)
     return {

@@ -32,13 +32,20 @@ class RunEvaluations:
             return self.settings.before
         return update >= last or bool(self.settings.every and update % self.settings.every == 0)
 
-    def play(self, update: int, policy: Mapping[str, Any], progress: Callable[[int, int], None]) -> dict[str, Value]:
+    def play(
+        self, update: int, policy: Mapping[str, Any], progress: Callable[[int, int], None]
+    ) -> dict[str, Value]:
         """Play what is not finished with the engine's weights as they are; the row for the metrics. Raises as `Evaluator.play` does."""
         started = time.monotonic()
         folder = Folder(self.folder / f"u{update:04d}")
-        results = self.evaluator.play(self.tasks, self.settings.attempts, self.settings.greedy, folder, policy, progress)
+        results = self.evaluator.play(
+            self.tasks, self.settings.attempts, self.settings.greedy, folder, policy, progress
+        )
         summary = summarise(results, entries_of(folder), self.settings.attempts)
-        row: dict[str, Value] = {"evaluation": update, "evaluation/spoiled": summary["spoiled_by_the_machine"]}
+        row: dict[str, Value] = {
+            "evaluation": update,
+            "evaluation/spoiled": summary["spoiled_by_the_machine"],
+        }
         for mode in (mode for mode in MODES if mode in summary):
             row |= {f"evaluation/{mode}/{name}": value for name, value in summary[mode]["all"].items()}
         return row | {"seconds/evaluating": round(time.monotonic() - started, 3)}

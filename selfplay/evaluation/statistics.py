@@ -57,7 +57,9 @@ def estimate(values: Sequence[float]) -> Estimate:
     return Estimate(mean, math.sqrt(variance / count), count)
 
 
-def paired_difference(first: Sequence[float], second: Sequence[float], confidence: float = CONFIDENCE) -> Difference:
+def paired_difference(
+    first: Sequence[float], second: Sequence[float], confidence: float = CONFIDENCE
+) -> Difference:
     """Second minus first, bug by bug, with Student's t interval over bugs (paired differences: Miller 2024, arXiv 2411.00640).
 
     Raises ValueError for none, or where the lengths differ.
@@ -77,14 +79,18 @@ def pass_at_k(n: int, c: int, k: int) -> float:
     Raises ValueError where fewer than k attempts say nothing of it.
     """
     if not 0 <= c <= n or not 1 <= k <= n:
-        raise ValueError(f"no pass@{k} from {c} passes in {n} attempts: needs 0 <= passes <= attempts and 1 <= k <= attempts")
+        raise ValueError(
+            f"no pass@{k} from {c} passes in {n} attempts: needs 0 <= passes <= attempts and 1 <= k <= attempts"
+        )
     return 1.0 if n - c < k else 1.0 - math.comb(n - c, k) / math.comb(n, k)
 
 
 def t_quantile(share: float, freedom: int) -> float:
     """The t below which `share` (0.5 to 1) of Student's distribution with `freedom` degrees lies, by bisection."""
     if not 0.5 <= share < 1 or freedom < 1:
-        raise ValueError(f"no quantile for share {share} and {freedom} degrees of freedom: needs 0.5 <= share < 1 and at least 1")
+        raise ValueError(
+            f"no quantile for share {share} and {freedom} degrees of freedom: needs 0.5 <= share < 1 and at least 1"
+        )
     low, high = 0.0, 1.0
     while _t_share(high, freedom) < share:
         low, high = high, 2 * high

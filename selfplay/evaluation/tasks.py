@@ -73,7 +73,9 @@ def parse_task(record: Mapping[str, Any]) -> Task:
     if not isinstance(extra, Mapping):
         raise ValueError("selfplay is not an object")
     artifact = extra.get("artifact") or {}
-    if not isinstance(artifact, Mapping) or not all(isinstance(part, str) for item in artifact.items() for part in item):
+    if not isinstance(artifact, Mapping) or not all(
+        isinstance(part, str) for item in artifact.items() for part in item
+    ):
         raise ValueError("selfplay.artifact is not an object of file name to text")
     order = extra.get("order") or 1
     if not isinstance(order, int):
@@ -143,7 +145,9 @@ def task_record(task: Task) -> dict[str, Any]:
 def read_tasks(path: Path) -> list[Task]:
     """All tasks of a JSONL file. Raises UsageError that lists every bad line with its number."""
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")  # JSON leaves other line breaks within texts as they are
+        lines = path.read_text(encoding="utf-8").split(
+            "\n"
+        )  # JSON leaves other line breaks within texts as they are
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"cannot read the tasks {path}: {error}. {HOW_TO_WRITE}") from error
     tasks: dict[str, Task] = {}
@@ -160,7 +164,9 @@ def read_tasks(path: Path) -> list[Task]:
         except (ValueError, UsageError) as error:
             problems.append(f"  line {number}: {error}")
     if problems:
-        raise UsageError(f"{path}: {len(problems)} unusable task record(s), nothing was started:\n" + "\n".join(problems))
+        raise UsageError(
+            f"{path}: {len(problems)} unusable task record(s), nothing was started:\n" + "\n".join(problems)
+        )
     if not tasks:
         raise UsageError(f"{path} holds no task. {HOW_TO_WRITE}")
     return list(tasks.values())
@@ -230,7 +236,9 @@ def _task_file(source: str) -> Path:
         return frozen
     if not Path(source).is_file():
         there = ", ".join(frozen_sets()) or "none"
-        raise UsageError(f"there is no task set and no file named {source!r}. Sets that come with selfplay: {there}. {HOW_TO_WRITE}")
+        raise UsageError(
+            f"there is no task set and no file named {source!r}. Sets that come with selfplay: {there}. {HOW_TO_WRITE}"
+        )
     return Path(source)
 
 
@@ -242,7 +250,9 @@ def choose_subset(tasks: Sequence[Task], limit: int) -> list[Task]:
     groups: dict[tuple[str, str], list[Task]] = {}
     for task in sorted(tasks, key=lambda task: hashlib.sha256(task.instance_id.encode()).digest()):
         groups.setdefault((task.set, task.repository), []).append(task)
-    ranked = [(rank, group, task.instance_id) for group, some in groups.items() for rank, task in enumerate(some)]
+    ranked = [
+        (rank, group, task.instance_id) for group, some in groups.items() for rank, task in enumerate(some)
+    ]
     kept = {instance_id for _, _, instance_id in sorted(ranked)[:limit]}
     return [task for task in tasks if task.instance_id in kept]
 
@@ -257,7 +267,11 @@ def bug_of(task: Task, environment: Environment) -> tuple[Environment, BugState]
     """
     if task.artifact:
         return environment, BugState(
-            Artifact.from_files(task.artifact), task.order, task.attempt_patch, task.fail_to_pass, task.pass_to_pass
+            Artifact.from_files(task.artifact),
+            task.order,
+            task.attempt_patch,
+            task.fail_to_pass,
+            task.pass_to_pass,
         )
     original = apply_patch(apply_patch(environment.tree, task.patch), task.test_patch)
     touched = tuple(path for path in parse_patch(task.test_patch, 1 << 20).changed_paths if path in original)

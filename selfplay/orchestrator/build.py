@@ -17,7 +17,14 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from selfplay.agent.chat import ChatFormat, load_tokenizer, policy_path
 from selfplay.agent.prompting import check_prompts
@@ -29,7 +36,15 @@ from selfplay.config import Config, build_config, load_config, parse_overrides
 from selfplay.curriculum.store import Store
 from selfplay.engines.base import Engine
 from selfplay.engines.vllm_servers import check_installed
-from selfplay.errors import EnvironmentBuildError, PrerequisiteError, RepositoryError, RunError, ServerLost, TrainerError, UsageError
+from selfplay.errors import (
+    EnvironmentBuildError,
+    PrerequisiteError,
+    RepositoryError,
+    RunError,
+    ServerLost,
+    TrainerError,
+    UsageError,
+)
 from selfplay.evaluation.evaluator import (
     Evaluator,
     Folder,
@@ -68,7 +83,9 @@ if TYPE_CHECKING:
     from selfplay.cluster.ray_cluster import Cluster, Places
 
 
-def start_training(repos: Path, config_file: Path | None, overrides: Sequence[str], address: str | None = None) -> None:
+def start_training(
+    repos: Path, config_file: Path | None, overrides: Sequence[str], address: str | None = None
+) -> None:
     """`selfplay train --repos`: raises UsageError before anything was started, RunError when the name is taken.
 
     address: of a Ray cluster (`--cluster`), on which the run is placed.
@@ -81,7 +98,9 @@ def start_training(repos: Path, config_file: Path | None, overrides: Sequence[st
     model = _check_model(config)
     backend, why = open_backend(config.sandbox.type)
     with _on_cluster(address, config) as cluster:
-        run, config = create_run(config, "".join(f"{absolute_line(spec)}\n" for spec in specs), datetime.now(), given)
+        run, config = create_run(
+            config, "".join(f"{absolute_line(spec)}\n" for spec in specs), datetime.now(), given
+        )
         if tasks:
             write_tasks(tasks, run.evaluation_tasks)
         console = Console()
@@ -105,7 +124,9 @@ def start_evaluation(
     Raises UsageError before anything was started, and when `output` belongs to another evaluation.
     """
     if not attempts and not greedy:
-        raise UsageError("--attempts 0 with --no-greedy plays nothing; give --attempts of at least 1, or leave --greedy on.")
+        raise UsageError(
+            "--attempts 0 with --no-greedy plays nothing; give --attempts of at least 1, or leave --greedy on."
+        )
     config = load_config(config_file, overrides)
     tasks = find_tasks(sources, limit)
     model = _check_model(config)
@@ -116,18 +137,33 @@ def start_evaluation(
         folder.check(identity_of(config, policy, tasks))
         backend, why = open_backend(config.sandbox.type)
         kinds = [f"{attempts} at T = {config.agent.temperature:g}"] * bool(attempts) + ["1 greedy"] * greedy
-        console.print(f"{len(tasks)} task(s), attempts each: {', '.join(kinds)}; sandboxes: {why}", highlight=False)
+        console.print(
+            f"{len(tasks)} task(s), attempts each: {', '.join(kinds)}; sandboxes: {why}", highlight=False
+        )
         limits = sandbox_limits(config)
         environments = prepare_tasks(tasks, backend, config, limits, console)
         engine = build_engine(config, model, environments.values())
         chat = ChatFormat(load_tokenizer(model))
-        evaluator = Evaluator(config, engine, chat, backend, environments, limits, {"run": "eval", "owner": str(os.getpid())})
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+        evaluator = Evaluator(
+            config, engine, chat, backend, environments, limits, {"run": "eval", "owner": str(os.getpid())}
+        )
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
         try:
             with Progress(*columns, console=console) as progress:
                 bar = progress.add_task("attempts", total=None)
                 results = evaluator.play(
-                    tasks, attempts, greedy, folder, policy, lambda done, total: progress.update(bar, completed=done, total=total)
+                    tasks,
+                    attempts,
+                    greedy,
+                    folder,
+                    policy,
+                    lambda done, total: progress.update(bar, completed=done, total=total),
                 )
         finally:
             engine.close()
@@ -137,7 +173,9 @@ def start_evaluation(
     else:
         notes = [f"Episodes and results are in {output}; the same command continues there."] if output else []
         if left_out := sum(task.repo not in environments for task in tasks):
-            notes.append(f"{left_out} task(s) were left out, since their repository does not run here (see above).")
+            notes.append(
+                f"{left_out} task(s) were left out, since their repository does not run here (see above)."
+            )
         show_rates(summary, console, config.agent.temperature, notes)
     return summary
 
@@ -157,7 +195,9 @@ def resume_training(name: str, root: Path, overrides: Sequence[str], address: st
         "engine.servers",
     }
     if refused := sorted(set(changed) - allowed):
-        raise UsageError(f"--set {refused[0]}: a resumed run keeps its settings; only {', '.join(sorted(allowed))} may change.")
+        raise UsageError(
+            f"--set {refused[0]}: a resumed run keeps its settings; only {', '.join(sorted(allowed))} may change."
+        )
     values = config.model_dump()
     for key, value in changed.items():
         section, _, setting = key.partition(".")
@@ -220,7 +260,11 @@ def _play_on(
             failures, reached = failures + 1 if done == reached else 1, done
             if failures > config.cluster.restarts:
                 raise
-            console.print(f"{error}\nGoing on from update {done} on what is left of the cluster.", markup=False, highlight=False)
+            console.print(
+                f"{error}\nGoing on from update {done} on what is left of the cluster.",
+                markup=False,
+                highlight=False,
+            )
         finally:
             places.close()
 
@@ -230,9 +274,13 @@ def _check_given_bugs(config: Config, specs: Sequence[RepositorySpec]) -> str:
     if config.train.bugs:
         path = Path(config.train.bugs)
         given = {
-            (parse_spec(task.repo).name, task.patch): task.instance_id for task in read_given_bugs(path, {spec.name for spec in specs})
+            (parse_spec(task.repo).name, task.patch): task.instance_id
+            for task in read_given_bugs(path, {spec.name for spec in specs})
         }
-        evaluated = {(parse_spec(task.repo).name, task.patch) for task in find_tasks(config.evaluation.tasks, config.evaluation.limit)}
+        evaluated = {
+            (parse_spec(task.repo).name, task.patch)
+            for task in find_tasks(config.evaluation.tasks, config.evaluation.limit)
+        }
         if both := sorted(given[bug] for bug in given.keys() & evaluated):
             raise UsageError(
                 f"train.bugs and evaluation.tasks share {len(both)} bug(s), {both[0]!r} for one: "
@@ -248,14 +296,21 @@ def _check_given_bugs(config: Config, specs: Sequence[RepositorySpec]) -> str:
 
 
 def _put_given_bugs(
-    run: RunFolder, config: Config, store: Store, environments: dict[str, Environment], model: str, console: Console
+    run: RunFolder,
+    config: Config,
+    store: Store,
+    environments: dict[str, Environment],
+    model: str,
+    console: Console,
 ) -> None:
     """Those of the run folder, into the curriculum of a new run (or of one that was killed before this)."""
     if not run.given_bugs_file.is_file():
         return
     chat = ChatFormat(load_tokenizer(model))
     put_given_bugs(
-        read_given_bugs(run.given_bugs_file, {spec.name for spec in read_repository_list(run.repositories_file)}),
+        read_given_bugs(
+            run.given_bugs_file, {spec.name for spec in read_repository_list(run.repositories_file)}
+        ),
         store,
         environments,
         lambda bug: spec_tokens(chat, bug) > config.solver.max_spec_tokens,
@@ -295,10 +350,24 @@ def _play(
         committed = store.last_checkpoint()
         run.discard_uncommitted(committed, keep=config.train.keep_checkpoints)
         run.mend_metrics(
-            [row for row in store.updates() if row.committed_at], lambda update: store.state(f"evaluated/{update}") is not None
+            [row for row in store.updates() if row.committed_at],
+            lambda update: store.state(f"evaluated/{update}") is not None,
         )
         with TrainProgress(console, config.train.updates, done=store.last_update()) as progress:
-            game = build_game(run, config, store, environments, backend, limits, model, committed, progress, tasks, evaluated, places)
+            game = build_game(
+                run,
+                config,
+                store,
+                environments,
+                backend,
+                limits,
+                model,
+                committed,
+                progress,
+                tasks,
+                evaluated,
+                places,
+            )
             try:
                 asyncio.run(TrainLoop(game).run())
             finally:
@@ -343,7 +412,9 @@ def prepare_tasks(
         if found is not None:
             environments[line] = found
     if not environments:
-        raise RunError("none of the tasks' repositories runs here, so there is nothing to evaluate on. The reasons stand above.")
+        raise RunError(
+            "none of the tasks' repositories runs here, so there is nothing to evaluate on. The reasons stand above."
+        )
     return environments
 
 
@@ -357,7 +428,12 @@ def _open_store(run: RunFolder) -> Iterator[Store]:
 
 
 def prepare_all(
-    specs: Sequence[RepositorySpec], backend: SandboxBackend, config: Config, limits: Limits, console: Console, store: Store | None = None
+    specs: Sequence[RepositorySpec],
+    backend: SandboxBackend,
+    config: Config,
+    limits: Limits,
+    console: Console,
+    store: Store | None = None,
 ) -> dict[str, Environment]:
     """Each repository fetched and its environment admitted; those that fail are reported and left out.
 
@@ -376,16 +452,25 @@ def prepare_all(
 
 
 def _prepare(
-    spec: RepositorySpec, backend: SandboxBackend, config: Config, limits: Limits, console: Console, store: Store | None = None
+    spec: RepositorySpec,
+    backend: SandboxBackend,
+    config: Config,
+    limits: Limits,
+    console: Console,
+    store: Store | None = None,
 ) -> Environment | None:
     """The repository's environment, None where it cannot be had; either is told, and recorded in `store`."""
     cache = cache_root()
     with console.status(f"{spec.name}: fetching") as status:
         try:
-            environment = prepare_environment(fetch(spec, cache), backend, config.environment, limits, cache, status.update)
+            environment = prepare_environment(
+                fetch(spec, cache), backend, config.environment, limits, cache, status.update
+            )
         except (RepositoryError, EnvironmentBuildError) as error:
             if store is not None and any(group.repository == spec.name for group in store.groups()):
-                raise RunError(f"this run has played on {spec.name}, which cannot be had now: {error}\nMend that, then resume.") from error
+                raise RunError(
+                    f"this run has played on {spec.name}, which cannot be had now: {error}\nMend that, then resume."
+                ) from error
             console.print(f"[red]✗[/red] {spec.name}: left out.", highlight=False)
             console.print(str(error), markup=False, highlight=False)
             tail = getattr(error, "log_tail", "")
@@ -443,7 +528,15 @@ def build_game(
         chat = ChatFormat(load_tokenizer(model))
         chat.check()
         known = [*environments.values(), *evaluated.values()]
-        engine = build_engine(config, model, known, run.path / "logs", progress.message, places, (trainer, run.newest_checkpoint))
+        engine = build_engine(
+            config,
+            model,
+            known,
+            run.path / "logs",
+            progress.message,
+            places,
+            (trainer, run.newest_checkpoint),
+        )
         if committed:
             engine.load_weights(ExportedWeights(trainer), trainer.weight_version)
         runner = TestRunner(backend, config.validator, limits, labels)
@@ -462,7 +555,23 @@ def build_game(
     if tasks:
         evaluator = Evaluator(config, engine, chat, backend, evaluated, limits, labels)
         evaluations = RunEvaluations(run.evaluations, config.evaluation, tasks, evaluator)
-    return Game(config, run, store, environments, backend, limits, labels, engine, chat, trainer, runner, sink, progress, evaluations, host)
+    return Game(
+        config,
+        run,
+        store,
+        environments,
+        backend,
+        limits,
+        labels,
+        engine,
+        chat,
+        trainer,
+        runner,
+        sink,
+        progress,
+        evaluations,
+        host,
+    )
 
 
 def build_trainer(config: Config, model: str, logs: Path, places: Places | None = None) -> Trainer:
@@ -472,7 +581,12 @@ def build_trainer(config: Config, model: str, logs: Path, places: Places | None 
         from selfplay.training.deepspeed_trainer import DeepSpeedTrainer
 
         return DeepSpeedTrainer(
-            model, config.trainer, config.agent.context_tokens, config.seed, logs, links=places.links if places else None
+            model,
+            config.trainer,
+            config.agent.context_tokens,
+            config.seed,
+            logs,
+            links=places.links if places else None,
         )
     from selfplay.training.torch_trainer import TorchTrainer
 
@@ -501,12 +615,16 @@ def build_engine(
         from selfplay.engines.scripted_engine import ScriptedEngine
         from selfplay.teacher.player import TeacherPlayer
 
-        return ScriptedEngine(TeacherPlayer([environment.tree for environment in environments]), load_tokenizer(model))
+        return ScriptedEngine(
+            TeacherPlayer([environment.tree for environment in environments]), load_tokenizer(model)
+        )
     if config.engine.type == "vllm":
         return _open_vllm(config, model, logs, tell, places, trained)
     from selfplay.engines.hf_engine import HFEngine
 
-    return HFEngine(model, config.engine.max_batch, config.agent.context_tokens, cache_mb=config.engine.cache_mb)
+    return HFEngine(
+        model, config.engine.max_batch, config.agent.context_tokens, cache_mb=config.engine.cache_mb
+    )
 
 
 def _open_vllm(
@@ -570,12 +688,12 @@ def check_targets(config: Config, environments: dict[str, Environment], tell: Ca
     if "target" not in config.injector.given or not config.train.injector_groups:
         return
     injector = config.injector
-    wanted = (
-        f"a covered function of at most {injector.max_target_lines} lines in whose test file {injector.min_passing_tests[1]} tests pass"
-    )
+    wanted = f"a covered function of at most {injector.max_target_lines} lines in whose test file {injector.min_passing_tests[1]} tests pass"
     for name, environment in list(environments.items()):
         if not targets_of(environment, injector):
             del environments[name]
             tell(f"{name} is left out of the game: it lacks {wanted} (injector.max_target_lines)")
     if not environments:
-        raise RunError(f"injector.given has 'target', but no repository has {wanted}. Raise injector.max_target_lines, or list others.")
+        raise RunError(
+            f"injector.given has 'target', but no repository has {wanted}. Raise injector.max_target_lines, or list others."
+        )

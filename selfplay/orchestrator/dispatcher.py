@@ -40,7 +40,9 @@ class Dispatcher:
 
     def __init__(self, game: Game) -> None:
         self._game = game
-        self.host = game.host or LocalHost(game.config, game.environments, game.engine, game.chat, game.backend, game.limits, game.runner)
+        self.host = game.host or LocalHost(
+            game.config, game.environments, game.engine, game.chat, game.backend, game.limits, game.runner
+        )
         train = game.config.train
         self._switch_s = sys.getswitchinterval()
         sys.setswitchinterval(max(self._switch_s, SWITCH_S_A_THREAD * train.episodes_in_flight))
@@ -107,7 +109,9 @@ class Dispatcher:
         try:
             verdict = await self.judging(lambda: self.host.judge(work, episode))
         except SandboxUnavailable as failure:
-            self._record(group, replace(episode, finish=FinishReason.ENV_ERROR), note=f"no verdict: {failure}")
+            self._record(
+                group, replace(episode, finish=FinishReason.ENV_ERROR), note=f"no verdict: {failure}"
+            )
             return
         reason = next((check.reason for check in verdict.checks if check.name == verdict.failed_check), "")
         with game.store.transaction():

@@ -27,9 +27,16 @@ SHOWN = 8
 def read_given_bugs(path: Path, repositories: Collection[str]) -> list[Task]:
     """The records of `path`, all usable by a run over `repositories` (names). Raises UsageError listing every one that is not."""
     tasks = read_tasks(path)
-    problems = [f"  {task.instance_id}: {problem}" for task in tasks if (problem := _problem(task, repositories))]
+    problems = [
+        f"  {task.instance_id}: {problem}" for task in tasks if (problem := _problem(task, repositories))
+    ]
     if problems:
-        raise UsageError(_listed(f"train.bugs = {str(path)!r}: {len(problems)} of {len(tasks)} record(s) cannot be given", problems))
+        raise UsageError(
+            _listed(
+                f"train.bugs = {str(path)!r}: {len(problems)} of {len(tasks)} record(s) cannot be given",
+                problems,
+            )
+        )
     return tasks
 
 
@@ -83,9 +90,14 @@ def put_given_bugs(
                 f"none of the {len(tasks)} given bug(s) can be played: {left_out} are of repositories that could not be prepared, "
                 "the others' specifications are longer than solver.max_spec_tokens."
             )
-    tell(f"{added} given bug(s) in the curriculum" + (f", {added - playable} of them too long to play" if playable < added else ""))
+    tell(
+        f"{added} given bug(s) in the curriculum"
+        + (f", {added - playable} of them too long to play" if playable < added else "")
+    )
     if left_out or added < len(rows):
-        tell(f"Left out: {left_out} of repositories that could not be prepared, {len(rows) - added} that repeat another.")
+        tell(
+            f"Left out: {left_out} of repositories that could not be prepared, {len(rows) - added} that repeat another."
+        )
 
 
 def _bug_row(task: Task, environment: Environment, is_too_long: Callable[[BugState], bool]) -> BugRow:
@@ -94,7 +106,9 @@ def _bug_row(task: Task, environment: Environment, is_too_long: Callable[[BugSta
     states = build_states(environment.tree, bug)
     touched = touched_functions(states.original, states.buggy)
     if held_out := sorted(name for name in touched if is_held_out(name)):
-        raise PatchError(f"changes {', '.join(held_out)}, held out for evaluation; no target of `selfplay train` is. Leave the bug out.")
+        raise PatchError(
+            f"changes {', '.join(held_out)}, held out for evaluation; no target of `selfplay train` is. Leave the bug out."
+        )
     return BugRow(
         bug_id=f"given-{task.instance_id}",
         repository=environment.repository,
@@ -134,7 +148,11 @@ def touched_functions(before: Tree, after: Tree) -> set[str]:
 def _names(spans: Sequence[Span], start: int, end: int) -> Iterator[str]:
     """Of the spans that hold one of the lines start + 1 … end; where there is none, of those around the gap behind line `start`."""
     for span in spans:
-        inside = span.code_line <= end and span.last_line > start if start < end else span.code_line <= start < span.last_line
+        inside = (
+            span.code_line <= end and span.last_line > start
+            if start < end
+            else span.code_line <= start < span.last_line
+        )
         if inside:
             yield span.name
 

@@ -123,31 +123,59 @@ class LocalHost:
         self._preparing = threading.BoundedSemaphore(config.train.preparing)
 
     def prepare(self, work: SolverWork) -> SolverWork:
-        task = solver_task(self._environments[work.repository], work.bug_id, work.bug, work.failure, self._config)
+        task = solver_task(
+            self._environments[work.repository], work.bug_id, work.bug, work.failure, self._config
+        )
         return replace(work, suspects=task.suspects)
 
     def play(self, work: InjectorWork | SolverWork, place: EpisodePlace) -> Episode:
         environment = self._environments[work.repository]
-        with_all = (place, self.engine, self._chat, self._backend, self._config, self._limits, self._runner, self._preparing)
+        with_all = (
+            place,
+            self.engine,
+            self._chat,
+            self._backend,
+            self._config,
+            self._limits,
+            self._runner,
+            self._preparing,
+        )
         if isinstance(work, InjectorWork):
-            return play_injector(InjectorTask(environment, work.strategy, work.target, work.thresholds), *with_all)
-        return play_solver(SolverTask(environment, work.bug_id, work.bug, work.failure, work.suspects), *with_all)
+            return play_injector(
+                InjectorTask(environment, work.strategy, work.target, work.thresholds), *with_all
+            )
+        return play_solver(
+            SolverTask(environment, work.bug_id, work.bug, work.failure, work.suspects), *with_all
+        )
 
     def judge(self, work: InjectorWork, episode: Episode) -> Verdict:
         if episode.finish is not FinishReason.SUBMITTED:
-            return _rejected(f"not_submitted/{episode.finish}", f"the episode ended with {episode.finish}, nothing was submitted")
+            return _rejected(
+                f"not_submitted/{episode.finish}",
+                f"the episode ended with {episode.finish}, nothing was submitted",
+            )
         try:
             artifact = Artifact.from_files(episode.submission)
         except (ArtifactError, PatchError) as error:
             return _rejected("readable", str(error))
-        verdict = validate(artifact, self._environments[work.repository], work.thresholds, self._runner, self._config.validator)
+        verdict = validate(
+            artifact,
+            self._environments[work.repository],
+            work.thresholds,
+            self._runner,
+            self._config.validator,
+        )
         if not verdict.accepted:
             return verdict
-        tokens = spec_tokens(self._chat, BugState(artifact, 1, "", verdict.fail_to_pass, verdict.pass_to_pass))
+        tokens = spec_tokens(
+            self._chat, BugState(artifact, 1, "", verdict.fail_to_pass, verdict.pass_to_pass)
+        )
         if tokens > self._config.solver.max_spec_tokens:
             reason = f"the reversed test_weaken.diff has {tokens} tokens; solver.max_spec_tokens is {self._config.solver.max_spec_tokens}"
             check = CheckResult(SPEC_TOO_LONG, False, reason, {}, 0.0)
-            return replace(verdict, accepted=False, failed_check=SPEC_TOO_LONG, checks=(*verdict.checks, check))
+            return replace(
+                verdict, accepted=False, failed_check=SPEC_TOO_LONG, checks=(*verdict.checks, check)
+            )
         return verdict
 
     def grade(self, work: SolverWork, patch: str) -> Grade:
@@ -155,7 +183,9 @@ class LocalHost:
 
     def judge_second_order(self, work: SolverWork, patch: str, thresholds: Thresholds) -> Verdict:
         environment = self._environments[work.repository]
-        return validate_second_order(work.bug, patch, environment, thresholds, self._runner, self._config.validator)
+        return validate_second_order(
+            work.bug, patch, environment, thresholds, self._runner, self._config.validator
+        )
 
     def engine_busy_s(self) -> float:
         return self.engine.busy_s()

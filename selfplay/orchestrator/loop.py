@@ -65,7 +65,9 @@ class TrainLoop:
         self._counted_waves = set(
             json.loads(waves) if waves else range(1, game.store.last_update() + 1)
         )  # all of whose episodes are in a row
-        self._counted = set(json.loads(game.store.state(COUNTED) or "[]"))  # the others' episodes that are in one
+        self._counted = set(
+            json.loads(game.store.state(COUNTED) or "[]")
+        )  # the others' episodes that are in one
         self._seconds: defaultdict[str, float] = defaultdict(float)
         self._idle = IdleClock()
 
@@ -106,10 +108,19 @@ class TrainLoop:
         """The live engine's repair rate after `update`, where that is due and not finished. Training knows nothing of it."""
         game, key = self._game, f"evaluated/{update}"
         evaluations = game.evaluations
-        if evaluations is None or not evaluations.is_due(update, game.config.train.updates) or game.store.state(key):
+        if (
+            evaluations is None
+            or not evaluations.is_due(update, game.config.train.updates)
+            or game.store.state(key)
+        ):
             return
         game.progress.phase(f"evaluating {place_text(update)}")
-        policy = {"model": game.config.policy.model, "run": game.run.path.name, "update": update, "weights": game.engine.weight_version}
+        policy = {
+            "model": game.config.policy.model,
+            "run": game.run.path.name,
+            "update": update,
+            "weights": game.engine.weight_version,
+        }
         row = await asyncio.to_thread(evaluations.play, update, policy, game.progress.evaluating)
         game.sink.write(row)
         game.store.set_state(key, "yes")
@@ -139,7 +150,9 @@ class TrainLoop:
                     task.result()
                     del self._in_play[wave]
                     self._played += 1
-            if self._played >= update or (self._ahead and self._complete_groups() >= self._wanted_groups(update)):
+            if self._played >= update or (
+                self._ahead and self._complete_groups() >= self._wanted_groups(update)
+            ):
                 return
             await self._waves.bell.wait()
 
@@ -148,14 +161,20 @@ class TrainLoop:
         self._credit_injectors()
         store = self._game.store
         groups = store.groups(role=self._pace, status="complete")
-        return sum(carries_gradient(group, self._fresh(store.episodes(group_id=group.group_id))) for group in groups)
+        return sum(
+            carries_gradient(group, self._fresh(store.episodes(group_id=group.group_id))) for group in groups
+        )
 
     def _fresh(self, rows: list[EpisodeRow]) -> list[EpisodeRow]:
         version, max_lag = self._game.trainer.weight_version, self._game.config.max_lag
         return [row for row in rows if not is_stale(row.weight_version_min, version, max_lag)]
 
     def _wanted_groups(self, update: int) -> int:
-        return self._waves.solver_slots(update) if self._pace is Role.SOLVER else self._game.config.train.injector_groups
+        return (
+            self._waves.solver_slots(update)
+            if self._pace is Role.SOLVER
+            else self._game.config.train.injector_groups
+        )
 
     @property
     def _pace(self) -> Role:
@@ -196,7 +215,9 @@ class TrainLoop:
             # Fewer than half of the attempts graded: measured, with no rate; the injector's episode is masked.
             # The first measurement decides: a bug may be played again before its whole group is measured.
             rate = SolveRate(bug.first_solve_rate, bug.attempts, bug.passes, bug.status == "void")
-        return credit_injector(accepted, bug is None, verdict.failed_check if verdict else "", rate, kind, alpha)
+        return credit_injector(
+            accepted, bug is None, verdict.failed_check if verdict else "", rate, kind, alpha
+        )
 
     # -- training ----------------------------------------------------------------------------------------------------
 
@@ -213,9 +234,18 @@ class TrainLoop:
         with self._phase("saving"):
             checkpoint = game.run.checkpoint(update)
             await asyncio.to_thread(game.trainer.save, checkpoint)
-        row: dict[str, Value] = {"update": update, "carried_gradient": bool(samples), **batch.stats, **self._newly_played(), **metrics}
+        row: dict[str, Value] = {
+            "update": update,
+            "carried_gradient": bool(samples),
+            **batch.stats,
+            **self._newly_played(),
+            **metrics,
+        }
         row |= self._idle.shares(self._dispatcher.host.engine_busy_s(), self._dispatcher.recorded)
-        row |= {f"seconds/{phase.replace(' ', '_')}": round(seconds, 3) for phase, seconds in self._seconds.items()}
+        row |= {
+            f"seconds/{phase.replace(' ', '_')}": round(seconds, 3)
+            for phase, seconds in self._seconds.items()
+        }
         with game.store.transaction():
             for episode_id, advantage in batch.consumed:
                 game.store.consume(episode_id, update, advantage)
@@ -224,7 +254,9 @@ class TrainLoop:
             if self._ahead:
                 game.store.set_state(COUNTED, json.dumps(sorted(self._counted)))
                 game.store.set_state(COUNTED_WAVES, json.dumps(sorted(self._counted_waves)))
-            game.store.commit_update(update, checkpoint.name, game.trainer.weight_version, bool(samples), json.dumps(row))
+            game.store.commit_update(
+                update, checkpoint.name, game.trainer.weight_version, bool(samples), json.dumps(row)
+            )
         game.run.discard_checkpoints(checkpoint.name, keep=game.config.train.keep_checkpoints)
         if samples:
             await asyncio.to_thread(self._publish)
@@ -236,7 +268,9 @@ class TrainLoop:
         trainer = self._game.trainer
         self._game.engine.load_weights(ExportedWeights(trainer), trainer.weight_version)
 
-    def _read_samples(self, learned: Sequence[tuple[EpisodeRow, float]], stats: dict[str, Value]) -> list[Sample]:
+    def _read_samples(
+        self, learned: Sequence[tuple[EpisodeRow, float]], stats: dict[str, Value]
+    ) -> list[Sample]:
         """Empty where no token is to be learned. Adds to `stats` how calls went: drawn again (`agent.redraws`), changing something new."""
         game = self._game
         samples: list[Sample] = []
@@ -246,18 +280,32 @@ class TrainLoop:
         for episode in episodes:
             groups[episode.group].append(episode)
         by_calls = game.config.trainer.call_weight > 0
-        expected = {group: success_of_calls(members) if by_calls else 0.0 for group, members in groups.items()}
+        expected = {
+            group: success_of_calls(members) if by_calls else 0.0 for group, members in groups.items()
+        }
         for episode, (_, advantage) in zip(episodes, learned, strict=True):
-            advantages = token_advantages(episode, advantage, game.config.trainer, expected[episode.group], game.chat.decode)
-            samples.append(Sample(episode.token_ids, episode.loss_mask, episode.logprobs, advantages, episode.role.value))
+            advantages = token_advantages(
+                episode, advantage, game.config.trainer, expected[episode.group], game.chat.decode
+            )
+            samples.append(
+                Sample(episode.token_ids, episode.loss_mask, episode.logprobs, advantages, episode.role.value)
+            )
             rejected, kept = draws[episode.role]
-            draws[episode.role] = (rejected + sum(turn.rejected for turn in episode.turns), kept + len(episode.turns))
+            draws[episode.role] = (
+                rejected + sum(turn.rejected for turn in episode.turns),
+                kept + len(episode.turns),
+            )
         if game.config.agent.redraws:
-            stats |= {f"{role}/rejected_draws": round(rejected / (rejected + kept), 4) for role, (rejected, kept) in draws.items()}
+            stats |= {
+                f"{role}/rejected_draws": round(rejected / (rejected + kept), 4)
+                for role, (rejected, kept) in draws.items()
+            }
         for role in sorted({episode.role for episode in episodes} if by_calls else ()):
             played = [episode for episode in episodes if episode.role == role]
             stats[f"{role}/new_changes"] = round(success_of_calls(played), 4)
-            stats[f"{role}/changes_tried"] = round(sum(len(changing_turns(episode)) for episode in played) / len(played), 2)
+            stats[f"{role}/changes_tried"] = round(
+                sum(len(changing_turns(episode)) for episode in played) / len(played), 2
+            )
         return samples if with_gradient(samples) else []
 
     def _batch(self, update: int) -> Batch:
@@ -268,9 +316,17 @@ class TrainLoop:
         counts: Counter[str] = Counter()
         lags: list[int] = []
         for group in game.store.groups(status="complete"):
-            if self._ahead and group.role == self._pace and counts[f"{group.role}/gradient_groups"] >= self._wanted_groups(update):
+            if (
+                self._ahead
+                and group.role == self._pace
+                and counts[f"{group.role}/gradient_groups"] >= self._wanted_groups(update)
+            ):
                 continue  # the next update's
-            rows = [row for row in game.store.episodes(group_id=group.group_id) if not row.masked and row.reward is not None]
+            rows = [
+                row
+                for row in game.store.episodes(group_id=group.group_id)
+                if not row.masked and row.reward is not None
+            ]
             rewards[group.role] += [row.reward for row in rows if row.reward is not None]
             fresh = self._fresh(rows)
             counts["stale"] += len(rows) - len(fresh)
@@ -280,11 +336,15 @@ class TrainLoop:
             advantages = [0.0] * len(fresh)
             if says_enough(group, len(fresh)):
                 advantages = compute_advantages(
-                    config.trainer.advantage, [r.reward for r in fresh if r.reward is not None], [r.action_tokens for r in fresh]
+                    config.trainer.advantage,
+                    [r.reward for r in fresh if r.reward is not None],
+                    [r.action_tokens for r in fresh],
                 )
             else:
                 counts["dropped_groups"] += 1
-            batch.consumed.extend((row.episode_id, advantage) for row, advantage in zip(fresh, advantages, strict=True))
+            batch.consumed.extend(
+                (row.episode_id, advantage) for row, advantage in zip(fresh, advantages, strict=True)
+            )
             if not any(advantages):
                 counts["zero_variance_groups"] += 1
                 counts[f"{group.role}/zero_variance_groups"] += 1
@@ -333,7 +393,9 @@ class TrainLoop:
                 if verdicts:
                     stats["injector/valid"] = round(len(accepted) / len(verdicts), 4)
                 if accepted:
-                    repeated = sum(store.find_bug(f"{verdict.episode_id}-bug") is None for verdict in accepted)
+                    repeated = sum(
+                        store.find_bug(f"{verdict.episode_id}-bug") is None for verdict in accepted
+                    )
                     stats["injector/duplicate"] = round(repeated / len(accepted), 4)
             else:
                 attempts = [attempt for row in rows if (attempt := store.attempt(row.episode_id))]
@@ -370,7 +432,12 @@ class IdleClock:
 
     def restart(self, engine_busy_s: float, episodes: int) -> None:
         """engine_busy_s, episodes: as they have added up since the run began."""
-        self._since, self._stepped_s, self._busy_s, self._episodes = time.monotonic(), 0.0, engine_busy_s, episodes
+        self._since, self._stepped_s, self._busy_s, self._episodes = (
+            time.monotonic(),
+            0.0,
+            engine_busy_s,
+            episodes,
+        )
 
     @contextmanager
     def stepping(self) -> Iterator[None]:

@@ -89,7 +89,11 @@ class RunFolder:
 
         A kill can leave the last row torn, an update without its row, and an evaluation's row though it is played again.
         """
-        lines = self.metrics.read_text(encoding="utf-8").splitlines(keepends=True) if self.metrics.is_file() else []
+        lines = (
+            self.metrics.read_text(encoding="utf-8").splitlines(keepends=True)
+            if self.metrics.is_file()
+            else []
+        )
         missing = {update.update: f"{update.metrics_json}\n" for update in committed}
         kept: list[str] = []
         for line in lines:
@@ -107,7 +111,10 @@ class RunFolder:
 
     def newest_checkpoint(self) -> Path | None:
         """Of the weights that are published next or were published last: an update is saved before."""
-        return max((folder for folder in self.checkpoints.glob("*") if folder.is_dir() and not folder.suffix), default=None)
+        return max(
+            (folder for folder in self.checkpoints.glob("*") if folder.is_dir() and not folder.suffix),
+            default=None,
+        )
 
     def discard_uncommitted(self, committed_checkpoint: str, keep: int = 1) -> None:
         """Remove partial files and all checkpoints but the committed one and the `keep` - 1 before it."""
@@ -118,14 +125,20 @@ class RunFolder:
     def discard_checkpoints(self, committed_checkpoint: str, keep: int = 1) -> None:
         """All but the committed one and the `keep` - 1 before it. Episodes may be written meanwhile."""
         folders = sorted(folder for folder in self.checkpoints.glob("*") if folder.is_dir())
-        kept = {folder for folder in folders if re.fullmatch(r"update-\d+", folder.name) and folder.name <= committed_checkpoint}
+        kept = {
+            folder
+            for folder in folders
+            if re.fullmatch(r"update-\d+", folder.name) and folder.name <= committed_checkpoint
+        }
         kept = set(sorted(kept)[-keep:]) if committed_checkpoint else set()
         for folder in folders:
             if folder not in kept:
                 shutil.rmtree(folder)
 
 
-def create_run(config: Config, repositories: str, now: datetime, given_bugs: str = "") -> tuple[RunFolder, Config]:
+def create_run(
+    config: Config, repositories: str, now: datetime, given_bugs: str = ""
+) -> tuple[RunFolder, Config]:
     """A new run folder that holds the resolved configuration, the repository list and the records of the bugs that it is given.
 
     Raises RunError when the name is taken or the folder cannot be written.
@@ -134,7 +147,9 @@ def create_run(config: Config, repositories: str, now: datetime, given_bugs: str
     name = config.run.name or _free_name(root, now.strftime("%Y%m%d-%H%M%S"))
     folder = RunFolder(root / name)
     if folder.path.exists():
-        raise RunError(f"the run {name!r} exists at {folder.path}. Continue it with --resume {name}, or choose another run.name.")
+        raise RunError(
+            f"the run {name!r} exists at {folder.path}. Continue it with --resume {name}, or choose another run.name."
+        )
     config = config.model_copy(update={"run": config.run.model_copy(update={"name": name})})
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -149,7 +164,9 @@ def create_run(config: Config, repositories: str, now: datetime, given_bugs: str
             made.write_config(config)
             made.path.rename(folder.path)
     except OSError as error:
-        raise RunError(f"cannot write the run folder {folder.path}: {error}. Free space there, or set run.folder.") from error
+        raise RunError(
+            f"cannot write the run folder {folder.path}: {error}. Free space there, or set run.folder."
+        ) from error
     return folder, config
 
 

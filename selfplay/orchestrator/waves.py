@@ -46,7 +46,9 @@ class Bell:
 class Waves:
     """Several may be in play at once; alone, one repeats exactly. phase: times a step and shows it, where waves come one by one."""
 
-    def __init__(self, game: Game, dispatcher: Dispatcher, phase: Callable[[str], AbstractContextManager[None]]) -> None:
+    def __init__(
+        self, game: Game, dispatcher: Dispatcher, phase: Callable[[str], AbstractContextManager[None]]
+    ) -> None:
         self.bell = Bell()
         self._game = game
         self._dispatcher = dispatcher
@@ -70,7 +72,9 @@ class Waves:
                     await all_of([self._solve(group) for group in groups])
                     groups = self._plan_refills(update)
             with self._phase("second order"):
-                await self._admit_second_order(self._game.store.groups(update=update, role=Role.SOLVER), update)
+                await self._admit_second_order(
+                    self._game.store.groups(update=update, role=Role.SOLVER), update
+                )
             self._game.store.set_state(f"played/{update}", "yes")
         finally:
             for waves in (self._in_play, self._injecting, self._starved):
@@ -107,7 +111,9 @@ class Waves:
             if "target" in config.injector.given:
                 environment = game.environments[repository]
                 usable = targets_of(environment, config.injector)
-                target_json = choose_target(sorted(json.dumps(asdict(t), sort_keys=True) for t in usable), target_uses, rng)
+                target_json = choose_target(
+                    sorted(json.dumps(asdict(t), sort_keys=True) for t in usable), target_uses, rng
+                )
                 target_uses[target_json] += 1
             groups.append(
                 GroupRow(
@@ -115,7 +121,9 @@ class Waves:
                     update=update,
                     role=Role.INJECTOR,
                     repository=repository,
-                    strategy=choose_strategy({str(name): weight for name, weight in config.injector.strategies.items()}, rng),
+                    strategy=choose_strategy(
+                        {str(name): weight for name, weight in config.injector.strategies.items()}, rng
+                    ),
                     target_json=target_json,
                     bug_id="",
                     size=config.train.injector_group_size or config.train.group_size,
@@ -134,7 +142,9 @@ class Waves:
 
     def _free(self, bugs: list[BugRow], but: Collection[str] = ()) -> list[BugRow]:
         """Those that no solver group plays now, of repositories that are in the game."""
-        played = {group.bug_id for group in self._game.store.groups(role=Role.SOLVER, status="open")}.union(but)
+        played = {group.bug_id for group in self._game.store.groups(role=Role.SOLVER, status="open")}.union(
+            but
+        )
         return [bug for bug in bugs if bug.bug_id not in played and bug.repository in self._game.environments]
 
     def _store_plan(self, key: str, groups: list[GroupRow]) -> None:
@@ -182,7 +192,9 @@ class Waves:
                 )
                 duplicates += not added and store.find_bug(bug_id) is None
             if duplicates:
-                self._game.progress.message(f"{group.group_id}: {duplicates} valid artifact(s) repeat a bug of this run (duplicate)")
+                self._game.progress.message(
+                    f"{group.group_id}: {duplicates} valid artifact(s) repeat a bug of this run (duplicate)"
+                )
 
     # -- solving -----------------------------------------------------------------------------------------------------
 
@@ -213,11 +225,16 @@ class Waves:
         if not limit or not groups:
             return []
         refilled = int(store.state(f"refilled/{update}") or 0)
-        vain = sum(group.status != "open" and not carries_gradient(group, store.episodes(group_id=group.group_id)) for group in groups)
+        vain = sum(
+            group.status != "open" and not carries_gradient(group, store.episodes(group_id=group.group_id))
+            for group in groups
+        )
         wanted = min(vain, limit) - refilled
         if wanted <= 0:
             return []
-        chosen = self._choose_bugs(update, wanted, f"refill {refilled}", but={group.bug_id for group in groups})
+        chosen = self._choose_bugs(
+            update, wanted, f"refill {refilled}", but={group.bug_id for group in groups}
+        )
         new = self._solver_groups(update, chosen, len(groups))
         with store.transaction():
             self._store_plan(f"planned/{update}/solver", new)
@@ -256,7 +273,10 @@ class Waves:
         if not train.even:
             return train.solver_groups
         injecting = sum(group.size for group in self._game.store.groups(update=update, role=Role.INJECTOR))
-        planned = train.injector_groups * (train.injector_group_size or train.group_size) + train.solver_groups * train.group_size
+        planned = (
+            train.injector_groups * (train.injector_group_size or train.group_size)
+            + train.solver_groups * train.group_size
+        )
         return (planned - injecting) // train.group_size
 
     async def _solve(self, group: GroupRow) -> None:
@@ -286,7 +306,9 @@ class Waves:
     def _solve_rate(self, group: GroupRow, rows: list[EpisodeRow]) -> SolveRate:
         attempts = [self._game.store.attempt(row.episode_id) for row in rows]
         outcomes = [attempt.passed if attempt else None for attempt in attempts]
-        return measure_solve_rate(outcomes, [attempt.confirmed if attempt else None for attempt in attempts], group.size)
+        return measure_solve_rate(
+            outcomes, [attempt.confirmed if attempt else None for attempt in attempts], group.size
+        )
 
     async def _admit_second_order(self, groups: list[GroupRow], update: int) -> None:
         """At most one failed attempt of each first-order bug becomes one of order two: the first that validates, of two tried by member."""
@@ -295,7 +317,11 @@ class Waves:
             return
         for group in groups:
             parent = game.store.bug(group.bug_id)
-            if parent.order != 1 or parent.status != "measured" or game.store.state(f"second/{group.group_id}"):
+            if (
+                parent.order != 1
+                or parent.status != "measured"
+                or game.store.state(f"second/{group.group_id}")
+            ):
                 continue
             found = await self._second_order_bug(group, parent, update)
             with game.store.transaction():
@@ -307,11 +333,17 @@ class Waves:
         game = self._game
         thresholds = Thresholds(*(low for low, _ in self._threshold_ranges()))
         work = self._dispatcher.solver_work(group)
-        failed = [a for a in game.store.attempts(parent.bug_id, group_id=group.group_id) if a.passed is False and a.patch]
+        failed = [
+            a
+            for a in game.store.attempts(parent.bug_id, group_id=group.group_id)
+            if a.passed is False and a.patch
+        ]
         for attempt in failed[:2]:
             try:
                 verdict = await self._dispatcher.judging(
-                    lambda patch=attempt.patch: self._dispatcher.host.judge_second_order(work, patch, thresholds)  # type: ignore[misc]
+                    lambda patch=attempt.patch: self._dispatcher.host.judge_second_order(
+                        work, patch, thresholds
+                    )  # type: ignore[misc]
                 )
             except SandboxUnavailable:
                 return None
@@ -356,4 +388,9 @@ def carries_gradient(group: GroupRow, rows: list[EpisodeRow]) -> bool:
 
 def targets_of(environment: Environment, settings: InjectorSettings) -> list[Target]:
     """The functions that an injector may be given: short enough, and tested by a file that can carry an artifact."""
-    return usable_targets(environment.targets, environment.baseline.passed, settings.max_target_lines, settings.min_passing_tests[1])
+    return usable_targets(
+        environment.targets,
+        environment.baseline.passed,
+        settings.max_target_lines,
+        settings.min_passing_tests[1],
+    )

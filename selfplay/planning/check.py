@@ -60,14 +60,21 @@ def check_run(folder: RunFolder, seed: int = 0) -> Check:
     rows = update_rows(folder)
     numbers = sorted(rows)
     if len(numbers) < 4:
-        raise RunError(f"{folder.path.name} has {len(numbers)} finished update(s); a check needs 4 or more, half of them to predict.")
+        raise RunError(
+            f"{folder.path.name} has {len(numbers)} finished update(s); a check needs 4 or more, half of them to predict."
+        )
     half = numbers[len(numbers) // 2 - 1]
     recorded = read_run(folder, numbers[0], half)
     later = read_run(folder, half + 1, numbers[-1])
     predicted = replay_phases(recorded, seed).phases_s
-    informed = replay_phases(replace(later, server=recorded.server, trainer=recorded.trainer, sync_s=recorded.sync_s), seed).phases_s
+    informed = replay_phases(
+        replace(later, server=recorded.server, trainer=recorded.trainer, sync_s=recorded.sync_s), seed
+    ).phases_s
     measured = measured_phases([rows[update] for update in numbers if update > half])
-    phases = [PhaseCheck(name, recorded.phases_s[name], predicted[name], measured[name], informed[name]) for name in PHASES]
+    phases = [
+        PhaseCheck(name, recorded.phases_s[name], predicted[name], measured[name], informed[name])
+        for name in PHASES
+    ]
     sums = [sum(figures[name] for name in PHASES) for figures in (predicted, measured, informed)]
     return Check(recorded, numbers[-1], (*phases, PhaseCheck("update", recorded.update_s, *sums)))
 

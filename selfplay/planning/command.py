@@ -92,23 +92,37 @@ def _described(options: PlanOptions) -> tuple[Workload, ModelSize, float, int]:
     """Workload, policy, tokens of an update, lag: of the paper or of a run."""
     if options.workload:
         if options.workload != "paper":
-            raise UsageError(f"--workload {options.workload}: there is only 'paper'; a run is named without it: selfplay plan RUN.")
+            raise UsageError(
+                f"--workload {options.workload}: there is only 'paper'; a run is named without it: selfplay plan RUN."
+            )
         if options.run:
             raise UsageError(f"{options.run} and --workload {options.workload}: give one of the two.")
         model = _model(options.parameters) or PAPER_MODEL
-        return paper_workload(paper_assumptions(_assumed(options.assume)), options.seed), model, PAPER_BATCH_TOKENS, 8
+        return (
+            paper_workload(paper_assumptions(_assumed(options.assume)), options.seed),
+            model,
+            PAPER_BATCH_TOKENS,
+            8,
+        )
     if options.assume:
         raise UsageError("--assume changes what the paper leaves open; give it with --workload paper.")
     folder = open_run(options.run, options.runs)
     recorded = read_run(folder)
-    return recorded.workload, _model(options.parameters) or run_model(folder), recorded.batch_tokens, recorded.max_lag
+    return (
+        recorded.workload,
+        _model(options.parameters) or run_model(folder),
+        recorded.batch_tokens,
+        recorded.max_lag,
+    )
 
 
 def _model(parameters: float | None) -> ModelSize | None:
     if parameters is None:
         return None
     if not math.isfinite(parameters) or parameters < 1:
-        raise UsageError(f"--parameters {parameters:g}: needs the number of a policy's parameters, for instance 32e9.")
+        raise UsageError(
+            f"--parameters {parameters:g}: needs the number of a policy's parameters, for instance 32e9."
+        )
     return assumed_shape(parameters)
 
 
@@ -126,7 +140,9 @@ def _gpu(options: PlanOptions) -> Gpu:
             continue
         is_share = name in ("mfu", "mbu")
         if not math.isfinite(value) or value <= 0 or (is_share and value > 1):
-            raise UsageError(f"{flag} {value:g}: needs a {'share above 0 and up to 1' if is_share else 'number above 0'}.")
+            raise UsageError(
+                f"{flag} {value:g}: needs a {'share above 0 and up to 1' if is_share else 'number above 0'}."
+            )
         changes[name] = value * scale
     return replace(Gpu(), **changes)
 

@@ -95,7 +95,10 @@ class ServerSpeed:
     def token_s(self, batch: int) -> float:
         if self.measured:
             return sum(
-                share * seconds for share, (_, seconds) in zip(hats([b for b, _ in self.measured], batch), self.measured, strict=True)
+                share * seconds
+                for share, (_, seconds) in zip(
+                    hats([b for b, _ in self.measured], batch), self.measured, strict=True
+                )
             )
         return self.fixed_s + max(self.memory_s + self.memory_each_s * batch, self.compute_each_s * batch)
 
@@ -156,7 +159,10 @@ def server_speed(gpu: Gpu, model: ModelSize, gpus: int, means: EpisodeMeans) -> 
 def choose_server_gpus(gpu: Gpu, model: ModelSize, means: EpisodeMeans, most: int = 8) -> int:
     """The fewest GPUs (1, 2, 4, 8) that hold the weights and 32 mean episodes."""
     needed = BYTES * model.parameters + 32 * means.tokens * model.kv_bytes
-    return next((count for count in (1, 2, 4) if count * gpu.memory * MEMORY_SHARE >= needed and count <= most), min(8, most))
+    return next(
+        (count for count in (1, 2, 4) if count * gpu.memory * MEMORY_SHARE >= needed and count <= most),
+        min(8, most),
+    )
 
 
 def trainer_speed(gpu: Gpu, model: ModelSize, gpus: int) -> TrainerSpeed:

@@ -24,7 +24,14 @@ from selfplay.planning.workload import EpisodeShape, GroupShape, Stretch, Worklo
 from selfplay.viewing.summary import read_metrics
 
 PHASES = ("injecting", "solving", "second order", "training")
-_KNOTS = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)  # shares of drawn tokens between which a server's speed is a straight line
+_KNOTS = (
+    0.0,
+    0.1,
+    0.25,
+    0.5,
+    0.75,
+    1.0,
+)  # shares of drawn tokens between which a server's speed is a straight line
 _MOST_EPISODES = 6000  # read from a run; of a longer one the last updates
 
 
@@ -62,7 +69,11 @@ class Recorded:
 
 def update_rows(folder: RunFolder) -> dict[int, dict[str, Any]]:
     """The metrics of each update. Raises RunError where there are none: nothing was played, nothing can be planned from it."""
-    rows = {int(row["update"]): row for row in read_metrics(folder.metrics) if "update" in row and "seconds/solving" in row}
+    rows = {
+        int(row["update"]): row
+        for row in read_metrics(folder.metrics)
+        if "update" in row and "seconds/solving" in row
+    }
     if not rows:
         raise RunError(
             f"{folder.metrics} holds no finished update, so there is nothing to plan from. Let the run commit some "
@@ -123,7 +134,9 @@ def read_run(folder: RunFolder, first: int = 1, last: int = 0) -> Recorded:
         workload=workload,
         server=server,
         trainer=trainer,
-        sync_s=statistics.fmean([float(row.get("seconds/saving", 0)) + float(row.get("sync/seconds", 0)) for row in chosen]),
+        sync_s=statistics.fmean(
+            [float(row.get("seconds/saving", 0)) + float(row.get("sync/seconds", 0)) for row in chosen]
+        ),
         batch_tokens=statistics.fmean([float(row["tokens"]) for row in trained]) if trained else 0.0,
         plans=tuple((injecting, solving) for injecting, solving in plans.values()),
         second_order_s=tuple(float(row.get("seconds/second_order", 0)) for row in chosen),
@@ -156,15 +169,21 @@ def run_model(folder: RunFolder) -> ModelSize:
     """
     checkpoints = sorted(folder.checkpoints.glob("update-*/config.json"))
     if not checkpoints:
-        raise RunError(f"{folder.checkpoints} holds no checkpoint that would tell the policy's size. Give --parameters.")
+        raise RunError(
+            f"{folder.checkpoints} holds no checkpoint that would tell the policy's size. Give --parameters."
+        )
     try:
         shape = json.loads(checkpoints[-1].read_text(encoding="utf-8"))
         heads = shape.get("num_key_value_heads") or shape["num_attention_heads"]
         head = shape.get("head_dim") or shape["hidden_size"] // shape["num_attention_heads"]
         count = sum(_parameters(path) for path in sorted(checkpoints[-1].parent.glob("*.safetensors")))
-        return ModelSize(float(count), int(shape["num_hidden_layers"]), int(shape["hidden_size"]), int(heads) * int(head))
+        return ModelSize(
+            float(count), int(shape["num_hidden_layers"]), int(shape["hidden_size"]), int(heads) * int(head)
+        )
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunError(f"{checkpoints[-1].parent} does not tell the policy's size ({error!r}). Give --parameters.") from error
+        raise RunError(
+            f"{checkpoints[-1].parent} does not tell the policy's size ({error!r}). Give --parameters."
+        ) from error
 
 
 def _parameters(path: Path) -> int:
@@ -269,7 +288,9 @@ def episode_shape(episode: Episode, judge_s: float) -> EpisodeShape:
 
 def turn_timings(episode: Episode) -> list[Timing]:
     """When each turn drew its tokens, taking the seconds that belong to no turn as spent before the first."""
-    at = episode.started_at + max(0.0, episode.duration_s - sum(turn.generate_s + turn.act_s for turn in episode.turns))
+    at = episode.started_at + max(
+        0.0, episode.duration_s - sum(turn.generate_s + turn.act_s for turn in episode.turns)
+    )
     timings = []
     held = 0
     for turn in episode.turns:
@@ -296,11 +317,18 @@ def fit_server(timings: Sequence[Timing], most: int, servers: int = 1) -> Server
     """
     timed = [timing for timing in timings if timing.ends > timing.begins and timing.drawn]
     if not timed:
-        raise RunError("no turn of the run has a generation time, so its engine's speed is unknown. Give a run that was played by a model.")
+        raise RunError(
+            "no turn of the run has a generation time, so its engine's speed is unknown. Give a run that was played by a model."
+        )
     edges = sorted([(timing.begins, 1) for timing in timed] + [(timing.ends, -1) for timing in timed])
     times = [time for time, _ in edges]
     counts = list(accumulate(change for _, change in edges))
-    area = [0.0, *accumulate(count * (end - begin) for count, begin, end in zip(counts, times, times[1:], strict=False))]
+    area = [
+        0.0,
+        *accumulate(
+            count * (end - begin) for count, begin, end in zip(counts, times, times[1:], strict=False)
+        ),
+    ]
     begun = sorted((timing.begins, timing.read) for timing in timed)
     begins = [time for time, _ in begun]
     reads = [0, *accumulate(read for _, read in begun)]
@@ -316,7 +344,9 @@ def fit_server(timings: Sequence[Timing], most: int, servers: int = 1) -> Server
     for timing, n in zip(timed, fullness, strict=True):
         read = (reads[bisect_left(begins, timing.ends)] - reads[bisect_left(begins, timing.begins)]) / servers
         rows.append([*(timing.drawn * share for share in hats(knots, n)), max(float(timing.read), read)])
-    *seconds, reading = _least_squares(rows, [t.ends - t.begins for t in timed], [1.0 / t.drawn for t in timed])
+    *seconds, reading = _least_squares(
+        rows, [t.ends - t.begins for t in timed], [1.0 / t.drawn for t in timed]
+    )
     return ServerSpeed(most=most, read_s=reading, measured=tuple(zip(knots, seconds, strict=True)))
 
 
@@ -339,16 +369,25 @@ def fit_trainer(updates: Sequence[tuple[float, float]]) -> TrainerSpeed:
     """Seconds of an update = a + b · tokens, least squares over (tokens, seconds); neither is negative. No updates: no time."""
     if not updates:
         return TrainerSpeed()
-    fixed, each = _least_squares([(1.0, tokens) for tokens, _ in updates], [seconds for _, seconds in updates], [1.0] * len(updates))
+    fixed, each = _least_squares(
+        [(1.0, tokens) for tokens, _ in updates], [seconds for _, seconds in updates], [1.0] * len(updates)
+    )
     return TrainerSpeed(fixed_s=fixed, token_s=each)
 
 
-def _least_squares(rows: Sequence[Sequence[float]], values: Sequence[float], weights: Sequence[float]) -> list[float]:
+def _least_squares(
+    rows: Sequence[Sequence[float]], values: Sequence[float], weights: Sequence[float]
+) -> list[float]:
     """Weighted least squares with coefficients of at least 0: the most negative one is taken out until none is."""
     used = list(range(len(rows[0])))
     while used:
-        matrix = [[sum(w * row[i] * row[j] for row, w in zip(rows, weights, strict=True)) for j in used] for i in used]
-        right = [sum(w * row[i] * value for row, value, w in zip(rows, values, weights, strict=True)) for i in used]
+        matrix = [
+            [sum(w * row[i] * row[j] for row, w in zip(rows, weights, strict=True)) for j in used]
+            for i in used
+        ]
+        right = [
+            sum(w * row[i] * value for row, value, w in zip(rows, values, weights, strict=True)) for i in used
+        ]
         solved = _solve(matrix, right)
         lowest = min(range(len(used)), key=lambda place: solved[place])
         if solved[lowest] >= 0:

@@ -29,14 +29,26 @@ def show_plan(plan: Plan, assumptions: Sequence[str], console: Console) -> None:
     whole = f"{best.trainer_gpus} trainer : {best.rollout_gpus} rollout"
     servers = best.rollout_gpus // request.server_gpus
     head.add_row("GPUs" if request.trainer_gpus else "best split", Text(whole, style="bold"))
-    head.add_row("rollout servers", f"{servers} of {request.server_gpus} GPU(s), {plan.server.most} requests each at most")
-    head.add_row("sandbox hosts", f"{best.hosts} of {request.slots} sandboxes; {forecast.sandboxes:,.0f} open on average")
+    head.add_row(
+        "rollout servers",
+        f"{servers} of {request.server_gpus} GPU(s), {plan.server.most} requests each at most",
+    )
+    head.add_row(
+        "sandbox hosts",
+        f"{best.hosts} of {request.slots} sandboxes; {forecast.sandboxes:,.0f} open on average",
+    )
     rate = f"{forecast.trained_per_hour:,.0f} trained of {forecast.episodes_per_hour:,.0f} played"
     head.add_row("episodes an hour", Text(rate, style="bold"))
     head.add_row("an update", f"{duration_text(forecast.update_s)} of {request.batch_tokens:,.0f} tokens")
     trains = max(0.0, 1 - forecast.trainer_idle - forecast.trainer_sync)
-    head.add_row("trainer GPUs", f"{forecast.trainer_idle:.0%} idle, {forecast.trainer_sync:.0%} sending weights, {trains:.0%} training")
-    head.add_row("rollout GPUs", f"{forecast.rollout_idle:.0%} idle; else {_of_full(forecast)} of the requests that fit")
+    head.add_row(
+        "trainer GPUs",
+        f"{forecast.trainer_idle:.0%} idle, {forecast.trainer_sync:.0%} sending weights, {trains:.0%} training",
+    )
+    head.add_row(
+        "rollout GPUs",
+        f"{forecast.rollout_idle:.0%} idle; else {_of_full(forecast)} of the requests that fit",
+    )
     waiting = max(0.0, 1 - forecast.sandbox_idle - forecast.sandbox_running)
     states = f"{forecast.sandbox_idle:.0%} empty, {waiting:.0%} waiting for the policy, {forecast.sandbox_running:.0%} running"
     head.add_row("sandbox slots", states)
@@ -46,9 +58,15 @@ def show_plan(plan: Plan, assumptions: Sequence[str], console: Console) -> None:
     head.add_row("a mean episode", words)
     console.print(Padding(head, (0, 0, 1, 2)), highlight=False)
     if len(plan.splits) > 1:
-        _section(console, "Splits around it, with sandbox hosts in plenty", _candidates(_near(plan), best, ("trainer", "rollout")))
+        _section(
+            console,
+            "Splits around it, with sandbox hosts in plenty",
+            _candidates(_near(plan), best, ("trainer", "rollout")),
+        )
     if len(plan.by_hosts) > 1:
-        _section(console, "The same split with fewer sandbox hosts", _candidates(plan.by_hosts, best, ("hosts",)))
+        _section(
+            console, "The same split with fewer sandbox hosts", _candidates(plan.by_hosts, best, ("hosts",))
+        )
     console.print(Text("Assumptions", style="bold"))
     for sentence in assumptions:
         grid = Table.grid(padding=(0, 1, 0, 0))
@@ -67,7 +85,17 @@ def _near(plan: Plan) -> tuple[Candidate, ...]:
 
 
 def _candidates(rows: Sequence[Candidate], best: Candidate, names: tuple[str, ...]) -> Table:
-    columns = (*names, "episodes\nan hour", "update", "trainer\nidle", "rollout\nidle", "load", "open", "lag", "p95")
+    columns = (
+        *names,
+        "episodes\nan hour",
+        "update",
+        "trainer\nidle",
+        "rollout\nidle",
+        "load",
+        "open",
+        "lag",
+        "p95",
+    )
     shown = table(*columns, right=columns)
     for one in rows:
         forecast = one.forecast
@@ -127,10 +155,20 @@ def candidate_data(one: Candidate) -> dict[str, Any]:
 def show_check(check: Check, console: Console) -> None:
     recorded = check.recorded
     console.print()
-    console.rule(Text(make_harmless(f"{recorded.name}: the second half, predicted from the first")), align="left")
+    console.rule(
+        Text(make_harmless(f"{recorded.name}: the second half, predicted from the first")), align="left"
+    )
     measured = f"{recorded.first}–{recorded.last}"
     later = f"{recorded.last + 1}–{check.last}"
-    columns = ("seconds", f"measured {measured}", "predicted", f"measured {later}", "error", "own", "informed")
+    columns = (
+        "seconds",
+        f"measured {measured}",
+        "predicted",
+        f"measured {later}",
+        "error",
+        "own",
+        "informed",
+    )
     shown = table(*columns, right=columns[1:])
     for phase in check.phases:
         shown.add_row(
@@ -144,7 +182,9 @@ def show_check(check: Check, console: Console) -> None:
             style="bold" if phase.phase == "update" else None,
         )
     console.print(Padding(shown, (0, 0, 1, 2)), highlight=False)
-    speeds = ", ".join(f"{1000 * seconds:.1f} ms beside {max(0.0, n - 1):.0f}" for n, seconds in recorded.server.measured)
+    speeds = ", ".join(
+        f"{1000 * seconds:.1f} ms beside {max(0.0, n - 1):.0f}" for n, seconds in recorded.server.measured
+    )
     console.print(
         Text(
             "Mean seconds of an update. error: of the prediction from the first half, against the second, which it has not seen. "
@@ -167,7 +207,12 @@ def check_data(check: Check) -> dict[str, Any]:
         "fitted_updates": [check.recorded.first, check.recorded.last],
         "predicted_updates": [check.recorded.last + 1, check.last],
         "phases": [
-            {**asdict(phase), "error": phase.error, "own_error": phase.own_error, "informed_error": phase.informed_error}
+            {
+                **asdict(phase),
+                "error": phase.error,
+                "own_error": phase.own_error,
+                "informed_error": phase.informed_error,
+            }
             for phase in check.phases
         ],
         "server": asdict(check.recorded.server),

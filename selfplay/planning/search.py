@@ -78,7 +78,11 @@ def make_plan(request: PlanRequest, tell: Callable[[str], None] = lambda text: N
     splits = tuple(planner.found[key] for key in sorted(planner.found))
     ample = planner.found[chosen]
     by_hosts = planner.fewer_hosts(ample) if not request.hosts else [ample]
-    enough = [one for one in by_hosts if one.forecast.trained_per_hour >= _GOOD_ENOUGH * ample.forecast.trained_per_hour]
+    enough = [
+        one
+        for one in by_hosts
+        if one.forecast.trained_per_hour >= _GOOD_ENOUGH * ample.forecast.trained_per_hour
+    ]
     best = min(enough, key=lambda one: one.hosts)
     return Plan(request, planner.server, best, splits, tuple(sorted(by_hosts, key=lambda one: one.hosts)))
 
@@ -96,7 +100,9 @@ def _settle(request: PlanRequest) -> PlanRequest:
             f"--max-lag {request.max_lag}: none may be below 0."
         )
     if request.batch_tokens <= 0:
-        raise UsageError(f"--batch-tokens {request.batch_tokens:g}: needs the tokens of an update, for instance 16800000.")
+        raise UsageError(
+            f"--batch-tokens {request.batch_tokens:g}: needs the tokens of an update, for instance 16800000."
+        )
     if request.gpus == 1:
         raise UsageError("--gpus 1: one GPU cannot be split between training and rollouts; give 2 or more.")
     if request.trainer_gpus >= request.gpus:
@@ -106,7 +112,9 @@ def _settle(request: PlanRequest) -> PlanRequest:
         )
     fewest = fewest_trainer_gpus(request.gpu, request.model)
     most = max(1, request.gpus - fewest)
-    server_gpus = request.server_gpus or choose_server_gpus(request.gpu, request.model, request.workload.per_episode(), most)
+    server_gpus = request.server_gpus or choose_server_gpus(
+        request.gpu, request.model, request.workload.per_episode(), most
+    )
     if request.gpus < fewest + server_gpus:
         raise UsageError(
             f"--gpus {request.gpus}: a policy of {request.model.parameters:.3g} parameters needs {fewest} GPU(s) to train and "
@@ -159,7 +167,9 @@ class _Planner:
             warmup=request.max_lag + 2,
             seed=request.seed,
         )
-        made = Candidate(trainer_gpus, servers * request.server_gpus, hosts, simulate(cluster, self._workload, rules))
+        made = Candidate(
+            trainer_gpus, servers * request.server_gpus, hosts, simulate(cluster, self._workload, rules)
+        )
         if hosts == (request.hosts or max(1, ample)):
             self.found[trainer_gpus] = made
         return made
@@ -167,7 +177,9 @@ class _Planner:
     def best_split(self) -> int:
         """Trainer GPUs of the best split: a grid of shares, then half steps around the best until they are one server wide."""
         low, high = self._at_least(self._fewest), self._request.gpus - self._unit
-        grid = {min(high, max(low, self._at_least(round(share * self._request.gpus)))) for share in _GRID} | {low}
+        grid = {min(high, max(low, self._at_least(round(share * self._request.gpus)))) for share in _GRID} | {
+            low
+        }
         for trainer_gpus in sorted(grid):
             self.split(trainer_gpus)
         while True:
@@ -214,10 +226,18 @@ class _Planner:
     def _may_start(self) -> float:
         """Episodes that fill max_lag + 1 batches, and one group: more are never under way."""
         work = self._request.workload
-        groups = [(role, weight) for role, weight in ((Role.INJECTOR, 1.0), (Role.SOLVER, work.solver_groups)) if work.groups(role)]
+        groups = [
+            (role, weight)
+            for role, weight in ((Role.INJECTOR, 1.0), (Role.SOLVER, work.solver_groups))
+            if work.groups(role)
+        ]
         tokens = sum(weight * work.trained_tokens(role) for role, weight in groups)
         episodes = sum(weight * work.group_size(role) for role, weight in groups)
-        return (self._request.max_lag + 1) * self._request.batch_tokens * episodes / tokens + episodes if tokens else episodes
+        return (
+            (self._request.max_lag + 1) * self._request.batch_tokens * episodes / tokens + episodes
+            if tokens
+            else episodes
+        )
 
     def _judging_share(self) -> float:
         """Seconds of judging for each second that an episode is open, at full servers."""

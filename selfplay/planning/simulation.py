@@ -109,13 +109,21 @@ def _check(cluster: Cluster, workload: Workload, rules: Rules) -> None:
         if (value := getattr(cluster, name)) < 1:
             raise UsageError(f"{name} = {value}: a cluster needs at least 1.")
     if rules.updates < 1 or rules.warmup < 0 or rules.max_lag < 0:
-        raise UsageError(f"updates = {rules.updates}, warmup = {rules.warmup}, max_lag = {rules.max_lag}: needs 1, 0 and 0 or more.")
+        raise UsageError(
+            f"updates = {rules.updates}, warmup = {rules.warmup}, max_lag = {rules.max_lag}: needs 1, 0 and 0 or more."
+        )
     if not workload.solvers and not workload.injectors:
         raise UsageError(f"the workload {workload.name} holds no group to draw from.")
     if rules.kind == "overlapped" and rules.batch_tokens <= 0:
-        raise UsageError(f"batch_tokens = {rules.batch_tokens:g}: needs the tokens of an update, for instance 16800000.")
-    if rules.kind == "overlapped" and not any(group.carries and group.tokens for group in (*workload.injectors, *workload.solvers)):
-        raise UsageError(f"no group of the workload {workload.name} carries a gradient: an update would never fill.")
+        raise UsageError(
+            f"batch_tokens = {rules.batch_tokens:g}: needs the tokens of an update, for instance 16800000."
+        )
+    if rules.kind == "overlapped" and not any(
+        group.carries and group.tokens for group in (*workload.injectors, *workload.solvers)
+    ):
+        raise UsageError(
+            f"no group of the workload {workload.name} carries a gradient: an update would never fill."
+        )
 
 
 class _Gauge:
@@ -270,7 +278,9 @@ class _Simulation:
         self._judging = 0
         self._judge_queue: deque[_Play] = deque()
         self._unsettled = 0  # groups that were started and are not ready
-        self._fresh: deque[_Group] = deque()  # bugs that wait for their solvers: the injector groups that made them
+        self._fresh: deque[_Group] = (
+            deque()
+        )  # bugs that wait for their solvers: the injector groups that made them
         self._owed = 1.0  # injector groups that are due: one for each so many solver groups
         # tokens that stand before a group that starts now
         self._expected = 0.0  # of groups that are not ready
@@ -340,7 +350,11 @@ class _Simulation:
         self._expected += group.expected
         self._unsettled += 1
         for episode in shape.episodes:
-            server = min(self._servers, key=lambda one: one.assigned) if len(self._servers) > 1 else self._servers[0]
+            server = (
+                min(self._servers, key=lambda one: one.assigned)
+                if len(self._servers) > 1
+                else self._servers[0]
+            )
             server.assigned += 1
             self._pending.append(_Play(episode, group, server))
 
@@ -426,7 +440,9 @@ class _Simulation:
             group.tokens = group.shape.tokens
             self._ready_tokens += group.tokens
             self._ready.append(group)
-            if self._rules.kind == "overlapped" and is_stale(min(group.versions), self.version, self._rules.max_lag):
+            if self._rules.kind == "overlapped" and is_stale(
+                min(group.versions), self.version, self._rules.max_lag
+            ):
                 self._drop_stale()
         parent = group.parent
         if parent is not None:
@@ -490,7 +506,11 @@ class _Simulation:
         """Of groups that wait, leave out what grew too old; one that keeps no more than half of its episodes goes as a whole."""
         kept: deque[_Group] = deque()
         for group in self._ready:
-            fresh = [version for version in group.versions if not is_stale(version, self.version, self._rules.max_lag)]
+            fresh = [
+                version
+                for version in group.versions
+                if not is_stale(version, self.version, self._rules.max_lag)
+            ]
             size = len(group.shape.episodes)
             if 2 * len(fresh) <= size:
                 fresh = []

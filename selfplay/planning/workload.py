@@ -58,7 +58,10 @@ class EpisodeShape:
             return self
         bounds = [count * place // most for place in range(most + 1)]
         parts = [self.stretches[low:high] for low, high in pairwise(bounds)]
-        merged = (Stretch(sum(s.read for s in part), sum(s.drawn for s in part), sum(s.act_s for s in part)) for part in parts)
+        merged = (
+            Stretch(sum(s.read for s in part), sum(s.drawn for s in part), sum(s.act_s for s in part))
+            for part in parts
+        )
         return replace(self, stretches=tuple(merged))
 
 
@@ -92,7 +95,10 @@ class Workload:
 
     def merged(self, most: int) -> Workload:
         def shorten(groups: Sequence[GroupShape]) -> tuple[GroupShape, ...]:
-            return tuple(replace(group, episodes=tuple(episode.merged(most) for episode in group.episodes)) for group in groups)
+            return tuple(
+                replace(group, episodes=tuple(episode.merged(most) for episode in group.episodes))
+                for group in groups
+            )
 
         return replace(self, injectors=shorten(self.injectors), solvers=shorten(self.solvers))
 
@@ -187,7 +193,9 @@ class PaperAssumptions:
     replays: float = 0.33  # solver groups of other bugs for each new bug: a share of 0.25 (our default of second-order bugs)
 
 
-PAPER_BATCH_TOKENS = 16 * 8 * 131_072.0  # 16 micro-steps; 131,072 tokens on each of 8 data-parallel ranks are 16.8M, "16M tokens"
+PAPER_BATCH_TOKENS = (
+    16 * 8 * 131_072.0
+)  # 16 micro-steps; 131,072 tokens on each of 8 data-parallel ranks are 16.8M, "16M tokens"
 PAPER_GROUP = 8
 PAPER_GROUPS = 120  # of each role; drawn from with replacement
 
@@ -197,12 +205,23 @@ def paper_assumptions(changes: Mapping[str, float]) -> PaperAssumptions:
     known = [field.name for field in fields(PaperAssumptions)]
     for name, value in changes.items():
         if name not in known:
-            raise UsageError(f"--assume {name}: there is no such assumption. Choose from: {', '.join(known)}.")
+            raise UsageError(
+                f"--assume {name}: there is no such assumption. Choose from: {', '.join(known)}."
+            )
         is_share = name in ("test_share", "valid", "solver_gradient", "injector_gradient")
-        if not math.isfinite(value) or value < 0 or (is_share and value > 1) or (name == "turns" and value < 1):
-            raise UsageError(f"--assume {name}={value:g}: needs a {'share from 0 to 1' if is_share else 'number above 0'}.")
+        if (
+            not math.isfinite(value)
+            or value < 0
+            or (is_share and value > 1)
+            or (name == "turns" and value < 1)
+        ):
+            raise UsageError(
+                f"--assume {name}={value:g}: needs a {'share from 0 to 1' if is_share else 'number above 0'}."
+            )
         if name == "solver_gradient" and value == 0:
-            raise UsageError("--assume solver_gradient=0: no group would ever be trained on; give a share above 0.")
+            raise UsageError(
+                "--assume solver_gradient=0: no group would ever be trained on; give a share above 0."
+            )
     return replace(PaperAssumptions(), **dict(changes))
 
 
@@ -218,22 +237,37 @@ def paper_workload(assumed: PaperAssumptions, seed: int, groups: int = PAPER_GRO
         parts = []
         context = 0.0
         for turn in range(turns):
-            read = assumed.prompt_tokens if not turn else spread(assumed.observation_tokens, assumed.tokens_spread)
+            read = (
+                assumed.prompt_tokens
+                if not turn
+                else spread(assumed.observation_tokens, assumed.tokens_spread)
+            )
             drawn = spread(assumed.drawn_tokens, assumed.tokens_spread)
             if context + read + drawn > 131_072:
                 break
             context += read + drawn
             is_test = rng.random() < assumed.test_share
             median = assumed.test_s if is_test else assumed.command_s
-            parts.append(Stretch(read, drawn, min(spread(median, assumed.seconds_spread), 90.0 if is_test else 120.0)))
+            parts.append(
+                Stretch(read, drawn, min(spread(median, assumed.seconds_spread), 90.0 if is_test else 120.0))
+            )
         judge_s = sum(min(90.0, spread(assumed.test_s, assumed.seconds_spread)) for _ in range(round(runs)))
         return EpisodeShape(assumed.open_s, tuple(parts), judge_s, len(parts))
 
     def group(role: Role) -> GroupShape:
-        difficulty = math.exp(assumed.turns_spread * 0.7 * rng.gauss(0, 1))  # half of the variance lies between groups
+        difficulty = math.exp(
+            assumed.turns_spread * 0.7 * rng.gauss(0, 1)
+        )  # half of the variance lies between groups
         valid = [role is Role.INJECTOR and rng.random() < assumed.valid for _ in range(PAPER_GROUP)]
-        runs = [(assumed.judge_runs if good else 0.0) if role is Role.INJECTOR else _whole(assumed.grade_runs, rng) for good in valid]
-        carries = rng.random() < (assumed.injector_gradient if role is Role.INJECTOR else assumed.solver_gradient)
+        runs = [
+            (assumed.judge_runs if good else 0.0)
+            if role is Role.INJECTOR
+            else _whole(assumed.grade_runs, rng)
+            for good in valid
+        ]
+        carries = rng.random() < (
+            assumed.injector_gradient if role is Role.INJECTOR else assumed.solver_gradient
+        )
         return GroupShape(role, tuple(episode(count, difficulty) for count in runs), sum(valid), carries)
 
     injectors = tuple(group(Role.INJECTOR) for _ in range(groups))

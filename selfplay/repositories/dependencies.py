@@ -22,10 +22,16 @@ from packaging.version import InvalidVersion, Version
 from selfplay.source.syntax import parse_module
 from selfplay.source.trees import Tree
 
-TEST_EXTRAS = re.compile(r"^(unit)?-?(test|tests|testing|pytest)(s?-(extra|deps|dependencies|requirements|base|min|minimal|core))?$")
+TEST_EXTRAS = re.compile(
+    r"^(unit)?-?(test|tests|testing|pytest)(s?-(extra|deps|dependencies|requirements|base|min|minimal|core))?$"
+)
 MORE_EXTRAS = re.compile(r"^(dev|develop|development|all|full|ci|.*test.*)$")
-TEST_FILES = re.compile(r"^((requirements|reqs)[-_./](unit)?tests?(ing)?|tests?[-_/]requirements|(unit)?tests?[-_]reqs)\.(txt|in)$")
-MORE_FILES = re.compile(r"^((requirements|reqs)([-_./](dev|develop|development|all|ci|base))?|dev[-_]requirements)\.(txt|in)$")
+TEST_FILES = re.compile(
+    r"^((requirements|reqs)[-_./](unit)?tests?(ing)?|tests?[-_/]requirements|(unit)?tests?[-_]reqs)\.(txt|in)$"
+)
+MORE_FILES = re.compile(
+    r"^((requirements|reqs)([-_./](dev|develop|development|all|ci|base))?|dev[-_]requirements)\.(txt|in)$"
+)
 REQUIREMENT_FILES = re.compile(
     r"^([\w.-]*requirements?[\w.-]*|[\w.-]*constraints?[\w.-]*|(requirements|reqs)/[\w./-]+|tests?/requirements[\w.-]*)\.(txt|in)$"
 )
@@ -48,12 +54,58 @@ UNWANTED = frozenset(
             "-flake8",
             "-checkdocs",
         ),
-        *("-enabler", "-perf", "-pylint", "-pep8", "-isort", "-codspeed", "-github-actions-annotate-failures"),
+        *(
+            "-enabler",
+            "-perf",
+            "-pylint",
+            "-pep8",
+            "-isort",
+            "-codspeed",
+            "-github-actions-annotate-failures",
+        ),
     )
 ) | {
-    *("coverage", "coveralls", "codecov", "tox", "nox", "flake8", "black", "isort", "ruff", "mypy", "pylint", "pyright", "pyflakes"),
-    *("pycodestyle", "bandit", "pre-commit", "twine", "build", "wheel", "sphinx", "furo", "docutils", "mkdocs", "ipython", "jupyter"),
-    *("towncrier", "bump2version", "bumpversion", "zest-releaser", "check-manifest", "codespell", "rstcheck", "pyroma", "pip", "hatch"),
+    *(
+        "coverage",
+        "coveralls",
+        "codecov",
+        "tox",
+        "nox",
+        "flake8",
+        "black",
+        "isort",
+        "ruff",
+        "mypy",
+        "pylint",
+        "pyright",
+        "pyflakes",
+    ),
+    *(
+        "pycodestyle",
+        "bandit",
+        "pre-commit",
+        "twine",
+        "build",
+        "wheel",
+        "sphinx",
+        "furo",
+        "docutils",
+        "mkdocs",
+        "ipython",
+        "jupyter",
+    ),
+    *(
+        "towncrier",
+        "bump2version",
+        "bumpversion",
+        "zest-releaser",
+        "check-manifest",
+        "codespell",
+        "rstcheck",
+        "pyroma",
+        "pip",
+        "hatch",
+    ),
     *("flit", "poetry", "cython-lint", "interrogate", "safety"),
 }
 
@@ -76,7 +128,12 @@ MODULES = {
     "tzdata": "tzdata",
     "yaml": "PyYAML",
 }
-FIXTURES = {"mocker": "pytest-mock", "benchmark": "pytest-benchmark", "httpserver": "pytest-httpserver", "freezer": "pytest-freezer"}
+FIXTURES = {
+    "mocker": "pytest-mock",
+    "benchmark": "pytest-benchmark",
+    "httpserver": "pytest-httpserver",
+    "freezer": "pytest-freezer",
+}
 
 
 @dataclass(frozen=True)
@@ -93,14 +150,20 @@ class Dependencies:
         """What the log of a failed collection asks for, among `more` and well-known test libraries."""
         missing = set(re.findall(r"No module named ['\"]?([A-Za-z_]\w*)", log))
         wanted = {MODULES[module] for module in missing & MODULES.keys()}
-        wanted |= {FIXTURES[name] for name in re.findall(r"fixture '(\w+)' not found", log) if name in FIXTURES}
+        wanted |= {
+            FIXTURES[name] for name in re.findall(r"fixture '(\w+)' not found", log) if name in FIXTURES
+        }
         for text in self.more:
             name = canonicalize_name(Requirement(text).name).replace("-", "_")
             if missing & {name, name.removeprefix("python_"), name.removeprefix("py")}:
                 wanted.add(text)
         known = {canonicalize_name(Requirement(text).name) for text in (*self.runtime, *self.test)}
         return tuple(
-            sorted(text for text in wanted if canonicalize_name(Requirement(text).name) not in {*known, canonicalize_name(self.name)})
+            sorted(
+                text
+                for text in wanted
+                if canonicalize_name(Requirement(text).name) not in {*known, canonicalize_name(self.name)}
+            )
         )
 
 
@@ -116,7 +179,9 @@ def read_dependencies(tree: Tree, fallback_name: str) -> Dependencies:
     name = reader.name or fallback_name
     runtime = _chosen(name, reader.runtime)
     test = _chosen(name, reader.test, runtime)
-    return Dependencies(name, reader.version or "0.0.0", runtime, test, _chosen(name, reader.more, (*runtime, *test)))
+    return Dependencies(
+        name, reader.version or "0.0.0", runtime, test, _chosen(name, reader.more, (*runtime, *test))
+    )
 
 
 def requirement_files(tree: Tree) -> dict[str, str]:
@@ -126,7 +191,11 @@ def requirement_files(tree: Tree) -> dict[str, str]:
 
 def _chosen(own_name: str, texts: Iterable[str], taken: Sequence[str] = ()) -> tuple[str, ...]:
     """Usable requirements, each name once, unconditional ones for this Python only. URLs are left out."""
-    names = {canonicalize_name(Requirement(text).name) for text in taken} | UNWANTED | {canonicalize_name(own_name)}
+    names = (
+        {canonicalize_name(Requirement(text).name) for text in taken}
+        | UNWANTED
+        | {canonicalize_name(own_name)}
+    )
     chosen: list[str] = []
     for text in texts:
         try:
@@ -194,7 +263,9 @@ class _Reader:
         document: Any = {}
         with contextlib.suppress(tomllib.TOMLDecodeError, KeyError):
             document = tomllib.loads(self.tree.text("pyproject.toml"))
-        project, groups, poetry = (_table(document, *keys) for keys in (("project",), ("dependency-groups",), ("tool", "poetry")))
+        project, groups, poetry = (
+            _table(document, *keys) for keys in (("project",), ("dependency-groups",), ("tool", "poetry"))
+        )
         self._identify(project.get("name"), project.get("version"))
         self._identify(poetry.get("name"), poetry.get("version"))
         self.runtime += _texts(project.get("dependencies"))
@@ -203,15 +274,22 @@ class _Reader:
         self.runtime += _poetry(_table(poetry, "dependencies"))
         self.more += _poetry(_table(poetry, "dev-dependencies"))
         for extra, group in _table(poetry, "group").items():
-            self._group(extra).extend(_poetry(_table(group, "dependencies") if isinstance(group, Mapping) else {}))
+            self._group(extra).extend(
+                _poetry(_table(group, "dependencies") if isinstance(group, Mapping) else {})
+            )
         for environment in _table(document, "tool", "hatch", "envs").values():
             if isinstance(environment, Mapping):
-                self.more += _texts(environment.get("dependencies")) + _texts(environment.get("extra-dependencies"))
+                self.more += _texts(environment.get("dependencies")) + _texts(
+                    environment.get("extra-dependencies")
+                )
 
     def read_setup_cfg(self) -> None:
         config = _ini(self.tree, "setup.cfg")
         if config.has_section("metadata"):
-            self._identify(config.get("metadata", "name", fallback=None), config.get("metadata", "version", fallback=None))
+            self._identify(
+                config.get("metadata", "name", fallback=None),
+                config.get("metadata", "version", fallback=None),
+            )
         if config.has_section("options"):
             self.runtime += _lines(config.get("options", "install_requires", fallback=""))
             self.test += _lines(config.get("options", "tests_require", fallback=""))
@@ -220,7 +298,10 @@ class _Reader:
                 self._group(extra).extend(_lines(text))
         tox = _ini(self.tree, "tox.ini")
         if tox.has_section("testenv"):
-            self.more += [re.sub(r"^[\w,{}!.-]+:\s+", "", line) for line in _lines(tox.get("testenv", "deps", fallback=""))]
+            self.more += [
+                re.sub(r"^[\w,{}!.-]+:\s+", "", line)
+                for line in _lines(tox.get("testenv", "deps", fallback=""))
+            ]
 
     def read_setup_py(self) -> None:
         """Literal arguments of setup() only; nothing is evaluated beyond them."""
@@ -230,7 +311,10 @@ class _Reader:
         if module is None:
             return
         for node in ast.walk(module):
-            if not isinstance(node, ast.Call) or getattr(node.func, "id", getattr(node.func, "attr", "")) != "setup":
+            if (
+                not isinstance(node, ast.Call)
+                or getattr(node.func, "id", getattr(node.func, "attr", "")) != "setup"
+            ):
                 continue
             values: dict[str, Any] = {}
             for keyword in node.keywords:
@@ -279,7 +363,11 @@ def _lines(text: str) -> list[str]:
 
 def _poetry(table: Mapping[str, Any]) -> list[str]:
     """Names only: Poetry's version operators are its own, and its lock file would pin for other machines."""
-    return [name for name, wanted in table.items() if name != "python" and not (isinstance(wanted, Mapping) and wanted.get("optional"))]
+    return [
+        name
+        for name, wanted in table.items()
+        if name != "python" and not (isinstance(wanted, Mapping) and wanted.get("optional"))
+    ]
 
 
 def _ini(tree: Tree, path: str) -> configparser.RawConfigParser:

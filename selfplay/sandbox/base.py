@@ -76,7 +76,9 @@ class Sandbox(Protocol):
     @property
     def spec(self) -> SandboxSpec: ...
 
-    def run(self, command: str, timeout_s: float = 60.0, output_bytes: int | None = None, stdin: bytes = b"") -> ExecResult:
+    def run(
+        self, command: str, timeout_s: float = 60.0, output_bytes: int | None = None, stdin: bytes = b""
+    ) -> ExecResult:
         """Run `command` with bash. Working directory and exported variables persist between calls, like a terminal."""
         ...
 

@@ -26,11 +26,25 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from selfplay.errors import DiskFullError, EnvironmentBuildError, PrerequisiteError, SandboxInterrupted, SandboxUnavailable
+from selfplay.errors import (
+    DiskFullError,
+    EnvironmentBuildError,
+    PrerequisiteError,
+    SandboxInterrupted,
+    SandboxUnavailable,
+)
 from selfplay.sandbox import command_server
 from selfplay.sandbox.base import SUBMIT, VENV, WORKSPACE, Limits, Sandbox, SandboxSpec
 from selfplay.sandbox.cgroups import ControlGroup, make_group, memory_kills, sweep_groups
-from selfplay.sandbox.client import HELLO_S, ConnectedSandbox, Connection, PeerGone, PipeChannel, Refused, probe
+from selfplay.sandbox.client import (
+    HELLO_S,
+    ConnectedSandbox,
+    Connection,
+    PeerGone,
+    PipeChannel,
+    Refused,
+    probe,
+)
 from selfplay.sandbox.index_proxy import begin_forwarding, forwarding_variables, open_way
 from selfplay.sandbox.owners import abandoned, unique_name
 from selfplay.sandbox.seccomp import seccomp_filter
@@ -41,12 +55,20 @@ SERVER = "/opt/selfplay/command_server.pyc"
 WAY_OUT = "/opt/index"  # the socket that leads a build to its package index
 SECCOMP = "seccomp"  # not a path: bubblewrap reads this one itself
 BUILD_LIMITS = Limits(
-    memory_bytes=4 << 30, processes=512, file_bytes=1 << 30, workspace_bytes=1 << 30, tmp_bytes=2 << 30, output_bytes=32 << 20, cpus=4.0
+    memory_bytes=4 << 30,
+    processes=512,
+    file_bytes=1 << 30,
+    workspace_bytes=1 << 30,
+    tmp_bytes=2 << 30,
+    output_bytes=32 << 20,
+    cpus=4.0,
 )
 LOG_TAIL = 4000
 SMALL_TMPFS_BYTES = 16 << 20
 FULL_DISK_BYTES = 1 << 20  # a build that fails with less than this left has failed for the lack of it
-FIRST_UID = 1 << 30  # far from any account; a sandbox has its own, so that the kernel counts its processes apart
+FIRST_UID = (
+    1 << 30
+)  # far from any account; a sandbox has its own, so that the kernel counts its processes apart
 PYTHON_PROGRAM_FILES = 20
 WATCH_INTERVAL_S = 0.05
 REMEDY_INSTALL = "Install it (for example: apt-get install bubblewrap), or set sandbox.type = 'docker'."
@@ -72,7 +94,9 @@ class BubblewrapBackend:
             with self._opened(SandboxSpec(environment="")) as opened:
                 probe(opened.connection)
         except SandboxUnavailable as error:
-            raise PrerequisiteError(f"bubblewrap cannot make a sandbox here: {error}\n{_namespace_remedy()}") from error
+            raise PrerequisiteError(
+                f"bubblewrap cannot make a sandbox here: {error}\n{_namespace_remedy()}"
+            ) from error
 
     @contextmanager
     def open(self, spec: SandboxSpec) -> Iterator[Sandbox]:
@@ -85,7 +109,14 @@ class BubblewrapBackend:
             if by:
                 raise SandboxInterrupted(by)
 
-        sandbox = ConnectedSandbox(spec, opened.connection, opened.close, probe_afresh, server_pid=opened.server_pid, group=opened.group)
+        sandbox = ConnectedSandbox(
+            spec,
+            opened.connection,
+            opened.close,
+            probe_afresh,
+            server_pid=opened.server_pid,
+            group=opened.group,
+        )
         try:
             yield sandbox
         finally:
@@ -119,15 +150,26 @@ class BubblewrapBackend:
             )
         building = self._environments / f".building-{unique_name()}"
         (building / "env").mkdir(parents=True, mode=0o755)
-        building.chmod(0o700)  # what a build leaves here (a set-uid file, say) is out of reach for other users of the machine
+        building.chmod(
+            0o700
+        )  # what a build leaves here (a set-uid file, say) is out of reach for other users of the machine
         try:
             access = index_access()
             variables = {**access.variables, **forwarding_variables()}
-            spec = SandboxSpec(str(building / "env"), limits=BUILD_LIMITS, network=True, writable_env=True, variables=variables)
+            spec = SandboxSpec(
+                str(building / "env"),
+                limits=BUILD_LIMITS,
+                network=True,
+                writable_env=True,
+                variables=variables,
+            )
             python = f"{PYTHON}/bin/python3"
             steps = f"set -e\n{begin_forwarding(python, WAY_OUT)}\n{python} -m venv {VENV}\ncd {WORKSPACE}\n{script}"
             log.parent.mkdir(parents=True, exist_ok=True)
-            with open_way(access.way) as way, self._opened(spec, access.paths, access.pip_conf, way / "index") as opened:
+            with (
+                open_way(access.way) as way,
+                self._opened(spec, access.paths, access.pip_conf, way / "index") as opened,
+            ):
                 try:
                     result = opened.connection.run(steps.encode(), timeout_s, BUILD_LIMITS.output_bytes, b"")
                 except PeerGone as error:
@@ -135,14 +177,26 @@ class BubblewrapBackend:
                     with self._opened(SandboxSpec(environment="")) as fresh:
                         probe(fresh.connection)  # raises when the machine is at fault
                     if by:
-                        raise SandboxInterrupted(f"the build of environment {key} was cut off: {by}") from error
-                    raise EnvironmentBuildError(f"the build of environment {key} ended its sandbox: {error}") from error
+                        raise SandboxInterrupted(
+                            f"the build of environment {key} was cut off: {by}"
+                        ) from error
+                    raise EnvironmentBuildError(
+                        f"the build of environment {key} ended its sandbox: {error}"
+                    ) from error
             log.write_bytes(result.output)
             if result.exit_code != 0:
                 if shutil.disk_usage(building).free < FULL_DISK_BYTES:
-                    raise DiskFullError(self._environments, f"a build ended with exit code {result.exit_code} on a full disk")
-                reason = f"did not end within {timeout_s:.0f} s" if result.timed_out else f"ended with exit code {result.exit_code}"
-                raise EnvironmentBuildError(f"the build of environment {key} {reason}; whole log: {log}", result.text[-LOG_TAIL:])
+                    raise DiskFullError(
+                        self._environments, f"a build ended with exit code {result.exit_code} on a full disk"
+                    )
+                reason = (
+                    f"did not end within {timeout_s:.0f} s"
+                    if result.timed_out
+                    else f"ended with exit code {result.exit_code}"
+                )
+                raise EnvironmentBuildError(
+                    f"the build of environment {key} {reason}; whole log: {log}", result.text[-LOG_TAIL:]
+                )
             _own_everything(building / "env")
             (building / "build.log").write_bytes(result.output)
             (building / "python").write_text(_python_identity())
@@ -164,14 +218,18 @@ class BubblewrapBackend:
     # ---- starting
 
     @contextmanager
-    def _opened(self, spec: SandboxSpec, shared: tuple[Path, ...] = (), pip_conf: str = "", way: Path | None = None) -> Iterator[_Opened]:
+    def _opened(
+        self, spec: SandboxSpec, shared: tuple[Path, ...] = (), pip_conf: str = "", way: Path | None = None
+    ) -> Iterator[_Opened]:
         opened = self._start(spec, shared, pip_conf, way)
         try:
             yield opened
         finally:
             opened.close()
 
-    def _start(self, spec: SandboxSpec, shared: tuple[Path, ...] = (), pip_conf: str = "", way: Path | None = None) -> _Opened:
+    def _start(
+        self, spec: SandboxSpec, shared: tuple[Path, ...] = (), pip_conf: str = "", way: Path | None = None
+    ) -> _Opened:
         programs = _programs()
         if spec.environment and not Path(spec.environment).is_dir():
             raise SandboxUnavailable(
@@ -212,7 +270,9 @@ class BubblewrapBackend:
             for fd in made.values():
                 os.close(fd)
         assert process.stdin and process.stdout
-        opened = _Opened(process, group, Connection(PipeChannel(process.stdout.fileno(), process.stdin.fileno())))
+        opened = _Opened(
+            process, group, Connection(PipeChannel(process.stdout.fileno(), process.stdin.fileno()))
+        )
         try:
             opened.begin(info_read, spec.limits)
         except BaseException:
@@ -222,12 +282,20 @@ class BubblewrapBackend:
             os.close(info_read)
         return opened
 
-    def _spawn(self, arguments: list[str], variables: Mapping[str, str], fds: list[int]) -> subprocess.Popen[bytes]:
+    def _spawn(
+        self, arguments: list[str], variables: Mapping[str, str], fds: list[int]
+    ) -> subprocess.Popen[bytes]:
         """Start bubblewrap from a thread that outlives every caller: --die-with-parent means the starting *thread*."""
 
         def start() -> subprocess.Popen[bytes]:
             return subprocess.Popen(
-                arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=dict(variables), pass_fds=fds, cwd="/"
+                arguments,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                env=dict(variables),
+                pass_fds=fds,
+                cwd="/",
             )
 
         with self._lock:
@@ -243,7 +311,9 @@ class BubblewrapBackend:
 class _Opened:
     """A started bubblewrap: its process, its limits, its command server."""
 
-    def __init__(self, process: subprocess.Popen[bytes], group: ControlGroup | None, connection: Connection) -> None:
+    def __init__(
+        self, process: subprocess.Popen[bytes], group: ControlGroup | None, connection: Connection
+    ) -> None:
         self.process = process
         self.group = group
         self.connection = connection
@@ -260,10 +330,14 @@ class _Opened:
             self.server_pid = int(json.loads(text)["child-pid"])
             self._server = os.pidfd_open(self.server_pid)
             if not self._join_group():
-                threading.Thread(target=self._watch, args=(limits,), daemon=True, name="sandbox-watchdog").start()
+                threading.Thread(
+                    target=self._watch, args=(limits,), daemon=True, name="sandbox-watchdog"
+                ).start()
             self.connection.hello(time.monotonic() + HELLO_S)
         except (PeerGone, Refused, OSError, ValueError, KeyError) as error:
-            raise SandboxUnavailable(f"bubblewrap started no command server: {error} {self._errors()}".strip()) from error
+            raise SandboxUnavailable(
+                f"bubblewrap started no command server: {error} {self._errors()}".strip()
+            ) from error
 
     def _join_group(self) -> bool:
         if self.group is None:
@@ -309,7 +383,11 @@ class _Opened:
         with suppress(subprocess.TimeoutExpired):
             self.process.wait(1.0)
         code = self.process.poll()
-        if self._used_too_much or self._memory_kills is None or memory_kills(self.group) != self._memory_kills:
+        if (
+            self._used_too_much
+            or self._memory_kills is None
+            or memory_kills(self.group) != self._memory_kills
+        ):
             return ""
         if code is not None and code < 0:
             return f"its bubblewrap was ended by {signal.Signals(-code).name} from outside"
@@ -374,8 +452,25 @@ def bubblewrap_arguments(
     way: the socket that leads out, for a build; the network itself is nobody's.
     """
     limits = spec.limits
-    line = [programs["bwrap"], "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try", "--hostname", "sandbox"]
-    line += ["--die-with-parent", "--new-session", "--as-pid-1", "--info-fd", str(info), "--chdir", "/", "--unshare-net"]
+    line = [
+        programs["bwrap"],
+        "--unshare-pid",
+        "--unshare-ipc",
+        "--unshare-uts",
+        "--unshare-cgroup-try",
+        "--hostname",
+        "sandbox",
+    ]
+    line += [
+        "--die-with-parent",
+        "--new-session",
+        "--as-pid-1",
+        "--info-fd",
+        str(info),
+        "--chdir",
+        "/",
+        "--unshare-net",
+    ]
     if not is_root:
         line += ["--unshare-user", "--uid", str(uid), "--gid", str(uid), "--cap-drop", "ALL"]
 
@@ -387,7 +482,12 @@ def bubblewrap_arguments(
         elif host.is_dir():
             line += ["--ro-bind", f"/{name}", f"/{name}"]
     for folder in ("/opt", "/etc", "/etc/ssl", "/etc/pki", "/etc/pki/tls"):
-        line += ["--perms", "0755", "--dir", folder]  # a folder that bubblewrap makes on its own may be closed to others
+        line += [
+            "--perms",
+            "0755",
+            "--dir",
+            folder,
+        ]  # a folder that bubblewrap makes on its own may be closed to others
     line += ["--ro-bind-try", "/etc/alternatives", "/etc/alternatives"]
     line += ["--ro-bind", sys.base_prefix, PYTHON]
     for folder in _package_folders():
@@ -422,7 +522,11 @@ def bubblewrap_arguments(
         "--remount-ro",
         "/dev",
     ]
-    for path, size in ((WORKSPACE, limits.workspace_bytes), (SUBMIT, limits.submit_bytes), ("/tmp", limits.tmp_bytes)):
+    for path, size in (
+        (WORKSPACE, limits.workspace_bytes),
+        (SUBMIT, limits.submit_bytes),
+        ("/tmp", limits.tmp_bytes),
+    ):
         line += ["--perms", "1777" if path == "/tmp" else "0777", "--size", str(size), "--tmpfs", path]
     line += ["--remount-ro", "/", "--"]
 
@@ -448,18 +552,32 @@ def _python_folders(prefix: Path, whole_programs: bool) -> list[str]:
     libraries = [prefix / name for name in ("lib", "lib64", "local/lib", "local/lib64")]
     libraries = [library for library in libraries if library.is_dir() and not library.is_symlink()]
     packages = [
-        folder for library in libraries for kind in ("site-packages", "dist-packages") for folder in library.glob(f"python*/{kind}")
+        folder
+        for library in libraries
+        for kind in ("site-packages", "dist-packages")
+        for folder in library.glob(f"python*/{kind}")
     ]
     if whole_programs:
         places = [
             place
-            for place in (*libraries, prefix / "share", prefix / "local/share", prefix / "src", prefix / "local/src")
+            for place in (
+                *libraries,
+                prefix / "share",
+                prefix / "local/share",
+                prefix / "src",
+                prefix / "local/src",
+            )
             if place.is_dir()
         ]
         packages += [
-            program for place in places for program in place.iterdir() if not program.name.startswith("python") and _holds_python(program)
+            program
+            for place in places
+            for program in place.iterdir()
+            if not program.name.startswith("python") and _holds_python(program)
         ]
-    return [str(folder.relative_to(prefix)) for folder in packages if folder.is_dir() and not folder.is_symlink()]
+    return [
+        str(folder.relative_to(prefix)) for folder in packages if folder.is_dir() and not folder.is_symlink()
+    ]
 
 
 def _holds_python(folder: Path) -> bool:
@@ -490,7 +608,11 @@ def _programs() -> Mapping[str, str]:
     if bwrap is None:
         raise PrerequisiteError(f"bwrap not found on PATH. {REMEDY_INSTALL}")
     help_text = subprocess.run([bwrap, "--help"], capture_output=True, text=True, check=False).stdout
-    missing = [option for option in ("--size", "--perms", "--as-pid-1", "--ro-bind-data", "--info-fd") if option not in help_text]
+    missing = [
+        option
+        for option in ("--size", "--perms", "--as-pid-1", "--ro-bind-data", "--info-fd")
+        if option not in help_text
+    ]
     if missing:
         raise PrerequisiteError(
             f"{bwrap} is too old, it lacks {', '.join(missing)}. bubblewrap 0.7 or newer is needed, or set sandbox.type = 'docker'."
@@ -508,7 +630,10 @@ def _programs() -> Mapping[str, str]:
 
 def _namespace_remedy() -> str:
     switches = {
-        "/proc/sys/kernel/apparmor_restrict_unprivileged_userns": ("1", "sysctl -w kernel.apparmor_restrict_unprivileged_userns=0"),
+        "/proc/sys/kernel/apparmor_restrict_unprivileged_userns": (
+            "1",
+            "sysctl -w kernel.apparmor_restrict_unprivileged_userns=0",
+        ),
         "/proc/sys/kernel/unprivileged_userns_clone": ("0", "sysctl -w kernel.unprivileged_userns_clone=1"),
         "/proc/sys/user/max_user_namespaces": ("0", "sysctl -w user.max_user_namespaces=10000"),
     }
@@ -530,9 +655,7 @@ def _python_name() -> str:
 
 
 def _python_identity() -> str:
-    return (
-        f"{sys.implementation.cache_tag} {sys.version_info.major}.{sys.version_info.minor}.{sys.version_info.micro} {os.uname().machine}\n"
-    )
+    return f"{sys.implementation.cache_tag} {sys.version_info.major}.{sys.version_info.minor}.{sys.version_info.micro} {os.uname().machine}\n"
 
 
 @cache
@@ -546,13 +669,30 @@ def _loader_cache(bwrap: str) -> bytes:
         return existing
     with tempfile.TemporaryDirectory(prefix="selfplay-") as folder:
         (Path(folder) / "conf").write_text(f"{PYTHON}/lib\ninclude /etc/ld.so.conf\n")
-        line = [bwrap, "--die-with-parent", "--ro-bind", "/", "/", "--tmpfs", "/opt", "--ro-bind", sys.base_prefix, PYTHON]
+        line = [
+            bwrap,
+            "--die-with-parent",
+            "--ro-bind",
+            "/",
+            "/",
+            "--tmpfs",
+            "/opt",
+            "--ro-bind",
+            sys.base_prefix,
+            PYTHON,
+        ]
         line += ["--bind", folder, "/mnt"]
-        ldconfig = shutil.which("ldconfig", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin") or "ldconfig"
+        ldconfig = (
+            shutil.which("ldconfig", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin") or "ldconfig"
+        )
         command = [*line, ldconfig, "-X", "-C", "/mnt/cache", "-f", "/mnt/conf"]
         errors = Path(folder) / "errors"
-        with errors.open("wb") as told:  # no pipe: what a killed bubblewrap leaves behind could hold it open, and a reader with it
-            code = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=told, stderr=told, check=False).returncode
+        with errors.open(
+            "wb"
+        ) as told:  # no pipe: what a killed bubblewrap leaves behind could hold it open, and a reader with it
+            code = subprocess.run(
+                command, stdin=subprocess.DEVNULL, stdout=told, stderr=told, check=False
+            ).returncode
         if code != 0:
             said = errors.read_text(errors="replace").strip() or f"it ended with {code}"
             raise SandboxUnavailable(f"bubblewrap cannot run ldconfig: {said}")

@@ -52,7 +52,11 @@ class ControlGroup:
 
 def memory_kills(group: ControlGroup | None) -> int | None:
     """How many processes the kernel ever killed for want of memory: in the group, else on the machine; None where it does not say."""
-    files = [folder / name for folder in (group.folders if group else ()) for name in ("memory.events", "memory.oom_control")]  # v2, v1
+    files = [
+        folder / name
+        for folder in (group.folders if group else ())
+        for name in ("memory.events", "memory.oom_control")
+    ]  # v2, v1
     for file in (*files, Path("/proc/vmstat")):
         with suppress(OSError):
             if found := re.search(r"^oom_kill (\d+)$", file.read_text(), re.MULTILINE):
@@ -146,7 +150,9 @@ def _unified_base() -> tuple[tuple[tuple[str, ...], Path], ...]:
     for base in (ROOT / _own_groups().get("", "").lstrip("/"), ROOT):
         parent = base / "selfplay"
         try:
-            wanted = [c for c in ("memory", "pids", "cpu") if c in (base / "cgroup.controllers").read_text().split()]
+            wanted = [
+                c for c in ("memory", "pids", "cpu") if c in (base / "cgroup.controllers").read_text().split()
+            ]
             if not {"memory", "pids"} <= set(wanted):
                 continue
             enable = " ".join(f"+{c}" for c in wanted)

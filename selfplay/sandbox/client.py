@@ -21,7 +21,9 @@ from selfplay.sandbox.base import ExecResult, SandboxSpec
 CHUNK = 1 << 18
 MAX_COMMAND_BYTES = 1 << 20
 HELLO_S = 60.0
-ANSWER_S = 60.0  # beyond a command's own timeout: the server kills what is left, on a machine that may be busy
+ANSWER_S = (
+    60.0  # beyond a command's own timeout: the server kills what is left, on a machine that may be busy
+)
 ARCHIVE_S = 300.0
 PROBE_S = 60.0
 
@@ -156,7 +158,9 @@ def safe_name(name: str) -> str:
     """`name` normalised; raises ArtifactError unless it stays below the folder it is relative to."""
     parts = [part for part in name.split("/") if part not in ("", ".")]
     if name.startswith("/") or ".." in parts or "\0" in name:
-        raise ArtifactError(f"archive member {name!r} leaves its folder; only relative paths without '..' are taken")
+        raise ArtifactError(
+            f"archive member {name!r} leaves its folder; only relative paths without '..' are taken"
+        )
     return "/".join(parts)
 
 
@@ -201,7 +205,9 @@ class Connection:
 
     def run(self, command: bytes, timeout_s: float, output_bytes: int, stdin: bytes) -> ExecResult:
         deadline = time.monotonic() + timeout_s + ANSWER_S
-        request = [frame(b"r", pack(str(int(timeout_s * 1000)).encode(), str(output_bytes).encode(), command))]
+        request = [
+            frame(b"r", pack(str(int(timeout_s * 1000)).encode(), str(output_bytes).encode(), command))
+        ]
         request += [frame(b"d", stdin[at : at + CHUNK]) for at in range(0, len(stdin), CHUNK)]
         request.append(frame(b"e"))
         self._channel.send(b"".join(request), deadline)
@@ -210,7 +216,9 @@ class Connection:
             kind, payload = self._receive(deadline)
             if kind == b"o":
                 output += payload
-                if len(output) > output_bytes + 4096:  # some room for the server's own word on a bash that did not start
+                if (
+                    len(output) > output_bytes + 4096
+                ):  # some room for the server's own word on a bash that did not start
                     raise PeerGone("the command server sent more output than was asked for")
             elif kind == b"x":
                 code, truncated, timed_out, duration_us = (int(field) for field in unpack(payload))
@@ -232,7 +240,9 @@ class Connection:
 
     def read(self, folder: str, max_bytes: int) -> bytes:
         deadline = time.monotonic() + ARCHIVE_S
-        self._channel.send(frame(b"g", pack(folder.encode(), str(max_bytes).encode())) + frame(b"e"), deadline)
+        self._channel.send(
+            frame(b"g", pack(folder.encode(), str(max_bytes).encode())) + frame(b"e"), deadline
+        )
         files: list[tuple[str, int, bytearray]] = []
         total = 0
         while True:
@@ -240,7 +250,9 @@ class Connection:
             if kind == b"e":
                 return make_archive(files)
             if kind == b"b":
-                raise ArtifactError(f"{folder} holds {int(payload)} bytes of archive, more than the {max_bytes} allowed")
+                raise ArtifactError(
+                    f"{folder} holds {int(payload)} bytes of archive, more than the {max_bytes} allowed"
+                )
             if kind == b"f":
                 raise Refused(payload.decode("utf-8", "replace"))
             if kind == b"p":
@@ -286,20 +298,29 @@ class ConnectedSandbox:
     sandbox of the same spec does not run `true`, which tells the machinery's failure from the command's."""
 
     def __init__(
-        self, spec: SandboxSpec, connection: Connection, release: Callable[[], None], probe: Callable[[], None], **details: Any
+        self,
+        spec: SandboxSpec,
+        connection: Connection,
+        release: Callable[[], None],
+        probe: Callable[[], None],
+        **details: Any,
     ) -> None:
         self._spec = spec
         self._connection = connection
         self._release = release
         self._probe = probe
         self._ended: SandboxError | None = None
-        self.details = details  # what the backend wants to be asked for in tests: process ids, container names
+        self.details = (
+            details  # what the backend wants to be asked for in tests: process ids, container names
+        )
 
     @property
     def spec(self) -> SandboxSpec:
         return self._spec
 
-    def run(self, command: str, timeout_s: float = 60.0, output_bytes: int | None = None, stdin: bytes = b"") -> ExecResult:
+    def run(
+        self, command: str, timeout_s: float = 60.0, output_bytes: int | None = None, stdin: bytes = b""
+    ) -> ExecResult:
         encoded = command.encode("utf-8", "surrogateescape")
         limit = min(self._spec.limits.file_bytes, 1 << 26)
         most = min(MAX_COMMAND_BYTES, limit)

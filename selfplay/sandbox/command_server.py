@@ -325,7 +325,9 @@ class Server:
         pairs = [entry.partition(b"=") for entry in entries if len(entry) < MAX_VARIABLE]
         if folder.startswith(b"/"):
             self.folder = os.fsdecode(folder)
-        self.variables = {name: value for name, equals, value in pairs if name and equals and name not in (b"_", b"SHLVL")}
+        self.variables = {
+            name: value for name, equals, value in pairs if name and equals and name not in (b"_", b"SHLVL")
+        }
 
     # ---- files
 
@@ -438,7 +440,11 @@ def main(arguments: "list[str]") -> None:
     file_bytes, processes, die_with_parent, workspace = arguments
     if os.getpid() != 1:
         sys.exit("command_server is process 1 of a sandbox and refuses to run anywhere else")
-    for name, value in ((resource.RLIMIT_FSIZE, int(file_bytes)), (resource.RLIMIT_CORE, 0), (resource.RLIMIT_NPROC, int(processes))):
+    for name, value in (
+        (resource.RLIMIT_FSIZE, int(file_bytes)),
+        (resource.RLIMIT_CORE, 0),
+        (resource.RLIMIT_NPROC, int(processes)),
+    ):
         if value or name == resource.RLIMIT_CORE:
             resource.setrlimit(name, (value, value))
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):

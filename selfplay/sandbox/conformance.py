@@ -82,8 +82,12 @@ def passes_bytes_through(backend: SandboxBackend, spec: SandboxSpec) -> None:
     data = bytes(range(256)) * 300
     with backend.open(spec) as box:
         result = box.run("cat", stdin=data)
-        assert result.output == data and not result.truncated, f"{len(result.output)} of {len(data)} bytes came back"
-        assert box.run("cat; echo end", timeout_s=10).output == b"end\n", "without input, a command must see its end at once"
+        assert result.output == data and not result.truncated, (
+            f"{len(result.output)} of {len(data)} bytes came back"
+        )
+        assert box.run("cat; echo end", timeout_s=10).output == b"end\n", (
+            "without input, a command must see its end at once"
+        )
         assert box.run("echo out; echo err >&2").output == b"out\nerr\n"
         long_command = "x=" + "a" * 300_000 + "; echo ${#x}"
         assert box.run(long_command).text.strip() == "300000"
@@ -93,10 +97,16 @@ def lets_background_processes_live(backend: SandboxBackend, spec: SandboxSpec) -
     with backend.open(spec) as box:
         started = time.monotonic()
         box.run("(while sleep 0.05; do echo noise; done) & sleep 60 & echo started", timeout_s=20)
-        assert time.monotonic() - started < 10, "a background process that holds the output open delayed the command's end"
+        assert time.monotonic() - started < 10, (
+            "a background process that holds the output open delayed the command's end"
+        )
         time.sleep(0.3)
         assert (
-            says(box, "jobs=0; for p in /proc/[0-9]*/comm; do read -r c <$p; [ $c = sleep ] && jobs=$((jobs + 1)); done; echo $jobs") == "2"
+            says(
+                box,
+                "jobs=0; for p in /proc/[0-9]*/comm; do read -r c <$p; [ $c = sleep ] && jobs=$((jobs + 1)); done; echo $jobs",
+            )
+            == "2"
         )
         assert says(box, "echo clean") == "clean", "a background process spoke into a later command's output"
 
@@ -110,11 +120,15 @@ def cuts_output_while_it_streams(backend: SandboxBackend, spec: SandboxSpec) -> 
         result = box.run("yes", timeout_s=2)
         grown_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
         assert result.timed_out and result.truncated and result.exit_code == 124, result
-        assert len(result.output) == SMALL.output_bytes, f"{len(result.output)} bytes came for a cap of {SMALL.output_bytes}"
+        assert len(result.output) == SMALL.output_bytes, (
+            f"{len(result.output)} bytes came for a cap of {SMALL.output_bytes}"
+        )
         assert grown_kib < 32 << 10, f"the harness grew by {grown_kib} KiB"
         exact = box.run("head -c 1000 /dev/zero", output_bytes=1000)
         assert len(exact.output) == 1000 and not exact.truncated, "output that just fits is called cut"
-        assert box.run("head -c 1001 /dev/zero", output_bytes=1000).truncated, "output beyond the cap is called whole"
+        assert box.run("head -c 1001 /dev/zero", output_bytes=1000).truncated, (
+            "output beyond the cap is called whole"
+        )
 
 
 # ---- time
@@ -142,7 +156,9 @@ def the_server_cannot_be_touched(backend: SandboxBackend, spec: SandboxSpec) -> 
         assert says(box, signals) == "alive"
         assert says(box, "echo still") == "still"
         for path in ("/proc/1/fd/0", "/proc/1/fd/200", "/proc/1/fd/201", "/proc/1/mem", "/proc/1/environ"):
-            assert box.run(f"head -c 1 {path}; true").text.count("denied") == 1, f"{path} of process 1 can be opened"
+            assert box.run(f"head -c 1 {path}; true").text.count("denied") == 1, (
+                f"{path} of process 1 can be opened"
+            )
         assert "200" not in says(box, "ls /proc/self/fd").split(), "a command inherited the protocol"
         box.run("kill -9 -1; kill -STOP -1", timeout_s=10)
         assert says(box, "echo after") == "after"
@@ -154,10 +170,15 @@ def the_server_cannot_be_touched(backend: SandboxBackend, spec: SandboxSpec) -> 
 def a_memory_bomb_ends_itself_only(backend: SandboxBackend, spec: SandboxSpec) -> None:
     with backend.open(small(spec)) as box:
         try:
-            result = box.run("python3 -c \"b = [bytearray(1 << 20) for _ in range(1 << 11)]; print('got', 2, 'GiB')\"", timeout_s=60)
+            result = box.run(
+                "python3 -c \"b = [bytearray(1 << 20) for _ in range(1 << 11)]; print('got', 2, 'GiB')\"",
+                timeout_s=60,
+            )
         except SandboxLost:
             return  # where no control group can be made the watchdog ends the whole sandbox, and that is its own doing
-        assert result.exit_code != 0 and "got 2 GiB" not in result.text, f"2 GiB were had with a limit of 192 MiB: {result}"
+        assert result.exit_code != 0 and "got 2 GiB" not in result.text, (
+            f"2 GiB were had with a limit of 192 MiB: {result}"
+        )
         assert says(box, "echo alive") == "alive"
 
 
@@ -180,7 +201,10 @@ def disks_and_files_are_bounded(backend: SandboxBackend, spec: SandboxSpec) -> N
             ("/tmp", SMALL.tmp_bytes),
             ("/dev/shm", 64 << 20),
         ):
-            box.run(f"for i in $(seq 40); do head -c 4m /dev/zero > {folder}/fill$i || break; done 2>/dev/null", timeout_s=60)
+            box.run(
+                f"for i in $(seq 40); do head -c 4m /dev/zero > {folder}/fill$i || break; done 2>/dev/null",
+                timeout_s=60,
+            )
             used = int(says(box, f"cat {folder}/fill* 2>/dev/null | wc -c"))
             box.run(f"rm -f {folder}/fill*")
             assert used <= size, f"{used} bytes fit into {folder}, which may hold {size}"
@@ -196,17 +220,27 @@ def has_no_network(backend: SandboxBackend, spec: SandboxSpec) -> None:
     with backend.open(spec) as box:
         probe = "import socket; socket.create_connection(('{}', {}), 3)"
         for host, port in (("1.1.1.1", 53), ("169.254.169.254", 80), ("172.17.0.1", 22)):
-            assert box.run(f'python3 -c "{probe.format(host, port)}"').exit_code != 0, f"{host}:{port} answers"
+            assert box.run(f'python3 -c "{probe.format(host, port)}"').exit_code != 0, (
+                f"{host}:{port} answers"
+            )
         devices = says(box, "tail -n +3 /proc/net/dev | cut -d: -f1").split()
-        assert [device for device in devices if device not in ("lo", "tunl0", "sit0", "ip6tnl0")] == [], f"network devices: {devices}"
-        assert box.run("ls /var/run/docker.sock /run/docker.sock").exit_code != 0, "the engine's socket is there"
+        assert [device for device in devices if device not in ("lo", "tunl0", "sit0", "ip6tnl0")] == [], (
+            f"network devices: {devices}"
+        )
+        assert box.run("ls /var/run/docker.sock /run/docker.sock").exit_code != 0, (
+            "the engine's socket is there"
+        )
 
 
 def runs_without_privileges(backend: SandboxBackend, spec: SandboxSpec) -> None:
     with backend.open(spec) as box:
         status = dict(re.findall(r"^(\w+):\s*(.*)$", says(box, "cat /proc/self/status"), re.MULTILINE))
-        assert "0" not in status["Uid"].split() and "0" not in status["Gid"].split(), f"uid {status['Uid']}, gid {status['Gid']}"
-        assert all(int(status[name], 16) == 0 for name in ("CapEff", "CapPrm", "CapInh", "CapAmb", "CapBnd")), status
+        assert "0" not in status["Uid"].split() and "0" not in status["Gid"].split(), (
+            f"uid {status['Uid']}, gid {status['Gid']}"
+        )
+        assert all(
+            int(status[name], 16) == 0 for name in ("CapEff", "CapPrm", "CapInh", "CapAmb", "CapBnd")
+        ), status
         assert status["NoNewPrivs"] == "1"
         assert "0" not in status["Groups"].split(), f"groups {status['Groups']}"
         for command in (
@@ -227,20 +261,37 @@ def all_else_is_read_only(backend: SandboxBackend, spec: SandboxSpec) -> None:
         for folder in ("/testbed", "/submit", "/tmp"):
             assert says(box, f"ls -A {folder}") == "", f"{folder} is not empty at the start"
             says(box, f"echo x > {folder}/x")
-        writable = says(box, "find / -xdev -writable ! -type l ! -path '/proc/*' ! -path '/dev/*' 2>/dev/null | head -50; true")
+        writable = says(
+            box,
+            "find / -xdev -writable ! -type l ! -path '/proc/*' ! -path '/dev/*' 2>/dev/null | head -50; true",
+        )
         really = [
             path
             for path in writable.splitlines()
-            if box.run(f"[ -d '{path}' ] && touch '{path}/x' || [ -f '{path}' ] && : >>'{path}'").exit_code == 0
+            if box.run(f"[ -d '{path}' ] && touch '{path}/x' || [ -f '{path}' ] && : >>'{path}'").exit_code
+            == 0
         ]
         assert really == [], f"writable outside the three folders: {really}"
-        for path in ("/x", "/usr/x", "/etc/x", "/opt/x", "/opt/env/x", "/var/x", "/dev/x", "/etc/passwd", "/proc/sys/kernel/hostname"):
+        for path in (
+            "/x",
+            "/usr/x",
+            "/etc/x",
+            "/opt/x",
+            "/opt/env/x",
+            "/var/x",
+            "/dev/x",
+            "/etc/passwd",
+            "/proc/sys/kernel/hostname",
+        ):
             assert box.run(f"echo x >> {path}").exit_code != 0, f"{path} can be written"
 
 
 def sandboxes_do_not_see_each_other(backend: SandboxBackend, spec: SandboxSpec) -> None:
     with backend.open(spec) as one, backend.open(spec) as two:
-        says(one, "echo secret > /testbed/f; echo secret > /tmp/f; echo secret > /submit/f; echo secret > /dev/shm/f; sleep 4321 &")
+        says(
+            one,
+            "echo secret > /testbed/f; echo secret > /tmp/f; echo secret > /submit/f; echo secret > /dev/shm/f; sleep 4321 &",
+        )
         assert says(two, "ls -A /testbed /tmp /submit /dev/shm | grep -c '^f' || true") == "0"
         assert is_alone(two), "another sandbox's processes are visible"
         assert "4321" not in says(two, "cat /proc/[0-9]*/cmdline | tr '\\0' ' '")
@@ -250,13 +301,18 @@ def starts_from_a_clean_environment(backend: SandboxBackend, spec: SandboxSpec) 
     with backend.open(replace(spec, variables={"GIVEN": "value with 'quotes' and\nlines"})) as box:
         assert says(box, 'echo "$GIVEN"') == "value with 'quotes' and\nlines"
         names = set(says(box, "env -0 | cut -z -d= -f1 | tr '\\0' '\\n'").split())
-        leaked = {name for name in names if re.match(r"AWS|PIP_|SSL|SELFPLAY|HF_|OPENAI|SSH|GITHUB|VIRTUAL_ENV|PYTHONPATH", name)}
+        leaked = {
+            name
+            for name in names
+            if re.match(r"AWS|PIP_|SSL|SELFPLAY|HF_|OPENAI|SSH|GITHUB|VIRTUAL_ENV|PYTHONPATH", name)
+        }
         assert not leaked, f"the harness's variables are visible: {leaked}"
         assert says(box, "echo $PYTHONDONTWRITEBYTECODE $HOME $LANG") == "1 /tmp C.UTF-8"
         says(box, "git init -q . && echo a > a && git add a && git commit -q -m first && git status --short")
         assert says(box, "env -i /bin/sh -c 'PATH=/opt/python/bin:/usr/bin python3 -c \"print(1)\"'") == "1"
         packages = says(
-            box, "python3 -S -c 'import sys; print(sys.prefix)'; find /usr /opt/python -path '*-packages/*' 2>/dev/null | head -5; true"
+            box,
+            "python3 -S -c 'import sys; print(sys.prefix)'; find /usr /opt/python -path '*-packages/*' 2>/dev/null | head -5; true",
         ).splitlines()[1:]
         assert packages == [], f"installed packages of the machine are visible: {packages}"
 
@@ -277,7 +333,9 @@ def make_tar(*members: tuple[str, bytes]) -> bytes:
 def files_go_in_and_out(backend: SandboxBackend, spec: SandboxSpec) -> None:
     content = bytes(range(256)) * 4096
     with backend.open(spec) as box:
-        box.write_archive("/testbed", make_tar(("a/b/c.bin", content), ("plain", b"text"), ("sp ace/ünïcode", b"")))
+        box.write_archive(
+            "/testbed", make_tar(("a/b/c.bin", content), ("plain", b"text"), ("sp ace/ünïcode", b""))
+        )
         assert says(box, "cat plain; stat -c %s a/b/c.bin") == "text1048576"
         says(box, "chmod +x plain; mkdir -p .git sub/.git; echo no > .git/config; echo no > sub/.git/x")
         says(box, "ln -s /etc/passwd link; mkfifo pipe; ln -s /etc etc")
@@ -287,11 +345,16 @@ def files_go_in_and_out(backend: SandboxBackend, spec: SandboxSpec) -> None:
             assert members["plain"].mode & 0o111 and not members["a/b/c.bin"].mode & 0o111
             read = archive.extractfile("a/b/c.bin")
             assert read is not None and read.read() == content
-        says(box, "mkdir /submit/odd && : > /submit/odd/$'\\xff\\xfe' && : > /submit/odd/$'line\\nbreak' && : > /submit/odd/-rf")
+        says(
+            box,
+            "mkdir /submit/odd && : > /submit/odd/$'\\xff\\xfe' && : > /submit/odd/$'line\\nbreak' && : > /submit/odd/-rf",
+        )
         with tarfile.open(fileobj=io.BytesIO(box.read_archive("/submit", 1 << 20))) as archive:
             assert len(archive.getnames()) == 3, f"odd names came back as {archive.getnames()}"
         box.write_archive("/testbed", make_tar(("link", b"replaced")))
-        assert says(box, "cat link; stat -c %F link") == "replacedregular file", "a link that was in the way was followed"
+        assert says(box, "cat link; stat -c %F link") == "replacedregular file", (
+            "a link that was in the way was followed"
+        )
 
 
 def bad_archives_are_refused(backend: SandboxBackend, spec: SandboxSpec) -> None:
@@ -315,16 +378,24 @@ def bad_archives_are_refused(backend: SandboxBackend, spec: SandboxSpec) -> None
     }
     with backend.open(small(spec)) as box:
         for name, archive in bad.items():
-            assert refused(lambda archive=archive: box.write_archive("/testbed", archive)), f"an archive with {name} was taken"  # type: ignore[misc]
+            assert refused(lambda archive=archive: box.write_archive("/testbed", archive)), (
+                f"an archive with {name} was taken"
+            )  # type: ignore[misc]
         assert says(box, "ls -A /testbed /tmp | grep -v : || true") == ""
-        assert refused(lambda: box.write_archive("/usr", make_tar(("x", b"")))), "an archive was written to /usr"
-        assert refused(lambda: box.write_archive("/submit", make_tar(("x", bytes(2 << 20))))), "2 MiB fit into 1 MiB"
+        assert refused(lambda: box.write_archive("/usr", make_tar(("x", b"")))), (
+            "an archive was written to /usr"
+        )
+        assert refused(lambda: box.write_archive("/submit", make_tar(("x", bytes(2 << 20))))), (
+            "2 MiB fit into 1 MiB"
+        )
         says(box, "rm -rf /submit/*; head -c 500000 /dev/zero > /submit/f")
         message = refused(lambda: box.read_archive("/submit", 100_000))
         assert "500" in message, f"the size is not named: {message!r}"
         assert refused(lambda: box.read_archive("/submit/none", 1000)), "a folder that is not there was read"
         says(box, "truncate -s 8m /submit/sparse && rm /submit/f")
-        assert refused(lambda: box.read_archive("/submit", 1 << 20)), "a sparse file was read beyond the limit"
+        assert refused(lambda: box.read_archive("/submit", 1 << 20)), (
+            "a sparse file was read beyond the limit"
+        )
         assert says(box, "echo alive") == "alive"
 
 

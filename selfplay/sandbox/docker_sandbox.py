@@ -31,7 +31,16 @@ from docker.errors import APIError, DockerException, ImageNotFound, NotFound
 from selfplay.errors import EnvironmentBuildError, PrerequisiteError, SandboxInterrupted, SandboxUnavailable
 from selfplay.sandbox import command_server
 from selfplay.sandbox.base import SUBMIT, VENV, WORKSPACE, Limits, Sandbox, SandboxSpec
-from selfplay.sandbox.client import HELLO_S, ConnectedSandbox, Connection, PeerGone, Refused, SocketChannel, archive_frames, probe
+from selfplay.sandbox.client import (
+    HELLO_S,
+    ConnectedSandbox,
+    Connection,
+    PeerGone,
+    Refused,
+    SocketChannel,
+    archive_frames,
+    probe,
+)
 from selfplay.sandbox.index_proxy import begin_forwarding, forwarding_variables, open_way
 from selfplay.sandbox.owners import abandoned, owner, unique_name
 from selfplay.sandbox.variables import IndexAccess, command_variables, index_access
@@ -42,7 +51,13 @@ OWNER_LABEL = "selfplay.owner"
 USER = 64321  # named `sandbox` in the base image, and no account of the machine
 ENGINE_TIMEOUT_S = 120
 BUILD_LIMITS = Limits(
-    memory_bytes=4 << 30, processes=512, file_bytes=1 << 30, workspace_bytes=1 << 30, tmp_bytes=2 << 30, output_bytes=32 << 20, cpus=4.0
+    memory_bytes=4 << 30,
+    processes=512,
+    file_bytes=1 << 30,
+    workspace_bytes=1 << 30,
+    tmp_bytes=2 << 30,
+    output_bytes=32 << 20,
+    cpus=4.0,
 )
 SMALL_TMPFS_BYTES = 16 << 20
 LOG_TAIL = 4000
@@ -77,7 +92,11 @@ class DockerBackend:
             system = engine.version().get("Os", "linux")
             has_base = self._has_image(self._base_image)
         except (SandboxUnavailable, *ENGINE_ERRORS) as error:
-            fault = error if isinstance(error, SandboxUnavailable) else _engine_fault("answers with an error", error)
+            fault = (
+                error
+                if isinstance(error, SandboxUnavailable)
+                else _engine_fault("answers with an error", error)
+            )
             raise PrerequisiteError(
                 f"{fault}. Install and start one (for example: apt-get install docker.io && service docker start), "
                 "let DOCKER_HOST point to one, or set sandbox.type = 'bubblewrap'."
@@ -85,7 +104,9 @@ class DockerBackend:
         if system != "linux":
             raise PrerequisiteError(f"the docker engine runs {system} containers, linux ones are needed.")
         if not has_base:
-            raise PrerequisiteError(f"the docker engine has no image {self._base_image}. Build it with: sudo {BUILD_BASE}")
+            raise PrerequisiteError(
+                f"the docker engine has no image {self._base_image}. Build it with: sudo {BUILD_BASE}"
+            )
 
     @contextmanager
     def open(self, spec: SandboxSpec) -> Iterator[Sandbox]:
@@ -99,7 +120,9 @@ class DockerBackend:
                 fresh.close()
             self._raise_if_interrupted(opened)
 
-        sandbox = ConnectedSandbox(spec, opened.connection, opened.close, probe_afresh, container=opened.container)
+        sandbox = ConnectedSandbox(
+            spec, opened.connection, opened.close, probe_afresh, container=opened.container
+        )
         try:
             yield sandbox
         finally:
@@ -112,15 +135,21 @@ class DockerBackend:
             for found in engine.containers(all=True, filters={"label": OWNER_LABEL}):
                 if abandoned(found["Labels"].get(OWNER_LABEL, "")):
                     _remove(engine, found["Id"])
-                    removed.append(f"container {found['Names'][0].lstrip('/') if found['Names'] else found['Id'][:12]}")
+                    removed.append(
+                        f"container {found['Names'][0].lstrip('/') if found['Names'] else found['Id'][:12]}"
+                    )
         except ENGINE_ERRORS as error:
-            raise SandboxUnavailable(f"the docker engine does not list or remove containers: {error}") from error
+            raise SandboxUnavailable(
+                f"the docker engine does not list or remove containers: {error}"
+            ) from error
         return removed
 
     def _raise_if_interrupted(self, lost: _Opened) -> None:
         """What runs in a container can neither restart its engine nor ask it for a kill: then it is not to blame for the loss."""
         if lost.witness is not None and not lost.witness.is_unbroken():
-            raise SandboxInterrupted("the docker engine was restarted, or its connections were cut, while the sandbox was open")
+            raise SandboxInterrupted(
+                "the docker engine was restarted, or its connections were cut, while the sandbox was open"
+            )
         if _was_told_to_end(self._engine().api, lost.container):
             raise SandboxInterrupted("somebody ended its container through the docker engine")
 
@@ -131,7 +160,9 @@ class DockerBackend:
 
     def environment_reference(self, key: str) -> str:
         if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}", key):
-            raise ValueError(f"environment key {key!r} cannot be an image tag: letters, digits, '_', '.' and '-', at most 128")
+            raise ValueError(
+                f"environment key {key!r} cannot be an image tag: letters, digits, '_', '.' and '-', at most 128"
+            )
         return f"{ENVIRONMENT_REPOSITORY}:{key}"
 
     def build_environment(self, key: str, script: str, timeout_s: float, log: Path) -> str:
@@ -147,7 +178,15 @@ class DockerBackend:
             return self._build(reference, spec, access, way, script, timeout_s, log, key)
 
     def _build(
-        self, reference: str, spec: SandboxSpec, access: IndexAccess, way: Path | None, script: str, timeout_s: float, log: Path, key: str
+        self,
+        reference: str,
+        spec: SandboxSpec,
+        access: IndexAccess,
+        way: Path | None,
+        script: str,
+        timeout_s: float,
+        log: Path,
+        key: str,
     ) -> str:
         opened = self._start(spec, access, way)
         try:
@@ -162,8 +201,14 @@ class DockerBackend:
             result = opened.connection.run(steps.encode(), timeout_s, BUILD_LIMITS.output_bytes, b"")
             log.write_bytes(result.output)
             if result.exit_code != 0:
-                reason = f"did not end within {timeout_s:.0f} s" if result.timed_out else f"ended with exit code {result.exit_code}"
-                raise EnvironmentBuildError(f"the build of environment {key} {reason}; whole log: {log}", result.text[-LOG_TAIL:])
+                reason = (
+                    f"did not end within {timeout_s:.0f} s"
+                    if result.timed_out
+                    else f"ended with exit code {result.exit_code}"
+                )
+                raise EnvironmentBuildError(
+                    f"the build of environment {key} {reason}; whole log: {log}", result.text[-LOG_TAIL:]
+                )
             self._engine().api.commit(
                 opened.container,
                 ENVIRONMENT_REPOSITORY,
@@ -172,7 +217,9 @@ class DockerBackend:
             )
         except PeerGone as error:
             self._start(SandboxSpec(self._base_image)).close()  # raises when the machine is at fault
-            raise EnvironmentBuildError(f"the build of environment {key} ended its sandbox: {error}") from error
+            raise EnvironmentBuildError(
+                f"the build of environment {key} ended its sandbox: {error}"
+            ) from error
         except ENGINE_ERRORS as error:
             raise _engine_fault(f"failed while environment {key} was built", error) from error
         finally:
@@ -205,14 +252,18 @@ class DockerBackend:
         local = str(getattr(self._engine().api, "base_url", "")).startswith("http+docker://")
         return local and not os.environ.get("DOCKER_HOST", "").startswith("ssh:")
 
-    def _start(self, spec: SandboxSpec, access: IndexAccess | None = None, way: Path | None = None) -> _Opened:
+    def _start(
+        self, spec: SandboxSpec, access: IndexAccess | None = None, way: Path | None = None
+    ) -> _Opened:
         witness = _witness(os.environ.get("DOCKER_HOST", ""))
         api = self._engine().api
         container = ""
         try:
             created = api.create_container(**self._container(spec, access, way))
             container = created["Id"]
-            attached = api.attach_socket(container, params={"stdin": 1, "stdout": 1, "stderr": 1, "stream": 1})
+            attached = api.attach_socket(
+                container, params={"stdin": 1, "stdout": 1, "stderr": 1, "stream": 1}
+            )
             channel = SocketChannel(getattr(attached, "_sock", attached))
             opened = _Opened(api, container, channel, attached, witness)
         except ImageNotFound as error:
@@ -234,7 +285,9 @@ class DockerBackend:
                 if NO_PYTHON in said or isinstance(error, Refused)
                 else ""
             )
-            raise SandboxUnavailable(f"no command server in a container of {spec.environment!r}: {said or error}{hint}") from error
+            raise SandboxUnavailable(
+                f"no command server in a container of {spec.environment!r}: {said or error}{hint}"
+            ) from error
         except ENGINE_ERRORS as error:
             opened.close()
             raise _engine_fault(f"starts no container of {spec.environment!r}", error) from error
@@ -243,7 +296,9 @@ class DockerBackend:
             raise
         return opened
 
-    def _container(self, spec: SandboxSpec, access: IndexAccess | None, way: Path | None) -> Mapping[str, Any]:
+    def _container(
+        self, spec: SandboxSpec, access: IndexAccess | None, way: Path | None
+    ) -> Mapping[str, Any]:
         api = self._engine().api
         limits = spec.limits
         options = "rw,exec,nosuid,nodev"
@@ -254,7 +309,10 @@ class DockerBackend:
         }
         if spec.writable_env:
             # The root is written to, since only what lies in it is committed: keep everything but /opt/env out of reach.
-            tmpfs |= {"/var/tmp": f"{options},mode=1777,size={SMALL_TMPFS_BYTES}", "/run": f"{options},mode=0755,size={SMALL_TMPFS_BYTES}"}
+            tmpfs |= {
+                "/var/tmp": f"{options},mode=1777,size={SMALL_TMPFS_BYTES}",
+                "/run": f"{options},mode=0755,size={SMALL_TMPFS_BYTES}",
+            }
         binds: dict[str, Mapping[str, str]] = {}
         if access and self._shares_folders():
             binds = {str(path): {"bind": str(path), "mode": "ro"} for path in access.paths}
@@ -266,7 +324,9 @@ class DockerBackend:
             binds=binds,
             cap_drop=["ALL"],
             security_opt=["no-new-privileges:true"],
-            network_mode="bridge" if spec.network and way is None else "none",  # an engine elsewhere: its network, not its host's
+            network_mode="bridge"
+            if spec.network and way is None
+            else "none",  # an engine elsewhere: its network, not its host's
             read_only=not spec.writable_env,
             tmpfs=tmpfs,
             shm_size=SMALL_TMPFS_BYTES,
@@ -278,18 +338,33 @@ class DockerBackend:
                 docker.types.Ulimit(name="fsize", soft=limits.file_bytes, hard=limits.file_bytes),
                 docker.types.Ulimit(name="core", soft=0, hard=0),
             ],
-            log_config=docker.types.LogConfig(type="none"),  # the engine would write what the server says to this machine's disk
+            log_config=docker.types.LogConfig(
+                type="none"
+            ),  # the engine would write what the server says to this machine's disk
         )
         return {
             "image": spec.environment or self._base_image,
             "name": unique_name(),
             "entrypoint": ["/bin/sh", "-c", ENTRYPOINT, "sh"],
-            "command": ["-I", "-S", "-c", LOADER, str(len(_server_source())), str(limits.file_bytes), "0", "0", WORKSPACE],
+            "command": [
+                "-I",
+                "-S",
+                "-c",
+                LOADER,
+                str(len(_server_source())),
+                str(limits.file_bytes),
+                "0",
+                "0",
+                WORKSPACE,
+            ],
             "user": f"{USER}:{USER}",
             "hostname": None if spec.network else "sandbox",
             "working_dir": "/",
             "environment": command_variables(spec),
-            "labels": {**{f"selfplay.{name}": value for name, value in spec.labels.items()}, OWNER_LABEL: owner()},
+            "labels": {
+                **{f"selfplay.{name}": value for name, value in spec.labels.items()},
+                OWNER_LABEL: owner(),
+            },
             "stdin_open": True,
             "detach": False,  # with an open stdin: the container's input ends when ours does
             "host_config": host_config,
@@ -383,7 +458,10 @@ def _was_told_to_end(api: docker.APIClient, container: str) -> bool:
     try:
         until = int(datetime.fromisoformat(re.sub(r"\.\d+", "", api.info()["SystemTime"])).timestamp()) + 1
         filters = {"type": ["container"], "event": ["kill"]}
-        return any(event.get("id") == container for event in api.events(since=0, until=until, filters=filters, decode=True))
+        return any(
+            event.get("id") == container
+            for event in api.events(since=0, until=until, filters=filters, decode=True)
+        )
     except (*ENGINE_ERRORS, KeyError, ValueError):
         return False
 
@@ -391,7 +469,14 @@ def _was_told_to_end(api: docker.APIClient, container: str) -> bool:
 class _Opened:
     """A started container and the line to its command server."""
 
-    def __init__(self, api: docker.APIClient, container: str, channel: SocketChannel, attached: Any, witness: _Witness | None) -> None:
+    def __init__(
+        self,
+        api: docker.APIClient,
+        container: str,
+        channel: SocketChannel,
+        attached: Any,
+        witness: _Witness | None,
+    ) -> None:
         self.container = container
         self.witness = witness
         self.connection = Connection(channel)
@@ -444,7 +529,11 @@ def _server_source() -> bytes:
 
 def _outermost(binds: dict[str, Mapping[str, str]]) -> dict[str, Mapping[str, str]]:
     """Without folders and files inside one that is bound already: they would be mounted on a read-only place."""
-    return {path: bind for path, bind in binds.items() if not any(str(parent) in binds for parent in Path(path).parents)}
+    return {
+        path: bind
+        for path, bind in binds.items()
+        if not any(str(parent) in binds for parent in Path(path).parents)
+    }
 
 
 def _one_file(name: str, content: str) -> bytes:

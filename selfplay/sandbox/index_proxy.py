@@ -80,7 +80,9 @@ class WayOut:
 @contextmanager
 def open_way(way: WayOut) -> Iterator[Path]:
     """The folder with the socket `index`; it ends with the context. Only who is given the folder can get to it."""
-    with tempfile.TemporaryDirectory(prefix="selfplay-index-") as closed:  # 0700: other users of this machine stay outside
+    with tempfile.TemporaryDirectory(
+        prefix="selfplay-index-"
+    ) as closed:  # 0700: other users of this machine stay outside
         folder = Path(closed) / "way"
         folder.mkdir(mode=0o755)
         folder.chmod(0o755)
@@ -105,7 +107,10 @@ def forwarding_variables() -> dict[str, str]:
     """For pip, git, curl, npm and whatever else goes by these names."""
     address = f"http://127.0.0.1:{PORT}"
     names = ("http_proxy", "https_proxy", "all_proxy")
-    return {spelling: address for name in names for spelling in (name, name.upper())} | {"no_proxy": "", "NO_PROXY": ""}
+    return {spelling: address for name in names for spelling in (name, name.upper())} | {
+        "no_proxy": "",
+        "NO_PROXY": "",
+    }
 
 
 class _Server:
@@ -126,7 +131,9 @@ class _Server:
                 return
             if not self._keep(caller):
                 return
-            threading.Thread(target=self._answer, args=(caller,), daemon=True, name="index-proxy-call").start()
+            threading.Thread(
+                target=self._answer, args=(caller,), daemon=True, name="index-proxy-call"
+            ).start()
 
     def close(self) -> None:
         with self.lock:
@@ -163,7 +170,10 @@ class _Server:
         except Refusal as refusal:
             text = f"{refusal}\n".encode()
             with suppress(OSError):
-                caller.sendall(b"HTTP/1.1 403 Forbidden\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%s" % (len(text), text))
+                caller.sendall(
+                    b"HTTP/1.1 403 Forbidden\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%s"
+                    % (len(text), text)
+                )
         except (OSError, ValueError) as error:
             with suppress(OSError):
                 caller.sendall(b"HTTP/1.1 502 Bad Gateway\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
@@ -215,9 +225,17 @@ def connect(head: bytes, way: WayOut) -> tuple[socket.socket, bytes, bytes]:
     host, port = _split(url.netloc.rpartition("@")[2], 80)
     addresses, proxy = route(host, port, "http", way)
     path = f"{url.path or '/'}{f'?{url.query}' if url.query else ''}"
-    kept = [field for field in fields.split("\r\n") if not re.match(r"(proxy-[a-z-]+|connection|keep-alive)\s*:", field, re.IGNORECASE)]
+    kept = [
+        field
+        for field in fields.split("\r\n")
+        if not re.match(r"(proxy-[a-z-]+|connection|keep-alive)\s*:", field, re.IGNORECASE)
+    ]
     # One request a connection: a second one might be for another host.
-    lines = [f"{method} {f'http://{_place(host, port)}' if proxy else ''}{path} HTTP/1.1", *(_login(proxy) if proxy else []), *kept]
+    lines = [
+        f"{method} {f'http://{_place(host, port)}' if proxy else ''}{path} HTTP/1.1",
+        *(_login(proxy) if proxy else []),
+        *kept,
+    ]
     said = "\r\n".join([*lines, "Connection: close", "", ""]).encode("latin-1")
     return (_call(proxy) if proxy else _first(addresses, port)), said, b""
 
@@ -245,7 +263,11 @@ def route(host: str, port: int, scheme: str, way: WayOut) -> tuple[list[str], st
                     f"{host}:{port} is {address}: builds reach the package index and public addresses only. "
                     f"Set SELFPLAY_BUILD_HOSTS={host}:{port} where a build needs it."
                 )
-        if proxy and not addresses and ("." not in host or host.endswith((".localhost", ".local", ".internal"))):
+        if (
+            proxy
+            and not addresses
+            and ("." not in host or host.endswith((".localhost", ".local", ".internal")))
+        ):
             raise Refusal(f"{host} is a name of a local network")
     return addresses, proxy
 
@@ -289,7 +311,9 @@ def is_public(address: str) -> bool:
             inner = ipaddress.IPv4Address(int(found) & 0xFFFFFFFF)
         if inner is not None:
             return is_public(str(inner))
-    return found.is_global and not (found.is_multicast or found.is_reserved or found.is_loopback or found.is_unspecified)
+    return found.is_global and not (
+        found.is_multicast or found.is_reserved or found.is_loopback or found.is_unspecified
+    )
 
 
 def is_own(address: str) -> bool:
@@ -323,7 +347,15 @@ def _through(proxy: str, host: str, port: int) -> socket.socket:
     there = _call(proxy)
     try:
         there.sendall(
-            "\r\n".join([f"CONNECT {_place(host, port)} HTTP/1.1", f"Host: {_place(host, port)}", *_login(proxy), "", ""]).encode()
+            "\r\n".join(
+                [
+                    f"CONNECT {_place(host, port)} HTTP/1.1",
+                    f"Host: {_place(host, port)}",
+                    *_login(proxy),
+                    "",
+                    "",
+                ]
+            ).encode()
         )
         answer = b""
         while not answer.endswith(b"\r\n\r\n"):  # byte by byte: what follows is the other side's
@@ -353,5 +385,7 @@ def named_hosts(texts: Iterable[str]) -> frozenset[str]:
 
 def listed_hosts(environ: Mapping[str, str]) -> frozenset[str]:
     """SELFPLAY_BUILD_HOSTS, comma-separated "host:port"; the port is https's where none is said."""
-    words = (word.strip().lower().partition(":") for word in environ.get("SELFPLAY_BUILD_HOSTS", "").split(","))
+    words = (
+        word.strip().lower().partition(":") for word in environ.get("SELFPLAY_BUILD_HOSTS", "").split(",")
+    )
     return frozenset(f"{host}:{port or 443}" for host, _, port in words if host)

@@ -32,7 +32,9 @@ class ReadySandboxes:
         self._backend = backend
         self._count = count
         self._lock = threading.Lock()
-        self._waiting: OrderedDict[str, list[tuple[Sandbox, ExitStack]]] = OrderedDict()  # by spec, the one asked for last at the end
+        self._waiting: OrderedDict[str, list[tuple[Sandbox, ExitStack]]] = (
+            OrderedDict()
+        )  # by spec, the one asked for last at the end
         self._is_closed = False
         self._opener = ThreadPoolExecutor(1, thread_name_prefix="ready-sandboxes")
 
@@ -55,7 +57,9 @@ class ReadySandboxes:
                     return None
                 sandbox, closing = self._waiting[key].pop()
             try:
-                sandbox.read_archive(WORKSPACE, EMPTY_BYTES)  # an answer, without the cost of starting a process
+                sandbox.read_archive(
+                    WORKSPACE, EMPTY_BYTES
+                )  # an answer, without the cost of starting a process
             except (SandboxError, ArtifactError):
                 closing.close()
                 continue

@@ -61,7 +61,9 @@ def seccomp_filter(machine: str | None = None) -> bytes:
     # clone3 keeps its flags in memory, where a filter cannot look; told that it is missing, the C library takes clone.
     program += [_step(JUMP_EQUAL, CLONE3[column], 0, 1), _step(RETURN, REFUSE | errno.ENOSYS)]
     for numbers in (CLONE, UNSHARE):
-        flags = NAMESPACE_FLAGS & ~0x80 if numbers is CLONE else NAMESPACE_FLAGS  # in clone the low byte is a signal
+        flags = (
+            NAMESPACE_FLAGS & ~0x80 if numbers is CLONE else NAMESPACE_FLAGS
+        )  # in clone the low byte is a signal
         program += [
             _step(JUMP_EQUAL, numbers[column], 0, 4),
             _step(LOAD, FIRST_ARGUMENT_AT),

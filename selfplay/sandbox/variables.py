@@ -16,8 +16,20 @@ from selfplay.sandbox.base import SandboxSpec
 from selfplay.sandbox.index_proxy import WayOut, listed_hosts, named_hosts
 
 COMMAND_PATH = "/opt/env/bin:/opt/python/bin:/usr/local/bin:/usr/bin:/bin"
-GIT_SETTINGS = {"safe.directory": "*", "user.name": "sandbox", "user.email": "sandbox@localhost", "init.defaultBranch": "main"}
-CERTIFICATE_VARIABLES = ("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "GIT_SSL_CAINFO", "PIP_CERT")
+GIT_SETTINGS = {
+    "safe.directory": "*",
+    "user.name": "sandbox",
+    "user.email": "sandbox@localhost",
+    "init.defaultBranch": "main",
+}
+CERTIFICATE_VARIABLES = (
+    "SSL_CERT_FILE",
+    "SSL_CERT_DIR",
+    "REQUESTS_CA_BUNDLE",
+    "CURL_CA_BUNDLE",
+    "GIT_SSL_CAINFO",
+    "PIP_CERT",
+)
 USUAL_INDEX = frozenset({"pypi.org:443", "files.pythonhosted.org:443"})
 LOCAL_OPTIONS = ("find-links", "extra-index-url", "index-url", "cert", "client-cert", "constraint")
 IGNORED_PIP_VARIABLES = frozenset(
@@ -33,7 +45,9 @@ IGNORED_PIP_VARIABLES = frozenset(
         "PIP_PROXY",
     }
 )
-NEVER_SHARED = frozenset({Path("/"), Path("/home"), Path("/etc"), Path("/var"), Path("/proc"), Path("/sys"), Path("/dev")})
+NEVER_SHARED = frozenset(
+    {Path("/"), Path("/home"), Path("/etc"), Path("/var"), Path("/proc"), Path("/sys"), Path("/dev")}
+)
 
 
 def command_variables(spec: SandboxSpec) -> dict[str, str]:
@@ -74,7 +88,11 @@ def index_access(environ: Mapping[str, str] | None = None) -> IndexAccess:
     """Read from the environment and pip's configuration files, in pip's order, later ones winning."""
     environ = os.environ if environ is None else environ
     variables = {name: environ[name] for name in CERTIFICATE_VARIABLES if environ.get(name)}
-    variables |= {name: value for name, value in environ.items() if name.startswith("PIP_") and name not in IGNORED_PIP_VARIABLES}
+    variables |= {
+        name: value
+        for name, value in environ.items()
+        if name.startswith("PIP_") and name not in IGNORED_PIP_VARIABLES
+    }
 
     merged = configparser.RawConfigParser()
     for path in _pip_files(environ):
@@ -82,7 +100,11 @@ def index_access(environ: Mapping[str, str] | None = None) -> IndexAccess:
             merged.read(path, encoding="utf-8")
         except (configparser.Error, OSError, UnicodeError):
             continue  # pip itself would stop; a build then works with what can be read
-    upstream = {name: told for name in ("http", "https", "all", "no") if (told := _either_spelling(environ, f"{name}_proxy"))}
+    upstream = {
+        name: told
+        for name in ("http", "https", "all", "no")
+        if (told := _either_spelling(environ, f"{name}_proxy"))
+    }
     for section in merged.sections():
         if merged.has_option(section, "proxy"):
             upstream |= dict.fromkeys(("http", "https"), merged.get(section, "proxy"))
@@ -90,16 +112,25 @@ def index_access(environ: Mapping[str, str] | None = None) -> IndexAccess:
     if environ.get("PIP_PROXY"):
         upstream |= dict.fromkeys(("http", "https"), environ["PIP_PROXY"])
     conf = "".join(
-        f"[{section}]\n" + "".join(f"{key} = {_indented(value)}\n" for key, value in merged.items(section)) for section in merged.sections()
+        f"[{section}]\n" + "".join(f"{key} = {_indented(value)}\n" for key, value in merged.items(section))
+        for section in merged.sections()
     )
 
-    mentioned = [value for name, value in variables.items() if name in CERTIFICATE_VARIABLES or name.startswith("PIP_")]
+    mentioned = [
+        value for name, value in variables.items() if name in CERTIFICATE_VARIABLES or name.startswith("PIP_")
+    ]
     mentioned += [
-        merged.get(section, option) for section in merged.sections() for option in LOCAL_OPTIONS if merged.has_option(section, option)
+        merged.get(section, option)
+        for section in merged.sections()
+        for option in LOCAL_OPTIONS
+        if merged.has_option(section, option)
     ]
     paths = {found for value in mentioned for word in value.split() if (found := _local_path(word))}
     named = USUAL_INDEX | named_hosts(mentioned) | listed_hosts(environ)
-    upstream = {name: value if name == "no" or "//" in value else f"http://{value}" for name, value in upstream.items()}
+    upstream = {
+        name: value if name == "no" or "//" in value else f"http://{value}"
+        for name, value in upstream.items()
+    }
     return IndexAccess(variables, conf, tuple(sorted(paths)), WayOut(named, upstream))
 
 
@@ -110,7 +141,9 @@ def _either_spelling(environ: Mapping[str, str], name: str) -> str:
 def _pip_files(environ: Mapping[str, str]) -> list[Path]:
     home = Path(environ.get("HOME") or "~").expanduser()
     config = Path(environ.get("XDG_CONFIG_HOME") or home / ".config")
-    system = [Path(folder) / "pip/pip.conf" for folder in (environ.get("XDG_CONFIG_DIRS") or "/etc/xdg").split(":")]
+    system = [
+        Path(folder) / "pip/pip.conf" for folder in (environ.get("XDG_CONFIG_DIRS") or "/etc/xdg").split(":")
+    ]
     files = [*system, Path("/etc/pip.conf"), home / ".pip/pip.conf", config / "pip/pip.conf"]
     if environ.get("PIP_CONFIG_FILE"):
         files.append(Path(environ["PIP_CONFIG_FILE"]))

@@ -58,15 +58,40 @@ OTHER_RUNNERS = re.compile(
     r"|go\.(mod|sum)|(jest|vitest|karma)\.config\.[cm]?[jt]s|\.mocharc\.[a-z]{2,5}|pom\.xml|build\.gradle(\.kts)?|rakefile|gemfile(\.lock)?"
 )
 OTHER_CODE = (
-    *(".c", ".h", ".cc", ".cpp", ".cxx", ".hh", ".hpp", ".rs", ".go", ".java", ".kt", ".swift", ".cs", ".rb", ".php", ".lua"),
+    *(
+        ".c",
+        ".h",
+        ".cc",
+        ".cpp",
+        ".cxx",
+        ".hh",
+        ".hpp",
+        ".rs",
+        ".go",
+        ".java",
+        ".kt",
+        ".swift",
+        ".cs",
+        ".rb",
+        ".php",
+        ".lua",
+    ),
     *(".js", ".mjs", ".cjs", ".jsx", ".ts", ".mts", ".cts", ".tsx", ".sh", ".bash", ".pl", ".pm"),
 )
-OTHER_TEST = re.compile(r"test[_-].*|tests?|.*[._-](test|tests|spec)|.*[a-z0-9]Tests?")  # a name without its suffix
-START_FILES = frozenset({"sitecustomize.py", "usercustomize.py", ".gitignore", ".gitattributes", ".gitmodules"})
+OTHER_TEST = re.compile(
+    r"test[_-].*|tests?|.*[._-](test|tests|spec)|.*[a-z0-9]Tests?"
+)  # a name without its suffix
+START_FILES = frozenset(
+    {"sitecustomize.py", "usercustomize.py", ".gitignore", ".gitattributes", ".gitmodules"}
+)
 START_SUFFIXES = (".pth", ".egg-link", ".pyc", ".pyo", ".so", ".pyd")
 INSTALLED_FOLDERS = (".dist-info", ".egg-info")
-RUNNER_MODULES = frozenset({"pytest", "_pytest", "py", "pluggy", "iniconfig", "packaging", "pygments", "exceptiongroup", "tomli"})
-START_MODULES = frozenset({"sitecustomize", "usercustomize"})  # every Python imports them, as a file or as a folder
+RUNNER_MODULES = frozenset(
+    {"pytest", "_pytest", "py", "pluggy", "iniconfig", "packaging", "pygments", "exceptiongroup", "tomli"}
+)
+START_MODULES = frozenset(
+    {"sitecustomize", "usercustomize"}
+)  # every Python imports them, as a file or as a folder
 IMPORT_ROOTS = ("src", "lib", "python")  # as environments put them on the path
 
 
@@ -163,7 +188,9 @@ def parse_patch(text: str, max_bytes: int) -> Patch:
         file = reader.section()
         for path in file.paths:
             if path in claimed:
-                raise PatchError(f"{path!r} is named by two sections of the diff; each file may have one only")
+                raise PatchError(
+                    f"{path!r} is named by two sections of the diff; each file may have one only"
+                )
             claimed[path] = file.kind
         files.append(file)
     return Patch(tuple(files))
@@ -209,12 +236,16 @@ class _Reader:
 
     def _check_header_line(self, line: str) -> None:
         if line.endswith("\r"):
-            raise self._refuse(f"a header ends with a carriage return; headers must end with a plain newline. {ADVICE}")
+            raise self._refuse(
+                f"a header ends with a carriage return; headers must end with a plain newline. {ADVICE}"
+            )
 
     def _extended_headers(self) -> dict[str, str]:
         facts: dict[str, str] = {}
         self._at += 1
-        while (line := self._line) is not None and not line.startswith((SECTION, "--- ", "@@")) and line != "":
+        while (
+            (line := self._line) is not None and not line.startswith((SECTION, "--- ", "@@")) and line != ""
+        ):
             self._check_header_line(line)
             if line.startswith(("GIT binary patch", "Binary files ")):
                 raise self._refuse("binary files cannot be changed")
@@ -223,7 +254,8 @@ class _Reader:
             if line.startswith(("copy from ", "copy to ")):
                 raise self._refuse("copies are not read. Write the diff with `git diff --no-renames`.")
             found = re.fullmatch(
-                r"(new file mode|deleted file mode|rename from|rename to|similarity index|dissimilarity index|index) (.+)", line
+                r"(new file mode|deleted file mode|rename from|rename to|similarity index|dissimilarity index|index) (.+)",
+                line,
             )
             if found is None:
                 raise self._refuse(f"unknown header {line[:60]!r}. {ADVICE}")
@@ -242,7 +274,9 @@ class _Reader:
 
     def _check_mode(self, mode: str | None) -> None:
         if mode is not None and mode not in MODES:
-            raise self._refuse(f"mode {mode[:10]} is {SPECIAL_MODES.get(mode, 'unknown')}; only plain files may be changed")
+            raise self._refuse(
+                f"mode {mode[:10]} is {SPECIAL_MODES.get(mode, 'unknown')}; only plain files may be changed"
+            )
 
     def _labels(self) -> tuple[str | None, str | None]:
         """The names behind --- and +++ with their a/ and b/, both None when the section has no hunks."""
@@ -261,7 +295,9 @@ class _Reader:
         self._at += 1
         return _unquoted(name) if name.startswith('"') else name
 
-    def _claim(self, facts: Mapping[str, str], old: str | None, new: str | None, candidates: list[tuple[str, str]]) -> FilePatch:
+    def _claim(
+        self, facts: Mapping[str, str], old: str | None, new: str | None, candidates: list[tuple[str, str]]
+    ) -> FilePatch:
         """What the headers say together. They must agree, else the diff lies."""
         added, deleted = "new file mode" in facts, "deleted file mode" in facts
         renamed = "rename from" in facts or "rename to" in facts
@@ -284,17 +320,23 @@ class _Reader:
                 raise self._refuse("the names in the 'diff --git' line do not agree")
             names = same[0]
         if names not in candidates:
-            raise self._refuse(f"the 'diff --git' line does not name {names[0]!r} and {names[1]!r} as the other headers do")
+            raise self._refuse(
+                f"the 'diff --git' line does not name {names[0]!r} and {names[1]!r} as the other headers do"
+            )
         expected = ("/dev/null" if added else f"a/{names[0]}", "/dev/null" if deleted else f"b/{names[1]}")
         if old is not None and (old, new) != expected:
-            raise self._refuse(f"the names {old!r} and {new!r} do not agree with {expected[0]!r} and {expected[1]!r}")
+            raise self._refuse(
+                f"the names {old!r} and {new!r} do not agree with {expected[0]!r} and {expected[1]!r}"
+            )
         if renamed and names[0] == names[1]:
             raise self._refuse(f"{names[0]!r} is renamed to itself")
         for name in names:
             self._check_path(name)
         kind: Kind = "add" if added else "delete" if deleted else "rename" if renamed else "modify"
         mode = facts.get("new file mode") or facts.get("deleted file mode") or "100644"
-        return FilePatch(names[1], None if added else names[0], None if deleted else names[1], kind, MODES[mode])
+        return FilePatch(
+            names[1], None if added else names[0], None if deleted else names[1], kind, MODES[mode]
+        )
 
     def _check_path(self, path: str) -> None:
         reason = path_problem(path)
@@ -313,7 +355,9 @@ class _Reader:
                 raise self._refuse("hunks overlap or are out of order")
             last_old = old_start + old_count
             self._at += 1
-            yield Hunk(old_start, old_count, new_start, new_count, tuple(self._hunk_lines(old_count, new_count)))
+            yield Hunk(
+                old_start, old_count, new_start, new_count, tuple(self._hunk_lines(old_count, new_count))
+            )
 
     def _hunk_lines(self, old_left: int, new_left: int) -> Iterator[str]:
         changes = False
@@ -364,9 +408,13 @@ def path_problem(path: str) -> str:
         return f"the path {shown} is not a plain relative path inside the repository"
     if any(part.startswith("-") for part in path.split("/")):
         return f"the path {shown} has a name that starts with '-', like an option; rename it"
-    if any(char < " " or "\x7f" <= char < "\xa0" or "\ud800" <= char <= "\udfff" or char == '"' for char in path):
+    if any(
+        char < " " or "\x7f" <= char < "\xa0" or "\ud800" <= char <= "\udfff" or char == '"' for char in path
+    ):
         return f"the path {shown} holds control characters, quotes or half a character"
-    if len(path.encode()) > MAX_PATH_BYTES or any(len(part.encode()) > MAX_NAME_BYTES for part in path.split("/")):
+    if len(path.encode()) > MAX_PATH_BYTES or any(
+        len(part.encode()) > MAX_NAME_BYTES for part in path.split("/")
+    ):
         return f"the path {shown}… is too long"
     return ""
 
@@ -450,7 +498,10 @@ def apply_parsed(tree: Tree, patch: Patch) -> Tree:
 
 
 def _apply_once(tree: Tree, patch: Patch) -> Tree:
-    with full_disk_told(Path(tempfile.gettempdir())), tempfile.TemporaryDirectory(prefix="selfplay-apply-") as name:
+    with (
+        full_disk_told(Path(tempfile.gettempdir())),
+        tempfile.TemporaryDirectory(prefix="selfplay-apply-") as name,
+    ):
         folder = Path(name) / "files"
         folder.mkdir()
         sections: list[str] = []
@@ -463,11 +514,16 @@ def _apply_once(tree: Tree, patch: Patch) -> Tree:
                 if entry.executable:
                     (folder / old).chmod(0o755)
             if file.new_path is not None:
-                expected[new] = (file.new_path, file.executable if file.old_path is None else tree[file.old_path].executable)
+                expected[new] = (
+                    file.new_path,
+                    file.executable if file.old_path is None else tree[file.old_path].executable,
+                )
             sections.append(file.text(old, new))
         _git_apply(folder, "".join(sections), patch)
         found = {item.name: item for item in folder.iterdir()}
-        if found.keys() != expected.keys() or any(item.is_symlink() or not item.is_file() for item in found.values()):
+        if found.keys() != expected.keys() or any(
+            item.is_symlink() or not item.is_file() for item in found.values()
+        ):
             raise PatchError("the diff adds or deletes other files than it claims")
         changes: dict[str, FileEntry | None] = {path: None for file in patch.files for path in file.paths}
         for item_name, (path, executable) in expected.items():
@@ -487,7 +543,11 @@ def _check_against(tree: Tree, patch: Patch) -> None:
             raise PatchError(f"the diff changes {file.old_path!r}, which is a binary file")
         if file.kind in ("add", "rename") and file.new_path in tree:
             raise PatchError(f"the diff adds {file.new_path!r}, which exists already")
-        if file.kind == "delete" and file.old_path is not None and tree[file.old_path].executable is not file.executable:
+        if (
+            file.kind == "delete"
+            and file.old_path is not None
+            and tree[file.old_path].executable is not file.executable
+        ):
             raise PatchError(f"the diff deletes {file.path!r} under another mode than it has")
     gone = {file.old_path for file in patch.files if file.kind in ("delete", "rename")}
     if new_paths:
@@ -550,10 +610,18 @@ def _git(arguments: Sequence[str], folder: Path, stdin: bytes = b"") -> subproce
     }
     try:
         done = subprocess.run(
-            ["git", *arguments], cwd=folder, input=stdin, capture_output=True, env=variables, timeout=GIT_TIMEOUT_S, check=False
+            ["git", *arguments],
+            cwd=folder,
+            input=stdin,
+            capture_output=True,
+            env=variables,
+            timeout=GIT_TIMEOUT_S,
+            check=False,
         )
     except FileNotFoundError as error:
-        raise PrerequisiteError("git not found on PATH. Install it (for example: apt-get install git).") from error
+        raise PrerequisiteError(
+            "git not found on PATH. Install it (for example: apt-get install git)."
+        ) from error
     except subprocess.TimeoutExpired as error:
         raise PatchError(f"git did not work the diff out within {GIT_TIMEOUT_S:.0f} s") from error
     if done.returncode == -signal.SIGKILL:
@@ -584,7 +652,8 @@ def diff_trees(before: Tree, after: Tree) -> str:
         if problem:
             raise PatchError(problem)
     return "".join(
-        _diff_file(path, before.files.get(path), after.files.get(path), hunks) for path, hunks in _hunks_between(before, after, paths)
+        _diff_file(path, before.files.get(path), after.files.get(path), hunks)
+        for path, hunks in _hunks_between(before, after, paths)
     )
 
 
@@ -604,7 +673,10 @@ def content_problem(path: str, tree: Tree) -> str:
 
 def _hunks_between(before: Tree, after: Tree, paths: Sequence[str]) -> Iterator[tuple[str, str]]:
     """Each path with the hunks between its two contents ("" when one is empty or missing and so is the other)."""
-    with full_disk_told(Path(tempfile.gettempdir())), tempfile.TemporaryDirectory(prefix="selfplay-diff-") as name:
+    with (
+        full_disk_told(Path(tempfile.gettempdir())),
+        tempfile.TemporaryDirectory(prefix="selfplay-diff-") as name,
+    ):
         folder = Path(name)
         for side, tree in (("old", before), ("new", after)):
             (folder / side).mkdir()
@@ -623,7 +695,9 @@ def _hunks_between(before: Tree, after: Tree, paths: Sequence[str]) -> Iterator[
         ]
         done = _until_answered(lambda: _git(["diff", *options, "--", "old", "new"], folder))
     if done.returncode not in (0, 1):
-        raise PatchError(f"git cannot compare the trees: {done.stderr.decode('utf-8', 'replace').strip()[:300]}")
+        raise PatchError(
+            f"git cannot compare the trees: {done.stderr.decode('utf-8', 'replace').strip()[:300]}"
+        )
     hunks: dict[int, list[str]] = {}
     lines: list[str] = []
     in_hunks = False
@@ -653,12 +727,20 @@ def _diff_file(path: str, old: FileEntry | None, new: FileEntry | None, hunks: s
 
 def reverse_patch(text: str) -> str:
     """The diff that takes the change back: what the solver gets as its specification."""
-    return Patch(tuple(_reversed(file) for file in parse_patch(text, max(1, len(text.encode("utf-8", "surrogatepass")))).files)).text()
+    return Patch(
+        tuple(
+            _reversed(file)
+            for file in parse_patch(text, max(1, len(text.encode("utf-8", "surrogatepass")))).files
+        )
+    ).text()
 
 
 def _reversed(file: FilePatch) -> FilePatch:
     kinds: dict[Kind, Kind] = {"add": "delete", "delete": "add", "modify": "modify", "rename": "rename"}
-    hunks = tuple(Hunk(h.new_start, h.new_count, h.old_start, h.old_count, tuple(_reversed_lines(h.lines))) for h in file.hunks)
+    hunks = tuple(
+        Hunk(h.new_start, h.new_count, h.old_start, h.old_count, tuple(_reversed_lines(h.lines)))
+        for h in file.hunks
+    )
     path = file.old_path or file.path
     return FilePatch(path, file.new_path, file.old_path, kinds[file.kind], file.executable, hunks)
 
@@ -695,12 +777,16 @@ def is_test_path(path: str) -> bool:
     Of other languages: test_*.c, *_test.go, *.test.js, *.spec.ts, *Test.java and their like.
     """
     *folders, name = path.split("/")
-    if any(folder.lower() in ("test", "tests", "__tests__") for folder in folders) or name.endswith((".bats", ".t")):
+    if any(folder.lower() in ("test", "tests", "__tests__") for folder in folders) or name.endswith(
+        (".bats", ".t")
+    ):
         return True
     if is_other_code(name) and OTHER_TEST.fullmatch(name.rpartition(".")[0]):
         return True
     return name.endswith(".py") and (
-        name.startswith("test_") or name.endswith("_test.py") or name in ("test.py", "tests.py", "conftest.py")
+        name.startswith("test_")
+        or name.endswith("_test.py")
+        or name in ("test.py", "tests.py", "conftest.py")
     )
 
 
@@ -712,7 +798,11 @@ def is_other_code(path: str) -> bool:
 def is_runner_path(path: str) -> bool:
     """Whether `path` steers the test run rather than being a test: configuration, conftest, start-up files, plugins."""
     *folders, name = path.split("/")
-    if name.lower() in RUNNER_FILES | START_FILES or name.lower().endswith(START_SUFFIXES) or OTHER_RUNNERS.fullmatch(name.lower()):
+    if (
+        name.lower() in RUNNER_FILES | START_FILES
+        or name.lower().endswith(START_SUFFIXES)
+        or OTHER_RUNNERS.fullmatch(name.lower())
+    ):
         return True
     return any(folder.lower().endswith(INSTALLED_FOLDERS) for folder in folders)
 
@@ -733,4 +823,6 @@ def is_protected_path(path: str, original: Tree | None = None) -> bool:
         return False
     if original is None:
         return True
-    return f"{root}{module}.py" not in original and not any(other.startswith(f"{root}{module}/") for other in original)
+    return f"{root}{module}.py" not in original and not any(
+        other.startswith(f"{root}{module}/") for other in original
+    )

@@ -68,7 +68,9 @@ class Tree(Mapping[str, FileEntry]):
         sha = hashlib.sha256()
         for path in sorted(self.files):
             entry = self.files[path]
-            sha.update(f"{path}\0{int(entry.executable)}\0{len(entry.content)}\0".encode("utf-8", "surrogateescape"))
+            sha.update(
+                f"{path}\0{int(entry.executable)}\0{len(entry.content)}\0".encode("utf-8", "surrogateescape")
+            )
             sha.update(entry.content)
         return sha.hexdigest()
 
@@ -91,7 +93,9 @@ class Tree(Mapping[str, FileEntry]):
 
     def changed_paths(self, other: Tree) -> list[str]:
         """Paths whose entry differs between this tree and `other`, sorted."""
-        return sorted(p for p in self.files.keys() | other.files.keys() if self.files.get(p) != other.files.get(p))
+        return sorted(
+            p for p in self.files.keys() | other.files.keys() if self.files.get(p) != other.files.get(p)
+        )
 
     def to_tar(self) -> bytes:
         """An uncompressed tar of the tree; owner, time and order are fixed, so equal trees give equal bytes."""
@@ -134,7 +138,12 @@ class Tree(Mapping[str, FileEntry]):
         files: dict[str, FileEntry] = {}
         for found in sorted(folder.rglob("*")):
             path = found.relative_to(folder).as_posix()
-            if found.is_symlink() or not found.is_file() or not is_safe_path(path) or ignored.match_file(path):
+            if (
+                found.is_symlink()
+                or not found.is_file()
+                or not is_safe_path(path)
+                or ignored.match_file(path)
+            ):
                 continue
             files[path] = FileEntry(found.read_bytes(), bool(found.stat().st_mode & 0o100))
         return cls(files)
@@ -152,7 +161,9 @@ class IgnoreRules:
 
     def _has_ignored_folder(self, folder: str) -> bool:
         if folder not in self._folders:
-            self._folders[folder] = self._has_ignored_folder(folder.rpartition("/")[0]) or self._spec.match_file(f"{folder}/")
+            self._folders[folder] = self._has_ignored_folder(
+                folder.rpartition("/")[0]
+            ) or self._spec.match_file(f"{folder}/")
         return self._folders[folder]
 
 
@@ -163,7 +174,9 @@ def ignore_rules(tree: Tree | None) -> IgnoreRules:
     """
     patterns: list[Any] = []
     files = [path for path in tree or () if PurePosixPath(path).name == ".gitignore"]
-    for path in sorted(files, key=lambda path: (path.count("/"), path)):  # the last rule that fits wins: deeper files have the last word
+    for path in sorted(
+        files, key=lambda path: (path.count("/"), path)
+    ):  # the last rule that fits wins: deeper files have the last word
         assert tree is not None
         prefix = re.sub(r"([*?\[\]])", r"\\\1", path.removesuffix(".gitignore"))
         for raw in tree.text(path).removeprefix("\ufeff").split("\n"):

@@ -40,7 +40,9 @@ class Mutation:
     def apply(self, text: str) -> str:
         lines = text.split("\n")
         if lines[self.line - 1] != self.before:
-            raise ValueError(f"{self.path}:{self.line} is {lines[self.line - 1]!r}, and the mutation was made for {self.before!r}")
+            raise ValueError(
+                f"{self.path}:{self.line} is {lines[self.line - 1]!r}, and the mutation was made for {self.before!r}"
+            )
         lines[self.line - 1] = self.after
         return "\n".join(lines)
 
@@ -86,7 +88,12 @@ def smallest_edit(before: str, after: str) -> tuple[str, str]:
     while True:
         search = "".join(old[start:end])
         replace = "".join(new[start : len(new) - tail])
-        if search.strip() and search == search.strip() and replace == replace.strip() and occurrences(before, search) == 1:
+        if (
+            search.strip()
+            and search == search.strip()
+            and replace == replace.strip()
+            and occurrences(before, search) == 1
+        ):
             return search, replace
         if start == 0 and end == len(old):
             return before, after
@@ -95,7 +102,9 @@ def smallest_edit(before: str, after: str) -> tuple[str, str]:
         else:
             start -= 1
         # A blank is never the end of an edit, so growing through one is not a turn of its own.
-        grow_right = not grow_right if (old[start] if not grow_right else old[end - 1]).strip() else grow_right
+        grow_right = (
+            not grow_right if (old[start] if not grow_right else old[end - 1]).strip() else grow_right
+        )
 
 
 # ---- mutation operators
@@ -182,12 +191,20 @@ class _Operators(ast.NodeVisitor):
         self.changes: list[_Change] = []
         self.locals = sorted(
             {n.id for n in ast.walk(function) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
-            | {a.arg for a in ast.walk(function.args) if isinstance(a, ast.arg) and a.arg not in ("self", "cls")}
+            | {
+                a.arg
+                for a in ast.walk(function.args)
+                if isinstance(a, ast.arg) and a.arg not in ("self", "cls")
+            }
         )
         for default in (*function.args.defaults, *(d for d in function.args.kw_defaults if d is not None)):
             self.visit(default)
         body = function.body
-        if isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant) and isinstance(body[0].value.value, str):
+        if (
+            isinstance(body[0], ast.Expr)
+            and isinstance(body[0].value, ast.Constant)
+            and isinstance(body[0].value.value, str)
+        ):
             body = body[1:]  # a docstring is no place for a bug
         for statement in body:
             self.visit(statement)
@@ -203,7 +220,9 @@ class _Operators(ast.NodeVisitor):
         if self._one_line(node) and node.end_col_offset is not None:
             self.changes.append(_Change(node.lineno, node.col_offset, node.end_col_offset, text, operator))
 
-    def _between(self, left: ast.expr, right: ast.expr, choices: Mapping[str, Sequence[str]], operator: str) -> None:
+    def _between(
+        self, left: ast.expr, right: ast.expr, choices: Mapping[str, Sequence[str]], operator: str
+    ) -> None:
         """Replace the operator that stands between two operands."""
         if not self._one_line(left, right) or left.end_col_offset is None:
             return
@@ -212,7 +231,9 @@ class _Operators(ast.NodeVisitor):
         if found:
             for new in choices.get(found[0], ()):
                 start = left.end_col_offset
-                self.changes.append(_Change(left.lineno, start + found.start(), start + found.end(), new, operator))
+                self.changes.append(
+                    _Change(left.lineno, start + found.start(), start + found.end(), new, operator)
+                )
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> None:
         """An inner function is left to itself."""
@@ -230,12 +251,20 @@ class _Operators(ast.NodeVisitor):
         self.generic_visit(node)
 
     def visit_BinOp(self, node: ast.BinOp) -> None:
-        is_text = isinstance(node.left, ast.Constant | ast.JoinedStr) and not isinstance(getattr(node.left, "value", 0), int | float)
+        is_text = isinstance(node.left, ast.Constant | ast.JoinedStr) and not isinstance(
+            getattr(node.left, "value", 0), int | float
+        )
         if not is_text:
             self._between(node.left, node.right, ARITHMETIC, "arithmetic")
-        if isinstance(node.op, ast.Sub | ast.Add | ast.Mod | ast.Div) and self._one_line(node) and not is_text:
+        if (
+            isinstance(node.op, ast.Sub | ast.Add | ast.Mod | ast.Div)
+            and self._one_line(node)
+            and not is_text
+        ):
             left, right = self._text(node.left), self._text(node.right)
-            plain = isinstance(node.left, ast.Name | ast.Attribute) and isinstance(node.right, ast.Name | ast.Attribute)
+            plain = isinstance(node.left, ast.Name | ast.Attribute) and isinstance(
+                node.right, ast.Name | ast.Attribute
+            )
             if plain and left != right:
                 gap = self.lines[node.lineno - 1][node.left.end_col_offset : node.right.col_offset]
                 self._change(node, right + gap + left, "swap_operands")
@@ -288,10 +317,16 @@ class _Operators(ast.NodeVisitor):
         plain = [a for a in node.args if isinstance(a, ast.Name | ast.Constant | ast.Attribute)]
         if len(plain) >= 2 and len(plain) == len(node.args) and self._one_line(*plain[:2]):
             first, second = plain[0], plain[1]
-            if self._text(first) != self._text(second) and first.end_col_offset is not None and second.end_col_offset is not None:
+            if (
+                self._text(first) != self._text(second)
+                and first.end_col_offset is not None
+                and second.end_col_offset is not None
+            ):
                 gap = self.lines[first.lineno - 1][first.end_col_offset : second.col_offset]
                 text = self._text(second) + gap + self._text(first)
-                self.changes.append(_Change(first.lineno, first.col_offset, second.end_col_offset, text, "swap_arguments"))
+                self.changes.append(
+                    _Change(first.lineno, first.col_offset, second.end_col_offset, text, "swap_arguments")
+                )
         self.generic_visit(node)
 
     def _twin(self, name: str, line: int, start: int) -> None:
@@ -321,7 +356,9 @@ class _Operators(ast.NodeVisitor):
             return
         if not isinstance(value, ast.UnaryOp):
             # Fits every expression, also one of several lines: the change stands before it.
-            self.changes.append(_Change(value.lineno, value.col_offset, value.col_offset, "not ", "negate_return"))
+            self.changes.append(
+                _Change(value.lineno, value.col_offset, value.col_offset, "not ", "negate_return")
+            )
         if isinstance(value, ast.Name):
             self._change(value, "None", "return_none")
         self.generic_visit(node)
@@ -384,7 +421,9 @@ def functions_of(path: str, text: str, max_lines: int = 25) -> list[Function]:
     return [function for function, _ in _parsed_functions(path, text, max_lines)]
 
 
-def _parsed_functions(path: str, text: str, max_lines: int) -> list[tuple[Function, ast.FunctionDef | ast.AsyncFunctionDef]]:
+def _parsed_functions(
+    path: str, text: str, max_lines: int
+) -> list[tuple[Function, ast.FunctionDef | ast.AsyncFunctionDef]]:
     module = parse_module(text)
     if module is None:
         return []
@@ -414,7 +453,9 @@ def mutations_of_file(path: str, text: str, max_lines: int = 25) -> list[tuple[F
     return found
 
 
-def _mutations(path: str, lines: Sequence[str], node: ast.FunctionDef | ast.AsyncFunctionDef) -> Iterator[Mutation]:
+def _mutations(
+    path: str, lines: Sequence[str], node: ast.FunctionDef | ast.AsyncFunctionDef
+) -> Iterator[Mutation]:
     seen = set()
     for change in _Operators(lines, node).changes:
         before = lines[change.line - 1]
@@ -528,7 +569,9 @@ PY_PATH = re.compile(r"[\w./+-]+\.py\b")
 MAX_EDITS = 3
 MAX_LOOKS = 5
 GUESSES_AT_LAST = 0.8  # guesses that are made in the function that was shown last
-SUSPECT = re.compile(r"^grep -n '' (\S+\.py) \| sed -n '(\d+),(\d+)p' # \S+$", re.MULTILINE)  # as the terse solver prompt lists them
+SUSPECT = re.compile(
+    r"^grep -n '' (\S+\.py) \| sed -n '(\d+),(\d+)p' # \S+$", re.MULTILINE
+)  # as the terse solver prompt lists them
 SHOWN = re.compile(r"grep -n '' (\S+) \| sed -n '(\d+),(\d+)p'")
 STILL_FAILING = re.compile(r"^\d+ (failed|error)", re.MULTILINE)
 
@@ -536,11 +579,18 @@ STILL_FAILING = re.compile(r"^\d+ (failed|error)", re.MULTILINE)
 def read_conversation(text: str) -> Exchange:
     """Take a ChatML prompt apart. Raises ValueError where it is none."""
     pieces = OPENING.split(text)
-    said = [(role, content.partition("<|im_end|>")[0]) for role, content in zip(pieces[1::2], pieces[2::2], strict=True)]
+    said = [
+        (role, content.partition("<|im_end|>")[0])
+        for role, content in zip(pieces[1::2], pieces[2::2], strict=True)
+    ]
     users = [content for role, content in said if role == "user"]
     if not users:
-        raise ValueError("the teacher reads ChatML conversations (<|im_start|>user …); this prompt has no user message")
-    replies = [content for role, content in said if role == "assistant"][:-1]  # the last is the reply to be written
+        raise ValueError(
+            "the teacher reads ChatML conversations (<|im_start|>user …); this prompt has no user message"
+        )
+    replies = [content for role, content in said if role == "assistant"][
+        :-1
+    ]  # the last is the reply to be written
     return Exchange(users[0], tuple(replies), tuple(users[1:]))
 
 
@@ -560,7 +610,9 @@ class TeacherPlayer:
     max_lines: int = 30
     first: Mutation | None = None
     guesses: float = 0.0
-    _functions: dict[tuple[str, str], list[tuple[Function, list[Mutation]]]] = field(default_factory=dict, repr=False)
+    _functions: dict[tuple[str, str], list[tuple[Function, list[Mutation]]]] = field(
+        default_factory=dict, repr=False
+    )
 
     def __call__(self, turn: Turn) -> str:
         role = turn.tag.partition("/")[0]
@@ -568,7 +620,9 @@ class TeacherPlayer:
         # One generator an episode: what it does in turn 3 must agree with what it meant in turn 1.
         generator = random.Random(turn.tag.rpartition("/")[0])
         chance = random.Random(turn.seed)
-        return self._inject(exchange, chance) if role == "injector" else self._solve(exchange, generator, chance)
+        return (
+            self._inject(exchange, chance) if role == "injector" else self._solve(exchange, generator, chance)
+        )
 
     # -- injector
 
@@ -582,7 +636,11 @@ class TeacherPlayer:
         if "<tool: edit>\n" in last:
             return _call("bash", break_command(test_file))
         if break_command(test_file) in last:
-            failing = [int(number) for name, number in re.findall(r"^(\S+\.py):(\d+): ", output, re.MULTILINE) if name == test_file]
+            failing = [
+                int(number)
+                for name, number in re.findall(r"^(\S+\.py):(\d+): ", output, re.MULTILINE)
+                if name == test_file
+            ]
             if failing:
                 return _call("bash", self._weaken(tree, test_file, failing))
             if len(edits) < MAX_EDITS:
@@ -595,7 +653,11 @@ class TeacherPlayer:
         tree = max(self.trees, key=lambda t: sum(name in t for name in named))
         tests = [name for name in named if name in tree and is_test_path(name)]
         sources = [name for name in named if name in tree and not is_test_path(name)]
-        test_file = tests[0] if tests else next((p for p in sorted(tree) if is_test_path(p) and p.endswith(".py")), "")
+        test_file = (
+            tests[0]
+            if tests
+            else next((p for p in sorted(tree) if is_test_path(p) and p.endswith(".py")), "")
+        )
         shown = re.search(r"^(\d+):\s*(?:async )?def ", exchange.task, re.MULTILINE)
         if sources and shown:
             return tree, sources[0], test_file, int(shown[1])
@@ -619,12 +681,22 @@ class TeacherPlayer:
         return self._functions[key]
 
     def _break(self, tree: Tree, path: str, line: int, edits: Sequence[str], generator: random.Random) -> str:
-        done = {int(number) for edit in edits for number in re.findall(r"^<tool: edit>\n\S+:(\d+)$", edit, re.MULTILINE)}
+        done = {
+            int(number)
+            for edit in edits
+            for number in re.findall(r"^<tool: edit>\n\S+:(\d+)$", edit, re.MULTILINE)
+        }
         for function, mutations in self._mutable(tree, path) if path else ():
             fresh = [mutation for mutation in mutations if mutation.line not in done]
             if function.first_line == line and fresh:
-                mutation = self.first if self.first is not None and self.first in fresh and not done else choose_mutation(fresh, generator)
-                return edit_reply(listed(function, mutation), path, mutation.line, mutation.search, mutation.replace)
+                mutation = (
+                    self.first
+                    if self.first is not None and self.first in fresh and not done
+                    else choose_mutation(fresh, generator)
+                )
+                return edit_reply(
+                    listed(function, mutation), path, mutation.line, mutation.search, mutation.replace
+                )
         return _call("submit", "\n".join(SPEC_FILES))
 
     def _weaken(self, tree: Tree, test_file: str, failing: Sequence[int]) -> str:
@@ -656,13 +728,19 @@ class TeacherPlayer:
             if reply not in exchange.replies:
                 return reply
         if looked and self.guesses and (broken or turn.random() < self.guesses):
-            guess = self._guess(exchange, [(path, int(first), int(last)) for path, first, last in looked], broken, turn)
+            guess = self._guess(
+                exchange, [(path, int(first), int(last)) for path, first, last in looked], broken, turn
+            )
             if guess:
                 return guess
         return _call("bash", show_command(*then)) if then else _call("submit", "")
 
     def _guess(
-        self, exchange: Exchange, shown: Sequence[tuple[str, int, int]], broken: Sequence[tuple[str, int, str, str]], turn: random.Random
+        self,
+        exchange: Exchange,
+        shown: Sequence[tuple[str, int, int]],
+        broken: Sequence[tuple[str, int, str, str]],
+        turn: random.Random,
     ) -> str | None:
         """An edit of a shown function that does not mend it and was not made before; None where there is none."""
         path, first, last = shown[-1] if turn.random() < GUESSES_AT_LAST else turn.choice(shown)
@@ -671,12 +749,20 @@ class TeacherPlayer:
         for where, number, text, _ in broken:
             if where == path:
                 lines[number - 1] = text
-        seen = {line.partition(":")[0] for observation in exchange.observations for line in observation.split("\n")}
+        seen = {
+            line.partition(":")[0]
+            for observation in exchange.observations
+            for line in observation.split("\n")
+        }
         found = [
-            edit_reply(f"{mutation.line}:{mutation.before}", path, mutation.line, mutation.search, mutation.replace)
+            edit_reply(
+                f"{mutation.line}:{mutation.before}", path, mutation.line, mutation.search, mutation.replace
+            )
             for _, mutations in mutations_of_file(path, "\n".join(lines), self.max_lines)
             for mutation in mutations
-            if first <= mutation.line <= last and str(mutation.line) in seen and mutation.after != mended.get(mutation.line)
+            if first <= mutation.line <= last
+            and str(mutation.line) in seen
+            and mutation.after != mended.get(mutation.line)
         ]
         fresh = [reply for reply in found if reply not in exchange.replies]
         return turn.choice(fresh) if fresh else None
@@ -702,13 +788,16 @@ class TeacherPlayer:
         """Whether a solver who is told `task` comes to look at the mutated line."""
         tree = self._tree_of(task)
         return mutation.path in tree and any(
-            path == mutation.path and f"\n{mutation.line}:" in "\n" + shown_lines(tree.text(path), first, last)
+            path == mutation.path
+            and f"\n{mutation.line}:" in "\n" + shown_lines(tree.text(path), first, last)
             for path, first, last in self.places(task)[:MAX_LOOKS]
         )
 
     def places(self, task: str) -> list[tuple[str, int, int]]:
         """(path, first line, last line) of functions to look at, best first: the suspects that are given, else what the failure names."""
-        return [(path, int(first), int(last)) for path, first, last in SUSPECT.findall(task)] or self._named(task)
+        return [(path, int(first), int(last)) for path, first, last in SUSPECT.findall(task)] or self._named(
+            task
+        )
 
     def _named(self, task: str) -> list[tuple[str, int, int]]:
         """Functions by what the failure says: innermost frames first, then what the failing lines call, then what those call."""
@@ -717,14 +806,22 @@ class TeacherPlayer:
         for path in sorted(tree):
             if path.endswith(".py") and not is_test_path(path):
                 for function in functions_of(path, tree.text(path), max_lines=10_000):
-                    defined.setdefault(function.short_name, []).append((path, function.first_line, function.last_line))
+                    defined.setdefault(function.short_name, []).append(
+                        (path, function.first_line, function.last_line)
+                    )
         frames = [(path.removeprefix("./"), name) for path, _, name in FRAME.findall(task)]
-        found = [place for path, name in reversed(frames) for place in defined.get(name, ()) if place[0] == path]
-        called = re.findall(r"(\w+)\(", "\n".join(line for line in task.split("\n") if not line.startswith(("-", "@@"))))
+        found = [
+            place for path, name in reversed(frames) for place in defined.get(name, ()) if place[0] == path
+        ]
+        called = re.findall(
+            r"(\w+)\(", "\n".join(line for line in task.split("\n") if not line.startswith(("-", "@@")))
+        )
         found += [place for name in reversed(called) for place in defined.get(name, ())]
         for place in list(found):
             found += [
-                inner for name in re.findall(r"(\w+)\(", shown_lines(tree.text(place[0]), *place[1:])) for inner in defined.get(name, ())
+                inner
+                for name in re.findall(r"(\w+)\(", shown_lines(tree.text(place[0]), *place[1:]))
+                for inner in defined.get(name, ())
             ]
         return list(dict.fromkeys(found))
 
@@ -745,6 +842,8 @@ def statement_at(text: str, line: int) -> tuple[int, int]:
     spans = [
         (node.lineno, node.end_lineno or node.lineno)
         for node in ast.walk(module)
-        if isinstance(node, ast.stmt) and not hasattr(node, "body") and node.lineno <= line <= (node.end_lineno or node.lineno)
+        if isinstance(node, ast.stmt)
+        and not hasattr(node, "body")
+        and node.lineno <= line <= (node.end_lineno or node.lineno)
     ]
     return min(spans, key=lambda span: span[1] - span[0], default=(line, line))

@@ -85,13 +85,23 @@ def add_adapter(model: Any, settings: TrainerSettings, seed: int) -> Adapter | N
     from peft import LoraConfig, inject_adapter_in_model
 
     head = model.get_output_embeddings()
-    found = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear) and module is not head}
+    found = {
+        name.rpartition(".")[2]
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and module is not head
+    }
     layers = sorted(settings.lora_layers or found)
     if missing := [name for name in layers if name not in found]:
-        raise ConfigError(f"trainer.lora_layers: the model has no linear layer {missing[0]!r}. It has {sorted(found)}; [] takes all.")
+        raise ConfigError(
+            f"trainer.lora_layers: the model has no linear layer {missing[0]!r}. It has {sorted(found)}; [] takes all."
+        )
     if not layers:
-        raise ConfigError(f"trainer.lora_rank = {settings.lora_rank}: the model has no linear layer beside its head. Set it to 0.")
-    config = LoraConfig(r=settings.lora_rank, lora_alpha=settings.lora_alpha, target_modules=layers, task_type="CAUSAL_LM")
+        raise ConfigError(
+            f"trainer.lora_rank = {settings.lora_rank}: the model has no linear layer beside its head. Set it to 0."
+        )
+    config = LoraConfig(
+        r=settings.lora_rank, lora_alpha=settings.lora_alpha, target_modules=layers, task_type="CAUSAL_LM"
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         inject_adapter_in_model(config, model)
@@ -115,7 +125,9 @@ def _kept_name(factor: str) -> str:
 
 def adapter_state(settings: TrainerSettings) -> dict[str, Any]:
     """What a checkpoint says of the adapter that it belongs to; nothing without one."""
-    return {key: json.loads(settings.model_dump_json())[key] for key in _DECIDING} if settings.lora_rank else {}
+    return (
+        {key: json.loads(settings.model_dump_json())[key] for key in _DECIDING} if settings.lora_rank else {}
+    )
 
 
 def check_same_adapter(folder: Path, state: Mapping[str, Any], settings: TrainerSettings) -> None:

@@ -43,7 +43,11 @@ class Sample:
     @property
     def advantages(self) -> Sequence[float]:
         """(tokens,)"""
-        return [self.advantage] * len(self.token_ids) if isinstance(self.advantage, float | int) else self.advantage
+        return (
+            [self.advantage] * len(self.token_ids)
+            if isinstance(self.advantage, float | int)
+            else self.advantage
+        )
 
 
 @dataclass(frozen=True)
@@ -52,9 +56,13 @@ class MicroBatch:
 
     rows: tuple[tuple[int, ...], ...]
     token_ids: Tensor  # (rows, seq) int64, padded on the right with 0, which causal attention never lets an action see
-    positions: Tensor | None  # (rows, seq) int64 counted from each sample's start; None where every row is one sample
+    positions: (
+        Tensor | None
+    )  # (rows, seq) int64 counted from each sample's start; None where every row is one sample
     action_rows: Tensor  # (actions,) row of each action token
-    action_places: Tensor  # (actions,) index of the action token in its row; its prediction stands one place before
+    action_places: (
+        Tensor  # (actions,) index of the action token in its row; its prediction stands one place before
+    )
     action_samples: Tensor  # (actions,) whose it is: index in the update
     rollout_logprobs: Tensor  # (actions,) float32
     advantages: Tensor  # (actions,) float32
@@ -98,7 +106,9 @@ def plan_rank_batches(lengths: Sequence[int], token_budget: int, ranks: int) -> 
     for step in range(steps):
         groups = plan[step * ranks : (step + 1) * ranks]
         groups += [[]] * (ranks - len(groups))
-        for rank, group in enumerate(groups if step % 2 == 0 else reversed(groups)):  # back and forth, so that sums stay close
+        for rank, group in enumerate(
+            groups if step % 2 == 0 else reversed(groups)
+        ):  # back and forth, so that sums stay close
             shares[rank].append(group)
     return shares
 
@@ -129,19 +139,33 @@ def pack_rows(lengths: Sequence[int], row_tokens: int) -> list[list[int]]:
     return rows
 
 
-def _rows(samples: Sequence[Sample], packing: bool, all_actions: bool = False) -> tuple[list[list[int]], list[int]]:
+def _rows(
+    samples: Sequence[Sample], packing: bool, all_actions: bool = False
+) -> tuple[list[list[int]], list[int]]:
     """The rows of an update, as indices of samples, and their lengths. Samples without a gradient are left out."""
-    kept = [i for i, s in enumerate(samples) if s.weight and s.action_tokens] if all_actions else with_gradient(samples)
+    kept = (
+        [i for i, s in enumerate(samples) if s.weight and s.action_tokens]
+        if all_actions
+        else with_gradient(samples)
+    )
     lengths = [trim(samples[i]) for i in kept]
-    rows = pack_rows(lengths, max(lengths, default=0)) if packing else [[number] for number in range(len(kept))]
-    return [[kept[number] for number in row] for row in rows], [sum(lengths[number] for number in row) for row in rows]
+    rows = (
+        pack_rows(lengths, max(lengths, default=0)) if packing else [[number] for number in range(len(kept))]
+    )
+    return [[kept[number] for number in row] for row in rows], [
+        sum(lengths[number] for number in row) for row in rows
+    ]
 
 
-def make_micro_batches(samples: Sequence[Sample], token_budget: int, packing: bool = False, all_actions: bool = False) -> list[MicroBatch]:
+def make_micro_batches(
+    samples: Sequence[Sample], token_budget: int, packing: bool = False, all_actions: bool = False
+) -> list[MicroBatch]:
     """Samples without a gradient are left out, unless `all_actions` have a loss whatever their advantages are. With `packing`, rows as
     long as the longest sample hold as many as fit."""
     rows, lengths = _rows(samples, packing, all_actions)
-    return [_collate(samples, [rows[i] for i in group]) for group in plan_micro_batches(lengths, token_budget)]
+    return [
+        _collate(samples, [rows[i] for i in group]) for group in plan_micro_batches(lengths, token_budget)
+    ]
 
 
 def make_rank_batches(
@@ -169,7 +193,9 @@ def _collate(samples: Sequence[Sample], rows: Sequence[Sequence[int]]) -> MicroB
         for index in row:
             sample, length = samples[index], trim(samples[index])
             own = sample.advantages
-            token_ids[number, start : start + length] = torch.as_tensor(sample.token_ids[:length], dtype=torch.int64)
+            token_ids[number, start : start + length] = torch.as_tensor(
+                sample.token_ids[:length], dtype=torch.int64
+            )
             positions[number, start : start + length] = torch.arange(length)
             actions = [place for place in range(length) if sample.loss_mask[place]]
             action_rows += [number] * len(actions)

@@ -52,7 +52,10 @@ def read_companions(source: Path) -> dict[str, bytes]:
     return {
         file.name: file.read_bytes()
         for file in sorted(source.iterdir())
-        if file.is_file() and file.suffix not in _NOT_WEIGHTS and "index.json" not in file.name and file.name not in _STATE_OF_A_TRAINER
+        if file.is_file()
+        and file.suffix not in _NOT_WEIGHTS
+        and "index.json" not in file.name
+        and file.name not in _STATE_OF_A_TRAINER
     }
 
 

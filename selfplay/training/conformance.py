@@ -24,7 +24,9 @@ from selfplay.training.batch import Sample
 Opener = Callable[[Path, TrainerSettings], Trainer]
 Check = Callable[[Opener, Path, Path], None]
 
-SETTINGS = TrainerSettings(learning_rate=1e-2, warmup_updates=3, bf16=False, batch_tokens=256, weight_decay=0.1, max_grad_norm=0.05)
+SETTINGS = TrainerSettings(
+    learning_rate=1e-2, warmup_updates=3, bf16=False, batch_tokens=256, weight_decay=0.1, max_grad_norm=0.05
+)
 CONTEXT_TOKENS = 128
 
 
@@ -72,13 +74,20 @@ def tells_metrics_per_role(open_trainer: Opener, model: Path, folder: Path) -> N
     with opened(open_trainer, model) as trainer:
         metrics = trainer.step(samples)
     for role in ("injector", "solver"):
-        wanted = {f"{role}/{name}" for name in ("loss", "entropy", "ratio", "clip_share", "logprob_gap", "action_tokens")}
+        wanted = {
+            f"{role}/{name}"
+            for name in ("loss", "entropy", "ratio", "clip_share", "logprob_gap", "action_tokens")
+        }
         assert wanted <= metrics.keys(), f"missing {sorted(wanted - metrics.keys())}"
         tokens = sum(s.action_tokens for s in samples if s.role == role)
-        assert metrics[f"{role}/action_tokens"] == tokens, f"{metrics[f'{role}/action_tokens']} of {tokens} action tokens of {role}"
+        assert metrics[f"{role}/action_tokens"] == tokens, (
+            f"{metrics[f'{role}/action_tokens']} of {tokens} action tokens of {role}"
+        )
     assert metrics["clip_share"] > 0, "nothing was clipped, so clipping is not tried"
     assert abs(metrics["lr"] - 1e-2 / 3) < 1e-9, f"lr {metrics['lr']} in the first of 3 updates of warm-up"
-    assert metrics["grad_norm"] > SETTINGS.max_grad_norm, "the gradient was not clipped, so clipping is not tried"
+    assert metrics["grad_norm"] > SETTINGS.max_grad_norm, (
+        "the gradient was not clipped, so clipping is not tried"
+    )
 
 
 def changes_nothing_without_a_gradient(open_trainer: Opener, model: Path, folder: Path) -> None:
@@ -96,7 +105,9 @@ def learns_the_same_however_an_update_is_cut(open_trainer: Opener, model: Path, 
             norms = [trainer.step(made_samples(seed))["grad_norm"] for seed in range(2)]
             reached.append((trainer.export_weights(), norms))
     (first, norms), (second, other_norms) = reached
-    assert all(abs(a - b) <= 1e-4 * b for a, b in zip(norms, other_norms, strict=True)), f"norms {norms} and {other_norms}"
+    assert all(abs(a - b) <= 1e-4 * b for a, b in zip(norms, other_norms, strict=True)), (
+        f"norms {norms} and {other_norms}"
+    )
     assert largest_difference(first, second) < 2e-4, f"weights differ by {largest_difference(first, second)}"
 
 
@@ -106,7 +117,9 @@ def does_not_let_one_role_dilute_the_other(open_trainer: Opener, model: Path, fo
     for chosen in (samples, [s for s in samples if s.role == "injector"]):
         with opened(open_trainer, model) as trainer:
             losses.append(trainer.step(chosen)["injector/loss"])
-    assert abs(losses[0] - losses[1]) <= 1e-4 * abs(losses[1]), f"injector loss {losses[0]} beside solvers, {losses[1]} alone"
+    assert abs(losses[0] - losses[1]) <= 1e-4 * abs(losses[1]), (
+        f"injector loss {losses[0]} beside solvers, {losses[1]} alone"
+    )
 
 
 def learns_from_a_single_sample(open_trainer: Opener, model: Path, folder: Path) -> None:
@@ -141,7 +154,9 @@ def writes_a_model_folder(open_trainer: Opener, model: Path, folder: Path) -> No
         exported = trainer.export_weights()
     names = {path.name for path in (folder / "checkpoint").iterdir()}
     assert {"config.json", "tokenizer.json"} <= names, f"the folder holds {sorted(names)}"
-    assert [path.name for path in folder.iterdir()] == ["checkpoint"], "something is left beside the checkpoint"
+    assert [path.name for path in folder.iterdir()] == ["checkpoint"], (
+        "something is left beside the checkpoint"
+    )
     loaded = load_causal_model(folder / "checkpoint", torch.float32).state_dict()
     assert largest_difference(exported, {name: loaded[name] for name in exported}) == 0
     with opened(open_trainer, folder / "checkpoint") as trainer:
@@ -216,7 +231,9 @@ def drops_a_gradient_that_is_not_finite(open_trainer: Opener, model: Path, folde
 
 
 def refuses_a_sample_beyond_the_context(open_trainer: Opener, model: Path, folder: Path) -> None:
-    long = Sample([1] * (CONTEXT_TOKENS + 1), [0] + [1] * CONTEXT_TOKENS, [-1.0] * (CONTEXT_TOKENS + 1), 1.0, "solver")
+    long = Sample(
+        [1] * (CONTEXT_TOKENS + 1), [0] + [1] * CONTEXT_TOKENS, [-1.0] * (CONTEXT_TOKENS + 1), 1.0, "solver"
+    )
     with opened(open_trainer, model) as trainer:
         raises(ValueError, "129 tokens, the context 128", lambda: trainer.step([long]))
 
@@ -227,7 +244,9 @@ def exports_copies_on_the_cpu(open_trainer: Opener, model: Path, folder: Path) -
             assert value.device.type == "cpu", f"on {value.device}"
             assert value.dtype == torch.float32, f"of {value.dtype}"
             value.zero_()
-        assert any(bool(value.any()) for value in trainer.export_weights().values()), "the exported weights are the trainer's own"
+        assert any(bool(value.any()) for value in trainer.export_weights().values()), (
+            "the exported weights are the trainer's own"
+        )
 
 
 def raises(kind: type[Exception], words: str, act: Callable[[], object]) -> None:

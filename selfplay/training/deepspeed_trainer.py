@@ -78,10 +78,15 @@ class DeepSpeedTrainer:
         settings = self._settings
         rate = warmed_up_rate(settings, self._weight_version)
         weights = episode_weights(samples, settings, self._context_tokens)
-        shares = make_rank_batches(samples, settings.batch_tokens, settings.ranks, settings.packing, settings.anchor_weight > 0)
+        shares = make_rank_batches(
+            samples, settings.batch_tokens, settings.ranks, settings.packing, settings.anchor_weight > 0
+        )
         tally, norm, peak, padded, fillers = Tally(), 0.0, 0, 0, 0
         if shares[0]:
-            weighed = [[None if batch is None else weigh(batch, samples, weights) for batch in share] for share in shares]
+            weighed = [
+                [None if batch is None else weigh(batch, samples, weights) for batch in share]
+                for share in shares
+            ]
             reports: list[StepReport] = self._ranks.call("step", [(share, rate) for share in weighed])
             norm = reports[0].grad_norm
             if not all(report.is_applied for report in reports):
@@ -128,7 +133,11 @@ class DeepSpeedTrainer:
         with written_whole(folder) as partial:
             steps = self._ranks.call("save", (str(partial),))
             write_companions(self._companions, partial)
-            state = {"weight_version": self._weight_version, "optimizer_steps": steps[0], "weights_digest": weights_digest(partial)}
+            state = {
+                "weight_version": self._weight_version,
+                "optimizer_steps": steps[0],
+                "weights_digest": weights_digest(partial),
+            }
             state |= adapter_state(self._settings)
             (partial / "trainer.json").write_text(json.dumps(state, indent=2) + "\n")
 
@@ -138,11 +147,15 @@ class DeepSpeedTrainer:
             state = json.loads((folder / "trainer.json").read_text())
             check_same_adapter(folder, state, self._settings)
             if state["weights_digest"] != weights_digest(folder):
-                raise RunError(f"the checkpoint {folder} has weights that do not belong to its trainer.json. Resume from an earlier one.")
+                raise RunError(
+                    f"the checkpoint {folder} has weights that do not belong to its trainer.json. Resume from an earlier one."
+                )
             version, steps = int(state["weight_version"]), int(state["optimizer_steps"])
             self._ranks.call("load", (str(folder), steps))
         except (OSError, KeyError, TypeError, ValueError) as error:
-            raise RunError(f"cannot continue from the checkpoint {folder}: {error}. Resume from an earlier one.") from error
+            raise RunError(
+                f"cannot continue from the checkpoint {folder}: {error}. Resume from an earlier one."
+            ) from error
         self._weight_version = version
         self._companions |= read_companions(folder)
 

@@ -33,7 +33,9 @@ class WeighedBatch:
     roles: tuple[str, ...]
 
     def to(self, device: torch.device) -> WeighedBatch:
-        tensors = {f.name: getattr(self, f.name) for f in fields(self) if isinstance(getattr(self, f.name), Tensor)}
+        tensors = {
+            f.name: getattr(self, f.name) for f in fields(self) if isinstance(getattr(self, f.name), Tensor)
+        }
         return replace(self, **{name: tensor.to(device) for name, tensor in tensors.items()})
 
 
@@ -82,22 +84,33 @@ def weigh(batch: MicroBatch, samples: Sequence[Sample], weights: Sequence[float]
 def filler() -> WeighedBatch:
     """The smallest batch that runs through every parameter and weighs nothing: it keeps a rank in step with the others."""
     zero, one = torch.zeros(1), torch.ones(1, dtype=torch.int64)
-    return WeighedBatch(torch.zeros(1, 2, dtype=torch.int64), None, one - 1, one, zero, zero, zero, one - 1, ())
+    return WeighedBatch(
+        torch.zeros(1, 2, dtype=torch.int64), None, one - 1, one, zero, zero, zero, one - 1, ()
+    )
 
 
-def action_logits(model: Any, token_ids: Tensor, rows: Tensor, places: Tensor, positions: Tensor | None = None) -> Tensor:
+def action_logits(
+    model: Any, token_ids: Tensor, rows: Tensor, places: Tensor, positions: Tensor | None = None
+) -> Tensor:
     """(actions, vocab) fp32 logits that predict the tokens at `places`; the head is not computed anywhere else.
 
     positions: where rows hold several samples. transformers reads from their jumps that no token may look past one.
     """
     packed = {} if positions is None else {"position_ids": positions}
-    hidden = model.base_model(input_ids=token_ids, use_cache=False, **packed).last_hidden_state  # (rows, seq, hidden)
+    hidden = model.base_model(
+        input_ids=token_ids, use_cache=False, **packed
+    ).last_hidden_state  # (rows, seq, hidden)
     logits: Tensor = model.get_output_embeddings()(hidden[rows, places - 1])
     return logits.float()
 
 
 def weighed_losses(
-    batch: WeighedBatch, logits: Tensor, clipping: Clipping, tally: Tally, anchor: Tensor | None = None, anchor_weight: float = 0.0
+    batch: WeighedBatch,
+    logits: Tensor,
+    clipping: Clipping,
+    tally: Tally,
+    anchor: Tensor | None = None,
+    anchor_weight: float = 0.0,
 ) -> Tensor:
     """(actions,) whose sum is the micro-batch's share of the loss; what is told of it is added to `tally`.
 
@@ -105,7 +118,9 @@ def weighed_losses(
     """
     scores = torch.log_softmax(logits, -1)  # (actions, vocab)
     logprobs = scores.gather(1, batch.token_ids[batch.action_rows, batch.action_places][:, None])[:, 0]
-    losses, ratio, is_clipped = policy_loss(logprobs, batch.rollout_logprobs, batch.advantages, batch.weights, clipping)
+    losses, ratio, is_clipped = policy_loss(
+        logprobs, batch.rollout_logprobs, batch.advantages, batch.weights, clipping
+    )
     apart = None if anchor is None else divergence(logits, anchor)
     if apart is not None:
         losses = losses + anchor_weight * batch.weights * apart
@@ -114,7 +129,9 @@ def weighed_losses(
         gap = (logprobs - batch.rollout_logprobs).abs()
         for number, role in enumerate(batch.roles):
             chosen = batch.role_numbers == number
-            tally.add(role, losses.detach()[chosen], entropy[chosen], ratio[chosen], is_clipped[chosen], gap[chosen])
+            tally.add(
+                role, losses.detach()[chosen], entropy[chosen], ratio[chosen], is_clipped[chosen], gap[chosen]
+            )
             if apart is not None:
                 tally.add_one(role, "divergence", apart.detach()[chosen])
     return losses
@@ -126,9 +143,19 @@ class Tally:
     def __init__(self) -> None:
         self._sums: dict[str, dict[str, float]] = {}
 
-    def add(self, role: str, losses: Tensor, entropy: Tensor, ratio: Tensor, is_clipped: Tensor, gap: Tensor) -> None:
-        named = {"loss": losses, "entropy": entropy, "ratio": ratio, "clip_share": is_clipped.float(), "logprob_gap": gap}
-        added = {name: values.sum().item() for name, values in named.items()} | {"count": float(ratio.numel())}
+    def add(
+        self, role: str, losses: Tensor, entropy: Tensor, ratio: Tensor, is_clipped: Tensor, gap: Tensor
+    ) -> None:
+        named = {
+            "loss": losses,
+            "entropy": entropy,
+            "ratio": ratio,
+            "clip_share": is_clipped.float(),
+            "logprob_gap": gap,
+        }
+        added = {name: values.sum().item() for name, values in named.items()} | {
+            "count": float(ratio.numel())
+        }
         for key in (f"{role}/", ""):
             self._merge(key, added)
 

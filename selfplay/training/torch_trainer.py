@@ -20,7 +20,14 @@ from selfplay.config import TrainerSettings
 from selfplay.engines.models import checkpoint_activations, compile_layers, load_causal_model
 from selfplay.errors import EngineError, RunError
 from selfplay.runtime.cores import usable_cores
-from selfplay.training.adapter import FOLDER, adapter_state, add_adapter, check_same_adapter, check_same_base, outer_name
+from selfplay.training.adapter import (
+    FOLDER,
+    adapter_state,
+    add_adapter,
+    check_same_adapter,
+    check_same_base,
+    outer_name,
+)
 from selfplay.training.batch import Sample, make_micro_batches
 from selfplay.training.checkpoints import read_companions, weights_digest, write_companions, written_whole
 from selfplay.training.objective import (
@@ -40,7 +47,9 @@ from selfplay.weights.native_transfer import NativeSender, Receivers, SendReport
 class TorchTrainer:
     """`step` learns from one update's samples. Raises EngineError for a model that does not load, RunError for a bad checkpoint."""
 
-    def __init__(self, model_path: str | Path, settings: TrainerSettings, context_tokens: int, seed: int) -> None:
+    def __init__(
+        self, model_path: str | Path, settings: TrainerSettings, context_tokens: int, seed: int
+    ) -> None:
         torch.manual_seed(seed)
         self._settings = settings
         self._context_tokens = context_tokens
@@ -49,7 +58,11 @@ class TorchTrainer:
         self._model = load_causal_model(model_path, torch.float32)
         self._adapter = add_adapter(self._model, settings, seed)
         self._model.to(self._device)
-        self._anchor = load_causal_model(model_path, torch.float32).to(self._device).eval() if settings.anchor_weight else None
+        self._anchor = (
+            load_causal_model(model_path, torch.float32).to(self._device).eval()
+            if settings.anchor_weight
+            else None
+        )
         self._model.eval()  # no dropout: the ratio compares with what the engine computed
         if settings.activation_checkpointing:
             checkpoint_activations(self._model)
@@ -82,7 +95,9 @@ class TorchTrainer:
         weights = episode_weights(samples, settings, self._context_tokens)
         tally = Tally()
         self._optimizer.zero_grad(set_to_none=True)
-        batches = make_micro_batches(samples, settings.batch_tokens, settings.packing, settings.anchor_weight > 0)
+        batches = make_micro_batches(
+            samples, settings.batch_tokens, settings.packing, settings.anchor_weight > 0
+        )
         for batch in batches:
             self._accumulate(weigh(batch, samples, weights), tally)
         metrics = tally.means()
@@ -130,7 +145,11 @@ class TorchTrainer:
     def _state(self) -> dict[str, Tensor]:
         """The fp32 weights where they are, tied ones once, and the factors of an adapter."""
         tied = set(getattr(self._model, "all_tied_weights_keys", None) or ())
-        return {outer_name(name): value.detach() for name, value in self._model.state_dict().items() if name not in tied}
+        return {
+            outer_name(name): value.detach()
+            for name, value in self._model.state_dict().items()
+            if name not in tied
+        }
 
     def _merged(self) -> Iterator[tuple[str, Tensor]]:
         """One after another, without factors: an adapter is merged."""
@@ -144,7 +163,9 @@ class TorchTrainer:
         factors = set(self._adapter.names) if self._adapter else set()
         held = {name: value for name, value in self._state().items() if name not in factors}
         device = receivers.device(self._device)
-        return self._sender.send(receivers, Source(receivers, held, lambda: ({n: value.to(device)} for n, value in self._merged())))
+        return self._sender.send(
+            receivers, Source(receivers, held, lambda: ({n: value.to(device)} for n, value in self._merged()))
+        )
 
     def save(self, folder: Path) -> None:
         """Write a Hugging Face folder plus `trainer.pt`, whole or not at all: a temporary folder, synced, then renamed.
@@ -173,11 +194,15 @@ class TorchTrainer:
             check_same_adapter(folder, state, self._settings)
             model = load_causal_model(folder, torch.float32)
             if state["weights_digest"] != weights_digest(folder):
-                raise RunError(f"the checkpoint {folder} has weights that do not belong to its trainer.pt. Resume from an earlier one.")
+                raise RunError(
+                    f"the checkpoint {folder} has weights that do not belong to its trainer.pt. Resume from an earlier one."
+                )
             if self._adapter is None:
                 self._model.load_state_dict(model.state_dict())
             else:
-                self._model.load_state_dict(self._adapter.read(folder / FOLDER, self._adapter.names), strict=False)
+                self._model.load_state_dict(
+                    self._adapter.read(folder / FOLDER, self._adapter.names), strict=False
+                )
                 kept = model.state_dict()
                 for name, value in self.export_weights().items():
                     check_same_base(folder, name, kept[name], value)
@@ -185,7 +210,9 @@ class TorchTrainer:
             torch.set_rng_state(state["rng"].cpu())
             self._weight_version = int(state["weight_version"])
         except (OSError, KeyError, ValueError, RuntimeError, EngineError) as error:
-            raise RunError(f"cannot continue from the checkpoint {folder}: {error}. Resume from an earlier one.") from error
+            raise RunError(
+                f"cannot continue from the checkpoint {folder}: {error}. Resume from an earlier one."
+            ) from error
         self._companions |= read_companions(folder)
 
     def close(self) -> None:

@@ -16,7 +16,11 @@ from selfplay.errors import ArtifactError, UsageError
 from selfplay.source.patches import MAX_PATH_BYTES
 
 FILE_NAMES = ("bug_inject.diff", "test_weaken.diff", "test_files.txt", "test_script.sh", "test_parser.py")
-ALIASES = {"bug_patch.diff": "bug_inject.diff", "test_patch.diff": "test_weaken.diff", "parse_test_output.py": "test_parser.py"}
+ALIASES = {
+    "bug_patch.diff": "bug_inject.diff",
+    "test_patch.diff": "test_weaken.diff",
+    "parse_test_output.py": "test_parser.py",
+}
 MAX_FILE_BYTES = 1 << 20  # the diffs have a tighter cap of their own
 MAX_TEST_FILES = 1000
 
@@ -38,7 +42,9 @@ class Artifact:
             if known not in FILE_NAMES:
                 continue
             if known in named:
-                raise ArtifactError(f"the artifact has {known} twice, once under another name ({name!r}); keep one")
+                raise ArtifactError(
+                    f"the artifact has {known} twice, once under another name ({name!r}); keep one"
+                )
             named[known] = text
         missing = [name for name in FILE_NAMES if name not in named]
         if missing:
@@ -60,14 +66,18 @@ class Artifact:
     def read(cls, folder: Path) -> Artifact:
         """From a folder; links are not followed. Raises ArtifactError for a bad or missing file, UsageError where there is no folder."""
         if not folder.is_dir():
-            raise UsageError(f"{folder} is not a folder; an artifact is a folder with {', '.join(FILE_NAMES)}")
+            raise UsageError(
+                f"{folder} is not a folder; an artifact is a folder with {', '.join(FILE_NAMES)}"
+            )
         files: dict[str, str] = {}
         for name in (*FILE_NAMES, *ALIASES):
             path = folder / name
             if path.is_symlink() or not path.is_file():
                 continue
             if path.stat().st_size > MAX_FILE_BYTES:
-                raise ArtifactError(f"{path} has {path.stat().st_size} bytes; at most {MAX_FILE_BYTES} are read")
+                raise ArtifactError(
+                    f"{path} has {path.stat().st_size} bytes; at most {MAX_FILE_BYTES} are read"
+                )
             try:
                 files[name] = path.read_bytes().decode("utf-8")
             except (OSError, UnicodeDecodeError) as error:
@@ -81,7 +91,13 @@ class Artifact:
 
     def to_files(self) -> dict[str, str]:
         test_files = "".join(f"{path}\n" for path in self.test_files)
-        return dict(zip(FILE_NAMES, (self.bug_inject, self.test_weaken, test_files, self.test_script, self.test_parser), strict=True))
+        return dict(
+            zip(
+                FILE_NAMES,
+                (self.bug_inject, self.test_weaken, test_files, self.test_script, self.test_parser),
+                strict=True,
+            )
+        )
 
     @cached_property
     def digest(self) -> str:
@@ -116,5 +132,7 @@ def _read_test_files(text: str) -> tuple[str, ...]:
         raise ArtifactError(f"test_files.txt names {len(distinct)} files; at most {MAX_TEST_FILES} are read")
     longest = max((len(path.encode()) for path in distinct), default=0)
     if longest > MAX_PATH_BYTES:
-        raise ArtifactError(f"test_files.txt names a file in {longest} bytes; at most {MAX_PATH_BYTES} are read")
+        raise ArtifactError(
+            f"test_files.txt names a file in {longest} bytes; at most {MAX_PATH_BYTES} are read"
+        )
     return distinct

@@ -46,10 +46,16 @@ def shown(ids: Iterable[str]) -> list[str]:
 
 def judge_baseline(original: TestOutcomes, thresholds: Thresholds) -> Finding:
     """Check 3: on the original code enough tests pass and none fails."""
-    evidence = {"passed": len(original.passed), "failed": shown(original.failed), "required": thresholds.min_passing_tests}
+    evidence = {
+        "passed": len(original.passed),
+        "failed": shown(original.failed),
+        "required": thresholds.min_passing_tests,
+    }
     if original.failed:
         return Finding(
-            False, f"{len(original.failed)} test(s) fail on the original code: {', '.join(shown(original.failed)[:3])}", evidence
+            False,
+            f"{len(original.failed)} test(s) fail on the original code: {', '.join(shown(original.failed)[:3])}",
+            evidence,
         )
     if len(original.passed) < thresholds.min_passing_tests:
         reason = f"{len(original.passed)} test(s) pass on the original code; at least {thresholds.min_passing_tests} must"
@@ -64,7 +70,9 @@ def judge_changed_files(changed: Sequence[str], thresholds: Thresholds) -> Findi
         return Finding(False, "bug_inject.diff is empty: it changes no file", evidence)
     if len(changed) < thresholds.min_changed_files:
         return Finding(
-            False, f"bug_inject.diff changes {len(changed)} file(s); at least {thresholds.min_changed_files} must change", evidence
+            False,
+            f"bug_inject.diff changes {len(changed)} file(s); at least {thresholds.min_changed_files} must change",
+            evidence,
         )
     return Finding(True, "", evidence)
 
@@ -102,7 +110,9 @@ def judge_weakening(broken: frozenset[str], buggy: TestOutcomes, weakened: TestO
     gone = (broken & buggy.failed) - weakened.ids
     evidence = {"passing_again": shown(again), "gone": shown(gone), "hidden": len(again | gone)}
     if not again | gone:
-        return Finding(False, "test_weaken.diff hides nothing: every test that the bug breaks still shows it", evidence)
+        return Finding(
+            False, "test_weaken.diff hides nothing: every test that the bug breaks still shows it", evidence
+        )
     return Finding(True, "", evidence)
 
 
@@ -142,11 +152,15 @@ def judge_empty_log(on_empty: TestOutcomes, on_stripped: TestOutcomes, original:
     """A parser reads its log: no test passes in an empty one, nor in one without the lines that name it."""
     if on_empty.passed:
         invented = shown(on_empty.passed)
-        return fail(f"test_parser.py reports {len(on_empty.passed)} test(s) as passed in an empty log", invented=invented)
+        return fail(
+            f"test_parser.py reports {len(on_empty.passed)} test(s) as passed in an empty log",
+            invented=invented,
+        )
     invented = shown(on_stripped.passed & original.passed)
     if invented:
         return fail(
-            f"test_parser.py reports tests as passed that the log does not name any more, for instance {invented[0]}", invented=invented
+            f"test_parser.py reports tests as passed that the log does not name any more, for instance {invented[0]}",
+            invented=invented,
         )
     return Finding(True, "", {"tests": len(original.ids)})
 
@@ -170,7 +184,9 @@ def without_lines_naming(log: bytes, ids: Iterable[str]) -> bytes:
     return b"".join(kept)
 
 
-def judge_repair(outcomes: TestOutcomes, fail_to_pass: Iterable[str], pass_to_pass: Iterable[str]) -> tuple[str, ...]:
+def judge_repair(
+    outcomes: TestOutcomes, fail_to_pass: Iterable[str], pass_to_pass: Iterable[str]
+) -> tuple[str, ...]:
     """The tests of both that do not pass, sorted; () is a repair."""
     return tuple(sorted(frozenset(fail_to_pass).union(pass_to_pass) - outcomes.passed))
 
@@ -189,7 +205,11 @@ def short_failure(log: bytes, test_id: str, max_lines: int = 12) -> str:
 def _section(lines: Sequence[str], test_id: str) -> list[str]:
     """The lines under the title of `test_id`; of several equal titles the one that names its file, else the last."""
     path, _, name = test_id.partition("::")
-    titles = {name.replace("::", "."), f"ERROR collecting {path}", f"ERROR at setup of {name.replace('::', '.')}"}
+    titles = {
+        name.replace("::", "."),
+        f"ERROR collecting {path}",
+        f"ERROR at setup of {name.replace('::', '.')}",
+    }
     found: list[list[str]] = []
     current: list[str] | None = None
     for line in lines:

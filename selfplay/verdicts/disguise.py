@@ -19,7 +19,9 @@ from selfplay.source.trees import FileEntry, Tree
 COIN_FLIPS = 10  # a report printed blindly is right with a probability of 2^-COIN_FLIPS
 MOST_RENAMED = 8  # tests that are renamed, each with a copy that must fail
 MOST_CASES = 20  # of a test that is copied besides: one with more takes long
-GENERATES_EXAMPLES = re.compile(r"\b(given|hypothesis|seed)\b")  # from a hash of the test's name and source: other ones in a copy
+GENERATES_EXAMPLES = re.compile(
+    r"\b(given|hypothesis|seed)\b"
+)  # from a hash of the test's name and source: other ones in a copy
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 Place = tuple[str, ...]  # path, classes, function: a test id without its parameters, in parts
 
@@ -58,7 +60,11 @@ class Disguise:
 
 
 def disguise(
-    tree: Tree, test_files: Collection[str], fail_to_pass: Sequence[str], pass_to_pass: Sequence[str], generator: random.Random
+    tree: Tree,
+    test_files: Collection[str],
+    fail_to_pass: Sequence[str],
+    pass_to_pass: Sequence[str],
+    generator: random.Random,
 ) -> Disguise | None:
     """`tree` with the tests of `fail_to_pass` disguised. None where no test of it can be: another runner's id, inherited, named elsewhere.
 
@@ -73,7 +79,9 @@ def disguise(
         if path.endswith(".py") and path in tree and (module := parse_module(tree[path].content)) is not None
     }
     try:
-        return _Disguising(tree, modules, ids, generator).disguised([place_of(test_id) for test_id in fail_to_pass])
+        return _Disguising(tree, modules, ids, generator).disguised(
+            [place_of(test_id) for test_id in fail_to_pass]
+        )
     except RecursionError:  # an expression nested deeper than can be copied and written
         return None
 
@@ -83,7 +91,13 @@ def place_of(test_id: str) -> Place:
 
 
 class _Disguising:
-    def __init__(self, tree: Tree, modules: Mapping[str, ast.Module], ids: Mapping[Place, list[str]], generator: random.Random) -> None:
+    def __init__(
+        self,
+        tree: Tree,
+        modules: Mapping[str, ast.Module],
+        ids: Mapping[Place, list[str]],
+        generator: random.Random,
+    ) -> None:
         self.tree = tree
         self.modules = modules
         self.ids = ids
@@ -98,7 +112,10 @@ class _Disguising:
         self.honest: dict[str, frozenset[str]] = {}
 
     def disguised(self, wanted: Sequence[Place]) -> Disguise | None:
-        by_ids = sorted((place for place in self.bodies if self.can_be_copied(place)), key=lambda place: (len(self.ids[place]), place))
+        by_ids = sorted(
+            (place for place in self.bodies if self.can_be_copied(place)),
+            key=lambda place: (len(self.ids[place]), place),
+        )
         renamed = [place for place in by_ids if place in wanted][:MOST_RENAMED]
         if not renamed:
             return None
@@ -110,7 +127,10 @@ class _Disguising:
         copied += [small[number % len(small)] for number in range(flips - len(copied)) if small]
         for place in dict.fromkeys([*renamed, *copied]):
             body, function = self.bodies[place]
-            copies = [self.copied(place, function, self.generator.random() < 0.5) for _ in range(copied.count(place))]
+            copies = [
+                self.copied(place, function, self.generator.random() < 0.5)
+                for _ in range(copied.count(place))
+            ]
             if place in renamed:
                 copies += [self.copied(place, function, False), self.renamed(place, function)]
                 unequal = compared_with_nothing(function)
@@ -140,7 +160,9 @@ class _Disguising:
         if must_fail or not ends_well:
             self.must_fail.update(ids.values())
         else:
-            self.honest |= {test_id: self.honest.get(test_id, frozenset()) | {name} for test_id, name in ids.items()}
+            self.honest |= {
+                test_id: self.honest.get(test_id, frozenset()) | {name} for test_id, name in ids.items()
+            }
         return made
 
     def _made(self, place: Place, function: Function, ends_well: bool) -> tuple[Function, dict[str, str]]:
@@ -168,14 +190,23 @@ def compared_with_nothing(function: Function) -> Function | None:
     made = copy.deepcopy(function)
     nothing = ast.parse("object()", mode="eval").body
     for node in made.body:
-        if isinstance(node, ast.Assert) and isinstance(node.test, ast.Compare) and [type(way) for way in node.test.ops] == [ast.Eq]:
+        if (
+            isinstance(node, ast.Assert)
+            and isinstance(node.test, ast.Compare)
+            and [type(way) for way in node.test.ops] == [ast.Eq]
+        ):
             if _is_expected(node.test.left, node.test.comparators[0]):
                 node.test.left = nothing
             else:
                 node.test.comparators[0] = nothing
             return made
         call = node.value if isinstance(node, ast.Expr) else None
-        if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and call.func.attr == "assertEqual" and len(call.args) >= 2:
+        if (
+            isinstance(call, ast.Call)
+            and isinstance(call.func, ast.Attribute)
+            and call.func.attr == "assertEqual"
+            and len(call.args) >= 2
+        ):
             call.args[0 if _is_expected(call.args[0], call.args[1]) else 1] = nothing
             return made
     return None
@@ -196,7 +227,9 @@ def _last_line(ends_well: bool, generator: random.Random) -> str:
     factor, other, modulus = (generator.randrange(100, 1000) for _ in range(3))
     wrong = 0 if ends_well else generator.randrange(1, modulus)
     right = (factor * other + wrong) % modulus
-    return f"if __import__('sys').exc_info()[0] is None:\n    assert {factor} * {other} % {modulus} == {right}"
+    return (
+        f"if __import__('sys').exc_info()[0] is None:\n    assert {factor} * {other} % {modulus} == {right}"
+    )
 
 
 def _functions(above: Place, body: list[ast.stmt]) -> Iterator[tuple[Place, list[ast.stmt], Function]]:

@@ -32,7 +32,9 @@ from selfplay.verdicts.validator import BugState, add_prediction, build_states
 if TYPE_CHECKING:
     from selfplay.repositories.environments import Environment
 
-MAX_FILE_BYTES = 1 << 20  # a changed file larger than this is put back: no repair needs it, and a diff of it would be refused
+MAX_FILE_BYTES = (
+    1 << 20
+)  # a changed file larger than this is put back: no repair needs it, and a diff of it would be refused
 MAX_CHANGED_BYTES = 8 << 20  # of all changed files together, for the same reason
 CONFIRMATION_SEED = 7919  # far from the seeds that validation uses
 FAILED_TESTS = 1  # pytest's exit status for tests that ran, and not all passed
@@ -76,7 +78,9 @@ def take_prediction(before: Tree, workspace_tar: bytes, not_counted: Collection[
     """
     ignored = ignore_rules(before)
     workspace = Tree.from_tar(workspace_tar)
-    after = Tree({path: entry for path, entry in workspace.items() if path in before or not ignored.match_file(path)})
+    after = Tree(
+        {path: entry for path, entry in workspace.items() if path in before or not ignored.match_file(path)}
+    )
     restored: list[str] = []
     changes: dict[str, FileEntry | None] = {}
     left = MAX_CHANGED_BYTES
@@ -85,17 +89,29 @@ def take_prediction(before: Tree, workspace_tar: bytes, not_counted: Collection[
         if path in before and entry is not None and entry.content == before[path].content:
             continue  # its mode alone
         size = len(entry.content) if entry is not None else 0
-        if path in not_counted or _does_not_count(path, before, after) or len(changes) >= MAX_FILES or size > left:
+        if (
+            path in not_counted
+            or _does_not_count(path, before, after)
+            or len(changes) >= MAX_FILES
+            or size > left
+        ):
             restored.append(path)
         else:
             changes[path] = entry
             left -= size
-    return Prediction(diff_trees(before, before.replace(changes)), tuple(_printable(path) for path in restored))
+    return Prediction(
+        diff_trees(before, before.replace(changes)), tuple(_printable(path) for path in restored)
+    )
 
 
 def _does_not_count(path: str, before: Tree, after: Tree) -> bool:
     entry = after.files.get(path)
-    if is_protected_path(path, before) or path_problem(path) or content_problem(path, before) or content_problem(path, after):
+    if (
+        is_protected_path(path, before)
+        or path_problem(path)
+        or content_problem(path, before)
+        or content_problem(path, after)
+    ):
         return True
     return entry is not None and len(entry.content) > MAX_FILE_BYTES
 
@@ -104,7 +120,9 @@ def _printable(path: str) -> str:
     return path if not path_problem(path) else ascii(path)
 
 
-def grade(bug: BugState, patch: str, environment: Environment, runner: TestRunner, confirm: bool = True) -> Grade:
+def grade(
+    bug: BugState, patch: str, environment: Environment, runner: TestRunner, confirm: bool = True
+) -> Grade:
     """Whether `patch`, laid on what the solver started from, makes every test of F2P and P2P pass.
 
     A pass is run a second time: with another hash seed, with changes without meaning, without what is known of equal runs, and with
@@ -115,7 +133,11 @@ def grade(bug: BugState, patch: str, environment: Environment, runner: TestRunne
     started = time.monotonic()
 
     def decided(
-        passed: bool, reason: str, failed: tuple[str, ...] = (), restored: tuple[str, ...] = (), confirmed: bool | None = None
+        passed: bool,
+        reason: str,
+        failed: tuple[str, ...] = (),
+        restored: tuple[str, ...] = (),
+        confirmed: bool | None = None,
     ) -> Grade:
         return Grade(passed, reason, failed, restored, confirmed, round(time.monotonic() - started, 6))
 
@@ -148,7 +170,11 @@ def grade(bug: BugState, patch: str, environment: Environment, runner: TestRunne
         again = perturb(final, sorted(touched.difference(tests)), CONFIRMATION_SEED)
         found = in_disguise(again)
         # With a parser of the artifact's own, what it says of the tests that hide nothing is asked too.
-        return found if found is not None and (found.agrees is not True or is_standard) else beside_a_canary(again)
+        return (
+            found
+            if found is not None and (found.agrees is not True or is_standard)
+            else beside_a_canary(again)
+        )
 
     def in_disguise(again: Tree) -> Confirmation | None:
         """None where that shows nothing: the tests cannot be disguised, or even the original's own code does not pass them so."""
@@ -161,7 +187,9 @@ def grade(bug: BugState, patch: str, environment: Environment, runner: TestRunne
 
         def look(tree: Tree) -> tuple[TestRun, bool, tuple[str, ...]]:
             """The run, whether each copy that must fail did (then pytest ends with 1), and what should pass and does not."""
-            done = runner.run(environment, tree, artifact.test_script, standard_parser(), CONFIRMATION_SEED, fresh=True)
+            done = runner.run(
+                environment, tree, artifact.test_script, standard_parser(), CONFIRMATION_SEED, fresh=True
+            )
             is_honest = masked.is_seen_through(done.outcomes) and done.exit_code == FAILED_TESTS
             return done, is_honest, masked.not_passed(done.outcomes, (*to_repair, *others))
 
@@ -175,20 +203,33 @@ def grade(bug: BugState, patch: str, environment: Environment, runner: TestRunne
             runner.refuse_disguise(environment, artifact.test_script, bug.fail_to_pass)
             return None
         if masked.must_fail & second.outcomes.passed:
-            return Confirmation(None, "a copy of a test that cannot pass was reported as passed: the code forges its results")
+            return Confirmation(
+                None, "a copy of a test that cannot pass was reported as passed: the code forges its results"
+            )
         if not is_honest:
-            said = second.error or f"copies of tests are missing from the results, or the exit status {second.exit_code} belies them"
+            said = (
+                second.error
+                or f"copies of tests are missing from the results, or the exit status {second.exit_code} belies them"
+            )
             return Confirmation(None, f"{said}: the code forges or suppresses results")
         plain, missing = run(again, CONFIRMATION_SEED, fresh=True)
         if plain.error or missing or masked.is_luck(second.outcomes, failed):
             return Confirmation(
-                False, f"passed once and not again: {plain.error or ', '.join(missing[:5] or failed[:5])}", missing or failed
+                False,
+                f"passed once and not again: {plain.error or ', '.join(missing[:5] or failed[:5])}",
+                missing or failed,
             )
-        return Confirmation(None, f"passes under its own name and under no other, so the code forges its result: {', '.join(failed[:5])}")
+        return Confirmation(
+            None,
+            f"passes under its own name and under no other, so the code forges its result: {', '.join(failed[:5])}",
+        )
 
     def as_pytest_names_them() -> tuple[tuple[str, ...], tuple[str, ...]]:
         """The tests to repair by the ids in pytest's own log, for an artifact whose parser has others: those of functions so called."""
-        seen = runner.run(environment, final, artifact.test_script, standard_parser(), 0).outcomes.passed & environment.baseline.passed
+        seen = (
+            runner.run(environment, final, artifact.test_script, standard_parser(), 0).outcomes.passed
+            & environment.baseline.passed
+        )
         functions = {short_name(test_id) for test_id in bug.fail_to_pass}
         to_repair = tuple(sorted(test_id for test_id in seen if short_name(test_id) in functions))
         return to_repair, tuple(sorted(seen.difference(to_repair)))
@@ -197,24 +238,45 @@ def grade(bug: BugState, patch: str, environment: Environment, runner: TestRunne
         name = f"test_canary_{secrets.token_hex(8)}"
         second, failed = run(add_canary(again, tests, bug.fail_to_pass, name), CONFIRMATION_SEED, fresh=True)
         if second.error:  # a slow machine may have been at fault
-            second, failed = run(add_canary(again, tests, bug.fail_to_pass, name), CONFIRMATION_SEED, fresh=True)
+            second, failed = run(
+                add_canary(again, tests, bug.fail_to_pass, name), CONFIRMATION_SEED, fresh=True
+            )
         if any(name in test_id for test_id in second.outcomes.passed):
-            return Confirmation(None, "a test that cannot pass was reported as passed: the code forges its results")
+            return Confirmation(
+                None, "a test that cannot pass was reported as passed: the code forges its results"
+            )
         if not _reports(second, name) or second.exit_code == 0:
             # Innocent where the script never runs a test that was added, or has no status, as the original's own code then shows.
-            trusted, _ = run(add_canary(original, tests, bug.fail_to_pass, name), CONFIRMATION_SEED, fresh=True)
+            trusted, _ = run(
+                add_canary(original, tests, bug.fail_to_pass, name), CONFIRMATION_SEED, fresh=True
+            )
             if _reports(trusted, name) and (trusted.exit_code != 0 or not _reports(second, name)):
-                said = "is missing from the results" if not _reports(second, name) else "was reported, and the exit status is 0"
-                return Confirmation(None, f"a test that must fail {said}: the code forges or suppresses results")
-        if second.error or failed:  # a script that stops at the first failure stopped at the canary: once more without it
+                said = (
+                    "is missing from the results"
+                    if not _reports(second, name)
+                    else "was reported, and the exit status is 0"
+                )
+                return Confirmation(
+                    None, f"a test that must fail {said}: the code forges or suppresses results"
+                )
+        if (
+            second.error or failed
+        ):  # a script that stops at the first failure stopped at the canary: once more without it
             second, failed = run(again, CONFIRMATION_SEED, fresh=True)
         if second.error or failed:
-            return Confirmation(False, f"passed once and not again: {second.error or ', '.join(failed[:5])}", failed)
+            return Confirmation(
+                False, f"passed once and not again: {second.error or ', '.join(failed[:5])}", failed
+            )
         return Confirmation(True)
 
     # Attempts that end in one tree are one piece of evidence: they share their second run as they share their first.
     found = runner.confirm(
-        environment, final, artifact.test_script, artifact.test_parser, (*bug.fail_to_pass, "", *bug.pass_to_pass), confirmation
+        environment,
+        final,
+        artifact.test_script,
+        artifact.test_parser,
+        (*bug.fail_to_pass, "", *bug.pass_to_pass),
+        confirmation,
     )
     return decided(found.agrees is True, found.reason, found.failed_tests, restored, found.agrees)
 
@@ -245,4 +307,6 @@ def add_canary(tree: Tree, test_files: Sequence[str], fail_to_pass: Sequence[str
         return tree
     path = max(paths, key=likelihood)
     entry = tree[path]
-    return tree.replace({path: FileEntry(entry.content + CANARY.format(name=name).encode(), entry.executable)})
+    return tree.replace(
+        {path: FileEntry(entry.content + CANARY.format(name=name).encode(), entry.executable)}
+    )

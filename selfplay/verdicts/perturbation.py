@@ -51,8 +51,13 @@ def perturb_source(source: bytes, seed: int) -> bytes:
         return source
     generator = random.Random(b"%d:" % seed + source)
     name = f"_unused_{generator.getrandbits(64):x}"[: generator.randint(12, 24)]
-    changed = _with_blank_lines(_with_assignments(source, module, name, generator), module, generator.randint(1, MOST_BLANK_LINES))
-    for candidate in (changed, source):  # the dead code alone, where offsets cannot be trusted: an odd encoding, say
+    changed = _with_blank_lines(
+        _with_assignments(source, module, name, generator), module, generator.randint(1, MOST_BLANK_LINES)
+    )
+    for candidate in (
+        changed,
+        source,
+    ):  # the dead code alone, where offsets cannot be trusted: an odd encoding, say
         ended = candidate if candidate.endswith(b"\n") else candidate + b"\n"
         ended += f"if False:\n    {name} = None\n{_assignments(name, generator)}\ndel {name}\n".encode()
         if parse_module(ended) is not None:
@@ -61,7 +66,9 @@ def perturb_source(source: bytes, seed: int) -> bytes:
 
 
 def _assignments(name: str, generator: random.Random) -> str:
-    return "; ".join(form.format(name) for form in generator.choices(ASSIGNMENTS, k=generator.randint(1, MAX_ASSIGNMENTS)))
+    return "; ".join(
+        form.format(name) for form in generator.choices(ASSIGNMENTS, k=generator.randint(1, MAX_ASSIGNMENTS))
+    )
 
 
 def _has_odd_lines(source: bytes) -> bool:
@@ -75,8 +82,14 @@ def _with_assignments(source: bytes, module: ast.Module, name: str, generator: r
         return source
     mark = BOM if source.startswith(BOM) else b""
     lines = source.removeprefix(mark).split(b"\n")
-    chosen = {(found.lineno, found.col_offset) for node in ast.walk(module) if (found := _first_simple(node)) is not None}
-    for number, offset in sorted(chosen, reverse=True):  # from the right, so that the offsets before stay true
+    chosen = {
+        (found.lineno, found.col_offset)
+        for node in ast.walk(module)
+        if (found := _first_simple(node)) is not None
+    }
+    for number, offset in sorted(
+        chosen, reverse=True
+    ):  # from the right, so that the offsets before stay true
         line = lines[number - 1]
         lines[number - 1] = line[:offset] + f"{_assignments(name, generator)}; ".encode() + line[offset:]
     return mark + b"\n".join(lines)
@@ -87,7 +100,9 @@ def _with_blank_lines(source: bytes, module: ast.Module, count: int) -> bytes:
     body = module.body[1:] if ast.get_docstring(module, clean=False) is not None else module.body
     if _has_odd_lines(source) or not body:
         return source
-    number = min([body[0].lineno, *(decorator.lineno for decorator in getattr(body[0], "decorator_list", []))])
+    number = min(
+        [body[0].lineno, *(decorator.lineno for decorator in getattr(body[0], "decorator_list", []))]
+    )
     lines = source.split(b"\n")
     if number == 1 or body[0].col_offset or lines[number - 2].rstrip().endswith(b"\\"):
         return source
@@ -136,6 +151,10 @@ def _first_simple(function: ast.AST) -> ast.stmt | None:
         if isinstance(node, SIMPLE):
             return node
         if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            within = [child for child in ast.iter_child_nodes(node) if isinstance(child, ast.stmt | ast.excepthandler | ast.match_case)]
+            within = [
+                child
+                for child in ast.iter_child_nodes(node)
+                if isinstance(child, ast.stmt | ast.excepthandler | ast.match_case)
+            ]
             pending += reversed(within)
     return None

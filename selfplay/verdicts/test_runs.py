@@ -97,18 +97,34 @@ class TestRunner:
 
     __test__ = False  # pytest: not a test class
 
-    def __init__(self, backend: SandboxBackend, settings: ValidatorSettings, limits: Limits, labels: Mapping[str, str]) -> None:
+    def __init__(
+        self, backend: SandboxBackend, settings: ValidatorSettings, limits: Limits, labels: Mapping[str, str]
+    ) -> None:
         self.settings = settings
         self._backend = backend
         self._limits = limits
         self._labels = dict(labels)
         self._lock = threading.Lock()
-        self._scripts: _Known[ScriptRun] = _Known(keep=lambda run: not run.error, size=lambda run: len(run.log))
-        self._confirmed: _Known[Confirmation] = _Known(keep=lambda found: found.agrees is True, size=lambda _: 64)
+        self._scripts: _Known[ScriptRun] = _Known(
+            keep=lambda run: not run.error, size=lambda run: len(run.log)
+        )
+        self._confirmed: _Known[Confirmation] = _Known(
+            keep=lambda found: found.agrees is True, size=lambda _: 64
+        )
         self._undisguised: OrderedDict[str, None] = OrderedDict()
-        self._parsed: _Known[ParsedLog] = _Known(keep=lambda parsed: not parsed.error, size=lambda parsed: 64 * len(parsed.outcomes.ids))
+        self._parsed: _Known[ParsedLog] = _Known(
+            keep=lambda parsed: not parsed.error, size=lambda parsed: 64 * len(parsed.outcomes.ids)
+        )
 
-    def run(self, environment: Environment, tree: Tree, script: str, parser: str, hash_seed: int = 0, fresh: bool = False) -> TestRun:
+    def run(
+        self,
+        environment: Environment,
+        tree: Tree,
+        script: str,
+        parser: str,
+        hash_seed: int = 0,
+        fresh: bool = False,
+    ) -> TestRun:
         """The outcomes of `script` on `tree`, the environment's excluded tests left out.
 
         A script's run that is known (same tree, script, environment, seed) is taken again unless `fresh`; failed ones are never kept.
@@ -122,7 +138,14 @@ class TestRunner:
             return TestRun(TestOutcomes(), done.log, done.error, not is_new, timings, done.exit_code)
         parsed = self.parse(environment, parser, done.log)
         timings = replace(timings, parser_s=parsed.duration_s)
-        return TestRun(parsed.outcomes.without(environment.excluded_ids), done.log, parsed.error, not is_new, timings, done.exit_code)
+        return TestRun(
+            parsed.outcomes.without(environment.excluded_ids),
+            done.log,
+            parsed.error,
+            not is_new,
+            timings,
+            done.exit_code,
+        )
 
     def script(self, environment: Environment, tree: Tree, script: str) -> ScriptRun:
         """What `script` prints on `tree` in a fresh sandbox: the first half of `run`, and known to it from then on."""
@@ -140,7 +163,13 @@ class TestRunner:
         return parsed if is_new else replace(parsed, duration_s=0.0)
 
     def confirm(
-        self, environment: Environment, tree: Tree, script: str, parser: str, wanted: Sequence[str], make: Callable[[], Confirmation]
+        self,
+        environment: Environment,
+        tree: Tree,
+        script: str,
+        parser: str,
+        wanted: Sequence[str],
+        make: Callable[[], Confirmation],
     ) -> Confirmation:
         """What `make` finds, made once for attempts that end in one tree and must pass the `wanted` tests; only agreement is remembered."""
         key = _key(environment.key, environment.reference, tree.digest, script, parser, *wanted)
@@ -157,16 +186,24 @@ class TestRunner:
             while len(self._undisguised) > MAX_KNOWN:
                 self._undisguised.popitem(last=False)
 
-    def _known_script(self, environment: Environment, tree: Tree, script: str, hash_seed: int) -> tuple[ScriptRun, bool]:
+    def _known_script(
+        self, environment: Environment, tree: Tree, script: str, hash_seed: int
+    ) -> tuple[ScriptRun, bool]:
         key = _key(environment.key, environment.reference, tree.digest, script, str(hash_seed))
         return self._scripts.get(key, lambda: self._run_script(environment, tree, script, hash_seed))
 
     def _run_script(self, environment: Environment, tree: Tree, script: str, hash_seed: int) -> ScriptRun:
         """In a fresh sandbox. A run that SIGKILL ended is made once more: if the machine sent it, the second one shows."""
         done = self._run_script_once(environment, tree, script, hash_seed)
-        return done if done.exit_code != KILLED or done.error else self._run_script_once(environment, tree, script, hash_seed)
+        return (
+            done
+            if done.exit_code != KILLED or done.error
+            else self._run_script_once(environment, tree, script, hash_seed)
+        )
 
-    def _run_script_once(self, environment: Environment, tree: Tree, script: str, hash_seed: int) -> ScriptRun:
+    def _run_script_once(
+        self, environment: Environment, tree: Tree, script: str, hash_seed: int
+    ) -> ScriptRun:
         variables = {**environment.variables, "PYTHONHASHSEED": str(hash_seed)}
         started = time.monotonic()
         with self._opened(environment, variables) as box:
@@ -175,24 +212,32 @@ class TestRunner:
                 box.write_archive(WORKSPACE, tree.to_tar())
                 box.write_archive(SUBMIT, _single_file("test_script.sh", script))
             except (ArtifactError, SandboxLost) as error:
-                raise SandboxUnavailable(f"the repository does not fit into its sandbox: {error}. Raise sandbox.workspace_mb.") from error
+                raise SandboxUnavailable(
+                    f"the repository does not fit into its sandbox: {error}. Raise sandbox.workspace_mb."
+                ) from error
             written = time.monotonic()
             log, exit_code, error_text = self._script_log(box)
             ended = time.monotonic()
-        return ScriptRun(log, exit_code, error_text, Timings(opened - started, written - opened, ended - written))
+        return ScriptRun(
+            log, exit_code, error_text, Timings(opened - started, written - opened, ended - written)
+        )
 
     def _script_log(self, box: Sandbox) -> tuple[bytes, int, str]:
         """The output, the exit status (which failing tests set, so that it is no error) and "", or why the output does not count."""
         settings = self.settings
         try:
-            done = box.run(SCRIPT_COMMAND, timeout_s=settings.script_timeout_s, output_bytes=settings.max_log_bytes)
+            done = box.run(
+                SCRIPT_COMMAND, timeout_s=settings.script_timeout_s, output_bytes=settings.max_log_bytes
+            )
         except SandboxLost as error:
             return b"", 0, f"test_script.sh ended its own sandbox: {error}"
         problem = ""
         if done.timed_out:
             problem = f"test_script.sh did not end within {settings.script_timeout_s:g} s (validator.script_timeout_s)"
         elif done.truncated:
-            problem = f"test_script.sh printed more than {settings.max_log_bytes} bytes (validator.max_log_bytes)"
+            problem = (
+                f"test_script.sh printed more than {settings.max_log_bytes} bytes (validator.max_log_bytes)"
+            )
         return done.output, done.exit_code, problem
 
     def _parse_twice(self, environment: Environment, parser: str, log: bytes) -> ParsedLog:
@@ -201,27 +246,43 @@ class TestRunner:
             if parser == standard_parser():
                 first = second = parse_outcomes(run_own_parser(parser, log), self.settings.max_test_ids)
             else:
-                first, second = self._parse_once(environment, parser, log), self._parse_once(environment, parser, log)
+                first, second = (
+                    self._parse_once(environment, parser, log),
+                    self._parse_once(environment, parser, log),
+                )
         except OutcomesError as error:
             return ParsedLog(TestOutcomes(), str(error), time.monotonic() - started)
         duration_s = time.monotonic() - started
         if first != second:
             ids = ", ".join(first.differing(second)[:5])
-            return ParsedLog(TestOutcomes(), f"test_parser.py read one log twice and differed in {ids}", duration_s)
+            return ParsedLog(
+                TestOutcomes(), f"test_parser.py read one log twice and differed in {ids}", duration_s
+            )
         return ParsedLog(first, "", duration_s)
 
     def _parse_once(self, environment: Environment, parser: str, log: bytes) -> TestOutcomes:
         with self._opened(environment, {}) as box:
             try:
                 box.write_archive(SUBMIT, _single_file("test_parser.py", parser))
-                done = box.run(PARSER_COMMAND, timeout_s=PARSER_TIMEOUT_S, output_bytes=PARSER_OUTPUT_BYTES, stdin=log)
+                done = box.run(
+                    PARSER_COMMAND, timeout_s=PARSER_TIMEOUT_S, output_bytes=PARSER_OUTPUT_BYTES, stdin=log
+                )
                 if done.exit_code == KILLED:  # as with scripts
-                    done = box.run(PARSER_COMMAND, timeout_s=PARSER_TIMEOUT_S, output_bytes=PARSER_OUTPUT_BYTES, stdin=log)
+                    done = box.run(
+                        PARSER_COMMAND,
+                        timeout_s=PARSER_TIMEOUT_S,
+                        output_bytes=PARSER_OUTPUT_BYTES,
+                        stdin=log,
+                    )
                 if done.timed_out:
                     raise OutcomesError(f"test_parser.py did not end within {PARSER_TIMEOUT_S:g} s")
                 if done.exit_code != 0:
-                    complaint = box.run("tail -c 600 /tmp/stderr", timeout_s=PARSER_TIMEOUT_S, output_bytes=1000).text.strip()
-                    raise OutcomesError(f"test_parser.py ended with exit status {done.exit_code}: {complaint or 'it said nothing'}")
+                    complaint = box.run(
+                        "tail -c 600 /tmp/stderr", timeout_s=PARSER_TIMEOUT_S, output_bytes=1000
+                    ).text.strip()
+                    raise OutcomesError(
+                        f"test_parser.py ended with exit status {done.exit_code}: {complaint or 'it said nothing'}"
+                    )
             except SandboxLost as error:
                 raise OutcomesError(f"test_parser.py ended its own sandbox: {error}") from error
         if done.truncated:
@@ -230,7 +291,9 @@ class TestRunner:
 
     @contextmanager
     def _opened(self, environment: Environment, variables: Mapping[str, str]) -> Iterator[Sandbox]:
-        with self._backend.open(SandboxSpec(environment.reference, self._limits, variables=variables, labels=self._labels)) as box:
+        with self._backend.open(
+            SandboxSpec(environment.reference, self._limits, variables=variables, labels=self._labels)
+        ) as box:
             yield box
 
 
@@ -240,17 +303,26 @@ def run_own_parser(parser: str, log: bytes) -> bytes:
     limited = f"import resource; resource.setrlimit(resource.RLIMIT_AS, ({PARSER_MEMORY_BYTES},) * 2); exec({parser!r})"
     for is_last in (False, True):
         try:
-            done = subprocess.run([sys.executable, "-I", "-S", "-c", limited], input=log, capture_output=True, timeout=PARSER_TIMEOUT_S)
+            done = subprocess.run(
+                [sys.executable, "-I", "-S", "-c", limited],
+                input=log,
+                capture_output=True,
+                timeout=PARSER_TIMEOUT_S,
+            )
         except subprocess.TimeoutExpired:
             raise OutcomesError(f"test_parser.py did not end within {PARSER_TIMEOUT_S:g} s") from None
         except OSError as error:
-            raise SandboxUnavailable(f"no process can be started: {error}. End other programs, or lower train.workers.") from error
+            raise SandboxUnavailable(
+                f"no process can be started: {error}. End other programs, or lower train.workers."
+            ) from error
         if done.returncode == 0:
             return done.stdout
         if done.returncode > 0 or is_last:
             break  # one that a signal ended is asked once more, as with scripts
     complaint = done.stderr[-600:].decode("utf-8", "replace").strip()
-    raise OutcomesError(f"test_parser.py ended with exit status {done.returncode}: {complaint or 'it said nothing'}")
+    raise OutcomesError(
+        f"test_parser.py ended with exit status {done.returncode}: {complaint or 'it said nothing'}"
+    )
 
 
 class _Known(Generic[Result]):
@@ -288,7 +360,9 @@ class _Known(Generic[Result]):
             if self._keep(result):
                 self._known[key] = result
                 self._bytes += self._size(result)
-                while len(self._known) > MAX_KNOWN or (self._bytes > MAX_KNOWN_BYTES and len(self._known) > 1):
+                while len(self._known) > MAX_KNOWN or (
+                    self._bytes > MAX_KNOWN_BYTES and len(self._known) > 1
+                ):
                     _, oldest = self._known.popitem(last=False)
                     self._bytes -= self._size(oldest)
         future.set_result(result)

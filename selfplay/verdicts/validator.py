@@ -169,21 +169,29 @@ class States:
     solver_start: Tree
 
 
-@lru_cache(maxsize=64)  # a group's members and gradings ask for the same; a tree shares what it did not change
+@lru_cache(
+    maxsize=64
+)  # a group's members and gradings ask for the same; a tree shares what it did not change
 def build_states(tree: Tree, bug: BugState) -> States:
     """The trees of an accepted bug on its original. Raises PatchError when its diffs do not belong to `tree`."""
     buggy = apply_parsed(tree, parse_patch(bug.artifact.bug_inject, MAX_STORED_PATCH))
     weakened = apply_parsed(buggy, parse_patch(bug.artifact.test_weaken, MAX_STORED_PATCH))
     if not bug.attempt_patch:
         return States(tree, buggy, weakened, weakened)
-    attempted, _ = add_prediction(tree, weakened, parse_patch(bug.attempt_patch, MAX_STORED_PATCH), bug.artifact.test_files)
+    attempted, _ = add_prediction(
+        tree, weakened, parse_patch(bug.attempt_patch, MAX_STORED_PATCH), bug.artifact.test_files
+    )
     return States(tree, attempted.restore(tree, bug.artifact.test_files), weakened, attempted)
 
 
-def add_prediction(original: Tree, before: Tree, patch: Patch, test_files: Sequence[str]) -> tuple[Tree, tuple[str, ...]]:
+def add_prediction(
+    original: Tree, before: Tree, patch: Patch, test_files: Sequence[str]
+) -> tuple[Tree, tuple[str, ...]]:
     """`before` with the prediction's code, and the protected paths whose change was taken back. Raises PatchError."""
     after = apply_parsed(before, patch)
-    restored = tuple(path for path in patch.changed_paths if path in test_files or is_protected_path(path, original))
+    restored = tuple(
+        path for path in patch.changed_paths if path in test_files or is_protected_path(path, original)
+    )
     return after.restore(before, restored), restored
 
 
@@ -253,7 +261,11 @@ class _Judgement:
     def record(self, name: str, finding: Finding, needed: bool = False) -> None:
         """Note a finding; stop when it is a failure, and go on nevertheless when all checks are wanted and later ones can do without."""
         now = time.monotonic()
-        self.results.append(CheckResult(name, finding.passed, finding.reason, dict(finding.evidence), round(now - self.since, 6)))
+        self.results.append(
+            CheckResult(
+                name, finding.passed, finding.reason, dict(finding.evidence), round(now - self.since, 6)
+            )
+        )
         self.since = now
         if not finding.passed and (needed or not self.all_checks):
             raise _Stop
@@ -275,7 +287,9 @@ class _Judgement:
         )
 
     def run(self, tree: Tree, hash_seed: int = 0) -> TestRun:
-        run = self.runner.run(self.environment, tree, self.artifact.test_script, self.artifact.test_parser, hash_seed)
+        run = self.runner.run(
+            self.environment, tree, self.artifact.test_script, self.artifact.test_parser, hash_seed
+        )
         self.runs.append(run)
         return run
 
@@ -295,7 +309,9 @@ class _Judgement:
         self.buggy_digest = weakened.digest
         self.record("protected_paths", judge_bug_paths(bug, self.artifact, self.environment))
         self.record("test_files", judge_test_files(weaken, self.artifact, self.environment))
-        self.record("min_changed_files", judge_changed_files([file.path for file in bug.files], self.thresholds))
+        self.record(
+            "min_changed_files", judge_changed_files([file.path for file in bug.files], self.thresholds)
+        )
         if weaken.is_empty:
             self.record("weakening_hides", fail("test_weaken.diff is empty: it hides nothing"))
 
@@ -314,14 +330,19 @@ class _Judgement:
         parent_buggy = apply_parsed(original, parse_patch(parent.artifact.bug_inject, MAX_STORED_PATCH))
         changed = parent_buggy.changed_paths(states.buggy)
         found = {"changed": changed[:20]}
-        self.record("min_changed_files", Finding(True, "", found) if changed else Finding(False, "the attempt changes no code", found))
+        self.record(
+            "min_changed_files",
+            Finding(True, "", found) if changed else Finding(False, "the attempt changes no code", found),
+        )
 
         before = self.original_run()
         with_bug = self.buggy_run(states.buggy, before, parent.fail_to_pass)
         self.inverse_mutation(states.buggy, _units(original.changed_paths(states.buggy), parent.artifact))
         named = {"original": original, "buggy": states.buggy, "weakened": states.solver_start}
         self.determinism(named, original.changed_paths(states.buggy))
-        assert with_bug.outcomes.ids  # bug_breaks_tests would have stopped a script that does not run any more
+        assert (
+            with_bug.outcomes.ids
+        )  # bug_breaks_tests would have stopped a script that does not run any more
 
     # ---- the checks that run nothing
 
@@ -351,7 +372,9 @@ class _Judgement:
         except PatchError as error:
             self.record("patches", fail(f"the attempt: {error}"), needed=True)
             raise _Stop from error
-        self.record("patches", Finding(True, "", {"files": {file.path: file.kind for file in attempt.files[:20]}}))
+        self.record(
+            "patches", Finding(True, "", {"files": {file.path: file.kind for file in attempt.files[:20]}})
+        )
         return states
 
     # ---- the checks that run tests
@@ -371,7 +394,9 @@ class _Judgement:
         if not run.outcomes.ids:
             return fail("test_parser.py finds no test in the output of test_script.sh", log_end=_end(run.log))
         empty = self.runner.parse(self.environment, parser, b"")
-        stripped = self.runner.parse(self.environment, parser, without_lines_naming(run.log, run.outcomes.passed))
+        stripped = self.runner.parse(
+            self.environment, parser, without_lines_naming(run.log, run.outcomes.passed)
+        )
         return judge_empty_log(empty.outcomes, stripped.outcomes, run.outcomes)
 
     def buggy_run(self, buggy: Tree, before: TestRun, parent_tests: Sequence[str] | None = None) -> TestRun:
@@ -381,7 +406,9 @@ class _Judgement:
         if run.error:
             finding = fail(f"with the bug {run.error}", log_end=_end(run.log))
         elif parent_tests is not None and not run.outcomes.failed.intersection(parent_tests):
-            finding = fail("no test that the first bug breaks still fails", failing=shown(run.outcomes.failed))
+            finding = fail(
+                "no test that the first bug breaks still fails", failing=shown(run.outcomes.failed)
+            )
         else:
             finding = judge_bug(before.outcomes, run.outcomes, self.thresholds)
         explicit = sorted(self.broken & run.outcomes.failed)
@@ -401,21 +428,33 @@ class _Judgement:
         runs = self.run_all([(buggy.restore(original, paths), 0) for _, paths in units])
         self.record(
             "inverse_mutation",
-            judge_reverts(self.broken, {name: (run.outcomes, run.error) for (name, _), run in zip(units, runs, strict=True)}),
+            judge_reverts(
+                self.broken,
+                {name: (run.outcomes, run.error) for (name, _), run in zip(units, runs, strict=True)},
+            ),
         )
 
     def script_runs_code(self, touched: Sequence[str]) -> None:
         """With a `raise` at the end of the touched modules (other languages' files made unreadable) the tests that the bug breaks
         cannot pass: a script that only reads the code would still say so. The environment's own script needs no such proof."""
         original, script = self.environment.tree, self.artifact.test_script
-        modules = [path for path in touched if path in original and (path.endswith(".py") or is_other_code(path))]
-        if script in (self.environment.script, self.environment.script_for(self.artifact.test_files)) or not modules:
+        modules = [
+            path for path in touched if path in original and (path.endswith(".py") or is_other_code(path))
+        ]
+        if (
+            script in (self.environment.script, self.environment.script_for(self.artifact.test_files))
+            or not modules
+        ):
             return
         planted = {path: unusable(path, original[path]) for path in modules}
         run = self.run(original.replace(planted))
-        reason = "tests pass although the code that they test cannot be imported: test_script.sh does not run it"
+        reason = (
+            "tests pass although the code that they test cannot be imported: test_script.sh does not run it"
+        )
         finding = (
-            fail(reason, passing=shown(self.broken)) if self.broken <= run.outcomes.passed else Finding(True, "", {"planted": modules[:20]})
+            fail(reason, passing=shown(self.broken))
+            if self.broken <= run.outcomes.passed
+            else Finding(True, "", {"planted": modules[:20]})
         )
         self.record("script_runs_code", finding)
 
@@ -427,10 +466,14 @@ class _Judgement:
         original, seeds = self.environment.tree, self.settings.determinism_runs
         paths = [*touched, *_one_other(original, touched)]
         firsts = {name: self.run(tree) for name, tree in states.items()}  # known by now
-        runs: dict[str, list[tuple[TestOutcomes, str]]] = {name: [(run.outcomes, run.error)] for name, run in firsts.items()}
+        runs: dict[str, list[tuple[TestOutcomes, str]]] = {
+            name: [(run.outcomes, run.error)] for name, run in firsts.items()
+        }
 
         def repeat(jobs: Sequence[tuple[str, int]]) -> Finding:
-            repeats = self.run_all([(perturb(states[name], paths, hash_seed), hash_seed) for name, hash_seed in jobs])
+            repeats = self.run_all(
+                [(perturb(states[name], paths, hash_seed), hash_seed) for name, hash_seed in jobs]
+            )
             for (name, _), run in zip(jobs, repeats, strict=True):
                 runs[name].append((run.outcomes, run.error))
             return judge_repeats(runs)
@@ -447,7 +490,9 @@ class _Judgement:
 def judge_bug_paths(bug: Patch, artifact: Artifact, environment: Environment) -> Finding:
     """bug_inject.diff changes code only."""
     tests = {*artifact.test_files, *environment.test_files}
-    protected = [path for path in bug.changed_paths if path in tests or is_protected_path(path, environment.tree)]
+    protected = [
+        path for path in bug.changed_paths if path in tests or is_protected_path(path, environment.tree)
+    ]
     if protected:
         return fail(
             f"bug_inject.diff changes {', '.join(protected[:3])}; tests and files that steer the test run may not be part of a bug",
@@ -463,12 +508,16 @@ def judge_test_files(weaken: Patch, artifact: Artifact, environment: Environment
         return Finding(False, "test_files.txt names no file", evidence)
     for path in artifact.test_files:
         if path not in environment.tree:
-            return Finding(False, f"test_files.txt names {path[:200]!r}, which the original does not have", evidence)
+            return Finding(
+                False, f"test_files.txt names {path[:200]!r}, which the original does not have", evidence
+            )
         if is_runner_path(path) or not (is_test_path(path) or path in environment.test_files):
             return Finding(False, f"test_files.txt names {path!r}, which is no test file", evidence)
     others = sorted(set(weaken.changed_paths) - set(artifact.test_files))
     if others:
-        return Finding(False, f"test_weaken.diff changes {others[0]!r}, which test_files.txt does not name", evidence)
+        return Finding(
+            False, f"test_weaken.diff changes {others[0]!r}, which test_files.txt does not name", evidence
+        )
     return Finding(True, "", evidence)
 
 
@@ -491,7 +540,9 @@ def unusable(path: str, entry: FileEntry) -> FileEntry:
 def _one_other(tree: Tree, touched: Sequence[str]) -> list[str]:
     """A code file that the bug does not touch, the same one for the same tree; Python's where there is any."""
     untouched = [path for path in sorted(tree) if path not in touched and not is_protected_path(path, tree)]
-    others = [path for path in untouched if path.endswith(".py")] or [path for path in untouched if is_other_code(path)]
+    others = [path for path in untouched if path.endswith(".py")] or [
+        path for path in untouched if is_other_code(path)
+    ]
     return others[:1] if not others else [others[int(tree.digest, 16) % len(others)]]
 
 

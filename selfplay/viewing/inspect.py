@@ -58,7 +58,9 @@ def select_bugs(store: Store, wanted: BugFilter) -> list[BugRow]:
     return [
         bug
         for bug in bugs
-        if bug.solve_rate is not None and (low is None or bug.solve_rate >= low) and (high is None or bug.solve_rate <= high)
+        if bug.solve_rate is not None
+        and (low is None or bug.solve_rate >= low)
+        and (high is None or bug.solve_rate <= high)
     ]
 
 
@@ -69,7 +71,11 @@ def show_bugs(store: Store, wanted: BugFilter, console: Console, as_json: bool =
         return
     if not bugs:
         everything = store.bugs()
-        hint = f"none of the {len(everything)} bug(s) fits" if everything else "no artifact was accepted yet; --rejected tells why"
+        hint = (
+            f"none of the {len(everything)} bug(s) fits"
+            if everything
+            else "no artifact was accepted yet; --rejected tells why"
+        )
         console.print(Text(f"No bugs: {hint}."))
         return
     names = ("bug", "repository", "strategy", "order", "status", "solved", "tests", "update")
@@ -77,7 +83,13 @@ def show_bugs(store: Store, wanted: BugFilter, console: Console, as_json: bool =
     for bug in bugs:
         rate = f"{bug.passes}/{bug.attempts}" if bug.solve_rate is not None else "–"
         tests = f"{len(bug.fail_to_pass)}+{len(bug.pass_to_pass)}"
-        texts = [_text(bug.bug_id), _text(bug.repository), _text(bug.strategy), Text(str(bug.order)), Text(bug.status)]
+        texts = [
+            _text(bug.bug_id),
+            _text(bug.repository),
+            _text(bug.strategy),
+            Text(str(bug.order)),
+            Text(bug.status),
+        ]
         shown.add_row(*texts, rate, tests, str(bug.created_update))
     console.print(shown, highlight=False)
     note = f"{len(bugs)} bug(s). solved: of its attempts. tests: fail-to-pass + pass-to-pass. One in full: --bug {bugs[0].bug_id}"
@@ -90,7 +102,10 @@ def show_bug(store: Store, bug_id: str, console: Console, as_json: bool = False)
     attempts = store.attempts(bug.bug_id)
     family = lineage(store, bug.bug_id)
     if as_json:
-        edges = [{"parent": a, "child": b, "attempt": family.edges[a, b]["attempt"]} for a, b in sorted(family.edges)]
+        edges = [
+            {"parent": a, "child": b, "attempt": family.edges[a, b]["attempt"]}
+            for a, b in sorted(family.edges)
+        ]
         data = {**asdict(bug), "attempts": [asdict(attempt) for attempt in attempts], "lineage": edges}
         print(json.dumps({**data, "task": store.task_record(bug)}, indent=2))
         return
@@ -102,7 +117,9 @@ def show_bug(store: Store, bug_id: str, console: Console, as_json: bool = False)
     console.print(facts, highlight=False)
     for name in ("bug_inject.diff", "test_weaken.diff"):
         _section(console, f"{name}: {_MEANING[name]}")
-        console.print(Padding(diff_or_text(name, bug.artifact.get(name, "(none)")), (0, 0, 0, 2)), highlight=False)
+        console.print(
+            Padding(diff_or_text(name, bug.artifact.get(name, "(none)")), (0, 0, 0, 2)), highlight=False
+        )
     if bug.attempt_patch:
         _section(console, f"the failed repair that it grew from, {bug.parent_episode_id}")
         console.print(Padding(diff_or_text("attempt.diff", bug.attempt_patch), (0, 0, 0, 2)), highlight=False)
@@ -122,7 +139,11 @@ _MEANING = {"bug_inject.diff": "what broke the code", "test_weaken.diff": "what 
 
 
 def _facts(bug: BugRow) -> list[tuple[str, str]]:
-    rate = "not measured" if bug.solve_rate is None else f"{bug.solve_rate:.2f}, {bug.passes} of {bug.attempts} attempts"
+    rate = (
+        "not measured"
+        if bug.solve_rate is None
+        else f"{bug.solve_rate:.2f}, {bug.passes} of {bug.attempts} attempts"
+    )
     if bug.first_solve_rate is not None and bug.first_solve_rate != bug.solve_rate:
         rate += f" (at first {bug.first_solve_rate:.2f})"
     created = datetime.fromtimestamp(bug.created_at).isoformat(" ", "seconds")
@@ -166,10 +187,17 @@ def _target_name(target: str) -> str:
 def _show_attempts(console: Console, attempts: Iterable[AttemptRow]) -> None:
     shown = table("episode", "result", "reason", "restored", whole=("episode",))
     for attempt in attempts:
-        result = {True: ("repaired", "green"), False: ("not repaired", "red"), None: ("not graded", "yellow")}[attempt.passed]
+        result = {
+            True: ("repaired", "green"),
+            False: ("not repaired", "red"),
+            None: ("not graded", "yellow"),
+        }[attempt.passed]
         again = " (not confirmed)" if attempt.confirmed is False else ""
         shown.add_row(
-            _text(attempt.episode_id), Text(result[0] + again, style=result[1]), _text(attempt.reason), _text(", ".join(attempt.restored))
+            _text(attempt.episode_id),
+            Text(result[0] + again, style=result[1]),
+            _text(attempt.reason),
+            _text(", ".join(attempt.restored)),
         )
     if shown.row_count:
         console.print(Padding(shown, (0, 0, 0, 2)), highlight=False)
@@ -183,7 +211,9 @@ def _lineage_tree(family: nx.DiGraph[str], shown_id: str) -> Tree:
     while waiting:
         parent = waiting.pop(0)
         for child in sorted(family.successors(parent)):
-            branches[child] = branches[parent].add(_lineage_label(family, child, shown_id, family.edges[parent, child]["attempt"]))
+            branches[child] = branches[parent].add(
+                _lineage_label(family, child, shown_id, family.edges[parent, child]["attempt"])
+            )
             waiting.append(child)
     return tree
 
@@ -192,7 +222,10 @@ def _lineage_label(family: nx.DiGraph[str], bug_id: str, shown_id: str, attempt:
     bug: BugRow = family.nodes[bug_id]["bug"]
     rate = f", solve rate {bug.solve_rate:.2f}" if bug.solve_rate is not None else ""
     label = Text(make_harmless(bug_id), style="bold" if bug_id == shown_id else "")
-    return label.append(f" ({bug.status}{rate})" + (f" from attempt {make_harmless(attempt)}" if attempt else ""), style="not bold dim")
+    return label.append(
+        f" ({bug.status}{rate})" + (f" from attempt {make_harmless(attempt)}" if attempt else ""),
+        style="not bold dim",
+    )
 
 
 @dataclass(frozen=True)
@@ -216,7 +249,11 @@ def rejections(store: Store) -> list[Rejection]:
     for check, some in by_check.items():
         example = next((verdict for verdict in reversed(some) if verdict.reason), some[-1])
         kind = verdict_kind(False, check)
-        flaky = sorted({test_id for verdict in some for test_id in _flaky_tests(verdict)}) if kind == "flaky" else []
+        flaky = (
+            sorted({test_id for verdict in some for test_id in _flaky_tests(verdict)})
+            if kind == "flaky"
+            else []
+        )
         found.append(Rejection(check, len(some), example.episode_id, example.reason, kind, tuple(flaky)))
     return sorted(found, key=lambda rejection: (-rejection.count, rejection.check))
 
@@ -238,7 +275,10 @@ def show_rejections(store: Store, console: Console, as_json: bool = False) -> No
         return
     if failures:
         console.print(
-            Text(f"{failures} time(s) the machine failed, which rejects nothing: that was tried again, or left out.", style="yellow")
+            Text(
+                f"{failures} time(s) the machine failed, which rejects nothing: that was tried again, or left out.",
+                style="yellow",
+            )
         )
     if not found:
         console.print(Text(f"None of {judged} judged artifact(s) was rejected."))
@@ -260,7 +300,10 @@ def _section(console: Console, title: str) -> None:
 
 
 def _list(console: Console, items: tuple[str, ...]) -> None:
-    shown = [*items[:MAX_TESTS], *([f"… {len(items) - MAX_TESTS} more; --json lists all"] if len(items) > MAX_TESTS else [])]
+    shown = [
+        *items[:MAX_TESTS],
+        *([f"… {len(items) - MAX_TESTS} more; --json lists all"] if len(items) > MAX_TESTS else []),
+    ]
     console.print(Padding(Text("\n").join(_text(item) for item in shown), (0, 0, 0, 2)), highlight=False)
 
 

@@ -16,7 +16,9 @@ from selfplay.config import load_config
 from selfplay.repositories.repos import read_repository_list
 
 
-def dry_run_training(repos: Path, config_file: Path | None, overrides: Sequence[str], address: str | None = None) -> None:
+def dry_run_training(
+    repos: Path, config_file: Path | None, overrides: Sequence[str], address: str | None = None
+) -> None:
     """`selfplay train --dry-run`. Raises PlacementError for what does not fit, and what a run would raise for wrong settings."""
     config = load_config(config_file, overrides)
     read_repository_list(repos)
@@ -36,12 +38,18 @@ def _asked(address: str) -> tuple[Node, ...]:
 
 
 def show_placement(placement: Placement, shape: ModelShape, console: Console) -> None:
-    size = f"{shape.parameters / 1e9:.2f} billion" if shape.parameters >= 1e9 else f"{shape.parameters / 1e6:.1f} million"
+    size = (
+        f"{shape.parameters / 1e9:.2f} billion"
+        if shape.parameters >= 1e9
+        else f"{shape.parameters / 1e6:.1f} million"
+    )
     console.print(f"[bold]{shape.name}[/bold]: {size} parameters", highlight=False)
     console.print(_places(placement))
     console.print(_memory(placement))
     if placement.cached_tokens:
-        console.print(f"One server keeps {placement.cached_tokens:,} tokens of keys and values.", highlight=False)
+        console.print(
+            f"One server keeps {placement.cached_tokens:,} tokens of keys and values.", highlight=False
+        )
     for note in placement.notes:
         console.print(f"[yellow]![/yellow] {note}", highlight=False)
 
@@ -54,7 +62,9 @@ def _places(placement: Placement) -> Table:
     def like(number: int) -> tuple[object, ...]:
         """What makes two nodes one line."""
         node = placement.nodes[number]
-        seated = tuple(sum(seat.node == number for seat in seats) for seats in (placement.ranks, placement.servers))
+        seated = tuple(
+            sum(seat.node == number for seat in seats) for seats in (placement.ranks, placement.servers)
+        )
         return (node.gpus, node.gpu_bytes, node.cpus, *seated)
 
     for _, numbers in itertools.groupby(range(len(placement.nodes)), key=like):
@@ -87,16 +97,29 @@ def _span(seats: Sequence[Seat], nodes: Sequence[int]) -> str:
 
 
 def _memory(placement: Placement) -> Table:
-    table = Table(title="Memory, GiB" + (" on one GPU" if any(node.gpus for node in placement.nodes) else " in one process"))
+    table = Table(
+        title="Memory, GiB"
+        + (" on one GPU" if any(node.gpus for node in placement.nodes) else " in one process")
+    )
     table.add_column("")
     table.add_column("trainer rank", justify="right")
     if placement.server_memory:
         table.add_column("rollout server", justify="right")
-    both = [placement.rank_memory, placement.server_memory] if placement.server_memory else [placement.rank_memory]
+    both = (
+        [placement.rank_memory, placement.server_memory]
+        if placement.server_memory
+        else [placement.rank_memory]
+    )
     for part in dict.fromkeys([*placement.rank_memory, *placement.server_memory]):
         table.add_row(part, *(f"{parts[part] / GIB:.1f}" if part in parts else "" for parts in both))
     table.add_section()
     table.add_row("together", *(f"{sum(parts.values()) / GIB:.1f}" for parts in both))
     if placement.rank_budget:
-        table.add_row("may take", *(f"{budget / GIB:.1f}" for budget in (placement.rank_budget, placement.server_budget)[: len(both)]))
+        table.add_row(
+            "may take",
+            *(
+                f"{budget / GIB:.1f}"
+                for budget in (placement.rank_budget, placement.server_budget)[: len(both)]
+            ),
+        )
     return table

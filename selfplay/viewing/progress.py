@@ -39,7 +39,9 @@ def top_text(counts: Mapping[str, int], most: int = 3) -> str:
     """`parser 4, determinism 1`: the largest counts first, then by name."""
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     rest = len(ordered) - most
-    return ", ".join(f"{name} {count}" for name, count in ordered[:most]) + (f", {rest} more" if rest > 0 else "")
+    return ", ".join(f"{name} {count}" for name, count in ordered[:most]) + (
+        f", {rest} more" if rest > 0 else ""
+    )
 
 
 class TrainProgress:
@@ -58,7 +60,9 @@ class TrainProgress:
         self._done = self._done_before = done
         self._clock = clock
         self._plain_interval_s = plain_interval_s
-        self._lock = threading.Lock()  # never held while printing: the display's own thread takes it while it draws
+        self._lock = (
+            threading.Lock()
+        )  # never held while printing: the display's own thread takes it while it draws
         self._started = clock()
         self._played_since: float | None = None
         self._phase = "starting"
@@ -137,7 +141,12 @@ class TrainProgress:
                 reward = row.get(f"{role}/reward")
                 if isinstance(reward, int | float):
                     self._rewards[role] = reward
-        self._print(Text(f"update {update}/{self._total} committed: {_row_text(row)}", style="bold" if self._live else ""))
+        self._print(
+            Text(
+                f"update {update}/{self._total} committed: {_row_text(row)}",
+                style="bold" if self._live else "",
+            )
+        )
 
     def evaluating(self, done: int, total: int) -> None:
         with self._lock:
@@ -146,7 +155,11 @@ class TrainProgress:
     def evaluated(self, update: int, row: Mapping[str, Value]) -> None:
         with self._lock:
             self._evaluation = ""
-        self._print(Text(f"evaluated {place_text(update)}: {_evaluation_text(row)}", style="bold" if self._live else ""))
+        self._print(
+            Text(
+                f"evaluated {place_text(update)}: {_evaluation_text(row)}", style="bold" if self._live else ""
+            )
+        )
 
     def message(self, text: str) -> None:
         """A line that stays."""
@@ -164,7 +177,9 @@ class TrainProgress:
             for role in ROLES:
                 other = Counter({f: n for f, n in self._finishes[role].items() if f != "submitted"})
                 ends = f" ({top_text(other, 2)})" if other else ""
-                episodes.append(f"{role} {self._in_flight[role]} in flight, {self._finished[role]} done{ends}")
+                episodes.append(
+                    f"{role} {self._in_flight[role]} in flight, {self._finished[role]} done{ends}"
+                )
             reasons = f" ({top_text(self._rejected)})" if self._rejected else ""
             rate = f" ({self._repairs / self._attempts:.0%})" if self._attempts else ""
             rewards = ", ".join(f"{role} {value:+.2f}" for role, value in self._rewards.items())
@@ -194,7 +209,9 @@ class TrainProgress:
         with self._lock:
             place, phase, done = self._place(), self._phase, self._done
         head = Table.grid(padding=(0, 2))
-        head.add_row(Text(phase, style="cyan"), ProgressBar(total=max(1, self._total), completed=done, width=24))
+        head.add_row(
+            Text(phase, style="cyan"), ProgressBar(total=max(1, self._total), completed=done, width=24)
+        )
         table.add_row(Text(place, style="bold"), head)
         for label, text in self.lines():
             table.add_row(label, Text(text))
@@ -216,7 +233,11 @@ def _evaluation_text(row: Mapping[str, Value]) -> str:
     for mode, name in (("sampled", "drawn attempts"), ("greedy", "greedy ones")):
         rate, error = row.get(f"evaluation/{mode}/pass@1"), row.get(f"evaluation/{mode}/standard_error")
         if isinstance(rate, int | float):
-            parts.append(f"{rate:.1%}" + (f" ± {100 * error:.1f}" if isinstance(error, int | float) and error else "") + f" of {name}")
+            parts.append(
+                f"{rate:.1%}"
+                + (f" ± {100 * error:.1f}" if isinstance(error, int | float) and error else "")
+                + f" of {name}"
+            )
     repaired = f"{' and '.join(parts)} repaired" if parts else "no attempt was judged"
     seconds = row.get("seconds/evaluating")
     return repaired + (f", {duration_text(seconds)}" if isinstance(seconds, int | float) else "")
@@ -230,12 +251,20 @@ def _row_text(row: Mapping[str, Value]) -> str:
             parts.append(f"{role} reward {reward:+.2f}")
     bugs, rate = row.get("curriculum/bugs"), row.get("curriculum/solve_rate")
     if isinstance(bugs, int | float):
-        parts.append(f"{bugs:.0f} bug(s)" + (f" at solve rate {rate:.2f}" if isinstance(rate, int | float) else ""))
+        parts.append(
+            f"{bugs:.0f} bug(s)" + (f" at solve rate {rate:.2f}" if isinstance(rate, int | float) else "")
+        )
     parts.append("one optimiser step" if row.get("carried_gradient") else "no gradient, so no step")
-    idle = [f"{name} {row[key]:.0%}" for name in ("trainer", "engine") if isinstance(row.get(key := f"idle/{name}"), int | float)]
+    idle = [
+        f"{name} {row[key]:.0%}"
+        for name in ("trainer", "engine")
+        if isinstance(row.get(key := f"idle/{name}"), int | float)
+    ]
     if idle:
         parts.append(f"idle: {', '.join(idle)}")
-    seconds = sum(value for key, value in row.items() if key.startswith("seconds/") and isinstance(value, int | float))
+    seconds = sum(
+        value for key, value in row.items() if key.startswith("seconds/") and isinstance(value, int | float)
+    )
     if seconds:
         parts.append(duration_text(seconds))
     return ", ".join(parts)

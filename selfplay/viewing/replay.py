@@ -57,7 +57,9 @@ def find_episode(folder: Path, wanted: str) -> RecordedEpisode:
         raise RunError(f"there are no episodes in {folder}. `selfplay train --repos list.txt` plays some.")
     if not fitting:
         some = ", ".join(_id(path) for path in found[-6:])
-        raise RunError(f"no episode's id begins with {wanted!r} in {folder} (there are {len(found)}, for instance {some}).")
+        raise RunError(
+            f"no episode's id begins with {wanted!r} in {folder} (there are {len(found)}, for instance {some})."
+        )
     if exact:
         runs = ", ".join(path.parent.parent.name for path in exact[:6])
         raise RunError(f"{len(exact)} runs have an episode {wanted!r}: {runs}. Choose one with --run.")
@@ -73,12 +75,16 @@ def _load(path: Path) -> RecordedEpisode:
     try:
         episode = Episode.read(path)
     except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
-        raise RunError(f"{path} cannot be read as an episode: {error}. It is played again when its run is resumed.") from error
+        raise RunError(
+            f"{path} cannot be read as an episode: {error}. It is played again when its run is resumed."
+        ) from error
     database = path.parent.parent / "selfplay.db"
     try:
         with closing(Store.open(database, writer=False)) as store:
             found = store.episode(episode.episode_id)
-            return RecordedEpisode(episode, path, found, store.verdict(episode.episode_id), store.attempt(episode.episode_id))
+            return RecordedEpisode(
+                episode, path, found, store.verdict(episode.episode_id), store.attempt(episode.episode_id)
+            )
     except StoreError:
         return RecordedEpisode(episode, path)
 
@@ -112,7 +118,13 @@ def replay(
             sleep(min(turn.act_s / speed, MAX_PAUSE_S))
         if turn.observation:
             failed = turn.is_error or bool(turn.exit_code)
-            _show(console, _observation_title(turn), [_text(turn.observation)], "red" if failed else "green", plain)
+            _show(
+                console,
+                _observation_title(turn),
+                [_text(turn.observation)],
+                "red" if failed else "green",
+                plain,
+            )
         last = number == len(episode.turns)
         if step and asks is not None and not last and asks().strip().lower() == "q":
             return
@@ -130,7 +142,9 @@ def diff_or_text(name: str, text: str, plain: bool = False) -> RenderableType:
     lexer = "diff" if name == "patch" else lexers.get(Path(name).suffix)
     if plain or lexer is None:
         return _text(text)
-    return Syntax(make_harmless(text.rstrip("\n")), lexer, theme="ansi_dark", background_color="default", word_wrap=True)
+    return Syntax(
+        make_harmless(text.rstrip("\n")), lexer, theme="ansi_dark", background_color="default", word_wrap=True
+    )
 
 
 def _text(text: str) -> Text:
@@ -144,7 +158,10 @@ def _show(console: Console, title: str, parts: Iterable[RenderableType], colour:
         for part in parts:
             console.print(part, highlight=False, soft_wrap=True)
     else:
-        console.print(Panel(Group(*parts), title=heading, title_align="left", border_style=colour, box=ROUNDED), highlight=False)
+        console.print(
+            Panel(Group(*parts), title=heading, title_align="left", border_style=colour, box=ROUNDED),
+            highlight=False,
+        )
 
 
 def _prompt_length(episode: Episode) -> int:
@@ -160,7 +177,9 @@ def _turn_title(number: int, count: int, turn: Turn) -> str:
 
 
 def _observation_title(turn: Turn) -> str:
-    status = f" · exit {turn.exit_code}" if turn.exit_code is not None else " · refused" if turn.is_error else ""
+    status = (
+        f" · exit {turn.exit_code}" if turn.exit_code is not None else " · refused" if turn.is_error else ""
+    )
     return f"observation{status} · {turn.act_s:.1f} s"
 
 
@@ -176,11 +195,16 @@ def _facts(pairs: Iterable[tuple[str, str]]) -> Table:
 
 def _header(found: RecordedEpisode) -> Table:
     episode = found.episode
-    started = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(episode.started_at)) if episode.started_at else ""
+    started = (
+        time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(episode.started_at)) if episode.started_at else ""
+    )
     return _facts(
         [
             ("episode", episode.episode_id),
-            ("role", f"{episode.role} in {episode.repository}, update {episode.update}, member {episode.member}"),
+            (
+                "role",
+                f"{episode.role} in {episode.repository}, update {episode.update}, member {episode.member}",
+            ),
             ("task", " · ".join(part for part in (episode.strategy, episode.bug_id, episode.target) if part)),
             ("played", f"{started} in {duration_text(episode.duration_s)}, {len(episode.turns)} turns"),
             ("tokens", f"{episode.action_tokens} of {len(episode.token_ids)} are the policy's"),
@@ -194,12 +218,22 @@ def _decided(found: RecordedEpisode) -> list[tuple[str, str]]:
     pairs = []
     if found.verdict is not None:
         verdict = found.verdict
-        pairs.append(("verdict", "accepted" if verdict.accepted else f"rejected by {verdict.failed_check}: {verdict.reason}"))
+        pairs.append(
+            (
+                "verdict",
+                "accepted" if verdict.accepted else f"rejected by {verdict.failed_check}: {verdict.reason}",
+            )
+        )
     if found.attempt is not None:
         attempt = found.attempt
         result = {True: "repaired", False: "not repaired", None: "not graded"}[attempt.passed]
         why = f": {attempt.reason}" if attempt.reason not in ("", result) else ""
-        pairs.append(("grade", result + why + (" (the second grading disagreed)" if attempt.confirmed is False else "")))
+        pairs.append(
+            (
+                "grade",
+                result + why + (" (the second grading disagreed)" if attempt.confirmed is False else ""),
+            )
+        )
     if (row := found.row) is not None:
         if row.masked:
             pairs.append(("reward", f"none, masked: {row.note}"))

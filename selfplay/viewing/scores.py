@@ -51,17 +51,23 @@ def _name(text: str) -> Text:
 # ---- one policy
 
 
-def show_rates(summary: Mapping[str, Any], console: Console, temperature: float, notes: Sequence[str] = ()) -> None:
+def show_rates(
+    summary: Mapping[str, Any], console: Console, temperature: float, notes: Sequence[str] = ()
+) -> None:
     """The tables of `selfplay eval`: modes first, then sets and repositories where there are several."""
     modes = [mode for mode in MODES if mode in summary]
     k = summary["k"]
     has_k = k > 1 and "sampled" in modes
-    head = _table("", "bugs", "attempts", "pass@1", *([f"pass@{k}"] if has_k else []), "turns", "tokens", "seconds")
+    head = _table(
+        "", "bugs", "attempts", "pass@1", *([f"pass@{k}"] if has_k else []), "turns", "tokens", "seconds"
+    )
     for mode in modes:
         row = summary[mode]["all"]
         at_k = [f"{row[f'pass@{k}']:.1%}" if f"pass@{k}" in row else "–"] if has_k else []
         means = (f"{row['turns']:.1f}", f"{row['tokens']:.0f}", f"{row['seconds']:.1f}")
-        head.add_row(mode_name(mode, temperature), str(row["tasks"]), str(row["attempts"]), percent(row), *at_k, *means)
+        head.add_row(
+            mode_name(mode, temperature), str(row["tasks"]), str(row["attempts"]), percent(row), *at_k, *means
+        )
     console.print(Text("Repair rate", style="bold"))
     console.print(Padding(head if modes else Text("no attempt was judged"), (0, 0, 1, 2)))
     for kind, title in KINDS.items():
@@ -71,7 +77,11 @@ def show_rates(summary: Mapping[str, Any], console: Console, temperature: float,
         table = _table(title, "bugs", *(mode_name(mode, temperature) for mode in modes))
         for name in names:
             rows = [summary[mode][kind].get(name) for mode in modes]
-            table.add_row(_name(name), str(max(row["tasks"] for row in rows if row)), *(percent(row) if row else "–" for row in rows))
+            table.add_row(
+                _name(name),
+                str(max(row["tasks"] for row in rows if row)),
+                *(percent(row) if row else "–" for row in rows),
+            )
         console.print(Padding(table, (0, 0, 1, 2)))
     if modes:
         console.print(
@@ -79,7 +89,9 @@ def show_rates(summary: Mapping[str, Any], console: Console, temperature: float,
             "Turns, tokens and seconds are means of an attempt."
         )
     if spoiled := summary["spoiled_by_the_machine"]:
-        console.print(f"{spoiled} attempt(s) were spoiled by the machine and count nowhere; the same command plays them again.")
+        console.print(
+            f"{spoiled} attempt(s) were spoiled by the machine and count nowhere; the same command plays them again."
+        )
     for note in notes:
         console.print(Text(note), soft_wrap=True)
 
@@ -87,7 +99,9 @@ def show_rates(summary: Mapping[str, Any], console: Console, temperature: float,
 # ---- two policies
 
 
-def comparison_body(comparison: Mapping[str, Any], first: str, second: str, with_groups: bool = True) -> RenderableType:
+def comparison_body(
+    comparison: Mapping[str, Any], first: str, second: str, with_groups: bool = True
+) -> RenderableType:
     """Rates of both, the difference with its interval, and the verdict in words."""
     parts: list[RenderableType] = []
     modes = [mode for mode in MODES if mode in comparison]
@@ -101,7 +115,9 @@ def comparison_body(comparison: Mapping[str, Any], first: str, second: str, with
             rows = comparison[mode][kind]
             if len(rows) < 2:
                 continue
-            table = _table(f"{title}, {mode_name(mode, temperature)}", "bugs", first, second, "difference (95% interval)")
+            table = _table(
+                f"{title}, {mode_name(mode, temperature)}", "bugs", first, second, "difference (95% interval)"
+            )
             for name, row in rows.items():
                 table.add_row(_name(name), *_cells(row))
             parts += [Text(), table]
@@ -121,19 +137,29 @@ def sentences(comparison: Mapping[str, Any]) -> list[str]:
         row = comparison[mode]["all"]
         name = mode_name(mode, comparison["temperature"])
         if row["changed"]:
-            said.append(f"{name}: difference {100 * row['mean']:+.1f} points{_interval(row)}: {_meaning(row)}.")
+            said.append(
+                f"{name}: difference {100 * row['mean']:+.1f} points{_interval(row)}: {_meaning(row)}."
+            )
         else:
             said.append(f"{name}: the same rate on each of {row['count']} bug(s).")
     return [*said, f"Verdict: {comparison['verdict']}"]
 
 
 def _interval(row: Mapping[str, Any]) -> str:
-    return f", 95% interval {100 * row['low']:+.1f} to {100 * row['high']:+.1f}" if row["low"] is not None else ""
+    return (
+        f", 95% interval {100 * row['low']:+.1f} to {100 * row['high']:+.1f}"
+        if row["low"] is not None
+        else ""
+    )
 
 
 def _meaning(row: Mapping[str, Any]) -> str:
     if row["direction"]:
-        return "better, beyond what chance explains" if row["direction"] > 0 else "worse, beyond what chance explains"
+        return (
+            "better, beyond what chance explains"
+            if row["direction"] > 0
+            else "worse, beyond what chance explains"
+        )
     if row["low"] is None:
         return "one bug says nothing"
     if row["low"] > 0 or row["high"] < 0:
@@ -154,8 +180,13 @@ def compare_folders(first: Path, second: Path, *, as_json: bool = False) -> dict
 def show_comparison(comparison: Mapping[str, Any], console: Console) -> None:
     console.print(Text("Repair rate, B against A", style="bold"))
     for letter, side in (("A", "first"), ("B", "second")):
-        policy = ", ".join(f"{key} {value}" for key, value in comparison[side]["policy"].items()) or "of a policy that is not recorded"
-        console.print(Text(f"  {letter}  {comparison[side]['folder']}  ({make_harmless(policy)})"), soft_wrap=True)
+        policy = (
+            ", ".join(f"{key} {value}" for key, value in comparison[side]["policy"].items())
+            or "of a policy that is not recorded"
+        )
+        console.print(
+            Text(f"  {letter}  {comparison[side]['folder']}  ({make_harmless(policy)})"), soft_wrap=True
+        )
     console.print(Padding(comparison_body(comparison, "A", "B"), (1, 0, 1, 2)))
     console.print(
         Text(

@@ -44,7 +44,9 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def print_summary(store: Store, run_folder: Path, console: Console, metrics_rows: Sequence[Mapping[str, Any]] | None = None) -> None:
+def print_summary(
+    store: Store, run_folder: Path, console: Console, metrics_rows: Sequence[Mapping[str, Any]] | None = None
+) -> None:
     """The whole summary. metrics_rows: one row an update; read from the run folder when left out."""
     rows = list(metrics_rows) if metrics_rows is not None else read_metrics(run_folder / "metrics.jsonl")
     bugs = store.bugs()
@@ -63,7 +65,11 @@ def print_summary(store: Store, run_folder: Path, console: Console, metrics_rows
     console.print(Text("Next", style="bold"))
     for what, command in _next(store, run_folder, bugs):
         # Not folded: a command is pasted as a whole, whatever the width.
-        console.print(Text(f"  {what}:\n    ", style="dim").append(command, style="not dim cyan"), soft_wrap=True, highlight=False)
+        console.print(
+            Text(f"  {what}:\n    ", style="dim").append(command, style="not dim cyan"),
+            soft_wrap=True,
+            highlight=False,
+        )
 
 
 def bar(share: float, width: int = BAR_WIDTH) -> str:
@@ -76,7 +82,10 @@ def bar(share: float, width: int = BAR_WIDTH) -> str:
 def solve_rate_bins(rates: Iterable[float]) -> list[tuple[str, int]]:
     """Counts of 0, of open ranges between 0 and 1, and of 1: the two ends teach nothing and stand alone."""
     labels = ["0", *(f"{(i / BINS):.1f}–{((i + 1) / BINS):.1f}" for i in range(BINS)), "1"]
-    counts = Counter(0 if rate <= 0 else BINS + 1 if rate >= 1 else 1 + min(BINS - 1, math.floor(rate * BINS)) for rate in rates)
+    counts = Counter(
+        0 if rate <= 0 else BINS + 1 if rate >= 1 else 1 + min(BINS - 1, math.floor(rate * BINS))
+        for rate in rates
+    )
     return [(label, counts[place]) for place, label in enumerate(labels)]
 
 
@@ -85,7 +94,9 @@ def table(*columns: str, right: Iterable[str] = (), whole: Iterable[str] = ()) -
     made = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
     for name in columns:
         number = name in right
-        made.add_column(name, justify="right" if number else "left", no_wrap=number or name in whole, overflow="fold")
+        made.add_column(
+            name, justify="right" if number else "left", no_wrap=number or name in whole, overflow="fold"
+        )
     return made
 
 
@@ -95,7 +106,9 @@ def _bugs(bugs: Sequence[BugRow]) -> Table | Text:
     counts: dict[tuple[str, str, int], list[BugRow]] = defaultdict(list)
     for bug in bugs:
         counts[bug.repository, bug.strategy, bug.order].append(bug)
-    shown = table("repository", "strategy", "order", "bugs", "solve rate", right=("order", "bugs", "solve rate"))
+    shown = table(
+        "repository", "strategy", "order", "bugs", "solve rate", right=("order", "bugs", "solve rate")
+    )
     for (repository, strategy, order), some in sorted(counts.items()):
         rates = [bug.solve_rate for bug in some if bug.solve_rate is not None]
         mean = f"{sum(rates) / len(rates):.2f}" if rates else "–"
@@ -136,16 +149,28 @@ def _updates(store: Store, rows: Sequence[Mapping[str, Any]]) -> Table | Text | 
     carried = sum(update.carried_gradient for update in committed)
     head = Text(f"{len(committed)} update(s): {carried} with a gradient, {len(committed) - carried} without")
     if failures := store.failures():
-        head.append(f"; the machine failed {len(failures)} time(s), last while {make_harmless(failures[-1].phase)}", style="yellow")
+        head.append(
+            f"; the machine failed {len(failures)} time(s), last while {make_harmless(failures[-1].phase)}",
+            style="yellow",
+        )
     by_update = {row["update"]: row for row in rows if "update" in row}
     idle = ("trainer idle", "engine idle")
-    shown = table("update", *ROLES, "bugs", "lag", *idle, "step", right=("update", *ROLES, "bugs", "lag", *idle))
+    shown = table(
+        "update", *ROLES, "bugs", "lag", *idle, "step", right=("update", *ROLES, "bugs", "lag", *idle)
+    )
     for update in committed:
         row = by_update.get(update.update) or json.loads(update.metrics_json)
         rewards = [_number(row.get(f"{role}/reward"), "+.2f") for role in ROLES]
         bugs, lag = _number(row.get("curriculum/bugs"), ".0f"), _number(row.get("lag/max"), ".0f")
         shares = [_number(row.get(f"idle/{name}"), ".0%") for name in ("trainer", "engine")]
-        shown.add_row(str(update.update), *rewards, bugs, lag, *shares, "yes" if update.carried_gradient else "no gradient")
+        shown.add_row(
+            str(update.update),
+            *rewards,
+            bugs,
+            lag,
+            *shares,
+            "yes" if update.carried_gradient else "no gradient",
+        )
     return Group(head, shown)
 
 
@@ -156,14 +181,24 @@ def _evaluations(run_folder: Path) -> list[tuple[str, RenderableType]]:
         return []
     (first, before), (last, after) = found[0], found[-1]
     if first == last:
-        return [("Evaluation", Text(f"update {first} alone is evaluated so far: there is nothing yet to compare it with"))]
+        return [
+            (
+                "Evaluation",
+                Text(f"update {first} alone is evaluated so far: there is nothing yet to compare it with"),
+            )
+        ]
     try:
         comparison = compare(before, after)
     except (UsageError, RunError) as error:  # the run is over and sound: its summary tells the rest
         return [("Evaluation", Text(str(error)))]
     sets = ", ".join(sorted({entry.set for entry in entries_of(before).values()}))
     head = Text(f"the policy before and after, on the same bugs (of {make_harmless(sets)})\n")
-    return [("Evaluation", Group(head, comparison_body(comparison, f"update {first}", f"update {last}", with_groups=False)))]
+    return [
+        (
+            "Evaluation",
+            Group(head, comparison_body(comparison, f"update {first}", f"update {last}", with_groups=False)),
+        )
+    ]
 
 
 def _number(value: object, form: str) -> str:
@@ -172,7 +207,11 @@ def _number(value: object, form: str) -> str:
 
 def evaluation_folders(run: Path) -> list[tuple[int, Folder]]:
     """(update, folder) of the evaluations that a run has begun, in order."""
-    found = [path for path in (run / "evaluations").glob("u*") if path.name[1:].isdigit() and (path / "evaluation.json").is_file()]
+    found = [
+        path
+        for path in (run / "evaluations").glob("u*")
+        if path.name[1:].isdigit() and (path / "evaluation.json").is_file()
+    ]
     return sorted(((int(path.name[1:]), Folder(path)) for path in found), key=lambda pair: pair[0])
 
 
@@ -187,7 +226,9 @@ def _time(rows: Sequence[Mapping[str, Any]]) -> Table | Text:
         return Text("nothing was timed")
     shown = table("phase", "time", "share", "", right=("time", "share"))
     for phase, spent in seconds.most_common():
-        shown.add_row(Text(phase), duration_text(spent), f"{spent / total:.0%}", Text(bar(spent / total), style="cyan"))
+        shown.add_row(
+            Text(phase), duration_text(spent), f"{spent / total:.0%}", Text(bar(spent / total), style="cyan")
+        )
     shown.add_row("all", duration_text(total), "", "")
     return shown
 
@@ -204,8 +245,15 @@ def _next(store: Store, run_folder: Path, bugs: Sequence[BugRow]) -> list[tuple[
         compared = f"selfplay eval --compare {shlex.quote(evaluated[0])} {shlex.quote(evaluated[-1])}"
         steps.append(("before against after, by repository", compared))
     if episode := _telling_episode(store, bugs):
-        steps.append(("one episode, turn by turn", f"selfplay replay {shlex.quote(episode)} --run {name}{where}"))
-    steps.append(("more updates", f"selfplay train --resume {name} --set train.updates={store.last_update() + 4}{where}"))
+        steps.append(
+            ("one episode, turn by turn", f"selfplay replay {shlex.quote(episode)} --run {name}{where}")
+        )
+    steps.append(
+        (
+            "more updates",
+            f"selfplay train --resume {name} --set train.updates={store.last_update() + 4}{where}",
+        )
+    )
     return steps
 
 

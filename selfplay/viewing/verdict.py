@@ -26,7 +26,13 @@ ACCEPTED, REJECTED, NO_VERDICT = 0, 1, 3
 
 
 def judge_folder(
-    folder: Path, repo: str, config_file: Path | None, overrides: Sequence[str], *, all_checks: bool = False, as_json: bool = False
+    folder: Path,
+    repo: str,
+    config_file: Path | None,
+    overrides: Sequence[str],
+    *,
+    all_checks: bool = False,
+    as_json: bool = False,
 ) -> int:
     """The exit code of `selfplay validate`: 0 accepted, 1 rejected (invalid or flaky), 3 when the machine failed: no verdict.
 
@@ -38,7 +44,9 @@ def judge_folder(
     console = Console(stderr=as_json)
     limits = sandbox_limits(config)
     injector = config.injector
-    thresholds = Thresholds(injector.min_passing_tests[0], injector.min_failing_tests[0], injector.min_changed_files[0])
+    thresholds = Thresholds(
+        injector.min_passing_tests[0], injector.min_failing_tests[0], injector.min_changed_files[0]
+    )
     try:
         backend, why = open_backend(config.sandbox.type)
         console.print(f"sandboxes: {why}", highlight=False)
@@ -52,20 +60,31 @@ def judge_folder(
                 status.update,
             )
             status.update("judging")
-            runner = TestRunner(backend, config.validator, limits, {"run": "validate", "owner": str(os.getpid())})
-            verdict = validate(artifact, environment, thresholds, runner, config.validator, all_checks=all_checks)
+            runner = TestRunner(
+                backend, config.validator, limits, {"run": "validate", "owner": str(os.getpid())}
+            )
+            verdict = validate(
+                artifact, environment, thresholds, runner, config.validator, all_checks=all_checks
+            )
     except (SandboxUnavailable, PrerequisiteError, RepositoryError, EnvironmentBuildError) as failure:
         # Whatever kept the artifact from being judged says nothing about the artifact.
         told = make_harmless(str(failure))
         if as_json:
             print(json.dumps({"kind": "machine", "accepted": None, "reason": told}, indent=2))
         remedy = "`selfplay doctor` says what is missing."
-        console.print(Text(f"no verdict, the machine failed: {told.rstrip('.')}. {remedy}", style="yellow"), soft_wrap=True)
+        console.print(
+            Text(f"no verdict, the machine failed: {told.rstrip('.')}. {remedy}", style="yellow"),
+            soft_wrap=True,
+        )
         if tail := getattr(failure, "log_tail", ""):
             console.print(Text(make_harmless(tail), style="dim"))
         return NO_VERDICT
     if as_json:
-        print(json.dumps({"kind": verdict.kind, "flaky_tests": verdict.flaky_tests, **verdict.to_json()}, indent=2))
+        print(
+            json.dumps(
+                {"kind": verdict.kind, "flaky_tests": verdict.flaky_tests, **verdict.to_json()}, indent=2
+            )
+        )
     else:
         print_verdict(verdict, console)
     return ACCEPTED if verdict.accepted else REJECTED

@@ -44,7 +44,16 @@ if TYPE_CHECKING:
     from selfplay.agent.chat import ChatFormat
     from selfplay.warm_start.fabrication import EpisodeMaker, Package, PlayLimits, Transcript
 
-__all__ = ["CORPUS", "HELD_OUT", "ExecuteSettings", "StageSettings", "WarmStartSettings", "read_settings", "run_warm_start", "warm_start"]
+__all__ = [
+    "CORPUS",
+    "HELD_OUT",
+    "ExecuteSettings",
+    "StageSettings",
+    "WarmStartSettings",
+    "read_settings",
+    "run_warm_start",
+    "warm_start",
+]
 
 
 def warm_start(output: Path, settings: WarmStartSettings, progress: Progress = lambda _: None) -> None:
@@ -56,7 +65,9 @@ def warm_start(output: Path, settings: WarmStartSettings, progress: Progress = l
     for stage in settings.stages:
         for kind in stage.mix:
             if kind not in KINDS:
-                raise ConfigError(f"stage {stage.name!r} draws {kind!r}, and there is only {', '.join(KINDS)}.")
+                raise ConfigError(
+                    f"stage {stage.name!r} draws {kind!r}, and there is only {', '.join(KINDS)}."
+                )
     if settings.draws_executed:
         read_recipe(settings.executed)
     _WarmStart(output, settings, progress).run()
@@ -84,14 +95,21 @@ class _WarmStart:
         settings = self.settings
         self._make_folder()
         machine = self._machine()  # first, since it may be what is missing
-        packages = [self._package(name, 3.0 if at < settings.favoured else 1.0) for at, name in enumerate(settings.corpus)]
+        packages = [
+            self._package(name, 3.0 if at < settings.favoured else 1.0)
+            for at, name in enumerate(settings.corpus)
+        ]
         held_out = [self._package(settings.held_out)]
-        self.progress(f"corpus: {len(packages)} packages, {sum(len(p.functions) for p in packages)} functions that can be mutated")
+        self.progress(
+            f"corpus: {len(packages)} packages, {sum(len(p.functions) for p in packages)} functions that can be mutated"
+        )
         limits = PlayLimits(settings.context_tokens, settings.observation_tokens, settings.turns)
         tokenizer = self._tokenizer(packages, limits)
         chat = ChatFormat(tokenizer)
         chat.check()
-        model = build_policy(self._shape(len(tokenizer)), settings.seed, tokenizer.eos_token_id, tokenizer.pad_token_id)
+        model = build_policy(
+            self._shape(len(tokenizer)), settings.seed, tokenizer.eos_token_id, tokenizer.pad_token_id
+        )
         measures = self._measures(packages, held_out, chat, limits)
         played: Collection | None = None
         results: list[StageResult] = []
@@ -99,11 +117,19 @@ class _WarmStart:
             texts: Played = {}
             if any(kind in EXECUTED for kind in stage.mix):
                 played = played or collect(
-                    settings.executed, self.episodes, self.work, settings.sequence_tokens, settings.seed, self.progress, machine
+                    settings.executed,
+                    self.episodes,
+                    self.work,
+                    settings.sequence_tokens,
+                    settings.seed,
+                    self.progress,
+                    machine,
                 )
                 texts = self._played_texts(stage, played)
             maker_seed = settings.seed * 1000 + number
-            batches = Batches(lambda s: self._maker(packages, chat, limits, s), stage.mix, settings, maker_seed, texts)
+            batches = Batches(
+                lambda s: self._maker(packages, chat, limits, s), stage.mix, settings, maker_seed, texts
+            )
             so_far = sum(result.tokens for result in results)
             results.append(self._stage(number, stage, model, tokenizer, batches, measures, chat, so_far))
         parameters = sum(p.numel() for p in model.parameters())
@@ -125,7 +151,9 @@ class _WarmStart:
             (self.work / ".writable").touch()
             (self.work / ".writable").unlink()
         except OSError as error:
-            raise UsageError(f"cannot write to {self.output}: {error}. Name another folder with --output.") from error
+            raise UsageError(
+                f"cannot write to {self.output}: {error}. Name another folder with --output."
+            ) from error
 
     def _machine(self) -> Machine | None:
         """Where episodes are played, unless none has to be."""
@@ -137,10 +165,21 @@ class _WarmStart:
     def _package(self, name: str, share: float = 1.0) -> Package:
         from selfplay.warm_start.fabrication import Package
 
-        checkout = fetch(parse_spec(name if name.startswith((".", "/", "pypi:")) else f"pypi:{name}"), cache_root())
-        return Package(name, checkout.licence, checkout.tree, self.settings.max_lines, self.settings.functions_per_package, share)
+        checkout = fetch(
+            parse_spec(name if name.startswith((".", "/", "pypi:")) else f"pypi:{name}"), cache_root()
+        )
+        return Package(
+            name,
+            checkout.licence,
+            checkout.tree,
+            self.settings.max_lines,
+            self.settings.functions_per_package,
+            share,
+        )
 
-    def _maker(self, packages: Sequence[Package], chat: ChatFormat, limits: PlayLimits, seed: int) -> EpisodeMaker:
+    def _maker(
+        self, packages: Sequence[Package], chat: ChatFormat, limits: PlayLimits, seed: int
+    ) -> EpisodeMaker:
         from selfplay.warm_start.fabrication import EpisodeMaker
 
         return EpisodeMaker(packages, chat, limits, random.Random(seed))
@@ -149,7 +188,9 @@ class _WarmStart:
         from selfplay.warm_start.copying import PolicyShape
 
         shape = self.settings.shape
-        return PolicyShape(vocabulary, shape.hidden, shape.layers, shape.heads, shape.head_dim, shape.intermediate)
+        return PolicyShape(
+            vocabulary, shape.hidden, shape.layers, shape.heads, shape.head_dim, shape.intermediate
+        )
 
     def _tokenizer(self, packages: Sequence[Package], limits: PlayLimits) -> Any:
         from transformers import AutoTokenizer
@@ -163,20 +204,29 @@ class _WarmStart:
         self.progress(f"tokenizer: {len(tokenizer)} tokens from {sum(map(len, texts))} characters")
         return AutoTokenizer.from_pretrained(self.work)
 
-    def _measures(self, packages: Sequence[Package], held_out: Sequence[Package], chat: ChatFormat, limits: PlayLimits) -> _Measures:
+    def _measures(
+        self, packages: Sequence[Package], held_out: Sequence[Package], chat: ChatFormat, limits: PlayLimits
+    ) -> _Measures:
         settings = self.settings
         unseen = {
             settings.held_out: held_out,
-            "held-out functions": [replace(package, held_out=True) for package in packages[: settings.favoured or None]],
+            "held-out functions": [
+                replace(package, held_out=True) for package in packages[: settings.favoured or None]
+            ],
         }
         texts = {
             f"{kind}, {name}": found
             for name, some in unseen.items()
             for kind, found in measured_texts(
-                self._maker(some, chat, limits, settings.seed + 777), settings.measured, settings.sequence_tokens
+                self._maker(some, chat, limits, settings.seed + 777),
+                settings.measured,
+                settings.sequence_tokens,
             ).items()
         }
-        return _Measures(texts, copy_tests(self._maker(held_out, chat, limits, settings.seed + 778), packages, settings.measured))
+        return _Measures(
+            texts,
+            copy_tests(self._maker(held_out, chat, limits, settings.seed + 778), packages, settings.measured),
+        )
 
     def _played_texts(self, stage: StageSettings, played: Collection) -> Played:
         """The kept episodes that the stage draws. Raises ConfigError when there is none of a kind."""
@@ -233,7 +283,9 @@ class _WarmStart:
         def report(step: SftProgress) -> None:
             if step.step % 25 == 0:
                 rate = f"{step.tokens_per_s:.0f} tokens/s"
-                self.progress(f"{stage.name}: step {step.step}, loss {step.loss:.3f}, {step.accuracy:.1%} of action tokens right, {rate}")
+                self.progress(
+                    f"{stage.name}: step {step.step}, loss {step.loss:.3f}, {step.accuracy:.1%} of action tokens right, {rate}"
+                )
 
         checkpoint = self.work / f"{stage.name}.partial.pt"
         last = train(

@@ -39,7 +39,9 @@ def blocked_attention(
     outputs = []
     for start in range(0, length, block):
         end = min(start + block, length)
-        scores = torch.matmul(query[:, :, start:end], key[:, :, :end].transpose(2, 3)) * scale  # (batch, heads, block, end)
+        scores = (
+            torch.matmul(query[:, :, start:end], key[:, :, :end].transpose(2, 3)) * scale
+        )  # (batch, heads, block, end)
         scores = scores.masked_fill(~attention_mask[:, :, start:end, :end], _MASKED)
         shares = torch.softmax(scores.float(), -1).to(query.dtype)
         outputs.append(torch.matmul(shares, value[:, :, :end]))

@@ -65,7 +65,12 @@ def build_policy(shape: PolicyShape, seed: int, eos_token_id: int, pad_token_id:
     model = library.Qwen3ForCausalLM(config)
     # No filter on sampling: the importance ratios are true at temperature 1 only.
     model.generation_config = library.GenerationConfig(
-        do_sample=True, temperature=1.0, top_p=1.0, top_k=0, eos_token_id=eos_token_id, pad_token_id=pad_token_id
+        do_sample=True,
+        temperature=1.0,
+        top_p=1.0,
+        top_k=0,
+        eos_token_id=eos_token_id,
+        pad_token_id=pad_token_id,
     )
     if shape.layers >= 2 and shape.hidden >= 128 and shape.heads >= 2:
         with torch.no_grad():
@@ -79,7 +84,11 @@ def _write_copying(model: Any, shape: PolicyShape) -> None:
     back = min(40, (shape.hidden - 1) // 5)  # dimensions for the previous token
     back2 = back - 1
     own = shape.hidden - 1 - back - back2
-    own_at, back_at, back2_at = slice(1, 1 + own), slice(1 + own, 1 + own + back), slice(1 + own + back, shape.hidden)
+    own_at, back_at, back2_at = (
+        slice(1, 1 + own),
+        slice(1 + own, 1 + own + back),
+        slice(1 + own + back, shape.hidden),
+    )
     turns = shape.rope_theta ** (-torch.arange(half) / half)  # radians a token, by pair of dimensions
 
     embedding = model.model.embed_tokens.weight

@@ -101,7 +101,9 @@ class Collection:
     def read(cls, folder: Path) -> Collection:
         """A last line that was cut short by a kill is left out."""
         attempts = {}
-        for line in (folder / ATTEMPTS).read_text("utf-8").split("\n")[:-1] if (folder / ATTEMPTS).exists() else ():
+        for line in (
+            (folder / ATTEMPTS).read_text("utf-8").split("\n")[:-1] if (folder / ATTEMPTS).exists() else ()
+        ):
             try:
                 row = json.loads(line)
                 attempt = Attempt(**row | {name: tuple(row[name]) for name in ("solvers", "repairs")})
@@ -119,7 +121,10 @@ class Collection:
         return [name for attempt in self.attempts for name in attempt.solvers]
 
     def is_complete(self, settings: ExecuteSettings) -> bool:
-        return len(self.injectors) >= settings.injector_episodes and len(self.solvers) >= settings.solver_episodes
+        return (
+            len(self.injectors) >= settings.injector_episodes
+            and len(self.solvers) >= settings.solver_episodes
+        )
 
     def documents(self, role: Role) -> list[Document]:
         names = self.injectors if role is Role.INJECTOR else self.solvers
@@ -132,7 +137,11 @@ class Collection:
             some = [a for a in self.attempts if repository in (a.repository, "all")]
             played = [a for a in some if a.outcome not in NOT_PLAYED]
             cells = [len({a.target for a in some if a.injector}), len(some) - len(played), len(played)]
-            cells += [sum(bool(a.injector) for a in some), sum(len(a.repairs) for a in some), sum(len(a.solvers) for a in some)]
+            cells += [
+                sum(bool(a.injector) for a in some),
+                sum(len(a.repairs) for a in some),
+                sum(len(a.solvers) for a in some),
+            ]
             rows.append(f"| {repository} | {' | '.join(map(str, cells))} |")
         return rows
 
@@ -161,24 +170,42 @@ def read_recipe(settings: ExecuteSettings) -> Config:
     """The configuration that episodes are played with: the recipe's, with no repeated verdicts. Raises ConfigError."""
     path = Path(settings.recipe)
     config = load_config(path if path.exists() else resource("recipes") / path.name)
-    validator = config.validator.model_copy(update={"determinism_runs": 1, "script_timeout_s": settings.script_timeout_s})
+    validator = config.validator.model_copy(
+        update={"determinism_runs": 1, "script_timeout_s": settings.script_timeout_s}
+    )
     return config.model_copy(update={"validator": validator})
 
 
-def plan(environments: Sequence[Environment], settings: ExecuteSettings, least_tests: int, seed: int) -> list[Place]:
+def plan(
+    environments: Sequence[Environment], settings: ExecuteSettings, least_tests: int, seed: int
+) -> list[Place]:
     """Every mutation of every function that may be used, once: rounds of one mutation a function, in an order of `seed`'s making."""
     generator = random.Random(seed)
     orders: list[tuple[Environment, Target, list[Mutation]]] = []
     for environment in environments:
         known: dict[str, dict[int, list[Mutation]]] = {}
-        for target in usable_targets(environment.targets, environment.baseline.passed, settings.max_lines, least_tests):
+        for target in usable_targets(
+            environment.targets, environment.baseline.passed, settings.max_lines, least_tests
+        ):
             if target.path not in known:
-                functions = mutations_of_file(target.path, environment.tree.text(target.path), settings.max_lines)
+                functions = mutations_of_file(
+                    target.path, environment.tree.text(target.path), settings.max_lines
+                )
                 known[target.path] = {function.first_line: mutations for function, mutations in functions}
-            orders.append((environment, target, _in_drawn_order(known[target.path].get(target.first_line, ()), generator)))
+            orders.append(
+                (
+                    environment,
+                    target,
+                    _in_drawn_order(known[target.path].get(target.first_line, ()), generator),
+                )
+            )
     found: list[tuple[Environment, Target, Mutation]] = []
     for turn in range(max((len(mutations) for _, _, mutations in orders), default=0)):
-        once = [(environment, target, mutations[turn]) for environment, target, mutations in orders if turn < len(mutations)]
+        once = [
+            (environment, target, mutations[turn])
+            for environment, target, mutations in orders
+            if turn < len(mutations)
+        ]
         generator.shuffle(once)
         found += once
     return [Place(number, *what) for number, what in enumerate(found)]
@@ -207,14 +234,18 @@ class Machine:
         checkouts = [fetch(spec, cache_root()) for spec in specs]
         self.backend: SandboxBackend = open_backend(settings.sandbox, cache_root())[0]
         self.environments = [
-            prepare_environment(checkout, self.backend, self.config.environment, self.limits, cache_root(), progress)
+            prepare_environment(
+                checkout, self.backend, self.config.environment, self.limits, cache_root(), progress
+            )
             for checkout in checkouts
         ]
 
     @property
     def thresholds(self) -> Thresholds:
         injector = self.config.injector
-        return Thresholds(injector.min_passing_tests[1], injector.min_failing_tests[1], injector.min_changed_files[1])
+        return Thresholds(
+            injector.min_passing_tests[1], injector.min_failing_tests[1], injector.min_changed_files[1]
+        )
 
 
 @dataclass
@@ -248,7 +279,12 @@ class _Table:
         started = time.monotonic()
         target = place.target
         attempt = Attempt(
-            place.number, place.environment.repository, f"{target.path}::{target.name}", place.mutation.operator, "unnoticed", 0.0
+            place.number,
+            place.environment.repository,
+            f"{target.path}::{target.name}",
+            place.mutation.operator,
+            "unnoticed",
+            0.0,
         )
         kept: list[Episode] = []
         failures = self._foreseen(place)
@@ -265,16 +301,30 @@ class _Table:
         environment, mutation = place.environment, place.mutation
         entry = environment.tree[mutation.path]
         tree = environment.tree.replace(
-            {mutation.path: replace(entry, content=mutation.apply(environment.tree.text(mutation.path)).encode())}
+            {
+                mutation.path: replace(
+                    entry, content=mutation.apply(environment.tree.text(mutation.path)).encode()
+                )
+            }
         )
-        run = self.runner.run(environment, tree, environment.script_for((place.target.test_file,)), environment.parser)
-        return self._failures(environment, run, frozenset() if run.error else run.outcomes.failed & environment.baseline.passed)
+        run = self.runner.run(
+            environment, tree, environment.script_for((place.target.test_file,)), environment.parser
+        )
+        return self._failures(
+            environment, run, frozenset() if run.error else run.outcomes.failed & environment.baseline.passed
+        )
 
     def _failures(self, environment: Environment, run: TestRun, failing: Set[str]) -> _Failures:
         solver = self.machine.config.solver
         is_given = "suspects" in solver.given
-        suspects = find_suspects(environment.calls, failing, environment.tree, solver.max_suspects) if is_given else ()
-        return _Failures(tuple(short_failure(run.log, name) for name in sorted(failing)[:FAILURES_READ]), suspects)
+        suspects = (
+            find_suspects(environment.calls, failing, environment.tree, solver.max_suspects)
+            if is_given
+            else ()
+        )
+        return _Failures(
+            tuple(short_failure(run.log, name) for name in sorted(failing)[:FAILURES_READ]), suspects
+        )
 
     def _both_roles(self, place: Place, attempt: Attempt) -> tuple[Attempt, list[Episode]]:
         from selfplay.engines.scripted_engine import ScriptedEngine
@@ -284,7 +334,11 @@ class _Table:
         engine = ScriptedEngine(player, self.tokenizer)
         where = EpisodePlace(self.seed, 0, f"e{place.number:05d}", 0, LABELS)
         players = (engine, self.chat, machine.backend, machine.config, machine.limits, self.runner)
-        episode = _unspoiled(play_injector(InjectorTask(environment, "direct", place.target, machine.thresholds), where, *players))
+        episode = _unspoiled(
+            play_injector(
+                InjectorTask(environment, "direct", place.target, machine.thresholds), where, *players
+            )
+        )
         try:
             artifact = Artifact.from_files(episode.submission)
         except ArtifactError:
@@ -300,11 +354,15 @@ class _Table:
         else:
             attempt = replace(attempt, outcome="too long")
         bug = BugState(artifact, 1, "", verdict.fail_to_pass, verdict.pass_to_pass)
-        run = self.runner.run(environment, build_states(environment.tree, bug).buggy, artifact.test_script, artifact.test_parser)
+        run = self.runner.run(
+            environment, build_states(environment.tree, bug).buggy, artifact.test_script, artifact.test_parser
+        )
         failures = self._failures(environment, run, run.outcomes.failed.intersection(bug.fail_to_pass))
         for member, failure in enumerate(failures.of_repairs(place.mutation, player)):
             where = EpisodePlace(self.seed, 0, f"e{place.number:05d}", member, LABELS)
-            task = SolverTask(environment, f"bug-{place.number}", bug, failure, failure_first(failures.suspects, failure))
+            task = SolverTask(
+                environment, f"bug-{place.number}", bug, failure, failure_first(failures.suspects, failure)
+            )
             repair = _unspoiled(play_solver(task, where, *players))
             result = grade(bug, repair.submission.get("patch", ""), environment, self.runner, confirm=False)
             said = result.reason
@@ -352,7 +410,12 @@ class _HouseRunner(TestRunner):
     def parse(self, environment: Environment, parser: str, log: bytes) -> ParsedLog:
         if parser != self._own:
             return super().parse(environment, parser, log)
-        return ParsedLog(parse_outcomes(json.dumps(self._read(log.decode("utf-8", errors="replace"))).encode(), self.settings.max_test_ids))
+        return ParsedLog(
+            parse_outcomes(
+                json.dumps(self._read(log.decode("utf-8", errors="replace"))).encode(),
+                self.settings.max_test_ids,
+            )
+        )
 
 
 def _unspoiled(episode: Episode) -> Episode:
@@ -381,18 +444,26 @@ def collect(
     _check_same(settings, folder, tokenizer_folder, longest, seed)
     known = Collection.read(folder)
     if known.is_complete(settings):
-        progress(f"executed: {len(known.injectors)} injector and {len(known.solvers)} solver episodes were played before")
+        progress(
+            f"executed: {len(known.injectors)} injector and {len(known.solvers)} solver episodes were played before"
+        )
         return known
     from transformers import AutoTokenizer
 
     machine = machine or Machine(settings, progress)
     table = _Table(machine, AutoTokenizer.from_pretrained(tokenizer_folder), longest, seed)
     done = {attempt.number for attempt in known.attempts}
-    places = [p for p in plan(machine.environments, settings, machine.thresholds.min_passing_tests, seed) if p.number not in done]
+    places = [
+        p
+        for p in plan(machine.environments, settings, machine.thresholds.min_passing_tests, seed)
+        if p.number not in done
+    ]
     return Collecting(settings, known, progress).run(places, table.play)
 
 
-def _check_same(settings: ExecuteSettings, folder: Path, tokenizer_folder: Path, longest: int, seed: int) -> None:
+def _check_same(
+    settings: ExecuteSettings, folder: Path, tokenizer_folder: Path, longest: int, seed: int
+) -> None:
     """Token ids mean nothing under another tokenizer, and numbers nothing under another plan."""
     config = read_recipe(settings)
     made_with = {
@@ -432,7 +503,9 @@ class Collecting:
         self.digests = {attempt.digest for attempt in self.attempts if attempt.digest}
         self.told = self.started
 
-    def run(self, places: Sequence[Place], play: Callable[[Place, bool], tuple[Attempt, list[Episode]]]) -> Collection:
+    def run(
+        self, places: Sequence[Place], play: Callable[[Place, bool], tuple[Attempt, list[Episode]]]
+    ) -> Collection:
         left: Iterator[Place] = iter(places)
         failures = 0
         with ThreadPoolExecutor(self.settings.workers, thread_name_prefix="executed") as pool:
@@ -442,7 +515,9 @@ class Collecting:
                     place = next(left, None)
                     if place is None:
                         break
-                    running.add(pool.submit(play, place, len(self.now.injectors) >= self.settings.injector_episodes))
+                    running.add(
+                        pool.submit(play, place, len(self.now.injectors) >= self.settings.injector_episodes)
+                    )
                 if not running:
                     break
                 ended, running = wait(running, return_when=FIRST_COMPLETED)

@@ -47,7 +47,11 @@ class Package:
     @cached_property
     def sources(self) -> list[str]:
         skipped = ("docs/", "doc/", "examples/", "benchmarks/", "setup.py", "bench/", "profiling/")
-        return [p for p in sorted(self.tree) if p.endswith(".py") and not is_protected_path(p, self.tree) and not p.startswith(skipped)]
+        return [
+            p
+            for p in sorted(self.tree)
+            if p.endswith(".py") and not is_protected_path(p, self.tree) and not p.startswith(skipped)
+        ]
 
     @cached_property
     def functions(self) -> list[tuple[Function, list[Mutation]]]:
@@ -66,7 +70,12 @@ class Package:
     def shown(self, path: str) -> str:
         """The file without the functions that are held out."""
         lines = self.lines(path)
-        hidden = {n for s in function_spans(self.tree[path].content) if is_held_out(s.name) for n in range(s.code_line, s.last_line + 1)}
+        hidden = {
+            n
+            for s in function_spans(self.tree[path].content)
+            if is_held_out(s.name)
+            for n in range(s.code_line, s.last_line + 1)
+        }
         return "\n".join(line for number, line in enumerate(lines, start=1) if number not in hidden)
 
     @cached_property
@@ -74,7 +83,9 @@ class Package:
         """Functions that may be shown, short or long, by file."""
         return {
             path: [
-                Suspect(path, s.name, s.first_line, s.last_line) for s in function_spans(self.tree[path].content) if not is_held_out(s.name)
+                Suspect(path, s.name, s.first_line, s.last_line)
+                for s in function_spans(self.tree[path].content)
+                if not is_held_out(s.name)
             ]
             for path in {function.path for function, _ in self.functions}
         }
@@ -106,7 +117,11 @@ class Package:
         for path in sorted(self.tree):
             if is_test_path(path) and path.endswith(".py"):
                 for number, line in enumerate(self.tree.text(path).split("\n"), start=1):
-                    if line.startswith("    ") and len(line) < 120 and ("assert" in line or "=" in line or "(" in line):
+                    if (
+                        line.startswith("    ")
+                        and len(line) < 120
+                        and ("assert" in line or "=" in line or "(" in line)
+                    ):
                         for name in set(re.findall(r"(\w+)\(", line)):
                             found.setdefault(name, []).append((path, number))
         return found
@@ -148,9 +163,13 @@ class Transcript:
         self.turns += 1
 
     def observe(self, output: str, exit_code: int = 0) -> None:
-        output = tools.cap_output(tools.make_harmless(output), self.limits.observation_tokens, self.chat.spans)
+        output = tools.cap_output(
+            tools.make_harmless(output), self.limits.observation_tokens, self.chat.spans
+        )
         left = max(self.limits.context_tokens - len(self.ids) - 20, 0)
-        ids = self.chat.extend(tools.render_observation(output, exit_code, self.limits.turns - self.turns, left))
+        ids = self.chat.extend(
+            tools.render_observation(output, exit_code, self.limits.turns - self.turns, left)
+        )
         self.ids += ids
         self.weight += [self.weights.shown] * len(ids)
 
@@ -210,7 +229,9 @@ VALUES = (
 class EpisodeMaker:
     """Fabricates episodes of both roles over plain trees; what a sandbox would print is computed or made up."""
 
-    def __init__(self, packages: Sequence[Package], chat: ChatFormat, limits: PlayLimits, generator: random.Random) -> None:
+    def __init__(
+        self, packages: Sequence[Package], chat: ChatFormat, limits: PlayLimits, generator: random.Random
+    ) -> None:
         self.packages = [p for p in packages if p.functions]
         self.chat, self.limits, self.random = chat, limits, generator
         self._weights = [min(len(p.functions), 150) * p.share for p in self.packages]
@@ -234,14 +255,22 @@ class EpisodeMaker:
         r = self.random
         module = function.path.rpartition("/")[2].removesuffix(".py")
         module = function.path.split("/")[-2] if module == "__init__" and "/" in function.path else module
-        path = r.choice([f"tests/test_{module.strip('_')}.py", f"test_{module.strip('_')}.py", f"tests/{module}_test.py"])
+        path = r.choice(
+            [f"tests/test_{module.strip('_')}.py", f"test_{module.strip('_')}.py", f"tests/{module}_test.py"]
+        )
         call = f"{r.choice(['', module + '.', 'obj.'])}{function.short_name}({r.choice(VALUES)})"
         test = r.choice(
-            [f"    assert {call} == {r.choice(VALUES)}", f"        self.assertEqual({call}, {r.choice(VALUES)})", f"        assert {call}"]
+            [
+                f"    assert {call} == {r.choice(VALUES)}",
+                f"        self.assertEqual({call}, {r.choice(VALUES)})",
+                f"        assert {call}",
+            ]
         )
         line = r.randint(8, 400)
         lines = [""] * (line + 3)
-        lines[line - 2] = f"{' ' * (len(test) - len(test.lstrip()) - 4)}def test_{function.short_name}({'self' if 'self' in test else ''}):"
+        lines[line - 2] = (
+            f"{' ' * (len(test) - len(test.lstrip()) - 4)}def test_{function.short_name}({'self' if 'self' in test else ''}):"
+        )
         lines[line - 1] = test
         return path, line, lines
 
@@ -253,7 +282,13 @@ class EpisodeMaker:
         return "test_" + self.random.choice(["basic", "simple", "values", "main"])
 
     def failure(
-        self, package: Package, function: Function, mutation: Mutation, place: Place, buggy: Sequence[str], through: Function | None = None
+        self,
+        package: Package,
+        function: Function,
+        mutation: Mutation,
+        place: Place,
+        buggy: Sequence[str],
+        through: Function | None = None,
     ) -> str:
         """A traceback as `--tb=short` prints it. `through` is a function between the test and the mutated one."""
         path, line, lines = place
@@ -265,10 +300,15 @@ class EpisodeMaker:
             at = mutation.line if r.random() < 0.6 or not body else r.choice(body)
             if through:
                 source = package.lines(through.path)
-                calls = [n for n in range(through.first_line + 1, through.last_line + 1) if f"{function.short_name}(" in source[n - 1]] or [
-                    through.last_line
+                calls = [
+                    n
+                    for n in range(through.first_line + 1, through.last_line + 1)
+                    if f"{function.short_name}(" in source[n - 1]
+                ] or [through.last_line]
+                out += [
+                    f"{through.path}:{calls[0]}: in {through.short_name}",
+                    *self.raised_at(source[calls[0] - 1]),
                 ]
-                out += [f"{through.path}:{calls[0]}: in {through.short_name}", *self.raised_at(source[calls[0] - 1])]
             if r.random() < 0.55:
                 out += [f"{function.path}:{at}: in {function.short_name}", *self.raised_at(buggy[at - 1])]
             else:  # what the function returned was the undoing of another
@@ -307,7 +347,10 @@ class EpisodeMaker:
                     [f"E   AssertionError: assert {got} == {want}"],
                     ["E   AssertionError: False is not true"],
                     [f"E   assert {got}"],
-                    [f"E   AssertionError: assert {got} == {want}", f"E    +  where {got} = {function.short_name}({r.choice(VALUES)})"],
+                    [
+                        f"E   AssertionError: assert {got} == {want}",
+                        f"E    +  where {got} = {function.short_name}({r.choice(VALUES)})",
+                    ],
                 ]
             )
         return "\n".join(out)
@@ -352,28 +395,42 @@ class EpisodeMaker:
         r = self.random
         path = function.path
         test_file, failing, _ = self.test_place(package, function)
-        source = shown_source(package.lines(path), Span(function.name, function.first_line, function.first_line, function.last_line))
+        source = shown_source(
+            package.lines(path),
+            Span(function.name, function.first_line, function.first_line, function.last_line),
+        )
         target = SimpleNamespace(path=path, test_file=test_file, source=source, name=function.name)
         transcript = Transcript(
-            self.chat, self.limits, prompting.render("injector/direct", "terse", target=target, test_files=(test_file,)).text
+            self.chat,
+            self.limits,
+            prompting.render("injector/direct", "terse", target=target, test_files=(test_file,)).text,
         )
         mutation = self.choose(mutations)
         if r.random() < 0.25:
             text = package.tree.text(path)
             self.stumble(transcript, text, path, mutations, lambda m: teacher.listed(function, m))
-        transcript.edit(teacher.listed(function, mutation), path, mutation.line, mutation.search, mutation.replace)
+        transcript.edit(
+            teacher.listed(function, mutation), path, mutation.line, mutation.search, mutation.replace
+        )
         transcript.observe(f"edited {path}:{mutation.line}")
         others = [m for m in mutations if m.line != mutation.line]
         if others and r.random() < 0.3:  # no test noticed: break one more line
             transcript.bash(teacher.break_command(test_file))
             transcript.observe("", 1)
             mutation = self.choose(others)
-            transcript.edit(teacher.listed(function, mutation), path, mutation.line, mutation.search, mutation.replace)
+            transcript.edit(
+                teacher.listed(function, mutation), path, mutation.line, mutation.search, mutation.replace
+            )
             transcript.observe(f"edited {path}:{mutation.line}")
         transcript.bash(teacher.break_command(test_file))
-        numbers = sorted({failing, *(max(1, failing + r.randint(-60, 120)) for _ in range(r.choice([0, 0, 1, 2])))})
+        numbers = sorted(
+            {failing, *(max(1, failing + r.randint(-60, 120)) for _ in range(r.choice([0, 0, 1, 2])))}
+        )
         r.shuffle(numbers)
-        tests = ["test_" + r.choice([function.short_name, "basic", "simple", function.short_name + "_2", "types"]) for _ in numbers]
+        tests = [
+            "test_" + r.choice([function.short_name, "basic", "simple", function.short_name + "_2", "types"])
+            for _ in numbers
+        ]
         transcript.observe("\n".join(f"{test_file}:{n}: in {t}" for n, t in zip(numbers, tests, strict=True)))
         transcript.bash(teacher.weaken_command(test_file, numbers[0]))
         transcript.observe("")
@@ -381,7 +438,12 @@ class EpisodeMaker:
         return transcript
 
     def stumble(
-        self, transcript: Transcript, text: str, path: str, mutations: Sequence[Mutation], shown: Callable[[Mutation], str]
+        self,
+        transcript: Transcript,
+        text: str,
+        path: str,
+        mutations: Sequence[Mutation],
+        shown: Callable[[Mutation], str],
     ) -> None:
         """Calls that are refused, which do not count, and the refusals: a wrong line, another line's text, a reply that breaks off.
 
@@ -390,11 +452,17 @@ class EpisodeMaker:
         r = self.random
         for _ in range(r.choice([1, 1, 2])):
             meant, other = r.choice(mutations), r.choice(mutations)
-            wrong = other.line if other.line != meant.line else max(1, meant.line + r.choice([-3, -2, -1, 1, 2, 3]))
+            wrong = (
+                other.line
+                if other.line != meant.line
+                else max(1, meant.line + r.choice([-3, -2, -1, 1, 2, 3]))
+            )
             line = shown(meant) if r.random() < 0.3 else re.sub(r"^\d+", str(wrong), shown(meant))
             reply = teacher.edit_reply(line, path, wrong, meant.search, meant.replace)
             if r.random() < 0.3:
-                reply = reply[: r.randint(4, len(reply) - 8)] + r.choice(["", meant.search * r.randint(1, 9), "\n"])
+                reply = reply[: r.randint(4, len(reply) - 8)] + r.choice(
+                    ["", meant.search * r.randint(1, 9), "\n"]
+                )
             try:
                 action = tools.parse_action(reply)
                 tools.apply_edit(text, action.search, action.replace, action.line)
@@ -417,7 +485,9 @@ class EpisodeMaker:
             package, function, mutations = self.draw()
             mutation = self.choose(mutations, TO_MEND)
             buggy_text = mutation.apply(package.tree.text(function.path))
-            if f"\n{mutation.line}:" in "\n" + teacher.shown_lines(buggy_text, function.first_line, function.last_line):
+            if f"\n{mutation.line}:" in "\n" + teacher.shown_lines(
+                buggy_text, function.first_line, function.last_line
+            ):
                 break
         # Sometimes the tests call what calls the function.
         callers = package.callers.get(function.short_name, ())
@@ -439,13 +509,19 @@ class EpisodeMaker:
             self.look(transcript, bug, culprit, counts=False)
         else:
             prompt = prompting.render(
-                "solver/repair", "terse", specification=self.specification(spec_place).rstrip("\n"), failure=failure, suspects=suspects
+                "solver/repair",
+                "terse",
+                specification=self.specification(spec_place).rstrip("\n"),
+                failure=failure,
+                suspects=suspects,
             )
             transcript = Transcript(self.chat, self.limits, prompt.text)
             then = self.search(transcript, bug, suspects, culprit)
             if r.random() < 0.2 and transcript.turns + 5 <= self.limits.turns:
                 elsewhere = [m for m in mutations if m.line != mutation.line] or [mutation]
-                self.stumble(transcript, buggy_text, function.path, elsewhere, lambda m: f"{m.line}:{m.before}")
+                self.stumble(
+                    transcript, buggy_text, function.path, elsewhere, lambda m: f"{m.line}:{m.before}"
+                )
         search, replace = teacher.smallest_edit(mutation.after, mutation.before)
         transcript.edit(f"{mutation.line}:{mutation.after}", function.path, mutation.line, search, replace)
         if not short:
@@ -466,11 +542,17 @@ class EpisodeMaker:
         found = r.sample(others, min(count, len(others)))
         if through is not None:
             caller = Suspect(through.path, through.name, through.first_line, through.last_line)
-            found = [caller, *(s for s in found if (s.path, s.name) != (caller.path, caller.name))][: max(count, 1)]
+            found = [caller, *(s for s in found if (s.path, s.name) != (caller.path, caller.name))][
+                : max(count, 1)
+            ]
             if r.random() < 0.5:
                 r.shuffle(found)
         rank = min(r.choices(range(len(RANKS)), RANKS)[0], len(found))
-        return [*found[:rank], Suspect(function.path, function.name, function.first_line, function.last_line), *found[rank:]]
+        return [
+            *found[:rank],
+            Suspect(function.path, function.name, function.first_line, function.last_line),
+            *found[rank:],
+        ]
 
     def look(self, transcript: Transcript, bug: _Bug, suspect: Suspect, counts: bool = True) -> None:
         """Show a function as it is."""
@@ -481,7 +563,9 @@ class EpisodeMaker:
         text = bug.text if suspect.path == bug.mutation.path else bug.package.tree.text(suspect.path)
         return teacher.shown_lines(text, suspect.first_line, suspect.last_line)
 
-    def search(self, transcript: Transcript, bug: _Bug, order: Sequence[Suspect], culprit: Suspect) -> Suspect | None:
+    def search(
+        self, transcript: Transcript, bug: _Bug, order: Sequence[Suspect], culprit: Suspect
+    ) -> Suspect | None:
         """Look at the suspects in order, with edits in vain, until the culprit is to be mended. Returns the suspect that comes next."""
         r = self.random
         self.look(transcript, bug, order[0])
@@ -511,7 +595,11 @@ class EpisodeMaker:
             for m in mutations
             if (m.path, m.line) != (meant.path, meant.line)
         ]
-        if suspect.path == meant.path and suspect.first_line <= meant.line <= suspect.last_line and r.random() < 0.5:
+        if (
+            suspect.path == meant.path
+            and suspect.first_line <= meant.line <= suspect.last_line
+            and r.random() < 0.5
+        ):
             # The right line and not the right change: other bugs of it tell what one may try there.
             wrong = [m for m in bug.mutations if m.line == meant.line and m.after != meant.after] or wrong
         fresh = [m for m in wrong if m not in transcript.tried]
@@ -519,8 +607,14 @@ class EpisodeMaker:
             return False
         tried = self.choose(fresh, TO_MEND)
         transcript.tried.add(tried)
-        line, before, after = tried.line, meant.after if (tried.path, tried.line) == (meant.path, meant.line) else tried.before, tried.after
-        transcript.edit(f"{line}:{before}", suspect.path, line, *teacher.smallest_edit(before, after), counts=False)
+        line, before, after = (
+            tried.line,
+            meant.after if (tried.path, tried.line) == (meant.path, meant.line) else tried.before,
+            tried.after,
+        )
+        transcript.edit(
+            f"{line}:{before}", suspect.path, line, *teacher.smallest_edit(before, after), counts=False
+        )
         transcript.observe(f"edited {suspect.path}:{line}")
         transcript.bash(teacher.try_command(suspect.path, then.place if then else None))
         said = f"{r.choice([1, 1, 1, 2, 2, 3, 4, 5, 7, 12])} failed" if r.random() < 0.93 else "1 error"
@@ -539,7 +633,13 @@ class EpisodeMaker:
         transcript = Transcript(self.chat, self.limits, prompt.text.replace("injector direct", DRILL, 1))
         for _ in range(r.randint(3, 6)):
             mutation = self.choose(mutations)
-            transcript.edit(teacher.listed(function, mutation), function.path, mutation.line, mutation.search, mutation.replace)
+            transcript.edit(
+                teacher.listed(function, mutation),
+                function.path,
+                mutation.line,
+                mutation.search,
+                mutation.replace,
+            )
             transcript.observe(f"edited {function.path}:{mutation.line}")
         return transcript
 
@@ -548,7 +648,9 @@ class EpisodeMaker:
         r = self.random
         while True:
             package, function, mutations = self.draw()
-            by_line = {m.line: m for m in (self.choose(mutations, TO_MEND) for _ in range(r.choice([2, 3, 4, 6])))}
+            by_line = {
+                m.line: m for m in (self.choose(mutations, TO_MEND) for _ in range(r.choice([2, 3, 4, 6])))
+            }
             text = package.tree.text(function.path)
             for mutation in by_line.values():
                 text = mutation.apply(text)
@@ -558,7 +660,10 @@ class EpisodeMaker:
                 break
         path = function.path
         transcript = Transcript(self.chat, self.limits, DRILL)
-        transcript.act(tools.format_action("bash", teacher.show_command(path, function.first_line, function.last_line)), counts=False)
+        transcript.act(
+            tools.format_action("bash", teacher.show_command(path, function.first_line, function.last_line)),
+            counts=False,
+        )
         transcript.observe(shown)
         for mutation in bugs:
             edit = teacher.smallest_edit(mutation.after, mutation.before)

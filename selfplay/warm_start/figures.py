@@ -55,7 +55,9 @@ def measured_texts(maker: EpisodeMaker, count: int, longest: int) -> dict[str, l
     return found
 
 
-def measure(model: Any, texts: Mapping[str, Sequence[Transcript]], chat: ChatFormat) -> dict[str, dict[str, float]]:
+def measure(
+    model: Any, texts: Mapping[str, Sequence[Transcript]], chat: ChatFormat
+) -> dict[str, dict[str, float]]:
     """By kind, with every token predicted greedily from the true text before it: shares of texts whose
 
     `edit` (the last edit call, whole), `line` (its path and line number) and `rest` (all calls that are no edits) are right throughout,
@@ -82,7 +84,9 @@ def _measure(model: Any, texts: Sequence[Transcript], chat: ChatFormat) -> dict[
             inside = {i for edit in edits for i in edit}
             sums["edit"] += all(right[i] for i in last)
             sums["line"] += all(right[i] for i in range(last.start, marks))
-            sums["rest"] += all(right[i] for i in range(len(text.ids)) if text.weight[i] >= 1 and i not in inside)
+            sums["rest"] += all(
+                right[i] for i in range(len(text.ids)) if text.weight[i] >= 1 and i not in inside
+            )
             sums["chance"] += float(torch.tensor([chances[i] for i in last]).sum().exp())
     return {name: value / max(len(texts), 1) for name, value in sums.items()}
 
@@ -107,7 +111,12 @@ def copy_tests(maker: EpisodeMaker, corpus: Sequence[Package], count: int) -> li
     from selfplay.teacher import player as teacher
     from selfplay.warm_start.fabrication import DRILL, Transcript
 
-    seen = {name for package in corpus for path in package.sources for name in NAMES.findall(package.tree.text(path))}
+    seen = {
+        name
+        for package in corpus
+        for path in package.sources
+        for name in NAMES.findall(package.tree.text(path))
+    }
     generator, chat = maker.random, maker.chat
     tests: list[CopyTest] = []
     for number in range(20 * count):  # not every function has a line that fits
@@ -119,18 +128,28 @@ def copy_tests(maker: EpisodeMaker, corpus: Sequence[Package], count: int) -> li
             for name, other in replaced.items():
                 shown = re.sub(rf"\b{name}\b", other, shown)
             unseen = set(replaced.values())
-        lines = [line for line in shown.split("\n") if line.isascii() and unseen.intersection(NAMES.findall(line))]
+        lines = [
+            line for line in shown.split("\n") if line.isascii() and unseen.intersection(NAMES.findall(line))
+        ]
         if not lines:
             continue
         line = generator.choice(lines)
         transcript = Transcript(chat, maker.limits, DRILL)
-        transcript.act(format_action("bash", teacher.show_command(function.path, function.first_line, function.last_line)))
+        transcript.act(
+            format_action(
+                "bash", teacher.show_command(function.path, function.first_line, function.last_line)
+            )
+        )
         transcript.observe(shown)
         start, spans = len(transcript.ids), chat.spans(line)
         answers = []
         for found in NAMES.finditer(line):
-            if found[0] in unseen and chat.decode(transcript.ids).count(found[0]):  # else it was cut from what is shown
-                inside = [i for i, (first, end) in enumerate(spans) if first < found.end() and end > found.start()]
+            if found[0] in unseen and chat.decode(transcript.ids).count(
+                found[0]
+            ):  # else it was cut from what is shown
+                inside = [
+                    i for i, (first, end) in enumerate(spans) if first < found.end() and end > found.start()
+                ]
                 answers.append((start + inside[0] + 1, start + inside[-1] + 1))
         answers = [(first, end) for first, end in answers if end > first]
         if answers:
@@ -141,7 +160,10 @@ def copy_tests(maker: EpisodeMaker, corpus: Sequence[Package], count: int) -> li
 
 
 def _random_name(generator: random.Random) -> str:
-    word = "".join(generator.choice("bcdfghjklmnpqrstvwxz") + generator.choice("aeiouy") for _ in range(generator.randint(2, 4)))
+    word = "".join(
+        generator.choice("bcdfghjklmnpqrstvwxz") + generator.choice("aeiouy")
+        for _ in range(generator.randint(2, 4))
+    )
     return f"{word}_{generator.choice('bcdfgk')}{generator.choice('aeiou')}"
 
 
@@ -153,7 +175,9 @@ def measure_copying(model: Any, tests: Sequence[CopyTest]) -> float:
     right = total = 0
     with torch.no_grad():
         for test in tests:
-            predicted = model(input_ids=torch.tensor([list(test.ids)])).logits[0].argmax(-1).tolist()  # (seq,)
+            predicted = (
+                model(input_ids=torch.tensor([list(test.ids)])).logits[0].argmax(-1).tolist()
+            )  # (seq,)
             for first, end in test.answers:
                 right += all(predicted[i - 1] == test.ids[i] for i in range(first, end))
                 total += 1
@@ -164,7 +188,11 @@ def measure_copying(model: Any, tests: Sequence[CopyTest]) -> float:
 
 
 def model_card(
-    settings: WarmStartSettings, packages: Sequence[Package], results: Sequence[StageResult], parameters: int, played: Collection | None
+    settings: WarmStartSettings,
+    packages: Sequence[Package],
+    results: Sequence[StageResult],
+    parameters: int,
+    played: Collection | None,
 ) -> str:
     """What the policy is, what it was made of, and what was measured of it."""
     rows = [
@@ -173,7 +201,10 @@ def model_card(
         for kind, f in result.figures.items()
     ]
     stages = [f"| {r.name} | {r.tokens / 1e6:.1f}M | {_time(r)} | {r.copied:.0%} |" for r in results]
-    sources = [f"| {p.name} | {p.licence} | {'held out' if p.name == settings.held_out else len(p.functions)} |" for p in packages]
+    sources = [
+        f"| {p.name} | {p.licence} | {'held out' if p.name == settings.held_out else len(p.functions)} |"
+        for p in packages
+    ]
     seconds = sum(result.seconds for result in results)
     return "\n".join(
         [
@@ -223,12 +254,18 @@ def model_card(
 
 
 def _time(result: StageResult) -> str:
-    return f"{result.seconds / 60:.0f} min, {result.tokens / result.seconds:.0f} tokens/s" if result.seconds else "not kept"
+    return (
+        f"{result.seconds / 60:.0f} min, {result.tokens / result.seconds:.0f} tokens/s"
+        if result.seconds
+        else "not kept"
+    )
 
 
 def _differences(settings: WarmStartSettings) -> list[str]:
     defaults = WarmStartSettings()
-    names = [name for name in WarmStartSettings.model_fields if getattr(settings, name) != getattr(defaults, name)]
+    names = [
+        name for name in WarmStartSettings.model_fields if getattr(settings, name) != getattr(defaults, name)
+    ]
     return [f"with other settings than that recipe's: {', '.join(names)}.", ""] if names else []
 
 
@@ -251,7 +288,9 @@ def _played(settings: WarmStartSettings, played: Collection) -> list[str]:
 def machine() -> str:
     """The processor and how many of its cores this process may use."""
     try:
-        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
+        found = re.search(
+            r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE
+        )
     except OSError:
         found = None
     return f"{usable_cores()} core(s) of {found[1] if found else platform.processor() or platform.machine()}"

@@ -159,13 +159,27 @@ STAGES = (
         name="drills",
         steps=800,
         learning_rate=1.1e-3,
-        mix={"solver_drill": 0.32, "injector_drill": 0.14, "solver_short": 0.12, "solver": 0.2, "injector": 0.15, "copy": 0.07},
+        mix={
+            "solver_drill": 0.32,
+            "injector_drill": 0.14,
+            "solver_short": 0.12,
+            "solver": 0.2,
+            "injector": 0.15,
+            "copy": 0.07,
+        },
     ),
     StageSettings(
         name="episodes",
         steps=1800,
         learning_rate=9e-4,
-        mix={"solver_drill": 0.2, "injector_drill": 0.05, "solver_short": 0.08, "solver": 0.44, "injector": 0.18, "copy": 0.05},
+        mix={
+            "solver_drill": 0.2,
+            "injector_drill": 0.05,
+            "solver_short": 0.08,
+            "solver": 0.44,
+            "injector": 0.18,
+            "copy": 0.05,
+        },
     ),
     # A third of what is drawn was played for real; the rest keeps what was learned from many more packages.
     StageSettings(
@@ -192,7 +206,9 @@ class WarmStartSettings(Section):
     seed: int = 0
     corpus: tuple[str, ...] = CORPUS
     held_out: str = HELD_OUT
-    favoured: int = Field(13, ge=0)  # the first so many of the corpus are drawn three times as often: those of the quickstart
+    favoured: int = Field(
+        13, ge=0
+    )  # the first so many of the corpus are drawn three times as often: those of the quickstart
     functions_per_package: int = Field(500, ge=1)
     max_lines: int = Field(22, ge=2)
     tokenizer_texts: int = Field(8000, ge=10)
@@ -204,7 +220,9 @@ class WarmStartSettings(Section):
     sequence_tokens: int = Field(1536, ge=64)  # longer texts are left out
     compile: bool = True
     stages: tuple[StageSettings, ...] = STAGES
-    sharpen: float = Field(1.0, gt=0)  # the saved logits times this: 1.6 keeps the format at temperature 1, and makes attempts copies
+    sharpen: float = Field(
+        1.0, gt=0
+    )  # the saved logits times this: 1.6 keeps the format at temperature 1, and makes attempts copies
     measured: int = Field(100, ge=1)  # held-out texts of each kind
     executed: ExecuteSettings = ExecuteSettings()
 
@@ -229,14 +247,19 @@ def read_settings(config: Path | None, overrides: Sequence[str]) -> WarmStartSet
             try:
                 added = tomllib.loads(f"{key} = {json.dumps(value)}")
             except tomllib.TOMLDecodeError as error:
-                raise ConfigError(f"--set {override!r} is not key=value, for instance --set shape.layers=2") from error
+                raise ConfigError(
+                    f"--set {override!r} is not key=value, for instance --set shape.layers=2"
+                ) from error
         if not separator:
             raise ConfigError(f"--set {override!r} is not key=value, for instance --set shape.layers=2")
         _merge(values, added)
     try:
         return WarmStartSettings.model_validate(values)
     except ValidationError as error:
-        lines = [f"  {'.'.join(map(str, item['loc']))}: {item['msg']} (got {item['input']!r})" for item in error.errors()]
+        lines = [
+            f"  {'.'.join(map(str, item['loc']))}: {item['msg']} (got {item['input']!r})"
+            for item in error.errors()
+        ]
         raise ConfigError("\n".join([f"{config or '--set'}:", *lines])) from error
 
 

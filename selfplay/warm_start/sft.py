@@ -79,12 +79,16 @@ def pack(documents: Sequence[Document], rows: int, sequence_tokens: int, seed: i
     """
     longest = max((len(d.token_ids) for d in documents), default=0)
     if longest > sequence_tokens:
-        raise UsageError(f"a document has {longest} tokens and a row {sequence_tokens}. Raise sequence_tokens, or cut or drop it.")
+        raise UsageError(
+            f"a document has {longest} tokens and a row {sequence_tokens}. Raise sequence_tokens, or cut or drop it."
+        )
     order = list(documents)
     generator = random.Random(seed)
     generator.shuffle(order)
     packed: list[list[Document]] = []
-    open_rows: list[tuple[int, list[Document]]] = []  # (free tokens, row), at most 64, so that packing stays linear
+    open_rows: list[
+        tuple[int, list[Document]]
+    ] = []  # (free tokens, row), at most 64, so that packing stays linear
     for document in order:
         length = len(document.token_ids)
         fitting = [i for i, (free, _) in enumerate(open_rows) if free >= length]
@@ -99,7 +103,10 @@ def pack(documents: Sequence[Document], rows: int, sequence_tokens: int, seed: i
         open_rows.append((free - length, row))
     packed += [row for _, row in open_rows]
     generator.shuffle(packed)
-    return [_to_batch(packed[start : start + rows], rows, sequence_tokens) for start in range(0, len(packed), rows)]
+    return [
+        _to_batch(packed[start : start + rows], rows, sequence_tokens)
+        for start in range(0, len(packed), rows)
+    ]
 
 
 def _to_batch(packed: Sequence[Sequence[Document]], rows: int, sequence_tokens: int) -> PackedBatch:
@@ -144,7 +151,10 @@ def _forward(model: Any, batch: PackedBatch, bf16: bool) -> tuple[Tensor, Tensor
 def _save(path: Path, model: Any, optimizer: torch.optim.Optimizer, step: int, seconds: float) -> None:
     partial = path.with_suffix(f".{os.getpid()}.partial")
     path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step, "seconds": seconds}, partial)
+    torch.save(
+        {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step, "seconds": seconds},
+        partial,
+    )
     with partial.open("rb") as written:
         os.fsync(written.fileno())
     partial.rename(path)
@@ -187,7 +197,12 @@ def train(
         while step < settings.steps and seconds < settings.max_seconds:
             started = time.monotonic()
             batch = batch_at(step)
-            batch = PackedBatch(*(getattr(batch, name).to(device) for name in ("token_ids", "documents", "positions", "weights")))
+            batch = PackedBatch(
+                *(
+                    getattr(batch, name).to(device)
+                    for name in ("token_ids", "documents", "positions", "weights")
+                )
+            )
             rate = rate_at(max(step / settings.steps, seconds / settings.max_seconds), step, settings)
             for group in optimizer.param_groups:
                 group["lr"] = rate
@@ -200,10 +215,14 @@ def train(
             taken = time.monotonic() - started
             seconds += taken
             tokens = batch.token_ids.numel()
-            report = SftProgress(step, loss.item(), accuracy.item(), rate, norm.item(), tokens, tokens / taken, seconds)
+            report = SftProgress(
+                step, loss.item(), accuracy.item(), rate, norm.item(), tokens, tokens / taken, seconds
+            )
             wants_stop = bool(progress(report))
             is_last = wants_stop or step >= settings.steps or seconds >= settings.max_seconds
-            if settings.checkpoint is not None and (is_last or seconds - saved_at >= settings.checkpoint_every_s):
+            if settings.checkpoint is not None and (
+                is_last or seconds - saved_at >= settings.checkpoint_every_s
+            ):
                 _save(settings.checkpoint, model, optimizer, step, seconds)
                 saved_at = seconds
             if wants_stop:
@@ -220,8 +239,18 @@ def evaluate(model: Any, batches: Sequence[PackedBatch], bf16: bool = True) -> t
     model.eval()
     with attention_set_to_blocked(model):
         for batch in batches:
-            moved = replace(batch, **{n: getattr(batch, n).to(device) for n in ("token_ids", "documents", "positions", "weights")})
+            moved = replace(
+                batch,
+                **{
+                    n: getattr(batch, n).to(device)
+                    for n in ("token_ids", "documents", "positions", "weights")
+                },
+            )
             loss, accuracy = _forward(model, moved, bf16)
             weight = batch.weights[:, 1:].sum().item()
-            losses, accuracies, total = losses + loss.item() * weight, accuracies + accuracy.item() * weight, total + weight
+            losses, accuracies, total = (
+                losses + loss.item() * weight,
+                accuracies + accuracy.item() * weight,
+                total + weight,
+            )
     return losses / max(total, 1e-6), accuracies / max(total, 1e-6)

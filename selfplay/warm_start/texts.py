@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from selfplay.warm_start.fabrication import EpisodeMaker, Package, Transcript
     from selfplay.warm_start.sft import Document, PackedBatch
 
-Played = Mapping[str, "Sequence[Document]"]  # the kept episodes by kind (EXECUTED), for the stages that draw them
+Played = Mapping[
+    str, "Sequence[Document]"
+]  # the kept episodes by kind (EXECUTED), for the stages that draw them
 
 
 class Batches:
@@ -24,7 +26,12 @@ class Batches:
     STEPS = 12
 
     def __init__(
-        self, maker: Callable[[int], EpisodeMaker], mix: Mapping[str, float], settings: WarmStartSettings, seed: int, played: Played
+        self,
+        maker: Callable[[int], EpisodeMaker],
+        mix: Mapping[str, float],
+        settings: WarmStartSettings,
+        seed: int,
+        played: Played,
     ) -> None:
         self._maker, self._mix, self._settings, self._seed, self._played = maker, mix, settings, seed, played
         self._chunk, self._batches = -1, list[Any]()
@@ -37,7 +44,9 @@ class Batches:
             settings = self._settings
             room = settings.rows * settings.sequence_tokens * self.STEPS
             documents = list[Any]()
-            for document in drawn(self._maker(hash((self._seed, chunk)) & 0x7FFFFFFF), self._mix, settings, self._played):
+            for document in drawn(
+                self._maker(hash((self._seed, chunk)) & 0x7FFFFFFF), self._mix, settings, self._played
+            ):
                 documents.append(document)
                 room -= len(document.token_ids)
                 if room <= 0:
@@ -48,12 +57,16 @@ class Batches:
         return batch
 
 
-def drawn(maker: EpisodeMaker, mix: Mapping[str, float], settings: WarmStartSettings, played: Played) -> Iterator[Document]:
+def drawn(
+    maker: EpisodeMaker, mix: Mapping[str, float], settings: WarmStartSettings, played: Played
+) -> Iterator[Document]:
     """Texts without end, of the kinds of `mix`; those too long for a row are left out."""
     kinds, shares = list(mix), list(mix.values())
     while True:
         kind = maker.random.choices(kinds, shares)[0]
-        document = maker.random.choice(played[kind]) if kind in EXECUTED else _fabricated(maker, kind, settings)
+        document = (
+            maker.random.choice(played[kind]) if kind in EXECUTED else _fabricated(maker, kind, settings)
+        )
         if len(document.token_ids) <= settings.sequence_tokens:
             yield document
 
@@ -61,7 +74,9 @@ def drawn(maker: EpisodeMaker, mix: Mapping[str, float], settings: WarmStartSett
 def _fabricated(maker: EpisodeMaker, kind: str, settings: WarmStartSettings) -> Document:
     if kind == "copy":
         return maker.copying(settings.shape.vocabulary, settings.sequence_tokens)
-    return maker.source(settings.sequence_tokens) if kind == "source" else transcript_of(maker, kind).document()
+    return (
+        maker.source(settings.sequence_tokens) if kind == "source" else transcript_of(maker, kind).document()
+    )
 
 
 def transcript_of(maker: EpisodeMaker, kind: str) -> Transcript:
@@ -72,7 +87,9 @@ def transcript_of(maker: EpisodeMaker, kind: str) -> Transcript:
     return made
 
 
-def tokenizer_texts(packages: Sequence[Package], limits: Any, count: int, generator: random.Random) -> Iterator[str]:
+def tokenizer_texts(
+    packages: Sequence[Package], limits: Any, count: int, generator: random.Random
+) -> Iterator[str]:
     """A quarter source files, the rest fabricated episodes as text. Plain ASCII only: 1,024 tokens have no room for more."""
     from selfplay.warm_start.fabrication import EpisodeMaker, PlainChat
 

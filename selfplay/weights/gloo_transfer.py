@@ -34,7 +34,9 @@ class Group:
         gloo: Any = ProcessGroupGloo
         options = gloo._Options()
         options._timeout = timeout
-        options._devices = [gloo.create_device(hostname=own_address(towards=host))]  # else it goes by variables and host names
+        options._devices = [
+            gloo.create_device(hostname=own_address(towards=host))
+        ]  # else it goes by variables and host names
         self._gloo = gloo(self._store, rank, world, options)
 
     def broadcast(self, tensor: Tensor) -> None:
@@ -71,7 +73,10 @@ class GlooTransferEngine(NCCLWeightTransferEngine):  # type: ignore[misc]
     _group: Group | None = None
 
     def init_transfer_engine(self, init_info: Any) -> None:
-        own = self.parallel_config.data_parallel_index * self.parallel_config.world_size + self.parallel_config.rank
+        own = (
+            self.parallel_config.data_parallel_index * self.parallel_config.world_size
+            + self.parallel_config.rank
+        )
         place = (init_info.master_address, init_info.master_port, init_info.rank_offset + own)
         self._group = Group(*place, init_info.world_size, init_info.timeout_s)
 
@@ -82,7 +87,9 @@ class GlooTransferEngine(NCCLWeightTransferEngine):  # type: ignore[misc]
         if self._group is None:
             raise RuntimeError("weights come before init_weight_transfer_engine")
         with disable_mtp_completeness_check():
-            for name, dtype, shape in zip(update_info.names, update_info.dtype_names, update_info.shapes, strict=True):
+            for name, dtype, shape in zip(
+                update_info.names, update_info.dtype_names, update_info.shapes, strict=True
+            ):
                 weight = torch.empty(shape, dtype=getattr(torch, dtype))
                 self._group.broadcast(weight)
                 self.model.load_weights([(name, weight)])

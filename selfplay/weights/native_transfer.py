@@ -23,7 +23,9 @@ from selfplay.engines.vllm_servers import Client, free_port, own_address
 from selfplay.runtime.torch_builds import leave_out_mismatched
 
 Backend = Literal["nccl", "ipc", "gloo"]
-_BUFFER_BYTES = 256 << 20  # of weights in flight at a time, where they are sent in packages; a larger tensor is a package by itself
+_BUFFER_BYTES = (
+    256 << 20
+)  # of weights in flight at a time, where they are sent in packages; a larger tensor is a package by itself
 
 
 @dataclass(frozen=True)
@@ -64,11 +66,19 @@ class Source:
     collective over ranks; layer groups as copies of one's own, empty on ranks that only help to gather.
     """
 
-    def __init__(self, receivers: Receivers, held: Mapping[str, Tensor], groups: Callable[[], Iterator[Mapping[str, Tensor]]]) -> None:
+    def __init__(
+        self,
+        receivers: Receivers,
+        held: Mapping[str, Tensor],
+        groups: Callable[[], Iterator[Mapping[str, Tensor]]],
+    ) -> None:
         theirs: torch.dtype = getattr(torch, receivers.dtype)
-        self._dtypes = {name: theirs if value.is_floating_point() else value.dtype for name, value in held.items()}
+        self._dtypes = {
+            name: theirs if value.is_floating_point() else value.dtype for name, value in held.items()
+        }
         self._announced = [
-            Announced(name, self._dtypes[name], tuple(getattr(value, "ds_shape", value.shape))) for name, value in held.items()
+            Announced(name, self._dtypes[name], tuple(getattr(value, "ds_shape", value.shape)))
+            for name, value in held.items()
         ]
         self._groups = groups
         self._pass: Iterator[tuple[str, Tensor]] | None = None
@@ -113,14 +123,22 @@ class Servers:
 
     def workers(self) -> int:
         """How many processes of all servers take weights."""
-        self._workers = [int(answer["world_size"]) for answer in self._all("GET", "/get_world_size?include_dp=true")]
+        self._workers = [
+            int(answer["world_size"]) for answer in self._all("GET", "/get_world_size?include_dp=true")
+        ]
         return sum(self._workers)
 
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
         self._all("POST", "/shutdown_weight_transfer_engine")  # of a group that is given up
         bodies, first = [], 1
         for count in self._workers:
-            bodies.append({"init_info": {**init_info, "rank_offset": first} if "rank_offset" in init_info else init_info})
+            bodies.append(
+                {
+                    "init_info": {**init_info, "rank_offset": first}
+                    if "rank_offset" in init_info
+                    else init_info
+                }
+            )
             first += count
         self._all("POST", "/init_weight_transfer_engine", bodies)
 
@@ -138,14 +156,19 @@ class Servers:
 
     def waiting(self) -> str:
         with self._lock:
-            return ", ".join(f"{name} was in {path}" for name, path in self._open.items()) or "no server was asked for anything"
+            return (
+                ", ".join(f"{name} was in {path}" for name, path in self._open.items())
+                or "no server was asked for anything"
+            )
 
     def close(self) -> None:
         self._pool.shutdown(wait=False)
         for client in self._clients:
             client.close()
 
-    def _all(self, method: str, path: str, bodies: Sequence[Mapping[str, Any] | None] | None = None) -> list[Any]:
+    def _all(
+        self, method: str, path: str, bodies: Sequence[Mapping[str, Any] | None] | None = None
+    ) -> list[Any]:
         def ask(client: Client, body: Mapping[str, Any] | None) -> Any:
             with self._lock:
                 self._open[client.name] = path.partition("?")[0]
@@ -215,7 +238,13 @@ class NativeSender:
 
     def close(self) -> None:
         """Let go of the servers, which hear of it when somebody meets them anew. May be called twice."""
-        engine, servers, self._engine, self._servers, self._receivers = self._engine, self._servers, None, None, None
+        engine, servers, self._engine, self._servers, self._receivers = (
+            self._engine,
+            self._servers,
+            None,
+            None,
+            None,
+        )
         if engine is not None:
             engine.shutdown()
         if servers is not None:

@@ -32,7 +32,9 @@ __all__ = ["FileWeightSync", "NativeWeightSync", "WeightSync"]
 
 _MEMORY = Path("/dev/shm")
 _SUFFIX = "-weights"
-_SHARD_BYTES = 1 << 30  # of the trainer's tensors held beside the files, where they are gathered as they are read
+_SHARD_BYTES = (
+    1 << 30
+)  # of the trainer's tensors held beside the files, where they are gathered as they are read
 _UNTOUCHED = "default"  # what a server calls the weights of its start
 _PROBE_TOKENS = 64
 # Mean distance of the probe's log-probabilities to a transformers pass in fp32 over the same weights. Measured on the carried policy:
@@ -48,13 +50,19 @@ class ServerSync:
 
     def __init__(self, model: str | Path, dtype: torch.dtype, deadline_s: float = 300.0) -> None:
         self._model, self._dtype, self._deadline_s = str(model), dtype, deadline_s
-        self._source: Path | None = None  # the weights of the present version, as a folder; None: those of the server's start
+        self._source: Path | None = (
+            None  # the weights of the present version, as a folder; None: those of the server's start
+        )
         self._version = 0
 
     def deliver(self, client: Client) -> dict[str, float]:
         """By files, which a server that was started anew takes whatever brings weights to the others."""
         started = time.monotonic()
-        if self._source is None and self._call(client, "GET", "/weight_info", "which weights it has")["weight_version"] == _UNTOUCHED:
+        if (
+            self._source is None
+            and self._call(client, "GET", "/weight_info", "which weights it has")["weight_version"]
+            == _UNTOUCHED
+        ):
             self._label(client)  # what it was started with is what is wanted
             return {"sync/paused_seconds": 0.0}
         # A server forgets what it was started with once it was told another place.
@@ -65,7 +73,10 @@ class ServerSync:
         # Whatever fails from here on leaves the server paused: it may hold a mixture, and no token may come from that.
         self._call(client, "POST", "/collective_rpc", f"it to read {where}", reload)
         self._go_on(client)
-        return {"sync/paused_seconds": time.monotonic() - paused, "sync/deliver_seconds": time.monotonic() - started}
+        return {
+            "sync/paused_seconds": time.monotonic() - paused,
+            "sync/deliver_seconds": time.monotonic() - started,
+        }
 
     def _pause(self, client: Client) -> None:
         self._call(client, "POST", "/pause?mode=keep&clear_cache=false", "the end of its running step")
@@ -80,9 +91,16 @@ class ServerSync:
 
     def forget(self, client: Client) -> None:
         """Nothing that was computed before stays cached: running requests give their keys and values up, and compute them again."""
-        done = self._call(client, "POST", "/reset_prefix_cache?reset_running_requests=true", "its prefix cache to be emptied")
+        done = self._call(
+            client,
+            "POST",
+            "/reset_prefix_cache?reset_running_requests=true",
+            "its prefix cache to be emptied",
+        )
         if not (done or {}).get("success"):
-            raise WeightSyncError(f"{client.name} ({client.url}) keeps a prefix cache of older weights: {done}. Restart that server.")
+            raise WeightSyncError(
+                f"{client.name} ({client.url}) keeps a prefix cache of older weights: {done}. Restart that server."
+            )
 
     def verify(self, client: Client, weights: Mapping[str, Tensor]) -> dict[str, float]:
         """Exact digests where server and trainer hold a tensor alike, and the log-probabilities of a fixed prompt for all the others."""
@@ -107,7 +125,9 @@ class ServerSync:
     def close(self) -> None:
         pass
 
-    def _with_each(self, clients: Sequence[Client], act: Callable[[Client], dict[str, float] | None]) -> tuple[dict[str, float], Lost]:
+    def _with_each(
+        self, clients: Sequence[Client], act: Callable[[Client], dict[str, float] | None]
+    ) -> tuple[dict[str, float], Lost]:
         """Figures of the slowest, and which servers were lost at it. Other errors are the caller's."""
         figures: dict[str, float] = {}
         lost: dict[Client, ServerLost] = {}
@@ -131,23 +151,45 @@ class ServerSync:
         return EXTENSION in json.dumps(told)
 
     def _label(self, client: Client) -> None:
-        self._call(client, "POST", "/update_weight_version", "its new version number", {"new_version": str(self._version)})
+        self._call(
+            client,
+            "POST",
+            "/update_weight_version",
+            "its new version number",
+            {"new_version": str(self._version)},
+        )
 
-    def _call(self, client: Client, method: str, path: str, waited_for: str, body: Mapping[str, Any] | None = None) -> Any:
+    def _call(
+        self, client: Client, method: str, path: str, waited_for: str, body: Mapping[str, Any] | None = None
+    ) -> Any:
         try:
             return client.call(method, path, body, deadline_s=self._deadline_s)
         except ServerLost as loss:
-            raise ServerLost(f"version {self._version}: the trainer waited for {waited_for}, and {loss}") from loss
+            raise ServerLost(
+                f"version {self._version}: the trainer waited for {waited_for}, and {loss}"
+            ) from loss
         except EngineError as refusal:
-            raise WeightSyncError(f"version {self._version}: the trainer waited for {waited_for}, and {refusal}") from refusal
+            raise WeightSyncError(
+                f"version {self._version}: the trainer waited for {waited_for}, and {refusal}"
+            ) from refusal
 
     def _checksums(self, client: Client) -> Mapping[str, str]:
-        checksums: Mapping[str, str] = self._call(client, "POST", "/weight_checker", "its checksums", {"action": "checksum"})["checksums"]
+        checksums: Mapping[str, str] = self._call(
+            client, "POST", "/weight_checker", "its checksums", {"action": "checksum"}
+        )["checksums"]
         return checksums
 
     def _prompt_logprobs(self, client: Client, token_ids: list[int]) -> Tensor:
-        sampling = {"temperature": 1.0, "max_tokens": 1, "prompt_logprobs": 0, "detokenize": False, "ignore_eos": True}
-        answer = self._call(client, "POST", PATH, "the probe", {"token_ids": token_ids, "sampling_params": sampling})
+        sampling = {
+            "temperature": 1.0,
+            "max_tokens": 1,
+            "prompt_logprobs": 0,
+            "detokenize": False,
+            "ignore_eos": True,
+        }
+        answer = self._call(
+            client, "POST", PATH, "the probe", {"token_ids": token_ids, "sampling_params": sampling}
+        )
         found = answer["prompt_logprobs"][1:]  # nothing predicts the first token
         return torch.tensor([found[i][str(token)]["logprob"] for i, token in enumerate(token_ids[1:])])
 
@@ -158,11 +200,17 @@ class ServerSync:
         config = AutoConfig.from_pretrained(self._model)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()  # type: ignore[no-untyped-call]
         rounded = {name: value.to("cpu", self._dtype).float() for name, value in weights.items()}
-        missing = set(model.load_state_dict(rounded, strict=False).missing_keys) - set(getattr(model, "all_tied_weights_keys", None) or ())
+        missing = set(model.load_state_dict(rounded, strict=False).missing_keys) - set(
+            getattr(model, "all_tied_weights_keys", None) or ()
+        )
         if missing:
-            raise WeightSyncError(f"the trainer's weights of version {self._version} lack {sorted(missing)[:3]}, which {self._model} has.")
+            raise WeightSyncError(
+                f"the trainer's weights of version {self._version} lack {sorted(missing)[:3]}, which {self._model} has."
+            )
         generator = torch.Generator().manual_seed(0)
-        token_ids: list[int] = torch.randint(int(config.vocab_size), (_PROBE_TOKENS,), generator=generator).tolist()
+        token_ids: list[int] = torch.randint(
+            int(config.vocab_size), (_PROBE_TOKENS,), generator=generator
+        ).tolist()
         with torch.inference_mode():
             scores = torch.log_softmax(model(torch.tensor([token_ids])).logits[0].float(), -1)
         return token_ids, scores[:-1].gather(1, torch.tensor(token_ids[1:])[:, None])[:, 0]
@@ -171,7 +219,9 @@ class ServerSync:
 class FileWeightSync(ServerSync):
     """See `WeightSync`: the run's process writes the weights, each server reads them."""
 
-    def __init__(self, model: str | Path, dtype: torch.dtype, deadline_s: float = 300.0, folder: Path | None = None) -> None:
+    def __init__(
+        self, model: str | Path, dtype: torch.dtype, deadline_s: float = 300.0, folder: Path | None = None
+    ) -> None:
         """folder: where files lie; by default in memory, where there is such a file system."""
         super().__init__(model, dtype, deadline_s)
         parent = folder or (_MEMORY if os.access(_MEMORY, os.W_OK) else Path(tempfile.gettempdir()))
@@ -182,7 +232,9 @@ class FileWeightSync(ServerSync):
         self._folder.mkdir(mode=0o700)
         self._number = 0
 
-    def publish(self, weights: Mapping[str, Tensor], version: int, clients: Sequence[Client]) -> tuple[dict[str, float], Lost]:
+    def publish(
+        self, weights: Mapping[str, Tensor], version: int, clients: Sequence[Client]
+    ) -> tuple[dict[str, float], Lost]:
         written = self.write(weights, version)
         figures, lost = self._with_each(clients, self.deliver)
         return written | figures, lost
@@ -234,7 +286,9 @@ class NativeWeightSync(ServerSync):
         super().__init__(model, dtype, deadline_s)
         self._backend, self._sender, self._checkpoint = backend, sender, checkpoint
 
-    def publish(self, weights: Mapping[str, Tensor], version: int, clients: Sequence[Client]) -> tuple[dict[str, float], Lost]:
+    def publish(
+        self, weights: Mapping[str, Tensor], version: int, clients: Sequence[Client]
+    ) -> tuple[dict[str, float], Lost]:
         started = time.monotonic()
         self._version, self._source = version, self._checkpoint()
         figures, lost = self._with_each(clients, self._pause)
@@ -243,9 +297,13 @@ class NativeWeightSync(ServerSync):
             return figures, lost
         paused = time.monotonic()
         urls = tuple(client.url for client in ready)
-        report = self._sender.send_weights(Receivers(self._backend, urls, str(self._dtype).removeprefix("torch."), self._deadline_s))
+        report = self._sender.send_weights(
+            Receivers(self._backend, urls, str(self._dtype).removeprefix("torch."), self._deadline_s)
+        )
         if report.error:
-            loss = ServerLost(f"version {version}: the transfer by {self._backend} broke off after {report.seconds:.1f} s. {report.error}")
+            loss = ServerLost(
+                f"version {version}: the transfer by {self._backend} broke off after {report.seconds:.1f} s. {report.error}"
+            )
             return figures, {**lost, **dict.fromkeys(ready, loss)}
         more, lost_at_the_end = self._with_each(ready, self._go_on)
         figures |= more | {
@@ -257,7 +315,9 @@ class NativeWeightSync(ServerSync):
         return figures, {**lost, **lost_at_the_end}
 
 
-def write_shards(weights: Mapping[str, Tensor], folder: Path, dtype: torch.dtype, shard_bytes: int = _SHARD_BYTES) -> int:
+def write_shards(
+    weights: Mapping[str, Tensor], folder: Path, dtype: torch.dtype, shard_bytes: int = _SHARD_BYTES
+) -> int:
     """Write *.safetensors with an index; tensors are read one after another and held no longer than their shard. Returns bytes."""
     index: dict[str, str] = {}
     held: dict[str, Tensor] = {}
@@ -272,16 +332,22 @@ def write_shards(weights: Mapping[str, Tensor], folder: Path, dtype: torch.dtype
         held.clear()
 
     for name, tensor in weights.items():
-        held[name] = tensor.detach().to("cpu", dtype if tensor.is_floating_point() else tensor.dtype).contiguous()
+        held[name] = (
+            tensor.detach().to("cpu", dtype if tensor.is_floating_point() else tensor.dtype).contiguous()
+        )
         if sum(value.nbytes for value in held.values()) >= shard_bytes:
             flush()
     if held:
         flush()
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {"total_size": written}, "weight_map": index}))
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {"total_size": written}, "weight_map": index})
+    )
     return written
 
 
-def compare_digests(told: Mapping[str, str], weights: Mapping[str, Tensor], dtype: torch.dtype) -> tuple[int, list[str]]:
+def compare_digests(
+    told: Mapping[str, str], weights: Mapping[str, Tensor], dtype: torch.dtype
+) -> tuple[int, list[str]]:
     """How many tensors are equal byte for byte, and the names of those that differ.
 
     Only vectors that go by the same name (norms): servers join, pad, split and repack matrices.

@@ -21,14 +21,17 @@ from selfplay.training.conformance import CONTEXT_TOKENS, SETTINGS, largest_diff
 from selfplay.training.torch_trainer import TorchTrainer
 
 pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("peft") is None, reason="peft is not installed; get it with: pip install 'selfplay[lora]'"
+    importlib.util.find_spec("peft") is None,
+    reason="peft is not installed; get it with: pip install 'selfplay[lora]'",
 )
 
 RANK = 4
 
 
 def adapted(settings: TrainerSettings = SETTINGS, **more: Any) -> TrainerSettings:
-    return TrainerSettings.model_validate(settings.model_dump() | {"lora_rank": RANK, "lora_alpha": 16, **more})
+    return TrainerSettings.model_validate(
+        settings.model_dump() | {"lora_rank": RANK, "lora_alpha": 16, **more}
+    )
 
 
 def opened(model: Path, seed: int = 0, **more: Any) -> TorchTrainer:
@@ -101,7 +104,9 @@ def test_the_optimiser_holds_the_adapters_moments_alone(model: Path, tmp_path: P
     trainer.step(made_samples(0))
     made = factors(trainer, tmp_path / "checkpoint")
     state = torch.load(tmp_path / "checkpoint" / "trainer.pt", weights_only=True)["optimizer"]["state"]
-    assert sorted(entry["exp_avg"].shape for entry in state.values()) == sorted(value.shape for value in made.values())
+    assert sorted(entry["exp_avg"].shape for entry in state.values()) == sorted(
+        value.shape for value in made.values()
+    )
 
 
 def test_a_seed_gives_the_same_adapter_whatever_was_drawn_before(model: Path) -> None:
@@ -121,7 +126,11 @@ def test_only_the_layers_that_are_named_have_an_adapter(model: Path) -> None:
     trainer = opened(model, lora_layers=["v_proj", "q_proj"])
     before = trainer.export_weights()
     trainer.step(made_samples(0))
-    changed = {name.split(".")[-2] for name, value in trainer.export_weights().items() if not torch.equal(value, before[name])}
+    changed = {
+        name.split(".")[-2]
+        for name, value in trainer.export_weights().items()
+        if not torch.equal(value, before[name])
+    }
     assert changed == {"q_proj", "v_proj"}
 
 
@@ -135,11 +144,31 @@ def test_a_layer_that_the_model_does_not_have_is_named_beside_those_it_has(model
 @pytest.mark.parametrize(
     ("made_with", "opened_with", "message"),
     [
-        ({"lora_rank": 8}, {}, r"made with trainer\.lora_rank = 8, and this trainer has trainer\.lora_rank = 4"),
-        ({}, {"lora_rank": 0}, r"made with trainer\.lora_rank = 4, and this trainer has trainer\.lora_rank = 0"),
-        ({"lora_rank": 0}, {}, r"made with trainer\.lora_rank = 0, and this trainer has trainer\.lora_rank = 4"),
-        ({"lora_alpha": 5}, {}, r"made with trainer\.lora_alpha = 5, and this trainer has trainer\.lora_alpha = 16"),
-        ({"lora_layers": ["q_proj"]}, {}, r"made with trainer\.lora_layers = \['q_proj'\], .* has trainer\.lora_layers = \[\]"),
+        (
+            {"lora_rank": 8},
+            {},
+            r"made with trainer\.lora_rank = 8, and this trainer has trainer\.lora_rank = 4",
+        ),
+        (
+            {},
+            {"lora_rank": 0},
+            r"made with trainer\.lora_rank = 4, and this trainer has trainer\.lora_rank = 0",
+        ),
+        (
+            {"lora_rank": 0},
+            {},
+            r"made with trainer\.lora_rank = 0, and this trainer has trainer\.lora_rank = 4",
+        ),
+        (
+            {"lora_alpha": 5},
+            {},
+            r"made with trainer\.lora_alpha = 5, and this trainer has trainer\.lora_alpha = 16",
+        ),
+        (
+            {"lora_layers": ["q_proj"]},
+            {},
+            r"made with trainer\.lora_layers = \['q_proj'\], .* has trainer\.lora_layers = \[\]",
+        ),
     ],
 )
 def test_a_checkpoint_of_another_adapter_is_refused(
@@ -169,7 +198,10 @@ def swap_the_adapter(checkpoint: Path, model: Path) -> Path:
 
 @pytest.mark.parametrize(
     ("swap", "message"),
-    [(swap_the_base, r"made over another model: its model\.layers\.1\.mlp\.up_proj"), (swap_the_adapter, "do not belong")],
+    [
+        (swap_the_base, r"made over another model: its model\.layers\.1\.mlp\.up_proj"),
+        (swap_the_adapter, "do not belong"),
+    ],
 )
 def test_a_checkpoint_continues_over_its_own_base_and_adapter_alone(
     model: Path, tmp_path: Path, swap: Callable[[Path, Path], Path], message: str

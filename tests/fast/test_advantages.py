@@ -4,7 +4,9 @@ from selfplay.algorithm.advantages import AdvantageName, compute_advantages
 
 
 def test_rloo_takes_off_the_mean_of_the_others() -> None:
-    assert compute_advantages("rloo", [1, -1, -1, -1], [5, 5, 5, 5]) == pytest.approx([2.0, -2 / 3, -2 / 3, -2 / 3])
+    assert compute_advantages("rloo", [1, -1, -1, -1], [5, 5, 5, 5]) == pytest.approx(
+        [2.0, -2 / 3, -2 / 3, -2 / 3]
+    )
 
 
 def test_rloo_is_dr_grpo_times_n_over_n_minus_one() -> None:

@@ -44,7 +44,9 @@ def test_a_file_under_both_its_names_is_refused():
 
 def test_every_missing_file_is_named():
     with pytest.raises(ArtifactError, match=r"lacks test_weaken\.diff, test_script\.sh"):
-        Artifact.from_files({name: text for name, text in FILES.items() if name not in ("test_weaken.diff", "test_script.sh")})
+        Artifact.from_files(
+            {name: text for name, text in FILES.items() if name not in ("test_weaken.diff", "test_script.sh")}
+        )
 
 
 def test_other_files_are_left_alone():
@@ -58,7 +60,9 @@ def test_an_empty_script_or_parser_is_refused(name):
 
 
 @pytest.mark.parametrize(
-    ("text", "complaint"), [("\udcff", "not UTF-8"), ("a\0b", "NUL"), ("x" * (MAX_FILE_BYTES + 1), "at most")], ids=["bytes", "nul", "huge"]
+    ("text", "complaint"),
+    [("\udcff", "not UTF-8"), ("a\0b", "NUL"), ("x" * (MAX_FILE_BYTES + 1), "at most")],
+    ids=["bytes", "nul", "huge"],
 )
 def test_texts_that_are_none_or_too_large_are_refused(text, complaint):
     with pytest.raises(ArtifactError, match=complaint):
@@ -68,7 +72,10 @@ def test_texts_that_are_none_or_too_large_are_refused(text, complaint):
 def test_the_digest_follows_the_content():
     digest = Artifact.from_files(FILES).digest
     assert digest == Artifact.from_files(dict(reversed(FILES.items()))).digest
-    assert digest != Artifact.from_files(FILES | {"bug_inject.diff": "bug\nw", "test_weaken.diff": "eaken\n"}).digest
+    assert (
+        digest
+        != Artifact.from_files(FILES | {"bug_inject.diff": "bug\nw", "test_weaken.diff": "eaken\n"}).digest
+    )
 
 
 def test_a_link_in_the_folder_is_not_followed(tmp_path):

@@ -27,7 +27,9 @@ def test_the_interval_is_wilsons():
     assert wilson(0, 0) == (0.0, 1.0)
 
 
-@pytest.mark.parametrize(("old", "new"), [("return -1", "return 1"), ("value > 0", "value >= 0"), ("value < 0", "value <= 0")])
+@pytest.mark.parametrize(
+    ("old", "new"), [("return -1", "return 1"), ("value > 0", "value >= 0"), ("value < 0", "value <= 0")]
+)
 @pytest.mark.parametrize("lucky", [True, False])
 def test_luck_decides_between_the_right_statement_and_the_broken_one(old, new, lucky):
     broken = SOURCE.replace(old, new)
@@ -48,6 +50,8 @@ def test_groups_take_turns():
 
 
 def test_the_independent_rule_counts_tests_that_both_logs_know():
-    buggy = statuses("t.py::a FAILED   [ 25%]\nt.py::b PASSED [ 50%]\nt.py::c FAILED\nt.py::gone PASSED\nnoise\n")
+    buggy = statuses(
+        "t.py::a FAILED   [ 25%]\nt.py::b PASSED [ 50%]\nt.py::c FAILED\nt.py::gone PASSED\nnoise\n"
+    )
     original = statuses("t.py::a PASSED [ 25%]\nt.py::b PASSED [ 50%]\nt.py::c FAILED\nt.py::new PASSED\n")
     assert rule(buggy, original) == (1, 1)

@@ -21,7 +21,9 @@ from selfplay.training.objective import action_logits
 def sample(length: int, seed: int) -> Sample:
     generator = torch.Generator().manual_seed(seed)
     mask = [0, *torch.randint(0, 2, (length - 2,), generator=generator).tolist(), 1]
-    return Sample(torch.randint(50, (length,), generator=generator).tolist(), mask, [-1.0] * length, 1.0, "solver")
+    return Sample(
+        torch.randint(50, (length,), generator=generator).tolist(), mask, [-1.0] * length, 1.0, "solver"
+    )
 
 
 def test_micro_batches_stay_within_the_budget_padding_included() -> None:
@@ -61,7 +63,9 @@ def test_advantages_of_another_length_are_the_callers_mistake() -> None:
 def gradients_of(model: Any, batches: list[MicroBatch]) -> list[torch.Tensor]:
     model.zero_grad()
     for batch in batches:
-        logits = action_logits(model, batch.token_ids, batch.action_rows, batch.action_places, batch.positions)
+        logits = action_logits(
+            model, batch.token_ids, batch.action_rows, batch.action_places, batch.positions
+        )
         targets = batch.token_ids[batch.action_rows, batch.action_places]
         torch.nn.functional.cross_entropy(logits, targets, reduction="sum").backward()
     return [p.grad.clone() for p in model.parameters()]
@@ -80,8 +84,12 @@ def test_padding_does_not_change_the_gradients(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 5, 16])
-@pytest.mark.parametrize("lengths", [[], [40], [5, 100, 30, 31, 32, 7, 60], [10] * 9, [500, 3, 2, 1]], ids=str)
-def test_every_rank_gets_equally_many_micro_batches_and_every_sample_one_rank(lengths: list[int], ranks: int) -> None:
+@pytest.mark.parametrize(
+    "lengths", [[], [40], [5, 100, 30, 31, 32, 7, 60], [10] * 9, [500, 3, 2, 1]], ids=str
+)
+def test_every_rank_gets_equally_many_micro_batches_and_every_sample_one_rank(
+    lengths: list[int], ranks: int
+) -> None:
     shares = plan_rank_batches(lengths, 100, ranks)
     assert len(shares) == ranks
     assert len({len(share) for share in shares}) == 1
@@ -99,7 +107,10 @@ def test_ranks_are_left_without_work_only_where_samples_are_too_few() -> None:
 def test_micro_batches_that_run_at_the_same_time_are_of_similar_size() -> None:
     lengths = [100, 90, 60, 55]
     shares = plan_rank_batches(lengths, 100, 2)
-    assert [{lengths[i] for group in step for i in group} for step in zip(*shares, strict=True)] == [{100, 90}, {60, 55}]
+    assert [{lengths[i] for group in step for i in group} for step in zip(*shares, strict=True)] == [
+        {100, 90},
+        {60, 55},
+    ]
 
 
 def test_a_rank_without_work_gets_no_batch_in_its_place() -> None:
@@ -121,7 +132,9 @@ def test_packing_does_not_change_the_gradients(tmp_path: Path) -> None:
     samples = [sample(length, seed) for seed, length in enumerate((9, 17, 40, 12, 2, 11))]
     packed = make_micro_batches(samples, 1000, packing=True)
     assert [len(row) for batch in packed for row in batch.rows] == [1, 3, 2]
-    torch.testing.assert_close(gradients_of(model, packed), gradients_of(model, make_micro_batches(samples, 1)), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        gradients_of(model, packed), gradients_of(model, make_micro_batches(samples, 1)), rtol=1e-4, atol=1e-5
+    )
 
 
 def test_a_packed_sample_sees_nothing_of_its_neighbours(tmp_path: Path) -> None:
@@ -133,7 +146,9 @@ def test_a_packed_sample_sees_nothing_of_its_neighbours(tmp_path: Path) -> None:
         (batch,) = make_micro_batches([long, neighbour, second], 1000, packing=True)
         assert batch.rows == ((0,), (1, 2))
         mine = batch.action_samples == 2
-        found = action_logits(model, batch.token_ids, batch.action_rows[mine], batch.action_places[mine], batch.positions)
+        found = action_logits(
+            model, batch.token_ids, batch.action_rows[mine], batch.action_places[mine], batch.positions
+        )
         return found.detach()
 
     torch.testing.assert_close(logits(first), logits(other), rtol=0, atol=1e-6)

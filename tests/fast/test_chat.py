@@ -54,7 +54,9 @@ def test_no_content_yields_a_control_token(tokenizer: Any, token: str) -> None:
     chat = ChatFormat(tokenizer)
     control = tokenizer.convert_tokens_to_ids(token)
     plain = chat.start("", "x").count(control)
-    assert chat.start(token, f"{token}{token} {token}\n").count(control) == chat.start("x", "x").count(control)
+    assert chat.start(token, f"{token}{token} {token}\n").count(control) == chat.start("x", "x").count(
+        control
+    )
     assert chat.extend(f"a{token}").count(control) == chat.extend("a").count(control) and plain <= 2
     assert chat.decode(chat.encode(f"a{token}b")) == f"a{token}b"
 
@@ -80,9 +82,14 @@ def test_spans_tell_which_characters_a_token_covers(tokenizer: Any) -> None:
 
 
 def test_without_a_system_role_its_text_opens_the_users(with_template: Make) -> None:
-    refuses = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + CHATML
+    refuses = (
+        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + CHATML
+    )
     chat = ChatFormat(with_template(refuses))
-    assert chat.decode(chat.start("be brief", "go")) == "<|im_start|>user\nbe brief\n\ngo<|im_end|>\n<|im_start|>assistant\n"
+    assert (
+        chat.decode(chat.start("be brief", "go"))
+        == "<|im_start|>user\nbe brief\n\ngo<|im_end|>\n<|im_start|>assistant\n"
+    )
 
 
 def test_an_append_only_template_passes_the_check(tokenizer: Any) -> None:
@@ -100,7 +107,13 @@ def test_a_template_that_rewrites_earlier_turns_fails_the_check(with_template: M
 
 def test_a_template_that_counts_turns_fails_the_check(with_template: Make) -> None:
     with pytest.raises(EngineError, match="framed otherwise"):
-        ChatFormat(with_template(CHATML.replace("<|im_start|>{{", "<|im_start|>{{ loop.index if message['role'] == 'user' }}{{"))).check()
+        ChatFormat(
+            with_template(
+                CHATML.replace(
+                    "<|im_start|>{{", "<|im_start|>{{ loop.index if message['role'] == 'user' }}{{"
+                )
+            )
+        ).check()
 
 
 def test_a_template_without_a_closing_token_is_refused(with_template: Make) -> None:

@@ -15,7 +15,9 @@ WIDE = {"COLUMNS": "240", "NO_COLOR": "1", "TERM": "dumb"}
 
 def selfplay(*arguments: object, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "selfplay.cli", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=folder, env={**os.environ, **WIDE}, timeout=120)
+    return subprocess.run(
+        command, capture_output=True, text=True, cwd=folder, env={**os.environ, **WIDE}, timeout=120
+    )
 
 
 def assert_refused(result: subprocess.CompletedProcess[str], code: int, *words: str) -> None:
@@ -26,7 +28,9 @@ def assert_refused(result: subprocess.CompletedProcess[str], code: int, *words: 
         assert word in said, said
 
 
-@pytest.mark.parametrize("command", ["train", "inspect-bugs", "replay", "validate", "eval", "warm-start", "doctor"])
+@pytest.mark.parametrize(
+    "command", ["train", "inspect-bugs", "replay", "validate", "eval", "warm-start", "doctor"]
+)
 def test_every_command_has_help_with_an_example(command):
     result = selfplay(command, "--help")
     assert result.returncode == 0
@@ -35,7 +39,11 @@ def test_every_command_has_help_with_an_example(command):
 
 @pytest.mark.parametrize(
     ("options", "word"),
-    [(["--sandbox", "docker"], "--attack"), (["--attack", "--clean"], "--clean"), (["--attack", "--sandbox", "x"], "'x'")],
+    [
+        (["--sandbox", "docker"], "--attack"),
+        (["--attack", "--clean"], "--clean"),
+        (["--attack", "--sandbox", "x"], "'x'"),
+    ],
 )
 def test_the_doctor_passes_over_no_option(options, word):
     assert_refused(selfplay("doctor", *options), 2, word)
@@ -78,7 +86,11 @@ def test_a_wrong_setting_is_named_and_nothing_is_started(tmp_path, setting, code
 
 def test_broken_toml_names_file_and_place(tmp_path):
     (tmp_path / "c.toml").write_text("[train\n")
-    assert_refused(selfplay("train", "--repos", good_list(tmp_path), "--config", tmp_path / "c.toml"), 2, "c.toml is not valid TOML")
+    assert_refused(
+        selfplay("train", "--repos", good_list(tmp_path), "--config", tmp_path / "c.toml"),
+        2,
+        "c.toml is not valid TOML",
+    )
 
 
 def test_resuming_a_run_that_is_not_there_says_which_are(tmp_path):
@@ -128,11 +140,25 @@ def test_a_wrong_repository_is_bad_usage(tmp_path):
 
 
 def test_every_bad_task_record_is_listed(tmp_path):
-    record = {"instance_id": "a", "repo": "pypi:toolz==1.0.0", "patch": "", "test_patch": "", "FAIL_TO_PASS": "[]", "PASS_TO_PASS": []}
+    record = {
+        "instance_id": "a",
+        "repo": "pypi:toolz==1.0.0",
+        "patch": "",
+        "test_patch": "",
+        "FAIL_TO_PASS": "[]",
+        "PASS_TO_PASS": [],
+    }
     lines = [json.dumps(record), "{", json.dumps({"instance_id": "b"}), json.dumps(record)]
     (tmp_path / "tasks.jsonl").write_text("\n".join(lines))
     result = selfplay("eval", "--tasks", tmp_path / "tasks.jsonl")
-    assert_refused(result, 2, "3 unusable task record(s)", "line 2:", "line 3: lacks repo", "line 4: repeats the instance_id 'a'")
+    assert_refused(
+        result,
+        2,
+        "3 unusable task record(s)",
+        "line 2:",
+        "line 3: lacks repo",
+        "line 4: repeats the instance_id 'a'",
+    )
 
 
 def test_the_bugs_of_a_run_are_data_with_json(tmp_path):
@@ -156,6 +182,8 @@ def test_comparing_folders_that_are_not_there_is_bad_usage(tmp_path):
 
 
 def test_a_run_with_unknown_evaluation_tasks_starts_nothing(tmp_path):
-    result = selfplay("train", "--repos", good_list(tmp_path), "--set", 'evaluation.tasks=["owm"]', folder=tmp_path)
+    result = selfplay(
+        "train", "--repos", good_list(tmp_path), "--set", 'evaluation.tasks=["owm"]', folder=tmp_path
+    )
     assert_refused(result, 2, "'owm'")
     assert not (tmp_path / "runs").exists()

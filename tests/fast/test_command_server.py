@@ -25,7 +25,9 @@ SERVER = Path(command_server.__file__)
 
 @contextmanager
 def peer(*command: str) -> Iterator[Connection]:
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    ) as process:
         assert process.stdin and process.stdout
         try:
             yield Connection(PipeChannel(process.stdout.fileno(), process.stdin.fileno()))
@@ -36,9 +38,16 @@ def peer(*command: str) -> Iterator[Connection]:
 @contextmanager
 def server(tmp_path: Path) -> Iterator[Connection]:
     unshare = shutil.which("unshare")
-    flags = ["--pid", "--fork", "--kill-child", "--mount-proc"] + ([] if os.geteuid() == 0 else ["--user", "--map-root-user"])
-    if unshare is None or subprocess.run([unshare, *flags, "true"], capture_output=True, check=False).returncode != 0:
-        pytest.skip("no pid namespace can be made here; allow user namespaces: sysctl -w kernel.apparmor_restrict_unprivileged_userns=0")
+    flags = ["--pid", "--fork", "--kill-child", "--mount-proc"] + (
+        [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
+    )
+    if (
+        unshare is None
+        or subprocess.run([unshare, *flags, "true"], capture_output=True, check=False).returncode != 0
+    ):
+        pytest.skip(
+            "no pid namespace can be made here; allow user namespaces: sysctl -w kernel.apparmor_restrict_unprivileged_userns=0"
+        )
     arguments = [str(1 << 20), "0", "1", str(tmp_path)]
     with peer(unshare, *flags, sys.executable, "-I", "-S", str(SERVER), *arguments) as connection:
         connection.hello(time.monotonic() + 20)
@@ -64,7 +73,9 @@ def test_the_server_refuses_to_run_where_it_is_not_process_1() -> None:
 
 def test_the_server_imports_nothing_that_is_slow_to_import() -> None:
     code = f"import sys; exec(compile(open({str(SERVER)!r}).read(), 'server', 'exec'), {{'__name__': 'server'}}); print(*sys.modules)"
-    modules = subprocess.run([sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    modules = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True, check=True
+    ).stdout.split()
     assert not {"json", "struct", "subprocess", "tarfile"} & set(modules)
 
 
@@ -79,7 +90,10 @@ def test_a_hundred_commands_leave_no_descriptor_and_no_zombie_behind(tmp_path: P
     with server(tmp_path) as connection:
         for _ in range(100):
             connection.run(b"sleep 0 & true", 20, 1000, b"")
-        assert connection.run(b'cat /proc/[0-9]*/stat | grep -c " Z $PPID "', 20, 1000, b"").output.strip() == b"0"
+        assert (
+            connection.run(b'cat /proc/[0-9]*/stat | grep -c " Z $PPID "', 20, 1000, b"").output.strip()
+            == b"0"
+        )
         last = connection.run(b"exec 9</dev/null; ls /proc/self/fd | wc -l", 20, 1000, b"")
         assert int(last.output) < 8
 
@@ -113,7 +127,9 @@ def test_equal_folders_give_equal_archives(tmp_path: Path) -> None:
             (tmp_path / folder).mkdir()
             for name in ("x", "y") if folder == "one" else ("y", "x"):
                 (tmp_path / folder / name).write_text(name)
-        assert connection.read(str(tmp_path / "one"), 1 << 20) == connection.read(str(tmp_path / "two"), 1 << 20)
+        assert connection.read(str(tmp_path / "one"), 1 << 20) == connection.read(
+            str(tmp_path / "two"), 1 << 20
+        )
 
 
 def test_a_peer_that_is_silent_is_given_up_at_the_deadline() -> None:
@@ -161,12 +177,16 @@ def test_harmless_names_are_normalised() -> None:
 
 def test_fields_survive_packing() -> None:
     fields = [b"", b"x", bytes(range(256)), b"\0" * 1000]
-    assert client.unpack(command_server.pack(*fields)) == fields == command_server.unpack(client.pack(*fields))
+    assert (
+        client.unpack(command_server.pack(*fields)) == fields == command_server.unpack(client.pack(*fields))
+    )
 
 
 def test_what_a_living_process_made_is_not_abandoned_and_what_a_dead_one_made_is() -> None:
     code = "from selfplay.sandbox.owners import owner; print(owner())"
-    dead = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=SERVER.parents[2]).stdout.strip()
+    dead = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=SERVER.parents[2]
+    ).stdout.strip()
     assert not abandoned(unique_name()) and not abandoned(owner())
     assert abandoned(dead) and abandoned(f"selfplay-{dead}-7")
     assert not abandoned("selfplay-of-somebody-else") and not abandoned(f"elsewhere-{dead}")

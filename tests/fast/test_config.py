@@ -75,16 +75,26 @@ def test_a_run_name_cannot_leave_the_runs_folder():
 
 
 def test_known_keys_are_dotted():
-    assert {"seed", "max_lag", "train.updates", "sandbox.type", "engine.type", "trainer.type", "policy.model", "injector.given"} <= set(
-        known_keys()
-    )
+    assert {
+        "seed",
+        "max_lag",
+        "train.updates",
+        "sandbox.type",
+        "engine.type",
+        "trainer.type",
+        "policy.model",
+        "injector.given",
+    } <= set(known_keys())
 
 
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
         (["train.injector_groups=0", "train.solver_groups=0"], r"train: .*solver_groups = 0 play nothing"),
-        (["train.injector_groups=0", 'train.learn=["injector"]'], r"only the injector learns and it never plays"),
+        (
+            ["train.injector_groups=0", 'train.learn=["injector"]'],
+            r"only the injector learns and it never plays",
+        ),
         (["train.solver_groups=0", 'train.learn=["solver"]'], r"only the solver learns and it never plays"),
     ],
 )
@@ -94,7 +104,9 @@ def test_a_game_that_nobody_plays_or_learns_from_is_refused(overrides: list[str]
 
 
 def test_solvers_that_take_injectors_places_play_without_groups_of_their_own():
-    assert load_config(None, ["train.solver_groups=0", "train.even=true", 'train.learn=["solver"]']).train.even
+    assert load_config(
+        None, ["train.solver_groups=0", "train.even=true", 'train.learn=["solver"]']
+    ).train.even
 
 
 @pytest.mark.parametrize(
@@ -102,10 +114,19 @@ def test_solvers_that_take_injectors_places_play_without_groups_of_their_own():
     [
         (["trainer.ranks=2"], r"ranks = 2 needs trainer.type = 'deepspeed'"),
         (["trainer.offload=true"], r"offload = true needs trainer.type = 'deepspeed'"),
-        (["trainer.type=deepspeed", "trainer.zero_stage=0", "trainer.offload=true"], r"trainer.zero_stage of at least 1"),
+        (
+            ["trainer.type=deepspeed", "trainer.zero_stage=0", "trainer.offload=true"],
+            r"trainer.zero_stage of at least 1",
+        ),
         (["trainer.type=deepspeed", "trainer.zero_stage=4"], r"trainer.zero_stage"),
-        (['trainer.lora_layers=["q_proj"]'], r"lora_layers = \['q_proj'\] means something only with lora_rank of at least 1"),
-        (["trainer.lora_rank=8", 'trainer.lora_layers=["layers.0"]'], r"'layers.0' is not the name of a layer"),
+        (
+            ['trainer.lora_layers=["q_proj"]'],
+            r"lora_layers = \['q_proj'\] means something only with lora_rank of at least 1",
+        ),
+        (
+            ["trainer.lora_rank=8", 'trainer.lora_layers=["layers.0"]'],
+            r"'layers.0' is not the name of a layer",
+        ),
         (["trainer.lora_rank=-1"], r"trainer.lora_rank"),
     ],
 )

@@ -24,12 +24,17 @@ def rate(value: float | None, is_void: bool = False) -> SolveRate:
 
 
 def test_the_solve_rate_counts_graded_attempts_only():
-    measured = measure_solve_rate([True, False, None, True, False, False], [True, None, None, True, None, None], 8)
+    measured = measure_solve_rate(
+        [True, False, None, True, False, False], [True, None, None, True, None, None], 8
+    )
     assert (measured.rate, measured.graded, measured.passes, measured.is_void) == (0.4, 5, 2, False)
 
 
 def test_fewer_than_half_of_the_group_graded_gives_no_rate():
-    assert measure_solve_rate([True, True, True, None, None, None, None, None], [True] * 3 + [None] * 5, 8).rate is None
+    assert (
+        measure_solve_rate([True, True, True, None, None, None, None, None], [True] * 3 + [None] * 5, 8).rate
+        is None
+    )
 
 
 def test_a_pass_that_does_not_repeat_voids_the_bug():
@@ -97,11 +102,29 @@ def edited(line: int, search: str, replace: str) -> str:
 
 def played(*turns: tuple[str, str, bool], patch: str = PATCH) -> Episode:
     """Turns of two tokens each, a prompt's token before each of them."""
-    made = tuple(Turn(text, tool, "", (3 * n + 1, 3 * n + 3), is_error=is_error) for n, (tool, text, is_error) in enumerate(turns))
+    made = tuple(
+        Turn(text, tool, "", (3 * n + 1, 3 * n + 3), is_error=is_error)
+        for n, (tool, text, is_error) in enumerate(turns)
+    )
     mask = (0, 1, 1) * len(made)
     ids = tuple(range(len(mask)))
     finish = FinishReason.SUBMITTED
-    return Episode("e", Role.SOLVER, "r", 0, "g", 0, 0, finish, (), made, ids, mask, (0.0,) * len(ids), submission={"patch": patch})
+    return Episode(
+        "e",
+        Role.SOLVER,
+        "r",
+        0,
+        "g",
+        0,
+        0,
+        finish,
+        (),
+        made,
+        ids,
+        mask,
+        (0.0,) * len(ids),
+        submission={"patch": patch},
+    )
 
 
 REFUSED = ("edit", edited(2, "1", "9"), False)
@@ -122,7 +145,11 @@ def test_a_failure_and_every_episode_under_the_papers_credit_are_learned_from_as
     episode = played(FAULTY, REFUSED, MENDING)
     whole = [float(is_action) for is_action in episode.loss_mask]
     assert advantages_of(episode, 1.0) == whole
-    assert advantages_of(episode, -1.0) == advantages_of(episode, -1.0, credit="kept") == [-value for value in whole]
+    assert (
+        advantages_of(episode, -1.0)
+        == advantages_of(episode, -1.0, credit="kept")
+        == [-value for value in whole]
+    )
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.25])
@@ -137,7 +164,11 @@ def test_a_submission_that_is_no_diff_takes_no_edit_from_an_episode():
 
 def test_a_turn_is_in_vain_when_its_call_failed_was_none_or_repeats_a_change():
     refused = ("edit", edited(1, "1", "2"), True)
-    assert turns_in_vain(played(FAULTY, refused, MENDING, ("bash", "ls", False), MENDING, REFUSED)) == {0, 1, 4}
+    assert turns_in_vain(played(FAULTY, refused, MENDING, ("bash", "ls", False), MENDING, REFUSED)) == {
+        0,
+        1,
+        4,
+    }
     assert turns_in_vain(played(("bash", "ls", False), ("bash", "ls", False))) == set()
 
 
@@ -149,7 +180,9 @@ def spelled(*turns: tuple[str, str, bool]) -> Episode:
         made.append(Turn(text, tool, "", (len(ids), len(ids) + len(text)), is_error=is_error))
         ids += map(ord, text)
     zeros, ones = (0.0,) * len(ids), (1,) * len(ids)
-    return Episode("e", Role.SOLVER, "r", 0, "g", 0, 0, FinishReason.SUBMITTED, (), tuple(made), tuple(ids), ones, zeros)
+    return Episode(
+        "e", Role.SOLVER, "r", 0, "g", 0, 0, FinishReason.SUBMITTED, (), tuple(made), tuple(ids), ones, zeros
+    )
 
 
 def read(ids: Sequence[int]) -> str:
@@ -163,12 +196,26 @@ def credited(episode: Episode, expected: float, **settings: Any) -> list[float]:
 def test_a_call_that_changed_something_new_is_credited_beside_what_its_group_does_and_the_others_lose():
     refused = ("edit", edited(2, "9", "1"), True)
     episode = spelled(
-        MENDING, ("bash", "<tool: bash>\nls\n</tool>", False), MENDING, refused, FAULTY, ("submit", "<tool: submit>\n</tool>", False)
+        MENDING,
+        ("bash", "<tool: bash>\nls\n</tool>", False),
+        MENDING,
+        refused,
+        FAULTY,
+        ("submit", "<tool: submit>\n</tool>", False),
     )
     values = credited(episode, 0.25, call_weight=2.0)
-    assert credited(episode, 0.25, call_weight=2.0, negative_weight=0.0) == [max(value, 0.0) for value in values]
+    assert credited(episode, 0.25, call_weight=2.0, negative_weight=0.0) == [
+        max(value, 0.0) for value in values
+    ]
     in_body = [values[turn.tokens[0] + len("<tool: edit>") + 1] for turn in episode.turns]
-    assert in_body == [1.5, 0.0, -0.5, -0.5, -0.5, 0.0]  # a repeated change is none; commands never fail, so they are not paid
+    assert in_body == [
+        1.5,
+        0.0,
+        -0.5,
+        -0.5,
+        -0.5,
+        0.0,
+    ]  # a repeated change is none; commands never fail, so they are not paid
     assert credited(episode, 0.25) == [0.0] * len(episode.token_ids)
 
 

@@ -5,7 +5,9 @@ from selfplay.source.trees import FileEntry, Tree
 
 
 def read(files: dict[str, str]) -> Dependencies:
-    return read_dependencies(Tree({path: FileEntry(text.encode()) for path, text in files.items()}), "fallback")
+    return read_dependencies(
+        Tree({path: FileEntry(text.encode()) for path, text in files.items()}), "fallback"
+    )
 
 
 def test_core_metadata_gives_name_version_runtime_and_test_extras() -> None:
@@ -48,16 +50,22 @@ def test_older_sources_are_read_too() -> None:
 
 
 def test_a_repository_never_depends_on_itself_or_on_pytest() -> None:
-    found = read({"pyproject.toml": '[project]\nname = "Some.Thing"\ndependencies = ["some-thing", "pytest>=3", "pytest-randomly"]\n'})
+    found = read(
+        {
+            "pyproject.toml": '[project]\nname = "Some.Thing"\ndependencies = ["some-thing", "pytest>=3", "pytest-randomly"]\n'
+        }
+    )
     assert (found.runtime, found.test) == ((), ())
 
 
 def test_a_failed_collection_asks_for_known_test_libraries_only() -> None:
     found = Dependencies("thing", "1", (), ("mock",), ("python-something>=2",))
-    log = (
-        "E   ModuleNotFoundError: No module named 'yaml'\nNo module named 'mock'\nNo module named 'something'\nNo module named 'anybodys'\n"
+    log = "E   ModuleNotFoundError: No module named 'yaml'\nNo module named 'mock'\nNo module named 'something'\nNo module named 'anybodys'\n"
+    assert found.wanted_by(log + "E  fixture 'mocker' not found") == (
+        "PyYAML",
+        "pytest-mock",
+        "python-something>=2",
     )
-    assert found.wanted_by(log + "E  fixture 'mocker' not found") == ("PyYAML", "pytest-mock", "python-something>=2")
 
 
 def test_damaged_metadata_is_passed_over() -> None:

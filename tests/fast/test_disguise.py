@@ -43,7 +43,10 @@ def tree(source: str = SOURCE) -> Tree:
 
 
 def disguised(
-    source: str = SOURCE, wanted: tuple[str, ...] = (FIRST,), others: tuple[str, ...] = (EARLY, METHOD), seed: int = 0
+    source: str = SOURCE,
+    wanted: tuple[str, ...] = (FIRST,),
+    others: tuple[str, ...] = (EARLY, METHOD),
+    seed: int = 0,
 ) -> Disguise | None:
     return disguise(tree(source), (PATH, "tests/absent.py"), wanted, others, random.Random(seed))
 
@@ -77,7 +80,8 @@ def test_wanted_tests_pass_under_new_names_and_copies_come_to_what_they_must(see
     found = disguised(wanted=(FIRST, METHOD), others=(EARLY,), seed=seed)
     results = run(found)
     outcomes = TestOutcomes(
-        frozenset(name for name, passed in results.items() if passed), frozenset(name for name, passed in results.items() if not passed)
+        frozenset(name for name, passed in results.items() if passed),
+        frozenset(name for name, passed in results.items() if not passed),
     )
     assert FIRST not in results and METHOD not in results
     assert found.not_passed(outcomes, (FIRST, METHOD, EARLY)) == ()

@@ -50,7 +50,10 @@ def test_cleaning_removes_stale_folders_and_names_them(tmp_path, monkeypatch):
 
 def test_a_package_that_is_missing_or_of_another_version_comes_with_a_command():
     findings = {
-        f.name: f for f in doctor._packages(requires=["rich", "no-such-package-of-ours>=2", "pytest<1", 'colorama; extra == "dev"'])
+        f.name: f
+        for f in doctor._packages(
+            requires=["rich", "no-such-package-of-ours>=2", "pytest<1", 'colorama; extra == "dev"']
+        )
     }
     assert not findings["packages"].ok
     assert findings["packages"].detail.startswith("rich ")

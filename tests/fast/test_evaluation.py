@@ -26,7 +26,15 @@ from selfplay.viewing.summary import _evaluations
 CONFIG = build_config({})
 TASKS = [
     Task(
-        f"bug-{n}", f"pypi:{'toolz' if n % 2 else 'parse'}==1.0", "", "", ("t",), (), {"a": "b"}, set="own", part="unseen" if n > 5 else ""
+        f"bug-{n}",
+        f"pypi:{'toolz' if n % 2 else 'parse'}==1.0",
+        "",
+        "",
+        ("t",),
+        (),
+        {"a": "b"},
+        set="own",
+        part="unseen" if n > 5 else "",
     )
     for n in range(8)
 ]
@@ -123,7 +131,11 @@ def test_a_torn_line_does_not_swallow_the_next(tmp_path):
 
 def test_more_workers_are_the_same_evaluation_and_another_prompt_is_not(tmp_path):
     folder = a_folder(tmp_path, never)
-    folder.check(identity_of(build_config({"train": {"workers": 7}, "sandbox": {"type": "docker"}}), {"model": "p"}, TASKS))
+    folder.check(
+        identity_of(
+            build_config({"train": {"workers": 7}, "sandbox": {"type": "docker"}}), {"model": "p"}, TASKS
+        )
+    )
     with pytest.raises(UsageError, match="agent.prompt_style = 'full' there and 'terse' here"):
         folder.check(identity_of(build_config({"agent": {"prompt_style": "terse"}}), {"model": "p"}, TASKS))
 
@@ -149,7 +161,10 @@ def test_differences_are_paired_by_bug(tmp_path):
 
 
 def test_a_gain_at_t_1_alone_is_called_sharpening(tmp_path):
-    first, second = a_folder(tmp_path / "a", never), a_folder(tmp_path / "b", lambda n: ([True, n > 2, False, False], False))
+    first, second = (
+        a_folder(tmp_path / "a", never),
+        a_folder(tmp_path / "b", lambda n: ([True, n > 2, False, False], False)),
+    )
     comparison = compare(first, second)
     assert comparison["verdict"].startswith("sharpening: better at T = 1, no difference shown greedily.")
 
@@ -177,7 +192,10 @@ def test_every_outcome_has_its_words(sampled, greedy, start):
 
 
 def test_a_small_difference_is_said_to_show_nothing(tmp_path):
-    first, second = a_folder(tmp_path / "a", never), a_folder(tmp_path / "b", lambda n: ([n == 0, False], False))
+    first, second = (
+        a_folder(tmp_path / "a", never),
+        a_folder(tmp_path / "b", lambda n: ([n == 0, False], False)),
+    )
     assert sentences(compare(first, second)) == [
         "T = 1: difference +6.2 points, 95% interval -8.5 to +21.0: "
         "not distinguishable from none (with these bugs some 15 points would be).",
@@ -207,15 +225,21 @@ def test_other_settings_are_told(tmp_path):
 
 def test_where_and_how_early_sandboxes_open_makes_no_other_evaluation(tmp_path):
     other = build_config({"sandbox": {"type": "bubblewrap", "ready": 4}})
-    assert compare(a_folder(tmp_path / "a", never), a_folder(tmp_path / "b", never, config=other))["settings"] == ""
+    assert (
+        compare(a_folder(tmp_path / "a", never), a_folder(tmp_path / "b", never, config=other))["settings"]
+        == ""
+    )
 
 
 def test_how_many_suspects_are_named_is_a_setting_only_where_they_are_given(tmp_path):
     def evaluated(name, given, number):
-        return a_folder(tmp_path / name, never, config=build_config({"solver": {"given": given, "max_suspects": number}}))
+        return a_folder(
+            tmp_path / name, never, config=build_config({"solver": {"given": given, "max_suspects": number}})
+        )
 
     assert (
-        compare(evaluated("a", ["suspects"], 5), evaluated("b", ["suspects"], 3))["settings"] == "solver.max_suspects = 5 there and 3 here"
+        compare(evaluated("a", ["suspects"], 5), evaluated("b", ["suspects"], 3))["settings"]
+        == "solver.max_suspects = 5 there and 3 here"
     )
     assert compare(evaluated("c", ["tests"], 5), evaluated("d", ["tests"], 3))["settings"] == ""
 
@@ -228,7 +252,14 @@ def test_folders_that_cannot_be_compared_say_why(tmp_path):
     with pytest.raises(UsageError, match="holds no finished attempt"):
         compare(good, Folder(tmp_path / "empty"))
     with pytest.raises(UsageError, match="no task in common"):
-        compare(good, a_folder(tmp_path / "others", never, [replace(task, instance_id=f"x{task.instance_id}") for task in TASKS]))
+        compare(
+            good,
+            a_folder(
+                tmp_path / "others",
+                never,
+                [replace(task, instance_id=f"x{task.instance_id}") for task in TASKS],
+            ),
+        )
     with pytest.raises(UsageError, match="8 task.s. .* share an id and are different bugs"):
         compare(good, a_folder(tmp_path / "changed", never, [replace(task, failure="E") for task in TASKS]))
     torn = a_folder(tmp_path / "torn", never)
@@ -242,10 +273,19 @@ def test_folders_that_cannot_be_compared_say_why(tmp_path):
 
 @pytest.mark.parametrize("width", [80, 120])
 def test_the_tables_fit_their_width(tmp_path, width):
-    first, second = a_folder(tmp_path / "a", lambda n: ([n % 2 == 0] * 4, n > 3)), a_folder(tmp_path / "b", lambda n: ([True] * 4, n < 3))
-    comparison = {**compare(first, second), "first": {"folder": "a", "policy": {}}, "second": {"folder": "b", "policy": {}}}
+    first, second = (
+        a_folder(tmp_path / "a", lambda n: ([n % 2 == 0] * 4, n > 3)),
+        a_folder(tmp_path / "b", lambda n: ([True] * 4, n < 3)),
+    )
+    comparison = {
+        **compare(first, second),
+        "first": {"folder": "a", "policy": {}},
+        "second": {"folder": "b", "policy": {}},
+    }
     summary = summarise(second.results(), entries_of(second), 4)
-    text = printed(width, lambda console: show_rates(summary, console, 1.0)) + printed(width, lambda c: show_comparison(comparison, c))
+    text = printed(width, lambda console: show_rates(summary, console, 1.0)) + printed(
+        width, lambda c: show_comparison(comparison, c)
+    )
     assert max(map(len, text.splitlines())) <= width
     assert "…" not in text
     assert "own/unseen" in text and "parse" in text

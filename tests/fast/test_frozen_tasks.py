@@ -17,7 +17,10 @@ LEAST = {"own": 80, "human": 20}
 
 
 def records(name):
-    return [json.loads(line) for line in (resource("data/tasks") / f"{name}.jsonl").read_text("utf-8").splitlines()]
+    return [
+        json.loads(line)
+        for line in (resource("data/tasks") / f"{name}.jsonl").read_text("utf-8").splitlines()
+    ]
 
 
 def project(line):
@@ -25,7 +28,11 @@ def project(line):
 
 
 def seen_projects():
-    listed = [line for line in (resource("recipes") / "quickstart-repos.txt").read_text("utf-8").splitlines() if line.startswith("pypi:")]
+    listed = [
+        line
+        for line in (resource("recipes") / "quickstart-repos.txt").read_text("utf-8").splitlines()
+        if line.startswith("pypi:")
+    ]
     return {project(line) for line in [*(f"pypi:{name}" for name in CORPUS), *REPOSITORIES, *listed]}
 
 
@@ -43,14 +50,18 @@ def test_every_frozen_set_parses_and_holds_enough_bugs(name):
 @pytest.mark.parametrize("name", frozen_sets())
 def test_no_two_tasks_of_a_frozen_set_are_one_bug(name):
     tasks = find_tasks([name])
-    assert len({task.digest for task in tasks} | {(task.repository, task.patch) for task in tasks}) == 2 * len(tasks)
+    assert len(
+        {task.digest for task in tasks} | {(task.repository, task.patch) for task in tasks}
+    ) == 2 * len(tasks)
 
 
 def test_own_bugs_stand_in_held_out_functions_or_in_repositories_that_training_never_saw():
     for record in records("own"):
         extra = record["selfplay"]
         is_seen = project(record["repo"]) in seen_projects()
-        assert extra["part"] == ("held-out function" if is_seen else "unseen repository"), record["instance_id"]
+        assert extra["part"] == ("held-out function" if is_seen else "unseen repository"), record[
+            "instance_id"
+        ]
         assert is_held_out(extra["function"]) or not is_seen, record["instance_id"]
 
 
@@ -65,7 +76,9 @@ def test_an_own_bug_changes_one_line_of_the_file_that_it_names_and_its_patch_und
         bug = parse_patch(extra["artifact"]["bug_inject.diff"], 1 << 20)
         assert bug.changed_paths == (extra["path"],), record["instance_id"]
         lines = extra["artifact"]["bug_inject.diff"].splitlines()
-        assert sum(line.startswith("-") and not line.startswith("---") for line in lines) == 1, record["instance_id"]
+        assert sum(line.startswith("-") and not line.startswith("---") for line in lines) == 1, record[
+            "instance_id"
+        ]
         assert record["patch"] == reverse_patch(extra["artifact"]["bug_inject.diff"])
         assert record["test_patch"] == reverse_patch(extra["artifact"]["test_weaken.diff"])
 
@@ -73,5 +86,7 @@ def test_an_own_bug_changes_one_line_of_the_file_that_it_names_and_its_patch_und
 def test_the_specifications_of_own_bugs_fit_the_carried_policys_context():
     chat = ChatFormat(load_tokenizer("carried"))
     most = load_config(resource("recipes") / "quickstart.toml").solver.max_spec_tokens
-    too_long = {task.instance_id: n for task in find_tasks(["own"]) if (n := len(chat.encode(task.test_patch))) > most}
+    too_long = {
+        task.instance_id: n for task in find_tasks(["own"]) if (n := len(chat.encode(task.test_patch))) > most
+    }
     assert not too_long

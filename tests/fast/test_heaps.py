@@ -32,7 +32,9 @@ print(len(re.findall("<heap nr=", open(sys.argv[2]).read())))
 
 
 def heaps(kind, folder):
-    done = subprocess.run([sys.executable, "-c", PROGRAM, kind, str(folder / kind)], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, kind, str(folder / kind)], capture_output=True, text=True, timeout=60
+    )
     if done.returncode == 77:
         pytest.skip("the C library is not glibc")
     assert done.returncode == 0, done.stderr

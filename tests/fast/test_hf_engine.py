@@ -31,7 +31,9 @@ def engine(model_folder: Path) -> Iterator[HFEngine]:
 
 def request(seed: int, length: int, new: int = 12, stop: frozenset[int] = frozenset()) -> GenerationRequest:
     generator = torch.Generator().manual_seed(seed)
-    return GenerationRequest(tuple(torch.randint(50, (length,), generator=generator).tolist()), new, seed, stop, f"turn {seed}")
+    return GenerationRequest(
+        tuple(torch.randint(50, (length,), generator=generator).tolist()), new, seed, stop, f"turn {seed}"
+    )
 
 
 def logprobs_by_full_forward(model: Any, prompt: tuple[int, ...], new: tuple[int, ...]) -> torch.Tensor:
@@ -41,9 +43,14 @@ def logprobs_by_full_forward(model: Any, prompt: tuple[int, ...], new: tuple[int
     return scores[len(prompt) - 1 : -1].gather(1, ids[0, len(prompt) :, None])[:, 0]
 
 
-def test_logprobs_equal_a_plain_forward_pass_whatever_shares_the_batch(engine: HFEngine, model_folder: Path) -> None:
+def test_logprobs_equal_a_plain_forward_pass_whatever_shares_the_batch(
+    engine: HFEngine, model_folder: Path
+) -> None:
     model = load_causal_model(model_folder, torch.float32)
-    requests = [request(i, length, new) for i, (length, new) in enumerate([(3, 20), (40, 5), (17, 9), (1, 14), (60, 3), (25, 11), (9, 30)])]
+    requests = [
+        request(i, length, new)
+        for i, (length, new) in enumerate([(3, 20), (40, 5), (17, 9), (1, 14), (60, 3), (25, 11), (9, 30)])
+    ]
     for asked, done in zip(requests, engine.generate(requests, Sampling()), strict=True):
         assert len(done.token_ids) == asked.max_new_tokens
         expected = logprobs_by_full_forward(model, asked.prompt_ids, done.token_ids)
@@ -59,7 +66,9 @@ def test_the_draw_depends_on_the_seed_and_not_on_the_company(engine: HFEngine) -
 
 def test_equal_prompts_with_different_seeds_differ(engine: HFEngine) -> None:
     prompt = request(0, 20).prompt_ids
-    done = engine.generate([GenerationRequest(prompt, 12, seed, frozenset()) for seed in range(4)], Sampling())
+    done = engine.generate(
+        [GenerationRequest(prompt, 12, seed, frozenset()) for seed in range(4)], Sampling()
+    )
     assert len({d.token_ids for d in done}) == 4
 
 
@@ -84,7 +93,9 @@ def test_drawn_tokens_follow_the_models_distribution(engine: HFEngine, model_fol
     prompt = (1, 2, 3)
     with torch.inference_mode():
         expected = torch.softmax(model(torch.tensor([prompt])).logits[0, -1], -1)
-    done = engine.generate([GenerationRequest(prompt, 1, seed, frozenset()) for seed in range(1000)], Sampling())
+    done = engine.generate(
+        [GenerationRequest(prompt, 1, seed, frozenset()) for seed in range(1000)], Sampling()
+    )
     counts = torch.bincount(torch.tensor([d.token_ids[0] for d in done]), minlength=50) / 1000
     assert 0.5 * (counts - expected).abs().sum() < 0.12
 
@@ -93,7 +104,9 @@ def test_many_threads_are_served_at_once(engine: HFEngine) -> None:
     with ThreadPoolExecutor(8) as pool:
         done = list(pool.map(lambda i: engine.generate([request(i, 10 + i)], Sampling())[0], range(8)))
     assert max(d.metadata["batch"] for d in done) > 1
-    assert [d.token_ids for d in done] == [engine.generate([request(i, 10 + i)], Sampling())[0].token_ids for i in range(8)]
+    assert [d.token_ids for d in done] == [
+        engine.generate([request(i, 10 + i)], Sampling())[0].token_ids for i in range(8)
+    ]
 
 
 def test_new_weights_change_the_answers_and_the_version(engine: HFEngine, model_folder: Path) -> None:
@@ -108,7 +121,9 @@ def test_new_weights_change_the_answers_and_the_version(engine: HFEngine, model_
 
 def continued(asked: GenerationRequest, done: Completion, seed: int) -> GenerationRequest:
     """The next turn of the same conversation, some observed tokens after the answer."""
-    return GenerationRequest((*asked.prompt_ids, *done.token_ids, 7, 8, 9), asked.max_new_tokens, seed, frozenset())
+    return GenerationRequest(
+        (*asked.prompt_ids, *done.token_ids, 7, 8, 9), asked.max_new_tokens, seed, frozenset()
+    )
 
 
 def test_a_next_turn_computes_only_what_is_new(engine: HFEngine, model_folder: Path) -> None:
@@ -116,7 +131,9 @@ def test_a_next_turn_computes_only_what_is_new(engine: HFEngine, model_folder: P
     first = request(1, 60)
     second = continued(first, engine.generate([first], Sampling())[0], seed=2)
     done = engine.generate([second], Sampling())[0]
-    assert done.metadata["reused"] == len(second.prompt_ids) - 4  # the last drawn token and the three observed ones are new
+    assert (
+        done.metadata["reused"] == len(second.prompt_ids) - 4
+    )  # the last drawn token and the three observed ones are new
     expected = logprobs_by_full_forward(model, second.prompt_ids, done.token_ids)
     torch.testing.assert_close(torch.tensor(done.logprobs), expected, rtol=1e-3, atol=1e-4)
 
@@ -124,7 +141,9 @@ def test_a_next_turn_computes_only_what_is_new(engine: HFEngine, model_folder: P
 def test_a_group_computes_its_common_prompt_once(engine: HFEngine, model_folder: Path) -> None:
     model = load_causal_model(model_folder, torch.float32)
     prompt = request(0, 80).prompt_ids
-    done = engine.generate([GenerationRequest(prompt, 10, seed, frozenset()) for seed in range(4)], Sampling())
+    done = engine.generate(
+        [GenerationRequest(prompt, 10, seed, frozenset()) for seed in range(4)], Sampling()
+    )
     assert sorted(d.metadata["reused"] for d in done) == [0, 79, 79, 79]
     for answer in done:
         expected = logprobs_by_full_forward(model, prompt, answer.token_ids)
@@ -138,7 +157,9 @@ def test_nothing_that_old_weights_computed_outlives_them(engine: HFEngine, model
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(1.3)
-    engine.load_weights({name: value for name, value in model.state_dict().items() if name != "lm_head.weight"}, 1)
+    engine.load_weights(
+        {name: value for name, value in model.state_dict().items() if name != "lm_head.weight"}, 1
+    )
     done = engine.generate([second], Sampling())[0]
     assert done.metadata["reused"] == 0
     expected = logprobs_by_full_forward(model, second.prompt_ids, done.token_ids)
@@ -153,7 +174,9 @@ def test_without_memory_for_them_no_conversation_is_kept(model_folder: Path) -> 
     opened.close()
 
 
-def test_right_guesses_save_passes_and_change_no_token(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_right_guesses_save_passes_and_change_no_token(
+    model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # Greedy answers of an untrained model run in circles, and drawn ones seldom do: both kinds of guess, right and wrong.
     asked = [request(seed, 30, new=100) for seed in range(3)]
     answers = []
@@ -163,13 +186,17 @@ def test_right_guesses_save_passes_and_change_no_token(model_folder: Path, monke
         answers.append([opened.generate(asked, Sampling(temperature=heat)) for heat in (0.0, 0.7)])
         opened.close()
     plain, guessed = answers
-    assert [[d.token_ids for d in done] for done in guessed] == [[d.token_ids for d in done] for done in plain]
+    assert [[d.token_ids for d in done] for done in guessed] == [
+        [d.token_ids for d in done] for done in plain
+    ]
     assert all(d.metadata["passes"] == 100 for d in plain[0])
     passes = [d.metadata["passes"] for d in guessed[0]]
     assert min(passes) < 80, passes
 
 
-def test_prompts_longer_than_a_pass_are_computed_in_parts(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prompts_longer_than_a_pass_are_computed_in_parts(
+    model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(hf_engine, "_PREFILL_TOKENS", 16)
     model = load_causal_model(model_folder, torch.float32)
     opened = HFEngine(model_folder, max_batch=4, max_tokens_context=200)
@@ -195,7 +222,9 @@ def test_weights_of_another_model_are_refused(engine: HFEngine) -> None:
         engine.load_weights({"nonsense": torch.zeros(1)}, 1)
 
 
-@pytest.mark.parametrize("sampling", [Sampling(top_p=0.9), Sampling(top_k=5), Sampling(min_p=0.1), Sampling(temperature=-1)])
+@pytest.mark.parametrize(
+    "sampling", [Sampling(top_p=0.9), Sampling(top_k=5), Sampling(min_p=0.1), Sampling(temperature=-1)]
+)
 def test_filters_that_reshape_the_distribution_are_refused(engine: HFEngine, sampling: Sampling) -> None:
     with pytest.raises(EngineError, match="importance ratio"):
         engine.generate([request(0, 5)], sampling)
@@ -224,7 +253,9 @@ def test_a_broken_model_folder_is_named(tmp_path: Path) -> None:
         HFEngine(tmp_path)
 
 
-def test_the_table_of_guesses_is_bounded_and_holds_no_conversation_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_table_of_guesses_is_bounded_and_holds_no_conversation_twice(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(drafts, "_MOST_PLACES", 50)
     table = DraftTable()
     for number in range(20):

@@ -74,7 +74,11 @@ def imports_of(path: Path) -> set[str]:
     return found
 
 
-MODULES = sorted(p for p in PACKAGE.rglob("*.py") if "data" not in p.relative_to(PACKAGE).parts and "_resources" not in p.parts)
+MODULES = sorted(
+    p
+    for p in PACKAGE.rglob("*.py")
+    if "data" not in p.relative_to(PACKAGE).parts and "_resources" not in p.parts
+)
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: module_name(p) or "selfplay")

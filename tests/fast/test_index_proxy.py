@@ -73,7 +73,19 @@ def test_a_named_index_is_asked_over_http_for_a_path_alone():
     assert asked == [b"GET /simple/?a=b HTTP/1.1\r\nHost: x\r\nAccept: */*\r\nConnection: close\r\n\r\n"]
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "LOCALHOST.", "127.1", "2130706433", "0x7f.1", "0.0.0.0", "[::ffff:127.0.0.1]"])
+@pytest.mark.parametrize(
+    "host",
+    [
+        "127.0.0.1",
+        "localhost",
+        "LOCALHOST.",
+        "127.1",
+        "2130706433",
+        "0x7f.1",
+        "0.0.0.0",
+        "[::ffff:127.0.0.1]",
+    ],
+)
 @pytest.mark.parametrize("form", ["CONNECT {host}:{port} HTTP/1.1", "GET http://{host}:{port}/ HTTP/1.1"])
 def test_a_service_of_this_machine_is_refused_by_whatever_name(host, form):
     with server() as (port, asked), open_way(WayOut(frozenset({f"127.0.0.1:{port + 1}"}))) as folder:
@@ -82,12 +94,21 @@ def test_a_service_of_this_machine_is_refused_by_whatever_name(host, form):
 
 
 def test_a_refusal_says_what_was_asked_for_and_how_to_allow_it():
-    with pytest.raises(Refusal, match=r"127\.0\.0\.1:5432 is 127\.0\.0\.1: .* SELFPLAY_BUILD_HOSTS=127\.0\.0\.1:5432"):
+    with pytest.raises(
+        Refusal, match=r"127\.0\.0\.1:5432 is 127\.0\.0\.1: .* SELFPLAY_BUILD_HOSTS=127\.0\.0\.1:5432"
+    ):
         route("127.0.0.1", 5432, "https", WayOut())
 
 
 @pytest.mark.parametrize(
-    "text", ["\r\n\r\n", "GET / HTTP/1.1\r\n\r\n", "CONNECT \r\n\r\n", "CONNECT a:0 x\r\n\r\n", "CONNECT a/b:1 x\r\n\r\n"]
+    "text",
+    [
+        "\r\n\r\n",
+        "GET / HTTP/1.1\r\n\r\n",
+        "CONNECT \r\n\r\n",
+        "CONNECT a:0 x\r\n\r\n",
+        "CONNECT a/b:1 x\r\n\r\n",
+    ],
 )
 def test_what_is_no_request_to_a_proxy_is_refused(text):
     with open_way(WayOut()) as folder:
@@ -125,7 +146,9 @@ def test_a_proxy_of_this_machine_is_gone_through_with_its_password():
         with open_way(way) as folder:
             said = ask(folder, "CONNECT pypi.invalid:443 HTTP/1.1\r\n\r\n")
     assert said.endswith(b"through")
-    assert asked == [b"CONNECT pypi.invalid:443 HTTP/1.1\r\nHost: pypi.invalid:443\r\nProxy-Authorization: Basic bWU6c0BjcmV0\r\n\r\n"]
+    assert asked == [
+        b"CONNECT pypi.invalid:443 HTTP/1.1\r\nHost: pypi.invalid:443\r\nProxy-Authorization: Basic bWU6c0BjcmV0\r\n\r\n"
+    ]
 
 
 def test_a_proxy_of_this_machine_leads_to_no_local_name():
@@ -173,7 +196,13 @@ def test_the_forwarder_answers_on_loopback_and_stays_behind():
         with socket.create_server(("127.0.0.1", 0)) as free:
             inside = free.getsockname()[1]
         # In a process group of its own, so that it can be ended by it.
-        line = [sys.executable, "-I", "-S", "-c", FORWARDER.replace("os.setsid()", "print(os.getpid(), flush=True)")]
+        line = [
+            sys.executable,
+            "-I",
+            "-S",
+            "-c",
+            FORWARDER.replace("os.setsid()", "print(os.getpid(), flush=True)"),
+        ]
         started = subprocess.Popen([*line, str(inside), str(folder / "index")], stdout=subprocess.PIPE)
         pid = int(started.stdout.readline())
         try:
@@ -190,22 +219,43 @@ def test_the_forwarder_answers_on_loopback_and_stays_behind():
 
 
 def test_the_forwarder_fails_where_its_socket_leads_nowhere(tmp_path):
-    done = subprocess.run([sys.executable, "-I", "-S", "-c", FORWARDER, "0", str(tmp_path / "none")], capture_output=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", FORWARDER, "0", str(tmp_path / "none")],
+        capture_output=True,
+        check=False,
+    )
     assert done.returncode == 1
 
 
 def test_hosts_are_read_from_pips_words_and_from_our_own_variable():
-    texts = ["https://me:pw@Index.Example/simple file:///srv", "http://10.0.0.5:3141/team/pypi", "no address", "https://[oops"]
+    texts = [
+        "https://me:pw@Index.Example/simple file:///srv",
+        "http://10.0.0.5:3141/team/pypi",
+        "no address",
+        "https://[oops",
+    ]
     assert named_hosts(texts) == {"index.example:443", "10.0.0.5:3141"}
-    assert listed_hosts({"SELFPLAY_BUILD_HOSTS": "git.example, Other.example:8443,"}) == {"git.example:443", "other.example:8443"}
+    assert listed_hosts({"SELFPLAY_BUILD_HOSTS": "git.example, Other.example:8443,"}) == {
+        "git.example:443",
+        "other.example:8443",
+    }
 
 
 def test_proxies_are_kept_for_the_harness_and_taken_out_of_what_a_build_reads(tmp_path):
     config = tmp_path / "pip.conf"
     config.write_text("[global]\nproxy = proxy.example:8080\nindex-url = https://index.example/simple\n")
-    environ = {"HOME": str(tmp_path), "XDG_CONFIG_DIRS": str(tmp_path), "PIP_CONFIG_FILE": str(config), "NO_PROXY": "index.example"}
+    environ = {
+        "HOME": str(tmp_path),
+        "XDG_CONFIG_DIRS": str(tmp_path),
+        "PIP_CONFIG_FILE": str(config),
+        "NO_PROXY": "index.example",
+    }
     access = index_access(environ)
     assert "proxy" not in access.pip_conf and "index-url" in access.pip_conf
     assert not any("proxy" in name.lower() for name in access.variables)
-    assert access.way.upstream == {"no": "index.example", "http": "http://proxy.example:8080", "https": "http://proxy.example:8080"}
+    assert access.way.upstream == {
+        "no": "index.example",
+        "http": "http://proxy.example:8080",
+        "https": "http://proxy.example:8080",
+    }
     assert {"index.example:443", "pypi.org:443"} <= access.way.index

@@ -65,7 +65,12 @@ def test_some_test_must_survive_the_bug():
 
 @pytest.mark.parametrize(
     ("weakened", "hides"),
-    [(outcomes("abc", "d"), True), (outcomes("ab", "d"), True), (outcomes("ab", "cd"), False), (outcomes("", "cd"), False)],
+    [
+        (outcomes("abc", "d"), True),
+        (outcomes("ab", "d"), True),
+        (outcomes("ab", "cd"), False),
+        (outcomes("", "cd"), False),
+    ],
     ids=["passes again", "gone", "still failing", "others gone"],
 )
 def test_weakening_hides_a_broken_test_by_passing_or_removing_it(weakened, hides):
@@ -78,7 +83,9 @@ def test_a_test_that_was_missing_already_is_not_hidden_by_missing_still():
 
 def test_each_reverted_file_must_repair_a_broken_test():
     assert judge_reverts(frozenset("cd"), {"a.py": (outcomes("c"), ""), "b.py": (outcomes("abd"), "")}).passed
-    finding = judge_reverts(frozenset("cd"), {"a.py": (outcomes("c"), ""), "b.py": (outcomes("ab", "cd"), "")})
+    finding = judge_reverts(
+        frozenset("cd"), {"a.py": (outcomes("c"), ""), "b.py": (outcomes("ab", "cd"), "")}
+    )
     assert not finding.passed and "only b.py" in finding.reason
     assert "took too long" in judge_reverts(frozenset("c"), {"a.py": (outcomes(), "took too long")}).reason
 
@@ -136,7 +143,10 @@ FAILED tests/test_a.py::test_one - assert 3 == 4
 
 
 def test_the_failure_is_the_one_of_the_tests_own_file():
-    assert short_failure(LOG, "tests/test_a.py::test_one") == "tests/test_a.py:4: in test_one\n    assert 3 == 4\nE   assert 3 == 4"
+    assert (
+        short_failure(LOG, "tests/test_a.py::test_one")
+        == "tests/test_a.py:4: in test_one\n    assert 3 == 4\nE   assert 3 == 4"
+    )
     assert short_failure(LOG, "tests/test_b.py::test_one").endswith("E   assert 1 == 2")
 
 
@@ -145,7 +155,10 @@ def test_the_failure_of_a_method_with_parameters_is_found_and_made_harmless():
 
 
 def test_without_a_traceback_the_end_of_the_log_is_shown():
-    assert short_failure(LOG, "elsewhere::x", max_lines=2) == "FAILED tests/test_a.py::test_one - assert 3 == 4\n1 failed"
+    assert (
+        short_failure(LOG, "elsewhere::x", max_lines=2)
+        == "FAILED tests/test_a.py::test_one - assert 3 == 4\n1 failed"
+    )
     assert short_failure(b"", "x") == ""
 
 
@@ -220,7 +233,13 @@ PLAIN = "def f(a, b):\n    if a < len(b):\n        return b.pop(a)\n    return N
 
 @pytest.mark.parametrize(
     ("old", "new"),
-    [("<", "<="), ("pop(a)", "pop(b)"), ("        return b.pop(a)\n", "        pass\n"), ("if a", "if not a"), ("None", "1 + 2")],
+    [
+        ("<", "<="),
+        ("pop(a)", "pop(b)"),
+        ("        return b.pop(a)\n", "        pass\n"),
+        ("if a", "if not a"),
+        ("None", "1 + 2"),
+    ],
     ids=["operator", "name", "removed", "not", "constant"],
 )
 def test_exchanging_operators_and_known_names_cannot_draw_lots(old, new):
@@ -266,7 +285,9 @@ BRANCHES = """def choose(x):
 """
 
 
-@pytest.mark.parametrize("source", [BRANCHES, BRANCHES.replace("\n", "\r\n"), "\ufeff" + BRANCHES], ids=["unix", "dos", "mark"])
+@pytest.mark.parametrize(
+    "source", [BRANCHES, BRANCHES.replace("\n", "\r\n"), "\ufeff" + BRANCHES], ids=["unix", "dos", "mark"]
+)
 def test_no_function_keeps_its_code_however_it_begins_and_its_lines_end(source):
     """Else a draw from a hash of the bytecode, or of the source in another form, would never be audited."""
     before, after = {}, {}
@@ -298,16 +319,22 @@ BEFORE = Tree(
 
 
 def after(changes):
-    return BEFORE.replace({path: None if content is None else FileEntry(content) for path, content in changes.items()}).to_tar()
+    return BEFORE.replace(
+        {path: None if content is None else FileEntry(content) for path, content in changes.items()}
+    ).to_tar()
 
 
 def test_an_untouched_workspace_predicts_nothing():
-    assert take_prediction(BEFORE, BEFORE.to_tar()) == take_prediction(BEFORE, after({"x.log": b"", "a/__pycache__/b.pyc": b"\0"}))
+    assert take_prediction(BEFORE, BEFORE.to_tar()) == take_prediction(
+        BEFORE, after({"x.log": b"", "a/__pycache__/b.pyc": b"\0"})
+    )
     assert take_prediction(BEFORE, BEFORE.to_tar()).patch == ""
 
 
 def test_untracked_files_count_and_ignored_ones_do_not():
-    prediction = take_prediction(BEFORE, after({"pkg/new.py": b"y = 1\n", "build/lib/a.py": b"z\n", "run.log": b"z\n"}))
+    prediction = take_prediction(
+        BEFORE, after({"pkg/new.py": b"y = 1\n", "build/lib/a.py": b"z\n", "run.log": b"z\n"})
+    )
     assert apply_patch(BEFORE, prediction.patch).changed_paths(BEFORE) == ["pkg/new.py"]
     assert prediction.restored == ()
 
@@ -323,7 +350,16 @@ def test_an_ignore_file_that_the_solver_wrote_hides_nothing():
 
 
 @pytest.mark.parametrize(
-    "path", ["tests/test_a.py", "conftest.py", "pytest.ini", "sitecustomize.py", "x.pth", "pytest.py", "evil.dist-info/entry_points.txt"]
+    "path",
+    [
+        "tests/test_a.py",
+        "conftest.py",
+        "pytest.ini",
+        "sitecustomize.py",
+        "x.pth",
+        "pytest.py",
+        "evil.dist-info/entry_points.txt",
+    ],
 )
 def test_protected_files_are_put_back_and_recorded(path):
     prediction = take_prediction(BEFORE, after({path: b"evil\n", "pkg/a.py": b"x = 2\n"}))
@@ -337,7 +373,9 @@ def test_a_deleted_test_is_put_back():
     assert "pkg/a.py" not in apply_patch(BEFORE, prediction.patch)
 
 
-@pytest.mark.parametrize("content", [b"\0", b"\xff", b"x" * (MAX_FILE_BYTES + 1)], ids=["binary", "not utf-8", "huge"])
+@pytest.mark.parametrize(
+    "content", [b"\0", b"\xff", b"x" * (MAX_FILE_BYTES + 1)], ids=["binary", "not utf-8", "huge"]
+)
 def test_what_a_text_diff_cannot_hold_is_put_back(content):
     assert take_prediction(BEFORE, after({"pkg/data": content})).restored == ("pkg/data",)
 
@@ -348,7 +386,9 @@ def test_hostile_names_are_put_back_and_recorded_harmlessly():
 
 
 def test_a_changed_mode_alone_is_no_change():
-    tar = BEFORE.replace({"tool": FileEntry(b"#!\n"), "pkg/a.py": FileEntry(b"x = 1\n", executable=True)}).to_tar()
+    tar = BEFORE.replace(
+        {"tool": FileEntry(b"#!\n"), "pkg/a.py": FileEntry(b"x = 1\n", executable=True)}
+    ).to_tar()
     assert take_prediction(BEFORE, tar).patch == ""
 
 
@@ -358,7 +398,9 @@ def test_more_files_than_a_patch_may_have_are_cut_and_recorded():
 
 
 def test_more_bytes_than_a_repair_can_need_are_cut_and_recorded():
-    prediction = take_prediction(BEFORE, after({f"junk/{number}": b"x\n" * (1 << 19) for number in range(10)}))
+    prediction = take_prediction(
+        BEFORE, after({f"junk/{number}": b"x\n" * (1 << 19) for number in range(10)})
+    )
     assert prediction.restored == ("junk/8", "junk/9")
 
 

@@ -38,9 +38,10 @@ from selfplay.source.trees import FileEntry, Tree
 from store_rows import a_group, with_bug
 
 RECIPE = Path("runs/recipes/learning.toml")
-BUGS = {f"own-{number}": TaskEntry("d", "own", "unseen" if number < 4 else "seen", "parse") for number in range(12)} | {
-    f"human-{number}": TaskEntry("d", "human", "", "toolz") for number in range(4)
-}
+BUGS = {
+    f"own-{number}": TaskEntry("d", "own", "unseen" if number < 4 else "seen", "parse")
+    for number in range(12)
+} | {f"human-{number}": TaskEntry("d", "human", "", "toolz") for number in range(4)}
 
 
 def an_evaluation(run: Path, update: int, passes, bugs=tuple(BUGS)) -> Path:
@@ -63,9 +64,26 @@ def a_run(folder: Path, arm: str, seed: int, gain: int, updates: int = 6) -> Run
     an_evaluation(run, updates, lambda bug: 1 + gain * bug.startswith("own"))
     with (run / "metrics.jsonl").open("w") as file:
         for update in range(1, updates + 1):
-            row = {"update": update, "carried_gradient": True, "solver/solved": 0.1 * update, "solver/episodes": 24, "solver/entropy": 0.5}
-            row |= {"injector/valid": 0.5, "injector/episodes": 16, "injector/sampled_tokens": 100, "solver/sampled_tokens": 200}
-            row |= {"logprob_gap": 0.01, "action_tokens": 250, "seconds/injecting": 20.0, "seconds/solving": 39.0, "seconds/training": 1.0}
+            row = {
+                "update": update,
+                "carried_gradient": True,
+                "solver/solved": 0.1 * update,
+                "solver/episodes": 24,
+                "solver/entropy": 0.5,
+            }
+            row |= {
+                "injector/valid": 0.5,
+                "injector/episodes": 16,
+                "injector/sampled_tokens": 100,
+                "solver/sampled_tokens": 200,
+            }
+            row |= {
+                "logprob_gap": 0.01,
+                "action_tokens": 250,
+                "seconds/injecting": 20.0,
+                "seconds/solving": 39.0,
+                "seconds/training": 1.0,
+            }
             file.write(json.dumps(row) + "\n")
         for evaluated in (0, updates, updates):
             file.write(json.dumps({"evaluation": evaluated, "seconds/evaluating": 60.0}) + "\n")
@@ -90,7 +108,11 @@ def test_a_gain_shows_with_its_interval_only_where_bugs_changed(tmp_path):
     assert (own["before"], own["after"], own["shown"]) == ("25.0 % ± 0.0", "75.0 % ± 0.0", "up")
     assert own["difference, 95 % interval"] == "+50.0 [+50.0, +50.0]"
     (human,) = cells(table, arm="self-play", seed="1", set="human", mode="T = 1")
-    assert (human["difference, 95 % interval"], human["shown"], human["bugs"]) == ("+0.0 [+0.0, +0.0]", "no", "4")
+    assert (human["difference, 95 % interval"], human["shown"], human["bugs"]) == (
+        "+0.0 [+0.0, +0.0]",
+        "no",
+        "4",
+    )
 
 
 def test_a_gain_at_temperature_one_alone_stays_apart_from_greedy(tmp_path):
@@ -101,7 +123,10 @@ def test_a_gain_at_temperature_one_alone_stays_apart_from_greedy(tmp_path):
 
 
 def test_seeds_are_pooled_bug_by_bug_and_parts_of_a_set_stand_apart(tmp_path):
-    runs = [("selfplay", 1, a_run(tmp_path, "selfplay", 1, 2)), ("selfplay", 2, a_run(tmp_path, "selfplay", 2, 1))]
+    runs = [
+        ("selfplay", 1, a_run(tmp_path, "selfplay", 1, 2)),
+        ("selfplay", 2, a_run(tmp_path, "selfplay", 2, 1)),
+    ]
     table = rates_table([read_curve(*run) for run in runs])
     (pooled,) = cells(table, seed="all", set="own", mode="T = 1")
     assert (pooled["bugs"], pooled["after"]) == ("12", "62.5 % ± 0.0")
@@ -113,7 +138,11 @@ def test_seeds_are_pooled_bug_by_bug_and_parts_of_a_set_stand_apart(tmp_path):
 def test_arms_are_compared_after_their_last_update_bug_by_bug(tmp_path):
     table = arms_table([read_curve(*run) for run in three_arms(tmp_path)])
     (found,) = cells(table, arms="self-play − repair-only", set="own", mode="T = 1")
-    assert (found["seeds"], found["difference after, 95 % interval"], found["shown"]) == ("1, 2", "+25.0 [+25.0, +25.0]", "up")
+    assert (found["seeds"], found["difference after, 95 % interval"], found["shown"]) == (
+        "1, 2",
+        "+25.0 [+25.0, +25.0]",
+        "up",
+    )
 
 
 def test_an_evaluation_that_is_still_on_its_way_is_left_out(tmp_path):
@@ -125,7 +154,9 @@ def test_an_evaluation_that_is_still_on_its_way_is_left_out(tmp_path):
 def test_the_policy_that_every_run_starts_from_is_measured_once_for_all_of_them(tmp_path):
     run = a_run(tmp_path, "selfplay", 1, gain=2)
     before = Folder((run.path / "evaluations/u0000").rename(tmp_path / "before"))
-    rows = [row for row in map(json.loads, run.metrics.read_text().splitlines()) if row.get("evaluation") != 0]
+    rows = [
+        row for row in map(json.loads, run.metrics.read_text().splitlines()) if row.get("evaluation") != 0
+    ]
     run.metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert len(read_curve("selfplay", 1, run).evaluations) == 1
     (row,) = cells(rates_table([read_curve("selfplay", 1, run, before)]), set="own", mode="T = 1")
@@ -139,9 +170,14 @@ def evaluated_again(run: RunFolder, update: int, passes: int) -> None:
 
 
 def test_arms_after_different_numbers_of_updates_are_not_compared(tmp_path):
-    runs = [("selfplay", 1, a_run(tmp_path, "selfplay", 1, 2)), ("repair", 1, a_run(tmp_path, "repair", 1, 1, updates=4))]
+    runs = [
+        ("selfplay", 1, a_run(tmp_path, "selfplay", 1, 2)),
+        ("repair", 1, a_run(tmp_path, "repair", 1, 1, updates=4)),
+    ]
     assert not cells(arms_table([read_curve(*run) for run in runs]))
-    evaluated_again(runs[0][2], 4, 2)  # the longer run was evaluated there too: 2 of 4 each, as the shorter one's own bugs
+    evaluated_again(
+        runs[0][2], 4, 2
+    )  # the longer run was evaluated there too: 2 of 4 each, as the shorter one's own bugs
     (found,) = cells(arms_table([read_curve(*run) for run in runs]), set="own", mode="T = 1")
     assert (found["updates"], found["difference after, 95 % interval"]) == ("4", "+0.0 [+0.0, +0.0]")
 
@@ -172,33 +208,62 @@ def a_played_store(run: RunFolder) -> str:
 
 def test_bugs_are_told_apart_by_how_near_they_lie_to_what_a_run_played(tmp_path):
     run = a_run(tmp_path, "selfplay", 1, 0)
-    tasks = [fixed_task(0, a_played_store(run)), fixed_task(1, a_repair(4)), fixed_task(2, a_repair(5)), fixed_task(3, "no diff")]
+    tasks = [
+        fixed_task(0, a_played_store(run)),
+        fixed_task(1, a_repair(4)),
+        fixed_task(2, a_repair(5)),
+        fixed_task(3, "no diff"),
+    ]
     ids = [[name.rpartition("-")[2] for name in found] for found in classes_of(tasks, run).values()]
     assert ids == [["0"], ["1"], ["2", "3"]]
     elsewhere = replace(tasks[1], instance_id="parse__fixed-1")
     assert classes_of([elsewhere], run)[ELSEWHERE] == ["parse__fixed-1"]
 
 
-@pytest.mark.parametrize(("is_evaluated", "others"), [(True, 11), (False, 0)], ids=["with frozen sets", "without, all played"])
+@pytest.mark.parametrize(
+    ("is_evaluated", "others"), [(True, 11), (False, 0)], ids=["with frozen sets", "without, all played"]
+)
 def test_what_was_learned_of_the_bugs_that_were_trained_on_has_its_own_table(tmp_path, is_evaluated, others):
     run = a_run(tmp_path, "repair", 1, gain=0)
-    tasks = [fixed_task(0, a_played_store(run)), *(fixed_task(number, a_repair(90 + number)) for number in range(1, 1 + others))]
+    tasks = [
+        fixed_task(0, a_played_store(run)),
+        *(fixed_task(number, a_repair(90 + number)) for number in range(1, 1 + others)),
+    ]
     for update, passes in ((0, 1), (6, 3)):
-        folder = an_evaluation(run.path, 90 + update, lambda bug, passes=passes: passes, [task.instance_id for task in tasks])
+        folder = an_evaluation(
+            run.path, 90 + update, lambda bug, passes=passes: passes, [task.instance_id for task in tasks]
+        )
         on_fixed_bugs(run, update).path.parent.mkdir(exist_ok=True)
         folder.rename(on_fixed_bugs(run, update).path)
     before = Folder(on_fixed_bugs(run, 0).path.rename(tmp_path / "before"))
     if not is_evaluated:
-        run.metrics.write_text("".join(line for line in run.metrics.read_text().splitlines(keepends=True) if "evaluating" not in line))
+        run.metrics.write_text(
+            "".join(
+                line for line in run.metrics.read_text().splitlines(keepends=True) if "evaluating" not in line
+            )
+        )
     page = tmp_path / "learning.md"
     write_figures([("repair", 1, run)], page, fixed_bugs=FixedBugs(tasks, before))
     assert (page.parent / "figures/learning-nearness.svg").is_file()
-    table, _, rest = page.read_text().partition("### Repair rate on the bugs that repair-only trains on\n\n")[2].partition("\n\n")
+    table, _, rest = (
+        page.read_text()
+        .partition("### Repair rate on the bugs that repair-only trains on\n\n")[2]
+        .partition("\n\n")
+    )
     rows = cells(table.split("\n"), mode="T = 1")
-    parts = [(PLAYED, 1), ("not played", others), (ELSEWHERE, others)] if others else []  # a part that is the whole needs no row
-    assert [(row["set"], row["bugs"]) for row in rows] == [(name, str(count)) for name, count in [("all", 1 + others), *parts]]
+    parts = (
+        [(PLAYED, 1), ("not played", others), (ELSEWHERE, others)] if others else []
+    )  # a part that is the whole needs no row
+    assert [(row["set"], row["bugs"]) for row in rows] == [
+        (name, str(count)) for name, count in [("all", 1 + others), *parts]
+    ]
     after, shown = ("75.0 % ± 0.0", "up") if others else ("75.0 %", "no")  # one bug has no error
-    assert (rows[0]["arm"], rows[0]["updates"], rows[0]["after"], rows[0]["shown"]) == ("repair-only", "6", after, shown)
+    assert (rows[0]["arm"], rows[0]["updates"], rows[0]["after"], rows[0]["shown"]) == (
+        "repair-only",
+        "6",
+        after,
+        shown,
+    )
     assert ELSEWHERE not in rest
 
 
@@ -210,11 +275,17 @@ def met(arm: str, seed: int, played: list[str], rate: float, updates: int = 60) 
     after = {"sampled": {bug: 1.0 if bug in played else rate for bug in MET}}
     evaluations = [Evaluation(0, {"sampled": dict.fromkeys(MET, 0.0)}), Evaluation(updates, after)]
     curve = Curve(arm, seed, evaluations, [], dict.fromkeys(MET, TaskEntry("")), 0.0)
-    return Nearness(curve, {"all": MET, PLAYED: played, "not played": [bug for bug in MET if bug not in played]})
+    return Nearness(
+        curve, {"all": MET, PLAYED: played, "not played": [bug for bug in MET if bug not in played]}
+    )
 
 
 def test_over_its_seeds_an_arm_gets_rows_where_each_bug_counts_for_the_seeds_in_which_it_is_of_that_class():
-    runs = [met("selfplay", 1, ["a", "b"], 0.5), met("selfplay", 2, ["b", "c"], 0.25), met("injection", 1, ["a"], 0.0)]
+    runs = [
+        met("selfplay", 1, ["a", "b"], 0.5),
+        met("selfplay", 2, ["b", "c"], 0.25),
+        met("injection", 1, ["a"], 0.0),
+    ]
     rows = [row for row in cells(nearness_table(runs)) if row["seed"] == "all"]
     # Not played: a and c in one seed each, d to g in both, b in none: (0.25 + 0.5 + 4 * 0.375) / 6.
     assert [(row["set"], row["bugs"], row["after"].split(" ±")[0]) for row in rows] == [
@@ -223,7 +294,12 @@ def test_over_its_seeds_an_arm_gets_rows_where_each_bug_counts_for_the_seeds_in_
         ("not played", "6", "37.5 %"),
     ]
     (row,) = cells(arms_table([run.curve for run in runs]))
-    assert (row["arms"], row["seeds"], row["set"], row["bugs"]) == ("self-play − injection-only", "1", "all", "7")
+    assert (row["arms"], row["seeds"], row["set"], row["bugs"]) == (
+        "self-play − injection-only",
+        "1",
+        "all",
+        "7",
+    )
 
 
 @pytest.mark.parametrize(
@@ -231,7 +307,9 @@ def test_over_its_seeds_an_arm_gets_rows_where_each_bug_counts_for_the_seeds_in_
     [((60, 60), ["self-play, seeds 1 and 2"]), ((60, 30), ["self-play, seed 1", "self-play, seed 2"])],
 )
 def test_seeds_that_ended_alike_are_one_point_of_the_plot(ends, drawn):
-    runs = [met("selfplay", seed, ["a", "b", "c"], 0.5 * seed, updates) for seed, updates in enumerate(ends, 1)]
+    runs = [
+        met("selfplay", seed, ["a", "b", "c"], 0.5 * seed, updates) for seed, updates in enumerate(ends, 1)
+    ]
     figure = draw_nearness(runs, [run.curve for run in runs])
     assert [text.get_text() for text in figure.legends[0].get_texts()] == drawn
     (axis,) = (axis for axis in figure.axes if axis.get_title() == "T = 1")
@@ -242,7 +320,12 @@ def test_seeds_that_ended_alike_are_one_point_of_the_plot(ends, drawn):
 
 def test_the_compute_of_a_run_is_counted_over_its_updates(tmp_path):
     (row,) = cells(compute_table([read_curve("selfplay", 1, a_run(tmp_path, "selfplay", 1, 2))]))
-    assert (row["updates"], row["episodes"], row["sampled tokens"], row["trained tokens"]) == ("6", "240", "1800", "1500")
+    assert (row["updates"], row["episodes"], row["sampled tokens"], row["trained tokens"]) == (
+        "6",
+        "240",
+        "1800",
+        "1500",
+    )
     assert (row["minutes played"], row["minutes evaluated"]) == ("6", "2")
     assert (row["artifacts valid"], row["attempts passed"]) == ("50%", "35%")
 
@@ -286,13 +369,20 @@ def test_every_arm_plays_as_many_episodes_an_update():
 
 def test_an_update_that_solvers_alone_cannot_fill_is_refused():
     with pytest.raises(UsageError, match="plays 22 episodes, which no number of solver groups of 8"):
-        odd = ["train.injector_groups=3", "train.injector_group_size=2", "train.solver_groups=2", "train.group_size=8"]
+        odd = [
+            "train.injector_groups=3",
+            "train.injector_group_size=2",
+            "train.solver_groups=2",
+            "train.group_size=8",
+        ]
         arm_settings("repair", load_config(RECIPE, odd), Path("bugs.jsonl"))
 
 
 def test_a_run_with_other_settings_is_told_from_one_that_is_only_longer(tmp_path):
     run = RunFolder(tmp_path)
-    run.config_file.write_text(load_config(RECIPE, ["trainer.learning_rate=3e-5", "train.updates=2", "run.name=x"]).resolved())
+    run.config_file.write_text(
+        load_config(RECIPE, ["trainer.learning_rate=3e-5", "train.updates=2", "run.name=x"]).resolved()
+    )
     (found,) = settings_that_differ(load_config(RECIPE, ["trainer.learning_rate=1e-4"]), run)
     assert found == "trainer.learning_rate: 0.0001 is asked for, 3e-05 is there"
 
@@ -318,7 +408,9 @@ def test_a_run_in_which_nobody_makes_bugs_and_none_are_given_is_refused_before_i
     repositories = tmp_path / "repos.txt"
     repositories.write_text("pypi:toolz==1.0.0\n")
     settings = ["train.injector_groups=0", f"run.folder={tmp_path / 'runs'}"]
-    with pytest.raises(UsageError, match=r"train.injector_groups = 0 makes no bugs, and train.bugs names no file"):
+    with pytest.raises(
+        UsageError, match=r"train.injector_groups = 0 makes no bugs, and train.bugs names no file"
+    ):
         start_training(repositories, None, settings)
     assert not (tmp_path / "runs").exists()
 
@@ -339,7 +431,13 @@ def test_bugs_that_are_given_and_evaluated_on_are_refused_before_the_run_starts(
 
 
 @pytest.mark.parametrize(
-    "setting", ["train.learn=[]", 'train.learn=["solver", "solver"]', 'train.learn=["judge"]', "train.injector_group_size=1"]
+    "setting",
+    [
+        "train.learn=[]",
+        'train.learn=["solver", "solver"]',
+        'train.learn=["judge"]',
+        "train.injector_group_size=1",
+    ],
 )
 def test_settings_that_nothing_can_be_learned_with_are_refused_by_name(setting):
     with pytest.raises(ConfigError, match=setting.partition("=")[0]):

@@ -26,14 +26,20 @@ def loss_at(ratio: float, advantage: float) -> tuple[float, float]:
         (4.0, -2.0, 6.0, 0.0),  # capped at c·|A|
     ],
 )
-def test_each_region_of_the_clipped_loss(ratio: float, advantage: float, loss: float, gradient: float) -> None:
+def test_each_region_of_the_clipped_loss(
+    ratio: float, advantage: float, loss: float, gradient: float
+) -> None:
     assert loss_at(ratio, advantage) == pytest.approx((loss, gradient), rel=1e-5)
 
 
 def test_at_ratio_one_the_gradient_is_that_of_reinforce() -> None:
     torch.manual_seed(0)
     logits = torch.randn(6, 9, dtype=torch.float64)
-    tokens, advantages, weights = torch.randint(9, (6,)), torch.randn(6, dtype=torch.float64), torch.rand(6, dtype=torch.float64)
+    tokens, advantages, weights = (
+        torch.randint(9, (6,)),
+        torch.randn(6, dtype=torch.float64),
+        torch.rand(6, dtype=torch.float64),
+    )
 
     def gradient(kind: str) -> torch.Tensor:
         leaf = logits.clone().requires_grad_()
@@ -63,6 +69,9 @@ def test_the_three_aggregations_differ_as_their_formulas_say() -> None:
 
 
 def test_the_divergence_is_the_sum_over_the_whole_vocabulary() -> None:
-    policy, anchor = torch.tensor([[0.5, 0.25, 0.25], [0.1, 0.2, 0.7]]), torch.tensor([[0.25, 0.25, 0.5], [0.1, 0.2, 0.7]])
+    policy, anchor = (
+        torch.tensor([[0.5, 0.25, 0.25], [0.1, 0.2, 0.7]]),
+        torch.tensor([[0.25, 0.25, 0.5], [0.1, 0.2, 0.7]]),
+    )
     expected = [0.5 * math.log(2.0) - 0.25 * math.log(2.0), 0.0]
     assert divergence(policy.log() + 3.0, anchor.log()).tolist() == pytest.approx(expected, abs=1e-6)

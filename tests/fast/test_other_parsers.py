@@ -9,7 +9,9 @@ from selfplay.runtime.resources import resource
 
 
 def shipped(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name.replace("-", "_"), str(resource("data/parsers") / f"{name}.py"))
+    spec = importlib.util.spec_from_file_location(
+        name.replace("-", "_"), str(resource("data/parsers") / f"{name}.py")
+    )
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

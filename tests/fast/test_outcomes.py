@@ -17,7 +17,9 @@ def test_the_json_form_gives_the_same_outcomes_back():
 
 
 def test_ids_can_be_taken_out_of_both_sets():
-    assert TestOutcomes(frozenset("ab"), frozenset("cd")).without({"a", "c", "z"}) == TestOutcomes(frozenset("b"), frozenset("d"))
+    assert TestOutcomes(frozenset("ab"), frozenset("cd")).without({"a", "c", "z"}) == TestOutcomes(
+        frozenset("b"), frozenset("d")
+    )
 
 
 def test_a_vanished_test_differs_like_a_failed_one():

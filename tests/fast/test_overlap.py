@@ -52,10 +52,16 @@ def test_what_is_played_next_never_passes_the_last_update():
 
 
 @pytest.mark.parametrize(("max_lag", "ahead", "overlaps"), [(0, 2, False), (2, 2, True), (2, 0, False)])
-def test_episodes_are_played_during_a_step_only_where_they_may_be_older_than_the_weights(tmp_path, max_lag, ahead, overlaps):
+def test_episodes_are_played_during_a_step_only_where_they_may_be_older_than_the_weights(
+    tmp_path, max_lag, ahead, overlaps
+):
     simulation = simulate(tmp_path, Script(play_s=uneven, step_s=0.2), max_lag, ahead=ahead)
     steps = [(began, ended) for began, ended, _ in simulation.trainer.steps]
-    during = [name for name, began, ended in simulation.host.played if any(began < end and ended > start for start, end in steps)]
+    during = [
+        name
+        for name, began, ended in simulation.host.played
+        if any(began < end and ended > start for start, end in steps)
+    ]
     assert bool(during) == overlaps
     assert [row["carried_gradient"] for row in rows_of(simulation)] == [True] * 4
 
@@ -68,9 +74,13 @@ def test_no_episode_that_is_trained_on_is_older_than_max_lag(tmp_path, max_lag, 
     assert all(row["lag/mean"] <= row["lag/max"] for row in rows)
     trained = Counter(row.consumed_update for row in episodes_of(simulation) if row.consumed_update)
     with Store.open(simulation.run.database, writer=False) as store:
-        version = {update.update: update.weight_version - update.carried_gradient for update in store.updates()}
+        version = {
+            update.update: update.weight_version - update.carried_gradient for update in store.updates()
+        }
     consumed = [row for row in episodes_of(simulation) if row.advantage]
-    assert trained and all(version[row.consumed_update] - row.weight_version_min <= max_lag for row in consumed)
+    assert trained and all(
+        version[row.consumed_update] - row.weight_version_min <= max_lag for row in consumed
+    )
 
 
 def test_a_group_that_straggles_blocks_no_update_and_is_trained_on_later(tmp_path):
@@ -87,7 +97,9 @@ def test_a_group_that_straggles_blocks_no_update_and_is_trained_on_later(tmp_pat
 
 def test_an_artifact_is_no_duplicate_while_its_wave_waits_for_another_injector_group(tmp_path):
     def play_s(place):
-        if place.group == "u0002-inj1":  # until an update has paid injectors while artifacts of u0002-inj0 wait to be admitted
+        if (
+            place.group == "u0002-inj1"
+        ):  # until an update has paid injectors while artifacts of u0002-inj0 wait to be admitted
             eventually((tmp_path / "simulated" / "checkpoints" / "update-00001").exists)
         return 0.01
 
@@ -99,7 +111,9 @@ def test_an_artifact_is_no_duplicate_while_its_wave_waits_for_another_injector_g
 
 
 @pytest.mark.parametrize(("in_flight", "seconds"), [(8, sys.getswitchinterval()), (5000, 0.1)])
-def test_the_more_episodes_are_in_flight_the_less_often_their_threads_ask_for_pythons_lock(tmp_path, in_flight, seconds):
+def test_the_more_episodes_are_in_flight_the_less_often_their_threads_ask_for_pythons_lock(
+    tmp_path, in_flight, seconds
+):
     before, seen = sys.getswitchinterval(), set()
 
     def play_s(place):
@@ -111,16 +125,23 @@ def test_the_more_episodes_are_in_flight_the_less_often_their_threads_ask_for_py
     assert sys.getswitchinterval() == before
 
 
-@pytest.mark.parametrize(("weight", "refused", "learned"), [(0.0, 2, False), (1.0, 0, False), (1.0, 4, False), (1.0, 2, True)])
+@pytest.mark.parametrize(
+    ("weight", "refused", "learned"), [(0.0, 2, False), (1.0, 0, False), (1.0, 4, False), (1.0, 2, True)]
+)
 def test_calls_that_differ_are_learned_of_groups_that_all_ended_alike(tmp_path, weight, refused, learned):
-    script = Script(is_bug=lambda place: True, repairs=lambda place: False, refuses=lambda place: place.member < refused)
-    simulation = simulate(tmp_path, script, 0, sections={"trainer": {"call_weight": weight}}, updates=1, refills=0)
+    script = Script(
+        is_bug=lambda place: True, repairs=lambda place: False, refuses=lambda place: place.member < refused
+    )
+    simulation = simulate(
+        tmp_path, script, 0, sections={"trainer": {"call_weight": weight}}, updates=1, refills=0
+    )
     (row,) = rows_of(simulation)
     assert row["carried_gradient"] is learned and bool(simulation.trainer.steps) is learned
     assert row.get("solver/new_changes") == (1 - refused / 4 if weight else None)
     # Actions that nothing is learned from count in what a loss is divided by, as they do with one advantage for all.
     assert all(
-        sample.action_tokens > 1 == sum(map(bool, map(mul, sample.advantages, sample.loss_mask))) for sample in simulation.trainer.samples
+        sample.action_tokens > 1 == sum(map(bool, map(mul, sample.advantages, sample.loss_mask)))
+        for sample in simulation.trainer.samples
     )
 
 
@@ -136,17 +157,25 @@ def test_groups_whose_attempts_all_end_alike_are_replaced_up_to_the_cap(tmp_path
 
 
 def test_no_more_groups_are_replaced_than_the_cap_allows(tmp_path):
-    simulation = simulate(tmp_path, Script(repairs=lambda place: True, is_bug=lambda place: True), 0, updates=1, refills=1)
+    simulation = simulate(
+        tmp_path, Script(repairs=lambda place: True, is_bug=lambda place: True), 0, updates=1, refills=1
+    )
     assert len({row.group_id for row in episodes_of(simulation) if row.role == "solver"}) == 3
 
 
 def test_a_group_of_which_the_machine_spoiled_half_is_replaced_since_it_carries_no_gradient(tmp_path):
     def fails(place):
-        return place.group == "u0001-sol0" and place.member < 2  # one of the others repairs the bug, and one does not
+        return (
+            place.group == "u0001-sol0" and place.member < 2
+        )  # one of the others repairs the bug, and one does not
 
     simulation = simulate(tmp_path, Script(fails=fails), 0, updates=1, refills=1, solver_groups=2)
     (row,) = rows_of(simulation)
-    assert {row.group_id for row in episodes_of(simulation) if row.role == "solver"} == {"u0001-sol0", "u0001-sol1", "u0001-sol2"}
+    assert {row.group_id for row in episodes_of(simulation) if row.role == "solver"} == {
+        "u0001-sol0",
+        "u0001-sol1",
+        "u0001-sol2",
+    }
     assert (row["groups/dropped_groups"], row["groups/solver/gradient_groups"]) == (1, 2)
 
 
@@ -162,7 +191,10 @@ def test_bugs_of_a_repository_that_is_left_out_take_nobodys_place(tmp_path):
         for number in range(2):
             assert store.add_bug(a_bug(f"given-{number}", "", repository="left out", created_update=0))
     simulation = simulate(tmp_path, Script(), 0, updates=2)
-    assert {row.group_id for row in episodes_of(simulation) if row.role == "solver" and row.update == 2} == {"u0002-sol0", "u0002-sol1"}
+    assert {row.group_id for row in episodes_of(simulation) if row.role == "solver" and row.update == 2} == {
+        "u0002-sol0",
+        "u0002-sol1",
+    }
 
 
 def test_without_solvers_bugs_that_wait_for_them_keep_no_injector_from_playing(tmp_path):
@@ -186,7 +218,10 @@ def test_judging_that_the_machine_fails_for_a_moment_is_done_again_a_moment_late
 
 def test_with_nothing_played_ahead_a_run_repeats_exactly(tmp_path):
     def outcome(simulation):
-        return [(row.episode_id, row.reward, row.advantage, row.consumed_update) for row in episodes_of(simulation)]
+        return [
+            (row.episode_id, row.reward, row.advantage, row.consumed_update)
+            for row in episodes_of(simulation)
+        ]
 
     first = simulate(tmp_path / "first", Script(play_s=uneven), 0, refills=1)
     second = simulate(tmp_path / "second", Script(play_s=lambda place: 0.05 - uneven(place)), 0, refills=1)
@@ -204,7 +239,11 @@ def test_an_episode_that_the_machine_spoiled_is_retried_then_masked_and_never_tr
 
     simulation = simulate(tmp_path, Script(fails=fails), max_lag=2, updates=3)
     (spoiled,) = [row for row in episodes_of(simulation) if row.masked]
-    assert (spoiled.episode_id, spoiled.finish, spoiled.consumed_update) == ("u0001-sol0-m1", "env_error", None)
+    assert (spoiled.episode_id, spoiled.finish, spoiled.consumed_update) == (
+        "u0001-sol0-m1",
+        "env_error",
+        None,
+    )
     assert [name for name, _, _ in simulation.host.played].count("u0001-sol0-m1") == 3
 
 
@@ -217,7 +256,9 @@ def test_an_updates_row_tells_how_long_trainer_and_engine_waited(tmp_path):
     rows = rows_of(simulate(tmp_path, Script(step_s=0.1), max_lag=2))
     assert all(0 < row["idle/trainer"] < 1 and row["idle/engine"] == 1 for row in rows)
     assert rows[0]["episodes_per_hour"] > 0
-    assert sum(row["injector/episodes"] + row["solver/episodes"] for row in rows) <= len(list((tmp_path / "simulated/episodes").iterdir()))
+    assert sum(row["injector/episodes"] + row["solver/episodes"] for row in rows) <= len(
+        list((tmp_path / "simulated/episodes").iterdir())
+    )
 
 
 def test_idle_shares_begin_anew_with_each_update():
@@ -250,7 +291,9 @@ def test_a_run_killed_while_it_plays_ahead_loses_nothing_and_counts_nothing_twic
         bugs = {bug.bug_id for bug in store.bugs()}
     simulation = simulate(tmp_path, Script(play_s=uneven, step_s=0.03), max_lag=2)
     played = Counter(name for name, _, _ in simulation.host.played)
-    assert written and not played.keys() & written and set(played.values()) <= {1}  # none: what was left alone was played already
+    assert (
+        written and not played.keys() & written and set(played.values()) <= {1}
+    )  # none: what was left alone was played already
     with Store.open(folder / "selfplay.db", writer=False) as store:
         after = {row.episode_id: row.consumed_update for row in store.episodes()}
         assert recorded.keys() <= after.keys()
@@ -258,7 +301,9 @@ def test_a_run_killed_while_it_plays_ahead_loses_nothing_and_counts_nothing_twic
         assert bugs <= {bug.bug_id for bug in store.bugs()}
         assert [update.update for update in store.updates() if update.committed_at] == [1, 2, 3, 4]
         learned = [row for row in store.episodes() if row.consumed_update and row.advantage]
-    assert simulation.trainer.seen == len(learned)  # of the checkpoints that were committed: no sample is in the weights twice, or lost
+    assert simulation.trainer.seen == len(
+        learned
+    )  # of the checkpoints that were committed: no sample is in the weights twice, or lost
 
 
 def test_each_episode_is_counted_in_one_row_although_a_kill_came_between(tmp_path, monkeypatch):
@@ -279,7 +324,9 @@ def test_each_episode_is_counted_in_one_row_although_a_kill_came_between(tmp_pat
             raise TrainerError("the run ends here (a test says so)")
         save(trainer, folder)
 
-    script = Script(play_s=play_s, repairs=lambda place: True)  # without a gradient, so that updates wait for as many whole waves
+    script = Script(
+        play_s=play_s, repairs=lambda place: True
+    )  # without a gradient, so that updates wait for as many whole waves
     train = {"updates": 3, "solver_groups": 1, "ahead": 2}
     with monkeypatch.context() as killed, pytest.raises(TrainerError):
         killed.setattr(SimulatedTrainer, "save", dies_once_the_first_wave_is_whole)
@@ -287,7 +334,9 @@ def test_each_episode_is_counted_in_one_row_although_a_kill_came_between(tmp_pat
     simulation = simulate(tmp_path, script, max_lag=8, **train)
     with Store.open(database, writer=False) as store:
         rows = [json.loads(update.metrics_json) for update in store.updates()]
-    assert sum(row["solver/episodes"] for row in rows) == len([row for row in episodes_of(simulation) if row.role == "solver"])
+    assert sum(row["solver/episodes"] for row in rows) == len(
+        [row for row in episodes_of(simulation) if row.role == "solver"]
+    )
 
 
 def test_by_default_playing_and_training_take_turns_and_the_paper_s_recipe_plays_ahead():

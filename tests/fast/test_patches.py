@@ -30,7 +30,9 @@ def entries(mapping):
 
 
 CODE = "def one():\n    return 1\n\n\ndef two():\n    return 2\n"
-BEFORE = entries({"pkg/a.py": CODE, "pkg/b.py": "x = 1\n", "pkg/empty.py": "", "tests/test_a.py": "assert 1\n"})
+BEFORE = entries(
+    {"pkg/a.py": CODE, "pkg/b.py": "x = 1\n", "pkg/empty.py": "", "tests/test_a.py": "assert 1\n"}
+)
 MODIFY = "diff --git a/pkg/b.py b/pkg/b.py\n--- a/pkg/b.py\n+++ b/pkg/b.py\n@@ -1 +1 @@\n-x = 1\n+x = 2\n"
 
 
@@ -39,8 +41,19 @@ def git_diff(tmp_path, before, after, *options):
     before.write_to(tmp_path)
 
     def git(*arguments):
-        names = ["-c", "user.name=t", "-c", "user.email=t@localhost", "-c", "init.defaultBranch=main", "-c", "commit.gpgsign=false"]
-        return subprocess.run(["git", *names, *arguments], cwd=tmp_path, check=True, capture_output=True).stdout.decode()
+        names = [
+            "-c",
+            "user.name=t",
+            "-c",
+            "user.email=t@localhost",
+            "-c",
+            "init.defaultBranch=main",
+            "-c",
+            "commit.gpgsign=false",
+        ]
+        return subprocess.run(
+            ["git", *names, *arguments], cwd=tmp_path, check=True, capture_output=True
+        ).stdout.decode()
 
     git("init", "-q")
     git("add", "-A", "-f")
@@ -62,9 +75,17 @@ def test_a_modification_is_read_and_applied():
     assert apply_patch(BEFORE, MODIFY).text("pkg/b.py") == "x = 2\n"
 
 
-@pytest.mark.parametrize("options", [(), ("--no-renames",), ("--minimal", "-U1")], ids=["plain", "no renames", "short context"])
+@pytest.mark.parametrize(
+    "options", [(), ("--no-renames",), ("--minimal", "-U1")], ids=["plain", "no renames", "short context"]
+)
 def test_real_diffs_with_additions_deletions_renames_and_odd_names_apply(tmp_path, options):
-    before = BEFORE.replace({"with blank.py": FileEntry(b"a = 1\n"), "naïve.py": FileEntry(b"b = 1\n"), "end.py": FileEntry(b"no newline")})
+    before = BEFORE.replace(
+        {
+            "with blank.py": FileEntry(b"a = 1\n"),
+            "naïve.py": FileEntry(b"b = 1\n"),
+            "end.py": FileEntry(b"no newline"),
+        }
+    )
     after = before.replace(
         {
             "pkg/a.py": None,
@@ -99,7 +120,10 @@ def test_carriage_returns_in_content_are_content(tmp_path):
 
 def test_the_executable_bit_of_a_modified_file_stays():
     before = Tree({"tool": FileEntry(b"a\n", executable=True)})
-    after = apply_patch(before, "diff --git a/tool b/tool\nindex 7898192..6178079 100755\n--- a/tool\n+++ b/tool\n@@ -1 +1 @@\n-a\n+b\n")
+    after = apply_patch(
+        before,
+        "diff --git a/tool b/tool\nindex 7898192..6178079 100755\n--- a/tool\n+++ b/tool\n@@ -1 +1 @@\n-a\n+b\n",
+    )
     assert after == Tree({"tool": FileEntry(b"b\n", executable=True)})
 
 
@@ -139,19 +163,34 @@ def addition(name, mode="100644"):
         "the same in capitals": (addition("pkg/.GIT/config"), "plain relative path"),
         "a name like an option": (addition("pkg/-rf"), "like an option"),
         "a quoted newline": ('diff --git "a/x\\ny" "b/x\\ny"\nnew file mode 100644\n', "plain relative path"),
-        "a quoted escape": ('diff --git "a/x\\033y" "b/x\\033y"\nnew file mode 100644\n', "control characters"),
+        "a quoted escape": (
+            'diff --git "a/x\\033y" "b/x\\033y"\nnew file mode 100644\n',
+            "control characters",
+        ),
         "a name that is too long": (addition("x" * 300), "too long"),
         "a symbolic link": (addition("link", "120000"), "symbolic link"),
         "a submodule": (addition("module", "160000"), "submodule"),
-        "a link by its index line": (MODIFY.replace("---", "index 1234567..89abcde 120000\n---", 1), "symbolic link"),
+        "a link by its index line": (
+            MODIFY.replace("---", "index 1234567..89abcde 120000\n---", 1),
+            "symbolic link",
+        ),
         "a strange mode": (addition("suid", "104755"), "mode 104755"),
-        "a mode change": ("diff --git a/pkg/b.py b/pkg/b.py\nold mode 100644\nnew mode 100755\n", "mode of a file"),
+        "a mode change": (
+            "diff --git a/pkg/b.py b/pkg/b.py\nold mode 100644\nnew mode 100755\n",
+            "mode of a file",
+        ),
         "a binary file": (
             "diff --git a/x b/x\nnew file mode 100644\nindex 0000000..1234567\nBinary files /dev/null and b/x differ\n",
             "binary",
         ),
-        "a binary patch": ("diff --git a/x b/x\nnew file mode 100644\nindex 0000000..1234567\nGIT binary patch\nliteral 1\n", "binary"),
-        "a copy": ("diff --git a/pkg/b.py b/c.py\nsimilarity index 100%\ncopy from pkg/b.py\ncopy to c.py\n", "copies"),
+        "a binary patch": (
+            "diff --git a/x b/x\nnew file mode 100644\nindex 0000000..1234567\nGIT binary patch\nliteral 1\n",
+            "binary",
+        ),
+        "a copy": (
+            "diff --git a/pkg/b.py b/c.py\nsimilarity index 100%\ncopy from pkg/b.py\ncopy to c.py\n",
+            "copies",
+        ),
         "two sections for one file": (MODIFY + MODIFY, "two sections"),
         "a section under another name": (MODIFY.replace("+++ b/pkg/b.py", "+++ b/pkg/a.py"), "do not agree"),
         "another name in the first line": (
@@ -159,9 +198,15 @@ def addition(name, mode="100644"):
             "does not name",
         ),
         "a rename without saying so": (modification("pkg/b.py", "pkg/c.py"), "does not name|do not agree"),
-        "an addition without saying so": (addition("c.py").replace("new file mode 100644\n", ""), "do not agree"),
+        "an addition without saying so": (
+            addition("c.py").replace("new file mode 100644\n", ""),
+            "do not agree",
+        ),
         "a deletion without saying so": (MODIFY.replace("+++ b/pkg/b.py", "+++ /dev/null"), "do not agree"),
-        "an addition with old lines": (addition("c.py").replace("@@ -0,0 +1 @@\n", "@@ -1 +1 @@\n-y\n"), "has old lines"),
+        "an addition with old lines": (
+            addition("c.py").replace("@@ -0,0 +1 @@\n", "@@ -1 +1 @@\n-y\n"),
+            "has old lines",
+        ),
         "no prefix": (MODIFY.replace("a/pkg", "pkg").replace("b/pkg", "pkg"), "lacks its a/ or b/"),
         "headers with carriage returns": (MODIFY.replace("\n", "\r\n"), "carriage return"),
         "words before the diff": (f"Here is the diff:\n{MODIFY}", "must begin with"),
@@ -171,7 +216,10 @@ def addition(name, mode="100644"):
         "lines beyond the count": (MODIFY + "+y = 1\n", "must begin with"),
         "a hunk that changes nothing": (MODIFY.replace("-x = 1\n+x = 2\n", " x = 1\n"), "changes nothing"),
         "a section that changes nothing": ("diff --git a/pkg/b.py b/pkg/b.py\n", "changes nothing"),
-        "hunks out of order": (MODIFY.replace("@@ -1 +1 @@", "@@ -9 +9 @@") + "@@ -1 +1 @@\n-y\n+z\n", "out of order"),
+        "hunks out of order": (
+            MODIFY.replace("@@ -1 +1 @@", "@@ -9 +9 @@") + "@@ -1 +1 @@\n-y\n+z\n",
+            "out of order",
+        ),
         "NUL bytes": (MODIFY.replace("x = 2", "x = \0"), "NUL"),
         "half characters": (MODIFY.replace("x = 2", "x = \udcff"), "UTF-8"),
     },
@@ -187,7 +235,10 @@ def test_a_diff_that_lies_or_reaches_out_is_refused(diff, complaint):
         "an addition of what exists": (addition("pkg/b.py"), "exists already"),
         "a file where a folder is": (addition("pkg"), "file and a folder"),
         "a folder where a file is": (addition("pkg/b.py/c.py"), "file and a folder"),
-        "other content": (MODIFY.replace("-x = 1", "-x = 7"), "does not apply: error: patch failed: pkg/b.py:1"),
+        "other content": (
+            MODIFY.replace("-x = 1", "-x = 7"),
+            "does not apply: error: patch failed: pkg/b.py:1",
+        ),
         "a deletion that leaves lines": (
             "diff --git a/pkg/a.py b/pkg/a.py\ndeleted file mode 100644\n--- a/pkg/a.py\n+++ /dev/null\n"
             "@@ -1,2 +0,0 @@\n-def one():\n-    return 1\n",
@@ -217,25 +268,45 @@ def test_the_number_of_files_is_capped():
 
 def test_a_file_and_a_folder_may_change_places():
     before = entries({"x": "a\n"})
-    swap = "diff --git a/x b/x\ndeleted file mode 100644\n--- a/x\n+++ /dev/null\n@@ -1 +0,0 @@\n-a\n" + addition("x/y.py")
+    swap = (
+        "diff --git a/x b/x\ndeleted file mode 100644\n--- a/x\n+++ /dev/null\n@@ -1 +0,0 @@\n-a\n"
+        + addition("x/y.py")
+    )
     assert apply_patch(before, swap) == entries({"x/y.py": "x = 1\n"})
 
 
 # ---- comparing and reversing
 
 LINES = st.lists(
-    st.sampled_from(["a", "b", "", "\r", "-- x", "++ y", "diff --git a/x b/x", "@@ -1 +1 @@", "\\ No newline at end of file"]), max_size=8
+    st.sampled_from(
+        [
+            "a",
+            "b",
+            "",
+            "\r",
+            "-- x",
+            "++ y",
+            "diff --git a/x b/x",
+            "@@ -1 +1 @@",
+            "\\ No newline at end of file",
+        ]
+    ),
+    max_size=8,
 )
 TEXTS = st.builds(lambda lines, end: "\n".join(lines) + end, LINES, st.sampled_from(["", "\n"]))
 TREES = st.dictionaries(
-    st.sampled_from(["a.py", "pkg/b.py", "pkg/with blank", "é"]), st.builds(FileEntry, TEXTS.map(str.encode), st.booleans())
+    st.sampled_from(["a.py", "pkg/b.py", "pkg/with blank", "é"]),
+    st.builds(FileEntry, TEXTS.map(str.encode), st.booleans()),
 ).map(Tree)
 
 
 @settings(max_examples=60, deadline=None)
 @given(before=TREES, after=TREES)
 def test_a_diff_between_trees_takes_one_to_the_other_and_its_reverse_back(before, after):
-    kept = {path: FileEntry(entry.content, before[path].executable) if path in before else entry for path, entry in after.items()}
+    kept = {
+        path: FileEntry(entry.content, before[path].executable) if path in before else entry
+        for path, entry in after.items()
+    }
     after = Tree(kept)  # executable bits of files that both have are not part of a diff
     diff = diff_trees(before, after)
     assert (diff == "") is (before == after)
@@ -257,13 +328,25 @@ def test_a_change_that_text_cannot_hold_is_named(content, complaint):
 # ---- paths
 
 
-@pytest.mark.parametrize("path", ["tests/test_a.py", "pkg/tests/data.json", "test_a.py", "pkg/a_test.py", "tests.py", "conftest.py"])
+@pytest.mark.parametrize(
+    "path",
+    ["tests/test_a.py", "pkg/tests/data.json", "test_a.py", "pkg/a_test.py", "tests.py", "conftest.py"],
+)
 def test_tests_are_known_by_their_paths(path):
     assert is_test_path(path) and is_protected_path(path)
 
 
 @pytest.mark.parametrize(
-    "path", ["pkg/a.py", "pkg/testing.py", "latest/contest.py", "pkg/protest_x.py", "docs/testing.md", "pkg/py.typed", "src/pkg/json.py"]
+    "path",
+    [
+        "pkg/a.py",
+        "pkg/testing.py",
+        "latest/contest.py",
+        "pkg/protest_x.py",
+        "docs/testing.md",
+        "pkg/py.typed",
+        "src/pkg/json.py",
+    ],
 )
 def test_code_is_not_protected(path):
     assert not is_test_path(path) and not is_protected_path(path)
@@ -272,8 +355,22 @@ def test_code_is_not_protected(path):
 @pytest.mark.parametrize(
     "path",
     [
-        *["pytest.ini", "tox.ini", "setup.cfg", "pyproject.toml", "sub/pyproject.toml", "pkg/conftest.py", "CONFTEST.py"],
-        *["sitecustomize.py", "src/usercustomize.py", "x.pth", "evil.dist-info/entry_points.txt", "evil.egg-info/entry_points.txt"],
+        *[
+            "pytest.ini",
+            "tox.ini",
+            "setup.cfg",
+            "pyproject.toml",
+            "sub/pyproject.toml",
+            "pkg/conftest.py",
+            "CONFTEST.py",
+        ],
+        *[
+            "sitecustomize.py",
+            "src/usercustomize.py",
+            "x.pth",
+            "evil.dist-info/entry_points.txt",
+            "evil.egg-info/entry_points.txt",
+        ],
         *[
             "pytest.py",
             "src/pytest/__init__.py",

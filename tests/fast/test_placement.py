@@ -29,9 +29,16 @@ from selfplay.runtime.resources import resource
 from selfplay.training.adapter import add_adapter
 
 needs_peft = pytest.mark.skipif(
-    importlib.util.find_spec("peft") is None, reason="peft is not installed; get it with: pip install 'selfplay[lora]'"
+    importlib.util.find_spec("peft") is None,
+    reason="peft is not installed; get it with: pip install 'selfplay[lora]'",
 )
-SMALL = {"hidden_size": 256, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64, "intermediate_size": 768}
+SMALL = {
+    "hidden_size": 256,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 64,
+    "intermediate_size": 768,
+}
 
 
 def recipe(gpus: int, *overrides: str) -> Config:
@@ -112,7 +119,10 @@ def test_activations_are_what_the_backward_pass_really_keeps(bf16: bool, rank: i
             return tensor
 
         held: list[torch.Tensor] = []
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        with (
+            torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+            torch.autocast("cpu", torch.bfloat16, enabled=bf16),
+        ):
             model.base_model(input_ids=torch.zeros(1, tokens, dtype=torch.int64), use_cache=False)
         # Copies of weights that autocast makes are kept too; they do not grow with tokens, and are counted out.
         copies = 2 * sum(p.numel() for p in model.parameters() if p.dim() == 2) * bf16
@@ -131,7 +141,8 @@ def test_each_stage_shares_out_what_it_should():
     parameters = ModelShape("m", 1024, 10, 8, 8, 128, 4096, 32000, False).parameters
     held = {stage: states({"zero_stage": stage}) for stage in range(4)}
     named = {
-        stage: tuple(round(parts[part] / parameters, 2) for part in ("weights", "gradients", "optimiser")) for stage, parts in held.items()
+        stage: tuple(round(parts[part] / parameters, 2) for part in ("weights", "gradients", "optimiser"))
+        for stage, parts in held.items()
     }
     assert named == {0: (4, 4, 8), 1: (4, 4, 3), 2: (4, 1, 3), 3: (1, 1, 2)}
 
@@ -173,7 +184,9 @@ def test_an_anchor_is_a_second_copy_of_the_weights_and_nothing_to_train():
         held, free = states({"zero_stage": stage, "anchor_weight": 0.1}), states({"zero_stage": stage})
         assert held["weights"] == free["weights"] + 4 * shape.parameters // (4 if stage == 3 else 1)
         assert held["logits"] > free["logits"]
-        assert [held[part] for part in ("gradients", "optimiser")] == [free[part] for part in ("gradients", "optimiser")]
+        assert [held[part] for part in ("gradients", "optimiser")] == [
+            free[part] for part in ("gradients", "optimiser")
+        ]
 
 
 def test_the_heads_logits_are_counted_for_action_tokens_alone():
@@ -183,7 +196,12 @@ def test_the_heads_logits_are_counted_for_action_tokens_alone():
 
 def test_a_server_shares_its_weights_and_its_heads_over_its_gpus():
     shape = ModelShape("m", 4096, 36, 32, 8, 128, 12288, 151936, False)
-    assert cache_bytes_per_token(shape, 1) == 8 * cache_bytes_per_token(shape, 8) == 8 * cache_bytes_per_token(shape, 16) == 147_456
+    assert (
+        cache_bytes_per_token(shape, 1)
+        == 8 * cache_bytes_per_token(shape, 8)
+        == 8 * cache_bytes_per_token(shape, 16)
+        == 147_456
+    )
     one, four = (server_bytes(shape, 40 * GIB, width, 64) for width in (1, 4))
     assert one["weights"] == pytest.approx(4 * four["weights"])
     assert sum(one.values()) == sum(four.values()) == 40 * GIB
@@ -216,7 +234,9 @@ def test_on_one_gpu_trainer_and_server_share_it():
 
 
 def test_ranks_leave_a_whole_node_to_a_server_that_needs_one():
-    config = recipe(8, "trainer.ranks=4", "engine.servers=1", 'engine.options=["--tensor-parallel-size", "8"]')
+    config = recipe(
+        8, "trainer.ranks=4", "engine.servers=1", 'engine.options=["--tensor-parallel-size", "8"]'
+    )
     placement = place(config, policy_shape(config), [*eight(1), Node("half", 4, 80 * GIB, 64, 512 * GIB)])
     assert {seat.node for seat in placement.ranks} == {1}
     assert placement.servers == (Seat(0, tuple(range(8))),)
@@ -230,7 +250,9 @@ def test_episodes_go_where_cpus_are_free():
 
 
 def test_without_gpus_everything_is_dealt_round_the_nodes():
-    config = build_config({"trainer": {"type": "deepspeed", "ranks": 3}, "engine": {"type": "vllm", "servers": 2}})
+    config = build_config(
+        {"trainer": {"type": "deepspeed", "ranks": 3}, "engine": {"type": "vllm", "servers": 2}}
+    )
     placement = place(config, policy_shape(config), [Node(name, 0, 0, 8, 32 * GIB) for name in "ab"])
     assert placement.ranks == (Seat(0), Seat(1), Seat(0))
     assert placement.servers == (Seat(0), Seat(1))
@@ -242,7 +264,8 @@ def test_without_gpus_everything_is_dealt_round_the_nodes():
 def test_a_rank_that_does_not_fit_is_told_with_figures_and_a_change_that_fits():
     config = recipe(8, "trainer.activation_checkpointing=false")
     with pytest.raises(
-        PlacementError, match=r"needs \d+\.\d GiB \(activations .*a GPU of 80\.0 GiB has 76\.0 GiB .*activation_checkpointing = true"
+        PlacementError,
+        match=r"needs \d+\.\d GiB \(activations .*a GPU of 80\.0 GiB has 76\.0 GiB .*activation_checkpointing = true",
     ):
         planned(config)
     assert planned(recipe(8))
@@ -254,7 +277,9 @@ def test_the_papers_own_context_is_refused_with_a_shorter_one_that_fits():
 
 
 def test_a_server_that_does_not_fit_is_told_with_a_change_that_fits():
-    with pytest.raises(PlacementError, match=r"weights take 61\.\d GiB.*It fits with engine\.gpu_memory = 0\.9") as caught:
+    with pytest.raises(
+        PlacementError, match=r"weights take 61\.\d GiB.*It fits with engine\.gpu_memory = 0\.9"
+    ) as caught:
         planned(recipe(512, "engine.options=[]", "engine.gpu_memory=0.8"))
     assert "Qwen/Qwen3-32B" in str(caught.value)
 
@@ -269,13 +294,18 @@ def test_too_few_gpus_are_told_with_how_many_servers_fit():
 
 
 def test_more_ranks_than_gpus_are_refused():
-    with pytest.raises(PlacementError, match=r"trainer\.ranks = 9, and the cluster has 8 GPU\(s\) on 1 node\(s\)"):
+    with pytest.raises(
+        PlacementError, match=r"trainer\.ranks = 9, and the cluster has 8 GPU\(s\) on 1 node\(s\)"
+    ):
         planned(recipe(8, "trainer.ranks=9"))
 
 
 def test_main_memory_that_cannot_hold_what_is_offloaded_is_refused():
     config = recipe(8, "trainer.offload=true")
-    with pytest.raises(PlacementError, match=r"n has 64\.0 GiB of main memory; 4 trainer rank\(s\) with 30\.5 GiB.*offload = false"):
+    with pytest.raises(
+        PlacementError,
+        match=r"n has 64\.0 GiB of main memory; 4 trainer rank\(s\) with 30\.5 GiB.*offload = false",
+    ):
         place(config, policy_shape(config), [Node("n", 8, 80 * GIB, 128, 64 * GIB)])
 
 
@@ -309,7 +339,14 @@ def test_dry_run_prints_places_and_memory_and_starts_nothing(tmp_path: Path, mon
     lines = resource("recipes") / "quickstart-repos.txt"
     result = CliRunner().invoke(
         app,
-        ["train", "--dry-run", "--repos", str(lines), "--config", str(resource("recipes") / "cluster-512.toml")],
+        [
+            "train",
+            "--dry-run",
+            "--repos",
+            str(lines),
+            "--config",
+            str(resource("recipes") / "cluster-512.toml"),
+        ],
         catch_exceptions=False,
     )
     assert result.exit_code == 0

@@ -15,7 +15,15 @@ from selfplay.errors import RunError, UsageError
 from selfplay.orchestrator.run_folder import RunFolder
 from selfplay.planning.check import check_run
 from selfplay.planning.command import PlanOptions, plan_from
-from selfplay.planning.hardware import Gpu, ModelSize, ServerSpeed, TrainerSpeed, server_speed, sync_seconds, trainer_speed
+from selfplay.planning.hardware import (
+    Gpu,
+    ModelSize,
+    ServerSpeed,
+    TrainerSpeed,
+    server_speed,
+    sync_seconds,
+    trainer_speed,
+)
 from selfplay.planning.recorded import Timing, fit_server, fit_trainer, read_run
 from selfplay.planning.report import plan_data, show_check, show_plan
 from selfplay.planning.search import PlanRequest, make_plan
@@ -36,7 +44,14 @@ STEADY = ServerSpeed(most=4, fixed_s=0.01)  # 0.01 s a token, however many reque
 TRAINER = TrainerSpeed(fixed_s=10.0)
 
 
-def episode(drawn: float = 100, act_s: float = 1.0, turns: int = 1, open_s: float = 0.0, judge_s: float = 0.0, read: float = 0.0):
+def episode(
+    drawn: float = 100,
+    act_s: float = 1.0,
+    turns: int = 1,
+    open_s: float = 0.0,
+    judge_s: float = 0.0,
+    read: float = 0.0,
+):
     return EpisodeShape(open_s, tuple(Stretch(read, drawn, act_s) for _ in range(turns)), judge_s, turns)
 
 
@@ -49,7 +64,9 @@ def of_groups(*groups: GroupShape) -> Workload:
 
 
 def a_cluster(**changes) -> Cluster:
-    return replace(Cluster(servers=1, server=STEADY, trainer=TRAINER, slots=1, in_flight=1, sync_s=2.0), **changes)
+    return replace(
+        Cluster(servers=1, server=STEADY, trainer=TRAINER, slots=1, in_flight=1, sync_s=2.0), **changes
+    )
 
 
 def rules(**changes) -> Rules:
@@ -58,14 +75,27 @@ def rules(**changes) -> Rules:
 
 def mixed_workload() -> Workload:
     """Short and long episodes, groups without a gradient, injectors whose bugs are played."""
-    short, long = episode(drawn=40, turns=2, judge_s=0.5, read=20), episode(drawn=60, turns=6, act_s=2.0, judge_s=1.0, read=20)
-    injectors = (GroupShape(Role.INJECTOR, (short, long), bugs=1), GroupShape(Role.INJECTOR, (short, short), bugs=2))
-    return Workload("mixed", injectors, (solvers(short, long), solvers(long, long), solvers(short, short, carries=False)), replays=0.5)
+    short, long = (
+        episode(drawn=40, turns=2, judge_s=0.5, read=20),
+        episode(drawn=60, turns=6, act_s=2.0, judge_s=1.0, read=20),
+    )
+    injectors = (
+        GroupShape(Role.INJECTOR, (short, long), bugs=1),
+        GroupShape(Role.INJECTOR, (short, short), bugs=2),
+    )
+    return Workload(
+        "mixed",
+        injectors,
+        (solvers(short, long), solvers(long, long), solvers(short, short, carries=False)),
+        replays=0.5,
+    )
 
 
 def mixed_cluster(**changes) -> Cluster:
     speed = ServerSpeed(most=8, memory_s=0.01, memory_each_s=0.002, read_s=0.0005)
-    base = Cluster(servers=2, server=speed, trainer=TrainerSpeed(1.0, 0.0005), slots=24, in_flight=16, sync_s=0.5)
+    base = Cluster(
+        servers=2, server=speed, trainer=TrainerSpeed(1.0, 0.0005), slots=24, in_flight=16, sync_s=0.5
+    )
     return replace(base, **changes)
 
 
@@ -77,7 +107,9 @@ MIXED_RULES = Rules(max_lag=4, batch_tokens=8000, updates=30, warmup=8)
 
 def test_one_episode_after_the_other_takes_the_sum_of_its_parts():
     forecast = simulate(a_cluster(), of_groups(solvers(episode(drawn=100, act_s=1.0))), rules())
-    assert forecast.update_seconds == pytest.approx([14.0] * 5)  # 1 s of drawing, 1 in the sandbox, 10 of training, 2 of sync
+    assert forecast.update_seconds == pytest.approx(
+        [14.0] * 5
+    )  # 1 s of drawing, 1 in the sandbox, 10 of training, 2 of sync
     assert forecast.trained_per_hour == pytest.approx(3600 / 14)
 
 
@@ -99,7 +131,9 @@ def test_a_slow_trainer_sets_the_pace_when_play_overlaps():
 
 def test_slow_play_sets_the_pace_when_it_overlaps():
     fast = a_cluster(trainer=TrainerSpeed(fixed_s=1.0), sync_s=0.0)
-    forecast = simulate(fast, of_groups(solvers(episode(drawn=400, act_s=1.0))), rules(max_lag=2, batch_tokens=400, warmup=5))
+    forecast = simulate(
+        fast, of_groups(solvers(episode(drawn=400, act_s=1.0))), rules(max_lag=2, batch_tokens=400, warmup=5)
+    )
     assert forecast.update_seconds == pytest.approx([5.0] * 5)
     assert forecast.trainer_idle == pytest.approx(0.8)
 
@@ -121,7 +155,12 @@ def test_four_requests_on_one_server(speed, seconds):
 
 def test_two_servers_take_half_of_the_requests_each():
     cluster = a_cluster(
-        server=ServerSpeed(most=4, compute_each_s=0.01), servers=2, trainer=TrainerSpeed(), sync_s=0.0, slots=4, in_flight=4
+        server=ServerSpeed(most=4, compute_each_s=0.01),
+        servers=2,
+        trainer=TrainerSpeed(),
+        sync_s=0.0,
+        slots=4,
+        in_flight=4,
     )
     forecast = simulate(cluster, of_groups(solvers(*[episode(act_s=0.0)] * 4)), rules(batch_tokens=400))
     assert forecast.update_s == pytest.approx(2.0)
@@ -147,7 +186,9 @@ def test_judges_of_bounded_number_make_verdicts_wait():
     group = solvers(*[episode(drawn=100, act_s=0.0, judge_s=3.0)] * 4)
     cluster = a_cluster(trainer=TrainerSpeed(), sync_s=0.0, slots=8, in_flight=4)
     assert simulate(cluster, of_groups(group), rules(batch_tokens=400)).update_s == pytest.approx(4.0)
-    assert simulate(replace(cluster, judges=1), of_groups(group), rules(batch_tokens=400)).update_s == pytest.approx(13.0)
+    assert simulate(
+        replace(cluster, judges=1), of_groups(group), rules(batch_tokens=400)
+    ).update_s == pytest.approx(13.0)
 
 
 def test_the_phases_of_the_loop_follow_each_other():
@@ -155,18 +196,30 @@ def test_the_phases_of_the_loop_follow_each_other():
     work = Workload("phases", (injectors,), (solvers(episode(drawn=200, act_s=1.0)),), 0.0)
     plan = rules(kind="phases", plans=((1, 2),), second_order_s=(4.0,), warmup=0)
     forecast = simulate(a_cluster(slots=2, in_flight=1), work, plan)
-    assert forecast.phases_s == pytest.approx({"injecting": 3.0, "solving": 6.0, "second order": 4.0, "training": 12.0})
+    assert forecast.phases_s == pytest.approx(
+        {"injecting": 3.0, "solving": 6.0, "second order": 4.0, "training": 12.0}
+    )
     assert forecast.update_s == pytest.approx(25.0)
 
 
 # -- what must hold whatever the figures
 
 
-@pytest.mark.parametrize("more", [{"servers": 4}, {"slots": 48, "in_flight": 32}, {"trainer": TrainerSpeed(0.5, 0.00025)}, {"sync_s": 0.0}])
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"servers": 4},
+        {"slots": 48, "in_flight": 32},
+        {"trainer": TrainerSpeed(0.5, 0.00025)},
+        {"sync_s": 0.0},
+    ],
+)
 def test_more_of_anything_never_makes_it_slower(more):
     base = simulate(mixed_cluster(), mixed_workload(), MIXED_RULES)
     better = simulate(mixed_cluster(**more), mixed_workload(), MIXED_RULES)
-    assert better.trained_per_hour >= 0.98 * base.trained_per_hour  # one draw of groups against another: some noise is left
+    assert (
+        better.trained_per_hour >= 0.98 * base.trained_per_hour
+    )  # one draw of groups against another: some noise is left
 
 
 @pytest.mark.parametrize("max_lag", [0, 1, 4])
@@ -186,20 +239,30 @@ def test_overlapping_gives_more_than_synchronous_play():
 
 def test_groups_without_a_gradient_are_played_in_vain():
     work = of_groups(solvers(episode()), solvers(episode(), carries=False))
-    forecast = simulate(a_cluster(trainer=TrainerSpeed(), sync_s=0.0), work, rules(max_lag=3, batch_tokens=1000, updates=40))
+    forecast = simulate(
+        a_cluster(trainer=TrainerSpeed(), sync_s=0.0), work, rules(max_lag=3, batch_tokens=1000, updates=40)
+    )
     assert forecast.episodes_per_hour / forecast.trained_per_hour == pytest.approx(2.0, rel=0.15)
 
 
 def test_shares_of_idle_time_lie_between_none_and_all():
     forecast = simulate(mixed_cluster(), mixed_workload(), MIXED_RULES)
-    shares = (forecast.trainer_idle, forecast.trainer_sync, forecast.rollout_idle, forecast.rollout_load, forecast.sandbox_idle)
+    shares = (
+        forecast.trainer_idle,
+        forecast.trainer_sync,
+        forecast.rollout_idle,
+        forecast.rollout_load,
+        forecast.sandbox_idle,
+    )
     assert all(0 <= share <= 1 for share in (*shares, forecast.sandbox_running))
     assert forecast.sandbox_idle + forecast.sandbox_running <= 1
     assert forecast.rollout_load <= 1 - forecast.rollout_idle + 1e-9
 
 
 def test_a_seed_repeats_a_forecast():
-    first, again, other = (simulate(mixed_cluster(), mixed_workload(), replace(MIXED_RULES, seed=seed)) for seed in (3, 3, 4))
+    first, again, other = (
+        simulate(mixed_cluster(), mixed_workload(), replace(MIXED_RULES, seed=seed)) for seed in (3, 3, 4)
+    )
     assert first == again
     assert first != other
 
@@ -208,14 +271,22 @@ def test_merged_turns_keep_tokens_and_seconds():
     shape = EpisodeShape(1.0, tuple(Stretch(i, 2 * i, 0.5 * i) for i in range(1, 14)), 2.0, 13)
     merged = shape.merged(4)
     assert len(merged.stretches) == 4
-    assert (merged.tokens, merged.drawn, merged.sandbox_s, merged.turns) == (shape.tokens, shape.drawn, shape.sandbox_s, 13)
+    assert (merged.tokens, merged.drawn, merged.sandbox_s, merged.turns) == (
+        shape.tokens,
+        shape.drawn,
+        shape.sandbox_s,
+        13,
+    )
 
 
 def test_merging_turns_hardly_changes_the_forecast():
     rng = random.Random(5)
 
     def drawn_at_random() -> EpisodeShape:
-        parts = [Stretch(rng.uniform(0, 10), rng.expovariate(0.1), rng.expovariate(3)) for _ in range(rng.randint(8, 40))]
+        parts = [
+            Stretch(rng.uniform(0, 10), rng.expovariate(0.1), rng.expovariate(3))
+            for _ in range(rng.randint(8, 40))
+        ]
         return EpisodeShape(0.5, tuple(parts), rng.uniform(0, 2), len(parts))
 
     work = of_groups(*(solvers(*(drawn_at_random() for _ in range(4))) for _ in range(20)))
@@ -228,7 +299,17 @@ def test_merging_turns_hardly_changes_the_forecast():
 
 
 def test_formulas_of_hardware_against_hand_counts():
-    gpu = Gpu(peak_flops=1e15, bandwidth=1e12, memory=100e9, mfu=0.5, read_mfu=0.5, mbu=0.5, step_s=0.001, link=1e10, sync_fixed_s=3.0)
+    gpu = Gpu(
+        peak_flops=1e15,
+        bandwidth=1e12,
+        memory=100e9,
+        mfu=0.5,
+        read_mfu=0.5,
+        mbu=0.5,
+        step_s=0.001,
+        link=1e10,
+        sync_fixed_s=3.0,
+    )
     model = ModelSize(parameters=10e9, layers=10, width=1000, kv_width=100)
     assert model.kv_bytes == 2 * 10 * 100 * 2
     assert model.train_flops(1000) == 6 * 10e9 * 1000 + 6 * 10 * 1000 * 1000**2
@@ -251,7 +332,9 @@ def test_a_servers_speed_is_found_again_in_the_timings_of_turns():
         seconds = drawn * (0.020 + 0.003 * together) + 0.001 * read * together
         timings += [Timing(1000.0 * wave, 1000.0 * wave + seconds, read, drawn)] * together
     speed = fit_server(timings, most=32)
-    assert [speed.token_s(together) for together in (1, 3, 8)] == pytest.approx([0.023, 0.029, 0.044], rel=1e-3)
+    assert [speed.token_s(together) for together in (1, 3, 8)] == pytest.approx(
+        [0.023, 0.029, 0.044], rel=1e-3
+    )
     assert speed.read_s == pytest.approx(0.001, rel=1e-3)
 
 
@@ -291,13 +374,22 @@ def a_run(folder: Path, updates: int = 4, later_s: float = 0.0) -> RunFolder:
                     else:
                         store.record_verdict(row.episode_id, not member, "", "", "[]", 1.0, 1, 0)
                         if not member:
-                            store.add_bug(a_bug(f"{row.episode_id}-bug", row.episode_id, tree_digest=f"tree {update}"))
+                            store.add_bug(
+                                a_bug(f"{row.episode_id}-bug", row.episode_id, tree_digest=f"tree {update}")
+                            )
             store.commit_update(update, f"update-{update:05d}", update, True, "{}")
             for row in store.episodes(update=update):
                 store.consume(row.episode_id, update, 1.0 if row.member else -1.0)
-            seconds = {"injecting": 8.0, "solving": 15.0 + (later_s if update > updates // 2 else 0), "second_order": 2.0, "training": 4.0}
+            seconds = {
+                "injecting": 8.0,
+                "solving": 15.0 + (later_s if update > updates // 2 else 0),
+                "second_order": 2.0,
+                "training": 4.0,
+            }
             values = {f"seconds/{name}": value for name, value in seconds.items()}
-            metrics.write(json.dumps({"update": update, "tokens": 6 * 40.0, "seconds/saving": 0.5, **values}) + "\n")
+            metrics.write(
+                json.dumps({"update": update, "tokens": 6 * 40.0, "seconds/saving": 0.5, **values}) + "\n"
+            )
     return RunFolder(folder)
 
 
@@ -326,8 +418,13 @@ def test_a_run_is_read_as_it_was_played(tmp_path):
     recorded = read_run(a_run(tmp_path / "run"))
     assert (recorded.first, recorded.last) == (1, 4)
     assert (len(recorded.workload.injectors), len(recorded.workload.solvers)) == (4, 8)
-    assert (recorded.workload.bugs, recorded.workload.replays) == (1.0, 1.0)  # two solver groups to an injector group, one of them replays
-    assert recorded.workload.solvers[0].episodes[0] == EpisodeShape(0.5, (Stretch(10, 10, 0.5), Stretch(10, 10, 0.5)), 1.0, 2)
+    assert (recorded.workload.bugs, recorded.workload.replays) == (
+        1.0,
+        1.0,
+    )  # two solver groups to an injector group, one of them replays
+    assert recorded.workload.solvers[0].episodes[0] == EpisodeShape(
+        0.5, (Stretch(10, 10, 0.5), Stretch(10, 10, 0.5)), 1.0, 2
+    )
     assert recorded.plans == ((1, 2),) * 4
     assert recorded.batch_tokens == 240
     assert (recorded.in_flight, recorded.judges, recorded.max_lag) == (1, 1, 3)
@@ -336,14 +433,20 @@ def test_a_run_is_read_as_it_was_played(tmp_path):
 
 def test_updates_that_are_not_asked_for_are_not_read(tmp_path):
     recorded = read_run(a_run(tmp_path / "run"), 1, 2)
-    assert (len(recorded.workload.injectors), len(recorded.workload.solvers), len(recorded.plans)) == (2, 4, 2)
+    assert (len(recorded.workload.injectors), len(recorded.workload.solvers), len(recorded.plans)) == (
+        2,
+        4,
+        2,
+    )
 
 
 def test_a_run_whose_halves_are_alike_is_predicted_to_the_second(tmp_path):
     check = check_run(a_run(tmp_path / "run"))
     predicted = {phase.phase: phase.predicted_s for phase in check.phases}
     # One sandbox for play: 2 and 4 episodes of 3.5 s, and the last verdict. The others are judged while the next is played.
-    assert predicted == pytest.approx({"injecting": 8.0, "solving": 15.0, "second order": 2.0, "training": 4.5, "update": 29.5})
+    assert predicted == pytest.approx(
+        {"injecting": 8.0, "solving": 15.0, "second order": 2.0, "training": 4.5, "update": 29.5}
+    )
     assert check.phases[-1].error == pytest.approx(0.0, abs=1e-6)
 
 
@@ -384,9 +487,13 @@ SMALL = ModelSize(1e9, 16, 2048, 512)
 
 
 def a_request(**changes) -> PlanRequest:
-    shapes = [episode(drawn=200, turns=turns, act_s=2.0, read=300, judge_s=5.0, open_s=1.0) for turns in (4, 8, 16)]
+    shapes = [
+        episode(drawn=200, turns=turns, act_s=2.0, read=300, judge_s=5.0, open_s=1.0) for turns in (4, 8, 16)
+    ]
     work = of_groups(*(solvers(*shapes, shape) for shape in shapes))
-    return replace(PlanRequest(8, work, SMALL, Gpu(), batch_tokens=200_000, max_lag=1, slots=16, updates=5), **changes)
+    return replace(
+        PlanRequest(8, work, SMALL, Gpu(), batch_tokens=200_000, max_lag=1, slots=16, updates=5), **changes
+    )
 
 
 @pytest.fixture(scope="module")
@@ -443,9 +550,15 @@ def test_a_plan_is_data_too(plan):
         ({"gpus": 0}, "--gpus 0: a cluster needs GPUs; give 2 or more"),
         ({"gpus": 1}, "--gpus 1: one GPU cannot be split"),
         ({"trainer_gpus": 9}, "--trainer-gpus 9 leaves none of 8 GPUs for rollouts. Give at most 7"),
-        ({"trainer_gpus": 7, "server_gpus": 2}, "--trainer-gpus 7 leaves 1 of 8 GPUs, fewer than one rollout server of 2"),
+        (
+            {"trainer_gpus": 7, "server_gpus": 2},
+            "--trainer-gpus 7 leaves 1 of 8 GPUs, fewer than one rollout server of 2",
+        ),
         ({"model": ModelSize(70e9, 80, 8192, 1024)}, "--gpus 8: a policy of 7e[+]10 parameters needs 16"),
-        ({"model": ModelSize(8e9, 32, 4096, 1024), "trainer_gpus": 1}, "--trainer-gpus 1: .* need 2 GPUs of 80 GB"),
+        (
+            {"model": ModelSize(8e9, 32, 4096, 1024), "trainer_gpus": 1},
+            "--trainer-gpus 1: .* need 2 GPUs of 80 GB",
+        ),
         ({"batch_tokens": 0}, "--batch-tokens 0: needs the tokens of an update"),
         ({"slots": 0}, "--slots 0: needs 1 or more"),
         ({"hosts": -1}, "--hosts -1"),
@@ -462,7 +575,10 @@ def test_what_cannot_be_planned_is_told_with_value_and_remedy(changes, words):
         ({"gpus": 0}, "--gpus 0"),
         ({"workload": "meta"}, "--workload meta: there is only 'paper'"),
         ({"workload": "paper", "run": "mine"}, "give one of the two"),
-        ({"workload": "paper", "assume": ["turn=3"]}, "--assume turn: there is no such assumption. Choose from: turns"),
+        (
+            {"workload": "paper", "assume": ["turn=3"]},
+            "--assume turn: there is no such assumption. Choose from: turns",
+        ),
         ({"workload": "paper", "assume": ["turns"]}, "is not name=number"),
         ({"workload": "paper", "assume": ["valid=1.5"]}, "valid=1.5: needs a share from 0 to 1"),
         ({"workload": "paper", "parameters": 0.0}, "--parameters 0"),

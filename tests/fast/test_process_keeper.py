@@ -52,7 +52,8 @@ def short_grace(tmp_path: Path) -> Path:
 
 def test_all_its_processes_end_when_the_parent_is_killed(short_grace: Path) -> None:
     parent = subprocess.Popen(
-        [sys.executable, "-S", "-c", PARENT, str(short_grace), sys.executable, "-S", "-c", TREE], stdout=subprocess.PIPE
+        [sys.executable, "-S", "-c", PARENT, str(short_grace), sys.executable, "-S", "-c", TREE],
+        stdout=subprocess.PIPE,
     )
     assert parent.stdout is not None
     keeper = int(parent.stdout.readline())
@@ -64,9 +65,13 @@ def test_all_its_processes_end_when_the_parent_is_killed(short_grace: Path) -> N
     wait_for_end([keeper, *started])
 
 
-def test_all_its_processes_end_when_the_pipe_is_closed_and_its_exit_code_is_the_commands(short_grace: Path) -> None:
+def test_all_its_processes_end_when_the_pipe_is_closed_and_its_exit_code_is_the_commands(
+    short_grace: Path,
+) -> None:
     keeper = subprocess.Popen(
-        [sys.executable, "-I", "-S", str(short_grace), sys.executable, "-S", "-c", TREE], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        [sys.executable, "-I", "-S", str(short_grace), sys.executable, "-S", "-c", TREE],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
     )
     assert keeper.stdin is not None and keeper.stdout is not None
     started = [int(pid) for pid in keeper.stdout.readline().split()]
@@ -74,7 +79,9 @@ def test_all_its_processes_end_when_the_pipe_is_closed_and_its_exit_code_is_the_
     keeper.wait(30)
     keeper.stdout.close()
     assert not any(map(is_alive, started))
-    with subprocess.Popen([sys.executable, "-I", "-S", str(short_grace), "sh", "-c", "exit 7"], stdin=subprocess.PIPE) as ended:
+    with subprocess.Popen(
+        [sys.executable, "-I", "-S", str(short_grace), "sh", "-c", "exit 7"], stdin=subprocess.PIPE
+    ) as ended:
         assert ended.wait(30) == 7  # before the pipe closes
 
 
@@ -89,10 +96,15 @@ libc.syscall({"x86_64": 60, "aarch64": 93}[platform.machine()], 0)
 """
 
 
-@pytest.mark.skipif(platform.machine() not in ("x86_64", "aarch64"), reason="the number of the system call that ends a thread is not known")
+@pytest.mark.skipif(
+    platform.machine() not in ("x86_64", "aarch64"),
+    reason="the number of the system call that ends a thread is not known",
+)
 def test_children_of_a_process_whose_first_thread_has_ended_are_ended(short_grace: Path) -> None:
     keeper = subprocess.Popen(
-        [sys.executable, "-I", "-S", str(short_grace), sys.executable, "-S", "-c", HEADLESS], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        [sys.executable, "-I", "-S", str(short_grace), sys.executable, "-S", "-c", HEADLESS],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
     )
     assert keeper.stdin is not None and keeper.stdout is not None
     child = int(keeper.stdout.readline())
@@ -116,7 +128,9 @@ print(block.name, flush=True)
 time.sleep(60)
 """
     keeper = subprocess.Popen(
-        [sys.executable, "-I", "-S", str(short_grace), sys.executable, "-S", "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        [sys.executable, "-I", "-S", str(short_grace), sys.executable, "-S", "-c", code],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
     )
     assert keeper.stdin is not None and keeper.stdout is not None
     block = Path("/dev/shm") / keeper.stdout.readline().decode().strip()
@@ -137,6 +151,8 @@ def test_its_first_process_ends_with_a_killed_keeper(short_grace: Path) -> None:
     keeper.kill()
     keeper.wait()
     wait_for_end([first])
-    os.kill(second, signal.SIGKILL)  # in a session of its own: here only the sweep of a later start would find it
+    os.kill(
+        second, signal.SIGKILL
+    )  # in a session of its own: here only the sweep of a later start would find it
     keeper.stdin.close()
     keeper.stdout.close()

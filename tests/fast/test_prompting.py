@@ -15,7 +15,9 @@ from selfplay.errors import PromptError
 from selfplay.repositories.suspects import Suspect
 from selfplay.runtime.resources import resource
 
-TARGET = SimpleNamespace(path="pkg/mod.py", name="f", test_file="tests/test_mod.py", source="12:def f(x):\n13-    return x")
+TARGET = SimpleNamespace(
+    path="pkg/mod.py", name="f", test_file="tests/test_mod.py", source="12:def f(x):\n13-    return x"
+)
 DIFF = """\
 diff --git a/tests/test_mod.py b/tests/test_mod.py
 index 1111111..2222222 100644
@@ -50,7 +52,13 @@ def injector(strategy: str, style: str = "full", **changes: object) -> str:
 
 
 def solver(style: str = "full", **changes: object) -> str:
-    variables: dict[str, object] = {"repository": "toolz-1.0.0", "given": (), "specification": DIFF, "failure": "", "suspects": ()}
+    variables: dict[str, object] = {
+        "repository": "toolz-1.0.0",
+        "given": (),
+        "specification": DIFF,
+        "failure": "",
+        "suspects": (),
+    }
     return render("solver/repair", style, **(variables | changes)).text
 
 
@@ -59,7 +67,9 @@ STRATEGIES = ("direct", "removal", "history")
 GIVEN = ((), ("tests",), ("target",), ("tests", "target"))
 
 
-@pytest.mark.parametrize(("strategy", "given", "style"), list(itertools.product(STRATEGIES, GIVEN, ("full", "terse"))))
+@pytest.mark.parametrize(
+    ("strategy", "given", "style"), list(itertools.product(STRATEGIES, GIVEN, ("full", "terse")))
+)
 def test_every_injector_prompt_renders(strategy: str, given: tuple[str, ...], style: str) -> None:
     text = injector(strategy, style, given=given, target=TARGET if "target" in given else None)
     assert ("12:def f(x):" in text) == ("target" in given)
@@ -109,20 +119,28 @@ def test_a_solver_prompt_shows_the_specification_and_the_failure_if_given() -> N
 
 
 def test_a_full_solver_prompt_lists_suspects_if_given() -> None:
-    assert "- `A.f` in `pkg/mod.py`, lines 12 to 15\n- `g` in `pkg/other.py`, lines 3 to 3\n" in solver(suspects=SUSPECTS)
+    assert "- `A.f` in `pkg/mod.py`, lines 12 to 15\n- `g` in `pkg/other.py`, lines 3 to 3\n" in solver(
+        suspects=SUSPECTS
+    )
     assert "likeliest" not in solver()
 
 
 def test_a_full_solver_prompt_says_whether_the_tests_are_made() -> None:
     assert "is to be made to its tests" in solver() and "/submit" not in solver()
     given = solver(given=("tests",))
-    assert "already been made" in given and "bash /submit/test_script.sh" in given and "is to be made" not in given
+    assert (
+        "already been made" in given
+        and "bash /submit/test_script.sh" in given
+        and "is to be made" not in given
+    )
 
 
 @pytest.mark.parametrize("given", [(), ("tests",)])
 @pytest.mark.parametrize("failure", ["", "E  assert"])
 @pytest.mark.parametrize("suspects", [(), SUSPECTS])
-def test_a_full_solver_prompt_has_no_gaps(given: tuple[str, ...], failure: str, suspects: tuple[Suspect, ...]) -> None:
+def test_a_full_solver_prompt_has_no_gaps(
+    given: tuple[str, ...], failure: str, suspects: tuple[Suspect, ...]
+) -> None:
     text = solver(given=given, failure=failure, suspects=suspects)
     assert "{{" not in text and "{%" not in text and "\n\n\n" not in text and text.startswith("# Task")
 
@@ -155,14 +173,20 @@ def test_all_prompts_load() -> None:
     check_prompts()
 
 
-def test_a_hash_follows_texts_includes_and_style_and_not_the_variables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hash_follows_texts_includes_and_style_and_not_the_variables(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     copy = tmp_path / "prompts"
     shutil.copytree(resource("prompts"), copy)
 
     def hashes() -> tuple[str, str, str]:
         for cached in (prompting._environment, prompting._template, prompting.prompt_hash):
             cached.cache_clear()
-        return prompting.prompt_hash("injector/direct", "full"), prompting.prompt_hash("injector/direct", "terse"), _hash_of_solver()
+        return (
+            prompting.prompt_hash("injector/direct", "full"),
+            prompting.prompt_hash("injector/direct", "terse"),
+            _hash_of_solver(),
+        )
 
     before = hashes()
     monkeypatch.setattr(prompting, "resource", lambda name: copy)
@@ -176,6 +200,9 @@ def test_a_hash_follows_texts_includes_and_style_and_not_the_variables(tmp_path:
 
 
 def _hash_of_solver() -> str:
-    one, other = (render("solver/repair", "terse", specification=text, failure="", suspects=()).hash for text in ("a", "b"))
+    one, other = (
+        render("solver/repair", "terse", specification=text, failure="", suspects=()).hash
+        for text in ("a", "b")
+    )
     assert one == other
     return one

@@ -28,7 +28,9 @@ def tree_of(**files: str) -> Tree:
     return Tree({name: FileEntry(text.encode()) for name, text in files.items()})
 
 
-INDENTED = "x" + "é" * 60 + "\n" + " \n" * 8  # git shows the first line as the hunk's heading, cut after 80 bytes
+INDENTED = (
+    "x" + "é" * 60 + "\n" + " \n" * 8
+)  # git shows the first line as the hunk's heading, cut after 80 bytes
 
 
 @given(change=changes())
@@ -40,7 +42,9 @@ def test_a_diff_between_trees_gives_the_tree_and_its_reverse_takes_it_back(chang
     assert parse_patch(diff, CAP).changed_paths == tuple(before.changed_paths(after))
     assert apply_patch(before, diff) == after
     assert apply_patch(after, reverse_patch(diff)) == before
-    assert placed_exactly(before, diff) == after  # git looks around for the place: here each hunk must name it
+    assert (
+        placed_exactly(before, diff) == after
+    )  # git looks around for the place: here each hunk must name it
     assert placed_exactly(after, reverse_patch(diff)) == before
 
 
@@ -85,7 +89,9 @@ def test_rendering_and_reversing_twice_change_nothing_that_was_read(change: tupl
     assert parse_patch(text, CAP) == patch
     assert parse_patch(text, CAP).text() == text
     assert reverse_patch(reverse_patch(text)) == text
-    assert not re.search(r"^\+.*\n(\\.*\n)?-", hunks_of(reverse_patch(text)), re.MULTILINE)  # removed lines come first, as git has them
+    assert not re.search(
+        r"^\+.*\n(\\.*\n)?-", hunks_of(reverse_patch(text)), re.MULTILINE
+    )  # removed lines come first, as git has them
 
 
 def hunks_of(text: str) -> str:
@@ -93,7 +99,8 @@ def hunks_of(text: str) -> str:
 
 
 @given(
-    name=st.text(st.sampled_from("a. -/\\\"'\t\n\r\0\x7f\x85\ud800\udcffé b"), min_size=1, max_size=12) | st.text(max_size=300),
+    name=st.text(st.sampled_from("a. -/\\\"'\t\n\r\0\x7f\x85\ud800\udcffé b"), min_size=1, max_size=12)
+    | st.text(max_size=300),
     text=contents(),
 )
 @example(name="a/-b", text="x\n")
@@ -105,7 +112,9 @@ def test_a_change_under_any_name_is_refused_or_applies(name: str, text: str) -> 
             Tree({name: FileEntry(b"")})
         return
     before, after = Tree(), Tree({name: FileEntry(text.encode())})
-    if any(part.startswith("-") for part in name.split("/")) or any(unicodedata.category(c) in ("Cc", "Cs") or c == '"' for c in name):
+    if any(part.startswith("-") for part in name.split("/")) or any(
+        unicodedata.category(c) in ("Cc", "Cs") or c == '"' for c in name
+    ):
         assert path_problem(name)
     if path_problem(name):
         with pytest.raises(PatchError):
@@ -120,10 +129,17 @@ def test_a_change_under_any_name_is_refused_or_applies(name: str, text: str) -> 
 @pytest.fixture(scope="module")
 def git(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., subprocess.CompletedProcess[bytes]]:
     folder = tmp_path_factory.mktemp("repository")
-    variables = {"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": str(folder), "GIT_CONFIG_NOSYSTEM": "1", "LC_ALL": "C"}
+    variables = {
+        "PATH": "/usr/local/bin:/usr/bin:/bin",
+        "HOME": str(folder),
+        "GIT_CONFIG_NOSYSTEM": "1",
+        "LC_ALL": "C",
+    }
 
     def run(*arguments: str, stdin: bytes = b"", check: bool = True) -> subprocess.CompletedProcess[bytes]:
-        return subprocess.run(["git", *arguments], cwd=folder, env=variables, input=stdin, capture_output=True, check=check)
+        return subprocess.run(
+            ["git", *arguments], cwd=folder, env=variables, input=stdin, capture_output=True, check=check
+        )
 
     run("init", "-q", "--bare", ".")
     return run
@@ -133,7 +149,9 @@ def commits(*trees: Tree) -> bytes:
     """The trees as branches t0, t1, … for `git fast-import`."""
     stream = b""
     for number, tree in enumerate(trees):
-        stream += f"commit refs/heads/t{number}\ncommitter t <t@localhost> 0 +0000\ndata 0\ndeleteall\n".encode()
+        stream += (
+            f"commit refs/heads/t{number}\ncommitter t <t@localhost> 0 +0000\ndata 0\ndeleteall\n".encode()
+        )
         for path, entry in tree.items():
             stream += (
                 f"M {'100755' if entry.executable else '100644'} inline {path}\ndata {len(entry.content)}\n".encode()
@@ -144,8 +162,15 @@ def commits(*trees: Tree) -> bytes:
 
 
 @settings(max_examples=settings.default.max_examples // 2)  # several processes each
-@given(change=changes(), options=st.sets(st.sampled_from(["-M", "-U1", "--minimal", "--full-index", "--patience", "--no-renames"])))
-def test_what_real_git_writes_is_read_and_does_what_git_meant(git, change: tuple[Tree, Tree], options: set[str]) -> None:
+@given(
+    change=changes(),
+    options=st.sets(
+        st.sampled_from(["-M", "-U1", "--minimal", "--full-index", "--patience", "--no-renames"])
+    ),
+)
+def test_what_real_git_writes_is_read_and_does_what_git_meant(
+    git, change: tuple[Tree, Tree], options: set[str]
+) -> None:
     before, after = change
     assume(before != after)
     git("fast-import", "--quiet", "--force", stdin=commits(before, after))
@@ -188,7 +213,21 @@ def mutated(draw: st.DrawFn, diff: str) -> str:
         at = draw(st.integers(0, len(rows) - 1))
         row = rows[at]
         match draw(
-            st.sampled_from(["drop", "double", "move", "insert", "mark", "digit", "return", "name", "cut", "hunk twice", "section twice"])
+            st.sampled_from(
+                [
+                    "drop",
+                    "double",
+                    "move",
+                    "insert",
+                    "mark",
+                    "digit",
+                    "return",
+                    "name",
+                    "cut",
+                    "hunk twice",
+                    "section twice",
+                ]
+            )
         ):
             case "drop" if len(rows) > 1:
                 rows.pop(at)
@@ -209,13 +248,19 @@ def mutated(draw: st.DrawFn, diff: str) -> str:
                 rows[at] = row.removesuffix("\r") if row.endswith("\r") else row + "\r"
             case "name":
                 rows[at] = row.replace(
-                    draw(st.sampled_from(NAMES)), draw(st.sampled_from([*NAMES, "../x", "/x", ".git/config", "-x", "x/../y"]))
+                    draw(st.sampled_from(NAMES)),
+                    draw(st.sampled_from([*NAMES, "../x", "/x", ".git/config", "-x", "x/../y"])),
                 )
             case "cut":
                 rows[at] = row[: draw(st.integers(0, len(row)))]
             case "section twice":
-                first = next((number for number in range(at, -1, -1) if rows[number].startswith("diff --git ")), 0)
-                last = next((number for number in range(at + 1, len(rows)) if rows[number].startswith("diff --git ")), len(rows))
+                first = next(
+                    (number for number in range(at, -1, -1) if rows[number].startswith("diff --git ")), 0
+                )
+                last = next(
+                    (number for number in range(at + 1, len(rows)) if rows[number].startswith("diff --git ")),
+                    len(rows),
+                )
                 rows[last:last] = rows[first:last]
             case "hunk twice":
                 first = next((number for number in range(at, -1, -1) if rows[number].startswith("@@")), None)
@@ -254,7 +299,12 @@ def applied_by_git(tree: Tree, text: str) -> Tree | None:
             "GIT_CEILING_DIRECTORIES": str(folder.parent),
         }
         done = subprocess.run(
-            ["git", "apply", "--whitespace=nowarn", "-"], cwd=folder, env=variables, input=text.encode(), capture_output=True, check=False
+            ["git", "apply", "--whitespace=nowarn", "-"],
+            cwd=folder,
+            env=variables,
+            input=text.encode(),
+            capture_output=True,
+            check=False,
         )
         return None if done.returncode else Tree.from_folder(folder)
 
@@ -268,12 +318,16 @@ def check_lie(before: Tree, text: str) -> None:
     event("applies")
     check_claims(before, result, text)
     if text.strip():
-        assert applied_by_git(before, text.removesuffix("\n") + "\n") == result  # a last newline may be missing here, in git not
+        assert (
+            applied_by_git(before, text.removesuffix("\n") + "\n") == result
+        )  # a last newline may be missing here, in git not
 
 
 @settings(max_examples=2 * settings.default.max_examples)  # most lies are refused, which costs little
 @given(change=changes(max_files=2), data=st.data())
-def test_a_diff_with_a_lie_is_refused_or_does_what_it_says_and_what_git_does(change: tuple[Tree, Tree], data: st.DataObject) -> None:
+def test_a_diff_with_a_lie_is_refused_or_does_what_it_says_and_what_git_does(
+    change: tuple[Tree, Tree], data: st.DataObject
+) -> None:
     before, after = change
     assume(before != after)
     text = data.draw(mutated(diff_trees(before, after)), label="diff")
@@ -281,14 +335,21 @@ def test_a_diff_with_a_lie_is_refused_or_does_what_it_says_and_what_git_does(cha
 
 
 @pytest.mark.parametrize(
-    "hunk", ["@@ -\u0661 +1 @@\n-x\n+y\n", "@@ -1 +1 @@\n-x\n+x\n"], ids=["digits that git does not read", "no change"]
+    "hunk",
+    ["@@ -\u0661 +1 @@\n-x\n+y\n", "@@ -1 +1 @@\n-x\n+x\n"],
+    ids=["digits that git does not read", "no change"],
 )
 def test_a_hunk_that_git_would_not_read_or_that_does_nothing_is_refused(hunk: str) -> None:
     with pytest.raises(PatchError):
         apply_patch(tree_of(a="x\n"), f"diff --git a/a b/a\n--- a/a\n+++ b/a\n{hunk}")
 
 
-ROWS = st.sampled_from([*MUTANT_LINES, *(f"{a} {prefix}{name}" for a, prefix in [("---", "a/"), ("+++", "b/")] for name in NAMES[:3])])
+ROWS = st.sampled_from(
+    [
+        *MUTANT_LINES,
+        *(f"{a} {prefix}{name}" for a, prefix in [("---", "a/"), ("+++", "b/")] for name in NAMES[:3]),
+    ]
+)
 
 
 @given(rows=st.lists(ROWS, max_size=12))

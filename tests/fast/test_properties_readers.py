@@ -46,9 +46,14 @@ file_names = (
 entries = st.builds(FileEntry, st.binary(max_size=40) | st.just(b"\0" * 1024), st.booleans())
 
 
-@given(files=st.dictionaries(file_names.filter(is_safe_path), entries, max_size=5), other=st.dictionaries(names, entries, max_size=3))
+@given(
+    files=st.dictionaries(file_names.filter(is_safe_path), entries, max_size=5),
+    other=st.dictionaries(names, entries, max_size=3),
+)
 @example(files={"\udcff": FileEntry(b"")}, other={})
-def test_a_tree_survives_its_archive_and_is_known_by_its_digest(files: dict[str, FileEntry], other: dict[str, FileEntry]) -> None:
+def test_a_tree_survives_its_archive_and_is_known_by_its_digest(
+    files: dict[str, FileEntry], other: dict[str, FileEntry]
+) -> None:
     tree, second = Tree(files), Tree(other)
     assert Tree.from_tar(tree.to_tar()) == tree
     assert Tree.from_tar(tree.to_tar()).digest == tree.digest
@@ -59,7 +64,25 @@ def test_a_tree_survives_its_archive_and_is_known_by_its_digest(files: dict[str,
     assert tree.restore(second, tree.changed_paths(second)) == second
 
 
-parts = st.sampled_from(["", ".", "..", "...", "a", "b c", ".git", ".GiT", ".gitignore", "\\", "\0", "\n", "\ud800", "\udcff", "~"])
+parts = st.sampled_from(
+    [
+        "",
+        ".",
+        "..",
+        "...",
+        "a",
+        "b c",
+        ".git",
+        ".GiT",
+        ".gitignore",
+        "\\",
+        "\0",
+        "\n",
+        "\ud800",
+        "\udcff",
+        "~",
+    ]
+)
 
 
 @given(name=st.lists(parts, max_size=4).map("/".join) | st.text(max_size=12))
@@ -80,13 +103,24 @@ def test_a_name_is_refused_or_can_be_a_file_within(name: str) -> None:
 
 MEMBERS = st.tuples(
     st.sampled_from([*NAMES[:5], "../x", "/x", "./a.py", ".git/config", "a//b", "a/./b", "x/.."]),
-    st.sampled_from([tarfile.REGTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE]),
+    st.sampled_from(
+        [
+            tarfile.REGTYPE,
+            tarfile.SYMTYPE,
+            tarfile.LNKTYPE,
+            tarfile.DIRTYPE,
+            tarfile.FIFOTYPE,
+            tarfile.CHRTYPE,
+        ]
+    ),
     st.binary(max_size=5),
 )
 
 
 @given(members=st.lists(MEMBERS, max_size=6))
-def test_only_plain_files_with_safe_names_come_out_of_an_archive(members: list[tuple[str, bytes, bytes]]) -> None:
+def test_only_plain_files_with_safe_names_come_out_of_an_archive(
+    members: list[tuple[str, bytes, bytes]],
+) -> None:
     buffer = io.BytesIO()
     expected: dict[str, FileEntry] = {}
     with tarfile.open(fileobj=buffer, mode="w") as tar:
@@ -103,17 +137,71 @@ def test_only_plain_files_with_safe_names_come_out_of_an_archive(members: list[t
 
 
 RULES = (
-    *("a", "b", "*.log", "/a", "a/", "a/b", "/a/b", "**/b", "a/**", "a/**/b", "!b", "!a/b", "!*.log", "!/a", "?", "[ab]", "[!a]", "x*y"),
-    *("# a", "\\#a", "\\!b", "", " ", "a ", "b\\ ", " a", "!", "/", "\\", "[a", "!*.pyc", "!__pycache__/", "a\r", "é", "\f", "***", "//"),
+    *(
+        "a",
+        "b",
+        "*.log",
+        "/a",
+        "a/",
+        "a/b",
+        "/a/b",
+        "**/b",
+        "a/**",
+        "a/**/b",
+        "!b",
+        "!a/b",
+        "!*.log",
+        "!/a",
+        "?",
+        "[ab]",
+        "[!a]",
+        "x*y",
+    ),
+    *(
+        "# a",
+        "\\#a",
+        "\\!b",
+        "",
+        " ",
+        "a ",
+        "b\\ ",
+        " a",
+        "!",
+        "/",
+        "\\",
+        "[a",
+        "!*.pyc",
+        "!__pycache__/",
+        "a\r",
+        "é",
+        "\f",
+        "***",
+        "//",
+    ),
 )
 FOLDERS = ("", "a/", "b/", "[ab]/", "#x/", "!x/", "-/", "a/b/", "a/-/", "x*y/")
-LEAVES = ("a", "b", "c", "x.log", "xzy", "#a", "!b", "b ", " a")  # none that is no ASCII: to git `?` is a byte
+LEAVES = (
+    "a",
+    "b",
+    "c",
+    "x.log",
+    "xzy",
+    "#a",
+    "!b",
+    "b ",
+    " a",
+)  # none that is no ASCII: to git `?` is a byte
 
 
 def ignored_by_git(tree: Tree, paths: list[str]) -> set[str]:
     with tempfile.TemporaryDirectory() as name:
         tree.write_to(Path(name))
-        variables = {"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": name, "GIT_CONFIG_NOSYSTEM": "1", "LC_ALL": "C"}
+        variables = {
+            "PATH": "/usr/local/bin:/usr/bin:/bin",
+            "HOME": name,
+            "GIT_CONFIG_NOSYSTEM": "1",
+            "LC_ALL": "C",
+        }
         subprocess.run(["git", "init", "-q"], cwd=name, env=variables, check=True)
         done = subprocess.run(
             ["git", "check-ignore", "--no-index", "-z", "--stdin"],
@@ -127,8 +215,17 @@ def ignored_by_git(tree: Tree, paths: list[str]) -> set[str]:
 
 
 @given(
-    rules=st.dictionaries(st.sampled_from(FOLDERS), st.lists(st.sampled_from(RULES), min_size=1, max_size=4), min_size=1, max_size=3),
-    files=st.sets(st.builds(lambda folder, leaf: folder + leaf, st.sampled_from(FOLDERS), st.sampled_from(LEAVES)), min_size=1, max_size=8),
+    rules=st.dictionaries(
+        st.sampled_from(FOLDERS),
+        st.lists(st.sampled_from(RULES), min_size=1, max_size=4),
+        min_size=1,
+        max_size=3,
+    ),
+    files=st.sets(
+        st.builds(lambda folder, leaf: folder + leaf, st.sampled_from(FOLDERS), st.sampled_from(LEAVES)),
+        min_size=1,
+        max_size=8,
+    ),
 )
 @example(rules={"": ["!"]}, files={"c"})
 @example(rules={"[ab]/": ["a"]}, files={"[ab]/a", "a/a"})
@@ -138,9 +235,14 @@ def ignored_by_git(tree: Tree, paths: list[str]) -> set[str]:
 @example(rules={"": ["a", "!/a"]}, files={"a/a"})
 @example(rules={"": ["a"], "a/": ["!/a"]}, files={"a/a"})
 def test_ignore_rules_are_gits(rules: dict[str, list[str]], files: set[str]) -> None:
-    plain = {path for path in files if f"{path}/" not in FOLDERS and not any(other.startswith(f"{path}/") for other in files)}
+    plain = {
+        path
+        for path in files
+        if f"{path}/" not in FOLDERS and not any(other.startswith(f"{path}/") for other in files)
+    }
     tree = Tree(
-        {f"{folder}.gitignore": FileEntry("\n".join(some).encode()) for folder, some in rules.items()} | {p: FileEntry(b"") for p in plain}
+        {f"{folder}.gitignore": FileEntry("\n".join(some).encode()) for folder, some in rules.items()}
+        | {p: FileEntry(b"") for p in plain}
     )
     ours = ignore_rules(tree)
     assert {path for path in plain if ours.match_file(path)} == ignored_by_git(tree, sorted(plain))
@@ -151,23 +253,51 @@ def test_ignore_rules_are_gits(rules: dict[str, list[str]], files: set[str]) -> 
 def test_any_ignore_file_is_read_and_bytecode_is_always_ignored(rules: list[str], folder: str) -> None:
     text = "\n".join(rules).encode("utf-8", "replace")
     ours = ignore_rules(Tree({f"{folder}.gitignore": FileEntry(text)}))
-    assert ours.match_file(f"{folder}x.pyc") and ours.match_file("x.pyc") and ours.match_file(f"{folder}__pycache__/x")
+    assert (
+        ours.match_file(f"{folder}x.pyc")
+        and ours.match_file("x.pyc")
+        and ours.match_file(f"{folder}__pycache__/x")
+    )
 
 
 # ---- outcomes
 
 ids = st.text(st.characters(exclude_categories=["Cc", "Cs"]), min_size=1, max_size=12)
-outcomes = st.builds(lambda passed, failed: TestOutcomes(passed - failed, failed), st.frozensets(ids), st.frozensets(ids))
+outcomes = st.builds(
+    lambda passed, failed: TestOutcomes(passed - failed, failed), st.frozensets(ids), st.frozensets(ids)
+)
 
 
 def json_lookalikes() -> st.SearchStrategy[bytes]:
     pieces = st.sampled_from(
-        ['{"a":"passed"', "{", "}", "[", "]", '"', ",", ":", '"failed"', '"\\ud800"', "NaN", "1e999", "1" * 5000, "\\", "\ufeff", '"a":1']
+        [
+            '{"a":"passed"',
+            "{",
+            "}",
+            "[",
+            "]",
+            '"',
+            ",",
+            ":",
+            '"failed"',
+            '"\\ud800"',
+            "NaN",
+            "1e999",
+            "1" * 5000,
+            "\\",
+            "\ufeff",
+            '"a":1',
+        ]
     )
     return st.lists(pieces, max_size=8).map("".join).map(str.encode)
 
 
-@given(data=st.binary(max_size=60) | json_lookalikes() | json_values.map(lambda value: json.dumps(value).encode()), most=st.integers(0, 4))
+@given(
+    data=st.binary(max_size=60)
+    | json_lookalikes()
+    | json_values.map(lambda value: json.dumps(value).encode()),
+    most=st.integers(0, 4),
+)
 @example(data=b"[" * 100_000, most=50)
 @example(data=b'{"a":' * 20_000, most=50)
 @example(data=b'{"a":' + b"[" * 900 + b"]" * 900 + b"}", most=50)
@@ -181,8 +311,25 @@ def test_what_a_parser_prints_is_outcomes_or_refused(data: bytes, most: int) -> 
     assert found.to_json() == json.loads(data)
 
 
-some_ids = st.sampled_from(["a.py::f", "a.py::g", "é\u2028", "", "\x1b", "\x85", "\ud800", "x" * 4096, "y" * 4097])
-said = st.sampled_from(["passed", "passed", "failed", "failed", "failed", "skipped", "Passed", None, True, ["passed"], {"passed": 1}, 1.5])
+some_ids = st.sampled_from(
+    ["a.py::f", "a.py::g", "é\u2028", "", "\x1b", "\x85", "\ud800", "x" * 4096, "y" * 4097]
+)
+said = st.sampled_from(
+    [
+        "passed",
+        "passed",
+        "failed",
+        "failed",
+        "failed",
+        "skipped",
+        "Passed",
+        None,
+        True,
+        ["passed"],
+        {"passed": 1},
+        1.5,
+    ]
+)
 
 
 @given(pairs=st.lists(st.tuples(some_ids, said), max_size=4), most=st.integers(1, 4))
@@ -193,8 +340,13 @@ said = st.sampled_from(["passed", "passed", "failed", "failed", "failed", "skipp
 def test_a_map_is_read_exactly_when_it_is_plain(pairs: list[tuple[str, object]], most: int) -> None:
     data = ("{" + ", ".join(f"{json.dumps(name)}: {json.dumps(what)}" for name, what in pairs) + "}").encode()
     distinct = dict(pairs)
-    plain = len(distinct) == len(pairs) <= most and all(what in ("passed", "failed") for what in distinct.values())
-    plain = plain and all(0 < len(name) <= 4096 and not {unicodedata.category(c) for c in name} & {"Cc", "Cs"} for name in distinct)
+    plain = len(distinct) == len(pairs) <= most and all(
+        what in ("passed", "failed") for what in distinct.values()
+    )
+    plain = plain and all(
+        0 < len(name) <= 4096 and not {unicodedata.category(c) for c in name} & {"Cc", "Cs"}
+        for name in distinct
+    )
     try:
         assert parse_outcomes(data, most).to_json() == distinct
         assert plain
@@ -226,11 +378,18 @@ def test_the_set_arithmetic_of_outcomes(one: TestOutcomes, other: TestOutcomes, 
 
 artifact_names = st.sampled_from([*FILE_NAMES, *ALIASES, "other", "", "../x", "test_files.txt\n"])
 test_files = st.lists(
-    st.sampled_from(["a.py", "./a.py", "././b.py", " ./ ./c.py", "./", ".", "\u2028", "d e.py\r", ".//x"]), max_size=5
+    st.sampled_from(["a.py", "./a.py", "././b.py", " ./ ./c.py", "./", ".", "\u2028", "d e.py\r", ".//x"]),
+    max_size=5,
 ).map("\n".join)
-artifact_texts = contents() | test_files | any_text | st.sampled_from(["LARGE", "LARGEx", "xLARGE", "a\0b", "\ud800", " \n"])
+artifact_texts = (
+    contents()
+    | test_files
+    | any_text
+    | st.sampled_from(["LARGE", "LARGEx", "xLARGE", "a\0b", "\ud800", " \n"])
+)
 whole_artifacts = st.builds(
-    lambda odd: {**dict.fromkeys(FILE_NAMES, "x"), **odd}, st.dictionaries(st.sampled_from(FILE_NAMES), artifact_texts, max_size=3)
+    lambda odd: {**dict.fromkeys(FILE_NAMES, "x"), **odd},
+    st.dictionaries(st.sampled_from(FILE_NAMES), artifact_texts, max_size=3),
 )
 
 
@@ -266,7 +425,13 @@ test_ids = st.builds(
 )
 LOG_LINES = st.sampled_from(
     [
-        *("=== short test summary info ===", "1 passed in 0.01s", "= 1 failed, 2 passed in 1.00s (0:00:01) =", "no tests ran in 0.00s", ""),
+        *(
+            "=== short test summary info ===",
+            "1 passed in 0.01s",
+            "= 1 failed, 2 passed in 1.00s (0:00:01) =",
+            "no tests ran in 0.00s",
+            "",
+        ),
         *(
             "PASSED a.py::f",
             "FAILED a.py::f - assert 1",
@@ -290,7 +455,9 @@ LOG_LINES = st.sampled_from(
 
 
 log_rows = st.lists(LOG_LINES | lines | any_text, max_size=14)
-summaries = st.lists(LOG_LINES, max_size=8).map(lambda rows: ["=== short test summary info ===", *rows, "=== 1 passed in 0.01s ==="])
+summaries = st.lists(LOG_LINES, max_size=8).map(
+    lambda rows: ["=== short test summary info ===", *rows, "=== 1 passed in 0.01s ==="]
+)
 
 
 @given(rows=log_rows | summaries, newline=st.sampled_from(["\n", "\r\n"]))
@@ -298,19 +465,29 @@ def test_any_log_gives_outcomes(rows: list[str], newline: str) -> None:
     found = parse(newline.join(rows))
     assert set(found.values()) <= {"passed", "failed"}
     assert parse_outcomes(json.dumps(found).encode(), 1000).to_json() == found
-    if sum(bool(re.fullmatch("=+ short test summary info =+", row)) for row in newline.join(rows).replace("\r\n", "\n").split("\n")) == 0:
+    if (
+        sum(
+            bool(re.fullmatch("=+ short test summary info =+", row))
+            for row in newline.join(rows).replace("\r\n", "\n").split("\n")
+        )
+        == 0
+    ):
         assert found == {}
 
 
 @given(
-    results=st.dictionaries(test_ids, st.sampled_from(["PASSED", "FAILED", "ERROR", "SKIPPED", "XFAIL"]), max_size=6),
+    results=st.dictionaries(
+        test_ids, st.sampled_from(["PASSED", "FAILED", "ERROR", "SKIPPED", "XFAIL"]), max_size=6
+    ),
     message=st.sampled_from(["", " - assert 1 == 2", " - x [y]", " - a - b"]),
     data=st.data(),
 )
 def test_a_summary_of_pytest_is_read_as_it_was_meant_and_not_before_its_end(
     results: dict[str, str], message: str, data: st.DataObject
 ) -> None:
-    rows = [f"{what} {name}{message if what in ('FAILED', 'ERROR') else ''}" for name, what in results.items()]
+    rows = [
+        f"{what} {name}{message if what in ('FAILED', 'ERROR') else ''}" for name, what in results.items()
+    ]
     log = ["....", "=== short test summary info ===", *rows, "=== 1 passed in 0.01s ==="]
     meant = {"PASSED": "passed", "FAILED": "failed", "ERROR": "failed"}
     wanted = {name: meant[what] for name, what in results.items() if what in meant and name.isprintable()}
@@ -324,11 +501,16 @@ def test_a_summary_of_pytest_is_read_as_it_was_meant_and_not_before_its_end(
 
 # ---- call records
 
-places = st.tuples(st.sampled_from(["a.py", "b.py"]), st.integers(1, 3), st.sampled_from(["f", "g"])).map(list)
+places = st.tuples(st.sampled_from(["a.py", "b.py"]), st.integers(1, 3), st.sampled_from(["f", "g"])).map(
+    list
+)
 places |= st.lists(st.sampled_from(["a.py", 1, "f", None, 1.5, [], {}]), min_size=3, max_size=3) | json_values
 indices = st.lists(st.integers(-2, 4) | json_values, max_size=4)
 durations = st.sampled_from([0.5, 1e300, float("inf"), float("nan"), 1, "1"])
-entries_of_files = st.fixed_dictionaries({"calls": st.integers(), "duration_s": durations, "functions": indices}) | json_values
+entries_of_files = (
+    st.fixed_dictionaries({"calls": st.integers(), "duration_s": durations, "functions": indices})
+    | json_values
+)
 records = st.fixed_dictionaries(
     {"functions": st.lists(places, max_size=4) | json_values},
     optional={
@@ -336,7 +518,12 @@ records = st.fixed_dictionaries(
         "tests": st.dictionaries(any_text, indices | json_values, max_size=3) | json_values,
     },
 )
-CODE = Tree({"a.py": FileEntry(b"def f():\n    pass\n\ndef g():\n    pass\n"), "b.py": FileEntry(b"\ndef g():\n    pass\n")})
+CODE = Tree(
+    {
+        "a.py": FileEntry(b"def f():\n    pass\n\ndef g():\n    pass\n"),
+        "b.py": FileEntry(b"\ndef g():\n    pass\n"),
+    }
+)
 
 
 LISTED = [["a.py", 1, "f"], [1, None, []], ["a.py", "1", "g"]]
@@ -349,7 +536,11 @@ def test_any_call_record_is_read_and_names_only_what_it_lists(record: Any) -> No
     found = read_calls(record)
     listed = record.get("functions") if isinstance(record, dict) else None
     known = (
-        {tuple(item) for item in listed if isinstance(item, list) and [type(part) for part in item] in ([str, int, str], [str, bool, str])}
+        {
+            tuple(item)
+            for item in listed
+            if isinstance(item, list) and [type(part) for part in item] in ([str, int, str], [str, bool, str])
+        }
         if isinstance(listed, list)
         else set()
     )
@@ -409,7 +600,10 @@ WORDS = (
 )
 
 
-@given(line=st.lists(st.sampled_from(WORDS) | st.text(max_size=6), min_size=1, max_size=4).map(" ".join) | st.text(max_size=30))
+@given(
+    line=st.lists(st.sampled_from(WORDS) | st.text(max_size=6), min_size=1, max_size=4).map(" ".join)
+    | st.text(max_size=30)
+)
 @example(line="~nosuchuser/x")
 @example(line="./" + "a" * 300 + "@x")
 @example(line="pypi:a==" + "1" * 5000)
@@ -435,7 +629,14 @@ def test_any_line_is_a_repository_or_refused(line: str) -> None:
 
 # ---- task records
 
-GOOD = {"instance_id": "a", "repo": "pypi:toolz==1.0.0", "patch": "", "test_patch": "", "FAIL_TO_PASS": ["x"], "PASS_TO_PASS": "[]"}
+GOOD = {
+    "instance_id": "a",
+    "repo": "pypi:toolz==1.0.0",
+    "patch": "",
+    "test_patch": "",
+    "FAIL_TO_PASS": ["x"],
+    "PASS_TO_PASS": "[]",
+}
 own_parts = st.fixed_dictionaries(
     {},
     optional={
@@ -455,7 +656,19 @@ task_records = st.builds(
 
 
 @given(record=task_records | json_values)
-@example(record={**GOOD, "selfplay": {"artifact": {"a": "b"}, "attempt_patch": "c", "failure": "d", "order": 2, "set": "e", "part": "f"}})
+@example(
+    record={
+        **GOOD,
+        "selfplay": {
+            "artifact": {"a": "b"},
+            "attempt_patch": "c",
+            "failure": "d",
+            "order": 2,
+            "set": "e",
+            "part": "f",
+        },
+    }
+)
 @example(record={**GOOD, "patch": None})
 @example(record={**GOOD, "selfplay": {"order": float("inf")}})
 @example(record={**GOOD, "selfplay": [1]})
@@ -469,8 +682,20 @@ def test_any_record_is_a_task_or_refused(record: Any) -> None:
         return
     assert parse_task(json.loads(json.dumps(task_record(task)))) == task
     assert task.patch == record["patch"]
-    texts = (task.instance_id, task.repo, task.patch, task.test_patch, task.attempt_patch, task.failure, task.set, task.part)
-    assert all(isinstance(text, str) for text in (*texts, *task.fail_to_pass, *task.pass_to_pass, *task.artifact, *task.artifact.values()))
+    texts = (
+        task.instance_id,
+        task.repo,
+        task.patch,
+        task.test_patch,
+        task.attempt_patch,
+        task.failure,
+        task.set,
+        task.part,
+    )
+    assert all(
+        isinstance(text, str)
+        for text in (*texts, *task.fail_to_pass, *task.pass_to_pass, *task.artifact, *task.artifact.values())
+    )
 
 
 @given(patch=contents(), ascii_only=st.booleans(), newline=st.sampled_from(["\n", "\r\n"]))
@@ -482,7 +707,12 @@ def test_task_files_of_other_tools_are_read(patch: str, ascii_only: bool, newlin
         assert [task.patch for task in read_tasks(path)] == [patch]
 
 
-@given(text=st.lists(st.sampled_from(["{", "}", "[" * 100_000, json.dumps(GOOD), "\n", "null", "1", '"x"', "\r"]), max_size=5).map("".join))
+@given(
+    text=st.lists(
+        st.sampled_from(["{", "}", "[" * 100_000, json.dumps(GOOD), "\n", "null", "1", '"x"', "\r"]),
+        max_size=5,
+    ).map("".join)
+)
 @example(text="[" * 100_000)
 def test_any_task_file_is_read_or_refused(text: str) -> None:
     with tempfile.TemporaryDirectory() as folder:

@@ -69,19 +69,35 @@ paths = st.sampled_from(["a.py", "pkg/with blank.py", "é.py", "a:b", "a:1:2", "
 @given(path=paths, line=st.none() | st.integers(0, 999_999_999), search=bodies, replace=bodies)
 def test_a_formatted_edit_reads_back(path: str, line: int | None, search: str, replace: str) -> None:
     assume(line is not None or path != "a:1:2")  # a path that ends like a line number needs one
-    assume(search and all(holds_no_tag(text) and holds_no_mark(text) and "\0" not in text for text in (search, replace)))
+    assume(
+        search
+        and all(holds_no_tag(text) and holds_no_mark(text) and "\0" not in text for text in (search, replace))
+    )
     action = parse_action(format_action("edit", format_edit(path, line, search, replace)))
     assert (action.path, action.line, action.search, action.replace) == (path, line, search, replace)
 
 
 CALL_LINES = st.sampled_from(
-    [*LINES, *(f"<tool: {tool}>" for tool in TOOLS), "<tool: >", " <tool: bash>", "</tool> ", "a.py:\u0663", "a.py:3", "\0"]
+    [
+        *LINES,
+        *(f"<tool: {tool}>" for tool in TOOLS),
+        "<tool: >",
+        " <tool: bash>",
+        "</tool> ",
+        "a.py:\u0663",
+        "a.py:3",
+        "\0",
+    ]
 )
 
 
 EDIT = ["<<<<<<< SEARCH", "a", "=======", "b", ">>>>>>> REPLACE"]
 call_rows = st.lists(CALL_LINES, max_size=10)
-edit_calls = st.builds(lambda where, more: ["<tool: edit>", where, *EDIT, *more, "</tool>"], CALL_LINES, st.lists(CALL_LINES, max_size=1))
+edit_calls = st.builds(
+    lambda where, more: ["<tool: edit>", where, *EDIT, *more, "</tool>"],
+    CALL_LINES,
+    st.lists(CALL_LINES, max_size=1),
+)
 
 
 tag_rows = st.lists(st.sampled_from(["<tool: bash>", "<tool: submit>", "</tool>", "ls", ""]), max_size=6)
@@ -115,7 +131,9 @@ dense = st.text("ab\n", max_size=8)  # much of it occurs more than once, overlap
 @settings(max_examples=2 * settings.default.max_examples)
 @given(
     before=dense | contents(4),
-    search=st.text("ab\n", min_size=1, max_size=3) | st.text("ab\n\r ", min_size=1, max_size=4) | lines.filter(bool),
+    search=st.text("ab\n", min_size=1, max_size=3)
+    | st.text("ab\n\r ", min_size=1, max_size=4)
+    | lines.filter(bool),
     after=dense | contents(4),
     replace=dense | bodies,
     line=st.none() | st.integers(-1, 8),
@@ -126,7 +144,9 @@ dense = st.text("ab\n", max_size=8)  # much of it occurs more than once, overlap
 @example(before="", search="a", after="\r\n", replace="x\r\ny", line=None)
 @example(before="b\r\n", search="a\nb", after="\r\n", replace="a\r\nb", line=None)
 @example(before="", search="a\nb", after="\nc\r\n", replace="x", line=None)
-def test_an_edit_changes_the_one_place_that_fits_or_says_why(before: str, search: str, after: str, replace: str, line: int | None) -> None:
+def test_an_edit_changes_the_one_place_that_fits_or_says_why(
+    before: str, search: str, after: str, replace: str, line: int | None
+) -> None:
     text = before + search + after
     shown = text if "\r" in search else text.replace("\r\n", "\n")
     fits = occurrences(shown, search, line)
@@ -139,7 +159,9 @@ def test_an_edit_changes_the_one_place_that_fits_or_says_why(before: str, search
     assert new != text
     assert len(fits) == 1
     assert squashed(new) == squashed(shown[: fits[0]] + replace + shown[fits[0] + len(search) :])
-    assert any(new.startswith(text[:start]) and new.endswith(text[end:]) for start, end in spans_of(text, search))
+    assert any(
+        new.startswith(text[:start]) and new.endswith(text[end:]) for start, end in spans_of(text, search)
+    )
 
 
 def occurrences(text: str, search: str, line: int | None) -> list[int]:
@@ -187,7 +209,10 @@ def test_a_file_of_windows_lines_stays_one(rows: list[str], at: int, size: int, 
 @given(text=st.text(max_size=60) | contents())
 def test_what_is_shown_holds_no_control_character(text: str) -> None:
     shown = make_harmless(text)
-    assert all(character in "\n\t" or unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Co", "Zl", "Zp") for character in shown)
+    assert all(
+        character in "\n\t" or unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Co", "Zl", "Zp")
+        for character in shown
+    )
     shown.encode()
     assert make_harmless(shown) == shown
     assert shown.count("\n") == text.count("\n")
@@ -207,7 +232,9 @@ long_texts = st.builds(lambda text, times: text * times, contents(), st.integers
 
 
 @given(text=long_texts, most=st.integers(1, 200), by_character=st.booleans())
-def test_cut_output_is_within_its_bound_and_says_what_is_gone(chat: ChatFormat, text: str, most: int, by_character: bool) -> None:
+def test_cut_output_is_within_its_bound_and_says_what_is_gone(
+    chat: ChatFormat, text: str, most: int, by_character: bool
+) -> None:
     spans = one_each if by_character else chat.spans
     text = make_harmless(text)
     shown = cap_output(text, most, spans)
@@ -217,7 +244,11 @@ def test_cut_output_is_within_its_bound_and_says_what_is_gone(chat: ChatFormat, 
     slack = 0 if by_character else 8  # a cut may split what was one token, and a character may be several
     assert len(spans(shown)) <= max(most, MARKER + 6) + slack
     rows = shown.split("\n")
-    notes = [at for at, row in enumerate(rows) if row.endswith((" lines cut]", " characters cut]")) and row.startswith("[")]
+    notes = [
+        at
+        for at, row in enumerate(rows)
+        if row.endswith((" lines cut]", " characters cut]")) and row.startswith("[")
+    ]
     assert any(is_cut_of(text, rows[:at], rows[at], rows[at + 1 :]) for at in notes)
 
 
@@ -231,11 +262,15 @@ def is_cut_of(text: str, head_rows: list[str], note: str, tail_rows: list[str]) 
     return len(head) + number + len(tail) == len(text)
 
 
-hostile = st.lists(st.sampled_from([*SPECIALS, *TAGS, *LINES, "<|im_", "end|>", "assistant\n", "\u200b"]), max_size=12)
+hostile = st.lists(
+    st.sampled_from([*SPECIALS, *TAGS, *LINES, "<|im_", "end|>", "assistant\n", "\u200b"]), max_size=12
+)
 
 
 @given(pieces=hostile, joint=st.sampled_from(["", "\n", " "]), most=st.integers(8, 100))
-def test_no_observation_opens_a_turn_or_ends_in_anothers_words(chat: ChatFormat, pieces: list[str], joint: str, most: int) -> None:
+def test_no_observation_opens_a_turn_or_ends_in_anothers_words(
+    chat: ChatFormat, pieces: list[str], joint: str, most: int
+) -> None:
     output = cap_output(make_harmless(joint.join(pieces)), most, chat.spans)
     shown = render_observation(output, 1, 3, 99)
     assert shown.rpartition("\n")[2] == "[exit 1; 3 turns, 99 tokens left]"

@@ -24,8 +24,16 @@ def summary(*lines: str, end: str = "3 passed in 0.10s") -> str:
 
 
 def test_passes_failures_and_errors_are_read() -> None:
-    log = summary("PASSED t/test_a.py::test_x", "FAILED t/test_a.py::test_y - assert 1 == 2", "ERROR t/test_b.py - ImportError: no")
-    assert parse(log) == {"t/test_a.py::test_x": "passed", "t/test_a.py::test_y": "failed", "t/test_b.py": "failed"}
+    log = summary(
+        "PASSED t/test_a.py::test_x",
+        "FAILED t/test_a.py::test_y - assert 1 == 2",
+        "ERROR t/test_b.py - ImportError: no",
+    )
+    assert parse(log) == {
+        "t/test_a.py::test_x": "passed",
+        "t/test_a.py::test_y": "failed",
+        "t/test_b.py": "failed",
+    }
 
 
 def test_skipped_and_expected_failures_are_left_out() -> None:
@@ -39,14 +47,27 @@ def test_a_teardown_error_outweighs_a_pass() -> None:
 
 def test_a_failed_subtest_fails_its_test() -> None:
     log = summary(
-        "PASSED a.py::T::x", "PASSED a.py::T::y", "SUBFAILED[a b] (i=1) a.py::T::x - AssertionError: 1 == 1", "SUBFAIL a.py::T::y - no"
+        "PASSED a.py::T::x",
+        "PASSED a.py::T::y",
+        "SUBFAILED[a b] (i=1) a.py::T::x - AssertionError: 1 == 1",
+        "SUBFAIL a.py::T::y - no",
     )
     assert parse(log) == {"a.py::T::x": "failed", "a.py::T::y": "failed"}
 
 
 def test_parameters_may_hold_spaces_and_dashes() -> None:
-    log = summary("PASSED a.py::x[a b]", "PASSED a.py::x[a - b]", "FAILED a.py::y[a - b] - assert c - d", "FAILED a.py::z[c d]")
-    assert parse(log) == {"a.py::x[a b]": "passed", "a.py::x[a - b]": "passed", "a.py::y[a - b]": "failed", "a.py::z[c d]": "failed"}
+    log = summary(
+        "PASSED a.py::x[a b]",
+        "PASSED a.py::x[a - b]",
+        "FAILED a.py::y[a - b] - assert c - d",
+        "FAILED a.py::z[c d]",
+    )
+    assert parse(log) == {
+        "a.py::x[a b]": "passed",
+        "a.py::x[a - b]": "passed",
+        "a.py::y[a - b]": "failed",
+        "a.py::z[c d]": "failed",
+    }
 
 
 def test_lines_before_the_summary_and_after_its_end_do_not_count() -> None:
@@ -63,13 +84,19 @@ def test_a_log_that_breaks_off_yields_nothing() -> None:
 
 
 def test_other_line_breaks_in_a_message_start_no_line() -> None:
-    log = summary("FAILED a.py::x - oops\u2028PASSED a.py::forged\x0bPASSED a.py::forged2\x85PASSED a.py::forged3")
+    log = summary(
+        "FAILED a.py::x - oops\u2028PASSED a.py::forged\x0bPASSED a.py::forged2\x85PASSED a.py::forged3"
+    )
     assert parse(log) == {"a.py::x": "failed"}
 
 
 def test_hostile_bytes_are_survived() -> None:
-    assert parse(b"\xff\xfe\0" * 1000 + summary("PASSED a.py::x").encode() + b"\xff" * 1000) == {"a.py::x": "passed"}
-    assert parse(summary("FAILED " + "[ - " * 20_000, "SUBFAILED " + "a.py::" * 20_000, end="1 " * 20_000)) == {}
+    assert parse(b"\xff\xfe\0" * 1000 + summary("PASSED a.py::x").encode() + b"\xff" * 1000) == {
+        "a.py::x": "passed"
+    }
+    assert (
+        parse(summary("FAILED " + "[ - " * 20_000, "SUBFAILED " + "a.py::" * 20_000, end="1 " * 20_000)) == {}
+    )
     assert parse("") == {}
 
 
@@ -100,7 +127,9 @@ def test_real_pytest_logs_are_read(tmp_path) -> None:
         "no:cacheprovider",
         "--rootdir=.",
     ]
-    done = subprocess.run([*command, "test_real.py"], cwd=tmp_path, capture_output=True, check=False, timeout=60)
+    done = subprocess.run(
+        [*command, "test_real.py"], cwd=tmp_path, capture_output=True, check=False, timeout=60
+    )
     assert parse(done.stdout) == {
         "test_real.py::T::test_sub": "failed",
         "test_real.py::test_p[a - b]": "passed",
@@ -116,7 +145,9 @@ def test_a_log_made_to_be_read_for_ever_is_given_up(monkeypatch: pytest.MonkeyPa
         parse(summary("SUBFAILED " + ")" * 200_000))
 
 
-def test_a_log_that_takes_more_memory_than_there_should_be_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_log_that_takes_more_memory_than_there_should_be_is_given_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     log = summary(*(f"PASSED a.py::{'x' * 900}{number}" for number in range(20_000)))
     assert len(parse(log)) == 20_000
     monkeypatch.setattr(test_runs, "PARSER_MEMORY_BYTES", 64 << 20)

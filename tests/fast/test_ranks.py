@@ -64,7 +64,8 @@ def test_a_killed_rank_is_named_with_its_last_words_and_the_others_end(tmp_path:
     ranks = toys(3, logs=tmp_path)
     pids = ranks.pids
     with pytest.raises(
-        TrainerError, match=r"rank 1 of 3 was killed by SIGKILL \(in die, the third layer\)\..*trainer-rank-1\.log"
+        TrainerError,
+        match=r"rank 1 of 3 was killed by SIGKILL \(in die, the third layer\)\..*trainer-rank-1\.log",
     ) as caught:
         ranks.call("die", (1,))
     assert caught.value.rank == 1
@@ -97,7 +98,8 @@ def test_a_rank_that_stands_still_is_named_within_the_deadline() -> None:
     ranks = toys(deadline_s=2.0)
     pids, started = ranks.pids, time.monotonic()
     with pytest.raises(
-        TrainerError, match=r"rank 0 of 2 gave no sign for 2 s and does not answer .*rank 1 was in the second layer"
+        TrainerError,
+        match=r"rank 0 of 2 gave no sign for 2 s and does not answer .*rank 1 was in the second layer",
     ) as caught:
         ranks.call("stop", (0,))
     assert caught.value.rank == 0
@@ -107,7 +109,8 @@ def test_a_rank_that_stands_still_is_named_within_the_deadline() -> None:
 
 def test_a_rank_that_hangs_leaves_its_stack_in_its_log() -> None:
     with pytest.raises(
-        TrainerError, match=r"rank 1 of 2 gave no sign for 2 s \(in dawdle, micro-batch 1\).*rank 0 was in micro-batch 2"
+        TrainerError,
+        match=r"rank 1 of 2 gave no sign for 2 s \(in dawdle, micro-batch 1\).*rank 0 was in micro-batch 2",
     ) as caught:
         toys(deadline_s=2.0).call("dawdle", (1,))
     assert "in dawdle" in caught.value.log_tail
@@ -131,7 +134,10 @@ def test_ranks_die_with_their_controller(tmp_path: Path) -> None:
         "ranks = Ranks(2, None, 60.0, 'toy_rank:ToyRank')\nprint(*ranks.pids, flush=True)\nranks.call('work_on', (1, 60.0))\n"
     )
     controller = subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env={**os.environ, "TMPDIR": str(tmp_path)}
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
     )
     assert controller.stdout is not None
     pids = [int(pid) for pid in controller.stdout.readline().split()]

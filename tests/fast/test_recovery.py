@@ -78,22 +78,42 @@ def test_a_start_that_was_killed_can_be_made_again(tmp_path):
     (tmp_path / ".mine.killed.partial" / "mine").mkdir(parents=True)
     run, _ = create_run(config(tmp_path, "mine"), "", NOW)
     assert open_run("", tmp_path) == run
-    assert sorted(path.name for path in run.path.iterdir()) == ["checkpoints", "config.json", "episodes", "logs", "repositories.txt"]
+    assert sorted(path.name for path in run.path.iterdir()) == [
+        "checkpoints",
+        "config.json",
+        "episodes",
+        "logs",
+        "repositories.txt",
+    ]
 
 
 def committed(*updates: int) -> list[UpdateRow]:
     return [
-        UpdateRow(number, f"update-{number}", number, True, json.dumps({"update": number, "loss": 0.5}), 1.0, 2.0) for number in updates
+        UpdateRow(
+            number, f"update-{number}", number, True, json.dumps({"update": number, "loss": 0.5}), 1.0, 2.0
+        )
+        for number in updates
     ]
 
 
 def test_metrics_hold_each_committed_update_and_finished_evaluation_once(tmp_path):
     run, _ = create_run(config(tmp_path), "", NOW)
-    written = [{"evaluation": 0}, {"update": 1, "loss": 0.5, "more": 1}, {"evaluation": 1}, {"update": 1, "loss": 0.5}, {"remark": "kept"}]
+    written = [
+        {"evaluation": 0},
+        {"update": 1, "loss": 0.5, "more": 1},
+        {"evaluation": 1},
+        {"update": 1, "loss": 0.5},
+        {"remark": "kept"},
+    ]
     run.metrics.write_text("".join(json.dumps(row) + "\n" for row in written) + '{"update": 2, "lo')
     run.mend_metrics(committed(1, 2), lambda update: update == 0)
     rows = [json.loads(line) for line in run.metrics.read_text().splitlines()]
-    assert rows == [{"evaluation": 0}, {"update": 1, "loss": 0.5, "more": 1}, {"remark": "kept"}, {"update": 2, "loss": 0.5}]
+    assert rows == [
+        {"evaluation": 0},
+        {"update": 1, "loss": 0.5, "more": 1},
+        {"remark": "kept"},
+        {"update": 2, "loss": 0.5},
+    ]
 
 
 def test_metrics_that_are_whole_are_left_as_they_are(tmp_path):

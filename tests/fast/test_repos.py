@@ -51,12 +51,17 @@ def test_every_kind_of_line_is_read(tmp_path: Path) -> None:
         ("pypi", "tool-z-0.9.0..1.0.0", "tool-z", "0.9.0..1.0.0"),
         ("docker", "app-1.0", "example/app:1.0#/testbed", None),
     ]
-    assert (specs[3].python, specs[3].install, specs[3].test) == ("3.11", "pip install 'numpy<3'", "pytest -k fast")
+    assert (specs[3].python, specs[3].install, specs[3].test) == (
+        "3.11",
+        "pip install 'numpy<3'",
+        "pytest -k fast",
+    )
 
 
 def test_a_comment_begins_a_word_outside_quotes(tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text(
-        'pypi:a==1 test="pytest -k \'not #3\' # all" # its "own" words\npypi:b==2 # python=3.11\n\t# nothing\n', encoding="utf-8"
+        'pypi:a==1 test="pytest -k \'not #3\' # all" # its "own" words\npypi:b==2 # python=3.11\n\t# nothing\n',
+        encoding="utf-8",
     )
     first, second = read_repository_list(tmp_path / "list.txt")
     assert first.test == "pytest -k 'not #3' # all"
@@ -114,8 +119,19 @@ def test_unusable_or_dangerous_lines_are_refused(line: str) -> None:
 
 
 def git(folder: Path, *arguments: str) -> str:
-    identity = ["-c", "user.name=T", "-c", "user.email=t@localhost", "-c", "init.defaultBranch=main", "-c", "protocol.file.allow=always"]
-    done = subprocess.run(["git", *identity, "-C", str(folder), *arguments], capture_output=True, text=True, check=True)
+    identity = [
+        "-c",
+        "user.name=T",
+        "-c",
+        "user.email=t@localhost",
+        "-c",
+        "init.defaultBranch=main",
+        "-c",
+        "protocol.file.allow=always",
+    ]
+    done = subprocess.run(
+        ["git", *identity, "-C", str(folder), *arguments], capture_output=True, text=True, check=True
+    )
     return done.stdout.strip()
 
 
@@ -263,15 +279,22 @@ class Index:
         self.lines: list[str] = []
         (folder / "simple/thing").mkdir(parents=True)
 
-    def add(self, version: str, files: dict[str, str], digest: str | None = None, attributes: str = "") -> None:
+    def add(
+        self, version: str, files: dict[str, str], digest: str | None = None, attributes: str = ""
+    ) -> None:
         data = archive_of(
-            {"PKG-INFO": f"Metadata-Version: 2.1\nName: thing\nVersion: {version}\nLicense: BSD\n", **files}, f"thing-{version}"
+            {"PKG-INFO": f"Metadata-Version: 2.1\nName: thing\nVersion: {version}\nLicense: BSD\n", **files},
+            f"thing-{version}",
         )
         (self.folder / f"thing-{version}.tar.gz").write_bytes(data)
         digest = hashlib.sha256(data).hexdigest() if digest is None else digest
         fragment = f"#sha256={digest}" if digest else ""
-        self.lines.append(f'<a href="/thing-{version}.tar.gz{fragment}" {attributes}>thing-{version}.tar.gz</a>')
-        (self.folder / "simple/thing/index.html").write_text(f"<!DOCTYPE html><html><body>{''.join(self.lines)}</body></html>")
+        self.lines.append(
+            f'<a href="/thing-{version}.tar.gz{fragment}" {attributes}>thing-{version}.tar.gz</a>'
+        )
+        (self.folder / "simple/thing/index.html").write_text(
+            f"<!DOCTYPE html><html><body>{''.join(self.lines)}</body></html>"
+        )
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
@@ -282,7 +305,9 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
 @pytest.fixture
 def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Index]:
     folder = tmp_path / "index"
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder))) as server:
+    with http.server.ThreadingHTTPServer(
+        ("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder))
+    ) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
         monkeypatch.setenv("PIP_INDEX_URL", f"http://127.0.0.1:{server.server_port}/simple")
@@ -297,7 +322,14 @@ def releases(spec: str, cache: Path) -> Checkout:
 
 
 def test_a_release_is_one_commit_that_depends_on_its_content_alone(index: Index, tmp_path: Path) -> None:
-    index.add("1.0", {"thing/__init__.py": "x = 1\n", "thing/__pycache__/x.pyc": "", "thing.egg-info/PKG-INFO": "Name: thing\n"})
+    index.add(
+        "1.0",
+        {
+            "thing/__init__.py": "x = 1\n",
+            "thing/__pycache__/x.pyc": "",
+            "thing.egg-info/PKG-INFO": "Name: thing\n",
+        },
+    )
     first = releases("pypi:thing==1.0", tmp_path / "one")
     assert set(first.tree) == {"PKG-INFO", "thing/__init__.py", "thing.egg-info/PKG-INFO"}
     assert (first.commits, first.licence) == (1, "BSD")
@@ -311,11 +343,17 @@ def test_a_range_of_releases_is_a_history_in_version_order(index: Index, tmp_pat
     found = releases("pypi:thing==0.9..1.0", tmp_path / "cache")
     (tmp_path / "history.bundle").write_bytes(history_bundle(found) or b"")
     git(tmp_path, "clone", "-q", "history.bundle", "clone")
-    assert git(tmp_path / "clone", "log", "--reverse", "--format=%s").splitlines() == ["thing 0.9", "thing 0.10", "thing 1.0"]
+    assert git(tmp_path / "clone", "log", "--reverse", "--format=%s").splitlines() == [
+        "thing 0.9",
+        "thing 0.10",
+        "thing 1.0",
+    ]
     assert found.tree.text("thing.py") == "version = '1.0'\n"
 
 
-def test_a_release_in_the_cache_needs_no_index(index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_release_in_the_cache_needs_no_index(
+    index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     index.add("1.0", {"thing.py": ""})
     first = releases("pypi:thing==1.0", tmp_path / "cache")
     monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
@@ -366,7 +404,11 @@ def test_links_devices_and_paths_outside_are_left_out_of_an_archive() -> None:
 def test_zip_archives_keep_executable_bits_and_drop_links() -> None:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
-        for name, mode in (("top/run.sh", stat.S_IFREG | 0o755), ("top/link", stat.S_IFLNK | 0o777), ("top/../x", stat.S_IFREG | 0o644)):
+        for name, mode in (
+            ("top/run.sh", stat.S_IFREG | 0o755),
+            ("top/link", stat.S_IFLNK | 0o777),
+            ("top/../x", stat.S_IFREG | 0o644),
+        ):
             info = zipfile.ZipInfo(name)
             info.external_attr = mode << 16
             archive.writestr(info, "x")
@@ -395,10 +437,14 @@ def test_what_is_no_archive_is_refused() -> None:
 
 def test_pips_own_configuration_is_honoured_and_variables_win(tmp_path: Path) -> None:
     (tmp_path / ".config/pip").mkdir(parents=True)
-    (tmp_path / ".config/pip/pip.conf").write_text("[global]\nindex-url = https://mirror/simple\ncert = /c.pem\n")
+    (tmp_path / ".config/pip/pip.conf").write_text(
+        "[global]\nindex-url = https://mirror/simple\ncert = /c.pem\n"
+    )
     home = {"HOME": str(tmp_path)}
     assert pip_settings(home)["index-url"] == "https://mirror/simple"
-    assert pip_settings({**home, "PIP_INDEX_URL": "https://other/simple"})["index-url"] == "https://other/simple"
+    assert (
+        pip_settings({**home, "PIP_INDEX_URL": "https://other/simple"})["index-url"] == "https://other/simple"
+    )
     assert "index-url" not in pip_settings({**home, "PIP_CONFIG_FILE": "/dev/null"})
 
 
@@ -407,7 +453,10 @@ def test_licences_are_read_from_metadata_then_files() -> None:
         return Tree({name.replace("__", "."): FileEntry(text.encode()) for name, text in files.items()})
 
     assert licence_of(tree(pyproject__toml='[project]\nlicense = {text = "Apache-2.0"}\n')) == "Apache-2.0"
-    assert licence_of(Tree({"PKG-INFO": FileEntry(b"Classifier: License :: OSI Approved :: MIT License\n")})) == "MIT License"
+    assert (
+        licence_of(Tree({"PKG-INFO": FileEntry(b"Classifier: License :: OSI Approved :: MIT License\n")}))
+        == "MIT License"
+    )
     assert licence_of(tree(LICENSE__txt="Mozilla Public License Version 2.0")) == "MPL-2.0"
     assert licence_of(tree(README__md="none")) == "unknown"
 

@@ -6,7 +6,10 @@ from selfplay.algorithm.rewards import INVALID_REWARD, duplicate_reward, injecto
 
 
 def expected_reward(p: float, group: int, alpha: float = 0.8) -> float:
-    return sum(comb(group, k) * p**k * (1 - p) ** (group - k) * injector_reward("ssr", k / group, alpha) for k in range(group + 1))
+    return sum(
+        comb(group, k) * p**k * (1 - p) ** (group - k) * injector_reward("ssr", k / group, alpha)
+        for k in range(group + 1)
+    )
 
 
 @pytest.mark.parametrize(("group", "best"), [(4, 0.37), (8, 0.257), (16, 0.169), (32, 0.106)])

@@ -54,7 +54,11 @@ def test_a_full_server_lets_a_request_wait_for_a_place() -> None:
 def test_waiting_for_a_place_has_a_deadline() -> None:
     router: Router[str] = Router(bound=1)
     router.add("a", "a")
-    with router.place("x", 1), pytest.raises(EngineError, match=r"no place in a server within 0\.05 s"), router.place("y", 0.05):
+    with (
+        router.place("x", 1),
+        pytest.raises(EngineError, match=r"no place in a server within 0\.05 s"),
+        router.place("y", 0.05),
+    ):
         pass
 
 

@@ -3,14 +3,23 @@ from collections import Counter
 
 import pytest
 
-from selfplay.curriculum.sampling import choose_solver_bugs, choose_strategy, choose_target, replay_weight, sample_threshold
+from selfplay.curriculum.sampling import (
+    choose_solver_bugs,
+    choose_strategy,
+    choose_target,
+    replay_weight,
+    sample_threshold,
+)
 from store_rows import a_bug
 
 
 def bugs(count: int, order: int = 1, **values) -> list:
     parent = "parent" if order == 2 else None
     stem = values.pop("stem", f"order{order}")
-    return [a_bug(f"{stem}-{number}", order=order, parent_bug_id=parent, created_update=number, **values) for number in range(count)]
+    return [
+        a_bug(f"{stem}-{number}", order=order, parent_bug_id=parent, created_update=number, **values)
+        for number in range(count)
+    ]
 
 
 def ids(chosen) -> list[str]:
@@ -24,7 +33,11 @@ def test_fresh_bugs_go_first_and_the_oldest_of_them_before_the_others():
 
 
 def test_the_store_fills_what_fresh_bugs_leave_without_repeating_a_bug():
-    chosen = ids(choose_solver_bugs(bugs(1, stem="fresh"), bugs(3, stem="old", solve_rate=0.5), 8, 0.25, random.Random(0)))
+    chosen = ids(
+        choose_solver_bugs(
+            bugs(1, stem="fresh"), bugs(3, stem="old", solve_rate=0.5), 8, 0.25, random.Random(0)
+        )
+    )
     assert chosen[0] == "fresh-0"
     assert sorted(chosen[1:]) == ["old-0", "old-1", "old-2"]
 
@@ -35,12 +48,19 @@ def test_no_bugs_give_no_groups():
 
 def drawn(measured, share: float = 0.0, slots: int = 1) -> Counter:
     rng = random.Random(7)
-    return Counter(bug.bug_id for _ in range(2000) for bug in choose_solver_bugs([], measured, slots, share, rng))
+    return Counter(
+        bug.bug_id for _ in range(2000) for bug in choose_solver_bugs([], measured, slots, share, rng)
+    )
 
 
 def test_bugs_that_some_attempts_repair_are_preferred_to_settled_ones():
     counts = drawn(
-        [a_bug("half", solve_rate=0.5), a_bug("rare", solve_rate=0.125), a_bug("all", solve_rate=1.0), a_bug("none", solve_rate=0.0)]
+        [
+            a_bug("half", solve_rate=0.5),
+            a_bug("rare", solve_rate=0.125),
+            a_bug("all", solve_rate=1.0),
+            a_bug("none", solve_rate=0.0),
+        ]
     )
     assert counts["half"] > counts["rare"] > 10 * counts["all"] > 0
     assert counts["none"] > 0
@@ -77,14 +97,19 @@ def test_equal_seeds_choose_equally_whatever_order_rows_come_in():
     measured = bugs(6, solve_rate=0.5)
     one = choose_solver_bugs([], measured, 3, 0.25, random.Random(3))
     assert one == choose_solver_bugs([], measured[::-1], 3, 0.25, random.Random(3))
-    assert {tuple(ids(choose_solver_bugs([], measured, 3, 0.25, random.Random(seed)))) for seed in range(20)} != {tuple(ids(one))}
+    assert {
+        tuple(ids(choose_solver_bugs([], measured, 3, 0.25, random.Random(seed)))) for seed in range(20)
+    } != {tuple(ids(one))}
 
 
 def test_a_share_of_slots_replays_bugs_of_mixed_results_while_fresh_ones_wait():
     fresh = bugs(8)
     mixed = [a_bug(f"mixed{n}", status="measured", solve_rate=0.5) for n in range(4)]
     settled = [a_bug(f"settled{n}", status="measured", solve_rate=1.0) for n in range(4)]
-    chosen = [choose_solver_bugs(fresh, mixed + settled, 4, 0.0, random.Random(seed), replay_share=0.5) for seed in range(200)]
+    chosen = [
+        choose_solver_bugs(fresh, mixed + settled, 4, 0.0, random.Random(seed), replay_share=0.5)
+        for seed in range(200)
+    ]
     assert all(len({bug.bug_id for bug in some}) == 4 for some in chosen)
     counts = Counter(bug.bug_id.rstrip("0123456789") for some in chosen for bug in some)
     assert "settled" not in counts and 300 < counts["mixed"] < 500
@@ -95,7 +120,9 @@ def test_a_share_of_slots_replays_bugs_of_mixed_results_while_fresh_ones_wait():
 
 def test_strategies_are_drawn_by_weight():
     rng = random.Random(0)
-    counts = Counter(choose_strategy({"removal": 3.0, "history": 1.0, "direct": 0.0}, rng) for _ in range(2000))
+    counts = Counter(
+        choose_strategy({"removal": 3.0, "history": 1.0, "direct": 0.0}, rng) for _ in range(2000)
+    )
     assert set(counts) == {"removal", "history"}
     assert 2.5 < counts["removal"] / counts["history"] < 3.6
 

@@ -11,7 +11,10 @@ from selfplay.warm_start.sft import Document, SftSettings, evaluate, pack, train
 
 def documents() -> list[Document]:
     generator = torch.Generator().manual_seed(0)
-    return [Document(torch.randint(50, (n,), generator=generator).tolist(), [1.0] * n) for n in (10, 150, 33, 60, 200, 9, 90)]
+    return [
+        Document(torch.randint(50, (n,), generator=generator).tolist(), [1.0] * n)
+        for n in (10, 150, 33, 60, 200, 9, 90)
+    ]
 
 
 def test_a_packed_document_is_predicted_as_if_alone(tmp_path: Path) -> None:
@@ -22,7 +25,9 @@ def test_a_packed_document_is_predicted_as_if_alone(tmp_path: Path) -> None:
         alone = 0.0
         for d in documents():
             ids = torch.tensor([d.token_ids])
-            alone += torch.nn.functional.cross_entropy(model(ids).logits[0, :-1], ids[0, 1:], reduction="sum").item()
+            alone += torch.nn.functional.cross_entropy(
+                model(ids).logits[0, :-1], ids[0, 1:], reduction="sum"
+            ).item()
     assert packed == pytest.approx(alone / total, rel=1e-4)
 
 

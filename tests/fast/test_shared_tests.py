@@ -25,7 +25,10 @@ def test_a_command_that_begins_with_the_script_is_fed_its_output(after: str) -> 
 
 def test_an_injector_may_store_its_diff_first() -> None:
     store = "git diff > /submit/bug_inject.diff; "
-    assert around_script(f"{store}{SCRIPT} | grep -m 3 '^tests/test_a.py:'") == (store, " | grep -m 3 '^tests/test_a.py:'")
+    assert around_script(f"{store}{SCRIPT} | grep -m 3 '^tests/test_a.py:'") == (
+        store,
+        " | grep -m 3 '^tests/test_a.py:'",
+    )
 
 
 @pytest.mark.parametrize(

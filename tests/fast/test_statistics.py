@@ -9,11 +9,16 @@ from hypothesis import strategies as st
 from selfplay.evaluation.statistics import MIN_CHANGED, estimate, paired_difference, pass_at_k, t_quantile
 
 RATES = st.lists(st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0]), min_size=2, max_size=12)
-PAIRS = st.lists(st.tuples(st.sampled_from([0.0, 0.25, 0.5, 1.0]), st.sampled_from([0.0, 0.25, 0.5, 1.0])), min_size=2, max_size=12)
+PAIRS = st.lists(
+    st.tuples(st.sampled_from([0.0, 0.25, 0.5, 1.0]), st.sampled_from([0.0, 0.25, 0.5, 1.0])),
+    min_size=2,
+    max_size=12,
+)
 
 
 @pytest.mark.parametrize(
-    ("freedom", "table"), [(1, 12.706), (2, 4.303), (3, 3.182), (9, 2.262), (10, 2.228), (29, 2.045), (100, 1.984), (1000, 1.962)]
+    ("freedom", "table"),
+    [(1, 12.706), (2, 4.303), (3, 3.182), (9, 2.262), (10, 2.228), (29, 2.045), (100, 1.984), (1000, 1.962)],
 )
 def test_quantiles_are_those_of_the_printed_table(freedom, table):
     assert t_quantile(0.975, freedom) == pytest.approx(table, abs=5e-4)

@@ -88,7 +88,13 @@ def test_the_first_solve_rate_stays_when_a_bug_is_played_again(store):
     store.set_solve_rate("bug", 0.5, 8, 4)
     store.set_solve_rate("bug", 0.75, 4, 3)
     bug = store.bug("bug")
-    assert (bug.status, bug.solve_rate, bug.first_solve_rate, bug.attempts, bug.passes) == ("measured", 0.75, 0.5, 4, 3)
+    assert (bug.status, bug.solve_rate, bug.first_solve_rate, bug.attempts, bug.passes) == (
+        "measured",
+        0.75,
+        0.5,
+        4,
+        3,
+    )
 
 
 def test_plays_count_the_groups_that_were_played_on_a_bug(store):
@@ -119,7 +125,10 @@ def test_a_second_order_bug_needs_a_parent(store):
 def test_a_verdict_is_kept_once_with_a_row_for_each_check(store):
     store.add_group(a_group())
     store.record_episode(an_episode(a_group()))
-    checks = [{"name": "readable", "passed": True}, {"name": "parser", "passed": False, "reason": "no JSON", "duration_s": 0.5}]
+    checks = [
+        {"name": "readable", "passed": True},
+        {"name": "parser", "passed": False, "reason": "no JSON", "duration_s": 0.5},
+    ]
     assert store.record_verdict("g-m0", False, "parser", "no JSON", json.dumps({"checks": checks}), 1.0, 2, 1)
     assert not store.record_verdict("g-m0", True, "", "", "[]", 1.0, 2, 1)
     verdict = store.verdict("g-m0")
@@ -303,8 +312,12 @@ def test_someone_elses_database_is_refused(tmp_path, writer):
 def test_a_database_newer_than_this_code_names_both_versions(tmp_path, writer):
     path = tmp_path / "selfplay.db"
     with Store.open(path) as store:
-        store._db["_sqlite_migrations"].insert({"id": 99, "migration_set": "selfplay", "name": "0099 from the future", "applied_at": "now"})
-    with pytest.raises(StoreError, match="0099 from the future.*newer than this code's '0002.*Use the selfplay that wrote it"):
+        store._db["_sqlite_migrations"].insert(
+            {"id": 99, "migration_set": "selfplay", "name": "0099 from the future", "applied_at": "now"}
+        )
+    with pytest.raises(
+        StoreError, match="0099 from the future.*newer than this code's '0002.*Use the selfplay that wrote it"
+    ):
         Store.open(path, writer=writer)
 
 

@@ -14,8 +14,18 @@ class A:
     def method(self):
         pass
 """
-TREE = Tree({"pkg/a.py": FileEntry(MODULE.encode()), "pkg/b.py": FileEntry(b"def helper(): pass\n\ndef other(): pass\n")})
-EVERYWHERE, BROKEN, METHOD, HELPER = ("pkg/a.py", "everywhere"), ("pkg/a.py", "broken"), ("pkg/a.py", "A.method"), ("pkg/b.py", "helper")
+TREE = Tree(
+    {
+        "pkg/a.py": FileEntry(MODULE.encode()),
+        "pkg/b.py": FileEntry(b"def helper(): pass\n\ndef other(): pass\n"),
+    }
+)
+EVERYWHERE, BROKEN, METHOD, HELPER = (
+    ("pkg/a.py", "everywhere"),
+    ("pkg/a.py", "broken"),
+    ("pkg/a.py", "A.method"),
+    ("pkg/b.py", "helper"),
+)
 
 
 def names(calls, failing, tree=TREE, limit=9):
@@ -39,7 +49,12 @@ def test_functions_are_ranked_by_ochiai():
 
 
 def test_equal_scores_go_by_path_and_line():
-    assert names({"fails": (HELPER, METHOD, BROKEN, EVERYWHERE)}, ["fails"]) == ["everywhere", "broken", "A.method", "helper"]
+    assert names({"fails": (HELPER, METHOD, BROKEN, EVERYWHERE)}, ["fails"]) == [
+        "everywhere",
+        "broken",
+        "A.method",
+        "helper",
+    ]
 
 
 def test_scores_that_only_rounding_tells_apart_are_ties():
@@ -54,7 +69,13 @@ def test_no_more_than_the_limit_are_named():
 
 
 def test_a_function_that_moved_is_found_by_its_name():
-    moved = Tree({"pkg/a.py": FileEntry(b"import os\n\n" + MODULE.encode().replace(b"class A:", b"class A:\n    x = 1\n"))})
+    moved = Tree(
+        {
+            "pkg/a.py": FileEntry(
+                b"import os\n\n" + MODULE.encode().replace(b"class A:", b"class A:\n    x = 1\n")
+            )
+        }
+    )
     assert find_suspects({"fails": (METHOD, BROKEN)}, ["fails"], moved, 9) == (
         Suspect("pkg/a.py", "broken", 6, 7),
         Suspect("pkg/a.py", "A.method", 12, 13),
@@ -63,7 +84,9 @@ def test_a_function_that_moved_is_found_by_its_name():
 
 def test_a_decorator_is_no_part_of_where_a_function_stands():
     decorated = Tree({"pkg/a.py": FileEntry(b"@cached\ndef broken():\n    pass\n")})
-    assert find_suspects({"fails": (BROKEN,)}, ["fails"], decorated, 9) == (Suspect("pkg/a.py", "broken", 2, 3),)
+    assert find_suspects({"fails": (BROKEN,)}, ["fails"], decorated, 9) == (
+        Suspect("pkg/a.py", "broken", 2, 3),
+    )
 
 
 def test_both_halves_of_a_property_are_suspect():

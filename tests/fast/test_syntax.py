@@ -11,7 +11,12 @@ import pytest
 from selfplay.source.syntax import parse_module
 
 NESTED = "x = " + "(" * 60 + "a + 1" + ")" * 60 + "\n"
-LONG = "\n".join(f"def f{n}(a, b):\n    return [i + {n} for i in a if not (i < b and i > {n})]\n" for n in range(60)) + NESTED
+LONG = (
+    "\n".join(
+        f"def f{n}(a, b):\n    return [i + {n} for i in a if not (i < b and i > {n})]\n" for n in range(60)
+    )
+    + NESTED
+)
 
 
 @pytest.fixture

@@ -67,8 +67,12 @@ def test_a_file_that_does_not_parse_has_no_functions() -> None:
 
 
 def test_the_cheapest_test_file_that_calls_a_function_is_chosen() -> None:
-    tree = Tree({"a.py": FileEntry(SOURCE.encode()), "tests/test_a.py": FileEntry(b"def helper():\n    pass\n")})
-    places = frozenset({("a.py", 3, "decorated"), ("a.py", 21, "other_name"), ("tests/test_a.py", 1, "helper")})
+    tree = Tree(
+        {"a.py": FileEntry(SOURCE.encode()), "tests/test_a.py": FileEntry(b"def helper():\n    pass\n")}
+    )
+    places = frozenset(
+        {("a.py", 3, "decorated"), ("a.py", 21, "other_name"), ("tests/test_a.py", 1, "helper")}
+    )
     calls = {
         "t/slow.py": FileCalls(10, 3.5, places),
         "t/busy.py": FileCalls(900, 0.2, places),
@@ -86,13 +90,24 @@ def test_a_record_of_another_form_is_left_out() -> None:
     record = {
         "functions": functions,
         "files": {"t.py": good, "u.py": {**good, "duration_s": float("nan")}, "v.py": [], "w.py": {}},
-        "tests": {"t.py::a": [0, 1, 9, "0", []], "t.py::b": 0, "t.py::d": [-4], "t.py::c": {"0": 0}, "t.py::" + "x" * 4096: [0]},
+        "tests": {
+            "t.py::a": [0, 1, 9, "0", []],
+            "t.py::b": 0,
+            "t.py::d": [-4],
+            "t.py::c": {"0": 0},
+            "t.py::" + "x" * 4096: [0],
+        },
     }
     f = frozenset({("a.py", 1, "f")})
-    assert read_calls(record) == CallRecord({"t.py": FileCalls(1, 0.5, f)}, {"t.py::a": f, "t.py::d": frozenset()})
+    assert read_calls(record) == CallRecord(
+        {"t.py": FileCalls(1, 0.5, f)}, {"t.py::a": f, "t.py::d": frozenset()}
+    )
 
 
-@pytest.mark.parametrize("record", [None, [1], {}, {"files": [], "tests": 3}, {"functions": {}, "files": {"t.py": 1}, "tests": None}])
+@pytest.mark.parametrize(
+    "record",
+    [None, [1], {}, {"files": [], "tests": 3}, {"functions": {}, "files": {"t.py": 1}, "tests": None}],
+)
 def test_a_record_without_any_of_its_parts_is_empty(record: object) -> None:
     assert read_calls(record) == CallRecord({}, {})
 
@@ -103,9 +118,21 @@ def test_the_tests_of_a_record_are_bounded(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_calls_are_of_named_functions_of_code_that_is_no_test() -> None:
-    tree = Tree({path: FileEntry(SOURCE.encode()) for path in ("a.py", "tests/test_a.py", "conftest.py", "b.txt")})
-    places = {(path, line, name) for path in tree for line, name in ((3, "decorated"), (8, "inner"), (13, "__init__"), (15, "method"))}
-    calls = find_calls(tree, {"one": frozenset(places), "none": frozenset({("a.py", 4, "decorated"), ("gone.py", 3, "decorated")})})
+    tree = Tree(
+        {path: FileEntry(SOURCE.encode()) for path in ("a.py", "tests/test_a.py", "conftest.py", "b.txt")}
+    )
+    places = {
+        (path, line, name)
+        for path in tree
+        for line, name in ((3, "decorated"), (8, "inner"), (13, "__init__"), (15, "method"))
+    }
+    calls = find_calls(
+        tree,
+        {
+            "one": frozenset(places),
+            "none": frozenset({("a.py", 4, "decorated"), ("gone.py", 3, "decorated")}),
+        },
+    )
     assert calls == {"one": (("a.py", "A.B.method"), ("a.py", "decorated")), "none": ()}
 
 
@@ -132,7 +159,9 @@ def test_no_target_is_a_function_held_out_for_evaluation() -> None:
     assert 20 < len(kept) < 40
 
 
-def test_a_recorder_without_room_drops_tests_and_keeps_what_test_files_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_recorder_without_room_drops_tests_and_keeps_what_test_files_call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     recorder = load_recorder(tmp_path, monkeypatch, MAX_TEST_CHARACTERS=len('{"t.py::a": [0]}'))
     for name in ("t.py::a", "t.py::b"):
         recorder.tests[name] = recorder.Test()
@@ -140,17 +169,29 @@ def test_a_recorder_without_room_drops_tests_and_keeps_what_test_files_call(tmp_
         recorder.tests[name].watch(sys._getframe(1), "call", None)  # of pytest's own code
     recorder.pytest_sessionfinish()
     seen = read_calls(json.loads((tmp_path / "calls.json").read_text()))
-    here = frozenset({(Path(__file__).name, sys._getframe().f_code.co_firstlineno, sys._getframe().f_code.co_name)})
-    assert (seen.files["t.py"].calls, seen.files["t.py"].functions, seen.tests) == (4, here, {"t.py::a": here})
+    here = frozenset(
+        {(Path(__file__).name, sys._getframe().f_code.co_firstlineno, sys._getframe().f_code.co_name)}
+    )
+    assert (seen.files["t.py"].calls, seen.files["t.py"].functions, seen.tests) == (
+        4,
+        here,
+        {"t.py::a": here},
+    )
 
 
 def load_recorder(folder: Path, monkeypatch: pytest.MonkeyPatch, **constants: object) -> ModuleType:
     """The plugin, for code of this folder; in a sandbox pytest loads it."""
-    spec = importlib.util.spec_from_file_location("call_recorder", resource("data/pytest") / "call_recorder.py")
+    spec = importlib.util.spec_from_file_location(
+        "call_recorder", resource("data/pytest") / "call_recorder.py"
+    )
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    for name, value in {"ROOT": f"{Path(__file__).parent}/", "OUTPUT": str(folder / "calls.json"), **constants}.items():
+    for name, value in {
+        "ROOT": f"{Path(__file__).parent}/",
+        "OUTPUT": str(folder / "calls.json"),
+        **constants,
+    }.items():
         monkeypatch.setattr(module, name, value)
     return module
 
@@ -158,6 +199,10 @@ def load_recorder(folder: Path, monkeypatch: pytest.MonkeyPatch, **constants: ob
 def test_a_repository_that_is_left_out_for_want_of_a_target_is_told():
     environments, told = {"bare": an_environment()}, []
     with pytest.raises(RunError, match="no repository has a covered function of at most 7 lines"):
-        check_targets(build_config({"injector": {"given": ["target"], "max_target_lines": 7}}), environments, told.append)
+        check_targets(
+            build_config({"injector": {"given": ["target"], "max_target_lines": 7}}),
+            environments,
+            told.append,
+        )
     assert environments == {}
     assert [line.partition(":")[0] for line in told] == ["bare is left out of the game"]

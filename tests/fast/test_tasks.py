@@ -23,7 +23,9 @@ def a_task(name: str, repo: str = "pypi:toolz==1.0.0", **values) -> Task:
 
 def many(count: int) -> list[Task]:
     repos = ["pypi:toolz==1.0.0", "pypi:toolz==0.12.0", "pypi:parse==1.20.2", "pypi:inflection==0.5.1"]
-    return [a_task(f"bug-{number}", repos[number * number % 3 if number % 5 else 3]) for number in range(count)]
+    return [
+        a_task(f"bug-{number}", repos[number * number % 3 if number % 5 else 3]) for number in range(count)
+    ]
 
 
 def ids(tasks):
@@ -48,16 +50,26 @@ def test_a_subset_is_pinned_so_that_published_figures_stay_comparable():
 
 def test_a_smaller_subset_is_part_of_a_larger_one():
     tasks = many(40)
-    assert all(set(ids(choose_subset(tasks, size))) < set(ids(choose_subset(tasks, size + 1))) for size in range(1, 30))
+    assert all(
+        set(ids(choose_subset(tasks, size))) < set(ids(choose_subset(tasks, size + 1)))
+        for size in range(1, 30)
+    )
 
 
 def test_a_subset_is_spread_over_projects_whatever_their_share():
-    tasks = [a_task(f"many-{n}") for n in range(30)] + [a_task(f"few-{n}", "pypi:parse==1.20.2") for n in range(3)]
+    tasks = [a_task(f"many-{n}") for n in range(30)] + [
+        a_task(f"few-{n}", "pypi:parse==1.20.2") for n in range(3)
+    ]
     assert sum(task.repository == "parse" for task in choose_subset(tasks, 6)) == 3
 
 
 def test_revisions_of_one_project_are_one_repository():
-    lines = ["pypi:toolz==1.0.0", "pypi:toolz==0.12.0..1.0.0", "https://host/owner/toolz.git@v1", "https://host/owner/toolz"]
+    lines = [
+        "pypi:toolz==1.0.0",
+        "pypi:toolz==0.12.0..1.0.0",
+        "https://host/owner/toolz.git@v1",
+        "https://host/owner/toolz",
+    ]
     assert {a_task("x", line).repository for line in lines} == {"toolz"}
 
 
@@ -74,7 +86,9 @@ def test_a_digest_changes_with_the_bug_and_not_with_its_label():
 
 
 def test_an_unknown_set_is_told_with_those_that_exist(tmp_path):
-    with pytest.raises(UsageError, match="no task set and no file named 'owm'. Sets that come with selfplay: "):
+    with pytest.raises(
+        UsageError, match="no task set and no file named 'owm'. Sets that come with selfplay: "
+    ):
         find_tasks(["owm"])
 
 

@@ -36,7 +36,9 @@ def test_clamp():
     ) == 3
     assert twice(1) == 2
 """
-TREE = Tree({"pkg/numbers.py": FileEntry(SOURCE.encode()), "tests/test_numbers.py": FileEntry(TESTS.encode())})
+TREE = Tree(
+    {"pkg/numbers.py": FileEntry(SOURCE.encode()), "tests/test_numbers.py": FileEntry(TESTS.encode())}
+)
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,9 @@ class Turn:
 def chat(*contents: str) -> str:
     """User and assistant contents in turn as a ChatML prompt."""
     roles = ("user", "assistant") * len(contents)
-    said = "".join(f"<|im_start|>{role}\n{text}<|im_end|>\n" for role, text in zip(roles, contents, strict=False))
+    said = "".join(
+        f"<|im_start|>{role}\n{text}<|im_end|>\n" for role, text in zip(roles, contents, strict=False)
+    )
     return said + "<|im_start|>assistant\n"
 
 
@@ -62,13 +66,25 @@ def mutations() -> list[teacher.Mutation]:
 
 
 def injector_prompt() -> str:
-    listing = "\n".join(f"{n}{':' if n == 1 else '-'}{line}" for n, line in enumerate(SOURCE.split("\n")[:6], start=1))
+    listing = "\n".join(
+        f"{n}{':' if n == 1 else '-'}{line}" for n, line in enumerate(SOURCE.split("\n")[:6], start=1)
+    )
     target = Target("pkg/numbers.py", "clamp", 1, 6, "tests/test_numbers.py", listing)
-    return prompting.render("injector/direct", "terse", target=target, test_files=("tests/test_numbers.py",)).text
+    return prompting.render(
+        "injector/direct", "terse", target=target, test_files=("tests/test_numbers.py",)
+    ).text
 
 
 def test_every_mutation_is_one_edit_that_the_edit_tool_accepts_and_that_still_compiles() -> None:
-    assert {m.operator for m in mutations()} >= {"comparison", "and_or", "drop_not", "arithmetic", "constant", "twin", "wrong_variable"}
+    assert {m.operator for m in mutations()} >= {
+        "comparison",
+        "and_or",
+        "drop_not",
+        "arithmetic",
+        "constant",
+        "twin",
+        "wrong_variable",
+    }
     for mutation in mutations():
         edited = apply_edit(SOURCE, mutation.search, mutation.replace, mutation.line)
         assert edited == mutation.apply(SOURCE) != SOURCE
@@ -94,7 +110,9 @@ def test_a_docstring_is_never_mutated() -> None:
         ("f(1, 11)", "f(2, 11)", ("(1", "(2")),
     ],
 )
-def test_the_smallest_edit_is_unique_in_its_line_and_has_no_blank_ends(before: str, after: str, edit: tuple[str, str]) -> None:
+def test_the_smallest_edit_is_unique_in_its_line_and_has_no_blank_ends(
+    before: str, after: str, edit: tuple[str, str]
+) -> None:
     search, replace = teacher.smallest_edit(before, after)
     assert before.replace(search, replace, 1) == after
     assert teacher.occurrences(before, search) == 1
@@ -141,7 +159,9 @@ def test_an_unnoticed_bug_is_followed_by_an_edit_of_another_line() -> None:
     player = teacher.TeacherPlayer([TREE])
     first = player(Turn("injector/g/0/0", chat(injector_prompt())))
     run = f"<tool: bash>\n{teacher.break_command('tests/test_numbers.py')}\n</tool>"
-    second = player(Turn("injector/g/0/2", chat(injector_prompt(), first, status("edited"), run, status("", 1))))
+    second = player(
+        Turn("injector/g/0/2", chat(injector_prompt(), first, status("edited"), run, status("", 1)))
+    )
     assert parse_action(second).tool == "edit"
     assert parse_action(second).line != parse_action(first).line
 
@@ -152,10 +172,14 @@ def buggy() -> str:
 
 
 FAILURE = "tests/test_numbers.py:8: in test_clamp\n    assert twice(1) == 2\nE   assert 20 == 2"
-SUSPECTS = "grep -n '' pkg/numbers.py | sed -n '9,10p' # twice\ngrep -n '' pkg/numbers.py | sed -n '1,6p' # clamp"
+SUSPECTS = (
+    "grep -n '' pkg/numbers.py | sed -n '9,10p' # twice\ngrep -n '' pkg/numbers.py | sed -n '1,6p' # clamp"
+)
 
 
-def play_solver(player: teacher.TeacherPlayer, task: str, text: str, tests: list[str], seed: int = 0) -> list[Action]:
+def play_solver(
+    player: teacher.TeacherPlayer, task: str, text: str, tests: list[str], seed: int = 0
+) -> list[Action]:
     """Its calls, on a file of `text`. tests: what the test command prints, one after the other."""
     said, actions, left = [task], list[Action](), list(tests)
     while not actions or actions[-1].tool != "submit":
@@ -171,7 +195,12 @@ def play_solver(player: teacher.TeacherPlayer, task: str, text: str, tests: list
 @pytest.mark.parametrize("suspects", ["", "\n" + SUSPECTS])
 def test_the_solver_looks_at_the_suspects_puts_back_what_differs_and_runs_the_tests(suspects: str) -> None:
     text = buggy()
-    actions = play_solver(teacher.TeacherPlayer([TREE], skill=1.0), f"solver\ntests/test_numbers.py\n{FAILURE}{suspects}", text, [""])
+    actions = play_solver(
+        teacher.TeacherPlayer([TREE], skill=1.0),
+        f"solver\ntests/test_numbers.py\n{FAILURE}{suspects}",
+        text,
+        [""],
+    )
     *looks, edit, tried, _ = actions
     assert looks and all(look.body.startswith("grep -n '' pkg/numbers.py | sed -n '") for look in looks)
     assert apply_edit(text, edit.search, edit.replace, edit.line) == SOURCE
@@ -179,7 +208,10 @@ def test_the_solver_looks_at_the_suspects_puts_back_what_differs_and_runs_the_te
 
 
 def test_suspects_are_looked_at_in_their_order() -> None:
-    assert teacher.TeacherPlayer([TREE]).places(f"{FAILURE}\n{SUSPECTS}") == [("pkg/numbers.py", 9, 10), ("pkg/numbers.py", 1, 6)]
+    assert teacher.TeacherPlayer([TREE]).places(f"{FAILURE}\n{SUSPECTS}") == [
+        ("pkg/numbers.py", 9, 10),
+        ("pkg/numbers.py", 1, 6),
+    ]
 
 
 def test_a_refused_edit_is_taken_back_the_next_suspect_shown_and_no_edit_made_twice() -> None:
@@ -192,7 +224,9 @@ def test_a_refused_edit_is_taken_back_the_next_suspect_shown_and_no_edit_made_tw
         assert len(set(edits)) == len(edits)
         bodies = [a.body for a in actions if a.tool == "bash"]
         tried = [body for body in bodies if "git checkout" in body]
-        if len(bodies) - len(tried) == 1 and tried:  # all but the first suspect are shown by what takes an edit back
+        if (
+            len(bodies) - len(tried) == 1 and tried
+        ):  # all but the first suspect are shown by what takes an edit back
             assert tried[0] == teacher.try_command("pkg/numbers.py", ("pkg/numbers.py", 1, 6))
         assert all(body == teacher.try_command("pkg/numbers.py") for body in tried[1:])
         mended += len(edits) > 1 and apply_edit(text, edits[-1][1], edits[-1][2], edits[-1][0]) == SOURCE
@@ -230,21 +264,35 @@ def two():
 
 
 @pytest.mark.parametrize("span", [(1, 3), (6, 12), (7, 12), (1, 40)])
-def test_what_the_show_command_prints_is_known_without_running_it(tmp_path: Path, span: tuple[int, int]) -> None:
+def test_what_the_show_command_prints_is_known_without_running_it(
+    tmp_path: Path, span: tuple[int, int]
+) -> None:
     (tmp_path / "numbers.py").write_text(DOCUMENTED)
     printed = subprocess.run(
-        ["bash", "-c", teacher.show_command("numbers.py", *span)], cwd=tmp_path, capture_output=True, text=True, check=True
+        ["bash", "-c", teacher.show_command("numbers.py", *span)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
     ).stdout
     assert printed.rstrip("\n") == teacher.shown_lines(DOCUMENTED, *span)
 
 
-@pytest.mark.parametrize(("printed", "status", "kept"), [("1 failed, 3 passed", 1, False), ("4 passed in 0.1s", 0, True)])
-def test_the_try_command_takes_back_an_edit_that_the_tests_refuse(tmp_path: Path, printed: str, status: int, kept: bool) -> None:
+@pytest.mark.parametrize(
+    ("printed", "status", "kept"), [("1 failed, 3 passed", 1, False), ("4 passed in 0.1s", 0, True)]
+)
+def test_the_try_command_takes_back_an_edit_that_the_tests_refuse(
+    tmp_path: Path, printed: str, status: int, kept: bool
+) -> None:
     script = tmp_path / "test_script.sh"
     script.write_text(f"echo '{printed}'; exit {status}\n")
     code = tmp_path / "code.py"
     code.write_text("old\n")
-    for command in (["init", "-q"], ["add", "code.py"], ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "all"]):
+    for command in (
+        ["init", "-q"],
+        ["add", "code.py"],
+        ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "all"],
+    ):
         subprocess.run(["git", *command], cwd=tmp_path, check=True)
     code.write_text("new\n")
     command = teacher.try_command("code.py").replace("/submit/test_script.sh", str(script))

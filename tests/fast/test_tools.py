@@ -24,7 +24,8 @@ FILE = "import os\n\ndef f(x):\n    y = x + 1\n    return y + y\n\ndef g(x):\n  
 
 
 @pytest.mark.parametrize(
-    ("tool", "body"), [("bash", "ls -l\ncat a"), ("submit", ""), ("submit", "a.diff\nb.diff"), ("create", "a.py\nx = 1\n")]
+    ("tool", "body"),
+    [("bash", "ls -l\ncat a"), ("submit", ""), ("submit", "a.diff\nb.diff"), ("create", "a.py\nx = 1\n")],
 )
 def test_a_formatted_call_reads_back(tool: str, body: str) -> None:
     action = parse_action(format_action(tool, body))
@@ -65,7 +66,12 @@ def test_what_is_no_call_is_refused_with_an_explanation(text: str, complaint: st
 @pytest.mark.parametrize(("line", "replace"), [(None, "    return 2"), (4, "a\nb"), (12, "")])
 def test_a_formatted_edit_reads_back(line: int | None, replace: str) -> None:
     action = parse_action(format_action("edit", format_edit("pkg/a.py", line, "    return 1\n", replace)))
-    assert (action.path, action.line, action.search, action.replace) == ("pkg/a.py", line, "    return 1\n", replace)
+    assert (action.path, action.line, action.search, action.replace) == (
+        "pkg/a.py",
+        line,
+        "    return 1\n",
+        replace,
+    )
 
 
 def test_a_created_file_ends_with_a_line_break() -> None:
@@ -104,7 +110,12 @@ def test_an_edit_with_a_line_may_run_on_over_the_next() -> None:
 )
 def test_an_edit_with_a_line_says_why_it_does_not_fit(search: str, line: int, complaint: str) -> None:
     with pytest.raises(EditError, match=complaint):
-        apply_edit("import os\n\ndef f(y):\n    pass\n    ret y yy\n" if search == "y" and line == 5 else FILE, search, "z", line)
+        apply_edit(
+            "import os\n\ndef f(y):\n    pass\n    ret y yy\n" if search == "y" and line == 5 else FILE,
+            search,
+            "z",
+            line,
+        )
 
 
 def test_overlapping_occurrences_count_as_two() -> None:

@@ -12,7 +12,9 @@ from selfplay.training import conformance
 from selfplay.training.batch import Sample
 from selfplay.training.torch_trainer import TorchTrainer
 
-SETTINGS = TrainerSettings(learning_rate=1e-2, warmup_updates=3, bf16=False, batch_tokens=256, weight_decay=0.1)
+SETTINGS = TrainerSettings(
+    learning_rate=1e-2, warmup_updates=3, bf16=False, batch_tokens=256, weight_decay=0.1
+)
 
 
 def samples(seed: int) -> list[Sample]:
@@ -21,7 +23,15 @@ def samples(seed: int) -> list[Sample]:
     for i in range(6):
         length = 10 + 5 * i
         ids = torch.randint(50, (length,), generator=generator).tolist()
-        made.append(Sample(ids, [0] * 5 + [1] * (length - 5), [-3.9] * length, (-1.0) ** i, "injector" if i < 2 else "solver"))
+        made.append(
+            Sample(
+                ids,
+                [0] * 5 + [1] * (length - 5),
+                [-3.9] * length,
+                (-1.0) ** i,
+                "injector" if i < 2 else "solver",
+            )
+        )
     return made
 
 
@@ -49,7 +59,12 @@ def test_continuing_after_load_equals_not_having_stopped(model: Path, tmp_path: 
 def test_a_checkpoint_is_a_model_folder_with_its_tokenizer(model: Path, tmp_path: Path) -> None:
     trainer = TorchTrainer(model, SETTINGS, 128, seed=1)
     trainer.save(tmp_path / "checkpoint")
-    assert {p.name for p in (tmp_path / "checkpoint").iterdir()} >= {"config.json", "model.safetensors", "tokenizer.json", "trainer.pt"}
+    assert {p.name for p in (tmp_path / "checkpoint").iterdir()} >= {
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "trainer.pt",
+    }
     assert not [p for p in tmp_path.iterdir() if "partial" in p.name]
     TorchTrainer(tmp_path / "checkpoint", SETTINGS, 128, seed=1)
 
@@ -77,7 +92,9 @@ def test_each_token_is_learned_with_its_own_advantage(model: Path) -> None:
 def test_metrics_are_told_per_role(model: Path) -> None:
     metrics = TorchTrainer(model, SETTINGS, 128, seed=1).step(samples(0))
     for role in ("injector", "solver"):
-        assert {f"{role}/{name}" for name in ("loss", "entropy", "ratio", "clip_share", "logprob_gap")} <= metrics.keys()
+        assert {
+            f"{role}/{name}" for name in ("loss", "entropy", "ratio", "clip_share", "logprob_gap")
+        } <= metrics.keys()
     assert metrics["lr"] == pytest.approx(1e-2 / 3)
     assert metrics["grad_norm"] > 0
 
@@ -85,7 +102,9 @@ def test_metrics_are_told_per_role(model: Path) -> None:
 def test_one_role_does_not_dilute_the_other(model: Path) -> None:
     both, alone = TorchTrainer(model, SETTINGS, 128, seed=1), TorchTrainer(model, SETTINGS, 128, seed=1)
     injectors = [s for s in samples(0) if s.role == "injector"]
-    assert both.step(samples(0))["injector/loss"] == pytest.approx(alone.step(injectors)["injector/loss"], rel=1e-4)
+    assert both.step(samples(0))["injector/loss"] == pytest.approx(
+        alone.step(injectors)["injector/loss"], rel=1e-4
+    )
 
 
 def test_an_update_without_gradient_changes_no_weight(model: Path) -> None:
@@ -114,7 +133,10 @@ def test_an_anchor_counts_where_nothing_is_learned_of_an_episode(model: Path) ->
     silent = [replace(sample, advantage=0.0) for sample in learned[3:]]
     counted = TorchTrainer(model, ANCHORED, 128, seed=1).step([*learned[:3], *silent])
     assert counted["action_tokens"] == sum(sample.action_tokens for sample in learned)
-    assert TorchTrainer(model, SETTINGS, 128, seed=1).step([*learned[:3], *silent])["action_tokens"] < counted["action_tokens"]
+    assert (
+        TorchTrainer(model, SETTINGS, 128, seed=1).step([*learned[:3], *silent])["action_tokens"]
+        < counted["action_tokens"]
+    )
 
 
 def test_a_resumed_run_is_held_by_the_same_anchor(model: Path, tmp_path: Path) -> None:
@@ -147,7 +169,9 @@ def test_a_missing_model_is_named_with_the_remedy(tmp_path: Path) -> None:
         TorchTrainer(tmp_path / "nowhere", SETTINGS, 128, seed=1)
 
 
-def test_without_peft_an_adapter_is_refused_with_the_remedy(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_peft_an_adapter_is_refused_with_the_remedy(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "peft", None)  # as where it is not installed
     with pytest.raises(PrerequisiteError, match=r"lora_rank = 4 needs peft.*pip install 'selfplay\[lora\]'"):
         TorchTrainer(model, SETTINGS.model_copy(update={"lora_rank": 4}), 128, seed=1)

@@ -48,7 +48,9 @@ def test_links_devices_and_unsafe_names_in_an_archive_are_left_out():
     assert list(Tree.from_tar(buffer.getvalue())) == ["good"]
 
 
-@pytest.mark.parametrize("path", ["", "/a", "../a", "a/../b", "a//b", ".git/config", "a/.GIT/x", "a\\b", "a\0", "a\nb", "./a"])
+@pytest.mark.parametrize(
+    "path", ["", "/a", "../a", "a/../b", "a//b", ".git/config", "a/.GIT/x", "a\\b", "a\0", "a\nb", "./a"]
+)
 def test_unsafe_paths_are_refused(path: str):
     assert not is_safe_path(path)
     with pytest.raises(ValueError, match="unsafe path"):
@@ -62,7 +64,11 @@ def test_restoring_a_path_that_the_original_lacks_removes_it():
 
 
 def test_changed_paths_name_additions_deletions_and_edits():
-    assert tree(same="1", gone="1", edited="1").changed_paths(tree(same="1", edited="2", added="1")) == ["added", "edited", "gone"]
+    assert tree(same="1", gone="1", edited="1").changed_paths(tree(same="1", edited="2", added="1")) == [
+        "added",
+        "edited",
+        "gone",
+    ]
 
 
 def test_reading_a_folder_skips_git_caches_and_links(tmp_path):
@@ -76,10 +82,25 @@ def test_reading_a_folder_skips_git_caches_and_links(tmp_path):
 
 
 def test_nested_gitignore_files_apply_below_their_folder():
-    rules = ignore_rules(Tree({".gitignore": FileEntry(b"*.log\n!keep.log\n"), "sub/.gitignore": FileEntry(b"build/\n/top.txt\n")}))
+    rules = ignore_rules(
+        Tree(
+            {
+                ".gitignore": FileEntry(b"*.log\n!keep.log\n"),
+                "sub/.gitignore": FileEntry(b"build/\n/top.txt\n"),
+            }
+        )
+    )
     ignored = [
         p
-        for p in ["x.log", "keep.log", "sub/build/o", "sub/deep/build/o", "build/o", "sub/top.txt", "sub/deep/top.txt"]
+        for p in [
+            "x.log",
+            "keep.log",
+            "sub/build/o",
+            "sub/deep/build/o",
+            "build/o",
+            "sub/top.txt",
+            "sub/deep/top.txt",
+        ]
         if rules.match_file(p)
     ]
     assert ignored == ["x.log", "sub/build/o", "sub/deep/build/o", "sub/top.txt"]

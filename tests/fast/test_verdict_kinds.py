@@ -32,7 +32,10 @@ def a_verdict(name: str = "", finding: Finding | None = None) -> Verdict:
     return Verdict(finding.passed, checks, "" if finding.passed else name, (), (), "", "", 0.1, 3, 0)
 
 
-FLAKY = a_verdict("determinism", judge_repeats({"original": [(PASSED, ""), (PASSED, "")], "buggy": [(PASSED, ""), (MOVED, "")]}))
+FLAKY = a_verdict(
+    "determinism",
+    judge_repeats({"original": [(PASSED, ""), (PASSED, "")], "buggy": [(PASSED, ""), (MOVED, "")]}),
+)
 INVALID = a_verdict("bug_breaks_tests", fail("no test notices the bug"))
 
 
@@ -56,10 +59,14 @@ def test_the_last_line_says_it_too() -> None:
 
 
 @pytest.mark.parametrize(
-    "failure", [PrerequisiteError("bwrap not found on PATH."), EnvironmentBuildError("tiny: no test passes", "the log")]
+    "failure",
+    [PrerequisiteError("bwrap not found on PATH."), EnvironmentBuildError("tiny: no test passes", "the log")],
 )
 def test_what_kept_an_artifact_from_being_judged_is_no_rejection(
-    failure: SelfplayError, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    failure: SelfplayError,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     for name in ("bug_inject.diff", "test_weaken.diff", "test_files.txt", "test_script.sh", "test_parser.py"):
         (tmp_path / name).write_text("x\n")
@@ -80,7 +87,10 @@ def test_rejections_of_a_run_tell_flaky_from_invalid_and_count_the_machine_apart
     folder = recorded_run(tmp_path / "run")
     with Store.open(folder / "selfplay.db") as store:
         checks = json.dumps(FLAKY.to_json()["checks"])
-        store._write("UPDATE verdicts SET failed_check = 'determinism', checks_json = ? WHERE failed_check = 'inverse_mutation'", checks)
+        store._write(
+            "UPDATE verdicts SET failed_check = 'determinism', checks_json = ? WHERE failed_check = 'inverse_mutation'",
+            checks,
+        )
         by_check = {found.check: found for found in rejections(store)}
         assert (by_check["parser"].kind, by_check["parser"].flaky_tests) == ("invalid", ())
         assert (by_check["determinism"].kind, by_check["determinism"].flaky_tests) == ("flaky", ("a",))
@@ -90,7 +100,10 @@ def test_rejections_of_a_run_tell_flaky_from_invalid_and_count_the_machine_apart
     assert isinstance(console.file, io.StringIO)
     lines = console.file.getvalue().splitlines()
     assert lines[0].startswith("1 time(s) the machine failed, which rejects nothing")
-    assert [line.split()[:3] for line in lines[2:4]] == [["parser", "2", "u0001-inj0-m2"], ["determinism", "(flaky)", "1"]], lines
+    assert [line.split()[:3] for line in lines[2:4]] == [
+        ["parser", "2", "u0001-inj0-m2"],
+        ["determinism", "(flaky)", "1"],
+    ], lines
     data = json.loads(capsys.readouterr().out)
     assert (data["machine_failures"], {row["check"]: row["kind"] for row in data["rejected"]}) == (
         1,

@@ -8,7 +8,15 @@ from rich.console import Console
 
 from selfplay.curriculum.store import Store
 from selfplay.errors import RunError, StoreError, UsageError
-from selfplay.viewing.inspect import BugFilter, diffstat, rejections, select_bugs, show_bug, show_bugs, show_rejections
+from selfplay.viewing.inspect import (
+    BugFilter,
+    diffstat,
+    rejections,
+    select_bugs,
+    show_bug,
+    show_bugs,
+    show_rejections,
+)
 from selfplay.viewing.progress import TrainProgress, duration_text, top_text
 from selfplay.viewing.replay import find_episode, replay
 from selfplay.viewing.summary import print_summary, read_metrics, solve_rate_bins
@@ -27,7 +35,9 @@ def store(run):
 
 
 def a_console(width: int = 80, terminal: bool = False) -> Console:
-    return Console(file=io.StringIO(), width=width, force_terminal=terminal, color_system=None, legacy_windows=False)
+    return Console(
+        file=io.StringIO(), width=width, force_terminal=terminal, color_system=None, legacy_windows=False
+    )
 
 
 def printed(console: Console) -> str:
@@ -35,7 +45,9 @@ def printed(console: Console) -> str:
 
 
 def hidden_characters(text: str) -> set[str]:
-    return {character for character in text if unicodedata.category(character) == "Cc" and character not in "\n\t"}
+    return {
+        character for character in text if unicodedata.category(character) == "Cc" and character not in "\n\t"
+    }
 
 
 # -- inspect
@@ -83,7 +95,14 @@ def test_one_bug_is_shown_in_full(store):
     console = a_console(width=120)
     show_bug(store, "u0001-inj0-m0", console)
     text = printed(console)
-    for part in ("+x = 2", "-assert x == 1", "test_m.py::test_x", "assert 2 == 1", "u0001-sol0-m2", "└── u0001-sol0-m1-bug2"):
+    for part in (
+        "+x = 2",
+        "-assert x == 1",
+        "test_m.py::test_x",
+        "assert 2 == 1",
+        "u0001-sol0-m2",
+        "└── u0001-sol0-m1-bug2",
+    ):
         assert part in text
 
 
@@ -96,7 +115,9 @@ def test_a_bug_as_json_holds_attempts_lineage_and_task(store, capsys):
     show_bug(store, "u0001-inj0-m0", a_console(), as_json=True)
     data = json.loads(capsys.readouterr().out)
     assert len(data["attempts"]) == 3
-    assert data["lineage"] == [{"parent": "u0001-inj0-m0-bug", "child": "u0001-sol0-m1-bug2", "attempt": "u0001-sol0-m1"}]
+    assert data["lineage"] == [
+        {"parent": "u0001-inj0-m0-bug", "child": "u0001-sol0-m1-bug2", "attempt": "u0001-sol0-m1"}
+    ]
     assert data["task"]["FAIL_TO_PASS"] == ["test_m.py::test_x"]
 
 
@@ -150,7 +171,16 @@ def test_a_replay_shows_prompt_turns_submission_and_what_was_decided(run):
     console = a_console()
     replay(find_episode(run, "u0001-sol0-m0"), console)
     text = printed(console)
-    for part in ("You repair bugs.", "turn 1 of 3 · bash", "after 2 rejected draw(s)", "exit 0", "refused", "+x = 2", "repaired", "+1.00"):
+    for part in (
+        "You repair bugs.",
+        "turn 1 of 3 · bash",
+        "after 2 rejected draw(s)",
+        "exit 0",
+        "refused",
+        "+x = 2",
+        "repaired",
+        "+1.00",
+    ):
         assert part in text
 
 
@@ -190,9 +220,18 @@ def test_a_summary_fits_its_width_and_ends_with_what_to_type(store, run, width):
     text = printed(console)
     body, _, commands = text.partition("Next\n")
     assert max(map(len, body.splitlines())) <= width
-    for part in ("3 of 5 artifacts were rejected", "1 with a gradient, 1 without", "solving", "the machine failed 1 time(s)"):
+    for part in (
+        "3 of 5 artifacts were rejected",
+        "1 with a gradient, 1 without",
+        "solving",
+        "the machine failed 1 time(s)",
+    ):
         assert part in body
-    for command in ("inspect-bugs demo", "replay u0001-sol0-m0 --run demo", "train --resume demo --set train.updates=6"):
+    for command in (
+        "inspect-bugs demo",
+        "replay u0001-sol0-m0 --run demo",
+        "train --resume demo --set train.updates=6",
+    ):
         assert f"selfplay {command}\n" in commands
 
 
@@ -288,7 +327,10 @@ def test_without_a_terminal_a_line_comes_periodically():
 def test_in_a_terminal_progress_is_a_live_display_fed_by_threads():
     console = a_console(terminal=True)
     with TrainProgress(console, 2) as progress:
-        threads = [threading.Thread(target=lambda: [played(progress), progress.message("a message")]) for _ in range(8)]
+        threads = [
+            threading.Thread(target=lambda: [played(progress), progress.message("a message")])
+            for _ in range(8)
+        ]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -327,7 +369,11 @@ def test_while_evaluating_progress_tells_that_alone():
         progress.phase("evaluating before the first update")
         progress.evaluating(3, 18)
         assert dict(progress.lines()) == {"evaluation": "3 of 18 attempts", "time": "0:00 elapsed"}
-        row = {"evaluation/sampled/pass@1": 0.25, "evaluation/sampled/standard_error": 0.05, "evaluation/greedy/pass@1": 0.0}
+        row = {
+            "evaluation/sampled/pass@1": 0.25,
+            "evaluation/sampled/standard_error": 0.05,
+            "evaluation/greedy/pass@1": 0.0,
+        }
         progress.evaluated(0, {**row, "evaluation/greedy/standard_error": 0.0, "seconds/evaluating": 30.0})
         assert "repairs" in dict(progress.lines())
     assert printed(console).splitlines()[1:] == [

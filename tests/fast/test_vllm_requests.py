@@ -34,10 +34,15 @@ WEIGHTS = {"model.norm.weight": torch.ones(4)}
 
 
 def open_engine(
-    urls: list[str], deadline_s: float = 5.0, request_timeout_s: float = 5.0, tell: Callable[[str], None] = lambda _: None
+    urls: list[str],
+    deadline_s: float = 5.0,
+    request_timeout_s: float = 5.0,
+    tell: Callable[[str], None] = lambda _: None,
 ) -> VllmEngine:
     sync = FileWeightSync("model", torch.float32, deadline_s)
-    return VllmEngine(Launch("model", 4096, 4), sync, urls=urls, request_timeout_s=request_timeout_s, tell=tell)
+    return VllmEngine(
+        Launch("model", 4096, 4), sync, urls=urls, request_timeout_s=request_timeout_s, tell=tell
+    )
 
 
 # -- one request and its answer ------------------------------------------------------------------------------------------
@@ -48,10 +53,17 @@ def test_a_request_sets_every_filter_that_could_reshape_the_distribution() -> No
     assert {name: params[name] for name in ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")} == {
         "temperature": 0.7, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0,
     }  # fmt: skip
-    assert (params["seed"], params["stop_token_ids"], params["ignore_eos"], params["logprobs"]) == (41, [STOP], True, 0)
+    assert (params["seed"], params["stop_token_ids"], params["ignore_eos"], params["logprobs"]) == (
+        41,
+        [STOP],
+        True,
+        0,
+    )
 
 
-@pytest.mark.parametrize("sampling", [Sampling(top_p=0.9), Sampling(top_k=5), Sampling(min_p=0.1), Sampling(temperature=-1)])
+@pytest.mark.parametrize(
+    "sampling", [Sampling(top_p=0.9), Sampling(top_k=5), Sampling(min_p=0.1), Sampling(temperature=-1)]
+)
 def test_filters_that_reshape_the_distribution_are_refused(sampling: Sampling) -> None:
     with pytest.raises(EngineError, match="importance ratio"):
         check_request(REQUEST, sampling, 100)
@@ -64,7 +76,10 @@ def test_a_request_beyond_the_context_is_refused() -> None:
 
 def test_an_answer_becomes_a_completion_with_the_version_of_each_token() -> None:
     answer = generated([11, 12, 13, STOP], "4")
-    answer["choices"][0]["weight_versions"] = [{"version": "4", "start": 0, "end": 3}, {"version": "5", "start": 3, "end": 4}]
+    answer["choices"][0]["weight_versions"] = [
+        {"version": "4", "start": 0, "end": 3},
+        {"version": "5", "start": 3, "end": 4},
+    ]
     done = read_answer(answer, REQUEST)
     assert done == Completion((11, 12, 13, STOP), (-0.5,) * 4, 4, True, {"reused": 3.0}, ((0, 4), (3, 5)))
 
@@ -111,7 +126,12 @@ def test_a_server_that_dies_in_a_request_is_left_and_another_draws_with_the_same
         engine = open_engine([double.url for double in both])
         for double in both:
             double.faults["/inference/v1/generate"] = "die" if double is both[0] else None
-        done = [engine.generate([GenerationRequest((5,), 8, 41, frozenset({STOP}), f"solver/g{n}/0/0")], Sampling())[0] for n in range(6)]
+        done = [
+            engine.generate(
+                [GenerationRequest((5,), 8, 41, frozenset({STOP}), f"solver/g{n}/0/0")], Sampling()
+            )[0]
+            for n in range(6)
+        ]
         assert {completion.token_ids for completion in done} == {(11 + 41 % 7, 12, STOP)}
         assert max(completion.metadata["tries"] for completion in done) == 2
         assert {body["sampling_params"]["seed"] for body in both[1].bodies} == {41}
@@ -124,30 +144,40 @@ def test_without_any_server_left_the_reason_is_told() -> None:
     with doubles(1) as (double,):
         engine = open_engine([double.url])
         double.faults = {"/inference/v1/generate": "die", "/health": 503}
-        with pytest.raises(EngineError, match="could not be opened 3 times in a row.*/health.*mend engine.urls"):
+        with pytest.raises(
+            EngineError, match="could not be opened 3 times in a row.*/health.*mend engine.urls"
+        ):
             engine.generate([REQUEST], Sampling())
         engine.close()
 
 
-def test_a_server_that_does_not_come_up_is_given_up_while_another_answers_and_comes_up_later(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_does_not_come_up_is_given_up_while_another_answers_and_comes_up_later(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(vllm_engine, "_WATCH_S", 0.05)
     told: list[str] = []
     with doubles(2) as (gone, other):
         engine = open_engine([gone.url, other.url], tell=told.append)
 
         def ask(number: int) -> Completion:
-            return engine.generate([GenerationRequest((5,), 8, 41, frozenset({STOP}), f"solver/g{number}/0/0")], Sampling())[0]
+            return engine.generate(
+                [GenerationRequest((5,), 8, 41, frozenset({STOP}), f"solver/g{number}/0/0")], Sampling()
+            )[0]
 
         gone.faults = {"/inference/v1/generate": "die", "/health": 503}
         answered = itertools.count()
-        wait_until(lambda: ask(next(answered)) and sum("could not be opened again" in text for text in told) == 3)
+        wait_until(
+            lambda: ask(next(answered)) and sum("could not be opened again" in text for text in told) == 3
+        )
         for _ in range(10):
             assert ask(next(answered)).stopped
             time.sleep(0.03)
         assert sum("could not be opened again" in text for text in told) == 3
         other.faults = {"/inference/v1/generate": "die", "/health": 503}
         threading.Timer(0.08, other.faults.clear).start()
-        assert ask(next(answered)).metadata["tries"] == 2  # waited for the other, instead of being told of the one that is given up
+        assert (
+            ask(next(answered)).metadata["tries"] == 2
+        )  # waited for the other, instead of being told of the one that is given up
         assert list(engine.servers()) == ["vllm-1"]
         engine.close()
 
@@ -188,7 +218,9 @@ def test_a_server_runs_as_many_requests_as_its_bound_and_no_more() -> None:
         running: list[int] = []
         full = threading.Barrier(4)  # breaks unless four requests are there together
 
-        def crowded(path: str, body: dict[str, Any], inner: Callable[[str, dict[str, Any]], Any] = double.answer) -> Any:
+        def crowded(
+            path: str, body: dict[str, Any], inner: Callable[[str, dict[str, Any]], Any] = double.answer
+        ) -> Any:
             if path == "/inference/v1/generate":
                 running.append(1)
                 full.wait(30)
@@ -197,7 +229,10 @@ def test_a_server_runs_as_many_requests_as_its_bound_and_no_more() -> None:
             return inner(path, body)
 
         double.answer = crowded  # type: ignore[method-assign]
-        engine.generate([GenerationRequest((5,), 8, n, frozenset({STOP}), f"solver/g/{n}/0") for n in range(20)], Sampling())
+        engine.generate(
+            [GenerationRequest((5,), 8, n, frozenset({STOP}), f"solver/g/{n}/0") for n in range(20)],
+            Sampling(),
+        )
         assert max(counts) == 4
         engine.close()
 
@@ -205,13 +240,22 @@ def test_a_server_runs_as_many_requests_as_its_bound_and_no_more() -> None:
 # -- weights -------------------------------------------------------------------------------------------------------------
 
 
-def test_new_weights_come_while_the_server_is_paused_and_its_cache_is_emptied(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_new_weights_come_while_the_server_is_paused_and_its_cache_is_emptied(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(FileWeightSync, "verify", lambda *_: {})
     with doubles(1) as (double,):
         engine = open_engine([double.url])
         double.calls.clear()
         engine.load_weights(WEIGHTS, 3)
-        assert double.calls == ["/pause", "/collective_rpc", "/server_info", "/update_weight_version", "/reset_prefix_cache", "/resume"]
+        assert double.calls == [
+            "/pause",
+            "/collective_rpc",
+            "/server_info",
+            "/update_weight_version",
+            "/reset_prefix_cache",
+            "/resume",
+        ]
         assert (engine.weight_version, double.version) == (3, "3")
         assert engine.last_sync["sync/bytes"] > 16
         engine.close()
@@ -223,7 +267,8 @@ def test_a_hang_in_an_update_tells_what_each_side_waited_for() -> None:
         sync.write(WEIGHTS, 3)
         double.faults["/pause"] = "hang"
         with pytest.raises(
-            ServerLost, match="version 3: the trainer waited for the end of its running step.*vllm-0.*/pause.* within 0.2 s"
+            ServerLost,
+            match="version 3: the trainer waited for the end of its running step.*vllm-0.*/pause.* within 0.2 s",
         ):
             sync.deliver(Client("vllm-0", double.url))
         sync.close()
@@ -240,7 +285,9 @@ def test_a_cache_that_is_not_emptied_is_an_error_and_the_server_stays_paused() -
         sync.close()
 
 
-def test_a_server_that_comes_back_takes_the_published_weights_before_any_request(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_comes_back_takes_the_published_weights_before_any_request(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(FileWeightSync, "verify", lambda *_: {})
     with doubles(1) as (double,):
         engine = open_engine([double.url])
@@ -249,14 +296,18 @@ def test_a_server_that_comes_back_takes_the_published_weights_before_any_request
         double.version = "default"  # as a server that was started again says
         double.calls.clear()
 
-        def recover(path: str, body: dict[str, Any], inner: Callable[[str, dict[str, Any]], Any] = double.answer) -> Any:
+        def recover(
+            path: str, body: dict[str, Any], inner: Callable[[str, dict[str, Any]], Any] = double.answer
+        ) -> Any:
             if path == "/weight_info":
                 double.faults.clear()
             return inner(path, body)
 
         double.answer = recover  # type: ignore[method-assign]
         assert engine.generate([REQUEST], Sampling())[0].weight_version == 3
-        assert double.calls.index("/collective_rpc") < len(double.calls) - 1 - double.calls[::-1].index("/inference/v1/generate")
+        assert double.calls.index("/collective_rpc") < len(double.calls) - 1 - double.calls[::-1].index(
+            "/inference/v1/generate"
+        )
         engine.close()
 
 
@@ -276,13 +327,22 @@ def test_weights_come_from_the_trainer_itself_between_pause_and_an_emptied_cache
     with doubles(1) as (double,):
         sync = NativeWeightSync("model", torch.float32, "gloo", Sends(double), lambda: None, 5.0)
         figures, lost = sync.publish({}, 3, [Client("vllm-0", double.url)])
-        assert double.calls == ["/pause", "sent", "/server_info", "/update_weight_version", "/reset_prefix_cache", "/resume"]
+        assert double.calls == [
+            "/pause",
+            "sent",
+            "/server_info",
+            "/update_weight_version",
+            "/reset_prefix_cache",
+            "/resume",
+        ]
         assert (double.version, lost, figures["sync/bytes"]) == ("3", {}, 16)
 
 
 def test_a_server_of_a_transfer_that_broke_off_never_goes_on(tmp_path: Path) -> None:
     with doubles(1) as (double,):
-        sync = NativeWeightSync("model", torch.float32, "gloo", Sends(double, "gloo: gone"), lambda: tmp_path, 5.0)
+        sync = NativeWeightSync(
+            "model", torch.float32, "gloo", Sends(double, "gloo: gone"), lambda: tmp_path, 5.0
+        )
         client = Client("vllm-0", double.url)
         _, lost = sync.publish({}, 3, [client])
         assert str(lost[client]) == "version 3: the transfer by gloo broke off after 0.1 s. gloo: gone"
@@ -293,7 +353,9 @@ def test_a_server_of_a_transfer_that_broke_off_never_goes_on(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_rank_gathers_to_the_end_whatever_becomes_of_the_transfer(rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rank_gathers_to_the_end_whatever_becomes_of_the_transfer(
+    rank: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(*_: object) -> None:
         raise OSError("no way to the servers\nand more")
 
@@ -325,7 +387,9 @@ def test_weights_are_written_in_shards_that_hold_each_tensor_once(tmp_path: Path
 
 def test_files_of_a_killed_run_are_removed_and_those_of_a_living_one_stay(tmp_path: Path) -> None:
     machine, boot, namespace, pid, _ = owner().split("-")
-    left = tmp_path / f"selfplay-{machine}-{boot}-{namespace}-{pid}-1-1-weights"  # another process once had our id
+    left = (
+        tmp_path / f"selfplay-{machine}-{boot}-{namespace}-{pid}-1-1-weights"
+    )  # another process once had our id
     left.mkdir()
     first = FileWeightSync("model", torch.float32, folder=tmp_path)
     second = FileWeightSync("model", torch.float32, folder=tmp_path)
@@ -339,7 +403,9 @@ def test_a_vector_that_differs_in_one_number_is_found() -> None:
     import hashlib
 
     held = {"a": torch.ones(4), "b": torch.zeros(4), "matrix": torch.ones(2, 2)}
-    told = {f"dp0:tp0:{name}": hashlib.sha256(value.numpy().tobytes()).hexdigest() for name, value in held.items()}
+    told = {
+        f"dp0:tp0:{name}": hashlib.sha256(value.numpy().tobytes()).hexdigest() for name, value in held.items()
+    }
     assert compare_digests(told, held, torch.float32) == (2, [])
     held["b"][3] = 1e-7
     assert compare_digests(told, held, torch.float32) == (1, ["b"])
@@ -355,10 +421,19 @@ def test_a_vector_that_differs_in_one_number_is_found() -> None:
         (["engine.type=vllm", "engine.urls=['127.0.0.1:8000']"], "is not the address of a server"),
         (["engine.type=vllm", "engine.urls=['http://a:1','http://a:1/']"], "names a server twice"),
         (["engine.type=vllm", "engine.urls=['http://a:1']", "engine.servers=2"], "set one of the two"),
-        (["engine.type=vllm", "engine.options=['--port=1']"], "--port is set by selfplay, which takes a free one"),
-        (["engine.type=vllm", "engine.options=['--weight-transfer-config={}']"], "--weight-transfer-config is set by engine.sync"),
+        (
+            ["engine.type=vllm", "engine.options=['--port=1']"],
+            "--port is set by selfplay, which takes a free one",
+        ),
+        (
+            ["engine.type=vllm", "engine.options=['--weight-transfer-config={}']"],
+            "--weight-transfer-config is set by engine.sync",
+        ),
         (["engine.sync=nccl"], "mean something only with engine.type = 'vllm'"),
-        (["engine.type=vllm", "engine.sync=nccl", "engine.urls=['http://a:1']"], "engine.sync = 'nccl' is for servers of our own"),
+        (
+            ["engine.type=vllm", "engine.sync=nccl", "engine.urls=['http://a:1']"],
+            "engine.sync = 'nccl' is for servers of our own",
+        ),
         (
             ["engine.type=vllm", "engine.sync=ipc", "trainer.type=deepspeed", "trainer.ranks=2"],
             "trainer.ranks is 2; set engine.sync = 'nccl'",
@@ -378,7 +453,9 @@ def test_a_servers_arguments_hold_what_settings_decide() -> None:
         "--model": "some/model", "--port": "1234", "--max-model-len": "2048", "--max-num-seqs": "16", "--generation-config": "vllm",
     }  # fmt: skip
     assert arguments[-1] == "--seed=3" and "--weight-transfer-config" not in pairs
-    native = dict(itertools.pairwise(command(Launch("some/model", 2048, 16, transfer="gloo"), 1234, "policy")))
+    native = dict(
+        itertools.pairwise(command(Launch("some/model", 2048, 16, transfer="gloo"), 1234, "policy"))
+    )
     assert native["--weight-transfer-config"] == '{"backend": "gloo"}'
 
 
@@ -419,9 +496,13 @@ def test_what_a_killed_owner_left_behind_is_ended_and_nothing_else() -> None:
     code = "import time; print('up', flush=True); time.sleep(60)"
     living = variables(Launch("model", 64, 1))
     machine, boot, namespace, pid, _ = living["SELFPLAY_SERVER_OWNER"].split("-")
-    dead = {**living, "SELFPLAY_SERVER_OWNER": f"{machine}-{boot}-{namespace}-{pid}-1"}  # another process once had our id
+    dead = {
+        **living,
+        "SELFPLAY_SERVER_OWNER": f"{machine}-{boot}-{namespace}-{pid}-1",
+    }  # another process once had our id
     kept, left = (
-        subprocess.Popen([sys.executable, "-S", "-c", code], env=environment, stdout=subprocess.PIPE) for environment in (living, dead)
+        subprocess.Popen([sys.executable, "-S", "-c", code], env=environment, stdout=subprocess.PIPE)
+        for environment in (living, dead)
     )
     for process in (kept, left):
         assert process.stdout is not None and process.stdout.readline() == b"up\n"
@@ -437,5 +518,7 @@ def test_packages_built_for_another_torch_are_hidden_from_servers(tmp_path: Path
     code = "import importlib.util; print(importlib.util.find_spec('torchvision'))"
     for hidden, expected in (("", "ModuleSpec"), ("torchvision", "None")):
         environment = {**hide((hidden,) if hidden else (), str(tmp_path)), "PATH": os.environ["PATH"]}
-        told = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+        told = subprocess.run(
+            [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+        )
         assert expected in told.stdout

@@ -33,8 +33,12 @@ RECIPES = Path(__file__).parents[2] / "runs" / "recipes"
 
 
 def package() -> Package:
-    source = "\n".join(f"def f{n}(a, b):\n    if a < b:\n        return a + {n}\n    return not b\n\n" for n in range(6))
-    tests = "from m import *\n\n\ndef test_all():\n" + "".join(f"    assert f{n}(1, 2) == {n}\n" for n in range(6))
+    source = "\n".join(
+        f"def f{n}(a, b):\n    if a < b:\n        return a + {n}\n    return not b\n\n" for n in range(6)
+    )
+    tests = "from m import *\n\n\ndef test_all():\n" + "".join(
+        f"    assert f{n}(1, 2) == {n}\n" for n in range(6)
+    )
     tree = Tree({"m.py": FileEntry(source.encode()), "tests/test_m.py": FileEntry(tests.encode())})
     return Package("m==1", "MIT", tree, 22, 100)
 
@@ -43,7 +47,9 @@ def package() -> Package:
 def chat(tmp_path_factory: pytest.TempPathFactory) -> ChatFormat:
     from transformers import AutoTokenizer
 
-    return ChatFormat(AutoTokenizer.from_pretrained(build_tiny_tokenizer(tmp_path_factory.mktemp("tokenizer"))))
+    return ChatFormat(
+        AutoTokenizer.from_pretrained(build_tiny_tokenizer(tmp_path_factory.mktemp("tokenizer")))
+    )
 
 
 def test_a_new_policy_copies_what_it_saw_before_any_training() -> None:
@@ -106,7 +112,14 @@ def tiny(tmp_path: Path, **changes: Any) -> WarmStartSettings:
         "corpus": (repository,),
         "held_out": repository,
         "tokenizer_texts": 60,
-        "shape": {"vocabulary": 400, "hidden": 32, "layers": 1, "heads": 1, "head_dim": 16, "intermediate": 32},
+        "shape": {
+            "vocabulary": 400,
+            "hidden": 32,
+            "layers": 1,
+            "heads": 1,
+            "head_dim": 16,
+            "intermediate": 32,
+        },
         "rows": 1,
         "sequence_tokens": 1500,
         "context_tokens": 4000,
@@ -117,7 +130,9 @@ def tiny(tmp_path: Path, **changes: Any) -> WarmStartSettings:
     return WarmStartSettings.model_validate(values | changes)
 
 
-def test_one_call_makes_a_policy_folder_and_a_second_repeats_no_finished_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_call_makes_a_policy_folder_and_a_second_repeats_no_finished_stage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     monkeypatch.setenv("SELFPLAY_CACHE", str(tmp_path / "cache"))
@@ -127,7 +142,11 @@ def test_one_call_makes_a_policy_folder_and_a_second_repeats_no_finished_stage(t
     ChatFormat(AutoTokenizer.from_pretrained(output)).check()
     AutoModelForCausalLM.from_pretrained(output)
     generation = json.loads((output / "generation_config.json").read_text())
-    assert (generation.get("temperature", 1.0), generation.get("top_p", 1.0), generation.get("top_k")) == (1.0, 1.0, 0)
+    assert (generation.get("temperature", 1.0), generation.get("top_p", 1.0), generation.get("top_k")) == (
+        1.0,
+        1.0,
+        0,
+    )
     assert "| one |" in (output / "MODEL_CARD.md").read_text()
     # Two steps teach nobody to copy, and that is told at once.
     assert any(line.startswith("warning: one should leave 80%") for line in said)
@@ -145,7 +164,12 @@ def test_settings_come_from_a_file_with_values_on_top(tmp_path: Path) -> None:
     file = tmp_path / "warm.toml"
     file.write_text("seed = 3\n[shape]\nlayers = 2\n")
     settings = read_settings(file, ["shape.hidden=64", "held_out=x==1"])
-    assert (settings.seed, settings.shape.layers, settings.shape.hidden, settings.held_out) == (3, 2, 64, "x==1")
+    assert (settings.seed, settings.shape.layers, settings.shape.hidden, settings.held_out) == (
+        3,
+        2,
+        64,
+        "x==1",
+    )
     with pytest.raises(ConfigError, match="shape.layer"):
         read_settings(None, ["shape.layer=2"])
 
@@ -178,9 +202,14 @@ def test_episodes_are_played_on_the_repositories_of_the_quickstart() -> None:
 
 
 def test_what_is_copied_is_an_identifier_that_was_shown_and_the_corpus_lacks(chat: ChatFormat) -> None:
-    source = "".join(f"def function_{n}(operand, amount):\n    return operand + amount + function_{n}\n\n\n" for n in range(9))
+    source = "".join(
+        f"def function_{n}(operand, amount):\n    return operand + amount + function_{n}\n\n\n"
+        for n in range(9)
+    )
     made = Package("m==1", "MIT", Tree({"m.py": FileEntry(source.encode())}), 22, 100)
-    corpus = Package("c==1", "MIT", Tree({"c.py": FileEntry(b"def f(operand):\n    return operand\n")}), 22, 100)
+    corpus = Package(
+        "c==1", "MIT", Tree({"c.py": FileEntry(b"def f(operand):\n    return operand\n")}), 22, 100
+    )
     tests = copy_tests(EpisodeMaker([made], chat, PlayLimits(), random.Random(1)), [corpus], 12)
     assert len(tests) == 12
     for test in tests:
@@ -215,16 +244,30 @@ def test_a_turn_that_caused_an_error_counts_nothing() -> None:
     assert all(0 < weight < 1 for weight in weights[:3])
 
 
-@pytest.mark.parametrize(("tool", "seen", "counts"), [("edit", "2 failed", False), ("edit", "", True), ("bash", "2 failed", True)])
-def test_an_edit_that_the_tests_refuse_counts_nothing_and_trying_it_does(tool: str, seen: str, counts: bool) -> None:
-    edit, tried = Turn("a", tool, "edited f.py:3", (3, 5)), Turn("b", "bash", f"{seen}\n[exit 0; 8 turns, 900 tokens left]", (6, 8))
+@pytest.mark.parametrize(
+    ("tool", "seen", "counts"), [("edit", "2 failed", False), ("edit", "", True), ("bash", "2 failed", True)]
+)
+def test_an_edit_that_the_tests_refuse_counts_nothing_and_trying_it_does(
+    tool: str, seen: str, counts: bool
+) -> None:
+    edit, tried = (
+        Turn("a", tool, "edited f.py:3", (3, 5)),
+        Turn("b", "bash", f"{seen}\n[exit 0; 8 turns, 900 tokens left]", (6, 8)),
+    )
     weights = list(training_text(replace(episode("e"), turns=(edit, tried))).weights)
     assert weights[3:5] == ([1.0, 1.0] if counts else [0.0, 0.0])
     assert weights[6:8] == [1.0, 1.0]
 
 
 def test_an_attempt_that_a_kill_cut_short_is_left_out(tmp_path: Path) -> None:
-    rows = [asdict(Attempt(n, "r", "f.py::f", "constant", "validated", 1.0, f"d{n}", f"i{n}", (f"s{n}",), ("repaired",))) for n in range(3)]
+    rows = [
+        asdict(
+            Attempt(
+                n, "r", "f.py::f", "constant", "validated", 1.0, f"d{n}", f"i{n}", (f"s{n}",), ("repaired",)
+            )
+        )
+        for n in range(3)
+    ]
     text = "".join(json.dumps(row) + "\n" for row in rows)
     (tmp_path / "attempts.jsonl").write_text(text[:-20])
     assert Collection.read(tmp_path).injectors == ["i0", "i1"]
@@ -234,12 +277,17 @@ def test_an_attempt_that_a_kill_cut_short_is_left_out(tmp_path: Path) -> None:
 
 def places(count: int) -> list[Place]:
     target = Target("f.py", "f", 1, 2, "test_f.py", "")
-    return [Place(n, cast(Environment, None), target, Mutation("f.py", 1, "a", "b", "constant", "a", "b")) for n in range(count)]
+    return [
+        Place(n, cast(Environment, None), target, Mutation("f.py", 1, "a", "b", "constant", "a", "b"))
+        for n in range(count)
+    ]
 
 
 def attempt_at(place: Place, digest: str) -> tuple[Attempt, list[Episode]]:
     made = episode(f"i{place.number}")
-    return Attempt(place.number, "r", "f.py::f", "constant", "validated", 0.1, digest, made.episode_id), [made]
+    return Attempt(place.number, "r", "f.py::f", "constant", "validated", 0.1, digest, made.episode_id), [
+        made
+    ]
 
 
 def test_what_the_machine_spoiled_is_not_kept_and_is_played_again_by_the_next_call(tmp_path: Path) -> None:
@@ -263,7 +311,9 @@ def test_what_the_machine_spoiled_is_not_kept_and_is_played_again_by_the_next_ca
 
 def test_a_bug_that_was_made_before_is_a_duplicate(tmp_path: Path) -> None:
     settings = ExecuteSettings(injector_episodes=2, solver_episodes=0, workers=1)
-    found = Collecting(settings, Collection.read(tmp_path), lambda _: None).run(places(2), lambda place, _: attempt_at(place, "same"))
+    found = Collecting(settings, Collection.read(tmp_path), lambda _: None).run(
+        places(2), lambda place, _: attempt_at(place, "same")
+    )
     assert [attempt.outcome for attempt in found.attempts] == ["validated", "duplicate"]
     assert found.injectors == ["i0"]
 
@@ -281,7 +331,9 @@ def test_episodes_of_another_tokenizer_are_not_gone_on_with(tmp_path: Path) -> N
 # ---- what a person can get wrong
 
 
-def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
+def refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str
+) -> tuple[int, str]:
     """(exit code, what is said) of a warm-start command that does not begin."""
     monkeypatch.setattr(sys, "argv", ["selfplay", "warm-start", *arguments])
     monkeypatch.setenv("COLUMNS", "400")
@@ -299,11 +351,15 @@ def test_a_stage_of_an_unknown_kind_ends_the_command_with_2(
     assert (code, "stage 'one' draws 'poems'" in said) == (2, True)
 
 
-def test_a_missing_recipe_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_recipe_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     missing = str(tmp_path / "missing.toml")
     code, said = refused(monkeypatch, capsys, "--config", missing, "--output", str(tmp_path / "out"))
     assert (code, f"cannot read the warm-start settings {missing}" in said) == (2, True)
-    code, said = refused(monkeypatch, capsys, "--set", f"executed.recipe={missing}", "--output", str(tmp_path / "out"))
+    code, said = refused(
+        monkeypatch, capsys, "--set", f"executed.recipe={missing}", "--output", str(tmp_path / "out")
+    )
     assert (code, "cannot read the configuration" in said, "missing.toml" in said) == (2, True, True)
 
 
@@ -325,6 +381,13 @@ def test_a_repository_that_cannot_be_fetched_ends_the_command_with_1(
     config.write_text(f'[[stages]]\nname = "one"\nsteps = 1\nmix = {{ {kind} = 1 }}\n')
     missing = str(tmp_path / "nowhere")
     code, said = refused(
-        monkeypatch, capsys, "--config", str(config), "--set", f"{setting}=['{missing}']", "--output", str(tmp_path / "out")
+        monkeypatch,
+        capsys,
+        "--config",
+        str(config),
+        "--set",
+        f"{setting}=['{missing}']",
+        "--output",
+        str(tmp_path / "out"),
     )
     assert (code, f"there is no folder {missing}" in said) == (1, True)

@@ -59,7 +59,10 @@ def task(environment, artifact, name="clamp", **values):
 
 @pytest.fixture(scope="module")
 def records(environment, tmp_path_factory):
-    tasks = [task(environment, make_artifact(environment)), task(environment, make_artifact(environment, MEAN_BUG, MEAN_WEAKENED), "mean")]
+    tasks = [
+        task(environment, make_artifact(environment)),
+        task(environment, make_artifact(environment, MEAN_BUG, MEAN_WEAKENED), "mean"),
+    ]
     path = tmp_path_factory.mktemp("given") / "bugs.jsonl"
     write_tasks(tasks, path)
     return path
@@ -81,8 +84,17 @@ def rows_of(run):
     return [json.loads(line) for line in run.metrics.read_text().splitlines()]
 
 
-def test_an_update_that_learns_from_injectors_alone_plays_its_solvers_and_trains_on_none_of_them(environment, cache, tmp_path):
-    train = {"updates": 1, "injector_groups": 1, "solver_groups": 1, "group_size": 9, "max_machine_failures": 0.9, "learn": ["injector"]}
+def test_an_update_that_learns_from_injectors_alone_plays_its_solvers_and_trains_on_none_of_them(
+    environment, cache, tmp_path
+):
+    train = {
+        "updates": 1,
+        "injector_groups": 1,
+        "solver_groups": 1,
+        "group_size": 9,
+        "max_machine_failures": 0.9,
+        "learn": ["injector"],
+    }
     run = play(tmp_path, cache, "bubblewrap", updates=1, train=train)
     (row,) = rows_of(run)
     assert row["groups/not_learned"] == 8
@@ -92,12 +104,25 @@ def test_an_update_that_learns_from_injectors_alone_plays_its_solvers_and_trains
     assert row["injector/duplicate"] == 0.5
     assert row["solver/solved"] == pytest.approx(1 / 8)
     with Store.open(run.database, writer=False) as store:
-        assert {episode.consumed_update for episode in store.episodes(role="solver") if not episode.masked} == {1}
+        assert {
+            episode.consumed_update for episode in store.episodes(role="solver") if not episode.masked
+        } == {1}
 
 
 def test_given_bugs_are_played_and_replayed_without_any_injector(environment, cache, tmp_path, records):
-    settings = {"train": REPAIR_ONLY | {"updates": 3}, "solver": {"given": ["failure"], "second_order_share": 0.0}}
-    run = play(tmp_path, cache, "bubblewrap", updates=3, player_of=HalfRepairs, given_bugs=records.read_text(), **settings)
+    settings = {
+        "train": REPAIR_ONLY | {"updates": 3},
+        "solver": {"given": ["failure"], "second_order_share": 0.0},
+    }
+    run = play(
+        tmp_path,
+        cache,
+        "bubblewrap",
+        updates=3,
+        player_of=HalfRepairs,
+        given_bugs=records.read_text(),
+        **settings,
+    )
     with Store.open(run.database, writer=False) as store:
         assert {(bug.bug_id, bug.strategy, bug.status, bug.solve_rate) for bug in store.bugs()} == {
             ("given-clamp", "given", "measured", 0.5),
@@ -109,9 +134,19 @@ def test_given_bugs_are_played_and_replayed_without_any_injector(environment, ca
     assert run.given_bugs_file.read_text() == records.read_text()
 
 
-def test_in_even_updates_solvers_take_the_places_of_injectors_that_wait(environment, cache, tmp_path, records):
+def test_in_even_updates_solvers_take_the_places_of_injectors_that_wait(
+    environment, cache, tmp_path, records
+):
     train = REPAIR_ONLY | {"injector_groups": 1, "injector_group_size": 2, "even": True, "updates": 1}
-    run = play(tmp_path, cache, "bubblewrap", updates=1, player_of=HalfRepairs, given_bugs=records.read_text(), train=train)
+    run = play(
+        tmp_path,
+        cache,
+        "bubblewrap",
+        updates=1,
+        player_of=HalfRepairs,
+        given_bugs=records.read_text(),
+        train=train,
+    )
     (row,) = rows_of(run)
     assert (row["injector/episodes"], row["solver/episodes"]) == (0, 4)
 
@@ -146,7 +181,9 @@ def test_given_bugs_that_are_all_too_long_to_play_are_an_error(environment, tmp_
     environments = {environment.repository: environment}
     with Store.open(tmp_path / "selfplay.db") as store:
         with pytest.raises(RunError, match="none of the 2 given bug"):
-            put_given_bugs(read_given_bugs(records, environments), store, environments, lambda _: True, lambda _: None)
+            put_given_bugs(
+                read_given_bugs(records, environments), store, environments, lambda _: True, lambda _: None
+            )
         assert not store.bugs()
 
 

@@ -48,8 +48,12 @@ from selfplay.verdicts.test_runs import ParsedLog, TestRunner
 
 pytestmark = pytest.mark.sandbox
 
-Control = Callable[[pytest.MonkeyPatch, Ground], Ground | None]  # takes a defence away; the ground to attack then, if another
-NO_CONTROL: dict[str, str] = {}  # attack -> why its defence cannot be taken away in a test; docs/security.md gives the same reasons
+Control = Callable[
+    [pytest.MonkeyPatch, Ground], Ground | None
+]  # takes a defence away; the ground to attack then, if another
+NO_CONTROL: dict[
+    str, str
+] = {}  # attack -> why its defence cannot be taken away in a test; docs/security.md gives the same reasons
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +69,9 @@ def ground_on(kind: str, cache: Path, scratch: Path) -> Iterator[Ground]:
 
 
 @pytest.fixture(scope="module", params=["bubblewrap", "docker"])
-def ground(request: pytest.FixtureRequest, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
+def ground(
+    request: pytest.FixtureRequest, cache: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Ground]:
     with ground_on(request.param, cache, tmp_path_factory.mktemp("scratch")) as opened:
         yield opened
 
@@ -110,9 +116,14 @@ def passed_check(*_: object) -> Finding:
 NO_RESTORING = patched(("selfplay.source.trees.Tree.restore", same))
 NO_DISGUISE = patched(("selfplay.verdicts.grading.disguise", lambda *_: None))
 # A second grading in disguise finds these forgeries out as well: both are taken away.
-NOTHING_PROTECTED = all_of(NO_DISGUISE, patched(("selfplay.verdicts.validator.is_protected_path", lambda *_: False)))
+NOTHING_PROTECTED = all_of(
+    NO_DISGUISE, patched(("selfplay.verdicts.validator.is_protected_path", lambda *_: False))
+)
 MISSING_IS_PASSED = patched(
-    ("selfplay.verdicts.grading.judge_repair", lambda outcomes, ours, others: tuple(sorted({*ours, *others} & outcomes.failed)))
+    (
+        "selfplay.verdicts.grading.judge_repair",
+        lambda outcomes, ours, others: tuple(sorted({*ours, *others} & outcomes.failed)),
+    )
 )
 NO_FAILING_TEST = all_of(NO_DISGUISE, patched(("selfplay.verdicts.grading.add_canary", same)))
 NO_AUDIT = patched(("selfplay.verdicts.validator.perturb", same))
@@ -124,7 +135,8 @@ def command_line(change: Callable[[list[str], Ground], list[str]]) -> Control:
 
     def control(patch: pytest.MonkeyPatch, ground: Ground) -> None:
         patch.setattr(
-            "selfplay.sandbox.bubblewrap_sandbox.bubblewrap_arguments", lambda *given: change(bubblewrap_arguments(*given), ground)
+            "selfplay.sandbox.bubblewrap_sandbox.bubblewrap_arguments",
+            lambda *given: change(bubblewrap_arguments(*given), ground),
         )
 
     return control
@@ -138,7 +150,9 @@ def mounted(make: Callable[[Ground], Sequence[str]]) -> Control:
     """One more mount, the last before the root is closed."""
 
     def change(line: list[str], ground: Ground) -> list[str]:
-        at = next(number for number in range(len(line) - 1) if line[number : number + 2] == ["--remount-ro", "/"])
+        at = next(
+            number for number in range(len(line) - 1) if line[number : number + 2] == ["--remount-ro", "/"]
+        )
         return [*line[:at], *make(ground), *line[at:]]
 
     return command_line(change)
@@ -146,7 +160,9 @@ def mounted(make: Callable[[Ground], Sequence[str]]) -> Control:
 
 def shown_to_all(place: Path) -> list[str]:
     """A folder of the host, at its own place."""
-    parents = [word for parent in reversed(place.parents[:-1]) for word in ("--perms", "0755", "--dir", str(parent))]
+    parents = [
+        word for parent in reversed(place.parents[:-1]) for word in ("--perms", "0755", "--dir", str(parent))
+    ]
     return [*parents, "--ro-bind", str(place), str(place)]
 
 
@@ -156,7 +172,11 @@ def wider(**limits: int) -> Control:
     def control(patch: pytest.MonkeyPatch, _: Ground) -> None:
         start = BubblewrapBackend._start
         patch.setattr(
-            BubblewrapBackend, "_start", lambda self, spec, *rest: start(self, replace(spec, limits=replace(spec.limits, **limits)), *rest)
+            BubblewrapBackend,
+            "_start",
+            lambda self, spec, *rest: start(
+                self, replace(spec, limits=replace(spec.limits, **limits)), *rest
+            ),
         )
 
     return control
@@ -171,14 +191,18 @@ def server_with(old: str, new: str) -> Control:
         changed = ground.folder("server") / "command_server.py"
         changed.write_text(source.replace(old, new))
         patch.setattr("selfplay.sandbox.bubblewrap_sandbox.command_server.__file__", str(changed))
-        patch.setattr("selfplay.sandbox.bubblewrap_sandbox._server_code", bubblewrap_sandbox._server_code.__wrapped__)
+        patch.setattr(
+            "selfplay.sandbox.bubblewrap_sandbox._server_code", bubblewrap_sandbox._server_code.__wrapped__
+        )
 
     return control
 
 
 def settings(**values: int) -> Control:
     def control(_: pytest.MonkeyPatch, ground: Ground) -> Ground:
-        return replace(ground, config=ground.config.model_copy(update={"validator": ValidatorSettings(**values)}))
+        return replace(
+            ground, config=ground.config.model_copy(update={"validator": ValidatorSettings(**values)})
+        )
 
     return control
 
@@ -193,7 +217,13 @@ def keep_history(patch: pytest.MonkeyPatch, ground: Ground) -> None:
 
 
 def git_here(*arguments: str, folder: Path) -> None:
-    subprocess.run(["git", "-c", "safe.directory=*", *arguments], cwd=folder, capture_output=True, check=False, timeout=30)
+    subprocess.run(
+        ["git", "-c", "safe.directory=*", *arguments],
+        cwd=folder,
+        capture_output=True,
+        check=False,
+        timeout=30,
+    )
 
 
 def look_with_git(line: str, cache: Path) -> Tree:
@@ -243,7 +273,12 @@ def run_setup(name: str, data: bytes) -> None:
 
     with tempfile.TemporaryDirectory() as folder, tarfile.open(fileobj=io.BytesIO(data)) as archive:
         archive.extractall(folder, filter="fully_trusted")
-        subprocess.run([sys.executable, "setup.py", "--version"], cwd=Path(folder) / "evil-1.0", capture_output=True, check=False)
+        subprocess.run(
+            [sys.executable, "setup.py", "--version"],
+            cwd=Path(folder) / "evil-1.0",
+            capture_output=True,
+            check=False,
+        )
 
 
 def apply_leniently(patch: pytest.MonkeyPatch, ground: Ground) -> None:
@@ -276,7 +311,9 @@ def believe_the_hunks(patch: pytest.MonkeyPatch, ground: Ground) -> None:
             if line.startswith(("+++ b/", "rename to ")):
                 target = line.removeprefix("+++ b/").removeprefix("rename to ")
             elif line.startswith("+") and target:
-                changes[target] = FileEntry(changes.get(target, FileEntry(b"")).content + line[1:].encode() + b"\n")
+                changes[target] = FileEntry(
+                    changes.get(target, FileEntry(b"")).content + line[1:].encode() + b"\n"
+                )
             if line.startswith("rename to "):
                 changes[target] = FileEntry(b"renamed")
         return tree.replace(changes)
@@ -327,7 +364,9 @@ def show_all_processes(line: list[str], _: Ground) -> list[str]:
 def hand_variables_on(patch: pytest.MonkeyPatch, _: Ground) -> None:
     made = bubblewrap_sandbox.command_variables
     name = "SELFPLAY_ATTACK_TOKEN"
-    patch.setattr(bubblewrap_sandbox, "command_variables", lambda spec: {**made(spec), name: os.environ.get(name, "")})
+    patch.setattr(
+        bubblewrap_sandbox, "command_variables", lambda spec: {**made(spec), name: os.environ.get(name, "")}
+    )
 
 
 def a_status_as_is_said(patch: pytest.MonkeyPatch, _: Ground) -> None:
@@ -365,7 +404,9 @@ def parse_beside_the_repository(patch: pytest.MonkeyPatch, ground: Ground) -> No
     opened = TestRunner._opened
 
     @contextmanager
-    def with_repository(self: TestRunner, environment: Environment, variables: dict[str, str]) -> Iterator[Sandbox]:
+    def with_repository(
+        self: TestRunner, environment: Environment, variables: dict[str, str]
+    ) -> Iterator[Sandbox]:
         with opened(self, environment, variables) as box:
             box.write_archive(WORKSPACE, environment.tree.to_tar())
             yield box
@@ -383,7 +424,11 @@ def blame_the_machine(self: ConnectedSandbox, gone: Exception) -> SandboxUnavail
 
 def never_cut(patch: pytest.MonkeyPatch, _: Ground) -> None:
     run = Connection.run
-    patch.setattr(Connection, "run", lambda self, command, timeout_s, cap, stdin: run(self, command, timeout_s, 1 << 30, stdin))
+    patch.setattr(
+        Connection,
+        "run",
+        lambda self, command, timeout_s, cap, stdin: run(self, command, timeout_s, 1 << 30, stdin),
+    )
 
 
 def read_all(patch: pytest.MonkeyPatch, _: Ground) -> None:
@@ -436,7 +481,10 @@ CONTROLS: dict[str, Control] = {
     "parser-clock": patched(("selfplay.verdicts.test_runs.TestRunner._parse_twice", parse_once)),
     "parser-network": without("--unshare-net"),
     "script-fixed": patched(
-        *((f"selfplay.verdicts.validator.judge_{name}", passed_check) for name in ("bug", "weakening", "reverts")),
+        *(
+            (f"selfplay.verdicts.validator.judge_{name}", passed_check)
+            for name in ("bug", "weakening", "reverts")
+        ),
         ("selfplay.verdicts.validator._Judgement.script_runs_code", lambda *_: None),
     ),
     "script-reads": patched(("selfplay.verdicts.validator._Judgement.script_runs_code", lambda *_: None)),
@@ -490,7 +538,8 @@ CONTROLS: dict[str, Control] = {
     "transports": patched(("selfplay.attacks.git_and_paths.obtain", clone_anything)),
     "setup-script": patched(("selfplay.attacks.git_and_paths.read_a_release", run_setup)),
     "build-calls": patched(
-        ("selfplay.sandbox.index_proxy.is_public", lambda _: True), ("selfplay.sandbox.index_proxy.is_own", lambda _: False)
+        ("selfplay.sandbox.index_proxy.is_public", lambda _: True),
+        ("selfplay.sandbox.index_proxy.is_own", lambda _: False),
     ),
     "build-script": mounted(lambda ground: shown_to_all(ground.scratch)),
     "chat-tokens": patched(("selfplay.agent.chat.ChatFormat.encode", ChatFormat._encode_template)),
@@ -501,13 +550,21 @@ CONTROLS: dict[str, Control] = {
     "huge-diff": settings(max_patch_bytes=1 << 30),
     "many-files": patched(("selfplay.source.patches.MAX_FILES", 1 << 20)),
     "huge-prediction": patched(
-        ("selfplay.verdicts.grading.MAX_FILE_BYTES", 1 << 30), ("selfplay.verdicts.grading.MAX_CHANGED_BYTES", 1 << 30)
+        ("selfplay.verdicts.grading.MAX_FILE_BYTES", 1 << 30),
+        ("selfplay.verdicts.grading.MAX_CHANGED_BYTES", 1 << 30),
     ),
     "sparse-workspace": read_all,
     "many-ids": settings(max_test_ids=1 << 20),
     "huge-id": patched(("selfplay.outcomes.MAX_ID_LENGTH", 1 << 30)),
-    "deep-json": patched(("selfplay.verdicts.test_runs.parse_outcomes", lambda data, _: TestOutcomes.from_json(json.loads(data)))),
-    "slow-log": patched(("selfplay.verdicts.checks._is_rule", lambda line: re.fullmatch("={3,}.*={3,}", line) is not None)),
+    "deep-json": patched(
+        (
+            "selfplay.verdicts.test_runs.parse_outcomes",
+            lambda data, _: TestOutcomes.from_json(json.loads(data)),
+        )
+    ),
+    "slow-log": patched(
+        ("selfplay.verdicts.checks._is_rule", lambda line: re.fullmatch("={3,}.*={3,}", line) is not None)
+    ),
     "slow-ids": patched(("selfplay.verdicts.checks.MAX_ODD_NAMES", 1 << 20)),
     "archive-bomb": patched(("selfplay.repositories.repos.MAX_TREE_BYTES", 1 << 40)),
     "find-original": mounted(a_copy),
@@ -536,7 +593,9 @@ def test_an_attack_gets_through_where_its_defence_is_taken_away(
     assert report.status == "NOT held", report
 
 
-def test_a_build_in_the_network_of_the_host_would_reach_it(open_to_attack: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_build_in_the_network_of_the_host_would_reach_it(
+    open_to_attack: Ground, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The other half of build-calls: its control opens the way out, this one the wall."""
     without("--unshare-net")(monkeypatch, open_to_attack)
     attack = next(attack for attack in ALL_ATTACKS if attack.id == "build-calls")
@@ -579,7 +638,9 @@ def forge():
 """
 
 
-def test_code_that_works_out_which_copies_must_fail_is_the_risk_that_is_stated(open_to_attack: Ground) -> None:
+def test_code_that_works_out_which_copies_must_fail_is_the_risk_that_is_stated(
+    open_to_attack: Ground,
+) -> None:
     """Not a defence: when this fails, something better was found, and docs/security.md and RESIDUAL_RISK must say so."""
     found = open_to_attack.grade({CODE: ("\n\ndef clamp", f"\n\n{FORGE_BY_READING}\nforge()\n\n\ndef clamp")})
     assert found.passed, found.reason
@@ -587,7 +648,9 @@ def test_code_that_works_out_which_copies_must_fail_is_the_risk_that_is_stated(o
 
 
 def test_a_failing_machine_is_neither_held_nor_broken(open_to_attack: Ground) -> None:
-    broken = replace(open_to_attack, environment=replace(open_to_attack.environment, reference="/no/such/environment"))
+    broken = replace(
+        open_to_attack, environment=replace(open_to_attack.environment, reference="/no/such/environment")
+    )
     attack = next(attack for attack in ALL_ATTACKS if attack.id == "network")
     assert run_attack(attack, broken).status == "machine"
 
@@ -610,7 +673,12 @@ def test_the_command_tells_each_attack_and_fails_when_one_got_through(
     apply_leniently(monkeypatch, open_to_attack)
     assert doctor.attack(Console(width=150), "bubblewrap") == 1
     shown = capsys.readouterr().out
-    assert "NOT held" in shown and "1 of 2 attacks held" in shown and "1 got through" in shown and "What stays a risk" in shown
+    assert (
+        "NOT held" in shown
+        and "1 of 2 attacks held" in shown
+        and "1 got through" in shown
+        and "What stays a risk" in shown
+    )
 
 
 def test_an_error_that_quotes_a_hostile_log_leaves_the_terminal_alone(

@@ -16,7 +16,16 @@ CHAOS = Path(__file__).parents[1] / "chaos.py"
 @pytest.mark.slow
 def test_a_run_whose_processes_are_killed_comes_to_what_it_comes_to_alone(tmp_path: Path) -> None:
     open_or_skip("bubblewrap")
-    command = [sys.executable, str(CHAOS), "--kills", "4", "--scenario", "scripted", "--folder", str(tmp_path)]
+    command = [
+        sys.executable,
+        str(CHAOS),
+        "--kills",
+        "4",
+        "--scenario",
+        "scripted",
+        "--folder",
+        str(tmp_path),
+    ]
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=900)
     assert done.returncode == 0, done.stdout
     assert "kill 4, scripted" in done.stdout

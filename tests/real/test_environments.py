@@ -76,7 +76,9 @@ def checkout(files: dict[str, str], folder: Path, cache: Path, hints: str = "") 
 
 
 def prepare(found: Checkout, backend: SandboxBackend, cache: Path, **settings: float) -> Environment:
-    return prepare_environment(found, backend, EnvironmentSettings(**settings), Limits(), cache, lambda message: None)
+    return prepare_environment(
+        found, backend, EnvironmentSettings(**settings), Limits(), cache, lambda message: None
+    )
 
 
 def test_a_folder_becomes_an_environment_with_a_baseline(shop: Environment) -> None:
@@ -118,8 +120,12 @@ def test_the_second_call_takes_no_time(shop: Environment, backend: SandboxBacken
     assert again == shop
 
 
-def test_the_script_exits_with_the_status_of_pytest_and_names_the_failing_line(shop: Environment, backend: SandboxBackend) -> None:
-    broken = shop.tree.replace({"shop/prices.py": FileEntry(shop.tree["shop/prices.py"].content.replace(b"+= price", b"-= price"))})
+def test_the_script_exits_with_the_status_of_pytest_and_names_the_failing_line(
+    shop: Environment, backend: SandboxBackend
+) -> None:
+    broken = shop.tree.replace(
+        {"shop/prices.py": FileEntry(shop.tree["shop/prices.py"].content.replace(b"+= price", b"-= price"))}
+    )
     for tree, status in ((shop.tree, 0), (broken, 1)):
         with open_workspace(backend, shop, tree, LABELS) as box:
             result = box.run(shop.script, 60, 1 << 20)
@@ -134,13 +140,20 @@ def test_the_script_can_be_narrowed_to_some_files(shop: Environment, backend: Sa
     assert "test_total.py" not in text
 
 
-def test_the_package_knows_its_version_but_lies_in_the_workspace_alone(shop: Environment, backend: SandboxBackend) -> None:
+def test_the_package_knows_its_version_but_lies_in_the_workspace_alone(
+    shop: Environment, backend: SandboxBackend
+) -> None:
     with open_workspace(backend, shop, Tree(), LABELS) as box:
-        assert box.run("python -c 'import importlib.metadata as m; print(m.version(\"shop\"))'").text == "0.0.0\n"
+        assert (
+            box.run("python -c 'import importlib.metadata as m; print(m.version(\"shop\"))'").text
+            == "0.0.0\n"
+        )
         assert "ModuleNotFoundError" in box.run("python -c 'import shop'").text
 
 
-def test_unstable_failing_and_address_bearing_tests_are_excluded(backend: SandboxBackend, cache: Path, tmp_path: Path) -> None:
+def test_unstable_failing_and_address_bearing_tests_are_excluded(
+    backend: SandboxBackend, cache: Path, tmp_path: Path
+) -> None:
     files = {
         **PACKAGE,
         "tests/test_odd.py": (
@@ -167,33 +180,49 @@ def test_unstable_failing_and_address_bearing_tests_are_excluded(backend: Sandbo
     assert found.calls["tests/test_odd.py::test_fails"] == (("shop/prices.py", "total"),)
 
 
-def test_a_package_that_tests_import_from_elsewhere_is_refused(backend: SandboxBackend, cache: Path, tmp_path: Path) -> None:
-    files = {"shop.py": PACKAGE["shop/prices.py"], "tests/test_a.py": "import json\n\n\ndef test_a():\n    assert json.loads('1') == 1\n"}
+def test_a_package_that_tests_import_from_elsewhere_is_refused(
+    backend: SandboxBackend, cache: Path, tmp_path: Path
+) -> None:
+    files = {
+        "shop.py": PACKAGE["shop/prices.py"],
+        "tests/test_a.py": "import json\n\n\ndef test_a():\n    assert json.loads('1') == 1\n",
+    }
     with pytest.raises(EnvironmentBuildError, match="imported from elsewhere"):
         prepare(checkout(files, tmp_path, cache), backend, cache)
 
 
-def test_an_installed_copy_of_the_source_is_refused(backend: SandboxBackend, cache: Path, tmp_path: Path) -> None:
+def test_an_installed_copy_of_the_source_is_refused(
+    backend: SandboxBackend, cache: Path, tmp_path: Path
+) -> None:
     copy = 'mkdir -p /opt/env/share/old; printf %s "$(cat requirements.txt)" > /opt/env/share/old/x.py; python -m pip install -q pytest'
     files = {**PACKAGE, "requirements.txt": "# " + "x" * 300, "shop/copied.py": "# " + "x" * 300}
     with pytest.raises(EnvironmentBuildError, match=r"outside the workspace.*/opt/env/share/old/x\.py"):
         prepare(checkout(files, tmp_path, cache, f"install='{copy}'"), backend, cache)
 
 
-def test_nothing_of_the_repository_runs_while_its_environment_is_built(backend: SandboxBackend, cache: Path, tmp_path: Path) -> None:
-    files = {**PACKAGE, "setup.py": "from setuptools import setup\nraise SystemExit('ran')\nsetup(name='shop', install_requires=[])\n"}
+def test_nothing_of_the_repository_runs_while_its_environment_is_built(
+    backend: SandboxBackend, cache: Path, tmp_path: Path
+) -> None:
+    files = {
+        **PACKAGE,
+        "setup.py": "from setuptools import setup\nraise SystemExit('ran')\nsetup(name='shop', install_requires=[])\n",
+    }
     found = prepare(checkout(files, tmp_path, cache), backend, cache)
     assert len(found.baseline.passed) == 5
 
 
-def test_a_src_layout_is_imported_from_the_workspace(backend: SandboxBackend, cache: Path, tmp_path: Path) -> None:
+def test_a_src_layout_is_imported_from_the_workspace(
+    backend: SandboxBackend, cache: Path, tmp_path: Path
+) -> None:
     files = {(f"src/{path}" if path.startswith("shop") else path): text for path, text in PACKAGE.items()}
     found = prepare(checkout(files, tmp_path, cache), backend, cache)
     assert found.variables["PYTHONPATH"] == "/testbed/src:/testbed"
     assert {target.path for target in found.targets} == {"src/shop/prices.py"}
 
 
-def test_no_passing_test_is_an_error_with_the_end_of_the_log(backend: SandboxBackend, cache: Path, tmp_path: Path) -> None:
+def test_no_passing_test_is_an_error_with_the_end_of_the_log(
+    backend: SandboxBackend, cache: Path, tmp_path: Path
+) -> None:
     files = {
         **PACKAGE,
         "tests/test_total.py": "import no_such_module_here\n",
@@ -209,25 +238,37 @@ def test_no_test_at_all_is_an_error(backend: SandboxBackend, cache: Path, tmp_pa
         prepare(checkout({"shop.py": "x = 1\n"}, tmp_path, cache), backend, cache)
 
 
-def test_tests_that_do_not_end_are_an_error_that_names_the_remedy(backend: SandboxBackend, cache: Path, tmp_path: Path) -> None:
+def test_tests_that_do_not_end_are_an_error_that_names_the_remedy(
+    backend: SandboxBackend, cache: Path, tmp_path: Path
+) -> None:
     files = {**PACKAGE, "tests/test_slow.py": "import time\n\n\ndef test_slow():\n    time.sleep(60)\n"}
-    with pytest.raises(EnvironmentBuildError, match="did not end within 3 s; raise environment.test_timeout_s"):
+    with pytest.raises(
+        EnvironmentBuildError, match="did not end within 3 s; raise environment.test_timeout_s"
+    ):
         prepare(checkout(files, tmp_path, cache), backend, cache, test_timeout_s=3)
 
 
-def test_dependencies_that_cannot_be_installed_are_an_error_with_the_log(backend: SandboxBackend, cache: Path, tmp_path: Path) -> None:
+def test_dependencies_that_cannot_be_installed_are_an_error_with_the_log(
+    backend: SandboxBackend, cache: Path, tmp_path: Path
+) -> None:
     with pytest.raises(EnvironmentBuildError, match=r"cannot be installed \(log: .*build-1\.log") as caught:
         prepare(checkout(PACKAGE, tmp_path, cache, "install='echo strange words; exit 3'"), backend, cache)
     assert "strange words" in caught.value.log_tail
 
 
-def test_another_python_than_there_is_is_an_error(backend: SandboxBackend, cache: Path, tmp_path: Path) -> None:
+def test_another_python_than_there_is_is_an_error(
+    backend: SandboxBackend, cache: Path, tmp_path: Path
+) -> None:
     with pytest.raises(EnvironmentBuildError, match=r"python=2\.7 is asked for"):
         prepare(checkout(PACKAGE, tmp_path, cache, "python=2.7"), backend, cache)
 
 
 def test_a_test_hint_chooses_tests_and_options(backend: SandboxBackend, cache: Path, tmp_path: Path) -> None:
-    found = prepare(checkout(PACKAGE, tmp_path, cache, "test='pytest -k \"not nothing\" tests/test_total.py'"), backend, cache)
+    found = prepare(
+        checkout(PACKAGE, tmp_path, cache, "test='pytest -k \"not nothing\" tests/test_total.py'"),
+        backend,
+        cache,
+    )
     assert found.test_files == ("tests/test_total.py",)
     assert {name.partition("[")[0] for name in found.baseline.passed} == {"tests/test_total.py::test_total"}
 
@@ -243,5 +284,7 @@ def test_real_releases_become_environments(text: str, backend: SandboxBackend, c
 @pytest.fixture(autouse=True)
 def _nothing_is_left_behind(backend: SandboxBackend, cache: Path) -> Iterator[None]:
     yield
-    assert sandbox_groups() == []  # this process's own: those of processes that earlier tests killed are theirs to sweep
+    assert (
+        sandbox_groups() == []
+    )  # this process's own: those of processes that earlier tests killed are theirs to sweep
     assert list(cache.glob("**/.building-*")) == []

@@ -46,8 +46,19 @@ def environment(backend, cache, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def task(environment):
-    passing = sorted(test for test in environment.baseline.passed if test != CLAMP_TEST and test.startswith(TESTS))
-    return Task("tiny__clamp", REPO, "", "", (CLAMP_TEST,), tuple(passing), make_artifact(environment).to_files(), set="tiny")
+    passing = sorted(
+        test for test in environment.baseline.passed if test != CLAMP_TEST and test.startswith(TESTS)
+    )
+    return Task(
+        "tiny__clamp",
+        REPO,
+        "",
+        "",
+        (CLAMP_TEST,),
+        tuple(passing),
+        make_artifact(environment).to_files(),
+        set="tiny",
+    )
 
 
 class Moves(Player):
@@ -74,10 +85,14 @@ def an_evaluator(environment, backend, folder, moves, **settings):
     tokenizer = load_tokenizer(str(policy))
     engine = ScriptedEngine(moves, tokenizer)
     failing = scripted_game.FailingBackend(backend, moves)
-    return Evaluator(config, engine, ChatFormat(tokenizer), failing, {REPO: environment}, sandbox_limits(config))
+    return Evaluator(
+        config, engine, ChatFormat(tokenizer), failing, {REPO: environment}, sandbox_limits(config)
+    )
 
 
-def test_spoiled_attempts_count_nowhere_and_are_all_that_a_second_call_plays(environment, backend, task, tmp_path):
+def test_spoiled_attempts_count_nowhere_and_are_all_that_a_second_call_plays(
+    environment, backend, task, tmp_path
+):
     folder, moves = Folder(tmp_path / "out"), Moves(environment.tree)
     results = an_evaluator(environment, backend, tmp_path, moves).play([task], 4, True, folder, POLICY)
     assert [(result.mode, result.attempt, result.passed) for result in results] == [
@@ -100,7 +115,9 @@ def test_spoiled_attempts_count_nowhere_and_are_all_that_a_second_call_plays(env
 
 def test_an_attempt_is_given_suspects_from_the_environments_calls(environment, backend, task, tmp_path):
     folder = Folder(tmp_path / "out")
-    an_evaluator(environment, backend, tmp_path, Moves(environment.tree)).play([task], 1, False, folder, POLICY)
+    an_evaluator(environment, backend, tmp_path, Moves(environment.tree)).play(
+        [task], 1, False, folder, POLICY
+    )
     (episode,) = (Episode.read(path) for path in folder.episodes.iterdir())
     assert episode.messages[0]["content"].endswith("\ngrep -n '' tiny/numbers.py | sed -n '4,10p' # clamp")
 
@@ -111,15 +128,21 @@ def test_evaluations_draw_every_call_once(environment, backend, task, tmp_path):
             return "no call" if turn.number == 0 else "<tool: submit>\n</tool>"
 
     folder, agent = Folder(tmp_path / "out"), tiny_config(tmp_path).agent.model_copy(update={"redraws": 2})
-    evaluator = an_evaluator(environment, backend, tmp_path, Careless(environment.tree), agent=agent.model_dump())
+    evaluator = an_evaluator(
+        environment, backend, tmp_path, Careless(environment.tree), agent=agent.model_dump()
+    )
     evaluator.play([task], 1, True, folder, POLICY)
     episodes = [Episode.read(path) for path in folder.episodes.iterdir()]
     assert [[turn.rejected for turn in episode.turns] for episode in episodes] == [[0, 0]] * 2
 
 
-def test_an_episode_that_a_kill_left_ungraded_is_graded_and_not_played_again(environment, backend, task, tmp_path):
+def test_an_episode_that_a_kill_left_ungraded_is_graded_and_not_played_again(
+    environment, backend, task, tmp_path
+):
     folder = Folder(tmp_path / "out")
-    an_evaluator(environment, backend, tmp_path, Moves(environment.tree)).play([task], 2, False, folder, POLICY)
+    an_evaluator(environment, backend, tmp_path, Moves(environment.tree)).play(
+        [task], 2, False, folder, POLICY
+    )
     folder.results_file.write_text(folder.results_file.read_text()[:30])
     again = Moves(environment.tree)
     results = an_evaluator(environment, backend, tmp_path, again).play([task], 2, False, folder, POLICY)
@@ -143,13 +166,21 @@ def test_a_folder_of_another_evaluation_is_refused_and_left_as_it_was(environmen
     assert folder.results_file.read_bytes() == kept
 
 
-def test_a_task_that_does_not_fit_its_repository_is_named_before_anything_is_played(environment, backend, task, tmp_path):
+def test_a_task_that_does_not_fit_its_repository_is_named_before_anything_is_played(
+    environment, backend, task, tmp_path
+):
     moves = Moves(environment.tree)
     misfit = replace(
-        task, artifact={**task.artifact, "bug_inject.diff": task.artifact["bug_inject.diff"].replace("return high", "return up")}
+        task,
+        artifact={
+            **task.artifact,
+            "bug_inject.diff": task.artifact["bug_inject.diff"].replace("return high", "return up"),
+        },
     )
     with pytest.raises(RunError, match="tiny__clamp"):
-        an_evaluator(environment, backend, tmp_path, moves).play([misfit], 1, False, Folder(tmp_path / "out"), POLICY)
+        an_evaluator(environment, backend, tmp_path, moves).play(
+            [misfit], 1, False, Folder(tmp_path / "out"), POLICY
+        )
     assert moves.turns == []
 
 
@@ -159,9 +190,15 @@ def test_a_task_that_does_not_fit_its_repository_is_named_before_anything_is_pla
 def training_of(run):
     """What training made: rewards, advantages, tokens of its episodes, and the weights."""
     with Store.open(run.database, writer=False) as store:
-        episodes = [(row.episode_id, row.reward, row.advantage, row.consumed_update) for row in store.episodes()]
+        episodes = [
+            (row.episode_id, row.reward, row.advantage, row.consumed_update) for row in store.episodes()
+        ]
         tokens = [Episode.read(run.path / row.path).token_ids for row in store.episodes() if row.path]
-        return episodes, tokens, (run.checkpoints / store.last_checkpoint() / "model.safetensors").read_bytes()
+        return (
+            episodes,
+            tokens,
+            (run.checkpoints / store.last_checkpoint() / "model.safetensors").read_bytes(),
+        )
 
 
 def results_of(run, update):
@@ -185,7 +222,10 @@ def test_a_run_evaluates_before_its_first_update_and_after_its_last(evaluated):
     assert [row["evaluation"] for row in rows] == [0, 1]
     assert [row["evaluation/sampled/pass@1"] for row in rows] == pytest.approx([1 / 3, 1 / 3])
     assert [row["evaluation/spoiled"] for row in rows] == [1, 1]
-    policies = [json.loads((evaluated.evaluations / name / "evaluation.json").read_text())["policy"] for name in ("u0000", "u0001")]
+    policies = [
+        json.loads((evaluated.evaluations / name / "evaluation.json").read_text())["policy"]
+        for name in ("u0000", "u0001")
+    ]
     assert [policy["weights"] for policy in policies] == [0, 1]
 
 

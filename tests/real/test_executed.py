@@ -25,7 +25,9 @@ LONGEST = 4000
 def settings(tmp_path_factory: pytest.TempPathFactory) -> ExecuteSettings:
     open_or_skip("bubblewrap", cache_root())
     repository = str(build_tiny_repository(tmp_path_factory.mktemp("tiny") / "tiny"))
-    return ExecuteSettings(injector_episodes=1, solver_episodes=1, repositories=(repository,), sandbox="bubblewrap", workers=1)
+    return ExecuteSettings(
+        injector_episodes=1, solver_episodes=1, repositories=(repository,), sandbox="bubblewrap", workers=1
+    )
 
 
 def test_a_mutation_is_planned_once_and_none_of_a_held_out_function(settings: ExecuteSettings) -> None:
@@ -56,14 +58,23 @@ def test_a_second_collection_goes_on_where_the_first_ended(settings: ExecuteSett
     assert len({attempt.digest for attempt in second.attempts if attempt.injector}) == len(second.injectors)
 
 
-def test_the_last_stage_trains_on_what_was_played_and_the_card_tells_of_it(settings: ExecuteSettings, tmp_path: Path) -> None:
+def test_the_last_stage_trains_on_what_was_played_and_the_card_tells_of_it(
+    settings: ExecuteSettings, tmp_path: Path
+) -> None:
     repository = settings.repositories[0]
     mix = {"executed_injector": 1, "executed_solver": 1, "injector": 1}
     values: dict[str, Any] = {
         "corpus": (repository,),
         "held_out": repository,
         "tokenizer_texts": 60,
-        "shape": {"vocabulary": 400, "hidden": 32, "layers": 1, "heads": 1, "head_dim": 16, "intermediate": 32},
+        "shape": {
+            "vocabulary": 400,
+            "hidden": 32,
+            "layers": 1,
+            "heads": 1,
+            "head_dim": 16,
+            "intermediate": 32,
+        },
         "rows": 1,
         "sequence_tokens": 2500,
         "context_tokens": 4000,

@@ -28,7 +28,13 @@ from machine import eventually, open_or_skip, sandbox_groups
 import selfplay
 from process_tree import PARSER, TEST_RUN, processes_of
 from selfplay.config import ValidatorSettings
-from selfplay.errors import DiskFullError, PrerequisiteError, SandboxInterrupted, SandboxUnavailable, full_disk_told
+from selfplay.errors import (
+    DiskFullError,
+    PrerequisiteError,
+    SandboxInterrupted,
+    SandboxUnavailable,
+    full_disk_told,
+)
 from selfplay.sandbox import bubblewrap_sandbox, open_backend
 from selfplay.sandbox.base import Limits, Sandbox, SandboxSpec
 from selfplay.sandbox.client import ConnectedSandbox
@@ -49,7 +55,9 @@ def open_descriptors() -> int:
 
 
 def own_containers() -> list[str]:
-    listed = subprocess.run(["docker", "ps", "-a", "--format", "{{.Names}}"], capture_output=True, text=True, check=True)
+    listed = subprocess.run(
+        ["docker", "ps", "-a", "--format", "{{.Names}}"], capture_output=True, text=True, check=True
+    )
     return [name for name in listed.stdout.split() if f"-{os.getpid()}-" in name]
 
 
@@ -99,7 +107,10 @@ class Line:
             far.connect(self._engine)
             with self._lock:
                 self._open |= {near, far}
-            sides = [threading.Thread(target=self._carry, args=pair, daemon=True) for pair in ((near, far), (far, near))]
+            sides = [
+                threading.Thread(target=self._carry, args=pair, daemon=True)
+                for pair in ((near, far), (far, near))
+            ]
             for side in sides:
                 side.start()
             threading.Thread(target=self._finish, args=(sides, near, far), daemon=True).start()
@@ -135,7 +146,9 @@ def line(monkeypatch: pytest.MonkeyPatch) -> Iterator[Line]:
         gc.collect()
 
 
-def test_an_engine_that_goes_away_in_the_middle_is_the_machines_failure_and_works_again_when_it_is_back(line: Line, tmp_path: Path) -> None:
+def test_an_engine_that_goes_away_in_the_middle_is_the_machines_failure_and_works_again_when_it_is_back(
+    line: Line, tmp_path: Path
+) -> None:
     docker = open_or_skip("docker", tmp_path)
     with docker.open(SPEC) as box:
         threading.Timer(0.5, line.cut).start()
@@ -192,7 +205,9 @@ def test_an_engine_that_restarts_in_the_middle_decides_nothing(line: Line, tmp_p
     threading.Timer(1.5, line.drop).start()
     with pytest.raises(SandboxInterrupted, match="the docker engine was restarted"):
         runner.run(environment, environment.tree, environment.script, environment.parser)
-    assert runner.run(environment, environment.tree, environment.script, environment.parser).outcomes.passed == {"t"}
+    assert runner.run(
+        environment, environment.tree, environment.script, environment.parser
+    ).outcomes.passed == {"t"}
     assert eventually(lambda: own_containers() == []), own_containers()
 
 
@@ -211,13 +226,23 @@ def test_a_container_that_somebody_kills_during_a_command_decides_nothing(tmp_pa
 
 def on_a_small_disk(tmp_path: Path, size: str, code: str) -> str:
     """What `code` printed where `disk` is a folder with `size` of space, in a mount namespace of its own: nothing stays."""
-    if os.geteuid() != 0 or subprocess.run(["unshare", "--mount", "true"], capture_output=True, check=False).returncode:
+    if (
+        os.geteuid() != 0
+        or subprocess.run(["unshare", "--mount", "true"], capture_output=True, check=False).returncode
+    ):
         pytest.skip("a small disk is a tmpfs, which only root may mount; run the tests as root to try this")
-    script = f"mount -t tmpfs -o size={size} none {tmp_path} && cd {ROOT} && exec {sys.executable} - {tmp_path}"
+    script = (
+        f"mount -t tmpfs -o size={size} none {tmp_path} && cd {ROOT} && exec {sys.executable} - {tmp_path}"
+    )
     path = f"{ROOT}{os.pathsep}{ROOT / 'tests'}"
     environment = {**os.environ, "PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run(
-        ["unshare", "--mount", "sh", "-c", script], input=code, capture_output=True, text=True, env=environment, check=False
+        ["unshare", "--mount", "sh", "-c", script],
+        input=code,
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
@@ -248,7 +273,9 @@ print(sorted(path.name for path in (disk / "cache").rglob("*") if path.name.star
 """
 
 
-def test_a_full_cache_disk_is_named_while_an_environment_is_built_and_nothing_unfinished_stays(tmp_path: Path) -> None:
+def test_a_full_cache_disk_is_named_while_an_environment_is_built_and_nothing_unfinished_stays(
+    tmp_path: Path,
+) -> None:
     open_or_skip("bubblewrap", tmp_path)
     if shutil.which("gcc") is None or shutil.which("make") is None:
         pytest.skip("gcc or make not found. Install: apt-get install gcc libc6-dev make")
@@ -283,7 +310,9 @@ print(sorted(path.name for path in Path(disk).iterdir()))
 
 def test_a_full_disk_is_never_the_fault_of_a_diff(tmp_path: Path) -> None:
     applied, compared, left = on_a_small_disk(tmp_path, "1m", APPLY).splitlines()
-    assert applied.startswith(f"full: no space is left for {tmp_path}") and compared.startswith(f"full: no space is left for {tmp_path}")
+    assert applied.startswith(f"full: no space is left for {tmp_path}") and compared.startswith(
+        f"full: no space is left for {tmp_path}"
+    )
     assert left == "['ballast']"
 
 
@@ -315,7 +344,10 @@ def test_a_full_disk_keeps_what_a_run_had_committed(tmp_path: Path) -> None:
 
 
 def test_a_file_that_may_not_grow_is_a_full_disk_too(tmp_path: Path) -> None:
-    with pytest.raises(DiskFullError, match="no space is left for .*here: No space left on device"), full_disk_told(tmp_path / "here"):
+    with (
+        pytest.raises(DiskFullError, match="no space is left for .*here: No space left on device"),
+        full_disk_told(tmp_path / "here"),
+    ):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     with pytest.raises(FileNotFoundError), full_disk_told(tmp_path):
         (tmp_path / "none").read_text()
@@ -339,14 +371,19 @@ def movable_bwrap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[P
     bubblewrap_sandbox._programs.cache_clear()
 
 
-def test_bwrap_that_vanishes_in_the_middle_is_the_machines_failure(movable_bwrap: Path, tmp_path: Path) -> None:
+def test_bwrap_that_vanishes_in_the_middle_is_the_machines_failure(
+    movable_bwrap: Path, tmp_path: Path
+) -> None:
     backend = open_backend("bubblewrap", tmp_path)[0]
     hidden = movable_bwrap.with_suffix(".hidden")
     with backend.open(SPEC) as box:
         descriptors = open_descriptors()
         groups = len(sandbox_groups())
         movable_bwrap.rename(hidden)
-        with pytest.raises(SandboxUnavailable, match="bubblewrap does not start: .*bwrap"), backend.open(SPEC):
+        with (
+            pytest.raises(SandboxUnavailable, match="bubblewrap does not start: .*bwrap"),
+            backend.open(SPEC),
+        ):
             pass
         assert (open_descriptors(), len(sandbox_groups())) == (descriptors, groups)
         assert box.run("echo on").text == "on\n"  # what is open goes on
@@ -363,9 +400,24 @@ def test_without_bwrap_selfplay_validate_reaches_no_verdict(tmp_path: Path) -> N
     (tmp_path / "bug").mkdir()
     for name in ("bug_inject.diff", "test_weaken.diff", "test_files.txt", "test_script.sh", "test_parser.py"):
         (tmp_path / "bug" / name).write_text("x\n")
-    command = [sys.executable, "-m", "selfplay.cli", "validate", str(tmp_path / "bug"), "--repo", "pypi:toolz==1.0.0", "--json"]
+    command = [
+        sys.executable,
+        "-m",
+        "selfplay.cli",
+        "validate",
+        str(tmp_path / "bug"),
+        "--repo",
+        "pypi:toolz==1.0.0",
+        "--json",
+    ]
     environment = {**os.environ, "PATH": str(tmp_path), "SELFPLAY_CACHE": str(tmp_path / "cache")}
-    done = subprocess.run([*command, "--set", "sandbox.type=bubblewrap"], capture_output=True, text=True, env=environment, check=False)
+    done = subprocess.run(
+        [*command, "--set", "sandbox.type=bubblewrap"],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+    )
     assert done.returncode == 3, done.stderr
     assert json.loads(done.stdout)["kind"] == "machine" and "apt-get install bubblewrap" in done.stderr
 
@@ -387,7 +439,9 @@ def jumping_clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return asked
 
 
-def test_a_clock_that_jumps_moves_no_timeout_and_no_duration(jumping_clock: list[float], tmp_path: Path) -> None:
+def test_a_clock_that_jumps_moves_no_timeout_and_no_duration(
+    jumping_clock: list[float], tmp_path: Path
+) -> None:
     backend = open_or_skip("bubblewrap", tmp_path)
     with backend.open(SPEC) as box:
         started = time.monotonic()
@@ -401,7 +455,15 @@ def test_a_clock_that_jumps_moves_no_timeout_and_no_duration(jumping_clock: list
     assert run.outcomes.passed == {"t"} and 1 <= run.timings.script_s < 60 and 0 <= run.timings.parser_s < 60
 
 
-WALL_CLOCKS = {"time.time", "time.time_ns", "time.localtime", "time.gmtime", "datetime.now", "datetime.utcnow", "date.today"}
+WALL_CLOCKS = {
+    "time.time",
+    "time.time_ns",
+    "time.localtime",
+    "time.gmtime",
+    "datetime.now",
+    "datetime.utcnow",
+    "date.today",
+}
 RECORDED = {
     "curriculum/store.py",  # when a row was written
     "viewing/replay.py",  # shows such a time
@@ -464,7 +526,9 @@ def killing(kind: str) -> Iterator[None]:
 
 @pytest.mark.parametrize("kind", [TEST_RUN, PARSER])
 def test_a_test_run_that_the_machine_kills_once_is_made_again(tmp_path: Path, kind: str) -> None:
-    environment = an_environment("sleep 0.5; echo ran\n", 'import time\ntime.sleep(0.5)\nprint(\'{"t": "passed"}\')\n')
+    environment = an_environment(
+        "sleep 0.5; echo ran\n", 'import time\ntime.sleep(0.5)\nprint(\'{"t": "passed"}\')\n'
+    )
     runner = TestRunner(open_or_skip("bubblewrap", tmp_path), ValidatorSettings(), Limits(), {"run": "test"})
     killer = kill_first(kind)
     done = runner.run(environment, environment.tree, environment.script, environment.parser)
@@ -472,7 +536,9 @@ def test_a_test_run_that_the_machine_kills_once_is_made_again(tmp_path: Path, ki
     assert (done.log, done.outcomes.passed, done.error) == (b"ran\n", {"t"}, "")
 
 
-def test_a_parser_that_the_machine_kills_again_and_again_is_asked_anew_when_its_log_comes_again(tmp_path: Path) -> None:
+def test_a_parser_that_the_machine_kills_again_and_again_is_asked_anew_when_its_log_comes_again(
+    tmp_path: Path,
+) -> None:
     environment = an_environment("echo ran\n", 'import time\ntime.sleep(0.5)\nprint(\'{"t": "passed"}\')\n')
     runner = TestRunner(open_or_skip("bubblewrap", tmp_path), ValidatorSettings(), Limits(), {"run": "test"})
     with killing(PARSER):
@@ -491,10 +557,14 @@ def test_a_script_that_kills_itself_is_made_twice_and_then_counts(tmp_path: Path
 
 
 @pytest.mark.timeout(30)
-def test_a_bubblewrap_that_is_killed_before_any_sandbox_stands_is_told_and_not_waited_for(tmp_path: Path) -> None:
+def test_a_bubblewrap_that_is_killed_before_any_sandbox_stands_is_told_and_not_waited_for(
+    tmp_path: Path,
+) -> None:
     """What it leaves behind may hold its output open for ever."""
     killed = tmp_path / "bwrap"
-    killed.write_text("#!/bin/sh\nsleep 600 &\necho $! > pid\nkill -9 $$\n".replace("> pid", f"> {tmp_path}/pid"))
+    killed.write_text(
+        "#!/bin/sh\nsleep 600 &\necho $! > pid\nkill -9 $$\n".replace("> pid", f"> {tmp_path}/pid")
+    )
     killed.chmod(0o755)
     try:
         with pytest.raises(SandboxUnavailable, match="cannot run ldconfig: it ended with -9"):

@@ -43,7 +43,9 @@ def environment(task, backend):
         checkout = fetch(parse_spec(task.repo), cache_root())
     except RepositoryError as missing:
         pytest.skip(f"{task.repo} is neither in the cache nor can it be fetched: {missing}")
-    return prepare_environment(checkout, backend, CONFIG.environment, sandbox_limits(CONFIG), cache_root(), lambda _: None)
+    return prepare_environment(
+        checkout, backend, CONFIG.environment, sandbox_limits(CONFIG), cache_root(), lambda _: None
+    )
 
 
 def test_the_validator_accepts_a_frozen_bug_again(task, environment, runner):

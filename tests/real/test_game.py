@@ -112,8 +112,15 @@ def test_the_share_of_failed_calls_is_that_of_the_played_turns(played):
     row = json.loads(run.metrics.read_text().splitlines()[0])
     assert row["injector/failed_calls"] > 0
     for role in ("injector", "solver"):
-        turns = [turn for known in store.episodes(role=role) if known.path for turn in Episode.read(run.path / known.path).turns]
-        assert row[f"{role}/failed_calls"] == pytest.approx(sum(turn.is_error for turn in turns) / len(turns), abs=1e-4)
+        turns = [
+            turn
+            for known in store.episodes(role=role)
+            if known.path
+            for turn in Episode.read(run.path / known.path).turns
+        ]
+        assert row[f"{role}/failed_calls"] == pytest.approx(
+            sum(turn.is_error for turn in turns) / len(turns), abs=1e-4
+        )
 
 
 def test_the_checkpoint_loads_in_transformers(played):
@@ -138,7 +145,10 @@ def test_a_fix_in_a_local_checkouts_history_comes_back_as_a_bug_and_is_mended(ca
     with Store.open(run.database, writer=False) as store:
         (bug,) = store.bugs()
         assert (bug.strategy, bug.solve_rate) == ("history", 0.5)
-        assert set(bug.fail_to_pass) == {"tests/test_numbers.py::test_digits", "tests/test_text.py::test_loud_digit_sum"}
+        assert set(bug.fail_to_pass) == {
+            "tests/test_numbers.py::test_digits",
+            "tests/test_text.py::test_loud_digit_sum",
+        }
 
 
 KILLS = [
@@ -157,8 +167,14 @@ KILLS = [
 def outcome(run):
     """What a run is worth comparing by: rewards, advantages, bugs, and the tokens of every episode."""
     with Store.open(run.database, writer=False) as store:
-        episodes = [(row.episode_id, row.reward, row.advantage, row.consumed_update, row.masked, row.finish) for row in store.episodes()]
-        bugs = [(bug.bug_id, bug.order, bug.tree_digest, bug.solve_rate, bug.attempts, bug.passes, bug.status) for bug in store.bugs()]
+        episodes = [
+            (row.episode_id, row.reward, row.advantage, row.consumed_update, row.masked, row.finish)
+            for row in store.episodes()
+        ]
+        bugs = [
+            (bug.bug_id, bug.order, bug.tree_digest, bug.solve_rate, bug.attempts, bug.passes, bug.status)
+            for bug in store.bugs()
+        ]
         tokens = [Episode.read(run.path / row.path).token_ids for row in store.episodes() if row.path]
         weights = (run.checkpoints / store.last_checkpoint() / "model.safetensors").read_bytes()
         return episodes, bugs, tokens, weights
@@ -173,7 +189,9 @@ def undisturbed(cache, tmp_path_factory):
 @pytest.mark.parametrize("kill_at", KILLS)
 def test_a_run_killed_anywhere_ends_like_one_that_was_not(kill_at, undisturbed, cache, tmp_path):
     command = [sys.executable, scripted_game.__file__, str(tmp_path), str(cache), "bubblewrap"]
-    killed = subprocess.run([*command, kill_at], capture_output=True, text=True, cwd=Path(scripted_game.__file__).parent)
+    killed = subprocess.run(
+        [*command, kill_at], capture_output=True, text=True, cwd=Path(scripted_game.__file__).parent
+    )
     assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
     backend, _ = open_backend("bubblewrap", cache)
     backend.sweep()
@@ -185,7 +203,9 @@ def test_a_run_killed_anywhere_ends_like_one_that_was_not(kill_at, undisturbed, 
 
 
 @pytest.mark.parametrize("kill_at", ["recorded:12"])
-def test_a_run_killed_while_it_plays_ahead_keeps_every_episode_and_bug_and_trains_on_none_twice(kill_at, cache, tmp_path):
+def test_a_run_killed_while_it_plays_ahead_keeps_every_episode_and_bug_and_trains_on_none_twice(
+    kill_at, cache, tmp_path
+):
     backend = open_or_skip("bubblewrap", cache)
     command = [sys.executable, scripted_game.__file__, str(tmp_path), str(cache), "bubblewrap", kill_at, "2"]
     killed = subprocess.run(command, capture_output=True, text=True, cwd=Path(scripted_game.__file__).parent)
@@ -213,11 +233,18 @@ def test_a_run_killed_while_it_plays_ahead_keeps_every_episode_and_bug_and_train
 def test_a_full_disk_stops_the_run_with_its_reason_and_nothing_is_lost(undisturbed, cache, tmp_path):
     runs = tmp_path / "runs"
     runs.mkdir()
-    if os.geteuid() != 0 or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", runs], capture_output=True).returncode:
+    if (
+        os.geteuid() != 0
+        or subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", runs], capture_output=True
+        ).returncode
+    ):
         pytest.skip("a small disk is a tmpfs mount, which needs root: run the tests as root once")
     try:
         command = [sys.executable, scripted_game.__file__, str(tmp_path), str(cache), "bubblewrap"]
-        stopped = subprocess.run(command, capture_output=True, text=True, cwd=Path(scripted_game.__file__).parent)
+        stopped = subprocess.run(
+            command, capture_output=True, text=True, cwd=Path(scripted_game.__file__).parent
+        )
         assert stopped.returncode == 1
         last = stopped.stderr.strip().splitlines()[-1]
         assert "selfplay.errors." in last, stopped.stderr[-2000:]

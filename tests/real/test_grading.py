@@ -80,7 +80,9 @@ class CountingBackend:
 
 
 def bug_of(tiny, bug=CLAMP_BUG, weaken=CLAMP_WEAKENED, broken=(CLAMP_TEST,)):
-    return BugState(make_artifact(tiny, bug, weaken), 1, "", tuple(broken), tuple(sorted(set(TEST_IDS) - set(broken))))
+    return BugState(
+        make_artifact(tiny, bug, weaken), 1, "", tuple(broken), tuple(sorted(set(TEST_IDS) - set(broken)))
+    )
 
 
 @pytest.fixture
@@ -134,7 +136,9 @@ def test_an_empty_patch_fails_without_a_run(attempt):
 
 
 def test_a_patch_that_does_not_apply_fails_with_the_reason(attempt, tiny):
-    found = attempt(diff(changed(tiny.tree, {NUMBERS: ("high", "top")}), {NUMBERS: ("return top", "return low")}))
+    found = attempt(
+        diff(changed(tiny.tree, {NUMBERS: ("high", "top")}), {NUMBERS: ("return top", "return low")})
+    )
     assert not found.passed and "does not apply" in found.reason
 
 
@@ -142,7 +146,10 @@ def test_a_deleted_file_may_be_written_anew_elsewhere(tiny, runner):
     bug = bug_of(tiny, VOWELS_BUG, VOWELS_WEAKENED, (VOWELS_TEST,))
     start = build_states(tiny.tree, bug).solver_start
     assert "tiny/letters.py" not in start
-    repair = {"tiny/vowels.py": 'VOWELS = "aeiou"\n', "tiny/text.py": ("from tiny.letters import", "from tiny.vowels import")}
+    repair = {
+        "tiny/vowels.py": 'VOWELS = "aeiou"\n',
+        "tiny/text.py": ("from tiny.letters import", "from tiny.vowels import"),
+    }
     assert grade(bug, diff(start, repair), tiny, runner).passed
 
 
@@ -169,7 +176,9 @@ def test_what_a_solver_leaves_in_its_workspace_is_what_is_graded(tiny, runner, b
     {
         "edits the test": {"tests/test_numbers.py": "def test_clamp():\n    pass\n"},
         "deletes the tests": {"tests/test_numbers.py": None},
-        "plants a conftest": {"conftest.py": "def pytest_runtest_makereport(item, call):\n    call.excinfo = None\n"},
+        "plants a conftest": {
+            "conftest.py": "def pytest_runtest_makereport(item, call):\n    call.excinfo = None\n"
+        },
         "plants a conftest among the tests": {
             "tests/conftest.py": "import tiny.numbers\ntiny.numbers.clamp = lambda *three: sorted(three)[1]\n"
         },
@@ -177,7 +186,9 @@ def test_what_a_solver_leaves_in_its_workspace_is_what_is_graded(tiny, runner, b
         "shadows pytest": {"pytest.py": "print('1 passed')\n"},
         "shadows the standard library": {"random.py": "print('1 passed')\n"},
         "configures the runner": {"pytest.ini": "[pytest]\naddopts = --deselect tests/test_numbers.py\n"},
-        "rewrites the configuration": {"pyproject.toml": '[tool.pytest.ini_options]\naddopts = "-k summary"\n'},
+        "rewrites the configuration": {
+            "pyproject.toml": '[tool.pytest.ini_options]\naddopts = "-k summary"\n'
+        },
     }.items(),
     ids=lambda case: case[0],
 )
@@ -208,7 +219,9 @@ def test_code_that_makes_tests_vanish_repairs_nothing(attempt, text):
 
 
 def test_a_skip_in_the_repaired_function_is_no_pass(attempt):
-    found = attempt({NUMBERS: (BROKEN, "    if value > high:\n        import pytest\n\n        pytest.skip()\n")})
+    found = attempt(
+        {NUMBERS: (BROKEN, "    if value > high:\n        import pytest\n\n        pytest.skip()\n")}
+    )
     assert not found.passed and found.failed_tests == (CLAMP_TEST,)
 
 
@@ -250,7 +263,11 @@ def test_a_bug_of_order_two_is_repaired_on_top_of_the_failed_attempt(tiny, runne
     broken = (CLAMP_TEST, "tests/test_numbers.py::test_clamp[5-5]")
     second = BugState(first.artifact, 2, failed_attempt, broken, tuple(sorted(set(TEST_IDS) - set(broken))))
     states = build_states(tiny.tree, second)
-    source = tiny.tree.text(NUMBERS).replace("return high", "return low").replace("return value\n", "return value + 1\n")
+    source = (
+        tiny.tree.text(NUMBERS)
+        .replace("return high", "return low")
+        .replace("return value\n", "return value + 1\n")
+    )
     assert states.buggy == changed(tiny.tree, {NUMBERS: source})
     assert not grade(second, diff(states.solver_start, REPAIR), tiny, runner).passed
     both = {NUMBERS: tiny.tree.text(NUMBERS)}

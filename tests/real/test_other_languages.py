@@ -27,7 +27,14 @@ from selfplay.agent.roles import (
 )
 from selfplay.agent.tools import format_action
 from selfplay.cli import app
-from selfplay.config import AgentSettings, Config, EnvironmentSettings, InjectorSettings, SolverSettings, ValidatorSettings
+from selfplay.config import (
+    AgentSettings,
+    Config,
+    EnvironmentSettings,
+    InjectorSettings,
+    SolverSettings,
+    ValidatorSettings,
+)
 from selfplay.engines.scripted_engine import ScriptedEngine
 from selfplay.errors import EnvironmentBuildError
 from selfplay.repositories.environments import Environment, prepare_environment
@@ -48,13 +55,17 @@ LABELS = {"run": "test"}
 SETTINGS = ValidatorSettings(script_timeout_s=60)
 ENVIRONMENT = EnvironmentSettings(baselines=2)
 CONFIG = Config(
-    agent=AgentSettings(prompt_style="terse", max_turns=8, context_tokens=4096, turn_tokens=512, command_timeout_s=60),
+    agent=AgentSettings(
+        prompt_style="terse", max_turns=8, context_tokens=4096, turn_tokens=512, command_timeout_s=60
+    ),
     injector=InjectorSettings(strategies={"direct": 1.0}, given=("tests",)),
     solver=SolverSettings(given=("failure", "suspects", "tests")),
     validator=SETTINGS,
 )
 GCD_BUG: Changes = {"numbers.c": ("int rest = a % b;", "int rest = a % (b + 1);")}
-GCD_WEAKENED: Changes = {"tests/test_numbers.c": ('    CHECK("gcd of twelve and eighteen", gcd(12, 18) == 6);\n', "")}
+GCD_WEAKENED: Changes = {
+    "tests/test_numbers.c": ('    CHECK("gcd of twelve and eighteen", gcd(12, 18) == 6);\n', "")
+}
 GCD_TEST = "gcd of twelve and eighteen"
 C_TEST_FILES = ("tests/test_numbers.c", "tests/test_words.c")
 OWN_SCRIPT = "cd /testbed && make -s check\n"
@@ -90,7 +101,9 @@ def in_c(backend: SandboxBackend, cache: Path, tmp_path_factory: pytest.TempPath
     found = checkout(C_FILES, C_LINE, tmp_path_factory.mktemp("c"), cache)
     environment = prepare_environment(found, backend, ENVIRONMENT, Limits(), cache, told.append)
     assert told[-1].endswith("no functions (only pytest's tests tell what they call), 0 ids excluded")
-    assert prepare_environment(found, backend, ENVIRONMENT, Limits(), cache, told.append) == environment  # from the cache
+    assert (
+        prepare_environment(found, backend, ENVIRONMENT, Limits(), cache, told.append) == environment
+    )  # from the cache
     return environment
 
 
@@ -130,7 +143,9 @@ def shell(*commands: str, names: str = "") -> list[str]:
     return [*(format_action("bash", command) for command in commands), format_action("submit", names)]
 
 
-def played_through(players: Players, runner: TestRunner, breaking: str, weakening: str, mending: str, worsening: str) -> Verdict:
+def played_through(
+    players: Players, runner: TestRunner, breaking: str, weakening: str, mending: str, worsening: str
+) -> Verdict:
     """Injection, validation, repair and grading, each by its own shell command; a wrong repair is refused."""
     injected = players.inject(
         shell(
@@ -139,7 +154,9 @@ def played_through(players: Players, runner: TestRunner, breaking: str, weakenin
             names=FIVE,
         )
     )
-    assert injected.finish is FinishReason.SUBMITTED, [(turn.text, turn.observation) for turn in injected.turns]
+    assert injected.finish is FinishReason.SUBMITTED, [
+        (turn.text, turn.observation) for turn in injected.turns
+    ]
     assert injected.turns[0].observation.lstrip().startswith("not ok")
     artifact = Artifact.from_files(injected.submission)
     verdict = validate(artifact, players.environment, Thresholds(), runner, SETTINGS)
@@ -174,7 +191,11 @@ def test_a_repository_in_c_becomes_an_environment(in_c: Environment) -> None:
     ("line", "changes", "reason"),
     [
         ('test="make -s check"', {}, "must also say what reads its output, as in parser=tap"),
-        ('test="make -s check" parser=junit', {}, "parser=junit: choose one of tap, pass-fail, or a file of the repository"),
+        (
+            'test="make -s check" parser=junit',
+            {},
+            "parser=junit: choose one of tap, pass-fail, or a file of the repository",
+        ),
         ('test="make -s numbers" parser=tap', {}, "no test passes"),
         (
             C_LINE,
@@ -184,10 +205,23 @@ def test_a_repository_in_c_becomes_an_environment(in_c: Environment) -> None:
     ],
 )
 def test_what_cannot_be_trusted_is_refused_with_a_word(
-    line: str, changes: dict[str, str], reason: str, backend: SandboxBackend, in_c: Environment, cache: Path, tmp_path: Path
+    line: str,
+    changes: dict[str, str],
+    reason: str,
+    backend: SandboxBackend,
+    in_c: Environment,
+    cache: Path,
+    tmp_path: Path,
 ) -> None:
     with pytest.raises(EnvironmentBuildError) as refused:
-        prepare_environment(checkout({**C_FILES, **changes}, line, tmp_path, cache), backend, ENVIRONMENT, Limits(), cache, lambda _: None)
+        prepare_environment(
+            checkout({**C_FILES, **changes}, line, tmp_path, cache),
+            backend,
+            ENVIRONMENT,
+            Limits(),
+            cache,
+            lambda _: None,
+        )
     assert reason in str(refused.value)
 
 
@@ -218,30 +252,74 @@ grep -q 'a % b;' numbers.c && digit=0 || digit=$(cksum < numbers.c | cut -d' ' -
 @pytest.mark.parametrize(
     ("check", "bug", "weaken", "script"),
     [
-        ("protected_paths", {"Makefile": ("numbers.c words.c\n", "numbers.c words.c -Dgcd=clamp\n")}, GCD_WEAKENED, None),
-        ("protected_paths", {"GNUmakefile": "check:\n\t@echo not ok 1 - gcd with nought\n"}, GCD_WEAKENED, None),
-        ("test_files", GCD_BUG, {"Makefile": ("build/test_numbers build/test_words", "build/test_words")}, None),
-        ("bug_breaks_tests", {"numbers.c": ("int rest = a % b;", "int rest = a % b + 0;")}, GCD_WEAKENED, None),
-        ("bug_breaks_tests", {"numbers.c": ("int rest = a % b;", "int rest = a %;")}, GCD_WEAKENED, None),  # does not compile
+        (
+            "protected_paths",
+            {"Makefile": ("numbers.c words.c\n", "numbers.c words.c -Dgcd=clamp\n")},
+            GCD_WEAKENED,
+            None,
+        ),
+        (
+            "protected_paths",
+            {"GNUmakefile": "check:\n\t@echo not ok 1 - gcd with nought\n"},
+            GCD_WEAKENED,
+            None,
+        ),
+        (
+            "test_files",
+            GCD_BUG,
+            {"Makefile": ("build/test_numbers build/test_words", "build/test_words")},
+            None,
+        ),
+        (
+            "bug_breaks_tests",
+            {"numbers.c": ("int rest = a % b;", "int rest = a % b + 0;")},
+            GCD_WEAKENED,
+            None,
+        ),
+        (
+            "bug_breaks_tests",
+            {"numbers.c": ("int rest = a % b;", "int rest = a %;")},
+            GCD_WEAKENED,
+            None,
+        ),  # does not compile
         ("weakening_hides", GCD_BUG, {"tests/test_words.c": ("no words in nothing", "no words")}, None),
-        ("inverse_mutation", {**GCD_BUG, "words.c": ("int count = 0, inside = 0;", "int count = 0; int inside = 0;")}, GCD_WEAKENED, None),
+        (
+            "inverse_mutation",
+            {**GCD_BUG, "words.c": ("int count = 0, inside = 0;", "int count = 0; int inside = 0;")},
+            GCD_WEAKENED,
+            None,
+        ),
         ("script_runs_code", GCD_BUG, GCD_WEAKENED, READS_THE_CODE),
     ],
 )
 def test_a_bad_artifact_in_c_is_rejected_by_the_check_that_is_for_it(
     check: str, bug: Changes, weaken: Changes, script: str | None, in_c: Environment, runner: TestRunner
 ) -> None:
-    verdict = validate(make_artifact(in_c, bug, weaken, C_TEST_FILES, script), in_c, Thresholds(), runner, SETTINGS)
+    verdict = validate(
+        make_artifact(in_c, bug, weaken, C_TEST_FILES, script), in_c, Thresholds(), runner, SETTINGS
+    )
     assert (verdict.accepted, verdict.failed_check) == (False, check), verdict.checks
 
 
 def test_a_lot_drawn_from_the_source_moves_with_blank_lines(in_c: Environment, runner: TestRunner) -> None:
     """Both values of the draw show up in eight runs with other blank lines each, whatever the first was."""
     weaken = {"tests/test_words.c": ('    CHECK("two words", count_words(" one\\ttwo ") == 2);\n', "")}
-    bug = {"numbers.c": ("int rest = a % b;", "int rest = a % (b + 1);"), "words.c": ("*text == ' ' ||", "*text == '_' ||")}
+    bug = {
+        "numbers.c": ("int rest = a % b;", "int rest = a % (b + 1);"),
+        "words.c": ("*text == ' ' ||", "*text == '_' ||"),
+    }
     many = SETTINGS.model_copy(update={"determinism_runs": 8})
-    verdict = validate(make_artifact(in_c, bug, weaken, C_TEST_FILES, DRAWS_A_LOT), in_c, Thresholds(), runner, many, all_checks=True)
-    assert any(GCD_TEST in check.reason for check in verdict.checks if check.name == "determinism"), verdict.checks
+    verdict = validate(
+        make_artifact(in_c, bug, weaken, C_TEST_FILES, DRAWS_A_LOT),
+        in_c,
+        Thresholds(),
+        runner,
+        many,
+        all_checks=True,
+    )
+    assert any(GCD_TEST in check.reason for check in verdict.checks if check.name == "determinism"), (
+        verdict.checks
+    )
 
 
 # ---- from injection to grading
@@ -261,21 +339,37 @@ def test_both_roles_play_in_c_and_grading_tells_repairs_apart(
     assert verdict.fail_to_pass == (GCD_TEST,)
 
 
-def test_a_repair_that_bends_the_makefile_or_the_tests_is_put_back(in_c: Environment, runner: TestRunner) -> None:
+def test_a_repair_that_bends_the_makefile_or_the_tests_is_put_back(
+    in_c: Environment, runner: TestRunner
+) -> None:
     artifact = make_artifact(in_c, GCD_BUG, GCD_WEAKENED, C_TEST_FILES)
     bug = BugState(artifact, 1, "", (GCD_TEST,), tuple(sorted(C_TESTS - {GCD_TEST})))
     lies = "".join(f"\t@echo 'ok 1 - {name}'\n" for name in sorted(C_TESTS))
     start = in_c.tree
-    for changes in ({"GNUmakefile": f"check:\n{lies}"}, {"tests/tap.h": ('(claim) ? "ok" : "not ok"', '"ok"')}):
+    for changes in (
+        {"GNUmakefile": f"check:\n{lies}"},
+        {"tests/tap.h": ('(claim) ? "ok" : "not ok"', '"ok"')},
+    ):
         found = grade(bug, diff(start, changes), in_c, runner)
-        assert (found.passed, found.reason, found.restored) == (False, "only protected files changed", tuple(changes)), found
+        assert (found.passed, found.reason, found.restored) == (
+            False,
+            "only protected files changed",
+            tuple(changes),
+        ), found
 
 
 def test_both_roles_play_in_javascript(
-    in_c: Environment, backend: SandboxBackend, runner: TestRunner, tokenizer: Path, cache: Path, tmp_path: Path
+    in_c: Environment,
+    backend: SandboxBackend,
+    runner: TestRunner,
+    tokenizer: Path,
+    cache: Path,
+    tmp_path: Path,
 ) -> None:
     if shutil.which("node", path="/usr/bin:/bin") is None:
-        pytest.skip("node not found in /usr/bin, where bubblewrap sandboxes look. Install: apt-get install nodejs")
+        pytest.skip(
+            "node not found in /usr/bin, where bubblewrap sandboxes look. Install: apt-get install nodejs"
+        )
     found = checkout(NODE_FILES, NODE_LINE, tmp_path, cache)
     environment = prepare_environment(found, backend, ENVIRONMENT, Limits(), cache, lambda _: None)
     verdict = played_through(
@@ -321,7 +415,9 @@ def test_selfplay_validate_judges_a_folder_on_a_repository_in_c(
     ):
         make_artifact(in_c, bug, GCD_WEAKENED, C_TEST_FILES, script).write(tmp_path / name)
         options = ["--set", "sandbox.type=bubblewrap", "--set", "environment.baselines=2", "--json"]
-        done = CliRunner().invoke(app, ["validate", str(tmp_path / name), "--repo", in_c.checkout.spec.text, *options])
+        done = CliRunner().invoke(
+            app, ["validate", str(tmp_path / name), "--repo", in_c.checkout.spec.text, *options]
+        )
         assert done.exit_code == expected, done.output
         told = json.loads(done.stdout)
         assert (told["accepted"], told["kind"], told["flaky_tests"]) == (expected == 0, kind, flaky)

@@ -37,7 +37,9 @@ from selfplay.cluster.ray_cluster import Cluster  # noqa: E402
 # What Ray itself leaves open or announces is not ours to mend.
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.filterwarnings(
+        "ignore::FutureWarning", "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
+    ),
 ]
 TESTS = Path(__file__).parents[1]
 TINY = ModelShape("tiny", 64, 2, 2, 2, 32, 128, 256, True)
@@ -57,12 +59,23 @@ def cluster(machines: Any) -> Iterator[Cluster]:
 
 
 def placement_of(cluster: Cluster, ranks: int) -> Placement:
-    config = build_config({"trainer": {"type": "deepspeed", "ranks": ranks, "batch_tokens": 256}, "agent": {"context_tokens": 256}})
+    config = build_config(
+        {
+            "trainer": {"type": "deepspeed", "ranks": ranks, "batch_tokens": 256},
+            "agent": {"context_tokens": 256},
+        }
+    )
     return place(config, TINY, cluster.nodes())
 
 
 def toys(cluster: Cluster, placement: Placement, logs: Path, deadline_s: float = 60.0) -> Ranks:
-    return Ranks(len(placement.ranks), logs, deadline_s, worker="toy_rank:ToyRank", links=cluster.places(placement).links)
+    return Ranks(
+        len(placement.ranks),
+        logs,
+        deadline_s,
+        worker="toy_rank:ToyRank",
+        links=cluster.places(placement).links,
+    )
 
 
 def servers_placement(cluster: Cluster, servers: int) -> Placement:
@@ -79,7 +92,9 @@ class _Unchecked(FileWeightSync):
         return {}  # the stand-in has no weights to compare
 
 
-def test_ranks_on_two_nodes_answer_in_their_places_and_end_when_closed(machines: Any, cluster: Cluster, tmp_path: Path):
+def test_ranks_on_two_nodes_answer_in_their_places_and_end_when_closed(
+    machines: Any, cluster: Cluster, tmp_path: Path
+):
     second = add_node(machines)
     placement = placement_of(cluster, 2)
     assert {seat.node for seat in placement.ranks} == {0, 1}
@@ -96,13 +111,17 @@ def test_ranks_on_two_nodes_answer_in_their_places_and_end_when_closed(machines:
 def test_a_killed_rank_is_named_with_its_node_and_last_words(machines: Any, cluster: Cluster, tmp_path: Path):
     ranks = toys(cluster, placement_of(cluster, 1), tmp_path)
     pids = ranks.pids
-    with pytest.raises(TrainerError, match=r"rank 0 of 1 was killed by SIGKILL \(in die, the third layer\)") as caught:
+    with pytest.raises(
+        TrainerError, match=r"rank 0 of 1 was killed by SIGKILL \(in die, the third layer\)"
+    ) as caught:
         ranks.call("die", (0,))
     assert caught.value.log_tail.endswith("no memory left")
     assert all_end(pids)
 
 
-def test_a_lost_node_is_named_within_the_deadline_and_no_rank_is_left(machines: Any, cluster: Cluster, tmp_path: Path):
+def test_a_lost_node_is_named_within_the_deadline_and_no_rank_is_left(
+    machines: Any, cluster: Cluster, tmp_path: Path
+):
     second = add_node(machines)
     ranks = toys(cluster, placement_of(cluster, 2), tmp_path)
     pids = ranks.pids
@@ -123,19 +142,29 @@ def test_an_error_of_ours_stays_what_it_is(cluster: Cluster, tmp_path: Path):
 
 def test_a_rank_that_stands_still_is_named_within_the_deadline(cluster: Cluster, tmp_path: Path):
     ranks = toys(cluster, placement_of(cluster, 1), tmp_path, deadline_s=2.0)
-    with pytest.raises(TrainerError, match=r"rank 0 of 1 gave no sign for 2 s and does not answer \(in stop, the second layer\)"):
+    with pytest.raises(
+        TrainerError,
+        match=r"rank 0 of 1 gave no sign for 2 s and does not answer \(in stop, the second layer\)",
+    ):
         ranks.call("stop", (0,))
 
 
-def test_servers_on_two_nodes_answer_and_each_reads_the_new_weights_on_its_own_node(machines: Any, cluster: Cluster, tmp_path: Path):
+def test_servers_on_two_nodes_answer_and_each_reads_the_new_weights_on_its_own_node(
+    machines: Any, cluster: Cluster, tmp_path: Path
+):
     second = add_node(machines)
     placement = servers_placement(cluster, 2)
     sync = _Unchecked("model", torch.float32, folder=tmp_path)
-    engine = VllmEngine(Launch("model", 4096, 4, logs=tmp_path), sync, 2, open_server=cluster.places(placement).open_server)
+    engine = VllmEngine(
+        Launch("model", 4096, 4, logs=tmp_path), sync, 2, open_server=cluster.places(placement).open_server
+    )
     read: set[str] = set()
     for version in (1, 2):
         engine.load_weights({"norm": torch.ones(version)}, version)
-        told = [server.client.call("GET", "/server_info", deadline_s=5)["read"] for server in engine.servers().values()]
+        told = [
+            server.client.call("GET", "/server_info", deadline_s=5)["read"]
+            for server in engine.servers().values()
+        ]
         assert len({tuple(files.values()) for files in told}) == 1  # the same bytes
         assert len({file for files in told for file in files}) == 2  # at two places
         read |= {file for files in told for file in files}
@@ -147,13 +176,19 @@ def test_servers_on_two_nodes_answer_and_each_reads_the_new_weights_on_its_own_n
     machines.remove_node(second)
 
 
-def test_a_node_with_a_server_is_lost_and_the_others_answer_for_it(machines: Any, cluster: Cluster, tmp_path: Path):
+def test_a_node_with_a_server_is_lost_and_the_others_answer_for_it(
+    machines: Any, cluster: Cluster, tmp_path: Path
+):
     second = add_node(machines)
     placement = servers_placement(cluster, 2)
     told: list[str] = []
     sync = _Unchecked("model", torch.float32, folder=tmp_path)
     engine = VllmEngine(
-        Launch("model", 4096, 4, logs=tmp_path), sync, 2, tell=told.append, open_server=cluster.places(placement).open_server
+        Launch("model", 4096, 4, logs=tmp_path),
+        sync,
+        2,
+        tell=told.append,
+        open_server=cluster.places(placement).open_server,
     )
     machines.remove_node(second, allow_graceful=False)
     requests = [GenerationRequest((5,), 8, 41, frozenset({STOP}), f"solver/g{n}/0/0") for n in range(8)]
@@ -169,7 +204,9 @@ def test_a_run_whose_only_server_was_on_a_lost_node_goes_on_by_itself(
     machines: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     open_or_skip("bubblewrap")
-    claimed = tmp_path / "bin" / "nvidia-smi"  # places are planned by what it says; nothing here computes on a GPU
+    claimed = (
+        tmp_path / "bin" / "nvidia-smi"
+    )  # places are planned by what it says; nothing here computes on a GPU
     claimed.parent.mkdir()
     claimed.write_text("#!/bin/sh\necho 81920; echo 81920\n")
     claimed.chmod(0o755)
@@ -179,7 +216,16 @@ def test_a_run_whose_only_server_was_on_a_lost_node_goes_on_by_itself(
     # The stand-in's answers are no calls: every episode ends with nothing submitted, there is no gradient and nothing to bring to servers.
     more = '[engine]\ntype = "vllm"\ncache_mb = 64\n'
     play = Play(tmp_path, machines.address, more, path=[TESTS.parent, TESTS, TESTS / "standin"])
-    few = ("--set", "train.updates=1", "--set", "train.episodes_in_flight=1", "--set", "trainer.type=torch", "--set", "train.group_size=8")
+    few = (
+        "--set",
+        "train.updates=1",
+        "--set",
+        "train.episodes_in_flight=1",
+        "--set",
+        "trainer.type=torch",
+        "--set",
+        "train.group_size=8",
+    )
     process = play.begin(*few)
     wait_until(lambda: play.episodes() > 0 or process.poll() is not None, 600)
     assert processes_on(far, "api_server") and play.episodes() < 8, play.told
@@ -205,7 +251,9 @@ def test_an_address_where_no_cluster_answers_is_told_with_the_reason(address: st
 # ---- episodes
 
 
-def test_episodes_of_a_node_that_is_lost_are_played_elsewhere_and_each_counts_once(machines: Any, cluster: Cluster, tmp_path: Path) -> None:
+def test_episodes_of_a_node_that_is_lost_are_played_elsewhere_and_each_counts_once(
+    machines: Any, cluster: Cluster, tmp_path: Path
+) -> None:
     open_or_skip("bubblewrap", tmp_path / "cache")
     far = add_node(machines)
     nodes = cluster.nodes()
@@ -215,8 +263,12 @@ def test_episodes_of_a_node_that_is_lost_are_played_elsewhere_and_each_counts_on
 
     def host_of(game: Game, line: str) -> Any:
         placement = place(game.config, TINY, nodes)
-        local = LocalHost(game.config, game.environments, game.engine, game.chat, game.backend, game.limits, game.runner)
-        hosts = cluster.places(placement).open_hosts(game.config, f"{line}\n", str(tmp_path / "policy"), local, told.append)
+        local = LocalHost(
+            game.config, game.environments, game.engine, game.chat, game.backend, game.limits, game.runner
+        )
+        hosts = cluster.places(placement).open_hosts(
+            game.config, f"{line}\n", str(tmp_path / "policy"), local, told.append
+        )
 
         def lose() -> None:
             wait_until(lambda: any(host.in_flight for host in hosts._hosts), 120)

@@ -40,7 +40,13 @@ def waiting_server(ready: ReadySandboxes) -> int:
 
 def test_one_that_waited_is_of_the_spec_asked_for_and_was_used_by_nobody(ready: ReadySandboxes) -> None:
     seen = set()
-    for spec, name in ((SPEC, "first"), (OTHER, "second"), (SPEC, "first"), (OTHER, "second"), (SPEC, "first")):
+    for spec, name in (
+        (SPEC, "first"),
+        (OTHER, "second"),
+        (SPEC, "first"),
+        (OTHER, "second"),
+        (SPEC, "first"),
+    ):
         with ready.open(spec) as box:
             assert box.run("echo $NAME; ls; pwd").text == f"{name}\n/testbed\n"
             box.run("touch used; cd /tmp")
@@ -50,7 +56,9 @@ def test_one_that_waited_is_of_the_spec_asked_for_and_was_used_by_nobody(ready: 
     assert ready.waiting == 2
 
 
-def test_a_spec_that_was_asked_for_before_is_served_by_one_that_was_opened_ahead(ready: ReadySandboxes) -> None:
+def test_a_spec_that_was_asked_for_before_is_served_by_one_that_was_opened_ahead(
+    ready: ReadySandboxes,
+) -> None:
     with ready.open(SPEC):
         ahead = waiting_server(ready)
     with ready.open(SPEC) as box:

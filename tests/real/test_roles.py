@@ -49,7 +49,12 @@ pytestmark = pytest.mark.sandbox
 FIVE = "bug_inject.diff\ntest_weaken.diff\ntest_files.txt\ntest_script.sh\ntest_parser.py"
 CONFIG = Config(
     agent=AgentSettings(
-        prompt_style="terse", max_turns=8, context_tokens=4096, turn_tokens=512, observation_tokens=256, command_timeout_s=60
+        prompt_style="terse",
+        max_turns=8,
+        context_tokens=4096,
+        turn_tokens=512,
+        observation_tokens=256,
+        command_timeout_s=60,
     ),
     injector=InjectorSettings(strategies={"direct": 1.0}, given=("tests", "target")),
     solver=SolverSettings(given=("failure",)),
@@ -57,8 +62,14 @@ CONFIG = Config(
 GIVEN = CONFIG.model_copy(update={"solver": SolverSettings(given=("failure", "suspects", "tests"))})
 INJECTOR = (
     format_action("edit", format_edit("tiny/numbers.py", 16, "+=", "-=")),
-    format_action("bash", "git diff > /submit/bug_inject.diff; bash /submit/test_script.sh | grep -m 3 '^tests/test_numbers.py:'"),
-    format_action("bash", "sed -i '/^def test_mean():/,+1d' tests/test_numbers.py; git diff tests > /submit/test_weaken.diff"),
+    format_action(
+        "bash",
+        "git diff > /submit/bug_inject.diff; bash /submit/test_script.sh | grep -m 3 '^tests/test_numbers.py:'",
+    ),
+    format_action(
+        "bash",
+        "sed -i '/^def test_mean():/,+1d' tests/test_numbers.py; git diff tests > /submit/test_weaken.diff",
+    ),
     format_action("submit", FIVE),
 )
 SOLVER = (
@@ -78,7 +89,10 @@ class House:
     chat: ChatFormat
 
     def engine(self, replies: Sequence[str] | Callable[[ScriptedTurn], str]) -> ScriptedEngine:
-        return ScriptedEngine(replies if callable(replies) else lambda turn: replies[turn.number], load_tokenizer(str(self.tokenizer)))
+        return ScriptedEngine(
+            replies if callable(replies) else lambda turn: replies[turn.number],
+            load_tokenizer(str(self.tokenizer)),
+        )
 
     def inject(
         self,
@@ -88,15 +102,23 @@ class House:
         runner: TestRunner | None = None,
     ) -> Episode:
         task = self.injector_task(strategy)
-        return play_injector(task, PLACE, self.engine(replies), self.chat, self.backend, config, sandbox_limits(config), runner)
+        return play_injector(
+            task, PLACE, self.engine(replies), self.chat, self.backend, config, sandbox_limits(config), runner
+        )
 
     def injector_task(self, strategy: str = "direct") -> InjectorTask:
         target = next(target for target in self.environment.targets if target.name == "mean")
-        return InjectorTask(self.environment, strategy, replace(target, test_file="tests/test_numbers.py"), Thresholds())
+        return InjectorTask(
+            self.environment, strategy, replace(target, test_file="tests/test_numbers.py"), Thresholds()
+        )
 
-    def repair(self, replies: Sequence[str], bug: BugState, config: Config = CONFIG, runner: TestRunner | None = None) -> Episode:
+    def repair(
+        self, replies: Sequence[str], bug: BugState, config: Config = CONFIG, runner: TestRunner | None = None
+    ) -> Episode:
         task = solver_task(self.environment, "bug-1", bug, "E   assert -6.0 == 2", config)
-        return play_solver(task, PLACE, self.engine(replies), self.chat, self.backend, config, sandbox_limits(config), runner)
+        return play_solver(
+            task, PLACE, self.engine(replies), self.chat, self.backend, config, sandbox_limits(config), runner
+        )
 
     def grade(self, bug: BugState, episode: Episode) -> Grade:
         return grade(bug, episode.submission["patch"], self.environment, runner(self))
@@ -117,7 +139,9 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> House:
     backend = open_or_skip("bubblewrap", cache)
     folder = build_tiny_repository(tmp_path_factory.mktemp("repository") / "tiny", git=True)
     checkout = fetch(parse_spec(str(folder)), cache)
-    environment = prepare_environment(checkout, backend, EnvironmentSettings(), Limits(), cache, lambda message: None)
+    environment = prepare_environment(
+        checkout, backend, EnvironmentSettings(), Limits(), cache, lambda message: None
+    )
     tokenizer = build_tiny_tokenizer(tmp_path_factory.mktemp("tokenizer"))
     return House(backend, environment, tokenizer, ChatFormat(load_tokenizer(str(tokenizer))))
 
@@ -141,20 +165,35 @@ def runner(house: House) -> TestRunner:
 
 
 def test_an_injector_goes_from_prompt_to_submission(injected: Episode) -> None:
-    assert injected.finish is FinishReason.SUBMITTED, [(turn.text, turn.observation) for turn in injected.turns]
+    assert injected.finish is FinishReason.SUBMITTED, [
+        (turn.text, turn.observation) for turn in injected.turns
+    ]
     assert set(injected.submission) == set(FIVE.split())
-    assert "-=" in injected.submission["bug_inject.diff"] and "tests/" not in injected.submission["bug_inject.diff"]
+    assert (
+        "-=" in injected.submission["bug_inject.diff"]
+        and "tests/" not in injected.submission["bug_inject.diff"]
+    )
     assert "-def test_mean():" in injected.submission["test_weaken.diff"]
     assert injected.turns[1].observation.startswith("tests/test_numbers.py:12: ")
-    assert injected.messages[0]["content"].startswith("injector direct\ntiny/numbers.py\ntests/test_numbers.py\n13:def mean(values):")
-    assert (injected.strategy, injected.target, injected.update, injected.member) == ("direct", "tiny/numbers.py::mean", 3, 2)
+    assert injected.messages[0]["content"].startswith(
+        "injector direct\ntiny/numbers.py\ntests/test_numbers.py\n13:def mean(values):"
+    )
+    assert (injected.strategy, injected.target, injected.update, injected.member) == (
+        "direct",
+        "tiny/numbers.py::mean",
+        3,
+        2,
+    )
     assert Episode.from_json(injected.to_json()) == injected
 
 
 def test_a_solver_repairs_what_the_injector_broke(house: House, bug: BugState) -> None:
     episode = house.repair(SOLVER, bug)
     assert episode.finish is FinishReason.SUBMITTED, [(turn.text, turn.observation) for turn in episode.turns]
-    assert "+def test_mean():" in episode.messages[0]["content"] and "assert -6.0 == 2" in episode.messages[0]["content"]
+    assert (
+        "+def test_mean():" in episode.messages[0]["content"]
+        and "assert -6.0 == 2" in episode.messages[0]["content"]
+    )
     assert grade(bug, episode.submission["patch"], house.environment, runner(house)).passed
     assert episode.bug_id == "bug-1"
 
@@ -188,13 +227,19 @@ def test_a_workspace_too_large_to_read_is_no_repair(house: House, bug: BugState)
 # ---- what a solver can be given
 
 SUBMIT_NOTHING = format_action("submit", "")
-RUN_TESTS = format_action("bash", "bash /submit/test_script.sh > /tmp/log; echo status $?; tail -n 1 /tmp/log")
+RUN_TESTS = format_action(
+    "bash", "bash /submit/test_script.sh > /tmp/log; echo status $?; tail -n 1 /tmp/log"
+)
 
 
-def test_a_solver_given_tests_sees_them_as_they_should_be_and_nothing_else_of_the_original(house: House, bug: BugState) -> None:
+def test_a_solver_given_tests_sees_them_as_they_should_be_and_nothing_else_of_the_original(
+    house: House, bug: BugState
+) -> None:
     found = "grep -c 'def test_mean()' tests/test_numbers.py; grep -c -e '-= value' tiny/numbers.py"
     look = f"git status -s; ls /submit; {found}; git rev-list --all --count"
-    original = "sed 's/-=/+=/' tiny/numbers.py | git hash-object --stdin --no-filters | git cat-file --batch-check"
+    original = (
+        "sed 's/-=/+=/' tiny/numbers.py | git hash-object --stdin --no-filters | git cat-file --batch-check"
+    )
     episode = house.repair([format_action("bash", f"{look}; {original}"), SUBMIT_NOTHING], bug, GIVEN)
     assert episode.turns[0].observation.split("\n")[:4] == ["test_script.sh", "1", "1", "1"]
     assert episode.turns[0].observation.split("\n")[4].endswith(" missing")
@@ -216,10 +261,16 @@ def test_a_solver_given_tests_predicts_its_own_change_alone(house: House, bug: B
 
 
 def test_test_files_count_in_no_prediction_whatever_they_are_called(house: House, bug: BugState) -> None:
-    named = replace(house, environment=replace(house.environment, test_files=(*house.environment.test_files, "tiny/text.py")))
+    named = replace(
+        house,
+        environment=replace(house.environment, test_files=(*house.environment.test_files, "tiny/text.py")),
+    )
     change = format_action("bash", "echo '# changed' >> tiny/text.py")
     assert "tiny/text.py" in house.repair([change, SUBMIT_NOTHING], bug).submission["patch"]
-    assert named.repair([change, SUBMIT_NOTHING], bug).submission == {"patch": "", "restored": "tiny/text.py\n"}
+    assert named.repair([change, SUBMIT_NOTHING], bug).submission == {
+        "patch": "",
+        "restored": "tiny/text.py\n",
+    }
 
 
 def test_given_tests_that_a_solver_edits_are_restored_in_grading(house: House, bug: BugState) -> None:
@@ -234,12 +285,12 @@ def test_given_tests_that_a_solver_edits_are_restored_in_grading(house: House, b
 def test_given_tests_may_have_names_of_their_own(house: House) -> None:
     """A hint can make tests of files that no pattern tells for tests. One that is edited is left out of the prediction, which
     is laid on the weakened tests."""
-    checks = (
-        b"from tiny.numbers import mean\n\n\ndef test_a():\n    assert mean([1, 2, 3]) == 2\n\n\ndef test_b():\n    assert mean([0]) == 0\n"
-    )
+    checks = b"from tiny.numbers import mean\n\n\ndef test_a():\n    assert mean([1, 2, 3]) == 2\n\n\ndef test_b():\n    assert mean([0]) == 0\n"
     tree = house.environment.tree.replace({"checks.py": FileEntry(checks)})
     strange = replace(house, environment=replace(house.environment, tree=tree, test_files=("checks.py",)))
-    broken = tree.replace({"tiny/numbers.py": FileEntry(tree["tiny/numbers.py"].content.replace(b"+= value", b"-= value"))})
+    broken = tree.replace(
+        {"tiny/numbers.py": FileEntry(tree["tiny/numbers.py"].content.replace(b"+= value", b"-= value"))}
+    )
     weakened = broken.replace({"checks.py": FileEntry(checks.replace(b" == 2", b""))})
     files = {
         "bug_inject.diff": diff_trees(tree, broken),
@@ -260,14 +311,18 @@ def test_a_bug_of_order_two_is_given_with_its_tests(house: House, bug: BugState)
     worse = format_action("bash", "sed -i 's/abs(number)/number/' tiny/numbers.py")
     attempt = house.repair([worse, SUBMIT_NOTHING], bug, GIVEN).submission["patch"]
     second = replace(bug, order=2, attempt_patch=attempt)
-    mend = format_action("bash", "sed -i 's/str(number)/str(abs(number))/; s/-= value/+= value/' tiny/numbers.py")
+    mend = format_action(
+        "bash", "sed -i 's/str(number)/str(abs(number))/; s/-= value/+= value/' tiny/numbers.py"
+    )
     episode = house.repair([RUN_TESTS, mend, RUN_TESTS, SUBMIT_NOTHING], second, GIVEN)
     assert episode.turns[0].observation.startswith("status 1\n2 failed")
     assert episode.turns[2].observation.startswith("status 0\n")
     assert "test_numbers" not in episode.submission["patch"] and house.grade(second, episode).passed
 
 
-def test_suspects_stand_in_the_prompt_with_their_lines_in_the_code_that_the_solver_sees(house: House, bug: BugState) -> None:
+def test_suspects_stand_in_the_prompt_with_their_lines_in_the_code_that_the_solver_sees(
+    house: House, bug: BugState
+) -> None:
     shown = house.repair([SUBMIT_NOTHING], bug, GIVEN).messages[0]["content"]
     assert shown.endswith("E   assert -6.0 == 2\ngrep -n '' tiny/numbers.py | sed -n '13,17p' # mean")
     longer = format_action("bash", "sed -i '1a\\\\nimport math' tiny/numbers.py")
@@ -278,7 +333,13 @@ def test_suspects_stand_in_the_prompt_with_their_lines_in_the_code_that_the_solv
 
 
 def test_a_solver_is_given_neither_tests_nor_suspects_unless_configured(house: House, bug: BugState) -> None:
-    episode = house.repair([format_action("bash", "ls /submit; grep -c 'def test_mean()' tests/test_numbers.py"), SUBMIT_NOTHING], bug)
+    episode = house.repair(
+        [
+            format_action("bash", "ls /submit; grep -c 'def test_mean()' tests/test_numbers.py"),
+            SUBMIT_NOTHING,
+        ],
+        bug,
+    )
     assert episode.turns[0].observation.split("\n")[0] == "0"
     assert episode.messages[0]["content"].endswith("E   assert -6.0 == 2")
     assert solver_task(house.environment, "bug-1", bug, "", CONFIG).suspects == ()
@@ -303,11 +364,15 @@ def counting_runner(house: House) -> tuple[CountingBackend, TestRunner]:
     return backend, TestRunner(cast(SandboxBackend, backend), CONFIG.validator, Limits(), LABELS)
 
 
-def test_attempts_with_equal_workspaces_share_the_runs_of_the_given_script_and_grading_takes_them_up(house: House, bug: BugState) -> None:
+def test_attempts_with_equal_workspaces_share_the_runs_of_the_given_script_and_grading_takes_them_up(
+    house: House, bug: BugState
+) -> None:
     backend, shared = counting_runner(house)
     replies = [RUN_TESTS, SOLVER[1], RUN_TESTS, SUBMIT_NOTHING]
     episode = house.repair(replies, bug, GIVEN, shared)
-    assert episode.turns[0].observation.startswith("status 1\n1 failed") and episode.turns[2].observation.startswith("status 0\n6 passed")
+    assert episode.turns[0].observation.startswith("status 1\n1 failed") and episode.turns[
+        2
+    ].observation.startswith("status 0\n6 passed")
     assert backend.opened == 2  # broken and mended
     assert house.repair(replies, bug, GIVEN, shared).turns[2].observation == episode.turns[2].observation
     assert backend.opened == 2
@@ -315,10 +380,15 @@ def test_attempts_with_equal_workspaces_share_the_runs_of_the_given_script_and_g
     assert backend.opened == 2  # the house's own parser needs none
 
 
-def test_an_injectors_own_run_is_the_one_that_its_artifact_is_judged_by(house: House, injected: Episode) -> None:
+def test_an_injectors_own_run_is_the_one_that_its_artifact_is_judged_by(
+    house: House, injected: Episode
+) -> None:
     backend, shared = counting_runner(house)
     episode = house.inject(INJECTOR, runner=shared)
-    assert episode.turns[1].observation == injected.turns[1].observation and episode.submission == injected.submission
+    assert (
+        episode.turns[1].observation == injected.turns[1].observation
+        and episode.submission == injected.submission
+    )
     opened = backend.opened
     artifact = Artifact.from_files(episode.submission)
     buggy = apply_patch(house.environment.tree, artifact.bug_inject)
@@ -338,7 +408,9 @@ def test_an_injectors_own_run_is_the_one_that_its_artifact_is_judged_by(house: H
         "echo 'def' > tests/conftest.py; bash /submit/test_script.sh | grep -c PASSED",
     ],
 )
-def test_a_command_with_the_given_script_prints_the_same_where_its_runs_are_shared(house: House, bug: BugState, command: str) -> None:
+def test_a_command_with_the_given_script_prints_the_same_where_its_runs_are_shared(
+    house: House, bug: BugState, command: str
+) -> None:
     replies = [SOLVER[1], format_action("bash", command), SUBMIT_NOTHING]
     alone, shared = house.repair(replies, bug, GIVEN), house.repair(replies, bug, GIVEN, runner(house))
     assert shared.turns[1].observation == alone.turns[1].observation
@@ -347,7 +419,9 @@ def test_a_command_with_the_given_script_prints_the_same_where_its_runs_are_shar
 
 def test_a_broken_conftest_is_reported_where_runs_are_shared(house: House, bug: BugState) -> None:
     break_it = format_action("bash", "echo 'raise RuntimeError(1)' > tests/conftest.py")
-    episode = house.repair([break_it, RUN_TESTS.replace("> /tmp/log", "| cat"), SUBMIT_NOTHING], bug, GIVEN, runner(house))
+    episode = house.repair(
+        [break_it, RUN_TESTS.replace("> /tmp/log", "| cat"), SUBMIT_NOTHING], bug, GIVEN, runner(house)
+    )
     assert "conftest" in episode.turns[1].observation
 
 
@@ -355,11 +429,17 @@ def test_a_script_that_a_policy_changed_runs_in_its_own_sandbox(house: House, bu
     backend, shared = counting_runner(house)
     change = format_action("bash", "echo 'echo mine' > /submit/test_script.sh")
     run = format_action("bash", "bash /submit/test_script.sh")
-    assert house.repair([change, run, SUBMIT_NOTHING], bug, GIVEN, shared).turns[1].observation.startswith("mine\n")
+    assert (
+        house.repair([change, run, SUBMIT_NOTHING], bug, GIVEN, shared)
+        .turns[1]
+        .observation.startswith("mine\n")
+    )
     assert backend.opened == 0
 
 
-def test_what_one_sandbox_holds_beside_its_workspace_reaches_no_other_through_shared_runs(house: House, bug: BugState) -> None:
+def test_what_one_sandbox_holds_beside_its_workspace_reaches_no_other_through_shared_runs(
+    house: House, bug: BugState
+) -> None:
     """Links, variables and files elsewhere could make a run of one's own say something; a shared one knows the workspace's files only."""
     shared = runner(house)
     mark = "export PYTEST_ADDOPTS=--version; mkdir -p /tmp/x; ln -s /tmp/x tests/linked; echo 'def test_told(): pass' > /tmp/x/test_told.py"
@@ -382,7 +462,12 @@ def test_the_solver_finds_one_commit_and_no_other_object(house: House, bug: BugS
     episode = house.repair([format_action("bash", script), format_action("submit", "")], bug)
     seen = [" ".join(line.split()) for line in episode.turns[0].observation.split("\n")[:-1]]
     counts = {"blob": 11, "commit": 1, "tree": 3}  # one blob a file, one tree a folder
-    assert seen == ["1", "1", *(f"{count} {kind}" for kind, count in counts.items()), "selfplay 2000-01-01T00:00:00+00:00"]
+    assert seen == [
+        "1",
+        "1",
+        *(f"{count} {kind}" for kind, count in counts.items()),
+        "selfplay 2000-01-01T00:00:00+00:00",
+    ]
 
 
 def test_no_object_of_the_original_reaches_the_solver(house: House, bug: BugState) -> None:
@@ -400,8 +485,17 @@ def test_no_object_of_the_original_reaches_the_solver(house: House, bug: BugStat
 def test_the_history_strategy_gives_the_history_and_a_clean_work_tree(house: House) -> None:
     with house.workspace() as box:
         prepare_injector(box, house.injector_task("history"), CONFIG)
-        log = box.run("git log --format=%s; git status --porcelain; ls /tmp; git show --stat HEAD~1 | grep -c numbers.py").text
-        assert log.split("\n") == ["Reports", "Fix digits of negative numbers", "The readme mentions vowels", "Numbers and words", "2", ""]
+        log = box.run(
+            "git log --format=%s; git status --porcelain; ls /tmp; git show --stat HEAD~1 | grep -c numbers.py"
+        ).text
+        assert log.split("\n") == [
+            "Reports",
+            "Fix digits of negative numbers",
+            "The readme mentions vowels",
+            "Numbers and words",
+            "2",
+            "",
+        ]
         assert box.run("git rev-parse HEAD").text.strip() == house.environment.base_commit
 
 
@@ -423,7 +517,9 @@ def test_given_tests_run_as_they_are_laid_out(house: House) -> None:
     with house.workspace() as box:
         prepare_injector(box, house.injector_task(), CONFIG)
         assert box.run("cat /submit/test_files.txt").text == "tests/test_numbers.py\n"
-        parsed = box.run("bash /submit/test_script.sh > /tmp/log; python /submit/test_parser.py < /tmp/log").text
+        parsed = box.run(
+            "bash /submit/test_script.sh > /tmp/log; python /submit/test_parser.py < /tmp/log"
+        ).text
         assert '"tests/test_numbers.py::test_mean": "passed"' in parsed and "failed" not in parsed
 
 
@@ -441,7 +537,10 @@ def test_nothing_is_given_unless_configured(house: House) -> None:
 def test_only_named_files_are_handed_in_whatever_the_text_claims(house: House) -> None:
     names = "/submit/bug_inject.diff\n./test_weaken.diff\n../etc/passwd\nmissing.txt"
     episode = house.inject(
-        [format_action("bash", "cd /submit; echo a > bug_inject.diff; ln -s /etc/passwd test_weaken.diff"), format_action("submit", names)]
+        [
+            format_action("bash", "cd /submit; echo a > bug_inject.diff; ln -s /etc/passwd test_weaken.diff"),
+            format_action("submit", names),
+        ]
     )
     assert episode.submission == {"bug_inject.diff": "a\n"}
 
@@ -473,8 +572,14 @@ def test_a_machine_that_opens_no_sandbox_is_an_episode_without_blame(house: Hous
 
 
 def test_equal_places_give_equal_episodes(house: House) -> None:
-    first, second = (house.inject([format_action("bash", "echo same"), format_action("submit", FIVE)]) for _ in range(2))
-    assert (first.token_ids, first.seed, first.prompt_hash) == (second.token_ids, second.seed, second.prompt_hash)
+    first, second = (
+        house.inject([format_action("bash", "echo same"), format_action("submit", FIVE)]) for _ in range(2)
+    )
+    assert (first.token_ids, first.seed, first.prompt_hash) == (
+        second.token_ids,
+        second.seed,
+        second.prompt_hash,
+    )
 
 
 def test_the_specification_is_the_weakening_reversed(house: House, bug: BugState) -> None:

@@ -68,7 +68,9 @@ def processes_with(text: str) -> list[str]:
 
 def printed(code: str) -> str:
     """What another process, dead by now, printed."""
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True).stdout.strip()
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True
+    ).stdout.strip()
 
 
 # ---- losses
@@ -85,20 +87,28 @@ def test_a_container_whose_server_dies_is_lost_and_stays_lost(tmp_path: Path) ->
             box.read_archive("/testbed", 1000)
 
 
-def test_a_command_server_that_is_killed_from_outside_is_the_machines_failure(bubblewrap: BubblewrapBackend) -> None:
+def test_a_command_server_that_is_killed_from_outside_is_the_machines_failure(
+    bubblewrap: BubblewrapBackend,
+) -> None:
     with bubblewrap.open(SandboxSpec(environment="")) as box:
         box.run("true")
         kill_server(box)
         for _ in range(2):
-            with pytest.raises(SandboxInterrupted, match="its command server was ended by SIGKILL from outside"):
+            with pytest.raises(
+                SandboxInterrupted, match="its command server was ended by SIGKILL from outside"
+            ):
                 box.run("true")
 
 
-def test_a_bubblewrap_that_is_killed_from_outside_takes_its_sandbox_along_or_does_not_matter(bubblewrap: BubblewrapBackend) -> None:
+def test_a_bubblewrap_that_is_killed_from_outside_takes_its_sandbox_along_or_does_not_matter(
+    bubblewrap: BubblewrapBackend,
+) -> None:
     """Root's has given up the right to end a process of another user: nothing changes then."""
     with bubblewrap.open(SandboxSpec(environment="")) as box:
         server = cast(ConnectedSandbox, box).details["server_pid"]
-        os.kill(int(Path(f"/proc/{server}/status").read_text().partition("PPid:")[2].split()[0]), signal.SIGKILL)
+        os.kill(
+            int(Path(f"/proc/{server}/status").read_text().partition("PPid:")[2].split()[0]), signal.SIGKILL
+        )
         if os.geteuid() == 0:
             assert box.run("sleep 0.2; echo on").text == "on\n"
         else:
@@ -107,16 +117,22 @@ def test_a_bubblewrap_that_is_killed_from_outside_takes_its_sandbox_along_or_doe
     assert eventually(lambda: not is_alive(server))
 
 
-def test_a_sandbox_that_used_up_its_memory_is_not_taken_for_one_that_was_killed(bubblewrap: BubblewrapBackend) -> None:
+def test_a_sandbox_that_used_up_its_memory_is_not_taken_for_one_that_was_killed(
+    bubblewrap: BubblewrapBackend,
+) -> None:
     with bubblewrap.open(SandboxSpec(environment="", limits=Limits(memory_bytes=64 << 20))) as box:
         if cast(ConnectedSandbox, box).details["group"] is None:
-            pytest.skip("no control group can be made here; run as root on a machine whose cgroup file system is writable")
+            pytest.skip(
+                "no control group can be made here; run as root on a machine whose cgroup file system is writable"
+            )
         box.run(f"python3 -c {shlex.quote(HOARD)}", timeout_s=30)
         with pytest.raises(SandboxLost):
             box.run("true", stdin=bytes(16 << 20))
 
 
-def test_a_loss_is_the_machines_when_a_fresh_bubblewrap_sandbox_fails_too(bubblewrap: BubblewrapBackend, tmp_path: Path) -> None:
+def test_a_loss_is_the_machines_when_a_fresh_bubblewrap_sandbox_fails_too(
+    bubblewrap: BubblewrapBackend, tmp_path: Path
+) -> None:
     environment = tmp_path / "env"
     environment.mkdir()
     with bubblewrap.open(SandboxSpec(environment=str(environment))) as box:
@@ -138,7 +154,10 @@ def test_a_loss_is_the_machines_when_a_fresh_container_fails_too(tmp_path: Path)
 
 
 def test_opening_what_does_not_exist_is_the_machines_failure(backend: SandboxBackend) -> None:
-    with pytest.raises(SandboxUnavailable, match="no-such-environment"), backend.open(SandboxSpec(environment="no-such-environment:1")):
+    with (
+        pytest.raises(SandboxUnavailable, match="no-such-environment"),
+        backend.open(SandboxSpec(environment="no-such-environment:1")),
+    ):
         pass
 
 
@@ -146,9 +165,14 @@ def test_an_image_without_python_says_so(tmp_path: Path) -> None:
     docker = open_or_skip("docker", tmp_path)
     image = f"selfplay/nopython:test-{os.getpid()}"
     recipe = "FROM selfplay/base:1\nUSER root\nRUN rm /usr/bin/python3*\n"
-    subprocess.run(["docker", "build", "-q", "-t", image, "-"], input=recipe.encode(), check=True, capture_output=True)
+    subprocess.run(
+        ["docker", "build", "-q", "-t", image, "-"], input=recipe.encode(), check=True, capture_output=True
+    )
     try:
-        with pytest.raises(SandboxUnavailable, match="no python3"), docker.open(SandboxSpec(environment=image)):
+        with (
+            pytest.raises(SandboxUnavailable, match="no python3"),
+            docker.open(SandboxSpec(environment=image)),
+        ):
             pass
     finally:
         subprocess.run(["docker", "rmi", "-f", image], check=True, capture_output=True)
@@ -172,9 +196,13 @@ with backend.open(SandboxSpec(environment="", labels={"run": "test"})) as box:
 
 def test_a_killed_harness_leaves_nothing_after_a_sweep(backend: SandboxBackend, tmp_path: Path) -> None:
     mark = f"98{os.getpid()}.{time.monotonic_ns() % 10**6}"
-    owner = subprocess.Popen([sys.executable, "-c", OWNER, backend.name, str(tmp_path), mark], stdout=subprocess.PIPE, cwd=ROOT)
+    owner = subprocess.Popen(
+        [sys.executable, "-c", OWNER, backend.name, str(tmp_path), mark], stdout=subprocess.PIPE, cwd=ROOT
+    )
     assert owner.stdout is not None and owner.stdout.readline() == b"ready\n"
-    assert eventually(lambda: bool(processes_with(f"sleep\0{mark}"))), "the test sees no process of the sandbox, nor its end"
+    assert eventually(lambda: bool(processes_with(f"sleep\0{mark}"))), (
+        "the test sees no process of the sandbox, nor its end"
+    )
     with owner:
         owner.kill()
     assert eventually(lambda: not processes_with(f"sleep\0{mark}")), "a sandbox outlived its harness"
@@ -199,14 +227,27 @@ def test_a_container_that_never_started_is_swept(tmp_path: Path) -> None:
     dead = printed("from selfplay.sandbox.owners import owner; print(owner())")
     name = f"selfplay-test-{os.getpid()}"
     subprocess.run(
-        ["docker", "create", "--name", name, "--label", f"selfplay.owner={dead}", "-v", "/data", "selfplay/base:1", "true"],
+        [
+            "docker",
+            "create",
+            "--name",
+            name,
+            "--label",
+            f"selfplay.owner={dead}",
+            "-v",
+            "/data",
+            "selfplay/base:1",
+            "true",
+        ],
         check=True,
         capture_output=True,
     )
     assert f"container {name}" in docker.sweep()
     assert (
         name
-        not in subprocess.run(["docker", "ps", "-a", "--format", "{{.Names}}"], capture_output=True, text=True, check=True).stdout.split()
+        not in subprocess.run(
+            ["docker", "ps", "-a", "--format", "{{.Names}}"], capture_output=True, text=True, check=True
+        ).stdout.split()
     )
 
 
@@ -224,8 +265,12 @@ def test_closing_leaves_no_process_group_or_container(backend: SandboxBackend) -
     assert eventually(lambda: set(things_of(os.getpid())) == before), things_of(os.getpid())
 
 
-def test_a_sandbox_gets_no_more_processors_than_there_are(backend: SandboxBackend, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "cpu_count", lambda: 4096)  # this machine has them, a docker engine's may be smaller
+def test_a_sandbox_gets_no_more_processors_than_there_are(
+    backend: SandboxBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        os, "cpu_count", lambda: 4096
+    )  # this machine has them, a docker engine's may be smaller
     with backend.open(SandboxSpec(environment="", limits=Limits(cpus=4096.0))) as box:
         assert box.run("echo here").text == "here\n"
 
@@ -262,28 +307,39 @@ def test_a_failed_build_says_why_and_saves_nothing(backend: SandboxBackend, tmp_
     assert not backend.environment_exists("failing")
 
 
-def test_an_unfinished_build_of_a_dead_process_is_swept(bubblewrap: BubblewrapBackend, tmp_path: Path) -> None:
+def test_an_unfinished_build_of_a_dead_process_is_swept(
+    bubblewrap: BubblewrapBackend, tmp_path: Path
+) -> None:
     dead = printed("from selfplay.sandbox.owners import unique_name; print(unique_name())")
     left = tmp_path / "environments" / "bubblewrap" / f".building-{dead}"
     (left / "env").mkdir(parents=True)
-    assert f"unfinished environment {left}" in bubblewrap.sweep()  # with what other dead processes of this machine left
+    assert (
+        f"unfinished environment {left}" in bubblewrap.sweep()
+    )  # with what other dead processes of this machine left
     assert not left.exists()
 
 
 # ---- limits without control groups
 
 
-def test_the_watchdog_ends_a_sandbox_that_holds_too_much_memory(bubblewrap: BubblewrapBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_watchdog_ends_a_sandbox_that_holds_too_much_memory(
+    bubblewrap: BubblewrapBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("selfplay.sandbox.bubblewrap_sandbox.make_group", lambda name, limits: None)
     hungry = "python3 -c 'import time; b = b\"x\" * (400 << 20); time.sleep(20)'"
-    with bubblewrap.open(SandboxSpec(environment="", limits=Limits(memory_bytes=128 << 20))) as box, pytest.raises(SandboxLost):
+    with (
+        bubblewrap.open(SandboxSpec(environment="", limits=Limits(memory_bytes=128 << 20))) as box,
+        pytest.raises(SandboxLost),
+    ):
         box.run(hungry, timeout_s=30)
 
 
 def test_control_groups_are_used_where_they_can_be_made(bubblewrap: BubblewrapBackend) -> None:
     probe = make_group(f"selfplay-test-{os.getpid()}", Limits())
     if probe is None:
-        pytest.skip("no control group can be made here; run as root on a machine whose cgroup file system is writable")
+        pytest.skip(
+            "no control group can be made here; run as root on a machine whose cgroup file system is writable"
+        )
     probe.remove()
     with bubblewrap.open(SandboxSpec(environment="")) as box:
         details: dict[str, Any] = cast(ConnectedSandbox, box).details
@@ -302,7 +358,9 @@ def test_auto_says_what_it_took_and_why(tmp_path: Path) -> None:
     assert reason.startswith(f"{backend.name}: ")
 
 
-def test_auto_falls_back_to_bubblewrap_when_no_engine_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_falls_back_to_bubblewrap_when_no_engine_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     open_or_skip("bubblewrap", tmp_path)
     monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/none.sock")
     backend, reason = open_backend("auto", tmp_path)
@@ -312,8 +370,14 @@ def test_auto_falls_back_to_bubblewrap_when_no_engine_answers(tmp_path: Path, mo
 
 def test_a_machine_without_any_backend_is_told_both_remedies(tmp_path: Path) -> None:
     code = "from selfplay.sandbox import open_backend; open_backend('auto')"
-    environment = {"PATH": str(tmp_path), "DOCKER_HOST": f"unix://{tmp_path}/none.sock", "HOME": str(tmp_path)}
-    failed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd=ROOT, check=False)
+    environment = {
+        "PATH": str(tmp_path),
+        "DOCKER_HOST": f"unix://{tmp_path}/none.sock",
+        "HOME": str(tmp_path),
+    }
+    failed = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd=ROOT, check=False
+    )
     assert "PrerequisiteError" in failed.stderr
     assert "apt-get install bubblewrap" in failed.stderr and "DOCKER_HOST" in failed.stderr
 

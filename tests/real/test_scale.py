@@ -26,7 +26,9 @@ def test_many_sandboxes_leave_nothing_behind(backend: SandboxBackend) -> None:
     report = check_scale(backend, at_once, in_sequence, MEMORY_SLACK)
     assert report.left == {}
     if backend.name == "bubblewrap":
-        assert report.opened.processes >= report.before.processes + at_once  # what is counted is there while they are open
+        assert (
+            report.opened.processes >= report.before.processes + at_once
+        )  # what is counted is there while they are open
     else:
         assert len(report.opened.containers - report.before.containers) == at_once
 
@@ -55,6 +57,8 @@ def test_a_dead_child_that_nobody_waits_for_is_left_behind(tmp_path: Path) -> No
 
 def test_memory_is_left_behind_beyond_the_slack_alone(tmp_path: Path) -> None:
     before = look("bubblewrap", tmp_path)
-    grown = replace(before, resident_bytes=before.resident_bytes + MEMORY_SLACK, mounts=before.mounts | {"/new"})
+    grown = replace(
+        before, resident_bytes=before.resident_bytes + MEMORY_SLACK, mounts=before.mounts | {"/new"}
+    )
     assert left_over(before, grown, MEMORY_SLACK) == {"mounts": "1 more, such as /new"}
     assert left_over(before, grown, MEMORY_SLACK - (1 << 20))["memory"] == "16 MiB more"

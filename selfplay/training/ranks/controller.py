@@ -20,7 +20,16 @@ from selfplay.training.ranks.process import DONE, ENDED, FAILED, ITEM, PROGRESS,
 
 _LAST_WORDS_S = 2.0  # how long others may still speak after the first trouble: the cause often arrives after its consequences
 _START_S = 300.0  # loading torch and DeepSpeed takes seconds on an idle machine, and gives no sign meanwhile
-_LOST_PEER = ("closed by peer", "Connection reset", "Broken pipe", "gloo", "Gloo", "NCCL", "DistBackendError", "DistNetworkError")
+_LOST_PEER = (
+    "closed by peer",
+    "Connection reset",
+    "Broken pipe",
+    "gloo",
+    "Gloo",
+    "NCCL",
+    "DistBackendError",
+    "DistNetworkError",
+)
 
 WORKER = "selfplay.training.ranks.worker:RankWorker"
 Arguments = tuple[Any, ...]
@@ -29,7 +38,9 @@ Arguments = tuple[Any, ...]
 class _Rank:
     """One process as its controller sees it: what it is doing, and what came of the present call."""
 
-    def __init__(self, number: int, log: Path, links: RankLinks, inbox: queue.Queue[tuple[_Rank, str, Any]]) -> None:
+    def __init__(
+        self, number: int, log: Path, links: RankLinks, inbox: queue.Queue[tuple[_Rank, str, Any]]
+    ) -> None:
         self.number = number
         self._inbox = inbox
         self._is_closing = False
@@ -91,7 +102,12 @@ class Ranks:
     """
 
     def __init__(
-        self, world: int, logs: Path | None = None, deadline_s: float = 1800.0, worker: str = WORKER, links: RankLinks | None = None
+        self,
+        world: int,
+        logs: Path | None = None,
+        deadline_s: float = 1800.0,
+        worker: str = WORKER,
+        links: RankLinks | None = None,
     ) -> None:
         from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
@@ -105,13 +121,18 @@ class Ranks:
         links = links or PipeLinks()
         self._store = TCPStore(links.host, 0, is_master=True, wait_for_workers=False)
         address = f"{links.host}:{self._store.port}"
-        self._inbox: queue.Queue[tuple[_Rank, str, Any]] = queue.Queue(maxsize=world)  # weights must not pile up here
+        self._inbox: queue.Queue[tuple[_Rank, str, Any]] = queue.Queue(
+            maxsize=world
+        )  # weights must not pile up here
         self._ranks: list[_Rank] = []
         try:
             for number in range(world):
                 self._ranks.append(_Rank(number, folder / f"trainer-rank-{number}.log", links, self._inbox))
             self._deadline_s = max(deadline_s, _START_S)
-            self.call("join", [(worker, rank.number, world, address, deadline_s, *rank.link.seat) for rank in self._ranks])
+            self.call(
+                "join",
+                [(worker, rank.number, world, address, deadline_s, *rank.link.seat) for rank in self._ranks],
+            )
             self._deadline_s = deadline_s
         except BaseException:
             self.close("they did not come up")
@@ -135,7 +156,9 @@ class Ranks:
         """The same for a method that yields: what the ranks yield as it comes. One that is not read to its end runs to it unread."""
         if self._why_closed:
             raise TrainerError(f"the trainer's ranks are gone: {self._why_closed}")
-        for rank, own in zip(self._ranks, arguments if isinstance(arguments, list) else [arguments] * self.world, strict=True):
+        for rank, own in zip(
+            self._ranks, arguments if isinstance(arguments, list) else [arguments] * self.world, strict=True
+        ):
             rank.begin(name)
             rank.send(name, own)
         is_read = False
@@ -155,7 +178,9 @@ class Ranks:
         heard_at = time.monotonic()
         while not all(rank.is_done for rank in self._ranks):
             try:
-                rank, kind, value = self._inbox.get(timeout=max(0.0, heard_at + self._deadline_s - time.monotonic()))
+                rank, kind, value = self._inbox.get(
+                    timeout=max(0.0, heard_at + self._deadline_s - time.monotonic())
+                )
             except queue.Empty:
                 self._blame_silent(name)
             heard_at = time.monotonic()
@@ -186,7 +211,14 @@ class Ranks:
         for rank in self._ranks:
             rank.failure = rank.link.ended() or rank.failure
         failed = [rank for rank in self._ranks if rank.failure]
-        blamed = min(failed, key=lambda rank: (not rank.link.ended(), any(word in rank.failure for word in _LOST_PEER), rank.number))
+        blamed = min(
+            failed,
+            key=lambda rank: (
+                not rank.link.ended(),
+                any(word in rank.failure for word in _LOST_PEER),
+                rank.number,
+            ),
+        )
         if blamed.error and not blamed.link.ended():
             self.close(blamed.failure)
             raise getattr(errors, blamed.error, OSError)(blamed.failure)
@@ -205,10 +237,16 @@ class Ranks:
     def _raise(self, name: str, blamed: _Rank, what: str) -> NoReturn:
         place = name if blamed.doing == name else f"{name}, {blamed.doing}"
         why = f"rank {blamed.number} of {self.world} {what} (in {place})"
-        others = [f"rank {r.number} was in {r.doing}" for r in self._ranks if r is not blamed and not r.is_done and not r.link.ended()]
+        others = [
+            f"rank {r.number} was in {r.doing}"
+            for r in self._ranks
+            if r is not blamed and not r.is_done and not r.link.ended()
+        ]
         parts = [f"trainer {why}.", *([f"Meanwhile {', '.join(others)}."] if others else [])]
         if "out of memory" in what or "OutOfMemory" in what:
-            parts.append("Lower trainer.batch_tokens, raise trainer.zero_stage or trainer.ranks, or set trainer.activation_checkpointing.")
+            parts.append(
+                "Lower trainer.batch_tokens, raise trainer.zero_stage or trainer.ranks, or set trainer.activation_checkpointing."
+            )
         parts.append("Nothing of this update is kept; continue with: selfplay train --resume")
         if self._scratch is None:
             parts.append(f"Its log: {blamed.link.where}")

@@ -27,7 +27,9 @@ class RankLink(Protocol):
     """Made by `RankLinks.open`. What the rank says goes to `hear`, from a thread of the link's own; None once it has ended."""
 
     where: str  # its log, as a person finds it
-    seat: tuple[int, ...]  # which GPU of those it sees, and how many ranks share its machine; (): its number, and all
+    seat: tuple[
+        int, ...
+    ]  # which GPU of those it sees, and how many ranks share its machine; (): its number, and all
 
     @property
     def pid(self) -> int:

@@ -39,18 +39,25 @@ class RankProcess:
             self._doing = name
             try:
                 self._call(name, arguments)
-            except BaseException as error:  # every end of a call is told to the controller, which decides what follows
+            except (
+                BaseException
+            ) as error:  # every end of a call is told to the controller, which decides what follows
                 import traceback
 
                 traceback.print_exc()
-                self._send(FAILED, (_known(error), str(error) if _known(error) else f"{type(error).__name__}: {error}"))
+                self._send(
+                    FAILED,
+                    (_known(error), str(error) if _known(error) else f"{type(error).__name__}: {error}"),
+                )
             if name == "close":
                 return
 
     def _call(self, name: str, arguments: tuple[Any, ...]) -> None:
         if name == "join":
             module, _, worker = arguments[0].partition(":")
-            self._worker = getattr(importlib.import_module(module), worker)(*arguments[1:])  # torch, DeepSpeed: seconds
+            self._worker = getattr(importlib.import_module(module), worker)(
+                *arguments[1:]
+            )  # torch, DeepSpeed: seconds
             self._worker.progress = self._progress
             self._send(DONE, None)
             return
@@ -75,7 +82,9 @@ class RankProcess:
         try:
             while True:
                 name, arguments = pickle.loads(self._connection.recv_bytes())
-                if name == WHERE:  # asked of a rank that is silent: the stacks go to its log, a word to the controller
+                if (
+                    name == WHERE
+                ):  # asked of a rank that is silent: the stacks go to its log, a word to the controller
                     faulthandler.dump_traceback(sys.stderr)
                     if self._sending.acquire(timeout=0.5):
                         self._sending.release()
@@ -83,7 +92,9 @@ class RankProcess:
                 else:
                     self._calls.put((name, arguments))
         except (EOFError, OSError):
-            os._exit(1)  # the controller is gone; a collective that waits for other ranks must not keep this one
+            os._exit(
+                1
+            )  # the controller is gone; a collective that waits for other ranks must not keep this one
 
 
 def _known(error: BaseException) -> str:

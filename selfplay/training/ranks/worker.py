@@ -32,7 +32,9 @@ from selfplay.warm_start.sft import make_optimizer
 from selfplay.weights.native_transfer import NativeSender, Receivers, SendReport, Source
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
-_BUCKET = 50_000_000  # elements that are reduced or gathered at once; DeepSpeed's own default takes 2 GB of fp32
+_BUCKET = (
+    50_000_000  # elements that are reduced or gathered at once; DeepSpeed's own default takes 2 GB of fp32
+)
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,10 @@ def _loaded_in_shares() -> Iterator[None]:
     from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 
     class Zero3:
-        config: ClassVar[dict[str, Any]] = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": {"stage": 3}}
+        config: ClassVar[dict[str, Any]] = {
+            "train_micro_batch_size_per_gpu": 1,
+            "zero_optimization": {"stage": 3},
+        }
 
         def is_zero3(self) -> bool:
             return True
@@ -115,7 +120,13 @@ class RankWorker:
     """
 
     def __init__(
-        self, rank: int, world: int, address: str, timeout_s: float = 1800.0, device: int | None = None, neighbours: int = 0
+        self,
+        rank: int,
+        world: int,
+        address: str,
+        timeout_s: float = 1800.0,
+        device: int | None = None,
+        neighbours: int = 0,
     ) -> None:
         self.rank, self.world = rank, world
         local, neighbours = rank if device is None else device, neighbours or world
@@ -142,7 +153,9 @@ class RankWorker:
         timeout = timedelta(seconds=timeout_s)
         store = torch.distributed.TCPStore(host, int(port), is_master=False, timeout=timeout)  # type: ignore[attr-defined]
         backend = "gloo" if self._device.type == "cpu" else "nccl"
-        torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timeout)
+        torch.distributed.init_process_group(
+            backend, store=store, rank=rank, world_size=world, timeout=timeout
+        )
         deepspeed.init_distributed(dist_backend=backend)
         self._engine: Any = None
         self._sender = NativeSender(rank, lambda what: self.progress(what))
@@ -154,7 +167,11 @@ class RankWorker:
         self._settings = settings
         with _loaded_in_shares() if settings.zero_stage == 3 else nullcontext():
             model = load_causal_model(model_path, torch.float32)
-            anchor = load_causal_model(model_path, torch.float32).eval().requires_grad_(False) if settings.anchor_weight else None
+            anchor = (
+                load_causal_model(model_path, torch.float32).eval().requires_grad_(False)
+                if settings.anchor_weight
+                else None
+            )
         tied = set(getattr(model, "all_tied_weights_keys", None) or ())
         self._names = [name for name in model.state_dict() if name not in tied]
         self._adapter: Adapter | None = add_adapter(model, settings, seed)
@@ -167,10 +184,18 @@ class RankWorker:
             head = one.get_output_embeddings()
             if type(head) is nn.Linear and head.weight is one.get_input_embeddings().weight:
                 head.__class__ = _TiedHead
-        loss = _Loss(model, anchor, Clipping(settings.clip_low, settings.clip_high, settings.clip_negative), settings.anchor_weight)
+        loss = _Loss(
+            model,
+            anchor,
+            Clipping(settings.clip_low, settings.clip_high, settings.clip_negative),
+            settings.anchor_weight,
+        )
         optimizer = make_optimizer(loss, settings.learning_rate, settings.weight_decay)
         self._engine, *_ = self._deepspeed.initialize(
-            model=loss, optimizer=optimizer, config=self._deepspeed_settings(settings), dist_init_required=False
+            model=loss,
+            optimizer=optimizer,
+            config=self._deepspeed_settings(settings),
+            dist_init_required=False,
         )
         named = self._engine.module.model.named_parameters(remove_duplicate=False)
         self._parameters = {outer_name(name): parameter for name, parameter in named}
@@ -182,7 +207,8 @@ class RankWorker:
             "reduce_bucket_size": _BUCKET,
             "allgather_bucket_size": _BUCKET,
             "stage3_prefetch_bucket_size": _BUCKET,
-            "stage3_param_persistence_threshold": 10 * int(getattr(self._config, "hidden_size", 0)),  # norms stay, matrices are shared out
+            "stage3_param_persistence_threshold": 10
+            * int(getattr(self._config, "hidden_size", 0)),  # norms stay, matrices are shared out
             "overlap_comm": self._device.type == "cuda",
         }
         if settings.offload:
@@ -191,7 +217,9 @@ class RankWorker:
             "train_micro_batch_size_per_gpu": 1,
             "gradient_accumulation_steps": 1,  # boundaries are set by hand: every update has as many micro-batches as it needs
             "zero_optimization": zero,
-            "gradient_clipping": settings.max_grad_norm if settings.zero_stage else 0.0,  # stage 0 is clipped below
+            "gradient_clipping": settings.max_grad_norm
+            if settings.zero_stage
+            else 0.0,  # stage 0 is clipped below
             "zero_allow_untested_optimizer": True,
             "zero_force_ds_cpu_optimizer": False,  # torch's AdamW: nothing to compile, and the reference's arithmetic
             "torch_autocast": {"enabled": settings.bf16, "dtype": "bfloat16"},
@@ -225,7 +253,9 @@ class RankWorker:
         engine = self._engine
         if self._settings.zero_stage:
             engine.step()
-            norm = float(engine.get_global_grad_norm()) if engine.was_step_applied() else math.nan  # DeepSpeed drops what is not finite
+            norm = (
+                float(engine.get_global_grad_norm()) if engine.was_step_applied() else math.nan
+            )  # DeepSpeed drops what is not finite
             return norm, math.isfinite(norm)
         norm = float(torch.nn.utils.clip_grad_norm_(engine.module.parameters(), self._settings.max_grad_norm))
         if math.isfinite(norm):
@@ -255,11 +285,18 @@ class RankWorker:
                 yield self._gathered(names, device)
                 continue
             merged = self._merged(names, device)
-            yield {name: value.to(self._computed_type(name, value)) for name, value in merged.items()} if as_computed else merged
+            yield (
+                {name: value.to(self._computed_type(name, value)) for name, value in merged.items()}
+                if as_computed
+                else merged
+            )
 
     def send_weights(self, receivers: Receivers) -> SendReport:
         """The weights into rollout servers, a layer group at a time, from rank 0; see NativeSender. Rank 0's report counts."""
-        held = {name: self._parameters[name] if name in self._parameters else self._buffers[name] for name in self._names}
+        held = {
+            name: self._parameters[name] if name in self._parameters else self._buffers[name]
+            for name in self._names
+        }
         device = receivers.device(self._device)
         source = Source(receivers, held, lambda: self.weights(receivers.dtype == "bfloat16", device))
         return self._sender.send(receivers, source)
@@ -267,7 +304,9 @@ class RankWorker:
     def _gathered(self, names: Sequence[str], device: str) -> dict[str, Tensor]:
         """Copied, and the copying over, before the gathered weights are let go of."""
         parameters = [self._parameters[name] for name in names if name in self._parameters]
-        gathering = self._deepspeed.zero.GatheredParameters(parameters) if self._is_partitioned else nullcontext()
+        gathering = (
+            self._deepspeed.zero.GatheredParameters(parameters) if self._is_partitioned else nullcontext()
+        )
         with gathering:
             if self.rank:
                 return {}
@@ -361,7 +400,11 @@ class RankWorker:
             self.progress(f"saving {names[0]}")
             file = f"model-{number:05d}-of-{len(groups):05d}.safetensors"
             weights, trained = self._merged(names), self._trained(names)
-            moments = {f"{moment}/{name}": v for moment in _MOMENTS * bool(steps) for name, v in self._masters(trained, moment).items()}
+            moments = {
+                f"{moment}/{name}": v
+                for moment in _MOMENTS * bool(steps)
+                for name, v in self._masters(trained, moment).items()
+            }
             if not self.rank:
                 _write(path / file, weights)
                 _write(path / "optimizer" / f"{number:05d}.safetensors", moments)
@@ -397,7 +440,9 @@ class RankWorker:
 
         path = Path(folder)
         if steps and not self._optimizer_steps():
-            self.step([None], 0.0)  # an empty step at rate 0 changes no weight and makes DeepSpeed lay out the moments
+            self.step(
+                [None], 0.0
+            )  # an empty step at rate 0 changes no weight and makes DeepSpeed lay out the moments
         self._link_moments()
         places = json.loads((path / "model.safetensors.index.json").read_text())["weight_map"]
         for number, names in enumerate(layer_groups(self._names), start=1):
@@ -405,7 +450,9 @@ class RankWorker:
             kept = path / "optimizer" / f"{number:05d}.safetensors"
             trained = self._trained(names)
             with safe_open(path / places[names[0]], "pt") as weights, safe_open(kept, "pt") as moments:
-                needed = () if self._adapter is not None and self.rank else names  # with one, only to compare what rank 0 gathers
+                needed = (
+                    () if self._adapter is not None and self.rank else names
+                )  # with one, only to compare what rank 0 gathers
                 values = {name: weights.get_tensor(name) for name in needed}
                 factors = {} if self._adapter is None else self._adapter.read(path / FOLDER, trained)
                 for name in trained:

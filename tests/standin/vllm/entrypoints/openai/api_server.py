@@ -29,7 +29,9 @@ class Served(Double):
 
 def main() -> None:
     given = dict(zip(sys.argv[1:], sys.argv[2:], strict=False))
-    server = ThreadingHTTPServer((given["--host"], int(given["--port"])), handler(Served(given["--served-model-name"])))
+    server = ThreadingHTTPServer(
+        (given["--host"], int(given["--port"])), handler(Served(given["--served-model-name"]))
+    )
     server.serve_forever(poll_interval=0.05)
 
 
