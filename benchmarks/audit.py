@@ -21,22 +21,26 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from selfplay.agent.roles import sandbox_limits
+from selfplay.agent.workspaces import sandbox_limits
 from selfplay.config import Config, load_config
 from selfplay.evaluation.tasks import Task, bug_of, find_tasks
 from selfplay.outcomes import parse_outcomes
-from selfplay.repositories.environments import Environment, prepare_environment, standard_parser
-from selfplay.repositories.repos import cache_root, fetch, parse_spec
+from selfplay.repositories.build import prepare_environment
+from selfplay.repositories.checkouts import cache_root
+from selfplay.repositories.environment import Environment, standard_parser
+from selfplay.repositories.fetching import fetch
+from selfplay.repositories.specs import parse_spec
 from selfplay.runtime.resources import resource
 from selfplay.sandbox import open_backend
 from selfplay.sandbox.base import SandboxBackend
-from selfplay.source.patches import diff_trees
+from selfplay.source.apply import diff_trees
 from selfplay.source.syntax import parse_module
 from selfplay.source.trees import Tree
+from selfplay.verdicts.bug import BugState, build_states
 from selfplay.verdicts.checks import Thresholds
 from selfplay.verdicts.grading import grade
 from selfplay.verdicts.test_runs import ParsedLog, TestRunner
-from selfplay.verdicts.validator import BugState, build_states, validate
+from selfplay.verdicts.validator import validate
 
 Kind = Literal["chance", "seeded", "same shape", "honest"]
 THRESHOLDS = Thresholds(3, 1, 1)  # the frozen set's own

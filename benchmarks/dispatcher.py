@@ -28,8 +28,8 @@ from rich.table import Table
 
 from benchmarks.options import at_least_one
 from selfplay.agent.chat import ChatFormat, load_tokenizer, policy_path
-from selfplay.agent.roles import sandbox_limits
 from selfplay.agent.tools import format_action
+from selfplay.agent.workspaces import sandbox_limits
 from selfplay.config import Config, load_config
 from selfplay.curriculum.store import BugRow, Store
 from selfplay.engines.base import Completion, Engine, GenerationRequest, Sampling
@@ -39,8 +39,8 @@ from selfplay.orchestrator.build import check_targets, prepare_all
 from selfplay.orchestrator.context import Game
 from selfplay.orchestrator.loop import TrainLoop
 from selfplay.orchestrator.run_folder import create_run
-from selfplay.repositories.environments import Environment
-from selfplay.repositories.repos import read_repository_list
+from selfplay.repositories.environment import Environment
+from selfplay.repositories.specs import read_repository_list
 from selfplay.runtime.resources import resource
 from selfplay.sandbox import open_backend
 from selfplay.sandbox.base import WORKSPACE, ExecResult, SandboxSpec

@@ -24,19 +24,27 @@ from typing import Any
 
 from benchmarks.options import at_least_one
 from selfplay.agent.chat import ChatFormat, load_tokenizer
-from selfplay.agent.roles import sandbox_limits, spec_tokens
+from selfplay.agent.solver import spec_tokens
+from selfplay.agent.workspaces import sandbox_limits
 from selfplay.config import Config, load_config
 from selfplay.errors import RunError, SelfplayError
-from selfplay.repositories.environments import Environment, prepare_environment
-from selfplay.repositories.repos import cache_root, fetch, parse_spec, read_repository_list
+from selfplay.repositories.build import prepare_environment
+from selfplay.repositories.checkouts import cache_root
+from selfplay.repositories.environment import Environment
+from selfplay.repositories.fetching import fetch
+from selfplay.repositories.specs import parse_spec, read_repository_list
 from selfplay.runtime.resources import resource
 from selfplay.sandbox import SandboxBackend, open_backend
-from selfplay.source.patches import diff_trees, is_protected_path, is_test_path, reverse_patch
+from selfplay.source.apply import diff_trees
+from selfplay.source.diffs import reverse_patch
+from selfplay.source.path_policy import is_protected_path, is_test_path
 from selfplay.source.trees import FileEntry, Tree
 from selfplay.verdicts.artifact import Artifact
-from selfplay.verdicts.checks import Thresholds, broken_tests, short_failure
+from selfplay.verdicts.bug import BugState
+from selfplay.verdicts.checks import Thresholds, broken_tests
+from selfplay.verdicts.test_logs import short_failure
 from selfplay.verdicts.test_runs import TestRun, TestRunner
-from selfplay.verdicts.validator import BugState, Verdict, validate
+from selfplay.verdicts.validator import Verdict, validate
 from selfplay.warm_start import CORPUS
 
 LABELS = {"selfplay.run": "frozen-human"}

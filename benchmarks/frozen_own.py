@@ -18,17 +18,22 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from selfplay.agent.roles import sandbox_limits, spec_text
+from selfplay.agent.solver import spec_text
+from selfplay.agent.workspaces import sandbox_limits
 from selfplay.config import Config, load_config
 from selfplay.evaluation.tasks import Task, task_record
-from selfplay.repositories.environments import Environment, prepare_environment
-from selfplay.repositories.repos import cache_root, fetch, parse_spec
+from selfplay.repositories.build import prepare_environment
+from selfplay.repositories.checkouts import cache_root
+from selfplay.repositories.environment import Environment
+from selfplay.repositories.fetching import fetch
+from selfplay.repositories.specs import parse_spec
 from selfplay.repositories.targets import Target, fitting_targets, is_held_out
 from selfplay.runtime.resources import resource
 from selfplay.sandbox import open_backend
-from selfplay.source.patches import diff_trees, reverse_patch
+from selfplay.source.apply import diff_trees
+from selfplay.source.diffs import reverse_patch
 from selfplay.source.trees import Tree
-from selfplay.teacher.player import (
+from selfplay.teacher.mutations import (
     Mutation,
     choose_mutation,
     mutations_of_file,
@@ -36,9 +41,11 @@ from selfplay.teacher.player import (
     statement_at,
 )
 from selfplay.verdicts.artifact import Artifact
-from selfplay.verdicts.checks import Thresholds, short_failure
+from selfplay.verdicts.bug import BugState
+from selfplay.verdicts.checks import Thresholds
+from selfplay.verdicts.test_logs import short_failure
 from selfplay.verdicts.test_runs import TestRunner
-from selfplay.verdicts.validator import BugState, Verdict, validate
+from selfplay.verdicts.validator import Verdict, validate
 
 # Not in the corpus of the carried policy, nor in the quickstart: whatever functions they have are new to it.
 UNSEEN = ("pypi:hashids==1.3.1", "pypi:whatthepatch==1.0.7")

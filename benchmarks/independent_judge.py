@@ -25,17 +25,20 @@ from pathlib import Path
 
 from benchmarks.audit import QuickRunner
 from benchmarks.options import at_least_one
-from selfplay.agent.roles import sandbox_limits
+from selfplay.agent.workspaces import sandbox_limits
 from selfplay.config import Config, load_config
-from selfplay.repositories.environments import Environment, prepare_environment
-from selfplay.repositories.repos import cache_root, fetch, parse_spec
+from selfplay.repositories.build import prepare_environment
+from selfplay.repositories.checkouts import cache_root
+from selfplay.repositories.environment import Environment
+from selfplay.repositories.fetching import fetch
+from selfplay.repositories.specs import parse_spec
 from selfplay.repositories.targets import Target, fitting_targets
 from selfplay.runtime.resources import resource
 from selfplay.sandbox import open_backend
 from selfplay.sandbox.base import SandboxBackend
-from selfplay.source.patches import diff_trees
+from selfplay.source.apply import diff_trees
 from selfplay.source.trees import Tree
-from selfplay.teacher.player import Mutation, choose_mutation, mutations_of_file, statement_at
+from selfplay.teacher.mutations import Mutation, choose_mutation, mutations_of_file, statement_at
 from selfplay.verdicts.artifact import Artifact
 from selfplay.verdicts.checks import Thresholds
 from selfplay.verdicts.test_runs import TestRunner

@@ -19,7 +19,7 @@ from benchmarks.options import at_least_one
 from selfplay.config import Config, load_config
 from selfplay.curriculum.store import Store
 from selfplay.errors import RunError, SelfplayError, UsageError
-from selfplay.evaluation.evaluator import Folder
+from selfplay.evaluation.folder import Folder
 from selfplay.evaluation.tasks import read_tasks
 from selfplay.orchestrator.run_folder import RunFolder
 from selfplay.viewing.summary import read_metrics

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.learning_nearness import ELSEWHERE, PLAYED, SAME_FUNCTION, classes_of
 from selfplay.errors import RunError
-from selfplay.evaluation.evaluator import MODES, Folder, Mode, TaskEntry, entries_of, rates_by_bug
+from selfplay.evaluation.comparison import rates_by_bug
+from selfplay.evaluation.folder import MODES, Folder, Mode, TaskEntry, entries_of
 from selfplay.evaluation.statistics import Difference, estimate, paired_difference
 from selfplay.evaluation.tasks import Task
 from selfplay.orchestrator.run_folder import RunFolder

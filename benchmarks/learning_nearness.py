@@ -12,7 +12,7 @@ from selfplay.curriculum.store import Store
 from selfplay.errors import SelfplayError
 from selfplay.evaluation.tasks import Task
 from selfplay.orchestrator.run_folder import RunFolder
-from selfplay.source.patches import parse_patch
+from selfplay.source.diffs import parse_patch
 
 PLAYED, SAME_FUNCTION, ELSEWHERE = "played", "not played, in its targets", "not played, in other functions"
 

@@ -29,14 +29,15 @@ VARIANTS = ("plain", "selfplay")
 
 def play(variant: str, arguments: list[str]) -> None:
     """In a process of its own: `selfplay train` as it is, or with what saves time taken away."""
-    from selfplay.agent import roles
+    from selfplay.agent import injector, solver
     from selfplay.cli import app
     from selfplay.engines import hf_engine
 
     if variant == "plain":
         hf_engine._MOST_DRAFT = 0
         hf_engine.shared_prefix = lambda *_: 0
-        roles.SharedTests = lambda box, *_: box  # type: ignore[assignment,misc]
+        for role in (injector, solver):
+            role.SharedTests = lambda box, *_: box  # type: ignore[assignment,misc]
         arguments = [*arguments, "--set", "engine.cache_mb=0"]
     app(arguments)
 

@@ -23,20 +23,26 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.options import at_least_one
-from selfplay.agent.roles import sandbox_limits
+from selfplay.agent.workspaces import sandbox_limits
 from selfplay.config import Config, load_config
 from selfplay.evaluation.tasks import Task, find_tasks
-from selfplay.repositories.environments import Environment, prepare_environment
-from selfplay.repositories.repos import cache_root, fetch, parse_spec
+from selfplay.repositories.build import prepare_environment
+from selfplay.repositories.checkouts import cache_root
+from selfplay.repositories.environment import Environment
+from selfplay.repositories.fetching import fetch
+from selfplay.repositories.specs import parse_spec
 from selfplay.runtime.resources import resource
 from selfplay.sandbox import open_backend
-from selfplay.source.patches import apply_parsed, diff_trees, is_protected_path, parse_patch
+from selfplay.source.apply import apply_parsed, diff_trees
+from selfplay.source.diffs import parse_patch
+from selfplay.source.path_policy import is_protected_path
 from selfplay.source.trees import FileEntry, Tree
 from selfplay.verdicts import validator
 from selfplay.verdicts.artifact import Artifact
+from selfplay.verdicts.bug import MAX_STORED_PATCH
 from selfplay.verdicts.checks import Thresholds
 from selfplay.verdicts.test_runs import ParsedLog, TestRun, TestRunner
-from selfplay.verdicts.validator import MAX_STORED_PATCH, Verdict, validate
+from selfplay.verdicts.validator import Verdict, validate
 
 THRESHOLDS = Thresholds(3, 1, 1)  # the frozen set's own
 PARTS = {

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from selfplay.outcomes import TestOutcomes
-from selfplay.repositories.environments import Environment
-from selfplay.repositories.repos import Checkout, RepositorySpec
+from selfplay.repositories.checkouts import Checkout
+from selfplay.repositories.environment import Environment
+from selfplay.repositories.specs import RepositorySpec
 from selfplay.source.trees import FileEntry, Tree
 
 

@@ -24,7 +24,7 @@ from rich.console import Console
 
 from selfplay.agent.chat import ChatFormat, load_tokenizer
 from selfplay.agent.episode import Episode
-from selfplay.agent.roles import sandbox_limits
+from selfplay.agent.workspaces import sandbox_limits
 from selfplay.config import Config, build_config
 from selfplay.curriculum.store import Store
 from selfplay.engines.scripted_engine import ScriptedEngine, ScriptedTurn

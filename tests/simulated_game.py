@@ -22,8 +22,8 @@ from typing import Any, cast
 from rich.console import Console
 
 from selfplay.agent.episode import Episode, FinishReason, Role, Turn
-from selfplay.agent.roles import EpisodePlace
 from selfplay.agent.tools import format_action, format_edit
+from selfplay.agent.workspaces import EpisodePlace
 from selfplay.config import build_config
 from selfplay.curriculum.store import Store
 from selfplay.metrics import JsonlSink
@@ -32,8 +32,9 @@ from selfplay.orchestrator.hosts import InjectorWork, SolverWork
 from selfplay.orchestrator.loop import TrainLoop
 from selfplay.orchestrator.run_folder import RunFolder, create_run
 from selfplay.outcomes import TestOutcomes
-from selfplay.repositories.environments import Environment
-from selfplay.repositories.repos import Checkout, RepositorySpec
+from selfplay.repositories.checkouts import Checkout
+from selfplay.repositories.environment import Environment
+from selfplay.repositories.specs import RepositorySpec
 from selfplay.source.trees import Tree
 from selfplay.verdicts.artifact import FILE_NAMES
 from selfplay.verdicts.grading import Grade

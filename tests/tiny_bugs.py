@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from selfplay.config import EnvironmentSettings
-from selfplay.repositories.environments import Environment, prepare_environment
-from selfplay.repositories.repos import fetch, parse_spec
+from selfplay.repositories.build import prepare_environment
+from selfplay.repositories.environment import Environment
+from selfplay.repositories.fetching import fetch
+from selfplay.repositories.specs import parse_spec
 from selfplay.sandbox.base import Limits, SandboxBackend
-from selfplay.source.patches import diff_trees
+from selfplay.source.apply import diff_trees
 from selfplay.source.trees import FileEntry, Tree
 from selfplay.verdicts.artifact import Artifact
 from tiny_repository import build_tiny_repository

@@ -15,7 +15,7 @@ from selfplay.source.trees import Tree
 from selfplay.verdicts.test_runs import ScriptRun, TestRunner
 
 if TYPE_CHECKING:
-    from selfplay.repositories.environments import Environment
+    from selfplay.repositories.environment import Environment
 
 MOST_BYTES = (
     64 << 20

@@ -15,7 +15,7 @@ import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from selfplay.agent.roles import read_submission
+from selfplay.agent.workspaces import read_submission
 from selfplay.attacks.base import Attack, Broken, Held, Outcome
 from selfplay.attacks.escapes import METADATA_SERVICE, listening, own_addresses
 from selfplay.attacks.ground import CODE, RIGHT, WRONG, Ground
@@ -26,10 +26,13 @@ from selfplay.errors import (
     SandboxUnavailable,
     SelfplayError,
 )
+from selfplay.repositories.archives import read_archive
 from selfplay.repositories.dependencies import read_dependencies
-from selfplay.repositories.repos import fetch, licence_of, parse_spec, read_archive
+from selfplay.repositories.fetching import fetch
+from selfplay.repositories.licences import licence_of
+from selfplay.repositories.specs import parse_spec
 from selfplay.sandbox.base import Limits
-from selfplay.source.patches import apply_patch
+from selfplay.source.apply import apply_patch
 from selfplay.source.trees import Tree
 from selfplay.verdicts.artifact import Artifact
 

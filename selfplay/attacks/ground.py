@@ -11,20 +11,23 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from selfplay.agent.roles import SolverTask, prepare_solver
+from selfplay.agent.solver import SolverTask, prepare_solver
 from selfplay.config import Config, EnvironmentSettings, ValidatorSettings
 from selfplay.errors import SandboxUnavailable
-from selfplay.repositories.environments import Environment, open_workspace, prepare_environment
-from selfplay.repositories.repos import fetch, parse_spec
+from selfplay.repositories.build import prepare_environment
+from selfplay.repositories.environment import Environment, open_workspace
+from selfplay.repositories.fetching import fetch
+from selfplay.repositories.specs import parse_spec
 from selfplay.sandbox.base import WORKSPACE, Limits, Sandbox, SandboxBackend, SandboxSpec
 from selfplay.sandbox.conformance import SMALL
-from selfplay.source.patches import diff_trees
+from selfplay.source.apply import diff_trees
 from selfplay.source.trees import FileEntry, Tree
 from selfplay.verdicts.artifact import Artifact
+from selfplay.verdicts.bug import BugState, build_states
 from selfplay.verdicts.checks import Thresholds
 from selfplay.verdicts.grading import Grade, grade, take_prediction
 from selfplay.verdicts.test_runs import TestRunner
-from selfplay.verdicts.validator import BugState, Verdict, build_states, validate
+from selfplay.verdicts.validator import Verdict, validate
 
 BOUNDS = '''"""Numbers within bounds."""
 

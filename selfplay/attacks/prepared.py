@@ -12,8 +12,10 @@ from selfplay.attacks.git_and_paths import obtain
 from selfplay.attacks.ground import BOUNDS, CODE, FILES, Ground
 from selfplay.config import EnvironmentSettings
 from selfplay.errors import EnvironmentBuildError, SandboxUnavailable
-from selfplay.repositories.environments import Environment, prepare_environment
-from selfplay.repositories.repos import fetch, parse_spec
+from selfplay.repositories.build import prepare_environment
+from selfplay.repositories.environment import Environment
+from selfplay.repositories.fetching import fetch
+from selfplay.repositories.specs import parse_spec
 from selfplay.sandbox.base import Limits
 from selfplay.source.trees import FileEntry, Tree
 

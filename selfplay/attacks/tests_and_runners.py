@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping
 
 from selfplay.attacks.base import Attack, Broken, Held, Outcome
 from selfplay.attacks.ground import CODE, HIDDEN_TEST, OTHER_TESTS, TESTS, WRONG, Change, Ground, changed
-from selfplay.source.patches import diff_trees
+from selfplay.source.apply import diff_trees
+from selfplay.verdicts.bug import BugState, build_states
 from selfplay.verdicts.grading import grade
-from selfplay.verdicts.validator import BugState, build_states
 
 # Makes the hidden test pass and leaves every other alone, so that nothing but the defence under attack can notice.
 FORGE = f"""

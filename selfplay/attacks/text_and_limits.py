@@ -19,9 +19,9 @@ from selfplay.agent.tools import BadFormat, make_harmless, parse_action, render_
 from selfplay.attacks.base import Attack, Broken, Held, Outcome
 from selfplay.attacks.ground import CODE, HIDDEN_TEST, RIGHT, WRONG, Ground
 from selfplay.errors import ArtifactError, PatchError, RepositoryError
-from selfplay.repositories.repos import read_archive
-from selfplay.source.patches import parse_patch
-from selfplay.verdicts.checks import short_failure, without_lines_naming
+from selfplay.repositories.archives import read_archive
+from selfplay.source.diffs import parse_patch
+from selfplay.verdicts.test_logs import short_failure, without_lines_naming
 from selfplay.verdicts.test_runs import ParsedLog
 from selfplay.viewing.replay import RecordedEpisode, replay
 from selfplay.viewing.verdict import print_verdict

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from selfplay.agent.chat import ChatFormat, load_tokenizer
 from selfplay.agent.episode import Episode
-from selfplay.agent.roles import EpisodePlace
+from selfplay.agent.workspaces import EpisodePlace
 from selfplay.cluster.placement import Node
 from selfplay.config import Config
 from selfplay.engines.base import Completion, Engine, GenerationRequest, Sampling
@@ -55,9 +55,9 @@ class HostActor:
 
         from rich.console import Console
 
-        from selfplay.agent.roles import sandbox_limits
+        from selfplay.agent.workspaces import sandbox_limits
         from selfplay.orchestrator.build import prepare_all
-        from selfplay.repositories.repos import read_repository_list
+        from selfplay.repositories.specs import read_repository_list
         from selfplay.runtime.heaps import bound_heaps
         from selfplay.sandbox import open_backend
         from selfplay.verdicts.test_runs import TestRunner

@@ -27,7 +27,7 @@ from rich.text import Text
 
 from selfplay.config import Config
 from selfplay.errors import SelfplayError
-from selfplay.repositories.repos import cache_root
+from selfplay.repositories.checkouts import cache_root
 
 if TYPE_CHECKING:
     from selfplay.attacks import Report

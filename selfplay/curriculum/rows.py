@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin, get_type_hints
 
-from selfplay.source.patches import reverse_patch
+from selfplay.source.diffs import reverse_patch
 
 if TYPE_CHECKING:
-    from selfplay.verdicts.validator import BugState
+    from selfplay.verdicts.bug import BugState
 
 Row = TypeVar("Row")
 
@@ -124,7 +124,7 @@ class BugRow:
 
     def state(self) -> BugState:
         from selfplay.verdicts.artifact import Artifact
-        from selfplay.verdicts.validator import BugState
+        from selfplay.verdicts.bug import BugState
 
         return BugState(
             Artifact.from_files(self.artifact),

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from selfplay.config import EvaluationSettings
-from selfplay.evaluation.evaluator import MODES, Evaluator, Folder, entries_of, summarise
+from selfplay.evaluation.comparison import summarise
+from selfplay.evaluation.evaluator import Evaluator
+from selfplay.evaluation.folder import MODES, Folder, entries_of
 from selfplay.evaluation.tasks import Task
 from selfplay.metrics import Value
 

@@ -13,15 +13,16 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Protocol
 
 from selfplay.errors import UsageError
-from selfplay.repositories.repos import absolute_line, parse_spec
+from selfplay.repositories.specs import absolute_line, parse_spec
 from selfplay.runtime.resources import resource
-from selfplay.source.patches import apply_patch, parse_patch, reverse_patch
+from selfplay.source.apply import apply_patch
+from selfplay.source.diffs import parse_patch, reverse_patch
 from selfplay.verdicts.artifact import Artifact
-from selfplay.verdicts.validator import BugState
+from selfplay.verdicts.bug import BugState
 
 if TYPE_CHECKING:
     from selfplay.curriculum.store import BugRow, Store
-    from selfplay.repositories.environments import Environment
+    from selfplay.repositories.environment import Environment
 
 REQUIRED = ("instance_id", "repo", "patch", "test_patch", "FAIL_TO_PASS", "PASS_TO_PASS")
 HOW_TO_WRITE = "`selfplay inspect-bugs --tasks FILE` writes some."

@@ -28,7 +28,8 @@ from rich.progress import (
 
 from selfplay.agent.chat import ChatFormat, load_tokenizer, policy_path
 from selfplay.agent.prompting import check_prompts
-from selfplay.agent.roles import sandbox_limits, spec_tokens
+from selfplay.agent.solver import spec_tokens
+from selfplay.agent.workspaces import sandbox_limits
 from selfplay.algorithm.staleness import updates_ahead
 from selfplay.cluster.machines import policy_shape
 from selfplay.cluster.placement import fewer, place
@@ -45,14 +46,9 @@ from selfplay.errors import (
     TrainerError,
     UsageError,
 )
-from selfplay.evaluation.evaluator import (
-    Evaluator,
-    Folder,
-    entries_of,
-    identity_of,
-    policy_identity,
-    summarise,
-)
+from selfplay.evaluation.comparison import summarise
+from selfplay.evaluation.evaluator import Evaluator
+from selfplay.evaluation.folder import Folder, entries_of, identity_of, policy_identity
 from selfplay.evaluation.run_evaluations import RunEvaluations
 from selfplay.evaluation.tasks import Task, find_tasks, read_tasks, write_tasks
 from selfplay.metrics import JsonlSink
@@ -60,15 +56,11 @@ from selfplay.orchestrator.context import Game
 from selfplay.orchestrator.given_bugs import put_given_bugs, read_given_bugs
 from selfplay.orchestrator.hosts import EpisodeHost, LocalHost
 from selfplay.orchestrator.run_folder import RunFolder, create_run, open_run
-from selfplay.repositories.environments import Environment, prepare_environment
-from selfplay.repositories.repos import (
-    RepositorySpec,
-    absolute_line,
-    cache_root,
-    fetch,
-    parse_spec,
-    read_repository_list,
-)
+from selfplay.repositories.build import prepare_environment
+from selfplay.repositories.checkouts import cache_root
+from selfplay.repositories.environment import Environment
+from selfplay.repositories.fetching import fetch
+from selfplay.repositories.specs import RepositorySpec, absolute_line, parse_spec, read_repository_list
 from selfplay.runtime.cores import usable_cores
 from selfplay.sandbox import open_backend
 from selfplay.sandbox.base import Limits, SandboxBackend

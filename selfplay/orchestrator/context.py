@@ -13,7 +13,7 @@ from selfplay.evaluation.run_evaluations import RunEvaluations
 from selfplay.metrics import MetricSink
 from selfplay.orchestrator.hosts import EpisodeHost
 from selfplay.orchestrator.run_folder import RunFolder
-from selfplay.repositories.environments import Environment
+from selfplay.repositories.environment import Environment
 from selfplay.sandbox.base import Limits, SandboxBackend
 from selfplay.training.base import Trainer
 from selfplay.verdicts.test_runs import TestRunner

@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from selfplay.agent.episode import Episode, FinishReason, Role
-from selfplay.agent.roles import EpisodePlace
+from selfplay.agent.workspaces import EpisodePlace
 from selfplay.curriculum.sampling import sample_threshold
 from selfplay.curriculum.store import EpisodeRow, GroupRow
 from selfplay.engines.base import derive_seed

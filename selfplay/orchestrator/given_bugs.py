@@ -12,11 +12,11 @@ from pathlib import Path
 from selfplay.curriculum.store import BugRow, Store
 from selfplay.errors import ArtifactError, PatchError, RunError, UsageError
 from selfplay.evaluation.tasks import Task, bug_of, read_tasks
-from selfplay.repositories.environments import Environment
-from selfplay.repositories.repos import parse_spec
+from selfplay.repositories.environment import Environment
+from selfplay.repositories.specs import parse_spec
 from selfplay.repositories.targets import Span, function_spans, is_held_out
 from selfplay.source.trees import Tree
-from selfplay.verdicts.validator import BugState, build_states
+from selfplay.verdicts.bug import BugState, build_states
 
 FROZEN_PREFIXES = ("own-", "human-")  # the ids of the sets that `selfplay eval` measures with
 STATE_KEY = "given_bugs"

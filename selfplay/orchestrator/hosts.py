@@ -14,33 +14,21 @@ from typing import TYPE_CHECKING, Protocol
 
 from selfplay.agent.chat import ChatFormat
 from selfplay.agent.episode import Episode, FinishReason
-from selfplay.agent.roles import (
-    EpisodePlace,
-    InjectorTask,
-    SolverTask,
-    play_injector,
-    play_solver,
-    solver_task,
-    spec_tokens,
-)
+from selfplay.agent.injector import InjectorTask, play_injector
+from selfplay.agent.solver import SolverTask, play_solver, solver_task, spec_tokens
+from selfplay.agent.workspaces import EpisodePlace
 from selfplay.config import Config
 from selfplay.engines.base import Completion, Engine, GenerationRequest, Sampling
 from selfplay.errors import ArtifactError, PatchError
-from selfplay.repositories.environments import Environment
+from selfplay.repositories.environment import Environment
 from selfplay.repositories.suspects import Suspect
 from selfplay.repositories.targets import Target
 from selfplay.sandbox.base import Limits, SandboxBackend
 from selfplay.verdicts.artifact import Artifact
+from selfplay.verdicts.bug import BugState
 from selfplay.verdicts.grading import Grade, grade
 from selfplay.verdicts.test_runs import TestRunner
-from selfplay.verdicts.validator import (
-    BugState,
-    CheckResult,
-    Thresholds,
-    Verdict,
-    validate,
-    validate_second_order,
-)
+from selfplay.verdicts.validator import CheckResult, Thresholds, Verdict, validate, validate_second_order
 
 if TYPE_CHECKING:
     import torch

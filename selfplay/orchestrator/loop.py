@@ -17,16 +17,10 @@ from dataclasses import dataclass
 
 from selfplay.agent.episode import Episode, Role
 from selfplay.algorithm.advantages import compute_advantages
-from selfplay.algorithm.credit import (
-    Credit,
-    SolveRate,
-    changing_turns,
-    credit_injector,
-    success_of_calls,
-    token_advantages,
-)
+from selfplay.algorithm.credit import Credit, SolveRate, credit_injector
 from selfplay.algorithm.rewards import InjectorReward
 from selfplay.algorithm.staleness import is_stale, lag, newest_wave, updates_ahead
+from selfplay.algorithm.token_credit import changing_turns, success_of_calls, token_advantages
 from selfplay.curriculum.store import EpisodeRow
 from selfplay.errors import RunError
 from selfplay.metrics import Value

@@ -23,7 +23,7 @@ from selfplay.engines.base import derive_seed
 from selfplay.errors import RunError, SandboxUnavailable
 from selfplay.orchestrator.context import Game
 from selfplay.orchestrator.dispatcher import Dispatcher, all_of
-from selfplay.repositories.environments import Environment
+from selfplay.repositories.environment import Environment
 from selfplay.repositories.targets import Target, usable_targets
 from selfplay.verdicts.artifact import Artifact
 from selfplay.verdicts.validator import Thresholds, Verdict

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from selfplay.outcomes import MAX_ID_LENGTH
-from selfplay.source.patches import is_protected_path
+from selfplay.source.path_policy import is_protected_path
 from selfplay.source.syntax import parse_module
 from selfplay.source.trees import Tree
 

@@ -40,7 +40,7 @@ from selfplay.training.objective import (
     weigh,
     weighed_losses,
 )
-from selfplay.warm_start.sft import make_optimizer
+from selfplay.training.optimizer import make_optimizer
 from selfplay.weights.native_transfer import NativeSender, Receivers, SendReport, Source
 
 

@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 
 from selfplay.errors import ArtifactError, UsageError
-from selfplay.source.patches import MAX_PATH_BYTES
+from selfplay.source.diffs import MAX_PATH_BYTES
 
 FILE_NAMES = ("bug_inject.diff", "test_weaken.diff", "test_files.txt", "test_script.sh", "test_parser.py")
 ALIASES = {

@@ -13,24 +13,19 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from selfplay.errors import PatchError
-from selfplay.repositories.environments import standard_parser
-from selfplay.source.patches import (
-    MAX_FILES,
-    content_problem,
-    diff_trees,
-    is_protected_path,
-    parse_patch,
-    path_problem,
-)
+from selfplay.repositories.environment import standard_parser
+from selfplay.source.apply import content_problem, diff_trees
+from selfplay.source.diffs import MAX_FILES, parse_patch, path_problem
+from selfplay.source.path_policy import is_protected_path
 from selfplay.source.trees import FileEntry, Tree, ignore_rules
+from selfplay.verdicts.bug import BugState, add_prediction, build_states
 from selfplay.verdicts.checks import judge_repair
 from selfplay.verdicts.disguise import disguise
 from selfplay.verdicts.perturbation import perturb
 from selfplay.verdicts.test_runs import Confirmation, TestRun, TestRunner
-from selfplay.verdicts.validator import BugState, add_prediction, build_states
 
 if TYPE_CHECKING:
-    from selfplay.repositories.environments import Environment
+    from selfplay.repositories.environment import Environment
 
 MAX_FILE_BYTES = (
     1 << 20

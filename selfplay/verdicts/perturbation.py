@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable
 from keyword import iskeyword
 
-from selfplay.source.patches import is_other_code
+from selfplay.source.path_policy import is_other_code
 from selfplay.source.syntax import parse_module
 from selfplay.source.trees import FileEntry, Tree
 

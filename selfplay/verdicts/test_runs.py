@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 from selfplay.config import ValidatorSettings
 from selfplay.errors import ArtifactError, OutcomesError, SandboxLost, SandboxUnavailable
 from selfplay.outcomes import TestOutcomes, parse_outcomes
-from selfplay.repositories.environments import standard_parser
+from selfplay.repositories.environment import standard_parser
 from selfplay.sandbox.base import SUBMIT, WORKSPACE, Limits, Sandbox, SandboxBackend, SandboxSpec
 from selfplay.source.trees import FileEntry, Tree
 
 if TYPE_CHECKING:
-    from selfplay.repositories.environments import Environment
+    from selfplay.repositories.environment import Environment
 
 SCRIPT_COMMAND = f"cd {WORKSPACE} && bash {SUBMIT}/test_script.sh"
 PARSER_COMMAND = f"python3 -I {SUBMIT}/test_parser.py 2>/tmp/stderr"

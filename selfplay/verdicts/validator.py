@@ -10,21 +10,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
 from selfplay.config import ValidatorSettings
 from selfplay.errors import PatchError
 from selfplay.outcomes import TestOutcomes
-from selfplay.source.patches import (
-    Patch,
-    apply_parsed,
-    is_other_code,
-    is_protected_path,
-    is_runner_path,
-    is_test_path,
-    parse_patch,
-)
+from selfplay.source.apply import apply_parsed
+from selfplay.source.diffs import Patch, parse_patch
+from selfplay.source.path_policy import is_other_code, is_protected_path, is_runner_path, is_test_path
 from selfplay.source.trees import FileEntry, Tree
 from selfplay.verdicts.artifact import Artifact
 from selfplay.verdicts.checks import (
@@ -39,15 +32,15 @@ from selfplay.verdicts.checks import (
     judge_repeats,
     judge_reverts,
     judge_weakening,
-    short_failure,
     shown,
-    without_lines_naming,
 )
 from selfplay.verdicts.perturbation import may_draw_lots, perturb
+from selfplay.verdicts.test_logs import short_failure, without_lines_naming
 from selfplay.verdicts.test_runs import TestRun, TestRunner
 
 if TYPE_CHECKING:
-    from selfplay.repositories.environments import Environment
+    from selfplay.repositories.environment import Environment
+from selfplay.verdicts.bug import MAX_STORED_PATCH, BugState, States, build_states
 
 __all__ = [
     "CHECKS",
@@ -79,7 +72,6 @@ CHECKS = (
 FLAKY_CHECK = "determinism"
 UNIMPORTABLE = b"\nraise RuntimeError\n"
 UNREADABLE = b")]} nothing reads this {[(\n"  # in place of a file in another language than Python
-MAX_STORED_PATCH = 1 << 24  # diffs that were accepted before are read again with this cap only
 PARALLEL_RUNS = 2
 # More runs of a buggy state that may draw lots, two at a time until one differs. With those that every bug has, luck of p = 0.26, the
 # solve rate that pays an injector best, stays hidden in 0.74^9 = 7 % of draws from the code and 0.74^10 = 5 % of others.
@@ -141,58 +133,6 @@ class Verdict:
     def from_json(cls, value: Mapping[str, Any]) -> Verdict:
         lists = {name: tuple(value[name]) for name in ("fail_to_pass", "pass_to_pass")}
         return cls(**{**value, **lists, "checks": tuple(CheckResult(**check) for check in value["checks"])})
-
-
-@dataclass(frozen=True)
-class BugState:
-    """An accepted bug. `attempt_patch` is the failed attempt that makes it one of order two, "" in order one."""
-
-    artifact: Artifact
-    order: int
-    attempt_patch: str
-    fail_to_pass: tuple[str, ...]
-    pass_to_pass: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class States:
-    """A bug's trees.
-
-    buggy         all of its code (for order two the failed attempt too) with the original's tests
-    weakened      the first bug and the weakened tests
-    solver_start  what a solver sees: weakened, and for order two the failed attempt
-    """
-
-    original: Tree
-    buggy: Tree
-    weakened: Tree
-    solver_start: Tree
-
-
-@lru_cache(
-    maxsize=64
-)  # a group's members and gradings ask for the same; a tree shares what it did not change
-def build_states(tree: Tree, bug: BugState) -> States:
-    """The trees of an accepted bug on its original. Raises PatchError when its diffs do not belong to `tree`."""
-    buggy = apply_parsed(tree, parse_patch(bug.artifact.bug_inject, MAX_STORED_PATCH))
-    weakened = apply_parsed(buggy, parse_patch(bug.artifact.test_weaken, MAX_STORED_PATCH))
-    if not bug.attempt_patch:
-        return States(tree, buggy, weakened, weakened)
-    attempted, _ = add_prediction(
-        tree, weakened, parse_patch(bug.attempt_patch, MAX_STORED_PATCH), bug.artifact.test_files
-    )
-    return States(tree, attempted.restore(tree, bug.artifact.test_files), weakened, attempted)
-
-
-def add_prediction(
-    original: Tree, before: Tree, patch: Patch, test_files: Sequence[str]
-) -> tuple[Tree, tuple[str, ...]]:
-    """`before` with the prediction's code, and the protected paths whose change was taken back. Raises PatchError."""
-    after = apply_parsed(before, patch)
-    restored = tuple(
-        path for path in patch.changed_paths if path in test_files or is_protected_path(path, original)
-    )
-    return after.restore(before, restored), restored
 
 
 def validate(

@@ -13,7 +13,7 @@ from selfplay.cluster.machines import planned_nodes, policy_shape
 from selfplay.cluster.memory import GIB, ModelShape
 from selfplay.cluster.placement import Node, Placement, Seat, place
 from selfplay.config import load_config
-from selfplay.repositories.repos import read_repository_list
+from selfplay.repositories.specs import read_repository_list
 
 
 def dry_run_training(

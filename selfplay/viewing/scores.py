@@ -13,7 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from selfplay.agent.tools import make_harmless
-from selfplay.evaluation.evaluator import MODES, Folder, compare
+from selfplay.evaluation.comparison import compare
+from selfplay.evaluation.folder import MODES, Folder
 from selfplay.evaluation.statistics import MIN_CHANGED
 
 KINDS = {"sets": "set", "repositories": "repository"}

@@ -21,7 +21,8 @@ from rich.text import Text
 from selfplay.agent.tools import make_harmless
 from selfplay.curriculum.store import BugRow, Store
 from selfplay.errors import RunError, UsageError
-from selfplay.evaluation.evaluator import Folder, compare, entries_of
+from selfplay.evaluation.comparison import compare
+from selfplay.evaluation.folder import Folder, entries_of
 from selfplay.viewing.progress import ROLES, duration_text
 from selfplay.viewing.scores import comparison_body
 

@@ -11,12 +11,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from selfplay.agent.roles import sandbox_limits
 from selfplay.agent.tools import make_harmless
+from selfplay.agent.workspaces import sandbox_limits
 from selfplay.config import load_config
 from selfplay.errors import EnvironmentBuildError, PrerequisiteError, RepositoryError, SandboxUnavailable
-from selfplay.repositories.environments import prepare_environment
-from selfplay.repositories.repos import cache_root, fetch, parse_spec
+from selfplay.repositories.build import prepare_environment
+from selfplay.repositories.checkouts import cache_root
+from selfplay.repositories.fetching import fetch
+from selfplay.repositories.specs import parse_spec
 from selfplay.sandbox import open_backend
 from selfplay.verdicts.artifact import Artifact
 from selfplay.verdicts.test_runs import TestRunner

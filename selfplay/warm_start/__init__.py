@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from selfplay.agent.episode import Role
 from selfplay.errors import ConfigError, UsageError
-from selfplay.repositories.repos import cache_root, fetch, parse_spec
+from selfplay.repositories.checkouts import cache_root
+from selfplay.repositories.fetching import fetch
+from selfplay.repositories.specs import parse_spec
 from selfplay.warm_start.executed import Collection, Machine, collect, read_recipe
 from selfplay.warm_start.figures import (
     LEAST_COPIED,

@@ -19,30 +19,32 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selfplay.agent.episode import Episode, FinishReason, Role
+from selfplay.agent.injector import InjectorTask, play_injector
 from selfplay.agent.prompting import render
-from selfplay.agent.roles import (
-    EpisodePlace,
-    InjectorTask,
-    SolverTask,
-    play_injector,
-    play_solver,
-    sandbox_limits,
-)
+from selfplay.agent.solver import SolverTask, play_solver
+from selfplay.agent.workspaces import EpisodePlace, sandbox_limits
 from selfplay.config import Config, load_config
 from selfplay.errors import ArtifactError, ConfigError, SandboxUnavailable
 from selfplay.outcomes import parse_outcomes
-from selfplay.repositories.environments import Environment, prepare_environment, standard_parser
-from selfplay.repositories.repos import cache_root, fetch, parse_spec
+from selfplay.repositories.build import prepare_environment
+from selfplay.repositories.checkouts import cache_root
+from selfplay.repositories.environment import Environment, standard_parser
+from selfplay.repositories.fetching import fetch
+from selfplay.repositories.specs import parse_spec
 from selfplay.repositories.suspects import Suspect, failure_first, find_suspects
 from selfplay.repositories.targets import Target, usable_targets
 from selfplay.runtime.resources import resource
 from selfplay.sandbox import SandboxBackend, open_backend
-from selfplay.teacher.player import STILL_FAILING, Mutation, TeacherPlayer, choose_mutation, mutations_of_file
+from selfplay.teacher.mutations import Mutation, choose_mutation, mutations_of_file
+from selfplay.teacher.phrases import STILL_FAILING
+from selfplay.teacher.player import TeacherPlayer
 from selfplay.verdicts.artifact import Artifact
-from selfplay.verdicts.checks import Thresholds, short_failure
+from selfplay.verdicts.bug import BugState, build_states
+from selfplay.verdicts.checks import Thresholds
 from selfplay.verdicts.grading import grade
+from selfplay.verdicts.test_logs import short_failure
 from selfplay.verdicts.test_runs import ParsedLog, TestRun, TestRunner
-from selfplay.verdicts.validator import BugState, build_states, validate
+from selfplay.verdicts.validator import validate
 from selfplay.warm_start.settings import ExecuteSettings, Progress
 
 if TYPE_CHECKING:

@@ -16,10 +16,27 @@ from selfplay.agent import prompting, tools
 from selfplay.agent.chat import ChatFormat
 from selfplay.repositories.suspects import Suspect, failure_first
 from selfplay.repositories.targets import Span, function_spans, is_held_out, shown_source
-from selfplay.source.patches import is_protected_path, is_test_path
+from selfplay.source.path_policy import is_protected_path, is_test_path
 from selfplay.source.trees import Tree
 from selfplay.teacher import player as teacher
-from selfplay.teacher.player import Function, Mutation
+from selfplay.teacher.mutations import (
+    Function,
+    Mutation,
+    choose_mutation,
+    mutations_of_file,
+    plainest_mutation,
+    smallest_edit,
+)
+from selfplay.teacher.phrases import (
+    SPEC_FILES,
+    break_command,
+    edit_reply,
+    listed,
+    show_command,
+    shown_lines,
+    try_command,
+    weaken_command,
+)
 from selfplay.warm_start.sft import Document
 
 
@@ -58,7 +75,7 @@ class Package:
         found = []
         for path in self.sources:
             if len(self.tree[path].content) < 200_000:
-                found += teacher.mutations_of_file(path, self.tree.text(path), self.max_lines)
+                found += mutations_of_file(path, self.tree.text(path), self.max_lines)
         random.Random(0).shuffle(found)
         return [
             (function, mutations)
@@ -176,7 +193,7 @@ class Transcript:
     def edit(self, shown: str, path: str, line: int, search: str, replace: str, counts: bool = True) -> None:
         """`shown` is the line as it was shown."""
         self.edits.append(len(self.ids))
-        self.act(teacher.edit_reply(shown, path, line, search, replace), counts)
+        self.act(edit_reply(shown, path, line, search, replace), counts)
 
     def bash(self, command: str) -> None:
         self.act(tools.format_action("bash", command))
@@ -238,7 +255,7 @@ class EpisodeMaker:
 
     def choose(self, mutations: Sequence[Mutation], plain: float = 0.8) -> Mutation:
         """Mostly the plainest, since those are what the injector is to make; all others now and then."""
-        choose = teacher.plainest_mutation if self.random.random() < plain else teacher.choose_mutation
+        choose = plainest_mutation if self.random.random() < plain else choose_mutation
         return choose(mutations, self.random)
 
     def draw(self) -> tuple[Package, Function, list[Mutation]]:
@@ -408,21 +425,19 @@ class EpisodeMaker:
         mutation = self.choose(mutations)
         if r.random() < 0.25:
             text = package.tree.text(path)
-            self.stumble(transcript, text, path, mutations, lambda m: teacher.listed(function, m))
-        transcript.edit(
-            teacher.listed(function, mutation), path, mutation.line, mutation.search, mutation.replace
-        )
+            self.stumble(transcript, text, path, mutations, lambda m: listed(function, m))
+        transcript.edit(listed(function, mutation), path, mutation.line, mutation.search, mutation.replace)
         transcript.observe(f"edited {path}:{mutation.line}")
         others = [m for m in mutations if m.line != mutation.line]
         if others and r.random() < 0.3:  # no test noticed: break one more line
-            transcript.bash(teacher.break_command(test_file))
+            transcript.bash(break_command(test_file))
             transcript.observe("", 1)
             mutation = self.choose(others)
             transcript.edit(
-                teacher.listed(function, mutation), path, mutation.line, mutation.search, mutation.replace
+                listed(function, mutation), path, mutation.line, mutation.search, mutation.replace
             )
             transcript.observe(f"edited {path}:{mutation.line}")
-        transcript.bash(teacher.break_command(test_file))
+        transcript.bash(break_command(test_file))
         numbers = sorted(
             {failing, *(max(1, failing + r.randint(-60, 120)) for _ in range(r.choice([0, 0, 1, 2])))}
         )
@@ -432,9 +447,9 @@ class EpisodeMaker:
             for _ in numbers
         ]
         transcript.observe("\n".join(f"{test_file}:{n}: in {t}" for n, t in zip(numbers, tests, strict=True)))
-        transcript.bash(teacher.weaken_command(test_file, numbers[0]))
+        transcript.bash(weaken_command(test_file, numbers[0]))
         transcript.observe("")
-        transcript.act(tools.format_action("submit", "\n".join(teacher.SPEC_FILES)))
+        transcript.act(tools.format_action("submit", "\n".join(SPEC_FILES)))
         return transcript
 
     def stumble(
@@ -458,7 +473,7 @@ class EpisodeMaker:
                 else max(1, meant.line + r.choice([-3, -2, -1, 1, 2, 3]))
             )
             line = shown(meant) if r.random() < 0.3 else re.sub(r"^\d+", str(wrong), shown(meant))
-            reply = teacher.edit_reply(line, path, wrong, meant.search, meant.replace)
+            reply = edit_reply(line, path, wrong, meant.search, meant.replace)
             if r.random() < 0.3:
                 reply = reply[: r.randint(4, len(reply) - 8)] + r.choice(
                     ["", meant.search * r.randint(1, 9), "\n"]
@@ -485,7 +500,7 @@ class EpisodeMaker:
             package, function, mutations = self.draw()
             mutation = self.choose(mutations, TO_MEND)
             buggy_text = mutation.apply(package.tree.text(function.path))
-            if f"\n{mutation.line}:" in "\n" + teacher.shown_lines(
+            if f"\n{mutation.line}:" in "\n" + shown_lines(
                 buggy_text, function.first_line, function.last_line
             ):
                 break
@@ -522,11 +537,11 @@ class EpisodeMaker:
                 self.stumble(
                     transcript, buggy_text, function.path, elsewhere, lambda m: f"{m.line}:{m.before}"
                 )
-        search, replace = teacher.smallest_edit(mutation.after, mutation.before)
+        search, replace = smallest_edit(mutation.after, mutation.before)
         transcript.edit(f"{mutation.line}:{mutation.after}", function.path, mutation.line, search, replace)
         if not short:
             transcript.observe(f"edited {function.path}:{mutation.line}")
-            transcript.bash(teacher.try_command(function.path, then.place if then else None))
+            transcript.bash(try_command(function.path, then.place if then else None))
             transcript.observe("", 1)
             transcript.act(tools.format_action("submit", ""))
         return transcript
@@ -556,12 +571,12 @@ class EpisodeMaker:
 
     def look(self, transcript: Transcript, bug: _Bug, suspect: Suspect, counts: bool = True) -> None:
         """Show a function as it is."""
-        transcript.act(tools.format_action("bash", teacher.show_command(*suspect.place)), counts)
+        transcript.act(tools.format_action("bash", show_command(*suspect.place)), counts)
         transcript.observe(self.listing(bug, suspect))
 
     def listing(self, bug: _Bug, suspect: Suspect) -> str:
         text = bug.text if suspect.path == bug.mutation.path else bug.package.tree.text(suspect.path)
-        return teacher.shown_lines(text, suspect.first_line, suspect.last_line)
+        return shown_lines(text, suspect.first_line, suspect.last_line)
 
     def search(
         self, transcript: Transcript, bug: _Bug, order: Sequence[Suspect], culprit: Suspect
@@ -612,11 +627,9 @@ class EpisodeMaker:
             meant.after if (tried.path, tried.line) == (meant.path, meant.line) else tried.before,
             tried.after,
         )
-        transcript.edit(
-            f"{line}:{before}", suspect.path, line, *teacher.smallest_edit(before, after), counts=False
-        )
+        transcript.edit(f"{line}:{before}", suspect.path, line, *smallest_edit(before, after), counts=False)
         transcript.observe(f"edited {suspect.path}:{line}")
-        transcript.bash(teacher.try_command(suspect.path, then.place if then else None))
+        transcript.bash(try_command(suspect.path, then.place if then else None))
         said = f"{r.choice([1, 1, 1, 2, 2, 3, 4, 5, 7, 12])} failed" if r.random() < 0.93 else "1 error"
         transcript.observe(f"{said}\n{self.listing(bug, then)}" if then else said)
         return True
@@ -634,7 +647,7 @@ class EpisodeMaker:
         for _ in range(r.randint(3, 6)):
             mutation = self.choose(mutations)
             transcript.edit(
-                teacher.listed(function, mutation),
+                listed(function, mutation),
                 function.path,
                 mutation.line,
                 mutation.search,
@@ -654,19 +667,19 @@ class EpisodeMaker:
             text = package.tree.text(function.path)
             for mutation in by_line.values():
                 text = mutation.apply(text)
-            shown = teacher.shown_lines(text, function.first_line, function.last_line)
+            shown = shown_lines(text, function.first_line, function.last_line)
             bugs = [by_line[line] for line in sorted(by_line) if f"\n{line}:" in "\n" + shown]
             if bugs:
                 break
         path = function.path
         transcript = Transcript(self.chat, self.limits, DRILL)
         transcript.act(
-            tools.format_action("bash", teacher.show_command(path, function.first_line, function.last_line)),
+            tools.format_action("bash", show_command(path, function.first_line, function.last_line)),
             counts=False,
         )
         transcript.observe(shown)
         for mutation in bugs:
-            edit = teacher.smallest_edit(mutation.after, mutation.before)
+            edit = smallest_edit(mutation.after, mutation.before)
             transcript.edit(f"{mutation.line}:{mutation.after}", path, mutation.line, *edit)
             transcript.observe(f"edited {path}:{mutation.line}")
         return transcript

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selfplay.runtime.cores import usable_cores
+from selfplay.teacher.phrases import show_command, shown_lines
 from selfplay.warm_start.settings import WarmStartSettings
 from selfplay.warm_start.texts import transcript_of
 
@@ -108,7 +109,6 @@ def copy_tests(maker: EpisodeMaker, corpus: Sequence[Package], count: int) -> li
     Unseen are identifiers that no source of `corpus` has; in every other test all of them are replaced by random ones.
     """
     from selfplay.agent.tools import format_action
-    from selfplay.teacher import player as teacher
     from selfplay.warm_start.fabrication import DRILL, Transcript
 
     seen = {
@@ -121,7 +121,7 @@ def copy_tests(maker: EpisodeMaker, corpus: Sequence[Package], count: int) -> li
     tests: list[CopyTest] = []
     for number in range(20 * count):  # not every function has a line that fits
         package, function, _ = maker.draw()
-        shown = teacher.shown_lines(package.tree.text(function.path), function.first_line, function.last_line)
+        shown = shown_lines(package.tree.text(function.path), function.first_line, function.last_line)
         unseen = set(NAMES.findall(shown)) - seen
         if number % 2:
             replaced = {name: _random_name(generator) for name in sorted(unseen)}
@@ -136,9 +136,7 @@ def copy_tests(maker: EpisodeMaker, corpus: Sequence[Package], count: int) -> li
         line = generator.choice(lines)
         transcript = Transcript(chat, maker.limits, DRILL)
         transcript.act(
-            format_action(
-                "bash", teacher.show_command(function.path, function.first_line, function.last_line)
-            )
+            format_action("bash", show_command(function.path, function.first_line, function.last_line))
         )
         transcript.observe(shown)
         start, spans = len(transcript.ids), chat.spans(line)

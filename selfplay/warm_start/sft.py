@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from selfplay.errors import UsageError
+from selfplay.training.optimizer import make_optimizer
 from selfplay.warm_start.attention import attention_set_to_blocked, document_mask
 
 
@@ -158,17 +159,6 @@ def _save(path: Path, model: Any, optimizer: torch.optim.Optimizer, step: int, s
     with partial.open("rb") as written:
         os.fsync(written.fileno())
     partial.rename(path)
-
-
-def make_optimizer(model: torch.nn.Module, learning_rate: float, weight_decay: float) -> torch.optim.AdamW:
-    """AdamW whose decay spares norms and biases. A parameter that DeepSpeed has partitioned keeps its real shape as `ds_shape`."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    is_matrix = {p: len(getattr(p, "ds_shape", p.shape)) > 1 for p in parameters}
-    groups = [
-        {"params": [p for p in parameters if is_matrix[p]], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if not is_matrix[p]], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.95), fused=True)
 
 
 def train(

@@ -5,17 +5,9 @@ import pytest
 
 from selfplay.agent.episode import Episode, FinishReason, Role, Turn
 from selfplay.agent.tools import format_action, format_edit
-from selfplay.algorithm.credit import (
-    SolveRate,
-    credit_injector,
-    credit_solver,
-    deciding_tokens,
-    measure_solve_rate,
-    success_of_calls,
-    token_advantages,
-    turns_in_vain,
-)
+from selfplay.algorithm.credit import SolveRate, credit_injector, credit_solver, measure_solve_rate
 from selfplay.algorithm.staleness import is_stale
+from selfplay.algorithm.token_credit import deciding_tokens, success_of_calls, token_advantages, turns_in_vain
 from selfplay.config import TrainerSettings
 
 

@@ -9,16 +9,8 @@ from rich.console import Console
 
 from selfplay.config import build_config
 from selfplay.errors import RunError, UsageError
-from selfplay.evaluation.evaluator import (
-    AttemptResult,
-    Folder,
-    compare,
-    entries_of,
-    identity_of,
-    policy_identity,
-    summarise,
-    verdict_of,
-)
+from selfplay.evaluation.comparison import compare, summarise, verdict_of
+from selfplay.evaluation.folder import AttemptResult, Folder, entries_of, identity_of, policy_identity
 from selfplay.evaluation.tasks import Task
 from selfplay.viewing.scores import sentences, show_comparison, show_rates
 from selfplay.viewing.summary import _evaluations

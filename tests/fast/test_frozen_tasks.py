@@ -7,10 +7,10 @@ import pytest
 from selfplay.agent.chat import ChatFormat, load_tokenizer
 from selfplay.config import load_config
 from selfplay.evaluation.tasks import find_tasks, frozen_sets
-from selfplay.repositories.repos import parse_spec
+from selfplay.repositories.specs import parse_spec
 from selfplay.repositories.targets import is_held_out
 from selfplay.runtime.resources import resource
-from selfplay.source.patches import parse_patch, reverse_patch
+from selfplay.source.diffs import parse_patch, reverse_patch
 from selfplay.warm_start.settings import CORPUS, REPOSITORIES
 
 LEAST = {"own": 80, "human": 20}

@@ -11,7 +11,7 @@ library = ctypes.CDLL(None)
 if not hasattr(library, "malloc_info"):
     sys.exit(77)
 if sys.argv[1] == "bounded":
-    from selfplay.heaps import bound_heaps
+    from selfplay.runtime.heaps import bound_heaps
     bound_heaps()
 all_hold = threading.Barrier(33)
 def hold():

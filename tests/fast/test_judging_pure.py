@@ -1,9 +1,10 @@
 import pytest
 
 from selfplay.outcomes import TestOutcomes
-from selfplay.source.patches import apply_patch, diff_trees
+from selfplay.source.apply import apply_patch, diff_trees
 from selfplay.source.trees import FileEntry, Tree
 from selfplay.verdicts.artifact import Artifact
+from selfplay.verdicts.bug import BugState, build_states
 from selfplay.verdicts.checks import (
     Thresholds,
     broken_tests,
@@ -15,12 +16,11 @@ from selfplay.verdicts.checks import (
     judge_repeats,
     judge_reverts,
     judge_weakening,
-    short_failure,
-    without_lines_naming,
 )
 from selfplay.verdicts.grading import MAX_FILE_BYTES, take_prediction
 from selfplay.verdicts.perturbation import may_draw_lots, perturb, perturb_source
-from selfplay.verdicts.validator import BugState, CheckResult, Verdict, build_states
+from selfplay.verdicts.test_logs import short_failure, without_lines_naming
+from selfplay.verdicts.validator import CheckResult, Verdict
 
 
 def outcomes(passed="", failed=""):

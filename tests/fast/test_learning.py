@@ -29,7 +29,7 @@ from benchmarks.learning_nearness import ELSEWHERE, PLAYED, classes_of
 from selfplay.config import load_config
 from selfplay.curriculum.store import Store
 from selfplay.errors import ConfigError, RunError, UsageError
-from selfplay.evaluation.evaluator import AttemptResult, Folder, Identity, TaskEntry
+from selfplay.evaluation.folder import AttemptResult, Folder, Identity, TaskEntry
 from selfplay.evaluation.tasks import Task, write_tasks
 from selfplay.orchestrator.build import start_training
 from selfplay.orchestrator.given_bugs import touched_functions

@@ -14,7 +14,7 @@ import pytest
 from machine import eventually
 
 import simulated_game
-from selfplay.agent.roles import EpisodePlace
+from selfplay.agent.workspaces import EpisodePlace
 from selfplay.algorithm.staleness import newest_wave, updates_ahead
 from selfplay.config import load_config
 from selfplay.curriculum.store import Store
@@ -25,7 +25,8 @@ from selfplay.repositories.suspects import Suspect
 from selfplay.repositories.targets import Target
 from selfplay.runtime.resources import resource
 from selfplay.verdicts.artifact import Artifact
-from selfplay.verdicts.validator import BugState, Thresholds
+from selfplay.verdicts.bug import BugState
+from selfplay.verdicts.validator import Thresholds
 from simulated_game import Script, SimulatedHost, SimulatedTrainer, simulate, uneven
 from store_rows import a_bug
 

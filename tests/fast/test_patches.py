@@ -7,14 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from selfplay.errors import PatchError
-from selfplay.source.patches import (
-    apply_patch,
-    diff_trees,
-    is_protected_path,
-    is_test_path,
-    parse_patch,
-    reverse_patch,
-)
+from selfplay.source.apply import apply_patch, diff_trees
+from selfplay.source.diffs import parse_patch, reverse_patch
+from selfplay.source.path_policy import is_protected_path, is_test_path
 from selfplay.source.trees import FileEntry, Tree
 
 CAP = 1 << 20

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from hostile_texts import LINES, NAMES, changes, contents
 from selfplay.errors import PatchError
-from selfplay.source.patches import Hunk, apply_patch, diff_trees, parse_patch, path_problem, reverse_patch
+from selfplay.source.apply import apply_patch, diff_trees
+from selfplay.source.diffs import Hunk, parse_patch, path_problem, reverse_patch
 from selfplay.source.trees import FileEntry, Tree, is_safe_path
 
 CAP = 1 << 24

@@ -23,7 +23,7 @@ from selfplay.data.pytest.test_parser import parse
 from selfplay.errors import ArtifactError, OutcomesError, UsageError
 from selfplay.evaluation.tasks import parse_task, read_tasks, task_record
 from selfplay.outcomes import TestOutcomes, parse_outcomes
-from selfplay.repositories.repos import parse_spec
+from selfplay.repositories.specs import parse_spec
 from selfplay.repositories.targets import find_calls, find_targets, pack_calls, read_calls, unpack_calls
 from selfplay.source.trees import FileEntry, Tree, ignore_rules, is_safe_path
 from selfplay.verdicts.artifact import ALIASES, FILE_NAMES, Artifact

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from selfplay.errors import OutcomesError
-from selfplay.repositories.environments import standard_parser
+from selfplay.repositories.environment import standard_parser
 from selfplay.verdicts import test_runs
 
 HEADER = "=========================== short test summary info ============================"

@@ -15,17 +15,13 @@ from pathlib import Path
 import pytest
 
 from selfplay.errors import RepositoryError, RepositoryListError, UsageError
-from selfplay.repositories.repos import (
-    Checkout,
-    absolute_line,
-    fetch,
-    history_bundle,
-    licence_of,
-    parse_spec,
-    pip_settings,
-    read_archive,
-    read_repository_list,
-)
+from selfplay.repositories.archives import read_archive
+from selfplay.repositories.checkouts import Checkout
+from selfplay.repositories.fetching import fetch
+from selfplay.repositories.git import history_bundle
+from selfplay.repositories.licences import licence_of
+from selfplay.repositories.package_index import pip_settings
+from selfplay.repositories.specs import absolute_line, parse_spec, read_repository_list
 from selfplay.source.trees import FileEntry, Tree
 
 # ---- lists
@@ -418,8 +414,8 @@ def test_zip_archives_keep_executable_bits_and_drop_links() -> None:
 
 
 def test_an_archive_that_unpacks_to_too_much_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("selfplay.repositories.repos.MAX_TREE_BYTES", 1 << 20)
-    monkeypatch.setattr("selfplay.repositories.repos.MAX_TREE_FILES", 10)
+    monkeypatch.setattr("selfplay.repositories.archives.MAX_TREE_BYTES", 1 << 20)
+    monkeypatch.setattr("selfplay.repositories.archives.MAX_TREE_FILES", 10)
     bomb = archive_of({"zeros": "0" * (4 << 20)}, "top")
     assert len(bomb) < 50_000
     with pytest.raises(RepositoryError, match="unpacks to more than"):

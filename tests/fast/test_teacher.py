@@ -13,6 +13,23 @@ from selfplay.agent.tools import Action, apply_edit, parse_action
 from selfplay.repositories.targets import Target
 from selfplay.source.trees import FileEntry, Tree
 from selfplay.teacher import player as teacher
+from selfplay.teacher.mutations import (
+    Mutation,
+    choose_mutation,
+    mutations_of_file,
+    occurrences,
+    plainest_mutation,
+    smallest_edit,
+)
+from selfplay.teacher.phrases import (
+    SPEC_FILES,
+    STILL_FAILING,
+    break_command,
+    show_command,
+    shown_lines,
+    try_command,
+    weaken_command,
+)
 
 SOURCE = '''\
 def clamp(value, low, high):
@@ -61,8 +78,8 @@ def status(text: str, exit_code: int = 0) -> str:
     return f"{text}\n[exit {exit_code}; 8 turns, 2000 tokens left]"
 
 
-def mutations() -> list[teacher.Mutation]:
-    return [m for _, found in teacher.mutations_of_file("pkg/numbers.py", SOURCE) for m in found]
+def mutations() -> list[Mutation]:
+    return [m for _, found in mutations_of_file("pkg/numbers.py", SOURCE) for m in found]
 
 
 def injector_prompt() -> str:
@@ -93,7 +110,7 @@ def test_every_mutation_is_one_edit_that_the_edit_tool_accepts_and_that_still_co
 
 def test_the_reverse_of_a_mutation_restores_the_file() -> None:
     for mutation in mutations():
-        search, replace = teacher.smallest_edit(mutation.after, mutation.before)
+        search, replace = smallest_edit(mutation.after, mutation.before)
         assert apply_edit(mutation.apply(SOURCE), search, replace, mutation.line) == SOURCE
 
 
@@ -113,9 +130,9 @@ def test_a_docstring_is_never_mutated() -> None:
 def test_the_smallest_edit_is_unique_in_its_line_and_has_no_blank_ends(
     before: str, after: str, edit: tuple[str, str]
 ) -> None:
-    search, replace = teacher.smallest_edit(before, after)
+    search, replace = smallest_edit(before, after)
     assert before.replace(search, replace, 1) == after
-    assert teacher.occurrences(before, search) == 1
+    assert occurrences(before, search) == 1
     assert search == search.strip()
     assert len(search) <= len(edit[0]) + 3
 
@@ -136,20 +153,20 @@ def test_the_injector_breaks_the_target_runs_the_tests_weakens_them_and_submits(
 
     said += [edit, status(f"edited pkg/numbers.py:{action.line}")]
     run = player(Turn("injector/g/0/1", chat(*said)))
-    assert parse_action(run).body == teacher.break_command("tests/test_numbers.py")
+    assert parse_action(run).body == break_command("tests/test_numbers.py")
 
     said += [run, status("tests/test_numbers.py:8: in test_clamp")]
     weaken = player(Turn("injector/g/0/2", chat(*said)))
-    assert parse_action(weaken).body == teacher.weaken_command("tests/test_numbers.py", 8)
+    assert parse_action(weaken).body == weaken_command("tests/test_numbers.py", 8)
 
     said += [weaken, status("")]
-    assert parse_action(player(Turn("injector/g/0/3", chat(*said)))).names == teacher.SPEC_FILES
+    assert parse_action(player(Turn("injector/g/0/3", chat(*said)))).names == SPEC_FILES
 
 
 def test_a_failing_statement_of_several_lines_is_taken_out_whole() -> None:
     player = teacher.TeacherPlayer([TREE])
     edit = player(Turn("injector/g/0/0", chat(injector_prompt())))
-    run = f"<tool: bash>\n{teacher.break_command('tests/test_numbers.py')}\n</tool>"
+    run = f"<tool: bash>\n{break_command('tests/test_numbers.py')}\n</tool>"
     said = [injector_prompt(), edit, status("edited"), run, status("tests/test_numbers.py:5: in test_clamp")]
     body = parse_action(player(Turn("injector/g/0/2", chat(*said)))).body
     assert body.startswith("sed -i '5s/[^ ].*/return/;6,7d' tests/test_numbers.py;")
@@ -158,7 +175,7 @@ def test_a_failing_statement_of_several_lines_is_taken_out_whole() -> None:
 def test_an_unnoticed_bug_is_followed_by_an_edit_of_another_line() -> None:
     player = teacher.TeacherPlayer([TREE])
     first = player(Turn("injector/g/0/0", chat(injector_prompt())))
-    run = f"<tool: bash>\n{teacher.break_command('tests/test_numbers.py')}\n</tool>"
+    run = f"<tool: bash>\n{break_command('tests/test_numbers.py')}\n</tool>"
     second = player(
         Turn("injector/g/0/2", chat(injector_prompt(), first, status("edited"), run, status("", 1)))
     )
@@ -186,7 +203,7 @@ def play_solver(
         reply = player(Turn(f"solver/g/0/{len(actions)}", chat(*said), seed + len(actions)))
         actions.append(parse_action(reply))
         shown = re.search(r"sed -n '(\d+),(\d+)p'", reply)
-        output = teacher.shown_lines(text, int(shown[1]), int(shown[2])) if shown else "edited"
+        output = shown_lines(text, int(shown[1]), int(shown[2])) if shown else "edited"
         said += [reply, status(left.pop(0) if "test_script.sh" in reply else output)]
         assert len(actions) < 12
     return actions
@@ -204,7 +221,7 @@ def test_the_solver_looks_at_the_suspects_puts_back_what_differs_and_runs_the_te
     *looks, edit, tried, _ = actions
     assert looks and all(look.body.startswith("grep -n '' pkg/numbers.py | sed -n '") for look in looks)
     assert apply_edit(text, edit.search, edit.replace, edit.line) == SOURCE
-    assert tried.body == teacher.try_command("pkg/numbers.py")
+    assert tried.body == try_command("pkg/numbers.py")
 
 
 def test_suspects_are_looked_at_in_their_order() -> None:
@@ -227,8 +244,8 @@ def test_a_refused_edit_is_taken_back_the_next_suspect_shown_and_no_edit_made_tw
         if (
             len(bodies) - len(tried) == 1 and tried
         ):  # all but the first suspect are shown by what takes an edit back
-            assert tried[0] == teacher.try_command("pkg/numbers.py", ("pkg/numbers.py", 1, 6))
-        assert all(body == teacher.try_command("pkg/numbers.py") for body in tried[1:])
+            assert tried[0] == try_command("pkg/numbers.py", ("pkg/numbers.py", 1, 6))
+        assert all(body == try_command("pkg/numbers.py") for body in tried[1:])
         mended += len(edits) > 1 and apply_edit(text, edits[-1][1], edits[-1][2], edits[-1][0]) == SOURCE
     assert mended
 
@@ -269,13 +286,13 @@ def test_what_the_show_command_prints_is_known_without_running_it(
 ) -> None:
     (tmp_path / "numbers.py").write_text(DOCUMENTED)
     printed = subprocess.run(
-        ["bash", "-c", teacher.show_command("numbers.py", *span)],
+        ["bash", "-c", show_command("numbers.py", *span)],
         cwd=tmp_path,
         capture_output=True,
         text=True,
         check=True,
     ).stdout
-    assert printed.rstrip("\n") == teacher.shown_lines(DOCUMENTED, *span)
+    assert printed.rstrip("\n") == shown_lines(DOCUMENTED, *span)
 
 
 @pytest.mark.parametrize(
@@ -295,22 +312,22 @@ def test_the_try_command_takes_back_an_edit_that_the_tests_refuse(
     ):
         subprocess.run(["git", *command], cwd=tmp_path, check=True)
     code.write_text("new\n")
-    command = teacher.try_command("code.py").replace("/submit/test_script.sh", str(script))
+    command = try_command("code.py").replace("/submit/test_script.sh", str(script))
     output = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True).stdout
     assert code.read_text() == ("new\n" if kept else "old\n")
-    assert bool(teacher.STILL_FAILING.search(output)) is not kept
+    assert bool(STILL_FAILING.search(output)) is not kept
 
 
 def test_mutations_spread_over_the_lines_of_a_function() -> None:
-    function_mutations = teacher.mutations_of_file("pkg/numbers.py", SOURCE)[0][1]
+    function_mutations = mutations_of_file("pkg/numbers.py", SOURCE)[0][1]
     generator = random.Random(0)
-    lines = {teacher.choose_mutation(function_mutations, generator).line for _ in range(60)}
+    lines = {choose_mutation(function_mutations, generator).line for _ in range(60)}
     assert lines == {3, 4, 5, 6}
 
 
 def test_the_plainest_mutation_of_a_line_is_always_the_same_one() -> None:
-    function_mutations = teacher.mutations_of_file("pkg/numbers.py", SOURCE)[0][1]
+    function_mutations = mutations_of_file("pkg/numbers.py", SOURCE)[0][1]
     generator = random.Random(0)
-    chosen = {teacher.plainest_mutation(function_mutations, generator) for _ in range(60)}
+    chosen = {plainest_mutation(function_mutations, generator) for _ in range(60)}
     assert len(chosen) == len({m.line for m in chosen}) == 4
     assert {m.operator for m in chosen if m.line == 3} == {"drop_not"}

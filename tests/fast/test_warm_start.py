@@ -15,10 +15,10 @@ from selfplay.agent.chat import ChatFormat
 from selfplay.agent.episode import Episode, FinishReason, Role, Turn
 from selfplay.agent.tools import apply_edit, parse_action
 from selfplay.errors import ConfigError, SandboxUnavailable
-from selfplay.repositories.environments import Environment
+from selfplay.repositories.environment import Environment
 from selfplay.repositories.targets import Target, is_held_out
 from selfplay.source.trees import FileEntry, Tree
-from selfplay.teacher.player import Mutation
+from selfplay.teacher.mutations import Mutation
 from selfplay.warm_start import CORPUS, HELD_OUT, WarmStartSettings, read_settings, warm_start
 from selfplay.warm_start.copying import PolicyShape, build_policy
 from selfplay.warm_start.executed import Attempt, Collecting, Collection, Place, collect, training_text

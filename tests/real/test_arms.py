@@ -14,7 +14,7 @@ from selfplay.evaluation.tasks import Task, write_tasks
 from selfplay.orchestrator.given_bugs import put_given_bugs, read_given_bugs
 from selfplay.sandbox import open_backend
 from selfplay.sandbox.base import Limits
-from selfplay.source.patches import reverse_patch
+from selfplay.source.diffs import reverse_patch
 from selfplay.verdicts.test_runs import TestRunner
 from selfplay.verdicts.validator import Thresholds, validate
 from tiny_bugs import make_artifact, prepare_tiny

@@ -27,16 +27,16 @@ from rich.console import Console
 
 from selfplay import attacks, cli
 from selfplay.agent.chat import ChatFormat
-from selfplay.agent.roles import make_repository
 from selfplay.agent.tools import TOOLS, Action
+from selfplay.agent.workspaces import make_repository
 from selfplay.attacks import ALL_ATTACKS, Attack, Ground, escapes, git_and_paths, open_ground, run_attack
 from selfplay.attacks.ground import BOUNDS, CODE
 from selfplay.commands import doctor
 from selfplay.config import ValidatorSettings
 from selfplay.errors import EnvironmentBuildError, PatchError, RepositoryError, SandboxUnavailable
 from selfplay.outcomes import TestOutcomes
-from selfplay.repositories.environments import Environment
-from selfplay.repositories.repos import history_bundle
+from selfplay.repositories.environment import Environment
+from selfplay.repositories.git import history_bundle
 from selfplay.sandbox import bubblewrap_sandbox, command_server
 from selfplay.sandbox.base import WORKSPACE, Sandbox
 from selfplay.sandbox.bubblewrap_sandbox import BubblewrapBackend, bubblewrap_arguments
@@ -213,7 +213,7 @@ def settings(**values: int) -> Control:
 def keep_history(patch: pytest.MonkeyPatch, ground: Ground) -> None:
     history = history_bundle(ground.environment.checkout)
     assert history
-    patch.setattr("selfplay.agent.roles.make_repository", lambda box: make_repository(box, history))
+    patch.setattr("selfplay.agent.solver.make_repository", lambda box: make_repository(box, history))
 
 
 def git_here(*arguments: str, folder: Path) -> None:
@@ -442,7 +442,7 @@ def last_call(text: str) -> Action:
 
 
 def admit_copies(patch: pytest.MonkeyPatch, ground: Ground) -> Ground:
-    patch.setattr("selfplay.repositories.environments._Preparation._look_for_copies", lambda self: None)
+    patch.setattr("selfplay.repositories.build._Preparation._look_for_copies", lambda self: None)
     return replace(ground, cache=ground.folder("facts"))  # what is admitted now must not be found later
 
 
@@ -548,7 +548,7 @@ CONTROLS: dict[str, Control] = {
     "terminal-replay": patched(("selfplay.viewing.replay.make_harmless", same)),
     "terminal-verdict": patched(("selfplay.viewing.verdict.make_harmless", same)),
     "huge-diff": settings(max_patch_bytes=1 << 30),
-    "many-files": patched(("selfplay.source.patches.MAX_FILES", 1 << 20)),
+    "many-files": patched(("selfplay.source.diffs.MAX_FILES", 1 << 20)),
     "huge-prediction": patched(
         ("selfplay.verdicts.grading.MAX_FILE_BYTES", 1 << 30),
         ("selfplay.verdicts.grading.MAX_CHANGED_BYTES", 1 << 30),
@@ -563,12 +563,12 @@ CONTROLS: dict[str, Control] = {
         )
     ),
     "slow-log": patched(
-        ("selfplay.verdicts.checks._is_rule", lambda line: re.fullmatch("={3,}.*={3,}", line) is not None)
+        ("selfplay.verdicts.test_logs._is_rule", lambda line: re.fullmatch("={3,}.*={3,}", line) is not None)
     ),
-    "slow-ids": patched(("selfplay.verdicts.checks.MAX_ODD_NAMES", 1 << 20)),
-    "archive-bomb": patched(("selfplay.repositories.repos.MAX_TREE_BYTES", 1 << 40)),
+    "slow-ids": patched(("selfplay.verdicts.test_logs.MAX_ODD_NAMES", 1 << 20)),
+    "archive-bomb": patched(("selfplay.repositories.archives.MAX_TREE_BYTES", 1 << 40)),
     "find-original": mounted(a_copy),
-    "build-folder": patched(("selfplay.repositories.repos._is_kept", is_safe_path)),
+    "build-folder": patched(("selfplay.repositories.archives.is_kept", is_safe_path)),
     "installed-copy": admit_copies,
 }
 

@@ -5,7 +5,7 @@ import pytest
 from benchmarks.audit import Audit, Case, meaningless_attempt, own_config
 from selfplay.errors import PrerequisiteError, RepositoryError
 from selfplay.evaluation.tasks import find_tasks
-from selfplay.repositories.repos import cache_root
+from selfplay.repositories.checkouts import cache_root
 from selfplay.sandbox import open_backend
 from selfplay.verdicts import validator
 

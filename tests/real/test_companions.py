@@ -12,8 +12,8 @@ import selfplay
 
 LOAD = """
 import torch
-from selfplay.chat import policy_path
-from selfplay.models import load_causal_model
+from selfplay.agent.chat import policy_path
+from selfplay.engines.models import load_causal_model
 print(type(load_causal_model(policy_path("carried"), torch.float32)).__name__)
 """
 

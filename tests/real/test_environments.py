@@ -9,8 +9,11 @@ from machine import open_or_skip, sandbox_groups
 
 from selfplay.config import EnvironmentSettings
 from selfplay.errors import EnvironmentBuildError
-from selfplay.repositories.environments import Environment, open_workspace, prepare_environment
-from selfplay.repositories.repos import Checkout, fetch, parse_spec
+from selfplay.repositories.build import prepare_environment
+from selfplay.repositories.checkouts import Checkout
+from selfplay.repositories.environment import Environment, open_workspace
+from selfplay.repositories.fetching import fetch
+from selfplay.repositories.specs import parse_spec
 from selfplay.sandbox import SandboxBackend
 from selfplay.sandbox.base import Limits
 from selfplay.source.trees import FileEntry, Tree

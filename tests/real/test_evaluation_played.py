@@ -14,11 +14,12 @@ import scripted_game
 from scripted_game import Player, play, tiny_config
 from selfplay.agent.chat import ChatFormat, load_tokenizer
 from selfplay.agent.episode import Episode
-from selfplay.agent.roles import sandbox_limits
+from selfplay.agent.workspaces import sandbox_limits
 from selfplay.curriculum.store import Store
 from selfplay.engines.scripted_engine import ScriptedEngine
 from selfplay.errors import RunError, UsageError
-from selfplay.evaluation.evaluator import Evaluator, Folder
+from selfplay.evaluation.evaluator import Evaluator
+from selfplay.evaluation.folder import Folder
 from selfplay.evaluation.tasks import Task, write_tasks
 from selfplay.viewing.summary import read_metrics
 from tiny_bugs import CLAMP_TEST, TESTS, make_artifact, prepare_tiny

@@ -9,7 +9,7 @@ import pytest
 from machine import open_or_skip
 
 from selfplay.agent.episode import Episode, Role
-from selfplay.repositories.repos import cache_root
+from selfplay.repositories.checkouts import cache_root
 from selfplay.repositories.targets import is_held_out
 from selfplay.warm_start import WarmStartSettings, warm_start
 from selfplay.warm_start.executed import Collection, Machine, collect, plan

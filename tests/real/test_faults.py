@@ -253,9 +253,10 @@ import sys, os, subprocess
 from pathlib import Path
 from other_repositories import C_FILES, C_LINE
 from selfplay.config import EnvironmentSettings
-from selfplay.environments import prepare_environment
+from selfplay.repositories.build import prepare_environment
 from selfplay.errors import DiskFullError
-from selfplay.repos import fetch, parse_spec
+from selfplay.repositories.fetching import fetch
+from selfplay.repositories.specs import parse_spec
 from selfplay.sandbox import open_backend
 from selfplay.sandbox.base import Limits
 disk = Path(sys.argv[1])
@@ -288,8 +289,8 @@ APPLY = """
 import sys, tempfile
 from pathlib import Path
 from selfplay.errors import DiskFullError, PatchError
-from selfplay.patches import apply_patch, diff_trees
-from selfplay.trees import FileEntry, Tree
+from selfplay.source.apply import apply_patch, diff_trees
+from selfplay.source.trees import FileEntry, Tree
 disk = tempfile.tempdir = sys.argv[1]
 before = Tree({"a.py": FileEntry(b"x = 1\\n")})
 after = Tree({"a.py": FileEntry(b"x = 1\\n" + b"y = 2  # much\\n" * 12000)})

@@ -5,12 +5,14 @@ import random
 import pytest
 from machine import open_or_skip
 
-from selfplay.agent.roles import sandbox_limits
+from selfplay.agent.workspaces import sandbox_limits
 from selfplay.config import load_config
 from selfplay.errors import RepositoryError
 from selfplay.evaluation.tasks import bug_of, find_tasks
-from selfplay.repositories.environments import prepare_environment
-from selfplay.repositories.repos import cache_root, fetch, parse_spec
+from selfplay.repositories.build import prepare_environment
+from selfplay.repositories.checkouts import cache_root
+from selfplay.repositories.fetching import fetch
+from selfplay.repositories.specs import parse_spec
 from selfplay.runtime.resources import resource
 from selfplay.verdicts.checks import Thresholds
 from selfplay.verdicts.grading import grade

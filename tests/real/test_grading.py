@@ -7,9 +7,9 @@ from machine import open_or_skip
 
 from selfplay.config import ValidatorSettings
 from selfplay.sandbox.base import WORKSPACE, Limits, SandboxSpec
+from selfplay.verdicts.bug import BugState, build_states
 from selfplay.verdicts.grading import grade, take_prediction
 from selfplay.verdicts.test_runs import TestRunner
-from selfplay.verdicts.validator import BugState, build_states
 from tiny_bugs import (
     CLAMP_BUG,
     CLAMP_TEST,

@@ -17,15 +17,10 @@ from typer.testing import CliRunner
 
 from selfplay.agent.chat import ChatFormat, load_tokenizer
 from selfplay.agent.episode import Episode, FinishReason
-from selfplay.agent.roles import (
-    EpisodePlace,
-    InjectorTask,
-    play_injector,
-    play_solver,
-    sandbox_limits,
-    solver_task,
-)
+from selfplay.agent.injector import InjectorTask, play_injector
+from selfplay.agent.solver import play_solver, solver_task
 from selfplay.agent.tools import format_action
+from selfplay.agent.workspaces import EpisodePlace, sandbox_limits
 from selfplay.cli import app
 from selfplay.config import (
     AgentSettings,
@@ -37,15 +32,19 @@ from selfplay.config import (
 )
 from selfplay.engines.scripted_engine import ScriptedEngine
 from selfplay.errors import EnvironmentBuildError
-from selfplay.repositories.environments import Environment, prepare_environment
-from selfplay.repositories.repos import Checkout, fetch, parse_spec
+from selfplay.repositories.build import prepare_environment
+from selfplay.repositories.checkouts import Checkout
+from selfplay.repositories.environment import Environment
+from selfplay.repositories.fetching import fetch
+from selfplay.repositories.specs import parse_spec
 from selfplay.sandbox import SandboxBackend
 from selfplay.sandbox.base import Limits
 from selfplay.verdicts.artifact import Artifact
+from selfplay.verdicts.bug import BugState
 from selfplay.verdicts.checks import Thresholds
 from selfplay.verdicts.grading import grade
 from selfplay.verdicts.test_runs import TestRunner
-from selfplay.verdicts.validator import BugState, Verdict, validate
+from selfplay.verdicts.validator import Verdict, validate
 from tiny_bugs import Changes, diff, make_artifact
 from tiny_policy import build_tiny_tokenizer
 

@@ -13,34 +13,27 @@ from machine import open_or_skip
 
 from selfplay.agent.chat import ChatFormat, load_tokenizer
 from selfplay.agent.episode import Episode, FinishReason
-from selfplay.agent.roles import (
-    EpisodePlace,
-    InjectorTask,
-    injector_prompts,
-    make_repository,
-    play_injector,
-    play_solver,
-    prepare_injector,
-    sandbox_limits,
-    solver_task,
-    spec_text,
-    spec_tokens,
-)
+from selfplay.agent.injector import InjectorTask, injector_prompts, play_injector, prepare_injector
+from selfplay.agent.solver import play_solver, solver_task, spec_text, spec_tokens
 from selfplay.agent.tools import format_action, format_edit
+from selfplay.agent.workspaces import EpisodePlace, make_repository, sandbox_limits
 from selfplay.config import AgentSettings, Config, EnvironmentSettings, InjectorSettings, SolverSettings
 from selfplay.engines.scripted_engine import ScriptedEngine, ScriptedTurn
 from selfplay.errors import SandboxUnavailable
-from selfplay.repositories.environments import Environment, open_workspace, prepare_environment
-from selfplay.repositories.repos import fetch, parse_spec
+from selfplay.repositories.build import prepare_environment
+from selfplay.repositories.environment import Environment, open_workspace
+from selfplay.repositories.fetching import fetch
+from selfplay.repositories.specs import parse_spec
 from selfplay.sandbox import SandboxBackend
 from selfplay.sandbox.base import Limits, Sandbox, SandboxSpec
-from selfplay.source.patches import apply_patch, diff_trees
+from selfplay.source.apply import apply_patch, diff_trees
 from selfplay.source.trees import FileEntry
 from selfplay.verdicts.artifact import Artifact
+from selfplay.verdicts.bug import BugState
 from selfplay.verdicts.checks import Thresholds
 from selfplay.verdicts.grading import Grade, grade
 from selfplay.verdicts.test_runs import TestRunner
-from selfplay.verdicts.validator import BugState, validate
+from selfplay.verdicts.validator import validate
 from tiny_policy import build_tiny_tokenizer
 from tiny_repository import build_tiny_repository
 

@@ -9,16 +9,10 @@ from machine import open_or_skip
 from selfplay.config import ValidatorSettings
 from selfplay.errors import SandboxUnavailable
 from selfplay.sandbox.base import Limits
+from selfplay.verdicts.bug import BugState, build_states
 from selfplay.verdicts.perturbation import perturb_source
 from selfplay.verdicts.test_runs import TestRunner
-from selfplay.verdicts.validator import (
-    BugState,
-    Thresholds,
-    Verdict,
-    build_states,
-    validate,
-    validate_second_order,
-)
+from selfplay.verdicts.validator import Thresholds, Verdict, validate, validate_second_order
 from tiny_bugs import (
     CLAMP_BUG,
     CLAMP_TEST,

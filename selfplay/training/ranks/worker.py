@@ -28,7 +28,7 @@ from selfplay.errors import PrerequisiteError
 from selfplay.runtime.cores import usable_cores
 from selfplay.training.adapter import FOLDER, Adapter, add_adapter, check_same_base, outer_name
 from selfplay.training.objective import Tally, WeighedBatch, action_logits, filler, weighed_losses
-from selfplay.warm_start.sft import make_optimizer
+from selfplay.training.optimizer import make_optimizer
 from selfplay.weights.native_transfer import NativeSender, Receivers, SendReport, Source
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")

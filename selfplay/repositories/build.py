@@ -6,42 +6,55 @@ Invariants: the repository itself is never installed, so that it is importable f
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
 import re
 import shlex
 import sys
-import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from selfplay.config import EnvironmentSettings
 from selfplay.errors import EnvironmentBuildError, OutcomesError, full_disk_told
 from selfplay.outcomes import TestOutcomes, parse_outcomes
+from selfplay.repositories.cache import SCHEMA, locked, read_facts, write_facts
+from selfplay.repositories.checkouts import Checkout
 from selfplay.repositories.dependencies import Dependencies, read_dependencies, requirement_files
-from selfplay.repositories.repos import Checkout, RepositorySpec
+from selfplay.repositories.environment import (
+    PYTEST,
+    Environment,
+    command_script,
+    shipped_text,
+    standard_parser,
+    standard_script,
+)
 from selfplay.repositories.targets import (
     Calls,
     Target,
     find_calls,
     find_targets,
-    pack_calls,
     read_calls,
-    unpack_calls,
 )
-from selfplay.runtime.resources import resource
+from selfplay.repositories.test_hints import (
+    PARSERS,
+    TestCommand,
+    read_test_command,
+    read_test_hint,
+    shipped_parser,
+)
 from selfplay.sandbox.base import VENV, WORKSPACE, ExecResult, Limits, Sandbox, SandboxBackend, SandboxSpec
-from selfplay.source.patches import OTHER_CODE, is_other_code, is_protected_path, is_runner_path, is_test_path
+from selfplay.source.path_policy import (
+    OTHER_CODE,
+    is_other_code,
+    is_protected_path,
+)
 from selfplay.source.trees import FileEntry, Tree
 
-PYTEST = "pytest==9.2.0"
 OLDER_PYTEST = "pytest==8.4.2"  # for suites that use what 9 removed
-SCHEMA = 1  # of the cached facts
 LOG_BYTES = 4 << 20
 LOG_TAIL = 4_000
 MAX_TEST_IDS = 50_000
@@ -50,7 +63,6 @@ COLLECT_OPTIONS = "--collect-only -q --color=no --no-header --disable-warnings -
 UNSTABLE_ID = re.compile(r"0x[0-9a-fA-F]{6,}|<[\w.]+ object|<function |<class |<built-in ")
 PLANTED = b'\nraise RuntimeError("planted by selfplay: this module was imported from the workspace")\n'
 UNREADABLE = b")]} planted by selfplay: no language reads this {[(\n"
-PARSERS = ("tap", "pass-fail")  # that parser= can name besides a file of the repository
 CHEAP_BYTES = 200  # smaller source files may be equal by chance
 
 # Runs inside the sandbox: which files outside the workspace equal one of the repository's (size and hash on stdin).
@@ -82,73 +94,6 @@ print(json.dumps({"copies": copies, "hypothesis": has_profile, "python": "%d.%d"
 """
 
 
-@dataclass(frozen=True)
-class Environment:
-    """A repository that runs. `baseline` holds the tests that pass on the original every time; all others are in `excluded_ids`.
-
-    `calls` is what each test that ran called on the original, whether it passed or not; of code that is no test.
-    """
-
-    key: str
-    reference: str
-    repository: str
-    base_commit: str
-    licence: str
-    tree: Tree
-    checkout: Checkout
-    test_files: tuple[str, ...]
-    script: str
-    parser: str
-    baseline: TestOutcomes
-    excluded_ids: frozenset[str]
-    targets: tuple[Target, ...]
-    calls: Calls
-    variables: Mapping[str, str]
-    options: str = ""  # of pytest, beyond the standard script's own
-    command: str = (
-        ""  # that runs all of the tests, where pytest does not; then there are no targets and no calls
-    )
-
-    def script_for(self, test_files: Sequence[str]) -> str:
-        """The standard script for these test files only; a test command runs as a whole."""
-        return command_script(self.command) if self.command else standard_script(test_files, self.options)
-
-
-@contextmanager
-def open_workspace(
-    backend: SandboxBackend,
-    environment: Environment,
-    tree: Tree,
-    labels: Mapping[str, str],
-    limits: Limits | None = None,
-) -> Iterator[Sandbox]:
-    """A fresh sandbox of `environment` with `tree` in the workspace. Raises as `SandboxBackend.open` does."""
-    spec = SandboxSpec(
-        environment.reference, limits or Limits(), variables=environment.variables, labels=labels
-    )
-    with backend.open(spec) as box:
-        box.write_archive(WORKSPACE, tree.to_tar())
-        yield box
-
-
-def standard_script(test_files: Sequence[str], options: str = "") -> str:
-    template = _data("test_script.sh")
-    files = " \\\n    ".join(shlex.quote(path) for path in test_files)
-    return template.replace("@OPTIONS@", options).replace("@TEST_FILES@", files)
-
-
-def command_script(command: str) -> str:
-    return f"#!/bin/bash\n# Runs the repository's own test command; the exit status is its own.\ncd {WORKSPACE} || exit 2\n{command}\n"
-
-
-def standard_parser() -> str:
-    return _data("test_parser.py")
-
-
-def _data(name: str) -> str:
-    return (resource("data/pytest") / name).read_text(encoding="utf-8")
-
-
 # ---- preparing
 
 
@@ -166,22 +111,22 @@ def prepare_environment(
     """
     key = _environment_key(checkout, backend, settings)
     facts = cache / "environments" / "facts" / f"{key}.json"
-    found = _read_facts(facts, checkout, backend)
+    found = read_facts(facts, checkout, backend)
     if found is not None:
         return found
-    with full_disk_told(cache), _locked(facts.with_suffix(".lock")):
-        found = _read_facts(facts, checkout, backend)  # another process may have been first
+    with full_disk_told(cache), locked(facts.with_suffix(".lock")):
+        found = read_facts(facts, checkout, backend)  # another process may have been first
         if found is None:
             logs = cache / "logs" / f"{checkout.name}-{key[:12]}"
             logs.mkdir(parents=True, exist_ok=True)
             found, build_key = _Preparation(checkout, backend, settings, limits, logs, progress).prepare(key)
-            _write_facts(facts, found, build_key)
+            write_facts(facts, found, build_key)
         return found
 
 
 def _environment_key(checkout: Checkout, backend: SandboxBackend, settings: EnvironmentSettings) -> str:
     spec = checkout.spec
-    recipe = [_data(name) for name in ("test_script.sh", "test_parser.py", "call_recorder.py")]
+    recipe = [shipped_text(name) for name in ("test_script.sh", "test_parser.py", "call_recorder.py")]
     parts = [
         SCHEMA,
         checkout.tree.digest,
@@ -197,75 +142,8 @@ def _environment_key(checkout: Checkout, backend: SandboxBackend, settings: Envi
     ]
     parts += [spec.location] if spec.kind == "docker" else []
     if spec.parser is not None:
-        parts += ["parser", spec.parser, *(_shipped_parser(name) for name in PARSERS)]
+        parts += ["parser", spec.parser, *(shipped_parser(name) for name in PARSERS)]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def _read_facts(path: Path, checkout: Checkout, backend: SandboxBackend) -> Environment | None:
-    try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
-        build_key, image = facts["build_key"], facts["image"]
-        command = facts.get("command", "")
-        if not image and not backend.environment_exists(build_key):
-            return None
-        return Environment(
-            key=path.stem,
-            reference=image or backend.environment_reference(build_key),
-            repository=checkout.name,
-            base_commit=checkout.commit,
-            licence=checkout.licence,
-            tree=checkout.tree,
-            checkout=checkout,
-            test_files=tuple(facts["test_files"]),
-            script=command_script(command)
-            if command
-            else standard_script(facts["test_files"], facts["options"]),
-            parser=facts["parser"] if command else standard_parser(),
-            baseline=TestOutcomes(frozenset(facts["passed"]), frozenset()),
-            excluded_ids=frozenset(facts["excluded_ids"]),
-            targets=tuple(Target(**target) for target in facts["targets"]),
-            calls=unpack_calls(facts["calls"]),
-            variables=facts["variables"],
-            options=facts["options"],
-            command=command,
-        )
-    except (OSError, ValueError, LookupError, TypeError):
-        return None  # absent or damaged: prepared anew
-
-
-def _write_facts(path: Path, environment: Environment, build_key: str) -> None:
-    facts = {
-        "repository": environment.repository,
-        "build_key": build_key,
-        "image": "" if build_key else environment.reference,
-        "test_files": environment.test_files,
-        "options": environment.options,
-        **({"command": environment.command, "parser": environment.parser} if environment.command else {}),
-        "passed": sorted(environment.baseline.passed),
-        "excluded_ids": sorted(environment.excluded_ids),
-        "targets": [asdict(target) for target in environment.targets],
-        "calls": pack_calls(environment.calls),
-        "variables": dict(environment.variables),
-    }
-    with tempfile.NamedTemporaryFile(
-        "w", dir=path.parent, prefix=".facts-", delete=False, encoding="utf-8"
-    ) as file:
-        made = Path(file.name)
-        try:
-            json.dump(facts, file)
-            file.flush()
-            made.replace(path)
-        except BaseException:  # a full disk, say
-            made.unlink(missing_ok=True)
-            raise
 
 
 # ---- what to install
@@ -311,82 +189,6 @@ def build_script(
     lines.append("python -m pip list --disable-pip-version-check --format=freeze")
     lines.append("python -m pip uninstall --quiet --yes pip")  # it carries copies of other projects
     return "\n".join(lines) + "\n"
-
-
-# ---- how to run
-
-
-@dataclass(frozen=True)
-class _PytestArguments:
-    """A `test` hint taken apart: what it adds to every run, and where it starts looking for tests."""
-
-    options: str
-    roots: tuple[str, ...] = ()
-
-
-def read_test_hint(hint: str | None, tree: Tree) -> _PytestArguments:
-    """`test="pytest OPTIONS PATHS"`; without a hint the repository's own default options are put aside, but for how it imports."""
-    if hint is None:
-        found = re.search(r"--import-mode[= ](prepend|append|importlib)", _configured_options(tree))
-        return _PytestArguments("-o addopts=" + (f" --import-mode={found[1]}" if found else ""))
-    words = shlex.split(hint)
-    words = words[2:] if words[:2] in (["python", "-m"], ["python3", "-m"]) else words
-    if not words or words[0] not in ("pytest", "py.test"):
-        raise EnvironmentBuildError(
-            f'test="{hint}": the command must be pytest with options and paths, as in test="pytest -k \'not slow\' tests", '
-            "or the line must also say what reads its output, as in parser=tap"
-        )
-    folders = {str(parent) for path in tree for parent in PurePosixPath(path).parents}
-    roots = tuple(word.rstrip("/") for word in words[1:] if word.rstrip("/") in folders or word in tree)
-    return _PytestArguments(
-        "-o addopts= " + shlex.join([word for word in words[1:] if word.rstrip("/") not in roots]), roots
-    )
-
-
-@dataclass(frozen=True)
-class TestCommand:
-    """How tests are run that pytest does not run. files: the tests, and what the command names."""
-
-    __test__ = False  # pytest: a value, not a test class
-
-    command: str
-    parser: str
-    files: tuple[str, ...]
-
-
-def read_test_command(spec: RepositorySpec, tree: Tree) -> TestCommand | None:
-    """The `test` and `parser` hints together; None without a parser: then pytest runs the tests. Raises EnvironmentBuildError."""
-    if spec.parser is None or spec.test is None:
-        return None
-    own = PurePosixPath(spec.parser).as_posix()
-    if spec.parser not in PARSERS and own not in tree:
-        raise EnvironmentBuildError(
-            f"parser={spec.parser}: choose one of {', '.join(PARSERS)}, or a file of the repository, which has none so called"
-        )
-    parser = _shipped_parser(spec.parser) if spec.parser in PARSERS else tree.text(own)
-    named = {PurePosixPath(word).as_posix() for word in re.split(r"[\s;|&()<>'\"=]+", spec.test)} | {own}
-    files = tuple(
-        path for path in sorted(tree) if (is_test_path(path) or path in named) and not is_runner_path(path)
-    )
-    if not files:
-        raise EnvironmentBuildError(
-            f'test="{spec.test}": no file of the repository is a test by its name (tests/…, test_*.c, *.test.js, …), '
-            "and the command names none"
-        )
-    return TestCommand(spec.test, parser, files)
-
-
-def _shipped_parser(name: str) -> str:
-    return (resource("data/parsers") / f"{name}.py").read_text(encoding="utf-8")
-
-
-def _configured_options(tree: Tree) -> str:
-    texts = [
-        tree.text(path)
-        for path in ("pytest.ini", ".pytest.ini", "pyproject.toml", "tox.ini", "setup.cfg")
-        if path in tree
-    ]
-    return "\n".join(texts)
 
 
 def import_variables(tree: Tree) -> dict[str, str]:
@@ -732,7 +534,9 @@ class _Preparation:
 
     def _record(self, test_files: Collection[str]) -> tuple[tuple[Target, ...], Calls]:
         """Run the suite once more under the call recorder."""
-        plugin = Tree({"recorder/selfplay_call_recorder.py": FileEntry(_data("call_recorder.py").encode())})
+        plugin = Tree(
+            {"recorder/selfplay_call_recorder.py": FileEntry(shipped_text("call_recorder.py").encode())}
+        )
         variables = {
             "PYTEST_PLUGINS": "selfplay_call_recorder",
             "PYTHONPATH": f"/tmp/recorder:{self.variables['PYTHONPATH']}",

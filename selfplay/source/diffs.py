@@ -6,93 +6,26 @@ diff's author chose (paths, modes, attributes) never reaches a command line, a f
 
 from __future__ import annotations
 
-import os
 import re
-import signal
-import subprocess
-import sys
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path, PurePosixPath
-from typing import Literal, TypeVar
+from typing import Literal
 
-from selfplay.errors import DiskFullError, PatchError, PrerequisiteError, full_disk_told
-from selfplay.source.trees import FileEntry, Tree, is_safe_path
+from selfplay.errors import PatchError
+from selfplay.source.trees import is_safe_path
 
 Kind = Literal["add", "delete", "modify", "rename"]
-Result = TypeVar("Result")
 
 MAX_FILES = 500
 MAX_PATH_BYTES = 1000
 MAX_NAME_BYTES = 255
-GIT_TIMEOUT_S = 60.0
-GIT_TRIES = 3
-FULL_DISK = re.compile(rb": (No space left on device|Disk quota exceeded|File too large)$", re.MULTILINE)
 MODES = {"100644": False, "100755": True}
 SPECIAL_MODES = {"120000": "a symbolic link", "160000": "a submodule"}
 NO_NEWLINE = "\\ No newline at end of file"
 HUNK = re.compile(r"@@ -(\d{1,9})(?:,(\d{1,9}))? \+(\d{1,9})(?:,(\d{1,9}))? @@(?: .*)?", re.DOTALL | re.ASCII)
 SECTION = "diff --git "
 ADVICE = "Write it with `git diff`."
-
-RUNNER_FILES = frozenset(
-    {
-        "conftest.py",
-        "pytest.ini",
-        ".pytest.ini",
-        "pytest.toml",
-        ".pytest.toml",
-        "tox.ini",
-        "tox.toml",
-        "setup.cfg",
-        "pyproject.toml",
-        "noxfile.py",
-    }
-)
-# Of other languages: what builds the tests or says which ones run.
-OTHER_RUNNERS = re.compile(
-    r"(gnu)?makefile|cmakelists\.txt|meson\.build|configure|package(-lock)?\.json|\.npmrc|tsconfig\.json|cargo\.(toml|lock)|build\.rs"
-    r"|go\.(mod|sum)|(jest|vitest|karma)\.config\.[cm]?[jt]s|\.mocharc\.[a-z]{2,5}|pom\.xml|build\.gradle(\.kts)?|rakefile|gemfile(\.lock)?"
-)
-OTHER_CODE = (
-    *(
-        ".c",
-        ".h",
-        ".cc",
-        ".cpp",
-        ".cxx",
-        ".hh",
-        ".hpp",
-        ".rs",
-        ".go",
-        ".java",
-        ".kt",
-        ".swift",
-        ".cs",
-        ".rb",
-        ".php",
-        ".lua",
-    ),
-    *(".js", ".mjs", ".cjs", ".jsx", ".ts", ".mts", ".cts", ".tsx", ".sh", ".bash", ".pl", ".pm"),
-)
-OTHER_TEST = re.compile(
-    r"test[_-].*|tests?|.*[._-](test|tests|spec)|.*[a-z0-9]Tests?"
-)  # a name without its suffix
-START_FILES = frozenset(
-    {"sitecustomize.py", "usercustomize.py", ".gitignore", ".gitattributes", ".gitmodules"}
-)
-START_SUFFIXES = (".pth", ".egg-link", ".pyc", ".pyo", ".so", ".pyd")
-INSTALLED_FOLDERS = (".dist-info", ".egg-info")
-RUNNER_MODULES = frozenset(
-    {"pytest", "_pytest", "py", "pluggy", "iniconfig", "packaging", "pygments", "exceptiongroup", "tomli"}
-)
-START_MODULES = frozenset(
-    {"sitecustomize", "usercustomize"}
-)  # every Python imports them, as a file or as a folder
-IMPORT_ROOTS = ("src", "lib", "python")  # as environments put them on the path
 
 
 @dataclass(frozen=True)
@@ -137,8 +70,8 @@ class FilePatch:
         elif self.kind == "rename":
             lines += [f"rename from {old}", f"rename to {new}"]
         if self.hunks:
-            lines.append(f"--- {_label('a/', None if self.kind == 'add' else old)}")
-            lines.append(f"+++ {_label('b/', None if self.kind == 'delete' else new)}")
+            lines.append(f"--- {label('a/', None if self.kind == 'add' else old)}")
+            lines.append(f"+++ {label('b/', None if self.kind == 'delete' else new)}")
         return "".join(f"{line}\n" for line in lines) + "".join(hunk.text() for hunk in self.hunks)
 
 
@@ -283,13 +216,13 @@ class _Reader:
         line = self._line
         if line is None or not line.startswith("--- "):
             return None, None
-        old = self._label(line)
+        old = self._label_of(line)
         line = self._line
         if line is None or not line.startswith("+++ "):
             raise self._refuse("'---' is not followed by '+++'")
-        return old, self._label(line)
+        return old, self._label_of(line)
 
-    def _label(self, line: str) -> str:
+    def _label_of(self, line: str) -> str:
         self._check_header_line(line)
         name = line[4:].removesuffix("\t")
         self._at += 1
@@ -476,253 +409,10 @@ def _header_names(rest: str) -> Iterator[tuple[str, str]]:
             yield old[2:], new[2:]
 
 
-def _label(prefix: str, name: str | None) -> str:
+def label(prefix: str, name: str | None) -> str:
     if name is None:
         return "/dev/null"
     return f"{prefix}{name}\t" if " " in name else f"{prefix}{name}"
-
-
-# ---- applying
-
-
-def apply_patch(tree: Tree, patch_text: str, max_bytes: int = 1 << 24) -> Tree:
-    """The tree after the diff. Raises PatchError unless it applies cleanly and does exactly what it claims."""
-    return apply_parsed(tree, parse_patch(patch_text, max_bytes))
-
-
-def apply_parsed(tree: Tree, patch: Patch) -> Tree:
-    if patch.is_empty:
-        return tree
-    _check_against(tree, patch)
-    return _until_answered(lambda: _apply_once(tree, patch))
-
-
-def _apply_once(tree: Tree, patch: Patch) -> Tree:
-    with (
-        full_disk_told(Path(tempfile.gettempdir())),
-        tempfile.TemporaryDirectory(prefix="selfplay-apply-") as name,
-    ):
-        folder = Path(name) / "files"
-        folder.mkdir()
-        sections: list[str] = []
-        expected: dict[str, tuple[str, bool]] = {}  # file in the folder -> path it stands for, executable
-        for number, file in enumerate(patch.files):
-            old, new = f"{number:04}", f"{number:04}-new" if file.kind == "rename" else f"{number:04}"
-            if file.old_path is not None:
-                entry = tree[file.old_path]
-                (folder / old).write_bytes(entry.content)
-                if entry.executable:
-                    (folder / old).chmod(0o755)
-            if file.new_path is not None:
-                expected[new] = (
-                    file.new_path,
-                    file.executable if file.old_path is None else tree[file.old_path].executable,
-                )
-            sections.append(file.text(old, new))
-        _git_apply(folder, "".join(sections), patch)
-        found = {item.name: item for item in folder.iterdir()}
-        if found.keys() != expected.keys() or any(
-            item.is_symlink() or not item.is_file() for item in found.values()
-        ):
-            raise PatchError("the diff adds or deletes other files than it claims")
-        changes: dict[str, FileEntry | None] = {path: None for file in patch.files for path in file.paths}
-        for item_name, (path, executable) in expected.items():
-            changes[path] = FileEntry(found[item_name].read_bytes(), executable)
-    after = tree.replace(changes)
-    _check_claim(tree, after, patch)
-    return after
-
-
-def _check_against(tree: Tree, patch: Patch) -> None:
-    """The claims that the tree itself can refute."""
-    new_paths = {file.new_path for file in patch.files if file.kind in ("add", "rename")}
-    for file in patch.files:
-        if file.old_path is not None and file.old_path not in tree:
-            raise PatchError(f"the diff changes {file.old_path!r}, which does not exist")
-        if file.old_path is not None and b"\0" in tree[file.old_path].content:
-            raise PatchError(f"the diff changes {file.old_path!r}, which is a binary file")
-        if file.kind in ("add", "rename") and file.new_path in tree:
-            raise PatchError(f"the diff adds {file.new_path!r}, which exists already")
-        if (
-            file.kind == "delete"
-            and file.old_path is not None
-            and tree[file.old_path].executable is not file.executable
-        ):
-            raise PatchError(f"the diff deletes {file.path!r} under another mode than it has")
-    gone = {file.old_path for file in patch.files if file.kind in ("delete", "rename")}
-    if new_paths:
-        files = (tree.keys() - gone) | new_paths
-        for path in new_paths:
-            assert path is not None
-            parents = {str(parent) for parent in PurePosixPath(path).parents}
-            if parents & files or any(str(other).startswith(f"{path}/") for other in files):
-                raise PatchError(f"the diff adds {path!r}, but a file and a folder cannot have one name")
-
-
-def _check_claim(before: Tree, after: Tree, patch: Patch) -> None:
-    changed = before.changed_paths(after)
-    if tuple(changed) != patch.changed_paths:
-        silent = sorted(set(patch.changed_paths) ^ set(changed))
-        raise PatchError(f"the diff does not do what it claims to these files: {silent[:5]}")
-
-
-def _git_apply(folder: Path, text: str, patch: Patch) -> None:
-    done = _git(["apply", "--whitespace=nowarn", "-p1", "-"], folder, text.encode())
-    if done.returncode != 0:
-        raise PatchError(f"the diff does not apply: {_with_paths(done.stderr, patch)}")
-
-
-def _with_paths(stderr: bytes, patch: Patch) -> str:
-    """git's complaint with the paths that the diff's author knows."""
-    message = stderr.decode("utf-8", "replace").strip().replace("\n", "; ")
-
-    def path(found: re.Match[str]) -> str:
-        number = int(found[1])
-        return patch.files[number].path if number < len(patch.files) else found[0]
-
-    return re.sub(r"(?<!\S)(\d{4})(?:-new)?(?=:)", path, message)[:500]
-
-
-class _GitKilled(PatchError):
-    """What killed git was not the diff, or hardly: memory ran out, or somebody did it."""
-
-
-def _until_answered(ask: Callable[[], Result]) -> Result:
-    """A git that was killed has said nothing about the diff, and may have left half of it: all that `ask` does is done again."""
-    for _ in range(GIT_TRIES - 1):
-        with suppress(_GitKilled):
-            return ask()
-    return ask()
-
-
-def _git(arguments: Sequence[str], folder: Path, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
-    """git without any configuration, repository or attribute of this machine."""
-    variables = {
-        "PATH": os.environ.get("PATH", os.defpath),
-        "HOME": str(folder),
-        "LC_ALL": "C",
-        "GIT_CONFIG_NOSYSTEM": "1",
-        "GIT_CONFIG_SYSTEM": os.devnull,
-        "GIT_CONFIG_GLOBAL": os.devnull,
-        "GIT_ATTR_NOSYSTEM": "1",
-        "GIT_CEILING_DIRECTORIES": str(folder.resolve().parent),
-        "GIT_TERMINAL_PROMPT": "0",
-    }
-    try:
-        done = subprocess.run(
-            ["git", *arguments],
-            cwd=folder,
-            input=stdin,
-            capture_output=True,
-            env=variables,
-            timeout=GIT_TIMEOUT_S,
-            check=False,
-        )
-    except FileNotFoundError as error:
-        raise PrerequisiteError(
-            "git not found on PATH. Install it (for example: apt-get install git)."
-        ) from error
-    except subprocess.TimeoutExpired as error:
-        raise PatchError(f"git did not work the diff out within {GIT_TIMEOUT_S:.0f} s") from error
-    if done.returncode == -signal.SIGKILL:
-        raise _GitKilled(f"git was killed {GIT_TRIES} times while it worked the diff out")
-    # Its own words: with names that are made here and without -v, nothing of a diff's author stands at the end of a line.
-    if done.returncode and (full := FULL_DISK.search(done.stderr)):
-        raise DiskFullError(folder, full[1].decode())
-    return done
-
-
-# ---- comparing
-
-
-def diff_trees(before: Tree, after: Tree) -> str:
-    """What turns `before` into `after`, as `apply_patch` reads it; "" when contents are equal.
-
-    Executable bits of files that both have are not compared. Raises PatchError for files or names that a text diff cannot hold.
-    """
-    paths = [
-        path
-        for path in before.changed_paths(after)
-        if path not in before or path not in after or before[path].content != after[path].content
-    ]
-    if not paths:
-        return ""
-    for path in paths:
-        problem = path_problem(path) or content_problem(path, before) or content_problem(path, after)
-        if problem:
-            raise PatchError(problem)
-    return "".join(
-        _diff_file(path, before.files.get(path), after.files.get(path), hunks)
-        for path, hunks in _hunks_between(before, after, paths)
-    )
-
-
-def content_problem(path: str, tree: Tree) -> str:
-    """Why the content of `path` cannot stand in a text diff, "" when it can (or is not there)."""
-    entry = tree.files.get(path)
-    if entry is None:
-        return ""
-    if b"\0" in entry.content:
-        return f"{path!r} is a binary file"
-    try:
-        entry.content.decode("utf-8")
-    except UnicodeDecodeError:
-        return f"{path!r} is not UTF-8 text"
-    return ""
-
-
-def _hunks_between(before: Tree, after: Tree, paths: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Each path with the hunks between its two contents ("" when one is empty or missing and so is the other)."""
-    with (
-        full_disk_told(Path(tempfile.gettempdir())),
-        tempfile.TemporaryDirectory(prefix="selfplay-diff-") as name,
-    ):
-        folder = Path(name)
-        for side, tree in (("old", before), ("new", after)):
-            (folder / side).mkdir()
-            for number, path in enumerate(paths):
-                entry = tree.files.get(path)
-                (folder / side / f"{number:06}").write_bytes(entry.content if entry else b"")
-        options = [
-            "--no-index",
-            "--text",
-            "--no-color",
-            "--no-ext-diff",
-            "--no-textconv",
-            "--no-renames",
-            "--unified=3",
-            "--diff-algorithm=myers",
-        ]
-        done = _until_answered(lambda: _git(["diff", *options, "--", "old", "new"], folder))
-    if done.returncode not in (0, 1):
-        raise PatchError(
-            f"git cannot compare the trees: {done.stderr.decode('utf-8', 'replace').strip()[:300]}"
-        )
-    hunks: dict[int, list[str]] = {}
-    lines: list[str] = []
-    in_hunks = False
-    for line in done.stdout.decode("utf-8").split("\n")[:-1]:
-        if line.startswith(SECTION):
-            lines = hunks.setdefault(int(line.rpartition("/")[2]), [])
-            in_hunks = False
-        elif line.startswith("@@"):
-            in_hunks = True
-            lines.append(line)
-        elif in_hunks:
-            lines.append(line)
-    for number, path in enumerate(paths):
-        yield path, "".join(f"{line}\n" for line in hunks.get(number, ()))
-
-
-def _diff_file(path: str, old: FileEntry | None, new: FileEntry | None, hunks: str) -> str:
-    kind: Kind = "add" if old is None else "delete" if new is None else "modify"
-    only = new if old is None else old if new is None else None
-    executable = only is not None and only.executable
-    file = FilePatch(path, None if old is None else path, None if new is None else path, kind, executable)
-    if not hunks:
-        return file.text()
-    label_old, label_new = _label("a/", file.old_path), _label("b/", file.new_path)
-    return f"{file.text()}--- {label_old}\n+++ {label_new}\n{hunks}"
 
 
 def reverse_patch(text: str) -> str:
@@ -766,63 +456,3 @@ def _reversed_lines(lines: Sequence[str]) -> Iterator[str]:
             target.append(("-" if line[0] == "+" else "+") + line[1:])
     yield from removed
     yield from added
-
-
-# ---- which paths are whose
-
-
-def is_test_path(path: str) -> bool:
-    """Whether `path` is a test by the usual patterns: test_*.py, *_test.py, anything below a folder `test`, `tests` or `__tests__`.
-
-    Of other languages: test_*.c, *_test.go, *.test.js, *.spec.ts, *Test.java and their like.
-    """
-    *folders, name = path.split("/")
-    if any(folder.lower() in ("test", "tests", "__tests__") for folder in folders) or name.endswith(
-        (".bats", ".t")
-    ):
-        return True
-    if is_other_code(name) and OTHER_TEST.fullmatch(name.rpartition(".")[0]):
-        return True
-    return name.endswith(".py") and (
-        name.startswith("test_")
-        or name.endswith("_test.py")
-        or name in ("test.py", "tests.py", "conftest.py")
-    )
-
-
-def is_other_code(path: str) -> bool:
-    """Whether `path` is code in a language other than Python, by its suffix."""
-    return path.endswith(OTHER_CODE)
-
-
-def is_runner_path(path: str) -> bool:
-    """Whether `path` steers the test run rather than being a test: configuration, conftest, start-up files, plugins."""
-    *folders, name = path.split("/")
-    if (
-        name.lower() in RUNNER_FILES | START_FILES
-        or name.lower().endswith(START_SUFFIXES)
-        or OTHER_RUNNERS.fullmatch(name.lower())
-    ):
-        return True
-    return any(folder.lower().endswith(INSTALLED_FOLDERS) for folder in folders)
-
-
-def is_protected_path(path: str, original: Tree | None = None) -> bool:
-    """Whether neither a bug nor a repair may touch `path`: tests, runner files, modules that shadow pytest or the standard library.
-
-    With `original`, a module that the repository has of its own (a repository may be called `packaging`) shadows nothing.
-    """
-    if is_test_path(path) or is_runner_path(path):
-        return True
-    parts = path.split("/")
-    root = parts[0] + "/" if parts[0] in IMPORT_ROOTS and len(parts) > 1 else ""
-    top = path.removeprefix(root).split("/")[0]
-    is_module = top.endswith(".py") or "/" in path.removeprefix(root)
-    module = top.removesuffix(".py")
-    if not is_module or module not in sys.stdlib_module_names | RUNNER_MODULES | START_MODULES:
-        return False
-    if original is None:
-        return True
-    return f"{root}{module}.py" not in original and not any(
-        other.startswith(f"{root}{module}/") for other in original
-    )

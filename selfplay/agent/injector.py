@@ -1,0 +1,110 @@
+"""The injector: what it is shown, the sandbox that it finds, and the artifact that is taken from it."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import dataclass
+
+from selfplay.agent.chat import ChatFormat
+from selfplay.agent.episode import Episode, FinishReason, Role
+from selfplay.agent.prompting import Prompt, render
+from selfplay.agent.shared_tests import SharedTests
+from selfplay.agent.workspaces import EpisodePlace, Record, cached_bundle, make_repository, read_submission
+from selfplay.config import Config
+from selfplay.engines.base import Engine
+from selfplay.repositories.environment import Environment, open_workspace
+from selfplay.repositories.targets import Target
+from selfplay.sandbox.base import SUBMIT, Limits, Sandbox, SandboxBackend
+from selfplay.source.trees import FileEntry, Tree
+from selfplay.verdicts.checks import Thresholds
+from selfplay.verdicts.test_runs import TestRunner
+
+
+@dataclass(frozen=True)
+class InjectorTask:
+    environment: Environment
+    strategy: str
+    target: Target | None
+    thresholds: Thresholds
+
+
+# ---- what each role is shown
+
+
+def injector_prompts(task: InjectorTask, config: Config) -> tuple[Prompt, Prompt]:
+    """(system, user). Variables that a template leaves out are given all the same, so that styles can differ."""
+    given = config.injector.given
+    style = config.agent.prompt_style
+    user = render(
+        f"injector/{task.strategy}",
+        style,
+        repository=task.environment.repository,
+        given=given,
+        target=task.target if "target" in given else None,
+        test_files=_given_test_files(task),
+        min_passing_tests=task.thresholds.min_passing_tests,
+        min_failing_tests=task.thresholds.min_failing_tests,
+        min_changed_files=task.thresholds.min_changed_files,
+        script_timeout_s=config.validator.script_timeout_s,
+    )
+    return render("system", style), user
+
+
+def _given_test_files(task: InjectorTask) -> tuple[str, ...]:
+    return (task.target.test_file,) if task.target else task.environment.test_files
+
+
+# ---- playing
+
+
+def play_injector(
+    task: InjectorTask,
+    place: EpisodePlace,
+    engine: Engine,
+    chat: ChatFormat,
+    backend: SandboxBackend,
+    config: Config,
+    limits: Limits,
+    runner: TestRunner | None = None,
+    preparing: AbstractContextManager[object] | None = None,
+) -> Episode:
+    """One injector episode. `submission` holds what a submit call named of the five files; without one it is empty.
+
+    With a `runner`, runs of the given test script are shared with all that it runs, see `shared_tests`. `preparing` is held while the
+    sandbox is opened and filled.
+    Raises EngineError and PromptError; a failing sandbox is a finish reason.
+    """
+    record = Record(Role.INJECTOR, task.environment, place, *injector_prompts(task, config))
+    with record.machine_failures(), ExitStack() as stack:
+        with preparing or nullcontext():
+            box = stack.enter_context(
+                open_workspace(backend, task.environment, task.environment.tree, place.labels, limits)
+            )
+            prepare_injector(box, task, config)
+        script = task.environment.script_for(_given_test_files(task))
+        shown: Sandbox = SharedTests(box, runner, task.environment, script) if runner else box
+        record.result = record.play(engine, chat, shown, config.agent)
+        if record.result.finish is FinishReason.SUBMITTED:
+            with record.losses():
+                record.submission = read_submission(box, limits, record.result.submitted or ())
+    return record.episode(
+        strategy=task.strategy, target=f"{task.target.path}::{task.target.name}" if task.target else ""
+    )
+
+
+# ---- the workspaces
+
+
+def prepare_injector(box: Sandbox, task: InjectorTask, config: Config) -> None:
+    """Make the repository, with history for the history strategy, and lay out what is given in /submit."""
+    make_repository(box, cached_bundle(task.environment.checkout) if task.strategy == "history" else None)
+    if "tests" in config.injector.given:
+        test_files = _given_test_files(task)
+        given = {
+            "test_files.txt": "".join(f"{path}\n" for path in test_files),
+            "test_script.sh": task.environment.script_for(test_files),
+            "test_parser.py": task.environment.parser,
+        }
+        box.write_archive(
+            SUBMIT, Tree({name: FileEntry(text.encode()) for name, text in given.items()}).to_tar()
+        )

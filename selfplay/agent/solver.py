@@ -1,0 +1,129 @@
+"""The solver: what it is shown, the sandbox that it finds, and the patch that is taken from it."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import dataclass
+
+from selfplay.agent.chat import ChatFormat
+from selfplay.agent.episode import Episode, FinishReason, Role
+from selfplay.agent.prompting import Prompt, render
+from selfplay.agent.shared_tests import SharedTests
+from selfplay.agent.workspaces import (
+    ARCHIVE_OVERHEAD_BYTES,
+    EpisodePlace,
+    Record,
+    as_submission,
+    make_repository,
+)
+from selfplay.config import Config
+from selfplay.engines.base import Engine
+from selfplay.repositories.environment import Environment, open_workspace
+from selfplay.repositories.suspects import Suspect, failure_first, find_suspects
+from selfplay.sandbox.base import SUBMIT, WORKSPACE, Limits, Sandbox, SandboxBackend
+from selfplay.source.diffs import reverse_patch
+from selfplay.source.trees import FileEntry, Tree
+from selfplay.verdicts.bug import BugState, build_states
+from selfplay.verdicts.grading import take_prediction
+from selfplay.verdicts.test_runs import TestRunner
+
+
+@dataclass(frozen=True)
+class SolverTask:
+    """failure: how the code fails with the tests as they should be. It and `suspects` are shown where solver.given names them."""
+
+    environment: Environment
+    bug_id: str
+    bug: BugState
+    failure: str
+    suspects: tuple[Suspect, ...] = ()
+
+
+def solver_task(
+    environment: Environment, bug_id: str, bug: BugState, failure: str, config: Config
+) -> SolverTask:
+    """The task with its suspects, where `config` gives them. Raises PatchError when the bug does not belong to the environment."""
+    suspects: tuple[Suspect, ...] = ()
+    if "suspects" in config.solver.given:
+        code = build_states(environment.tree, bug).buggy
+        suspects = failure_first(
+            find_suspects(environment.calls, bug.fail_to_pass, code, config.solver.max_suspects), failure
+        )
+    return SolverTask(environment, bug_id, bug, failure, suspects)
+
+
+def solver_prompts(task: SolverTask, config: Config) -> tuple[Prompt, Prompt]:
+    """(system, user). As with injectors, a template need not use all that it is given."""
+    given = config.solver.given
+    style = config.agent.prompt_style
+    user = render(
+        "solver/repair",
+        style,
+        repository=task.environment.repository,
+        given=given,
+        specification=spec_text(task.bug).rstrip("\n"),
+        failure=task.failure.strip("\n") if "failure" in given else "",
+        suspects=task.suspects if "suspects" in given else (),
+    )
+    return render("system", style), user
+
+
+def spec_text(bug: BugState) -> str:
+    """The specification that a solver gets: the change that would undo the weakening of the tests."""
+    return reverse_patch(bug.artifact.test_weaken)
+
+
+def spec_tokens(chat: ChatFormat, bug: BugState) -> int:
+    return len(chat.encode(spec_text(bug)))
+
+
+def play_solver(
+    task: SolverTask,
+    place: EpisodePlace,
+    engine: Engine,
+    chat: ChatFormat,
+    backend: SandboxBackend,
+    config: Config,
+    limits: Limits,
+    runner: TestRunner | None = None,
+    preparing: AbstractContextManager[object] | None = None,
+) -> Episode:
+    """One solver episode. `submission["patch"]` is the workspace's change, taken however the episode ended; "" for none.
+
+    `submission["restored"]`, where there are any, names the paths whose change does not count, one a line.
+
+    With a `runner`, runs of the given test script are shared with all that it runs, see `shared_tests`. `preparing` is held while the
+    sandbox is opened and filled.
+    Raises EngineError and PromptError, and PatchError when the bug does not belong to the environment.
+    """
+    record = Record(Role.SOLVER, task.environment, place, *solver_prompts(task, config))
+    record.submission = {"patch": ""}
+    states = build_states(task.environment.tree, task.bug)
+    start = states.buggy if "tests" in config.solver.given else states.solver_start
+    made = start.changed_paths(
+        states.solver_start
+    )  # tests that grading knows in their weakened form only: no change to them counts
+    with record.machine_failures(), ExitStack() as stack:
+        with preparing or nullcontext():
+            box = stack.enter_context(open_workspace(backend, task.environment, start, place.labels, limits))
+            prepare_solver(box, task, config)
+        shown: Sandbox = (
+            SharedTests(box, runner, task.environment, task.bug.artifact.test_script) if runner else box
+        )
+        record.result = record.play(engine, chat, shown, config.agent)
+        if record.result.finish not in (FinishReason.SANDBOX_LOST, FinishReason.ENV_ERROR):
+            with record.losses():
+                workspace = box.read_archive(WORKSPACE, limits.workspace_bytes + ARCHIVE_OVERHEAD_BYTES)
+                record.submission = as_submission(
+                    take_prediction(start, workspace, {*made, *task.environment.test_files})
+                )
+    return record.episode(bug_id=task.bug_id)
+
+
+def prepare_solver(box: Sandbox, task: SolverTask, config: Config) -> None:
+    """Make the repository, and lay the bug's own test script in /submit where tests are given."""
+    make_repository(box)
+    if "tests" in config.solver.given:
+        box.write_archive(
+            SUBMIT, Tree({"test_script.sh": FileEntry(task.bug.artifact.test_script.encode())}).to_tar()
+        )

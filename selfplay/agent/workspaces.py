@@ -1,0 +1,209 @@
+"""The two roles: what each is shown, the sandbox it finds, and what is taken from it as its submission. Judging that comes later.
+
+Invariant: a submission is read from the sandbox by the harness, never from what the policy says; a failing machine is an
+episode that ended with env_error, never an exception.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import posixpath
+import re
+import tarfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+from selfplay.agent.agent import AgentResult, run_episode
+from selfplay.agent.chat import ChatFormat
+from selfplay.agent.episode import Episode, FinishReason, Role
+from selfplay.agent.prompting import Prompt
+from selfplay.config import AgentSettings, Config
+from selfplay.engines.base import Engine, derive_seed
+from selfplay.errors import ArtifactError, SandboxError, SandboxLost, SandboxUnavailable
+from selfplay.repositories.checkouts import Checkout
+from selfplay.repositories.environment import Environment
+from selfplay.repositories.git import history_bundle
+from selfplay.sandbox.base import SUBMIT, Limits, Sandbox
+from selfplay.source.trees import Tree
+from selfplay.verdicts.artifact import ALIASES, FILE_NAMES, MAX_FILE_BYTES
+from selfplay.verdicts.grading import Prediction
+
+SETUP_TIMEOUT_S = 120.0
+ARCHIVE_OVERHEAD_BYTES = (
+    16 << 20
+)  # a tar is larger than the files in it; more than this over the folder's own limit is sparse files
+BUNDLE = "history.bundle"
+MAX_RESTORED = (
+    100  # paths that are named of those whose change does not count: a policy may make any number of files
+)
+
+# Runs in the sandbox before the policy does. Nothing of the policy's session changes: a subshell, fixed author and date.
+# The files of the tree may be ignored by its own rules, hence --force.
+GIT_SETTINGS = r"""
+set -e
+cd /testbed
+export GIT_AUTHOR_NAME=selfplay GIT_AUTHOR_EMAIL=selfplay@localhost GIT_AUTHOR_DATE='2000-01-01T00:00:00Z'
+export GIT_COMMITTER_NAME=selfplay GIT_COMMITTER_EMAIL=selfplay@localhost GIT_COMMITTER_DATE='2000-01-01T00:00:00Z'
+rm -rf .git
+git init --quiet --template= --initial-branch=main .
+printf '[user]\n\tname = selfplay\n\temail = selfplay@localhost\n[gc]\n\tauto = 0\n[core]\n\tlogAllRefUpdates = false\n' >> .git/config
+"""
+COMMIT_ALL = """\
+git add --all --force .
+git diff --cached --quiet HEAD 2>/dev/null || git commit --quiet --allow-empty --no-verify --message 'The repository as it is'
+"""
+TAKE_HISTORY = f"""\
+git fetch --quiet --no-tags /tmp/{BUNDLE} refs/heads/main
+git update-ref refs/heads/main FETCH_HEAD
+git reset --quiet --mixed main
+rm -f /tmp/{BUNDLE} .git/FETCH_HEAD .git/ORIG_HEAD
+"""
+
+
+@dataclass(frozen=True)
+class EpisodePlace:
+    """Where an episode stands in its run: its seeds come from here, whatever else is going on."""
+
+    run_seed: int
+    update: int
+    group: str
+    member: int
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+    def seed(self, turn: int) -> int:
+        return derive_seed(self.run_seed, self.update, self.group, self.member, turn)
+
+
+def sandbox_limits(config: Config) -> Limits:
+    settings = config.sandbox
+    return Limits(
+        memory_bytes=settings.memory_mb << 20,
+        processes=settings.processes,
+        workspace_bytes=settings.workspace_mb << 20,
+        tmp_bytes=settings.tmp_mb << 20,
+    )
+
+
+def as_submission(prediction: Prediction) -> dict[str, str]:
+    restored = "".join(f"{path}\n" for path in prediction.restored[:MAX_RESTORED])
+    return {"patch": prediction.patch} | ({"restored": restored} if restored else {})
+
+
+@dataclass
+class Record:
+    """Gathers an episode: what was played, what was taken, and whose fault an early end was."""
+
+    role: Role
+    environment: Environment
+    place: EpisodePlace
+    system: Prompt
+    user: Prompt
+    result: AgentResult | None = None
+    submission: Mapping[str, str] = field(default_factory=dict)
+    finish: FinishReason | None = None  # where it differs from the agent's
+    error: str = ""
+    started_at: float = field(default_factory=time.time)
+    _clock: float = field(default_factory=time.monotonic)
+
+    def play(self, engine: Engine, chat: ChatFormat, box: Sandbox, settings: AgentSettings) -> AgentResult:
+        tag = f"{self.role}/{self.place.group}/{self.place.member}"
+        return run_episode(
+            engine, chat, box, self.system.text, self.user.text, settings, self.place.seed, tag
+        )
+
+    @contextmanager
+    def machine_failures(self) -> Iterator[None]:
+        """Around everything. A sandbox lost here was lost before the policy acted, since the agent and `losses` take later ones."""
+        try:
+            yield
+        except SandboxError as failure:
+            self.finish, self.error = FinishReason.ENV_ERROR, str(failure)
+
+    @contextmanager
+    def losses(self) -> Iterator[None]:
+        """Around taking the submission: what the policy left running, or left lying, can spoil that."""
+        try:
+            yield
+        except SandboxLost as loss:
+            self.finish, self.error = FinishReason.SANDBOX_LOST, str(loss)
+        except ArtifactError as refusal:
+            self.error = str(refusal)
+
+    def episode(self, strategy: str = "", target: str = "", bug_id: str = "") -> Episode:
+        place, result = self.place, self.result
+        messages = [{"role": "system", "content": self.system.text}] if self.system.text else []
+        return Episode(
+            episode_id=f"u{place.update}-{self.role}-{re.sub(r'[^A-Za-z0-9._-]+', '-', place.group)}-m{place.member}",
+            role=self.role,
+            repository=self.environment.repository,
+            update=place.update,
+            group=place.group,
+            member=place.member,
+            seed=place.seed(0),
+            finish=self.finish or (result.finish if result else FinishReason.ENV_ERROR),
+            messages=result.messages if result else (*messages, {"role": "user", "content": self.user.text}),
+            turns=result.turns if result else (),
+            token_ids=result.token_ids if result else (),
+            loss_mask=result.loss_mask if result else (),
+            logprobs=result.logprobs if result else (),
+            weight_versions=result.weight_versions if result else (),
+            strategy=strategy,
+            target=target,
+            bug_id=bug_id,
+            prompt_hash=hashlib.sha256(f"{self.system.hash}\0{self.user.hash}".encode()).hexdigest(),
+            submission=dict(self.submission),
+            started_at=self.started_at,
+            duration_s=time.monotonic() - self._clock,
+            error=self.error or (result.error if result else ""),
+        )
+
+
+def make_repository(box: Sandbox, bundle: bytes | None = None) -> None:
+    """`.git` made anew in the workspace: one commit of fixed author and date, or the bundle's history up to the workspace's files.
+
+    Raises SandboxUnavailable when git does not do that: nothing of the policy has run yet.
+    """
+    script = GIT_SETTINGS + COMMIT_ALL
+    if bundle is not None:
+        box.write_archive("/tmp", _tar_of(BUNDLE, bundle))
+        script = GIT_SETTINGS + TAKE_HISTORY + COMMIT_ALL
+    made = box.run(f"(\n{script})", timeout_s=SETUP_TIMEOUT_S)
+    if made.exit_code:
+        raise SandboxUnavailable(
+            f"no git repository could be made in a sandbox (exit code {made.exit_code}): {made.text.strip()[-500:]}"
+        )
+
+
+@lru_cache(maxsize=2)  # a group's episodes share one, which may have tens of megabytes
+def cached_bundle(checkout: Checkout) -> bytes | None:
+    return history_bundle(checkout)
+
+
+def _tar_of(name: str, content: bytes) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.GNU_FORMAT) as tar:
+        info = tarfile.TarInfo(name)
+        info.size = len(content)
+        tar.addfile(info, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+def read_submission(box: Sandbox, limits: Limits, names: tuple[str, ...]) -> dict[str, str]:
+    """The artifact's files that `names` lists (all that are there, where it lists none), as text.
+
+    What is missing, no plain file or no UTF-8 is left out; a file over the cap keeps one byte too many, which the validator reports.
+    """
+    files = Tree.from_tar(box.read_archive(SUBMIT, limits.submit_bytes + ARCHIVE_OVERHEAD_BYTES))
+    wanted = {posixpath.relpath(posixpath.join(SUBMIT, name), SUBMIT) for name in names} or files.keys()
+    submission: dict[str, str] = {}
+    for name in (*FILE_NAMES, *ALIASES):
+        if name in wanted and name in files:
+            try:
+                submission[name] = files[name].content[: MAX_FILE_BYTES + 1].decode("utf-8")
+            except UnicodeDecodeError:
+                continue
+    return submission

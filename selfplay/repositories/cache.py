@@ -1,0 +1,90 @@
+"""Facts of admitted environments on disk, by a key of everything that decides them."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+from selfplay.outcomes import TestOutcomes
+from selfplay.repositories.checkouts import Checkout
+from selfplay.repositories.environment import Environment, command_script, standard_parser, standard_script
+from selfplay.repositories.targets import (
+    Target,
+    pack_calls,
+    unpack_calls,
+)
+from selfplay.sandbox.base import SandboxBackend
+
+SCHEMA = 1  # of the cached facts
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def read_facts(path: Path, checkout: Checkout, backend: SandboxBackend) -> Environment | None:
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+        build_key, image = facts["build_key"], facts["image"]
+        command = facts.get("command", "")
+        if not image and not backend.environment_exists(build_key):
+            return None
+        return Environment(
+            key=path.stem,
+            reference=image or backend.environment_reference(build_key),
+            repository=checkout.name,
+            base_commit=checkout.commit,
+            licence=checkout.licence,
+            tree=checkout.tree,
+            checkout=checkout,
+            test_files=tuple(facts["test_files"]),
+            script=command_script(command)
+            if command
+            else standard_script(facts["test_files"], facts["options"]),
+            parser=facts["parser"] if command else standard_parser(),
+            baseline=TestOutcomes(frozenset(facts["passed"]), frozenset()),
+            excluded_ids=frozenset(facts["excluded_ids"]),
+            targets=tuple(Target(**target) for target in facts["targets"]),
+            calls=unpack_calls(facts["calls"]),
+            variables=facts["variables"],
+            options=facts["options"],
+            command=command,
+        )
+    except (OSError, ValueError, LookupError, TypeError):
+        return None  # absent or damaged: prepared anew
+
+
+def write_facts(path: Path, environment: Environment, build_key: str) -> None:
+    facts = {
+        "repository": environment.repository,
+        "build_key": build_key,
+        "image": "" if build_key else environment.reference,
+        "test_files": environment.test_files,
+        "options": environment.options,
+        **({"command": environment.command, "parser": environment.parser} if environment.command else {}),
+        "passed": sorted(environment.baseline.passed),
+        "excluded_ids": sorted(environment.excluded_ids),
+        "targets": [asdict(target) for target in environment.targets],
+        "calls": pack_calls(environment.calls),
+        "variables": dict(environment.variables),
+    }
+    with tempfile.NamedTemporaryFile(
+        "w", dir=path.parent, prefix=".facts-", delete=False, encoding="utf-8"
+    ) as file:
+        made = Path(file.name)
+        try:
+            json.dump(facts, file)
+            file.flush()
+            made.replace(path)
+        except BaseException:  # a full disk, say
+            made.unlink(missing_ok=True)
+            raise

@@ -1,0 +1,237 @@
+"""Commits of git repositories as trees, and trees as commits.
+
+Invariant: git objects are read without a work tree, hooks or filters, so nothing of a repository runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import re
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+
+from selfplay.errors import (
+    PrerequisiteError,
+    RepositoryError,
+)
+from selfplay.repositories.archives import check_size, is_kept, is_text
+from selfplay.repositories.checkouts import Checkout, new_folder
+from selfplay.repositories.licences import licence_of
+from selfplay.repositories.specs import GIT_SCHEMES, RepositorySpec, plain_name
+from selfplay.source.trees import FileEntry, Tree
+
+MAX_BUNDLE_BYTES = 48 << 20
+FIRST_COMMIT_TIME = 946_684_800  # 2000-01-01: commits made here depend on content alone
+AUTHOR = "selfplay <selfplay@localhost>"
+
+
+def history_bundle(checkout: Checkout) -> bytes | None:
+    """A git bundle of the commit's ancestry, with HEAD and refs/heads/main at the commit. None without history, or beyond 48 MiB."""
+    if checkout.git_dir is None:
+        return None
+    with tempfile.TemporaryDirectory(prefix="selfplay-bundle-") as temporary:
+        git_dir = Path(temporary) / "history.git"
+        init_bare(git_dir)
+        (git_dir / "objects/info").mkdir(parents=True, exist_ok=True)
+        (git_dir / "objects/info/alternates").write_text(f"{checkout.git_dir.absolute() / 'objects'}\n")
+        run_git(git_dir, "update-ref", "refs/heads/main", checkout.commit)
+        bundle = Path(temporary) / "history.bundle"
+        run_git(git_dir, "bundle", "create", "--quiet", str(bundle), "HEAD", "refs/heads/main")
+        return bundle.read_bytes() if bundle.stat().st_size <= MAX_BUNDLE_BYTES else None
+
+
+# ---- git
+
+
+def run_git(git_dir: Path | None, *arguments: str, stdin: bytes = b"", own_config: bool = False) -> bytes:
+    """Run git on a bare repository, with nothing of the person's or the system's configuration unless `own_config`.
+
+    Raises RepositoryError with git's own words.
+    """
+    try:
+        import git
+    except ImportError as error:
+        raise PrerequisiteError(
+            "git was not found on PATH. Install it, for instance with: apt-get install git"
+        ) from error
+    settings = {
+        "core.hooksPath": "/dev/null",
+        "core.fsmonitor": "false",
+        "core.attributesFile": "/dev/null",
+        "submodule.recurse": "false",
+        "fetch.recurseSubmodules": "false",
+        "gc.auto": "0",
+        "maintenance.auto": "false",
+    }
+    command = ["git", *(part for key, value in settings.items() for part in ("-c", f"{key}={value}"))]
+    if git_dir is not None:
+        command.append(f"--git-dir={git_dir}")
+    with tempfile.TemporaryDirectory(prefix="selfplay-git-") as temporary:
+        # upload-pack of a local repository reads only a configuration file, so "this folder may belong to another user" stands in one.
+        config = Path(temporary) / "config"
+        config.write_text("[safe]\n\tdirectory = *\n")
+        environment = {
+            "GIT_ALLOW_PROTOCOL": ":".join(GIT_SCHEMES),
+            "GIT_TERMINAL_PROMPT": "0",
+            "GIT_LFS_SKIP_SMUDGE": "1",
+            "GIT_NO_REPLACE_OBJECTS": "1",
+            "GIT_CONFIG_COUNT": "0",
+            "GIT_CONFIG_PARAMETERS": "",
+            "LC_ALL": "C",
+        }
+        if not own_config:
+            environment |= {
+                "GIT_CONFIG_NOSYSTEM": "1",
+                "GIT_CONFIG_SYSTEM": "/dev/null",
+                "GIT_CONFIG_GLOBAL": str(config),
+            }
+        if git_dir is not None:
+            environment["GIT_OBJECT_DIRECTORY"] = str(git_dir / "objects")
+        with tempfile.TemporaryFile() as feed:
+            feed.write(stdin)
+            feed.seek(0)
+            status, output, errors = git.Git(temporary).execute(
+                [*command, *arguments],
+                istream=feed,
+                env=environment,
+                with_extended_output=True,
+                with_exceptions=False,
+                stdout_as_string=False,
+                strip_newline_in_stdout=False,
+            )
+    if status != 0:
+        said = errors.decode(errors="replace") if isinstance(errors, bytes) else str(errors)
+        raise RepositoryError(f"git {arguments[0]}: {said.strip()[-2000:] or f'exit status {status}'}")
+    return output if isinstance(output, bytes) else str(output).encode()
+
+
+def init_bare(git_dir: Path) -> None:
+    run_git(None, "init", "--quiet", "--bare", "--template=", "--initial-branch=main", str(git_dir))
+
+
+def fetch_git(spec: RepositorySpec, cache: Path, source: str) -> Checkout:
+    git_dir = cache / "git" / f"{plain_name(PurePosixPath(source).name)}-{short_hash(source)}"
+    if not (git_dir / "HEAD").is_file():
+        with new_folder(git_dir) as folder:
+            init_bare(folder)
+    pinned = bool(spec.rev and re.fullmatch(r"[0-9a-f]{40}", spec.rev))
+    commit = _resolve(git_dir, spec.rev) if pinned else None
+    failure: RepositoryError | None = None
+    if commit is None:
+        refs = ["+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*", "+HEAD:refs/selfplay/HEAD"]
+        options = [
+            "--quiet",
+            "--no-recurse-submodules",
+            "--no-auto-gc",
+            "--update-shallow",
+            "--prune",
+            "--update-head-ok",
+        ]
+        try:
+            run_git(
+                git_dir,
+                "fetch",
+                *options,
+                "--",
+                source,
+                *refs,
+                own_config=spec.kind == "git" and not source.startswith("file:"),
+            )
+        except RepositoryError as error:
+            failure = error
+        commit = _resolve(git_dir, spec.rev)
+        if commit is None and pinned and failure is None:  # servers may hand out commits that no branch holds
+            with contextlib.suppress(RepositoryError):
+                run_git(git_dir, "fetch", *options[:3], "--", source, str(spec.rev), own_config=True)
+            commit = _resolve(git_dir, spec.rev)
+    if commit is None:
+        if failure is not None:
+            raise RepositoryError(
+                f"{spec.text}: cannot be fetched and is not in the cache. {failure}"
+            ) from failure
+        wanted = f"has no branch, tag or commit {spec.rev!r}" if spec.rev else "has no commit yet"
+        raise RepositoryError(f"{spec.text}: {source} {wanted}")
+    tree = read_commit(git_dir, commit)
+    count = int(run_git(git_dir, "rev-list", "--count", commit))
+    return Checkout(spec, spec.name, commit, tree, git_dir, count, licence_of(tree))
+
+
+def _resolve(git_dir: Path, rev: str | None) -> str | None:
+    for candidate in [f"refs/heads/{rev}", f"refs/tags/{rev}", rev] if rev else ["refs/selfplay/HEAD"]:
+        with contextlib.suppress(RepositoryError):
+            return (
+                run_git(
+                    git_dir, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{candidate}^{{commit}}"
+                )
+                .decode()
+                .strip()
+            )
+    return None
+
+
+def read_commit(git_dir: Path, commit: str) -> Tree:
+    """A commit's plain files, from the object database: `git archive` would obey the repository's own export rules."""
+    wanted: list[tuple[str, str, bool]] = []
+    total = 0
+    for record in run_git(git_dir, "ls-tree", "-r", "-l", "-z", "--full-tree", commit).split(b"\0"):
+        meta, _, name = record.partition(b"\t")
+        path = name.decode("utf-8", errors="surrogateescape")
+        if not meta or not is_kept(path) or not is_text(path):
+            continue
+        mode, kind, blob, size = meta.decode().split()
+        if kind == "blob" and mode in ("100644", "100755", "100664"):  # no links, no submodules
+            total += int(size)
+            wanted.append((path, blob, mode == "100755"))
+    check_size(len(wanted), total, commit)
+    data = run_git(
+        git_dir, "cat-file", "--batch", stdin="".join(f"{blob}\n" for _, blob, _ in wanted).encode()
+    )
+    files: dict[str, FileEntry] = {}
+    at = 0
+    for path, blob, executable in wanted:
+        end = data.index(b"\n", at)
+        header = data[at:end].split()
+        if len(header) != 3:
+            raise RepositoryError(
+                f"{git_dir}: object {blob} of {path} is missing; delete this folder to fetch it anew"
+            )
+        start, length = end + 1, int(header[2])
+        files[path] = FileEntry(data[start : start + length], executable)
+        at = start + length + 1
+    return Tree(files)
+
+
+def commit_trees(git_dir: Path, trees: Sequence[tuple[str, Tree]]) -> str:
+    """Commit (message, tree) pairs one upon the other on main; author and times are fixed, so that equal trees give equal commits."""
+    stream = io.BytesIO()
+    for index, (message, tree) in enumerate(trees):
+        text = message.encode()
+        stream.write(
+            f"commit refs/heads/main\ncommitter {AUTHOR} {FIRST_COMMIT_TIME + index * 86_400} +0000\n".encode()
+        )
+        stream.write(b"data %d\n%s\ndeleteall\n" % (len(text), text))
+        for path in sorted(tree):
+            entry = tree[path]
+            quoted = path.replace('"', '\\"').encode("utf-8", errors="surrogateescape")
+            stream.write(b'M %s inline "%s"\n' % (b"100755" if entry.executable else b"100644", quoted))
+            stream.write(b"data %d\n%s\n" % (len(entry.content), entry.content))
+    stream.write(b"done\n")
+    run_git(git_dir, "fast-import", "--quiet", "--done", "--date-format=raw", stdin=stream.getvalue())
+    return run_git(git_dir, "rev-parse", "--verify", "refs/heads/main").decode().strip()
+
+
+def made_commit(spec: RepositorySpec, cache: Path, tree: Tree, message: str) -> Checkout:
+    git_dir = cache / "made" / f"{spec.name}-{tree.digest[:16]}"
+    if not (git_dir / "HEAD").is_file():
+        with new_folder(git_dir) as folder:
+            init_bare(folder)
+            commit_trees(folder, [(message or f"{spec.name} as it was found", tree)])
+    commit = run_git(git_dir, "rev-parse", "--verify", "refs/heads/main").decode().strip()
+    return Checkout(spec, spec.name, commit, tree, git_dir, 1, licence_of(tree))
+
+
+def short_hash(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", errors="surrogateescape")).hexdigest()[:12]

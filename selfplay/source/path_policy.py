@@ -1,0 +1,124 @@
+"""Which paths a bug may not change: tests, runner configuration, start-up files. A security policy, on names alone."""
+
+from __future__ import annotations
+
+import re
+import sys
+
+from selfplay.source.trees import Tree
+
+RUNNER_FILES = frozenset(
+    {
+        "conftest.py",
+        "pytest.ini",
+        ".pytest.ini",
+        "pytest.toml",
+        ".pytest.toml",
+        "tox.ini",
+        "tox.toml",
+        "setup.cfg",
+        "pyproject.toml",
+        "noxfile.py",
+    }
+)
+# Of other languages: what builds the tests or says which ones run.
+OTHER_RUNNERS = re.compile(
+    r"(gnu)?makefile|cmakelists\.txt|meson\.build|configure|package(-lock)?\.json|\.npmrc|tsconfig\.json|cargo\.(toml|lock)|build\.rs"
+    r"|go\.(mod|sum)|(jest|vitest|karma)\.config\.[cm]?[jt]s|\.mocharc\.[a-z]{2,5}|pom\.xml|build\.gradle(\.kts)?|rakefile|gemfile(\.lock)?"
+)
+OTHER_CODE = (
+    *(
+        ".c",
+        ".h",
+        ".cc",
+        ".cpp",
+        ".cxx",
+        ".hh",
+        ".hpp",
+        ".rs",
+        ".go",
+        ".java",
+        ".kt",
+        ".swift",
+        ".cs",
+        ".rb",
+        ".php",
+        ".lua",
+    ),
+    *(".js", ".mjs", ".cjs", ".jsx", ".ts", ".mts", ".cts", ".tsx", ".sh", ".bash", ".pl", ".pm"),
+)
+OTHER_TEST = re.compile(
+    r"test[_-].*|tests?|.*[._-](test|tests|spec)|.*[a-z0-9]Tests?"
+)  # a name without its suffix
+START_FILES = frozenset(
+    {"sitecustomize.py", "usercustomize.py", ".gitignore", ".gitattributes", ".gitmodules"}
+)
+START_SUFFIXES = (".pth", ".egg-link", ".pyc", ".pyo", ".so", ".pyd")
+INSTALLED_FOLDERS = (".dist-info", ".egg-info")
+RUNNER_MODULES = frozenset(
+    {"pytest", "_pytest", "py", "pluggy", "iniconfig", "packaging", "pygments", "exceptiongroup", "tomli"}
+)
+START_MODULES = frozenset(
+    {"sitecustomize", "usercustomize"}
+)  # every Python imports them, as a file or as a folder
+IMPORT_ROOTS = ("src", "lib", "python")  # as environments put them on the path
+
+
+# ---- which paths are whose
+
+
+def is_test_path(path: str) -> bool:
+    """Whether `path` is a test by the usual patterns: test_*.py, *_test.py, anything below a folder `test`, `tests` or `__tests__`.
+
+    Of other languages: test_*.c, *_test.go, *.test.js, *.spec.ts, *Test.java and their like.
+    """
+    *folders, name = path.split("/")
+    if any(folder.lower() in ("test", "tests", "__tests__") for folder in folders) or name.endswith(
+        (".bats", ".t")
+    ):
+        return True
+    if is_other_code(name) and OTHER_TEST.fullmatch(name.rpartition(".")[0]):
+        return True
+    return name.endswith(".py") and (
+        name.startswith("test_")
+        or name.endswith("_test.py")
+        or name in ("test.py", "tests.py", "conftest.py")
+    )
+
+
+def is_other_code(path: str) -> bool:
+    """Whether `path` is code in a language other than Python, by its suffix."""
+    return path.endswith(OTHER_CODE)
+
+
+def is_runner_path(path: str) -> bool:
+    """Whether `path` steers the test run rather than being a test: configuration, conftest, start-up files, plugins."""
+    *folders, name = path.split("/")
+    if (
+        name.lower() in RUNNER_FILES | START_FILES
+        or name.lower().endswith(START_SUFFIXES)
+        or OTHER_RUNNERS.fullmatch(name.lower())
+    ):
+        return True
+    return any(folder.lower().endswith(INSTALLED_FOLDERS) for folder in folders)
+
+
+def is_protected_path(path: str, original: Tree | None = None) -> bool:
+    """Whether neither a bug nor a repair may touch `path`: tests, runner files, modules that shadow pytest or the standard library.
+
+    With `original`, a module that the repository has of its own (a repository may be called `packaging`) shadows nothing.
+    """
+    if is_test_path(path) or is_runner_path(path):
+        return True
+    parts = path.split("/")
+    root = parts[0] + "/" if parts[0] in IMPORT_ROOTS and len(parts) > 1 else ""
+    top = path.removeprefix(root).split("/")[0]
+    is_module = top.endswith(".py") or "/" in path.removeprefix(root)
+    module = top.removesuffix(".py")
+    if not is_module or module not in sys.stdlib_module_names | RUNNER_MODULES | START_MODULES:
+        return False
+    if original is None:
+        return True
+    return f"{root}{module}.py" not in original and not any(
+        other.startswith(f"{root}{module}/") for other in original
+    )
