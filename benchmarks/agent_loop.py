@@ -31,7 +31,7 @@ from selfplay.sandbox.base import ExecResult, Sandbox, SandboxSpec
 if TYPE_CHECKING:
     import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "helpers"))
 from tiny_policy import build_tiny_policy
 
 OUTPUT = "\n".join(

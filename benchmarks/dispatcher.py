@@ -49,7 +49,7 @@ from selfplay.teacher.player import TeacherPlayer
 from selfplay.verdicts.test_runs import TestRunner
 from selfplay.viewing.progress import TrainProgress
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "helpers"))
 from simulated_game import Script, SimulatedTrainer, an_environment
 from tiny_bugs import CLAMP_BUG, CLAMP_TEST, CLAMP_WEAKENED, make_artifact
 from tiny_repository import FILES

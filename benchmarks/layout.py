@@ -47,7 +47,9 @@ class Module:
 
     @property
     def functions(self) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
-        return (node for node in ast.walk(self.tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
+        return (
+            node for node in ast.walk(self.tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        )
 
     @property
     def code_lines(self) -> int:
@@ -57,7 +59,9 @@ class Module:
         for token in tokenize.generate_tokens(io.StringIO(self.text).readline):
             if token.type not in skipped and token.type != tokenize.ENDMARKER:
                 lines.update(range(token.start[0], token.end[0] + 1))
-        return sum(bool(line.strip()) for number, line in enumerate(self.text.splitlines(), 1) if number in lines)
+        return sum(
+            bool(line.strip()) for number, line in enumerate(self.text.splitlines(), 1) if number in lines
+        )
 
 
 def read_modules(package: Path = PACKAGE) -> dict[str, Module]:
@@ -161,10 +165,14 @@ def wide_lines(folder: Path) -> tuple[int, int]:
 
 
 def main() -> int:
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     modules = read_modules()
     chain = longest_chain(modules)
-    rooms = sorted({module.room for module in modules.values() if (PACKAGE / module.room).is_dir() and module.room})
+    rooms = sorted(
+        {module.room for module in modules.values() if (PACKAGE / module.room).is_dir() and module.room}
+    )
     in_root = [name for name in modules if name and "." not in name and name not in rooms]
     wide, lines = wide_lines(ROOT)
     print(f"{len(modules)} modules in {len(rooms)} packages; in the root: {', '.join(in_root)}")

@@ -24,6 +24,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parent / "helpers"))
+
 from folder_events import FolderEvents
 from process_tree import (
     COMMAND,
@@ -50,7 +52,7 @@ from tiny_bugs import CLAMP_BUG, CLAMP_TEST, CLAMP_WEAKENED, TESTS, diff
 from tiny_policy import build_tiny_policy
 from tiny_repository import FILES, TEST_IDS, build_tiny_repository
 
-HERE = Path(__file__).parent
+ROOT = Path(__file__).parents[1]
 NAME = "chaos"
 WAIT_FOR_VICTIM_S = 20.0
 GONE_S = 20.0  # after the controller's end nothing of the run may live longer
@@ -198,7 +200,7 @@ class Chaos:
             log.flush()
             variables = {
                 **os.environ,
-                "PYTHONPATH": str(HERE.parent),
+                "PYTHONPATH": str(ROOT),
                 "OMP_WAIT_POLICY": "passive",
                 "COLUMNS": "160",
             }

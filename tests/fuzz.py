@@ -1,4 +1,4 @@
-"""Tries the properties of tests/fast/test_properties_*.py with fresh random examples for a given time (`make fuzz SECONDS=600`).
+"""Tries the properties of tests/*/test_properties_*.py with fresh random examples for a given time (`make fuzz SECONDS=600`).
 
 Prints what it ran, round by round; a counterexample ends it with exit code 1, and hypothesis keeps it in .hypothesis for the next run.
 """
@@ -40,9 +40,7 @@ def main() -> int:
     )
     options.add_argument("-k", default="", help="only properties whose names hold this, as pytest's -k")
     chosen = options.parse_args()
-    files = sorted(
-        str(path.relative_to(HERE.parent)) for path in (HERE / "fast").glob("test_properties_*.py")
-    )
+    files = sorted(str(path.relative_to(HERE.parent)) for path in HERE.glob("*/test_properties_*.py"))
     print(
         f"{', '.join(files)}: {EXAMPLES} examples of each property a round, for {chosen.seconds:g} s",
         flush=True,

@@ -1,0 +1,694 @@
+"""Every attack of `selfplay doctor --attack` is held on each backend, and each bites: with its defence taken away it gets through.
+
+A control takes away the defence that it names, in the real code, and nothing else of it.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import shlex
+import socket
+import subprocess
+import sys
+import tarfile
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from machine import open_or_skip
+from selfplay import attacks, cli
+from selfplay.agent.chat import ChatFormat
+from selfplay.agent.tools import TOOLS, Action
+from selfplay.agent.workspaces import make_repository
+from selfplay.attacks import ALL_ATTACKS, Attack, Ground, escapes, git_and_paths, open_ground, run_attack
+from selfplay.attacks.ground import BOUNDS, CODE
+from selfplay.commands import doctor
+from selfplay.config import ValidatorSettings
+from selfplay.errors import EnvironmentBuildError, PatchError, RepositoryError, SandboxUnavailable
+from selfplay.outcomes import TestOutcomes
+from selfplay.repositories.environment import Environment
+from selfplay.repositories.git import history_bundle
+from selfplay.sandbox import bubblewrap_sandbox, command_server
+from selfplay.sandbox.base import WORKSPACE, Sandbox
+from selfplay.sandbox.bubblewrap_sandbox import BubblewrapBackend, bubblewrap_arguments
+from selfplay.sandbox.client import ConnectedSandbox, Connection
+from selfplay.source.trees import FileEntry, Tree, is_safe_path
+from selfplay.verdicts.checks import Finding
+from selfplay.verdicts.grading import grade
+from selfplay.verdicts.test_runs import ParsedLog, TestRunner
+
+pytestmark = pytest.mark.sandbox
+
+Control = Callable[
+    [pytest.MonkeyPatch, Ground], Ground | None
+]  # takes a defence away; the ground to attack then, if another
+NO_CONTROL: dict[
+    str, str
+] = {}  # attack -> why its defence cannot be taken away in a test; docs/security.md gives the same reasons
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@contextmanager
+def ground_on(kind: str, cache: Path, scratch: Path) -> Iterator[Ground]:
+    backend = open_or_skip(kind, cache)
+    with open_ground(backend, cache, scratch) as ground:
+        yield ground
+
+
+@pytest.fixture(scope="module", params=["bubblewrap", "docker"])
+def ground(
+    request: pytest.FixtureRequest, cache: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Ground]:
+    with ground_on(request.param, cache, tmp_path_factory.mktemp("scratch")) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def open_to_attack(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
+    """Where defences are taken away: bubblewrap, whose command line is ours to change."""
+    with ground_on("bubblewrap", cache, tmp_path_factory.mktemp("scratch")) as opened:
+        yield opened
+
+
+# ---- taking defences away
+
+
+def patched(*changes: tuple[str, object]) -> Control:
+    """Names in the real code, each with what stands there instead."""
+
+    def control(patch: pytest.MonkeyPatch, _: Ground) -> None:
+        for name, value in changes:
+            patch.setattr(name, value)
+
+    return control
+
+
+def all_of(*controls: Control) -> Control:
+    def control(patch: pytest.MonkeyPatch, ground: Ground) -> Ground | None:
+        for one in controls:
+            ground = one(patch, ground) or ground
+        return ground
+
+    return control
+
+
+def same(value: object, *_: object) -> object:
+    return value
+
+
+def passed_check(*_: object) -> Finding:
+    return Finding(True)
+
+
+NO_RESTORING = patched(("selfplay.source.trees.Tree.restore", same))
+NO_DISGUISE = patched(("selfplay.verdicts.grading.disguise", lambda *_: None))
+# A second grading in disguise finds these forgeries out as well: both are taken away.
+NOTHING_PROTECTED = all_of(
+    NO_DISGUISE, patched(("selfplay.verdicts.validator.is_protected_path", lambda *_: False))
+)
+MISSING_IS_PASSED = patched(
+    (
+        "selfplay.verdicts.grading.judge_repair",
+        lambda outcomes, ours, others: tuple(sorted({*ours, *others} & outcomes.failed)),
+    )
+)
+NO_FAILING_TEST = all_of(NO_DISGUISE, patched(("selfplay.verdicts.grading.add_canary", same)))
+NO_AUDIT = patched(("selfplay.verdicts.validator.perturb", same))
+VANISHED_IS_PASSED = all_of(MISSING_IS_PASSED, NO_FAILING_TEST)
+
+
+def command_line(change: Callable[[list[str], Ground], list[str]]) -> Control:
+    """bubblewrap's command line, changed."""
+
+    def control(patch: pytest.MonkeyPatch, ground: Ground) -> None:
+        patch.setattr(
+            "selfplay.sandbox.bubblewrap_sandbox.bubblewrap_arguments",
+            lambda *given: change(bubblewrap_arguments(*given), ground),
+        )
+
+    return control
+
+
+def without(*options: str) -> Control:
+    return command_line(lambda line, _: [word for word in line if word not in options])
+
+
+def mounted(make: Callable[[Ground], Sequence[str]]) -> Control:
+    """One more mount, the last before the root is closed."""
+
+    def change(line: list[str], ground: Ground) -> list[str]:
+        at = next(
+            number for number in range(len(line) - 1) if line[number : number + 2] == ["--remount-ro", "/"]
+        )
+        return [*line[:at], *make(ground), *line[at:]]
+
+    return command_line(change)
+
+
+def shown_to_all(place: Path) -> list[str]:
+    """A folder of the host, at its own place."""
+    parents = [
+        word for parent in reversed(place.parents[:-1]) for word in ("--perms", "0755", "--dir", str(parent))
+    ]
+    return [*parents, "--ro-bind", str(place), str(place)]
+
+
+def wider(**limits: int) -> Control:
+    """Limits that are there and too wide: the bombs are bounded by themselves."""
+
+    def control(patch: pytest.MonkeyPatch, _: Ground) -> None:
+        start = BubblewrapBackend._start
+        patch.setattr(
+            BubblewrapBackend,
+            "_start",
+            lambda self, spec, *rest: start(
+                self, replace(spec, limits=replace(spec.limits, **limits)), *rest
+            ),
+        )
+
+    return control
+
+
+def server_with(old: str, new: str) -> Control:
+    """The command server with one line of it changed."""
+
+    def control(patch: pytest.MonkeyPatch, ground: Ground) -> None:
+        source = Path(command_server.__file__).read_text()
+        assert old in source
+        changed = ground.folder("server") / "command_server.py"
+        changed.write_text(source.replace(old, new))
+        patch.setattr("selfplay.sandbox.bubblewrap_sandbox.command_server.__file__", str(changed))
+        patch.setattr(
+            "selfplay.sandbox.bubblewrap_sandbox._server_code", bubblewrap_sandbox._server_code.__wrapped__
+        )
+
+    return control
+
+
+def settings(**values: int) -> Control:
+    def control(_: pytest.MonkeyPatch, ground: Ground) -> Ground:
+        return replace(
+            ground, config=ground.config.model_copy(update={"validator": ValidatorSettings(**values)})
+        )
+
+    return control
+
+
+# ---- what people write who have not read the list
+
+
+def keep_history(patch: pytest.MonkeyPatch, ground: Ground) -> None:
+    history = history_bundle(ground.environment.checkout)
+    assert history
+    patch.setattr("selfplay.agent.solver.make_repository", lambda box: make_repository(box, history))
+
+
+def git_here(*arguments: str, folder: Path) -> None:
+    subprocess.run(
+        ["git", "-c", "safe.directory=*", *arguments],
+        cwd=folder,
+        capture_output=True,
+        check=False,
+        timeout=30,
+    )
+
+
+def look_with_git(line: str, cache: Path) -> Tree:
+    git_here("status", folder=Path(line))
+    return Tree.from_folder(Path(line))
+
+
+def clone_anything(line: str, cache: Path) -> Tree:
+    done = subprocess.run(
+        ["git", "-c", "protocol.allow=always", "clone", shlex.split(line)[0], str(cache / "clone")],
+        capture_output=True,
+        check=False,
+        timeout=30,
+    )
+    if done.returncode:
+        raise RepositoryError("not cloned")
+    return Tree()
+
+
+def compare_on_the_host(ground: Ground, box: Sandbox) -> str:
+    folder = ground.folder("workspace")
+    data = box.run(f"tar -cC {WORKSPACE} .", output_bytes=64 << 20).output
+    with tarfile.open(fileobj=io.BytesIO(data)) as archive:
+        archive.extractall(folder, filter="fully_trusted")
+    git_here("diff", folder=folder)
+    return ""
+
+
+def follow_links(self: ConnectedSandbox, folder: str, max_bytes: int) -> bytes:
+    return self.run(f"tar -chC {folder} .", output_bytes=max_bytes).output
+
+
+def unpack_as_named(name: str, data: bytes, folder: Path) -> None:
+    if name.endswith(".zip"):
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            for member in archive.namelist():
+                target = Path(os.path.join(folder, member))  # noqa: PTH118
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(archive.read(member))
+    else:
+        with tarfile.open(fileobj=io.BytesIO(data)) as archive:
+            archive.extractall(folder, filter="fully_trusted")
+
+
+def run_setup(name: str, data: bytes) -> None:
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder, tarfile.open(fileobj=io.BytesIO(data)) as archive:
+        archive.extractall(folder, filter="fully_trusted")
+        subprocess.run(
+            [sys.executable, "setup.py", "--version"],
+            cwd=Path(folder) / "evil-1.0",
+            capture_output=True,
+            check=False,
+        )
+
+
+def apply_leniently(patch: pytest.MonkeyPatch, ground: Ground) -> None:
+    """git's own reading, of any path, in a folder of ours; what a diff makes besides files is not looked at."""
+
+    def lenient(tree: Tree, text: str) -> Tree:
+        folder = ground.folder("lenient") / "inside"
+        tree.write_to(folder)
+        done = subprocess.run(
+            ["git", "apply", "--unsafe-paths", "--ignore-whitespace", "-p1", "-"],
+            cwd=folder,
+            input=text.encode(),
+            capture_output=True,
+            check=False,
+            env={"PATH": os.environ["PATH"], "GIT_CEILING_DIRECTORIES": str(folder.parent)},
+        )
+        if done.returncode:
+            raise PatchError(done.stderr.decode())
+        return Tree.from_folder(folder)
+
+    patch.setattr(git_and_paths, "read_a_diff", lenient)
+
+
+def believe_the_hunks(patch: pytest.MonkeyPatch, ground: Ground) -> None:
+    """The file that `+++` names, or a rename's target, gets the hunk's new lines."""
+
+    def lenient(tree: Tree, text: str) -> Tree:
+        target, changes = "", {}
+        for line in text.splitlines():
+            if line.startswith(("+++ b/", "rename to ")):
+                target = line.removeprefix("+++ b/").removeprefix("rename to ")
+            elif line.startswith("+") and target:
+                changes[target] = FileEntry(
+                    changes.get(target, FileEntry(b"")).content + line[1:].encode() + b"\n"
+                )
+            if line.startswith("rename to "):
+                changes[target] = FileEntry(b"renamed")
+        return tree.replace(changes)
+
+    patch.setattr(git_and_paths, "read_a_diff", lenient)
+
+
+def a_writable_environment(ground: Ground) -> Sequence[str]:
+    folder = ground.folder("env")
+    (folder / "bin").mkdir()
+    for place in (folder, folder / "bin"):
+        place.chmod(0o777)
+    return ["--bind", str(folder), "/opt/env"]
+
+
+def a_shared_folder(ground: Ground) -> Sequence[str]:
+    folder = ground.scratch / "shared"
+    folder.mkdir(exist_ok=True)
+    folder.chmod(0o777)
+    return ["--bind", str(folder), "/tmp"]
+
+
+def an_engine_socket(ground: Ground) -> Sequence[str]:
+    path = ground.scratch / "engine.sock"
+    if not path.exists():
+        with socket.socket(socket.AF_UNIX) as engine:
+            engine.bind(str(path))
+    return ["--perms", "0755", "--dir", "/run", "--ro-bind", str(path), "/run/docker.sock"]
+
+
+def a_copy(ground: Ground) -> Sequence[str]:
+    folder = ground.folder("copy")
+    (folder / "original.py").write_text(BOUNDS)
+    folder.chmod(0o755)
+    return ["--perms", "0755", "--dir", "/opt/copy", "--ro-bind", str(folder), "/opt/copy"]
+
+
+def leave_the_root_open(line: list[str], _: Ground) -> list[str]:
+    at = next(number for number in range(len(line) - 1) if line[number : number + 2] == ["--remount-ro", "/"])
+    return [*line[:at], "--perms", "0777", "--dir", "/left-open", *line[at + 2 :]]
+
+
+def show_all_processes(line: list[str], _: Ground) -> list[str]:
+    at = line.index("--proc")
+    return [*line[:at], "--ro-bind", "/proc", "/proc", *line[at + 2 :]]
+
+
+def hand_variables_on(patch: pytest.MonkeyPatch, _: Ground) -> None:
+    made = bubblewrap_sandbox.command_variables
+    name = "SELFPLAY_ATTACK_TOKEN"
+    patch.setattr(
+        bubblewrap_sandbox, "command_variables", lambda spec: {**made(spec), name: os.environ.get(name, "")}
+    )
+
+
+def a_status_as_is_said(patch: pytest.MonkeyPatch, _: Ground) -> None:
+    """The exit status is what the log makes it."""
+    read = TestRunner._script_log
+
+    def believing(self: TestRunner, box: Sandbox) -> tuple[bytes, int, str]:
+        log, _, error = read(self, box)
+        return log, int(b"FAILED" in log), error
+
+    patch.setattr(TestRunner, "_script_log", believing)
+
+
+class SharedRunner(TestRunner):
+    """Grades in the sandbox that it is given."""
+
+    shared: Sandbox
+
+    @contextmanager
+    def _opened(self, environment: Environment, variables: object) -> Iterator[Sandbox]:
+        if variables:
+            yield self.shared
+        else:
+            with super()._opened(environment, {}) as box:
+                yield box
+
+
+def grade_in_the_solvers_sandbox(ground: Ground, box: Sandbox) -> bool:
+    runner = SharedRunner(ground.backend, ground.config.validator, box.spec.limits, {})
+    runner.shared = box
+    return ground.grade({CODE: (escapes.WRONG, escapes.WRONG + "        # nothing\n")}, runner).passed
+
+
+def parse_beside_the_repository(patch: pytest.MonkeyPatch, ground: Ground) -> None:
+    opened = TestRunner._opened
+
+    @contextmanager
+    def with_repository(
+        self: TestRunner, environment: Environment, variables: dict[str, str]
+    ) -> Iterator[Sandbox]:
+        with opened(self, environment, variables) as box:
+            box.write_archive(WORKSPACE, environment.tree.to_tar())
+            yield box
+
+    patch.setattr(TestRunner, "_opened", with_repository)
+
+
+def parse_once(self: TestRunner, environment: Environment, parser: str, log: bytes) -> ParsedLog:
+    return ParsedLog(self._parse_once(environment, parser, log))
+
+
+def blame_the_machine(self: ConnectedSandbox, gone: Exception) -> SandboxUnavailable:
+    return SandboxUnavailable(str(gone))
+
+
+def never_cut(patch: pytest.MonkeyPatch, _: Ground) -> None:
+    run = Connection.run
+    patch.setattr(
+        Connection,
+        "run",
+        lambda self, command, timeout_s, cap, stdin: run(self, command, timeout_s, 1 << 30, stdin),
+    )
+
+
+def read_all(patch: pytest.MonkeyPatch, _: Ground) -> None:
+    read = Connection.read
+    patch.setattr(Connection, "read", lambda self, folder, most: read(self, folder, 1 << 40))
+
+
+def last_call(text: str) -> Action:
+    tool = next(name for name in TOOLS if text.rpartition("<tool: ")[2].startswith(name))
+    return Action(tool, "")
+
+
+def admit_copies(patch: pytest.MonkeyPatch, ground: Ground) -> Ground:
+    patch.setattr("selfplay.repositories.build._Preparation._look_for_copies", lambda self: None)
+    return replace(ground, cache=ground.folder("facts"))  # what is admitted now must not be found later
+
+
+CONTROLS: dict[str, Control] = {
+    "git-history": keep_history,
+    "edit-tests": NO_RESTORING,
+    "delete-tests": all_of(NO_RESTORING, VANISHED_IS_PASSED),
+    "conftest": NOTHING_PROTECTED,
+    "conftest-inside": NOTHING_PROTECTED,
+    "pytest-ini": NOTHING_PROTECTED,
+    "pyproject": NOTHING_PROTECTED,
+    "sitecustomize": NOTHING_PROTECTED,
+    "sitecustomize-package": NOTHING_PROTECTED,
+    "entry-point": NOTHING_PROTECTED,
+    "shadow-pytest": NOTHING_PROTECTED,
+    "shadow-stdlib": NOTHING_PROTECTED,
+    "environment-plugin": mounted(a_writable_environment),
+    "exit": VANISHED_IS_PASSED,
+    "hard-exit": VANISHED_IS_PASSED,
+    "crash": VANISHED_IS_PASSED,
+    "skip": VANISHED_IS_PASSED,
+    "xfail": VANISHED_IS_PASSED,
+    "print-report": NO_FAILING_TEST,
+    "print-report-short": NO_FAILING_TEST,
+    "print-report-added": NO_DISGUISE,
+    "print-report-status": all_of(NO_DISGUISE, a_status_as_is_said),
+    "forge-chosen-short": NO_DISGUISE,
+    "forge-chosen": patched(("selfplay.verdicts.disguise.Disguise.not_passed", lambda *_: ())),
+    "forge-alike": patched(("selfplay.verdicts.disguise.Disguise.is_seen_through", lambda *_: True)),
+    "agree-with-all": patched(("selfplay.verdicts.disguise.compared_with_nothing", lambda _: None)),
+    "patch-runner": NO_FAILING_TEST,
+    "parser-empty-log": patched(("selfplay.verdicts.validator.judge_empty_log", passed_check)),
+    "parser-knows": patched(("selfplay.verdicts.validator.judge_empty_log", passed_check)),
+    "parser-repository": parse_beside_the_repository,
+    "parser-chance": patched(("selfplay.verdicts.test_runs.TestRunner._parse_twice", parse_once)),
+    "parser-clock": patched(("selfplay.verdicts.test_runs.TestRunner._parse_twice", parse_once)),
+    "parser-network": without("--unshare-net"),
+    "script-fixed": patched(
+        *(
+            (f"selfplay.verdicts.validator.judge_{name}", passed_check)
+            for name in ("bug", "weakening", "reverts")
+        ),
+        ("selfplay.verdicts.validator._Judgement.script_runs_code", lambda *_: None),
+    ),
+    "script-reads": patched(("selfplay.verdicts.validator._Judgement.script_runs_code", lambda *_: None)),
+    "script-knows": NO_AUDIT,
+    "random-bug": patched(("selfplay.verdicts.validator.judge_repeats", passed_check)),
+    "random-pass": patched(("selfplay.attacks.ground.grade", partial(grade, confirm=False))),
+    "hash-of-source": NO_AUDIT,
+    "hash-of-dos": NO_AUDIT,
+    "hash-of-syntax": NO_AUDIT,
+    "hash-of-code": NO_AUDIT,
+    "hash-of-tree": NO_AUDIT,
+    "hash-pass": patched(("selfplay.verdicts.grading.perturb", same)),
+    "fork-bomb": wider(processes=1024),
+    "memory-bomb": wider(memory_bytes=1 << 30),
+    "disk-bomb": wider(workspace_bytes=64 << 20),
+    "huge-file": wider(file_bytes=64 << 20),
+    "endless-output": never_cut,
+    "outlive-timeout": server_with("        assert os.getpid() == 1  #", "        return  #"),
+    "write-while-graded": patched(("selfplay.attacks.escapes.grade_beside", grade_in_the_solvers_sandbox)),
+    "network": without("--unshare-net"),
+    "abstract-socket": without("--unshare-net"),
+    "engine-socket": mounted(an_engine_socket),
+    "host-files": mounted(lambda ground: shown_to_all(ground.scratch)),
+    "host-processes": command_line(show_all_processes),
+    "host-variables": hand_variables_on,
+    "other-sandbox": mounted(a_shared_folder),
+    "write-outside": command_line(leave_the_root_open),
+    "privileges": without("--bounding-set=-all", "--cap-drop"),
+    "kernel-doors": patched(("selfplay.sandbox.bubblewrap_sandbox.seccomp_filter", lambda: b"")),
+    "server": server_with("prctl(set_dumpable, 0,", "prctl(set_dumpable, 1,"),
+    "lost-sandbox": patched(("selfplay.sandbox.client.ConnectedSandbox._explain", blame_the_machine)),
+    "deadly-repair": VANISHED_IS_PASSED,
+    "repository-hooks": patched(("selfplay.attacks.git_and_paths.obtain", look_with_git)),
+    "workspace-hooks": patched(("selfplay.attacks.ground.Ground.taken", compare_on_the_host)),
+    "submit-link": patched(("selfplay.sandbox.client.ConnectedSandbox.read_archive", follow_links)),
+    "artifact-link": patched(("selfplay.sandbox.client.ConnectedSandbox.read_archive", follow_links)),
+    "validate-link": patched(("pathlib.Path.is_symlink", lambda self: False)),
+    "tar-paths": patched(("selfplay.attacks.git_and_paths.unpack", unpack_as_named)),
+    "zip-paths": patched(("selfplay.attacks.git_and_paths.unpack", unpack_as_named)),
+    "diff-climb": apply_leniently,
+    "diff-git-folder": apply_leniently,
+    "diff-link-mode": apply_leniently,
+    "diff-option-name": apply_leniently,
+    "diff-mode-change": apply_leniently,
+    "diff-two-names": believe_the_hunks,
+    "diff-two-sections": apply_leniently,
+    "diff-rename": believe_the_hunks,
+    "diff-binary": apply_leniently,
+    "diff-crlf-header": apply_leniently,
+    "diff-prose": believe_the_hunks,
+    "transports": patched(("selfplay.attacks.git_and_paths.obtain", clone_anything)),
+    "setup-script": patched(("selfplay.attacks.git_and_paths.read_a_release", run_setup)),
+    "build-calls": patched(
+        ("selfplay.sandbox.index_proxy.is_public", lambda _: True),
+        ("selfplay.sandbox.index_proxy.is_own", lambda _: False),
+    ),
+    "build-script": mounted(lambda ground: shown_to_all(ground.scratch)),
+    "chat-tokens": patched(("selfplay.agent.chat.ChatFormat.encode", ChatFormat._encode_template)),
+    "forged-call": patched(("selfplay.attacks.text_and_limits.parse_action", last_call)),
+    "hidden-text": patched(("selfplay.attacks.text_and_limits.make_harmless", same)),
+    "terminal-replay": patched(("selfplay.viewing.replay.make_harmless", same)),
+    "terminal-verdict": patched(("selfplay.viewing.verdict.make_harmless", same)),
+    "huge-diff": settings(max_patch_bytes=1 << 30),
+    "many-files": patched(("selfplay.source.diffs.MAX_FILES", 1 << 20)),
+    "huge-prediction": patched(
+        ("selfplay.verdicts.grading.MAX_FILE_BYTES", 1 << 30),
+        ("selfplay.verdicts.grading.MAX_CHANGED_BYTES", 1 << 30),
+    ),
+    "sparse-workspace": read_all,
+    "many-ids": settings(max_test_ids=1 << 20),
+    "huge-id": patched(("selfplay.outcomes.MAX_ID_LENGTH", 1 << 30)),
+    "deep-json": patched(
+        (
+            "selfplay.verdicts.test_runs.parse_outcomes",
+            lambda data, _: TestOutcomes.from_json(json.loads(data)),
+        )
+    ),
+    "slow-log": patched(
+        ("selfplay.verdicts.test_logs._is_rule", lambda line: re.fullmatch("={3,}.*={3,}", line) is not None)
+    ),
+    "slow-ids": patched(("selfplay.verdicts.test_logs.MAX_ODD_NAMES", 1 << 20)),
+    "archive-bomb": patched(("selfplay.repositories.archives.MAX_TREE_BYTES", 1 << 40)),
+    "find-original": mounted(a_copy),
+    "build-folder": patched(("selfplay.repositories.archives.is_kept", is_safe_path)),
+    "installed-copy": admit_copies,
+}
+
+
+# ---- the tests
+
+
+@pytest.mark.parametrize("attack", ALL_ATTACKS, ids=lambda attack: attack.id)
+def test_an_attack_is_held(ground: Ground, attack: Attack) -> None:
+    report = run_attack(attack, ground)
+    assert report.status == "held", report.evidence
+
+
+@pytest.mark.parametrize("attack", ALL_ATTACKS, ids=lambda attack: attack.id)
+def test_an_attack_gets_through_where_its_defence_is_taken_away(
+    open_to_attack: Ground, attack: Attack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if attack.id in NO_CONTROL:
+        pytest.skip(NO_CONTROL[attack.id])
+    ground = CONTROLS[attack.id](monkeypatch, open_to_attack) or open_to_attack
+    report = run_attack(attack, ground)
+    assert report.status == "NOT held", report
+
+
+def test_a_build_in_the_network_of_the_host_would_reach_it(
+    open_to_attack: Ground, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other half of build-calls: its control opens the way out, this one the wall."""
+    without("--unshare-net")(monkeypatch, open_to_attack)
+    attack = next(attack for attack in ALL_ATTACKS if attack.id == "build-calls")
+    assert run_attack(attack, open_to_attack).status == "NOT held"
+
+
+def test_every_attack_has_a_control_or_a_reason() -> None:
+    ids = [attack.id for attack in ALL_ATTACKS]
+    assert len(set(ids)) == len(ids)
+    assert sorted(ids) == sorted([*CONTROLS, *NO_CONTROL])
+
+
+def test_every_row_of_the_list_is_attacked() -> None:
+    assert {attack.row for attack in ALL_ATTACKS} == set(range(1, 20))
+
+
+# Reads each copy as its author would: what its last line comes to, and whether something in it is compared with nothing.
+FORGE_BY_READING = """
+def forge():
+    import ast
+    import inspect
+    from _pytest.reports import TestReport
+
+    make = TestReport.from_item_and_call.__func__
+
+    def should_pass(function):
+        asserted = [node.test for node in ast.walk(ast.parse(inspect.getsource(function))) if isinstance(node, ast.Assert)]
+        constant = [node for node in asserted if not any(isinstance(part, ast.Name) for part in ast.walk(node))]
+        unequal = any(ast.unparse(part) == 'object()' for node in asserted for part in ast.walk(node))
+        return not unequal and all(eval(compile(ast.Expression(node), '', 'eval')) for node in constant)
+
+    def forged(cls, item, call):
+        report = make(cls, item, call)
+        if 'test_clamp' in item.nodeid and call.when == "call" and should_pass(item.function):
+            report.outcome, report.longrepr = "passed", None
+        return report
+
+    TestReport.from_item_and_call = classmethod(forged)
+
+"""
+
+
+def test_code_that_works_out_which_copies_must_fail_is_the_risk_that_is_stated(
+    open_to_attack: Ground,
+) -> None:
+    """Not a defence: when this fails, something better was found, and docs/security.md and RESIDUAL_RISK must say so."""
+    found = open_to_attack.grade({CODE: ("\n\ndef clamp", f"\n\n{FORGE_BY_READING}\nforge()\n\n\ndef clamp")})
+    assert found.passed, found.reason
+    assert "works out which" in attacks.RESIDUAL_RISK
+
+
+def test_a_failing_machine_is_neither_held_nor_broken(open_to_attack: Ground) -> None:
+    broken = replace(
+        open_to_attack, environment=replace(open_to_attack.environment, reference="/no/such/environment")
+    )
+    attack = next(attack for attack in ALL_ATTACKS if attack.id == "network")
+    assert run_attack(attack, broken).status == "machine"
+
+
+# ---- the command
+
+
+def test_the_command_tells_each_attack_and_fails_when_one_got_through(
+    open_to_attack: Ground, cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chosen = tuple(attack for attack in ALL_ATTACKS if attack.id in ("network", "diff-climb"))
+    monkeypatch.setattr(attacks, "ALL_ATTACKS", chosen)
+    monkeypatch.setenv("SELFPLAY_CACHE", str(cache))
+    assert doctor.attack(Console(), "bubblewrap", as_json=True) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert [(report["id"], report["row"], report["status"]) for report in told["attacks"]] == [
+        ("network", 12, "held"),
+        ("diff-climb", 13, "held"),
+    ]
+    apply_leniently(monkeypatch, open_to_attack)
+    assert doctor.attack(Console(width=150), "bubblewrap") == 1
+    shown = capsys.readouterr().out
+    assert (
+        "NOT held" in shown
+        and "1 of 2 attacks held" in shown
+        and "1 got through" in shown
+        and "What stays a risk" in shown
+    )
+
+
+def test_an_error_that_quotes_a_hostile_log_leaves_the_terminal_alone(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(**_: object) -> None:
+        raise EnvironmentBuildError("no \x1b[2Jway", log_tail="\x1b]0;owned\x07")
+
+    monkeypatch.setattr(cli, "app", fail)
+    with pytest.raises(SystemExit):
+        cli.main()
+    said = capsys.readouterr().err
+    assert "\x1b" not in said and r"\x1b[2Jway" in said and r"\x1b]0;owned" in said

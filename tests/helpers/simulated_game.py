@@ -1,0 +1,287 @@
+"""A run whose episodes and steps only take time: no model, no sandbox. Loop, waves, dispatcher, database and files are the real ones.
+
+python tests/helpers/simulated_game.py FOLDER KILL_AT     as `scripted_game`: the process sends itself SIGKILL there
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, cast
+
+from rich.console import Console
+
+from selfplay.agent.episode import Episode, FinishReason, Role, Turn
+from selfplay.agent.tools import format_action, format_edit
+from selfplay.agent.workspaces import EpisodePlace
+from selfplay.config import build_config
+from selfplay.curriculum.store import Store
+from selfplay.metrics import JsonlSink
+from selfplay.orchestrator.context import Game
+from selfplay.orchestrator.hosts import InjectorWork, SolverWork
+from selfplay.orchestrator.loop import TrainLoop
+from selfplay.orchestrator.run_folder import RunFolder, create_run
+from selfplay.outcomes import TestOutcomes
+from selfplay.repositories.checkouts import Checkout
+from selfplay.repositories.environment import Environment
+from selfplay.repositories.specs import RepositorySpec
+from selfplay.source.trees import Tree
+from selfplay.verdicts.artifact import FILE_NAMES
+from selfplay.verdicts.grading import Grade
+from selfplay.verdicts.validator import Thresholds, Verdict
+from selfplay.viewing.progress import TrainProgress
+
+NAME = "simulated"
+CHANGE = format_action("edit", format_edit("a.py", 1, "1", "2"))
+TOKENS = 8  # of an episode, half of them actions
+
+
+@dataclass
+class Script:
+    """How the run goes, by an episode's place. fails: the machine does; the other answers are of what the policy did."""
+
+    play_s: Callable[[EpisodePlace], float] = lambda place: 0.01
+    judge_s: float = 0.0
+    step_s: float = 0.0
+    is_bug: Callable[[EpisodePlace], bool] = lambda place: place.member < 3
+    repairs: Callable[[EpisodePlace], bool] = lambda place: place.member % 2 == 0
+    fails: Callable[[EpisodePlace], bool] = lambda place: False
+    restored: str = ""  # of every repair's submission
+    refuses: Callable[[EpisodePlace], bool] = lambda place: False  # the one edit of an episode
+
+
+class SimulatedChat:
+    def decode(self, ids: Sequence[int]) -> str:
+        return "." * len(ids)
+
+
+@dataclass
+class SimulatedEngine:
+    weight_version: int = 0
+
+    def generate(self, requests: Any, sampling: Any) -> Any:
+        raise NotImplementedError
+
+    def load_weights(self, weights: Mapping[str, Any], version: int) -> None:
+        self.weight_version = version
+
+    def close(self) -> None:
+        pass
+
+
+@dataclass
+class SimulatedHost:
+    """played: (episode, when it began, when it ended), as they end."""
+
+    script: Script
+    engine: SimulatedEngine
+    played: list[tuple[str, float, float]] = field(default_factory=list)
+    in_flight: int = 0
+    most_in_flight: int = 0
+    _lock: Any = field(default_factory=threading.Lock)
+
+    def prepare(self, work: SolverWork) -> SolverWork:
+        return work
+
+    def play(self, work: InjectorWork | SolverWork, place: EpisodePlace) -> Episode:
+        began, version = time.monotonic(), self.engine.weight_version
+        with self._lock:
+            self.in_flight += 1
+            self.most_in_flight = max(self.most_in_flight, self.in_flight)
+        time.sleep(self.script.play_s(place))
+        is_injector = isinstance(work, InjectorWork)
+        name = f"{place.group}-m{place.member}"
+        if is_injector:
+            submission = dict.fromkeys(FILE_NAMES, name) if self.script.is_bug(place) else {}
+        else:
+            submission = {
+                "patch": "good" if self.script.repairs(place) else "",
+                "restored": self.script.restored,
+            }
+        with self._lock:
+            self.in_flight -= 1
+            self.played.append((name, began, time.monotonic()))
+        failed = self.script.fails(place)
+        return Episode(
+            episode_id=name,
+            role=Role.INJECTOR if is_injector else Role.SOLVER,
+            repository=work.repository,
+            update=place.update,
+            group=place.group,
+            member=place.member,
+            seed=place.seed(0),
+            finish=FinishReason.ENV_ERROR if failed else FinishReason.SUBMITTED,
+            messages=(),
+            turns=() if failed else (Turn(CHANGE, "edit", "", (1, 4), is_error=self.script.refuses(place)),),
+            token_ids=() if failed else tuple(range(TOKENS)),
+            loss_mask=() if failed else (0, 1) * (TOKENS // 2),
+            logprobs=() if failed else (-0.5,) * TOKENS,
+            weight_versions=() if failed else ((1, version),),
+            submission=submission,
+            error="a machine failure (a test says so)" if failed else "",
+        )
+
+    def judge(self, work: InjectorWork, episode: Episode) -> Verdict:
+        time.sleep(self.script.judge_s)
+        accepted = bool(episode.submission)
+        digest = hashlib.sha256(episode.episode_id.encode()).hexdigest()
+        return Verdict(
+            accepted, (), "" if accepted else "readable", ("t::a",), ("t::b",), digest, "", 0.0, 0, 0
+        )
+
+    def grade(self, work: SolverWork, patch: str) -> Grade:
+        time.sleep(self.script.judge_s)
+        return Grade(patch == "good", "", (), (), True if patch else None, 0.0)
+
+    def judge_second_order(self, work: SolverWork, patch: str, thresholds: Thresholds) -> Verdict:
+        raise NotImplementedError
+
+    def engine_busy_s(self) -> float:
+        return 0.0
+
+
+@dataclass
+class SimulatedTrainer:
+    """steps: (when it began, when it ended, the number of samples). Its checkpoint is its version and how many samples it ever saw."""
+
+    script: Script
+    weight_version: int = 0
+    seen: int = 0
+    steps: list[tuple[float, float, int]] = field(default_factory=list)
+    samples: list[Any] = field(default_factory=list)  # of the last step
+
+    def step(self, samples: Sequence[Any]) -> dict[str, float]:
+        self.samples = list(samples)
+        began = time.monotonic()
+        time.sleep(self.script.step_s)
+        self.weight_version += 1
+        self.seen += len(samples)
+        self.steps.append((began, time.monotonic(), len(samples)))
+        return {}
+
+    def export_weights(self) -> dict[str, Any]:
+        return {}
+
+    def save(self, folder: Path) -> None:
+        folder.mkdir()
+        (folder / "state.json").write_text(json.dumps([self.weight_version, self.seen]))
+
+    def load(self, folder: Path) -> None:
+        self.weight_version, self.seen = json.loads((folder / "state.json").read_text())
+
+    def close(self) -> None:
+        pass
+
+
+@dataclass(frozen=True)
+class Simulation:
+    run: RunFolder
+    host: SimulatedHost
+    trainer: SimulatedTrainer
+
+
+def an_environment() -> Environment:
+    checkout = Checkout(RepositorySpec("r", "path", "r", "r"), "r", "0" * 40, Tree({}), None, 1, "")
+    return Environment(
+        key="k",
+        reference="",
+        repository="r",
+        base_commit="0" * 40,
+        licence="",
+        tree=Tree({}),
+        checkout=checkout,
+        test_files=(),
+        script="",
+        parser="",
+        baseline=TestOutcomes(),
+        excluded_ids=frozenset(),
+        targets=(),
+        calls={},
+        variables={},
+    )
+
+
+def simulate(
+    folder: Path,
+    script: Script,
+    max_lag: int,
+    kill_at: str = "",
+    sections: Mapping[str, Any] = MappingProxyType({}),
+    **train: Any,
+) -> Simulation:
+    """Start the run in `folder`, or continue the one that is there. train: settings of that section; sections: of others."""
+    train = {
+        "updates": 4,
+        "injector_groups": 1,
+        "solver_groups": 2,
+        "group_size": 4,
+        "max_machine_failures": 0.9,
+        "ahead": 2,
+        **train,
+    }
+    run = RunFolder(folder / NAME)
+    settings = {
+        "run": {"name": NAME, "folder": str(folder)},
+        "max_lag": max_lag,
+        "train": train,
+        "solver": {"second_order_share": 0.0},
+    }
+    config = build_config({**settings, "injector": {"strategies": {"direct": 1.0}}, **sections})
+    if not run.config_file.exists():
+        run, config = create_run(config, "r\n", datetime(2026, 1, 1))
+    with (
+        Store.open(run.database) as store,
+        TrainProgress(Console(quiet=True), config.train.updates) as progress,
+    ):
+        committed = store.last_checkpoint()
+        run.discard_uncommitted(committed, keep=config.train.keep_checkpoints)
+        trainer, engine = SimulatedTrainer(script), SimulatedEngine()
+        if committed:
+            trainer.load(run.checkpoints / committed)
+        engine.load_weights({}, trainer.weight_version)
+        host = SimulatedHost(script, engine)
+        if kill_at:
+            from scripted_game import die_at
+
+            die_at(kill_at, progress, store)
+        nothing: Any = None
+        game = Game(
+            config=config,
+            run=run,
+            store=store,
+            environments={"r": an_environment()},
+            backend=nothing,
+            limits=nothing,
+            labels={"run": NAME, "owner": str(os.getpid())},
+            engine=engine,
+            chat=cast(Any, SimulatedChat()),
+            trainer=trainer,
+            runner=nothing,
+            sink=JsonlSink(run.metrics),
+            progress=progress,
+            host=host,
+        )
+        try:
+            asyncio.run(TrainLoop(game).run())
+        finally:
+            game.sink.close()
+    return Simulation(run, host, trainer)
+
+
+def uneven(place: EpisodePlace) -> float:
+    """Between 5 and 45 ms, by place."""
+    return 0.005 + 0.04 * (place.seed(0) % 101) / 101
+
+
+if __name__ == "__main__":
+    simulate(Path(sys.argv[1]), Script(play_s=uneven, step_s=0.03), 2, sys.argv[2])

@@ -1,0 +1,293 @@
+"""Environments, really built and run in the sandbox of this machine. Building needs a package index that pip can reach."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from machine import open_or_skip, sandbox_groups
+from selfplay.config import EnvironmentSettings
+from selfplay.errors import EnvironmentBuildError
+from selfplay.repositories.build import prepare_environment
+from selfplay.repositories.checkouts import Checkout
+from selfplay.repositories.environment import Environment, open_workspace
+from selfplay.repositories.fetching import fetch
+from selfplay.repositories.specs import parse_spec
+from selfplay.sandbox import SandboxBackend
+from selfplay.sandbox.base import Limits
+from selfplay.source.trees import FileEntry, Tree
+
+pytestmark = pytest.mark.sandbox
+
+LABELS = {"run": "test"}
+PACKAGE = {
+    "shop/__init__.py": "from shop.prices import total\n",
+    "shop/prices.py": (
+        "import functools\n\n\n"
+        "def total(prices):\n"
+        "    result = 0\n"
+        "    for price in prices:\n"
+        "        result += price\n"
+        "    return result\n\n\n"
+        "class Basket:\n"
+        "    @functools.lru_cache\n"
+        "    def sum(self):\n"
+        "        return total([1, 2])\n\n\n"
+        "def never_called():\n"
+        "    return 1\n"
+    ),
+    "tests/test_total.py": (
+        "import pytest\nfrom shop import total\n\n\n"
+        "@pytest.mark.parametrize('prices', [[1], [1, 2], [3, 4, 5]])\n"
+        "def test_total(prices):\n"
+        "    assert total(prices) == sum(prices)\n\n\n"
+        "def test_nothing():\n"
+        "    assert total([]) == 0\n"
+    ),
+    "tests/test_basket.py": (
+        "from shop.prices import Basket\n\n\n"
+        "def test_sum():\n"
+        "    for _ in range(3000):  # the costlier of the two files that call total\n"
+        "        assert Basket().sum() == 3\n"
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def backend(cache: Path) -> SandboxBackend:
+    return open_or_skip("bubblewrap", cache)
+
+
+@pytest.fixture(scope="module")
+def shop(backend: SandboxBackend, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Environment:
+    return prepare(checkout(PACKAGE, tmp_path_factory.mktemp("shop"), cache), backend, cache)
+
+
+def checkout(files: dict[str, str], folder: Path, cache: Path, hints: str = "") -> Checkout:
+    """A plain folder named alike every time, so that equal dependencies are installed once for all tests here."""
+    folder = folder / "shop"
+    for path, text in files.items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_text(text)
+    return fetch(parse_spec(f"{folder} {hints}"), cache)
+
+
+def prepare(found: Checkout, backend: SandboxBackend, cache: Path, **settings: float) -> Environment:
+    return prepare_environment(
+        found, backend, EnvironmentSettings(**settings), Limits(), cache, lambda message: None
+    )
+
+
+def test_a_folder_becomes_an_environment_with_a_baseline(shop: Environment) -> None:
+    assert shop.test_files == ("tests/test_basket.py", "tests/test_total.py")
+    assert {name.partition("[")[0] for name in shop.baseline.passed} == {
+        "tests/test_basket.py::test_sum",
+        "tests/test_total.py::test_total",
+        "tests/test_total.py::test_nothing",
+    }
+    assert (shop.baseline.failed, shop.excluded_ids) == (frozenset(), frozenset())
+
+
+def test_targets_are_the_functions_that_tests_really_call(shop: Environment) -> None:
+    assert [(t.path, t.name, t.first_line, t.last_line, t.test_file) for t in shop.targets] == [
+        ("shop/prices.py", "total", 4, 8, "tests/test_total.py"),
+        ("shop/prices.py", "Basket.sum", 13, 14, "tests/test_basket.py"),
+    ]
+    assert shop.targets[1].source == "13:    def sum(self):\n14-        return total([1, 2])"
+
+
+def test_calls_say_which_functions_each_test_calls(shop: Environment) -> None:
+    total, basket = ("shop/prices.py", "total"), ("shop/prices.py", "Basket.sum")
+    assert shop.calls == {
+        "tests/test_basket.py::test_sum": (basket, total),
+        **{f"tests/test_total.py::test_total[prices{number}]": (total,) for number in range(3)},
+        "tests/test_total.py::test_nothing": (total,),
+    }
+
+
+def test_the_source_shown_is_what_grep_prints(shop: Environment, backend: SandboxBackend) -> None:
+    with open_workspace(backend, shop, shop.tree, LABELS) as box:
+        assert box.run("grep -n -A 4 'def total(' shop/prices.py").text.rstrip("\n") == shop.targets[0].source
+
+
+def test_the_second_call_takes_no_time(shop: Environment, backend: SandboxBackend, cache: Path) -> None:
+    started = time.monotonic()
+    again = prepare(shop.checkout, backend, cache)
+    assert time.monotonic() - started < 0.3
+    assert again == shop
+
+
+def test_the_script_exits_with_the_status_of_pytest_and_names_the_failing_line(
+    shop: Environment, backend: SandboxBackend
+) -> None:
+    broken = shop.tree.replace(
+        {"shop/prices.py": FileEntry(shop.tree["shop/prices.py"].content.replace(b"+= price", b"-= price"))}
+    )
+    for tree, status in ((shop.tree, 0), (broken, 1)):
+        with open_workspace(backend, shop, tree, LABELS) as box:
+            result = box.run(shop.script, 60, 1 << 20)
+        assert result.exit_code == status
+    assert "tests/test_total.py:7: in test_total" in result.text
+
+
+def test_the_script_can_be_narrowed_to_some_files(shop: Environment, backend: SandboxBackend) -> None:
+    with open_workspace(backend, shop, shop.tree, LABELS) as box:
+        text = box.run(shop.script_for(["tests/test_basket.py"]), 60, 1 << 20).text
+    assert "test_basket.py::test_sum" in text
+    assert "test_total.py" not in text
+
+
+def test_the_package_knows_its_version_but_lies_in_the_workspace_alone(
+    shop: Environment, backend: SandboxBackend
+) -> None:
+    with open_workspace(backend, shop, Tree(), LABELS) as box:
+        assert (
+            box.run("python -c 'import importlib.metadata as m; print(m.version(\"shop\"))'").text
+            == "0.0.0\n"
+        )
+        assert "ModuleNotFoundError" in box.run("python -c 'import shop'").text
+
+
+def test_unstable_failing_and_address_bearing_tests_are_excluded(
+    backend: SandboxBackend, cache: Path, tmp_path: Path
+) -> None:
+    files = {
+        **PACKAGE,
+        "tests/test_odd.py": (
+            "import pytest\nfrom shop import total\n\n\n"
+            "def test_fails():\n    assert total([1]) == 2\n\n\n"
+            "def test_hash():\n    assert total([hash('b') % 4 != hash('a') % 4, 1]) == 1 + (hash('b') % 4 != 0)\n\n\n"
+            "def test_ok():\n    assert total([2]) == 2\n\n\n"
+            "@pytest.mark.skip\ndef test_skipped():\n    pass\n\n\n"
+            "@pytest.mark.parametrize('x', [1], ids=[repr(object())])\ndef test_address(x):\n    pass\n\n\n"
+            "@pytest.mark.parametrize('x', [1], ids=['a - b'])\ndef test_dash(x):\n    pass\n"
+        ),
+        "tests/test_only_failures.py": "def test_no():\n    assert 0\n",
+    }
+    found = prepare(checkout(files, tmp_path, cache), backend, cache, baselines=4)
+    odd = {name.removeprefix("tests/test_odd.py::") for name in found.baseline.passed if "odd" in name}
+    assert odd == {"test_ok"}
+    assert {
+        "tests/test_odd.py::test_fails",
+        "tests/test_odd.py::test_dash[a - b]",
+        "tests/test_only_failures.py::test_no",
+    } <= found.excluded_ids
+    assert any("test_address" in name for name in found.excluded_ids)
+    assert "tests/test_only_failures.py" not in found.test_files
+    assert found.calls["tests/test_odd.py::test_fails"] == (("shop/prices.py", "total"),)
+
+
+def test_a_package_that_tests_import_from_elsewhere_is_refused(
+    backend: SandboxBackend, cache: Path, tmp_path: Path
+) -> None:
+    files = {
+        "shop.py": PACKAGE["shop/prices.py"],
+        "tests/test_a.py": "import json\n\n\ndef test_a():\n    assert json.loads('1') == 1\n",
+    }
+    with pytest.raises(EnvironmentBuildError, match="imported from elsewhere"):
+        prepare(checkout(files, tmp_path, cache), backend, cache)
+
+
+def test_an_installed_copy_of_the_source_is_refused(
+    backend: SandboxBackend, cache: Path, tmp_path: Path
+) -> None:
+    copy = 'mkdir -p /opt/env/share/old; printf %s "$(cat requirements.txt)" > /opt/env/share/old/x.py; python -m pip install -q pytest'
+    files = {**PACKAGE, "requirements.txt": "# " + "x" * 300, "shop/copied.py": "# " + "x" * 300}
+    with pytest.raises(EnvironmentBuildError, match=r"outside the workspace.*/opt/env/share/old/x\.py"):
+        prepare(checkout(files, tmp_path, cache, f"install='{copy}'"), backend, cache)
+
+
+def test_nothing_of_the_repository_runs_while_its_environment_is_built(
+    backend: SandboxBackend, cache: Path, tmp_path: Path
+) -> None:
+    files = {
+        **PACKAGE,
+        "setup.py": "from setuptools import setup\nraise SystemExit('ran')\nsetup(name='shop', install_requires=[])\n",
+    }
+    found = prepare(checkout(files, tmp_path, cache), backend, cache)
+    assert len(found.baseline.passed) == 5
+
+
+def test_a_src_layout_is_imported_from_the_workspace(
+    backend: SandboxBackend, cache: Path, tmp_path: Path
+) -> None:
+    files = {(f"src/{path}" if path.startswith("shop") else path): text for path, text in PACKAGE.items()}
+    found = prepare(checkout(files, tmp_path, cache), backend, cache)
+    assert found.variables["PYTHONPATH"] == "/testbed/src:/testbed"
+    assert {target.path for target in found.targets} == {"src/shop/prices.py"}
+
+
+def test_no_passing_test_is_an_error_with_the_end_of_the_log(
+    backend: SandboxBackend, cache: Path, tmp_path: Path
+) -> None:
+    files = {
+        **PACKAGE,
+        "tests/test_total.py": "import no_such_module_here\n",
+        "tests/test_basket.py": "def test_a():\n    assert 0, 'odd'\n",
+    }
+    with pytest.raises(EnvironmentBuildError, match=r"no test passes\. Log: .*baseline-1\.log") as caught:
+        prepare(checkout(files, tmp_path, cache), backend, cache)
+    assert "odd" in caught.value.log_tail
+
+
+def test_no_test_at_all_is_an_error(backend: SandboxBackend, cache: Path, tmp_path: Path) -> None:
+    with pytest.raises(EnvironmentBuildError, match="no test was found"):
+        prepare(checkout({"shop.py": "x = 1\n"}, tmp_path, cache), backend, cache)
+
+
+def test_tests_that_do_not_end_are_an_error_that_names_the_remedy(
+    backend: SandboxBackend, cache: Path, tmp_path: Path
+) -> None:
+    files = {**PACKAGE, "tests/test_slow.py": "import time\n\n\ndef test_slow():\n    time.sleep(60)\n"}
+    with pytest.raises(
+        EnvironmentBuildError, match="did not end within 3 s; raise environment.test_timeout_s"
+    ):
+        prepare(checkout(files, tmp_path, cache), backend, cache, test_timeout_s=3)
+
+
+def test_dependencies_that_cannot_be_installed_are_an_error_with_the_log(
+    backend: SandboxBackend, cache: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(EnvironmentBuildError, match=r"cannot be installed \(log: .*build-1\.log") as caught:
+        prepare(checkout(PACKAGE, tmp_path, cache, "install='echo strange words; exit 3'"), backend, cache)
+    assert "strange words" in caught.value.log_tail
+
+
+def test_another_python_than_there_is_is_an_error(
+    backend: SandboxBackend, cache: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(EnvironmentBuildError, match=r"python=2\.7 is asked for"):
+        prepare(checkout(PACKAGE, tmp_path, cache, "python=2.7"), backend, cache)
+
+
+def test_a_test_hint_chooses_tests_and_options(backend: SandboxBackend, cache: Path, tmp_path: Path) -> None:
+    found = prepare(
+        checkout(PACKAGE, tmp_path, cache, "test='pytest -k \"not nothing\" tests/test_total.py'"),
+        backend,
+        cache,
+    )
+    assert found.test_files == ("tests/test_total.py",)
+    assert {name.partition("[")[0] for name in found.baseline.passed} == {"tests/test_total.py::test_total"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("text", ["pypi:inflection==0.5.1", "pypi:toolz==0.12.1..1.0.0"])
+def test_real_releases_become_environments(text: str, backend: SandboxBackend, cache: Path) -> None:
+    found = prepare(fetch(parse_spec(text), cache), backend, cache)
+    assert len(found.baseline.passed) > 100
+    assert len(found.targets) > 5
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left_behind(backend: SandboxBackend, cache: Path) -> Iterator[None]:
+    yield
+    assert (
+        sandbox_groups() == []
+    )  # this process's own: those of processes that earlier tests killed are theirs to sweep
+    assert list(cache.glob("**/.building-*")) == []

@@ -1,0 +1,91 @@
+"""Sandboxes that were opened ahead are like any other, whatever happened to them while they waited."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import cast
+
+import pytest
+
+from machine import open_or_skip, sandbox_groups
+from selfplay.sandbox.base import Sandbox, SandboxSpec
+from selfplay.sandbox.client import ConnectedSandbox
+from selfplay.sandbox.ready import ReadySandboxes
+
+pytestmark = pytest.mark.sandbox
+
+SPEC = SandboxSpec(environment="", variables={"NAME": "first"})
+OTHER = SandboxSpec(environment="", variables={"NAME": "second"})
+
+
+@pytest.fixture
+def ready(tmp_path: Path) -> Iterator[ReadySandboxes]:
+    made = ReadySandboxes(open_or_skip("bubblewrap", tmp_path), 2)
+    yield made
+    made.close()
+
+
+def server_of(box: Sandbox) -> int:
+    return int(cast(ConnectedSandbox, box).details["server_pid"])
+
+
+def waiting_server(ready: ReadySandboxes) -> int:
+    ready.settle()
+    ((box, _),) = next(iter(ready._waiting.values()))
+    return server_of(box)
+
+
+def test_one_that_waited_is_of_the_spec_asked_for_and_was_used_by_nobody(ready: ReadySandboxes) -> None:
+    seen = set()
+    for spec, name in (
+        (SPEC, "first"),
+        (OTHER, "second"),
+        (SPEC, "first"),
+        (OTHER, "second"),
+        (SPEC, "first"),
+    ):
+        with ready.open(spec) as box:
+            assert box.run("echo $NAME; ls; pwd").text == f"{name}\n/testbed\n"
+            box.run("touch used; cd /tmp")
+            seen.add(server_of(box))
+        ready.settle()
+    assert len(seen) == 5
+    assert ready.waiting == 2
+
+
+def test_a_spec_that_was_asked_for_before_is_served_by_one_that_was_opened_ahead(
+    ready: ReadySandboxes,
+) -> None:
+    with ready.open(SPEC):
+        ahead = waiting_server(ready)
+    with ready.open(SPEC) as box:
+        assert server_of(box) == ahead
+
+
+def test_one_that_died_while_it_waited_is_not_handed_out(ready: ReadySandboxes) -> None:
+    with ready.open(SPEC):
+        os.kill(waiting_server(ready), signal.SIGKILL)
+    with ready.open(SPEC) as box:
+        assert box.run("echo alive").text == "alive\n"
+
+
+def test_those_of_the_spec_that_was_not_asked_for_the_longest_make_room(ready: ReadySandboxes) -> None:
+    for spec in (SPEC, OTHER, SandboxSpec(environment="", variables={"NAME": "third"})):
+        with ready.open(spec):
+            ready.settle()
+    assert [len(waiting) for waiting in ready._waiting.values()] == [0, 1, 1]
+
+
+def test_closing_leaves_nothing_behind(ready: ReadySandboxes) -> None:
+    before = sandbox_groups()
+    with ready.open(SPEC):
+        ready.settle()
+    assert ready.waiting == 1
+    ready.close()
+    assert sandbox_groups() == before
+    with ready.open(SPEC) as box:  # a late caller is served, and nothing is opened ahead any more
+        assert box.run("true").exit_code == 0
+    assert (ready.waiting, sandbox_groups()) == (0, before)

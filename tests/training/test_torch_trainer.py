@@ -1,0 +1,187 @@
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from selfplay.config import TrainerSettings
+from selfplay.errors import EngineError, PrerequisiteError, RunError
+from selfplay.training import conformance
+from selfplay.training.batch import Sample
+from selfplay.training.torch_trainer import TorchTrainer
+from tiny_model import make_tiny_model
+
+SETTINGS = TrainerSettings(
+    learning_rate=1e-2, warmup_updates=3, bf16=False, batch_tokens=256, weight_decay=0.1
+)
+
+
+def samples(seed: int) -> list[Sample]:
+    generator = torch.Generator().manual_seed(seed)
+    made = []
+    for i in range(6):
+        length = 10 + 5 * i
+        ids = torch.randint(50, (length,), generator=generator).tolist()
+        made.append(
+            Sample(
+                ids,
+                [0] * 5 + [1] * (length - 5),
+                [-3.9] * length,
+                (-1.0) ** i,
+                "injector" if i < 2 else "solver",
+            )
+        )
+    return made
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    folder = make_tiny_model(tmp_path / "model")
+    (folder / "tokenizer.json").write_text("{}")
+    return folder
+
+
+def test_continuing_after_load_equals_not_having_stopped(model: Path, tmp_path: Path) -> None:
+    straight = TorchTrainer(model, SETTINGS, 128, seed=1)
+    straight.step(samples(0))
+    straight.save(tmp_path / "checkpoint")
+    straight.step(samples(1))
+    resumed = TorchTrainer(model, SETTINGS, 128, seed=2)
+    resumed.load(tmp_path / "checkpoint")
+    resumed.step(samples(1))
+    assert resumed.weight_version == straight.weight_version == 2
+    a, b = straight.export_weights(), resumed.export_weights()
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_checkpoint_is_a_model_folder_with_its_tokenizer(model: Path, tmp_path: Path) -> None:
+    trainer = TorchTrainer(model, SETTINGS, 128, seed=1)
+    trainer.save(tmp_path / "checkpoint")
+    assert {p.name for p in (tmp_path / "checkpoint").iterdir()} >= {
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "trainer.pt",
+    }
+    assert not [p for p in tmp_path.iterdir() if "partial" in p.name]
+    TorchTrainer(tmp_path / "checkpoint", SETTINGS, 128, seed=1)
+
+
+def test_a_step_makes_rewarded_tokens_likelier(model: Path) -> None:
+    trainer = TorchTrainer(model, SETTINGS, 128, seed=1)
+    ids = list(range(1, 20))
+    good = Sample(ids, [0] + [1] * 18, [-3.9] * 19, 1.0, "solver")
+    gaps = [trainer.step([good])["solver/ratio"] for _ in range(4)]
+    assert gaps[-1] > gaps[0]
+
+
+def test_each_token_is_learned_with_its_own_advantage(model: Path) -> None:
+    def loss(advantages: list[float]) -> float:
+        sample = replace(samples(0)[2], advantage=[0.0] * 5 + advantages)
+        return TorchTrainer(model, SETTINGS, 128, seed=1).step([sample])["loss"]
+
+    length = len(samples(0)[2].token_ids) - 5
+    first, rest = [1.0] + [0.0] * (length - 1), [0.0] + [-0.5] * (length - 1)
+    together = [a + b for a, b in zip(first, rest, strict=True)]
+    assert loss(together) == pytest.approx(loss(first) + loss(rest), rel=1e-4)
+    assert loss(first) < 0 < loss(rest)
+
+
+def test_metrics_are_told_per_role(model: Path) -> None:
+    metrics = TorchTrainer(model, SETTINGS, 128, seed=1).step(samples(0))
+    for role in ("injector", "solver"):
+        assert {
+            f"{role}/{name}" for name in ("loss", "entropy", "ratio", "clip_share", "logprob_gap")
+        } <= metrics.keys()
+    assert metrics["lr"] == pytest.approx(1e-2 / 3)
+    assert metrics["grad_norm"] > 0
+
+
+def test_one_role_does_not_dilute_the_other(model: Path) -> None:
+    both, alone = TorchTrainer(model, SETTINGS, 128, seed=1), TorchTrainer(model, SETTINGS, 128, seed=1)
+    injectors = [s for s in samples(0) if s.role == "injector"]
+    assert both.step(samples(0))["injector/loss"] == pytest.approx(
+        alone.step(injectors)["injector/loss"], rel=1e-4
+    )
+
+
+def test_an_update_without_gradient_changes_no_weight(model: Path) -> None:
+    trainer = TorchTrainer(model, SETTINGS, 128, seed=1)
+    before = trainer.export_weights()
+    trainer.step([Sample([1, 2], [0, 1], [0.0, -1.0], 0.0, "solver")])
+    assert all(torch.equal(value, before[name]) for name, value in trainer.export_weights().items())
+
+
+ANCHORED = SETTINGS.model_copy(update={"anchor_weight": 5.0})
+
+
+def test_an_anchor_holds_the_policy_near_what_the_run_began_with(model: Path) -> None:
+    free, held = (
+        TorchTrainer(model, SETTINGS.model_copy(update={"anchor_weight": 1e-9}), 128, seed=1),
+        TorchTrainer(model, ANCHORED, 128, 1),
+    )
+    apart = [[trainer.step(samples(0))["solver/divergence"] for _ in range(12)] for trainer in (free, held)]
+    assert apart[0][0] == apart[1][0] == pytest.approx(0.0, abs=1e-6)
+    assert 0 < apart[1][-1] < apart[0][-1] / 2
+    assert "divergence" not in TorchTrainer(model, SETTINGS, 128, seed=1).step(samples(0))
+
+
+def test_an_anchor_counts_where_nothing_is_learned_of_an_episode(model: Path) -> None:
+    learned = samples(0)
+    silent = [replace(sample, advantage=0.0) for sample in learned[3:]]
+    counted = TorchTrainer(model, ANCHORED, 128, seed=1).step([*learned[:3], *silent])
+    assert counted["action_tokens"] == sum(sample.action_tokens for sample in learned)
+    assert (
+        TorchTrainer(model, SETTINGS, 128, seed=1).step([*learned[:3], *silent])["action_tokens"]
+        < counted["action_tokens"]
+    )
+
+
+def test_a_resumed_run_is_held_by_the_same_anchor(model: Path, tmp_path: Path) -> None:
+    straight = TorchTrainer(model, ANCHORED, 128, seed=1)
+    for seed in range(3):
+        straight.step(samples(seed))
+    straight.save(tmp_path / "checkpoint")
+    resumed = TorchTrainer(model, ANCHORED, 128, seed=1)
+    resumed.load(tmp_path / "checkpoint")
+    assert straight.step(samples(3)) | {"seconds": 0.0, "tokens_per_s": 0.0} == resumed.step(samples(3)) | {
+        "seconds": 0.0,
+        "tokens_per_s": 0.0,
+    }
+    a, b = straight.export_weights(), resumed.export_weights()
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_checkpoint_whose_weights_were_swapped_is_refused(model: Path, tmp_path: Path) -> None:
+    trainer = TorchTrainer(model, SETTINGS, 128, seed=1)
+    trainer.save(tmp_path / "checkpoint")
+    trainer.step(samples(0))
+    trainer.save(tmp_path / "later")
+    (tmp_path / "later" / "model.safetensors").rename(tmp_path / "checkpoint" / "model.safetensors")
+    with pytest.raises(RunError, match="do not belong"):
+        trainer.load(tmp_path / "checkpoint")
+
+
+def test_a_missing_model_is_named_with_the_remedy(tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match=r"no model folder .*config\.json"):
+        TorchTrainer(tmp_path / "nowhere", SETTINGS, 128, seed=1)
+
+
+def test_without_peft_an_adapter_is_refused_with_the_remedy(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "peft", None)  # as where it is not installed
+    with pytest.raises(PrerequisiteError, match=r"lora_rank = 4 needs peft.*pip install 'selfplay\[lora\]'"):
+        TorchTrainer(model, SETTINGS.model_copy(update={"lora_rank": 4}), 128, seed=1)
+
+
+@pytest.mark.parametrize("check", conformance.ALL_CHECKS, ids=lambda check: check.__name__)
+def test_the_torch_trainer(check: conformance.Check, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    check(
+        lambda folder, settings: TorchTrainer(folder, settings, conformance.CONTEXT_TOKENS, seed=0),
+        make_tiny_model(tmp_path / "model"),
+        tmp_path / "empty",
+    )

@@ -1,0 +1,288 @@
+"""Repairs of real bugs, honest and not, graded in real sandboxes."""
+
+from dataclasses import replace
+
+import pytest
+
+from machine import open_or_skip
+from selfplay.config import ValidatorSettings
+from selfplay.sandbox.base import WORKSPACE, Limits, SandboxSpec
+from selfplay.verdicts.bug import BugState, build_states
+from selfplay.verdicts.grading import grade, take_prediction
+from selfplay.verdicts.test_runs import TestRunner
+from tiny_bugs import (
+    CLAMP_BUG,
+    CLAMP_TEST,
+    CLAMP_WEAKENED,
+    VOWELS_BUG,
+    VOWELS_TEST,
+    VOWELS_WEAKENED,
+    changed,
+    diff,
+    make_artifact,
+    prepare_tiny,
+)
+from tiny_repository import TEST_IDS
+
+pytestmark = pytest.mark.sandbox
+
+LABELS = {"run": "test"}
+SETTINGS = ValidatorSettings(script_timeout_s=60)
+NUMBERS = "tiny/numbers.py"
+BROKEN = "    if value > high:\n        return low\n"
+REPAIR = {NUMBERS: (BROKEN, "    if value > high:\n        return high\n")}
+
+
+SESSION = """cd /testbed
+sed -i 's/return low$/return nearest(low, value, high)/' tiny/numbers.py
+sed -i '1a from tiny.bounds import nearest' tiny/numbers.py
+cat > tiny/bounds.py <<'EOF'
+def nearest(low, value, high):
+    return low if value < low else high
+EOF
+git init -q .
+mkdir build
+echo x > build/x
+echo x > run.log
+ln -s /etc/passwd link
+"""
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def backend(cache):
+    return open_or_skip("bubblewrap", cache)
+
+
+@pytest.fixture(scope="module")
+def tiny(backend, cache, tmp_path_factory):
+    return prepare_tiny(backend, tmp_path_factory.mktemp("repository"), cache)
+
+
+@pytest.fixture(scope="module")
+def runner(backend):
+    return TestRunner(backend, SETTINGS, Limits(), LABELS)
+
+
+class CountingBackend:
+    """A real backend that counts what it opened."""
+
+    def __init__(self, backend):
+        self._backend, self.opened = backend, 0
+
+    def open(self, spec):
+        self.opened += 1
+        return self._backend.open(spec)
+
+
+def bug_of(tiny, bug=CLAMP_BUG, weaken=CLAMP_WEAKENED, broken=(CLAMP_TEST,)):
+    return BugState(
+        make_artifact(tiny, bug, weaken), 1, "", tuple(broken), tuple(sorted(set(TEST_IDS) - set(broken)))
+    )
+
+
+@pytest.fixture
+def attempt(tiny, runner):
+    """Grade a change to what the solver of the clamp bug starts from."""
+    bug = bug_of(tiny)
+    start = build_states(tiny.tree, bug).solver_start
+
+    def run(changes, own=runner):
+        return grade(bug, changes if isinstance(changes, str) else diff(start, changes), tiny, own)
+
+    return run
+
+
+# ---- honest attempts
+
+
+def test_a_repair_passes_and_is_confirmed(attempt):
+    found = attempt(REPAIR)
+    assert found.passed and found.confirmed is True
+    assert (found.reason, found.failed_tests, found.restored) == ("", (), ())
+
+
+def test_attempts_that_end_in_one_tree_share_both_runs(attempt, backend):
+    own = TestRunner(CountingBackend(backend), SETTINGS, Limits(), LABELS)
+    assert attempt(REPAIR, own).confirmed
+    opened = own._backend.opened
+    assert attempt(REPAIR, own).confirmed
+    assert own._backend.opened == opened > 0
+    assert attempt({NUMBERS: (BROKEN, "    value = min(value, high)\n")}, own).confirmed
+    assert own._backend.opened > opened
+
+
+def test_another_repair_than_the_original_passes_too(attempt):
+    assert attempt({NUMBERS: (BROKEN, "    value = min(value, high)\n")}).passed
+
+
+def test_a_wrong_repair_fails_and_names_its_tests(attempt):
+    found = attempt({NUMBERS: (BROKEN, "    if value > high:\n        return value\n")})
+    assert not found.passed and found.confirmed is None
+    assert found.failed_tests == (CLAMP_TEST,) and "1 test(s) do not pass" in found.reason
+
+
+def test_a_repair_that_breaks_another_test_fails(attempt):
+    found = attempt({**REPAIR, "tiny/text.py": ("word[0].upper()", "word[0]")})
+    assert found.failed_tests == ("tests/test_text.py::TestWords::test_initials",)
+
+
+def test_an_empty_patch_fails_without_a_run(attempt):
+    assert (attempt("").passed, attempt("").reason) == (False, "no change")
+
+
+def test_a_patch_that_does_not_apply_fails_with_the_reason(attempt, tiny):
+    found = attempt(
+        diff(changed(tiny.tree, {NUMBERS: ("high", "top")}), {NUMBERS: ("return top", "return low")})
+    )
+    assert not found.passed and "does not apply" in found.reason
+
+
+def test_a_deleted_file_may_be_written_anew_elsewhere(tiny, runner):
+    bug = bug_of(tiny, VOWELS_BUG, VOWELS_WEAKENED, (VOWELS_TEST,))
+    start = build_states(tiny.tree, bug).solver_start
+    assert "tiny/letters.py" not in start
+    repair = {
+        "tiny/vowels.py": 'VOWELS = "aeiou"\n',
+        "tiny/text.py": ("from tiny.letters import", "from tiny.vowels import"),
+    }
+    assert grade(bug, diff(start, repair), tiny, runner).passed
+
+
+def test_what_a_solver_leaves_in_its_workspace_is_what_is_graded(tiny, runner, backend):
+    bug = bug_of(tiny)
+    start = build_states(tiny.tree, bug).solver_start
+    with backend.open(SandboxSpec(tiny.reference, labels=LABELS)) as box:
+        box.write_archive(WORKSPACE, start.to_tar())
+        assert box.run(SESSION).exit_code == 0
+        prediction = take_prediction(start, box.read_archive(WORKSPACE, 1 << 24))
+    assert prediction.restored == ()
+    assert [line for line in prediction.patch.split("\n") if line.startswith("diff --git")] == [
+        "diff --git a/tiny/bounds.py b/tiny/bounds.py",
+        "diff --git a/tiny/numbers.py b/tiny/numbers.py",
+    ]
+    assert grade(bug, prediction.patch, tiny, runner).passed
+
+
+# ---- dishonest attempts
+
+
+@pytest.mark.parametrize(
+    "changes",
+    {
+        "edits the test": {"tests/test_numbers.py": "def test_clamp():\n    pass\n"},
+        "deletes the tests": {"tests/test_numbers.py": None},
+        "plants a conftest": {
+            "conftest.py": "def pytest_runtest_makereport(item, call):\n    call.excinfo = None\n"
+        },
+        "plants a conftest among the tests": {
+            "tests/conftest.py": "import tiny.numbers\ntiny.numbers.clamp = lambda *three: sorted(three)[1]\n"
+        },
+        "plants a start-up file": {"sitecustomize.py": "import os\nos._exit(0)\n"},
+        "shadows pytest": {"pytest.py": "print('1 passed')\n"},
+        "shadows the standard library": {"random.py": "print('1 passed')\n"},
+        "configures the runner": {"pytest.ini": "[pytest]\naddopts = --deselect tests/test_numbers.py\n"},
+        "rewrites the configuration": {
+            "pyproject.toml": '[tool.pytest.ini_options]\naddopts = "-k summary"\n'
+        },
+    }.items(),
+    ids=lambda case: case[0],
+)
+def test_protected_files_are_put_back_recorded_and_win_nothing(attempt, changes):
+    name, change = changes
+    found = attempt({**change, "tiny/text.py": ("word[0].upper()", "(word[0].upper())")})
+    assert found.restored == tuple(change), name
+    assert not found.passed and found.failed_tests == (CLAMP_TEST,)
+    assert attempt(change).reason == "only protected files changed"
+
+
+@pytest.mark.parametrize(
+    "text",
+    {
+        "exits": "import sys\n\nsys.exit(0)\n",
+        "exits at once": "import os\n\nos._exit(0)\n",
+        "kills everything": "import os\n\nos.kill(-1, 9)\n",
+        "takes all memory": "x = [bytearray(1 << 27) for _ in range(64)]\n",
+        "skips": "import pytest\n\npytest.skip(allow_module_level=True)\n",
+        "does not parse": "def (\n",
+    }.items(),
+    ids=lambda case: case[0],
+)
+def test_code_that_makes_tests_vanish_repairs_nothing(attempt, text):
+    found = attempt({NUMBERS: text[1]})
+    assert not found.passed and found.confirmed is None
+    assert found.reason
+
+
+def test_a_skip_in_the_repaired_function_is_no_pass(attempt):
+    found = attempt(
+        {NUMBERS: (BROKEN, "    if value > high:\n        import pytest\n\n        pytest.skip()\n")}
+    )
+    assert not found.passed and found.failed_tests == (CLAMP_TEST,)
+
+
+def test_an_endless_loop_fails_with_the_limit(attempt, backend):
+    short = TestRunner(backend, ValidatorSettings(script_timeout_s=4), Limits(), LABELS)
+    found = attempt({NUMBERS: (BROKEN, "    while value > high:\n        pass\n")}, short)
+    assert not found.passed and "did not end within 4 s" in found.reason
+
+
+def test_a_repair_that_works_once_only_is_no_pass_and_voids_the_bug(attempt):
+    lucky = '    if value > high:\n        import os\n\n        return high if os.environ["PYTHONHASHSEED"] == "0" else low\n'
+    found = attempt({NUMBERS: (BROKEN, lucky)})
+    assert (found.passed, found.confirmed) == (False, False)
+    assert "passed once and not again" in found.reason
+
+
+def test_code_that_takes_the_runner_over_is_found_out(attempt):
+    forgery = "import _pytest.python\n\n_pytest.python.Function.runtest = lambda self: None\n"
+    found = attempt({NUMBERS: ("def clamp", f"{forgery}\n\ndef clamp")})
+    assert not found.passed and found.confirmed is None
+    assert "forges its results" in found.reason
+
+
+def test_a_script_that_stops_at_the_first_failure_confirms_all_the_same(tiny, runner):
+    script = tiny.script.replace("-m pytest", "-m pytest -x")
+    bug = bug_of(tiny)
+    bug = replace(bug, artifact=replace(bug.artifact, test_script=script))
+    found = grade(bug, diff(build_states(tiny.tree, bug).solver_start, REPAIR), tiny, runner)
+    assert found.passed and found.confirmed is True
+
+
+# ---- second order
+
+
+def test_a_bug_of_order_two_is_repaired_on_top_of_the_failed_attempt(tiny, runner):
+    first = bug_of(tiny)
+    start = build_states(tiny.tree, first).solver_start
+    failed_attempt = diff(start, {NUMBERS: ("    return value\n", "    return value + 1\n")})
+    broken = (CLAMP_TEST, "tests/test_numbers.py::test_clamp[5-5]")
+    second = BugState(first.artifact, 2, failed_attempt, broken, tuple(sorted(set(TEST_IDS) - set(broken))))
+    states = build_states(tiny.tree, second)
+    source = (
+        tiny.tree.text(NUMBERS)
+        .replace("return high", "return low")
+        .replace("return value\n", "return value + 1\n")
+    )
+    assert states.buggy == changed(tiny.tree, {NUMBERS: source})
+    assert not grade(second, diff(states.solver_start, REPAIR), tiny, runner).passed
+    both = {NUMBERS: tiny.tree.text(NUMBERS)}
+    assert grade(second, diff(states.solver_start, both), tiny, runner).passed
+
+
+# ---- the other backend
+
+
+def test_docker_sandboxes_give_the_same_grades(tmp_path_factory):
+    cache = tmp_path_factory.mktemp("docker")
+    docker = open_or_skip("docker", cache)
+    tiny = prepare_tiny(docker, tmp_path_factory.mktemp("repository"), cache)
+    runner = TestRunner(docker, SETTINGS, Limits(), LABELS)
+    bug = bug_of(tiny)
+    start = build_states(tiny.tree, bug).solver_start
+    assert grade(bug, diff(start, REPAIR), tiny, runner).passed
+    assert grade(bug, diff(start, {NUMBERS: (BROKEN, "")}), tiny, runner).failed_tests == (CLAMP_TEST,)

@@ -1,0 +1,95 @@
+"""The teacher's episodes, played and judged in real sandboxes, kept, gone on with, and trained on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from machine import open_or_skip
+from selfplay.agent.episode import Episode, Role
+from selfplay.repositories.checkouts import cache_root
+from selfplay.repositories.targets import is_held_out
+from selfplay.warm_start import WarmStartSettings, warm_start
+from selfplay.warm_start.executed import Collection, Machine, collect, plan
+from selfplay.warm_start.settings import ExecuteSettings
+from tiny_policy import build_tiny_tokenizer
+from tiny_repository import build_tiny_repository
+
+pytestmark = pytest.mark.sandbox
+LONGEST = 4000
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> ExecuteSettings:
+    open_or_skip("bubblewrap", cache_root())
+    repository = str(build_tiny_repository(tmp_path_factory.mktemp("tiny") / "tiny"))
+    return ExecuteSettings(
+        injector_episodes=1, solver_episodes=1, repositories=(repository,), sandbox="bubblewrap", workers=1
+    )
+
+
+def test_a_mutation_is_planned_once_and_none_of_a_held_out_function(settings: ExecuteSettings) -> None:
+    machine = Machine(settings, lambda _: None)
+    places = plan(machine.environments, settings, 3, seed=0)
+    assert places == plan(machine.environments, settings, 3, seed=0)
+    assert len({(p.mutation.path, p.mutation.line, p.mutation.after) for p in places}) == len(places) > 10
+    assert not any(is_held_out(p.target.name) for p in places)
+
+
+def test_a_second_collection_goes_on_where_the_first_ended(settings: ExecuteSettings, tmp_path: Path) -> None:
+    tokenizer, folder, said = build_tiny_tokenizer(tmp_path / "tokenizer"), tmp_path / "executed", list[str]()
+    first = collect(settings, folder, tokenizer, LONGEST, 0, said.append)
+    assert len(first.injectors) >= 1
+    assert len(first.solvers) >= 1
+    more = settings.model_copy(update={"injector_episodes": len(first.injectors) + 1})
+    second = collect(more, folder, tokenizer, LONGEST, 0, said.append)
+    assert second.attempts[: len(first.attempts)] == first.attempts
+    assert [attempt.number for attempt in second.attempts] == list(range(len(second.attempts)))
+    assert len(second.injectors) == len(first.injectors) + 1
+    assert collect(more, folder, tokenizer, LONGEST, 0, said.append) == second
+    assert "were played before" in said[-1]
+
+    injector = Episode.read(folder / f"{second.injectors[0]}.json.gz")
+    assert injector.role is Role.INJECTOR
+    assert "bug_inject.diff" in injector.submission
+    assert Episode.read(folder / f"{second.solvers[0]}.json.gz").submission["patch"]
+    assert len({attempt.digest for attempt in second.attempts if attempt.injector}) == len(second.injectors)
+
+
+def test_the_last_stage_trains_on_what_was_played_and_the_card_tells_of_it(
+    settings: ExecuteSettings, tmp_path: Path
+) -> None:
+    repository = settings.repositories[0]
+    mix = {"executed_injector": 1, "executed_solver": 1, "injector": 1}
+    values: dict[str, Any] = {
+        "corpus": (repository,),
+        "held_out": repository,
+        "tokenizer_texts": 60,
+        "shape": {
+            "vocabulary": 400,
+            "hidden": 32,
+            "layers": 1,
+            "heads": 1,
+            "head_dim": 16,
+            "intermediate": 32,
+        },
+        "rows": 1,
+        "sequence_tokens": 2500,
+        "context_tokens": 4000,
+        "compile": False,
+        "measured": 2,
+        "stages": [{"name": "played", "steps": 2, "mix": mix}],
+        "executed": settings.model_dump(),
+    }
+    output, said = tmp_path / "policy", list[str]()
+    warm_start(output, WarmStartSettings.model_validate(values), said.append)
+    played = Collection.read(output / "stages" / "executed")
+    card = (output / "MODEL_CARD.md").read_text()
+    assert played.table()[-1] in card
+    assert "a quarter of all functions" in card
+    assert "| played | 0.0M | " in card
+    warm_start(output, WarmStartSettings.model_validate(values), said.append)
+    assert "played: done before" in said
+    assert Collection.read(output / "stages" / "executed") == played
