@@ -20,11 +20,7 @@ def parse(log):
             name = DURATION.sub("", found[2])
             failed = found[1] != "PASS" or outcomes.get(name) == "failed"
             outcomes[name] = "failed" if failed else "passed"
-    return {
-        name: outcome
-        for name, outcome in sorted(outcomes.items())
-        if len(name) <= MAX_ID and name.isprintable()
-    }
+    return {name: outcome for name, outcome in sorted(outcomes.items()) if len(name) <= MAX_ID and name.isprintable()}
 
 
 if __name__ == "__main__":

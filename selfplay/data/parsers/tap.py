@@ -25,9 +25,7 @@ def parse(log):
         if line == "---":
             block = indent
         elif line.startswith(ANNOUNCED):
-            holders = [(depth, name) for depth, name in holders if depth < indent] + [
-                (indent, line[len(ANNOUNCED) :])
-            ]
+            holders = [(depth, name) for depth, name in holders if depth < indent] + [(indent, line[len(ANNOUNCED) :])]
         else:
             found = LINE.fullmatch(line)
             if not found:
@@ -39,11 +37,7 @@ def parse(log):
             name = " > ".join([holder for depth, holder in holders if depth < indent] + [name])
             failed = found[1] != "ok" or outcomes.get(name) == "failed"
             outcomes[name] = "failed" if failed else "passed"
-    return {
-        name: outcome
-        for name, outcome in sorted(outcomes.items())
-        if len(name) <= MAX_ID and name.isprintable()
-    }
+    return {name: outcome for name, outcome in sorted(outcomes.items()) if len(name) <= MAX_ID and name.isprintable()}
 
 
 if __name__ == "__main__":

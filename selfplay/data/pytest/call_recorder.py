@@ -13,9 +13,7 @@ import pytest
 
 ROOT = "/testbed/"
 OUTPUT = "/submit/calls.json"
-MAX_TEST_CHARACTERS = (
-    4 << 20
-)  # of all tests together, since /submit is small; what test files call is kept whatever happens
+MAX_TEST_CHARACTERS = 4 << 20  # of all tests together, since /submit is small; what test files call is kept whatever happens
 
 
 class Test:
@@ -38,9 +36,7 @@ class Test:
 
     def functions(self):
         self.forget_others()  # those that a thread called after the test's end
-        return {
-            (code.co_filename[len(ROOT) :], code.co_firstlineno, code.co_name) for code in self.codes.values()
-        }
+        return {(code.co_filename[len(ROOT) :], code.co_firstlineno, code.co_name) for code in self.codes.values()}
 
 
 tests = {}
@@ -75,6 +71,4 @@ def pytest_sessionfinish():
             called[name] = indices
     for file in files.values():
         file["functions"] = sorted(file["functions"])
-    Path(OUTPUT).write_text(
-        json.dumps({"functions": list(numbers), "files": files, "tests": called}), encoding="utf-8"
-    )
+    Path(OUTPUT).write_text(json.dumps({"functions": list(numbers), "files": files, "tests": called}), encoding="utf-8")

@@ -30,9 +30,7 @@ def without_message(text):
 
 
 def parse(log):
-    lines = [
-        line.rstrip("\r") for line in log.split("\n")
-    ]  # pytest ends lines with \n alone; messages may hold other breaks
+    lines = [line.rstrip("\r") for line in log.split("\n")]  # pytest ends lines with \n alone; messages may hold other breaks
     headers = [number for number, line in enumerate(lines) if HEADER.fullmatch(line)]
     if len(headers) != 1:
         return {}
@@ -55,9 +53,7 @@ def parse(log):
         names = [without_message(text[found.start() :]) for found in TEST_FILE.finditer(text)]
         failed.update([name for name in names if name in passed or name in failed][:1] or names[:1])
     outcomes = dict.fromkeys(sorted(passed - failed), "passed") | dict.fromkeys(sorted(failed), "failed")
-    return {
-        name: outcome for name, outcome in outcomes.items() if 0 < len(name) <= MAX_ID and name.isprintable()
-    }
+    return {name: outcome for name, outcome in outcomes.items() if 0 < len(name) <= MAX_ID and name.isprintable()}
 
 
 if __name__ == "__main__":
