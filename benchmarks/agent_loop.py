@@ -135,7 +135,7 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     settings = AgentSettings(
-        max_turns=arguments.turns, context_tokens=32_768, turn_tokens=64, requeries=arguments.turns
+        max_turns=arguments.turns, context_tokens=32_768, turn_tokens=64, max_format_errors=arguments.turns
     )
     table = Table(title="a turn of the episode loop, in milliseconds")
     for column in (

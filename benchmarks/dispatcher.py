@@ -176,7 +176,7 @@ def rates(arguments: argparse.Namespace) -> None:
         f"train.updates={arguments.updates}",
         "train.solver_groups=3",
         f"train.group_size={arguments.group_size}",
-        f"train.ahead={arguments.ahead}",
+        f"train.max_async_updates={arguments.ahead}",
         "engine.type=scripted",
     ]
     config = load_config(recipe, settings)
@@ -326,12 +326,12 @@ def controller(arguments: argparse.Namespace) -> None:
             f"train.solver_groups={groups}",
             "train.group_size=8",
             f"train.episodes_in_flight={arguments.episodes}",
-            "train.preparing=256",
+            "train.max_opening=256",
             "train.workers=64",
             "agent.prompt_style=terse",
             "agent.max_turns=128",
             "agent.context_tokens=65536",
-            'solver.given=["failure"]',
+            'solver.help=["failure"]',
             "solver.second_order_share=0.0",
         ],
     )

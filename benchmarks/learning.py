@@ -93,7 +93,7 @@ def arm_settings(arm: str, config: Config, bugs: Path) -> list[str]:
     if arm == "selfplay":
         return []
     if arm == "injection":
-        return ['train.learn=["injector"]']
+        return ['train.trained_roles=["injector"]']
     episodes, size = episodes_an_update(config), config.train.group_size
     if episodes % size:
         raise UsageError(
@@ -220,7 +220,7 @@ def make_frozen_bugs(plan: Plan) -> None:
     play(
         plan,
         plan.teacher,
-        ["engine.type=scripted", "evaluation.tasks=[]", "train.updates=1", "train.even=false", *groups],
+        ["engine.type=scripted", "evaluation.tasks=[]", "train.updates=1", "train.fill_idle_slots=false", *groups],
     )
     partial = plan.frozen_bugs.with_suffix(".partial")
     selfplay(

@@ -552,7 +552,7 @@ SIGNALS: tuple[tuple[str, str, Callable[[float], float]], ...] = (
     ("solver/zero_variance", "solver: groups without variance, %", lambda v: 100 * v),
     ("solver/new_changes", "solver: calls for a change that made one, %", lambda v: 100 * v),
     ("solver/divergence", "solver: divergence from the start, nats a token", float),
-    ("logprob_gap", "mean |log-probability gap|, trainer − engine", float),
+    ("rollout_logprob_diff", "mean |log-probability gap|, trainer − engine", float),
 )
 
 

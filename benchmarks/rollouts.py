@@ -137,7 +137,7 @@ def independent(engine: Engine, options: argparse.Namespace) -> tuple[list[list[
     return [list(zip(requests, done, strict=True))], time.monotonic() - started
 
 
-def logprob_gap(model: Any, turns: Sequence[Turn]) -> float:
+def rollout_logprob_diff(model: Any, turns: Sequence[Turn]) -> float:
     """Mean distance between the engine's log-probabilities and those of one pass in bf16 autocast, as the trainer computes them."""
     gaps = []
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
@@ -238,7 +238,7 @@ def main() -> None:
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
         torch.set_num_threads(_THREADS)  # as many as the engine takes
         plain = reference(model, rounds)
-        gap = logprob_gap(model, rounds[-1][:4])
+        gap = rollout_logprob_diff(model, rounds[-1][:4])
     turns = [turn for turns in rounds for turn in turns]
     new = sum(len(c.token_ids) for _, c in turns)
     prompt = sum(len(r.prompt_ids) for r, _ in turns)

@@ -27,7 +27,7 @@ from selfplay.errors import PrerequisiteError
 from selfplay.sandbox import open_backend
 from selfplay.sandbox.base import WORKSPACE, SandboxSpec
 from selfplay.sandbox.docker_sandbox import BASE_IMAGE, ENGINE_ERRORS
-from selfplay.sandbox.ready import ReadySandboxes
+from selfplay.sandbox.prewarmed import PrewarmedSandboxes
 
 if TYPE_CHECKING:
     import docker
@@ -123,9 +123,9 @@ def ours(kind: str) -> Contender:
 
 
 def ours_ready(kind: str) -> Contender:
-    """The same, with one opened ahead, as `sandbox.ready` has it: while the other contenders have their turns the next one is opened."""
+    """The same, with one opened ahead, as `sandbox.prewarmed` has it: while the other contenders have their turns the next one is opened."""
     try:
-        ahead = ReadySandboxes(open_backend(kind)[0], 1)
+        ahead = PrewarmedSandboxes(open_backend(kind)[0], 1)
     except PrerequisiteError as error:
         raise Unavailable(str(error).splitlines()[0]) from error
     atexit.register(ahead.close)

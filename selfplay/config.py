@@ -292,10 +292,10 @@ class TrainerSettings(Section):
     credit: Literal["episode", "kept"] = (
         "episode"  # kept: what succeeded is learned without calls that failed and edits taken back
     )
-    call_weight: float = Field(
+    call_reward_weight: float = Field(
         0.0, ge=0
     )  # of whether a call that was to change a file did so, whatever came of the episode
-    anchor_weight: float = Field(
+    kl_coef: float = Field(
         0.0, ge=0
     )  # of the divergence from the policy that the run began with, at every action token
     learning_rate: float = Field(3e-6, gt=0)

@@ -9,8 +9,8 @@ from selfplay.runtime.resources import resource
 
 def test_defaults_are_the_papers_task_with_nothing_given():
     config = Config()
-    assert config.injector.given == ()
-    assert config.solver.given == ()
+    assert config.injector.help == ()
+    assert config.solver.help == ()
     assert config.injector.alpha == 0.8
     assert config.train.group_size == 8
     assert config.max_lag == 8
@@ -83,7 +83,7 @@ def test_known_keys_are_dotted():
         "engine.type",
         "trainer.type",
         "policy.model",
-        "injector.given",
+        "injector.help",
     } <= set(known_keys())
 
 
@@ -92,10 +92,10 @@ def test_known_keys_are_dotted():
     [
         (["train.injector_groups=0", "train.solver_groups=0"], r"train: .*solver_groups = 0 play nothing"),
         (
-            ["train.injector_groups=0", 'train.learn=["injector"]'],
+            ["train.injector_groups=0", 'train.trained_roles=["injector"]'],
             r"only the injector learns and it never plays",
         ),
-        (["train.solver_groups=0", 'train.learn=["solver"]'], r"only the solver learns and it never plays"),
+        (["train.solver_groups=0", 'train.trained_roles=["solver"]'], r"only the solver learns and it never plays"),
     ],
 )
 def test_a_game_that_nobody_plays_or_learns_from_is_refused(overrides: list[str], message: str):
@@ -105,8 +105,8 @@ def test_a_game_that_nobody_plays_or_learns_from_is_refused(overrides: list[str]
 
 def test_solvers_that_take_injectors_places_play_without_groups_of_their_own():
     assert load_config(
-        None, ["train.solver_groups=0", "train.even=true", 'train.learn=["solver"]']
-    ).train.even
+        None, ["train.solver_groups=0", "train.fill_idle_slots=true", 'train.trained_roles=["solver"]']
+    ).train.fill_idle_slots
 
 
 @pytest.mark.parametrize(

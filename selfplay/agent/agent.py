@@ -228,7 +228,7 @@ class Agent:
     def _turn(self, talk: Conversation) -> None:
         """One action and its observation; raises EpisodeEnd when no further turn follows."""
         action, observation = self._act(talk, 0)
-        for draw in range(1, self.settings.redraws + 1):
+        for draw in range(1, self.settings.resamples + 1):
             if not observation.is_error or (
                 action and action.tool not in CHANGING and observation is not REPEATED
             ):
@@ -253,7 +253,7 @@ class Agent:
             action = parse_action(text)
             if action.tool == "submit":
                 raise Submitted(action.names)
-            if draw < self.settings.redraws and talk.repeats(action):
+            if draw < self.settings.resamples and talk.repeats(action):
                 observation = REPEATED
             else:
                 observation = execute(action, self.sandbox, self.settings)
@@ -284,7 +284,7 @@ class Agent:
         return text, talk.add_action(completion, text), generate_s
 
     def _check_limits(self, talk: Conversation) -> None:
-        if _run_length(talk.steps, lambda step: step.is_message) > self.settings.requeries:
+        if _run_length(talk.steps, lambda step: step.is_message) > self.settings.max_format_errors:
             raise BadFormats
         if is_stuck(talk.steps):
             raise Stuck

@@ -40,7 +40,7 @@ class Turn:
     observation  what the policy was shown next, "" after the last turn
     tokens       (first, one past last) index of the action in the episode's token_ids
     exit_code    of a bash command, None otherwise
-    rejected     how many draws in its place were thrown away (`agent.redraws`)
+    rejected     how many draws in its place were thrown away (`agent.resamples`)
     """
 
     text: str

@@ -9,7 +9,7 @@ from selfplay.agent.chat import ChatFormat
 from selfplay.agent.episode import Episode, FinishReason, Role
 from selfplay.agent.prompting import Prompt, render
 from selfplay.agent.shared_tests import SharedTests
-from selfplay.agent.workspaces import EpisodePlace, Record, cached_bundle, make_repository, read_submission
+from selfplay.agent.workspaces import EpisodeKey, Record, cached_bundle, make_repository, read_submission
 from selfplay.config import Config
 from selfplay.engines.base import Engine
 from selfplay.repositories.environment import Environment, open_workspace
@@ -33,7 +33,7 @@ class InjectorTask:
 
 def injector_prompts(task: InjectorTask, config: Config) -> tuple[Prompt, Prompt]:
     """(system, user). Variables that a template leaves out are given all the same, so that styles can differ."""
-    given = config.injector.given
+    given = config.injector.help
     style = config.agent.prompt_style
     user = render(
         f"injector/{task.strategy}",
@@ -59,7 +59,7 @@ def _given_test_files(task: InjectorTask) -> tuple[str, ...]:
 
 def play_injector(
     task: InjectorTask,
-    place: EpisodePlace,
+    place: EpisodeKey,
     engine: Engine,
     chat: ChatFormat,
     backend: SandboxBackend,
@@ -98,7 +98,7 @@ def play_injector(
 def prepare_injector(box: Sandbox, task: InjectorTask, config: Config) -> None:
     """Make the repository, with history for the history strategy, and lay out what is given in /submit."""
     make_repository(box, cached_bundle(task.environment.checkout) if task.strategy == "history" else None)
-    if "tests" in config.injector.given:
+    if "tests" in config.injector.help:
         test_files = _given_test_files(task)
         given = {
             "test_files.txt": "".join(f"{path}\n" for path in test_files),

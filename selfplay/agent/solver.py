@@ -11,7 +11,7 @@ from selfplay.agent.prompting import Prompt, render
 from selfplay.agent.shared_tests import SharedTests
 from selfplay.agent.workspaces import (
     ARCHIVE_OVERHEAD_BYTES,
-    EpisodePlace,
+    EpisodeKey,
     Record,
     as_submission,
     make_repository,
@@ -30,7 +30,7 @@ from selfplay.verdicts.test_runs import TestRunner
 
 @dataclass(frozen=True)
 class SolverTask:
-    """failure: how the code fails with the tests as they should be. It and `suspects` are shown where solver.given names them."""
+    """failure: how the code fails with the tests as they should be. It and `suspects` are shown where solver.help names them."""
 
     environment: Environment
     bug_id: str
@@ -44,7 +44,7 @@ def solver_task(
 ) -> SolverTask:
     """The task with its suspects, where `config` gives them. Raises PatchError when the bug does not belong to the environment."""
     suspects: tuple[Suspect, ...] = ()
-    if "suspects" in config.solver.given:
+    if "suspects" in config.solver.help:
         code = build_states(environment.tree, bug).buggy
         suspects = failure_first(
             find_suspects(environment.calls, bug.fail_to_pass, code, config.solver.max_suspects), failure
@@ -54,7 +54,7 @@ def solver_task(
 
 def solver_prompts(task: SolverTask, config: Config) -> tuple[Prompt, Prompt]:
     """(system, user). As with injectors, a template need not use all that it is given."""
-    given = config.solver.given
+    given = config.solver.help
     style = config.agent.prompt_style
     user = render(
         "solver/repair",
@@ -79,7 +79,7 @@ def spec_tokens(chat: ChatFormat, bug: BugState) -> int:
 
 def play_solver(
     task: SolverTask,
-    place: EpisodePlace,
+    place: EpisodeKey,
     engine: Engine,
     chat: ChatFormat,
     backend: SandboxBackend,
@@ -99,7 +99,7 @@ def play_solver(
     record = Record(Role.SOLVER, task.environment, place, *solver_prompts(task, config))
     record.submission = {"patch": ""}
     states = build_states(task.environment.tree, task.bug)
-    start = states.buggy if "tests" in config.solver.given else states.solver_start
+    start = states.buggy if "tests" in config.solver.help else states.solver_start
     made = start.changed_paths(
         states.solver_start
     )  # tests that grading knows in their weakened form only: no change to them counts
@@ -123,7 +123,7 @@ def play_solver(
 def prepare_solver(box: Sandbox, task: SolverTask, config: Config) -> None:
     """Make the repository, and lay the bug's own test script in /submit where tests are given."""
     make_repository(box)
-    if "tests" in config.solver.given:
+    if "tests" in config.solver.help:
         box.write_archive(
             SUBMIT, Tree({"test_script.sh": FileEntry(task.bug.artifact.test_script.encode())}).to_tar()
         )

@@ -65,7 +65,7 @@ rm -f /tmp/{BUNDLE} .git/FETCH_HEAD .git/ORIG_HEAD
 
 
 @dataclass(frozen=True)
-class EpisodePlace:
+class EpisodeKey:
     """Where an episode stands in its run: its seeds come from here, whatever else is going on."""
 
     run_seed: int
@@ -99,7 +99,7 @@ class Record:
 
     role: Role
     environment: Environment
-    place: EpisodePlace
+    place: EpisodeKey
     system: Prompt
     user: Prompt
     result: AgentResult | None = None

@@ -17,7 +17,7 @@ def is_stale(oldest_version: int, current_version: int, max_lag: int) -> bool:
     return lag(oldest_version, current_version) > max_lag
 
 
-def updates_ahead(ahead: int, max_lag: int) -> int:
+def async_updates(ahead: int, max_lag: int) -> int:
     """How many updates are played ahead of the one that trains: no episode starts that would be too old when its turn comes."""
     return min(ahead, max_lag)
 

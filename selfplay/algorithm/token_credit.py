@@ -20,23 +20,23 @@ def token_advantages(
     """Each token's advantage; (tokens,), 0 where nothing is learned.
 
     advantage: the episode's, from its group's rewards. It counts for all actions, a negative one `negative_weight` times. With credit
-    "kept" a positive one leaves out calls that failed and edits of which the submission holds nothing: what was taken back did not earn it.
+    "kept_edits" a positive one leaves out calls that failed and edits of which the submission holds nothing: what was taken back did not earn it.
 
-    `call_weight` adds to each call that was to change a file (or was none): 1 if it changed something new, else 0, less `expected`, what
+    `call_reward_weight` adds to each call that was to change a file (or was none): 1 if it changed something new, else 0, less `expected`, what
     its group's calls came to in the mean; `negative_weight` counts here too. Not to `deciding_tokens`: with them it teaches to change
     nothing where changing is hard (docs/log.md). decode: the text of a turn's tokens.
     """
     advantage *= settings.negative_weight if advantage < 0 else 1.0
     values = [advantage * is_action for is_action in episode.loss_mask]
-    if settings.credit == "kept" and advantage > 0:
+    if settings.credit == "kept_edits" and advantage > 0:
         added = _added_lines(episode)
         for turn in episode.turns:
             if turn.is_error or not _is_kept(turn, added):
                 values[slice(*turn.tokens)] = [0.0] * (turn.tokens[1] - turn.tokens[0])
-    if settings.call_weight:
+    if settings.call_reward_weight:
         in_vain = turns_in_vain(episode)
         for number in changing_turns(episode):
-            extra = settings.call_weight * ((number not in in_vain) - expected)
+            extra = settings.call_reward_weight * ((number not in in_vain) - expected)
             extra *= settings.negative_weight if extra < 0 else 1.0
             first, end = episode.turns[number].tokens
             deciding = deciding_tokens(episode.token_ids[first:end], decode)

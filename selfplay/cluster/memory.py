@@ -163,7 +163,7 @@ def trainer_bytes(
     stage = settings.zero_stage if settings.type == "deepspeed" else 0
     share = -(-trained // ranks)
     off = settings.offload
-    held = total + (4 * shape.parameters if settings.anchor_weight else 0)
+    held = total + (4 * shape.parameters if settings.kl_coef else 0)
     weights = -(-held // ranks) if stage == 3 else held
     gradients = (share if stage >= 2 else trained) if not off or stage == 1 else 0
     masters = share if stage in (1, 2) else 0
@@ -185,7 +185,7 @@ def trainer_bytes(
         "optimiser": 0 if off else masters + moments,
         "activations": tokens * kept,
         "logits": int(tokens * action_share)
-        * logit_bytes(shape, settings.bf16, anchored=settings.anchor_weight > 0),
+        * logit_bytes(shape, settings.bf16, anchored=settings.kl_coef > 0),
         "working": working,
     }
 

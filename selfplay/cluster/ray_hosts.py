@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from selfplay.agent.chat import ChatFormat, load_tokenizer
 from selfplay.agent.episode import Episode
-from selfplay.agent.workspaces import EpisodePlace
+from selfplay.agent.workspaces import EpisodeKey
 from selfplay.cluster.placement import Node
 from selfplay.config import Config
 from selfplay.engines.base import Completion, Engine, GenerationRequest, Sampling
@@ -266,7 +266,7 @@ class ClusterHosts:
     def prepare(self, work: SolverWork) -> SolverWork:
         return self._local.prepare(work)
 
-    def play(self, work: InjectorWork | SolverWork, place: EpisodePlace) -> Episode:
+    def play(self, work: InjectorWork | SolverWork, place: EpisodeKey) -> Episode:
         episode: Episode = self._call("play", work.repository, work, place)
         return episode
 

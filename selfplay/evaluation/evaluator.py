@@ -18,7 +18,7 @@ from typing import Any
 from selfplay.agent.chat import ChatFormat
 from selfplay.agent.episode import Episode, FinishReason
 from selfplay.agent.solver import play_solver, solver_task
-from selfplay.agent.workspaces import EpisodePlace
+from selfplay.agent.workspaces import EpisodeKey
 from selfplay.config import Config
 from selfplay.engines.base import Engine
 from selfplay.errors import ArtifactError, PatchError, RunError, SandboxUnavailable
@@ -181,10 +181,10 @@ class Evaluator:
 
     def _episode(self, attempt: _Attempt, folder: Folder, runner: TestRunner) -> Episode:
         """The attempt's episode: the one written before a kill, else played now, machine failures retried."""
-        place = EpisodePlace(self.config.seed, 0, attempt.group, attempt.number, self.labels)
+        place = EpisodeKey(self.config.seed, 0, attempt.group, attempt.number, self.labels)
         if (found := _written(folder, place)) is not None:
             return found
-        how = {"redraws": 0} | ({"temperature": 0.0} if attempt.mode == "greedy" else {})
+        how = {"resamples": 0} | ({"temperature": 0.0} if attempt.mode == "greedy" else {})
         config = self.config.model_copy(update={"agent": self.config.agent.model_copy(update=how)})
         task = solver_task(
             attempt.environment, attempt.task.instance_id, attempt.bug, attempt.task.failure, config
@@ -231,13 +231,13 @@ def _result(attempt: _Attempt, episode: Episode, passed: bool | None, reason: st
     )
 
 
-def _episode_id(place: EpisodePlace) -> str:
+def _episode_id(place: EpisodeKey) -> str:
     """Unlike a task's id, a file's name; the digest keeps apart what becomes equal by that."""
     plain = "".join(c if c.isalnum() or c in "._-" else "-" for c in place.group)[:120]
     return f"{plain}-{hashlib.sha256(place.group.encode()).hexdigest()[:6]}-m{place.member}"
 
 
-def _written(folder: Folder, place: EpisodePlace) -> Episode | None:
+def _written(folder: Folder, place: EpisodeKey) -> Episode | None:
     path = folder.episodes / f"{_episode_id(place)}.json.gz"
     if not path.is_file():
         return None

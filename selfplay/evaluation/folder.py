@@ -88,15 +88,15 @@ def identity_of(config: Config, policy: Mapping[str, Any], tasks: Iterable[Task]
     }
     del (
         settings["sandbox.type"],
-        settings["sandbox.ready"],
+        settings["sandbox.prewarmed"],
     )  # where and how early sandboxes open changes no result
-    del settings["agent.redraws"]  # training's alone
+    del settings["agent.resamples"]  # training's alone
     settings |= {
         "seed": config.seed,
-        "solver.given": whole["solver"]["given"],
+        "solver.help": whole["solver"]["given"],
         "engine.type": config.engine.type,
     }
-    if "suspects" in config.solver.given:
+    if "suspects" in config.solver.help:
         settings["solver.max_suspects"] = config.solver.max_suspects
     entries = {
         task.instance_id: TaskEntry(task.digest, task.set, task.part, task.repository) for task in tasks

@@ -30,7 +30,7 @@ from selfplay.agent.chat import ChatFormat, load_tokenizer, policy_path
 from selfplay.agent.prompting import check_prompts
 from selfplay.agent.solver import spec_tokens
 from selfplay.agent.workspaces import sandbox_limits
-from selfplay.algorithm.staleness import updates_ahead
+from selfplay.algorithm.staleness import async_updates
 from selfplay.cluster.machines import policy_shape
 from selfplay.cluster.placement import fewer, place
 from selfplay.config import Config, build_config, load_config, parse_overrides
@@ -64,7 +64,7 @@ from selfplay.repositories.specs import RepositorySpec, absolute_line, parse_spe
 from selfplay.runtime.cores import usable_cores
 from selfplay.sandbox import open_backend
 from selfplay.sandbox.base import Limits, SandboxBackend
-from selfplay.sandbox.ready import ready_sandboxes
+from selfplay.sandbox.prewarmed import prewarmed_sandboxes
 from selfplay.training.base import ExportedWeights, Trainer, check_trainer
 from selfplay.verdicts.test_runs import TestRunner
 from selfplay.viewing.progress import TrainProgress
@@ -181,7 +181,7 @@ def resume_training(name: str, root: Path, overrides: Sequence[str], address: st
         "train.updates",
         "train.workers",
         "train.episodes_in_flight",
-        "train.preparing",
+        "train.max_opening",
         "train.max_machine_failures",
         "trainer.ranks",
         "engine.servers",
@@ -334,7 +334,7 @@ def _play(
 
     if swept := backend.sweep():
         console.print(f"Removed what earlier runs left behind: {len(swept)} item(s).")
-    with _open_store(run) as store, ready_sandboxes(backend, config.sandbox.ready) as backend:
+    with _open_store(run) as store, prewarmed_sandboxes(backend, config.sandbox.prewarmed) as backend:
         limits = sandbox_limits(config)
         environments = prepare_all(specs, backend, config, limits, console, store)
         _put_given_bugs(run, config, store, environments, model, console)
@@ -478,8 +478,8 @@ def _prepare(
         f"{len(environment.targets)} covered functions{licence}",
         highlight=False,
     )
-    if environment.command and "target" in config.injector.given:
-        told = "pytest does not run its tests, so it has no targets: no injector plays on it while injector.given names 'target'"
+    if environment.command and "target" in config.injector.help:
+        told = "pytest does not run its tests, so it has no targets: no injector plays on it while injector.help names 'target'"
         console.print(f"  {told}", markup=False, highlight=False)
     if store is not None:
         store.record_environment(
@@ -583,7 +583,7 @@ def build_trainer(config: Config, model: str, logs: Path, places: Places | None 
     from selfplay.training.torch_trainer import TorchTrainer
 
     trainer = TorchTrainer(model, config.trainer, config.agent.context_tokens, config.seed)
-    if updates_ahead(config.train.ahead, config.max_lag):
+    if async_updates(config.train.max_async_updates, config.max_lag):
         # An engine in this process and test runs go on during a step: threads that wait for a busy core cost far more than they give.
         trainer.threads = max(1, trainer.threads // 2)
     return trainer
@@ -677,7 +677,7 @@ def check_targets(config: Config, environments: dict[str, Environment], tell: Ca
     """Leave out, and tell, repositories without a usable target where injectors are given one. Raises RunError when none is left."""
     from selfplay.orchestrator.waves import targets_of
 
-    if "target" not in config.injector.given or not config.train.injector_groups:
+    if "target" not in config.injector.help or not config.train.injector_groups:
         return
     injector = config.injector
     wanted = f"a covered function of at most {injector.max_target_lines} lines in whose test file {injector.min_passing_tests[1]} tests pass"
@@ -687,5 +687,5 @@ def check_targets(config: Config, environments: dict[str, Environment], tell: Ca
             tell(f"{name} is left out of the game: it lacks {wanted} (injector.max_target_lines)")
     if not environments:
         raise RunError(
-            f"injector.given has 'target', but no repository has {wanted}. Raise injector.max_target_lines, or list others."
+            f"injector.help has 'target', but no repository has {wanted}. Raise injector.max_target_lines, or list others."
         )

@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from selfplay.agent.episode import Episode, FinishReason, Role
-from selfplay.agent.workspaces import EpisodePlace
+from selfplay.agent.workspaces import EpisodeKey
 from selfplay.curriculum.sampling import sample_threshold
 from selfplay.curriculum.store import EpisodeRow, GroupRow
 from selfplay.engines.base import derive_seed
@@ -165,7 +165,7 @@ class Dispatcher:
         if found is not None:
             return found
         role = Role(group.role)
-        place = EpisodePlace(game.config.seed, group.update, group.group_id, member, game.labels)
+        place = EpisodeKey(game.config.seed, group.update, group.group_id, member, game.labels)
         for attempt in range(MACHINE_RETRIES + 1):
             game.progress.episode_started(role)
             episode = await self._in(self._play, lambda: self.host.play(work, place))

@@ -16,7 +16,7 @@ from selfplay.agent.chat import ChatFormat
 from selfplay.agent.episode import Episode, FinishReason
 from selfplay.agent.injector import InjectorTask, play_injector
 from selfplay.agent.solver import SolverTask, play_solver, solver_task, spec_tokens
-from selfplay.agent.workspaces import EpisodePlace
+from selfplay.agent.workspaces import EpisodeKey
 from selfplay.config import Config
 from selfplay.engines.base import Completion, Engine, GenerationRequest, Sampling
 from selfplay.errors import ArtifactError, PatchError
@@ -64,7 +64,7 @@ class EpisodeHost(Protocol):
         """The work with what all of the group's members share. Raises PatchError when the bug does not belong to the repository."""
         ...
 
-    def play(self, work: InjectorWork | SolverWork, place: EpisodePlace) -> Episode:
+    def play(self, work: InjectorWork | SolverWork, place: EpisodeKey) -> Episode:
         """One episode with the engine's weights as they are. Raises EngineError."""
         ...
 
@@ -86,7 +86,7 @@ class EpisodeHost(Protocol):
 
 
 class LocalHost:
-    """Plays and judges in the calling thread. At most `train.preparing` sandboxes are opened and filled at the same time.
+    """Plays and judges in the calling thread. At most `train.max_opening` sandboxes are opened and filled at the same time.
 
     `engine` is the one it plays with: the engine that it was given, watched.
     """
@@ -108,7 +108,7 @@ class LocalHost:
         self._backend = backend
         self._limits = limits
         self._runner = runner
-        self._preparing = threading.BoundedSemaphore(config.train.preparing)
+        self._preparing = threading.BoundedSemaphore(config.train.max_opening)
 
     def prepare(self, work: SolverWork) -> SolverWork:
         task = solver_task(
@@ -116,7 +116,7 @@ class LocalHost:
         )
         return replace(work, suspects=task.suspects)
 
-    def play(self, work: InjectorWork | SolverWork, place: EpisodePlace) -> Episode:
+    def play(self, work: InjectorWork | SolverWork, place: EpisodeKey) -> Episode:
         environment = self._environments[work.repository]
         with_all = (
             place,

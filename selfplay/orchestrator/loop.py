@@ -1,4 +1,4 @@
-"""One update after another: play, credit, train, commit, publish. Up to `train.ahead` further updates are played meanwhile.
+"""One update after another: play, credit, train, commit, publish. Up to `train.max_async_updates` further updates are played meanwhile.
 
 Leaves what is played to the waves and arithmetic to `credit` and `training`. Invariant: a step reads the database, so a run that is
 killed anywhere repeats only the steps it was in; with nothing played ahead, steps come one by one and repeat exactly.
@@ -19,7 +19,7 @@ from selfplay.agent.episode import Episode, Role
 from selfplay.algorithm.advantages import compute_advantages
 from selfplay.algorithm.credit import Credit, SolveRate, credit_injector
 from selfplay.algorithm.rewards import InjectorReward
-from selfplay.algorithm.staleness import is_stale, lag, newest_wave, updates_ahead
+from selfplay.algorithm.staleness import is_stale, lag, newest_wave, async_updates
 from selfplay.algorithm.token_credit import changing_turns, success_of_calls, token_advantages
 from selfplay.curriculum.store import EpisodeRow
 from selfplay.errors import RunError
@@ -49,7 +49,7 @@ class TrainLoop:
     def __init__(self, game: Game) -> None:
         self._game = game
         self._dispatcher = Dispatcher(game)
-        self._ahead = updates_ahead(game.config.train.ahead, game.config.max_lag)
+        self._ahead = async_updates(game.config.train.max_async_updates, game.config.max_lag)
         self._waves = Waves(game, self._dispatcher, self._wave_phase)
         self._in_play: dict[int, asyncio.Task[None]] = {}
         # Updates that take turns play their own wave only; others go on with whatever waves a kill left unfinished.
@@ -265,7 +265,7 @@ class TrainLoop:
     def _read_samples(
         self, learned: Sequence[tuple[EpisodeRow, float]], stats: dict[str, Value]
     ) -> list[Sample]:
-        """Empty where no token is to be learned. Adds to `stats` how calls went: drawn again (`agent.redraws`), changing something new."""
+        """Empty where no token is to be learned. Adds to `stats` how calls went: drawn again (`agent.resamples`), changing something new."""
         game = self._game
         samples: list[Sample] = []
         draws: dict[str, tuple[int, int]] = defaultdict(lambda: (0, 0))
@@ -273,7 +273,7 @@ class TrainLoop:
         groups: dict[str, list[Episode]] = defaultdict(list)
         for episode in episodes:
             groups[episode.group].append(episode)
-        by_calls = game.config.trainer.call_weight > 0
+        by_calls = game.config.trainer.call_reward_weight > 0
         expected = {
             group: success_of_calls(members) if by_calls else 0.0 for group, members in groups.items()
         }
@@ -289,9 +289,9 @@ class TrainLoop:
                 rejected + sum(turn.rejected for turn in episode.turns),
                 kept + len(episode.turns),
             )
-        if game.config.agent.redraws:
+        if game.config.agent.resamples:
             stats |= {
-                f"{role}/rejected_draws": round(rejected / (rejected + kept), 4)
+                f"{role}/rejected_samples": round(rejected / (rejected + kept), 4)
                 for role, (rejected, kept) in draws.items()
             }
         for role in sorted({episode.role for episode in episodes} if by_calls else ()):
@@ -342,11 +342,11 @@ class TrainLoop:
             if not any(advantages):
                 counts["zero_variance_groups"] += 1
                 counts[f"{group.role}/zero_variance_groups"] += 1
-                if not config.trainer.call_weight:
+                if not config.trainer.call_reward_weight:
                     continue
             else:
                 counts[f"{group.role}/gradient_groups"] += 1
-            if group.role not in config.train.learn:
+            if group.role not in config.train.trained_roles:
                 counts["not_learned"] += len(fresh)
                 continue
             lags += [lag(row.weight_version_min, game.trainer.weight_version) for row in fresh]

@@ -96,7 +96,7 @@ class Waves:
         if game.store.state(f"planned/{update}/injector"):
             return game.store.groups(update=update, role=Role.INJECTOR)
         rng = random.Random(derive_seed(config.seed, update, "injector groups"))
-        plays_bugs = config.train.solver_groups > 0 or config.train.even  # else no queue is ever shortened
+        plays_bugs = config.train.solver_groups > 0 or config.train.fill_idle_slots  # else no queue is ever shortened
         queue_is_full = plays_bugs and self._waiting_bugs(update) >= max(1, config.train.solver_groups)
         wanted = 0 if queue_is_full else config.train.injector_groups
         earlier = game.store.groups(role=Role.INJECTOR)
@@ -108,7 +108,7 @@ class Waves:
             repository = rng.choice(sorted(name for name in game.environments if uses[name] == least))
             uses[repository] += 1
             target_json = ""
-            if "target" in config.injector.given:
+            if "target" in config.injector.help:
                 environment = game.environments[repository]
                 usable = targets_of(environment, config.injector)
                 target_json = choose_target(
@@ -268,9 +268,9 @@ class Waves:
         ]
 
     def solver_slots(self, update: int) -> int:
-        """How many bugs are played now. With train.even solvers also take the places of injectors that wait for the queue of bugs."""
+        """How many bugs are played now. With train.fill_idle_slots solvers also take the places of injectors that wait for the queue of bugs."""
         train = self._game.config.train
-        if not train.even:
+        if not train.fill_idle_slots:
             return train.solver_groups
         injecting = sum(group.size for group in self._game.store.groups(update=update, role=Role.INJECTOR))
         planned = (

@@ -76,7 +76,7 @@ def tells_metrics_per_role(open_trainer: Opener, model: Path, folder: Path) -> N
     for role in ("injector", "solver"):
         wanted = {
             f"{role}/{name}"
-            for name in ("loss", "entropy", "ratio", "clip_share", "logprob_gap", "action_tokens")
+            for name in ("loss", "entropy", "ratio", "clip_share", "rollout_logprob_diff", "action_tokens")
         }
         assert wanted <= metrics.keys(), f"missing {sorted(wanted - metrics.keys())}"
         tokens = sum(s.action_tokens for s in samples if s.role == role)

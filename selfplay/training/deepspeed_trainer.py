@@ -79,7 +79,7 @@ class DeepSpeedTrainer:
         rate = warmed_up_rate(settings, self._weight_version)
         weights = episode_weights(samples, settings, self._context_tokens)
         shares = make_rank_batches(
-            samples, settings.batch_tokens, settings.ranks, settings.packing, settings.anchor_weight > 0
+            samples, settings.batch_tokens, settings.ranks, settings.packing, settings.kl_coef > 0
         )
         tally, norm, peak, padded, fillers = Tally(), 0.0, 0, 0, 0
         if shares[0]:

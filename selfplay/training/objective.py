@@ -110,11 +110,11 @@ def weighed_losses(
     clipping: Clipping,
     tally: Tally,
     anchor: Tensor | None = None,
-    anchor_weight: float = 0.0,
+    kl_coef: float = 0.0,
 ) -> Tensor:
     """(actions,) whose sum is the micro-batch's share of the loss; what is told of it is added to `tally`.
 
-    anchor: (actions, vocab) logits of the policy that the run began with; the divergence from it counts `anchor_weight` times.
+    anchor: (actions, vocab) logits of the policy that the run began with; the divergence from it counts `kl_coef` times.
     """
     scores = torch.log_softmax(logits, -1)  # (actions, vocab)
     logprobs = scores.gather(1, batch.token_ids[batch.action_rows, batch.action_places][:, None])[:, 0]
@@ -123,7 +123,7 @@ def weighed_losses(
     )
     apart = None if anchor is None else divergence(logits, anchor)
     if apart is not None:
-        losses = losses + anchor_weight * batch.weights * apart
+        losses = losses + kl_coef * batch.weights * apart
     with torch.no_grad():
         entropy = -(scores.exp() * scores).sum(-1)
         gap = (logprobs - batch.rollout_logprobs).abs()
@@ -151,7 +151,7 @@ class Tally:
             "entropy": entropy,
             "ratio": ratio,
             "clip_share": is_clipped.float(),
-            "logprob_gap": gap,
+            "rollout_logprob_diff": gap,
         }
         added = {name: values.sum().item() for name, values in named.items()} | {
             "count": float(ratio.numel())
@@ -179,7 +179,7 @@ class Tally:
         metrics: dict[str, float] = {}
         for key, sums in self._sums.items():
             count = max(1.0, sums["count"])
-            means = ("entropy", "ratio", "clip_share", "logprob_gap", "divergence")
+            means = ("entropy", "ratio", "clip_share", "rollout_logprob_diff", "divergence")
             metrics |= {f"{key}{name}": sums[name] / count for name in means if name in sums}
             metrics |= {f"{key}loss": sums["loss"], f"{key}action_tokens": sums["count"]}
         return metrics

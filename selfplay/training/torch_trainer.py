@@ -60,7 +60,7 @@ class TorchTrainer:
         self._model.to(self._device)
         self._anchor = (
             load_causal_model(model_path, torch.float32).to(self._device).eval()
-            if settings.anchor_weight
+            if settings.kl_coef
             else None
         )
         self._model.eval()  # no dropout: the ratio compares with what the engine computed
@@ -96,7 +96,7 @@ class TorchTrainer:
         tally = Tally()
         self._optimizer.zero_grad(set_to_none=True)
         batches = make_micro_batches(
-            samples, settings.batch_tokens, settings.packing, settings.anchor_weight > 0
+            samples, settings.batch_tokens, settings.packing, settings.kl_coef > 0
         )
         for batch in batches:
             self._accumulate(weigh(batch, samples, weights), tally)
@@ -135,7 +135,7 @@ class TorchTrainer:
             if self._anchor is not None:
                 with torch.no_grad():
                     anchor = action_logits(self._anchor, *places)
-        losses = weighed_losses(batch, logits, self._clipping, tally, anchor, self._settings.anchor_weight)
+        losses = weighed_losses(batch, logits, self._clipping, tally, anchor, self._settings.kl_coef)
         losses.sum().backward()  # type: ignore[no-untyped-call]
 
     def export_weights(self) -> dict[str, Tensor]:

@@ -22,7 +22,7 @@ from selfplay.agent.episode import Episode, FinishReason, Role
 from selfplay.agent.injector import InjectorTask, play_injector
 from selfplay.agent.prompting import render
 from selfplay.agent.solver import SolverTask, play_solver
-from selfplay.agent.workspaces import EpisodePlace, sandbox_limits
+from selfplay.agent.workspaces import EpisodeKey, sandbox_limits
 from selfplay.config import Config, load_config
 from selfplay.errors import ArtifactError, ConfigError, SandboxUnavailable
 from selfplay.outcomes import parse_outcomes
@@ -318,7 +318,7 @@ class _Table:
 
     def _failures(self, environment: Environment, run: TestRun, failing: Set[str]) -> _Failures:
         solver = self.machine.config.solver
-        is_given = "suspects" in solver.given
+        is_given = "suspects" in solver.help
         suspects = (
             find_suspects(environment.calls, failing, environment.tree, solver.max_suspects)
             if is_given
@@ -334,7 +334,7 @@ class _Table:
         machine, environment = self.machine, place.environment
         player = replace(self.teacher, first=place.mutation)
         engine = ScriptedEngine(player, self.tokenizer)
-        where = EpisodePlace(self.seed, 0, f"e{place.number:05d}", 0, LABELS)
+        where = EpisodeKey(self.seed, 0, f"e{place.number:05d}", 0, LABELS)
         players = (engine, self.chat, machine.backend, machine.config, machine.limits, self.runner)
         episode = _unspoiled(
             play_injector(
@@ -361,7 +361,7 @@ class _Table:
         )
         failures = self._failures(environment, run, run.outcomes.failed.intersection(bug.fail_to_pass))
         for member, failure in enumerate(failures.of_repairs(place.mutation, player)):
-            where = EpisodePlace(self.seed, 0, f"e{place.number:05d}", member, LABELS)
+            where = EpisodeKey(self.seed, 0, f"e{place.number:05d}", member, LABELS)
             task = SolverTask(
                 environment, f"bug-{place.number}", bug, failure, failure_first(failures.suspects, failure)
             )
@@ -475,7 +475,7 @@ def _check_same(
         "sequence_tokens": longest,
         "seed": seed,
         "prompt_style": config.agent.prompt_style,
-        "solver_given": list(config.solver.given),
+        "solver_given": list(config.solver.help),
         "limits": [config.agent.context_tokens, config.agent.observation_tokens, config.agent.max_turns],
     }
     file = folder / MADE_WITH

@@ -120,7 +120,7 @@ class ServerSync:
                 f"over {len(expected)} tokens, {tolerance:g} is allowed in {self._dtype}. Its weights are others, or it computes wrongly. "
                 f"(On a CPU, with a head tied to the embedding, it needs --worker-extension-cls {EXTENSION}.)"
             )
-        return {"sync/logprob_gap": gap, "sync/equal_tensors": float(alike)}
+        return {"sync/rollout_logprob_diff": gap, "sync/equal_tensors": float(alike)}
 
     def close(self) -> None:
         pass

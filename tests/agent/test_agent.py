@@ -206,7 +206,7 @@ def test_a_bad_format_is_explained_and_may_be_mended(play: Play) -> None:
 
 
 def test_bad_formats_in_a_row_end_the_episode_after_the_requeries(play: Play) -> None:
-    result = play(lambda turn: f"thought {turn.number}", SETTINGS.model_copy(update={"requeries": 2}))
+    result = play(lambda turn: f"thought {turn.number}", SETTINGS.model_copy(update={"max_format_errors": 2}))
     assert (result.finish, len(result.turns)) == (FinishReason.BAD_FORMAT, 3)
 
 
@@ -380,7 +380,7 @@ def test_a_call_that_changes_nothing_is_drawn_again_and_leaves_no_trace(play: Pl
         102: good,
         114: SUBMIT,
     }
-    result = play(lambda turn: draws[turn.seed], SETTINGS.model_copy(update={"redraws": 2}))
+    result = play(lambda turn: draws[turn.seed], SETTINGS.model_copy(update={"resamples": 2}))
     assert [(turn.text, turn.rejected, turn.is_error) for turn in result.turns] == [
         (good, 2, False),
         (draws[101], 0, False),
@@ -403,7 +403,7 @@ def test_a_call_that_changes_nothing_is_drawn_again_and_leaves_no_trace(play: Pl
 def test_the_last_draw_counts_whatever_it_is(play: Play, tmp_path: Path) -> None:
     (tmp_path / "a.py").write_text("a = 1\n")
     refused = format_action("edit", format_edit("a.py", 1, "9", "3"))
-    result = play(lambda turn: SUBMIT if turn.number else refused, SETTINGS.model_copy(update={"redraws": 2}))
+    result = play(lambda turn: SUBMIT if turn.number else refused, SETTINGS.model_copy(update={"resamples": 2}))
     assert [(turn.rejected, turn.is_error) for turn in result.turns] == [(2, True), (0, False)]
     assert "does not start in line 1" in result.turns[0].observation
 
@@ -412,7 +412,7 @@ def test_a_command_that_was_given_since_the_last_change_is_drawn_again(play: Pla
     (tmp_path / "a.py").write_text("a = 1\n")
     look, change = bash("cat a.py"), format_action("edit", format_edit("a.py", 1, "1", "2"))
     draws = {100: look, 101: look, 113: change, 102: look, 103: look, 115: look, 127: SUBMIT}
-    result = play(lambda turn: draws[turn.seed], SETTINGS.model_copy(update={"redraws": 2}))
+    result = play(lambda turn: draws[turn.seed], SETTINGS.model_copy(update={"resamples": 2}))
     assert [(turn.text, turn.rejected) for turn in result.turns] == [
         (look, 0),
         (change, 1),
@@ -423,9 +423,9 @@ def test_a_command_that_was_given_since_the_last_change_is_drawn_again(play: Pla
         0,
         0,
         0,
-    ]  # without redraws it is a turn as any
+    ]  # without resamples it is a turn as any
 
 
 def test_a_command_that_fails_is_not_drawn_again(play: Play) -> None:
-    settings = SETTINGS.model_copy(update={"redraws": 2, "command_timeout_s": 0.2})
+    settings = SETTINGS.model_copy(update={"resamples": 2, "command_timeout_s": 0.2})
     assert [turn.rejected for turn in play([bash("sleep 5"), SUBMIT], settings).turns] == [0, 0]

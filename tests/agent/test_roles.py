@@ -16,7 +16,7 @@ from selfplay.agent.episode import Episode, FinishReason
 from selfplay.agent.injector import InjectorTask, injector_prompts, play_injector, prepare_injector
 from selfplay.agent.solver import play_solver, solver_task, spec_text, spec_tokens
 from selfplay.agent.tools import format_action, format_edit
-from selfplay.agent.workspaces import EpisodePlace, make_repository, sandbox_limits
+from selfplay.agent.workspaces import EpisodeKey, make_repository, sandbox_limits
 from selfplay.config import AgentSettings, Config, EnvironmentSettings, InjectorSettings, SolverSettings
 from selfplay.engines.scripted_engine import ScriptedEngine, ScriptedTurn
 from selfplay.errors import SandboxUnavailable
@@ -49,10 +49,10 @@ CONFIG = Config(
         observation_tokens=256,
         command_timeout_s=60,
     ),
-    injector=InjectorSettings(strategies={"direct": 1.0}, given=("tests", "target")),
-    solver=SolverSettings(given=("failure",)),
+    injector=InjectorSettings(strategies={"direct": 1.0}, help=("tests", "target")),
+    solver=SolverSettings(help=("failure",)),
 )
-GIVEN = CONFIG.model_copy(update={"solver": SolverSettings(given=("failure", "suspects", "tests"))})
+GIVEN = CONFIG.model_copy(update={"solver": SolverSettings(help=("failure", "suspects", "tests"))})
 INJECTOR = (
     format_action("edit", format_edit("tiny/numbers.py", 16, "+=", "-=")),
     format_action(
@@ -123,7 +123,7 @@ class House:
 
 
 LABELS = {"run": "test"}
-PLACE = EpisodePlace(7, 3, "g/1", 2, LABELS)
+PLACE = EpisodeKey(7, 3, "g/1", 2, LABELS)
 
 
 @pytest.fixture(scope="module")

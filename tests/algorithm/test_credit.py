@@ -130,7 +130,7 @@ def advantages_of(episode: Episode, advantage: float, **settings: Any) -> list[f
 
 def test_what_a_success_took_back_or_got_wrong_is_not_learned_from_where_credit_goes_to_what_was_kept():
     episode = played(FAULTY, REFUSED, ("bash", "ls", False), MENDING)
-    assert advantages_of(episode, 0.5, credit="kept") == [0, 0, 0, 0, 0, 0, 0, 0.5, 0.5, 0, 0.5, 0.5]
+    assert advantages_of(episode, 0.5, credit="kept_edits") == [0, 0, 0, 0, 0, 0, 0, 0.5, 0.5, 0, 0.5, 0.5]
 
 
 def test_a_failure_and_every_episode_under_the_papers_credit_are_learned_from_as_a_whole():
@@ -139,7 +139,7 @@ def test_a_failure_and_every_episode_under_the_papers_credit_are_learned_from_as
     assert advantages_of(episode, 1.0) == whole
     assert (
         advantages_of(episode, -1.0)
-        == advantages_of(episode, -1.0, credit="kept")
+        == advantages_of(episode, -1.0, credit="kept_edits")
         == [-value for value in whole]
     )
 
@@ -151,7 +151,7 @@ def test_failed_episodes_weigh_as_much_as_the_settings_say(weight):
 
 
 def test_a_submission_that_is_no_diff_takes_no_edit_from_an_episode():
-    assert advantages_of(played(REFUSED, patch="nonsense"), 1.0, credit="kept") == [0, 1, 1]
+    assert advantages_of(played(REFUSED, patch="nonsense"), 1.0, credit="kept_edits") == [0, 1, 1]
 
 
 def test_a_turn_is_in_vain_when_its_call_failed_was_none_or_repeats_a_change():
@@ -195,8 +195,8 @@ def test_a_call_that_changed_something_new_is_credited_beside_what_its_group_doe
         FAULTY,
         ("submit", "<tool: submit>\n</tool>", False),
     )
-    values = credited(episode, 0.25, call_weight=2.0)
-    assert credited(episode, 0.25, call_weight=2.0, negative_weight=0.0) == [
+    values = credited(episode, 0.25, call_reward_weight=2.0)
+    assert credited(episode, 0.25, call_reward_weight=2.0, negative_weight=0.0) == [
         max(value, 0.0) for value in values
     ]
     in_body = [values[turn.tokens[0] + len("<tool: edit>") + 1] for turn in episode.turns]
@@ -213,16 +213,16 @@ def test_a_call_that_changed_something_new_is_credited_beside_what_its_group_doe
 
 def test_nothing_of_that_credit_goes_to_what_decides_whether_a_change_is_tried_or_what_it_writes():
     text = "12: a = 1\n" + MENDING[1]
-    values = credited(spelled(("edit", text, False)), 0.0, call_weight=1.0)
+    values = credited(spelled(("edit", text, False)), 0.0, call_reward_weight=1.0)
     unpaid = "".join(character for character, value in zip(text, values, strict=True) if not value)
     assert unpaid == "1<tool: edit>" + text[text.index("\n2\n") :]
-    values = credited(spelled(FAULTY), 0.5, call_weight=1.0)
+    values = credited(spelled(FAULTY), 0.5, call_reward_weight=1.0)
     assert values == [0.0] + [-0.5] * (len(FAULTY[1]) - 1)
 
 
 def test_the_credit_of_calls_adds_to_the_episodes():
     episode = spelled(MENDING)
-    both = token_advantages(episode, -1.0, TrainerSettings(call_weight=1.0, negative_weight=0.5), 0.25, read)
+    both = token_advantages(episode, -1.0, TrainerSettings(call_reward_weight=1.0, negative_weight=0.5), 0.25, read)
     assert (both[0], both[len("<tool: edit>") + 1], both[-1]) == (-0.5, 0.25, -0.5)
 
 

@@ -93,7 +93,7 @@ def test_an_update_that_learns_from_injectors_alone_plays_its_solvers_and_trains
         "solver_groups": 1,
         "group_size": 9,
         "max_machine_failures": 0.9,
-        "learn": ["injector"],
+        "trained_roles": ["injector"],
     }
     run = play(tmp_path, cache, "bubblewrap", updates=1, train=train)
     (row,) = rows_of(run)
@@ -112,7 +112,7 @@ def test_an_update_that_learns_from_injectors_alone_plays_its_solvers_and_trains
 def test_given_bugs_are_played_and_replayed_without_any_injector(environment, cache, tmp_path, records):
     settings = {
         "train": REPAIR_ONLY | {"updates": 3},
-        "solver": {"given": ["failure"], "second_order_share": 0.0},
+        "solver": {"help": ["failure"], "second_order_share": 0.0},
     }
     run = play(
         tmp_path,
@@ -137,7 +137,7 @@ def test_given_bugs_are_played_and_replayed_without_any_injector(environment, ca
 def test_in_even_updates_solvers_take_the_places_of_injectors_that_wait(
     environment, cache, tmp_path, records
 ):
-    train = REPAIR_ONLY | {"injector_groups": 1, "injector_group_size": 2, "even": True, "updates": 1}
+    train = REPAIR_ONLY | {"injector_groups": 1, "injector_group_size": 2, "fill_idle_slots": True, "updates": 1}
     run = play(
         tmp_path,
         cache,

@@ -78,7 +78,7 @@ def a_run(folder: Path, arm: str, seed: int, gain: int, updates: int = 6) -> Run
                 "solver/sampled_tokens": 200,
             }
             row |= {
-                "logprob_gap": 0.01,
+                "rollout_logprob_diff": 0.01,
                 "action_tokens": 250,
                 "seconds/injecting": 20.0,
                 "seconds/solving": 39.0,
@@ -433,9 +433,9 @@ def test_bugs_that_are_given_and_evaluated_on_are_refused_before_the_run_starts(
 @pytest.mark.parametrize(
     "setting",
     [
-        "train.learn=[]",
-        'train.learn=["solver", "solver"]',
-        'train.learn=["judge"]',
+        "train.trained_roles=[]",
+        'train.trained_roles=["solver", "solver"]',
+        'train.trained_roles=["judge"]',
         "train.injector_group_size=1",
     ],
 )

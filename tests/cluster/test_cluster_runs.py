@@ -123,5 +123,5 @@ def test_a_run_with_a_real_server_and_the_carried_policy_plays_on_when_a_node_wi
     assert row["update"] == 1
     if row["carried_gradient"]:
         assert (
-            row["sync/servers"] == 1 and row["sync/transfer_seconds"] > 0 and row["sync/logprob_gap"] < 1e-3
+            row["sync/servers"] == 1 and row["sync/transfer_seconds"] > 0 and row["sync/rollout_logprob_diff"] < 1e-3
         )

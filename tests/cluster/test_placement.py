@@ -181,7 +181,7 @@ def test_with_an_adapter_gradients_and_optimiser_are_of_it_alone():
 def test_an_anchor_is_a_second_copy_of_the_weights_and_nothing_to_train():
     shape = ModelShape("m", 1024, 10, 8, 8, 128, 4096, 32000, False)
     for stage in range(4):
-        held, free = states({"zero_stage": stage, "anchor_weight": 0.1}), states({"zero_stage": stage})
+        held, free = states({"zero_stage": stage, "kl_coef": 0.1}), states({"zero_stage": stage})
         assert held["weights"] == free["weights"] + 4 * shape.parameters // (4 if stage == 3 else 1)
         assert held["logits"] > free["logits"]
         assert [held[part] for part in ("gradients", "optimiser")] == [

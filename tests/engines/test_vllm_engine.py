@@ -187,7 +187,7 @@ def test_new_weights_reach_every_part_of_the_model(engine: VllmEngine, base: Wei
     done = engine.generate([request], Sampling())[0]
     assert done.spans == ((0, engine.weight_version),)
     assert_computed_by(weights, request, done)
-    assert engine.check_weights(weights)["sync/logprob_gap"] < 1e-4
+    assert engine.check_weights(weights)["sync/rollout_logprob_diff"] < 1e-4
 
 
 @pytest.mark.parametrize("part", ["embed_tokens", "v_proj", "layernorm"])
@@ -300,10 +300,10 @@ def test_the_first_update_is_checked_and_one_that_brings_other_weights_stops_the
             else:
                 other.load_weights(base, 1)
                 assert (
-                    other.last_sync["sync/logprob_gap"] < 1e-4 and other.last_sync["sync/equal_tensors"] > 0
+                    other.last_sync["sync/rollout_logprob_diff"] < 1e-4 and other.last_sync["sync/equal_tensors"] > 0
                 )
                 other.load_weights(base, 2)
-                assert "sync/logprob_gap" not in other.last_sync
+                assert "sync/rollout_logprob_diff" not in other.last_sync
         finally:
             other.close()
 
@@ -337,7 +337,7 @@ def test_a_conversation_keeps_its_server_while_two_share_the_groups_and_both_tak
         is_new = number > 4 * 3
         assert done.weight_version == engine.weight_version - (not is_new)
         assert_computed_by(weights if is_new else base, request, done)
-    assert engine.check_weights(weights)["sync/logprob_gap"] < 1e-4  # both
+    assert engine.check_weights(weights)["sync/rollout_logprob_diff"] < 1e-4  # both
 
 
 @pytest.mark.skipif(bool(RUNNING), reason="a server given by SELFPLAY_TEST_VLLM_URL is not ours to end")
@@ -368,7 +368,7 @@ def test_requests_of_a_server_that_dies_are_answered_by_the_other_and_a_new_one_
     wait_until(lambda: len(engine.servers()) == 2, 1500)
     fresh = engine.servers()[dying.name]
     assert isinstance(fresh, OwnServer) and fresh.pid != dying.pid
-    assert engine.check_weights(weights)["sync/logprob_gap"] < 1e-4  # the newcomer's too
+    assert engine.check_weights(weights)["sync/rollout_logprob_diff"] < 1e-4  # the newcomer's too
     # The conversations stay where they went; new ones go to the newcomer too.
     again = engine.generate(
         [replace(request, tag=f"solver/new{number}/0/0") for number, request in enumerate(asked)], Sampling()

@@ -63,7 +63,7 @@ def test_what_only_training_does_makes_no_other_evaluation():
     def identity(**agent):
         return identity_of(build_config({"agent": agent}), {"model": "p"}, TASKS)
 
-    assert identity(redraws=4) == identity()
+    assert identity(resamples=4) == identity()
     assert identity(max_turns=9) != identity()
 
 
@@ -216,7 +216,7 @@ def test_other_settings_are_told(tmp_path):
 
 
 def test_where_and_how_early_sandboxes_open_makes_no_other_evaluation(tmp_path):
-    other = build_config({"sandbox": {"type": "bubblewrap", "ready": 4}})
+    other = build_config({"sandbox": {"type": "bubblewrap", "prewarmed": 4}})
     assert (
         compare(a_folder(tmp_path / "a", never), a_folder(tmp_path / "b", never, config=other))["settings"]
         == ""
@@ -226,7 +226,7 @@ def test_where_and_how_early_sandboxes_open_makes_no_other_evaluation(tmp_path):
 def test_how_many_suspects_are_named_is_a_setting_only_where_they_are_given(tmp_path):
     def evaluated(name, given, number):
         return a_folder(
-            tmp_path / name, never, config=build_config({"solver": {"given": given, "max_suspects": number}})
+            tmp_path / name, never, config=build_config({"solver": {"help": given, "max_suspects": number}})
         )
 
     assert (

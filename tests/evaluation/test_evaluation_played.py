@@ -128,7 +128,7 @@ def test_evaluations_draw_every_call_once(environment, backend, task, tmp_path):
         def __call__(self, turn):
             return "no call" if turn.number == 0 else "<tool: submit>\n</tool>"
 
-    folder, agent = Folder(tmp_path / "out"), tiny_config(tmp_path).agent.model_copy(update={"redraws": 2})
+    folder, agent = Folder(tmp_path / "out"), tiny_config(tmp_path).agent.model_copy(update={"resamples": 2})
     evaluator = an_evaluator(
         environment, backend, tmp_path, Careless(environment.tree), agent=agent.model_dump()
     )

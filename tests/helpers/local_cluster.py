@@ -41,11 +41,11 @@ prompt_style = "terse"
 
 [injector]
 strategies = { direct = 1.0 }
-given = ["tests", "target"]
+help = ["tests", "target"]
 min_passing_tests = [3, 3]
 
 [solver]
-given = ["failure", "suspects", "tests"]
+help = ["failure", "suspects", "tests"]
 max_spec_tokens = 4000
 
 [environment]

@@ -160,7 +160,7 @@ def tiny_config(runs: Path, updates: int = 2, ahead: int = 0, **settings: Any) -
                 "solver_groups": 1,
                 "group_size": 9,
                 "max_machine_failures": 0.9,
-                "ahead": ahead,
+                "max_async_updates": ahead,
             },
             "agent": {
                 "max_turns": 4,
@@ -169,8 +169,8 @@ def tiny_config(runs: Path, updates: int = 2, ahead: int = 0, **settings: Any) -
                 "observation_tokens": 200,
                 "prompt_style": "terse",
             },
-            "injector": {"strategies": {"direct": 1.0}, "given": ["tests"], "min_passing_tests": [3, 3]},
-            "solver": {"given": ["failure", "suspects", "tests"], "second_order_share": 0.5},
+            "injector": {"strategies": {"direct": 1.0}, "help": ["tests"], "min_passing_tests": [3, 3]},
+            "solver": {"help": ["failure", "suspects", "tests"], "second_order_share": 0.5},
             "trainer": {"learning_rate": 1e-3, "warmup_updates": 0, "bf16": False},
             **settings,
         }

@@ -23,7 +23,7 @@ from rich.console import Console
 
 from selfplay.agent.episode import Episode, FinishReason, Role, Turn
 from selfplay.agent.tools import format_action, format_edit
-from selfplay.agent.workspaces import EpisodePlace
+from selfplay.agent.workspaces import EpisodeKey
 from selfplay.config import build_config
 from selfplay.curriculum.store import Store
 from selfplay.metrics import JsonlSink
@@ -50,14 +50,14 @@ TOKENS = 8  # of an episode, half of them actions
 class Script:
     """How the run goes, by an episode's place. fails: the machine does; the other answers are of what the policy did."""
 
-    play_s: Callable[[EpisodePlace], float] = lambda place: 0.01
+    play_s: Callable[[EpisodeKey], float] = lambda place: 0.01
     judge_s: float = 0.0
     step_s: float = 0.0
-    is_bug: Callable[[EpisodePlace], bool] = lambda place: place.member < 3
-    repairs: Callable[[EpisodePlace], bool] = lambda place: place.member % 2 == 0
-    fails: Callable[[EpisodePlace], bool] = lambda place: False
+    is_bug: Callable[[EpisodeKey], bool] = lambda place: place.member < 3
+    repairs: Callable[[EpisodeKey], bool] = lambda place: place.member % 2 == 0
+    fails: Callable[[EpisodeKey], bool] = lambda place: False
     restored: str = ""  # of every repair's submission
-    refuses: Callable[[EpisodePlace], bool] = lambda place: False  # the one edit of an episode
+    refuses: Callable[[EpisodeKey], bool] = lambda place: False  # the one edit of an episode
 
 
 class SimulatedChat:
@@ -93,7 +93,7 @@ class SimulatedHost:
     def prepare(self, work: SolverWork) -> SolverWork:
         return work
 
-    def play(self, work: InjectorWork | SolverWork, place: EpisodePlace) -> Episode:
+    def play(self, work: InjectorWork | SolverWork, place: EpisodeKey) -> Episode:
         began, version = time.monotonic(), self.engine.weight_version
         with self._lock:
             self.in_flight += 1
@@ -226,7 +226,7 @@ def simulate(
         "solver_groups": 2,
         "group_size": 4,
         "max_machine_failures": 0.9,
-        "ahead": 2,
+        "max_async_updates": 2,
         **train,
     }
     run = RunFolder(folder / NAME)
@@ -278,7 +278,7 @@ def simulate(
     return Simulation(run, host, trainer)
 
 
-def uneven(place: EpisodePlace) -> float:
+def uneven(place: EpisodeKey) -> float:
     """Between 5 and 45 ms, by place."""
     return 0.005 + 0.04 * (place.seed(0) % 101) / 101
 

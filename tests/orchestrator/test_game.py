@@ -140,7 +140,7 @@ def test_a_fix_in_a_local_checkouts_history_comes_back_as_a_bug_and_is_mended(ca
         git=True,
         player_of=HistoryPlayer,
         train={"updates": 1, "injector_groups": 1, "solver_groups": 1, "group_size": 2},
-        injector={"strategies": {"history": 1.0}, "given": ["tests"], "min_passing_tests": [3, 3]},
+        injector={"strategies": {"history": 1.0}, "help": ["tests"], "min_passing_tests": [3, 3]},
     )
     with Store.open(run.database, writer=False) as store:
         (bug,) = store.bugs()

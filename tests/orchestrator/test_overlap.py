@@ -14,8 +14,8 @@ import pytest
 
 import simulated_game
 from machine import eventually
-from selfplay.agent.workspaces import EpisodePlace
-from selfplay.algorithm.staleness import newest_wave, updates_ahead
+from selfplay.agent.workspaces import EpisodeKey
+from selfplay.algorithm.staleness import newest_wave, async_updates
 from selfplay.config import load_config
 from selfplay.curriculum.store import Store
 from selfplay.errors import RunError, SandboxUnavailable, TrainerError
@@ -41,22 +41,22 @@ def episodes_of(simulation):
 
 
 def test_no_more_updates_are_played_ahead_than_an_episode_may_be_old():
-    assert updates_ahead(ahead=2, max_lag=8) == 2
-    assert updates_ahead(ahead=2, max_lag=1) == 1
-    assert updates_ahead(ahead=2, max_lag=0) == 0
+    assert async_updates(max_async_updates=2, max_lag=8) == 2
+    assert async_updates(max_async_updates=2, max_lag=1) == 1
+    assert async_updates(max_async_updates=2, max_lag=0) == 0
 
 
 def test_what_is_played_next_never_passes_the_last_update():
-    assert newest_wave(committed=0, ahead=0, last=8) == 1
-    assert newest_wave(committed=3, ahead=2, last=8) == 6
-    assert newest_wave(committed=7, ahead=2, last=8) == 8
+    assert newest_wave(committed=0, max_async_updates=0, last=8) == 1
+    assert newest_wave(committed=3, max_async_updates=2, last=8) == 6
+    assert newest_wave(committed=7, max_async_updates=2, last=8) == 8
 
 
 @pytest.mark.parametrize(("max_lag", "ahead", "overlaps"), [(0, 2, False), (2, 2, True), (2, 0, False)])
 def test_episodes_are_played_during_a_step_only_where_they_may_be_older_than_the_weights(
     tmp_path, max_lag, ahead, overlaps
 ):
-    simulation = simulate(tmp_path, Script(play_s=uneven, step_s=0.2), max_lag, ahead=ahead)
+    simulation = simulate(tmp_path, Script(play_s=uneven, step_s=0.2), max_lag, max_async_updates=ahead)
     steps = [(began, ended) for began, ended, _ in simulation.trainer.steps]
     during = [
         name
@@ -69,7 +69,7 @@ def test_episodes_are_played_during_a_step_only_where_they_may_be_older_than_the
 
 @pytest.mark.parametrize(("max_lag", "ahead"), [(0, 2), (1, 2), (2, 2), (3, 1)])
 def test_no_episode_that_is_trained_on_is_older_than_max_lag(tmp_path, max_lag, ahead):
-    simulation = simulate(tmp_path, Script(play_s=uneven, step_s=0.05), max_lag, ahead=ahead, updates=5)
+    simulation = simulate(tmp_path, Script(play_s=uneven, step_s=0.05), max_lag, max_async_updates=ahead, updates=5)
     rows = rows_of(simulation)
     assert max(row["lag/max"] for row in rows) <= max_lag
     assert all(row["lag/mean"] <= row["lag/max"] for row in rows)
@@ -90,7 +90,7 @@ def test_a_group_that_straggles_blocks_no_update_and_is_trained_on_later(tmp_pat
             eventually((tmp_path / "simulated" / "checkpoints" / "update-00004").exists)
         return 0.01
 
-    simulation = simulate(tmp_path, Script(play_s=play_s), max_lag=8, updates=12, ahead=3)
+    simulation = simulate(tmp_path, Script(play_s=play_s), max_lag=8, updates=12, max_async_updates=3)
     (late,) = {row.consumed_update for row in episodes_of(simulation) if row.group_id == "u0002-sol0"}
     assert late > 4
     assert len(rows_of(simulation)) == 12
@@ -105,7 +105,7 @@ def test_an_artifact_is_no_duplicate_while_its_wave_waits_for_another_injector_g
         return 0.01
 
     script = Script(play_s=play_s, repairs=lambda place: place.update == 1 and place.member % 2 == 0)
-    simulation = simulate(tmp_path, script, max_lag=2, updates=2, injector_groups=2, solver_groups=7, ahead=1)
+    simulation = simulate(tmp_path, script, max_lag=2, updates=2, injector_groups=2, solver_groups=7, max_async_updates=1)
     played = [row for row in episodes_of(simulation) if row.role == "injector"]
     assert {row.group_id for row in played} == {"u0001-inj0", "u0001-inj1", "u0002-inj0", "u0002-inj1"}
     assert not [row.episode_id for row in played if row.note == "duplicate"]
@@ -134,7 +134,7 @@ def test_calls_that_differ_are_learned_of_groups_that_all_ended_alike(tmp_path, 
         is_bug=lambda place: True, repairs=lambda place: False, refuses=lambda place: place.member < refused
     )
     simulation = simulate(
-        tmp_path, script, 0, sections={"trainer": {"call_weight": weight}}, updates=1, refills=0
+        tmp_path, script, 0, sections={"trainer": {"call_reward_weight": weight}}, updates=1, refills=0
     )
     (row,) = rows_of(simulation)
     assert row["carried_gradient"] is learned and bool(simulation.trainer.steps) is learned
@@ -276,7 +276,7 @@ def test_work_for_a_host_is_plain_enough_to_travel():
     bug = BugState(Artifact("a", "b", ("t.py",), "s", "p"), 1, "", ("t::a",), ())
     solver = SolverWork("r", "b", bug, "failure", (Suspect("m.py", "f", 1, 2),))
     injector = InjectorWork("r", "direct", Target("m.py", "f", 1, 2, "t.py", "1:def f"), Thresholds())
-    place = EpisodePlace(1, 2, "u0002-sol0", 3, {"run": "r"})
+    place = EpisodeKey(1, 2, "u0002-sol0", 3, {"run": "r"})
     assert pickle.loads(pickle.dumps((solver, injector, place))) == (solver, injector, place)
 
 
@@ -328,7 +328,7 @@ def test_each_episode_is_counted_in_one_row_although_a_kill_came_between(tmp_pat
     script = Script(
         play_s=play_s, repairs=lambda place: True
     )  # without a gradient, so that updates wait for as many whole waves
-    train = {"updates": 3, "solver_groups": 1, "ahead": 2}
+    train = {"updates": 3, "solver_groups": 1, "max_async_updates": 2}
     with monkeypatch.context() as killed, pytest.raises(TrainerError):
         killed.setattr(SimulatedTrainer, "save", dies_once_the_first_wave_is_whole)
         simulate(tmp_path, script, max_lag=8, **train)
@@ -342,6 +342,6 @@ def test_each_episode_is_counted_in_one_row_although_a_kill_came_between(tmp_pat
 
 def test_by_default_playing_and_training_take_turns_and_the_paper_s_recipe_plays_ahead():
     config = load_config()
-    assert (config.train.ahead, config.max_lag, config.train.refills) == (0, 8, 0)
+    assert (config.train.max_async_updates, config.max_lag, config.train.refills) == (0, 8, 0)
     paper = load_config(resource("recipes") / "paper.toml")
-    assert 0 < paper.train.ahead < paper.max_lag
+    assert 0 < paper.train.max_async_updates < paper.max_lag

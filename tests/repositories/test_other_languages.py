@@ -20,7 +20,7 @@ from selfplay.agent.episode import Episode, FinishReason
 from selfplay.agent.injector import InjectorTask, play_injector
 from selfplay.agent.solver import play_solver, solver_task
 from selfplay.agent.tools import format_action
-from selfplay.agent.workspaces import EpisodePlace, sandbox_limits
+from selfplay.agent.workspaces import EpisodeKey, sandbox_limits
 from selfplay.cli import app
 from selfplay.config import (
     AgentSettings,
@@ -57,8 +57,8 @@ CONFIG = Config(
     agent=AgentSettings(
         prompt_style="terse", max_turns=8, context_tokens=4096, turn_tokens=512, command_timeout_s=60
     ),
-    injector=InjectorSettings(strategies={"direct": 1.0}, given=("tests",)),
-    solver=SolverSettings(given=("failure", "suspects", "tests")),
+    injector=InjectorSettings(strategies={"direct": 1.0}, help=("tests",)),
+    solver=SolverSettings(help=("failure", "suspects", "tests")),
     validator=SETTINGS,
 )
 GCD_BUG: Changes = {"numbers.c": ("int rest = a % b;", "int rest = a % (b + 1);")}
@@ -135,7 +135,7 @@ class Players:
         return ScriptedEngine(lambda turn: replies[turn.number], tokenizer), ChatFormat(tokenizer)
 
 
-PLACE = EpisodePlace(7, 3, "g/1", 2, LABELS)
+PLACE = EpisodeKey(7, 3, "g/1", 2, LABELS)
 
 
 def shell(*commands: str, names: str = "") -> list[str]:

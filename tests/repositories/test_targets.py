@@ -200,7 +200,7 @@ def test_a_repository_that_is_left_out_for_want_of_a_target_is_told():
     environments, told = {"bare": an_environment()}, []
     with pytest.raises(RunError, match="no repository has a covered function of at most 7 lines"):
         check_targets(
-            build_config({"injector": {"given": ["target"], "max_target_lines": 7}}),
+            build_config({"injector": {"help": ["target"], "max_target_lines": 7}}),
             environments,
             told.append,
         )

@@ -13,7 +13,7 @@ import pytest
 from machine import open_or_skip, sandbox_groups
 from selfplay.sandbox.base import Sandbox, SandboxSpec
 from selfplay.sandbox.client import ConnectedSandbox
-from selfplay.sandbox.ready import ReadySandboxes
+from selfplay.sandbox.prewarmed import PrewarmedSandboxes
 
 pytestmark = pytest.mark.sandbox
 
@@ -22,8 +22,8 @@ OTHER = SandboxSpec(environment="", variables={"NAME": "second"})
 
 
 @pytest.fixture
-def ready(tmp_path: Path) -> Iterator[ReadySandboxes]:
-    made = ReadySandboxes(open_or_skip("bubblewrap", tmp_path), 2)
+def ready(tmp_path: Path) -> Iterator[PrewarmedSandboxes]:
+    made = PrewarmedSandboxes(open_or_skip("bubblewrap", tmp_path), 2)
     yield made
     made.close()
 
@@ -32,13 +32,13 @@ def server_of(box: Sandbox) -> int:
     return int(cast(ConnectedSandbox, box).details["server_pid"])
 
 
-def waiting_server(ready: ReadySandboxes) -> int:
+def waiting_server(ready: PrewarmedSandboxes) -> int:
     ready.settle()
     ((box, _),) = next(iter(ready._waiting.values()))
     return server_of(box)
 
 
-def test_one_that_waited_is_of_the_spec_asked_for_and_was_used_by_nobody(ready: ReadySandboxes) -> None:
+def test_one_that_waited_is_of_the_spec_asked_for_and_was_used_by_nobody(ready: PrewarmedSandboxes) -> None:
     seen = set()
     for spec, name in (
         (SPEC, "first"),
@@ -57,7 +57,7 @@ def test_one_that_waited_is_of_the_spec_asked_for_and_was_used_by_nobody(ready: 
 
 
 def test_a_spec_that_was_asked_for_before_is_served_by_one_that_was_opened_ahead(
-    ready: ReadySandboxes,
+    ready: PrewarmedSandboxes,
 ) -> None:
     with ready.open(SPEC):
         ahead = waiting_server(ready)
@@ -65,21 +65,21 @@ def test_a_spec_that_was_asked_for_before_is_served_by_one_that_was_opened_ahead
         assert server_of(box) == ahead
 
 
-def test_one_that_died_while_it_waited_is_not_handed_out(ready: ReadySandboxes) -> None:
+def test_one_that_died_while_it_waited_is_not_handed_out(ready: PrewarmedSandboxes) -> None:
     with ready.open(SPEC):
         os.kill(waiting_server(ready), signal.SIGKILL)
     with ready.open(SPEC) as box:
         assert box.run("echo alive").text == "alive\n"
 
 
-def test_those_of_the_spec_that_was_not_asked_for_the_longest_make_room(ready: ReadySandboxes) -> None:
+def test_those_of_the_spec_that_was_not_asked_for_the_longest_make_room(ready: PrewarmedSandboxes) -> None:
     for spec in (SPEC, OTHER, SandboxSpec(environment="", variables={"NAME": "third"})):
         with ready.open(spec):
             ready.settle()
     assert [len(waiting) for waiting in ready._waiting.values()] == [0, 1, 1]
 
 
-def test_closing_leaves_nothing_behind(ready: ReadySandboxes) -> None:
+def test_closing_leaves_nothing_behind(ready: PrewarmedSandboxes) -> None:
     before = sandbox_groups()
     with ready.open(SPEC):
         ready.settle()

@@ -96,7 +96,7 @@ def test_the_engine_gets_what_the_trainer_computes_with(model: Path, tmp_path: P
         scores = torch.log_softmax(policy(torch.tensor([ids])).logits[0], -1)
     told = [0.0, *scores[:-1].gather(1, torch.tensor(ids[1:])[:, None])[:, 0].tolist()]
     metrics = trainer.step([Sample(ids, [0] + [1] * 38, told, 1.0, "solver")])
-    assert metrics["logprob_gap"] < 1e-5
+    assert metrics["rollout_logprob_diff"] < 1e-5
 
 
 def test_the_optimiser_holds_the_adapters_moments_alone(model: Path, tmp_path: Path) -> None:

@@ -113,7 +113,7 @@ def learns_like_the_torch_trainer(
     trainer = DeepSpeedTrainer(model, settings, CONTEXT_TOKENS, seed=0, ranks=ranks)
     for seed in range(UPDATES):
         told = trainer.step(made_samples(seed, count=10))
-        apart = ["divergence"] if settings.anchor_weight else []
+        apart = ["divergence"] if settings.kl_coef else []
         for name in (
             "loss",
             "grad_norm",
@@ -169,11 +169,11 @@ def test_two_ranks_with_an_adapter_reach_what_the_torch_trainer_reaches(
 def test_two_ranks_are_held_by_an_anchor_as_the_torch_trainer_is(
     model: Path, ranks: Ranks, variant: str, bf16: bool
 ) -> None:
-    learns_like_the_torch_trainer(model, ranks, variant, bf16, {"anchor_weight": 2.0})
+    learns_like_the_torch_trainer(model, ranks, variant, bf16, {"kl_coef": 2.0})
 
 
 def test_a_resumed_run_is_held_by_the_anchor_it_began_with(model: Path, ranks: Ranks, tmp_path: Path) -> None:
-    settings = with_ranks(SETTINGS, bf16=False, anchor_weight=2.0, zero_stage=3)
+    settings = with_ranks(SETTINGS, bf16=False, kl_coef=2.0, zero_stage=3)
     straight = DeepSpeedTrainer(model, settings, CONTEXT_TOKENS, seed=0, ranks=ranks)
     for seed in range(2):
         straight.step(made_samples(seed, count=10))

@@ -93,7 +93,7 @@ def test_metrics_are_told_per_role(model: Path) -> None:
     metrics = TorchTrainer(model, SETTINGS, 128, seed=1).step(samples(0))
     for role in ("injector", "solver"):
         assert {
-            f"{role}/{name}" for name in ("loss", "entropy", "ratio", "clip_share", "logprob_gap")
+            f"{role}/{name}" for name in ("loss", "entropy", "ratio", "clip_share", "rollout_logprob_diff")
         } <= metrics.keys()
     assert metrics["lr"] == pytest.approx(1e-2 / 3)
     assert metrics["grad_norm"] > 0
@@ -114,12 +114,12 @@ def test_an_update_without_gradient_changes_no_weight(model: Path) -> None:
     assert all(torch.equal(value, before[name]) for name, value in trainer.export_weights().items())
 
 
-ANCHORED = SETTINGS.model_copy(update={"anchor_weight": 5.0})
+ANCHORED = SETTINGS.model_copy(update={"kl_coef": 5.0})
 
 
 def test_an_anchor_holds_the_policy_near_what_the_run_began_with(model: Path) -> None:
     free, held = (
-        TorchTrainer(model, SETTINGS.model_copy(update={"anchor_weight": 1e-9}), 128, seed=1),
+        TorchTrainer(model, SETTINGS.model_copy(update={"kl_coef": 1e-9}), 128, seed=1),
         TorchTrainer(model, ANCHORED, 128, 1),
     )
     apart = [[trainer.step(samples(0))["solver/divergence"] for _ in range(12)] for trainer in (free, held)]

@@ -134,7 +134,7 @@ def test_a_trainer_of_one_process_sends_into_both_servers(bench: Bench) -> None:
     trainer = TorchTrainer(MODEL, SETTINGS.model_copy(update={"type": "torch", "ranks": 1}), 256, seed=0)
     bench.update(trainer)
     assert bench.engine.last_sync["sync/servers"] == 2, bench.told
-    assert bench.engine.last_sync["sync/logprob_gap"] < 1e-4  # the first one is checked
+    assert bench.engine.last_sync["sync/rollout_logprob_diff"] < 1e-4  # the first one is checked
     assert_drawn_by(ExportedWeights(trainer), bench.engine)
 
 
@@ -146,7 +146,7 @@ def test_ranks_under_zero_3_take_the_servers_over_and_send_their_weights(
     weights = trainer.export_weights()
     assert figures["sync/servers"] == 2, bench.told
     checked = bench.engine.check_weights(weights)
-    assert checked["sync/logprob_gap"] < 1e-4 and checked["sync/equal_tensors"] > 10
+    assert checked["sync/rollout_logprob_diff"] < 1e-4 and checked["sync/equal_tensors"] > 10
     assert figures["sync/bytes"] == sum(4 * value.numel() for value in weights.values())
     assert len(bench.sender.received[-1].urls) == 2
     assert_drawn_by(ExportedWeights(trainer), bench.engine)
@@ -164,7 +164,7 @@ def test_a_second_update_meets_nobody_anew_and_gathers_nothing_in_the_runs_proce
         bench.update(trainer)
     assert bench.sender.received[-1] == bench.sender.received[-2]
     assert any(not torch.equal(value, before[name]) for name, value in trainer.export_weights().items())
-    assert bench.engine.check_weights(ExportedWeights(trainer))["sync/logprob_gap"] < 1e-4
+    assert bench.engine.check_weights(ExportedWeights(trainer))["sync/rollout_logprob_diff"] < 1e-4
     print(dict(bench.engine.last_sync))
 
 
@@ -214,12 +214,12 @@ def test_when_a_server_dies_in_a_transfer_all_that_take_part_are_started_anew_an
     assert breaking.ended  # other ranks would wait in a gathering else
     assert eventually(lambda: len(bench.engine.servers()) == 2, 1500, 0.1)
     assert (
-        bench.engine.check_weights(ExportedWeights(trainer))["sync/logprob_gap"] < 1e-4
+        bench.engine.check_weights(ExportedWeights(trainer))["sync/rollout_logprob_diff"] < 1e-4
     )  # of the checkpoint that was saved before
     assert_drawn_by(ExportedWeights(trainer), bench.engine)
     bench.update(trainer)  # the newcomers take part in the next one
     assert bench.engine.last_sync["sync/servers"] == 2
-    assert bench.engine.check_weights(ExportedWeights(trainer))["sync/logprob_gap"] < 1e-4
+    assert bench.engine.check_weights(ExportedWeights(trainer))["sync/rollout_logprob_diff"] < 1e-4
 
 
 def test_a_server_that_stands_still_is_told_with_what_each_side_waited_for(

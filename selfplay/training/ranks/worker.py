@@ -97,12 +97,12 @@ class _TiedHead(nn.Linear):
 class _Loss(nn.Module):
     """The forward pass as one module, so that DeepSpeed's hooks see all of it."""
 
-    def __init__(self, model: Any, anchor: Any, clipping: Clipping, anchor_weight: float) -> None:
+    def __init__(self, model: Any, anchor: Any, clipping: Clipping, kl_coef: float) -> None:
         super().__init__()
         self.model = model
         self.anchor = anchor  # None where nothing holds the policy
         self._clipping = clipping
-        self._anchor_weight = anchor_weight
+        self._anchor_weight = kl_coef
 
     def forward(self, batch: WeighedBatch, tally: Tally) -> Tensor:
         places = (batch.token_ids, batch.action_rows, batch.action_places, batch.positions)
@@ -169,7 +169,7 @@ class RankWorker:
             model = load_causal_model(model_path, torch.float32)
             anchor = (
                 load_causal_model(model_path, torch.float32).eval().requires_grad_(False)
-                if settings.anchor_weight
+                if settings.kl_coef
                 else None
             )
         tied = set(getattr(model, "all_tied_weights_keys", None) or ())
@@ -188,7 +188,7 @@ class RankWorker:
             model,
             anchor,
             Clipping(settings.clip_low, settings.clip_high, settings.clip_negative),
-            settings.anchor_weight,
+            settings.kl_coef,
         )
         optimizer = make_optimizer(loss, settings.learning_rate, settings.weight_decay)
         self._engine, *_ = self._deepspeed.initialize(

@@ -20,7 +20,7 @@ from selfplay.sandbox.base import WORKSPACE, Sandbox, SandboxBackend, SandboxSpe
 EMPTY_BYTES = 1 << 16  # nobody has put anything into the workspace of one that waits
 
 
-class ReadySandboxes:
+class PrewarmedSandboxes:
     """A `SandboxBackend` in front of another, with up to `count` sandboxes ahead. To be closed.
 
     Each that is handed out is replaced by one of the same spec in a thread of its own; those of the spec that was not asked for the
@@ -133,12 +133,12 @@ class ReadySandboxes:
 
 
 @contextmanager
-def ready_sandboxes(backend: SandboxBackend, count: int) -> Iterator[SandboxBackend]:
+def prewarmed_sandboxes(backend: SandboxBackend, count: int) -> Iterator[SandboxBackend]:
     """`backend` with up to `count` sandboxes ahead; as it is for 0."""
     if not count:
         yield backend
         return
-    ready = ReadySandboxes(backend, count)
+    ready = PrewarmedSandboxes(backend, count)
     try:
         yield ready
     finally:
