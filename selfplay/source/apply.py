@@ -1,7 +1,10 @@
-"""Patches applied to trees, and diffs between trees, both by git.
+"""Applies patches to trees and writes the diff between two trees. git does both, in a temporary folder.
 
-Invariant: git sees only patches that are written here, over file names that are made here, outside any repository. Paths, modes
-and attributes that a diff's author chose never reach a command line, a folder or a configuration of this machine.
+Reading a diff is the job of `diffs`. Which paths may change is the job of `path_policy`.
+
+Invariant: git sees only patches that this package wrote, over numbered file names, outside any repository.
+The author of a diff may be hostile: the paths, modes and attributes of the diff never reach a command line, a
+folder or a git configuration of this machine.
 """
 
 from __future__ import annotations
@@ -20,65 +23,38 @@ from selfplay.errors import DiskFullError, PatchError, PrerequisiteError, full_d
 from selfplay.source.diffs import SECTION, FilePatch, Kind, Patch, label, parse_patch, path_problem
 from selfplay.source.trees import FileEntry, Tree
 
-Result = TypeVar("Result")
 GIT_TIMEOUT_S = 60.0
 GIT_TRIES = 3
+# The last words of git when it could not write a file.
 FULL_DISK = re.compile(rb": (No space left on device|Disk quota exceeded|File too large)$", re.MULTILINE)
+
+Result = TypeVar("Result")
 
 
 # ---- applying
 
 
 def apply_patch(tree: Tree, patch_text: str, max_bytes: int = 1 << 24) -> Tree:
-    """The tree after the diff. Raises PatchError unless it applies cleanly and does exactly what it claims."""
+    """Read a diff and apply it to `tree`.
+
+    Raises PatchError if the diff has more than `max_bytes`, cannot be read, does not apply cleanly, or does
+    something other than its headers claim.
+    """
     return apply_parsed(tree, parse_patch(patch_text, max_bytes))
 
 
 def apply_parsed(tree: Tree, patch: Patch) -> Tree:
+    """Apply a diff that was read before. Raises PatchError as `apply_patch` does."""
     if patch.is_empty:
         return tree
     _check_against(tree, patch)
-    return _until_answered(lambda: _apply_once(tree, patch))
-
-
-def _apply_once(tree: Tree, patch: Patch) -> Tree:
-    with (
-        full_disk_told(Path(tempfile.gettempdir())),
-        tempfile.TemporaryDirectory(prefix="selfplay-apply-") as name,
-    ):
-        folder = Path(name) / "files"
-        folder.mkdir()
-        sections: list[str] = []
-        expected: dict[str, tuple[str, bool]] = {}  # file in the folder -> path it stands for, executable
-        for number, file in enumerate(patch.files):
-            old, new = f"{number:04}", f"{number:04}-new" if file.kind == "rename" else f"{number:04}"
-            if file.old_path is not None:
-                entry = tree[file.old_path]
-                (folder / old).write_bytes(entry.content)
-                if entry.executable:
-                    (folder / old).chmod(0o755)
-            if file.new_path is not None:
-                expected[new] = (
-                    file.new_path,
-                    file.executable if file.old_path is None else tree[file.old_path].executable,
-                )
-            sections.append(file.text(old, new))
-        _git_apply(folder, "".join(sections), patch)
-        found = {item.name: item for item in folder.iterdir()}
-        if found.keys() != expected.keys() or any(
-            item.is_symlink() or not item.is_file() for item in found.values()
-        ):
-            raise PatchError("the diff adds or deletes other files than it claims")
-        changes: dict[str, FileEntry | None] = {path: None for file in patch.files for path in file.paths}
-        for item_name, (path, executable) in expected.items():
-            changes[path] = FileEntry(found[item_name].read_bytes(), executable)
-    after = tree.replace(changes)
-    _check_claim(tree, after, patch)
+    after = tree.replace(_retry_if_killed(lambda: _changes_of(tree, patch)))
+    _check_changed_paths(tree, after, patch)
     return after
 
 
 def _check_against(tree: Tree, patch: Patch) -> None:
-    """The claims that the tree itself can refute."""
+    """Check the claims that the tree alone can refute, before git runs. Raises PatchError."""
     new_paths = {file.new_path for file in patch.files if file.kind in ("add", "rename")}
     for file in patch.files:
         if file.old_path is not None and file.old_path not in tree:
@@ -103,7 +79,53 @@ def _check_against(tree: Tree, patch: Patch) -> None:
                 raise PatchError(f"the diff adds {path!r}, but a file and a folder cannot have one name")
 
 
-def _check_claim(before: Tree, after: Tree, patch: Patch) -> None:
+def _changes_of(tree: Tree, patch: Patch) -> dict[str, FileEntry | None]:
+    """Let git apply the patch to copies of the files that it names.
+
+    Returns path -> new entry, None if deleted.
+    """
+    with (
+        full_disk_told(Path(tempfile.gettempdir())),
+        tempfile.TemporaryDirectory(prefix="selfplay-apply-") as name,
+    ):
+        folder = Path(name) / "files"
+        folder.mkdir()
+        text, expected = _write_old_files(folder, tree, patch)
+        _git_apply(folder, text, patch)
+        found = {item.name: item for item in folder.iterdir()}
+        if found.keys() != expected.keys() or any(
+            item.is_symlink() or not item.is_file() for item in found.values()
+        ):
+            raise PatchError("the diff adds or deletes other files than it claims")
+        changes: dict[str, FileEntry | None] = {path: None for file in patch.files for path in file.paths}
+        for item_name, (path, executable) in expected.items():
+            changes[path] = FileEntry(found[item_name].read_bytes(), executable)
+    return changes
+
+
+def _write_old_files(folder: Path, tree: Tree, patch: Patch) -> tuple[str, dict[str, tuple[str, bool]]]:
+    """Write the patch's old files into `folder` under numbers.
+
+    Returns the patch over these names, and the files that git must leave: name -> (path, executable).
+    """
+    sections: list[str] = []
+    expected: dict[str, tuple[str, bool]] = {}
+    for number, file in enumerate(patch.files):
+        old, new = f"{number:04}", f"{number:04}-new" if file.kind == "rename" else f"{number:04}"
+        if file.old_path is not None:
+            entry = tree[file.old_path]
+            (folder / old).write_bytes(entry.content)
+            if entry.executable:
+                (folder / old).chmod(0o755)
+        if file.new_path is not None:
+            executable = file.executable if file.old_path is None else tree[file.old_path].executable
+            expected[new] = (file.new_path, executable)
+        sections.append(file.text(old, new))
+    return "".join(sections), expected
+
+
+def _check_changed_paths(before: Tree, after: Tree, patch: Patch) -> None:
+    """Raise PatchError unless exactly the paths changed that the patch claims to change."""
     changed = before.changed_paths(after)
     if tuple(changed) != patch.changed_paths:
         silent = sorted(set(patch.changed_paths) ^ set(changed))
@@ -117,7 +139,7 @@ def _git_apply(folder: Path, text: str, patch: Patch) -> None:
 
 
 def _with_paths(stderr: bytes, patch: Patch) -> str:
-    """git's complaint with the paths that the diff's author knows."""
+    """git's error message with our numbered file names replaced by the paths of the diff."""
     message = stderr.decode("utf-8", "replace").strip().replace("\n", "; ")
 
     def path(found: re.Match[str]) -> str:
@@ -127,20 +149,29 @@ def _with_paths(stderr: bytes, patch: Patch) -> str:
     return re.sub(r"(?<!\S)(\d{4})(?:-new)?(?=:)", path, message)[:500]
 
 
+# ---- running git
+
+
 class _GitKilled(PatchError):
-    """What killed git was not the diff, or hardly: memory ran out, or somebody did it."""
+    """SIGKILL ended git. The diff is hardly the cause: memory ran out, or somebody killed git."""
 
 
-def _until_answered(ask: Callable[[], Result]) -> Result:
-    """A git that was killed has said nothing about the diff, and may have left half of it: all that `ask` does is done again."""
+def _retry_if_killed(run: Callable[[], Result]) -> Result:
+    """Call `run`, up to GIT_TRIES times while git is killed in it.
+
+    A killed git says nothing about the diff and may leave half of its work, so `run` must start anew.
+    """
     for _ in range(GIT_TRIES - 1):
         with suppress(_GitKilled):
-            return ask()
-    return ask()
+            return run()
+    return run()
 
 
 def _git(arguments: Sequence[str], folder: Path, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
-    """git without any configuration, repository or attribute of this machine."""
+    """Run git in `folder` without any configuration, repository or attribute of this machine.
+
+    Raises PatchError after GIT_TIMEOUT_S or if git is killed, DiskFullError, and PrerequisiteError.
+    """
     variables = {
         "PATH": os.environ.get("PATH", os.defpath),
         "HOME": str(folder),
@@ -170,7 +201,7 @@ def _git(arguments: Sequence[str], folder: Path, stdin: bytes = b"") -> subproce
         raise PatchError(f"git did not work the diff out within {GIT_TIMEOUT_S:.0f} s") from error
     if done.returncode == -signal.SIGKILL:
         raise _GitKilled(f"git was killed {GIT_TRIES} times while it worked the diff out")
-    # Its own words: with names that are made here and without -v, nothing of a diff's author stands at the end of a line.
+    # Only git itself writes the end of a line here: file names are our numbers, and -v is not set.
     if done.returncode and (full := FULL_DISK.search(done.stderr)):
         raise DiskFullError(folder, full[1].decode())
     return done
@@ -180,9 +211,10 @@ def _git(arguments: Sequence[str], folder: Path, stdin: bytes = b"") -> subproce
 
 
 def diff_trees(before: Tree, after: Tree) -> str:
-    """What turns `before` into `after`, as `apply_patch` reads it; "" when contents are equal.
+    """Write the diff from `before` to `after`, as `apply_patch` reads it; "" if contents are equal.
 
-    Executable bits of files that both have are not compared. Raises PatchError for files or names that a text diff cannot hold.
+    Ignores the executable bits of files that both trees have. Raises PatchError for files or names that a
+    text diff cannot hold.
     """
     paths = [
         path
@@ -202,7 +234,7 @@ def diff_trees(before: Tree, after: Tree) -> str:
 
 
 def content_problem(path: str, tree: Tree) -> str:
-    """Why the content of `path` cannot stand in a text diff, "" when it can (or is not there)."""
+    """Why a text diff cannot hold the content of `path`; "" if it can, or if the tree has no such file."""
     entry = tree.files.get(path)
     if entry is None:
         return ""
@@ -216,7 +248,10 @@ def content_problem(path: str, tree: Tree) -> str:
 
 
 def _hunks_between(before: Tree, after: Tree, paths: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Each path with the hunks between its two contents ("" when one is empty or missing and so is the other)."""
+    """Yield each path with the hunks between its two contents, "" if there are none.
+
+    There are none between a missing and an empty file.
+    """
     with (
         full_disk_told(Path(tempfile.gettempdir())),
         tempfile.TemporaryDirectory(prefix="selfplay-diff-") as name,
@@ -237,15 +272,22 @@ def _hunks_between(before: Tree, after: Tree, paths: Sequence[str]) -> Iterator[
             "--unified=3",
             "--diff-algorithm=myers",
         ]
-        done = _until_answered(lambda: _git(["diff", *options, "--", "old", "new"], folder))
+        done = _retry_if_killed(lambda: _git(["diff", *options, "--", "old", "new"], folder))
     if done.returncode not in (0, 1):
         raise PatchError(
             f"git cannot compare the trees: {done.stderr.decode('utf-8', 'replace').strip()[:300]}"
         )
+    hunks = _hunks_by_number(done.stdout.decode("utf-8"))
+    for number, path in enumerate(paths):
+        yield path, "".join(f"{line}\n" for line in hunks.get(number, ()))
+
+
+def _hunks_by_number(diff: str) -> dict[int, list[str]]:
+    """The hunk lines of each section of git's output, by the number that is the file's name."""
     hunks: dict[int, list[str]] = {}
     lines: list[str] = []
     in_hunks = False
-    for line in done.stdout.decode("utf-8").split("\n")[:-1]:
+    for line in diff.split("\n")[:-1]:
         if line.startswith(SECTION):
             lines = hunks.setdefault(int(line.rpartition("/")[2]), [])
             in_hunks = False
@@ -254,8 +296,7 @@ def _hunks_between(before: Tree, after: Tree, paths: Sequence[str]) -> Iterator[
             lines.append(line)
         elif in_hunks:
             lines.append(line)
-    for number, path in enumerate(paths):
-        yield path, "".join(f"{line}\n" for line in hunks.get(number, ()))
+    return hunks
 
 
 def _diff_file(path: str, old: FileEntry | None, new: FileEntry | None, hunks: str) -> str:

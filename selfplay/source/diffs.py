@@ -1,7 +1,10 @@
-"""Strict reading of git diffs, applying them to trees, and diffs between trees. Which paths are allowed where, others decide.
+"""Git diffs as values: reads them strictly, writes them, reverses them. Runs nothing and touches no tree.
 
-Invariant: git sees only patches that are written here, over file names that are made here, outside any repository; what a
-diff's author chose (paths, modes, attributes) never reaches a command line, a folder or a configuration of this machine.
+Applying a diff is the job of `apply`. Which paths may change is the job of `path_policy`.
+
+Invariant: the parts of a Patch agree with each other, and each path is safe and named by one section only.
+The author of a diff may be hostile, so a line that git would guess at, repair or skip is an error here.
+PatchError messages become evidence in verdicts.
 """
 
 from __future__ import annotations
@@ -15,22 +18,31 @@ from typing import Literal
 from selfplay.errors import PatchError
 from selfplay.source.trees import is_safe_path
 
-Kind = Literal["add", "delete", "modify", "rename"]
-
 MAX_FILES = 500
 MAX_PATH_BYTES = 1000
 MAX_NAME_BYTES = 255
+# git's mode of a plain file -> is it executable?
 MODES = {"100644": False, "100755": True}
 SPECIAL_MODES = {"120000": "a symbolic link", "160000": "a submodule"}
 NO_NEWLINE = "\\ No newline at end of file"
+EXTENDED_HEADER = re.compile(
+    r"(new file mode|deleted file mode|rename from|rename to|similarity index|dissimilarity index|index) (.+)"
+)
 HUNK = re.compile(r"@@ -(\d{1,9})(?:,(\d{1,9}))? \+(\d{1,9})(?:,(\d{1,9}))? @@(?: .*)?", re.DOTALL | re.ASCII)
 SECTION = "diff --git "
 ADVICE = "Write it with `git diff`."
+# Escapes in names that git quotes in C style, and their bytes.
+ESCAPES = {"a": 7, "b": 8, "t": 9, "n": 10, "v": 11, "f": 12, "r": 13, '"': 34, "\\": 92}
+
+Kind = Literal["add", "delete", "modify", "rename"]
+
+
+# ---- values
 
 
 @dataclass(frozen=True)
 class Hunk:
-    """`lines` keep their first character; a `\\ No newline` marker is a line of its own."""
+    """One hunk. Lines keep their first character; a `\\ No newline` marker is a line of its own."""
 
     old_start: int
     old_count: int
@@ -45,13 +57,16 @@ class Hunk:
 
 @dataclass(frozen=True)
 class FilePatch:
-    """What a diff claims of one file. `path` is where the file ends up, or where it was when it is deleted."""
+    """What a diff claims about one file.
+
+    path: the new path, or the old one if the file is deleted. executable: of an added or deleted file only.
+    """
 
     path: str
     old_path: str | None
     new_path: str | None
     kind: Kind
-    executable: bool = False  # of an added or a deleted file
+    executable: bool = False
     hunks: tuple[Hunk, ...] = ()
 
     @property
@@ -59,7 +74,10 @@ class FilePatch:
         return tuple(dict.fromkeys(path for path in (self.old_path, self.new_path) if path is not None))
 
     def text(self, old_name: str | None = None, new_name: str | None = None) -> str:
-        """This section as git writes it, under other names if given. `path_problem` refuses every name that would need quotes."""
+        """This section as git writes it, under other names if given.
+
+        Never quotes a name: `path_problem` refuses every path that would need quotes.
+        """
         old, new = old_name or self.old_path, new_name or self.new_path
         mode = "100755" if self.executable else "100644"
         lines = [f"{SECTION}a/{old or new} b/{new or old}"]
@@ -77,13 +95,13 @@ class FilePatch:
 
 @dataclass(frozen=True)
 class Patch:
-    """A diff, read strictly: every path is safe and named by one section only."""
+    """A diff. Every path is safe and named by one section only."""
 
     files: tuple[FilePatch, ...] = ()
 
     @cached_property
     def changed_paths(self) -> tuple[str, ...]:
-        """Every path that the diff adds, deletes or modifies, sorted; a rename counts as both of its."""
+        """Every path that the diff adds, deletes or modifies, sorted. A rename changes two paths."""
         return tuple(sorted({path for file in self.files for path in file.paths}))
 
     @property
@@ -98,7 +116,10 @@ class Patch:
 
 
 def parse_patch(text: str, max_bytes: int) -> Patch:
-    """Read a git diff; blank text is a patch without files. Raises PatchError that names what is wrong and where."""
+    """Read a git diff of at most `max_bytes`. Blank text is a patch without files.
+
+    Raises PatchError, which names the fault and, inside a section, the line.
+    """
     try:
         size = len(text.encode("utf-8"))
     except UnicodeEncodeError as error:
@@ -130,7 +151,7 @@ def parse_patch(text: str, max_bytes: int) -> Patch:
 
 
 class _Reader:
-    """Reads sections off a list of lines; every error names the line's number."""
+    """Reads the sections of a diff from its lines. Every error names the number of the line."""
 
     def __init__(self, lines: Sequence[str]) -> None:
         self._lines = lines
@@ -149,6 +170,7 @@ class _Reader:
         return PatchError(f"line {self._at + 1} of the diff: {reason}")
 
     def section(self) -> FilePatch:
+        """Read one section. Raises PatchError."""
         while self._line == "":
             self._at += 1
         header = self._line or ""
@@ -174,6 +196,7 @@ class _Reader:
             )
 
     def _extended_headers(self) -> dict[str, str]:
+        """The lines between 'diff --git' and ---: key -> value."""
         facts: dict[str, str] = {}
         self._at += 1
         while (
@@ -186,10 +209,7 @@ class _Reader:
                 raise self._refuse("the mode of a file may not be changed")
             if line.startswith(("copy from ", "copy to ")):
                 raise self._refuse("copies are not read. Write the diff with `git diff --no-renames`.")
-            found = re.fullmatch(
-                r"(new file mode|deleted file mode|rename from|rename to|similarity index|dissimilarity index|index) (.+)",
-                line,
-            )
+            found = EXTENDED_HEADER.fullmatch(line)
             if found is None:
                 raise self._refuse(f"unknown header {line[:60]!r}. {ADVICE}")
             if found[1] in facts:
@@ -212,7 +232,7 @@ class _Reader:
             )
 
     def _labels(self) -> tuple[str | None, str | None]:
-        """The names behind --- and +++ with their a/ and b/, both None when the section has no hunks."""
+        """The names after --- and +++, with a/ and b/; both None if the section has no hunks."""
         line = self._line
         if line is None or not line.startswith("--- "):
             return None, None
@@ -231,27 +251,15 @@ class _Reader:
     def _claim(
         self, facts: Mapping[str, str], old: str | None, new: str | None, candidates: list[tuple[str, str]]
     ) -> FilePatch:
-        """What the headers say together. They must agree, else the diff lies."""
+        """What the headers say together. Raises PatchError if they contradict each other.
+
+        facts: extended headers. old, new: names after --- and +++. candidates: readings of the first line.
+        """
         added, deleted = "new file mode" in facts, "deleted file mode" in facts
         renamed = "rename from" in facts or "rename to" in facts
         if added + deleted + renamed > 1:
             raise self._refuse("a section may add, delete or rename, not several of them")
-        if renamed:
-            if not {"rename from", "rename to"} <= facts.keys():
-                raise self._refuse("a rename needs both 'rename from' and 'rename to'")
-            names = (_maybe_unquoted(facts["rename from"]), _maybe_unquoted(facts["rename to"]))
-        elif old is not None and new is not None:
-            if (old == "/dev/null") is not added or (new == "/dev/null") is not deleted:
-                raise self._refuse("/dev/null and 'new file mode' or 'deleted file mode' do not agree")
-            source = new if added else old
-            if not source.startswith(("a/", "b/")):
-                raise self._refuse(f"the name {source[:60]!r} lacks its a/ or b/. {ADVICE}")
-            names = (source[2:], source[2:])
-        else:
-            same = [pair for pair in candidates if pair[0] == pair[1]]
-            if len(same) != 1:
-                raise self._refuse("the names in the 'diff --git' line do not agree")
-            names = same[0]
+        names = self._claimed_names(facts, old, new, candidates)
         if names not in candidates:
             raise self._refuse(
                 f"the 'diff --git' line does not name {names[0]!r} and {names[1]!r} as the other headers do"
@@ -270,6 +278,27 @@ class _Reader:
         return FilePatch(
             names[1], None if added else names[0], None if deleted else names[1], kind, MODES[mode]
         )
+
+    def _claimed_names(
+        self, facts: Mapping[str, str], old: str | None, new: str | None, candidates: list[tuple[str, str]]
+    ) -> tuple[str, str]:
+        """The file's old and new name, from the headers that state it most clearly."""
+        added, deleted = "new file mode" in facts, "deleted file mode" in facts
+        if "rename from" in facts or "rename to" in facts:
+            if not {"rename from", "rename to"} <= facts.keys():
+                raise self._refuse("a rename needs both 'rename from' and 'rename to'")
+            return _maybe_unquoted(facts["rename from"]), _maybe_unquoted(facts["rename to"])
+        if old is not None and new is not None:
+            if (old == "/dev/null") is not added or (new == "/dev/null") is not deleted:
+                raise self._refuse("/dev/null and 'new file mode' or 'deleted file mode' do not agree")
+            source = new if added else old
+            if not source.startswith(("a/", "b/")):
+                raise self._refuse(f"the name {source[:60]!r} lacks its a/ or b/. {ADVICE}")
+            return source[2:], source[2:]
+        same = [pair for pair in candidates if pair[0] == pair[1]]
+        if len(same) != 1:
+            raise self._refuse("the names in the 'diff --git' line do not agree")
+        return same[0]
 
     def _check_path(self, path: str) -> None:
         reason = path_problem(path)
@@ -293,13 +322,14 @@ class _Reader:
             )
 
     def _hunk_lines(self, old_left: int, new_left: int) -> Iterator[str]:
+        """Yield the lines of a hunk whose header promises this many old and new lines."""
         changes = False
         last = ""
         while old_left > 0 or new_left > 0:
             line = self._line
             if line is None:
                 raise self._refuse("the diff ends within a hunk")
-            line = line or " "  # some tools cut the blank of an empty context line
+            line = line or " "  # some tools strip the space of an empty context line
             mark = line[0]
             if mark == "\\":
                 self._check_marker(line, last)
@@ -309,7 +339,8 @@ class _Reader:
                 changes = changes or mark != " "
             else:
                 raise self._refuse(
-                    f"{line[:40]!r} is no line of a hunk; its header promises {old_left} more old and {new_left} more new lines"
+                    f"{line[:40]!r} is no line of a hunk; its header promises "
+                    f"{old_left} more old and {new_left} more new lines"
                 )
             if old_left < 0 or new_left < 0:
                 raise self._refuse("the hunk has more lines than its header says")
@@ -335,7 +366,7 @@ class _Reader:
 
 
 def path_problem(path: str) -> str:
-    """Why `path` may not occur in a diff, "" when it may."""
+    """Why `path` may not occur in a diff; "" if it may."""
     shown = ascii(path[:80])
     if not is_safe_path(path):
         return f"the path {shown} is not a plain relative path inside the repository"
@@ -352,11 +383,11 @@ def path_problem(path: str) -> str:
     return ""
 
 
-ESCAPES = {"a": 7, "b": 8, "t": 9, "n": 10, "v": 11, "f": 12, "r": 13, '"': 34, "\\": 92}
+# ---- names
 
 
 def _unquoted(text: str) -> str:
-    """A name that git quoted in C style. Raises PatchError."""
+    """The name in a text that git quoted in C style. Raises PatchError."""
     name, rest = _take_quoted(text)
     if rest:
         raise PatchError(f"unreadable quoted name {text[:60]!r}")
@@ -364,6 +395,7 @@ def _unquoted(text: str) -> str:
 
 
 def _take_quoted(text: str) -> tuple[str, str]:
+    """The quoted name at the start of `text`, and the rest after its closing quote. Raises PatchError."""
     data = bytearray()
     at = 1
     while at < len(text) and text[at] != '"':
@@ -391,7 +423,10 @@ def _maybe_unquoted(text: str) -> str:
 
 
 def _header_names(rest: str) -> Iterator[tuple[str, str]]:
-    """Every pair of names (without a/ and b/) that a 'diff --git' line can mean: names with blanks make it ambiguous."""
+    """Yield each pair of names, without a/ and b/, that a 'diff --git' line can mean.
+
+    Names with blanks make the line ambiguous.
+    """
     if len(rest) > 4 * MAX_PATH_BYTES * 2:
         return
     splits: list[tuple[str, str]] = []
@@ -410,13 +445,17 @@ def _header_names(rest: str) -> Iterator[tuple[str, str]]:
 
 
 def label(prefix: str, name: str | None) -> str:
+    """A name as git writes it after --- and +++. A tab ends a name with blanks, as git does it."""
     if name is None:
         return "/dev/null"
     return f"{prefix}{name}\t" if " " in name else f"{prefix}{name}"
 
 
+# ---- reversing
+
+
 def reverse_patch(text: str) -> str:
-    """The diff that takes the change back: what the solver gets as its specification."""
+    """The diff that undoes a diff. The solver gets it as its specification. Raises PatchError."""
     return Patch(
         tuple(
             _reversed(file)
@@ -436,10 +475,11 @@ def _reversed(file: FilePatch) -> FilePatch:
 
 
 def _reversed_lines(lines: Sequence[str]) -> Iterator[str]:
-    """Signs swapped, and within each block of changes the removed lines first again."""
+    """Swap the signs, and put the removed lines of each block of changes before the added ones again."""
     removed: list[str] = []
     added: list[str] = []
-    target: list[str] | None = None  # where a marker belongs: None is the context line just given out
+    # Where a `\ No newline` marker belongs; None: after the context line that was just yielded.
+    target: list[str] | None = None
     for line in lines:
         if line[0] == " ":
             yield from removed

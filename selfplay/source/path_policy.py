@@ -1,4 +1,8 @@
-"""Which paths a bug may not change: tests, runner configuration, start-up files. A security policy, on names alone."""
+"""Which paths neither a bug nor a repair may change: tests, runner configuration, start-up files.
+
+A security policy. It decides by names alone and reads no content, so that nothing inside a file can talk it
+round. It restores nothing: the validator and the grading do.
+"""
 
 from __future__ import annotations
 
@@ -21,35 +25,19 @@ RUNNER_FILES = frozenset(
         "noxfile.py",
     }
 )
-# Of other languages: what builds the tests or says which ones run.
+# Files of other languages that build the tests or choose which ones run.
 OTHER_RUNNERS = re.compile(
-    r"(gnu)?makefile|cmakelists\.txt|meson\.build|configure|package(-lock)?\.json|\.npmrc|tsconfig\.json|cargo\.(toml|lock)|build\.rs"
-    r"|go\.(mod|sum)|(jest|vitest|karma)\.config\.[cm]?[jt]s|\.mocharc\.[a-z]{2,5}|pom\.xml|build\.gradle(\.kts)?|rakefile|gemfile(\.lock)?"
+    r"(gnu)?makefile|cmakelists\.txt|meson\.build|configure|package(-lock)?\.json|\.npmrc|tsconfig\.json"
+    r"|cargo\.(toml|lock)|build\.rs|go\.(mod|sum)|(jest|vitest|karma)\.config\.[cm]?[jt]s|\.mocharc\.[a-z]{2,5}"
+    r"|pom\.xml|build\.gradle(\.kts)?|rakefile|gemfile(\.lock)?"
 )
 OTHER_CODE = (
-    *(
-        ".c",
-        ".h",
-        ".cc",
-        ".cpp",
-        ".cxx",
-        ".hh",
-        ".hpp",
-        ".rs",
-        ".go",
-        ".java",
-        ".kt",
-        ".swift",
-        ".cs",
-        ".rb",
-        ".php",
-        ".lua",
-    ),
+    *(".c", ".h", ".cc", ".cpp", ".cxx", ".hh", ".hpp", ".rs", ".go", ".java", ".kt", ".swift", ".cs"),
+    *(".rb", ".php", ".lua"),
     *(".js", ".mjs", ".cjs", ".jsx", ".ts", ".mts", ".cts", ".tsx", ".sh", ".bash", ".pl", ".pm"),
 )
-OTHER_TEST = re.compile(
-    r"test[_-].*|tests?|.*[._-](test|tests|spec)|.*[a-z0-9]Tests?"
-)  # a name without its suffix
+# The names of their test files, without the suffix.
+OTHER_TEST = re.compile(r"test[_-].*|tests?|.*[._-](test|tests|spec)|.*[a-z0-9]Tests?")
 START_FILES = frozenset(
     {"sitecustomize.py", "usercustomize.py", ".gitignore", ".gitattributes", ".gitmodules"}
 )
@@ -58,19 +46,17 @@ INSTALLED_FOLDERS = (".dist-info", ".egg-info")
 RUNNER_MODULES = frozenset(
     {"pytest", "_pytest", "py", "pluggy", "iniconfig", "packaging", "pygments", "exceptiongroup", "tomli"}
 )
-START_MODULES = frozenset(
-    {"sitecustomize", "usercustomize"}
-)  # every Python imports them, as a file or as a folder
-IMPORT_ROOTS = ("src", "lib", "python")  # as environments put them on the path
-
-
-# ---- which paths are whose
+# Every Python imports them at its start, from a file or a folder.
+START_MODULES = frozenset({"sitecustomize", "usercustomize"})
+# Folders that environments put on Python's path.
+IMPORT_ROOTS = ("src", "lib", "python")
 
 
 def is_test_path(path: str) -> bool:
-    """Whether `path` is a test by the usual patterns: test_*.py, *_test.py, anything below a folder `test`, `tests` or `__tests__`.
+    """Whether `path` is a test by its name.
 
-    Of other languages: test_*.c, *_test.go, *.test.js, *.spec.ts, *Test.java and their like.
+    Tests are test_*.py, *_test.py, and all files below a folder `test`, `tests` or `__tests__`. In other
+    languages: test_*.c, *_test.go, *.test.js, *.spec.ts, *Test.java and the like.
     """
     *folders, name = path.split("/")
     if any(folder.lower() in ("test", "tests", "__tests__") for folder in folders) or name.endswith(
@@ -87,12 +73,12 @@ def is_test_path(path: str) -> bool:
 
 
 def is_other_code(path: str) -> bool:
-    """Whether `path` is code in a language other than Python, by its suffix."""
+    """Whether the suffix of `path` is that of code in a language other than Python."""
     return path.endswith(OTHER_CODE)
 
 
 def is_runner_path(path: str) -> bool:
-    """Whether `path` steers the test run rather than being a test: configuration, conftest, start-up files, plugins."""
+    """Whether `path` controls the test run: configuration, conftest, start-up files of Python, plugins."""
     *folders, name = path.split("/")
     if (
         name.lower() in RUNNER_FILES | START_FILES
@@ -104,9 +90,10 @@ def is_runner_path(path: str) -> bool:
 
 
 def is_protected_path(path: str, original: Tree | None = None) -> bool:
-    """Whether neither a bug nor a repair may touch `path`: tests, runner files, modules that shadow pytest or the standard library.
+    """Whether neither a bug nor a repair may touch `path`.
 
-    With `original`, a module that the repository has of its own (a repository may be called `packaging`) shadows nothing.
+    Protected are tests, files that control the test run, and modules that would shadow pytest or the standard
+    library. A module that `original` has itself shadows nothing: a repository may be called `packaging`.
     """
     if is_test_path(path) or is_runner_path(path):
         return True

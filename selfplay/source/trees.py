@@ -1,6 +1,9 @@
-"""File trees as values: path -> content, hashed, read from folders and archives, written as archives. Knows nothing of git.
+"""File trees as values: path -> content, with a hash and a comparison. Reads and writes folders and tars.
 
-Invariant: a Tree holds plain relative file paths only (no links, no devices, nothing under `.git`), whatever it was read from.
+Uses no git. Limits no sizes: `repositories.archives` does, before it reads.
+
+Invariant: a Tree holds regular files at safe relative paths only. Links, devices and everything under `.git`
+are left out, whatever it was read from. So a tree can be written anywhere without leaving the target folder.
 """
 
 from __future__ import annotations
@@ -18,21 +21,24 @@ from typing import Any
 
 import pathspec
 
+# Caches and bytecode.
 ALWAYS_IGNORED = ("__pycache__/", "*.pyc", ".pytest_cache/", ".hypothesis/")
 
 
 @dataclass(frozen=True)
 class FileEntry:
+    """A file's content and its executable bit."""
+
     content: bytes
     executable: bool = False
 
 
 def is_safe_path(path: str) -> bool:
-    """Whether `path` is relative, normalised, inside the tree, not in a `.git` folder, and a name that a file can have."""
+    """Whether `path` is relative, normalised, inside the tree, outside `.git`, and a legal file name."""
     if not path or path.startswith("/") or "\\" in path or "\0" in path or "\n" in path:
         return False
     try:
-        path.encode("utf-8", "surrogateescape")  # how Python holds names that are not UTF-8
+        path.encode("utf-8", "surrogateescape")  # Python's form of names that are not UTF-8
     except UnicodeEncodeError:
         return False
     parts = path.split("/")
@@ -41,7 +47,10 @@ def is_safe_path(path: str) -> bool:
 
 @dataclass(frozen=True)
 class Tree(Mapping[str, FileEntry]):
-    """An immutable file tree; equality and `hash` depend on paths, contents and executable bits only."""
+    """An immutable file tree. Equality and `hash` depend on paths, contents and executable bits only.
+
+    Raises ValueError for an unsafe path.
+    """
 
     files: Mapping[str, FileEntry] = field(default_factory=dict)
 
@@ -75,10 +84,11 @@ class Tree(Mapping[str, FileEntry]):
         return sha.hexdigest()
 
     def text(self, path: str) -> str:
+        """The file's content as UTF-8, with replacement characters for the bytes that are not."""
         return self.files[path].content.decode("utf-8", errors="replace")
 
     def replace(self, changes: Mapping[str, FileEntry | None]) -> Tree:
-        """A tree with `changes` made; None removes a path (absent paths may be removed)."""
+        """A copy with `changes` made. None removes a path; the path may be absent."""
         files = dict(self.files)
         for path, entry in changes.items():
             if entry is None:
@@ -88,7 +98,7 @@ class Tree(Mapping[str, FileEntry]):
         return Tree(files)
 
     def restore(self, original: Tree, paths: Iterable[str]) -> Tree:
-        """This tree with each of `paths` as in `original`: restored, or removed when the original lacks it."""
+        """A copy in which each of `paths` is as in `original`: restored, or removed if it is absent there."""
         return self.replace({path: original.files.get(path) for path in paths})
 
     def changed_paths(self, other: Tree) -> list[str]:
@@ -98,7 +108,10 @@ class Tree(Mapping[str, FileEntry]):
         )
 
     def to_tar(self) -> bytes:
-        """An uncompressed tar of the tree; owner, time and order are fixed, so equal trees give equal bytes."""
+        """An uncompressed tar of the tree.
+
+        Owner, time and order are fixed, so equal trees give equal bytes.
+        """
         buffer = io.BytesIO()
         with tarfile.open(fileobj=buffer, mode="w", format=tarfile.GNU_FORMAT) as tar:
             for path in sorted(self.files):
@@ -110,6 +123,7 @@ class Tree(Mapping[str, FileEntry]):
         return buffer.getvalue()
 
     def write_to(self, folder: Path) -> None:
+        """Write every file below `folder`; other files there stay."""
         for path, entry in self.files.items():
             target = folder / path
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -119,7 +133,7 @@ class Tree(Mapping[str, FileEntry]):
 
     @classmethod
     def from_tar(cls, data: bytes, ignored: IgnoreRules | None = None) -> Tree:
-        """Regular files of a tar archive. Links, devices and unsafe names are left out, never followed."""
+        """Read the regular files of a tar. Links, devices, unsafe names and ignored files are left out."""
         files: dict[str, FileEntry] = {}
         with tarfile.open(fileobj=io.BytesIO(data)) as tar:
             for member in tar:
@@ -133,7 +147,7 @@ class Tree(Mapping[str, FileEntry]):
 
     @classmethod
     def from_folder(cls, folder: Path) -> Tree:
-        """Regular files below `folder`, `.git` and always-ignored ones left out; symbolic links are not followed."""
+        """Read the regular files below `folder`, without `.git`, ALWAYS_IGNORED and symbolic links."""
         ignored = ignore_rules(None)
         files: dict[str, FileEntry] = {}
         for found in sorted(folder.rglob("*")):
@@ -150,7 +164,7 @@ class Tree(Mapping[str, FileEntry]):
 
 
 class IgnoreRules:
-    """What git would not add: a path whose own rules say so, or that stands in a folder of which they do."""
+    """Decides which paths git would ignore: those that match a rule, and those in a folder that does."""
 
     def __init__(self, patterns: Sequence[Any]) -> None:
         self._spec = pathspec.GitIgnoreSpec(patterns)
@@ -168,15 +182,14 @@ class IgnoreRules:
 
 
 def ignore_rules(tree: Tree | None) -> IgnoreRules:
-    """The `.gitignore` rules of a tree (nested files included), with caches and bytecode ignored whatever they say.
+    """The `.gitignore` rules of a tree, nested files included. ALWAYS_IGNORED is ignored whatever they say.
 
-    Lines that are no rule are passed over, as git does.
+    Skips lines that are not rules, as git does.
     """
     patterns: list[Any] = []
     files = [path for path in tree or () if PurePosixPath(path).name == ".gitignore"]
-    for path in sorted(
-        files, key=lambda path: (path.count("/"), path)
-    ):  # the last rule that fits wins: deeper files have the last word
+    # The last rule that matches wins, so the rules of deeper files come last.
+    for path in sorted(files, key=lambda path: (path.count("/"), path)):
         assert tree is not None
         prefix = re.sub(r"([*?\[\]])", r"\\\1", path.removesuffix(".gitignore"))
         for raw in tree.text(path).removeprefix("\ufeff").split("\n"):
