@@ -20,7 +20,7 @@ PLAYED, SAME_FUNCTION, ELSEWHERE = "played", "not played, in its targets", "not 
 def classes_of(tasks: Sequence[Task], run: RunFolder) -> dict[str, list[str]]:
     """Class -> ids of its bugs, which are records of a run on the same repositories, as `selfplay inspect-bugs --tasks` writes them."""
     with Store.open(run.database, writer=False) as store:
-        played = {(bug.repository, str(store.task_record(bug)["patch"])) for bug in store.bugs()}
+        played = {(bug.repository, str(bug.task_record()["patch"])) for bug in store.bugs()}
         groups = [
             (group.repository, json.loads(group.target_json))
             for group in store.groups(role="injector")

@@ -1,19 +1,26 @@
-"""Where bugs come from: an edge leads from a bug to the one that grew from a failed repair of it. Drawing it is left to viewing."""
+"""The lineage of bugs: an edge leads from a bug to the second-order bug that a failed repair of it became.
+
+Drawing is left to viewing.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from selfplay.curriculum.store import BugRow, Store
+from selfplay.curriculum.rows import BugRow
+from selfplay.curriculum.store import Store
 
 if TYPE_CHECKING:
     import networkx as nx
 
 
 def bug_graph(bugs: Iterable[BugRow]) -> nx.DiGraph[str]:
-    """Nodes are bug ids with their row as `bug`; edges carry the failed attempt's episode id as `attempt`."""
-    import networkx as nx  # loads where it is used: most commands need no graph
+    """A graph of bug ids.
+
+    A node's `bug` is its row; an edge's `attempt` is the failed attempt's episode id.
+    """
+    import networkx as nx  # heavy, and most commands need no graph
 
     graph: nx.DiGraph[str] = nx.DiGraph()
     rows = list(bugs)
@@ -26,7 +33,10 @@ def bug_graph(bugs: Iterable[BugRow]) -> nx.DiGraph[str]:
 
 
 def lineage(store: Store, bug_id: str) -> nx.DiGraph[str]:
-    """The bug with all its ancestors and descendants. `bug_id` may be the start of an id; raises StoreError for an unknown one."""
+    """The bug with all its ancestors and descendants.
+
+    bug_id: an id or its start. Raises StoreError if no id begins so, or several do.
+    """
     import networkx as nx
 
     bug = store.bug(bug_id)
@@ -36,5 +46,5 @@ def lineage(store: Store, bug_id: str) -> nx.DiGraph[str]:
 
 
 def root(graph: nx.DiGraph[str]) -> str:
-    """The bug of a lineage that grew from no other."""
+    """The bug of a lineage that has no parent."""
     return next(node for node in graph if graph.in_degree(node) == 0)

@@ -1,6 +1,6 @@
-"""The rows of the curriculum as values, and their plain form for SQLite. Leaves tables and transactions to schema.py and store.py.
+"""The rows of the curriculum as values, and their form in SQLite. schema.py has the tables.
 
-Invariant: `read(Row, stored(row)) == row`; tuples and mappings are JSON text in the database, "" stands for no reference.
+Invariant: `read(Row, stored(row)) == row`. The database keeps tuples and mappings as JSON text.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ BUG_STATUSES = ("fresh", "playing", "measured", "void", "spec_too_long")
 
 @dataclass(frozen=True)
 class EnvironmentRow:
+    """How the preparation of a repository ended. log: the end of the build log, where it failed."""
+
     name: str
     base_commit: str
     environment_key: str
@@ -36,7 +38,7 @@ class EnvironmentRow:
 
 @dataclass(frozen=True)
 class GroupRow:
-    """`size` episodes of one role with one task; their rewards are compared with each other."""
+    """`size` episodes of one role at one task. Advantages compare their rewards."""
 
     group_id: str
     update: int
@@ -52,7 +54,7 @@ class GroupRow:
 
 @dataclass(frozen=True)
 class EpisodeRow:
-    """What was recorded when the episode ended, and what was decided later: reward, advantage, the update that consumed it."""
+    """An episode as it ended. Later steps add the reward, the advantage and the update that trained on it."""
 
     episode_id: str
     group_id: str
@@ -68,7 +70,7 @@ class EpisodeRow:
     action_tokens: int
     total_tokens: int
     weight_version_min: int
-    failed_turns: int = 0  # whose call failed, or was none
+    failed_turns: int = 0  # turns whose call failed, or that held no call
     started_at: float = 0.0
     duration_s: float = 0.0
     reward: float | None = None
@@ -80,6 +82,11 @@ class EpisodeRow:
 
 @dataclass(frozen=True)
 class VerdictRow:
+    """A validator's verdict on the artifact of an injector's episode.
+
+    checks_json: the JSON form of the verdict, or of the list of its checks.
+    """
+
     episode_id: str
     accepted: bool
     failed_check: str
@@ -92,9 +99,12 @@ class VerdictRow:
 
 @dataclass(frozen=True)
 class BugRow:
-    """An accepted bug. solve_rate, attempts and passes are of its latest measurement; `plays` counts the groups that played it.
+    """An accepted bug.
 
-    first_solve_rate stays as it was first measured: what its injector is paid for, however often the bug is replayed later.
+    solve_rate, attempts, passes: of the latest measurement.
+    first_solve_rate: of the first measurement. It decides the injector's reward, which replays must not
+        change.
+    plays: number of groups that played the bug.
     """
 
     bug_id: str
@@ -123,6 +133,7 @@ class BugRow:
     plays: int = field(default=0, metadata={"derived": True})
 
     def state(self) -> BugState:
+        """The part of the bug that the validator and the grading read."""
         from selfplay.verdicts.artifact import Artifact
         from selfplay.verdicts.bug import BugState
 
@@ -134,10 +145,37 @@ class BugRow:
             self.pass_to_pass,
         )
 
+    def task_record(self) -> dict[str, Any]:
+        """The bug as a SWE-bench shaped record.
+
+        `patch` repairs the bug. `test_patch` is the specification that a solver sees. Both apply to the state
+        that a solver starts in. `base_commit` is the original, before the bug.
+        """
+        repair = reverse_patch(self.attempt_patch) if self.attempt_patch else ""
+        return {
+            "instance_id": f"{self.repository}__{self.bug_id}",
+            "repo": self.repository,
+            "base_commit": self.base_commit,
+            "image_name": self.environment_key,
+            "patch": repair + reverse_patch(self.artifact["bug_inject.diff"]),
+            "test_patch": reverse_patch(self.artifact["test_weaken.diff"]),
+            "problem_statement": "",
+            "FAIL_TO_PASS": list(self.fail_to_pass),
+            "PASS_TO_PASS": list(self.pass_to_pass),
+            "created_at": self.created_at,
+            "strategy": self.strategy,
+            "solve_rate": self.solve_rate,
+        }
+
 
 @dataclass(frozen=True)
 class AttemptRow:
-    """A solver's graded repair. passed: None where the machine failed. confirmed: of the second grading, None without one."""
+    """A solver's graded repair.
+
+    passed: None if the machine failed.
+    confirmed: whether the second grading agreed, None without one.
+    restored: paths whose change did not count.
+    """
 
     episode_id: str
     bug_id: str
@@ -152,7 +190,7 @@ class AttemptRow:
 
 @dataclass(frozen=True)
 class UpdateRow:
-    """`checkpoint` is "" until the update is committed."""
+    """An optimiser step. `checkpoint` is "" until the update is committed."""
 
     update: int
     checkpoint: str
@@ -173,14 +211,12 @@ class FailureRow:
     at: float
 
 
-REFERENCES = (
-    "bug_id",
-    "injector_episode_id",
-)  # "" in a value, NULL in the database, so that foreign keys hold
+# Fields where "" means no reference. The database keeps NULL instead, which satisfies a foreign key.
+REFERENCES = ("bug_id", "injector_episode_id")
 
 
 def stored(row: Any) -> dict[str, Any]:
-    """The row as SQLite keeps it."""
+    """The row's columns with the values that SQLite keeps."""
     values: dict[str, Any] = {}
     for item in fields(row):
         if item.metadata.get("derived"):
@@ -197,7 +233,10 @@ def stored(row: Any) -> dict[str, Any]:
 
 
 def plain(value: Any) -> Any:
-    """What SQLite takes. Text of the policy may hold lone surrogates, which no UTF-8 text can: it is kept as bytes."""
+    """The value in a type that SQLite accepts.
+
+    Text with lone surrogates becomes bytes: UTF-8 cannot hold them.
+    """
     if isinstance(value, str):
         try:
             value.encode()
@@ -207,7 +246,7 @@ def plain(value: Any) -> Any:
 
 
 def read(kind: type[Row], values: Mapping[str, Any]) -> Row:
-    """The row that `stored` wrote."""
+    """The row whose columns `stored` wrote."""
     hints = _hints(kind)
     read_values: dict[str, Any] = {}
     for item in fields(kind):  # type: ignore[arg-type]
@@ -233,25 +272,3 @@ def _hints(kind: type) -> dict[str, Any]:
     if kind not in _HINTS:
         _HINTS[kind] = get_type_hints(kind)
     return _HINTS[kind]
-
-
-def task_record(bug: BugRow) -> dict[str, Any]:
-    """The bug as a SWE-bench shaped record: `patch` mends it, `test_patch` is the specification that a solver sees.
-
-    The patches lead from the state that a solver starts in; `base_commit` is the original, before the bug.
-    """
-    mend = reverse_patch(bug.attempt_patch) if bug.attempt_patch else ""
-    return {
-        "instance_id": f"{bug.repository}__{bug.bug_id}",
-        "repo": bug.repository,
-        "base_commit": bug.base_commit,
-        "image_name": bug.environment_key,
-        "patch": mend + reverse_patch(bug.artifact["bug_inject.diff"]),
-        "test_patch": reverse_patch(bug.artifact["test_weaken.diff"]),
-        "problem_statement": "",
-        "FAIL_TO_PASS": list(bug.fail_to_pass),
-        "PASS_TO_PASS": list(bug.pass_to_pass),
-        "created_at": bug.created_at,
-        "strategy": bug.strategy,
-        "solve_rate": bug.solve_rate,
-    }

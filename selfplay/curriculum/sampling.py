@@ -1,6 +1,7 @@
-"""What is played next: bugs for solvers, strategies, targets and thresholds for injectors. Pure: rows and randomness in, choices out.
+"""Choices of what to play next: bugs for solvers; strategies, targets and thresholds for injectors.
 
-Invariant: equal rows and an equally seeded generator give equal choices, whatever order rows of one age were recorded in.
+Pure functions of rows and a random generator. Invariant: equal rows and an equally seeded generator give
+equal choices. Rows of one age may have been recorded in any order.
 """
 
 from __future__ import annotations
@@ -11,9 +12,8 @@ from collections.abc import Mapping, Sequence
 from selfplay.curriculum.rows import BugRow
 from selfplay.engines.base import derive_seed
 
-SETTLED_WEIGHT = (
-    0.02  # of a bug that all or none repaired: it teaches little now, and the policy may have moved since
-)
+# Replay weight of a bug that every attempt repaired, or none. It has no gradient now, but the policy changes.
+SETTLED_WEIGHT = 0.02
 
 
 def choose_solver_bugs(
@@ -24,10 +24,12 @@ def choose_solver_bugs(
     rng: random.Random,
     replay_share: float = 0.0,
 ) -> list[BugRow]:
-    """At most `slots` different bugs. Each slot is of order two with the given probability, then fresh ones go first, oldest first.
+    """Choose at most `slots` different bugs for solver groups.
 
-    When one order has too few bugs the other fills its slots, except that a share of 0 keeps order two out. Before that, each slot is
-    a replay with probability `replay_share`: a measured bug that some attempts repaired and some did not, fresh ones waiting or not.
+    First, each slot becomes a replay with probability `replay_share`, even while fresh bugs wait. A replay is
+    a measured bug that some attempts repaired and some did not. Then each other slot is of order two with
+    probability `second_order_share`. Within an order, fresh bugs go first, the oldest of them first. If one
+    order has too few bugs, the other fills its slots; but a share of 0 excludes order two.
     """
     if replay_share > 0:
         wanted = sum(rng.random() < replay_share for _ in range(slots))
@@ -52,34 +54,39 @@ def choose_solver_bugs(
 def _queue(
     fresh: Sequence[BugRow], measured: Sequence[BugRow], order: int, rng: random.Random
 ) -> list[BugRow]:
-    """All bugs of one order: the fresh ones by age, then the measured ones drawn without replacement by preference."""
+    """All bugs of one order: fresh ones by age, then measured ones at random, by replay weight."""
     waiting = sorted(
         (bug for bug in fresh if bug.order == order),
         key=lambda bug: (bug.created_update, bug.created_at, bug.bug_id),
     )
     replayable = sorted((bug for bug in measured if bug.order == order), key=lambda bug: bug.bug_id)
-    # Efraimidis and Spirakis: sorting by u^(1/w) draws without replacement with probabilities proportional to w.
-    drawn = sorted(replayable, key=lambda bug: rng.random() ** (1 / replay_weight(bug)), reverse=True)
-    return waiting + drawn
+    # Efraimidis and Spirakis (2006): sorting by u^(1/w), with u uniform on [0, 1], samples without
+    # replacement with probabilities proportional to w.
+    sampled = sorted(replayable, key=lambda bug: rng.random() ** (1 / replay_weight(bug)), reverse=True)
+    return waiting + sampled
 
 
 def replay_weight(bug: BugRow) -> float:
-    """How much a measured bug is wanted again: 4s(1-s), which peaks at a solve rate of one half, shared among its plays.
+    """How strongly a measured bug is preferred for a replay: 4s(1-s) / (1 + plays), for solve rate s.
 
-    A bug without a rate (too few attempts were graded) counts like one of one half: nothing is known against it.
+    The weight peaks at a solve rate of one half. A bug without a rate, since too few attempts were graded,
+    counts as one half.
     """
     rate = 0.5 if bug.solve_rate is None else bug.solve_rate
     return max(4 * rate * (1 - rate), SETTLED_WEIGHT) / (1 + bug.plays)
 
 
 def choose_strategy(weights: Mapping[str, float], rng: random.Random) -> str:
-    """A strategy with probability proportional to its weight. Names are sorted first: a mapping's order decides nothing."""
+    """A strategy, with probability proportional to its weight. The order of the mapping does not matter."""
     names = sorted(name for name, weight in weights.items() if weight > 0)
     return rng.choices(names, [weights[name] for name in names])[0]
 
 
 def choose_target(targets: Sequence[str], uses: Mapping[str, int], rng: random.Random) -> str:
-    """One of the targets used least, so that bugs spread over a repository. Raises ValueError when there are none."""
+    """One of the least used targets, so that bugs spread over a repository.
+
+    Raises ValueError if there are no targets.
+    """
     if not targets:
         raise ValueError("there are no targets to choose from")
     least = min(uses.get(target, 0) for target in targets)
@@ -87,6 +94,6 @@ def choose_target(targets: Sequence[str], uses: Mapping[str, int], rng: random.R
 
 
 def sample_threshold(bounds: tuple[int, int], seed: int, name: str) -> int:
-    """A whole number within `bounds`, both included, that depends on the seed and the threshold's name alone."""
+    """A whole number within `bounds`, both included. It depends only on the seed and the threshold's name."""
     low, high = bounds
     return low + derive_seed(seed, name) % (high - low + 1)

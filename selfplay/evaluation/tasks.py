@@ -21,7 +21,8 @@ from selfplay.verdicts.artifact import Artifact
 from selfplay.verdicts.bug import BugState
 
 if TYPE_CHECKING:
-    from selfplay.curriculum.store import BugRow, Store
+    from selfplay.curriculum.rows import BugRow
+    from selfplay.curriculum.store import Store
     from selfplay.repositories.environment import Environment
 
 REQUIRED = ("instance_id", "repo", "patch", "test_patch", "FAIL_TO_PASS", "PASS_TO_PASS")
@@ -195,7 +196,7 @@ def export_tasks(store: Store, bugs: Sequence[BugRow], run: ListsRepositories, p
     specs = {parse_spec(line).name: line for line in lines if line.strip()}
     with path.open("w", encoding="utf-8") as file:
         for bug in bugs:
-            record = store.task_record(bug)
+            record = bug.task_record()
             record["repo"] = specs.get(bug.repository, bug.repository)
             record["selfplay"] = {
                 "artifact": dict(bug.artifact),

@@ -9,11 +9,13 @@ import difflib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from selfplay.curriculum.store import BugRow, Store
+from selfplay.config import Config
+from selfplay.curriculum.rows import BugRow
+from selfplay.curriculum.store import Store
 from selfplay.errors import ArtifactError, PatchError, RunError, UsageError
-from selfplay.evaluation.tasks import Task, bug_of, read_tasks
+from selfplay.evaluation.tasks import Task, bug_of, find_tasks, read_tasks
 from selfplay.repositories.environment import Environment
-from selfplay.repositories.specs import parse_spec
+from selfplay.repositories.specs import RepositorySpec, parse_spec
 from selfplay.repositories.targets import Span, function_spans, is_held_out
 from selfplay.source.trees import Tree
 from selfplay.verdicts.bug import BugState, build_states
@@ -40,6 +42,32 @@ def read_given_bugs(path: Path, repositories: Collection[str]) -> list[Task]:
     return tasks
 
 
+def check_given_bugs(config: Config, specs: Sequence[RepositorySpec]) -> str:
+    """The records of `train.bugs` as text, "" without any.
+
+    Raises UsageError for those that cannot be given, and if a run without injectors has none.
+    """
+    if config.train.bugs:
+        path = Path(config.train.bugs)
+        tasks = read_given_bugs(path, {spec.name for spec in specs})
+        given = {(parse_spec(task.repo).name, task.patch): task.instance_id for task in tasks}
+        measured = find_tasks(config.evaluation.tasks, config.evaluation.limit)
+        evaluated = {(parse_spec(task.repo).name, task.patch) for task in measured}
+        if both := sorted(given[bug] for bug in given.keys() & evaluated):
+            raise UsageError(
+                f"train.bugs and evaluation.tasks share {len(both)} bug(s), {both[0]!r} for one: "
+                "a policy is not evaluated on what it trains on. Take them out of one of the two."
+            )
+        return path.read_text(encoding="utf-8")
+    if not config.train.injector_groups:
+        raise UsageError(
+            "train.injector_groups = 0 makes no bugs, and train.bugs names no file of them: "
+            "there is nothing to solve. Set train.injector_groups to 1 or more, or train.bugs to a file that "
+            "`selfplay inspect-bugs --order 1 --tasks FILE` wrote."
+        )
+    return ""
+
+
 def _problem(task: Task, repositories: Collection[str]) -> str:
     """Why the task cannot be given, "" when it can."""
     if task.instance_id.startswith(FROZEN_PREFIXES):
@@ -58,7 +86,7 @@ def put_given_bugs(
     store: Store,
     environments: Mapping[str, Environment],
     is_too_long: Callable[[BugState], bool],
-    tell: Callable[[str], None],
+    report: Callable[[str], None],
 ) -> None:
     """Put the bugs into the curriculum, in one transaction; when they are there already nothing changes.
 
@@ -90,12 +118,12 @@ def put_given_bugs(
                 f"none of the {len(tasks)} given bug(s) can be played: {left_out} are of repositories that could not be prepared, "
                 "the others' specifications are longer than solver.max_spec_tokens."
             )
-    tell(
+    report(
         f"{added} given bug(s) in the curriculum"
         + (f", {added - playable} of them too long to play" if playable < added else "")
     )
     if left_out or added < len(rows):
-        tell(
+        report(
             f"Left out: {left_out} of repositories that could not be prepared, {len(rows) - added} that repeat another."
         )
 

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from selfplay.agent.episode import Episode, Role
-from selfplay.curriculum.store import EpisodeRow, Store
+from selfplay.curriculum.rows import EpisodeRow
+from selfplay.curriculum.store import Store
 from selfplay.errors import RunError
 from selfplay.orchestrator.run_folder import RunFolder
 from selfplay.planning.hardware import ModelSize, ServerSpeed, TrainerSpeed, hats

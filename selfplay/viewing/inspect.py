@@ -19,8 +19,8 @@ from rich.tree import Tree
 
 from selfplay.agent.tools import make_harmless
 from selfplay.curriculum.lineage import lineage, root
-from selfplay.curriculum.rows import BUG_STATUSES
-from selfplay.curriculum.store import BUG_ORDERS, AttemptRow, BugRow, Store, VerdictRow
+from selfplay.curriculum.rows import BUG_STATUSES, AttemptRow, BugRow, VerdictRow
+from selfplay.curriculum.store import BUG_ORDERS, Store
 from selfplay.errors import UsageError
 from selfplay.verdicts.validator import VerdictKind, verdict_kind
 from selfplay.viewing.replay import diff_or_text
@@ -107,7 +107,7 @@ def show_bug(store: Store, bug_id: str, console: Console, as_json: bool = False)
             for a, b in sorted(family.edges)
         ]
         data = {**asdict(bug), "attempts": [asdict(attempt) for attempt in attempts], "lineage": edges}
-        print(json.dumps({**data, "task": store.task_record(bug)}, indent=2))
+        print(json.dumps({**data, "task": bug.task_record()}, indent=2))
         return
     console.rule(_text(bug.bug_id), align="left")
     facts = table("", "")

@@ -21,7 +21,8 @@ from rich.text import Text
 
 from selfplay.agent.episode import Episode, Turn
 from selfplay.agent.tools import make_harmless
-from selfplay.curriculum.store import AttemptRow, EpisodeRow, Store, VerdictRow
+from selfplay.curriculum.rows import AttemptRow, EpisodeRow, VerdictRow
+from selfplay.curriculum.store import Store
 from selfplay.errors import RunError, StoreError
 from selfplay.viewing.progress import duration_text
 

@@ -19,7 +19,8 @@ from rich.table import Table
 from rich.text import Text
 
 from selfplay.agent.tools import make_harmless
-from selfplay.curriculum.store import BugRow, Store
+from selfplay.curriculum.rows import BugRow
+from selfplay.curriculum.store import Store
 from selfplay.errors import RunError, UsageError
 from selfplay.evaluation.comparison import compare
 from selfplay.evaluation.folder import Folder, entries_of

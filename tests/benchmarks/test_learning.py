@@ -26,12 +26,12 @@ from benchmarks.learning_figures import (
     write_figures,
 )
 from benchmarks.learning_nearness import ELSEWHERE, PLAYED, classes_of
+from selfplay.commands.train import start_training
 from selfplay.config import load_config
 from selfplay.curriculum.store import Store
 from selfplay.errors import ConfigError, RunError, UsageError
 from selfplay.evaluation.folder import AttemptResult, Folder, Identity, TaskEntry
 from selfplay.evaluation.tasks import Task, write_tasks
-from selfplay.orchestrator.build import start_training
 from selfplay.orchestrator.given_bugs import touched_functions
 from selfplay.orchestrator.run_folder import RunFolder
 from selfplay.source.trees import FileEntry, Tree
@@ -203,7 +203,7 @@ def a_played_store(run: RunFolder) -> str:
         bug = with_bug(store)
         target = {"path": "m.py", "name": "f", "first_line": 1, "last_line": 4, "source": "", "test_file": ""}
         store.add_group(replace(a_group("targeted"), target_json=json.dumps(target)))
-        return str(store.task_record(bug)["patch"])
+        return str(bug.task_record()["patch"])
 
 
 def test_bugs_are_told_apart_by_how_near_they_lie_to_what_a_run_played(tmp_path):

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from selfplay.curriculum import schema
+from selfplay.curriculum.rows import AttemptRow, EnvironmentRow, VerdictRow
 from selfplay.curriculum.store import Store
 from selfplay.errors import StoreError
 from store_rows import INJECT, a_bug, a_group, an_episode, with_bug
@@ -129,8 +130,9 @@ def test_a_verdict_is_kept_once_with_a_row_for_each_check(store):
         {"name": "readable", "passed": True},
         {"name": "parser", "passed": False, "reason": "no JSON", "duration_s": 0.5},
     ]
-    assert store.record_verdict("g-m0", False, "parser", "no JSON", json.dumps({"checks": checks}), 1.0, 2, 1)
-    assert not store.record_verdict("g-m0", True, "", "", "[]", 1.0, 2, 1)
+    rejected = VerdictRow("g-m0", False, "parser", "no JSON", json.dumps({"checks": checks}), 1.0, 2, 1)
+    assert store.record_verdict(rejected)
+    assert not store.record_verdict(VerdictRow("g-m0", True, "", "", "[]", 1.0, 2, 1))
     verdict = store.verdict("g-m0")
     assert verdict is not None
     assert (verdict.accepted, verdict.failed_check, verdict.test_runs) == (False, "parser", 2)
@@ -150,7 +152,8 @@ def test_attempts_tell_failed_from_spoiled(store):
     store.add_group(group)
     for member, passed in enumerate((True, False, None)):
         store.record_episode(an_episode(group, member))
-        assert store.record_attempt(f"s-m{member}", "bug", passed, "why", ["t"], None, [], "diff", 0.1)
+        attempt = AttemptRow(f"s-m{member}", "bug", passed, "why", ("t",), None, (), "diff", 0.1)
+        assert store.record_attempt(attempt)
     assert [attempt.passed for attempt in store.attempts("bug", group_id="s")] == [True, False, None]
     assert store.attempt("s-m1").failed_tests == ("t",)
     assert store.attempts("bug", group_id="elsewhere") == []
@@ -364,7 +367,8 @@ def test_a_migration_that_fails_leaves_no_half_of_itself(tmp_path, monkeypatch):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from selfplay.curriculum.store import GroupRow, Store
+from selfplay.curriculum.rows import GroupRow
+from selfplay.curriculum.store import Store
 store = Store.open(Path(sys.argv[1]))
 store.add_group(GroupRow("committed", 1, "injector", "toolz", "removal", "", "", 4))
 with store.transaction():
@@ -382,15 +386,15 @@ def test_a_killed_writer_leaves_what_it_committed_and_no_lock(tmp_path):
 
 
 def test_an_environment_is_recorded_by_its_latest_preparation(store):
-    store.record_environment("toolz", "", "", "", 0, [], "failed", "no tests", "log")
-    store.record_environment("toolz", "c" * 40, "key", "BSD", 12, ["t"], "ready")
+    store.record_environment(EnvironmentRow("toolz", "", "", "", 0, (), "failed", "no tests", "log"))
+    store.record_environment(EnvironmentRow("toolz", "c" * 40, "key", "BSD", 12, ("t",), "ready"))
     (row,) = store.environments()
     assert (row.status, row.tests, row.excluded, row.reason) == ("ready", 12, ("t",), "")
 
 
-def test_a_task_record_mends_what_the_bug_broke(store):
+def test_a_task_record_repairs_what_the_bug_broke(store):
     bug = with_bug(store)
-    record = store.task_record(bug)
+    record = bug.task_record()
     assert "-x = 2\n+x = 1\n" in record["patch"]
     assert "-pass\n+assert x == 1\n" in record["test_patch"]
     assert record["FAIL_TO_PASS"] == ["test_m.py::test_x"]
@@ -398,7 +402,7 @@ def test_a_task_record_mends_what_the_bug_broke(store):
     json.dumps(record)
 
 
-def test_a_second_order_task_is_mended_in_two_steps(store):
+def test_a_second_order_task_is_repaired_in_two_steps():
     attempt = INJECT.replace("-x = 1\n+x = 2", "-x = 2\n+x = 3")
-    patch = store.task_record(a_bug(order=2, attempt_patch=attempt))["patch"]
+    patch = a_bug(order=2, attempt_patch=attempt).task_record()["patch"]
     assert patch.index("-x = 3\n+x = 2\n") < patch.index("-x = 2\n+x = 1\n")

@@ -5,7 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from selfplay.agent.episode import Episode, FinishReason, Role, Turn
-from selfplay.curriculum.store import BugRow, EpisodeRow, GroupRow, Store
+from selfplay.curriculum.rows import AttemptRow, BugRow, EnvironmentRow, EpisodeRow, GroupRow, VerdictRow
+from selfplay.curriculum.store import Store
 
 INJECT = "diff --git a/m.py b/m.py\n--- a/m.py\n+++ b/m.py\n@@ -1 +1 @@\n-x = 1\n+x = 2\n"
 WEAKEN = "diff --git a/test_m.py b/test_m.py\n--- a/test_m.py\n+++ b/test_m.py\n@@ -1 +1 @@\n-assert x == 1\n+pass\n"
@@ -79,7 +80,7 @@ def recorded_run(folder: Path) -> Path:
     folder.mkdir(parents=True)
     (folder / "config.json").write_text("{}")
     with Store.open(folder / "selfplay.db", clock=lambda: 1_700_000_000.0) as store:
-        store.record_environment("toolz", "0" * 40, "env", "BSD", 120, [], "ready")
+        store.record_environment(EnvironmentRow("toolz", "0" * 40, "env", "BSD", 120, (), "ready"))
         injectors = a_group("u0001-inj0", size=5)
         store.add_group(injectors)
         for member in range(5):
@@ -90,10 +91,13 @@ def recorded_run(folder: Path) -> Path:
             checks = [{"name": "readable", "passed": True, "reason": "five files"}]
             if check:
                 checks.append({"name": check, "passed": False, "reason": reason})
+            episode_id = f"u0001-inj0-m{member}"
             store.record_verdict(
-                f"u0001-inj0-m{member}", not check, check, reason, json.dumps(checks), 3.0, 6, 2
+                VerdictRow(episode_id, not check, check, reason, json.dumps(checks), 3.0, 6, 2)
             )
-        store.record_verdict("u0001-inj0-m4", False, "inverse_mutation", "m.py is padding", "[]", 1.0, 3, 0)
+        store.record_verdict(
+            VerdictRow("u0001-inj0-m4", False, "inverse_mutation", "m.py is padding", "[]", 1.0, 3, 0)
+        )
         store.add_bug(a_bug("u0001-inj0-m0-bug", "u0001-inj0-m0", failure="E  assert 2 == 1"))
         store.add_bug(
             a_bug("u0001-inj0-m1-bug", "u0001-inj0-m1", strategy="history", repository="[red]evil[/red]")
@@ -104,17 +108,18 @@ def recorded_run(folder: Path) -> Path:
             store.record_episode(an_episode(solvers, member, masked=passed is None))
             if passed is not None:
                 why = "repaired" if passed else "1 test(s) fail"
-                store.record_attempt(
-                    f"u0001-sol0-m{member}",
-                    "u0001-inj0-m0-bug",
-                    passed,
-                    why,
-                    () if passed else ("t",),
-                    passed or None,
-                    (),
-                    INJECT,
-                    2.0,
+                attempt = AttemptRow(
+                    episode_id=f"u0001-sol0-m{member}",
+                    bug_id="u0001-inj0-m0-bug",
+                    passed=passed,
+                    reason=why,
+                    failed_tests=() if passed else ("t",),
+                    confirmed=passed or None,
+                    restored=(),
+                    patch=INJECT,
+                    duration_s=2.0,
                 )
+                store.record_attempt(attempt)
                 store.set_reward(f"u0001-sol0-m{member}", 1.0 if passed else -1.0, why)
         store.set_solve_rate("u0001-inj0-m0-bug", 1 / 3, 3, 1)
         store.set_solve_rate("u0001-inj0-m1-bug", 1.0, 4, 4)

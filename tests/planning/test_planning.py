@@ -10,11 +10,12 @@ import pytest
 from rich.console import Console
 
 from selfplay.agent.episode import Episode, FinishReason, Role, Turn
+from selfplay.commands.plan import PlanOptions, plan_from
+from selfplay.curriculum.rows import AttemptRow, VerdictRow
 from selfplay.curriculum.store import Store
 from selfplay.errors import RunError, UsageError
 from selfplay.orchestrator.run_folder import RunFolder
 from selfplay.planning.check import check_run
-from selfplay.planning.command import PlanOptions, plan_from
 from selfplay.planning.hardware import (
     Gpu,
     ModelSize,
@@ -370,9 +371,11 @@ def a_run(folder: Path, updates: int = 4, later_s: float = 0.0) -> RunFolder:
                     row = an_episode(group, member)
                     store.record_episode(row)
                     if role == "solver":
-                        store.record_attempt(row.episode_id, bug, bool(member), "", (), None, (), "", 1.0)
+                        store.record_attempt(
+                            AttemptRow(row.episode_id, bug, bool(member), "", (), None, (), "", 1.0)
+                        )
                     else:
-                        store.record_verdict(row.episode_id, not member, "", "", "[]", 1.0, 1, 0)
+                        store.record_verdict(VerdictRow(row.episode_id, not member, "", "", "[]", 1.0, 1, 0))
                         if not member:
                             store.add_bug(
                                 a_bug(f"{row.episode_id}-bug", row.episode_id, tree_digest=f"tree {update}")
