@@ -14,7 +14,8 @@ import struct
 import time
 from pathlib import Path
 
-from selfplay.engines.vllm_servers import Launch, OwnServer, check_installed, sweep
+from selfplay.engines.vllm_launch import Launch, check_installed
+from selfplay.engines.vllm_servers import OwnServer, sweep
 from selfplay.sandbox.owners import abandoned, unique_name
 from selfplay.training.ranks.link import PipeLink
 

@@ -22,7 +22,8 @@ from selfplay.cluster.machines import this_machine
 from selfplay.cluster.placement import Node, Placement
 from selfplay.cluster.ray_actors import RankActor, ServerActor
 from selfplay.config import Config
-from selfplay.engines.vllm_servers import Client, Launch
+from selfplay.engines.vllm_client import Client
+from selfplay.engines.vllm_launch import Launch
 from selfplay.errors import EngineError, PrerequisiteError, SelfplayError, ServerLost
 from selfplay.training.ranks.link import Hear
 

@@ -1,4 +1,7 @@
-"""The engine contract: token ids in, token ids and log-probabilities out. Knows nothing of text, tools or roles."""
+"""The engine contract: token ids in, token ids and log-probabilities out.
+
+It knows no text, tools or roles.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are drawn. Only the defaults make the importance ratio true: no filter may reshape the distribution."""
+    """How tokens are sampled.
+
+    The importance ratio is right only with the defaults: filters change the distribution.
+    """
 
     temperature: float = 1.0
     top_p: float = 1.0
@@ -23,9 +29,13 @@ class Sampling:
 
 @dataclass(frozen=True)
 class GenerationRequest:
-    """One continuation: `prompt_ids` (prompt,), at most `max_new_tokens` more, ended by any of `stop_ids` (which is kept).
+    """One prompt to continue.
 
-    `seed` alone decides the draw. `tag` names the caller's turn (role/group/member/turn) for scripted engines and logs.
+    prompt_ids: (prompt,).
+    max_new_tokens: upper bound of new tokens.
+    seed: decides all random draws of this request, together with nothing else.
+    stop_ids: any of these ends the completion, and is part of it.
+    tag: the caller's turn, "role/group/member/turn", for scripted engines, routing and logs.
     """
 
     prompt_ids: tuple[int, ...]
@@ -37,9 +47,13 @@ class GenerationRequest:
 
 @dataclass(frozen=True)
 class Completion:
-    """token_ids, logprobs: (new,), the log-probability of each drawn token at temperature 1. stopped: a stop id ended it.
+    """What an engine answers.
 
-    weight_version: of its oldest token. version_spans: (first of `token_ids`, version) where new weights came while it was drawn.
+    token_ids: (new,).
+    logprobs: (new,), of each sampled token at temperature 1.
+    weight_version: version of the weights that sampled the oldest token.
+    stopped: True if a stop id ended it.
+    version_spans: (index into `token_ids`, version) at each change of weights. Empty if there was none.
     """
 
     token_ids: tuple[int, ...]
@@ -51,28 +65,37 @@ class Completion:
 
     @property
     def spans(self) -> tuple[tuple[int, int], ...]:
-        """(first of `token_ids`, version) of every stretch of equal weights."""
+        """(index of the first token, version) of each run of tokens that the same weights sampled."""
         return self.version_spans or ((0, self.weight_version),)
 
 
 class Engine(Protocol):
-    """Generates from the policy's current weights. `generate` may be called from many threads at once and batches them."""
+    """Generates from the policy's current weights.
+
+    Many threads may call `generate` at once; it batches their requests.
+    """
 
     @property
     def weight_version(self) -> int: ...
 
     def generate(self, requests: Sequence[GenerationRequest], sampling: Sampling) -> list[Completion]:
-        """One completion a request, in order. Raises EngineError, never returns a partial answer."""
+        """Return one completion for each request, in order.
+
+        Raises EngineError; never returns a partial answer.
+        """
         ...
 
     def load_weights(self, weights: Mapping[str, torch.Tensor], version: int) -> None:
-        """Take new weights (name -> tensor, as the trainer exports them) between two generations."""
+        """Replace the weights (name -> tensor, as the trainer exports them)."""
         ...
 
     def close(self) -> None: ...
 
 
 def derive_seed(*parts: object) -> int:
-    """A 63-bit seed from its coordinates (run seed, update, group, member, turn): never drawn in order of completion."""
+    """Hash coordinates (run seed, update, group, member, turn) to a 63-bit seed.
+
+    A seed therefore does not depend on the order in which episodes finish.
+    """
     digest = hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1

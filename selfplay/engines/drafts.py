@@ -1,54 +1,53 @@
-"""Guesses the next tokens from where the last ones came before: agents repeat commands, paths and lines more than they invent.
+"""Draft tokens for speculative decoding, by n-gram lookup: agents often repeat commands, paths and lines.
 
-Leaves checking to the engine, so a guess can cost time but never change a token (prompt lookup decoding with exact verification).
+The engine verifies every draft token. A wrong draft costs time and never changes a token.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-GRAM = 3  # measured on recorded episodes: 2, 3 and 4 guess alike
-_MOST_PLACES = 1 << 18  # of all texts together; then the table starts anew
+GRAM = 3  # on recorded episodes 2, 3 and 4 gave equally good drafts
+_MAX_ENTRIES = 1 << 18  # of the shared table, which is emptied when it is full
 
 Gram = tuple[int, ...]
 
 
 class RowDrafts:
-    """What followed each run of GRAM tokens in one text, and in the texts that the table has seen."""
+    """Drafts for one row, from its own tokens first and from the shared table second."""
 
     def __init__(self, table: DraftTable, token_ids: list[int]) -> None:
+        """token_ids: the row's list, which the engine appends to."""
         self._table = table
-        self._ids = token_ids  # grows outside; indexed as far as `_indexed`
-        self._indexed = GRAM
-        self._places: dict[Gram, int] = {}
+        self._ids = token_ids
+        self._indexed = GRAM  # grams that end before this index are in `_ends`
+        self._ends: dict[Gram, int] = {}  # gram -> index of the token after it
 
-    def guess(self, most: int) -> list[int]:
-        """At most `most` tokens that may follow."""
+    def guess(self, max_tokens: int) -> list[int]:
+        """Return at most `max_tokens` tokens that may follow."""
         ids = self._ids
-        for end in range(self._indexed, len(ids)):  # the last run has no continuation yet
-            self._places[tuple(ids[end - GRAM : end])] = end
+        for end in range(self._indexed, len(ids)):  # the last gram has no continuation yet
+            self._ends[tuple(ids[end - GRAM : end])] = end
         self._indexed = max(self._indexed, len(ids))
         gram = tuple(ids[-GRAM:])
-        place = self._places.get(gram)
-        return ids[place : place + most] if place is not None else self._table.guess(gram, most)
+        first = self._ends.get(gram)
+        return ids[first : first + max_tokens] if first is not None else self._table.guess(gram, max_tokens)
 
 
 class DraftTable:
-    """What followed each run of GRAM tokens in the latest text that held it."""
+    """What followed each gram in the latest finished text that contained it. Shared by all rows."""
 
     def __init__(self) -> None:
-        self._places: dict[Gram, tuple[Sequence[int], int]] = {}
+        self._ends: dict[Gram, tuple[Sequence[int], int]] = {}  # gram -> text, index of the token after it
 
-    def guess(self, gram: Gram, most: int) -> list[int]:
-        text, place = self._places.get(gram, ((), 0))
-        return list(text[place : place + most])
+    def guess(self, gram: Gram, max_tokens: int) -> list[int]:
+        text, end = self._ends.get(gram, ((), 0))
+        return list(text[end : end + max_tokens])
 
     def learn(self, token_ids: Sequence[int], first: int = 0) -> None:
-        """Remember `token_ids` from index `first` on."""
-        if len(self._places) > _MOST_PLACES:
-            self._places.clear()
-        text = tuple(
-            token_ids[max(first - GRAM, 0) :]
-        )  # not the whole: a conversation comes again with each of its turns
+        """Add `token_ids` from index `first` on. Earlier turns of a conversation are in the table already."""
+        if len(self._ends) > _MAX_ENTRIES:
+            self._ends.clear()
+        text = tuple(token_ids[max(first - GRAM, 0) :])
         for end in range(GRAM, len(text)):
-            self._places[text[end - GRAM : end]] = (text, end)
+            self._ends[text[end - GRAM : end]] = (text, end)

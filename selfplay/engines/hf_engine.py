@@ -1,6 +1,7 @@
-"""The embedded engine: a transformers model in this process, continuous batching without padding, each conversation's cache kept.
+"""The engine in this process: a transformers model with continuous batching and a prefix cache, no padding.
 
-Leaves text and tools to others. Invariant: a request's draws come from its own seed, whatever else is in the batch or was guessed.
+It knows no text and no tools. Invariant: a request's random draws depend on its own seed alone, not on the
+batch or on drafts.
 """
 
 from __future__ import annotations
@@ -26,27 +27,31 @@ from selfplay.engines.sequences import (
     NAME,
     CachedSequence,
     CacheShape,
-    KeptSequences,
     PassPlan,
+    PrefixCache,
     ragged_attention,
     shared_prefix,
 )
 from selfplay.errors import EngineError
 from selfplay.runtime.cores import usable_cores
 
-# Half the cores: the others run tests meanwhile, and threads that wait for a busy core at every small operation cost far more than they
-# give (10 instead of 360 tokens/s were seen on 2 busy cores).
-_THREADS = max(1, usable_cores() // 2)
-_GATHER_S = 0.005  # how long an idle engine waits for more requests before it starts
-_PREFILL_TOKENS = 2048  # of prompts in one pass, so that running requests never wait long for newcomers
-_POSITIONS = 96  # places of one pass whose next token is drawn, guessed ones included
-_MOST_DRAFT = 10  # guessed tokens of one request in one pass
-_WORTH_COPYING = 16  # a shorter common beginning is computed again
-_WORTH_WAITING = 32  # a request waits for another that is computing so much more of its own beginning
+# Half the cores, since tests run on the others. Threads that wait for a busy core at every small operation
+# cost far more than they
+# gain: on 2 busy cores we saw 10 instead of 360 tokens/s.
+THREADS = max(1, usable_cores() // 2)
+_GATHER_S = 0.005  # an idle engine waits this long for more requests before it starts
+_MAX_PREFILL_TOKENS = 2048  # prompt tokens in one pass: running requests must not wait long for new ones
+_MAX_SAMPLED_POSITIONS = 96  # positions of one pass whose next token is sampled, drafts included
+_MAX_DRAFT_TOKENS = 10  # of one request in one pass
+_MIN_COPIED_TOKENS = 16  # a shorter common prefix is computed again
+_MIN_AWAITED_TOKENS = 32  # a request waits if another one is computing this many more tokens of its prompt
 
 
 class _Row:
-    """One request. `token_ids` is its prompt and what was drawn so far; `sequence` holds the cache of a beginning of it."""
+    """One request.
+
+    `token_ids` is its prompt and the tokens sampled so far; `sequence` caches a prefix of them.
+    """
 
     def __init__(self, request: GenerationRequest, temperature: float) -> None:
         self.request = request
@@ -58,18 +63,18 @@ class _Row:
         self.is_stopped = False
         self.sequence: CachedSequence | None = None
         self.drafts: RowDrafts | None = None
-        self.reused = 0  # prompt tokens whose cache was there already
+        self.reused = 0  # prompt tokens that were cached when the request came
         self.passes = 0
         self._random = random.Random(request.seed)
         self._draws: list[float] = []
 
-    def draw(self, number: int) -> float:
-        """The uniform draw that decides new token `number`, the same however often it is asked for."""
-        while len(self._draws) <= number:
+    def draw(self, index: int) -> float:
+        """Return the uniform random number in [0, 1) of new token `index`: the same at each call."""
+        while len(self._draws) <= index:
             self._draws.append(self._random.random())
-        return self._draws[number]
+        return self._draws[index]
 
-    def take(self, token: int, logprob: float) -> None:
+    def append(self, token: int, logprob: float) -> None:
         self.token_ids.append(token)
         self.logprobs.append(logprob)
         self.is_stopped = token in self.request.stop_ids
@@ -86,7 +91,7 @@ class _Row:
 
 @dataclass(frozen=True)
 class _Command:
-    """New weights, or with None the end."""
+    """New weights; None ends the worker thread."""
 
     weights: Mapping[str, Tensor] | None
     version: int
@@ -95,16 +100,19 @@ class _Command:
 
 @dataclass(frozen=True)
 class _Step:
-    """What one row adds to a pass: known tokens, then guessed ones. `draws`: it is at its end, so next tokens are drawn."""
+    """What one row adds to a pass: tokens of its text, then draft tokens."""
 
     row: _Row
     known: list[int]
     draft: list[int]
-    draws: bool
+    is_sampled: bool  # the known tokens reach the end of the text, so next tokens are sampled
 
 
 class HFEngine:
-    """Raises EngineError when the model does not load, a request cannot be served, or the engine is closed."""
+    """See `Engine`.
+
+    Raises EngineError if the model does not load, a request cannot be served, or the engine is closed.
+    """
 
     def __init__(
         self,
@@ -115,9 +123,12 @@ class HFEngine:
         weight_version: int = 0,
         cache_mb: int = 1024,
     ) -> None:
-        """dtype None: bf16 on a GPU; fp32 on a CPU, where small models decode as fast and it is closest to the trainer.
+        """Load the model and start the worker thread.
 
-        cache_mb: memory for the caches of conversations that wait for their next turn; running ones are not counted.
+        dtype: None takes bf16 on a GPU and fp32 on a CPU, where small models decode as fast and fp32 is
+            closest to the trainer.
+        cache_mb: MiB for the caches of conversations that wait for their next turn. Running requests are not
+            counted.
         """
         from transformers import AttentionInterface
 
@@ -131,14 +142,13 @@ class HFEngine:
         self._max_tokens = max_tokens_context
         self._vocabulary = int(self._model.get_input_embeddings().num_embeddings)
         self._shape = _cache_shape(self._model, dtype, self._device)
-        self._kept = KeptSequences(cache_mb << 20)
+        self._prefix_cache = PrefixCache(cache_mb << 20)
         self._drafts = DraftTable()
-        self._no_mask = torch.zeros(
-            1, 1, 1, 1, device=self._device
-        )  # keeps transformers from making one: the pass's plan says who sees what
+        # Keeps transformers from making a mask; the pass's plan holds the masks.
+        self._no_mask = torch.zeros(1, 1, 1, 1, device=self._device)
         self._weight_version = weight_version
         self._waiting: queue.SimpleQueue[_Row | _Command] = queue.SimpleQueue()
-        self._gate = threading.Lock()  # guards `_is_closed` and what is put after it
+        self._gate = threading.Lock()  # guards `_is_closed`: nothing may be queued after the last command
         self._is_closed = False
         self._worker = threading.Thread(target=self._work, name="hf-engine", daemon=True)
         self._worker.start()
@@ -150,7 +160,8 @@ class HFEngine:
     def generate(self, requests: Sequence[GenerationRequest], sampling: Sampling) -> list[Completion]:
         if sampling.top_p != 1.0 or sampling.top_k != -1 or sampling.min_p != 0.0 or sampling.temperature < 0:
             raise EngineError(
-                f"{sampling} would make the importance ratio untrue. Set top_p = 1, top_k = -1, min_p = 0, temperature >= 0."
+                f"{sampling} would make the importance ratio wrong. "
+                "Set top_p = 1, top_k = -1, min_p = 0, temperature >= 0."
             )
         for request in requests:
             self._check(request)
@@ -162,7 +173,10 @@ class HFEngine:
         return [row.answer.result() for row in rows]
 
     def load_weights(self, weights: Mapping[str, Tensor], version: int) -> None:
-        """Waits until the running requests are answered; those that come later see the new weights."""
+        """Wait until the running requests are answered, then replace the weights.
+
+        Later requests see the new ones.
+        """
         command = _Command(weights, version, Future())
         with self._gate:
             self._refuse_if_closed()
@@ -170,7 +184,7 @@ class HFEngine:
         command.done.result()
 
     def close(self) -> None:
-        """Running requests are answered first."""
+        """Answer the running requests, then end the worker thread."""
         with self._gate:
             if self._is_closed:
                 return
@@ -190,14 +204,15 @@ class HFEngine:
         total = len(request.prompt_ids) + request.max_new_tokens
         if total > self._max_tokens:
             raise EngineError(
-                f"request {request.tag!r} wants {total} tokens, the engine's context is {self._max_tokens}. Shorten it."
+                f"request {request.tag!r} wants {total} tokens, the engine's context is {self._max_tokens}. "
+                "Shorten the prompt or lower max_new_tokens."
             )
         if not 0 <= min(request.prompt_ids) <= max(request.prompt_ids) < self._vocabulary:
             raise EngineError(
                 f"request {request.tag!r} has token ids outside the model's vocabulary of {self._vocabulary}."
             )
 
-    # All below runs in the worker thread, which alone touches the model.
+    # Everything below runs in the worker thread, which alone touches the model.
 
     def _work(self) -> None:
         running: list[_Row] = []
@@ -207,11 +222,11 @@ class HFEngine:
             while True:
                 command = self._gather(len(running), newcomers, command)
                 if not running and self._device.type == "cpu":
-                    torch.set_num_threads(_THREADS)  # the trainer sets its own when it steps
+                    torch.set_num_threads(THREADS)  # the trainer sets its own number at each step
                 if command and not running and not newcomers:
                     if command.weights is None:
                         return
-                    self._take_weights(command.weights, command.version, command.done)
+                    self._replace_weights(command.weights, command.version, command.done)
                     command = None
                     continue
                 try:
@@ -219,18 +234,23 @@ class HFEngine:
                     running = self._advance(running)
                 except (
                     Exception
-                ) as error:  # a failed pass (memory, a device) fails its requests, not the engine
-                    for row in [*running, *newcomers]:
-                        if not row.answer.done():
-                            row.answer.set_exception(
-                                EngineError(f"the model failed on request {row.request.tag!r}: {error!r}")
-                            )
+                ) as error:  # a failed pass (memory, device) fails its requests, not the engine
+                    self._fail([*running, *newcomers], error)
                     running = []
                     newcomers.clear()
-                    self._kept.clear()
+
+    def _fail(self, rows: Sequence[_Row], error: Exception) -> None:
+        for row in rows:
+            if not row.answer.done():
+                text = f"the model failed on request {row.request.tag!r}: {error!r}"
+                row.answer.set_exception(EngineError(text))
+        self._prefix_cache.clear()
 
     def _gather(self, running: int, newcomers: deque[_Row], command: _Command | None) -> _Command | None:
-        """Fill `newcomers` up to the batch's room; blocks only while there is nothing to do. A command holds back what came after it."""
+        """Move waiting rows to `newcomers` while the batch has room. Blocks only if nothing runs.
+
+        Returns the next command. Rows that came after it wait until it is done.
+        """
         while command is None and running + len(newcomers) < self._max_batch:
             try:
                 item = (
@@ -246,67 +266,72 @@ class HFEngine:
         return command
 
     def _admit(self, newcomers: deque[_Row], running: list[_Row]) -> None:
-        """Give each newcomer the longest beginning that is computed already; it stays back while another computes more of it."""
+        """Start each newcomer from its longest cached prefix.
+
+        It waits while a running row computes more of that prefix.
+        """
         for _ in range(len(newcomers)):
-            row = newcomers[0]  # leaves when it has its place: what fails until then is told to it
-            prompt = row.prompt[:-1]  # the last token always runs, since its logits are wanted
-            source, shared = self._kept.best(prompt)
-            whole = source is not None and shared == source.length
-            coming = 0
+            row = newcomers[0]  # leaves the queue last: if a step before fails, the row gets the error
+            prompt = row.prompt[:-1]  # the last token always runs, since its logits are needed
+            source, shared = self._prefix_cache.longest_match(prompt)
+            is_whole = source is not None and shared == source.length
+            coming = 0  # tokens of the prompt that running rows have cached or will cache
             for other in running:
                 assert other.sequence is not None
                 common = shared_prefix(other.prompt, prompt)
                 coming = max(coming, common)
                 if min(common, other.sequence.length) > shared:
-                    source, shared, whole = other.sequence, min(common, other.sequence.length), False
-            if coming >= shared + _WORTH_WAITING:
+                    source, shared, is_whole = other.sequence, min(common, other.sequence.length), False
+            if coming >= shared + _MIN_AWAITED_TOKENS:
                 newcomers.rotate(-1)
                 continue
-            if source is not None and whole:
-                self._kept.take(source)
+            if source is not None and is_whole:
+                self._prefix_cache.remove(source)
                 row.sequence = source
             else:
                 row.sequence = CachedSequence(self._shape, len(row.prompt) + row.request.max_new_tokens)
-                if source is not None and shared >= _WORTH_COPYING:
+                if source is not None and shared >= _MIN_COPIED_TOKENS:
                     row.sequence.copy_prefix(source, shared)
             row.reused = row.sequence.length
             row.drafts = RowDrafts(self._drafts, row.token_ids)
             running.append(newcomers.popleft())
 
     def _advance(self, running: list[_Row]) -> list[_Row]:
-        """One pass: prompts are computed, next tokens drawn, right guesses taken. Answers what is finished; the rows that go on."""
+        """Run one pass: compute prompts, sample next tokens, accept correct drafts.
+
+        Answer finished rows, return the others.
+        """
         steps = self._plan(running)
         logits = self._forward(steps)
-        at = 0
-        tokens, logprobs = self._draw(steps, logits)
+        first = 0  # index of the step's first sampled token
+        tokens, logprobs = self._sample(steps, logits)
         for step in steps:
             row, sequence = step.row, step.row.sequence
             assert sequence is not None
             row.passes += 1
             sequence.extend([*step.known, *step.draft])
-            if not step.draws:
+            if not step.is_sampled:
                 continue
-            places = 1 + len(step.draft)
-            for place in range(places):
-                row.take(tokens[at + place], logprobs[at + place])
-                if row.is_finished or (place < len(step.draft) and row.token_ids[-1] != step.draft[place]):
+            count = 1 + len(step.draft)
+            for index in range(count):
+                row.append(tokens[first + index], logprobs[first + index])
+                if row.is_finished or (index < len(step.draft) and row.token_ids[-1] != step.draft[index]):
                     break
-            at += places
-            sequence.length = min(
-                sequence.length, len(row.token_ids) - 1
-            )  # what was computed of wrong guesses is free again
+            first += count
+            # Drop the cache of rejected drafts.
+            sequence.length = min(sequence.length, len(row.token_ids) - 1)
         for row in running:
             if row.is_finished and row.sequence is not None:
                 self._drafts.learn(row.token_ids, row.reused)
-                self._kept.keep(row.sequence)
+                self._prefix_cache.add(row.sequence)
                 row.answer.set_result(row.completion(self._weight_version, len(running)))
         return [row for row in running if not row.is_finished]
 
     def _plan(self, running: list[_Row]) -> list[_Step]:
-        """What each row adds to the next pass: one token and guesses, or as much of its prompt as there is room for."""
+        """Decide what each row adds to the next pass: a token with drafts, or a part of its prompt."""
         steps = []
-        room = _PREFILL_TOKENS
-        most = min(_MOST_DRAFT, _POSITIONS // len(running) - 1)
+        room = _MAX_PREFILL_TOKENS
+        max_draft = min(_MAX_DRAFT_TOKENS, _MAX_SAMPLED_POSITIONS // len(running) - 1)
         for row in running:
             assert row.sequence is not None and row.drafts is not None
             known = row.token_ids[row.sequence.length :]
@@ -318,62 +343,65 @@ class HFEngine:
                 steps.append(_Step(row, taken, [], len(taken) == len(known)))
             else:
                 left = row.request.max_new_tokens - len(row.logprobs) - 1
-                draft = row.drafts.guess(min(most, left)) if min(most, left) > 0 else []
-                steps.append(_Step(row, known, draft, draws=True))
+                draft = row.drafts.guess(min(max_draft, left)) if min(max_draft, left) > 0 else []
+                steps.append(_Step(row, known, draft, is_sampled=True))
         return steps
 
     def _forward(self, steps: Sequence[_Step]) -> Tensor:
-        """fp32 logits (places, vocabulary): of each drawing step's last known token and of its guesses, in order."""
-        token_ids: list[int] = []
-        positions: list[int] = []
-        places: list[int] = []
+        """Return fp32 logits (sampled, vocab), of each sampled step's last known token and of its drafts."""
+        token_ids: list[int] = []  # the flat row
+        position_ids: list[int] = []
+        sampled: list[int] = []  # indices into the flat row
         parts = []
         for step in steps:
             assert step.row.sequence is not None
             ids = [*step.known, *step.draft]
-            if step.draws:
-                places += range(len(token_ids) + len(step.known) - 1, len(token_ids) + len(ids))
+            if step.is_sampled:
+                sampled += range(len(token_ids) + len(step.known) - 1, len(token_ids) + len(ids))
             token_ids += ids
             first = step.row.sequence.length
-            positions += range(first, first + len(ids))
+            position_ids += range(first, first + len(ids))
             parts.append((step.row.sequence, len(ids)))
         with PassPlan(parts, self._device) as plan:
             output = self._model.base_model(
                 input_ids=torch.tensor([token_ids], device=self._device),
-                position_ids=torch.tensor([positions], device=self._device),
+                position_ids=torch.tensor([position_ids], device=self._device),
                 attention_mask=self._no_mask,
                 past_key_values=plan,
                 use_cache=True,
             )
-        hidden = output.last_hidden_state[0, torch.tensor(places, dtype=torch.int64, device=self._device)]
+        indices = torch.tensor(sampled, dtype=torch.int64, device=self._device)
+        hidden = output.last_hidden_state[0, indices]  # (sampled, hidden)
         logits: Tensor = self._model.get_output_embeddings()(hidden)
         return logits.float()
 
-    def _draw(self, steps: Sequence[_Step], logits: Tensor) -> tuple[list[int], list[float]]:
-        """A token a place by inverting its distribution at the row's own uniform draw; log-probabilities at temperature 1.
+    def _sample(self, steps: Sequence[_Step], logits: Tensor) -> tuple[list[int], list[float]]:
+        """Sample a token at each position by inverting the distribution at the row's own random draw.
 
-        At a guess's place the token is what the row would draw if the guesses before it are right.
+        logits: (sampled, vocab). Returns tokens and their log-probabilities at temperature 1. The token at a
+        draft's position is right if all drafts before it were right.
         """
-        rows = [(s.row, len(s.row.logprobs) + i) for s in steps if s.draws for i in range(1 + len(s.draft))]
+        rows = [
+            (s.row, len(s.row.logprobs) + i) for s in steps if s.is_sampled for i in range(1 + len(s.draft))
+        ]
         if not rows:
             return [], []
-        draws = torch.tensor(
-            [row.draw(number) for row, number in rows], dtype=torch.float64, device=self._device
-        )
+        device = self._device
+        draws = torch.tensor([row.draw(index) for row, index in rows], dtype=torch.float64, device=device)
         temperatures = torch.tensor(
-            [row.temperature or 1.0 for row, _ in rows], dtype=torch.float64, device=self._device
+            [row.temperature or 1.0 for row, _ in rows], dtype=torch.float64, device=device
         )
-        shares = torch.softmax(logits.double() / temperatures[:, None], -1).cumsum(-1)
-        # Below the last sum, so that rounding cannot fall off the end or onto a token of probability 0.
-        targets = (draws * shares[:, -1]).clamp_max(torch.nextafter(shares[:, -1], torch.zeros_like(draws)))
-        tokens = torch.searchsorted(shares, targets[:, None], right=True)[:, 0]
+        sums = torch.softmax(logits.double() / temperatures[:, None], -1).cumsum(-1)  # (sampled, vocab)
+        # Below the last sum, so that rounding reaches neither past the end nor a token of probability 0.
+        targets = (draws * sums[:, -1]).clamp_max(torch.nextafter(sums[:, -1], torch.zeros_like(draws)))
+        tokens = torch.searchsorted(sums, targets[:, None], right=True)[:, 0]
         greedy = [i for i, (row, _) in enumerate(rows) if row.temperature == 0]
         if greedy:
             tokens[greedy] = logits[greedy].argmax(-1)
         logprobs = torch.log_softmax(logits, -1).gather(1, tokens[:, None])[:, 0]
         return tokens.tolist(), logprobs.tolist()
 
-    def _take_weights(self, weights: Mapping[str, Tensor], version: int, done: Future[None]) -> None:
+    def _replace_weights(self, weights: Mapping[str, Tensor], version: int, done: Future[None]) -> None:
         try:
             own = self._model.state_dict()
             tied = set(getattr(self._model, "all_tied_weights_keys", None) or ())
@@ -381,12 +409,14 @@ class HFEngine:
             wrong = [name for name in weights.keys() & own.keys() if weights[name].shape != own[name].shape]
             if missing or unknown or wrong:
                 raise EngineError(
-                    f"weights of version {version} do not fit the engine's model: missing {sorted(missing)[:3]}, "
-                    f"unknown {sorted(unknown)[:3]}, of another shape {sorted(wrong)[:3]}. Trainer and engine must load the same model."
+                    f"weights of version {version} do not fit the engine's model: "
+                    f"missing {sorted(missing)[:3]}, unknown {sorted(unknown)[:3]}, "
+                    f"of another shape {sorted(wrong)[:3]}. "
+                    "Trainer and engine must load the same model."
                 )
             for name, tensor in weights.items():
                 own[name].copy_(tensor)
-            self._kept.clear()  # computed by the old weights
+            self._prefix_cache.clear()  # the old weights computed it
             self._weight_version = version
             done.set_result(None)
         except Exception as error:

@@ -1,4 +1,7 @@
-"""Loads causal language models through transformers, with errors that name the model and the remedy. Trainers and engines share it."""
+"""Loads causal language models through transformers, for trainers and engines.
+
+Errors name the model and the remedy.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,10 @@ if TYPE_CHECKING:
 
 
 def load_causal_model(model_path: str | Path, dtype: torch.dtype) -> Any:
-    """A transformers causal model with all its weights. Raises EngineError with the remedy; a local folder never needs the network."""
+    """Load a causal model with all its weights.
+
+    A local folder never needs the network. Raises EngineError with the remedy.
+    """
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
@@ -23,12 +29,16 @@ def load_causal_model(model_path: str | Path, dtype: torch.dtype) -> Any:
     is_local = path.exists()
     if not is_local and (path.is_absolute() or str(model_path).startswith((".", "~"))):
         raise EngineError(
-            f"no model folder {model_path}. Give a folder that holds config.json and *.safetensors, or 'carried'."
+            f"no model folder {model_path}. "
+            "Give a folder that holds config.json and *.safetensors, or 'carried'."
         )
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # a checkpoint an update would draw a bar each
+    # Runs load a checkpoint at each update; each would print a bar.
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         model = AutoModelForCausalLM.from_pretrained(model_path, dtype=dtype, local_files_only=is_local)
-    except Exception as error:  # transformers raises many kinds: OSError, ValueError, SafetensorError, KeyError, RuntimeError
+    except (
+        Exception
+    ) as error:  # transformers raises OSError, ValueError, SafetensorError, KeyError, RuntimeError
         first_line = next(iter(str(error).strip().splitlines()), "")
         raise EngineError(
             f"cannot load the model {model_path}: {type(error).__name__}: {first_line}. "
@@ -36,24 +46,25 @@ def load_causal_model(model_path: str | Path, dtype: torch.dtype) -> Any:
         ) from error
     if "sliding_attention" in (getattr(model.config, "layer_types", None) or ()):
         raise EngineError(
-            f"the model {model_path} uses sliding-window attention, which batches here do not handle. Use a policy with full attention."
+            f"the model {model_path} uses sliding-window attention, which selfplay's batches do not support. "
+            "Use a policy with full attention."
         )
     return model
 
 
 def checkpoint_activations(model: Any) -> None:
-    """Each layer keeps its input alone and computes the rest again in the backward pass. Dropout stays off: layers count as training, not
-    what is in them.
-    """
+    """Keep only each layer's input, and compute the layer again in the backward pass. Dropout stays off."""
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     for layer in _layers(model):
+        # transformers checkpoints only layers in training mode. Their children stay in eval mode.
         layer.training = True
 
 
 def compile_layers(model: Any) -> None:
-    """Each layer becomes one compiled function, all of them the same, for batches of any shape; names and weights stay as they are.
+    """Compile each layer with torch.compile, for batches of any shape. Weights and their names do not change.
 
-    The first batches take seconds longer. Raises PrerequisiteError on a CPU without a C++ compiler.
+    The first batches take seconds longer. Raises PrerequisiteError on a machine without a GPU and without a
+    C++ compiler.
     """
     import torch
 
@@ -61,8 +72,8 @@ def compile_layers(model: Any) -> None:
         map(shutil.which, (os.environ.get("CXX", "g++"), "clang++"))
     ):
         raise PrerequisiteError(
-            "trainer.compile = true needs a C++ compiler where there is no GPU. Install one (for example: apt-get install g++), or set "
-            "trainer.compile = false."
+            "trainer.compile = true needs a C++ compiler where there is no GPU. Install one "
+            "(for example: apt-get install g++), or set trainer.compile = false."
         )
     for layer in _layers(model):
         layer.compile(dynamic=True)

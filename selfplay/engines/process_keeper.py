@@ -1,6 +1,8 @@
-"""Runs a command whose processes end with this one's parent: `python process_keeper.py COMMAND …`, a pipe to the parent on stdin.
+"""Runs a command and ends all its processes when the parent ends.
 
-Imports nothing of selfplay, so that it starts at once. Invariant: when it ends, however its parent ended, no process of the command lives.
+Usage: `python process_keeper.py COMMAND …`, with a pipe from the parent as stdin. It imports nothing from
+selfplay, so that it starts at once. Invariant: when it ends, no process of the command is left, however its
+parent ended.
 """
 
 import contextlib
@@ -18,21 +20,20 @@ GRACE_S = 5.0
 
 def main() -> int:
     prctl = ctypes.CDLL(None, use_errno=True).prctl
-    prctl(
-        PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0
-    )  # grandchildren whose parent dies become children of this process
+    # Grandchildren whose parent dies become children of this process.
+    prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     child = subprocess.Popen(
         sys.argv[1:],
         stdin=subprocess.DEVNULL,
-        preexec_fn=lambda: prctl(
-            PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0
-        ),  # this process has one thread, which lives as long as it
+        # The signal follows the end of the parent's thread; this process has one thread, which lives as long
+        # as the process.
+        preexec_fn=lambda: prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0),
     )
     try:
         while child.poll() is None:
             readable, _, _ = select.select([0], [], [], 0.2)
-            if readable and not os.read(0, 1024):  # the parent closed the pipe, or is dead
+            if readable and not os.read(0, 1024):  # the parent closed the pipe or died
                 return 0
         return child.returncode
     finally:
@@ -40,38 +41,41 @@ def main() -> int:
 
 
 def end(first: int) -> None:
-    """Every descendant: asked, then made to; then the shared memory goes that they had no time to remove."""
+    """End every descendant, first by SIGTERM and then by SIGKILL.
+
+    Then remove the shared memory that they left.
+    """
     shared = {name for pid in descendants(os.getpid()) for name in shared_memory(pid)}
     for number in (signal.SIGTERM, signal.SIGKILL):
         deadline = time.monotonic() + GRACE_S
-        asked: set[int] = set()
+        signalled: set[int] = set()
         while (alive := descendants(os.getpid())) and time.monotonic() < deadline:
-            for pid in alive - asked:
+            for pid in alive - signalled:
                 try:
-                    # The first process alone ends the others in good order; what it leaves is made to.
+                    # SIGTERM goes to the first process alone, which ends the others in order.
                     if number == signal.SIGKILL or pid == first:
                         os.kill(pid, number)
                 except ProcessLookupError:
                     pass
-                asked.add(pid)
+                signalled.add(pid)
             if number == signal.SIGTERM and first not in alive:
                 break
             reap()
             time.sleep(0.02)
         reap()
+    pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]  # noqa: PTH208
     for name in shared:
-        if not any(name in shared_memory(int(pid)) for pid in os.listdir("/proc") if pid.isdigit()):  # noqa: PTH208
+        if not any(name in shared_memory(pid) for pid in pids):
             with contextlib.suppress(OSError):
                 os.unlink(name)  # noqa: PTH108
 
 
 def shared_memory(pid: int) -> set[str]:
-    """Files that a process maps as Python's shared memory: a killed vLLM server leaves 400 MB of them."""
+    """Files that a process maps as Python's shared memory. A killed vLLM server leaves 400 MB of them."""
     try:
         with open(f"/proc/{pid}/maps") as file:  # noqa: PTH123
-            return {
-                name for line in file if (name := line.rpartition(" ")[2].strip()).startswith("/dev/shm/psm_")
-            }
+            names = (line.rpartition(" ")[2].strip() for line in file)
+            return {name for name in names if name.startswith("/dev/shm/psm_")}
     except OSError:
         return set()
 
@@ -85,9 +89,9 @@ def reap() -> None:
 
 
 def descendants(root: int) -> set[int]:
-    """Living processes below `root`, at any depth."""
+    """Running processes below `root`, at any depth."""
     parents, ended = {}, set()
-    for name in os.listdir("/proc"):  # noqa: PTH208  (pathlib costs a start-up that this script does not want)
+    for name in os.listdir("/proc"):  # noqa: PTH208  (importing pathlib would delay the start)
         if name.isdigit():
             try:
                 with open(f"/proc/{name}/stat", "rb") as file:  # noqa: PTH123
@@ -95,7 +99,8 @@ def descendants(root: int) -> set[int]:
             except OSError:
                 continue
             parents[int(name)] = int(fields[1])
-            # One whose first thread has ended looks like a zombie; while others run it lives, and its children are its own.
+            # A process whose first thread ended looks like a zombie. It lives while other threads run, and
+            # keeps its children.
             if fields[0] in (b"Z", b"X") and int(fields[17]) <= 1:
                 ended.add(int(name))
     found = {root}

@@ -1,6 +1,7 @@
-"""Which server a request goes to. A conversation stays with its server, whose prefix cache holds it; a new one goes where there is room.
+"""Chooses the server of each request. A conversation stays with its server, which has it in its prefix cache.
 
-Bounded loads by rendezvous hashing (Mirrokni, Thorup, Zadimoghaddam 2016). Invariant: no server has more requests of ours than its bound.
+New conversations go by rendezvous hashing with bounded loads (Mirrokni, Thorup, Zadimoghaddam 2016).
+Invariant: no server has more of our requests than its bound.
 """
 
 from __future__ import annotations
@@ -16,40 +17,46 @@ from typing import Generic, TypeVar
 from selfplay.errors import EngineError
 
 Server = TypeVar("Server")
-_SLACK = 1.25  # how far above the mean a server may be loaded to get the conversations that hash to it
-_REMEMBERED = 1 << 16  # conversations; those that were quiet longest are forgotten first
+_SLACK = 1.25  # a server gets the conversations that hash to it up to this multiple of the mean load
+_MAX_CONVERSATIONS = 1 << 16  # whose server is remembered; the least recently used ones are forgotten first
 
 
 def conversation_of(tag: str) -> str:
-    """role/group/member of a turn's tag: what shares a growing prompt."""
+    """Return role/group/member of a turn's tag: turns of one conversation share a growing prompt."""
     return tag.rpartition("/")[0] or tag
 
 
 def group_of(conversation: str) -> str:
-    """role/group: conversations that begin with the same prompt."""
+    """Return role/group: its conversations begin with the same prompt."""
     return conversation.rpartition("/")[0] or conversation
 
 
 def rendezvous(key: str, names: Sequence[str]) -> list[str]:
-    """`names`, best first: each key has its own order, which a name's coming or going does not change for the others."""
+    """Return `names` in the key's own order.
+
+    Adding or removing a name does not change the order of the others.
+    """
     return sorted(names, key=lambda name: hashlib.sha256(f"{key}\x1f{name}".encode()).digest(), reverse=True)
 
 
 def choose(key: str, loads: Mapping[str, float]) -> str:
-    """The first server in the key's order that is not loaded far above the mean; so the members of a group keep together."""
-    most = _SLACK * (sum(loads.values()) + 1) / len(loads)
-    return next(name for name in rendezvous(key, list(loads)) if loads[name] < most)
+    """Return the first server in the key's order whose load is not far above the mean.
+
+    This keeps a group's members together.
+    """
+    max_load = _SLACK * (sum(loads.values()) + 1) / len(loads)
+    return next(name for name in rendezvous(key, list(loads)) if loads[name] < max_load)
 
 
 class Router(Generic[Server]):
-    """Hands out servers by name; threads wait for a place in one."""
+    """Gives servers to threads, which wait while the server has no free slot."""
 
     def __init__(self, bound: int) -> None:
         self._bound = bound
         self._servers: dict[str, Server] = {}
         self._in_flight: dict[str, int] = {}
-        self._foreign: dict[str, float] = {}  # what a server says it holds beyond our requests
-        self._homes: OrderedDict[str, str] = OrderedDict()
+        self._foreign: dict[str, float] = {}  # requests that a server has from other callers
+        self._homes: OrderedDict[str, str] = OrderedDict()  # conversation -> name of its server
         self._failure: EngineError | None = None
         self._changed = threading.Condition()
 
@@ -61,7 +68,7 @@ class Router(Generic[Server]):
             self._changed.notify_all()
 
     def remove(self, name: str, server: Server) -> bool:
-        """No new request goes there. False when this server is gone already."""
+        """Send no new requests there. Returns False if this server was removed before."""
         with self._changed:
             if self._servers.get(name) is not server:
                 return False
@@ -72,7 +79,7 @@ class Router(Generic[Server]):
             return True
 
     def fail(self, error: EngineError) -> None:
-        """Those who wait while there is no server are told why there will be none."""
+        """Raise `error` in all threads that wait while there is no server."""
         with self._changed:
             self._failure = error
             self._changed.notify_all()
@@ -86,13 +93,17 @@ class Router(Generic[Server]):
             return self._changed.wait_for(lambda: not any(self._in_flight.values()), deadline_s)
 
     def report(self, name: str, requests: float) -> None:
-        """What a server says of itself: all it runs and lets wait, other callers' requests included."""
+        """Note a server's own count of running and waiting requests, which includes those of other callers.
+        """
         with self._changed:
             self._foreign[name] = max(0.0, requests - self._in_flight.get(name, 0))
 
     @contextmanager
-    def place(self, conversation: str, deadline_s: float) -> Iterator[Server]:
-        """A place in the conversation's server, for one request; waits while it is full. Raises EngineError when there is no server."""
+    def slot(self, conversation: str, deadline_s: float) -> Iterator[Server]:
+        """Take a slot of the conversation's server for one request.
+
+        Waits while it is full, and raises EngineError at the deadline.
+        """
         name, server = self._enter(conversation, deadline_s)
         try:
             yield server
@@ -113,11 +124,10 @@ class Router(Generic[Server]):
                 elif self._failure is not None:
                     raise type(self._failure)(str(self._failure)) from self._failure
                 if not self._changed.wait(max(0.0, end - time.monotonic())):
-                    state = (
-                        f"{len(self._servers)} server(s), {sum(self._in_flight.values())} requests in flight"
-                    )
+                    in_flight = sum(self._in_flight.values())
                     raise EngineError(
-                        f"no place in a server within {deadline_s:g} s ({state}). Raise engine.request_timeout_s or servers."
+                        f"no server had a free slot within {deadline_s:g} s ({len(self._servers)} server(s), "
+                        f"{in_flight} requests in flight). Raise engine.request_timeout_s or engine.servers."
                     )
 
     def _home(self, conversation: str) -> str:
@@ -127,6 +137,6 @@ class Router(Generic[Server]):
             home = choose(group_of(conversation), loads)
         self._homes[conversation] = home
         self._homes.move_to_end(conversation)
-        if len(self._homes) > _REMEMBERED:
+        if len(self._homes) > _MAX_CONVERSATIONS:
             self._homes.popitem(last=False)
         return home

@@ -1,6 +1,6 @@
-"""Keys and values of single sequences, and attention over a flat run of tokens that belong to many of them.
+"""The key-value cache of single sequences, and attention over one flat row of tokens from many sequences.
 
-Knows tensors and token ids, not requests. Invariant: what a sequence holds was computed by the model's present weights for its token ids.
+Knows tensors and token ids, not requests. Invariant: the current weights computed every cached key and value.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 NAME = "selfplay_ragged"
-_GRAIN = 64  # slots are allocated by so many
-_running = threading.local()  # .plan: what the forward pass of this thread is about
+_SLOT_STEP = 64  # capacities are multiples of this
+_running = threading.local()  # .plan: the PassPlan of this thread's forward pass
 
 Tokens = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class CacheShape:
-    """What one token's keys and values are, in one model."""
+    """Shape and place of one token's keys and values in one model."""
 
     layers: int
     kv_heads: int
@@ -38,7 +38,7 @@ class CacheShape:
 
 
 class CachedSequence:
-    """`length` tokens whose keys and values are computed. Slots behind them are free, whatever they hold."""
+    """Keys and values of the first `length` tokens of a text. The slots after them are free."""
 
     def __init__(self, shape: CacheShape, capacity: int) -> None:
         self.shape = shape
@@ -49,32 +49,24 @@ class CachedSequence:
 
     def _allocate(self, capacity: int) -> None:
         shape = self.shape
-        self.capacity = -(-capacity // _GRAIN) * _GRAIN
+        self.capacity = -(-capacity // _SLOT_STEP) * _SLOT_STEP
         tokens = np.zeros(self.capacity, dtype=np.int64)
-        slots = torch.empty(
-            shape.layers,
-            2,
-            shape.kv_heads,
-            self.capacity,
-            shape.head_dim,
-            dtype=shape.dtype,
-            device=shape.device,
-        )
+        size = (shape.layers, 2, shape.kv_heads, self.capacity, shape.head_dim)  # 2: keys, values
+        slots = torch.empty(size, dtype=shape.dtype, device=shape.device)
         if self.length:
             tokens[: self.length] = self.tokens[: self.length]
             slots[:, :, :, : self.length] = self._slots[:, :, :, : self.length]
         self.tokens, self._slots = tokens, slots
-        self._layers = slots.unbind(
-            0
-        )  # a view a layer, made once: slicing is most of what a small pass costs
+        # One view for each layer, made once: slicing dominates the cost of a small pass.
+        self._layers = slots.unbind(0)
 
-    def reserve(self, more: int) -> None:
-        """Room for `more` tokens behind those that are held."""
-        if self.length + more > self.capacity:
-            self._allocate(max(self.length + more, self.capacity + self.capacity // 2))
+    def reserve(self, count: int) -> None:
+        """Make room for `count` more tokens."""
+        if self.length + count > self.capacity:
+            self._allocate(max(self.length + count, self.capacity + self.capacity // 2))
 
     def copy_prefix(self, other: CachedSequence, count: int) -> None:
-        """Hold the first `count` tokens of `other` instead."""
+        """Replace the content by the first `count` tokens of `other`."""
         self.length = 0
         self.reserve(count)
         self.tokens[:count] = other.tokens[:count]
@@ -82,7 +74,10 @@ class CachedSequence:
         self.length = count
 
     def put(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Store (kv_heads, new, dim) behind what is held; all keys and values up to there, (kv_heads, length + new, dim)."""
+        """Append keys and values, each (kv_heads, new, dim).
+
+        Return all of the layer, each (kv_heads, length + new, dim).
+        """
         slots = self._layers[layer]
         end = self.length + keys.shape[1]
         slots[0, :, self.length : end] = keys
@@ -90,13 +85,16 @@ class CachedSequence:
         return slots[0, :, :end], slots[1, :, :end]
 
     def extend(self, token_ids: Sequence[int]) -> None:
-        """A pass has put these tokens' keys and values into every layer."""
+        """Count these tokens as cached.
+
+        Call it after a pass has `put` their keys and values into every layer.
+        """
         end = self.length + len(token_ids)
         self.tokens[self.length : end] = token_ids
         self.length = end
 
     @property
-    def held(self) -> Tokens:
+    def cached_tokens(self) -> Tokens:
         return self.tokens[: self.length]
 
     @property
@@ -105,37 +103,39 @@ class CachedSequence:
 
 
 def shared_prefix(first: Tokens, second: Tokens) -> int:
-    """How many tokens two sequences begin with in common."""
+    """Length in tokens of the common prefix."""
     count = min(len(first), len(second))
     differing = np.flatnonzero(first[:count] != second[:count])
     return int(differing[0]) if len(differing) else count
 
 
-class KeptSequences:
-    """Sequences of finished requests, those kept longest leaving first: an agent's next turn begins with its last."""
+class PrefixCache:
+    """Sequences of finished requests, since an agent's next turn starts with its last one.
+
+    The oldest leave first.
+    """
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
-        self._kept: list[CachedSequence] = []
+        self._sequences: list[CachedSequence] = []
 
-    def keep(self, sequence: CachedSequence) -> None:
-        self._kept.append(sequence)
-        held = sum(kept.bytes for kept in self._kept)
-        while self._kept and held > self._max_bytes:
-            held -= self._kept.pop(0).bytes
+    def add(self, sequence: CachedSequence) -> None:
+        self._sequences.append(sequence)
+        total_bytes = sum(cached.bytes for cached in self._sequences)
+        while self._sequences and total_bytes > self._max_bytes:
+            total_bytes -= self._sequences.pop(0).bytes
 
-    def best(self, prompt: Tokens) -> tuple[CachedSequence | None, int]:
-        """The kept sequence that shares most with `prompt`, and how many tokens that is."""
-        shared, place = max(
-            ((shared_prefix(kept.held, prompt), i) for i, kept in enumerate(self._kept)), default=(0, 0)
-        )
-        return (self._kept[place], shared) if shared else (None, 0)
+    def longest_match(self, prompt: Tokens) -> tuple[CachedSequence | None, int]:
+        """Return the sequence with the longest common prefix with `prompt`, and the length of that prefix."""
+        shared = (shared_prefix(cached.cached_tokens, prompt) for cached in self._sequences)
+        count, index = max(((count, i) for i, count in enumerate(shared)), default=(0, 0))
+        return (self._sequences[index], count) if count else (None, 0)
 
-    def take(self, sequence: CachedSequence) -> None:
-        self._kept.remove(sequence)
+    def remove(self, sequence: CachedSequence) -> None:
+        self._sequences.remove(sequence)
 
     def clear(self) -> None:
-        self._kept.clear()
+        self._sequences.clear()
 
 
 # ---- one pass over many sequences
@@ -143,16 +143,19 @@ class KeptSequences:
 
 @dataclass(frozen=True)
 class Segment:
-    """New tokens of one sequence, at `start` of the pass's flat run."""
+    """New tokens of one sequence: `count` tokens from index `start` of the flat row."""
 
     sequence: CachedSequence
     start: int
     count: int
-    mask: Tensor | None  # (count, length + count) bool; None where a single token sees everything
+    mask: Tensor | None  # (count, length + count) bool; None for a single token, which sees everything
 
 
 class PassPlan:
-    """Which token of a flat run belongs to which sequence. Quacks like a transformers cache that keeps nothing."""
+    """Which tokens of a flat row belong to which sequence.
+
+    Has the interface of a transformers cache, and caches nothing.
+    """
 
     is_compileable = False
 
@@ -185,14 +188,17 @@ class PassPlan:
 
 def ragged_attention(
     module: Any,
-    query: Tensor,  # (1, heads, tokens, dim): the flat run
+    query: Tensor,  # (1, heads, tokens, dim): the flat row
     key: Tensor,  # (1, kv_heads, tokens, dim)
-    value: Tensor,
-    attention_mask: Tensor | None,  # unused: the plan says who sees what
+    value: Tensor,  # (1, kv_heads, tokens, dim)
+    attention_mask: Tensor | None,  # unused: the plan holds the masks
     scaling: float | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Each segment attends to its own sequence, in which its keys and values are stored. -> (1, tokens, heads, dim)"""
+    """Store the new keys and values of each segment, and let it attend to its own sequence alone.
+
+    Returns (1, tokens, heads, dim).
+    """
     plan: PassPlan = _running.plan
     heads, kv_heads, dim = query.shape[1], key.shape[1], query.shape[3]
     output = torch.empty(1, query.shape[2], heads, dim, dtype=query.dtype, device=query.device)

@@ -1,7 +1,7 @@
-"""Generation by unmodified vLLM servers over HTTP: ours, watched and replaced when they die, or given by URL.
+"""Generation by unmodified vLLM servers over HTTP: external ones, or our own, which it watches and replaces.
 
-Leaves processes to vllm_servers, who goes where to routing, and how weights travel to the WeightSync. Invariant: every token comes with
-the version of the weights that drew it, as the server counted it.
+`vllm_servers` handles processes, `routing` chooses the server of a request, and a WeightSync moves the
+weights. Invariant: every token carries the version of the weights that sampled it, as the server reported it.
 """
 
 from __future__ import annotations
@@ -17,15 +17,14 @@ from typing import TYPE_CHECKING, Protocol
 
 from selfplay.engines.base import Completion, GenerationRequest, Sampling
 from selfplay.engines.routing import Router, conversation_of
+from selfplay.engines.vllm_client import Client
+from selfplay.engines.vllm_launch import Launch, check_installed
 from selfplay.engines.vllm_requests import PATH, check_request, read_answer, request_body
 from selfplay.engines.vllm_servers import (
-    Client,
-    GivenServer,
-    Launch,
-    OpenServer,
+    ExternalServer,
     OwnServer,
+    ServerSet,
     VllmServer,
-    check_installed,
     describe_loss,
     sweep,
 )
@@ -34,11 +33,11 @@ from selfplay.errors import EngineError, ServerLost
 if TYPE_CHECKING:
     import torch
 
-_TRIES = 4  # of one request, each at another server or at a replaced one
-_RESTARTS = 3  # of one server in a row, without an answer of its own between them
+_MAX_TRIES = 4  # of one request, each at another server or at a replaced one
+_MAX_RESTARTS = 3  # of one server in a row, without an answer from it in between
 _WATCH_S = 1.0
-_ASK_EVERY = 10  # watches between two questions about load and health
-_HEALTH_S = 120.0  # a server that says nothing for so long is dead; a busy machine lets one wait
+_WATCHES_PER_CHECK = 10  # load and health are requested at every tenth watch
+_HEALTH_S = 120.0  # a server without an answer for this long counts as dead; busy machines answer late
 _CLOSE_S = 30.0
 
 
@@ -46,64 +45,72 @@ Lost = Mapping[Client, ServerLost]
 
 
 class WeightSync(Protocol):
-    """How weights come into servers. One call at a time, but that `deliver` may run for several servers at once."""
+    """Moves weights into servers.
+
+    One call at a time, except that `deliver` may run for several servers at once.
+    """
 
     def publish(
         self, weights: Mapping[str, torch.Tensor], version: int, clients: Sequence[Client]
     ) -> tuple[dict[str, float], Lost]:
-        """These servers hold these weights and their version when this returns, and nothing that older ones computed.
+        """Give all servers these weights and their version, and drop everything that older weights computed.
 
-        Running requests wait meanwhile and go on with the new weights. Returns figures (seconds, bytes), and the servers that were lost on
-        the way, each with how. Raises WeightSyncError for one that answers and does not take them.
+        Running requests wait meanwhile and continue with the new weights. Returns metrics (seconds, bytes),
+        and the servers that were lost during the update, each with its error. Raises WeightSyncError for a
+        server that answers and refuses the weights.
         """
         ...
 
     def deliver(self, client: Client) -> dict[str, float]:
-        """A server that comes later holds what was published last; before the first `publish` the weights of its start, version 0.
+        """Give a server that joins later the weights published last.
 
-        Raises ServerLost, or WeightSyncError for one that answers and does not take them.
+        Before the first `publish` it keeps its own weights, as version 0. Raises ServerLost, or
+        WeightSyncError for a server that answers and refuses the weights.
         """
         ...
 
     def verify(self, client: Client, weights: Mapping[str, torch.Tensor]) -> dict[str, float]:
-        """Raises WeightSyncError when the server does not hold these weights. Returns how near it is."""
+        """Compare the server's weights with these.
+
+        Returns how far they differ, and raises WeightSyncError if it is too much.
+        """
         ...
 
     def close(self) -> None: ...
 
 
 class VllmEngine:
-    """Raises PrerequisiteError without vLLM, EngineError (with the reason from its log) when a server of ours does not start."""
+    """See `Engine`."""
 
     def __init__(
         self,
         launch: Launch,
         sync: WeightSync,
-        servers: int = 1,
-        urls: Sequence[str] = (),
+        servers: ServerSet | None = None,
         *,
         request_timeout_s: float = 1800.0,
-        tell: Callable[[str], None] = lambda _: None,
-        open_server: OpenServer = OwnServer,
+        report: Callable[[str], None] = lambda _: None,
     ) -> None:
-        """urls: servers that run already; with them `servers` counts for nothing. tell: hears of servers that come and go.
+        """Start all `servers` (by default one) and wait until they answer.
 
-        open_server: how one of our own is started, by default on this machine.
+        report: called with a message when a server is lost or replaced. Raises PrerequisiteError if vLLM is
+        not installed, EngineError, with the reason from its log, if a server does not start.
         """
-        self._open_server = open_server
-        self._launch, self._sync, self._tell = launch, sync, tell
+        servers = servers or ServerSet()
+        self._open_server = servers.open_server
+        self._launch, self._sync, self._report = launch, sync, report
         self._request_timeout_s = request_timeout_s
         self._version = 0
         self._router: Router[VllmServer] = Router(launch.max_batch)
-        self._syncing = threading.Lock()  # one update, or one newcomer's first, at a time
+        self._syncing = threading.Lock()  # held by an update and by the first delivery to a new server
         self._closed = threading.Event()
         self._verified = False
         self._restarts: Counter[str] = Counter()  # by name, since its last answer
         self._last_sync: dict[str, float] = {}
         self._openers: list[threading.Thread] = []
-        self._urls = {f"vllm-{number}": url for number, url in enumerate(urls)}
-        names = list(self._urls) or [f"vllm-{number}" for number in range(servers)]
-        if not urls and open_server is OwnServer:
+        self._urls = {f"vllm-{number}": url for number, url in enumerate(servers.urls)}
+        names = list(self._urls) or [f"vllm-{number}" for number in range(servers.count)]
+        if not servers.urls and servers.open_server is OwnServer:
             check_installed()
         self._names = set(names)
         self._given_up: set[str] = set()
@@ -115,7 +122,7 @@ class VllmEngine:
                 for opening in openings:
                     opening.result()
             except BaseException:
-                self.close()  # those that still start give up
+                self.close()  # the servers that still start give up
                 raise
         self._watcher = threading.Thread(target=self._watch, name="vllm-watch", daemon=True)
         self._watcher.start()
@@ -126,11 +133,11 @@ class VllmEngine:
 
     @property
     def last_sync(self) -> Mapping[str, float]:
-        """Figures of the last `load_weights`: sync/seconds, sync/bytes, …"""
+        """Metrics of the last `load_weights`: sync/seconds, sync/bytes and others."""
         return self._last_sync
 
     def servers(self) -> dict[str, VllmServer]:
-        """Those that take requests now, by name."""
+        """The servers that take requests now, by name."""
         return self._router.servers()
 
     def generate(self, requests: Sequence[GenerationRequest], sampling: Sampling) -> list[Completion]:
@@ -143,54 +150,59 @@ class VllmEngine:
         return list(self._pool.map(lambda request: self._complete(request, sampling), requests))
 
     def _complete(self, request: GenerationRequest, sampling: Sampling) -> Completion:
-        """Asks until a server answers: the seed is the request's own, so another server draws what the first would have."""
+        """Try servers until one answers.
+
+        The seed belongs to the request, so another server samples the same tokens.
+        """
         body = request_body(request, sampling)
-        for attempt in range(1, _TRIES + 1):
-            with self._router.place(conversation_of(request.tag), self._request_timeout_s) as server:
+        for attempt in range(1, _MAX_TRIES + 1):
+            with self._router.slot(conversation_of(request.tag), self._request_timeout_s) as server:
                 try:
                     answer = server.client.call("POST", PATH, body, deadline_s=self._request_timeout_s)
                 except ServerLost as loss:
                     if self._closed.is_set():
                         raise EngineError("the engine was closed while a request ran.") from loss
-                    self._lose(server, str(loss))
-                    if attempt == _TRIES:
+                    self._replace(server, str(loss))
+                    if attempt == _MAX_TRIES:
+                        reason = describe_loss(server, str(loss))
                         raise EngineError(
-                            f"request {request.tag!r} lost {attempt} servers, the last: {describe_loss(server, str(loss))}"
+                            f"request {request.tag!r} lost {attempt} servers, the last: {reason}"
                         ) from loss
                     continue
-            self._restarts[server.name] = 0  # the others' answers say nothing of one that does not come up
+            self._restarts[server.name] = 0  # only its own answer shows that it works
             done = read_answer(answer, request)
             return replace(done, metadata={**done.metadata, "tries": float(attempt)})
         raise AssertionError("unreachable")
 
     def load_weights(self, weights: Mapping[str, torch.Tensor], version: int) -> None:
-        """Running requests wait and go on with the new weights. A server that is lost on the way is replaced by one that holds them.
+        """Update all servers. Running requests wait and continue with the new weights.
 
-        After the first update each server is checked against `weights`. Raises WeightSyncError.
+        A server that is lost meanwhile is replaced. After the first update each server is verified against
+        `weights`. Raises WeightSyncError.
         """
         if self._closed.is_set():
             raise EngineError("the engine is closed; open another one.")
         started = time.monotonic()
         with self._syncing:
             servers = {server.client: server for server in self._router.servers().values()}
-            figures, lost = self._sync.publish(weights, version, list(servers))
+            metrics, lost = self._sync.publish(weights, version, list(servers))
             self._version = version
             for client, loss in lost.items():
-                self._lose(servers[client], str(loss))
-            taken = len(servers) - len(lost)
-            figures |= {"sync/seconds": time.monotonic() - started, "sync/servers": float(taken)}
-            if not self._verified and taken:
-                figures |= self._check(weights)
+                self._replace(servers[client], str(loss))
+            updated = len(servers) - len(lost)
+            metrics |= {"sync/seconds": time.monotonic() - started, "sync/servers": float(updated)}
+            if not self._verified and updated:
+                metrics |= self._verify(weights)
                 self._verified = True
-            self._last_sync = figures
+            self._last_sync = metrics
 
     def check_weights(self, weights: Mapping[str, torch.Tensor]) -> dict[str, float]:
-        """On demand: do all servers hold these weights? Raises WeightSyncError when one does not."""
+        """Verify that all servers hold these weights. Raises WeightSyncError if one does not."""
         with self._syncing:
-            return self._check(weights)
+            return self._verify(weights)
 
     def close(self) -> None:
-        """Running requests are answered first, for as long as half a minute; then our servers end."""
+        """Wait at most 30 s for running requests, then end our servers."""
         if self._closed.is_set():
             return
         self._closed.set()
@@ -205,13 +217,14 @@ class VllmEngine:
         self._pool.shutdown(wait=True, cancel_futures=True)
         self._sync.close()
 
-    # -- servers coming and going --------------------------------------------------------------------------------------
+    # -- servers coming and going
+    # --------------------------------------------------------------------------------------
 
     def _open(self, name: str) -> None:
-        """A server that takes requests: it holds the weights that the others hold."""
+        """Open a server, give it the weights that the others hold, and let it take requests."""
         server: VllmServer
         if name in self._urls:
-            server = GivenServer(name, self._urls[name], self._launch.context_tokens)
+            server = ExternalServer(name, self._urls[name], self._launch.context_tokens)
         else:
             server = self._open_server(name, self._launch, self._closed.is_set)
         try:
@@ -224,18 +237,21 @@ class VllmEngine:
             server.close()
             raise
 
-    def _check(self, weights: Mapping[str, torch.Tensor]) -> dict[str, float]:
-        figures: dict[str, float] = {}
+    def _verify(self, weights: Mapping[str, torch.Tensor]) -> dict[str, float]:
+        metrics: dict[str, float] = {}
         for server in self._router.servers().values():
             for name, value in self._sync.verify(server.client, weights).items():
-                figures[name] = max(figures.get(name, 0.0), value)
-        return figures
+                metrics[name] = max(metrics.get(name, 0.0), value)
+        return metrics
 
-    def _lose(self, server: VllmServer, reason: str) -> None:
-        """Take it out and open another in its place; only the first to notice does so."""
+    def _replace(self, server: VllmServer, reason: str) -> None:
+        """Remove a lost server and open another one in its place.
+
+        Only the first thread that notices the loss does so.
+        """
         if self._closed.is_set() or not self._router.remove(server.name, server):
             return
-        self._tell(f"{describe_loss(server, reason)} A new one takes its place.")
+        self._report(f"{describe_loss(server, reason)} A new server replaces it.")
         thread = threading.Thread(
             target=self._reopen, args=(server,), name=f"reopen-{server.name}", daemon=True
         )
@@ -250,34 +266,35 @@ class VllmEngine:
                 self._open(lost.name)
                 return
             except EngineError as error:
-                self._tell(f"{lost.name} could not be opened again: {error}")
-                if self._restarts[lost.name] >= _RESTARTS:
-                    self._given_up.add(lost.name)
-                    if self._given_up == self._names:  # while another may come up, requests wait for that one
-                        self._router.fail(
-                            ServerLost(
-                                f"{lost.name} could not be opened {_RESTARTS} times in a row, the last: {error}"
-                            )
-                        )
+                self._report(f"{lost.name} could not be opened again: {error}")
+                if self._restarts[lost.name] >= _MAX_RESTARTS:
+                    self._give_up(lost.name, error)
                     return
                 self._closed.wait(_WATCH_S)
 
+    def _give_up(self, name: str, error: EngineError) -> None:
+        """Stop opening a server. Requests fail only if no other server can still start."""
+        self._given_up.add(name)
+        if self._given_up == self._names:
+            reason = f"{name} could not be opened {_MAX_RESTARTS} times in a row, the last: {error}"
+            self._router.fail(ServerLost(reason))
+
     def _watch(self) -> None:
-        """Notices servers that die while nobody asks them, and hears how much each has to do."""
+        """Find servers that died without a request, and note how many requests each has."""
         number = 0
         while not self._closed.wait(_WATCH_S):
             number += 1
             for name, server in self._router.servers().items():
                 if not server.is_running:
-                    self._lose(server, f"{name} ended")
-                elif number % _ASK_EVERY == 0:
+                    self._replace(server, f"{name} ended")
+                elif number % _WATCHES_PER_CHECK == 0:
                     with suppress(EngineError):
-                        self._ask(name, server)
+                        self._check_health(name, server)
 
-    def _ask(self, name: str, server: VllmServer) -> None:
+    def _check_health(self, name: str, server: VllmServer) -> None:
         try:
             server.client.call("GET", "/health", deadline_s=_HEALTH_S)
             self._router.report(name, server.client.requests(_HEALTH_S))
         except ServerLost as loss:
-            self._lose(server, str(loss))
+            self._replace(server, str(loss))
             raise

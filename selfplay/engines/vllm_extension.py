@@ -1,5 +1,6 @@
-"""What a vLLM server's workers on a CPU are given besides (--worker-extension-cls): a method for what a reload leaves undone there, and a
-transfer of weights that works there. Imported by them alone, and knows nothing else of selfplay.
+"""Extension of vLLM's workers on a CPU (--worker-extension-cls). Only vLLM's workers import it.
+
+It repacks a tied head after a reload of weights, and registers the gloo transfer.
 """
 
 from __future__ import annotations
@@ -13,13 +14,17 @@ WeightTransferEngineFactory.register_engine("gloo", "selfplay.weights.gloo_trans
 
 
 class HeadRepacker:
-    """Mixed into vLLM's worker. `vllm_servers` knows its name."""
+    """Mixed into vLLM's worker class. `vllm_launch` names it as a string."""
 
     model_runner: Any
 
     def repack_head(self) -> None:
-        """On a CPU vLLM 0.32 multiplies by packed copies of matrices. A reload packs those anew that it reads from the file; a head that
-        is tied to the embedding is not among them, and would go on with the weights of the server's start."""
+        """Pack the output head again after a reload of weights.
+
+        On a CPU vLLM 0.32 multiplies by packed copies of matrices. A reload packs only the matrices that it
+        reads from the file. A head that is tied to the embedding is not among them, and would keep the
+        weights of the server's start.
+        """
         for module in self.model_runner.get_model().modules():
             if isinstance(module, ParallelLMHead):
                 module.quant_method.process_weights_after_loading(module)

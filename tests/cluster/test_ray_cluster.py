@@ -21,10 +21,12 @@ from selfplay.cluster.placement import Placement, place
 from selfplay.config import build_config
 from selfplay.curriculum.store import Store
 from selfplay.engines.base import GenerationRequest, Sampling
+from selfplay.engines.vllm_client import Client
 from selfplay.engines.vllm_engine import VllmEngine
-from selfplay.engines.vllm_servers import Client, Launch
+from selfplay.engines.vllm_launch import Launch
+from selfplay.engines.vllm_servers import ServerSet
 from selfplay.errors import EngineError, PrerequisiteError, TrainerError
-from selfplay.orchestrator.context import Game
+from selfplay.orchestrator.context import RunContext
 from selfplay.orchestrator.hosts import LocalHost
 from selfplay.training.ranks.controller import Ranks
 from selfplay.weights.weight_sync import FileWeightSync
@@ -156,9 +158,8 @@ def test_servers_on_two_nodes_answer_and_each_reads_the_new_weights_on_its_own_n
     second = add_node(machines)
     placement = servers_placement(cluster, 2)
     sync = _Unchecked("model", torch.float32, folder=tmp_path)
-    engine = VllmEngine(
-        Launch("model", 4096, 4, logs=tmp_path), sync, 2, open_server=cluster.places(placement).open_server
-    )
+    servers = ServerSet(2, open_server=cluster.places(placement).open_server)
+    engine = VllmEngine(Launch("model", 4096, 4, logs=tmp_path), sync, servers)
     read: set[str] = set()
     for version in (1, 2):
         engine.load_weights({"norm": torch.ones(version)}, version)
@@ -187,9 +188,8 @@ def test_a_node_with_a_server_is_lost_and_the_others_answer_for_it(
     engine = VllmEngine(
         Launch("model", 4096, 4, logs=tmp_path),
         sync,
-        2,
-        tell=told.append,
-        open_server=cluster.places(placement).open_server,
+        ServerSet(2, open_server=cluster.places(placement).open_server),
+        report=told.append,
     )
     machines.remove_node(second, allow_graceful=False)
     requests = [GenerationRequest((5,), 8, 41, frozenset({STOP}), f"solver/g{n}/0/0") for n in range(8)]
@@ -262,13 +262,11 @@ def test_episodes_of_a_node_that_is_lost_are_played_elsewhere_and_each_counts_on
     told: list[str] = []
     lost = threading.Event()
 
-    def host_of(game: Game, line: str) -> Any:
-        placement = place(game.config, TINY, nodes)
-        local = LocalHost(
-            game.config, game.environments, game.engine, game.chat, game.backend, game.limits, game.runner
-        )
+    def host_of(context: RunContext, line: str) -> Any:
+        placement = place(context.config, TINY, nodes)
+        local = LocalHost(context.episodes, context.environments, context.runner)
         hosts = cluster.places(placement).open_hosts(
-            game.config, f"{line}\n", str(tmp_path / "policy"), local, told.append
+            context.config, f"{line}\n", str(tmp_path / "policy"), local, told.append
         )
 
         def lose() -> None:

@@ -181,7 +181,7 @@ def test_right_guesses_save_passes_and_change_no_token(
     asked = [request(seed, 30, new=100) for seed in range(3)]
     answers = []
     for most in (0, 10):
-        monkeypatch.setattr(hf_engine, "_MOST_DRAFT", most)
+        monkeypatch.setattr(hf_engine, "_MAX_DRAFT_TOKENS", most)
         opened = HFEngine(model_folder, max_batch=4, max_tokens_context=200)
         answers.append([opened.generate(asked, Sampling(temperature=heat)) for heat in (0.0, 0.7)])
         opened.close()
@@ -197,7 +197,7 @@ def test_right_guesses_save_passes_and_change_no_token(
 def test_prompts_longer_than_a_pass_are_computed_in_parts(
     model_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hf_engine, "_PREFILL_TOKENS", 16)
+    monkeypatch.setattr(hf_engine, "_MAX_PREFILL_TOKENS", 16)
     model = load_causal_model(model_folder, torch.float32)
     opened = HFEngine(model_folder, max_batch=4, max_tokens_context=200)
     requests = [request(i, length) for i, length in enumerate((50, 3, 33))]
@@ -256,14 +256,14 @@ def test_a_broken_model_folder_is_named(tmp_path: Path) -> None:
 def test_the_table_of_guesses_is_bounded_and_holds_no_conversation_twice(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(drafts, "_MOST_PLACES", 50)
+    monkeypatch.setattr(drafts, "_MAX_ENTRIES", 50)
     table = DraftTable()
     for number in range(20):
         text = list(range(100 * number, 100 * number + 40))
         table.learn(text, first=30)
         assert table.guess((text[30], text[31], text[32]), 2) == text[33:35]
         assert table.guess((text[20], text[21], text[22]), 2) == []
-        assert len(table._places) <= 60
+        assert len(table._ends) <= 60
 
 
 def test_a_request_that_finds_no_memory_is_told_so(engine: HFEngine, monkeypatch: pytest.MonkeyPatch) -> None:

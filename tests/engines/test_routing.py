@@ -26,10 +26,10 @@ def test_a_conversation_stays_where_its_cache_is_while_loads_change() -> None:
     router: Router[str] = Router(bound=8)
     for name in NAMES:
         router.add(name, name)
-    with router.place("solver/g/1", 1) as home:
+    with router.slot("solver/g/1", 1) as home:
         pass
     router.report(home, 100)
-    with router.place("solver/g/1", 1) as again, router.place("solver/h/1", 1) as other:
+    with router.slot("solver/g/1", 1) as again, router.slot("solver/h/1", 1) as other:
         assert again == home
         assert other != home
 
@@ -40,10 +40,10 @@ def test_a_full_server_lets_a_request_wait_for_a_place() -> None:
     entered = threading.Event()
 
     def second() -> None:
-        with router.place("y", 10):
+        with router.slot("y", 10):
             entered.set()
 
-    with router.place("x", 1):
+    with router.slot("x", 1):
         thread = threading.Thread(target=second)
         thread.start()
         assert not entered.wait(0.1)
@@ -55,9 +55,9 @@ def test_waiting_for_a_place_has_a_deadline() -> None:
     router: Router[str] = Router(bound=1)
     router.add("a", "a")
     with (
-        router.place("x", 1),
-        pytest.raises(EngineError, match=r"no place in a server within 0\.05 s"),
-        router.place("y", 0.05),
+        router.slot("x", 1),
+        pytest.raises(EngineError, match=r"no server had a free slot within 0\.05 s"),
+        router.slot("y", 0.05),
     ):
         pass
 
@@ -65,7 +65,7 @@ def test_waiting_for_a_place_has_a_deadline() -> None:
 def test_those_who_wait_for_a_server_are_told_when_none_will_come() -> None:
     router: Router[str] = Router(bound=1)
     threading.Timer(0.05, router.fail, [EngineError("it ran out of memory")]).start()
-    with pytest.raises(EngineError, match="out of memory"), router.place("x", 10):
+    with pytest.raises(EngineError, match="out of memory"), router.slot("x", 10):
         pass
 
 

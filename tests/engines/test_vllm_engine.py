@@ -22,7 +22,8 @@ from selfplay.engines.base import Completion, GenerationRequest, Sampling
 from selfplay.engines.models import load_causal_model
 from selfplay.engines.process_keeper import descendants
 from selfplay.engines.vllm_engine import VllmEngine
-from selfplay.engines.vllm_servers import Launch, OwnServer, VllmServer
+from selfplay.engines.vllm_launch import Launch
+from selfplay.engines.vllm_servers import OwnServer, ServerSet, VllmServer
 from selfplay.errors import EngineError, WeightSyncError
 from selfplay.weights.weight_sync import FileWeightSync
 
@@ -69,8 +70,8 @@ def opened(tmp_path_factory: pytest.TempPathFactory, told: list[str]) -> Iterato
     (folder / "generation_config.json").unlink()
     (folder / "generation_config.json").write_text(json.dumps(habits))
     served = replace(launch(folder / "logs"), model=str(folder))
-    given = {"urls": [RUNNING]} if RUNNING else {"servers": 2}
-    engine = VllmEngine(served, FileWeightSync(folder, torch.float32), tell=told.append, **given)
+    servers = ServerSet(urls=(RUNNING,)) if RUNNING else ServerSet(2)
+    engine = VllmEngine(served, FileWeightSync(folder, torch.float32), servers, report=told.append)
     yield engine
     engine.close()
 
@@ -290,9 +291,8 @@ def test_the_first_update_is_checked_and_one_that_brings_other_weights_stops_the
     server, *_ = engine.servers().values()
     assert engine.last_sync["sync/seconds"] > 0
     for sync in (FileWeightSync(MODEL, torch.float32), Tampering(MODEL, torch.float32)):
-        other = VllmEngine(
-            launch(tmp_path), sync, urls=[server.client.url]
-        )  # a server by its URL, as engine.urls names one
+        # A server by its URL, as engine.urls names one.
+        other = VllmEngine(launch(tmp_path), sync, ServerSet(urls=(server.client.url,)))
         try:
             if isinstance(sync, Tampering):
                 with pytest.raises(WeightSyncError, match="other log-probabilities than the trainer"):
@@ -300,7 +300,8 @@ def test_the_first_update_is_checked_and_one_that_brings_other_weights_stops_the
             else:
                 other.load_weights(base, 1)
                 assert (
-                    other.last_sync["sync/rollout_logprob_diff"] < 1e-4 and other.last_sync["sync/equal_tensors"] > 0
+                    other.last_sync["sync/rollout_logprob_diff"] < 1e-4
+                    and other.last_sync["sync/equal_tensors"] > 0
                 )
                 other.load_weights(base, 2)
                 assert "sync/rollout_logprob_diff" not in other.last_sync
@@ -364,7 +365,7 @@ def test_requests_of_a_server_that_dies_are_answered_by_the_other_and_a_new_one_
         assert (
             forward_logprobs(weights, request, answer) - torch.tensor(answer.logprobs)
         ).abs().mean() < 1e-3
-    assert len(told) == 1 and "A new one takes its place" in told[0]
+    assert len(told) == 1 and "A new server replaces it" in told[0]
     wait_until(lambda: len(engine.servers()) == 2, 1500)
     fresh = engine.servers()[dying.name]
     assert isinstance(fresh, OwnServer) and fresh.pid != dying.pid

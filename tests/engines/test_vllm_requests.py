@@ -20,9 +20,12 @@ from selfplay.agent.agent import Conversation
 from selfplay.config import load_config
 from selfplay.engines import vllm_engine
 from selfplay.engines.base import Completion, GenerationRequest, Sampling
+from selfplay.engines.vllm_client import Client
 from selfplay.engines.vllm_engine import VllmEngine
+from selfplay.engines.vllm_launch import Launch, command, hide, variables
+from selfplay.engines.vllm_log import explain
 from selfplay.engines.vllm_requests import check_request, read_answer, request_body
-from selfplay.engines.vllm_servers import Client, Launch, command, explain, hide, sweep, variables
+from selfplay.engines.vllm_servers import ServerSet, sweep
 from selfplay.errors import ConfigError, EngineError, ServerLost, WeightSyncError
 from selfplay.sandbox.owners import owner
 from selfplay.weights.native_transfer import NativeSender, Receivers, SendReport, Source
@@ -37,11 +40,15 @@ def open_engine(
     urls: list[str],
     deadline_s: float = 5.0,
     request_timeout_s: float = 5.0,
-    tell: Callable[[str], None] = lambda _: None,
+    report: Callable[[str], None] = lambda _: None,
 ) -> VllmEngine:
     sync = FileWeightSync("model", torch.float32, deadline_s)
     return VllmEngine(
-        Launch("model", 4096, 4), sync, urls=urls, request_timeout_s=request_timeout_s, tell=tell
+        Launch("model", 4096, 4),
+        sync,
+        ServerSet(urls=tuple(urls)),
+        request_timeout_s=request_timeout_s,
+        report=report,
     )
 
 
@@ -97,8 +104,8 @@ def _spoil(change: Callable[[dict[str, Any]], Any]) -> dict[str, Any]:
         (_spoil(lambda c: c.pop("logprobs")), "cannot be read"),
         (_spoil(lambda c: c["weight_versions"][0].update(version="default")), "cannot be read"),
         (_spoil(lambda c: c["logprobs"]["content"].pop()), "3 tokens came with 2 log-probabilities"),
-        (_spoil(lambda c: c["logprobs"]["content"][0].update(token_id=9)), "or those of others"),
-        (_spoil(lambda c: c["logprobs"]["content"][0].update(logprob=-9999.0)), "not a log-probability"),
+        (_spoil(lambda c: c["logprobs"]["content"][0].update(token_id=9)), "or with those of other tokens"),
+        (_spoil(lambda c: c["logprobs"]["content"][0].update(logprob=-9999.0)), "are not log-probabilities"),
         (_spoil(lambda c: c["weight_versions"][0].update(end=2)), "do not cover its 3 tokens"),
         (generated([11, STOP, 12]), "stop ids do not explain"),
         (generated([11, 12]), "stop ids do not explain"),
@@ -145,7 +152,7 @@ def test_without_any_server_left_the_reason_is_told() -> None:
         engine = open_engine([double.url])
         double.faults = {"/inference/v1/generate": "die", "/health": 503}
         with pytest.raises(
-            EngineError, match="could not be opened 3 times in a row.*/health.*mend engine.urls"
+            EngineError, match="could not be opened 3 times in a row.*/health.*fix engine.urls"
         ):
             engine.generate([REQUEST], Sampling())
         engine.close()
@@ -157,7 +164,7 @@ def test_a_server_that_does_not_come_up_is_given_up_while_another_answers_and_co
     monkeypatch.setattr(vllm_engine, "_WATCH_S", 0.05)
     told: list[str] = []
     with doubles(2) as (gone, other):
-        engine = open_engine([gone.url, other.url], tell=told.append)
+        engine = open_engine([gone.url, other.url], report=told.append)
 
         def ask(number: int) -> Completion:
             return engine.generate(
@@ -207,7 +214,7 @@ def test_a_server_without_weight_updates_is_refused_with_the_remedy() -> None:
 
 
 def test_an_address_where_nothing_listens_is_named() -> None:
-    with pytest.raises(EngineError, match="http://127.0.0.1:9.*refused.*mend engine.urls"):
+    with pytest.raises(EngineError, match="http://127.0.0.1:9.*refused.*fix engine.urls"):
         open_engine(["http://127.0.0.1:9"])
 
 
@@ -464,7 +471,7 @@ def test_a_servers_arguments_hold_what_settings_decide() -> None:
     [
         (
             "(APIServer pid=7) INFO 11-21 20:35:56 [api.py:3] started\n(APIServer pid=7) OSError: [Errno 98] Address already in use\n",
-            "OSError: [Errno 98] Address already in use. Another program took the port",
+            "OSError: [Errno 98] Address already in use. Another program has taken the port",
         ),
         (
             "(EngineCore pid=9) ERROR 11-21 20:35:56 [core.py:1512] ValueError: To serve at least one request (0.5 GiB KV cache is needed, "
