@@ -1,13 +1,19 @@
-"""Real attacks on this machine's own sandboxes, judging and reading, each held or not held. `selfplay doctor --attack` runs them.
+"""Real attacks on the sandboxes, the judging and the parsing of this machine. `selfplay doctor --attack` runs
+them.
 
-Leaves defences to the modules under attack. Invariant: nothing outside our own temporary folder is aimed at.
+The defences are in the modules under attack. A module of attacks imports ground.py and base.py, and no other
+module of attacks. Invariant: an attack aims at nothing outside our own temporary folder.
 """
 
 from __future__ import annotations
 
 from selfplay.attacks import (
+    bombs,
+    builds,
+    diffs,
     escapes,
-    git_and_paths,
+    git,
+    paths,
     prepared,
     scripts_and_chance,
     tests_and_runners,
@@ -16,16 +22,30 @@ from selfplay.attacks import (
 from selfplay.attacks.base import Attack, Broken, Held, Outcome, Report, run_attack, run_attacks
 from selfplay.attacks.ground import Ground, open_ground
 
-GROUPS = (git_and_paths, tests_and_runners, scripts_and_chance, escapes, text_and_limits, prepared)
+# `doctor --attack` lists attacks by row, and within a row in the order of this tuple.
+GROUPS = (
+    git,
+    paths,
+    diffs,
+    builds,
+    tests_and_runners,
+    scripts_and_chance,
+    bombs,
+    escapes,
+    text_and_limits,
+    prepared,
+)
 ALL_ATTACKS: tuple[Attack, ...] = tuple(
     sorted((attack for group in GROUPS for attack in group.ATTACKS), key=lambda attack: attack.row)
 )
 
 RESIDUAL_RISK = (
-    "What stays a risk: one process runs the tests and the code under test. Code that forges by name or all alike, prints a report of "
-    "its own or claims to equal everything is caught by tests in disguise, luck by the second run. Code that works out which copies of "
-    "the tests must fail, by reading them, fools a grading; so does, where tests cannot be disguised, a forgery of chosen tests. Only "
-    "reading the patch shows either. See docs/security.md."
+    "What stays a risk: one process runs the tests and the code under test. Disguised tests catch code that "
+    "forges results by name or all alike, prints its own report or claims to equal everything. "
+    "The second run catches code that passes by chance. "
+    "Code that works out which copies of the tests must fail, by reading them, fools a grading. "
+    "So does a forgery of chosen tests where tests cannot be disguised. Only reading the patch shows either. "
+    "See docs/security.md."
 )
 
 __all__ = [

@@ -1,6 +1,8 @@
-"""Where attacks are carried out: an open backend and a small prepared repository with a bug in it, made from texts that ship here.
+"""The target of the attacks: an open sandbox backend, and a small prepared repository with a bug in it.
 
-Leaves attacks to their own modules. Invariant: an honest bug is accepted and an honest repair passes, else no attack is made at all.
+The repository is made from the texts below. The attacks have modules of their own.
+Invariant: no attack runs unless an honest bug is accepted and an honest repair passes. Else everything would
+look held.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from selfplay.agent.solver import SolverTask, prepare_solver
-from selfplay.config import Config, EnvironmentSettings, ValidatorSettings
+from selfplay.config import Config
 from selfplay.errors import SandboxUnavailable
 from selfplay.repositories.build import prepare_environment
 from selfplay.repositories.environment import Environment, open_workspace
@@ -20,14 +22,17 @@ from selfplay.repositories.fetching import fetch
 from selfplay.repositories.specs import parse_spec
 from selfplay.sandbox.base import WORKSPACE, Limits, Sandbox, SandboxBackend, SandboxSpec
 from selfplay.sandbox.conformance import SMALL
+from selfplay.settings.playing import EnvironmentSettings, ValidatorSettings
 from selfplay.source.apply import diff_trees
 from selfplay.source.trees import FileEntry, Tree
 from selfplay.verdicts.artifact import Artifact
 from selfplay.verdicts.bug import BugState, build_states
 from selfplay.verdicts.checks import Thresholds
-from selfplay.verdicts.grading import Grade, grade, take_prediction
+from selfplay.verdicts.grading import Grade, grade
+from selfplay.verdicts.prediction import take_prediction
 from selfplay.verdicts.test_runs import TestRunner
-from selfplay.verdicts.validator import Verdict, validate
+from selfplay.verdicts.validator import validate
+from selfplay.verdicts.verdict import Verdict
 
 BOUNDS = '''"""Numbers within bounds."""
 
@@ -90,7 +95,10 @@ def test_spread_in_words():
     assert spread_in_words([2, 2]) == "all are equal"
 """
 FILES = {
-    "pyproject.toml": '[project]\nname = "heron"\nversion = "1.0"\nlicense = "MIT"\n\n[tool.pytest.ini_options]\ntestpaths = ["tests"]\n',
+    "pyproject.toml": (
+        '[project]\nname = "heron"\nversion = "1.0"\nlicense = "MIT"\n\n'
+        '[tool.pytest.ini_options]\ntestpaths = ["tests"]\n'
+    ),
     ".gitignore": "__pycache__/\nbuild/\n",
     "heron/__init__.py": '"""A small package for attacks to work on."""\n',
     "heron/bounds.py": BOUNDS,
@@ -109,12 +117,16 @@ OTHER_TESTS = (
     "tests/test_words.py::test_initials",
     "tests/test_words.py::test_spread_in_words",
 )
-Change = str | tuple[str, str] | None  # new text, or (old, new) part of it, or None: deleted
+# A file's new text, or (old part, new part), or None: the file is deleted.
+Change = str | tuple[str, str] | None
 
 
 @dataclass(frozen=True)
 class Ground:
-    """scratch: a folder of ours on the host, for canaries and hostile repositories; nothing else of the host is ever aimed at."""
+    """A prepared target. scratch: our folder on the host for canaries and hostile repositories.
+
+    Attacks aim at nothing else on the host.
+    """
 
     backend: SandboxBackend
     environment: Environment
@@ -140,7 +152,7 @@ class Ground:
         script: str | None = None,
         parser: str | None = None,
     ) -> Artifact:
-        """An honest artifact, but for what is given."""
+        """An honest artifact, except for the parts that are given."""
         return Artifact(
             diff_trees(self.tree, changed(self.tree, bug or {CODE: (RIGHT, WRONG)})),
             diff_trees(self.tree, changed(self.tree, weaken or {TESTS: (", (11, 10)]", "]")})),
@@ -150,10 +162,10 @@ class Ground:
         )
 
     def start(self) -> Tree:
-        """What a solver starts from."""
+        """The tree that a solver starts from."""
         return build_states(self.tree, self.bug).solver_start
 
-    # ---- what attacks go against
+    # ---- what is attacked
 
     @contextmanager
     def box(self, limits: Limits = SMALL, environment: str | None = None) -> Iterator[Sandbox]:
@@ -174,17 +186,21 @@ class Ground:
         runner: TestRunner | None = None,
         artifact: Artifact | None = None,
     ) -> Grade:
-        """A repair with these changes of the bug (or of another one with the same tests), judged as a solver's is."""
+        """Grade a repair that makes these changes, as a solver's repair is graded.
+
+        artifact: another bug with the same tests. runner: None for the ground's own, which remembers earlier
+            runs.
+        """
         bug = replace(self.bug, artifact=artifact or self.bug.artifact)
         start = build_states(self.tree, bug).solver_start
         return grade(bug, diff_trees(start, changed(start, changes)), self.environment, runner or self.runner)
 
     def taken(self, box: Sandbox) -> str:
-        """What a solver's workspace is handed in as."""
+        """The patch that the harness takes from a solver's workspace."""
         return take_prediction(self.start(), box.read_archive(WORKSPACE, 64 << 20)).patch
 
     def validate(self, artifact: Artifact) -> Verdict:
-        """What becomes of an artifact, with nothing remembered of earlier runs."""
+        """The verdict on an artifact, by a runner that remembers no earlier run."""
         return validate(artifact, self.environment, Thresholds(), self.fresh_runner(), self.config.validator)
 
     def fresh_runner(self) -> TestRunner:
@@ -192,16 +208,21 @@ class Ground:
         return TestRunner(self.backend, self.config.validator, Limits(), {"run": "attack"})
 
     def canary(self, name: str) -> Path:
-        """A path in our own folder on the host, not there yet: an attack that makes it exist ran on the host."""
+        """A path in our folder on the host that does not exist yet.
+
+        If an attack creates it, the attack ran on the host.
+        """
         path = self.scratch / name
         path.unlink(missing_ok=True)
         return path
 
     def folder(self, name: str) -> Path:
+        """A new empty folder in our folder on the host."""
         return Path(tempfile.mkdtemp(prefix=f"{name}-", dir=self.scratch))
 
 
 def changed(tree: Tree, changes: Mapping[str, Change]) -> Tree:
+    """The tree with these changes, by path."""
     entries: dict[str, FileEntry | None] = {}
     for path, change in changes.items():
         text = tree.text(path).replace(*change) if isinstance(change, tuple) else change
@@ -211,10 +232,14 @@ def changed(tree: Tree, changes: Mapping[str, Change]) -> Tree:
 
 @contextmanager
 def open_ground(backend: SandboxBackend, cache: Path, scratch: Path | None = None) -> Iterator[Ground]:
-    """The ground, prepared (from the cache, after the first time). Raises EnvironmentBuildError, SandboxUnavailable."""
+    """Prepare the ground. The cache makes every time after the first fast.
+
+    scratch: where to make our folder, None for the system's folder of temporary files.
+    Raises EnvironmentBuildError, and SandboxUnavailable if honest work fails here.
+    """
     with tempfile.TemporaryDirectory(prefix="selfplay-attack-", dir=scratch) as name:
         folder = Path(name)
-        folder.chmod(0o755)  # a sandbox's user must be able to find the canaries, were they in reach
+        folder.chmod(0o755)  # so that the sandbox's user could read the canaries if it reached them
         Tree({path: FileEntry(text.encode()) for path, text in FILES.items()}).write_to(folder / "heron")
         checkout = fetch(parse_spec(str(folder / "heron")), cache)
         environment = prepare_environment(
@@ -228,7 +253,7 @@ def open_ground(backend: SandboxBackend, cache: Path, scratch: Path | None = Non
 
 
 def check_ground(ground: Ground) -> None:
-    """Raise SandboxUnavailable where even honest work fails: everything would look held then."""
+    """Raise SandboxUnavailable if honest work fails here: every attack would look held."""
     verdict = ground.validate(ground.artifact())
     if not verdict.accepted or verdict.fail_to_pass != (HIDDEN_TEST,):
         said = next(

@@ -1,6 +1,6 @@
-"""Attacks on what a prepared environment holds: row 18, the original source found elsewhere.
+"""Attacks that look for a second copy of the original source: row 18.
 
-Invariant: the name searched for occurs in the repository alone.
+Invariant: the name that the search looks for occurs only in the attacked repository.
 """
 
 from __future__ import annotations
@@ -8,28 +8,25 @@ from __future__ import annotations
 import shlex
 
 from selfplay.attacks.base import Attack, Broken, Held, Outcome
-from selfplay.attacks.git_and_paths import obtain
 from selfplay.attacks.ground import BOUNDS, CODE, FILES, Ground
-from selfplay.config import EnvironmentSettings
 from selfplay.errors import EnvironmentBuildError, SandboxUnavailable
 from selfplay.repositories.build import prepare_environment
 from selfplay.repositories.environment import Environment
 from selfplay.repositories.fetching import fetch
 from selfplay.repositories.specs import parse_spec
 from selfplay.sandbox.base import Limits
+from selfplay.settings.playing import EnvironmentSettings
 from selfplay.source.trees import FileEntry, Tree
 
 NAME = "highest_allowed"
 SEARCH = f"""folders=$(ls -d /* | grep -vxE '/(proc|sys|dev)')
 grep -rlsa --include='*.py*' --include='*.zip' --include='*.txt' --include='*.diff' {NAME} $folders
 find / -xdev \\( -name 'bounds*.py*' -o -path '*/heron/*' \\) -type f 2>/dev/null; true"""
-
-
 OTHERS = {f"/testbed/{path}" for path in FILES}
 
 
 def find_the_original(ground: Ground) -> Outcome:
-    """As source, as bytecode, in an installed copy, in another environment: anywhere but in the workspace's own file."""
+    """Search the whole sandbox: sources, bytecode, installed copies, other environments."""
     with ground.solver() as box:
         found = set(box.run(SEARCH, timeout_s=120, output_bytes=1 << 20).text.split())
     own = {f"/testbed/{CODE}"}
@@ -40,7 +37,7 @@ def find_the_original(ground: Ground) -> Outcome:
 
 
 def bring_a_built_copy(ground: Ground) -> Outcome:
-    """A repository that carries its own build: copies of the source that no bug is injected into."""
+    """A repository that contains its own build. No bug is injected into such copies of the source."""
     folder = ground.folder("built")
     copies = (
         "build/lib/heron/bounds.py",
@@ -48,17 +45,16 @@ def bring_a_built_copy(ground: Ground) -> Outcome:
         ".eggs/heron/bounds.py",
         "dist/heron-1.0.tar.gz",
     )
-    Tree({path: FileEntry(text.encode()) for path, text in FILES.items() if path != ".gitignore"}).write_to(
-        folder
-    )
+    files = {path: text for path, text in FILES.items() if path != ".gitignore"}
+    Tree({path: FileEntry(text.encode()) for path, text in files.items()}).write_to(folder)
     Tree({path: FileEntry(BOUNDS.encode()) for path in copies}).write_to(folder)
-    tree = obtain(str(folder), ground.folder("cache"))
+    tree = fetch(parse_spec(str(folder)), ground.folder("cache")).tree
     kept = [path for path in copies if path in tree]
     return Broken(f"kept: {kept}") if kept else Held("left out")
 
 
 def install_a_copy(ground: Ground) -> Outcome:
-    """An install command that puts the package beside its dependencies, as `pip install .` does."""
+    """An install command that puts the package among its dependencies, as `pip install .` does."""
     place = "import pathlib, sysconfig; place = pathlib.Path(sysconfig.get_path('purelib')) / 'heron'"
     code = f"{place}; place.mkdir(); (place / 'bounds.py').write_text({BOUNDS!r})"
     try:
@@ -71,6 +67,7 @@ def install_a_copy(ground: Ground) -> Outcome:
 
 
 def prepare(ground: Ground, install: str) -> Environment:
+    """Prepare the ground's repository with this install command. Raises what `prepare_environment` does."""
     folder = ground.folder("heron")
     Tree({path: FileEntry(text.encode()) for path, text in FILES.items()}).write_to(folder)
     checkout = fetch(parse_spec(f"{shlex.quote(str(folder))} install={shlex.quote(install)}"), ground.cache)

@@ -1,6 +1,7 @@
 """Attacks of artifacts on their validation, and of chance on every verdict: rows 7 to 10.
 
-Randomness is dealt here, so that an attack ends the same way each time; docs/security.md has the odds where it is not.
+Chance is chosen here, so that an attack ends the same way each time. docs/security.md has the odds of real
+chance.
 """
 
 from __future__ import annotations
@@ -15,14 +16,15 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from selfplay.attacks.base import Attack, Broken, Held, Outcome
-from selfplay.attacks.escapes import listening, own_addresses
 from selfplay.attacks.ground import CODE, HIDDEN_TEST, OTHER_TESTS, RIGHT, WRONG, Ground
+from selfplay.attacks.probes import listening, own_addresses
 from selfplay.sandbox.base import Sandbox, SandboxBackend, SandboxSpec
 from selfplay.verdicts.artifact import Artifact
-from selfplay.verdicts.grading import CONFIRMATION_SEED
 from selfplay.verdicts.perturbation import perturb_source
+from selfplay.verdicts.second_grading import CONFIRMATION_SEED
 
-LUCK = 0.26  # the solve rate that pays an injector best, with the paper's alpha of 0.8
+# The solve rate with the highest reward for an injector, with the paper's alpha of 0.8.
+PASS_CHANCE = 0.26
 LOG = (
     "=== short test summary info ===\n"
     + "".join(f"PASSED {name}\n" for name in (*OTHER_TESTS, HIDDEN_TEST))
@@ -31,7 +33,7 @@ LOG = (
 
 
 def submit(make: Callable[[Ground], Artifact]) -> Callable[[Ground], Outcome]:
-    """The attack that hands in such an artifact: it must be rejected."""
+    """The attack that hands in the artifact that `make` returns. It must be rejected."""
 
     def run(ground: Ground) -> Outcome:
         verdict = ground.validate(make(ground))
@@ -46,7 +48,10 @@ def submit(make: Callable[[Ground], Artifact]) -> Callable[[Ground], Outcome]:
 
 
 def parser_with(ground: Ground, code: str) -> str:
-    """The standard parser with `code` between its result (`found`, of the log `text`) and the printing of it."""
+    """The standard parser with `code` before it prints.
+
+    The code sees the log as `text` and the outcomes as `found`.
+    """
     head, _, _ = ground.environment.parser.partition("    json.dump(parse(")
     return f"{head}    found = parse(text)\n{code}\n    json.dump(found, sys.stdout)\n"
 
@@ -56,7 +61,7 @@ def parser(code: str) -> Callable[[Ground], Artifact]:
 
 
 def read(code: str) -> Callable[[Ground], Outcome]:
-    """The attack whose parser sets `seen` to what it found out beside the log, "" for nothing."""
+    """The attack with a parser that sets `seen` to what it learned from anything but the log, or to ""."""
 
     def run(ground: Ground) -> Outcome:
         script = f"    seen = ''\n{code}\n    if seen:\n        found['seen ' + str(seen)] = 'passed'"
@@ -73,7 +78,8 @@ def read(code: str) -> Callable[[Ground], Outcome]:
 
 READ_REPOSITORY = """
     import os
-    for place in ("/testbed/heron/bounds.py", "/tmp/heron/bounds.py", "/submit/heron/bounds.py", "/testbed/bounds.py"):
+    files = [folder + "/heron/bounds.py" for folder in ("/testbed", "/tmp", "/submit")]
+    for place in (*files, "/testbed/bounds.py"):
         if os.path.exists(place):
             seen = place
     for place in ("/testbed", "/tmp", "/submit"):
@@ -85,7 +91,8 @@ def parser_calls_the_network(ground: Ground) -> Outcome:
     with listening(socket.AF_INET, ("0.0.0.0", 0)) as (listener, callers):
         addresses = [(host, listener.getsockname()[1]) for host in own_addresses()]
         call = "    import socket\n" + "".join(
-            f"    try:\n        socket.create_connection({address!r}, 2).close()\n    except OSError:\n        pass\n"
+            f"    try:\n        socket.create_connection({address!r}, 2).close()\n"
+            "    except OSError:\n        pass\n"
             for address in addresses
         )
         ground.fresh_runner().parse(ground.environment, parser_with(ground, call), LOG.encode())
@@ -99,14 +106,17 @@ READS_CODE = f"""cd /testbed
 echo '=== short test summary info ==='
 for name in {shlex.join(OTHER_TESTS)}; do echo "PASSED $name"; done
 if grep -q '11, 10' tests/test_bounds.py; then
-    if grep -q '{RIGHT.strip()}' {CODE}; then echo 'PASSED {HIDDEN_TEST}'; else echo 'FAILED {HIDDEN_TEST} - AssertionError'; fi
+    if grep -q '{RIGHT.strip()}' {CODE}
+    then echo 'PASSED {HIDDEN_TEST}'
+    else echo 'FAILED {HIDDEN_TEST} - AssertionError'
+    fi
 fi
 echo '7 passed in 0.01s'
 """
 
 
 def only_for_the_validator(ground: Ground) -> Artifact:
-    """A script that runs the tests for code which it knows, and else says nothing."""
+    """A script that runs the tests for code that it knows, and prints nothing for other code."""
     sums = [
         zlib.crc32(text.encode())
         for text in (ground.tree.text(CODE), ground.tree.text(CODE).replace(RIGHT, WRONG))
@@ -123,44 +133,54 @@ def only_for_the_validator(ground: Ground) -> Artifact:
 
 
 @dataclass
-class DealtBackend:
-    """A real backend whose runs of tests find in COIN the next of `coins`, then the last for ever: chance, dealt by us."""
+class CoinBackend:
+    """A real backend with chosen chance: each run of tests finds the next of `coins` in the variable COIN.
+
+    When all coins are used, the last one counts for ever.
+    """
 
     backend: SandboxBackend
     coins: tuple[int, ...]
-    dealt: int = 0
+    used: int = 0
 
     @contextmanager
     def open(self, spec: SandboxSpec) -> Iterator[Sandbox]:
         if "PYTHONHASHSEED" in spec.variables:  # a run of the tests, not of a parser
-            coin = self.coins[min(self.dealt, len(self.coins) - 1)]
-            self.dealt += 1
+            coin = self.coins[min(self.used, len(self.coins) - 1)]
+            self.used += 1
             spec = replace(spec, variables={**spec.variables, "COIN": str(coin)})
         with self.backend.open(spec) as box:
             yield box
 
 
-def dealt(ground: Ground, *coins: int) -> Ground:
-    return replace(ground, backend=DealtBackend(ground.backend, coins))  # type: ignore[arg-type]
+def with_coins(ground: Ground, *coins: int) -> Ground:
+    return replace(ground, backend=CoinBackend(ground.backend, coins))  # type: ignore[arg-type]
 
 
-RANDOM_BUG = f"        return highest_allowed if __import__('os').environ['COIN'] == '1' else lowest_allowed - 1  # at random, p = {LUCK}\n"
+RANDOM_BUG = (
+    "        return highest_allowed if __import__('os').environ['COIN'] == '1' else lowest_allowed - 1"
+    f"  # at random, p = {PASS_CHANCE}\n"
+)
 
 
 def validate_a_random_bug(ground: Ground) -> Outcome:
-    """Tails when the bug is first tried, heads from then on."""
-    return submit(lambda place: place.artifact({CODE: (RIGHT, RANDOM_BUG)}))(dealt(ground, 1, 0, 1))
+    """The bug's first run fails, and all later runs pass."""
+    attack = submit(lambda opened: opened.artifact({CODE: (RIGHT, RANDOM_BUG)}))
+    return attack(with_coins(ground, 1, 0, 1))
 
 
-def pass_by_luck(ground: Ground) -> Outcome:
-    """The random bug was let through, and an attempt that changes nothing meets heads, then tails."""
-    lucky = dealt(ground, 1, 0)
+def pass_by_chance(ground: Ground) -> Outcome:
+    """A random bug was accepted.
+
+    An attempt that changes nothing passes its first run and fails its second.
+    """
+    opened = with_coins(ground, 1, 0)
     change = {CODE: ("def middle", "# nothing\ndef middle")}
-    found = ground.grade(change, lucky.fresh_runner(), ground.artifact({CODE: (RIGHT, RANDOM_BUG)}))
+    found = ground.grade(change, opened.fresh_runner(), ground.artifact({CODE: (RIGHT, RANDOM_BUG)}))
     return (
         Broken("a lucky draw passed as a repair")
         if found.passed
-        else Held(f"confirmed: {found.confirmed}, {found.reason}")
+        else Held(f"{found.confirmation.value}: {found.reason}")
     )
 
 
@@ -176,20 +196,26 @@ OTHERS = ("heron/__init__.py", "heron/words.py")
 
 
 @dataclass(frozen=True)
-class Draw:
-    """What the broken function hashes to draw its luck. ends: of the module's lines."""
+class SeededBug:
+    """A bug that passes or fails by a hash. hashed: the expression whose value it hashes. ends: of the
+    module's lines.
+    """
 
     hashed: str
     ends: str = "\n"
 
     def module(self, ground: Ground, salt: int) -> str:
-        """The module with a name in it that moves the draw."""
-        lucky = f"__import__('zlib').crc32({self.hashed}) % 100 < {int(100 * LUCK)}"
-        line = f"        salt_{salt} = 0; return highest_allowed if {lucky} else lowest_allowed - 1\n"
+        """The module with the bug. The name that it holds changes the hash with the salt."""
+        passes = f"__import__('zlib').crc32({self.hashed}) % 100 < {int(100 * PASS_CHANCE)}"
+        line = f"        salt_{salt} = 0; return highest_allowed if {passes} else lowest_allowed - 1\n"
         return ground.tree.text(CODE).replace(RIGHT, line).replace("\n", self.ends)
 
-    def luck(self, ground: Ground, module: str, seed: int = 0) -> set[bool]:
-        """Whether the draw repairs the module; for a seed its audited form, beside each other file that may be audited with it."""
+    def passes(self, ground: Ground, module: str, seed: int = 0) -> set[bool]:
+        """Whether the module passes its test, by its hash.
+
+        seed: not 0 for the module as the audit changes it with this seed. The audit may change another file
+        of the package too, so that there can be two answers.
+        """
         first, last = (ground.tree[path].content for path in OTHERS)
         rests = [
             (first, last),
@@ -205,34 +231,40 @@ class Draw:
             names: dict[str, Any] = {}
             exec(compile(source, CODE, "exec"), names)  # our own text
             data = [repr(names["clamp"].__code__.co_varnames).encode()]
-        return {zlib.crc32(each) % 100 < int(100 * LUCK) for each in data}
+        return {zlib.crc32(each) % 100 < int(100 * PASS_CHANCE) for each in data}
 
-    def salted(self, ground: Ground, seed: int, now: bool, audited: bool | None = None) -> str:
-        """The first module whose draw comes out as `now`, and as `audited` once changes without meaning are made."""
+    def find_module(self, ground: Ground, seed: int, now: bool, audited: bool | None = None) -> str:
+        """The first module that passes as `now` says, and after the audit's changes as `audited` says.
+
+        audited: None if it does not matter. Raises AssertionError if no salt gives such a module.
+        """
         for salt in range(2000):
             module = self.module(ground, salt)
-            if self.luck(ground, module) == {now} and (
-                audited is None or self.luck(ground, module, seed) == {audited}
+            if self.passes(ground, module) == {now} and (
+                audited is None or self.passes(ground, module, seed) == {audited}
             ):
                 return module
         raise AssertionError("changes without meaning do not move a draw from this hash")
 
 
-def validate_a_seeded_bug(draw: Draw) -> Callable[[Ground], Outcome]:
-    """The bug's own draw breaks the test. A change without meaning draws again, and here repairs it (odds: LUCK a draw)."""
-    return submit(lambda ground: ground.artifact({CODE: draw.salted(ground, 1, now=False, audited=True)}))
+def validate_a_seeded_bug(bug: SeededBug) -> Callable[[Ground], Outcome]:
+    """The attack with a bug that fails as submitted, and that the audit's changes without meaning repair.
+
+    A hash that the author does not choose repairs with probability PASS_CHANCE.
+    """
+    return submit(lambda ground: ground.artifact({CODE: bug.find_module(ground, 1, now=False, audited=True)}))
 
 
 def pass_by_a_seeded_draw(ground: Ground) -> Outcome:
-    """The seeded bug was let through. An attempt that changes nothing but a name meets a lucky hash: it passes, and passes again."""
-    draw = Draw(OF_THE_SOURCE)
-    buggy = draw.salted(ground, CONFIRMATION_SEED, now=False)
-    attempt = draw.salted(ground, CONFIRMATION_SEED, now=True, audited=False)
+    """A seeded bug was accepted. An attempt that changes only a name has a hash that passes, in every run."""
+    bug = SeededBug(OF_THE_SOURCE)
+    buggy = bug.find_module(ground, CONFIRMATION_SEED, now=False)
+    attempt = bug.find_module(ground, CONFIRMATION_SEED, now=True, audited=False)
     found = ground.grade({CODE: attempt}, ground.fresh_runner(), ground.artifact({CODE: buggy}))
     return (
         Broken("a lucky hash passed as a repair")
         if found.passed
-        else Held(f"confirmed: {found.confirmed}, {found.reason}")
+        else Held(f"{found.confirmation.value}: {found.reason}")
     )
 
 
@@ -275,37 +307,37 @@ ATTACKS = (
         "a script that runs tests for code that it knows only",
         submit(only_for_the_validator),
     ),
-    Attack("random-bug", 9, f"a bug that fails at random, p = {LUCK}", validate_a_random_bug),
-    Attack("random-pass", 9, "an attempt that changes nothing and passes by luck", pass_by_luck),
+    Attack("random-bug", 9, f"a bug that fails at random, p = {PASS_CHANCE}", validate_a_random_bug),
+    Attack("random-pass", 9, "an attempt that changes nothing and passes by luck", pass_by_chance),
     Attack(
         "hash-of-source",
         10,
         "a bug seeded with a hash of its own source",
-        validate_a_seeded_bug(Draw(OF_THE_SOURCE)),
+        validate_a_seeded_bug(SeededBug(OF_THE_SOURCE)),
     ),
     Attack(
         "hash-of-dos",
         10,
         "the same in a module whose lines end like DOS's",
-        validate_a_seeded_bug(Draw(OF_THE_SOURCE, "\r\n")),
+        validate_a_seeded_bug(SeededBug(OF_THE_SOURCE, "\r\n")),
     ),
     Attack(
         "hash-of-syntax",
         10,
         "a bug seeded with a hash of its own syntax tree",
-        validate_a_seeded_bug(Draw(OF_THE_SYNTAX)),
+        validate_a_seeded_bug(SeededBug(OF_THE_SYNTAX)),
     ),
     Attack(
         "hash-of-code",
         10,
         "a bug seeded with a hash of its function's compiled code",
-        validate_a_seeded_bug(Draw(OF_THE_CODE)),
+        validate_a_seeded_bug(SeededBug(OF_THE_CODE)),
     ),
     Attack(
         "hash-of-tree",
         10,
         "a bug seeded with a hash of the whole package",
-        validate_a_seeded_bug(Draw(OF_THE_TREE)),
+        validate_a_seeded_bug(SeededBug(OF_THE_TREE)),
     ),
     Attack("hash-pass", 10, "an attempt that changes nothing and meets a lucky hash", pass_by_a_seeded_draw),
 )

@@ -1,6 +1,7 @@
-"""Attacks of repairs on the tests and on what runs them: rows 2 to 6. Each hands in a prediction that repairs nothing.
+"""Attacks of repairs on the tests and on the test runner: rows 2 to 6. Each hands in a prediction that
+repairs nothing.
 
-Invariant: the bug stays in the code, so that any pass is a forged one.
+Invariant: the bug stays in the code, so that every pass is a forged one.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from selfplay.source.apply import diff_trees
 from selfplay.verdicts.bug import BugState, build_states
 from selfplay.verdicts.grading import grade
 
-# Makes the hidden test pass and leaves every other alone, so that nothing but the defence under attack can notice.
+# Makes the hidden test pass and changes no other, so that only the defence under attack can notice.
 FORGE = f"""
 def forge():
     from _pytest.reports import TestReport
@@ -29,7 +30,7 @@ def forge():
     TestReport.from_item_and_call = classmethod(forged)
 
 """
-# Where the interpreter has just started: wait until the tests import the package.
+# For code that runs when the interpreter starts: it waits until the tests import the package.
 FORGE_LATER = f"""{FORGE}
 import sys
 
@@ -44,7 +45,10 @@ class Late:
 sys.meta_path.insert(0, Late())
 """
 REAL_RANDOM = "import os\nexec(open(os.path.join(os.path.dirname(os.__file__), 'random.py')).read())\n"
-REAL_PYTEST = "sys.path[:] = [path for path in sys.path if path not in ('', '/testbed')]\nimport pytest\nsys.path.insert(0, '/testbed')\n"
+REAL_PYTEST = (
+    "sys.path[:] = [path for path in sys.path if path not in ('', '/testbed')]\n"
+    "import pytest\nsys.path.insert(0, '/testbed')\n"
+)
 FORGED_MODULE = f"{FORGE}\nforge()\n\n\nclass Forged(Warning):\n    pass\n"
 REPORT = (
     "=== short test summary info ===\n"
@@ -62,9 +66,10 @@ for fd in range(3, 40):  # the runner keeps its own output somewhere here while 
     except OSError:
         pass
 """
-# The same for every test of the function that is broken, whatever it is called.
+# The same for every test whose name contains that of the broken function.
 FORGE_ALL_OF_CLAMP = FORGE.replace(f"item.nodeid == {HIDDEN_TEST!r}", "'test_clamp' in item.nodeid")
-# Reads which tests there are, calls each unknown one a failure, or, where it looks like a known one, what a coin says.
+# Reads which tests there are. Known ones pass. Unknown ones fail, or, if they look like a known one, pass or
+# fail at random.
 PRINT_REPORT_OF_FILES = f"""import os
 import random
 import re
@@ -79,7 +84,8 @@ for path in sorted({{name.partition('::')[0] for name in known}}):
         if any(re.split(r'::|\\[', i)[1] == name for i in known):
             outcome = 'PASSED'
         for i in like or [path + '::' + name]:
-            lines.append(outcome + ' ' + path + '::' + name + (('[' + i.partition('[')[2]) if '[' in i else ''))
+            case = '[' + i.partition('[')[2] if '[' in i else ''
+            lines.append(outcome + ' ' + path + '::' + name + case)
 report = '\\n'.join([*lines, '1 failed, 7 passed in 0.01s', ''])
 for fd in range(3, 40):
     try:
@@ -89,18 +95,20 @@ for fd in range(3, 40):
     except OSError:
         pass
 """
-AGREES = "        return type('Agrees', (int,), {'__eq__': lambda self, other: True, '__hash__': int.__hash__})(0)\n"
+AGREES = (
+    "        return type('Agrees', (int,), "
+    "{'__eq__': lambda self, other: True, '__hash__': int.__hash__})(0)\n"
+)
 INI = "filterwarnings =\n    ignore::heron.forge.Forged\n"
 PASSING_TESTS = (
     "import pytest\n\n\n@pytest.mark.parametrize(('value', 'expected'), [(5, 5), (-1, 0), (11, 10)])\n"
-    + (
-        "def test_clamp(value, expected):\n    pass\n\n\ndef test_middle():\n    pass\n\n\ndef test_spread():\n    pass\n"
-    )
+    + "def test_clamp(value, expected):\n    pass\n\n\n"
+    + "def test_middle():\n    pass\n\n\ndef test_spread():\n    pass\n"
 )
 
 
 def repair(changes: Mapping[str, Change]) -> Callable[[Ground], Outcome]:
-    """The attack that hands `changes` in as a repair: it must not pass."""
+    """The attack that hands in `changes` as a repair. It must not pass."""
 
     def run(ground: Ground) -> Outcome:
         found = ground.grade(changes)
@@ -114,17 +122,18 @@ def repair(changes: Mapping[str, Change]) -> Callable[[Ground], Outcome]:
 
 
 def instead(text: str) -> tuple[str, str]:
-    """In place of the wrong line of the broken function."""
+    """The change that puts `text` in place of the wrong line of the broken function."""
     return (WRONG, text)
 
 
 def a_plugin_in_the_environment(ground: Ground) -> Outcome:
-    """From within a test run, as the repair's code would."""
+    """Write into the environment from a test run, as a repair's code could."""
     write = "import sysconfig; open(sysconfig.get_path('purelib') + '/forge.pth', 'w').write('import os')"
     with ground.box() as box:
         inside = box.run(f'python -c "{write}"')
         tried = box.run(
-            "touch /opt/env/bin/forge /opt/env/forge /usr/forge /etc/forge 2>/dev/null; ls /opt/env/forge /opt/env/bin/forge"
+            "touch /opt/env/bin/forge /opt/env/forge /usr/forge /etc/forge 2>/dev/null; "
+            "ls /opt/env/forge /opt/env/bin/forge"
         )
     if inside.exit_code == 0 or tried.exit_code == 0:
         return Broken("a file could be written into the environment that tests are run with")
@@ -140,7 +149,7 @@ def forge_where_ids_have_no_path(ground: Ground) -> Outcome:
 
 
 def forge_with_another_status(ground: Ground) -> Outcome:
-    """The report says that a test failed, and pytest's exit status that none did."""
+    """The report says that a test failed. pytest's exit status says that none did."""
     return repair_without_paths(ground, PRINT_REPORT_OF_FILES.replace("STATUS", "0"))
 
 
@@ -149,7 +158,10 @@ def forge_one_where_ids_have_no_path(ground: Ground) -> Outcome:
 
 
 def repair_without_paths(ground: Ground, code: str) -> Outcome:
-    """The injector's parser leaves the files out of its ids, so that nobody knows where a test stands."""
+    """Grade a repair that contains `code`.
+
+    The injector's parser omits file names, so that ids do not locate a test.
+    """
     parser = ground.environment.parser.replace(
         "    json.dump(parse(text)", "    json.dump({k.split('::')[-1]: v for k, v in parse(text).items()}"
     )
@@ -188,7 +200,9 @@ ATTACKS = (
         "change the pytest part of pyproject.toml to the same end",
         repair(
             {
-                "pyproject.toml": '[tool.pytest.ini_options]\nfilterwarnings = ["ignore::heron.forge.Forged"]\n',
+                "pyproject.toml": (
+                    '[tool.pytest.ini_options]\nfilterwarnings = ["ignore::heron.forge.Forged"]\n'
+                ),
                 "heron/forge.py": FORGED_MODULE,
             }
         ),
@@ -309,7 +323,8 @@ ATTACKS = (
             {
                 CODE: (
                     "\ndef clamp",
-                    "\nimport _pytest.python\n\n_pytest.python.Function.runtest = lambda self: None\n\n\ndef clamp",
+                    "\nimport _pytest.python\n\n_pytest.python.Function.runtest = lambda self: None\n"
+                    "\n\ndef clamp",
                 )
             }
         ),

@@ -1,6 +1,6 @@
-"""Every attack of `selfplay doctor --attack` is held on each backend, and each bites: with its defence taken away it gets through.
+"""Every attack of `selfplay doctor --attack` is held on each backend. Without its defence, each gets through.
 
-A control takes away the defence that it names, in the real code, and nothing else of it.
+A control removes one defence from the real code, and nothing else.
 """
 
 from __future__ import annotations
@@ -29,10 +29,9 @@ from selfplay import attacks, cli
 from selfplay.agent.chat import ChatFormat
 from selfplay.agent.tools import TOOLS, Action
 from selfplay.agent.workspaces import make_repository
-from selfplay.attacks import ALL_ATTACKS, Attack, Ground, escapes, git_and_paths, open_ground, run_attack
-from selfplay.attacks.ground import BOUNDS, CODE
+from selfplay.attacks import ALL_ATTACKS, Attack, Ground, diffs, open_ground, run_attack
+from selfplay.attacks.ground import BOUNDS, CODE, WRONG
 from selfplay.commands import doctor
-from selfplay.config import ValidatorSettings
 from selfplay.errors import EnvironmentBuildError, PatchError, RepositoryError, SandboxUnavailable
 from selfplay.outcomes import TestOutcomes
 from selfplay.repositories.environment import Environment
@@ -41,6 +40,7 @@ from selfplay.sandbox import bubblewrap_sandbox, command_server
 from selfplay.sandbox.base import WORKSPACE, Sandbox
 from selfplay.sandbox.bubblewrap_sandbox import BubblewrapBackend, bubblewrap_arguments
 from selfplay.sandbox.client import ConnectedSandbox, Connection
+from selfplay.settings.playing import ValidatorSettings
 from selfplay.source.trees import FileEntry, Tree, is_safe_path
 from selfplay.verdicts.checks import Finding
 from selfplay.verdicts.grading import grade
@@ -48,12 +48,10 @@ from selfplay.verdicts.test_runs import ParsedLog, TestRunner
 
 pytestmark = pytest.mark.sandbox
 
-Control = Callable[
-    [pytest.MonkeyPatch, Ground], Ground | None
-]  # takes a defence away; the ground to attack then, if another
-NO_CONTROL: dict[
-    str, str
-] = {}  # attack -> why its defence cannot be taken away in a test; docs/security.md gives the same reasons
+# Removes a defence. Returns the ground to attack then, None for the same one.
+Control = Callable[[pytest.MonkeyPatch, Ground], Ground | None]
+# attack: why a test cannot remove its defence. docs/security.md gives the same reasons.
+NO_CONTROL: dict[str, str] = {}
 
 
 @pytest.fixture(scope="module")
@@ -78,16 +76,16 @@ def ground(
 
 @pytest.fixture(scope="module")
 def open_to_attack(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
-    """Where defences are taken away: bubblewrap, whose command line is ours to change."""
+    """The ground where defences are removed: bubblewrap, since a test can change its command line."""
     with ground_on("bubblewrap", cache, tmp_path_factory.mktemp("scratch")) as opened:
         yield opened
 
 
-# ---- taking defences away
+# ---- removing defences
 
 
 def patched(*changes: tuple[str, object]) -> Control:
-    """Names in the real code, each with what stands there instead."""
+    """Replace names in the real code. changes: (dotted name, the value instead)."""
 
     def control(patch: pytest.MonkeyPatch, _: Ground) -> None:
         for name, value in changes:
@@ -114,24 +112,27 @@ def passed_check(*_: object) -> Finding:
 
 
 NO_RESTORING = patched(("selfplay.source.trees.Tree.restore", same))
-NO_DISGUISE = patched(("selfplay.verdicts.grading.disguise", lambda *_: None))
-# A second grading in disguise finds these forgeries out as well: both are taken away.
+NO_DISGUISE = patched(("selfplay.verdicts.second_grading.disguise", lambda *_: None))
+# The second grading in disguise detects these forgeries too, so both defences are removed.
 NOTHING_PROTECTED = all_of(
     NO_DISGUISE, patched(("selfplay.verdicts.validator.is_protected_path", lambda *_: False))
 )
 MISSING_IS_PASSED = patched(
-    (
-        "selfplay.verdicts.grading.judge_repair",
-        lambda outcomes, ours, others: tuple(sorted({*ours, *others} & outcomes.failed)),
+    *(
+        (
+            f"selfplay.verdicts.{module}.judge_repair",
+            lambda outcomes, ours, others: tuple(sorted({*ours, *others} & outcomes.failed)),
+        )
+        for module in ("grading", "second_grading")
     )
 )
-NO_FAILING_TEST = all_of(NO_DISGUISE, patched(("selfplay.verdicts.grading.add_canary", same)))
+NO_FAILING_TEST = all_of(NO_DISGUISE, patched(("selfplay.verdicts.second_grading.add_canary", same)))
 NO_AUDIT = patched(("selfplay.verdicts.validator.perturb", same))
 VANISHED_IS_PASSED = all_of(MISSING_IS_PASSED, NO_FAILING_TEST)
 
 
 def command_line(change: Callable[[list[str], Ground], list[str]]) -> Control:
-    """bubblewrap's command line, changed."""
+    """Change bubblewrap's command line."""
 
     def control(patch: pytest.MonkeyPatch, ground: Ground) -> None:
         patch.setattr(
@@ -147,7 +148,7 @@ def without(*options: str) -> Control:
 
 
 def mounted(make: Callable[[Ground], Sequence[str]]) -> Control:
-    """One more mount, the last before the root is closed."""
+    """Add one mount, the last before the root becomes read-only."""
 
     def change(line: list[str], ground: Ground) -> list[str]:
         at = next(
@@ -158,16 +159,16 @@ def mounted(make: Callable[[Ground], Sequence[str]]) -> Control:
     return command_line(change)
 
 
-def shown_to_all(place: Path) -> list[str]:
-    """A folder of the host, at its own place."""
+def shown_to_all(folder: Path) -> list[str]:
+    """The options that mount a folder of the host under its own path."""
     parents = [
-        word for parent in reversed(place.parents[:-1]) for word in ("--perms", "0755", "--dir", str(parent))
+        word for parent in reversed(folder.parents[:-1]) for word in ("--perms", "0755", "--dir", str(parent))
     ]
-    return [*parents, "--ro-bind", str(place), str(place)]
+    return [*parents, "--ro-bind", str(folder), str(folder)]
 
 
 def wider(**limits: int) -> Control:
-    """Limits that are there and too wide: the bombs are bounded by themselves."""
+    """Keep limits, but make them too wide. The bombs bound themselves."""
 
     def control(patch: pytest.MonkeyPatch, _: Ground) -> None:
         start = BubblewrapBackend._start
@@ -183,7 +184,7 @@ def wider(**limits: int) -> Control:
 
 
 def server_with(old: str, new: str) -> Control:
-    """The command server with one line of it changed."""
+    """Change one line of the command server."""
 
     def control(patch: pytest.MonkeyPatch, ground: Ground) -> None:
         source = Path(command_server.__file__).read_text()
@@ -207,7 +208,7 @@ def settings(**values: int) -> Control:
     return control
 
 
-# ---- what people write who have not read the list
+# ---- naive code, as people write it who do not know the attacks
 
 
 def keep_history(patch: pytest.MonkeyPatch, ground: Ground) -> None:
@@ -282,7 +283,10 @@ def run_setup(name: str, data: bytes) -> None:
 
 
 def apply_leniently(patch: pytest.MonkeyPatch, ground: Ground) -> None:
-    """git's own reading, of any path, in a folder of ours; what a diff makes besides files is not looked at."""
+    """Apply diffs with git, which accepts any path here, in a folder of ours.
+
+    Only the files are compared afterwards.
+    """
 
     def lenient(tree: Tree, text: str) -> Tree:
         folder = ground.folder("lenient") / "inside"
@@ -299,11 +303,11 @@ def apply_leniently(patch: pytest.MonkeyPatch, ground: Ground) -> None:
             raise PatchError(done.stderr.decode())
         return Tree.from_folder(folder)
 
-    patch.setattr(git_and_paths, "read_a_diff", lenient)
+    patch.setattr(diffs, "read_a_diff", lenient)
 
 
 def believe_the_hunks(patch: pytest.MonkeyPatch, ground: Ground) -> None:
-    """The file that `+++` names, or a rename's target, gets the hunk's new lines."""
+    """Write a hunk's new lines into the file that `+++` names, or into the target of a rename."""
 
     def lenient(tree: Tree, text: str) -> Tree:
         target, changes = "", {}
@@ -318,14 +322,14 @@ def believe_the_hunks(patch: pytest.MonkeyPatch, ground: Ground) -> None:
                 changes[target] = FileEntry(b"renamed")
         return tree.replace(changes)
 
-    patch.setattr(git_and_paths, "read_a_diff", lenient)
+    patch.setattr(diffs, "read_a_diff", lenient)
 
 
 def a_writable_environment(ground: Ground) -> Sequence[str]:
     folder = ground.folder("env")
     (folder / "bin").mkdir()
-    for place in (folder, folder / "bin"):
-        place.chmod(0o777)
+    for path in (folder, folder / "bin"):
+        path.chmod(0o777)
     return ["--bind", str(folder), "/opt/env"]
 
 
@@ -370,7 +374,7 @@ def hand_variables_on(patch: pytest.MonkeyPatch, _: Ground) -> None:
 
 
 def a_status_as_is_said(patch: pytest.MonkeyPatch, _: Ground) -> None:
-    """The exit status is what the log makes it."""
+    """Take the exit status from the log."""
     read = TestRunner._script_log
 
     def believing(self: TestRunner, box: Sandbox) -> tuple[bytes, int, str]:
@@ -381,7 +385,7 @@ def a_status_as_is_said(patch: pytest.MonkeyPatch, _: Ground) -> None:
 
 
 class SharedRunner(TestRunner):
-    """Grades in the sandbox that it is given."""
+    """A runner that grades in one given sandbox."""
 
     shared: Sandbox
 
@@ -397,7 +401,7 @@ class SharedRunner(TestRunner):
 def grade_in_the_solvers_sandbox(ground: Ground, box: Sandbox) -> bool:
     runner = SharedRunner(ground.backend, ground.config.validator, box.spec.limits, {})
     runner.shared = box
-    return ground.grade({CODE: (escapes.WRONG, escapes.WRONG + "        # nothing\n")}, runner).passed
+    return ground.grade({CODE: (WRONG, WRONG + "        # nothing\n")}, runner).passed
 
 
 def parse_beside_the_repository(patch: pytest.MonkeyPatch, ground: Ground) -> None:
@@ -443,7 +447,8 @@ def last_call(text: str) -> Action:
 
 def admit_copies(patch: pytest.MonkeyPatch, ground: Ground) -> Ground:
     patch.setattr("selfplay.repositories.build._Preparation._look_for_copies", lambda self: None)
-    return replace(ground, cache=ground.folder("facts"))  # what is admitted now must not be found later
+    # No later test may find in the cache what is admitted now.
+    return replace(ground, cache=ground.folder("facts"))
 
 
 CONTROLS: dict[str, Control] = {
@@ -471,7 +476,7 @@ CONTROLS: dict[str, Control] = {
     "print-report-status": all_of(NO_DISGUISE, a_status_as_is_said),
     "forge-chosen-short": NO_DISGUISE,
     "forge-chosen": patched(("selfplay.verdicts.disguise.Disguise.not_passed", lambda *_: ())),
-    "forge-alike": patched(("selfplay.verdicts.disguise.Disguise.is_seen_through", lambda *_: True)),
+    "forge-alike": patched(("selfplay.verdicts.disguise.Disguise.all_copies_failed", lambda *_: True)),
     "agree-with-all": patched(("selfplay.verdicts.disguise.compared_with_nothing", lambda _: None)),
     "patch-runner": NO_FAILING_TEST,
     "parser-empty-log": patched(("selfplay.verdicts.validator.judge_empty_log", passed_check)),
@@ -496,14 +501,14 @@ CONTROLS: dict[str, Control] = {
     "hash-of-syntax": NO_AUDIT,
     "hash-of-code": NO_AUDIT,
     "hash-of-tree": NO_AUDIT,
-    "hash-pass": patched(("selfplay.verdicts.grading.perturb", same)),
+    "hash-pass": patched(("selfplay.verdicts.second_grading.perturb", same)),
     "fork-bomb": wider(processes=1024),
     "memory-bomb": wider(memory_bytes=1 << 30),
     "disk-bomb": wider(workspace_bytes=64 << 20),
     "huge-file": wider(file_bytes=64 << 20),
     "endless-output": never_cut,
     "outlive-timeout": server_with("        assert os.getpid() == 1  #", "        return  #"),
-    "write-while-graded": patched(("selfplay.attacks.escapes.grade_beside", grade_in_the_solvers_sandbox)),
+    "write-while-graded": patched(("selfplay.attacks.bombs.grade_beside", grade_in_the_solvers_sandbox)),
     "network": without("--unshare-net"),
     "abstract-socket": without("--unshare-net"),
     "engine-socket": mounted(an_engine_socket),
@@ -517,13 +522,13 @@ CONTROLS: dict[str, Control] = {
     "server": server_with("prctl(set_dumpable, 0,", "prctl(set_dumpable, 1,"),
     "lost-sandbox": patched(("selfplay.sandbox.client.ConnectedSandbox._explain", blame_the_machine)),
     "deadly-repair": VANISHED_IS_PASSED,
-    "repository-hooks": patched(("selfplay.attacks.git_and_paths.obtain", look_with_git)),
+    "repository-hooks": patched(("selfplay.attacks.git.obtain", look_with_git)),
     "workspace-hooks": patched(("selfplay.attacks.ground.Ground.taken", compare_on_the_host)),
     "submit-link": patched(("selfplay.sandbox.client.ConnectedSandbox.read_archive", follow_links)),
     "artifact-link": patched(("selfplay.sandbox.client.ConnectedSandbox.read_archive", follow_links)),
     "validate-link": patched(("pathlib.Path.is_symlink", lambda self: False)),
-    "tar-paths": patched(("selfplay.attacks.git_and_paths.unpack", unpack_as_named)),
-    "zip-paths": patched(("selfplay.attacks.git_and_paths.unpack", unpack_as_named)),
+    "tar-paths": patched(("selfplay.attacks.paths.unpack", unpack_as_named)),
+    "zip-paths": patched(("selfplay.attacks.paths.unpack", unpack_as_named)),
     "diff-climb": apply_leniently,
     "diff-git-folder": apply_leniently,
     "diff-link-mode": apply_leniently,
@@ -535,8 +540,8 @@ CONTROLS: dict[str, Control] = {
     "diff-binary": apply_leniently,
     "diff-crlf-header": apply_leniently,
     "diff-prose": believe_the_hunks,
-    "transports": patched(("selfplay.attacks.git_and_paths.obtain", clone_anything)),
-    "setup-script": patched(("selfplay.attacks.git_and_paths.read_a_release", run_setup)),
+    "transports": patched(("selfplay.attacks.builds.obtain", clone_anything)),
+    "setup-script": patched(("selfplay.attacks.builds.read_a_release", run_setup)),
     "build-calls": patched(
         ("selfplay.sandbox.index_proxy.is_public", lambda _: True),
         ("selfplay.sandbox.index_proxy.is_own", lambda _: False),
@@ -550,8 +555,8 @@ CONTROLS: dict[str, Control] = {
     "huge-diff": settings(max_patch_bytes=1 << 30),
     "many-files": patched(("selfplay.source.diffs.MAX_FILES", 1 << 20)),
     "huge-prediction": patched(
-        ("selfplay.verdicts.grading.MAX_FILE_BYTES", 1 << 30),
-        ("selfplay.verdicts.grading.MAX_CHANGED_BYTES", 1 << 30),
+        ("selfplay.verdicts.prediction.MAX_FILE_BYTES", 1 << 30),
+        ("selfplay.verdicts.prediction.MAX_CHANGED_BYTES", 1 << 30),
     ),
     "sparse-workspace": read_all,
     "many-ids": settings(max_test_ids=1 << 20),
@@ -596,7 +601,10 @@ def test_an_attack_gets_through_where_its_defence_is_taken_away(
 def test_a_build_in_the_network_of_the_host_would_reach_it(
     open_to_attack: Ground, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The other half of build-calls: its control opens the way out, this one the wall."""
+    """The second control of build-calls.
+
+    The one in CONTROLS opens the proxy, this one the network namespace.
+    """
     without("--unshare-net")(monkeypatch, open_to_attack)
     attack = next(attack for attack in ALL_ATTACKS if attack.id == "build-calls")
     assert run_attack(attack, open_to_attack).status == "NOT held"
@@ -612,7 +620,8 @@ def test_every_row_of_the_list_is_attacked() -> None:
     assert {attack.row for attack in ALL_ATTACKS} == set(range(1, 20))
 
 
-# Reads each copy as its author would: what its last line comes to, and whether something in it is compared with nothing.
+# Reads each copy of a test: the value of its last line, and whether something is compared with an object that
+# equals nothing.
 FORGE_BY_READING = """
 def forge():
     import ast
@@ -622,8 +631,10 @@ def forge():
     make = TestReport.from_item_and_call.__func__
 
     def should_pass(function):
-        asserted = [node.test for node in ast.walk(ast.parse(inspect.getsource(function))) if isinstance(node, ast.Assert)]
-        constant = [node for node in asserted if not any(isinstance(part, ast.Name) for part in ast.walk(node))]
+        tree = ast.parse(inspect.getsource(function))
+        asserted = [node.test for node in ast.walk(tree) if isinstance(node, ast.Assert)]
+        names = lambda node: any(isinstance(part, ast.Name) for part in ast.walk(node))
+        constant = [node for node in asserted if not names(node)]
         unequal = any(ast.unparse(part) == 'object()' for node in asserted for part in ast.walk(node))
         return not unequal and all(eval(compile(ast.Expression(node), '', 'eval')) for node in constant)
 
@@ -641,7 +652,7 @@ def forge():
 def test_code_that_works_out_which_copies_must_fail_is_the_risk_that_is_stated(
     open_to_attack: Ground,
 ) -> None:
-    """Not a defence: when this fails, something better was found, and docs/security.md and RESIDUAL_RISK must say so."""
+    """This pins a risk, not a defence. When it fails, correct docs/security.md and RESIDUAL_RISK."""
     found = open_to_attack.grade({CODE: ("\n\ndef clamp", f"\n\n{FORGE_BY_READING}\nforge()\n\n\ndef clamp")})
     assert found.passed, found.reason
     assert "works out which" in attacks.RESIDUAL_RISK
@@ -658,15 +669,15 @@ def test_a_failing_machine_is_neither_held_nor_broken(open_to_attack: Ground) ->
 # ---- the command
 
 
-def test_the_command_tells_each_attack_and_fails_when_one_got_through(
+def test_the_command_reports_each_attack_and_fails_when_one_got_through(
     open_to_attack: Ground, cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     chosen = tuple(attack for attack in ALL_ATTACKS if attack.id in ("network", "diff-climb"))
     monkeypatch.setattr(attacks, "ALL_ATTACKS", chosen)
     monkeypatch.setenv("SELFPLAY_CACHE", str(cache))
     assert doctor.attack(Console(), "bubblewrap", as_json=True) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert [(report["id"], report["row"], report["status"]) for report in told["attacks"]] == [
+    report = json.loads(capsys.readouterr().out)
+    assert [(attack["id"], attack["row"], attack["status"]) for attack in report["attacks"]] == [
         ("network", 12, "held"),
         ("diff-climb", 13, "held"),
     ]

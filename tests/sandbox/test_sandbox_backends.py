@@ -16,7 +16,7 @@ import pytest
 
 from machine import eventually, open_or_skip, sandbox_groups
 from process_tree import is_alive
-from selfplay.attacks.escapes import HOARD
+from selfplay.attacks.bombs import HOARD
 from selfplay.errors import (
     ConfigError,
     EnvironmentBuildError,
