@@ -1,6 +1,6 @@
-"""The five-file bug artifact as a value: read, write, hash. What its diffs and tests are worth, the validator decides.
+"""The bug artifact, five files, as a value: read, write, hash. Whether it holds a bug is left to `validator`.
 
-Invariant: an Artifact holds five texts in UTF-8 within their size caps, and `test_files` are distinct.
+Invariant: an Artifact holds five UTF-8 texts within their size limits, and its `test_files` are distinct.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ ALIASES = {
     "test_patch.diff": "test_weaken.diff",
     "parse_test_output.py": "test_parser.py",
 }
-MAX_FILE_BYTES = 1 << 20  # the diffs have a tighter cap of their own
+MAX_FILE_BYTES = 1 << 20  # the diffs have a lower limit of their own
 MAX_TEST_FILES = 1000
 
 
@@ -35,7 +35,10 @@ class Artifact:
 
     @classmethod
     def from_files(cls, files: Mapping[str, str]) -> Artifact:
-        """From file name -> text, aliases accepted, other names left alone. Raises ArtifactError naming every missing file."""
+        """Read an artifact from file name -> text. ALIASES are accepted, other names are ignored.
+
+        Raises ArtifactError, which names each missing file.
+        """
         named: dict[str, str] = {}
         for name, text in files.items():
             known = ALIASES.get(name, name)
@@ -64,7 +67,10 @@ class Artifact:
 
     @classmethod
     def read(cls, folder: Path) -> Artifact:
-        """From a folder; links are not followed. Raises ArtifactError for a bad or missing file, UsageError where there is no folder."""
+        """Read an artifact from a folder. Symbolic links are not followed.
+
+        Raises ArtifactError for a bad or missing file, UsageError if there is no folder.
+        """
         if not folder.is_dir():
             raise UsageError(
                 f"{folder} is not a folder; an artifact is a folder with {', '.join(FILE_NAMES)}"

@@ -1,23 +1,26 @@
-"""A bug, and the file trees that it makes of the original."""
+"""A bug, and the file trees of its states. Whether an artifact is a bug is left to `validator`."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 from selfplay.source.apply import apply_parsed
-from selfplay.source.diffs import Patch, parse_patch
-from selfplay.source.path_policy import is_protected_path
+from selfplay.source.diffs import parse_patch
 from selfplay.source.trees import Tree
 from selfplay.verdicts.artifact import Artifact
+from selfplay.verdicts.prediction import add_prediction
 
-MAX_STORED_PATCH = 1 << 24  # diffs that were accepted before are read again with this cap only
+# Bytes. A stored diff met `validator.max_patch_bytes` when it was accepted; the setting may be smaller now.
+MAX_STORED_PATCH = 1 << 24
 
 
 @dataclass(frozen=True)
 class BugState:
-    """An accepted bug. `attempt_patch` is the failed attempt that makes it one of order two, "" in order one."""
+    """An accepted bug.
+
+    `attempt_patch` is the failed attempt that makes it a bug of order two, "" for order one.
+    """
 
     artifact: Artifact
     order: int
@@ -28,11 +31,11 @@ class BugState:
 
 @dataclass(frozen=True)
 class States:
-    """A bug's trees.
+    """The trees of a bug.
 
-    buggy         all of its code (for order two the failed attempt too) with the original's tests
-    weakened      the first bug and the weakened tests
-    solver_start  what a solver sees: weakened, and for order two the failed attempt
+    buggy         the bug's code (for order two with the failed attempt) and the original's tests
+    weakened      the first bug's code and the weakened tests
+    solver_start  the tree that a solver gets: `weakened`, for order two with the failed attempt
     """
 
     original: Tree
@@ -41,27 +44,17 @@ class States:
     solver_start: Tree
 
 
-@lru_cache(
-    maxsize=64
-)  # a group's members and gradings ask for the same; a tree shares what it did not change
+# Cached: the members and gradings of a group need the same trees. Trees share the files that did not change.
+@lru_cache(maxsize=64)
 def build_states(tree: Tree, bug: BugState) -> States:
-    """The trees of an accepted bug on its original. Raises PatchError when its diffs do not belong to `tree`."""
+    """The trees of an accepted bug of the original `tree`.
+
+    Raises PatchError if a diff of the bug does not fit the tree.
+    """
     buggy = apply_parsed(tree, parse_patch(bug.artifact.bug_inject, MAX_STORED_PATCH))
     weakened = apply_parsed(buggy, parse_patch(bug.artifact.test_weaken, MAX_STORED_PATCH))
     if not bug.attempt_patch:
         return States(tree, buggy, weakened, weakened)
-    attempted, _ = add_prediction(
-        tree, weakened, parse_patch(bug.attempt_patch, MAX_STORED_PATCH), bug.artifact.test_files
-    )
+    attempt = parse_patch(bug.attempt_patch, MAX_STORED_PATCH)
+    attempted, _ = add_prediction(tree, weakened, attempt, bug.artifact.test_files)
     return States(tree, attempted.restore(tree, bug.artifact.test_files), weakened, attempted)
-
-
-def add_prediction(
-    original: Tree, before: Tree, patch: Patch, test_files: Sequence[str]
-) -> tuple[Tree, tuple[str, ...]]:
-    """`before` with the prediction's code, and the protected paths whose change was taken back. Raises PatchError."""
-    after = apply_parsed(before, patch)
-    restored = tuple(
-        path for path in patch.changed_paths if path in test_files or is_protected_path(path, original)
-    )
-    return after.restore(before, restored), restored

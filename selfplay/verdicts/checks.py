@@ -1,6 +1,6 @@
-"""What outcomes mean: the decisions behind the consistency checks, as pure functions. Runs nothing.
+"""The decisions of the consistency checks, as pure functions of test outcomes. Nothing here runs a test.
 
-Invariant: only an explicit pass is a pass; a missing, skipped or erring test never is.
+Invariant: only an explicit pass is a pass. A test that is missing, skipped or ends with an error never is.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Thresholds:
 
 @dataclass(frozen=True)
 class Finding:
-    """What one check found; `reason` says what is wrong, "" when it passed."""
+    """The decision of one check. `reason`: why it failed, "" if it passed."""
 
     passed: bool
     reason: str = ""
@@ -35,40 +35,37 @@ def fail(reason: str, **evidence: Any) -> Finding:
 
 
 def shown(ids: Iterable[str]) -> list[str]:
-    """The first of `ids`, sorted: evidence stays readable whatever was printed."""
+    """The first SHOWN_IDS of the sorted `ids`, so that evidence stays readable."""
     return sorted(ids)[:SHOWN_IDS]
 
 
 def judge_baseline(original: TestOutcomes, thresholds: Thresholds) -> Finding:
-    """Check 3: on the original code enough tests pass and none fails."""
+    """Check 3: on the original code, enough tests pass and none fails."""
     evidence = {
         "passed": len(original.passed),
         "failed": shown(original.failed),
         "required": thresholds.min_passing_tests,
     }
     if original.failed:
-        return Finding(
-            False,
-            f"{len(original.failed)} test(s) fail on the original code: {', '.join(shown(original.failed)[:3])}",
-            evidence,
-        )
-    if len(original.passed) < thresholds.min_passing_tests:
-        reason = f"{len(original.passed)} test(s) pass on the original code; at least {thresholds.min_passing_tests} must"
+        names = ", ".join(shown(original.failed)[:3])
+        reason = f"{len(original.failed)} test(s) fail on the original code: {names}"
+        return Finding(False, reason, evidence)
+    count, required = len(original.passed), thresholds.min_passing_tests
+    if count < required:
+        reason = f"{count} test(s) pass on the original code; at least {required} must"
         return Finding(False, reason, evidence)
     return Finding(True, "", evidence)
 
 
 def judge_changed_files(changed: Sequence[str], thresholds: Thresholds) -> Finding:
     """Check 4: the bug changes enough files."""
-    evidence = {"changed": list(changed)[:SHOWN_IDS], "required": thresholds.min_changed_files}
+    required = thresholds.min_changed_files
+    evidence = {"changed": list(changed)[:SHOWN_IDS], "required": required}
     if not changed:
         return Finding(False, "bug_inject.diff is empty: it changes no file", evidence)
-    if len(changed) < thresholds.min_changed_files:
-        return Finding(
-            False,
-            f"bug_inject.diff changes {len(changed)} file(s); at least {thresholds.min_changed_files} must change",
-            evidence,
-        )
+    if len(changed) < required:
+        reason = f"bug_inject.diff changes {len(changed)} file(s); at least {required} must change"
+        return Finding(False, reason, evidence)
     return Finding(True, "", evidence)
 
 
@@ -78,23 +75,25 @@ def broken_tests(original: TestOutcomes, buggy: TestOutcomes) -> frozenset[str]:
 
 
 def judge_bug(original: TestOutcomes, buggy: TestOutcomes, thresholds: Thresholds) -> Finding:
-    """Check 5: enough tests of B fail explicitly, and some test still passes."""
+    """Check 5: enough tests of B fail explicitly, and at least one test still passes."""
     broken = broken_tests(original, buggy)
     explicit = broken & buggy.failed
-    kept = original.passed - broken
+    still_passing = original.passed - broken
+    required = thresholds.min_failing_tests
     evidence = {
         "broken": len(broken),
         "failing": shown(explicit),
         "missing": shown(broken - buggy.failed),
-        "still_passing": len(kept),
-        "required": thresholds.min_failing_tests,
+        "still_passing": len(still_passing),
+        "required": required,
     }
     if not broken:
         return Finding(False, "no test notices the bug: every test that passed still passes", evidence)
-    if len(explicit) < thresholds.min_failing_tests:
-        reason = f"{len(explicit)} test(s) fail with the bug; at least {thresholds.min_failing_tests} must (missing tests do not count)"
+    if len(explicit) < required:
+        found = f"{len(explicit)} test(s) fail with the bug"
+        reason = f"{found}; at least {required} must (missing tests do not count)"
         return Finding(False, reason, evidence)
-    if not kept:
+    if not still_passing:
         return Finding(False, "every test stops passing with the bug; some must still pass", evidence)
     return Finding(True, "", evidence)
 
@@ -112,7 +111,12 @@ def judge_weakening(broken: frozenset[str], buggy: TestOutcomes, weakened: TestO
 
 
 def judge_reverts(broken: frozenset[str], reverts: Mapping[str, tuple[TestOutcomes, str]]) -> Finding:
-    """Check 7: with any one changed file reverted some test of B passes. `reverts`: file -> (outcomes, why there are none)."""
+    """Check 7: if any one changed file is reverted, at least one test of B passes.
+
+    A file without effect is padding.
+
+    reverts: file -> (outcomes with this file reverted, the error of the run or "")
+    """
     repaired = {name: broken & outcomes.passed for name, (outcomes, _) in reverts.items()}
     evidence = {"tests_repaired_by_reverting": {name: len(tests) for name, tests in repaired.items()}}
     padding = [name for name, tests in repaired.items() if not tests]
@@ -126,7 +130,10 @@ def judge_reverts(broken: frozenset[str], reverts: Mapping[str, tuple[TestOutcom
 
 
 def judge_repeats(states: Mapping[str, Sequence[tuple[TestOutcomes, str]]]) -> Finding:
-    """Verdicts repeat: each state's runs, the first one known to be good, have equal outcomes."""
+    """Check that all runs of a state have equal outcomes.
+
+    states: name -> (outcomes, error or "") of each run; the first run of a state has no error
+    """
     evidence: dict[str, Any] = {"runs": {name: len(runs) for name, runs in states.items()}}
     moved: dict[str, list[str]] = {}
     errors: list[str] = []
@@ -138,30 +145,29 @@ def judge_repeats(states: Mapping[str, Sequence[tuple[TestOutcomes, str]]]) -> F
             moved[name] = shown(ids)
     if not moved and not errors:
         return Finding(True, "", evidence)
-    said = [f"{name}: {', '.join(ids[:3])}" for name, ids in moved.items()] + errors
-    reason = f"outcomes change with the hash seed or with changes without meaning ({'; '.join(said)})"
+    differences = [f"{name}: {', '.join(ids[:3])}" for name, ids in moved.items()] + errors
+    reason = f"outcomes change with the hash seed or with changes without meaning ({'; '.join(differences)})"
     return Finding(False, reason, evidence | {"moved": moved, "errors": errors})
 
 
 def judge_empty_log(on_empty: TestOutcomes, on_stripped: TestOutcomes, original: TestOutcomes) -> Finding:
-    """A parser reads its log: no test passes in an empty one, nor in one without the lines that name it."""
+    """Check that a parser reads its log: it must not report a pass that the log does not show.
+
+    on_empty     outcomes that it reads from an empty log
+    on_stripped  outcomes that it reads from the original's log without the lines that name passed tests
+    """
     if on_empty.passed:
-        invented = shown(on_empty.passed)
-        return fail(
-            f"test_parser.py reports {len(on_empty.passed)} test(s) as passed in an empty log",
-            invented=invented,
-        )
+        reason = f"test_parser.py reports {len(on_empty.passed)} test(s) as passed in an empty log"
+        return fail(reason, invented=shown(on_empty.passed))
     invented = shown(on_stripped.passed & original.passed)
     if invented:
-        return fail(
-            f"test_parser.py reports tests as passed that the log does not name any more, for instance {invented[0]}",
-            invented=invented,
-        )
+        reason = "test_parser.py reports tests as passed that the log does not name any more"
+        return fail(f"{reason}, for instance {invented[0]}", invented=invented)
     return Finding(True, "", {"tests": len(original.ids)})
 
 
 def judge_repair(
     outcomes: TestOutcomes, fail_to_pass: Iterable[str], pass_to_pass: Iterable[str]
 ) -> tuple[str, ...]:
-    """The tests of both that do not pass, sorted; () is a repair."""
+    """The tests of F2P and P2P that do not pass, sorted. () means that the bug is repaired."""
     return tuple(sorted(frozenset(fail_to_pass).union(pass_to_pass) - outcomes.passed))

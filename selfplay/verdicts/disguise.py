@@ -1,6 +1,8 @@
-"""Test files in disguise: wanted tests under names of one run, among copies of tests of which some must fail and no name tells which.
+"""Test files in disguise: wanted tests get random names and stand among copies, some of which must fail.
 
-Leaves running them to grading. Invariant: a copy that must fail differs from one that must pass in one number or one compared value.
+No name shows which copies must fail, so code that forges results has to guess. Running the tests is left to
+`second_grading`. Invariant: a copy that must fail differs from a copy that must pass in one number or in one
+compared value.
 """
 
 from __future__ import annotations
@@ -16,24 +18,23 @@ from selfplay.outcomes import TestOutcomes
 from selfplay.source.syntax import parse_module
 from selfplay.source.trees import FileEntry, Tree
 
-COIN_FLIPS = 10  # a report printed blindly is right with a probability of 2^-COIN_FLIPS
-MOST_RENAMED = 8  # tests that are renamed, each with a copy that must fail
-MOST_CASES = 20  # of a test that is copied besides: one with more takes long
-GENERATES_EXAMPLES = re.compile(
-    r"\b(given|hypothesis|seed)\b"
-)  # from a hash of the test's name and source: other ones in a copy
+COIN_FLIPS = 10  # a guessed report is right with probability 2^-COIN_FLIPS
+MOST_RENAMED = 8  # tests that are renamed; each also gets a copy that must fail
+MOST_CASES = 20  # cases of another test that is copied: one with more cases takes long
+# A decorator that generates examples, from a hash of the test's name and source: a copy gets other examples.
+GENERATES_EXAMPLES = re.compile(r"\b(given|hypothesis|seed)\b")
 Function = ast.FunctionDef | ast.AsyncFunctionDef
-Place = tuple[str, ...]  # path, classes, function: a test id without its parameters, in parts
+TestPath = tuple[str, ...]  # path, classes, function: the parts of a test id without its parameters
 
 
 @dataclass(frozen=True)
 class Disguise:
     """A tree whose test files hold renamed tests and copies.
 
-    names       wanted id -> its id in this tree, where that is another
-    must_fail   ids of copies that end in a false assertion, or compare with what equals nothing
-    honest      wanted id -> the ids of its copies that end in a true one
-    paths       the test files that were changed
+    names      wanted id -> its id in this tree, for renamed tests
+    must_fail  ids of the copies that end in a false assertion or compare with an object that equals nothing
+    honest     wanted id -> ids of its copies that end in a true assertion
+    paths      the changed test files
     """
 
     tree: Tree
@@ -43,19 +44,22 @@ class Disguise:
     paths: tuple[str, ...]
 
     def same_tests(self, wanted: str) -> frozenset[str]:
-        """The ids here of what has to pass as the test `wanted` does."""
+        """The ids in this tree that must pass if the test `wanted` passes."""
         return self.honest.get(wanted, frozenset()) | {self.names.get(wanted, wanted)}
 
     def not_passed(self, outcomes: TestOutcomes, wanted: Collection[str]) -> tuple[str, ...]:
-        """Those of the `wanted` ids of which one does not pass here, sorted."""
+        """The `wanted` ids that do not pass under each of their ids in this tree, sorted."""
         return tuple(sorted(name for name in wanted if not self.same_tests(name) <= outcomes.passed))
 
-    def is_luck(self, outcomes: TestOutcomes, failed: Collection[str]) -> bool:
-        """Whether one of the `failed` passed all the same under another name: names are not what it hangs on."""
+    def is_chance(self, outcomes: TestOutcomes, failed: Collection[str]) -> bool:
+        """True if one of the `failed` tests also passed under one of its names.
+
+        Its outcome then depends on chance and not on names.
+        """
         return any(self.same_tests(name) & outcomes.passed for name in failed)
 
-    def is_seen_through(self, outcomes: TestOutcomes) -> bool:
-        """Whether each copy that must fail was reported so."""
+    def all_copies_failed(self, outcomes: TestOutcomes) -> bool:
+        """True if each copy that must fail was reported as failed."""
         return self.must_fail <= outcomes.failed
 
 
@@ -66,130 +70,151 @@ def disguise(
     pass_to_pass: Sequence[str],
     generator: random.Random,
 ) -> Disguise | None:
-    """`tree` with the tests of `fail_to_pass` disguised. None where no test of it can be: another runner's id, inherited, named elsewhere.
+    """Disguise the tests of `fail_to_pass` in the test files of `tree`.
 
-    Ids are pytest's own: file::class::function[parameters].
+    The ids are pytest's: file::class::function[parameters]. Returns None if no test of `fail_to_pass` can be
+    disguised. A test cannot be if another runner made its id, if it is inherited, or if its name is used
+    elsewhere.
     """
-    ids: dict[Place, list[str]] = {}
+    ids: dict[TestPath, list[str]] = {}
     for test_id in (*fail_to_pass, *pass_to_pass):
-        ids.setdefault(place_of(test_id), []).append(test_id)
+        ids.setdefault(split_id(test_id), []).append(test_id)
     modules = {
         path: module
-        for path in sorted({place_of(test_id)[0] for test_id in fail_to_pass} & set(test_files))
+        for path in sorted({split_id(test_id)[0] for test_id in fail_to_pass} & set(test_files))
         if path.endswith(".py") and path in tree and (module := parse_module(tree[path].content)) is not None
     }
     try:
-        return _Disguising(tree, modules, ids, generator).disguised(
-            [place_of(test_id) for test_id in fail_to_pass]
-        )
-    except RecursionError:  # an expression nested deeper than can be copied and written
+        wanted = [split_id(test_id) for test_id in fail_to_pass]
+        return _Disguiser(tree, modules, ids, generator).build(wanted)
+    except RecursionError:  # an expression is nested too deeply to be copied and written
         return None
 
 
-def place_of(test_id: str) -> Place:
+def split_id(test_id: str) -> TestPath:
     return tuple(test_id.partition("[")[0].split("::"))
 
 
-class _Disguising:
+class _Disguiser:
+    """Builds one Disguise. It changes the syntax trees of `modules`."""
+
     def __init__(
         self,
         tree: Tree,
         modules: Mapping[str, ast.Module],
-        ids: Mapping[Place, list[str]],
+        ids: Mapping[TestPath, list[str]],
         generator: random.Random,
     ) -> None:
         self.tree = tree
         self.modules = modules
         self.ids = ids
         self.generator = generator
-        self.bodies: dict[Place, tuple[list[ast.stmt], Function]] = {}
+        self.bodies: dict[TestPath, tuple[list[ast.stmt], Function]] = {}
         for path, module in modules.items():
-            for place, body, function in _functions((path,), module.body):
-                self.bodies[place] = (body, function)  # of equal names the last is the one that pytest finds
-        self.named = {path: _named(module) for path, module in modules.items()}
+            for test, body, function in _functions((path,), module.body):
+                self.bodies[test] = (body, function)  # if names are equal, pytest finds the last one
+        self.used_names = {path: _used_names(module) for path, module in modules.items()}
         self.names: dict[str, str] = {}
         self.must_fail: set[str] = set()
         self.honest: dict[str, frozenset[str]] = {}
 
-    def disguised(self, wanted: Sequence[Place]) -> Disguise | None:
-        by_ids = sorted(
-            (place for place in self.bodies if self.can_be_copied(place)),
-            key=lambda place: (len(self.ids[place]), place),
-        )
-        renamed = [place for place in by_ids if place in wanted][:MOST_RENAMED]
+    def build(self, wanted: Sequence[TestPath]) -> Disguise | None:
+        """The disguise of the `wanted` tests, None if none of them can be renamed."""
+        renamed, copied = self._sample(wanted)
         if not renamed:
             return None
-        # Copies of many tests rather than many copies of one: a slow test is then run twice, and not ten times.
-        small = [place for place in by_ids if len(self.ids[place]) <= MOST_CASES]
-        others = [place for place in small if place not in renamed]
+        for test in dict.fromkeys([*renamed, *copied]):
+            self._insert_copies(test, copied.count(test), is_renamed=test in renamed)
+        paths = tuple(path for path in self.modules if any(test[0] == path for test in (*renamed, *copied)))
+        changes = {path: self._entry(path) for path in paths}
+        return Disguise(self.tree.replace(changes), self.names, frozenset(self.must_fail), self.honest, paths)
+
+    def _sample(self, wanted: Sequence[TestPath]) -> tuple[list[TestPath], list[TestPath]]:
+        """The tests to rename, and the tests to copy (a test appears once for each copy)."""
+        by_cases = sorted(
+            (test for test in self.bodies if self._can_be_copied(test)),
+            key=lambda test: (len(self.ids[test]), test),
+        )
+        renamed = [test for test in by_cases if test in wanted][:MOST_RENAMED]
+        if not renamed:
+            return [], []
+        # Copies of many tests rather than many copies of one: a slow test then runs twice and not ten times.
+        small = [test for test in by_cases if len(self.ids[test]) <= MOST_CASES]
+        others = [test for test in small if test not in renamed]
         flips = max(0, COIN_FLIPS - len(renamed))
         copied = self.generator.sample(others, min(flips, len(others)))
         copied += [small[number % len(small)] for number in range(flips - len(copied)) if small]
-        for place in dict.fromkeys([*renamed, *copied]):
-            body, function = self.bodies[place]
-            copies = [
-                self.copied(place, function, self.generator.random() < 0.5)
-                for _ in range(copied.count(place))
-            ]
-            if place in renamed:
-                copies += [self.copied(place, function, False), self.renamed(place, function)]
-                unequal = compared_with_nothing(function)
-                copies += [self.copied(place, unequal, True, must_fail=True)] if unequal else []
-            self.generator.shuffle(copies)
-            at = body.index(function)
-            body[at : at + 1] = copies if place in renamed else [function, *copies]
-        paths = tuple(path for path in self.modules if any(place[0] == path for place in (*renamed, *copied)))
-        changes = {path: self.entry(path) for path in paths}
-        return Disguise(self.tree.replace(changes), self.names, frozenset(self.must_fail), self.honest, paths)
+        return renamed, copied
 
-    def can_be_copied(self, place: Place) -> bool:
-        if place not in self.ids:
+    def _insert_copies(self, test: TestPath, count: int, is_renamed: bool) -> None:
+        """Put `count` copies beside the test. A coin flip decides whether a copy must pass or fail.
+
+        A renamed test replaces the test itself. It comes with one more copy that must fail, or two if it has
+        a comparison.
+        """
+        body, function = self.bodies[test]
+        copies = [self._copy(test, function, self.generator.random() < 0.5) for _ in range(count)]
+        if is_renamed:
+            copies += [self._copy(test, function, False), self._rename(test, function)]
+            unequal = compared_with_nothing(function)
+            copies += [self._copy(test, unequal, True, must_fail=True)] if unequal else []
+        self.generator.shuffle(copies)
+        position = body.index(function)
+        body[position : position + 1] = copies if is_renamed else [function, *copies]
+
+    def _can_be_copied(self, test: TestPath) -> bool:
+        if test not in self.ids:
             return False
-        function = self.bodies[place][1]
-        return function.name not in self.named[place[0]] and not any(
+        function = self.bodies[test][1]
+        return function.name not in self.used_names[test[0]] and not any(
             GENERATES_EXAMPLES.search(ast.unparse(decorator)) for decorator in function.decorator_list
         )
 
-    def renamed(self, place: Place, function: Function) -> Function:
-        made, ids = self._made(place, function, True)
+    def _rename(self, test: TestPath, function: Function) -> Function:
+        copied, ids = self._new_copy(test, function, True)
         self.names.update(ids)
-        return made
+        return copied
 
-    def copied(self, place: Place, function: Function, ends_well: bool, must_fail: bool = False) -> Function:
-        made, ids = self._made(place, function, ends_well)
+    def _copy(self, test: TestPath, function: Function, ends_well: bool, must_fail: bool = False) -> Function:
+        copied, ids = self._new_copy(test, function, ends_well)
         if must_fail or not ends_well:
             self.must_fail.update(ids.values())
         else:
             self.honest |= {
                 test_id: self.honest.get(test_id, frozenset()) | {name} for test_id, name in ids.items()
             }
-        return made
+        return copied
 
-    def _made(self, place: Place, function: Function, ends_well: bool) -> tuple[Function, dict[str, str]]:
-        """A copy with a name of its own that ends in an assertion, and the ids of the test's cases -> those of the copy's."""
-        made = copy.deepcopy(function)
-        made.name = f"{function.name}_{self.generator.getrandbits(40):010x}"  # the old name in front: order by name stays, and `-k`
-        documentation = made.body[:1] if ast.get_docstring(made, clean=False) is not None else []
+    def _new_copy(
+        self, test: TestPath, function: Function, ends_well: bool
+    ) -> tuple[Function, dict[str, str]]:
+        """A copy with a new name that ends in an assertion, and the id of each case -> its id in the copy."""
+        copied = copy.deepcopy(function)
+        # The name begins with the old one, so that the order by name and `-k` stay the same.
+        copied.name = f"{function.name}_{self.generator.getrandbits(40):010x}"
+        documentation = copied.body[:1] if ast.get_docstring(copied, clean=False) is not None else []
         ends = ast.parse(_last_line(ends_well, self.generator)).body
-        # In `finally`, since a test may return early; and only where nothing was raised, so that a test that fails by itself
-        # fails in a copy of either kind with the same words from the same line.
-        made.body = [*documentation, ast.Try(made.body[len(documentation) :] or [ast.Pass()], [], [], ends)]
-        prefix = "::".join((*place[:-1], made.name))
-        return made, {test_id: prefix + test_id.removeprefix("::".join(place)) for test_id in self.ids[place]}
+        # In `finally`, because a test may return early. Only if nothing was raised: a test that fails by
+        # itself then fails in every copy with the same words and from the same line.
+        body = copied.body[len(documentation) :] or [ast.Pass()]
+        copied.body = [*documentation, ast.Try(body, [], [], ends)]
+        prefix = "::".join((*test[:-1], copied.name))
+        return copied, {test_id: prefix + test_id.removeprefix("::".join(test)) for test_id in self.ids[test]}
 
-    def entry(self, path: str) -> FileEntry:
+    def _entry(self, path: str) -> FileEntry:
         text = ast.unparse(ast.fix_missing_locations(self.modules[path]))
         return FileEntry(text.encode("utf-8", "surrogatepass"), self.tree[path].executable)
 
 
 def compared_with_nothing(function: Function) -> Function | None:
-    """A copy whose first comparison for equality is with an object of its own, so that only a value that agrees with all passes.
+    """A copy whose first comparison for equality is with a new object.
 
-    None without one that is always made: `assert a == b` or `self.assertEqual(a, b)` in the function's own body.
+    Only a value that equals everything passes it. The comparison must always be made: `assert a == b` or
+    `self.assertEqual(a, b)` in the function's own body. None if there is none.
     """
-    made = copy.deepcopy(function)
+    copied = copy.deepcopy(function)
     nothing = ast.parse("object()", mode="eval").body
-    for node in made.body:
+    for node in copied.body:
         if (
             isinstance(node, ast.Assert)
             and isinstance(node.test, ast.Compare)
@@ -199,7 +224,7 @@ def compared_with_nothing(function: Function) -> Function | None:
                 node.test.left = nothing
             else:
                 node.test.comparators[0] = nothing
-            return made
+            return copied
         call = node.value if isinstance(node, ast.Expr) else None
         if (
             isinstance(call, ast.Call)
@@ -208,17 +233,17 @@ def compared_with_nothing(function: Function) -> Function | None:
             and len(call.args) >= 2
         ):
             call.args[0 if _is_expected(call.args[0], call.args[1]) else 1] = nothing
-            return made
+            return copied
     return None
 
 
 def _is_expected(left: ast.expr, right: ast.expr) -> bool:
-    """Whether the left side is what is expected rather than what the code returned."""
-    return _is_known(left) > _is_known(right)
+    """True if the left side is the expected value and the right side the value that the code returned."""
+    return _constancy(left) > _constancy(right)
 
 
-def _is_known(side: ast.expr) -> int:
-    """2 for a constant, 1 for what calls nothing, 0 for what does."""
+def _constancy(side: ast.expr) -> int:
+    """2 for a constant, 1 for an expression with names and no call, 0 for one with a call."""
     kinds = {type(node) for node in ast.walk(side)}
     return 0 if ast.Call in kinds else 1 if ast.Name in kinds else 2
 
@@ -232,17 +257,19 @@ def _last_line(ends_well: bool, generator: random.Random) -> str:
     )
 
 
-def _functions(above: Place, body: list[ast.stmt]) -> Iterator[tuple[Place, list[ast.stmt], Function]]:
-    """The functions of a module's or a class's body, and of the classes in it."""
+def _functions(
+    parents: TestPath, body: list[ast.stmt]
+) -> Iterator[tuple[TestPath, list[ast.stmt], Function]]:
+    """The functions of a body and of the classes in it, each with the body that holds it."""
     for node in body:
         if isinstance(node, Function):
-            yield (*above, node.name), body, node
+            yield (*parents, node.name), body, node
         elif isinstance(node, ast.ClassDef):
-            yield from _functions((*above, node.name), node.body)
+            yield from _functions((*parents, node.name), node.body)
 
 
-def _named(module: ast.Module) -> set[str]:
-    """What a module names besides defining it: such a function cannot be renamed."""
+def _used_names(module: ast.Module) -> set[str]:
+    """The names that a module uses, in code and in short texts: such a function cannot be renamed."""
     found: set[str] = set()
     for node in ast.walk(module):
         if isinstance(node, ast.Name):

@@ -1,6 +1,7 @@
-"""Changes without meaning to source code: what the determinism check runs so that nothing may hang on a hash of the code.
+"""Changes without meaning to source code. They change the outcome of tests that depend on a hash of the code.
 
-Leaves the choice of files to the validator. Invariant: equal seeds make equal changes, and what does not parse is left alone.
+The choice of files is left to `validator` and `grading`. Invariant: equal seeds make equal changes, and a
+file that does not parse stays as it is.
 """
 
 from __future__ import annotations
@@ -18,21 +19,25 @@ from selfplay.source.trees import FileEntry, Tree
 
 BOM = b"\xef\xbb\xbf"
 MOST_BLANK_LINES = 61
-# Statements that another may stand before on their line. Not `global`, which must come before what it names.
+# Statements before which another one may stand on the same line. `global` is none: it must precede the names
+# that it declares.
 SIMPLE = (
     *(ast.Expr, ast.Return, ast.Assign, ast.AugAssign, ast.AnnAssign, ast.Raise, ast.Assert, ast.Delete),
     *(ast.Pass, ast.Break, ast.Continue, ast.Import, ast.ImportFrom),
 )
-ASSIGNMENTS = ("{0} = None", "{0} = {0} = 0", "{0} = ()", "{0} = not None")  # each compiles to something else
+# Each compiles to different bytecode.
+ASSIGNMENTS = ("{0} = None", "{0} = {0} = 0", "{0} = ()", "{0} = not None")
 MAX_ASSIGNMENTS = 4
 TOKEN = re.compile(r"(\.\s*)?([^\W\d]\w*)(\s*\()?|[(\[{@]")
 
 
 def perturb(tree: Tree, paths: Iterable[str], seed: int) -> Tree:
-    """`tree` with no-op assignments in the functions of the Python files among `paths`, blank lines before and dead code behind them.
+    """Change the files among `paths` without changing their meaning.
 
-    They are drawn by `seed`: text, size, line numbers, syntax tree and bytecode all move, each time by something else, so that a lot
-    drawn from any of them is drawn anew. Files in other languages get blank lines at their ends.
+    A Python file gets no-op assignments in its functions, blank lines before its code and dead code at its
+    end. A file in another language gets blank lines at its end. `seed` and the source select the changes:
+    text, size, line numbers, syntax tree and bytecode all change. So code that draws at random from any of
+    them draws again.
     """
     changes: dict[str, FileEntry | None] = {}
     for path in paths:
@@ -46,6 +51,7 @@ def perturb(tree: Tree, paths: Iterable[str], seed: int) -> Tree:
 
 
 def perturb_source(source: bytes, seed: int) -> bytes:
+    """Change a Python file as `perturb` does. A file that does not parse is returned as it is."""
     module = parse_module(source)
     if module is None:
         return source
@@ -54,10 +60,8 @@ def perturb_source(source: bytes, seed: int) -> bytes:
     changed = _with_blank_lines(
         _with_assignments(source, module, name, generator), module, generator.randint(1, MOST_BLANK_LINES)
     )
-    for candidate in (
-        changed,
-        source,
-    ):  # the dead code alone, where offsets cannot be trusted: an odd encoding, say
+    # The second candidate gets the dead code only: with an unusual encoding the offsets may be wrong.
+    for candidate in (changed, source):
         ended = candidate if candidate.endswith(b"\n") else candidate + b"\n"
         ended += f"if False:\n    {name} = None\n{_assignments(name, generator)}\ndel {name}\n".encode()
         if parse_module(ended) is not None:
@@ -72,7 +76,7 @@ def _assignments(name: str, generator: random.Random) -> str:
 
 
 def _has_odd_lines(source: bytes) -> bool:
-    """Whether line breaks are not what split("\\n") takes for them."""
+    """True if a line ends with a carriage return alone, so that split("\\n") does not give the lines."""
     return source.count(b"\r") != source.count(b"\r\n")
 
 
@@ -82,21 +86,23 @@ def _with_assignments(source: bytes, module: ast.Module, name: str, generator: r
         return source
     mark = BOM if source.startswith(BOM) else b""
     lines = source.removeprefix(mark).split(b"\n")
-    chosen = {
+    positions = {
         (found.lineno, found.col_offset)
         for node in ast.walk(module)
         if (found := _first_simple(node)) is not None
     }
-    for number, offset in sorted(
-        chosen, reverse=True
-    ):  # from the right, so that the offsets before stay true
+    # From the end to the beginning, so that the remaining offsets stay valid.
+    for number, offset in sorted(positions, reverse=True):
         line = lines[number - 1]
         lines[number - 1] = line[:offset] + f"{_assignments(name, generator)}; ".encode() + line[offset:]
     return mark + b"\n".join(lines)
 
 
 def _with_blank_lines(source: bytes, module: ast.Module, count: int) -> bytes:
-    """Blank lines before the first statement behind the docstring, where it begins a line; `source` has the lines of `module`."""
+    """`count` blank lines before the first statement after the docstring, if it begins a line.
+
+    `source` has the lines of `module`.
+    """
     body = module.body[1:] if ast.get_docstring(module, clean=False) is not None else module.body
     if _has_odd_lines(source) or not body:
         return source
@@ -109,21 +115,23 @@ def _with_blank_lines(source: bytes, module: ast.Module, count: int) -> bytes:
     return b"\n".join([*lines[: number - 1], *[b""] * count, *lines[number - 1 :]])
 
 
-def may_draw_lots(before: Tree, after: Tree, paths: Iterable[str]) -> bool:
-    """Whether some file of `paths` asks in `after` what it did not ask in `before`, so that chance or its own code may answer.
+def may_be_random(before: Tree, after: Tree, paths: Iterable[str]) -> bool:
+    """True if `after` may take a random value, or a hash of its own code, in a way that `before` does not.
 
-    That is a name called, dotted into or imported more often, a bracket more, or a name that is new to the file. Code that is taken
-    away, and operators, constants and known names that are exchanged, ask nothing.
+    In one of `paths`, a name is called, imported or used as an attribute more often, there is one more
+    bracket, or a name is new. Removed code cannot do this, nor can other operators, other constants and other
+    known names.
     """
     return any(
-        bool(_asked(after.text(path)) - _asked(before.text(path) if path in before else ""))
+        bool(_uses(after.text(path)) - _uses(before.text(path) if path in before else ""))
         or bool(_names(after.text(path)) - _names(before.text(path) if path in before else ""))
         for path in paths
         if path in after
     )
 
 
-def _asked(text: str) -> Counter[str]:
+def _uses(text: str) -> Counter[str]:
+    """How often each name is called, imported or used as an attribute, and how often each bracket appears."""
     found: Counter[str] = Counter()
     for match in TOKEN.finditer(text):
         dot, name, call = match.groups()
@@ -141,7 +149,10 @@ def _names(text: str) -> set[str]:
 
 
 def _first_simple(function: ast.AST) -> ast.stmt | None:
-    """The first simple statement of a function behind its docstring, at any depth, but not of a function or class within it."""
+    """The first simple statement of a function after its docstring, at any depth.
+
+    Statements of a nested function or class do not count.
+    """
     if not isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
         return None
     has_docstring = ast.get_docstring(function, clean=False) is not None
@@ -151,10 +162,10 @@ def _first_simple(function: ast.AST) -> ast.stmt | None:
         if isinstance(node, SIMPLE):
             return node
         if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            within = [
+            children = [
                 child
                 for child in ast.iter_child_nodes(node)
                 if isinstance(child, ast.stmt | ast.excepthandler | ast.match_case)
             ]
-            pending += reversed(within)
+            pending += reversed(children)
     return None

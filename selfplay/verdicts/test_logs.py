@@ -1,20 +1,25 @@
-"""Test logs as text: one test's failure in short, and a log without the lines that name tests. Logs are hostile."""
+"""The text of test logs: the short failure of one test, and a log without the lines that name given tests.
+
+Outcomes are not read here but by an artifact's parser. Invariant: logs and ids are hostile input. The work
+for a line is bounded, and no control character gets into a short failure.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
 
-MAX_LINE = 300
+MAX_LINE = 300  # characters
+MAX_ODD_NAMES = 200  # names without a word in them: each is looked for in every line
 ESCAPE = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b[@-_]")
 TITLE = re.compile(r"_{2,} (.+?) _{2,}")
-MAX_ODD_NAMES = 200  # names without a word in them, each looked for in every line
 
 
 def without_lines_naming(log: bytes, ids: Iterable[str]) -> bytes:
-    """`log` without every line that holds the last name of one of `ids` (`test_x` of `tests/test_a.py::T::test_x[1]`).
+    """`log` without the lines that hold the last name of one of `ids`.
 
-    Of names that hold no word only the first MAX_ODD_NAMES are looked for: lines and names may be very many, and both are hostile.
+    The last name of `tests/test_a.py::T::test_x[1]` is `test_x`. Of names without a word in them, only the
+    first MAX_ODD_NAMES count: a hostile log may have very many lines and names.
     """
     names: set[str] = set()
     for test_id in ids:
@@ -30,11 +35,11 @@ def without_lines_naming(log: bytes, ids: Iterable[str]) -> bytes:
     return b"".join(kept)
 
 
-# ---- a failing test's own words
-
-
 def short_failure(log: bytes, test_id: str, max_lines: int = 12) -> str:
-    """The end of `test_id`'s traceback in a pytest log, else the log's last lines. Escapes and control characters are taken out."""
+    """The end of the traceback of `test_id` in a pytest log, or the last lines of the log if there is none.
+
+    Escape sequences and control characters are removed.
+    """
     lines = [_harmless(line) for line in log.decode("utf-8", "replace").split("\n")]
     section = _section(lines, test_id)
     kept = [line for line in section or lines if line.strip()]
@@ -42,7 +47,10 @@ def short_failure(log: bytes, test_id: str, max_lines: int = 12) -> str:
 
 
 def _section(lines: Sequence[str], test_id: str) -> list[str]:
-    """The lines under the title of `test_id`; of several equal titles the one that names its file, else the last."""
+    """The lines below the title of `test_id`.
+
+    If titles are equal, the section that names the test's file, else the last one.
+    """
     path, _, name = test_id.partition("::")
     titles = {
         name.replace("::", "."),
@@ -66,7 +74,7 @@ def _section(lines: Sequence[str], test_id: str) -> list[str]:
 
 
 def _is_rule(line: str) -> bool:
-    """`=== … ===`. A pattern for this takes cubic time on a line that ends otherwise."""
+    """True for `=== … ===`. A regular expression takes cubic time on a line that ends differently."""
     return len(line) >= 6 and line.startswith("===") and line.endswith("===")
 
 

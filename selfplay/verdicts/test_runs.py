@@ -1,6 +1,7 @@
-"""TestRunner: script and parser over a tree, each in a fresh sandbox of its own. What the outcomes mean, others decide.
+"""Test runs: a script and a parser run on a tree, each in a fresh sandbox of its own.
 
-Invariant: nothing that ran with the repository can reach the parser but its log; equal runs happen once unless asked for afresh.
+What the outcomes mean is left to others. Invariant: the parser sees nothing of the repository's run but its
+log, because the repository's code is hostile. Equal runs happen once, unless a fresh one is asked for.
 """
 
 from __future__ import annotations
@@ -17,12 +18,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from selfplay.config import ValidatorSettings
 from selfplay.errors import ArtifactError, OutcomesError, SandboxLost, SandboxUnavailable
 from selfplay.outcomes import TestOutcomes, parse_outcomes
-from selfplay.repositories.environment import standard_parser
-from selfplay.sandbox.base import SUBMIT, WORKSPACE, Limits, Sandbox, SandboxBackend, SandboxSpec
+from selfplay.repositories.scripts import standard_parser
+from selfplay.sandbox.base import (
+    SUBMIT,
+    WORKSPACE,
+    ExecResult,
+    Limits,
+    Sandbox,
+    SandboxBackend,
+    SandboxSpec,
+)
+from selfplay.settings.playing import ValidatorSettings
 from selfplay.source.trees import FileEntry, Tree
+from selfplay.verdicts.confirmation import Confirmation, SecondGrading
 
 if TYPE_CHECKING:
     from selfplay.repositories.environment import Environment
@@ -31,17 +41,17 @@ SCRIPT_COMMAND = f"cd {WORKSPACE} && bash {SUBMIT}/test_script.sh"
 PARSER_COMMAND = f"python3 -I {SUBMIT}/test_parser.py 2>/tmp/stderr"
 PARSER_TIMEOUT_S = 30.0
 PARSER_OUTPUT_BYTES = 16 << 20
-PARSER_MEMORY_BYTES = 1 << 30  # of the house's own
-KILLED = 128 + 9  # the exit status of what SIGKILL ended
-MAX_KNOWN_BYTES = 64 << 20  # of logs kept for equal runs
-MAX_KNOWN = 4096
+PARSER_MEMORY_BYTES = 1 << 30  # of the standard parser
+KILLED = 128 + 9  # the exit status of a process that SIGKILL ended
+MAX_KNOWN_BYTES = 64 << 20  # of the results that one cache keeps
+MAX_KNOWN = 4096  # results that one cache keeps
 
 Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
 class Timings:
-    """Where one run's time went, in seconds."""
+    """How long each part of a run took, in seconds."""
 
     open_s: float = 0.0
     transfer_s: float = 0.0
@@ -51,7 +61,7 @@ class Timings:
 
 @dataclass(frozen=True)
 class ScriptRun:
-    """What test_script.sh printed and how it ended. `error` is why that does not count, "" when it does."""
+    """The log and exit status of test_script.sh. `error`: why the run does not count, "" if it does."""
 
     log: bytes
     exit_code: int
@@ -61,9 +71,10 @@ class ScriptRun:
 
 @dataclass(frozen=True)
 class TestRun:
-    """One run. `error` is why there are no outcomes, as the artifact's author needs to read it; "" when there are.
+    """The outcomes of one run.
 
-    exit_code: the script's own, as process 1 of the sandbox was told by the kernel, whatever the log says.
+    error      why there are no outcomes, in words for the author of the artifact; "" if there are outcomes
+    exit_code  of the script, as the kernel reports it to process 1 of the sandbox: the log cannot forge it
     """
 
     __test__ = False  # pytest: a value, not a test class
@@ -77,23 +88,19 @@ class TestRun:
 
 
 @dataclass(frozen=True)
-class Confirmation:
-    """What a second grading of a pass came to. agrees: None when the code was caught forging results."""
-
-    agrees: bool | None
-    reason: str = ""
-    failed_tests: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
 class ParsedLog:
+    """The outcomes that a parser reads from a log. `error`: why there are none, "" if there are."""
+
     outcomes: TestOutcomes
     error: str = ""
     duration_s: float = 0.0
 
 
 class TestRunner:
-    """Runs tests in `backend`'s sandboxes and remembers what it saw. Thread-safe; a failure of the machine raises SandboxUnavailable."""
+    """Runs tests in the sandboxes of `backend` and keeps the results. Thread-safe.
+
+    A failure of the machine raises SandboxUnavailable.
+    """
 
     __test__ = False  # pytest: not a test class
 
@@ -108,8 +115,8 @@ class TestRunner:
         self._scripts: _Known[ScriptRun] = _Known(
             keep=lambda run: not run.error, size=lambda run: len(run.log)
         )
-        self._confirmed: _Known[Confirmation] = _Known(
-            keep=lambda found: found.agrees is True, size=lambda _: 64
+        self._confirmed: _Known[SecondGrading] = _Known(
+            keep=lambda found: found.confirmation is Confirmation.CONFIRMED, size=lambda _: 64
         )
         self._undisguised: OrderedDict[str, None] = OrderedDict()
         self._parsed: _Known[ParsedLog] = _Known(
@@ -125,9 +132,10 @@ class TestRunner:
         hash_seed: int = 0,
         fresh: bool = False,
     ) -> TestRun:
-        """The outcomes of `script` on `tree`, the environment's excluded tests left out.
+        """The outcomes of `script` on `tree`, without the environment's excluded tests.
 
-        A script's run that is known (same tree, script, environment, seed) is taken again unless `fresh`; failed ones are never kept.
+        A known run of the script (same tree, script, environment and hash seed) is used unless `fresh` is
+        set. A run with an error is never kept.
         """
         if fresh:
             done, is_new = self._run_script(environment, tree, script, hash_seed), True
@@ -148,15 +156,18 @@ class TestRunner:
         )
 
     def script(self, environment: Environment, tree: Tree, script: str) -> ScriptRun:
-        """What `script` prints on `tree` in a fresh sandbox: the first half of `run`, and known to it from then on."""
+        """Run `script` on `tree` in a fresh sandbox: the first half of `run`, which then knows the result."""
         return self._known_script(environment, tree, script, 0)[0]
 
     def parse(self, environment: Environment, parser: str, log: bytes) -> ParsedLog:
-        """What `parser` makes of `log`, twice, each time in a fresh sandbox without the repository: it must say the same.
+        """Run `parser` on `log` twice, each time in a fresh sandbox without the repository.
 
-        The house's own parser, which no policy and no repository wrote, is asked once, in a process of its own without a sandbox. A
-        failure is not remembered: a machine that was too slow or short of memory for a moment must not decide of every artifact whose
-        original prints this log.
+        The outcomes must match.
+
+        The standard parser runs once, in a process without a sandbox, because neither the policy nor a
+        repository wrote it. An error is not
+        kept: a machine that is slow or short of memory once must not reject each artifact whose original
+        prints this log.
         """
         key = _key(environment.reference, parser, hashlib.sha256(log).hexdigest())
         parsed, is_new = self._parsed.get(key, lambda: self._parse_twice(environment, parser, log))
@@ -169,18 +180,22 @@ class TestRunner:
         script: str,
         parser: str,
         wanted: Sequence[str],
-        make: Callable[[], Confirmation],
-    ) -> Confirmation:
-        """What `make` finds, made once for attempts that end in one tree and must pass the `wanted` tests; only agreement is remembered."""
+        grade: Callable[[], SecondGrading],
+    ) -> SecondGrading:
+        """The result of `grade`, called once for all attempts that end in `tree`.
+
+        wanted: the tests that must pass. Only a confirmed pass is kept.
+        """
         key = _key(environment.key, environment.reference, tree.digest, script, parser, *wanted)
-        return self._confirmed.get(key, make)[0]
+        return self._confirmed.get(key, grade)[0]
 
     def suits_disguise(self, environment: Environment, script: str, fail_to_pass: Sequence[str]) -> bool:
-        """False once `refuse_disguise` was told that even the original does not pass these tests in disguise."""
+        """False after `refuse_disguise` for these tests."""
         with self._lock:
             return _key(environment.key, script, *fail_to_pass) not in self._undisguised
 
     def refuse_disguise(self, environment: Environment, script: str, fail_to_pass: Sequence[str]) -> None:
+        """Remember that the original's own code does not pass these tests in disguise."""
         with self._lock:
             self._undisguised[_key(environment.key, script, *fail_to_pass)] = None
             while len(self._undisguised) > MAX_KNOWN:
@@ -193,13 +208,11 @@ class TestRunner:
         return self._scripts.get(key, lambda: self._run_script(environment, tree, script, hash_seed))
 
     def _run_script(self, environment: Environment, tree: Tree, script: str, hash_seed: int) -> ScriptRun:
-        """In a fresh sandbox. A run that SIGKILL ended is made once more: if the machine sent it, the second one shows."""
+        """Run a script, and once more if SIGKILL ended it: the machine may have sent the signal."""
         done = self._run_script_once(environment, tree, script, hash_seed)
-        return (
-            done
-            if done.exit_code != KILLED or done.error
-            else self._run_script_once(environment, tree, script, hash_seed)
-        )
+        if done.exit_code == KILLED and not done.error:
+            return self._run_script_once(environment, tree, script, hash_seed)
+        return done
 
     def _run_script_once(
         self, environment: Environment, tree: Tree, script: str, hash_seed: int
@@ -223,33 +236,30 @@ class TestRunner:
         )
 
     def _script_log(self, box: Sandbox) -> tuple[bytes, int, str]:
-        """The output, the exit status (which failing tests set, so that it is no error) and "", or why the output does not count."""
-        settings = self.settings
+        """The log, the exit status, and why the run does not count ("" if it does).
+
+        The exit status is no error: failing tests set it.
+        """
+        timeout_s, max_bytes = self.settings.script_timeout_s, self.settings.max_log_bytes
         try:
-            done = box.run(
-                SCRIPT_COMMAND, timeout_s=settings.script_timeout_s, output_bytes=settings.max_log_bytes
-            )
+            done = box.run(SCRIPT_COMMAND, timeout_s=timeout_s, output_bytes=max_bytes)
         except SandboxLost as error:
             return b"", 0, f"test_script.sh ended its own sandbox: {error}"
         problem = ""
         if done.timed_out:
-            problem = f"test_script.sh did not end within {settings.script_timeout_s:g} s (validator.script_timeout_s)"
+            problem = f"test_script.sh did not end within {timeout_s:g} s (validator.script_timeout_s)"
         elif done.truncated:
-            problem = (
-                f"test_script.sh printed more than {settings.max_log_bytes} bytes (validator.max_log_bytes)"
-            )
+            problem = f"test_script.sh printed more than {max_bytes} bytes (validator.max_log_bytes)"
         return done.output, done.exit_code, problem
 
     def _parse_twice(self, environment: Environment, parser: str, log: bytes) -> ParsedLog:
         started = time.monotonic()
         try:
             if parser == standard_parser():
-                first = second = parse_outcomes(run_own_parser(parser, log), self.settings.max_test_ids)
+                first = second = parse_outcomes(run_standard_parser(parser, log), self.settings.max_test_ids)
             else:
-                first, second = (
-                    self._parse_once(environment, parser, log),
-                    self._parse_once(environment, parser, log),
-                )
+                first = self._parse_once(environment, parser, log)
+                second = self._parse_once(environment, parser, log)
         except OutcomesError as error:
             return ParsedLog(TestOutcomes(), str(error), time.monotonic() - started)
         duration_s = time.monotonic() - started
@@ -261,28 +271,17 @@ class TestRunner:
         return ParsedLog(first, "", duration_s)
 
     def _parse_once(self, environment: Environment, parser: str, log: bytes) -> TestOutcomes:
+        """Raises OutcomesError."""
         with self._opened(environment, {}) as box:
             try:
                 box.write_archive(SUBMIT, _single_file("test_parser.py", parser))
-                done = box.run(
-                    PARSER_COMMAND, timeout_s=PARSER_TIMEOUT_S, output_bytes=PARSER_OUTPUT_BYTES, stdin=log
-                )
-                if done.exit_code == KILLED:  # as with scripts
-                    done = box.run(
-                        PARSER_COMMAND,
-                        timeout_s=PARSER_TIMEOUT_S,
-                        output_bytes=PARSER_OUTPUT_BYTES,
-                        stdin=log,
-                    )
+                done = _run_parser(box, log)
+                if done.exit_code == KILLED:  # as for scripts, the machine may have sent the signal
+                    done = _run_parser(box, log)
                 if done.timed_out:
                     raise OutcomesError(f"test_parser.py did not end within {PARSER_TIMEOUT_S:g} s")
                 if done.exit_code != 0:
-                    complaint = box.run(
-                        "tail -c 600 /tmp/stderr", timeout_s=PARSER_TIMEOUT_S, output_bytes=1000
-                    ).text.strip()
-                    raise OutcomesError(
-                        f"test_parser.py ended with exit status {done.exit_code}: {complaint or 'it said nothing'}"
-                    )
+                    raise _parser_failed(done.exit_code, _parser_errors(box))
             except SandboxLost as error:
                 raise OutcomesError(f"test_parser.py ended its own sandbox: {error}") from error
         if done.truncated:
@@ -297,10 +296,28 @@ class TestRunner:
             yield box
 
 
-def run_own_parser(parser: str, log: bytes) -> bytes:
-    """What the house's own parser prints: our code, read from us and not from the artifact's folder, with a limit on time and memory since
-    the log is anybody's. A start of Python in place of a sandbox's. Raises OutcomesError."""
-    limited = f"import resource; resource.setrlimit(resource.RLIMIT_AS, ({PARSER_MEMORY_BYTES},) * 2); exec({parser!r})"
+def _run_parser(box: Sandbox, log: bytes) -> ExecResult:
+    return box.run(PARSER_COMMAND, timeout_s=PARSER_TIMEOUT_S, output_bytes=PARSER_OUTPUT_BYTES, stdin=log)
+
+
+def _parser_errors(box: Sandbox) -> str:
+    """The end of what the parser wrote to its standard error."""
+    done = box.run("tail -c 600 /tmp/stderr", timeout_s=PARSER_TIMEOUT_S, output_bytes=1000)
+    return done.text.strip()
+
+
+def _parser_failed(exit_code: int, errors: str) -> OutcomesError:
+    return OutcomesError(f"test_parser.py ended with exit status {exit_code}: {errors or 'it said nothing'}")
+
+
+def run_standard_parser(parser: str, log: bytes) -> bytes:
+    """The output of the standard parser on `log`. A process of Python starts faster than a sandbox.
+
+    parser: its text as selfplay ships it, not as the artifact's folder holds it. Time and memory are limited,
+    because the log is hostile. Raises OutcomesError.
+    """
+    limit = f"import resource; resource.setrlimit(resource.RLIMIT_AS, ({PARSER_MEMORY_BYTES},) * 2)"
+    limited = f"{limit}; exec({parser!r})"
     for is_last in (False, True):
         try:
             done = subprocess.run(
@@ -318,55 +335,57 @@ def run_own_parser(parser: str, log: bytes) -> bytes:
         if done.returncode == 0:
             return done.stdout
         if done.returncode > 0 or is_last:
-            break  # one that a signal ended is asked once more, as with scripts
-    complaint = done.stderr[-600:].decode("utf-8", "replace").strip()
-    raise OutcomesError(
-        f"test_parser.py ended with exit status {done.returncode}: {complaint or 'it said nothing'}"
-    )
+            break  # a process that a signal ended runs once more, as scripts do
+    raise _parser_failed(done.returncode, done.stderr[-600:].decode("utf-8", "replace").strip())
 
 
 class _Known(Generic[Result]):
-    """Results by key. Who asks for one that is being made waits for it; a failure is told to all who wait and forgotten."""
+    """A cache of results by key. Concurrent calls for one key compute it once, and share its exception.
+
+    keep: whether a result is kept; exceptions never are. size: its bytes.
+    """
 
     def __init__(self, keep: Callable[[Result], bool], size: Callable[[Result], int]) -> None:
         self._keep = keep
         self._size = size
         self._lock = threading.Lock()
-        self._making: dict[str, Future[Result]] = {}
+        self._pending: dict[str, Future[Result]] = {}
         self._known: OrderedDict[str, Result] = OrderedDict()
         self._bytes = 0
 
-    def get(self, key: str, make: Callable[[], Result]) -> tuple[Result, bool]:
-        """The result, and whether it was made by this call."""
+    def get(self, key: str, compute: Callable[[], Result]) -> tuple[Result, bool]:
+        """The result, and whether this call computed it."""
         with self._lock:
             if key in self._known:
                 self._known.move_to_end(key)
                 return self._known[key], False
-            future = self._making.get(key)
-            mine = future is None
+            future = self._pending.get(key)
+            is_mine = future is None
             if future is None:
-                future = self._making[key] = Future()
-        if not mine:
+                future = self._pending[key] = Future()
+        if not is_mine:
             return future.result(), False
         try:
-            result = make()
+            result = compute()
         except BaseException as error:
             with self._lock:
-                del self._making[key]
+                del self._pending[key]
             future.set_exception(error)
             raise
         with self._lock:
-            del self._making[key]
+            del self._pending[key]
             if self._keep(result):
-                self._known[key] = result
-                self._bytes += self._size(result)
-                while len(self._known) > MAX_KNOWN or (
-                    self._bytes > MAX_KNOWN_BYTES and len(self._known) > 1
-                ):
-                    _, oldest = self._known.popitem(last=False)
-                    self._bytes -= self._size(oldest)
+                self._add(key, result)
         future.set_result(result)
         return result, True
+
+    def _add(self, key: str, result: Result) -> None:
+        """Keep a result, and drop the oldest ones above the limits."""
+        self._known[key] = result
+        self._bytes += self._size(result)
+        while len(self._known) > MAX_KNOWN or (self._bytes > MAX_KNOWN_BYTES and len(self._known) > 1):
+            _, oldest = self._known.popitem(last=False)
+            self._bytes -= self._size(oldest)
 
 
 def _single_file(name: str, text: str) -> bytes:

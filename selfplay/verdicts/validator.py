@@ -1,6 +1,7 @@
-"""The consistency checks in order, each with evidence: runs the tests of every state and lets `judging` decide.
+"""The consistency checks on an artifact, in order. They run the tests of each state; `checks` decides.
 
-Leaves grading repairs and finding duplicates to others. Invariant: a machine's failure is SandboxUnavailable, never a verdict.
+Grading repairs and finding duplicates are left to others. Invariant: a failure of the machine raises
+SandboxUnavailable and never becomes a verdict, because it says nothing about the artifact.
 """
 
 from __future__ import annotations
@@ -9,17 +10,18 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from selfplay.config import ValidatorSettings
 from selfplay.errors import PatchError
 from selfplay.outcomes import TestOutcomes
+from selfplay.settings.playing import ValidatorSettings
 from selfplay.source.apply import apply_parsed
 from selfplay.source.diffs import Patch, parse_patch
 from selfplay.source.path_policy import is_other_code, is_protected_path, is_runner_path, is_test_path
 from selfplay.source.trees import FileEntry, Tree
 from selfplay.verdicts.artifact import Artifact
+from selfplay.verdicts.bug import MAX_STORED_PATCH, BugState, States, build_states
 from selfplay.verdicts.checks import (
     Finding,
     Thresholds,
@@ -34,105 +36,22 @@ from selfplay.verdicts.checks import (
     judge_weakening,
     shown,
 )
-from selfplay.verdicts.perturbation import may_draw_lots, perturb
+from selfplay.verdicts.perturbation import may_be_random, perturb
 from selfplay.verdicts.test_logs import short_failure, without_lines_naming
 from selfplay.verdicts.test_runs import TestRun, TestRunner
+from selfplay.verdicts.verdict import CHECKS, CheckResult, Verdict
 
 if TYPE_CHECKING:
     from selfplay.repositories.environment import Environment
-from selfplay.verdicts.bug import MAX_STORED_PATCH, BugState, States, build_states
 
-__all__ = [
-    "CHECKS",
-    "BugState",
-    "CheckResult",
-    "States",
-    "TestRunner",
-    "Thresholds",
-    "Verdict",
-    "build_states",
-    "validate",
-    "validate_second_order",
-]
-
-CHECKS = (
-    "readable",
-    "patches",
-    "protected_paths",
-    "test_files",
-    "parser",
-    "baseline",
-    "min_changed_files",
-    "bug_breaks_tests",
-    "weakening_hides",
-    "inverse_mutation",
-    "script_runs_code",
-    "determinism",
-)
-FLAKY_CHECK = "determinism"
 UNIMPORTABLE = b"\nraise RuntimeError\n"
-UNREADABLE = b")]} nothing reads this {[(\n"  # in place of a file in another language than Python
+UNREADABLE = b")]} nothing reads this {[(\n"  # replaces a file in a language other than Python
 PARALLEL_RUNS = 2
-# More runs of a buggy state that may draw lots, two at a time until one differs. With those that every bug has, luck of p = 0.26, the
-# solve rate that pays an injector best, stays hidden in 0.74^9 = 7 % of draws from the code and 0.74^10 = 5 % of others.
+# Additional runs of a buggy state that may be random, two at a time until one differs. Take a bug that
+# repairs itself by chance with p = 0.26, the solve rate that pays an injector best. These runs and those of
+# every bug miss it in 0.74^9 = 7 % of cases if the random draw depends on the code, and in 0.74^10 = 5 % if
+# it does not.
 SUSPECT_RUNS = 8
-
-
-@dataclass(frozen=True)
-class CheckResult:
-    name: str
-    passed: bool
-    reason: str
-    evidence: Mapping[str, Any]
-    duration_s: float
-
-
-VerdictKind = Literal["accepted", "invalid", "flaky"]
-
-
-def verdict_kind(accepted: bool, failed_check: str) -> VerdictKind:
-    """flaky: all that is wrong is that equal runs differ. A machine that fails gives no verdict, but SandboxUnavailable."""
-    return "accepted" if accepted else "flaky" if failed_check == FLAKY_CHECK else "invalid"
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What was decided of an artifact, and on what grounds.
-
-    buggy_digest  of the tree that a solver sees: bug and weakened tests (and the failed attempt, for order two)
-    failure       the short traceback of one failing test on the buggy code with the original's tests
-    test_runs     runs of the tests that happened for it; cached_runs: results that were known already
-    """
-
-    accepted: bool
-    checks: tuple[CheckResult, ...]
-    failed_check: str
-    fail_to_pass: tuple[str, ...]
-    pass_to_pass: tuple[str, ...]
-    buggy_digest: str
-    failure: str
-    duration_s: float
-    test_runs: int
-    cached_runs: int
-
-    @property
-    def kind(self) -> VerdictKind:
-        return verdict_kind(self.accepted, self.failed_check)
-
-    @property
-    def flaky_tests(self) -> tuple[str, ...]:
-        """Tests whose outcome was not the same in equal runs, sorted, as many as the evidence holds."""
-        evidence = next((check.evidence for check in self.checks if check.name == FLAKY_CHECK), {})
-        moved: Mapping[str, list[str]] = evidence.get("moved", {})
-        return tuple(sorted({test_id for ids in moved.values() for test_id in ids}))
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Verdict:
-        lists = {name: tuple(value[name]) for name in ("fail_to_pass", "pass_to_pass")}
-        return cls(**{**value, **lists, "checks": tuple(CheckResult(**check) for check in value["checks"])})
 
 
 def validate(
@@ -143,9 +62,13 @@ def validate(
     settings: ValidatorSettings,
     all_checks: bool = False,
 ) -> Verdict:
-    """Whether `artifact` is a bug of `environment`. The first failed check ends it unless `all_checks` asks for all that can be made.
+    """Decide whether `artifact` is a bug of `environment`. Raises SandboxUnavailable.
 
-    Checks that need no run are made before the first run, whatever their place. Raises SandboxUnavailable.
+    all_checks: go on after a failed check, with all checks that are still possible. Otherwise the first
+    failure ends the validation.
+
+    The checks that need no run come before the first run, because they cost nothing. So they may come earlier
+    than in CHECKS.
     """
     judgement = _Judgement(environment, artifact, thresholds, runner, settings, all_checks)
     with judgement.until_stopped():
@@ -161,7 +84,10 @@ def validate_second_order(
     runner: TestRunner,
     settings: ValidatorSettings,
 ) -> Verdict:
-    """Whether a failed attempt on `parent`, laid on top of it, is a bug with the same specification. Raises SandboxUnavailable."""
+    """Decide whether `parent` with a failed attempt on top is a bug with the same specification.
+
+    Raises SandboxUnavailable.
+    """
     judgement = _Judgement(environment, parent.artifact, thresholds, runner, settings, all_checks=False)
     with judgement.until_stopped():
         judgement.second_order(parent, attempt_patch)
@@ -169,12 +95,12 @@ def validate_second_order(
 
 
 class _Stop(Exception):
-    """A check failed and nothing after it is to be made, or can be."""
+    """A check failed, and the validation ends here."""
 
 
 @dataclass
 class _Judgement:
-    """One verdict in the making: what was found so far and what it took."""
+    """A validation under way: its input, and the findings so far."""
 
     environment: Environment
     artifact: Artifact
@@ -199,7 +125,10 @@ class _Judgement:
             yield
 
     def record(self, name: str, finding: Finding, needed: bool = False) -> None:
-        """Note a finding; stop when it is a failure, and go on nevertheless when all checks are wanted and later ones can do without."""
+        """Add a finding.
+
+        A failure ends the validation unless `all_checks` is set and the later checks do not need this one.
+        """
         now = time.monotonic()
         self.results.append(
             CheckResult(
@@ -234,7 +163,7 @@ class _Judgement:
         return run
 
     def run_all(self, jobs: Sequence[tuple[Tree, int]]) -> list[TestRun]:
-        """Independent runs, two at a time."""
+        """Run independent jobs (tree, hash seed), PARALLEL_RUNS at a time."""
         if len(jobs) < 2:
             return [self.run(tree, hash_seed) for tree, hash_seed in jobs]
         with ThreadPoolExecutor(PARALLEL_RUNS, thread_name_prefix="validate") as pool:
@@ -280,9 +209,8 @@ class _Judgement:
         self.inverse_mutation(states.buggy, _units(original.changed_paths(states.buggy), parent.artifact))
         named = {"original": original, "buggy": states.buggy, "weakened": states.solver_start}
         self.determinism(named, original.changed_paths(states.buggy))
-        assert (
-            with_bug.outcomes.ids
-        )  # bug_breaks_tests would have stopped a script that does not run any more
+        # A script that no longer runs was stopped by bug_breaks_tests.
+        assert with_bug.outcomes.ids
 
     # ---- the checks that run nothing
 
@@ -290,7 +218,7 @@ class _Judgement:
         return sum(len(text.encode("utf-8")) for text in self.artifact.to_files().values())
 
     def read_patches(self) -> tuple[Patch, Patch, Tree, Tree]:
-        """Both diffs and the trees they make, the second on top of the first."""
+        """Both diffs, the tree after the first, and the tree after both."""
         name = "bug_inject.diff"
         try:
             bug = parse_patch(self.artifact.bug_inject, self.settings.max_patch_bytes)
@@ -320,7 +248,7 @@ class _Judgement:
     # ---- the checks that run tests
 
     def original_run(self) -> TestRun:
-        """Checks 2 and 3: script and parser on the original. Nothing after them can be judged without their outcomes."""
+        """Checks 2 and 3: script and parser on the original. All later checks need these outcomes."""
         run = self.run(self.environment.tree)
         if run.error:
             self.record("parser", fail(run.error, log_end=_end(run.log)), needed=True)
@@ -340,7 +268,10 @@ class _Judgement:
         return judge_empty_log(empty.outcomes, stripped.outcomes, run.outcomes)
 
     def buggy_run(self, buggy: Tree, before: TestRun, parent_tests: Sequence[str] | None = None) -> TestRun:
-        """Check 5, with the unweakened tests; for order two, one of the parent's F2P must still fail."""
+        """Check 5, with the original's tests.
+
+        parent_tests: for order two, the F2P of the parent; one of them must still fail.
+        """
         run = self.run(buggy)
         self.broken = broken_tests(before.outcomes, run.outcomes)
         if run.error:
@@ -375,16 +306,17 @@ class _Judgement:
         )
 
     def script_runs_code(self, touched: Sequence[str]) -> None:
-        """With a `raise` at the end of the touched modules (other languages' files made unreadable) the tests that the bug breaks
-        cannot pass: a script that only reads the code would still say so. The environment's own script needs no such proof."""
+        """Run the script on code that cannot be used: the tests that the bug breaks must not pass.
+
+        They still pass if the script only reads the code. The environment's own script is known to run it and
+        needs no proof.
+        """
         original, script = self.environment.tree, self.artifact.test_script
         modules = [
             path for path in touched if path in original and (path.endswith(".py") or is_other_code(path))
         ]
-        if (
-            script in (self.environment.script, self.environment.script_for(self.artifact.test_files))
-            or not modules
-        ):
+        trusted = (self.environment.script, self.environment.script_for(self.artifact.test_files))
+        if script in trusted or not modules:
             return
         planted = {path: unusable(path, original[path]) for path in modules}
         run = self.run(original.replace(planted))
@@ -399,13 +331,14 @@ class _Judgement:
         self.record("script_runs_code", finding)
 
     def determinism(self, states: Mapping[str, Tree], touched: Sequence[str]) -> None:
-        """Each state again, with other hash seeds and with changes without meaning in the touched files and one other.
+        """Run each state again: outcomes must not change with the hash seed or with changes without meaning.
 
-        A buggy state whose code may draw lots is run SUSPECT_RUNS times more.
+        The changes are in the `touched` files and in one other. A buggy state that may be random gets
+        SUSPECT_RUNS additional runs.
         """
         original, seeds = self.environment.tree, self.settings.determinism_runs
         paths = [*touched, *_one_other(original, touched)]
-        firsts = {name: self.run(tree) for name, tree in states.items()}  # known by now
+        firsts = {name: self.run(tree) for name, tree in states.items()}  # these results are known
         runs: dict[str, list[tuple[TestOutcomes, str]]] = {
             name: [(run.outcomes, run.error)] for name, run in firsts.items()
         }
@@ -419,7 +352,7 @@ class _Judgement:
             return judge_repeats(runs)
 
         finding = repeat([(name, hash_seed) for name in states for hash_seed in range(1, seeds)])
-        if seeds > 1 and may_draw_lots(original, states["buggy"], touched):
+        if seeds > 1 and may_be_random(original, states["buggy"], touched):
             for hash_seed in range(seeds, seeds + SUSPECT_RUNS, PARALLEL_RUNS):
                 if not finding.passed:
                     break
@@ -428,21 +361,20 @@ class _Judgement:
 
 
 def judge_bug_paths(bug: Patch, artifact: Artifact, environment: Environment) -> Finding:
-    """bug_inject.diff changes code only."""
+    """bug_inject.diff must change code only."""
     tests = {*artifact.test_files, *environment.test_files}
     protected = [
         path for path in bug.changed_paths if path in tests or is_protected_path(path, environment.tree)
     ]
     if protected:
-        return fail(
-            f"bug_inject.diff changes {', '.join(protected[:3])}; tests and files that steer the test run may not be part of a bug",
-            protected=protected[:20],
-        )
+        rule = "tests and files that steer the test run may not be part of a bug"
+        reason = f"bug_inject.diff changes {', '.join(protected[:3])}; {rule}"
+        return fail(reason, protected=protected[:20])
     return Finding(True, "", {"changed": list(bug.changed_paths[:20])})
 
 
 def judge_test_files(weaken: Patch, artifact: Artifact, environment: Environment) -> Finding:
-    """Check 1: every test file exists in the original and is a test, and test_weaken.diff touches no other."""
+    """Check 1: each test file exists in the original and is a test, and test_weaken.diff changes no other."""
     evidence = {"test_files": list(artifact.test_files[:20]), "weakened": list(weaken.changed_paths[:20])}
     if not artifact.test_files:
         return Finding(False, "test_files.txt names no file", evidence)
@@ -462,7 +394,7 @@ def judge_test_files(weaken: Patch, artifact: Artifact, environment: Environment
 
 
 def _units(changed: Sequence[str], artifact: Artifact) -> list[tuple[str, Sequence[str]]]:
-    """What is reverted together: a rename's two paths where both still differ, else each path alone."""
+    """The paths that are reverted together: both paths of a rename if both still differ, else one path."""
     left = set(changed)
     units: list[tuple[str, Sequence[str]]] = []
     for file in parse_patch(artifact.bug_inject, MAX_STORED_PATCH).files:
@@ -473,12 +405,12 @@ def _units(changed: Sequence[str], artifact: Artifact) -> list[tuple[str, Sequen
 
 
 def unusable(path: str, entry: FileEntry) -> FileEntry:
-    """The file so that nothing that it defines can be used: a module that raises, or what no other language reads."""
+    """The file made unusable: a Python module raises on import, and no other language can read the text."""
     return FileEntry(entry.content + UNIMPORTABLE if path.endswith(".py") else UNREADABLE, entry.executable)
 
 
 def _one_other(tree: Tree, touched: Sequence[str]) -> list[str]:
-    """A code file that the bug does not touch, the same one for the same tree; Python's where there is any."""
+    """A code file that the bug does not touch, preferably Python. Equal trees give the same file."""
     untouched = [path for path in sorted(tree) if path not in touched and not is_protected_path(path, tree)]
     others = [path for path in untouched if path.endswith(".py")] or [
         path for path in untouched if is_other_code(path)

@@ -17,10 +17,10 @@ from selfplay.verdicts.checks import (
     judge_reverts,
     judge_weakening,
 )
-from selfplay.verdicts.grading import MAX_FILE_BYTES, take_prediction
-from selfplay.verdicts.perturbation import may_draw_lots, perturb, perturb_source
+from selfplay.verdicts.perturbation import may_be_random, perturb, perturb_source
+from selfplay.verdicts.prediction import MAX_FILE_BYTES, take_prediction
 from selfplay.verdicts.test_logs import short_failure, without_lines_naming
-from selfplay.verdicts.validator import CheckResult, Verdict
+from selfplay.verdicts.verdict import CheckResult, Verdict
 
 
 def outcomes(passed="", failed=""):
@@ -212,7 +212,7 @@ def test_perturbed_source_behaves_the_same_and_compiles_to_something_else():
     ],
     ids=["size", "lines", "module bytecode", "bytecode", "names", "line number"],
 )
-def test_each_seed_moves_whatever_a_lot_can_be_drawn_from(look):
+def test_each_seed_changes_whatever_a_random_draw_can_come_from(look):
     assert len({look(SOURCE), *(look(perturb_source(SOURCE, seed)) for seed in range(1, 9))}) > 5
 
 
@@ -242,8 +242,8 @@ PLAIN = "def f(a, b):\n    if a < len(b):\n        return b.pop(a)\n    return N
     ],
     ids=["operator", "name", "removed", "not", "constant"],
 )
-def test_exchanging_operators_and_known_names_cannot_draw_lots(old, new):
-    assert not may_draw_lots(_one_file(PLAIN), _one_file(PLAIN.replace(old, new)), ["m.py"])
+def test_exchanging_operators_and_known_names_cannot_be_random(old, new):
+    assert not may_be_random(_one_file(PLAIN), _one_file(PLAIN.replace(old, new)), ["m.py"])
 
 
 @pytest.mark.parametrize(
@@ -259,12 +259,12 @@ def test_exchanging_operators_and_known_names_cannot_draw_lots(old, new):
         ("b.pop(a)", "uuid"),
     ],
 )
-def test_code_that_asks_something_more_may_draw_lots(old, new):
-    assert may_draw_lots(_one_file(PLAIN), _one_file(PLAIN.replace(old, new)), ["m.py"])
+def test_code_that_uses_something_more_may_be_random(old, new):
+    assert may_be_random(_one_file(PLAIN), _one_file(PLAIN.replace(old, new)), ["m.py"])
 
 
-def test_a_new_file_may_draw_lots():
-    assert may_draw_lots(Tree({}), _one_file(PLAIN), ["m.py"])
+def test_a_new_file_may_be_random():
+    assert may_be_random(Tree({}), _one_file(PLAIN), ["m.py"])
 
 
 def _one_file(text):
@@ -289,7 +289,7 @@ BRANCHES = """def choose(x):
     "source", [BRANCHES, BRANCHES.replace("\n", "\r\n"), "\ufeff" + BRANCHES], ids=["unix", "dos", "mark"]
 )
 def test_no_function_keeps_its_code_however_it_begins_and_its_lines_end(source):
-    """Else a draw from a hash of the bytecode, or of the source in another form, would never be audited."""
+    """Otherwise no audit would find a random draw from the bytecode, or from the source in another form."""
     before, after = {}, {}
     changed = perturb_source(source.encode(), 1)
     exec(compile(source.encode(), "m", "exec"), before)

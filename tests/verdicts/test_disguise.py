@@ -1,4 +1,4 @@
-"""Test files in disguise: what is renamed, what is copied, and what every copy comes to."""
+"""Test files in disguise: which tests are renamed, which are copied, and the result of each copy."""
 
 import ast
 import random
@@ -52,7 +52,7 @@ def disguised(
 
 
 def run(found: Disguise, add: str = "") -> dict[str, bool]:
-    """What each test of the file comes to, without a runner. `add`: the code under test, in place of the honest one."""
+    """Whether each test of the file passes, without a runner. `add` replaces the honest code under test."""
     names: dict[str, object] = {}
     exec(found.tree.text(PATH), names)
     exec(add, names)
@@ -76,7 +76,7 @@ def run(found: Disguise, add: str = "") -> dict[str, bool]:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_wanted_tests_pass_under_new_names_and_copies_come_to_what_they_must(seed):
+def test_wanted_tests_pass_under_new_names_and_copies_pass_or_fail_as_they_must(seed):
     found = disguised(wanted=(FIRST, METHOD), others=(EARLY,), seed=seed)
     results = run(found)
     outcomes = TestOutcomes(
@@ -85,7 +85,7 @@ def test_wanted_tests_pass_under_new_names_and_copies_come_to_what_they_must(see
     )
     assert FIRST not in results and METHOD not in results
     assert found.not_passed(outcomes, (FIRST, METHOD, EARLY)) == ()
-    assert found.is_seen_through(outcomes)
+    assert found.all_copies_failed(outcomes)
     assert len(found.must_fail) + sum(map(len, found.honest.values())) >= COIN_FLIPS
     for wanted in (FIRST, METHOD):
         assert any(name.startswith(f"{wanted}_") for name in found.must_fail)
@@ -120,7 +120,9 @@ def test_parameters_stay_what_they_were():
     {
         "named elsewhere": "def test_add():\n    pass\n\nALL = [test_add]\n",
         "named in a text": "ORDER = 'test_add first'\ndef test_add():\n    pass\n",
-        "examples from a hash of its source": "from hypothesis import given\n@given(1)\ndef test_add(n):\n    pass\n",
+        "examples from a hash of its source": (
+            "from hypothesis import given\n@given(1)\ndef test_add(n):\n    pass\n"
+        ),
         "inherited": "class Base:\n    def test_add(self):\n        pass\n",
         "does not parse": "def test_add(:\n",
     }.items(),

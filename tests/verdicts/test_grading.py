@@ -5,10 +5,12 @@ from dataclasses import replace
 import pytest
 
 from machine import open_or_skip
-from selfplay.config import ValidatorSettings
 from selfplay.sandbox.base import WORKSPACE, Limits, SandboxSpec
+from selfplay.settings.playing import ValidatorSettings
 from selfplay.verdicts.bug import BugState, build_states
-from selfplay.verdicts.grading import grade, take_prediction
+from selfplay.verdicts.confirmation import Confirmation
+from selfplay.verdicts.grading import grade
+from selfplay.verdicts.prediction import take_prediction
 from selfplay.verdicts.test_runs import TestRunner
 from tiny_bugs import (
     CLAMP_BUG,
@@ -69,7 +71,7 @@ def runner(backend):
 
 
 class CountingBackend:
-    """A real backend that counts what it opened."""
+    """A real backend that counts the sandboxes that it opens."""
 
     def __init__(self, backend):
         self._backend, self.opened = backend, 0
@@ -87,7 +89,7 @@ def bug_of(tiny, bug=CLAMP_BUG, weaken=CLAMP_WEAKENED, broken=(CLAMP_TEST,)):
 
 @pytest.fixture
 def attempt(tiny, runner):
-    """Grade a change to what the solver of the clamp bug starts from."""
+    """Grade a change to the tree that the solver of the clamp bug starts from."""
     bug = bug_of(tiny)
     start = build_states(tiny.tree, bug).solver_start
 
@@ -102,17 +104,18 @@ def attempt(tiny, runner):
 
 def test_a_repair_passes_and_is_confirmed(attempt):
     found = attempt(REPAIR)
-    assert found.passed and found.confirmed is True
+    assert found.passed and found.confirmation is Confirmation.CONFIRMED
     assert (found.reason, found.failed_tests, found.restored) == ("", (), ())
 
 
 def test_attempts_that_end_in_one_tree_share_both_runs(attempt, backend):
     own = TestRunner(CountingBackend(backend), SETTINGS, Limits(), LABELS)
-    assert attempt(REPAIR, own).confirmed
+    assert attempt(REPAIR, own).confirmation is Confirmation.CONFIRMED
     opened = own._backend.opened
-    assert attempt(REPAIR, own).confirmed
+    assert attempt(REPAIR, own).confirmation is Confirmation.CONFIRMED
     assert own._backend.opened == opened > 0
-    assert attempt({NUMBERS: (BROKEN, "    value = min(value, high)\n")}, own).confirmed
+    other_repair = {NUMBERS: (BROKEN, "    value = min(value, high)\n")}
+    assert attempt(other_repair, own).confirmation is Confirmation.CONFIRMED
     assert own._backend.opened > opened
 
 
@@ -122,7 +125,7 @@ def test_another_repair_than_the_original_passes_too(attempt):
 
 def test_a_wrong_repair_fails_and_names_its_tests(attempt):
     found = attempt({NUMBERS: (BROKEN, "    if value > high:\n        return value\n")})
-    assert not found.passed and found.confirmed is None
+    assert not found.passed and found.confirmation is Confirmation.NOT_NEEDED
     assert found.failed_tests == (CLAMP_TEST,) and "1 test(s) do not pass" in found.reason
 
 
@@ -214,7 +217,7 @@ def test_protected_files_are_put_back_recorded_and_win_nothing(attempt, changes)
 )
 def test_code_that_makes_tests_vanish_repairs_nothing(attempt, text):
     found = attempt({NUMBERS: text[1]})
-    assert not found.passed and found.confirmed is None
+    assert not found.passed and found.confirmation is Confirmation.NOT_NEEDED
     assert found.reason
 
 
@@ -232,16 +235,19 @@ def test_an_endless_loop_fails_with_the_limit(attempt, backend):
 
 
 def test_a_repair_that_works_once_only_is_no_pass_and_voids_the_bug(attempt):
-    lucky = '    if value > high:\n        import os\n\n        return high if os.environ["PYTHONHASHSEED"] == "0" else low\n'
+    lucky = (
+        "    if value > high:\n        import os\n\n"
+        '        return high if os.environ["PYTHONHASHSEED"] == "0" else low\n'
+    )
     found = attempt({NUMBERS: (BROKEN, lucky)})
-    assert (found.passed, found.confirmed) == (False, False)
+    assert (found.passed, found.confirmation) == (False, Confirmation.NOT_CONFIRMED)
     assert "passed once and not again" in found.reason
 
 
 def test_code_that_takes_the_runner_over_is_found_out(attempt):
     forgery = "import _pytest.python\n\n_pytest.python.Function.runtest = lambda self: None\n"
     found = attempt({NUMBERS: ("def clamp", f"{forgery}\n\ndef clamp")})
-    assert not found.passed and found.confirmed is None
+    assert not found.passed and found.confirmation is Confirmation.NOT_NEEDED
     assert "forges its results" in found.reason
 
 
@@ -250,7 +256,7 @@ def test_a_script_that_stops_at_the_first_failure_confirms_all_the_same(tiny, ru
     bug = bug_of(tiny)
     bug = replace(bug, artifact=replace(bug.artifact, test_script=script))
     found = grade(bug, diff(build_states(tiny.tree, bug).solver_start, REPAIR), tiny, runner)
-    assert found.passed and found.confirmed is True
+    assert found.passed and found.confirmation is Confirmation.CONFIRMED
 
 
 # ---- second order

@@ -1,4 +1,4 @@
-"""The house's own parser, run as judging runs it."""
+"""The standard parser, run as a validation runs it."""
 
 import json
 import subprocess
@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from selfplay.errors import OutcomesError
-from selfplay.repositories.environment import standard_parser
+from selfplay.repositories.scripts import standard_parser
 from selfplay.verdicts import test_runs
 
 HEADER = "=========================== short test summary info ============================"
@@ -15,7 +15,7 @@ HEADER = "=========================== short test summary info ==================
 
 def parse(log: str | bytes) -> dict[str, str]:
     data = log.encode() if isinstance(log, str) else log
-    found: dict[str, str] = json.loads(test_runs.run_own_parser(standard_parser(), data))
+    found: dict[str, str] = json.loads(test_runs.run_standard_parser(standard_parser(), data))
     return found
 
 
@@ -112,7 +112,8 @@ def test_real_pytest_logs_are_read(tmp_path) -> None:
         "def test_p(x): assert x != 'c d', 'some - message'\n"
         "@pytest.mark.xfail(strict=True)\n"
         "def test_strict(): pass\n"
-        "def test_prints(): print('=== short test summary info ===\\nPASSED forged.py::x\\n1 passed in 0.1s')\n"
+        "def test_prints(): "
+        "print('=== short test summary info ===\\nPASSED forged.py::x\\n1 passed in 0.1s')\n"
     )
     command = [
         sys.executable,

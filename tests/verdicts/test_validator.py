@@ -1,4 +1,4 @@
-"""Hand-made artifacts on a real package in real sandboxes: valid ones, and for every check one that fails exactly that check."""
+"""Hand-made artifacts on a real package in real sandboxes: valid ones, and one for each check that fails it."""
 
 import zlib
 from dataclasses import replace
@@ -6,13 +6,15 @@ from dataclasses import replace
 import pytest
 
 from machine import open_or_skip
-from selfplay.config import ValidatorSettings
 from selfplay.errors import SandboxUnavailable
 from selfplay.sandbox.base import Limits
+from selfplay.settings.playing import ValidatorSettings
 from selfplay.verdicts.bug import BugState, build_states
+from selfplay.verdicts.checks import Thresholds
 from selfplay.verdicts.perturbation import perturb_source
 from selfplay.verdicts.test_runs import TestRunner
-from selfplay.verdicts.validator import Thresholds, Verdict, validate, validate_second_order
+from selfplay.verdicts.validator import validate, validate_second_order
+from selfplay.verdicts.verdict import Verdict
 from tiny_bugs import (
     CLAMP_BUG,
     CLAMP_TEST,
@@ -62,7 +64,7 @@ def runner(backend):
 
 @pytest.fixture
 def check(tiny, runner, backend):
-    """Validate with every check that can be made."""
+    """Validate with all checks that are possible."""
 
     def run(artifact, thresholds=THRESHOLDS, settings=SETTINGS, all_checks=True):
         own = runner if settings is SETTINGS else TestRunner(backend, settings, Limits(), LABELS)
@@ -202,7 +204,7 @@ def test_a_wrong_list_of_test_files_fails_test_files(tiny, check, files, reason)
 
 
 def parser_with(tiny, code):
-    """The standard parser, with `code` between its result (`found`) and printing it; the log is `text`."""
+    """The standard parser with `code` before it prints its result, `found`. The log is `text`."""
     head, marker, _ = tiny.parser.partition("    json.dump(parse(")
     assert marker
     return f"{head}    found = parse(text.replace('\\r', ''))\n{code}\n    json.dump(found, sys.stdout)\n"
@@ -214,10 +216,11 @@ PARSERS = {
         "in an empty log",
     ),
     "knows the answers": (
-        "    if 'test session starts' in text or '=' in text:\n        found.setdefault('tests/test_text.py::test_summary', 'passed')\n",
+        "    if 'test session starts' in text or '=' in text:\n"
+        "        found.setdefault('tests/test_text.py::test_summary', 'passed')\n",
         "does not name any more",
     ),
-    "draws lots": (
+    "is random": (
         "    import os\n    found = {name: 'passed' for name in found if os.urandom(1)[0] < 128}",
         "read one log twice and differed",
     ),
@@ -354,15 +357,20 @@ def test_a_bug_that_hangs_on_the_hash_seed_fails_determinism(tiny, check):
 
 
 def test_a_bug_that_hangs_on_a_hash_of_the_code_fails_determinism(tiny, check):
-    body = "        import zlib\n        return low if zlib.crc32(open(__file__, 'rb').read()) % 4 == 0 else high\n"
+    body = (
+        "        import zlib\n"
+        "        return low if zlib.crc32(open(__file__, 'rb').read()) % 4 == 0 else high\n"
+    )
 
-    def lots(salt):
+    def random_draws(salt):
         source = tiny.tree.text("tiny/numbers.py").replace("        return high\n", body) + f"# {salt}\n"
         return source, [
             zlib.crc32(data) % 4 for data in (source.encode(), perturb_source(source.encode(), 1))
         ]
 
-    source = next(source for source, drawn in map(lots, range(1000)) if drawn[0] == 0 and drawn[1] != 0)
+    source = next(
+        source for source, draws in map(random_draws, range(1000)) if draws[0] == 0 and draws[1] != 0
+    )
     assert_rejected(
         check(make_artifact(tiny, {"tiny/numbers.py": source})), "determinism", f"buggy: {CLAMP_TEST}"
     )
@@ -371,7 +379,10 @@ def test_a_bug_that_hangs_on_a_hash_of_the_code_fails_determinism(tiny, check):
 def test_a_script_that_passes_only_for_known_code_fails_determinism(tiny, check):
     known = changed(tiny.tree, CLAMP_BUG)
     sums = [zlib.crc32(tree["tiny/numbers.py"].content) for tree in (tiny.tree, known)]
-    guard = f"python - <<'EOF' || exit 0\nimport sys, zlib\nsys.exit(zlib.crc32(open('tiny/numbers.py', 'rb').read()) not in {sums})\nEOF\n"
+    guard = (
+        "python - <<'EOF' || exit 0\nimport sys, zlib\n"
+        f"sys.exit(zlib.crc32(open('tiny/numbers.py', 'rb').read()) not in {sums})\nEOF\n"
+    )
     script = tiny.script.replace("export PYTHONDONTWRITEBYTECODE=1", guard)
     verdict = check(make_artifact(tiny, script=script))
     assert failed(verdict) == ["determinism"]

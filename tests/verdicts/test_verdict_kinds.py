@@ -1,4 +1,4 @@
-"""Flaky, invalid and the machine's failure are told apart: in verdicts, by `selfplay validate`, and among the rejections of a run."""
+"""Flaky, invalid and a failure of the machine: in verdicts, in `selfplay validate` and in a run's rejections."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from selfplay.commands.validate import NO_VERDICT, judge_folder
 from selfplay.curriculum.store import Store
 from selfplay.errors import EnvironmentBuildError, PrerequisiteError, SelfplayError
 from selfplay.outcomes import TestOutcomes
 from selfplay.verdicts.checks import Finding, fail, judge_repeats
-from selfplay.verdicts.validator import CheckResult, Verdict
+from selfplay.verdicts.verdict import CheckResult, Verdict
 from selfplay.viewing.inspect import rejections, show_rejections
-from selfplay.viewing.verdict import NO_VERDICT, judge_folder, print_verdict
+from selfplay.viewing.verdict import print_verdict
 from store_rows import recorded_run
 
 PASSED = TestOutcomes(frozenset({"a", "b"}), frozenset())
@@ -74,7 +75,7 @@ def test_what_kept_an_artifact_from_being_judged_is_no_rejection(
     def no_backend(kind: str) -> None:
         raise failure
 
-    monkeypatch.setattr("selfplay.viewing.verdict.open_backend", no_backend)
+    monkeypatch.setattr("selfplay.commands.validate.open_backend", no_backend)
     assert judge_folder(tmp_path, "pypi:toolz==1.0.0", None, [], as_json=True) == NO_VERDICT
     out, err = capsys.readouterr()
     assert json.loads(out) == {"kind": "machine", "accepted": None, "reason": str(failure)}
@@ -88,7 +89,8 @@ def test_rejections_of_a_run_tell_flaky_from_invalid_and_count_the_machine_apart
     with Store.open(folder / "selfplay.db") as store:
         checks = json.dumps(FLAKY.to_json()["checks"])
         store._write(
-            "UPDATE verdicts SET failed_check = 'determinism', checks_json = ? WHERE failed_check = 'inverse_mutation'",
+            "UPDATE verdicts SET failed_check = 'determinism', checks_json = ? "
+            "WHERE failed_check = 'inverse_mutation'",
             checks,
         )
         by_check = {found.check: found for found in rejections(store)}
