@@ -1,7 +1,8 @@
-"""vLLM's weight transfer over gloo: between CPUs what its own nccl backend is between GPUs, both halves of it.
+"""vLLM's weight transfer over gloo: for CPUs what vLLM's nccl backend is for GPUs, on both sides.
 
-`vllm_extension` registers the servers' half, `training/native_transfer.py` uses the trainer's. Imported only where vLLM is.
-Invariant: as with nccl, tensors travel one after another from rank 0, in the order that `update_weights` announced.
+`engines/vllm_extension.py` registers the server's side, and `native_transfer.py` uses the trainer's side.
+Import this module only where vLLM is installed. Invariant: rank 0 sends tensors one after another, in the
+order that `update_weights` announced, as with nccl.
 """
 
 from __future__ import annotations
@@ -22,11 +23,14 @@ from vllm.distributed.weight_transfer.nccl_engine import (
 )
 from vllm.model_executor.model_loader.mtp_validation import disable_mtp_completeness_check
 
-from selfplay.engines.vllm_servers import own_address
+from selfplay.engines.vllm_client import own_address
 
 
 class Group:
-    """Rank 0 is the trainer's, the others are servers' workers. timeout_s: of meeting, and of each broadcast."""
+    """A gloo process group. Rank 0 is the trainer, the other ranks are the servers' workers.
+
+    timeout_s: of the meeting of all ranks, and of each broadcast.
+    """
 
     def __init__(self, host: str, port: int, rank: int, world: int, timeout_s: float) -> None:
         timeout = timedelta(seconds=timeout_s)
@@ -34,13 +38,15 @@ class Group:
         gloo: Any = ProcessGroupGloo
         options = gloo._Options()
         options._timeout = timeout
-        options._devices = [
-            gloo.create_device(hostname=own_address(towards=host))
-        ]  # else it goes by variables and host names
+        # By default gloo takes the device from environment variables and host names.
+        options._devices = [gloo.create_device(hostname=own_address(towards=host))]
         self._gloo = gloo(self._store, rank, world, options)
 
     def broadcast(self, tensor: Tensor) -> None:
-        """From rank 0, as bytes: gloo knows fewer types than models have. `tensor` is contiguous and on the CPU."""
+        """Send `tensor` from rank 0 to all. It must be contiguous and on the CPU.
+
+        It travels as bytes, since gloo supports fewer dtypes than models use.
+        """
         options = BroadcastOptions()
         options.rootRank = 0
         self._gloo.broadcast([tensor.view(-1).view(torch.uint8)], options).wait()
@@ -48,7 +54,7 @@ class Group:
 
 @dataclass
 class GlooInitInfo(WeightTransferInitInfo):  # type: ignore[misc]
-    """What a server is told. rank_offset: the rank of its first worker."""
+    """What a server needs to join the group. rank_offset: rank of its first worker."""
 
     master_address: str
     master_port: int
@@ -67,7 +73,7 @@ class GlooTrainerInitInfo(TrainerInitInfo):  # type: ignore[misc]
 
 
 class GlooTransferEngine(NCCLWeightTransferEngine):  # type: ignore[misc]
-    """In a worker of a server. The layer-by-layer reload around it is the nccl engine's."""
+    """The worker's side. It inherits the layer-by-layer reload from the nccl engine."""
 
     init_info_cls: Any = GlooInitInfo
     _group: Group | None = None
@@ -77,15 +83,16 @@ class GlooTransferEngine(NCCLWeightTransferEngine):  # type: ignore[misc]
             self.parallel_config.data_parallel_index * self.parallel_config.world_size
             + self.parallel_config.rank
         )
-        place = (init_info.master_address, init_info.master_port, init_info.rank_offset + own)
-        self._group = Group(*place, init_info.world_size, init_info.timeout_s)
+        address = (init_info.master_address, init_info.master_port)
+        rank = init_info.rank_offset + own
+        self._group = Group(*address, rank, init_info.world_size, init_info.timeout_s)
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
         self.receive_weights(self.parse_update_info(update_info))
 
     def receive_weights(self, update_info: NCCLWeightTransferUpdateInfo) -> None:
         if self._group is None:
-            raise RuntimeError("weights come before init_weight_transfer_engine")
+            raise RuntimeError("weights came before init_weight_transfer_engine was called")
         with disable_mtp_completeness_check():
             for name, dtype, shape in zip(
                 update_info.names, update_info.dtype_names, update_info.shapes, strict=True
@@ -99,7 +106,10 @@ class GlooTransferEngine(NCCLWeightTransferEngine):  # type: ignore[misc]
 
 
 class GlooTrainerTransferEngine(NCCLTrainerWeightTransferEngine):  # type: ignore[misc]
-    """In the trainer's rank 0: `send_weights`, the round of calls around the broadcasts, is the nccl engine's."""
+    """The side of the trainer's rank 0.
+
+    It inherits `send_weights`, with its calls to servers, from the nccl engine.
+    """
 
     init_info_cls: Any = GlooTrainerInitInfo
     _group: Group
@@ -107,11 +117,11 @@ class GlooTrainerTransferEngine(NCCLTrainerWeightTransferEngine):  # type: ignor
     @classmethod
     def trainer_init(cls, init_info: Any, *, client: Any, source: Any = None) -> Self:
         engine = cls(client=client, source=source, is_sender=init_info.is_sender, packed=False)
-        place = (init_info.master_address, init_info.master_port)
-        told = GlooInitInfo(*place, 1, init_info.world_size, init_info.timeout_s)
-        with ThreadPoolExecutor(1) as pool:  # servers wait in this call for rank 0 to come
-            answer = pool.submit(client.init_weight_transfer_engine, asdict(told))
-            engine._group = Group(*place, 0, init_info.world_size, init_info.timeout_s)
+        address = (init_info.master_address, init_info.master_port)
+        servers_info = GlooInitInfo(*address, 1, init_info.world_size, init_info.timeout_s)
+        with ThreadPoolExecutor(1) as pool:  # in this call the servers wait for rank 0
+            answer = pool.submit(client.init_weight_transfer_engine, asdict(servers_info))
+            engine._group = Group(*address, 0, init_info.world_size, init_info.timeout_s)
             answer.result()
         return engine
 

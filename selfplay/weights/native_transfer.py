@@ -1,7 +1,8 @@
-"""From the trainer's processes into vLLM servers by vLLM's own weight transfer: nccl between GPUs, ipc on a shared one, gloo on CPUs.
+"""Sends weights from the trainer's processes to vLLM servers by vLLM's own weight transfer.
 
-Runs where the weights are; `NativeWeightSync` tells it when. Invariant: every rank iterates its source to the end, whatever fails on the
-way, since gathering is collective; and nobody holds more than a layer group beyond its share.
+nccl is for different GPUs, ipc for a shared one, gloo for CPUs. The code runs in the trainer's processes, and
+`NativeWeightSync` starts it. Invariants: every rank iterates its source to the end even after a failure,
+since gathering is collective; no rank holds more than one layer group beyond its own share.
 """
 
 from __future__ import annotations
@@ -19,78 +20,84 @@ from urllib.parse import urlsplit
 import torch
 from torch import Tensor
 
-from selfplay.engines.vllm_servers import Client, free_port, own_address
+from selfplay.engines.vllm_client import Client, free_port, own_address
 from selfplay.runtime.torch_builds import leave_out_mismatched
 
 Backend = Literal["nccl", "ipc", "gloo"]
-_BUFFER_BYTES = (
-    256 << 20
-)  # of weights in flight at a time, where they are sent in packages; a larger tensor is a package by itself
+_NO_CALL = "no server was asked for anything"
+_BUFFER_BYTES = 256 << 20  # of weights in one package of nccl and ipc; a larger tensor is a package by itself
 
 
 @dataclass(frozen=True)
 class Receivers:
-    """The servers that take weights together, and how. dtype: theirs. deadline_s: of each call to one and of each transfer."""
+    """The servers that take weights together. deadline_s: of each call to a server, and of each transfer."""
 
     backend: Backend
     urls: tuple[str, ...]
-    dtype: str
+    dtype: str  # of the servers' weights
     deadline_s: float
 
     def device(self, own: torch.device) -> str:
-        """Where weights are wanted that lie on `own`."""
+        """Return the device from which weights are sent. own: the device where they are."""
         return "cpu" if self.backend == "gloo" else str(own)
 
 
 @dataclass(frozen=True)
 class SendReport:
-    """error: why the servers may hold a mixture now, with what each side was waiting for; "" when all of them took all of it."""
+    """Outcome of one transfer.
+
+    error: "" if all servers took all weights. Else why not, and what each side was waiting for; the servers
+    may hold weights of two versions.
+    """
 
     bytes: int = 0
     seconds: float = 0.0
     error: str = ""
 
 
-class Announced(NamedTuple):
-    """One tensor before it comes, as vLLM's trainer side reads it."""
+class TensorInfo(NamedTuple):
+    """Announces one tensor, with the fields that vLLM's trainer side reads."""
 
     name: str
     dtype: torch.dtype
     shape: tuple[int, ...]
 
 
-class Source:
-    """What vLLM calls a weight source: announces all tensors, then yields them. A new pass with each iteration.
+class WeightSource:
+    """A weight source in vLLM's sense: announces all tensors, then yields them. Each iteration is a new pass.
 
-    held: what is sent, by name, for types and whole shapes alone: under ZeRO-3 parameters that are shared out. groups: starts a pass,
-    collective over ranks; layer groups as copies of one's own, empty on ranks that only help to gather.
+    tensors: what is sent, by name. Only dtypes and whole shapes are read: under ZeRO-3 these are partitioned
+    parameters. groups: starts a pass, collective over ranks. It yields layer groups as copies, and empty
+    groups on ranks that only help to gather.
     """
 
     def __init__(
         self,
         receivers: Receivers,
-        held: Mapping[str, Tensor],
+        tensors: Mapping[str, Tensor],
         groups: Callable[[], Iterator[Mapping[str, Tensor]]],
     ) -> None:
-        theirs: torch.dtype = getattr(torch, receivers.dtype)
-        self._dtypes = {
-            name: theirs if value.is_floating_point() else value.dtype for name, value in held.items()
-        }
-        self._announced = [
-            Announced(name, self._dtypes[name], tuple(getattr(value, "ds_shape", value.shape)))
-            for name, value in held.items()
+        target: torch.dtype = getattr(torch, receivers.dtype)
+        self._infos = [
+            TensorInfo(
+                name,
+                target if value.is_floating_point() else value.dtype,
+                tuple(getattr(value, "ds_shape", value.shape)),
+            )
+            for name, value in tensors.items()
         ]
+        self._dtypes = {info.name: info.dtype for info in self._infos}
         self._groups = groups
         self._pass: Iterator[tuple[str, Tensor]] | None = None
-        self.at = "nothing yet"
+        self.at = "nothing yet"  # the last tensor, for error messages
 
     @property
     def sizes(self) -> list[int]:
         """Bytes of each tensor."""
-        return [one.dtype.itemsize * torch.Size(one.shape).numel() for one in self._announced]
+        return [info.dtype.itemsize * torch.Size(info.shape).numel() for info in self._infos]
 
-    def metadata(self) -> list[Announced]:
-        return self._announced
+    def metadata(self) -> list[TensorInfo]:
+        return self._infos
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
         self._pass = self._tensors()
@@ -104,93 +111,91 @@ class Source:
         self.at = "the end"
 
     def finish(self) -> None:
-        """What is left of a pass that broke off, or a whole one where none began."""
+        """Iterate the rest of a pass that broke off, or a whole pass if none has started."""
         for _ in self._pass or self:
             pass
         self._pass = None
 
 
-class Servers:
-    """Several servers behind the four calls that vLLM's trainer side makes. Each call returns when all have answered."""
+class ServerGroup:
+    """Several servers behind the four calls of vLLM's trainer side.
+
+    Each call returns when all servers answered.
+    """
 
     def __init__(self, receivers: Receivers) -> None:
         self._clients = [Client(f"server {url}", url) for url in receivers.urls]
         self._deadline_s = receivers.deadline_s
         self._pool = ThreadPoolExecutor(len(self._clients), thread_name_prefix="transfer-call")
         self._lock = threading.Lock()
-        self._open: dict[str, str] = {}  # what was asked of whom and is not answered
-        self._workers: list[int] = []
+        self._unanswered: dict[str, str] = {}  # server -> path of the call that it has not answered
+        self._workers: list[int] = []  # of each server
 
-    def workers(self) -> int:
-        """How many processes of all servers take weights."""
-        self._workers = [
-            int(answer["world_size"]) for answer in self._all("GET", "/get_world_size?include_dp=true")
-        ]
+    def count_workers(self) -> int:
+        """Ask all servers for the number of processes that take weights. Returns the sum."""
+        answers = self._call_all("GET", "/get_world_size?include_dp=true")
+        self._workers = [int(answer["world_size"]) for answer in answers]
         return sum(self._workers)
 
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
-        self._all("POST", "/shutdown_weight_transfer_engine")  # of a group that is given up
+        self._call_all("POST", "/shutdown_weight_transfer_engine")  # ends the previous group
         bodies, first = [], 1
         for count in self._workers:
-            bodies.append(
-                {
-                    "init_info": {**init_info, "rank_offset": first}
-                    if "rank_offset" in init_info
-                    else init_info
-                }
-            )
+            own = {"rank_offset": first} if "rank_offset" in init_info else {}
+            bodies.append({"init_info": init_info | own})
             first += count
-        self._all("POST", "/init_weight_transfer_engine", bodies)
+        self._call_all("POST", "/init_weight_transfer_engine", bodies)
 
     def start_weight_update(self) -> None:
-        self._all("POST", "/start_weight_update")
+        self._call_all("POST", "/start_weight_update")
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
         info = dict(update_info)
         if (handles := info.pop("ipc_handles", None)) is not None:
             info["ipc_handles_pickled"] = base64.b64encode(pickle.dumps(handles)).decode()
-        self._all("POST", "/update_weights", [{"update_info": info}] * len(self._clients))
+        self._call_all("POST", "/update_weights", [{"update_info": info}] * len(self._clients))
 
     def finish_weight_update(self, weight_version: str | None = None) -> None:
-        self._all("POST", "/finish_weight_update")
+        self._call_all("POST", "/finish_weight_update")
 
-    def waiting(self) -> str:
+    def describe_unanswered(self) -> str:
         with self._lock:
-            return (
-                ", ".join(f"{name} was in {path}" for name, path in self._open.items())
-                or "no server was asked for anything"
-            )
+            calls = ", ".join(f"{name} was in {path}" for name, path in self._unanswered.items())
+        return calls or _NO_CALL
 
     def close(self) -> None:
         self._pool.shutdown(wait=False)
         for client in self._clients:
             client.close()
 
-    def _all(
+    def _call_all(
         self, method: str, path: str, bodies: Sequence[Mapping[str, Any] | None] | None = None
     ) -> list[Any]:
         def ask(client: Client, body: Mapping[str, Any] | None) -> Any:
             with self._lock:
-                self._open[client.name] = path.partition("?")[0]
+                self._unanswered[client.name] = path.partition("?")[0]
             answer = client.call(method, path, body, deadline_s=self._deadline_s)
             with self._lock:
-                del self._open[client.name]  # one that failed stays
+                del self._unanswered[client.name]  # not reached if the call failed
             return answer
 
         return list(self._pool.map(ask, self._clients, bodies or [None] * len(self._clients)))
 
 
 class NativeSender:
-    """One rank's part in it: rank 0 speaks to the servers and sends, the others help to gather. Collective, like all that a rank does."""
+    """One rank's part of a transfer: rank 0 calls the servers and sends, the other ranks help to gather.
+
+    Its methods are collective: all ranks call the same ones in the same order.
+    """
 
     def __init__(self, rank: int, progress: Callable[[str], None] = lambda _: None) -> None:
         self._rank, self._progress = rank, progress
         self._receivers: Receivers | None = None
         self._engine: Any = None
-        self._servers: Servers | None = None
+        self._servers: ServerGroup | None = None
 
-    def send(self, receivers: Receivers, source: Source) -> SendReport:
-        """All of `source` into all receivers, which were paused before and are told a version after. Never raises for what they do."""
+    def send(self, receivers: Receivers, source: WeightSource) -> SendReport:
+        """Send all of `source` to all receivers, which the caller has paused. Failures go into the report."""
         started = time.monotonic()
         if self._rank:
             source.finish()
@@ -201,12 +206,15 @@ class NativeSender:
                 self._meet(receivers, max(_BUFFER_BYTES, *source.sizes))
             self._engine.source = source
             self._engine.send_weights()
-        except Exception as error:  # of vLLM, gloo, nccl, HTTP: whatever it is, the servers cannot be trusted and the ranks are well
-            waiting = self._servers.waiting() if self._servers else "no server was asked for anything"
-            why = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}. The trainer was at {source.at}; {waiting}"
+        # After an error of vLLM, gloo, nccl or HTTP nobody knows what the servers hold, but the ranks can go
+        # on.
+        except Exception as error:
+            unanswered = self._servers.describe_unanswered() if self._servers else _NO_CALL
+            first_line = str(error).strip().partition("\n")[0]
+            reason = f"{type(error).__name__}: {first_line}. The trainer was at {source.at}; {unanswered}"
             self.close()
             source.finish()
-            return SendReport(seconds=time.monotonic() - started, error=why)
+            return SendReport(seconds=time.monotonic() - started, error=reason)
         return SendReport(sum(source.sizes), time.monotonic() - started)
 
     def _meet(self, receivers: Receivers, package_bytes: int) -> None:
@@ -214,20 +222,20 @@ class NativeSender:
         leave_out_mismatched()
         from vllm.distributed.weight_transfer import WeightTransferTrainerFactory
 
-        self._servers = servers = Servers(receivers)
+        self._servers = servers = ServerGroup(receivers)
         host = own_address(urlsplit(receivers.urls[0]).hostname or "127.0.0.1")
-        place = (host, free_port(host), 1 + servers.workers())
-        source: Any = object()  # set for each transfer
+        group = (host, free_port(host), 1 + servers.count_workers())  # address, port, world size
+        source: Any = object()  # `send` sets the real one for each transfer
         info: Any
         if receivers.backend == "gloo":
             from selfplay.weights.gloo_transfer import GlooTrainerInitInfo, GlooTrainerTransferEngine
 
-            info = GlooTrainerInitInfo(*place, receivers.deadline_s, rank=0)
+            info = GlooTrainerInitInfo(*group, receivers.deadline_s, rank=0)
             self._engine = GlooTrainerTransferEngine.trainer_init(info, client=servers, source=source)
         elif receivers.backend == "nccl":
             from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
 
-            info = NCCLTrainerInitInfo(*place, packed_buffer_size_bytes=package_bytes, rank=0)
+            info = NCCLTrainerInitInfo(*group, packed_buffer_size_bytes=package_bytes, rank=0)
             self._engine = WeightTransferTrainerFactory.trainer_init(info, client=servers, source=source)
         else:
             from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo
@@ -237,14 +245,9 @@ class NativeSender:
         self._receivers = receivers
 
     def close(self) -> None:
-        """Let go of the servers, which hear of it when somebody meets them anew. May be called twice."""
-        engine, servers, self._engine, self._servers, self._receivers = (
-            self._engine,
-            self._servers,
-            None,
-            None,
-            None,
-        )
+        """Leave the group. The servers notice at the next meeting. May be called twice."""
+        engine, servers = self._engine, self._servers
+        self._engine = self._servers = self._receivers = None
         if engine is not None:
             engine.shutdown()
         if servers is not None:

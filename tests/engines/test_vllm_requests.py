@@ -28,8 +28,9 @@ from selfplay.engines.vllm_requests import check_request, read_answer, request_b
 from selfplay.engines.vllm_servers import ServerSet, sweep
 from selfplay.errors import ConfigError, EngineError, ServerLost, WeightSyncError
 from selfplay.sandbox.owners import owner
-from selfplay.weights.native_transfer import NativeSender, Receivers, SendReport, Source
-from selfplay.weights.weight_sync import FileWeightSync, NativeWeightSync, compare_digests, write_shards
+from selfplay.weights.native_transfer import NativeSender, Receivers, SendReport, WeightSource
+from selfplay.weights.verification import compare_digests
+from selfplay.weights.weight_sync import FileWeightSync, NativeWeightSync, write_shards
 from vllm_double import STOP, Double, doubles, generated, wait_until
 
 REQUEST = GenerationRequest((5, 6, 7), 8, 41, frozenset({STOP}), "solver/u1-sol0/3/0")
@@ -375,7 +376,7 @@ def test_a_rank_gathers_to_the_end_whatever_becomes_of_the_transfer(
             gathered.append(name)
 
     receivers = Receivers("gloo", ("http://127.0.0.1:1",), "float32", 5.0)
-    report = NativeSender(rank).send(receivers, Source(receivers, held, groups))
+    report = NativeSender(rank).send(receivers, WeightSource(receivers, held, groups))
     assert gathered == ["a", "b"]  # else the other ranks would wait in a collective for ever
     told = "OSError: no way to the servers. The trainer was at nothing yet; no server was asked for anything"
     assert report.error == ("" if rank else told)

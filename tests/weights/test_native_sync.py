@@ -14,17 +14,18 @@ import torch
 
 from machine import eventually
 from selfplay.agent.chat import policy_path
-from selfplay.config import TrainerSettings
+from selfplay.settings.learning import TrainerSettings
 from selfplay.engines.base import GenerationRequest, Sampling
 from selfplay.engines.models import load_causal_model
 from selfplay.engines.process_keeper import descendants
 from selfplay.engines.vllm_engine import VllmEngine
-from selfplay.engines.vllm_servers import Launch, OwnServer
+from selfplay.engines.vllm_launch import Launch
+from selfplay.engines.vllm_servers import OwnServer, ServerSet
 from selfplay.training.base import ExportedWeights, Trainer
 from selfplay.training.batch import Sample
 from selfplay.training.deepspeed_trainer import DeepSpeedTrainer
 from selfplay.training.torch_trainer import TorchTrainer
-from selfplay.weights.native_transfer import NativeSender, Receivers, SendReport, Source
+from selfplay.weights.native_transfer import NativeSender, Receivers, SendReport, WeightSource
 from selfplay.weights.weight_sync import NativeWeightSync, WeightSender
 
 pytestmark = [
@@ -105,7 +106,7 @@ def bench(trainer: DeepSpeedTrainer, tmp_path_factory: pytest.TempPathFactory) -
     sync = NativeWeightSync(
         MODEL, torch.float32, "gloo", sender, lambda: max(folder.glob("update-*"), default=None), DEADLINE_S
     )
-    engine = VllmEngine(launch, sync, 2, tell=told.append)
+    engine = VllmEngine(launch, sync, ServerSet(2), report=told.append)
     yield Bench(engine, sender, told, folder)
     engine.close()
 
@@ -185,7 +186,7 @@ class Breaking:
                 yield {name: value}
             self.ended = True
 
-        return NativeSender(0).send(receivers, Source(receivers, weights, groups))
+        return NativeSender(0).send(receivers, WeightSource(receivers, weights, groups))
 
 
 @pytest.mark.filterwarnings(
