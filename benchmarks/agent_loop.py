@@ -1,6 +1,7 @@
-"""What the episode loop costs beside the engine: a turn of `run_episode` against the bare engine answering the same requests.
+"""The cost of the episode loop: a turn of `Agent.play`, compared with the engine alone on the same requests.
 
-Run: python -m benchmarks.agent_loop [--turns 16] [--episodes 8] [--policy FOLDER]. Without bubblewrap the sandbox rows are left out.
+Run: python -m benchmarks.agent_loop [--turns 16] [--episodes 8] [--policy FOLDER]. Without bubblewrap it
+leaves out the row with a sandbox.
 """
 
 from __future__ import annotations
@@ -18,15 +19,15 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.options import at_least_one
-from selfplay.agent.agent import AgentResult, run_episode
+from selfplay.agent.agent import Agent, AgentResult
 from selfplay.agent.chat import ChatFormat, load_tokenizer
-from selfplay.agent.tools import format_action
-from selfplay.config import AgentSettings
+from selfplay.agent.tool_format import format_action
 from selfplay.engines.base import Completion, Engine, GenerationRequest, Sampling, derive_seed
 from selfplay.engines.scripted_engine import ScriptedEngine
 from selfplay.errors import PrerequisiteError
 from selfplay.sandbox import open_backend
 from selfplay.sandbox.base import ExecResult, Sandbox, SandboxSpec
+from selfplay.settings.playing import AgentSettings
 
 if TYPE_CHECKING:
     import torch
@@ -40,7 +41,7 @@ OUTPUT = "\n".join(
 
 
 class NoSandbox:
-    """Answers at once with forty lines, so that only the loop itself is measured."""
+    """Answers every command at once with forty lines, so that only the loop is measured."""
 
     spec = SandboxSpec(environment="")
 
@@ -60,7 +61,7 @@ class NoSandbox:
 
 
 class Recorder:
-    """Passes requests on and keeps them, to be asked again without the loop."""
+    """Passes requests on and keeps them, so that the engine can answer them again without the loop."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
@@ -88,22 +89,17 @@ class Recorder:
 def play(
     engine: Engine, chat: ChatFormat, sandbox: Sandbox, settings: AgentSettings, episode: int
 ) -> AgentResult:
-    return run_episode(
-        engine,
-        chat,
-        sandbox,
-        "",
-        "injector direct",
-        settings,
-        lambda turn: derive_seed(episode, turn),
-        f"injector/b/{episode}",
-    )
+    tag = f"injector/b/{episode}"
+    agent = Agent(engine, chat, sandbox, settings, lambda turn: derive_seed(episode, turn), tag)
+    return agent.play("", "injector direct")
 
 
 def measure(
     name: str, engine: Engine, chat: ChatFormat, sandbox: Sandbox, settings: AgentSettings, episodes: int
 ) -> list[str]:
-    """One row: the loop's time, the bare engine's on the same requests, and the difference a turn."""
+    """One row of the table: the times of the loop and of the engine alone, and their difference, each for a
+    turn.
+    """
     play(engine, chat, sandbox, settings, episodes)  # warm-up
     recorder = Recorder(engine)
     started = time.perf_counter()

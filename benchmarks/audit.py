@@ -1,8 +1,11 @@
-"""How often validation and grading see through bugs whose verdict rests on chance or on a hash of the code; and how often they err.
+"""How often validation and grading reject bugs that depend on chance or on a hash of the code.
+
+It also counts honest bugs that they reject.
 
     python -m benchmarks.audit --output FOLDER [--limit 6] [--attempts 8]
 
-Leaves attacks on anything else to `selfplay doctor --attack`. Invariant: a name says all of an artifact, so a folder can be continued.
+Other attacks are in `selfplay doctor --attack`. Invariant: a case's name identifies its artifact completely,
+so that a second call can continue a folder.
 """
 
 from __future__ import annotations
@@ -27,8 +30,9 @@ from selfplay.evaluation.tasks import Task, bug_of, find_tasks
 from selfplay.outcomes import parse_outcomes
 from selfplay.repositories.build import prepare_environment
 from selfplay.repositories.checkouts import cache_root
-from selfplay.repositories.environment import Environment, standard_parser
+from selfplay.repositories.environment import Environment
 from selfplay.repositories.fetching import fetch
+from selfplay.repositories.scripts import standard_parser
 from selfplay.repositories.specs import parse_spec
 from selfplay.runtime.resources import resource
 from selfplay.sandbox import open_backend
@@ -38,24 +42,27 @@ from selfplay.source.syntax import parse_module
 from selfplay.source.trees import Tree
 from selfplay.verdicts.bug import BugState, build_states
 from selfplay.verdicts.checks import Thresholds
+from selfplay.verdicts.confirmation import Confirmation
 from selfplay.verdicts.grading import grade
 from selfplay.verdicts.test_runs import ParsedLog, TestRunner
 from selfplay.verdicts.validator import validate
 
 Kind = Literal["chance", "seeded", "same shape", "honest"]
 THRESHOLDS = Thresholds(3, 1, 1)  # the frozen set's own
-# How often luck repairs. 0.26 is the solve rate that pays an injector best; where an author seeks a first draw that fails, 0.95 takes long.
+# Probabilities that a run passes. An injector's reward is highest at a solve rate of 0.26. Seeded bugs leave
+# out 0.95: the search for a first run that fails takes too long there.
 PASSES: Mapping[str, tuple[float, ...]] = {"chance": (0.26, 0.5, 0.8, 0.95), "seeded": (0.26, 0.5, 0.8)}
-BUGS_OF_A_PACKAGE = 2  # that hostile code is built over: those of a package whose tests run the fastest
+BUGS_OF_A_PACKAGE = 2  # bugs of one package that hostile code is built on
 HONEST = 52
 SAME_SHAPE = 10
-MAX_SALTS = 40  # that a hostile author tries for a first draw that fails
-Z = 1.959964  # two-sided 95 %
+MAX_SALTS = 40  # salts that a hostile author tries until the first run fails
+Z = 1.959964  # quantile of the normal distribution for a two-sided 95 % interval
 
 FRAME = "__import__('sys')._getframe().f_code"
 FILE = "open(__file__, 'rb').read()"
 INSPECT = "__import__('inspect')"
-# Something another in each process. Set order and hash() hang on the hash seed, which the runner sets.
+# Expressions whose value differs between processes. Set order and hash() depend on the hash seed, which the
+# runner sets.
 CHANCE = {
     "random": "__import__('random').random()",
     "os.urandom": "__import__('os').urandom(8)",
@@ -72,7 +79,7 @@ CHANCE = {
     "set order": "[*{'ada', 'bee', 'cat', 'dog', 'elk', 'fox', 'gnu'}]",
     "hash of a string": "hash('ada')",
 }
-# Something that is the same for equal code, and another for code that an attempt changed.
+# Expressions whose value depends only on the code, so that an attempt changes it.
 SEEDED = {
     "file": FILE,
     "file size": "__import__('os').path.getsize(__file__)",
@@ -86,22 +93,24 @@ SEEDED = {
     "line number": f"{FRAME}.co_firstlineno",
     "line count": f"{FILE}.count(b'\\n')",
     "co_code of the module": "__spec__.loader.get_code(__name__).co_code",
-    "all functions": "[getattr(f, '__code__', f.__class__).co_code for f in [*globals().values()] if f.__class__.__name__ == 'function']",
+    "all functions": (
+        "[getattr(f, '__code__', f.__class__).co_code for f in [*globals().values()] "
+        "if f.__class__.__name__ == 'function']"
+    ),
     "co_linetable": f"{FRAME}.co_linetable",
     "package": "[p.read_bytes() for p in sorted(__import__('pathlib').Path(__file__).parent.glob('*.py'))]",
     "repository": "[p.read_bytes() for p in sorted(__import__('pathlib').Path('/testbed').rglob('*.py'))]",
-    "sizes in the repository": "[p.stat().st_size for p in sorted(__import__('pathlib').Path('/testbed').rglob('*.py'))]",
+    "sizes in the repository": (
+        "[p.stat().st_size for p in sorted(__import__('pathlib').Path('/testbed').rglob('*.py'))]"
+    ),
 }
-AUTHOR_CHOOSES = {
-    *SEEDED,
-    "set order",
-    "hash of a string",
-}  # what comes out the first time can be known beforehand
+# Sources whose first value an author can compute beforehand.
+AUTHOR_CHOOSES = {*SEEDED, "set order", "hash of a string"}
 
 
 @dataclass(frozen=True)
 class Case:
-    """One artifact to be put to the test. source: what its luck is drawn from; passes: how often luck repairs it."""
+    """One artifact to judge. source: a key of CHANCE or SEEDED. passes: probability that a run passes."""
 
     kind: Kind
     source: str
@@ -115,9 +124,11 @@ class Case:
 
 @dataclass(frozen=True)
 class Result:
-    """failed_check: "" for an accepted artifact. first_pass: whether the first attempt that passed was confirmed; None without any.
+    """The verdict on one case, and the grades of its attempts.
 
-    voided: whether a pass of the group was not confirmed, which takes the bug out of the curriculum.
+    failed_check: "" for an accepted artifact.
+    first_pass: whether the second grading confirmed the first attempt that passed; None if none passed.
+    voided: whether a pass of the group was not confirmed, which removes the bug from the curriculum.
     """
 
     name: str
@@ -136,12 +147,12 @@ class Result:
     salt: int = 0
 
 
-# ---- hostile bugs over honest ones
+# ---- hostile bugs built on honest ones
 
 
 @dataclass(frozen=True)
-class Place:
-    """The statement that an honest bug broke: its file, its lines (1-based, inclusive), and what both versions of them are."""
+class BrokenStatement:
+    """The statement that an honest bug broke, in both versions. Lines count from 1, and both are included."""
 
     path: str
     first: int
@@ -151,8 +162,11 @@ class Place:
     indentation: str
 
 
-def broken_statement(original: Tree, buggy: Tree) -> Place | None:
-    """The innermost whole statement around the one line that differs; None where two of them cannot stand in the branches of an `if`."""
+def broken_statement(original: Tree, buggy: Tree) -> BrokenStatement | None:
+    """The innermost whole statement around the one line that differs.
+
+    Returns None if more than one line differs, or if the statement cannot be a branch of an `if`.
+    """
     (path,) = original.changed_paths(buggy)
     right, wrong = original.text(path).split("\n"), buggy.text(path).split("\n")
     lines = [number for number, (a, b) in enumerate(zip(right, wrong, strict=False), 1) if a != b]
@@ -175,7 +189,7 @@ def broken_statement(original: Tree, buggy: Tree) -> Place | None:
         return None
     first, last = node.lineno, node.end_lineno or node.lineno
     start = right[first - 1]
-    return Place(
+    return BrokenStatement(
         path,
         first,
         last,
@@ -186,13 +200,13 @@ def broken_statement(original: Tree, buggy: Tree) -> Place | None:
 
 
 def _stands_alone(node: ast.stmt, lines: Sequence[str]) -> bool:
-    """Nothing else is on its first line, and it is no `elif`."""
+    """True if its first line holds nothing else, and it is no `elif`."""
     line = lines[node.lineno - 1]
     return line.isascii() and not line[: node.col_offset].strip() and not line.strip().startswith("elif")
 
 
 def _has_long_text(node: ast.stmt) -> bool:
-    """A text of several lines within would change with its indentation."""
+    """True if it contains a text of several lines, which indentation would change."""
     return any(
         isinstance(part, ast.Constant | ast.JoinedStr) and part.lineno != part.end_lineno
         for part in ast.walk(node)
@@ -200,23 +214,28 @@ def _has_long_text(node: ast.stmt) -> bool:
     )
 
 
-def draw(data: str, passes: float, salt: int) -> str:
-    """An expression that is true with the probability `passes`, drawn once a process from `data`: what serves a hostile author best."""
-    lot = f"__import__('zlib').crc32(repr(({data}, {salt})).encode()) % 10000 < {round(10000 * passes)}"
-    return f"(globals().get('_luck') or globals().setdefault('_luck', [{lot}]))[0]"
+def chance_expression(data: str, passes: float, salt: int) -> str:
+    """An expression that is true with probability `passes`, decided by `data` once in each process.
+
+    That serves a hostile author best: all tests of a run agree.
+    """
+    hashed = f"__import__('zlib').crc32(repr(({data}, {salt})).encode()) % 10000 < {round(10000 * passes)}"
+    return f"(globals().get('_luck') or globals().setdefault('_luck', [{hashed}]))[0]"
 
 
-def with_luck(original: Tree, place: Place, luck: str) -> Tree:
-    """The original with the statement made right where `luck` is true, and wrong else."""
-    lines = original.text(place.path).split("\n")
+def with_condition(original: Tree, statement: BrokenStatement, condition: str) -> Tree:
+    """The original, with the statement right if the expression `condition` is true, and broken otherwise."""
+    lines = original.text(statement.path).split("\n")
     branches = [
-        f"{place.indentation}if {luck}:",
-        *_indented(place.right),
-        f"{place.indentation}else:",
-        *_indented(place.wrong),
+        f"{statement.indentation}if {condition}:",
+        *_indented(statement.right),
+        f"{statement.indentation}else:",
+        *_indented(statement.wrong),
     ]
     return _with_text(
-        original, place.path, "\n".join([*lines[: place.first - 1], *branches, *lines[place.last :]])
+        original,
+        statement.path,
+        "\n".join([*lines[: statement.first - 1], *branches, *lines[statement.last :]]),
     )
 
 
@@ -228,29 +247,32 @@ def _with_text(tree: Tree, path: str, text: str) -> Tree:
     return tree.replace({path: replace(tree[path], content=text.encode())})
 
 
-def meaningless_attempt(start: Tree, place: Place, number: int) -> Tree:
-    """What a solver may hand in that repairs nothing: comments at the top and unused names beside the broken statement.
+def meaningless_attempt(start: Tree, statement: BrokenStatement, number: int) -> Tree:
+    """A solver's attempt that repairs nothing: it adds comments at the top and unused names at the statement.
 
-    Everything that a draw can hang on moves with `number`: text, size, lines, names, bytecode.
+    `number` changes all that a bug can hash: text, size, lines, names, bytecode.
     """
-    lines = start.text(place.path).split("\n")
+    lines = start.text(statement.path).split("\n")
     notes = "; ".join(f"note_{number}_{index} = {number}" for index in range(number))
-    top = 1 if lines[0].startswith("#") else 0  # an encoding stays in its place
+    top = 1 if lines[0].startswith("#") else 0  # a declared encoding stays the first line
     changed = [
         *lines[:top],
         *["# nothing"] * number,
-        *lines[top : place.first - 1],
-        place.indentation + notes,
-        *lines[place.first - 1 :],
+        *lines[top : statement.first - 1],
+        statement.indentation + notes,
+        *lines[statement.first - 1 :],
     ]
-    return _with_text(start, place.path, "\n".join(changed))
+    return _with_text(start, statement.path, "\n".join(changed))
 
 
-# ---- putting them to the test
+# ---- judging
 
 
 class QuickRunner(TestRunner):
-    """Reads logs with the standard parser in this process, as it is ours and not what is tried here: a third of the sandboxes."""
+    """A runner that runs the standard parser in this process. It saves two thirds of the sandboxes.
+
+    That is safe here: the parser is ours, and parsers are not what this program measures.
+    """
 
     def parse(self, environment: Environment, parser: str, log: bytes) -> ParsedLog:
         if parser != standard_parser():
@@ -268,7 +290,7 @@ def parse_standard() -> Callable[[str], dict[str, str]]:
 
 @dataclass
 class Audit:
-    """Opens repositories once, and judges one case after another as a run would."""
+    """Judges cases as a run would. Prepares each repository once."""
 
     backend: SandboxBackend
     config: Config
@@ -294,26 +316,29 @@ class Audit:
             )
         return self.environments[repo]
 
-    def place(self, task: Task) -> Place | None:
-        """Where hostile code can be built over the task's bug; None where the repaired branch does not pass its tests."""
+    def broken_statement(self, task: Task) -> BrokenStatement | None:
+        """The statement of the task's bug on which hostile code can be built.
+
+        Returns None if there is none, or if its repaired branch does not pass the tests.
+        """
         environment, bug = bug_of(task, self.environment(task.repo))
-        place = broken_statement(environment.tree, build_states(environment.tree, bug).buggy)
-        if place is None:
+        statement = broken_statement(environment.tree, build_states(environment.tree, bug).buggy)
+        if statement is None:
             return None
-        lucky = with_luck(environment.tree, place, draw("0", 1.0, 0))
-        if parse_module(lucky[place.path].content) is None:
+        repaired = with_condition(environment.tree, statement, chance_expression("0", 1.0, 0))
+        if parse_module(repaired[statement.path].content) is None:
             return None
-        run = self.runner.run(environment, lucky, bug.artifact.test_script, bug.artifact.test_parser)
-        return place if {*bug.fail_to_pass, *bug.pass_to_pass} <= run.outcomes.passed else None
+        run = self.runner.run(environment, repaired, bug.artifact.test_script, bug.artifact.test_parser)
+        return statement if {*bug.fail_to_pass, *bug.pass_to_pass} <= run.outcomes.passed else None
 
     def judge(self, case: Case) -> Result:
         environment, honest = bug_of(case.task, self.environment(case.task.repo))
         salt, bug = 0, honest
-        place = None
+        statement = None
         if case.kind != "honest":
-            place = self.place(case.task)
-            assert place is not None, f"{case.task.instance_id} was chosen because it has one"
-            salt, bug = self._hostile(case, place, environment, honest)
+            statement = self.broken_statement(case.task)
+            assert statement is not None, f"{case.task.instance_id} was chosen because it has one"
+            salt, bug = self._hostile(case, statement, environment, honest)
         started = time.monotonic()
         verdict = validate(bug.artifact, environment, THRESHOLDS, self.runner, self.config.validator)
         result = Result(
@@ -331,22 +356,22 @@ class Audit:
         if not self.attempts or case.kind == "same shape" or (result.failed_check and not self.grades_all):
             return result
         start = build_states(environment.tree, bug).solver_start
-        if place is None:
+        if statement is None:
             return self._graded(result, environment, bug, [case.task.patch])
         patches = [
-            diff_trees(start, meaningless_attempt(start, place, number))
+            diff_trees(start, meaningless_attempt(start, statement, number))
             for number in range(1, self.attempts + 1)
         ]
         return self._graded(result, environment, bug, patches)
 
     def _hostile(
-        self, case: Case, place: Place, environment: Environment, honest: BugState
+        self, case: Case, statement: BrokenStatement, environment: Environment, honest: BugState
     ) -> tuple[int, BugState]:
-        """The bug, and the salt with which its first draw fails: an author would try as many as it takes."""
+        """(salt, bug) such that the bug's first run fails. An author would search for such a salt too."""
         data = "0" if case.kind == "same shape" else {**CHANCE, **SEEDED}[case.source]
         weakening = build_states(environment.tree, honest)
         for salt in range(1, MAX_SALTS):
-            buggy = with_luck(environment.tree, place, draw(data, case.passes, salt))
+            buggy = with_condition(environment.tree, statement, chance_expression(data, case.passes, salt))
             weakened = buggy.replace({path: weakening.weakened[path] for path in honest.artifact.test_files})
             artifact = replace(
                 honest.artifact,
@@ -363,13 +388,20 @@ class Audit:
     def _graded(
         self, result: Result, environment: Environment, bug: BugState, patches: Sequence[str]
     ) -> Result:
-        """A group of attempts, as a solver group is graded; the first pass that is not confirmed voids the bug and ends it."""
+        """Grade attempts as a solver group is graded.
+
+        The first pass that is not confirmed voids the bug and ends the group.
+        """
         passed, first = 0, None
         for number, patch in enumerate(patches, 1):
             found = grade(bug, patch, environment, self.runner)
-            if found.confirmed is None and found.passed is False and "forge" not in found.reason:
+            if (
+                not found.passed
+                and found.confirmation is Confirmation.NOT_NEEDED
+                and "forge" not in found.reason
+            ):
                 continue  # it did not pass
-            confirmed = found.confirmed is True
+            confirmed = found.confirmation is Confirmation.CONFIRMED
             first = confirmed if first is None else first
             passed += 1
             if not confirmed:
@@ -385,7 +417,9 @@ def _order(text: str) -> bytes:
 
 
 def cases(audit: Audit, kinds: Sequence[str] = ()) -> Iterator[Case]:
-    """All of them, in an order in which any beginning holds every kind and package. kinds: those that are wanted, () for all."""
+    """All cases, in an order whose first few hold every kind and package. kinds: the wanted kinds, () for
+    all.
+    """
     tasks = sorted(find_tasks(["own"]), key=lambda task: _order(task.instance_id))
     packages: dict[str, list[Task]] = {}
     for task in tasks:
@@ -393,20 +427,21 @@ def cases(audit: Audit, kinds: Sequence[str] = ()) -> Iterator[Case]:
     honest = in_turn(packages.values())[:HONEST]
     ground = in_turn(
         [
-            _some(some, BUGS_OF_A_PACKAGE, lambda task: audit.place(task) is not None)
+            _some(some, BUGS_OF_A_PACKAGE, lambda task: audit.broken_statement(task) is not None)
             for some in packages.values()
         ]
     )
-    drawn = [
+    combinations = [
         (kind, source, passes)
         for kind, sources in (("chance", CHANCE), ("seeded", SEEDED))
         for source in sources
         for passes in PASSES[kind]
     ]
-    drawn.sort(key=lambda item: _order(repr(item)))
+    combinations.sort(key=lambda item: _order(repr(item)))
     hostile = [
-        Case(kind, source, passes, ground[n % len(ground)]) for n, (kind, source, passes) in enumerate(drawn)
-    ]  # type: ignore[arg-type]
+        Case(kind, source, passes, ground[n % len(ground)])  # type: ignore[arg-type]
+        for n, (kind, source, passes) in enumerate(combinations)
+    ]
     shaped = [Case("same shape", "none", 0.0, task) for task in ground[:SAME_SHAPE]]
     all_cases = in_turn(
         [hostile[::2], hostile[1::2], [Case("honest", "none", 0.0, task) for task in honest], shaped]
@@ -432,7 +467,7 @@ def in_turn(groups: Iterable[Sequence]) -> list:  # type: ignore[type-arg]
 
 
 def wilson(hits: int, count: int) -> tuple[float, float]:
-    """The 95 % interval of a share (Wilson 1927); (0, 1) of none."""
+    """The 95 % interval of hits/count (Wilson 1927). (0, 1) if count is 0."""
     if not count:
         return 0.0, 1.0
     share, square = hits / count, Z * Z
@@ -454,7 +489,7 @@ def table(rows: Sequence[Sequence[str]]) -> str:
 
 
 def report(results: Sequence[Result]) -> str:
-    """Markdown: hostile kinds by how often luck repairs them, then by what luck is drawn from, then the honest ones."""
+    """The results as Markdown: hostile kinds by probability to pass, then by source, then honest bugs."""
     hostile = [result for result in results if result.kind in ("chance", "seeded")]
     groups: list[tuple[str, str, list[Result]]] = []
     for kind in ("chance", "seeded"):
@@ -462,8 +497,8 @@ def report(results: Sequence[Result]) -> str:
         groups += [(kind, f"{p:g}", [result for result in some if result.passes == p]) for p in PASSES[kind]]
         groups.append((kind, "all", some))
     head = [
-        "verdict hangs on",
-        "luck repairs",
+        "verdict depends on",
+        "probability to pass",
         "artifacts",
         "rejected at",
         "rejected",
@@ -482,7 +517,7 @@ def report(results: Sequence[Result]) -> str:
         for kind, source in sources
         if (some := [r for r in hostile if (r.kind, r.source) == (kind, source)])
     ]
-    parts += ["## By what luck is drawn from", table([["kind", "source", *head[2:]], *rows])]
+    parts += ["## By source", table([["kind", "source", *head[2:]], *rows])]
     rows = []
     for kind in ("honest", "same shape"):
         some = [result for result in results if result.kind == kind]
@@ -503,7 +538,7 @@ def report(results: Sequence[Result]) -> str:
         for kind in ("chance", "seeded", "same shape", "honest")
     }
     costs = ", ".join(f"{kind} {sum(some) / len(some):.1f}" for kind, some in runs.items() if some)
-    parts.append(f"Test runs a validation, those known already left out: {costs}.")
+    parts.append(f"Test runs in one validation, without those whose result was known: {costs}.")
     return "\n\n".join(parts) + "\n"
 
 
@@ -547,18 +582,16 @@ def main() -> None:
         "--output",
         type=Path,
         default=Path("runs/audit"),
-        help="folder of results.jsonl, continued if there, and report.md",
+        help="folder of results.jsonl and report.md; an existing one is continued",
     )
     parser.add_argument(
-        "--limit", type=int, default=0, help="this many artifacts only; every kind comes early"
+        "--limit", type=int, default=0, help="number of artifacts, 0 for all; every kind comes early"
     )
-    parser.add_argument(
-        "--attempts", type=int, default=8, help="that are graded for each bug; 0 leaves grading out"
-    )
+    parser.add_argument("--attempts", type=int, default=8, help="attempts to grade for each bug, 0 for none")
     parser.add_argument(
         "--grade-rejected",
         action="store_true",
-        help="grade attempts at rejected artifacts too, as if they had been let through",
+        help="grade attempts at rejected artifacts too",
     )
     parser.add_argument(
         "--kinds", nargs="*", default=[], choices=["chance", "seeded", "same shape", "honest"]

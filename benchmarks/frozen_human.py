@@ -1,7 +1,7 @@
-"""The frozen set of human bugs: fixes that maintainers released, put back into a later release and proven by execution.
+"""The frozen set of human bugs: fixes of maintainers, undone in a later release and proven by execution.
 
-`--search PROJECT A B` prints candidates; which of them are bug fixes a person decides, by an entry in FIXES.
-Invariant: every record comes out of source distributions and accepted verdicts alone, so that it can be made again.
+`--search PROJECT A B` prints candidates. A person decides which of them are bug fixes, by an entry in FIXES.
+Invariant: every record comes only from source distributions and accepted verdicts. So it can be made again.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ from selfplay.repositories.environment import Environment
 from selfplay.repositories.fetching import fetch
 from selfplay.repositories.specs import parse_spec, read_repository_list
 from selfplay.runtime.resources import resource
-from selfplay.sandbox import SandboxBackend, open_backend
+from selfplay.sandbox import open_backend
+from selfplay.sandbox.base import SandboxBackend
 from selfplay.source.apply import diff_trees
 from selfplay.source.diffs import reverse_patch
 from selfplay.source.path_policy import is_protected_path, is_test_path
@@ -44,35 +45,39 @@ from selfplay.verdicts.bug import BugState
 from selfplay.verdicts.checks import Thresholds, broken_tests
 from selfplay.verdicts.test_logs import short_failure
 from selfplay.verdicts.test_runs import TestRun, TestRunner
-from selfplay.verdicts.validator import Verdict, validate
+from selfplay.verdicts.validator import validate
+from selfplay.verdicts.verdict import Verdict
 from selfplay.warm_start import CORPUS
 
 LABELS = {"selfplay.run": "frozen-human"}
 THRESHOLDS = Thresholds(min_passing_tests=3, min_failing_tests=1, min_changed_files=1)
-SCRIPT_TIMEOUT_S = 90  # a busy machine must not decide what is a bug
-MAX_SPEC_TOKENS = 600  # what the quickstart's solver is shown at most
+SCRIPT_TIMEOUT_S = 90  # long enough for a busy machine
+MAX_SPEC_TOKENS = 600  # the most that the quickstart's solver sees
 MAX_FUNCTION_LINES = 40
 MAX_CHANGED_LINES = 6
-CONTEXTS = (3, 2, 1, 0)  # lines around a hunk that must be found with it, most first
+CONTEXTS = (3, 2, 1, 0)  # lines around a hunk that must match too; tried in this order
 SOURCE_FOLDERS = ("", "src/", "lib/")
 EXPECTS = re.compile(r"raises|warns", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Fix:
-    """A fix that `after` made to one function since `before`, and the release that it is taken out of again.
+    """A fix of one function between the releases `before` and `after`, and the release where it is undone.
 
-    hunk    which of the function's changes, from its top; None: all of them together
-    why     what was wrong, in a reader's words; changelog: in the project's
-    tests   the files to run; (): those that the release touched
+    version: the release, as a repository list writes it.
+    path: of the file, in `version`.
+    function: the qualified name, such as "Class.method".
+    hunk: the number of the function's change, from its top; None for all changes.
+    why: what was wrong, in our words. changelog: in the project's words.
+    tests: the files to run, () for those that the release touched.
     """
 
     project: str
     before: str
     after: str
-    version: str  # as a repository list has it
-    path: str  # in `version`
-    function: str  # qualified: "Class.method"
+    version: str
+    path: str
+    function: str
     hunk: int | None
     licence: str
     why: str
@@ -85,7 +90,7 @@ class Fix:
 
     @property
     def last(self) -> str:
-        """The release that is tested, where `version` is a range as well."""
+        """The release that is tested: the last one, if `version` is a range."""
         return self.version.rpartition("..")[2]
 
 
@@ -104,15 +109,18 @@ FIXES: tuple[Fix, ...] = (
     Fix("jmespath", "1.0.0", "1.0.1", "1.0.1", "jmespath/parser.py", "Parser._free_cache_entries", 0, MIT,
         "emptying a full cache crashed: newer Pythons draw no sample from a view of keys",
         tests=("tests/test_parser.py",)),
-    Fix("markdown", "3.7", "3.8", "3.8", "markdown/extensions/smarty.py", "SmartyExtension.educateQuotes", 0, BSD,
+    Fix("markdown", "3.7", "3.8", "3.8", "markdown/extensions/smarty.py", "SmartyExtension.educateQuotes",
+        0, BSD,
         "two closing quotes in a row, one nested in the other, became opening ones",
         "Ensure `smarty` extension correctly renders nested closing quotes (#1514).",
         (MARKDOWN + "extensions/test_smarty.py",)),
-    Fix("markdown", "3.5.2", "3.6", "3.8", "markdown/extensions/smarty.py", "SmartyExtension.extendMarkdown", 0, BSD,
+    Fix("markdown", "3.5.2", "3.6", "3.8", "markdown/extensions/smarty.py",
+        "SmartyExtension.extendMarkdown", 0, BSD,
         "the table of contents was made before quotes and dashes were replaced",
         "Give smarty tree processor higher priority than toc (#1440).",
         (MARKDOWN + "extensions/test_smarty.py",)),
-    Fix("markdown", "3.4.3", "3.4.4", "3.8", "markdown/inlinepatterns.py", "HtmlInlineProcessor.handleMatch", 0, BSD,
+    Fix("markdown", "3.4.3", "3.4.4", "3.8", "markdown/inlinepatterns.py",
+        "HtmlInlineProcessor.handleMatch", 0, BSD,
         "an escaped character inside a raw tag came out as a placeholder",
         "Unescape any backslash escaped inline raw HTML (#1358).",
         (MARKDOWN + "inline/test_raw_html.py", MARKDOWN + "inline/test_autolinks.py")),
@@ -124,7 +132,8 @@ FIXES: tuple[Fix, ...] = (
         "a field name with a hyphen made a group name that no regular expression can have",
         "Template field names can now contain - character i.e. HYPHEN-MINUS",
         ("tests/test_parse.py",)),
-    Fix("python-dotenv", "0.20.0", "0.21.0", "1.1.1", "src/dotenv/main.py", "DotEnv.set_as_environment_variables", 0, BSD,
+    Fix("python-dotenv", "0.20.0", "0.21.0", "1.1.1", "src/dotenv/main.py",
+        "DotEnv.set_as_environment_variables", 0, BSD,
         "loading a file that is missing or empty was told as a success",
         tests=("tests/test_main.py",)),
     Fix("schema", "0.7.0", "0.7.1", "0.7.7", "schema.py", "Optional.__init__", 0, MIT,
@@ -146,7 +155,8 @@ FIXES: tuple[Fix, ...] = (
         "a comment swallowed every blank after it, not only line ends",
         "The strip comments filter was a bit greedy and removed too much whitespace (issue772).",
         ("tests/test_format.py",)),
-    Fix("sqlparse", "0.5.0", "0.5.1", "0.5.3", "sqlparse/filters/others.py", "StripWhitespaceFilter._stripws_parenthesis", 0, BSD,
+    Fix("sqlparse", "0.5.0", "0.5.1", "0.5.3", "sqlparse/filters/others.py",
+        "StripWhitespaceFilter._stripws_parenthesis", 0, BSD,
         "blanks at the end of a group before a closing parenthesis stayed",
         "Fix whitespace removal with nested expressions (issue782).",
         ("tests/test_format.py",)),
@@ -158,7 +168,8 @@ FIXES: tuple[Fix, ...] = (
         "names in backticks kept their quotes",
         "Handle backtick as valid quote char (issue628).",
         ("tests/test_utils.py",)),
-    Fix("sqlparse", "0.3.1", "0.4.0", "0.5.3", "sqlparse/filters/reindent.py", "ReindentFilter._process_parenthesis", 0, BSD,
+    Fix("sqlparse", "0.3.1", "0.4.0", "0.5.3", "sqlparse/filters/reindent.py",
+        "ReindentFilter._process_parenthesis", 0, BSD,
         "a group without an opening parenthesis crashed the formatter",
         "Stabilize formatting of invalid SQL statements.",
         ("tests/test_regressions.py",)),
@@ -174,7 +185,8 @@ FIXES: tuple[Fix, ...] = (
         "an operator without anything before it crashed",
         "Fix some edge-cases when parsing invalid SQL statements.",
         ("tests/test_regressions.py",)),
-    Fix("sqlparse", "0.2.2", "0.2.3", "0.5.3", "sqlparse/filters/reindent.py", "ReindentFilter._next_token", 0, BSD,
+    Fix("sqlparse", "0.2.2", "0.2.3", "0.5.3", "sqlparse/filters/reindent.py",
+        "ReindentFilter._next_token", 0, BSD,
         "LIMIT did not begin a line of its own",
         "Fix indentation of LIMIT (issue320).",
         ("tests/test_regressions.py",)),
@@ -203,7 +215,8 @@ FIXES: tuple[Fix, ...] = (
     Fix("toolz", "0.7.4", "0.8.0", "0.12.0..1.0.0", "toolz/itertoolz.py", "pluck", 0, BSD,
         "whether there is a default was asked by identity, which no copy of the marker has",
         tests=("toolz/tests/test_itertoolz.py",)),
-    Fix("validators", "0.28.1", "0.28.2", "0.35.0", "src/validators/ip_address.py", "_check_private_ip", None, MIT,
+    Fix("validators", "0.28.1", "0.28.2", "0.35.0", "src/validators/ip_address.py", "_check_private_ip",
+        None, MIT,
         "asked for addresses that are not private, it refused every one",
         "fix(ip_address): properly handle private is false",
         ("tests/test_ip_address.py",)),
@@ -215,7 +228,8 @@ FIXES: tuple[Fix, ...] = (
         "what the inner validator refused was told with the message of the other alternative",
         "Revert Breaking `Maybe` change in 0.12.1 (#439)",
         ("voluptuous/tests/tests.py",)),
-    Fix("voluptuous", "0.11.7", "0.12.0", "0.15.2", "voluptuous/validators.py", "_WithSubValidators.__voluptuous_compile__", 1, BSD,
+    Fix("voluptuous", "0.11.7", "0.12.0", "0.15.2", "voluptuous/validators.py",
+        "_WithSubValidators.__voluptuous_compile__", 1, BSD,
         "what one validator required stayed required for its neighbours",
         "Fixed issue with 'required' not being set properly (#420)",
         ("voluptuous/tests/tests.py",)),
@@ -259,7 +273,10 @@ def releases(project: str, first: str, last: str, cache: Path) -> dict[str, Tree
 
 
 def find_file(tree: Tree, path: str) -> str | None:
-    """Where `path` of another release lies in `tree`: packages move below src/, and a module becomes a package."""
+    """The path in `tree` of another release's `path`.
+
+    Packages move below src/, and modules become packages.
+    """
     bare = re.sub(r"^(src|lib)/", "", path)
     names = [bare, re.sub(r"/__init__\.py$", ".py", bare)]
     return next((folder + name for name in names for folder in SOURCE_FOLDERS if folder + name in tree), None)
@@ -278,7 +295,10 @@ def parsed(text: str) -> ast.Module | None:
 
 
 def function_lines(text: str) -> dict[str, tuple[int, int]]:
-    """Qualified name -> (first, last) line of every function that is defined once, special methods included, inner ones left out."""
+    """Qualified name -> (first, last) line of every function that is defined once.
+
+    Inner functions are left out.
+    """
     found: dict[str, list[tuple[int, int]]] = {}
 
     def visit(nodes: Sequence[ast.stmt], prefix: str) -> None:
@@ -296,7 +316,7 @@ def function_lines(text: str) -> dict[str, tuple[int, int]]:
 
 
 class _Meaning(ast.NodeTransformer):
-    """Takes docstrings and annotations away: what is left decides what code does."""
+    """Removes docstrings and annotations. The rest decides what the code does."""
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
         self.generic_visit(node)
@@ -324,7 +344,10 @@ class Change:
 
     @cached_property
     def hunks(self) -> tuple[tuple[int, int, int, int], ...]:
-        """(start, end) before and (start, end) after, of each run of changed lines; a single equal line between two joins them."""
+        """(start, end, start after, end after) of each run of changed lines.
+
+        Runs with one equal line between them are joined.
+        """
         joined: list[tuple[int, int, int, int]] = []
         for tag, a, b, c, d in difflib.SequenceMatcher(
             None, self.before, self.after, autojunk=False
@@ -342,7 +365,7 @@ class Change:
         return sum(max(b - a, d - c) for a, b, c, d in hunks)
 
     def undo(self, text: str, function: str, chosen: Sequence[int]) -> str | None:
-        """`text` with these hunks as they were before in `function`; None where one does not stand there exactly once."""
+        """`text` with these hunks of `function` undone. None if a hunk is not there exactly once."""
         for number in sorted(chosen, reverse=True):
             start, end, after_start, after_end = self.hunks[number]
             undone = self._undo_one(text, function, self.before[start:end], after_start, after_end)
@@ -362,24 +385,22 @@ class Change:
             block = list(self.after[low:high])
             if not any(line.strip() for line in block) or low == high:
                 continue
-            places = [
-                at for at in range(first, last - len(block) + 1) if lines[at : at + len(block)] == block
-            ]
-            if len(places) == 1:
-                at = places[0] + start - low
+            found = [at for at in range(first, last - len(block) + 1) if lines[at : at + len(block)] == block]
+            if len(found) == 1:
+                at = found[0] + start - low
                 return "\n".join([*lines[:at], *old, *lines[at + end - start :]])
         return None
 
 
 def change_of(before: Tree, after: Tree, path: str, function: str) -> Change | None:
-    """What happened to `function` between two releases; None where one of them lacks it."""
+    """The change of `function` between two releases. None if one of them lacks the function."""
     sides = []
     for tree in (before, after):
-        place = find_file(tree, path)
-        span = function_lines(tree.text(place)).get(function) if place else None
-        if place is None or span is None:
+        found = find_file(tree, path)
+        span = function_lines(tree.text(found)).get(function) if found else None
+        if found is None or span is None:
             return None
-        sides.append(tuple(tree.text(place).split("\n")[span[0] - 1 : span[1]]))
+        sides.append(tuple(tree.text(found).split("\n")[span[0] - 1 : span[1]]))
     return Change(*sides)
 
 
@@ -387,8 +408,8 @@ def change_of(before: Tree, after: Tree, path: str, function: str) -> Change | N
 
 
 @dataclass(frozen=True)
-class Workplace:
-    """What every step needs."""
+class Tools:
+    """The values that every step needs."""
 
     backend: SandboxBackend
     config: Config
@@ -408,9 +429,9 @@ class Workplace:
 
 
 def statement_at(text: str, line: int) -> tuple[int, int]:
-    """(first, last) line of the smallest statement on `line`, or of the block around it that expects an exception.
+    """(first, last) line of the smallest statement on `line`.
 
-    Leaving such a block with `return` fails it; of a block's head, the whole block is meant.
+    If a block around it expects an exception, the whole block is meant: a `return` inside it fails the test.
     """
     module = parsed(text)
     around = [
@@ -428,7 +449,10 @@ def statement_at(text: str, line: int) -> tuple[int, int]:
 
 
 def weaken(tree: Tree, log: bytes, failing: Sequence[str]) -> Tree:
-    """`tree` where each failing test returns before the first of its statements that failed: the least that hides a bug."""
+    """`tree` where each failing test returns before its first failing statement.
+
+    No smaller change hides the bug.
+    """
     frames = re.findall(r"^(\S+\.py):(\d+): in (\w+)", log.decode("utf-8", "replace"), re.MULTILINE)
     for path in sorted({test.partition("::")[0] for test in failing}):
         names = {
@@ -444,8 +468,8 @@ def weaken(tree: Tree, log: bytes, failing: Sequence[str]) -> Tree:
                 continue
             inside = [
                 int(n)
-                for place, n, where in frames
-                if place == path and where == name.split(".")[-1] and first < int(n) <= last
+                for file, n, where in frames
+                if file == path and where == name.split(".")[-1] and first < int(n) <= last
             ]
             start, end = statement_at(tree.text(path), min(inside) if inside else first + 1)
             head = lines[start - 1]
@@ -456,7 +480,7 @@ def weaken(tree: Tree, log: bytes, failing: Sequence[str]) -> Tree:
 
 @dataclass(frozen=True)
 class Bug:
-    """A fix undone: the tree, the tests that notice, and the artifact that hides it."""
+    """An undone fix: the artifact, the tests that fail, the specification's tokens."""
 
     artifact: Artifact
     failing: tuple[str, ...]
@@ -469,11 +493,11 @@ def passing_in(test_files: Sequence[str], run: TestRun) -> list[str]:
     return [test for test in run.outcomes.passed if test.partition("::")[0] in test_files]
 
 
-def make_bug(place: Workplace, environment: Environment, buggy: Tree, test_files: Sequence[str]) -> Bug | str:
-    """The bug of `buggy` with the test files that notice it, or why it is none."""
+def make_bug(tools: Tools, environment: Environment, buggy: Tree, test_files: Sequence[str]) -> Bug | str:
+    """The bug of the tree `buggy` with the test files that fail, or the reason why it is none."""
     before, after = (
-        place.run(environment, environment.tree, test_files),
-        place.run(environment, buggy, test_files),
+        tools.run(environment, environment.tree, test_files),
+        tools.run(environment, buggy, test_files),
     )
     if before.error or after.error:
         return before.error or after.error
@@ -492,7 +516,7 @@ def make_bug(place: Workplace, environment: Environment, buggy: Tree, test_files
         environment.parser,
     )
     passing = len(passing_in(noticing, after))
-    tokens = spec_tokens(place.chat, BugState(artifact, 1, "", failing, ()))
+    tokens = spec_tokens(tools.chat, BugState(artifact, 1, "", failing, ()))
     return Bug(artifact, failing, passing, tokens, short_failure(after.log, failing[0]))
 
 
@@ -510,7 +534,10 @@ class Candidate:
 def candidates(
     project: str, first: str, last: str, environment: Environment, cache: Path
 ) -> Iterator[Candidate]:
-    """Every small change of a function since `first` that can be undone in `last`, once, with the test files changed beside it."""
+    """Every small change of a function since `first` that can be undone in `last`.
+
+    Each candidate has the test files that its release touched.
+    """
     trees = releases(project, first, last, cache)
     tree, seen = environment.tree, set[str]()
     versions = list(trees)
@@ -551,27 +578,29 @@ def _changed_tests(before: Tree, after: Tree, environment: Environment) -> tuple
     return tuple(path for path in environment.test_files if path.rpartition("/")[2] in names)
 
 
-def search(project: str, first: str, last: str, place: Workplace) -> None:
-    """Print each candidate that some test notices, with its diff and how the test fails."""
-    environment = place.environment(f"pypi:{project}=={last}")
+def search(project: str, first: str, last: str, tools: Tools) -> None:
+    """Print each candidate that fails a test, with its diff and the failure."""
+    environment = tools.environment(f"pypi:{project}=={last}")
     tried = found = 0
-    for candidate in candidates(project, first, last, environment, place.cache):
+    for candidate in candidates(project, first, last, environment, tools.cache):
         tried += 1
-        bug = make_bug(place, environment, candidate.buggy, candidate.test_files)
+        bug = make_bug(tools, environment, candidate.buggy, candidate.test_files)
         if isinstance(bug, str) or bug.tokens > MAX_SPEC_TOKENS or bug.passing < THRESHOLDS.min_passing_tests:
             continue
         found += 1
         fix = candidate.fix
         print(
-            f"\n=== {fix.project} {fix.before} -> {fix.after} in {fix.version}: {fix.path} {fix.function} hunk={fix.hunk}"
+            f"\n=== {fix.project} {fix.before} -> {fix.after} in {fix.version}: "
+            f"{fix.path} {fix.function} hunk={fix.hunk}"
         )
         print(
-            f"    {candidate.changed_lines} lines, {len(bug.failing)} failing, {bug.passing} passing, {bug.tokens} tokens"
+            f"    {candidate.changed_lines} lines, {len(bug.failing)} failing, "
+            f"{bug.passing} passing, {bug.tokens} tokens"
         )
         print(reverse_patch(bug.artifact.bug_inject).partition("\n@@")[2])
         print("  spec: " + "\n        ".join(reverse_patch(bug.artifact.test_weaken).splitlines()[3:][:14]))
         print("  " + "\n  ".join(bug.failure.splitlines()[-4:]), flush=True)
-    print(f"\n{project}: {found} of {tried} changes are noticed", flush=True)
+    print(f"\n{project}: {found} of {tried} changes fail a test", flush=True)
 
 
 # ---- records
@@ -580,7 +609,7 @@ def search(project: str, first: str, last: str, place: Workplace) -> None:
 def record_of(
     fix: Fix, number: int, verdict: Verdict, artifact: Artifact, environment: Environment
 ) -> dict[str, Any]:
-    """SWE-bench shaped, with what is ours under `selfplay`."""
+    """The record in the shape of SWE-bench, with our own fields under `selfplay`."""
     return {
         "instance_id": f"human-{fix.project}-{number}",
         "repo": fix.line,
@@ -609,41 +638,48 @@ def record_of(
 
 
 def is_trained_on(project: str) -> bool:
-    """Whether the carried policy met the project's code, in some release, though never these bugs."""
+    """True if the carried policy trained on some release of the project. It never trained on these bugs."""
     played = read_repository_list(resource("recipes") / "quickstart-repos.txt")
     return project in {line.partition("==")[0] for line in CORPUS} | {spec.location for spec in played}
 
 
-def prove(fix: Fix, number: int, place: Workplace) -> dict[str, Any]:
-    """The fix's record. Raises RunError where its releases do not show the bug as FIXES tells, or the validator refuses it."""
-    environment = place.environment(fix.line)
-    trees = releases(fix.project, fix.before, fix.last, place.cache)
-    name = f"{fix.project} {fix.path} {fix.function}, mended in {fix.after}"
+def prove(fix: Fix, number: int, tools: Tools) -> dict[str, Any]:
+    """The fix's record.
+
+    Raises RunError if its releases do not show the bug, or if the validator rejects it.
+    """
+    environment = tools.environment(fix.line)
+    trees = releases(fix.project, fix.before, fix.last, tools.cache)
+    name = f"{fix.project} {fix.path} {fix.function}, fixed in {fix.after}"
     change = change_of(trees[fix.before], trees[fix.after], fix.path, fix.function)
     chosen = () if change is None else tuple(range(len(change.hunks))) if fix.hunk is None else (fix.hunk,)
     text = change.undo(environment.tree.text(fix.path), fix.function, chosen) if change else None
     if text is None:
-        raise RunError(f"{name}: the change does not stand in {fix.version}. Give another `version`.")
+        raise RunError(f"{name}: {fix.version} does not contain the change. Give another `version`.")
     buggy = environment.tree.replace(
         {fix.path: FileEntry(text.encode(), environment.tree[fix.path].executable)}
     )
     tests = fix.tests or _changed_tests(trees[fix.before], trees[fix.after], environment)
-    bug = make_bug(place, environment, buggy, tests or environment.test_files)
+    bug = make_bug(tools, environment, buggy, tests or environment.test_files)
     if isinstance(bug, str):
-        raise RunError(f"{name}: {bug}. Take it out of FIXES.")
+        raise RunError(f"{name}: {bug}. Remove it from FIXES.")
     if bug.tokens > MAX_SPEC_TOKENS:
         raise RunError(
-            f"{name}: its specification has {bug.tokens} tokens, more than {MAX_SPEC_TOKENS}. Take it out of FIXES."
+            f"{name}: its specification has {bug.tokens} tokens, more than {MAX_SPEC_TOKENS}. "
+            "Remove it from FIXES."
         )
-    verdict = validate(bug.artifact, environment, THRESHOLDS, place.runner, place.config.validator)
+    verdict = validate(bug.artifact, environment, THRESHOLDS, tools.runner, tools.config.validator)
     if not verdict.accepted:
         reason = next(check.reason for check in verdict.checks if check.name == verdict.failed_check)
-        raise RunError(f"{name}: refused, {verdict.failed_check}: {reason}")
+        raise RunError(f"{name}: rejected, {verdict.failed_check}: {reason}")
     return record_of(fix, number, verdict, bug.artifact, environment)
 
 
-def rebuild(place: Workplace, output: Path, wanted: str, workers: int) -> int:
-    """Write the records that are proven, in the order of FIXES; the number of the others, which are told on stderr."""
+def rebuild(tools: Tools, output: Path, wanted: str, workers: int) -> int:
+    """Write the proven records, in the order of FIXES. Prints the others to stderr and returns their number.
+
+    wanted: a project, "" for all. workers: fixes that are proven at the same time.
+    """
     counts: Counter[str] = Counter()
     jobs: list[tuple[Fix, int]] = []
     for fix in FIXES:
@@ -653,9 +689,9 @@ def rebuild(place: Workplace, output: Path, wanted: str, workers: int) -> int:
 
     def prove_one(job: tuple[Fix, int]) -> dict[str, Any] | None:
         try:
-            record = prove(*job, place)
+            record = prove(*job, tools)
         except SelfplayError as error:
-            print(f"refused: {error}", file=sys.stderr)
+            print(f"rejected: {error}", file=sys.stderr)
             return None
         failing, passing = len(record["FAIL_TO_PASS"]), len(record["PASS_TO_PASS"])
         print(
@@ -669,7 +705,7 @@ def rebuild(place: Workplace, output: Path, wanted: str, workers: int) -> int:
     partial = output.with_suffix(".partial")
     partial.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
     partial.rename(output)
-    print(f"{len(records)} records in {output}, {len(jobs) - len(records)} refused", file=sys.stderr)
+    print(f"{len(records)} records in {output}, {len(jobs) - len(records)} rejected", file=sys.stderr)
     return len(jobs) - len(records)
 
 
@@ -678,15 +714,15 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--output", type=Path, help="prove every fix and write the records here")
-    parser.add_argument("--project", default="", help="with --output: only this project's")
+    parser.add_argument("--project", default="", help="with --output: only this project")
     parser.add_argument(
         "--search", nargs=3, metavar=("PROJECT", "A", "B"), help="print candidates between two releases"
     )
     parser.add_argument(
-        "--workers", type=at_least_one, default=2, help="with --output: fixes proven at a time"
+        "--workers", type=at_least_one, default=2, help="with --output: fixes proven at the same time"
     )
     parser.add_argument("--sandbox", default="auto", choices=["auto", "docker", "bubblewrap"])
-    parser.add_argument("--tokenizer", default="carried", help="whose tokens a specification is measured in")
+    parser.add_argument("--tokenizer", default="carried", help="the tokenizer that measures a specification")
     options = parser.parse_args()
     if (options.output is None) == (options.search is None):
         parser.error("give either --output FILE or --search PROJECT A B")
@@ -696,12 +732,12 @@ def main() -> int:
     cache = cache_root()
     backend = open_backend(options.sandbox, cache)[0]
     runner = TestRunner(backend, config.validator, sandbox_limits(config), LABELS)
-    place = Workplace(backend, config, runner, ChatFormat(load_tokenizer(options.tokenizer)), cache)
+    tools = Tools(backend, config, runner, ChatFormat(load_tokenizer(options.tokenizer)), cache)
     if options.search:
         project, first, last = options.search
-        search(project, first, last, place)
+        search(project, first, last, tools)
         return 0
-    return 1 if rebuild(place, options.output, options.project, options.workers) else 0
+    return 1 if rebuild(tools, options.output, options.project, options.workers) else 0
 
 
 if __name__ == "__main__":

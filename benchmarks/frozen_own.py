@@ -1,8 +1,11 @@
-"""Builds selfplay/data/tasks/own.jsonl: bugs of our own making that no training touches, one teacher mutation each, accepted by validation.
+"""Builds selfplay/data/tasks/own.jsonl: validated bugs in functions that no training touches.
+
+Each bug is one mutation of the teacher.
 
     python -m benchmarks.frozen_own --output selfplay/data/tasks/own.jsonl
 
-Invariant: equal packages give equal lines: seeds come from a function's repository, path and name, and nothing depends on time or order.
+Invariant: equal packages give equal lines. Seeds come from a function's repository, path and name, never from
+time or order.
 """
 
 from __future__ import annotations
@@ -33,29 +36,26 @@ from selfplay.sandbox import open_backend
 from selfplay.source.apply import diff_trees
 from selfplay.source.diffs import reverse_patch
 from selfplay.source.trees import Tree
-from selfplay.teacher.mutations import (
-    Mutation,
-    choose_mutation,
-    mutations_of_file,
-    plainest_mutation,
-    statement_at,
-)
+from selfplay.teacher.functions import statement_at
+from selfplay.teacher.mutations import Mutation, choose_mutation, mutations_of_file, plainest_mutation
 from selfplay.verdicts.artifact import Artifact
 from selfplay.verdicts.bug import BugState
 from selfplay.verdicts.checks import Thresholds
 from selfplay.verdicts.test_logs import short_failure
 from selfplay.verdicts.test_runs import TestRunner
-from selfplay.verdicts.validator import Verdict, validate
+from selfplay.verdicts.validator import validate
+from selfplay.verdicts.verdict import Verdict
 
-# Not in the corpus of the carried policy, nor in the quickstart: whatever functions they have are new to it.
+# Neither in the training texts of the carried policy nor in the quickstart: all their functions are new to
+# the policy.
 UNSEEN = ("pypi:hashids==1.3.1", "pypi:whatthepatch==1.0.7")
 HELD_OUT_FUNCTION, UNSEEN_REPOSITORY = ("held-out function", "unseen repository")
 MAX_BUGS = 18  # of one repository
 BUGS_A_FUNCTION = 3  # each on a line of its own
-MAX_LINES = 22  # of a function: what the teacher breaks in training too
+MAX_LINES = 22  # of a function; the teacher breaks no longer ones in training either
 MIN_PASSING_TESTS = 3
-MAX_SPEC_CHARACTERS = 1100  # under solver.max_spec_tokens with the carried policy's tokenizer
-TRIES = 3  # mutations of a function that are looked at for one bug
+MAX_SPEC_CHARACTERS = 1100  # with the carried policy's tokenizer, this is less than solver.max_spec_tokens
+TRIES = 3  # mutations of a function that are tried for one bug
 ADDRESS = re.compile(r"0x[0-9a-f]{6,}")
 
 
@@ -71,7 +71,7 @@ class Bug:
 
 @dataclass
 class Builder:
-    """Makes the bugs of one environment after another; `digests` keeps two from being one."""
+    """Makes the bugs of one environment after another. `digests` excludes duplicates."""
 
     runner: TestRunner
     config: Config
@@ -80,7 +80,7 @@ class Builder:
     rejected: Counter[str] = field(default_factory=Counter)
 
     def bugs(self, environment: Environment, part: str) -> list[Bug]:
-        """Rounds of one bug a function, half of them plainest mutations, until the repository has enough."""
+        """Up to MAX_BUGS bugs, in rounds of one bug a function. Half of them use the plainest mutation."""
         targets = [
             target
             for target in fitting_targets(
@@ -102,7 +102,7 @@ class Builder:
     def _bug(
         self, environment: Environment, target: Target, used: set[int], turn: int, is_plain: bool
     ) -> Bug | None:
-        for mutation in _drawn(environment, target, used, turn, is_plain):
+        for mutation in _sampled(environment, target, used, turn, is_plain):
             made = self._artifact(environment, target, mutation)
             if isinstance(made, str):
                 self.rejected[made] += 1
@@ -118,7 +118,7 @@ class Builder:
         return None
 
     def _artifact(self, environment: Environment, target: Target, mutation: Mutation) -> Artifact | str:
-        """The mutation with the weakening that the teacher makes, or why there is none."""
+        """The mutation with the teacher's weakening, or the reason why there is no artifact."""
         tree, files = environment.tree, (target.test_file,)
         buggy = _with_text(tree, mutation.path, mutation.apply(tree.text(mutation.path)))
         script = environment.script_for(files)
@@ -127,7 +127,7 @@ class Builder:
         if run.error or not noticing:
             return run.error or "no test notices"
         if ADDRESS.search(short_failure(run.log, noticing[0])):
-            return "failure names an address"  # another one in every run
+            return "failure names an address"  # the address differs in every run
         log = run.log.decode("utf-8", "replace")
         failing = [
             int(line) for line in re.findall(rf"^{re.escape(target.test_file)}:(\d+): ", log, re.MULTILINE)
@@ -143,10 +143,10 @@ class Builder:
         return artifact
 
 
-def _drawn(
+def _sampled(
     environment: Environment, target: Target, used: set[int], turn: int, is_plain: bool
 ) -> Iterator[Mutation]:
-    """At most TRIES mutations of the target, in drawn order, none of a line in `used`."""
+    """At most TRIES mutations of the target, sampled one after another, on lines that are not in `used`."""
     functions = mutations_of_file(target.path, environment.tree.text(target.path), MAX_LINES)
     left = [
         m
@@ -163,7 +163,7 @@ def _drawn(
 
 
 def weaken(text: str, failing: Sequence[int]) -> str:
-    """As the teacher does it: of the failing statements the shortest becomes a `return`."""
+    """The test file's text with a `return` for the shortest failing statement, as the teacher does it."""
     first, last = min((statement_at(text, line) for line in failing), key=lambda span: span[1] - span[0])
     lines = text.split("\n")
     line = lines[first - 1]
@@ -176,7 +176,7 @@ def _with_text(tree: Tree, path: str, text: str) -> Tree:
 
 
 def record(bug: Bug, repo: str, number: int, part: str) -> dict[str, Any]:
-    """The bug as a task record, with where it is and what made it."""
+    """The bug as a task record, with its location and its operator."""
     task = Task(
         instance_id="",
         repo=repo,
@@ -190,17 +190,17 @@ def record(bug: Bug, repo: str, number: int, part: str) -> dict[str, Any]:
         part=part,
     )
     made = task_record(replace(task, instance_id=f"own-{task.repository}-{number}"))
-    place = {
+    location = {
         "function": bug.target.name,
         "path": bug.target.path,
         "line": bug.mutation.line,
         "operator": bug.mutation.operator,
     }
-    return made | {"selfplay": made["selfplay"] | place}
+    return made | {"selfplay": made["selfplay"] | location}
 
 
 def build(sandbox: str) -> Iterator[dict[str, Any]]:
-    """All records. Raises what opening a sandbox and preparing a repository raise."""
+    """All records. Raises what `open_backend` and `prepare_environment` do."""
     recipes = resource("recipes")
     config = load_config(recipes / "quickstart.toml")
     limits = sandbox_limits(config)

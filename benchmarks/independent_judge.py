@@ -1,11 +1,13 @@
-"""Whether our validator agrees with an independent rule on bugs made with the teacher's mutations, and why where it does not.
+"""Compares our validator with an independent rule on mutations of the teacher, and shows each disagreement.
 
     python -m benchmarks.independent_judge --output FOLDER [--swesmith PYTHON] [--limit 6]
 
-The rule is SWE-smith's (swesmith 0.0.9, harness/grading.py and gather.py): over the whole suite at least one test that fails with the bug
-passes without it, and at least one passes with and without. PYTHON is an interpreter that can import swesmith (0.0.9 needs swebench 4.1.0
-beside it): then its own code judges the same logs. Invariant: which bugs are made depends on the repository alone, and none
-is left out for what its tests say.
+The rule is SWE-smith's (swesmith 0.0.9, harness/grading.py and gather.py). In the whole suite, at least one
+test fails with the bug and passes without it, and at least one test passes both ways. PYTHON is an
+interpreter that can import swesmith (0.0.9 needs swebench 4.1.0 too). Then swesmith's own code judges the
+same logs.
+Invariant: the choice of bugs depends only on the repository. No bug is left out because of its
+test results.
 """
 
 from __future__ import annotations
@@ -38,22 +40,24 @@ from selfplay.sandbox import open_backend
 from selfplay.sandbox.base import SandboxBackend
 from selfplay.source.apply import diff_trees
 from selfplay.source.trees import Tree
-from selfplay.teacher.mutations import Mutation, choose_mutation, mutations_of_file, statement_at
+from selfplay.teacher.functions import statement_at
+from selfplay.teacher.mutations import Mutation, choose_mutation, mutations_of_file
 from selfplay.verdicts.artifact import Artifact
 from selfplay.verdicts.checks import Thresholds
 from selfplay.verdicts.test_runs import TestRunner
-from selfplay.verdicts.validator import Verdict, validate
+from selfplay.verdicts.validator import validate
+from selfplay.verdicts.verdict import Verdict
 
-UNSEEN = ("pypi:hashids==1.3.1", "pypi:whatthepatch==1.0.7")  # beside the quickstart's repositories
+UNSEEN = ("pypi:hashids==1.3.1", "pypi:whatthepatch==1.0.7")  # in addition to the quickstart's repositories
 BUGS_OF_A_REPOSITORY = 6
 MAX_LINES = 40  # of a function
 MIN_PASSING_TESTS = 3
 THRESHOLDS = Thresholds(MIN_PASSING_TESTS, 1, 1)
 OURS = "-rA -q --tb=short --show-capture=no"
-THEIRS = "--verbose --tb=no"  # of swesmith's PythonProfile.test_cmd; the rest of the command is ours
-LINE = re.compile(r"(\S+)\s+(FAILED|PASSED|SKIPPED|ERROR|XFAIL)")  # as its log_parser reads them
+THEIRS = "--verbose --tb=no"  # options of swesmith's PythonProfile.test_cmd; the rest of the command is ours
+LINE = re.compile(r"(\S+)\s+(FAILED|PASSED|SKIPPED|ERROR|XFAIL)")  # the pattern of its log_parser
 
-# Runs where swesmith is installed: gives its report for each pair of logs.
+# Runs where swesmith is installed. Prints its report on each pair of logs.
 ASK_SWESMITH = """
 import json, sys
 from dataclasses import dataclass
@@ -81,7 +85,7 @@ print("REPORTS" + json.dumps(reports))
 
 @dataclass(frozen=True)
 class Judged:
-    """One bug, judged twice. theirs: by the rule; swesmith: by the package, None where it was not asked."""
+    """One bug with two verdicts. theirs: the rule's. swesmith: the package's, None if it was not asked."""
 
     name: str
     repository: str
@@ -111,7 +115,7 @@ class Bug:
 
 
 def bugs(environment: Environment) -> list[Bug]:
-    """One mutation of each of some targets, whatever the tests will say of it."""
+    """One mutation for each of at most BUGS_OF_A_REPOSITORY targets, before any test runs."""
     targets = list(
         fitting_targets(environment.targets, environment.baseline.passed, MAX_LINES, MIN_PASSING_TESTS)
     )
@@ -139,7 +143,10 @@ def bugs(environment: Environment) -> list[Bug]:
 def make_artifact(
     environment: Environment, runner: TestRunner, target: Target, mutation: Mutation
 ) -> tuple[Artifact, Tree]:
-    """The mutation as an injector hands it in: with the target's test file, and the first failing statement of it taken out."""
+    """(artifact, buggy tree) of the mutation.
+
+    The weakening removes the shortest failing statement of the test file.
+    """
     tree, files = environment.tree, (target.test_file,)
     buggy = _with_text(tree, mutation.path, mutation.apply(tree.text(mutation.path)))
     script = environment.script_for(files)
@@ -155,7 +162,7 @@ def make_artifact(
 
 
 def weaken(text: str, failing: Sequence[int]) -> str:
-    """Of the failing statements the shortest becomes a `return`."""
+    """The test file's text with a `return` for the shortest failing statement. failing: line numbers."""
     first, last = min((statement_at(text, line) for line in failing), key=lambda span: span[1] - span[0])
     lines = text.split("\n")
     line = lines[first - 1]
@@ -163,7 +170,7 @@ def weaken(text: str, failing: Sequence[int]) -> str:
 
 
 def first_check(tests: str) -> int:
-    """The line of a test's last statement: something to weaken where no test fails."""
+    """The line of the first test's last statement. It is weakened if no test fails."""
     functions = [
         node
         for node in ast.walk(ast.parse(tests))
@@ -180,18 +187,18 @@ def _with_text(tree: Tree, path: str, text: str) -> Tree:
 
 
 def statuses(log: str) -> dict[str, str]:
-    """test -> status in the log of `pytest --verbose`, the last word counting."""
+    """test -> its last status in the log of `pytest --verbose`."""
     return {found[1]: found[2] for line in log.split("\n") if (found := LINE.match(line))}
 
 
 def rule(buggy: Mapping[str, str], original: Mapping[str, str]) -> tuple[int, int]:
-    """(fail to pass, pass to pass): tests that both runs know, by what they say before and after the repair."""
+    """(fail to pass, pass to pass): counts of tests that both runs know."""
     pairs = Counter((buggy[test], status) for test, status in original.items() if test in buggy)
     return pairs["FAILED", "PASSED"], pairs["PASSED", "PASSED"]
 
 
 def suite_log(environment: Environment, runner: TestRunner, tree: Tree) -> str:
-    """What the whole suite prints under swesmith's options."""
+    """The log of the whole suite under swesmith's options."""
     script = environment.script.replace(OURS, THEIRS)
     if script == environment.script:
         raise ValueError(f"the script of {environment.repository} does not hold {OURS!r}: {script}")
@@ -201,7 +208,7 @@ def suite_log(environment: Environment, runner: TestRunner, tree: Tree) -> str:
 def judge(
     environment: Environment, runner: TestRunner, config: Config, bug: Bug
 ) -> tuple[Judged, dict[str, str]]:
-    """Both verdicts, and the logs on which the second rests."""
+    """Both verdicts, and the logs that the rule read."""
     artifact, buggy = make_artifact(environment, runner, bug.target, bug.mutation)
     verdict: Verdict = validate(artifact, environment, THRESHOLDS, runner, config.validator)
     logs = {
@@ -225,7 +232,7 @@ def judge(
 
 
 def ask_swesmith(python: str, logs: Sequence[Mapping[str, str]]) -> list[bool]:
-    """What the package itself says of each pair of logs. Raises CalledProcessError where it cannot be imported."""
+    """The package's own verdict on each pair of logs. Raises CalledProcessError if it cannot be imported."""
     with tempfile.TemporaryDirectory() as folder:
         done = subprocess.run(
             [python, "-c", ASK_SWESMITH],
@@ -254,9 +261,10 @@ def report(results: Sequence[Judged]) -> str:
     asked = [result for result in results if result.swesmith is not None]
     same = sum(result.swesmith == result.theirs for result in asked)
     text = [
-        f"{len(results)} bugs of {repositories} repositories; the judges agree on {agreed} ({agreed / max(1, len(results)):.0%}).",
+        f"{len(results)} bugs of {repositories} repositories; "
+        f"the judges agree on {agreed} ({agreed / max(1, len(results)):.0%}).",
         _table(rows),
-        f"The package swesmith was asked about {len(asked)} of them, and says what its rule says here about {same}.",
+        f"The package swesmith judged {len(asked)} of them. It agrees with the rule as coded here on {same}.",
         "Ours rejects, by its failed check: "
         + (
             ", ".join(
@@ -314,7 +322,7 @@ def main() -> None:
     parser.add_argument(
         "--swesmith",
         metavar="PYTHON",
-        help="an interpreter with the package swesmith, whose own code then judges too",
+        help="an interpreter that has the package swesmith; its code then judges too",
     )
     parser.add_argument(
         "--limit", type=at_least_one, default=BUGS_OF_A_REPOSITORY, help="bugs of each repository"
@@ -323,7 +331,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.swesmith and not shutil.which(options.swesmith):
         parser.error(
-            f"--swesmith: {options.swesmith} is no program; give the Python of an environment that has swesmith"
+            f"--swesmith: {options.swesmith} is no program. Give the Python of an environment with swesmith."
         )
     config = load_config(resource("recipes") / "quickstart.toml")
     backend = open_backend(options.sandbox, cache_root())[0]
@@ -346,10 +354,8 @@ def main() -> None:
                 known[bug.name] = {**asdict(judged), "logs": pair}
                 with file.open("a", encoding="utf-8") as lines:
                     lines.write(json.dumps(known[bug.name]) + "\n")
-                print(
-                    f"{bug.name}: ours {judged.failed_check or 'accepted'}, theirs {judged.fail_to_pass} / {judged.pass_to_pass}",
-                    flush=True,
-                )
+                theirs = f"{judged.fail_to_pass} / {judged.pass_to_pass}"
+                print(f"{bug.name}: ours {judged.failed_check or 'accepted'}, theirs {theirs}", flush=True)
             line = dict(known[bug.name])
             logs.append(line.pop("logs"))
             results.append(Judged(**line))

@@ -1,8 +1,9 @@
-"""Figures of the source tree: import order, circles, lengths of files and functions, parameters, wide lines.
+"""Figures of the source tree: chains and circles of imports, lengths of files and functions, parameters, wide
+lines.
 
     python -m benchmarks.layout
 
-Reads files and runs nothing of them. `tests/test_layout.py` holds the tree to the limits below.
+It reads the files and does not run them. `tests/test_layout.py` checks the limits below.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ class Module:
 
     @property
     def code_lines(self) -> int:
-        """Lines that hold more than a comment. A docstring's lines count."""
+        """Number of lines that are neither blank nor only a comment. Lines of docstrings count."""
         skipped = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT)
         lines: set[int] = set()
         for token in tokenize.generate_tokens(io.StringIO(self.text).readline):
@@ -76,7 +77,10 @@ def read_modules(package: Path = PACKAGE) -> dict[str, Module]:
 
 
 def imports_of(module: Module, modules: Mapping[str, Module], everywhere: bool = False) -> set[str]:
-    """Names of modules that `module` imports when it is loaded. everywhere: also inside functions and for type checkers."""
+    """Names of modules that `module` imports when it is loaded.
+
+    everywhere: also imports inside functions and for type checkers.
+    """
     nodes = list(ast.walk(module.tree)) if everywhere else list(_loaded(module.tree.body))
     found: set[str] = set()
     for node in nodes:
@@ -92,7 +96,7 @@ def imports_of(module: Module, modules: Mapping[str, Module], everywhere: bool =
 
 
 def _module_of(name: str, modules: Mapping[str, Module]) -> str:
-    """The longest beginning of a dotted name that is a module."""
+    """The longest prefix of a dotted name that is a module, "" if there is none."""
     while name and name not in modules:
         name = name.rpartition(".")[0]
     return name
@@ -110,7 +114,10 @@ def _loaded(body: Sequence[ast.stmt]) -> Iterator[ast.stmt]:
 
 
 def longest_chain(modules: Mapping[str, Module]) -> list[str]:
-    """The longest path of module-level imports, from the importer down. Raises ValueError for a circle, naming it."""
+    """The longest path of module-level imports, starting with the importer.
+
+    Raises ValueError, which names a circle.
+    """
     edges = {name: imports_of(module, modules) for name, module in modules.items()}
     known: dict[str, list[str]] = {}
     path: list[str] = []
@@ -146,7 +153,7 @@ def long_functions(modules: Mapping[str, Module]) -> list[str]:
 
 
 def many_parameters(modules: Mapping[str, Module]) -> list[str]:
-    """Functions with more than MAX_PARAMETERS. The commands of cli.py are left out: typer reads their options there."""
+    """Functions with more than MAX_PARAMETERS. cli.py is left out: there, parameters are command-line options."""
     found = []
     for module in modules.values():
         for node in module.functions:
@@ -158,7 +165,7 @@ def many_parameters(modules: Mapping[str, Module]) -> list[str]:
 
 
 def wide_lines(folder: Path) -> tuple[int, int]:
-    """(lines over MAX_COLUMNS, lines that are not blank) of the Python files below a folder."""
+    """(lines over MAX_COLUMNS, lines that are not blank) of all Python files in a folder."""
     paths = [path for path in folder.rglob("*.py") if not set(path.parts) & {".venv", "build", "dist"}]
     lines = [line for path in paths for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     return sum(len(line) > MAX_COLUMNS for line in lines), len(lines)

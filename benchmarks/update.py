@@ -1,9 +1,10 @@
-"""Seconds of an update by phase, beside the same updates played plainly, in one run of this program.
+"""Seconds of an update by phase, with and without the parts that save time, in one run of this program.
 
     python -m benchmarks.update [--updates 3] [--sandbox bubblewrap] [--repos FILE] [--config FILE]
 
-Plainly: every turn computes its whole prompt anew, a token a pass, and every attempt runs the tests in its own sandbox. Everything
-else is the same code, and the seed too; what is played may part where rounding differs, so sampled tokens stand beside the seconds.
+The plain variant computes the whole prompt of every turn again, one token in each pass, and runs the tests of
+every attempt in its own sandbox. Code and seed are otherwise the same. Rounding can still make the variants
+sample different tokens, so the table has the number of sampled tokens too.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ VARIANTS = ("plain", "selfplay")
 
 
 def play(variant: str, arguments: list[str]) -> None:
-    """In a process of its own: `selfplay train` as it is, or with what saves time taken away."""
+    """Run `selfplay train` in this process. The variant "plain" first removes the parts that save time."""
     from selfplay.agent import injector, solver
     from selfplay.cli import app
     from selfplay.engines import hf_engine
@@ -43,7 +44,10 @@ def play(variant: str, arguments: list[str]) -> None:
 
 
 def measured(variant: str, options: argparse.Namespace, folder: Path) -> dict[str, float]:
-    """Means over the updates: seconds/PHASE, and sampled tokens. Raises CalledProcessError."""
+    """Means over the updates of seconds/PHASE and of sampled tokens.
+
+    Raises CalledProcessError if training fails.
+    """
     settings = {
         "run.folder": str(folder),
         "run.name": variant,

@@ -1,9 +1,10 @@
-"""What a verdict costs: over fifty real artifacts, beside a straightforward implementation of the same checks, in one run.
+"""The cost of a verdict on about fifty real artifacts, compared with a straightforward validator, in one run.
 
     python -m benchmarks.validator [--sandbox docker bubblewrap] [--valid 36] [--invalid 16] [--json]
 
-The reference makes every run afresh, one after the other, each in a Docker container of its own, and remembers nothing. It has the
-validator's order of checks, cheap ones first, so the ratio says what known results and runs side by side are worth, and faster sandboxes.
+The reference makes all runs one after another, each in a new Docker container, and remembers no result. It
+keeps the validator's order of checks, cheap ones first. So the ratio shows the effect of remembered results,
+parallel runs and faster sandboxes.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ from selfplay.verdicts.artifact import Artifact
 from selfplay.verdicts.bug import MAX_STORED_PATCH
 from selfplay.verdicts.checks import Thresholds
 from selfplay.verdicts.test_runs import ParsedLog, TestRun, TestRunner
-from selfplay.verdicts.validator import Verdict, validate
+from selfplay.verdicts.validator import validate
+from selfplay.verdicts.verdict import Verdict
 
 THRESHOLDS = Thresholds(3, 1, 1)  # the frozen set's own
 PARTS = {
@@ -51,11 +53,11 @@ PARTS = {
     "script_s": "the script (tests)",
     "parser_s": "the parser",
 }
-Cell = tuple[str, str, tuple[str, ...], tuple[str, ...]]  # what must be equal of two verdicts
+Cell = tuple[str, str, tuple[str, ...], tuple[str, ...]]  # the parts in which two verdicts must agree
 
 
 class WatchedRunner(TestRunner):
-    """Adds up where the time of runs that really happened went."""
+    """Adds up the time of runs by part. Runs whose result was known do not count."""
 
     def __init__(self, *arguments: object) -> None:
         super().__init__(*arguments)  # type: ignore[arg-type]
@@ -79,7 +81,7 @@ class WatchedRunner(TestRunner):
 
 
 class StraightRunner(WatchedRunner):
-    """Remembers nothing."""
+    """A runner that remembers no result."""
 
     def run(
         self,
@@ -98,7 +100,7 @@ class StraightRunner(WatchedRunner):
 
 @dataclass(frozen=True)
 class Case:
-    """An artifact of a repository (by its specification), and what is the matter with it, "" for a valid one."""
+    """An artifact. repo: the repository's specification. fault: a key of FAULTS, "" for a valid artifact."""
 
     name: str
     repo: str
@@ -108,7 +110,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Measured:
-    """One contender. core_hours: its wall clock times the machine's cores."""
+    """The measurement of one validator. core_hours: wall clock times the machine's cores."""
 
     name: str
     sandbox: str
@@ -135,7 +137,7 @@ def _unnoticed(tree: Tree, artifact: Artifact) -> Artifact:
 
 
 def _padded(tree: Tree, artifact: Artifact) -> Artifact:
-    """The bug, and a change without consequence in a file beside it."""
+    """The bug with a change in another file that has no effect."""
     bug = parse_patch(artifact.bug_inject, MAX_STORED_PATCH)
     beside = (path for path in sorted(tree) if path.endswith(".py") and not is_protected_path(path, tree))
     other = next(path for path in beside if path not in bug.changed_paths)
@@ -161,7 +163,9 @@ FAULTS: Mapping[str, Callable[[Tree, Artifact], Artifact]] = {
 def cases(
     environments: Mapping[str, Environment], tasks: Sequence[Task], valid: int, invalid: int
 ) -> Iterator[Case]:
-    """Frozen bugs in turns over the repositories, then others of them with a fault each, in turns too."""
+    """`valid` frozen bugs, the repositories in turn, then `invalid` other ones with one fault each, in turn
+    too.
+    """
     by_repo = [[task for task in tasks if task.repo == repo] for repo in environments]
     mixed = [task for turn in itertools.zip_longest(*by_repo) for task in turn if task is not None]
     for task in mixed[:valid]:
@@ -241,7 +245,7 @@ def main() -> None:
         "--reference",
         default="docker",
         choices=["docker", "bubblewrap"],
-        help="the straightforward one's sandboxes",
+        help="sandboxes of the straightforward validator",
     )
     parser.add_argument("--valid", type=at_least_one, default=36)
     parser.add_argument("--invalid", type=at_least_one, default=16)

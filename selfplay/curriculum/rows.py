@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin, get_type_hints
 
 from selfplay.source.diffs import reverse_patch
+from selfplay.verdicts.confirmation import Confirmation
 
 if TYPE_CHECKING:
     from selfplay.verdicts.bug import BugState
@@ -173,7 +174,7 @@ class AttemptRow:
     """A solver's graded repair.
 
     passed: None if the machine failed.
-    confirmed: whether the second grading agreed, None without one.
+    confirmed: what the second grading says.
     restored: paths whose change did not count.
     """
 
@@ -182,7 +183,7 @@ class AttemptRow:
     passed: bool | None
     reason: str
     failed_tests: tuple[str, ...]
-    confirmed: bool | None
+    confirmed: Confirmation
     restored: tuple[str, ...]
     patch: str
     duration_s: float
@@ -213,6 +214,11 @@ class FailureRow:
 
 # Fields where "" means no reference. The database keeps NULL instead, which satisfies a foreign key.
 REFERENCES = ("bug_id", "injector_episode_id")
+CONFIRMATION_VALUES = {
+    Confirmation.NOT_NEEDED: None,
+    Confirmation.CONFIRMED: 1,
+    Confirmation.NOT_CONFIRMED: 0,
+}
 
 
 def stored(row: Any) -> dict[str, Any]:
@@ -226,6 +232,8 @@ def stored(row: Any) -> dict[str, Any]:
             value = json.dumps(list(value))
         elif isinstance(value, Mapping):
             value = json.dumps(dict(value))
+        elif isinstance(value, Confirmation):
+            value = CONFIRMATION_VALUES[value]
         elif item.name in REFERENCES and value == "":
             value = None
         values[item.name] = plain(value)
@@ -257,12 +265,18 @@ def read(kind: type[Row], values: Mapping[str, Any]) -> Row:
             value = tuple(json.loads(value))
         elif get_origin(hint) is Mapping:
             value = json.loads(value)
+        elif hint is Confirmation:
+            value = _confirmation(value)
         elif value is not None and (hint is bool or bool in get_args(hint)):
             value = bool(value)
         elif value is None and hint is str:
             value = ""
         read_values[item.name] = value
     return kind(**read_values)
+
+
+def _confirmation(value: int | None) -> Confirmation:
+    return next(found for found, stored_value in CONFIRMATION_VALUES.items() if stored_value == value)
 
 
 _HINTS: dict[type, dict[str, Any]] = {}

@@ -1,4 +1,4 @@
-"""The perturbation audit on a handful of what benchmarks/audit.py measures: luck is found out, honest bugs are not touched."""
+"""The perturbation audit on a few cases of benchmarks/audit.py: it rejects chance and accepts honest bugs."""
 
 import pytest
 
@@ -26,7 +26,7 @@ def audit():
 
 
 def test_a_bug_that_hangs_on_chance_is_rejected(audit):
-    """But for one time in a thousand."""
+    """The test fails about one time in a thousand."""
     assert audit.judge(Case("chance", "os.urandom", 0.5, TASK)).failed_check
 
 
@@ -35,8 +35,11 @@ def test_a_bug_that_hangs_on_a_hash_of_the_code_is_rejected(audit, source):
     assert audit.judge(Case("seeded", source, 0.5, TASK)).failed_check == "determinism"
 
 
-def test_a_lot_that_falls_alike_twice_is_drawn_more_often(audit, monkeypatch):
-    """Of luck that repairs one time in four: accepted where a suspect is run no more often than others, rejected where it is."""
+def test_a_suspect_bug_runs_more_often(audit, monkeypatch):
+    """A bug that passes one time in four is rejected.
+
+    It would be accepted if suspects had no more runs than others.
+    """
     case = Case("seeded", "file", 0.26, TASK)
     assert audit.judge(case).failed_check == "determinism"
     monkeypatch.setattr(validator, "SUSPECT_RUNS", 0)
@@ -48,7 +51,7 @@ def test_an_honest_bug_passes_the_audit_also_in_the_shape_of_a_hostile_one(audit
     assert audit.judge(Case(kind, "none", 0.0, TASK)).failed_check == ""
 
 
-def test_an_attempt_without_meaning_changes_what_a_lot_can_be_drawn_from_and_repairs_nothing(audit):
-    tree, place = audit.environment(TASK.repo).tree, audit.place(TASK)
-    texts = [meaningless_attempt(tree, place, number).text(place.path) for number in range(1, 9)]
+def test_an_attempt_without_meaning_changes_what_a_bug_can_hash_and_repairs_nothing(audit):
+    tree, statement = audit.environment(TASK.repo).tree, audit.broken_statement(TASK)
+    texts = [meaningless_attempt(tree, statement, number).text(statement.path) for number in range(1, 9)]
     assert len({len(text) for text in texts}) == len({text.count("\n") for text in texts}) == 8

@@ -1,8 +1,8 @@
-"""What benchmarks/audit.py and benchmarks/independent_judge.py compute without running anything."""
+"""The pure functions of benchmarks/audit.py and benchmarks/independent_judge.py."""
 
 import pytest
 
-from benchmarks.audit import broken_statement, draw, in_turn, wilson, with_luck
+from benchmarks.audit import broken_statement, chance_expression, in_turn, wilson, with_condition
 from benchmarks.independent_judge import rule, statuses
 from selfplay.source.trees import FileEntry, Tree
 
@@ -21,7 +21,7 @@ def tree(text):
 
 
 def test_the_interval_is_wilsons():
-    """Figures of R's prop.test(c(45), 50, correct = FALSE) and its like."""
+    """The figures of R: prop.test(45, 50, correct = FALSE)."""
     assert wilson(45, 50) == pytest.approx((0.7864, 0.9565), abs=1e-4)
     assert wilson(0, 50) == pytest.approx((0.0, 0.0713), abs=1e-4)
     assert wilson(0, 0) == (0.0, 1.0)
@@ -30,18 +30,18 @@ def test_the_interval_is_wilsons():
 @pytest.mark.parametrize(
     ("old", "new"), [("return -1", "return 1"), ("value > 0", "value >= 0"), ("value < 0", "value <= 0")]
 )
-@pytest.mark.parametrize("lucky", [True, False])
-def test_luck_decides_between_the_right_statement_and_the_broken_one(old, new, lucky):
+@pytest.mark.parametrize("passes", [True, False])
+def test_chance_decides_between_the_right_statement_and_the_broken_one(old, new, passes):
     broken = SOURCE.replace(old, new)
-    place = broken_statement(tree(SOURCE), tree(broken))
-    text = with_luck(tree(SOURCE), place, draw("0", float(lucky), 0)).text("m.py")
+    statement = broken_statement(tree(SOURCE), tree(broken))
+    text = with_condition(tree(SOURCE), statement, chance_expression("0", float(passes), 0)).text("m.py")
     found, wanted = {}, {}
     exec(compile(text, "m", "exec"), found)
-    exec(compile(SOURCE if lucky else broken, "m", "exec"), wanted)
+    exec(compile(SOURCE if passes else broken, "m", "exec"), wanted)
     assert [found["sign"](value) for value in (-1, 0, 1)] == [wanted["sign"](value) for value in (-1, 0, 1)]
 
 
-def test_a_broken_header_of_a_function_is_no_place_for_luck():
+def test_a_broken_header_of_a_function_cannot_be_a_branch():
     assert broken_statement(tree(SOURCE), tree(SOURCE.replace("sign(value)", "sign(value=1)"))) is None
 
 
