@@ -28,18 +28,20 @@ from rich.table import Table
 
 from benchmarks.options import at_least_one
 from selfplay.agent.chat import ChatFormat, load_tokenizer, policy_path
-from selfplay.agent.tools import format_action
-from selfplay.agent.workspaces import sandbox_limits
+from selfplay.agent.tool_format import format_action
+from selfplay.agent.workspaces import EpisodeContext, sandbox_limits
 from selfplay.config import Config, load_config
-from selfplay.curriculum.store import BugRow, Store
+from selfplay.curriculum.rows import BugRow
+from selfplay.curriculum.store import Store
 from selfplay.engines.base import Completion, Engine, GenerationRequest, Sampling
 from selfplay.engines.scripted_engine import ScriptedEngine
-from selfplay.metrics import MemorySink
-from selfplay.orchestrator.build import check_targets, prepare_all
-from selfplay.orchestrator.context import Game
+from selfplay.metrics import Value
+from selfplay.orchestrator.build import check_targets
+from selfplay.orchestrator.context import RunContext
 from selfplay.orchestrator.loop import TrainLoop
 from selfplay.orchestrator.run_folder import create_run
 from selfplay.repositories.environment import Environment
+from selfplay.repositories.prepare import Preparer
 from selfplay.repositories.specs import read_repository_list
 from selfplay.runtime.resources import resource
 from selfplay.sandbox import open_backend
@@ -88,6 +90,19 @@ class SharedSpeed:
         self._at, self._active = now, self._active + arrived
         if arrived:
             self._changed.notify_all()
+
+
+class MemorySink:
+    """Keeps the rows."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, Value]] = []
+
+    def write(self, row: Mapping[str, Value]) -> None:
+        self.rows.append(dict(row))
+
+    def close(self) -> None:
+        pass
 
 
 @dataclass
@@ -146,22 +161,11 @@ def play(
                 store.add_bug(bug)
             trainer: Any = SimulatedTrainer(Script(step_s=step_s))
             runner = TestRunner(backend, config.validator, limits, labels)
-            game = Game(
-                config,
-                run,
-                store,
-                environments,
-                backend,
-                limits,
-                labels,
-                engine,
-                chat,
-                trainer,
-                runner,
-                sink,
-                progress,
+            episodes = EpisodeContext(config, engine, chat, backend, limits)
+            context = RunContext(
+                run, store, environments, episodes, runner, trainer, sink, progress, labels
             )
-            asyncio.run(TrainLoop(game).run())
+            asyncio.run(TrainLoop(context).run())
         return sink.rows
 
 
@@ -180,13 +184,9 @@ def rates(arguments: argparse.Namespace) -> None:
         "engine.type=scripted",
     ]
     config = load_config(recipe, settings)
-    environments = prepare_all(
-        read_repository_list(resource("recipes") / "quickstart-repos.txt"),
-        backend,
-        config,
-        sandbox_limits(config),
-        console,
-    )
+    preparer = Preparer(backend, config, sandbox_limits(config), console)
+    specs = read_repository_list(resource("recipes") / "quickstart-repos.txt")
+    environments = preparer.prepare_all(specs)
     check_targets(config, environments, console.print)
     tokenizer = load_tokenizer(policy_path("carried"))
     chat = ChatFormat(tokenizer)

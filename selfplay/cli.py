@@ -58,7 +58,7 @@ def train(
     Example: [bold]selfplay train --repos runs/recipes/quickstart-repos.txt --config runs/recipes/quickstart.toml[/bold]
     """
     if dry_run:
-        from selfplay.viewing.placement import dry_run_training
+        from selfplay.commands.dry_run import dry_run_training
 
         if resume is not None or repos is None:
             raise typer.BadParameter(
@@ -66,7 +66,7 @@ def train(
             )
         dry_run_training(repos, config, set_ or [], cluster)
         return
-    from selfplay.orchestrator.build import resume_training, start_training
+    from selfplay.commands.train import resume_training, start_training
 
     if resume is not None:
         if repos is not None or config is not None:
@@ -180,7 +180,7 @@ def validate(
 
     Example: [bold]selfplay validate my-bug/ --repo pypi:toolz==1.0.0[/bold]
     """
-    from selfplay.viewing.verdict import judge_folder
+    from selfplay.commands.validate import judge_folder
 
     raise typer.Exit(judge_folder(artifact, repo, config, set_ or [], all_checks=all_checks, as_json=json_))
 
@@ -232,11 +232,10 @@ def evaluate(
         raise typer.BadParameter(
             "--tasks SET_OR_FILE is needed (or --compare A B). Sets that come with selfplay: own, human."
         )
-    from selfplay.orchestrator.build import start_evaluation
+    from selfplay.commands.evaluate import EvaluationRequest, start_evaluation
 
-    start_evaluation(
-        tasks, config, set_ or [], limit=limit, attempts=attempts, greedy=greedy, output=output, as_json=json_
-    )
+    request = EvaluationRequest(tasks, limit, attempts, greedy, output)
+    start_evaluation(request, config, set_ or [], as_json=json_)
 
 
 @app.command("warm-start")
@@ -321,7 +320,7 @@ def plan(
 
     Example: [bold]selfplay plan --workload paper --gpus 512[/bold] or [bold]selfplay plan RUN --gpus 64 --parameters 8e9[/bold]
     """
-    from selfplay.planning.command import PlanOptions, run_check, run_plan
+    from selfplay.commands.plan import PlanOptions, run_check, run_plan
 
     if check:
         if workload:
@@ -394,7 +393,7 @@ def main() -> None:
         from rich.console import Console
         from rich.text import Text
 
-        from selfplay.agent.tools import make_harmless
+        from selfplay.agent.observations import make_harmless
 
         console = Console(stderr=True)  # messages and logs may quote what hostile code printed
         console.print(Text("error: ", style="bold red") + Text(make_harmless(str(error))))

@@ -7,6 +7,7 @@ SelfplayError
 │   └── RepositoryListError       every bad line of a list, with its number
 ├── PrerequisiteError             something this machine lacks, with the command that mends it
 │   └── DiskFullError             no space where selfplay keeps something
+├── PartError                     a part of one's own cannot be loaded, raised, or returned what is no number
 ├── RepositoryError               a repository cannot be fetched or read
 ├── EnvironmentBuildError         its tests do not run here (`log_tail` holds the end of the log)
 ├── PatchError                    a diff that is not one, lies, or does not apply (the policy's fault)
@@ -43,6 +44,10 @@ class UsageError(SelfplayError):
 
 class ConfigError(UsageError):
     pass
+
+
+class PartError(SelfplayError):
+    """A part of one's own (`package.module:name` in a setting) is at fault; the message names setting and part."""
 
 
 class PlacementError(UsageError):

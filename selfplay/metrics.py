@@ -1,7 +1,12 @@
-"""Where measurements go: a MetricSink takes flat rows. JSONL always; others by name. No sink may lose or alter a row."""
+"""Where measurements go: a MetricSink takes flat rows. `metrics.sinks` names them (see selfplay/parts.py).
+
+A sink is made from the run's folder. Invariant: no sink loses or alters a row. metrics.jsonl is always written, since a resumed
+run reads it.
+"""
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -33,17 +38,25 @@ class JsonlSink:
         self._file.close()
 
 
-class MemorySink:
-    """Keeps rows in a list: for tests and for the summary of a run."""
+class CsvSink:
+    """One line a value: update or evaluation, its number, the metric's name, the value. Rows have different metrics."""
 
-    def __init__(self) -> None:
-        self.rows: list[dict[str, Value]] = []
+    def __init__(self, path: Path) -> None:
+        is_new = not path.exists()
+        self._file = path.open("a", encoding="utf-8", newline="")
+        self._writer = csv.writer(self._file)
+        if is_new:
+            self._writer.writerow(["kind", "number", "name", "value"])
 
     def write(self, row: Mapping[str, Value]) -> None:
-        self.rows.append(dict(row))
+        kind = "update" if "update" in row else "evaluation"
+        for name, value in row.items():
+            if name != kind:
+                self._writer.writerow([kind, row.get(kind), name, value])
+        self._file.flush()
 
     def close(self) -> None:
-        pass
+        self._file.close()
 
 
 class Fanout:
@@ -59,3 +72,13 @@ class Fanout:
     def close(self) -> None:
         for sink in self._sinks:
             sink.close()
+
+
+def open_jsonl(run: Path) -> MetricSink:
+    """metrics.jsonl in the run's folder."""
+    return JsonlSink(run / "metrics.jsonl")
+
+
+def open_csv(run: Path) -> MetricSink:
+    """metrics.csv in the run's folder."""
+    return CsvSink(run / "metrics.csv")

@@ -93,9 +93,9 @@ def test_known_keys_are_dotted():
         (["train.injector_groups=0", "train.solver_groups=0"], r"train: .*solver_groups = 0 play nothing"),
         (
             ["train.injector_groups=0", 'train.trained_roles=["injector"]'],
-            r"only the injector learns and it never plays",
+            r"only the injector is trained and it never plays",
         ),
-        (["train.solver_groups=0", 'train.trained_roles=["solver"]'], r"only the solver learns and it never plays"),
+        (["train.solver_groups=0", 'train.trained_roles=["solver"]'], r"only the solver is trained and it never plays"),
     ],
 )
 def test_a_game_that_nobody_plays_or_learns_from_is_refused(overrides: list[str], message: str):

@@ -12,21 +12,13 @@ from typing import ClassVar
 
 from selfplay.agent.chat import ChatFormat
 from selfplay.agent.episode import FinishReason, Turn
-from selfplay.agent.tools import (
-    CHANGING,
-    Action,
-    BadFormat,
-    Observation,
-    cap_output,
-    execute,
-    make_harmless,
-    parse_action,
-    render_observation,
-)
-from selfplay.config import AgentSettings
+from selfplay.agent.observations import cap_output, make_harmless, render_observation
+from selfplay.agent.tool_format import BadFormat
+from selfplay.agent.tools import Action, Observation, Toolbox, toolbox
 from selfplay.engines.base import Completion, Engine, GenerationRequest, Sampling
 from selfplay.errors import SandboxLost, SandboxUnavailable
 from selfplay.sandbox.base import Sandbox
+from selfplay.settings.playing import AgentSettings
 
 MIN_TURN_TOKENS = 16  # a shorter rest of the context holds no call
 REPEATED = Observation(
@@ -162,10 +154,10 @@ class Conversation:
         self.messages.pop()
         return turn
 
-    def repeats(self, action: Action) -> bool:
+    def repeats(self, action: Action, changes_files: bool) -> bool:
         """Whether this very call changed a file before, or is a command that was given since a file was last changed."""
         call, earlier = _call(action), self.steps
-        if action.tool not in CHANGING:
+        if not changes_files:
             changes = [number for number, step in enumerate(earlier) if step.changes]
             earlier = earlier[changes[-1] + 1 if changes else 0 :]
         return any(step.action == call and not step.is_error for step in earlier)
@@ -200,7 +192,12 @@ class Agent:
     seed_of: Callable[[int], int]
     tag: str = ""
 
+    @property
+    def tools(self) -> Toolbox:
+        return toolbox(self.settings)
+
     def play(self, system: str, user: str) -> AgentResult:
+        """Play one episode. The sandbox's faults become a finish reason; raises EngineError when the engine fails."""
         talk = Conversation.begin(self.chat, system, user)
         submitted, error = None, ""
         try:
@@ -229,15 +226,15 @@ class Agent:
         """One action and its observation; raises EpisodeEnd when no further turn follows."""
         action, observation = self._act(talk, 0)
         for draw in range(1, self.settings.resamples + 1):
-            if not observation.is_error or (
-                action and action.tool not in CHANGING and observation is not REPEATED
-            ):
+            is_command = action is not None and not self.tools.changes_files(action.tool)
+            if not observation.is_error or (is_command and observation is not REPEATED):
                 break
             action, observation = self._act(talk, draw, talk.take_back().generate_s)
         output = cap_output(
             make_harmless(observation.text), self.settings.observation_tokens, self.chat.spans
         )
-        talk.steps.append(_step(talk.turns[-1].text, action, output, observation))
+        changes = action is not None and self.tools.changes_files(action.tool) and not observation.is_error
+        talk.steps.append(_step(talk.turns[-1].text, action, output, observation, changes))
         self._check_limits(talk)
         self._observe(talk, output, observation.exit_code)
 
@@ -250,13 +247,13 @@ class Agent:
         action, observation = None, None
         started = time.perf_counter()
         try:
-            action = parse_action(text)
+            action = self.tools.parse(text)
             if action.tool == "submit":
                 raise Submitted(action.names)
-            if draw < self.settings.resamples and talk.repeats(action):
+            if draw < self.settings.resamples and talk.repeats(action, self.tools.changes_files(action.tool)):
                 observation = REPEATED
             else:
-                observation = execute(action, self.sandbox, self.settings)
+                observation = self.tools.execute(action, self.sandbox, self.settings)
         except BadFormat as fault:
             observation = Observation(str(fault), 2, is_error=True)
         finally:  # a turn that ended the sandbox is a turn too
@@ -306,20 +303,6 @@ class Agent:
         talk.turns[-1] = replace(talk.turns[-1], observation=shown)
 
 
-def run_episode(
-    engine: Engine,
-    chat: ChatFormat,
-    sandbox: Sandbox,
-    system: str,
-    user: str,
-    settings: AgentSettings,
-    seed_of: Callable[[int], int],
-    tag: str = "",
-) -> AgentResult:
-    """Play one episode. The sandbox's faults become a finish reason; raises EngineError when the engine fails."""
-    return Agent(engine, chat, sandbox, settings, seed_of, tag).play(system, user)
-
-
 def _turn_record(
     text: str,
     action: Action | None,
@@ -340,8 +323,7 @@ def _turn_record(
     )
 
 
-def _step(text: str, action: Action | None, output: str, observation: Observation) -> Step:
-    changes = action is not None and action.tool in CHANGING and not observation.is_error
+def _step(text: str, action: Action | None, output: str, observation: Observation, changes: bool) -> Step:
     return Step(
         _call(action) if action else text,
         output,

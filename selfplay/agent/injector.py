@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
 
-from selfplay.agent.chat import ChatFormat
 from selfplay.agent.episode import Episode, FinishReason, Role
-from selfplay.agent.prompting import Prompt, render
+from selfplay.agent.prompting import Prompt, find_strategy, render, with_tools
 from selfplay.agent.shared_tests import SharedTests
-from selfplay.agent.workspaces import EpisodeKey, Record, cached_bundle, make_repository, read_submission
+from selfplay.agent.tools import toolbox
+from selfplay.agent.workspaces import (
+    EpisodeContext,
+    EpisodeKey,
+    Record,
+    cached_bundle,
+    make_repository,
+    read_submission,
+)
 from selfplay.config import Config
-from selfplay.engines.base import Engine
 from selfplay.repositories.environment import Environment, open_workspace
 from selfplay.repositories.targets import Target
-from selfplay.sandbox.base import SUBMIT, Limits, Sandbox, SandboxBackend
+from selfplay.sandbox.base import SUBMIT, Sandbox
 from selfplay.source.trees import FileEntry, Tree
 from selfplay.verdicts.checks import Thresholds
-from selfplay.verdicts.test_runs import TestRunner
 
 
 @dataclass(frozen=True)
@@ -35,9 +40,11 @@ def injector_prompts(task: InjectorTask, config: Config) -> tuple[Prompt, Prompt
     """(system, user). Variables that a template leaves out are given all the same, so that styles can differ."""
     given = config.injector.help
     style = config.agent.prompt_style
+    strategy = find_strategy(task.strategy)
     user = render(
-        f"injector/{task.strategy}",
+        strategy.template,
         style,
+        strategy.folder,
         repository=task.environment.repository,
         given=given,
         target=task.target if "target" in given else None,
@@ -47,7 +54,7 @@ def injector_prompts(task: InjectorTask, config: Config) -> tuple[Prompt, Prompt
         min_changed_files=task.thresholds.min_changed_files,
         script_timeout_s=config.validator.script_timeout_s,
     )
-    return render("system", style), user
+    return with_tools(render("system", style), toolbox(config.agent).descriptions), user
 
 
 def _given_test_files(task: InjectorTask) -> tuple[str, ...]:
@@ -57,33 +64,24 @@ def _given_test_files(task: InjectorTask) -> tuple[str, ...]:
 # ---- playing
 
 
-def play_injector(
-    task: InjectorTask,
-    place: EpisodeKey,
-    engine: Engine,
-    chat: ChatFormat,
-    backend: SandboxBackend,
-    config: Config,
-    limits: Limits,
-    runner: TestRunner | None = None,
-    preparing: AbstractContextManager[object] | None = None,
-) -> Episode:
+def play_injector(task: InjectorTask, key: EpisodeKey, context: EpisodeContext) -> Episode:
     """One injector episode. `submission` holds what a submit call named of the five files; without one it is empty.
 
-    With a `runner`, runs of the given test script are shared with all that it runs, see `shared_tests`. `preparing` is held while the
-    sandbox is opened and filled.
     Raises EngineError and PromptError; a failing sandbox is a finish reason.
     """
-    record = Record(Role.INJECTOR, task.environment, place, *injector_prompts(task, config))
+    config, limits = context.config, context.limits
+    record = Record(Role.INJECTOR, task.environment, key, *injector_prompts(task, config))
     with record.machine_failures(), ExitStack() as stack:
-        with preparing or nullcontext():
-            box = stack.enter_context(
-                open_workspace(backend, task.environment, task.environment.tree, place.labels, limits)
+        with context.opening:
+            workspace = open_workspace(
+                context.backend, task.environment, task.environment.tree, key.labels, limits
             )
+            box = stack.enter_context(workspace)
             prepare_injector(box, task, config)
         script = task.environment.script_for(_given_test_files(task))
+        runner = context.runner
         shown: Sandbox = SharedTests(box, runner, task.environment, script) if runner else box
-        record.result = record.play(engine, chat, shown, config.agent)
+        record.result = record.play(shown, context)
         if record.result.finish is FinishReason.SUBMITTED:
             with record.losses():
                 record.submission = read_submission(box, limits, record.result.submitted or ())
@@ -97,7 +95,9 @@ def play_injector(
 
 def prepare_injector(box: Sandbox, task: InjectorTask, config: Config) -> None:
     """Make the repository, with history for the history strategy, and lay out what is given in /submit."""
-    make_repository(box, cached_bundle(task.environment.checkout) if task.strategy == "history" else None)
+    make_repository(
+        box, cached_bundle(task.environment.checkout) if find_strategy(task.strategy).needs_history else None
+    )
     if "tests" in config.injector.help:
         test_files = _given_test_files(task)
         given = {

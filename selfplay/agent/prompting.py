@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -21,11 +22,13 @@ from jinja2 import (
     meta,
 )
 
+from selfplay import parts
 from selfplay.errors import PromptError
 from selfplay.runtime.resources import resource
 
 STYLES = ("full", "terse")
-NAMES = ("system", "injector/direct", "injector/removal", "injector/history", "solver/repair")
+NAMES = ("system", "solver/repair")  # and one for each strategy
+NEED_HISTORY = ("history",)  # strategies that read the project's commits
 HUNK = re.compile(r"@@ -\d+(?:,(\d+))? \+\d+(?:,(\d+))? @@")
 
 
@@ -35,31 +38,65 @@ class Prompt:
     hash: str
 
 
-def render(name: str, style: str = "full", **variables: object) -> Prompt:
+@dataclass(frozen=True)
+class Strategy:
+    """How an injector is asked for a bug: a pair of templates, and what it finds in the workspace.
+
+    `folder` holds NAME.md.j2 and NAME.terse.md.j2, which may include templates of prompts/. None: prompts/injector/.
+    needs_history: the workspace's git repository has the project's commits.
+    """
+
+    name: str
+    folder: Path | None = None
+    needs_history: bool = False
+
+    @property
+    def template(self) -> str:
+        return self.name if self.folder else f"injector/{self.name}"
+
+
+def find_strategy(name: str) -> Strategy:
+    """The strategy that `injector.strategies` names. Raises PartError if one's own cannot be loaded."""
+    if parts.is_own(name):
+        found: Strategy = parts.load("injector.strategies", name)
+        return found
+    return Strategy(name, needs_history=name in NEED_HISTORY)
+
+
+def render(name: str, style: str = "full", folder: Path | None = None, **variables: object) -> Prompt:
     """The prompt `name` ("system", "injector/removal", "solver/repair") in `style` ("full" or "terse").
 
-    Raises PromptError for a missing template and for a variable that the template uses and was not given.
+    folder: of templates besides prompts/. Raises PromptError for a missing template, and for a variable that the template
+    uses and was not given.
     """
     try:
-        text = _template(name, style).render(**variables)
+        text = _template(name, style, folder).render(**variables)
     except TemplateError as error:
         raise PromptError(
             f"prompt {name} ({style}): {error}. Variables given: {', '.join(sorted(variables)) or 'none'}."
         ) from error
-    return Prompt(text.strip("\n"), prompt_hash(name, style))
+    return Prompt(text.strip("\n"), prompt_hash(name, style, folder))
+
+
+def with_tools(prompt: Prompt, descriptions: str) -> Prompt:
+    """The prompt with what it does not say about an episode's tools; as it is for ""."""
+    if not descriptions:
+        return prompt
+    both = hashlib.sha256(f"{prompt.hash}\0{descriptions}".encode()).hexdigest()
+    return Prompt(f"{prompt.text}\n\n{descriptions}".strip("\n"), both)
 
 
 @cache
-def prompt_hash(name: str, style: str) -> str:
+def prompt_hash(name: str, style: str, folder: Path | None = None) -> str:
     """SHA-256 over the style and every template text that `name` is made of."""
     pending, seen = [_file(name, style)], dict[str, str]()
-    environment = _environment()
+    environment = _environment(folder)
     while pending:
         file = pending.pop()
         if file in seen:
             continue
         try:
-            seen[file] = _source(file)
+            seen[file] = _source(file, folder)
             pending += [
                 found for found in meta.find_referenced_templates(environment.parse(seen[file])) if found
             ]
@@ -69,12 +106,18 @@ def prompt_hash(name: str, style: str) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
-def check_prompts() -> None:
-    """Load every template in every style, so that a broken one stops a run before it starts. Raises PromptError."""
-    for name in NAMES:
+def check_prompts(strategies: Iterable[str] = ()) -> None:
+    """Load every template in every style, so that a missing or broken one stops a run before it starts.
+
+    strategies: names of the run's, one's own among them. Raises PromptError.
+    """
+    known = [Strategy(name) for name in parts.names_of("injector.strategies")]
+    own = [find_strategy(name) for name in strategies if parts.is_own(name)]
+    wanted = [(name, None) for name in NAMES] + [(one.template, one.folder) for one in (*known, *own)]
+    for name, folder in wanted:
         for style in STYLES:
-            _template(name, style)
-            prompt_hash(name, style)
+            _template(name, style, folder)
+            prompt_hash(name, style, folder)
 
 
 def compact_diff(diff: str) -> str:
@@ -102,13 +145,13 @@ def _file(name: str, style: str) -> str:
 
 
 @cache
-def _environment() -> Environment:
+def _environment(folder: Path | None = None) -> Environment:
     try:
-        folder = resource("prompts")
+        folders = [*([folder] if folder else []), resource("prompts")]
     except FileNotFoundError as error:
         raise PromptError(str(error)) from error
     environment = Environment(
-        loader=FileSystemLoader(folder),
+        loader=FileSystemLoader(folders),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -118,17 +161,17 @@ def _environment() -> Environment:
     return environment
 
 
-def _source(file: str) -> str:
-    environment = _environment()
+def _source(file: str, folder: Path | None) -> str:
+    environment = _environment(folder)
     assert environment.loader is not None
     return environment.loader.get_source(environment, file)[0]
 
 
 @cache
-def _template(name: str, style: str) -> Template:
+def _template(name: str, style: str, folder: Path | None = None) -> Template:
     file = _file(name, style)
     try:
-        return _environment().get_template(file)
+        return _environment(folder).get_template(file)
     except TemplateNotFound as error:
         known = ", ".join(
             sorted(

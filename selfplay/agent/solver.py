@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 from selfplay.agent.chat import ChatFormat
 from selfplay.agent.episode import Episode, FinishReason, Role
-from selfplay.agent.prompting import Prompt, render
+from selfplay.agent.prompting import Prompt, render, with_tools
 from selfplay.agent.shared_tests import SharedTests
+from selfplay.agent.tools import toolbox
 from selfplay.agent.workspaces import (
     ARCHIVE_OVERHEAD_BYTES,
+    EpisodeContext,
     EpisodeKey,
     Record,
     as_submission,
     make_repository,
 )
 from selfplay.config import Config
-from selfplay.engines.base import Engine
 from selfplay.repositories.environment import Environment, open_workspace
 from selfplay.repositories.suspects import Suspect, failure_first, find_suspects
-from selfplay.sandbox.base import SUBMIT, WORKSPACE, Limits, Sandbox, SandboxBackend
+from selfplay.sandbox.base import SUBMIT, WORKSPACE, Sandbox
 from selfplay.source.diffs import reverse_patch
 from selfplay.source.trees import FileEntry, Tree
 from selfplay.verdicts.bug import BugState, build_states
-from selfplay.verdicts.grading import take_prediction
-from selfplay.verdicts.test_runs import TestRunner
+from selfplay.verdicts.prediction import take_prediction
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def solver_prompts(task: SolverTask, config: Config) -> tuple[Prompt, Prompt]:
         failure=task.failure.strip("\n") if "failure" in given else "",
         suspects=task.suspects if "suspects" in given else (),
     )
-    return render("system", style), user
+    return with_tools(render("system", style), toolbox(config.agent).descriptions), user
 
 
 def spec_text(bug: BugState) -> str:
@@ -77,26 +77,15 @@ def spec_tokens(chat: ChatFormat, bug: BugState) -> int:
     return len(chat.encode(spec_text(bug)))
 
 
-def play_solver(
-    task: SolverTask,
-    place: EpisodeKey,
-    engine: Engine,
-    chat: ChatFormat,
-    backend: SandboxBackend,
-    config: Config,
-    limits: Limits,
-    runner: TestRunner | None = None,
-    preparing: AbstractContextManager[object] | None = None,
-) -> Episode:
+def play_solver(task: SolverTask, key: EpisodeKey, context: EpisodeContext) -> Episode:
     """One solver episode. `submission["patch"]` is the workspace's change, taken however the episode ended; "" for none.
 
     `submission["restored"]`, where there are any, names the paths whose change does not count, one a line.
 
-    With a `runner`, runs of the given test script are shared with all that it runs, see `shared_tests`. `preparing` is held while the
-    sandbox is opened and filled.
     Raises EngineError and PromptError, and PatchError when the bug does not belong to the environment.
     """
-    record = Record(Role.SOLVER, task.environment, place, *solver_prompts(task, config))
+    config, limits = context.config, context.limits
+    record = Record(Role.SOLVER, task.environment, key, *solver_prompts(task, config))
     record.submission = {"patch": ""}
     states = build_states(task.environment.tree, task.bug)
     start = states.buggy if "tests" in config.solver.help else states.solver_start
@@ -104,18 +93,18 @@ def play_solver(
         states.solver_start
     )  # tests that grading knows in their weakened form only: no change to them counts
     with record.machine_failures(), ExitStack() as stack:
-        with preparing or nullcontext():
-            box = stack.enter_context(open_workspace(backend, task.environment, start, place.labels, limits))
+        with context.opening:
+            workspace = open_workspace(context.backend, task.environment, start, key.labels, limits)
+            box = stack.enter_context(workspace)
             prepare_solver(box, task, config)
-        shown: Sandbox = (
-            SharedTests(box, runner, task.environment, task.bug.artifact.test_script) if runner else box
-        )
-        record.result = record.play(engine, chat, shown, config.agent)
+        runner, script = context.runner, task.bug.artifact.test_script
+        shown: Sandbox = SharedTests(box, runner, task.environment, script) if runner else box
+        record.result = record.play(shown, context)
         if record.result.finish not in (FinishReason.SANDBOX_LOST, FinishReason.ENV_ERROR):
             with record.losses():
-                workspace = box.read_archive(WORKSPACE, limits.workspace_bytes + ARCHIVE_OVERHEAD_BYTES)
+                archive = box.read_archive(WORKSPACE, limits.workspace_bytes + ARCHIVE_OVERHEAD_BYTES)
                 record.submission = as_submission(
-                    take_prediction(start, workspace, {*made, *task.environment.test_files})
+                    take_prediction(start, archive, {*made, *task.environment.test_files})
                 )
     return record.episode(bug_id=task.bug_id)
 

@@ -13,24 +13,25 @@ import re
 import tarfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import lru_cache
 
-from selfplay.agent.agent import AgentResult, run_episode
+from selfplay.agent.agent import Agent, AgentResult
 from selfplay.agent.chat import ChatFormat
 from selfplay.agent.episode import Episode, FinishReason, Role
 from selfplay.agent.prompting import Prompt
-from selfplay.config import AgentSettings, Config
+from selfplay.config import Config
 from selfplay.engines.base import Engine, derive_seed
 from selfplay.errors import ArtifactError, SandboxError, SandboxLost, SandboxUnavailable
 from selfplay.repositories.checkouts import Checkout
 from selfplay.repositories.environment import Environment
 from selfplay.repositories.git import history_bundle
-from selfplay.sandbox.base import SUBMIT, Limits, Sandbox
+from selfplay.sandbox.base import SUBMIT, Limits, Sandbox, SandboxBackend
 from selfplay.source.trees import Tree
 from selfplay.verdicts.artifact import ALIASES, FILE_NAMES, MAX_FILE_BYTES
-from selfplay.verdicts.grading import Prediction
+from selfplay.verdicts.prediction import Prediction
+from selfplay.verdicts.test_runs import TestRunner
 
 SETUP_TIMEOUT_S = 120.0
 ARCHIVE_OVERHEAD_BYTES = (
@@ -78,6 +79,23 @@ class EpisodeKey:
         return derive_seed(self.run_seed, self.update, self.group, self.member, turn)
 
 
+@dataclass(frozen=True)
+class EpisodeContext:
+    """What all episodes of a run share.
+
+    runner: if set, an episode's runs of the given test script are shared with its other runs (see `shared_tests`).
+    opening: held while a sandbox is opened and filled, to bound how many are opened at the same time.
+    """
+
+    config: Config
+    engine: Engine
+    chat: ChatFormat
+    backend: SandboxBackend
+    limits: Limits
+    runner: TestRunner | None = None
+    opening: AbstractContextManager[object] = field(default_factory=nullcontext)
+
+
 def sandbox_limits(config: Config) -> Limits:
     settings = config.sandbox
     return Limits(
@@ -99,7 +117,7 @@ class Record:
 
     role: Role
     environment: Environment
-    place: EpisodeKey
+    key: EpisodeKey
     system: Prompt
     user: Prompt
     result: AgentResult | None = None
@@ -109,11 +127,10 @@ class Record:
     started_at: float = field(default_factory=time.time)
     _clock: float = field(default_factory=time.monotonic)
 
-    def play(self, engine: Engine, chat: ChatFormat, box: Sandbox, settings: AgentSettings) -> AgentResult:
-        tag = f"{self.role}/{self.place.group}/{self.place.member}"
-        return run_episode(
-            engine, chat, box, self.system.text, self.user.text, settings, self.place.seed, tag
-        )
+    def play(self, box: Sandbox, context: EpisodeContext) -> AgentResult:
+        tag = f"{self.role}/{self.key.group}/{self.key.member}"
+        agent = Agent(context.engine, context.chat, box, context.config.agent, self.key.seed, tag)
+        return agent.play(self.system.text, self.user.text)
 
     @contextmanager
     def machine_failures(self) -> Iterator[None]:
@@ -134,16 +151,16 @@ class Record:
             self.error = str(refusal)
 
     def episode(self, strategy: str = "", target: str = "", bug_id: str = "") -> Episode:
-        place, result = self.place, self.result
+        key, result = self.key, self.result
         messages = [{"role": "system", "content": self.system.text}] if self.system.text else []
         return Episode(
-            episode_id=f"u{place.update}-{self.role}-{re.sub(r'[^A-Za-z0-9._-]+', '-', place.group)}-m{place.member}",
+            episode_id=f"u{key.update}-{self.role}-{re.sub(r'[^A-Za-z0-9._-]+', '-', key.group)}-m{key.member}",
             role=self.role,
             repository=self.environment.repository,
-            update=place.update,
-            group=place.group,
-            member=place.member,
-            seed=place.seed(0),
+            update=key.update,
+            group=key.group,
+            member=key.member,
+            seed=key.seed(0),
             finish=self.finish or (result.finish if result else FinishReason.ENV_ERROR),
             messages=result.messages if result else (*messages, {"role": "user", "content": self.user.text}),
             turns=result.turns if result else (),

@@ -6,15 +6,11 @@ Invariant: a machine's failure never becomes a reward: such a member is masked, 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from selfplay.algorithm.rewards import (
-    INVALID_REWARD,
-    InjectorReward,
-    duplicate_reward,
-    injector_reward,
-    solver_reward,
-)
+from selfplay import parts
+from selfplay.algorithm.rewards import RewardInputs, needs_solve_rate
+from selfplay.verdicts.confirmation import Confirmation
 
 
 @dataclass(frozen=True)
@@ -28,17 +24,17 @@ class SolveRate:
 
 
 def measure_solve_rate(
-    outcomes: Sequence[bool | None], confirmations: Sequence[bool | None], group_size: int
+    outcomes: Sequence[bool | None], confirmations: Sequence[Confirmation], group_size: int
 ) -> SolveRate:
     """The share of graded attempts that repaired the bug; void when any pass was not confirmed by its second grading.
 
     outcomes       passed, per member; None where the machine failed
-    confirmations  per member: False where a pass and its repetition disagreed, which voids the bug
+    confirmations  per graded attempt; NOT_CONFIRMED voids the bug
     """
     graded = [outcome for outcome in outcomes if outcome is not None]
     passes = sum(graded)
     rate = passes / len(graded) if 2 * len(graded) >= group_size and graded else None
-    return SolveRate(rate, len(graded), passes, any(confirmed is False for confirmed in confirmations))
+    return SolveRate(rate, len(graded), passes, Confirmation.NOT_CONFIRMED in confirmations)
 
 
 @dataclass(frozen=True)
@@ -61,28 +57,50 @@ def credit_injector(
     is_duplicate: bool,
     failed_check: str,
     solve_rate: SolveRate | None,
-    kind: InjectorReward,
+    kind: str,
     alpha: float,
 ) -> Credit | None:
-    """One injector episode's reward (ssr.md, Rewards), or None while its bug waits for its solvers."""
-    if not accepted:
-        return Credit(INVALID_REWARD, f"rejected: {failed_check}")
-    if is_duplicate:
-        return Credit(duplicate_reward(alpha), "duplicate")
-    if kind == "consistency":
-        return Credit(injector_reward(kind, 0.0, alpha), "accepted")
-    if solve_rate is None:
-        return None
-    if solve_rate.is_void:
-        return Credit(INVALID_REWARD, "void: a confirmed repair did not repeat")
-    if solve_rate.rate is None:
-        return Credit(None, "too few graded attempts")
-    return Credit(injector_reward(kind, solve_rate.rate, alpha), f"solve rate {solve_rate.rate:.2f}")
+    """One injector episode's reward, or None while its bug waits for its solvers."""
+    inputs = RewardInputs(
+        "submitted", is_accepted=accepted, is_duplicate=is_duplicate, failed_check=failed_check, alpha=alpha
+    )
+    return injector_credit(inputs, kind, solve_rate)
+
+
+def injector_credit(inputs: RewardInputs, reward: str, solve_rate: SolveRate | None) -> Credit | None:
+    """One injector episode's reward by the function that `reward` names, or None while its bug waits for its solvers.
+
+    inputs: all that is known without the solvers. solve_rate: None before they have played.
+    """
+    setting = "injector.reward"
+    note = f"rejected: {inputs.failed_check}" if not inputs.is_accepted else "accepted"
+    if inputs.is_accepted and inputs.is_duplicate:
+        note = "duplicate"
+    elif inputs.is_accepted and needs_solve_rate(parts.load(setting, reward)):
+        if solve_rate is None:
+            return None
+        if solve_rate.rate is None and not solve_rate.is_void:
+            return Credit(None, "too few graded attempts")
+        inputs = replace(inputs, solve_rate=solve_rate.rate, is_void=solve_rate.is_void)
+        note = f"solve rate {solve_rate.rate:.2f}" if solve_rate.rate is not None else ""
+        if solve_rate.is_void:
+            note = "void: a confirmed repair did not repeat"
+    return Credit(parts.finite(setting, reward, parts.call(setting, reward, inputs)), note)
 
 
 def credit_solver(passed: bool | None, bug_is_void: bool) -> Credit:
+    """One repair attempt's reward. passed: None if the machine failed."""
+    return solver_credit(
+        RewardInputs("submitted", is_repaired=bool(passed), is_void=bug_is_void), "ssr", passed
+    )
+
+
+def solver_credit(inputs: RewardInputs, reward: str, passed: bool | None) -> Credit:
+    """One repair attempt's reward by the function that `reward` names. passed: None if the machine failed."""
+    setting = "solver.reward"
     if passed is None:
         return MASKED_MACHINE
-    if bug_is_void:
+    if inputs.is_void:
         return Credit(None, "void bug")
-    return Credit(solver_reward(passed), "repaired" if passed else "not repaired")
+    value = parts.finite(setting, reward, parts.call(setting, reward, inputs))
+    return Credit(value, "repaired" if passed else "not repaired")

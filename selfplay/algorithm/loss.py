@@ -1,68 +1,90 @@
-"""The clipped policy-gradient loss over action tokens, and what is logged of it. Tensors only; knows no roles, episodes or models.
+"""The clipped policy-gradient loss over action tokens. Tensors only; knows no roles, episodes or models.
 
-Invariant: where trainer and rollout agree (ratio 1), its gradient is that of REINFORCE.
+Two of its pieces are parts (see selfplay/parts.py): `trainer.clipping` bounds the importance ratio, `trainer.aggregation` weighs
+tokens into a role's loss. Invariant: where trainer and rollout agree (ratio 1), the gradient is that of REINFORCE.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-Aggregation = Literal["constant", "token", "sequence"]
+from selfplay import parts
 
 
 @dataclass(frozen=True)
 class Clipping:
-    low: float = 0.2
-    high: float = 0.25
-    negative: float = 3.0  # c: for A < 0 a token's loss is at most -c·A (dual clip)
+    """Bounds of the importance ratio. kind: the part that applies them."""
+
+    low: float = 0.2  # ε_low
+    high: float = 0.25  # ε_high
+    negative: float = 3.0  # c of the dual clip
+    kind: str = "dual_clip"
 
 
 def token_losses(
     logprobs: Tensor, rollout_logprobs: Tensor, advantages: Tensor, clipping: Clipping
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """L = -min(ρA, clip(ρ, 1-ε_l, 1+ε_h)·A), for A < 0 capped at -c·A, with ρ against the rollout's own log-probabilities.
+    """Each token's loss, its ratio ρ, and whether the clipping removed its gradient (bool). All (tokens,).
 
-    All (tokens,). Returns the losses, the ratios and which tokens' gradients the clipping removed (bool), the latter two detached.
-    Sources: PPO (Schulman 2017), DAPO's two bounds (2025), the cap of dual-clip PPO (Ye et al. 2020).
+    ρ is taken against the rollout's own log-probabilities. Ratio and mask are detached.
     """
     ratio = torch.exp((logprobs - rollout_logprobs).clamp(-20.0, 20.0))
-    plain = ratio * advantages
-    clipped = ratio.clamp(1 - clipping.low, 1 + clipping.high) * advantages
-    losses = -torch.minimum(plain, clipped)
-    cap = -clipping.negative * advantages
-    capped = (advantages < 0) & (losses > cap)
-    losses = torch.where(capped, cap, losses)
-    return losses, ratio.detach(), ((clipped < plain) | capped).detach()
+    losses, is_clipped = parts.call("trainer.clipping", clipping.kind, ratio, advantages, clipping)
+    return losses, ratio.detach(), is_clipped.detach()
 
 
-def aggregation_weights(kind: Aggregation, lengths: Tensor, max_length: int) -> Tensor:
-    """The weight of each action token of each episode, so that Σ weight·loss is the role's loss.
+def clip(ratio: Tensor, advantages: Tensor, bounds: Clipping) -> tuple[Tensor, Tensor]:
+    """L = -min(ρA, clip(ρ, 1 - ε_low, 1 + ε_high)·A), and which tokens' gradients it removed. All (tokens,).
 
-    lengths: (episodes,) of one role, all of the update.
-
-    constant  1 / (B · L_max)                 L_max the configured context: Dr.GRPO, CWM
-    token     1 / Σ lengths                   DAPO
-    sequence  1 / (B · length)                the mean of episodes' means
+    Sources: PPO (Schulman 2017); two bounds: DAPO (2025).
     """
-    count = lengths.numel()
-    lengths = lengths.double()
-    if kind == "constant":
-        return torch.full_like(lengths, 1.0 / (count * max_length))
-    if kind == "token":
-        return torch.full_like(lengths, 1.0 / max(1.0, lengths.sum().item()))
-    if kind == "sequence":
-        return 1.0 / (count * lengths.clamp_min(1))
-    raise ValueError(f"unknown aggregation {kind!r}; known: constant, token, sequence")
+    plain = ratio * advantages
+    clipped = ratio.clamp(1 - bounds.low, 1 + bounds.high) * advantages
+    return -torch.minimum(plain, clipped), clipped < plain
 
 
-def divergence(logits: Tensor, anchor_logits: Tensor) -> Tensor:
-    """KL(policy || anchor), (places,), from logits (places, vocab): over the whole vocabulary, so that no draw's chance is in it."""
-    scores, anchor = torch.log_softmax(logits, -1), torch.log_softmax(anchor_logits, -1)
-    return (scores.exp() * (scores - anchor)).sum(-1)
+def dual_clip(ratio: Tensor, advantages: Tensor, bounds: Clipping) -> tuple[Tensor, Tensor]:
+    """As `clip`, and for A < 0 a token's loss is at most -c·A. Source: dual-clip PPO (Ye et al. 2020)."""
+    losses, is_clipped = clip(ratio, advantages, bounds)
+    cap = -bounds.negative * advantages
+    is_capped = (advantages < 0) & (losses > cap)
+    return torch.where(is_capped, cap, losses), is_clipped | is_capped
+
+
+def aggregation_weights(kind: str, lengths: Tensor, max_length: int) -> Tensor:
+    """The weight of each action token of each episode, (episodes,), so that Σ weight·loss is the role's loss.
+
+    lengths: (episodes,) action tokens, all of one role in the update. max_length: the context, tokens.
+    """
+    found: Tensor = parts.call("trainer.aggregation", kind, lengths.double(), max_length)
+    return found
+
+
+def constant(lengths: Tensor, max_length: int) -> Tensor:
+    """1 / (B · L_max), L_max the configured context. Sources: Dr. GRPO, CWM."""
+    return torch.full_like(lengths, 1.0 / (lengths.numel() * max_length))
+
+
+def token(lengths: Tensor, max_length: int) -> Tensor:
+    """1 / Σ lengths. Source: DAPO."""
+    return torch.full_like(lengths, 1.0 / max(1.0, lengths.sum().item()))
+
+
+def sequence(lengths: Tensor, max_length: int) -> Tensor:
+    """1 / (B · length): the mean of episodes' means."""
+    return 1.0 / (lengths.numel() * lengths.clamp_min(1))
+
+
+def kl_divergence(logits: Tensor, reference_logits: Tensor) -> Tensor:
+    """KL(policy || reference), (positions,), from logits (positions, vocab).
+
+    It sums over the whole vocabulary, so it has no sampling noise.
+    """
+    scores, reference = torch.log_softmax(logits, -1), torch.log_softmax(reference_logits, -1)
+    return (scores.exp() * (scores - reference)).sum(-1)
 
 
 def policy_loss(
@@ -72,6 +94,6 @@ def policy_loss(
     weights: Tensor,  # (tokens,) from `aggregation_weights`, repeated
     clipping: Clipping,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Per token: its weighted loss (their sum is the loss), its ratio and whether it was clipped."""
+    """Each token's weighted loss (their sum is the loss), its ratio, and whether it was clipped. All (tokens,)."""
     losses, ratio, is_clipped = token_losses(logprobs, rollout_logprobs, advantages, clipping)
     return losses * weights, ratio, is_clipped

@@ -1,4 +1,7 @@
-"""Which tokens of an episode its advantage counts for. Pure."""
+"""Which tokens of an episode its advantage counts for, and the per-call reward. Pure.
+
+`tools`: those that the episode was played with; they say which calls change files.
+"""
 
 from __future__ import annotations
 
@@ -6,71 +9,83 @@ from bisect import bisect_left
 from collections.abc import Callable, Sequence
 
 from selfplay.agent.episode import Episode, Turn
-from selfplay.agent.tools import CHANGING, MARKS, OPENING, BadFormat, parse_action
-from selfplay.config import TrainerSettings
+from selfplay.agent.tool_format import OPENING, BadFormat
+from selfplay.agent.tools import MARKS, STANDARD, Toolbox
 from selfplay.errors import SelfplayError
+from selfplay.settings.learning import TrainerSettings
 from selfplay.source.diffs import parse_patch
 
 Decode = Callable[[Sequence[int]], str]
 
 
 def token_advantages(
-    episode: Episode, advantage: float, settings: TrainerSettings, expected: float, decode: Decode
+    episode: Episode,
+    advantage: float,
+    settings: TrainerSettings,
+    expected: float,
+    decode: Decode,
+    tools: Toolbox = STANDARD,
 ) -> list[float]:
-    """Each token's advantage; (tokens,), 0 where nothing is learned.
+    """The advantage of each token, (tokens,); 0 where nothing is trained on.
 
-    advantage: the episode's, from its group's rewards. It counts for all actions, a negative one `negative_weight` times. With credit
-    "kept_edits" a positive one leaves out calls that failed and edits of which the submission holds nothing: what was taken back did not earn it.
-
-    `call_reward_weight` adds to each call that was to change a file (or was none): 1 if it changed something new, else 0, less `expected`, what
-    its group's calls came to in the mean; `negative_weight` counts here too. Not to `deciding_tokens`: with them it teaches to change
-    nothing where changing is hard (docs/log.md). decode: the text of a turn's tokens.
+    advantage  the episode's. It counts for every action token, multiplied by `negative_weight` if it is negative. With credit
+               "kept_edits" a positive one skips calls that failed, and edits that the submission does not hold: what was
+               undone did not earn it.
+    expected   with `call_reward_weight`: the mean per-call reward of the group. A call that should change a file, and a
+               reply without a call, adds weight · (1 if it changed something new, else 0, minus `expected`). The tokens of
+               `deciding_tokens` are left out: with them this term taught the policy to stop editing (docs/log.md).
+    decode     token ids -> text
     """
     advantage *= settings.negative_weight if advantage < 0 else 1.0
     values = [advantage * is_action for is_action in episode.loss_mask]
     if settings.credit == "kept_edits" and advantage > 0:
         added = _added_lines(episode)
         for turn in episode.turns:
-            if turn.is_error or not _is_kept(turn, added):
+            if turn.is_error or not _is_kept(turn, added, tools):
                 values[slice(*turn.tokens)] = [0.0] * (turn.tokens[1] - turn.tokens[0])
     if settings.call_reward_weight:
-        in_vain = turns_in_vain(episode)
-        for number in changing_turns(episode):
+        in_vain = turns_in_vain(episode, tools)
+        for number in changing_turns(episode, tools):
             extra = settings.call_reward_weight * ((number not in in_vain) - expected)
             extra *= settings.negative_weight if extra < 0 else 1.0
             first, end = episode.turns[number].tokens
             deciding = deciding_tokens(episode.token_ids[first:end], decode)
-            for place in range(first, end):
-                if place - first not in deciding:
-                    values[place] += extra
+            for index in range(first, end):
+                if index - first not in deciding:
+                    values[index] += extra
     return values
 
 
-def changing_turns(episode: Episode) -> list[int]:
-    """The numbers of turns whose call was to change a file, or that held none: a failed attempt at one, as often as not."""
-    return [number for number, turn in enumerate(episode.turns) if turn.tool in CHANGING or not turn.tool]
+def changing_turns(episode: Episode, tools: Toolbox = STANDARD) -> list[int]:
+    """Numbers of the turns that called a tool that changes files, or called nothing: most of those tried to."""
+    return [
+        number for number, turn in enumerate(episode.turns) if tools.changes_files(turn.tool) or not turn.tool
+    ]
 
 
-def success_of_calls(episodes: Sequence[Episode]) -> float:
-    """Which share of the calls that were to change a file changed something new; 0 where there was none."""
+def success_of_calls(episodes: Sequence[Episode], tools: Toolbox = STANDARD) -> float:
+    """Share of the `changing_turns` that changed something new; 0 if there are none."""
     tried = done = 0
     for episode in episodes:
-        numbers, in_vain = changing_turns(episode), turns_in_vain(episode)
+        numbers, in_vain = changing_turns(episode, tools), turns_in_vain(episode, tools)
         tried += len(numbers)
         done += len(numbers) - len(in_vain.intersection(numbers))
     return done / tried if tried else 0.0
 
 
 def deciding_tokens(ids: Sequence[int], decode: Decode) -> set[int]:
-    """The places in a turn's tokens that decide other things than whether its call can be done: which tool it is (the first, and those of
-    the line that names the tool) and what an edit writes (those after the mark between its old and its new text)."""
+    """Indices of the tokens of one turn that do not decide whether its call can be carried out.
+
+    These are the choice of the tool (the first token, and those of the line that names the tool), and what an edit writes (the
+    tokens after the mark between its old and its new text).
+    """
     text = decode(ids)
     found = OPENING.search(text)
     if found is None:
         return {0}
 
     def token_of(position: int) -> int:
-        """The place of the token that spells a character."""
+        """Index of the token that holds the character at `position`."""
         return bisect_left(range(len(ids) + 1), position + 1, key=lambda count: len(decode(ids[:count]))) - 1
 
     named = range(token_of(found.start()), token_of(found.end() - 1) + 1)
@@ -79,13 +94,13 @@ def deciding_tokens(ids: Sequence[int], decode: Decode) -> set[int]:
     return {0, *named, *written}
 
 
-def turns_in_vain(episode: Episode) -> set[int]:
-    """The numbers of turns whose call failed, was none, or repeats a change that was made before."""
+def turns_in_vain(episode: Episode, tools: Toolbox = STANDARD) -> set[int]:
+    """Numbers of the turns whose call failed, was unreadable, or repeats an earlier change."""
     found: set[int] = set()
     made: set[str] = set()
     for number, turn in enumerate(episode.turns):
-        changes = turn.tool in CHANGING and not turn.is_error
-        call = parse_action(turn.text).body if changes else ""
+        changes = tools.changes_files(turn.tool) and not turn.is_error
+        call = tools.parse(turn.text).body if changes else ""
         if turn.is_error or (changes and call in made):
             found.add(number)
         made.add(call)
@@ -93,7 +108,7 @@ def turns_in_vain(episode: Episode) -> set[int]:
 
 
 def _added_lines(episode: Episode) -> dict[str, list[str]] | None:
-    """By file; None where the submission cannot be read as a diff."""
+    """Lines that the submission adds, by file; None if it cannot be read as a diff."""
     text = episode.submission.get("patch") or episode.submission.get("bug_inject.diff") or ""
     try:
         files = parse_patch(text, len(text.encode()) + 1).files
@@ -105,11 +120,12 @@ def _added_lines(episode: Episode) -> dict[str, list[str]] | None:
     }
 
 
-def _is_kept(turn: Turn, added: dict[str, list[str]] | None) -> bool:
+def _is_kept(turn: Turn, added: dict[str, list[str]] | None, tools: Toolbox) -> bool:
+    """True if the submission holds every line that an edit wrote. Other calls are always kept."""
     if turn.tool != "edit" or added is None:
         return True
     try:
-        action = parse_action(turn.text)
+        action = tools.parse(turn.text)
     except BadFormat:
         return True
     lines = added.get(action.path.removeprefix("/testbed/").removeprefix("./"), [])

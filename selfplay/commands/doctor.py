@@ -108,7 +108,7 @@ def attack(console: Console, sandbox: str = "auto", as_json: bool = False) -> in
 
 
 def print_attacks(reports: list[Report], console: Console) -> None:
-    from selfplay.agent.tools import make_harmless
+    from selfplay.agent.observations import make_harmless
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("row", justify="right")
@@ -251,17 +251,17 @@ def _git() -> Finding:
 
 def _sandboxes(wanted: str) -> list[Finding]:
     """Both backends; only the one that `sandbox.type` names, or any for "auto", is required."""
-    from selfplay.sandbox import open_backend
+    from selfplay.sandbox import BACKENDS, open_backend
 
     refusals: dict[str, str] = {}
-    for kind in ("docker", "bubblewrap"):
+    for kind in BACKENDS:
         try:
             open_backend(kind)
         except SelfplayError as error:
             refusals[kind] = str(error)
-    some = len(refusals) < 2
+    some = len(refusals) < len(BACKENDS)
     findings = []
-    for kind in ("docker", "bubblewrap"):
+    for kind in BACKENDS:
         required = wanted == kind or (wanted == "auto" and not some)
         if kind in refusals:
             what, _, remedy = refusals[kind].partition(". ")
@@ -378,10 +378,10 @@ def _leftovers() -> Finding:
 
 def clean() -> list[str]:
     """Remove what dead processes left: sandboxes, through each backend that works here, and stale temporary folders."""
-    from selfplay.sandbox import open_backend
+    from selfplay.sandbox import BACKENDS, open_backend
 
     removed: list[str] = []
-    for kind in ("docker", "bubblewrap"):
+    for kind in BACKENDS:
         try:
             removed += open_backend(kind)[0].sweep()
         except SelfplayError:

@@ -10,15 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from selfplay.agent.agent import AgentResult, Step, is_stuck, run_episode
+from selfplay.agent.agent import Agent, AgentResult, Step, is_stuck
 from selfplay.agent.chat import ChatFormat, load_tokenizer
 from selfplay.agent.episode import FinishReason
-from selfplay.agent.tools import format_action, format_edit
-from selfplay.config import AgentSettings
+from selfplay.agent.tool_format import format_action
+from selfplay.agent.tools import format_edit
 from selfplay.engines.base import Completion, GenerationRequest, Sampling
 from selfplay.engines.scripted_engine import ScriptedEngine, ScriptedTurn
 from selfplay.errors import SandboxLost, SandboxUnavailable
 from selfplay.sandbox.base import ExecResult, SandboxSpec
+from selfplay.settings.playing import AgentSettings
 from tiny_policy import build_tiny_tokenizer
 
 SETTINGS = AgentSettings(
@@ -98,16 +99,10 @@ def play(tokenizer_folder: Path, chat: ChatFormat, tmp_path: Path) -> Play:
     ) -> AgentResult:
         reply = replies if callable(replies) else lambda turn: replies[turn.number]
         engine = ScriptedEngine(reply, load_tokenizer(str(tokenizer_folder)))
-        return run_episode(
-            engine,
-            chat,
-            FolderSandbox(tmp_path),
-            "",
-            user,
-            settings,
-            seed_of=lambda turn: 100 + turn,
-            tag="injector/g/0",
+        agent = Agent(
+            engine, chat, FolderSandbox(tmp_path), settings, lambda turn: 100 + turn, "injector/g/0"
         )
+        return agent.play("", user)
 
     return run
 
@@ -166,9 +161,8 @@ def test_every_turn_extends_the_prompt_of_the_turn_before(
     engine = Watched(
         lambda turn: [bash("echo 1"), "no call", SUBMIT][turn.number], load_tokenizer(str(tokenizer_folder))
     )
-    run_episode(
-        engine, chat, FolderSandbox(tmp_path), "be brief", "go", SETTINGS, lambda turn: turn, "solver/g/0"
-    )
+    agent = Agent(engine, chat, FolderSandbox(tmp_path), SETTINGS, lambda turn: turn, "solver/g/0")
+    agent.play("be brief", "go")
     assert len(prompts) == 3
     assert prompts[1][: len(prompts[0])] == prompts[0] and prompts[2][: len(prompts[1])] == prompts[1]
 
@@ -403,7 +397,9 @@ def test_a_call_that_changes_nothing_is_drawn_again_and_leaves_no_trace(play: Pl
 def test_the_last_draw_counts_whatever_it_is(play: Play, tmp_path: Path) -> None:
     (tmp_path / "a.py").write_text("a = 1\n")
     refused = format_action("edit", format_edit("a.py", 1, "9", "3"))
-    result = play(lambda turn: SUBMIT if turn.number else refused, SETTINGS.model_copy(update={"resamples": 2}))
+    result = play(
+        lambda turn: SUBMIT if turn.number else refused, SETTINGS.model_copy(update={"resamples": 2})
+    )
     assert [(turn.rejected, turn.is_error) for turn in result.turns] == [(2, True), (0, False)]
     assert "does not start in line 1" in result.turns[0].observation
 

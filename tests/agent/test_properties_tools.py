@@ -13,22 +13,10 @@ from hypothesis import strategies as st
 
 from hostile_texts import LINES, contents, lines
 from selfplay.agent.chat import ChatFormat, load_tokenizer
-from selfplay.agent.tools import (
-    CLOSING,
-    MARKS,
-    OPENING,
-    TOOLS,
-    Action,
-    BadFormat,
-    EditError,
-    apply_edit,
-    cap_output,
-    format_action,
-    format_edit,
-    make_harmless,
-    parse_action,
-    render_observation,
-)
+from selfplay.agent.editing import EditError, apply_edit
+from selfplay.agent.observations import cap_output, make_harmless, render_observation
+from selfplay.agent.tool_format import CLOSING, OPENING, BadFormat, format_action
+from selfplay.agent.tools import MARKS, STANDARD, Action, format_edit, parse_action
 from tiny_policy import SPECIALS, TAGS, build_tiny_tokenizer
 
 MARKER = 26  # tokens that the note on cut text may take, as the tools reckon
@@ -80,7 +68,7 @@ def test_a_formatted_edit_reads_back(path: str, line: int | None, search: str, r
 CALL_LINES = st.sampled_from(
     [
         *LINES,
-        *(f"<tool: {tool}>" for tool in TOOLS),
+        *(f"<tool: {tool}>" for tool in STANDARD.tools),
         "<tool: >",
         " <tool: bash>",
         "</tool> ",
@@ -114,7 +102,7 @@ def test_any_reply_is_one_call_or_explained(rows: list[str]) -> None:
     except BadFormat as error:
         assert str(error).isprintable()
         return
-    assert action.tool in TOOLS and isinstance(action, Action)
+    assert action.tool in STANDARD.tools and isinstance(action, Action)
     assert len(OPENING.findall(text)) == len(CLOSING.findall(text)) == 1
     assert holds_no_tag(action.body)
     assert text.rstrip().endswith("</tool>")

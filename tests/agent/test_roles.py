@@ -15,17 +15,18 @@ from selfplay.agent.chat import ChatFormat, load_tokenizer
 from selfplay.agent.episode import Episode, FinishReason
 from selfplay.agent.injector import InjectorTask, injector_prompts, play_injector, prepare_injector
 from selfplay.agent.solver import play_solver, solver_task, spec_text, spec_tokens
-from selfplay.agent.tools import format_action, format_edit
-from selfplay.agent.workspaces import EpisodeKey, make_repository, sandbox_limits
-from selfplay.config import AgentSettings, Config, EnvironmentSettings, InjectorSettings, SolverSettings
+from selfplay.agent.tool_format import format_action
+from selfplay.agent.tools import format_edit
+from selfplay.agent.workspaces import EpisodeContext, EpisodeKey, make_repository, sandbox_limits
+from selfplay.config import Config
 from selfplay.engines.scripted_engine import ScriptedEngine, ScriptedTurn
 from selfplay.errors import SandboxUnavailable
 from selfplay.repositories.build import prepare_environment
 from selfplay.repositories.environment import Environment, open_workspace
 from selfplay.repositories.fetching import fetch
 from selfplay.repositories.specs import parse_spec
-from selfplay.sandbox import SandboxBackend
-from selfplay.sandbox.base import Limits, Sandbox, SandboxSpec
+from selfplay.sandbox.base import Limits, Sandbox, SandboxBackend, SandboxSpec
+from selfplay.settings.playing import AgentSettings, EnvironmentSettings, InjectorSettings, SolverSettings
 from selfplay.source.apply import apply_patch, diff_trees
 from selfplay.source.trees import FileEntry
 from selfplay.verdicts.artifact import Artifact
@@ -95,8 +96,16 @@ class House:
         runner: TestRunner | None = None,
     ) -> Episode:
         task = self.injector_task(strategy)
-        return play_injector(
-            task, PLACE, self.engine(replies), self.chat, self.backend, config, sandbox_limits(config), runner
+        return play_injector(task, PLACE, self.context(replies, config, runner))
+
+    def context(
+        self,
+        replies: Sequence[str] | Callable[[ScriptedTurn], str],
+        config: Config,
+        runner: TestRunner | None,
+    ) -> EpisodeContext:
+        return EpisodeContext(
+            config, self.engine(replies), self.chat, self.backend, sandbox_limits(config), runner
         )
 
     def injector_task(self, strategy: str = "direct") -> InjectorTask:
@@ -109,9 +118,7 @@ class House:
         self, replies: Sequence[str], bug: BugState, config: Config = CONFIG, runner: TestRunner | None = None
     ) -> Episode:
         task = solver_task(self.environment, "bug-1", bug, "E   assert -6.0 == 2", config)
-        return play_solver(
-            task, PLACE, self.engine(replies), self.chat, self.backend, config, sandbox_limits(config), runner
-        )
+        return play_solver(task, PLACE, self.context(replies, config, runner))
 
     def grade(self, bug: BugState, episode: Episode) -> Grade:
         return grade(bug, episode.submission["patch"], self.environment, runner(self))

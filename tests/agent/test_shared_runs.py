@@ -10,10 +10,10 @@ import pytest
 
 from bare_environment import an_environment
 from selfplay.agent.shared_tests import SharedTests
-from selfplay.config import ValidatorSettings
 from selfplay.repositories.environment import open_workspace
 from selfplay.sandbox import open_backend
 from selfplay.sandbox.base import SUBMIT, Limits, Sandbox
+from selfplay.settings.playing import ValidatorSettings
 from selfplay.source.trees import FileEntry, Tree
 from selfplay.verdicts.test_runs import TestRunner
 

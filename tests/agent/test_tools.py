@@ -7,17 +7,10 @@ from pathlib import Path
 import pytest
 
 from selfplay.agent.chat import ChatFormat, load_tokenizer
-from selfplay.agent.tools import (
-    BadFormat,
-    EditError,
-    apply_edit,
-    cap_output,
-    format_action,
-    format_edit,
-    make_harmless,
-    parse_action,
-    render_observation,
-)
+from selfplay.agent.editing import EditError, apply_edit
+from selfplay.agent.observations import cap_output, make_harmless, render_observation
+from selfplay.agent.tool_format import BadFormat, format_action
+from selfplay.agent.tools import format_edit, parse_action
 from tiny_policy import build_tiny_tokenizer
 
 FILE = "import os\n\ndef f(x):\n    y = x + 1\n    return y + y\n\ndef g(x):\n    y = x + 1\n    return y\n"

@@ -4,11 +4,15 @@ from typing import Any
 import pytest
 
 from selfplay.agent.episode import Episode, FinishReason, Role, Turn
-from selfplay.agent.tools import format_action, format_edit
+from selfplay.agent.tool_format import format_action
+from selfplay.agent.tools import format_edit
 from selfplay.algorithm.credit import SolveRate, credit_injector, credit_solver, measure_solve_rate
 from selfplay.algorithm.staleness import is_stale
 from selfplay.algorithm.token_credit import deciding_tokens, success_of_calls, token_advantages, turns_in_vain
-from selfplay.config import TrainerSettings
+from selfplay.settings.learning import TrainerSettings
+from selfplay.verdicts.confirmation import Confirmation
+
+CONFIRMED, NOT_NEEDED = Confirmation.CONFIRMED, Confirmation.NOT_NEEDED
 
 
 def rate(value: float | None, is_void: bool = False) -> SolveRate:
@@ -17,20 +21,17 @@ def rate(value: float | None, is_void: bool = False) -> SolveRate:
 
 def test_the_solve_rate_counts_graded_attempts_only():
     measured = measure_solve_rate(
-        [True, False, None, True, False, False], [True, None, None, True, None, None], 8
+        [True, False, None, True, False, False], [CONFIRMED, NOT_NEEDED, CONFIRMED, NOT_NEEDED, NOT_NEEDED], 8
     )
     assert (measured.rate, measured.graded, measured.passes, measured.is_void) == (0.4, 5, 2, False)
 
 
 def test_fewer_than_half_of_the_group_graded_gives_no_rate():
-    assert (
-        measure_solve_rate([True, True, True, None, None, None, None, None], [True] * 3 + [None] * 5, 8).rate
-        is None
-    )
+    assert measure_solve_rate([True] * 3 + [None] * 5, [CONFIRMED] * 3, 8).rate is None
 
 
 def test_a_pass_that_does_not_repeat_voids_the_bug():
-    assert measure_solve_rate([True] * 8, [True] * 7 + [False], 8).is_void
+    assert measure_solve_rate([True] * 8, [CONFIRMED] * 7 + [Confirmation.NOT_CONFIRMED], 8).is_void
 
 
 @pytest.mark.parametrize(
@@ -222,7 +223,9 @@ def test_nothing_of_that_credit_goes_to_what_decides_whether_a_change_is_tried_o
 
 def test_the_credit_of_calls_adds_to_the_episodes():
     episode = spelled(MENDING)
-    both = token_advantages(episode, -1.0, TrainerSettings(call_reward_weight=1.0, negative_weight=0.5), 0.25, read)
+    both = token_advantages(
+        episode, -1.0, TrainerSettings(call_reward_weight=1.0, negative_weight=0.5), 0.25, read
+    )
     assert (both[0], both[len("<tool: edit>") + 1], both[-1]) == (-0.5, 0.25, -0.5)
 
 

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from selfplay.algorithm.loss import Clipping, aggregation_weights, divergence, policy_loss, token_losses
+from selfplay.algorithm.loss import Clipping, aggregation_weights, kl_divergence, policy_loss, token_losses
 
 
 def loss_at(ratio: float, advantage: float) -> tuple[float, float]:
@@ -68,10 +68,19 @@ def test_the_three_aggregations_differ_as_their_formulas_say() -> None:
     assert aggregation_weights("sequence", lengths, 100).tolist() == pytest.approx([1 / 4, 1 / 12])
 
 
-def test_the_divergence_is_the_sum_over_the_whole_vocabulary() -> None:
-    policy, anchor = (
+def test_the_kl_is_the_sum_over_the_whole_vocabulary() -> None:
+    policy, reference = (
         torch.tensor([[0.5, 0.25, 0.25], [0.1, 0.2, 0.7]]),
         torch.tensor([[0.25, 0.25, 0.5], [0.1, 0.2, 0.7]]),
     )
     expected = [0.5 * math.log(2.0) - 0.25 * math.log(2.0), 0.0]
-    assert divergence(policy.log() + 3.0, anchor.log()).tolist() == pytest.approx(expected, abs=1e-6)
+    assert kl_divergence(policy.log() + 3.0, reference.log()).tolist() == pytest.approx(expected, abs=1e-6)
+
+
+def test_clipping_without_the_dual_bound_leaves_large_ratios_of_bad_actions_alone() -> None:
+    ratio, bad = torch.tensor([10.0]), torch.tensor([-1.0])
+    dual, plain = (
+        token_losses(ratio.log(), torch.zeros(1), bad, Clipping(kind=kind))[0]
+        for kind in ("dual_clip", "clip")
+    )
+    assert (dual.item(), plain.item()) == (3.0, 10.0)

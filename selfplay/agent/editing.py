@@ -1,0 +1,89 @@
+"""Edits of a text: the one occurrence of a search text, replaced. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+
+class EditError(Exception):
+    """An edit that does not fit the file; the message is shown to the policy."""
+
+
+# ---- editing
+
+
+def apply_edit(text: str, search: str, replace: str, line: int | None = None) -> str:
+    """`text` with the one occurrence of `search` replaced; with `line` (1-based), the one that starts in that line.
+
+    Raises EditError saying what to do. Lines that end in CRLF are matched as they are shown, without it, and stay such.
+    """
+    as_shown = "\r\n" in text and "\r" not in search
+    places = _shown_occurrences(text, search) if as_shown else _occurrences(text, search)
+    starts = list(places)
+    if line is not None:
+        begin, end = _line_span(text, line)
+        here = [start for start in starts if begin <= start < end]
+        if not here:
+            elsewhere = (
+                f" It starts in line {_listed(text, starts)}." if starts else " It is nowhere in the file."
+            )
+            raise EditError(f"The search text does not start in line {line}.{elsewhere}")
+        if len(here) > 1:
+            raise EditError(
+                f"The search text occurs {len(here)} times in line {line}; give more of the line."
+            )
+        starts = here
+    if not starts:
+        raise EditError("The search text is not in the file; copy it exactly, indentation included.")
+    if len(starts) > 1:
+        raise EditError(
+            f"The search text occurs {len(starts)} times, in lines {_listed(text, starts)}; name one as path:LINE, or give more of it."
+        )
+    start, end = starts[0], places[starts[0]]
+    if as_shown:
+        replace = replace.replace("\r\n", "\n").replace("\n", _line_break(text, start))
+    if text[start:end] == replace:
+        raise EditError("The replacement equals the search text, so nothing would change.")
+    return text[:start] + replace + text[end:]
+
+
+def _occurrences(text: str, search: str) -> dict[int, int]:
+    """Where `search` starts and ends, overlapping occurrences included: an edit must not depend on the direction of the search."""
+    places: dict[int, int] = {}
+    at = text.find(search)
+    while at >= 0:
+        places[at] = at + len(search)
+        at = text.find(search, at + 1)
+    return places
+
+
+def _shown_occurrences(text: str, search: str) -> dict[int, int]:
+    """The same where each line break of `search` may be CRLF in the text: files mix them, and what the policy reads does not tell."""
+    pattern = r"(?:\r\n|(?<!\r)\n)".join(re.escape(part) for part in search.split("\n"))
+    return {found.start(): found.end(1) for found in re.finditer(f"(?=({pattern}))", text)}
+
+
+def _line_break(text: str, at: int) -> str:
+    """How the line at `at` ends; the last one, if it does not, as lines do in a file that has CRLF."""
+    end = text.find("\n", at)
+    return "\r\n" if end < 0 or text[:end].endswith("\r") else "\n"
+
+
+def _line_span(text: str, line: int) -> tuple[int, int]:
+    """The characters of a line, its line break included."""
+    begin = 0
+    for _ in range(line - 1):
+        begin = text.find("\n", begin) + 1
+        if begin == 0:
+            break
+    if line < 1 or (begin == 0 and line > 1) or begin >= max(len(text), 1):
+        last = text.removesuffix("\n").count("\n") + 1
+        raise EditError(f"There is no line {line}; the last is line {last}.")
+    end = text.find("\n", begin)
+    return begin, len(text) if end < 0 else end + 1
+
+
+def _listed(text: str, starts: Sequence[int]) -> str:
+    numbers = [str(text.count("\n", 0, start) + 1) for start in starts[:5]]
+    return ", ".join(numbers) + (", …" if len(starts) > 5 else "")

@@ -1,0 +1,126 @@
+"""Lines of a repository list -> admitted environments, with a line on the console for each. Repositories that fail are left out.
+
+Fetching is `fetching`, building is `build`. Invariant: a repository on which a run has played is never left out silently.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Protocol
+
+from rich.console import Console
+
+from selfplay.config import Config
+from selfplay.errors import EnvironmentBuildError, RepositoryError, RunError
+from selfplay.repositories.build import prepare_environment
+from selfplay.repositories.checkouts import cache_root
+from selfplay.repositories.environment import Environment
+from selfplay.repositories.fetching import fetch
+from selfplay.repositories.specs import RepositorySpec, absolute_line, parse_spec
+from selfplay.sandbox.base import Limits, SandboxBackend
+
+
+class EnvironmentRecords(Protocol):
+    """Where a run remembers its environments; the curriculum's store is one."""
+
+    def has_played(self, repository: str) -> bool:
+        """True if the run has groups on this repository."""
+
+    def record_ready(self, environment: Environment) -> None: ...
+
+    def record_failed(self, repository: str, reason: str, log_tail: str) -> None: ...
+
+
+@dataclass(frozen=True)
+class Preparer:
+    """records: None where nothing is remembered (evaluations, hosts of a cluster)."""
+
+    backend: SandboxBackend
+    config: Config
+    limits: Limits
+    console: Console
+    records: EnvironmentRecords | None = None
+
+    def prepare_all(self, specs: Sequence[RepositorySpec]) -> dict[str, Environment]:
+        """Environments by repository name. Raises RunError when none is left."""
+        found = {spec.name: environment for spec in specs if (environment := self.prepare(spec)) is not None}
+        if not found:
+            raise RunError(
+                "no repository's tests run here, so there is nothing to play on. "
+                "The reasons stand above; fix one, or list another."
+            )
+        return found
+
+    def prepare_lines(
+        self, lines: Iterable[str], known: Mapping[str, Environment] = MappingProxyType({})
+    ) -> dict[str, Environment]:
+        """Environments by repository line, for evaluation tasks. known: those that exist already, by absolute line.
+
+        Raises RunError when there is none.
+        """
+        found: dict[str, Environment] = {}
+        for line in dict.fromkeys(lines):
+            spec = parse_spec(line)
+            environment = known.get(absolute_line(spec)) or self.prepare(spec)
+            if environment is not None:
+                found[line] = environment
+        if not found:
+            raise RunError(
+                "none of the tasks' repositories runs here, so there is nothing to evaluate on. "
+                "The reasons stand above."
+            )
+        return found
+
+    def prepare(self, spec: RepositorySpec) -> Environment | None:
+        """The repository's environment; None if it cannot be had, after the reason was printed and recorded.
+
+        Raises RunError if the run has played on it before.
+        """
+        cache = cache_root()
+        with self.console.status(f"{spec.name}: fetching") as status:
+            try:
+                environment = prepare_environment(
+                    fetch(spec, cache),
+                    self.backend,
+                    self.config.environment,
+                    self.limits,
+                    cache,
+                    status.update,
+                )
+            except (RepositoryError, EnvironmentBuildError) as error:
+                self._leave_out(spec, error)
+                return None
+        self._show(environment, spec.name)
+        if self.records is not None:
+            self.records.record_ready(environment)
+        return environment
+
+    def _leave_out(self, spec: RepositorySpec, error: RepositoryError | EnvironmentBuildError) -> None:
+        if self.records is not None and self.records.has_played(spec.name):
+            raise RunError(
+                f"this run has played on {spec.name}, which cannot be had now: {error}\nFix that, then resume."
+            ) from error
+        self.console.print(f"[red]✗[/red] {spec.name}: left out.", highlight=False)
+        self.console.print(str(error), markup=False, highlight=False)
+        tail = getattr(error, "log_tail", "")
+        if tail:
+            self.console.print(tail, markup=False, highlight=False, style="dim")
+        if self.records is not None:
+            self.records.record_failed(spec.name, str(error), tail)
+
+    def _show(self, environment: Environment, name: str) -> None:
+        excluded = f", {len(environment.excluded_ids)} unstable left out" if environment.excluded_ids else ""
+        licence = f", {environment.licence}" if environment.licence else ""
+        self.console.print(
+            f"[green]✓[/green] {name}: {len(environment.baseline.passed)} tests pass{excluded}, "
+            f"{len(environment.targets)} covered functions{licence}",
+            highlight=False,
+        )
+        if environment.command and "target" in self.config.injector.help:
+            note = (
+                "pytest does not run its tests, so it has no targets: "
+                "no injector plays on it while injector.help names 'target'"
+            )
+            self.console.print(f"  {note}", markup=False, highlight=False)
