@@ -1,51 +1,30 @@
-"""A policy's attempts at tasks, drawn and greedy, graded like in training, and kept in a folder that another call continues.
+"""A policy's attempts at tasks, sampled and greedy, graded as in training.
 
-Reading tasks is left to `tasks`, arithmetic to `statistics`, tables to `viewing.scores`. Invariant: an attempt that the machine
-spoiled counts nowhere, and a folder holds attempts of one policy, under one set of settings, at one set of tasks.
+The results go into a folder, so that a later call continues. Reading tasks is left to `tasks`, figures to
+`rates` and `comparison`, tables to `viewing.scores`. Invariant: an attempt that the machine spoiled counts
+nowhere, because it says nothing about the policy.
 """
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
-import queue
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from selfplay.agent.chat import ChatFormat
-from selfplay.agent.episode import Episode, FinishReason
+from selfplay.agent.episode import Episode
+from selfplay.agent.runner import EpisodeRunner, Job, Judged
 from selfplay.agent.solver import play_solver, solver_task
-from selfplay.agent.workspaces import EpisodeKey
-from selfplay.config import Config
-from selfplay.engines.base import Engine
-from selfplay.errors import ArtifactError, PatchError, RunError, SandboxUnavailable
-from selfplay.evaluation.comparison import compare, summarise
+from selfplay.agent.workspaces import EpisodeContext, EpisodeKey
+from selfplay.errors import ArtifactError, PatchError, RunError
 from selfplay.evaluation.folder import AttemptResult, Folder, Mode, identity_of
-from selfplay.evaluation.tasks import Task, bug_of, export_tasks, parse_task, read_tasks
+from selfplay.evaluation.tasks import Task, bug_of
 from selfplay.repositories.environment import Environment
-from selfplay.sandbox.base import Limits, SandboxBackend
 from selfplay.verdicts.bug import BugState, build_states
-from selfplay.verdicts.grading import grade
+from selfplay.verdicts.grading import Grade, grade
 from selfplay.verdicts.test_runs import TestRunner
-
-__all__ = [
-    "AttemptResult",
-    "Evaluator",
-    "Folder",
-    "compare",
-    "export_tasks",
-    "identity_of",
-    "parse_task",
-    "read_tasks",
-    "summarise",
-]
-MACHINE_RETRIES = 2
-
-
-# ---- playing
 
 
 @dataclass(frozen=True)
@@ -63,18 +42,16 @@ class _Attempt:
 
 @dataclass(frozen=True)
 class Evaluator:
-    """Plays and grades attempts in two bounded pools, so that slow grades never keep the engine idle.
+    """Plays and grades attempts in two bounded pools, so that slow grading never keeps the engine idle.
 
-    environments: by the task's repository line. Seeds come from (config.seed, task, mode, attempt), so that the order of
-    completion decides nothing, and two policies draw with the same seeds. Leaves the engine open.
+    environments: repository line of a task -> its environment
+
+    Seeds come from (config.seed, task, mode, attempt). So the order of completion changes nothing, and two
+    policies sample with the same seeds. The engine stays open.
     """
 
-    config: Config
-    engine: Engine
-    chat: ChatFormat
-    backend: SandboxBackend
+    context: EpisodeContext
     environments: Mapping[str, Environment]
-    limits: Limits
     labels: Mapping[str, str] = field(default_factory=dict)
 
     def play(
@@ -86,14 +63,18 @@ class Evaluator:
         policy: Mapping[str, Any],
         progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> list[AttemptResult]:
-        """Every task's `attempts` drawn attempts and, where asked, its greedy one; those that `folder` holds are not played again.
+        """Play the attempts that `folder` does not hold yet, and return the results of all.
 
-        Tasks without an environment are left out. progress: told (finished, all) after each. Raises UsageError where the folder
-        belongs to another evaluation, RunError where a task does not fit its repository or the machine fails too often.
+        attempts  sampled attempts at each task
+        greedy    one greedy attempt more at each task
+        progress  called with (finished, all) after each attempt
+
+        Tasks without an environment are left out. Raises UsageError if the folder belongs to another
+        evaluation, RunError if a task does not fit its repository or the machine fails too often.
         """
         playable = [task for task in tasks if task.repo in self.environments]
-        bugs = self._meet(playable)
-        folder.begin(identity_of(self.config, policy, tasks))
+        bugs = self._read_bugs(playable)
+        folder.begin(identity_of(self.context.config, policy, tasks))
         counts: dict[Mode, int] = {"sampled": attempts, "greedy": int(greedy)}
         wanted = [
             _Attempt(task, mode, number, *bugs[task.instance_id])
@@ -107,16 +88,22 @@ class Evaluator:
         todo = [one for key, one in zip(keys, wanted, strict=True) if key not in known]
         progress(len(results), len(wanted))
         with folder.results_file.open("a", encoding="utf-8") as file:
-            for result in self._run(todo, folder):
+
+            def keep(result: AttemptResult) -> None:
                 results[result.key] = result
                 if result.passed is not None:
                     file.write(json.dumps(asdict(result)) + "\n")
                     file.flush()
                 progress(len(results), len(wanted))
+
+            asyncio.run(self._play_all(todo, folder, keep))
         return [results[key] for key in keys]
 
-    def _meet(self, tasks: Sequence[Task]) -> dict[str, tuple[Environment, BugState]]:
-        """Each task's environment and bug, all found to fit before anything is played."""
+    def _read_bugs(self, tasks: Sequence[Task]) -> dict[str, tuple[Environment, BugState]]:
+        """The environment and bug of each task. All of them are checked before any is played.
+
+        Raises RunError.
+        """
         bugs: dict[str, tuple[Environment, BugState]] = {}
         problems: list[str] = []
         for task in tasks:
@@ -133,96 +120,61 @@ class Evaluator:
             )
         return bugs
 
-    def _run(self, todo: Sequence[_Attempt], folder: Folder) -> Iterable[AttemptResult]:
-        """Results as they come. Raises the first error of a pool, and RunError when the machine spoils too many."""
-        finished: queue.SimpleQueue[AttemptResult | BaseException] = queue.SimpleQueue()
-        runner = TestRunner(self.backend, self.config.validator, self.limits, self.labels)
-        train = self.config.train
-        spoiled = 0
-        play = ThreadPoolExecutor(
-            min(train.episodes_in_flight, max(1, len(todo))), thread_name_prefix="eval-play"
-        )
-        judge = ThreadPoolExecutor(train.workers, thread_name_prefix="eval-grade")
+    async def _play_all(
+        self, todo: Sequence[_Attempt], folder: Folder, keep: Callable[[AttemptResult], None]
+    ) -> None:
+        """Play and grade the attempts. `keep` gets the results in order of completion.
 
-        def play_one(attempt: _Attempt) -> None:
-            try:
-                episode = self._episode(attempt, folder, runner)
-                if episode.finish is FinishReason.ENV_ERROR:
-                    finished.put(_result(attempt, episode, None, episode.error))
-                else:
-                    judge.submit(grade_one, attempt, episode)
-            except BaseException as error:
-                finished.put(error)
+        Raises the first error of an attempt, RunError if the machine fails too often.
+        """
+        context, train = self.context, self.context.config.train
+        tests = TestRunner(context.backend, context.config.validator, context.limits, self.labels)
+        runner = EpisodeRunner(min(train.episodes_in_flight, max(1, len(todo))), train.workers)
 
-        def grade_one(attempt: _Attempt, episode: Episode) -> None:
-            try:
-                finished.put(self._grade(attempt, episode, runner))
-            except BaseException as error:
-                finished.put(error)
+        async def play(attempt: _Attempt) -> None:
+            result = _result(attempt, await runner.run(self._job(attempt, folder, tests)))
+            keep(result)
+            counts = runner.counts
+            if counts.too_many_are_spoiled(train.max_machine_failures):
+                raise RunError(
+                    f"the machine spoiled {counts.spoiled} of {counts.episodes} attempts, more than "
+                    f"train.max_machine_failures = {train.max_machine_failures}; the last: {result.reason}. "
+                    f"What was finished is kept in {folder.path}. "
+                    "Run `selfplay doctor`, then give the same command again."
+                )
 
         try:
-            for attempt in todo:
-                play.submit(play_one, attempt)
-            for done in range(1, len(todo) + 1):
-                result = finished.get()
-                if isinstance(result, BaseException):
-                    raise result
-                spoiled += result.passed is None
-                yield result
-                if spoiled >= 4 and spoiled > train.max_machine_failures * max(done, 8):
-                    raise RunError(
-                        f"the machine spoiled {spoiled} of {done} attempts, more than train.max_machine_failures = "
-                        f"{train.max_machine_failures}; the last: {result.reason}. What was finished is kept in {folder.path}. "
-                        "Run `selfplay doctor`, then give the same command again."
-                    )
+            await asyncio.gather(*(play(attempt) for attempt in todo))
         finally:
-            play.shutdown(wait=True, cancel_futures=True)
-            judge.shutdown(wait=True, cancel_futures=True)
+            runner.close()
 
-    def _episode(self, attempt: _Attempt, folder: Folder, runner: TestRunner) -> Episode:
-        """The attempt's episode: the one written before a kill, else played now, machine failures retried."""
-        place = EpisodeKey(self.config.seed, 0, attempt.group, attempt.number, self.labels)
-        if (found := _written(folder, place)) is not None:
-            return found
+    def _job(self, attempt: _Attempt, folder: Folder, tests: TestRunner) -> Job[Grade]:
+        """tests: runs the tests of episodes and grades."""
+        config = self.context.config
+        key = EpisodeKey(config.seed, 0, attempt.group, attempt.number, self.labels)
         how = {"resamples": 0} | ({"temperature": 0.0} if attempt.mode == "greedy" else {})
-        config = self.config.model_copy(update={"agent": self.config.agent.model_copy(update=how)})
-        task = solver_task(
-            attempt.environment, attempt.task.instance_id, attempt.bug, attempt.task.failure, config
-        )
-        for retry in range(MACHINE_RETRIES + 1):
-            episode = play_solver(
-                task, place, self.engine, self.chat, self.backend, config, self.limits, runner
-            )
-            if episode.finish is not FinishReason.ENV_ERROR:
-                episode = replace(episode, episode_id=_episode_id(place))
-                episode.write(folder.episodes)
-                break
-            if retry < MACHINE_RETRIES:
-                time.sleep(0.5 * 2**retry)
-        return episode
+        config = config.model_copy(update={"agent": config.agent.model_copy(update=how)})
+        context = replace(self.context, config=config, runner=tests)
+        environment, bug, task = attempt.environment, attempt.bug, attempt.task
 
-    def _grade(self, attempt: _Attempt, episode: Episode, runner: TestRunner) -> AttemptResult:
-        failure = ""
-        for retry in range(MACHINE_RETRIES + 1):
-            try:
-                verdict = grade(attempt.bug, episode.submission.get("patch", ""), attempt.environment, runner)
-                return _result(
-                    attempt, episode, verdict.passed and verdict.confirmed is not False, verdict.reason
-                )
-            except SandboxUnavailable as error:
-                failure = str(error)
-                if retry < MACHINE_RETRIES:
-                    time.sleep(0.5 * 2**retry)
-        return _result(attempt, replace(episode, finish=FinishReason.ENV_ERROR), None, failure)
+        def play() -> Episode:
+            given = solver_task(environment, task.instance_id, bug, task.failure, config)
+            return play_solver(given, key, context)
+
+        def judge(episode: Episode) -> Grade:
+            return grade(bug, episode.submission.get("patch", ""), environment, tests)
+
+        return Job(folder.episodes, _episode_id(key), play, judge)
 
 
-def _result(attempt: _Attempt, episode: Episode, passed: bool | None, reason: str) -> AttemptResult:
+def _result(attempt: _Attempt, judged: Judged[Grade]) -> AttemptResult:
+    episode, verdict = judged.episode, judged.verdict
     return AttemptResult(
         instance_id=attempt.task.instance_id,
         repo=attempt.task.repo,
         attempt=attempt.number,
-        passed=passed,
-        reason=reason,
+        passed=verdict.passed if verdict else None,
+        reason=verdict.reason if verdict else judged.failure,
         finish=episode.finish.value,
         turns=len(episode.turns),
         tokens=episode.action_tokens,
@@ -231,18 +183,10 @@ def _result(attempt: _Attempt, episode: Episode, passed: bool | None, reason: st
     )
 
 
-def _episode_id(place: EpisodeKey) -> str:
-    """Unlike a task's id, a file's name; the digest keeps apart what becomes equal by that."""
-    plain = "".join(c if c.isalnum() or c in "._-" else "-" for c in place.group)[:120]
-    return f"{plain}-{hashlib.sha256(place.group.encode()).hexdigest()[:6]}-m{place.member}"
+def _episode_id(key: EpisodeKey) -> str:
+    """The attempt's id as a file name.
 
-
-def _written(folder: Folder, place: EpisodeKey) -> Episode | None:
-    path = folder.episodes / f"{_episode_id(place)}.json.gz"
-    if not path.is_file():
-        return None
-    try:
-        return Episode.read(path)
-    except (OSError, EOFError, ValueError, KeyError, TypeError):
-        path.unlink()
-        return None
+    The digest keeps apart ids that are equal without their special characters.
+    """
+    plain = "".join(c if c.isalnum() or c in "._-" else "-" for c in key.group)[:120]
+    return f"{plain}-{hashlib.sha256(key.group.encode()).hexdigest()[:6]}-m{key.member}"

@@ -1,4 +1,8 @@
-"""The folder of an evaluation: whose it is, which tasks it holds, and the attempts that are finished."""
+"""The folder of an evaluation: its policy, settings and tasks, and the finished attempts.
+
+Playing attempts is left to `evaluator`. Invariant: a folder holds attempts of one policy, under one set of
+settings, at one set of tasks. Otherwise its repair rate would have no meaning.
+"""
 
 from __future__ import annotations
 
@@ -9,39 +13,44 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from selfplay.config import Config
+from selfplay.config import RENAMED_SETTINGS, Config
 from selfplay.errors import RunError, UsageError
 from selfplay.evaluation.tasks import Task
 
 Mode = Literal["sampled", "greedy"]
 MODES: tuple[Mode, ...] = ("sampled", "greedy")
-DIGESTED = (".safetensors", ".bin", ".json", ".jinja")  # of a policy's folder: what decides its words
+DIGESTED = (".safetensors", ".bin", ".json", ".jinja")  # files of a policy that decide its output
 
 
 @dataclass(frozen=True)
 class AttemptResult:
+    """The result of one attempt at a task. `passed` is None if the machine failed."""
+
     instance_id: str
     repo: str
     attempt: int
-    passed: bool | None  # None: the machine failed
+    passed: bool | None
     reason: str
     finish: str
     turns: int
     tokens: int
     mode: Mode = "sampled"
-    seconds: float = 0.0
+    seconds: float = 0.0  # of the episode
 
     @property
     def key(self) -> tuple[str, Mode, int]:
         return self.instance_id, self.mode, self.attempt
 
 
-# ---- the folder
+# ---- identity
 
 
 @dataclass(frozen=True)
 class TaskEntry:
-    """What a folder knows of a task: whether another folder's task of this id is the same, and where it belongs in a table."""
+    """A task as a folder knows it. `set`, `part` and `repository` say where it belongs in a table.
+
+    digest: equal digests mean that tasks of one id in two folders are the same bug. "" if it is not known.
+    """
 
     digest: str
     set: str = ""
@@ -51,7 +60,11 @@ class TaskEntry:
 
 @dataclass(frozen=True)
 class Identity:
-    """What the attempts of one folder have in common. policy: whatever names its weights. settings: dotted key -> value."""
+    """What all attempts of a folder have in common.
+
+    policy    values that identify the weights
+    settings  dotted key -> value
+    """
 
     policy: Mapping[str, Any]
     settings: Mapping[str, Any]
@@ -71,29 +84,34 @@ class Identity:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Identity:
+        """Read an identity.
+
+        Settings may have their former names: evaluations of an earlier version stay usable.
+        """
         return cls(
             data["policy"],
-            data["settings"],
+            {RENAMED_SETTINGS.get(name, name): value for name, value in data["settings"].items()},
             {name: TaskEntry(**entry) for name, entry in data["tasks"].items()},
         )
 
 
 def identity_of(config: Config, policy: Mapping[str, Any], tasks: Iterable[Task]) -> Identity:
-    """The settings that an attempt can depend on; how many run at a time is none of them."""
+    """The identity of an evaluation, with the settings that can change an attempt.
+
+    How many attempts run at a time is none of them.
+    """
     whole = config.model_dump(mode="json")
     settings = {
         f"{name}.{key}": value
         for name in ("agent", "validator", "sandbox")
         for key, value in whole[name].items()
     }
-    del (
-        settings["sandbox.type"],
-        settings["sandbox.prewarmed"],
-    )  # where and how early sandboxes open changes no result
-    del settings["agent.resamples"]  # training's alone
+    # The type of the sandboxes and how early they open change no result. Only training resamples.
+    for name in ("sandbox.type", "sandbox.prewarmed", "agent.resamples"):
+        del settings[name]
     settings |= {
         "seed": config.seed,
-        "solver.help": whole["solver"]["given"],
+        "solver.help": whole["solver"]["help"],
         "engine.type": config.engine.type,
     }
     if "suspects" in config.solver.help:
@@ -105,7 +123,7 @@ def identity_of(config: Config, policy: Mapping[str, Any], tasks: Iterable[Task]
 
 
 def policy_identity(model: str, path: str) -> dict[str, Any]:
-    """The policy as `policy.model` names it, and the digest of its files where it is a folder."""
+    """The name of the policy (`policy.model`), and a digest of its files if it is a folder."""
     folder = Path(path)
     if not folder.is_dir():
         return {"model": model}
@@ -117,9 +135,43 @@ def policy_identity(model: str, path: str) -> dict[str, Any]:
     return {"model": model, "digest": digest.hexdigest()[:16]}
 
 
+def settings_difference(there: Identity, here: Identity) -> str:
+    """The settings that differ: `agent.max_turns = 10 there and 12 here`; "" if none does."""
+    keys = sorted(
+        key for key in {*there.settings, *here.settings} if there.settings.get(key) != here.settings.get(key)
+    )
+    return ", ".join(
+        f"{key} = {there.settings.get(key)!r} there and {here.settings.get(key)!r} here" for key in keys
+    )
+
+
+def _mismatch(there: Identity, here: Identity) -> str:
+    """How two identities differ, in words for the user; "" if they do not."""
+    if dict(there.policy) != dict(here.policy):
+        return f"of the policy {_policy_text(there.policy)}, not {_policy_text(here.policy)}"
+    if differing := settings_difference(there, here):
+        return f"with {differing}"
+    ours = {name: entry.digest for name, entry in here.tasks.items()}
+    theirs = {name: entry.digest for name, entry in there.tasks.items()}
+    if ours != theirs:
+        same = sum(ours[name] == theirs[name] for name in ours.keys() & theirs.keys())
+        return f"of other tasks ({len(theirs)} there, {len(ours)} now, {same} of them the same)"
+    return ""
+
+
+def _policy_text(policy: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in policy.items())
+
+
+# ---- the folder
+
+
 @dataclass(frozen=True)
 class Folder:
-    """`evaluation.json` (whose attempts), `results.jsonl` (one a line, as they finish), `episodes/`."""
+    """A folder on disk.
+
+    It holds `evaluation.json` (the identity), `results.jsonl` (a line per finished attempt) and `episodes/`.
+    """
 
     path: Path
 
@@ -136,7 +188,10 @@ class Folder:
         return self.path / "episodes"
 
     def identity(self) -> Identity | None:
-        """None where there is none: a new folder, or one of an earlier version. Raises RunError when it cannot be read."""
+        """The identity, None for a new folder. Folders of early versions have none either.
+
+        Raises RunError if it cannot be read.
+        """
         if not self.identity_file.is_file():
             return None
         try:
@@ -147,7 +202,7 @@ class Folder:
             ) from error
 
     def results(self) -> list[AttemptResult]:
-        """What is finished, each attempt once; a line that a kill cut short is left out."""
+        """The finished attempts, each once. A line that a kill cut short is left out."""
         if not self.results_file.is_file():
             return []
         found: dict[tuple[str, Mode, int], AttemptResult] = {}
@@ -160,20 +215,21 @@ class Folder:
         return list(found.values())
 
     def check(self, identity: Identity) -> None:
-        """Raises UsageError when the folder belongs to another evaluation. Changes nothing."""
+        """Raises UsageError if the folder belongs to another evaluation. Changes nothing."""
         known = self.identity()
         if known is None and self.results():
             raise UsageError(
-                f"{self.path} holds results without an evaluation.json, so whose they are is not known. "
+                f"{self.path} holds results without an evaluation.json, so their policy is not known. "
                 "They are untouched; give another --output."
             )
         if known is not None and (problem := _mismatch(known, identity)):
             raise UsageError(
-                f"{self.path} holds another evaluation: {problem}. Its results are untouched; give another --output."
+                f"{self.path} holds another evaluation: {problem}. "
+                "Its results are untouched; give another --output."
             )
 
     def begin(self, identity: Identity) -> None:
-        """Make the folder, or continue it. Raises as `check` does."""
+        """Create the folder, or continue it. Raises as `check` does."""
         self.check(identity)
         if not self.identity_file.is_file():
             self.path.mkdir(parents=True, exist_ok=True)
@@ -181,45 +237,18 @@ class Folder:
             partial.write_text(json.dumps(identity.to_json(), indent=1) + "\n", encoding="utf-8")
             partial.rename(self.identity_file)
         if self.results_file.is_file():
-            self._mend()
+            self._end_last_line()
 
-    def _mend(self) -> None:
-        """End a last line that a kill cut short, so that the next one stands alone."""
+    def _end_last_line(self) -> None:
+        """End the last line if a kill cut it short, so that the next result gets a line of its own."""
         with self.results_file.open("rb+") as file:
             content = file.read()
             if content and not content.endswith(b"\n"):
                 file.write(b"\n")
 
 
-def _mismatch(there: Identity, here: Identity) -> str:
-    """What differs, in words; "" for nothing."""
-    if dict(there.policy) != dict(here.policy):
-        return f"of the policy {_policy_text(there.policy)}, not {_policy_text(here.policy)}"
-    if differing := settings_difference(there, here):
-        return f"with {differing}"
-    ours, theirs = {n: e.digest for n, e in here.tasks.items()}, {n: e.digest for n, e in there.tasks.items()}
-    if ours != theirs:
-        changed = sum(ours[name] != theirs[name] for name in ours.keys() & theirs.keys())
-        return f"of other tasks ({len(theirs)} there, {len(ours)} now, {len(ours.keys() & theirs.keys()) - changed} of them the same)"
-    return ""
-
-
-def settings_difference(there: Identity, here: Identity) -> str:
-    """`agent.max_turns = 10 there, 12 here`; "" for none."""
-    keys = sorted(
-        key for key in {*there.settings, *here.settings} if there.settings.get(key) != here.settings.get(key)
-    )
-    return ", ".join(
-        f"{key} = {there.settings.get(key)!r} there and {here.settings.get(key)!r} here" for key in keys
-    )
-
-
-def _policy_text(policy: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key} {value}" for key, value in policy.items())
-
-
 def entries_of(folder: Folder) -> dict[str, TaskEntry]:
-    """What the folder's evaluation.json says of its tasks; for an older folder, what its results say."""
+    """The tasks of a folder, from its identity or, for a folder of an early version, from its results."""
     identity = folder.identity()
     if identity is not None:
         return dict(identity.tasks)

@@ -1,6 +1,8 @@
-"""The evaluations of one run: when they are due, where they stand, what they measured. Playing the attempts is the evaluator's.
+"""The evaluations of a run: when they are due, their folders, their metrics.
 
-Invariant: nothing of training depends on them. Their seeds, sandboxes, test runs and environments are their own.
+Playing the attempts is left to `evaluator`.
+
+Invariant: training does not depend on them. They have their own seeds, sandboxes, test runs and environments.
 """
 
 from __future__ import annotations
@@ -11,17 +13,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from selfplay.config import EvaluationSettings
-from selfplay.evaluation.comparison import summarise
 from selfplay.evaluation.evaluator import Evaluator
 from selfplay.evaluation.folder import MODES, Folder, entries_of
+from selfplay.evaluation.rates import summarise
 from selfplay.evaluation.tasks import Task
 from selfplay.metrics import Value
+from selfplay.settings.learning import EvaluationSettings
 
 
 @dataclass(frozen=True)
 class RunEvaluations:
-    """`folder` holds one evaluation a subfolder, u0000 being that of the untrained policy, as `selfplay eval --output` makes them."""
+    """The evaluations below `folder`, each in a subfolder as `selfplay eval --output` makes it.
+
+    u0000 is the evaluation of the untrained policy.
+    """
 
     folder: Path
     settings: EvaluationSettings
@@ -29,7 +34,7 @@ class RunEvaluations:
     evaluator: Evaluator
 
     def is_due(self, update: int, last: int) -> bool:
-        """Before the first update where that is asked for, after the `last`, and each `every` between them."""
+        """True before the first update (setting `before`), after each `every` updates, after the `last`."""
         if update == 0:
             return self.settings.before
         return update >= last or bool(self.settings.every and update % self.settings.every == 0)
@@ -37,7 +42,12 @@ class RunEvaluations:
     def play(
         self, update: int, policy: Mapping[str, Any], progress: Callable[[int, int], None]
     ) -> dict[str, Value]:
-        """Play what is not finished with the engine's weights as they are; the row for the metrics. Raises as `Evaluator.play` does."""
+        """Play the attempts that are not finished, with the engine's current weights.
+
+        Returns the row for the metrics.
+
+        Raises as `Evaluator.play` does.
+        """
         started = time.monotonic()
         folder = Folder(self.folder / f"u{update:04d}")
         results = self.evaluator.play(

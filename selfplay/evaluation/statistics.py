@@ -1,6 +1,7 @@
-"""Rates, their standard errors and the difference of two policies on the same bugs. Pure: takes numbers, knows nothing of attempts.
+"""Means with standard errors, paired differences with intervals, and pass@k. Pure: numbers in, numbers out.
 
-A bug is the unit that was sampled: its attempts are averaged first, and errors come from the spread between bugs alone.
+A bug is the sampling unit: its attempts are averaged first. So standard errors come from the spread between
+bugs alone.
 """
 
 from __future__ import annotations
@@ -10,13 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 CONFIDENCE = 0.95
-# A sign test on fewer bugs that changed cannot reach 5 %: 2 · 0.5^5 = 0.063, 2 · 0.5^6 = 0.031.
+# With fewer changed bugs a sign test cannot reach 5 %: 2 · 0.5^5 = 0.063, 2 · 0.5^6 = 0.031.
 MIN_CHANGED = 6
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean and its standard error; None where a single value leaves it unknown."""
+    """A mean over `count` values and its standard error. `error` is None for a single value."""
 
     mean: float
     error: float | None
@@ -25,7 +26,10 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Difference:
-    """Second minus first, over `count` bugs of which `changed` differ. low, high: the interval, None where it is unknown."""
+    """A mean difference, second minus first, over `count` bugs, of which `changed` differ.
+
+    low, high: the confidence interval, None if it is unknown
+    """
 
     mean: float
     error: float | None
@@ -36,16 +40,20 @@ class Difference:
 
     @property
     def direction(self) -> int:
-        """1 or -1 where the interval leaves out 0 and enough bugs changed, else 0: no difference shown."""
+        """1 or -1 if the interval excludes 0 and at least MIN_CHANGED bugs changed.
+
+        Otherwise 0: no difference is shown.
+        """
         if self.low is None or self.high is None or self.changed < MIN_CHANGED:
             return 0
         return 1 if self.low > 0 else -1 if self.high < 0 else 0
 
 
 def estimate(values: Sequence[float]) -> Estimate:
-    """Mean and standard error of one value a bug, which is the standard error clustered by bug (Miller 2024, arXiv 2411.00640).
+    """Mean and standard error of `values`, one per bug.
 
-    Raises ValueError for no values.
+    This is the standard error clustered by bug (Miller 2024, arXiv 2411.00640). Raises ValueError for no
+    values.
     """
     if not values:
         raise ValueError("a mean of no values")
@@ -60,9 +68,10 @@ def estimate(values: Sequence[float]) -> Estimate:
 def paired_difference(
     first: Sequence[float], second: Sequence[float], confidence: float = CONFIDENCE
 ) -> Difference:
-    """Second minus first, bug by bug, with Student's t interval over bugs (paired differences: Miller 2024, arXiv 2411.00640).
+    """The mean of `second` minus `first`, bug by bug, with Student's t interval over bugs.
 
-    Raises ValueError for none, or where the lengths differ.
+    Paired differences: Miller 2024, arXiv 2411.00640. Raises ValueError for no values and for different
+    lengths.
     """
     changes = [b - a for a, b in zip(first, second, strict=True)]
     found = estimate(changes)
@@ -74,23 +83,25 @@ def paired_difference(
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
-    """Unbiased pass@k from c passes in n attempts, 1 - C(n-c, k)/C(n, k) (Chen et al. 2021, arXiv 2107.03374).
+    """Unbiased pass@k from c passes in n attempts.
 
-    Raises ValueError where fewer than k attempts say nothing of it.
+    The formula is 1 - C(n-c, k)/C(n, k) (Chen et al. 2021, arXiv 2107.03374). Raises ValueError for fewer
+    than k attempts.
     """
     if not 0 <= c <= n or not 1 <= k <= n:
-        raise ValueError(
-            f"no pass@{k} from {c} passes in {n} attempts: needs 0 <= passes <= attempts and 1 <= k <= attempts"
-        )
+        needed = "needs 0 <= passes <= attempts and 1 <= k <= attempts"
+        raise ValueError(f"no pass@{k} from {c} passes in {n} attempts: {needed}")
     return 1.0 if n - c < k else 1.0 - math.comb(n - c, k) / math.comb(n, k)
 
 
 def t_quantile(share: float, freedom: int) -> float:
-    """The t below which `share` (0.5 to 1) of Student's distribution with `freedom` degrees lies, by bisection."""
+    """The quantile of Student's t distribution with `freedom` degrees of freedom, by bisection.
+
+    share: the probability below the quantile, in [0.5, 1)
+    """
     if not 0.5 <= share < 1 or freedom < 1:
-        raise ValueError(
-            f"no quantile for share {share} and {freedom} degrees of freedom: needs 0.5 <= share < 1 and at least 1"
-        )
+        needed = "needs 0.5 <= share < 1 and at least 1"
+        raise ValueError(f"no quantile for share {share} and {freedom} degrees of freedom: {needed}")
     low, high = 0.0, 1.0
     while _t_share(high, freedom) < share:
         low, high = high, 2 * high
@@ -101,7 +112,7 @@ def t_quantile(share: float, freedom: int) -> float:
 
 
 def _t_share(t: float, freedom: int) -> float:
-    """P(T < t) for t >= 0: the finite series for whole degrees of freedom (Abramowitz and Stegun 26.7.3 and 26.7.4)."""
+    """P(T < t) for t >= 0 (Abramowitz and Stegun 26.7.3 and 26.7.4: series for whole degrees of freedom)."""
     angle = math.atan(t / math.sqrt(freedom))
     squared = math.cos(angle) ** 2
     if freedom % 2:

@@ -1,6 +1,7 @@
-"""Task records: bugs to repair, read from SWE-bench shaped JSONL files or the frozen sets in the package. Playing them is left to others.
+"""Task records: bugs to repair, from SWE-bench shaped JSONL files or from the frozen sets in the package.
 
-Invariant: which tasks a limit keeps depends on their ids alone, never on their order, so that two evaluations meet the same bugs.
+Playing them is left to `evaluator`. Invariant: a limit selects tasks by their ids and never by their order,
+so that two evaluations get the same bugs.
 """
 
 from __future__ import annotations
@@ -31,9 +32,10 @@ HOW_TO_WRITE = "`selfplay inspect-bugs --tasks FILE` writes some."
 
 @dataclass(frozen=True)
 class Task:
-    """One bug to repair. `repo` is a line of a repository list; records of ours carry the artifact that made the bug.
+    """One bug to repair. `repo` is a line of a repository list.
 
-    A record without one has the SWE-bench meaning: `repo` names the buggy state, `patch` mends it, `test_patch` adds the tests.
+    A record of selfplay holds the artifact that made the bug. A record without one has the SWE-bench meaning:
+    `repo` is the buggy state, `patch` repairs it, `test_patch` adds the tests.
     """
 
     instance_id: str
@@ -46,18 +48,18 @@ class Task:
     attempt_patch: str = ""
     failure: str = ""
     order: int = 1
-    set: str = ""  # the frozen set or file that it came from
-    part: str = ""  # of that set
+    set: str = ""  # the frozen set or file that holds it
+    part: str = ""  # a part of that set
 
     @property
     def repository(self) -> str:
-        """The project's name, the same for all its revisions."""
-        place = parse_spec(self.repo).location.partition("#")[0]
-        return PurePosixPath(place).name.removesuffix(".git") or place
+        """The name of the project, the same for all its revisions."""
+        location = parse_spec(self.repo).location.partition("#")[0]
+        return PurePosixPath(location).name.removesuffix(".git") or location
 
     @property
     def digest(self) -> str:
-        """Of what a solver meets and is judged by, whatever the set is called."""
+        """A digest of the bug and its tests. The names of set and part do not matter."""
         record = task_record(replace(self, set="", part=""))
         return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -66,7 +68,7 @@ class Task:
 
 
 def parse_task(record: Mapping[str, Any]) -> Task:
-    """Raises ValueError naming what the record lacks or has of another kind."""
+    """Read a record. Raises ValueError, which names the missing key or the value of a wrong type."""
     if not isinstance(record, Mapping):
         raise ValueError("is not an object")
     if missing := [key for key in REQUIRED if key not in record]:
@@ -99,7 +101,7 @@ def parse_task(record: Mapping[str, Any]) -> Task:
 
 
 def _text(record: Mapping[str, Any], key: str, default: str | None = None) -> str:
-    """The text under `key`; nothing and null are the default, where there is one."""
+    """The text under `key`. If it is missing or null, the default, if there is one. Raises ValueError."""
     value = record.get(key)
     if value is None and default is not None:
         return default
@@ -109,7 +111,7 @@ def _text(record: Mapping[str, Any], key: str, default: str | None = None) -> st
 
 
 def _test_ids(value: object) -> tuple[str, ...]:
-    """A list of ids, or the JSON text of one."""
+    """Test ids from a list or from the JSON text of a list. Raises ValueError."""
     if isinstance(value, str):
         value = _json(value)
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
@@ -125,7 +127,7 @@ def _json(text: str) -> Any:
 
 
 def task_record(task: Task) -> dict[str, Any]:
-    """`parse_task(task_record(task)) == task`."""
+    """The record of a task: `parse_task(task_record(task)) == task`."""
     return {
         "instance_id": task.instance_id,
         "repo": task.repo,
@@ -145,11 +147,10 @@ def task_record(task: Task) -> dict[str, Any]:
 
 
 def read_tasks(path: Path) -> list[Task]:
-    """All tasks of a JSONL file. Raises UsageError that lists every bad line with its number."""
+    """All tasks of a JSONL file. Raises UsageError, which lists each bad line with its number."""
     try:
-        lines = path.read_text(encoding="utf-8").split(
-            "\n"
-        )  # JSON leaves other line breaks within texts as they are
+        # Not splitlines: JSON texts may hold other line breaks unescaped.
+        lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"cannot read the tasks {path}: {error}. {HOW_TO_WRITE}") from error
     tasks: dict[str, Task] = {}
@@ -175,7 +176,7 @@ def read_tasks(path: Path) -> list[Task]:
 
 
 def write_tasks(tasks: Iterable[Task], path: Path) -> None:
-    """The tasks as a file that `read_tasks` gives back from any folder."""
+    """Write a file that `read_tasks` can read in any folder: paths of repositories become absolute."""
     moved = (replace(task, repo=absolute_line(parse_spec(task.repo))) for task in tasks)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
@@ -184,14 +185,14 @@ def write_tasks(tasks: Iterable[Task], path: Path) -> None:
 
 
 class ListsRepositories(Protocol):
-    """What `export_tasks` needs of a run folder."""
+    """The part of a run folder that `export_tasks` needs."""
 
     @property
     def repositories_file(self) -> Path: ...
 
 
 def export_tasks(store: Store, bugs: Sequence[BugRow], run: ListsRepositories, path: Path) -> int:
-    """Write `bugs` as task records, `repo` being the line of the run's repository list that names it."""
+    """Write `bugs` as task records and return their number. `repo` is the bug's line in the run's list."""
     lines = run.repositories_file.read_text(encoding="utf-8").splitlines()
     specs = {parse_spec(line).name: line for line in lines if line.strip()}
     with path.open("w", encoding="utf-8") as file:
@@ -212,21 +213,23 @@ def export_tasks(store: Store, bugs: Sequence[BugRow], run: ListsRepositories, p
 
 
 def frozen_sets() -> list[str]:
-    """The names of the sets that come with the package."""
+    """The names of the task sets in the package."""
     return sorted(path.stem for path in resource("data/tasks").glob("*.jsonl"))
 
 
 def find_tasks(sources: Sequence[str], limit: int = 0) -> list[Task]:
-    """The tasks of all sources, each the name of a frozen set or a file; at most `limit` of them, 0 meaning all.
+    """The tasks of all `sources`: names of frozen sets, or files.
 
-    Raises UsageError for an unknown source, a bad record, or an id that two sources share.
+    limit: at most so many tasks (`choose_subset`), 0 for all. Raises UsageError for an unknown source, a bad
+    record, or an id in two sources.
     """
     tasks: dict[str, Task] = {}
     for source in sources:
         for task in read_tasks(_task_file(source)):
             if task.instance_id in tasks:
+                other = tasks[task.instance_id].set
                 raise UsageError(
-                    f"the task {task.instance_id!r} is in {tasks[task.instance_id].set!r} and in {source!r}; name one of them."
+                    f"the task {task.instance_id!r} is in {other!r} and in {source!r}; name one of them."
                 )
             tasks[task.instance_id] = task
     return choose_subset(list(tasks.values()), limit) if limit else list(tasks.values())
@@ -237,17 +240,19 @@ def _task_file(source: str) -> Path:
     if Path(source).name == source and frozen.is_file():
         return frozen
     if not Path(source).is_file():
-        there = ", ".join(frozen_sets()) or "none"
+        known = ", ".join(frozen_sets()) or "none"
         raise UsageError(
-            f"there is no task set and no file named {source!r}. Sets that come with selfplay: {there}. {HOW_TO_WRITE}"
+            f"there is no task set and no file named {source!r}. "
+            f"Sets that come with selfplay: {known}. {HOW_TO_WRITE}"
         )
     return Path(source)
 
 
 def choose_subset(tasks: Sequence[Task], limit: int) -> list[Task]:
-    """`limit` tasks in their given order, spread over sets and repositories in turn, within one by the hash of their ids.
+    """At most `limit` tasks, in their given order, spread evenly over sets and repositories.
 
-    A smaller limit keeps a part of what a larger one keeps.
+    Within a set and repository, the hashes of the ids decide. A larger limit keeps all tasks of a smaller
+    one.
     """
     groups: dict[tuple[str, str], list[Task]] = {}
     for task in sorted(tasks, key=lambda task: hashlib.sha256(task.instance_id.encode()).digest()):
@@ -259,13 +264,13 @@ def choose_subset(tasks: Sequence[Task], limit: int) -> list[Task]:
     return [task for task in tasks if task.instance_id in kept]
 
 
-# ---- meeting its repository
+# ---- the bug of a task
 
 
 def bug_of(task: Task, environment: Environment) -> tuple[Environment, BugState]:
-    """The environment with the task's original (mended) tree, and the bug as the solver meets it.
+    """The environment with the task's original (repaired) tree, and its bug as a solver gets it.
 
-    Raises PatchError or ArtifactError when the record's patches do not fit the repository.
+    Raises PatchError or ArtifactError if the record's patches do not fit the repository.
     """
     if task.artifact:
         return environment, BugState(

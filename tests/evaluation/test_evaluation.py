@@ -1,4 +1,4 @@
-"""What evaluations are said to show: figures of a folder, paired comparisons of two, and words that claim no more."""
+"""What an evaluation shows: figures of a folder, comparisons of two, and words that claim no more."""
 
 import io
 import json
@@ -7,10 +7,11 @@ from dataclasses import asdict, replace
 import pytest
 from rich.console import Console
 
-from selfplay.config import build_config
+from selfplay.config import RENAMED_SETTINGS, build_config
 from selfplay.errors import RunError, UsageError
-from selfplay.evaluation.comparison import compare, summarise, verdict_of
+from selfplay.evaluation.comparison import compare, verdict_of
 from selfplay.evaluation.folder import AttemptResult, Folder, entries_of, identity_of, policy_identity
+from selfplay.evaluation.rates import summarise
 from selfplay.evaluation.tasks import Task
 from selfplay.viewing.scores import sentences, show_comparison, show_rates
 from selfplay.viewing.summary import _evaluations
@@ -32,16 +33,16 @@ TASKS = [
 ]
 
 
-def results(task: Task, drawn: list[bool | None], greedy: bool | None = None) -> list[AttemptResult]:
+def results(task: Task, sampled: list[bool | None], greedy: bool | None = None) -> list[AttemptResult]:
     def one(number, passed, mode):
         return AttemptResult(task.instance_id, task.repo, number, passed, "", "submitted", 4, 100, mode, 2.0)
 
-    made = [one(number, passed, "sampled") for number, passed in enumerate(drawn)]
+    made = [one(number, passed, "sampled") for number, passed in enumerate(sampled)]
     return made + ([one(0, greedy, "greedy")] if greedy is not None else [])
 
 
 def a_folder(path, passes, tasks=TASKS, config=CONFIG, policy="p") -> Folder:
-    """passes(n): (drawn outcomes, greedy outcome) of bug n."""
+    """passes(n): (sampled outcomes, greedy outcome) of bug n."""
     folder = Folder(path)
     folder.begin(identity_of(config, {"model": policy}, tasks))
     rows = [result for n, task in enumerate(tasks) for result in results(task, *passes(n))]
@@ -67,18 +68,18 @@ def test_what_only_training_does_makes_no_other_evaluation():
     assert identity(max_turns=9) != identity()
 
 
-# -- figures
+# ---- figures
 
 
-def test_drawn_and_greedy_attempts_are_counted_apart(tmp_path):
+def test_sampled_and_greedy_attempts_are_counted_apart(tmp_path):
     folder = a_folder(tmp_path, lambda n: ([True, False, False, n == 0], n == 1))
     summary = summarise(folder.results(), entries_of(folder), 4)
-    drawn, greedy = summary["sampled"]["all"], summary["greedy"]["all"]
-    assert (drawn["tasks"], drawn["attempts"], drawn["pass@4"]) == (8, 32, 1.0)
-    assert drawn["pass@1"] == pytest.approx((0.25 * 7 + 0.5) / 8)
+    sampled, greedy = summary["sampled"]["all"], summary["greedy"]["all"]
+    assert (sampled["tasks"], sampled["attempts"], sampled["pass@4"]) == (8, 32, 1.0)
+    assert sampled["pass@1"] == pytest.approx((0.25 * 7 + 0.5) / 8)
     assert (greedy["attempts"], greedy["pass@1"]) == (8, 0.125)
     assert "pass@4" not in greedy
-    assert (drawn["turns"], drawn["tokens"], drawn["seconds"]) == (4, 100, 2)
+    assert (sampled["turns"], sampled["tokens"], sampled["seconds"]) == (4, 100, 2)
 
 
 def test_figures_are_given_by_set_part_and_repository(tmp_path):
@@ -95,10 +96,10 @@ def test_what_the_machine_spoiled_counts_nowhere():
     assert (summary["sampled"]["all"]["tasks"], summary["sampled"]["all"]["pass@1"]) == (1, 1.0)
 
 
-# -- folders
+# ---- folders
 
 
-def test_results_without_a_mode_still_read_as_drawn(tmp_path):
+def test_results_without_a_mode_still_read_as_sampled(tmp_path):
     row = asdict(results(TASKS[0], [True])[0])
     del row["mode"], row["seconds"]
     (tmp_path / "results.jsonl").write_text(json.dumps(row) + '\n{"torn')
@@ -132,6 +133,16 @@ def test_more_workers_are_the_same_evaluation_and_another_prompt_is_not(tmp_path
         folder.check(identity_of(build_config({"agent": {"prompt_style": "terse"}}), {"model": "p"}, TASKS))
 
 
+def test_settings_under_their_former_names_are_the_same_evaluation(tmp_path):
+    folder = a_folder(tmp_path, never)
+    identity = json.loads(folder.identity_file.read_text())
+    former = {new: old for old, new in RENAMED_SETTINGS.items()}
+    settings = {former.get(name, name): value for name, value in identity["settings"].items()}
+    assert settings.keys() > {"agent.requeries", "solver.given"}
+    folder.identity_file.write_text(json.dumps(identity | {"settings": settings}))
+    folder.check(identity_of(CONFIG, {"model": "p"}, TASKS))
+
+
 def test_a_policy_is_known_by_its_weights_and_not_by_where_they_lie(tmp_path):
     for name, weights in (("a", b"1"), ("b", b"1"), ("c", b"2")):
         (tmp_path / name).mkdir()
@@ -140,7 +151,7 @@ def test_a_policy_is_known_by_its_weights_and_not_by_where_they_lie(tmp_path):
     assert a == b != c
 
 
-# -- comparisons
+# ---- comparisons
 
 
 def test_differences_are_paired_by_bug(tmp_path):
@@ -209,7 +220,7 @@ def test_bugs_of_one_folder_alone_are_left_out_and_counted(tmp_path):
     assert (comparison["sampled"]["all"]["count"], comparison["left_out"]) == (6, 2)
 
 
-def test_other_settings_are_told(tmp_path):
+def test_other_settings_are_named(tmp_path):
     other = build_config({"agent": {"max_turns": 3}})
     comparison = compare(a_folder(tmp_path / "a", never), a_folder(tmp_path / "b", never, config=other))
     assert comparison["settings"] == "agent.max_turns = 64 there and 3 here"
@@ -260,7 +271,7 @@ def test_folders_that_cannot_be_compared_say_why(tmp_path):
         compare(good, torn)
 
 
-# -- how it looks
+# ---- how it looks
 
 
 @pytest.mark.parametrize("width", [80, 120])
@@ -295,7 +306,7 @@ def test_the_summary_of_a_run_shows_before_and_after(tmp_path):
     assert "Verdict: no difference shown." in text
 
 
-def test_a_summary_tells_why_evaluations_cannot_be_compared(tmp_path):
+def test_a_summary_says_why_evaluations_cannot_be_compared(tmp_path):
     a_folder(tmp_path / "evaluations" / "u0000", never)
     a_folder(tmp_path / "evaluations" / "u0008", never).identity_file.write_text("{")
     ((_, body),) = _evaluations(tmp_path)

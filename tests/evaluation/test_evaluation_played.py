@@ -1,4 +1,7 @@
-"""Evaluation on the tiny repository with scripted players: what counts, what a second call plays, and that a run is not disturbed by it."""
+"""Evaluation on the tiny repository with scripted players.
+
+They check what counts, what a second call plays, and that an evaluation does not disturb its run.
+"""
 
 import json
 import signal
@@ -14,7 +17,7 @@ from machine import open_or_skip
 from scripted_game import Player, play, tiny_config
 from selfplay.agent.chat import ChatFormat, load_tokenizer
 from selfplay.agent.episode import Episode
-from selfplay.agent.workspaces import sandbox_limits
+from selfplay.agent.workspaces import EpisodeContext, sandbox_limits
 from selfplay.curriculum.store import Store
 from selfplay.engines.scripted_engine import ScriptedEngine
 from selfplay.errors import RunError, UsageError
@@ -63,7 +66,10 @@ def task(environment):
 
 
 class Moves(Player):
-    """The scripted solver, its turns counted. `broken`: in which attempts the machine fails, the script's own where None."""
+    """The scripted solver, which counts its turns.
+
+    broken: None: the machine fails where the script says. False: attempt 3 submits nothing, and no machine fails.
+    """
 
     def __init__(self, tree, broken=None):
         super().__init__(tree)
@@ -86,9 +92,8 @@ def an_evaluator(environment, backend, folder, moves, **settings):
     tokenizer = load_tokenizer(str(policy))
     engine = ScriptedEngine(moves, tokenizer)
     failing = scripted_game.FailingBackend(backend, moves)
-    return Evaluator(
-        config, engine, ChatFormat(tokenizer), failing, {REPO: environment}, sandbox_limits(config)
-    )
+    context = EpisodeContext(config, engine, ChatFormat(tokenizer), failing, sandbox_limits(config))
+    return Evaluator(context, {REPO: environment})
 
 
 def test_spoiled_attempts_count_nowhere_and_are_all_that_a_second_call_plays(
@@ -105,13 +110,13 @@ def test_spoiled_attempts_count_nowhere_and_are_all_that_a_second_call_plays(
     ]
     assert len(folder.results()) == 4
     again = Moves(environment.tree, broken=False)
-    told = []
+    reports = []
     results = an_evaluator(environment, backend, tmp_path, again).play(
-        [task], 4, True, folder, POLICY, lambda done, total: told.append((done, total))
+        [task], 4, True, folder, POLICY, lambda done, total: reports.append((done, total))
     )
     assert again.turns == ["solver/tiny__clamp/3/0"]
     assert [result.passed for result in results] == [True, False, False, False, True]
-    assert told == [(4, 5), (5, 5)]
+    assert reports == [(4, 5), (5, 5)]
 
 
 def test_an_attempt_is_given_suspects_from_the_environments_calls(environment, backend, task, tmp_path):
@@ -185,11 +190,11 @@ def test_a_task_that_does_not_fit_its_repository_is_named_before_anything_is_pla
     assert moves.turns == []
 
 
-# -- during a run
+# ---- during a run
 
 
 def training_of(run):
-    """What training made: rewards, advantages, tokens of its episodes, and the weights."""
+    """The results of training: rewards, advantages, tokens of the episodes, and the weights."""
     with Store.open(run.database, writer=False) as store:
         episodes = [
             (row.episode_id, row.reward, row.advantage, row.consumed_update) for row in store.episodes()

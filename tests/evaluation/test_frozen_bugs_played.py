@@ -1,4 +1,4 @@
-"""A few of the frozen own bugs on their real repositories: still accepted, repaired by their patch, and by nothing less."""
+"""Some frozen own bugs on their real repositories: still accepted, and repaired by exactly their patch."""
 
 import random
 

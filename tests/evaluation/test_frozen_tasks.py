@@ -1,4 +1,4 @@
-"""The frozen task files that come with the package: enough of each kind, and nothing in them that training touches."""
+"""The frozen task files of the package: enough of each kind, and nothing that training touches."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Statistics against values worked out by hand or taken from printed tables, and what must hold for any numbers."""
+"""Statistics against values from hand calculations and printed tables, and properties for any numbers."""
 
 import math
 
@@ -50,7 +50,10 @@ def test_no_values_have_no_mean():
 
 
 def test_a_paired_interval_by_hand():
-    """Changes 0.5, 0, 0.5, 1: mean 0.5, variance 1/6, error sqrt(1/24) = 0.2041, t(3) = 3.1824, reach 0.6496."""
+    """Changes 0.5, 0, 0.5, 1: mean 0.5, variance 1/6, error sqrt(1/24) = 0.2041.
+
+    t(3) = 3.1824, so the interval reaches 0.6496 to each side.
+    """
     found = paired_difference([0.0, 0.5, 0.5, 0.0], [0.5, 0.5, 1.0, 1.0])
     assert (found.mean, found.changed, found.count) == (0.5, 3, 4)
     assert found.error == pytest.approx(0.204124, abs=1e-6)
@@ -59,7 +62,7 @@ def test_a_paired_interval_by_hand():
 
 
 def test_pairing_finds_what_two_separate_errors_would_hide():
-    """Bugs differ far more from each other than the policies do, and each bug gains the same or a little more."""
+    """Bugs differ much more than the policies do. Each bug gains the same or a little more."""
     before = [0.0, 0.1, 0.3, 0.5, 0.6, 0.7, 0.8]
     after = [0.1, 0.2, 0.45, 0.6, 0.7, 0.85, 0.9]
     paired = paired_difference(before, after)

@@ -85,7 +85,7 @@ def test_a_digest_changes_with_the_bug_and_not_with_its_label():
     assert task.digest != a_task("one", set="own", failure="E").digest
 
 
-def test_an_unknown_set_is_told_with_those_that_exist(tmp_path):
+def test_an_unknown_set_is_reported_with_the_known_ones(tmp_path):
     with pytest.raises(
         UsageError, match="no task set and no file named 'owm'. Sets that come with selfplay: "
     ):

@@ -1,4 +1,4 @@
-"""Hand-made artifacts on a real package in real sandboxes: valid ones, and one for each check that fails it."""
+"""Hand-made artifacts on a real package in real sandboxes: valid ones, and one that fails each check."""
 
 import zlib
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Flaky, invalid and a failure of the machine: in verdicts, in `selfplay validate` and in a run's rejections."""
+"""Flaky, invalid and a failing machine: in verdicts, in `selfplay validate` and in a run's rejections."""
 
 from __future__ import annotations
 
