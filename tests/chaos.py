@@ -45,7 +45,7 @@ from process_tree import (
 from run_contents import contents, differences, twice_or_lost
 from selfplay.evaluation.tasks import Task, write_tasks
 from selfplay.orchestrator.run_folder import RunFolder
-from selfplay.repositories.environment import standard_parser, standard_script
+from selfplay.repositories.scripts import standard_parser, standard_script
 from selfplay.source.trees import FileEntry, Tree
 from selfplay.verdicts.artifact import Artifact
 from tiny_bugs import CLAMP_BUG, CLAMP_TEST, CLAMP_WEAKENED, TESTS, diff

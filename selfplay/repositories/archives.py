@@ -1,4 +1,9 @@
-"""Folders and archives as trees, read in memory and within limits of size."""
+"""Reads folders and archives as trees, in memory and within limits of size.
+
+Invariant: nothing is unpacked to disk, and no limit is checked after the memory is spent: an archive may be a
+bomb. Leftovers of builds and tools are left out of every tree, because a copy of the source among them would
+give a repair away.
+"""
 
 from __future__ import annotations
 
@@ -14,26 +19,26 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-from selfplay.errors import (
-    RepositoryError,
-)
+from selfplay.errors import RepositoryError
 from selfplay.source.trees import FileEntry, Tree, ignore_rules, is_safe_path
 
 MAX_ARCHIVE_BYTES = 64 << 20
 MAX_TREE_BYTES = 256 << 20
 MAX_TREE_FILES = 50_000
 
-# What builds and tools leave behind. A copy of the source among them (`build/lib`) would give a repair away.
+# Leftovers of builds and tools, such as `build/lib`, a copy of the source.
 LEFTOVERS = re.compile(
     r"^(build/(lib|bdist|temp|scripts)[^/]*/|dist/[^/]+\.(whl|tar\.gz|zip|egg)$)"
-    r"|(^|/)(\.eggs|\.tox|\.nox|\.venv|\.hg|\.svn|\.mypy_cache|\.ruff_cache|node_modules|__pycache__)/|\.(pyc|pyo|egg|orig|rej)$"
+    r"|(^|/)(\.eggs|\.tox|\.nox|\.venv|\.hg|\.svn|\.mypy_cache|\.ruff_cache|node_modules|__pycache__)/"
+    r"|\.(pyc|pyo|egg|orig|rej)$"
 )
 
 
-# ---- folders, images and archives
+# ---- what a tree may hold
 
 
 def is_text(path: str) -> bool:
+    """Whether the path is valid Unicode and printable."""
     try:
         path.encode()
     except UnicodeEncodeError:
@@ -42,10 +47,14 @@ def is_text(path: str) -> bool:
 
 
 def is_kept(path: str) -> bool:
+    """Whether a tree may hold the path: it is safe, and no leftover of a build or tool."""
     return is_safe_path(path) and not LEFTOVERS.search(path)
 
 
 def check_size(files: int, total: int, what: str) -> None:
+    """Raise RepositoryError, which names `what`, if so many files or so many bytes are too many for a
+    workspace.
+    """
     if files > MAX_TREE_FILES or total > MAX_TREE_BYTES:
         raise RepositoryError(
             f"{what}: {files} files, {total >> 20} MiB, are more than a workspace may hold "
@@ -53,18 +62,15 @@ def check_size(files: int, total: int, what: str) -> None:
         )
 
 
-def _cleaned(tree: Tree) -> Tree:
-    files = {path: entry for path, entry in tree.items() if is_kept(path) and is_text(path)}
-    check_size(len(files), sum(len(entry.content) for entry in files.values()), "the tree")
-    return Tree(files)
+# ---- folders
 
 
 def tree_of_folder(folder: Path) -> Tree:
-    """A plain folder's files, without what its .gitignore names, what tools leave behind, and virtual environments."""
+    """Read a plain folder, without files that its .gitignore names, leftovers, and virtual environments."""
     files: dict[str, FileEntry] = {}
     total = 0
-    for place, folders, names in os.walk(folder):
-        here = Path(place)
+    for current, folders, names in os.walk(folder):
+        here = Path(current)
         folders[:] = sorted(
             name
             for name in folders
@@ -87,7 +93,11 @@ def tree_of_folder(folder: Path) -> Tree:
     return Tree({path: entry for path, entry in files.items() if not ignored.match_file(path)})
 
 
+# ---- archives
+
+
 def read_bounded(chunks: Any, most: int, what: str) -> bytes:
+    """Join chunks of bytes. Raises RepositoryError, which names `what`, at more than `most` bytes."""
     data = bytearray()
     for chunk in chunks:
         data += chunk
@@ -97,9 +107,10 @@ def read_bounded(chunks: Any, most: int, what: str) -> bytes:
 
 
 def read_archive(name: str, data: bytes) -> Tree:
-    """The files of a source distribution, read in memory: top folder stripped, links and devices left out, sizes bounded.
+    """Read a source distribution, without its top folder, links and devices. name: of the file; says how it
+    is packed.
 
-    Raises RepositoryError when it is not an archive or unpacks to more than a workspace may hold.
+    Raises RepositoryError if it is no archive of a known kind, or unpacks to more than a workspace may hold.
     """
     try:
         if name.endswith(".zip"):
@@ -119,7 +130,7 @@ def read_archive(name: str, data: bytes) -> Tree:
 
 
 def _decompress(name: str, data: bytes) -> bytes:
-    most = MAX_TREE_BYTES + (MAX_TREE_FILES << 10)  # each member has a header, and is padded
+    most = MAX_TREE_BYTES + (MAX_TREE_FILES << 10)  # each member has a header and padding
     if name.endswith((".tar.gz", ".tgz")):
         worker = zlib.decompressobj(wbits=31)
         plain = worker.decompress(data, most + 1)
@@ -156,6 +167,10 @@ def _read_zip(name: str, data: bytes) -> Tree:
 
 
 def strip_top(tree: Tree) -> Tree:
+    """The tree without its top folder, if all files are in one, and without leftovers.
+
+    Raises as `check_size` does.
+    """
     tops = {path.split("/", 1)[0] for path in tree}
     if len(tops) == 1 and all("/" in path for path in tree):
         tree = Tree(
@@ -166,3 +181,9 @@ def strip_top(tree: Tree) -> Tree:
             }
         )
     return _cleaned(tree)
+
+
+def _cleaned(tree: Tree) -> Tree:
+    files = {path: entry for path, entry in tree.items() if is_kept(path) and is_text(path)}
+    check_size(len(files), sum(len(entry.content) for entry in files.values()), "the tree")
+    return Tree(files)

@@ -1,4 +1,9 @@
-"""Facts of admitted environments on disk, by a key of everything that decides them."""
+"""Facts of admitted environments on disk: what their tests do. The installed dependencies are kept by the
+backend.
+
+Does not compute keys; `build` does. Invariant: a file appears complete or not at all, since it is renamed
+into place. A damaged or missing file means that the environment is built again.
+"""
 
 from __future__ import annotations
 
@@ -12,19 +17,15 @@ from pathlib import Path
 
 from selfplay.outcomes import TestOutcomes
 from selfplay.repositories.checkouts import Checkout
-from selfplay.repositories.environment import Environment, command_script, standard_parser, standard_script
-from selfplay.repositories.targets import (
-    Target,
-    pack_calls,
-    unpack_calls,
-)
+from selfplay.repositories.environment import Environment
+from selfplay.repositories.scripts import command_script, standard_parser, standard_script
+from selfplay.repositories.targets import Target, pack_calls, unpack_calls
 from selfplay.sandbox.base import SandboxBackend
-
-SCHEMA = 1  # of the cached facts
 
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
+    """Hold the lock of a file, so that two processes do not build one environment at once. Waits for it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -32,6 +33,10 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def read_facts(path: Path, checkout: Checkout, backend: SandboxBackend) -> Environment | None:
+    """The environment whose facts are in a file.
+
+    None if they are absent or damaged, or the backend lacks its part.
+    """
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
         build_key, image = facts["build_key"], facts["image"]
@@ -47,9 +52,9 @@ def read_facts(path: Path, checkout: Checkout, backend: SandboxBackend) -> Envir
             tree=checkout.tree,
             checkout=checkout,
             test_files=tuple(facts["test_files"]),
-            script=command_script(command)
-            if command
-            else standard_script(facts["test_files"], facts["options"]),
+            script=(
+                command_script(command) if command else standard_script(facts["test_files"], facts["options"])
+            ),
             parser=facts["parser"] if command else standard_parser(),
             baseline=TestOutcomes(frozenset(facts["passed"]), frozenset()),
             excluded_ids=frozenset(facts["excluded_ids"]),
@@ -60,10 +65,11 @@ def read_facts(path: Path, checkout: Checkout, backend: SandboxBackend) -> Envir
             command=command,
         )
     except (OSError, ValueError, LookupError, TypeError):
-        return None  # absent or damaged: prepared anew
+        return None
 
 
 def write_facts(path: Path, environment: Environment, build_key: str) -> None:
+    """Write the facts of an environment. build_key: of its installation, "" for an image. Raises OSError."""
     facts = {
         "repository": environment.repository,
         "build_key": build_key,
@@ -80,11 +86,11 @@ def write_facts(path: Path, environment: Environment, build_key: str) -> None:
     with tempfile.NamedTemporaryFile(
         "w", dir=path.parent, prefix=".facts-", delete=False, encoding="utf-8"
     ) as file:
-        made = Path(file.name)
+        temporary = Path(file.name)
         try:
             json.dump(facts, file)
             file.flush()
-            made.replace(path)
-        except BaseException:  # a full disk, say
-            made.unlink(missing_ok=True)
+            temporary.replace(path)
+        except BaseException:  # for instance a full disk
+            temporary.unlink(missing_ok=True)
             raise

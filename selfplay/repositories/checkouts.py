@@ -1,6 +1,10 @@
-"""Repository list -> pinned checkouts: what to fetch, and its file tree, commit, history and licence. Running it is left to environments.
+"""A checkout: the pinned tree, commit, history and licence of one line of a repository list; and the cache's
+folder.
 
-Invariant: nothing of a repository is ever executed here: archives are read in memory, git objects without a work tree, hooks or filters.
+Fetching is the job of `fetching`, running the tests the job of `build`.
+
+Invariant: nothing of a repository runs before it is in a sandbox. Archives are read in memory, and git
+objects without a work tree, hooks or filters.
 """
 
 from __future__ import annotations
@@ -12,19 +16,22 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from selfplay.repositories.specs import RepositorySpec
-from selfplay.source.trees import Tree
-
-
-def cache_root() -> Path:
-    """Where fetched repositories and prepared environments are kept: SELFPLAY_CACHE, else ~/.cache/selfplay."""
-    return Path(os.environ.get("SELFPLAY_CACHE") or "~/.cache/selfplay").expanduser()
+if TYPE_CHECKING:
+    from selfplay.repositories.specs import RepositorySpec
+    from selfplay.source.trees import Tree
 
 
 @dataclass(frozen=True)
 class Checkout:
-    """A pinned repository. `commit` may be one made here (releases, plain folders, images); `git_dir` is bare and holds it."""
+    """A pinned repository.
+
+    commit   of the repository, or made here from releases, a plain folder or an image
+    git_dir  a bare repository in the cache that holds the commit
+    commits  how many the history of `commit` has
+    licence  as the repository states it, else "unknown"
+    """
 
     spec: RepositorySpec
     name: str
@@ -35,17 +42,25 @@ class Checkout:
     licence: str
 
 
+def cache_root() -> Path:
+    """The folder of fetched repositories and built environments: SELFPLAY_CACHE, else ~/.cache/selfplay."""
+    return Path(os.environ.get("SELFPLAY_CACHE") or "~/.cache/selfplay").expanduser()
+
+
 @contextlib.contextmanager
-def new_folder(place: Path) -> Iterator[Path]:
-    """A folder that appears at `place` complete or not at all; where another process was first, its folder stays."""
-    place.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=".new-", dir=place.parent))
+def new_folder(target: Path) -> Iterator[Path]:
+    """Yield a temporary folder and rename it to `target` at the end, so that `target` is complete or absent.
+
+    If another process made `target` first, its folder stays.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=".new-", dir=target.parent))
     try:
         yield temporary
         try:
-            temporary.rename(place)
+            temporary.rename(target)
         except OSError:
-            if not place.is_dir():
+            if not target.is_dir():
                 raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -1,6 +1,7 @@
-"""What a repository's tests need installed, read from its metadata without running anything of it; installing is left to environments.
+"""Reads a repository's metadata for the dependencies of its tests. `installation` installs them.
 
-Invariant: neither the repository itself, nor pytest (which is pinned elsewhere), nor a tool that no test run needs is ever among them.
+Invariants: nothing of the repository runs. The repository itself, pytest and tools that no test run needs are
+never among them. A copy of the repository would give repairs away, and `installation` pins pytest.
 """
 
 from __future__ import annotations
@@ -33,83 +34,25 @@ MORE_FILES = re.compile(
     r"^((requirements|reqs)([-_./](dev|develop|development|all|ci|base))?|dev[-_]requirements)\.(txt|in)$"
 )
 REQUIREMENT_FILES = re.compile(
-    r"^([\w.-]*requirements?[\w.-]*|[\w.-]*constraints?[\w.-]*|(requirements|reqs)/[\w./-]+|tests?/requirements[\w.-]*)\.(txt|in)$"
+    r"^([\w.-]*requirements?[\w.-]*|[\w.-]*constraints?[\w.-]*|(requirements|reqs)/[\w./-]+"
+    r"|tests?/requirements[\w.-]*)\.(txt|in)$"
 )
 
-# Not needed for a run of tests, or harmful to a repeatable one (random order, reruns, parallel processes, coverage).
-UNWANTED = frozenset(
-    f"pytest{plugin}"
-    for plugin in (
-        *(
-            "",
-            "-cov",
-            "-xdist",
-            "-randomly",
-            "-random-order",
-            "-rerunfailures",
-            "-sugar",
-            "-ruff",
-            "-black",
-            "-mypy",
-            "-flake8",
-            "-checkdocs",
-        ),
-        *(
-            "-enabler",
-            "-perf",
-            "-pylint",
-            "-pep8",
-            "-isort",
-            "-codspeed",
-            "-github-actions-annotate-failures",
-        ),
-    )
-) | {
-    *(
-        "coverage",
-        "coveralls",
-        "codecov",
-        "tox",
-        "nox",
-        "flake8",
-        "black",
-        "isort",
-        "ruff",
-        "mypy",
-        "pylint",
-        "pyright",
-        "pyflakes",
-    ),
-    *(
-        "pycodestyle",
-        "bandit",
-        "pre-commit",
-        "twine",
-        "build",
-        "wheel",
-        "sphinx",
-        "furo",
-        "docutils",
-        "mkdocs",
-        "ipython",
-        "jupyter",
-    ),
-    *(
-        "towncrier",
-        "bump2version",
-        "bumpversion",
-        "zest-releaser",
-        "check-manifest",
-        "codespell",
-        "rstcheck",
-        "pyroma",
-        "pip",
-        "hatch",
-    ),
-    *("flit", "poetry", "cython-lint", "interrogate", "safety"),
-}
+# Packages that no test run needs, or that make runs differ: random order, reruns, parallel processes,
+# coverage.
+UNWANTED_NAMES = """
+    pytest pytest-cov pytest-xdist pytest-randomly pytest-random-order pytest-rerunfailures pytest-sugar
+    pytest-ruff pytest-black pytest-mypy pytest-flake8 pytest-checkdocs pytest-enabler pytest-perf
+    pytest-pylint pytest-pep8 pytest-isort pytest-codspeed pytest-github-actions-annotate-failures
+    coverage coveralls codecov tox nox flake8 black isort ruff mypy pylint pyright pyflakes pycodestyle
+    bandit pre-commit twine build wheel sphinx furo docutils mkdocs ipython jupyter towncrier bump2version
+    bumpversion zest-releaser check-manifest codespell rstcheck pyroma pip hatch flit poetry cython-lint
+    interrogate safety
+"""
+UNWANTED = frozenset(UNWANTED_NAMES.split())
 
-# What a failed import or a missing fixture is known to want. Only well-known test libraries: a guessed name could be anybody's package.
+# Missing module or fixture -> package. Only well-known test libraries: a guessed name could be anybody's
+# package.
 MODULES = {
     "attr": "attrs",
     "dateutil": "python-dateutil",
@@ -138,7 +81,12 @@ FIXTURES = {
 
 @dataclass(frozen=True)
 class Dependencies:
-    """`runtime` must be installable, `test` should be, `more` (development extras and the like) is for when tests still lack a module."""
+    """The requirements of a repository.
+
+    runtime  must be installed
+    test     should be installed
+    more     development extras and the like, for a module that tests still miss
+    """
 
     name: str
     version: str
@@ -147,7 +95,7 @@ class Dependencies:
     more: tuple[str, ...]
 
     def wanted_by(self, log: str) -> tuple[str, ...]:
-        """What the log of a failed collection asks for, among `more` and well-known test libraries."""
+        """Well-known test libraries, and requirements of `more`, that the log of a collection misses."""
         missing = set(re.findall(r"No module named ['\"]?([A-Za-z_]\w*)", log))
         wanted = {MODULES[module] for module in missing & MODULES.keys()}
         wanted |= {
@@ -168,7 +116,11 @@ class Dependencies:
 
 
 def read_dependencies(tree: Tree, fallback_name: str) -> Dependencies:
-    """Read PKG-INFO, pyproject.toml, setup.cfg, literal parts of setup.py, requires.txt, tox.ini and requirement files."""
+    """Read the dependencies; fallback_name is for a repository whose metadata has no name.
+
+    Reads PKG-INFO, pyproject.toml, setup.cfg, literals of setup.py, requires.txt, tox.ini and requirement
+    files. Skips damaged ones.
+    """
     reader = _Reader(tree)
     reader.read_metadata()
     reader.read_pyproject()
@@ -185,12 +137,15 @@ def read_dependencies(tree: Tree, fallback_name: str) -> Dependencies:
 
 
 def requirement_files(tree: Tree) -> dict[str, str]:
-    """The texts that an `install` hint may refer to: requirement and constraint files, nothing that could be run."""
+    """The files that an `install` hint may refer to: requirements and constraints, nothing that can run."""
     return {path: tree.text(path) for path in sorted(tree) if REQUIREMENT_FILES.match(path)}
 
 
 def _chosen(own_name: str, texts: Iterable[str], taken: Sequence[str] = ()) -> tuple[str, ...]:
-    """Usable requirements, each name once, unconditional ones for this Python only. URLs are left out."""
+    """The usable requirements of `texts`, each name once, without markers.
+
+    Not usable: URLs, UNWANTED, names in `taken`, the repository itself, and markers that exclude this Python.
+    """
     names = (
         {canonicalize_name(Requirement(text).name) for text in taken}
         | UNWANTED
@@ -214,7 +169,10 @@ def _chosen(own_name: str, texts: Iterable[str], taken: Sequence[str] = ()) -> t
 
 
 class _Reader:
-    """Collects from each source in turn; the first that names the project or its dependencies is preferred by order."""
+    """Collects requirements from each source in turn.
+
+    The first source that gives a name or a version wins.
+    """
 
     def __init__(self, tree: Tree) -> None:
         self.tree = tree
@@ -304,7 +262,7 @@ class _Reader:
             ]
 
     def read_setup_py(self) -> None:
-        """Literal arguments of setup() only; nothing is evaluated beyond them."""
+        """Read the literal arguments of setup(). Evaluates nothing else."""
         if "setup.py" not in self.tree:
             return
         module = parse_module(self.tree["setup.py"].content)
@@ -362,7 +320,7 @@ def _lines(text: str) -> list[str]:
 
 
 def _poetry(table: Mapping[str, Any]) -> list[str]:
-    """Names only: Poetry's version operators are its own, and its lock file would pin for other machines."""
+    """Names only: the version operators are Poetry's own, and its lock file pins for other machines."""
     return [
         name
         for name, wanted in table.items()

@@ -1,30 +1,43 @@
-"""An admitted environment: a repository with everything that its tests need. Building it is left to `build`."""
+"""An admitted environment: a repository, its installed dependencies, and what its tests do there.
+
+Building and admitting one is the job of `build`.
+
+Imports the modules of its fields for type checkers only: nearly every package imports this one.
+"""
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from selfplay.outcomes import TestOutcomes
-from selfplay.repositories.checkouts import Checkout
-from selfplay.repositories.targets import (
-    Calls,
-    Target,
-)
-from selfplay.runtime.resources import resource
+from selfplay.repositories.scripts import command_script, standard_script
 from selfplay.sandbox.base import WORKSPACE, Limits, Sandbox, SandboxBackend, SandboxSpec
-from selfplay.source.trees import Tree
 
-PYTEST = "pytest==9.2.0"
+if TYPE_CHECKING:
+    from selfplay.outcomes import TestOutcomes
+    from selfplay.repositories.checkouts import Checkout
+    from selfplay.repositories.targets import Calls, Target
+    from selfplay.source.trees import Tree
+
+SCHEMA = 1  # of environments in the cache, their facts included; a new number builds all of them anew
 
 
 @dataclass(frozen=True)
 class Environment:
-    """A repository that runs. `baseline` holds the tests that pass on the original every time; all others are in `excluded_ids`.
+    """A repository whose tests run.
 
-    `calls` is what each test that ran called on the original, whether it passed or not; of code that is no test.
+    key           hash of everything that decides the environment
+    reference     the backend's name for the installed dependencies: a folder or an image
+    script        runs all tests; prints the log that `parser` reads
+    baseline      the tests that pass on the original in every run
+    excluded_ids  the ids of all other tests
+    targets       functions that an injector can be pointed at
+    calls         per test, passing or not: the functions of non-test code that it called on the original
+    variables     of the shell in every sandbox
+    options       of pytest, beyond those of the standard script
+    command       runs all tests if pytest cannot run them, else ""; with it there are no targets and no calls
     """
 
     key: str
@@ -42,13 +55,11 @@ class Environment:
     targets: tuple[Target, ...]
     calls: Calls
     variables: Mapping[str, str]
-    options: str = ""  # of pytest, beyond the standard script's own
-    command: str = (
-        ""  # that runs all of the tests, where pytest does not; then there are no targets and no calls
-    )
+    options: str = ""
+    command: str = ""
 
     def script_for(self, test_files: Sequence[str]) -> str:
-        """The standard script for these test files only; a test command runs as a whole."""
+        """The script that runs these test files only. A test command always runs all of its tests."""
         return command_script(self.command) if self.command else standard_script(test_files, self.options)
 
 
@@ -60,28 +71,13 @@ def open_workspace(
     labels: Mapping[str, str],
     limits: Limits | None = None,
 ) -> Iterator[Sandbox]:
-    """A fresh sandbox of `environment` with `tree` in the workspace. Raises as `SandboxBackend.open` does."""
+    """Open a fresh sandbox of `environment` with `tree` in the workspace.
+
+    Raises what `SandboxBackend.open` raises.
+    """
     spec = SandboxSpec(
         environment.reference, limits or Limits(), variables=environment.variables, labels=labels
     )
     with backend.open(spec) as box:
         box.write_archive(WORKSPACE, tree.to_tar())
         yield box
-
-
-def standard_script(test_files: Sequence[str], options: str = "") -> str:
-    template = shipped_text("test_script.sh")
-    files = " \\\n    ".join(shlex.quote(path) for path in test_files)
-    return template.replace("@OPTIONS@", options).replace("@TEST_FILES@", files)
-
-
-def command_script(command: str) -> str:
-    return f"#!/bin/bash\n# Runs the repository's own test command; the exit status is its own.\ncd {WORKSPACE} || exit 2\n{command}\n"
-
-
-def standard_parser() -> str:
-    return shipped_text("test_parser.py")
-
-
-def shipped_text(name: str) -> str:
-    return (resource("data/pytest") / name).read_text(encoding="utf-8")

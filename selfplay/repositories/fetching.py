@@ -1,15 +1,15 @@
-"""One line of a repository list -> its checkout, by kind. The only place that knows every kind."""
+"""Fetches one line of a repository list into the cache and returns its checkout. The only module that knows
+every kind.
+
+Invariant: nothing of a repository runs here. A container of an image is created and read, but never started.
+"""
 
 from __future__ import annotations
 
 import contextlib
 from pathlib import Path
 
-from selfplay.errors import (
-    PrerequisiteError,
-    RepositoryError,
-    full_disk_told,
-)
+from selfplay.errors import PrerequisiteError, RepositoryError, full_disk_told
 from selfplay.repositories.archives import MAX_TREE_BYTES, read_bounded, strip_top, tree_of_folder
 from selfplay.repositories.checkouts import Checkout
 from selfplay.repositories.git import fetch_git, made_commit
@@ -17,22 +17,22 @@ from selfplay.repositories.package_index import fetch_releases
 from selfplay.repositories.specs import RepositorySpec
 from selfplay.source.trees import Tree
 
-# ---- fetching
-
 
 def fetch(spec: RepositorySpec, cache: Path) -> Checkout:
-    """Bring a repository into `cache` and read its pinned tree. What is pinned and cached needs no network.
+    """Fetch a repository into `cache` and read its pinned tree. Needs no network for a pinned one in the
+    cache.
 
-    Raises RepositoryError naming the repository, PrerequisiteError when git or an engine is missing, DiskFullError.
+    Raises RepositoryError, which names the repository, PrerequisiteError without git or a Docker engine, and
+    DiskFullError.
     """
     try:
         with full_disk_told(cache):
-            return fetch_anew(spec, cache)
+            return _fetch_by_kind(spec, cache)
     except OSError as error:
         raise RepositoryError(f"{spec.text}: {error}") from error
 
 
-def fetch_anew(spec: RepositorySpec, cache: Path) -> Checkout:
+def _fetch_by_kind(spec: RepositorySpec, cache: Path) -> Checkout:
     if spec.kind == "git":
         return fetch_git(spec, cache, spec.location)
     if spec.kind == "pypi":
@@ -46,13 +46,14 @@ def fetch_anew(spec: RepositorySpec, cache: Path) -> Checkout:
         return fetch_git(spec, cache, spec.location)
     if spec.rev:
         raise RepositoryError(
-            f"{spec.text}: {folder} is a plain folder, which has no revision {spec.rev!r}; leave out @{spec.rev}"
+            f"{spec.text}: {folder} is a plain folder, which has no revision {spec.rev!r}; "
+            f"leave out @{spec.rev}"
         )
     return made_commit(spec, cache, tree_of_folder(folder), "")
 
 
 def _tree_of_image(spec: RepositorySpec) -> Tree:
-    """A folder of a local Docker image, read from a container that is created and never started."""
+    """Read a folder of a local Docker image, from a container that is created and never started."""
     import docker
 
     image, _, folder = spec.location.partition("#")
@@ -79,8 +80,7 @@ def _tree_of_image(spec: RepositorySpec) -> Tree:
         except docker.errors.NotFound as error:
             raise RepositoryError(f"{spec.text}: the image has no folder {folder}") from error
         finally:
-            with contextlib.suppress(
-                docker.errors.APIError, OSError
-            ):  # an engine that is gone removes nothing
+            # An engine that is gone cannot remove it.
+            with contextlib.suppress(docker.errors.APIError, OSError):
                 container.remove(force=True, v=True)
     return strip_top(Tree.from_tar(data))

@@ -1,6 +1,7 @@
-"""Commits of git repositories as trees, and trees as commits.
+"""Runs git on bare repositories of the cache: fetches commits, reads them as trees, writes trees as commits.
 
 Invariant: git objects are read without a work tree, hooks or filters, so nothing of a repository runs.
+Commits made here depend on content alone, so equal trees have equal commits on every machine.
 """
 
 from __future__ import annotations
@@ -13,10 +14,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
-from selfplay.errors import (
-    PrerequisiteError,
-    RepositoryError,
-)
+from selfplay.errors import PrerequisiteError, RepositoryError
 from selfplay.repositories.archives import check_size, is_kept, is_text
 from selfplay.repositories.checkouts import Checkout, new_folder
 from selfplay.repositories.licences import licence_of
@@ -24,32 +22,21 @@ from selfplay.repositories.specs import GIT_SCHEMES, RepositorySpec, plain_name
 from selfplay.source.trees import FileEntry, Tree
 
 MAX_BUNDLE_BYTES = 48 << 20
-FIRST_COMMIT_TIME = 946_684_800  # 2000-01-01: commits made here depend on content alone
+FETCH_OPTIONS = ("--quiet", "--no-recurse-submodules", "--no-auto-gc")
+MIRROR_OPTIONS = ("--update-shallow", "--prune", "--update-head-ok")
+REFS = ("+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*", "+HEAD:refs/selfplay/HEAD")
+FIRST_COMMIT_TIME = 946_684_800  # 2000-01-01, in seconds; each further commit is a day later
 AUTHOR = "selfplay <selfplay@localhost>"
 
 
-def history_bundle(checkout: Checkout) -> bytes | None:
-    """A git bundle of the commit's ancestry, with HEAD and refs/heads/main at the commit. None without history, or beyond 48 MiB."""
-    if checkout.git_dir is None:
-        return None
-    with tempfile.TemporaryDirectory(prefix="selfplay-bundle-") as temporary:
-        git_dir = Path(temporary) / "history.git"
-        init_bare(git_dir)
-        (git_dir / "objects/info").mkdir(parents=True, exist_ok=True)
-        (git_dir / "objects/info/alternates").write_text(f"{checkout.git_dir.absolute() / 'objects'}\n")
-        run_git(git_dir, "update-ref", "refs/heads/main", checkout.commit)
-        bundle = Path(temporary) / "history.bundle"
-        run_git(git_dir, "bundle", "create", "--quiet", str(bundle), "HEAD", "refs/heads/main")
-        return bundle.read_bytes() if bundle.stat().st_size <= MAX_BUNDLE_BYTES else None
-
-
-# ---- git
+# ---- running git
 
 
 def run_git(git_dir: Path | None, *arguments: str, stdin: bytes = b"", own_config: bool = False) -> bytes:
-    """Run git on a bare repository, with nothing of the person's or the system's configuration unless `own_config`.
+    """Run git on a bare repository and return its output.
 
-    Raises RepositoryError with git's own words.
+    own_config: read the configuration of the user and of the system too, for instance credentials.
+    Raises RepositoryError with git's own message, and PrerequisiteError without git.
     """
     try:
         import git
@@ -70,7 +57,8 @@ def run_git(git_dir: Path | None, *arguments: str, stdin: bytes = b"", own_confi
     if git_dir is not None:
         command.append(f"--git-dir={git_dir}")
     with tempfile.TemporaryDirectory(prefix="selfplay-git-") as temporary:
-        # upload-pack of a local repository reads only a configuration file, so "this folder may belong to another user" stands in one.
+        # A local repository may belong to another user. Its upload-pack accepts that from a configuration
+        # file only.
         config = Path(temporary) / "config"
         config.write_text("[safe]\n\tdirectory = *\n")
         environment = {
@@ -109,71 +97,18 @@ def run_git(git_dir: Path | None, *arguments: str, stdin: bytes = b"", own_confi
 
 
 def init_bare(git_dir: Path) -> None:
+    """Make an empty bare repository without templates, so without hooks."""
     run_git(None, "init", "--quiet", "--bare", "--template=", "--initial-branch=main", str(git_dir))
 
 
-def fetch_git(spec: RepositorySpec, cache: Path, source: str) -> Checkout:
-    git_dir = cache / "git" / f"{plain_name(PurePosixPath(source).name)}-{short_hash(source)}"
-    if not (git_dir / "HEAD").is_file():
-        with new_folder(git_dir) as folder:
-            init_bare(folder)
-    pinned = bool(spec.rev and re.fullmatch(r"[0-9a-f]{40}", spec.rev))
-    commit = _resolve(git_dir, spec.rev) if pinned else None
-    failure: RepositoryError | None = None
-    if commit is None:
-        refs = ["+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*", "+HEAD:refs/selfplay/HEAD"]
-        options = [
-            "--quiet",
-            "--no-recurse-submodules",
-            "--no-auto-gc",
-            "--update-shallow",
-            "--prune",
-            "--update-head-ok",
-        ]
-        try:
-            run_git(
-                git_dir,
-                "fetch",
-                *options,
-                "--",
-                source,
-                *refs,
-                own_config=spec.kind == "git" and not source.startswith("file:"),
-            )
-        except RepositoryError as error:
-            failure = error
-        commit = _resolve(git_dir, spec.rev)
-        if commit is None and pinned and failure is None:  # servers may hand out commits that no branch holds
-            with contextlib.suppress(RepositoryError):
-                run_git(git_dir, "fetch", *options[:3], "--", source, str(spec.rev), own_config=True)
-            commit = _resolve(git_dir, spec.rev)
-    if commit is None:
-        if failure is not None:
-            raise RepositoryError(
-                f"{spec.text}: cannot be fetched and is not in the cache. {failure}"
-            ) from failure
-        wanted = f"has no branch, tag or commit {spec.rev!r}" if spec.rev else "has no commit yet"
-        raise RepositoryError(f"{spec.text}: {source} {wanted}")
-    tree = read_commit(git_dir, commit)
-    count = int(run_git(git_dir, "rev-list", "--count", commit))
-    return Checkout(spec, spec.name, commit, tree, git_dir, count, licence_of(tree))
-
-
-def _resolve(git_dir: Path, rev: str | None) -> str | None:
-    for candidate in [f"refs/heads/{rev}", f"refs/tags/{rev}", rev] if rev else ["refs/selfplay/HEAD"]:
-        with contextlib.suppress(RepositoryError):
-            return (
-                run_git(
-                    git_dir, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{candidate}^{{commit}}"
-                )
-                .decode()
-                .strip()
-            )
-    return None
+# ---- commits and trees
 
 
 def read_commit(git_dir: Path, commit: str) -> Tree:
-    """A commit's plain files, from the object database: `git archive` would obey the repository's own export rules."""
+    """Read the plain files of a commit. Raises RepositoryError if they are too many or too large.
+
+    Reads git objects, because `git archive` would obey the export rules of the repository.
+    """
     wanted: list[tuple[str, str, bool]] = []
     total = 0
     for record in run_git(git_dir, "ls-tree", "-r", "-l", "-z", "--full-tree", commit).split(b"\0"):
@@ -190,28 +125,27 @@ def read_commit(git_dir: Path, commit: str) -> Tree:
         git_dir, "cat-file", "--batch", stdin="".join(f"{blob}\n" for _, blob, _ in wanted).encode()
     )
     files: dict[str, FileEntry] = {}
-    at = 0
+    position = 0
     for path, blob, executable in wanted:
-        end = data.index(b"\n", at)
-        header = data[at:end].split()
+        end = data.index(b"\n", position)
+        header = data[position:end].split()
         if len(header) != 3:
             raise RepositoryError(
                 f"{git_dir}: object {blob} of {path} is missing; delete this folder to fetch it anew"
             )
         start, length = end + 1, int(header[2])
         files[path] = FileEntry(data[start : start + length], executable)
-        at = start + length + 1
+        position = start + length + 1
     return Tree(files)
 
 
 def commit_trees(git_dir: Path, trees: Sequence[tuple[str, Tree]]) -> str:
-    """Commit (message, tree) pairs one upon the other on main; author and times are fixed, so that equal trees give equal commits."""
+    """Commit (message, tree) pairs one after the other on branch main. Returns the last commit."""
     stream = io.BytesIO()
     for index, (message, tree) in enumerate(trees):
         text = message.encode()
-        stream.write(
-            f"commit refs/heads/main\ncommitter {AUTHOR} {FIRST_COMMIT_TIME + index * 86_400} +0000\n".encode()
-        )
+        time = FIRST_COMMIT_TIME + index * 86_400
+        stream.write(f"commit refs/heads/main\ncommitter {AUTHOR} {time} +0000\n".encode())
         stream.write(b"data %d\n%s\ndeleteall\n" % (len(text), text))
         for path in sorted(tree):
             entry = tree[path]
@@ -223,7 +157,76 @@ def commit_trees(git_dir: Path, trees: Sequence[tuple[str, Tree]]) -> str:
     return run_git(git_dir, "rev-parse", "--verify", "refs/heads/main").decode().strip()
 
 
+def history_bundle(checkout: Checkout) -> bytes | None:
+    """A git bundle of the commit's ancestry, with HEAD and refs/heads/main at the commit.
+
+    None without history, or above MAX_BUNDLE_BYTES.
+    """
+    if checkout.git_dir is None:
+        return None
+    with tempfile.TemporaryDirectory(prefix="selfplay-bundle-") as temporary:
+        git_dir = Path(temporary) / "history.git"
+        init_bare(git_dir)
+        (git_dir / "objects/info").mkdir(parents=True, exist_ok=True)
+        (git_dir / "objects/info/alternates").write_text(f"{checkout.git_dir.absolute() / 'objects'}\n")
+        run_git(git_dir, "update-ref", "refs/heads/main", checkout.commit)
+        bundle = Path(temporary) / "history.bundle"
+        run_git(git_dir, "bundle", "create", "--quiet", str(bundle), "HEAD", "refs/heads/main")
+        return bundle.read_bytes() if bundle.stat().st_size <= MAX_BUNDLE_BYTES else None
+
+
+# ---- checkouts
+
+
+def fetch_git(spec: RepositorySpec, cache: Path, source: str) -> Checkout:
+    """Fetch a git repository from `source`, a URL or a folder, and read the commit of the spec.
+
+    Fetches nothing for a full commit id that the cache has. If the fetch fails, a commit from the cache is
+    good enough. Raises RepositoryError.
+    """
+    git_dir = cache / "git" / f"{plain_name(PurePosixPath(source).name)}-{short_hash(source)}"
+    if not (git_dir / "HEAD").is_file():
+        with new_folder(git_dir) as folder:
+            init_bare(folder)
+    pinned = bool(spec.rev and re.fullmatch(r"[0-9a-f]{40}", spec.rev))
+    commit = _resolve(git_dir, spec.rev) if pinned else None
+    failure: RepositoryError | None = None
+    if commit is None:
+        try:
+            own_config = spec.kind == "git" and not source.startswith("file:")
+            run_git(
+                git_dir, "fetch", *FETCH_OPTIONS, *MIRROR_OPTIONS, "--", source, *REFS, own_config=own_config
+            )
+        except RepositoryError as error:
+            failure = error
+        commit = _resolve(git_dir, spec.rev)
+        if commit is None and pinned and failure is None:  # servers may have commits that no branch holds
+            with contextlib.suppress(RepositoryError):
+                run_git(git_dir, "fetch", *FETCH_OPTIONS, "--", source, str(spec.rev), own_config=True)
+            commit = _resolve(git_dir, spec.rev)
+    if commit is None:
+        if failure is not None:
+            raise RepositoryError(
+                f"{spec.text}: cannot be fetched and is not in the cache. {failure}"
+            ) from failure
+        wanted = f"has no branch, tag or commit {spec.rev!r}" if spec.rev else "has no commit yet"
+        raise RepositoryError(f"{spec.text}: {source} {wanted}")
+    tree = read_commit(git_dir, commit)
+    count = int(run_git(git_dir, "rev-list", "--count", commit))
+    return Checkout(spec, spec.name, commit, tree, git_dir, count, licence_of(tree))
+
+
+def _resolve(git_dir: Path, rev: str | None) -> str | None:
+    """The commit of a branch, tag or commit id, or of the remote's HEAD. None if there is none."""
+    options = ("--verify", "--quiet", "--end-of-options")
+    for candidate in [f"refs/heads/{rev}", f"refs/tags/{rev}", rev] if rev else ["refs/selfplay/HEAD"]:
+        with contextlib.suppress(RepositoryError):
+            return run_git(git_dir, "rev-parse", *options, f"{candidate}^{{commit}}").decode().strip()
+    return None
+
+
 def made_commit(spec: RepositorySpec, cache: Path, tree: Tree, message: str) -> Checkout:
+    """A checkout of a tree that has no history: it becomes one commit in a repository of the cache."""
     git_dir = cache / "made" / f"{spec.name}-{tree.digest[:16]}"
     if not (git_dir / "HEAD").is_file():
         with new_folder(git_dir) as folder:
@@ -234,4 +237,5 @@ def made_commit(spec: RepositorySpec, cache: Path, tree: Tree, message: str) -> 
 
 
 def short_hash(text: str) -> str:
+    """12 hexadecimal digits that name a folder of the cache."""
     return hashlib.sha256(text.encode("utf-8", errors="surrogateescape")).hexdigest()[:12]

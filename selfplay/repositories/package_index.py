@@ -1,4 +1,8 @@
-"""Source distributions of a package index: which releases there are, and their downloads."""
+"""Downloads releases from a package index, as source distributions, and commits them one after the other.
+
+Invariant: a release counts only with the sha256 that the index promises. Archives are read in memory and
+never built, so nothing of a release runs.
+"""
 
 from __future__ import annotations
 
@@ -7,32 +11,37 @@ import contextlib
 import hashlib
 import os
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from packaging.version import InvalidVersion, Version
 
-from selfplay.errors import (
-    RepositoryError,
-)
-from selfplay.source.trees import Tree
-
-if TYPE_CHECKING:
-    import pypi_simple
+from selfplay.errors import RepositoryError
 from selfplay.repositories.archives import MAX_ARCHIVE_BYTES, read_archive, read_bounded
 from selfplay.repositories.checkouts import Checkout, new_folder
 from selfplay.repositories.git import commit_trees, init_bare, read_commit, run_git, short_hash
 from selfplay.repositories.licences import licence_of
 from selfplay.repositories.specs import RepositorySpec
+from selfplay.source.trees import Tree
+
+if TYPE_CHECKING:
+    import pypi_simple
 
 DOWNLOAD_TIMEOUT_S = 60.0
+# Kinds of source distributions; the last is preferred.
+SDIST_SUFFIXES = (".zip", ".tar.bz2", ".tar.xz", ".tgz", ".tar.gz")
 
 
-# ---- releases from a package index
+# ---- releases
 
 
 def fetch_releases(spec: RepositorySpec, cache: Path) -> Checkout:
+    """Fetch a release, or a range of releases with a commit for each. Needs no network if the cache has them.
+
+    Raises RepositoryError.
+    """
     git_dir = cache / "releases" / f"{spec.name}-{short_hash(f'{spec.location}=={spec.rev}')}"
     if not (git_dir / "HEAD").is_file():
         with new_folder(git_dir) as folder:
@@ -74,25 +83,23 @@ def _download_releases(spec: RepositorySpec) -> list[tuple[str, Tree]]:
             pypi_simple.UnsupportedRepoVersionError,
         ) as error:
             raise RepositoryError(
-                f"{spec.text}: the package index cannot be read and this release is not in the cache ({type(error).__name__}: "
-                f"{_without_credentials(str(error))}). pip's own settings (PIP_INDEX_URL, PIP_CERT, pip.conf) are honoured here."
+                f"{spec.text}: the package index cannot be read and this release is not in the cache "
+                f"({type(error).__name__}: {_without_credentials(str(error))}). "
+                "pip's own settings (PIP_INDEX_URL, PIP_CERT, pip.conf) are honoured here."
             ) from error
 
 
 def choose_releases(
     spec: RepositorySpec, packages: Sequence[pypi_simple.DistributionPackage]
 ) -> list[tuple[str, pypi_simple.DistributionPackage]]:
-    """The source distributions that a spec asks for, in version order; of a range both ends must exist.
+    """The source distributions that a spec asks for, in version order.
 
-    Between the ends, pre-releases and yanked releases are passed over. Raises RepositoryError listing what there is.
+    Both ends of a range must exist. Between them, pre-releases and yanked releases are left out. Raises
+    RepositoryError, which lists the newest releases.
     """
     found: dict[Version, pypi_simple.DistributionPackage] = {}
-    preference = (".zip", ".tar.bz2", ".tar.xz", ".tgz", ".tar.gz")  # the last is taken first
-    for package in sorted(
-        packages,
-        key=lambda p: max((i for i, end in enumerate(preference) if p.filename.endswith(end)), default=-1),
-    ):
-        if package.package_type == "sdist" and package.version and package.filename.endswith(preference):
+    for package in sorted(packages, key=_preference):
+        if package.package_type == "sdist" and package.version and package.filename.endswith(SDIST_SUFFIXES):
             with contextlib.suppress(InvalidVersion):
                 found[Version(package.version)] = package
     ends = [Version(end) for end in str(spec.rev).split("..")]
@@ -100,7 +107,8 @@ def choose_releases(
         if end not in found:
             known = ", ".join(str(version) for version in sorted(found)[-12:]) or "none at all"
             raise RepositoryError(
-                f"{spec.text}: there is no source distribution of {spec.location} {end}; the newest are: {known}"
+                f"{spec.text}: there is no source distribution of {spec.location} {end}; "
+                f"the newest are: {known}"
             )
     low, high = ends[0], ends[-1]
     return [
@@ -109,6 +117,11 @@ def choose_releases(
         if low <= version <= high
         and (version in ends or not (version.is_prerelease or found[version].is_yanked))
     ]
+
+
+def _preference(package: pypi_simple.DistributionPackage) -> int:
+    suffixes = (i for i, suffix in enumerate(SDIST_SUFFIXES) if package.filename.endswith(suffix))
+    return max(suffixes, default=-1)
 
 
 def _download(session: Any, package: pypi_simple.DistributionPackage) -> bytes:
@@ -123,7 +136,8 @@ def _download(session: Any, package: pypi_simple.DistributionPackage) -> bytes:
     actual = hashlib.sha256(data).hexdigest()
     if actual != expected:
         raise RepositoryError(
-            f"{package.filename}: sha256 is {actual}, and the index promises {expected}; nothing of it was used"
+            f"{package.filename}: sha256 is {actual}, and the index promises {expected}; "
+            "nothing of it was used"
         )
     return data
 
@@ -132,11 +146,16 @@ def _without_credentials(text: str) -> str:
     return re.sub(r"//[^/@\s]+@", "//***@", text)
 
 
-def pip_settings(environment: Mapping[str, str] | None = None) -> dict[str, str]:
-    """pip's own `index-url`, `cert` and `proxy`: its configuration files (global, user, site, PIP_CONFIG_FILE), then PIP_* variables."""
-    variables = os.environ if environment is None else environment
-    import sys
+# ---- pip's settings
 
+
+def pip_settings(environment: Mapping[str, str] | None = None) -> dict[str, str]:
+    """`index-url`, `cert` and `proxy` as pip reads them; those without a value are left out.
+
+    pip reads its configuration files first (global, user, site, PIP_CONFIG_FILE), then PIP_* variables.
+    environment: the variables, by default those of this process.
+    """
+    variables = os.environ if environment is None else environment
     home = Path(variables.get("HOME", "~")).expanduser()
     files = [Path("/etc/xdg/pip/pip.conf"), Path("/etc/pip.conf"), home / ".pip/pip.conf"]
     files.append(Path(variables.get("XDG_CONFIG_HOME") or home / ".config") / "pip/pip.conf")

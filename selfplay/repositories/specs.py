@@ -1,4 +1,8 @@
-"""The grammar of a repository list: one line -> one `RepositorySpec`. Fetches nothing."""
+"""Reads repository lists: one line -> one `RepositorySpec`. Fetches nothing; `fetching` does.
+
+Invariant: what a spec holds can be passed to git, pip or Docker as one argument. No location begins with `-`,
+and no transport can run a program.
+"""
 
 from __future__ import annotations
 
@@ -13,23 +17,33 @@ from typing import Literal
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-from selfplay.errors import (
-    RepositoryListError,
-    UsageError,
-)
-
-Kind = Literal["git", "path", "pypi", "docker"]
+from selfplay.errors import RepositoryListError, UsageError
 
 HINTS = ("python", "install", "test", "parser")
-EXAMPLES = "for instance https://host/owner/name@rev, ./folder, pypi:toolz==1.0.0, pypi:toolz==0.9.0..1.0.0 or docker:image:tag#/testbed"
+EXAMPLES = (
+    "for instance https://host/owner/name@rev, ./folder, pypi:toolz==1.0.0, pypi:toolz==0.9.0..1.0.0 "
+    "or docker:image:tag#/testbed"
+)
 GIT_SCHEMES = ("https", "ssh", "file")
 SCP_LIKE = re.compile(r"^[A-Za-z0-9_][\w.-]*@[A-Za-z0-9][\w.-]*:(?!//)")
 PYPI = re.compile(r"^(?P<name>[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?)==(?P<rev>[^=\s]+)$")
 
+Kind = Literal["git", "path", "pypi", "docker"]
+
 
 @dataclass(frozen=True)
 class RepositorySpec:
-    """One line of a repository list. `location`: URL, absolute path, project name, or `image:tag#/folder`."""
+    """One line of a repository list.
+
+    text      the line
+    name      of the repository's folders in the cache, and in tables
+    location  URL, absolute path, project name, or `image:tag#/folder`
+    rev       branch, tag, commit, version, or range of versions
+    python    hint: the version that the tests need
+    install   hint: the command that installs the dependencies
+    test      hint: the command that runs the tests
+    parser    hint: what reads the output of `test` if it is not pytest's
+    """
 
     text: str
     kind: Kind
@@ -39,16 +53,69 @@ class RepositorySpec:
     python: str | None = None
     install: str | None = None
     test: str | None = None
-    parser: str | None = None  # of what `test` prints, where that is not pytest's
+    parser: str | None = None
 
 
-# ---- reading lists
+# ---- lists
+
+
+def read_repository_list(path: Path) -> list[RepositorySpec]:
+    """Read a list with one repository a line. Paths in it are relative to its folder.
+
+    Raises RepositoryListError with every bad line, duplicates included, and UsageError if the file cannot be
+    read.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read the repository list {path}: {error}") from error
+    specs: list[RepositorySpec] = []
+    problems: list[tuple[int, str]] = []
+    seen: dict[tuple[str, str, str | None], int] = {}
+    for number, raw in enumerate(text.splitlines(), start=1):
+        line = _without_comment(raw).strip()
+        if not line:
+            continue
+        try:
+            spec = parse_spec(line, path.absolute().parent)
+        except UsageError as error:
+            problems.append((number, str(error)))
+            continue
+        if spec.kind == "path" and not Path(spec.location).is_dir():
+            problems.append((number, f"{spec.text!r}: there is no folder {spec.location}"))
+            continue
+        first = seen.setdefault((spec.kind, spec.location, spec.rev), number)
+        if first != number:
+            problems.append((number, f"{spec.text!r} is the repository of line {first} again"))
+        else:
+            specs.append(spec)
+    if not specs and not problems:
+        problems.append((1, f"no repository in the list; write {EXAMPLES}"))
+    if problems:
+        raise RepositoryListError(str(path), problems)
+    return specs
+
+
+def _without_comment(line: str) -> str:
+    """The line up to a `#` that begins a word outside quotes."""
+    quote = ""
+    for index, character in enumerate(line):
+        if quote:
+            quote = "" if character == quote else quote
+        elif character in "\"'":
+            quote = character
+        elif character == "#" and (index == 0 or line[index - 1].isspace()):
+            return line[:index]
+    return line
+
+
+# ---- lines
 
 
 def parse_spec(text: str, base: Path | None = None) -> RepositorySpec:
     """Read one line. A local path is relative to `base`, by default the current folder. Raises UsageError.
 
-    `parse_spec(spec.text, base) == spec`: lines are kept in runs and tasks, and read again.
+    `parse_spec(spec.text, base) == spec`, because runs and tasks store lines and read them again.
     """
     text = text.strip()
     if any(
@@ -79,11 +146,26 @@ def parse_spec(text: str, base: Path | None = None) -> RepositorySpec:
         raise UsageError(f"python={hints['python']} is not a version like 3.11")
     if "parser" in hints and "test" not in hints:
         raise UsageError(
-            f'parser={hints["parser"]} reads what a test command prints; name the command too, as in test="make check"'
+            f"parser={hints['parser']} reads what a test command prints; "
+            'name the command too, as in test="make check"'
         )
     spec = _parse_location(what, (base or Path.cwd()).absolute())
     install, test, parser = (hints.get(key) for key in ("install", "test", "parser"))
     return replace(spec, text=text, python=hints.get("python"), install=install, test=test, parser=parser)
+
+
+def absolute_line(spec: RepositorySpec) -> str:
+    """The line that names the same repository from any folder: a local path becomes absolute."""
+    if spec.kind != "path":
+        return spec.text
+    location = f"{spec.location}@{spec.rev}" if spec.rev else spec.location
+    hints = {key: getattr(spec, key) for key in HINTS}
+    return " ".join(
+        [shlex.quote(location), *(shlex.quote(f"{key}={value}") for key, value in hints.items() if value)]
+    )
+
+
+# ---- locations
 
 
 def _parse_location(what: str, base: Path) -> RepositorySpec:
@@ -100,7 +182,8 @@ def _parse_location(what: str, base: Path) -> RepositorySpec:
     scheme, separator, rest = what.partition("://")
     if "::" in what.split("/", 1)[0] or (separator and scheme not in GIT_SCHEMES):
         raise UsageError(
-            f"{what!r}: only {', '.join(GIT_SCHEMES)} are fetched, since other transports can run programs or be forged"
+            f"{what!r}: only {', '.join(GIT_SCHEMES)} are fetched, "
+            "since other transports can run programs or be forged"
         )
     if not separator:
         raise UsageError(f"{what!r} is not a repository; write {EXAMPLES}")
@@ -140,7 +223,7 @@ def _local_folder(what: str, base: Path) -> Path:
 
 
 def _named(name: str) -> str:
-    """`name` where it can be that of a folder of the cache."""
+    """`name`, or "root" if no folder of the cache can have this name."""
     return name if name.strip(".") else "root"
 
 
@@ -184,64 +267,5 @@ def _parse_docker(what: str) -> RepositorySpec:
 
 
 def plain_name(name: str) -> str:
+    """`name` with each run of unusual characters replaced by a dash."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-")
-
-
-def absolute_line(spec: RepositorySpec) -> str:
-    """The line that names the same repository from any folder: as written, but for a local path, which becomes absolute."""
-    if spec.kind != "path":
-        return spec.text
-    place = f"{spec.location}@{spec.rev}" if spec.rev else spec.location
-    hints = {key: getattr(spec, key) for key in HINTS}
-    return " ".join(
-        [shlex.quote(place), *(shlex.quote(f"{key}={value}") for key, value in hints.items() if value)]
-    )
-
-
-def _without_comment(line: str) -> str:
-    """The line up to a `#` that begins a word outside quotes."""
-    quote = ""
-    for at, character in enumerate(line):
-        if quote:
-            quote = "" if character == quote else quote
-        elif character in "\"'":
-            quote = character
-        elif character == "#" and (at == 0 or line[at - 1].isspace()):
-            return line[:at]
-    return line
-
-
-def read_repository_list(path: Path) -> list[RepositorySpec]:
-    """Read a list, one repository a line; paths in it are relative to its folder.
-
-    Raises RepositoryListError holding every bad line, duplicates included, and UsageError when the file cannot be read.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read the repository list {path}: {error}") from error
-    specs: list[RepositorySpec] = []
-    problems: list[tuple[int, str]] = []
-    seen: dict[tuple[str, str, str | None], int] = {}
-    for number, raw in enumerate(text.splitlines(), start=1):
-        line = _without_comment(raw).strip()
-        if not line:
-            continue
-        try:
-            spec = parse_spec(line, path.absolute().parent)
-        except UsageError as error:
-            problems.append((number, str(error)))
-            continue
-        if spec.kind == "path" and not Path(spec.location).is_dir():
-            problems.append((number, f"{spec.text!r}: there is no folder {spec.location}"))
-            continue
-        first = seen.setdefault((spec.kind, spec.location, spec.rev), number)
-        if first != number:
-            problems.append((number, f"{spec.text!r} is the repository of line {first} again"))
-        else:
-            specs.append(spec)
-    if not specs and not problems:
-        problems.append((1, f"no repository in the list; write {EXAMPLES}"))
-    if problems:
-        raise RepositoryListError(str(path), problems)
-    return specs

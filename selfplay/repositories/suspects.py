@@ -1,6 +1,7 @@
-"""Where to look first for what makes tests fail: functions ranked by which tests call them. Runs nothing; the calls are the environment's.
+"""Suspects: the functions most likely to make tests fail, ranked by which tests call them. Runs nothing.
 
-Invariant: a suspect stands where it says in the tree that it was looked up in, and equal input gives equal suspects in equal order.
+Invariant: the lines of a suspect are those in the tree in which it was looked up. Equal input gives equal
+suspects in equal order.
 """
 
 from __future__ import annotations
@@ -14,29 +15,38 @@ from fractions import Fraction
 from selfplay.repositories.targets import Calls, function_spans
 from selfplay.source.trees import Tree
 
-FRAME = re.compile(r"^(\S+\.py):(\d+): in (\S+)", re.MULTILINE)  # of a short traceback
+# A frame of pytest's short traceback.
+FRAME = re.compile(r"^(\S+\.py):(\d+): in (\S+)", re.MULTILINE)
 
 
 @dataclass(frozen=True)
 class Suspect:
-    """A function or method that a failing test calls. Lines count from 1, decorators are left out."""
+    """A function or method that a failing test calls.
+
+    name: qualified, "Class.method". Lines count from 1, without decorators.
+    """
 
     path: str
-    name: str  # qualified: "Class.method"
+    name: str
     first_line: int
     last_line: int
 
     @property
     def place(self) -> tuple[str, int, int]:
+        """Path, first line, last line."""
         return self.path, self.first_line, self.last_line
 
 
 def find_suspects(calls: Calls, failing: Collection[str], tree: Tree, limit: int) -> tuple[Suspect, ...]:
-    """At most `limit` functions of `tree`, the most suspicious first, equal ones by path and line; none when no failing test is known.
+    """At most `limit` functions of `tree`, the most suspicious first, equal ones by path and line.
 
-    `calls` were made on another version of the code, so functions are found by name; those that `tree` lacks are left out.
-    Ranked by Ochiai's coefficient, failed / sqrt(all_failing * (failed + passed)), of the tests that call a function
-    (Abreu, Zoeteweij and van Gemund 2006, "An evaluation of similarity coefficients for software fault localization").
+        calls    per test, on another version of the code; functions are found by name, if `tree` has them
+    failing  ids of failing tests; without one that `calls` has there are no suspects
+
+
+    The score is Ochiai's coefficient of the tests that call a function, failed / sqrt(all_failing * (failed +
+    passed)). Source: Abreu, Zoeteweij and van Gemund 2006, "An evaluation of similarity coefficients for
+    software fault localization".
     """
     known = set(failing) & calls.keys()
     failed = Counter(function for test in known for function in calls[test])
@@ -46,9 +56,8 @@ def find_suspects(calls: Calls, failing: Collection[str], tree: Tree, limit: int
     }
     scored = []
     for (path, name), count in failed.items():
-        score = Fraction(
-            count * count, len(known) * callers[path, name]
-        )  # squared, and so exact: equal scores must be ties
+        # The square of the score is exact, so equal scores are ties.
+        score = Fraction(count * count, len(known) * callers[path, name])
         scored += [
             (score, Suspect(path, name, s.first_line, s.last_line))
             for s in spans.get(path, ())
@@ -59,7 +68,7 @@ def find_suspects(calls: Calls, failing: Collection[str], tree: Tree, limit: int
 
 
 def failure_first(suspects: Iterable[Suspect], failure: str) -> tuple[Suspect, ...]:
-    """The suspects with the one that the failure's traceback ends in before the others, whose order stays."""
+    """The suspects in the same order, but first the one in which the traceback of the failure ends."""
     innermost = [(path.removeprefix("./"), name) for path, _, name in FRAME.findall(failure)][-1:]
     return tuple(
         sorted(suspects, key=lambda suspect: (suspect.path, suspect.name.rpartition(".")[2]) not in innermost)

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import re
 import sys
+from typing import TYPE_CHECKING
 
-from selfplay.source.trees import Tree
+if TYPE_CHECKING:
+    from selfplay.source.trees import Tree
 
 RUNNER_FILES = frozenset(
     {

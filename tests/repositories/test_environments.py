@@ -7,15 +7,14 @@ from pathlib import Path
 import pytest
 
 from machine import open_or_skip, sandbox_groups
-from selfplay.config import EnvironmentSettings
+from selfplay.settings.playing import EnvironmentSettings
 from selfplay.errors import EnvironmentBuildError
 from selfplay.repositories.build import prepare_environment
 from selfplay.repositories.checkouts import Checkout
 from selfplay.repositories.environment import Environment, open_workspace
 from selfplay.repositories.fetching import fetch
 from selfplay.repositories.specs import parse_spec
-from selfplay.sandbox import SandboxBackend
-from selfplay.sandbox.base import Limits
+from selfplay.sandbox.base import Limits, SandboxBackend
 from selfplay.source.trees import FileEntry, Tree
 
 pytestmark = pytest.mark.sandbox

@@ -19,17 +19,10 @@ from selfplay.agent.chat import ChatFormat, load_tokenizer
 from selfplay.agent.episode import Episode, FinishReason
 from selfplay.agent.injector import InjectorTask, play_injector
 from selfplay.agent.solver import play_solver, solver_task
-from selfplay.agent.tools import format_action
-from selfplay.agent.workspaces import EpisodeKey, sandbox_limits
+from selfplay.agent.tool_format import format_action
+from selfplay.agent.workspaces import EpisodeContext, EpisodeKey, sandbox_limits
 from selfplay.cli import app
-from selfplay.config import (
-    AgentSettings,
-    Config,
-    EnvironmentSettings,
-    InjectorSettings,
-    SolverSettings,
-    ValidatorSettings,
-)
+from selfplay.config import Config
 from selfplay.engines.scripted_engine import ScriptedEngine
 from selfplay.errors import EnvironmentBuildError
 from selfplay.repositories.build import prepare_environment
@@ -37,14 +30,22 @@ from selfplay.repositories.checkouts import Checkout
 from selfplay.repositories.environment import Environment
 from selfplay.repositories.fetching import fetch
 from selfplay.repositories.specs import parse_spec
-from selfplay.sandbox import SandboxBackend
-from selfplay.sandbox.base import Limits
+from selfplay.sandbox.base import Limits, SandboxBackend
+from selfplay.settings.playing import (
+    AgentSettings,
+    EnvironmentSettings,
+    InjectorSettings,
+    SolverSettings,
+    ValidatorSettings,
+)
 from selfplay.verdicts.artifact import Artifact
 from selfplay.verdicts.bug import BugState
 from selfplay.verdicts.checks import Thresholds
+from selfplay.verdicts.confirmation import Confirmation
 from selfplay.verdicts.grading import grade
 from selfplay.verdicts.test_runs import TestRunner
-from selfplay.verdicts.validator import Verdict, validate
+from selfplay.verdicts.validator import validate
+from selfplay.verdicts.verdict import Verdict
 from tiny_bugs import Changes, diff, make_artifact
 from tiny_policy import build_tiny_tokenizer
 
@@ -99,7 +100,7 @@ def in_c(backend: SandboxBackend, cache: Path, tmp_path_factory: pytest.TempPath
     told: list[str] = []
     found = checkout(C_FILES, C_LINE, tmp_path_factory.mktemp("c"), cache)
     environment = prepare_environment(found, backend, ENVIRONMENT, Limits(), cache, told.append)
-    assert told[-1].endswith("no functions (only pytest's tests tell what they call), 0 ids excluded")
+    assert told[-1].endswith("no functions (calls are recorded with pytest only), 0 ids excluded")
     assert (
         prepare_environment(found, backend, ENVIRONMENT, Limits(), cache, told.append) == environment
     )  # from the cache
@@ -122,13 +123,13 @@ class Players:
     def inject(self, replies: Sequence[str]) -> Episode:
         engine, chat = self._policy(replies)
         task = InjectorTask(self.environment, "direct", None, Thresholds())
-        return play_injector(task, PLACE, engine, chat, self.backend, CONFIG, sandbox_limits(CONFIG))
+        return play_injector(task, PLACE, EpisodeContext(CONFIG, engine, chat, self.backend, sandbox_limits(CONFIG)))
 
     def repair(self, bug: BugState, replies: Sequence[str]) -> Episode:
         engine, chat = self._policy(replies)
         task = solver_task(self.environment, "bug-1", bug, "not ok", CONFIG)
         assert task.suspects == ()
-        return play_solver(task, PLACE, engine, chat, self.backend, CONFIG, sandbox_limits(CONFIG))
+        return play_solver(task, PLACE, EpisodeContext(CONFIG, engine, chat, self.backend, sandbox_limits(CONFIG)))
 
     def _policy(self, replies: Sequence[str]) -> tuple[ScriptedEngine, ChatFormat]:
         tokenizer = load_tokenizer(str(self.tokenizer))
@@ -164,7 +165,7 @@ def played_through(
     bug = BugState(artifact, 1, "", verdict.fail_to_pass, verdict.pass_to_pass)
     mended = players.repair(bug, shell(mending, "bash /submit/test_script.sh"))
     found = grade(bug, mended.submission["patch"], players.environment, runner)
-    assert (found.passed, found.confirmed) == (True, True), (found, mended.submission["patch"])
+    assert found.passed and found.confirmation is Confirmation.CONFIRMED, (found, mended.submission["patch"])
     worsened = players.repair(bug, shell(worsening))
     found = grade(bug, worsened.submission["patch"], players.environment, runner)
     assert not found.passed and set(found.failed_tests) & set(bug.fail_to_pass), found

@@ -1,0 +1,102 @@
+"""Decides whether the tests of a repository can be trusted: equal runs, and failures when the code is broken.
+
+Invariant: an admitted baseline is not empty. Its tests passed in every run, and at least half of them fail
+when the code is unusable. Otherwise verdicts would judge chance, or code that no bug reaches.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from selfplay.outcomes import TestOutcomes
+from selfplay.source.trees import FileEntry
+
+if TYPE_CHECKING:
+    from selfplay.repositories.suites import Suite
+    from selfplay.repositories.trial import Trial
+
+# Parts of test ids that differ between runs, such as addresses.
+UNSTABLE_ID = re.compile(r"0x[0-9a-fA-F]{6,}|<[\w.]+ object|<function |<class |<built-in ")
+PLANTED = b'\nraise RuntimeError("planted by selfplay: this module was imported from the workspace")\n'
+UNREADABLE = b")]} planted by selfplay: no language reads this {[(\n"
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """outcomes: the tests that passed in every run; excluded_ids: all other ids that some run printed."""
+
+    outcomes: TestOutcomes
+    excluded_ids: frozenset[str]
+
+
+def take_baseline(trial: Trial, suite: Suite) -> tuple[Suite, Baseline]:
+    """Run the suite several times, each time under another hash seed.
+
+    Returns the suite without the files in which no test passes, and its baseline. Raises
+    EnvironmentBuildError if no test passes in all runs.
+    """
+    job = trial.job
+    wanted = job.settings.baselines
+    runs: list[TestOutcomes] = []
+    seen: set[str] = set()
+    while len(runs) < wanted:
+        number = len(runs)
+        log_name = f"baseline-{number + 1}"
+        job.report(f"baseline {number + 1} of {wanted}")
+        result = trial.run(job.checkout.tree, suite.script, log_name, hash_seed=number)
+        outcomes = trial.outcomes(result.output, suite.parser)
+        seen |= outcomes.ids
+        if not outcomes.passed:
+            raise job.error_of_run("no test passes", log_name, result.text)
+        narrower = suite.narrowed_to(outcomes.passed)
+        if number == 0 and narrower != suite:
+            # Tests in one process may depend on each other, so the files that remain run again.
+            suite = narrower
+            continue
+        runs.append(outcomes)
+    stable = _stable_ids(runs, suite)
+    if not stable:
+        raise job.error_of_run(f"no test passes in all of {len(runs)} runs", "baseline-1", "")
+    return suite.narrowed_to(stable), Baseline(TestOutcomes(stable, frozenset()), frozenset(seen) - stable)
+
+
+def _stable_ids(runs: Sequence[TestOutcomes], suite: Suite) -> frozenset[str]:
+    """The tests that passed in every run and failed in none, with an id that is the same each time."""
+    passed = frozenset.intersection(*(run.passed for run in runs))
+    failed: frozenset[str] = frozenset().union(*(run.failed for run in runs))
+    return frozenset(
+        name
+        for name in passed - failed
+        # pytest prints " - " between an id and the reason of its failure, so an id with it cannot be read
+        # back.
+        if not UNSTABLE_ID.search(name) and (suite.command is not None or " - " not in name)
+    )
+
+
+def check_planted_error(trial: Trial, suite: Suite, baseline: Baseline) -> None:
+    """Make all code unusable and run the tests.
+
+    Raises EnvironmentBuildError if more than half of the baseline still passes.
+
+    Python modules get a `raise`. Files in other languages are replaced by text that none of them can read.
+    """
+    tree = trial.job.checkout.tree
+    paths = suite.code_files(tree)
+    broken = tree.replace({path: _unusable(path, tree[path]) for path in paths})
+    result = trial.run(broken, suite.script, "planted")
+    passed = baseline.outcomes.passed
+    still = trial.outcomes(result.output, suite.parser).passed & passed
+    if 2 * len(still) > len(passed):
+        raise trial.job.error_of_run(
+            f"{len(still)} of {len(passed)} tests still pass with each of its {len(paths)} code files "
+            "made unusable: the package is imported from elsewhere, or the tests do not test it",
+            "planted",
+            result.text,
+        )
+
+
+def _unusable(path: str, entry: FileEntry) -> FileEntry:
+    return FileEntry(entry.content + PLANTED if path.endswith(".py") else UNREADABLE, entry.executable)

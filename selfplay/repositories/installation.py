@@ -1,0 +1,144 @@
+"""Installs the dependencies of a checkout into an environment, inside a sandbox with network.
+
+Which dependencies a repository has is read by `dependencies`. Whether its tests run is found out by
+`admission`.
+
+Invariant: the repository itself is never installed, so its code comes from the workspace alone. A second copy
+would let tests pass on code that no bug reaches, and a solver could copy its repair from there. The script
+decides the key of the built folder, so a changed byte of it builds every environment anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shlex
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING
+
+from selfplay.errors import EnvironmentBuildError
+from selfplay.repositories.dependencies import Dependencies, requirement_files
+from selfplay.repositories.environment import SCHEMA
+from selfplay.sandbox.base import VENV
+
+if TYPE_CHECKING:
+    from selfplay.repositories.trial import BuildJob
+
+PYTEST = "pytest==9.2.0"
+OLDER_PYTEST = "pytest==8.4.2"  # for test suites that use what 9 removed
+
+
+@dataclass(frozen=True)
+class Requirements:
+    """What to install. extra: beyond what the metadata names; pytest: its requirement, "" for none."""
+
+    dependencies: Dependencies
+    extra: tuple[str, ...] = ()
+    pytest: str = PYTEST
+
+
+@dataclass(frozen=True)
+class Installation:
+    """Installed dependencies. reference: the backend's name for them; build_key: "" if nothing was built."""
+
+    reference: str
+    build_key: str = ""
+
+
+def install(job: BuildJob, requirements: Requirements, attempt: int) -> Installation:
+    """Install the requirements, unless the cache has them already. attempt: numbers the log.
+
+    Raises EnvironmentBuildError if they cannot be installed, or if an image is asked of a backend that has
+    none.
+    """
+    spec, backend = job.checkout.spec, job.backend
+    if job.is_image:
+        if not backend.capabilities.opens_images:
+            raise EnvironmentBuildError(f"{spec.text} needs sandbox.type = 'docker', not {backend.name!r}")
+        return Installation(spec.location.partition("#")[0])
+    files = requirement_files(job.checkout.tree)
+    script = build_script(requirements, spec.install, files)
+    identity = json.dumps([SCHEMA, script, backend.name, sys.version_info[:2]])
+    build_key = hashlib.sha256(identity.encode()).hexdigest()[:32]
+    if backend.environment_exists(build_key):
+        return Installation(backend.environment_reference(build_key), build_key)
+    job.report(_what_is_installed(requirements, spec.install))
+    log = job.logs / f"build-{attempt}.log"
+    try:
+        reference = backend.build_environment(build_key, script, job.settings.build_timeout_s, log)
+    except EnvironmentBuildError as error:
+        raise EnvironmentBuildError(
+            f"{job.checkout.name}: its dependencies cannot be installed (log: {log}). {error} "
+            'Name what its tests need with the hint install="pip install …".',
+            error.log_tail,
+        ) from error
+    return Installation(reference, build_key)
+
+
+def _what_is_installed(requirements: Requirements, install: str | None) -> str:
+    if install is None:
+        found = requirements.dependencies
+        install = ", ".join([*found.runtime, *found.test, *requirements.extra])
+    what = ", ".join(filter(None, (requirements.pytest, install)))
+    return f"installing {what}" if what else "making an empty environment"
+
+
+def build_script(requirements: Requirements, install: str | None, files: Mapping[str, str]) -> str:
+    """The shell script that fills /opt/env.
+
+    install: the hint of the repository's line, which replaces the dependencies; files: those that it may
+        refer to.
+    """
+    pip = (
+        "python -m pip install --quiet --no-input --no-cache-dir "
+        "--disable-pip-version-check --no-warn-script-location"
+    )
+    lines = _metadata_lines(requirements.dependencies)
+    if install is None:
+        lines += _install_lines(requirements, pip)
+    else:
+        for path, text in files.items():
+            folder = shlex.quote(str(PurePosixPath(path).parent))
+            lines.append(f"mkdir -p {folder} && printf %s {shlex.quote(text)} > {shlex.quote(path)}")
+        lines.append(install)
+        pytest = requirements.pytest
+        lines += [f"python -c 'import pytest' 2>/dev/null || {pip} {pytest}"] if pytest else []
+    lines.append("python -m pip list --disable-pip-version-check --format=freeze")
+    # pip carries copies of other projects.
+    lines.append("python -m pip uninstall --quiet --yes pip")
+    return "\n".join(lines) + "\n"
+
+
+def _metadata_lines(dependencies: Dependencies) -> list[str]:
+    """Enter the repository as installed, by metadata alone, so that no dependency installs a copy of it."""
+    folder = f"{re.sub(r'[-.]+', '_', dependencies.name)}-{dependencies.version}.dist-info"
+    metadata = f"Metadata-Version: 2.1\nName: {dependencies.name}\nVersion: {dependencies.version}\n"
+    quoted = shlex.quote(folder)
+    return [
+        # pip compiles modules, which shortens each later start of Python.
+        "export PYTHONDONTWRITEBYTECODE=",
+        f'info="$({VENV}/bin/python -c \'import sysconfig; print(sysconfig.get_path("purelib"))\')"/{quoted}',
+        'mkdir -p "$info"',
+        f'printf %s {shlex.quote(metadata)} > "$info/METADATA"',
+        'echo selfplay > "$info/INSTALLER"',
+        f'printf "%s,,\\n" {quoted}/METADATA {quoted}/INSTALLER {quoted}/RECORD > "$info/RECORD"',
+        f"export PATH={VENV}/bin:$PATH",
+    ]
+
+
+def _install_lines(requirements: Requirements, pip: str) -> list[str]:
+    """Runtime dependencies must be installed. Those of the tests may fail, one by one."""
+    found, pytest = requirements.dependencies, requirements.pytest
+    first = [*([pytest] if pytest else []), *found.runtime]
+    lines = [f"{pip} {shlex.join(first)}"] if first else []
+    wanted = [*found.test, *requirements.extra]
+    if wanted:
+        one_by_one = "\n".join(
+            f"  {pip} {shlex.quote(text)} || echo 'selfplay: left out' {shlex.quote(text)}" for text in wanted
+        )
+        lines.append(f"{pip} {shlex.join(wanted)} || {{\n{one_by_one}\n}}")
+    return lines
