@@ -97,9 +97,7 @@ def play(
 def measure(
     name: str, engine: Engine, chat: ChatFormat, sandbox: Sandbox, settings: AgentSettings, episodes: int
 ) -> list[str]:
-    """One row of the table: the times of the loop and of the engine alone, and their difference, each for a
-    turn.
-    """
+    """One row of the table: for each turn, the time of the loop, of the engine alone, and the overhead."""
     play(engine, chat, sandbox, settings, episodes)  # warm-up
     recorder = Recorder(engine)
     started = time.perf_counter()

@@ -417,9 +417,7 @@ def _order(text: str) -> bytes:
 
 
 def cases(audit: Audit, kinds: Sequence[str] = ()) -> Iterator[Case]:
-    """All cases, in an order whose first few hold every kind and package. kinds: the wanted kinds, () for
-    all.
-    """
+    """All cases, in an order where every kind and package comes early. kinds: the wanted ones, () for all."""
     tasks = sorted(find_tasks(["own"]), key=lambda task: _order(task.instance_id))
     packages: dict[str, list[Task]] = {}
     for task in tasks:

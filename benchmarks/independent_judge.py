@@ -6,8 +6,7 @@ The rule is SWE-smith's (swesmith 0.0.9, harness/grading.py and gather.py). In t
 test fails with the bug and passes without it, and at least one test passes both ways. PYTHON is an
 interpreter that can import swesmith (0.0.9 needs swebench 4.1.0 too). Then swesmith's own code judges the
 same logs.
-Invariant: the choice of bugs depends only on the repository. No bug is left out because of its
-test results.
+Invariant: the choice of bugs depends only on the repository, never on test results.
 """
 
 from __future__ import annotations

@@ -1,5 +1,4 @@
-"""Figures of the source tree: chains and circles of imports, lengths of files and functions, parameters, wide
-lines.
+"""Figures of the source tree: import chains and circles, long files and functions, parameters, wide lines.
 
     python -m benchmarks.layout
 
@@ -153,7 +152,7 @@ def long_functions(modules: Mapping[str, Module]) -> list[str]:
 
 
 def many_parameters(modules: Mapping[str, Module]) -> list[str]:
-    """Functions with more than MAX_PARAMETERS. cli.py is left out: there, parameters are command-line options."""
+    """Functions with more than MAX_PARAMETERS. cli.py is left out: its parameters are options of commands."""
     found = []
     for module in modules.values():
         for node in module.functions:

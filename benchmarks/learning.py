@@ -1,6 +1,7 @@
-"""The learning experiment: arms and seeds played as `selfplay train` runs at equal compute, then tables and plots for docs/learning.md.
+"""The learning experiment: plays runs of several arms and seeds, then writes the figures of docs/learning.md.
 
-Repeat the command to continue: a finished run is left alone, a killed one is resumed. Reading and drawing are in learning_figures.py.
+All arms get equal compute. To continue, repeat the command: it skips finished runs and resumes killed ones.
+learning_figures.py reads the runs and draws.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ from selfplay.viewing.summary import read_metrics
 
 ROOT = Path(__file__).parents[1]
 ARMS = ("selfplay", "repair", "injection")
-TEACHER_GROUPS = 100  # of 2 episodes each, on as many functions: somewhat over half become different bugs
+# Groups of 2 episodes, each on another function. A little over half of them become different bugs.
+TEACHER_GROUPS = 100
+# Settings in which a run may differ from the plan and still be continued.
 FREE = {
     "run.name",
     "train.updates",
@@ -39,13 +42,13 @@ FREE = {
 
 @dataclass(frozen=True)
 class Plan:
-    """What is asked for: the recipe with the user's settings on top, and where things lie."""
+    """The wanted experiment: the recipe with the user's settings, and the paths."""
 
     config_file: Path
     repositories: Path
     settings: tuple[str, ...]  # key=value
     prefix: str
-    bugs: Path | None  # the repair arm's; None: the teacher makes them
+    bugs: Path | None  # of the repair arm; None if the teacher makes them
 
     def config(self, *more: str) -> Config:
         return load_config(self.config_file, [*self.settings, *more])
@@ -84,11 +87,14 @@ def episodes_an_update(config: Config) -> int:
 
 
 def arm_settings(arm: str, config: Config, bugs: Path) -> list[str]:
-    """What an arm changes in the recipe. Every arm plays the same number of episodes an update, and as many updates.
+    """The settings that an arm changes in the recipe. Every arm plays equally many episodes and updates.
 
-    selfplay   nothing: both roles play and both learn
-    repair     no injectors: their places go to solvers, on the bugs of one file, none of which grows from a failed repair
-    injection  as selfplay, since an injector's reward needs solve rates, but only injectors' episodes are learned from
+    selfplay: none. Both roles play, and both are trained.
+    repair: no injectors. Solvers play instead of them, on the bugs of one file. No second-order
+        bugs.
+    injection: both roles play, since an injector's reward needs solve rates. Only injectors are trained.
+
+    Raises UsageError if solver groups cannot make up the number of episodes in an update.
     """
     if arm == "selfplay":
         return []
@@ -97,7 +103,8 @@ def arm_settings(arm: str, config: Config, bugs: Path) -> list[str]:
     episodes, size = episodes_an_update(config), config.train.group_size
     if episodes % size:
         raise UsageError(
-            f"an update plays {episodes} episodes, which no number of solver groups of {size} makes up: the repair arm would play fewer. "
+            f"an update plays {episodes} episodes, which no number of solver groups of {size} makes up: "
+            "the repair arm would play fewer. "
             "Change train.injector_groups, train.injector_group_size or train.group_size."
         )
     solvers = f"train.solver_groups={episodes // size}"
@@ -110,16 +117,17 @@ def arm_settings(arm: str, config: Config, bugs: Path) -> list[str]:
 
 
 def check_bugs(path: Path, config: Config, arms: Sequence[str]) -> None:
-    """Raises UsageError when the repair arm's bugs are too few for an update."""
+    """Raise UsageError if the repair arm has too few bugs for one update."""
     groups = episodes_an_update(config) // config.train.group_size
     if "repair" in arms and len(read_tasks(path)) < groups:
         raise UsageError(
-            f"{path} holds fewer bugs than the {groups} that an update of the repair arm plays; give --bugs a larger file."
+            f"{path} holds fewer bugs than the {groups} that an update of the repair arm plays. "
+            "Give --bugs a larger file."
         )
 
 
 def settings_that_differ(config: Config, run: RunFolder) -> list[str]:
-    """`key: wanted, there` for each setting in which an existing run is not the one that is asked for."""
+    """One line for each setting in which an existing run differs from `config`, except for FREE."""
     wanted, there = config.model_dump(mode="json"), run.config().model_dump(mode="json")
     found = []
     for name, value in wanted.items():
@@ -135,7 +143,7 @@ def settings_that_differ(config: Config, run: RunFolder) -> list[str]:
 
 
 def is_finished(run: RunFolder, updates: int, evaluates: bool) -> bool:
-    """All updates are committed, and the last evaluation has its row."""
+    """True if all updates are committed and the last evaluation has its row."""
     if not run.database.is_file():
         return False
     with Store.open(run.database, writer=False) as store:
@@ -146,19 +154,22 @@ def is_finished(run: RunFolder, updates: int, evaluates: bool) -> bool:
 
 
 def selfplay(*arguments: str) -> None:
-    """One `selfplay` command, its output passed through. Raises RunError when it fails."""
+    """Run one `selfplay` command and show its output. Raises RunError if it fails."""
     print("$ selfplay", *arguments, flush=True)
     status = subprocess.run([sys.executable, "-m", "selfplay.cli", *arguments]).returncode
     if status < 0 or status == 130:
         raise KeyboardInterrupt
     if status:
         raise RunError(
-            f"selfplay {arguments[0]} failed with status {status}; the same command continues what was finished."
+            f"selfplay {arguments[0]} failed with status {status}. Repeat the command to continue."
         )
 
 
 def play(plan: Plan, run: RunFolder, more: Sequence[str]) -> None:
-    """Start the run, continue it, or leave a finished one alone. Raises UsageError for one that was played with other settings."""
+    """Start the run, continue it, or leave a finished one alone.
+
+    more: settings in addition to the plan's. Raises UsageError if the run was played with other settings.
+    """
     config = plan.config(f"run.name={run.path.name}", *more)
     updates = config.train.updates
     if not run.config_file.is_file():
@@ -167,7 +178,8 @@ def play(plan: Plan, run: RunFolder, more: Sequence[str]) -> None:
         return selfplay("train", "--repos", str(plan.repositories), "--config", str(plan.config_file), *given)
     if differing := settings_that_differ(config, run):
         raise UsageError(
-            f"{run.path} was played with other settings ({'; '.join(differing[:4])}). Remove that folder, or choose another --name."
+            f"{run.path} was played with other settings ({'; '.join(differing[:4])}). "
+            "Remove that folder, or choose another --name."
         )
     if is_finished(run, updates, bool(config.evaluation.tasks)):
         return print(f"{run.path.name}: finished.", flush=True)
@@ -177,7 +189,7 @@ def play(plan: Plan, run: RunFolder, more: Sequence[str]) -> None:
 
 
 def evaluate(plan: Plan, tasks: Sequence[str], output: Folder, *more: str) -> None:
-    """A policy's repair rate as the runs measure it, in a folder of its own; what is finished of it is kept."""
+    """Evaluate a policy as the runs do, in the folder `output`. It continues an unfinished evaluation."""
     evaluation = plan.config().evaluation
     named = [part for name in tasks for part in ("--tasks", name)]
     given = [part for setting in (*plan.settings, *more) for part in ("--set", setting)]
@@ -192,7 +204,7 @@ def evaluate(plan: Plan, tasks: Sequence[str], output: Folder, *more: str) -> No
 
 
 def evaluate_on_fixed_bugs(plan: Plan, runs: Sequence[RunFolder]) -> None:
-    """The bugs that the repair arm trains on, met by the policy that all start from and by the last one of each finished run."""
+    """Evaluate the first policy, and the last one of each finished run, on the repair arm's bugs."""
     tasks = [str(plan.frozen_bugs)]
     evaluate(plan, tasks, plan.before_on_fixed_bugs)
     config = plan.config()
@@ -204,12 +216,15 @@ def evaluate_on_fixed_bugs(plan: Plan, runs: Sequence[RunFolder]) -> None:
 
 
 def make_frozen_bugs(plan: Plan) -> None:
-    """The scripted teacher's bugs on the same repositories, none in a held-out function: one update of injectors, no solvers."""
+    """Let the scripted teacher make bugs in the same repositories, in one update without solvers.
+
+    None of them lies in a held-out function. Raises UsageError if the file of --bugs is missing.
+    """
     if plan.frozen_bugs.is_file():
         return
     if plan.bugs:
         raise UsageError(
-            f"there is no file {plan.bugs}; leave out --bugs, and the scripted teacher makes some."
+            f"there is no file {plan.bugs}. Leave out --bugs, and the scripted teacher makes bugs."
         )
     groups = [
         "train.injector_group_size=0",
@@ -220,7 +235,13 @@ def make_frozen_bugs(plan: Plan) -> None:
     play(
         plan,
         plan.teacher,
-        ["engine.type=scripted", "evaluation.tasks=[]", "train.updates=1", "train.fill_idle_slots=false", *groups],
+        [
+            "engine.type=scripted",
+            "evaluation.tasks=[]",
+            "train.updates=1",
+            "train.fill_idle_slots=false",
+            *groups,
+        ],
     )
     partial = plan.frozen_bugs.with_suffix(".partial")
     selfplay(
@@ -240,14 +261,14 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser = argparse.ArgumentParser(prog="python -m benchmarks.learning", description=__doc__)
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2])
-    parser.add_argument("--updates", type=at_least_one, help="in place of the recipe's")
+    parser.add_argument("--updates", type=at_least_one, help="instead of the recipe's")
     parser.add_argument(
         "--set",
         action="append",
         default=[],
         metavar="KEY=VALUE",
         dest="settings",
-        help="of every arm; may be repeated",
+        help="a setting for every arm; may be repeated",
     )
     parser.add_argument("--name", default="learning", help="the runs are called NAME-ARM-sSEED")
     parser.add_argument("--config", type=Path, default=ROOT / "runs/recipes/learning.toml")
@@ -255,16 +276,18 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument(
         "--bugs",
         type=Path,
-        help="task records for the repair arm; the scripted teacher makes them when left out",
+        help="task records for the repair arm; without this option the scripted teacher makes them",
     )
     parser.add_argument(
         "--docs",
         type=Path,
         default=ROOT / "docs/learning.md",
-        help="the page that tables and plots are written to",
+        help="the page that gets the tables and plots",
     )
     parser.add_argument(
-        "--figures-only", action="store_true", help="play nothing, write tables and plots of what there is"
+        "--figures-only",
+        action="store_true",
+        help="play nothing; write tables and plots of the existing runs",
     )
     return parser.parse_args(arguments)
 
@@ -283,11 +306,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if "repair" in options.arms:
                 make_frozen_bugs(plan)
                 check_bugs(plan.frozen_bugs, config, options.arms)
-            if config.evaluation.tasks:  # what all runs start from, measured once for all of them
+            if config.evaluation.tasks:  # all runs start from one policy, which is evaluated once
                 evaluate(plan, config.evaluation.tasks, plan.before)
-            for (
-                seed
-            ) in options.seeds:  # all arms of one seed first: half of the runs are a comparison already
+            # All arms of one seed first: half of the runs are a comparison already.
+            for seed in options.seeds:
                 for arm in options.arms:
                     try:
                         arms = arm_settings(arm, config, plan.frozen_bugs.absolute())
@@ -312,7 +334,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print("interrupted; the same command continues.", file=sys.stderr)
+        print("interrupted. Repeat the command to continue.", file=sys.stderr)
         return 130
     return 1 if failed else 0
 

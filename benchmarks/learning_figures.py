@@ -1,6 +1,7 @@
-"""Tables and plots of the learning experiment, from what its runs recorded. Arithmetic is selfplay.evaluation.statistics'; playing is learning.py's.
+"""Tables and plots of the learning experiment, from the recordings of its runs.
 
-Invariant: equal recordings give equal bytes; what is missing is said to be missing.
+selfplay.evaluation.statistics has the arithmetic, and learning.py plays the runs.
+Invariant: equal recordings give equal bytes. The page names what is missing.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.learning_nearness import ELSEWHERE, PLAYED, SAME_FUNCTION, classes_of
 from selfplay.errors import RunError
-from selfplay.evaluation.comparison import rates_by_bug
 from selfplay.evaluation.folder import MODES, Folder, Mode, TaskEntry, entries_of
+from selfplay.evaluation.rates import rates_by_bug
 from selfplay.evaluation.statistics import Difference, estimate, paired_difference
 from selfplay.evaluation.tasks import Task
 from selfplay.orchestrator.run_folder import RunFolder
@@ -29,21 +30,18 @@ if TYPE_CHECKING:
 BEGIN, END = "<!-- learning: begin, written by make learning -->", "<!-- learning: end -->"
 NAMES = {"selfplay": "self-play", "repair": "repair-only", "injection": "injection-only"}
 MODE_NAMES: dict[Mode, str] = {"greedy": "greedy", "sampled": "T = 1"}
-COLOURS = {
-    "selfplay": "#0072b2",
-    "repair": "#d55e00",
-    "injection": "#009e73",
-}  # Okabe and Ito, told apart by the colour-blind too
+# Colours of Okabe and Ito, which colour-blind readers can distinguish too.
+COLOURS = {"selfplay": "#0072b2", "repair": "#d55e00", "injection": "#009e73"}
 STROKES = ("-", "--", ":", "-.")
 MARKERS = ("o", "s", "^", "D")
 SET_ORDER = {"own": 0, "human": 1}
 WINDOW = 7  # updates in a running mean
-Rates = Mapping[str, float]  # share of passed attempts, by bug
+Rates = Mapping[str, float]  # bug -> share of its attempts that passed
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The rate of every bug after `update` updates, by mode."""
+    """The rates of all bugs after `update` updates, by mode."""
 
     update: int
     rates: Mapping[Mode, Rates]
@@ -51,7 +49,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Curve:
-    """One run: its evaluations in order, one row of metrics an update, and where each bug belongs."""
+    """One run. rows: one row of metrics for each update. entries: the set and the part of each bug."""
 
     arm: str
     seed: int
@@ -61,13 +59,13 @@ class Curve:
     evaluating_s: float
 
     def row_values(self, key: str) -> list[tuple[int, float]]:
-        """(update, value) where it was measured."""
+        """(update, value) for the updates that have a value."""
         return [
             (row["update"], float(row[key])) for row in self.rows if isinstance(row.get(key), int | float)
         ]
 
     def after(self, update: int) -> Evaluation:
-        """The evaluation after so many updates. Raises StopIteration where there is none."""
+        """The evaluation after this many updates. Raises StopIteration if there is none."""
         return next(evaluation for evaluation in self.evaluations if evaluation.update == update)
 
     def total(self, key: str) -> float:
@@ -75,16 +73,15 @@ class Curve:
 
 
 def read_curve(arm: str, seed: int, run: RunFolder, before: Folder | None = None) -> Curve:
-    """What the run has finished: an evaluation that has no row yet is still on its way and left out.
+    """The finished part of a run. An evaluation without a row in the metrics is not finished, and left out.
 
-    before: an evaluation of the policy that the run started from, where the run itself holds none.
+    before: an evaluation of the run's first policy, for a run that has none itself.
     """
     rows = read_metrics(run.metrics)
     evaluating_s: dict[int, float] = {}
     for row in rows:
-        if (
-            "evaluation" in row
-        ):  # one that a kill interrupted has a short row for its last part: the longest counts
+        # After a kill, an evaluation has a second row for its last part. The longest row counts.
+        if "evaluation" in row:
             evaluating_s[row["evaluation"]] = max(
                 row["seconds/evaluating"], evaluating_s.get(row["evaluation"], 0.0)
             )
@@ -116,13 +113,13 @@ def read_evaluation(update: int, folder: Folder) -> Evaluation:
 
 
 def on_fixed_bugs(run: RunFolder, update: int) -> Folder:
-    """Where a run's policy meets the bugs that the repair arm trains on."""
+    """The evaluation of a run's policy on the bugs that the repair arm trains on."""
     return Folder(run.path / "on-fixed-bugs" / f"u{update:04d}")
 
 
 @dataclass(frozen=True)
 class FixedBugs:
-    """The bugs that the repair arm trains on, and how the policy that all runs start from did at them."""
+    """The bugs that the repair arm trains on. before: the evaluation of the first policy on them."""
 
     tasks: Sequence[Task]
     before: Folder
@@ -130,7 +127,7 @@ class FixedBugs:
 
 @dataclass(frozen=True)
 class Nearness:
-    """A run's policy before and after its last update on the fixed bugs; groups: all, and by how near they lie to what it played."""
+    """A run's first and last policy on the fixed bugs. groups: name -> bugs, for "all" and each class."""
 
     curve: Curve
     groups: Mapping[str, Sequence[str]]
@@ -145,7 +142,7 @@ class Nearness:
 
 
 def read_nearness(arm: str, seed: int, run: RunFolder, bugs: FixedBugs) -> Nearness | None:
-    """None where an evaluation is missing."""
+    """The run's evaluations on the fixed bugs, None if one is missing."""
     folders = sorted((run.path / "on-fixed-bugs").glob("u????"))
     if not folders or bugs.before.identity() is None:
         return None
@@ -166,7 +163,7 @@ def read_nearness(arm: str, seed: int, run: RunFolder, bugs: FixedBugs) -> Nearn
 
 
 def sets_of(curves: Iterable[Curve]) -> dict[str, list[str]]:
-    """Name of a set, and of each of its parts where it has several -> ids of its bugs."""
+    """Name -> ids of its bugs, for each set, and for each part of a set that has several parts."""
     entries = {bug: entry for curve in curves for bug, entry in curve.entries.items()}
     groups: dict[str, list[str]] = {}
     for bug, entry in sorted(entries.items()):
@@ -186,14 +183,14 @@ def whole_sets(groups: Mapping[str, Sequence[str]]) -> dict[str, Sequence[str]]:
 
 
 def pooled(evaluations: Sequence[Evaluation], mode: Mode) -> Rates:
-    """Per bug, the mean over runs of its rate; bugs that one of them lacks are left out."""
+    """The mean rate of each bug over runs. Bugs that one of the runs lacks are left out."""
     rates = [evaluation.rates.get(mode, {}) for evaluation in evaluations]
     common = set.intersection(*(set(some) for some in rates)) if rates else set()
     return {bug: fmean(some[bug] for some in rates) for bug in sorted(common)}
 
 
 def change(before: Rates, after: Rates, bugs: Sequence[str]) -> Difference | None:
-    """Paired by bug; None where no bug has a rate in both."""
+    """The difference of two policies, paired by bug. None if no bug has a rate in both."""
     both = [bug for bug in bugs if bug in before and bug in after]
     return paired_difference([before[bug] for bug in both], [after[bug] for bug in both]) if both else None
 
@@ -216,7 +213,10 @@ RATES_HEAD = (
 
 
 def rates_table(curves: Sequence[Curve]) -> list[str]:
-    """Before and after, per arm, seed, number of updates, set and mode; then each arm over its seeds, parts of sets included."""
+    """Rates before and after, for each arm, seed, number of updates, set and mode.
+
+    Then for each arm over its seeds.
+    """
     groups = sets_of(curves)
     whole = whole_sets(groups)
     together = (
@@ -240,7 +240,7 @@ def rates_table(curves: Sequence[Curve]) -> list[str]:
 
 
 def last_common(curves: Sequence[Curve]) -> int:
-    """The largest number of updates after which all of them were evaluated, 0 where there is none."""
+    """The largest number of updates after which all curves have an evaluation, 0 if there is none."""
     return max(set.intersection(*({e.update for e in curve.evaluations} for curve in curves)), default=0)
 
 
@@ -273,7 +273,10 @@ def _rate_rows(
 
 
 def nearness_table(fixed: Sequence[Nearness]) -> list[str]:
-    """Before and after by how near the bugs lie to what a run played; over an arm's seeds, a bug counts where it is of that class."""
+    """Rates before and after for each class of the fixed bugs.
+
+    Over seeds, a bug counts for the seeds where it has the class.
+    """
     lines = _head(*RATES_HEAD)
     for arm in NAMES:
         runs = sorted((run for run in fixed if run.curve.arm == arm), key=lambda run: run.curve.seed)
@@ -288,20 +291,20 @@ def _nearness_rows(arm: str, seed: str, runs: Sequence[Nearness]) -> list[str]:
     lines = []
     for name in dict.fromkeys(name for run in runs for name in run.groups):
         if name != "all" and all(len(run.groups.get(name, ())) == len(run.groups["all"]) for run in runs):
-            continue  # the row of all bugs says it
+            continue  # equal to the row of all bugs
         before, after, bugs = _over_seeds([(run.before, run.after, run.groups.get(name, ())) for run in runs])
         lines += _rate_rows(arm, seed, [before], [after], {name: bugs})
     return lines
 
 
-Met = tuple[Evaluation, Evaluation, Sequence[str]]  # before, after, and the bugs that they are asked for
+Measured = tuple[Evaluation, Evaluation, Sequence[str]]  # before, after, and the bugs that count
 
 
-def _over_seeds(met: Sequence[Met]) -> Met:
-    """Per bug, its mean rate over the seeds that are asked for it."""
-    before = _of_bugs([(before, bugs) for before, _, bugs in met])
-    after = _of_bugs([(after, bugs) for _, after, bugs in met])
-    return before, after, list(dict.fromkeys(bug for *_, bugs in met for bug in bugs))
+def _over_seeds(measured: Sequence[Measured]) -> Measured:
+    """The mean rate of each bug over the seeds where it counts."""
+    before = _of_bugs([(before, bugs) for before, _, bugs in measured])
+    after = _of_bugs([(after, bugs) for _, after, bugs in measured])
+    return before, after, list(dict.fromkeys(bug for *_, bugs in measured for bug in bugs))
 
 
 def _of_bugs(evaluations: Sequence[tuple[Evaluation, Sequence[str]]]) -> Evaluation:
@@ -318,7 +321,7 @@ def _of_bugs(evaluations: Sequence[tuple[Evaluation, Sequence[str]]]) -> Evaluat
 
 
 def arms_table(curves: Sequence[Curve]) -> list[str]:
-    """The arms against each other after as many updates: means over the seeds that both have, paired by bug."""
+    """Each pair of arms after equally many updates: means over the seeds that both have, paired by bug."""
     groups = sets_of(curves)
     lines = _head(
         "arms", "seeds", "updates", "set", "mode", "bugs", "difference after, 95 % interval", "shown"
@@ -328,7 +331,8 @@ def arms_table(curves: Sequence[Curve]) -> list[str]:
         for second, others in arms[index + 1 :]:
             ours = {c.seed: c for c in some if len(c.evaluations) > 1}
             theirs = {c.seed: c for c in others if len(c.evaluations) > 1}
-            # A run that is still on its way is compared with the other's state at that point; the seeds that came furthest together count.
+            # An unfinished run is compared with the other one at the same update. Only the seeds that came
+            # furthest count.
             common = {
                 seed: last_common([ours[seed], theirs[seed]]) for seed in sorted(ours.keys() & theirs.keys())
             }
@@ -357,10 +361,10 @@ def arms_table(curves: Sequence[Curve]) -> list[str]:
 
 
 def compute_table(curves: Sequence[Curve]) -> list[str]:
-    """What each run spent: the compute that is meant to be equal, and what came of it."""
+    """The compute of each run, which should be equal, and its results."""
     lines = _head(
-        "arm", "seed", "updates", "with gradient", "episodes", "sampled tokens", "trained tokens", "minutes played", "minutes evaluated",
-        "artifacts valid", "attempts passed",
+        "arm", "seed", "updates", "with gradient", "episodes", "sampled tokens", "trained tokens",
+        "minutes played", "minutes evaluated", "artifacts valid", "attempts passed",
     )  # fmt: skip
     for curve in sorted(curves, key=lambda curve: (list(NAMES).index(curve.arm), curve.seed)):
         seconds = sum(sum(v for k, v in row.items() if k.startswith("seconds/")) for row in curve.rows)
@@ -383,7 +387,7 @@ def compute_table(curves: Sequence[Curve]) -> list[str]:
 
 
 def _share(curve: Curve, rate: str, count: str) -> str:
-    """The mean of a rate over updates, each weighed by its episodes."""
+    """The mean of a rate over updates, weighted by the number of episodes."""
     counts = dict(curve.row_values(count))
     pairs = [(value, counts.get(update, 0.0)) for update, value in curve.row_values(rate)]
     total = sum(weight for _, weight in pairs)
@@ -425,7 +429,10 @@ def _line(*cells: str) -> str:
 
 
 def draw_rates(curves: Sequence[Curve]) -> Figure:
-    """Repair rate over updates with clustered standard errors: a column a set, a row a mode, a line a run."""
+    """Repair rates over updates with standard errors over bugs.
+
+    One column for each set, one row for each mode.
+    """
     groups = whole_sets(sets_of(curves))
     figure, axes = _panels(len(MODE_NAMES), max(1, len(groups)), 4.4, 2.7)
     runs = [curve for _, some in _by_arm(curves) for curve in some]
@@ -433,15 +440,14 @@ def draw_rates(curves: Sequence[Curve]) -> Figure:
     for row, (mode, mode_name) in enumerate(MODE_NAMES.items()):
         for column, (name, bugs) in enumerate(groups.items()):
             axis = axes[row][column]
-            for place, curve in enumerate(runs):
+            for index, curve in enumerate(runs):
                 points = [
                     (e.update, [e.rates[mode][bug] for bug in bugs if bug in e.rates.get(mode, {})])
                     for e in curve.evaluations
                 ]
                 found = [(update, estimate(values)) for update, values in points if values]
-                shift = (
-                    (place - (len(runs) - 1) / 2) * 0.008 * max(last, 1)
-                )  # so that error bars stand side by side
+                # Error bars stand side by side.
+                shift = (index - (len(runs) - 1) / 2) * 0.008 * max(last, 1)
                 axis.errorbar(
                     [update + shift for update, _ in found],
                     [100 * rate.mean for _, rate in found],
@@ -460,40 +466,42 @@ def draw_rates(curves: Sequence[Curve]) -> Figure:
 
 
 def draw_nearness(fixed: Sequence[Nearness], curves: Sequence[Curve]) -> Figure:
-    """How much the repair rate changed, with its 95 % interval, from the nearest bugs to the farthest: a panel a mode, a colour an arm.
+    """Changes of the repair rate with 95 % intervals, from the nearest class of bugs to the farthest.
 
-    An arm's seeds are one point with an interval, and a stroke each; seeds that ended after different numbers of updates stand apart.
+    There is one panel for each mode and one colour for each arm. The seeds of an arm are one point with an
+    interval, and one stroke each. Seeds that ended after different numbers of updates have
+    separate points.
     """
     frozen = sets_of(curves)
-    places = [
+    names = [
         PLAYED,
         SAME_FUNCTION,
         ELSEWHERE,
         *(name for name in frozen if not any(other.startswith(f"{name}/") for other in frozen)),
     ]
     by_arm = [[run for run in fixed if run.curve.arm == arm] for arm in NAMES]
-    drawn = [
+    points = [
         part
         for runs in by_arm
         for part in ([runs] if len({run.after.update for run in runs}) == 1 else [[run] for run in runs])
     ]
-    apart = min(0.22, 0.8 / len(drawn))  # of what stands in a place
-    figure, axes = _panels(1, len(MODE_NAMES), 5.2, 0.42 * len(places) + 0.8)
+    apart = min(0.22, 0.8 / len(points))  # distance of points that share a row
+    figure, axes = _panels(1, len(MODE_NAMES), 5.2, 0.42 * len(names) + 0.8)
     for axis, (mode, mode_name) in zip(axes[0], MODE_NAMES.items(), strict=True):
-        for number, runs in enumerate(drawn):
+        for number, runs in enumerate(points):
             arm, seeds = runs[0].curve.arm, [str(run.curve.seed) for run in runs]
             colour, label = (
                 COLOURS[arm],
                 f"{NAMES[arm]}, seed{'s' if len(seeds) > 1 else ''} {' and '.join(seeds)}",
             )
-            for place, name in enumerate(places):
-                met = [found for run in runs if (found := _met(run, name, frozen, curves))]
-                means = [one.mean for part in met if (one := _change_of([part], mode))]
-                found = _change_of(met, mode)
+            for index, name in enumerate(names):
+                measured = [found for run in runs if (found := _measured(run, name, frozen, curves))]
+                means = [one.mean for part in measured if (one := _change_of([part], mode))]
+                found = _change_of(measured, mode)
                 if found is None or found.low is None or found.high is None:
                     continue
                 low, high = 100 * (found.mean - found.low), 100 * (found.high - found.mean)
-                y = place + (number - (len(drawn) - 1) / 2) * apart
+                y = index + (number - (len(points) - 1) / 2) * apart
                 axis.errorbar(
                     [100 * found.mean],
                     [y],
@@ -515,7 +523,7 @@ def draw_nearness(fixed: Sequence[Nearness], curves: Sequence[Curve]) -> Figure:
                         markersize=8,
                         markeredgewidth=1.4,
                     )
-        axis.set_yticks(range(len(places)), [name if name in frozen else f"fixed: {name}" for name in places])
+        axis.set_yticks(range(len(names)), [name if name in frozen else f"fixed: {name}" for name in names])
         axis.invert_yaxis()
         axis.axvline(0, color="black", linewidth=0.6)
         axis.set_title(mode_name)
@@ -525,10 +533,13 @@ def draw_nearness(fixed: Sequence[Nearness], curves: Sequence[Curve]) -> Figure:
     return figure
 
 
-def _met(
+def _measured(
     run: Nearness, name: str, frozen: Mapping[str, Sequence[str]], curves: Sequence[Curve]
-) -> Met | None:
-    """A class of the fixed bugs or a frozen set, met by the run's first and last policy; None where either did not."""
+) -> Measured | None:
+    """The run's first and last policy on a class of the fixed bugs or on a frozen set.
+
+    None if one was not measured.
+    """
     if name in run.groups:
         return run.before, run.after, run.groups[name]
     curve = next(curve for curve in curves if (curve.arm, curve.seed) == (run.curve.arm, run.curve.seed))
@@ -536,10 +547,10 @@ def _met(
     return (far[0], far[1], frozen[name]) if name in frozen and len(far) == 2 else None
 
 
-def _change_of(met: Sequence[Met], mode: Mode) -> Difference | None:
-    if not met:
+def _change_of(measured: Sequence[Measured], mode: Mode) -> Difference | None:
+    if not measured:
         return None
-    before, after, bugs = _over_seeds(met)
+    before, after, bugs = _over_seeds(measured)
     return change(before.rates[mode], after.rates[mode], bugs)
 
 
@@ -551,13 +562,16 @@ SIGNALS: tuple[tuple[str, str, Callable[[float], float]], ...] = (
     ("injector/zero_variance", "injector: groups without variance, %", lambda v: 100 * v),
     ("solver/zero_variance", "solver: groups without variance, %", lambda v: 100 * v),
     ("solver/new_changes", "solver: calls for a change that made one, %", lambda v: 100 * v),
-    ("solver/divergence", "solver: divergence from the start, nats a token", float),
+    ("solver/kl", "solver: KL to the reference policy, nats a token", float),
     ("rollout_logprob_diff", "mean |log-probability gap|, trainer − engine", float),
 )
 
 
 def draw_signals(curves: Sequence[Curve]) -> Figure:
-    """The runs' own measurements, each update as a pale line and a running mean as a strong one; then seconds an update, by phase."""
+    """The runs' own measurements over updates, and the seconds of an update by phase.
+
+    A pale line shows the values, a strong one their running mean.
+    """
     figure, axes = _panels(5, 2, 4.4, 2.3)
     flat = [axis for row in axes for axis in row]
     for axis, (key, title, scale) in zip(flat, SIGNALS, strict=False):
@@ -578,7 +592,7 @@ def draw_signals(curves: Sequence[Curve]) -> Figure:
 
 
 def _draw_seconds(axis: Axes, curves: Sequence[Curve]) -> None:
-    """A bar an arm: the mean update, split into its phases; evaluations are no part of an update."""
+    """One bar for each arm: the mean update, split into its phases. Evaluations are not part of an update."""
     phases = sorted(
         {key for curve in curves for row in curve.rows for key in row if key.startswith("seconds/")}
     )
@@ -607,19 +621,19 @@ def _draw_seconds(axis: Axes, curves: Sequence[Curve]) -> None:
 
 
 def running_mean(values: Sequence[float], window: int) -> list[float]:
-    """Of the `window` values around each, fewer at the ends."""
+    """The mean of the `window` values around each value, of fewer at the ends."""
     half = window // 2
-    return [fmean(values[max(0, place - half) : place + half + 1]) for place in range(len(values))]
+    return [fmean(values[max(0, index - half) : index + half + 1]) for index in range(len(values))]
 
 
 def _style(curve: Curve, curves: Sequence[Curve]) -> dict[str, Any]:
-    """Colour is the arm, stroke and marker the seed."""
-    place = sorted({c.seed for c in curves}).index(curve.seed) % len(STROKES)
+    """The colour shows the arm, the stroke and the marker show the seed."""
+    index = sorted({c.seed for c in curves}).index(curve.seed) % len(STROKES)
     label = f"{NAMES[curve.arm]}, seed {curve.seed}"
     return {
         "color": COLOURS[curve.arm],
-        "linestyle": STROKES[place],
-        "marker": MARKERS[place],
+        "linestyle": STROKES[index],
+        "marker": MARKERS[index],
         "linewidth": 1.3,
         "label": label,
     }
@@ -629,7 +643,7 @@ def _panels(rows: int, columns: int, width: float, height: float) -> tuple[Figur
     import matplotlib
 
     matplotlib.use("Agg")
-    # Text stays text: small files that search and diff; a fixed salt, so that equal plots are equal bytes.
+    # Text stays text, which keeps files small and searchable. The fixed salt makes equal plots equal bytes.
     style: dict[Any, Any] = {
         "svg.fonttype": "none",
         "svg.hashsalt": "selfplay",
@@ -673,7 +687,10 @@ def write_figures(
     before: Folder | None = None,
     fixed_bugs: FixedBugs | None = None,
 ) -> None:
-    """Put tables into `page` between its two marker comments and plots beside it. Raises RunError without runs or markers."""
+    """Write tables between the two marker comments of `page`, and plots into the folder `figures` beside it.
+
+    before: the evaluation of the policy that every run starts from. Raises RunError without runs or markers.
+    """
     curves = [read_curve(arm, seed, run, before) for arm, seed, run in runs]
     curves = [curve for curve in curves if curve.rows]
     fixed = [found for run in runs if fixed_bugs and (found := read_nearness(*run, fixed_bugs))]
@@ -682,14 +699,15 @@ def write_figures(
     text = page.read_text(encoding="utf-8") if page.is_file() else f"# Does it learn?\n\n{BEGIN}\n{END}\n"
     if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
         raise RunError(
-            f"{page} needs the lines {BEGIN!r} and {END!r} once each, in this order: the tables go between them."
+            f"{page} needs the lines {BEGIN!r} and {END!r} once each, in this order. "
+            "The tables go between them."
         )
     figures = page.parent / "figures"
     figures.mkdir(parents=True, exist_ok=True)
-    drawn = {"rates": draw_rates(curves), "signals": draw_signals(curves)} | (
+    plots = {"rates": draw_rates(curves), "signals": draw_signals(curves)} | (
         {"nearness": draw_nearness(fixed, curves)} if fixed else {}
     )
-    for name, figure in drawn.items():
+    for name, figure in plots.items():
         save(figure, figures / f"{page.stem}-{name}.svg")
     head, _, rest = text.partition(BEGIN)
     tail = rest.partition(END)[2]
@@ -702,13 +720,13 @@ def save(figure: Figure, path: Path) -> None:
 
     figure.savefig(path, metadata={"Date": None, "Creator": None} if path.suffix == ".svg" else None)
     pyplot.close(figure)
-    if path.suffix == ".svg":  # blanks at the ends of lines, and millionths of a point, serve nobody
+    if path.suffix == ".svg":  # shorter numbers and no trailing blanks make smaller diffs
         lines = re.sub(r"(\d\.\d\d)\d+", r"\1", path.read_text(encoding="utf-8")).splitlines()
         path.write_text("".join(f"{line.rstrip()}\n" for line in lines), encoding="utf-8")
 
 
 def body(curves: Sequence[Curve], fixed: Sequence[Nearness], stem: str) -> str:
-    """fixed: the same runs on the bugs that the repair arm trains on."""
+    """The generated part of the page. fixed: the runs on the repair arm's bugs. stem: of the page's name."""
     compared = arms_table(curves)
     unfinished = [f"{NAMES[c.arm]}, seed {c.seed}" for c in curves if len(c.evaluations) < 2]
     parts = [
@@ -722,7 +740,8 @@ def body(curves: Sequence[Curve], fixed: Sequence[Nearness], stem: str) -> str:
         *(_fixed_parts(fixed, stem) if fixed else ()),
         "### What each run spent",
         "\n".join(compute_table(curves)),
-        f"![Validity, solve rate, entropy, gap, variance and seconds over updates](figures/{stem}-signals.svg)",
+        "![Validity, solve rate, entropy, gap, variance and seconds over updates]"
+        f"(figures/{stem}-signals.svg)",
     ]
     if unfinished:
         parts.insert(0, f"Not evaluated twice, and so in no table of differences: {'; '.join(unfinished)}.")
@@ -735,6 +754,7 @@ def _fixed_parts(fixed: Sequence[Nearness], stem: str) -> list[str]:
         "### Repair rate on the bugs that repair-only trains on",
         "\n".join(nearness_table(fixed)),
         *(("\n".join(compared),) if len(compared) > 2 else ()),
-        f"![Change of the repair rate, from bugs that were played to unseen packages](figures/{stem}-nearness.svg)",
+        "![Change of the repair rate, from bugs that were played to unseen packages]"
+        f"(figures/{stem}-nearness.svg)",
         "A point is an arm over its seeds with the 95 % interval over bugs, a stroke one seed of several.",
     ]

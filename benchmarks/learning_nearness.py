@@ -1,6 +1,6 @@
-"""How near bugs lie to what a run played: the very bug, another in a function that was a target, or in none. Reads recordings only.
+"""Classes of bugs by their distance from what a run played: played, in a target's function, or elsewhere.
 
-Invariant: each bug is in exactly one class.
+Reads recordings only. Invariant: each bug is in exactly one class.
 """
 
 from __future__ import annotations
@@ -18,7 +18,10 @@ PLAYED, SAME_FUNCTION, ELSEWHERE = "played", "not played, in its targets", "not 
 
 
 def classes_of(tasks: Sequence[Task], run: RunFolder) -> dict[str, list[str]]:
-    """Class -> ids of its bugs, which are records of a run on the same repositories, as `selfplay inspect-bugs --tasks` writes them."""
+    """Class -> ids of its bugs.
+
+    tasks: bugs in the same repositories, as `selfplay inspect-bugs --tasks` writes them.
+    """
     with Store.open(run.database, writer=False) as store:
         played = {(bug.repository, str(bug.task_record()["patch"])) for bug in store.bugs()}
         groups = [
@@ -30,7 +33,7 @@ def classes_of(tasks: Sequence[Task], run: RunFolder) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {PLAYED: [], SAME_FUNCTION: [], ELSEWHERE: []}
     for task in tasks:
         repository = task.instance_id.partition("__")[0]
-        lines = list(mended_lines(task.patch))
+        lines = list(repaired_lines(task.patch))
         is_near = any(
             there == repository and path == where and first <= line <= last
             for path, line in lines
@@ -42,8 +45,11 @@ def classes_of(tasks: Sequence[Task], run: RunFolder) -> dict[str, list[str]]:
     return found
 
 
-def mended_lines(patch: str) -> Iterator[tuple[str, int]]:
-    """(file, line) that a repair touches, counted in the repaired file. Nothing of a text that is no diff."""
+def repaired_lines(patch: str) -> Iterator[tuple[str, int]]:
+    """Each (file, line) that a repair changes.
+
+    Lines count in the repaired file. A text that is no diff has none.
+    """
     try:
         files = parse_patch(patch, len(patch.encode()) + 1).files
     except SelfplayError:

@@ -163,9 +163,7 @@ FAULTS: Mapping[str, Callable[[Tree, Artifact], Artifact]] = {
 def cases(
     environments: Mapping[str, Environment], tasks: Sequence[Task], valid: int, invalid: int
 ) -> Iterator[Case]:
-    """`valid` frozen bugs, the repositories in turn, then `invalid` other ones with one fault each, in turn
-    too.
-    """
+    """`valid` frozen bugs, then `invalid` other ones with one fault each. Repositories take turns."""
     by_repo = [[task for task in tasks if task.repo == repo] for repo in environments]
     mixed = [task for turn in itertools.zip_longest(*by_repo) for task in turn if task is not None]
     for task in mixed[:valid]:

@@ -1,5 +1,4 @@
-"""Real attacks on the sandboxes, the judging and the parsing of this machine. `selfplay doctor --attack` runs
-them.
+"""Real attacks on this machine's sandboxes, judging and parsing. `selfplay doctor --attack` runs them.
 
 The defences are in the modules under attack. A module of attacks imports ground.py and base.py, and no other
 module of attacks. Invariant: an attack aims at nothing outside our own temporary folder.

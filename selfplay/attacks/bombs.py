@@ -158,8 +158,7 @@ for _ in range(16):
 
 
 def end_the_sandbox(ground: Ground) -> Outcome:
-    """End the sandbox, and see who is blamed. The loss must count as the policy's, since a fresh sandbox
-    works.
+    """End the sandbox. The loss must count as the policy's fault, since a fresh sandbox works.
 
     On bubblewrap the harness recognises a kill from outside. There a command tries everything that it can do
     itself. In a container, process 1 is killed from outside.

@@ -149,9 +149,7 @@ LOOPBACK = (
 
 
 def call_from_a_build(ground: Ground) -> Outcome:
-    """A build backend calls a service on this machine: directly, and through the proxy that leads to the
-    package index.
-    """
+    """A build backend calls a service of this machine, directly and through the way to the package index."""
     with listening(socket.AF_INET, ("0.0.0.0", 0)) as (listener, callers):
         port = listener.getsockname()[1]
         backend = BACKEND.format(ports=[port], hosts=[*own_addresses(), *LOOPBACK, METADATA_SERVICE[0]])

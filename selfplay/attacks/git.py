@@ -1,8 +1,7 @@
-"""Attacks through git: row 1, the fix in the repository's history, and row 13, programs that git runs on the
-host.
+"""Attacks through git: a fix in the repository's history (row 1), programs that git runs on the host (13).
 
-Invariant: only a program that runs on the host can create the canary file. Hostile repositories lie in our
-own folder.
+Invariant: only a program that runs on the host can create the canary file. Hostile repositories
+lie in our own folder.
 """
 
 from __future__ import annotations
@@ -72,9 +71,7 @@ def hostile_configuration(canary: Path) -> str:
 
 
 def hostile_repository(folder: Path, canary: Path) -> None:
-    """Make a git repository whose configuration, hooks and attributes each run a program that creates
-    `canary`.
-    """
+    """Make a git repository whose configuration, hooks and attributes run programs that create `canary`."""
     variables = {
         "PATH": os.environ.get("PATH", os.defpath),
         "HOME": str(folder),

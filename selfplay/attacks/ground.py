@@ -1,8 +1,8 @@
 """The target of the attacks: an open sandbox backend, and a small prepared repository with a bug in it.
 
 The repository is made from the texts below. The attacks have modules of their own.
-Invariant: no attack runs unless an honest bug is accepted and an honest repair passes. Else everything would
-look held.
+Invariant: no attack runs unless an honest bug is accepted and an honest repair passes. Else every attack
+would look held.
 """
 
 from __future__ import annotations
@@ -188,8 +188,8 @@ class Ground:
     ) -> Grade:
         """Grade a repair that makes these changes, as a solver's repair is graded.
 
-        artifact: another bug with the same tests. runner: None for the ground's own, which remembers earlier
-            runs.
+        runner: None for the ground's own, which remembers earlier runs.
+        artifact: another bug with the same tests.
         """
         bug = replace(self.bug, artifact=artifact or self.bug.artifact)
         start = build_states(self.tree, bug).solver_start

@@ -1,6 +1,4 @@
-"""Attacks through paths: row 13, links in what is handed in, and archives that try to write outside their
-folder.
-"""
+"""Attacks through paths (row 13): links in submissions, and archives that write outside their folder."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Helpers that several modules of attacks share: a listening socket, addresses of this machine, the check of
-a canary.
+"""Helpers of several modules of attacks: a listening socket, this machine's addresses, the check of a canary.
 
 Invariant: nothing here connects to another machine.
 """
@@ -52,9 +51,7 @@ def listening(
 
 
 def own_addresses() -> list[str]:
-    """Addresses under which a sandbox could reach this machine: loopback, an engine's usual bridge, its own
-    address.
-    """
+    """Addresses where a sandbox could reach this machine: loopback, an engine's bridge, its own address."""
     found = ["127.0.0.1", "172.17.0.1"]
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as chooser, suppress(OSError):
         chooser.connect(("192.0.2.1", 9))  # sends nothing

@@ -1,7 +1,6 @@
 """Attacks of artifacts on their validation, and of chance on every verdict: rows 7 to 10.
 
-Chance is chosen here, so that an attack ends the same way each time. docs/security.md has the odds of real
-chance.
+Chance is fixed here, so that an attack ends the same way each time. docs/security.md has the real odds.
 """
 
 from __future__ import annotations
@@ -197,8 +196,9 @@ OTHERS = ("heron/__init__.py", "heron/words.py")
 
 @dataclass(frozen=True)
 class SeededBug:
-    """A bug that passes or fails by a hash. hashed: the expression whose value it hashes. ends: of the
-    module's lines.
+    """A bug that passes or fails by the hash of an expression's value.
+
+    hashed: the expression. ends: what ends the module's lines.
     """
 
     hashed: str

@@ -1,5 +1,5 @@
-"""Attacks of repairs on the tests and on the test runner: rows 2 to 6. Each hands in a prediction that
-repairs nothing.
+"""Attacks of repairs on the tests and on the test runner: rows 2 to 6. No prediction repairs anything.
+
 
 Invariant: the bug stays in the code, so that every pass is a forged one.
 """

@@ -15,7 +15,9 @@ from rich.console import Console
 
 from selfplay.agent.chat import ChatFormat, load_tokenizer
 from selfplay.agent.episode import Episode, FinishReason, Role, Turn
-from selfplay.agent.tools import BadFormat, make_harmless, parse_action, render_observation
+from selfplay.agent.observations import make_harmless, render_observation
+from selfplay.agent.tool_format import BadFormat
+from selfplay.agent.tools import parse_action
 from selfplay.attacks.base import Attack, Broken, Held, Outcome
 from selfplay.attacks.ground import CODE, HIDDEN_TEST, RIGHT, WRONG, Ground
 from selfplay.errors import ArtifactError, PatchError, RepositoryError

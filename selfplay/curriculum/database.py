@@ -184,8 +184,7 @@ def connect(path: Path) -> sqlite3.Connection:
 def connect_reader(path: Path) -> sqlite3.Connection:
     """Connect without the right to write.
 
-    A medium that cannot be written has no room for SQLite's shared index. There the file is read as it
-    stands.
+    On a read-only medium SQLite cannot make its shared index. There the file is read as it stands.
     """
     address = path.absolute().as_uri()
     connection = sqlite3.connect(f"{address}?mode=ro", uri=True, check_same_thread=False, timeout=30.0)

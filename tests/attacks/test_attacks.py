@@ -27,7 +27,7 @@ from rich.console import Console
 from machine import open_or_skip
 from selfplay import attacks, cli
 from selfplay.agent.chat import ChatFormat
-from selfplay.agent.tools import TOOLS, Action
+from selfplay.agent.tools import STANDARD, Action
 from selfplay.agent.workspaces import make_repository
 from selfplay.attacks import ALL_ATTACKS, Attack, Ground, diffs, open_ground, run_attack
 from selfplay.attacks.ground import BOUNDS, CODE, WRONG
@@ -38,7 +38,8 @@ from selfplay.repositories.environment import Environment
 from selfplay.repositories.git import history_bundle
 from selfplay.sandbox import bubblewrap_sandbox, command_server
 from selfplay.sandbox.base import WORKSPACE, Sandbox
-from selfplay.sandbox.bubblewrap_sandbox import BubblewrapBackend, bubblewrap_arguments
+from selfplay.sandbox.bubblewrap_command import bubblewrap_arguments
+from selfplay.sandbox.bubblewrap_sandbox import BubblewrapBackend
 from selfplay.sandbox.client import ConnectedSandbox, Connection
 from selfplay.settings.playing import ValidatorSettings
 from selfplay.source.trees import FileEntry, Tree, is_safe_path
@@ -441,12 +442,12 @@ def read_all(patch: pytest.MonkeyPatch, _: Ground) -> None:
 
 
 def last_call(text: str) -> Action:
-    tool = next(name for name in TOOLS if text.rpartition("<tool: ")[2].startswith(name))
+    tool = next(name for name in STANDARD.tools if text.rpartition("<tool: ")[2].startswith(name))
     return Action(tool, "")
 
 
 def admit_copies(patch: pytest.MonkeyPatch, ground: Ground) -> Ground:
-    patch.setattr("selfplay.repositories.build._Preparation._look_for_copies", lambda self: None)
+    patch.setattr("selfplay.repositories.build.refuse_copies", lambda *_: None)
     # No later test may find in the cache what is admitted now.
     return replace(ground, cache=ground.folder("facts"))
 

@@ -45,7 +45,7 @@ BUGS = {
 
 
 def an_evaluation(run: Path, update: int, passes, bugs=tuple(BUGS)) -> Path:
-    """passes(bug) of 4 drawn attempts; greedy passes where at least 3 do."""
+    """passes(bug) of 4 sampled attempts pass. The greedy one passes if at least 3 do."""
     folder = run / "evaluations" / f"u{update:04d}"
     folder.mkdir(parents=True)
     (folder / "evaluation.json").write_text(json.dumps(Identity({"model": "m"}, {}, BUGS).to_json()))
@@ -58,7 +58,7 @@ def an_evaluation(run: Path, update: int, passes, bugs=tuple(BUGS)) -> Path:
 
 
 def a_run(folder: Path, arm: str, seed: int, gain: int, updates: int = 6) -> RunFolder:
-    """Every own bug goes from 1 of 4 to 1 + gain of 4; human bugs stay."""
+    """Every bug of `own` goes from 1 of 4 to 1 + gain of 4. Human bugs stay."""
     run = folder / f"learning-{arm}-s{seed}"
     an_evaluation(run, 0, lambda bug: 1)
     an_evaluation(run, updates, lambda bug: 1 + gain * bug.startswith("own"))
@@ -175,9 +175,8 @@ def test_arms_after_different_numbers_of_updates_are_not_compared(tmp_path):
         ("repair", 1, a_run(tmp_path, "repair", 1, 1, updates=4)),
     ]
     assert not cells(arms_table([read_curve(*run) for run in runs]))
-    evaluated_again(
-        runs[0][2], 4, 2
-    )  # the longer run was evaluated there too: 2 of 4 each, as the shorter one's own bugs
+    # The longer run has an evaluation there too, with 2 of 4 for each bug, like the shorter one's own bugs.
+    evaluated_again(runs[0][2], 4, 2)
     (found,) = cells(arms_table([read_curve(*run) for run in runs]), set="own", mode="T = 1")
     assert (found["updates"], found["difference after, 95 % interval"]) == ("4", "+0.0 [+0.0, +0.0]")
 
@@ -206,7 +205,7 @@ def a_played_store(run: RunFolder) -> str:
         return str(bug.task_record()["patch"])
 
 
-def test_bugs_are_told_apart_by_how_near_they_lie_to_what_a_run_played(tmp_path):
+def test_bugs_are_classed_by_their_distance_from_what_a_run_played(tmp_path):
     run = a_run(tmp_path, "selfplay", 1, 0)
     tasks = [
         fixed_task(0, a_played_store(run)),
@@ -251,9 +250,8 @@ def test_what_was_learned_of_the_bugs_that_were_trained_on_has_its_own_table(tmp
         .partition("\n\n")
     )
     rows = cells(table.split("\n"), mode="T = 1")
-    parts = (
-        [(PLAYED, 1), ("not played", others), (ELSEWHERE, others)] if others else []
-    )  # a part that is the whole needs no row
+    # A part that is the whole has no row.
+    parts = [(PLAYED, 1), ("not played", others), (ELSEWHERE, others)] if others else []
     assert [(row["set"], row["bugs"]) for row in rows] == [
         (name, str(count)) for name, count in [("all", 1 + others), *parts]
     ]
@@ -271,7 +269,10 @@ MET = ["a", "b", "c", "d", "e", "f", "g"]
 
 
 def met(arm: str, seed: int, played: list[str], rate: float, updates: int = 60) -> Nearness:
-    """Before, nothing passes; afterwards all attempts at bugs that were played, and a share of those at the others."""
+    """Before, nothing passes.
+
+    Afterwards all attempts at played bugs pass, and the share `rate` of the others.
+    """
     after = {"sampled": {bug: 1.0 if bug in played else rate for bug in MET}}
     evaluations = [Evaluation(0, {"sampled": dict.fromkeys(MET, 0.0)}), Evaluation(updates, after)]
     curve = Curve(arm, seed, evaluations, [], dict.fromkeys(MET, TaskEntry("")), 0.0)
@@ -280,7 +281,7 @@ def met(arm: str, seed: int, played: list[str], rate: float, updates: int = 60) 
     )
 
 
-def test_over_its_seeds_an_arm_gets_rows_where_each_bug_counts_for_the_seeds_in_which_it_is_of_that_class():
+def test_over_seeds_a_bug_counts_for_the_seeds_where_it_has_the_class():
     runs = [
         met("selfplay", 1, ["a", "b"], 0.5),
         met("selfplay", 2, ["b", "c"], 0.25),
@@ -303,19 +304,19 @@ def test_over_its_seeds_an_arm_gets_rows_where_each_bug_counts_for_the_seeds_in_
 
 
 @pytest.mark.parametrize(
-    ("ends", "drawn"),
+    ("ends", "labels"),
     [((60, 60), ["self-play, seeds 1 and 2"]), ((60, 30), ["self-play, seed 1", "self-play, seed 2"])],
 )
-def test_seeds_that_ended_alike_are_one_point_of_the_plot(ends, drawn):
+def test_seeds_that_ended_alike_are_one_point_of_the_plot(ends, labels):
     runs = [
         met("selfplay", seed, ["a", "b", "c"], 0.5 * seed, updates) for seed, updates in enumerate(ends, 1)
     ]
     figure = draw_nearness(runs, [run.curve for run in runs])
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == drawn
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == labels
     (axis,) = (axis for axis in figure.axes if axis.get_title() == "T = 1")
     points = [round(float(line.get_xdata()[0]), 1) for line in axis.lines if line.get_marker() == "o"]
     # Played: all pass. All: 4 of 7 were not played, of which 50 and 100 % pass.
-    assert sorted(points) == ([85.7, 100.0] if len(drawn) == 1 else [71.4, 100.0, 100.0, 100.0])
+    assert sorted(points) == ([85.7, 100.0] if len(labels) == 1 else [71.4, 100.0, 100.0, 100.0])
 
 
 def test_the_compute_of_a_run_is_counted_over_its_updates(tmp_path):
@@ -378,7 +379,7 @@ def test_an_update_that_solvers_alone_cannot_fill_is_refused():
         arm_settings("repair", load_config(RECIPE, odd), Path("bugs.jsonl"))
 
 
-def test_a_run_with_other_settings_is_told_from_one_that_is_only_longer(tmp_path):
+def test_a_run_with_other_settings_differs_from_one_that_is_only_longer(tmp_path):
     run = RunFolder(tmp_path)
     run.config_file.write_text(
         load_config(RECIPE, ["trainer.learning_rate=3e-5", "train.updates=2", "run.name=x"]).resolved()
