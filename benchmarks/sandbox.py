@@ -1,7 +1,13 @@
-"""What a sandbox costs: start, a command, files in and out, removal; ours beside swe-rex, mini-swe-agent and the floors, in one run.
+"""The time that a sandbox takes: start, one command, files in and out, removal.
 
-Run: make bench-sandbox, or python -m benchmarks.sandbox [--rounds 20] [--kind bubblewrap] [--json]; peers that are not installed are left
-out with the reason. `--scale` checks instead that many sandboxes leave nothing behind (benchmarks/sandbox_scale.py).
+One run compares our sandboxes with swe-rex, mini-swe-agent and the least that each mechanism takes (the
+floors):
+
+    make bench-sandbox
+    python -m benchmarks.sandbox [--rounds 20] [--kind bubblewrap] [--json]
+
+Leaves out peers that are not installed, and says so. `--scale` checks instead that many sandboxes leave
+nothing behind (benchmarks/sandbox_scale.py).
 """
 
 from __future__ import annotations
@@ -41,7 +47,12 @@ Samples = dict[str, dict[str, list[float]]]  # contender → operation → secon
 
 @dataclass(frozen=True)
 class Figure:
-    """`ratio`: of the medians, this one's to ours of the same kind; None where ours did not run."""
+    """Times of one operation of one contender.
+
+    count   number of samples
+    p50_ms  median
+    ratio   its median divided by that of our sandbox of the same kind; None where ours did not run
+    """
 
     operation: str
     contender: str
@@ -52,7 +63,7 @@ class Figure:
 
 
 def make_load(label: str, name: str, files: int, file_bytes: int, scratch: Path) -> Load:
-    """Text of hexadecimal digits in folders of ten files: half its size when compressed, which only swe-rex does."""
+    """Make files of hexadecimal digits, ten in a folder. Only swe-rex compresses them, to half their size."""
     generator = random.Random(name)
     folder = scratch / name
     for number in range(files):
@@ -68,7 +79,7 @@ def make_load(label: str, name: str, files: int, file_bytes: int, scratch: Path)
 def measure_once(
     contender: Contender, commands: int, loads: Sequence[Load], found: dict[str, list[float]]
 ) -> None:
-    """Open one sandbox, do everything with it, remove it."""
+    """Open one sandbox, time every operation in it, remove it. Adds the times, in seconds, to `found`."""
     started = time.perf_counter()
     box = contender.open()
     try:
@@ -115,9 +126,13 @@ def measure(
     rounds: int,
     commands: int,
     loads: Sequence[Load],
-    tell: Callable[[str], None],
+    report: Callable[[str], None],
 ) -> tuple[Samples, dict[str, str]]:
-    """Rounds in which each contender has its turn, the order moving on by one; what failed has no further turn, its reason is returned."""
+    """Measure each contender once per round. Returns the samples, and contender -> reason of each failure.
+
+    Each round starts with the next contender, so that none always follows the same one. A contender that
+    fails is not measured again.
+    """
     samples: Samples = {contender.name: defaultdict(list) for contender in contenders}
     failed: dict[str, str] = {}
     for number in range(rounds):
@@ -127,15 +142,18 @@ def measure(
                 continue
             try:
                 measure_once(contender, commands, loads, samples[contender.name])
-            except Exception as error:  # whatever another library raises must not end the others' turns
+            except Exception as error:  # the others are measured on, whatever a library raises
                 failed[contender.name] = f"failed in round {number + 1}: {type(error).__name__}: {error}"
-        tell(f"round {number + 1} of {rounds}")
-    _take_off_own_time(contenders, samples)
+        report(f"round {number + 1} of {rounds}")
+    _add_overheads(contenders, samples)
     return samples, failed
 
 
-def _take_off_own_time(contenders: Sequence[Contender], samples: Samples) -> None:
-    """Those that do not tell the command's own time: what starting bash costs bare is taken off, where they start one."""
+def _add_overheads(contenders: Sequence[Contender], samples: Samples) -> None:
+    """Add OVER for contenders that do not report a command's own time.
+
+    Estimates that time: a bare start of bash for those that start bash, else 0.
+    """
     bare_s = statistics.median(samples.get(BARE, {}).get(COMMAND) or [0.0])
     for contender in contenders:
         found = samples[contender.name]
@@ -169,7 +187,7 @@ def figures_of(contenders: Sequence[Contender], samples: Samples, operations: Se
 def show(figures: Sequence[Figure], left_out: Mapping[str, str], heading: str) -> None:
     console = Console()
     table = Table(
-        title=heading, caption="ratio: median to that of selfplay's backend of the same kind, in the same run"
+        title=heading, caption="ratio: its median / that of selfplay's sandbox of the same kind in this run"
     )
     for column in ("", "n", "p50 ms", "p90 ms", "ratio"):
         table.add_column(column, justify="right" if column else "left", no_wrap=True)
@@ -211,7 +229,7 @@ def compare(options: argparse.Namespace) -> int:
             options.rounds,
             options.commands,
             loads,
-            lambda said: print(said, file=sys.stderr, flush=True),
+            lambda text: print(text, file=sys.stderr, flush=True),
         )
     moves = [f"{load.label} {way}" for load in loads for way in ("in", "out")]
     figures = figures_of(contenders, samples, [START, COMMAND, OVER, *moves, REMOVE])
@@ -227,11 +245,8 @@ def compare(options: argparse.Namespace) -> int:
             )
         )
     else:
-        show(
-            figures,
-            left_out,
-            f"a sandbox, {options.rounds} rounds of {options.commands} commands; load when it began {before:.1f}",
-        )
+        rounds = f"{options.rounds} rounds of {options.commands} commands"
+        show(figures, left_out, f"a sandbox, {rounds}; load when it began {before:.1f}")
     return 1 if any(name.startswith("selfplay") for name in failed) else 0
 
 
@@ -247,7 +262,7 @@ def scale(options: argparse.Namespace) -> int:
             continue
         report = check_scale(backend, options.at_once, options.in_sequence, options.memory_slack << 20)
         if options.json:
-            print(json.dumps(asdict(report), default=len))  # of mounts, containers and volumes only how many
+            print(json.dumps(asdict(report), default=len))  # sets of names become their sizes
         else:
             show_report(report)
         status |= bool(report.left)
@@ -263,11 +278,11 @@ def main() -> int:
         "--rounds",
         type=at_least_one,
         default=20,
-        help="each opens, uses and removes one sandbox of every contender",
+        help="number of rounds; each opens, uses and removes one sandbox of every contender",
     )
     parser.add_argument("--commands", type=at_least_one, default=20, help="timed commands in each sandbox")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
-    parser.add_argument("--scale", action="store_true", help="check what many sandboxes leave behind instead")
+    parser.add_argument("--scale", action="store_true", help="check instead what many sandboxes leave behind")
     parser.add_argument(
         "--at-once", type=at_least_one, default=200, help="with --scale: sandboxes open together"
     )
@@ -278,7 +293,7 @@ def main() -> int:
         help="with --scale: sandboxes opened and closed one after the other",
     )
     parser.add_argument(
-        "--memory-slack", type=int, default=16, help="with --scale: MiB by which the process may have grown"
+        "--memory-slack", type=int, default=16, help="with --scale: MiB by which this process may grow"
     )
     options = parser.parse_args()
     return scale(options) if options.scale else compare(options)

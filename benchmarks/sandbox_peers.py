@@ -1,7 +1,8 @@
-"""Sandboxes to compare, behind one small interface: ours, swe-rex's, mini-swe-agent's, and the floors (docker SDK, bwrap, bare exec).
+"""The sandboxes that benchmarks/sandbox.py compares, behind one small interface.
 
-Each is used as its own documentation tells, with its defaults. Leaves timing to benchmarks/sandbox.py.
-Invariant: what cannot run here raises `Unavailable` with the reason before anything is timed.
+Ours, swe-rex's, mini-swe-agent's, and the floors: Docker SDK, bwrap, bare exec. Each is used as its
+documentation says, with its defaults. Times nothing. Invariant: a contender that cannot run here raises
+`Unavailable`, with the reason, before anything is timed.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from selfplay.errors import PrerequisiteError
 from selfplay.sandbox import open_backend
 from selfplay.sandbox.base import WORKSPACE, SandboxSpec
-from selfplay.sandbox.docker_sandbox import BASE_IMAGE, ENGINE_ERRORS
+from selfplay.sandbox.docker_engine import ENGINE_ERRORS
+from selfplay.sandbox.docker_sandbox import BASE_IMAGE
 from selfplay.sandbox.prewarmed import PrewarmedSandboxes
 
 if TYPE_CHECKING:
@@ -40,16 +42,16 @@ GONE_S = 60.0
 
 
 class Unavailable(Exception):
-    """This contender cannot run here; the text says why and what to install."""
+    """This contender cannot run here. The message says why, and what to install."""
 
 
 class Failed(Exception):
-    """A contender did not do what was asked of it."""
+    """A contender gave a wrong result."""
 
 
 @dataclass(frozen=True)
 class Load:
-    """Files to move, the same ones two ways: a folder called `name`, and a tar of it whose members begin with `name`."""
+    """Files to move, in two forms: a folder called `name`, and a tar whose members begin with `name`."""
 
     label: str
     name: str
@@ -59,33 +61,38 @@ class Load:
 
 
 class Opened(Protocol):
-    """One open sandbox. `put` and `get` move a whole folder; None where a library has no way of its own to do it."""
+    """One open sandbox. `put` and `get` move a whole folder."""
 
     def run(self) -> float | None:
-        """Run `true`; the seconds that the command itself took, where the sandbox tells."""
+        """Run `true`. Returns the seconds that the command took; None where the sandbox does not say."""
         ...
 
     def put(self, load: Load) -> None: ...
 
     def get(self, load: Load) -> bytes | None:
-        """What `put` brought in, as a tar."""
+        """Return the files of `put` as a tar; None where the library cannot move them out."""
         ...
 
     def remove(self) -> None:
-        """Return when nothing of the sandbox is left."""
+        """Remove the sandbox, and wait until nothing of it is left."""
         ...
 
 
 @dataclass(frozen=True)
 class Contender:
-    """A way to open sandboxes, compared with our backend of the same `kind`."""
+    """A way to open sandboxes, compared with our backend of the same `kind`.
+
+    lasts        False for a program that is started anew for each command
+    starts_bash  it starts bash for each command, so that the command's own time is that of bash. Else `true`
+                 is a builtin of a shell that runs already.
+    """
 
     name: str
     kind: str
     open: Callable[[], Opened]
     moves_files: bool = True
-    lasts: bool = True  # not a program started anew for each command
-    starts_bash: bool = True  # for each command, which is then the command's own time; else `true` is a builtin of a shell that runs
+    lasts: bool = True
+    starts_bash: bool = True
 
 
 # ---- ours
@@ -122,16 +129,16 @@ def ours(kind: str) -> Contender:
     return Contender(f"selfplay {kind}", kind, lambda: Ours(backend))
 
 
-def ours_ready(kind: str) -> Contender:
-    """The same, with one opened ahead, as `sandbox.prewarmed` has it: while the other contenders have their turns the next one is opened."""
+def ours_prewarmed(kind: str) -> Contender:
+    """Ours with one prewarmed sandbox. The next one opens while the other contenders are measured."""
     try:
-        ahead = PrewarmedSandboxes(open_backend(kind)[0], 1)
+        prewarmed = PrewarmedSandboxes(open_backend(kind)[0], 1)
     except PrerequisiteError as error:
         raise Unavailable(str(error).splitlines()[0]) from error
-    atexit.register(ahead.close)
-    Ours(ahead).remove()
-    ahead.settle()
-    return Contender(f"selfplay {kind}, ready", kind, lambda: Ours(ahead))
+    atexit.register(prewarmed.close)
+    Ours(prewarmed).remove()
+    prewarmed.settle()
+    return Contender(f"selfplay {kind}, ready", kind, lambda: Ours(prewarmed))
 
 
 # ---- floors
@@ -140,13 +147,12 @@ def ours_ready(kind: str) -> Contender:
 def _execute(line: list[str]) -> None:
     done = subprocess.run(line, capture_output=True, check=False)
     if done.returncode != 0:
-        raise Failed(
-            f"{' '.join(line)[:80]} ended with {done.returncode}: {done.stderr.decode('utf-8', 'replace').strip()}"
-        )
+        error = done.stderr.decode("utf-8", "replace").strip()
+        raise Failed(f"{' '.join(line)[:80]} ended with {done.returncode}: {error}")
 
 
 class MovesNoFiles:
-    """What has no file transfer of its own."""
+    """A sandbox without file transfer of its own."""
 
     def put(self, load: Load) -> None:
         raise NotImplementedError
@@ -215,7 +221,7 @@ def _engine() -> docker.DockerClient:
 
 
 class SdkContainer:
-    """The docker SDK as its examples use it: a container that sleeps, `exec_run`, archives, forced removal."""
+    """The Docker SDK as in its examples: a container that sleeps, `exec_run`, archives, forced removal."""
 
     def __init__(self, client: docker.DockerClient) -> None:
         self._container = client.containers.run(
@@ -264,7 +270,7 @@ def sdk_run(scratch: Path) -> Contender:
 
 
 def _wait_until_gone(client: docker.DockerClient, container: str) -> None:
-    """The command lines of docker return before a container that removes itself is gone."""
+    """Wait for a container that removes itself: docker's commands return before it is gone."""
     import docker
 
     give_up = time.monotonic() + GONE_S
@@ -281,7 +287,7 @@ def _wait_until_gone(client: docker.DockerClient, container: str) -> None:
 
 
 class SweRex:
-    """A deployment with one bash session. Files come out as a tar made inside and read as text: it moves folders only inwards."""
+    """A deployment with one bash session. It moves folders only in: files come out as a tar, read as text."""
 
     def __init__(self, deployment: Any, folder: Path, gone: Callable[[str], None] | None = None) -> None:
         from swerex.runtime.abstract import CreateBashSessionRequest
@@ -326,7 +332,7 @@ class SweRex:
         self._loop.run_until_complete(self._deployment.stop())
         self._loop.close()
         if self._gone is None:
-            shutil.rmtree(self._folder)  # a local runtime works in this machine's own files
+            shutil.rmtree(self._folder)  # a local runtime works on this machine's own files
         else:
             self._gone(self._name)
 
@@ -346,14 +352,15 @@ def swe_rex_docker(scratch: Path) -> Contender:
     client = _engine()
     from swerex.deployment.docker import DockerDeployment
 
-    places = [path for path in sys.path if path.endswith("site-packages") and Path(path).is_dir()]
+    folders = [path for path in sys.path if path.endswith("site-packages") and Path(path).is_dir()]
     starter = scratch / "swerex-remote"
     starter.write_text("#!/usr/bin/env python3\nfrom swerex.server import main\n\nmain()\n")
     starter.chmod(0o755)
-    # Its server must be in the image; without a registry it is bound into it from this environment, whose Python must be of that version.
-    arguments = ["-e", f"PYTHONPATH={':'.join(places)}", "-v", f"{starter}:/usr/local/bin/swerex-remote:ro"]
-    for place in places:
-        arguments += ["-v", f"{place}:{place}:ro"]
+    # Its server must be in the image. Without a registry it is bound there from this environment, so both
+    # must have the same version of Python.
+    arguments = ["-e", f"PYTHONPATH={':'.join(folders)}", "-v", f"{starter}:/usr/local/bin/swerex-remote:ro"]
+    for folder in folders:
+        arguments += ["-v", f"{folder}:{folder}:ro"]
     version = "import sys; print(sys.version_info[:2])"
     inside = (
         client.containers.run(BASE_IMAGE, ["python3", "-c", version], remove=True, network_mode="none")
@@ -362,7 +369,8 @@ def swe_rex_docker(scratch: Path) -> Contender:
     )
     if inside != str(sys.version_info[:2]):
         raise Unavailable(
-            f"{BASE_IMAGE} has Python {inside}, this is {sys.version_info[:2]}: swe-rex's server cannot be bound into it"
+            f"{BASE_IMAGE} has Python {inside}, this is {sys.version_info[:2]}: "
+            "swe-rex's server cannot be bound into it"
         )
 
     def start() -> Opened:
@@ -378,7 +386,7 @@ def swe_rex_docker(scratch: Path) -> Contender:
 
 
 class Mini(MovesNoFiles):
-    """An environment of mini-swe-agent; it moves no files by itself."""
+    """An environment of mini-swe-agent. It has no file transfer."""
 
     def __init__(self, environment: Any, gone: Callable[[str], None] | None = None) -> None:
         self._environment = environment
@@ -394,7 +402,7 @@ class Mini(MovesNoFiles):
         self._environment.cleanup()
         if self._gone:
             self._gone(self._environment.container_id)
-            self._environment.container_id = None  # or it would be removed once more when the object goes
+            self._environment.container_id = None  # else its destructor removes it once more
 
 
 def mini_bubblewrap(scratch: Path) -> Contender:
@@ -422,25 +430,25 @@ def mini_docker(scratch: Path) -> Contender:
 def _needs(distribution: str, module: str, scratch: Path) -> None:
     os.environ.setdefault("SWE_REX_LOG_STREAM_LEVEL", "CRITICAL")
     os.environ.setdefault("MSWEA_SILENT_STARTUP", "1")
-    os.environ.setdefault("MSWEA_GLOBAL_CONFIG_DIR", str(scratch))  # importing it makes this folder
+    os.environ.setdefault("MSWEA_GLOBAL_CONFIG_DIR", str(scratch))  # the import makes this folder
     try:
         importlib.import_module(module)
     except ImportError as error:
         raise Unavailable(f"{distribution} is not installed ({error}). Install it {INSTALL}") from error
-    logging.getLogger("minisweagent").setLevel(logging.WARNING)  # importing it sets it to tell everything
+    logging.getLogger("minisweagent").setLevel(logging.WARNING)  # the import sets it to log everything
 
 
 MAKERS: dict[str, Callable[[Path], Contender]] = {
     "bare exec": bare_exec,
     "bare bwrap": bare_bubblewrap,
     "selfplay bubblewrap": lambda _: ours("bubblewrap"),
-    "selfplay bubblewrap, ready": lambda _: ours_ready("bubblewrap"),
+    "selfplay bubblewrap, ready": lambda _: ours_prewarmed("bubblewrap"),
     "mini-swe-agent bubblewrap": mini_bubblewrap,
     "swe-rex local": swe_rex_local,
     "docker SDK, a run for each": sdk_run,
     "docker SDK, exec_run": sdk_container,
     "selfplay docker": lambda _: ours("docker"),
-    "selfplay docker, ready": lambda _: ours_ready("docker"),
+    "selfplay docker, ready": lambda _: ours_prewarmed("docker"),
     "mini-swe-agent docker": mini_docker,
     "swe-rex docker": swe_rex_docker,
 }

@@ -1,7 +1,8 @@
-"""What many sandboxes leave behind: memory, descriptors, processes, mounts, control groups, temporary files, containers, volumes.
+"""Checks that many sandboxes leave nothing behind.
 
-Leaves timing to benchmarks/sandbox.py. Invariant: only what this process made is counted, so that others may work on the machine meanwhile;
-mounts and volumes, which tell no owner, are compared by name.
+It counts memory, descriptors, threads, processes, mounts, control groups, temporary files, containers and
+volumes. benchmarks/sandbox.py measures times. Invariant: only things of this process count, so that others
+may use the machine meanwhile. Mounts and volumes name no owner: they are compared by name.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from selfplay.sandbox.base import Sandbox, SandboxBackend, SandboxSpec
-from selfplay.sandbox.docker_sandbox import _connect
+from selfplay.sandbox.docker_engine import engine_host, shared_client
 from selfplay.sandbox.owners import owner
 
 WARM_UP = 3
@@ -30,8 +31,14 @@ CGROUPS = Path("/sys/fs/cgroup")
 
 @dataclass(frozen=True)
 class Holdings:
-    """What this process holds at one moment. `kernel_bytes` (slabs, per-processor data, stacks, page tables) is the whole machine's, so it
-    is shown and not judged."""
+    """What this process holds at one moment.
+
+    groups          control groups of its sandboxes
+    temporary       temporary files and folders
+    children_bytes  memory of its child processes (proportional share, so that shared memory counts once)
+    kernel_bytes    slabs, per-processor data, stacks and page tables of the whole machine, so it is only
+                    shown
+    """
 
     resident_bytes: int
     descriptors: int
@@ -42,13 +49,21 @@ class Holdings:
     mounts: frozenset[str]
     containers: frozenset[str]
     volumes: frozenset[str]
-    children_bytes: int  # proportional share: memory that sandboxes have in common is counted once
+    children_bytes: int
     kernel_bytes: int
 
 
 @dataclass(frozen=True)
 class Report:
-    """`left`: what did not return, by name, with how much more there is. Seconds are of opening and a first command, and of all."""
+    """What one check saw.
+
+    before, opened, closed, after  holdings at the start, with `at_once` sandboxes open, without them, at the
+                                   end
+    opening_s                      to open all of them and run a first command in each
+    asking_s, closing_s            to run a second command in each; to close all of them
+    sequence_s                     to open, use and close `in_sequence` sandboxes one after the other
+    left                           name -> how much more there is than before
+    """
 
     backend: str
     at_once: int
@@ -65,10 +80,14 @@ class Report:
 
 
 def check_scale(backend: SandboxBackend, at_once: int, in_sequence: int, memory_slack: int) -> Report:
-    """Open `at_once` sandboxes together and ask each twice; then `in_sequence`, one after the other. Raises what a backend raises."""
+    """Open `at_once` sandboxes together and use each twice, then open `in_sequence` one after the other.
+
+    memory_slack: bytes by which this process may grow. Raises what the backend raises, and RuntimeError when
+    a command gives a wrong result.
+    """
     spec = SandboxSpec(environment="", labels={"run": "scale"})
     with private_temporary_folder() as folder:
-        for _ in range(WARM_UP):  # what is made once for all sandboxes is no leftover
+        for _ in range(WARM_UP):  # things that are made once for all sandboxes are not left over
             with backend.open(spec) as box:
                 ask(box, "warm")
         before = look(backend.name, folder)
@@ -106,7 +125,7 @@ def ask(box: Sandbox, command: str, expected: str | None = None) -> None:
 
 
 def left_over(before: Holdings, after: Holdings, memory_slack: int) -> dict[str, str]:
-    """What there is more of than before; growth of this process's memory by up to `memory_slack` bytes is let pass."""
+    """Name -> how much more there is than before, without growth of memory by up to `memory_slack` bytes."""
     left = {}
     if after.resident_bytes > before.resident_bytes + memory_slack:
         left["memory"] = f"{(after.resident_bytes - before.resident_bytes) >> 20} MiB more"
@@ -120,7 +139,7 @@ def left_over(before: Holdings, after: Holdings, memory_slack: int) -> dict[str,
 
 
 def settled(kind: str, folder: Path, before: Holdings, memory_slack: int) -> Holdings:
-    """What is held once it has returned to `before`, or at the latest after SETTLE_S."""
+    """Wait until nothing more is held than `before`, at most SETTLE_S. Returns what is held then."""
     give_up = time.monotonic() + SETTLE_S
     while True:
         gc.collect()
@@ -132,7 +151,7 @@ def settled(kind: str, folder: Path, before: Holdings, memory_slack: int) -> Hol
 
 @contextmanager
 def private_temporary_folder() -> Iterator[Path]:
-    """Where this process's temporary files go meanwhile, so that nobody else's are counted."""
+    """Let this process put its temporary files into a new folder, so that only its own are counted."""
     usual = tempfile.tempdir
     with tempfile.TemporaryDirectory(prefix="selfplay-scale-") as folder:
         tempfile.tempdir = folder
@@ -146,7 +165,7 @@ def private_temporary_folder() -> Iterator[Path]:
 
 
 def look(kind: str, folder: Path) -> Holdings:
-    """`kind`: the backend's name; the engine is asked for docker alone. `folder`: where temporary files would lie."""
+    """kind: the backend's name; only "docker" looks at the engine. folder: for temporary files."""
     children = descendants(os.getpid())
     containers, volumes = _of_the_engine() if kind == "docker" else (frozenset[str](), frozenset[str]())
     return Holdings(
@@ -167,15 +186,14 @@ def look(kind: str, folder: Path) -> Holdings:
 
 
 def descendants(pid: int) -> list[int]:
-    """Children and theirs, the dead that nobody has waited for included."""
+    """Children, their children and so on, including dead ones that nobody has waited for."""
     children: dict[int, list[int]] = {}
-    for place in Path("/proc").glob("[0-9]*/stat"):
+    for file in Path("/proc").glob("[0-9]*/stat"):
         try:
-            children.setdefault(int(place.read_text().rpartition(")")[2].split()[1]), []).append(
-                int(place.parent.name)
-            )
+            parent = int(file.read_text().rpartition(")")[2].split()[1])
         except OSError:
             continue
+        children.setdefault(parent, []).append(int(file.parent.name))
     found, pending = [], [pid]
     while pending:
         below = children.get(pending.pop(), [])
@@ -184,21 +202,23 @@ def descendants(pid: int) -> list[int]:
     return found
 
 
-def _kilobytes(place: Path, names: tuple[str, ...]) -> int:
-    """The sum of these lines of a file of the kernel's, in bytes; 0 for a process that has gone."""
+def _kilobytes(path: Path, names: tuple[str, ...]) -> int:
+    """The sum, in bytes, of the lines with these names in a file of /proc; 0 for a process that has ended."""
     try:
-        lines = place.read_text().splitlines()
+        lines = path.read_text().splitlines()
     except OSError:
         return 0
     return sum(int(line.split()[1]) << 10 for line in lines if line.partition(":")[0] in names)
 
 
 def _of_the_engine() -> tuple[frozenset[str], frozenset[str]]:
-    """Names of this process's containers, and of all volumes, which carry no label."""
-    client = _connect(os.environ.get("DOCKER_HOST", ""))
+    """Names of this process's containers, and of all volumes, since volumes have no label."""
+    client = shared_client(engine_host())
     containers = client.api.containers(all=True, filters={"label": f"selfplay.owner={owner()}"})
     volumes = client.api.volumes()["Volumes"] or []
-    client.close()  # the idle connections alone: the library keeps up to 25, one an address asked, which no sandbox adds to
+    # Closes only idle connections. The library keeps up to 25 open, one for each address, and no sandbox adds
+    # to them.
+    client.close()
     return frozenset(found["Id"][:12] for found in containers), frozenset(
         volume["Name"] for volume in volumes
     )
@@ -235,8 +255,8 @@ def show_report(report: Report) -> None:
     console = Console()
     console.print(table)
     console.print(
-        f"{report.at_once} opened in {report.opening_s:.1f} s, asked again in {report.asking_s:.2f} s, closed in {report.closing_s:.1f} s; "
-        f"{report.in_sequence} in sequence in {report.sequence_s:.1f} s"
+        f"{report.at_once} opened in {report.opening_s:.1f} s, asked again in {report.asking_s:.2f} s, "
+        f"closed in {report.closing_s:.1f} s; {report.in_sequence} in sequence in {report.sequence_s:.1f} s"
     )
     if report.left:
         console.print(

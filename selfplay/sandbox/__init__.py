@@ -1,60 +1,58 @@
-"""Where untrusted code runs. `open_backend` chooses a backend; the contract is in base.py.
+"""Where untrusted code runs: `open_backend` chooses a backend. The contract of backends is in base.py.
 
-Imports nothing heavy: a backend's library loads when that backend is asked for.
+Imports nothing heavy: the library of a backend loads when that backend is made.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from selfplay import parts
 from selfplay.errors import ConfigError, PrerequisiteError
 from selfplay.sandbox.base import SandboxBackend
 
-KINDS = ("auto", "docker", "bubblewrap")
+SETTING = "sandbox.type"
+BACKENDS = ("docker", "bubblewrap")  # "auto" tries them in this order
+KINDS = ("auto", *BACKENDS)
+
+
+def _make(kind: str, cache: Path | None) -> SandboxBackend:
+    """A backend is made from the folder for its environments; None: the default one."""
+    backend: SandboxBackend = parts.call(SETTING, kind, cache)
+    return backend
 
 
 def open_backend(kind: str, cache: Path | None = None) -> tuple[SandboxBackend, str]:
-    """The backend for `sandbox.type = kind`, checked, and a sentence on which it is and why.
+    """Make and check the backend for `sandbox.type = kind`. Returns it and the reason for the choice.
 
-    Raises ConfigError for an unknown kind, PrerequisiteError when it (or, for auto, none) works here.
+    cache: the folder for its environments; None for the default one. Raises ConfigError for an unknown kind,
+    and PrerequisiteError when the backend does not work here ("auto": when none does).
     """
-    if kind not in KINDS:
+    if kind == "auto":
+        return _first_that_works(cache)
+    if kind not in BACKENDS and not parts.is_own(kind):
         raise ConfigError(f"sandbox.type = {kind!r} is unknown. Choose one of: {', '.join(KINDS)}.")
-    if kind != "auto":
-        backend = _make(kind, cache)
-        backend.check()
-        return backend, f"{kind}: chosen by sandbox.type"
-    refusals = {}
-    for name, reason in (
-        ("docker", "an engine answers and the base image is there"),
-        ("bubblewrap", "it works on this machine"),
-    ):
+    backend = _make(kind, cache)
+    backend.check()
+    return backend, f"{kind}: chosen by sandbox.type"
+
+
+def _first_that_works(cache: Path | None) -> tuple[SandboxBackend, str]:
+    refusals: dict[str, str] = {}
+    for name in BACKENDS:
         backend = _make(name, cache)
         try:
             backend.check()
         except PrerequisiteError as error:
             refusals[name] = str(error)
             continue
-        # The reason without its remedy, which `selfplay doctor` tells: nothing is wrong.
-        told = "".join(
+        # Each refusal without its remedy, since nothing needs one here. `selfplay doctor` shows the remedies.
+        skipped = "".join(
             f" (not {other}: {refusal.splitlines()[0].partition('. ')[0]})"
             for other, refusal in refusals.items()
         )
-        return backend, f"{name}: {reason}{told}"
+        return backend, f"{name}: {backend.capabilities.available_when}{skipped}"
     raise PrerequisiteError(
         "no sandbox can be opened here.\n"
         + "\n".join(f"  {name}: {refusal}" for name, refusal in refusals.items())
     )
-
-
-def _make(kind: str, cache: Path | None) -> SandboxBackend:
-    if kind == "docker":
-        from selfplay.sandbox.docker_sandbox import DockerBackend
-
-        return DockerBackend(cache)
-    from selfplay.sandbox.bubblewrap_sandbox import BubblewrapBackend
-
-    return BubblewrapBackend(cache)
-
-
-__all__ = ["KINDS", "SandboxBackend", "open_backend"]

@@ -1,6 +1,8 @@
-"""Memory, process and processor limits by control groups, v1 or v2, where this process may make any; else None.
+"""Limits of memory, processes and processors by control groups, v1 or v2.
 
-Leaves the watchdog that stands in for a missing group to the backend. Invariant: a group is named by its owner.
+This process may lack the right to make groups: then `make_group` returns None, and the backend needs a
+watchdog instead. Invariant: a group's name identifies the process that made it, so that `sweep_groups` can
+tell what a dead process left.
 """
 
 from __future__ import annotations
@@ -23,12 +25,17 @@ PERIOD_US = 100_000
 
 @dataclass(frozen=True)
 class ControlGroup:
-    """One folder a controller (v1), or one for all of them (v2)."""
+    """A group of processes.
+
+    folders      one per controller (v1), or one for all controllers (v2)
+    controllers  names of the controllers that limit the group
+    """
 
     folders: tuple[Path, ...]
     controllers: frozenset[str]
 
     def add(self, pid: int) -> None:
+        """Move a process into the group, unless it has ended. Raises OSError without the right to."""
         for folder in self.folders:
             try:
                 (folder / "cgroup.procs").write_text(str(pid))
@@ -36,7 +43,7 @@ class ControlGroup:
                 return
 
     def remove(self, patience_s: float = 5.0) -> None:
-        """Kill what is left in it and remove it."""
+        """Kill its processes and remove it. After `patience_s` seconds, leave it to a sweep."""
         give_up = time.monotonic() + patience_s
         for folder in self.folders:
             while folder.exists():
@@ -51,12 +58,15 @@ class ControlGroup:
 
 
 def memory_kills(group: ControlGroup | None) -> int | None:
-    """How many processes the kernel ever killed for want of memory: in the group, else on the machine; None where it does not say."""
+    """Number of processes that the kernel killed since memory ran out; None where it counts none.
+
+    Of the group, or of the whole machine where there is no group.
+    """
     files = [
         folder / name
         for folder in (group.folders if group else ())
-        for name in ("memory.events", "memory.oom_control")
-    ]  # v2, v1
+        for name in ("memory.events", "memory.oom_control")  # of v2, of v1
+    ]
     for file in (*files, Path("/proc/vmstat")):
         with suppress(OSError):
             if found := re.search(r"^oom_kill (\d+)$", file.read_text(), re.MULTILINE):
@@ -65,7 +75,7 @@ def memory_kills(group: ControlGroup | None) -> int | None:
 
 
 def make_group(name: str, limits: Limits) -> ControlGroup | None:
-    """A fresh group with these limits, without members; None where none may be made."""
+    """Make a group with these limits and no processes. Returns None when this process may not make one."""
     bases = _bases()
     if not bases:
         return None
@@ -97,7 +107,7 @@ def sweep_groups() -> list[str]:
 
 
 def _settings(limits: Limits) -> dict[str, list[tuple[tuple[str, ...], str]]]:
-    """Per controller: (file name of v1 or v2, whichever is there; value). A swap file may be missing, the others not."""
+    """Controller -> its settings: (possible file names, value). The name "" means that it may be missing."""
     memory, quota = str(limits.memory_bytes), int(limits.cpus * PERIOD_US)
     return {
         "memory": [
@@ -113,7 +123,7 @@ def _settings(limits: Limits) -> dict[str, list[tuple[tuple[str, ...], str]]]:
 def _write_first(folder: Path, filenames: tuple[str, ...], value: str) -> None:
     for filename in filenames:
         if not filename:
-            return  # optional
+            return  # the file may be missing
         if (folder / filename).exists():
             (folder / filename).write_text(value)
             return
@@ -122,7 +132,7 @@ def _write_first(folder: Path, filenames: tuple[str, ...], value: str) -> None:
 
 @cache
 def _bases() -> tuple[tuple[tuple[str, ...], Path], ...]:
-    """Where groups can be made: ((controllers, folder), …). Memory and pids are needed, cpu is taken where it is."""
+    """The folders that groups can be made in: ((controllers, folder), …). Empty without memory and pids."""
     if (ROOT / "cgroup.controllers").exists():
         return _unified_base()
     found = []
@@ -146,7 +156,7 @@ def _bases() -> tuple[tuple[tuple[str, ...], Path], ...]:
 
 
 def _unified_base() -> tuple[tuple[tuple[str, ...], Path], ...]:
-    """v2: a parent without processes of its own, since only such a one may limit its children."""
+    """v2: a parent folder without processes of its own, since only such a parent may limit its children."""
     for base in (ROOT / _own_groups().get("", "").lstrip("/"), ROOT):
         parent = base / "selfplay"
         try:
@@ -166,6 +176,7 @@ def _unified_base() -> tuple[tuple[tuple[str, ...], Path], ...]:
 
 
 def _own_groups() -> dict[str, str]:
+    """Controller ("" for v2) -> path of the group that this process is in."""
     groups: dict[str, str] = {}
     try:
         for line in Path("/proc/self/cgroup").read_text().splitlines():

@@ -1,7 +1,7 @@
-"""The harness's end of a command server: frames over a channel, archives, and what the loss of a sandbox means.
+"""The harness's end of the protocol of a command server, and the `Sandbox` that both backends build on it.
 
-Leaves starting and removing sandboxes to the backends. Invariant: no read or write waits past its deadline, and
-nothing that comes out of a sandbox is trusted, neither its amount nor its names.
+The backends start and remove what the server runs in. Invariants: no read or write waits past its deadline.
+The client trusts nothing that comes out of a sandbox: it bounds the amount of data and checks every name.
 """
 
 from __future__ import annotations
@@ -20,18 +20,20 @@ from selfplay.sandbox.base import ExecResult, SandboxSpec
 
 CHUNK = 1 << 18
 MAX_COMMAND_BYTES = 1 << 20
-HELLO_S = 60.0
-ANSWER_S = (
-    60.0  # beyond a command's own timeout: the server kills what is left, on a machine that may be busy
-)
-ARCHIVE_S = 300.0
+MAX_INPUT_BYTES = 1 << 26
+HELLO_S = 60.0  # for the server's first frame
+# In addition to a command's own timeout, since the server then kills its processes, on a machine that may be
+# busy.
+ANSWER_S = 60.0
+ARCHIVE_S = 300.0  # for a whole archive, either way
 PROBE_S = 60.0
+SERVER_MESSAGE_BYTES = 4096  # most output that the server adds to a command's, for a bash that does not start
 
 Result = TypeVar("Result")
 
 
 class PeerGone(Exception):
-    """The command server does not answer, or not as a command server would. Never leaves this package."""
+    """The command server does not answer, or its answer breaks the protocol. Never leaves this package."""
 
 
 class Refused(Exception):
@@ -39,19 +41,19 @@ class Refused(Exception):
 
 
 class Channel(Protocol):
-    """Bytes to and from a command server; both methods raise PeerGone when the deadline (monotonic) passes."""
+    """Bytes to and from a command server. Its methods raise PeerGone at their deadline (time.monotonic)."""
 
     def send(self, data: bytes, deadline: float) -> None: ...
 
     def receive(self, deadline: float) -> bytes:
-        """At least one byte; PeerGone at the end of the stream."""
+        """Return at least one byte. Raises PeerGone at the end of the stream too."""
         ...
 
     def close(self) -> None: ...
 
 
 class PipeChannel:
-    """A pair of pipes, as a started process has them."""
+    """The pipes of a started process. reader: descriptor of its stdout. writer: of its stdin."""
 
     def __init__(self, reader: int, writer: int) -> None:
         self._reader, self._writer = reader, writer
@@ -91,16 +93,20 @@ class PipeChannel:
             raise PeerGone("the command server did not answer in time")
 
     def close(self) -> None:
-        """The descriptors belong to whoever started the process."""
+        """Closes nothing: the descriptors belong to the code that started the process."""
 
 
 class SocketChannel:
-    """The engine's attach stream: what we send goes to stdin, what comes is packets of (stream, length, bytes)."""
+    """The attach stream of a Docker engine.
+
+    The engine passes on what is sent to the container's stdin. It sends packets: one byte for the stream (1
+    for stdout), three zero bytes, four bytes of length, the data.
+    """
 
     def __init__(self, connection: socket.socket) -> None:
         self._socket = connection
         self._raw = bytearray()
-        self.errors = bytearray()  # the server's stderr, its end, for messages
+        self.errors = bytearray()  # the end of the server's stderr, for messages
 
     def send(self, data: bytes, deadline: float) -> None:
         try:
@@ -137,16 +143,19 @@ class SocketChannel:
         self._socket.close()
 
 
+# ---- frames: the format is described in command_server.py
+
+
 def pack(*fields: bytes) -> bytes:
     return b"".join(len(field).to_bytes(4, "big") + field for field in fields)
 
 
 def unpack(payload: bytes) -> list[bytes]:
-    fields, at = [], 0
-    while at < len(payload):
-        size = int.from_bytes(payload[at : at + 4], "big")
-        fields.append(payload[at + 4 : at + 4 + size])
-        at += 4 + size
+    fields, start = [], 0
+    while start < len(payload):
+        size = int.from_bytes(payload[start : start + 4], "big")
+        fields.append(payload[start + 4 : start + 4 + size])
+        start += 4 + size
     return fields
 
 
@@ -155,7 +164,7 @@ def frame(kind: bytes, payload: bytes = b"") -> bytes:
 
 
 def safe_name(name: str) -> str:
-    """`name` normalised; raises ArtifactError unless it stays below the folder it is relative to."""
+    """Normalise a relative path. Raises ArtifactError when it leaves the folder that it is relative to."""
     parts = [part for part in name.split("/") if part not in ("", ".")]
     if name.startswith("/") or ".." in parts or "\0" in name:
         raise ArtifactError(
@@ -165,7 +174,7 @@ def safe_name(name: str) -> str:
 
 
 def archive_frames(tar: bytes) -> Iterator[bytes]:
-    """The frames that write `tar`. Raises ArtifactError for anything in it but plain files and folders."""
+    """The frames that unpack `tar` in a sandbox. Raises ArtifactError for links and special files."""
     try:
         with tarfile.open(fileobj=io.BytesIO(tar), mode="r:") as archive:
             for member in archive:
@@ -177,7 +186,8 @@ def archive_frames(tar: bytes) -> Iterator[bytes]:
                     continue
                 if not member.isreg() or member.issparse() or not name:
                     raise ArtifactError(
-                        f"archive member {member.name!r} is a link, a device or a sparse file; only files and folders are taken"
+                        f"archive member {member.name!r} is a link, a device or a sparse file; "
+                        "only files and folders are taken"
                     )
                 mode = 0o755 if member.mode & 0o111 else 0o644
                 yield frame(b"p", pack(encoded, str(mode).encode()))
@@ -190,13 +200,18 @@ def archive_frames(tar: bytes) -> Iterator[bytes]:
 
 
 class Connection:
-    """One command server, spoken to in turn. Every method raises PeerGone when it is lost."""
+    """The connection to one command server. Every method but `close` raises PeerGone when the server is lost.
+
+    Makes one request at a time. `Sandbox` says what `run`, `write` and `read` do; they raise Refused when the
+    server cannot do it, and `read` raises ArtifactError for too many bytes and for unsafe names.
+    """
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
         self._buffer = bytearray()
 
     def hello(self, deadline: float) -> None:
+        """Wait for the server's first frame. Raises Refused, with the reason, when it cannot work here."""
         kind, payload = self._receive(deadline)
         if kind == b"f":
             raise Refused(payload.decode("utf-8", "replace"))
@@ -216,9 +231,7 @@ class Connection:
             kind, payload = self._receive(deadline)
             if kind == b"o":
                 output += payload
-                if (
-                    len(output) > output_bytes + 4096
-                ):  # some room for the server's own word on a bash that did not start
+                if len(output) > output_bytes + SERVER_MESSAGE_BYTES:
                     raise PeerGone("the command server sent more output than was asked for")
             elif kind == b"x":
                 code, truncated, timed_out, duration_us = (int(field) for field in unpack(payload))
@@ -283,7 +296,7 @@ class Connection:
 
 
 def make_archive(files: list[tuple[str, int, bytearray]]) -> bytes:
-    """A tar of the files, by name, owner and time left out: equal contents give equal bytes."""
+    """A tar of files (name, mode, content), sorted and without times: equal files give equal bytes."""
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as archive:
         for name, mode, content in sorted(files, key=lambda file: file[0]):
@@ -294,8 +307,14 @@ def make_archive(files: list[tuple[str, int, bytearray]]) -> bytes:
 
 
 class ConnectedSandbox:
-    """A `Sandbox` over a command server. `release` removes what the backend started; `probe` raises when a fresh
-    sandbox of the same spec does not run `true`, which tells the machinery's failure from the command's."""
+    """A `Sandbox` over a command server.
+
+    release  removes what the backend started
+    probe    called after a loss. Raises SandboxUnavailable when a fresh sandbox of the same spec does not run
+             `true`, and SandboxInterrupted when somebody outside ended this one. Otherwise a command ended
+             it.
+    details  what tests look up: process ids, names of containers
+    """
 
     def __init__(
         self,
@@ -310,9 +329,7 @@ class ConnectedSandbox:
         self._release = release
         self._probe = probe
         self._ended: SandboxError | None = None
-        self.details = (
-            details  # what the backend wants to be asked for in tests: process ids, container names
-        )
+        self.details = details
 
     @property
     def spec(self) -> SandboxSpec:
@@ -322,16 +339,17 @@ class ConnectedSandbox:
         self, command: str, timeout_s: float = 60.0, output_bytes: int | None = None, stdin: bytes = b""
     ) -> ExecResult:
         encoded = command.encode("utf-8", "surrogateescape")
-        limit = min(self._spec.limits.file_bytes, 1 << 26)
-        most = min(MAX_COMMAND_BYTES, limit)
-        if len(encoded) > most or len(stdin) > limit or b"\0" in encoded:
-            reason = f"command not run: at most {most} bytes without NUL, and {limit} bytes of input\n"
+        max_input = min(self._spec.limits.file_bytes, MAX_INPUT_BYTES)
+        max_command = min(self._spec.limits.file_bytes, MAX_COMMAND_BYTES)
+        if len(encoded) > max_command or len(stdin) > max_input or b"\0" in encoded:
+            most = f"at most {max_command} bytes without NUL, and {max_input} bytes of input"
+            reason = f"command not run: {most}\n"
             return ExecResult(126, reason.encode(), truncated=False, timed_out=False, duration_s=0.0)
-        cap = self._spec.limits.output_bytes if output_bytes is None else output_bytes
-        return self._ask(lambda: self._connection.run(encoded, timeout_s, cap, stdin))
+        max_output = self._spec.limits.output_bytes if output_bytes is None else output_bytes
+        return self._ask(lambda: self._connection.run(encoded, timeout_s, max_output, stdin))
 
     def write_archive(self, folder: str, tar: bytes) -> None:
-        frames = list(archive_frames(tar))  # checked as a whole before the first byte moves
+        frames = list(archive_frames(tar))  # checks all of it before the first byte is sent
         try:
             self._ask(lambda: self._connection.write(folder, frames))
         except Refused as error:

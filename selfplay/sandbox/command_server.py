@@ -1,12 +1,27 @@
-"""Process 1 of a sandbox: runs commands with bash and moves files, spoken to in frames over its stdin and stdout.
+"""Process 1 of a sandbox: it runs commands with bash and moves files, as requests on its stdin ask.
 
-Standard library only, one file, started with `python3 -I -S`; it knows nothing of the machine around the sandbox.
-Invariant: nothing that a command does can write to, read from, stop or trace this process.
+A standalone program: one file, standard library only, started with `python3 -I -S`. It knows nothing about
+the machine around the sandbox. Invariant: no command can write to this process, read from it, stop it or
+trace it.
 """
 
-# A frame is one kind byte, four bytes of length (big-endian) and the payload. Fields inside a payload are each a length
-# and bytes. json, struct and tarfile stay out: importing them would double the time that a sandbox takes to open.
+# The protocol. A frame is one byte for its kind, four bytes of length (big-endian), and the payload. A
+# payload of several fields holds four bytes of length and the bytes of each. The server first sends "h"
+# (ready) or "f" (cannot work here, with the reason). Then the client makes one request at a time, and the
+# server answers it:
+#
+#   request                                     answer
+#   r: timeout in ms, most output, command      o: output, any number of times
+#     d: input, any number of times             x: exit code, is truncated, is timed out, duration in µs
+#     e
+#   w: folder                                   k: done, or
+#     m: folder; p: file, mode; d: contents     f: the reason of a failure
+#     e
+#   g: folder, most bytes                       p: file, mode; d: contents; e at the end, or
+#     e                                         b: the size, when it is too much, or
+#                                               f: the reason of a failure
 
+# json, struct and tarfile are not imported, since they would double the time that a sandbox takes to open.
 # pathlib takes as long to import as everything else here together:
 # ruff: noqa: PTH103, PTH108, PTH118, PTH120
 
@@ -19,30 +34,33 @@ import stat
 import sys
 import time
 
-TYPE_CHECKING = False  # as in typing, which is not imported for the same reason
+TYPE_CHECKING = False  # as in typing, which also takes long to import
 if TYPE_CHECKING:
     import signal
     from collections.abc import Iterator
 else:
-    import _signal as signal  # the numbers without the enums that `signal` makes of them, which is half of its import
+    # Plain numbers. Half the time to import `signal` goes into making enums of them.
+    import _signal as signal
 
 PROTOCOL_IN, PROTOCOL_OUT, WAKE_READ, WAKE_WRITE = 200, 201, 202, 203
-COMMAND_FD, STATE_FD = 250, 251  # in the command's shell: what to run, and where its end state goes
+COMMAND_FD, STATE_FD = 250, 251  # in the command's shell: its text, and where it writes its state at the end
 CHUNK = 1 << 16
 MAX_FRAME = 1 << 25
-MAX_STATE = 1 << 20  # exported variables kept between calls, all together
-MAX_VARIABLE = 1 << 17  # the kernel refuses a longer one
-MAX_LINGERING = 64  # output pipes that background processes still hold open
+MAX_STATE = 1 << 20  # bytes of all exported variables that persist between calls
+MAX_VARIABLE = 1 << 17  # bytes; the kernel refuses a longer variable
+MAX_LINGERING = 64  # open output pipes of background processes
 SPAWN_PATIENCE_S = 2.0
 KILL_PATIENCE_S = 10.0
 
-# One line, so that bash counts the command's lines from 1. The command itself comes in over a file, since an argument
-# may hold 128 KiB at most. The trap notes folder and variables; whoever forges that note fools only its own next command.
-# Raising oom_score_adj makes the kernel choose a command before this server when memory runs out.
+# What bash runs for each command. One line, so that bash counts the command's lines from 1. It reads the
+# command from a file, since an argument may have at most 128 KiB. The trap writes folder and variables to
+# another file: a command that forges them only misleads the next commands. When memory runs out, the kernel
+# kills commands before this server, since their oom_score_adj is higher.
 BOOTSTRAP = (
     "{ echo 500 >/proc/self/oom_score_adj; } 2>/dev/null; "
     f'IFS= read -r -d "" -u {COMMAND_FD} _command; exec {COMMAND_FD}<&-; '
-    f'trap \'{{ set +eux; }} 2>/dev/null; {{ printf "%s\\0" "$PWD"; /usr/bin/env -0; }} >&{STATE_FD} 2>/dev/null || :\' EXIT; '
+    'trap \'{ set +eux; } 2>/dev/null; { printf "%s\\0" "$PWD"; /usr/bin/env -0; } '
+    f">&{STATE_FD} 2>/dev/null || :' EXIT; "
     'eval "$_command"'
 )
 
@@ -61,7 +79,7 @@ def unpack(payload: bytes) -> "list[bytes]":
 
 
 def harden(die_with_parent: bool) -> None:
-    """No tracing and no /proc/1/fd for processes of the same user; death with the launcher where that makes sense."""
+    """Forbid tracing and /proc/1/fd to processes of the same user. die_with_parent: end with the launcher."""
     import ctypes
 
     prctl = ctypes.CDLL(None, use_errno=True).prctl
@@ -73,14 +91,16 @@ def harden(die_with_parent: bool) -> None:
 
 
 class Server:
+    """Serves requests one after another. Its state between them: working directory and exported variables."""
+
     def __init__(self, workspace: str) -> None:
         self.workspace = workspace
         self.folder = workspace
         self.variables = dict(os.environb)
         self.incoming = b""
-        self.child: int | None = None  # the running bash, until its status is known
-        self.status: int | None = None
-        self.lingering: list[int] = []
+        self.child: int | None = None  # pid of the running bash, until its status is known
+        self.status: int | None = None  # of the last bash: its exit code, or minus the signal that ended it
+        self.lingering: list[int] = []  # output pipes that background processes of earlier commands hold open
         self.poll = select.poll()
         self.poll.register(PROTOCOL_IN, select.POLLIN)
         self.poll.register(WAKE_READ, select.POLLIN)
@@ -93,13 +113,16 @@ class Server:
             data = data[os.write(PROTOCOL_OUT, data) :]
 
     def wait(self, timeout_s: "float | None" = None) -> "list[int]":
-        """Sleep until something happens; looks after dead processes and old pipes, returns the ready descriptors."""
+        """Sleep until something happens. Returns the readable descriptors that it does not handle itself.
+
+        It handles incoming bytes, dead processes and lingering pipes.
+        """
         ready = []
         for fd, _ in self.poll.poll(None if timeout_s is None else max(0, int(timeout_s * 1000) + 1)):
             if fd == PROTOCOL_IN:
                 data = os.read(PROTOCOL_IN, CHUNK)
                 if not data:
-                    os._exit(0)  # the harness is gone; the namespace dies with process 1
+                    os._exit(0)  # the harness has ended, and the namespace ends with process 1
                 self.incoming += data
             elif fd == WAKE_READ:
                 os.read(WAKE_READ, 4096)
@@ -128,7 +151,7 @@ class Server:
         return data[:1], data[5 : 5 + size]
 
     def receive_rest(self) -> "Iterator[tuple[bytes, bytes]]":
-        """The frames of one request, up to its end."""
+        """The further frames of one request, up to its end."""
         while True:
             kind, payload = self.receive()
             if kind == b"e":
@@ -152,7 +175,7 @@ class Server:
     # ---- processes
 
     def reap(self) -> bool:
-        """Collect the dead; false once no process is left at all."""
+        """Collect the status of dead processes. Returns False when no other process is left."""
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
@@ -165,7 +188,7 @@ class Server:
                 self.status = -os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
 
     def kill_all(self) -> None:
-        """Kill every other process of the namespace. Orphans become ours, so no child left means nobody left."""
+        """Kill every other process of the namespace. Orphans become our children, so `reap` sees all."""
         assert os.getpid() == 1  # anywhere else kill(-1) would take the machine down
         give_up = time.monotonic() + KILL_PATIENCE_S
         while True:
@@ -180,6 +203,11 @@ class Server:
             time.sleep(0.001)
 
     def spawn(self, stdin: int, output: int, command: int, state: int) -> int:
+        """Start bash with these descriptors; returns its pid. Raises OSError.
+
+        When processes of earlier commands fill the limit for SPAWN_PATIENCE_S, kill them and try for as long
+        again.
+        """
         variables = dict(self.variables)
         try:
             os.chdir(self.folder)
@@ -212,7 +240,6 @@ class Server:
                     if time.monotonic() > give_up:
                         if killed:
                             raise
-                        # Processes of earlier commands fill the limit: they have had their chance.
                         self.kill_all()
                         killed = True
                     self.reap()
@@ -222,7 +249,7 @@ class Server:
 
     # ---- commands
 
-    def run(self, timeout_ms: bytes, cap: bytes, command: bytes) -> None:
+    def run(self, timeout_ms: bytes, max_output: bytes, command: bytes) -> None:
         started = time.monotonic()
         deadline = started + int(timeout_ms) / 1000
         stdin = self.receive_stdin()
@@ -241,8 +268,8 @@ class Server:
         os.close(command_fd)
         self.poll.register(output, select.POLLIN)
 
-        left = [int(cap)]
-        cut = timed_out = False
+        left = [int(max_output)]
+        is_truncated = timed_out = False
         is_open = True
         while self.status is None:
             remaining = deadline - time.monotonic()
@@ -257,11 +284,11 @@ class Server:
                     self.poll.unregister(output)
                     is_open = False
                 elif seen:
-                    cut = True
+                    is_truncated = True
         if is_open:
-            # What bash wrote before it ended is in the pipe by now; later writers are background processes.
+            # The pipe holds all that bash wrote before it ended. Only background processes write to it later.
             seen = self.drain(output, 16 * CHUNK, left)
-            cut = cut or bool(seen)
+            is_truncated = is_truncated or bool(seen)
             if seen is None:
                 self.poll.unregister(output)
                 os.close(output)
@@ -276,7 +303,8 @@ class Server:
         os.close(state_fd)
         status = self.status or 0
         code = 124 if timed_out else status if status >= 0 else 128 - status
-        fields = (code, int(cut or left[0] < 0), int(timed_out), int((time.monotonic() - started) * 1e6))
+        duration_us = int((time.monotonic() - started) * 1e6)
+        fields = (code, int(is_truncated or left[0] < 0), int(timed_out), duration_us)
         self.send(b"x", pack(*(str(field).encode() for field in fields)))
 
     def receive_stdin(self) -> int:
@@ -291,7 +319,11 @@ class Server:
         return fd
 
     def drain(self, fd: int, most: int, left: "list[int] | None" = None) -> "bool | None":
-        """Read up to `most` bytes, pass on what `left` allows; None at the end, else whether anything was dropped."""
+        """Read up to `most` bytes, send what still fits into `left`, drop the rest.
+
+        left: one item, the number of bytes that may still be sent, lowered here; None: send nothing. Returns
+        None at the end of the pipe (left is then -1 if bytes were dropped), else whether bytes were dropped.
+        """
         dropped = False
         while most > 0:
             try:
@@ -313,14 +345,16 @@ class Server:
         return dropped
 
     def forget(self, fd: int) -> None:
+        """Close a lingering pipe."""
         self.lingering.remove(fd)
         self.poll.unregister(fd)
         os.close(fd)
 
     def remember(self, state_fd: int) -> None:
+        """Take over folder and variables as the command left them."""
         size = os.fstat(state_fd).st_size
         if not 0 < size <= MAX_STATE:
-            return  # `exec`, an own EXIT trap or a signal: no note was left, the last one stands
+            return  # the trap did not run (`exec`, an EXIT trap of the command, a signal): keep the old state
         folder, *entries = os.pread(state_fd, size, 0).split(b"\0")
         pairs = [entry.partition(b"=") for entry in entries if len(entry) < MAX_VARIABLE]
         if folder.startswith(b"/"):
@@ -332,7 +366,7 @@ class Server:
     # ---- files
 
     def write_files(self, folder: bytes) -> None:
-        """Plain files and folders, each name already checked by the client; a failure is told once all frames are read."""
+        """Write files and folders, whose names the client has checked. Reports a failure at the end."""
         failure = b""
         out = None
         root = os.fsdecode(folder)
@@ -361,7 +395,7 @@ class Server:
         self.send(b"f" if failure else b"k", failure)
 
     def read_files(self, folder: bytes, most_bytes: bytes) -> None:
-        """Every regular file below `folder`; a first pass adds up sizes, so that too much is refused before it moves."""
+        """Send every regular file below `folder`, after a first pass that adds up their sizes."""
         root, most = os.fsdecode(folder), int(most_bytes)
         for _ in self.receive_rest():
             pass
@@ -372,7 +406,7 @@ class Server:
             total = 0
             for path, size in regular_files(root):
                 total += 512 + (size + 511) // 512 * 512
-                if len(files) <= most // 512:  # more names than that are counted, not kept
+                if len(files) <= most // 512:  # more files exceed `most` by their headers alone
                     files.append(path)
             if total > most:
                 self.send(b"b", str(total).encode())
@@ -436,7 +470,11 @@ def describe(error: OSError) -> bytes:
 
 
 def main(arguments: "list[str]") -> None:
-    """arguments: most bytes in a file, most processes of this user (0: no limit set here), 1 to die with the launcher, workspace."""
+    """Run the server until its input ends.
+
+    arguments: most bytes of a file, most processes of this user (0 sets no limit), 1 to end with the
+    launcher, the workspace.
+    """
     file_bytes, processes, die_with_parent, workspace = arguments
     if os.getpid() != 1:
         sys.exit("command_server is process 1 of a sandbox and refuses to run anywhere else")
@@ -447,8 +485,9 @@ def main(arguments: "list[str]") -> None:
     ):
         if value or name == resource.RLIMIT_CORE:
             resource.setrlimit(name, (value, value))
+    # The kernel delivers no signal to process 1 that has no handler there, so these cannot end it.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_DFL)  # process 1 does not receive signals that it has no handler for
+        signal.signal(number, signal.SIG_DFL)
     for old, new in ((0, PROTOCOL_IN), (1, PROTOCOL_OUT)):
         os.dup2(old, new, inheritable=False)
         fcntl.fcntl(new, fcntl.F_SETFD, fcntl.FD_CLOEXEC)

@@ -1,7 +1,7 @@
-"""What every sandbox must do, as checks that a backend passes: run by the tests and by `selfplay doctor`.
+"""The sandbox contract as checks that every backend must pass. Whoever writes a backend can run them.
 
-Each check takes a backend and a spec, opens what it needs and raises AssertionError, with what it saw, when a promise is
-broken. Invariant: the checks rely on the contract in base.py alone, never on a particular backend.
+A check opens the sandboxes that it needs. It raises AssertionError, with what it saw, when a backend breaks
+the contract. Invariant: the checks use the contract in base.py alone and treat all backends alike.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def says(box: Sandbox, command: str, timeout_s: float = 30.0) -> str:
 
 
 def is_alone(box: Sandbox) -> bool:
-    """Whether no process lives in the sandbox but its server and the shell that asks."""
+    """Whether only the command server and the shell of this question run in the sandbox."""
     return says(box, 'n=0; for p in /proc/[0-9]*; do n=$((n + 1)); done; echo "$n"') == "2"
 
 
@@ -102,13 +102,11 @@ def lets_background_processes_live(backend: SandboxBackend, spec: SandboxSpec) -
             "a background process that holds the output open delayed the command's end"
         )
         time.sleep(0.3)
-        assert (
-            says(
-                box,
-                "jobs=0; for p in /proc/[0-9]*/comm; do read -r c <$p; [ $c = sleep ] && jobs=$((jobs + 1)); done; echo $jobs",
-            )
-            == "2"
+        count_sleeps = (
+            "jobs=0; for p in /proc/[0-9]*/comm; do "
+            "read -r c <$p; [ $c = sleep ] && jobs=$((jobs + 1)); done; echo $jobs"
         )
+        assert says(box, count_sleeps) == "2"
         assert says(box, "echo clean") == "clean", "a background process spoke into a later command's output"
 
 
@@ -139,9 +137,11 @@ def a_timeout_leaves_no_process_and_keeps_the_workspace(backend: SandboxBackend,
     with backend.open(spec) as box:
         says(box, "echo kept > file; export KEPT=yes")
         command = (
-            "trap '' TERM INT HUP; (trap '' TERM; sleep 301) & setsid sleep 302 & nohup sleep 303 >/dev/null 2>&1 & "
+            "trap '' TERM INT HUP; (trap '' TERM; sleep 301) & setsid sleep 302 & "
+            "nohup sleep 303 >/dev/null 2>&1 & "
             "(setsid bash -c 'sleep 304 & exec sleep 305' &) ; python3 -c 'import os\n"
-            "if os.fork() == 0:\n os.setsid()\n if os.fork() == 0:\n  import time; time.sleep(306)\n' ; sleep 307"
+            "if os.fork() == 0:\n os.setsid()\n if os.fork() == 0:\n  import time; time.sleep(306)\n' ; "
+            "sleep 307"
         )
         started = time.monotonic()
         result = box.run(command, timeout_s=2)
@@ -153,7 +153,8 @@ def a_timeout_leaves_no_process_and_keeps_the_workspace(backend: SandboxBackend,
 
 def the_server_cannot_be_touched(backend: SandboxBackend, spec: SandboxSpec) -> None:
     with backend.open(spec) as box:
-        signals = "for s in HUP INT QUIT KILL TERM STOP USR1 USR2 CHLD PIPE SEGV ALRM; do kill -$s 1 2>/dev/null; done; echo alive"
+        names = "HUP INT QUIT KILL TERM STOP USR1 USR2 CHLD PIPE SEGV ALRM"
+        signals = f"for s in {names}; do kill -$s 1 2>/dev/null; done; echo alive"
         assert says(box, signals) == "alive"
         assert says(box, "echo still") == "still"
         for path in ("/proc/1/fd/0", "/proc/1/fd/200", "/proc/1/fd/201", "/proc/1/mem", "/proc/1/environ"):
@@ -176,7 +177,7 @@ def a_memory_bomb_ends_itself_only(backend: SandboxBackend, spec: SandboxSpec) -
                 timeout_s=60,
             )
         except SandboxLost:
-            return  # where no control group can be made the watchdog ends the whole sandbox, and that is its own doing
+            return  # without control groups the watchdog ends the whole sandbox, as `Limits` says
         assert result.exit_code != 0 and "got 2 GiB" not in result.text, (
             f"2 GiB were had with a limit of 192 MiB: {result}"
         )
@@ -253,7 +254,8 @@ def runs_without_privileges(backend: SandboxBackend, spec: SandboxSpec) -> None:
             "unshare --net true",
         ):
             assert box.run(command).exit_code != 0, f"{command!r} succeeded"
-        threads = "import threading; t = threading.Thread(target=print, args=('threads work',)); t.start(); t.join()"
+        thread = "t = threading.Thread(target=print, args=('threads work',))"
+        threads = f"import threading; {thread}; t.start(); t.join()"
         assert says(box, f'python3 -c "{threads}"') == "threads work"
 
 
@@ -264,7 +266,8 @@ def all_else_is_read_only(backend: SandboxBackend, spec: SandboxSpec) -> None:
             says(box, f"echo x > {folder}/x")
         writable = says(
             box,
-            "find / -xdev -writable ! -type l ! -path '/proc/*' ! -path '/dev/*' 2>/dev/null | head -50; true",
+            "find / -xdev -writable ! -type l ! -path '/proc/*' ! -path '/dev/*' 2>/dev/null | head -50; "
+            "true",
         )
         really = [
             path
@@ -289,10 +292,7 @@ def all_else_is_read_only(backend: SandboxBackend, spec: SandboxSpec) -> None:
 
 def sandboxes_do_not_see_each_other(backend: SandboxBackend, spec: SandboxSpec) -> None:
     with backend.open(spec) as one, backend.open(spec) as two:
-        says(
-            one,
-            "echo secret > /testbed/f; echo secret > /tmp/f; echo secret > /submit/f; echo secret > /dev/shm/f; sleep 4321 &",
-        )
+        says(one, "for d in /testbed /tmp /submit /dev/shm; do echo secret > $d/f; done; sleep 4321 &")
         assert says(two, "ls -A /testbed /tmp /submit /dev/shm | grep -c '^f' || true") == "0"
         assert is_alone(two), "another sandbox's processes are visible"
         assert "4321" not in says(two, "cat /proc/[0-9]*/cmdline | tr '\\0' ' '")
@@ -313,7 +313,8 @@ def starts_from_a_clean_environment(backend: SandboxBackend, spec: SandboxSpec) 
         assert says(box, "env -i /bin/sh -c 'PATH=/opt/python/bin:/usr/bin python3 -c \"print(1)\"'") == "1"
         packages = says(
             box,
-            "python3 -S -c 'import sys; print(sys.prefix)'; find /usr /opt/python -path '*-packages/*' 2>/dev/null | head -5; true",
+            "python3 -S -c 'import sys; print(sys.prefix)'; "
+            "find /usr /opt/python -path '*-packages/*' 2>/dev/null | head -5; true",
         ).splitlines()[1:]
         assert packages == [], f"installed packages of the machine are visible: {packages}"
 
@@ -348,7 +349,7 @@ def files_go_in_and_out(backend: SandboxBackend, spec: SandboxSpec) -> None:
             assert read is not None and read.read() == content
         says(
             box,
-            "mkdir /submit/odd && : > /submit/odd/$'\\xff\\xfe' && : > /submit/odd/$'line\\nbreak' && : > /submit/odd/-rf",
+            "mkdir /submit/odd && (cd /submit/odd && : > $'\\xff\\xfe' && : > $'line\\nbreak' && : > ./-rf)",
         )
         with tarfile.open(fileobj=io.BytesIO(box.read_archive("/submit", 1 << 20))) as archive:
             assert len(archive.getnames()) == 3, f"odd names came back as {archive.getnames()}"
@@ -480,7 +481,7 @@ ALL_CHECKS: tuple[Check, ...] = (
 
 
 def failed_checks(backend: SandboxBackend, spec: SandboxSpec) -> dict[str, str]:
-    """Name of the check -> what it saw, for those that failed; empty when the backend keeps the contract."""
+    """Name -> what it saw, of each check that fails; empty when the backend keeps the contract."""
     failures = {}
     for check in ALL_CHECKS:
         try:

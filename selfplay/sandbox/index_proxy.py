@@ -1,6 +1,9 @@
-"""The way out of a build: a proxy in the harness behind a Unix socket, to the package index and public addresses, not to this machine.
+"""The build proxy: the only connection of a build. It runs in the harness behind a Unix socket.
 
-Leaves the wall (a network namespace with nothing but loopback) to the backends. Invariant: the address that is checked is the one called.
+It connects to the package index and to public addresses, never to this machine or its networks. The backends
+take every other connection away, with a network namespace that has only loopback. Invariant: the proxy
+connects to the very address that it checked. It does not resolve a name twice, since the second answer could
+be another address.
 """
 
 from __future__ import annotations
@@ -18,16 +21,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-PORT = 3128  # inside, where the namespace is the build's own
-MAX_HEAD = 64 << 10  # of a request
-MAX_CONNECTIONS = 64  # at once: more wait
+PORT = 3128  # on the loopback of the build's own network namespace, where nothing else listens
+SOCKET = "index"  # name of the socket in its folder
+MAX_HEAD = 64 << 10  # bytes of a request's head
+MAX_CONNECTIONS = 64  # at once; further callers wait
 CONNECT_S = 30.0
 IDLE_S = 600.0
 CHUNK = 64 << 10
-HOST = re.compile(r"[A-Za-z0-9._-]{1,253}|[0-9A-Fa-f:.]{2,45}")  # names, and addresses of both kinds
+HOST = re.compile(r"[A-Za-z0-9._-]{1,253}|[0-9A-Fa-f:.]{2,45}")  # a name, an IPv4 or an IPv6 address
 NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
-# Runs inside: answers at 127.0.0.1 with what the harness's socket says, and stays behind once it listens.
+# Runs in the build's sandbox: passes each connection to 127.0.0.1 on to the harness's socket. Its first
+# process ends as soon as a second one listens, so that the build script can go on.
 FORWARDER = """
 import os, socket, sys, threading
 port, path = int(sys.argv[1]), sys.argv[2]
@@ -63,14 +68,16 @@ while True:
 
 
 class Refusal(Exception):
-    """Why a request is not served, as its sender gets to read it."""
+    """The proxy does not serve a request. Its sender reads the message."""
 
 
 @dataclass(frozen=True)
-class WayOut:
-    """Where a build may go. index: "host:port" that this machine's own settings name, whatever their address.
+class ProxyRules:
+    """Where the proxy connects to for a build, in addition to public addresses.
 
-    upstream: the proxies of this machine, scheme (or "all") -> URL; "no" lists what goes past them.
+    index     hosts, as "host:port", that this machine's own settings name; allowed at any address
+    upstream  this machine's own proxies, by scheme ("http", "https" or "all"); "no" lists the hosts to reach
+              without them
     """
 
     index: frozenset[str] = frozenset()
@@ -78,19 +85,21 @@ class WayOut:
 
 
 @contextmanager
-def open_way(way: WayOut) -> Iterator[Path]:
-    """The folder with the socket `index`; it ends with the context. Only who is given the folder can get to it."""
-    with tempfile.TemporaryDirectory(
-        prefix="selfplay-index-"
-    ) as closed:  # 0700: other users of this machine stay outside
+def open_proxy(rules: ProxyRules) -> Iterator[Path]:
+    """Serve a proxy until the context ends. Yields the folder that holds its socket, SOCKET.
+
+    Other users of this machine cannot reach the folder, since its parent is closed to them. A build can,
+    since the folder itself is bound into its sandbox.
+    """
+    with tempfile.TemporaryDirectory(prefix="selfplay-index-") as closed:
         folder = Path(closed) / "way"
         folder.mkdir(mode=0o755)
         folder.chmod(0o755)
         with socket.socket(socket.AF_UNIX) as listener:
-            listener.bind(str(folder / "index"))
-            (folder / "index").chmod(0o666)  # the sandbox's user is another
+            listener.bind(str(folder / SOCKET))
+            (folder / SOCKET).chmod(0o666)  # the sandbox runs as another user
             listener.listen(64)
-            server = _Server(listener, way)
+            server = _Server(listener, rules)
             threading.Thread(target=server.serve, daemon=True, name="index-proxy").start()
             try:
                 yield folder
@@ -98,13 +107,16 @@ def open_way(way: WayOut) -> Iterator[Path]:
                 server.close()
 
 
-def begin_forwarding(python: str, path: str) -> str:
-    """The line of a build script that opens the way inside; it fails where the socket at `path` cannot be called."""
+def forwarding_command(python: str, path: str) -> str:
+    """The shell command that starts forwarding in a sandbox. It fails when nobody answers at `path`.
+
+    python, path: paths inside the sandbox.
+    """
     return f"{python} -I -S -c {shlex.quote(FORWARDER)} {PORT} {shlex.quote(path)} </dev/null >/dev/null 2>&1"
 
 
 def forwarding_variables() -> dict[str, str]:
-    """For pip, git, curl, npm and whatever else goes by these names."""
+    """The variables by which pip, git, curl, npm and others find their proxy."""
     address = f"http://127.0.0.1:{PORT}"
     names = ("http_proxy", "https_proxy", "all_proxy")
     return {spelling: address for name in names for spelling in (name, name.upper())} | {
@@ -114,17 +126,17 @@ def forwarding_variables() -> dict[str, str]:
 
 
 class _Server:
-    def __init__(self, listener: socket.socket, way: WayOut) -> None:
+    def __init__(self, listener: socket.socket, rules: ProxyRules) -> None:
         self.listener = listener
-        self.way = way
-        self.places = threading.Semaphore(MAX_CONNECTIONS)
+        self.rules = rules
+        self.free_connections = threading.Semaphore(MAX_CONNECTIONS)
         self.open: set[socket.socket] = set()
         self.lock = threading.Lock()
         self.is_closed = False
 
     def serve(self) -> None:
         while True:
-            self.places.acquire()
+            self.free_connections.acquire()
             try:
                 caller, _ = self.listener.accept()
             except OSError:
@@ -142,9 +154,10 @@ class _Server:
         for connection in (self.listener, *connections):
             with suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
-        self.places.release()
+        self.free_connections.release()
 
     def _keep(self, connection: socket.socket) -> bool:
+        """Let `close` end this connection. When the server is closed already: close it, return False."""
         with self.lock:
             if not self.is_closed:
                 self.open.add(connection)
@@ -153,19 +166,19 @@ class _Server:
         return False
 
     def _answer(self, caller: socket.socket) -> None:
-        there: socket.socket | None = None
+        remote: socket.socket | None = None
         try:
             caller.settimeout(IDLE_S)
             head, rest = _read_head(caller)
-            there, first, answer = connect(head, self.way)
-            there.settimeout(IDLE_S)
-            if not self._keep(there):
+            remote, request, answer = connect(head, self.rules)
+            remote.settimeout(IDLE_S)
+            if not self._keep(remote):
                 return
             caller.sendall(answer)
-            there.sendall(first + rest)
-            other = threading.Thread(target=_copy, args=(caller, there), daemon=True)
+            remote.sendall(request + rest)
+            other = threading.Thread(target=_copy, args=(caller, remote), daemon=True)
             other.start()
-            _copy(there, caller)
+            _copy(remote, caller)
             other.join()
         except Refusal as refusal:
             text = f"{refusal}\n".encode()
@@ -174,25 +187,24 @@ class _Server:
                     b"HTTP/1.1 403 Forbidden\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%s"
                     % (len(text), text)
                 )
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError):
             with suppress(OSError):
                 caller.sendall(b"HTTP/1.1 502 Bad Gateway\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
-            del error
         finally:
             with self.lock:
-                self.open -= {caller, there}
-            for connection in (caller, there):
+                self.open -= {caller, remote}
+            for connection in (caller, remote):
                 if connection is not None:
                     connection.close()
-            self.places.release()
+            self.free_connections.release()
 
 
-def _copy(here: socket.socket, there: socket.socket) -> None:
+def _copy(source: socket.socket, sink: socket.socket) -> None:
     with suppress(OSError):
-        while data := here.recv(CHUNK):
-            there.sendall(data)
+        while data := source.recv(CHUNK):
+            sink.sendall(data)
     with suppress(OSError):
-        there.shutdown(socket.SHUT_WR)
+        sink.shutdown(socket.SHUT_WR)
 
 
 def _read_head(caller: socket.socket) -> tuple[bytes, bytes]:
@@ -206,33 +218,38 @@ def _read_head(caller: socket.socket) -> tuple[bytes, bytes]:
     return head, rest
 
 
-# ---- who is called
+# ---- requests
 
 
-def connect(head: bytes, way: WayOut) -> tuple[socket.socket, bytes, bytes]:
-    """The connection that a request asks for, what is said there first, and what its sender is told. Raises Refusal, OSError."""
+def connect(head: bytes, rules: ProxyRules) -> tuple[socket.socket, bytes, bytes]:
+    """Open the connection that a request asks for.
+
+    Returns the connection, the bytes to send to the host first, and the bytes to answer the caller with.
+    Raises Refusal when the rules forbid the host or the request is malformed, OSError when the host does not
+    answer.
+    """
     line, _, fields = head.decode("latin-1").partition("\r\n")
     method, _, rest = line.partition(" ")
     target, _, _ = rest.partition(" ")
     if method == "CONNECT":
         host, port = _split(target, 443)
-        addresses, proxy = route(host, port, "https", way)
-        there = _through(proxy, host, port) if proxy else _first(addresses, port)
-        return there, b"", b"HTTP/1.1 200 Connection established\r\n\r\n"
+        addresses, proxy = route(host, port, "https", rules)
+        remote = _through(proxy, host, port) if proxy else _first(addresses, port)
+        return remote, b"", b"HTTP/1.1 200 Connection established\r\n\r\n"
     url = urlsplit(target)
     if url.scheme != "http" or not url.hostname:
         raise Refusal("this is a proxy: ask it with CONNECT, or for http://…")
     host, port = _split(url.netloc.rpartition("@")[2], 80)
-    addresses, proxy = route(host, port, "http", way)
+    addresses, proxy = route(host, port, "http", rules)
     path = f"{url.path or '/'}{f'?{url.query}' if url.query else ''}"
     kept = [
         field
         for field in fields.split("\r\n")
         if not re.match(r"(proxy-[a-z-]+|connection|keep-alive)\s*:", field, re.IGNORECASE)
     ]
-    # One request a connection: a second one might be for another host.
+    # One request a connection, since a second one could ask for another host.
     lines = [
-        f"{method} {f'http://{_place(host, port)}' if proxy else ''}{path} HTTP/1.1",
+        f"{method} {f'http://{_host_and_port(host, port)}' if proxy else ''}{path} HTTP/1.1",
         *(_login(proxy) if proxy else []),
         *kept,
     ]
@@ -240,23 +257,27 @@ def connect(head: bytes, way: WayOut) -> tuple[socket.socket, bytes, bytes]:
     return (_call(proxy) if proxy else _first(addresses, port)), said, b""
 
 
-def _split(place: str, usual: int) -> tuple[str, int]:
-    host, colon, port = place.rpartition(":") if not place.endswith("]") else (place, "", "")
+def _split(location: str, default_port: int) -> tuple[str, int]:
+    host, colon, port = location.rpartition(":") if not location.endswith("]") else (location, "", "")
     if not colon:
-        host, port = place, str(usual)
+        host, port = location, str(default_port)
     host = host.removeprefix("[").removesuffix("]").rstrip(".").lower()
     if not HOST.fullmatch(host) or not port.isascii() or not port.isdigit() or not 0 < int(port) < 1 << 16:
-        raise Refusal(f"{place[:100]!r} is no host and port")
+        raise Refusal(f"{location[:100]!r} is no host and port")
     return host, int(port)
 
 
-def route(host: str, port: int, scheme: str, way: WayOut) -> tuple[list[str], str]:
-    """The addresses of `host`, and this machine's own proxy, if any. Raises Refusal for what is none of a build's business."""
-    proxy = way.upstream.get(scheme) or way.upstream.get("all", "")
-    if proxy.startswith("socks") or goes_past(host, port, way.upstream.get("no", "")):
+def route(host: str, port: int, scheme: str, rules: ProxyRules) -> tuple[list[str], str]:
+    """How to reach `host`: its addresses, and the URL of this machine's own proxy for it, "" for none.
+
+    The list may be empty where that proxy resolves names. Raises Refusal when the rules forbid the host,
+    OSError when its name is unknown.
+    """
+    proxy = rules.upstream.get(scheme) or rules.upstream.get("all", "")
+    if proxy.startswith("socks") or bypasses_proxy(host, port, rules.upstream.get("no", "")):
         proxy = ""
     addresses = _addresses(host, port, may_be_unknown=bool(proxy))
-    if f"{host}:{port}" not in way.index:
+    if f"{host}:{port}" not in rules.index:
         for address in addresses:
             if not is_public(address) or is_own(address):
                 raise Refusal(
@@ -272,8 +293,8 @@ def route(host: str, port: int, scheme: str, way: WayOut) -> tuple[list[str], st
     return addresses, proxy
 
 
-def goes_past(host: str, port: int, no_proxy: str) -> bool:
-    """Whether `no_proxy` lists the host, as itself or by its domain."""
+def bypasses_proxy(host: str, port: int, no_proxy: str) -> bool:
+    """Whether `no_proxy` lists the host itself or its domain."""
     for word in no_proxy.lower().split(","):
         entry = word.strip().lstrip(".")
         if entry == "*" or (entry and f".{host}".endswith(f".{entry}")) or entry == f"{host}:{port}":
@@ -292,7 +313,7 @@ def _addresses(host: str, port: int, may_be_unknown: bool) -> list[str]:
 
 
 def _first(addresses: list[str], port: int) -> socket.socket:
-    """The first address that answers; the name is not looked up again, since it could lead somewhere else then."""
+    """A connection to the first address that answers. Takes no name: see the module's invariant."""
     failure: OSError = OSError("no address")
     for address in addresses:
         try:
@@ -303,7 +324,7 @@ def _first(addresses: list[str], port: int) -> socket.socket:
 
 
 def is_public(address: str) -> bool:
-    """Whether the internet would carry packets to it: not this machine, its networks, its provider's metadata service."""
+    """Whether the internet routes to it: not this machine, its networks or its cloud's metadata service."""
     found = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(found, ipaddress.IPv6Address):
         inner = found.ipv4_mapped or found.sixtofour or (found.teredo[1] if found.teredo else None)
@@ -317,7 +338,7 @@ def is_public(address: str) -> bool:
 
 
 def is_own(address: str) -> bool:
-    """Whether packets to it stay on this machine: then the kernel takes it for their sender's address too."""
+    """Whether it is this machine's: the kernel then sends to it from the same address."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with socket.socket(family, socket.SOCK_DGRAM) as chooser, suppress(OSError):
         chooser.connect((address, 9))  # sends nothing
@@ -328,7 +349,7 @@ def is_own(address: str) -> bool:
 def _call(proxy: str) -> socket.socket:
     url = urlsplit(proxy)
     if url.scheme != "http" or not url.hostname:
-        raise OSError(f"a proxy of this kind is not known: {url.scheme}")
+        raise OSError(f"this machine's proxy has an unsupported scheme: {url.scheme!r}")
     return socket.create_connection((url.hostname, url.port or 80), CONNECT_S)
 
 
@@ -338,45 +359,38 @@ def _login(proxy: str) -> list[str]:
     return [] if url.username is None else [f"Proxy-Authorization: Basic {base64.b64encode(login).decode()}"]
 
 
-def _place(host: str, port: int) -> str:
+def _host_and_port(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _through(proxy: str, host: str, port: int) -> socket.socket:
-    """A tunnel through this machine's own proxy."""
-    there = _call(proxy)
+    """Open a tunnel through this machine's own proxy."""
+    remote = _call(proxy)
     try:
-        there.sendall(
-            "\r\n".join(
-                [
-                    f"CONNECT {_place(host, port)} HTTP/1.1",
-                    f"Host: {_place(host, port)}",
-                    *_login(proxy),
-                    "",
-                    "",
-                ]
-            ).encode()
-        )
+        target = _host_and_port(host, port)
+        request = [f"CONNECT {target} HTTP/1.1", f"Host: {target}", *_login(proxy), "", ""]
+        remote.sendall("\r\n".join(request).encode())
         answer = b""
-        while not answer.endswith(b"\r\n\r\n"):  # byte by byte: what follows is the other side's
-            byte = there.recv(1)
+        while not answer.endswith(b"\r\n\r\n"):
+            # Byte by byte, since the bytes after the answer belong to the host.
+            byte = remote.recv(1)
             if not byte or len(answer) > MAX_HEAD:
-                raise OSError("the proxy of this machine gave no answer")
+                raise OSError("this machine's proxy gave no answer")
             answer += byte
         if not re.match(rb"HTTP/1\.[01] 200\b", answer):
-            raise OSError(f"the proxy of this machine refuses: {answer.splitlines()[0][:100]!r}")
+            raise OSError(f"this machine's proxy refuses: {answer.splitlines()[0][:100]!r}")
     except BaseException:
-        there.close()
+        remote.close()
         raise
-    return there
+    return remote
 
 
 def named_hosts(texts: Iterable[str]) -> frozenset[str]:
-    """Each http and https address in `texts`, as "host:port"."""
+    """The host of each http and https address in `texts`, as "host:port"."""
     found = set()
     for text in texts:
         for word in text.split():
-            with suppress(ValueError):  # half an address
+            with suppress(ValueError):  # not a complete address
                 url = urlsplit(word)
                 if url.scheme in ("http", "https") and url.hostname:
                     found.add(f"{url.hostname.lower()}:{url.port or (443 if url.scheme == 'https' else 80)}")
@@ -384,7 +398,7 @@ def named_hosts(texts: Iterable[str]) -> frozenset[str]:
 
 
 def listed_hosts(environ: Mapping[str, str]) -> frozenset[str]:
-    """SELFPLAY_BUILD_HOSTS, comma-separated "host:port"; the port is https's where none is said."""
+    """The hosts of SELFPLAY_BUILD_HOSTS (comma-separated, port 443 unless given), as "host:port"."""
     words = (
         word.strip().lower().partition(":") for word in environ.get("SELFPLAY_BUILD_HOSTS", "").split(",")
     )

@@ -1,6 +1,7 @@
-"""Names that tell which process made a thing, so that what a dead process left behind can be found and removed.
+"""Names that identify the process that made a thing, so that a sweep can remove what dead processes left.
 
-Invariant: only things of this machine whose process is surely gone count as abandoned; in doubt they stay.
+Invariant: a thing counts as abandoned only when its process has surely ended on this machine. In doubt it
+stays.
 """
 
 from __future__ import annotations
@@ -14,22 +15,22 @@ _counter = itertools.count(1)
 
 
 def owner() -> str:
-    """`machine-boot-pidnamespace-pid-start`, without characters that a file name or a label could not hold."""
-    return "-".join((*_place(), str(os.getpid()), _start(os.getpid()) or "0"))
+    """This process as `machine-boot-pidnamespace-pid-start`. Valid in a file name and in a label."""
+    return "-".join((*_pid_scope(), str(os.getpid()), _start(os.getpid()) or "0"))
 
 
 def unique_name() -> str:
-    """A name for something of this process; `abandoned` can be asked about it later."""
+    """A new name for a thing that this process makes; see `abandoned`."""
     return f"selfplay-{owner()}-{next(_counter)}"
 
 
 def abandoned(name: str) -> bool:
-    """Whether the maker of `name` (made by `unique_name`, or an `owner()`) is surely dead."""
+    """Whether the process that made a thing has surely ended. name: from `unique_name` or `owner`."""
     parts = name.removeprefix("selfplay-").split("-")
     if len(parts) < 5:
         return False
     machine, boot, namespace, pid, start = parts[:5]
-    here = _place()
+    here = _pid_scope()
     if machine != here[0] or not pid.isdigit():
         return False
     if boot != here[1]:
@@ -38,6 +39,7 @@ def abandoned(name: str) -> bool:
 
 
 def _start(pid: int) -> str | None:
+    """Start time of a process, in clock ticks since the boot: a pid may be reused. None when it has ended."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
@@ -47,7 +49,8 @@ def _start(pid: int) -> str | None:
 
 
 @cache
-def _place() -> tuple[str, str, str]:
+def _pid_scope() -> tuple[str, str, str]:
+    """Machine, boot and pid namespace: a pid means a process only within all three."""
     machine = _read("/etc/machine-id") or os.uname().nodename
     boot = _read("/proc/sys/kernel/random/boot_id")
     namespace = str(Path("/proc/self/ns/pid").readlink()).strip("pid:[]")

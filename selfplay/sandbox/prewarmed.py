@@ -1,6 +1,7 @@
-"""Sandboxes that stand ready: opened ahead, of the specs asked for last, each handed out once.
+"""Sandboxes that are opened before anybody asks for them, so that opening one takes no time.
 
-Leaves what a sandbox is to a backend. Invariant: who opens one gets one that nobody has used, alive when it is handed out.
+A backend opens them; this module only keeps them. Invariant: a sandbox is handed out once, unused, and only
+after it has shown that it still works.
 """
 
 from __future__ import annotations
@@ -17,28 +18,29 @@ from pathlib import Path
 from selfplay.errors import ArtifactError, SandboxError
 from selfplay.sandbox.base import WORKSPACE, Sandbox, SandboxBackend, SandboxSpec
 
-EMPTY_BYTES = 1 << 16  # nobody has put anything into the workspace of one that waits
+EMPTY_BYTES = 1 << 16  # the workspace of an unused sandbox is empty
 
 
 class PrewarmedSandboxes:
-    """A `SandboxBackend` in front of another, with up to `count` sandboxes ahead. To be closed.
+    """A `SandboxBackend` that keeps up to `count` unused sandboxes of another one open. Close it after use.
 
-    Each that is handed out is replaced by one of the same spec in a thread of its own; those of the spec that was not asked for the
-    longest make room. What dies while it waits was nobody's fault and is not handed out.
+    Each call of `open` orders one more sandbox of its spec, which a thread of this object opens. When there
+    are more than `count`, the oldest of the least recently requested spec is closed. A sandbox that dies
+    unused is dropped silently, since no code of a user ran in it.
     """
 
     def __init__(self, backend: SandboxBackend, count: int) -> None:
         self.name = backend.name
+        self.capabilities = backend.capabilities
         self._backend = backend
         self._count = count
         self._lock = threading.Lock()
-        self._waiting: OrderedDict[str, list[tuple[Sandbox, ExitStack]]] = (
-            OrderedDict()
-        )  # by spec, the one asked for last at the end
+        # Key of a spec -> its unused sandboxes; the most recently requested spec comes last.
+        self._waiting: OrderedDict[str, list[tuple[Sandbox, ExitStack]]] = OrderedDict()
         self._is_closed = False
-        self._opener = ThreadPoolExecutor(1, thread_name_prefix="ready-sandboxes")
+        self._opener = ThreadPoolExecutor(1, thread_name_prefix="prewarmed-sandboxes")
 
-    # ---- handing out
+    # ---- opening
 
     @contextmanager
     def open(self, spec: SandboxSpec) -> Iterator[Sandbox]:
@@ -46,27 +48,26 @@ class PrewarmedSandboxes:
         with ExitStack() as stack:
             sandbox = self._take(key, stack) or stack.enter_context(self._backend.open(spec))
             if key:
-                self._replace(key, spec)
+                self._order(key, spec)
             yield sandbox
 
     def _take(self, key: str, stack: ExitStack) -> Sandbox | None:
-        """One that waits and lives; `stack` closes it."""
+        """An unused sandbox that still works, None without one; `stack` closes it."""
         while True:
             with self._lock:
                 if not self._waiting.get(key):
                     return None
                 sandbox, closing = self._waiting[key].pop()
             try:
-                sandbox.read_archive(
-                    WORKSPACE, EMPTY_BYTES
-                )  # an answer, without the cost of starting a process
+                # A request that starts no process, so it costs least.
+                sandbox.read_archive(WORKSPACE, EMPTY_BYTES)
             except (SandboxError, ArtifactError):
                 closing.close()
                 continue
             stack.push(closing)
             return sandbox
 
-    def _replace(self, key: str, spec: SandboxSpec) -> None:
+    def _order(self, key: str, spec: SandboxSpec) -> None:
         with self._lock:
             if self._is_closed:
                 return
@@ -79,30 +80,30 @@ class PrewarmedSandboxes:
         try:
             sandbox = closing.enter_context(self._backend.open(spec))
         except SandboxError:
-            return  # who asks next meets it, and tells
+            return  # the next caller of `open` meets the same error and reports it
         with self._lock:
-            leaving = [closing]
+            surplus = [closing]
             if not self._is_closed:
                 self._waiting.setdefault(key, []).append((sandbox, closing))
-                leaving = self._surplus()
-        for left in leaving:
-            left.close()
+                surplus = self._take_surplus()
+        for unneeded in surplus:  # without the lock, since closing takes time
+            unneeded.close()
 
-    def _surplus(self) -> list[ExitStack]:
-        leaving = []
+    def _take_surplus(self) -> list[ExitStack]:
+        surplus = []
         while sum(map(len, self._waiting.values())) > self._count:
-            oldest = next(key for key, waiting in self._waiting.items() if waiting)
-            leaving.append(self._waiting[oldest].pop(0)[1])
-        return leaving
+            least_recent = next(key for key, waiting in self._waiting.items() if waiting)
+            surplus.append(self._waiting[least_recent].pop(0)[1])
+        return surplus
 
     @property
     def waiting(self) -> int:
-        """How many stand ready now."""
+        """Number of unused sandboxes."""
         with self._lock:
             return sum(map(len, self._waiting.values()))
 
     def settle(self) -> None:
-        """Return when what was ordered stands ready."""
+        """Wait until all ordered sandboxes are open."""
         self._opener.submit(lambda: None).result()
 
     def close(self) -> None:
@@ -114,7 +115,7 @@ class PrewarmedSandboxes:
             closing.close()
         self._opener.shutdown(cancel_futures=True)
 
-    # ---- what the backend does
+    # ---- calls to the backend
 
     def check(self) -> None:
         self._backend.check()
@@ -134,12 +135,12 @@ class PrewarmedSandboxes:
 
 @contextmanager
 def prewarmed_sandboxes(backend: SandboxBackend, count: int) -> Iterator[SandboxBackend]:
-    """`backend` with up to `count` sandboxes ahead; as it is for 0."""
+    """`backend` with up to `count` prewarmed sandboxes; `backend` itself for 0."""
     if not count:
         yield backend
         return
-    ready = PrewarmedSandboxes(backend, count)
+    prewarmed = PrewarmedSandboxes(backend, count)
     try:
-        yield ready
+        yield prewarmed
     finally:
-        ready.close()
+        prewarmed.close()

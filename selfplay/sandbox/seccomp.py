@@ -1,6 +1,8 @@
-"""A filter of system calls for bubblewrap: new namespaces, mounts, kernel keys and rarely needed doors are refused.
+"""A filter of system calls for bubblewrap sandboxes.
 
-Leaves everything that namespaces and limits bound to them. Invariant: an unknown processor gets no filter, never a wrong one.
+It refuses new namespaces, mounts, kernel keys and system calls that programs rarely need but exploits do.
+Namespaces and limits do the rest. Invariant: a processor that this module does not know gets no filter, never
+a wrong one.
 """
 
 from __future__ import annotations
@@ -42,7 +44,10 @@ CLONE, UNSHARE, CLONE3 = (56, 220), (272, 97), (435, 435)
 
 
 def seccomp_filter(machine: str | None = None) -> bytes:
-    """The program as the kernel takes it (struct sock_filter, one after another), b"" for a processor not known here."""
+    """The filter as an array of struct sock_filter; b"" for an unknown processor.
+
+    machine: the processor as `uname -m` names it; None for this machine's.
+    """
     machine = machine or os.uname().machine
     if machine not in ARCHITECTURES:
         return b""
@@ -58,12 +63,12 @@ def seccomp_filter(machine: str | None = None) -> bytes:
         program += [_step(JUMP_GREATER_EQUAL, X32_BIT, 0, 1), *refuse]
     for numbers in REFUSED.values():
         program += [_step(JUMP_EQUAL, numbers[column], 0, 1), *refuse]
-    # clone3 keeps its flags in memory, where a filter cannot look; told that it is missing, the C library takes clone.
+    # clone3 has its flags in memory, which a filter cannot read. ENOSYS makes the C library call clone
+    # instead.
     program += [_step(JUMP_EQUAL, CLONE3[column], 0, 1), _step(RETURN, REFUSE | errno.ENOSYS)]
     for numbers in (CLONE, UNSHARE):
-        flags = (
-            NAMESPACE_FLAGS & ~0x80 if numbers is CLONE else NAMESPACE_FLAGS
-        )  # in clone the low byte is a signal
+        # In clone the low byte of the flags is a signal.
+        flags = NAMESPACE_FLAGS & ~0x80 if numbers is CLONE else NAMESPACE_FLAGS
         program += [
             _step(JUMP_EQUAL, numbers[column], 0, 4),
             _step(LOAD, FIRST_ARGUMENT_AT),
@@ -75,4 +80,5 @@ def seccomp_filter(machine: str | None = None) -> bytes:
 
 
 def _step(code: int, value: int, if_true: int = 0, if_false: int = 0) -> bytes:
+    """One instruction. if_true, if_false: how many instructions a jump skips."""
     return struct.pack("=HBBI", code, if_true, if_false, value)

@@ -27,7 +27,7 @@ import selfplay
 from bare_environment import an_environment
 from machine import eventually, open_or_skip, sandbox_groups
 from process_tree import PARSER, TEST_RUN, processes_of
-from selfplay.config import ValidatorSettings
+from selfplay.settings.playing import ValidatorSettings
 from selfplay.errors import (
     DiskFullError,
     PrerequisiteError,
@@ -35,8 +35,9 @@ from selfplay.errors import (
     SandboxUnavailable,
     full_disk_told,
 )
-from selfplay.sandbox import bubblewrap_sandbox, open_backend
+from selfplay.sandbox import open_backend
 from selfplay.sandbox.base import Limits, Sandbox, SandboxSpec
+from selfplay.sandbox.bubblewrap_host import find_programs, loader_cache
 from selfplay.sandbox.client import ConnectedSandbox
 from selfplay.verdicts.test_runs import TestRunner
 
@@ -367,9 +368,9 @@ def movable_bwrap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[P
     copy.parent.mkdir()
     shutil.copy2(found, copy)
     monkeypatch.setenv("PATH", str(copy.parent))
-    bubblewrap_sandbox._programs.cache_clear()
+    find_programs.cache_clear()
     yield copy
-    bubblewrap_sandbox._programs.cache_clear()
+    find_programs.cache_clear()
 
 
 def test_bwrap_that_vanishes_in_the_middle_is_the_machines_failure(
@@ -569,7 +570,7 @@ def test_a_bubblewrap_that_is_killed_before_any_sandbox_stands_is_told_and_not_w
     killed.chmod(0o755)
     try:
         with pytest.raises(SandboxUnavailable, match="cannot run ldconfig: it ended with -9"):
-            bubblewrap_sandbox._loader_cache(str(killed))
+            loader_cache(str(killed))
             pytest.skip("this Python has no shared library, so nothing is run to find it")
     finally:
         if (tmp_path / "pid").exists():

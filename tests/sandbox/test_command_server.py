@@ -1,4 +1,4 @@
-"""The command server and its client, with real processes: in a bare pid namespace, and against peers that misbehave."""
+"""The command server in a bare pid namespace, and its client against processes that break the protocol."""
 
 from __future__ import annotations
 
@@ -46,7 +46,8 @@ def server(tmp_path: Path) -> Iterator[Connection]:
         or subprocess.run([unshare, *flags, "true"], capture_output=True, check=False).returncode != 0
     ):
         pytest.skip(
-            "no pid namespace can be made here; allow user namespaces: sysctl -w kernel.apparmor_restrict_unprivileged_userns=0"
+            "no pid namespace can be made here; allow user namespaces: "
+            "sysctl -w kernel.apparmor_restrict_unprivileged_userns=0"
         )
     arguments = [str(1 << 20), "0", "1", str(tmp_path)]
     with peer(unshare, *flags, sys.executable, "-I", "-S", str(SERVER), *arguments) as connection:
@@ -72,7 +73,8 @@ def test_the_server_refuses_to_run_where_it_is_not_process_1() -> None:
 
 
 def test_the_server_imports_nothing_that_is_slow_to_import() -> None:
-    code = f"import sys; exec(compile(open({str(SERVER)!r}).read(), 'server', 'exec'), {{'__name__': 'server'}}); print(*sys.modules)"
+    load = f"exec(compile(open({str(SERVER)!r}).read(), 'server', 'exec'), {{'__name__': 'server'}})"
+    code = f"import sys; {load}; print(*sys.modules)"
     modules = subprocess.run(
         [sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True, check=True
     ).stdout.split()
@@ -107,7 +109,8 @@ def test_an_own_exit_trap_or_exec_keeps_the_last_known_state(tmp_path: Path) -> 
 
 def test_a_forged_state_fools_only_the_next_command(tmp_path: Path) -> None:
     with server(tmp_path) as connection:
-        forged = b'printf "relative\\0=x\\0no equals\\0B=2\\0%s" "$(head -c 200000 /dev/zero | tr "\\0" y)" >&251; kill -9 $$'
+        long = b'"$(head -c 200000 /dev/zero | tr "\\0" y)"'
+        forged = b'printf "relative\\0=x\\0no equals\\0B=2\\0%s" ' + long + b" >&251; kill -9 $$"
         connection.run(forged, 20, 1000, b"")
         result = connection.run(b'echo "$B"', 20, 1000, b"")
         assert result.exit_code in (0, 1, 127)

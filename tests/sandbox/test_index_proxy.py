@@ -1,4 +1,7 @@
-"""The way out of a build, with real sockets: they stand for the index where they are named, and for the machine where they are not."""
+"""The build proxy, with real sockets on loopback.
+
+A socket that the rules name stands for the package index, any other for a service of this machine.
+"""
 
 import socket
 import subprocess
@@ -9,24 +12,24 @@ from pathlib import Path
 
 import pytest
 
+from selfplay.sandbox.index_access import index_access
 from selfplay.sandbox.index_proxy import (
     FORWARDER,
     MAX_HEAD,
+    ProxyRules,
     Refusal,
-    WayOut,
     is_own,
     is_public,
     listed_hosts,
     named_hosts,
-    open_way,
+    open_proxy,
     route,
 )
-from selfplay.sandbox.variables import index_access
 
 
 @contextmanager
 def server(answer=b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nConnection: close\r\n\r\nhello"):
-    """A service on loopback that answers each caller once and notes what it was asked."""
+    """A service on loopback that answers each caller once. Yields its port and the list of requests."""
     asked = []
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
@@ -61,14 +64,15 @@ def ask(folder: Path, text: str) -> bytes:
 
 
 def test_a_named_index_is_reached_by_connect_though_it_lies_on_loopback():
-    with server() as (port, asked), open_way(WayOut(frozenset({f"127.0.0.1:{port}"}))) as folder:
+    with server() as (port, asked), open_proxy(ProxyRules(frozenset({f"127.0.0.1:{port}"}))) as folder:
         said = ask(folder, f"CONNECT 127.0.0.1:{port} HTTP/1.1\r\n\r\nits own bytes")
     assert said.startswith(b"HTTP/1.1 200") and said.endswith(b"hello") and asked == [b"its own bytes"]
 
 
 def test_a_named_index_is_asked_over_http_for_a_path_alone():
-    with server() as (port, asked), open_way(WayOut(frozenset({f"localhost:{port}"}))) as folder:
-        text = f"GET http://localhost:{port}/simple/?a=b HTTP/1.1\r\nHost: x\r\nProxy-Connection: keep-alive\r\nAccept: */*\r\n\r\n"
+    with server() as (port, asked), open_proxy(ProxyRules(frozenset({f"localhost:{port}"}))) as folder:
+        line = f"GET http://localhost:{port}/simple/?a=b HTTP/1.1"
+        text = f"{line}\r\nHost: x\r\nProxy-Connection: keep-alive\r\nAccept: */*\r\n\r\n"
         assert ask(folder, text).endswith(b"hello")
     assert asked == [b"GET /simple/?a=b HTTP/1.1\r\nHost: x\r\nAccept: */*\r\nConnection: close\r\n\r\n"]
 
@@ -88,7 +92,7 @@ def test_a_named_index_is_asked_over_http_for_a_path_alone():
 )
 @pytest.mark.parametrize("form", ["CONNECT {host}:{port} HTTP/1.1", "GET http://{host}:{port}/ HTTP/1.1"])
 def test_a_service_of_this_machine_is_refused_by_whatever_name(host, form):
-    with server() as (port, asked), open_way(WayOut(frozenset({f"127.0.0.1:{port + 1}"}))) as folder:
+    with server() as (port, asked), open_proxy(ProxyRules(frozenset({f"127.0.0.1:{port + 1}"}))) as folder:
         said = ask(folder, form.format(host=host, port=port) + "\r\n\r\n")
     assert said.startswith((b"HTTP/1.1 403", b"HTTP/1.1 502")) and asked == []
 
@@ -97,7 +101,7 @@ def test_a_refusal_says_what_was_asked_for_and_how_to_allow_it():
     with pytest.raises(
         Refusal, match=r"127\.0\.0\.1:5432 is 127\.0\.0\.1: .* SELFPLAY_BUILD_HOSTS=127\.0\.0\.1:5432"
     ):
-        route("127.0.0.1", 5432, "https", WayOut())
+        route("127.0.0.1", 5432, "https", ProxyRules())
 
 
 @pytest.mark.parametrize(
@@ -111,22 +115,22 @@ def test_a_refusal_says_what_was_asked_for_and_how_to_allow_it():
     ],
 )
 def test_what_is_no_request_to_a_proxy_is_refused(text):
-    with open_way(WayOut()) as folder:
+    with open_proxy(ProxyRules()) as folder:
         assert ask(folder, text).startswith((b"HTTP/1.1 403", b"HTTP/1.1 502"))
 
 
 def test_a_request_without_end_is_cut():
-    with open_way(WayOut()) as folder, socket.socket(socket.AF_UNIX) as caller:
+    with open_proxy(ProxyRules()) as folder, socket.socket(socket.AF_UNIX) as caller:
         caller.settimeout(10)
         caller.connect(str(folder / "index"))
-        with pytest.raises(OSError):  # where it notices is the kernel's to choose
+        with pytest.raises(OSError):  # after how many bytes depends on the kernel
             for _ in range(64):
                 caller.sendall(b"x" * MAX_HEAD)
             raise AssertionError("all was read")
 
 
-def test_the_way_ends_with_its_context():
-    with open_way(WayOut()) as folder:
+def test_the_proxy_ends_with_its_context():
+    with open_proxy(ProxyRules()) as folder:
         assert (folder.parent.stat().st_mode & 0o777, folder.stat().st_mode & 0o777) == (0o700, 0o755)
         waiting = socket.socket(socket.AF_UNIX)
         waiting.settimeout(10)
@@ -142,21 +146,22 @@ def test_the_way_ends_with_its_context():
 
 def test_a_proxy_of_this_machine_is_gone_through_with_its_password():
     with server(b"HTTP/1.1 200 OK\r\n\r\nthrough") as (port, asked):
-        way = WayOut(frozenset({"pypi.invalid:443"}), {"https": f"http://me:s%40cret@127.0.0.1:{port}"})
-        with open_way(way) as folder:
+        rules = ProxyRules(frozenset({"pypi.invalid:443"}), {"https": f"http://me:s%40cret@127.0.0.1:{port}"})
+        with open_proxy(rules) as folder:
             said = ask(folder, "CONNECT pypi.invalid:443 HTTP/1.1\r\n\r\n")
     assert said.endswith(b"through")
     assert asked == [
-        b"CONNECT pypi.invalid:443 HTTP/1.1\r\nHost: pypi.invalid:443\r\nProxy-Authorization: Basic bWU6c0BjcmV0\r\n\r\n"
+        b"CONNECT pypi.invalid:443 HTTP/1.1\r\nHost: pypi.invalid:443\r\n"
+        b"Proxy-Authorization: Basic bWU6c0BjcmV0\r\n\r\n"
     ]
 
 
 def test_a_proxy_of_this_machine_leads_to_no_local_name():
-    way = WayOut(frozenset(), {"https": "http://127.0.0.1:9"})
+    rules = ProxyRules(frozenset(), {"https": "http://127.0.0.1:9"})
     for host in ("printer", "metadata.google.internal", "127.0.0.1"):
         with pytest.raises(Refusal):
-            route(host, 443, "https", way)
-    assert route("example.invalid", 443, "https", way) == ([], "http://127.0.0.1:9")
+            route(host, 443, "https", rules)
+    assert route("example.invalid", 443, "https", rules) == ([], "http://127.0.0.1:9")
 
 
 @pytest.mark.parametrize(
@@ -183,7 +188,7 @@ def test_a_proxy_of_this_machine_leads_to_no_local_name():
         "2002:7f00:1::": False,
     }.items(),
 )
-def test_public_is_what_the_internet_carries(address, public):
+def test_public_addresses_are_those_that_the_internet_routes_to(address, public):
     assert is_public(address) is public
 
 
@@ -192,17 +197,12 @@ def test_an_address_of_this_machine_is_its_own():
 
 
 def test_the_forwarder_answers_on_loopback_and_stays_behind():
-    with server() as (port, asked), open_way(WayOut(frozenset({f"127.0.0.1:{port}"}))) as folder:
+    with server() as (port, asked), open_proxy(ProxyRules(frozenset({f"127.0.0.1:{port}"}))) as folder:
         with socket.create_server(("127.0.0.1", 0)) as free:
             inside = free.getsockname()[1]
-        # In a process group of its own, so that it can be ended by it.
-        line = [
-            sys.executable,
-            "-I",
-            "-S",
-            "-c",
-            FORWARDER.replace("os.setsid()", "print(os.getpid(), flush=True)"),
-        ]
+        # Prints the pid of the process that stays, so that the test can end it.
+        code = FORWARDER.replace("os.setsid()", "print(os.getpid(), flush=True)")
+        line = [sys.executable, "-I", "-S", "-c", code]
         started = subprocess.Popen([*line, str(inside), str(folder / "index")], stdout=subprocess.PIPE)
         pid = int(started.stdout.readline())
         try:
@@ -227,7 +227,7 @@ def test_the_forwarder_fails_where_its_socket_leads_nowhere(tmp_path):
     assert done.returncode == 1
 
 
-def test_hosts_are_read_from_pips_words_and_from_our_own_variable():
+def test_hosts_are_read_from_pips_settings_and_from_our_own_variable():
     texts = [
         "https://me:pw@Index.Example/simple file:///srv",
         "http://10.0.0.5:3141/team/pypi",
@@ -241,7 +241,7 @@ def test_hosts_are_read_from_pips_words_and_from_our_own_variable():
     }
 
 
-def test_proxies_are_kept_for_the_harness_and_taken_out_of_what_a_build_reads(tmp_path):
+def test_the_harness_keeps_its_proxies_and_a_build_does_not_see_them(tmp_path):
     config = tmp_path / "pip.conf"
     config.write_text("[global]\nproxy = proxy.example:8080\nindex-url = https://index.example/simple\n")
     environ = {
@@ -253,9 +253,9 @@ def test_proxies_are_kept_for_the_harness_and_taken_out_of_what_a_build_reads(tm
     access = index_access(environ)
     assert "proxy" not in access.pip_conf and "index-url" in access.pip_conf
     assert not any("proxy" in name.lower() for name in access.variables)
-    assert access.way.upstream == {
+    assert access.rules.upstream == {
         "no": "index.example",
         "http": "http://proxy.example:8080",
         "https": "http://proxy.example:8080",
     }
-    assert {"index.example:443", "pypi.org:443"} <= access.way.index
+    assert {"index.example:443", "pypi.org:443"} <= access.rules.index

@@ -1,4 +1,4 @@
-"""Sandboxes that were opened ahead are like any other, whatever happened to them while they waited."""
+"""A prewarmed sandbox is like any other, whatever happened to it before it was handed out."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_one_that_died_while_it_waited_is_not_handed_out(ready: PrewarmedSandbox
         assert box.run("echo alive").text == "alive\n"
 
 
-def test_those_of_the_spec_that_was_not_asked_for_the_longest_make_room(ready: PrewarmedSandboxes) -> None:
+def test_sandboxes_of_the_least_recently_requested_spec_are_closed_first(ready: PrewarmedSandboxes) -> None:
     for spec in (SPEC, OTHER, SandboxSpec(environment="", variables={"NAME": "third"})):
         with ready.open(spec):
             ready.settle()
@@ -86,6 +86,6 @@ def test_closing_leaves_nothing_behind(ready: PrewarmedSandboxes) -> None:
     assert ready.waiting == 1
     ready.close()
     assert sandbox_groups() == before
-    with ready.open(SPEC) as box:  # a late caller is served, and nothing is opened ahead any more
+    with ready.open(SPEC) as box:  # a late caller gets one, and no further one is ordered
         assert box.run("true").exit_code == 0
     assert (ready.waiting, sandbox_groups()) == (0, before)

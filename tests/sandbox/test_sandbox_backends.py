@@ -1,4 +1,4 @@
-"""What each backend promises beyond one sandbox: losses told apart, nothing left behind, environments, the choice of one."""
+"""What backends promise beyond one sandbox: kinds of losses, no leftovers, environments, and their choice."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ from selfplay.sandbox.client import ConnectedSandbox
 
 pytestmark = pytest.mark.sandbox
 ROOT = Path(__file__).parents[2]
+NO_GROUPS = "no control group can be made here; run as root on a machine whose cgroup file system is writable"
 
 
 @pytest.fixture(scope="module", params=["bubblewrap", "docker"])
@@ -49,7 +50,7 @@ def kill_server(box: Sandbox) -> None:
     details = cast(ConnectedSandbox, box).details
     if "server_pid" in details:
         os.kill(details["server_pid"], signal.SIGKILL)
-    else:  # past the engine, as no command of a sandbox could ask it
+    else:  # not through the engine, since no command in a sandbox can ask it
         command = ["docker", "inspect", "-f", "{{.State.Pid}}", details["container"]]
         asked = subprocess.run(command, check=True, capture_output=True, text=True)
         os.kill(int(asked.stdout), signal.SIGKILL)
@@ -67,7 +68,7 @@ def processes_with(text: str) -> list[str]:
 
 
 def printed(code: str) -> str:
-    """What another process, dead by now, printed."""
+    """Run code in another process, wait for its end, return its output."""
     return subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True
     ).stdout.strip()
@@ -103,7 +104,7 @@ def test_a_command_server_that_is_killed_from_outside_is_the_machines_failure(
 def test_a_bubblewrap_that_is_killed_from_outside_takes_its_sandbox_along_or_does_not_matter(
     bubblewrap: BubblewrapBackend,
 ) -> None:
-    """Root's has given up the right to end a process of another user: nothing changes then."""
+    """Root's bubblewrap has no right to end a process of another user: its sandbox runs on."""
     with bubblewrap.open(SandboxSpec(environment="")) as box:
         server = cast(ConnectedSandbox, box).details["server_pid"]
         os.kill(
@@ -122,9 +123,7 @@ def test_a_sandbox_that_used_up_its_memory_is_not_taken_for_one_that_was_killed(
 ) -> None:
     with bubblewrap.open(SandboxSpec(environment="", limits=Limits(memory_bytes=64 << 20))) as box:
         if cast(ConnectedSandbox, box).details["group"] is None:
-            pytest.skip(
-                "no control group can be made here; run as root on a machine whose cgroup file system is writable"
-            )
+            pytest.skip(NO_GROUPS)
         box.run(f"python3 -c {shlex.quote(HOARD)}", timeout_s=30)
         with pytest.raises(SandboxLost):
             box.run("true", stdin=bytes(16 << 20))
@@ -212,7 +211,7 @@ def test_a_killed_harness_leaves_nothing_after_a_sweep(backend: SandboxBackend, 
 
 
 def things_of(pid: int) -> list[str]:
-    """Names of control groups and containers that a process made."""
+    """Names of the control groups and containers that a process made."""
     groups = [str(path) for path in sandbox_groups(pid)]
     if shutil.which("docker"):
         listed = subprocess.run(
@@ -268,9 +267,8 @@ def test_closing_leaves_no_process_group_or_container(backend: SandboxBackend) -
 def test_a_sandbox_gets_no_more_processors_than_there_are(
     backend: SandboxBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        os, "cpu_count", lambda: 4096
-    )  # this machine has them, a docker engine's may be smaller
+    # This machine then seems to have them. The machine of a Docker engine may have fewer.
+    monkeypatch.setattr(os, "cpu_count", lambda: 4096)
     with backend.open(SandboxSpec(environment="", limits=Limits(cpus=4096.0))) as box:
         assert box.run("echo here").text == "here\n"
 
@@ -280,7 +278,8 @@ def test_a_sandbox_gets_no_more_processors_than_there_are(
 
 def test_an_environment_is_built_once_saved_and_read_only(backend: SandboxBackend, tmp_path: Path) -> None:
     key = f"test-{os.getpid()}"
-    script = "echo building; printf 'VALUE = 7\\n' > $(echo /opt/env/lib/python3*/site-packages)/given.py; command -v pip"
+    module = "$(echo /opt/env/lib/python3*/site-packages)/given.py"
+    script = f"echo building; printf 'VALUE = 7\\n' > {module}; command -v pip"
     try:
         reference = backend.build_environment(key, script, 300, tmp_path / "log" / "build.txt")
         assert backend.environment_exists(key) and backend.environment_reference(key) == reference
@@ -313,9 +312,8 @@ def test_an_unfinished_build_of_a_dead_process_is_swept(
     dead = printed("from selfplay.sandbox.owners import unique_name; print(unique_name())")
     left = tmp_path / "environments" / "bubblewrap" / f".building-{dead}"
     (left / "env").mkdir(parents=True)
-    assert (
-        f"unfinished environment {left}" in bubblewrap.sweep()
-    )  # with what other dead processes of this machine left
+    # Other dead processes may have left more on this machine.
+    assert f"unfinished environment {left}" in bubblewrap.sweep()
     assert not left.exists()
 
 
@@ -337,9 +335,7 @@ def test_the_watchdog_ends_a_sandbox_that_holds_too_much_memory(
 def test_control_groups_are_used_where_they_can_be_made(bubblewrap: BubblewrapBackend) -> None:
     probe = make_group(f"selfplay-test-{os.getpid()}", Limits())
     if probe is None:
-        pytest.skip(
-            "no control group can be made here; run as root on a machine whose cgroup file system is writable"
-        )
+        pytest.skip(NO_GROUPS)
     probe.remove()
     with bubblewrap.open(SandboxSpec(environment="")) as box:
         details: dict[str, Any] = cast(ConnectedSandbox, box).details
@@ -350,7 +346,7 @@ def test_control_groups_are_used_where_they_can_be_made(bubblewrap: BubblewrapBa
 # ---- the choice
 
 
-def test_auto_says_what_it_took_and_why(tmp_path: Path) -> None:
+def test_auto_says_what_it_chose_and_why(tmp_path: Path) -> None:
     try:
         backend, reason = open_backend("auto", tmp_path)
     except PrerequisiteError as missing:
@@ -368,7 +364,7 @@ def test_auto_falls_back_to_bubblewrap_when_no_engine_answers(
     assert "not docker: no docker engine answers" in reason
 
 
-def test_a_machine_without_any_backend_is_told_both_remedies(tmp_path: Path) -> None:
+def test_without_any_backend_the_error_names_both_remedies(tmp_path: Path) -> None:
     code = "from selfplay.sandbox import open_backend; open_backend('auto')"
     environment = {
         "PATH": str(tmp_path),

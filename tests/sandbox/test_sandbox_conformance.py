@@ -1,4 +1,4 @@
-"""Both backends keep the sandbox contract, check by check, against the real thing."""
+"""Both backends keep the sandbox contract: each check runs against the real backend."""
 
 from __future__ import annotations
 

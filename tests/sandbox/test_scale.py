@@ -1,4 +1,7 @@
-"""Many sandboxes, together and one after the other, leave everything as it was. In numbers: python -m benchmarks.sandbox --scale."""
+"""Many sandboxes, together and one after the other, leave nothing behind.
+
+`python -m benchmarks.sandbox --scale` shows the figures.
+"""
 
 from __future__ import annotations
 
@@ -26,16 +29,15 @@ def test_many_sandboxes_leave_nothing_behind(backend: SandboxBackend) -> None:
     report = check_scale(backend, at_once, in_sequence, MEMORY_SLACK)
     assert report.left == {}
     if backend.name == "bubblewrap":
-        assert (
-            report.opened.processes >= report.before.processes + at_once
-        )  # what is counted is there while they are open
+        # While they are open the count sees them.
+        assert report.opened.processes >= report.before.processes + at_once
     else:
         assert len(report.opened.containers - report.before.containers) == at_once
 
 
-def test_what_is_still_open_is_told_as_left_behind(backend: SandboxBackend, tmp_path: Path) -> None:
+def test_what_is_still_open_is_reported_as_left_behind(backend: SandboxBackend, tmp_path: Path) -> None:
     spec = SandboxSpec(environment="")
-    with backend.open(spec):  # once before, for what is made only once
+    with backend.open(spec):  # makes the things that are made once for all sandboxes
         pass
     before = look(backend.name, tmp_path)
     with backend.open(spec):

@@ -1,0 +1,161 @@
+"""The command line that starts a bubblewrap sandbox. Runs nothing.
+
+Invariant: every option that protects the machine is on it, whoever starts the sandbox. Root keeps its
+capabilities until setpriv has changed the user, since a mount needs them. Everybody else gets a user
+namespace.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from selfplay.sandbox.base import SUBMIT, VENV, WORKSPACE, Limits, SandboxSpec
+from selfplay.sandbox.bubblewrap_host import PYTHON, hidden_folders, python_name
+from selfplay.sandbox.environment_builds import BuildNetwork
+from selfplay.sandbox.index_proxy import SOCKET
+
+SERVER = "/opt/selfplay/command_server.pyc"
+PROXY_SOCKET = "/opt/index"  # where a build has the socket of its proxy
+SMALL_TMPFS_BYTES = 16 << 20
+CERTIFICATES = ("/etc/ssl/certs", "/etc/ssl/openssl.cnf", "/etc/pki/tls/certs", "/etc/ca-certificates")
+
+
+@dataclass(frozen=True)
+class Start:
+    """One start of bubblewrap: what the command line needs besides the spec.
+
+    programs    name -> path of bwrap, and of setpriv for root
+    uid         user and group in the sandbox; for root also outside
+    is_root     selfplay runs as root
+    info_fd     where bubblewrap writes the pid of the sandbox's process 1
+    file_fds    path in the sandbox -> descriptor with the contents of a read-only file
+    seccomp_fd  descriptor with the filter of system calls; None for no filter
+    network     the connection of a build; None for no connection at all
+    """
+
+    programs: Mapping[str, str]
+    uid: int
+    is_root: bool
+    info_fd: int
+    file_fds: Mapping[str, int]
+    seccomp_fd: int | None
+    network: BuildNetwork | None
+
+
+def bubblewrap_arguments(spec: SandboxSpec, start: Start) -> list[str]:
+    """The whole command line. The order of mounts matters: a later one covers an earlier one."""
+    return [
+        start.programs["bwrap"],
+        *_namespaces(start),
+        *_system_folders(),
+        *_environment(spec),
+        *(_build_network(start.network) if spec.network else ()),
+        *_given_files(start),
+        *_kernel_folders(),
+        *_writable_folders(spec.limits),
+        *("--remount-ro", "/", "--"),
+        *(_privileges_dropped(start) if start.is_root else ()),
+        *_command_server(spec.limits),
+    ]
+
+
+def _namespaces(start: Start) -> list[str]:
+    line = [
+        "--unshare-pid",
+        "--unshare-ipc",
+        "--unshare-uts",
+        "--unshare-cgroup-try",
+        "--hostname",
+        "sandbox",
+    ]
+    line += ["--die-with-parent", "--new-session", "--as-pid-1", "--info-fd", str(start.info_fd)]
+    line += ["--chdir", "/", "--unshare-net"]
+    if not start.is_root:
+        line += ["--unshare-user", "--uid", str(start.uid), "--gid", str(start.uid), "--cap-drop", "ALL"]
+    return line
+
+
+def _system_folders() -> list[str]:
+    """This machine's programs and libraries, and its Python, without the folders that stay hidden."""
+    line = ["--ro-bind", "/usr", "/usr"]
+    for name in ("bin", "sbin", "lib", "lib32", "lib64"):
+        host = Path("/", name)
+        if host.is_symlink():
+            line += ["--symlink", str(host.readlink()), f"/{name}"]
+        elif host.is_dir():
+            line += ["--ro-bind", f"/{name}", f"/{name}"]
+    # Made here with their mode: bubblewrap may make them for root alone.
+    for folder in ("/opt", "/etc", "/etc/ssl", "/etc/pki", "/etc/pki/tls"):
+        line += _made_folder(folder)
+    line += ["--ro-bind-try", "/etc/alternatives", "/etc/alternatives"]
+    line += ["--ro-bind", sys.base_prefix, PYTHON]
+    for folder in hidden_folders():
+        line += ["--size", "4096", "--perms", "0555", "--tmpfs", folder]
+    return line
+
+
+def _environment(spec: SandboxSpec) -> list[str]:
+    if not spec.environment:
+        return []
+    return ["--bind" if spec.writable_env else "--ro-bind", spec.environment, VENV]
+
+
+def _build_network(network: BuildNetwork | None) -> list[str]:
+    """Certificates, the proxy's socket, and the folders and files that the settings of the index name."""
+    line = []
+    for path in CERTIFICATES:
+        line += ["--ro-bind-try", os.path.realpath(path), path]
+    if network is None:
+        return line
+    if network.socket_folder is not None:
+        line += ["--ro-bind", str(network.socket_folder / SOCKET), PROXY_SOCKET]
+    for shared in network.access.paths:
+        if Path("/usr") not in (shared, *shared.parents):
+            for parent in reversed(shared.parents[:-1]):
+                line += _made_folder(str(parent))
+            line += ["--ro-bind", str(shared), str(shared)]
+    return line
+
+
+def _made_folder(path: str) -> list[str]:
+    return ["--perms", "0755", "--dir", path]
+
+
+def _given_files(start: Start) -> list[str]:
+    line = []
+    for path, fd in start.file_fds.items():
+        line += ["--perms", "0444", "--ro-bind-data", str(fd), path]
+    return line if start.seccomp_fd is None else [*line, "--seccomp", str(start.seccomp_fd)]
+
+
+def _kernel_folders() -> list[str]:
+    line = ["--proc", "/proc", "--dev", "/dev"]
+    line += ["--perms", "1777", "--size", str(SMALL_TMPFS_BYTES), "--tmpfs", "/dev/shm"]
+    return [*line, "--remount-ro", "/dev"]
+
+
+def _writable_folders(limits: Limits) -> list[str]:
+    line = []
+    for path, mode, size in (
+        (WORKSPACE, "0777", limits.workspace_bytes),
+        (SUBMIT, "0777", limits.submit_bytes),
+        ("/tmp", "1777", limits.tmp_bytes),
+    ):
+        line += ["--perms", mode, "--size", str(size), "--tmpfs", path]
+    return line
+
+
+def _privileges_dropped(start: Start) -> list[str]:
+    user = ["--reuid", str(start.uid), "--regid", str(start.uid), "--clear-groups"]
+    capabilities = ["--bounding-set=-all", "--inh-caps=-all", "--ambient-caps=-all"]
+    return [start.programs["setpriv"], *user, *capabilities, "--no-new-privs"]
+
+
+def _command_server(limits: Limits) -> list[str]:
+    """See `command_server.main` for its arguments."""
+    line = [f"{PYTHON}/bin/{python_name()}", "-I", "-S", SERVER]
+    return [*line, str(limits.file_bytes), str(limits.processes), "1", WORKSPACE]

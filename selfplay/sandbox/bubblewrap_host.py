@@ -1,0 +1,171 @@
+"""What bubblewrap sandboxes use of this machine: programs, its Python, the loader's list of libraries.
+
+Starts no sandbox. A sandbox sees the machine's own /usr read-only, except `hidden_folders`.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+
+from selfplay.errors import PrerequisiteError, SandboxUnavailable
+
+PYTHON = "/opt/python"  # where a sandbox has this interpreter's prefix, wherever that lies on the machine
+NEEDED_OPTIONS = ("--size", "--perms", "--as-pid-1", "--ro-bind-data", "--info-fd")
+PYTHON_PROGRAM_FILES = 20  # a folder with as many Python files is a program written in Python
+INSTALL = "Install it (for example: apt-get install bubblewrap), or set sandbox.type = 'docker'."
+
+
+# ---- programs
+
+
+@cache
+def find_programs() -> Mapping[str, str]:
+    """Name -> path of the programs that start a sandbox: bwrap, for root also setpriv.
+
+    Raises PrerequisiteError when one is missing or too old.
+    """
+    bwrap = shutil.which("bwrap")
+    if bwrap is None:
+        raise PrerequisiteError(f"bwrap not found on PATH. {INSTALL}")
+    help_text = subprocess.run([bwrap, "--help"], capture_output=True, text=True, check=False).stdout
+    missing = [option for option in NEEDED_OPTIONS if option not in help_text]
+    if missing:
+        raise PrerequisiteError(
+            f"{bwrap} is too old, it lacks {', '.join(missing)}. "
+            "bubblewrap 0.7 or newer is needed, or set sandbox.type = 'docker'."
+        )
+    programs = {"bwrap": bwrap}
+    if os.geteuid() == 0:
+        setpriv = shutil.which("setpriv", path="/usr/bin:/bin:/usr/sbin:/sbin")
+        if setpriv is None:
+            raise PrerequisiteError(
+                "setpriv not found, which sandboxes need when selfplay runs as root. "
+                "Install it: apt-get install util-linux"
+            )
+        programs["setpriv"] = setpriv
+    return programs
+
+
+def namespace_remedy() -> str:
+    """What to do on a machine that lets bubblewrap make no sandbox, for the message of an error."""
+    switches = {
+        "/proc/sys/kernel/apparmor_restrict_unprivileged_userns": (
+            "1",
+            "sysctl -w kernel.apparmor_restrict_unprivileged_userns=0",
+        ),
+        "/proc/sys/kernel/unprivileged_userns_clone": ("0", "sysctl -w kernel.unprivileged_userns_clone=1"),
+        "/proc/sys/user/max_user_namespaces": ("0", "sysctl -w user.max_user_namespaces=10000"),
+    }
+    for path, (bad, command) in switches.items():
+        try:
+            if Path(path).read_text().strip() == bad:
+                return (
+                    f"This machine restricts user namespaces. Allow them with: sudo {command}   "
+                    "or set sandbox.type = 'docker'."
+                )
+        except OSError:
+            continue
+    return (
+        "User or pid namespaces may be forbidden here (inside a container, start that container with "
+        "--privileged or --security-opt seccomp=unconfined --security-opt apparmor=unconfined), "
+        "or set sandbox.type = 'docker'."
+    )
+
+
+# ---- Python
+
+
+def python_name() -> str:
+    return f"python{sys.version_info.major}.{sys.version_info.minor}"
+
+
+def python_identity() -> str:
+    """One line that changes when this interpreter can no longer use an environment built with it."""
+    version = ".".join(map(str, sys.version_info[:3]))
+    return f"{sys.implementation.cache_tag} {version} {os.uname().machine}\n"
+
+
+@cache
+def loader_cache(bwrap: str) -> bytes:
+    """The contents of a sandbox's /etc/ld.so.cache, b"" for none. Raises SandboxUnavailable.
+
+    A Python with a shared library looks for it where it was linked, and a sandbox has it at PYTHON. So
+    ldconfig runs in a namespace that has it there too. LD_LIBRARY_PATH would not do, since tests may clear
+    their environment.
+    """
+    host = Path("/etc/ld.so.cache")
+    existing = host.read_bytes() if host.exists() else b""
+    prefix = Path(sys.base_prefix)
+    if prefix == Path("/usr") or not any(prefix.glob(f"lib/lib{python_name()}*.so*")):
+        return existing
+    ldconfig = shutil.which("ldconfig", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin") or "ldconfig"
+    with tempfile.TemporaryDirectory(prefix="selfplay-") as folder:
+        (Path(folder) / "conf").write_text(f"{PYTHON}/lib\ninclude /etc/ld.so.conf\n")
+        command = [bwrap, "--die-with-parent", "--ro-bind", "/", "/", "--tmpfs", "/opt"]
+        command += ["--ro-bind", sys.base_prefix, PYTHON, "--bind", folder, "/mnt"]
+        command += [ldconfig, "-X", "-C", "/mnt/cache", "-f", "/mnt/conf"]
+        errors = Path(folder) / "errors"
+        # A file, not a pipe: processes that a killed bubblewrap leaves behind would hold a pipe open, and
+        # block its reader.
+        with errors.open("wb") as output:
+            code = subprocess.run(
+                command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, check=False
+            ).returncode
+        if code != 0:
+            reason = errors.read_text(errors="replace").strip() or f"it ended with {code}"
+            raise SandboxUnavailable(f"bubblewrap cannot run ldconfig: {reason}")
+        return (Path(folder) / "cache").read_bytes()
+
+
+# ---- hidden folders
+
+
+@cache
+def hidden_folders() -> tuple[str, ...]:
+    """The folders that are empty in a sandbox: installed Python packages, and programs written in Python.
+
+    Any of them could hold the very source that a solver is to repair.
+    """
+    prefix = Path(sys.base_prefix)
+    found = [f"{PYTHON}/{path}" for path in _python_folders(prefix, whole_programs=prefix == Path("/usr"))]
+    found += [f"/usr/{path}" for path in _python_folders(Path("/usr"), whole_programs=True)]
+    return tuple(dict.fromkeys(found))
+
+
+def _python_folders(prefix: Path, whole_programs: bool) -> list[str]:
+    """Relative to `prefix`: site-packages and dist-packages; if asked for, programs written in Python too."""
+    libraries = [prefix / name for name in ("lib", "lib64", "local/lib", "local/lib64")]
+    libraries = [library for library in libraries if library.is_dir() and not library.is_symlink()]
+    folders = [
+        folder
+        for library in libraries
+        for kind in ("site-packages", "dist-packages")
+        for folder in library.glob(f"python*/{kind}")
+    ]
+    if whole_programs:
+        shared = [prefix / name for name in ("share", "local/share", "src", "local/src")]
+        folders += [
+            program
+            for parent in (*libraries, *filter(Path.is_dir, shared))
+            for program in parent.iterdir()
+            if not program.name.startswith("python") and _holds_python(program)
+        ]
+    return [
+        str(folder.relative_to(prefix)) for folder in folders if folder.is_dir() and not folder.is_symlink()
+    ]
+
+
+def _holds_python(folder: Path) -> bool:
+    seen = 0
+    for _, _, files in os.walk(folder):
+        seen += sum(name.endswith((".py", ".pyc")) for name in files)
+        if seen >= PYTHON_PROGRAM_FILES:
+            return True
+    return False

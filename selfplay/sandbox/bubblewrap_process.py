@@ -1,0 +1,208 @@
+"""A running bubblewrap: its start, its limits, its end.
+
+Makes neither its command line nor its control group. Invariant: a pid namespace dies with its process 1, and
+process 1 dies with the harness. So a killed harness leaves no process behind.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from selfplay.errors import SandboxUnavailable
+from selfplay.sandbox.base import Limits
+from selfplay.sandbox.cgroups import ControlGroup, memory_kills
+from selfplay.sandbox.client import HELLO_S, Connection, PeerGone, PipeChannel, Refused
+
+WATCH_INTERVAL_S = 0.05
+END_S = 10.0  # until bubblewrap itself is killed, after its process 1
+
+
+class Spawner:
+    """Starts processes from one thread that lives as long as this process.
+
+    --die-with-parent means the thread that started bubblewrap: a sandbox would end with the thread of its
+    caller.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._executor: tuple[int, ThreadPoolExecutor] | None = None  # with the pid of its process
+
+    def start(
+        self, arguments: Sequence[str], variables: Mapping[str, str], fds: Sequence[int]
+    ) -> subprocess.Popen[bytes]:
+        """Start bubblewrap with these descriptors open in it. Raises SandboxUnavailable."""
+
+        def start() -> subprocess.Popen[bytes]:
+            return subprocess.Popen(
+                arguments,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                env=dict(variables),
+                pass_fds=fds,
+                cwd="/",
+            )
+
+        with self._lock:
+            # A forked child has the object but not the thread.
+            if self._executor is None or self._executor[0] != os.getpid():
+                self._executor = (os.getpid(), ThreadPoolExecutor(1, thread_name_prefix="bubblewrap"))
+            executor = self._executor[1]
+        try:
+            return executor.submit(start).result()
+        except OSError as error:
+            raise SandboxUnavailable(f"bubblewrap does not start: {error}") from error
+
+
+class OpenedBubblewrap:
+    """A started bubblewrap: its process, its command server, its control group (None: a watchdog instead)."""
+
+    def __init__(self, process: subprocess.Popen[bytes], group: ControlGroup | None) -> None:
+        assert process.stdin and process.stdout
+        self.process = process
+        self.group = group
+        self.connection = Connection(PipeChannel(process.stdout.fileno(), process.stdin.fileno()))
+        self.server_pid = 0
+        self._server: int | None = None  # a pidfd, since a pid could be reused
+        self._closed = threading.Event()
+        self._used_too_much = False  # the watchdog ended it
+        self._memory_kills = memory_kills(group)
+
+    def begin(self, info: int, limits: Limits) -> None:
+        """Wait until the command server answers, and put it under its limits before any command runs.
+
+        info: the descriptor from which bubblewrap's --info-fd is read. Raises SandboxUnavailable.
+        """
+        try:
+            text = _read_until(info, b"}", time.monotonic() + HELLO_S)
+            self.server_pid = int(json.loads(text)["child-pid"])
+            self._server = os.pidfd_open(self.server_pid)
+            if not self._join_group():
+                threading.Thread(
+                    target=self._watch, args=(limits,), daemon=True, name="sandbox-watchdog"
+                ).start()
+            self.connection.hello(time.monotonic() + HELLO_S)
+        except (PeerGone, Refused, OSError, ValueError, KeyError) as error:
+            raise SandboxUnavailable(
+                f"bubblewrap started no command server: {error} {self._errors()}".strip()
+            ) from error
+
+    def _join_group(self) -> bool:
+        if self.group is None:
+            return False
+        try:
+            for pid in (self.process.pid, self.server_pid):
+                self.group.add(pid)
+        except OSError:
+            return (
+                False  # v2 may allow to make a group but not to move a process there: that needs more rights
+            )
+        return True
+
+    def close(self) -> None:
+        """Kill process 1. The kernel then kills all of its namespace, and bubblewrap ends by itself."""
+        if self._closed.is_set():
+            return
+        self._closed.set()
+        if self._server is not None:
+            with suppress(OSError):
+                signal.pidfd_send_signal(self._server, signal.SIGKILL)
+        else:
+            self.process.kill()
+        try:
+            self.process.wait(END_S)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        if self._server is not None:
+            os.close(self._server)
+            self._server = None
+        for pipe in (self.process.stdin, self.process.stdout, self.process.stderr):
+            if pipe:
+                with suppress(OSError):
+                    pipe.close()
+        if self.group:
+            self.group.remove()
+
+    def killed_from_outside(self) -> str:
+        """Say how somebody outside ended the sandbox; "" when it runs, or a command may have ended it.
+
+        A command cannot send SIGKILL to bubblewrap, which it does not see, nor to process 1
+        (pid_namespaces(7)). It can only use up memory until the kernel or the watchdog kills: so where one of
+        them did, the command may be to blame.
+        """
+        with suppress(subprocess.TimeoutExpired):
+            self.process.wait(1.0)
+        code = self.process.poll()
+        kills = self._memory_kills
+        if self._used_too_much or kills is None or memory_kills(self.group) != kills:
+            return ""
+        if code is not None and code < 0:
+            return f"its bubblewrap was ended by {signal.Signals(-code).name} from outside"
+        if code == 128 + signal.SIGKILL:
+            return "its command server was ended by SIGKILL from outside"
+        return ""
+
+    def _errors(self) -> str:
+        stream = self.process.stderr
+        if stream is None:
+            return ""
+        with suppress(subprocess.TimeoutExpired):
+            self.process.wait(1.0)
+        os.set_blocking(stream.fileno(), False)
+        return (stream.read(4000) or b"").decode("utf-8", "replace").strip()
+
+    def _watch(self, limits: Limits) -> None:
+        """The watchdog, for want of a control group: end the sandbox when its processes use too much."""
+        while not self._closed.wait(WATCH_INTERVAL_S):
+            usage = tree_usage(self.server_pid)
+            if usage.resident_bytes > limits.memory_bytes or usage.processes > 4 * limits.processes:
+                self._used_too_much = True
+                with suppress(OSError):
+                    os.kill(self.server_pid, signal.SIGKILL)
+                return
+
+
+@dataclass(frozen=True)
+class TreeUsage:
+    processes: int
+    resident_bytes: int
+
+
+def tree_usage(pid: int) -> TreeUsage:
+    """What a process and its descendants use. Memory that they share counts twice, which is the safe side."""
+    page = os.sysconf("SC_PAGE_SIZE")
+    pending, processes, resident = [pid], 0, 0
+    while pending:
+        current = pending.pop()
+        try:
+            resident += int(Path(f"/proc/{current}/statm").read_text().split()[1]) * page
+            for thread in Path(f"/proc/{current}/task").iterdir():
+                pending += [int(child) for child in (thread / "children").read_text().split()]
+        except (OSError, ValueError, IndexError):
+            continue
+        processes += 1
+    return TreeUsage(processes, resident)
+
+
+def _read_until(fd: int, mark: bytes, deadline: float) -> bytes:
+    data = b""
+    while mark not in data:
+        ready, _, _ = select.select([fd], [], [], max(0.0, deadline - time.monotonic()))
+        part = os.read(fd, 4096) if ready else b""
+        if not part:
+            raise PeerGone("it ended before it began")
+        data += part
+    return data

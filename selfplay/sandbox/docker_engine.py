@@ -1,0 +1,190 @@
+"""The Docker engine: one client per process and engine, its faults, its restarts, the removal of containers.
+
+Makes no container. The engine is the one at DOCKER_HOST, else at its usual local socket.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import re
+import socket
+import threading
+import time
+from datetime import datetime
+from functools import cache
+from urllib.parse import quote
+
+import docker
+import requests
+from docker.errors import APIError, DockerException, NotFound
+
+from selfplay.errors import SandboxUnavailable
+
+ENGINE_TIMEOUT_S = 120
+ENGINE_ERRORS = (DockerException, requests.exceptions.RequestException, OSError)
+USUAL_SOCKET = "/var/run/docker.sock"
+REMOVAL_IN_PROGRESS = 409  # the engine's status for a second removal
+_connecting = threading.Lock()
+
+
+# ---- clients
+
+
+def engine_host() -> str:
+    """Where the engine is, "" for its usual local socket."""
+    return os.environ.get("DOCKER_HOST", "")
+
+
+def connect(host: str) -> docker.DockerClient:
+    """The client for the engine at `host`. Raises SandboxUnavailable when no engine answers."""
+    with _connecting:
+        try:
+            return shared_client(host)
+        except ENGINE_ERRORS as error:
+            raise no_engine(host) from error
+
+
+@cache
+def shared_client(host: str) -> docker.DockerClient:
+    """One client per process and engine, since each keeps connections open.
+
+    Only one that answered is kept.
+    """
+    client = docker.from_env(timeout=ENGINE_TIMEOUT_S, max_pool_size=64)
+    try:
+        client.ping()
+    except ENGINE_ERRORS:
+        client.close()
+        raise
+    atexit.register(client.close)
+    return client
+
+
+@cache
+def processors(host: str) -> int:
+    """The engine's number of processors.
+
+    It refuses to give more, and may have fewer than this machine (in a VM).
+    """
+    return int(shared_client(host).info()["NCPU"])
+
+
+# ---- faults
+
+
+def no_engine(host: str) -> SandboxUnavailable:
+    return SandboxUnavailable(f"no docker engine answers at {host or 'its usual socket'}")
+
+
+def engine_fault(what: str, error: Exception) -> SandboxUnavailable:
+    """The error for a failed request. what: its message, unless the engine is gone."""
+    if isinstance(error, requests.exceptions.ConnectionError):
+        return no_engine(engine_host())
+    return SandboxUnavailable(f"the docker engine {what}: {error}")
+
+
+# ---- restarts
+
+
+class RestartWitness:
+    """A stream of the engine's events that carries none. It breaks when the engine ends.
+
+    So it tells the restart of an engine, which ends all containers, from the end of one container.
+    """
+
+    def __init__(self, host: str) -> None:
+        """Raises OSError when no engine answers."""
+        self.host = host
+        nothing = quote(json.dumps({"container": ["selfplay-witness"]}))
+        self._socket = socket.socket(socket.AF_UNIX)
+        try:
+            self._socket.settimeout(ENGINE_TIMEOUT_S)
+            # Connect here before docker's library does: it leaves a socket open that it cannot connect.
+            self._socket.connect(host.removeprefix("unix://") or USUAL_SOCKET)
+            self._socket.sendall(f"GET /events?filters={nothing} HTTP/1.1\r\nHost: docker\r\n\r\n".encode())
+            self._socket.setblocking(False)
+        except OSError:
+            self._socket.close()
+            raise
+
+    def is_unbroken(self) -> bool:
+        try:
+            while self._socket.recv(1 << 12):  # the head of the answer
+                pass
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        return False
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+_witnesses: dict[tuple[str, int], RestartWitness] = {}
+
+
+def restart_witness(host: str) -> RestartWitness | None:
+    """This process's witness for this engine; a new one when the last is broken.
+
+    Returns None for an engine without a local socket. Raises SandboxUnavailable when no engine answers.
+    """
+    if host and not host.startswith("unix://"):
+        return None
+    key = (host, os.getpid())
+    with _connecting:
+        found = _witnesses.get(key)
+        if found is None or not found.is_unbroken():
+            if found is not None:
+                _witnesses.pop(key).close()
+            try:
+                found = _witnesses[key] = RestartWitness(host)
+                atexit.register(found.close)
+            except OSError as error:
+                raise no_engine(host) from error
+        return found
+
+
+# ---- ends of containers
+
+
+def was_asked_to_end(api: docker.APIClient, container: str) -> bool:
+    """Whether somebody asked the engine to kill or stop the container.
+
+    Reads the engine's list of events up to now by the engine's clock, since this machine's may differ.
+    """
+    try:
+        until = int(datetime.fromisoformat(re.sub(r"\.\d+", "", api.info()["SystemTime"])).timestamp()) + 1
+        filters = {"type": ["container"], "event": ["kill"]}
+        return any(
+            event.get("id") == container
+            for event in api.events(since=0, until=until, filters=filters, decode=True)
+        )
+    except (*ENGINE_ERRORS, KeyError, ValueError):
+        return False
+
+
+def remove_container(api: docker.APIClient, container: str) -> None:
+    """Remove it, and wait if it is being removed already.
+
+    Raises nothing: what stays behind, a sweep removes.
+    """
+    if not container:
+        return
+    try:
+        api.remove_container(container, force=True, v=True)
+    except NotFound:
+        return
+    except APIError as error:
+        if error.status_code != REMOVAL_IN_PROGRESS:
+            return
+        for _ in range(100):
+            try:
+                api.inspect_container(container)
+            except ENGINE_ERRORS:
+                return
+            time.sleep(0.02)
+    except ENGINE_ERRORS:
+        return
