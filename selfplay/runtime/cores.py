@@ -1,4 +1,4 @@
-"""How many processor cores this process may use. What they are used for, others decide."""
+"""The number of processor cores that this process may use."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ import os
 
 
 def usable_cores() -> int:
-    """Those it is bound to (`taskset`, a cpuset), not all that the machine has, where the system tells; at least 1."""
+    """The cores that this process is bound to (`taskset`, a cpuset), or all where the system cannot tell."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

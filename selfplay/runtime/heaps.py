@@ -1,4 +1,4 @@
-"""Bounds how many heaps the C library gives to threads. Leaves everything else about memory alone."""
+"""Limits the number of heaps that the C library makes for threads. This saves memory with many threads."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ HEAPS = 2
 
 
 def bound_heaps() -> None:
-    """Let all threads share two heaps; to be called before they start. Does nothing where the C library is not glibc.
+    """Let all threads share two heaps; call it before they start. Does nothing without glibc.
 
-    glibc gives threads up to eight heaps a core, and what one thread frees serves no thread of another heap: many threads, each of which
-    holds trees and archives now and then, come to keep gigabytes that nobody uses. Under Python's lock they hardly meet in a heap.
+    glibc makes up to eight heaps a core. Memory that a thread frees is reused only within its heap. Our many
+    threads hold large trees and archives for moments, so they would keep gigabytes of freed memory. Two heaps
+    cost hardly any waiting, since Python's lock lets one thread run at a time.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:

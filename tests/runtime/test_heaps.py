@@ -1,4 +1,4 @@
-"""How many heaps glibc keeps for a process of many threads, told by its own malloc_info."""
+"""The number of heaps that glibc makes for a process of many threads, as its malloc_info reports it."""
 
 import subprocess
 import sys

@@ -1,4 +1,7 @@
-"""What comes with vLLM for CPUs, beside the CPU build of torch: transformers has to work in the same environment."""
+"""transformers works in an environment where torch is built for the CPU and its companions for CUDA.
+
+The packages for vLLM on CPUs make such an environment.
+"""
 
 import os
 import subprocess
@@ -32,7 +35,7 @@ def test_models_load_beside_a_torchvision_of_another_build(tmp_path: Path) -> No
         "Metadata-Version: 2.1\nName: torchvision\nVersion: 0.28.0\n"
     )
     path = os.pathsep.join([str(tmp_path), str(Path(selfplay.__file__).parents[1])])
-    told = subprocess.run(
+    done = subprocess.run(
         [sys.executable, "-c", LOAD], env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True
     )
-    assert told.stdout.strip() == "Qwen3ForCausalLM", told.stderr
+    assert done.stdout.strip() == "Qwen3ForCausalLM", done.stderr
