@@ -1,7 +1,9 @@
-"""What overlapping gives: episodes an hour of the loop with updates played ahead beside the same loop without; and one controller at 5,000.
+"""Measures the loop: episodes per hour with and without overlap, and one controller at 5,000 episodes.
 
-Run: python -m benchmarks.dispatcher rates [--updates 6] [--max-lag 2]   real sandboxes and test runs; engine and trainer only take time
-     python -m benchmarks.dispatcher controller [--episodes 5000] [--seconds 120]   engine, trainer and sandboxes only take time
+python -m benchmarks.dispatcher rates [--updates 6] [--max-lag 2]
+    Sandboxes and test runs are real; engine and trainer only take time.
+python -m benchmarks.dispatcher controller [--episodes 5000] [--seconds 120]
+    Engine, trainer and sandboxes only take time.
 """
 
 from __future__ import annotations
@@ -63,14 +65,17 @@ RATIO_GOAL = 1.55
 
 
 class SharedSpeed:
-    """A server's time: each conversation gets `tokens_per_s`, and beyond `at_once` conversations they share what that many get."""
+    """The speed of a server.
+
+    Each conversation gets `tokens_per_s`. More than `at_once` conversations share the speed of `at_once`.
+    """
 
     def __init__(self, tokens_per_s: float, at_once: int) -> None:
         self.tokens_per_s, self.at_once, self.tokens = tokens_per_s, at_once, 0.0
         self._changed, self._active, self._served, self._at = threading.Condition(), 0, 0.0, time.monotonic()
 
     def take(self, tokens: float) -> None:
-        """Returns when `tokens` were served to this caller."""
+        """Return once `tokens` were served to this caller."""
         with self._changed:
             self._advance(+1)
             due = self._served + tokens
@@ -84,7 +89,7 @@ class SharedSpeed:
         return self.tokens_per_s * min(1.0, self.at_once / self._active)
 
     def _advance(self, arrived: int = 0) -> None:
-        """Tokens that each active conversation has been served since the beginning."""
+        """Add the tokens that each active conversation got since the last call. Then count arrivals."""
         now = time.monotonic()
         self._served += self._each() * (now - self._at) if self._active else 0.0
         self._at, self._active = now, self._active + arrived
@@ -107,12 +112,16 @@ class MemorySink:
 
 @dataclass
 class TimedEngine:
-    """Takes the time of a served model before it answers: thought and call at `speed`, thoughts log-normal as an agent's are."""
+    """Takes the time of a served model before it answers. Lengths of thoughts are log-normal, as an agent's.
+
+    thought_tokens  median length of a thought
+    spread          standard deviation of the logarithm of that length
+    """
 
     engine: Engine
     speed: SharedSpeed
-    thought_tokens: float  # the median
-    spread: float = 0.8  # sigma of its logarithm
+    thought_tokens: float
+    spread: float = 0.8
 
     @property
     def weight_version(self) -> int:
@@ -141,7 +150,7 @@ def play(
     step_s: float,
     bugs: Any = (),
 ) -> list[dict[str, Any]]:
-    """The rows of a whole run."""
+    """Play a whole run and return its rows of metrics."""
     with tempfile.TemporaryDirectory(prefix="selfplay-bench-") as folder:
         run, config = create_run(
             config.model_copy(update={"run": config.run.model_copy(update={"folder": folder})}),
@@ -162,9 +171,7 @@ def play(
             trainer: Any = SimulatedTrainer(Script(step_s=step_s))
             runner = TestRunner(backend, config.validator, limits, labels)
             episodes = EpisodeContext(config, engine, chat, backend, limits)
-            context = RunContext(
-                run, store, environments, episodes, runner, trainer, sink, progress, labels
-            )
+            context = RunContext(run, store, environments, episodes, runner, trainer, sink, progress, labels)
             asyncio.run(TrainLoop(context).run())
         return sink.rows
 
@@ -173,6 +180,7 @@ def play(
 
 
 def rates(arguments: argparse.Namespace) -> None:
+    """Print episodes per hour and idle shares, without and with overlapped updates."""
     console = Console()
     backend, _ = open_backend("bubblewrap")
     recipe = resource("recipes") / "quickstart.toml"
@@ -190,8 +198,9 @@ def rates(arguments: argparse.Namespace) -> None:
     check_targets(config, environments, console.print)
     tokenizer = load_tokenizer(policy_path("carried"))
     chat = ChatFormat(tokenizer)
-    pace = f"{arguments.tokens_per_s:g} tokens/s for up to {arguments.at_once}, thoughts of {arguments.thought:g} tokens"
-    table = Table(title=f"episodes an hour: {pace}, steps of {arguments.step:g} s")
+    pace = f"{arguments.tokens_per_s:g} tokens/s for up to {arguments.at_once}"
+    pace += f", thoughts of {arguments.thought:g} tokens"
+    table = Table(title=f"episodes per hour: {pace}, steps of {arguments.step:g} s")
     for name in (
         "max_lag",
         "wall s",
@@ -230,7 +239,7 @@ def rates(arguments: argparse.Namespace) -> None:
         print(json.dumps(rows), file=sys.stderr)
     console.print(table)
     ratio = found[arguments.max_lag] / found[0]
-    console.print(f"played ahead / in turn: {ratio:.2f} (goal {RATIO_GOAL})")
+    console.print(f"overlapped / in turn: {ratio:.2f} (goal {RATIO_GOAL})")
 
 
 # ---- one controller
@@ -238,7 +247,7 @@ def rates(arguments: argparse.Namespace) -> None:
 
 @dataclass
 class TimedSandbox:
-    """Keeps the workspace that it is given, and answers after a while with twelve lines."""
+    """Stores the workspace. A command takes some time and prints twelve lines."""
 
     spec: SandboxSpec
     command_s: float
@@ -278,7 +287,10 @@ class TimedBackend:
 
 
 class TimedCompletions:
-    """The answers of an agent that looks around for `turns` turns, in the mean, and hands in nothing. Nothing is decoded or computed."""
+    """The engine of an agent that looks around for `turns` turns on average and submits nothing.
+
+    It decodes and computes nothing.
+    """
 
     weight_version = 0
 
@@ -301,7 +313,7 @@ class TimedCompletions:
         done = []
         for request in requests:
             episode, _, turn = request.tag.rpartition("/")
-            # Lengths are even from 1 to twice the mean: from the first minute on episodes end as often as they will in the long run.
+            # Lengths are uniform from 1 to twice the mean, so episodes end evenly from the first minute on.
             last = 1 + random.Random(episode).randrange(2 * self._turns)
             tokens = self._looks[int(turn) % len(self._looks)] if int(turn) < last else self._submit
             time.sleep(self._turn_s * random.uniform(0.2, 1.8))
@@ -316,7 +328,10 @@ class TimedCompletions:
 
 
 def controller(arguments: argparse.Namespace) -> None:
-    """CPU time of this process and its children (git applies diffs) for each second of wall clock, once all episodes are in flight."""
+    """Print the CPU time per second of this process and of its children (git applies diffs).
+
+    It is measured once all episodes are in flight.
+    """
     groups = math.ceil(arguments.episodes / 8)
     config = load_config(
         None,
@@ -371,7 +386,7 @@ def controller(arguments: argparse.Namespace) -> None:
 
 @dataclass
 class Watch:
-    """Counts open sandboxes; measures for `seconds` from when `wanted` are open, prints, and ends the process."""
+    """Counts open sandboxes. Once `wanted` are open, it measures for `seconds`, prints and exits."""
 
     wanted: int
     seconds: float
@@ -424,28 +439,26 @@ def main() -> None:
     one.add_argument("--max-lag", type=int, default=2)
     one.add_argument("--ahead", type=int, default=2)
     one.add_argument("--group-size", type=at_least_one, default=4)
-    one.add_argument(
-        "--tokens-per-s", type=float, default=40.0, help="of one conversation, as a server gives it"
-    )
+    one.add_argument("--tokens-per-s", type=float, default=40.0, help="of one conversation")
     one.add_argument(
         "--at-once",
         type=at_least_one,
         default=16,
-        help="conversations that it serves at that speed; more share it",
+        help="conversations that the server serves at that speed; more conversations share it",
     )
-    one.add_argument("--thought", type=float, default=120.0, help="tokens thought before a call, the median")
+    one.add_argument("--thought", type=float, default=120.0, help="median tokens of a thought before a call")
     one.add_argument("--step", type=float, default=15.0, help="seconds of a training step")
     two = kinds.add_parser("controller")
     two.add_argument("--episodes", type=at_least_one, default=5000)
     two.add_argument("--seconds", type=float, default=120.0)
-    two.add_argument("--turns", type=at_least_one, default=50, help="of an episode, the mean")
-    two.add_argument("--turn-s", type=float, default=15.0, help="generation of one turn, the mean")
-    two.add_argument("--command-s", type=float, default=5.0, help="a command in its sandbox, the mean")
+    two.add_argument("--turns", type=at_least_one, default=50, help="mean turns of an episode")
+    two.add_argument("--turn-s", type=float, default=15.0, help="mean seconds of generation of a turn")
+    two.add_argument("--command-s", type=float, default=5.0, help="mean seconds of a command in its sandbox")
     two.add_argument(
         "--prompt-lines",
         type=at_least_one,
         default=700,
-        help="of the prompt: as long as a conversation half-way",
+        help="lines of the prompt; by default as long as a conversation at half of its turns",
     )
     arguments = parser.parse_args()
     rates(arguments) if arguments.kind == "rates" else controller(arguments)

@@ -1,7 +1,7 @@
-"""How much memory a model takes: as a trainer rank holds it under ZeRO, and as a rollout server holds it. Pure arithmetic on its shape.
+"""Memory of a model: on a trainer rank under ZeRO, and on a rollout server. Pure arithmetic on its shape.
 
-Leaves machines to `placement`. Invariant: figures are bytes on one GPU (or in one process, where there is none), from formulas whose
-source stands beside them; `docs/cluster.md` says how far each was from what was measured.
+Machines are in `placement`. Invariant: figures are bytes on one GPU, or in one process where there is no GPU.
+Each formula names its source; `docs/cluster.md` compares them with measurements.
 """
 
 from __future__ import annotations
@@ -10,22 +10,27 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from selfplay.config import ShapeSettings, TrainerSettings
 from selfplay.errors import PlacementError
+from selfplay.settings.learning import ShapeSettings, TrainerSettings
 
 GIB = 1 << 30
-BUCKET = 50_000_000  # elements: selfplay/training/ranks/worker.py sets DeepSpeed's buckets to it
-LIVE = 1_000_000_000  # elements that ZeRO-3 keeps gathered at most: DeepSpeed's stage3_max_live_parameters
-RUNTIME_BYTES = int(1.5 * GIB)  # CUDA context, nccl's buffers, cuBLAS' workspaces: assumed
-BATCHED_TOKENS = 8192  # that vLLM computes in one step: its default on large GPUs
-GRAPH_BYTES = 2 * GIB  # vLLM's CUDA graphs and context: assumed
+BUCKET = 50_000_000  # elements of DeepSpeed's buckets, as set in selfplay/training/ranks/worker.py
+LIVE = 1_000_000_000  # most elements that ZeRO-3 keeps gathered: DeepSpeed's stage3_max_live_parameters
+RUNTIME_BYTES = int(1.5 * GIB)  # CUDA context, NCCL buffers, cuBLAS workspaces; assumed
+BATCHED_TOKENS = 8192  # tokens that vLLM computes in one step: its default on large GPUs
+GRAPH_BYTES = 2 * GIB  # CUDA graphs and CUDA context of vLLM; assumed
 
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 
 
 @dataclass(frozen=True)
 class ModelShape:
-    """A dense decoder with gated feed-forward layers and grouped-query attention: Llama, Qwen2, Qwen3, CWM and their like."""
+    """A dense decoder with gated feed-forward layers and grouped-query attention (Llama, Qwen2, Qwen3, CWM).
+
+    kv_heads      heads of keys, and of values
+    intermediate  width inside a feed-forward layer
+    tied          input embedding and output head share their weights
+    """
 
     name: str
     hidden: int
@@ -39,17 +44,17 @@ class ModelShape:
 
     @property
     def query(self) -> int:
-        """Width of all queries."""
+        """Width of all queries of a token in one layer."""
         return self.heads * self.head_dim
 
     @property
     def key(self) -> int:
-        """Width of all keys, and of all values."""
+        """Width of all keys of a token in one layer; the values are as wide."""
         return self.kv_heads * self.head_dim
 
     @property
     def linears(self) -> dict[str, tuple[int, int]]:
-        """Of a layer, by the names that transformers gives them: width in, width out."""
+        """The matrices of a layer by their names in transformers: (input width, output width)."""
         into = {
             "q_proj": self.query,
             "k_proj": self.key,
@@ -69,7 +74,7 @@ class ModelShape:
 
     @property
     def parameters(self) -> int:
-        """Without biases and the norms of queries and keys, which are less than a thousandth."""
+        """All parameters except biases and the norms of queries and keys, which are less than 0.1 %."""
         return (
             self.layers * self.layer_parameters
             + self.hidden
@@ -78,15 +83,20 @@ class ModelShape:
 
 
 def described_shape(name: str, shape: ShapeSettings) -> ModelShape:
+    """The shape that the setting `policy.shape` describes."""
     return read_shape(name, shape.model_dump())
 
 
 def read_shape(name: str, config: Mapping[str, Any]) -> ModelShape:
-    """From what a model's config.json holds. Raises PlacementError for a model of another kind."""
+    """The shape from the contents of a model's config.json.
+
+    Raises PlacementError for any other kind of model.
+    """
     if experts := [key for key in _EXPERTS if config.get(key)]:
         raise PlacementError(
-            f"the model {name} is a mixture of experts ({experts[0]} = {config[experts[0]]}), whose memory --dry-run does not know. "
-            "Describe a dense model of as many parameters in policy.shape, or start without --dry-run."
+            f"the model {name} is a mixture of experts ({experts[0]} = {config[experts[0]]}), whose memory "
+            "--dry-run cannot estimate. Describe a dense model with as many parameters in policy.shape, or "
+            "start without --dry-run."
         )
     try:
         heads = int(config["num_attention_heads"])
@@ -104,12 +114,16 @@ def read_shape(name: str, config: Mapping[str, Any]) -> ModelShape:
         )
     except KeyError as error:
         raise PlacementError(
-            f"the config.json of {name} has no {error}, so its memory is not known. Describe it in policy.shape."
+            f"the config.json of {name} has no {error}, so its memory cannot be estimated. Describe the "
+            "model in policy.shape."
         ) from error
 
 
 def adapter_parameters(shape: ModelShape, settings: TrainerSettings) -> int:
-    """An adapter's factors, A (rank, in) and B (out, rank) of each of its layers; 0 without one."""
+    """Parameters of a LoRA adapter; 0 without one.
+
+    Each adapted matrix has factors A (rank, in) and B (out, rank).
+    """
     chosen = [
         sum(widths)
         for name, widths in shape.linears.items()
@@ -119,13 +133,16 @@ def adapter_parameters(shape: ModelShape, settings: TrainerSettings) -> int:
 
 
 def activation_bytes(shape: ModelShape, bf16: bool = True, lora_rank: int = 0) -> int:
-    """Per token and layer, what the backward pass needs of the forward pass.
+    """Bytes per token and layer that the forward pass keeps for the backward pass.
 
-    Counted as Korthikanti et al. do ("Reducing Activation Recomputation in Large Transformer Models", arXiv 2205.05198), for what
-    transformers computes here: the residual stream stays fp32 under autocast, norms keep an fp32 input and an fp32 normalised copy,
-    matrix products keep their input in `unit` bytes, fused attention keeps queries, output and keys and values repeated for every head,
-    no scores. An adapter adds what stands between its factors, whose A wants the input that the frozen matrix no longer does; frozen norms
-    want no normalised copy.
+    Counted as in Korthikanti et al. ("Reducing Activation Recomputation in Large Transformer Models", arXiv
+    2205.05198), for what transformers computes here:
+
+    - Under autocast the residual stream stays fp32. A norm keeps an fp32 input and an fp32 normalised copy.
+    - A matrix product keeps its input in `unit` bytes.
+    - Fused attention keeps queries, output, and keys and values repeated for every head, but no scores.
+    - An adapter also keeps the tensor between its factors. Its A needs the input that the frozen matrix no
+      longer needs. Frozen norms need no normalised copy.
     """
     unit = 2 if bf16 else 4
     norms = 2 * (4 + (0 if lora_rank else 4) + unit) * shape.hidden
@@ -134,28 +151,31 @@ def activation_bytes(shape: ModelShape, bf16: bool = True, lora_rank: int = 0) -
     return norms + attention + feed_forward + unit * lora_rank * len(shape.linears)
 
 
-def logit_bytes(shape: ModelShape, bf16: bool = True, anchored: bool = False) -> int:
-    """Per action token, at the loss: the head's output, its fp32 copy and log-softmax, with the gradient of each, two at a time.
+def logit_bytes(shape: ModelShape, bf16: bool = True, with_reference: bool = False) -> int:
+    """Bytes per action token at the loss.
 
-    selfplay/training/objective.py (`action_logits`, `weighed_losses`) computes the head for action tokens alone.
+    These are the head's output, its fp32 copy and its log-softmax, with their gradients, two at a time. The
+    head runs for action tokens only (selfplay/training/objective.py). with_reference: a reference policy adds
+    its own output, copy and log-softmax, the probabilities and their differences.
     """
     unit = 2 if bf16 else 4
-    anchor = (
-        unit + 4 + 4 + 4 + 4 if anchored else 0
-    )  # its head's output, copy and log-softmax; probabilities and their gaps
-    return (unit + 4 + 4 + 4 + anchor) * shape.vocabulary
+    reference = unit + 4 + 4 + 4 + 4 if with_reference else 0
+    return (unit + 4 + 4 + 4 + reference) * shape.vocabulary
 
 
 def trainer_bytes(
     shape: ModelShape, settings: TrainerSettings, context_tokens: int, action_share: float
 ) -> dict[str, int]:
-    """On one rank: weights, gradients, optimiser, activations, logits, working.
+    """Bytes on one rank, by part: weights, gradients, optimiser, activations, logits, working.
 
-    Shares as in Rajbhandari et al. ("ZeRO", arXiv 1910.02054, section 5) with 4 bytes each for weights, gradients and both moments, since
-    masters are fp32 and bf16 is made of them in matrix products alone; an anchor is a second, frozen copy of the weights.
-    DeepSpeed 0.19.8: stages 1 and 2 clone a rank's share as the optimiser's master, stage 3 takes the share itself. The torch trainer
-    holds what stage 0 does. With an adapter gradients and optimiser are of its factors alone.
-    A micro-batch holds `batch_tokens`, or one episode of `context_tokens` where that is more.
+    Shares are as in Rajbhandari et al. ("ZeRO", arXiv 1910.02054, section 5). Weights, gradients and both
+    moments take 4 bytes each: masters are fp32, and bf16 copies exist only in matrix products. A reference
+    policy is a second, frozen copy of the weights. In DeepSpeed 0.19.8 stages 1 and 2 clone a rank's share as
+    the optimiser's master; stage 3 uses the share itself. The torch trainer holds the same as stage 0. With
+    an adapter, gradients and optimiser exist only for its factors.
+
+    context_tokens  tokens of an episode; a micro-batch holds `batch_tokens`, or one episode if that is longer
+    action_share    share of the tokens that are action tokens
     """
     total = 4 * (shape.parameters + adapter_parameters(shape, settings))
     trained = _trained_bytes(shape, settings)
@@ -177,7 +197,7 @@ def trainer_bytes(
     if settings.type == "deepspeed":
         working += 2 * 4 * BUCKET
     if stage == 3:
-        # Gathered at a time: layers as bf16, and the largest matrix that is not part of one, the embedding, as fp32.
+        # Gathered at a time: layers as bf16, and the largest other matrix, the embedding, as fp32.
         working += 2 * min(shape.parameters, LIVE) + 4 * shape.vocabulary * shape.hidden
     return {
         "weights": weights,
@@ -185,25 +205,29 @@ def trainer_bytes(
         "optimiser": 0 if off else masters + moments,
         "activations": tokens * kept,
         "logits": int(tokens * action_share)
-        * logit_bytes(shape, settings.bf16, anchored=settings.kl_coef > 0),
+        * logit_bytes(shape, settings.bf16, with_reference=settings.kl_coef > 0),
         "working": working,
     }
 
 
 def trainer_host_bytes(shape: ModelShape, settings: TrainerSettings) -> int:
-    """In main memory for one rank: what `offload` moves there (a master, a gradient and both moments of its share)."""
+    """Bytes of main memory per rank: what `offload` moves there.
+
+    It moves the master copy, the gradient and both moments of the rank's share.
+    """
     return 4 * -(-_trained_bytes(shape, settings) // settings.ranks) if settings.offload else 0
 
 
 def _trained_bytes(shape: ModelShape, settings: TrainerSettings) -> int:
-    """One fp32 copy of what the optimiser holds."""
+    """Bytes of one fp32 copy of the trained parameters."""
     return 4 * (adapter_parameters(shape, settings) if settings.lora_rank else shape.parameters)
 
 
 def cache_bytes_per_token(shape: ModelShape, tensor_parallel: int, unit: int = 2) -> int:
-    """A key and a value of every layer on one of a server's GPUs; heads are shared out, and each GPU has at least one.
+    """Bytes of the keys and values of one token on one GPU of a server.
 
-    Kwon et al. ("PagedAttention", arXiv 2309.06180, section 3).
+    The GPUs of a server share the heads; each holds at least one head. Kwon et al. ("PagedAttention", arXiv
+    2309.06180, section 3). unit: bytes of a number.
     """
     return 2 * shape.layers * max(1, -(-shape.kv_heads // tensor_parallel)) * shape.head_dim * unit
 
@@ -211,10 +235,11 @@ def cache_bytes_per_token(shape: ModelShape, tensor_parallel: int, unit: int = 2
 def server_bytes(
     shape: ModelShape, budget: int, tensor_parallel: int, max_batch: int, unit: int = 2
 ) -> dict[str, int]:
-    """On one of a server's GPUs that may take `budget` bytes: weights, working, and the cache of keys and values with what is left.
+    """Bytes on one GPU of a server that may use `budget` bytes, by part: weights, working, cache.
 
-    working: one step of BATCHED_TOKENS tokens (vLLM measures it at its start), fp32 logits and probabilities of `max_batch` requests.
-    The cache is negative where weights alone do not fit.
+    working  a step of BATCHED_TOKENS tokens (vLLM measures it at its start), and fp32 logits and
+             probabilities of `max_batch` requests
+    cache    keys and values get what is left; negative if the weights alone do not fit
     """
     weights = -(-unit * shape.parameters // tensor_parallel)
     step = (

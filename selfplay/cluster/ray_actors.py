@@ -1,6 +1,7 @@
-"""What runs on the nodes of a Ray cluster: the classes that one machine runs too, behind the few methods that their other halves call.
+"""Ray actors for trainer ranks and rollout servers. They use the same classes as a run on one machine.
 
-Leaves choosing nodes, deadlines and blame to `ray_cluster`. Invariant: what an actor started ends with it.
+Choosing nodes is in `placement`; the run's side of these actors is in `ray_ranks` and `ray_servers`.
+Invariant: what an actor started ends with it.
 """
 
 from __future__ import annotations
@@ -19,23 +20,28 @@ from selfplay.engines.vllm_servers import OwnServer, sweep
 from selfplay.sandbox.owners import abandoned, unique_name
 from selfplay.training.ranks.link import PipeLink
 
-_WAIT_S = 1.0  # of one look for messages
-_SIOCGIFADDR = 0x8915
+_WAIT_S = 1.0  # how long one call waits for news
+_SIOCGIFADDR = 0x8915  # Linux: IPv4 address of an interface
 _MEMORY = Path("/dev/shm")
 _SENT = "-sent"
 
 
 class RankActor:
-    """The process of one trainer rank on this node; `PipeLink` does the work. The end of the actor closes its pipe."""
+    """Runs the process of one trainer rank on this node, through a `PipeLink`.
+
+    Its pipe closes with the actor.
+    """
 
     def __init__(self, log: str, address: str) -> None:
-        """address: of this node, as the other ranks reach it."""
+        """address: this node's address for the other ranks."""
         file = Path(log)
         file.parent.mkdir(parents=True, exist_ok=True)
-        self._messages: queue.Queue[bytes | None] = queue.Queue(maxsize=2)  # weights must not pile up here
+        # Bounded, so that weights do not pile up here.
+        self._messages: queue.Queue[bytes | None] = queue.Queue(maxsize=2)
         name = interface_of(address)
-        given = {} if not name or "GLOO_SOCKET_IFNAME" in os.environ else {"GLOO_SOCKET_IFNAME": name}
-        self._link = PipeLink(file, self._messages.put, given)
+        is_set = "GLOO_SOCKET_IFNAME" in os.environ
+        variables = {"GLOO_SOCKET_IFNAME": name} if name and not is_set else {}
+        self._link = PipeLink(file, self._messages.put, variables)
 
     def pid(self) -> int:
         return self._link.pid
@@ -44,7 +50,10 @@ class RankActor:
         self._link.send(message)
 
     def receive(self) -> list[bytes | None]:
-        """What the rank said since, in order; waits a little for it. None ends it."""
+        """The rank's messages since the last call, in order; waits up to _WAIT_S for one.
+
+        The last message is None.
+        """
         found: list[bytes | None] = []
         try:
             found.append(self._messages.get(timeout=_WAIT_S))
@@ -67,26 +76,26 @@ class RankActor:
 
 
 class ServerActor:
-    """One vLLM server on this node; `OwnServer` does the work."""
+    """Runs one vLLM server on this node, through an `OwnServer`."""
 
     def __init__(self, name: str, launch: Launch) -> None:
         self._name, self._launch = name, launch
         self._closed = False
         self._server: OwnServer | None = None
         for left in _MEMORY.glob(f"selfplay-*{_SENT}"):
-            if abandoned(left.name):  # a killed actor's: memory that nobody else would free
+            if abandoned(left.name):  # memory of a killed actor, which nobody else frees
                 shutil.rmtree(left, ignore_errors=True)
         self._folder = _MEMORY / f"{unique_name()}{_SENT}"
 
     def start(self) -> str:
-        """Its URL once it answers. Raises EngineError."""
+        """Start the server and return its URL once it answers. Raises EngineError."""
         check_installed()
         sweep()
         self._server = OwnServer(self._name, self._launch, lambda: self._closed)
         return self._server.client.url
 
     def is_running(self) -> bool:
-        """Waits a little before it answers that all is well."""
+        """False as soon as the server has ended; True after _WAIT_S otherwise."""
         end = time.monotonic() + _WAIT_S
         while self._server is not None and self._server.is_running:
             if time.monotonic() > end:
@@ -98,7 +107,10 @@ class ServerActor:
         return self._server.log_tail() if self._server is not None else ""
 
     def take(self, version: str, name: str, data: bytes) -> str:
-        """One more piece of a file of `version`; the first lets go of every other version. Returns the folder."""
+        """Append a piece to the file `name` of `version` and return its folder.
+
+        Other versions are deleted.
+        """
         folder = self._folder / version
         if not folder.is_dir():
             shutil.rmtree(self._folder, ignore_errors=True)
@@ -115,13 +127,17 @@ class ServerActor:
 
 
 def interface_of(address: str) -> str:
-    """The network interface that has this IPv4 address, "" where none has: gloo would take the host name's, which may be another."""
+    """The network interface with this IPv4 address; "" if none has it.
+
+    Without it gloo would use the interface of the host name, which may be another one.
+    """
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         for _, name in socket.if_nameindex():
             try:
-                told = fcntl.ioctl(probe.fileno(), _SIOCGIFADDR, struct.pack("256s", name.encode()[:15]))
+                request = struct.pack("256s", name.encode()[:15])
+                answer = fcntl.ioctl(probe.fileno(), _SIOCGIFADDR, request)
             except OSError:
                 continue  # it has no IPv4 address
-            if socket.inet_ntoa(told[20:24]) == address:
+            if socket.inet_ntoa(answer[20:24]) == address:
                 return name
     return ""

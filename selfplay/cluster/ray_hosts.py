@@ -1,7 +1,8 @@
-"""Episodes on the nodes of a Ray cluster: each node's actor holds a LocalHost; the engine stays with the run, which answers its requests.
+"""Plays episodes on the nodes of a Ray cluster: each node has an actor with a LocalHost.
 
-Leaves choosing nodes to `ray_cluster`. Invariant: a call comes back once, from whichever node ended it; a node that is lost gives its calls
-to the others, and what it had half done was recorded nowhere.
+The engine stays with the run, and a host asks it for each turn. Which nodes get hosts is decided in
+`placement`. Invariant: each call ends once, on one node. If a node is lost, its calls go to other nodes.
+Nothing of its unfinished work was recorded.
 """
 
 from __future__ import annotations
@@ -18,45 +19,49 @@ from typing import TYPE_CHECKING, Any
 
 from selfplay.agent.chat import ChatFormat, load_tokenizer
 from selfplay.agent.episode import Episode
-from selfplay.agent.workspaces import EpisodeKey
-from selfplay.cluster.placement import Node
+from selfplay.agent.workspaces import EpisodeContext, EpisodeKey
+from selfplay.cluster.seats import Node
 from selfplay.config import Config
 from selfplay.engines.base import Completion, Engine, GenerationRequest, Sampling
 from selfplay.errors import EngineError, SelfplayError
 from selfplay.orchestrator.hosts import InjectorWork, LocalHost, SolverWork
+from selfplay.verdicts.checks import Thresholds
 from selfplay.verdicts.grading import Grade
-from selfplay.verdicts.validator import Thresholds, Verdict
+from selfplay.verdicts.verdict import Verdict
 
 if TYPE_CHECKING:
     import torch
 
-# (call, kind, value): what travels from an actor
+# An actor sends messages (number of the call, kind, value), with one of these kinds.
 GENERATE, DONE, FAILED, LOST = "generate", "done", "failed", "lost"
-_WAIT_S = 1.0
+_WAIT_S = 1.0  # how long one call waits for messages
 Message = tuple[int, str, Any]
 
 
 class HostActor:
-    """Plays and judges on its node, with sandboxes and environments of its own."""
+    """Plays and judges on its node, in the node's own sandboxes and environments."""
 
     def __init__(self, config: Config, lines: str, model: str) -> None:
-        """lines: the run's repository list."""
+        """lines: the run's repository list. model: the policy's folder or id, for its tokenizer."""
         self._config, self._lines, self._model = config, lines, model
         threads = config.train.episodes_in_flight + config.train.workers
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="host")
         self._messages: queue.SimpleQueue[Message] = queue.SimpleQueue()
-        self._engine = _FarEngine(self._messages)
+        self._engine = _RemoteEngine(self._messages)
         self._host: LocalHost | None = None
 
     def open(self) -> tuple[str, ...]:
-        """Prepare every repository's environment here; the names of those that run. Raises PrerequisiteError or RunError."""
+        """Prepare the environments on this node. Returns the names of the repositories that run.
+
+        Raises PrerequisiteError or RunError.
+        """
         import tempfile
         from pathlib import Path
 
         from rich.console import Console
 
         from selfplay.agent.workspaces import sandbox_limits
-        from selfplay.orchestrator.build import prepare_all
+        from selfplay.repositories.prepare import Preparer
         from selfplay.repositories.specs import read_repository_list
         from selfplay.runtime.heaps import bound_heaps
         from selfplay.sandbox import open_backend
@@ -71,24 +76,25 @@ class HostActor:
         backend.sweep()
         limits = sandbox_limits(self._config)
         with Path(os.devnull).open("w") as nowhere:
-            environments = prepare_all(specs, backend, self._config, limits, Console(file=nowhere))
+            preparer = Preparer(backend, self._config, limits, Console(file=nowhere))
+            environments = preparer.prepare_all(specs)
         runner = TestRunner(
             backend, self._config.validator, limits, {"run": "host", "owner": str(os.getpid())}
         )
         chat = ChatFormat(load_tokenizer(self._model))
-        self._host = LocalHost(self._config, environments, self._engine, chat, backend, limits, runner)
+        context = EpisodeContext(self._config, self._engine, chat, backend, limits)
+        self._host = LocalHost(context, environments, runner)
         return tuple(environments)
 
     def call(self, number: int, method: str, arguments: tuple[Any, ...]) -> None:
+        """Start a call of the LocalHost in a thread. Its result is a message with this number."""
         self._pool.submit(self._run, number, method, arguments)
 
     def _run(self, number: int, method: str, arguments: tuple[Any, ...]) -> None:
         self._engine.enter(number)
         try:
             self._messages.put((number, DONE, getattr(self._host, method)(*arguments)))
-        except (
-            BaseException
-        ) as error:  # every end of a call is told to the other half, which decides what follows
+        except BaseException as error:  # the run decides what to do, so it hears of every error
             self._messages.put((number, FAILED, _carried(error)))
         finally:
             self._engine.leave(number)
@@ -96,11 +102,11 @@ class HostActor:
     def answer(
         self, number: int, completions: list[Completion] | None, error: Exception | None, version: int
     ) -> None:
-        """What the engine said to the call's request."""
+        """The engine's answer to the request of a call."""
         self._engine.answer(number, completions, error, version)
 
     def receive(self) -> list[Message]:
-        """What came since, in order; waits a little for it."""
+        """The messages since the last call, in order; waits up to _WAIT_S for one."""
         found: list[Message] = []
         with contextlib.suppress(queue.Empty):
             found.append(self._messages.get(timeout=_WAIT_S))
@@ -110,7 +116,7 @@ class HostActor:
 
 
 def _carried(error: BaseException) -> BaseException:
-    """The error itself where it travels whole."""
+    """The error itself if it can be pickled, else an EngineError with its text."""
     try:
         pickle.loads(pickle.dumps(error))
         return error
@@ -118,8 +124,11 @@ def _carried(error: BaseException) -> BaseException:
         return EngineError(f"{type(error).__name__}: {error}")
 
 
-class _FarEngine:
-    """See `Engine`: asks the other half, which answers to the call whose thread asked."""
+class _RemoteEngine:
+    """Implements `Engine` on a host: sends requests to the run and waits for its answers.
+
+    Each call runs in a thread of its own, which identifies the call of a request.
+    """
 
     def __init__(self, messages: queue.SimpleQueue[Message]) -> None:
         self._messages = messages
@@ -161,11 +170,16 @@ class _FarEngine:
 
 
 class _HostLost(Exception):
-    pass
+    """The node was lost before it answered the call."""
 
 
 class _Host:
-    """An actor's other half. share: how many episodes it is meant to have in flight."""
+    """The run's side of a HostActor.
+
+    share         episodes that it should have in flight, by the placement
+    repositories  names of those that it can play
+    lost          why the node was lost; "" while it is there
+    """
 
     def __init__(self, actor: Any, node: Node, share: int, repositories: Sequence[str]) -> None:
         self.node, self.share, self.repositories = node, share, frozenset(repositories)
@@ -188,14 +202,18 @@ class _Host:
                     inbox = self._inboxes.get(number)
                     if inbox is not None:
                         inbox.put((kind, value))
-        except Exception as error:  # whatever Ray raises: the actor is gone
+        except Exception as error:  # any error of Ray means that the actor is lost
             with self._lock:
                 self.lost = str(error).strip().partition("\n")[0] or type(error).__name__
                 for inbox in self._inboxes.values():
                     inbox.put((LOST, None))
 
     def call(self, method: str, arguments: tuple[Any, ...], engine: Engine) -> Any:
-        """In the caller's thread, which also takes the call's requests to the engine. Raises _HostLost, and what the call raises."""
+        """Run a method on the host and return its result.
+
+        The caller's thread also takes the requests of the call to the engine. Raises _HostLost, and what the
+        method raises.
+        """
         number = next(self._numbers)
         inbox: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
         with self._lock:
@@ -213,7 +231,7 @@ class _Host:
                 if kind == FAILED:
                     raise value
                 self._actor.answer.options(concurrency_group="calls").remote(
-                    number, *_asked(engine, *value), engine.weight_version
+                    number, *_generate(engine, *value), engine.weight_version
                 )
         finally:
             with self._lock:
@@ -225,7 +243,7 @@ class _Host:
         ray.kill(self._actor)
 
 
-def _asked(
+def _generate(
     engine: Engine, requests: Sequence[GenerationRequest], sampling: Sampling
 ) -> tuple[list[Completion] | None, Exception | None]:
     try:
@@ -235,22 +253,26 @@ def _asked(
 
 
 class ClusterHosts:
-    """See `EpisodeHost`: the run's own machine and the hosts on other nodes, each with its share of what is in flight."""
+    """Implements `EpisodeHost`: spreads calls over this machine and the other nodes, by their shares."""
 
     def __init__(
         self,
         actors: Sequence[tuple[Any, Node, int]],
         share: int,
         local: LocalHost,
-        tell: Callable[[str], None],
+        report: Callable[[str], None],
     ) -> None:
-        """actors: a HostActor on each other node, and its share. share: of this machine; `local` plays it, and all when no other is left.
+        """Wait until every node has prepared its environments. A node that cannot is reported and left out.
 
-        The engine of `local` answers all requests. Returns once every node has prepared its environments; what cannot is told and left out.
+        actors  a HostActor on each other node, the node, and its share of the episodes
+        share   share of this machine
+        local   host of this machine. Its engine answers all requests. It plays everything if no other host is
+                left
+        report  called with a line when a node cannot play episodes or is lost
         """
         import ray
 
-        self._local, self._share, self._tell = local, share, tell
+        self._local, self._share, self._report = local, share, report
         self._here = 0  # calls in flight on this machine
         self._lock = threading.Lock()
         self._hosts: list[_Host] = []
@@ -259,15 +281,15 @@ class ClusterHosts:
             try:
                 self._hosts.append(_Host(actor, node, episodes, ray.get(opened)))
             except ray.exceptions.RayError as error:
-                told = getattr(error, "cause", None) or str(error).strip().partition("\n")[0]
-                tell(f"{node.name} plays no episodes: {told}")
+                reason = getattr(error, "cause", None) or str(error).strip().partition("\n")[0]
+                report(f"{node.name} plays no episodes: {reason}")
                 ray.kill(actor)
 
     def prepare(self, work: SolverWork) -> SolverWork:
         return self._local.prepare(work)
 
-    def play(self, work: InjectorWork | SolverWork, place: EpisodeKey) -> Episode:
-        episode: Episode = self._call("play", work.repository, work, place)
+    def play(self, work: InjectorWork | SolverWork, key: EpisodeKey) -> Episode:
+        episode: Episode = self._call("play", work.repository, work, key)
         return episode
 
     def judge(self, work: InjectorWork, episode: Episode) -> Verdict:
@@ -303,7 +325,7 @@ class ClusterHosts:
                         host.in_flight -= 1
 
     def _enter(self, repository: str) -> _Host | None:
-        """Where the least of its share is in flight; None: this machine."""
+        """The host with the smallest part of its share in flight; None for this machine."""
         with self._lock:
             fitting = [host for host in self._hosts if repository in host.repositories]
             best = min(fitting, key=lambda host: host.in_flight / host.share, default=None)
@@ -318,7 +340,7 @@ class ClusterHosts:
             if host not in self._hosts:
                 return
             self._hosts.remove(host)
-        self._tell(f"{host.node.name} was lost ({host.lost}); its episodes are played elsewhere.")
+        self._report(f"{host.node.name} was lost ({host.lost}); its episodes are played elsewhere.")
 
     def close(self) -> None:
         for host in self._hosts:

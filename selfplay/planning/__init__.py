@@ -1,4 +1,5 @@
-"""What a cluster would do with a workload: a discrete-event simulation, fed by a finished run or by stated assumptions.
+"""Predicts what a cluster would do with a workload, by a discrete-event simulation.
 
-It predicts time, never learning: the policy's episodes stay as long, as valid and as often solved as they were measured.
+The workload comes from a finished run or from stated assumptions. The simulation predicts time, not learning:
+lengths, validity and solve rates of episodes stay as they were measured.
 """

@@ -1,6 +1,7 @@
-"""The simulation against a real run: speeds and distributions of its first half, the seconds of its second half. Nothing is tuned.
+"""Compares the simulation with a real run: the first half predicts the seconds of the second half.
 
-Invariant: `predicted_s` uses nothing that was recorded after the first half, the policy's later episodes included.
+Nothing is tuned. Invariant: `predicted_s` uses nothing that was recorded after the first half, so the later
+episodes of the policy are not part of it.
 """
 
 from __future__ import annotations
@@ -9,18 +10,26 @@ from dataclasses import dataclass, replace
 
 from selfplay.errors import RunError
 from selfplay.orchestrator.run_folder import RunFolder
+from selfplay.planning.forecast import Forecast
 from selfplay.planning.recorded import PHASES, Recorded, measured_phases, read_run, update_rows
-from selfplay.planning.simulation import Cluster, Forecast, Rules, simulate
+from selfplay.planning.scenario import Cluster, Rules
+from selfplay.planning.simulation import simulate
 
-CHECK_UPDATES = 150  # simulated, so that the prediction's own noise is small beside the run's
+CHECK_UPDATES = (
+    150  # simulated updates; so many that the noise of the prediction is small beside that of the run
+)
 
 
 @dataclass(frozen=True)
 class PhaseCheck:
-    """Mean seconds of an update: measured in the first half, predicted from it, measured in the second half.
+    """Mean seconds of one phase of an update.
 
-    informed_s: predicted with the first half's speeds and the second half's episodes, which tells the simulation's error apart from the
-    policy's change.
+    fitted_s     measured in the first half
+    predicted_s  predicted from the first half
+    measured_s   measured in the second half
+    informed_s   predicted from the speeds of the first half and the episodes of the second half. Its error is
+                 that of the simulation; the rest of the prediction's error comes from the policy, which
+                 changed
     """
 
     phase: str
@@ -31,12 +40,12 @@ class PhaseCheck:
 
     @property
     def error(self) -> float:
-        """Of the prediction, as a share of what was measured; 0 where nothing was."""
+        """Error of the prediction, as a share of the measured seconds; 0 if nothing was measured."""
         return _error(self.predicted_s, self.measured_s)
 
     @property
     def own_error(self) -> float:
-        """The same against the half that speeds and episodes were read from."""
+        """Error of the prediction against the half that it was made from."""
         return _error(self.predicted_s, self.fitted_s)
 
     @property
@@ -50,18 +59,29 @@ def _error(predicted_s: float, measured_s: float) -> float:
 
 @dataclass(frozen=True)
 class Check:
+    """The prediction for a run.
+
+    recorded  the first half of the run
+    last      last update of the second half
+    phases    one entry per phase, then one for the whole update
+    """
+
     recorded: Recorded
     last: int
-    phases: tuple[PhaseCheck, ...]  # the last is the whole update
+    phases: tuple[PhaseCheck, ...]
 
 
 def check_run(folder: RunFolder, seed: int = 0) -> Check:
-    """Raises RunError when the run has fewer than four updates."""
+    """Predict the second half of a run from its first.
+
+    Raises RunError if the run has fewer than four updates.
+    """
     rows = update_rows(folder)
     numbers = sorted(rows)
     if len(numbers) < 4:
         raise RunError(
-            f"{folder.path.name} has {len(numbers)} finished update(s); a check needs 4 or more, half of them to predict."
+            f"{folder.path.name} has {len(numbers)} finished update(s); a check needs 4 or more, half of "
+            "them to predict."
         )
     half = numbers[len(numbers) // 2 - 1]
     recorded = read_run(folder, numbers[0], half)
@@ -80,7 +100,7 @@ def check_run(folder: RunFolder, seed: int = 0) -> Check:
 
 
 def replay_phases(recorded: Recorded, seed: int = 0, updates: int = CHECK_UPDATES) -> Forecast:
-    """The run's own loop on its own resources, which plays one phase after the other."""
+    """Simulate the run's loop on its own resources, one phase after the other."""
     cluster = Cluster(
         servers=recorded.servers,
         server=recorded.server,
@@ -89,7 +109,7 @@ def replay_phases(recorded: Recorded, seed: int = 0, updates: int = CHECK_UPDATE
         in_flight=recorded.in_flight,
         sync_s=recorded.sync_s,
         judges=recorded.judges,
-        rereads=False,  # nothing is being played while weights change
+        clears_cache=False,  # no episode is played while weights change
     )
     rules = Rules(
         kind="phases",

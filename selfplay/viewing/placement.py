@@ -4,37 +4,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from selfplay.cluster.machines import planned_nodes, policy_shape
 from selfplay.cluster.memory import GIB, ModelShape
-from selfplay.cluster.placement import Node, Placement, Seat, place
-from selfplay.config import load_config
-from selfplay.repositories.specs import read_repository_list
-
-
-def dry_run_training(
-    repos: Path, config_file: Path | None, overrides: Sequence[str], address: str | None = None
-) -> None:
-    """`selfplay train --dry-run`. Raises PlacementError for what does not fit, and what a run would raise for wrong settings."""
-    config = load_config(config_file, overrides)
-    read_repository_list(repos)
-    shape = policy_shape(config)
-    nodes = planned_nodes(config) if address is None else _asked(address)
-    show_placement(place(config, shape, nodes), shape, Console())
-
-
-def _asked(address: str) -> tuple[Node, ...]:
-    from selfplay.cluster.ray_cluster import Cluster
-
-    cluster = Cluster(address)
-    try:
-        return cluster.nodes()
-    finally:
-        cluster.close()
+from selfplay.cluster.placement import Placement
+from selfplay.cluster.seats import Node, Seat
 
 
 def show_placement(placement: Placement, shape: ModelShape, console: Console) -> None:

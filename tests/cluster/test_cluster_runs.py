@@ -1,4 +1,4 @@
-"""Whole runs of `selfplay train --cluster` on a local Ray cluster, as a person starts them, with parts of the cluster killed meanwhile."""
+"""Whole runs of `selfplay train --cluster` on a local Ray cluster whose parts are killed meanwhile."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tiny_policy import build_tiny_policy
 
 pytest.importorskip("ray", reason="Ray is missing: pip install 'selfplay[cluster]'")
 
-# What Ray itself leaves open or announces is not ours to mend.
+# Warnings that come from Ray itself cannot be fixed here.
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.sandbox,
@@ -34,12 +34,12 @@ pytestmark = [
 ROOT = Path(__file__).parents[2]
 HELPERS = ROOT / "tests" / "helpers"
 RANK = "selfplay.training.ranks.process"
-PATIENCE_S = 900.0  # of what takes seconds on a machine that has little else to do
+PATIENCE_S = 900.0  # these steps take seconds on an idle machine
 
 
 @pytest.fixture(scope="module")
 def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    cache = tmp_path_factory.mktemp("cache")  # a node's own; those of this machine share one
+    cache = tmp_path_factory.mktemp("cache")  # the nodes of this machine share one cache
     open_or_skip("bubblewrap", cache)
     with pytest.MonkeyPatch.context() as variables:
         variables.setenv("SELFPLAY_CACHE", str(cache))
@@ -48,7 +48,7 @@ def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 
 def plays_on(node: Any, play: Play) -> bool:
-    """Whether an episode is played there; sandboxes are open before that too, while the node prepares its environments."""
+    """True if an episode is played there. The node also opens sandboxes earlier, to prepare environments."""
     return "injecting" in play.told and bool(processes_on(node, "bwrap"))
 
 
@@ -123,5 +123,7 @@ def test_a_run_with_a_real_server_and_the_carried_policy_plays_on_when_a_node_wi
     assert row["update"] == 1
     if row["carried_gradient"]:
         assert (
-            row["sync/servers"] == 1 and row["sync/transfer_seconds"] > 0 and row["sync/rollout_logprob_diff"] < 1e-3
+            row["sync/servers"] == 1
+            and row["sync/transfer_seconds"] > 0
+            and row["sync/rollout_logprob_diff"] < 1e-3
         )

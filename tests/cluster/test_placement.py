@@ -1,4 +1,4 @@
-"""Where a placement puts things, what it refuses and which remedy it names; the memory formulas against real models."""
+"""Placements, refusals and the remedies that they name. The memory formulas against real models."""
 
 import importlib.util
 from pathlib import Path
@@ -22,10 +22,12 @@ from selfplay.cluster.memory import (
     trainer_bytes,
     trainer_host_bytes,
 )
-from selfplay.cluster.placement import Node, Placement, Seat, fewer, place, tensor_parallel
-from selfplay.config import Config, TrainerSettings, build_config, load_config
+from selfplay.cluster.placement import Placement, fewer, place, tensor_parallel
+from selfplay.cluster.seats import Node, Seat
+from selfplay.config import Config, build_config, load_config
 from selfplay.errors import PlacementError
 from selfplay.runtime.resources import resource
+from selfplay.settings.learning import TrainerSettings
 from selfplay.training.adapter import add_adapter
 
 needs_peft = pytest.mark.skipif(
@@ -53,7 +55,7 @@ def eight(count: int = 1, gpu_gib: float = 80) -> list[Node]:
     return [Node(f"n{number}", 8, int(gpu_gib * GIB), 128, 1024 * GIB) for number in range(count)]
 
 
-# -- sizes ---------------------------------------------------------------------------------------------------------------
+# -- sizes
 
 
 @pytest.mark.parametrize(
@@ -93,13 +95,13 @@ def test_a_model_that_is_not_here_must_be_described():
         policy_shape(load_config(None, ["policy.model=nobody/nothing"]))
 
 
-# -- memory --------------------------------------------------------------------------------------------------------------
+# -- memory
 
 
 @pytest.mark.parametrize("rank", [0, pytest.param(16, marks=needs_peft)])
 @pytest.mark.parametrize("bf16", [True, False])
 def test_activations_are_what_the_backward_pass_really_keeps(bf16: bool, rank: int):
-    """Counted as the autograd graph of a real layer stack keeps them; the difference of two depths leaves head and embedding out."""
+    """Counts tensors that autograd keeps. The difference of two depths cancels head and embedding."""
     import transformers
 
     tokens = 256
@@ -124,7 +126,7 @@ def test_activations_are_what_the_backward_pass_really_keeps(bf16: bool, rank: i
             torch.autocast("cpu", torch.bfloat16, enabled=bf16),
         ):
             model.base_model(input_ids=torch.zeros(1, tokens, dtype=torch.int64), use_cache=False)
-        # Copies of weights that autocast makes are kept too; they do not grow with tokens, and are counted out.
+        # Autocast's copies of weights are kept too. They do not grow with tokens, so they are subtracted.
         copies = 2 * sum(p.numel() for p in model.parameters() if p.dim() == 2) * bf16
         return sum(seen.values()) - copies
 
@@ -178,7 +180,7 @@ def test_with_an_adapter_gradients_and_optimiser_are_of_it_alone():
     assert trainer_host_bytes(shape, offloaded) == 4 * factors
 
 
-def test_an_anchor_is_a_second_copy_of_the_weights_and_nothing_to_train():
+def test_a_reference_policy_is_a_second_copy_of_the_weights_and_nothing_to_train():
     shape = ModelShape("m", 1024, 10, 8, 8, 128, 4096, 32000, False)
     for stage in range(4):
         held, free = states({"zero_stage": stage, "kl_coef": 0.1}), states({"zero_stage": stage})
@@ -207,7 +209,7 @@ def test_a_server_shares_its_weights_and_its_heads_over_its_gpus():
     assert sum(one.values()) == sum(four.values()) == 40 * GIB
 
 
-# -- places --------------------------------------------------------------------------------------------------------------
+# -- seats
 
 
 def test_512_gpus_are_the_papers_64_and_448():
@@ -258,14 +260,15 @@ def test_without_gpus_everything_is_dealt_round_the_nodes():
     assert placement.servers == (Seat(0), Seat(1))
 
 
-# -- refusals ------------------------------------------------------------------------------------------------------------
+# -- refusals
 
 
-def test_a_rank_that_does_not_fit_is_told_with_figures_and_a_change_that_fits():
+def test_a_rank_that_does_not_fit_is_refused_with_figures_and_a_change_that_fits():
     config = recipe(8, "trainer.activation_checkpointing=false")
     with pytest.raises(
         PlacementError,
-        match=r"needs \d+\.\d GiB \(activations .*a GPU of 80\.0 GiB has 76\.0 GiB .*activation_checkpointing = true",
+        match=r"needs \d+\.\d GiB \(activations .*a GPU of 80\.0 GiB has 76\.0 GiB "
+        r".*activation_checkpointing = true",
     ):
         planned(config)
     assert planned(recipe(8))
@@ -276,7 +279,7 @@ def test_the_papers_own_context_is_refused_with_a_shorter_one_that_fits():
         planned(recipe(512, "agent.context_tokens=131072", "trainer.batch_tokens=131072"))
 
 
-def test_a_server_that_does_not_fit_is_told_with_a_change_that_fits():
+def test_a_server_that_does_not_fit_is_refused_with_a_change_that_fits():
     with pytest.raises(
         PlacementError, match=r"weights take 61\.\d GiB.*It fits with engine\.gpu_memory = 0\.9"
     ) as caught:
@@ -284,10 +287,11 @@ def test_a_server_that_does_not_fit_is_told_with_a_change_that_fits():
     assert "Qwen/Qwen3-32B" in str(caught.value)
 
 
-def test_too_few_gpus_are_told_with_how_many_servers_fit():
+def test_too_few_gpus_are_refused_with_the_number_of_servers_that_fit():
     with pytest.raises(
         PlacementError,
-        match=r"64 trainer rank\(s\) and 56 rollout server\(s\) of 8 GPU\(s\) need 512 GPUs.*504 GPU.*Set engine\.servers = 55",
+        match=r"64 trainer rank\(s\) and 56 rollout server\(s\) of 8 GPU\(s\) need 512 GPUs"
+        r".*504 GPU.*Set engine\.servers = 55",
     ):
         config = recipe(512)
         place(config, policy_shape(config), planned_nodes(config)[:-1])
@@ -330,7 +334,7 @@ def test_a_crowded_node_is_noted():
     assert any("test runs will wait for each other" in note for note in planned(config).notes)
 
 
-# -- the command ---------------------------------------------------------------------------------------------------------
+# -- the command
 
 
 def test_dry_run_prints_places_and_memory_and_starts_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

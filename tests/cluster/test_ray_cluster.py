@@ -1,4 +1,7 @@
-"""Trainer ranks on a real Ray cluster of several nodes on this machine, with nodes and ranks killed."""
+"""Trainer ranks, rollout servers and episodes on a real Ray cluster: several nodes on this machine.
+
+Nodes and ranks are killed.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,7 @@ from selfplay.engines.vllm_servers import ServerSet
 from selfplay.errors import EngineError, PrerequisiteError, TrainerError
 from selfplay.orchestrator.context import RunContext
 from selfplay.orchestrator.hosts import LocalHost
-from selfplay.training.ranks.controller import Ranks
+from selfplay.training.ranks.controller import RankLaunch, Ranks
 from selfplay.weights.weight_sync import FileWeightSync
 from vllm_double import STOP, wait_until
 
@@ -36,7 +39,7 @@ ray = pytest.importorskip("ray", reason="Ray is missing: pip install 'selfplay[c
 
 from selfplay.cluster.ray_cluster import Cluster  # noqa: E402
 
-# What Ray itself leaves open or announces is not ours to mend.
+# Warnings that come from Ray itself cannot be fixed here.
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.filterwarnings(
@@ -74,10 +77,9 @@ def placement_of(cluster: Cluster, ranks: int) -> Placement:
 def toys(cluster: Cluster, placement: Placement, logs: Path, deadline_s: float = 60.0) -> Ranks:
     return Ranks(
         len(placement.ranks),
-        logs,
+        RankLaunch(logs, cluster.places(placement).links),
         deadline_s,
         worker="toy_rank:ToyRank",
-        links=cluster.places(placement).links,
     )
 
 
@@ -163,13 +165,13 @@ def test_servers_on_two_nodes_answer_and_each_reads_the_new_weights_on_its_own_n
     read: set[str] = set()
     for version in (1, 2):
         engine.load_weights({"norm": torch.ones(version)}, version)
-        told = [
+        infos = [
             server.client.call("GET", "/server_info", deadline_s=5)["read"]
             for server in engine.servers().values()
         ]
-        assert len({tuple(files.values()) for files in told}) == 1  # the same bytes
-        assert len({file for files in told for file in files}) == 2  # at two places
-        read |= {file for files in told for file in files}
+        assert len({tuple(files.values()) for files in infos}) == 1  # the same bytes
+        assert len({file for files in infos for file in files}) == 2  # in two folders
+        read |= {file for files in infos for file in files}
     assert len(read) == 4
     requests = [GenerationRequest((5,), 8, 41, frozenset({STOP}), f"solver/g{n}/0/0") for n in range(8)]
     assert {done.weight_version for done in engine.generate(requests, Sampling())} == {2}
@@ -183,19 +185,19 @@ def test_a_node_with_a_server_is_lost_and_the_others_answer_for_it(
 ):
     second = add_node(machines)
     placement = servers_placement(cluster, 2)
-    told: list[str] = []
+    reports: list[str] = []
     sync = _Unchecked("model", torch.float32, folder=tmp_path)
     engine = VllmEngine(
         Launch("model", 4096, 4, logs=tmp_path),
         sync,
         ServerSet(2, open_server=cluster.places(placement).open_server),
-        report=told.append,
+        report=reports.append,
     )
     machines.remove_node(second, allow_graceful=False)
     requests = [GenerationRequest((5,), 8, 41, frozenset({STOP}), f"solver/g{n}/0/0") for n in range(8)]
     done = engine.generate(requests, Sampling())
     assert [completion.token_ids for completion in done] == [(11 + 41 % 7, 12, STOP)] * 8
-    wait_until(lambda: any("could not be opened again" in text for text in told), 30)
+    wait_until(lambda: any("could not be opened again" in text for text in reports), 30)
     assert list(engine.servers()) == ["vllm-0"]
     engine.close()
 
@@ -205,16 +207,16 @@ def test_a_run_whose_only_server_was_on_a_lost_node_goes_on_by_itself(
     machines: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     open_or_skip("bubblewrap")
-    claimed = (
-        tmp_path / "bin" / "nvidia-smi"
-    )  # places are planned by what it says; nothing here computes on a GPU
+    # The placement believes this nvidia-smi; nothing here computes on a GPU.
+    claimed = tmp_path / "bin" / "nvidia-smi"
     claimed.parent.mkdir()
     claimed.write_text("#!/bin/sh\necho 81920; echo 81920\n")
     claimed.chmod(0o755)
     with monkeypatch.context() as there:
         there.setenv("PATH", str(claimed.parent), prepend=os.pathsep)
         far = add_node(machines, gpus=2)
-    # The stand-in's answers are no calls: every episode ends with nothing submitted, there is no gradient and nothing to bring to servers.
+    # The stand-in answers without tool calls. So no episode submits anything, there is no gradient, and no
+    # new weights go to the servers.
     more = '[engine]\ntype = "vllm"\ncache_mb = 64\n'
     play = Play(tmp_path, machines.address, more, path=[ROOT, HELPERS, HELPERS / "standin"])
     few = (
@@ -238,14 +240,14 @@ def test_a_run_whose_only_server_was_on_a_lost_node_goes_on_by_itself(
 
 
 @pytest.mark.parametrize(
-    ("address", "told"),
+    ("address", "message"),
     [
         ("127.0.0.1:1", r"no Ray cluster answers at --cluster 127\.0\.0\.1:1: .*refused.*ray start --head"),
         ("nonsense", "neither 'auto' nor an address"),
     ],
 )
-def test_an_address_where_no_cluster_answers_is_told_with_the_reason(address: str, told: str):
-    with pytest.raises(PrerequisiteError, match=told):
+def test_an_address_where_no_cluster_answers_is_reported_with_the_reason(address: str, message: str):
+    with pytest.raises(PrerequisiteError, match=message):
         Cluster(address)
 
 
@@ -259,14 +261,14 @@ def test_episodes_of_a_node_that_is_lost_are_played_elsewhere_and_each_counts_on
     far = add_node(machines)
     nodes = cluster.nodes()
     assert len(nodes) >= 2
-    told: list[str] = []
+    reports: list[str] = []
     lost = threading.Event()
 
     def host_of(context: RunContext, line: str) -> Any:
         placement = place(context.config, TINY, nodes)
         local = LocalHost(context.episodes, context.environments, context.runner)
         hosts = cluster.places(placement).open_hosts(
-            context.config, f"{line}\n", str(tmp_path / "policy"), local, told.append
+            context.config, f"{line}\n", str(tmp_path / "policy"), local, reports.append
         )
 
         def lose() -> None:
@@ -279,7 +281,7 @@ def test_episodes_of_a_node_that_is_lost_are_played_elsewhere_and_each_counts_on
 
     run = scripted_game.play(tmp_path, tmp_path / "cache", "bubblewrap", host_of=host_of)
     assert lost.wait(120)
-    assert any("was lost" in line for line in told), told
+    assert any("was lost" in line for line in reports), reports
     with Store.open(run.database, writer=False) as store:
         members = [(row.group_id, row.member) for row in store.episodes()]
         assert store.last_update() == 2

@@ -10,11 +10,11 @@ import pytest
 from rich.console import Console
 
 from selfplay.cluster.memory import GIB
-from selfplay.cluster.placement import Node
+from selfplay.cluster.seats import Node
+from selfplay.commands import train as start
 from selfplay.config import build_config
 from selfplay.curriculum.store import Store
 from selfplay.errors import TrainerError
-from selfplay.orchestrator import build as start
 from selfplay.orchestrator.run_folder import create_run
 
 
@@ -45,13 +45,14 @@ def play_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., li
         Store.open(folder.database).close()
         ranks: list[int] = []
 
-        def play(run: Any, fitting: Any, *_: Any) -> None:
-            ranks.append(fitting.trainer.ranks)
+        def play(planned: Any, *_: Any) -> None:
+            ranks.append(planned.config.trainer.ranks)
             if len(ranks) <= losses:
                 raise TrainerError("rank 1 of 4 was lost")
 
         monkeypatch.setattr(start, "_play", play)
-        start._play_on(Machines(counts), folder, config, [], SimpleNamespace(), "", Console(quiet=True))
+        planned = start.PlannedRun(folder, config, [], SimpleNamespace(), "", Console(quiet=True))
+        start._play_on(Machines(counts), planned)
         return ranks
 
     return run

@@ -1,4 +1,4 @@
-"""A simulated cluster does what can be worked out by hand, a run is read as it was recorded, and a plan says what it assumes."""
+"""The simulation against figures worked out by hand; reading of runs; plans and their assumptions."""
 
 import io
 import json
@@ -16,6 +16,7 @@ from selfplay.curriculum.store import Store
 from selfplay.errors import RunError, UsageError
 from selfplay.orchestrator.run_folder import RunFolder
 from selfplay.planning.check import check_run
+from selfplay.planning.fitting import Timing, fit_server, fit_trainer
 from selfplay.planning.hardware import (
     Gpu,
     ModelSize,
@@ -25,20 +26,14 @@ from selfplay.planning.hardware import (
     sync_seconds,
     trainer_speed,
 )
-from selfplay.planning.recorded import Timing, fit_server, fit_trainer, read_run
+from selfplay.planning.paper import PaperAssumptions, paper_assumptions, paper_workload
+from selfplay.planning.recorded import read_run
 from selfplay.planning.report import plan_data, show_check, show_plan
+from selfplay.planning.scenario import Cluster, Rules
 from selfplay.planning.search import PlanRequest, make_plan
-from selfplay.planning.simulation import Cluster, Rules, simulate
-from selfplay.planning.workload import (
-    EpisodeMeans,
-    EpisodeShape,
-    GroupShape,
-    PaperAssumptions,
-    Stretch,
-    Workload,
-    paper_assumptions,
-    paper_workload,
-)
+from selfplay.planning.simulation import simulate
+from selfplay.planning.workload import EpisodeMeans, EpisodeShape, GroupShape, Stretch, Workload
+from selfplay.verdicts.confirmation import Confirmation
 from store_rows import a_bug, a_group, an_episode
 
 STEADY = ServerSpeed(most=4, fixed_s=0.01)  # 0.01 s a token, however many requests run
@@ -46,18 +41,18 @@ TRAINER = TrainerSpeed(fixed_s=10.0)
 
 
 def episode(
-    drawn: float = 100,
+    sampled: float = 100,
     act_s: float = 1.0,
     turns: int = 1,
     open_s: float = 0.0,
     judge_s: float = 0.0,
-    read: float = 0.0,
+    prefill: float = 0.0,
 ):
-    return EpisodeShape(open_s, tuple(Stretch(read, drawn, act_s) for _ in range(turns)), judge_s, turns)
+    return EpisodeShape(open_s, tuple(Stretch(prefill, sampled, act_s) for _ in range(turns)), judge_s, turns)
 
 
-def solvers(*episodes: EpisodeShape, carries: bool = True) -> GroupShape:
-    return GroupShape(Role.SOLVER, episodes, carries=carries)
+def solvers(*episodes: EpisodeShape, has_gradient: bool = True) -> GroupShape:
+    return GroupShape(Role.SOLVER, episodes, has_gradient=has_gradient)
 
 
 def of_groups(*groups: GroupShape) -> Workload:
@@ -77,8 +72,8 @@ def rules(**changes) -> Rules:
 def mixed_workload() -> Workload:
     """Short and long episodes, groups without a gradient, injectors whose bugs are played."""
     short, long = (
-        episode(drawn=40, turns=2, judge_s=0.5, read=20),
-        episode(drawn=60, turns=6, act_s=2.0, judge_s=1.0, read=20),
+        episode(sampled=40, turns=2, judge_s=0.5, prefill=20),
+        episode(sampled=60, turns=6, act_s=2.0, judge_s=1.0, prefill=20),
     )
     injectors = (
         GroupShape(Role.INJECTOR, (short, long), bugs=1),
@@ -87,7 +82,7 @@ def mixed_workload() -> Workload:
     return Workload(
         "mixed",
         injectors,
-        (solvers(short, long), solvers(long, long), solvers(short, short, carries=False)),
+        (solvers(short, long), solvers(long, long), solvers(short, short, has_gradient=False)),
         replays=0.5,
     )
 
@@ -103,11 +98,11 @@ def mixed_cluster(**changes) -> Cluster:
 MIXED_RULES = Rules(max_lag=4, batch_tokens=8000, updates=30, warmup=8)
 
 
-# -- what can be worked out by hand
+# -- figures worked out by hand
 
 
 def test_one_episode_after_the_other_takes_the_sum_of_its_parts():
-    forecast = simulate(a_cluster(), of_groups(solvers(episode(drawn=100, act_s=1.0))), rules())
+    forecast = simulate(a_cluster(), of_groups(solvers(episode(sampled=100, act_s=1.0))), rules())
     assert forecast.update_seconds == pytest.approx(
         [14.0] * 5
     )  # 1 s of drawing, 1 in the sandbox, 10 of training, 2 of sync
@@ -115,7 +110,9 @@ def test_one_episode_after_the_other_takes_the_sum_of_its_parts():
 
 
 def test_idle_shares_of_a_synchronous_run_are_the_seconds_of_the_others():
-    forecast = simulate(a_cluster(), of_groups(solvers(episode(drawn=100, act_s=1.0, judge_s=2.0))), rules())
+    forecast = simulate(
+        a_cluster(), of_groups(solvers(episode(sampled=100, act_s=1.0, judge_s=2.0))), rules()
+    )
     assert forecast.trainer_idle == pytest.approx(4 / 16)  # while it is played and judged
     assert forecast.trainer_sync == pytest.approx(2 / 16)
     assert forecast.rollout_idle == pytest.approx(15 / 16)  # all but drawing
@@ -133,7 +130,9 @@ def test_a_slow_trainer_sets_the_pace_when_play_overlaps():
 def test_slow_play_sets_the_pace_when_it_overlaps():
     fast = a_cluster(trainer=TrainerSpeed(fixed_s=1.0), sync_s=0.0)
     forecast = simulate(
-        fast, of_groups(solvers(episode(drawn=400, act_s=1.0))), rules(max_lag=2, batch_tokens=400, warmup=5)
+        fast,
+        of_groups(solvers(episode(sampled=400, act_s=1.0))),
+        rules(max_lag=2, batch_tokens=400, warmup=5),
     )
     assert forecast.update_seconds == pytest.approx([5.0] * 5)
     assert forecast.trainer_idle == pytest.approx(0.8)
@@ -150,7 +149,7 @@ def test_slow_play_sets_the_pace_when_it_overlaps():
 )
 def test_four_requests_on_one_server(speed, seconds):
     cluster = a_cluster(server=speed, trainer=TrainerSpeed(), sync_s=0.0, slots=4, in_flight=4)
-    group = solvers(*[episode(drawn=100, act_s=0.0, read=50)] * 4)
+    group = solvers(*[episode(sampled=100, act_s=0.0, prefill=50)] * 4)
     assert simulate(cluster, of_groups(group), rules(batch_tokens=600)).update_s == pytest.approx(seconds)
 
 
@@ -167,13 +166,13 @@ def test_two_servers_take_half_of_the_requests_each():
     assert forecast.update_s == pytest.approx(2.0)
 
 
-def test_a_conversation_is_read_anew_after_new_weights():
-    """An episode of 10 s with an update in the middle of it: 100 + 10 tokens held are read again, at 0.1 s each."""
+def test_a_conversation_is_prefilled_again_after_new_weights():
+    """A sync in the middle of an episode: its 100 + 10 tokens are prefilled again, at 0.1 s each."""
     speed = ServerSpeed(most=4, fixed_s=0.01, read_s=0.1)
     shape = EpisodeShape(0.0, (Stretch(10, 100, 0.0), Stretch(0, 100, 0.0)), 0.0, 2)
     work = of_groups(solvers(shape))
     cluster = a_cluster(server=speed, trainer=TrainerSpeed(fixed_s=2.5), sync_s=0.0)
-    kept = simulate(replace(cluster, rereads=False), work, rules(max_lag=1, batch_tokens=210, warmup=3))
+    kept = simulate(replace(cluster, clears_cache=False), work, rules(max_lag=1, batch_tokens=210, warmup=3))
     read = simulate(cluster, work, rules(max_lag=1, batch_tokens=210, warmup=3))
     assert kept.update_s == pytest.approx(3.0)
     assert read.update_s > 3.0 + 1.0  # at least the 10 tokens of the prompt
@@ -184,7 +183,7 @@ def test_training_counts_tokens_and_their_squares():
 
 
 def test_judges_of_bounded_number_make_verdicts_wait():
-    group = solvers(*[episode(drawn=100, act_s=0.0, judge_s=3.0)] * 4)
+    group = solvers(*[episode(sampled=100, act_s=0.0, judge_s=3.0)] * 4)
     cluster = a_cluster(trainer=TrainerSpeed(), sync_s=0.0, slots=8, in_flight=4)
     assert simulate(cluster, of_groups(group), rules(batch_tokens=400)).update_s == pytest.approx(4.0)
     assert simulate(
@@ -193,8 +192,8 @@ def test_judges_of_bounded_number_make_verdicts_wait():
 
 
 def test_the_phases_of_the_loop_follow_each_other():
-    injectors = GroupShape(Role.INJECTOR, (episode(drawn=100, act_s=1.0, judge_s=1.0),), bugs=1)
-    work = Workload("phases", (injectors,), (solvers(episode(drawn=200, act_s=1.0)),), 0.0)
+    injectors = GroupShape(Role.INJECTOR, (episode(sampled=100, act_s=1.0, judge_s=1.0),), bugs=1)
+    work = Workload("phases", (injectors,), (solvers(episode(sampled=200, act_s=1.0)),), 0.0)
     plan = rules(kind="phases", plans=((1, 2),), second_order_s=(4.0,), warmup=0)
     forecast = simulate(a_cluster(slots=2, in_flight=1), work, plan)
     assert forecast.phases_s == pytest.approx(
@@ -203,7 +202,7 @@ def test_the_phases_of_the_loop_follow_each_other():
     assert forecast.update_s == pytest.approx(25.0)
 
 
-# -- what must hold whatever the figures
+# -- properties that hold for any figures
 
 
 @pytest.mark.parametrize(
@@ -239,7 +238,7 @@ def test_overlapping_gives_more_than_synchronous_play():
 
 
 def test_groups_without_a_gradient_are_played_in_vain():
-    work = of_groups(solvers(episode()), solvers(episode(), carries=False))
+    work = of_groups(solvers(episode()), solvers(episode(), has_gradient=False))
     forecast = simulate(
         a_cluster(trainer=TrainerSpeed(), sync_s=0.0), work, rules(max_lag=3, batch_tokens=1000, updates=40)
     )
@@ -272,9 +271,9 @@ def test_merged_turns_keep_tokens_and_seconds():
     shape = EpisodeShape(1.0, tuple(Stretch(i, 2 * i, 0.5 * i) for i in range(1, 14)), 2.0, 13)
     merged = shape.merged(4)
     assert len(merged.stretches) == 4
-    assert (merged.tokens, merged.drawn, merged.sandbox_s, merged.turns) == (
+    assert (merged.tokens, merged.sampled, merged.sandbox_s, merged.turns) == (
         shape.tokens,
-        shape.drawn,
+        shape.sampled,
         shape.sandbox_s,
         13,
     )
@@ -283,14 +282,14 @@ def test_merged_turns_keep_tokens_and_seconds():
 def test_merging_turns_hardly_changes_the_forecast():
     rng = random.Random(5)
 
-    def drawn_at_random() -> EpisodeShape:
+    def random_episode() -> EpisodeShape:
         parts = [
             Stretch(rng.uniform(0, 10), rng.expovariate(0.1), rng.expovariate(3))
             for _ in range(rng.randint(8, 40))
         ]
         return EpisodeShape(0.5, tuple(parts), rng.uniform(0, 2), len(parts))
 
-    work = of_groups(*(solvers(*(drawn_at_random() for _ in range(4))) for _ in range(20)))
+    work = of_groups(*(solvers(*(random_episode() for _ in range(4))) for _ in range(20)))
     whole = simulate(mixed_cluster(), work, replace(MIXED_RULES, batch_tokens=6000))
     merged = simulate(mixed_cluster(), work.merged(6), replace(MIXED_RULES, batch_tokens=6000))
     assert merged.trained_per_hour == pytest.approx(whole.trained_per_hour, rel=0.03)
@@ -317,7 +316,7 @@ def test_formulas_of_hardware_against_hand_counts():
     assert sync_seconds(gpu, model) == pytest.approx(20e9 / 1e10 + 3)
     trainer = trainer_speed(gpu, model, gpus=4)
     assert trainer.seconds(1000, 1000**2) == pytest.approx(model.train_flops(1000) / (4 * 1e15 * 0.5))
-    means = EpisodeMeans(turns=1, tokens=1e5, drawn=1, sandbox_s=0, judge_s=0, context=5e4)
+    means = EpisodeMeans(turns=1, tokens=1e5, sampled=1, sandbox_s=0, judge_s=0, context=5e4)
     server = server_speed(gpu, model, 2, means)
     assert server.most == int((2 * 90e9 - 20e9) / (1e5 * 4000))
     assert server.token_s(1) == pytest.approx(0.001 + (20e9 + 5e4 * 4000) / (2 * 1e12 * 0.5))
@@ -326,12 +325,12 @@ def test_formulas_of_hardware_against_hand_counts():
 
 
 def test_a_servers_speed_is_found_again_in_the_timings_of_turns():
-    """Turns in waves of n that draw and end together: 20 ms + 3 ms for each request a token, 1 ms for each token read."""
+    """Waves of n equal turns: a token takes 20 ms + 3 ms per request, a prefilled token 1 ms."""
     timings = []
     for wave, together in enumerate((1, 2, 4, 8, 3, 6)):
-        drawn, read = 20 + 10 * wave, 5 * (wave % 3)
-        seconds = drawn * (0.020 + 0.003 * together) + 0.001 * read * together
-        timings += [Timing(1000.0 * wave, 1000.0 * wave + seconds, read, drawn)] * together
+        sampled, prefill = 20 + 10 * wave, 5 * (wave % 3)
+        seconds = sampled * (0.020 + 0.003 * together) + 0.001 * prefill * together
+        timings += [Timing(1000.0 * wave, 1000.0 * wave + seconds, prefill, sampled)] * together
     speed = fit_server(timings, most=32)
     assert [speed.token_s(together) for together in (1, 3, 8)] == pytest.approx(
         [0.023, 0.029, 0.044], rel=1e-3
@@ -350,9 +349,10 @@ def test_a_trainers_speed_is_found_again_in_its_updates():
 
 
 def a_run(folder: Path, updates: int = 4, later_s: float = 0.0) -> RunFolder:
-    """Each update: 1 injector group and 2 solver groups of 2; an episode takes 0.5 s to open and two turns of 1 s + 0.5 s, its verdict 1 s.
+    """A run folder. Each update has 1 injector group and 2 solver groups of 2 episodes.
 
-    The second half of its updates took `later_s` longer to solve.
+    An episode takes 0.5 s to open and has two turns of 1 s + 0.5 s; its verdict takes 1 s. In the second half
+    of the updates, solving took `later_s` longer.
     """
     folder.mkdir(parents=True)
     settings = {"train": {"episodes_in_flight": 1, "workers": 1, "group_size": 2}, "max_lag": 3}
@@ -372,7 +372,17 @@ def a_run(folder: Path, updates: int = 4, later_s: float = 0.0) -> RunFolder:
                     store.record_episode(row)
                     if role == "solver":
                         store.record_attempt(
-                            AttemptRow(row.episode_id, bug, bool(member), "", (), None, (), "", 1.0)
+                            AttemptRow(
+                                row.episode_id,
+                                bug,
+                                bool(member),
+                                "",
+                                (),
+                                Confirmation.NOT_NEEDED,
+                                (),
+                                "",
+                                1.0,
+                            )
                         )
                     else:
                         store.record_verdict(VerdictRow(row.episode_id, not member, "", "", "[]", 1.0, 1, 0))
@@ -446,14 +456,15 @@ def test_updates_that_are_not_asked_for_are_not_read(tmp_path):
 def test_a_run_whose_halves_are_alike_is_predicted_to_the_second(tmp_path):
     check = check_run(a_run(tmp_path / "run"))
     predicted = {phase.phase: phase.predicted_s for phase in check.phases}
-    # One sandbox for play: 2 and 4 episodes of 3.5 s, and the last verdict. The others are judged while the next is played.
+    # One sandbox for play: 2 and 4 episodes of 3.5 s, and the last verdict. The others are judged while the
+    # next is played.
     assert predicted == pytest.approx(
         {"injecting": 8.0, "solving": 15.0, "second order": 2.0, "training": 4.5, "update": 29.5}
     )
     assert check.phases[-1].error == pytest.approx(0.0, abs=1e-6)
 
 
-def test_a_check_tells_its_error_on_a_half_that_it_has_not_seen(tmp_path):
+def test_a_check_reports_its_error_on_a_half_that_it_has_not_seen(tmp_path):
     check = check_run(a_run(tmp_path / "run", later_s=5.0))
     solving = next(phase for phase in check.phases if phase.phase == "solving")
     assert (solving.predicted_s, solving.measured_s) == pytest.approx((15.0, 20.0))
@@ -491,7 +502,8 @@ SMALL = ModelSize(1e9, 16, 2048, 512)
 
 def a_request(**changes) -> PlanRequest:
     shapes = [
-        episode(drawn=200, turns=turns, act_s=2.0, read=300, judge_s=5.0, open_s=1.0) for turns in (4, 8, 16)
+        episode(sampled=200, turns=turns, act_s=2.0, prefill=300, judge_s=5.0, open_s=1.0)
+        for turns in (4, 8, 16)
     ]
     work = of_groups(*(solvers(*shapes, shape) for shape in shapes))
     return replace(
@@ -562,12 +574,12 @@ def test_a_plan_is_data_too(plan):
             {"model": ModelSize(8e9, 32, 4096, 1024), "trainer_gpus": 1},
             "--trainer-gpus 1: .* need 2 GPUs of 80 GB",
         ),
-        ({"batch_tokens": 0}, "--batch-tokens 0: needs the tokens of an update"),
+        ({"batch_tokens": 0}, "--batch-tokens 0: give the tokens of an update, for instance 16800000"),
         ({"slots": 0}, "--slots 0: needs 1 or more"),
         ({"hosts": -1}, "--hosts -1"),
     ],
 )
-def test_what_cannot_be_planned_is_told_with_value_and_remedy(changes, words):
+def test_what_cannot_be_planned_is_reported_with_value_and_remedy(changes, words):
     with pytest.raises(UsageError, match=words):
         make_plan(a_request(**changes))
 
@@ -589,12 +601,12 @@ def test_what_cannot_be_planned_is_told_with_value_and_remedy(changes, words):
         ({"assume": ["turns=3"]}, "give it with --workload paper"),
     ],
 )
-def test_options_that_make_no_sense_are_told(options, words):
+def test_options_that_make_no_sense_are_reported(options, words):
     with pytest.raises(UsageError, match=words):
         plan_from(PlanOptions(**options), Console(file=io.StringIO()))
 
 
-def test_a_run_that_does_not_tell_its_policys_size_asks_for_it(tmp_path):
+def test_a_run_without_its_policys_size_asks_for_it(tmp_path):
     a_run(tmp_path / "runs" / "mine")
     with pytest.raises(RunError, match="Give --parameters"):
         plan_from(PlanOptions(run="mine", runs=tmp_path / "runs"), Console(file=io.StringIO()))
@@ -615,5 +627,5 @@ def test_the_papers_workload_follows_its_assumptions():
     assert max(shape.turns for group in work.solvers for shape in group.episodes) <= 128
     assert max(shape.tokens for group in work.solvers for shape in group.episodes) <= 131_072
     longer = paper_workload(paper_assumptions({"drawn_tokens": 600.0}), seed=1, groups=10)
-    assert longer.per_episode().drawn > 1.5 * work.per_episode().drawn
-    assert any("draws 600" in sentence for sentence in longer.assumptions)
+    assert longer.per_episode().sampled > 1.5 * work.per_episode().sampled
+    assert any("samples 600" in sentence for sentence in longer.assumptions)
