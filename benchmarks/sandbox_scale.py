@@ -36,8 +36,7 @@ class Holdings:
     groups          control groups of its sandboxes
     temporary       temporary files and folders
     children_bytes  memory of its child processes (proportional share, so that shared memory counts once)
-    kernel_bytes    slabs, per-processor data, stacks and page tables of the whole machine, so it is only
-                    shown
+    kernel_bytes    slabs, per-processor data, stacks and page tables of the whole machine; only shown
     """
 
     resident_bytes: int
@@ -216,8 +215,7 @@ def _of_the_engine() -> tuple[frozenset[str], frozenset[str]]:
     client = shared_client(engine_host())
     containers = client.api.containers(all=True, filters={"label": f"selfplay.owner={owner()}"})
     volumes = client.api.volumes()["Volumes"] or []
-    # Closes only idle connections. The library keeps up to 25 open, one for each address, and no sandbox adds
-    # to them.
+    # Closes idle connections, of which the library keeps up to 25, one per address. No sandbox adds to them.
     client.close()
     return frozenset(found["Id"][:12] for found in containers), frozenset(
         volume["Name"] for volume in volumes

@@ -5,8 +5,7 @@ it is not trusted: it must not reach the harness, another sandbox or the network
 sandbox. This module holds no backend. `conformance.py` checks the contract on a real backend;
 docs/sandboxes.md lists what it does not cover.
 
-Files: /testbed, /submit and /tmp start empty and are writable, and so is /dev/shm. Everything else is
-read-only.
+Files: /testbed, /submit, /tmp and /dev/shm start empty and are writable. Everything else is read-only.
 
 Exceptions, all from `selfplay.errors`. SandboxLost counts against the policy and SandboxUnavailable never
 does, so a backend must not mix them up:
@@ -88,8 +87,7 @@ class SandboxSpec:
 class ExecResult:
     """How one command ended.
 
-    exit_code   the command's own; 128 + n when signal n ended it; 124 when `timed_out`; 126 when it was not
-                run
+    exit_code   the command's own; 128 + n when signal n ended it; 124 when `timed_out`; 126 when not run
     output      stdout and stderr together, in the order in which they came
     truncated   output was dropped, since there was more than `output_bytes`
     timed_out   the command was killed at its timeout
@@ -160,10 +158,9 @@ class Sandbox(Protocol):
 class Capabilities:
     """How a backend differs from others. Code outside the backends asks here instead of comparing names.
 
-    opens_images    `SandboxSpec.environment` may be any container image, as `docker:IMAGE` in a repository
-                    list names one
-    available_when  the condition that `check` tests; `sandbox.type = "auto"` shows it when it chooses this
-                    one
+    opens_images    `SandboxSpec.environment` may be any container image, as a line `docker:IMAGE` of a
+                    repository list needs it
+    available_when  the condition that `check` tests, in words; "auto" gives it as the reason of its choice
     """
 
     opens_images: bool = False

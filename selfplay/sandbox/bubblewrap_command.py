@@ -1,8 +1,7 @@
 """The command line that starts a bubblewrap sandbox. Runs nothing.
 
 Invariant: every option that protects the machine is on it, whoever starts the sandbox. Root keeps its
-capabilities until setpriv has changed the user, since a mount needs them. Everybody else gets a user
-namespace.
+capabilities until setpriv has changed the user, since mounts need them. Others get a user namespace.
 """
 
 from __future__ import annotations

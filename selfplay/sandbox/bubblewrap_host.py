@@ -112,8 +112,7 @@ def loader_cache(bwrap: str) -> bytes:
         command += ["--ro-bind", sys.base_prefix, PYTHON, "--bind", folder, "/mnt"]
         command += [ldconfig, "-X", "-C", "/mnt/cache", "-f", "/mnt/conf"]
         errors = Path(folder) / "errors"
-        # A file, not a pipe: processes that a killed bubblewrap leaves behind would hold a pipe open, and
-        # block its reader.
+        # A file, not a pipe: a killed bubblewrap leaves processes behind that would hold a pipe open.
         with errors.open("wb") as output:
             code = subprocess.run(
                 command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, check=False

@@ -31,8 +31,8 @@ END_S = 10.0  # until bubblewrap itself is killed, after its process 1
 class Spawner:
     """Starts processes from one thread that lives as long as this process.
 
-    --die-with-parent means the thread that started bubblewrap: a sandbox would end with the thread of its
-    caller.
+    --die-with-parent means the thread that started bubblewrap, so a sandbox would end with its caller's
+    thread.
     """
 
     def __init__(self) -> None:

@@ -29,8 +29,7 @@ from selfplay.sandbox.owners import unique_name
 from selfplay.sandbox.seccomp import seccomp_filter
 from selfplay.sandbox.variables import command_variables
 
-# Root's sandboxes: uids far from any account. Each has its own, so that the kernel counts its processes
-# separately.
+# For root: uids far from any account, one per sandbox, so that the kernel counts its processes separately.
 FIRST_UID = 1 << 30
 USER_UID = 1000  # in the sandboxes of other users, whose user namespace counts separately anyway
 _numbers = itertools.count()
@@ -121,9 +120,8 @@ class BubblewrapBackend:
         info_read, info_write = os.pipe()
         with ExitStack() as stack:
             stack.callback(os.close, info_read)
-            with (
-                ExitStack() as inherited
-            ):  # closed before the wait below, which ends when the last writer is gone
+            # Closed before `begin` reads from info_read, which only ends when no writer is left.
+            with ExitStack() as inherited:
                 inherited.callback(os.close, info_write)
                 opened = self._spawn(spec, network, programs, info_write, inherited)
             try:

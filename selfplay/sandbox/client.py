@@ -22,8 +22,7 @@ CHUNK = 1 << 18
 MAX_COMMAND_BYTES = 1 << 20
 MAX_INPUT_BYTES = 1 << 26
 HELLO_S = 60.0  # for the server's first frame
-# In addition to a command's own timeout, since the server then kills its processes, on a machine that may be
-# busy.
+# In addition to a command's own timeout: the server needs time to kill its processes on a busy machine.
 ANSWER_S = 60.0
 ARCHIVE_S = 300.0  # for a whole archive, either way
 PROBE_S = 60.0
@@ -311,8 +310,7 @@ class ConnectedSandbox:
 
     release  removes what the backend started
     probe    called after a loss. Raises SandboxUnavailable when a fresh sandbox of the same spec does not run
-             `true`, and SandboxInterrupted when somebody outside ended this one. Otherwise a command ended
-             it.
+             `true`, and SandboxInterrupted when somebody outside ended this one. Else a command ended it.
     details  what tests look up: process ids, names of containers
     """
 

@@ -1,14 +1,12 @@
 """Process 1 of a sandbox: it runs commands with bash and moves files, as requests on its stdin ask.
 
 A standalone program: one file, standard library only, started with `python3 -I -S`. It knows nothing about
-the machine around the sandbox. Invariant: no command can write to this process, read from it, stop it or
-trace it.
+the machine around the sandbox. Invariant: no command can write to this process, read, stop or trace it.
 """
 
 # The protocol. A frame is one byte for its kind, four bytes of length (big-endian), and the payload. A
 # payload of several fields holds four bytes of length and the bytes of each. The server first sends "h"
-# (ready) or "f" (cannot work here, with the reason). Then the client makes one request at a time, and the
-# server answers it:
+# (ready) or "f" (cannot work here, with the reason). Then it answers one request at a time:
 #
 #   request                                     answer
 #   r: timeout in ms, most output, command      o: output, any number of times

@@ -200,7 +200,7 @@ class DockerBackend:
         except ImageNotFound:
             return False
         except ENGINE_ERRORS as error:
-            raise engine_fault(f"does not tell about image {reference}", error) from error
+            raise engine_fault(f"cannot look up image {reference}", error) from error
         return True
 
     def _shares_folders(self) -> bool:

@@ -50,8 +50,7 @@ class IndexAccess:
 
     variables  exported in the build: certificates and pip's own
     pip_conf   text of one pip configuration file, "" for none
-    paths      folders and files of this machine that the settings name; readable in the build under the same
-               paths
+    paths      folders and files of this machine that the settings name; a build reads them at the same paths
     rules      where the build's proxy may connect
     """
 

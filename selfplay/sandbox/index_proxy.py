@@ -1,9 +1,9 @@
 """The build proxy: the only connection of a build. It runs in the harness behind a Unix socket.
 
-It connects to the package index and to public addresses, never to this machine or its networks. The backends
-take every other connection away, with a network namespace that has only loopback. Invariant: the proxy
-connects to the very address that it checked. It does not resolve a name twice, since the second answer could
-be another address.
+It connects to the hosts that this machine's settings name as package index, and to public addresses: to
+nothing else of this machine and its networks. The backends take every other connection away, with a network
+namespace that has only loopback. Invariant: the proxy connects to the address that it checked. It does not
+resolve a name twice, since the second answer could be another address.
 """
 
 from __future__ import annotations
@@ -76,8 +76,7 @@ class ProxyRules:
     """Where the proxy connects to for a build, in addition to public addresses.
 
     index     hosts, as "host:port", that this machine's own settings name; allowed at any address
-    upstream  this machine's own proxies, by scheme ("http", "https" or "all"); "no" lists the hosts to reach
-              without them
+    upstream  this machine's own proxies, by scheme ("http", "https" or "all"); "no" lists hosts without proxy
     """
 
     index: frozenset[str] = frozenset()

@@ -63,8 +63,7 @@ def seccomp_filter(machine: str | None = None) -> bytes:
         program += [_step(JUMP_GREATER_EQUAL, X32_BIT, 0, 1), *refuse]
     for numbers in REFUSED.values():
         program += [_step(JUMP_EQUAL, numbers[column], 0, 1), *refuse]
-    # clone3 has its flags in memory, which a filter cannot read. ENOSYS makes the C library call clone
-    # instead.
+    # A filter cannot read the flags of clone3, which lie in memory. After ENOSYS the C library calls clone.
     program += [_step(JUMP_EQUAL, CLONE3[column], 0, 1), _step(RETURN, REFUSE | errno.ENOSYS)]
     for numbers in (CLONE, UNSHARE):
         # In clone the low byte of the flags is a signal.

@@ -235,7 +235,7 @@ def on_a_small_disk(tmp_path: Path, size: str, code: str) -> str:
     script = (
         f"mount -t tmpfs -o size={size} none {tmp_path} && cd {ROOT} && exec {sys.executable} - {tmp_path}"
     )
-    path = f"{ROOT}{os.pathsep}{ROOT / 'tests'}"
+    path = f"{ROOT}{os.pathsep}{ROOT / 'tests' / 'helpers'}"
     environment = {**os.environ, "PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run(
         ["unshare", "--mount", "sh", "-c", script],
@@ -253,7 +253,7 @@ PREPARE = """
 import sys, os, subprocess
 from pathlib import Path
 from other_repositories import C_FILES, C_LINE
-from selfplay.config import EnvironmentSettings
+from selfplay.settings.playing import EnvironmentSettings
 from selfplay.repositories.build import prepare_environment
 from selfplay.errors import DiskFullError
 from selfplay.repositories.fetching import fetch
@@ -467,11 +467,11 @@ WALL_CLOCKS = {
     "date.today",
 }
 RECORDED = {
-    "curriculum/store.py",  # when a row was written
+    "curriculum/database.py",  # when a row was written
     "viewing/replay.py",  # shows such a time
-    "roles.py",  # when an episode began; how long it took is counted by the other clock
-    "orchestrator/start.py",  # a run's name
-    "doctor.py",  # the age of scratch folders, which another process made, against the time stamps of their files
+    "agent/workspaces.py",  # when an episode began; the other clock measures how long it took
+    "commands/train.py",  # a run's name
+    "commands/doctor.py",  # the age of another process's scratch folders, from the time stamps of their files
 }
 
 
