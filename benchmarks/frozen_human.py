@@ -47,7 +47,7 @@ from selfplay.verdicts.test_logs import short_failure
 from selfplay.verdicts.test_runs import TestRun, TestRunner
 from selfplay.verdicts.validator import validate
 from selfplay.verdicts.verdict import Verdict
-from selfplay.warm_start import CORPUS
+from selfplay.warm_start.settings import CORPUS
 
 LABELS = {"selfplay.run": "frozen-human"}
 THRESHOLDS = Thresholds(min_passing_tests=3, min_failing_tests=1, min_changed_files=1)

@@ -23,10 +23,12 @@ import torch
 from benchmarks.options import at_least_one
 from selfplay.agent.chat import ChatFormat, load_tokenizer, policy_path
 from selfplay.engines.base import Completion, Engine, GenerationRequest, Sampling
-from selfplay.engines.hf_engine import _THREADS, HFEngine
-from selfplay.engines.vllm_servers import Launch
+from selfplay.engines.hf_engine import THREADS, HFEngine
+from selfplay.engines.vllm_launch import Launch
 from selfplay.source.trees import FileEntry, Tree
-from selfplay.warm_start.fabrication import EpisodeMaker, Package, PlayLimits
+from selfplay.warm_start.fabrication import EpisodeMaker
+from selfplay.warm_start.packages import Package
+from selfplay.warm_start.transcripts import PlayLimits
 
 
 def make_model(folder: Path, vocabulary: int = 1024) -> Path:
@@ -90,14 +92,14 @@ def converse(engine: Engine, model: str, options: argparse.Namespace) -> tuple[l
 
 
 def first_prompt(maker: EpisodeMaker) -> Sequence[int]:
-    transcript = maker.solver()
+    transcript = maker.transcript("solver")
     return transcript.ids[
         : next(i for i, weight in enumerate(transcript.weight) if weight >= 1)
     ]  # up to the first answer
 
 
 def observation(maker: EpisodeMaker) -> str:
-    package, function, _ = maker.draw()
+    package, function, _ = maker.functions.sample()
     lines = package.lines(function.path)
     return "\n".join(
         f"{n}-{lines[n - 1]}"
@@ -153,7 +155,7 @@ def rollout_logprob_diff(model: Any, turns: Sequence[Turn]) -> float:
 
 def bare_vllm(folder: str, rounds: Sequence[Sequence[Turn]], scratch: Path) -> float:
     """Seconds of vLLM's own LLM class for the same prompts, seeds and lengths, a round in one call; one process, no server."""
-    from selfplay.engines.vllm_servers import on_gpu, variables
+    from selfplay.engines.vllm_launch import on_gpu, variables
 
     launch = vllm_launch(folder, len(rounds[0]), scratch)
     settings: dict[str, Any] = {
@@ -236,7 +238,7 @@ def main() -> None:
         )
         engine.close()
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-        torch.set_num_threads(_THREADS)  # as many as the engine takes
+        torch.set_num_threads(THREADS)  # as many as the engine uses
         plain = reference(model, rounds)
         gap = rollout_logprob_diff(model, rounds[-1][:4])
     turns = [turn for turns in rounds for turn in turns]

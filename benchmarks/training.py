@@ -21,12 +21,13 @@ import torch
 from benchmarks.options import at_least_one
 from benchmarks.rollouts import make_model
 from benchmarks.training_workers import Figures
-from selfplay.config import TrainerSettings
+from selfplay.settings.learning import TrainerSettings
 from selfplay.engines.models import load_causal_model
 from selfplay.training.batch import Sample
 from selfplay.training.deepspeed_trainer import DeepSpeedTrainer
 from selfplay.training.ranks.controller import Ranks
-from selfplay.warm_start.sft import Document, SftSettings, pack, train
+from selfplay.warm_start.documents import Document
+from selfplay.warm_start.sft import SftSettings, pack, train
 
 
 def matrix_flops(size: int = 1024, seconds: float = 1.0) -> float:

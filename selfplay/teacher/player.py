@@ -1,6 +1,7 @@
-"""Scripted players of both roles: small mutations of a function, their reverse as the repair, in the order a terse episode takes.
+"""A scripted player of both roles: it mutates a function as injector, and undoes mutations as solver.
 
-Leaves judging to the validator and formats to tools. Invariant: an edit names one line, and its old text occurs there exactly once.
+It knows the repositories without bugs. Does not judge, and leaves the format of calls to `agent.tools`.
+Invariant: an edit names one line, and its old text occurs exactly once in that line.
 """
 
 from __future__ import annotations
@@ -9,197 +10,239 @@ import random
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
-from selfplay.agent.tools import format_action
+from selfplay.agent.tool_format import format_action
 from selfplay.repositories.suspects import FRAME
 from selfplay.source.path_policy import is_protected_path, is_test_path
 from selfplay.source.trees import Tree
-from selfplay.teacher.mutations import (
-    Function,
-    Mutation,
-    choose_mutation,
-    functions_of,
-    mutations_of_file,
-    smallest_edit,
-    statement_at,
-)
-from selfplay.teacher.phrases import (
+from selfplay.teacher.conversations import (
     BUDGET,
+    EDIT_CALL,
     PY_PATH,
     SHOWN,
-    SPEC_FILES,
     STILL_FAILING,
     SUSPECT,
     Exchange,
     Turn,
+    read_conversation,
+)
+from selfplay.teacher.functions import Function, functions_of, statement_at
+from selfplay.teacher.mutations import Mutation, choose_mutation, mutations_of_file, smallest_edit
+from selfplay.teacher.phrases import (
+    SPEC_FILES,
+    Listing,
     break_command,
     edit_reply,
     listed,
-    read_conversation,
     show_command,
     shown_lines,
     try_command,
     weaken_command,
 )
 
-MAX_EDITS = 3
-MAX_LOOKS = 5
-GUESSES_AT_LAST = 0.8  # guesses that are made in the function that was shown last
+MAX_EDITS = 3  # of an injector whose bug no test notices
+MAX_LISTINGS = 5  # functions that a solver shows
+GUESSES_IN_LAST = 0.8  # share of wrong edits that go to the function shown last
+CALL = re.compile(r"(\w+)\(")
+
+
+class Target(NamedTuple):
+    """The function that an injector breaks, by the line of its `def`, and the test file that notices."""
+
+    tree: Tree
+    path: str
+    test_file: str
+    line: int
+
+
+class Difference(NamedTuple):
+    """A shown line that differs from the repository without the bug."""
+
+    path: str
+    line: int
+    text: str
+    original: str
 
 
 @dataclass(frozen=True)
 class TeacherPlayer:
-    """Plays both roles on repositories whose original trees it knows; call it with a scripted engine's turn.
+    """Plays both roles. Call it with a turn of the scripted engine; equal turns give equal replies.
 
-    As solver it looks at the suspects in turn, compares with the original, puts back what differs and runs the tests; what they refuse
-    is taken back, and the next suspect shown. So in a `skill` share of its episodes; in the others it submits nothing, so that groups
-    hold both. Equal turns get equal replies.
-    `first` is the mutation that an injector begins with, in place of one that the turn's seed draws.
-    `guesses` is how often it edits what does not mend: in place of mending what it sees, and in place of looking on.
+    The solver shows the suspects one after another and compares them with the original. It puts back the
+    first line that differs, and runs the tests. If tests fail, it undoes the edit and shows the next suspect.
+
+    trees: the repositories without bugs.
+    skill: share of solver episodes that try. The others submit nothing, so that groups hold both outcomes.
+    max_lines: of a function that the player mutates.
+    first_mutation: the mutation that an injector begins with. Without it, the turn's seed chooses.
+    guess_rate: how often the solver makes a wrong edit instead of the right one, or instead of showing the
+        next suspect.
     """
 
     trees: Sequence[Tree]
     skill: float = 0.6
     max_lines: int = 30
-    first: Mutation | None = None
-    guesses: float = 0.0
+    first_mutation: Mutation | None = None
+    guess_rate: float = 0.0
     _functions: dict[tuple[str, str], list[tuple[Function, list[Mutation]]]] = field(
         default_factory=dict, repr=False
     )
 
     def __call__(self, turn: Turn) -> str:
-        role = turn.tag.partition("/")[0]
         exchange = read_conversation(turn.text)
-        # One generator an episode: what it does in turn 3 must agree with what it meant in turn 1.
-        generator = random.Random(turn.tag.rpartition("/")[0])
-        chance = random.Random(turn.seed)
-        return (
-            self._inject(exchange, chance) if role == "injector" else self._solve(exchange, generator, chance)
+        turn_random = random.Random(turn.seed)
+        if turn.tag.partition("/")[0] == "injector":
+            return self._inject(exchange, turn_random)
+        # Seeded by the episode: whether the solver tries at all must be the same in each of its turns.
+        episode_random = random.Random(turn.tag.rpartition("/")[0])
+        if episode_random.random() >= self.skill:
+            return format_action("submit", "")
+        return self._solve(exchange, turn_random)
+
+    def leads_to(self, task: str, mutation: Mutation) -> bool:
+        """True if a solver with this `task` shows the mutated line."""
+        tree = self._tree_of(task)
+        return mutation.path in tree and any(
+            path == mutation.path
+            and f"\n{mutation.line}:" in "\n" + shown_lines(tree.text(path), first, last)
+            for path, first, last in self.listings(task)[:MAX_LISTINGS]
         )
 
-    # -- injector
+    def listings(self, task: str) -> list[Listing]:
+        """Functions to show, best first: the suspects in the prompt, or else those that the failure names."""
+        suspects = [(path, int(first), int(last)) for path, first, last in SUSPECT.findall(task)]
+        return suspects or self._named_by_failure(task)
 
-    def _inject(self, exchange: Exchange, generator: random.Random) -> str:
-        last = exchange.replies[-1] if exchange.replies else ""
-        output = BUDGET.sub("", exchange.observations[-1]) if exchange.observations else ""
-        tree, path, test_file, line = self._target(exchange)
-        edits = [reply for reply in exchange.replies if "<tool: edit>\n" in reply]
-        if not last:
-            return self._break(tree, path, line, (), generator)
-        if "<tool: edit>\n" in last:
-            return _call("bash", break_command(test_file))
-        if break_command(test_file) in last:
-            failing = [
-                int(number)
-                for name, number in re.findall(r"^(\S+\.py):(\d+): ", output, re.MULTILINE)
-                if name == test_file
-            ]
-            if failing:
-                return _call("bash", self._weaken(tree, test_file, failing))
-            if len(edits) < MAX_EDITS:
-                return self._break(tree, path, line, edits, generator)
-        return _call("submit", "\n".join(SPEC_FILES))
+    def _tree_of(self, task: str) -> Tree:
+        """The repository that the task is about: the one that has most of the named files."""
+        names = _py_paths(task)
+        return max(self.trees, key=lambda tree: sum(name in tree for name in names))
 
-    def _target(self, exchange: Exchange) -> tuple[Tree, str, str, int]:
-        """(tree, file, test file, line of its `def`). Without a target in the prompt: any function that the test file names."""
-        named = [name.removeprefix("./") for name in PY_PATH.findall(exchange.task)]
-        tree = max(self.trees, key=lambda t: sum(name in t for name in named))
-        tests = [name for name in named if name in tree and is_test_path(name)]
-        sources = [name for name in named if name in tree and not is_test_path(name)]
-        test_file = (
-            tests[0]
-            if tests
-            else next((p for p in sorted(tree) if is_test_path(p) and p.endswith(".py")), "")
-        )
-        shown = re.search(r"^(\d+):\s*(?:async )?def ", exchange.task, re.MULTILINE)
-        if sources and shown:
-            return tree, sources[0], test_file, int(shown[1])
-        called = set(re.findall(r"(\w+)\(", tree.text(test_file))) if test_file in tree else set()
-        known = [
-            (path, function.first_line)
-            for path in sorted(tree)
-            if path.endswith(".py") and not is_protected_path(path, tree)
-            for function, _ in self._mutable(tree, path)
-            if function.short_name in called
-        ]
-        if not known:
-            return tree, "", test_file, 0
-        path, line = random.Random(exchange.task).choice(known)
-        return tree, path, test_file, line
-
-    def _mutable(self, tree: Tree, path: str) -> list[tuple[Function, list[Mutation]]]:
+    def _mutations_of(self, tree: Tree, path: str) -> list[tuple[Function, list[Mutation]]]:
         key = (tree.digest, path)
         if key not in self._functions:
             self._functions[key] = mutations_of_file(path, tree.text(path), self.max_lines)
         return self._functions[key]
 
-    def _break(self, tree: Tree, path: str, line: int, edits: Sequence[str], generator: random.Random) -> str:
-        done = {
+    # ---- injector
+
+    def _inject(self, exchange: Exchange, generator: random.Random) -> str:
+        target, last = self._target(exchange.task), exchange.last_reply
+        edits = [reply for reply in exchange.replies if EDIT_CALL in reply]
+        if not last:
+            return self._break(target, (), generator)
+        if EDIT_CALL in last:
+            return format_action("bash", break_command(target.test_file))
+        if break_command(target.test_file) in last:
+            failing = [
+                int(number)
+                for name, number in re.findall(r"^(\S+\.py):(\d+): ", exchange.last_output, re.MULTILINE)
+                if name == target.test_file
+            ]
+            if failing:
+                return format_action("bash", _weaken(target, failing))
+            if len(edits) < MAX_EDITS:
+                return self._break(target, edits, generator)
+        return format_action("submit", "\n".join(SPEC_FILES))
+
+    def _target(self, task: str) -> Target:
+        """The target that the prompt shows. Without one: a function that the test file calls."""
+        tree = self._tree_of(task)
+        names = [name for name in _py_paths(task) if name in tree]
+        test_file = next((name for name in names if is_test_path(name)), None)
+        if test_file is None:
+            test_files = (path for path in sorted(tree) if is_test_path(path) and path.endswith(".py"))
+            test_file = next(test_files, "")
+        path = next((name for name in names if not is_test_path(name)), None)
+        shown = re.search(r"^(\d+):\s*(?:async )?def ", task, re.MULTILINE)
+        if path is not None and shown:
+            return Target(tree, path, test_file, int(shown[1]))
+        called = set(CALL.findall(tree.text(test_file))) if test_file in tree else set()
+        known = [
+            (path, function.first_line)
+            for path in sorted(tree)
+            if path.endswith(".py") and not is_protected_path(path, tree)
+            for function, _ in self._mutations_of(tree, path)
+            if function.short_name in called
+        ]
+        path, line = random.Random(task).choice(known) if known else ("", 0)
+        return Target(tree, path, test_file, line)
+
+    def _break(self, target: Target, edits: Sequence[str], generator: random.Random) -> str:
+        """Mutate a line that no earlier edit changed; without one, submit."""
+        edited = {
             int(number)
             for edit in edits
             for number in re.findall(r"^<tool: edit>\n\S+:(\d+)$", edit, re.MULTILINE)
         }
-        for function, mutations in self._mutable(tree, path) if path else ():
-            fresh = [mutation for mutation in mutations if mutation.line not in done]
-            if function.first_line == line and fresh:
+        for function, mutations in self._mutations_of(target.tree, target.path) if target.path else ():
+            fresh = [mutation for mutation in mutations if mutation.line not in edited]
+            if function.first_line == target.line and fresh:
+                first = self.first_mutation
                 mutation = (
-                    self.first
-                    if self.first is not None and self.first in fresh and not done
+                    first
+                    if first is not None and first in fresh and not edited
                     else choose_mutation(fresh, generator)
                 )
                 return edit_reply(
-                    listed(function, mutation), path, mutation.line, mutation.search, mutation.replace
+                    listed(function, mutation), target.path, mutation.line, mutation.search, mutation.replace
                 )
-        return _call("submit", "\n".join(SPEC_FILES))
+        return format_action("submit", "\n".join(SPEC_FILES))
 
-    def _weaken(self, tree: Tree, test_file: str, failing: Sequence[int]) -> str:
-        """The first failing statement becomes a `return`; one of several lines is taken out whole."""
-        spans = [statement_at(tree.text(test_file), line) for line in failing]
-        first, last = min(spans, key=lambda span: span[1] - span[0])
-        if first == last:
-            return weaken_command(test_file, first)
-        command = f"sed -i '{first}s/[^ ].*/return/;{first + 1},{last}d' {test_file}"
-        return f"{command}; git diff {test_file} > /submit/test_weaken.diff"
+    # ---- solver
 
-    # -- solver
-
-    def _solve(self, exchange: Exchange, episode: random.Random, turn: random.Random) -> str:
-        if episode.random() >= self.skill:
-            return _call("submit", "")
-        last = exchange.replies[-1] if exchange.replies else ""
-        output = BUDGET.sub("", exchange.observations[-1]) if exchange.observations else ""
-        looked = SHOWN.findall("\n".join(exchange.replies))
-        then = next(iter(self.places(exchange.task)[:MAX_LOOKS][len(looked) :]), None)
-        edited = re.search(r"^<tool: edit>\n(\S+):\d+$", last, re.MULTILINE)
+    def _solve(self, exchange: Exchange, generator: random.Random) -> str:
+        shown = [
+            (path, int(first), int(last)) for path, first, last in SHOWN.findall("\n".join(exchange.replies))
+        ]
+        next_listing = next(iter(self.listings(exchange.task)[:MAX_LISTINGS][len(shown) :]), None)
+        edited = re.search(r"^<tool: edit>\n(\S+):\d+$", exchange.last_reply, re.MULTILINE)
         if edited:
-            return _call("bash", try_command(edited[1], then))
-        if "git checkout -q " in last and not STILL_FAILING.search(output):
-            return _call("submit", "")
-        broken = self._seen(exchange)
-        for path, number, text, original in broken if turn.random() >= self.guesses else ():
-            reply = edit_reply(f"{number}:{text}", path, number, *smallest_edit(text, original))
-            if reply not in exchange.replies:
-                return reply
-        if looked and self.guesses and (broken or turn.random() < self.guesses):
-            guess = self._guess(
-                exchange, [(path, int(first), int(last)) for path, first, last in looked], broken, turn
-            )
+            return format_action("bash", try_command(edited[1], next_listing))
+        if "git checkout -q " in exchange.last_reply and not STILL_FAILING.search(exchange.last_output):
+            return format_action("submit", "")
+        differences = self._differences(exchange)
+        if generator.random() >= self.guess_rate:
+            for path, line, text, original in differences:
+                reply = edit_reply(f"{line}:{text}", path, line, *smallest_edit(text, original))
+                if reply not in exchange.replies:
+                    return reply
+        if shown and self.guess_rate and (differences or generator.random() < self.guess_rate):
+            guess = self._guess(exchange, shown, differences, generator)
             if guess:
                 return guess
-        return _call("bash", show_command(*then)) if then else _call("submit", "")
+        return (
+            format_action("bash", show_command(*next_listing))
+            if next_listing
+            else format_action("submit", "")
+        )
+
+    def _differences(self, exchange: Exchange) -> list[Difference]:
+        """Every shown line that differs from the original."""
+        tree = self._tree_of(exchange.task)
+        found = []
+        for reply, observation in zip(exchange.replies, exchange.observations, strict=False):
+            command = SHOWN.search(reply)
+            if command and command[1] in tree:
+                lines = tree.text(command[1]).split("\n")
+                for number, text in re.findall(r"^(\d+):(.*)$", BUDGET.sub("", observation), re.MULTILINE):
+                    if int(number) <= len(lines) and text != lines[int(number) - 1]:
+                        found.append(Difference(command[1], int(number), text, lines[int(number) - 1]))
+        return found
 
     def _guess(
         self,
         exchange: Exchange,
-        shown: Sequence[tuple[str, int, int]],
-        broken: Sequence[tuple[str, int, str, str]],
-        turn: random.Random,
+        shown: Sequence[Listing],
+        differences: Sequence[Difference],
+        generator: random.Random,
     ) -> str | None:
-        """An edit of a shown function that does not mend it and was not made before; None where there is none."""
-        path, first, last = shown[-1] if turn.random() < GUESSES_AT_LAST else turn.choice(shown)
+        """A wrong edit of a shown function that no earlier reply made; None if there is none."""
+        path, first, last = shown[-1] if generator.random() < GUESSES_IN_LAST else generator.choice(shown)
         lines = self._tree_of(exchange.task).text(path).split("\n")
-        mended = {number: lines[number - 1] for where, number, _, _ in broken if where == path}
-        for where, number, text, _ in broken:
+        repairs = {number: lines[number - 1] for where, number, _, _ in differences if where == path}
+        for where, number, text, _ in differences:
             if where == path:
                 lines[number - 1] = text
         seen = {
@@ -215,47 +258,18 @@ class TeacherPlayer:
             for mutation in mutations
             if first <= mutation.line <= last
             and str(mutation.line) in seen
-            and mutation.after != mended.get(mutation.line)
+            and mutation.after != repairs.get(mutation.line)
         ]
         fresh = [reply for reply in found if reply not in exchange.replies]
-        return turn.choice(fresh) if fresh else None
+        return generator.choice(fresh) if fresh else None
 
-    def _tree_of(self, task: str) -> Tree:
-        named = [name.removeprefix("./") for name in PY_PATH.findall(task)]
-        return max(self.trees, key=lambda t: sum(name in t for name in named))
+    def _named_by_failure(self, task: str) -> list[Listing]:
+        """Functions that the failure names.
 
-    def _seen(self, exchange: Exchange) -> list[tuple[str, int, str, str]]:
-        """(path, line, text, the original's text) of every shown line that differs from the original."""
-        tree = self._tree_of(exchange.task)
-        found = []
-        for reply, observation in zip(exchange.replies, exchange.observations, strict=False):
-            command = SHOWN.search(reply)
-            if command and command[1] in tree:
-                lines = tree.text(command[1]).split("\n")
-                for number, text in re.findall(r"^(\d+):(.*)$", BUDGET.sub("", observation), re.MULTILINE):
-                    if int(number) <= len(lines) and text != lines[int(number) - 1]:
-                        found.append((command[1], int(number), text, lines[int(number) - 1]))
-        return found
-
-    def leads_to(self, task: str, mutation: Mutation) -> bool:
-        """Whether a solver who is told `task` comes to look at the mutated line."""
+        First those of its frames, innermost first; then what its lines call; then what those functions call.
+        """
         tree = self._tree_of(task)
-        return mutation.path in tree and any(
-            path == mutation.path
-            and f"\n{mutation.line}:" in "\n" + shown_lines(tree.text(path), first, last)
-            for path, first, last in self.places(task)[:MAX_LOOKS]
-        )
-
-    def places(self, task: str) -> list[tuple[str, int, int]]:
-        """(path, first line, last line) of functions to look at, best first: the suspects that are given, else what the failure names."""
-        return [(path, int(first), int(last)) for path, first, last in SUSPECT.findall(task)] or self._named(
-            task
-        )
-
-    def _named(self, task: str) -> list[tuple[str, int, int]]:
-        """Functions by what the failure says: innermost frames first, then what the failing lines call, then what those call."""
-        tree = self._tree_of(task)
-        defined: dict[str, list[tuple[str, int, int]]] = {}
+        defined: dict[str, list[Listing]] = {}
         for path in sorted(tree):
             if path.endswith(".py") and not is_test_path(path):
                 for function in functions_of(path, tree.text(path), max_lines=10_000):
@@ -264,24 +278,33 @@ class TeacherPlayer:
                     )
         frames = [(path.removeprefix("./"), name) for path, _, name in FRAME.findall(task)]
         found = [
-            place for path, name in reversed(frames) for place in defined.get(name, ()) if place[0] == path
+            listing
+            for path, name in reversed(frames)
+            for listing in defined.get(name, ())
+            if listing[0] == path
         ]
-        called = re.findall(
-            r"(\w+)\(", "\n".join(line for line in task.split("\n") if not line.startswith(("-", "@@")))
+        called = CALL.findall(
+            "\n".join(line for line in task.split("\n") if not line.startswith(("-", "@@")))
         )
-        found += [place for name in reversed(called) for place in defined.get(name, ())]
-        for place in list(found):
+        found += [listing for name in reversed(called) for listing in defined.get(name, ())]
+        for path, first, last in list(found):
             found += [
-                inner
-                for name in re.findall(r"(\w+)\(", shown_lines(tree.text(place[0]), *place[1:]))
-                for inner in defined.get(name, ())
+                listing
+                for name in CALL.findall(shown_lines(tree.text(path), first, last))
+                for listing in defined.get(name, ())
             ]
         return list(dict.fromkeys(found))
 
 
-# The players that `engine.script` can name.
-PLAYERS = {"teacher": TeacherPlayer}
+def _py_paths(task: str) -> list[str]:
+    return [name.removeprefix("./") for name in PY_PATH.findall(task)]
 
 
-def _call(tool: str, body: str) -> str:
-    return format_action(tool, body)
+def _weaken(target: Target, failing: Sequence[int]) -> str:
+    """Replace the shortest of the failing statements by `return`."""
+    spans = [statement_at(target.tree.text(target.test_file), line) for line in failing]
+    first, last = min(spans, key=lambda span: span[1] - span[0])
+    if first == last:
+        return weaken_command(target.test_file, first)
+    command = f"sed -i '{first}s/[^ ].*/return/;{first + 1},{last}d' {target.test_file}"
+    return f"{command}; git diff {target.test_file} > /submit/test_weaken.diff"

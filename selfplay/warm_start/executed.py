@@ -1,42 +1,44 @@
-"""Rejection fine-tuning's episodes: the teacher plays both roles in sandboxes; kept are bugs that validate and repairs that pass.
+"""Plays episodes for rejection fine-tuning: the scripted teacher plays both roles in real sandboxes.
 
-Leaves training to the other stages. Invariant: every attempt is on disk before the next is counted, so a killed collection goes on where
-it was; what a machine's failure spoiled is never kept.
+Keeps injector episodes whose bug validates, and solver episodes whose repair passes. Does not train on them.
+Invariants: each attempt is on disk before the next one counts, so a killed collection continues where it
+stopped. An episode in which the machine failed is never kept: its outcome says nothing about the players.
 """
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import os
-import random
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence, Set
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from selfplay.agent.episode import Episode, FinishReason, Role
+from selfplay.agent.episode import Episode
 from selfplay.agent.injector import InjectorTask, play_injector
 from selfplay.agent.prompting import render
+from selfplay.agent.runner import EpisodeRunner, unspoiled
 from selfplay.agent.solver import SolverTask, play_solver
-from selfplay.agent.workspaces import EpisodeKey, sandbox_limits
+from selfplay.agent.workspaces import EpisodeContext, EpisodeKey, sandbox_limits
 from selfplay.config import Config, load_config
 from selfplay.errors import ArtifactError, ConfigError, SandboxUnavailable
 from selfplay.outcomes import parse_outcomes
 from selfplay.repositories.build import prepare_environment
 from selfplay.repositories.checkouts import cache_root
-from selfplay.repositories.environment import Environment, standard_parser
+from selfplay.repositories.environment import Environment
 from selfplay.repositories.fetching import fetch
+from selfplay.repositories.scripts import standard_parser
 from selfplay.repositories.specs import parse_spec
 from selfplay.repositories.suspects import Suspect, failure_first, find_suspects
-from selfplay.repositories.targets import Target, usable_targets
 from selfplay.runtime.resources import resource
-from selfplay.sandbox import SandboxBackend, open_backend
-from selfplay.teacher.mutations import Mutation, choose_mutation, mutations_of_file
-from selfplay.teacher.phrases import STILL_FAILING
+from selfplay.sandbox import open_backend
+from selfplay.sandbox.base import SandboxBackend
+from selfplay.teacher.mutations import Mutation
 from selfplay.teacher.player import TeacherPlayer
 from selfplay.verdicts.artifact import Artifact
 from selfplay.verdicts.bug import BugState, build_states
@@ -45,131 +47,31 @@ from selfplay.verdicts.grading import grade
 from selfplay.verdicts.test_logs import short_failure
 from selfplay.verdicts.test_runs import ParsedLog, TestRun, TestRunner
 from selfplay.verdicts.validator import validate
+from selfplay.warm_start.attempts import ATTEMPTS, Attempt, Collection
+from selfplay.warm_start.mutation_plan import PlannedMutation, plan_mutations
 from selfplay.warm_start.settings import ExecuteSettings, Progress
 
-if TYPE_CHECKING:
-    from selfplay.warm_start.sft import Document
+PlayedMutation = tuple[Attempt, list[Episode]]  # the attempt and its kept episodes
+Play = Callable[[PlannedMutation, bool], PlayedMutation]  # the bool is `repairs_only`
 
-ATTEMPTS, MADE_WITH = "attempts.jsonl", "made_with.json"
+MADE_WITH = "made_with.json"
 LABELS = {"selfplay.run": "warm-start"}
-TRIES = 3  # of one mutation, where the machine failed
-FAILURES_IN_A_ROW = 8  # of the machine: more end the collection
-NOT_PLAYED = ("unnoticed", "not led to")
-UNNOTICED_PLAYED = 8  # one in so many mutations that no test notices is played all the same: the teacher then breaks another line
-FAILURES_READ = 20  # failing tests of a bug, in order of their names, that may lead to it
-REPAIRS = 2  # of one bug at most, each shown another failing test
-GUESSES = 0.4  # how often the teacher edits in vain (TeacherPlayer.guesses)
+TRIES = 3  # of one mutation, if the machine fails
+FAILURES_IN_A_ROW = 8  # machine failures that end the collection
+# One in this many mutations that no test notices is still played: the teacher then breaks another line.
+UNNOTICED_PLAYED = 8
+FAILURES_READ = 20  # failing tests of a bug that may lead to it, in order of their names
+REPAIRS = 2  # most solver episodes of one bug; each shows another failing test
+FAILURE_END = 200  # failures with so many equal characters at the end count as the same
+GUESS_RATE = 0.4  # see TeacherPlayer.guess_rate
 PROGRESS_EVERY_S = 30.0
 
 
-@dataclass(frozen=True)
-class Attempt:
-    """One mutation and what became of it: a row of attempts.jsonl.
-
-    outcome  not played: "unnoticed" (no test fails), "not led to" (to a repair, once only repairs are wanted); played: "validated",
-             "too long" (for a training row), "duplicate", else the failed check
-    """
-
-    number: int
-    repository: str
-    target: str
-    operator: str
-    outcome: str
-    seconds: float
-    digest: str = ""  # of the tree that a solver sees
-    injector: str = ""  # the kept episode's id
-    solvers: tuple[str, ...] = ()
-    repairs: tuple[str, ...] = ()  # of each solver episode "repaired", "too long" or why it is none
-
-
-@dataclass(frozen=True)
-class Place:
-    """A mutation to be played. Its number is its place in the plan, which equal settings make equal."""
-
-    number: int
-    environment: Environment
-    target: Target
-    mutation: Mutation
-
-
-@dataclass(frozen=True)
-class Collection:
-    """What a folder holds."""
-
-    folder: Path
-    attempts: tuple[Attempt, ...] = ()
-
-    @classmethod
-    def read(cls, folder: Path) -> Collection:
-        """A last line that was cut short by a kill is left out."""
-        attempts = {}
-        for line in (
-            (folder / ATTEMPTS).read_text("utf-8").split("\n")[:-1] if (folder / ATTEMPTS).exists() else ()
-        ):
-            try:
-                row = json.loads(line)
-                attempt = Attempt(**row | {name: tuple(row[name]) for name in ("solvers", "repairs")})
-            except (ValueError, TypeError, KeyError):
-                continue  # a piece of a line that a later call went on behind
-            attempts[attempt.number] = attempt
-        return cls(folder, tuple(attempts[number] for number in sorted(attempts)))
-
-    @property
-    def injectors(self) -> list[str]:
-        return [attempt.injector for attempt in self.attempts if attempt.injector]
-
-    @property
-    def solvers(self) -> list[str]:
-        return [name for attempt in self.attempts for name in attempt.solvers]
-
-    def is_complete(self, settings: ExecuteSettings) -> bool:
-        return (
-            len(self.injectors) >= settings.injector_episodes
-            and len(self.solvers) >= settings.solver_episodes
-        )
-
-    def documents(self, role: Role) -> list[Document]:
-        names = self.injectors if role is Role.INJECTOR else self.solvers
-        return [training_text(Episode.read(self.folder / f"{name}.json.gz")) for name in names]
-
-    def table(self) -> list[str]:
-        """Markdown rows: played, validated and repaired, for each repository."""
-        rows = []
-        for repository in [*dict.fromkeys(sorted(a.repository for a in self.attempts)), "all"]:
-            some = [a for a in self.attempts if repository in (a.repository, "all")]
-            played = [a for a in some if a.outcome not in NOT_PLAYED]
-            cells = [len({a.target for a in some if a.injector}), len(some) - len(played), len(played)]
-            cells += [
-                sum(bool(a.injector) for a in some),
-                sum(len(a.repairs) for a in some),
-                sum(len(a.solvers) for a in some),
-            ]
-            rows.append(f"| {repository} | {' | '.join(map(str, cells))} |")
-        return rows
-
-    @property
-    def seconds(self) -> float:
-        return sum(attempt.seconds for attempt in self.attempts)
-
-
-def training_text(episode: Episode) -> Document:
-    """What the policy wrote counts, except turns that caused an error or were taken back; what it was shown counts a little."""
-    from selfplay.warm_start.fabrication import Weights
-    from selfplay.warm_start.sft import Document
-
-    weights = [Weights.action if counts else Weights.shown for counts in episode.loss_mask]
-    taken_back = [bool(STILL_FAILING.search(after.observation)) for after in episode.turns[1:]]
-    for turn, is_wrong in zip(episode.turns, [*taken_back, False], strict=True):
-        if turn.is_error or (is_wrong and turn.tool == "edit"):
-            weights[turn.tokens[0] : turn.tokens[1]] = [0.0] * (turn.tokens[1] - turn.tokens[0])
-    return Document(list(episode.token_ids), weights)
-
-
-# ---- what is played
+# ---- what episodes are played with
 
 
 def read_recipe(settings: ExecuteSettings) -> Config:
-    """The configuration that episodes are played with: the recipe's, with no repeated verdicts. Raises ConfigError."""
+    """The recipe's configuration, but the validator runs tests once. Raises ConfigError."""
     path = Path(settings.recipe)
     config = load_config(path if path.exists() else resource("recipes") / path.name)
     validator = config.validator.model_copy(
@@ -178,54 +80,8 @@ def read_recipe(settings: ExecuteSettings) -> Config:
     return config.model_copy(update={"validator": validator})
 
 
-def plan(
-    environments: Sequence[Environment], settings: ExecuteSettings, least_tests: int, seed: int
-) -> list[Place]:
-    """Every mutation of every function that may be used, once: rounds of one mutation a function, in an order of `seed`'s making."""
-    generator = random.Random(seed)
-    orders: list[tuple[Environment, Target, list[Mutation]]] = []
-    for environment in environments:
-        known: dict[str, dict[int, list[Mutation]]] = {}
-        for target in usable_targets(
-            environment.targets, environment.baseline.passed, settings.max_lines, least_tests
-        ):
-            if target.path not in known:
-                functions = mutations_of_file(
-                    target.path, environment.tree.text(target.path), settings.max_lines
-                )
-                known[target.path] = {function.first_line: mutations for function, mutations in functions}
-            orders.append(
-                (
-                    environment,
-                    target,
-                    _in_drawn_order(known[target.path].get(target.first_line, ()), generator),
-                )
-            )
-    found: list[tuple[Environment, Target, Mutation]] = []
-    for turn in range(max((len(mutations) for _, _, mutations in orders), default=0)):
-        once = [
-            (environment, target, mutations[turn])
-            for environment, target, mutations in orders
-            if turn < len(mutations)
-        ]
-        generator.shuffle(once)
-        found += once
-    return [Place(number, *what) for number, what in enumerate(found)]
-
-
-def _in_drawn_order(mutations: Sequence[Mutation], generator: random.Random) -> list[Mutation]:
-    left, order = list(mutations), list[Mutation]()
-    while left:
-        order.append(choose_mutation(left, generator))
-        left.remove(order[-1])
-    return order
-
-
-# ---- playing
-
-
 class Machine:
-    """What episodes are played with. Opening it is what can fail for want of a sandbox or a repository."""
+    """Configuration, sandbox backend and environments. Built first, since any of them may be missing."""
 
     def __init__(self, settings: ExecuteSettings, progress: Progress) -> None:
         """Raises ConfigError, PrerequisiteError, RepositoryError and EnvironmentBuildError."""
@@ -244,19 +100,26 @@ class Machine:
 
     @property
     def thresholds(self) -> Thresholds:
+        """The strictest thresholds that the configuration allows."""
         injector = self.config.injector
         return Thresholds(
             injector.min_passing_tests[1], injector.min_failing_tests[1], injector.min_changed_files[1]
         )
 
 
+# ---- playing
+
+
 @dataclass
-class _Table:
-    """Plays places: no state but the test runs that are known and the teacher's lists."""
+class _Players:
+    """Plays planned mutations with the teacher. Threads may share it: it only caches test runs and mutations.
+
+    max_tokens: of an episode that can be trained on.
+    """
 
     machine: Machine
     tokenizer: Any
-    longest: int
+    max_tokens: int
     seed: int
 
     def __post_init__(self) -> None:
@@ -264,83 +127,65 @@ class _Table:
 
         self.chat = ChatFormat(self.tokenizer)
         machine = self.machine
-        self.teacher = TeacherPlayer([e.tree for e in machine.environments], skill=1.0, guesses=GUESSES)
-        self.runner = _HouseRunner(machine.backend, machine.config.validator, machine.limits, LABELS)
+        self.teacher = TeacherPlayer([e.tree for e in machine.environments], skill=1.0, guess_rate=GUESS_RATE)
+        self.runner = _LocalParserRunner(machine.backend, machine.config.validator, machine.limits, LABELS)
 
-    def play(self, place: Place, repairs_only: bool) -> tuple[Attempt, list[Episode]]:
-        """repairs_only: leave out what no failing test leads the teacher to. Raises SandboxUnavailable after TRIES failures."""
-        for number in range(TRIES):
-            try:
-                return self._play(place, repairs_only)
-            except SandboxUnavailable:
-                if number == TRIES - 1:
-                    raise
-        raise AssertionError("unreachable")
+    def play(self, planned: PlannedMutation, repairs_only: bool) -> PlayedMutation:
+        """Play both roles. Returns the attempt and its kept episodes.
 
-    def _play(self, place: Place, repairs_only: bool) -> tuple[Attempt, list[Episode]]:
+        repairs_only: skip a mutation if no failing test leads the teacher to it.
+        Raises SandboxUnavailable if the machine fails.
+        """
         started = time.monotonic()
-        target = place.target
+        target = planned.target
         attempt = Attempt(
-            place.number,
-            place.environment.repository,
+            planned.number,
+            planned.environment.repository,
             f"{target.path}::{target.name}",
-            place.mutation.operator,
+            planned.mutation.operator,
             "unnoticed",
             0.0,
         )
         kept: list[Episode] = []
-        failures = self._foreseen(place)
-        if not failures.texts and (repairs_only or place.number % UNNOTICED_PLAYED):
+        failures = self._expected_failures(planned)
+        if not failures.texts and (repairs_only or planned.number % UNNOTICED_PLAYED):
             pass
-        elif repairs_only and not failures.leading(place.mutation, self.teacher):
+        elif repairs_only and not failures.leading_to(planned.mutation, self.teacher):
             attempt = replace(attempt, outcome="not led to")
         else:
-            attempt, kept = self._both_roles(place, attempt)
+            attempt, kept = self._play_both_roles(planned, attempt)
         return replace(attempt, seconds=round(time.monotonic() - started, 2)), kept
 
-    def _foreseen(self, place: Place) -> _Failures:
-        """How tests will fail. The very run that validation asks for: known by then, it costs nothing."""
-        environment, mutation = place.environment, place.mutation
+    def _expected_failures(self, planned: PlannedMutation) -> _Failures:
+        """Failures of the tests with the mutation. Validation repeats this run, from the cache."""
+        environment, mutation = planned.environment, planned.mutation
         entry = environment.tree[mutation.path]
-        tree = environment.tree.replace(
-            {
-                mutation.path: replace(
-                    entry, content=mutation.apply(environment.tree.text(mutation.path)).encode()
-                )
-            }
-        )
-        run = self.runner.run(
-            environment, tree, environment.script_for((place.target.test_file,)), environment.parser
-        )
-        return self._failures(
-            environment, run, frozenset() if run.error else run.outcomes.failed & environment.baseline.passed
-        )
+        content = mutation.apply(environment.tree.text(mutation.path)).encode()
+        tree = environment.tree.replace({mutation.path: replace(entry, content=content)})
+        script = environment.script_for((planned.target.test_file,))
+        run = self.runner.run(environment, tree, script, environment.parser)
+        failing = frozenset() if run.error else run.outcomes.failed & environment.baseline.passed
+        return self._failures(environment, run, failing)
 
     def _failures(self, environment: Environment, run: TestRun, failing: Set[str]) -> _Failures:
         solver = self.machine.config.solver
-        is_given = "suspects" in solver.help
-        suspects = (
-            find_suspects(environment.calls, failing, environment.tree, solver.max_suspects)
-            if is_given
-            else ()
-        )
-        return _Failures(
-            tuple(short_failure(run.log, name) for name in sorted(failing)[:FAILURES_READ]), suspects
-        )
+        suspects: tuple[Suspect, ...] = ()
+        if "suspects" in solver.help:
+            suspects = find_suspects(environment.calls, failing, environment.tree, solver.max_suspects)
+        texts = (short_failure(run.log, name) for name in sorted(failing)[:FAILURES_READ])
+        return _Failures(tuple(texts), suspects)
 
-    def _both_roles(self, place: Place, attempt: Attempt) -> tuple[Attempt, list[Episode]]:
+    def _play_both_roles(self, planned: PlannedMutation, attempt: Attempt) -> PlayedMutation:
         from selfplay.engines.scripted_engine import ScriptedEngine
 
-        machine, environment = self.machine, place.environment
-        player = replace(self.teacher, first=place.mutation)
+        machine, environment = self.machine, planned.environment
+        player = replace(self.teacher, first_mutation=planned.mutation)
         engine = ScriptedEngine(player, self.tokenizer)
-        where = EpisodeKey(self.seed, 0, f"e{place.number:05d}", 0, LABELS)
-        players = (engine, self.chat, machine.backend, machine.config, machine.limits, self.runner)
-        episode = _unspoiled(
-            play_injector(
-                InjectorTask(environment, "direct", place.target, machine.thresholds), where, *players
-            )
+        context = EpisodeContext(
+            machine.config, engine, self.chat, machine.backend, machine.limits, self.runner
         )
+        task = InjectorTask(environment, "direct", planned.target, machine.thresholds)
+        episode = unspoiled(play_injector(task, self._key(planned, 0), context))
         try:
             artifact = Artifact.from_files(episode.submission)
         except ArtifactError:
@@ -348,82 +193,77 @@ class _Table:
         verdict = validate(artifact, environment, machine.thresholds, self.runner, machine.config.validator)
         if not verdict.accepted:
             return replace(attempt, outcome=verdict.failed_check), []
-        attempt = replace(attempt, outcome="validated", digest=verdict.buggy_digest)
+        attempt = replace(attempt, outcome="too long", digest=verdict.buggy_digest)
         kept = []
-        if len(episode.token_ids) <= self.longest:
+        if len(episode.token_ids) <= self.max_tokens:
             kept.append(episode)
-            attempt = replace(attempt, injector=episode.episode_id)
-        else:
-            attempt = replace(attempt, outcome="too long")
+            attempt = replace(attempt, outcome="validated", injector=episode.episode_id)
         bug = BugState(artifact, 1, "", verdict.fail_to_pass, verdict.pass_to_pass)
-        run = self.runner.run(
-            environment, build_states(environment.tree, bug).buggy, artifact.test_script, artifact.test_parser
-        )
+        repairs, solvers = self._play_solvers(planned, bug, player, context)
+        solver_ids = tuple(solver.episode_id for solver in solvers)
+        return replace(attempt, repairs=repairs, solvers=solver_ids), [*kept, *solvers]
+
+    def _play_solvers(
+        self, planned: PlannedMutation, bug: BugState, player: TeacherPlayer, context: EpisodeContext
+    ) -> tuple[tuple[str, ...], list[Episode]]:
+        """(`Attempt.repairs`, the kept episodes)."""
+        environment, artifact = planned.environment, bug.artifact
+        buggy = build_states(environment.tree, bug).buggy
+        run = self.runner.run(environment, buggy, artifact.test_script, artifact.test_parser)
         failures = self._failures(environment, run, run.outcomes.failed.intersection(bug.fail_to_pass))
-        for member, failure in enumerate(failures.of_repairs(place.mutation, player)):
-            where = EpisodeKey(self.seed, 0, f"e{place.number:05d}", member, LABELS)
-            task = SolverTask(
-                environment, f"bug-{place.number}", bug, failure, failure_first(failures.suspects, failure)
-            )
-            repair = _unspoiled(play_solver(task, where, *players))
-            result = grade(bug, repair.submission.get("patch", ""), environment, self.runner, confirm=False)
-            said = result.reason
-            if result.passed:
-                said = "repaired" if len(repair.token_ids) <= self.longest else "too long"
-            if said == "repaired":
-                kept.append(repair)
-                attempt = replace(attempt, solvers=(*attempt.solvers, repair.episode_id))
-            attempt = replace(attempt, repairs=(*attempt.repairs, said))
-        return attempt, kept
+        repairs, kept = list[str](), list[Episode]()
+        for member, failure in enumerate(failures.for_repairs(planned.mutation, player)):
+            suspects = failure_first(failures.suspects, failure)
+            task = SolverTask(environment, f"bug-{planned.number}", bug, failure, suspects)
+            episode = unspoiled(play_solver(task, self._key(planned, member), context))
+            result = grade(bug, episode.submission.get("patch", ""), environment, self.runner, confirm=False)
+            is_short = len(episode.token_ids) <= self.max_tokens
+            repairs.append(("repaired" if is_short else "too long") if result.passed else result.reason)
+            if result.passed and is_short:
+                kept.append(episode)
+        return tuple(repairs), kept
+
+    def _key(self, planned: PlannedMutation, member: int) -> EpisodeKey:
+        return EpisodeKey(self.seed, 0, f"e{planned.number:05d}", member, LABELS)
 
 
 @dataclass(frozen=True)
 class _Failures:
-    """Of one bug: how its failing tests fail, in order of their names, and the suspects that they make."""
+    """Failures of one bug's tests, in order of the tests' names, and the suspects that follow from them."""
 
     texts: tuple[str, ...]
     suspects: tuple[Suspect, ...]
 
-    def leading(self, mutation: Mutation, player: TeacherPlayer) -> list[str]:
-        """Those with which the teacher comes to look at the mutation."""
+    def leading_to(self, mutation: Mutation, player: TeacherPlayer) -> list[str]:
+        """The failures with which the teacher, as solver, shows the mutated line."""
 
-        def told(failure: str) -> str:
+        def task(failure: str) -> str:
             suspects = failure_first(self.suspects, failure)
             return render("solver/repair", "terse", specification="", failure=failure, suspects=suspects).text
 
-        return [text for text in self.texts if player.leads_to(told(text), mutation)]
+        return [text for text in self.texts if player.leads_to(task(text), mutation)]
 
-    def of_repairs(self, mutation: Mutation, player: TeacherPlayer) -> list[str]:
-        """The failures that repairs are shown: the one that play shows before others; at most REPAIRS."""
-        by_end = {failure[-200:]: failure for failure in reversed(self.leading(mutation, player))}
+    def for_repairs(self, mutation: Mutation, player: TeacherPlayer) -> list[str]:
+        """At most REPAIRS failures to show to solvers, first the one that play shows. No two end alike."""
+        by_end = {failure[-FAILURE_END:]: failure for failure in reversed(self.leading_to(mutation, player))}
         return list(reversed(by_end.values()))[:REPAIRS]
 
 
-class _HouseRunner(TestRunner):
-    """Reads logs with the house's own parser here: it is no code of the repository's or a policy's, so it needs no sandbox."""
+class _LocalParserRunner(TestRunner):
+    """Runs the standard parser in this process. It is selfplay's own code, so it needs no sandbox."""
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
-        self._own = standard_parser()
+        self._source = standard_parser()
         names: dict[str, Any] = {"__name__": "standard_parser"}
-        exec(compile(self._own, "test_parser.py", "exec"), names)
-        self._read = names["parse"]
+        exec(compile(self._source, "test_parser.py", "exec"), names)
+        self._parse = names["parse"]
 
     def parse(self, environment: Environment, parser: str, log: bytes) -> ParsedLog:
-        if parser != self._own:
+        if parser != self._source:
             return super().parse(environment, parser, log)
-        return ParsedLog(
-            parse_outcomes(
-                json.dumps(self._read(log.decode("utf-8", errors="replace"))).encode(),
-                self.settings.max_test_ids,
-            )
-        )
-
-
-def _unspoiled(episode: Episode) -> Episode:
-    if episode.finish is FinishReason.ENV_ERROR:
-        raise SandboxUnavailable(episode.error or "a sandbox failed in an episode")
-    return episode
+        outcomes = json.dumps(self._parse(log.decode("utf-8", errors="replace"))).encode()
+        return ParsedLog(parse_outcomes(outcomes, self.settings.max_test_ids))
 
 
 # ---- collecting
@@ -433,46 +273,49 @@ def collect(
     settings: ExecuteSettings,
     folder: Path,
     tokenizer_folder: Path,
-    longest: int,
+    max_tokens: int,
     seed: int,
     progress: Progress,
     machine: Machine | None = None,
 ) -> Collection:
-    """Play until both numbers of episodes are reached, or every mutation was played. What `folder` holds already counts.
+    """Play until both numbers of episodes are reached or no mutation is left. Earlier attempts count.
 
-    longest: tokens of the longest episode that can be trained on. Raises ConfigError when `folder` was made with other settings,
-    SandboxUnavailable when the machine keeps failing, and as Machine does.
+    max_tokens: of an episode that can be trained on.
+    Raises ConfigError if `folder` was made with other settings, SandboxUnavailable if the machine keeps
+    failing, and what Machine raises.
     """
-    _check_same(settings, folder, tokenizer_folder, longest, seed)
+    _check_same(settings, folder, tokenizer_folder, max_tokens, seed)
     known = Collection.read(folder)
     if known.is_complete(settings):
         progress(
-            f"executed: {len(known.injectors)} injector and {len(known.solvers)} solver episodes were played before"
+            f"executed: {len(known.injectors)} injector and {len(known.solvers)} solver episodes "
+            "were played before"
         )
         return known
     from transformers import AutoTokenizer
 
     machine = machine or Machine(settings, progress)
-    table = _Table(machine, AutoTokenizer.from_pretrained(tokenizer_folder), longest, seed)
-    done = {attempt.number for attempt in known.attempts}
-    places = [
-        p
-        for p in plan(machine.environments, settings, machine.thresholds.min_passing_tests, seed)
-        if p.number not in done
-    ]
-    return Collecting(settings, known, progress).run(places, table.play)
+    players = _Players(machine, AutoTokenizer.from_pretrained(tokenizer_folder), max_tokens, seed)
+    played = {attempt.number for attempt in known.attempts}
+    plan = plan_mutations(machine.environments, settings, machine.thresholds.min_passing_tests, seed)
+    left = [planned for planned in plan if planned.number not in played]
+    return Collecting(settings, known, progress).run(left, players.play)
 
 
 def _check_same(
-    settings: ExecuteSettings, folder: Path, tokenizer_folder: Path, longest: int, seed: int
+    settings: ExecuteSettings, folder: Path, tokenizer_folder: Path, max_tokens: int, seed: int
 ) -> None:
-    """Token ids mean nothing under another tokenizer, and numbers nothing under another plan."""
+    """Write the settings into the folder, or compare them with those that it has.
+
+    Token ids belong to one tokenizer, and the numbers of attempts to one plan. Raises ConfigError if the
+    settings differ.
+    """
     config = read_recipe(settings)
     made_with = {
         "tokenizer": hashlib.sha256((tokenizer_folder / "tokenizer.json").read_bytes()).hexdigest(),
         "repositories": list(settings.repositories),
         "max_lines": settings.max_lines,
-        "sequence_tokens": longest,
+        "sequence_tokens": max_tokens,
         "seed": seed,
         "prompt_style": config.agent.prompt_style,
         "solver_given": list(config.solver.help),
@@ -484,7 +327,8 @@ def _check_same(
         differing = [key for key, value in made_with.items() if before.get(key) != value]
         if differing:
             raise ConfigError(
-                f"{folder} holds episodes that were played with another {', '.join(differing)}. Remove that folder to play anew."
+                f"{folder} holds episodes that were played with another {', '.join(differing)}. "
+                "Remove that folder to play anew."
             )
         return
     folder.mkdir(parents=True, exist_ok=True)
@@ -493,7 +337,7 @@ def _check_same(
 
 @dataclass
 class Collecting:
-    """The bounded pool around `play`, and the one writer."""
+    """Plays in a pool of `settings.workers` threads. Only the calling thread writes attempts."""
 
     settings: ExecuteSettings
     known: Collection
@@ -503,48 +347,48 @@ class Collecting:
     def __post_init__(self) -> None:
         self.attempts = list(self.known.attempts)
         self.digests = {attempt.digest for attempt in self.attempts if attempt.digest}
-        self.told = self.started
+        self.reported_at = self.started
 
-    def run(
-        self, places: Sequence[Place], play: Callable[[Place, bool], tuple[Attempt, list[Episode]]]
-    ) -> Collection:
-        left: Iterator[Place] = iter(places)
-        failures = 0
-        with ThreadPoolExecutor(self.settings.workers, thread_name_prefix="executed") as pool:
-            running: set[Future[tuple[Attempt, list[Episode]]]] = set()
-            while True:
-                while len(running) < self.settings.workers and not self.now.is_complete(self.settings):
-                    place = next(left, None)
-                    if place is None:
-                        break
-                    running.add(
-                        pool.submit(play, place, len(self.now.injectors) >= self.settings.injector_episodes)
-                    )
-                if not running:
-                    break
-                ended, running = wait(running, return_when=FIRST_COMPLETED)
-                for future in ended:
-                    try:
-                        attempt, episodes = future.result()
-                    except SandboxUnavailable as failure:
-                        failures += 1
-                        self.progress(f"executed: the machine failed, nothing of it is kept: {failure}")
-                        if failures >= FAILURES_IN_A_ROW:
-                            raise
-                        continue
-                    failures = 0
-                    self.keep(attempt, episodes)
-        self.tell()
+    def run(self, plan: Sequence[PlannedMutation], play: Play) -> Collection:
+        """Play until both numbers of episodes are reached or no mutation is left.
+
+        play: called with a mutation and `repairs_only`, up to TRIES times if it raises SandboxUnavailable.
+        Raises SandboxUnavailable after FAILURES_IN_A_ROW mutations without an attempt.
+        """
+        asyncio.run(self._play_all(iter(plan), play))
+        self.report()
         if not self.now.is_complete(self.settings):
             self.progress("executed: every mutation was played; the numbers asked for were not reached")
         return self.now
 
+    async def _play_all(self, left: Iterator[PlannedMutation], play: Play) -> None:
+        settings = self.settings
+        runner = EpisodeRunner(settings.workers, judges=1, waits_s=(0.0,) * (TRIES - 1))
+
+        async def play_one_after_another() -> None:
+            while not self.now.is_complete(settings) and (planned := next(left, None)) is not None:
+                repairs_only = len(self.now.injectors) >= settings.injector_episodes
+                try:
+                    attempt, episodes = await runner.play(partial(play, planned, repairs_only))
+                except SandboxUnavailable as failure:
+                    self.progress(f"executed: the machine failed, nothing of it is kept: {failure}")
+                    if runner.counts.spoiled_in_a_row >= FAILURES_IN_A_ROW:
+                        raise
+                else:
+                    self.keep(attempt, episodes)
+
+        try:
+            await asyncio.gather(*(play_one_after_another() for _ in range(settings.workers)))
+        finally:
+            runner.close()
+
     @property
     def now(self) -> Collection:
+        """All attempts so far, those of earlier calls included."""
         return Collection(self.known.folder, tuple(sorted(self.attempts, key=lambda attempt: attempt.number)))
 
     def keep(self, attempt: Attempt, episodes: Sequence[Episode]) -> None:
-        """Episodes first, then the row that names them: a kill between the two leaves files that nothing counts."""
+        """Write the episodes, then their row. A kill in between leaves files that do not count."""
         if attempt.digest and attempt.digest in self.digests:
             attempt, episodes = replace(attempt, outcome="duplicate", injector="", solvers=()), ()
         self.digests.add(attempt.digest)
@@ -555,22 +399,24 @@ class Collecting:
             file.flush()
             os.fsync(file.fileno())
         self.attempts.append(attempt)
-        if time.monotonic() - self.told >= PROGRESS_EVERY_S:
-            self.tell()
+        if time.monotonic() - self.reported_at >= PROGRESS_EVERY_S:
+            self.report()
 
-    def tell(self) -> None:
-        self.told = time.monotonic()
+    def report(self) -> None:
+        """Say how many episodes are kept, and how long the rest takes at the speed of this call."""
+        self.reported_at = time.monotonic()
         now, settings = self.now, self.settings
         new = len(self.attempts) - len(self.known.attempts)
-        each = (self.told - self.started) / max(new, 1)
+        each = (self.reported_at - self.started) / max(new, 1)
         shares = [
             (settings.injector_episodes - len(now.injectors), len(now.injectors) - len(self.known.injectors)),
             (settings.solver_episodes - len(now.solvers), len(now.solvers) - len(self.known.solvers)),
         ]
-        left_s = max(missing * (self.told - self.started) / max(made, 1) for missing, made in shares)
+        left_s = max(missing * (self.reported_at - self.started) / max(made, 1) for missing, made in shares)
         outcomes = Counter(attempt.outcome for attempt in self.attempts)
-        told = ", ".join(f"{count} {outcome}" for outcome, count in outcomes.most_common())
+        counts = ", ".join(f"{count} {outcome}" for outcome, count in outcomes.most_common())
         self.progress(
-            f"executed: {len(now.injectors)} of {settings.injector_episodes} injector and {len(now.solvers)} of "
-            f"{settings.solver_episodes} solver episodes ({told}), {each:.1f} s a mutation, about {max(left_s, 0) / 60:.0f} min left"
+            f"executed: {len(now.injectors)} of {settings.injector_episodes} injector and "
+            f"{len(now.solvers)} of {settings.solver_episodes} solver episodes ({counts}), "
+            f"{each:.1f} s a mutation, about {max(left_s, 0) / 60:.0f} min left"
         )

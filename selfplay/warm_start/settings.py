@@ -10,8 +10,8 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
-from selfplay.config import Section
 from selfplay.errors import ConfigError
+from selfplay.settings.base import Section
 
 Progress = Callable[[str], None]
 

@@ -20,18 +20,7 @@ from torch import Tensor
 from selfplay.errors import UsageError
 from selfplay.training.optimizer import make_optimizer
 from selfplay.warm_start.attention import attention_set_to_blocked, document_mask
-
-
-@dataclass(frozen=True)
-class Document:
-    """weights[i]: how much the prediction of token_ids[i] counts (0: shown only). The first token is never predicted."""
-
-    token_ids: Sequence[int]
-    weights: Sequence[float]
-
-    def __post_init__(self) -> None:
-        if len(self.token_ids) != len(self.weights):
-            raise ValueError(f"a document has {len(self.token_ids)} tokens and {len(self.weights)} weights")
+from selfplay.warm_start.documents import Document
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
-"""What a stage trains on: texts drawn by a mix, fabricated or played, packed into batches.
+"""The training texts of a stage, sampled from its mix and packed into batches.
 
-Leaves fabricating to training.fabrication and playing to `executed`. Invariant: a batch is a pure function of settings, seed and step.
+Leaves fabricated texts to `fabrication` and played ones to `executed`. Invariant: a batch depends only on the
+settings, the seed and the step (and on PYTHONHASHSEED, see `packages`), so a resumed stage repeats none.
 """
 
 from __future__ import annotations
@@ -12,16 +13,21 @@ from typing import TYPE_CHECKING, Any
 from selfplay.warm_start.settings import EXECUTED, WarmStartSettings
 
 if TYPE_CHECKING:
-    from selfplay.warm_start.fabrication import EpisodeMaker, Package, Transcript
-    from selfplay.warm_start.sft import Document, PackedBatch
+    from selfplay.warm_start.documents import Document
+    from selfplay.warm_start.fabrication import EpisodeMaker
+    from selfplay.warm_start.packages import Package
+    from selfplay.warm_start.sft import PackedBatch
 
-Played = Mapping[
-    str, "Sequence[Document]"
-]  # the kept episodes by kind (EXECUTED), for the stages that draw them
+# Played episodes by kind (EXECUTED), for the stages whose mix has that kind.
+Played = Mapping[str, "Sequence[Document]"]
 
 
 class Batches:
-    """batch_at(step) over texts of a mix: a pure function of the step, made a chunk of steps at a time."""
+    """Batches of texts from a mix; call it with a step, from 0. Makes the texts of STEPS steps at a time.
+
+    maker: makes an EpisodeMaker from a seed.
+    mix: relative frequency of each kind of text.
+    """
 
     STEPS = 12
 
@@ -37,30 +43,33 @@ class Batches:
         self._chunk, self._batches = -1, list[Any]()
 
     def __call__(self, step: int) -> PackedBatch:
-        from selfplay.warm_start.sft import pack
-
         chunk = step // self.STEPS
         if chunk != self._chunk:
-            settings = self._settings
-            room = settings.rows * settings.sequence_tokens * self.STEPS
-            documents = list[Any]()
-            for document in drawn(
-                self._maker(hash((self._seed, chunk)) & 0x7FFFFFFF), self._mix, settings, self._played
-            ):
-                documents.append(document)
-                room -= len(document.token_ids)
-                if room <= 0:
-                    break
-            self._batches = pack(documents, settings.rows, settings.sequence_tokens, seed=chunk)
+            self._batches = self._pack(chunk)
             self._chunk = chunk
         batch: PackedBatch = self._batches[step % self.STEPS % len(self._batches)]
         return batch
 
+    def _pack(self, chunk: int) -> list[PackedBatch]:
+        """Enough texts for STEPS batches, packed."""
+        from selfplay.warm_start.sft import pack
 
-def drawn(
+        settings = self._settings
+        room = settings.rows * settings.sequence_tokens * self.STEPS
+        documents = list[Any]()
+        maker = self._maker(hash((self._seed, chunk)) & 0x7FFFFFFF)
+        for document in sampled_documents(maker, self._mix, settings, self._played):
+            documents.append(document)
+            room -= len(document.token_ids)
+            if room <= 0:
+                break
+        return pack(documents, settings.rows, settings.sequence_tokens, seed=chunk)
+
+
+def sampled_documents(
     maker: EpisodeMaker, mix: Mapping[str, float], settings: WarmStartSettings, played: Played
 ) -> Iterator[Document]:
-    """Texts without end, of the kinds of `mix`; those too long for a row are left out."""
+    """An endless sequence of texts from a mix. Leaves out texts that are longer than a row."""
     kinds, shares = list(mix), list(mix.values())
     while True:
         kind = maker.random.choices(kinds, shares)[0]
@@ -74,32 +83,27 @@ def drawn(
 def _fabricated(maker: EpisodeMaker, kind: str, settings: WarmStartSettings) -> Document:
     if kind == "copy":
         return maker.copying(settings.shape.vocabulary, settings.sequence_tokens)
-    return (
-        maker.source(settings.sequence_tokens) if kind == "source" else transcript_of(maker, kind).document()
-    )
-
-
-def transcript_of(maker: EpisodeMaker, kind: str) -> Transcript:
-    """A fabricated episode or drill of that kind."""
-    if kind == "solver_short":
-        return maker.solver(short=True)
-    made: Transcript = getattr(maker, kind)()
-    return made
+    if kind == "source":
+        return maker.source(settings.sequence_tokens)
+    return maker.transcript(kind).document()
 
 
 def tokenizer_texts(
     packages: Sequence[Package], limits: Any, count: int, generator: random.Random
 ) -> Iterator[str]:
-    """A quarter source files, the rest fabricated episodes as text. Plain ASCII only: 1,024 tokens have no room for more."""
-    from selfplay.warm_start.fabrication import EpisodeMaker, PlainChat
+    """Up to `count` texts: a quarter source files, the others episodes.
 
-    maker = EpisodeMaker(packages, PlainChat(), limits, generator)  # type: ignore[arg-type]
+    Leaves out texts that are not ASCII: a vocabulary of 1,024 tokens has no room for other characters.
+    """
+    from selfplay.warm_start.fabrication import EpisodeMaker
+    from selfplay.warm_start.transcripts import CharacterChat
+
+    maker = EpisodeMaker(packages, CharacterChat(), limits, generator)  # type: ignore[arg-type]
     for number in range(count):
-        package, function, _ = maker.draw()
-        text = (
-            package.shown(function.path)[:5000]
-            if number % 4 == 0
-            else "".join(map(str, transcript_of(maker, ("injector", "solver")[number % 2]).ids))
-        )
+        package, function, _ = maker.functions.sample()
+        if number % 4 == 0:
+            text = package.shown(function.path)[:5000]
+        else:
+            text = "".join(map(str, maker.transcript(("injector", "solver")[number % 2]).ids))
         if text.isascii():
             yield text

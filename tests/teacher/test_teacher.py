@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 
 from selfplay.agent import prompting
-from selfplay.agent.tools import Action, apply_edit, parse_action
+from selfplay.agent.editing import apply_edit
+from selfplay.agent.tools import Action, parse_action
 from selfplay.repositories.targets import Target
 from selfplay.source.trees import FileEntry, Tree
 from selfplay.teacher import player as teacher
+from selfplay.teacher.conversations import STILL_FAILING
 from selfplay.teacher.mutations import (
     Mutation,
     choose_mutation,
@@ -23,7 +25,6 @@ from selfplay.teacher.mutations import (
 )
 from selfplay.teacher.phrases import (
     SPEC_FILES,
-    STILL_FAILING,
     break_command,
     show_command,
     shown_lines,
@@ -225,7 +226,7 @@ def test_the_solver_looks_at_the_suspects_puts_back_what_differs_and_runs_the_te
 
 
 def test_suspects_are_looked_at_in_their_order() -> None:
-    assert teacher.TeacherPlayer([TREE]).places(f"{FAILURE}\n{SUSPECTS}") == [
+    assert teacher.TeacherPlayer([TREE]).listings(f"{FAILURE}\n{SUSPECTS}") == [
         ("pkg/numbers.py", 9, 10),
         ("pkg/numbers.py", 1, 6),
     ]
@@ -235,7 +236,7 @@ def test_a_refused_edit_is_taken_back_the_next_suspect_shown_and_no_edit_made_tw
     text, prompt = buggy(), f"solver\ntests/test_numbers.py\n{FAILURE}\n{SUSPECTS}"
     mended = 0
     for seed in range(20):
-        player = teacher.TeacherPlayer([TREE], skill=1.0, guesses=0.6)
+        player = teacher.TeacherPlayer([TREE], skill=1.0, guess_rate=0.6)
         actions = play_solver(player, prompt, text, ["2 failed", "2 failed", "2 failed", ""], seed)
         edits = [(a.line, a.search, a.replace) for a in actions if a.tool == "edit"]
         assert len(set(edits)) == len(edits)

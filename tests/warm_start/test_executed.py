@@ -11,9 +11,11 @@ from machine import open_or_skip
 from selfplay.agent.episode import Episode, Role
 from selfplay.repositories.checkouts import cache_root
 from selfplay.repositories.targets import is_held_out
-from selfplay.warm_start import WarmStartSettings, warm_start
-from selfplay.warm_start.executed import Collection, Machine, collect, plan
-from selfplay.warm_start.settings import ExecuteSettings
+from selfplay.warm_start.attempts import Collection
+from selfplay.warm_start.executed import Machine, collect
+from selfplay.warm_start.mutation_plan import plan_mutations
+from selfplay.warm_start.pipeline import warm_start
+from selfplay.warm_start.settings import ExecuteSettings, WarmStartSettings
 from tiny_policy import build_tiny_tokenizer
 from tiny_repository import build_tiny_repository
 
@@ -32,10 +34,10 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> ExecuteSettings:
 
 def test_a_mutation_is_planned_once_and_none_of_a_held_out_function(settings: ExecuteSettings) -> None:
     machine = Machine(settings, lambda _: None)
-    places = plan(machine.environments, settings, 3, seed=0)
-    assert places == plan(machine.environments, settings, 3, seed=0)
-    assert len({(p.mutation.path, p.mutation.line, p.mutation.after) for p in places}) == len(places) > 10
-    assert not any(is_held_out(p.target.name) for p in places)
+    plan = plan_mutations(machine.environments, settings, 3, seed=0)
+    assert plan == plan_mutations(machine.environments, settings, 3, seed=0)
+    assert len({(p.mutation.path, p.mutation.line, p.mutation.after) for p in plan}) == len(plan) > 10
+    assert not any(is_held_out(p.target.name) for p in plan)
 
 
 def test_a_second_collection_goes_on_where_the_first_ended(settings: ExecuteSettings, tmp_path: Path) -> None:

@@ -5,7 +5,8 @@ import torch
 
 from selfplay.engines.models import load_causal_model
 from selfplay.errors import UsageError
-from selfplay.warm_start.sft import Document, SftSettings, evaluate, pack, train
+from selfplay.warm_start.documents import Document
+from selfplay.warm_start.sft import SftSettings, evaluate, pack, train
 from tiny_model import make_tiny_model
 
 

@@ -12,20 +12,32 @@ import pytest
 
 from selfplay import cli
 from selfplay.agent.chat import ChatFormat
+from selfplay.agent.editing import apply_edit
 from selfplay.agent.episode import Episode, FinishReason, Role, Turn
-from selfplay.agent.tools import apply_edit, parse_action
+from selfplay.agent.tools import parse_action
 from selfplay.errors import ConfigError, SandboxUnavailable
 from selfplay.repositories.environment import Environment
 from selfplay.repositories.targets import Target, is_held_out
 from selfplay.source.trees import FileEntry, Tree
 from selfplay.teacher.mutations import Mutation
-from selfplay.warm_start import CORPUS, HELD_OUT, WarmStartSettings, read_settings, warm_start
+from selfplay.warm_start.attempts import Attempt, Collection, training_text
+from selfplay.warm_start.copy_tests import LEAST_COPIED, copy_tests, measure_copying
 from selfplay.warm_start.copying import PolicyShape, build_policy
-from selfplay.warm_start.executed import Attempt, Collecting, Collection, Place, collect, training_text
-from selfplay.warm_start.fabrication import EpisodeMaker, Package, PlayLimits, Transcript
-from selfplay.warm_start.figures import LEAST_COPIED, copy_tests, measure_copying
-from selfplay.warm_start.settings import REPOSITORIES, ExecuteSettings
+from selfplay.warm_start.executed import Collecting, collect
+from selfplay.warm_start.fabrication import EpisodeMaker
+from selfplay.warm_start.mutation_plan import PlannedMutation
+from selfplay.warm_start.packages import Package
+from selfplay.warm_start.pipeline import warm_start
+from selfplay.warm_start.settings import (
+    CORPUS,
+    HELD_OUT,
+    REPOSITORIES,
+    ExecuteSettings,
+    WarmStartSettings,
+    read_settings,
+)
 from selfplay.warm_start.tokenizer import train_tokenizer
+from selfplay.warm_start.transcripts import PlayLimits, Transcript
 from tiny_policy import build_tiny_tokenizer
 from tiny_repository import build_tiny_repository
 
@@ -68,7 +80,7 @@ def test_fabricated_calls_are_read_as_calls_and_their_edits_fit(chat: ChatFormat
     made = package()
     maker = EpisodeMaker([made], chat, PlayLimits(context_tokens=6000), random.Random(3))
     for _ in range(10):
-        transcript = getattr(maker, role)()
+        transcript = maker.transcript(role)
         counted = [action for text in replies(chat, transcript) if (action := parse_action(text))]
         assert counted[-1].tool == "submit"
         edits = [action for action in counted if action.tool == "edit"]
@@ -89,7 +101,7 @@ def replies(chat: ChatFormat, transcript: Transcript) -> list[str]:
 
 
 def test_only_what_the_policy_writes_counts_fully(chat: ChatFormat) -> None:
-    transcript = EpisodeMaker([package()], chat, PlayLimits(), random.Random(1)).injector()
+    transcript = EpisodeMaker([package()], chat, PlayLimits(), random.Random(1)).transcript("injector")
     counted = [id_ for id_, weight in zip(transcript.ids, transcript.weight, strict=True) if weight == 1]
     text = chat.decode(counted)
     assert "<tool: edit>" in text
@@ -275,17 +287,19 @@ def test_an_attempt_that_a_kill_cut_short_is_left_out(tmp_path: Path) -> None:
     assert Collection.read(tmp_path).solvers == ["s0", "s1", "s2"]
 
 
-def places(count: int) -> list[Place]:
+def planned_mutations(count: int) -> list[PlannedMutation]:
     target = Target("f.py", "f", 1, 2, "test_f.py", "")
     return [
-        Place(n, cast(Environment, None), target, Mutation("f.py", 1, "a", "b", "constant", "a", "b"))
+        PlannedMutation(
+            n, cast(Environment, None), target, Mutation("f.py", 1, "a", "b", "constant", "a", "b")
+        )
         for n in range(count)
     ]
 
 
-def attempt_at(place: Place, digest: str) -> tuple[Attempt, list[Episode]]:
-    made = episode(f"i{place.number}")
-    return Attempt(place.number, "r", "f.py::f", "constant", "validated", 0.1, digest, made.episode_id), [
+def attempt_at(planned: PlannedMutation, digest: str) -> tuple[Attempt, list[Episode]]:
+    made = episode(f"i{planned.number}")
+    return Attempt(planned.number, "r", "f.py::f", "constant", "validated", 0.1, digest, made.episode_id), [
         made
     ]
 
@@ -293,17 +307,21 @@ def attempt_at(place: Place, digest: str) -> tuple[Attempt, list[Episode]]:
 def test_what_the_machine_spoiled_is_not_kept_and_is_played_again_by_the_next_call(tmp_path: Path) -> None:
     fails = {1}
 
-    def play(place: Place, repairs_only: bool) -> tuple[Attempt, list[Episode]]:
-        if place.number in fails:
+    def play(planned: PlannedMutation, repairs_only: bool) -> tuple[Attempt, list[Episode]]:
+        if planned.number in fails:
             raise SandboxUnavailable("no sandbox")
-        return attempt_at(place, f"d{place.number}")
+        return attempt_at(planned, f"d{planned.number}")
 
     settings, said = ExecuteSettings(injector_episodes=3, solver_episodes=0, workers=2), list[str]()
-    first = Collecting(settings, Collection.read(tmp_path), said.append).run(places(3), play)
+    first = Collecting(settings, Collection.read(tmp_path), said.append).run(planned_mutations(3), play)
     assert first.injectors == ["i0", "i2"]
     assert any("no sandbox" in line for line in said)
     fails.clear()
-    left = [place for place in places(3) if place.number not in {a.number for a in first.attempts}]
+    left = [
+        planned
+        for planned in planned_mutations(3)
+        if planned.number not in {a.number for a in first.attempts}
+    ]
     Collecting(settings, Collection.read(tmp_path), said.append).run(left, play)
     assert Collection.read(tmp_path).injectors == ["i0", "i1", "i2"]
     assert sorted(path.name for path in tmp_path.glob("*.json.gz")) == [f"i{n}.json.gz" for n in range(3)]
@@ -312,7 +330,7 @@ def test_what_the_machine_spoiled_is_not_kept_and_is_played_again_by_the_next_ca
 def test_a_bug_that_was_made_before_is_a_duplicate(tmp_path: Path) -> None:
     settings = ExecuteSettings(injector_episodes=2, solver_episodes=0, workers=1)
     found = Collecting(settings, Collection.read(tmp_path), lambda _: None).run(
-        places(2), lambda place, _: attempt_at(place, "same")
+        planned_mutations(2), lambda planned, _: attempt_at(planned, "same")
     )
     assert [attempt.outcome for attempt in found.attempts] == ["validated", "duplicate"]
     assert found.injectors == ["i0"]

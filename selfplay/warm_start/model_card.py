@@ -1,0 +1,158 @@
+"""The model card of a warm start: what the policy is, how it was made, and its figures. Measures nothing itself."""
+
+from __future__ import annotations
+
+import platform
+import re
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from selfplay.runtime.cores import usable_cores
+from selfplay.warm_start.settings import WarmStartSettings
+
+if TYPE_CHECKING:
+    from selfplay.warm_start.attempts import Collection
+    from selfplay.warm_start.figures import StageResult
+    from selfplay.warm_start.packages import Package
+
+REBUILD = "selfplay warm-start --config runs/recipes/warm-start.toml --output DIR"
+
+
+def model_card(
+    settings: WarmStartSettings,
+    packages: Sequence[Package],
+    results: Sequence[StageResult],
+    parameters: int,
+    played: Collection | None,
+) -> str:
+    """Markdown. `played` are the teacher's episodes, None if no stage trained on them."""
+    return "\n".join(
+        [
+            "# A small self-play policy",
+            "",
+            f"{parameters / 1e6:.2f}M parameters, Qwen3 architecture, {settings.shape.vocabulary} tokens, "
+            "made from nothing; no other",
+            'model\'s weights or outputs are in it. It plays both roles with `prompt_style = "terse"`.',
+            "",
+            *_making(settings, results),
+            *(_played_episodes(settings, played) if played else ()),
+            *_figures(results),
+            *_sources(settings, packages),
+        ]
+    )
+
+
+def _making(settings: WarmStartSettings, results: Sequence[StageResult]) -> list[str]:
+    stages = [f"| {r.name} | {r.tokens / 1e6:.1f}M | {_time(r)} | {r.copied:.0%} |" for r in results]
+    seconds = sum(result.seconds for result in results)
+    return [
+        "## How it was made",
+        "",
+        f"By one command (seed {settings.seed}), {time.strftime('%Y-%m-%d')}, on {machine()}:",
+        "",
+        f"    {REBUILD}",
+        "",
+        *_differences(settings),
+        f"Supervised steps of {settings.rows} x {settings.sequence_tokens} tokens, "
+        f"{seconds / 60:.0f} minutes of them.",
+        "copied: of identifiers that the corpus does not have, in a shown line that an edit begins with, "
+        "the share copied exactly from",
+        "their first token on.",
+        "",
+        "| stage | tokens, padding included | time | copied |",
+        "|---|---|---|---|",
+        *stages,
+        "",
+        f"Left out of all of it: {settings.held_out.partition('==')[0]}, and a quarter of all functions, "
+        "chosen by the hash of their",
+        "name (`selfplay.repositories.targets.is_held_out`), in every package: no bug is in them, and "
+        "nothing shows them but a neighbour's listing.",
+        "",
+    ]
+
+
+def _figures(results: Sequence[StageResult]) -> list[str]:
+    rows = [
+        f"| {result.name} | {kind} | {f['edit']:.0%} | {f['line']:.0%} | {f['rest']:.0%} | {f['chance']:.1%} |"
+        for result in results
+        for kind, f in result.figures.items()
+    ]
+    return [
+        "## Measured on that package and on held-out functions of the favoured packages",
+        "",
+        "Shares of fabricated texts, each token predicted greedily from the true text before it: the edit "
+        "whole, its path and line,",
+        "all other calls whole; and the mean probability of the true edit at temperature 1.",
+        "",
+        "| after | text | edit | line | rest | chance |",
+        "|---|---|---|---|---|---|",
+        *rows,
+        "",
+    ]
+
+
+def _sources(settings: WarmStartSettings, packages: Sequence[Package]) -> list[str]:
+    rows = [
+        f"| {p.name} | {p.licence} | {'held out' if p.name == settings.held_out else len(p.functions)} |"
+        for p in packages
+    ]
+    return [
+        "## Made of",
+        "",
+        "Source distributions, read and (but for the played episodes) never run; functions of each that "
+        "were mutated:",
+        "",
+        "| package | licence | functions |",
+        "|---|---|---|",
+        *rows,
+        "",
+    ]
+
+
+def _time(result: StageResult) -> str:
+    return (
+        f"{result.seconds / 60:.0f} min, {result.tokens / result.seconds:.0f} tokens/s"
+        if result.seconds
+        else "not kept"
+    )
+
+
+def _differences(settings: WarmStartSettings) -> list[str]:
+    defaults = WarmStartSettings()
+    names = [
+        name for name in WarmStartSettings.model_fields if getattr(settings, name) != getattr(defaults, name)
+    ]
+    return [f"with other settings than that recipe's: {', '.join(names)}.", ""] if names else []
+
+
+def _played_episodes(settings: WarmStartSettings, played: Collection) -> list[str]:
+    return [
+        "## Episodes that were played",
+        "",
+        "The teacher played both roles in sandboxes, each bug with a mutation of its own. Kept are injector "
+        "episodes whose artifact the",
+        "validator accepted, and solver episodes whose repair passed, of at most "
+        f"{settings.sequence_tokens} tokens; turns that caused an",
+        f"error count nothing. {len(played.attempts)} mutations took {played.seconds / 60:.0f} minutes; most "
+        "of those that no test",
+        "notices were not played. A bug got up to two solver episodes, each shown another failing test that "
+        "leads to the function.",
+        "",
+        "| repository | functions | not played | injector played | validated | solver played | repaired |",
+        "|---|---|---|---|---|---|---|",
+        *played.table(),
+        "",
+    ]
+
+
+def machine() -> str:
+    """The processor and how many of its cores this process may use."""
+    try:
+        found = re.search(
+            r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE
+        )
+    except OSError:
+        found = None
+    return f"{usable_cores()} core(s) of {found[1] if found else platform.processor() or platform.machine()}"

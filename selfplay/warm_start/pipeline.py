@@ -1,0 +1,241 @@
+"""Makes a policy from nothing: corpus, tokenizer, a model that can copy, then stages of training on texts.
+
+Leaves the texts to `fabrication` and `executed`, and the training steps to `sft`. Invariant: equal settings, corpus,
+played episodes and PYTHONHASHSEED give equal batches. A finished stage is not repeated.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from selfplay.agent.episode import Role
+from selfplay.errors import ConfigError, UsageError
+from selfplay.repositories.checkouts import cache_root
+from selfplay.repositories.fetching import fetch
+from selfplay.repositories.specs import parse_spec
+from selfplay.warm_start.attempts import Collection
+from selfplay.warm_start.executed import Machine, collect, read_recipe
+from selfplay.warm_start.figures import StageResult, measured_texts
+from selfplay.warm_start.model_card import model_card
+from selfplay.warm_start.settings import (
+    EXECUTED,
+    KINDS,
+    Progress,
+    StageSettings,
+    WarmStartSettings,
+    read_settings,
+)
+from selfplay.warm_start.texts import Batches, Played, tokenizer_texts
+from selfplay.warm_start.tokenizer import train_tokenizer
+
+if TYPE_CHECKING:
+    from selfplay.agent.chat import ChatFormat
+    from selfplay.warm_start.fabrication import EpisodeMaker
+    from selfplay.warm_start.packages import Package
+    from selfplay.warm_start.stages import Measures
+    from selfplay.warm_start.transcripts import PlayLimits, Transcript
+
+FAVOURED_SHARE = 3.0  # how often favoured packages are sampled, relative to others
+
+
+def run_warm_start(output: Path, config: Path | None, overrides: Sequence[str]) -> None:
+    """The `warm-start` command."""
+    warm_start(output, read_settings(config, overrides), lambda line: print(line, flush=True))
+
+
+def warm_start(output: Path, settings: WarmStartSettings, progress: Progress = lambda _: None) -> None:
+    """Make a policy in `output`: a folder that transformers loads, with MODEL_CARD.md.
+
+    What an earlier call finished stays. Raises UsageError if `output` cannot be written, ConfigError for a kind of
+    text that does not exist, and what fetching the corpus and playing episodes raise: RepositoryError,
+    EnvironmentBuildError, PrerequisiteError, SandboxUnavailable.
+    """
+    for stage in settings.stages:
+        for kind in stage.mix:
+            if kind not in KINDS:
+                raise ConfigError(
+                    f"stage {stage.name!r} draws {kind!r}, and there is only {', '.join(KINDS)}."
+                )
+    if settings.draws_executed:
+        read_recipe(settings.executed)
+    _WarmStart(output, settings, progress).run()
+
+
+@dataclass
+class _WarmStart:
+    output: Path
+    settings: WarmStartSettings
+    progress: Progress
+
+    def run(self) -> None:
+        from selfplay.agent.chat import ChatFormat
+        from selfplay.warm_start.copying import build_policy
+        from selfplay.warm_start.stages import StageTrainer
+        from selfplay.warm_start.transcripts import PlayLimits
+
+        settings = self.settings
+        self._make_folder()
+        machine = self._machine()  # first, because the machine may lack something
+        packages = self._packages()
+        held_out = [self._package(settings.held_out)]
+        self.progress(
+            f"corpus: {len(packages)} packages, "
+            f"{sum(len(p.functions) for p in packages)} functions that can be mutated"
+        )
+        limits = PlayLimits(settings.context_tokens, settings.observation_tokens, settings.turns)
+        tokenizer = self._tokenizer(packages, limits)
+        chat = ChatFormat(tokenizer)
+        chat.check()
+        shape = self._shape(len(tokenizer))
+        model = build_policy(shape, settings.seed, tokenizer.eos_token_id, tokenizer.pad_token_id)
+        measures = self._measures(packages, held_out, chat, limits)
+        trainer = StageTrainer(self.output, self.work, settings, self.progress, model, tokenizer, measures)
+        played: Collection | None = None
+        results: list[StageResult] = []
+        for number, stage in enumerate(settings.stages):
+            texts: Played = {}
+            if any(kind in EXECUTED for kind in stage.mix):
+                played = played or self._collect(machine)
+                texts = self._played_texts(stage, played)
+            batches = Batches(
+                lambda seed: self._maker(packages, chat, limits, seed),
+                stage.mix,
+                settings,
+                settings.seed * 1000 + number,
+                texts,
+            )
+            tokens_before = sum(result.tokens for result in results)
+            results.append(trainer.run(number, stage, batches, tokens_before))
+        parameters = sum(p.numel() for p in model.parameters())
+        card = model_card(settings, [*packages, *held_out], results, parameters, played)
+        (self.output / "MODEL_CARD.md").write_text(card, encoding="utf-8")
+        self.progress(f"a policy of {parameters / 1e6:.2f}M parameters is in {self.output}")
+
+    @property
+    def work(self) -> Path:
+        return self.output / "stages"
+
+    @property
+    def episodes(self) -> Path:
+        return self.work / "executed"
+
+    def _make_folder(self) -> None:
+        try:
+            self.work.mkdir(parents=True, exist_ok=True)
+            (self.work / ".writable").touch()
+            (self.work / ".writable").unlink()
+        except OSError as error:
+            raise UsageError(
+                f"cannot write to {self.output}: {error}. Name another folder with --output."
+            ) from error
+
+    # ---- played episodes
+
+    def _machine(self) -> Machine | None:
+        """What episodes are played with; None if none has to be played."""
+        settings = self.settings
+        if not settings.draws_executed or Collection.read(self.episodes).is_complete(settings.executed):
+            return None
+        return Machine(settings.executed, self.progress)
+
+    def _collect(self, machine: Machine | None) -> Collection:
+        settings = self.settings
+        return collect(
+            settings.executed,
+            self.episodes,
+            self.work,
+            settings.sequence_tokens,
+            settings.seed,
+            self.progress,
+            machine,
+        )
+
+    def _played_texts(self, stage: StageSettings, played: Collection) -> Played:
+        """Kept episodes of the kinds in the stage's mix. Raises ConfigError if a kind has none."""
+        roles = {"executed_injector": Role.INJECTOR, "executed_solver": Role.SOLVER}
+        texts = {kind: played.documents(role) for kind, role in roles.items() if stage.mix.get(kind)}
+        for kind, found in texts.items():
+            if not found:
+                raise ConfigError(
+                    f"stage {stage.name!r} draws {kind!r}, and none was kept of {len(played.attempts)} "
+                    "mutations. Raise executed.injector_episodes and executed.solver_episodes, add to "
+                    "executed.repositories, or leave the kind out."
+                )
+        return texts
+
+    # ---- corpus, tokenizer and measures
+
+    def _packages(self) -> list[Package]:
+        settings = self.settings
+        return [
+            self._package(name, FAVOURED_SHARE if number < settings.favoured else 1.0)
+            for number, name in enumerate(settings.corpus)
+        ]
+
+    def _package(self, name: str, share: float = 1.0) -> Package:
+        from selfplay.warm_start.packages import Package
+
+        spec = parse_spec(name if name.startswith((".", "/", "pypi:")) else f"pypi:{name}")
+        checkout = fetch(spec, cache_root())
+        settings = self.settings
+        return Package(
+            name,
+            checkout.licence,
+            checkout.tree,
+            settings.max_lines,
+            settings.functions_per_package,
+            share,
+        )
+
+    def _maker(
+        self, packages: Sequence[Package], chat: ChatFormat, limits: PlayLimits, seed: int
+    ) -> EpisodeMaker:
+        from selfplay.warm_start.fabrication import EpisodeMaker
+
+        return EpisodeMaker(packages, chat, limits, random.Random(seed))
+
+    def _shape(self, vocabulary: int) -> Any:
+        from selfplay.warm_start.copying import PolicyShape
+
+        shape = self.settings.shape
+        return PolicyShape(
+            vocabulary, shape.hidden, shape.layers, shape.heads, shape.head_dim, shape.intermediate
+        )
+
+    def _tokenizer(self, packages: Sequence[Package], limits: PlayLimits) -> Any:
+        """The tokenizer of an earlier call, or a new one."""
+        from transformers import AutoTokenizer
+
+        if (self.work / "tokenizer.json").exists():
+            return AutoTokenizer.from_pretrained(self.work)
+        generator = random.Random(self.settings.seed)
+        texts = list(tokenizer_texts(packages, limits, self.settings.tokenizer_texts, generator))
+        tokenizer = train_tokenizer(iter(texts), self.settings.shape.vocabulary)
+        tokenizer.save_pretrained(self.work)
+        self.progress(f"tokenizer: {len(tokenizer)} tokens from {sum(map(len, texts))} characters")
+        return AutoTokenizer.from_pretrained(self.work)
+
+    def _measures(
+        self, packages: Sequence[Package], held_out: Sequence[Package], chat: ChatFormat, limits: PlayLimits
+    ) -> Measures:
+        """Texts of the held-out package, and of held-out functions in the favoured packages."""
+        from selfplay.warm_start.copy_tests import copy_tests
+        from selfplay.warm_start.stages import Measures
+
+        settings = self.settings
+        favoured = packages[: settings.favoured or None]
+        unseen = {
+            settings.held_out: held_out,
+            "held-out functions": [replace(package, held_out=True) for package in favoured],
+        }
+        texts: dict[str, Sequence[Transcript]] = {}
+        for name, some in unseen.items():
+            maker = self._maker(some, chat, limits, settings.seed + 777)
+            found = measured_texts(maker, settings.measured, settings.sequence_tokens)
+            texts |= {f"{kind}, {name}": transcripts for kind, transcripts in found.items()}
+        maker = self._maker(held_out, chat, limits, settings.seed + 778)
+        return Measures(chat, texts, copy_tests(maker, packages, settings.measured))
