@@ -7,7 +7,7 @@ TORCH := torch==2.13.0
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 PIP := $(PY) -m pip --disable-pip-version-check
 
-.PHONY: help setup train test fast fuzz chaos lint bench bench-sandbox bench-validator bench-rollouts bench-update bench-training bench-dispatcher learning clean
+.PHONY: help setup train test fast fuzz chaos lint docs bench bench-sandbox bench-validator bench-rollouts bench-update bench-training bench-dispatcher learning clean
 
 help: ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -81,6 +81,9 @@ bench-dispatcher: setup ## updates played ahead beside in turn, and one controll
 
 learning: setup ## three arms at equal compute, tables and plots into docs/learning.md; hours, and repeating it continues
 	$(PY) -m benchmarks.learning $(LEARNING)
+
+docs: setup ## docs/settings.md, made from the settings' docstrings
+	PYTHONPATH=. $(PY) tests/helpers/settings_page.py > docs/settings.md
 
 clean: ## leftovers of killed runs
 	$(SELFPLAY) doctor --clean

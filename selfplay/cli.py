@@ -1,13 +1,72 @@
-"""The command line: builds objects, calls one function a command. Heavy imports wait inside the commands, so that --help is quick."""
+"""The command line: each command packs its options and calls one function of `commands/`.
 
-from __future__ import annotations
+Heavy imports wait inside the commands, so that --help is quick.
+"""
 
 import sys
 from pathlib import Path
-from typing import Annotated
 
 import typer
 
+from selfplay.commands.options import (
+    AsJson,
+    BugsBug,
+    BugsMaxSolveRate,
+    BugsMinSolveRate,
+    BugsOrder,
+    BugsRejected,
+    BugsRepository,
+    BugsRun,
+    BugsSort,
+    BugsStatus,
+    BugsStrategy,
+    BugsTasks,
+    ConfigFile,
+    DoctorAttack,
+    DoctorClean,
+    DoctorSandbox,
+    EvalAttempts,
+    EvalCompare,
+    EvalGreedy,
+    EvalLimit,
+    EvalOutput,
+    EvalTasks,
+    Overrides,
+    PlanAssume,
+    PlanBandwidthTbs,
+    PlanBatchTokens,
+    PlanCheck,
+    PlanGpuGb,
+    PlanGpus,
+    PlanHosts,
+    PlanLinkGbs,
+    PlanMaxLag,
+    PlanMbu,
+    PlanMfu,
+    PlanParameters,
+    PlanPeakTflops,
+    PlanRun,
+    PlanSeed,
+    PlanServerGpus,
+    PlanSlots,
+    PlanTrainerGpus,
+    PlanUpdates,
+    PlanWorkload,
+    ReplayEpisode,
+    ReplayRun,
+    ReplaySpeed,
+    ReplayStep,
+    RunRoot,
+    TrainCluster,
+    TrainDryRun,
+    TrainRepos,
+    TrainResume,
+    ValidateAllChecks,
+    ValidateArtifact,
+    ValidateRepo,
+    WarmStartConfig,
+    WarmStartOutput,
+)
 from selfplay.errors import SelfplayError, UsageError, full_disk_told
 from selfplay.runtime.heaps import bound_heaps
 
@@ -20,42 +79,21 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-ConfigFile = Annotated[
-    Path | None, typer.Option("--config", "-c", help="A TOML file of settings; recipes are in runs/recipes/.")
-]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--set", "-s", help="One setting, for instance train.updates=6; may be repeated."),
-]
-RunRoot = Annotated[Path, typer.Option("--runs", help="The folder that holds the runs.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print data instead of tables.")]
-
 
 @app.command()
 def train(
-    repos: Annotated[Path | None, typer.Option("--repos", help="A repository list, one a line.")] = None,
+    repos: TrainRepos = None,
     config: ConfigFile = None,
     set_: Overrides = None,
-    resume: Annotated[
-        str | None, typer.Option("--resume", help="Continue a run: its name or folder.")
-    ] = None,
+    resume: TrainResume = None,
     runs: RunRoot = Path("runs"),
-    cluster: Annotated[
-        str | None,
-        typer.Option(
-            "--cluster",
-            metavar="auto|ADDRESS",
-            help="Run on this Ray cluster; auto: the one this machine is in.",
-        ),
-    ] = None,
-    dry_run: Annotated[
-        bool,
-        typer.Option("--dry-run", help="Print what would run where and what memory it takes; start nothing."),
-    ] = False,
+    cluster: TrainCluster = None,
+    dry_run: TrainDryRun = False,
 ) -> None:
-    """Play, judge and learn over a list of repositories.
+    """Play, judge and train over a list of repositories.
 
-    Example: [bold]selfplay train --repos runs/recipes/quickstart-repos.txt --config runs/recipes/quickstart.toml[/bold]
+    Example:
+    [bold]selfplay train --repos runs/recipes/quickstart-repos.txt --config runs/recipes/quickstart.toml[/bold]
     """
     if dry_run:
         from selfplay.commands.dry_run import dry_run_training
@@ -71,7 +109,8 @@ def train(
     if resume is not None:
         if repos is not None or config is not None:
             raise typer.BadParameter(
-                "a resumed run keeps its own repositories and settings; give --resume alone (--set may raise train.updates)."
+                "a resumed run keeps its own repositories and settings; "
+                "give --resume alone (--set may raise train.updates)."
             )
         resume_training(resume, runs, set_ or [], cluster)
     elif repos is None:
@@ -84,26 +123,17 @@ def train(
 
 @app.command("inspect-bugs")
 def inspect_bugs(
-    run: Annotated[str, typer.Argument(help="A run's name or folder; the newest when left out.")] = "",
-    bug: Annotated[
-        str | None, typer.Option("--bug", help="Show one bug in full, by its id or the start of it.")
-    ] = None,
-    repository: Annotated[str | None, typer.Option("--repository", help="Only this repository.")] = None,
-    strategy: Annotated[str | None, typer.Option("--strategy", help="Only this strategy.")] = None,
-    order: Annotated[
-        int | None, typer.Option("--order", help="1: injected, 2: grown from a failed repair.")
-    ] = None,
-    status: Annotated[str | None, typer.Option("--status", help="fresh, playing, measured or void.")] = None,
-    min_solve_rate: Annotated[float | None, typer.Option("--min-solve-rate")] = None,
-    max_solve_rate: Annotated[float | None, typer.Option("--max-solve-rate")] = None,
-    sort: Annotated[
-        str, typer.Option("--sort", help="created, repository, strategy, order, status or solve_rate.")
-    ] = "created",
-    rejected: Annotated[bool, typer.Option("--rejected", help="Why artifacts were rejected.")] = False,
-    tasks: Annotated[
-        Path | None,
-        typer.Option("--tasks", help="Write the bugs as task records (JSONL) that `selfplay eval` reads."),
-    ] = None,
+    run: BugsRun = "",
+    bug: BugsBug = None,
+    repository: BugsRepository = None,
+    strategy: BugsStrategy = None,
+    order: BugsOrder = None,
+    status: BugsStatus = None,
+    min_solve_rate: BugsMinSolveRate = None,
+    max_solve_rate: BugsMaxSolveRate = None,
+    sort: BugsSort = "created",
+    rejected: BugsRejected = False,
+    tasks: BugsTasks = None,
     runs: RunRoot = Path("runs"),
     json_: AsJson = False,
 ) -> None:
@@ -136,19 +166,14 @@ def inspect_bugs(
 
 @app.command()
 def replay(
-    episode: Annotated[str, typer.Argument(help="An episode's id, the start of it, or its file.")],
-    run: Annotated[
-        str, typer.Option("--run", help="The run it belongs to; all are searched when left out.")
-    ] = "",
-    step: Annotated[bool, typer.Option("--step", help="Wait for Enter after each turn.")] = False,
-    speed: Annotated[
-        float | None,
-        typer.Option("--speed", min=0.01, help="Play like a film, this many times as fast as it happened."),
-    ] = None,
+    episode: ReplayEpisode,
+    run: ReplayRun = "",
+    step: ReplayStep = False,
+    speed: ReplaySpeed = None,
     runs: RunRoot = Path("runs"),
     json_: AsJson = False,
 ) -> None:
-    """One episode in the terminal: what the policy did, turn by turn, and what came of it.
+    """One episode in the terminal: what the policy did, turn by turn, and how it ended.
 
     Example: [bold]selfplay replay u0001-sol0-m3 --step[/bold]
     """
@@ -167,16 +192,16 @@ def replay(
 
 @app.command()
 def validate(
-    artifact: Annotated[Path, typer.Argument(help="A folder with the five files of a bug artifact.")],
-    repo: Annotated[
-        str, typer.Option("--repo", help="The repository it breaks, as a line of a repository list.")
-    ],
+    artifact: ValidateArtifact,
+    repo: ValidateRepo,
     config: ConfigFile = None,
     set_: Overrides = None,
-    all_checks: Annotated[bool, typer.Option("--all", help="Go on after the first failed check.")] = False,
+    all_checks: ValidateAllChecks = False,
     json_: AsJson = False,
 ) -> None:
-    """The verdict on one artifact, check by check, with evidence. Exit codes: 0 accepted, 1 rejected, 3 no verdict (machine).
+    """The verdict on one artifact, check by check, with evidence.
+
+    Exit codes: 0 accepted, 1 rejected, 3 no verdict: the machine failed.
 
     Example: [bold]selfplay validate my-bug/ --repo pypi:toolz==1.0.0[/bold]
     """
@@ -187,37 +212,20 @@ def validate(
 
 @app.command("eval")
 def evaluate(
-    tasks: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--tasks", help="A frozen set (own, human) or a file, one JSON object a line; may be repeated."
-        ),
-    ] = None,
+    tasks: EvalTasks = None,
     config: ConfigFile = None,
     set_: Overrides = None,
-    attempts: Annotated[
-        int, typer.Option("--attempts", min=0, help="Drawn attempts a task, at agent.temperature.")
-    ] = 4,
-    greedy: Annotated[
-        bool, typer.Option("--greedy/--no-greedy", help="And one attempt at temperature 0.")
-    ] = True,
-    limit: Annotated[
-        int,
-        typer.Option("--limit", min=0, help="A fixed subset of so many, spread over repositories; 0: all."),
-    ] = 0,
-    output: Annotated[
-        Path | None,
-        typer.Option("--output", help="Keep the episodes and results here; a second call continues."),
-    ] = None,
-    compare: Annotated[
-        tuple[Path, Path] | None,
-        typer.Option("--compare", metavar="A B", help="Two output folders: play nothing, compare them."),
-    ] = None,
+    attempts: EvalAttempts = 4,
+    greedy: EvalGreedy = True,
+    limit: EvalLimit = 0,
+    output: EvalOutput = None,
+    compare: EvalCompare = None,
     json_: AsJson = False,
 ) -> None:
-    """A policy's repair rate on bugs, drawn and greedy, with standard errors; or two policies' difference on the same bugs.
+    """A policy's repair rate on bugs, sampled and greedy, with standard errors; or two policies compared on the same bugs.
 
-    Example: [bold]selfplay eval --tasks own --config runs/recipes/quickstart.toml --output A[/bold], then [bold]--compare A B[/bold]
+    Example: [bold]selfplay eval --tasks own --config runs/recipes/quickstart.toml --output A[/bold],
+    then [bold]selfplay eval --compare A B[/bold]
     """
     if compare is not None:
         from selfplay.viewing.scores import compare_folders
@@ -240,86 +248,50 @@ def evaluate(
 
 @app.command("warm-start")
 def warm_start(
-    output: Annotated[Path, typer.Option("--output", help="The folder for the policy.")] = Path(
-        "runs/warm-start"
-    ),
-    config: Annotated[
-        Path | None, typer.Option("--config", "-c", help="A TOML file of warm-start settings.")
-    ] = None,
+    output: WarmStartOutput = Path("runs/warm-start"),
+    config: WarmStartConfig = None,
     set_: Overrides = None,
 ) -> None:
     """Make a cold-started policy: mid-training on source, then supervised trajectories for both roles.
 
     Example: [bold]selfplay warm-start --config runs/recipes/warm-start.toml --output runs/my-policy[/bold]
     """
-    from selfplay.warm_start import run_warm_start
+    from selfplay.warm_start.pipeline import run_warm_start
 
     run_warm_start(output, config, set_ or [])
 
 
 @app.command()
 def plan(
-    run: Annotated[
-        str, typer.Argument(help="A finished run to read from, its name or folder; the newest when left out.")
-    ] = "",
-    workload: Annotated[
-        str, typer.Option("--workload", help="Without a run: 'paper', its figures and stated assumptions.")
-    ] = "",
-    assume: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--assume", help="Of the paper's workload, for instance drawn_tokens=600; may be repeated."
-        ),
-    ] = None,
-    gpus: Annotated[int, typer.Option("--gpus", help="GPUs in all.")] = 512,
-    trainer_gpus: Annotated[
-        int, typer.Option("--trainer-gpus", help="Those that train; 0: the best number is found.")
-    ] = 0,
-    server_gpus: Annotated[
-        int,
-        typer.Option("--server-gpus", help="GPUs of one rollout server; 0: as the policy needs, up to 8."),
-    ] = 0,
-    hosts: Annotated[
-        int, typer.Option("--hosts", help="Machines with sandboxes; 0: the fewest that are enough.")
-    ] = 0,
-    slots: Annotated[int, typer.Option("--slots", help="Sandboxes open at a time on one host.")] = 64,
-    max_lag: Annotated[int | None, typer.Option("--max-lag", help="Default: the run's, or 8.")] = None,
-    batch_tokens: Annotated[
-        float | None, typer.Option("--batch-tokens", help="Of an update. Default: the run's mean, or 16.8e6.")
-    ] = None,
-    parameters: Annotated[
-        float | None, typer.Option("--parameters", help="Of the policy. Default: the run's, or 32e9.")
-    ] = None,
-    peak_tflops: Annotated[
-        float | None, typer.Option("--peak-tflops", help="Default 989: H100 SXM, dense bf16, data sheet.")
-    ] = None,
-    bandwidth_tbs: Annotated[
-        float | None, typer.Option("--bandwidth-tbs", help="Default 3.35 TB/s: H100 SXM, data sheet.")
-    ] = None,
-    gpu_gb: Annotated[float | None, typer.Option("--gpu-gb", help="Default 80: H100 SXM.")] = None,
-    mfu: Annotated[
-        float | None,
-        typer.Option("--mfu", help="Share of peak in training. Default 0.38: Llama 3 at 131,072 tokens."),
-    ] = None,
-    mbu: Annotated[
-        float | None, typer.Option("--mbu", help="Share of bandwidth in drawing. Default 0.6: assumed.")
-    ] = None,
-    link_gbs: Annotated[
-        float | None, typer.Option("--link-gbs", help="Weights travel at. Default 50 GB/s: 400 Gbit/s.")
-    ] = None,
-    updates: Annotated[int, typer.Option("--updates", help="Simulated for each split.")] = 12,
-    seed: Annotated[int, typer.Option("--seed")] = 0,
-    check: Annotated[
-        bool,
-        typer.Option("--check", help="Predict the run's second half from its first, and tell the error."),
-    ] = False,
+    run: PlanRun = "",
+    workload: PlanWorkload = "",
+    assume: PlanAssume = None,
+    gpus: PlanGpus = 512,
+    trainer_gpus: PlanTrainerGpus = 0,
+    server_gpus: PlanServerGpus = 0,
+    hosts: PlanHosts = 0,
+    slots: PlanSlots = 64,
+    max_lag: PlanMaxLag = None,
+    batch_tokens: PlanBatchTokens = None,
+    parameters: PlanParameters = None,
+    peak_tflops: PlanPeakTflops = None,
+    bandwidth_tbs: PlanBandwidthTbs = None,
+    gpu_gb: PlanGpuGb = None,
+    mfu: PlanMfu = None,
+    mbu: PlanMbu = None,
+    link_gbs: PlanLinkGbs = None,
+    updates: PlanUpdates = 12,
+    seed: PlanSeed = 0,
+    check: PlanCheck = False,
     runs: RunRoot = Path("runs"),
     json_: AsJson = False,
 ) -> None:
-    """What N GPUs would do: episodes an hour, idle shares, staleness, and the best split, simulated from a run or from the paper.
+    """Simulate N GPUs, from a run or from the paper: episodes an hour, idle shares, staleness, and the best split.
 
-    Example: [bold]selfplay plan --workload paper --gpus 512[/bold] or [bold]selfplay plan RUN --gpus 64 --parameters 8e9[/bold]
+    Example: [bold]selfplay plan --workload paper --gpus 512[/bold]
+    or [bold]selfplay plan RUN --gpus 64 --parameters 8e9[/bold]
     """
+    options = locals()
     from selfplay.commands.plan import PlanOptions, run_check, run_plan
 
     if check:
@@ -327,44 +299,18 @@ def plan(
             raise UsageError("--check compares with a run; leave --workload out.")
         run_check(run, runs, seed, as_json=json_)
         return
-    options = PlanOptions(
-        run=run,
-        runs=runs,
-        workload=workload,
-        assume=assume or [],
-        gpus=gpus,
-        trainer_gpus=trainer_gpus,
-        server_gpus=server_gpus,
-        hosts=hosts,
-        slots=slots,
-        max_lag=max_lag,
-        batch_tokens=batch_tokens,
-        parameters=parameters,
-        tflops=peak_tflops,
-        bandwidth=bandwidth_tbs,
-        memory=gpu_gb,
-        mfu=mfu,
-        mbu=mbu,
-        link=link_gbs,
-        updates=updates,
-        seed=seed,
-    )
-    run_plan(options, as_json=json_)
+    typed = {name: value for name, value in options.items() if name not in ("check", "json_")}
+    run_plan(PlanOptions(**typed | {"assume": assume or []}), as_json=json_)
 
 
 @app.command()
 def doctor(
-    clean: Annotated[bool, typer.Option("--clean", help="Remove what killed runs left behind.")] = False,
-    attack: Annotated[
-        bool,
-        typer.Option("--attack", help="Attack this machine's own sandboxes and judging; 0 when all held."),
-    ] = False,
-    sandbox: Annotated[
-        str | None, typer.Option("--sandbox", help="With --attack: docker, bubblewrap or auto, the default.")
-    ] = None,
+    clean: DoctorClean = False,
+    attack: DoctorAttack = False,
+    sandbox: DoctorSandbox = None,
     json_: AsJson = False,
 ) -> None:
-    """What is missing on this machine, and the command that mends it.
+    """What this machine lacks, and the command that fixes it.
 
     Example: [bold]selfplay doctor --clean[/bold] or [bold]selfplay doctor --attack[/bold]
     """

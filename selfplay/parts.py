@@ -134,6 +134,8 @@ def load(setting: str, name: str) -> Any:
     except SelfplayError:
         raise
     except Exception as error:
+        if not is_own(name):
+            raise
         raise PartError(
             f"{setting} = {name!r} cannot be loaded: {type(error).__name__}: {error}. "
             f"Python must find the module {module!r} in {Path.cwd()} or in PYTHONPATH, and in it {attribute!r}."

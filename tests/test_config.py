@@ -2,9 +2,11 @@ from pathlib import Path
 
 import pytest
 
-from selfplay.config import Config, known_keys, load_config
+from selfplay.config import RENAMED_SETTINGS, Config, build_config, known_keys, load_config
 from selfplay.errors import ConfigError
 from selfplay.runtime.resources import resource
+from selfplay.settings.base import Section
+from settings_page import settings_page
 
 
 def test_defaults_are_the_papers_task_with_nothing_given():
@@ -95,7 +97,10 @@ def test_known_keys_are_dotted():
             ["train.injector_groups=0", 'train.trained_roles=["injector"]'],
             r"only the injector is trained and it never plays",
         ),
-        (["train.solver_groups=0", 'train.trained_roles=["solver"]'], r"only the solver is trained and it never plays"),
+        (
+            ["train.solver_groups=0", 'train.trained_roles=["solver"]'],
+            r"only the solver is trained and it never plays",
+        ),
     ],
 )
 def test_a_game_that_nobody_plays_or_learns_from_is_refused(overrides: list[str], message: str):
@@ -133,3 +138,58 @@ def test_solvers_that_take_injectors_places_play_without_groups_of_their_own():
 def test_trainer_settings_that_do_not_fit_each_other_say_what_would(overrides: list[str], message: str):
     with pytest.raises(ConfigError, match=message):
         load_config(None, overrides)
+
+
+def test_the_settings_page_is_made_from_the_docstrings():
+    page = Path(__file__).parents[1] / "docs" / "settings.md"
+    assert page.read_text(encoding="utf-8") == settings_page(), "run `make docs`"
+
+
+def test_every_setting_has_a_docstring():
+    for section in [Config, *Section.__subclasses__()]:
+        for name, info in section.model_fields.items():
+            if not (isinstance(info.annotation, type) and issubclass(info.annotation, Section)):
+                assert info.description, f"{section.__name__}.{name}"
+
+
+@pytest.mark.parametrize(("old", "new"), RENAMED_SETTINGS.items())
+def test_an_old_name_works_and_says_what_to_write_instead(
+    old: str, new: str, capsys: pytest.CaptureFixture[str]
+):
+    section, _, key = old.partition(".")
+    value = {
+        "train.learn": '["solver"]',
+        "train.even": "true",
+        "injector.given": '["tests"]',
+        "solver.given": '["tests"]',
+        "trainer.anchor_weight": "0.5",
+        "trainer.call_weight": "0.5",
+    }.get(old, "3")
+    config = load_config(None, [f"{old}={value}"])
+    new_section, _, new_key = new.partition(".")
+    assert (
+        getattr(getattr(config, new_section), new_key)
+        == load_config(None, [f"{new}={value}"]).model_dump()[new_section][new_key]
+    )
+    assert f"{old} is called {new} now" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match=f"{old} is called {new} now, and both are set"):
+        build_config({section: {key: 3, new_key: 3}})
+
+
+def test_an_old_value_works_too():
+    assert load_config(None, ["trainer.credit=kept"]).trainer.credit == "kept_edits"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("trainer.advantage=rlo", r"'rlo' is not one of rloo, dr_grpo, cwm, grpo.*Did you mean 'rloo'\?"),
+        ("injector.strategies={magic = 1.0}", "'magic' is not one of direct, history, removal"),
+        ("metrics.sinks=[]", "a resumed run reads"),
+        ('agent.tools=["bash"]', '"submit", which ends an episode'),
+        ("sandbox.type=podman", "'podman' is not one of auto, docker, bubblewrap"),
+    ],
+)
+def test_an_unknown_part_is_refused_with_those_that_there_are(override: str, message: str):
+    with pytest.raises(ConfigError, match=message):
+        load_config(None, [override])

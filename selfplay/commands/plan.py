@@ -37,9 +37,6 @@ class PlanOptions:
     An option that was left out is None or "". Its value comes from the run, the paper or the defaults of
     `Gpu`.
 
-    bandwidth  TB/s
-    memory     GB
-    link       GB/s
     """
 
     run: str = ""
@@ -54,12 +51,12 @@ class PlanOptions:
     max_lag: int | None = None
     batch_tokens: float | None = None
     parameters: float | None = None
-    tflops: float | None = None
-    bandwidth: float | None = None
-    memory: float | None = None
+    peak_tflops: float | None = None
+    bandwidth_tbs: float | None = None
+    gpu_gb: float | None = None
     mfu: float | None = None
     mbu: float | None = None
-    link: float | None = None
+    link_gbs: float | None = None
     updates: int = 12
     seed: int = 0
 
@@ -146,12 +143,12 @@ def _gpu(options: PlanOptions) -> Gpu:
     """The default GPU with the given options. Raises UsageError that names a wrong value."""
     changes = {}
     for flag, name, value, scale in (
-        ("--peak-tflops", "peak_flops", options.tflops, 1e12),
-        ("--bandwidth-tbs", "bandwidth", options.bandwidth, 1e12),
-        ("--gpu-gb", "memory", options.memory, 1e9),
+        ("--peak-tflops", "peak_flops", options.peak_tflops, 1e12),
+        ("--bandwidth-tbs", "bandwidth", options.bandwidth_tbs, 1e12),
+        ("--gpu-gb", "memory", options.gpu_gb, 1e9),
         ("--mfu", "mfu", options.mfu, 1.0),
         ("--mbu", "mbu", options.mbu, 1.0),
-        ("--link-gbs", "link", options.link, 1e9),
+        ("--link-gbs", "link", options.link_gbs, 1e9),
     ):
         if value is None:
             continue

@@ -8,47 +8,79 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
+from selfplay import parts
 from selfplay.curriculum.rows import BugRow
 from selfplay.engines.base import derive_seed
+from selfplay.errors import PartError
 
 # Replay weight of a bug that every attempt repaired, or none. It has no gradient now, but the policy changes.
 SETTLED_WEIGHT = 0.02
 
 
-def choose_solver_bugs(
-    fresh: Sequence[BugRow],
-    measured: Sequence[BugRow],
-    slots: int,
-    second_order_share: float,
-    rng: random.Random,
-    replay_share: float = 0.0,
-) -> list[BugRow]:
-    """Choose at most `slots` different bugs for solver groups.
+@dataclass(frozen=True)
+class Candidates:
+    """Bugs that solvers may play next, and how many are wanted.
 
-    First, each slot becomes a replay with probability `replay_share`, even while fresh bugs wait. A replay is
-    a measured bug that some attempts repaired and some did not. Then each other slot is of order two with
-    probability `second_order_share`. Within an order, fresh bugs go first, the oldest of them first. If one
-    order has too few bugs, the other fills its slots; but a share of 0 excludes order two.
+    fresh               bugs that no group has played, in any order
+    measured            bugs with a solve rate
+    slots               how many different bugs are wanted at most
+    second_order_share  share of the slots for bugs of order two; 0 excludes them
+    replay_share        share of the slots for measured bugs of mixed results, even while fresh bugs wait
     """
-    if replay_share > 0:
-        wanted = sum(rng.random() < replay_share for _ in range(slots))
+
+    fresh: Sequence[BugRow]
+    measured: Sequence[BugRow]
+    slots: int
+    second_order_share: float
+    replay_share: float = 0.0
+
+
+def choose_solver_bugs(sampler: str, candidates: Candidates, rng: random.Random) -> list[BugRow]:
+    """The bugs that the part `sampler` chooses. Raises PartError if it chooses too many, one twice, or another."""
+    chosen: list[BugRow] = parts.call("curriculum.sampler", sampler, candidates, rng)
+    ids = [bug.bug_id for bug in chosen]
+    there = {bug.bug_id for bug in (*candidates.fresh, *candidates.measured)}
+    if len(ids) > candidates.slots or len(set(ids)) < len(ids) or not there.issuperset(ids):
+        raise PartError(
+            f"curriculum.sampler = {sampler!r} chose {ids}; "
+            f"it must choose at most {candidates.slots} different bugs of those it is given"
+        )
+    return chosen
+
+
+def by_solve_rate(candidates: Candidates, rng: random.Random) -> list[BugRow]:
+    """Fresh bugs first, the oldest of them first, then measured bugs by `replay_weight`.
+
+    First, each slot becomes a replay with probability `replay_share`: a measured bug that some attempts repaired and some did
+    not. Then each other slot is of order two with probability `second_order_share`. If one order has too few bugs, the other
+    fills its slots.
+    """
+    slots, share = candidates.slots, candidates.second_order_share
+    measured = candidates.measured
+    replays: list[BugRow] = []
+    if candidates.replay_share > 0:
+        wanted = sum(rng.random() < candidates.replay_share for _ in range(slots))
         mixed = [bug for bug in measured if bug.solve_rate is not None and 0 < bug.solve_rate < 1]
-        replays = [
-            bug
-            for order in (1, 2)
-            if order == 1 or second_order_share > 0
-            for bug in _queue((), mixed, order, rng)
-        ][:wanted]
+        orders = (1, 2) if share > 0 else (1,)
+        replays = [bug for order in orders for bug in _queue((), mixed, order, rng)][:wanted]
         taken = {bug.bug_id for bug in replays}
-        others = [bug for bug in measured if bug.bug_id not in taken]
-        return replays + choose_solver_bugs(fresh, others, slots - len(replays), second_order_share, rng)
-    second_slots = sum(rng.random() < second_order_share for _ in range(slots))
-    first = _queue(fresh, measured, 1, rng)
-    second = _queue(fresh, measured, 2, rng) if second_order_share > 0 else []
+        measured = [bug for bug in measured if bug.bug_id not in taken]
+        slots -= len(replays)
+    second_slots = sum(rng.random() < share for _ in range(slots))
+    first = _queue(candidates.fresh, measured, 1, rng)
+    second = _queue(candidates.fresh, measured, 2, rng) if share > 0 else []
     taken_second = max(min(second_slots, len(second)), min(slots - len(first), len(second)))
     taken_first = min(slots - taken_second, len(first))
-    return first[:taken_first] + second[:taken_second]
+    return replays + first[:taken_first] + second[:taken_second]
+
+
+def uniformly(candidates: Candidates, rng: random.Random) -> list[BugRow]:
+    """Any bugs, each with the same chance: a baseline without a curriculum."""
+    bugs = sorted((*candidates.fresh, *candidates.measured), key=lambda bug: bug.bug_id)
+    allowed = [bug for bug in bugs if bug.order == 1 or candidates.second_order_share > 0]
+    return rng.sample(allowed, min(candidates.slots, len(allowed)))
 
 
 def _queue(

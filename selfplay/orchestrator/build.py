@@ -21,10 +21,10 @@ from selfplay.evaluation.run_evaluations import RunEvaluations
 from selfplay.evaluation.tasks import Task
 from selfplay.metrics import Fanout
 from selfplay.orchestrator.context import RunContext
+from selfplay.orchestrator.group_plans import targets_of
 from selfplay.orchestrator.hosts import LocalHost
 from selfplay.orchestrator.progress import Progress
 from selfplay.orchestrator.run_folder import RunFolder
-from selfplay.orchestrator.waves import targets_of
 from selfplay.repositories.environment import Environment
 from selfplay.runtime.cores import usable_cores
 from selfplay.sandbox.base import Limits, SandboxBackend
@@ -149,15 +149,12 @@ def torch_trainer(inputs: TrainerInputs) -> Trainer:
 
 def deepspeed_trainer(inputs: TrainerInputs) -> Trainer:
     from selfplay.training.deepspeed_trainer import DeepSpeedTrainer
+    from selfplay.training.ranks.controller import RankLaunch
 
     config, places = inputs.config, inputs.places
+    launch = RankLaunch(inputs.logs, places.links if places else None)
     return DeepSpeedTrainer(
-        inputs.model,
-        config.trainer,
-        config.agent.context_tokens,
-        config.seed,
-        inputs.logs,
-        links=places.links if places else None,
+        inputs.model, config.trainer, config.agent.context_tokens, config.seed, launch
     )
 
 

@@ -3,13 +3,16 @@ from collections import Counter
 
 import pytest
 
+from selfplay import parts
 from selfplay.curriculum.sampling import (
+    Candidates,
     choose_solver_bugs,
     choose_strategy,
     choose_target,
     replay_weight,
     sample_threshold,
 )
+from selfplay.errors import PartError
 from store_rows import a_bug
 
 
@@ -22,6 +25,10 @@ def bugs(count: int, order: int = 1, **values) -> list:
     ]
 
 
+def choose(fresh, measured, slots, share, rng, replay_share=0.0):
+    return choose_solver_bugs("solve_rate", Candidates(fresh, measured, slots, share, replay_share), rng)
+
+
 def ids(chosen) -> list[str]:
     return [bug.bug_id for bug in chosen]
 
@@ -29,28 +36,24 @@ def ids(chosen) -> list[str]:
 def test_fresh_bugs_go_first_and_the_oldest_of_them_before_the_others():
     fresh = list(reversed(bugs(3, stem="fresh")))
     measured = bugs(5, stem="old", solve_rate=0.5)
-    assert ids(choose_solver_bugs(fresh, measured, 2, 0.25, random.Random(0))) == ["fresh-0", "fresh-1"]
+    assert ids(choose(fresh, measured, 2, 0.25, random.Random(0))) == ["fresh-0", "fresh-1"]
 
 
 def test_the_store_fills_what_fresh_bugs_leave_without_repeating_a_bug():
     chosen = ids(
-        choose_solver_bugs(
-            bugs(1, stem="fresh"), bugs(3, stem="old", solve_rate=0.5), 8, 0.25, random.Random(0)
-        )
+        choose(bugs(1, stem="fresh"), bugs(3, stem="old", solve_rate=0.5), 8, 0.25, random.Random(0))
     )
     assert chosen[0] == "fresh-0"
     assert sorted(chosen[1:]) == ["old-0", "old-1", "old-2"]
 
 
 def test_no_bugs_give_no_groups():
-    assert choose_solver_bugs([], [], 3, 0.25, random.Random(0)) == []
+    assert choose([], [], 3, 0.25, random.Random(0)) == []
 
 
 def drawn(measured, share: float = 0.0, slots: int = 1) -> Counter:
     rng = random.Random(7)
-    return Counter(
-        bug.bug_id for _ in range(2000) for bug in choose_solver_bugs([], measured, slots, share, rng)
-    )
+    return Counter(bug.bug_id for _ in range(2000) for bug in choose([], measured, slots, share, rng))
 
 
 def test_bugs_that_some_attempts_repair_are_preferred_to_settled_ones():
@@ -85,21 +88,21 @@ def test_second_order_bugs_get_their_share_of_slots():
 
 
 def test_a_share_of_zero_keeps_second_order_bugs_out():
-    assert choose_solver_bugs(bugs(2, order=2), [], 2, 0.0, random.Random(0)) == []
+    assert choose(bugs(2, order=2), [], 2, 0.0, random.Random(0)) == []
 
 
 def test_the_other_order_fills_in_when_one_has_too_few_bugs():
-    assert len(choose_solver_bugs(bugs(1), bugs(5, order=2, solve_rate=0.5), 4, 0.25, random.Random(0))) == 4
-    assert len(choose_solver_bugs(bugs(4), [], 4, 1.0, random.Random(0))) == 4
+    assert len(choose(bugs(1), bugs(5, order=2, solve_rate=0.5), 4, 0.25, random.Random(0))) == 4
+    assert len(choose(bugs(4), [], 4, 1.0, random.Random(0))) == 4
 
 
 def test_equal_seeds_choose_equally_whatever_order_rows_come_in():
     measured = bugs(6, solve_rate=0.5)
-    one = choose_solver_bugs([], measured, 3, 0.25, random.Random(3))
-    assert one == choose_solver_bugs([], measured[::-1], 3, 0.25, random.Random(3))
-    assert {
-        tuple(ids(choose_solver_bugs([], measured, 3, 0.25, random.Random(seed)))) for seed in range(20)
-    } != {tuple(ids(one))}
+    one = choose([], measured, 3, 0.25, random.Random(3))
+    assert one == choose([], measured[::-1], 3, 0.25, random.Random(3))
+    assert {tuple(ids(choose([], measured, 3, 0.25, random.Random(seed)))) for seed in range(20)} != {
+        tuple(ids(one))
+    }
 
 
 def test_a_share_of_slots_replays_bugs_of_mixed_results_while_fresh_ones_wait():
@@ -107,18 +110,40 @@ def test_a_share_of_slots_replays_bugs_of_mixed_results_while_fresh_ones_wait():
     mixed = [a_bug(f"mixed{n}", status="measured", solve_rate=0.5) for n in range(4)]
     settled = [a_bug(f"settled{n}", status="measured", solve_rate=1.0) for n in range(4)]
     chosen = [
-        choose_solver_bugs(fresh, mixed + settled, 4, 0.0, random.Random(seed), replay_share=0.5)
-        for seed in range(200)
+        choose(fresh, mixed + settled, 4, 0.0, random.Random(seed), replay_share=0.5) for seed in range(200)
     ]
     assert all(len({bug.bug_id for bug in some}) == 4 for some in chosen)
     counts = Counter(bug.bug_id.rstrip("0123456789") for some in chosen for bug in some)
     assert "settled" not in counts and 300 < counts["mixed"] < 500
-    assert not any(bug in mixed for bug in choose_solver_bugs(fresh, mixed, 4, 0.0, random.Random(1)))
-    everything = choose_solver_bugs([], mixed + settled, 8, 0.0, random.Random(1), replay_share=0.5)
+    assert not any(bug in mixed for bug in choose(fresh, mixed, 4, 0.0, random.Random(1)))
+    everything = choose([], mixed + settled, 8, 0.0, random.Random(1), replay_share=0.5)
     assert len({bug.bug_id for bug in everything}) == 8
 
 
-def test_strategies_are_drawn_by_weight():
+def test_the_uniform_sampler_prefers_nothing_and_keeps_order_two_out_at_a_share_of_zero():
+    fresh, settled = bugs(2, stem="fresh"), bugs(2, stem="old", solve_rate=1.0)
+    second = bugs(2, order=2, stem="second")
+    candidates = Candidates([*fresh, *second], settled, 1, 0.0)
+    counts = Counter(
+        bug.bug_id
+        for seed in range(2000)
+        for bug in choose_solver_bugs("uniform", candidates, random.Random(seed))
+    )
+    assert set(counts) == {"fresh-0", "fresh-1", "old-0", "old-1"}
+    assert all(400 < count < 600 for count in counts.values())
+
+
+@pytest.mark.parametrize("chosen", ["twice", "too many", "another"])
+def test_a_sampler_that_chooses_what_it_may_not_stops_the_run(chosen, monkeypatch):
+    one, two = bugs(2)
+    other = bugs(1, stem="other")[0]
+    answers = {"twice": [one, one], "too many": [one, two], "another": [other]}
+    monkeypatch.setattr(parts, "call", lambda *_: answers[chosen])
+    with pytest.raises(PartError, match="curriculum.sampler = 'mine:sampler' chose"):
+        choose_solver_bugs("mine:sampler", Candidates([one, two], [], 1, 0.0), random.Random(0))
+
+
+def test_strategies_are_sampled_by_weight():
     rng = random.Random(0)
     counts = Counter(
         choose_strategy({"removal": 3.0, "history": 1.0, "direct": 0.0}, rng) for _ in range(2000)
