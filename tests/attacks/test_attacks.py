@@ -116,7 +116,7 @@ NO_RESTORING = patched(("selfplay.source.trees.Tree.restore", same))
 NO_DISGUISE = patched(("selfplay.verdicts.second_grading.disguise", lambda *_: None))
 # The second grading in disguise detects these forgeries too, so both defences are removed.
 NOTHING_PROTECTED = all_of(
-    NO_DISGUISE, patched(("selfplay.verdicts.validator.is_protected_path", lambda *_: False))
+    NO_DISGUISE, patched(("selfplay.verdicts.prediction.is_protected_path", lambda *_: False))
 )
 MISSING_IS_PASSED = patched(
     *(
