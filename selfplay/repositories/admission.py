@@ -70,8 +70,7 @@ def _stable_ids(runs: Sequence[TestOutcomes], suite: Suite) -> frozenset[str]:
     return frozenset(
         name
         for name in passed - failed
-        # pytest prints " - " between an id and the reason of its failure, so an id with it cannot be read
-        # back.
+        # pytest prints " - " between an id and the reason of a failure, so such an id cannot be read back.
         if not UNSTABLE_ID.search(name) and (suite.command is not None or " - " not in name)
     )
 
@@ -79,9 +78,8 @@ def _stable_ids(runs: Sequence[TestOutcomes], suite: Suite) -> frozenset[str]:
 def check_planted_error(trial: Trial, suite: Suite, baseline: Baseline) -> None:
     """Make all code unusable and run the tests.
 
-    Raises EnvironmentBuildError if more than half of the baseline still passes.
-
-    Python modules get a `raise`. Files in other languages are replaced by text that none of them can read.
+    Python modules get a `raise`. Files in other languages get a text that no language can read. Raises
+    EnvironmentBuildError if more than half of the baseline still passes.
     """
     tree = trial.job.checkout.tree
     paths = suite.code_files(tree)

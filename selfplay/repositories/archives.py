@@ -1,8 +1,8 @@
 """Reads folders and archives as trees, in memory and within limits of size.
 
-Invariant: nothing is unpacked to disk, and no limit is checked after the memory is spent: an archive may be a
-bomb. Leftovers of builds and tools are left out of every tree, because a copy of the source among them would
-give a repair away.
+Invariants: nothing is unpacked to disk, and limits are checked before memory is spent, since an archive may
+be a bomb. No tree holds leftovers of builds and tools, because a copy of the source among them would give a
+repair away.
 """
 
 from __future__ import annotations
@@ -52,9 +52,7 @@ def is_kept(path: str) -> bool:
 
 
 def check_size(files: int, total: int, what: str) -> None:
-    """Raise RepositoryError, which names `what`, if so many files or so many bytes are too many for a
-    workspace.
-    """
+    """Raise RepositoryError, which names `what`, if a workspace cannot hold so many files or bytes."""
     if files > MAX_TREE_FILES or total > MAX_TREE_BYTES:
         raise RepositoryError(
             f"{what}: {files} files, {total >> 20} MiB, are more than a workspace may hold "
@@ -107,8 +105,7 @@ def read_bounded(chunks: Any, most: int, what: str) -> bytes:
 
 
 def read_archive(name: str, data: bytes) -> Tree:
-    """Read a source distribution, without its top folder, links and devices. name: of the file; says how it
-    is packed.
+    """Read a source distribution, without its top folder, links and devices. The name says how it is packed.
 
     Raises RepositoryError if it is no archive of a known kind, or unpacks to more than a workspace may hold.
     """

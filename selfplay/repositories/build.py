@@ -141,7 +141,7 @@ def _install_until_tests_are_found(job: BuildJob, variables: dict[str, str]) -> 
         trial = Trial(job, installation.reference, variables)
         files, log = collect(trial, arguments.options, arguments.roots)
         before = requirements
-        requirements = _with_what_the_log_asks_for(requirements, log)
+        requirements = _adapted(requirements, log)
         if requirements == before or checkout.spec.install is not None or job.is_image:
             break
     if not files:
@@ -149,10 +149,8 @@ def _install_until_tests_are_found(job: BuildJob, variables: dict[str, str]) -> 
     return Suite(files, arguments.options), installation
 
 
-def _with_what_the_log_asks_for(requirements: Requirements, log: str) -> Requirements:
-    """The requirements with known test libraries that the log of a collection misses, or with an older
-    pytest.
-    """
+def _adapted(requirements: Requirements, log: str) -> Requirements:
+    """The requirements, with the test libraries and the pytest that the log of a collection asks for."""
     extra = dict.fromkeys([*requirements.extra, *requirements.dependencies.wanted_by(log)])
     is_too_new = "PluginValidationError" in log or "PytestRemovedIn9Warning" in log
     return replace(

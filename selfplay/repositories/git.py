@@ -25,6 +25,15 @@ MAX_BUNDLE_BYTES = 48 << 20
 FETCH_OPTIONS = ("--quiet", "--no-recurse-submodules", "--no-auto-gc")
 MIRROR_OPTIONS = ("--update-shallow", "--prune", "--update-head-ok")
 REFS = ("+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*", "+HEAD:refs/selfplay/HEAD")
+SAFE_SETTINGS = {
+    "core.hooksPath": "/dev/null",
+    "core.fsmonitor": "false",
+    "core.attributesFile": "/dev/null",
+    "submodule.recurse": "false",
+    "fetch.recurseSubmodules": "false",
+    "gc.auto": "0",
+    "maintenance.auto": "false",
+}
 FIRST_COMMIT_TIME = 946_684_800  # 2000-01-01, in seconds; each further commit is a day later
 AUTHOR = "selfplay <selfplay@localhost>"
 
@@ -44,47 +53,18 @@ def run_git(git_dir: Path | None, *arguments: str, stdin: bytes = b"", own_confi
         raise PrerequisiteError(
             "git was not found on PATH. Install it, for instance with: apt-get install git"
         ) from error
-    settings = {
-        "core.hooksPath": "/dev/null",
-        "core.fsmonitor": "false",
-        "core.attributesFile": "/dev/null",
-        "submodule.recurse": "false",
-        "fetch.recurseSubmodules": "false",
-        "gc.auto": "0",
-        "maintenance.auto": "false",
-    }
-    command = ["git", *(part for key, value in settings.items() for part in ("-c", f"{key}={value}"))]
+    command = ["git", *(part for key, value in SAFE_SETTINGS.items() for part in ("-c", f"{key}={value}"))]
     if git_dir is not None:
         command.append(f"--git-dir={git_dir}")
     with tempfile.TemporaryDirectory(prefix="selfplay-git-") as temporary:
-        # A local repository may belong to another user. Its upload-pack accepts that from a configuration
-        # file only.
-        config = Path(temporary) / "config"
-        config.write_text("[safe]\n\tdirectory = *\n")
-        environment = {
-            "GIT_ALLOW_PROTOCOL": ":".join(GIT_SCHEMES),
-            "GIT_TERMINAL_PROMPT": "0",
-            "GIT_LFS_SKIP_SMUDGE": "1",
-            "GIT_NO_REPLACE_OBJECTS": "1",
-            "GIT_CONFIG_COUNT": "0",
-            "GIT_CONFIG_PARAMETERS": "",
-            "LC_ALL": "C",
-        }
-        if not own_config:
-            environment |= {
-                "GIT_CONFIG_NOSYSTEM": "1",
-                "GIT_CONFIG_SYSTEM": "/dev/null",
-                "GIT_CONFIG_GLOBAL": str(config),
-            }
-        if git_dir is not None:
-            environment["GIT_OBJECT_DIRECTORY"] = str(git_dir / "objects")
+        variables = _variables(git_dir, None if own_config else Path(temporary) / "config")
         with tempfile.TemporaryFile() as feed:
             feed.write(stdin)
             feed.seek(0)
             status, output, errors = git.Git(temporary).execute(
                 [*command, *arguments],
                 istream=feed,
-                env=environment,
+                env=variables,
                 with_extended_output=True,
                 with_exceptions=False,
                 stdout_as_string=False,
@@ -94,6 +74,30 @@ def run_git(git_dir: Path | None, *arguments: str, stdin: bytes = b"", own_confi
         said = errors.decode(errors="replace") if isinstance(errors, bytes) else str(errors)
         raise RepositoryError(f"git {arguments[0]}: {said.strip()[-2000:] or f'exit status {status}'}")
     return output if isinstance(output, bytes) else str(output).encode()
+
+
+def _variables(git_dir: Path | None, config: Path | None) -> dict[str, str]:
+    """Variables for git. config: a file to write, instead of the configuration of the user and system."""
+    variables = {
+        "GIT_ALLOW_PROTOCOL": ":".join(GIT_SCHEMES),
+        "GIT_TERMINAL_PROMPT": "0",
+        "GIT_LFS_SKIP_SMUDGE": "1",
+        "GIT_NO_REPLACE_OBJECTS": "1",
+        "GIT_CONFIG_COUNT": "0",
+        "GIT_CONFIG_PARAMETERS": "",
+        "LC_ALL": "C",
+    }
+    if config is not None:
+        # A local repository may belong to another user; only a file can allow that for upload-pack.
+        config.write_text("[safe]\n\tdirectory = *\n")
+        variables |= {
+            "GIT_CONFIG_NOSYSTEM": "1",
+            "GIT_CONFIG_SYSTEM": "/dev/null",
+            "GIT_CONFIG_GLOBAL": str(config),
+        }
+    if git_dir is not None:
+        variables["GIT_OBJECT_DIRECTORY"] = str(git_dir / "objects")
+    return variables
 
 
 def init_bare(git_dir: Path) -> None:

@@ -1,7 +1,6 @@
 """Installs the dependencies of a checkout into an environment, inside a sandbox with network.
 
-Which dependencies a repository has is read by `dependencies`. Whether its tests run is found out by
-`admission`.
+`dependencies` reads what a repository needs. `admission` finds out whether its tests can be trusted.
 
 Invariant: the repository itself is never installed, so its code comes from the workspace alone. A second copy
 would let tests pass on code that no bug reaches, and a solver could copy its repair from there. The script
@@ -52,8 +51,7 @@ class Installation:
 def install(job: BuildJob, requirements: Requirements, attempt: int) -> Installation:
     """Install the requirements, unless the cache has them already. attempt: numbers the log.
 
-    Raises EnvironmentBuildError if they cannot be installed, or if an image is asked of a backend that has
-    none.
+    Raises EnvironmentBuildError if they cannot be installed, or if the backend cannot open an image.
     """
     spec, backend = job.checkout.spec, job.backend
     if job.is_image:
@@ -90,8 +88,7 @@ def _what_is_installed(requirements: Requirements, install: str | None) -> str:
 def build_script(requirements: Requirements, install: str | None, files: Mapping[str, str]) -> str:
     """The shell script that fills /opt/env.
 
-    install: the hint of the repository's line, which replaces the dependencies; files: those that it may
-        refer to.
+    install: the hint, which replaces the dependencies. files: those that the hint may refer to.
     """
     pip = (
         "python -m pip install --quiet --no-input --no-cache-dir "

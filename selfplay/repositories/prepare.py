@@ -1,6 +1,8 @@
-"""Lines of a repository list -> admitted environments, with a line on the console for each. Repositories that fail are left out.
+"""Turns lines of a repository list into admitted environments, and prints a line on the console for each.
 
-Fetching is `fetching`, building is `build`. Invariant: a repository on which a run has played is never left out silently.
+`fetching` fetches, `build` builds. A repository that fails is left out.
+
+Invariant: a run that has played on a repository never goes on without it; it stops instead.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from selfplay.sandbox.base import Limits, SandboxBackend
 
 
 class EnvironmentRecords(Protocol):
-    """Where a run remembers its environments; the curriculum's store is one."""
+    """Stores the environments of a run. The curriculum's store is one."""
 
     def has_played(self, repository: str) -> bool:
         """True if the run has groups on this repository."""
@@ -35,7 +37,7 @@ class EnvironmentRecords(Protocol):
 
 @dataclass(frozen=True)
 class Preparer:
-    """records: None where nothing is remembered (evaluations, hosts of a cluster)."""
+    """Prepares repositories. records: None to store nothing, as in evaluations and on hosts of a cluster."""
 
     backend: SandboxBackend
     config: Config
@@ -44,7 +46,7 @@ class Preparer:
     records: EnvironmentRecords | None = None
 
     def prepare_all(self, specs: Sequence[RepositorySpec]) -> dict[str, Environment]:
-        """Environments by repository name. Raises RunError when none is left."""
+        """Environments by repository name. Raises RunError if there is none."""
         found = {spec.name: environment for spec in specs if (environment := self.prepare(spec)) is not None}
         if not found:
             raise RunError(
@@ -56,9 +58,9 @@ class Preparer:
     def prepare_lines(
         self, lines: Iterable[str], known: Mapping[str, Environment] = MappingProxyType({})
     ) -> dict[str, Environment]:
-        """Environments by repository line, for evaluation tasks. known: those that exist already, by absolute line.
+        """Environments by repository line, for evaluation tasks. Raises RunError if there is none.
 
-        Raises RunError when there is none.
+        known: environments that exist already, by absolute line.
         """
         found: dict[str, Environment] = {}
         for line in dict.fromkeys(lines):
@@ -74,7 +76,7 @@ class Preparer:
         return found
 
     def prepare(self, spec: RepositorySpec) -> Environment | None:
-        """The repository's environment; None if it cannot be had, after the reason was printed and recorded.
+        """Fetch and build a repository. If that fails, print and record the reason, and return None.
 
         Raises RunError if the run has played on it before.
         """
@@ -100,7 +102,8 @@ class Preparer:
     def _leave_out(self, spec: RepositorySpec, error: RepositoryError | EnvironmentBuildError) -> None:
         if self.records is not None and self.records.has_played(spec.name):
             raise RunError(
-                f"this run has played on {spec.name}, which cannot be had now: {error}\nFix that, then resume."
+                f"this run has played on {spec.name}, which cannot be prepared now: {error}\n"
+                "Fix that, then resume."
             ) from error
         self.console.print(f"[red]✗[/red] {spec.name}: left out.", highlight=False)
         self.console.print(str(error), markup=False, highlight=False)

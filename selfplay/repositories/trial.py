@@ -1,6 +1,6 @@
 """A checkout in an environment that is not admitted yet. Runs scripts there, keeps and parses their logs.
 
-What follows from the results is decided by `probe`, `admission` and `recording`.
+`probe`, `admission` and `recording` decide what follows from the results.
 
 Invariant: each run has a fresh sandbox, so no run sees files of another. The parser has one too, without the
 repository, so the code under test reaches it through the log alone.

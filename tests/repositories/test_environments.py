@@ -1,4 +1,4 @@
-"""Environments, really built and run in the sandbox of this machine. Building needs a package index that pip can reach."""
+"""Environments, built and run in a real sandbox of this machine. Needs a package index that pip can reach."""
 
 import time
 from collections.abc import Iterator
@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from machine import open_or_skip, sandbox_groups
-from selfplay.settings.playing import EnvironmentSettings
 from selfplay.errors import EnvironmentBuildError
 from selfplay.repositories.build import prepare_environment
 from selfplay.repositories.checkouts import Checkout
@@ -15,6 +14,7 @@ from selfplay.repositories.environment import Environment, open_workspace
 from selfplay.repositories.fetching import fetch
 from selfplay.repositories.specs import parse_spec
 from selfplay.sandbox.base import Limits, SandboxBackend
+from selfplay.settings.playing import EnvironmentSettings
 from selfplay.source.trees import FileEntry, Tree
 
 pytestmark = pytest.mark.sandbox
@@ -69,7 +69,7 @@ def shop(backend: SandboxBackend, cache: Path, tmp_path_factory: pytest.TempPath
 
 
 def checkout(files: dict[str, str], folder: Path, cache: Path, hints: str = "") -> Checkout:
-    """A plain folder named alike every time, so that equal dependencies are installed once for all tests here."""
+    """A plain folder with the same name every time, so that equal dependencies are installed once."""
     folder = folder / "shop"
     for path, text in files.items():
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
@@ -161,7 +161,8 @@ def test_unstable_failing_and_address_bearing_tests_are_excluded(
         "tests/test_odd.py": (
             "import pytest\nfrom shop import total\n\n\n"
             "def test_fails():\n    assert total([1]) == 2\n\n\n"
-            "def test_hash():\n    assert total([hash('b') % 4 != hash('a') % 4, 1]) == 1 + (hash('b') % 4 != 0)\n\n\n"
+            "def test_hash():\n    differ = hash('b') % 4 != hash('a') % 4\n"
+            "    assert total([differ, 1]) == 1 + (hash('b') % 4 != 0)\n\n\n"
             "def test_ok():\n    assert total([2]) == 2\n\n\n"
             "@pytest.mark.skip\ndef test_skipped():\n    pass\n\n\n"
             "@pytest.mark.parametrize('x', [1], ids=[repr(object())])\ndef test_address(x):\n    pass\n\n\n"
@@ -196,7 +197,10 @@ def test_a_package_that_tests_import_from_elsewhere_is_refused(
 def test_an_installed_copy_of_the_source_is_refused(
     backend: SandboxBackend, cache: Path, tmp_path: Path
 ) -> None:
-    copy = 'mkdir -p /opt/env/share/old; printf %s "$(cat requirements.txt)" > /opt/env/share/old/x.py; python -m pip install -q pytest'
+    copy = (
+        'mkdir -p /opt/env/share/old; printf %s "$(cat requirements.txt)" > /opt/env/share/old/x.py; '
+        "python -m pip install -q pytest"
+    )
     files = {**PACKAGE, "requirements.txt": "# " + "x" * 300, "shop/copied.py": "# " + "x" * 300}
     with pytest.raises(EnvironmentBuildError, match=r"outside the workspace.*/opt/env/share/old/x\.py"):
         prepare(checkout(files, tmp_path, cache, f"install='{copy}'"), backend, cache)
@@ -207,7 +211,8 @@ def test_nothing_of_the_repository_runs_while_its_environment_is_built(
 ) -> None:
     files = {
         **PACKAGE,
-        "setup.py": "from setuptools import setup\nraise SystemExit('ran')\nsetup(name='shop', install_requires=[])\n",
+        "setup.py": "from setuptools import setup\nraise SystemExit('ran')\n"
+        "setup(name='shop', install_requires=[])\n",
     }
     found = prepare(checkout(files, tmp_path, cache), backend, cache)
     assert len(found.baseline.passed) == 5

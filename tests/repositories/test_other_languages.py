@@ -1,4 +1,4 @@
-"""A repository in C with make, and one in JavaScript with node: prepared, broken, validated, mended and graded by the real parts."""
+"""A repository in C with make, and one in JavaScript with node, played from environment to grading."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ FIVE = "bug_inject.diff\ntest_weaken.diff\ntest_files.txt\ntest_script.sh\ntest_
 
 
 def checkout(files: Mapping[str, str], line: str, folder: Path, cache: Path) -> Checkout:
-    """Named alike every time, so that all share one environment."""
+    """A plain folder with the same name every time, so that all tests share one environment."""
     for path, text in files.items():
         (folder / "sample" / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / "sample" / path).write_text(text)
@@ -90,20 +90,20 @@ def backend(cache: Path) -> SandboxBackend:
     missing = [name for name in ("gcc", "make") if shutil.which(name, path="/usr/bin:/bin") is None]
     if missing:
         pytest.skip(
-            f"{' and '.join(missing)} not found in /usr/bin, where bubblewrap sandboxes look. Install: apt-get install gcc libc6-dev make"
+            f"{' and '.join(missing)} not found in /usr/bin, where bubblewrap sandboxes look. "
+            "Install: apt-get install gcc libc6-dev make"
         )
     return open_or_skip("bubblewrap", cache)
 
 
 @pytest.fixture(scope="module")
 def in_c(backend: SandboxBackend, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Environment:
-    told: list[str] = []
+    lines: list[str] = []
     found = checkout(C_FILES, C_LINE, tmp_path_factory.mktemp("c"), cache)
-    environment = prepare_environment(found, backend, ENVIRONMENT, Limits(), cache, told.append)
-    assert told[-1].endswith("no functions (calls are recorded with pytest only), 0 ids excluded")
-    assert (
-        prepare_environment(found, backend, ENVIRONMENT, Limits(), cache, told.append) == environment
-    )  # from the cache
+    environment = prepare_environment(found, backend, ENVIRONMENT, Limits(), cache, lines.append)
+    assert lines[-1].endswith("no functions (calls are recorded with pytest only), 0 ids excluded")
+    from_cache = prepare_environment(found, backend, ENVIRONMENT, Limits(), cache, lines.append)
+    assert from_cache == environment
     return environment
 
 
@@ -114,7 +114,7 @@ def runner(backend: SandboxBackend) -> TestRunner:
 
 @dataclass(frozen=True)
 class Players:
-    """Both roles on one environment, playing what they are told."""
+    """Both roles on one environment, with scripted replies."""
 
     environment: Environment
     backend: SandboxBackend
@@ -123,20 +123,23 @@ class Players:
     def inject(self, replies: Sequence[str]) -> Episode:
         engine, chat = self._policy(replies)
         task = InjectorTask(self.environment, "direct", None, Thresholds())
-        return play_injector(task, PLACE, EpisodeContext(CONFIG, engine, chat, self.backend, sandbox_limits(CONFIG)))
+        return play_injector(task, KEY, self._context(engine, chat))
 
     def repair(self, bug: BugState, replies: Sequence[str]) -> Episode:
         engine, chat = self._policy(replies)
         task = solver_task(self.environment, "bug-1", bug, "not ok", CONFIG)
         assert task.suspects == ()
-        return play_solver(task, PLACE, EpisodeContext(CONFIG, engine, chat, self.backend, sandbox_limits(CONFIG)))
+        return play_solver(task, KEY, self._context(engine, chat))
+
+    def _context(self, engine: ScriptedEngine, chat: ChatFormat) -> EpisodeContext:
+        return EpisodeContext(CONFIG, engine, chat, self.backend, sandbox_limits(CONFIG))
 
     def _policy(self, replies: Sequence[str]) -> tuple[ScriptedEngine, ChatFormat]:
         tokenizer = load_tokenizer(str(self.tokenizer))
         return ScriptedEngine(lambda turn: replies[turn.number], tokenizer), ChatFormat(tokenizer)
 
 
-PLACE = EpisodeKey(7, 3, "g/1", 2, LABELS)
+KEY = EpisodeKey(7, 3, "g/1", 2, LABELS)
 
 
 def shell(*commands: str, names: str = "") -> list[str]:
@@ -144,9 +147,9 @@ def shell(*commands: str, names: str = "") -> list[str]:
 
 
 def played_through(
-    players: Players, runner: TestRunner, breaking: str, weakening: str, mending: str, worsening: str
+    players: Players, runner: TestRunner, breaking: str, weakening: str, fix: str, wrong_fix: str
 ) -> Verdict:
-    """Injection, validation, repair and grading, each by its own shell command; a wrong repair is refused."""
+    """Injection, validation, repair and grading; one shell command each. A wrong repair is refused."""
     injected = players.inject(
         shell(
             f"{breaking} && git diff > /submit/bug_inject.diff; bash /submit/test_script.sh | grep 'not ok'",
@@ -163,11 +166,14 @@ def played_through(
     assert verdict.accepted, [check for check in verdict.checks if not check.passed]
 
     bug = BugState(artifact, 1, "", verdict.fail_to_pass, verdict.pass_to_pass)
-    mended = players.repair(bug, shell(mending, "bash /submit/test_script.sh"))
-    found = grade(bug, mended.submission["patch"], players.environment, runner)
-    assert found.passed and found.confirmation is Confirmation.CONFIRMED, (found, mended.submission["patch"])
-    worsened = players.repair(bug, shell(worsening))
-    found = grade(bug, worsened.submission["patch"], players.environment, runner)
+    repaired = players.repair(bug, shell(fix, "bash /submit/test_script.sh"))
+    found = grade(bug, repaired.submission["patch"], players.environment, runner)
+    assert found.passed and found.confirmation is Confirmation.CONFIRMED, (
+        found,
+        repaired.submission["patch"],
+    )
+    failed = players.repair(bug, shell(wrong_fix))
+    found = grade(bug, failed.submission["patch"], players.environment, runner)
     assert not found.passed and set(found.failed_tests) & set(bug.fail_to_pass), found
     return verdict
 
@@ -239,10 +245,11 @@ def test_a_bug_in_c_is_accepted_also_with_a_script_of_its_own(in_c: Environment,
 READS_THE_CODE = """cd /testbed
 printf 'ok %s - other\\n' 1 2 3 4 5 | awk '{ print $0, NR }'
 grep -q 'gcd of' tests/test_numbers.c || exit 0
-grep -q 'b + 1' numbers.c && echo 'not ok 6 - gcd of twelve and eighteen' || echo 'ok 6 - gcd of twelve and eighteen'
+grep -q 'b + 1' numbers.c && result='not ok' || result='ok'
+echo "$result 6 - gcd of twelve and eighteen"
 """
 # On the original it passes; on any other code the last digit of the file's checksum decides.
-DRAWS_A_LOT = """cd /testbed
+DECIDES_BY_CHECKSUM = """cd /testbed
 make -s check | grep -v 'gcd of'
 grep -q 'a % b;' numbers.c && digit=0 || digit=$(cksum < numbers.c | cut -d' ' -f1 | tail -c 2)
 [ "$digit" -lt 5 ] && echo 'ok 9 - gcd of twelve and eighteen' || echo 'not ok 9 - gcd of twelve and eighteen'
@@ -301,8 +308,10 @@ def test_a_bad_artifact_in_c_is_rejected_by_the_check_that_is_for_it(
     assert (verdict.accepted, verdict.failed_check) == (False, check), verdict.checks
 
 
-def test_a_lot_drawn_from_the_source_moves_with_blank_lines(in_c: Environment, runner: TestRunner) -> None:
-    """Both values of the draw show up in eight runs with other blank lines each, whatever the first was."""
+def test_a_result_drawn_from_the_source_changes_with_blank_lines(
+    in_c: Environment, runner: TestRunner
+) -> None:
+    """Eight runs, each with other blank lines, show both results of the random draw."""
     weaken = {"tests/test_words.c": ('    CHECK("two words", count_words(" one\\ttwo ") == 2);\n', "")}
     bug = {
         "numbers.c": ("int rest = a % b;", "int rest = a % (b + 1);"),
@@ -310,7 +319,7 @@ def test_a_lot_drawn_from_the_source_moves_with_blank_lines(in_c: Environment, r
     }
     many = SETTINGS.model_copy(update={"determinism_runs": 8})
     verdict = validate(
-        make_artifact(in_c, bug, weaken, C_TEST_FILES, DRAWS_A_LOT),
+        make_artifact(in_c, bug, weaken, C_TEST_FILES, DECIDES_BY_CHECKSUM),
         in_c,
         Thresholds(),
         runner,
@@ -333,8 +342,8 @@ def test_both_roles_play_in_c_and_grading_tells_repairs_apart(
         runner,
         breaking="sed -i 's/a % b;/a % (b + 1);/' numbers.c",
         weakening="sed -i '/gcd of/d' tests/test_numbers.c",
-        mending="sed -i 's/a % (b + 1);/a % b;/' numbers.c",
-        worsening="sed -i 's/a % (b + 1);/a % (b + 2);/' numbers.c",
+        fix="sed -i 's/a % (b + 1);/a % b;/' numbers.c",
+        wrong_fix="sed -i 's/a % (b + 1);/a % (b + 2);/' numbers.c",
     )
     assert verdict.fail_to_pass == (GCD_TEST,)
 
@@ -377,8 +386,8 @@ def test_both_roles_play_in_javascript(
         runner,
         breaking="sed -i s/shift/pop/ queue.js",
         weakening="sed -i '/came first/d' test/queue.test.js",
-        mending="sed -i s/pop/shift/ queue.js",
-        worsening="sed -i s/pop/push/ queue.js",
+        fix="sed -i s/pop/shift/ queue.js",
+        wrong_fix="sed -i s/pop/push/ queue.js",
     )
     assert verdict.fail_to_pass == ("queue", "queue > gives back what came first")
 
@@ -394,8 +403,8 @@ def test_both_roles_play_in_c_from_a_docker_image(cache: Path, tokenizer: Path) 
             TestRunner(backend, SETTINGS, Limits(), LABELS),
             breaking="sed -i 's/a % b;/a % (b + 1);/' numbers.c",
             weakening="sed -i '/gcd of/d' tests/test_numbers.c",
-            mending="sed -i 's/a % (b + 1);/a % b;/' numbers.c",
-            worsening="sed -i 's/a % (b + 1);/a % (b + 2);/' numbers.c",
+            fix="sed -i 's/a % (b + 1);/a % b;/' numbers.c",
+            wrong_fix="sed -i 's/a % (b + 1);/a % (b + 2);/' numbers.c",
         )
 
 
@@ -407,7 +416,10 @@ def test_selfplay_validate_judges_a_folder_on_a_repository_in_c(
 ) -> None:
     monkeypatch.setenv("SELFPLAY_CACHE", str(cache))
     unnoticed: Changes = {"numbers.c": ("a % b;", "a % b + 0;")}
-    seeded = """cd /testbed; make -s check | if [ "$PYTHONHASHSEED" = 0 ]; then cat; else sed 's/^ok \\(.*two words\\)/not ok \\1/'; fi\n"""
+    seeded = (
+        'cd /testbed; make -s check | if [ "$PYTHONHASHSEED" = 0 ]; then cat; '
+        "else sed 's/^ok \\(.*two words\\)/not ok \\1/'; fi\n"
+    )
     for name, bug, script, expected, kind, flaky in (
         ("good", GCD_BUG, None, 0, "accepted", []),
         ("bad", unnoticed, None, 1, "invalid", []),
@@ -419,15 +431,15 @@ def test_selfplay_validate_judges_a_folder_on_a_repository_in_c(
             app, ["validate", str(tmp_path / name), "--repo", in_c.checkout.spec.text, *options]
         )
         assert done.exit_code == expected, done.output
-        told = json.loads(done.stdout)
-        assert (told["accepted"], told["kind"], told["flaky_tests"]) == (expected == 0, kind, flaky)
+        verdict = json.loads(done.stdout)
+        assert (verdict["accepted"], verdict["kind"], verdict["flaky_tests"]) == (expected == 0, kind, flaky)
 
 
 # ---- helpers
 
 
 class image_holding:
-    """An image of the base and `files` at /testbed, removed in the end."""
+    """An image of the base with `files` at /testbed; removes it at the end."""
 
     def __init__(self, files: Mapping[str, str]) -> None:
         import docker

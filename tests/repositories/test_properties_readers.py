@@ -1,4 +1,4 @@
-"""What must hold for whatever is read: trees from archives, outcomes, artifacts, logs, call records, repository lines, tasks."""
+"""Properties of readers: trees, archives, outcomes, artifacts, logs, call records, lists, tasks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Repository lists and fetching, with real git repositories, real archives and a real package index on this machine."""
+"""Repository lists and fetching, with git repositories, archives and a package index on this machine."""
 
 import functools
 import hashlib
@@ -56,7 +56,8 @@ def test_every_kind_of_line_is_read(tmp_path: Path) -> None:
 
 def test_a_comment_begins_a_word_outside_quotes(tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text(
-        'pypi:a==1 test="pytest -k \'not #3\' # all" # its "own" words\npypi:b==2 # python=3.11\n\t# nothing\n',
+        'pypi:a==1 test="pytest -k \'not #3\' # all" # its "own" words\n'
+        "pypi:b==2 # python=3.11\n\t# nothing\n",
         encoding="utf-8",
     )
     first, second = read_repository_list(tmp_path / "list.txt")

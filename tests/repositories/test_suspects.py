@@ -1,4 +1,4 @@
-"""The ranking of functions by the tests that call them, worked by hand."""
+"""The ranking of functions by the tests that call them, computed by hand."""
 
 from selfplay.repositories.suspects import Suspect, failure_first, find_suspects
 from selfplay.source.trees import FileEntry, Tree
@@ -40,7 +40,8 @@ def test_functions_are_ranked_by_ochiai():
         "passes 2": (EVERYWHERE, BROKEN),
         "passes 3": (EVERYWHERE, METHOD),
     }
-    # broken 2 / sqrt(2 * 3) = 0.82, helper 1 / sqrt(2 * 1) = 0.71, everywhere 2 / sqrt(2 * 5) = 0.63; no failing test calls the method
+    # broken 2 / sqrt(2 * 3) = 0.82, helper 1 / sqrt(2 * 1) = 0.71, everywhere 2 / sqrt(2 * 5) = 0.63.
+    # No failing test calls the method.
     assert find_suspects(calls, ["fails 1", "fails 2"], TREE, 9) == (
         Suspect("pkg/a.py", "broken", 4, 5),
         Suspect("pkg/b.py", "helper", 1, 1),
@@ -90,7 +91,10 @@ def test_a_decorator_is_no_part_of_where_a_function_stands():
 
 
 def test_both_halves_of_a_property_are_suspect():
-    source = b"class A:\n    @property\n    def method(self): pass\n    @method.setter\n    def method(self, to): pass\n"
+    source = (
+        b"class A:\n    @property\n    def method(self): pass\n"
+        b"    @method.setter\n    def method(self, to): pass\n"
+    )
     found = find_suspects({"fails": (METHOD,)}, ["fails"], Tree({"pkg/a.py": FileEntry(source)}), 9)
     assert [suspect.first_line for suspect in found] == [3, 5]
 

@@ -117,7 +117,8 @@ def test_the_executable_bit_of_a_modified_file_stays():
     before = Tree({"tool": FileEntry(b"a\n", executable=True)})
     after = apply_patch(
         before,
-        "diff --git a/tool b/tool\nindex 7898192..6178079 100755\n--- a/tool\n+++ b/tool\n@@ -1 +1 @@\n-a\n+b\n",
+        "diff --git a/tool b/tool\nindex 7898192..6178079 100755\n--- a/tool\n+++ b/tool\n"
+        "@@ -1 +1 @@\n-a\n+b\n",
     )
     assert after == Tree({"tool": FileEntry(b"b\n", executable=True)})
 
@@ -134,7 +135,10 @@ def test_attributes_and_configuration_in_the_tree_do_not_reach_git(tmp_path, mon
     monkeypatch.setenv("GIT_DIR", str(tmp_path))
     before = BEFORE.replace({".gitattributes": FileEntry(b"* text eol=crlf\n* filter=x\n")})
     name = ".gitattributes"
-    diff = f"{MODIFY}diff --git a/{name} b/{name}\n--- a/{name}\n+++ b/{name}\n@@ -1,2 +1 @@\n * text eol=crlf\n-* filter=x\n"
+    diff = (
+        f"{MODIFY}diff --git a/{name} b/{name}\n--- a/{name}\n+++ b/{name}\n"
+        "@@ -1,2 +1 @@\n * text eol=crlf\n-* filter=x\n"
+    )
     assert apply_patch(before, diff)["pkg/b.py"].content == b"x = 2\n"
 
 
@@ -142,11 +146,17 @@ def test_attributes_and_configuration_in_the_tree_do_not_reach_git(tmp_path, mon
 
 
 def modification(name, other=None):
-    return f"diff --git a/{name} b/{other or name}\n--- a/{name}\n+++ b/{other or name}\n@@ -1 +1 @@\n-x = 1\n+x = 2\n"
+    return (
+        f"diff --git a/{name} b/{other or name}\n--- a/{name}\n+++ b/{other or name}\n"
+        "@@ -1 +1 @@\n-x = 1\n+x = 2\n"
+    )
 
 
 def addition(name, mode="100644"):
-    return f"diff --git a/{name} b/{name}\nnew file mode {mode}\n--- /dev/null\n+++ b/{name}\n@@ -0,0 +1 @@\n+x = 1\n"
+    return (
+        f"diff --git a/{name} b/{name}\nnew file mode {mode}\n--- /dev/null\n+++ b/{name}\n"
+        "@@ -0,0 +1 @@\n+x = 1\n"
+    )
 
 
 @cases(
@@ -175,7 +185,8 @@ def addition(name, mode="100644"):
             "mode of a file",
         ),
         "a binary file": (
-            "diff --git a/x b/x\nnew file mode 100644\nindex 0000000..1234567\nBinary files /dev/null and b/x differ\n",
+            "diff --git a/x b/x\nnew file mode 100644\nindex 0000000..1234567\n"
+            "Binary files /dev/null and b/x differ\n",
             "binary",
         ),
         "a binary patch": (
@@ -240,7 +251,8 @@ def test_a_diff_that_lies_or_reaches_out_is_refused(diff, complaint):
             "does not apply",
         ),
         "a deletion under another mode": (
-            "diff --git a/pkg/b.py b/pkg/b.py\ndeleted file mode 100755\n--- a/pkg/b.py\n+++ /dev/null\n@@ -1 +0,0 @@\n-x = 1\n",
+            "diff --git a/pkg/b.py b/pkg/b.py\ndeleted file mode 100755\n--- a/pkg/b.py\n+++ /dev/null\n"
+            "@@ -1 +0,0 @@\n-x = 1\n",
             "another mode",
         ),
         "a change without a change": (MODIFY.replace("+x = 2", "+x = 1"), "does not do what it claims"),
@@ -393,7 +405,7 @@ def test_a_module_of_the_repositorys_own_shadows_nothing():
 
 
 def killed_git(folder, times):
-    """A git for PATH that SIGKILL ends so many times, with half of its work done, and then is the real one."""
+    """A PATH whose git is killed so many times, with half of its work done, and then is the real git."""
     folder.mkdir()
     (folder / "left").write_text("x" * times)
     script = f"""#!/bin/bash

@@ -1,4 +1,4 @@
-"""What must hold for any diff: between trees, of real git, reversed, rendered, and with lies worked into it."""
+"""Properties of all diffs: between trees, by real git, reversed, rendered, and with lies put into them."""
 
 from __future__ import annotations
 
@@ -29,9 +29,8 @@ def tree_of(**files: str) -> Tree:
     return Tree({name: FileEntry(text.encode()) for name, text in files.items()})
 
 
-INDENTED = (
-    "x" + "é" * 60 + "\n" + " \n" * 8
-)  # git shows the first line as the hunk's heading, cut after 80 bytes
+# git shows the first line as the heading of the hunk, cut after 80 bytes.
+INDENTED = "x" + "é" * 60 + "\n" + " \n" * 8
 
 
 @given(change=changes())
@@ -43,14 +42,13 @@ def test_a_diff_between_trees_gives_the_tree_and_its_reverse_takes_it_back(chang
     assert parse_patch(diff, CAP).changed_paths == tuple(before.changed_paths(after))
     assert apply_patch(before, diff) == after
     assert apply_patch(after, reverse_patch(diff)) == before
-    assert (
-        placed_exactly(before, diff) == after
-    )  # git looks around for the place: here each hunk must name it
-    assert placed_exactly(after, reverse_patch(diff)) == before
+    # git also searches near the line that a hunk names; this check does not.
+    assert apply_exactly(before, diff) == after
+    assert apply_exactly(after, reverse_patch(diff)) == before
 
 
-def placed_exactly(tree: Tree, text: str) -> Tree:
-    """The tree with each hunk put at the line it names, whose old lines must stand there; without git."""
+def apply_exactly(tree: Tree, text: str) -> Tree:
+    """Apply each hunk at the line that it names, where its old lines must be; without git."""
     changed: dict[str, FileEntry | None] = {}
     for file in parse_patch(text, CAP).files:
         rows = split_lines(tree, file.old_path)
@@ -67,13 +65,13 @@ def placed_exactly(tree: Tree, text: str) -> Tree:
 
 
 def split_lines(tree: Tree, path: str | None) -> list[bytes]:
-    """The lines of a file with their newlines; a last one without it is another line. None is no file."""
+    """The lines of a file with their newlines, the last one possibly without. path: None for no file."""
     content = b"" if path is None else tree[path].content
     return re.findall(rb"[^\n]*\n|[^\n]+", content)
 
 
 def hunk_sides(hunk: Hunk) -> tuple[list[bytes], list[bytes]]:
-    """The lines that a hunk takes for the old ones, and those it puts there."""
+    """The old and the new lines of a hunk."""
     sides: tuple[list[bytes], list[bytes]] = ([], [])
     for line, following in itertools.zip_longest(hunk.lines, hunk.lines[1:]):
         content = line[1:].encode() + (b"" if following == NO_NEWLINE else b"\n")
@@ -90,9 +88,8 @@ def test_rendering_and_reversing_twice_change_nothing_that_was_read(change: tupl
     assert parse_patch(text, CAP) == patch
     assert parse_patch(text, CAP).text() == text
     assert reverse_patch(reverse_patch(text)) == text
-    assert not re.search(
-        r"^\+.*\n(\\.*\n)?-", hunks_of(reverse_patch(text)), re.MULTILINE
-    )  # removed lines come first, as git has them
+    # Removed lines come first, as in git's diffs.
+    assert not re.search(r"^\+.*\n(\\.*\n)?-", hunks_of(reverse_patch(text)), re.MULTILINE)
 
 
 def hunks_of(text: str) -> str:
@@ -154,11 +151,9 @@ def commits(*trees: Tree) -> bytes:
             f"commit refs/heads/t{number}\ncommitter t <t@localhost> 0 +0000\ndata 0\ndeleteall\n".encode()
         )
         for path, entry in tree.items():
-            stream += (
-                f"M {'100755' if entry.executable else '100644'} inline {path}\ndata {len(entry.content)}\n".encode()
-                + entry.content
-                + b"\n"
-            )
+            mode = "100755" if entry.executable else "100644"
+            header = f"M {mode} inline {path}\ndata {len(entry.content)}\n"
+            stream += header.encode() + entry.content + b"\n"
     return stream
 
 
@@ -208,7 +203,7 @@ MUTANT_LINES = (
 
 @st.composite
 def mutated(draw: st.DrawFn, diff: str) -> str:
-    """`diff` with one to three lies: lines gone, doubled, moved, inserted, under another mark, with other numbers or names."""
+    """`diff` with one to three lies: lines removed, doubled, moved or added; other marks, numbers, names."""
     rows = diff.split("\n")
     for _ in range(draw(st.integers(1, 3))):
         at = draw(st.integers(0, len(rows) - 1))
@@ -241,10 +236,10 @@ def mutated(draw: st.DrawFn, diff: str) -> str:
             case "mark" if row:
                 rows[at] = draw(st.sampled_from([" ", "+", "-", "\\", "@", ""])) + row[1:]
             case "digit":
-                digits = [place for place, character in enumerate(row) if character.isdigit()]
+                digits = [index for index, character in enumerate(row) if character.isdigit()]
                 if digits:
-                    place = draw(st.sampled_from(digits))
-                    rows[at] = row[:place] + draw(st.sampled_from("0123459\u0663")) + row[place + 1 :]
+                    index = draw(st.sampled_from(digits))
+                    rows[at] = row[:index] + draw(st.sampled_from("0123459\u0663")) + row[index + 1 :]
             case "return":
                 rows[at] = row.removesuffix("\r") if row.endswith("\r") else row + "\r"
             case "name":
@@ -289,7 +284,7 @@ def check_claims(before: Tree, after: Tree, text: str) -> None:
 
 
 def applied_by_git(tree: Tree, text: str) -> Tree | None:
-    """What `git apply` makes of the files under their real names, None when it refuses."""
+    """The tree after `git apply` under the real file names, None if git refuses."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         tree.write_to(folder)
@@ -319,9 +314,8 @@ def check_lie(before: Tree, text: str) -> None:
     event("applies")
     check_claims(before, result, text)
     if text.strip():
-        assert (
-            applied_by_git(before, text.removesuffix("\n") + "\n") == result
-        )  # a last newline may be missing here, in git not
+        # Our reader accepts a diff without a last newline; git does not.
+        assert applied_by_git(before, text.removesuffix("\n") + "\n") == result
 
 
 @settings(max_examples=2 * settings.default.max_examples)  # most lies are refused, which costs little

@@ -1,4 +1,4 @@
-"""Parsing from several threads at once, as judging and preparing do."""
+"""Parsing from several threads at once, as grading and preparing do."""
 
 import gc
 import sys
@@ -21,7 +21,7 @@ LONG = (
 
 @pytest.fixture
 def often_interrupted() -> Iterator[None]:
-    """Threads that change places wherever Python code runs, and collections of garbage, which may run some, in the midst of a parse."""
+    """Threads that switch very often, and garbage collections that run Python code during a parse."""
     interval, threshold = sys.getswitchinterval(), gc.get_threshold()
 
     def run_some_python(phase: str, info: dict[str, int]) -> None:
@@ -48,7 +48,7 @@ def test_what_does_not_parse_is_no_module(source: str | bytes) -> None:
     assert parse_module(source) is None
 
 
-def test_what_the_compiler_would_warn_of_is_not_told() -> None:
-    with warnings.catch_warnings(record=True) as told:
+def test_warnings_of_the_compiler_are_suppressed() -> None:
+    with warnings.catch_warnings(record=True) as caught:
         assert parse_module("a = '\\d'") is not None
-    assert not told
+    assert not caught
