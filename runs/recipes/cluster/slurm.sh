@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# A run on 64 nodes of 8 GPUs under SLURM: Ray's head on the first node, a worker on each other one, then the run on the head.
-#   sbatch runs/recipes/cluster/slurm.sh repos.txt runs/recipes/cluster-512.toml [RUN]      RUN: continue it
-# The working folder, the Python environment and the policy's folder must be on a file system that every node has under the same path.
+# A run on 64 nodes with 8 GPUs each, under SLURM. Ray's head runs on the first node, a worker on each other node.
+# Then the run starts on the head.
+#   sbatch runs/recipes/cluster/slurm.sh repos.txt runs/recipes/cluster-512.toml [RUN]      RUN: continue this run
+# The working folder, the Python environment and the policy's folder must have the same path on every node.
 #SBATCH --job-name=selfplay
 #SBATCH --nodes=64
 #SBATCH --ntasks-per-node=1
@@ -15,7 +16,8 @@ source .venv/bin/activate
 mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 head=$(srun --nodes=1 --ntasks=1 -w "${nodes[0]}" hostname --ip-address | awk '{print $1}')
 port=6379
-export RAY_worker_niceness=0 # else Ray gives all it starts, our ranks and servers too, a priority of 15 below the sandboxes'
+# Otherwise Ray runs everything that it starts, our ranks and servers too, at niceness 15, below the sandboxes.
+export RAY_worker_niceness=0
 common=(--num-cpus="$SLURM_CPUS_ON_NODE" --num-gpus="${SLURM_GPUS_ON_NODE:-8}" --disable-usage-stats --block)
 
 srun --nodes=1 --ntasks=1 --overlap -w "${nodes[0]}" ray start --head --node-ip-address="$head" --port=$port "${common[@]}" &
@@ -25,7 +27,7 @@ for node in "${nodes[@]:1}"; do
 done
 sleep 60
 
-# The first line refuses what cannot fit on what SLURM really gave, before anything is loaded.
+# The dry run fails, before anything is loaded, if the run does not fit on the nodes that SLURM gave.
 on_head=(srun --nodes=1 --ntasks=1 --overlap -w "${nodes[0]}")
 if [ -n "$run" ]; then
     "${on_head[@]}" selfplay train --resume "$run" --cluster "$head:$port"
