@@ -154,9 +154,10 @@ def blamed(setting: str, name: str, *expected: type[Exception]) -> Iterator[None
 
     selfplay's own errors stay what they are, and so do `expected` ones.
     """
+    meant: tuple[type[Exception], ...] = (SelfplayError, *expected)
     try:
         yield
-    except (SelfplayError, *expected):
+    except meant:
         raise
     except Exception as error:
         if not is_own(name):

@@ -1,6 +1,8 @@
 """Parts of one's own: found, named when they are at fault, never imported for viewing."""
 
 import importlib
+import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from selfplay.algorithm.episodes import treatment
 from selfplay.algorithm.rewards import RewardInputs
 from selfplay.config import load_config
 from selfplay.errors import PartError
+from selfplay.repositories.test_hints import parser_program
 
 MODULE = """
 def raises(inputs): raise KeyError("x")
@@ -20,6 +23,8 @@ def nothing(inputs): return None
 def not_a_number(inputs): return float("nan")
 def too_few(group): return [1.0]
 def odd(finish): return "perhaps"
+def read_log(log): return {line.split()[1]: "passed" if line.startswith("ok") else "failed" for line in log.splitlines()}
+if __name__ == "__main__": print("never")
 """
 INPUTS = RewardInputs("submitted")
 
@@ -80,6 +85,18 @@ def test_an_episode_policy_with_an_unknown_word_stops_the_run(here: Path):
 )
 def test_the_episode_policies_of_ours(name: str, finish: str, expected: str):
     assert treatment(name, finish) == expected
+
+
+def test_a_parser_becomes_a_program_that_reads_a_log(here: Path):
+    program = parser_program("mine_parts:read_log")
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", program],
+        input="ok a\nnot b\n",
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert json.loads(done.stdout) == {"a": "passed", "b": "failed"}
 
 
 def test_a_missing_module_says_where_it_was_looked_for(here: Path):

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from selfplay.errors import full_disk_told
+from selfplay.parts import is_own
 from selfplay.repositories.admission import Baseline, check_planted_error, take_baseline
 from selfplay.repositories.cache import locked, read_facts, write_facts
 from selfplay.repositories.checkouts import Checkout
@@ -33,7 +34,13 @@ from selfplay.repositories.probe import PROBE, refuse_copies, refuse_other_pytho
 from selfplay.repositories.recording import record_calls
 from selfplay.repositories.scripts import shipped_text
 from selfplay.repositories.suites import Suite, collect
-from selfplay.repositories.test_hints import PARSERS, read_pytest_hint, read_test_command, shipped_parser
+from selfplay.repositories.test_hints import (
+    PARSERS,
+    parser_program,
+    read_pytest_hint,
+    read_test_command,
+    shipped_parser,
+)
 from selfplay.repositories.trial import BuildJob, Trial, import_variables
 from selfplay.sandbox.base import Limits, SandboxBackend
 
@@ -92,6 +99,8 @@ def _environment_key(checkout: Checkout, backend: SandboxBackend, settings: Envi
     parts += [spec.location] if spec.kind == "docker" else []
     if spec.parser is not None:
         parts += ["parser", spec.parser, *(shipped_parser(name) for name in PARSERS)]
+        if is_own(spec.parser):
+            parts.append(parser_program(spec.parser))
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
 

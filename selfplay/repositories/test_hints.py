@@ -6,12 +6,15 @@ output.
 
 from __future__ import annotations
 
+import inspect
 import re
 import shlex
+import sys
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
+from selfplay import parts
 from selfplay.errors import EnvironmentBuildError
 from selfplay.runtime.resources import resource
 from selfplay.source.path_policy import is_runner_path, is_test_path
@@ -87,12 +90,17 @@ def read_test_command(spec: RepositorySpec, tree: Tree) -> TestCommand | None:
     if spec.parser is None or spec.test is None:
         return None
     own = PurePosixPath(spec.parser).as_posix()
-    if spec.parser not in PARSERS and own not in tree:
+    if spec.parser in PARSERS:
+        parser = shipped_parser(spec.parser)
+    elif parts.is_own(spec.parser):
+        parser = parser_program(spec.parser)
+    elif own in tree:
+        parser = tree.text(own)
+    else:
         raise EnvironmentBuildError(
             f"parser={spec.parser}: choose one of {', '.join(PARSERS)}, or a file of the repository; "
             "it has no such file"
         )
-    parser = shipped_parser(spec.parser) if spec.parser in PARSERS else tree.text(own)
     named = {PurePosixPath(word).as_posix() for word in re.split(r"[\s;|&()<>'\"=]+", spec.test)} | {own}
     files = tuple(
         path for path in sorted(tree) if (is_test_path(path) or path in named) and not is_runner_path(path)
@@ -103,6 +111,23 @@ def read_test_command(spec: RepositorySpec, tree: Tree) -> TestCommand | None:
             "(tests/…, test_*.c, *.test.js, …), and the command names none"
         )
     return TestCommand(spec.test, parser, files)
+
+
+def parser_program(name: str) -> str:
+    """A program from one's own parser `package.module:function`, which maps a log's text to test id -> outcome.
+
+    The program holds the text of the function's module, which may import the standard library only: it runs in a sandbox.
+    Raises PartError if the function cannot be loaded.
+    """
+    function = parts.load("parser", name)
+    with parts.blamed("parser", name):
+        source = inspect.getsource(sys.modules[function.__module__])
+    return (
+        "import json, sys\n"
+        f"module = {{'__name__': 'parser'}}\nexec(compile({source!r}, 'parser', 'exec'), module)\n"
+        "log = sys.stdin.buffer.read().decode('utf-8', 'replace')\n"
+        f"json.dump(module[{function.__name__!r}](log), sys.stdout)\n"
+    )
 
 
 def shipped_parser(name: str) -> str:
