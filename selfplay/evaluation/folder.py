@@ -11,11 +11,13 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from selfplay.config import RENAMED_SETTINGS, Config
 from selfplay.errors import RunError, UsageError
-from selfplay.evaluation.tasks import Task
+
+if TYPE_CHECKING:
+    from selfplay.config import Config
+    from selfplay.evaluation.tasks import Task
 
 Mode = Literal["sampled", "greedy"]
 MODES: tuple[Mode, ...] = ("sampled", "greedy")
@@ -84,10 +86,9 @@ class Identity:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Identity:
-        """Read an identity.
+        """Read an identity. Settings of an earlier version get their names of today."""
+        from selfplay.config import RENAMED_SETTINGS
 
-        Settings may have their former names: evaluations of an earlier version stay usable.
-        """
         return cls(
             data["policy"],
             {RENAMED_SETTINGS.get(name, name): value for name, value in data["settings"].items()},

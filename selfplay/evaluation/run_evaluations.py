@@ -1,8 +1,7 @@
 """The evaluations of a run: when they are due, their folders, their metrics.
 
-Playing the attempts is left to `evaluator`.
-
-Invariant: training does not depend on them. They have their own seeds, sandboxes, test runs and environments.
+Playing the attempts is left to `evaluator`. Invariant: training does not depend on them. They have their own
+seeds, sandboxes, test runs and environments.
 """
 
 from __future__ import annotations
@@ -11,14 +10,16 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from selfplay.evaluation.evaluator import Evaluator
 from selfplay.evaluation.folder import MODES, Folder, entries_of
 from selfplay.evaluation.rates import summarise
-from selfplay.evaluation.tasks import Task
 from selfplay.metrics import Value
-from selfplay.settings.learning import EvaluationSettings
+
+if TYPE_CHECKING:
+    from selfplay.evaluation.evaluator import Evaluator
+    from selfplay.evaluation.tasks import Task
+    from selfplay.settings.learning import EvaluationSettings
 
 
 @dataclass(frozen=True)

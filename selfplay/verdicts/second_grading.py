@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING
 
 from selfplay.repositories.scripts import standard_parser
 from selfplay.source.trees import FileEntry, Tree
-from selfplay.verdicts.bug import BugState
 from selfplay.verdicts.checks import judge_repair
 from selfplay.verdicts.confirmation import Confirmation, SecondGrading
 from selfplay.verdicts.disguise import Disguise, disguise
@@ -27,6 +26,7 @@ from selfplay.verdicts.test_runs import TestRun, TestRunner
 
 if TYPE_CHECKING:
     from selfplay.repositories.environment import Environment
+    from selfplay.verdicts.bug import BugState
 
 CONFIRMATION_SEED = 7919  # far from the seeds that validation uses
 FAILED_TESTS = 1  # pytest's exit status for tests that ran, and not all passed

@@ -30,12 +30,12 @@ from selfplay.sandbox.base import (
     SandboxBackend,
     SandboxSpec,
 )
-from selfplay.settings.playing import ValidatorSettings
 from selfplay.source.trees import FileEntry, Tree
 from selfplay.verdicts.confirmation import Confirmation, SecondGrading
 
 if TYPE_CHECKING:
     from selfplay.repositories.environment import Environment
+    from selfplay.settings.playing import ValidatorSettings
 
 SCRIPT_COMMAND = f"cd {WORKSPACE} && bash {SUBMIT}/test_script.sh"
 PARSER_COMMAND = f"python3 -I {SUBMIT}/test_parser.py 2>/tmp/stderr"

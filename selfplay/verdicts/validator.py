@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 
 from selfplay.errors import PatchError
 from selfplay.outcomes import TestOutcomes
-from selfplay.settings.playing import ValidatorSettings
 from selfplay.source.apply import apply_parsed
 from selfplay.source.diffs import Patch, parse_patch
 from selfplay.source.path_policy import is_other_code, is_protected_path, is_runner_path, is_test_path
@@ -43,6 +42,7 @@ from selfplay.verdicts.verdict import CHECKS, CheckResult, Verdict
 
 if TYPE_CHECKING:
     from selfplay.repositories.environment import Environment
+    from selfplay.settings.playing import ValidatorSettings
 
 UNIMPORTABLE = b"\nraise RuntimeError\n"
 UNREADABLE = b")]} nothing reads this {[(\n"  # replaces a file in a language other than Python

@@ -68,7 +68,7 @@ def task(environment):
 class Moves(Player):
     """The scripted solver, which counts its turns.
 
-    broken: None: the machine fails where the script says. False: attempt 3 submits nothing, and no machine fails.
+    broken: False: attempt 3 submits nothing. None: the machine fails in it, as the script says.
     """
 
     def __init__(self, tree, broken=None):
