@@ -77,7 +77,8 @@ for pair in json.load(sys.stdin):
     for name, log in pair.items():
         with open(name, "w") as file:
             file.write(f"+ : '{TEST_OUTPUT_START}'\\n{log}\\n+ : '{TEST_OUTPUT_END}'\\n")
-    reports.append({name: len(ids) for name, ids in get_valid_report("buggy", "original", {"repo": "judged"}).items()})
+    report = get_valid_report("buggy", "original", {"repo": "judged"})
+    reports.append({name: len(ids) for name, ids in report.items()})
 print("REPORTS" + json.dumps(reports))
 """
 

@@ -35,7 +35,7 @@ def play(variant: str, arguments: list[str]) -> None:
     from selfplay.engines import hf_engine
 
     if variant == "plain":
-        hf_engine._MOST_DRAFT = 0
+        hf_engine._MAX_DRAFT_TOKENS = 0
         hf_engine.shared_prefix = lambda *_: 0
         for role in (injector, solver):
             role.SharedTests = lambda box, *_: box  # type: ignore[assignment,misc]

@@ -38,7 +38,10 @@ class Candidates:
 
 
 def choose_solver_bugs(sampler: str, candidates: Candidates, rng: random.Random) -> list[BugRow]:
-    """The bugs that the part `sampler` chooses. Raises PartError if it chooses too many, one twice, or another."""
+    """The bugs that the part `sampler` chooses.
+
+    Raises PartError if it chooses too many, one twice, or another.
+    """
     chosen: list[BugRow] = parts.call("curriculum.sampler", sampler, candidates, rng)
     ids = [bug.bug_id for bug in chosen]
     there = {bug.bug_id for bug in (*candidates.fresh, *candidates.measured)}
@@ -53,9 +56,9 @@ def choose_solver_bugs(sampler: str, candidates: Candidates, rng: random.Random)
 def by_solve_rate(candidates: Candidates, rng: random.Random) -> list[BugRow]:
     """Fresh bugs first, the oldest of them first, then measured bugs by `replay_weight`.
 
-    First, each slot becomes a replay with probability `replay_share`: a measured bug that some attempts repaired and some did
-    not. Then each other slot is of order two with probability `second_order_share`. If one order has too few bugs, the other
-    fills its slots.
+    First, each slot becomes a replay with probability `replay_share`: a measured bug that some attempts
+    repaired and some did not. Then each other slot is of order two with probability `second_order_share`. If
+    one order has too few bugs, the other fills its slots.
     """
     slots, share = candidates.slots, candidates.second_order_share
     measured = candidates.measured
