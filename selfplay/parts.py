@@ -13,6 +13,7 @@ import difflib
 import hashlib
 import importlib
 import math
+import os
 import re
 import sys
 import traceback
@@ -26,6 +27,7 @@ from selfplay.errors import PartError, SelfplayError
 from selfplay.runtime.resources import resource
 
 OWN = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
+FOLDER_VARIABLE = "SELFPLAY_PARTS"  # set for processes that work in another folder than the run
 PROMPTS = "injector.strategies"  # its names are those of the prompts' folder
 
 # Setting -> name -> where the part is. A part is imported only when it is used: some need torch, vLLM or DeepSpeed.
@@ -138,12 +140,17 @@ def load(setting: str, name: str) -> Any:
             raise
         raise PartError(
             f"{setting} = {name!r} cannot be loaded: {type(error).__name__}: {error}. "
-            f"Python must find the module {module!r} in {Path.cwd()} or in PYTHONPATH, and in it {attribute!r}."
+            f"Python must find the module {module!r} in {parts_folder()} or in PYTHONPATH, and in it {attribute!r}."
         ) from error
 
 
+def parts_folder() -> Path:
+    """The folder in which modules of one's own are found: where the run was started, on other hosts too."""
+    return Path(os.environ.get(FOLDER_VARIABLE) or Path.cwd())
+
+
 def _search_here() -> None:
-    here = str(Path.cwd())
+    here = str(parts_folder())
     if here not in sys.path:
         sys.path.append(here)
 
@@ -162,11 +169,38 @@ def blamed(setting: str, name: str, *expected: type[Exception]) -> Iterator[None
     except Exception as error:
         if not is_own(name):
             raise
-        last = traceback.extract_tb(error.__traceback__)[-1]
-        raise PartError(
-            f"{setting} = {name!r} failed: {type(error).__name__}: {error} ({last.filename}:{last.lineno}). "
-            "The run has stopped; fix the part, then resume."
-        ) from error
+        raise _fault(setting, name, error) from error
+
+
+@contextmanager
+def named_faults(used: Mapping[str, Sequence[str]]) -> Iterator[None]:
+    """Around a whole run: an unexpected exception from a module of one's own becomes a PartError with the part's name.
+
+    It finds faults in methods that `blamed` does not surround, for instance those of a sandbox back end.
+    """
+    try:
+        yield
+    except SelfplayError:
+        raise
+    except Exception as error:
+        files = {frame.filename for frame in traceback.extract_tb(error.__traceback__)}
+        for setting, names in used.items():
+            for name in names:
+                if is_own(name) and getattr(_module(name), "__file__", None) in files:
+                    raise _fault(setting, name, error) from error
+        raise
+
+
+def _module(name: str) -> Any:
+    return sys.modules.get(name.partition(":")[0])
+
+
+def _fault(setting: str, name: str, error: Exception) -> PartError:
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return PartError(
+        f"{setting} = {name!r} failed: {type(error).__name__}: {error} ({last.filename}:{last.lineno}). "
+        "The run has stopped; fix the part, then resume."
+    )
 
 
 def call(setting: str, name: str, *arguments: Any) -> Any:
@@ -200,5 +234,5 @@ def check_parts(used: Mapping[str, Sequence[str]]) -> dict[str, str]:
 
 
 def _digest(name: str) -> str:
-    file = getattr(sys.modules[name.partition(":")[0]], "__file__", None)
+    file = getattr(_module(name), "__file__", None)
     return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else ""

@@ -7,11 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from selfplay import parts
 from selfplay.algorithm.advantages import Group, compute_advantages
 from selfplay.algorithm.credit import injector_credit
 from selfplay.algorithm.episodes import treatment
+from selfplay.algorithm.loss import Clipping, aggregation_weights, token_losses
 from selfplay.algorithm.rewards import RewardInputs
 from selfplay.config import load_config
 from selfplay.errors import PartError
@@ -23,6 +25,13 @@ def nothing(inputs): return None
 def not_a_number(inputs): return float("nan")
 def too_few(group): return [1.0]
 def odd(finish): return "perhaps"
+import math
+class BackEnd:
+    def __init__(self, cache): pass
+    def open(self): return 1 / 0
+def infinite(ratio, advantages, bounds): return ratio * math.inf, ratio > 1
+def one_too_many(ratio, advantages, bounds): return ratio.repeat(2), ratio > 1
+def none(lengths, max_length): return lengths[:0]
 def read_log(log): return {line.split()[1]: "passed" if line.startswith("ok") else "failed" for line in log.splitlines()}
 if __name__ == "__main__": print("never")
 """
@@ -109,6 +118,27 @@ def test_reading_a_configuration_imports_nothing(here: Path):
     config = load_config(None, ["solver.reward=loud:reward", "agent.tools=['submit', 'loud:TOOL']"])
     assert config.solver.reward == "loud:reward"
     assert "loud" not in sys.modules
+
+
+@pytest.mark.parametrize("name", ["infinite", "one_too_many"])
+def test_a_clipping_at_fault_stops_the_run(here: Path, name: str):
+    two = torch.zeros(2)
+    with pytest.raises(PartError, match=f"trainer.clipping = 'mine_parts:{name}' returned"):
+        token_losses(two, two, two + 1, Clipping(kind=f"mine_parts:{name}"))
+    with pytest.raises(PartError, match="trainer.aggregation = 'mine_parts:none' returned"):
+        aggregation_weights("mine_parts:none", two + 1, 8)
+
+
+def test_a_fault_deep_in_a_module_of_ones_own_is_named(here: Path):
+    back_end = parts.load("sandbox.type", "mine_parts:BackEnd")(None)
+    used = {"solver.reward": ("ssr",), "sandbox.type": ("mine_parts:BackEnd",)}
+    with (
+        pytest.raises(PartError, match="sandbox.type = 'mine_parts:BackEnd' failed: ZeroDivisionError"),
+        parts.named_faults(used),
+    ):
+        back_end.open()
+    with pytest.raises(ZeroDivisionError), parts.named_faults({"sandbox.type": ("docker",)}):
+        back_end.open()
 
 
 def test_a_changed_source_has_another_digest(here: Path):

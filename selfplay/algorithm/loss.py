@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from selfplay import parts
+from selfplay.errors import PartError
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ def token_losses(
     """
     ratio = torch.exp((logprobs - rollout_logprobs).clamp(-20.0, 20.0))
     losses, is_clipped = parts.call("trainer.clipping", clipping.kind, ratio, advantages, clipping)
+    _check("trainer.clipping", clipping.kind, losses, ratio)
     return losses, ratio.detach(), is_clipped.detach()
 
 
@@ -60,7 +62,17 @@ def aggregation_weights(kind: str, lengths: Tensor, max_length: int) -> Tensor:
     lengths: (episodes,) action tokens, all of one role in the update. max_length: the context, tokens.
     """
     found: Tensor = parts.call("trainer.aggregation", kind, lengths.double(), max_length)
+    _check("trainer.aggregation", kind, found, lengths)
     return found
+
+
+def _check(setting: str, name: str, found: Tensor, like: Tensor) -> None:
+    """Raise PartError unless a part of one's own returned finite numbers, as many as it was given."""
+    if parts.is_own(name) and (found.shape != like.shape or not bool(torch.isfinite(found).all())):
+        shapes = f"{tuple(found.shape)} for {tuple(like.shape)}"
+        raise PartError(
+            f"{setting} = {name!r} returned numbers that are not finite, or too few or many: {shapes}"
+        )
 
 
 def constant(lengths: Tensor, max_length: int) -> Tensor:

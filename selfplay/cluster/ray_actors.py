@@ -15,6 +15,7 @@ import struct
 import time
 from pathlib import Path
 
+from selfplay import parts
 from selfplay.engines.vllm_launch import Launch, check_installed
 from selfplay.engines.vllm_servers import OwnServer, sweep
 from selfplay.sandbox.owners import abandoned, unique_name
@@ -32,15 +33,17 @@ class RankActor:
     Its pipe closes with the actor.
     """
 
-    def __init__(self, log: str, address: str) -> None:
-        """address: this node's address for the other ranks."""
+    def __init__(self, log: str, address: str, parts_folder: str) -> None:
+        """address: this node's address for the other ranks. parts_folder: where modules of one's own are."""
         file = Path(log)
         file.parent.mkdir(parents=True, exist_ok=True)
         # Bounded, so that weights do not pile up here.
         self._messages: queue.Queue[bytes | None] = queue.Queue(maxsize=2)
         name = interface_of(address)
         is_set = "GLOO_SOCKET_IFNAME" in os.environ
-        variables = {"GLOO_SOCKET_IFNAME": name} if name and not is_set else {}
+        variables = {parts.FOLDER_VARIABLE: parts_folder}
+        if name and not is_set:
+            variables["GLOO_SOCKET_IFNAME"] = name
         self._link = PipeLink(file, self._messages.put, variables)
 
     def pid(self) -> int:

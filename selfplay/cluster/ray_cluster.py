@@ -11,6 +11,7 @@ import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from selfplay import parts
 from selfplay.cluster.machines import this_machine
 from selfplay.cluster.placement import Placement
 from selfplay.cluster.ray_calls import START_S, first_line, on_node
@@ -138,7 +139,7 @@ class Places:
                 share = episodes
             elif episodes:
                 actor = on_node(node.key, ray.remote(concurrency_groups=groups)(HostActor), num_cpus=0)
-                actors.append((actor.remote(config, lines, model), node, episodes))
+                actors.append((actor.remote(config, lines, model, str(parts.parts_folder())), node, episodes))
         self._hosts = ClusterHosts(actors, share, local, report)
         return self._hosts
 

@@ -17,13 +17,14 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
+from selfplay import parts
 from selfplay.agent.chat import ChatFormat, load_tokenizer
 from selfplay.agent.episode import Episode
 from selfplay.agent.workspaces import EpisodeContext, EpisodeKey
 from selfplay.cluster.seats import Node
 from selfplay.config import Config
 from selfplay.engines.base import Completion, Engine, GenerationRequest, Sampling
-from selfplay.errors import EngineError, SelfplayError
+from selfplay.errors import EngineError, PartError, SelfplayError
 from selfplay.orchestrator.hosts import InjectorWork, LocalHost, SolverWork
 from selfplay.verdicts.checks import Thresholds
 from selfplay.verdicts.grading import Grade
@@ -41,8 +42,12 @@ Message = tuple[int, str, Any]
 class HostActor:
     """Plays and judges on its node, in the node's own sandboxes and environments."""
 
-    def __init__(self, config: Config, lines: str, model: str) -> None:
-        """lines: the run's repository list. model: the policy's folder or id, for its tokenizer."""
+    def __init__(self, config: Config, lines: str, model: str, parts_folder: str) -> None:
+        """lines: the run's repository list. model: the policy's folder or id, for its tokenizer.
+
+        parts_folder: where modules of one's own are.
+        """
+        os.environ[parts.FOLDER_VARIABLE] = parts_folder
         self._config, self._lines, self._model = config, lines, model
         threads = config.train.episodes_in_flight + config.train.workers
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="host")
@@ -53,7 +58,7 @@ class HostActor:
     def open(self) -> tuple[str, ...]:
         """Prepare the environments on this node. Returns the names of the repositories that run.
 
-        Raises PrerequisiteError or RunError.
+        Raises PrerequisiteError or RunError, and PartError if a part of one's own cannot be loaded here.
         """
         import tempfile
         from pathlib import Path
@@ -68,6 +73,7 @@ class HostActor:
         from selfplay.verdicts.test_runs import TestRunner
 
         bound_heaps()
+        parts.check_parts(self._config.parts())
         with tempfile.TemporaryDirectory() as scratch:
             file = Path(scratch) / "repositories.txt"
             file.write_text(self._lines, encoding="utf-8")
@@ -264,6 +270,8 @@ class ClusterHosts:
     ) -> None:
         """Wait until every node has prepared its environments. A node that cannot is reported and left out.
 
+        Raises PartError if a part of one's own cannot be loaded on a node.
+
         actors  a HostActor on each other node, the node, and its share of the episodes
         share   share of this machine
         local   host of this machine. Its engine answers all requests. It plays everything if no other host is
@@ -281,7 +289,10 @@ class ClusterHosts:
             try:
                 self._hosts.append(_Host(actor, node, episodes, ray.get(opened)))
             except ray.exceptions.RayError as error:
-                reason = getattr(error, "cause", None) or str(error).strip().partition("\n")[0]
+                cause = getattr(error, "cause", None)
+                if isinstance(cause, PartError):
+                    raise PartError(f"{node.name}: {cause}") from error
+                reason = cause or str(error).strip().partition("\n")[0]
                 report(f"{node.name} plays no episodes: {reason}")
                 ray.kill(actor)
 

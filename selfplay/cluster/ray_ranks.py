@@ -11,6 +11,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from selfplay import parts
 from selfplay.cluster.placement import Placement
 from selfplay.cluster.ray_actors import RankActor
 from selfplay.cluster.ray_calls import ANSWER_S, END_S, START_S, address_of, first_line, on_node
@@ -48,7 +49,7 @@ class RayLink:
         # heard.
         groups = {"calls": 1, "messages": 1, "control": 4}
         actor = on_node(node.key, ray.remote(concurrency_groups=groups)(RankActor), num_cpus=0, num_gpus=gpus)
-        self._actor = actor.remote(str(log), address_of(node))
+        self._actor = actor.remote(str(log), address_of(node), str(parts.parts_folder()))
         self._reader = threading.Thread(target=self._read, name=f"{log.stem}-reader", daemon=True)
         self._reader.start()
 

@@ -20,6 +20,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from selfplay import parts
 from selfplay.agent.chat import ChatFormat, load_tokenizer
 from selfplay.agent.workspaces import EpisodeContext, sandbox_limits
 from selfplay.commands.train import check_model
@@ -85,7 +86,8 @@ def start_evaluation(
                 def advance(done: int, total: int) -> None:
                     progress.update(bar, completed=done, total=total)
 
-                results = evaluator.play(tasks, attempts, greedy, folder, policy, advance)
+                with parts.named_faults(config.parts()):
+                    results = evaluator.play(tasks, attempts, greedy, folder, policy, advance)
         finally:
             engine.close()
         summary = {"policy": policy, **summarise(results, entries_of(folder), attempts)}

@@ -227,7 +227,8 @@ def _play(planned: PlannedRun, places: Places | None = None) -> None:
             )
             context = build_context(prepared, places)
             try:
-                asyncio.run(TrainLoop(context).run())
+                with parts.named_faults(config.parts()):
+                    asyncio.run(TrainLoop(context).run())
             finally:
                 context.engine.close()
                 context.trainer.close()

@@ -23,6 +23,7 @@ from selfplay.metrics import Fanout
 from selfplay.orchestrator.context import RunContext
 from selfplay.orchestrator.group_plans import targets_of
 from selfplay.orchestrator.hosts import LocalHost
+from selfplay.orchestrator.places import Places
 from selfplay.orchestrator.progress import Progress
 from selfplay.orchestrator.run_folder import RunFolder
 from selfplay.repositories.environment import Environment
@@ -32,7 +33,6 @@ from selfplay.training.base import ExportedWeights, Trainer
 from selfplay.verdicts.test_runs import TestRunner
 
 if TYPE_CHECKING:
-    from selfplay.cluster.ray_cluster import Places
     from selfplay.engines.vllm_engine import WeightSync
 
 Transfer = Literal["files", "nccl", "ipc", "gloo"]  # how new weights travel, as `engine.sync` says

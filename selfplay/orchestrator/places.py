@@ -1,0 +1,31 @@
+"""Where parts of a run live besides this process. `cluster.ray_cluster.Places` is one; a run on one machine has none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol
+
+from selfplay.config import Config
+from selfplay.orchestrator.hosts import EpisodeHost, LocalHost
+
+if TYPE_CHECKING:
+    from selfplay.engines.vllm_launch import Launch
+    from selfplay.engines.vllm_servers import VllmServer
+    from selfplay.training.ranks.link import RankLinks
+
+
+class Places(Protocol):
+    """links: starts the trainer's ranks. on_gpus: True if any machine has GPUs."""
+
+    links: RankLinks
+    on_gpus: bool
+
+    def open_server(self, name: str, launch: Launch, is_cancelled: Callable[[], bool]) -> VllmServer:
+        """Start a rollout server."""
+        ...
+
+    def open_hosts(
+        self, config: Config, lines: str, model: str, local: LocalHost, report: Callable[[str], None]
+    ) -> EpisodeHost:
+        """Start episode hosts. lines: the repository list. local: the host of this machine."""
+        ...
