@@ -1,7 +1,7 @@
 """The settings of a run: TOML in, `--set key=value` on top, resolved JSON out. Sections are in `settings/`.
 
-Unknown keys and wrong types are errors that name the key. Defaults are the paper's task at a size that one machine can run;
-the quickstart and the paper's own scale are recipes in `runs/recipes/`.
+Unknown keys and wrong types are errors that name the key. Defaults are the paper's task at a size that one
+machine can run; the quickstart and the paper's own scale are recipes in `runs/recipes/`.
 """
 
 from __future__ import annotations
@@ -141,7 +141,9 @@ def known_keys() -> list[str]:
 
 
 def with_new_names(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Settings under their names of today, and for each old name or value one line that says what to write instead."""
+    """Settings under their names of today, and for each old name or value one line that says what to write
+    instead.
+    """
     found: dict[str, Any] = {
         section: dict(inner) if isinstance(inner, Mapping) else inner for section, inner in values.items()
     }
@@ -167,7 +169,10 @@ def with_new_names(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]
 
 
 def _parse_value(text: str) -> Any:
-    """A `--set` value: TOML where it parses as such (numbers, booleans, lists, quoted text), else the text itself."""
+    """A `--set` value:
+
+    TOML where it parses as such (numbers, booleans, lists, quoted text), else the text itself.
+    """
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
@@ -175,7 +180,10 @@ def _parse_value(text: str) -> Any:
 
 
 def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
-    """`key=value` texts as dotted key -> value, under today's names. Raises ConfigError for one that is not that."""
+    """`key=value` texts as dotted key -> value, under today's names.
+
+    Raises ConfigError for one that is not that.
+    """
     parsed: dict[str, Any] = {}
     for override in overrides:
         key, separator, value = override.partition("=")
@@ -209,7 +217,10 @@ def _explain(error: ValidationError, source: str) -> str:
 
 
 def build_config(values: Mapping[str, Any], source: str = "configuration") -> Config:
-    """Settings from a tree of values, old names included. Raises ConfigError naming source, key, value and what would be right."""
+    """Settings from a tree of values, old names included.
+
+    Raises ConfigError naming source, key, value and what would be right.
+    """
     try:
         return Config.model_validate(with_new_names(values)[0])
     except ValidationError as error:
@@ -219,8 +230,8 @@ def build_config(values: Mapping[str, Any], source: str = "configuration") -> Co
 def load_config(path: Path | None = None, overrides: Sequence[str] = ()) -> Config:
     """Read a TOML file, or a run's config.json, and lay `key=value` overrides on top.
 
-    A line on stderr says for each old name what to write instead; a config.json was written by a program, so none then.
-    Raises ConfigError naming file, key, value and what would be right.
+    A line on stderr says for each old name what to write instead; a config.json was written by a program,
+    so none then. Raises ConfigError naming file, key, value and what would be right.
     """
     values: dict[str, Any] = {}
     if path is not None:

@@ -1,10 +1,12 @@
 """Parts that users can replace: the names that each setting knows, and one's own as `package.module:name`.
 
-Names are checked when the configuration is read. Nothing is imported then, so that opening a run for viewing runs no foreign
-code. `load` imports a part when it is used; `check_parts` loads all parts of a run at its start, so that a missing one stops
-the run before it plays. CONTRIBUTING.md says for each kind what a part is called with and what it returns.
+Names are checked when the configuration is read. Nothing is imported then, so that opening a run for
+viewing runs no foreign code. `load` imports a part when it is used; `check_parts` loads all parts of a run
+at its start, so that a missing one stops the run before it plays. CONTRIBUTING.md says for each kind what a
+part is called with and what it returns.
 
-Invariant: a part of one's own that raises, or returns what is not a finite number, stops the run with its name (`PartError`).
+Invariant: a part of one's own that raises, or returns what is not a finite number, stops the run with its
+name (`PartError`).
 """
 
 from __future__ import annotations
@@ -30,7 +32,8 @@ OWN = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 FOLDER_VARIABLE = "SELFPLAY_PARTS"  # set for processes that work in another folder than the run
 PROMPTS = "injector.strategies"  # its names are those of the prompts' folder
 
-# Setting -> name -> where the part is. A part is imported only when it is used: some need torch, vLLM or DeepSpeed.
+# Setting -> name -> where the part is. A part is imported only when it is used: some need torch, vLLM or
+# DeepSpeed.
 PARTS: Mapping[str, Mapping[str, str]] = {
     "injector.reward": {
         "ssr": "selfplay.algorithm.rewards:ssr_injector_reward",
@@ -110,7 +113,10 @@ def is_own(name: str) -> bool:
 
 
 def check_name(setting: str, name: str) -> str:
-    """The name itself. Raises ValueError, with what there is, for one that is neither known nor `package.module:name`."""
+    """The name itself.
+
+    Raises ValueError, with what there is, for one that is neither known nor `package.module:name`.
+    """
     known = names_of(setting)
     if name in known or is_own(name):
         return name
@@ -140,7 +146,8 @@ def load(setting: str, name: str) -> Any:
             raise
         raise PartError(
             f"{setting} = {name!r} cannot be loaded: {type(error).__name__}: {error}. "
-            f"Python must find the module {module!r} in {parts_folder()} or in PYTHONPATH, and in it {attribute!r}."
+            f"Python must find the module {module!r} in {parts_folder()} or in PYTHONPATH, "
+            f"and in it {attribute!r}."
         ) from error
 
 
@@ -174,7 +181,8 @@ def blamed(setting: str, name: str, *expected: type[Exception]) -> Iterator[None
 
 @contextmanager
 def named_faults(used: Mapping[str, Sequence[str]]) -> Iterator[None]:
-    """Around a whole run: an unexpected exception from a module of one's own becomes a PartError with the part's name.
+    """Around a whole run: an unexpected exception from a module of one's own becomes a PartError with the
+    part's name.
 
     It finds faults in methods that `blamed` does not surround, for instance those of a sandbox back end.
     """

@@ -1,6 +1,8 @@
-"""One episode: prompt, act, observe, until it is submitted or a limit ends it. What the prompt says and what counts is decided in roles.
+"""One episode: prompt, act, observe, until the policy submits or a limit ends it.
 
-Invariant: token ids are only ever appended; those the policy drew have loss mask 1, all others 0 and log-probability 0.
+Prompts and submissions are the roles' (`injector`, `solver`). Invariant: token ids are only appended, never
+tokenised again, so the log-probabilities of earlier turns stay true. Sampled tokens have loss mask 1; all
+others have 0 and log-probability 0.
 """
 
 from __future__ import annotations
@@ -21,14 +23,10 @@ from selfplay.sandbox.base import Sandbox
 from selfplay.settings.playing import AgentSettings
 
 MIN_TURN_TOKENS = 16  # a shorter rest of the context holds no call
-REPEATED = Observation(
-    "This was done before, and nothing has changed since.", 1, is_error=True
-)  # shown to nobody
-WIDEST_STATUS = (
-    9999,
-    999,
-    99999,
-)  # exit code, turns, tokens: sets room aside for the line that tells what is left
+# In place of a rejected sample's observation; nobody sees it.
+REPEATED = Observation("This was done before, and nothing has changed since.", 1, is_error=True)
+# Exit code, turns and tokens of the longest budget line: room is reserved for it.
+WIDEST_STATUS = (9999, 999, 99999)
 
 
 class EpisodeEnd(Exception):
@@ -73,7 +71,11 @@ class CommandTimeouts(EpisodeEnd):
 
 @dataclass(frozen=True)
 class AgentResult:
-    """What was played. weight_versions: (first token index, version) spans. submitted: the names a submit call listed, else None."""
+    """What was played.
+
+    weight_versions  (first token index, weight version) of each span of tokens
+    submitted        the names that the submit call listed; None without one
+    """
 
     turns: tuple[Turn, ...]
     token_ids: tuple[int, ...]
@@ -88,18 +90,25 @@ class AgentResult:
 
 @dataclass(frozen=True)
 class Step:
-    """What the stuck detector compares: a call (or, of a bad format, the whole text) and what it gave, budget line left out."""
+    """What the stuck detector compares: a call and its output without the budget line.
+
+    action: the whole text if it held no call. changes: it changed a file, by a tool that does nothing else.
+    """
 
     action: str
     observation: str
     is_error: bool
-    is_message: bool = False  # no call in it
+    is_message: bool = False  # held no call
     timed_out: bool = False
-    changes: bool = False  # a file, by a tool that does nothing else
+    changes: bool = False
 
 
 def is_stuck(steps: Sequence[Step]) -> bool:
-    """OpenHands' rules: 4 equal steps, 3 equal failing calls, 3 equal messages without a call, or two steps in turn over 6."""
+    """True after 4 equal steps, 3 equal failing calls, 3 equal replies without a call, or two steps in turn
+    over 6.
+
+    These are OpenHands' rules.
+    """
 
     def last_equal(count: int) -> bool:
         return len(steps) >= count and len({step.action for step in steps[-count:]}) == 1
@@ -116,7 +125,7 @@ def is_stuck(steps: Sequence[Step]) -> bool:
 
 @dataclass
 class Conversation:
-    """The growing record: tokens for training, messages and turns for people."""
+    """The growing record of an episode: tokens for training, messages and turns for people."""
 
     chat: ChatFormat
     token_ids: list[int]
@@ -146,7 +155,7 @@ class Conversation:
         return first, len(self.token_ids)
 
     def take_back(self) -> Turn:
-        """Forget the last action, which nothing has answered yet; returns its record."""
+        """Remove the last action, which has no observation yet. Returns its record."""
         turn = self.turns.pop()
         first = turn.tokens[0]
         del self.token_ids[first:], self.loss_mask[first:], self.logprobs[first:]
@@ -155,7 +164,9 @@ class Conversation:
         return turn
 
     def repeats(self, action: Action, changes_files: bool) -> bool:
-        """Whether this very call changed a file before, or is a command that was given since a file was last changed."""
+        """True if the same call changed a file before, or if the same command ran since a file last
+        changed.
+        """
         call, earlier = _call(action), self.steps
         if not changes_files:
             changes = [number for number, step in enumerate(earlier) if step.changes]
@@ -163,7 +174,9 @@ class Conversation:
         return any(step.action == call and not step.is_error for step in earlier)
 
     def bridge(self, observation: str) -> list[int]:
-        """What follows the last action: its closing token where the policy left it out, the observation, the next opening."""
+        """Token ids after the last action: its closing token if the policy left it out, the observation,
+        the opening.
+        """
         closing = [] if self.token_ids[-1] == self.chat.stop_id else [self.chat.stop_id]
         return [*closing, *self.chat.extend(observation)]
 
@@ -179,10 +192,13 @@ class Conversation:
 
 @dataclass(frozen=True)
 class Agent:
-    """Plays one episode in an open sandbox. seed_of: the seed of a turn, by its number from 0. tag: role/group/member.
+    """Plays one episode in an open sandbox.
 
-    With `redraws` a call that brings nothing new is drawn again: a change that is refused or was made before, a command that was given
-    since the last change, a reply without a call. What was rejected leaves no trace but its number.
+    seed_of  number of a turn, from 0 -> its seed
+    tag      role/group/member, for the engine's logs and the scripted engine
+
+    With `resamples` a turn is sampled again if its call was refused or unreadable, repeats a change, or
+    repeats a command since the last change. A rejected sample leaves only its count.
     """
 
     engine: Engine
@@ -197,7 +213,10 @@ class Agent:
         return toolbox(self.settings)
 
     def play(self, system: str, user: str) -> AgentResult:
-        """Play one episode. The sandbox's faults become a finish reason; raises EngineError when the engine fails."""
+        """Play the episode.
+
+        A fault of the sandbox becomes a finish reason. Raises EngineError if the engine fails.
+        """
         talk = Conversation.begin(self.chat, system, user)
         submitted, error = None, ""
         try:
@@ -223,13 +242,13 @@ class Agent:
         )
 
     def _turn(self, talk: Conversation) -> None:
-        """One action and its observation; raises EpisodeEnd when no further turn follows."""
+        """One action and its observation. Raises EpisodeEnd if no further turn follows."""
         action, observation = self._act(talk, 0)
-        for draw in range(1, self.settings.resamples + 1):
+        for sample in range(1, self.settings.resamples + 1):
             is_command = action is not None and not self.tools.changes_files(action.tool)
             if not observation.is_error or (is_command and observation is not REPEATED):
                 break
-            action, observation = self._act(talk, draw, talk.take_back().generate_s)
+            action, observation = self._act(talk, sample, talk.take_back().generate_s)
         output = cap_output(
             make_harmless(observation.text), self.settings.observation_tokens, self.chat.spans
         )
@@ -238,31 +257,36 @@ class Agent:
         self._check_limits(talk)
         self._observe(talk, output, observation.exit_code)
 
-    def _act(self, talk: Conversation, draw: int, spent_s: float = 0.0) -> tuple[Action | None, Observation]:
-        """Draw an action, do it and record its turn. Before the last draw what was done before is refused.
+    def _act(
+        self, talk: Conversation, sample: int, spent_s: float = 0.0
+    ) -> tuple[Action | None, Observation]:
+        """Sample an action, carry it out and record its turn. Before the last sample, a repeated call is
+        refused.
 
-        spent_s: on the draws before
+        sample: how many were rejected before it. spent_s: seconds of generation that they took.
         """
-        text, tokens, generate_s = self._generate(talk, draw)
+        text, tokens, generate_s = self._generate(talk, sample)
         action, observation = None, None
         started = time.perf_counter()
         try:
             action = self.tools.parse(text)
             if action.tool == "submit":
                 raise Submitted(action.names)
-            if draw < self.settings.resamples and talk.repeats(action, self.tools.changes_files(action.tool)):
+            if sample < self.settings.resamples and talk.repeats(
+                action, self.tools.changes_files(action.tool)
+            ):
                 observation = REPEATED
             else:
                 observation = self.tools.execute(action, self.sandbox, self.settings)
         except BadFormat as fault:
             observation = Observation(str(fault), 2, is_error=True)
-        finally:  # a turn that ended the sandbox is a turn too
+        finally:  # also if the call ended the sandbox: that is a turn too
             act_s = time.perf_counter() - started
             record = _turn_record(text, action, observation, tokens, spent_s + generate_s, act_s)
-            talk.turns.append(replace(record, rejected=draw))
+            talk.turns.append(replace(record, rejected=sample))
         return action, observation
 
-    def _generate(self, talk: Conversation, draw: int) -> tuple[str, tuple[int, int], float]:
+    def _generate(self, talk: Conversation, sample: int) -> tuple[str, tuple[int, int], float]:
         room = self.settings.context_tokens - len(talk.token_ids)
         if room < MIN_TURN_TOKENS:
             raise OutOfTokens
@@ -270,7 +294,7 @@ class Agent:
         request = GenerationRequest(
             prompt_ids=tuple(talk.token_ids),
             max_new_tokens=min(self.settings.turn_tokens, room),
-            seed=self.seed_of(number + draw * self.settings.max_turns),
+            seed=self.seed_of(number + sample * self.settings.max_turns),
             stop_ids=self.chat.stop_ids,
             tag=f"{self.tag}/{number}",
         )
@@ -291,7 +315,7 @@ class Agent:
             raise OutOfTurns
 
     def _observe(self, talk: Conversation, output: str, exit_code: int) -> None:
-        """Show the observation with what is left, if a turn can still follow it."""
+        """Append the observation and what is left of the budget, if a turn can still follow."""
         room = self.settings.context_tokens - len(talk.token_ids)
         status = len(talk.bridge(render_observation("", *WIDEST_STATUS)))
         left = max(room - status - len(self.chat.encode(output)), 0)
@@ -339,5 +363,5 @@ def _call(action: Action) -> str:
 
 
 def _run_length(steps: Sequence[Step], holds: Callable[[Step], bool]) -> int:
-    """How many of the last steps in a row satisfy `holds`."""
+    """Number of last steps in a row for which `holds` is true."""
     return next((count for count, step in enumerate(reversed(steps)) if not holds(step)), len(steps))

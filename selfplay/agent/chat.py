@@ -1,7 +1,8 @@
-"""Messages to token ids and back, for any chat template: the start of a conversation and the bridge after each action.
+"""Messages to token ids and back, for any chat template: the first prompt, and the bridge after each action.
 
-A conversation is only ever extended, never tokenised again. Text is ordinary text here: only the template's own pieces,
-found once by rendering it around placeholders, may become control tokens. Invariant: no content yields an added token.
+A conversation is only extended, never tokenised again. The template's own pieces are found once, by
+rendering it around placeholders; only these may become control tokens. Invariant: no content ever yields a
+control token.
 """
 
 from __future__ import annotations
@@ -24,19 +25,24 @@ SYSTEM, USER, ANSWER, NEXT = (
 
 
 def policy_path(model: str) -> str:
-    """A folder or model id that transformers loads: "carried" is the small policy in the package. Raises EngineError."""
+    """The folder or model id for transformers.
+
+    "carried" is the small policy in the package. Raises EngineError.
+    """
     if model == "carried":
         folder = resource("data/policy")
         if not (folder / "config.json").is_file():
             raise EngineError(
-                f"there is no carried policy at {folder}. Make one with `selfplay warm-start`, or set policy.model."
+                f"there is no carried policy at {folder}. "
+                "Make one with `selfplay warm-start`, or set policy.model."
             )
         return str(folder)
     if model.startswith((".", "/", "~")):
         folder = Path(model).expanduser()
         if not (folder / "config.json").is_file():
             raise EngineError(
-                f"policy.model = {model!r}: no config.json at {folder.absolute()}; give a model folder as transformers saves it."
+                f"policy.model = {model!r}: no config.json at {folder.absolute()}; "
+                "give a model folder as transformers saves it."
             )
         return str(folder)
     return model
@@ -56,17 +62,19 @@ def load_tokenizer(model: str) -> Any:
 
 
 class ChatFormat:
-    """The chat template of one tokenizer as token pieces. Stateless after construction, so threads may share it."""
+    """The chat template of one tokenizer, as token pieces. It never changes, so threads may share it."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
         self._name = str(getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__)
         if getattr(tokenizer, "chat_template", None) is None:
             raise EngineError(
-                f"the tokenizer of {self._name} has no chat template; use an instruction-tuned model, or add one."
+                f"the tokenizer of {self._name} has no chat template; "
+                "use an instruction-tuned model, or add one."
             )
         self._trusted, plain = _backends(tokenizer, self._name)
-        # A group's members have one prompt, and an observation is measured, cut and sent: each text is encoded once.
+        # Each text is encoded once: a group's members share their prompt, and an observation is measured, cut
+        # and sent.
         self._encoded = lru_cache(maxsize=32)(partial(plain.encode, add_special_tokens=False))
         self._control = {
             id_ for id_, token in self._trusted.get_added_tokens_decoder().items() if token.content.strip()
@@ -86,7 +94,8 @@ class ChatFormat:
         closing_ids = self._encode_template(closing)
         if not closing_ids or closing_ids[0] not in self._control:
             raise EngineError(
-                f"the chat template of {self._name} closes an assistant's turn with {closing!r}, which no special token begins."
+                f"the chat template of {self._name} closes an assistant's turn with {closing!r}, "
+                "which no special token begins."
             )
         self.stop_id = closing_ids[0]
         self._bridge = (closing_ids[1:], self._encode_template(bridge_end))
@@ -94,7 +103,7 @@ class ChatFormat:
         self.stop_ids = frozenset({self.stop_id} if eos is None else {self.stop_id, int(eos)})
 
     def start(self, system: str, user: str) -> list[int]:
-        """The tokens of a first prompt, up to where the assistant begins. An empty `system` leaves that message out.
+        """Token ids of the first prompt, up to where the assistant begins. An empty `system` is left out.
 
         Where the template has no system role, its text opens the user's.
         """
@@ -106,7 +115,7 @@ class ChatFormat:
         return [*before, *self.encode(system), *between, *self.encode(user), *after]
 
     def extend(self, observation: str) -> list[int]:
-        """What follows the token that closed an assistant's turn: the observation as a user message, and the next opening."""
+        """Token ids after an assistant's turn: the observation as a user message, and the next opening."""
         return [*self._bridge[0], *self.encode(observation), *self._bridge[1]]
 
     def encode(self, text: str) -> list[int]:
@@ -114,7 +123,8 @@ class ChatFormat:
         ids: list[int] = self._encoded(text).ids
         if self._control.isdisjoint(ids):
             return ids
-        # A vocabulary that holds a control token's whole spelling as one word: only single characters are safe then.
+        # If the vocabulary holds a control token's spelling as an ordinary word, only single characters are
+        # safe.
         ids = [id_ for character in text for id_ in self._encoded(character).ids]
         return [id_ for id_ in ids if id_ not in self._control]
 
@@ -124,7 +134,7 @@ class ChatFormat:
         return offsets
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of an action. Nothing is skipped, so that tool tags show; only a closing stop token is taken off."""
+        """The text of an action. Only a closing stop token is removed, so that tool tags stay."""
         kept = list(ids)
         if kept and kept[-1] in self.stop_ids:
             kept.pop()
@@ -132,7 +142,9 @@ class ChatFormat:
         return text
 
     def check(self) -> None:
-        """Raise EngineError unless a conversation only grows at its end, turn after turn, and content stays content."""
+        """Raise EngineError unless a conversation grows only at its end, and content yields no control
+        token.
+        """
         second = "SELFPLAYSECONDANSWER"
         short = self._render(("", USER, ANSWER, NEXT))
         long = self._render(("", USER, ANSWER, NEXT, second, NEXT + "2"))
@@ -146,7 +158,8 @@ class ChatFormat:
         for token in self._trusted.get_added_tokens_decoder().values():
             if not self._control.isdisjoint(self.encode(f"a{token.content}\n{token.content}b")):
                 raise EngineError(
-                    f"the tokenizer of {self._name} makes the control token {token.content!r} from ordinary text."
+                    f"the tokenizer of {self._name} makes the control token {token.content!r} "
+                    "from ordinary text."
                 )
 
     def _render(self, texts: tuple[str, ...]) -> str:
@@ -187,13 +200,14 @@ class ChatFormat:
 
     def _not_append_only(self, how: str) -> str:
         return (
-            f"the chat template of {self._name} is not append-only: {how}, so log-probabilities of earlier turns would not hold. "
+            f"the chat template of {self._name} is not append-only: {how}, "
+            "so log-probabilities of earlier turns would not hold. "
             "Use a template that leaves past messages alone (no stripping of earlier reasoning)."
         )
 
 
 def _backends(tokenizer: Any, name: str) -> tuple[Any, Any]:
-    """Private copies of the tokenizer: one that reads control tokens, and one that knows none, whatever they are marked as."""
+    """Two private copies of the tokenizer: one reads control tokens, one knows none."""
     from tokenizers import Tokenizer
 
     backend = getattr(tokenizer, "backend_tokenizer", None)

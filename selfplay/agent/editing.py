@@ -14,9 +14,10 @@ class EditError(Exception):
 
 
 def apply_edit(text: str, search: str, replace: str, line: int | None = None) -> str:
-    """`text` with the one occurrence of `search` replaced; with `line` (1-based), the one that starts in that line.
+    """`text` with the only occurrence of `search` replaced; with `line` (1-based), the one that starts there.
 
-    Raises EditError saying what to do. Lines that end in CRLF are matched as they are shown, without it, and stay such.
+    Raises EditError that says what to do. In a file with CRLF, `search` is matched as the file is shown,
+    without carriage returns; the new lines get the file's line break.
     """
     as_shown = "\r\n" in text and "\r" not in search
     places = _shown_occurrences(text, search) if as_shown else _occurrences(text, search)
@@ -38,7 +39,8 @@ def apply_edit(text: str, search: str, replace: str, line: int | None = None) ->
         raise EditError("The search text is not in the file; copy it exactly, indentation included.")
     if len(starts) > 1:
         raise EditError(
-            f"The search text occurs {len(starts)} times, in lines {_listed(text, starts)}; name one as path:LINE, or give more of it."
+            f"The search text occurs {len(starts)} times, in lines {_listed(text, starts)}; "
+            "name one as path:LINE, or give more of it."
         )
     start, end = starts[0], places[starts[0]]
     if as_shown:
@@ -49,7 +51,10 @@ def apply_edit(text: str, search: str, replace: str, line: int | None = None) ->
 
 
 def _occurrences(text: str, search: str) -> dict[int, int]:
-    """Where `search` starts and ends, overlapping occurrences included: an edit must not depend on the direction of the search."""
+    """Start -> end of each occurrence.
+
+    Overlapping ones count: an edit must not depend on the search's direction.
+    """
     places: dict[int, int] = {}
     at = text.find(search)
     while at >= 0:
@@ -59,13 +64,15 @@ def _occurrences(text: str, search: str) -> dict[int, int]:
 
 
 def _shown_occurrences(text: str, search: str) -> dict[int, int]:
-    """The same where each line break of `search` may be CRLF in the text: files mix them, and what the policy reads does not tell."""
+    """The same, if each line break of `search` may be CRLF in the text: files mix them, and the policy
+    cannot see it.
+    """
     pattern = r"(?:\r\n|(?<!\r)\n)".join(re.escape(part) for part in search.split("\n"))
     return {found.start(): found.end(1) for found in re.finditer(f"(?=({pattern}))", text)}
 
 
 def _line_break(text: str, at: int) -> str:
-    """How the line at `at` ends; the last one, if it does not, as lines do in a file that has CRLF."""
+    """The line break of the line at `at`. A last line without one gets CRLF."""
     end = text.find("\n", at)
     return "\r\n" if end < 0 or text[:end].endswith("\r") else "\n"
 

@@ -1,4 +1,6 @@
-"""One played episode as a value, and its JSON form. Files hold what happened; what is decided later (reward, …) lives in the database.
+"""One played episode as a value, and its JSON form.
+
+The file holds what happened. What is decided later (reward, advantage) is in the database.
 
 Invariant: `token_ids`, `loss_mask` and `logprobs` have one length, and only action tokens have mask 1.
 """
@@ -58,7 +60,8 @@ class Turn:
 class Episode:
     """weight_versions: (first token index, version) spans over token_ids.
 
-    submission: file name -> text (injector), or {"patch": …} and, where there are any, "restored": paths whose change does not count.
+    submission: injector: file name -> text. solver: "patch", and "restored" if there are paths whose change
+    does not count, one on each line.
     """
 
     episode_id: str

@@ -33,11 +33,8 @@ class InjectorTask:
     thresholds: Thresholds
 
 
-# ---- what each role is shown
-
-
 def injector_prompts(task: InjectorTask, config: Config) -> tuple[Prompt, Prompt]:
-    """(system, user). Variables that a template leaves out are given all the same, so that styles can differ."""
+    """(system, user). Every template gets every variable, so that styles can use different ones."""
     given = config.injector.help
     style = config.agent.prompt_style
     strategy = find_strategy(task.strategy)
@@ -65,9 +62,10 @@ def _given_test_files(task: InjectorTask) -> tuple[str, ...]:
 
 
 def play_injector(task: InjectorTask, key: EpisodeKey, context: EpisodeContext) -> Episode:
-    """One injector episode. `submission` holds what a submit call named of the five files; without one it is empty.
+    """Play one injector episode. `submission` holds the files that the submit call named; it is empty without
+    one.
 
-    Raises EngineError and PromptError; a failing sandbox is a finish reason.
+    Raises EngineError and PromptError. A failing sandbox is a finish reason.
     """
     config, limits = context.config, context.limits
     record = Record(Role.INJECTOR, task.environment, key, *injector_prompts(task, config))
@@ -90,11 +88,8 @@ def play_injector(task: InjectorTask, key: EpisodeKey, context: EpisodeContext) 
     )
 
 
-# ---- the workspaces
-
-
 def prepare_injector(box: Sandbox, task: InjectorTask, config: Config) -> None:
-    """Make the repository, with history for the history strategy, and lay out what is given in /submit."""
+    """Make the git repository, with history if the strategy needs it, and put the help into /submit."""
     make_repository(
         box, cached_bundle(task.environment.checkout) if find_strategy(task.strategy).needs_history else None
     )

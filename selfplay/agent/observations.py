@@ -23,7 +23,7 @@ def _is_hidden(character: str) -> bool:
 
 
 def make_harmless(text: str) -> str:
-    """`text` with control characters, escapes and invisible format characters spelled out (\\x1b, \\u202e)."""
+    """`text` with control, escape and invisible format characters spelled out (\\x1b, \\u202e)."""
     text = text.replace("\r\n", "\n")
     hidden = {character for character in set(text) if _is_hidden(character)}
     if not hidden:

@@ -1,6 +1,7 @@
-"""Prompts: finds a template, renders it strictly, hashes what it was made from. What goes into one is decided in roles.
+"""Prompts: finds a template, renders it, hashes the texts that it was made from. Roles decide what goes into
+it.
 
-Invariant: equal hashes mean equal template texts (included ones too) and equal style, whatever the variables were.
+Invariant: equal hashes mean equal template texts, included ones too, and equal style. Variables do not count.
 """
 
 from __future__ import annotations
@@ -42,8 +43,8 @@ class Prompt:
 class Strategy:
     """How an injector is asked for a bug: a pair of templates, and what it finds in the workspace.
 
-    `folder` holds NAME.md.j2 and NAME.terse.md.j2, which may include templates of prompts/. None: prompts/injector/.
-    needs_history: the workspace's git repository has the project's commits.
+    `folder` holds NAME.md.j2 and NAME.terse.md.j2. They may include templates of prompts/. None:
+    prompts/injector/. needs_history: the workspace's git repository has the project's commits.
     """
 
     name: str
@@ -66,8 +67,8 @@ def find_strategy(name: str) -> Strategy:
 def render(name: str, style: str = "full", folder: Path | None = None, **variables: object) -> Prompt:
     """The prompt `name` ("system", "injector/removal", "solver/repair") in `style` ("full" or "terse").
 
-    folder: of templates besides prompts/. Raises PromptError for a missing template, and for a variable that the template
-    uses and was not given.
+    folder: where templates are besides prompts/. Raises PromptError for a missing template, and for a
+    variable that the template uses and was not given.
     """
     try:
         text = _template(name, style, folder).render(**variables)
@@ -121,9 +122,10 @@ def check_prompts(strategies: Iterable[str] = ()) -> None:
 
 
 def compact_diff(diff: str) -> str:
-    """A unified diff for a reader who counts tokens: each file's name alone in place of its header lines, the hunks as they are."""
+    """A unified diff in fewer tokens: each file's header lines become its name; hunks stay as they are."""
     lines: list[str] = []
-    old, new = 0, 0  # lines of the hunk still to come: a removed "-- x" looks like a header otherwise
+    # Lines of the hunk that are still to come. Without them a removed line "-- x" looks like a header.
+    old, new = 0, 0
     for line in diff.split("\n"):
         hunk = HUNK.match(line)
         if old > 0 or new > 0:

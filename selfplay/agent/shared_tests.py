@@ -1,6 +1,8 @@
-"""A sandbox whose given test script runs elsewhere: in a fresh sandbox of the workspace's files, once for all who hold the same.
+"""A sandbox that runs the given test script elsewhere: in a fresh sandbox, once for all episodes with equal
+files.
 
-Invariant: what such a command prints follows from those files alone, as when a repair is judged; all else runs where it is asked for.
+Invariant: the output of such a command follows from the workspace's files alone, as in grading. Every other
+command runs in the episode's own sandbox.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ if TYPE_CHECKING:
 MOST_BYTES = (
     64 << 20
 )  # of a workspace: a larger one, which a policy may have filled for that, is not carried about for each run
-# A command that begins with the script, whatever becomes of its output; injectors store their diff first, which changes no file it reads.
+# A command that begins with the script. Injectors may store their diff first: that changes no file that it
+# reads.
 BEGINS_WITH_SCRIPT = re.compile(
     rf"(git diff > {SUBMIT}/bug_inject\.diff; *)?bash {SUBMIT}/test_script\.sh( *(?:$|[|;\n]|&&|2?>).*)?",
     re.DOTALL,
@@ -36,7 +39,7 @@ PLAIN_STATUSES = (
 
 
 def around_script(command: str) -> tuple[str, str] | None:
-    """What stands before and after the script in a command that its output can be fed to; None for every other command."""
+    """The parts before and after the script, if the command can take its output from elsewhere; else None."""
     found = BEGINS_WITH_SCRIPT.fullmatch(command)
     if found is None or OWN_INPUT.search(found[2] or ""):
         return None
@@ -45,7 +48,7 @@ def around_script(command: str) -> tuple[str, str] | None:
 
 @dataclass(frozen=True)
 class SharedTests:
-    """A `Sandbox` for the agent: `box`, but for commands that begin with `script`, which lies in /submit as it was given."""
+    """`box` for the agent, except for commands that begin with `script`, the one in /submit."""
 
     box: Sandbox
     runner: TestRunner

@@ -30,7 +30,11 @@ from selfplay.verdicts.prediction import take_prediction
 
 @dataclass(frozen=True)
 class SolverTask:
-    """failure: how the code fails with the tests as they should be. It and `suspects` are shown where solver.help names them."""
+    """One bug to repair.
+
+    failure: a short traceback of the original tests on the buggy code. It and `suspects` are shown if
+    `solver.help` names them.
+    """
 
     environment: Environment
     bug_id: str
@@ -42,7 +46,10 @@ class SolverTask:
 def solver_task(
     environment: Environment, bug_id: str, bug: BugState, failure: str, config: Config
 ) -> SolverTask:
-    """The task with its suspects, where `config` gives them. Raises PatchError when the bug does not belong to the environment."""
+    """The task, with suspects if `solver.help` names them.
+
+    Raises PatchError if the bug is of another environment.
+    """
     suspects: tuple[Suspect, ...] = ()
     if "suspects" in config.solver.help:
         code = build_states(environment.tree, bug).buggy
@@ -53,7 +60,7 @@ def solver_task(
 
 
 def solver_prompts(task: SolverTask, config: Config) -> tuple[Prompt, Prompt]:
-    """(system, user). As with injectors, a template need not use all that it is given."""
+    """(system, user). Every template gets every variable, so that styles can use different ones."""
     given = config.solver.help
     style = config.agent.prompt_style
     user = render(
@@ -69,7 +76,7 @@ def solver_prompts(task: SolverTask, config: Config) -> tuple[Prompt, Prompt]:
 
 
 def spec_text(bug: BugState) -> str:
-    """The specification that a solver gets: the change that would undo the weakening of the tests."""
+    """A solver's specification: the change that undoes the weakening of the tests."""
     return reverse_patch(bug.artifact.test_weaken)
 
 
@@ -78,20 +85,19 @@ def spec_tokens(chat: ChatFormat, bug: BugState) -> int:
 
 
 def play_solver(task: SolverTask, key: EpisodeKey, context: EpisodeContext) -> Episode:
-    """One solver episode. `submission["patch"]` is the workspace's change, taken however the episode ended; "" for none.
+    """Play one solver episode. `submission["patch"]` is the change of the workspace, however the episode
+    ended.
 
-    `submission["restored"]`, where there are any, names the paths whose change does not count, one a line.
-
-    Raises EngineError and PromptError, and PatchError when the bug does not belong to the environment.
+    `submission["restored"]` names paths whose change does not count, one on each line, if there are any.
+    Raises EngineError and PromptError, and PatchError if the bug is of another environment.
     """
     config, limits = context.config, context.limits
     record = Record(Role.SOLVER, task.environment, key, *solver_prompts(task, config))
     record.submission = {"patch": ""}
     states = build_states(task.environment.tree, task.bug)
     start = states.buggy if "tests" in config.solver.help else states.solver_start
-    made = start.changed_paths(
-        states.solver_start
-    )  # tests that grading knows in their weakened form only: no change to them counts
+    # Grading starts from the weakened tests, so no change to these files counts.
+    made = start.changed_paths(states.solver_start)
     with record.machine_failures(), ExitStack() as stack:
         with context.opening:
             workspace = open_workspace(context.backend, task.environment, start, key.labels, limits)
@@ -110,7 +116,7 @@ def play_solver(task: SolverTask, key: EpisodeKey, context: EpisodeContext) -> E
 
 
 def prepare_solver(box: Sandbox, task: SolverTask, config: Config) -> None:
-    """Make the repository, and lay the bug's own test script in /submit where tests are given."""
+    """Make the git repository, and put the bug's test script into /submit if `solver.help` has "tests"."""
     make_repository(box)
     if "tests" in config.solver.help:
         box.write_archive(

@@ -1,6 +1,7 @@
 """How a tool call is written in the policy's text. What a body means is each tool's business (`tools`).
 
-A tool-call format has the two methods of ToolFormat; `agent.tool_format` names it (see selfplay/parts.py). Pure.
+A tool-call format has the two methods of ToolFormat; `agent.tool_format` names it (see selfplay/parts.py).
+Pure.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The tools that a policy may call: what a call's body means, running it in the sandbox, what it gave back.
 
-How a call is written in text is `tool_format`; how its output is shown is `observations`. A tool has the members of Tool;
-`agent.tools` names them (see selfplay/parts.py). Invariant: the host never opens a path that the policy named.
+How a call is written is `tool_format`, how its output is shown `observations`. A tool has the members of
+Tool, and `agent.tools` names it (see selfplay/parts.py). Invariant: the host never opens a path that the
+policy named.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ FILE_TIMEOUT_S = 20.0
 MAX_EDIT_BYTES = 1 << 20
 SHOWN_AROUND = 3  # lines before and after an edit
 
-# Run in the sandbox: writes stdin to the file, unless that turns Python that compiles into Python that does not.
+# Runs in the sandbox: writes stdin to the file, except if the file compiles as Python and the new text does
+# not.
 WRITE_PYTHON = """\
 import sys
 path, new = sys.argv[1], sys.stdin.buffer.read()
@@ -55,7 +57,11 @@ with open(path, "wb") as file:
 
 @dataclass(frozen=True)
 class Action:
-    """One call. Edit: path, line (None if none was named), search, replace. Create: path, and the content in `replace`."""
+    """One call.
+
+    Of edit: path, line (None if none was named), search, replace. Of create: path, and the content in
+    `replace`.
+    """
 
     tool: str
     body: str
@@ -73,7 +79,9 @@ class Action:
 
 @dataclass(frozen=True)
 class Observation:
-    """What a call gave back. is_error: the call itself failed (a refused edit, a timeout), not the command that it ran."""
+    """A call's output. is_error: the call itself failed (a refused edit, a timeout), not the command that
+    it ran.
+    """
 
     text: str
     exit_code: int
@@ -195,14 +203,17 @@ BASH, EDIT, CREATE, SUBMIT = Bash(), Edit(), Create(), Submit()
 
 @dataclass(frozen=True)
 class Toolbox:
-    """The tools that an episode may use, by name, and how calls are written. settings: names of the parts, for messages."""
+    """The tools that an episode may use, by name, and how calls are written."""
 
     format: ToolFormat
     tools: Mapping[str, Tool]
     settings: Mapping[str, str]  # tool name -> its name in `agent.tools`
 
     def parse(self, text: str) -> Action:
-        """The one call that ends `text`. Raises BadFormat, whose message tells the policy what to write instead."""
+        """The one call that ends `text`.
+
+        Raises BadFormat; its message tells the policy what to write instead.
+        """
         call = self.format.parse(text, tuple(self.tools))
         if "\0" in call.body:
             raise BadFormat("The call holds a null character, which no file name or script can.")
@@ -298,7 +309,10 @@ def _edit(action: Action, sandbox: Sandbox, shown: bool) -> Observation:
 
 
 def _absolute(path: str) -> str:
-    """Paths are relative to the workspace, wherever the shell went. Nothing is resolved here: the sandbox is the boundary."""
+    """Relative to the workspace, wherever the shell is.
+
+    Nothing is resolved here: the sandbox is the boundary.
+    """
     return posixpath.normpath(posixpath.join(WORKSPACE, path))
 
 

@@ -1,7 +1,7 @@
-"""The two roles: what each is shown, the sandbox it finds, and what is taken from it as its submission. Judging that comes later.
+"""What both roles share: an episode's key and context, its record, the git repository in its workspace.
 
-Invariant: a submission is read from the sandbox by the harness, never from what the policy says; a failing machine is an
-episode that ended with env_error, never an exception.
+Invariant: the harness reads a submission from the sandbox, never from what the policy says. A failing
+machine is an episode that ended with env_error, never an exception.
 """
 
 from __future__ import annotations
@@ -38,24 +38,25 @@ ARCHIVE_OVERHEAD_BYTES = (
     16 << 20
 )  # a tar is larger than the files in it; more than this over the folder's own limit is sparse files
 BUNDLE = "history.bundle"
-MAX_RESTORED = (
-    100  # paths that are named of those whose change does not count: a policy may make any number of files
-)
+MAX_RESTORED = 100  # paths named whose change does not count: a policy may make any number of files
 
-# Runs in the sandbox before the policy does. Nothing of the policy's session changes: a subshell, fixed author and date.
-# The files of the tree may be ignored by its own rules, hence --force.
+# Runs in the sandbox before the policy does, in a subshell, so that the policy's session does not change.
+# Author and date are fixed. --force: a repository may hold files that its own rules ignore.
 GIT_SETTINGS = r"""
 set -e
 cd /testbed
 export GIT_AUTHOR_NAME=selfplay GIT_AUTHOR_EMAIL=selfplay@localhost GIT_AUTHOR_DATE='2000-01-01T00:00:00Z'
-export GIT_COMMITTER_NAME=selfplay GIT_COMMITTER_EMAIL=selfplay@localhost GIT_COMMITTER_DATE='2000-01-01T00:00:00Z'
+export GIT_COMMITTER_NAME=selfplay GIT_COMMITTER_EMAIL=selfplay@localhost
+export GIT_COMMITTER_DATE='2000-01-01T00:00:00Z'
 rm -rf .git
 git init --quiet --template= --initial-branch=main .
-printf '[user]\n\tname = selfplay\n\temail = selfplay@localhost\n[gc]\n\tauto = 0\n[core]\n\tlogAllRefUpdates = false\n' >> .git/config
+printf '[user]\n\tname = selfplay\n\temail = selfplay@localhost\n' >> .git/config
+printf '[gc]\n\tauto = 0\n[core]\n\tlogAllRefUpdates = false\n' >> .git/config
 """
 COMMIT_ALL = """\
 git add --all --force .
-git diff --cached --quiet HEAD 2>/dev/null || git commit --quiet --allow-empty --no-verify --message 'The repository as it is'
+git diff --cached --quiet HEAD 2>/dev/null ||
+    git commit --quiet --allow-empty --no-verify --message 'The repository as it is'
 """
 TAKE_HISTORY = f"""\
 git fetch --quiet --no-tags /tmp/{BUNDLE} refs/heads/main
@@ -67,7 +68,7 @@ rm -f /tmp/{BUNDLE} .git/FETCH_HEAD .git/ORIG_HEAD
 
 @dataclass(frozen=True)
 class EpisodeKey:
-    """Where an episode stands in its run: its seeds come from here, whatever else is going on."""
+    """Which episode of the run this is. Its seeds follow from this alone."""
 
     run_seed: int
     update: int
@@ -83,7 +84,7 @@ class EpisodeKey:
 class EpisodeContext:
     """What all episodes of a run share.
 
-    runner: if set, an episode's runs of the given test script are shared with its other runs (see `shared_tests`).
+    runner: if set, episodes share their runs of the given test script (see `shared_tests`).
     opening: held while a sandbox is opened and filled, to bound how many are opened at the same time.
     """
 
@@ -113,7 +114,7 @@ def as_submission(prediction: Prediction) -> dict[str, str]:
 
 @dataclass
 class Record:
-    """Gathers an episode: what was played, what was taken, and whose fault an early end was."""
+    """Gathers an episode: what was played, what was submitted, and whose fault an early end was."""
 
     role: Role
     environment: Environment
@@ -122,7 +123,7 @@ class Record:
     user: Prompt
     result: AgentResult | None = None
     submission: Mapping[str, str] = field(default_factory=dict)
-    finish: FinishReason | None = None  # where it differs from the agent's
+    finish: FinishReason | None = None  # if it differs from the agent's
     error: str = ""
     started_at: float = field(default_factory=time.time)
     _clock: float = field(default_factory=time.monotonic)
@@ -134,7 +135,10 @@ class Record:
 
     @contextmanager
     def machine_failures(self) -> Iterator[None]:
-        """Around everything. A sandbox lost here was lost before the policy acted, since the agent and `losses` take later ones."""
+        """Around the whole episode.
+
+        A sandbox lost here was lost before the policy acted: `losses` takes later losses.
+        """
         try:
             yield
         except SandboxError as failure:
@@ -142,7 +146,7 @@ class Record:
 
     @contextmanager
     def losses(self) -> Iterator[None]:
-        """Around taking the submission: what the policy left running, or left lying, can spoil that."""
+        """Around reading the submission, which processes and files of the policy can spoil."""
         try:
             yield
         except SandboxLost as loss:
@@ -152,9 +156,10 @@ class Record:
 
     def episode(self, strategy: str = "", target: str = "", bug_id: str = "") -> Episode:
         key, result = self.key, self.result
+        group = re.sub(r"[^A-Za-z0-9._-]+", "-", key.group)
         messages = [{"role": "system", "content": self.system.text}] if self.system.text else []
         return Episode(
-            episode_id=f"u{key.update}-{self.role}-{re.sub(r'[^A-Za-z0-9._-]+', '-', key.group)}-m{key.member}",
+            episode_id=f"u{key.update}-{self.role}-{group}-m{key.member}",
             role=self.role,
             repository=self.environment.repository,
             update=key.update,
@@ -180,9 +185,9 @@ class Record:
 
 
 def make_repository(box: Sandbox, bundle: bytes | None = None) -> None:
-    """`.git` made anew in the workspace: one commit of fixed author and date, or the bundle's history up to the workspace's files.
+    """Make `.git` anew in the workspace: one commit with fixed author and date, or the bundle's history.
 
-    Raises SandboxUnavailable when git does not do that: nothing of the policy has run yet.
+    Raises SandboxUnavailable if git fails: nothing of the policy has run yet, so it is the machine's fault.
     """
     script = GIT_SETTINGS + COMMIT_ALL
     if bundle is not None:
@@ -191,11 +196,12 @@ def make_repository(box: Sandbox, bundle: bytes | None = None) -> None:
     made = box.run(f"(\n{script})", timeout_s=SETUP_TIMEOUT_S)
     if made.exit_code:
         raise SandboxUnavailable(
-            f"no git repository could be made in a sandbox (exit code {made.exit_code}): {made.text.strip()[-500:]}"
+            f"no git repository could be made in a sandbox (exit code {made.exit_code}): "
+            f"{made.text.strip()[-500:]}"
         )
 
 
-@lru_cache(maxsize=2)  # a group's episodes share one, which may have tens of megabytes
+@lru_cache(maxsize=2)  # a group's episodes share one; it may have tens of megabytes
 def cached_bundle(checkout: Checkout) -> bytes | None:
     return history_bundle(checkout)
 
@@ -210,9 +216,10 @@ def _tar_of(name: str, content: bytes) -> bytes:
 
 
 def read_submission(box: Sandbox, limits: Limits, names: tuple[str, ...]) -> dict[str, str]:
-    """The artifact's files that `names` lists (all that are there, where it lists none), as text.
+    """The artifact's files that `names` lists, as text; without names, all that exist.
 
-    What is missing, no plain file or no UTF-8 is left out; a file over the cap keeps one byte too many, which the validator reports.
+    Leaves out what is missing, not a plain file, or not UTF-8. A file over the cap keeps one byte too many,
+    which the validator reports.
     """
     files = Tree.from_tar(box.read_archive(SUBMIT, limits.submit_bytes + ARCHIVE_OVERHEAD_BYTES))
     wanted = {posixpath.relpath(posixpath.join(SUBMIT, name), SUBMIT) for name in names} or files.keys()

@@ -1,7 +1,9 @@
-"""Advantages within one group of episodes. Pure. Forming groups, and dropping those of equal rewards, is the orchestrator's.
+"""Advantages within one group of episodes. Pure. Forming groups, and dropping those of equal rewards, is the
+orchestrator's.
 
-An advantage is a function from a Group to one number an episode; `trainer.advantage` names it (see selfplay/parts.py).
-Invariant: a group whose rewards are all equal (a single episode too) gets zeros, whatever the function.
+An advantage is a function from a Group to one number an episode; `trainer.advantage` names it (see
+selfplay/parts.py). Invariant: a group whose rewards are all equal (a single episode too) gets zeros,
+whatever the function.
 """
 
 from __future__ import annotations

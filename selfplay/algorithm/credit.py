@@ -1,6 +1,7 @@
-"""Who earned what: the rewards of a finished group and which of its members' turns are learned from. Pure; store and trainer are elsewhere.
+"""The rewards of a finished group, and who of it is masked. Pure: rows and verdicts are read elsewhere.
 
-Invariant: a machine's failure never becomes a reward: such a member is masked, and so is whoever depends on its verdict.
+Invariant: a failure of the machine never becomes a reward. Such an episode is masked, and so is one whose
+reward depends on its verdict.
 """
 
 from __future__ import annotations
@@ -15,7 +16,13 @@ from selfplay.verdicts.confirmation import Confirmation
 
 @dataclass(frozen=True)
 class SolveRate:
-    """What a solver group says of its bug. rate is None when fewer than half of the group's attempts were graded."""
+    """What a solver group measured.
+
+    rate     share of graded attempts that repaired the bug, 0..1; None if fewer than half are graded
+    graded   attempts with a grade
+    passes   attempts that repaired the bug
+    is_void  True if a repair did not repeat in its second grading
+    """
 
     rate: float | None
     graded: int
@@ -26,10 +33,10 @@ class SolveRate:
 def measure_solve_rate(
     outcomes: Sequence[bool | None], confirmations: Sequence[Confirmation], group_size: int
 ) -> SolveRate:
-    """The share of graded attempts that repaired the bug; void when any pass was not confirmed by its second grading.
+    """The solve rate of a bug, from one group.
 
-    outcomes       passed, per member; None where the machine failed
-    confirmations  per graded attempt; NOT_CONFIRMED voids the bug
+    outcomes       for each member: passed or not; None if the machine failed
+    confirmations  for each graded attempt; NOT_CONFIRMED voids the bug
     """
     graded = [outcome for outcome in outcomes if outcome is not None]
     passes = sum(graded)
@@ -39,7 +46,7 @@ def measure_solve_rate(
 
 @dataclass(frozen=True)
 class Credit:
-    """A member's reward; None with `masked` true when it must not train."""
+    """One episode's reward; None masks it. note: why."""
 
     reward: float | None
     note: str
@@ -68,8 +75,9 @@ def credit_injector(
 
 
 def injector_credit(inputs: RewardInputs, reward: str, solve_rate: SolveRate | None) -> Credit | None:
-    """One injector episode's reward by the function that `reward` names, or None while its bug waits for its solvers.
+    """One injector episode's reward; None while its bug waits for its solvers.
 
+    reward: name of the reward function. Raises PartError if one's own fails.
     inputs: all that is known without the solvers. solve_rate: None before they have played.
     """
     setting = "injector.reward"
@@ -96,7 +104,10 @@ def credit_solver(passed: bool | None, bug_is_void: bool) -> Credit:
 
 
 def solver_credit(inputs: RewardInputs, reward: str, passed: bool | None) -> Credit:
-    """One repair attempt's reward by the function that `reward` names. passed: None if the machine failed."""
+    """One repair attempt's reward. reward: name of the function. passed: None if the machine failed.
+
+    Raises PartError if one's own reward fails.
+    """
     setting = "solver.reward"
     if passed is None:
         return MASKED_MACHINE

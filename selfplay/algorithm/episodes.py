@@ -1,8 +1,9 @@
 """Which finished episodes are trained on. Pure.
 
-An episode policy is a function from a finish reason to "train", "penalise" or "mask"; `trainer.episodes` names it.
-penalise: the reward is -1, whatever the verdict or grade. mask: no token is trained on, and the reward stays in the group's mean
-("compact filtering", GRPO++). Episodes that the machine spoiled are always masked, with their reward, before this is asked.
+An episode policy is a function from a finish reason to "train", "penalise" or "mask"; `trainer.episodes`
+names it. penalise: the reward is -1, whatever the verdict or grade. mask: no token is trained on, and the
+reward stays in the group's mean ("compact filtering", GRPO++). Episodes that the machine spoiled are always
+masked, with their reward, before this is asked.
 """
 
 from __future__ import annotations
@@ -18,7 +19,10 @@ Treatment = Literal["train", "penalise", "mask"]
 
 
 def treatment(name: str, finish: str) -> Treatment:
-    """What the policy `name` says of an episode that ended with `finish`. Raises PartError for any other word."""
+    """What the policy `name` says of an episode that ended with `finish`.
+
+    Raises PartError for any other word.
+    """
     found: Treatment = parts.call(SETTING, name, finish)
     if found not in get_args(Treatment):
         raise PartError(
@@ -38,5 +42,7 @@ def compact(finish: str) -> Treatment:
 
 
 def penalise_stuck(finish: str) -> Treatment:
-    """Episodes that repeated themselves or wrote no readable call earn -1, so that neither goes unpunished."""
+    """Episodes that repeated themselves or wrote no readable call earn -1: masking would leave that
+    unpunished.
+    """
     return "penalise" if finish in ("stuck", "bad_format") else "train"

@@ -1,7 +1,8 @@
 """The clipped policy-gradient loss over action tokens. Tensors only; knows no roles, episodes or models.
 
-Two of its pieces are parts (see selfplay/parts.py): `trainer.clipping` bounds the importance ratio, `trainer.aggregation` weighs
-tokens into a role's loss. Invariant: where trainer and rollout agree (ratio 1), the gradient is that of REINFORCE.
+Two of its pieces are parts (see selfplay/parts.py): `trainer.clipping` bounds the importance ratio,
+`trainer.aggregation` weighs tokens into a role's loss. Invariant: where trainer and rollout agree (ratio
+1), the gradient is that of REINFORCE.
 """
 
 from __future__ import annotations
@@ -106,6 +107,9 @@ def policy_loss(
     weights: Tensor,  # (tokens,) from `aggregation_weights`, repeated
     clipping: Clipping,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Each token's weighted loss (their sum is the loss), its ratio, and whether it was clipped. All (tokens,)."""
+    """Each token's weighted loss (their sum is the loss), its ratio, and whether it was clipped.
+
+    All (tokens,).
+    """
     losses, ratio, is_clipped = token_losses(logprobs, rollout_logprobs, advantages, clipping)
     return losses * weights, ratio, is_clipped

@@ -1,7 +1,8 @@
-"""What an episode earns, from verdicts and grades alone. Pure. Which episodes are rewarded at all is `credit`'s.
+"""What an episode earns, from verdicts and grades alone. Pure. Which episodes are rewarded at all is
+`credit`'s.
 
-A reward is a function from RewardInputs to a number; `injector.reward` and `solver.reward` name it (see selfplay/parts.py).
-Invariant: the rewards of this module lie in [-1, 1].
+A reward is a function from RewardInputs to a number; `injector.reward` and `solver.reward` name it (see
+selfplay/parts.py). Invariant: the rewards of this module lie in [-1, 1].
 """
 
 from __future__ import annotations
@@ -52,7 +53,9 @@ class RewardInputs:
 
 
 def without_solve_rate(reward: Reward) -> Reward:
-    """Mark an injector's reward that does not read the solve rate: the episode need not wait for its solvers."""
+    """Mark an injector's reward that does not read the solve rate: the episode need not wait for its
+    solvers.
+    """
     reward.needs_solve_rate = False  # type: ignore[attr-defined]
     return reward
 
@@ -64,7 +67,8 @@ def needs_solve_rate(reward: Reward) -> bool:
 def ssr_injector_reward(inputs: RewardInputs) -> float:
     """-1 for an invalid artifact; -α for a duplicate or if s is 0 or 1; else 1 - (1 + α)·s.
 
-    s: the solve rate. Source: SSR, arXiv 2512.18552, "Rewards"; the penalty of a duplicate is ours: it teaches nothing.
+    s: the solve rate. Source: SSR, arXiv 2512.18552, "Rewards"; the penalty of a duplicate is ours: it
+    teaches nothing.
     """
     if not inputs.is_accepted or inputs.is_void:
         return INVALID_REWARD

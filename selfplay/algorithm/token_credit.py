@@ -28,12 +28,13 @@ def token_advantages(
 ) -> list[float]:
     """The advantage of each token, (tokens,); 0 where nothing is trained on.
 
-    advantage  the episode's. It counts for every action token, multiplied by `negative_weight` if it is negative. With credit
-               "kept_edits" a positive one skips calls that failed, and edits that the submission does not hold: what was
-               undone did not earn it.
-    expected   with `call_reward_weight`: the mean per-call reward of the group. A call that should change a file, and a
-               reply without a call, adds weight · (1 if it changed something new, else 0, minus `expected`). The tokens of
-               `deciding_tokens` are left out: with them this term taught the policy to stop editing (docs/log.md).
+    advantage  the episode's. It counts for every action token, multiplied by `negative_weight` if it is
+               negative. With credit "kept_edits" a positive one skips calls that failed, and edits that the
+               submission does not hold: what was undone did not earn it.
+    expected   with `call_reward_weight`: the mean per-call reward of the group. A call that should change a
+               file, and a reply without a call, adds weight · (1 if it changed something new, else 0, minus
+               `expected`). The tokens of `deciding_tokens` are left out: with them this term taught the
+               policy to stop editing (docs/log.md).
     decode     token ids -> text
     """
     advantage *= settings.negative_weight if advantage < 0 else 1.0
@@ -57,7 +58,9 @@ def token_advantages(
 
 
 def changing_turns(episode: Episode, tools: Toolbox = STANDARD) -> list[int]:
-    """Numbers of the turns that called a tool that changes files, or called nothing: most of those tried to."""
+    """Numbers of the turns that called a tool that changes files, or called nothing: most of those tried
+    to.
+    """
     return [
         number for number, turn in enumerate(episode.turns) if tools.changes_files(turn.tool) or not turn.tool
     ]
@@ -76,8 +79,8 @@ def success_of_calls(episodes: Sequence[Episode], tools: Toolbox = STANDARD) -> 
 def deciding_tokens(ids: Sequence[int], decode: Decode) -> set[int]:
     """Indices of the tokens of one turn that do not decide whether its call can be carried out.
 
-    These are the choice of the tool (the first token, and those of the line that names the tool), and what an edit writes (the
-    tokens after the mark between its old and its new text).
+    These are the choice of the tool (the first token, and those of the line that names the tool), and what
+    an edit writes (the tokens after the mark between its old and its new text).
     """
     text = decode(ids)
     found = OPENING.search(text)

@@ -1,4 +1,4 @@
-"""Settings of the training loop: how much is played for an update, the policy, the trainer, evaluations, metrics."""
+"""Settings of the training loop: updates, the policy, the trainer, evaluations, metrics."""
 
 from __future__ import annotations
 
@@ -29,16 +29,24 @@ class TrainSettings(Section):
     """Episodes of an injector group; 0: group_size."""
 
     fill_idle_slots: bool = False
-    """Solver groups replace injector groups that wait for the queue of bugs, so that every update plays as many episodes."""
+    """Solver groups replace injector groups that wait for the queue of bugs, so that every update plays as
+    many episodes.
+    """
 
     trained_roles: tuple[Literal["injector", "solver"], ...] = ("injector", "solver")
     """Roles whose episodes are trained on. Both roles play."""
 
     bugs: str = ""
-    """A file of task records whose bugs are in the curriculum from the start. With injector_groups = 0 they are a fixed set."""
+    """A file of task records whose bugs are in the curriculum from the start.
+
+    With injector_groups = 0 they are a fixed set.
+    """
 
     max_async_updates: int = Field(0, ge=0)
-    """Updates that are played ahead of the one that trains, at most max_lag. 0: playing and training take turns."""
+    """Updates that are played ahead of the one that trains, at most max_lag.
+
+    0: playing and training take turns.
+    """
 
     refills: int = Field(0, ge=0)
     """Solver groups that an update may add to replace groups without a gradient."""
@@ -92,7 +100,10 @@ class TrainSettings(Section):
 
 
 class ShapeSettings(Section):
-    """What a model's config.json says, under the same names. For planning with a model that is not on this machine."""
+    """What a model's config.json says, under the same names.
+
+    For planning with a model that is not on this machine.
+    """
 
     hidden_size: int = Field(ge=1)
     """Width of the residual stream."""
@@ -148,7 +159,7 @@ class TrainerSettings(Section):
     """Activations are computed again in the backward pass: slower, far less memory."""
 
     compile: bool = False
-    """torch.compile for the torch trainer's layers: the first updates take seconds longer, the others less."""
+    """The torch trainer compiles its layers: the first updates take seconds longer, the others less."""
 
     deadline_s: float = Field(1800, gt=0)
     """A rank that makes no progress for so long counts as hung, seconds."""
@@ -166,17 +177,26 @@ class TrainerSettings(Section):
     """Which finish reasons are trained on, penalised or masked."""
 
     negative_weight: float = Field(1.0, ge=0, le=1)
-    """Factor on negative advantages, of episodes and of calls. Below 1 the gradient leans to what succeeded."""
+    """Factor on negative advantages, of episodes and of calls.
+
+    Below 1 the gradient leans to what succeeded.
+    """
 
     credit: Literal["episode", "kept_edits"] = "episode"
-    """"kept_edits": a positive advantage skips calls that failed and edits that the submission does not hold."""
+    """"kept_edits": a positive advantage skips calls that failed and edits that the submission does not
+    hold.
+    """
 
     call_reward_weight: float = Field(0.0, ge=0)
-    """Weight of a per-call reward: 1 if an edit or create call changed a file, else 0. Independent of the episode's reward."""
+    """Weight of a per-call reward:
+
+    1 if an edit or create call changed a file, else 0. Independent of the episode's reward.
+    """
 
     kl_coef: float = Field(0.0, ge=0)
-    """Weight of the KL penalty to the reference policy (the policy at the start of the run). It limits forgetting:
-    small updates are noisy and overwrite skills that the current batch does not exercise."""
+    """Weight of the KL penalty to the reference policy (the policy at the start of the run). It limits
+    forgetting: small updates are noisy and overwrite skills that the current batch does not exercise.
+    """
 
     learning_rate: float = Field(3e-6, gt=0)
     """Learning rate after warm-up."""
@@ -215,7 +235,9 @@ class TrainerSettings(Section):
     """The adapter's output is scaled by lora_alpha / lora_rank."""
 
     lora_layers: tuple[str, ...] = ()
-    """Linear layers with an adapter, for instance ["q_proj", "v_proj"]; empty: all of attention and MLP, not the head."""
+    """Linear layers with an adapter, for instance ["q_proj", "v_proj"]; empty: all of attention and MLP,
+    not the head.
+    """
 
     @field_validator("lora_layers")
     @classmethod
@@ -246,7 +268,8 @@ class TrainerSettings(Section):
             )
         if self.type == "deepspeed" and self.offload and not self.zero_stage:
             raise ValueError(
-                "offload = true needs trainer.zero_stage of at least 1; stage 0 keeps everything on every rank"
+                "offload = true needs trainer.zero_stage of at least 1; "
+                "stage 0 keeps everything on every rank"
             )
         return self
 
@@ -267,7 +290,10 @@ class EvaluationSettings(Section):
     """One more attempt at temperature 0."""
 
     before: bool = True
-    """Also before the first update. If `selfplay eval` has measured that policy already, it can be left out."""
+    """Also before the first update.
+
+    If `selfplay eval` has measured that policy already, it can be left out.
+    """
 
     every: int = Field(0, ge=0)
     """Also after every so many updates; 0: only before the first and after the last."""

@@ -1,4 +1,6 @@
-"""Settings of episodes and verdicts: sandboxes, environments, the agent, both roles, the validator, the curriculum."""
+"""Settings of episodes and verdicts: sandboxes, environments, the agent, both roles, the validator, the
+curriculum.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,10 @@ class SandboxSettings(Section):
     """Where untrusted code runs, and what one sandbox may take."""
 
     type: Annotated[str, part("sandbox.type")] = "auto"
-    """Back end: "docker", "bubblewrap", one's own, or "auto" (docker if an engine answers, else bubblewrap)."""
+    """Back end:
+
+    "docker", "bubblewrap", one's own, or "auto" (docker if an engine answers, else bubblewrap).
+    """
 
     memory_mb: int = Field(1024, ge=64)
     """Memory of all processes of one sandbox together, MiB."""
@@ -106,10 +111,16 @@ class InjectorSettings(Section):
     strategies: dict[Annotated[str, part("injector.strategies")], float] = Field(
         default_factory=lambda: {"removal": 1.0, "history": 1.0}
     )
-    """Strategies with their weights. One is sampled for each group. A strategy is a pair of prompts in prompts/injector/."""
+    """Strategies with their weights.
+
+    One is sampled for each group. A strategy is a pair of prompts in prompts/injector/.
+    """
 
     help: tuple[Literal["tests", "target"], ...] = ()
-    """What a small policy gets: "tests": test files, script and parser; "target": a covered function to break."""
+    """What a small policy gets:
+
+    "tests": test files, script and parser; "target": a covered function to break.
+    """
 
     min_passing_tests: Range = (5, 5)
     """Tests that must pass on the original code; sampled within [low, high] for each episode."""
@@ -148,8 +159,9 @@ class SolverSettings(Section):
     """The role that repairs bugs."""
 
     help: tuple[Literal["failure", "suspects", "tests"], ...] = ()
-    """What a small policy gets: "failure": a short traceback; "suspects": functions that mostly failing tests call;
-    "tests": the tests as they should be, with a script that runs them."""
+    """What a small policy gets: "failure": a short traceback; "suspects": functions that mostly failing tests
+    call; "tests": the tests as they should be, with a script that runs them.
+    """
 
     max_suspects: int = Field(5, ge=1)
     """With help "suspects": how many functions are named."""

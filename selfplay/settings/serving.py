@@ -38,7 +38,10 @@ class EngineSettings(Section):
     """Requests that run at the same time, in each server."""
 
     cache_mb: int = Field(1024, ge=0)
-    """hf: memory for conversations that wait for their next turn, MiB. A vllm server on a CPU: all of its cache, MiB."""
+    """hf: memory for conversations that wait for their next turn, MiB.
+
+    A vllm server on a CPU: all of its cache, MiB.
+    """
 
     servers: int = Field(1, ge=1)
     """Servers that the run starts and watches on this machine."""
