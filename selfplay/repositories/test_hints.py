@@ -114,10 +114,10 @@ def read_test_command(spec: RepositorySpec, tree: Tree) -> TestCommand | None:
 
 
 def parser_program(name: str) -> str:
-    """A program from one's own parser `package.module:function`, which maps a log's text to test id -> outcome.
+    """The program around a parser of one's own, `package.module:function`: log text -> test id -> outcome.
 
-    The program holds the text of the function's module, which may import the standard library only: it runs in a sandbox.
-    Raises PartError if the function cannot be loaded.
+    The program holds the text of the function's module. It runs in a sandbox, so this module may import the
+    standard library only. Raises PartError if the function cannot be loaded.
     """
     function = parts.load("parser", name)
     with parts.blamed("parser", name):
