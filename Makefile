@@ -79,7 +79,7 @@ bench-dispatcher: setup ## updates played ahead beside in turn, and one controll
 	$(PY) -m benchmarks.dispatcher rates
 	$(PY) -m benchmarks.dispatcher controller
 
-learning: setup ## three arms at equal compute, tables and plots into docs/learning.md; hours, and repeating it continues
+learning: setup ## three arms at equal compute, tables and plots into docs/learning-tables.md; hours, and repeating it continues
 	$(PY) -m benchmarks.learning $(LEARNING)
 
 docs: setup ## docs/settings.md, made from the settings' docstrings

@@ -1,4 +1,4 @@
-"""The learning experiment: plays runs of several arms and seeds, then writes the figures of docs/learning.md.
+"""The learning experiment: plays runs of several arms and seeds, then writes docs/learning-tables.md.
 
 All arms get equal compute. To continue, repeat the command: it skips finished runs and resumes killed ones.
 learning_figures.py reads the runs and draws.
@@ -281,7 +281,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument(
         "--docs",
         type=Path,
-        default=ROOT / "docs/learning.md",
+        default=ROOT / "docs/learning-tables.md",
         help="the page that gets the tables and plots",
     )
     parser.add_argument(

@@ -696,22 +696,23 @@ def write_figures(
     fixed = [found for run in runs if fixed_bugs and (found := read_nearness(*run, fixed_bugs))]
     if not curves:
         raise RunError("there is no run with anything to show yet. `make learning` plays them.")
-    text = page.read_text(encoding="utf-8") if page.is_file() else f"# Does it learn?\n\n{BEGIN}\n{END}\n"
+    text = page.read_text(encoding="utf-8") if page.is_file() else f"# Does it learn? The tables\n\n{BEGIN}\n{END}\n"
     if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
         raise RunError(
             f"{page} needs the lines {BEGIN!r} and {END!r} once each, in this order. "
             "The tables go between them."
         )
+    stem = page.stem.removesuffix("-tables")
     figures = page.parent / "figures"
     figures.mkdir(parents=True, exist_ok=True)
     plots = {"rates": draw_rates(curves), "signals": draw_signals(curves)} | (
         {"nearness": draw_nearness(fixed, curves)} if fixed else {}
     )
     for name, figure in plots.items():
-        save(figure, figures / f"{page.stem}-{name}.svg")
+        save(figure, figures / f"{stem}-{name}.svg")
     head, _, rest = text.partition(BEGIN)
     tail = rest.partition(END)[2]
-    page.write_text(f"{head}{BEGIN}\n\n{body(curves, fixed, page.stem)}\n\n{END}{tail}", encoding="utf-8")
+    page.write_text(f"{head}{BEGIN}\n\n{body(curves, fixed, stem)}\n\n{END}{tail}", encoding="utf-8")
     print(f"Tables are in {page}, plots in {figures}.", flush=True)
 
 
