@@ -1,4 +1,4 @@
-"""Attempts of the warm start to play a mutation, as a folder keeps them, and the training texts of kept episodes.
+"""The attempts to play mutations, as a folder keeps them, and the training texts of kept episodes.
 
 Plays nothing and writes nothing; `executed` does.
 """
@@ -94,8 +94,8 @@ class Collection:
     def table(self) -> list[str]:
         """Markdown rows, one for each repository and one for all.
 
-        Columns: functions with a kept injector episode, mutations not played, injector episodes played, injector
-        episodes kept, solver episodes played, solver episodes kept.
+        Columns: functions with a kept injector episode, mutations not played, injector episodes played,
+        injector episodes kept, solver episodes played, solver episodes kept.
         """
         rows = []
         for repository in [*dict.fromkeys(sorted(a.repository for a in self.attempts)), "all"]:

@@ -1,4 +1,4 @@
-"""Lines of test files that call a function: real ones as values, invented ones, and the diffs that restore them.
+"""Lines of test files that call a function, real or invented, and the diffs that restore them.
 
 Runs no test. Every random choice comes from the caller's generator.
 """

@@ -1,6 +1,7 @@
 """Measures how well a policy copies identifiers that it has never seen.
 
-A policy that cannot copy cannot edit: an edit repeats a shown line. Invariant: the corpus has none of the identifiers.
+A policy that cannot copy cannot edit, because an edit repeats a shown line. Invariant: the corpus has none of
+these identifiers.
 """
 
 from __future__ import annotations
@@ -9,14 +10,15 @@ import random
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from selfplay.agent.tool_format import format_action
 from selfplay.teacher.phrases import show_command, shown_lines
-from selfplay.warm_start.fabrication import EpisodeMaker
-from selfplay.warm_start.injector_episodes import DRILL
-from selfplay.warm_start.packages import Package
-from selfplay.warm_start.transcripts import Transcript
+from selfplay.warm_start.transcripts import DRILL, Transcript
+
+if TYPE_CHECKING:
+    from selfplay.warm_start.fabrication import EpisodeMaker
+    from selfplay.warm_start.packages import Package
 
 LEAST_COPIED = 0.8  # share of answers; with less after the first stage, the later stages teach nothing
 NAMES = re.compile(r"\b[A-Za-z_][A-Za-z0-9_]{5,}\b")
@@ -27,8 +29,8 @@ TRIES = 20  # functions sampled for one test: not every function has a fitting l
 class CopyTest:
     """A shown function, followed by one of its lines as an edit call begins with it.
 
-    answers: (first, one past last) token of each identifier in that line, without the identifier's first token. That
-    token says which identifier follows; the others can be copied.
+    answers: (first, one past last) token of each identifier in that line, without the identifier's first
+    token. That token tells which identifier follows; the others can be copied.
     """
 
     ids: Sequence[int]

@@ -14,9 +14,10 @@ SHOWN_WEIGHT = 0.05  # of a token of prompts and observations
 
 @dataclass(frozen=True)
 class Document:
-    """One text. `weights[i]` is the loss weight of predicting `token_ids[i]`; 0 means the token is only context.
+    """One text. `weights[i]` is the loss weight of predicting `token_ids[i]`.
 
-    Nothing predicts the first token. Raises ValueError if the lengths differ.
+    A token of weight 0 is only context. Nothing predicts the first token. Raises ValueError if the
+    lengths differ.
     """
 
     token_ids: Sequence[int]

@@ -71,7 +71,7 @@ PROGRESS_EVERY_S = 30.0
 
 
 def read_recipe(settings: ExecuteSettings) -> Config:
-    """The recipe's configuration, but the validator runs tests once. Raises ConfigError."""
+    """The recipe's configuration, but tests run once and under `script_timeout_s`. Raises ConfigError."""
     path = Path(settings.recipe)
     config = load_config(path if path.exists() else resource("recipes") / path.name)
     validator = config.validator.model_copy(

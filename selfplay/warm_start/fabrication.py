@@ -1,7 +1,7 @@
 """Fabricates training texts of every kind from source distributions, without a sandbox.
 
-Leaves each role's episodes to `injector_episodes` and `solver_episodes`. Invariant: the maker's generator makes every
-random choice.
+Leaves each role's episodes to `injector_episodes` and `solver_episodes`. Invariant: the maker's
+generator makes every random choice.
 """
 
 from __future__ import annotations
@@ -54,7 +54,10 @@ class EpisodeMaker:
         return Document(ids, [1.0] * len(ids))
 
     def copying(self, vocabulary: int, max_tokens: int) -> Document:
-        """Random tokens, parts of which repeat. Without them, training on code would weaken the copying heads."""
+        """Random tokens, parts of which repeat.
+
+        They keep the copying heads in use, which training on code alone would weaken.
+        """
         generator = self.random
 
         def random_tokens(count: int) -> list[int]:

@@ -43,7 +43,7 @@ def measured_texts(maker: EpisodeMaker, count: int, max_tokens: int) -> dict[str
 def measure(
     model: Any, texts: Mapping[str, Sequence[Transcript]], chat: ChatFormat
 ) -> dict[str, dict[str, float]]:
-    """Figures for each kind of text. The model predicts every token greedily, given the true tokens before it.
+    """Figures for each kind of text, with every token predicted greedily from the true tokens before it.
 
     edit: share of texts whose last edit call is right, token by token.
     line: share of texts in which the line that is quoted before that call is right, with its number.

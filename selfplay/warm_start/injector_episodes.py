@@ -15,10 +15,8 @@ from selfplay.teacher.mutations import Mutation
 from selfplay.teacher.phrases import SPEC_FILES, break_command, listed, weaken_command
 from selfplay.warm_start.refused_calls import PossibleEdits, add_refused_calls
 from selfplay.warm_start.sampler import FunctionSampler, SampledFunction
-from selfplay.warm_start.transcripts import PlayLimits, Transcript
+from selfplay.warm_start.transcripts import DRILL, PlayLimits, Transcript
 
-# A drill's prompt begins with it. After an edit, a drill has more edits, which no episode should learn.
-DRILL = "drill"
 REFUSED = 0.25  # share of episodes with refused calls
 UNNOTICED = 0.3  # share of episodes in which no test fails at first
 

@@ -1,4 +1,4 @@
-"""The model card of a warm start: what the policy is, how it was made, and its figures. Measures nothing itself."""
+"""The model card of a warm start: what the policy is, how it was made, and its figures."""
 
 from __future__ import annotations
 
@@ -75,7 +75,8 @@ def _making(settings: WarmStartSettings, results: Sequence[StageResult]) -> list
 
 def _figures(results: Sequence[StageResult]) -> list[str]:
     rows = [
-        f"| {result.name} | {kind} | {f['edit']:.0%} | {f['line']:.0%} | {f['rest']:.0%} | {f['chance']:.1%} |"
+        f"| {result.name} | {kind} | {f['edit']:.0%} | {f['line']:.0%} | {f['rest']:.0%} "
+        f"| {f['chance']:.1%} |"
         for result in results
         for kind, f in result.figures.items()
     ]

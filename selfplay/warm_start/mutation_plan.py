@@ -1,6 +1,7 @@
 """The order in which the warm start plays the mutations of its repositories.
 
-Plays none. Invariant: equal settings and seed give an equal plan, so an interrupted collection continues by numbers.
+Plays none. Invariant: equal settings and seed give an equal plan, so a killed collection can continue by the
+numbers of its attempts.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Source distributions as the corpus of the warm start: functions to mutate, their callers, and tests that call them.
+"""The corpus: source distributions with functions to mutate, their callers, and tests that call them.
 
-Reads files and runs nothing of them. Invariant: functions that are held out for evaluation are never listed or shown,
-except by a package that is made of them alone (`held_out`).
+Reads files and runs none. Invariant: `functions`, `neighbours` and `shown` leave out the functions that
+are held out for evaluation. With `held_out`, `functions` are those instead.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class Package:
 
     @cached_property
     def test_calls(self) -> dict[str, list[tuple[str, int]]]:
-        """(test file, line) of calls in the bodies of tests, by the name that is called. Lines count from 1."""
+        """(test file, line) of calls in bodies of tests, by the called name. Lines count from 1."""
         found: dict[str, list[tuple[str, int]]] = {}
         for path in sorted(self.tree):
             if is_test_path(path) and path.endswith(".py"):

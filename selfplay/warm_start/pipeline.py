@@ -1,7 +1,7 @@
 """Makes a policy from nothing: corpus, tokenizer, a model that can copy, then stages of training on texts.
 
-Leaves the texts to `fabrication` and `executed`, and the training steps to `sft`. Invariant: equal settings, corpus,
-played episodes and PYTHONHASHSEED give equal batches. A finished stage is not repeated.
+Leaves the texts to `fabrication` and `executed`, and the training steps to `stages`. Invariant: equal
+settings, corpus, played episodes and PYTHONHASHSEED give equal batches.
 """
 
 from __future__ import annotations
@@ -50,15 +50,16 @@ def run_warm_start(output: Path, config: Path | None, overrides: Sequence[str]) 
 def warm_start(output: Path, settings: WarmStartSettings, progress: Progress = lambda _: None) -> None:
     """Make a policy in `output`: a folder that transformers loads, with MODEL_CARD.md.
 
-    What an earlier call finished stays. Raises UsageError if `output` cannot be written, ConfigError for a kind of
-    text that does not exist, and what fetching the corpus and playing episodes raise: RepositoryError,
-    EnvironmentBuildError, PrerequisiteError, SandboxUnavailable.
+    Repeats nothing that an earlier call finished. Raises UsageError if `output` cannot be written, and
+    ConfigError for a kind of text that does not exist or has no episodes. Fetching the corpus and playing
+    episodes raise RepositoryError, EnvironmentBuildError, PrerequisiteError and SandboxUnavailable.
     """
     for stage in settings.stages:
         for kind in stage.mix:
             if kind not in KINDS:
                 raise ConfigError(
-                    f"stage {stage.name!r} draws {kind!r}, and there is only {', '.join(KINDS)}."
+                    f"stage {stage.name!r} has {kind!r} in its mix, which is no kind of text. "
+                    f"The kinds are {', '.join(KINDS)}."
                 )
     if settings.draws_executed:
         read_recipe(settings.executed)
@@ -161,9 +162,9 @@ class _WarmStart:
         for kind, found in texts.items():
             if not found:
                 raise ConfigError(
-                    f"stage {stage.name!r} draws {kind!r}, and none was kept of {len(played.attempts)} "
-                    "mutations. Raise executed.injector_episodes and executed.solver_episodes, add to "
-                    "executed.repositories, or leave the kind out."
+                    f"stage {stage.name!r} has {kind!r} in its mix, and {len(played.attempts)} mutations "
+                    "gave no such episode. Raise executed.injector_episodes and executed.solver_episodes, "
+                    "add to executed.repositories, or leave the kind out."
                 )
         return texts
 

@@ -9,13 +9,16 @@ import random
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from selfplay.agent.editing import EditError, apply_edit
 from selfplay.agent.tool_format import BadFormat
 from selfplay.agent.tools import parse_action
 from selfplay.teacher.mutations import Mutation
 from selfplay.teacher.phrases import edit_reply
-from selfplay.warm_start.transcripts import Transcript
+
+if TYPE_CHECKING:
+    from selfplay.warm_start.transcripts import Transcript
 
 TEXT_OF_THE_LINE = 0.3  # share of calls that quote the line they mean, not the one they name
 BROKEN_OFF = 0.3  # share of calls that end early or go on in a loop
@@ -32,7 +35,7 @@ class PossibleEdits:
 
 
 def add_refused_calls(transcript: Transcript, edits: PossibleEdits, generator: random.Random) -> None:
-    """Add up to two edit calls that name a wrong line or break off. Leaves out a call that the tool accepts."""
+    """Add one or two edit calls that name a wrong line or break off, unless the tool accepts them."""
     for _ in range(generator.choice([1, 1, 2])):
         reply = _wrong_reply(edits, generator)
         try:

@@ -1,4 +1,4 @@
-"""What a warm start is made of: corpus, sizes, stages, and reading them from TOML. Does nothing itself."""
+"""Settings of a warm start: corpus, sizes and stages. Reads them from TOML."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ CORPUS = (
     "ply==3.11",
 )
 HELD_OUT = "textdistance==4.6.3"
-# Where episodes are played for real: the quickstart's list.
+# Where episodes are played: the list of the quickstart.
 REPOSITORIES = (
     "pypi:toolz==0.12.0..1.0.0",
     "pypi:cachetools==5.5.2",
@@ -115,7 +115,7 @@ REPOSITORIES = (
 
 
 class ShapeSettings(Section):
-    """Sizes of the model; see training.copying.PolicyShape."""
+    """Sizes of the model; see `copying.PolicyShape`."""
 
     vocabulary: int = Field(1024, ge=280)
     hidden: int = Field(192, ge=16)
@@ -126,29 +126,42 @@ class ShapeSettings(Section):
 
 
 class StageSettings(Section):
-    """Supervised steps on one mix of texts. It ends at `steps` or after `seconds`, whichever comes first."""
+    """Training on one mix of texts. It ends at `steps` or after `seconds`, whichever comes first."""
 
     name: str
     steps: int = Field(ge=1)
     seconds: float = Field(3600, gt=0)
     learning_rate: float = Field(1e-3, gt=0)
-    mix: dict[str, float]  # how often each kind of text is drawn; the kinds are KINDS
+    mix: dict[str, float]
+    """Relative frequency of each kind of text, see KINDS."""
 
 
 class ExecuteSettings(Section):
-    """Rejection fine-tuning: episodes that the teacher plays for real, of which bugs that validate and repairs that pass are kept.
+    """Rejection fine-tuning on episodes that the teacher plays in sandboxes.
 
-    Played only for stages whose mix draws executed_injector or executed_solver.
+    Bugs that validate and repairs that pass are kept. Episodes are played only if the mix of a stage has
+    executed_injector or executed_solver.
     """
 
     injector_episodes: int = Field(600, ge=0)
+    """Injector episodes to keep."""
+
     solver_episodes: int = Field(500, ge=0)
+    """Solver episodes to keep."""
+
     repositories: tuple[str, ...] = REPOSITORIES
-    max_lines: int = Field(22, ge=2)  # of a function that may be broken
-    recipe: str = "runs/recipes/quickstart.toml"  # how they are played
+    max_lines: int = Field(22, ge=2)
+    """Lines of the longest function that may be broken."""
+
+    recipe: str = "runs/recipes/quickstart.toml"
+    """The configuration that episodes are played with."""
+
     sandbox: str = "auto"
-    script_timeout_s: float = Field(10, gt=0)  # of a test run: what hangs is no demonstration
-    workers: int = Field(2, ge=1)  # episodes that are played at the same time
+    script_timeout_s: float = Field(10, gt=0)
+    """Time limit of a test run. Tests that hang demonstrate nothing."""
+
+    workers: int = Field(2, ge=1)
+    """Mutations that are played at the same time."""
 
 
 EXECUTED = ("executed_injector", "executed_solver")
@@ -181,7 +194,7 @@ STAGES = (
             "copy": 0.05,
         },
     ),
-    # A third of what is drawn was played for real; the rest keeps what was learned from many more packages.
+    # A third of the texts are played episodes. The others come from many more packages, to limit forgetting.
     StageSettings(
         name="executed",
         steps=700,
@@ -206,33 +219,53 @@ class WarmStartSettings(Section):
     seed: int = 0
     corpus: tuple[str, ...] = CORPUS
     held_out: str = HELD_OUT
-    favoured: int = Field(
-        13, ge=0
-    )  # the first so many of the corpus are drawn three times as often: those of the quickstart
+    """A package that no text is made of; the policy is measured on it."""
+
+    favoured: int = Field(13, ge=0)
+    """Number of packages at the start of the corpus that are sampled three times as often.
+
+    The 13 default ones include those of the quickstart.
+    """
+
     functions_per_package: int = Field(500, ge=1)
     max_lines: int = Field(22, ge=2)
+    """Lines of the longest function that fabricated texts break."""
+
     tokenizer_texts: int = Field(8000, ge=10)
     shape: ShapeSettings = ShapeSettings()
-    context_tokens: int = Field(3072, ge=256)  # limits of the episodes to be imitated
+    context_tokens: int = Field(3072, ge=256)
+    """Context of the imitated episodes."""
+
     observation_tokens: int = Field(400, ge=32)
+    """Tokens of the longest observation in imitated episodes."""
+
     turns: int = Field(12, ge=3)
+    """Turns of the imitated episodes."""
+
     rows: int = Field(5, ge=1)
-    sequence_tokens: int = Field(1536, ge=64)  # longer texts are left out
+    """Rows of a batch."""
+
+    sequence_tokens: int = Field(1536, ge=64)
+    """Tokens of a row. Longer texts are left out."""
+
     compile: bool = True
     stages: tuple[StageSettings, ...] = STAGES
-    sharpen: float = Field(
-        1.0, gt=0
-    )  # the saved logits times this: 1.6 keeps the format at temperature 1, and makes attempts copies
-    measured: int = Field(100, ge=1)  # held-out texts of each kind
+    sharpen: float = Field(1.0, gt=0)
+    """Factor of the saved logits. 1.6 keeps the format at temperature 1, but makes attempts alike."""
+
+    measured: int = Field(100, ge=1)
+    """Held-out texts of each kind that each stage is measured on."""
+
     executed: ExecuteSettings = ExecuteSettings()
 
     @property
     def draws_executed(self) -> bool:
+        """True if a stage trains on played episodes."""
         return any(kind in stage.mix for stage in self.stages for kind in EXECUTED)
 
 
 def read_settings(config: Path | None, overrides: Sequence[str]) -> WarmStartSettings:
-    """A TOML file of warm-start settings with `key=value` on top. Raises ConfigError."""
+    """Read a TOML file of warm-start settings, then apply `key=value` overrides. Raises ConfigError."""
     values: dict[str, Any] = {}
     if config is not None:
         try:

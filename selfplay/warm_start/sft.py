@@ -1,6 +1,7 @@
-"""Supervised training on packed documents with a weight a token: fast on a CPU, bounded by steps or by time, resumable.
+"""Supervised training on packed documents, with a loss weight for each token.
 
-Leaves to others: what the documents are (warm_start). Invariant: no token sees another document of its row.
+Fast on a CPU, bounded by steps or time, resumable. Does not know what the documents are.
+Invariant: no token attends to another document of its row.
 """
 
 from __future__ import annotations
@@ -22,18 +23,26 @@ from selfplay.training.optimizer import make_optimizer
 from selfplay.warm_start.attention import attention_set_to_blocked, document_mask
 from selfplay.warm_start.documents import Document
 
+MAX_OPEN_ROWS = 64
+
 
 @dataclass(frozen=True)
 class PackedBatch:
+    """Rows of documents, one after another, with padding at the end."""
+
     token_ids: Tensor  # (rows, seq) int64
-    documents: Tensor  # (rows, seq) int64, the number of a token's document in its row; padding has a number of its own
-    positions: Tensor  # (rows, seq) int64, counted from each document's start
-    weights: Tensor  # (rows, seq) float32, 0 for padding and for each document's first token
+    documents: Tensor  # (rows, seq) int64, the document's number in its row, from 1; 0 for padding
+    positions: Tensor  # (rows, seq) int64, from 0 in each document
+    weights: Tensor  # (rows, seq) float32, 0 for padding and for the first token of each document
 
 
 @dataclass(frozen=True)
 class SftSettings:
-    """The learning rate warms up linearly, then falls as a cosine to `final_share` of itself at the first bound that is reached."""
+    """Settings of one training. It ends at `steps` or after `max_seconds`, whichever comes first.
+
+    The learning rate rises linearly over `warmup_steps`. It falls as a cosine to `final_share` of itself
+    at the end.
+    """
 
     steps: int
     max_seconds: float = math.inf
@@ -43,14 +52,15 @@ class SftSettings:
     weight_decay: float = 0.1
     max_grad_norm: float = 1.0
     bf16: bool = True
-    compile: bool = True  # 10-45 s at the first step, then twice as fast; every shape of batch compiles anew
-    checkpoint: Path | None = None  # a file; training continues from it when it exists
+    # The first step takes 10 to 45 s, then steps are twice as fast. Each new shape of batch compiles again.
+    compile: bool = True
+    checkpoint: Path | None = None  # a file; training continues from it if it exists
     checkpoint_every_s: float = 120.0
 
 
 @dataclass(frozen=True)
 class SftProgress:
-    """One step. loss and accuracy are weighted means over the step's predicted tokens; tokens counts padding."""
+    """One step. loss and accuracy are weighted means over the predicted tokens; tokens include padding."""
 
     step: int
     loss: float
@@ -59,26 +69,26 @@ class SftProgress:
     grad_norm: float
     tokens: int
     tokens_per_s: float  # of this step
-    seconds: float  # trained so far, earlier sittings included
+    seconds: float  # trained so far, earlier calls included
 
 
 def pack(documents: Sequence[Document], rows: int, sequence_tokens: int, seed: int = 0) -> list[PackedBatch]:
-    """All documents in shuffled order, best-fitted into rows of `sequence_tokens`, `rows` a batch. The last batch may hold empty rows.
+    """Pack all documents, in random order, by best fit into rows of `sequence_tokens`; `rows` make a batch.
 
-    Raises UsageError for a document that is longer than a row.
+    The last batch may hold empty rows. Raises UsageError for a document that is longer than a row.
     """
     longest = max((len(d.token_ids) for d in documents), default=0)
     if longest > sequence_tokens:
         raise UsageError(
-            f"a document has {longest} tokens and a row {sequence_tokens}. Raise sequence_tokens, or cut or drop it."
+            f"a document has {longest} tokens and a row {sequence_tokens}. "
+            "Raise sequence_tokens, or cut or drop it."
         )
     order = list(documents)
     generator = random.Random(seed)
     generator.shuffle(order)
     packed: list[list[Document]] = []
-    open_rows: list[
-        tuple[int, list[Document]]
-    ] = []  # (free tokens, row), at most 64, so that packing stays linear
+    # (free tokens, row). At most MAX_OPEN_ROWS, so that the time to pack grows linearly.
+    open_rows: list[tuple[int, list[Document]]] = []
     for document in order:
         length = len(document.token_ids)
         fitting = [i for i, (free, _) in enumerate(open_rows) if free >= length]
@@ -86,8 +96,9 @@ def pack(documents: Sequence[Document], rows: int, sequence_tokens: int, seed: i
             best = min(fitting, key=lambda i: open_rows[i][0])
             free, row = open_rows.pop(best)
         else:
-            if len(open_rows) == 64:
-                packed.append(open_rows.pop(min(range(64), key=lambda i: open_rows[i][0]))[1])
+            if len(open_rows) == MAX_OPEN_ROWS:
+                fullest = min(range(MAX_OPEN_ROWS), key=lambda i: open_rows[i][0])
+                packed.append(open_rows.pop(fullest)[1])
             free, row = sequence_tokens, []
         row.append(document)
         open_rows.append((free - length, row))
@@ -117,14 +128,14 @@ def _to_batch(packed: Sequence[Sequence[Document]], rows: int, sequence_tokens: 
 
 
 def rate_at(share: float, step: int, settings: SftSettings) -> float:
-    """The learning rate of a 0-based step when `share` (0..1) of the training is over."""
+    """Learning rate of a step, counted from 0, after `share` (0 to 1) of the training."""
     warmup = min(1.0, (step + 1) / max(1, settings.warmup_steps))
     cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
     return settings.learning_rate * warmup * (settings.final_share + (1 - settings.final_share) * cosine)
 
 
 def _forward(model: Any, batch: PackedBatch, bf16: bool) -> tuple[Tensor, Tensor]:
-    """Weighted mean loss and accuracy of predicting token i from those before it."""
+    """(loss, accuracy): weighted means over the tokens, each predicted from those before it."""
     device = batch.token_ids.device.type
     with torch.autocast(device, torch.bfloat16, enabled=bf16):
         mask = {"full_attention": document_mask(batch.documents)}
@@ -156,9 +167,11 @@ def train(
     settings: SftSettings,
     progress: Callable[[SftProgress], bool | None] = lambda _: None,
 ) -> SftProgress:
-    """Train a Qwen3-shaped causal model in place on `batch_at(step)`, a pure function of the step, so that resuming repeats nothing.
+    """Train a causal model with the structure of Qwen3 in place. Returns the progress of the last step.
 
-    Ends at `steps`, after `max_seconds`, or when `progress` returns True (a phase that is learned). Returns the last step's progress.
+    batch_at: gives the batch of a step, from 0. It must depend on the step only, so that a resumed training
+        continues with the right batch.
+    progress: called after each step; training ends if it returns True.
     """
     device = next(model.parameters()).device
     optimizer = make_optimizer(model, settings.learning_rate, settings.weight_decay)
@@ -212,7 +225,7 @@ def train(
 
 @torch.no_grad()
 def evaluate(model: Any, batches: Sequence[PackedBatch], bf16: bool = True) -> tuple[float, float]:
-    """(loss, accuracy) over the batches, each token by its weight."""
+    """(loss, accuracy): weighted means over all tokens of the batches."""
     device = next(model.parameters()).device
     losses = accuracies = total = 0.0
     model.eval()

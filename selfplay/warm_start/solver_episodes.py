@@ -18,10 +18,9 @@ from selfplay.teacher.phrases import show_command, shown_lines, try_command
 from selfplay.teacher.player import GUESSES_IN_LAST
 from selfplay.warm_start.call_sites import CallSite, specification
 from selfplay.warm_start.failures import FailureWriter
-from selfplay.warm_start.injector_episodes import DRILL
 from selfplay.warm_start.refused_calls import PossibleEdits, add_refused_calls
 from selfplay.warm_start.sampler import PLAIN_SOLVED, Bug, FunctionSampler
-from selfplay.warm_start.transcripts import PlayLimits, Transcript
+from selfplay.warm_start.transcripts import DRILL, PlayLimits, Transcript
 
 THROUGH_A_CALLER = 0.3  # share of bugs that tests reach through a caller of the function, where there is one
 OTHER_FAILURE, OTHER_SPECIFICATION = 0.3, 0.1  # shares in which the two show different tests
@@ -41,7 +40,10 @@ class SolverEpisodes:
     limits: PlayLimits
 
     def episode(self) -> Transcript:
-        """Show suspects, with wrong edits in between, until the bug is found; repair it, run the tests, submit."""
+        """Find the bug, repair it, run the tests, submit.
+
+        The search shows suspects in order, with wrong edits in between.
+        """
         generator = self.sampler.random
         bug = self._bug()
         caller = self._caller(bug)
@@ -155,7 +157,10 @@ class SolverEpisodes:
     # ---- the search
 
     def _search(self, transcript: Transcript, bug: Bug, suspects: Sequence[Suspect]) -> Suspect | None:
-        """Show suspects in order, with wrong edits, until the turn to repair. Returns the suspect to show next."""
+        """Show suspects in order, with wrong edits, until the turn to repair.
+
+        Returns the suspect to show next, if there is one.
+        """
         generator, culprit = self.sampler.random, _culprit(suspects, bug)
         _show(transcript, bug, suspects[0])
         shown = 1

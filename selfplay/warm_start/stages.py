@@ -9,18 +9,21 @@ import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers.utils import logging
 
-from selfplay.agent.chat import ChatFormat
-from selfplay.warm_start.copy_tests import LEAST_COPIED, CopyTest, measure_copying
+from selfplay.warm_start.copy_tests import LEAST_COPIED, measure_copying
 from selfplay.warm_start.figures import StageResult, measure
 from selfplay.warm_start.settings import Progress, StageSettings, WarmStartSettings
 from selfplay.warm_start.sft import SftProgress, SftSettings, train
-from selfplay.warm_start.texts import Batches
-from selfplay.warm_start.transcripts import Transcript
+
+if TYPE_CHECKING:
+    from selfplay.agent.chat import ChatFormat
+    from selfplay.warm_start.copy_tests import CopyTest
+    from selfplay.warm_start.texts import Batches
+    from selfplay.warm_start.transcripts import Transcript
 
 REPORT_EVERY = 25  # steps
 
@@ -36,7 +39,7 @@ class Measures:
 
 @dataclass(frozen=True)
 class StageTrainer:
-    """One model on its way through the stages. Writes the policy to `output`, and finished stages to `work`."""
+    """Trains one model through all stages. Writes the policy to `output`, and finished stages to `work`."""
 
     output: Path
     work: Path
@@ -69,9 +72,9 @@ class StageTrainer:
         self.progress(f"{stage.name}: {copied:.0%} of unseen identifiers are copied exactly")
         if number == 0 and copied < LEAST_COPIED:
             self.progress(
-                f"warning: {stage.name} should leave {LEAST_COPIED:.0%} of unseen identifiers copied exactly: "
-                "a policy that cannot copy edits nothing. Raise shape.hidden, shape.layers or the steps of "
-                "this stage."
+                f"warning: {stage.name} should leave {LEAST_COPIED:.0%} of unseen identifiers copied "
+                "exactly: a policy that cannot copy edits nothing. Raise shape.hidden, shape.layers or the "
+                "steps of this stage."
             )
         tokens, seconds = int(state["tokens"]) - tokens_before, float(state.get("seconds", 0.0))
         figures = measure(saved, self.measures.texts, self.measures.chat)
@@ -110,7 +113,8 @@ class StageTrainer:
         logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         saved = copy.deepcopy(self.model)
         with torch.no_grad():
-            # The output layer follows this norm directly, so the gain scales the logits: an inverse temperature.
+            # Only the output layer follows this norm, so its gain scales the logits like an inverse
+            # temperature.
             saved.model.norm.weight.mul_(self.settings.sharpen)
         saved.to(torch.bfloat16).save_pretrained(self.output)
         self.tokenizer.save_pretrained(self.output)

@@ -1,6 +1,7 @@
-"""Training the policy's tokenizer: a byte-level BPE whose pieces end where the spans end that an edit copies.
+"""Trains the policy's tokenizer: a byte-level BPE whose tokens end where the texts end that an edit copies.
 
-Leaves the texts to `texts`. Invariant: the three control tokens come first, and no merge crosses a border of `WORDS`.
+Leaves its training texts to `texts`. Invariant: the three control tokens have the first ids, and no
+token crosses a border of `WORDS`.
 """
 
 from __future__ import annotations
@@ -10,10 +11,13 @@ from typing import Any
 
 BOS, EOS, PAD = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
 CHAT_TEMPLATE = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
+    "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-# Words, digits and marks apart, so that a span copied out of the middle of a line is made of the line's own tokens.
+# Words, single digits and marks are separate, so that a part of a line has the same tokens as inside the
+# line.
 WORDS = "|".join(
     [
         r"<tool: [a-z]+>\n",
@@ -43,7 +47,7 @@ WORDS = "|".join(
 
 
 def train_tokenizer(texts: Iterator[str], vocabulary: int) -> Any:
-    """A byte-level BPE whose merges never cross the borders of `WORDS`; the three control tokens come first."""
+    """A byte-level BPE of `vocabulary` tokens. Returns a transformers tokenizer."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 

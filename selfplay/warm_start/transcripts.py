@@ -15,6 +15,8 @@ from selfplay.teacher.mutations import Mutation
 from selfplay.teacher.phrases import edit_reply
 from selfplay.warm_start.documents import ACTION_WEIGHT, SHOWN_WEIGHT, Document
 
+# A drill's prompt begins with it. After an edit, a drill has more edits, which no episode should learn.
+DRILL = "drill"
 STATUS_TOKENS = 20  # roughly, of an observation's status line and message frame
 
 

@@ -1,4 +1,4 @@
-"""Mutations of one line, and a player that makes and mends them."""
+"""Mutations of one line, and a player that makes and undoes them."""
 
 import random
 import re
@@ -67,7 +67,7 @@ class Turn:
 
 
 def chat(*contents: str) -> str:
-    """User and assistant contents in turn as a ChatML prompt."""
+    """A ChatML prompt of user and assistant messages in turn."""
     roles = ("user", "assistant") * len(contents)
     said = "".join(
         f"<|im_start|>{role}\n{text}<|im_end|>\n" for role, text in zip(roles, contents, strict=False)
@@ -164,7 +164,7 @@ def test_the_injector_breaks_the_target_runs_the_tests_weakens_them_and_submits(
     assert parse_action(player(Turn("injector/g/0/3", chat(*said)))).names == SPEC_FILES
 
 
-def test_a_failing_statement_of_several_lines_is_taken_out_whole() -> None:
+def test_a_failing_statement_of_several_lines_is_removed_whole() -> None:
     player = teacher.TeacherPlayer([TREE])
     edit = player(Turn("injector/g/0/0", chat(injector_prompt())))
     run = f"<tool: bash>\n{break_command('tests/test_numbers.py')}\n</tool>"
@@ -198,7 +198,7 @@ SUSPECTS = (
 def play_solver(
     player: teacher.TeacherPlayer, task: str, text: str, tests: list[str], seed: int = 0
 ) -> list[Action]:
-    """Its calls, on a file of `text`. tests: what the test command prints, one after the other."""
+    """The solver's calls on a file of `text`. tests: the outputs of its test runs, in order."""
     said, actions, left = [task], list[Action](), list(tests)
     while not actions or actions[-1].tool != "submit":
         reply = player(Turn(f"solver/g/0/{len(actions)}", chat(*said), seed + len(actions)))
@@ -211,7 +211,7 @@ def play_solver(
 
 
 @pytest.mark.parametrize("suspects", ["", "\n" + SUSPECTS])
-def test_the_solver_looks_at_the_suspects_puts_back_what_differs_and_runs_the_tests(suspects: str) -> None:
+def test_the_solver_shows_the_suspects_restores_what_differs_and_runs_the_tests(suspects: str) -> None:
     text = buggy()
     actions = play_solver(
         teacher.TeacherPlayer([TREE], skill=1.0),
@@ -225,16 +225,16 @@ def test_the_solver_looks_at_the_suspects_puts_back_what_differs_and_runs_the_te
     assert tried.body == try_command("pkg/numbers.py")
 
 
-def test_suspects_are_looked_at_in_their_order() -> None:
+def test_suspects_are_shown_in_their_order() -> None:
     assert teacher.TeacherPlayer([TREE]).listings(f"{FAILURE}\n{SUSPECTS}") == [
         ("pkg/numbers.py", 9, 10),
         ("pkg/numbers.py", 1, 6),
     ]
 
 
-def test_a_refused_edit_is_taken_back_the_next_suspect_shown_and_no_edit_made_twice() -> None:
+def test_failing_tests_undo_an_edit_and_show_the_next_suspect_and_no_edit_is_made_twice() -> None:
     text, prompt = buggy(), f"solver\ntests/test_numbers.py\n{FAILURE}\n{SUSPECTS}"
-    mended = 0
+    repaired = 0
     for seed in range(20):
         player = teacher.TeacherPlayer([TREE], skill=1.0, guess_rate=0.6)
         actions = play_solver(player, prompt, text, ["2 failed", "2 failed", "2 failed", ""], seed)
@@ -242,23 +242,22 @@ def test_a_refused_edit_is_taken_back_the_next_suspect_shown_and_no_edit_made_tw
         assert len(set(edits)) == len(edits)
         bodies = [a.body for a in actions if a.tool == "bash"]
         tried = [body for body in bodies if "git checkout" in body]
-        if (
-            len(bodies) - len(tried) == 1 and tried
-        ):  # all but the first suspect are shown by what takes an edit back
+        # The command that undoes an edit shows the next suspect too, so only the first needs its own call.
+        if len(bodies) - len(tried) == 1 and tried:
             assert tried[0] == try_command("pkg/numbers.py", ("pkg/numbers.py", 1, 6))
         assert all(body == try_command("pkg/numbers.py") for body in tried[1:])
-        mended += len(edits) > 1 and apply_edit(text, edits[-1][1], edits[-1][2], edits[-1][0]) == SOURCE
-    assert mended
+        repaired += len(edits) > 1 and apply_edit(text, edits[-1][1], edits[-1][2], edits[-1][0]) == SOURCE
+    assert repaired
 
 
-def test_a_solver_is_led_to_what_it_will_be_shown() -> None:
+def test_a_task_leads_to_a_mutation_if_the_solver_shows_its_line() -> None:
     player, mutation = teacher.TeacherPlayer([TREE]), mutations()[0]
     task = f"tests/test_numbers.py:8: in test_other\n    assert other(1)\n{SUSPECTS}"
     assert player.leads_to(task, mutation)
     assert not player.leads_to(task.rpartition("\n")[0], mutation)
 
 
-def test_skill_is_the_share_of_episodes_that_are_tried_and_equal_turns_get_equal_replies() -> None:
+def test_skill_is_the_share_of_episodes_that_try_and_equal_turns_get_equal_replies() -> None:
     player = teacher.TeacherPlayer([TREE], skill=0.5)
     prompt = chat("solver\ntests/test_numbers.py:8: in test_clamp\n    assert twice(1) == 2")
     replies = [player(Turn(f"solver/g/{member}/0", prompt)) for member in range(60)]
@@ -282,9 +281,7 @@ def two():
 
 
 @pytest.mark.parametrize("span", [(1, 3), (6, 12), (7, 12), (1, 40)])
-def test_what_the_show_command_prints_is_known_without_running_it(
-    tmp_path: Path, span: tuple[int, int]
-) -> None:
+def test_shown_lines_are_what_the_show_command_prints(tmp_path: Path, span: tuple[int, int]) -> None:
     (tmp_path / "numbers.py").write_text(DOCUMENTED)
     printed = subprocess.run(
         ["bash", "-c", show_command("numbers.py", *span)],
@@ -299,7 +296,7 @@ def test_what_the_show_command_prints_is_known_without_running_it(
 @pytest.mark.parametrize(
     ("printed", "status", "kept"), [("1 failed, 3 passed", 1, False), ("4 passed in 0.1s", 0, True)]
 )
-def test_the_try_command_takes_back_an_edit_that_the_tests_refuse(
+def test_the_try_command_undoes_an_edit_if_tests_fail(
     tmp_path: Path, printed: str, status: int, kept: bool
 ) -> None:
     script = tmp_path / "test_script.sh"

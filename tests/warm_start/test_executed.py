@@ -1,4 +1,4 @@
-"""The teacher's episodes, played and judged in real sandboxes, kept, gone on with, and trained on."""
+"""The teacher's episodes: played and judged in real sandboxes, kept, continued, and trained on."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> ExecuteSettings:
     )
 
 
-def test_a_mutation_is_planned_once_and_none_of_a_held_out_function(settings: ExecuteSettings) -> None:
+def test_the_plan_has_each_mutation_once_and_no_held_out_function(settings: ExecuteSettings) -> None:
     machine = Machine(settings, lambda _: None)
     plan = plan_mutations(machine.environments, settings, 3, seed=0)
     assert plan == plan_mutations(machine.environments, settings, 3, seed=0)
@@ -40,7 +40,9 @@ def test_a_mutation_is_planned_once_and_none_of_a_held_out_function(settings: Ex
     assert not any(is_held_out(p.target.name) for p in plan)
 
 
-def test_a_second_collection_goes_on_where_the_first_ended(settings: ExecuteSettings, tmp_path: Path) -> None:
+def test_a_second_collection_continues_where_the_first_ended(
+    settings: ExecuteSettings, tmp_path: Path
+) -> None:
     tokenizer, folder, said = build_tiny_tokenizer(tmp_path / "tokenizer"), tmp_path / "executed", list[str]()
     first = collect(settings, folder, tokenizer, LONGEST, 0, said.append)
     assert len(first.injectors) >= 1
@@ -60,7 +62,7 @@ def test_a_second_collection_goes_on_where_the_first_ended(settings: ExecuteSett
     assert len({attempt.digest for attempt in second.attempts if attempt.injector}) == len(second.injectors)
 
 
-def test_the_last_stage_trains_on_what_was_played_and_the_card_tells_of_it(
+def test_the_last_stage_trains_on_played_episodes_and_the_card_lists_them(
     settings: ExecuteSettings, tmp_path: Path
 ) -> None:
     repository = settings.repositories[0]
