@@ -13,6 +13,7 @@ from selfplay.curriculum import schema
 from selfplay.curriculum.rows import AttemptRow, EnvironmentRow, VerdictRow
 from selfplay.curriculum.store import Store
 from selfplay.errors import StoreError
+from selfplay.verdicts.confirmation import Confirmation
 from store_rows import INJECT, a_bug, a_group, an_episode, with_bug
 
 
@@ -146,15 +147,21 @@ def test_a_verdict_is_kept_once_with_a_row_for_each_check(store):
     kept.close()
 
 
-def test_attempts_tell_failed_from_spoiled(store):
+def test_attempts_tell_failed_from_spoiled_and_keep_their_confirmation(store):
     with_bug(store)
     group = a_group("s", "solver", "bug")
     store.add_group(group)
+    confirmations = (Confirmation.CONFIRMED, Confirmation.NOT_CONFIRMED, Confirmation.NOT_NEEDED)
     for member, passed in enumerate((True, False, None)):
         store.record_episode(an_episode(group, member))
-        attempt = AttemptRow(f"s-m{member}", "bug", passed, "why", ("t",), None, (), "diff", 0.1)
+        confirmed = confirmations[member]
+        attempt = AttemptRow(f"s-m{member}", "bug", passed, "why", ("t",), confirmed, (), "diff", 0.1)
         assert store.record_attempt(attempt)
     assert [attempt.passed for attempt in store.attempts("bug", group_id="s")] == [True, False, None]
+    assert tuple(attempt.confirmed for attempt in store.attempts()) == confirmations
+    kept = sqlite3.connect(f"file:{store._path}?mode=ro", uri=True)
+    assert kept.execute("SELECT confirmed FROM attempts ORDER BY rowid").fetchall() == [(1,), (0,), (None,)]
+    kept.close()
     assert store.attempt("s-m1").failed_tests == ("t",)
     assert store.attempts("bug", group_id="elsewhere") == []
 

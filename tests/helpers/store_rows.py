@@ -7,6 +7,7 @@ from pathlib import Path
 from selfplay.agent.episode import Episode, FinishReason, Role, Turn
 from selfplay.curriculum.rows import AttemptRow, BugRow, EnvironmentRow, EpisodeRow, GroupRow, VerdictRow
 from selfplay.curriculum.store import Store
+from selfplay.verdicts.confirmation import Confirmation
 
 INJECT = "diff --git a/m.py b/m.py\n--- a/m.py\n+++ b/m.py\n@@ -1 +1 @@\n-x = 1\n+x = 2\n"
 WEAKEN = "diff --git a/test_m.py b/test_m.py\n--- a/test_m.py\n+++ b/test_m.py\n@@ -1 +1 @@\n-assert x == 1\n+pass\n"
@@ -114,7 +115,7 @@ def recorded_run(folder: Path) -> Path:
                     passed=passed,
                     reason=why,
                     failed_tests=() if passed else ("t",),
-                    confirmed=passed or None,
+                    confirmed=Confirmation.CONFIRMED if passed else Confirmation.NOT_NEEDED,
                     restored=(),
                     patch=INJECT,
                     duration_s=2.0,

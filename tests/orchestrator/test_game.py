@@ -15,6 +15,7 @@ from scripted_game import SOLVER_MOVES, HistoryPlayer, injector_moves, play
 from selfplay.agent.episode import Episode
 from selfplay.curriculum.store import Store
 from selfplay.sandbox import open_backend
+from selfplay.verdicts.confirmation import Confirmation
 
 pytestmark = [pytest.mark.sandbox, pytest.mark.slow]
 
@@ -88,7 +89,7 @@ def test_solvers_are_given_suspects_from_the_environments_calls(played):
 def test_a_pass_was_graded_twice(played):
     _, store = played
     _, rows = first(store, "solver")
-    assert store.attempt(rows[0].episode_id).confirmed is True
+    assert store.attempt(rows[0].episode_id).confirmed is Confirmation.CONFIRMED
 
 
 def test_a_failed_attempt_that_changed_code_becomes_a_bug_of_order_two(played):
