@@ -17,8 +17,11 @@ if TYPE_CHECKING:
 class Places(Protocol):
     """links: starts the trainer's ranks. on_gpus: True if any machine has GPUs."""
 
-    links: RankLinks
-    on_gpus: bool
+    @property
+    def links(self) -> RankLinks: ...
+
+    @property
+    def on_gpus(self) -> bool: ...
 
     def open_server(self, name: str, launch: Launch, is_cancelled: Callable[[], bool]) -> VllmServer:
         """Start a rollout server."""
