@@ -118,20 +118,39 @@ class ShapeSettings(Section):
     """Sizes of the model; see `copying.PolicyShape`."""
 
     vocabulary: int = Field(1024, ge=280)
+    """Tokens of the vocabulary."""
+
     hidden: int = Field(192, ge=16)
+    """Width of the residual stream."""
+
     layers: int = Field(4, ge=1)
+    """Layers."""
+
     heads: int = Field(3, ge=1)
+    """Attention heads of a layer."""
+
     head_dim: int = Field(64, ge=4)
+    """Dimensions of a head."""
+
     intermediate: int = Field(576, ge=16)
+    """Width of the MLP."""
 
 
 class StageSettings(Section):
     """Training on one mix of texts. It ends at `steps` or after `seconds`, whichever comes first."""
 
     name: str
+    """Name of the stage, for progress and figures."""
+
     steps: int = Field(ge=1)
+    """Steps at most."""
+
     seconds: float = Field(3600, gt=0)
+    """Training time at most, seconds."""
+
     learning_rate: float = Field(1e-3, gt=0)
+    """Highest learning rate; it falls by a cosine."""
+
     mix: dict[str, float]
     """Relative frequency of each kind of text, see KINDS."""
 
@@ -150,6 +169,8 @@ class ExecuteSettings(Section):
     """Solver episodes to keep."""
 
     repositories: tuple[str, ...] = REPOSITORIES
+    """Lines of a repository list that the teacher plays on."""
+
     max_lines: int = Field(22, ge=2)
     """Lines of the longest function that may be broken."""
 
@@ -157,6 +178,8 @@ class ExecuteSettings(Section):
     """The configuration that episodes are played with."""
 
     sandbox: str = "auto"
+    """Sandbox back end, as `sandbox.type` of a run."""
+
     script_timeout_s: float = Field(10, gt=0)
     """Time limit of a test run. Tests that hang demonstrate nothing."""
 
@@ -217,7 +240,11 @@ class WarmStartSettings(Section):
     """Sizes and budgets. The defaults are the recipe of the carried policy."""
 
     seed: int = 0
+    """Seed of texts, weights and batches."""
+
     corpus: tuple[str, ...] = CORPUS
+    """Source distributions that texts are made of, as `name==version`."""
+
     held_out: str = HELD_OUT
     """A package that no text is made of; the policy is measured on it."""
 
@@ -228,11 +255,17 @@ class WarmStartSettings(Section):
     """
 
     functions_per_package: int = Field(500, ge=1)
+    """Functions of one package at most, so that large ones do not dominate."""
+
     max_lines: int = Field(22, ge=2)
     """Lines of the longest function that fabricated texts break."""
 
     tokenizer_texts: int = Field(8000, ge=10)
+    """Texts that the tokenizer is trained on."""
+
     shape: ShapeSettings = ShapeSettings()
+    """Sizes of the model."""
+
     context_tokens: int = Field(3072, ge=256)
     """Context of the imitated episodes."""
 
@@ -249,7 +282,11 @@ class WarmStartSettings(Section):
     """Tokens of a row. Longer texts are left out."""
 
     compile: bool = True
+    """torch.compile for the model: slower start, faster steps."""
+
     stages: tuple[StageSettings, ...] = STAGES
+    """Stages of training, in order."""
+
     sharpen: float = Field(1.0, gt=0)
     """Factor of the saved logits. 1.6 keeps the format at temperature 1, but makes attempts alike."""
 
@@ -257,6 +294,7 @@ class WarmStartSettings(Section):
     """Held-out texts of each kind that each stage is measured on."""
 
     executed: ExecuteSettings = ExecuteSettings()
+    """Episodes that the teacher plays in sandboxes."""
 
     @property
     def draws_executed(self) -> bool:

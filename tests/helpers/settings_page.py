@@ -13,6 +13,8 @@ from pydantic.fields import FieldInfo
 from selfplay import parts
 from selfplay.config import RENAMED_SETTINGS, RENAMED_VALUES, Config
 from selfplay.settings.base import Section
+from selfplay.settings.learning import ShapeSettings
+from selfplay.settings.serving import NodeSettings
 
 HEAD = """\
 # Settings
@@ -42,8 +44,7 @@ def settings_page() -> str:
                 *_table(name, section.model_fields),
             ]
     lines += ["## Tables inside a section", ""]
-    for key, inner in (("policy.shape", "ShapeSettings"), ("cluster.nodes", "NodeSettings")):
-        section = next(one for one in Section.__subclasses__() if one.__name__ == inner)
+    for key, section in (("policy.shape", ShapeSettings), ("cluster.nodes", NodeSettings)):
         lines += [f"### {key}", "", _text(section.__doc__ or ""), "", *_table(key, section.model_fields)]
     lines += [
         "## Names until version 0.1",
@@ -79,6 +80,10 @@ def _default(info: FieldInfo) -> str:
         return f'`"{value}"`'
     if isinstance(value, bool):
         return f"`{str(value).lower()}`"
+    if isinstance(value, Section):
+        return "see below"
+    if isinstance(value, tuple) and (len(value) > 8 or any(isinstance(one, Section) for one in value)):
+        return f"{len(value)} entries"
     if isinstance(value, tuple):
         return f"`{list(value)}`".replace("'", '"')
     if isinstance(value, dict):
