@@ -556,6 +556,7 @@ def test_a_plan_is_data_too(plan):
     assert data["best"]["trainer_gpus"] == plan.best.trainer_gpus
     assert data["best"]["episodes_per_hour"] == plan.best.forecast.episodes_per_hour
     assert data["assumptions"] == ["one"]
+    assert list(data["episode"]) == ["turns", "tokens", "drawn", "sandbox_s", "judge_s", "context"]
     assert len(data["splits"]) == len(plan.splits)
 
 
