@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from selfplay.config import TrainerSettings
+from selfplay.settings.learning import TrainerSettings
 from selfplay.training.batch import Sample
 from selfplay.training.ranks.worker import RankWorker
 

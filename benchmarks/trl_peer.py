@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from selfplay.agent.chat import load_tokenizer, policy_path
-from selfplay.config import TrainerSettings
+from selfplay.settings.learning import TrainerSettings
 from selfplay.training.batch import Sample, with_gradient
 
 

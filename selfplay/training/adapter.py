@@ -1,7 +1,7 @@
-"""A low-rank adapter (LoRA) beside a frozen model: put in by peft, merged, written and read here. All that it trains are its factors.
+"""A low-rank adapter (LoRA) beside a frozen model. peft adds it; this module merges, writes and reads it.
 
-Leaves gathering, optimisers and their moments to the trainers. Invariant: weights go by the names of the model without an adapter, and B
-begins at zero, so that what is merged before the first step is the base exactly.
+The trainers gather its tensors and optimise them. Invariants: weights have the names of the model without an
+adapter; B starts at zero, so before the first step the merged weights are exactly the base.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from selfplay.config import TrainerSettings
 from selfplay.errors import ConfigError, RunError
+from selfplay.settings.learning import TrainerSettings
 from selfplay.training.base import check_adapter
 
-FOLDER = "adapter"  # in a checkpoint, as peft reads it
+FOLDER = "adapter"  # in a checkpoint; peft reads it
 
-_INNER = ".base_layer."  # what peft puts into the names of weights that have an adapter
-_NAME = "default"  # peft's own for an adapter that is the only one
-_PREFIX = "base_model.model."  # of every name in its files
+_INNER = ".base_layer."  # peft adds this to the names of weights that have an adapter
+_NAME = "default"  # peft's name for the only adapter
+_PREFIX = "base_model.model."  # of every name in peft's files
 _WEIGHTS = "adapter_model.safetensors"
-_DECIDING = ("lora_rank", "lora_alpha", "lora_layers")
+_IDENTITY = ("lora_rank", "lora_alpha", "lora_layers")  # settings that a checkpoint must share
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """factors: a weight's name -> the names of its A (rank, in) and B (out, rank) among the model's parameters, in the model's order."""
+    """factors: name of a weight -> names of its A (rank, in) and B (out, rank), in the model's order."""
 
     config: Any  # peft.LoraConfig
     scaling: float
@@ -38,46 +38,53 @@ class Adapter:
 
     @property
     def names(self) -> list[str]:
-        """Of all its parameters."""
+        """Names of all parameters of the adapter."""
         return [name for pair in self.factors.values() for name in pair]
 
     def merged(self, name: str, weight: Tensor, factors: Mapping[str, Tensor]) -> Tensor:
-        """weight + scaling B A, in fp32 (Hu et al., "LoRA", arXiv 2106.09685, section 4.1); a weight without factors as it is."""
+        """Return weight + scaling · B A in fp32. A weight without factors returns unchanged.
+
+        Source: Hu et al., "LoRA", arXiv 2106.09685, section 4.1.
+        """
         if name not in self.factors:
             return weight
-        first, second = (factors[factor] for factor in self.factors[name])  # A, B
+        first, second = (factors[factor] for factor in self.factors[name])  # A (rank, in), B (out, rank)
         with torch.no_grad():
             return torch.addmm(weight, second, first, alpha=self.scaling)
 
     def write(self, folder: Path, tensors: Mapping[str, Tensor]) -> None:
-        """`tensors`: all of `names`. A folder that `peft.PeftModel.from_pretrained` takes. Raises OSError when it cannot be written."""
+        """Write a folder for `peft.PeftModel.from_pretrained`. Raises OSError if it cannot be written.
+
+        tensors: all of `names`.
+        """
         from safetensors import SafetensorError
         from safetensors.torch import save_file
 
         folder.mkdir()
         self.config.save_pretrained(folder)
-        kept = {_kept_name(name): tensors[name].detach().cpu().contiguous() for name in self.names}
+        saved = {_saved_name(name): tensors[name].detach().cpu().contiguous() for name in self.names}
         try:
-            save_file(kept, folder / _WEIGHTS, {"format": "pt"})
-        except SafetensorError as error:  # its way of reporting a full disk
+            save_file(saved, folder / _WEIGHTS, {"format": "pt"})
+        except SafetensorError as error:  # for example a full disk
             raise OSError(str(error)) from error
 
     def read(self, folder: Path, names: Sequence[str]) -> dict[str, Tensor]:
-        """Some of what `write` wrote. Raises OSError or KeyError when it is not there."""
+        """Read some of the tensors that `write` wrote. Raises OSError or KeyError if they are missing."""
         from safetensors import SafetensorError, safe_open
 
         try:
             with safe_open(folder / _WEIGHTS, "pt") as file:
-                return {name: file.get_tensor(_kept_name(name)) for name in names}
+                return {name: file.get_tensor(_saved_name(name)) for name in names}
         except SafetensorError as error:
             raise KeyError(str(error)) from error
 
 
 def add_adapter(model: Any, settings: TrainerSettings, seed: int) -> Adapter | None:
-    """Put one into `model`, in place, and freeze the rest; None where `settings` want none.
+    """Add an adapter to `model` in place and freeze the rest. Returns None if `settings` ask for none.
 
-    Drawn on the CPU in the model's order, so that a seed gives the same on every trainer, device and number of ranks. Raises
-    PrerequisiteError without peft, ConfigError for layers that the model does not have.
+    A is initialised on the CPU in the model's order, so a seed gives the same adapter on every trainer,
+    device and number of ranks. Raises PrerequisiteError without peft, ConfigError for layers that the model
+    lacks.
     """
     if not settings.lora_rank:
         return None
@@ -93,11 +100,13 @@ def add_adapter(model: Any, settings: TrainerSettings, seed: int) -> Adapter | N
     layers = sorted(settings.lora_layers or found)
     if missing := [name for name in layers if name not in found]:
         raise ConfigError(
-            f"trainer.lora_layers: the model has no linear layer {missing[0]!r}. It has {sorted(found)}; [] takes all."
+            f"trainer.lora_layers: the model has no linear layer {missing[0]!r}. "
+            f"It has {sorted(found)}; [] takes all."
         )
     if not layers:
         raise ConfigError(
-            f"trainer.lora_rank = {settings.lora_rank}: the model has no linear layer beside its head. Set it to 0."
+            f"trainer.lora_rank = {settings.lora_rank}: the model has no linear layer besides its head. "
+            "Set it to 0."
         )
     config = LoraConfig(
         r=settings.lora_rank, lora_alpha=settings.lora_alpha, target_modules=layers, task_type="CAUSAL_LM"
@@ -111,7 +120,7 @@ def add_adapter(model: Any, settings: TrainerSettings, seed: int) -> Adapter | N
 
 
 def outer_name(name: str) -> str:
-    """Of a weight, as the model without an adapter calls it; factors keep theirs."""
+    """Return a weight's name in the model without an adapter. Names of factors do not change."""
     return name.replace(_INNER, ".")
 
 
@@ -119,33 +128,39 @@ def _factor_name(inner: str, factor: str) -> str:
     return f"{inner.removesuffix(f'{_INNER}weight')}.lora_{factor}.{_NAME}.weight"
 
 
-def _kept_name(factor: str) -> str:
+def _saved_name(factor: str) -> str:
     return _PREFIX + factor.replace(f".{_NAME}.", ".")
 
 
 def adapter_state(settings: TrainerSettings) -> dict[str, Any]:
-    """What a checkpoint says of the adapter that it belongs to; nothing without one."""
-    return (
-        {key: json.loads(settings.model_dump_json())[key] for key in _DECIDING} if settings.lora_rank else {}
-    )
+    """Return what a checkpoint records of its adapter: nothing without one."""
+    if not settings.lora_rank:
+        return {}
+    values = json.loads(settings.model_dump_json())
+    return {key: values[key] for key in _IDENTITY}
 
 
 def check_same_adapter(folder: Path, state: Mapping[str, Any], settings: TrainerSettings) -> None:
-    """Raises RunError when the checkpoint whose `adapter_state` is in `state` was made with another adapter, or with none."""
+    """Raises RunError if a checkpoint has another adapter, or none. state: contains its `adapter_state`."""
     now = adapter_state(settings)
-    for key in _DECIDING:
-        kept, wanted = state.get(key, 0), now.get(key, 0)
-        if kept != wanted:
+    for key in _IDENTITY:
+        saved, wanted = state.get(key, 0), now.get(key, 0)
+        if saved != wanted:
             raise RunError(
-                f"the checkpoint {folder} was made with trainer.{key} = {kept}, and this trainer has trainer.{key} = {wanted}. "
-                f"Set trainer.{key} = {kept}, or start a new run whose policy.model is that folder."
+                f"the checkpoint {folder} was made with trainer.{key} = {saved}, "
+                f"and this trainer has trainer.{key} = {wanted}. "
+                f"Set trainer.{key} = {saved}, or start a new run whose policy.model is that folder."
             )
 
 
-def check_same_base(folder: Path, name: str, kept: Tensor, now: Tensor) -> None:
-    """Raises RunError when a checkpoint's merged weight is not this model's base with the checkpoint's adapter (up to rounding)."""
-    if kept.shape != now.shape or not torch.allclose(kept, now, rtol=1e-4, atol=1e-5):
+def check_same_base(folder: Path, name: str, saved: Tensor, merged: Tensor) -> None:
+    """Raises RunError if a checkpoint was made over another base model.
+
+    saved: the checkpoint's merged weight. merged: this model's base with the checkpoint's adapter. Both have
+    the same shape. They may differ by rounding.
+    """
+    if saved.shape != merged.shape or not torch.allclose(saved, merged, rtol=1e-4, atol=1e-5):
         raise RunError(
-            f"the checkpoint {folder} was made over another model: its {name} is not this model's with the checkpoint's adapter. "
-            "Open the trainer on the model that the run began with."
+            f"the checkpoint {folder} was made over another model: its {name} is not this model's with the "
+            "checkpoint's adapter. Open the trainer on the model that the run started with."
         )

@@ -1,6 +1,7 @@
-"""The trainer contract: an update's samples in, new weights out. Knows no model, process or optimiser.
+"""The trainer contract: an update's samples in, new weights out. It knows no model, process or optimiser.
 
-Invariant: on equal samples every trainer reaches equal weights, within its stated tolerance, however it cuts them up.
+Invariant: on equal samples every trainer reaches equal weights, within its stated tolerance, whatever
+micro-batches it forms.
 """
 
 from __future__ import annotations
@@ -10,8 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from selfplay.config import TrainerSettings
 from selfplay.errors import PrerequisiteError
+from selfplay.settings.learning import TrainerSettings
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,47 +22,60 @@ if TYPE_CHECKING:
 
 
 class Trainer(Protocol):
-    """Learns from one update after another. One call at a time; what it raises besides the errors named is a bug of its own."""
+    """Learns from one update after another.
+
+    Call one method at a time. Only the errors named below are expected.
+    """
 
     @property
     def weight_version(self) -> int:
-        """The number of updates that these weights have seen."""
+        """Number of updates that these weights have had."""
         ...
 
     def step(self, samples: Sequence[Sample]) -> dict[str, float]:
-        """One optimiser step over all samples, normalised per role over the whole update. Returns metrics, `<role>/loss` and the like.
+        """Make one optimiser step over all samples, normalised per role over the whole update.
 
-        Samples without any gradient change no weight and still count as an update. Raises ValueError for a sample longer than the
-        context, RunError for a gradient that is not finite (the weights stay), TrainerError when a process of its own is gone.
+        Returns metrics, such as `<role>/loss`. Samples without a gradient change no weight and still count as
+        an update. Raises ValueError for a sample longer than the context, RunError for a gradient that is not
+        finite (the weights do not change), TrainerError if a process of the trainer is gone.
         """
         ...
 
     def export_weights(self) -> dict[str, Tensor]:
-        """Name -> a copy of the fp32 weight on the CPU, tied weights once, an adapter merged, as `Engine.load_weights` takes them."""
+        """Return name -> fp32 weight as a copy on the CPU, for `Engine.load_weights`.
+
+        Tied weights appear once; an adapter is merged.
+        """
         ...
 
     def send_weights(self, receivers: Receivers) -> SendReport:
-        """The weights into rollout servers by vLLM's own transfer, from the processes that hold them and past the caller's."""
+        """Send the weights to rollout servers by vLLM's own transfer, from the processes that hold them."""
         ...
 
     def save(self, folder: Path) -> None:
-        """Write a folder that transformers loads and `load` continues from, whole or not at all.
+        """Write a folder that transformers loads and `load` continues from: completely or not at all.
 
-        Raises RunError when `folder` exists, OSError when it cannot be written.
+        Raises RunError if `folder` exists, OSError if it cannot be written.
         """
         ...
 
     def load(self, folder: Path) -> None:
-        """Continue from what `save` wrote as if never stopped. Raises RunError when the folder is not such a checkpoint."""
+        """Continue from what `save` wrote, as if never stopped.
+
+        Raises RunError if the folder is no such checkpoint.
+        """
         ...
 
     def close(self) -> None:
-        """Let go of processes and memory. May be called twice; nothing else may be called after it."""
+        """Free processes and memory. May be called twice. Call nothing else afterwards."""
         ...
 
 
 class ExportedWeights(Mapping[str, "Tensor"]):
-    """`trainer.export_weights()`, made when it is first looked at: an engine that takes weights another way never gathers them here."""
+    """`trainer.export_weights()`, called at the first access.
+
+    So an engine that takes weights another way never gathers them here.
+    """
 
     def __init__(self, trainer: Trainer) -> None:
         self._trainer = trainer
@@ -83,7 +97,10 @@ class ExportedWeights(Mapping[str, "Tensor"]):
 
 
 def check_trainer(settings: TrainerSettings) -> None:
-    """Raises PrerequisiteError, with the remedy, when this machine lacks what `settings.type` needs. Loads nothing heavy."""
+    """Raises PrerequisiteError, with the remedy, if this machine lacks what `settings.type` needs.
+
+    Loads nothing heavy.
+    """
     if settings.type == "deepspeed" and importlib.util.find_spec("deepspeed") is None:
         raise PrerequisiteError(
             "trainer.type = 'deepspeed' needs DeepSpeed, which is not installed here. Install it with: "
@@ -93,9 +110,12 @@ def check_trainer(settings: TrainerSettings) -> None:
 
 
 def check_adapter(settings: TrainerSettings) -> None:
-    """Raises PrerequisiteError, with the remedy, when `settings` want an adapter and peft is not here. Loads nothing heavy."""
+    """Raises PrerequisiteError, with the remedy, if an adapter needs peft and it is missing.
+
+    Loads nothing heavy.
+    """
     if settings.lora_rank and importlib.util.find_spec("peft") is None:
         raise PrerequisiteError(
-            f"trainer.lora_rank = {settings.lora_rank} needs peft, which is not installed here. Install it with: "
-            "pip install 'selfplay[lora]', or set trainer.lora_rank = 0."
+            f"trainer.lora_rank = {settings.lora_rank} needs peft, which is not installed here. "
+            "Install it with: pip install 'selfplay[lora]', or set trainer.lora_rank = 0."
         )

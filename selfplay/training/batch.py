@@ -1,6 +1,7 @@
-"""Episodes as trainable samples, and their way into right-padded micro-batches: a row each, or several to a row. Pure; no model.
+"""Episodes as training samples, and right-padded micro-batches of one sample a row, or of packed rows. Pure.
 
-Invariant: every sample is in exactly one micro-batch, and a micro-batch exceeds the token budget only if a single sample does.
+Invariants: every sample with a gradient is in exactly one micro-batch; a micro-batch exceeds the token budget
+only if a single sample does.
 """
 
 from __future__ import annotations
@@ -15,10 +16,13 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Sample:
-    """One episode to learn from. token_ids, loss_mask, logprobs: (tokens,); logprobs count only where the mask is 1.
+    """One episode to learn from.
 
-    advantage: one for all of its tokens, or (tokens,).
-    weight multiplies its loss; an episode of weight 0 still counts in its role's B (masked, not dropped).
+    token_ids: (tokens,).
+    loss_mask: (tokens,), 1 for action tokens.
+    logprobs: (tokens,), of the rollout. Read only where the mask is 1.
+    advantage: one number for all tokens, or (tokens,).
+    weight: factor of the loss. An episode of weight 0 still counts in its role's number of episodes.
     """
 
     token_ids: Sequence[int]
@@ -34,7 +38,7 @@ class Sample:
         if not isinstance(self.advantage, float | int) and len(self.advantage) != len(self.token_ids):
             raise ValueError(f"a sample of {len(self.token_ids)} tokens has {len(self.advantage)} advantages")
         if self.loss_mask and self.loss_mask[0]:
-            raise ValueError("a sample's first token cannot be an action: nothing predicts it")
+            raise ValueError("a sample's first token cannot be an action: no token predicts it")
 
     @property
     def action_tokens(self) -> int:
@@ -52,18 +56,17 @@ class Sample:
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """rows: which samples of the update stand in each row, one after another. The action tokens follow, row by row."""
+    """One forward pass. `actions` is the number of action tokens, which are in order of rows.
+
+    rows: indices of the update's samples in each row, one after another.
+    """
 
     rows: tuple[tuple[int, ...], ...]
-    token_ids: Tensor  # (rows, seq) int64, padded on the right with 0, which causal attention never lets an action see
-    positions: (
-        Tensor | None
-    )  # (rows, seq) int64 counted from each sample's start; None where every row is one sample
+    token_ids: Tensor  # (rows, seq) int64; padded on the right with 0, which no action attends to
+    position_ids: Tensor | None  # (rows, seq) int64, from 0 in each sample; None if each row is one sample
     action_rows: Tensor  # (actions,) row of each action token
-    action_places: (
-        Tensor  # (actions,) index of the action token in its row; its prediction stands one place before
-    )
-    action_samples: Tensor  # (actions,) whose it is: index in the update
+    action_positions: Tensor  # (actions,) index of the token in its row; the index before predicts it
+    action_samples: Tensor  # (actions,) index of its sample in the update
     rollout_logprobs: Tensor  # (actions,) float32
     advantages: Tensor  # (actions,) float32
 
@@ -73,7 +76,10 @@ class MicroBatch:
 
 
 def plan_micro_batches(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
-    """Indices in groups whose count · longest stays within the budget, longest first (what does not fit in memory fails at once)."""
+    """Group indices so that count · longest length stays within the budget.
+
+    The longest come first, so that a batch that does not fit in memory fails at once.
+    """
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
     plan: list[list[int]] = []
     for index in order:
@@ -85,10 +91,10 @@ def plan_micro_batches(lengths: Sequence[int], token_budget: int) -> list[list[i
 
 
 def plan_rank_batches(lengths: Sequence[int], token_budget: int, ranks: int) -> list[list[list[int]]]:
-    """For each rank its micro-batches of indices, equally many on every rank: one that gets none has an empty list there.
+    """Return each rank's micro-batches as lists of indices. Every rank gets equally many; some may be empty.
 
-    Micro-batches are cut in two while some rank would have none, and those that run at the same time are of similar size, since
-    ranks wait for the slowest of each.
+    Micro-batches are cut in two while a rank would have an empty one. Those that run at the same time have
+    similar sizes, since ranks wait for the slowest one.
     """
     plan = plan_micro_batches(lengths, token_budget)
     steps = -(-len(plan) // ranks)
@@ -99,32 +105,37 @@ def plan_rank_batches(lengths: Sequence[int], token_budget: int, ranks: int) -> 
     while len(plan) < steps * ranks and any(len(group) > 1 for group in plan):
         largest = max((group for group in plan if len(group) > 1), key=padded)
         half = len(largest) // 2
-        at = plan.index(largest)
-        plan[at : at + 1] = [largest[:half], largest[half:]]
+        index = plan.index(largest)
+        plan[index : index + 1] = [largest[:half], largest[half:]]
     plan.sort(key=padded, reverse=True)
     shares: list[list[list[int]]] = [[] for _ in range(ranks)]
     for step in range(steps):
         groups = plan[step * ranks : (step + 1) * ranks]
         groups += [[]] * (ranks - len(groups))
-        for rank, group in enumerate(
-            groups if step % 2 == 0 else reversed(groups)
-        ):  # back and forth, so that sums stay close
+        # The order alternates, so that the ranks' sums stay close.
+        for rank, group in enumerate(groups if step % 2 == 0 else reversed(groups)):
             shares[rank].append(group)
     return shares
 
 
-def trim(sample: Sample) -> int:
-    """How many tokens of a sample are worth computing: up to its last action, what follows has no loss."""
-    return max((place + 1 for place, is_action in enumerate(sample.loss_mask) if is_action), default=0)
+def used_tokens(sample: Sample) -> int:
+    """Return the length up to the last action token.
+
+    The tokens after it have no loss and are not computed.
+    """
+    return max((index + 1 for index, is_action in enumerate(sample.loss_mask) if is_action), default=0)
 
 
 def with_gradient(samples: Sequence[Sample]) -> list[int]:
-    """Indices of the samples that carry a gradient: some action token whose advantage is not 0, and a weight that is not."""
+    """Return the indices of samples with a weight and with an action token whose advantage is not 0."""
     return [i for i, s in enumerate(samples) if s.weight and any(map(mul, s.advantages, s.loss_mask))]
 
 
 def pack_rows(lengths: Sequence[int], row_tokens: int) -> list[list[int]]:
-    """Indices in rows of at most `row_tokens` (a longer one alone), longest first into the fullest row that still takes it."""
+    """Pack indices into rows of at most `row_tokens`. A longer sample gets a row of its own.
+
+    Best fit, longest first: each goes into the fullest row that has room for it.
+    """
     rows: list[list[int]] = []
     free: list[int] = []
     for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
@@ -142,26 +153,25 @@ def pack_rows(lengths: Sequence[int], row_tokens: int) -> list[list[int]]:
 def _rows(
     samples: Sequence[Sample], packing: bool, all_actions: bool = False
 ) -> tuple[list[list[int]], list[int]]:
-    """The rows of an update, as indices of samples, and their lengths. Samples without a gradient are left out."""
-    kept = (
+    """Return the rows of an update, as indices of samples, and their lengths in tokens."""
+    chosen = (
         [i for i, s in enumerate(samples) if s.weight and s.action_tokens]
         if all_actions
         else with_gradient(samples)
     )
-    lengths = [trim(samples[i]) for i in kept]
-    rows = (
-        pack_rows(lengths, max(lengths, default=0)) if packing else [[number] for number in range(len(kept))]
-    )
-    return [[kept[number] for number in row] for row in rows], [
-        sum(lengths[number] for number in row) for row in rows
-    ]
+    lengths = [used_tokens(samples[i]) for i in chosen]
+    rows = pack_rows(lengths, max(lengths, default=0)) if packing else [[i] for i in range(len(chosen))]
+    return [[chosen[i] for i in row] for row in rows], [sum(lengths[i] for i in row) for row in rows]
 
 
 def make_micro_batches(
     samples: Sequence[Sample], token_budget: int, packing: bool = False, all_actions: bool = False
 ) -> list[MicroBatch]:
-    """Samples without a gradient are left out, unless `all_actions` have a loss whatever their advantages are. With `packing`, rows as
-    long as the longest sample hold as many as fit."""
+    """Return the micro-batches of an update on one process.
+
+    token_budget: upper bound of rows · length. packing: a row, as long as the longest sample, takes as many
+    samples as fit. all_actions: also take samples without a gradient, as a KL penalty needs.
+    """
     rows, lengths = _rows(samples, packing, all_actions)
     return [
         _collate(samples, [rows[i] for i in group]) for group in plan_micro_batches(lengths, token_budget)
@@ -171,7 +181,10 @@ def make_micro_batches(
 def make_rank_batches(
     samples: Sequence[Sample], token_budget: int, ranks: int, packing: bool = False, all_actions: bool = False
 ) -> list[list[MicroBatch | None]]:
-    """The same for each rank, equally many: None where a rank has nothing of its own to do and yet must keep step."""
+    """Return the micro-batches of each rank, equally many on all. None: the rank runs a dummy batch.
+
+    Arguments as in `make_micro_batches`.
+    """
     rows, lengths = _rows(samples, packing, all_actions)
     return [
         [_collate(samples, [rows[i] for i in group]) if group else None for group in share]
@@ -180,37 +193,36 @@ def make_rank_batches(
 
 
 def _collate(samples: Sequence[Sample], rows: Sequence[Sequence[int]]) -> MicroBatch:
-    longest = max(sum(trim(samples[i]) for i in row) for row in rows)
-    token_ids = torch.zeros(len(rows), longest, dtype=torch.int64)
-    positions = torch.zeros(len(rows), longest, dtype=torch.int64)
+    longest = max(sum(used_tokens(samples[i]) for i in row) for row in rows)
+    token_ids = torch.zeros(len(rows), longest, dtype=torch.int64)  # (rows, seq)
+    position_ids = torch.zeros(len(rows), longest, dtype=torch.int64)  # (rows, seq)
     action_rows: list[int] = []
-    places: list[int] = []
-    owners: list[int] = []
+    action_positions: list[int] = []
+    action_samples: list[int] = []
     logprobs: list[float] = []
     advantages: list[float] = []
     for number, row in enumerate(rows):
         start = 0
         for index in row:
-            sample, length = samples[index], trim(samples[index])
+            sample, length = samples[index], used_tokens(samples[index])
             own = sample.advantages
-            token_ids[number, start : start + length] = torch.as_tensor(
-                sample.token_ids[:length], dtype=torch.int64
-            )
-            positions[number, start : start + length] = torch.arange(length)
-            actions = [place for place in range(length) if sample.loss_mask[place]]
+            new_ids = torch.as_tensor(sample.token_ids[:length], dtype=torch.int64)
+            token_ids[number, start : start + length] = new_ids
+            position_ids[number, start : start + length] = torch.arange(length)
+            actions = [i for i in range(length) if sample.loss_mask[i]]
             action_rows += [number] * len(actions)
-            places += [start + place for place in actions]
-            owners += [index] * len(actions)
-            logprobs += [sample.logprobs[place] for place in actions]
-            advantages += [own[place] for place in actions]
+            action_positions += [start + i for i in actions]
+            action_samples += [index] * len(actions)
+            logprobs += [sample.logprobs[i] for i in actions]
+            advantages += [own[i] for i in actions]
             start += length
     return MicroBatch(
         tuple(tuple(row) for row in rows),
         token_ids,
-        positions if any(len(row) > 1 for row in rows) else None,
+        position_ids if any(len(row) > 1 for row in rows) else None,
         torch.tensor(action_rows),
-        torch.tensor(places),
-        torch.tensor(owners),
+        torch.tensor(action_positions),
+        torch.tensor(action_samples),
         torch.tensor(logprobs, dtype=torch.float32),
         torch.tensor(advantages, dtype=torch.float32),
     )

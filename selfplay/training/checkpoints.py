@@ -1,6 +1,6 @@
-"""Checkpoint folders, written whole or not at all, with what travels along beside the weights. Knows no trainer's own state.
+"""Checkpoint folders, written completely or not at all, with the companion files beside the weights.
 
-Invariant: a folder with its final name is complete and on the disk.
+It knows no trainer's own state. Invariant: a folder with its final name is complete and on the disk.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ _STATE_OF_A_TRAINER = ("trainer.json",)
 
 
 @contextmanager
-def written_whole(folder: Path) -> Iterator[Path]:
-    """A temporary folder to fill, synced and renamed to `folder` at the end of the block, removed when it fails.
+def atomic_folder(folder: Path) -> Iterator[Path]:
+    """Yield a temporary folder to fill. At the end of the block it is synced and renamed to `folder`.
 
-    Raises RunError when `folder` exists, OSError when it cannot be written; a TrainerError passes as it is.
+    If the block fails, the temporary folder is removed. Raises RunError if `folder` exists, OSError if it
+    cannot be written. A TrainerError passes unchanged.
     """
     if folder.exists():
         raise RunError(f"the checkpoint {folder} exists already; checkpoints are written once.")
@@ -33,7 +34,7 @@ def written_whole(folder: Path) -> Iterator[Path]:
         yield partial
         for path in [*partial.rglob("*"), partial]:
             sync(path)
-    except Exception as error:  # safetensors and torch report a full disk in ways of their own
+    except Exception as error:  # safetensors and torch have their own exceptions for a full disk
         shutil.rmtree(partial, ignore_errors=True)
         if isinstance(error, TrainerError):
             raise
@@ -43,9 +44,10 @@ def written_whole(folder: Path) -> Iterator[Path]:
 
 
 def read_companions(source: Path) -> dict[str, bytes]:
-    """The tokenizer, its template and the model card, by name, which travel along with the weights.
+    """Read the tokenizer, its chat template and the model card. Returns file name -> content.
 
-    Read once, when a trainer opens: a folder that is moved or unmounted while it trains must not cost the checkpoints their tokenizer.
+    A trainer reads them once, when it opens: otherwise checkpoints would lose their tokenizer if the folder
+    were moved or unmounted during training.
     """
     if not source.is_dir():
         return {}
@@ -60,7 +62,7 @@ def read_companions(source: Path) -> dict[str, bytes]:
 
 
 def write_companions(companions: Mapping[str, bytes], folder: Path) -> None:
-    """Beside the weights; what the model wrote itself stays."""
+    """Write companion files into a checkpoint. Existing files do not change."""
     for name, content in companions.items():
         if not (folder / name).exists():
             (folder / name).write_bytes(content)
@@ -75,7 +77,10 @@ def sync(path: Path) -> None:
 
 
 def weights_digest(folder: Path) -> str:
-    """Of all weight files of a folder, so that state and weights of different updates are told apart."""
+    """Return the SHA-256 of all weight files of a folder.
+
+    It detects state and weights of different updates.
+    """
     digest = hashlib.sha256()
     for path in [*sorted(folder.glob("*.safetensors")), *sorted(folder.glob("adapter/*.safetensors"))]:
         digest.update(path.name.encode())

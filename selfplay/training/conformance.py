@@ -1,7 +1,8 @@
-"""What every trainer must do, as checks that an implementation passes: run by the tests on each.
+"""Checks that every trainer must pass. The tests run them on each implementation.
 
-A check is given a function that opens a trainer (one at a time: the next may take over its processes), a model folder, and an empty
-folder; it raises AssertionError with what it saw. Invariant: the checks rely on the contract in base.py alone.
+A check gets a function that opens a trainer, a model folder and an empty folder. It opens one trainer at a
+time, since the next one may reuse its processes. It raises AssertionError with what it saw. Invariant: checks
+rely on the contract in base.py alone.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from selfplay.config import TrainerSettings
 from selfplay.errors import RunError
+from selfplay.settings.learning import TrainerSettings
 from selfplay.training.base import Trainer
 from selfplay.training.batch import Sample
 
@@ -31,7 +32,10 @@ CONTEXT_TOKENS = 128
 
 
 def made_samples(seed: int, vocabulary: int = 50, count: int = 6) -> list[Sample]:
-    """Both roles, both signs, an advantage an episode or a token, 10 to 110 tokens in no order, ratios beyond the clipping bounds."""
+    """Return samples of both roles and signs, of 10 to 110 tokens, with ratios beyond the clipping bounds.
+
+    Some have one advantage for the episode, some one for each token.
+    """
     rng = random.Random(seed)
     samples = []
     for number in range(count):
@@ -40,7 +44,7 @@ def made_samples(seed: int, vocabulary: int = 50, count: int = 6) -> list[Sample
         logprobs = [-rng.uniform(2.0, 5.0) for _ in range(length)]
         ids = [rng.randrange(vocabulary) for _ in range(length)]
         advantage = rng.choice((-1.5, -0.5, 0.5, 2.0))
-        advantages = [advantage + place % 3 for place in range(length)] if number % 3 == 2 else advantage
+        advantages = [advantage + index % 3 for index in range(length)] if number % 3 == 2 else advantage
         samples.append(Sample(ids, mask, logprobs, advantages, "injector" if number < 2 else "solver"))
     return samples
 
@@ -55,7 +59,7 @@ def opened(open_trainer: Opener, model: Path, settings: TrainerSettings = SETTIN
 
 
 def largest_difference(first: dict[str, Tensor], second: dict[str, Tensor]) -> float:
-    """Over all weights; the names must agree."""
+    """Return the largest difference of any two weights. The names must agree."""
     assert first.keys() == second.keys(), f"names differ: {sorted(first.keys() ^ second.keys())}"
     return max(float((first[name] - second[name]).abs().max()) for name in first)
 
@@ -69,7 +73,7 @@ def makes_rewarded_tokens_likelier(open_trainer: Opener, model: Path, folder: Pa
         assert trainer.weight_version == 4
 
 
-def tells_metrics_per_role(open_trainer: Opener, model: Path, folder: Path) -> None:
+def reports_metrics_per_role(open_trainer: Opener, model: Path, folder: Path) -> None:
     samples = made_samples(0)
     with opened(open_trainer, model) as trainer:
         metrics = trainer.step(samples)
@@ -144,7 +148,7 @@ def continues_as_if_never_stopped(open_trainer: Opener, model: Path, folder: Pat
 
 
 def writes_a_model_folder(open_trainer: Opener, model: Path, folder: Path) -> None:
-    """That transformers loads with the very weights that are exported, and with what stood beside the model."""
+    """transformers loads it with exactly the exported weights, and the companion files are there."""
     from selfplay.engines.models import load_causal_model
 
     (model / "tokenizer.json").write_text("{}")
@@ -163,8 +167,8 @@ def writes_a_model_folder(open_trainer: Opener, model: Path, folder: Path) -> No
         assert largest_difference(exported, trainer.export_weights()) == 0
 
 
-def keeps_what_stood_beside_the_model(open_trainer: Opener, model: Path, folder: Path) -> None:
-    """Also after going on from a checkpoint that is removed since: a run keeps but the last few."""
+def keeps_companion_files(open_trainer: Opener, model: Path, folder: Path) -> None:
+    """Also after a checkpoint was loaded and then removed: a run keeps only the last few."""
     (model / "tokenizer.json").write_text("{}")
     with opened(open_trainer, model) as trainer:
         trainer.save(folder / "first")
@@ -188,7 +192,7 @@ def saves_before_the_first_update(open_trainer: Opener, model: Path, folder: Pat
 
 
 def goes_back_to_a_checkpoint(open_trainer: Opener, model: Path, folder: Path) -> None:
-    """A trainer that has learned on takes everything from the checkpoint, its moments and count of steps too."""
+    """A trainer that has continued takes everything from the checkpoint, also moments and number of steps."""
     with opened(open_trainer, model) as trainer:
         trainer.step(made_samples(0))
         trainer.save(folder / "checkpoint")
@@ -260,14 +264,14 @@ def raises(kind: type[Exception], words: str, act: Callable[[], object]) -> None
 
 ALL_CHECKS: tuple[Check, ...] = (
     makes_rewarded_tokens_likelier,
-    tells_metrics_per_role,
+    reports_metrics_per_role,
     changes_nothing_without_a_gradient,
     learns_the_same_however_an_update_is_cut,
     does_not_let_one_role_dilute_the_other,
     learns_from_a_single_sample,
     continues_as_if_never_stopped,
     writes_a_model_folder,
-    keeps_what_stood_beside_the_model,
+    keeps_companion_files,
     saves_before_the_first_update,
     goes_back_to_a_checkpoint,
     writes_a_checkpoint_once,

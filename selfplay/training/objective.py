@@ -1,46 +1,48 @@
-"""What one update optimises: each token's weight, the weighed losses of a micro-batch, and the sums that metrics are made of.
+"""The objective of one update: token weights, the weighted losses of a micro-batch, and sums for metrics.
 
-Shared by all trainers; leaves optimisers, precision and processes to them. Invariant: weights are fixed over the whole update and losses
-are sums, so that cutting it into micro-batches, or over ranks, changes nothing.
+All trainers share it. Optimisers, precision and processes are theirs. Invariant: weights are fixed over the
+whole update and losses are sums, so micro-batches and ranks change nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from selfplay.algorithm.loss import Clipping, aggregation_weights, divergence, policy_loss
-from selfplay.config import TrainerSettings
+from selfplay.algorithm.loss import Clipping, aggregation_weights, kl_divergence, policy_loss
+from selfplay.settings.learning import TrainerSettings
 from selfplay.training.batch import MicroBatch, Sample
 
 
 @dataclass(frozen=True)
-class WeighedBatch:
-    """A micro-batch with all that its loss needs. The second dimension of `token_ids` is the longest row's."""
+class WeightedBatch:
+    """A micro-batch with everything that its loss needs. See `MicroBatch` for the fields that both have."""
 
     token_ids: Tensor  # (rows, seq) int64
-    positions: Tensor | None  # (rows, seq) int64 where rows hold several samples
+    position_ids: Tensor | None  # (rows, seq) int64; None if each row is one sample
     action_rows: Tensor  # (actions,)
-    action_places: Tensor  # (actions,)
+    action_positions: Tensor  # (actions,)
     rollout_logprobs: Tensor  # (actions,) float32
     advantages: Tensor  # (actions,) float32
     weights: Tensor  # (actions,) float32, normalised over the whole update
-    role_numbers: Tensor  # (actions,) which of `roles`
+    role_numbers: Tensor  # (actions,) index into `roles`
     roles: tuple[str, ...]
 
-    def to(self, device: torch.device) -> WeighedBatch:
-        tensors = {
-            f.name: getattr(self, f.name) for f in fields(self) if isinstance(getattr(self, f.name), Tensor)
-        }
-        return replace(self, **{name: tensor.to(device) for name, tensor in tensors.items()})
+    def to(self, device: torch.device) -> WeightedBatch:
+        values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        moved = {name: value.to(device) for name, value in values.items() if isinstance(value, Tensor)}
+        return replace(self, **{**values, **moved})
 
 
 def episode_weights(samples: Sequence[Sample], settings: TrainerSettings, context_tokens: int) -> list[float]:
-    """What each action token of a sample weighs in the loss: normalised within its role, over all of the role's episodes."""
+    """Return the loss weight of each action token, one number for each sample.
+
+    Weights are normalised within a role, over all its episodes of the update.
+    """
     weights = [0.0] * len(samples)
     for role in sorted({s.role for s in samples}):
         members = [i for i, s in enumerate(samples) if s.role == role]
@@ -52,27 +54,29 @@ def episode_weights(samples: Sequence[Sample], settings: TrainerSettings, contex
 
 
 def check_lengths(samples: Sequence[Sample], context_tokens: int) -> None:
-    """Raises ValueError for samples longer than the context: the caller's mistake."""
+    """Raises ValueError if a sample is longer than the context, which is the caller's mistake."""
     if too_long := [len(s.token_ids) for s in samples if len(s.token_ids) > context_tokens]:
         raise ValueError(f"a sample has {max(too_long)} tokens, the context {context_tokens}")
 
 
 def warmed_up_rate(settings: TrainerSettings, weight_version: int) -> float:
-    """The learning rate of the update after `weight_version`: linear up to `warmup_updates`, then constant."""
+    """Return the learning rate of the update after `weight_version`: linear warm-up, then constant."""
     return settings.learning_rate * min(1.0, (weight_version + 1) / max(1, settings.warmup_updates))
 
 
-def weigh(batch: MicroBatch, samples: Sequence[Sample], weights: Sequence[float]) -> WeighedBatch:
-    """samples, weights: of the whole update, which `batch.rows` points into."""
+def add_token_weights(
+    batch: MicroBatch, samples: Sequence[Sample], weights: Sequence[float]
+) -> WeightedBatch:
+    """Add weights and roles to a micro-batch. samples, weights: of the whole update."""
     members = sorted({index for row in batch.rows for index in row})
-    place = {index: number for number, index in enumerate(members)}
-    owners = torch.tensor([place[index] for index in batch.action_samples.tolist()])
+    position = {index: number for number, index in enumerate(members)}
+    owners = torch.tensor([position[index] for index in batch.action_samples.tolist()])  # (actions,)
     roles = tuple(sorted({samples[i].role for i in members}))
-    return WeighedBatch(
+    return WeightedBatch(
         batch.token_ids,
-        batch.positions,
+        batch.position_ids,
         batch.action_rows,
-        batch.action_places,
+        batch.action_positions,
         batch.rollout_logprobs,
         batch.advantages,
         torch.tensor([weights[i] for i in members])[owners],
@@ -81,91 +85,85 @@ def weigh(batch: MicroBatch, samples: Sequence[Sample], weights: Sequence[float]
     )
 
 
-def filler() -> WeighedBatch:
-    """The smallest batch that runs through every parameter and weighs nothing: it keeps a rank in step with the others."""
+def dummy_batch() -> WeightedBatch:
+    """Return the smallest batch that uses every parameter, with weight 0.
+
+    A rank without work runs it in step.
+    """
     zero, one = torch.zeros(1), torch.ones(1, dtype=torch.int64)
-    return WeighedBatch(
+    return WeightedBatch(
         torch.zeros(1, 2, dtype=torch.int64), None, one - 1, one, zero, zero, zero, one - 1, ()
     )
 
 
 def action_logits(
-    model: Any, token_ids: Tensor, rows: Tensor, places: Tensor, positions: Tensor | None = None
+    model: Any, token_ids: Tensor, rows: Tensor, positions: Tensor, position_ids: Tensor | None = None
 ) -> Tensor:
-    """(actions, vocab) fp32 logits that predict the tokens at `places`; the head is not computed anywhere else.
+    """Return the fp32 logits (actions, vocab) that predict the tokens at (rows, positions), each (actions,).
 
-    positions: where rows hold several samples. transformers reads from their jumps that no token may look past one.
+    The head is computed for these tokens alone. position_ids: (rows, seq) of packed rows. transformers
+    separates the samples of a row where the ids start again from 0.
     """
-    packed = {} if positions is None else {"position_ids": positions}
-    hidden = model.base_model(
-        input_ids=token_ids, use_cache=False, **packed
-    ).last_hidden_state  # (rows, seq, hidden)
-    logits: Tensor = model.get_output_embeddings()(hidden[rows, places - 1])
+    packed = {} if position_ids is None else {"position_ids": position_ids}
+    output = model.base_model(input_ids=token_ids, use_cache=False, **packed)
+    hidden = output.last_hidden_state  # (rows, seq, hidden)
+    logits: Tensor = model.get_output_embeddings()(hidden[rows, positions - 1])
     return logits.float()
 
 
-def weighed_losses(
-    batch: WeighedBatch,
+def weighted_losses(
+    batch: WeightedBatch,
     logits: Tensor,
     clipping: Clipping,
-    tally: Tally,
-    anchor: Tensor | None = None,
+    sums: MetricSums,
+    reference_logits: Tensor | None = None,
     kl_coef: float = 0.0,
 ) -> Tensor:
-    """(actions,) whose sum is the micro-batch's share of the loss; what is told of it is added to `tally`.
+    """Return the losses (actions,). Their sum is the micro-batch's share of the loss.
 
-    anchor: (actions, vocab) logits of the policy that the run began with; the divergence from it counts `kl_coef` times.
+    logits: (actions, vocab). sums: gets the metrics. reference_logits: (actions, vocab) of the reference
+        policy.
+    kl_coef: weight of the KL penalty to it.
     """
     scores = torch.log_softmax(logits, -1)  # (actions, vocab)
-    logprobs = scores.gather(1, batch.token_ids[batch.action_rows, batch.action_places][:, None])[:, 0]
+    logprobs = scores.gather(1, batch.token_ids[batch.action_rows, batch.action_positions][:, None])[:, 0]
     losses, ratio, is_clipped = policy_loss(
         logprobs, batch.rollout_logprobs, batch.advantages, batch.weights, clipping
     )
-    apart = None if anchor is None else divergence(logits, anchor)
-    if apart is not None:
-        losses = losses + kl_coef * batch.weights * apart
+    kl = None if reference_logits is None else kl_divergence(logits, reference_logits)  # (actions,)
+    if kl is not None:
+        losses = losses + kl_coef * batch.weights * kl
     with torch.no_grad():
-        entropy = -(scores.exp() * scores).sum(-1)
-        gap = (logprobs - batch.rollout_logprobs).abs()
+        values = {
+            "loss": losses.detach(),
+            "entropy": -(scores.exp() * scores).sum(-1),
+            "ratio": ratio,
+            "clip_share": is_clipped.float(),
+            "rollout_logprob_diff": (logprobs - batch.rollout_logprobs).abs(),
+        }
+        if kl is not None:
+            values["kl"] = kl.detach()
         for number, role in enumerate(batch.roles):
             chosen = batch.role_numbers == number
-            tally.add(
-                role, losses.detach()[chosen], entropy[chosen], ratio[chosen], is_clipped[chosen], gap[chosen]
-            )
-            if apart is not None:
-                tally.add_one(role, "divergence", apart.detach()[chosen])
+            sums.add(role, {name: value[chosen] for name, value in values.items()})
     return losses
 
 
-class Tally:
-    """Sums over action tokens, per role and over all."""
+class MetricSums:
+    """Sums of metrics over action tokens, for each role and for both together."""
 
     def __init__(self) -> None:
         self._sums: dict[str, dict[str, float]] = {}
 
-    def add(
-        self, role: str, losses: Tensor, entropy: Tensor, ratio: Tensor, is_clipped: Tensor, gap: Tensor
-    ) -> None:
-        named = {
-            "loss": losses,
-            "entropy": entropy,
-            "ratio": ratio,
-            "clip_share": is_clipped.float(),
-            "rollout_logprob_diff": gap,
-        }
-        added = {name: values.sum().item() for name, values in named.items()} | {
-            "count": float(ratio.numel())
-        }
+    def add(self, role: str, values: Mapping[str, Tensor]) -> None:
+        """values: metric name -> (tokens,), the same tokens for each metric."""
+        added = {name: value.sum().item() for name, value in values.items()}
+        added["count"] = float(values["loss"].numel())
         for key in (f"{role}/", ""):
             self._merge(key, added)
 
-    def add_one(self, role: str, name: str, values: Tensor) -> None:
-        """Of tokens that `add` counts."""
-        for key in (f"{role}/", ""):
-            self._merge(key, {name: values.sum().item()})
-
-    def merge(self, other: Tally) -> None:
-        """Take in what another rank counted."""
+    def merge(self, other: MetricSums) -> None:
+        """Add the sums of another rank."""
         for key, sums in other._sums.items():
             self._merge(key, sums)
 
@@ -175,11 +173,14 @@ class Tally:
             sums[name] = sums.get(name, 0.0) + value
 
     def means(self) -> dict[str, float]:
-        """loss is a sum of weighted terms already; the others are means over action tokens."""
+        """Return the metrics.
+
+        The loss is a sum, since its terms are weighted; the others are means over tokens.
+        """
         metrics: dict[str, float] = {}
         for key, sums in self._sums.items():
             count = max(1.0, sums["count"])
-            means = ("entropy", "ratio", "clip_share", "rollout_logprob_diff", "divergence")
+            means = ("entropy", "ratio", "clip_share", "rollout_logprob_diff", "kl")
             metrics |= {f"{key}{name}": sums[name] / count for name in means if name in sums}
             metrics |= {f"{key}loss": sums["loss"], f"{key}action_tokens": sums["count"]}
         return metrics

@@ -6,8 +6,9 @@ import torch
 
 
 def make_optimizer(model: torch.nn.Module, learning_rate: float, weight_decay: float) -> torch.optim.AdamW:
-    """AdamW whose decay spares norms and biases. A parameter that DeepSpeed has partitioned keeps its real shape as `ds_shape`."""
+    """Return AdamW without weight decay on norms and biases."""
     parameters = [p for p in model.parameters() if p.requires_grad]
+    # DeepSpeed keeps the real shape of a partitioned parameter as `ds_shape`.
     is_matrix = {p: len(getattr(p, "ds_shape", p.shape)) > 1 for p in parameters}
     groups = [
         {"params": [p for p in parameters if is_matrix[p]], "weight_decay": weight_decay},

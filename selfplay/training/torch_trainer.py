@@ -1,6 +1,6 @@
-"""The reference trainer: one process, fp32 master weights, bf16 compute, one optimiser step an update.
+"""The reference trainer: one process, fp32 master weights, bf16 compute, one optimiser step for each update.
 
-Leaves rewards, advantages and the choice of episodes to others. Invariant: save, load and continue equals not having stopped.
+It knows no rewards and no advantages. Invariant: to save, load and continue equals not having stopped.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from selfplay.algorithm.loss import Clipping
-from selfplay.config import TrainerSettings
 from selfplay.engines.models import checkpoint_activations, compile_layers, load_causal_model
 from selfplay.errors import EngineError, RunError
 from selfplay.runtime.cores import usable_cores
+from selfplay.settings.learning import TrainerSettings
 from selfplay.training.adapter import (
     FOLDER,
     adapter_state,
@@ -29,27 +29,31 @@ from selfplay.training.adapter import (
     outer_name,
 )
 from selfplay.training.batch import Sample, make_micro_batches
-from selfplay.training.checkpoints import read_companions, weights_digest, write_companions, written_whole
+from selfplay.training.checkpoints import atomic_folder, read_companions, weights_digest, write_companions
 from selfplay.training.objective import (
-    Tally,
-    WeighedBatch,
+    MetricSums,
+    WeightedBatch,
     action_logits,
+    add_token_weights,
     check_lengths,
     episode_weights,
     warmed_up_rate,
-    weigh,
-    weighed_losses,
+    weighted_losses,
 )
 from selfplay.training.optimizer import make_optimizer
-from selfplay.weights.native_transfer import NativeSender, Receivers, SendReport, Source
+from selfplay.weights.native_transfer import NativeSender, Receivers, SendReport, WeightSource
 
 
 class TorchTrainer:
-    """`step` learns from one update's samples. Raises EngineError for a model that does not load, RunError for a bad checkpoint."""
+    """See `Trainer`."""
 
     def __init__(
         self, model_path: str | Path, settings: TrainerSettings, context_tokens: int, seed: int
     ) -> None:
+        """Load the model, and a second copy as the reference policy if `settings.kl_coef` is not 0.
+
+        Raises EngineError if the model does not load.
+        """
         torch.manual_seed(seed)
         self._settings = settings
         self._context_tokens = context_tokens
@@ -58,31 +62,31 @@ class TorchTrainer:
         self._model = load_causal_model(model_path, torch.float32)
         self._adapter = add_adapter(self._model, settings, seed)
         self._model.to(self._device)
-        self._anchor = (
-            load_causal_model(model_path, torch.float32).to(self._device).eval()
-            if settings.kl_coef
-            else None
+        self._reference = (
+            load_causal_model(model_path, torch.float32).to(self._device).eval() if settings.kl_coef else None
         )
-        self._model.eval()  # no dropout: the ratio compares with what the engine computed
+        self._model.eval()  # without dropout, as in the engine: the importance ratio compares the two
         if settings.activation_checkpointing:
             checkpoint_activations(self._model)
         if settings.compile:
             compile_layers(self._model)
         self._optimizer = make_optimizer(self._model, settings.learning_rate, settings.weight_decay)
-        self._clipping = Clipping(settings.clip_low, settings.clip_high, settings.clip_negative)
+        self._clipping = Clipping(
+            settings.clip_low, settings.clip_high, settings.clip_negative, settings.clipping
+        )
         self._weight_version = 0
         self._sender = NativeSender(rank=0)
-        self.threads = usable_cores()  # of a step on a CPU; fewer where something else computes meanwhile
+        self.threads = usable_cores()  # of a step on a CPU; lower it if something else computes meanwhile
 
     @property
     def weight_version(self) -> int:
-        """The number of updates that these weights have seen."""
+        """Number of updates that these weights have had."""
         return self._weight_version
 
     def step(self, samples: Sequence[Sample]) -> dict[str, float]:
-        """One optimiser step. Metrics are named `<role>/loss`, …, and plainly for both roles together.
+        """Make one optimiser step.
 
-        Samples longer than the context are the caller's mistake: ValueError.
+        Metrics are `<role>/loss` and so on, and `loss` and so on for both roles.
         """
         check_lengths(samples, self._context_tokens)
         started = time.monotonic()
@@ -93,20 +97,19 @@ class TorchTrainer:
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         weights = episode_weights(samples, settings, self._context_tokens)
-        tally = Tally()
+        sums = MetricSums()
         self._optimizer.zero_grad(set_to_none=True)
-        batches = make_micro_batches(
-            samples, settings.batch_tokens, settings.packing, settings.kl_coef > 0
-        )
+        batches = make_micro_batches(samples, settings.batch_tokens, settings.packing, settings.kl_coef > 0)
         for batch in batches:
-            self._accumulate(weigh(batch, samples, weights), tally)
-        metrics = tally.means()
+            self._accumulate(add_token_weights(batch, samples, weights), sums)
+        metrics = sums.means()
         norm = 0.0
         if batches:
             norm = float(torch.nn.utils.clip_grad_norm_(self._model.parameters(), settings.max_grad_norm))
             if not math.isfinite(norm):
                 raise RunError(
-                    f"the gradient of update {self._weight_version + 1} is {norm}; nothing changed. Lower trainer.learning_rate and resume."
+                    f"the gradient of update {self._weight_version + 1} is {norm}; nothing changed. "
+                    "Lower trainer.learning_rate and resume."
                 )
             self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
@@ -126,24 +129,25 @@ class TorchTrainer:
     def _autocast(self) -> AbstractContextManager[Any]:
         return torch.autocast(self._device.type, torch.bfloat16, enabled=self._settings.bf16)
 
-    def _accumulate(self, batch: WeighedBatch, tally: Tally) -> None:
+    def _accumulate(self, batch: WeightedBatch, sums: MetricSums) -> None:
         batch = batch.to(self._device)
-        places = (batch.token_ids, batch.action_rows, batch.action_places, batch.positions)
-        anchor = None
+        inputs = (batch.token_ids, batch.action_rows, batch.action_positions, batch.position_ids)
+        reference_logits = None
         with self._autocast():
-            logits = action_logits(self._model, *places)  # (actions, vocab)
-            if self._anchor is not None:
+            logits = action_logits(self._model, *inputs)  # (actions, vocab)
+            if self._reference is not None:
                 with torch.no_grad():
-                    anchor = action_logits(self._anchor, *places)
-        losses = weighed_losses(batch, logits, self._clipping, tally, anchor, self._settings.kl_coef)
+                    reference_logits = action_logits(self._reference, *inputs)  # (actions, vocab)
+        kl_coef = self._settings.kl_coef
+        losses = weighted_losses(batch, logits, self._clipping, sums, reference_logits, kl_coef)
         losses.sum().backward()  # type: ignore[no-untyped-call]
 
     def export_weights(self) -> dict[str, Tensor]:
-        """Name -> a copy of the fp32 weight, tied weights once, an adapter merged, as `Engine.load_weights` takes them."""
+        """Return name -> fp32 weight as a copy on the CPU. Tied weights appear once; an adapter is merged."""
         return {name: value.to("cpu", copy=True) for name, value in self._merged()}
 
     def _state(self) -> dict[str, Tensor]:
-        """The fp32 weights where they are, tied ones once, and the factors of an adapter."""
+        """Return the fp32 weights without copying them, tied ones once, and the factors of an adapter."""
         tied = set(getattr(self._model, "all_tied_weights_keys", None) or ())
         return {
             outer_name(name): value.detach()
@@ -152,27 +156,29 @@ class TorchTrainer:
         }
 
     def _merged(self) -> Iterator[tuple[str, Tensor]]:
-        """One after another, without factors: an adapter is merged."""
+        """Yield the weights one after another, with the adapter merged."""
         state = self._state()
         factors = {name: state.pop(name) for name in self._adapter.names} if self._adapter else {}
         for name, value in state.items():
             yield name, self._adapter.merged(name, value, factors) if self._adapter else value
 
     def send_weights(self, receivers: Receivers) -> SendReport:
-        """The weights into rollout servers, one after another; see NativeSender."""
+        """Send the weights to rollout servers, one after another. See NativeSender."""
         factors = set(self._adapter.names) if self._adapter else set()
-        held = {name: value for name, value in self._state().items() if name not in factors}
+        weights = {name: value for name, value in self._state().items() if name not in factors}
         device = receivers.device(self._device)
-        return self._sender.send(
-            receivers, Source(receivers, held, lambda: ({n: value.to(device)} for n, value in self._merged()))
-        )
+
+        def groups() -> Iterator[dict[str, Tensor]]:
+            return ({name: value.to(device)} for name, value in self._merged())
+
+        return self._sender.send(receivers, WeightSource(receivers, weights, groups))
 
     def save(self, folder: Path) -> None:
-        """Write a Hugging Face folder plus `trainer.pt`, whole or not at all: a temporary folder, synced, then renamed.
+        """Write a Hugging Face folder plus `trainer.pt`, completely or not at all.
 
-        Raises RunError when `folder` exists, OSError when it cannot be written.
+        Raises RunError if `folder` exists, OSError if it cannot be written.
         """
-        with written_whole(folder) as partial:
+        with atomic_folder(folder) as partial:
             if self._adapter is None:
                 self._model.save_pretrained(partial)
             else:
@@ -188,14 +194,15 @@ class TorchTrainer:
             torch.save(state, partial / "trainer.pt")
 
     def load(self, folder: Path) -> None:
-        """Continue from what `save` wrote. Raises RunError when the folder is not such a checkpoint."""
+        """Continue from what `save` wrote. Raises RunError if the folder is no such checkpoint."""
         try:
             state = torch.load(folder / "trainer.pt", map_location=self._device, weights_only=True)
             check_same_adapter(folder, state, self._settings)
             model = load_causal_model(folder, torch.float32)
             if state["weights_digest"] != weights_digest(folder):
                 raise RunError(
-                    f"the checkpoint {folder} has weights that do not belong to its trainer.pt. Resume from an earlier one."
+                    f"the checkpoint {folder} has weights that do not belong to its trainer.pt. "
+                    "Resume from an earlier one."
                 )
             if self._adapter is None:
                 self._model.load_state_dict(model.state_dict())
@@ -203,9 +210,9 @@ class TorchTrainer:
                 self._model.load_state_dict(
                     self._adapter.read(folder / FOLDER, self._adapter.names), strict=False
                 )
-                kept = model.state_dict()
+                saved = model.state_dict()
                 for name, value in self.export_weights().items():
-                    check_same_base(folder, name, kept[name], value)
+                    check_same_base(folder, name, saved[name], value)
             self._optimizer.load_state_dict(state["optimizer"])
             torch.set_rng_state(state["rng"].cpu())
             self._weight_version = int(state["weight_version"])
@@ -216,5 +223,5 @@ class TorchTrainer:
         self._companions |= read_companions(folder)
 
     def close(self) -> None:
-        """Only of servers that it sent to: one process, whose memory goes with the object."""
+        """Leave the servers that it sent weights to. The memory is freed with the object."""
         self._sender.close()

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from selfplay.config import TrainerSettings
+from selfplay.settings.learning import TrainerSettings
 from selfplay.training.ranks.worker import RankWorker
 
 
@@ -34,7 +34,7 @@ class GatheringRank(RankWorker):
 
         gathered = (
             p
-            for p in self._parameters.values()
+            for p in self._weights.parameters.values()
             if p.ds_status is not ZeroParamStatus.NOT_AVAILABLE and not p.ds_persist
         )
         return sum(parameter.ds_numel for parameter in gathered)
@@ -46,6 +46,8 @@ class GatheringRank(RankWorker):
     def gathered(self) -> dict[str, int]:
         """Elements: the most at once in either phase, what still is, and what is shared out of one layer."""
         layer = sum(
-            p.ds_numel for name, p in self._parameters.items() if ".layers.0." in name and not p.ds_persist
+            p.ds_numel
+            for name, p in self._weights.parameters.items()
+            if ".layers.0." in name and not p.ds_persist
         )
         return self._most | {"left": self._gathered_now(), "layer": layer}

@@ -10,9 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from selfplay.config import TrainerSettings
 from selfplay.engines.models import load_causal_model
 from selfplay.errors import ConfigError, RunError
+from selfplay.settings.learning import TrainerSettings
 from selfplay.training import conformance
 from selfplay.training.adapter import add_adapter
 from selfplay.training.batch import Sample

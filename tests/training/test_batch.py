@@ -50,7 +50,7 @@ def test_each_action_keeps_its_own_advantage_packed_or_not() -> None:
     for packing in (False, True):
         found = {}
         for batch in make_micro_batches([short, long], 7, packing):
-            tokens = batch.token_ids[batch.action_rows, batch.action_places].tolist()
+            tokens = batch.token_ids[batch.action_rows, batch.action_positions].tolist()
             found |= dict(zip(tokens, batch.advantages.tolist(), strict=True))
         assert found == {2: 1.0, 3: -2.0, 5: 0.5, 7: 0.5}
 
@@ -64,9 +64,9 @@ def gradients_of(model: Any, batches: list[MicroBatch]) -> list[torch.Tensor]:
     model.zero_grad()
     for batch in batches:
         logits = action_logits(
-            model, batch.token_ids, batch.action_rows, batch.action_places, batch.positions
+            model, batch.token_ids, batch.action_rows, batch.action_positions, batch.position_ids
         )
-        targets = batch.token_ids[batch.action_rows, batch.action_places]
+        targets = batch.token_ids[batch.action_rows, batch.action_positions]
         torch.nn.functional.cross_entropy(logits, targets, reduction="sum").backward()
     return [p.grad.clone() for p in model.parameters()]
 
@@ -147,7 +147,7 @@ def test_a_packed_sample_sees_nothing_of_its_neighbours(tmp_path: Path) -> None:
         assert batch.rows == ((0,), (1, 2))
         mine = batch.action_samples == 2
         found = action_logits(
-            model, batch.token_ids, batch.action_rows[mine], batch.action_places[mine], batch.positions
+            model, batch.token_ids, batch.action_rows[mine], batch.action_positions[mine], batch.position_ids
         )
         return found.detach()
 

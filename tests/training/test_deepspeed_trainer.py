@@ -13,12 +13,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from selfplay.config import TrainerSettings
 from selfplay.errors import EngineError, RunError, TrainerError
+from selfplay.settings.learning import TrainerSettings
 from selfplay.training import conformance
 from selfplay.training.conformance import CONTEXT_TOKENS, SETTINGS, largest_difference, made_samples
 from selfplay.training.deepspeed_trainer import DeepSpeedTrainer
-from selfplay.training.ranks.controller import Ranks
+from selfplay.training.ranks.controller import RankLaunch, Ranks
 from selfplay.training.torch_trainer import TorchTrainer
 from tiny_model import make_tiny_model
 
@@ -64,7 +64,7 @@ needs_peft = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
-    made = Ranks(2, tmp_path_factory.mktemp("logs"), deadline_s=300)
+    made = Ranks(2, RankLaunch(tmp_path_factory.mktemp("logs")), deadline_s=300)
     yield made
     made.close()
 
@@ -77,7 +77,10 @@ def three_ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
             "PYTHONPATH", str(Path(__file__).parents[1] / "helpers"), prepend=os.pathsep
         )  # where their worker is found
         made = Ranks(
-            3, tmp_path_factory.mktemp("logs"), deadline_s=300, worker="gathering_rank:GatheringRank"
+            3,
+            RankLaunch(tmp_path_factory.mktemp("logs")),
+            deadline_s=300,
+            worker="gathering_rank:GatheringRank",
         )
     yield made
     made.close()
@@ -113,7 +116,7 @@ def learns_like_the_torch_trainer(
     trainer = DeepSpeedTrainer(model, settings, CONTEXT_TOKENS, seed=0, ranks=ranks)
     for seed in range(UPDATES):
         told = trainer.step(made_samples(seed, count=10))
-        apart = ["divergence"] if settings.kl_coef else []
+        apart = ["kl"] if settings.kl_coef else []
         for name in (
             "loss",
             "grad_norm",
@@ -182,8 +185,8 @@ def test_a_resumed_run_is_held_by_the_anchor_it_began_with(model: Path, ranks: R
     resumed = DeepSpeedTrainer(model, settings, CONTEXT_TOKENS, seed=0, ranks=ranks)
     resumed.load(tmp_path / "checkpoint")
     told = resumed.step(made_samples(2, count=10))
-    assert wanted["divergence"] > 1e-4
-    for name in ("divergence", "loss", "grad_norm"):
+    assert wanted["kl"] > 1e-4
+    for name in ("kl", "loss", "grad_norm"):
         assert told[name] == pytest.approx(wanted[name], rel=1e-3), name
 
 

@@ -13,7 +13,7 @@ import pytest
 from machine import all_end
 from process_tree import is_alive
 from selfplay.errors import EngineError, TrainerError
-from selfplay.training.ranks.controller import Ranks
+from selfplay.training.ranks.controller import RankLaunch, Ranks
 
 ROOT = Path(__file__).parents[2]
 HELPERS = ROOT / "tests" / "helpers"
@@ -25,7 +25,7 @@ def _worker_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def toys(world: int = 2, deadline_s: float = 60.0, logs: Path | None = None) -> Ranks:
-    return Ranks(world, logs, deadline_s, worker="toy_rank:ToyRank")
+    return Ranks(world, RankLaunch(logs), deadline_s, worker="toy_rank:ToyRank")
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from selfplay.config import TrainerSettings
 from selfplay.errors import EngineError, PrerequisiteError, RunError
+from selfplay.settings.learning import TrainerSettings
 from selfplay.training import conformance
 from selfplay.training.batch import Sample
 from selfplay.training.torch_trainer import TorchTrainer
@@ -122,10 +122,10 @@ def test_an_anchor_holds_the_policy_near_what_the_run_began_with(model: Path) ->
         TorchTrainer(model, SETTINGS.model_copy(update={"kl_coef": 1e-9}), 128, seed=1),
         TorchTrainer(model, ANCHORED, 128, 1),
     )
-    apart = [[trainer.step(samples(0))["solver/divergence"] for _ in range(12)] for trainer in (free, held)]
+    apart = [[trainer.step(samples(0))["solver/kl"] for _ in range(12)] for trainer in (free, held)]
     assert apart[0][0] == apart[1][0] == pytest.approx(0.0, abs=1e-6)
     assert 0 < apart[1][-1] < apart[0][-1] / 2
-    assert "divergence" not in TorchTrainer(model, SETTINGS, 128, seed=1).step(samples(0))
+    assert "kl" not in TorchTrainer(model, SETTINGS, 128, seed=1).step(samples(0))
 
 
 def test_an_anchor_counts_where_nothing_is_learned_of_an_episode(model: Path) -> None:

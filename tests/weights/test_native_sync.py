@@ -14,16 +14,17 @@ import torch
 
 from machine import eventually
 from selfplay.agent.chat import policy_path
-from selfplay.settings.learning import TrainerSettings
 from selfplay.engines.base import GenerationRequest, Sampling
 from selfplay.engines.models import load_causal_model
 from selfplay.engines.process_keeper import descendants
 from selfplay.engines.vllm_engine import VllmEngine
 from selfplay.engines.vllm_launch import Launch
 from selfplay.engines.vllm_servers import OwnServer, ServerSet
+from selfplay.settings.learning import TrainerSettings
 from selfplay.training.base import ExportedWeights, Trainer
 from selfplay.training.batch import Sample
 from selfplay.training.deepspeed_trainer import DeepSpeedTrainer
+from selfplay.training.ranks.controller import RankLaunch
 from selfplay.training.torch_trainer import TorchTrainer
 from selfplay.weights.native_transfer import NativeSender, Receivers, SendReport, WeightSource
 from selfplay.weights.weight_sync import NativeWeightSync, WeightSender
@@ -85,7 +86,8 @@ def samples(seed: int) -> Sequence[Sample]:
 
 @pytest.fixture(scope="module")
 def trainer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DeepSpeedTrainer]:
-    made = DeepSpeedTrainer(MODEL, SETTINGS, 256, seed=0, logs=tmp_path_factory.mktemp("ranks"))
+    launch = RankLaunch(tmp_path_factory.mktemp("ranks"))
+    made = DeepSpeedTrainer(MODEL, SETTINGS, 256, seed=0, launch=launch)
     yield made
     made.close()
 

@@ -1,6 +1,7 @@
-"""Rank processes: started, called all at once, watched, blamed, ended. Knows no model and no DeepSpeed; where they run, `rank_link` knows.
+"""Starts rank processes, calls all of them at once, watches them, and names the one at fault after a failure.
 
-Invariant: a call ends with every rank's answer, or with an error within the deadline after which no rank process is left.
+It knows no model and no DeepSpeed; `link` knows where the processes run. Invariant: a call ends with the
+answers of all ranks, or within the deadline with an error. After an error no rank process is left.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import queue
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -18,9 +20,9 @@ from selfplay.errors import TrainerError
 from selfplay.training.ranks.link import PipeLinks, RankLinks
 from selfplay.training.ranks.process import DONE, ENDED, FAILED, ITEM, PROGRESS, WHERE
 
-_LAST_WORDS_S = 2.0  # how long others may still speak after the first trouble: the cause often arrives after its consequences
-_START_S = 300.0  # loading torch and DeepSpeed takes seconds on an idle machine, and gives no sign meanwhile
-_LOST_PEER = (
+_LAST_WORDS_S = 2.0  # wait for other ranks after a failure: the cause often arrives after its consequences
+_START_S = 300.0  # loading torch and DeepSpeed takes seconds on an idle machine, without a sign of progress
+_LOST_PEER = (  # in the error of a rank that failed only because another one was gone
     "closed by peer",
     "Connection reset",
     "Broken pipe",
@@ -31,12 +33,20 @@ _LOST_PEER = (
     "DistNetworkError",
 )
 
-WORKER = "selfplay.training.ranks.worker:RankWorker"
+WORKER = "selfplay.training.ranks.worker:RankWorker"  # module:class, imported in the rank's process
 Arguments = tuple[Any, ...]
 
 
+@dataclass(frozen=True)
+class RankLaunch:
+    """How rank processes are started. logs: folder of their logs. links: where they run."""
+
+    logs: Path | None = None  # None: a temporary folder
+    links: RankLinks | None = None  # None: this machine
+
+
 class _Rank:
-    """One process as its controller sees it: what it is doing, and what came of the present call."""
+    """One process as its controller sees it: what it is doing, and the outcome of the current call."""
 
     def __init__(
         self, number: int, log: Path, links: RankLinks, inbox: queue.Queue[tuple[_Rank, str, Any]]
@@ -49,14 +59,14 @@ class _Rank:
         self.link = links.open(number, log, self._hear)
 
     def begin(self, name: str) -> None:
-        """Forget the last call."""
+        """Start a call and forget the last one."""
         self.doing = name
-        self.signs = 0  # of progress, in the present call
+        self.signs = 0  # of progress in this call
         self.is_done = False
         self.value: Any = None
         self.failure = ""
-        self.error = ""  # the class of a failure that is an error of ours
-        self.says_where = False
+        self.error = ""  # class name of an error that the controller raises again
+        self.has_answered = False  # the question of what it is doing
 
     def send(self, name: str, arguments: Arguments) -> None:
         self.link.send(pickle.dumps((name, arguments), protocol=pickle.HIGHEST_PROTOCOL))
@@ -71,11 +81,11 @@ class _Rank:
             return
 
     def note(self, kind: str, value: Any) -> None:
-        """What a message changes here."""
+        """Update this object from a message of the rank."""
         if kind == PROGRESS:
             self.doing, self.signs = value, self.signs + 1
         elif kind == WHERE:
-            self.doing, self.says_where = value, True
+            self.doing, self.has_answered = value, True
         elif kind == DONE:
             self.value, self.is_done = value, True
         elif kind == FAILED:
@@ -95,35 +105,35 @@ class _Rank:
 
 
 class Ranks:
-    """`world` processes that form one group, each with a `worker`, named module:class, made of its rank, world, address and deadline.
-
-    Their logs go to `logs`; `links` says where they run, by default on this machine. Raises TrainerError when they do not come up within
-    the deadline.
-    """
+    """Processes that form one group, one for each rank."""
 
     def __init__(
         self,
         world: int,
-        logs: Path | None = None,
+        launch: RankLaunch | None = None,
         deadline_s: float = 1800.0,
         worker: str = WORKER,
-        links: RankLinks | None = None,
     ) -> None:
+        """Start `world` processes. Raises TrainerError if they do not start within the deadline.
+
+        worker: module:class. It is constructed in each process from rank, world, address and deadline.
+        deadline_s: longest time without a sign of progress.
+        """
         from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
+        launch = launch or RankLaunch()
         self.world = world
         self._deadline_s = deadline_s
         self._why_closed = ""
-        self._scratch = None if logs else tempfile.TemporaryDirectory(prefix="selfplay-ranks-")
-        folder = logs or Path(self._scratch.name if self._scratch else "")
+        self._scratch = None if launch.logs else tempfile.TemporaryDirectory(prefix="selfplay-ranks-")
+        folder = launch.logs or Path(self._scratch.name if self._scratch else "")
         folder.mkdir(parents=True, exist_ok=True)
-        # The meeting point is the controller's own, so no port is chosen before it is bound.
-        links = links or PipeLinks()
+        # The controller hosts the store, so that its port is bound as soon as it is chosen.
+        links = launch.links or PipeLinks()
         self._store = TCPStore(links.host, 0, is_master=True, wait_for_workers=False)
         address = f"{links.host}:{self._store.port}"
-        self._inbox: queue.Queue[tuple[_Rank, str, Any]] = queue.Queue(
-            maxsize=world
-        )  # weights must not pile up here
+        # Bounded, so that weights do not pile up in it.
+        self._inbox: queue.Queue[tuple[_Rank, str, Any]] = queue.Queue(maxsize=world)
         self._ranks: list[_Rank] = []
         try:
             for number in range(world):
@@ -135,7 +145,7 @@ class Ranks:
             )
             self._deadline_s = deadline_s
         except BaseException:
-            self.close("they did not come up")
+            self.close("they did not start")
             raise
 
     @property
@@ -143,22 +153,25 @@ class Ranks:
         return [rank.link.pid for rank in self._ranks]
 
     def call(self, name: str, arguments: list[Arguments] | Arguments = ()) -> list[Any]:
-        """One call on every rank, with arguments of each its own (a list) or the same for all; their values in order.
+        """Call a method of the worker on every rank. Returns their values in order.
 
-        Raises TrainerError when a rank dies, hangs or fails, and a rank's own error where it is one of ours or OSError. Either way all
-        ranks are gone.
+        arguments: a list with those of each rank, or one tuple for all. Raises TrainerError if a rank dies,
+        hangs or fails. A SelfplayError or OSError of a rank is raised as it is. After any error all ranks are
+        gone.
         """
         for _ in self.stream(name, arguments):
             pass
         return [rank.value for rank in self._ranks]
 
     def stream(self, name: str, arguments: list[Arguments] | Arguments = ()) -> Iterator[Any]:
-        """The same for a method that yields: what the ranks yield as it comes. One that is not read to its end runs to it unread."""
+        """Call a method that yields, and yield what the ranks yield. See `call`.
+
+        If the caller stops early, the ranks still run to the end.
+        """
         if self._why_closed:
             raise TrainerError(f"the trainer's ranks are gone: {self._why_closed}")
-        for rank, own in zip(
-            self._ranks, arguments if isinstance(arguments, list) else [arguments] * self.world, strict=True
-        ):
+        each = arguments if isinstance(arguments, list) else [arguments] * self.world
+        for rank, own in zip(self._ranks, each, strict=True):
             rank.begin(name)
             rank.send(name, own)
         is_read = False
@@ -187,25 +200,28 @@ class Ranks:
             rank.note(kind, value)
             if kind == ITEM:
                 yield value
-                heard_at = time.monotonic()  # the reader's time is not theirs
+                heard_at = time.monotonic()  # the caller's time does not count against the ranks
             elif kind in (FAILED, ENDED):
                 self._blame_failed(name)
 
     def _listen(self, ranks: Sequence[_Rank]) -> None:
-        """Note what comes in until all of `ranks` have said something that settles it, or for a little while."""
+        """Read messages until all of `ranks` have failed or answered, at most for `_LAST_WORDS_S`."""
         until = time.monotonic() + _LAST_WORDS_S
-        while any(not (rank.failure or rank.says_where) for rank in ranks):
+        while any(not (rank.failure or rank.has_answered) for rank in ranks):
             try:
                 rank, kind, value = self._inbox.get(timeout=max(0.0, until - time.monotonic()))
             except queue.Empty:
                 return
             rank.note(kind, value)
             if kind == ENDED:
-                return  # nobody is more to blame than one that is dead
+                return  # a dead process is the cause
 
     def _blame_failed(self, name: str) -> NoReturn:
-        """The first to be heard of is often a victim: one that died by itself is to blame before one that failed, and that before
-        one that only lost its peer."""
+        """Raise the error of the rank at fault.
+
+        The first failure that arrives is often a consequence. A process that died is at fault before one that
+        raised an error, and that one before a rank that only lost its peer.
+        """
         if not any(rank.link.ended() for rank in self._ranks):
             self._listen([rank for rank in self._ranks if not rank.failure])
         for rank in self._ranks:
@@ -225,18 +241,21 @@ class Ranks:
         self._raise(name, blamed, blamed.failure if blamed.link.ended() else f"failed: {blamed.failure}")
 
     def _blame_silent(self, name: str) -> NoReturn:
-        """Ask the silent ones where they are. One that does not answer is to blame, else the one that came least far."""
+        """Raise an error about silent ranks.
+
+        The one at fault gives no answer, or else made the least progress.
+        """
         waiting = [rank for rank in self._ranks if not rank.is_done]
         for rank in waiting:
             rank.send(WHERE, ())
         self._listen(waiting)
-        blamed = min(waiting, key=lambda rank: (rank.says_where, rank.signs, rank.number))
-        answer = "" if blamed.says_where else " and does not answer"
+        blamed = min(waiting, key=lambda rank: (rank.has_answered, rank.signs, rank.number))
+        answer = "" if blamed.has_answered else " and does not answer"
         self._raise(name, blamed, f"gave no sign for {self._deadline_s:g} s{answer}")
 
     def _raise(self, name: str, blamed: _Rank, what: str) -> NoReturn:
-        place = name if blamed.doing == name else f"{name}, {blamed.doing}"
-        why = f"rank {blamed.number} of {self.world} {what} (in {place})"
+        step = name if blamed.doing == name else f"{name}, {blamed.doing}"
+        why = f"rank {blamed.number} of {self.world} {what} (in {step})"
         others = [
             f"rank {r.number} was in {r.doing}"
             for r in self._ranks
@@ -245,7 +264,8 @@ class Ranks:
         parts = [f"trainer {why}.", *([f"Meanwhile {', '.join(others)}."] if others else [])]
         if "out of memory" in what or "OutOfMemory" in what:
             parts.append(
-                "Lower trainer.batch_tokens, raise trainer.zero_stage or trainer.ranks, or set trainer.activation_checkpointing."
+                "Lower trainer.batch_tokens, raise trainer.zero_stage or trainer.ranks, "
+                "or set trainer.activation_checkpointing."
             )
         parts.append("Nothing of this update is kept; continue with: selfplay train --resume")
         if self._scratch is None:
@@ -255,7 +275,7 @@ class Ranks:
         raise TrainerError(" ".join(parts), blamed.number, tail)
 
     def close(self, why: str = "") -> None:
-        """End all ranks: those at rest by a word, all by a signal where there is trouble. May be called twice."""
+        """End all ranks: idle ones by a message, or all by a signal after a failure. May be called twice."""
         gently = not why and not self._why_closed
         self._why_closed = self._why_closed or why or "closed"
         for rank in self._ranks:

@@ -1,7 +1,7 @@
-"""The way to one rank's process: whole messages there and back, how it ended, the end of its log. Reads no message.
+"""The connection to one rank's process: messages in both directions, how it ended, the end of its log.
 
-`PipeLink` is the one for this machine; `orchestrator/ray_cluster.py` puts the same class on other nodes. Invariant: after the last message
-one None is heard, and a process whose link is gone ends.
+It does not read messages. `PipeLink` is for this machine; `cluster/ray_ranks.py` runs the same class on other
+nodes. Invariants: after the last message comes one None; a process whose link is gone ends.
 """
 
 from __future__ import annotations
@@ -24,39 +24,42 @@ Hear = Callable[[bytes | None], None]
 
 
 class RankLink(Protocol):
-    """Made by `RankLinks.open`. What the rank says goes to `hear`, from a thread of the link's own; None once it has ended."""
+    """Made by `RankLinks.open`. A thread of it passes the rank's messages to `hear`, and None after its end.
 
-    where: str  # its log, as a person finds it
-    seat: tuple[
-        int, ...
-    ]  # which GPU of those it sees, and how many ranks share its machine; (): its number, and all
+    where: its log, as a person finds it.
+    seat: index of its GPU among those it sees, and the number of ranks on its machine. (): all ranks share
+    one machine and all GPUs, and the index is the rank.
+    """
+
+    where: str
+    seat: tuple[int, ...]
 
     @property
     def pid(self) -> int:
-        """On its own machine."""
+        """Process id on its own machine."""
         ...
 
     def send(self, message: bytes) -> None:
-        """Never waits; that a rank is gone is heard."""
+        """Queue a message and return at once. If the rank is gone, `hear` gets None."""
         ...
 
     def ended(self) -> str:
-        """How the process ended, "" while it runs."""
+        """Return how the process ended, or "" while it runs."""
         ...
 
     def tail(self) -> str:
-        """The end of its log, "" where that cannot be had."""
+        """Return the end of its log, or "" if it cannot be read."""
         ...
 
     def kill(self) -> None: ...
 
     def wait(self) -> None:
-        """Returns once no process is left, if need be by force."""
+        """Wait until the process has ended. Kills it if that takes too long."""
         ...
 
 
 class RankLinks(Protocol):
-    """Where ranks run. `host`: this process, as they reach it."""
+    """Where ranks run. host: address of this process, as the ranks reach it."""
 
     host: str
 
@@ -64,12 +67,12 @@ class RankLinks(Protocol):
 
 
 class PipeLink:
-    """A process on this machine. Threads of its own read and write, so that a process that stands still blocks nobody."""
+    """A process on this machine. Two threads read and write, so that a process that hangs blocks nobody."""
 
     seat: tuple[int, ...] = ()
 
     def __init__(self, log: Path, hear: Hear, environment: Mapping[str, str]) -> None:
-        """environment: on top of this process' own."""
+        """environment: variables besides those of this process."""
         self.where = str(log)
         self._log, self._hear = log, hear
         self._connection, theirs = Pipe()
@@ -97,10 +100,10 @@ class PipeLink:
         self._outbox.put(message)
 
     def _write(self) -> None:
-        with contextlib.suppress(OSError):  # a rank that is gone is found by its reader
+        with contextlib.suppress(OSError):  # the reader notices that a rank is gone
             while (message := self._outbox.get()) is not None:
                 self._connection.send_bytes(message)
-                del message  # weights must not stay here until the next call
+                del message  # frees the samples before the next call
 
     def _read(self) -> None:
         try:
@@ -138,12 +141,12 @@ class PipeLink:
             self._process.wait()
         self._outbox.put(None)
         for thread in (self._reader, self._writer):
-            thread.join(2)  # its other end is closed now
+            thread.join(2)  # both end, since the process has closed its side
         self._connection.close()
 
 
 class PipeLinks:
-    """All ranks on this machine, which meet on its loopback interface."""
+    """All ranks on this machine, connected over its loopback interface."""
 
     host = "127.0.0.1"
 

@@ -1,6 +1,7 @@
-"""The process of one rank: takes calls for its worker from a connection it inherited, answers on it, and ends with it.
+"""The process of one rank: reads calls for its worker from an inherited connection, and answers on it.
 
-Leaves deadlines and blame to `ranks`. Invariant: whatever the rank is doing, the end of the connection ends the process.
+The controller handles deadlines and errors. Invariant: the process ends when the connection ends, whatever
+the rank is doing.
 """
 
 from __future__ import annotations
@@ -19,12 +20,14 @@ from typing import Any
 
 from selfplay.errors import SelfplayError
 
-# What travels, pickled: calls (name, args) one way, (kind, value) the other, kind one of
+# Messages are pickled: (name, arguments) of a call to the rank, and (kind, value) back. Kinds:
 PROGRESS, ITEM, DONE, FAILED, WHERE = "progress", "item", "done", "failed", "where"
-ENDED = "ended"  # never sent: what a reader notes at the end of a connection
+ENDED = "ended"  # never sent: the reader's own kind for the end of a connection
 
 
 class RankProcess:
+    """Runs calls one after another in the main thread. A second thread reads the connection."""
+
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._sending = threading.Lock()
@@ -39,25 +42,20 @@ class RankProcess:
             self._doing = name
             try:
                 self._call(name, arguments)
-            except (
-                BaseException
-            ) as error:  # every end of a call is told to the controller, which decides what follows
+            except BaseException as error:  # the controller decides what follows
                 import traceback
 
                 traceback.print_exc()
-                self._send(
-                    FAILED,
-                    (_known(error), str(error) if _known(error) else f"{type(error).__name__}: {error}"),
-                )
+                text = str(error) if _known(error) else f"{type(error).__name__}: {error}"
+                self._send(FAILED, (_known(error), text))
             if name == "close":
                 return
 
     def _call(self, name: str, arguments: tuple[Any, ...]) -> None:
         if name == "join":
             module, _, worker = arguments[0].partition(":")
-            self._worker = getattr(importlib.import_module(module), worker)(
-                *arguments[1:]
-            )  # torch, DeepSpeed: seconds
+            # Importing torch and DeepSpeed takes seconds.
+            self._worker = getattr(importlib.import_module(module), worker)(*arguments[1:])
             self._worker.progress = self._progress
             self._send(DONE, None)
             return
@@ -82,9 +80,7 @@ class RankProcess:
         try:
             while True:
                 name, arguments = pickle.loads(self._connection.recv_bytes())
-                if (
-                    name == WHERE
-                ):  # asked of a rank that is silent: the stacks go to its log, a word to the controller
+                if name == WHERE:  # this rank was silent: write all stacks to the log, answer the controller
                     faulthandler.dump_traceback(sys.stderr)
                     if self._sending.acquire(timeout=0.5):
                         self._sending.release()
@@ -92,13 +88,12 @@ class RankProcess:
                 else:
                     self._calls.put((name, arguments))
         except (EOFError, OSError):
-            os._exit(
-                1
-            )  # the controller is gone; a collective that waits for other ranks must not keep this one
+            # The controller is gone. The main thread may wait in a collective for other ranks.
+            os._exit(1)
 
 
 def _known(error: BaseException) -> str:
-    """The class of an error that the controller raises as it is: ours, and a disk's."""
+    """Return the class name of an error that the controller raises again: a SelfplayError, or OSError."""
     if isinstance(error, SelfplayError):
         return type(error).__name__
     return "OSError" if isinstance(error, OSError) and not isinstance(error, ConnectionError) else ""
@@ -106,11 +101,11 @@ def _known(error: BaseException) -> str:
 
 def main() -> None:
     faulthandler.enable()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the controller's to act on
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the controller acts on Ctrl-C
     RankProcess(Connection(int(sys.argv[1]))).serve()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(0)  # past the exit handlers of libraries that wait for other ranks
+    os._exit(0)  # skips exit handlers of libraries, which wait for other ranks
 
 
 if __name__ == "__main__":

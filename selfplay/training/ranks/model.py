@@ -1,0 +1,109 @@
+"""The model as DeepSpeed runs it: loaded in shares, its loss as one module, DeepSpeed's own settings.
+
+It starts no process and keeps no state. The worker puts the parts together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from selfplay.algorithm.loss import Clipping
+from selfplay.settings.learning import TrainerSettings
+from selfplay.training.objective import MetricSums, WeightedBatch, action_logits, weighted_losses
+
+# Elements that are reduced or gathered at once. DeepSpeed's own default takes 2 GB of fp32.
+_BUCKET_ELEMENTS = 50_000_000
+
+
+@contextmanager
+def loading_in_shares() -> Iterator[None]:
+    """Inside the block transformers creates each parameter as this rank's share of it (ZeRO-3).
+
+    So no rank holds a whole model, not even while it loads.
+    """
+    from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
+
+    class Zero3:
+        config: ClassVar[dict[str, Any]] = {
+            "train_micro_batch_size_per_gpu": 1,
+            "zero_optimization": {"stage": 3},
+        }
+
+        def is_zero3(self) -> bool:
+            return True
+
+    zero3 = Zero3()  # a name of ours, since transformers keeps only a weak reference
+    set_hf_deepspeed_config(zero3)  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        unset_hf_deepspeed_config()  # type: ignore[no-untyped-call]
+
+
+class TiedHead(nn.Linear):
+    """A head that shares the embedding's weight.
+
+    DeepSpeed gathers the weights of plain `nn.Linear` modules as bf16. For a shared weight that would round
+    the embedding, and with it everything that is added to it, layer after layer.
+    """
+
+
+def mark_tied_head(model: Any) -> None:
+    """Make the output head a `TiedHead` if it shares the embedding's weight."""
+    head = model.get_output_embeddings()
+    if type(head) is nn.Linear and head.weight is model.get_input_embeddings().weight:
+        head.__class__ = TiedHead
+
+
+class LossModule(nn.Module):
+    """The forward pass with the loss as one module, so that DeepSpeed's hooks see all of it."""
+
+    def __init__(self, model: Any, reference: Any, clipping: Clipping, kl_coef: float) -> None:
+        """reference: the reference policy, or None without a KL penalty."""
+        super().__init__()
+        self.model = model
+        self.reference = reference
+        self._clipping = clipping
+        self._kl_coef = kl_coef
+
+    def forward(self, batch: WeightedBatch, sums: MetricSums) -> Tensor:
+        inputs = (batch.token_ids, batch.action_rows, batch.action_positions, batch.position_ids)
+        logits = action_logits(self.model, *inputs)  # (actions, vocab)
+        with torch.no_grad():
+            reference_logits = None if self.reference is None else action_logits(self.reference, *inputs)
+        losses = weighted_losses(batch, logits, self._clipping, sums, reference_logits, self._kl_coef)
+        return losses.sum()
+
+
+def deepspeed_settings(settings: TrainerSettings, hidden_size: int, on_gpu: bool) -> dict[str, Any]:
+    """Return DeepSpeed's settings for one model."""
+    zero: dict[str, Any] = {
+        "stage": settings.zero_stage,
+        "reduce_bucket_size": _BUCKET_ELEMENTS,
+        "allgather_bucket_size": _BUCKET_ELEMENTS,
+        "stage3_prefetch_bucket_size": _BUCKET_ELEMENTS,
+        # Norms stay whole on each rank; matrices are partitioned.
+        "stage3_param_persistence_threshold": 10 * hidden_size,
+        "overlap_comm": on_gpu,
+    }
+    if settings.offload:
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": on_gpu}
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        # Always 1: the worker sets the boundary by hand, since the number of micro-batches differs between
+        # updates.
+        "gradient_accumulation_steps": 1,
+        "zero_optimization": zero,
+        # In stage 0 the worker clips.
+        "gradient_clipping": settings.max_grad_norm if settings.zero_stage else 0.0,
+        "zero_allow_untested_optimizer": True,
+        # torch's AdamW: it needs no compiler, and computes what the torch trainer computes.
+        "zero_force_ds_cpu_optimizer": False,
+        "torch_autocast": {"enabled": settings.bf16, "dtype": "bfloat16"},
+        "steps_per_print": 1 << 60,
+    }
