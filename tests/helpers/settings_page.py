@@ -19,7 +19,8 @@ from selfplay.settings.serving import NodeSettings
 HEAD = """\
 # Settings
 
-Every setting, its default and its meaning. Made by `make docs` from the docstrings in `selfplay/config.py` and `selfplay/settings/`.
+Every setting, its default and its meaning. Made by `make docs` from the docstrings in `selfplay/config.py` and
+`selfplay/settings/`.
 
 - A recipe is a TOML file with these sections: `selfplay train --config FILE`. Recipes are in `runs/recipes/`.
 - One setting on the command line: `--set train.updates=6`. It may be repeated, and it wins over the file.
@@ -45,7 +46,13 @@ def settings_page() -> str:
             ]
     lines += ["## Tables inside a section", ""]
     for key, section in (("policy.shape", ShapeSettings), ("cluster.nodes", NodeSettings)):
-        lines += [f"### {key}", "", _text(section.__doc__ or ""), "", *_table(key, section.model_fields)]
+        warm = "`selfplay warm-start --config FILE --set key=value`. "
+    lines += ["## Warm start", "", warm + _text(WarmStartSettings.__doc__ or ""), ""]
+    lines += _table("", WarmStartSettings.model_fields)
+    for key, section in (("shape", WarmShape), ("stages", StageSettings), ("executed", ExecuteSettings)):
+        title = f"### {key} of a warm start"
+        lines += [title, "", _text(section.__doc__ or ""), "", *_table(key, section.model_fields)]
+    lines += [f"### {key}", "", _text(section.__doc__ or ""), "", *_table(key, section.model_fields)]
     lines += [
         "## Names until version 0.1",
         "",
