@@ -5,8 +5,7 @@ python tests/helpers/settings_page.py > docs/settings.md
 
 from __future__ import annotations
 
-import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from pydantic.fields import FieldInfo
 
@@ -15,12 +14,13 @@ from selfplay.config import RENAMED_SETTINGS, RENAMED_VALUES, Config
 from selfplay.settings.base import Section
 from selfplay.settings.learning import ShapeSettings
 from selfplay.settings.serving import NodeSettings
+from selfplay.warm_start.settings import ExecuteSettings, StageSettings, WarmStartSettings
+from selfplay.warm_start.settings import ShapeSettings as WarmShapeSettings
 
 HEAD = """\
 # Settings
 
-Every setting, its default and its meaning. Made by `make docs` from the docstrings in `selfplay/config.py` and
-`selfplay/settings/`.
+Every setting, its default and its meaning. `make docs` makes this page from the docstrings of the settings.
 
 - A recipe is a TOML file with these sections: `selfplay train --config FILE`. Recipes are in `runs/recipes/`.
 - One setting on the command line: `--set train.updates=6`. It may be repeated, and it wins over the file.
@@ -28,6 +28,13 @@ Every setting, its default and its meaning. Made by `make docs` from the docstri
 - A setting marked **part** takes one of the names listed, or one's own part as `package.module:name`
   ([CONTRIBUTING.md](../CONTRIBUTING.md)).
 """
+# Key -> the section that is a table inside another one.
+INNER: Mapping[str, type[Section]] = {"policy.shape": ShapeSettings, "cluster.nodes": NodeSettings}
+WARM_INNER: Mapping[str, type[Section]] = {
+    "shape": WarmShapeSettings,
+    "stages": StageSettings,
+    "executed": ExecuteSettings,
+}
 
 
 def settings_page() -> str:
@@ -37,33 +44,24 @@ def settings_page() -> str:
     for name, info in Config.model_fields.items():
         section = _section(info)
         if section is not None:
-            lines += [
-                f"## [{name}]",
-                "",
-                _text(section.__doc__ or ""),
-                "",
-                *_table(name, section.model_fields),
-            ]
+            lines += _part(f"## [{name}]", name, section)
     lines += ["## Tables inside a section", ""]
-    for key, section in (("policy.shape", ShapeSettings), ("cluster.nodes", NodeSettings)):
-        warm = "`selfplay warm-start --config FILE --set key=value`. "
-    lines += ["## Warm start", "", warm + _text(WarmStartSettings.__doc__ or ""), ""]
+    for key, section in INNER.items():
+        lines += _part(f"### {key}", key, section)
+    lines += ["## Warm start", "", "For `selfplay warm-start --config FILE --set key=value`.", ""]
     lines += _table("", WarmStartSettings.model_fields)
-    for key, section in (("shape", WarmShape), ("stages", StageSettings), ("executed", ExecuteSettings)):
-        title = f"### {key} of a warm start"
-        lines += [title, "", _text(section.__doc__ or ""), "", *_table(key, section.model_fields)]
-    lines += [f"### {key}", "", _text(section.__doc__ or ""), "", *_table(key, section.model_fields)]
-    lines += [
-        "## Names until version 0.1",
-        "",
-        "They work for one more release.",
-        "",
-        "| old | now |",
-        "|---|---|",
-    ]
+    for key, section in WARM_INNER.items():
+        lines += _part(f"### {key}", key, section)
+    lines += ["## Names until version 0.1", "", "They work for one more release.", ""]
+    lines += ["| old | now |", "|---|---|"]
     lines += [f"| `{old}` | `{new}` |" for old, new in RENAMED_SETTINGS.items()]
     lines += [f'| `{key} = "{old}"` | `{key} = "{new}"` |' for (key, old), new in RENAMED_VALUES.items()]
     return "\n".join(lines) + "\n"
+
+
+def _part(title: str, key: str, section: type[Section]) -> Iterator[str]:
+    yield from (title, "", _text(section.__doc__ or ""), "")
+    yield from _table(key, section.model_fields)
 
 
 def _section(info: FieldInfo) -> type[Section] | None:
@@ -71,7 +69,7 @@ def _section(info: FieldInfo) -> type[Section] | None:
     return kind if isinstance(kind, type) and issubclass(kind, Section) else None
 
 
-def _table(section: str, fields: typing.Mapping[str, FieldInfo]) -> Iterator[str]:
+def _table(section: str, fields: Mapping[str, FieldInfo]) -> Iterator[str]:
     yield from ("| setting | default | meaning |", "|---|---|---|")
     for name, info in fields.items():
         key = f"{section}.{name}" if section else name
@@ -88,7 +86,7 @@ def _default(info: FieldInfo) -> str:
     if isinstance(value, bool):
         return f"`{str(value).lower()}`"
     if isinstance(value, Section):
-        return "see below"
+        return "a table, see below"
     if isinstance(value, tuple) and (len(value) > 8 or any(isinstance(one, Section) for one in value)):
         return f"{len(value)} entries"
     if isinstance(value, tuple):
