@@ -34,6 +34,7 @@ from selfplay.orchestrator.given_bugs import check_given_bugs, put_given_bugs, r
 from selfplay.orchestrator.loop import TrainLoop
 from selfplay.orchestrator.own_parts import check_own_parts
 from selfplay.orchestrator.run_folder import RunFolder, create_run, open_run
+from selfplay.orchestrator.run_state import RunState
 from selfplay.repositories.environment import Environment
 from selfplay.repositories.prepare import Preparer
 from selfplay.repositories.specs import RepositorySpec, absolute_line, read_repository_list
@@ -245,7 +246,7 @@ def _repair_folder(run: RunFolder, config: Config, store: Store) -> None:
     """Remove what a kill left unfinished: checkpoints that no update names, rows of metrics that were not committed."""
     run.discard_uncommitted(store.last_checkpoint(), keep=config.train.keep_checkpoints)
     committed = [row for row in store.updates() if row.committed_at]
-    run.repair_metrics(committed, lambda update: store.state(f"evaluated/{update}") is not None)
+    run.repair_metrics(committed, RunState(store).is_evaluated)
 
 
 def _put_given_bugs(planned: PlannedRun, store: Store, environments: Mapping[str, Environment]) -> None:

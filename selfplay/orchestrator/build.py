@@ -153,9 +153,7 @@ def deepspeed_trainer(inputs: TrainerInputs) -> Trainer:
 
     config, places = inputs.config, inputs.places
     launch = RankLaunch(inputs.logs, places.links if places else None)
-    return DeepSpeedTrainer(
-        inputs.model, config.trainer, config.agent.context_tokens, config.seed, launch
-    )
+    return DeepSpeedTrainer(inputs.model, config.trainer, config.agent.context_tokens, config.seed, launch)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
-"""Bugs that a run is given (`train.bugs`): read with the settings, kept in the run folder, put into the curriculum once.
+"""The bugs of `train.bugs`: read with the settings, copied into the run folder, put into the curriculum once.
 
-Trusts that a record was validated; checks that it fits its repository. Invariant: nothing that evaluation measures is ever given.
+It trusts that a record was validated, and checks that it fits its repository. Invariant: no bug of an
+evaluation set gets into the curriculum, because training on it would make the evaluation worthless.
 """
 
 from __future__ import annotations
@@ -14,20 +15,24 @@ from selfplay.curriculum.rows import BugRow
 from selfplay.curriculum.store import Store
 from selfplay.errors import ArtifactError, PatchError, RunError, UsageError
 from selfplay.evaluation.tasks import Task, bug_of, find_tasks, read_tasks
+from selfplay.orchestrator.bug_rows import given_bug
+from selfplay.orchestrator.run_state import RunState
 from selfplay.repositories.environment import Environment
 from selfplay.repositories.specs import RepositorySpec, parse_spec
 from selfplay.repositories.targets import Span, function_spans, is_held_out
 from selfplay.source.trees import Tree
 from selfplay.verdicts.bug import BugState, build_states
 
-FROZEN_PREFIXES = ("own-", "human-")  # the ids of the sets that `selfplay eval` measures with
-STATE_KEY = "given_bugs"
-STRATEGY = "given"
-SHOWN = 8
+FROZEN_PREFIXES = ("own-", "human-")  # of ids in the sets that `selfplay eval` measures with
+SHOWN = 8  # problems that a message lists
 
 
 def read_given_bugs(path: Path, repositories: Collection[str]) -> list[Task]:
-    """The records of `path`, all usable by a run over `repositories` (names). Raises UsageError listing every one that is not."""
+    """The records of the file `path`.
+
+    repositories: names of the run's repositories.
+    Raises UsageError that lists the records which the run cannot use.
+    """
     tasks = read_tasks(path)
     problems = [
         f"  {task.instance_id}: {problem}" for task in tasks if (problem := _problem(task, repositories))
@@ -43,9 +48,9 @@ def read_given_bugs(path: Path, repositories: Collection[str]) -> list[Task]:
 
 
 def check_given_bugs(config: Config, specs: Sequence[RepositorySpec]) -> str:
-    """The records of `train.bugs` as text, "" without any.
+    """The text of the file `train.bugs`; "" if the setting is empty.
 
-    Raises UsageError for those that cannot be given, and if a run without injectors has none.
+    Raises UsageError if a record cannot be used, or if a run without injectors has no records.
     """
     if config.train.bugs:
         path = Path(config.train.bugs)
@@ -69,15 +74,24 @@ def check_given_bugs(config: Config, specs: Sequence[RepositorySpec]) -> str:
 
 
 def _problem(task: Task, repositories: Collection[str]) -> str:
-    """Why the task cannot be given, "" when it can."""
+    """Why a run cannot use the task; "" if it can."""
     if task.instance_id.startswith(FROZEN_PREFIXES):
         return "is a bug of a frozen evaluation set; training on it would make the evaluation worthless."
     if not task.artifact:
-        return "has no artifact (selfplay.artifact); `selfplay inspect-bugs --tasks FILE` writes records with one."
+        return (
+            "has no artifact (selfplay.artifact); "
+            "`selfplay inspect-bugs --tasks FILE` writes records with one."
+        )
     if task.order != 1 or task.attempt_patch:
-        return "is of order 2, which needs the bug it grew from; write the file with `selfplay inspect-bugs --order 1 --tasks FILE`."
+        return (
+            "is of order 2, which needs the bug it grew from; "
+            "write the file with `selfplay inspect-bugs --order 1 --tasks FILE`."
+        )
     if (name := parse_spec(task.repo).name) not in repositories:
-        return f"is of {name}, which the repository list does not name; add it there, or write the file with --repository."
+        return (
+            f"is of {name}, which the repository list does not name; "
+            "add it there, or write the file with --repository."
+        )
     return ""
 
 
@@ -88,12 +102,15 @@ def put_given_bugs(
     is_too_long: Callable[[BugState], bool],
     report: Callable[[str], None],
 ) -> None:
-    """Put the bugs into the curriculum, in one transaction; when they are there already nothing changes.
+    """Put the bugs into the curriculum, in one transaction. If they are there already, nothing changes.
 
-    Left out, and told: those of repositories that could not be prepared. Recorded but not played: a specification that is_too_long.
-    Raises RunError for a bug that does not fit its repository, that breaks a held-out function, or when none can be played.
+    environments: by repository name. Bugs of other repositories are left out and reported.
+    is_too_long: True if the specification is too long to play. Such a bug is recorded all the same.
+    Raises RunError if a bug does not fit its repository or changes a held-out function, or if none can be
+    played.
     """
-    if store.state(STATE_KEY) is not None:
+    state = RunState(store)
+    if state.has_given_bugs():
         return
     rows: list[BugRow] = []
     problems: list[str] = []
@@ -112,11 +129,11 @@ def put_given_bugs(
     with store.transaction():
         added = sum(store.add_bug(row) for row in rows)
         playable = len(store.bugs(status="fresh"))
-        store.set_state(STATE_KEY, str(added))
+        state.set_given_bugs(added)
         if not playable:
             raise RunError(
-                f"none of the {len(tasks)} given bug(s) can be played: {left_out} are of repositories that could not be prepared, "
-                "the others' specifications are longer than solver.max_spec_tokens."
+                f"none of the {len(tasks)} given bug(s) can be played: {left_out} are of repositories that "
+                "could not be prepared, the others' specifications are longer than solver.max_spec_tokens."
             )
     report(
         f"{added} given bug(s) in the curriculum"
@@ -124,42 +141,26 @@ def put_given_bugs(
     )
     if left_out or added < len(rows):
         report(
-            f"Left out: {left_out} of repositories that could not be prepared, {len(rows) - added} that repeat another."
+            f"Left out: {left_out} of repositories that could not be prepared, "
+            f"{len(rows) - added} that repeat another."
         )
 
 
 def _bug_row(task: Task, environment: Environment, is_too_long: Callable[[BugState], bool]) -> BugRow:
-    """Raises PatchError or ArtifactError when the record does not fit, or breaks what is held out."""
+    """Raises PatchError or ArtifactError if the record does not fit, or changes a held-out function."""
     _, bug = bug_of(task, environment)
     states = build_states(environment.tree, bug)
     touched = touched_functions(states.original, states.buggy)
     if held_out := sorted(name for name in touched if is_held_out(name)):
         raise PatchError(
-            f"changes {', '.join(held_out)}, held out for evaluation; no target of `selfplay train` is. Leave the bug out."
+            f"changes {', '.join(held_out)}, held out for evaluation; no target of `selfplay train` is. "
+            "Leave the bug out."
         )
-    return BugRow(
-        bug_id=f"given-{task.instance_id}",
-        repository=environment.repository,
-        environment_key=environment.key,
-        base_commit=environment.base_commit,
-        order=1,
-        parent_bug_id=None,
-        parent_episode_id=None,
-        injector_episode_id="",
-        strategy=STRATEGY,
-        target="",
-        artifact=bug.artifact.to_files(),
-        attempt_patch="",
-        fail_to_pass=task.fail_to_pass,
-        pass_to_pass=task.pass_to_pass,
-        failure=task.failure,
-        tree_digest=states.solver_start.digest,
-        status="spec_too_long" if is_too_long(bug) else "fresh",
-    )
+    return given_bug(task, bug, environment, states.solver_start.digest, is_too_long(bug))
 
 
 def touched_functions(before: Tree, after: Tree) -> set[str]:
-    """Qualified names of the functions and methods, of either tree, with a line that differs between the two."""
+    """Qualified names of the functions and methods, of both trees, of which a line differs."""
     touched: set[str] = set()
     for path in before.changed_paths(after):
         if not path.endswith(".py"):
@@ -174,7 +175,10 @@ def touched_functions(before: Tree, after: Tree) -> set[str]:
 
 
 def _names(spans: Sequence[Span], start: int, end: int) -> Iterator[str]:
-    """Of the spans that hold one of the lines start + 1 … end; where there is none, of those around the gap behind line `start`."""
+    """Names of the spans that hold one of the lines start + 1 … end.
+
+    If start equals end: names of the spans around the gap behind line `start`.
+    """
     for span in spans:
         inside = (
             span.code_line <= end and span.last_line > start

@@ -1,6 +1,7 @@
-"""Where episodes are played and judged: an EpisodeHost, of which LocalHost is the one in this process. Who plays what is decided elsewhere.
+"""Episode hosts: they play and judge episodes. LocalHost does it in this process.
 
-Invariant: what goes in and comes out is plain values (no environment, engine or connection), so that a host can be another process.
+A host does not choose what to play. Invariant: arguments and results are plain values, without environments,
+engines or connections. So a host can be another process, on another machine.
 """
 
 from __future__ import annotations
@@ -12,23 +13,22 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
-from selfplay.agent.chat import ChatFormat
 from selfplay.agent.episode import Episode, FinishReason
 from selfplay.agent.injector import InjectorTask, play_injector
 from selfplay.agent.solver import SolverTask, play_solver, solver_task, spec_tokens
-from selfplay.agent.workspaces import EpisodeKey
-from selfplay.config import Config
+from selfplay.agent.workspaces import EpisodeContext, EpisodeKey
 from selfplay.engines.base import Completion, Engine, GenerationRequest, Sampling
 from selfplay.errors import ArtifactError, PatchError
 from selfplay.repositories.environment import Environment
 from selfplay.repositories.suspects import Suspect
 from selfplay.repositories.targets import Target
-from selfplay.sandbox.base import Limits, SandboxBackend
 from selfplay.verdicts.artifact import Artifact
 from selfplay.verdicts.bug import BugState
+from selfplay.verdicts.checks import Thresholds
 from selfplay.verdicts.grading import Grade, grade
 from selfplay.verdicts.test_runs import TestRunner
-from selfplay.verdicts.validator import CheckResult, Thresholds, Verdict, validate, validate_second_order
+from selfplay.verdicts.validator import validate, validate_second_order
+from selfplay.verdicts.verdict import CheckResult, Verdict
 
 if TYPE_CHECKING:
     import torch
@@ -38,7 +38,7 @@ SPEC_TOO_LONG = "spec_too_long"
 
 @dataclass(frozen=True)
 class InjectorWork:
-    """An injector's task, its repository by name."""
+    """An injector's task, with its repository by name."""
 
     repository: str
     strategy: str
@@ -48,7 +48,10 @@ class InjectorWork:
 
 @dataclass(frozen=True)
 class SolverWork:
-    """A solver's task, its repository by name. suspects: as `EpisodeHost.prepare` found them, once for all members of a group."""
+    """A solver's task, with its repository by name.
+
+    suspects: filled by `EpisodeHost.prepare`, once for all members of a group.
+    """
 
     repository: str
     bug_id: str
@@ -58,57 +61,57 @@ class SolverWork:
 
 
 class EpisodeHost(Protocol):
-    """Blocking calls, from many threads at once. When the machine fails, `play` tells it as env_error; others raise SandboxUnavailable."""
+    """Methods block, and many threads call them at once.
+
+    If the machine fails, `play` returns an episode that ended with env_error; the other methods raise
+    SandboxUnavailable.
+    """
 
     def prepare(self, work: SolverWork) -> SolverWork:
-        """The work with what all of the group's members share. Raises PatchError when the bug does not belong to the repository."""
+        """The work, with what the members of the group share.
+
+        Raises PatchError if the bug does not fit the repository.
+        """
         ...
 
-    def play(self, work: InjectorWork | SolverWork, place: EpisodeKey) -> Episode:
-        """One episode with the engine's weights as they are. Raises EngineError."""
+    def play(self, work: InjectorWork | SolverWork, key: EpisodeKey) -> Episode:
+        """Play one episode with the engine's current weights. Raises EngineError."""
         ...
 
     def judge(self, work: InjectorWork, episode: Episode) -> Verdict:
-        """Whether the episode's submission is a bug."""
+        """Decide whether the episode's submission is a bug."""
         ...
 
     def grade(self, work: SolverWork, patch: str) -> Grade:
-        """Whether `patch` repairs the bug."""
+        """Decide whether `patch` repairs the bug."""
         ...
 
     def judge_second_order(self, work: SolverWork, patch: str, thresholds: Thresholds) -> Verdict:
-        """Whether `patch`, an attempt that failed, is a bug on top of the work's."""
+        """Decide whether `patch`, a failed repair, is a bug on top of the work's bug."""
         ...
 
     def engine_busy_s(self) -> float:
-        """For how long, since the host began, the engine had at least one request in flight."""
+        """Seconds since the host began in which the engine had at least one request in flight."""
         ...
 
 
 class LocalHost:
-    """Plays and judges in the calling thread. At most `train.max_opening` sandboxes are opened and filled at the same time.
+    """Plays and judges in the calling thread.
 
-    `engine` is the one it plays with: the engine that it was given, watched.
+    It opens and fills at most `train.max_opening` sandboxes at the same time.
+    engine: the context's engine, wrapped to measure when it is busy.
     """
 
     def __init__(
-        self,
-        config: Config,
-        environments: Mapping[str, Environment],
-        engine: Engine,
-        chat: ChatFormat,
-        backend: SandboxBackend,
-        limits: Limits,
-        runner: TestRunner,
+        self, context: EpisodeContext, environments: Mapping[str, Environment], runner: TestRunner
     ) -> None:
-        self._config = config
-        self._environments = environments
-        self.engine = WatchedEngine(engine)
-        self._chat = chat
-        self._backend = backend
-        self._limits = limits
-        self._runner = runner
-        self._preparing = threading.BoundedSemaphore(config.train.max_opening)
+        """environments: by repository name. runner: for verdicts and grades; episodes share its test runs."""
+        config = context.config
+        self._config, self._chat = config, context.chat
+        self._environments, self._runner = environments, runner
+        self.engine = WatchedEngine(context.engine)
+        opening = threading.BoundedSemaphore(config.train.max_opening)
+        self._context = replace(context, engine=self.engine, runner=runner, opening=opening)
 
     def prepare(self, work: SolverWork) -> SolverWork:
         task = solver_task(
@@ -116,25 +119,13 @@ class LocalHost:
         )
         return replace(work, suspects=task.suspects)
 
-    def play(self, work: InjectorWork | SolverWork, place: EpisodeKey) -> Episode:
+    def play(self, work: InjectorWork | SolverWork, key: EpisodeKey) -> Episode:
         environment = self._environments[work.repository]
-        with_all = (
-            place,
-            self.engine,
-            self._chat,
-            self._backend,
-            self._config,
-            self._limits,
-            self._runner,
-            self._preparing,
-        )
         if isinstance(work, InjectorWork):
-            return play_injector(
-                InjectorTask(environment, work.strategy, work.target, work.thresholds), *with_all
-            )
-        return play_solver(
-            SolverTask(environment, work.bug_id, work.bug, work.failure, work.suspects), *with_all
-        )
+            task = InjectorTask(environment, work.strategy, work.target, work.thresholds)
+            return play_injector(task, key, self._context)
+        solver = SolverTask(environment, work.bug_id, work.bug, work.failure, work.suspects)
+        return play_solver(solver, key, self._context)
 
     def judge(self, work: InjectorWork, episode: Episode) -> Verdict:
         if episode.finish is not FinishReason.SUBMITTED:
@@ -159,7 +150,8 @@ class LocalHost:
             self._chat, BugState(artifact, 1, "", verdict.fail_to_pass, verdict.pass_to_pass)
         )
         if tokens > self._config.solver.max_spec_tokens:
-            reason = f"the reversed test_weaken.diff has {tokens} tokens; solver.max_spec_tokens is {self._config.solver.max_spec_tokens}"
+            limit = self._config.solver.max_spec_tokens
+            reason = f"the reversed test_weaken.diff has {tokens} tokens; solver.max_spec_tokens is {limit}"
             check = CheckResult(SPEC_TOO_LONG, False, reason, {}, 0.0)
             return replace(
                 verdict, accepted=False, failed_check=SPEC_TOO_LONG, checks=(*verdict.checks, check)
@@ -180,7 +172,7 @@ class LocalHost:
 
 
 class WatchedEngine:
-    """The engine it is given, with a clock that runs while any request is in flight."""
+    """An engine, with a clock that runs while at least one request is in flight."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine

@@ -1,6 +1,7 @@
-"""The run folder: made once, found again, and brought back to its last committed update. Knows nothing of playing or training.
+"""The run folder: creating it, finding it, and bringing it back to its last committed update.
 
-Invariant: what the database committed is the truth; a checkpoint or partial file that it does not name is removed at the next start.
+It neither plays nor trains. Invariant: the database decides what is committed. The next start removes partial
+files, and checkpoints that no committed update names.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from selfplay.agent.episode import Episode
 from selfplay.config import Config, load_config
 from selfplay.curriculum.rows import UpdateRow
 from selfplay.errors import RunError
@@ -23,6 +23,8 @@ from selfplay.errors import RunError
 
 @dataclass(frozen=True)
 class RunFolder:
+    """The files of one run."""
+
     path: Path
 
     @property
@@ -35,7 +37,7 @@ class RunFolder:
 
     @property
     def given_bugs_file(self) -> Path:
-        """The task records of `train.bugs`, as they were when the run began; absent without any."""
+        """A copy of `train.bugs`, made when the run began. Missing if the setting is empty."""
         return self.path / "given-bugs.jsonl"
 
     @property
@@ -60,34 +62,24 @@ class RunFolder:
 
     @property
     def evaluation_tasks(self) -> Path:
-        """What this run evaluates on: its own copy, so that a resumed run meets the same bugs."""
+        """The tasks that this run evaluates on. A copy, so that a run that resumes has the same ones."""
         return self.evaluations / "tasks.jsonl"
 
     def checkpoint(self, update: int) -> Path:
         return self.checkpoints / f"update-{update:05d}"
 
-    def episode(self, episode_id: str) -> Episode | None:
-        """An episode that was finished and written before a kill, None when there is none (or only a torn one)."""
-        path = self.episodes / f"{episode_id}.json.gz"
-        if not path.is_file():
-            return None
-        try:
-            return Episode.read(path)
-        except (OSError, EOFError, ValueError, KeyError, TypeError):
-            path.unlink()
-            return None
-
     def config(self) -> Config:
         return load_config(self.config_file)
 
     def write_config(self, config: Config) -> None:
-        """Whole or not at all: without it the run could not be resumed."""
+        """Write it whole or not at all: a run cannot resume without it."""
         _write_whole(self.config_file, config.resolved())
 
-    def mend_metrics(self, committed: Sequence[UpdateRow], is_evaluated: Callable[[int], bool]) -> None:
-        """Let metrics.jsonl hold what the database committed, each update and evaluation once.
+    def repair_metrics(self, committed: Sequence[UpdateRow], is_evaluated: Callable[[int], bool]) -> None:
+        """Make metrics.jsonl hold each committed update and each finished evaluation once.
 
-        A kill can leave the last row torn, an update without its row, and an evaluation's row though it is played again.
+        A kill can tear the last row, lose the row of an update, or leave the row of an evaluation that the
+        run plays again.
         """
         lines = (
             self.metrics.read_text(encoding="utf-8").splitlines(keepends=True)
@@ -110,20 +102,23 @@ class RunFolder:
             _write_whole(self.metrics, "".join(kept))
 
     def newest_checkpoint(self) -> Path | None:
-        """Of the weights that are published next or were published last: an update is saved before."""
+        """The checkpoint of the newest weights. Weights are saved before they are published."""
         return max(
             (folder for folder in self.checkpoints.glob("*") if folder.is_dir() and not folder.suffix),
             default=None,
         )
 
     def discard_uncommitted(self, committed_checkpoint: str, keep: int = 1) -> None:
-        """Remove partial files and all checkpoints but the committed one and the `keep` - 1 before it."""
+        """Remove partial files, and checkpoints as `discard_checkpoints` does."""
         for partial in (*self.path.glob("*.partial"), *self.episodes.glob("*.partial")):
             partial.unlink()
         self.discard_checkpoints(committed_checkpoint, keep)
 
     def discard_checkpoints(self, committed_checkpoint: str, keep: int = 1) -> None:
-        """All but the committed one and the `keep` - 1 before it. Episodes may be written meanwhile."""
+        """Remove all but the committed one and the `keep` - 1 before it.
+
+        Episodes may be written meanwhile.
+        """
         folders = sorted(folder for folder in self.checkpoints.glob("*") if folder.is_dir())
         kept = {
             folder
@@ -139,23 +134,25 @@ class RunFolder:
 def create_run(
     config: Config, repositories: str, now: datetime, given_bugs: str = ""
 ) -> tuple[RunFolder, Config]:
-    """A new run folder that holds the resolved configuration, the repository list and the records of the bugs that it is given.
+    """Create a run folder. Returns it with the configuration that it holds.
 
-    Raises RunError when the name is taken or the folder cannot be written.
+    repositories: text of the repository list. given_bugs: text of the file `train.bugs`.
+    Raises RunError if the name is taken or the folder cannot be written.
     """
     root = Path(config.run.folder)
     name = config.run.name or _free_name(root, now.strftime("%Y%m%d-%H%M%S"))
     folder = RunFolder(root / name)
     if folder.path.exists():
         raise RunError(
-            f"the run {name!r} exists at {folder.path}. Continue it with --resume {name}, or choose another run.name."
+            f"the run {name!r} exists at {folder.path}. Continue it with --resume {name}, "
+            "or choose another run.name."
         )
     config = config.model_copy(update={"run": config.run.model_copy(update={"name": name})})
     try:
         root.mkdir(parents=True, exist_ok=True)
-        # Renamed as a whole: a start that is killed leaves no folder that could neither be started nor resumed.
-        with tempfile.TemporaryDirectory(prefix=f".{name}.", suffix=".partial", dir=root) as place:
-            made = RunFolder(Path(place) / name)
+        # Renamed as a whole: a killed start leaves no folder that can neither be started nor resumed.
+        with tempfile.TemporaryDirectory(prefix=f".{name}.", suffix=".partial", dir=root) as partial:
+            made = RunFolder(Path(partial) / name)
             for inner in (made.episodes, made.checkpoints, made.path / "logs"):
                 inner.mkdir(parents=True)
             made.repositories_file.write_text(repositories, encoding="utf-8")
@@ -171,7 +168,7 @@ def create_run(
 
 
 def _write_whole(path: Path, text: str) -> None:
-    """Through a partial file that is synced and renamed: a kill leaves the old text or the new one."""
+    """Write a partial file, sync and rename it: a kill leaves the old text or the new one."""
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     with partial.open("w", encoding="utf-8") as file:
         file.write(text)
@@ -189,7 +186,10 @@ def _free_name(root: Path, stem: str) -> str:
 
 
 def open_run(name: str, root: Path) -> RunFolder:
-    """An existing run, by name below `root`, by path, or "" for the newest. Raises RunError naming what there is."""
+    """Find a run by its name below `root` or by its path; "" finds the newest.
+
+    Raises RunError that names the runs there are.
+    """
     runs = sorted(found.parent for found in root.glob("*/config.json"))
     runs.sort(key=lambda run: (run / "config.json").stat().st_mtime)
     if not name:

@@ -44,6 +44,8 @@ GAMES: dict[str, dict[str, Any]] = {
     },
 }
 LEFT_OUT = ("checkpoint", "files/checkpoints")
+# Metrics by the names that they have now -> the names in the recording.
+RENAMED_METRICS = {"kl": "divergence", "rollout_logprob_diff": "logprob_gap"}
 MACHINE = ("environment_key", "key", "path", "base_commit", "log", "evidence")
 
 
@@ -60,12 +62,18 @@ def record(folder: Path, cache: Path, backend: str = "bubblewrap") -> dict[str, 
 
 
 def _portable(value: Any) -> Any:
-    """Without what differs between machines."""
+    """Without what differs between machines, and with metrics by the names of the recording."""
     if isinstance(value, Mapping):
-        return {name: _portable(inner) for name, inner in value.items() if name not in MACHINE}
+        return {_recorded(name): _portable(inner) for name, inner in value.items() if name not in MACHINE}
     if isinstance(value, list | tuple):
         return [_portable(inner) for inner in value]
     return value
+
+
+def _recorded(name: str) -> str:
+    """`injector/kl` -> `injector/divergence`"""
+    scope, slash, metric = name.rpartition("/")
+    return f"{scope}{slash}{RENAMED_METRICS.get(metric, metric)}"
 
 
 def differences(expected: Any, found: Any, place: str = "") -> Iterator[str]:

@@ -24,7 +24,7 @@ from rich.console import Console
 
 from selfplay.agent.chat import ChatFormat, load_tokenizer
 from selfplay.agent.episode import Episode
-from selfplay.agent.workspaces import sandbox_limits
+from selfplay.agent.workspaces import EpisodeContext, sandbox_limits
 from selfplay.config import Config, build_config
 from selfplay.curriculum.store import Store
 from selfplay.engines.scripted_engine import ScriptedEngine, ScriptedTurn
@@ -33,7 +33,7 @@ from selfplay.evaluation.evaluator import Evaluator
 from selfplay.evaluation.run_evaluations import RunEvaluations
 from selfplay.evaluation.tasks import find_tasks
 from selfplay.metrics import JsonlSink
-from selfplay.orchestrator.context import Game
+from selfplay.orchestrator.context import RunContext
 from selfplay.orchestrator.given_bugs import put_given_bugs, read_given_bugs
 from selfplay.orchestrator.hosts import EpisodeHost
 from selfplay.orchestrator.loop import TrainLoop
@@ -252,12 +252,12 @@ def play(
     git: bool = False,
     player_of: Callable[[Any], Any] = Player,
     given_bugs: str = "",
-    host_of: Callable[[Game, str], EpisodeHost] | None = None,
+    host_of: Callable[[RunContext, str], EpisodeHost] | None = None,
     **settings: Any,
 ) -> RunFolder:
     """Start the run in `folder`, or continue the one that is there. settings: sections that replace those of `tiny_config`.
 
-    host_of: where its episodes are played, of the game and the repository's line.
+    host_of: where its episodes are played, of the context and the repository's line.
 
     given_bugs: task records of the tiny repository, as the text of a file.
     """
@@ -291,6 +291,7 @@ def play(
         tokenizer = load_tokenizer(str(policy))
         engine = ScriptedEngine(player, tokenizer)
         engine.load_weights({}, trainer.weight_version)
+        episodes = EpisodeContext(config, engine, ChatFormat(tokenizer), failing, limits)
         labels = {"run": "scripted", "owner": str(os.getpid())}
         if kill_at:
             die_at(kill_at, progress, store)
@@ -298,18 +299,14 @@ def play(
         if config.evaluation.tasks:
             tasks = find_tasks(config.evaluation.tasks)
             whole = {task.repo: environment for task in tasks}
-            evaluator = Evaluator(config, engine, ChatFormat(tokenizer), failing, whole, limits, labels)
+            evaluator = Evaluator(episodes, whole, labels)
             evaluations = RunEvaluations(run.evaluations, config.evaluation, tasks, evaluator)
-        game = Game(
-            config=config,
+        context = RunContext(
             run=run,
             store=store,
             environments=environments,
-            backend=failing,
-            limits=limits,
+            episodes=episodes,
             labels=labels,
-            engine=engine,
-            chat=ChatFormat(tokenizer),
             trainer=trainer,
             runner=TestRunner(failing, config.validator, limits, labels),
             sink=JsonlSink(run.metrics),
@@ -317,11 +314,11 @@ def play(
             evaluations=evaluations,
         )
         if host_of is not None:
-            game = replace(game, host=host_of(game, str(folder / "repository" / "tiny")))
+            context = replace(context, host=host_of(context, str(folder / "repository" / "tiny")))
         try:
-            asyncio.run(TrainLoop(game).run())
+            asyncio.run(TrainLoop(context).run())
         finally:
-            game.sink.close()
+            context.sink.close()
     return run
 
 

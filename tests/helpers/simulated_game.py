@@ -22,12 +22,13 @@ from typing import Any, cast
 from rich.console import Console
 
 from selfplay.agent.episode import Episode, FinishReason, Role, Turn
-from selfplay.agent.tools import format_action, format_edit
-from selfplay.agent.workspaces import EpisodeKey
+from selfplay.agent.tool_format import format_action
+from selfplay.agent.tools import format_edit
+from selfplay.agent.workspaces import EpisodeContext, EpisodeKey
 from selfplay.config import build_config
 from selfplay.curriculum.store import Store
 from selfplay.metrics import JsonlSink
-from selfplay.orchestrator.context import Game
+from selfplay.orchestrator.context import RunContext
 from selfplay.orchestrator.hosts import InjectorWork, SolverWork
 from selfplay.orchestrator.loop import TrainLoop
 from selfplay.orchestrator.run_folder import RunFolder, create_run
@@ -37,8 +38,10 @@ from selfplay.repositories.environment import Environment
 from selfplay.repositories.specs import RepositorySpec
 from selfplay.source.trees import Tree
 from selfplay.verdicts.artifact import FILE_NAMES
+from selfplay.verdicts.checks import Thresholds
+from selfplay.verdicts.confirmation import Confirmation
 from selfplay.verdicts.grading import Grade
-from selfplay.verdicts.validator import Thresholds, Verdict
+from selfplay.verdicts.verdict import Verdict
 from selfplay.viewing.progress import TrainProgress
 
 NAME = "simulated"
@@ -141,7 +144,8 @@ class SimulatedHost:
 
     def grade(self, work: SolverWork, patch: str) -> Grade:
         time.sleep(self.script.judge_s)
-        return Grade(patch == "good", "", (), (), True if patch else None, 0.0)
+        confirmation = Confirmation.CONFIRMED if patch else Confirmation.NOT_NEEDED
+        return Grade(patch == "good", "", confirmation=confirmation)
 
     def judge_second_order(self, work: SolverWork, patch: str, thresholds: Thresholds) -> Verdict:
         raise NotImplementedError
@@ -255,16 +259,12 @@ def simulate(
 
             die_at(kill_at, progress, store)
         nothing: Any = None
-        game = Game(
-            config=config,
+        context = RunContext(
             run=run,
             store=store,
             environments={"r": an_environment()},
-            backend=nothing,
-            limits=nothing,
+            episodes=EpisodeContext(config, engine, cast(Any, SimulatedChat()), nothing, nothing),
             labels={"run": NAME, "owner": str(os.getpid())},
-            engine=engine,
-            chat=cast(Any, SimulatedChat()),
             trainer=trainer,
             runner=nothing,
             sink=JsonlSink(run.metrics),
@@ -272,9 +272,9 @@ def simulate(
             host=host,
         )
         try:
-            asyncio.run(TrainLoop(game).run())
+            asyncio.run(TrainLoop(context).run())
         finally:
-            game.sink.close()
+            context.sink.close()
     return Simulation(run, host, trainer)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from selfplay.config import EnvironmentSettings
+from selfplay.settings.playing import EnvironmentSettings
 from selfplay.repositories.build import prepare_environment
 from selfplay.repositories.environment import Environment
 from selfplay.repositories.fetching import fetch

@@ -15,18 +15,18 @@ import pytest
 import simulated_game
 from machine import eventually
 from selfplay.agent.workspaces import EpisodeKey
-from selfplay.algorithm.staleness import newest_wave, async_updates
+from selfplay.algorithm.staleness import async_updates, newest_wave
 from selfplay.config import load_config
 from selfplay.curriculum.store import Store
 from selfplay.errors import RunError, SandboxUnavailable, TrainerError
 from selfplay.orchestrator.hosts import InjectorWork, SolverWork
-from selfplay.orchestrator.loop import IdleClock
+from selfplay.orchestrator.run_metrics import IdleClock
 from selfplay.repositories.suspects import Suspect
 from selfplay.repositories.targets import Target
 from selfplay.runtime.resources import resource
 from selfplay.verdicts.artifact import Artifact
 from selfplay.verdicts.bug import BugState
-from selfplay.verdicts.validator import Thresholds
+from selfplay.verdicts.checks import Thresholds
 from simulated_game import Script, SimulatedHost, SimulatedTrainer, simulate, uneven
 from store_rows import a_bug
 

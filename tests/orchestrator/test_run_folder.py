@@ -67,13 +67,6 @@ def test_what_the_database_did_not_commit_is_removed(tmp_path):
     assert list(run.episodes.iterdir()) == []
 
 
-def test_a_torn_episode_file_is_played_again(tmp_path):
-    run, _ = create_run(config(tmp_path), "", NOW)
-    (run.episodes / "e.json.gz").write_bytes(b"\x1f\x8b torn")
-    assert run.episode("e") is None
-    assert not (run.episodes / "e.json.gz").exists()
-
-
 def test_a_start_that_was_killed_can_be_made_again(tmp_path):
     (tmp_path / ".mine.killed.partial" / "mine").mkdir(parents=True)
     run, _ = create_run(config(tmp_path, "mine"), "", NOW)
@@ -106,7 +99,7 @@ def test_metrics_hold_each_committed_update_and_finished_evaluation_once(tmp_pat
         {"remark": "kept"},
     ]
     run.metrics.write_text("".join(json.dumps(row) + "\n" for row in written) + '{"update": 2, "lo')
-    run.mend_metrics(committed(1, 2), lambda update: update == 0)
+    run.repair_metrics(committed(1, 2), lambda update: update == 0)
     rows = [json.loads(line) for line in run.metrics.read_text().splitlines()]
     assert rows == [
         {"evaluation": 0},
@@ -118,9 +111,9 @@ def test_metrics_hold_each_committed_update_and_finished_evaluation_once(tmp_pat
 
 def test_metrics_that_are_whole_are_left_as_they_are(tmp_path):
     run, _ = create_run(config(tmp_path), "", NOW)
-    run.mend_metrics([], lambda _: True)
+    run.repair_metrics([], lambda _: True)
     assert not run.metrics.exists()
     run.metrics.write_text('{"update": 1,  "loss": 0.5}\n')
     before = run.metrics.stat().st_ino
-    run.mend_metrics(committed(1), lambda _: True)
+    run.repair_metrics(committed(1), lambda _: True)
     assert run.metrics.stat().st_ino == before
