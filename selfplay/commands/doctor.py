@@ -1,6 +1,8 @@
-"""What this machine lacks for self-play, each with the command that mends it; attacks on it; sweeping what killed runs left behind.
+"""`selfplay doctor`: reports what this machine lacks for self-play, and the command that fixes it.
 
-Changes nothing unless asked to clean. Invariant: what is removed belongs to a dead process, or was touched by nobody for a day.
+It also attacks the machine's own sandboxes, and removes what killed runs left behind. It changes nothing
+unless it is asked to clean. Invariant: cleaning removes only sandboxes of dead processes and files that are
+unchanged for a day, because other runs may use the rest.
 """
 
 from __future__ import annotations
@@ -44,7 +46,7 @@ UNFINISHED = (".new-*", ".facts-*")
 
 @dataclass(frozen=True)
 class Finding:
-    """`required` ones that are not ok keep self-play from running; the others are worth knowing. remedy: "" when ok."""
+    """The result of one check. If a required one is not ok, self-play cannot run. remedy: "" if it is ok."""
 
     name: str
     ok: bool
@@ -54,7 +56,7 @@ class Finding:
 
 
 def main(console: Console, clean: bool = False, as_json: bool = False, config: Config | None = None) -> int:
-    """`selfplay doctor`: 0 when everything required is there, else 1. `clean` sweeps first."""
+    """`selfplay doctor`. Returns 0 if every required finding is ok, else 1. clean: remove leftovers first."""
     removed = sweep_leftovers() if clean else []
     findings = examine(config or Config())
     if as_json:
@@ -71,23 +73,24 @@ def main(console: Console, clean: bool = False, as_json: bool = False, config: C
 
 
 def attack(console: Console, sandbox: str = "auto", as_json: bool = False) -> int:
-    """`selfplay doctor --attack`: 0 when every attack was carried out and held, else 1. Takes some minutes."""
+    """`selfplay doctor --attack`. Returns 0 if every attack ran and failed, else 1. Takes some minutes."""
     from selfplay.attacks import ALL_ATTACKS, RESIDUAL_RISK, open_ground, run_attacks
     from selfplay.sandbox import open_backend
 
     backend, why = open_backend(sandbox)
-    told = Console(stderr=True) if as_json else console
-    told.print(f"sandboxes: {why}", highlight=False)
+    progress = Console(stderr=True) if as_json else console
+    progress.print(f"sandboxes: {why}", highlight=False)
     reports = []
     with (
-        told.status("preparing a small repository to attack") as status,
+        progress.status("preparing a small repository to attack") as status,
         open_ground(backend, cache_root()) as ground,
     ):
         status.update(f"1 of {len(ALL_ATTACKS)}: {ALL_ATTACKS[0].title}")
         for report, following in zip(run_attacks(ALL_ATTACKS, ground), [*ALL_ATTACKS[1:], None], strict=True):
             reports.append(report)
-            if not told.is_terminal:
-                told.print(Text(f"{report.status}: {report.id}, {report.duration_s:.1f} s"), soft_wrap=True)
+            if not progress.is_terminal:
+                line = f"{report.status}: {report.id}, {report.duration_s:.1f} s"
+                progress.print(Text(line), soft_wrap=True)
             if following is not None:
                 status.update(f"{len(reports) + 1} of {len(ALL_ATTACKS)}: {following.title}")
     if as_json:
@@ -108,6 +111,7 @@ def attack(console: Console, sandbox: str = "auto", as_json: bool = False) -> in
 
 
 def print_attacks(reports: list[Report], console: Console) -> None:
+    """Print a row for each attack, and how many held."""
     from selfplay.agent.observations import make_harmless
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
@@ -140,11 +144,12 @@ def print_attacks(reports: list[Report], console: Console) -> None:
 
 
 def exit_code(findings: list[Finding]) -> int:
+    """1 if a required finding is not ok, else 0."""
     return int(any(finding.required and not finding.ok for finding in findings))
 
 
 def examine(config: Config) -> list[Finding]:
-    """Every finding, good and bad. Takes some seconds: sandboxes are opened and the package index is asked."""
+    """Check everything. Takes some seconds, because it opens sandboxes and asks the package index."""
     return [
         _python(),
         *_packages(),
@@ -159,6 +164,7 @@ def examine(config: Config) -> list[Finding]:
 
 
 def print_findings(findings: list[Finding], console: Console) -> None:
+    """Print a row for each finding with its remedy, and whether self-play can run."""
     table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
     table.add_column(no_wrap=True)
     table.add_column(no_wrap=True)
@@ -178,25 +184,25 @@ def print_findings(findings: list[Finding], console: Console) -> None:
     console.print(table, highlight=False)
     missing = sum(finding.required and not finding.ok for finding in findings)
     verdict = (
-        Text(f"{missing} thing(s) to mend", style="red")
+        Text(f"{missing} thing(s) to fix", style="red")
         if missing
         else Text("ready: selfplay train can run here", style="green")
     )
     console.print(verdict)
 
 
-# -- findings ------------------------------------------------------------------------------------------------------------
+# -- findings ----------------------------------------------------------------------------------------
 
 
 def _python(version: tuple[int, ...] = tuple(sys.version_info[:3])) -> Finding:
     text = ".".join(map(str, version))
     if version >= (3, 11):
         return Finding("python", True, text)
-    return Finding("python", False, f"{text}, and 3.11 is needed", "make PYTHON=python3.11 setup")
+    return Finding("python", False, f"{text}; 3.11 or later is needed", "make PYTHON=python3.11 setup")
 
 
 def _packages(distribution: str = "selfplay", requires: list[str] | None = None) -> list[Finding]:
-    """One finding for all that are right, one for each that is not."""
+    """One finding for all that fit, then one for each that is missing or has a wrong version."""
     if requires is None:
         try:
             requires = metadata.requires(distribution) or []
@@ -216,27 +222,25 @@ def _packages(distribution: str = "selfplay", requires: list[str] | None = None)
                 Finding(
                     requirement.name,
                     False,
-                    f"missing, {requirement} is needed",
+                    f"missing; {requirement} is needed",
                     f"pip install '{requirement}'",
                 )
             )
             continue
-        # A local label (torch 2.13.0+cpu) is another build of the same version.
+        # A local label, as in torch 2.13.0+cpu, does not make another version, and `contains` ignores it.
         if not requirement.specifier.contains(version, prereleases=True):
             wrong.append(
                 Finding(
                     requirement.name,
                     False,
-                    f"{version}, {requirement} is needed",
+                    f"{version}; {requirement} is needed",
                     f"pip install '{requirement}'",
                 )
             )
         else:
             found.append(f"{requirement.name} {version}")
     return [
-        Finding(
-            "packages", not wrong, ", ".join(found) or "none is right", "" if not wrong else "make setup"
-        ),
+        Finding("packages", not wrong, ", ".join(found) or "none fits", "" if not wrong else "make setup"),
         *wrong,
     ]
 
@@ -250,7 +254,7 @@ def _git() -> Finding:
 
 
 def _sandboxes(wanted: str) -> list[Finding]:
-    """Both backends; only the one that `sandbox.type` names, or any for "auto", is required."""
+    """A finding for each backend. Only the one in `sandbox.type` is required; "auto" requires any one."""
     from selfplay.sandbox import BACKENDS, open_backend
 
     refusals: dict[str, str] = {}
@@ -273,15 +277,16 @@ def _sandboxes(wanted: str) -> list[Finding]:
     return findings
 
 
-def _disk(places: dict[str, Path]) -> list[Finding]:
+def _disk(folders: dict[str, Path]) -> list[Finding]:
+    """Free space and write access of each folder, measured at its nearest parent that exists. Keys: names."""
     findings = []
-    for name, place in places.items():
-        existing = next(folder for folder in (place.absolute(), *place.absolute().parents) if folder.exists())
+    for name, path in folders.items():
+        existing = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
         free = shutil.disk_usage(existing).free
         remedy = (
             ""
             if free >= MIN_FREE_DISK
-            else f"free some; `selfplay doctor --clean` sweeps leftovers, and {place} may be emptied"
+            else f"free some: `selfplay doctor --clean` removes leftovers, and you may empty {path}"
         )
         if name == "cache" and remedy:
             remedy += ", or set SELFPLAY_CACHE to a larger disk"
@@ -290,13 +295,13 @@ def _disk(places: dict[str, Path]) -> list[Finding]:
                 Finding(
                     f"disk for {name}",
                     False,
-                    f"{existing} cannot be written",
-                    "change its permissions, or the folder",
+                    f"{existing} is not writable",
+                    "change its permissions, or choose another folder",
                 )
             )
             continue
         findings.append(
-            Finding(f"disk for {name}", not remedy, f"{free / GIB:.1f} GiB free at {place}", remedy)
+            Finding(f"disk for {name}", not remedy, f"{free / GIB:.1f} GiB free at {path}", remedy)
         )
     return findings
 
@@ -311,15 +316,19 @@ def _memory(meminfo: Path = Path("/proc/meminfo")) -> Finding:
     remedy = (
         ""
         if enough
-        else "end other programs, or lower train.episodes_in_flight, engine.max_batch and trainer.batch_tokens"
+        else "close other programs, or lower train.episodes_in_flight, engine.max_batch "
+        "and trainer.batch_tokens"
     )
     return Finding("memory", enough, f"{available / GIB:.1f} GiB available", remedy)
 
 
 def _package_index(package: str = INDEX_PROBE) -> Finding:
-    """Asks as builds do, through pip and this machine's own configuration; nothing is installed."""
+    """Download a small package with pip and its own configuration, as builds do. Installs nothing."""
     name = "package index"
-    remedy = "connect, or point pip to an index: pip config set global.index-url URL (prepared environments work without one)"
+    remedy = (
+        "connect to a network, or point pip to an index: pip config set global.index-url URL "
+        "(environments that are already built need none)"
+    )
     command = [
         sys.executable,
         "-m",
@@ -355,7 +364,7 @@ def _policy(model: str) -> Finding:
         what, _, remedy = str(error).partition(". ")
         return Finding("policy", False, what, remedy)
     if not Path(path).is_dir():
-        return Finding("policy", True, f"{model}, which transformers finds or fetches when it is first used")
+        return Finding("policy", True, f"{model}; transformers finds or downloads it at first use")
     size = sum(file.stat().st_size for file in Path(path).iterdir() if file.is_file())
     return Finding("policy", True, f"{model}, {size / 1e6:.1f} MB")
 
@@ -373,11 +382,14 @@ def _leftovers() -> Finding:
     )
 
 
-# -- sweeping ------------------------------------------------------------------------------------------------------------
+# -- cleaning ----------------------------------------------------------------------------------------
 
 
 def clean() -> list[str]:
-    """Remove what dead processes left: sandboxes, through each backend that works here, and stale temporary folders."""
+    """Remove the sandboxes of dead processes, of each backend that works here, and stale paths.
+
+    Returns a line for each thing that it removed.
+    """
     from selfplay.sandbox import BACKENDS, open_backend
 
     removed: list[str] = []
@@ -385,7 +397,7 @@ def clean() -> list[str]:
         try:
             removed += open_backend(kind)[0].sweep()
         except SelfplayError:
-            continue  # not usable here, so it left nothing that could be reached
+            continue  # this backend does not work here, so there is nothing to remove through it
     for path in stale_paths():
         try:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -395,13 +407,20 @@ def clean() -> list[str]:
     return removed
 
 
-sweep_leftovers: Callable[[], list[str]] = clean  # for `main`, whose flag has the same name
+sweep_leftovers: Callable[[], list[str]] = clean  # `main` has an argument named `clean`
 
 
 def stale_paths(
     temporary: Path | None = None, cache: Path | None = None, now: float | None = None
 ) -> Iterator[Path]:
-    """Our scratch folders, of this user, that nobody touched for a day; and half-made things in the cache of that age."""
+    """Scratch folders of selfplay and unfinished cache entries, if this user owns them and they are old.
+
+    Old: neither the path nor a direct child changed for STALE_AFTER_S. Symbolic links are never stale.
+
+    temporary  where scratch folders are; None: the system's folder
+    cache      None: `cache_root()`
+    now        seconds since the epoch; None: the present
+    """
     temporary, cache, now = (
         temporary or Path(tempfile.gettempdir()),
         cache or cache_root(),

@@ -1,6 +1,7 @@
-"""The curriculum of a run, printed: its bugs as a list, one bug in full with its lineage, why artifacts were rejected; or as JSON.
+"""Prints the curriculum of a run, as text or as JSON: its bugs, one bug with its lineage, rejected artifacts.
 
-Reads the store. Invariant: what the policy wrote is shown as visible text, never as markup or terminal codes.
+Only reads the store. Invariant: text that the policy wrote is shown as visible text, never as markup or
+terminal codes, since the policy is not trusted.
 """
 
 from __future__ import annotations
@@ -10,19 +11,20 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.padding import Padding
 from rich.text import Text
 from rich.tree import Tree
 
-from selfplay.agent.tools import make_harmless
+from selfplay.agent.observations import make_harmless
 from selfplay.curriculum.lineage import lineage, root
 from selfplay.curriculum.rows import BUG_STATUSES, AttemptRow, BugRow, VerdictRow
 from selfplay.curriculum.store import BUG_ORDERS, Store
 from selfplay.errors import UsageError
-from selfplay.verdicts.validator import VerdictKind, verdict_kind
+from selfplay.verdicts.confirmation import Confirmation
+from selfplay.verdicts.verdict import VerdictKind, verdict_kind
 from selfplay.viewing.replay import diff_or_text
 from selfplay.viewing.summary import table
 
@@ -34,7 +36,7 @@ MAX_TESTS = 20
 
 @dataclass(frozen=True)
 class BugFilter:
-    """What to list. None: any. A bound on the solve rate leaves out bugs that were not measured."""
+    """Which bugs to list. None means any. A bound on the solve rate leaves out bugs without a solve rate."""
 
     repository: str | None = None
     strategy: str | None = None
@@ -46,7 +48,7 @@ class BugFilter:
 
 
 def select_bugs(store: Store, wanted: BugFilter) -> list[BugRow]:
-    """Raises UsageError for a sort key or status that does not exist."""
+    """The bugs that pass the filter, sorted. Raises UsageError for an unknown sort key or status."""
     if wanted.sort not in BUG_ORDERS:
         raise UsageError(f"--sort {wanted.sort!r}: choose one of {', '.join(BUG_ORDERS)}.")
     if wanted.status is not None and wanted.status not in BUG_STATUSES:
@@ -65,6 +67,7 @@ def select_bugs(store: Store, wanted: BugFilter) -> list[BugRow]:
 
 
 def show_bugs(store: Store, wanted: BugFilter, console: Console, as_json: bool = False) -> None:
+    """Print a table of the bugs that pass the filter. JSON goes to stdout, without styles."""
     bugs = select_bugs(store, wanted)
     if as_json:
         print(json.dumps([asdict(bug) for bug in bugs], indent=2))
@@ -74,7 +77,7 @@ def show_bugs(store: Store, wanted: BugFilter, console: Console, as_json: bool =
         hint = (
             f"none of the {len(everything)} bug(s) fits"
             if everything
-            else "no artifact was accepted yet; --rejected tells why"
+            else "no artifact was accepted yet; --rejected shows why"
         )
         console.print(Text(f"No bugs: {hint}."))
         return
@@ -92,12 +95,18 @@ def show_bugs(store: Store, wanted: BugFilter, console: Console, as_json: bool =
         ]
         shown.add_row(*texts, rate, tests, str(bug.created_update))
     console.print(shown, highlight=False)
-    note = f"{len(bugs)} bug(s). solved: of its attempts. tests: fail-to-pass + pass-to-pass. One in full: --bug {bugs[0].bug_id}"
+    note = (
+        f"{len(bugs)} bug(s). solved: repairs/attempts. tests: fail-to-pass + pass-to-pass. "
+        f"To see one in full: --bug {bugs[0].bug_id}"
+    )
     console.print(Text(note, style="dim"), soft_wrap=True)
 
 
 def show_bug(store: Store, bug_id: str, console: Console, as_json: bool = False) -> None:
-    """One bug in full. `bug_id` may be the start of an id; raises StoreError when none or several fit."""
+    """Print one bug in full. `bug_id` may be the start of an id.
+
+    Raises StoreError if no bug or several match.
+    """
     bug = store.bug(bug_id)
     attempts = store.attempts(bug.bug_id)
     family = lineage(store, bug.bug_id)
@@ -106,7 +115,7 @@ def show_bug(store: Store, bug_id: str, console: Console, as_json: bool = False)
             {"parent": a, "child": b, "attempt": family.edges[a, b]["attempt"]}
             for a, b in sorted(family.edges)
         ]
-        data = {**asdict(bug), "attempts": [asdict(attempt) for attempt in attempts], "lineage": edges}
+        data = {**asdict(bug), "attempts": [_attempt_json(attempt) for attempt in attempts], "lineage": edges}
         print(json.dumps({**data, "task": bug.task_record()}, indent=2))
         return
     console.rule(_text(bug.bug_id), align="left")
@@ -121,7 +130,7 @@ def show_bug(store: Store, bug_id: str, console: Console, as_json: bool = False)
             Padding(diff_or_text(name, bug.artifact.get(name, "(none)")), (0, 0, 0, 2)), highlight=False
         )
     if bug.attempt_patch:
-        _section(console, f"the failed repair that it grew from, {bug.parent_episode_id}")
+        _section(console, f"the failed repair that became this bug, {bug.parent_episode_id}")
         console.print(Padding(diff_or_text("attempt.diff", bug.attempt_patch), (0, 0, 0, 2)), highlight=False)
     for title, tests in (("fail to pass", bug.fail_to_pass), ("pass to pass", bug.pass_to_pass)):
         _section(console, f"{title}: {len(tests)}")
@@ -135,7 +144,17 @@ def show_bug(store: Store, bug_id: str, console: Console, as_json: bool = False)
     console.print(Padding(_lineage_tree(family, bug.bug_id), (0, 0, 0, 2)), highlight=False)
 
 
-_MEANING = {"bug_inject.diff": "what broke the code", "test_weaken.diff": "what hid it from the tests"}
+def _attempt_json(attempt: AttemptRow) -> dict[str, Any]:
+    """The row with `confirmed` as true, false, or null if no second grading was needed."""
+    confirmed = {
+        Confirmation.CONFIRMED: True,
+        Confirmation.NOT_CONFIRMED: False,
+        Confirmation.NOT_NEEDED: None,
+    }
+    return {**asdict(attempt), "confirmed": confirmed[attempt.confirmed]}
+
+
+_MEANING = {"bug_inject.diff": "breaks the code", "test_weaken.diff": "hides the bug from the tests"}
 
 
 def _facts(bug: BugRow) -> list[tuple[str, str]]:
@@ -151,7 +170,7 @@ def _facts(bug: BugRow) -> list[tuple[str, str]]:
         ("repository", f"{bug.repository} at {bug.base_commit[:12]}"),
         ("strategy", bug.strategy),
         ("target", _target_name(bug.target)),
-        ("order", "1, injected" if bug.order == 1 else "2, grown from a failed repair"),
+        ("order", "1, injected" if bug.order == 1 else "2, made from a failed repair"),
         ("status", bug.status),
         ("solve rate", rate),
         ("played", f"by {bug.plays} group(s)"),
@@ -164,7 +183,7 @@ def _facts(bug: BugRow) -> list[tuple[str, str]]:
 
 
 def diffstat(diff: str) -> str:
-    """Files and lines that a diff changes, for instance "2 file(s), +3 −1"; "" for what is no diff."""
+    """How many files and lines a diff changes: "2 file(s), +3 −1". "" if the text is not a diff."""
     from unidiff.errors import UnidiffParseError
     from unidiff.patch import PatchSet
 
@@ -176,7 +195,7 @@ def diffstat(diff: str) -> str:
 
 
 def _target_name(target: str) -> str:
-    """`path:name` of a target's JSON form; the text itself when it is none."""
+    """`path:name` of a target in its JSON form. Other text is returned as it is."""
     try:
         read = json.loads(target)
         return f"{read['path']}:{read['name']}"
@@ -192,7 +211,7 @@ def _show_attempts(console: Console, attempts: Iterable[AttemptRow]) -> None:
             False: ("not repaired", "red"),
             None: ("not graded", "yellow"),
         }[attempt.passed]
-        again = " (not confirmed)" if attempt.confirmed is False else ""
+        again = " (not confirmed)" if attempt.confirmed is Confirmation.NOT_CONFIRMED else ""
         shown.add_row(
             _text(attempt.episode_id),
             Text(result[0] + again, style=result[1]),
@@ -230,7 +249,10 @@ def _lineage_label(family: nx.DiGraph[str], bug_id: str, shown_id: str, attempt:
 
 @dataclass(frozen=True)
 class Rejection:
-    """How often a check rejected, and the latest example of why. flaky_tests: all whose outcome moved, sorted."""
+    """How many artifacts one check rejected, and the latest one that has a reason, as an example.
+
+    flaky_tests: tests whose outcome differed between equal runs, sorted. Empty unless kind is "flaky".
+    """
 
     check: str
     count: int
@@ -241,7 +263,7 @@ class Rejection:
 
 
 def rejections(store: Store) -> list[Rejection]:
-    """The most frequent check first."""
+    """The rejections by check, the most frequent check first."""
     by_check = defaultdict(list)
     for verdict in store.verdicts(accepted=False):
         by_check[verdict.failed_check].append(verdict)
@@ -259,13 +281,14 @@ def rejections(store: Store) -> list[Rejection]:
 
 
 def _flaky_tests(verdict: VerdictRow) -> Iterable[str]:
-    """Of a stored verdict, which an older version may have written."""
+    """The flaky tests of a stored verdict. Verdicts of older versions may lack the keys."""
     for check in json.loads(verdict.checks_json):
         for ids in check.get("evidence", {}).get("moved", {}).values():
             yield from ids
 
 
 def show_rejections(store: Store, console: Console, as_json: bool = False) -> None:
+    """Print how often each check rejected an artifact, with an example. JSON goes to stdout."""
     found = rejections(store)
     judged = len(store.verdicts())
     failures = len(store.failures())
@@ -276,7 +299,8 @@ def show_rejections(store: Store, console: Console, as_json: bool = False) -> No
     if failures:
         console.print(
             Text(
-                f"{failures} time(s) the machine failed, which rejects nothing: that was tried again, or left out.",
+                f"The machine failed {failures} time(s). "
+                "This rejects nothing: the work was tried again, or left out.",
                 style="yellow",
             )
         )
@@ -290,7 +314,10 @@ def show_rejections(store: Store, console: Console, as_json: bool = False) -> No
         shown.add_row(_text(name), str(rejection.count), *example)
     console.print(shown, highlight=False)
     total = sum(rejection.count for rejection in found)
-    note = f"{total} of {judged} artifacts were rejected. One in full: selfplay replay {found[0].example_episode}"
+    note = (
+        f"{total} of {judged} artifacts were rejected. "
+        f"To see one in full: selfplay replay {found[0].example_episode}"
+    )
     console.print(Text(note, style="dim"), soft_wrap=True)
 
 

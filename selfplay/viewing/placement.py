@@ -1,4 +1,7 @@
-"""A placement as tables: which node holds what, and what one GPU of each kind holds. Prints; decides nothing."""
+"""Prints a placement: a table of the nodes with what runs on each, and a table of the memory on one GPU.
+
+The placement itself is computed in `cluster.placement`.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ from selfplay.cluster.seats import Node, Seat
 
 
 def show_placement(placement: Placement, shape: ModelShape, console: Console) -> None:
+    """Print the size of the model, both tables and the notes of the placement."""
     size = (
         f"{shape.parameters / 1e9:.2f} billion"
         if shape.parameters >= 1e9
@@ -36,7 +40,7 @@ def _places(placement: Placement) -> Table:
         table.add_column(column, justify="left" if column == "nodes" else "right")
 
     def like(number: int) -> tuple[object, ...]:
-        """What makes two nodes one line."""
+        """The key of a node's row: neighbouring nodes with equal keys share one row."""
         node = placement.nodes[number]
         seated = tuple(
             sum(seat.node == number for seat in seats) for seats in (placement.ranks, placement.servers)
@@ -63,7 +67,7 @@ def _names(nodes: Sequence[Node]) -> str:
 
 
 def _span(seats: Sequence[Seat], nodes: Sequence[int]) -> str:
-    """The numbers of those that sit on these nodes, with the GPUs of each where it has several."""
+    """The first and last number of the seats on these nodes, and the GPUs of each if it has several."""
     here = [number for number, seat in enumerate(seats) if seat.node in nodes]
     if not here:
         return "–"

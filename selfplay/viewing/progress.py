@@ -1,6 +1,10 @@
-"""What `selfplay train` shows while it runs: a live display in a terminal, a plain line now and then anywhere else.
+"""Shows the progress of `selfplay train`: a live display in a terminal, plain lines anywhere else.
 
-Only counts what it is told; what stays is in the database and metrics. Invariant: safe from any thread, and no text it is given is markup.
+It counts the events that the orchestrator reports (`orchestrator.progress.Progress`). It saves nothing:
+results are in the database and the metrics file.
+
+Invariants: every method may be called from any thread, because events come from several. Text that it
+receives is never read as markup, because it may quote a policy.
 """
 
 from __future__ import annotations
@@ -16,27 +20,23 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from selfplay.agent.tools import make_harmless
+from selfplay.agent.observations import make_harmless
 from selfplay.metrics import Value
+from selfplay.orchestrator.progress import evaluation_time
 
 PLAIN_INTERVAL_S = 30.0
 ROLES = ("injector", "solver")
 
 
 def duration_text(seconds: float) -> str:
-    """`4:05` or `1:02:03`."""
+    """Minutes and seconds as `4:05`, or hours as `1:02:03`."""
     minutes, rest = divmod(max(0, round(seconds)), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def place_text(update: int) -> str:
-    """Where an evaluation stands in a run."""
-    return f"after update {update}" if update else "before the first update"
-
-
 def top_text(counts: Mapping[str, int], most: int = 3) -> str:
-    """`parser 4, determinism 1`: the largest counts first, then by name."""
+    """The `most` largest counts, equal ones by name: `parser 4, determinism 1, 2 more`."""
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     rest = len(ordered) - most
     return ", ".join(f"{name} {count}" for name, count in ordered[:most]) + (
@@ -45,7 +45,13 @@ def top_text(counts: Mapping[str, int], most: int = 3) -> str:
 
 
 class TrainProgress:
-    """`updates_total` counts from the run's first update; `done` of them were committed before this process."""
+    """Counts what happens in a run and shows it. Use it as a context manager: it shows only while it is open.
+
+    updates_total     updates of the whole run, those of earlier processes included
+    done              how many of them were committed before this process started
+    clock             seconds, as `time.monotonic` gives them
+    plain_interval_s  seconds between two plain lines, where the console is not a terminal
+    """
 
     def __init__(
         self,
@@ -60,9 +66,8 @@ class TrainProgress:
         self._done = self._done_before = done
         self._clock = clock
         self._plain_interval_s = plain_interval_s
-        self._lock = (
-            threading.Lock()
-        )  # never held while printing: the display's own thread takes it while it draws
+        # Never held while printing: the display's own thread takes it to render.
+        self._lock = threading.Lock()
         self._started = clock()
         self._played_since: float | None = None
         self._phase = "starting"
@@ -96,13 +101,13 @@ class TrainProgress:
         if self._ticker is not None:
             self._ticker.join()
 
-    # -- what happens ------------------------------------------------------------------------------------------------
+    # -- events --------------------------------------------------------------------------------------
 
     def phase(self, name: str) -> None:
         with self._lock:
             changed, self._phase = name != self._phase, name
         if changed and self._live is None:
-            self._print(Text(f"{self._place()}: {name}"))
+            self._print(Text(f"{self._position()}: {name}"))
 
     def episode_started(self, role: str) -> None:
         with self._lock:
@@ -123,7 +128,7 @@ class TrainProgress:
                 self._rejected[failed_check] += 1
 
     def attempt(self, passed: bool | None) -> None:
-        """A graded repair; None, where the machine failed, counts nowhere."""
+        """Count a graded repair. None means that the machine failed, and is not counted."""
         if passed is None:
             return
         with self._lock:
@@ -141,12 +146,7 @@ class TrainProgress:
                 reward = row.get(f"{role}/reward")
                 if isinstance(reward, int | float):
                     self._rewards[role] = reward
-        self._print(
-            Text(
-                f"update {update}/{self._total} committed: {_row_text(row)}",
-                style="bold" if self._live else "",
-            )
-        )
+        self._print_result(f"update {update}/{self._total} committed: {_row_text(row)}")
 
     def evaluating(self, done: int, total: int) -> None:
         with self._lock:
@@ -155,20 +155,16 @@ class TrainProgress:
     def evaluated(self, update: int, row: Mapping[str, Value]) -> None:
         with self._lock:
             self._evaluation = ""
-        self._print(
-            Text(
-                f"evaluated {place_text(update)}: {_evaluation_text(row)}", style="bold" if self._live else ""
-            )
-        )
+        self._print_result(f"evaluated {evaluation_time(update)}: {_evaluation_text(row)}")
 
     def message(self, text: str) -> None:
-        """A line that stays."""
+        """Print a line that stays on the screen."""
         self._print(Text(make_harmless(text), style="yellow" if self._live else ""))
 
-    # -- how it looks ------------------------------------------------------------------------------------------------
+    # -- the display ---------------------------------------------------------------------------------
 
     def lines(self) -> list[tuple[str, str]]:
-        """(label, text) of the state as it is now: the live display's rows, and the parts of a plain line."""
+        """The current state as (label, text): the rows of the live display, or the parts of a plain line."""
         with self._lock:
             now = self._clock()
             elapsed = now - self._started
@@ -195,11 +191,12 @@ class TrainProgress:
             ]
 
     def _left(self, elapsed: float) -> str:
+        """The time left, estimated from the updates that this process committed; "" before the first."""
         here = self._done - self._done_before
         remaining = self._total - self._done
         return f", about {duration_text(elapsed / here * remaining)} left" if here and remaining else ""
 
-    def _place(self) -> str:
+    def _position(self) -> str:
         return f"update {min(self._done + 1, self._total)}/{self._total}"
 
     def __rich__(self) -> Table:
@@ -207,12 +204,12 @@ class TrainProgress:
         table.add_column(style="dim", no_wrap=True)
         table.add_column(overflow="fold")
         with self._lock:
-            place, phase, done = self._place(), self._phase, self._done
+            position, phase, done = self._position(), self._phase, self._done
         head = Table.grid(padding=(0, 2))
         head.add_row(
             Text(phase, style="cyan"), ProgressBar(total=max(1, self._total), completed=done, width=24)
         )
-        table.add_row(Text(place, style="bold"), head)
+        table.add_row(Text(position, style="bold"), head)
         for label, text in self.lines():
             table.add_row(label, Text(text))
         return table
@@ -220,17 +217,20 @@ class TrainProgress:
     def _tick(self) -> None:
         while not self._ended.wait(self._plain_interval_s):
             with self._lock:
-                head = f"{self._place()}: {self._phase}"
+                head = f"{self._position()}: {self._phase}"
             self._print(Text(f"{head}; " + "; ".join(f"{label}: {text}" for label, text in self.lines())))
 
+    def _print_result(self, text: str) -> None:
+        self._print(Text(text, style="bold" if self._live else ""))
+
     def _print(self, text: Text) -> None:
-        # A log keeps one event a line, however long; a terminal folds it.
+        # In a log, one event is one line, however long. A terminal folds it.
         self._console.print(text, soft_wrap=self._live is None, highlight=False)
 
 
 def _evaluation_text(row: Mapping[str, Value]) -> str:
     parts = []
-    for mode, name in (("sampled", "drawn attempts"), ("greedy", "greedy ones")):
+    for mode, name in (("sampled", "sampled attempts"), ("greedy", "greedy ones")):
         rate, error = row.get(f"evaluation/{mode}/pass@1"), row.get(f"evaluation/{mode}/standard_error")
         if isinstance(rate, int | float):
             parts.append(

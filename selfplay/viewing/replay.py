@@ -1,6 +1,7 @@
-"""One recorded episode in the terminal: what the policy did, what came back, and what was decided of it later.
+"""Replays one recorded episode in the terminal: the policy's turns, the observations, the verdict and reward.
 
-Reads the episode's file and its rows. Invariant: nothing recorded reaches the terminal but as visible text.
+Reads the episode's file and its rows in the run's database. Invariant: control characters of a recording are
+shown as visible text, so a recording cannot control the terminal.
 """
 
 from __future__ import annotations
@@ -20,19 +21,20 @@ from rich.table import Table
 from rich.text import Text
 
 from selfplay.agent.episode import Episode, Turn
-from selfplay.agent.tools import make_harmless
+from selfplay.agent.observations import make_harmless
 from selfplay.curriculum.rows import AttemptRow, EpisodeRow, VerdictRow
 from selfplay.curriculum.store import Store
 from selfplay.errors import RunError, StoreError
+from selfplay.verdicts.confirmation import Confirmation
 from selfplay.viewing.progress import duration_text
 
-MAX_PAUSE_S = 5.0  # of a film: nobody learns from waiting longer
+MAX_PAUSE_S = 5.0  # of a replay with `speed`
 SUFFIX = ".json.gz"
 
 
 @dataclass(frozen=True)
 class RecordedEpisode:
-    """The episode and, where its run's database tells, what was decided of it."""
+    """An episode with its rows: None where the run's database has none, or there is no database."""
 
     episode: Episode
     path: Path
@@ -42,9 +44,10 @@ class RecordedEpisode:
 
 
 def find_episode(folder: Path, wanted: str) -> RecordedEpisode:
-    """By file, by id or by the start of an id, in one run's folder or in all runs below `folder`.
+    """Find an episode by its file, its id or the start of its id.
 
-    Raises RunError when none or several fit, or the file cannot be read.
+    folder: the folder of one run, or one that holds several runs.
+    Raises RunError if no episode or several match, or if the file cannot be read.
     """
     given = Path(wanted)
     if wanted.endswith(SUFFIX) and given.is_file():
@@ -55,17 +58,17 @@ def find_episode(folder: Path, wanted: str) -> RecordedEpisode:
     if len(fitting) == 1:
         return _load(fitting[0])
     if not found:
-        raise RunError(f"there are no episodes in {folder}. `selfplay train --repos list.txt` plays some.")
+        raise RunError(f"there are no episodes in {folder}. Play some: `selfplay train --repos list.txt`.")
     if not fitting:
         some = ", ".join(_id(path) for path in found[-6:])
         raise RunError(
-            f"no episode's id begins with {wanted!r} in {folder} (there are {len(found)}, for instance {some})."
+            f"no episode id in {folder} begins with {wanted!r} (there are {len(found)}, for instance {some})."
         )
     if exact:
         runs = ", ".join(path.parent.parent.name for path in exact[:6])
         raise RunError(f"{len(exact)} runs have an episode {wanted!r}: {runs}. Choose one with --run.")
     some = ", ".join(_id(path) for path in fitting[:6]) + (", …" if len(fitting) > 6 else "")
-    raise RunError(f"{len(fitting)} episodes' ids begin with {wanted!r}: {some}. Give more of the id.")
+    raise RunError(f"the ids of {len(fitting)} episodes begin with {wanted!r}: {some}. Give more of the id.")
 
 
 def _id(path: Path) -> str:
@@ -77,7 +80,7 @@ def _load(path: Path) -> RecordedEpisode:
         episode = Episode.read(path)
     except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
         raise RunError(
-            f"{path} cannot be read as an episode: {error}. It is played again when its run is resumed."
+            f"{path} cannot be read as an episode: {error}. Resuming its run plays the episode again."
         ) from error
     database = path.parent.parent / "selfplay.db"
     try:
@@ -101,9 +104,11 @@ def replay(
 ) -> None:
     """Show the episode from its prompt to its submission.
 
-    step    wait for Enter after each turn (q ends); without a terminal to ask, as if it were False
-    speed   play like a film: each turn's own time divided by this, at most MAX_PAUSE_S
-    plain   headings instead of frames and colours; also where the output is no terminal
+    step    wait for Enter after each turn (q ends). Ignored if the input is not a terminal.
+    speed   pause before each turn and observation: its recorded seconds / speed, at most MAX_PAUSE_S
+    plain   headings instead of frames and colours. Always so if the output is not a terminal.
+    wait    asks the person for a line, instead of `input`
+    sleep   pauses for some seconds, instead of `time.sleep`
     """
     plain = plain or not console.is_terminal
     asks = wait or (_ask if sys.stdin.isatty() else None)
@@ -138,7 +143,7 @@ def replay(
 
 
 def diff_or_text(name: str, text: str, plain: bool = False) -> RenderableType:
-    """Highlighted by what the name says it is, its control characters spelled out."""
+    """The text, highlighted as the file's name suggests. Control characters are shown as visible escapes."""
     lexers = {".diff": "diff", ".py": "python", ".sh": "bash"}
     lexer = "diff" if name == "patch" else lexers.get(Path(name).suffix)
     if plain or lexer is None:
@@ -166,15 +171,18 @@ def _show(console: Console, title: str, parts: Iterable[RenderableType], colour:
 
 
 def _prompt_length(episode: Episode) -> int:
-    """The messages before the policy's first action."""
+    """How many messages precede the policy's first action."""
     roles = [message.get("role") for message in episode.messages]
     return roles.index("assistant") if "assistant" in roles else min(2, len(roles))
 
 
 def _turn_title(number: int, count: int, turn: Turn) -> str:
     tokens = turn.tokens[1] - turn.tokens[0]
-    rejected = f" · after {turn.rejected} rejected draw(s)" if turn.rejected else ""
-    return f"turn {number} of {count} · {turn.tool or 'no tool call'} · {tokens} tokens in {turn.generate_s:.1f} s{rejected}"
+    rejected = f" · after {turn.rejected} rejected sample(s)" if turn.rejected else ""
+    return (
+        f"turn {number} of {count} · {turn.tool or 'no tool call'} · "
+        f"{tokens} tokens in {turn.generate_s:.1f} s{rejected}"
+    )
 
 
 def _observation_title(turn: Turn) -> str:
@@ -216,6 +224,7 @@ def _header(found: RecordedEpisode) -> Table:
 
 
 def _decided(found: RecordedEpisode) -> list[tuple[str, str]]:
+    """The verdict, grade, reward and advantage, as far as the database has them."""
     pairs = []
     if found.verdict is not None:
         verdict = found.verdict
@@ -229,12 +238,8 @@ def _decided(found: RecordedEpisode) -> list[tuple[str, str]]:
         attempt = found.attempt
         result = {True: "repaired", False: "not repaired", None: "not graded"}[attempt.passed]
         why = f": {attempt.reason}" if attempt.reason not in ("", result) else ""
-        pairs.append(
-            (
-                "grade",
-                result + why + (" (the second grading disagreed)" if attempt.confirmed is False else ""),
-            )
-        )
+        disagreed = attempt.confirmed is Confirmation.NOT_CONFIRMED
+        pairs.append(("grade", result + why + (" (the second grading disagreed)" if disagreed else "")))
     if (row := found.row) is not None:
         if row.masked:
             pairs.append(("reward", f"none, masked: {row.note}"))

@@ -1,4 +1,8 @@
-"""Tables of repair rates and of their differences, in words that claim no more than the intervals show. Leaves counting to `evaluation`."""
+"""Prints repair rates and their differences as tables and sentences.
+
+The figures come from `evaluation`; nothing is counted here. Invariant: a sentence claims a difference only
+if the confidence interval shows one.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from selfplay.agent.tools import make_harmless
+from selfplay.agent.observations import make_harmless
 from selfplay.evaluation.comparison import compare
 from selfplay.evaluation.folder import MODES, Folder
 from selfplay.evaluation.statistics import MIN_CHANGED
@@ -21,13 +25,16 @@ KINDS = {"sets": "set", "repositories": "repository"}
 
 
 def percent(figures: Mapping[str, Any]) -> str:
-    """`12.5% ± 3.1`: a rate and its standard error, both in points. Equal bugs give an error of 0, which is not one: left out."""
+    """`12.5% ± 3.1`: a rate and its standard error in percentage points.
+
+    An error of 0 is left out: it only means that all bugs have the same rate, not that the rate is exact.
+    """
     error = figures["standard_error"]
     return f"{figures['pass@1']:.1%}" + (f" ± {100 * error:.1f}" if error else "")
 
 
 def points(row: Mapping[str, Any]) -> str:
-    """`+3.1 (-6.0 to +12.2)`: a difference and its interval, in points."""
+    """`+3.1 (-6.0 to +12.2)`: a difference and its confidence interval, in percentage points."""
     text = f"{100 * row['mean']:+.1f}"
     has_interval = row["low"] is not None and row["changed"]
     return text + (f" ({100 * row['low']:+.1f} to {100 * row['high']:+.1f})" if has_interval else "")
@@ -38,7 +45,7 @@ def mode_name(mode: str, temperature: float) -> str:
 
 
 def _table(*columns: str) -> Table:
-    """Names fold, numbers never do."""
+    """An empty table: a column of names, which may wrap, then columns of numbers, which may not."""
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
     for number, name in enumerate(columns):
         table.add_column(name, justify="right" if number else "left", no_wrap=number > 0, overflow="fold")
@@ -49,13 +56,16 @@ def _name(text: str) -> Text:
     return Text(make_harmless(text) or "(none)")
 
 
-# ---- one policy
+# ---- rates of one policy
 
 
 def show_rates(
     summary: Mapping[str, Any], console: Console, temperature: float, notes: Sequence[str] = ()
 ) -> None:
-    """The tables of `selfplay eval`: modes first, then sets and repositories where there are several."""
+    """Print the tables of `selfplay eval`: one of the modes, then one by set and one by repository.
+
+    The last two are left out if there is only one set or repository.
+    """
     modes = [mode for mode in MODES if mode in summary]
     k = summary["k"]
     has_k = k > 1 and "sampled" in modes
@@ -86,24 +96,29 @@ def show_rates(
         console.print(Padding(table, (0, 0, 1, 2)))
     if modes:
         console.print(
-            "± is one standard error in points, clustered by bug; it cannot be estimated from one bug or from equal ones. "
-            "Turns, tokens and seconds are means of an attempt."
+            "± is one standard error in points, clustered by bug; it cannot be estimated from one bug, or "
+            "from bugs with equal rates. Turns, tokens and seconds are means per attempt."
         )
     if spoiled := summary["spoiled_by_the_machine"]:
         console.print(
-            f"{spoiled} attempt(s) were spoiled by the machine and count nowhere; the same command plays them again."
+            f"{spoiled} attempt(s) failed because of the machine and are not counted. "
+            "To play them again, repeat the command."
         )
     for note in notes:
         console.print(Text(note), soft_wrap=True)
 
 
-# ---- two policies
+# ---- differences between two policies
 
 
 def comparison_body(
     comparison: Mapping[str, Any], first: str, second: str, with_groups: bool = True
 ) -> RenderableType:
-    """Rates of both, the difference with its interval, and the verdict in words."""
+    """The rates of both policies, the differences with their intervals, and the verdict in words.
+
+    first, second   how the columns of the two policies are headed
+    with_groups     also one table by set and one by repository
+    """
     parts: list[RenderableType] = []
     modes = [mode for mode in MODES if mode in comparison]
     temperature = comparison["temperature"]
@@ -132,18 +147,18 @@ def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def sentences(comparison: Mapping[str, Any]) -> list[str]:
-    """The verdict, and for each mode what its interval allows to say."""
-    said = []
+    """One sentence for each mode, which claims no more than its interval shows, then the verdict."""
+    found = []
     for mode in (mode for mode in MODES if mode in comparison):
         row = comparison[mode]["all"]
         name = mode_name(mode, comparison["temperature"])
         if row["changed"]:
-            said.append(
+            found.append(
                 f"{name}: difference {100 * row['mean']:+.1f} points{_interval(row)}: {_meaning(row)}."
             )
         else:
-            said.append(f"{name}: the same rate on each of {row['count']} bug(s).")
-    return [*said, f"Verdict: {comparison['verdict']}"]
+            found.append(f"{name}: the same rate on each of {row['count']} bug(s).")
+    return [*found, f"Verdict: {comparison['verdict']}"]
 
 
 def _interval(row: Mapping[str, Any]) -> str:
@@ -155,21 +170,23 @@ def _interval(row: Mapping[str, Any]) -> str:
 
 
 def _meaning(row: Mapping[str, Any]) -> str:
+    """What the difference of a row shows, in words. Half the interval's width is what could be detected."""
     if row["direction"]:
-        return (
-            "better, beyond what chance explains"
-            if row["direction"] > 0
-            else "worse, beyond what chance explains"
-        )
+        better = "better" if row["direction"] > 0 else "worse"
+        return f"{better}, by more than chance explains"
     if row["low"] is None:
-        return "one bug says nothing"
+        return "one bug shows nothing"
     if row["low"] > 0 or row["high"] < 0:
-        return f"only {row['changed']} bug(s) changed, fewer than the {MIN_CHANGED} that could tell it from chance"
-    return f"not distinguishable from none (with these bugs some {50 * (row['high'] - row['low']):.0f} points would be)"
+        return f"only {row['changed']} bug(s) changed; at least {MIN_CHANGED} are needed to rule out chance"
+    detectable = 50 * (row["high"] - row["low"])
+    return f"not distinguishable from no difference (with these bugs, about {detectable:.0f} points would be)"
 
 
 def compare_folders(first: Path, second: Path, *, as_json: bool = False) -> dict[str, Any]:
-    """`selfplay eval --compare`: prints the tables (or JSON) and returns the figures. Raises UsageError and RunError as `compare` does."""
+    """`selfplay eval --compare`: print the tables, or JSON, and return the figures.
+
+    Raises UsageError and RunError as `evaluation.comparison.compare` does.
+    """
     comparison = compare(Folder(first), Folder(second))
     if as_json:
         print(json.dumps(comparison, indent=2))
@@ -179,11 +196,12 @@ def compare_folders(first: Path, second: Path, *, as_json: bool = False) -> dict
 
 
 def show_comparison(comparison: Mapping[str, Any], console: Console) -> None:
+    """Print the policies A and B, their rates and differences, and how to read them."""
     console.print(Text("Repair rate, B against A", style="bold"))
     for letter, side in (("A", "first"), ("B", "second")):
         policy = (
             ", ".join(f"{key} {value}" for key, value in comparison[side]["policy"].items())
-            or "of a policy that is not recorded"
+            or "the policy is not recorded"
         )
         console.print(
             Text(f"  {letter}  {comparison[side]['folder']}  ({make_harmless(policy)})"), soft_wrap=True
@@ -191,9 +209,9 @@ def show_comparison(comparison: Mapping[str, Any], console: Console) -> None:
     console.print(Padding(comparison_body(comparison, "A", "B"), (1, 0, 1, 2)))
     console.print(
         Text(
-            "± is one standard error in points, clustered by bug. Differences are paired: B minus A on each bug that both have; "
-            "the interval is Student's t over bugs. Rows of a set or repository are many looks at one experiment: "
-            "some leave out 0 by chance.",
+            "± is one standard error in points, clustered by bug. Differences are paired: B minus A on each "
+            "bug that both have; the interval is Student's t over bugs. Rows by set or repository are "
+            "multiple comparisons: some of their intervals exclude 0 by chance.",
             style="dim",
         )
     )

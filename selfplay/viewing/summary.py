@@ -1,6 +1,7 @@
-"""What a run came to, printed when it ends: bugs, rejections, solve rates, rewards, time, and what to type next.
+"""Prints the summary of a run at its end: bugs, rejections, solve rates, rewards, time, next commands.
 
-Reads the database and the metrics file. Invariant: prints what was recorded, and says so where nothing was.
+It only shows what the database and the metrics file hold. Invariant: a section without recorded data says so;
+only the section on evaluations is left out then, because a run may make none.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from selfplay.agent.tools import make_harmless
+from selfplay.agent.observations import make_harmless
 from selfplay.curriculum.rows import BugRow
 from selfplay.curriculum.store import Store
 from selfplay.errors import RunError, UsageError
@@ -33,7 +34,7 @@ EIGHTHS = " ▏▎▍▌▋▊▉"
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics file; a line that a kill cut short is left out."""
+    """The rows of a metrics file, without lines that are not whole: a killed run may leave one."""
     rows = []
     if path.is_file():
         for line in path.read_text(encoding="utf-8").splitlines():
@@ -49,7 +50,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 def print_summary(
     store: Store, run_folder: Path, console: Console, metrics_rows: Sequence[Mapping[str, Any]] | None = None
 ) -> None:
-    """The whole summary. metrics_rows: one row an update; read from the run folder when left out."""
+    """Print the whole summary. metrics_rows: one row per update; None reads them from the run folder."""
     rows = list(metrics_rows) if metrics_rows is not None else read_metrics(run_folder / "metrics.jsonl")
     bugs = store.bugs()
     console.print()
@@ -66,7 +67,7 @@ def print_summary(
         console.print(Padding(body, (0, 0, 1, 2)), highlight=False)
     console.print(Text("Next", style="bold"))
     for what, command in _next(store, run_folder, bugs):
-        # Not folded: a command is pasted as a whole, whatever the width.
+        # Not wrapped, so that people can copy the command as one line.
         console.print(
             Text(f"  {what}:\n    ", style="dim").append(command, style="not dim cyan"),
             soft_wrap=True,
@@ -75,24 +76,30 @@ def print_summary(
 
 
 def bar(share: float, width: int = BAR_WIDTH) -> str:
-    """A bar of text, `share` of `width` long, in steps of an eighth of a character."""
+    """A bar of block characters, `share` (0 to 1) of `width` long, in steps of 1/8 character."""
     eighths = round(max(0.0, min(1.0, share)) * width * 8)
     full, rest = divmod(eighths, 8)
     return "█" * full + (EIGHTHS[rest] if rest else "")
 
 
 def solve_rate_bins(rates: Iterable[float]) -> list[tuple[str, int]]:
-    """Counts of 0, of open ranges between 0 and 1, and of 1: the two ends teach nothing and stand alone."""
+    """(label, count) of the rates 0, of BINS equal ranges between, and of 1.
+
+    0 and 1 are counted apart because a group whose attempts all end alike has no gradient.
+    """
     labels = ["0", *(f"{(i / BINS):.1f}–{((i + 1) / BINS):.1f}" for i in range(BINS)), "1"]
     counts = Counter(
         0 if rate <= 0 else BINS + 1 if rate >= 1 else 1 + min(BINS - 1, math.floor(rate * BINS))
         for rate in rates
     )
-    return [(label, counts[place]) for place, label in enumerate(labels)]
+    return [(label, counts[index]) for index, label in enumerate(labels)]
 
 
 def table(*columns: str, right: Iterable[str] = (), whole: Iterable[str] = ()) -> Table:
-    """The plain table of all our listings; columns named in `right` hold numbers, those in `whole` ids that people copy."""
+    """An empty table in the style of all listings.
+
+    right: columns of numbers. whole: columns that never wrap, such as ids that people copy.
+    """
     made = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
     for name in columns:
         number = name in right
@@ -177,7 +184,7 @@ def _updates(store: Store, rows: Sequence[Mapping[str, Any]]) -> Table | Text | 
 
 
 def _evaluations(run_folder: Path) -> list[tuple[str, RenderableType]]:
-    """Repair rate before and after, on bugs that the run does not train on; nothing where none was measured."""
+    """The section on repair rates before and after, on held-out bugs. [] if no attempt was recorded."""
     found = [(update, folder) for update, folder in evaluation_folders(run_folder) if folder.results()]
     if not found:
         return []
@@ -186,12 +193,12 @@ def _evaluations(run_folder: Path) -> list[tuple[str, RenderableType]]:
         return [
             (
                 "Evaluation",
-                Text(f"update {first} alone is evaluated so far: there is nothing yet to compare it with"),
+                Text(f"only update {first} is evaluated so far: there is nothing to compare it with yet"),
             )
         ]
     try:
         comparison = compare(before, after)
-    except (UsageError, RunError) as error:  # the run is over and sound: its summary tells the rest
+    except (UsageError, RunError) as error:  # the rest of the summary is still right
         return [("Evaluation", Text(str(error)))]
     sets = ", ".join(sorted({entry.set for entry in entries_of(before).values()}))
     head = Text(f"the policy before and after, on the same bugs (of {make_harmless(sets)})\n")
@@ -208,7 +215,7 @@ def _number(value: object, form: str) -> str:
 
 
 def evaluation_folders(run: Path) -> list[tuple[int, Folder]]:
-    """(update, folder) of the evaluations that a run has begun, in order."""
+    """(update, folder) of each evaluation that a run has begun, in the order of updates."""
     found = [
         path
         for path in (run / "evaluations").glob("u*")
@@ -225,7 +232,7 @@ def _time(rows: Sequence[Mapping[str, Any]]) -> Table | Text:
                 seconds[key.removeprefix("seconds/").replace("_", " ")] += value  # type: ignore[assignment]
     total = sum(seconds.values())
     if not total:
-        return Text("nothing was timed")
+        return Text("no time was recorded")
     shown = table("phase", "time", "share", "", right=("time", "share"))
     for phase, spent in seconds.most_common():
         shown.add_row(
@@ -236,7 +243,7 @@ def _time(rows: Sequence[Mapping[str, Any]]) -> Table | Text:
 
 
 def _next(store: Store, run_folder: Path, bugs: Sequence[BugRow]) -> list[tuple[str, str]]:
-    """(what it does, the command), each ready to be pasted."""
+    """(what it shows, the command), for commands that can be pasted into a shell."""
     name = shlex.quote(run_folder.name)
     where = "" if run_folder.parent.name == "runs" else f" --runs {shlex.quote(str(run_folder.parent))}"
     steps = [("the bugs, with solve rates and lineage", f"selfplay inspect-bugs {name}{where}")]
@@ -246,7 +253,7 @@ def _next(store: Store, run_folder: Path, bugs: Sequence[BugRow]) -> list[tuple[
     if len(evaluated) > 1:
         compared = f"selfplay eval --compare {shlex.quote(evaluated[0])} {shlex.quote(evaluated[-1])}"
         steps.append(("before against after, by repository", compared))
-    if episode := _telling_episode(store, bugs):
+    if episode := _example_episode(store, bugs):
         steps.append(
             ("one episode, turn by turn", f"selfplay replay {shlex.quote(episode)} --run {name}{where}")
         )
@@ -259,8 +266,8 @@ def _next(store: Store, run_folder: Path, bugs: Sequence[BugRow]) -> list[tuple[
     return steps
 
 
-def _telling_episode(store: Store, bugs: Sequence[BugRow]) -> str:
-    """An episode worth a look: a repair that passed, else one that made a bug, else any that left a file."""
+def _example_episode(store: Store, bugs: Sequence[BugRow]) -> str:
+    """The latest passed repair, else the latest injection of a bug, else the latest episode with a file."""
     passed = [attempt.episode_id for attempt in store.attempts() if attempt.passed]
     injected = [bug.injector_episode_id for bug in bugs]
     played = [row.episode_id for row in store.episodes() if row.path]

@@ -58,11 +58,11 @@ def test_a_package_that_is_missing_or_of_another_version_comes_with_a_command():
     assert not findings["packages"].ok
     assert findings["packages"].detail.startswith("rich ")
     assert findings["no-such-package-of-ours"].remedy == "pip install 'no-such-package-of-ours>=2'"
-    assert "pytest<1 is needed" in findings["pytest"].detail
+    assert "; pytest<1 is needed" in findings["pytest"].detail
     assert "colorama" not in findings
 
 
-def test_a_checkout_that_was_not_installed_is_told_how():
+def test_a_checkout_that_was_not_installed_is_reported_with_the_remedy():
     (finding,) = doctor._packages("no-such-distribution-of-ours")
     assert (finding.ok, finding.remedy) == (False, "make setup")
 
@@ -73,7 +73,7 @@ def test_an_old_python_is_named():
     assert doctor._python().ok
 
 
-def test_little_memory_is_told_with_what_to_lower(tmp_path):
+def test_little_memory_is_reported_with_the_settings_to_lower(tmp_path):
     meminfo = tmp_path / "meminfo"
     meminfo.write_text("MemTotal: 8000000 kB\nMemAvailable: 500000 kB\n")
     finding = doctor._memory(meminfo)
@@ -107,4 +107,4 @@ def test_findings_are_printed_with_their_remedy_and_never_as_markup():
     text = console.file.getvalue()
     assert "no [red]folder[/red]" in text
     assert "→ selfplay warm-start" in text
-    assert "1 thing(s) to mend" in text
+    assert "1 thing(s) to fix" in text

@@ -201,7 +201,7 @@ def test_a_small_difference_is_said_to_show_nothing(tmp_path):
     )
     assert sentences(compare(first, second)) == [
         "T = 1: difference +6.2 points, 95% interval -8.5 to +21.0: "
-        "not distinguishable from none (with these bugs some 15 points would be).",
+        "not distinguishable from no difference (with these bugs, about 15 points would be).",
         "greedy: the same rate on each of 8 bug(s).",
         "Verdict: no difference shown.",
     ]
@@ -297,12 +297,12 @@ def test_the_tables_fit_their_width(tmp_path, width):
 def test_the_summary_of_a_run_shows_before_and_after(tmp_path):
     a_folder(tmp_path / "evaluations" / "u0000", never)
     _, body = _evaluations(tmp_path)[0]
-    assert "update 0 alone" in str(body)
+    assert "only update 0 is evaluated" in str(body)
     a_folder(tmp_path / "evaluations" / "u0008", lambda n: ([n < 2, False], False))
     _, body = _evaluations(tmp_path)[0]
     text = " ".join(printed(80, lambda console: console.print(body)).split())
     assert "update 0" in text and "update 8" in text
-    assert "not distinguishable from none" in text
+    assert "not distinguishable from no difference" in text
     assert "Verdict: no difference shown." in text
 
 

@@ -101,7 +101,7 @@ def test_rejections_of_a_run_tell_flaky_from_invalid_and_count_the_machine_apart
         show_rejections(store, console, as_json=True)
     assert isinstance(console.file, io.StringIO)
     lines = console.file.getvalue().splitlines()
-    assert lines[0].startswith("1 time(s) the machine failed, which rejects nothing")
+    assert lines[0].startswith("The machine failed 1 time(s). This rejects nothing: ")
     assert [line.split()[:3] for line in lines[2:4]] == [
         ["parser", "2", "u0001-inj0-m2"],
         ["determinism", "(flaky)", "1"],

@@ -114,7 +114,7 @@ def test_a_bug_that_does_not_exist_is_an_error(store):
 def test_a_bug_as_json_holds_attempts_lineage_and_task(store, capsys):
     show_bug(store, "u0001-inj0-m0", a_console(), as_json=True)
     data = json.loads(capsys.readouterr().out)
-    assert len(data["attempts"]) == 3
+    assert [attempt["confirmed"] for attempt in data["attempts"]] == [True, None, None]
     assert data["lineage"] == [
         {"parent": "u0001-inj0-m0-bug", "child": "u0001-sol0-m1-bug2", "attempt": "u0001-sol0-m1"}
     ]
@@ -174,7 +174,7 @@ def test_a_replay_shows_prompt_turns_submission_and_what_was_decided(run):
     for part in (
         "You repair bugs.",
         "turn 1 of 3 · bash",
-        "after 2 rejected draw(s)",
+        "after 2 rejected sample(s)",
         "exit 0",
         "refused",
         "+x = 2",
@@ -204,7 +204,7 @@ def test_stepping_waits_between_turns_and_q_ends_it(run):
     assert "turn 3 of 3" not in printed(console)
 
 
-def test_a_film_waits_as_long_as_it_took_divided_by_the_speed(run):
+def test_a_replay_with_a_speed_pauses_for_the_recorded_time_divided_by_it(run):
     waited = []
     replay(find_episode(run, "u0001-sol0-m0"), a_console(), speed=2.0, sleep=waited.append)
     assert waited == [0.75, 0.1, 0.5, 0.05, 0.25, 0.0]
@@ -275,7 +275,7 @@ def played(progress: TrainProgress) -> None:
     progress.attempt(None)
 
 
-def test_progress_counts_what_it_is_told():
+def test_progress_counts_reported_events():
     clock = Clock()
     progress = TrainProgress(a_console(), 4, clock=clock)
     played(progress)
@@ -317,7 +317,7 @@ def test_without_a_terminal_a_line_comes_periodically():
     console = a_console()
     with TrainProgress(console, 2, plain_interval_s=0.01) as progress:
         progress.phase("solving")
-        for _ in range(6000):  # a minute, where the machine is busy
+        for _ in range(6000):  # up to a minute, for a busy machine
             if "repairs: 0 of 0" in printed(console):
                 break
             threading.Event().wait(0.01)
@@ -363,7 +363,7 @@ def test_a_diffs_size_is_files_and_lines():
     assert diffstat("--- a/x\n+++ b/x\n@@ -1 +1 @@\n-x\n") == ""
 
 
-def test_while_evaluating_progress_tells_that_alone():
+def test_during_an_evaluation_progress_shows_nothing_else():
     console = a_console()
     with TrainProgress(console, 2) as progress:
         progress.phase("evaluating before the first update")
@@ -377,5 +377,6 @@ def test_while_evaluating_progress_tells_that_alone():
         progress.evaluated(0, {**row, "evaluation/greedy/standard_error": 0.0, "seconds/evaluating": 30.0})
         assert "repairs" in dict(progress.lines())
     assert printed(console).splitlines()[1:] == [
-        "evaluated before the first update: 25.0% ± 5.0 of drawn attempts and 0.0% of greedy ones repaired, 0:30"
+        "evaluated before the first update: "
+        "25.0% ± 5.0 of sampled attempts and 0.0% of greedy ones repaired, 0:30"
     ]
