@@ -40,6 +40,7 @@ from selfplay.engines.scripted_engine import ScriptedEngine
 from selfplay.metrics import Value
 from selfplay.orchestrator.build import check_targets
 from selfplay.orchestrator.context import RunContext
+from selfplay.orchestrator.local_host import LocalHost
 from selfplay.orchestrator.loop import TrainLoop
 from selfplay.orchestrator.run_folder import create_run
 from selfplay.repositories.environment import Environment
@@ -169,9 +170,10 @@ def play(
             for bug in bugs:
                 store.add_bug(bug)
             trainer: Any = SimulatedTrainer(Script(step_s=step_s))
-            runner = TestRunner(backend, config.validator, limits, labels)
+            tests = TestRunner(backend, config.validator, limits, labels)
             episodes = EpisodeContext(config, engine, chat, backend, limits)
-            context = RunContext(run, store, environments, episodes, runner, trainer, sink, progress, labels)
+            host = LocalHost(episodes, environments, tests)
+            context = RunContext(run, store, environments, episodes, host, trainer, sink, progress, labels)
             asyncio.run(TrainLoop(context).run())
         return sink.rows
 

@@ -24,7 +24,7 @@ from selfplay.errors import PrerequisiteError
 
 if TYPE_CHECKING:
     from selfplay.cluster.ray_hosts import ClusterHosts
-    from selfplay.orchestrator.hosts import LocalHost
+    from selfplay.orchestrator.local_host import LocalHost
 
 INSTALL = "pip install 'selfplay[cluster]'"
 _CONNECT_S = 5.0

@@ -25,7 +25,8 @@ from selfplay.cluster.seats import Node
 from selfplay.config import Config
 from selfplay.engines.base import Completion, Engine, GenerationRequest, Sampling
 from selfplay.errors import EngineError, PartError, SelfplayError
-from selfplay.orchestrator.hosts import InjectorWork, LocalHost, SolverWork
+from selfplay.orchestrator.hosts import InjectorWork, SolverWork
+from selfplay.orchestrator.local_host import LocalHost
 from selfplay.verdicts.checks import Thresholds
 from selfplay.verdicts.grading import Grade
 from selfplay.verdicts.verdict import Verdict

@@ -22,7 +22,8 @@ from selfplay.evaluation.tasks import Task
 from selfplay.metrics import Fanout
 from selfplay.orchestrator.context import RunContext
 from selfplay.orchestrator.group_plans import targets_of
-from selfplay.orchestrator.hosts import LocalHost
+from selfplay.orchestrator.hosts import EpisodeHost
+from selfplay.orchestrator.local_host import LocalHost
 from selfplay.orchestrator.places import Places
 from selfplay.orchestrator.progress import Progress
 from selfplay.orchestrator.run_folder import RunFolder
@@ -88,9 +89,9 @@ def build_context(prepared: PreparedRun, places: Places | None = None) -> RunCon
             engine.load_weights(ExportedWeights(trainer), trainer.weight_version)
         episodes = EpisodeContext(config, engine, chat, prepared.backend, prepared.limits)
         runner = TestRunner(prepared.backend, config.validator, prepared.limits, prepared.labels)
-        host = None
+        local = LocalHost(episodes, prepared.environments, runner)
+        host: EpisodeHost = local
         if places is not None:
-            local = LocalHost(episodes, prepared.environments, runner)
             lines = run.repositories_file.read_text(encoding="utf-8")
             host = places.open_hosts(config, lines, prepared.model, local, progress.message)
         started.pop_all()
@@ -99,13 +100,12 @@ def build_context(prepared: PreparedRun, places: Places | None = None) -> RunCon
         store=prepared.store,
         environments=prepared.environments,
         episodes=episodes,
-        runner=runner,
+        host=host,
         trainer=trainer,
         sink=Fanout([parts.call("metrics.sinks", name, run.path) for name in config.metrics.sinks]),
         progress=progress,
         labels=prepared.labels,
         evaluations=_evaluations(prepared, episodes),
-        host=host,
     )
 
 

@@ -17,24 +17,22 @@ from selfplay.orchestrator.progress import Progress
 from selfplay.orchestrator.run_folder import RunFolder
 from selfplay.repositories.environment import Environment
 from selfplay.training.base import Trainer
-from selfplay.verdicts.test_runs import TestRunner
 
 
 @dataclass(frozen=True)
 class RunContext:
-    """environments: by repository name. host: where episodes are played and judged; None: in this process."""
+    """environments: by repository name. host: plays and judges the episodes."""
 
     run: RunFolder
     store: Store
     environments: Mapping[str, Environment]
     episodes: EpisodeContext
-    runner: TestRunner
+    host: EpisodeHost
     trainer: Trainer
     sink: MetricSink
     progress: Progress
     labels: Mapping[str, str]
     evaluations: RunEvaluations | None = None
-    host: EpisodeHost | None = None
 
     @property
     def config(self) -> Config:

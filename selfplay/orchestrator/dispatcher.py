@@ -20,7 +20,7 @@ from selfplay.curriculum.rows import AttemptRow, EpisodeRow, GroupRow, VerdictRo
 from selfplay.curriculum.sampling import sample_threshold
 from selfplay.engines.base import derive_seed
 from selfplay.errors import RunError
-from selfplay.orchestrator.hosts import InjectorWork, LocalHost, SolverWork
+from selfplay.orchestrator.hosts import InjectorWork, SolverWork
 from selfplay.repositories.targets import Target
 from selfplay.verdicts.checks import Thresholds
 from selfplay.verdicts.grading import Grade
@@ -45,7 +45,7 @@ class Dispatcher:
     def __init__(self, context: RunContext) -> None:
         train = context.config.train
         self._context = context
-        self.host = context.host or LocalHost(context.episodes, context.environments, context.runner)
+        self.host = context.host
         self._switch_s = sys.getswitchinterval()
         sys.setswitchinterval(max(self._switch_s, SWITCH_S_A_THREAD * train.episodes_in_flight))
         self._runner = EpisodeRunner(train.episodes_in_flight, train.workers, _Reports(context))

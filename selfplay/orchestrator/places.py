@@ -6,11 +6,12 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 from selfplay.config import Config
-from selfplay.orchestrator.hosts import EpisodeHost, LocalHost
 
 if TYPE_CHECKING:
     from selfplay.engines.vllm_launch import Launch
     from selfplay.engines.vllm_servers import VllmServer
+    from selfplay.orchestrator.hosts import EpisodeHost
+    from selfplay.orchestrator.local_host import LocalHost
     from selfplay.training.ranks.link import RankLinks
 
 

@@ -21,13 +21,13 @@ from selfplay.curriculum.rows import BugRow, GroupRow
 from selfplay.errors import RunError, SandboxUnavailable
 from selfplay.orchestrator.bug_rows import injected_bug, second_order_bug
 from selfplay.orchestrator.crediting import Crediting
-from selfplay.orchestrator.dispatcher import Dispatcher
 from selfplay.orchestrator.group_plans import GroupPlanner
 from selfplay.orchestrator.run_state import RunState
 from selfplay.verdicts.verdict import Verdict
 
 if TYPE_CHECKING:
     from selfplay.orchestrator.context import RunContext
+    from selfplay.orchestrator.dispatcher import Dispatcher
 
 SECOND_ORDER_TRIES = 2  # failed repairs of a bug that are validated, in the order of members
 

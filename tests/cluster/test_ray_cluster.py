@@ -30,7 +30,6 @@ from selfplay.engines.vllm_launch import Launch
 from selfplay.engines.vllm_servers import ServerSet
 from selfplay.errors import EngineError, PrerequisiteError, TrainerError
 from selfplay.orchestrator.context import RunContext
-from selfplay.orchestrator.hosts import LocalHost
 from selfplay.training.ranks.controller import RankLaunch, Ranks
 from selfplay.weights.weight_sync import FileWeightSync
 from vllm_double import STOP, wait_until
@@ -231,11 +230,11 @@ def test_a_run_whose_only_server_was_on_a_lost_node_goes_on_by_itself(
     )
     process = play.begin(*few)
     wait_until(lambda: play.episodes() > 0 or process.poll() is not None, 600)
-    assert processes_on(far, "api_server") and play.episodes() < 8, play.told
+    assert processes_on(far, "api_server") and play.episodes() < 8, play.output
     machines.remove_node(far, allow_graceful=False)
-    assert process.wait(600) == 0, play.told
-    assert "vllm-0 could not be opened 3 times in a row" in play.told
-    assert "Going on from update 0 on what is left of the cluster." in play.told
+    assert process.wait(600) == 0, play.output
+    assert "vllm-0 could not be opened 3 times in a row" in play.output
+    assert "Going on from update 0 on what is left of the cluster." in play.output
     assert twice_or_lost(play.run) == [] and play.episodes() == 8
 
 
@@ -266,8 +265,8 @@ def test_episodes_of_a_node_that_is_lost_are_played_elsewhere_and_each_counts_on
 
     def host_of(context: RunContext, line: str) -> Any:
         placement = place(context.config, TINY, nodes)
-        local = LocalHost(context.episodes, context.environments, context.runner)
-        hosts = cluster.places(placement).open_hosts(
+        local: Any = context.host
+        hosts: Any = cluster.places(placement).open_hosts(
             context.config, f"{line}\n", str(tmp_path / "policy"), local, reports.append
         )
 

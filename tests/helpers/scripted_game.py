@@ -36,6 +36,7 @@ from selfplay.metrics import JsonlSink
 from selfplay.orchestrator.context import RunContext
 from selfplay.orchestrator.given_bugs import put_given_bugs, read_given_bugs
 from selfplay.orchestrator.hosts import EpisodeHost
+from selfplay.orchestrator.local_host import LocalHost
 from selfplay.orchestrator.loop import TrainLoop
 from selfplay.orchestrator.run_folder import RunFolder, create_run
 from selfplay.sandbox import open_backend
@@ -257,7 +258,7 @@ def play(
 ) -> RunFolder:
     """Start the run in `folder`, or continue the one that is there. settings: sections that replace those of `tiny_config`.
 
-    host_of: where its episodes are played, of the context and the repository's line.
+    host_of: makes another host, from the context with the local host and the repository's line.
 
     given_bugs: task records of the tiny repository, as the text of a file.
     """
@@ -308,7 +309,7 @@ def play(
             episodes=episodes,
             labels=labels,
             trainer=trainer,
-            runner=TestRunner(failing, config.validator, limits, labels),
+            host=LocalHost(episodes, environments, TestRunner(failing, config.validator, limits, labels)),
             sink=JsonlSink(run.metrics),
             progress=progress,
             evaluations=evaluations,

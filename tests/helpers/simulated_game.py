@@ -266,7 +266,6 @@ def simulate(
             episodes=EpisodeContext(config, engine, cast(Any, SimulatedChat()), nothing, nothing),
             labels={"run": NAME, "owner": str(os.getpid())},
             trainer=trainer,
-            runner=nothing,
             sink=JsonlSink(run.metrics),
             progress=progress,
             host=host,
