@@ -1,6 +1,6 @@
-"""Seconds that vLLM alone (its LLM class, no server and nothing of selfplay around it) takes for rounds of requests from a file.
+"""Measures vLLM alone: seconds that its LLM class takes for rounds of requests from a file, without a server.
 
-Run by benchmarks.rollouts; the model, its settings and the requests are those of the engine that it is set beside.
+`benchmarks.rollouts` runs it with the model, settings and requests of the engine that it compares.
 """
 
 from __future__ import annotations
@@ -14,19 +14,18 @@ from vllm import LLM, SamplingParams
 
 
 def main() -> None:
-    told = json.loads(Path(sys.argv[1]).read_text())
-    llm = LLM(**told["settings"])
-    drawn = SamplingParams(max_tokens=8, ignore_eos=True, logprobs=0, detokenize=False, seed=0)
-    llm.generate([{"prompt_token_ids": [5, 6, 7]}], drawn, use_tqdm=False)
+    work = json.loads(Path(sys.argv[1]).read_text())
+    llm = LLM(**work["settings"])
+    common = {"ignore_eos": True, "logprobs": 0, "detokenize": False}
+    warm_up = SamplingParams(max_tokens=8, seed=0, **common)
+    llm.generate([{"prompt_token_ids": [5, 6, 7]}], warm_up, use_tqdm=False)
     seconds = 0.0
-    for requests in told["rounds"]:
+    for requests in work["rounds"]:
         prompts = [{"prompt_token_ids": request["prompt"]} for request in requests]
         sampling = [
-            SamplingParams(
-                temperature=1.0, max_tokens=request["new"], ignore_eos=True, seed=request["seed"], logprobs=0, detokenize=False
-            )
+            SamplingParams(temperature=1.0, max_tokens=request["new"], seed=request["seed"], **common)
             for request in requests
-        ]  # fmt: skip
+        ]
         started = time.monotonic()
         llm.generate(prompts, sampling, use_tqdm=False)
         seconds += time.monotonic() - started

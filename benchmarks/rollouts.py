@@ -1,8 +1,8 @@
-"""New tokens/s of the embedded engine against plain `model.generate`, or with --engine vllm of our servers against vLLM alone, in the
-same run: independent prompts, or groups of conversations.
+"""New tokens/s of the `hf` engine against `model.generate`, or of our vLLM servers against vLLM alone.
 
-Conversations (the default) are what an update plays: groups share a prompt, each turn adds an answer and an observation. The reference
-gets the very prompts and lengths that came about, a turn at a time and batched, as transformers does it without a cache between calls.
+Both run in one call. Conversations (the default) are what an update plays: groups share a prompt, and each
+turn adds an answer and an observation. With --independent no two prompts share a prefix. The reference gets
+the same prompts and lengths, one batched call for each turn.
 """
 
 from __future__ import annotations
@@ -37,9 +37,16 @@ def make_model(folder: Path, vocabulary: int = 1024) -> Path:
 
     torch.manual_seed(0)
     config = Qwen3Config(
-        vocab_size=vocabulary, hidden_size=256, intermediate_size=768, num_hidden_layers=5, num_attention_heads=4, num_key_value_heads=2,
-        head_dim=64, tie_word_embeddings=True, max_position_embeddings=4096,
-    )  # fmt: skip
+        vocab_size=vocabulary,
+        hidden_size=256,
+        intermediate_size=768,
+        num_hidden_layers=5,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=64,
+        tie_word_embeddings=True,
+        max_position_embeddings=4096,
+    )
     Qwen3ForCausalLM(config).save_pretrained(folder)
     return folder
 
@@ -60,7 +67,7 @@ Turn = tuple[GenerationRequest, Completion]
 
 
 def converse(engine: Engine, model: str, options: argparse.Namespace) -> tuple[list[list[Turn]], float]:
-    """All conversations, a list of rounds each, and the seconds they took."""
+    """Play all conversations turn by turn. Returns the turns of each round, and the seconds of generation."""
     chat = ChatFormat(load_tokenizer(model))
     generator = random.Random(0)
     maker = EpisodeMaker([Package("selfplay", "", own_sources(), 22, 500)], chat, PlayLimits(), generator)
@@ -108,7 +115,7 @@ def observation(maker: EpisodeMaker) -> str:
 
 
 def reference(model: Any, rounds: Sequence[Sequence[Turn]]) -> float:
-    """Seconds of `model.generate` for the same prompts and lengths, a round in one left-padded batch."""
+    """Return the seconds of `model.generate` for the same prompts and lengths, one padded batch a round."""
     started = time.monotonic()
     with torch.inference_mode():
         for turns in rounds:
@@ -119,14 +126,21 @@ def reference(model: Any, rounds: Sequence[Sequence[Turn]]) -> float:
             )
             new = max(len(c.token_ids) for _, c in turns)
             model.generate(
-                ids, attention_mask=mask, min_new_tokens=new, max_new_tokens=new, do_sample=True, top_k=0, top_p=1.0, temperature=1.0,
+                ids,
+                attention_mask=mask,
+                min_new_tokens=new,
+                max_new_tokens=new,
+                do_sample=True,
+                top_k=0,
+                top_p=1.0,
+                temperature=1.0,
                 pad_token_id=0,
-            )  # fmt: skip
+            )
     return time.monotonic() - started
 
 
 def independent(engine: Engine, options: argparse.Namespace) -> tuple[list[list[Turn]], float]:
-    """One round of random prompts that share nothing and whose answers nothing foretells."""
+    """Play one round of random prompts: no two share a prefix, and drafts are useless."""
     generator = torch.Generator().manual_seed(0)
     count = options.groups * options.group_size
     prompts = torch.randint(5, 1000, (count, options.prompt_tokens), generator=generator).tolist()
@@ -140,7 +154,7 @@ def independent(engine: Engine, options: argparse.Namespace) -> tuple[list[list[
 
 
 def rollout_logprob_diff(model: Any, turns: Sequence[Turn]) -> float:
-    """Mean distance between the engine's log-probabilities and those of one pass in bf16 autocast, as the trainer computes them."""
+    """Return the mean difference of the log-probabilities from the trainer's (one pass in bf16 autocast)."""
     gaps = []
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
         for request, done in turns:
@@ -154,30 +168,32 @@ def rollout_logprob_diff(model: Any, turns: Sequence[Turn]) -> float:
 
 
 def bare_vllm(folder: str, rounds: Sequence[Sequence[Turn]], scratch: Path) -> float:
-    """Seconds of vLLM's own LLM class for the same prompts, seeds and lengths, a round in one call; one process, no server."""
+    """Return the seconds of vLLM's LLM class for the same prompts, seeds and lengths, one call a round."""
     from selfplay.engines.vllm_launch import on_gpu, variables
 
     launch = vllm_launch(folder, len(rounds[0]), scratch)
     settings: dict[str, Any] = {
-        "model": folder, "dtype": launch.dtype, "max_model_len": launch.context_tokens, "max_num_seqs": launch.max_batch,
+        "model": folder,
+        "dtype": launch.dtype,
+        "max_model_len": launch.context_tokens,
+        "max_num_seqs": launch.max_batch,
         "generation_config": "vllm",
-    }  # fmt: skip
+    }
     if not on_gpu():
         settings |= {
             "enforce_eager": True, "enable_chunked_prefill": False, "max_num_batched_tokens": 8192,
             "kv_cache_memory_bytes": launch.cache_mb << 20,
         }  # fmt: skip
-    told = [
+    requests = [
         [{"prompt": r.prompt_ids, "seed": r.seed, "new": len(c.token_ids)} for r, c in turns]
         for turns in rounds
     ]
     file = scratch / "requests.json"
-    file.write_text(json.dumps({"settings": settings, "rounds": told}))
+    file.write_text(json.dumps({"settings": settings, "rounds": requests}))
     command = [sys.executable, "-m", "benchmarks.bare_vllm", str(file)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=variables(launch))
-    (line,) = (
-        line for line in done.stdout.splitlines() if line.startswith('{"seconds"')
-    )  # vLLM's own log goes there too
+    # vLLM's own log is in the output too.
+    (line,) = (line for line in done.stdout.splitlines() if line.startswith('{"seconds"'))
     return float(json.loads(line)["seconds"])
 
 
@@ -194,14 +210,18 @@ def beside_vllm(folder: str, options: argparse.Namespace, scratch: Path) -> None
     engine.generate([GenerationRequest((5, 6, 7), 8, 0, frozenset())], Sampling())
     rounds, ours = independent(engine, options) if options.independent else converse(engine, folder, options)
     engine.close()
-    plain = bare_vllm(folder, rounds, scratch)
+    print(describe(rounds, ours, "vLLM alone", bare_vllm(folder, rounds, scratch)))
+
+
+def describe(rounds: Sequence[Sequence[Turn]], ours_s: float, peer: str, peer_s: float) -> str:
     turns = [turn for turns in rounds for turn in turns]
     new = sum(len(c.token_ids) for _, c in turns)
     prompt = sum(len(r.prompt_ids) for r, _ in turns)
     reused = sum(c.metadata["reused"] for _, c in turns) / prompt
-    print(
-        f"{len(turns)} turns, {prompt / len(turns):.0f} prompt tokens each, {new} new tokens: engine {new / ours:.0f} new tokens/s, "
-        f"vLLM alone {new / plain:.0f}, ratio {plain / ours:.2f}\n{reused:.0%} of prompt tokens were computed before"
+    return (
+        f"{len(turns)} turns, {prompt / len(turns):.0f} prompt tokens each, {new} new tokens: "
+        f"engine {new / ours_s:.0f} new tokens/s, {peer} {new / peer_s:.0f}, ratio {peer_s / ours_s:.2f}\n"
+        f"{reused:.0%} of prompt tokens were cached"
     )
 
 
@@ -240,16 +260,13 @@ def main() -> None:
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
         torch.set_num_threads(THREADS)  # as many as the engine uses
         plain = reference(model, rounds)
-        gap = rollout_logprob_diff(model, rounds[-1][:4])
-    turns = [turn for turns in rounds for turn in turns]
-    new = sum(len(c.token_ids) for _, c in turns)
-    prompt = sum(len(r.prompt_ids) for r, _ in turns)
-    reused = sum(c.metadata["reused"] for _, c in turns) / prompt
-    passes = new / sum(c.metadata["passes"] for _, c in turns)
+        difference = rollout_logprob_diff(model, rounds[-1][:4])
+    completions = [completion for turns in rounds for _, completion in turns]
+    per_pass = sum(len(c.token_ids) for c in completions) / sum(c.metadata["passes"] for c in completions)
+    print(describe(rounds, ours, "model.generate", plain))
     print(
-        f"{len(turns)} turns, {prompt / len(turns):.0f} prompt tokens each, {new} new tokens: engine {new / ours:.0f} new tokens/s, "
-        f"model.generate {new / plain:.0f}, ratio {plain / ours:.2f}\n"
-        f"{reused:.0%} of prompt tokens were computed before, {passes:.1f} new tokens a pass and row; gap to bf16 autocast {gap:.4f}"
+        f"{per_pass:.1f} new tokens per pass and row; "
+        f"log-probabilities {difference:.4g} from the trainer's (bf16 autocast)"
     )
 
 

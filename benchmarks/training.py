@@ -1,7 +1,10 @@
-"""Tokens/s and peak memory of one update: torch trainer, DeepSpeed trainer and, where `trl` is installed, TRL's GRPO trainer, on the same
-sequences and model; supervised steps; all as shares of the floor, bare bf16 matrix products of 6·N per token.
+"""Tokens/s and peak memory of one update, by the torch, DeepSpeed and (if installed) TRL GRPO trainers.
 
-Run: python -m benchmarks.training. The model is untrained and of the carried policy's size; attention is not counted in the floor.
+    python -m benchmarks.training
+
+All get the same sequences and model, which is untrained and of the carried policy's size. Supervised steps
+are measured too. Speeds are shares of the floor: bare bf16 matrix products of 6·N FLOP per token, without
+attention.
 """
 
 from __future__ import annotations
@@ -21,8 +24,8 @@ import torch
 from benchmarks.options import at_least_one
 from benchmarks.rollouts import make_model
 from benchmarks.training_workers import Figures
-from selfplay.settings.learning import TrainerSettings
 from selfplay.engines.models import load_causal_model
+from selfplay.settings.learning import TrainerSettings
 from selfplay.training.batch import Sample
 from selfplay.training.deepspeed_trainer import DeepSpeedTrainer
 from selfplay.training.ranks.controller import Ranks
@@ -42,19 +45,22 @@ def matrix_flops(size: int = 1024, seconds: float = 1.0) -> float:
 
 
 def make_samples(episodes: int, longest: int) -> list[Sample]:
-    """Of half to all of `longest` tokens; a tenth of the tokens are actions, in turns of 20, as in an agent's episode."""
+    """Return samples of `longest` / 2 to `longest` tokens.
+
+    A tenth are actions, in turns of 20, as in real episodes.
+    """
     rng = random.Random(0)
     made = []
     for number in range(episodes):
         length = rng.randint(longest // 2, longest)
         ids = [rng.randrange(5, 1000) for _ in range(length)]
-        mask = [int(place >= 100 and place % 200 < 20) for place in range(length - 1)] + [1]
+        mask = [int(index >= 100 and index % 200 < 20) for index in range(length - 1)] + [1]
         made.append(Sample(ids, mask, [-7.0] * length, (-1.0) ** number, "solver"))
     return made
 
 
 def alone(name: str, *arguments: Any) -> Figures:
-    """One of the workers' measures, in a process of its own."""
+    """Run one method of `Alone` in a process of its own."""
     ranks = Ranks(1, worker="benchmarks.training_workers:Alone")
     try:
         return ranks.call(name, arguments)[0]
@@ -70,15 +76,16 @@ def with_deepspeed(
         before = ranks.call("resident")
         trainer = DeepSpeedTrainer(folder, settings, context, seed=0, ranks=ranks)
         trainer.step(samples[:2])
-        told = [trainer.step(samples) for _ in range(steps)]
+        metrics = [trainer.step(samples) for _ in range(steps)]
         grown = max(peak - rest for peak, rest in zip(ranks.call("peak"), before, strict=True))
-        return Figures(median(row["seconds"] for row in told), grown, told[-1]["loss"], told[-1]["grad_norm"])
+        seconds = median(row["seconds"] for row in metrics)
+        return Figures(seconds, grown, metrics[-1]["loss"], metrics[-1]["grad_norm"])
     finally:
         ranks.close()
 
 
 def supervised(folder: Path, samples: Sequence[Sample], rows: int, compiled: bool) -> float:
-    """Tokens/s, padding counted."""
+    """Return tokens/s, padding included."""
     batch = pack([Document(s.token_ids[:512], [1.0] * len(s.token_ids[:512])) for s in samples], rows, 512)[0]
     speeds: list[float] = []
     model = load_causal_model(folder, torch.float32)
@@ -118,7 +125,8 @@ def main() -> None:
         )
         floor = matrix_flops() / (6 * weights)
         print(
-            f"floor: {floor:.0f} tokens/s ({weights / 1e6:.1f}M weights, 6 FLOP each a token, at the speed of bare bf16 products)"
+            f"floor: {floor:.0f} tokens/s ({weights / 1e6:.1f}M weights, 6 FLOP per weight and token, "
+            "at the speed of bare bf16 products)"
         )
         settings = TrainerSettings(batch_tokens=options.batch_tokens)
         found: dict[str, Figures] = {}
@@ -133,13 +141,14 @@ def main() -> None:
             )
             print(
                 f"{name}: {speed:.0f} tokens/s, {speed / floor:.2f} of the floor{beside}; "
-                f"peak {figures.grown_bytes / 2**20:.0f} MiB a process above what was there before the model; "
+                f"peak {figures.grown_bytes / 2**20:.0f} MiB per process above the start; "
                 f"loss {figures.loss:.6f}, norm {figures.grad_norm:.5f}",
                 flush=True,
             )
 
         print(
-            f"{options.episodes} episodes, {tokens} tokens an update, {options.batch_tokens} a micro-batch, medians of {options.steps}"
+            f"{options.episodes} episodes, {tokens} tokens per update, "
+            f"{options.batch_tokens} per micro-batch, medians of {options.steps} updates"
         )
         measured = (str(folder), settings, options.tokens, samples, options.steps)
         if importlib.util.find_spec("trl"):

@@ -1,4 +1,4 @@
-"""The trainers that `benchmarks.training` measures, each in processes of its own so that their peak memory can be told apart."""
+"""The trainers that `benchmarks.training` measures, in processes of their own because of peak memory."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def peak_bytes() -> int:
 
 @dataclass(frozen=True)
 class Figures:
-    """seconds: the median step's. grown_bytes: peak resident memory above what was resident before the model was loaded, of one process."""
+    """seconds: median of the steps. grown_bytes: a process's peak memory above that before loading."""
 
     seconds: float
     grown_bytes: int
@@ -35,7 +35,7 @@ class Figures:
 
 
 class MeasuredRank(RankWorker):
-    """A rank of the DeepSpeed trainer that also tells its memory."""
+    """A rank of the DeepSpeed trainer that also reports its memory."""
 
     def resident(self) -> int:
         return resident_bytes()
@@ -59,14 +59,15 @@ class Alone:
         trainer = TorchTrainer(folder, settings, context, seed=0)
         trainer.step(samples[:2])
         if settings.compile:
-            trainer.step(samples)  # other shapes
-        seconds, told = [], {}
+            trainer.step(samples)  # compiles other shapes
+        seconds: list[float] = []
+        metrics: dict[str, float] = {}
         for step in range(steps):
             self.progress(f"step {step}")
             started = time.monotonic()
-            told = trainer.step(samples)
+            metrics = trainer.step(samples)
             seconds.append(time.monotonic() - started)
-        return Figures(median(seconds), peak_bytes() - before, told["loss"], told["grad_norm"])
+        return Figures(median(seconds), peak_bytes() - before, metrics["loss"], metrics["grad_norm"])
 
     def measure_trl(
         self, folder: str, settings: TrainerSettings, context: int, samples: Sequence[Sample], steps: int

@@ -1,6 +1,7 @@
-"""TRL's GRPO trainer, given episodes that were played already: its own loss, its own precision, one optimiser step an update.
+"""TRL's GRPO trainer on recorded episodes: its own loss and precision, one optimiser step for each update.
 
-Leaves out its generation, rewards and data loading, which `benchmarks.training` does not measure of ours either.
+It does not run TRL's generation, rewards and data loading. `benchmarks.training` measures those of no
+trainer.
 """
 
 from __future__ import annotations
@@ -46,7 +47,9 @@ class TrlPeer:
             model_init_kwargs={"dtype": "float32"},
         )
         tokenizer = load_tokenizer(policy_path("carried"))
-        # Given a fingerprint, since datasets 5.2 cannot pickle a table of pyarrow 24 and later to make one; nothing reads these rows.
+        # To make a fingerprint itself, datasets 5.2 would pickle the table, which fails with pyarrow 24 and
+        # later.
+        # Nothing reads these rows.
         rows = Dataset(InMemoryTable.from_pydict({"prompt": ["repair"] * 4}), fingerprint="unread")
         self._trainer: Any = GRPOTrainer(
             model=folder,
@@ -59,7 +62,10 @@ class TrlPeer:
         self._trainer.model.train()
 
     def step(self, samples: Sequence[Sample]) -> tuple[float, float]:
-        """(loss, gradient norm) of one update, in micro-batches of as many rows as the longest leaves room for, longest first."""
+        """Make one update. Returns its loss and gradient norm.
+
+        Micro-batches have as many rows as the longest sample leaves room for, longest first.
+        """
         trainer, model = self._trainer, self._trainer.model
         order = sorted(with_gradient(samples), key=lambda i: -len(samples[i].token_ids))
         rows = max(1, self._settings.batch_tokens // len(samples[order[0]].token_ids))
@@ -76,7 +82,10 @@ class TrlPeer:
         return total, norm
 
     def _inputs(self, samples: Sequence[Sample]) -> dict[str, torch.Tensor]:
-        """Prompts padded on the left, completions on the right, observations taken out by `tool_mask`."""
+        """Return TRL's inputs.
+
+        Prompts are padded on the left, completions on the right; `tool_mask` hides observations.
+        """
         device = self._trainer.accelerator.device
         prompts = [s.loss_mask.index(1) for s in samples]
         longest = max(prompts)

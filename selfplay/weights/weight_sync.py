@@ -114,9 +114,9 @@ class ServerSync:
         if not difference <= tolerance:
             raise WeightSyncError(
                 f"{client.name} ({client.url}) computes other log-probabilities than the trainer's weights "
-                f"do: {difference:.4g} apart on average over {len(expected)} tokens, {tolerance:g} is allowed "
-                f"in {self._dtype}. It holds other weights, or computes wrongly. (On a CPU, with a head tied "
-                f"to the embedding, it needs --worker-extension-cls {EXTENSION}.)"
+                f"do: {difference:.4g} apart on average over {len(expected)} tokens, {tolerance:g} is "
+                f"allowed in {self._dtype}. It holds other weights, or computes wrongly. "
+                f"(On a CPU, with a head tied to the embedding, it needs --worker-extension-cls {EXTENSION}.)"
             )
         return {"sync/rollout_logprob_diff": difference, "sync/equal_tensors": float(equal)}
 

@@ -57,7 +57,7 @@ def test_logprobs_equal_a_plain_forward_pass_whatever_shares_the_batch(
         torch.testing.assert_close(torch.tensor(done.logprobs), expected, rtol=1e-3, atol=1e-4)
 
 
-def test_the_draw_depends_on_the_seed_and_not_on_the_company(engine: HFEngine) -> None:
+def test_sampling_depends_on_the_seed_and_not_on_the_batch(engine: HFEngine) -> None:
     asked = request(5, 20)
     alone = engine.generate([asked], Sampling())[0]
     crowd = engine.generate([request(1, 33), request(2, 4), asked, request(3, 50)], Sampling())[2]
@@ -72,7 +72,7 @@ def test_equal_prompts_with_different_seeds_differ(engine: HFEngine) -> None:
     assert len({d.token_ids for d in done}) == 4
 
 
-def test_a_stop_id_ends_the_answer_and_is_kept(engine: HFEngine) -> None:
+def test_a_stop_id_ends_the_answer_and_is_part_of_it(engine: HFEngine) -> None:
     free = engine.generate([request(7, 10)], Sampling())[0]
     stop = free.token_ids[4]
     done = engine.generate([request(7, 10, stop=frozenset({stop}))], Sampling())[0]
@@ -88,7 +88,7 @@ def test_temperature_zero_is_greedy(engine: HFEngine, model_folder: Path) -> Non
     assert engine.generate([asked], Sampling(temperature=0))[0].token_ids == (best,)
 
 
-def test_drawn_tokens_follow_the_models_distribution(engine: HFEngine, model_folder: Path) -> None:
+def test_sampled_tokens_follow_the_models_distribution(engine: HFEngine, model_folder: Path) -> None:
     model = load_causal_model(model_folder, torch.float32)
     prompt = (1, 2, 3)
     with torch.inference_mode():
@@ -131,9 +131,8 @@ def test_a_next_turn_computes_only_what_is_new(engine: HFEngine, model_folder: P
     first = request(1, 60)
     second = continued(first, engine.generate([first], Sampling())[0], seed=2)
     done = engine.generate([second], Sampling())[0]
-    assert (
-        done.metadata["reused"] == len(second.prompt_ids) - 4
-    )  # the last drawn token and the three observed ones are new
+    # The last sampled token and the three observed ones are new.
+    assert done.metadata["reused"] == len(second.prompt_ids) - 4
     expected = logprobs_by_full_forward(model, second.prompt_ids, done.token_ids)
     torch.testing.assert_close(torch.tensor(done.logprobs), expected, rtol=1e-3, atol=1e-4)
 
@@ -150,7 +149,7 @@ def test_a_group_computes_its_common_prompt_once(engine: HFEngine, model_folder:
         torch.testing.assert_close(torch.tensor(answer.logprobs), expected, rtol=1e-3, atol=1e-4)
 
 
-def test_nothing_that_old_weights_computed_outlives_them(engine: HFEngine, model_folder: Path) -> None:
+def test_an_update_drops_what_old_weights_computed(engine: HFEngine, model_folder: Path) -> None:
     model = load_causal_model(model_folder, torch.float32)
     first = request(1, 60)
     second = continued(first, engine.generate([first], Sampling())[0], seed=2)
@@ -166,7 +165,7 @@ def test_nothing_that_old_weights_computed_outlives_them(engine: HFEngine, model
     torch.testing.assert_close(torch.tensor(done.logprobs), expected, rtol=1e-3, atol=1e-4)
 
 
-def test_without_memory_for_them_no_conversation_is_kept(model_folder: Path) -> None:
+def test_without_memory_no_conversation_is_cached(model_folder: Path) -> None:
     opened = HFEngine(model_folder, max_batch=4, max_tokens_context=200, cache_mb=0)
     first = request(1, 60)
     second = continued(first, opened.generate([first], Sampling())[0], seed=2)
@@ -174,10 +173,11 @@ def test_without_memory_for_them_no_conversation_is_kept(model_folder: Path) -> 
     opened.close()
 
 
-def test_right_guesses_save_passes_and_change_no_token(
+def test_correct_drafts_save_passes_and_change_no_token(
     model_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Greedy answers of an untrained model run in circles, and drawn ones seldom do: both kinds of guess, right and wrong.
+    # Greedy answers of an untrained model repeat themselves, sampled ones seldom do: drafts are right and
+    # wrong.
     asked = [request(seed, 30, new=100) for seed in range(3)]
     answers = []
     for most in (0, 10):
@@ -185,12 +185,12 @@ def test_right_guesses_save_passes_and_change_no_token(
         opened = HFEngine(model_folder, max_batch=4, max_tokens_context=200)
         answers.append([opened.generate(asked, Sampling(temperature=heat)) for heat in (0.0, 0.7)])
         opened.close()
-    plain, guessed = answers
-    assert [[d.token_ids for d in done] for done in guessed] == [
+    plain, drafted = answers
+    assert [[d.token_ids for d in done] for done in drafted] == [
         [d.token_ids for d in done] for done in plain
     ]
     assert all(d.metadata["passes"] == 100 for d in plain[0])
-    passes = [d.metadata["passes"] for d in guessed[0]]
+    passes = [d.metadata["passes"] for d in drafted[0]]
     assert min(passes) < 80, passes
 
 
@@ -207,7 +207,7 @@ def test_prompts_longer_than_a_pass_are_computed_in_parts(
     opened.close()
 
 
-def test_guesses_come_from_the_row_itself_then_from_texts_seen_before() -> None:
+def test_drafts_come_from_the_row_itself_then_from_earlier_texts() -> None:
     table = DraftTable()
     row = RowDrafts(table, [1, 2, 3, 4, 5, 1, 2, 3])
     assert row.guess(3) == [4, 5, 1]
@@ -253,7 +253,7 @@ def test_a_broken_model_folder_is_named(tmp_path: Path) -> None:
         HFEngine(tmp_path)
 
 
-def test_the_table_of_guesses_is_bounded_and_holds_no_conversation_twice(
+def test_the_table_of_drafts_is_bounded_and_holds_no_conversation_twice(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(drafts, "_MAX_ENTRIES", 50)
@@ -266,20 +266,20 @@ def test_the_table_of_guesses_is_bounded_and_holds_no_conversation_twice(
         assert len(table._ends) <= 60
 
 
-def test_a_request_that_finds_no_memory_is_told_so(engine: HFEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_request_without_memory_gets_an_error(engine: HFEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any) -> None:
         raise MemoryError("no room for keys and values")
 
-    told: queue.SimpleQueue[str] = queue.SimpleQueue()
+    errors: queue.SimpleQueue[str] = queue.SimpleQueue()
 
     def ask() -> None:
         try:
             engine.generate([request(1, 5), request(2, 5)], Sampling())
         except EngineError as error:
-            told.put(str(error))
+            errors.put(str(error))
 
     monkeypatch.setattr(hf_engine, "CachedSequence", refuse)
-    threading.Thread(target=ask, daemon=True).start()  # one that is never told must not hold up the suite
-    assert "no room for keys and values" in told.get(timeout=20)
+    threading.Thread(target=ask, daemon=True).start()  # a request without an answer must not block the suite
+    assert "no room for keys and values" in errors.get(timeout=20)
     monkeypatch.undo()
     assert engine.generate([request(1, 5)], Sampling())[0].token_ids

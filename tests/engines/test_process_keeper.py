@@ -1,4 +1,4 @@
-"""Real processes: whatever ends the parent, nothing of what it started lives on."""
+"""Real processes: however the parent ends, no process that it started is left."""
 
 import os
 import platform
@@ -12,18 +12,19 @@ import pytest
 
 from selfplay.engines import process_keeper
 
-# A command that starts another in a session of its own and refuses to end when asked, as a server's workers may.
+# A command that ignores SIGTERM and starts another in a session of its own, as a server's workers may.
 TREE = """
 import os, signal, subprocess, sys, time
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
-child = subprocess.Popen([sys.executable, "-S", "-c", "import signal,time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)"],
-                         start_new_session=True)
+code = "import signal,time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)"
+child = subprocess.Popen([sys.executable, "-S", "-c", code], start_new_session=True)
 print(os.getpid(), child.pid, flush=True)
 time.sleep(60)
 """
 PARENT = """
 import subprocess, sys, time
-keeper = subprocess.Popen([sys.executable, "-I", "-S", *sys.argv[1:]], stdin=subprocess.PIPE, start_new_session=True)
+command = [sys.executable, "-I", "-S", *sys.argv[1:]]
+keeper = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
 print(keeper.pid, flush=True)
 time.sleep(60)
 """
@@ -85,7 +86,7 @@ def test_all_its_processes_end_when_the_pipe_is_closed_and_its_exit_code_is_the_
         assert ended.wait(30) == 7  # before the pipe closes
 
 
-# Its first thread ends and another lives on, as for a moment in a server that shuts down: /proc calls it a zombie.
+# Its first thread ends while another runs, as in a server that shuts down: /proc calls it a zombie.
 HEADLESS = """
 import ctypes, platform, subprocess, sys, threading
 libc = ctypes.CDLL(None)
@@ -117,7 +118,7 @@ def test_children_of_a_process_whose_first_thread_has_ended_are_ended(short_grac
     assert not is_alive(child)
 
 
-def test_shared_memory_of_what_it_had_to_kill_is_removed(short_grace: Path) -> None:
+def test_shared_memory_of_killed_processes_is_removed(short_grace: Path) -> None:
     code = """
 import signal, time
 from multiprocessing import resource_tracker, shared_memory
@@ -151,8 +152,6 @@ def test_its_first_process_ends_with_a_killed_keeper(short_grace: Path) -> None:
     keeper.kill()
     keeper.wait()
     wait_for_end([first])
-    os.kill(
-        second, signal.SIGKILL
-    )  # in a session of its own: here only the sweep of a later start would find it
+    os.kill(second, signal.SIGKILL)  # in its own session, where only the sweep of a later start finds it
     keeper.stdin.close()
     keeper.stdout.close()

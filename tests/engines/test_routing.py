@@ -16,7 +16,7 @@ def test_a_server_that_goes_moves_only_its_own_conversations() -> None:
     assert min(Counter(before.values()).values()) > 60
 
 
-def test_members_of_a_group_keep_together_until_their_server_is_loaded_above_the_mean() -> None:
+def test_members_of_a_group_stay_together_until_their_server_is_loaded_above_the_mean() -> None:
     first = choose("injector/g1", dict.fromkeys(NAMES, 2.0))
     assert choose("injector/g1", {name: 2.2 if name == first else 2.0 for name in NAMES}) == first
     assert choose("injector/g1", {name: 8.0 if name == first else 2.0 for name in NAMES}) != first
@@ -34,7 +34,7 @@ def test_a_conversation_stays_where_its_cache_is_while_loads_change() -> None:
         assert other != home
 
 
-def test_a_full_server_lets_a_request_wait_for_a_place() -> None:
+def test_a_full_server_lets_a_request_wait_for_a_slot() -> None:
     router: Router[str] = Router(bound=1)
     router.add("a", "a")
     entered = threading.Event()
@@ -51,7 +51,7 @@ def test_a_full_server_lets_a_request_wait_for_a_place() -> None:
     thread.join()
 
 
-def test_waiting_for_a_place_has_a_deadline() -> None:
+def test_waiting_for_a_slot_has_a_deadline() -> None:
     router: Router[str] = Router(bound=1)
     router.add("a", "a")
     with (
@@ -62,14 +62,14 @@ def test_waiting_for_a_place_has_a_deadline() -> None:
         pass
 
 
-def test_those_who_wait_for_a_server_are_told_when_none_will_come() -> None:
+def test_threads_that_wait_for_a_server_get_an_error_when_none_will_start() -> None:
     router: Router[str] = Router(bound=1)
     threading.Timer(0.05, router.fail, [EngineError("it ran out of memory")]).start()
     with pytest.raises(EngineError, match="out of memory"), router.slot("x", 10):
         pass
 
 
-def test_only_the_first_to_notice_takes_a_lost_server_out() -> None:
+def test_only_the_first_thread_removes_a_lost_server() -> None:
     router: Router[str] = Router(bound=1)
     router.add("a", "first")
     assert router.remove("a", "first")

@@ -1,4 +1,4 @@
-"""Two real vLLM servers with the carried policy in fp32, shared by all tests since a start takes long: one test kills one of them."""
+"""Two real vLLM servers with the carried policy in fp32. All tests share them, since a start takes long."""
 
 import json
 import os
@@ -36,9 +36,8 @@ pytestmark = [
 ]
 CONTEXT = 4096
 MODEL = policy_path("carried")
-RUNNING = os.environ.get(
-    "SELFPLAY_TEST_VLLM_URL", ""
-)  # a server that runs already, which saves a start while tests are written
+# A server that runs already, which saves a start while tests are written.
+RUNNING = os.environ.get("SELFPLAY_TEST_VLLM_URL", "")
 
 Weights = Mapping[str, Tensor]
 
@@ -48,17 +47,17 @@ def launch(logs: Path) -> Launch:
 
 
 @pytest.fixture(scope="module")
-def told() -> list[str]:
-    """What the shared engine says of servers that come and go."""
+def messages() -> list[str]:
+    """What the shared engine reports of lost and replaced servers."""
     return []
 
 
 @pytest.fixture(scope="module")
-def opened(tmp_path_factory: pytest.TempPathFactory, told: list[str]) -> Iterator[VllmEngine]:
+def opened(tmp_path_factory: pytest.TempPathFactory, messages: list[str]) -> Iterator[VllmEngine]:
     folder = tmp_path_factory.mktemp("served")
     for file in Path(MODEL).iterdir():
         (folder / file.name).symlink_to(file)
-    # Habits of sampling that many published models bring. Every test here would see a draw that they reshaped.
+    # Many published models ask for such sampling. Every test here would notice if it were used.
     habits = {
         "do_sample": True,
         "temperature": 0.3,
@@ -71,7 +70,7 @@ def opened(tmp_path_factory: pytest.TempPathFactory, told: list[str]) -> Iterato
     (folder / "generation_config.json").write_text(json.dumps(habits))
     served = replace(launch(folder / "logs"), model=str(folder))
     servers = ServerSet(urls=(RUNNING,)) if RUNNING else ServerSet(2)
-    engine = VllmEngine(served, FileWeightSync(folder, torch.float32), servers, report=told.append)
+    engine = VllmEngine(served, FileWeightSync(folder, torch.float32), servers, report=messages.append)
     yield engine
     engine.close()
 
@@ -83,7 +82,7 @@ def base() -> Weights:
 
 @pytest.fixture
 def engine(opened: VllmEngine, base: Weights) -> VllmEngine:
-    """With the policy's own weights, whatever the test before left."""
+    """The shared engine, with the policy's own weights."""
     opened.load_weights(base, opened.weight_version + 1)
     return opened
 
@@ -95,7 +94,8 @@ def exported(model: torch.nn.Module) -> dict[str, Tensor]:
 
 
 def changed(base: Weights, part: str, by: float = 1.1) -> dict[str, Tensor]:
-    assert any(part in name for name in base)  # not q or k alone, whose size the norms after them take away
+    # Q or k alone would not do: norms after them remove a change of scale.
+    assert any(part in name for name in base)
     return {name: value * by if part in name else value for name, value in base.items()}
 
 
@@ -112,7 +112,7 @@ def ask(number: int, length: int = 200, new: int = 24, seed: int = 0) -> Generat
 
 
 def forward_logprobs(weights: Weights, asked: GenerationRequest, done: Completion) -> Tensor:
-    """(new,): what transformers computes for the drawn tokens, in one pass."""
+    """(new,): what transformers computes for the sampled tokens, in one pass."""
     model = load_causal_model(MODEL, torch.float32)
     model.load_state_dict(dict(weights), strict=False)
     ids = torch.tensor([asked.prompt_ids + done.token_ids])
@@ -133,9 +133,8 @@ def test_greedy_answers_are_those_of_transformers(engine: VllmEngine) -> None:
     for request, done in zip(asked, engine.generate(asked, Sampling(temperature=0)), strict=True):
         ids = torch.tensor([request.prompt_ids])
         with torch.inference_mode():
-            for token in (
-                done.token_ids
-            ):  # each next token from the engine's own text, so that one near tie counts once
+            # Each next token from the engine's own text, so that one near tie counts once.
+            for token in done.token_ids:
                 equal += int(model(ids).logits[0, -1].argmax()) == token
                 ids = torch.cat([ids, torch.tensor([[token]])], 1)
     assert equal >= 0.98 * 8 * 16
@@ -149,7 +148,7 @@ def test_log_probabilities_are_the_trainers_within_a_ten_thousandth(
         assert_computed_by(base, request, done)
 
 
-def test_the_draw_depends_on_the_seed_and_not_on_the_company(engine: VllmEngine) -> None:
+def test_sampling_depends_on_the_seed_and_not_on_the_batch(engine: VllmEngine) -> None:
     alone = engine.generate([ask(5, seed=3)], Sampling())[0]
     crowd = engine.generate([ask(1), ask(2), ask(5, seed=3), ask(3)], Sampling())[2]
     others = engine.generate([ask(5, seed=seed) for seed in range(4, 8)], Sampling())
@@ -157,7 +156,7 @@ def test_the_draw_depends_on_the_seed_and_not_on_the_company(engine: VllmEngine)
     assert len({done.token_ids for done in others} | {alone.token_ids}) >= 4
 
 
-def test_drawn_tokens_follow_the_models_own_distribution_without_any_filter(engine: VllmEngine) -> None:
+def test_sampled_tokens_follow_the_models_own_distribution_without_any_filter(engine: VllmEngine) -> None:
     request = ask(9, new=1)
     model = load_causal_model(MODEL, torch.float32)
     with torch.inference_mode():
@@ -165,12 +164,12 @@ def test_drawn_tokens_follow_the_models_own_distribution_without_any_filter(engi
     mean = float((scores.exp() * scores).sum())
     deviation = float((scores.exp() * (scores - mean) ** 2).sum().sqrt())
     done = engine.generate([replace(request, seed=seed) for seed in range(400)], Sampling())
-    drawn = sum(completion.logprobs[0] for completion in done) / len(done)
-    assert deviation > 0.1, "this prompt leaves nothing to draw"
-    assert abs(drawn - mean) < 4 * deviation / len(done) ** 0.5
+    sampled_mean = sum(completion.logprobs[0] for completion in done) / len(done)
+    assert deviation > 0.1, "this prompt has only one likely token"
+    assert abs(sampled_mean - mean) < 4 * deviation / len(done) ** 0.5
 
 
-def test_a_stop_id_ends_the_answer_and_is_kept_and_the_end_of_sequence_alone_does_not(
+def test_a_stop_id_ends_the_answer_and_is_part_of_it_and_the_end_of_sequence_alone_does_not(
     engine: VllmEngine,
 ) -> None:
     free = engine.generate([ask(4, new=64)], Sampling())[0]
@@ -218,30 +217,29 @@ def test_an_update_in_the_middle_of_an_answer_is_recorded_and_the_rest_is_the_ne
     engine: VllmEngine, base: Weights
 ) -> None:
     old, weights = engine.weight_version, changed(base, "proj")
-    request = ask(
-        3, 300, new=3600
-    )  # seconds of drawing, so that the update comes in time on a busy machine too
+    # Seconds of generation, so that the update comes in time on a busy machine too.
+    request = ask(3, 300, new=3600)
 
-    def drawn_tokens() -> float:
+    def sampled_tokens() -> float:
         return sum(counted(server, "generation_tokens") for server in engine.servers().values())
 
-    before = drawn_tokens()
+    before = sampled_tokens()
     with ThreadPoolExecutor(1) as pool:
         answer = pool.submit(engine.generate, [request], Sampling())
-        wait_until(lambda: drawn_tokens() > before)
+        wait_until(lambda: sampled_tokens() > before)
         engine.load_weights(weights, old + 1)
         done = answer.result()[0]
     assert [version for _, version in done.spans] == [old, old + 1] and done.weight_version == old
     split = done.spans[1][0]
     assert 0 < split < 3600
-    told = torch.tensor(done.logprobs)
-    assert (forward_logprobs(base, request, done) - told)[:split].abs().mean() < 1e-3
+    logprobs = torch.tensor(done.logprobs)
+    assert (forward_logprobs(base, request, done) - logprobs)[:split].abs().mean() < 1e-3
     # The very first token after the update comes from new keys and values, of the prompt too.
-    assert (forward_logprobs(weights, request, done) - told)[split:].abs().mean() < 1e-3
+    assert (forward_logprobs(weights, request, done) - logprobs)[split:].abs().mean() < 1e-3
 
 
 def counted(server: VllmServer, what: str) -> float:
-    """The server's own count since it started: `request_success` of answers, `generation_tokens` of tokens, unfinished answers' too."""
+    """The server's own count since its start: `request_success` or `generation_tokens` (of all requests)."""
     text = str(server.client.call("GET", "/metrics", deadline_s=60))
     return sum(map(float, re.findall(rf"^vllm:{what}_total\{{[^}}]*\}} (\S+)$", text, re.MULTILINE)))
 
@@ -279,7 +277,7 @@ def test_the_contract_of_engines(check: Callable[[Bench], None], engine: VllmEng
 
 
 class Tampering(FileWeightSync):
-    """Brings other weights than it was given, as a wrong name or a wrong layer would."""
+    """Brings other weights than it gets, as a wrong name or a wrong layer would."""
 
     def write(self, weights: Weights, version: int) -> dict[str, float]:
         return super().write(changed(weights, "v_proj"), version)
@@ -342,8 +340,8 @@ def test_a_conversation_keeps_its_server_while_two_share_the_groups_and_both_tak
 
 
 @pytest.mark.skipif(bool(RUNNING), reason="a server given by SELFPLAY_TEST_VLLM_URL is not ours to end")
-def test_requests_of_a_server_that_dies_are_answered_by_the_other_and_a_new_one_joins_with_the_present_weights(
-    engine: VllmEngine, base: Weights, told: list[str]
+def test_requests_of_a_dead_server_go_to_the_other_and_a_new_one_joins_with_the_current_weights(
+    engine: VllmEngine, base: Weights, messages: list[str]
 ) -> None:
     weights = changed(base, "proj")
     engine.load_weights(weights, engine.weight_version + 1)
@@ -365,12 +363,12 @@ def test_requests_of_a_server_that_dies_are_answered_by_the_other_and_a_new_one_
         assert (
             forward_logprobs(weights, request, answer) - torch.tensor(answer.logprobs)
         ).abs().mean() < 1e-3
-    assert len(told) == 1 and "A new server replaces it" in told[0]
+    assert len(messages) == 1 and "A new server replaces it" in messages[0]
     wait_until(lambda: len(engine.servers()) == 2, 1500)
     fresh = engine.servers()[dying.name]
     assert isinstance(fresh, OwnServer) and fresh.pid != dying.pid
-    assert engine.check_weights(weights)["sync/rollout_logprob_diff"] < 1e-4  # the newcomer's too
-    # The conversations stay where they went; new ones go to the newcomer too.
+    assert engine.check_weights(weights)["sync/rollout_logprob_diff"] < 1e-4  # also the new server's
+    # Conversations stay on their server; some new ones go to the new server.
     again = engine.generate(
         [replace(request, tag=f"solver/new{number}/0/0") for number, request in enumerate(asked)], Sampling()
     )
@@ -399,7 +397,7 @@ def alive(pids: set[int]) -> list[int]:
     return [pid for pid in pids if Path(f"/proc/{pid}").exists()]
 
 
-def test_servers_that_do_not_start_tell_the_reason_from_their_log_and_the_remedy(tmp_path: Path) -> None:
+def test_servers_that_do_not_start_report_the_reason_from_their_log_and_the_remedy(tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

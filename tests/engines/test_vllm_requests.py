@@ -1,4 +1,7 @@
-"""What is said to vLLM servers and what comes back; a double stands in where a real server cannot be made to fail so."""
+"""Requests to vLLM servers and their answers.
+
+A double stands in for faults that a real server does not have.
+"""
 
 import copy
 import itertools
@@ -53,14 +56,13 @@ def open_engine(
     )
 
 
-# -- one request and its answer ------------------------------------------------------------------------------------------
+# -- one request and its answer ------------------------------------------------------------------------------
 
 
 def test_a_request_sets_every_filter_that_could_reshape_the_distribution() -> None:
     params = request_body(REQUEST, Sampling(temperature=0.7))["sampling_params"]
-    assert {name: params[name] for name in ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")} == {
-        "temperature": 0.7, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0,
-    }  # fmt: skip
+    expected = {"temperature": 0.7, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
+    assert {name: params[name] for name in expected} == expected
     assert (params["seed"], params["stop_token_ids"], params["ignore_eos"], params["logprobs"]) == (
         41,
         [STOP],
@@ -119,17 +121,17 @@ def test_an_answer_that_is_not_whole_is_an_error(answer: dict[str, Any], message
         read_answer(answer, REQUEST)
 
 
-def test_an_episode_records_an_update_that_came_while_a_turn_was_drawn() -> None:
+def test_an_episode_records_an_update_that_came_while_a_turn_was_sampled() -> None:
     talk = Conversation(chat=None, token_ids=[1, 2, 3], messages=[])  # type: ignore[arg-type]
     talk.add_action(Completion((7, 8, 9), (-1.0,) * 3, 4, False, {}, ((0, 4), (2, 5))), "text")
     talk.add_action(Completion((7,), (-1.0,), 5, False), "text")
     assert talk.weight_versions == [(3, 4), (5, 5)]
 
 
-# -- servers that fail ---------------------------------------------------------------------------------------------------
+# -- servers that fail ---------------------------------------------------------------------------------------
 
 
-def test_a_server_that_dies_in_a_request_is_left_and_another_draws_with_the_same_seed() -> None:
+def test_a_server_that_dies_in_a_request_is_left_and_another_samples_with_the_same_seed() -> None:
     with doubles(2) as both:
         engine = open_engine([double.url for double in both])
         for double in both:
@@ -148,7 +150,7 @@ def test_a_server_that_dies_in_a_request_is_left_and_another_draws_with_the_same
         engine.close()
 
 
-def test_without_any_server_left_the_reason_is_told() -> None:
+def test_without_any_server_left_the_error_has_the_reason() -> None:
     with doubles(1) as (double,):
         engine = open_engine([double.url])
         double.faults = {"/inference/v1/generate": "die", "/health": 503}
@@ -163,9 +165,9 @@ def test_a_server_that_does_not_come_up_is_given_up_while_another_answers_and_co
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(vllm_engine, "_WATCH_S", 0.05)
-    told: list[str] = []
+    messages: list[str] = []
     with doubles(2) as (gone, other):
-        engine = open_engine([gone.url, other.url], report=told.append)
+        engine = open_engine([gone.url, other.url], report=messages.append)
 
         def ask(number: int) -> Completion:
             return engine.generate(
@@ -175,17 +177,16 @@ def test_a_server_that_does_not_come_up_is_given_up_while_another_answers_and_co
         gone.faults = {"/inference/v1/generate": "die", "/health": 503}
         answered = itertools.count()
         wait_until(
-            lambda: ask(next(answered)) and sum("could not be opened again" in text for text in told) == 3
+            lambda: ask(next(answered)) and sum("could not be opened again" in text for text in messages) == 3
         )
         for _ in range(10):
             assert ask(next(answered)).stopped
             time.sleep(0.03)
-        assert sum("could not be opened again" in text for text in told) == 3
+        assert sum("could not be opened again" in text for text in messages) == 3
         other.faults = {"/inference/v1/generate": "die", "/health": 503}
         threading.Timer(0.08, other.faults.clear).start()
-        assert (
-            ask(next(answered)).metadata["tries"] == 2
-        )  # waited for the other, instead of being told of the one that is given up
+        # Waited for the other, instead of failing because one was given up.
+        assert ask(next(answered)).metadata["tries"] == 2
         assert list(engine.servers()) == ["vllm-1"]
         engine.close()
 
@@ -245,7 +246,7 @@ def test_a_server_runs_as_many_requests_as_its_bound_and_no_more() -> None:
         engine.close()
 
 
-# -- weights -------------------------------------------------------------------------------------------------------------
+# -- weights -------------------------------------------------------------------------------------------------
 
 
 def test_new_weights_come_while_the_server_is_paused_and_its_cache_is_emptied(
@@ -269,14 +270,15 @@ def test_new_weights_come_while_the_server_is_paused_and_its_cache_is_emptied(
         engine.close()
 
 
-def test_a_hang_in_an_update_tells_what_each_side_waited_for() -> None:
+def test_a_hang_in_an_update_is_an_error_with_what_each_side_waited_for() -> None:
     with doubles(1) as (double,):
         sync = FileWeightSync("model", torch.float32, 0.2)
         sync.write(WEIGHTS, 3)
         double.faults["/pause"] = "hang"
         with pytest.raises(
             ServerLost,
-            match="version 3: the trainer waited for the end of its running step.*vllm-0.*/pause.* within 0.2 s",
+            match="version 3: the trainer waited for the end of its running step.*"
+            "vllm-0.*/pause.* within 0.2 s",
         ):
             sync.deliver(Client("vllm-0", double.url))
         sync.close()
@@ -378,8 +380,10 @@ def test_a_rank_gathers_to_the_end_whatever_becomes_of_the_transfer(
     receivers = Receivers("gloo", ("http://127.0.0.1:1",), "float32", 5.0)
     report = NativeSender(rank).send(receivers, WeightSource(receivers, held, groups))
     assert gathered == ["a", "b"]  # else the other ranks would wait in a collective for ever
-    told = "OSError: no way to the servers. The trainer was at nothing yet; no server was asked for anything"
-    assert report.error == ("" if rank else told)
+    reason = (
+        "OSError: no way to the servers. The trainer was at nothing yet; no server was asked for anything"
+    )
+    assert report.error == ("" if rank else reason)
 
 
 def test_weights_are_written_in_shards_that_hold_each_tensor_once(tmp_path: Path) -> None:
@@ -395,9 +399,8 @@ def test_weights_are_written_in_shards_that_hold_each_tensor_once(tmp_path: Path
 
 def test_files_of_a_killed_run_are_removed_and_those_of_a_living_one_stay(tmp_path: Path) -> None:
     machine, boot, namespace, pid, _ = owner().split("-")
-    left = (
-        tmp_path / f"selfplay-{machine}-{boot}-{namespace}-{pid}-1-1-weights"
-    )  # another process once had our id
+    # Another process once had our id.
+    left = tmp_path / f"selfplay-{machine}-{boot}-{namespace}-{pid}-1-1-weights"
     left.mkdir()
     first = FileWeightSync("model", torch.float32, folder=tmp_path)
     second = FileWeightSync("model", torch.float32, folder=tmp_path)
@@ -411,15 +414,15 @@ def test_a_vector_that_differs_in_one_number_is_found() -> None:
     import hashlib
 
     held = {"a": torch.ones(4), "b": torch.zeros(4), "matrix": torch.ones(2, 2)}
-    told = {
+    digests = {
         f"dp0:tp0:{name}": hashlib.sha256(value.numpy().tobytes()).hexdigest() for name, value in held.items()
     }
-    assert compare_digests(told, held, torch.float32) == (2, [])
+    assert compare_digests(digests, held, torch.float32) == (2, [])
     held["b"][3] = 1e-7
-    assert compare_digests(told, held, torch.float32) == (1, ["b"])
+    assert compare_digests(digests, held, torch.float32) == (1, ["b"])
 
 
-# -- settings and messages -----------------------------------------------------------------------------------------------
+# -- settings and messages -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -457,9 +460,14 @@ def test_settings_that_contradict_each_other_are_named(settings: list[str], mess
 def test_a_servers_arguments_hold_what_settings_decide() -> None:
     arguments = command(Launch("some/model", 2048, 16, options=("--seed=3",)), 1234, "policy")
     pairs = dict(itertools.pairwise(arguments))
-    assert {name: pairs[name] for name in ("--model", "--port", "--max-model-len", "--max-num-seqs", "--generation-config")} == {
-        "--model": "some/model", "--port": "1234", "--max-model-len": "2048", "--max-num-seqs": "16", "--generation-config": "vllm",
-    }  # fmt: skip
+    expected = {
+        "--model": "some/model",
+        "--port": "1234",
+        "--max-model-len": "2048",
+        "--max-num-seqs": "16",
+        "--generation-config": "vllm",
+    }
+    assert {name: pairs[name] for name in expected} == expected
     assert arguments[-1] == "--seed=3" and "--weight-transfer-config" not in pairs
     native = dict(
         itertools.pairwise(command(Launch("some/model", 2048, 16, transfer="gloo"), 1234, "policy"))
@@ -468,36 +476,45 @@ def test_a_servers_arguments_hold_what_settings_decide() -> None:
 
 
 @pytest.mark.parametrize(
-    ("log", "told"),
+    ("log", "expected"),
     [
         (
-            "(APIServer pid=7) INFO 11-21 20:35:56 [api.py:3] started\n(APIServer pid=7) OSError: [Errno 98] Address already in use\n",
+            "(APIServer pid=7) INFO 11-21 20:35:56 [api.py:3] started\n"
+            "(APIServer pid=7) OSError: [Errno 98] Address already in use\n",
             "OSError: [Errno 98] Address already in use. Another program has taken the port",
         ),
         (
-            "(EngineCore pid=9) ERROR 11-21 20:35:56 [core.py:1512] ValueError: To serve at least one request (0.5 GiB KV cache is needed, "
-            "which is larger than the available KV cache memory (0.1 GiB).\n"
+            "(EngineCore pid=9) ERROR 11-21 20:35:56 [core.py:1512] ValueError: To serve at least one "
+            "request (0.5 GiB KV cache is needed, which is larger than the available KV cache "
+            "memory (0.1 GiB).\n"
             "(APIServer pid=7) RuntimeError: Engine core initialization failed. See root cause above.\n",
             "Raise engine.cache_mb",
         ),
         (
-            "(APIServer pid=7) pydantic_core._pydantic_core.ValidationError: 1 validation error for ModelConfig\n(APIServer pid=7)   Value "
-            "error, User-specified max_model_len (8192) is greater than the derived max_model_len (max_position_embeddings=4096.0)\n",
-            "max_model_len (8192) is greater than the derived max_model_len (max_position_embeddings=4096.0). Lower agent.context_tokens",
+            "(APIServer pid=7) pydantic_core._pydantic_core.ValidationError: 1 validation error for "
+            "ModelConfig\n"
+            "(APIServer pid=7)   Value error, User-specified max_model_len (8192) is greater than the "
+            "derived max_model_len (max_position_embeddings=4096.0)\n",
+            "max_model_len (8192) is greater than the derived max_model_len "
+            "(max_position_embeddings=4096.0). "
+            "Lower agent.context_tokens",
         ),
         (
-            "(Worker pid=9) ERROR 11-21 20:35:56 [x.py:1] RuntimeError: operator torchvision::nms does not exist\n",
-            "RuntimeError: operator torchvision::nms does not exist. torchvision and torch are of different builds",
+            "(Worker pid=9) ERROR 11-21 20:35:56 [x.py:1] "
+            "RuntimeError: operator torchvision::nms does not exist\n",
+            "RuntimeError: operator torchvision::nms does not exist. "
+            "torchvision and torch are of different builds",
         ),
         (
-            "(Worker pid=9) ERROR 11-21 20:35:56 [x.py:1] KeyError: 'layers.9'\nRuntimeError: failed. See root cause above\n",
+            "(Worker pid=9) ERROR 11-21 20:35:56 [x.py:1] KeyError: 'layers.9'\n"
+            "RuntimeError: failed. See root cause above\n",
             "KeyError: 'layers.9'.",
         ),
         ("", "its log is empty."),
     ],
 )
-def test_a_servers_log_tells_the_reason_and_the_remedy(log: str, told: str) -> None:
-    assert told in explain(log)
+def test_a_servers_log_explains_the_reason_and_the_remedy(log: str, expected: str) -> None:
+    assert expected in explain(log)
 
 
 def test_what_a_killed_owner_left_behind_is_ended_and_nothing_else() -> None:
@@ -526,7 +543,7 @@ def test_packages_built_for_another_torch_are_hidden_from_servers(tmp_path: Path
     code = "import importlib.util; print(importlib.util.find_spec('torchvision'))"
     for hidden, expected in (("", "ModuleSpec"), ("torchvision", "None")):
         environment = {**hide((hidden,) if hidden else (), str(tmp_path)), "PATH": os.environ["PATH"]}
-        told = subprocess.run(
+        done = subprocess.run(
             [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
         )
-        assert expected in told.stdout
+        assert expected in done.stdout

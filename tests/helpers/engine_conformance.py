@@ -1,4 +1,4 @@
-"""What every engine keeps of its contract (selfplay/engines/base.py): one check a function, for scripted, hf and vllm alike."""
+"""Checks of the engine contract (selfplay/engines/base.py), one a function, for scripted, hf and vllm."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from selfplay.errors import EngineError
 
 @dataclass(frozen=True)
 class Bench:
-    """An open engine with what the checks need of its policy. weights: as its trainer exports them."""
+    """An open engine and what checks need to know of its policy. weights: as its trainer exports them."""
 
     engine: Engine
     prompt: tuple[int, ...]
@@ -53,7 +53,7 @@ def _is_whole(request: GenerationRequest, done: Completion) -> None:
     assert done.spans[0][0] == 0 and done.weight_version == min(version for _, version in done.spans)
 
 
-def draws_the_same_for_the_same_seed_whatever_the_tag(bench: Bench) -> None:
+def samples_the_same_tokens_for_the_same_seed(bench: Bench) -> None:
     first, second = (
         bench.engine.generate([replace(bench.request(1), tag=f"solver/g/1/{turn}")], Sampling())[0]
         for turn in (0, 0)
@@ -70,7 +70,7 @@ def serves_many_threads_at_once(bench: Bench) -> None:
         _is_whole(bench.request(number), completion)
 
 
-def counts_the_weights_it_was_given(bench: Bench) -> None:
+def reports_the_version_of_its_weights(bench: Bench) -> None:
     version = bench.engine.weight_version + 1
     bench.engine.load_weights(bench.weights, version)
     assert bench.engine.weight_version == version
@@ -87,12 +87,12 @@ def may_be_closed_twice(bench: Bench) -> None:
     bench.engine.close()
 
 
-# The last one ends the engine.
+# The last check closes the engine.
 CHECKS: tuple[Callable[[Bench], None], ...] = (
     gives_one_whole_completion_a_request_in_order,
-    draws_the_same_for_the_same_seed_whatever_the_tag,
+    samples_the_same_tokens_for_the_same_seed,
     serves_many_threads_at_once,
-    counts_the_weights_it_was_given,
+    reports_the_version_of_its_weights,
     refuses_a_request_for_nothing,
     may_be_closed_twice,
 )

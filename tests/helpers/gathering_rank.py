@@ -1,4 +1,4 @@
-"""A real rank of the DeepSpeed trainer that counts how much of the model stands gathered, for tests of ZeRO-3."""
+"""A real rank of the DeepSpeed trainer that counts how much of the model is gathered, for tests of ZeRO-3."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from selfplay.training.ranks.worker import RankWorker
 
 
 class GatheringRank(RankWorker):
-    """Nothing is gathered ahead of its use or kept for the next, so that what is gathered at once is what must be."""
+    """Gathers nothing in advance and keeps nothing, so that it counts only what must be gathered at once."""
 
     def open(self, model_path: str, settings: TrainerSettings, seed: int) -> None:
         super().open(model_path, settings, seed)
@@ -44,7 +44,7 @@ class GatheringRank(RankWorker):
         self._most[phase] = max(self._most[phase], self._gathered_now())
 
     def gathered(self) -> dict[str, int]:
-        """Elements: the most at once in either phase, what still is, and what is shared out of one layer."""
+        """Elements: most gathered at once in each phase, still gathered, and partitioned in one layer."""
         layer = sum(
             p.ds_numel
             for name, p in self._weights.parameters.items()

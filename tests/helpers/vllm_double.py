@@ -1,4 +1,4 @@
-"""A small HTTP server that answers as a vLLM server does, and fails as tests ask it to: faults that a real one cannot be made to have."""
+"""A small HTTP server that answers as a vLLM server does, and fails on demand."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ STOP = 2
 
 @dataclass
 class Double:
-    """`faults`: path -> what happens there instead: "die" (connection closed), "hang", a status, or a JSON value to answer."""
+    """faults: path -> "die" (close the connection), "hang", a status, or a JSON value to answer."""
 
     url: str = ""
     version: str = "default"

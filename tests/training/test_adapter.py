@@ -1,4 +1,4 @@
-"""Adapters (LoRA) in the torch trainer: what is trained, what is exported, and which checkpoints are taken."""
+"""Adapters (LoRA) in the torch trainer: what is trained and exported, and which checkpoints load."""
 
 import importlib.util
 import shutil
@@ -84,7 +84,7 @@ def test_an_update_changes_linear_layers_alone_and_by_no_more_than_the_adapters_
 
 
 def test_the_engine_gets_what_the_trainer_computes_with(model: Path, tmp_path: Path) -> None:
-    """Log-probabilities of the exported policy beside those of the trainer's own forward pass, after the adapter has learned."""
+    """The exported policy has the log-probabilities of the trainer's own forward pass, after a step."""
     trainer = opened(model)
     for seed in range(3):
         trainer.step(made_samples(seed))
@@ -94,8 +94,8 @@ def test_the_engine_gets_what_the_trainer_computes_with(model: Path, tmp_path: P
     ids = list(range(1, 40))
     with torch.inference_mode():
         scores = torch.log_softmax(policy(torch.tensor([ids])).logits[0], -1)
-    told = [0.0, *scores[:-1].gather(1, torch.tensor(ids[1:])[:, None])[:, 0].tolist()]
-    metrics = trainer.step([Sample(ids, [0] + [1] * 38, told, 1.0, "solver")])
+    logprobs = [0.0, *scores[:-1].gather(1, torch.tensor(ids[1:])[:, None])[:, 0].tolist()]
+    metrics = trainer.step([Sample(ids, [0] + [1] * 38, logprobs, 1.0, "solver")])
     assert metrics["rollout_logprob_diff"] < 1e-5
 
 
@@ -109,8 +109,8 @@ def test_the_optimiser_holds_the_adapters_moments_alone(model: Path, tmp_path: P
     )
 
 
-def test_a_seed_gives_the_same_adapter_whatever_was_drawn_before(model: Path) -> None:
-    def drawn(seed: int, before: int) -> dict[str, torch.Tensor]:
+def test_a_seed_gives_the_same_adapter_whatever_was_sampled_before(model: Path) -> None:
+    def initial(seed: int, before: int) -> dict[str, torch.Tensor]:
         loaded = load_causal_model(model, torch.float32)
         torch.manual_seed(before)
         state = torch.get_rng_state()
@@ -118,8 +118,8 @@ def test_a_seed_gives_the_same_adapter_whatever_was_drawn_before(model: Path) ->
         assert torch.equal(state, torch.get_rng_state())
         return {name: value.detach() for name, value in loaded.named_parameters()}
 
-    assert largest_difference(drawn(5, before=1), drawn(5, before=2)) == 0
-    assert largest_difference(drawn(5, before=1), drawn(6, before=1)) > 0
+    assert largest_difference(initial(5, before=1), initial(5, before=2)) == 0
+    assert largest_difference(initial(5, before=1), initial(6, before=1)) > 0
 
 
 def test_only_the_layers_that_are_named_have_an_adapter(model: Path) -> None:

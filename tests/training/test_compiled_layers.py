@@ -23,9 +23,8 @@ def distance(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> float
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler: apt-get install g++")
-@pytest.mark.filterwarnings(
-    "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning"
-)  # of the compiler
+# Of the compiler.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 def test_a_trainer_with_compiled_layers_learns_what_the_plain_one_learns_and_its_checkpoint_is_the_same(
     tmp_path: Path,
 ) -> None:
@@ -45,7 +44,7 @@ def test_a_trainer_with_compiled_layers_learns_what_the_plain_one_learns_and_its
     assert largest_difference(plain.export_weights(), reached[1]) == 0
 
 
-def test_without_a_compiler_the_remedy_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_compiler_the_error_has_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
     with pytest.raises(PrerequisiteError, match="apt-get install g"):

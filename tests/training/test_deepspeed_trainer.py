@@ -1,4 +1,7 @@
-"""DeepSpeed on two real gloo ranks beside the torch trainer, stage by stage. The ranks are started once for nearly all tests."""
+"""DeepSpeed on two real gloo ranks compared with the torch trainer, by stage.
+
+Nearly all tests share the ranks.
+"""
 
 import importlib.util
 import os
@@ -31,8 +34,9 @@ pytestmark = [
 ]
 
 UPDATES = 3
-# How far from the torch trainer after UPDATES updates, as a share of how far the torch trainer came. Updates of AdamW are nearly signs at
-# first, so what bf16 rounds, between ranks and in each of them, can turn those of tiny gradients around.
+# Allowed distance from the torch trainer's weights after UPDATES updates, as a share of the distance that
+# these moved.
+# AdamW's first updates are nearly signs, so bf16 rounding can turn those of tiny gradients around.
 TOLERANCE = {False: 1e-3, True: 0.2}
 VARIANTS: dict[str, dict[str, Any]] = {
     "stage 0": {"zero_stage": 0},
@@ -48,7 +52,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 ADAPTER = {
     "lora_rank": 8,
     "lora_alpha": 16,
-}  # under stage 3 some of its factors are shared out, and small ones stay on every rank
+}  # under stage 3 some of its factors are partitioned, and small ones stay whole on every rank
 
 
 @pytest.fixture(scope="module")
@@ -71,11 +75,10 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
 
 @pytest.fixture(scope="module")
 def three_ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
-    """Three do not divide the model evenly. They also count what they gather."""
+    """Three ranks, which do not divide the model evenly and count what they gather."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(
-            "PYTHONPATH", str(Path(__file__).parents[1] / "helpers"), prepend=os.pathsep
-        )  # where their worker is found
+        # For the module of their worker.
+        patch.setenv("PYTHONPATH", str(Path(__file__).parents[1] / "helpers"), prepend=os.pathsep)
         made = Ranks(
             3,
             RankLaunch(tmp_path_factory.mktemp("logs")),
@@ -101,11 +104,11 @@ def distance(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) ->
 def reference(
     model: Path, bf16: bool, **more: Any
 ) -> tuple[list[dict[str, float]], dict[str, torch.Tensor], float]:
-    """What the torch trainer tells and reaches, and how far that is from where it began."""
+    """The torch trainer's metrics and weights, and the distance of these from the start."""
     trainer = TorchTrainer(model, SETTINGS.model_copy(update={"bf16": bf16, **more}), CONTEXT_TOKENS, seed=0)
     before = trainer.export_weights()
-    told = [trainer.step(made_samples(seed, count=10)) for seed in range(UPDATES)]
-    return told, trainer.export_weights(), distance(before, trainer.export_weights())
+    metrics = [trainer.step(made_samples(seed, count=10)) for seed in range(UPDATES)]
+    return metrics, trainer.export_weights(), distance(before, trainer.export_weights())
 
 
 def learns_like_the_torch_trainer(
@@ -115,7 +118,7 @@ def learns_like_the_torch_trainer(
     settings = with_ranks(SETTINGS, bf16=bf16, **more, **VARIANTS[variant])
     trainer = DeepSpeedTrainer(model, settings, CONTEXT_TOKENS, seed=0, ranks=ranks)
     for seed in range(UPDATES):
-        told = trainer.step(made_samples(seed, count=10))
+        metrics = trainer.step(made_samples(seed, count=10))
         apart = ["kl"] if settings.kl_coef else []
         for name in (
             "loss",
@@ -128,13 +131,14 @@ def learns_like_the_torch_trainer(
             "lr",
             *apart,
         ):
-            # In bf16 the first update meets equal weights; then paths part, for early steps of Adam are nearly signs of tiny gradients.
+            # In bf16 only the first update starts from equal weights. Adam's first steps are nearly signs.
             rel, least = ((0.05 if seed == 0 else 0.2), 2e-3) if bf16 else (1e-3, 1e-6)
-            assert told[name] == pytest.approx(wanted[seed][name], rel=rel, abs=least), name
-    assert told["micro_batches"] > 1
+            assert metrics[name] == pytest.approx(wanted[seed][name], rel=rel, abs=least), name
+    assert metrics["micro_batches"] > 1
     reached = trainer.export_weights()
     print(
-        f"{variant}, bf16 {bf16}: {distance(reached, weights) / way:.2g} of the way, {largest_difference(reached, weights):.2g} at most"
+        f"{variant}, bf16 {bf16}: {distance(reached, weights) / way:.2g} of the way, "
+        f"{largest_difference(reached, weights):.2g} at most"
     )
     assert distance(reached, weights) < TOLERANCE[bf16] * way
 
@@ -169,13 +173,13 @@ def test_two_ranks_with_an_adapter_reach_what_the_torch_trainer_reaches(
     ("variant", "bf16"),
     [("stage 0", False), ("stage 2 with packing", False), ("stage 3", False), ("stage 3", True)],
 )
-def test_two_ranks_are_held_by_an_anchor_as_the_torch_trainer_is(
+def test_the_kl_penalty_on_two_ranks_equals_the_torch_trainers(
     model: Path, ranks: Ranks, variant: str, bf16: bool
 ) -> None:
     learns_like_the_torch_trainer(model, ranks, variant, bf16, {"kl_coef": 2.0})
 
 
-def test_a_resumed_run_is_held_by_the_anchor_it_began_with(model: Path, ranks: Ranks, tmp_path: Path) -> None:
+def test_a_resumed_run_keeps_its_reference_policy(model: Path, ranks: Ranks, tmp_path: Path) -> None:
     settings = with_ranks(SETTINGS, bf16=False, kl_coef=2.0, zero_stage=3)
     straight = DeepSpeedTrainer(model, settings, CONTEXT_TOKENS, seed=0, ranks=ranks)
     for seed in range(2):
@@ -184,10 +188,10 @@ def test_a_resumed_run_is_held_by_the_anchor_it_began_with(model: Path, ranks: R
     wanted = straight.step(made_samples(2, count=10))
     resumed = DeepSpeedTrainer(model, settings, CONTEXT_TOKENS, seed=0, ranks=ranks)
     resumed.load(tmp_path / "checkpoint")
-    told = resumed.step(made_samples(2, count=10))
+    metrics = resumed.step(made_samples(2, count=10))
     assert wanted["kl"] > 1e-4
     for name in ("kl", "loss", "grad_norm"):
-        assert told[name] == pytest.approx(wanted[name], rel=1e-3), name
+        assert metrics[name] == pytest.approx(wanted[name], rel=1e-3), name
 
 
 @pytest.mark.parametrize("check", conformance.ALL_CHECKS, ids=lambda check: check.__name__)
@@ -380,16 +384,19 @@ def test_a_checkpoint_of_another_adapter_is_refused_and_the_trainer_goes_on(
 def test_recomputing_with_an_adapter_keeps_no_more_than_a_layer_gathered(
     tmp_path: Path, three_ranks: Ranks
 ) -> None:
-    """Frozen weights have no gradient whose hook would let go of them: some releases of DeepSpeed kept them all to the end."""
+    """Frozen weights have no gradient hook that frees them.
+
+    Some releases of DeepSpeed kept them all to the end.
+    """
     model = make_tiny_model(tmp_path / "model", layers=5)
     settings = with_ranks(SETTINGS, 3, zero_stage=3, activation_checkpointing=True, **ADAPTER)
     DeepSpeedTrainer(model, settings, CONTEXT_TOKENS, seed=0, ranks=three_ranks).step(
         made_samples(0, count=3)
     )
-    for told in three_ranks.call("gathered"):
-        assert 0 < told["forward"] < told["layer"]
-        assert 0 < told["recomputing"] <= told["layer"]
-        assert told["left"] == 0
+    for elements in three_ranks.call("gathered"):
+        assert 0 < elements["forward"] < elements["layer"]
+        assert 0 < elements["recomputing"] <= elements["layer"]
+        assert elements["left"] == 0
 
 
 @needs_peft

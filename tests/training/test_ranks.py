@@ -1,4 +1,4 @@
-"""How rank processes are called, blamed and ended, with real processes and a worker that has no model."""
+"""Calls, errors and ends of real rank processes, with a worker that has no model."""
 
 import os
 import signal
@@ -35,7 +35,7 @@ def ranks() -> Iterator[Ranks]:
     made.close()
 
 
-def test_every_rank_answers_in_its_place(ranks: Ranks) -> None:
+def test_answers_come_in_the_order_of_ranks(ranks: Ranks) -> None:
     assert ranks.call("add", (1, 2)) == [3, 4]
     assert ranks.call("add", [(1, 0), (5, 0)]) == [1, 6]
 
@@ -76,26 +76,26 @@ def test_a_killed_rank_is_named_with_its_last_words_and_the_others_end(tmp_path:
         ranks.call("add", (1, 2))
 
 
-def test_a_rank_that_failed_is_to_blame_before_those_that_only_lost_it() -> None:
+def test_a_rank_that_failed_is_named_before_those_that_only_lost_it() -> None:
     with pytest.raises(TrainerError, match=r"rank 1 of 2 failed: ValueError: the cause") as caught:
         toys().call("fail", (1,))
     assert caught.value.rank == 1
     assert "Traceback" in caught.value.log_tail
 
 
-def test_an_error_of_ours_stays_what_it_is() -> None:
+def test_a_selfplay_error_keeps_its_class() -> None:
     with pytest.raises(EngineError, match=r"^no model folder x$"):
         toys().call("refuse")
 
 
-def test_a_full_disk_stays_a_full_disk() -> None:
+def test_a_full_disk_keeps_its_class() -> None:
     ranks = toys()
     with pytest.raises(OSError, match="No space left on device"):
         ranks.call("fill_the_disk")
     assert all_end(ranks.pids)
 
 
-def test_a_rank_that_stands_still_is_named_within_the_deadline() -> None:
+def test_a_hanging_rank_is_named_within_the_deadline() -> None:
     ranks = toys(deadline_s=2.0)
     pids, started = ranks.pids, time.monotonic()
     with pytest.raises(
@@ -132,7 +132,8 @@ def test_closing_ends_the_processes(ranks: Ranks) -> None:
 def test_ranks_die_with_their_controller(tmp_path: Path) -> None:
     code = (
         "import sys, time\nfrom selfplay.training.ranks.controller import Ranks\n"
-        "ranks = Ranks(2, None, 60.0, 'toy_rank:ToyRank')\nprint(*ranks.pids, flush=True)\nranks.call('work_on', (1, 60.0))\n"
+        "ranks = Ranks(2, None, 60.0, 'toy_rank:ToyRank')\n"
+        "print(*ranks.pids, flush=True)\nranks.call('work_on', (1, 60.0))\n"
     )
     controller = subprocess.Popen(
         [sys.executable, "-c", code],

@@ -89,7 +89,7 @@ def test_each_token_is_learned_with_its_own_advantage(model: Path) -> None:
     assert loss(first) < 0 < loss(rest)
 
 
-def test_metrics_are_told_per_role(model: Path) -> None:
+def test_metrics_are_reported_per_role(model: Path) -> None:
     metrics = TorchTrainer(model, SETTINGS, 128, seed=1).step(samples(0))
     for role in ("injector", "solver"):
         assert {
@@ -117,7 +117,7 @@ def test_an_update_without_gradient_changes_no_weight(model: Path) -> None:
 ANCHORED = SETTINGS.model_copy(update={"kl_coef": 5.0})
 
 
-def test_an_anchor_holds_the_policy_near_what_the_run_began_with(model: Path) -> None:
+def test_the_kl_penalty_keeps_the_policy_near_the_reference_policy(model: Path) -> None:
     free, held = (
         TorchTrainer(model, SETTINGS.model_copy(update={"kl_coef": 1e-9}), 128, seed=1),
         TorchTrainer(model, ANCHORED, 128, 1),
@@ -128,7 +128,7 @@ def test_an_anchor_holds_the_policy_near_what_the_run_began_with(model: Path) ->
     assert "kl" not in TorchTrainer(model, SETTINGS, 128, seed=1).step(samples(0))
 
 
-def test_an_anchor_counts_where_nothing_is_learned_of_an_episode(model: Path) -> None:
+def test_the_kl_penalty_counts_in_episodes_without_a_gradient(model: Path) -> None:
     learned = samples(0)
     silent = [replace(sample, advantage=0.0) for sample in learned[3:]]
     counted = TorchTrainer(model, ANCHORED, 128, seed=1).step([*learned[:3], *silent])
@@ -139,7 +139,7 @@ def test_an_anchor_counts_where_nothing_is_learned_of_an_episode(model: Path) ->
     )
 
 
-def test_a_resumed_run_is_held_by_the_same_anchor(model: Path, tmp_path: Path) -> None:
+def test_a_resumed_run_has_the_same_reference_policy(model: Path, tmp_path: Path) -> None:
     straight = TorchTrainer(model, ANCHORED, 128, seed=1)
     for seed in range(3):
         straight.step(samples(seed))

@@ -1,4 +1,7 @@
-"""Weights from a trainer's ranks straight into two real vLLM servers, by vLLM's own transfer over gloo. Opened once: a start takes long."""
+"""Weights from a trainer's ranks to two real vLLM servers, by vLLM's own transfer over gloo.
+
+All tests share the servers, since a start takes long.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +51,7 @@ DEADLINE_S = 60.0
 
 @dataclass
 class Sender:
-    """A trainer that can be changed for another, and what sends in its place."""
+    """Sends the weights of `trainer`, which tests replace, or lets `other` send in its place."""
 
     trainer: Trainer
     other: WeightSender | None = None
@@ -63,7 +66,7 @@ class Sender:
 class Bench:
     engine: VllmEngine
     sender: Sender
-    told: list[str]
+    messages: list[str]
     folder: Path
 
     @property
@@ -71,7 +74,7 @@ class Bench:
         return max(self.folder.glob("update-*"), default=None)
 
     def update(self, trainer: Trainer) -> None:
-        """As the loop does it: step, save, publish."""
+        """Step, save and publish, as the loop does."""
         self.sender.trainer = trainer
         trainer.step(samples(trainer.weight_version))
         number = len(list(self.folder.glob("update-*")))
@@ -104,17 +107,18 @@ def bench(trainer: DeepSpeedTrainer, tmp_path_factory: pytest.TempPathFactory) -
         start_timeout_s=1500,
         transfer="gloo",
     )
-    sender, told = Sender(trainer), []
+    sender = Sender(trainer)
+    messages: list[str] = []
     sync = NativeWeightSync(
         MODEL, torch.float32, "gloo", sender, lambda: max(folder.glob("update-*"), default=None), DEADLINE_S
     )
-    engine = VllmEngine(launch, sync, ServerSet(2), report=told.append)
-    yield Bench(engine, sender, told, folder)
+    engine = VllmEngine(launch, sync, ServerSet(2), report=messages.append)
+    yield Bench(engine, sender, messages, folder)
     engine.close()
 
 
-def assert_drawn_by(weights: ExportedWeights, engine: VllmEngine) -> None:
-    """On each server: the log-probabilities of what it draws are those that transformers computes of the weights."""
+def assert_sampled_by(weights: ExportedWeights, engine: VllmEngine) -> None:
+    """Each server's log-probabilities of its tokens are those that transformers computes with the weights."""
     model = load_causal_model(MODEL, torch.float32)
     model.load_state_dict(dict(weights), strict=False)
     asked = [
@@ -130,15 +134,14 @@ def assert_drawn_by(weights: ExportedWeights, engine: VllmEngine) -> None:
         assert done.spans == ((0, engine.weight_version),)
 
 
-@pytest.mark.filterwarnings(
-    "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning"
-)  # of vLLM's import, here
+# Of vLLM's import, here.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 def test_a_trainer_of_one_process_sends_into_both_servers(bench: Bench) -> None:
     trainer = TorchTrainer(MODEL, SETTINGS.model_copy(update={"type": "torch", "ranks": 1}), 256, seed=0)
     bench.update(trainer)
-    assert bench.engine.last_sync["sync/servers"] == 2, bench.told
+    assert bench.engine.last_sync["sync/servers"] == 2, bench.messages
     assert bench.engine.last_sync["sync/rollout_logprob_diff"] < 1e-4  # the first one is checked
-    assert_drawn_by(ExportedWeights(trainer), bench.engine)
+    assert_sampled_by(ExportedWeights(trainer), bench.engine)
 
 
 def test_ranks_under_zero_3_take_the_servers_over_and_send_their_weights(
@@ -147,12 +150,12 @@ def test_ranks_under_zero_3_take_the_servers_over_and_send_their_weights(
     bench.update(trainer)
     figures = bench.engine.last_sync
     weights = trainer.export_weights()
-    assert figures["sync/servers"] == 2, bench.told
+    assert figures["sync/servers"] == 2, bench.messages
     checked = bench.engine.check_weights(weights)
     assert checked["sync/rollout_logprob_diff"] < 1e-4 and checked["sync/equal_tensors"] > 10
     assert figures["sync/bytes"] == sum(4 * value.numel() for value in weights.values())
     assert len(bench.sender.received[-1].urls) == 2
-    assert_drawn_by(ExportedWeights(trainer), bench.engine)
+    assert_sampled_by(ExportedWeights(trainer), bench.engine)
     print(dict(figures))
 
 
@@ -173,7 +176,7 @@ def test_a_second_update_meets_nobody_anew_and_gathers_nothing_in_the_runs_proce
 
 @dataclass
 class Breaking:
-    """Sends a trainer's weights from this process, and does something in the middle of it."""
+    """Sends a trainer's weights from this process, and calls `do` in the middle of the transfer."""
 
     trainer: Trainer
     do: Callable[[], None]
@@ -191,10 +194,9 @@ class Breaking:
         return NativeSender(0).send(receivers, WeightSource(receivers, weights, groups))
 
 
-@pytest.mark.filterwarnings(
-    "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning"
-)  # of vLLM's import, here
-def test_when_a_server_dies_in_a_transfer_all_that_take_part_are_started_anew_and_hold_the_present_weights(
+# Of vLLM's import, here.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+def test_when_a_server_dies_in_a_transfer_all_servers_are_replaced_and_hold_the_current_weights(
     bench: Bench, trainer: DeepSpeedTrainer
 ) -> None:
     dying = bench.engine.servers()["vllm-1"]
@@ -208,31 +210,31 @@ def test_when_a_server_dies_in_a_transfer_all_that_take_part_are_started_anew_an
     bench.update(trainer)
     bench.sender.other = None
     assert bench.engine.last_sync["sync/servers"] == 0
-    reason = next(line for line in bench.told if "broke off" in line)
+    reason = next(line for line in bench.messages if "broke off" in line)
     assert "version 4: the transfer by gloo broke off after" in reason
     assert (
         "The trainer was at model.layers." in reason
         and f"server {dying.client.url} was in /update_weights" in reason
     )
-    assert breaking.ended  # other ranks would wait in a gathering else
+    assert breaking.ended  # otherwise other ranks would wait in a collective
     assert eventually(lambda: len(bench.engine.servers()) == 2, 1500, 0.1)
-    assert (
-        bench.engine.check_weights(ExportedWeights(trainer))["sync/rollout_logprob_diff"] < 1e-4
-    )  # of the checkpoint that was saved before
-    assert_drawn_by(ExportedWeights(trainer), bench.engine)
-    bench.update(trainer)  # the newcomers take part in the next one
+    # Of the checkpoint that was saved before.
+    assert bench.engine.check_weights(ExportedWeights(trainer))["sync/rollout_logprob_diff"] < 1e-4
+    assert_sampled_by(ExportedWeights(trainer), bench.engine)
+    bench.update(trainer)  # the new servers take part in the next one
     assert bench.engine.last_sync["sync/servers"] == 2
     assert bench.engine.check_weights(ExportedWeights(trainer))["sync/rollout_logprob_diff"] < 1e-4
 
 
-def test_a_server_that_stands_still_is_told_with_what_each_side_waited_for(
+def test_a_hanging_server_is_named_with_what_each_side_waited_for(
     bench: Bench, trainer: DeepSpeedTrainer
 ) -> None:
     still = bench.engine.servers()["vllm-0"]
     assert isinstance(still, OwnServer)
     stopped = descendants(still.pid)
 
-    receivers = replace(bench.sender.received[-1], deadline_s=5.0)  # others, so that they are met anew
+    # Differ, so that the group is formed again.
+    receivers = replace(bench.sender.received[-1], deadline_s=5.0)
     for pid in stopped:
         os.kill(pid, signal.SIGSTOP)
     try:

@@ -106,8 +106,8 @@ class RankWorker:
     def open(self, model_path: str, settings: TrainerSettings, seed: int) -> None:
         """Load the model and partition it.
 
-        A second call replaces the model. Raises EngineError if it does not load, PartError if a part of one's own
-        cannot be loaded in this process.
+        A second call replaces the model. Raises EngineError if it does not load, PartError if a part of one's
+        own cannot be loaded in this process.
         """
         parts.check_parts(
             {"trainer.aggregation": (settings.aggregation,), "trainer.clipping": (settings.clipping,)}
