@@ -6,13 +6,16 @@ Pure. It decides neither what becomes a bug nor whether the bug is new.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from selfplay.curriculum.rows import AttemptRow, BugRow, GroupRow
-from selfplay.evaluation.tasks import Task
-from selfplay.repositories.environment import Environment
 from selfplay.verdicts.artifact import Artifact
-from selfplay.verdicts.bug import BugState
-from selfplay.verdicts.verdict import Verdict
+
+if TYPE_CHECKING:
+    from selfplay.evaluation.tasks import Task
+    from selfplay.repositories.environment import Environment
+    from selfplay.verdicts.bug import BugState
+    from selfplay.verdicts.verdict import Verdict
 
 GIVEN_STRATEGY = "given"
 

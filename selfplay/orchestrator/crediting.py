@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from selfplay.agent.episode import Role
 from selfplay.algorithm.credit import (
@@ -19,10 +20,12 @@ from selfplay.algorithm.credit import (
     measure_solve_rate,
 )
 from selfplay.curriculum.rows import BugRow, EpisodeRow, GroupRow
-from selfplay.curriculum.store import Store
 from selfplay.orchestrator.bug_rows import injected_bug_id
 from selfplay.orchestrator.run_state import RunState
 from selfplay.settings.playing import InjectorSettings
+
+if TYPE_CHECKING:
+    from selfplay.curriculum.store import Store
 
 
 @dataclass(frozen=True)

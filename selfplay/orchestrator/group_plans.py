@@ -12,6 +12,7 @@ import random
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
 from selfplay.agent.episode import Role
 from selfplay.config import Config
@@ -22,13 +23,15 @@ from selfplay.curriculum.sampling import (
     choose_strategy,
     choose_target,
 )
-from selfplay.curriculum.store import Store
 from selfplay.engines.base import derive_seed
 from selfplay.orchestrator.batching import carries_gradient
 from selfplay.orchestrator.run_state import RunState
 from selfplay.repositories.environment import Environment
 from selfplay.repositories.targets import Target, usable_targets
 from selfplay.settings.playing import InjectorSettings
+
+if TYPE_CHECKING:
+    from selfplay.curriculum.store import Store
 
 
 @dataclass(frozen=True)

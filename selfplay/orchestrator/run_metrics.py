@@ -11,15 +11,18 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from selfplay.agent.episode import Episode, Role
 from selfplay.algorithm.token_credit import changing_turns, success_of_calls
 from selfplay.curriculum.rows import AttemptRow, BugRow, EpisodeRow, VerdictRow
-from selfplay.curriculum.store import Store
 from selfplay.metrics import Value
 from selfplay.orchestrator.batching import Batch
 from selfplay.orchestrator.bug_rows import injected_bug_id
 from selfplay.orchestrator.run_state import RunState
+
+if TYPE_CHECKING:
+    from selfplay.curriculum.store import Store
 
 # ---- the batch
 

@@ -9,9 +9,12 @@ from __future__ import annotations
 import json
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from selfplay.agent.episode import Role
-from selfplay.curriculum.store import Store
+
+if TYPE_CHECKING:
+    from selfplay.curriculum.store import Store
 
 
 @dataclass(frozen=True)
