@@ -204,7 +204,10 @@ class FileWeightSync(ServerSync):
     def __init__(
         self, model: str | Path, dtype: torch.dtype, deadline_s: float = 300.0, folder: Path | None = None
     ) -> None:
-        """folder: for the files; by default /dev/shm (memory), or a temporary folder if that is not writable."""
+        """folder: for the files.
+
+        By default /dev/shm (memory), or a temporary folder if that is not writable.
+        """
         super().__init__(model, dtype, deadline_s)
         parent = folder or (_MEMORY if os.access(_MEMORY, os.W_OK) else Path(tempfile.gettempdir()))
         for left in parent.glob(f"selfplay-*{_SUFFIX}"):
