@@ -110,6 +110,10 @@ def identity_of(config: Config, policy: Mapping[str, Any], tasks: Iterable[Task]
     # The type of the sandboxes and how early they open change no result. Only training resamples.
     for name in ("sandbox.type", "sandbox.prewarmed", "agent.resamples"):
         del settings[name]
+    # Folders of version 0.1 do not name these two. Without them the standard tools were used.
+    for name in ("tools", "tool_format"):
+        if getattr(config.agent, name) == type(config.agent).model_fields[name].default:
+            del settings[f"agent.{name}"]
     settings |= {
         "seed": config.seed,
         "solver.help": whole["solver"]["help"],

@@ -66,6 +66,9 @@ def test_what_only_training_does_makes_no_other_evaluation():
 
     assert identity(resamples=4) == identity()
     assert identity(max_turns=9) != identity()
+    # A folder of version 0.1 names neither tools nor their format.
+    assert not {"agent.tools", "agent.tool_format"} & identity().settings.keys()
+    assert identity(tools=["bash", "submit"]) != identity()
 
 
 # ---- figures
