@@ -37,7 +37,7 @@ class Job(Generic[Verdict]):
 
     folder, episode_id: the episode's file is `<folder>/<episode_id>.json.gz`.
     play: plays the episode. It ends with finish env_error if the machine failed.
-    judge: judges the episode. Raises SandboxUnavailable if the machine failed.
+    judge: judges the episode, and never returns None. Raises SandboxUnavailable if the machine failed.
     kind: a word for messages, for instance "solver".
     """
 
@@ -64,7 +64,7 @@ class Judged(Generic[Verdict]):
 
 @dataclass
 class FailureCounts:
-    """How often the machine failed. A caller that counts anew gives its runner new ones.
+    """How often the machine failed. To count anew, give the runner new counts.
 
     tries, failed_tries: single tries. A try at judging counts only if it failed.
     episodes, spoiled, spoiled_in_a_row: episodes after all their tries; "spoiled" ones have no verdict.
@@ -157,11 +157,11 @@ class EpisodeRunner:
             except SandboxUnavailable as failure:
                 masked = replace(episode, finish=FinishReason.ENV_ERROR)
                 judged = Judged[Verdict](masked, None, "judging", str(failure))
-        self.counts.add_episode(is_spoiled=judged.verdict is None)
+        self.counts.add_episode(is_spoiled=bool(judged.failed_phase))
         return judged
 
     async def play(self, work: Callable[[], Result]) -> Result:
-        """Play what judges itself and writes no file. Counts as one episode.
+        """Call work that plays, judges and writes by itself. It counts as one episode.
 
         Raises SandboxUnavailable if every try failed.
         """

@@ -108,7 +108,7 @@ class LocalHost:
 
 
 class WatchedEngine:
-    """An engine, with a clock that runs while at least one request is in flight."""
+    """An engine with a clock, which runs while at least one request is in flight."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine

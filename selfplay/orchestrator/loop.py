@@ -80,7 +80,7 @@ class TrainLoop:
         try:
             for update in range(context.store.last_update() + 1, context.config.train.updates + 1):
                 await self._evaluate(update - 1)
-                await self._update(update)
+                await self.update(update)
             await self._evaluate(context.store.last_update())
         except OSError as error:
             run = context.run.path
@@ -94,7 +94,8 @@ class TrainLoop:
             await asyncio.gather(*self._in_play.values(), return_exceptions=True)
             await asyncio.to_thread(self._dispatcher.close)
 
-    async def _update(self, update: int) -> None:
+    async def update(self, update: int) -> None:
+        """Play, credit, train, commit and publish one update."""
         context = self._context
         self._phases.restart()
         self._dispatcher.start_update()

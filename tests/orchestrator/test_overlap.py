@@ -84,7 +84,7 @@ def test_no_episode_that_is_trained_on_is_older_than_max_lag(tmp_path, max_lag, 
     )
 
 
-def test_a_group_that_straggles_blocks_no_update_and_is_trained_on_later(tmp_path):
+def test_a_slow_group_blocks_no_update_and_is_trained_on_later(tmp_path):
     def play_s(place):
         if (place.group, place.member) == ("u0002-sol0", 3):
             eventually((tmp_path / "simulated" / "checkpoints" / "update-00004").exists)
