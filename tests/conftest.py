@@ -1,4 +1,7 @@
-"""How properties are tried: few fixed examples with the other tests, or many random ones where HYPOTHESIS_PROFILE=fuzz (`make fuzz`)."""
+"""Profiles of hypothesis: a few fixed examples by default, many random ones with HYPOTHESIS_PROFILE=fuzz.
+
+`make fuzz` uses the second one.
+"""
 
 import os
 

@@ -49,7 +49,7 @@ def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 def plays_on(node: Any, play: Play) -> bool:
     """True if an episode is played there. The node also opens sandboxes earlier, to prepare environments."""
-    return "injecting" in play.told and bool(processes_on(node, "bwrap"))
+    return "injecting" in play.output and bool(processes_on(node, "bwrap"))
 
 
 def kill(pids: set[int]) -> None:
@@ -65,14 +65,14 @@ def test_a_run_goes_on_by_itself_without_its_rank_and_after_its_own_end_with_res
     play = Play(tmp_path, machines.address, '[policy]\nmodel = "./policy"\n[engine]\ntype = "scripted"\n')
     head, far = machines.head_node, add_node(machines)
     process = play.begin()
-    assert eventually(lambda: plays_on(far, play) or process.poll() is not None, PATIENCE_S, 0.2), play.told
+    assert eventually(lambda: plays_on(far, play) or process.poll() is not None, PATIENCE_S, 0.2), play.output
     first = processes_on(head, RANK)
     kill(first)  # while episodes are played: found out at the step
     assert eventually(lambda: play.last_update() == 1 or process.poll() is not None, PATIENCE_S, 0.2), (
-        play.told
+        play.output
     )
-    assert "Going on from update 0 on what is left of the cluster." in play.told
-    assert process.poll() is None, play.told
+    assert "Going on from update 0 on what is left of the cluster." in play.output
+    assert process.poll() is None, play.output
     second = processes_on(head, RANK)
     assert second and not second & first
     kill({process.pid})
@@ -80,7 +80,7 @@ def test_a_run_goes_on_by_itself_without_its_rank_and_after_its_own_end_with_res
     # Nothing that was placed outlives the run.
     assert eventually(lambda: not processes_on(head, RANK) and not processes_on(far, "bwrap"), 120, 0.2)
     machines.remove_node(far, allow_graceful=False)
-    assert play.resume().wait(PATIENCE_S) == 0, play.told
+    assert play.resume().wait(PATIENCE_S) == 0, play.output
     assert twice_or_lost(play.run) == []
     assert [row["update"] for row in play.rows()] == [1, 2]
     assert any(row["carried_gradient"] for row in play.rows())
@@ -114,10 +114,10 @@ def test_a_run_with_a_real_server_and_the_carried_policy_plays_on_when_a_node_wi
             for word in ("--set", setting)
         )
     )
-    assert eventually(lambda: plays_on(far, play) or process.poll() is not None, PATIENCE_S, 0.2), play.told
+    assert eventually(lambda: plays_on(far, play) or process.poll() is not None, PATIENCE_S, 0.2), play.output
     machines.remove_node(far, allow_graceful=False)
-    assert process.wait(PATIENCE_S) == 0, play.told
-    assert "was lost" in play.told and "its episodes are played elsewhere" in play.told
+    assert process.wait(PATIENCE_S) == 0, play.output
+    assert "was lost" in play.output and "its episodes are played elsewhere" in play.output
     assert twice_or_lost(play.run) == []
     (row,) = play.rows()
     assert row["update"] == 1

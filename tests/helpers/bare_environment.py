@@ -1,4 +1,4 @@
-"""An environment that is nothing but a script: enough for whatever runs scripts."""
+"""An environment with a script and nothing else, for tests of code that runs scripts."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""What happens in a run's folder, the moment it happens: inotify without another package. Knows files, not what they mean.
+"""Watches a folder for changes with inotify, without another package. It knows paths, not what files mean.
 
-Invariant: an event is told at most once, and folders that appear are watched from then on (what was in them before that is not told).
+Invariant: an event is reported at most once. New folders are watched as soon as they appear; files that were
+in them before that are not reported.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ class FolderEvents:
         self._fd = self._libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
         if self._fd < 0:
             raise OSError(
-                ctypes.get_errno(), "inotify gives no watch here; raise fs.inotify.max_user_instances"
+                ctypes.get_errno(), "inotify refused to start. Raise fs.inotify.max_user_instances."
             )
         self._folders: dict[int, Path] = {}
         self._waiting: list[str] = []
@@ -40,7 +41,7 @@ class FolderEvents:
         os.close(self._fd)
 
     def next(self, timeout_s: float) -> str | None:
-        """The next change, None when there is none for so long."""
+        """The next change. None if there is none within `timeout_s` seconds."""
         deadline = time.monotonic() + timeout_s
         while not self._waiting:
             left = deadline - time.monotonic()
@@ -50,7 +51,7 @@ class FolderEvents:
         return self._waiting.pop(0)
 
     def forget(self) -> None:
-        """Leave out what happened until now."""
+        """Drop the changes that happened until now."""
         with suppress(BlockingIOError):
             while True:
                 self._read()
@@ -79,7 +80,7 @@ class FolderEvents:
             self._fd, os.fsencode(folder), MODIFY | MOVED_TO | CREATE | DELETE
         )
         if number < 0:
-            return  # gone again
+            return  # the folder was deleted meanwhile
         self._folders[number] = folder
         with suppress(OSError):
             for inner in folder.iterdir():

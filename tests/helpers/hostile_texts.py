@@ -1,4 +1,4 @@
-"""Strategies that reach deep: contents, names and trees as a repository may have them, and changes between two of them."""
+"""Hypothesis strategies for hostile repositories: texts, file names, and changes of trees."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from selfplay.source.trees import FileEntry, Tree
 
-# No name is the folder of another, so that any choice of them is a tree.
+# No name is a folder of another name, so any subset is a valid tree.
 NAMES = (
     "a.py",
     "pkg/b.py",
@@ -77,7 +77,7 @@ names = st.sampled_from(NAMES)
 
 
 def contents(max_lines: int = 12) -> st.SearchStrategy[str]:
-    """Texts of such lines: empty ones, without a last newline, with CRLF throughout or in places."""
+    """Texts of LINES: also empty, without a final newline, or with CRLF in all or some lines."""
     joined = st.builds(
         lambda chosen, newline, end: newline.join(chosen) + (newline if end else ""),
         st.lists(lines, max_size=max_lines),
@@ -89,7 +89,7 @@ def contents(max_lines: int = 12) -> st.SearchStrategy[str]:
 
 @st.composite
 def edited(draw: st.DrawFn, text: str) -> str:
-    """`text` with up to three runs of lines changed, far apart or not: more than one hunk when it is long."""
+    """`text` with changes in up to three places. A long text gets a diff of several hunks."""
     parts = text.split("\n")
     for _ in range(draw(st.integers(1, 3))):
         at = draw(st.integers(0, len(parts)))
@@ -100,7 +100,7 @@ def edited(draw: st.DrawFn, text: str) -> str:
 
 @st.composite
 def changes(draw: st.DrawFn, max_files: int = 3) -> tuple[Tree, Tree]:
-    """A tree before and after; files that both have keep their executable bit, which a diff does not hold."""
+    """A tree before and after a change. Files keep their executable bit, which a diff does not record."""
     before: dict[str, FileEntry] = {}
     after: dict[str, FileEntry] = {}
     for name in draw(st.lists(names, unique=True, max_size=max_files)):

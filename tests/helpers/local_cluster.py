@@ -1,4 +1,4 @@
-"""Nodes of a Ray cluster as processes of this machine, and whole runs of `selfplay train --cluster` on them."""
+"""A Ray cluster whose nodes are processes of this machine, and runs of `selfplay train --cluster` on it."""
 
 from __future__ import annotations
 
@@ -64,7 +64,10 @@ bf16 = false
 
 @contextmanager
 def open_cluster(path: Sequence[Path]) -> Iterator[Any]:
-    """A cluster of one node whose processes look for modules in `path` first. Ray's own object for it: `.address`, `.remove_node(node)`."""
+    """Start a cluster of one node. Yields Ray's own object for it, with `.address` and `.remove_node(node)`.
+
+    path: where the processes of the cluster look for modules first.
+    """
     from ray.cluster_utils import Cluster
 
     before = {name: os.environ.get(name) for name in ("PYTHONPATH", "RAY_worker_niceness")}
@@ -81,7 +84,10 @@ def open_cluster(path: Sequence[Path]) -> Iterator[Any]:
 
 
 def add_node(machines: Any, gpus: int = 0) -> Any:
-    """A node of one CPU, without what only watches. Its ports are chosen here: else it gives up on agents that a busy machine delays."""
+    """Add a node with one CPU, without dashboard and log monitor.
+
+    The ports are chosen here. A node that chooses its own gives up if a busy machine delays its agents.
+    """
     probes = [socket.socket() for _ in range(4)]
     for probe in probes:
         probe.bind(("127.0.0.1", 0))
@@ -108,7 +114,7 @@ def add_node(machines: Any, gpus: int = 0) -> Any:
 
 
 def processes_on(node: Any, words: str) -> set[int]:
-    """Those that run on the node with these words in their command line."""
+    """The ids of the node's processes that have these words in their command line."""
     (raylet,) = node.all_processes["raylet"]
     found = set()
     for pid in descendants(raylet.process.pid):
@@ -117,20 +123,21 @@ def processes_on(node: Any, words: str) -> set[int]:
                 Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode("utf-8", "replace")
             )
         except OSError:
-            continue  # it ended meanwhile
+            continue  # the process ended meanwhile
         if words in command:
             found.add(pid)
     return found
 
 
 class Play:
-    """`selfplay train --cluster` in a folder of its own, which is not the nodes', over the tiny repository."""
+    """`selfplay train --cluster` on the tiny repository, in a folder that the nodes do not share."""
 
     def __init__(self, home: Path, address: str, more: str, path: Sequence[Path] = (ROOT,)) -> None:
         """more: sections of settings beside `SETTINGS`. path: where the run looks for modules first."""
         self.run = RunFolder(home / "runs" / "whole")
         self.repository = build_tiny_repository(home / "tiny", git=True)
         self._home, self._address, self._path = home, address, path
+        self._output_file = home / "output.txt"
         (home / "list.txt").write_text(f"{self.repository}\n")
         (home / "settings.toml").write_text(SETTINGS + more)
 
@@ -142,9 +149,9 @@ class Play:
             "PYTHONPATH": os.pathsep.join(map(str, self._path)),
             "COLUMNS": "1000",
         }
-        with (self._home / "told.txt").open("ab") as told:
+        with self._output_file.open("ab") as file:
             return subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=told, stderr=told, cwd=self._home, env=variables
+                command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, cwd=self._home, env=variables
             )
 
     def begin(self, *words: str) -> subprocess.Popen[bytes]:
@@ -154,14 +161,15 @@ class Play:
         return self.start("--resume", "whole")
 
     @property
-    def told(self) -> str:
-        return (self._home / "told.txt").read_text(encoding="utf-8", errors="replace")
+    def output(self) -> str:
+        """What all processes of the run printed."""
+        return self._output_file.read_text(encoding="utf-8", errors="replace")
 
     def last_update(self) -> int:
         return self._number('SELECT coalesce(max("update"), 0) FROM updates WHERE committed_at IS NOT NULL')
 
     def episodes(self) -> int:
-        """Those that are recorded."""
+        """How many episodes are recorded in the database."""
         return self._number("SELECT count(*) FROM episodes")
 
     def _number(self, query: str) -> int:
@@ -171,7 +179,7 @@ class Play:
             try:
                 return int(database.execute(query).fetchone()[0])
             except sqlite3.OperationalError:
-                return 0  # its tables are being made
+                return 0  # the run is still creating the tables
 
     def rows(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self.run.metrics.read_text(encoding="utf-8").splitlines()]

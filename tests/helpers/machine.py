@@ -1,4 +1,4 @@
-"""What tests ask of the machine they run on: a backend that works here, or else a skip; what is left on it; and patience."""
+"""What tests ask of their machine: a sandbox backend that works, what is left behind, and time to wait."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from selfplay.sandbox.base import SandboxBackend
 
 
 def open_or_skip(kind: str, cache: Path | None = None) -> SandboxBackend:
-    """The backend of this kind; the test is skipped, with the reason, where it cannot run."""
+    """The backend of this kind. If it cannot run here, the test is skipped with the reason."""
     try:
         return open_backend(kind, cache)[0]
     except PrerequisiteError as missing:
@@ -25,7 +25,7 @@ def open_or_skip(kind: str, cache: Path | None = None) -> SandboxBackend:
 
 
 def eventually(claim: Callable[[], bool], within_s: float = 20.0, every_s: float = 0.02) -> bool:
-    """Whether `claim` comes true in time; it is asked every so often."""
+    """True if `claim` returns true within `within_s` seconds. It is called every `every_s` seconds."""
     deadline = time.monotonic() + within_s
     while time.monotonic() < deadline:
         if claim():
@@ -35,14 +35,14 @@ def eventually(claim: Callable[[], bool], within_s: float = 20.0, every_s: float
 
 
 def all_end(pids: Iterable[int]) -> bool:
-    """Whether none of them runs any more, or soon."""
+    """True if all these processes end within 20 s."""
     return eventually(lambda: not any(map(is_alive, pids)))
 
 
 def sandbox_groups(owner: int | None = None) -> list[Path]:
-    """The control groups of the sandboxes that a process, this one unless told, has open."""
+    """The control groups of the open sandboxes of a process. owner: its id; None means this process."""
     name = re.compile(rf"selfplay-.*-{owner or os.getpid()}-.*")
-    # os.walk passes over a folder that goes while it is read, as other processes' groups do; Path.glob raises.
+    # Other processes' groups may vanish during the walk: os.walk skips them, Path.glob raises.
     return [
         Path(at, folder)
         for at, folders, _ in os.walk("/sys/fs/cgroup")

@@ -1,4 +1,4 @@
-"""Small repositories that are not Python's, as files: C with make, and JavaScript with node's own test runner."""
+"""The files of two small repositories in other languages: C with make, JavaScript with node's test runner."""
 
 C_LINE = 'test="make -s check" parser=tap'
 C_FILES = {

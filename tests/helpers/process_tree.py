@@ -1,6 +1,8 @@
-"""The living processes of a run by what they are for, read from /proc: who may be killed, and who is left behind. Kills nobody itself.
+"""Finds the living processes of a run in /proc and names their purpose. It kills nothing itself.
 
-Invariant: the controller is the root of its tree; a process is named by its place in the tree, never by a guess at its number.
+Tests use it to choose which process to kill and to find processes that are left behind.
+Invariant: the controller is the root of the tree. A process is identified by its position in the tree: its
+number says nothing about it.
 """
 
 from __future__ import annotations
@@ -40,13 +42,13 @@ class Process:
 
 
 def adopt_orphans() -> None:
-    """From now on what a dead child of ours leaves running becomes our child, where `living` still finds it."""
+    """Make orphans children of this process: what a dead child leaves running stays in `own_children`."""
     if ctypes.CDLL(None, use_errno=True).prctl(SET_CHILD_SUBREAPER, 1, 0, 0, 0):
         raise OSError(ctypes.get_errno(), "prctl refused to make this process a reaper of orphans")
 
 
 def processes_of(controller: int) -> list[Process]:
-    """The run's processes, the controller first."""
+    """The processes of the run, the controller first. [] if the controller is dead."""
     return (
         [Process(controller, CONTROLLER, _command(controller)), *_below(controller)]
         if is_alive(controller)
@@ -55,7 +57,7 @@ def processes_of(controller: int) -> list[Process]:
 
 
 def is_alive(pid: int) -> bool:
-    """Whether it still runs; the dead whom nobody has asked about yet do not."""
+    """True if the process still runs. A zombie does not."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     except (OSError, IndexError):
@@ -63,7 +65,7 @@ def is_alive(pid: int) -> bool:
 
 
 def own_children() -> list[int]:
-    """The living children of this process; those that died are asked about, so that they go."""
+    """The living children of this process. Dead children are reaped."""
     with suppress(ChildProcessError):
         while os.waitpid(-1, os.WNOHANG)[0]:
             pass
@@ -78,9 +80,8 @@ def _below(parent: int) -> Iterator[Process]:
         program = Path(command.partition(" ")[0]).name
         if program == "bwrap":
             yield Process(pid, MONITOR, command)
-            for server in _children(
-                pid
-            ):  # it has several names before it is the command server; it is process 1 all along
+            # The command server is process 1 of the sandbox all along, but its name changes at first.
+            for server in _children(pid):
                 yield Process(server, SERVER, _command(server))
                 for top in _children(server):
                     yield from _in_sandbox(top)
@@ -92,16 +93,16 @@ def _below(parent: int) -> Iterator[Process]:
 
 
 def _in_sandbox(top: int) -> Iterator[Process]:
-    """All that one command started, named by what it came to run."""
+    """All processes that one command started. Their kind is found in their command lines."""
     found = [(top, _command(top))]
     for pid, _ in found:
         found += [(child, _command(child)) for child in _children(pid)]
-    said = " ".join(command for _, command in found)
+    command_lines = " ".join(command for _, command in found)
     kind = (
         TEST_RUN
-        if "/submit/test_script.sh" in said or " -m pytest " in said
+        if "/submit/test_script.sh" in command_lines or " -m pytest " in command_lines
         else PARSER
-        if "/submit/test_parser.py" in said
+        if "/submit/test_parser.py" in command_lines
         else COMMAND
     )
     for pid, command in found:

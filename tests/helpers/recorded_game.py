@@ -1,10 +1,11 @@
-"""Two scripted games of the tiny repository as plain JSON, to compare one version of selfplay with another.
+"""Records two scripted games on the tiny repository as JSON, to compare two versions of selfplay.
 
     python tests/helpers/recorded_game.py FILE.json
 
-A recording holds each row, episode and metric of a run: token ids, masks, rewards, advantages, verdicts, bug ids, loss values.
-It leaves out clocks, weights byte by byte (they differ between processors), environment keys (they differ between machines)
-and the ids of random objects. `recordings/before-the-rooms.json` was made by the version before the modules got their packages.
+A recording holds each row, episode and metric of a run: token ids, masks, rewards, advantages, verdicts, bug
+ids, loss values. It leaves out times, random ids, the bytes of weights (they differ between processors) and
+environment keys (they differ between machines). `recordings/game-before-the-rooms.json.gz` was made by the
+version before the modules were moved into packages.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any
 from run_contents import contents
 from scripted_game import play
 
-# Settings by the names that they had when the recording was made: the table of old names must know them.
+# Settings have the names of the version that made the recording: the table of old names must know them.
 GAMES: dict[str, dict[str, Any]] = {
     "plain": {},
     "every term": {
@@ -44,13 +45,13 @@ GAMES: dict[str, dict[str, Any]] = {
     },
 }
 LEFT_OUT = ("checkpoint", "files/checkpoints")
-# Metrics by the names that they have now -> the names in the recording.
+# Name of a metric now -> its name in the recording.
 RENAMED_METRICS = {"kl": "divergence", "rollout_logprob_diff": "logprob_gap"}
 MACHINE = ("environment_key", "key", "path", "base_commit", "log", "evidence")
 
 
 def record(folder: Path, cache: Path, backend: str = "bubblewrap") -> dict[str, Any]:
-    """Name of a game -> place -> value, as JSON would give it back."""
+    """Name of a game -> key -> value. Values are as JSON reads them back."""
     recording = {}
     for number, (name, settings) in enumerate(GAMES.items()):
         run = play(folder / str(number), cache, backend, **settings)
@@ -62,7 +63,7 @@ def record(folder: Path, cache: Path, backend: str = "bubblewrap") -> dict[str, 
 
 
 def _portable(value: Any) -> Any:
-    """Without what differs between machines, and with metrics by the names of the recording."""
+    """The value without fields that differ between machines. Metrics get their names in the recording."""
     if isinstance(value, Mapping):
         return {_recorded(name): _portable(inner) for name, inner in value.items() if name not in MACHINE}
     if isinstance(value, list | tuple):
@@ -76,22 +77,22 @@ def _recorded(name: str) -> str:
     return f"{scope}{slash}{RENAMED_METRICS.get(metric, metric)}"
 
 
-def differences(expected: Any, found: Any, place: str = "") -> Iterator[str]:
-    """One line a place. Numbers may differ by one in a thousand: processors add in different orders."""
+def differences(expected: Any, found: Any, path: str = "") -> Iterator[str]:
+    """One line for each difference. Numbers may differ by 1/1000: processors add in different orders."""
     if isinstance(expected, Mapping) and isinstance(found, Mapping):
         for key in sorted(expected.keys() | found.keys()):
             if key not in found or key not in expected:
-                yield f"{place}/{key}: {'missing' if key not in found else 'new'}"
+                yield f"{path}/{key}: {'missing' if key not in found else 'new'}"
             else:
-                yield from differences(expected[key], found[key], f"{place}/{key}")
+                yield from differences(expected[key], found[key], f"{path}/{key}")
     elif isinstance(expected, list) and isinstance(found, list) and len(expected) == len(found):
         for number, (one, other) in enumerate(zip(expected, found, strict=True)):
-            yield from differences(one, other, f"{place}/{number}")
+            yield from differences(one, other, f"{path}/{number}")
     elif isinstance(expected, float) and isinstance(found, float):
         if not math.isclose(expected, found, rel_tol=1e-3, abs_tol=1e-5):
-            yield f"{place}: {expected} is now {found}"
+            yield f"{path}: {expected} is now {found}"
     elif expected != found:
-        yield f"{place}: {str(expected)[:200]} is now {str(found)[:200]}"
+        yield f"{path}: {str(expected)[:200]} is now {str(found)[:200]}"
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
-"""What a run is worth comparing by: every row, episode, weight, moment and metric, without what a clock or a cache decides.
+"""Reads the contents of a run folder as plain values, so that tests can compare two runs.
 
-Invariant: two runs with equal contents learned the same from the same; what is left out is named in this file.
+The contents are all rows, episodes, weights, optimiser moments and metrics, without values that depend on a
+clock or a cache. Invariant: two runs with equal contents learned the same from the same data. This file names
+each value that is left out.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from typing import Any
 from selfplay.agent.episode import Episode
 from selfplay.orchestrator.run_folder import RunFolder
 
-# By table: how rows are told apart, and the columns that say when, how long, or what was remembered of equal test runs.
+# Table -> (columns to sort by, columns to leave out: times, durations, and counts that a cache decides).
 TABLES: dict[str, tuple[str, set[str]]] = {
     "environments": ("name", set()),
     "updates": ('"update"', {"begun_at", "committed_at"}),
@@ -43,16 +45,16 @@ MEASURED = (
 
 
 def contents(run: RunFolder, left_out: Collection[str] = ()) -> dict[str, Any]:
-    """Place -> value, for instance "episodes/u0001-inj0-m2: reward" -> -1.0. left_out: fields of an episode."""
+    """Key -> value, such as "episodes/2 u0001-inj0-m2: reward" -> -1.0. left_out: fields of an episode."""
     found: dict[str, Any] = {}
     connection = sqlite3.connect(f"{run.database.absolute().as_uri()}?mode=ro", uri=True)
     connection.row_factory = sqlite3.Row
     try:
-        for table, (order, unsaid) in TABLES.items():
-            for place, row in enumerate(connection.execute(f"SELECT * FROM {table} ORDER BY {order}")):
+        for table, (order, ignored) in TABLES.items():
+            for number, row in enumerate(connection.execute(f"SELECT * FROM {table} ORDER BY {order}")):
                 for name, value in dict(row).items():
-                    if name not in unsaid:
-                        found[f"{table}/{place} {row[0]}: {name}"] = _timeless(value)
+                    if name not in ignored:
+                        found[f"{table}/{number} {row[0]}: {name}"] = _timeless(value)
         last = connection.execute(
             "SELECT checkpoint FROM updates WHERE committed_at IS NOT NULL ORDER BY 1 DESC LIMIT 1"
         ).fetchone()
@@ -75,7 +77,10 @@ def contents(run: RunFolder, left_out: Collection[str] = ()) -> dict[str, Any]:
 
 
 def twice_or_lost(run: RunFolder) -> list[str]:
-    """What holds of every run at its end, whatever was done to its sandboxes: each thing once, each row with what it stands for."""
+    """What a finished run has lost or has twice, as sentences; [] for a sound run.
+
+    It holds for every run, also if its sandboxes or processes were killed.
+    """
     found: list[str] = []
     connection = sqlite3.connect(f"{run.database.absolute().as_uri()}?mode=ro", uri=True)
 
@@ -91,15 +96,17 @@ def twice_or_lost(run: RunFolder) -> list[str]:
             for name in sorted(files - set(values("SELECT episode_id FROM episodes")))
         ]
         for group, size, members in connection.execute(
-            "SELECT group_id, size, (SELECT count(*) FROM episodes WHERE episodes.group_id = groups.group_id) FROM groups"
+            "SELECT group_id, size, "
+            "(SELECT count(*) FROM episodes WHERE episodes.group_id = groups.group_id) FROM groups"
         ):
             if size != members:
                 found.append(f"group {group} has {members} of {size} members")
         found += [
             f"accepted artifact of {name} is neither a bug nor a repeated one"
             for name in values(
-                """SELECT verdicts.episode_id FROM verdicts JOIN episodes USING (episode_id) WHERE accepted AND NOT masked
-                AND NOT EXISTS (SELECT 1 FROM bugs WHERE bugs.injector_episode_id = verdicts.episode_id)
+                """SELECT verdicts.episode_id FROM verdicts JOIN episodes USING (episode_id)
+                WHERE accepted AND NOT masked AND NOT EXISTS
+                (SELECT 1 FROM bugs WHERE bugs.injector_episode_id = verdicts.episode_id)
                 AND NOT (note LIKE '%duplicate%')"""
             )
         ]
@@ -116,7 +123,7 @@ def twice_or_lost(run: RunFolder) -> list[str]:
     rows = [json.loads(line) for line in run.metrics.read_text(encoding="utf-8").splitlines()]
     counts = Counter(row["update"] for row in rows if "update" in row)
     found += [
-        f"update {update} stands {counts[update]} times in metrics.jsonl"
+        f"update {update} is {counts[update]} times in metrics.jsonl"
         for update in updates
         if counts[update] != 1
     ]
@@ -125,7 +132,7 @@ def twice_or_lost(run: RunFolder) -> list[str]:
 
 
 def differences(expected: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
-    """One line for each place in which they differ."""
+    """One line for each key whose values differ."""
     return list(_differences(expected, found))
 
 
@@ -134,7 +141,7 @@ def _differences(expected: Mapping[str, Any], found: Mapping[str, Any]) -> Itera
         if key not in found:
             yield f"{key}: missing, was {_short(expected[key])}"
         elif key not in expected:
-            yield f"{key}: not there before, is {_short(found[key])}"
+            yield f"{key}: new, is {_short(found[key])}"
         elif expected[key] != found[key]:
             yield f"{key}: was {_short(expected[key])}, is {_short(found[key])}"
 
@@ -145,7 +152,7 @@ def _short(value: Any) -> str:
 
 
 def _timeless(value: Any) -> Any:
-    """Without clocks, also in JSON that a column holds as text."""
+    """The value without times and durations. JSON in a text column is read, and its times are removed too."""
     if isinstance(value, str) and value[:1] in ("{", "["):
         try:
             return _timeless(json.loads(value))
@@ -163,7 +170,7 @@ def _is_time(name: str) -> bool:
 
 
 def _checkpoint(folder: Path) -> dict[str, Any]:
-    """Weights byte by byte; of the optimiser's file, which is a zip with times of its own, each number."""
+    """A digest of each file, but of each tensor in `.pt` files: those are zip archives that hold times."""
     found: dict[str, Any] = {}
     for path in sorted(folder.rglob("*")):
         name = f"checkpoint/{path.relative_to(folder)}"
@@ -177,24 +184,17 @@ def _checkpoint(folder: Path) -> dict[str, Any]:
 def _tensors(name: str, path: Path) -> Iterator[tuple[str, Any]]:
     import torch
 
-    def walk(place: str, value: Any) -> Iterator[tuple[str, Any]]:
+    def walk(key: str, value: Any) -> Iterator[tuple[str, Any]]:
         if isinstance(value, torch.Tensor):
-            yield (
-                place,
-                (
-                    tuple(value.shape),
-                    hashlib.sha256(
-                        value.contiguous().flatten().view(torch.uint8).numpy().tobytes()
-                    ).hexdigest(),
-                ),
-            )
+            data = value.contiguous().flatten().view(torch.uint8).numpy().tobytes()
+            yield key, (tuple(value.shape), hashlib.sha256(data).hexdigest())
         elif isinstance(value, Mapping):
-            for key, inner in value.items():
-                yield from walk(f"{place}/{key}", inner)
+            for name, inner in value.items():
+                yield from walk(f"{key}/{name}", inner)
         elif isinstance(value, list | tuple):
             for number, inner in enumerate(value):
-                yield from walk(f"{place}/{number}", inner)
+                yield from walk(f"{key}/{number}", inner)
         else:
-            yield place, value
+            yield key, value
 
     yield from walk(name, torch.load(path, map_location="cpu", weights_only=True))

@@ -1,9 +1,14 @@
-"""A whole self-play run on the tiny repository with scripted players: run as a module it plays one folder, and can kill itself.
+"""A whole self-play run on the tiny repository with scripted players.
 
     python tests/helpers/scripted_game.py FOLDER CACHE BACKEND [KILL_AT [AHEAD]]
 
-KILL_AT names a point at which the process sends itself SIGKILL: "phase:NAME", "written:N" (the Nth episode file is in place and not
-yet recorded), "recorded:N" (the Nth episode's row is committed).
+As a program it plays the run in FOLDER, AHEAD waves ahead, and can kill itself. KILL_AT names the point at
+which the process sends itself SIGKILL:
+
+phase:NAME    a phase begins
+written:N     the Nth episode file is written, and not yet recorded
+recorded:N    the row of the Nth episode is committed
+committed:N   the Nth update is committed
 """
 
 from __future__ import annotations
@@ -49,13 +54,17 @@ from tiny_policy import build_tiny_policy
 
 NOTHING = "<tool: bash>\ntrue\n</tool>"
 SUBMIT_NOTHING = "<tool: submit>\n</tool>"
-SUBMIT_ARTIFACT = "<tool: submit>\nbug_inject.diff\ntest_weaken.diff\ntest_files.txt\ntest_script.sh\ntest_parser.py\n</tool>"
+SUBMIT_ARTIFACT = (
+    "<tool: submit>\n"
+    "bug_inject.diff\ntest_weaken.diff\ntest_files.txt\ntest_script.sh\ntest_parser.py\n"
+    "</tool>"
+)
 REPAIR = "<tool: edit>\ntiny/numbers.py:9\n<<<<<<< SEARCH\nlow\n=======\nhigh\n>>>>>>> REPLACE\n</tool>"
 BREAKS_MORE = "<tool: edit>\ntiny/numbers.py:7\n<<<<<<< SEARCH\nlow\n=======\nhigh\n>>>>>>> REPLACE\n</tool>"
 
 
 def writes(**files: str) -> str:
-    """One bash call that writes files into /submit; `_` in a name stands for itself, the suffix is chosen by name."""
+    """A bash call that writes files into /submit. The suffix of a file is chosen by its name."""
     suffixes = {"bug_inject": ".diff", "test_weaken": ".diff", "test_files": ".txt"}
     body = "".join(
         f"cat > /submit/{name}{suffixes[name]} <<'END'\n{text}END\n" for name, text in files.items()
@@ -64,7 +73,10 @@ def writes(**files: str) -> str:
 
 
 def injector_moves(tree: Any) -> list[tuple[str, list[str]]]:
-    """(the check that must reject it, or "" / "duplicate", its turns), one a member."""
+    """(what is expected, turns) for each member of an injector group.
+
+    Expected: the name of the check that rejects the artifact, "" for accepted, or "duplicate".
+    """
 
     def artifact(bug: Any = CLAMP_BUG, weaken: Any = CLAMP_WEAKENED, **more: str) -> list[str]:
         texts = {
@@ -103,7 +115,10 @@ SOLVER_MOVES: list[tuple[bool | None, list[str]]] = [
 
 
 class Player:
-    """Replies by role and member; members beyond the script do nothing. Marks the thread in which the machine shall fail."""
+    """Replies by role and member. It marks the thread in which the machine must fail.
+
+    Injectors of later updates submit nothing.
+    """
 
     def __init__(self, tree: Any) -> None:
         self.injector = [moves for _, moves in injector_moves(tree)]
@@ -123,7 +138,7 @@ class Player:
 
 
 class FailingBackend:
-    """A real backend whose sandboxes report the machine as gone in the threads that the player marked."""
+    """A real backend whose sandboxes fail with a machine failure in the threads that the player marked."""
 
     def __init__(self, backend: Any, player: Player) -> None:
         self._backend = backend
@@ -179,7 +194,7 @@ def tiny_config(runs: Path, updates: int = 2, ahead: int = 0, **settings: Any) -
 
 
 def die_at(kill_at: str, progress: TrainProgress, store: Store) -> None:
-    """Arrange the SIGKILL: nothing of Python runs after it, like in a power cut."""
+    """Prepare the SIGKILL. No Python code runs after it, as in a power cut. kill_at: see the module."""
     kind, _, value = kill_at.partition(":")
 
     def counting(call: Callable[..., Any], limit: int) -> Callable[..., Any]:
@@ -213,12 +228,14 @@ def die_at(kill_at: str, progress: TrainProgress, store: Store) -> None:
 
 
 class HistoryPlayer:
-    """The injector brings back the bug that the third commit mended; the solver mends it again."""
+    """The injector reverts the fix in the third commit. The solver repairs the bug."""
 
     STEPS = (
-        "<tool: bash>\ngit log --oneline --grep=Fix | cut -d' ' -f1 > /tmp/fix; git show $(cat /tmp/fix) -- tiny | git apply -R; "
+        "<tool: bash>\ngit log --oneline --grep=Fix | cut -d' ' -f1 > /tmp/fix; "
+        "git show $(cat /tmp/fix) -- tiny | git apply -R; "
         "git diff > /submit/bug_inject.diff\n</tool>",
-        "<tool: bash>\nsed -i 's/digits(-120)/digits(120)/' tests/test_numbers.py; git diff tests > /submit/test_weaken.diff\n</tool>",
+        "<tool: bash>\nsed -i 's/digits(-120)/digits(120)/' tests/test_numbers.py; "
+        "git diff tests > /submit/test_weaken.diff\n</tool>",
         SUBMIT_ARTIFACT,
     )
     REPAIR = (
@@ -237,10 +254,13 @@ class HistoryPlayer:
 
 
 class _InOneThread(TorchTrainer):
-    """Every thread that ever trained keeps the memory that it freed (some gigabyte with the carried policy): it must be one."""
+    """A trainer that checks that all steps run in one thread.
+
+    Each thread that trains keeps the memory that it freed: about 1 GB with the policy of selfplay.
+    """
 
     def step(self, samples: Sequence[Sample]) -> dict[str, float]:
-        assert threading.current_thread().name == "train_0", "training is not in the one thread of its own"
+        assert threading.current_thread().name == "train_0", "a step runs outside the training thread"
         return super().step(samples)
 
 
@@ -256,7 +276,9 @@ def play(
     host_of: Callable[[RunContext, str], EpisodeHost] | None = None,
     **settings: Any,
 ) -> RunFolder:
-    """Start the run in `folder`, or continue the one that is there. settings: sections that replace those of `tiny_config`.
+    """Start the run in `folder`, or continue the one that is there.
+
+    settings: sections that replace those of `tiny_config`.
 
     host_of: makes another host, from the context with the local host and the repository's line.
 

@@ -1,6 +1,10 @@
-"""A run whose episodes and steps only take time: no model, no sandbox. Loop, waves, dispatcher, database and files are the real ones.
+"""A run whose episodes and training steps only wait: there is no model and no sandbox.
 
-python tests/helpers/simulated_game.py FOLDER KILL_AT     as `scripted_game`: the process sends itself SIGKILL there
+The loop, waves, dispatcher, database and files are the real ones.
+
+    python tests/helpers/simulated_game.py FOLDER KILL_AT
+
+KILL_AT: the point at which the process sends itself SIGKILL, as in `scripted_game`.
 """
 
 from __future__ import annotations
@@ -46,21 +50,31 @@ from selfplay.viewing.progress import TrainProgress
 
 NAME = "simulated"
 CHANGE = format_action("edit", format_edit("a.py", 1, "1", "2"))
-TOKENS = 8  # of an episode, half of them actions
+TOKENS = 8  # tokens of an episode; half of them are actions
 
 
 @dataclass
 class Script:
-    """How the run goes, by an episode's place. fails: the machine does; the other answers are of what the policy did."""
+    """What happens in the run, most of it by an episode's key.
 
-    play_s: Callable[[EpisodeKey], float] = lambda place: 0.01
+    play_s    seconds that an episode takes
+    judge_s   seconds that a verdict or grade takes
+    step_s    seconds that a training step takes
+    is_bug    an injector's artifact is accepted
+    repairs   a solver's repair passes
+    fails     the machine fails in the episode
+    restored  the restored paths in each repair's submission
+    refuses   the only edit of an episode is refused
+    """
+
+    play_s: Callable[[EpisodeKey], float] = lambda key: 0.01
     judge_s: float = 0.0
     step_s: float = 0.0
-    is_bug: Callable[[EpisodeKey], bool] = lambda place: place.member < 3
-    repairs: Callable[[EpisodeKey], bool] = lambda place: place.member % 2 == 0
-    fails: Callable[[EpisodeKey], bool] = lambda place: False
-    restored: str = ""  # of every repair's submission
-    refuses: Callable[[EpisodeKey], bool] = lambda place: False  # the one edit of an episode
+    is_bug: Callable[[EpisodeKey], bool] = lambda key: key.member < 3
+    repairs: Callable[[EpisodeKey], bool] = lambda key: key.member % 2 == 0
+    fails: Callable[[EpisodeKey], bool] = lambda key: False
+    restored: str = ""
+    refuses: Callable[[EpisodeKey], bool] = lambda key: False
 
 
 class SimulatedChat:
@@ -84,7 +98,7 @@ class SimulatedEngine:
 
 @dataclass
 class SimulatedHost:
-    """played: (episode, when it began, when it ended), as they end."""
+    """played: (episode id, begin, end) in the order of their ends; times in monotonic seconds."""
 
     script: Script
     engine: SimulatedEngine
@@ -96,36 +110,36 @@ class SimulatedHost:
     def prepare(self, work: SolverWork) -> SolverWork:
         return work
 
-    def play(self, work: InjectorWork | SolverWork, place: EpisodeKey) -> Episode:
+    def play(self, work: InjectorWork | SolverWork, key: EpisodeKey) -> Episode:
         began, version = time.monotonic(), self.engine.weight_version
         with self._lock:
             self.in_flight += 1
             self.most_in_flight = max(self.most_in_flight, self.in_flight)
-        time.sleep(self.script.play_s(place))
+        time.sleep(self.script.play_s(key))
         is_injector = isinstance(work, InjectorWork)
-        name = f"{place.group}-m{place.member}"
+        name = f"{key.group}-m{key.member}"
         if is_injector:
-            submission = dict.fromkeys(FILE_NAMES, name) if self.script.is_bug(place) else {}
+            submission = dict.fromkeys(FILE_NAMES, name) if self.script.is_bug(key) else {}
         else:
             submission = {
-                "patch": "good" if self.script.repairs(place) else "",
+                "patch": "good" if self.script.repairs(key) else "",
                 "restored": self.script.restored,
             }
         with self._lock:
             self.in_flight -= 1
             self.played.append((name, began, time.monotonic()))
-        failed = self.script.fails(place)
+        failed = self.script.fails(key)
         return Episode(
             episode_id=name,
             role=Role.INJECTOR if is_injector else Role.SOLVER,
             repository=work.repository,
-            update=place.update,
-            group=place.group,
-            member=place.member,
-            seed=place.seed(0),
+            update=key.update,
+            group=key.group,
+            member=key.member,
+            seed=key.seed(0),
             finish=FinishReason.ENV_ERROR if failed else FinishReason.SUBMITTED,
             messages=(),
-            turns=() if failed else (Turn(CHANGE, "edit", "", (1, 4), is_error=self.script.refuses(place)),),
+            turns=() if failed else (Turn(CHANGE, "edit", "", (1, 4), is_error=self.script.refuses(key)),),
             token_ids=() if failed else tuple(range(TOKENS)),
             loss_mask=() if failed else (0, 1) * (TOKENS // 2),
             logprobs=() if failed else (-0.5,) * TOKENS,
@@ -156,13 +170,16 @@ class SimulatedHost:
 
 @dataclass
 class SimulatedTrainer:
-    """steps: (when it began, when it ended, the number of samples). Its checkpoint is its version and how many samples it ever saw."""
+    """A trainer whose checkpoint holds its version and the number of samples that it has seen in all.
+
+    steps: (begin, end, number of samples); times in monotonic seconds. samples: those of the last step.
+    """
 
     script: Script
     weight_version: int = 0
     seen: int = 0
     steps: list[tuple[float, float, int]] = field(default_factory=list)
-    samples: list[Any] = field(default_factory=list)  # of the last step
+    samples: list[Any] = field(default_factory=list)
 
     def step(self, samples: Sequence[Any]) -> dict[str, float]:
         self.samples = list(samples)
@@ -223,7 +240,10 @@ def simulate(
     sections: Mapping[str, Any] = MappingProxyType({}),
     **train: Any,
 ) -> Simulation:
-    """Start the run in `folder`, or continue the one that is there. train: settings of that section; sections: of others."""
+    """Start the run in `folder`, or continue the one that is there.
+
+    sections: settings of other sections than `train`. train: settings of that section.
+    """
     train = {
         "updates": 4,
         "injector_groups": 1,
@@ -277,9 +297,9 @@ def simulate(
     return Simulation(run, host, trainer)
 
 
-def uneven(place: EpisodeKey) -> float:
-    """Between 5 and 45 ms, by place."""
-    return 0.005 + 0.04 * (place.seed(0) % 101) / 101
+def uneven(key: EpisodeKey) -> float:
+    """Between 5 and 45 ms, by the key."""
+    return 0.005 + 0.04 * (key.seed(0) % 101) / 101
 
 
 if __name__ == "__main__":

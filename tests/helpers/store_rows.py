@@ -10,7 +10,10 @@ from selfplay.curriculum.store import Store
 from selfplay.verdicts.confirmation import Confirmation
 
 INJECT = "diff --git a/m.py b/m.py\n--- a/m.py\n+++ b/m.py\n@@ -1 +1 @@\n-x = 1\n+x = 2\n"
-WEAKEN = "diff --git a/test_m.py b/test_m.py\n--- a/test_m.py\n+++ b/test_m.py\n@@ -1 +1 @@\n-assert x == 1\n+pass\n"
+WEAKEN = (
+    "diff --git a/test_m.py b/test_m.py\n--- a/test_m.py\n+++ b/test_m.py\n"
+    "@@ -1 +1 @@\n-assert x == 1\n+pass\n"
+)
 
 
 def a_group(group_id: str = "g", role: str = "injector", bug_id: str = "", **values) -> GroupRow:
@@ -77,7 +80,10 @@ def with_bug(store: Store, **values) -> BugRow:
 
 
 def recorded_run(folder: Path) -> Path:
-    """A run folder with a small curriculum: two measured bugs, one of order two, rejections, an episode file, two updates."""
+    """Write a run folder with two updates and one episode file, and return it.
+
+    Its curriculum has two measured bugs, a bug of order two, and rejected artifacts.
+    """
     folder.mkdir(parents=True)
     (folder / "config.json").write_text("{}")
     with Store.open(folder / "selfplay.db", clock=lambda: 1_700_000_000.0) as store:
@@ -156,7 +162,7 @@ def recorded_run(folder: Path) -> Path:
 
 
 def an_episode_value() -> Episode:
-    """A solver's episode whose text tries to take over the terminal, and looks like markup."""
+    """A solver's episode whose text contains terminal escapes and markup."""
     hostile = "x = 2\n\x1b]0;owned\x07\x1b[2J[bold]not markup[/bold]\n[exit 0]"
     edit = "<tool: edit>\nm.py:1\n<<<<<<< SEARCH\n2\n=======\n1\n>>>>>>> REPLACE\n</tool>"
     turns = (

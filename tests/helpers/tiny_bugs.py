@@ -1,24 +1,23 @@
-"""Artifacts on the tiny repository, made from what changes in code and in tests."""
+"""Makes artifacts on the tiny repository from changes of code and tests."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from selfplay.settings.playing import EnvironmentSettings
 from selfplay.repositories.build import prepare_environment
 from selfplay.repositories.environment import Environment
 from selfplay.repositories.fetching import fetch
 from selfplay.repositories.specs import parse_spec
 from selfplay.sandbox.base import Limits, SandboxBackend
+from selfplay.settings.playing import EnvironmentSettings
 from selfplay.source.apply import diff_trees
 from selfplay.source.trees import FileEntry, Tree
 from selfplay.verdicts.artifact import Artifact
 from tiny_repository import build_tiny_repository
 
-Changes = Mapping[
-    str, str | tuple[str, str] | None
-]  # path -> new text, or (old, new) part of it, or None: deleted
+# Path -> the new text, or (old, new) for a part of it, or None to delete the file.
+Changes = Mapping[str, str | tuple[str, str] | None]
 
 TESTS = ("tests/test_numbers.py", "tests/test_text.py")
 CLAMP_BUG = {"tiny/numbers.py": ("        return high\n", "        return low\n")}
@@ -63,7 +62,7 @@ def make_artifact(
     script: str | None = None,
     parser: str | None = None,
 ) -> Artifact:
-    """`bug` and `weaken`: changes to the original, or a diff as it is."""
+    """bug, weaken: changes of the original files, or a diff that is used as it is."""
     tree = environment.tree
     return Artifact(
         bug if isinstance(bug, str) else diff(tree, bug),

@@ -12,8 +12,16 @@ def make_tiny_model(folder: Path, vocabulary: int = 50, layers: int = 2) -> Path
     logging.disable_progress_bar()
     torch.manual_seed(0)
     config = Qwen3Config(
-        vocab_size=vocabulary, hidden_size=32, intermediate_size=64, num_hidden_layers=layers, num_attention_heads=4, num_key_value_heads=2,
-        head_dim=8, tie_word_embeddings=True, max_position_embeddings=512, initializer_range=0.3,
-    )  # fmt: skip
+        vocab_size=vocabulary,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        tie_word_embeddings=True,
+        max_position_embeddings=512,
+        initializer_range=0.3,
+    )
     Qwen3ForCausalLM(config).save_pretrained(folder)
     return folder

@@ -1,4 +1,4 @@
-"""A tiny real tokenizer and a tiny random-weight policy, made on the spot, for tests of everything that speaks to a policy."""
+"""Builds a tiny tokenizer and a tiny policy with random weights, for tests of code that uses a policy."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from pathlib import Path
 TAGS = ("<tool: bash>", "<tool: edit>", "<tool: create>", "<tool: submit>", "</tool>")
 SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 CHATML = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 TEXT = """\
 def add(first, second):
@@ -30,7 +30,7 @@ system user assistant tests/test_calculator.py assert add(1, 2) == 3
 
 
 def build_tiny_tokenizer(folder: Path) -> Path:
-    """Save a byte-level BPE tokenizer with ChatML and single-token tool tags into `folder`; returns it."""
+    """Save a byte-level BPE tokenizer with ChatML and tool tags of one token. Returns the folder."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -50,14 +50,13 @@ def build_tiny_tokenizer(folder: Path) -> Path:
     )
     fast.chat_template = CHATML
     fast.save_pretrained(folder)
-    (folder / "config.json").write_text(
-        '{"model_type": "qwen3"}'
-    )  # lets the folder pass for a model without weights
+    # With this file the folder counts as a model, though it has no weights.
+    (folder / "config.json").write_text('{"model_type": "qwen3"}')
     return folder
 
 
 def build_tiny_policy(folder: Path, seed: int = 0) -> Path:
-    """Save a random-weight 2-layer Qwen3 of hidden size 64, with its tokenizer, into `folder`; returns it."""
+    """Save a 2-layer Qwen3 with random weights and its tokenizer in `folder`. Returns the folder."""
     import torch
     from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 

@@ -1,6 +1,7 @@
-"""A small real Python package with tests that pass, skip, are expected to fail and hold subtests; optionally with a history.
+"""A small Python package with tests that pass, are skipped, are expected to fail, and have subtests.
 
-`build_tiny_repository(folder)` writes it; the texts are constants so that tests can speak of them.
+`build_tiny_repository(folder)` writes it, with a git history if wanted. Its texts are constants, so that
+tests can refer to them. The texts are part of environment keys, prompts and recordings: do not change them.
 """
 
 from __future__ import annotations
@@ -157,7 +158,10 @@ testpaths = ["tests"]
 
 FILES = {
     "README.md": "# tiny\n\nA small package to break and to mend.\n",
-    "LICENSE": "MIT License\n\nPermission is hereby granted, free of charge, to any person obtaining a copy of this software.\n",
+    "LICENSE": (
+        "MIT License\n\n"
+        "Permission is hereby granted, free of charge, to any person obtaining a copy of this software.\n"
+    ),
     "pyproject.toml": PYPROJECT,
     ".gitignore": "__pycache__/\n*.log\nbuild/\n",
     "tiny/__init__.py": '"""A small package to break and to mend."""\n\n__version__ = "0.4.0"\n',
@@ -185,7 +189,7 @@ TEST_IDS = (
 
 
 def build_tiny_repository(folder: Path, git: bool = False) -> Path:
-    """Write the package into `folder`; with `git`, as four commits of which the third mends a bug."""
+    """Write the package into `folder`. git: as four commits, of which the third fixes a bug."""
     folder.mkdir(parents=True, exist_ok=True)
     if git:
         _git(folder, "init", "-q", "-b", "main")

@@ -1,4 +1,4 @@
-"""A rank worker without a model, for tests of how ranks are started, called, watched and ended."""
+"""A rank worker without a model, for tests that start, call, watch and end ranks."""
 
 from __future__ import annotations
 

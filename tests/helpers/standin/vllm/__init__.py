@@ -1,1 +1,4 @@
-"""Stands in for vLLM where servers are placed, lost and sent files, none of which is vLLM's; started by the same command."""
+"""A stand-in for vLLM, started by the same command.
+
+For tests of how selfplay places servers, loses them and sends them weights: vLLM has no part in that.
+"""

@@ -1,4 +1,8 @@
-"""The double as a process: answers generate, and reads the weights it is told to reload. `/server_info` tells which, and where from."""
+"""The server of `vllm_double` as a process of its own.
+
+It answers requests to generate, and looks up the files of the weights that it must reload. `/server_info`
+returns the path and size of those files.
+"""
 
 from __future__ import annotations
 
