@@ -1,4 +1,7 @@
-"""The episode loop: what it records, what it tells the policy, and what ends it. The sandbox here is a real bash in a folder."""
+"""The episode loop: what it records, what it shows to the policy, and what ends it.
+
+The sandbox in these tests is a real bash in a folder.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,7 @@ SETTINGS = AgentSettings(
 
 
 class FolderSandbox:
-    """A bash in a folder of this machine that stands for /testbed: for trusted scripts in tests only."""
+    """A bash in a folder of this machine, in place of /testbed. Only for trusted scripts in tests."""
 
     spec = SandboxSpec(environment="")
 
@@ -124,15 +127,15 @@ def test_an_episode_acts_observes_and_submits(play: Play) -> None:
     assert [message["role"] for message in result.messages] == ["user", "assistant", "user", "assistant"]
 
 
-def test_only_tokens_that_the_policy_drew_are_trained_on(play: Play, chat: ChatFormat) -> None:
+def test_only_tokens_that_the_policy_sampled_are_trained_on(play: Play, chat: ChatFormat) -> None:
     result = play([bash("echo one"), SUBMIT])
-    drawn = [
+    sampled = [
         chat.decode(result.token_ids[first:last]) for first, last in (turn.tokens for turn in result.turns)
     ]
-    assert drawn == [bash("echo one"), SUBMIT]
-    inside = {place for turn in result.turns for place in range(*turn.tokens)}
+    assert sampled == [bash("echo one"), SUBMIT]
+    inside = {index for turn in result.turns for index in range(*turn.tokens)}
     assert [bool(mask) for mask in result.loss_mask] == [
-        place in inside for place in range(len(result.token_ids))
+        index in inside for index in range(len(result.token_ids))
     ]
     assert all(
         (logprob == 0.0) == (mask == 0)
@@ -140,7 +143,7 @@ def test_only_tokens_that_the_policy_drew_are_trained_on(play: Play, chat: ChatF
     )
 
 
-def test_the_record_is_what_the_chat_template_would_give(play: Play, tokenizer_folder: Path) -> None:
+def test_the_recorded_tokens_are_those_of_the_chat_template(play: Play, tokenizer_folder: Path) -> None:
     result = play([bash("echo one"), bash("echo two"), SUBMIT])
     whole = load_tokenizer(str(tokenizer_folder)).apply_chat_template(
         list(result.messages), return_dict=False
@@ -181,16 +184,15 @@ def test_an_observation_cannot_open_a_turn_or_forge_a_call(
     (tmp_path / "forged").write_text(forged)
     result = play([bash("cat forged"), SUBMIT], user=f"repository text: {forged}")
     tokenizer = load_tokenizer(str(tokenizer_folder))
-    given = [id_ for id_, mask in zip(result.token_ids, result.loss_mask, strict=True) if mask == 0]
-    control = [tokenizer.convert_ids_to_tokens(id_) for id_ in given if id_ in tokenizer.added_tokens_decoder]
-    assert (
-        control == ["<|im_start|>", "<|im_end|>", "<|im_start|>"] * 2
-    )  # the template's own, around the prompt and the observation
+    shown = [id_ for id_, mask in zip(result.token_ids, result.loss_mask, strict=True) if mask == 0]
+    control = [tokenizer.convert_ids_to_tokens(id_) for id_ in shown if id_ in tokenizer.added_tokens_decoder]
+    # Only the template's own control tokens, around the prompt and around the observation.
+    assert control == ["<|im_start|>", "<|im_end|>", "<|im_start|>"] * 2
     assert result.turns[0].observation.startswith(forged)
 
 
-def test_a_bad_format_is_explained_and_may_be_mended(play: Play) -> None:
-    result = play(["let me think", bash("echo mended"), SUBMIT])
+def test_a_bad_format_is_explained_and_may_be_corrected(play: Play) -> None:
+    result = play(["let me think", bash("echo corrected"), SUBMIT])
     assert "No tool call found" in result.turns[0].observation
     assert (result.turns[0].tool, result.turns[0].is_error, result.finish) == (
         "",
@@ -199,12 +201,12 @@ def test_a_bad_format_is_explained_and_may_be_mended(play: Play) -> None:
     )
 
 
-def test_bad_formats_in_a_row_end_the_episode_after_the_requeries(play: Play) -> None:
+def test_more_bad_formats_in_a_row_than_max_format_errors_end_the_episode(play: Play) -> None:
     result = play(lambda turn: f"thought {turn.number}", SETTINGS.model_copy(update={"max_format_errors": 2}))
     assert (result.finish, len(result.turns)) == (FinishReason.BAD_FORMAT, 3)
 
 
-def test_turns_run_out(play: Play) -> None:
+def test_max_turns_ends_the_episode_and_observations_count_down(play: Play) -> None:
     result = play(lambda turn: bash(f"echo {turn.number}"), SETTINGS.model_copy(update={"max_turns": 3}))
     assert (result.finish, len(result.turns)) == (FinishReason.MAX_TURNS, 3)
     assert [turn.observation.partition("; ")[2].partition(" turns")[0] for turn in result.turns] == [
@@ -223,11 +225,11 @@ def test_the_context_is_never_exceeded(play: Play, context: int) -> None:
     assert len(result.token_ids) <= context
 
 
-def test_the_budget_that_is_told_is_about_what_is_left(play: Play) -> None:
+def test_an_observation_shows_about_how_many_tokens_are_left(play: Play) -> None:
     result = play([bash("seq 30"), SUBMIT])
-    told = int(result.turns[0].observation.rpartition("turns, ")[2].partition(" tokens")[0])
+    shown = int(result.turns[0].observation.rpartition("turns, ")[2].partition(" tokens")[0])
     left = SETTINGS.context_tokens - result.turns[1].tokens[0]
-    assert left - 12 <= told <= left
+    assert left - 12 <= shown <= left
 
 
 def test_a_prompt_that_fills_the_context_ends_the_episode_at_once(play: Play) -> None:
@@ -267,7 +269,7 @@ def test_long_observations_are_cut_by_tokens(play: Play, chat: ChatFormat) -> No
     assert len(chat.encode(result.turns[0].observation)) < SETTINGS.observation_tokens + 40
 
 
-def test_an_edit_changes_the_file_and_shows_the_place(play: Play, tmp_path: Path) -> None:
+def test_an_edit_changes_the_file_and_shows_the_lines(play: Play, tmp_path: Path) -> None:
     (tmp_path / "a.py").write_text("x = 1\ny = 2\n")
     result = play([format_action("edit", format_edit("a.py", 2, "2", "3")), SUBMIT])
     assert (tmp_path / "a.py").read_text() == "x = 1\ny = 3\n"
@@ -307,7 +309,7 @@ def test_a_file_that_never_compiled_may_be_edited(play: Play, tmp_path: Path) ->
     assert (tmp_path / "a.py").read_text() == "x = ((1\n"
 
 
-def test_an_edit_keeps_bytes_that_are_no_text(play: Play, tmp_path: Path) -> None:
+def test_an_edit_keeps_bytes_that_are_not_utf_8(play: Play, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(b"one \xff two\r\nthree\r\n")
     play([format_action("edit", format_edit("a.txt", 2, "three", "3")), SUBMIT])
     assert (tmp_path / "a.txt").read_bytes() == b"one \xff two\r\n3\r\n"
@@ -360,13 +362,13 @@ def test_the_scripted_engine_takes_weights_and_ends_at_a_stop_token(
     assert engine.generate([request], Sampling())[0].weight_version == engine.weight_version == 3
 
 
-def test_a_call_that_changes_nothing_is_drawn_again_and_leaves_no_trace(play: Play, tmp_path: Path) -> None:
+def test_a_call_that_changes_nothing_is_resampled_and_leaves_no_trace(play: Play, tmp_path: Path) -> None:
     (tmp_path / "a.py").write_text("a = 1\nb = 2\n")
     refused, good = (
         format_action("edit", format_edit("a.py", 2, "9", "3")),
         format_action("edit", format_edit("a.py", 2, "2", "3")),
     )
-    draws = {
+    samples = {
         100: "no call",
         112: refused,
         124: good,
@@ -374,19 +376,19 @@ def test_a_call_that_changes_nothing_is_drawn_again_and_leaves_no_trace(play: Pl
         102: good,
         114: SUBMIT,
     }
-    result = play(lambda turn: draws[turn.seed], SETTINGS.model_copy(update={"resamples": 2}))
+    result = play(lambda turn: samples[turn.seed], SETTINGS.model_copy(update={"resamples": 2}))
     assert [(turn.text, turn.rejected, turn.is_error) for turn in result.turns] == [
         (good, 2, False),
-        (draws[101], 0, False),
-        (SUBMIT, 1, False),  # in place of an edit that was made before
+        (samples[101], 0, False),
+        (SUBMIT, 1, False),  # the rejected one repeats an earlier edit
     ]
     assert [message["content"] for message in result.messages if message["role"] == "assistant"] == [
         good,
-        draws[101],
+        samples[101],
         SUBMIT,
     ]
     (tmp_path / "a.py").write_text("a = 1\nb = 2\n")
-    plain = play([good, draws[101], SUBMIT])
+    plain = play([good, samples[101], SUBMIT])
     assert (
         result.token_ids == plain.token_ids
         and result.loss_mask == plain.loss_mask
@@ -394,7 +396,7 @@ def test_a_call_that_changes_nothing_is_drawn_again_and_leaves_no_trace(play: Pl
     )
 
 
-def test_the_last_draw_counts_whatever_it_is(play: Play, tmp_path: Path) -> None:
+def test_the_last_sample_counts_even_if_it_changes_nothing(play: Play, tmp_path: Path) -> None:
     (tmp_path / "a.py").write_text("a = 1\n")
     refused = format_action("edit", format_edit("a.py", 1, "9", "3"))
     result = play(
@@ -404,24 +406,21 @@ def test_the_last_draw_counts_whatever_it_is(play: Play, tmp_path: Path) -> None
     assert "does not start in line 1" in result.turns[0].observation
 
 
-def test_a_command_that_was_given_since_the_last_change_is_drawn_again(play: Play, tmp_path: Path) -> None:
+def test_a_command_repeated_since_the_last_change_is_resampled(play: Play, tmp_path: Path) -> None:
     (tmp_path / "a.py").write_text("a = 1\n")
     look, change = bash("cat a.py"), format_action("edit", format_edit("a.py", 1, "1", "2"))
-    draws = {100: look, 101: look, 113: change, 102: look, 103: look, 115: look, 127: SUBMIT}
-    result = play(lambda turn: draws[turn.seed], SETTINGS.model_copy(update={"resamples": 2}))
+    samples = {100: look, 101: look, 113: change, 102: look, 103: look, 115: look, 127: SUBMIT}
+    result = play(lambda turn: samples[turn.seed], SETTINGS.model_copy(update={"resamples": 2}))
     assert [(turn.text, turn.rejected) for turn in result.turns] == [
         (look, 0),
         (change, 1),
         (look, 0),
         (SUBMIT, 2),
     ]
-    assert [turn.rejected for turn in play([look, look, SUBMIT]).turns] == [
-        0,
-        0,
-        0,
-    ]  # without resamples it is a turn as any
+    # Without resamples the repeated command is an ordinary turn.
+    assert [turn.rejected for turn in play([look, look, SUBMIT]).turns] == [0, 0, 0]
 
 
-def test_a_command_that_fails_is_not_drawn_again(play: Play) -> None:
+def test_a_command_that_times_out_is_not_resampled(play: Play) -> None:
     settings = SETTINGS.model_copy(update={"resamples": 2, "command_timeout_s": 0.2})
     assert [turn.rejected for turn in play([bash("sleep 5"), SUBMIT], settings).turns] == [0, 0]

@@ -1,4 +1,4 @@
-"""Conversations as tokens: any chat template, tokens appended only, and text that stays text."""
+"""Conversations as tokens: any template, tokens are only appended, and content yields no control token."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ def with_template(tokenizer: Any) -> Make:
 
 
 @pytest.mark.parametrize("system", ["", "be brief"])
-def test_a_start_is_what_the_chat_template_gives(tokenizer: Any, system: str) -> None:
+def test_the_first_prompt_is_what_the_chat_template_gives(tokenizer: Any, system: str) -> None:
     messages = [{"role": "system", "content": system}] if system else []
     messages.append({"role": "user", "content": CONTENT})
     expected = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
     assert ChatFormat(tokenizer).start(system, CONTENT) == expected
 
 
-def test_a_bridge_is_what_the_chat_template_gives(tokenizer: Any) -> None:
+def test_tokens_between_two_turns_are_what_the_chat_template_gives(tokenizer: Any) -> None:
     chat = ChatFormat(tokenizer)
     action = tokenizer.encode("<tool: bash>\nls\n</tool><|im_end|>")
     texts = [("user", "go"), ("assistant", "<tool: bash>\nls\n</tool>"), ("user", CONTENT)]
@@ -74,14 +74,14 @@ def test_tool_tags_of_the_small_policy_are_single_tokens(tokenizer: Any) -> None
     assert [len(tokenizer.encode(tag)) for tag in TAGS] == [1] * len(TAGS)
 
 
-def test_spans_tell_which_characters_a_token_covers(tokenizer: Any) -> None:
+def test_spans_are_the_characters_that_each_token_covers(tokenizer: Any) -> None:
     chat = ChatFormat(tokenizer)
     spans = chat.spans(CONTENT)
     assert len(spans) == len(chat.encode(CONTENT))
     assert (spans[0][0], spans[-1][1]) == (0, len(CONTENT))
 
 
-def test_without_a_system_role_its_text_opens_the_users(with_template: Make) -> None:
+def test_without_a_system_role_the_system_text_opens_the_user_message(with_template: Make) -> None:
     refuses = (
         "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + CHATML
     )
@@ -99,7 +99,8 @@ def test_an_append_only_template_passes_the_check(tokenizer: Any) -> None:
 def test_a_template_that_rewrites_earlier_turns_fails_the_check(with_template: Make) -> None:
     forgetful = CHATML.replace(
         "{{ message['content'] }}",
-        "{{ message['content'] if message['role'] != 'assistant' or loop.index > loop.length - 2 else '(cut)' }}",
+        "{{ message['content'] if message['role'] != 'assistant' or loop.index > loop.length - 2 "
+        "else '(cut)' }}",
     )
     with pytest.raises(EngineError, match="not append-only"):
         ChatFormat(with_template(forgetful)).check()
@@ -131,7 +132,7 @@ def test_a_template_that_raises_is_refused_with_its_reason(with_template: Make) 
         ChatFormat(with_template("{{ raise_exception('no roles here') }}"))
 
 
-def test_a_tag_that_is_a_whole_word_of_the_vocabulary_still_stays_text(tmp_path: Path) -> None:
+def test_content_equal_to_a_control_token_in_the_vocabulary_stays_text(tmp_path: Path) -> None:
     from tokenizers import AddedToken, Tokenizer, models
     from transformers import PreTrainedTokenizerFast
 
@@ -139,7 +140,10 @@ def test_a_tag_that_is_a_whole_word_of_the_vocabulary_still_stays_text(tmp_path:
     backend = Tokenizer(models.WordPiece(words, unk_token="?", continuing_subword_prefix=""))
     backend.add_special_tokens([AddedToken("<eot>", special=True)])
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eot>")
-    tokenizer.chat_template = "{% for m in messages %}a{{ m['content'] }}<eot>{% endfor %}{% if add_generation_prompt %}a{% endif %}"
+    tokenizer.chat_template = (
+        "{% for m in messages %}a{{ m['content'] }}<eot>{% endfor %}"
+        "{% if add_generation_prompt %}a{% endif %}"
+    )
     chat = ChatFormat(tokenizer)
     assert 0 not in chat.encode("<eot>")
 

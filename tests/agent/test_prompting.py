@@ -1,4 +1,4 @@
-"""Prompts: every template renders in every case, strictly, and its hash follows its text."""
+"""Prompts: every template renders in every case with all its variables; a hash depends on the text alone."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_the_system_prompt_shows_every_tool() -> None:
     assert render("system", "terse").text == ""
 
 
-def test_terse_prompts_are_the_bare_facts() -> None:
+def test_terse_prompts_hold_only_facts() -> None:
     expected = "injector direct\npkg/mod.py\ntests/test_mod.py\n12:def f(x):\n13-    return x"
     assert render("injector/direct", "terse", target=TARGET).text == expected
     assert solver("terse", failure="E  assert 1 == 2") == f"solver\n{compact_diff(DIFF)}\nE  assert 1 == 2"
@@ -125,7 +125,7 @@ def test_a_full_solver_prompt_lists_suspects_if_given() -> None:
     assert "likeliest" not in solver()
 
 
-def test_a_full_solver_prompt_says_whether_the_tests_are_made() -> None:
+def test_a_full_solver_prompt_says_whether_the_tests_are_already_changed() -> None:
     assert "is to be made to its tests" in solver() and "/submit" not in solver()
     given = solver(given=("tests",))
     assert (
@@ -146,7 +146,10 @@ def test_a_full_solver_prompt_has_no_gaps(
 
 
 def test_a_compact_diff_keeps_names_and_hunks_only() -> None:
-    expected = "tests/test_mod.py\n@@ -1,3 +1,3 @@ def test_f():\n a\n--- x\n+++ y\n c\ntests/test_new.py\n@@ -1 +1 @@\n-one\n+two"
+    expected = (
+        "tests/test_mod.py\n@@ -1,3 +1,3 @@ def test_f():\n a\n--- x\n+++ y\n c\n"
+        "tests/test_new.py\n@@ -1 +1 @@\n-one\n+two"
+    )
     assert compact_diff(DIFF) == expected
 
 
@@ -173,7 +176,7 @@ def test_all_prompts_load() -> None:
     check_prompts()
 
 
-def test_a_hash_follows_texts_includes_and_style_and_not_the_variables(
+def test_a_hash_depends_on_text_includes_and_style_but_not_on_variables(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     copy = tmp_path / "prompts"

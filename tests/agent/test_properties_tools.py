@@ -1,4 +1,4 @@
-"""What must hold for any call, edit and observation, whatever the policy writes and whatever its commands print."""
+"""Properties of calls, edits and observations, for any text of the policy and any output of commands."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from selfplay.agent.tool_format import CLOSING, OPENING, BadFormat, format_actio
 from selfplay.agent.tools import MARKS, STANDARD, Action, format_edit, parse_action
 from tiny_policy import SPECIALS, TAGS, build_tiny_tokenizer
 
-MARKER = 26  # tokens that the note on cut text may take, as the tools reckon
+MARKER = 26  # the most tokens of the note on cut text, as in the tools
 unicode_texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
 bodies = contents() | unicode_texts
 thoughts = contents(4) | st.just("")
@@ -56,7 +56,7 @@ paths = st.sampled_from(["a.py", "pkg/with blank.py", "é.py", "a:b", "a:1:2", "
 
 @given(path=paths, line=st.none() | st.integers(0, 999_999_999), search=bodies, replace=bodies)
 def test_a_formatted_edit_reads_back(path: str, line: int | None, search: str, replace: str) -> None:
-    assume(line is not None or path != "a:1:2")  # a path that ends like a line number needs one
+    assume(line is not None or path != "a:1:2")  # a path that ends with a number needs a line
     assume(
         search
         and all(holds_no_tag(text) and holds_no_mark(text) and "\0" not in text for text in (search, replace))
@@ -95,7 +95,7 @@ tag_rows = st.lists(st.sampled_from(["<tool: bash>", "<tool: submit>", "</tool>"
 @example(rows=["<tool: bash>", "ls", "</tool>", "<tool: submit>", "</tool>"])
 @example(rows=["<tool: bash>", "ls", "</tool>", "so be it"])
 @example(rows=["<tool: edit>", "a.py:\u0663", *EDIT, "</tool>"])
-def test_any_reply_is_one_call_or_explained(rows: list[str]) -> None:
+def test_any_reply_is_one_call_or_is_refused_with_an_explanation(rows: list[str]) -> None:
     text = "\n".join(rows)
     try:
         action = parse_action(text)
@@ -113,7 +113,7 @@ def test_any_reply_is_one_call_or_explained(rows: list[str]) -> None:
 # ---- edits
 
 
-dense = st.text("ab\n", max_size=8)  # much of it occurs more than once, overlapping and in several lines
+dense = st.text("ab\n", max_size=8)  # parts of it occur several times, also overlapping or across lines
 
 
 @settings(max_examples=2 * settings.default.max_examples)
@@ -132,7 +132,7 @@ dense = st.text("ab\n", max_size=8)  # much of it occurs more than once, overlap
 @example(before="", search="a", after="\r\n", replace="x\r\ny", line=None)
 @example(before="b\r\n", search="a\nb", after="\r\n", replace="a\r\nb", line=None)
 @example(before="", search="a\nb", after="\nc\r\n", replace="x", line=None)
-def test_an_edit_changes_the_one_place_that_fits_or_says_why(
+def test_an_edit_changes_the_only_occurrence_or_says_why_not(
     before: str, search: str, after: str, replace: str, line: int | None
 ) -> None:
     text = before + search + after
@@ -162,7 +162,7 @@ def squashed(text: str) -> str:
 
 
 def spans_of(text: str, search: str) -> Iterator[tuple[int, int]]:
-    """Where `search` stands in the text, whichever of its line breaks are CRLF there."""
+    """(start, end) of each occurrence of `search` in the text, where any of its line breaks may be CRLF."""
     for start in range(len(text)):
         for end in range(start + len(search), start + 2 * len(search) + 1):
             if search in (text[start:end], text[start:end].replace("\r\n", "\n")):
@@ -177,7 +177,7 @@ def spans_of(text: str, search: str) -> Iterator[tuple[int, int]]:
 )
 @example(rows=["a"], at=0, size=1, put="x\r\ny")
 @example(rows=["a", "b"], at=0, size=3, put="x\ny")
-def test_a_file_of_windows_lines_stays_one(rows: list[str], at: int, size: int, put: str) -> None:
+def test_a_file_with_windows_line_ends_keeps_them(rows: list[str], at: int, size: int, put: str) -> None:
     text = "\r\n".join(rows) + "\r\n"
     shown = make_harmless(text)
     start = at % len(shown)
@@ -195,7 +195,7 @@ def test_a_file_of_windows_lines_stays_one(rows: list[str], at: int, size: int, 
 
 
 @given(text=st.text(max_size=60) | contents())
-def test_what_is_shown_holds_no_control_character(text: str) -> None:
+def test_shown_text_has_no_control_character(text: str) -> None:
     shown = make_harmless(text)
     assert all(
         character in "\n\t" or unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Co", "Zl", "Zp")
@@ -220,7 +220,7 @@ long_texts = st.builds(lambda text, times: text * times, contents(), st.integers
 
 
 @given(text=long_texts, most=st.integers(1, 200), by_character=st.booleans())
-def test_cut_output_is_within_its_bound_and_says_what_is_gone(
+def test_cut_output_keeps_its_limit_and_says_how_much_is_cut(
     chat: ChatFormat, text: str, most: int, by_character: bool
 ) -> None:
     spans = one_each if by_character else chat.spans
@@ -229,7 +229,7 @@ def test_cut_output_is_within_its_bound_and_says_what_is_gone(
     if shown == text:
         assert len(spans(text)) <= most
         return
-    slack = 0 if by_character else 8  # a cut may split what was one token, and a character may be several
+    slack = 0 if by_character else 8  # a cut may split a token, and one character may be several tokens
     assert len(spans(shown)) <= max(most, MARKER + 6) + slack
     rows = shown.split("\n")
     notes = [
@@ -256,7 +256,7 @@ hostile = st.lists(
 
 
 @given(pieces=hostile, joint=st.sampled_from(["", "\n", " "]), most=st.integers(8, 100))
-def test_no_observation_opens_a_turn_or_ends_in_anothers_words(
+def test_no_observation_opens_a_turn_or_hides_its_last_line(
     chat: ChatFormat, pieces: list[str], joint: str, most: int
 ) -> None:
     output = cap_output(make_harmless(joint.join(pieces)), most, chat.spans)
@@ -274,7 +274,7 @@ TOOL_NAMES = [*TAGS, "<tool: bash>"]
 
 
 @given(text=long_texts, most=st.integers(1, 100))
-def test_cutting_makes_no_line_of_a_tool_that_was_not_there(text: str, most: int) -> None:
+def test_cutting_creates_no_tool_tag(text: str, most: int) -> None:
     text = make_harmless(text).replace("<tool", "x<tool").replace("</tool", "x</tool")
     shown = cap_output(text, most, one_each)
     assert "lines cut]" not in shown or not (OPENING.search(shown) or CLOSING.search(shown))

@@ -1,4 +1,7 @@
-"""Both roles, played by a script through real sandboxes on a real repository: what they find there and what is taken from them."""
+"""Scripted players of both roles in real sandboxes on a real repository.
+
+The tests check what a role finds in its workspace, and what is taken from it as the submission.
+"""
 
 from __future__ import annotations
 
@@ -53,12 +56,13 @@ CONFIG = Config(
     injector=InjectorSettings(strategies={"direct": 1.0}, help=("tests", "target")),
     solver=SolverSettings(help=("failure",)),
 )
-GIVEN = CONFIG.model_copy(update={"solver": SolverSettings(help=("failure", "suspects", "tests"))})
+WITH_HELP = CONFIG.model_copy(update={"solver": SolverSettings(help=("failure", "suspects", "tests"))})
 INJECTOR = (
     format_action("edit", format_edit("tiny/numbers.py", 16, "+=", "-=")),
     format_action(
         "bash",
-        "git diff > /submit/bug_inject.diff; bash /submit/test_script.sh | grep -m 3 '^tests/test_numbers.py:'",
+        "git diff > /submit/bug_inject.diff; "
+        "bash /submit/test_script.sh | grep -m 3 '^tests/test_numbers.py:'",
     ),
     format_action(
         "bash",
@@ -75,7 +79,7 @@ SOLVER = (
 
 @dataclass(frozen=True)
 class House:
-    """What every test here needs, built once."""
+    """What every test in this file needs. It is built once."""
 
     backend: SandboxBackend
     environment: Environment
@@ -96,7 +100,7 @@ class House:
         runner: TestRunner | None = None,
     ) -> Episode:
         task = self.injector_task(strategy)
-        return play_injector(task, PLACE, self.context(replies, config, runner))
+        return play_injector(task, KEY, self.context(replies, config, runner))
 
     def context(
         self,
@@ -118,7 +122,7 @@ class House:
         self, replies: Sequence[str], bug: BugState, config: Config = CONFIG, runner: TestRunner | None = None
     ) -> Episode:
         task = solver_task(self.environment, "bug-1", bug, "E   assert -6.0 == 2", config)
-        return play_solver(task, PLACE, self.context(replies, config, runner))
+        return play_solver(task, KEY, self.context(replies, config, runner))
 
     def grade(self, bug: BugState, episode: Episode) -> Grade:
         return grade(bug, episode.submission["patch"], self.environment, runner(self))
@@ -130,7 +134,7 @@ class House:
 
 
 LABELS = {"run": "test"}
-PLACE = EpisodeKey(7, 3, "g/1", 2, LABELS)
+KEY = EpisodeKey(7, 3, "g/1", 2, LABELS)
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +157,7 @@ def injected(house: House) -> Episode:
 
 @pytest.fixture(scope="module")
 def bug(house: House, injected: Episode) -> BugState:
-    """The scripted injector's artifact, accepted by the real validator."""
+    """The scripted injector's artifact. The real validator accepts it."""
     artifact = Artifact.from_files(injected.submission)
     verdict = validate(artifact, house.environment, Thresholds(), runner(house), CONFIG.validator)
     assert verdict.accepted, [check for check in verdict.checks if not check.passed]
@@ -209,9 +213,12 @@ def test_an_attempt_that_changes_nothing_has_an_empty_patch(house: House, bug: B
     assert house.repair([format_action("submit", "")], bug).submission == {"patch": ""}
 
 
-def test_what_an_attempt_leaves_behind_is_taken_without_harm(house: House, bug: BugState) -> None:
-    mess = r"""printf x > $'tiny/\xff\n.py'; ln -s /etc/passwd tiny/link.py; mkfifo pipe; mkdir -p tiny/.git build; echo y > build/a.py
-echo z > tiny/new.py; rm -rf .git; echo > tests/conftest.py"""
+def test_odd_files_in_a_workspace_do_no_harm_to_the_patch(house: House, bug: BugState) -> None:
+    mess = (
+        r"printf x > $'tiny/\xff\n.py'; ln -s /etc/passwd tiny/link.py; mkfifo pipe; "
+        "mkdir -p tiny/.git build; echo y > build/a.py\n"
+        "echo z > tiny/new.py; rm -rf .git; echo > tests/conftest.py"
+    )
     episode = house.repair([format_action("bash", mess), format_action("submit", "")], bug)
     assert (episode.finish, episode.error) == (FinishReason.SUBMITTED, "")
     assert "tiny/new.py" in episode.submission["patch"]
@@ -224,7 +231,7 @@ def test_a_workspace_too_large_to_read_is_no_repair(house: House, bug: BugState)
     assert episode.submission == {"patch": ""} and "/testbed" in episode.error
 
 
-# ---- what a solver can be given
+# ---- the solver's help
 
 SUBMIT_NOTHING = format_action("submit", "")
 RUN_TESTS = format_action(
@@ -232,7 +239,7 @@ RUN_TESTS = format_action(
 )
 
 
-def test_a_solver_given_tests_sees_them_as_they_should_be_and_nothing_else_of_the_original(
+def test_a_solver_with_the_tests_sees_the_original_tests_and_nothing_else_of_the_original(
     house: House, bug: BugState
 ) -> None:
     found = "grep -c 'def test_mean()' tests/test_numbers.py; grep -c -e '-= value' tiny/numbers.py"
@@ -240,27 +247,27 @@ def test_a_solver_given_tests_sees_them_as_they_should_be_and_nothing_else_of_th
     original = (
         "sed 's/-=/+=/' tiny/numbers.py | git hash-object --stdin --no-filters | git cat-file --batch-check"
     )
-    episode = house.repair([format_action("bash", f"{look}; {original}"), SUBMIT_NOTHING], bug, GIVEN)
+    episode = house.repair([format_action("bash", f"{look}; {original}"), SUBMIT_NOTHING], bug, WITH_HELP)
     assert episode.turns[0].observation.split("\n")[:4] == ["test_script.sh", "1", "1", "1"]
     assert episode.turns[0].observation.split("\n")[4].endswith(" missing")
 
 
 def test_given_tests_fail_before_the_repair_and_pass_after_it(house: House, bug: BugState) -> None:
-    episode = house.repair([RUN_TESTS, SOLVER[1], RUN_TESTS, SUBMIT_NOTHING], bug, GIVEN)
+    episode = house.repair([RUN_TESTS, SOLVER[1], RUN_TESTS, SUBMIT_NOTHING], bug, WITH_HELP)
     before, after = episode.turns[0].observation, episode.turns[2].observation
     assert before.startswith("status 1\n1 failed"), before
     assert after.startswith("status 0\n6 passed"), after
     assert house.grade(bug, episode).passed
 
 
-def test_a_solver_given_tests_predicts_its_own_change_alone(house: House, bug: BugState) -> None:
-    plain, given = house.repair(SOLVER, bug), house.repair(SOLVER, bug, GIVEN)
+def test_the_patch_of_a_solver_with_the_tests_holds_only_its_own_change(house: House, bug: BugState) -> None:
+    plain, given = house.repair(SOLVER, bug), house.repair(SOLVER, bug, WITH_HELP)
     assert "test_numbers" not in given.submission["patch"]
     assert given.submission == plain.submission
-    assert house.repair([SUBMIT_NOTHING], bug, GIVEN).submission == {"patch": ""}
+    assert house.repair([SUBMIT_NOTHING], bug, WITH_HELP).submission == {"patch": ""}
 
 
-def test_test_files_count_in_no_prediction_whatever_they_are_called(house: House, bug: BugState) -> None:
+def test_changes_of_test_files_are_never_in_the_patch(house: House, bug: BugState) -> None:
     named = replace(
         house,
         environment=replace(house.environment, test_files=(*house.environment.test_files, "tiny/text.py")),
@@ -275,17 +282,23 @@ def test_test_files_count_in_no_prediction_whatever_they_are_called(house: House
 
 def test_given_tests_that_a_solver_edits_are_restored_in_grading(house: House, bug: BugState) -> None:
     edit = format_action("bash", "sed -i 's/== 2$/== -2/' tests/test_numbers.py")
-    cheat = house.repair([edit, RUN_TESTS, SUBMIT_NOTHING], bug, GIVEN)
+    cheat = house.repair([edit, RUN_TESTS, SUBMIT_NOTHING], bug, WITH_HELP)
     assert cheat.turns[1].observation.startswith("status 0\n")
     assert cheat.submission == {"patch": "", "restored": "tests/test_numbers.py\n"}
     assert not house.grade(bug, cheat).passed
-    assert house.grade(bug, house.repair([edit, SOLVER[1], SUBMIT_NOTHING], bug, GIVEN)).passed
+    assert house.grade(bug, house.repair([edit, SOLVER[1], SUBMIT_NOTHING], bug, WITH_HELP)).passed
 
 
-def test_given_tests_may_have_names_of_their_own(house: House) -> None:
-    """A hint can make tests of files that no pattern tells for tests. One that is edited is left out of the prediction, which
-    is laid on the weakened tests."""
-    checks = b"from tiny.numbers import mean\n\n\ndef test_a():\n    assert mean([1, 2, 3]) == 2\n\n\ndef test_b():\n    assert mean([0]) == 0\n"
+def test_given_tests_may_have_unusual_names(house: House) -> None:
+    """A hint in the repository list can name test files that match no usual pattern.
+
+    The prediction is applied to the weakened tests. So it must leave out such a file, also if it was edited.
+    """
+    checks = (
+        b"from tiny.numbers import mean\n\n\n"
+        b"def test_a():\n    assert mean([1, 2, 3]) == 2\n\n\n"
+        b"def test_b():\n    assert mean([0]) == 0\n"
+    )
     tree = house.environment.tree.replace({"checks.py": FileEntry(checks)})
     strange = replace(house, environment=replace(house.environment, tree=tree, test_files=("checks.py",)))
     broken = tree.replace(
@@ -302,37 +315,37 @@ def test_given_tests_may_have_names_of_their_own(house: House) -> None:
     bug = BugState(Artifact.from_files(files), 1, "", ("checks.py::test_a",), ("checks.py::test_b",))
     edit = format_action("bash", "sed -i 's/== 2$/== -2/' checks.py")
     for moves, passes in (([SOLVER[1]], True), ([edit, SOLVER[1]], True), ([edit], False)):
-        episode = strange.repair([*moves, SUBMIT_NOTHING], bug, GIVEN)
+        episode = strange.repair([*moves, SUBMIT_NOTHING], bug, WITH_HELP)
         assert "checks.py" not in episode.submission["patch"]
         assert strange.grade(bug, episode).passed == passes
 
 
-def test_a_bug_of_order_two_is_given_with_its_tests(house: House, bug: BugState) -> None:
+def test_a_bug_of_order_two_comes_with_its_tests(house: House, bug: BugState) -> None:
     worse = format_action("bash", "sed -i 's/abs(number)/number/' tiny/numbers.py")
-    attempt = house.repair([worse, SUBMIT_NOTHING], bug, GIVEN).submission["patch"]
+    attempt = house.repair([worse, SUBMIT_NOTHING], bug, WITH_HELP).submission["patch"]
     second = replace(bug, order=2, attempt_patch=attempt)
-    mend = format_action(
+    repair = format_action(
         "bash", "sed -i 's/str(number)/str(abs(number))/; s/-= value/+= value/' tiny/numbers.py"
     )
-    episode = house.repair([RUN_TESTS, mend, RUN_TESTS, SUBMIT_NOTHING], second, GIVEN)
+    episode = house.repair([RUN_TESTS, repair, RUN_TESTS, SUBMIT_NOTHING], second, WITH_HELP)
     assert episode.turns[0].observation.startswith("status 1\n2 failed")
     assert episode.turns[2].observation.startswith("status 0\n")
     assert "test_numbers" not in episode.submission["patch"] and house.grade(second, episode).passed
 
 
-def test_suspects_stand_in_the_prompt_with_their_lines_in_the_code_that_the_solver_sees(
+def test_the_prompt_lists_suspects_with_their_lines_in_the_solvers_own_code(
     house: House, bug: BugState
 ) -> None:
-    shown = house.repair([SUBMIT_NOTHING], bug, GIVEN).messages[0]["content"]
+    shown = house.repair([SUBMIT_NOTHING], bug, WITH_HELP).messages[0]["content"]
     assert shown.endswith("E   assert -6.0 == 2\ngrep -n '' tiny/numbers.py | sed -n '13,17p' # mean")
     longer = format_action("bash", "sed -i '1a\\\\nimport math' tiny/numbers.py")
     attempt = house.repair([longer, SUBMIT_NOTHING], bug).submission["patch"]
     second = replace(bug, order=2, attempt_patch=attempt)
-    shown = house.repair([SUBMIT_NOTHING], second, GIVEN).messages[0]["content"]
+    shown = house.repair([SUBMIT_NOTHING], second, WITH_HELP).messages[0]["content"]
     assert shown.endswith("\ngrep -n '' tiny/numbers.py | sed -n '15,19p' # mean")
 
 
-def test_a_solver_is_given_neither_tests_nor_suspects_unless_configured(house: House, bug: BugState) -> None:
+def test_a_solver_gets_neither_tests_nor_suspects_unless_configured(house: House, bug: BugState) -> None:
     episode = house.repair(
         [
             format_action("bash", "ls /submit; grep -c 'def test_mean()' tests/test_numbers.py"),
@@ -345,11 +358,11 @@ def test_a_solver_is_given_neither_tests_nor_suspects_unless_configured(house: H
     assert solver_task(house.environment, "bug-1", bug, "", CONFIG).suspects == ()
 
 
-# ---- runs of the given script that episodes share
+# ---- runs of the given test script that episodes share
 
 
 class CountingBackend:
-    """A real backend that counts what it opened."""
+    """A real backend that counts the sandboxes that it opened."""
 
     def __init__(self, backend: SandboxBackend) -> None:
         self._backend, self.opened = backend, 0
@@ -364,25 +377,23 @@ def counting_runner(house: House) -> tuple[CountingBackend, TestRunner]:
     return backend, TestRunner(cast(SandboxBackend, backend), CONFIG.validator, Limits(), LABELS)
 
 
-def test_attempts_with_equal_workspaces_share_the_runs_of_the_given_script_and_grading_takes_them_up(
+def test_attempts_with_equal_workspaces_and_their_grading_share_runs_of_the_given_script(
     house: House, bug: BugState
 ) -> None:
     backend, shared = counting_runner(house)
     replies = [RUN_TESTS, SOLVER[1], RUN_TESTS, SUBMIT_NOTHING]
-    episode = house.repair(replies, bug, GIVEN, shared)
+    episode = house.repair(replies, bug, WITH_HELP, shared)
     assert episode.turns[0].observation.startswith("status 1\n1 failed") and episode.turns[
         2
     ].observation.startswith("status 0\n6 passed")
-    assert backend.opened == 2  # broken and mended
-    assert house.repair(replies, bug, GIVEN, shared).turns[2].observation == episode.turns[2].observation
+    assert backend.opened == 2  # one for the broken code, one for the repaired code
+    assert house.repair(replies, bug, WITH_HELP, shared).turns[2].observation == episode.turns[2].observation
     assert backend.opened == 2
     assert grade(bug, episode.submission["patch"], house.environment, shared, confirm=False).passed
-    assert backend.opened == 2  # the house's own parser needs none
+    assert backend.opened == 2  # the default parser needs no sandbox
 
 
-def test_an_injectors_own_run_is_the_one_that_its_artifact_is_judged_by(
-    house: House, injected: Episode
-) -> None:
+def test_the_verdict_on_an_artifact_uses_the_injectors_own_test_run(house: House, injected: Episode) -> None:
     backend, shared = counting_runner(house)
     episode = house.inject(INJECTOR, runner=shared)
     assert (
@@ -393,13 +404,14 @@ def test_an_injectors_own_run_is_the_one_that_its_artifact_is_judged_by(
     artifact = Artifact.from_files(episode.submission)
     buggy = apply_patch(house.environment.tree, artifact.bug_inject)
     assert shared.run(house.environment, buggy, artifact.test_script, artifact.test_parser).cached
-    assert (opened, backend.opened) == (1, 1)  # the house's own parser needs none
+    assert (opened, backend.opened) == (1, 1)  # the default parser needs no sandbox
 
 
 @pytest.mark.parametrize(
     "command",
     [
-        "bash /submit/test_script.sh | grep -oE '[0-9]+ (failed|error)' && git checkout -q tiny/numbers.py; git status -s",
+        "bash /submit/test_script.sh | grep -oE '[0-9]+ (failed|error)' "
+        "&& git checkout -q tiny/numbers.py; git status -s",
         "bash /submit/test_script.sh 2>&1 | grep -c PASSED; echo ${PIPESTATUS[*]}",
         "bash /submit/test_script.sh > /tmp/log; echo $?; grep -c PASSED /tmp/log",
         "bash /submit/test_script.sh | wc -l < /submit/test_script.sh",
@@ -408,19 +420,22 @@ def test_an_injectors_own_run_is_the_one_that_its_artifact_is_judged_by(
         "echo 'def' > tests/conftest.py; bash /submit/test_script.sh | grep -c PASSED",
     ],
 )
-def test_a_command_with_the_given_script_prints_the_same_where_its_runs_are_shared(
+def test_a_command_with_the_given_script_prints_the_same_with_shared_runs(
     house: House, bug: BugState, command: str
 ) -> None:
     replies = [SOLVER[1], format_action("bash", command), SUBMIT_NOTHING]
-    alone, shared = house.repair(replies, bug, GIVEN), house.repair(replies, bug, GIVEN, runner(house))
+    alone, shared = (
+        house.repair(replies, bug, WITH_HELP),
+        house.repair(replies, bug, WITH_HELP, runner(house)),
+    )
     assert shared.turns[1].observation == alone.turns[1].observation
     assert shared.submission == alone.submission
 
 
-def test_a_broken_conftest_is_reported_where_runs_are_shared(house: House, bug: BugState) -> None:
+def test_a_broken_conftest_is_reported_with_shared_runs(house: House, bug: BugState) -> None:
     break_it = format_action("bash", "echo 'raise RuntimeError(1)' > tests/conftest.py")
     episode = house.repair(
-        [break_it, RUN_TESTS.replace("> /tmp/log", "| cat"), SUBMIT_NOTHING], bug, GIVEN, runner(house)
+        [break_it, RUN_TESTS.replace("> /tmp/log", "| cat"), SUBMIT_NOTHING], bug, WITH_HELP, runner(house)
     )
     assert "conftest" in episode.turns[1].observation
 
@@ -430,24 +445,27 @@ def test_a_script_that_a_policy_changed_runs_in_its_own_sandbox(house: House, bu
     change = format_action("bash", "echo 'echo mine' > /submit/test_script.sh")
     run = format_action("bash", "bash /submit/test_script.sh")
     assert (
-        house.repair([change, run, SUBMIT_NOTHING], bug, GIVEN, shared)
+        house.repair([change, run, SUBMIT_NOTHING], bug, WITH_HELP, shared)
         .turns[1]
         .observation.startswith("mine\n")
     )
     assert backend.opened == 0
 
 
-def test_what_one_sandbox_holds_beside_its_workspace_reaches_no_other_through_shared_runs(
+def test_a_shared_run_sees_nothing_of_a_sandbox_but_the_files_of_its_workspace(
     house: House, bug: BugState
 ) -> None:
-    """Links, variables and files elsewhere could make a run of one's own say something; a shared one knows the workspace's files only."""
+    """Links, variables and files elsewhere must not change a shared run: other episodes get its output."""
     shared = runner(house)
-    mark = "export PYTEST_ADDOPTS=--version; mkdir -p /tmp/x; ln -s /tmp/x tests/linked; echo 'def test_told(): pass' > /tmp/x/test_told.py"
+    mark = (
+        "export PYTEST_ADDOPTS=--version; mkdir -p /tmp/x; ln -s /tmp/x tests/linked; "
+        "echo 'def test_extra(): pass' > /tmp/x/test_extra.py"
+    )
     run = format_action("bash", "bash /submit/test_script.sh | tail -n 1")
-    told = house.repair([format_action("bash", mark), run, SUBMIT_NOTHING], bug, GIVEN, shared)
-    assert told.turns[1].observation.startswith("1 failed, 5 passed")
-    other = house.repair([run, SUBMIT_NOTHING], bug, GIVEN, shared)
-    assert other.turns[0].observation.split("\n")[0] == told.turns[1].observation.split("\n")[0]
+    marked = house.repair([format_action("bash", mark), run, SUBMIT_NOTHING], bug, WITH_HELP, shared)
+    assert marked.turns[1].observation.startswith("1 failed, 5 passed")
+    other = house.repair([run, SUBMIT_NOTHING], bug, WITH_HELP, shared)
+    assert other.turns[0].observation.split("\n")[0] == marked.turns[1].observation.split("\n")[0]
 
 
 # ---- what a solver can learn from git (threats, row 1)
@@ -455,13 +473,16 @@ def test_what_one_sandbox_holds_beside_its_workspace_reaches_no_other_through_sh
 
 def test_the_solver_finds_one_commit_and_no_other_object(house: House, bug: BugState) -> None:
     script = (
-        "git rev-list --all --reflog --count; git for-each-ref | wc -l; git stash list; git fsck --full --no-reflogs --unreachable; "
-        "ls .git/logs .git/packed-refs .git/ORIG_HEAD .git/FETCH_HEAD .git/worktrees .git/objects/info/alternates 2>/dev/null; "
-        "git cat-file --batch-check --batch-all-objects | cut -d' ' -f2 | sort | uniq -c; git status -s; git log --format='%an %aI'"
+        "git rev-list --all --reflog --count; git for-each-ref | wc -l; git stash list; "
+        "git fsck --full --no-reflogs --unreachable; "
+        "ls .git/logs .git/packed-refs .git/ORIG_HEAD .git/FETCH_HEAD .git/worktrees "
+        ".git/objects/info/alternates 2>/dev/null; "
+        "git cat-file --batch-check --batch-all-objects | cut -d' ' -f2 | sort | uniq -c; "
+        "git status -s; git log --format='%an %aI'"
     )
     episode = house.repair([format_action("bash", script), format_action("submit", "")], bug)
     seen = [" ".join(line.split()) for line in episode.turns[0].observation.split("\n")[:-1]]
-    counts = {"blob": 11, "commit": 1, "tree": 3}  # one blob a file, one tree a folder
+    counts = {"blob": 11, "commit": 1, "tree": 3}  # one blob per file, one tree per folder
     assert seen == [
         "1",
         "1",
@@ -471,9 +492,12 @@ def test_the_solver_finds_one_commit_and_no_other_object(house: House, bug: BugS
 
 
 def test_no_object_of_the_original_reaches_the_solver(house: House, bug: BugState) -> None:
-    """Neither the original of the broken file nor the weakened tests, by their git names; those that are unchanged do."""
+    """The original of the broken file is missing under its git hash. An unchanged file is there."""
     show = "git hash-object --stdin --no-filters | git cat-file --batch-check"
-    script = f"git ls-files -s tiny/letters.py | cut -c8-47 | git cat-file --batch-check; sed 's/-=/+=/' tiny/numbers.py | {show}"
+    script = (
+        "git ls-files -s tiny/letters.py | cut -c8-47 | git cat-file --batch-check; "
+        f"sed 's/-=/+=/' tiny/numbers.py | {show}"
+    )
     episode = house.repair([format_action("bash", script), format_action("submit", "")], bug)
     kept, broken = episode.turns[0].observation.split("\n")[:2]
     assert " blob " in kept and broken.endswith(" missing")
@@ -482,11 +506,12 @@ def test_no_object_of_the_original_reaches_the_solver(house: House, bug: BugStat
 # ---- the injector's workspace
 
 
-def test_the_history_strategy_gives_the_history_and_a_clean_work_tree(house: House) -> None:
+def test_the_history_strategy_has_the_history_and_a_clean_work_tree(house: House) -> None:
     with house.workspace() as box:
         prepare_injector(box, house.injector_task("history"), CONFIG)
         log = box.run(
-            "git log --format=%s; git status --porcelain; ls /tmp; git show --stat HEAD~1 | grep -c numbers.py"
+            "git log --format=%s; git status --porcelain; ls /tmp; "
+            "git show --stat HEAD~1 | grep -c numbers.py"
         ).text
         assert log.split("\n") == [
             "Reports",
@@ -500,7 +525,7 @@ def test_the_history_strategy_gives_the_history_and_a_clean_work_tree(house: Hou
 
 
 @pytest.mark.parametrize("strategy", ["direct", "removal"])
-def test_other_strategies_give_one_commit(house: House, strategy: str) -> None:
+def test_other_strategies_have_one_commit(house: House, strategy: str) -> None:
     with house.workspace() as box:
         prepare_injector(box, house.injector_task(strategy), CONFIG)
         assert box.run("git log --format=%s; git status --porcelain").text == "The repository as it is\n"
@@ -513,7 +538,7 @@ def test_setting_up_leaves_the_session_as_it_was(house: House) -> None:
         assert box.run("pwd; env | grep -v ^_= | sort").text == before and "GIT_AUTHOR" not in before
 
 
-def test_given_tests_run_as_they_are_laid_out(house: House) -> None:
+def test_given_tests_can_be_run_and_parsed_as_they_are(house: House) -> None:
     with house.workspace() as box:
         prepare_injector(box, house.injector_task(), CONFIG)
         assert box.run("cat /submit/test_files.txt").text == "tests/test_numbers.py\n"
@@ -523,7 +548,7 @@ def test_given_tests_run_as_they_are_laid_out(house: House) -> None:
         assert '"tests/test_numbers.py::test_mean": "passed"' in parsed and "failed" not in parsed
 
 
-def test_nothing_is_given_unless_configured(house: House) -> None:
+def test_an_injector_gets_no_help_unless_configured(house: House) -> None:
     config = CONFIG.model_copy(update={"injector": InjectorSettings()})
     with house.workspace() as box:
         prepare_injector(box, house.injector_task(), config)
@@ -531,10 +556,10 @@ def test_nothing_is_given_unless_configured(house: House) -> None:
     assert injector_prompts(house.injector_task(), config)[1].text == "injector direct\ntests/test_numbers.py"
 
 
-# ---- what is taken from the injector
+# ---- the injector's submission
 
 
-def test_only_named_files_are_handed_in_whatever_the_text_claims(house: House) -> None:
+def test_only_regular_files_of_the_artifact_are_submitted(house: House) -> None:
     names = "/submit/bug_inject.diff\n./test_weaken.diff\n../etc/passwd\nmissing.txt"
     episode = house.inject(
         [
@@ -545,7 +570,7 @@ def test_only_named_files_are_handed_in_whatever_the_text_claims(house: House) -
     assert episode.submission == {"bug_inject.diff": "a\n"}
 
 
-def test_without_a_submit_call_nothing_is_handed_in(house: House) -> None:
+def test_without_a_submit_call_nothing_is_submitted(house: House) -> None:
     config = CONFIG.model_copy(update={"agent": CONFIG.agent.model_copy(update={"max_turns": 3})})
     episode = house.inject(INJECTOR, config=config)
     assert (episode.finish, episode.submission) == (FinishReason.MAX_TURNS, {})
@@ -564,14 +589,14 @@ class Broken:
         raise SandboxUnavailable("no sandbox can be opened")
 
 
-def test_a_machine_that_opens_no_sandbox_is_an_episode_without_blame(house: House, bug: BugState) -> None:
+def test_if_no_sandbox_can_be_opened_the_episode_is_an_environment_error(house: House, bug: BugState) -> None:
     broken = replace(house, backend=Broken())  # type: ignore[arg-type]
     for episode in (broken.inject(INJECTOR), broken.repair(SOLVER, bug)):
         assert (episode.finish, episode.error) == (FinishReason.ENV_ERROR, "no sandbox can be opened")
         assert episode.turns == () and episode.token_ids == ()
 
 
-def test_equal_places_give_equal_episodes(house: House) -> None:
+def test_equal_keys_give_equal_episodes(house: House) -> None:
     first, second = (
         house.inject([format_action("bash", "echo same"), format_action("submit", FIVE)]) for _ in range(2)
     )

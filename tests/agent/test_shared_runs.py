@@ -1,4 +1,4 @@
-"""Where the given script runs when the agent asks for it, in real sandboxes."""
+"""The sandbox in which the given test script runs when the agent calls it. With real sandboxes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ COMMAND = f"bash {SUBMIT}/test_script.sh"
 
 @contextmanager
 def shared(script: str, cache: Path, script_timeout_s: float = 20.0) -> Iterator[tuple[Sandbox, SharedTests]]:
-    """A workspace with a.txt, and the same sandbox with shared runs of the script."""
+    """(a sandbox whose workspace holds a.txt, the same sandbox with shared runs of the script)"""
     environment = an_environment(script)
     backend = open_backend("bubblewrap", cache)[0]
     runner = TestRunner(backend, ValidatorSettings(script_timeout_s=script_timeout_s), Limits(), LABELS)
@@ -41,7 +41,7 @@ def test_the_script_runs_elsewhere_and_its_output_goes_through_the_pipe_here(tmp
         assert box.run("ls").text == "a.txt\n"
 
 
-def test_a_script_that_overruns_elsewhere_is_not_run_here_once_more(tmp_path: Path) -> None:
+def test_a_script_that_times_out_elsewhere_is_not_run_again_here(tmp_path: Path) -> None:
     with shared("touch ran.txt; echo begun; sleep 30\n", tmp_path, script_timeout_s=1.0) as (box, tests):
         done = tests.run(COMMAND, timeout_s=1.0)
         assert (done.exit_code, done.timed_out, done.text) == (124, True, "begun\n")
@@ -49,7 +49,7 @@ def test_a_script_that_overruns_elsewhere_is_not_run_here_once_more(tmp_path: Pa
         assert box.run("ls").text == "a.txt\n"
 
 
-def test_an_injector_whose_tests_overrun_has_its_diff_stored_all_the_same(tmp_path: Path) -> None:
+def test_an_injector_whose_tests_time_out_still_has_its_diff_stored(tmp_path: Path) -> None:
     with shared("sleep 30\n", tmp_path, script_timeout_s=1.0) as (box, tests):
         assert tests.run(f"git diff > {SUBMIT}/bug_inject.diff; {COMMAND}", timeout_s=1.0).timed_out
         assert box.run(f"ls {SUBMIT}").text == "bug_inject.diff\ntest_script.sh\n"

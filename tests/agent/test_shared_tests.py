@@ -1,4 +1,4 @@
-"""Which commands of an episode take a known run of the given script in its place. What they then print: test_roles.py."""
+"""Which commands of an episode use a shared run of the given script. What they print: test_roles.py."""
 
 import pytest
 
@@ -19,7 +19,7 @@ SCRIPT = "bash /submit/test_script.sh"
         "\necho done",
     ],
 )
-def test_a_command_that_begins_with_the_script_is_fed_its_output(after: str) -> None:
+def test_a_command_that_begins_with_the_script_uses_a_shared_run(after: str) -> None:
     assert around_script(SCRIPT + after) == ("", after)
 
 
@@ -45,5 +45,5 @@ def test_an_injector_may_store_its_diff_first() -> None:
         "python -m pytest",
     ],
 )
-def test_every_other_command_runs_as_it_is(command: str) -> None:
+def test_every_other_command_runs_unchanged(command: str) -> None:
     assert around_script(command) is None

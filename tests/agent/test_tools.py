@@ -1,4 +1,4 @@
-"""Tool calls: what is read as one, what an edit does, and what an observation may show."""
+"""Tool calls: which texts are one, what an edit does, and what an observation may show."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from tiny_policy import build_tiny_tokenizer
 
 FILE = "import os\n\ndef f(x):\n    y = x + 1\n    return y + y\n\ndef g(x):\n    y = x + 1\n    return y\n"
 
+A_TO_B = "<<<<<<< SEARCH\na\n=======\nb\n>>>>>>> REPLACE"
+
 
 @pytest.mark.parametrize(
     ("tool", "body"),
@@ -25,7 +27,7 @@ def test_a_formatted_call_reads_back(tool: str, body: str) -> None:
     assert (action.tool, action.body) == (tool, body)
 
 
-def test_reasoning_may_stand_before_a_call() -> None:
+def test_reasoning_may_precede_a_call() -> None:
     action = parse_action("I will look at `<tool: bash>` output first.\n<tool: bash>\nls\n</tool>\n")
     assert (action.body, action.thought) == ("ls", "I will look at `<tool: bash>` output first.")
 
@@ -46,12 +48,12 @@ def test_reasoning_may_stand_before_a_call() -> None:
         ("<tool: edit>\na.py\nold\nnew\n</tool>", "SEARCH"),
         ("<tool: edit>\na.py\n<<<<<<< SEARCH\n=======\nx\n>>>>>>> REPLACE\n</tool>", "empty"),
         (
-            "<tool: edit>\na.py\n<<<<<<< SEARCH\na\n=======\nb\n>>>>>>> REPLACE\n<<<<<<< SEARCH\na\n=======\nb\n>>>>>>> REPLACE\n</tool>",
+            f"<tool: edit>\na.py\n{A_TO_B}\n{A_TO_B}\n</tool>",
             "SEARCH",
         ),
     ],
 )
-def test_what_is_no_call_is_refused_with_an_explanation(text: str, complaint: str) -> None:
+def test_text_that_is_not_one_call_is_refused_with_an_explanation(text: str, complaint: str) -> None:
     with pytest.raises(BadFormat, match=complaint):
         parse_action(text)
 
@@ -87,7 +89,7 @@ def test_an_edit_with_a_line_changes_that_line_only() -> None:
     assert apply_edit(FILE, "+", "-", 8) == FILE[: FILE.rindex("+")] + "-" + FILE[FILE.rindex("+") + 1 :]
 
 
-def test_an_edit_with_a_line_may_run_on_over_the_next() -> None:
+def test_an_edit_with_a_line_may_continue_on_the_next_line() -> None:
     assert apply_edit("a\nb\nc\n", "b\nc", "d", 2) == "a\nd\n"
 
 
@@ -125,11 +127,11 @@ def test_an_edit_keeps_windows_line_ends() -> None:
     assert apply_edit("a\r\nb\r\nc\r\n", "a\nb", "x\ny") == "x\r\ny\r\nc\r\n"
 
 
-def test_observations_end_with_what_is_left() -> None:
+def test_observations_end_with_the_turns_and_tokens_left() -> None:
     assert render_observation("out", 1, 3, 420) == "out\n[exit 1; 3 turns, 420 tokens left]"
 
 
-def test_escapes_and_invisible_characters_are_spelled_out() -> None:
+def test_escapes_and_invisible_characters_are_shown_as_text() -> None:
     shown = make_harmless("red\x1b[31m\rback\x07 \u202egnp.exe\u200b\x9b tab\tend\r\n")
     assert shown == "red\\x1b[31m\\x0dback\\x07 \\u202egnp.exe\\u200b\\x9b tab\tend\n"
 
@@ -154,7 +156,7 @@ def test_long_output_keeps_head_and_tail_by_whole_lines(chat: ChatFormat) -> Non
     assert len(chat.encode("\n".join(shown))) <= 100
 
 
-def test_one_endless_line_is_cut_within(chat: ChatFormat) -> None:
+def test_one_very_long_line_is_cut_in_the_middle(chat: ChatFormat) -> None:
     shown = cap_output("x" * 500_000, 64, chat.spans)
     assert shown.startswith("xx") and shown.endswith("xx") and "characters cut]" in shown
     assert len(chat.encode(shown)) <= 64
