@@ -1,4 +1,6 @@
-"""Self-play bug injection and repair: one policy, two roles, verdicts by execution (the SSR method, arXiv 2512.18552)."""
+"""Self-play bug injection and repair: one policy, two roles, verdicts by execution (the SSR method, arXiv
+2512.18552).
+"""
 
 from selfplay.runtime.torch_builds import leave_out_mismatched
 

@@ -67,7 +67,7 @@ from selfplay.commands.options import (
     WarmStartConfig,
     WarmStartOutput,
 )
-from selfplay.errors import SelfplayError, UsageError, full_disk_told
+from selfplay.errors import SelfplayError, UsageError, full_disk_reported
 from selfplay.runtime.heaps import bound_heaps
 
 app = typer.Typer(
@@ -92,8 +92,7 @@ def train(
 ) -> None:
     """Play, judge and train over a list of repositories.
 
-    Example:
-    [bold]selfplay train --repos runs/recipes/quickstart-repos.txt --config runs/recipes/quickstart.toml[/bold]
+    Example: [bold]selfplay train --repos list.txt --config runs/recipes/quickstart.toml[/bold]
     """
     if dry_run:
         from selfplay.commands.dry_run import dry_run_training
@@ -222,7 +221,8 @@ def evaluate(
     compare: EvalCompare = None,
     json_: AsJson = False,
 ) -> None:
-    """A policy's repair rate on bugs, sampled and greedy, with standard errors; or two policies compared on the same bugs.
+    """A policy's repair rate on bugs, sampled and greedy, with standard errors; or two policies compared on
+    the same bugs.
 
     Example: [bold]selfplay eval --tasks own --config runs/recipes/quickstart.toml --output A[/bold],
     then [bold]selfplay eval --compare A B[/bold]
@@ -286,7 +286,8 @@ def plan(
     runs: RunRoot = Path("runs"),
     json_: AsJson = False,
 ) -> None:
-    """Simulate N GPUs, from a run or from the paper: episodes an hour, idle shares, staleness, and the best split.
+    """Simulate N GPUs, from a run or from the paper: episodes an hour, idle shares, staleness, and the best
+    split.
 
     Example: [bold]selfplay plan --workload paper --gpus 512[/bold]
     or [bold]selfplay plan RUN --gpus 64 --parameters 8e9[/bold]
@@ -333,7 +334,7 @@ def main() -> None:
     """Entry point: deliberate errors become one message and their exit code, never a traceback."""
     bound_heaps()
     try:
-        with full_disk_told(Path.cwd()):
+        with full_disk_reported(Path.cwd()):
             app(standalone_mode=True)
     except SelfplayError as error:
         from rich.console import Console

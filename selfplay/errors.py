@@ -1,29 +1,29 @@
 """Every error that selfplay raises on purpose. A message names the thing, the value and the remedy.
 
 SelfplayError
-├── UsageError                    what the person typed or wrote is wrong; exit code 2
-│   ├── ConfigError               unknown key, wrong type, impossible combination
-│   ├── PlacementError            what the settings ask for does not fit the machines, with the figure
-│   └── RepositoryListError       every bad line of a list, with its number
-├── PrerequisiteError             something this machine lacks, with the command that mends it
-│   └── DiskFullError             no space where selfplay keeps something
-├── PartError                     a part of one's own cannot be loaded, raised, or returned what is no number
-├── RepositoryError               a repository cannot be fetched or read
-├── EnvironmentBuildError         its tests do not run here (`log_tail` holds the end of the log)
-├── PatchError                    a diff that is not one, lies, or does not apply (the policy's fault)
-├── ArtifactError                 an artifact folder that cannot be read as one (the policy's fault)
-├── OutcomesError                 a test-outcome map that is not one (the policy's fault)
+├── UsageError                   what the person typed or wrote is wrong; exit code 2
+│   ├── ConfigError              unknown key, wrong type, impossible combination
+│   ├── PlacementError           the settings do not fit the machines; the message has the figure
+│   └── RepositoryListError      every bad line of a list, with its number
+├── PrerequisiteError            this machine lacks something; the message has the command that fixes it
+│   └── DiskFullError            no space where selfplay keeps something
+├── PartError                    a part of one's own cannot be loaded, fails, or returns what is no number
+├── RepositoryError              a repository cannot be fetched or read
+├── EnvironmentBuildError        a repository's tests do not run here (`log_tail`: the end of the log)
+├── PatchError                   text is no diff, lies, or does not apply (the policy's fault)
+├── ArtifactError                a folder cannot be read as an artifact (the policy's fault)
+├── OutcomesError                a parser's output is no map of outcomes (the policy's fault)
 ├── SandboxError
-│   ├── SandboxLost               gone, and a fresh one works: what ran in it killed it
-│   └── SandboxUnavailable        gone, and a fresh one fails too: the machine's fault, never a score
-│       └── SandboxInterrupted    gone by what was done to it from outside, although a fresh one works
-├── EngineError                   a model cannot be loaded or does not answer
-│   ├── ServerLost                a rollout server does not answer any more; its requests go elsewhere
-│   └── WeightSyncError           trainer and servers do not hold the same weights, or a server did not take them in time
-├── TrainerError                 a process of the trainer died, hung or failed (`rank` and the end of its log, `log_tail`)
-├── PromptError                   a template is missing, or uses a variable that it was not given
-├── StoreError                    a database that is corrupt, newer than this code, or held by another writer
-└── RunError                      a run folder that cannot be started, resumed or read
+│   ├── SandboxLost              a sandbox is gone and a fresh one works: what ran in it killed it
+│   └── SandboxUnavailable       a fresh one fails too: the machine's fault, never a score
+│       └── SandboxInterrupted   something outside ended it, although a fresh one works
+├── EngineError                  a model cannot be loaded or does not answer
+│   ├── ServerLost               a rollout server does not answer any more; its requests go elsewhere
+│   └── WeightSyncError          servers do not hold the trainer's weights, or did not take them in time
+├── TrainerError                 a process of the trainer died, hung or failed (`rank`, `log_tail`)
+├── PromptError                  a template is missing, or uses a variable that it was not given
+├── StoreError                   a database is corrupt, newer than this code, or held by another writer
+└── RunError                     a run folder cannot be started, resumed or read
 """
 
 import errno
@@ -47,7 +47,7 @@ class ConfigError(UsageError):
 
 
 class PartError(SelfplayError):
-    """A part of one's own (`package.module:name` in a setting) is at fault; the message names setting and part."""
+    """A part of one's own (`package.module:name`) is at fault. The message names the setting and the part."""
 
 
 class PlacementError(UsageError):
@@ -71,12 +71,13 @@ class PrerequisiteError(SelfplayError):
 class DiskFullError(PrerequisiteError):
     def __init__(self, place: Path, detail: object) -> None:
         super().__init__(
-            f"no space is left for {place}: {detail}. Free some there, or let SELFPLAY_CACHE, TMPDIR and run.folder name another disk."
+            f"no space is left for {place}: {detail}. Free some there, "
+            "or let SELFPLAY_CACHE, TMPDIR and run.folder name another disk."
         )
 
 
 @contextmanager
-def full_disk_told(place: Path) -> Iterator[None]:
+def full_disk_reported(place: Path) -> Iterator[None]:
     """Let an OSError that means a full disk be a DiskFullError, which names `place`; others pass."""
     try:
         yield

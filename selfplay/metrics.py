@@ -1,7 +1,7 @@
 """Where measurements go: a MetricSink takes flat rows. `metrics.sinks` names them (see selfplay/parts.py).
 
-A sink is made from the run's folder. Invariant: no sink loses or alters a row. metrics.jsonl is always written, since a resumed
-run reads it.
+A sink is made from the run's folder. Invariant: no sink loses or alters a row. metrics.jsonl is always
+written, since a resumed run reads it.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
+
+from selfplay import parts
 
 Value = float | int | str | bool | None
 
@@ -39,7 +41,10 @@ class JsonlSink:
 
 
 class CsvSink:
-    """One line a value: update or evaluation, its number, the metric's name, the value. Rows have different metrics."""
+    """One line a value: update or evaluation, its number, the metric's name, the value.
+
+    Rows have different metrics.
+    """
 
     def __init__(self, path: Path) -> None:
         is_new = not path.exists()
@@ -72,6 +77,11 @@ class Fanout:
     def close(self) -> None:
         for sink in self._sinks:
             sink.close()
+
+
+def open_sinks(names: Sequence[str], run: Path) -> MetricSink:
+    """The sinks that `metrics.sinks` names, as one. run: the run's folder."""
+    return Fanout([parts.call("metrics.sinks", name, run) for name in names])
 
 
 def open_jsonl(run: Path) -> MetricSink:

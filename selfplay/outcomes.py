@@ -1,6 +1,7 @@
 """TestOutcomes: test id -> passed | failed, and the strict reading of the map that a parser prints.
 
-Skipped, expected and vanished tests are in neither set, so only an explicit pass is a pass. Invariant: the sets are disjoint.
+Skipped, expected and vanished tests are in neither set, so only an explicit pass is a pass. Invariant: the
+sets are disjoint.
 """
 
 from __future__ import annotations
@@ -55,7 +56,8 @@ class TestOutcomes:
         for name, outcome in value.items():
             if not isinstance(outcome, str) or outcome not in ("passed", "failed"):
                 raise OutcomesError(
-                    f"the outcome of {_quote(name)} is {_quote(outcome)}; only 'passed' and 'failed' are known, leave skipped tests out"
+                    f"the outcome of {_quote(name)} is {_quote(outcome)}; "
+                    "only 'passed' and 'failed' are known, leave skipped tests out"
                 )
         return cls(
             frozenset(name for name, outcome in value.items() if outcome == "passed"),
@@ -64,7 +66,7 @@ class TestOutcomes:
 
 
 def parse_outcomes(data: bytes, max_ids: int) -> TestOutcomes:
-    """Read what a parser printed. Hostile input: depth, duplicates, lone surrogates, control characters and sizes are checked.
+    """Read what a parser printed. It is hostile: depth, duplicates, odd characters and sizes are checked.
 
     Raises OutcomesError that says what is wrong.
     """
@@ -74,7 +76,8 @@ def parse_outcomes(data: bytes, max_ids: int) -> TestOutcomes:
         value = json.loads(data.decode("utf-8"), object_pairs_hook=_object)
     except (ValueError, RecursionError) as error:
         raise OutcomesError(
-            f"the parser's output is not one JSON object in UTF-8 ({_reason(error)}); it starts with {data[:40]!r}"
+            f"the parser's output is not one JSON object in UTF-8 ({_reason(error)}); "
+            f"it starts with {data[:40]!r}"
         ) from error
     if isinstance(value, dict):
         if len(value) > max_ids:

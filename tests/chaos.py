@@ -1,7 +1,10 @@
-"""Kills processes of real training runs at random moments and compares what becomes of them with a run left alone (`make chaos KILLS=50`).
+"""Kills processes of training runs at random moments, and compares the results with an undisturbed run.
 
-Each run is `selfplay train`, resumed until all its updates are done. Prints a line a kill; the first failure ends it with exit code 1,
-the seed, what was killed and how to repeat it. Invariant: only processes below a run that was started here are killed.
+    make chaos KILLS=50
+
+Each run is `selfplay train`, resumed until all its updates are done. It prints a line for each kill. The first
+failure ends it with exit code 1; it prints the seed, what was killed, and the command to repeat it.
+Invariant: it kills only processes of runs that it started.
 """
 
 from __future__ import annotations
@@ -55,12 +58,10 @@ from tiny_repository import FILES, TEST_IDS, build_tiny_repository
 ROOT = Path(__file__).parents[1]
 NAME = "chaos"
 WAIT_FOR_VICTIM_S = 20.0
-GONE_S = 20.0  # after the controller's end nothing of the run may live longer
-MOST_KILLS = 8  # of one run: it must come to its end now and then, to be compared
-MAY_STOP_THE_RUN = (
-    RANK,
-    HELPER,
-)  # its death is an error that is told; everything else the run gets over by itself
+GONE_S = 20.0  # how long processes of a run may live after the controller's end
+MOST_KILLS = 8  # kills in one run: with more, too few runs end and can be compared
+# If one of these dies, the run may stop with an error. It must survive the death of all others.
+MAY_STOP_THE_RUN = (RANK, HELPER)
 
 GAME: dict[str, dict[str, Any]] = {
     "": {"seed": 11},
@@ -84,7 +85,8 @@ GAME: dict[str, dict[str, Any]] = {
     "sandbox": {"type": "bubblewrap"},
     "trainer": {"learning_rate": 1e-3, "warmup_updates": 1, "bf16": False},
 }
-CARRIED = {  # what the carried policy was made for, as in the quickstart
+# Settings that fit the policy that comes with selfplay, as in the quickstart.
+CARRIED = {
     "agent": {
         "max_turns": 8,
         "context_tokens": 3072,
@@ -99,47 +101,58 @@ CARRIED = {  # what the carried policy was made for, as in the quickstart
 
 @dataclass(frozen=True)
 class Scenario:
-    """What is run and who may be killed how often; is_exact: at its end it must equal the run that was left alone."""
+    """A kind of run, and what may be killed in it.
+
+    share         weight of the scenario in the number of kills
+    victims       kind of process -> weight
+    is_exact      the run must end with the contents of an undisturbed run
+    needs         a module without which the scenario is left out
+    is_evaluated  the run evaluates after each update
+    left_out      fields of an episode that are not compared
+    """
 
     name: str
     share: int
     victims: Mapping[str, int]
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     is_exact: bool = True
-    needs: str = ""  # a module
+    needs: str = ""
     is_evaluated: bool = False
-    left_out: tuple[str, ...] = ()  # of an episode, where it is compared
+    left_out: tuple[str, ...] = ()
 
 
 SANDBOXES = {MONITOR: 2, SERVER: 2, TEST_RUN: 2, PARSER: 1}
 SCENARIOS = (
     Scenario("scripted", 60, {CONTROLLER: 7, HELPER: 1, **SANDBOXES}, is_evaluated=True),
-    # A process that a policy's own command started may as well have been killed by that command: what it prints then is what happened.
+    # A killed process of a policy's command changes the observation: the command might have killed it itself.
     Scenario("commands", 14, {COMMAND: 8, CONTROLLER: 2, **SANDBOXES}, is_exact=False),
     Scenario(
-        "deepspeed", 14, {RANK: 1, CONTROLLER: 1}, {"trainer": GAME["trainer"] | {"type": "deepspeed", "ranks": 2, "zero_stage": 2}},
+        "deepspeed",
+        14,
+        {RANK: 1, CONTROLLER: 1},
+        {"trainer": GAME["trainer"] | {"type": "deepspeed", "ranks": 2, "zero_stage": 2}},
         needs="deepspeed",
     ),
-    # The last bits of a log-probability hang on what else was in its batch; the tokens that are drawn do not.
+    # The last bits of a log-probability depend on the rest of its batch. The sampled tokens do not.
     Scenario("hf", 12, {CONTROLLER: 3, MONITOR: 1, SERVER: 1, TEST_RUN: 1}, CARRIED, left_out=("logprobs",)),
-)  # fmt: skip
+)
 
 
 class Failed(Exception):
-    """What did not hold, with all that one needs to look into it."""
+    """A check failed. The message holds what one needs to investigate it."""
 
 
 @dataclass(frozen=True)
 class Reference:
-    """A run that was left alone: what it came to, how long it took, and how often it wrote where."""
+    """An undisturbed run: its contents, how long it took, and how often it wrote to each part of its folder."""
 
     values: Mapping[str, Any]
     seconds: float
     events: Mapping[str, int]
 
 
-def place_of(path: str) -> str:
-    """What a change below the folder of runs belongs to."""
+def part_of(path: str) -> str:
+    """The part of a run's folder to which a changed path belongs. path: relative to the folder of runs."""
     parts = Path(path).parts[1:]
     if not parts:
         return "run folder"
@@ -222,16 +235,16 @@ class Chaos:
             process = self.start(scenario, home, 1)
             while process.poll() is None:
                 while (path := events.next(0.2)) is not None:
-                    counts[place_of(path)] += 1
+                    counts[part_of(path)] += 1
         if process.returncode:
-            raise Failed(f"the run that was left alone ended with {process.returncode}:\n{log_tail(home)}")
+            raise Failed(f"the undisturbed run ended with {process.returncode}:\n{log_tail(home)}")
         run = RunFolder(home / NAME)
         if wrong := twice_or_lost(run):
-            raise Failed("the run that was left alone is wrong by itself:\n" + "\n".join(wrong))
+            raise Failed("the undisturbed run is wrong:\n" + "\n".join(wrong))
         return Reference(contents(run, scenario.left_out), time.monotonic() - began, counts)
 
     def attack(self, scenario: Scenario, reference: Reference, number: int, planned: int) -> int:
-        """One run with `planned` kills, or fewer where it ended before; returns how many. Raises Failed."""
+        """Play one run with `planned` kills, or fewer if it ends before. Returns the number. Raises Failed."""
         home = self.folder / f"{scenario.name}-{number}"
         home.mkdir()
         rng = random.Random(f"{self.seed}/{scenario.name}/{number}")
@@ -243,21 +256,22 @@ class Chaos:
             if scenario.is_exact:
                 wrong += differences(reference.values, contents(run, scenario.left_out))
             if wrong:
-                raise Failed(f"{len(wrong)} thing(s) are not as they must be:\n" + "\n".join(wrong[:25]))
+                raise Failed(f"{len(wrong)} thing(s) are wrong:\n" + "\n".join(wrong[:25]))
         except Failed as failure:
-            history = "\n".join(f"  {line}" for line in attempt.told) or "  none"
+            history = "\n".join(f"  {line}" for line in attempt.kills) or "  none"
             raise Failed(
                 f"run {number} of {scenario.name}: {failure}\nkills of this run:\n{history}\n"
                 f"folder: {home}, log: {home}.log\n{log_tail(home)}\n"
-                f"repeat: python tests/chaos.py --seed {self.seed} --scenario {scenario.name} --run {number} --kills {planned}"
+                f"repeat: python tests/chaos.py --seed {self.seed} --scenario {scenario.name} "
+                f"--run {number} --kills {planned}"
             ) from failure
         self.runs += 1
         shutil.rmtree(home)
-        return len(attempt.told)
+        return len(attempt.kills)
 
 
 def a_task(repository: Path) -> Task:
-    """A bug of the tiny repository to evaluate on."""
+    """A bug of the tiny repository, for evaluation."""
     tree = Tree({path: FileEntry(text.encode()) for path, text in FILES.items()})
     artifact = Artifact(
         diff(tree, CLAMP_BUG),
@@ -273,7 +287,7 @@ def a_task(repository: Path) -> Task:
 
 
 class Attempt:
-    """One run under attack, leg after leg."""
+    """One run in which processes are killed. It has a leg for each start of `selfplay train`."""
 
     def __init__(
         self,
@@ -284,30 +298,32 @@ class Attempt:
         rng: random.Random,
         planned: int,
     ) -> None:
-        self.chaos, self.scenario, self.reference, self.home, self.rng, self.planned = (
-            chaos,
-            scenario,
-            reference,
-            home,
-            rng,
-            planned,
-        )
-        self.told: list[str] = []
+        self.chaos = chaos
+        self.scenario = scenario
+        self.reference = reference
+        self.home = home
+        self.rng = rng
+        self.planned = planned
+        self.kills: list[str] = []
         self.legs = 0
 
     def play(self) -> None:
+        """Start the run, kill processes, and resume it until it is done. Raises Failed."""
         with FolderEvents(self.home) as events:
             while True:
                 self.legs += 1
                 process = self.chaos.start(self.scenario, self.home, self.legs)
                 dead: list[str] = []
                 try:
-                    while len(self.told) < self.planned and CONTROLLER not in dead and process.poll() is None:
+                    while (
+                        len(self.kills) < self.planned and CONTROLLER not in dead and process.poll() is None
+                    ):
                         dead += self._kill_one(process, events)
                     code = process.wait(120 + 20 * self.reference.seconds)
                 except subprocess.TimeoutExpired:
                     raise Failed(
-                        f"leg {self.legs} does not end: process {process.pid} after {self.reference.seconds:.0f} s × 20"
+                        f"leg {self.legs}, process {process.pid}, does not end within 120 s "
+                        f"and 20 times the {self.reference.seconds:.0f} s of the undisturbed run"
                     ) from None
                 finally:
                     if process.poll() is None:
@@ -325,7 +341,10 @@ class Attempt:
                     )
 
     def _was_starting(self) -> bool:
-        """Whether the leg had not begun to play: its checks of the machine are told what they find, and a start can be repeated."""
+        """True if the leg ended with an error before it began to play.
+
+        Then its checks of the machine reported what the kill broke, and the start can be repeated.
+        """
         leg = (
             self.home.with_suffix(".log")
             .read_text(encoding="utf-8", errors="replace")
@@ -334,25 +353,28 @@ class Attempt:
         return "update " not in leg and "error: " in leg
 
     def _kill_one(self, process: subprocess.Popen[bytes], events: FolderEvents) -> list[str]:
-        """Wait for a moment that is drawn, then kill a process of a kind that is drawn; its kind, none when there is no such process."""
+        """Wait for a random moment, then kill a process of a random kind.
+
+        Returns its kind, or [] if there is no such process.
+        """
         rng, began = self.rng, time.monotonic()
         victims = self.scenario.victims
         wanted = rng.choices(list(victims), list(victims.values()))[0]
-        places = [
-            place
-            for place in ("checkpoints", "episodes", "database", "metrics", "run folder")
-            if self.reference.events.get(place)
+        parts = [
+            part
+            for part in ("checkpoints", "episodes", "database", "metrics", "run folder")
+            if self.reference.events.get(part)
         ]
         pause_s = rng.uniform(0, 0.6 * self.reference.seconds)
-        place = rng.choice(places) if wanted in (CONTROLLER, RANK) and rng.random() < 0.6 else ""
-        count = rng.randint(1, max(1, self.reference.events.get(place, 1) // 3))
+        part = rng.choice(parts) if wanted in (CONTROLLER, RANK) and rng.random() < 0.6 else ""
+        count = rng.randint(1, max(1, self.reference.events.get(part, 1) // 3))
         delay_s = rng.choice((0.0, 0.0, 0.001, 0.005))
-        if place:
-            moment = f"{place} write {count}"
+        if part:
+            moment = f"{part} write {count}"
             events.forget()
             while count and process.poll() is None:
                 path = events.next(0.5)
-                count -= path is not None and place_of(path) == place
+                count -= path is not None and part_of(path) == part
             time.sleep(delay_s)
         else:
             moment = "any time"
@@ -366,9 +388,12 @@ class Attempt:
         if not kill(victim):
             return []
         self.chaos.killed[victim.kind] += 1
-        self.chaos.moments[place or "any time"] += 1
-        line = f"{victim}, {moment}, {time.monotonic() - began:.1f} s after the last; last file {written}; {doing}"
-        self.told.append(line)
+        self.chaos.moments[part or "any time"] += 1
+        line = (
+            f"{victim}, {moment}, {time.monotonic() - began:.1f} s after the last; "
+            f"last file {written}; {doing}"
+        )
+        self.kills.append(line)
         print(
             f"kill {sum(self.chaos.killed.values())}, {self.scenario.name}, leg {self.legs}: {line}",
             flush=True,
@@ -376,7 +401,7 @@ class Attempt:
         return [victim.kind]
 
     def _victim(self, process: subprocess.Popen[bytes], wanted: str) -> Process | None:
-        """A living process of the wanted kind, awaited for a while; None when there is none, or the run ended."""
+        """A living process of the wanted kind. Waits for one; None if none comes or the run ends."""
         give_up = time.monotonic() + (WAIT_FOR_VICTIM_S if wanted != HELPER else 2.0)
         while process.poll() is None and time.monotonic() < give_up:
             found = [one for one in processes_of(process.pid) if one.kind == wanted]
@@ -398,12 +423,12 @@ class Attempt:
                 ]
                 for pid in alive:
                     os.kill(pid, signal.SIGKILL)
-                raise Failed(f"{GONE_S:.0f} s after the run's process ended there still live: {names}")
+                raise Failed(f"{GONE_S:.0f} s after the run's process ended, these still live: {names}")
             time.sleep(0.02)
 
 
 def kill(victim: Process) -> bool:
-    """SIGKILL to the very process that was seen, never to another that got its number."""
+    """Send SIGKILL to the process that was found, never to another one with the same number."""
     try:
         handle = os.pidfd_open(victim.pid)
     except OSError:
@@ -420,9 +445,9 @@ def kill(victim: Process) -> bool:
 
 
 def last_line(home: Path) -> str:
-    """What the run said last."""
+    """The last line that the run printed."""
     lines = home.with_suffix(".log").read_text(encoding="utf-8", errors="replace").splitlines()
-    return next((f"said {line.strip()[:90]!r}" for line in reversed(lines) if line.strip()), "said nothing")
+    return next((f"last line {line.strip()[:90]!r}" for line in reversed(lines) if line.strip()), "no output")
 
 
 def newest_file(run: Path) -> str:
@@ -450,7 +475,7 @@ def _toml(value: Any) -> str:
 
 
 def shares_of(kills: int, scenarios: Sequence[Scenario]) -> dict[str, int]:
-    """How many kills each scenario gets: by its share, none nothing where there is one for each."""
+    """The number of kills of each scenario, by its share and at least 1."""
     total = sum(scenario.share for scenario in scenarios)
     shares = {scenario.name: max(1, round(kills * scenario.share / total)) for scenario in scenarios[1:]}
     return {scenarios[0].name: max(1, kills - sum(shares.values())), **shares}
@@ -458,10 +483,12 @@ def shares_of(kills: int, scenarios: Sequence[Scenario]) -> dict[str, int]:
 
 def main() -> int:
     options = argparse.ArgumentParser(
-        description="Kill processes of training runs, and see that nothing is lost or counted twice."
+        description="Kill processes of training runs, and check that nothing is lost or counted twice."
     )
     options.add_argument("--kills", type=int, default=50)
-    options.add_argument("--seed", type=int, default=secrets.randbelow(2**31), help="of every draw; printed")
+    options.add_argument(
+        "--seed", type=int, default=secrets.randbelow(2**31), help="seed of all random choices; printed"
+    )
     options.add_argument(
         "--scenario", default="", help=f"only this one: {', '.join(scenario.name for scenario in SCENARIOS)}"
     )
@@ -472,7 +499,7 @@ def main() -> int:
         "--folder",
         type=Path,
         default=None,
-        help="where to work; kept. Default: a temporary one, kept after a failure",
+        help="folder to work in; it is kept. Default: a temporary one, kept only after a failure",
     )
     chosen = options.parse_args()
     if chosen.kills < 1:
@@ -484,7 +511,7 @@ def main() -> int:
         )
     for scenario in list(scenarios):
         if scenario.needs and importlib.util.find_spec(scenario.needs) is None:
-            print(f"left out: {scenario.name}, since {scenario.needs} is not installed", flush=True)
+            print(f"left out: {scenario.name}, because {scenario.needs} is not installed", flush=True)
             scenarios.remove(scenario)
     folder = chosen.folder or Path(tempfile.mkdtemp(prefix="selfplay-chaos-"))
     folder.mkdir(parents=True, exist_ok=True)
@@ -497,7 +524,8 @@ def main() -> int:
             scenario = next(one for one in scenarios if one.name == name)
             reference = chaos.undisturbed(scenario)
             print(
-                f"{name}: left alone it takes {reference.seconds:.0f} s; {len(reference.values)} values to compare; {kills} kills",
+                f"{name}: undisturbed it takes {reference.seconds:.0f} s; "
+                f"{len(reference.values)} values to compare; {kills} kills",
                 flush=True,
             )
             done, number = 0, chosen.run
@@ -509,17 +537,18 @@ def main() -> int:
                     else random.Random(f"{chosen.seed}/{name}/{number}/kills").randint(3, MOST_KILLS)
                 )
                 done += chaos.attack(scenario, reference, number, planned)
-                what = "equals the one left alone" if scenario.is_exact else "lost and doubled nothing"
+                what = "equals the undisturbed run" if scenario.is_exact else "lost and doubled nothing"
                 print(f"{name}, run {number}: {what}", flush=True)
                 number += 1
     except Failed as failure:
         print(f"FAILED after {sum(chaos.killed.values())} kills, seed {chosen.seed}\n{failure}", flush=True)
         return 1
     kinds = ", ".join(f"{kind} {count}" for kind, count in chaos.killed.most_common())
-    moments = ", ".join(f"{place} {count}" for place, count in chaos.moments.most_common())
+    moments = ", ".join(f"{part} {count}" for part, count in chaos.moments.most_common())
     print(
-        f"{sum(chaos.killed.values())} kills in {chaos.runs} runs, {time.monotonic() - began:.0f} s: {kinds}. Moments: {moments}. "
-        "No run lost or doubled anything; those that must equal the one left alone do."
+        f"{sum(chaos.killed.values())} kills in {chaos.runs} runs, {time.monotonic() - began:.0f} s: {kinds}. "
+        f"Moments: {moments}. "
+        "No run lost or doubled anything, and each exact one equals the undisturbed run."
     )
     if chosen.folder is None:
         shutil.rmtree(folder)

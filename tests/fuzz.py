@@ -1,6 +1,9 @@
-"""Tries the properties of tests/*/test_properties_*.py with fresh random examples for a given time (`make fuzz SECONDS=600`).
+"""Tests the properties in tests/*/test_properties_*.py with new random examples for a given time.
 
-Prints what it ran, round by round; a counterexample ends it with exit code 1, and hypothesis keeps it in .hypothesis for the next run.
+    make fuzz SECONDS=600
+
+It prints a line for each round. A counterexample ends it with exit code 1; hypothesis stores the example in
+.hypothesis for the next run.
 """
 
 from __future__ import annotations
@@ -24,25 +27,25 @@ PYTEST = (
     "--tb=short",
     "--hypothesis-show-statistics",
 )
-EXAMPLES = 200  # of each property a round
+EXAMPLES = 200  # per property and round
 
 
 def main() -> int:
-    options = argparse.ArgumentParser(description="Try the properties with fresh random examples.")
+    options = argparse.ArgumentParser(description="Test the properties with new random examples.")
     options.add_argument(
-        "--seconds", type=float, default=300.0, help="start no round after this long (default 300)"
+        "--seconds", type=float, default=300.0, help="start no round after so many seconds (default 300)"
     )
     options.add_argument(
         "--seed",
         type=int,
         default=secrets.randbelow(2**31),
-        help="of the first round; the next has the number above",
+        help="seed of the first round; each later round adds 1",
     )
-    options.add_argument("-k", default="", help="only properties whose names hold this, as pytest's -k")
+    options.add_argument("-k", default="", help="only properties whose names match, as with pytest's -k")
     chosen = options.parse_args()
     files = sorted(str(path.relative_to(HERE.parent)) for path in HERE.glob("*/test_properties_*.py"))
     print(
-        f"{', '.join(files)}: {EXAMPLES} examples of each property a round, for {chosen.seconds:g} s",
+        f"{', '.join(files)}: {EXAMPLES} examples per property and round, for {chosen.seconds:g} s",
         flush=True,
     )
     started, rounds, tried = time.monotonic(), 0, 0
@@ -62,7 +65,8 @@ def main() -> int:
         properties = len(re.findall(r"^tests/\S+::\S+:$", done.stdout, re.MULTILINE))
         verdict = "held" if done.returncode == 0 else "FAILED"
         print(
-            f"round {rounds}, seed {seed}: {properties} properties {verdict}, {sum(counts)} examples, {time.monotonic() - began:.0f} s",
+            f"round {rounds}, seed {seed}: {properties} properties {verdict}, {sum(counts)} examples, "
+            f"{time.monotonic() - began:.0f} s",
             flush=True,
         )
         if done.returncode:

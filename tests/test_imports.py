@@ -18,9 +18,9 @@ ROOT = PACKAGE.parent
 ORDER = [
     "errors",
     "outcomes",
-    "metrics",
     "runtime",
     "parts",
+    "metrics",
     "settings",
     "config",
     "source",
@@ -98,7 +98,8 @@ def test_a_module_imports_only_from_lines_above_its_own(path: Path):
 
 
 def test_help_loads_nothing_heavy():
-    code = "import sys, selfplay.cli; print([m for m in ('torch','transformers','docker','git','networkx','pydantic') if m in sys.modules])"
+    heavy = ("torch", "transformers", "docker", "git", "networkx", "pydantic")
+    code = f"import sys, selfplay.cli; print([m for m in {heavy} if m in sys.modules])"
     started = time.monotonic()
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]", f"loaded after {time.monotonic() - started:.1f} s"

@@ -73,7 +73,9 @@ def test_a_circle_is_found(tmp_path):
 
 def test_what_is_too_large_is_named(tmp_path):
     body = "\n".join(f"    x = {number}" for number in range(60))
-    large = Module("m", ROOT / "m.py", f"def f(a, b, c, d, e, f, g, h):\n{body}\n" + "y = 1\n# note\n\n" * 400)
+    large = Module(
+        "m", ROOT / "m.py", f"def f(a, b, c, d, e, f, g, h):\n{body}\n" + "y = 1\n# note\n\n" * 400
+    )
     assert long_files({"m": large}) == ["m.py: 461 lines"]
     assert long_functions({"m": large}) == ["m.py:1 f: 61 lines"]
     assert many_parameters({"m": large}) == ["m.py:1 f: 8 parameters"]

@@ -11,7 +11,7 @@ import torch
 
 from selfplay import parts
 from selfplay.algorithm.advantages import Group, compute_advantages
-from selfplay.algorithm.credit import injector_credit
+from selfplay.algorithm.credit import credit_injector
 from selfplay.algorithm.episodes import treatment
 from selfplay.algorithm.loss import Clipping, aggregation_weights, token_losses
 from selfplay.algorithm.rewards import RewardInputs
@@ -32,7 +32,8 @@ class BackEnd:
 def infinite(ratio, advantages, bounds): return ratio * math.inf, ratio > 1
 def one_too_many(ratio, advantages, bounds): return ratio.repeat(2), ratio > 1
 def none(lengths, max_length): return lengths[:0]
-def read_log(log): return {line.split()[1]: "passed" if line.startswith("ok") else "failed" for line in log.splitlines()}
+def read_log(log):
+    return {line.split()[1]: "passed" if line.startswith("ok") else "failed" for line in log.splitlines()}
 if __name__ == "__main__": print("never")
 """
 INPUTS = RewardInputs("submitted")
@@ -70,7 +71,7 @@ def test_a_part_is_found_in_the_folder_that_a_run_is_started_in(here: Path):
 )
 def test_a_reward_at_fault_stops_the_run_with_its_name(here: Path, name: str, message: str):
     with pytest.raises(PartError, match=message):
-        injector_credit(INPUTS, f"mine_parts:{name}", None)
+        credit_injector(INPUTS, f"mine_parts:{name}", None)
 
 
 def test_an_advantage_of_the_wrong_length_stops_the_run(here: Path):

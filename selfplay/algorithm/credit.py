@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from selfplay import parts
+from selfplay.algorithm.episodes import PENALTY, treatment
 from selfplay.algorithm.rewards import RewardInputs, needs_solve_rate
 from selfplay.verdicts.confirmation import Confirmation
 
@@ -59,22 +60,7 @@ class Credit:
 MASKED_MACHINE = Credit(None, "machine failure")
 
 
-def credit_injector(
-    accepted: bool,
-    is_duplicate: bool,
-    failed_check: str,
-    solve_rate: SolveRate | None,
-    kind: str,
-    alpha: float,
-) -> Credit | None:
-    """One injector episode's reward, or None while its bug waits for its solvers."""
-    inputs = RewardInputs(
-        "submitted", is_accepted=accepted, is_duplicate=is_duplicate, failed_check=failed_check, alpha=alpha
-    )
-    return injector_credit(inputs, kind, solve_rate)
-
-
-def injector_credit(inputs: RewardInputs, reward: str, solve_rate: SolveRate | None) -> Credit | None:
+def credit_injector(inputs: RewardInputs, reward: str, solve_rate: SolveRate | None) -> Credit | None:
     """One injector episode's reward; None while its bug waits for its solvers.
 
     reward: name of the reward function. Raises PartError if one's own fails.
@@ -96,14 +82,7 @@ def injector_credit(inputs: RewardInputs, reward: str, solve_rate: SolveRate | N
     return Credit(parts.finite(setting, reward, parts.call(setting, reward, inputs)), note)
 
 
-def credit_solver(passed: bool | None, bug_is_void: bool) -> Credit:
-    """One repair attempt's reward. passed: None if the machine failed."""
-    return solver_credit(
-        RewardInputs("submitted", is_repaired=bool(passed), is_void=bug_is_void), "ssr", passed
-    )
-
-
-def solver_credit(inputs: RewardInputs, reward: str, passed: bool | None) -> Credit:
+def credit_solver(inputs: RewardInputs, reward: str, passed: bool | None) -> Credit:
     """One repair attempt's reward. reward: name of the function. passed: None if the machine failed.
 
     Raises PartError if one's own reward fails.
@@ -115,3 +94,13 @@ def solver_credit(inputs: RewardInputs, reward: str, passed: bool | None) -> Cre
         return Credit(None, "void bug")
     value = parts.finite(setting, reward, parts.call(setting, reward, inputs))
     return Credit(value, "repaired" if passed else "not repaired")
+
+
+def penalised(credit: Credit, finish: str, policy: str) -> Credit:
+    """The credit, or the penalty if the episode policy says so of this finish reason.
+
+    A masked one stays masked.
+    """
+    if credit.masked or treatment(policy, finish) != "penalise":
+        return credit
+    return Credit(PENALTY, f"penalised: {finish}")

@@ -18,7 +18,10 @@ from selfplay.viewing.placement import show_placement
 def dry_run_training(
     repos: Path, config_file: Path | None, overrides: Sequence[str], address: str | None = None
 ) -> None:
-    """`selfplay train --dry-run`. Raises PlacementError for what does not fit, and what a run would raise for wrong settings."""
+    """`selfplay train --dry-run`.
+
+    Raises PlacementError for what does not fit, and what a run would raise for wrong settings.
+    """
     config = load_config(config_file, overrides)
     read_repository_list(repos)
     shape = policy_shape(config)

@@ -57,7 +57,8 @@ def start_evaluation(
     attempts, greedy, output = request.attempts, request.greedy, request.output
     if not attempts and not greedy:
         raise UsageError(
-            "--attempts 0 with --no-greedy plays nothing; give --attempts of at least 1, or leave --greedy on."
+            "--attempts 0 with --no-greedy plays nothing; "
+            "give --attempts of at least 1, or leave --greedy on."
         )
     config = load_config(config_file, overrides)
     tasks = find_tasks(request.sources, request.limit)

@@ -1,6 +1,7 @@
 """`selfplay train`: a new run, or one that continues from its last committed update.
 
-Order matters: everything that can be wrong with what the person typed is found before anything is fetched, built or written.
+Order matters: everything that can be wrong with what the person typed is found before anything is fetched,
+built or written.
 """
 
 from __future__ import annotations
@@ -116,7 +117,10 @@ def resume_training(name: str, root: Path, overrides: Sequence[str], address: st
 
 
 def _changed(config: Config, overrides: Sequence[str]) -> Config:
-    """The settings of a run to be resumed, with what --set changes. Raises UsageError for what may not change."""
+    """The settings of a run to be resumed, with what --set changes.
+
+    Raises UsageError for what may not change.
+    """
     changed = parse_overrides(overrides)
     if refused := sorted(set(changed) - set(CHANGEABLE)):
         raise UsageError(
@@ -130,7 +134,7 @@ def _changed(config: Config, overrides: Sequence[str]) -> Config:
 
 
 def check_model(config: Config) -> str:
-    """The policy's folder or id. Checks prompts, parts of one's own, chat template and vLLM's installation too.
+    """The policy's folder or id, after prompts, parts, chat template and vLLM's installation were checked.
 
     Raises EngineError that names the policy when it cannot be one, PartError and PromptError.
     """
@@ -163,7 +167,7 @@ def _on_cluster(address: str | None, config: Config) -> Iterator[Cluster | None]
 
 
 def _play_on(cluster: Cluster | None, planned: PlannedRun) -> None:
-    """Play to the end. On a cluster, losing a trainer rank or the last rollout server costs the update that was running.
+    """Play to the end. On a cluster, losing a trainer rank or the last rollout server costs one update.
 
     The run is then placed anew on what is left of the cluster, and goes on from its last committed update.
     """
@@ -243,7 +247,7 @@ def _report_changed_parts(planned: PlannedRun) -> None:
 
 
 def _repair_folder(run: RunFolder, config: Config, store: Store) -> None:
-    """Remove what a kill left unfinished: checkpoints that no update names, rows of metrics that were not committed."""
+    """Remove what a kill left unfinished: checkpoints that no update names, metrics that none committed."""
     run.discard_uncommitted(store.last_checkpoint(), keep=config.train.keep_checkpoints)
     committed = [row for row in store.updates() if row.committed_at]
     run.repair_metrics(committed, RunState(store).is_evaluated)
@@ -267,7 +271,7 @@ def _put_given_bugs(planned: PlannedRun, store: Store, environments: Mapping[str
 def _prepare_evaluation(
     planned: PlannedRun, preparer: Preparer, environments: Mapping[str, Environment]
 ) -> Evaluated:
-    """The run's own copy of its evaluation tasks, and their environments: the run's, and others that it never plays on."""
+    """The run's copy of its evaluation tasks, and their environments: its own, and others."""
     run, settings = planned.run, planned.config.evaluation
     if not settings.tasks:
         return Evaluated()

@@ -45,7 +45,7 @@ def judge_folder(
     all_checks: bool = False,
     as_json: bool = False,
 ) -> int:
-    """The exit code of `selfplay validate`: 0 accepted, 1 rejected (invalid or flaky), 3 the machine failed: no verdict.
+    """The exit code: 0 accepted, 1 rejected (invalid or flaky), 3 no verdict, since the machine failed.
 
     Raises what `Artifact.read` raises.
     """

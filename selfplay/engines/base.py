@@ -33,7 +33,7 @@ class GenerationRequest:
 
     prompt_ids: (prompt,).
     max_new_tokens: upper bound of new tokens.
-    seed: decides all random draws of this request, together with nothing else.
+    seed: alone decides the random draws of this request.
     stop_ids: any of these ends the completion, and is part of it.
     tag: the caller's turn, "role/group/member/turn", for scripted engines, routing and logs.
     """

@@ -93,8 +93,7 @@ class Router(Generic[Server]):
             return self._changed.wait_for(lambda: not any(self._in_flight.values()), deadline_s)
 
     def report(self, name: str, requests: float) -> None:
-        """Note a server's own count of running and waiting requests, which includes those of other callers.
-        """
+        """Note a server's own count of running and waiting requests, those of other callers included."""
         with self._changed:
             self._foreign[name] = max(0.0, requests - self._in_flight.get(name, 0))
 

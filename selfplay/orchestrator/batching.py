@@ -12,7 +12,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from selfplay.agent.episode import Episode
+from selfplay.agent.tools import STANDARD, Toolbox
 from selfplay.algorithm.advantages import Group, compute_advantages
+from selfplay.algorithm.episodes import treatment
 from selfplay.algorithm.staleness import is_stale, lag
 from selfplay.algorithm.token_credit import success_of_calls, token_advantages
 from selfplay.curriculum.rows import EpisodeRow, GroupRow
@@ -101,21 +103,22 @@ def make_samples(
     trained: Sequence[tuple[Episode, float]],
     settings: TrainerSettings,
     decode: Callable[[Sequence[int]], str],
+    tools: Toolbox = STANDARD,
 ) -> list[Sample]:
     """One sample for each (episode, advantage); none at all if no token has an advantage.
 
-    decode: token ids -> text.
+    decode: token ids -> text. tools: those that the episodes were played with.
     """
     groups: dict[str, list[Episode]] = defaultdict(list)
     for episode, _ in trained:
         groups[episode.group].append(episode)
     rewards_calls = settings.call_reward_weight > 0
     expected = {
-        group: success_of_calls(members) if rewards_calls else 0.0 for group, members in groups.items()
+        group: success_of_calls(members, tools) if rewards_calls else 0.0 for group, members in groups.items()
     }
     samples = []
     for episode, advantage in trained:
-        advantages = token_advantages(episode, advantage, settings, expected[episode.group], decode)
+        advantages = token_advantages(episode, advantage, settings, expected[episode.group], decode, tools)
         samples.append(
             Sample(episode.token_ids, episode.loss_mask, episode.logprobs, advantages, episode.role.value)
         )
@@ -156,8 +159,10 @@ def _add_group(batch: Batch, group: GroupRow, rows: Sequence[EpisodeRow], rules:
     if group.role not in rules.trained_roles:
         counts["not_learned"] += len(fresh)
         return
-    batch.lags += [lag(row.weight_version_min, rules.weight_version) for row in fresh]
-    batch.trained.extend(zip(fresh, advantages, strict=True))
+    for row, advantage in zip(fresh, advantages, strict=True):
+        if treatment(rules.trainer.episodes, row.finish) != "mask":
+            batch.lags.append(lag(row.weight_version_min, rules.weight_version))
+            batch.trained.append((row, advantage))
 
 
 def _rewards(rows: Iterable[EpisodeRow]) -> list[float]:

@@ -19,7 +19,7 @@ from selfplay.errors import PrerequisiteError, RunError
 from selfplay.evaluation.evaluator import Evaluator
 from selfplay.evaluation.run_evaluations import RunEvaluations
 from selfplay.evaluation.tasks import Task
-from selfplay.metrics import Fanout
+from selfplay.metrics import open_sinks
 from selfplay.orchestrator.context import RunContext
 from selfplay.orchestrator.group_plans import targets_of
 from selfplay.orchestrator.hosts import EpisodeHost
@@ -49,7 +49,9 @@ class Evaluated:
 
 @dataclass(frozen=True)
 class PreparedRun:
-    """What exists before the models are loaded. environments: by repository name. model: the policy's folder or id."""
+    """What exists before the models are loaded. environments: by repository name. model: the policy's
+    folder or id.
+    """
 
     run: RunFolder
     config: Config
@@ -64,7 +66,8 @@ class PreparedRun:
 
 
 def build_context(prepared: PreparedRun, places: Places | None = None) -> RunContext:
-    """Load the policy where the last committed update left it. places: what runs on other machines; None: nothing.
+    """Load the policy where the last committed update left it. places: what runs on other machines; None:
+    nothing.
 
     Raises EngineError, TrainerError, PrerequisiteError, or RunError if no repository can be played on.
     """
@@ -102,7 +105,7 @@ def build_context(prepared: PreparedRun, places: Places | None = None) -> RunCon
         episodes=episodes,
         host=host,
         trainer=trainer,
-        sink=Fanout([parts.call("metrics.sinks", name, run.path) for name in config.metrics.sinks]),
+        sink=open_sinks(config.metrics.sinks, run.path),
         progress=progress,
         labels=prepared.labels,
         evaluations=_evaluations(prepared, episodes),
@@ -120,7 +123,9 @@ def _evaluations(prepared: PreparedRun, episodes: EpisodeContext) -> RunEvaluati
 
 @dataclass(frozen=True)
 class TrainerInputs:
-    """What a trainer is made from. logs: a folder for its processes. places: where they run; None: on this machine."""
+    """What a trainer is made from. logs: a folder for its processes. places: where they run; None: on this
+    machine.
+    """
 
     config: Config
     model: str
@@ -142,7 +147,8 @@ def torch_trainer(inputs: TrainerInputs) -> Trainer:
     config = inputs.config
     trainer = TorchTrainer(inputs.model, config.trainer, config.agent.context_tokens, config.seed)
     if async_updates(config.train.max_async_updates, config.max_lag):
-        # Engine and test runs go on during a step. Threads that wait for a busy core cost far more than they give.
+        # Engine and test runs go on during a step. Threads that wait for a busy core cost far more than they
+        # give.
         trainer.threads = max(1, trainer.threads // 2)
     return trainer
 
@@ -160,8 +166,8 @@ def deepspeed_trainer(inputs: TrainerInputs) -> Trainer:
 class ServerPlan:
     """How rollout servers run.
 
-    logs: the folder of their logs. report: hears of servers that are lost and replaced. places: where they run.
-    trainer, newest_checkpoint: where new weights come from; None if they never change.
+    logs: the folder of their logs. report: hears of servers that are lost and replaced. places: where they
+    run. trainer, newest_checkpoint: where new weights come from; None if they never change.
     """
 
     logs: Path | None = None
@@ -173,7 +179,9 @@ class ServerPlan:
 
 @dataclass(frozen=True)
 class EngineInputs:
-    """What an engine is made from. environments: all that it may play on; the scripted engine reads their trees."""
+    """What an engine is made from. environments: all that it may play on; the scripted engine reads their
+    trees.
+    """
 
     config: Config
     model: str
@@ -260,7 +268,10 @@ def _weight_sync(inputs: EngineInputs, dtype: str, transfer: Transfer) -> Weight
 def check_targets(
     config: Config, environments: dict[str, Environment], report: Callable[[str], None]
 ) -> None:
-    """Leave out, and report, repositories without a usable target if injectors get one. Raises RunError when none is left."""
+    """Leave out, and report, repositories without a usable target if injectors get one.
+
+    Raises RunError when none is left.
+    """
     if "target" not in config.injector.help or not config.train.injector_groups:
         return
     injector = config.injector

@@ -1,4 +1,7 @@
-"""Everything that a run's updates need: built once at the start, then passed in. Holds objects; decides nothing."""
+"""Everything that a run's updates need: built once at the start, then passed in.
+
+Holds objects; decides nothing.
+"""
 
 from __future__ import annotations
 

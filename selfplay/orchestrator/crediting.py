@@ -18,14 +18,21 @@ from selfplay.algorithm.credit import (
     credit_injector,
     credit_solver,
     measure_solve_rate,
+    penalised,
 )
-from selfplay.curriculum.rows import BugRow, EpisodeRow, GroupRow
+from selfplay.algorithm.rewards import RewardInputs
+from selfplay.config import Config
+from selfplay.curriculum.rows import AttemptRow, BugRow, EpisodeRow, GroupRow
+from selfplay.errors import PatchError
 from selfplay.orchestrator.bug_rows import injected_bug_id
 from selfplay.orchestrator.run_state import RunState
-from selfplay.settings.playing import InjectorSettings
+from selfplay.source.diffs import parse_patch
 
 if TYPE_CHECKING:
     from selfplay.curriculum.store import Store
+
+
+BUG_DIFF = "bug_inject.diff"  # of an artifact
 
 
 @dataclass(frozen=True)
@@ -34,7 +41,7 @@ class Crediting:
 
     store: Store
     state: RunState
-    settings: InjectorSettings
+    config: Config
 
     def credit_injectors(self) -> None:
         """Reward the open injector groups of which every bug is measured. The others wait."""
@@ -56,8 +63,13 @@ class Crediting:
         passed = [attempt.passed if attempt else None for attempt in attempts]
         confirmations = [attempt.confirmed for attempt in attempts if attempt]
         rate = measure_solve_rate(passed, confirmations, group.size)
+        bug = self.store.bug(group.bug_id)
+        credits = [
+            self._solver_credit(row, attempt, bug, rate.is_void)
+            for row, attempt in zip(rows, attempts, strict=True)
+        ]
         with self.store.transaction():
-            self._pay(zip(rows, (credit_solver(each, rate.is_void) for each in passed), strict=True))
+            self._pay(zip(rows, credits, strict=True))
             if rate.is_void:
                 self.store.set_bug_status(group.bug_id, "void")
             else:
@@ -70,18 +82,48 @@ class Crediting:
             return MASKED_MACHINE
         verdict = self.store.verdict(row.episode_id)
         bug = self.store.find_bug(injected_bug_id(row.episode_id))
-        return credit_injector(
-            verdict is not None and verdict.accepted,
-            bug is None,
-            verdict.failed_check if verdict else "",
-            first_solve_rate(bug) if bug else None,
-            self.settings.reward,
-            self.settings.alpha,
+        inputs = RewardInputs(
+            finish=row.finish,
+            turns=row.turns,
+            diff_lines=changed_lines(bug.artifact[BUG_DIFF]) if bug else 0,
+            fail_to_pass=len(bug.fail_to_pass) if bug else 0,
+            pass_to_pass=len(bug.pass_to_pass) if bug else 0,
+            is_accepted=verdict is not None and verdict.accepted,
+            failed_check=verdict.failed_check if verdict else "",
+            is_duplicate=bug is None,
+            alpha=self.config.injector.alpha,
         )
+        credit = credit_injector(inputs, self.config.injector.reward, first_solve_rate(bug) if bug else None)
+        return credit and penalised(credit, row.finish, self.config.trainer.episodes)
+
+    def _solver_credit(
+        self, row: EpisodeRow, attempt: AttemptRow | None, bug: BugRow, is_void: bool
+    ) -> Credit:
+        inputs = RewardInputs(
+            finish=row.finish,
+            turns=row.turns,
+            diff_lines=changed_lines(attempt.patch) if attempt else 0,
+            fail_to_pass=len(bug.fail_to_pass),
+            pass_to_pass=len(bug.pass_to_pass),
+            is_void=is_void,
+            is_repaired=bool(attempt and attempt.passed),
+            failed_tests=attempt.failed_tests if attempt else (),
+        )
+        credit = credit_solver(inputs, self.config.solver.reward, attempt.passed if attempt else None)
+        return penalised(credit, row.finish, self.config.trainer.episodes)
 
     def _pay(self, credits: Iterable[tuple[EpisodeRow, Credit]]) -> None:
         for row, credit in credits:
             self.store.set_reward(row.episode_id, credit.reward, credit.note, masked=credit.masked)
+
+
+def changed_lines(diff: str) -> int:
+    """Lines that a diff adds or removes; 0 if it cannot be read."""
+    try:
+        files = parse_patch(diff, len(diff.encode()) + 1).files
+    except PatchError:
+        return 0
+    return sum(line[:1] in ("+", "-") for file in files for hunk in file.hunks for line in hunk.lines)
 
 
 def first_solve_rate(bug: BugRow) -> SolveRate | None:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from selfplay.agent.episode import Episode, Role
+from selfplay.agent.tools import toolbox
 from selfplay.algorithm.staleness import async_updates, newest_wave
 from selfplay.curriculum.rows import EpisodeRow, GroupRow
 from selfplay.errors import RunError
@@ -56,7 +57,7 @@ class TrainLoop:
         config, store = context.config, context.store
         self._context = context
         self._state = RunState(store)
-        self._crediting = Crediting(store, self._state, config.injector)
+        self._crediting = Crediting(store, self._state, config)
         self._dispatcher = Dispatcher(context)
         self._waves = Waves(context, self._dispatcher, self._wave_phase)
         self._phases = PhaseClock()
@@ -247,7 +248,7 @@ class TrainLoop:
         if config.trainer.call_reward_weight > 0:
             metrics |= call_metrics(episodes)
         pairs = list(zip(episodes, advantages, strict=True))
-        return make_samples(pairs, config.trainer, context.chat.decode), metrics
+        return make_samples(pairs, config.trainer, context.chat.decode, toolbox(config.agent)), metrics
 
     def _played_metrics(self) -> dict[str, Value]:
         """Metrics of what was played since the last update, whether it is trained on or not."""

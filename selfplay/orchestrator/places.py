@@ -1,4 +1,7 @@
-"""Where parts of a run live besides this process. `cluster.ray_cluster.Places` is one; a run on one machine has none."""
+"""Where parts of a run live besides this process.
+
+`cluster.ray_cluster.Places` is one; a run on one machine has none.
+"""
 
 from __future__ import annotations
 

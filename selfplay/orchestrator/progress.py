@@ -1,4 +1,7 @@
-"""What the orchestrator reports while it works. `viewing.progress` shows it; tests may record it. Decides nothing."""
+"""What the orchestrator reports while it works.
+
+`viewing.progress` shows it; tests may record it. Decides nothing.
+"""
 
 from __future__ import annotations
 

@@ -65,7 +65,7 @@ class Waves:
         self._phase = phase
         self._state = RunState(context.store)
         self._planner = GroupPlanner(context.store, self._state, context.config, context.environments)
-        self._crediting = Crediting(context.store, self._state, context.config.injector)
+        self._crediting = Crediting(context.store, self._state, context.config)
         self._in_play: set[int] = set()
         self._injecting: set[int] = set()  # waves in play that have no solver groups yet
         self._starved: set[int] = set()  # those of them that wait until there is any bug to play

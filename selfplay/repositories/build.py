@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from selfplay.errors import full_disk_told
+from selfplay.errors import full_disk_reported
 from selfplay.parts import is_own
 from selfplay.repositories.admission import Baseline, check_planted_error, take_baseline
 from selfplay.repositories.cache import locked, read_facts, write_facts
@@ -69,7 +69,7 @@ def prepare_environment(
     found = read_facts(facts, checkout, backend)
     if found is not None:
         return found
-    with full_disk_told(cache), locked(facts.with_suffix(".lock")):
+    with full_disk_reported(cache), locked(facts.with_suffix(".lock")):
         found = read_facts(facts, checkout, backend)  # another process may have built it meanwhile
         if found is None:
             logs = cache / "logs" / f"{checkout.name}-{key[:12]}"

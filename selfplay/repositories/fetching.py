@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
-from selfplay.errors import PrerequisiteError, RepositoryError, full_disk_told
+from selfplay.errors import PrerequisiteError, RepositoryError, full_disk_reported
 from selfplay.repositories.archives import MAX_TREE_BYTES, read_bounded, strip_top, tree_of_folder
 from selfplay.repositories.checkouts import Checkout
 from selfplay.repositories.git import fetch_git, made_commit
@@ -26,7 +26,7 @@ def fetch(spec: RepositorySpec, cache: Path) -> Checkout:
     DiskFullError.
     """
     try:
-        with full_disk_told(cache):
+        with full_disk_reported(cache):
             return _fetch_by_kind(spec, cache)
     except OSError as error:
         raise RepositoryError(f"{spec.text}: {error}") from error

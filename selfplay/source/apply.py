@@ -19,7 +19,7 @@ from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
-from selfplay.errors import DiskFullError, PatchError, PrerequisiteError, full_disk_told
+from selfplay.errors import DiskFullError, PatchError, PrerequisiteError, full_disk_reported
 from selfplay.source.diffs import SECTION, FilePatch, Kind, Patch, label, parse_patch, path_problem
 from selfplay.source.trees import FileEntry, Tree
 
@@ -85,7 +85,7 @@ def _changes_of(tree: Tree, patch: Patch) -> dict[str, FileEntry | None]:
     Returns path -> new entry, None if deleted.
     """
     with (
-        full_disk_told(Path(tempfile.gettempdir())),
+        full_disk_reported(Path(tempfile.gettempdir())),
         tempfile.TemporaryDirectory(prefix="selfplay-apply-") as name,
     ):
         folder = Path(name) / "files"
@@ -253,7 +253,7 @@ def _hunks_between(before: Tree, after: Tree, paths: Sequence[str]) -> Iterator[
     There are none between a missing and an empty file.
     """
     with (
-        full_disk_told(Path(tempfile.gettempdir())),
+        full_disk_reported(Path(tempfile.gettempdir())),
         tempfile.TemporaryDirectory(prefix="selfplay-diff-") as name,
     ):
         folder = Path(name)

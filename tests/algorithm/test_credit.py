@@ -6,12 +6,21 @@ import pytest
 from selfplay.agent.episode import Episode, FinishReason, Role, Turn
 from selfplay.agent.tool_format import format_action
 from selfplay.agent.tools import format_edit
-from selfplay.algorithm.credit import SolveRate, credit_injector, credit_solver, measure_solve_rate
+from selfplay.algorithm.credit import (
+    Credit,
+    SolveRate,
+    credit_injector,
+    credit_solver,
+    measure_solve_rate,
+    penalised,
+)
+from selfplay.algorithm.rewards import RewardInputs
 from selfplay.algorithm.staleness import is_stale
 from selfplay.algorithm.token_credit import deciding_tokens, success_of_calls, token_advantages, turns_in_vain
 from selfplay.settings.learning import TrainerSettings
 from selfplay.verdicts.confirmation import Confirmation
 
+ACCEPTED = RewardInputs("submitted", is_accepted=True)
 CONFIRMED, NOT_NEEDED = Confirmation.CONFIRMED, Confirmation.NOT_NEEDED
 
 
@@ -46,38 +55,48 @@ def test_a_pass_that_does_not_repeat_voids_the_bug():
     ],
 )
 def test_injector_rewards_follow_the_papers_rule(accepted, duplicate, solve_rate, expected):
-    credit = credit_injector(accepted, duplicate, "baseline", solve_rate, "ssr", 0.8)
+    inputs = RewardInputs("submitted", is_accepted=accepted, is_duplicate=duplicate, failed_check="baseline")
+    credit = credit_injector(inputs, "ssr", solve_rate)
     assert credit is not None
     assert credit.reward == pytest.approx(expected)
 
 
 def test_an_injector_waits_for_its_solvers():
-    assert credit_injector(True, False, "", None, "ssr", 0.8) is None
+    assert credit_injector(ACCEPTED, "ssr", None) is None
 
 
 def test_an_injector_whose_bug_was_hardly_graded_is_masked():
-    credit = credit_injector(True, False, "", rate(None), "ssr", 0.8)
+    credit = credit_injector(ACCEPTED, "ssr", rate(None))
     assert credit is not None
     assert credit.masked
 
 
 def test_the_consistency_reward_does_not_wait():
-    credit = credit_injector(True, False, "", None, "consistency", 0.8)
+    credit = credit_injector(ACCEPTED, "consistency", None)
     assert credit is not None
     assert credit.reward == 1.0
 
 
+def test_an_episode_policy_penalises_by_finish_reason_and_leaves_masked_ones_masked():
+    repaired = Credit(1.0, "repaired")
+    assert penalised(repaired, "stuck", "penalise_stuck") == Credit(-1.0, "penalised: stuck")
+    assert penalised(repaired, "submitted", "penalise_stuck") == repaired
+    assert penalised(repaired, "stuck", "all") == repaired
+    assert penalised(Credit(None, "void bug"), "stuck", "penalise_stuck").masked
+
+
 def test_a_machine_failure_gives_a_solver_nothing():
-    assert credit_solver(None, False).masked
+    assert credit_solver(RewardInputs("env_error"), "ssr", None).masked
 
 
 def test_attempts_at_a_void_bug_give_nothing():
-    assert credit_solver(True, True).masked
+    assert credit_solver(RewardInputs("submitted", is_void=True, is_repaired=True), "ssr", True).masked
 
 
 @pytest.mark.parametrize(("passed", "reward"), [(True, 1.0), (False, -1.0)])
 def test_a_repair_scores_plus_one_and_a_failure_minus_one(passed, reward):
-    assert credit_solver(passed, False).reward == reward
+    inputs = RewardInputs("submitted", is_repaired=passed)
+    assert credit_solver(inputs, "ssr", passed).reward == reward
 
 
 def test_an_episode_is_stale_only_beyond_max_lag():

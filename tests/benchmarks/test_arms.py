@@ -7,16 +7,17 @@ import pytest
 
 from machine import open_or_skip
 from scripted_game import NOTHING, REPAIR, SUBMIT_NOTHING, play
-from selfplay.config import ValidatorSettings
 from selfplay.curriculum.store import Store
 from selfplay.errors import RunError, UsageError
 from selfplay.evaluation.tasks import Task, write_tasks
 from selfplay.orchestrator.given_bugs import put_given_bugs, read_given_bugs
 from selfplay.sandbox import open_backend
 from selfplay.sandbox.base import Limits
+from selfplay.settings.playing import ValidatorSettings
 from selfplay.source.diffs import reverse_patch
+from selfplay.verdicts.checks import Thresholds
 from selfplay.verdicts.test_runs import TestRunner
-from selfplay.verdicts.validator import Thresholds, validate
+from selfplay.verdicts.validator import validate
 from tiny_bugs import make_artifact, prepare_tiny
 
 pytestmark = [pytest.mark.sandbox, pytest.mark.slow]
@@ -137,7 +138,12 @@ def test_given_bugs_are_played_and_replayed_without_any_injector(environment, ca
 def test_in_even_updates_solvers_take_the_places_of_injectors_that_wait(
     environment, cache, tmp_path, records
 ):
-    train = REPAIR_ONLY | {"injector_groups": 1, "injector_group_size": 2, "fill_idle_slots": True, "updates": 1}
+    train = REPAIR_ONLY | {
+        "injector_groups": 1,
+        "injector_group_size": 2,
+        "fill_idle_slots": True,
+        "updates": 1,
+    }
     run = play(
         tmp_path,
         cache,

@@ -406,12 +406,12 @@ def test_servers_that_do_not_start_report_the_reason_from_their_log_and_the_reme
             "model": (replace(plain, model=str(tmp_path / "nowhere")), "nowhere.*Set policy.model"),
             "port": (
                 replace(plain, port=taken.getsockname()[1]),
-                "(?i)address already in use.*free one is taken",
+                "(?i)address already in use.*takes another free port",
             ),
             "memory": (replace(plain, cache_mb=1), "KV cache.*Raise engine.cache_mb"),
             "option": (
                 replace(plain, options=("--no-such-option",)),
-                "unrecognized arguments: --no-such-option.*Mend engine.options",
+                "unrecognized arguments: --no-such-option.*Fix engine.options",
             ),
         }
 

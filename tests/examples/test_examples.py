@@ -88,7 +88,7 @@ def test_the_strategy_asks_with_its_own_prompt(played):
     run, store, _ = played
     row = episodes(store, "injector")[0]
     assert row.strategy == "examples.strategy:OFF_BY_ONE"
-    assert Episode.read(run.path / row.path).messages[-3]["content"].startswith("injector off_by_one\n")
+    assert Episode.read(run.path / row.path).messages[1]["content"].startswith("injector off_by_one\n")
 
 
 def test_the_tool_is_described_called_and_answered(played):

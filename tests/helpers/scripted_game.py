@@ -37,7 +37,7 @@ from selfplay.errors import SandboxUnavailable
 from selfplay.evaluation.evaluator import Evaluator
 from selfplay.evaluation.run_evaluations import RunEvaluations
 from selfplay.evaluation.tasks import find_tasks
-from selfplay.metrics import JsonlSink
+from selfplay.metrics import open_sinks
 from selfplay.orchestrator.context import RunContext
 from selfplay.orchestrator.given_bugs import put_given_bugs, read_given_bugs
 from selfplay.orchestrator.hosts import EpisodeHost
@@ -332,7 +332,7 @@ def play(
             labels=labels,
             trainer=trainer,
             host=LocalHost(episodes, environments, TestRunner(failing, config.validator, limits, labels)),
-            sink=JsonlSink(run.metrics),
+            sink=open_sinks(config.metrics.sinks, run.path),
             progress=progress,
             evaluations=evaluations,
         )

@@ -1,5 +1,7 @@
 """Batches: which groups and episodes an update trains on, with which advantages, and their samples."""
 
+from dataclasses import replace
+
 import pytest
 
 from selfplay.agent.episode import Episode, FinishReason, Role, Turn
@@ -71,6 +73,14 @@ def test_advantages_compare_the_episodes_of_one_group():
     assert batch.consumed == trained(batch) and batch.groups == ["a", "b"]
     assert batch.counts["solver/gradient_groups"] == batch.counts["injector/gradient_groups"] == 1
     assert batch.rewards == {"solver": [1, -1], "injector": [0.5, 0, 0, -0.5]}
+
+
+def test_an_episode_that_the_policy_masks_counts_in_its_groups_mean_and_is_not_trained_on():
+    group, rows = finished("a", [1, -1, 0])
+    rows[1] = replace(rows[1], finish="max_turns")
+    batch = make_batch([(group, rows)], rules(episodes="compact"))
+    assert trained(batch) == [("a-m0", 1), ("a-m2", 0)]
+    assert batch.consumed == [("a-m0", 1), ("a-m1", -1), ("a-m2", 0)]
 
 
 def test_a_group_of_equal_rewards_is_consumed_and_not_trained_on():

@@ -1,4 +1,6 @@
-"""A few kills of `make chaos`, so that every change meets some; fifty of them in all its scenarios are that command's."""
+"""A few kills of `make chaos`, so that every change meets some; fifty of them in all its scenarios are that
+command's.
+"""
 
 from __future__ import annotations
 

@@ -3,11 +3,11 @@
 import pytest
 
 from selfplay.agent.episode import Role
+from selfplay.config import build_config
 from selfplay.curriculum.rows import AttemptRow, VerdictRow
 from selfplay.curriculum.store import Store
 from selfplay.orchestrator.crediting import Crediting
 from selfplay.orchestrator.run_state import RunState
-from selfplay.settings.playing import InjectorSettings
 from selfplay.verdicts.confirmation import Confirmation
 from store_rows import a_bug, a_group, an_episode
 
@@ -18,8 +18,8 @@ def store(tmp_path):
         yield store
 
 
-def crediting(store):
-    return Crediting(store, RunState(store), InjectorSettings(alpha=0.8))
+def crediting(store, **settings):
+    return Crediting(store, RunState(store), build_config(settings))
 
 
 def injectors(store, *accepted):

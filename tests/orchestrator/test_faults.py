@@ -1,4 +1,6 @@
-"""What the machine does to a sandbox, a judgement or a run: each fault is a typed error, decides nothing and leaves nothing behind."""
+"""What the machine does to a sandbox, a judgement or a run: each fault is a typed error, decides nothing
+and leaves nothing behind.
+"""
 
 from __future__ import annotations
 
@@ -27,18 +29,18 @@ import selfplay
 from bare_environment import an_environment
 from machine import eventually, open_or_skip, sandbox_groups
 from process_tree import PARSER, TEST_RUN, processes_of
-from selfplay.settings.playing import ValidatorSettings
 from selfplay.errors import (
     DiskFullError,
     PrerequisiteError,
     SandboxInterrupted,
     SandboxUnavailable,
-    full_disk_told,
+    full_disk_reported,
 )
 from selfplay.sandbox import open_backend
 from selfplay.sandbox.base import Limits, Sandbox, SandboxSpec
 from selfplay.sandbox.bubblewrap_host import find_programs, loader_cache
 from selfplay.sandbox.client import ConnectedSandbox
+from selfplay.settings.playing import ValidatorSettings
 from selfplay.verdicts.test_runs import TestRunner
 
 pytestmark = pytest.mark.sandbox
@@ -66,7 +68,9 @@ def own_containers() -> list[str]:
 
 
 class Line:
-    """A socket that leads to the machine's engine and can be cut, as if the engine had ended, and mended, as if it had come back."""
+    """A socket that leads to the machine's engine and can be cut, as if the engine had ended, and mended,
+    as if it had come back.
+    """
 
     def __init__(self, path: Path, engine: str = "/var/run/docker.sock") -> None:
         self.path, self._engine = path, engine
@@ -134,7 +138,9 @@ class Line:
 
 @pytest.fixture
 def line(monkeypatch: pytest.MonkeyPatch) -> Iterator[Line]:
-    """Before it is asked for, the engine is known to answer; the folder's name is short, since a socket's path must be."""
+    """Before it is asked for, the engine is known to answer; the folder's name is short, since a socket's
+    path must be.
+    """
     if not Path("/var/run/docker.sock").exists() or os.environ.get("DOCKER_HOST"):
         pytest.skip("no docker engine at /var/run/docker.sock; start one: service docker start")
     with tempfile.TemporaryDirectory() as folder:
@@ -200,7 +206,9 @@ def test_an_engine_that_goes_away_while_it_is_examined_is_told_with_the_remedy(
 
 
 def test_an_engine_that_restarts_in_the_middle_decides_nothing(line: Line, tmp_path: Path) -> None:
-    """A fresh container works at once, and yet the script that ran is not to blame; asked again, it gives its result."""
+    """A fresh container works at once, and yet the script that ran is not to blame; asked again, it gives
+    its result.
+    """
     runner = TestRunner(open_or_skip("docker", tmp_path), ValidatorSettings(), Limits(), {"run": "test"})
     environment = an_environment("sleep 3\n")
     threading.Timer(1.5, line.drop).start()
@@ -226,7 +234,9 @@ def test_a_container_that_somebody_kills_during_a_command_decides_nothing(tmp_pa
 
 
 def on_a_small_disk(tmp_path: Path, size: str, code: str) -> str:
-    """What `code` printed where `disk` is a folder with `size` of space, in a mount namespace of its own: nothing stays."""
+    """What `code` printed where `disk` is a folder with `size` of space, in a mount namespace of its own:
+    nothing stays.
+    """
     if (
         os.geteuid() != 0
         or subprocess.run(["unshare", "--mount", "true"], capture_output=True, check=False).returncode
@@ -348,10 +358,10 @@ def test_a_full_disk_keeps_what_a_run_had_committed(tmp_path: Path) -> None:
 def test_a_file_that_may_not_grow_is_a_full_disk_too(tmp_path: Path) -> None:
     with (
         pytest.raises(DiskFullError, match="no space is left for .*here: No space left on device"),
-        full_disk_told(tmp_path / "here"),
+        full_disk_reported(tmp_path / "here"),
     ):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    with pytest.raises(FileNotFoundError), full_disk_told(tmp_path):
+    with pytest.raises(FileNotFoundError), full_disk_reported(tmp_path):
         (tmp_path / "none").read_text()
 
 

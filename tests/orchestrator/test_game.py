@@ -1,4 +1,6 @@
-"""The whole game on the tiny repository with scripted players: every reward means what it says, and a killed run loses nothing."""
+"""The whole game on the tiny repository with scripted players: every reward means what it says, and a
+killed run loses nothing.
+"""
 
 import json
 import os

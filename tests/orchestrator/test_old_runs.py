@@ -1,4 +1,6 @@
-"""A run folder that version 0.1 wrote, before modules and settings were renamed, is shown, replayed and continued."""
+"""A run folder that version 0.1 wrote, before modules and settings were renamed, is shown, replayed and
+continued.
+"""
 
 import json
 import os

@@ -1,4 +1,6 @@
-"""Playing and training at the same time, on runs whose episodes and steps only take time: what overlaps, waits, ages, refills and stops."""
+"""Playing and training at the same time, on runs whose episodes and steps only take time: what overlaps,
+waits, ages, refills and stops.
+"""
 
 import json
 import pickle
@@ -69,7 +71,9 @@ def test_episodes_are_played_during_a_step_only_where_they_may_be_older_than_the
 
 @pytest.mark.parametrize(("max_lag", "ahead"), [(0, 2), (1, 2), (2, 2), (3, 1)])
 def test_no_episode_that_is_trained_on_is_older_than_max_lag(tmp_path, max_lag, ahead):
-    simulation = simulate(tmp_path, Script(play_s=uneven, step_s=0.05), max_lag, max_async_updates=ahead, updates=5)
+    simulation = simulate(
+        tmp_path, Script(play_s=uneven, step_s=0.05), max_lag, max_async_updates=ahead, updates=5
+    )
     rows = rows_of(simulation)
     assert max(row["lag/max"] for row in rows) <= max_lag
     assert all(row["lag/mean"] <= row["lag/max"] for row in rows)
@@ -105,7 +109,9 @@ def test_an_artifact_is_no_duplicate_while_its_wave_waits_for_another_injector_g
         return 0.01
 
     script = Script(play_s=play_s, repairs=lambda place: place.update == 1 and place.member % 2 == 0)
-    simulation = simulate(tmp_path, script, max_lag=2, updates=2, injector_groups=2, solver_groups=7, max_async_updates=1)
+    simulation = simulate(
+        tmp_path, script, max_lag=2, updates=2, injector_groups=2, solver_groups=7, max_async_updates=1
+    )
     played = [row for row in episodes_of(simulation) if row.role == "injector"]
     assert {row.group_id for row in played} == {"u0001-inj0", "u0001-inj1", "u0002-inj0", "u0002-inj1"}
     assert not [row.episode_id for row in played if row.note == "duplicate"]
@@ -139,7 +145,8 @@ def test_calls_that_differ_are_learned_of_groups_that_all_ended_alike(tmp_path, 
     (row,) = rows_of(simulation)
     assert row["carried_gradient"] is learned and bool(simulation.trainer.steps) is learned
     assert row.get("solver/new_changes") == (1 - refused / 4 if weight else None)
-    # Actions that nothing is learned from count in what a loss is divided by, as they do with one advantage for all.
+    # Actions that nothing is learned from count in what a loss is divided by, as they do with one advantage
+    # for all.
     assert all(
         sample.action_tokens > 1 == sum(map(bool, map(mul, sample.advantages, sample.loss_mask)))
         for sample in simulation.trainer.samples

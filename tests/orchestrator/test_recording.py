@@ -1,4 +1,6 @@
-"""A scripted game gives the rows that it gave before the modules moved into packages: tokens, masks, rewards, verdicts, losses."""
+"""A scripted game gives the rows that it gave before the modules moved into packages: tokens, masks,
+rewards, verdicts, losses.
+"""
 
 import gzip
 import json

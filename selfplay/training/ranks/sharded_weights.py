@@ -91,7 +91,8 @@ class ShardedWeights:
         }
 
     def trained(self, names: Sequence[str]) -> Sequence[str]:
-        """Return what the optimiser holds for these weights: an adapter's factors, or the weights themselves.
+        """Return what the optimiser holds for these weights: an adapter's factors, or the weights
+        themselves.
         """
         if self._adapter is None:
             return names
