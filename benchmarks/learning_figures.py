@@ -696,7 +696,8 @@ def write_figures(
     fixed = [found for run in runs if fixed_bugs and (found := read_nearness(*run, fixed_bugs))]
     if not curves:
         raise RunError("there is no run with anything to show yet. `make learning` plays them.")
-    text = page.read_text(encoding="utf-8") if page.is_file() else f"# Does it learn? The tables\n\n{BEGIN}\n{END}\n"
+    empty = f"# Does it learn? The tables\n\n{BEGIN}\n{END}\n"
+    text = page.read_text(encoding="utf-8") if page.is_file() else empty
     if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
         raise RunError(
             f"{page} needs the lines {BEGIN!r} and {END!r} once each, in this order. "

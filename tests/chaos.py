@@ -2,8 +2,9 @@
 
     make chaos KILLS=50
 
-Each run is `selfplay train`, resumed until all its updates are done. It prints a line for each kill. The first
-failure ends it with exit code 1; it prints the seed, what was killed, and the command to repeat it.
+Each run is `selfplay train`, resumed until all its updates are done. It prints a line for each kill. The
+first failure ends it with exit code 1; it prints the seed, what was killed, and the command to repeat it.
+
 Invariant: it kills only processes of runs that it started.
 """
 
@@ -144,7 +145,7 @@ class Failed(Exception):
 
 @dataclass(frozen=True)
 class Reference:
-    """An undisturbed run: its contents, how long it took, and how often it wrote to each part of its folder."""
+    """An undisturbed run: its contents, its duration, and the number of writes to each part of its folder."""
 
     values: Mapping[str, Any]
     seconds: float
@@ -244,7 +245,7 @@ class Chaos:
         return Reference(contents(run, scenario.left_out), time.monotonic() - began, counts)
 
     def attack(self, scenario: Scenario, reference: Reference, number: int, planned: int) -> int:
-        """Play one run with `planned` kills, or fewer if it ends before. Returns the number. Raises Failed."""
+        """Play one run with `planned` kills, or fewer if it ends before. Returns how many. Raises Failed."""
         home = self.folder / f"{scenario.name}-{number}"
         home.mkdir()
         rng = random.Random(f"{self.seed}/{scenario.name}/{number}")
@@ -546,8 +547,8 @@ def main() -> int:
     kinds = ", ".join(f"{kind} {count}" for kind, count in chaos.killed.most_common())
     moments = ", ".join(f"{part} {count}" for part, count in chaos.moments.most_common())
     print(
-        f"{sum(chaos.killed.values())} kills in {chaos.runs} runs, {time.monotonic() - began:.0f} s: {kinds}. "
-        f"Moments: {moments}. "
+        f"{sum(chaos.killed.values())} kills in {chaos.runs} runs, {time.monotonic() - began:.0f} s: "
+        f"{kinds}. Moments: {moments}. "
         "No run lost or doubled anything, and each exact one equals the undisturbed run."
     )
     if chosen.folder is None:

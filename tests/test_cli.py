@@ -1,4 +1,4 @@
-"""What a person meets at the command line: wrong input names the value and the remedy, exits as promised, and starts nothing."""
+"""The command line: errors name the value and the remedy, exit with the promised code, and start nothing."""
 
 import json
 import os
@@ -23,9 +23,9 @@ def selfplay(*arguments: object, folder: Path | None = None) -> subprocess.Compl
 def assert_refused(result: subprocess.CompletedProcess[str], code: int, *words: str) -> None:
     assert result.returncode == code, result.stdout + result.stderr
     assert "Traceback" not in result.stderr
-    said = " ".join(result.stderr.split())
+    message = " ".join(result.stderr.split())
     for word in words:
-        assert word in said, said
+        assert word in message, message
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ def test_every_command_has_help_with_an_example(command):
         (["--attack", "--sandbox", "x"], "'x'"),
     ],
 )
-def test_the_doctor_passes_over_no_option(options, word):
+def test_the_doctor_ignores_no_option(options, word):
     assert_refused(selfplay("doctor", *options), 2, word)
 
 
@@ -84,7 +84,7 @@ def test_a_wrong_setting_is_named_and_nothing_is_started(tmp_path, setting, code
     assert not (tmp_path / "runs").exists()
 
 
-def test_broken_toml_names_file_and_place(tmp_path):
+def test_broken_toml_names_the_file(tmp_path):
     (tmp_path / "c.toml").write_text("[train\n")
     assert_refused(
         selfplay("train", "--repos", good_list(tmp_path), "--config", tmp_path / "c.toml"),
@@ -93,7 +93,7 @@ def test_broken_toml_names_file_and_place(tmp_path):
     )
 
 
-def test_resuming_a_run_that_is_not_there_says_which_are(tmp_path):
+def test_resuming_a_run_that_does_not_exist_is_refused(tmp_path):
     recorded_run(tmp_path / "runs" / "mine")
     result = selfplay("train", "--resume", "other", folder=tmp_path)
     assert_refused(result, 1, "no run named 'other'")
@@ -127,7 +127,7 @@ def test_replaying_an_unknown_episode_says_so(tmp_path):
     assert_refused(selfplay("replay", "u9999", folder=tmp_path), 1, "u9999")
 
 
-def test_an_artifact_folder_that_is_none_is_named(tmp_path):
+def test_a_folder_that_is_not_an_artifact_is_named(tmp_path):
     (tmp_path / "bug").mkdir()
     (tmp_path / "bug" / "bug_inject.diff").write_text("")
     result = selfplay("validate", tmp_path / "bug", "--repo", "pypi:toolz==1.0.0")
@@ -168,7 +168,7 @@ def test_the_bugs_of_a_run_are_data_with_json(tmp_path):
     assert json.loads(result.stdout)
 
 
-def test_an_unknown_set_of_tasks_is_told_with_those_that_exist(tmp_path):
+def test_an_unknown_set_of_tasks_is_reported_with_the_known_ones(tmp_path):
     result = selfplay("eval", "--tasks", "owm", folder=tmp_path)
     assert_refused(result, 2, "no task set and no file named 'owm'", "Sets that come with selfplay:")
 

@@ -10,7 +10,7 @@ from selfplay.warm_start.settings import WarmStartSettings
 from settings_page import settings_page
 
 
-def test_defaults_are_the_papers_task_with_nothing_given():
+def test_defaults_are_the_papers_task_without_help():
     config = Config()
     assert config.injector.help == ()
     assert config.solver.help == ()
@@ -49,7 +49,7 @@ def test_all_wrong_values_are_reported_at_once():
     assert "train.group_size" in str(caught.value)
 
 
-def test_broken_toml_names_the_file_and_the_place(tmp_path: Path):
+def test_broken_toml_names_the_file_and_the_line(tmp_path: Path):
     file = tmp_path / "broken.toml"
     file.write_text("[train\n")
     with pytest.raises(ConfigError, match=r"broken.toml is not valid TOML.*line 1"):
@@ -62,7 +62,7 @@ def test_a_missing_file_says_where_recipes_are(tmp_path: Path):
 
 
 @pytest.mark.parametrize("text", ["nonsense", "=3"])
-def test_an_override_that_is_not_key_value_says_what_one_looks_like(text: str):
+def test_an_override_that_is_not_key_value_is_refused_with_an_example(text: str):
     with pytest.raises(ConfigError, match="--set train.updates=6"):
         load_config(None, [text])
 
@@ -104,12 +104,12 @@ def test_known_keys_are_dotted():
         ),
     ],
 )
-def test_a_game_that_nobody_plays_or_learns_from_is_refused(overrides: list[str], message: str):
+def test_a_configuration_that_plays_or_trains_nothing_is_refused(overrides: list[str], message: str):
     with pytest.raises(ConfigError, match=message):
         load_config(None, overrides)
 
 
-def test_solvers_that_take_injectors_places_play_without_groups_of_their_own():
+def test_solvers_in_idle_slots_play_without_solver_groups():
     assert load_config(
         None, ["train.solver_groups=0", "train.fill_idle_slots=true", 'train.trained_roles=["solver"]']
     ).train.fill_idle_slots
@@ -136,7 +136,9 @@ def test_solvers_that_take_injectors_places_play_without_groups_of_their_own():
         (["trainer.lora_rank=-1"], r"trainer.lora_rank"),
     ],
 )
-def test_trainer_settings_that_do_not_fit_each_other_say_what_would(overrides: list[str], message: str):
+def test_trainer_settings_that_contradict_each_other_are_refused_with_the_remedy(
+    overrides: list[str], message: str
+):
     with pytest.raises(ConfigError, match=message):
         load_config(None, overrides)
 
@@ -192,6 +194,6 @@ def test_an_old_value_works_too():
         ("sandbox.type=podman", "'podman' is not one of auto, docker, bubblewrap"),
     ],
 )
-def test_an_unknown_part_is_refused_with_those_that_there_are(override: str, message: str):
+def test_an_unknown_part_is_refused_with_the_known_ones(override: str, message: str):
     with pytest.raises(ConfigError, match=message):
         load_config(None, [override])

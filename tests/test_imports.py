@@ -57,8 +57,8 @@ def module_name(path: Path) -> str:
     return ".".join(part for part in parts if part != "__init__")
 
 
-def place(module: str) -> int:
-    """The line of ORDER that a module stands on: the longest entry that is it or a parent of it."""
+def position(module: str) -> int:
+    """The index in ORDER of a module: of the longest entry that is the module or a parent of it."""
     fitting = [name for name in ORDER if module == name or module.startswith(f"{name}.")]
     assert fitting, f"selfplay.{module} is not in the order; add it to ORDER and to docs/architecture.md"
     return ORDER.index(max(fitting, key=len))
@@ -89,12 +89,12 @@ MODULES = sorted(
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: module_name(p) or "selfplay")
-def test_a_module_imports_only_from_lines_above_its_own(path: Path):
+def test_a_module_imports_only_from_its_own_package_and_from_those_above(path: Path):
     name = module_name(path)
     if not name:
         return
-    wrong = {other for other in imports_of(path) if place(other) > place(name)}
-    assert not wrong, f"selfplay.{name} imports {sorted(wrong)}, which stand below it"
+    wrong = {other for other in imports_of(path) if position(other) > position(name)}
+    assert not wrong, f"selfplay.{name} imports {sorted(wrong)}, which come after it in ORDER"
 
 
 def test_help_loads_nothing_heavy():

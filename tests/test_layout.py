@@ -22,7 +22,7 @@ def modules() -> dict[str, Module]:
     return read_modules()
 
 
-def test_only_what_every_package_uses_lies_in_the_root():
+def test_the_root_holds_only_modules_that_every_package_uses():
     assert {path.stem for path in PACKAGE.glob("*.py")} == {
         "__init__",
         "cli",
@@ -71,7 +71,7 @@ def test_a_circle_is_found(tmp_path):
     assert longest_chain(late) == ["a", "b", "c"]
 
 
-def test_what_is_too_large_is_named(tmp_path):
+def test_files_and_functions_that_are_too_large_are_named(tmp_path):
     body = "\n".join(f"    x = {number}" for number in range(60))
     large = Module(
         "m", ROOT / "m.py", f"def f(a, b, c, d, e, f, g, h):\n{body}\n" + "y = 1\n# note\n\n" * 400

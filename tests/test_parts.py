@@ -1,4 +1,4 @@
-"""Parts of one's own: found, named when they are at fault, never imported for viewing."""
+"""Parts of one's own: found by name, named in errors, and not imported to read a configuration."""
 
 import importlib
 import json
@@ -50,7 +50,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize("setting", [name for name in parts.PARTS if name != "parser"])
-def test_every_part_of_ours_can_be_loaded(setting: str):
+def test_every_part_of_selfplay_can_be_loaded(setting: str):
     for name, path in parts.PARTS[setting].items():
         if path:
             assert parts.load(setting, name) is not None
@@ -69,7 +69,7 @@ def test_a_part_is_found_in_the_folder_that_a_run_is_started_in(here: Path):
         ("missing", r"injector.reward = 'mine_parts:missing' cannot be loaded: AttributeError"),
     ],
 )
-def test_a_reward_at_fault_stops_the_run_with_its_name(here: Path, name: str, message: str):
+def test_a_faulty_reward_stops_the_run_with_its_name(here: Path, name: str, message: str):
     with pytest.raises(PartError, match=message):
         credit_injector(INPUTS, f"mine_parts:{name}", None)
 
@@ -93,7 +93,7 @@ def test_an_episode_policy_with_an_unknown_word_stops_the_run(here: Path):
         ("penalise_stuck", "stuck", "penalise"),
     ],
 )
-def test_the_episode_policies_of_ours(name: str, finish: str, expected: str):
+def test_the_episode_policies_of_selfplay(name: str, finish: str, expected: str):
     assert treatment(name, finish) == expected
 
 
@@ -109,7 +109,7 @@ def test_a_parser_becomes_a_program_that_reads_a_log(here: Path):
     assert json.loads(done.stdout) == {"a": "passed", "b": "failed"}
 
 
-def test_a_missing_module_says_where_it_was_looked_for(here: Path):
+def test_a_missing_module_says_where_python_looked_for_it(here: Path):
     with pytest.raises(PartError, match="No module named 'nowhere'.*in PYTHONPATH"):
         parts.check_parts({"solver.reward": ("nowhere:reward",)})
 
@@ -122,7 +122,7 @@ def test_reading_a_configuration_imports_nothing(here: Path):
 
 
 @pytest.mark.parametrize("name", ["infinite", "one_too_many"])
-def test_a_clipping_at_fault_stops_the_run(here: Path, name: str):
+def test_a_faulty_clipping_or_aggregation_stops_the_run(here: Path, name: str):
     two = torch.zeros(2)
     with pytest.raises(PartError, match=f"trainer.clipping = 'mine_parts:{name}' returned"):
         token_losses(two, two, two + 1, Clipping(kind=f"mine_parts:{name}"))

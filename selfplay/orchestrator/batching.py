@@ -74,7 +74,7 @@ class Batch:
 def has_baseline(group: GroupRow, rewarded: int) -> bool:
     """True if more than half of the group's episodes have a reward.
 
-    With fewer, the mean of their rewards is not a usable baseline (docs/recipes.md).
+    With fewer, the mean of their rewards is not a usable baseline.
     """
     return 2 * rewarded > group.size
 

@@ -1,4 +1,6 @@
-"""The arms of the learning experiment on the tiny repository with scripted players: one role alone learns, or bugs are given."""
+"""The arms of the learning experiment on the tiny repository with scripted players: one role alone learns,
+or bugs are given.
+"""
 
 import json
 import threading

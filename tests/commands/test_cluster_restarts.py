@@ -1,4 +1,4 @@
-"""What follows on a cluster when a trainer rank is lost: how often a run goes on by itself, and on what."""
+"""A cluster that loses a trainer rank: how often the run goes on by itself, and with how many ranks."""
 
 from collections.abc import Callable
 from datetime import datetime
@@ -19,7 +19,7 @@ from selfplay.orchestrator.run_folder import create_run
 
 
 class Machines:
-    """A cluster that has fewer nodes each time it is asked, and places that hold nothing."""
+    """A cluster that has the next number of nodes in `counts` at each call, and places without processes."""
 
     def __init__(self, counts: list[int]) -> None:
         self._counts = counts
@@ -33,7 +33,7 @@ class Machines:
 
 @pytest.fixture
 def play_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[int]]:
-    """Plays with a trainer that is lost `losses` times; the ranks of each try."""
+    """A function that plays with a trainer that is lost `losses` times. It returns the ranks of each try."""
 
     def run(losses: int, counts: list[int], restarts: int = 2) -> list[int]:
         values = {

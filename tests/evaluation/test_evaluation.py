@@ -1,4 +1,4 @@
-"""What an evaluation shows: figures of a folder, comparisons of two, and words that claim no more."""
+"""Evaluations: the figures of a folder, the comparison of two, and sentences that claim no more."""
 
 import io
 import json
@@ -60,7 +60,7 @@ def printed(width, show) -> str:
     return console.file.getvalue()
 
 
-def test_what_only_training_does_makes_no_other_evaluation():
+def test_settings_of_training_do_not_make_another_evaluation():
     def identity(**agent):
         return identity_of(build_config({"agent": agent}), {"model": "p"}, TASKS)
 
@@ -92,7 +92,7 @@ def test_figures_are_given_by_set_part_and_repository(tmp_path):
     assert {name: row["tasks"] for name, row in summary["repositories"].items()} == {"parse": 4, "toolz": 4}
 
 
-def test_what_the_machine_spoiled_counts_nowhere():
+def test_attempts_that_the_machine_spoiled_are_not_counted():
     rows = [*results(TASKS[0], [True, None]), *results(TASKS[1], [None, None])]
     summary = summarise(rows, {}, 2)
     assert summary["spoiled_by_the_machine"] == 3
@@ -146,7 +146,7 @@ def test_settings_under_their_former_names_are_the_same_evaluation(tmp_path):
     folder.check(identity_of(CONFIG, {"model": "p"}, TASKS))
 
 
-def test_a_policy_is_known_by_its_weights_and_not_by_where_they_lie(tmp_path):
+def test_a_policy_is_identified_by_its_weights_and_not_by_its_folder(tmp_path):
     for name, weights in (("a", b"1"), ("b", b"1"), ("c", b"2")):
         (tmp_path / name).mkdir()
         (tmp_path / name / "model.safetensors").write_bytes(weights)
@@ -193,11 +193,11 @@ def test_a_gain_of_both_kinds_is_called_better(tmp_path):
         (1, -1, "mixed: better at T = 1, worse greedily."),
     ],
 )
-def test_every_outcome_has_its_words(sampled, greedy, start):
+def test_every_outcome_has_its_sentence(sampled, greedy, start):
     assert verdict_of(sampled, greedy).startswith(start)
 
 
-def test_a_small_difference_is_said_to_show_nothing(tmp_path):
+def test_a_small_difference_is_called_not_distinguishable(tmp_path):
     first, second = (
         a_folder(tmp_path / "a", never),
         a_folder(tmp_path / "b", lambda n: ([n == 0, False], False)),
@@ -210,7 +210,7 @@ def test_a_small_difference_is_said_to_show_nothing(tmp_path):
     ]
 
 
-def test_a_few_bugs_that_all_gained_are_not_called_better(tmp_path):
+def test_a_gain_on_a_few_bugs_only_is_not_called_better(tmp_path):
     first = a_folder(tmp_path / "a", never, TASKS[:4])
     second = a_folder(tmp_path / "b", lambda n: ([True] * 4, True), TASKS[:4])
     comparison = compare(first, second)
@@ -218,7 +218,7 @@ def test_a_few_bugs_that_all_gained_are_not_called_better(tmp_path):
     assert comparison["verdict"] == "no difference shown."
 
 
-def test_bugs_of_one_folder_alone_are_left_out_and_counted(tmp_path):
+def test_bugs_in_only_one_folder_are_left_out_and_counted(tmp_path):
     comparison = compare(a_folder(tmp_path / "a", never), a_folder(tmp_path / "b", never, TASKS[:6]))
     assert (comparison["sampled"]["all"]["count"], comparison["left_out"]) == (6, 2)
 
@@ -229,7 +229,7 @@ def test_other_settings_are_named(tmp_path):
     assert comparison["settings"] == "agent.max_turns = 64 there and 3 here"
 
 
-def test_where_and_how_early_sandboxes_open_makes_no_other_evaluation(tmp_path):
+def test_settings_of_sandboxes_do_not_make_another_evaluation(tmp_path):
     other = build_config({"sandbox": {"type": "bubblewrap", "prewarmed": 4}})
     assert (
         compare(a_folder(tmp_path / "a", never), a_folder(tmp_path / "b", never, config=other))["settings"]
@@ -237,10 +237,10 @@ def test_where_and_how_early_sandboxes_open_makes_no_other_evaluation(tmp_path):
     )
 
 
-def test_how_many_suspects_are_named_is_a_setting_only_where_they_are_given(tmp_path):
-    def evaluated(name, given, number):
+def test_the_number_of_suspects_matters_only_if_solvers_see_suspects(tmp_path):
+    def evaluated(name, help_, number):
         return a_folder(
-            tmp_path / name, never, config=build_config({"solver": {"help": given, "max_suspects": number}})
+            tmp_path / name, never, config=build_config({"solver": {"help": help_, "max_suspects": number}})
         )
 
     assert (
@@ -274,7 +274,7 @@ def test_folders_that_cannot_be_compared_say_why(tmp_path):
         compare(good, torn)
 
 
-# ---- how it looks
+# ---- tables and sentences
 
 
 @pytest.mark.parametrize("width", [80, 120])

@@ -68,7 +68,7 @@ def task(environment):
 class Moves(Player):
     """The scripted solver, which counts its turns.
 
-    broken: False: attempt 3 submits nothing. None: the machine fails in it, as the script says.
+    broken: what attempt 3 does. False: it submits nothing. None: the machine fails, as in the script.
     """
 
     def __init__(self, tree, broken=None):
@@ -96,7 +96,7 @@ def an_evaluator(environment, backend, folder, moves, **settings):
     return Evaluator(context, {REPO: environment})
 
 
-def test_spoiled_attempts_count_nowhere_and_are_all_that_a_second_call_plays(
+def test_spoiled_attempts_are_not_counted_and_a_second_call_plays_only_them(
     environment, backend, task, tmp_path
 ):
     folder, moves = Folder(tmp_path / "out"), Moves(environment.tree)
@@ -119,7 +119,7 @@ def test_spoiled_attempts_count_nowhere_and_are_all_that_a_second_call_plays(
     assert reports == [(4, 5), (5, 5)]
 
 
-def test_an_attempt_is_given_suspects_from_the_environments_calls(environment, backend, task, tmp_path):
+def test_an_attempt_sees_suspects_from_the_environments_calls(environment, backend, task, tmp_path):
     folder = Folder(tmp_path / "out")
     an_evaluator(environment, backend, tmp_path, Moves(environment.tree)).play(
         [task], 1, False, folder, POLICY
@@ -128,7 +128,7 @@ def test_an_attempt_is_given_suspects_from_the_environments_calls(environment, b
     assert episode.messages[0]["content"].endswith("\ngrep -n '' tiny/numbers.py | sed -n '4,10p' # clamp")
 
 
-def test_evaluations_draw_every_call_once(environment, backend, task, tmp_path):
+def test_evaluations_never_resample(environment, backend, task, tmp_path):
     class Careless(Moves):
         def __call__(self, turn):
             return "no call" if turn.number == 0 else "<tool: submit>\n</tool>"
@@ -157,7 +157,7 @@ def test_an_episode_that_a_kill_left_ungraded_is_graded_and_not_played_again(
     assert len(folder.results()) == 2
 
 
-def test_a_folder_of_another_evaluation_is_refused_and_left_as_it_was(environment, backend, task, tmp_path):
+def test_a_folder_of_another_evaluation_is_refused_and_not_changed(environment, backend, task, tmp_path):
     folder, moves = Folder(tmp_path / "out"), Moves(environment.tree)
     evaluator = an_evaluator(environment, backend, tmp_path, moves)
     evaluator.play([task], 1, False, folder, POLICY)
@@ -235,11 +235,11 @@ def test_a_run_evaluates_before_its_first_update_and_after_its_last(evaluated):
     assert [policy["weights"] for policy in policies] == [0, 1]
 
 
-def test_evaluating_leaves_training_as_it_was(evaluated, cache, tmp_path):
+def test_evaluations_do_not_change_training(evaluated, cache, tmp_path):
     assert training_of(play(tmp_path, cache, "bubblewrap", updates=1)) == training_of(evaluated)
 
 
-def test_a_run_killed_while_evaluating_ends_like_one_that_was_not(evaluated, cache, task, tmp_path):
+def test_a_run_killed_during_an_evaluation_ends_like_an_undisturbed_one(evaluated, cache, task, tmp_path):
     with_tasks(tmp_path, task)
     command = [sys.executable, scripted_game.__file__, str(tmp_path), str(cache), "bubblewrap", "written:2"]
     killed = subprocess.run(command, capture_output=True, text=True, cwd=Path(scripted_game.__file__).parent)

@@ -1,4 +1,4 @@
-"""Some frozen own bugs on their real repositories: still accepted, and repaired by exactly their patch."""
+"""Some frozen own bugs on their repositories: the validator accepts them, and their patch repairs them."""
 
 import random
 

@@ -1,4 +1,4 @@
-"""The frozen task files of the package: enough of each kind, and nothing that training touches."""
+"""The frozen task files of the package: each has enough bugs, and none that training may see."""
 
 import json
 
@@ -55,7 +55,7 @@ def test_no_two_tasks_of_a_frozen_set_are_one_bug(name):
     ) == 2 * len(tasks)
 
 
-def test_own_bugs_stand_in_held_out_functions_or_in_repositories_that_training_never_saw():
+def test_own_bugs_are_in_held_out_functions_or_in_repositories_that_training_never_saw():
     for record in records("own"):
         extra = record["selfplay"]
         is_seen = project(record["repo"]) in seen_projects()
@@ -83,7 +83,7 @@ def test_an_own_bug_changes_one_line_of_the_file_that_it_names_and_its_patch_und
         assert record["test_patch"] == reverse_patch(extra["artifact"]["test_weaken.diff"])
 
 
-def test_the_specifications_of_own_bugs_fit_the_carried_policys_context():
+def test_the_specifications_of_own_bugs_fit_the_context_of_the_carried_policy():
     chat = ChatFormat(load_tokenizer("carried"))
     most = load_config(resource("recipes") / "quickstart.toml").solver.max_spec_tokens
     too_long = {

@@ -20,7 +20,7 @@ PAIRS = st.lists(
     ("freedom", "table"),
     [(1, 12.706), (2, 4.303), (3, 3.182), (9, 2.262), (10, 2.228), (29, 2.045), (100, 1.984), (1000, 1.962)],
 )
-def test_quantiles_are_those_of_the_printed_table(freedom, table):
+def test_quantiles_equal_those_of_a_printed_table(freedom, table):
     assert t_quantile(0.975, freedom) == pytest.approx(table, abs=5e-4)
 
 
@@ -61,7 +61,7 @@ def test_a_paired_interval_by_hand():
     assert found.direction == 0
 
 
-def test_pairing_finds_what_two_separate_errors_would_hide():
+def test_a_paired_difference_has_a_smaller_error_than_two_separate_rates():
     """Bugs differ much more than the policies do. Each bug gains the same or a little more."""
     before = [0.0, 0.1, 0.3, 0.5, 0.6, 0.7, 0.8]
     after = [0.1, 0.2, 0.45, 0.6, 0.7, 0.85, 0.9]
@@ -71,14 +71,14 @@ def test_pairing_finds_what_two_separate_errors_would_hide():
     assert paired.error is not None and paired.error < math.hypot(*(error or 0.0 for error in errors)) / 5
 
 
-def test_a_few_changed_bugs_show_nothing_even_where_the_interval_leaves_out_0():
+def test_a_few_changed_bugs_show_nothing_even_if_the_interval_excludes_0():
     few = paired_difference([0.0] * (MIN_CHANGED - 1), [1.0] * (MIN_CHANGED - 1))
     assert few.low is not None and few.low > 0
     assert few.direction == 0
     assert paired_difference([0.0] * MIN_CHANGED, [1.0] * MIN_CHANGED).direction == 1
 
 
-def test_pass_at_k_counts_the_draws_without_a_pass():
+def test_pass_at_k_counts_the_choices_without_a_pass():
     assert pass_at_k(4, 1, 1) == 0.25
     assert pass_at_k(4, 1, 2) == pytest.approx(1 - math.comb(3, 2) / math.comb(4, 2))
     assert pass_at_k(4, 3, 2) == 1.0
@@ -98,7 +98,7 @@ def test_exchanging_the_policies_mirrors_the_difference(pairs):
 
 
 @given(PAIRS)
-def test_an_interval_holds_its_mean_and_the_mean_is_the_difference_of_the_means(pairs):
+def test_an_interval_contains_the_difference_of_the_means(pairs):
     before, after = zip(*pairs, strict=True)
     found = paired_difference(before, after)
     assert found.mean == pytest.approx(estimate(after).mean - estimate(before).mean)

@@ -1,4 +1,4 @@
-"""Task records: read strictly, named by set or file, and a limit that always keeps the same ones."""
+"""Task records: they are read strictly and found by set or file; a limit always keeps the same ones."""
 
 import json
 import random
@@ -56,7 +56,7 @@ def test_a_smaller_subset_is_part_of_a_larger_one():
     )
 
 
-def test_a_subset_is_spread_over_projects_whatever_their_share():
+def test_a_subset_is_spread_over_projects_of_any_size():
     tasks = [a_task(f"many-{n}") for n in range(30)] + [
         a_task(f"few-{n}", "pypi:parse==1.20.2") for n in range(3)
     ]
@@ -73,7 +73,7 @@ def test_revisions_of_one_project_are_one_repository():
     assert {a_task("x", line).repository for line in lines} == {"toolz"}
 
 
-def test_a_subset_keeps_the_order_it_was_given():
+def test_a_subset_keeps_the_order_of_the_tasks():
     tasks = many(30)
     kept = choose_subset(tasks, 10)
     assert kept == [task for task in tasks if task in kept]

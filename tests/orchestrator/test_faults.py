@@ -277,11 +277,14 @@ for path, text in C_FILES.items():
 backend = open_backend("bubblewrap", disk / "cache")[0]
 found = fetch(parse_spec(f"{disk}/c {C_LINE}"), disk / "cache")
 try:
-    prepare_environment(found, backend, EnvironmentSettings(baselines=2), Limits(), disk / "cache", lambda text: None)
+    settings = EnvironmentSettings(baselines=2)
+    prepare_environment(found, backend, settings, Limits(), disk / "cache", lambda text: None)
     print("prepared")
 except DiskFullError as error:
     print("full:", error)
-print(sorted(path.name for path in (disk / "cache").rglob("*") if path.name.startswith((".building", ".facts")) or path.suffix == ".json"))
+unfinished = (".building", ".facts")
+files = (disk / "cache").rglob("*")
+print(sorted(path.name for path in files if path.name.startswith(unfinished) or path.suffix == ".json"))
 """
 
 
