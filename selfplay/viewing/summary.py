@@ -52,27 +52,38 @@ def print_summary(
 ) -> None:
     """Print the whole summary. metrics_rows: one row per update; None reads them from the run folder."""
     rows = list(metrics_rows) if metrics_rows is not None else read_metrics(run_folder / "metrics.jsonl")
-    bugs = store.bugs()
     console.print()
     console.rule(Text(f"Run {run_folder.name}"), align="left")
-    for title, body in (
-        ("Accepted bugs", _bugs(bugs)),
-        ("Rejected artifacts", _rejections(store)),
-        ("Solve rates", _solve_rates(bugs)),
-        ("Rewards and updates", _updates(store, rows)),
-        *_evaluations(run_folder),
-        ("Time", _time(rows)),
-    ):
-        console.print(Text(title, style="bold"))
-        console.print(Padding(body, (0, 0, 1, 2)), highlight=False)
+    print_sections(summary_sections(store, run_folder, rows), console)
     console.print(Text("Next", style="bold"))
-    for what, command in _next(store, run_folder, bugs):
+    for what, command in _next(store, run_folder, store.bugs()):
         # Not wrapped, so that people can copy the command as one line.
         console.print(
             Text(f"  {what}:\n    ", style="dim").append(command, style="not dim cyan"),
             soft_wrap=True,
             highlight=False,
         )
+
+
+def summary_sections(
+    store: Store, run_folder: Path, rows: Sequence[Mapping[str, Any]]
+) -> list[tuple[str, RenderableType]]:
+    """(title, body) of each section. rows: one for each update."""
+    bugs = store.bugs()
+    return [
+        ("Accepted bugs", _bugs(bugs)),
+        ("Rejected artifacts", _rejections(store)),
+        ("Solve rates", _solve_rates(bugs)),
+        ("Rewards and updates", _updates(store, rows)),
+        *_evaluations(run_folder),
+        ("Time", _time(rows)),
+    ]
+
+
+def print_sections(sections: Iterable[tuple[str, RenderableType]], console: Console) -> None:
+    for title, body in sections:
+        console.print(Text(title, style="bold"))
+        console.print(Padding(body, (0, 0, 1, 2)), highlight=False)
 
 
 def bar(share: float, width: int = BAR_WIDTH) -> str:

@@ -1,4 +1,4 @@
-"""The end of a run as an SVG, for the README.
+"""The first sections of a run's summary as an SVG, for the README.
 
 python tests/helpers/run_picture.py RUN docs/figures/run.svg
 """
@@ -15,9 +15,10 @@ from rich.terminal_theme import MONOKAI
 
 from selfplay.curriculum.store import Store
 from selfplay.orchestrator.run_folder import open_run
-from selfplay.viewing.summary import print_summary
+from selfplay.viewing.summary import print_sections, read_metrics, summary_sections
 
-WIDTH = 84  # columns
+WIDTH = 72  # columns
+SECTIONS = 4  # bugs, rejections, solve rates, rewards
 FONTS = re.compile(r"@font-face \{.*?\}\s*", re.DOTALL)  # rich names fonts on the network; a page needs none
 
 
@@ -25,7 +26,8 @@ def draw(run: str, picture: Path) -> None:
     folder = open_run(run, Path("runs"))
     console = Console(record=True, width=WIDTH, file=io.StringIO(), force_terminal=True)
     with Store.open(folder.database, writer=False) as store:
-        print_summary(store, folder.path, console)
+        sections = summary_sections(store, folder.path, read_metrics(folder.metrics))
+        print_sections(sections[:SECTIONS], console)
     svg = console.export_svg(title="selfplay train", theme=MONOKAI, unique_id="run")
     picture.write_text(FONTS.sub("", svg), encoding="utf-8")
 
