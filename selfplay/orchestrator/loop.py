@@ -26,6 +26,7 @@ from selfplay.algorithm.staleness import async_updates, newest_wave
 from selfplay.curriculum.rows import EpisodeRow, GroupRow
 from selfplay.errors import RunError
 from selfplay.metrics import Value
+from selfplay.orchestrator.advice import advice_on_submissions
 from selfplay.orchestrator.batching import Batch, BatchRules, carries_gradient, make_batch, make_samples
 from selfplay.orchestrator.crediting import Crediting
 from selfplay.orchestrator.dispatcher import Dispatcher
@@ -107,6 +108,9 @@ class TrainLoop:
         row = await self._train_and_commit(update)
         context.sink.write(row)
         context.progress.update_finished(update, row)
+        injectors = context.store.episodes(update=update, role=Role.INJECTOR)
+        if advice := advice_on_submissions(update, injectors):
+            context.progress.message(advice)
 
     async def _evaluate(self, update: int) -> None:
         """Measure the repair rate after `update`, if that is due and not finished.
@@ -246,7 +250,7 @@ class TrainLoop:
         if config.agent.resamples:
             metrics |= resampling_metrics(episodes)
         if config.trainer.call_reward_weight > 0:
-            metrics |= call_metrics(episodes)
+            metrics |= call_metrics(episodes, toolbox(config.agent))
         pairs = list(zip(episodes, advantages, strict=True))
         return make_samples(pairs, config.trainer, context.chat.decode, toolbox(config.agent)), metrics
 

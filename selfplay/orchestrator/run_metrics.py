@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from selfplay.agent.episode import Episode, Role
+from selfplay.agent.tools import STANDARD, Toolbox
 from selfplay.algorithm.token_credit import changing_turns, success_of_calls
 from selfplay.curriculum.rows import AttemptRow, BugRow, EpisodeRow, VerdictRow
 from selfplay.metrics import Value
@@ -51,15 +52,15 @@ def resampling_metrics(episodes: Sequence[Episode]) -> dict[str, Value]:
     return metrics
 
 
-def call_metrics(episodes: Sequence[Episode]) -> dict[str, Value]:
+def call_metrics(episodes: Sequence[Episode], tools: Toolbox = STANDARD) -> dict[str, Value]:
     """Of calls that were to change a file.
 
     <role>/new_changes: share that made a new change. <role>/changes_tried: mean number in an episode.
     """
     metrics: dict[str, Value] = {}
     for role, played in sorted(_by_role(episodes)):
-        tried = sum(len(changing_turns(episode)) for episode in played)
-        metrics[f"{role}/new_changes"] = round(success_of_calls(played), 4)
+        tried = sum(len(changing_turns(episode, tools)) for episode in played)
+        metrics[f"{role}/new_changes"] = round(success_of_calls(played, tools), 4)
         metrics[f"{role}/changes_tried"] = round(tried / len(played), 2)
     return metrics
 
