@@ -9,8 +9,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from selfplay import parts
 from selfplay.agent import prompting
-from selfplay.agent.prompting import check_prompts, compact_diff, render
+from selfplay.agent.prompting import check_prompts, compact_diff, find_strategy, render
 from selfplay.errors import PromptError
 from selfplay.repositories.suspects import Suspect
 from selfplay.runtime.resources import resource
@@ -209,3 +210,24 @@ def _hash_of_solver() -> str:
     )
     assert one == other
     return one
+
+
+def test_a_strategy_without_a_terse_prompt_stops_a_run_at_its_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "loud.md.j2").write_text("be loud")
+    (tmp_path / "my_strategies.py").write_text(
+        "from pathlib import Path\nfrom selfplay.agent.prompting import Strategy\n"
+        "LOUD = Strategy('loud', Path(__file__).parent)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(PromptError, match=r"there is no prompt 'loud' in style 'terse'"):
+        check_prompts(["my_strategies:LOUD"])
+    (tmp_path / "loud.terse.md.j2").write_text("loud")
+    check_prompts(["my_strategies:LOUD"])
+    assert render("loud", "terse", tmp_path).text == "loud"
+
+
+def test_the_strategies_are_those_of_the_prompts_folder() -> None:
+    assert parts.names_of("injector.strategies") == ("direct", "history", "removal")
+    assert [find_strategy(name).needs_history for name in ("direct", "history")] == [False, True]

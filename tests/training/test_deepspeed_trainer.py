@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from selfplay.errors import EngineError, RunError, TrainerError
+from selfplay.errors import EngineError, PartError, RunError, TrainerError
 from selfplay.settings.learning import TrainerSettings
 from selfplay.training import conformance
 from selfplay.training.conformance import CONTEXT_TOKENS, SETTINGS, largest_difference, made_samples
@@ -49,10 +49,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "stage 2 with packing": {"zero_stage": 2, "packing": True},
     "stage 3 with activation checkpointing": {"zero_stage": 3, "activation_checkpointing": True},
 }
-ADAPTER = {
-    "lora_rank": 8,
-    "lora_alpha": 16,
-}  # under stage 3 some of its factors are partitioned, and small ones stay whole on every rank
+# Under stage 3 some of the adapter's factors are partitioned. Small ones stay whole on every rank.
+ADAPTER = {"lora_rank": 8, "lora_alpha": 16}
 
 
 @pytest.fixture(scope="module")
@@ -250,7 +248,7 @@ def test_a_checkpoint_of_two_ranks_continues_on_three_which_do_not_divide_the_mo
 
 
 @pytest.mark.parametrize("adapter", [{}, pytest.param(ADAPTER, marks=needs_peft)], ids=["weights", "adapter"])
-def test_weights_come_a_layer_at_a_time_and_in_the_precision_that_is_computed_with(
+def test_weights_are_yielded_layer_by_layer_in_the_precision_of_the_computation(
     model: Path, ranks: Ranks, adapter: dict[str, int]
 ) -> None:
     trainer = DeepSpeedTrainer(
@@ -416,6 +414,22 @@ def test_a_checkpoint_over_another_model_is_refused(model: Path, three_ranks: Ra
 def test_a_model_that_does_not_load_is_named_with_the_remedy(tmp_path: Path) -> None:
     with pytest.raises(EngineError, match=r"no model folder .*config\.json"):
         DeepSpeedTrainer(tmp_path / "nowhere", with_ranks(SETTINGS, 1), CONTEXT_TOKENS, seed=0)
+
+
+def test_a_part_of_ones_own_is_loaded_in_every_rank(model: Path, ranks: Ranks) -> None:
+    own, ours = (
+        DeepSpeedTrainer(
+            model, with_ranks(SETTINGS, aggregation=name), CONTEXT_TOKENS, seed=0, ranks=ranks
+        ).step(made_samples(0, count=10))
+        for name in ("selfplay.algorithm.loss:token", "token")
+    )
+    assert own["loss"] == ours["loss"] != 0
+
+
+def test_a_part_that_a_rank_cannot_load_stops_the_start_with_its_name(model: Path, ranks: Ranks) -> None:
+    settings = with_ranks(SETTINGS, clipping="nowhere:clip")
+    with pytest.raises(PartError, match=r"trainer\.clipping = 'nowhere:clip' cannot be loaded"):
+        DeepSpeedTrainer(model, settings, CONTEXT_TOKENS, seed=0, ranks=ranks)
 
 
 def test_a_rank_killed_in_a_step_is_named_and_no_rank_is_left(model: Path, ranks: Ranks) -> None:
