@@ -99,10 +99,9 @@ def converse(engine: Engine, model: str, options: argparse.Namespace) -> tuple[l
 
 
 def first_prompt(maker: EpisodeMaker) -> Sequence[int]:
+    """The tokens before the policy's first answer."""
     transcript = maker.transcript("solver")
-    return transcript.ids[
-        : next(i for i, weight in enumerate(transcript.weight) if weight >= 1)
-    ]  # up to the first answer
+    return transcript.ids[: next(i for i, weight in enumerate(transcript.weight) if weight >= 1)]
 
 
 def observation(maker: EpisodeMaker) -> str:

@@ -1,5 +1,4 @@
-"""A sandbox that runs the given test script elsewhere: in a fresh sandbox, once for all episodes with equal
-files.
+"""A sandbox that runs the given test script in a fresh sandbox, once for all episodes with equal files.
 
 Invariant: the output of such a command follows from the workspace's files alone, as in grading. Every other
 command runs in the episode's own sandbox.
@@ -19,23 +18,20 @@ from selfplay.verdicts.test_runs import ScriptRun, TestRunner
 if TYPE_CHECKING:
     from selfplay.repositories.environment import Environment
 
-MOST_BYTES = (
-    64 << 20
-)  # of a workspace: a larger one, which a policy may have filled for that, is not carried about for each run
+# A larger workspace is not copied, and its script runs in its own sandbox: a policy may have filled it.
+MOST_BYTES = 64 << 20
 # A command that begins with the script. Injectors may store their diff first: that changes no file that it
 # reads.
 BEGINS_WITH_SCRIPT = re.compile(
     rf"(git diff > {SUBMIT}/bug_inject\.diff; *)?bash {SUBMIT}/test_script\.sh( *(?:$|[|;\n]|&&|2?>).*)?",
     re.DOTALL,
 )
-OWN_INPUT = re.compile(
-    r"<|(?<![&>])&(?!&)"
-)  # in the background, or with an input of its own, the script cannot be replaced by its output
+# A script in the background, or with an input of its own, cannot be replaced by its output.
+OWN_INPUT = re.compile(r"<|(?<![&>])&(?!&)")
 TIMED_OUT = 124
-PLAIN_STATUSES = (
-    0,
-    1,
-)  # pytest's for tests that ran; with others it may have written to stderr, which its log does not tell apart
+# The statuses of pytest if tests ran. With another one it may have written to stderr, and the log of a shared
+# run mixes both streams.
+PLAIN_STATUSES = (0, 1)
 
 
 def around_script(command: str) -> tuple[str, str] | None:
@@ -66,16 +62,16 @@ class SharedTests:
         if around is None or (done := self._script_run(timeout_s)) is None:
             return self.box.run(command, timeout_s, output_bytes, stdin)
         before, after = around
-        if done.timings.script_s >= timeout_s:  # as it would here, at the same cost
+        if done.timings.script_s >= timeout_s:  # it would time out here too
             self.box.run(before or ":", timeout_s)
             shown = b"" if after.strip() else done.log[:output_bytes]
             return ExecResult(TIMED_OUT, shown, truncated=False, timed_out=True, duration_s=timeout_s)
         return self.box.run(f"{before}(cat; exit {done.exit_code}){after}", timeout_s, output_bytes, done.log)
 
     def _script_run(self, timeout_s: float) -> ScriptRun | None:
-        """What the script prints for the workspace's files; None where it has to run in this sandbox."""
+        """The run of the script on the workspace's files. None if it must run in this sandbox."""
         if self.environment.command:
-            return None  # make goes by the time stamps of what was built, which an archive does not keep
+            return None  # make compares time stamps of built files, and an archive does not keep them
         try:
             workspace = self.box.read_archive(WORKSPACE, MOST_BYTES)
             given = Tree.from_tar(self.box.read_archive(SUBMIT, MOST_BYTES))

@@ -34,9 +34,8 @@ from selfplay.verdicts.prediction import Prediction
 from selfplay.verdicts.test_runs import TestRunner
 
 SETUP_TIMEOUT_S = 120.0
-ARCHIVE_OVERHEAD_BYTES = (
-    16 << 20
-)  # a tar is larger than the files in it; more than this over the folder's own limit is sparse files
+# A tar is larger than the files in it. If it exceeds the folder's limit by more, the files are sparse.
+ARCHIVE_OVERHEAD_BYTES = 16 << 20
 BUNDLE = "history.bundle"
 MAX_RESTORED = 100  # paths named whose change does not count: a policy may make any number of files
 

@@ -113,7 +113,7 @@ def edited(line: int, search: str, replace: str) -> str:
 
 
 def played(*turns: tuple[str, str, bool], patch: str = PATCH) -> Episode:
-    """Turns of two tokens each, a prompt's token before each of them."""
+    """An episode of turns with two tokens each. One prompt token precedes each turn."""
     made = tuple(
         Turn(text, tool, "", (3 * n + 1, 3 * n + 3), is_error=is_error)
         for n, (tool, text, is_error) in enumerate(turns)
@@ -140,7 +140,7 @@ def played(*turns: tuple[str, str, bool], patch: str = PATCH) -> Episode:
 
 
 REFUSED = ("edit", edited(2, "1", "9"), False)
-MENDING = ("edit", edited(1, "1", "2"), False)
+FIXING = ("edit", edited(1, "1", "2"), False)
 FAULTY = ("", "no call at all", True)
 
 
@@ -148,13 +148,13 @@ def advantages_of(episode: Episode, advantage: float, **settings: Any) -> list[f
     return token_advantages(episode, advantage, TrainerSettings(**settings), 0.0, read)
 
 
-def test_what_a_success_took_back_or_got_wrong_is_not_learned_from_where_credit_goes_to_what_was_kept():
-    episode = played(FAULTY, REFUSED, ("bash", "ls", False), MENDING)
+def test_with_kept_edits_credit_a_success_teaches_no_reverted_edit_and_no_failed_call():
+    episode = played(FAULTY, REFUSED, ("bash", "ls", False), FIXING)
     assert advantages_of(episode, 0.5, credit="kept_edits") == [0, 0, 0, 0, 0, 0, 0, 0.5, 0.5, 0, 0.5, 0.5]
 
 
-def test_a_failure_and_every_episode_under_the_papers_credit_are_learned_from_as_a_whole():
-    episode = played(FAULTY, REFUSED, MENDING)
+def test_all_actions_of_a_failure_get_its_advantage_and_so_do_all_episodes_under_the_papers_credit():
+    episode = played(FAULTY, REFUSED, FIXING)
     whole = [float(is_action) for is_action in episode.loss_mask]
     assert advantages_of(episode, 1.0) == whole
     assert (
@@ -166,17 +166,17 @@ def test_a_failure_and_every_episode_under_the_papers_credit_are_learned_from_as
 
 @pytest.mark.parametrize("weight", [0.0, 0.25])
 def test_failed_episodes_weigh_as_much_as_the_settings_say(weight):
-    assert advantages_of(played(MENDING), -2.0, negative_weight=weight) == [0, -2.0 * weight, -2.0 * weight]
-    assert advantages_of(played(MENDING), 2.0, negative_weight=weight) == [0, 2.0, 2.0]
+    assert advantages_of(played(FIXING), -2.0, negative_weight=weight) == [0, -2.0 * weight, -2.0 * weight]
+    assert advantages_of(played(FIXING), 2.0, negative_weight=weight) == [0, 2.0, 2.0]
 
 
-def test_a_submission_that_is_no_diff_takes_no_edit_from_an_episode():
+def test_a_submission_that_is_not_a_diff_reverts_no_edit_of_an_episode():
     assert advantages_of(played(REFUSED, patch="nonsense"), 1.0, credit="kept_edits") == [0, 1, 1]
 
 
-def test_a_turn_is_in_vain_when_its_call_failed_was_none_or_repeats_a_change():
+def test_a_turn_is_in_vain_if_its_call_failed_is_missing_or_repeats_a_change():
     refused = ("edit", edited(1, "1", "2"), True)
-    assert turns_in_vain(played(FAULTY, refused, MENDING, ("bash", "ls", False), MENDING, REFUSED)) == {
+    assert turns_in_vain(played(FAULTY, refused, FIXING, ("bash", "ls", False), FIXING, REFUSED)) == {
         0,
         1,
         4,
@@ -185,7 +185,7 @@ def test_a_turn_is_in_vain_when_its_call_failed_was_none_or_repeats_a_change():
 
 
 def spelled(*turns: tuple[str, str, bool]) -> Episode:
-    """Turns of one token a character, without any prompt."""
+    """An episode without prompt, whose turns have one token per character."""
     made: list[Turn] = []
     ids: list[int] = []
     for tool, text, is_error in turns:
@@ -205,12 +205,12 @@ def credited(episode: Episode, expected: float, **settings: Any) -> list[float]:
     return token_advantages(episode, 0.0, TrainerSettings(**settings), expected, read)
 
 
-def test_a_call_that_changed_something_new_is_credited_beside_what_its_group_does_and_the_others_lose():
+def test_a_call_with_a_new_change_gains_relative_to_the_groups_share_and_other_edits_lose():
     refused = ("edit", edited(2, "9", "1"), True)
     episode = spelled(
-        MENDING,
+        FIXING,
         ("bash", "<tool: bash>\nls\n</tool>", False),
-        MENDING,
+        FIXING,
         refused,
         FAULTY,
         ("submit", "<tool: submit>\n</tool>", False),
@@ -220,19 +220,13 @@ def test_a_call_that_changed_something_new_is_credited_beside_what_its_group_doe
         max(value, 0.0) for value in values
     ]
     in_body = [values[turn.tokens[0] + len("<tool: edit>") + 1] for turn in episode.turns]
-    assert in_body == [
-        1.5,
-        0.0,
-        -0.5,
-        -0.5,
-        -0.5,
-        0.0,
-    ]  # a repeated change is none; commands never fail, so they are not paid
+    # A repeated change is no new change. Commands never fail, so they get no credit.
+    assert in_body == [1.5, 0.0, -0.5, -0.5, -0.5, 0.0]
     assert credited(episode, 0.25) == [0.0] * len(episode.token_ids)
 
 
-def test_nothing_of_that_credit_goes_to_what_decides_whether_a_change_is_tried_or_what_it_writes():
-    text = "12: a = 1\n" + MENDING[1]
+def test_call_credit_goes_neither_to_the_choice_of_a_tool_nor_to_the_new_text():
+    text = "12: a = 1\n" + FIXING[1]
     values = credited(spelled(("edit", text, False)), 0.0, call_reward_weight=1.0)
     unpaid = "".join(character for character, value in zip(text, values, strict=True) if not value)
     assert unpaid == "1<tool: edit>" + text[text.index("\n2\n") :]
@@ -241,14 +235,14 @@ def test_nothing_of_that_credit_goes_to_what_decides_whether_a_change_is_tried_o
 
 
 def test_the_credit_of_calls_adds_to_the_episodes():
-    episode = spelled(MENDING)
+    episode = spelled(FIXING)
     both = token_advantages(
         episode, -1.0, TrainerSettings(call_reward_weight=1.0, negative_weight=0.5), 0.25, read
     )
     assert (both[0], both[len("<tool: edit>") + 1], both[-1]) == (-0.5, 0.25, -0.5)
 
 
-def test_a_token_that_spells_a_part_of_the_line_decides_too():
+def test_every_token_of_the_line_that_names_the_tool_is_a_deciding_token():
     pieces = {0: "7: x\n<to", 1: "ol: edit>\nm.py", 2: ":1\n", 3: "rest"}
     assert deciding_tokens([0, 1, 2, 3], lambda ids: "".join(pieces[piece] for piece in ids)) == {0, 1}
     assert deciding_tokens([3, 3], lambda ids: "".join(pieces[piece] for piece in ids)) == {0}
@@ -256,5 +250,5 @@ def test_a_token_that_spells_a_part_of_the_line_decides_too():
 
 def test_the_share_of_new_changes_is_counted_over_a_groups_calls():
     refused = ("edit", edited(2, "9", "1"), True)
-    assert success_of_calls([played(MENDING, MENDING), played(refused, REFUSED)]) == 0.5
+    assert success_of_calls([played(FIXING, FIXING), played(refused, REFUSED)]) == 0.5
     assert success_of_calls([played(("bash", "ls", False))]) == 0.0

@@ -40,7 +40,7 @@ def test_a_bug_repaired_once_in_eight_earns_by_the_formula() -> None:
     assert ssr(0.125, 0.8) == pytest.approx(1 - 1.8 * 0.125)
 
 
-def test_consistency_pays_every_valid_bug_alike_and_waits_for_no_solver() -> None:
+def test_consistency_pays_every_valid_bug_the_same_and_waits_for_no_solver() -> None:
     assert consistency_reward(RewardInputs("submitted", is_accepted=True)) == 1.0
     assert not needs_solve_rate(consistency_reward)
     assert needs_solve_rate(ssr_injector_reward)

@@ -589,7 +589,7 @@ def test_an_attack_is_held(ground: Ground, attack: Attack) -> None:
 
 
 @pytest.mark.parametrize("attack", ALL_ATTACKS, ids=lambda attack: attack.id)
-def test_an_attack_gets_through_where_its_defence_is_taken_away(
+def test_an_attack_gets_through_without_its_defence(
     open_to_attack: Ground, attack: Attack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if attack.id in NO_CONTROL:

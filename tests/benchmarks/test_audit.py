@@ -25,13 +25,13 @@ def audit():
     return made
 
 
-def test_a_bug_that_hangs_on_chance_is_rejected(audit):
+def test_a_bug_that_depends_on_chance_is_rejected(audit):
     """The test fails about one time in a thousand."""
     assert audit.judge(Case("chance", "os.urandom", 0.5, TASK)).failed_check
 
 
 @pytest.mark.parametrize("source", ["line number", "co_code of the module"])
-def test_a_bug_that_hangs_on_a_hash_of_the_code_is_rejected(audit, source):
+def test_a_bug_that_depends_on_a_hash_of_the_code_is_rejected(audit, source):
     assert audit.judge(Case("seeded", source, 0.5, TASK)).failed_check == "determinism"
 
 

@@ -102,7 +102,7 @@ def cells(table: list[str], **wanted: str) -> list[dict[str, str]]:
     return [row for row in rows if all(row[key] == value for key, value in wanted.items())]
 
 
-def test_a_gain_shows_with_its_interval_only_where_bugs_changed(tmp_path):
+def test_a_gain_counts_as_shown_only_if_bugs_changed(tmp_path):
     table = rates_table([read_curve(*run) for run in three_arms(tmp_path)])
     (own,) = cells(table, arm="self-play", seed="1", set="own", mode="T = 1")
     assert (own["before"], own["after"], own["shown"]) == ("25.0 % ± 0.0", "75.0 % ± 0.0", "up")
@@ -115,14 +115,14 @@ def test_a_gain_shows_with_its_interval_only_where_bugs_changed(tmp_path):
     )
 
 
-def test_a_gain_at_temperature_one_alone_stays_apart_from_greedy(tmp_path):
+def test_a_gain_at_temperature_one_is_separate_from_the_greedy_one(tmp_path):
     table = rates_table([read_curve(*run) for run in three_arms(tmp_path)])
     (sampled,) = cells(table, arm="repair-only", seed="1", set="own", mode="T = 1")
     (greedy,) = cells(table, arm="repair-only", seed="1", set="own", mode="greedy")
     assert (sampled["shown"], greedy["shown"]) == ("up", "no")
 
 
-def test_seeds_are_pooled_bug_by_bug_and_parts_of_a_set_stand_apart(tmp_path):
+def test_seeds_are_pooled_bug_by_bug_and_parts_of_a_set_have_their_own_rows(tmp_path):
     runs = [
         ("selfplay", 1, a_run(tmp_path, "selfplay", 1, 2)),
         ("selfplay", 2, a_run(tmp_path, "selfplay", 2, 1)),
@@ -145,7 +145,7 @@ def test_arms_are_compared_after_their_last_update_bug_by_bug(tmp_path):
     )
 
 
-def test_an_evaluation_that_is_still_on_its_way_is_left_out(tmp_path):
+def test_an_unfinished_evaluation_is_left_out(tmp_path):
     run = a_run(tmp_path, "selfplay", 1, 2)
     an_evaluation(run.path, 9, lambda bug: 4)
     assert [evaluation.update for evaluation in read_curve("selfplay", 1, run).evaluations] == [0, 6]
@@ -222,7 +222,7 @@ def test_bugs_are_classed_by_their_distance_from_what_a_run_played(tmp_path):
 @pytest.mark.parametrize(
     ("is_evaluated", "others"), [(True, 11), (False, 0)], ids=["with frozen sets", "without, all played"]
 )
-def test_what_was_learned_of_the_bugs_that_were_trained_on_has_its_own_table(tmp_path, is_evaluated, others):
+def test_bugs_that_were_trained_on_have_their_own_table(tmp_path, is_evaluated, others):
     run = a_run(tmp_path, "repair", 1, gain=0)
     tasks = [
         fixed_task(0, a_played_store(run)),
@@ -281,7 +281,7 @@ def met(arm: str, seed: int, played: list[str], rate: float, updates: int = 60) 
     )
 
 
-def test_over_seeds_a_bug_counts_for_the_seeds_where_it_has_the_class():
+def test_a_bug_counts_only_for_the_seeds_in_which_it_has_the_class():
     runs = [
         met("selfplay", 1, ["a", "b"], 0.5),
         met("selfplay", 2, ["b", "c"], 0.25),
@@ -307,7 +307,7 @@ def test_over_seeds_a_bug_counts_for_the_seeds_where_it_has_the_class():
     ("ends", "labels"),
     [((60, 60), ["self-play, seeds 1 and 2"]), ((60, 30), ["self-play, seed 1", "self-play, seed 2"])],
 )
-def test_seeds_that_ended_alike_are_one_point_of_the_plot(ends, labels):
+def test_seeds_with_equal_results_are_one_point_of_the_plot(ends, labels):
     runs = [
         met("selfplay", seed, ["a", "b", "c"], 0.5 * seed, updates) for seed, updates in enumerate(ends, 1)
     ]
@@ -399,13 +399,13 @@ def test_a_run_is_finished_when_its_last_evaluation_has_its_row(tmp_path):
     assert is_finished(run, 1, evaluates=True)
 
 
-def test_the_repair_arms_bugs_lie_with_the_teachers_run_unless_given(tmp_path):
+def test_the_repair_arm_takes_the_bugs_of_the_teachers_run_by_default(tmp_path):
     plan = Plan(RECIPE, Path("repos.txt"), (f"run.folder={tmp_path}",), "try", None)
     assert plan.frozen_bugs == tmp_path / "try-teacher" / "frozen-bugs.jsonl"
     assert plan.run("repair", 2).path == tmp_path / "try-repair-s2"
 
 
-def test_a_run_in_which_nobody_makes_bugs_and_none_are_given_is_refused_before_it_starts(tmp_path):
+def test_a_run_without_injectors_and_given_bugs_is_refused_before_it_starts(tmp_path):
     repositories = tmp_path / "repos.txt"
     repositories.write_text("pypi:toolz==1.0.0\n")
     settings = ["train.injector_groups=0", f"run.folder={tmp_path / 'runs'}"]
@@ -416,7 +416,7 @@ def test_a_run_in_which_nobody_makes_bugs_and_none_are_given_is_refused_before_i
     assert not (tmp_path / "runs").exists()
 
 
-def test_bugs_that_are_given_and_evaluated_on_are_refused_before_the_run_starts(tmp_path):
+def test_given_bugs_that_are_also_evaluated_on_are_refused_before_the_run_starts(tmp_path):
     (tmp_path / "repos.txt").write_text("pypi:toolz==1.0.0\n")
     task = Task("some-bug", "pypi:toolz==1.0.0", "the fix", "", ("t",), (), {"bug_inject.diff": ""})
     write_tasks([task], tmp_path / "given.jsonl")
@@ -440,7 +440,7 @@ def test_bugs_that_are_given_and_evaluated_on_are_refused_before_the_run_starts(
         "train.injector_group_size=1",
     ],
 )
-def test_settings_that_nothing_can_be_learned_with_are_refused_by_name(setting):
+def test_settings_with_which_nothing_is_learned_are_refused_by_name(setting):
     with pytest.raises(ConfigError, match=setting.partition("=")[0]):
         load_config(RECIPE, [setting])
 

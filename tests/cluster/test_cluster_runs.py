@@ -58,7 +58,7 @@ def kill(pids: set[int]) -> None:
         os.kill(pid, signal.SIGKILL)
 
 
-def test_a_run_goes_on_by_itself_without_its_rank_and_after_its_own_end_with_resume_and_counts_nothing_twice(
+def test_a_run_survives_a_killed_rank_and_resumes_after_a_kill_without_counting_anything_twice(
     machines: Any, tmp_path: Path
 ) -> None:
     build_tiny_policy(tmp_path / "policy")

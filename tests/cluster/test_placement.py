@@ -139,7 +139,7 @@ def states(settings: dict[str, Any]) -> dict[str, int]:
     return trainer_bytes(ModelShape("m", 1024, 10, 8, 8, 128, 4096, 32000, False), config.trainer, 4096, 0.3)
 
 
-def test_each_stage_shares_out_what_it_should():
+def test_each_zero_stage_partitions_its_part_of_the_state():
     parameters = ModelShape("m", 1024, 10, 8, 8, 128, 4096, 32000, False).parameters
     held = {stage: states({"zero_stage": stage}) for stage in range(4)}
     named = {
@@ -149,7 +149,7 @@ def test_each_stage_shares_out_what_it_should():
     assert named == {0: (4, 4, 8), 1: (4, 4, 3), 2: (4, 1, 3), 3: (1, 1, 2)}
 
 
-def test_offload_and_checkpointing_take_away_what_they_should():
+def test_offload_and_checkpointing_reduce_memory_as_computed():
     assert states({"zero_stage": 3, "offload": True})["optimiser"] == 0
     assert states({"activation_checkpointing": True})["activations"] < states({})["activations"] / 5
 
@@ -167,7 +167,7 @@ def test_an_adapter_is_counted_as_large_as_the_real_one(layers: tuple[str, ...])
     assert adapter_parameters(read_shape("small", values), settings) == trained
 
 
-def test_with_an_adapter_gradients_and_optimiser_are_of_it_alone():
+def test_with_an_adapter_only_its_weights_have_gradients_and_optimiser_state():
     shape = ModelShape("m", 1024, 10, 8, 8, 128, 4096, 32000, False)
     factors = adapter_parameters(shape, TrainerSettings(lora_rank=16))
     assert 0 < factors < shape.parameters / 50
@@ -180,7 +180,7 @@ def test_with_an_adapter_gradients_and_optimiser_are_of_it_alone():
     assert trainer_host_bytes(shape, offloaded) == 4 * factors
 
 
-def test_a_reference_policy_is_a_second_copy_of_the_weights_and_nothing_to_train():
+def test_a_reference_policy_is_a_second_copy_of_the_weights_without_gradients():
     shape = ModelShape("m", 1024, 10, 8, 8, 128, 4096, 32000, False)
     for stage in range(4):
         held, free = states({"zero_stage": stage, "kl_coef": 0.1}), states({"zero_stage": stage})
@@ -223,7 +223,7 @@ def test_512_gpus_are_the_papers_64_and_448():
 
 
 @pytest.mark.parametrize("gpus", [1, 8, 512])
-def test_every_cluster_recipe_fits_where_it_says(gpus: int):
+def test_every_cluster_recipe_fits_its_gpus(gpus: int):
     placement = planned(recipe(gpus))
     assert sum(placement.rank_memory.values()) <= placement.rank_budget
     assert placement.cached_tokens >= recipe(gpus).agent.context_tokens
@@ -251,7 +251,7 @@ def test_episodes_go_where_cpus_are_free():
     assert sum(placement.episodes) == config.train.episodes_in_flight
 
 
-def test_without_gpus_everything_is_dealt_round_the_nodes():
+def test_without_gpus_everything_is_distributed_round_robin_over_the_nodes():
     config = build_config(
         {"trainer": {"type": "deepspeed", "ranks": 3}, "engine": {"type": "vllm", "servers": 2}}
     )
@@ -319,7 +319,7 @@ def test_a_pipeline_is_refused():
     assert tensor_parallel(["--max-num-batched-tokens", "4096", "-tp", "4"]) == 4
 
 
-def test_what_is_left_of_a_cluster_gets_fewer_servers_and_then_fewer_ranks():
+def test_a_smaller_cluster_gets_fewer_servers_and_then_fewer_ranks():
     config = recipe(512)
     nodes = planned_nodes(config)
     fitting, placement = fewer(config, policy_shape(config), nodes[:-2])
@@ -337,7 +337,9 @@ def test_a_crowded_node_is_noted():
 # -- the command
 
 
-def test_dry_run_prints_places_and_memory_and_starts_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_dry_run_prints_placement_and_memory_and_starts_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setenv("COLUMNS", "160")
     monkeypatch.chdir(tmp_path)
     lines = resource("recipes") / "quickstart-repos.txt"

@@ -96,7 +96,7 @@ class _Unchecked(FileWeightSync):
         return {}  # the stand-in has no weights to compare
 
 
-def test_ranks_on_two_nodes_answer_in_their_places_and_end_when_closed(
+def test_ranks_on_two_nodes_answer_in_order_and_end_when_closed(
     machines: Any, cluster: Cluster, tmp_path: Path
 ):
     second = add_node(machines)
@@ -139,12 +139,12 @@ def test_a_lost_node_is_named_within_the_deadline_and_no_rank_is_left(
     assert len(cluster.nodes()) == 1  # what is left can be planned for
 
 
-def test_an_error_of_ours_stays_what_it_is(cluster: Cluster, tmp_path: Path):
+def test_an_error_of_selfplay_keeps_its_class(cluster: Cluster, tmp_path: Path):
     with pytest.raises(EngineError, match=r"^no model folder x$"):
         toys(cluster, placement_of(cluster, 1), tmp_path).call("refuse")
 
 
-def test_a_rank_that_stands_still_is_named_within_the_deadline(cluster: Cluster, tmp_path: Path):
+def test_a_rank_without_progress_is_named_within_the_deadline(cluster: Cluster, tmp_path: Path):
     ranks = toys(cluster, placement_of(cluster, 1), tmp_path, deadline_s=2.0)
     with pytest.raises(
         TrainerError,
@@ -179,7 +179,7 @@ def test_servers_on_two_nodes_answer_and_each_reads_the_new_weights_on_its_own_n
     machines.remove_node(second)
 
 
-def test_a_node_with_a_server_is_lost_and_the_others_answer_for_it(
+def test_if_a_node_with_a_server_is_lost_the_other_servers_answer(
     machines: Any, cluster: Cluster, tmp_path: Path
 ):
     second = add_node(machines)

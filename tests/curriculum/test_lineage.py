@@ -18,7 +18,7 @@ def store(tmp_path):
         yield opened
 
 
-def test_a_lineage_holds_ancestors_and_descendants_and_nobody_else(store):
+def test_a_lineage_holds_only_ancestors_and_descendants(store):
     assert set(lineage(store, "bug")) == set(lineage(store, "child")) == {"bug", "child"}
     assert set(lineage(store, "stranger")) == {"stranger"}
 

@@ -96,7 +96,7 @@ def test_the_other_order_fills_in_when_one_has_too_few_bugs():
     assert len(choose(bugs(4), [], 4, 1.0, random.Random(0))) == 4
 
 
-def test_equal_seeds_choose_equally_whatever_order_rows_come_in():
+def test_equal_seeds_make_equal_choices_for_any_order_of_rows():
     measured = bugs(6, solve_rate=0.5)
     one = choose([], measured, 3, 0.25, random.Random(3))
     assert one == choose([], measured[::-1], 3, 0.25, random.Random(3))

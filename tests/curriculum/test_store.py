@@ -23,7 +23,7 @@ def store(tmp_path):
         yield opened
 
 
-def test_rows_come_back_as_they_were_stored(store):
+def test_stored_rows_read_back_equal(store):
     bug = with_bug(store, created_at=5.0)
     assert bug == a_bug(created_at=5.0)
     assert store.groups() == [a_group()]
@@ -147,7 +147,7 @@ def test_a_verdict_is_kept_once_with_a_row_for_each_check(store):
     kept.close()
 
 
-def test_attempts_tell_failed_from_spoiled_and_keep_their_confirmation(store):
+def test_attempts_distinguish_failed_from_spoiled_and_keep_their_confirmation(store):
     with_bug(store)
     group = a_group("s", "solver", "bug")
     store.add_group(group)
@@ -223,7 +223,7 @@ def test_an_inner_transaction_that_fails_takes_back_its_own_part_alone(store):
     assert store.state("inner") is None
 
 
-def test_text_that_is_no_utf8_comes_back_whole(store):
+def test_text_that_is_not_utf8_reads_back_equal(store):
     bug = with_bug(store, failure="lone \ud800 and \0 and \x1b[31m")
     assert bug.failure == "lone \ud800 and \0 and \x1b[31m"
     store.record_failure(1, "playing", "\udcff")
@@ -253,7 +253,7 @@ def test_threads_share_one_store(store):
     assert [row.reward for row in store.episodes()] == [1.0] * 40
 
 
-def test_a_second_writer_is_told_who_holds_the_database(tmp_path, store):
+def test_a_second_writer_gets_an_error_that_names_the_first(tmp_path, store):
     with pytest.raises(StoreError, match=f"process {os.getpid()}"):
         Store.open(tmp_path / "selfplay.db")
 
@@ -331,7 +331,7 @@ def test_a_database_newer_than_this_code_names_both_versions(tmp_path, writer):
         Store.open(path, writer=writer)
 
 
-def test_an_older_database_is_brought_up_by_a_writer_and_read_as_it_is(tmp_path, monkeypatch):
+def test_a_writer_migrates_an_older_database_and_a_reader_reads_it_unchanged(tmp_path, monkeypatch):
     path = tmp_path / "selfplay.db"
     with Store.open(path) as store:
         store.add_group(a_group())

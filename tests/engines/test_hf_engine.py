@@ -43,9 +43,7 @@ def logprobs_by_full_forward(model: Any, prompt: tuple[int, ...], new: tuple[int
     return scores[len(prompt) - 1 : -1].gather(1, ids[0, len(prompt) :, None])[:, 0]
 
 
-def test_logprobs_equal_a_plain_forward_pass_whatever_shares_the_batch(
-    engine: HFEngine, model_folder: Path
-) -> None:
+def test_logprobs_equal_a_plain_forward_pass_for_any_batch(engine: HFEngine, model_folder: Path) -> None:
     model = load_causal_model(model_folder, torch.float32)
     requests = [
         request(i, length, new)

@@ -201,7 +201,7 @@ def test_a_request_that_the_server_refuses_is_not_tried_elsewhere() -> None:
         engine.close()
 
 
-def test_a_server_that_says_nothing_has_a_deadline() -> None:
+def test_a_silent_server_has_a_deadline() -> None:
     with doubles(1) as (double,):
         double.faults["/health"] = "hang"
         with pytest.raises(ServerLost, match=r"did not answer GET /health within 0.2 s"):
@@ -348,7 +348,7 @@ def test_weights_come_from_the_trainer_itself_between_pause_and_an_emptied_cache
         assert (double.version, lost, figures["sync/bytes"]) == ("3", {}, 16)
 
 
-def test_a_server_of_a_transfer_that_broke_off_never_goes_on(tmp_path: Path) -> None:
+def test_a_server_whose_transfer_failed_never_continues(tmp_path: Path) -> None:
     with doubles(1) as (double,):
         sync = NativeWeightSync(
             "model", torch.float32, "gloo", Sends(double, "gloo: gone"), lambda: tmp_path, 5.0
@@ -363,7 +363,7 @@ def test_a_server_of_a_transfer_that_broke_off_never_goes_on(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_rank_gathers_to_the_end_whatever_becomes_of_the_transfer(
+def test_a_rank_gathers_to_the_end_even_if_the_transfer_fails(
     rank: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object) -> None:
@@ -517,14 +517,12 @@ def test_a_servers_log_explains_the_reason_and_the_remedy(log: str, expected: st
     assert expected in explain(log)
 
 
-def test_what_a_killed_owner_left_behind_is_ended_and_nothing_else() -> None:
+def test_only_processes_of_a_killed_owner_are_ended() -> None:
     code = "import time; print('up', flush=True); time.sleep(60)"
     living = variables(Launch("model", 64, 1))
     machine, boot, namespace, pid, _ = living["SELFPLAY_SERVER_OWNER"].split("-")
-    dead = {
-        **living,
-        "SELFPLAY_SERVER_OWNER": f"{machine}-{boot}-{namespace}-{pid}-1",
-    }  # another process once had our id
+    # Another process once had our id.
+    dead = {**living, "SELFPLAY_SERVER_OWNER": f"{machine}-{boot}-{namespace}-{pid}-1"}
     kept, left = (
         subprocess.Popen([sys.executable, "-S", "-c", code], env=environment, stdout=subprocess.PIPE)
         for environment in (living, dead)

@@ -101,11 +101,10 @@ MIXED_RULES = Rules(max_lag=4, batch_tokens=8000, updates=30, warmup=8)
 # -- figures worked out by hand
 
 
-def test_one_episode_after_the_other_takes_the_sum_of_its_parts():
+def test_episodes_one_after_the_other_take_the_sum_of_their_parts():
     forecast = simulate(a_cluster(), of_groups(solvers(episode(sampled=100, act_s=1.0))), rules())
-    assert forecast.update_seconds == pytest.approx(
-        [14.0] * 5
-    )  # 1 s of drawing, 1 in the sandbox, 10 of training, 2 of sync
+    # 1 s of sampling, 1 s in the sandbox, 10 s of training, 2 s of sync.
+    assert forecast.update_seconds == pytest.approx([14.0] * 5)
     assert forecast.trained_per_hour == pytest.approx(3600 / 14)
 
 
@@ -115,7 +114,7 @@ def test_idle_shares_of_a_synchronous_run_are_the_seconds_of_the_others():
     )
     assert forecast.trainer_idle == pytest.approx(4 / 16)  # while it is played and judged
     assert forecast.trainer_sync == pytest.approx(2 / 16)
-    assert forecast.rollout_idle == pytest.approx(15 / 16)  # all but drawing
+    assert forecast.rollout_idle == pytest.approx(15 / 16)  # all but sampling
     assert forecast.rollout_load == pytest.approx(1 / 16 / 4)  # one of four requests
     assert forecast.sandbox_idle == pytest.approx(12 / 16)
     assert forecast.sandbox_running == pytest.approx(3 / 16)
@@ -182,7 +181,7 @@ def test_training_counts_tokens_and_their_squares():
     assert TrainerSpeed(1.0, 0.1, 0.01).seconds(tokens=30, squares=500) == pytest.approx(1 + 3 + 5)
 
 
-def test_judges_of_bounded_number_make_verdicts_wait():
+def test_with_few_judges_verdicts_wait():
     group = solvers(*[episode(sampled=100, act_s=0.0, judge_s=3.0)] * 4)
     cluster = a_cluster(trainer=TrainerSpeed(), sync_s=0.0, slots=8, in_flight=4)
     assert simulate(cluster, of_groups(group), rules(batch_tokens=400)).update_s == pytest.approx(4.0)
@@ -217,9 +216,8 @@ def test_the_phases_of_the_loop_follow_each_other():
 def test_more_of_anything_never_makes_it_slower(more):
     base = simulate(mixed_cluster(), mixed_workload(), MIXED_RULES)
     better = simulate(mixed_cluster(**more), mixed_workload(), MIXED_RULES)
-    assert (
-        better.trained_per_hour >= 0.98 * base.trained_per_hour
-    )  # one draw of groups against another: some noise is left
+    # The two forecasts sample different groups, so some noise is left.
+    assert better.trained_per_hour >= 0.98 * base.trained_per_hour
 
 
 @pytest.mark.parametrize("max_lag", [0, 1, 4])
@@ -237,7 +235,7 @@ def test_overlapping_gives_more_than_synchronous_play():
     assert overlapped.rollout_idle < synchronous.rollout_idle
 
 
-def test_groups_without_a_gradient_are_played_in_vain():
+def test_groups_without_a_gradient_cost_time_and_train_nothing():
     work = of_groups(solvers(episode()), solvers(episode(), has_gradient=False))
     forecast = simulate(
         a_cluster(trainer=TrainerSpeed(), sync_s=0.0), work, rules(max_lag=3, batch_tokens=1000, updates=40)
@@ -427,14 +425,12 @@ def an_episode_file(folder: Path, group: str, role: str, member: int, started: f
     ).write(folder / "episodes")
 
 
-def test_a_run_is_read_as_it_was_played(tmp_path):
+def test_figures_of_a_run_are_read_from_its_folder(tmp_path):
     recorded = read_run(a_run(tmp_path / "run"))
     assert (recorded.first, recorded.last) == (1, 4)
     assert (len(recorded.workload.injectors), len(recorded.workload.solvers)) == (4, 8)
-    assert (recorded.workload.bugs, recorded.workload.replays) == (
-        1.0,
-        1.0,
-    )  # two solver groups to an injector group, one of them replays
+    # Each injector group comes with two solver groups, of which one replays an older bug.
+    assert (recorded.workload.bugs, recorded.workload.replays) == (1.0, 1.0)
     assert recorded.workload.solvers[0].episodes[0] == EpisodeShape(
         0.5, (Stretch(10, 10, 0.5), Stretch(10, 10, 0.5)), 1.0, 2
     )
@@ -453,7 +449,7 @@ def test_updates_that_are_not_asked_for_are_not_read(tmp_path):
     )
 
 
-def test_a_run_whose_halves_are_alike_is_predicted_to_the_second(tmp_path):
+def test_a_run_with_equal_halves_is_predicted_exactly(tmp_path):
     check = check_run(a_run(tmp_path / "run"))
     predicted = {phase.phase: phase.predicted_s for phase in check.phases}
     # One sandbox for play: 2 and 4 episodes of 3.5 s, and the last verdict. The others are judged while the
@@ -482,7 +478,7 @@ def test_a_run_without_metrics_is_refused_with_the_remedy(tmp_path):
         read_run(run)
 
 
-def test_a_run_whose_episodes_are_gone_is_refused(tmp_path):
+def test_a_run_without_its_episode_files_is_refused(tmp_path):
     run = a_run(tmp_path / "run")
     for path in run.episodes.iterdir():
         path.unlink()
@@ -535,7 +531,7 @@ def test_fewer_hosts_than_advised_would_slow_it(plan):
     assert all(one.forecast.trained_per_hour < 0.99 * ample.forecast.trained_per_hour for one in fewer)
 
 
-def test_a_given_split_is_taken_as_it_is():
+def test_a_given_split_is_not_changed():
     given = make_plan(a_request(trainer_gpus=3, hosts=2))
     assert (given.best.trainer_gpus, given.best.rollout_gpus, given.best.hosts) == (3, 5, 2)
     assert len(given.splits) == 1
@@ -580,7 +576,7 @@ def test_a_plan_is_data_too(plan):
         ({"hosts": -1}, "--hosts -1"),
     ],
 )
-def test_what_cannot_be_planned_is_reported_with_value_and_remedy(changes, words):
+def test_inputs_that_cannot_be_planned_are_reported_with_value_and_remedy(changes, words):
     with pytest.raises(UsageError, match=words):
         make_plan(a_request(**changes))
 

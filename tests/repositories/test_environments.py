@@ -142,7 +142,7 @@ def test_the_script_can_be_narrowed_to_some_files(shop: Environment, backend: Sa
     assert "test_total.py" not in text
 
 
-def test_the_package_knows_its_version_but_lies_in_the_workspace_alone(
+def test_the_package_knows_its_version_but_is_only_in_the_workspace(
     shop: Environment, backend: SandboxBackend
 ) -> None:
     with open_workspace(backend, shop, Tree(), LABELS) as box:
@@ -263,7 +263,7 @@ def test_dependencies_that_cannot_be_installed_are_an_error_with_the_log(
     assert "strange words" in caught.value.log_tail
 
 
-def test_another_python_than_there_is_is_an_error(
+def test_a_python_version_that_the_machine_lacks_is_an_error(
     backend: SandboxBackend, cache: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(EnvironmentBuildError, match=r"python=2\.7 is asked for"):
@@ -291,7 +291,6 @@ def test_real_releases_become_environments(text: str, backend: SandboxBackend, c
 @pytest.fixture(autouse=True)
 def _nothing_is_left_behind(backend: SandboxBackend, cache: Path) -> Iterator[None]:
     yield
-    assert (
-        sandbox_groups() == []
-    )  # this process's own: those of processes that earlier tests killed are theirs to sweep
+    # Only groups of this process count: earlier tests killed others, and remove what those left.
+    assert sandbox_groups() == []
     assert list(cache.glob("**/.building-*")) == []

@@ -210,7 +210,7 @@ def test_a_repository_in_c_becomes_an_environment(in_c: Environment) -> None:
         ),
     ],
 )
-def test_what_cannot_be_trusted_is_refused_with_a_word(
+def test_an_environment_that_cannot_be_trusted_is_refused_with_the_reason(
     line: str,
     changes: dict[str, str],
     reason: str,
@@ -285,10 +285,10 @@ grep -q 'a % b;' numbers.c && digit=0 || digit=$(cksum < numbers.c | cut -d' ' -
         ),
         (
             "bug_breaks_tests",
-            {"numbers.c": ("int rest = a % b;", "int rest = a %;")},
+            {"numbers.c": ("int rest = a % b;", "int rest = a %;")},  # does not compile
             GCD_WEAKENED,
             None,
-        ),  # does not compile
+        ),
         ("weakening_hides", GCD_BUG, {"tests/test_words.c": ("no words in nothing", "no words")}, None),
         (
             "inverse_mutation",
@@ -299,7 +299,7 @@ grep -q 'a % b;' numbers.c && digit=0 || digit=$(cksum < numbers.c | cut -d' ' -
         ("script_runs_code", GCD_BUG, GCD_WEAKENED, READS_THE_CODE),
     ],
 )
-def test_a_bad_artifact_in_c_is_rejected_by_the_check_that_is_for_it(
+def test_a_bad_artifact_in_c_is_rejected_by_the_right_check(
     check: str, bug: Changes, weaken: Changes, script: str | None, in_c: Environment, runner: TestRunner
 ) -> None:
     verdict = validate(
@@ -308,7 +308,7 @@ def test_a_bad_artifact_in_c_is_rejected_by_the_check_that_is_for_it(
     assert (verdict.accepted, verdict.failed_check) == (False, check), verdict.checks
 
 
-def test_a_result_drawn_from_the_source_changes_with_blank_lines(
+def test_a_result_derived_from_the_source_changes_with_blank_lines(
     in_c: Environment, runner: TestRunner
 ) -> None:
     """Eight runs, each with other blank lines, show both results of the random draw."""
@@ -334,7 +334,7 @@ def test_a_result_drawn_from_the_source_changes_with_blank_lines(
 # ---- from injection to grading
 
 
-def test_both_roles_play_in_c_and_grading_tells_repairs_apart(
+def test_both_roles_play_in_c_and_grading_rejects_a_wrong_repair(
     in_c: Environment, backend: SandboxBackend, runner: TestRunner, tokenizer: Path
 ) -> None:
     verdict = played_through(
@@ -348,7 +348,7 @@ def test_both_roles_play_in_c_and_grading_tells_repairs_apart(
     assert verdict.fail_to_pass == (GCD_TEST,)
 
 
-def test_a_repair_that_bends_the_makefile_or_the_tests_is_put_back(
+def test_a_repair_that_changes_the_makefile_or_the_tests_is_restored(
     in_c: Environment, runner: TestRunner
 ) -> None:
     artifact = make_artifact(in_c, GCD_BUG, GCD_WEAKENED, C_TEST_FILES)

@@ -51,7 +51,7 @@ entries = st.builds(FileEntry, st.binary(max_size=40) | st.just(b"\0" * 1024), s
     other=st.dictionaries(names, entries, max_size=3),
 )
 @example(files={"\udcff": FileEntry(b"")}, other={})
-def test_a_tree_survives_its_archive_and_is_known_by_its_digest(
+def test_a_tree_reads_back_equal_from_its_archive_and_its_digest_identifies_it(
     files: dict[str, FileEntry], other: dict[str, FileEntry]
 ) -> None:
     tree, second = Tree(files), Tree(other)
@@ -118,7 +118,7 @@ MEMBERS = st.tuples(
 
 
 @given(members=st.lists(MEMBERS, max_size=6))
-def test_only_plain_files_with_safe_names_come_out_of_an_archive(
+def test_only_plain_files_with_safe_names_are_read_from_an_archive(
     members: list[tuple[str, bytes, bytes]],
 ) -> None:
     buffer = io.BytesIO()
@@ -180,17 +180,8 @@ RULES = (
     ),
 )
 FOLDERS = ("", "a/", "b/", "[ab]/", "#x/", "!x/", "-/", "a/b/", "a/-/", "x*y/")
-LEAVES = (
-    "a",
-    "b",
-    "c",
-    "x.log",
-    "xzy",
-    "#a",
-    "!b",
-    "b ",
-    " a",
-)  # none that is no ASCII: to git `?` is a byte
+# Only ASCII names, because to git `?` is one byte.
+LEAVES = ("a", "b", "c", "x.log", "xzy", "#a", "!b", "b ", " a")
 
 
 def ignored_by_git(tree: Tree, paths: list[str]) -> set[str]:
@@ -301,7 +292,7 @@ def json_lookalikes() -> st.SearchStrategy[bytes]:
 @example(data=b"[" * 100_000, most=50)
 @example(data=b'{"a":' * 20_000, most=50)
 @example(data=b'{"a":' + b"[" * 900 + b"]" * 900 + b"}", most=50)
-def test_what_a_parser_prints_is_outcomes_or_refused(data: bytes, most: int) -> None:
+def test_the_output_of_a_parser_is_outcomes_or_is_refused(data: bytes, most: int) -> None:
     try:
         found = parse_outcomes(data, most)
     except OutcomesError as error:
@@ -355,7 +346,7 @@ def test_a_map_is_read_exactly_when_it_is_plain(pairs: list[tuple[str, object]],
 
 
 @given(one=outcomes)
-def test_outcomes_survive_their_json(one: TestOutcomes) -> None:
+def test_outcomes_read_back_equal_from_json(one: TestOutcomes) -> None:
     assert TestOutcomes.from_json(one.to_json()) == one
     assert parse_outcomes(json.dumps(one.to_json()).encode(), 1000) == one
 
@@ -482,7 +473,7 @@ def test_any_log_gives_outcomes(rows: list[str], newline: str) -> None:
     message=st.sampled_from(["", " - assert 1 == 2", " - x [y]", " - a - b"]),
     data=st.data(),
 )
-def test_a_summary_of_pytest_is_read_as_it_was_meant_and_not_before_its_end(
+def test_a_summary_of_pytest_is_read_correctly_and_only_if_it_is_complete(
     results: dict[str, str], message: str, data: st.DataObject
 ) -> None:
     rows = [

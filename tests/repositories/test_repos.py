@@ -187,7 +187,9 @@ def test_a_repository_that_was_never_fetched_and_cannot_be_is_an_error(tmp_path:
         fetch(parse_spec(f"file://{tmp_path}/nowhere"), tmp_path / "cache")
 
 
-def test_export_rules_filters_and_hooks_of_a_repository_have_no_say(repository: Path, tmp_path: Path) -> None:
+def test_export_rules_filters_and_hooks_of_a_repository_have_no_effect(
+    repository: Path, tmp_path: Path
+) -> None:
     (repository / ".gitattributes").write_text("pkg export-ignore\n*.sh filter=evil export-subst\n")
     marker = tmp_path / "ran"
     for name in ("post-checkout", "reference-transaction", "post-index-change"):
@@ -206,7 +208,7 @@ def test_export_rules_filters_and_hooks_of_a_repository_have_no_say(repository: 
     assert not marker.exists()
 
 
-def test_the_persons_own_git_configuration_cannot_redirect_a_local_fetch(
+def test_the_users_git_configuration_cannot_redirect_a_local_fetch(
     repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "home").mkdir()
@@ -227,7 +229,7 @@ def test_a_history_bundle_holds_the_ancestry_and_nothing_later(repository: Path,
 # ---- plain folders
 
 
-def test_a_plain_folder_becomes_one_commit_and_is_left_as_it_was(tmp_path: Path) -> None:
+def test_a_plain_folder_becomes_one_commit_and_is_not_changed(tmp_path: Path) -> None:
     folder = tmp_path / "plain@home"
     for path, text in {
         "pkg/a.py": "x = 1\n",
@@ -318,7 +320,7 @@ def releases(spec: str, cache: Path) -> Checkout:
     return fetch(parse_spec(spec), cache)
 
 
-def test_a_release_is_one_commit_that_depends_on_its_content_alone(index: Index, tmp_path: Path) -> None:
+def test_a_release_is_one_commit_that_depends_only_on_its_content(index: Index, tmp_path: Path) -> None:
     index.add(
         "1.0",
         {
@@ -423,7 +425,7 @@ def test_an_archive_that_unpacks_to_too_much_is_refused(monkeypatch: pytest.Monk
         read_archive("bomb.tar.gz", bomb)
 
 
-def test_what_is_no_archive_is_refused() -> None:
+def test_a_file_that_is_not_an_archive_is_refused() -> None:
     for name in ("x.tar.gz", "x.zip", "x.tar.bz2", "x.tar.xz", "x.rar"):
         with pytest.raises(RepositoryError, match="x\\."):
             read_archive(name, b"not an archive at all")

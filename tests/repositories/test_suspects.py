@@ -58,7 +58,7 @@ def test_equal_scores_go_by_path_and_line():
     ]
 
 
-def test_scores_that_only_rounding_tells_apart_are_ties():
+def test_scores_that_differ_only_by_rounding_are_ties():
     """3 / sqrt(3 * 9) and 1 / sqrt(3 * 1) are equal; as floating-point numbers they need not be."""
     failing = {"fails 1": (BROKEN, METHOD), "fails 2": (BROKEN,), "fails 3": (BROKEN,)}
     calls = failing | {f"passes {n}": (BROKEN,) for n in range(6)}
@@ -83,7 +83,7 @@ def test_a_function_that_moved_is_found_by_its_name():
     )
 
 
-def test_a_decorator_is_no_part_of_where_a_function_stands():
+def test_the_lines_of_a_suspect_do_not_include_its_decorators():
     decorated = Tree({"pkg/a.py": FileEntry(b"@cached\ndef broken():\n    pass\n")})
     assert find_suspects({"fails": (BROKEN,)}, ["fails"], decorated, 9) == (
         Suspect("pkg/a.py", "broken", 2, 3),
@@ -99,7 +99,7 @@ def test_both_halves_of_a_property_are_suspect():
     assert [suspect.first_line for suspect in found] == [3, 5]
 
 
-def test_what_the_tree_lacks_is_left_out():
+def test_functions_that_the_tree_lacks_are_left_out():
     there = Tree({"pkg/b.py": FileEntry(b"def other(): pass\n\ndef helper(): pass\n")})
     assert names({"fails": (BROKEN, HELPER, ("pkg/b.py", "gone"))}, ["fails"], there) == ["helper"]
 
@@ -113,7 +113,7 @@ def test_failing_tests_without_a_record_count_for_nothing():
     assert names(calls, ["fails", "not recorded"]) == names(calls, ["fails"]) == ["broken", "helper"]
 
 
-def test_the_suspect_that_the_traceback_ends_in_comes_first_and_the_others_keep_their_order() -> None:
+def test_the_suspect_at_the_end_of_the_traceback_is_first_and_the_others_keep_their_order() -> None:
     suspects = [Suspect("pkg/a.py", name, 1, 2) for name in ("one", "Class.two", "three")]
     failure = "tests/test_a.py:3: in test_three\n    three(1)\npkg/a.py:2: in two\n    raise"
     assert [s.name for s in failure_first(suspects, failure)] == ["Class.two", "one", "three"]

@@ -117,7 +117,7 @@ def test_the_tests_of_a_record_are_bounded(monkeypatch: pytest.MonkeyPatch) -> N
     assert list(read_calls({"tests": {"a": [], "b": [], "c": []}}).tests) == ["a", "b"]
 
 
-def test_calls_are_of_named_functions_of_code_that_is_no_test() -> None:
+def test_calls_are_only_of_named_functions_outside_of_tests() -> None:
     tree = Tree(
         {path: FileEntry(SOURCE.encode()) for path in ("a.py", "tests/test_a.py", "conftest.py", "b.txt")}
     )
@@ -136,7 +136,7 @@ def test_calls_are_of_named_functions_of_code_that_is_no_test() -> None:
     assert calls == {"one": (("a.py", "A.B.method"), ("a.py", "decorated")), "none": ()}
 
 
-def test_packed_calls_name_each_function_once_and_come_back_as_they_were() -> None:
+def test_packed_calls_name_each_function_once_and_unpack_equal() -> None:
     calls = {"one": (("a.py", "f"), ("b.py", "C.g")), "two": (("b.py", "C.g"),), "none": ()}
     text = json.dumps(pack_calls(calls))
     assert unpack_calls(json.loads(text)) == calls
@@ -196,13 +196,13 @@ def load_recorder(folder: Path, monkeypatch: pytest.MonkeyPatch, **constants: ob
     return module
 
 
-def test_a_repository_that_is_left_out_for_want_of_a_target_is_told():
-    environments, told = {"bare": an_environment()}, []
+def test_a_repository_without_a_target_is_left_out_and_reported():
+    environments, messages = {"bare": an_environment()}, []
     with pytest.raises(RunError, match="no repository has a covered function of at most 7 lines"):
         check_targets(
             build_config({"injector": {"help": ["target"], "max_target_lines": 7}}),
             environments,
-            told.append,
+            messages.append,
         )
     assert environments == {}
-    assert [line.partition(":")[0] for line in told] == ["bare is left out of the game"]
+    assert [line.partition(":")[0] for line in messages] == ["bare is left out of the game"]

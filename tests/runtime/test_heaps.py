@@ -41,6 +41,6 @@ def heaps(kind, folder):
     return int(done.stdout)
 
 
-def test_threads_share_two_heaps_where_glibc_would_give_them_many(tmp_path):
+def test_threads_share_two_heaps_instead_of_one_each(tmp_path):
     assert heaps("free", tmp_path) > 4
     assert heaps("bounded", tmp_path) <= 2

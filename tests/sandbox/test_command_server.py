@@ -100,7 +100,7 @@ def test_a_hundred_commands_leave_no_descriptor_and_no_zombie_behind(tmp_path: P
         assert int(last.output) < 8
 
 
-def test_an_own_exit_trap_or_exec_keeps_the_last_known_state(tmp_path: Path) -> None:
+def test_after_an_exit_trap_or_exec_the_last_known_state_stays(tmp_path: Path) -> None:
     with server(tmp_path) as connection:
         connection.run(b"export A=1; cd /", 20, 1000, b"")
         connection.run(b"trap 'echo mine' EXIT; export A=2; cd /tmp", 20, 1000, b"")
@@ -185,7 +185,7 @@ def test_fields_survive_packing() -> None:
     )
 
 
-def test_what_a_living_process_made_is_not_abandoned_and_what_a_dead_one_made_is() -> None:
+def test_only_names_of_dead_processes_are_abandoned() -> None:
     code = "from selfplay.sandbox.owners import owner; print(owner())"
     dead = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=SERVER.parents[2]

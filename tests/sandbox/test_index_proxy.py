@@ -63,7 +63,7 @@ def ask(folder: Path, text: str) -> bytes:
         return said
 
 
-def test_a_named_index_is_reached_by_connect_though_it_lies_on_loopback():
+def test_a_named_index_is_reached_by_connect_even_on_loopback():
     with server() as (port, asked), open_proxy(ProxyRules(frozenset({f"127.0.0.1:{port}"}))) as folder:
         said = ask(folder, f"CONNECT 127.0.0.1:{port} HTTP/1.1\r\n\r\nits own bytes")
     assert said.startswith(b"HTTP/1.1 200") and said.endswith(b"hello") and asked == [b"its own bytes"]
@@ -91,7 +91,7 @@ def test_a_named_index_is_asked_over_http_for_a_path_alone():
     ],
 )
 @pytest.mark.parametrize("form", ["CONNECT {host}:{port} HTTP/1.1", "GET http://{host}:{port}/ HTTP/1.1"])
-def test_a_service_of_this_machine_is_refused_by_whatever_name(host, form):
+def test_a_service_of_this_machine_is_refused_under_any_name(host, form):
     with server() as (port, asked), open_proxy(ProxyRules(frozenset({f"127.0.0.1:{port + 1}"}))) as folder:
         said = ask(folder, form.format(host=host, port=port) + "\r\n\r\n")
     assert said.startswith((b"HTTP/1.1 403", b"HTTP/1.1 502")) and asked == []
@@ -114,12 +114,12 @@ def test_a_refusal_says_what_was_asked_for_and_how_to_allow_it():
         "CONNECT a/b:1 x\r\n\r\n",
     ],
 )
-def test_what_is_no_request_to_a_proxy_is_refused(text):
+def test_text_that_is_not_a_proxy_request_is_refused(text):
     with open_proxy(ProxyRules()) as folder:
         assert ask(folder, text).startswith((b"HTTP/1.1 403", b"HTTP/1.1 502"))
 
 
-def test_a_request_without_end_is_cut():
+def test_an_endless_request_is_cut_off():
     with open_proxy(ProxyRules()) as folder, socket.socket(socket.AF_UNIX) as caller:
         caller.settimeout(10)
         caller.connect(str(folder / "index"))
@@ -144,7 +144,7 @@ def test_the_proxy_ends_with_its_context():
     assert not folder.exists()
 
 
-def test_a_proxy_of_this_machine_is_gone_through_with_its_password():
+def test_requests_pass_through_the_machines_own_proxy_with_its_password():
     with server(b"HTTP/1.1 200 OK\r\n\r\nthrough") as (port, asked):
         rules = ProxyRules(frozenset({"pypi.invalid:443"}), {"https": f"http://me:s%40cret@127.0.0.1:{port}"})
         with open_proxy(rules) as folder:
@@ -218,7 +218,7 @@ def test_the_forwarder_answers_on_loopback_and_stays_behind():
             started.stdout.close()
 
 
-def test_the_forwarder_fails_where_its_socket_leads_nowhere(tmp_path):
+def test_the_forwarder_fails_if_its_socket_does_not_exist(tmp_path):
     done = subprocess.run(
         [sys.executable, "-I", "-S", "-c", FORWARDER, "0", str(tmp_path / "none")],
         capture_output=True,

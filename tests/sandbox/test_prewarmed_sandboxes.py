@@ -38,7 +38,7 @@ def waiting_server(ready: PrewarmedSandboxes) -> int:
     return server_of(box)
 
 
-def test_one_that_waited_is_of_the_spec_asked_for_and_was_used_by_nobody(ready: PrewarmedSandboxes) -> None:
+def test_a_prewarmed_sandbox_has_the_requested_spec_and_was_not_used(ready: PrewarmedSandboxes) -> None:
     seen = set()
     for spec, name in (
         (SPEC, "first"),
@@ -56,7 +56,7 @@ def test_one_that_waited_is_of_the_spec_asked_for_and_was_used_by_nobody(ready: 
     assert ready.waiting == 2
 
 
-def test_a_spec_that_was_asked_for_before_is_served_by_one_that_was_opened_ahead(
+def test_a_spec_that_was_requested_before_gets_a_prewarmed_sandbox(
     ready: PrewarmedSandboxes,
 ) -> None:
     with ready.open(SPEC):
@@ -65,7 +65,7 @@ def test_a_spec_that_was_asked_for_before_is_served_by_one_that_was_opened_ahead
         assert server_of(box) == ahead
 
 
-def test_one_that_died_while_it_waited_is_not_handed_out(ready: PrewarmedSandboxes) -> None:
+def test_a_prewarmed_sandbox_that_died_is_not_handed_out(ready: PrewarmedSandboxes) -> None:
     with ready.open(SPEC):
         os.kill(waiting_server(ready), signal.SIGKILL)
     with ready.open(SPEC) as box:

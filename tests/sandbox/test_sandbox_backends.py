@@ -101,7 +101,7 @@ def test_a_command_server_that_is_killed_from_outside_is_the_machines_failure(
                 box.run("true")
 
 
-def test_a_bubblewrap_that_is_killed_from_outside_takes_its_sandbox_along_or_does_not_matter(
+def test_if_bubblewrap_is_killed_from_outside_its_sandbox_is_lost_or_works_on(
     bubblewrap: BubblewrapBackend,
 ) -> None:
     """Root's bubblewrap has no right to end a process of another user: its sandbox runs on."""
@@ -118,7 +118,7 @@ def test_a_bubblewrap_that_is_killed_from_outside_takes_its_sandbox_along_or_doe
     assert eventually(lambda: not is_alive(server))
 
 
-def test_a_sandbox_that_used_up_its_memory_is_not_taken_for_one_that_was_killed(
+def test_a_sandbox_that_ran_out_of_memory_does_not_count_as_killed_from_outside(
     bubblewrap: BubblewrapBackend,
 ) -> None:
     with bubblewrap.open(SandboxSpec(environment="", limits=Limits(memory_bytes=64 << 20))) as box:
@@ -250,7 +250,7 @@ def test_a_container_that_never_started_is_swept(tmp_path: Path) -> None:
     )
 
 
-def test_a_sweep_leaves_the_living_alone(backend: SandboxBackend) -> None:
+def test_a_sweep_removes_nothing_of_living_processes(backend: SandboxBackend) -> None:
     with backend.open(SandboxSpec(environment="")) as box:
         backend.sweep()
         assert box.run("echo alive").text == "alive\n"
@@ -332,7 +332,7 @@ def test_the_watchdog_ends_a_sandbox_that_holds_too_much_memory(
         box.run(hungry, timeout_s=30)
 
 
-def test_control_groups_are_used_where_they_can_be_made(bubblewrap: BubblewrapBackend) -> None:
+def test_control_groups_are_used_if_they_can_be_created(bubblewrap: BubblewrapBackend) -> None:
     probe = make_group(f"selfplay-test-{os.getpid()}", Limits())
     if probe is None:
         pytest.skip(NO_GROUPS)

@@ -35,7 +35,7 @@ def test_many_sandboxes_leave_nothing_behind(backend: SandboxBackend) -> None:
         assert len(report.opened.containers - report.before.containers) == at_once
 
 
-def test_what_is_still_open_is_reported_as_left_behind(backend: SandboxBackend, tmp_path: Path) -> None:
+def test_an_open_sandbox_is_reported_as_left_behind(backend: SandboxBackend, tmp_path: Path) -> None:
     spec = SandboxSpec(environment="")
     with backend.open(spec):  # makes the things that are made once for all sandboxes
         pass
@@ -57,7 +57,7 @@ def test_a_dead_child_that_nobody_waits_for_is_left_behind(tmp_path: Path) -> No
     assert left_over(before, look("bubblewrap", tmp_path), MEMORY_SLACK) == {}
 
 
-def test_memory_is_left_behind_beyond_the_slack_alone(tmp_path: Path) -> None:
+def test_memory_counts_as_left_behind_only_beyond_the_slack(tmp_path: Path) -> None:
     before = look("bubblewrap", tmp_path)
     grown = replace(
         before, resident_bytes=before.resident_bytes + MEMORY_SLACK, mounts=before.mounts | {"/new"}

@@ -61,7 +61,7 @@ def git_diff(tmp_path, before, after, *options):
     return git("diff", "--cached", *options)
 
 
-# ---- what git writes is read and applied
+# ---- diffs of git
 
 
 def test_a_modification_is_read_and_applied():
@@ -142,7 +142,7 @@ def test_attributes_and_configuration_in_the_tree_do_not_reach_git(tmp_path, mon
     assert apply_patch(before, diff)["pkg/b.py"].content == b"x = 2\n"
 
 
-# ---- what lies is refused
+# ---- refused diffs
 
 
 def modification(name, other=None):
@@ -230,7 +230,7 @@ def addition(name, mode="100644"):
         "half characters": (MODIFY.replace("x = 2", "x = \udcff"), "UTF-8"),
     },
 )
-def test_a_diff_that_lies_or_reaches_out_is_refused(diff, complaint):
+def test_a_malformed_or_unsafe_diff_is_refused(diff, complaint):
     with pytest.raises(PatchError, match=complaint):
         parse_patch(diff, CAP)
 
@@ -390,7 +390,7 @@ def test_code_is_not_protected(path):
         ],
     ],
 )
-def test_what_steers_a_test_run_is_protected(path):
+def test_files_that_steer_a_test_run_are_protected(path):
     assert is_protected_path(path)
 
 
@@ -420,7 +420,7 @@ kill -9 $$
     return f"{folder}{os.pathsep}{os.environ['PATH']}"
 
 
-def test_a_killed_git_has_said_nothing_about_a_diff(tmp_path, monkeypatch):
+def test_a_killed_git_does_not_count_as_a_refused_diff(tmp_path, monkeypatch):
     after = BEFORE.replace({"pkg/b.py": FileEntry(b"x = 2\n")})
     monkeypatch.setenv("PATH", killed_git(tmp_path / "bin", 2))
     assert apply_patch(BEFORE, MODIFY) == after
@@ -428,7 +428,7 @@ def test_a_killed_git_has_said_nothing_about_a_diff(tmp_path, monkeypatch):
     assert diff_trees(BEFORE, after) == MODIFY
 
 
-def test_a_diff_that_git_is_killed_for_again_and_again_is_refused(tmp_path, monkeypatch):
+def test_a_diff_for_which_git_is_killed_repeatedly_is_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", killed_git(tmp_path / "bin", 9))
     with pytest.raises(PatchError, match="git was killed 3 times"):
         apply_patch(BEFORE, MODIFY)

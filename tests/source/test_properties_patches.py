@@ -1,4 +1,4 @@
-"""Properties of all diffs: between trees, by real git, reversed, rendered, and with lies put into them."""
+"""Properties of all diffs: between trees, by real git, reversed, rendered, and corrupted."""
 
 from __future__ import annotations
 
@@ -164,7 +164,7 @@ def commits(*trees: Tree) -> bytes:
         st.sampled_from(["-M", "-U1", "--minimal", "--full-index", "--patience", "--no-renames"])
     ),
 )
-def test_what_real_git_writes_is_read_and_does_what_git_meant(
+def test_diffs_of_real_git_are_read_and_give_the_same_tree(
     git, change: tuple[Tree, Tree], options: set[str]
 ) -> None:
     before, after = change
@@ -203,7 +203,7 @@ MUTANT_LINES = (
 
 @st.composite
 def mutated(draw: st.DrawFn, diff: str) -> str:
-    """`diff` with one to three lies: lines removed, doubled, moved or added; other marks, numbers, names."""
+    """`diff` with one to three corruptions: lines removed, doubled, moved, added or changed."""
     rows = diff.split("\n")
     for _ in range(draw(st.integers(1, 3))):
         at = draw(st.integers(0, len(rows) - 1))
@@ -305,7 +305,7 @@ def applied_by_git(tree: Tree, text: str) -> Tree | None:
         return None if done.returncode else Tree.from_folder(folder)
 
 
-def check_lie(before: Tree, text: str) -> None:
+def check_corrupted(before: Tree, text: str) -> None:
     try:
         result = apply_patch(before, text)
     except PatchError:
@@ -318,15 +318,15 @@ def check_lie(before: Tree, text: str) -> None:
         assert applied_by_git(before, text.removesuffix("\n") + "\n") == result
 
 
-@settings(max_examples=2 * settings.default.max_examples)  # most lies are refused, which costs little
+@settings(max_examples=2 * settings.default.max_examples)  # most are refused, which is fast
 @given(change=changes(max_files=2), data=st.data())
-def test_a_diff_with_a_lie_is_refused_or_does_what_it_says_and_what_git_does(
+def test_a_corrupted_diff_is_refused_or_does_what_it_says_and_what_git_does(
     change: tuple[Tree, Tree], data: st.DataObject
 ) -> None:
     before, after = change
     assume(before != after)
     text = data.draw(mutated(diff_trees(before, after)), label="diff")
-    check_lie(before, text)
+    check_corrupted(before, text)
 
 
 @pytest.mark.parametrize(

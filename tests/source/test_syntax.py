@@ -44,7 +44,7 @@ def test_threads_may_parse_at_the_same_time() -> None:
 
 
 @pytest.mark.parametrize("source", ["def f(:", b"\xff\xfe", "a\0b", "(" * 5000])
-def test_what_does_not_parse_is_no_module(source: str | bytes) -> None:
+def test_text_that_does_not_parse_is_not_a_module(source: str | bytes) -> None:
     assert parse_module(source) is None
 
 

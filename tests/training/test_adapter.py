@@ -109,7 +109,7 @@ def test_the_optimiser_holds_the_adapters_moments_alone(model: Path, tmp_path: P
     )
 
 
-def test_a_seed_gives_the_same_adapter_whatever_was_sampled_before(model: Path) -> None:
+def test_an_adapter_depends_on_its_seed_and_not_on_earlier_random_numbers(model: Path) -> None:
     def initial(seed: int, before: int) -> dict[str, torch.Tensor]:
         loaded = load_causal_model(model, torch.float32)
         torch.manual_seed(before)

@@ -99,7 +99,7 @@ def test_every_rank_gets_equally_many_micro_batches_and_every_sample_one_rank(
             assert len(group) <= 1 or len(group) * max(lengths[i] for i in group) <= 100
 
 
-def test_ranks_are_left_without_work_only_where_samples_are_too_few() -> None:
+def test_ranks_have_no_work_only_if_there_are_too_few_samples() -> None:
     assert all(group for share in plan_rank_batches([10] * 9, 1000, 4) for group in share)
     assert sum(not group for share in plan_rank_batches([10] * 3, 1000, 4) for group in share) == 1
 

@@ -46,7 +46,7 @@ def test_no_call_is_lost_however_soon_it_follows_another() -> None:
     ranks.close()
 
 
-def test_what_ranks_yield_comes_one_by_one_and_without_the_empty(ranks: Ranks) -> None:
+def test_values_that_ranks_yield_arrive_one_by_one_without_empty_ones(ranks: Ranks) -> None:
     assert list(ranks.stream("count", (5,))) == [1, 2, 3, 4, 5]
 
 
@@ -117,7 +117,7 @@ def test_a_rank_that_hangs_leaves_its_stack_in_its_log() -> None:
     assert "in dawdle" in caught.value.log_tail
 
 
-def test_signs_of_progress_put_the_deadline_off() -> None:
+def test_signs_of_progress_extend_the_deadline() -> None:
     ranks = toys(deadline_s=4.0)
     assert ranks.call("work_on", (10, 0.5)) == [None, None]
     ranks.close()

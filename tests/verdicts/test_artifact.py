@@ -64,12 +64,12 @@ def test_an_empty_script_or_parser_is_refused(name):
     [("\udcff", "not UTF-8"), ("a\0b", "NUL"), ("x" * (MAX_FILE_BYTES + 1), "at most")],
     ids=["bytes", "nul", "huge"],
 )
-def test_texts_that_are_none_or_too_large_are_refused(text, complaint):
+def test_invalid_text_and_too_large_text_is_refused(text, complaint):
     with pytest.raises(ArtifactError, match=complaint):
         Artifact.from_files(FILES | {"test_script.sh": text})
 
 
-def test_the_digest_follows_the_content():
+def test_the_digest_depends_on_the_content():
     digest = Artifact.from_files(FILES).digest
     assert digest == Artifact.from_files(dict(reversed(FILES.items()))).digest
     assert (

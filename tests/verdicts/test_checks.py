@@ -48,7 +48,7 @@ def test_a_bug_changes_enough_files():
     assert "empty" in judge_changed_files([], Thresholds()).reason
 
 
-def test_a_missing_test_is_broken_and_yet_not_a_failing_one():
+def test_a_missing_test_is_broken_but_does_not_count_as_failing():
     original, buggy = outcomes("abcd"), outcomes("ab", "c")
     assert broken_tests(original, buggy) == {"c", "d"}
     assert "1 test(s) fail" in judge_bug(original, buggy, LIMITS).reason
@@ -77,7 +77,7 @@ def test_weakening_hides_a_broken_test_by_passing_or_removing_it(weakened, hides
     assert judge_weakening(frozenset("cd"), outcomes("ab", "cd"), weakened).passed is hides
 
 
-def test_a_test_that_was_missing_already_is_not_hidden_by_missing_still():
+def test_a_test_that_is_missing_with_the_bug_is_not_hidden_if_it_stays_missing():
     assert not judge_weakening(frozenset("cd"), outcomes("ab", "c"), outcomes("ab", "c")).passed
 
 
@@ -212,7 +212,7 @@ def test_perturbed_source_behaves_the_same_and_compiles_to_something_else():
     ],
     ids=["size", "lines", "module bytecode", "bytecode", "names", "line number"],
 )
-def test_each_seed_changes_whatever_a_random_draw_can_come_from(look):
+def test_each_seed_changes_every_possible_source_of_a_random_draw(look):
     assert len({look(SOURCE), *(look(perturb_source(SOURCE, seed)) for seed in range(1, 9))}) > 5
 
 
@@ -259,7 +259,7 @@ def test_exchanging_operators_and_known_names_cannot_be_random(old, new):
         ("b.pop(a)", "uuid"),
     ],
 )
-def test_code_that_uses_something_more_may_be_random(old, new):
+def test_code_that_uses_a_new_name_may_be_random(old, new):
     assert may_be_random(_one_file(PLAIN), _one_file(PLAIN.replace(old, new)), ["m.py"])
 
 
@@ -361,13 +361,13 @@ def test_an_ignore_file_that_the_solver_wrote_hides_nothing():
         "evil.dist-info/entry_points.txt",
     ],
 )
-def test_protected_files_are_put_back_and_recorded(path):
+def test_protected_files_are_restored_and_recorded(path):
     prediction = take_prediction(BEFORE, after({path: b"evil\n", "pkg/a.py": b"x = 2\n"}))
     assert prediction.restored == (path,)
     assert apply_patch(BEFORE, prediction.patch).changed_paths(BEFORE) == ["pkg/a.py"]
 
 
-def test_a_deleted_test_is_put_back():
+def test_a_deleted_test_is_restored():
     prediction = take_prediction(BEFORE, after({"tests/test_a.py": None, "pkg/a.py": None}))
     assert prediction.restored == ("tests/test_a.py",)
     assert "pkg/a.py" not in apply_patch(BEFORE, prediction.patch)
@@ -376,11 +376,11 @@ def test_a_deleted_test_is_put_back():
 @pytest.mark.parametrize(
     "content", [b"\0", b"\xff", b"x" * (MAX_FILE_BYTES + 1)], ids=["binary", "not utf-8", "huge"]
 )
-def test_what_a_text_diff_cannot_hold_is_put_back(content):
+def test_a_change_that_a_text_diff_cannot_hold_is_restored(content):
     assert take_prediction(BEFORE, after({"pkg/data": content})).restored == ("pkg/data",)
 
 
-def test_hostile_names_are_put_back_and_recorded_harmlessly():
+def test_files_with_hostile_names_are_restored_and_recorded_harmlessly():
     restored = take_prediction(BEFORE, after({"pkg/\x1b[2J.py": b"x\n", "-rf": b"x\n"})).restored
     assert restored == ("'-rf'", "'pkg/\\x1b[2J.py'")
 

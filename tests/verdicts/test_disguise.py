@@ -104,11 +104,11 @@ def test_a_value_that_agrees_with_everything_does_not_pass_for_one_that_fails():
     assert any(results[name] for name in found.must_fail), "the copy that compares with nothing passes"
 
 
-def test_names_and_endings_are_new_each_time():
+def test_names_and_endings_differ_each_time():
     assert disguised(seed=1).names != disguised(seed=2).names
 
 
-def test_parameters_stay_what_they_were():
+def test_parameters_do_not_change():
     source = "import pytest\n\n@pytest.mark.parametrize('n', [1, 2])\ndef test_n(n):\n    assert n == n\n"
     found = disguised(source, (f"{PATH}::test_n[1]",), (f"{PATH}::test_n[2]",))
     assert {name.partition("[")[2] for name in found.names.values()} == {"1]", "2]"}
@@ -128,7 +128,7 @@ def test_parameters_stay_what_they_were():
     }.items(),
     ids=lambda case: case[0],
 )
-def test_what_cannot_be_renamed_is_left_alone(source):
+def test_tests_that_cannot_be_renamed_are_not_changed(source):
     assert disguised(source[1], others=()) is None
 
 
@@ -137,7 +137,7 @@ def test_other_ids_than_pytests_are_left_alone():
     assert disguised(wanted=("tests/other.py::test_add",), others=()) is None
 
 
-def test_a_test_with_many_cases_is_copied_no_more_than_it_must():
+def test_a_test_with_many_cases_gets_few_copies():
     many = tuple(f"{FIRST}[{number}]" for number in range(MOST_CASES + 1))
     found = disguised(wanted=many, others=())
     assert len(found.must_fail) <= 2 * len(many) and not found.honest
@@ -163,7 +163,7 @@ def test_a_test_nested_deeper_than_can_be_written_is_left_alone():
         "if x:\n        assert f(1) == 2": None,
     }.items(),
 )
-def test_only_a_comparison_that_is_always_made_is_made_with_nothing(source, expected):
+def test_only_a_comparison_that_always_runs_is_compared_with_an_unequal_object(source, expected):
     function = ast.parse(f"def test(self):\n    {source}\n").body[0]
     found = compared_with_nothing(function)
     assert (found is None) == (expected is None)

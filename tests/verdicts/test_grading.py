@@ -108,7 +108,7 @@ def test_a_repair_passes_and_is_confirmed(attempt):
     assert (found.reason, found.failed_tests, found.restored) == ("", (), ())
 
 
-def test_attempts_that_end_in_one_tree_share_both_runs(attempt, backend):
+def test_attempts_with_equal_trees_share_both_runs(attempt, backend):
     own = TestRunner(CountingBackend(backend), SETTINGS, Limits(), LABELS)
     assert attempt(REPAIR, own).confirmation is Confirmation.CONFIRMED
     opened = own._backend.opened
@@ -119,7 +119,7 @@ def test_attempts_that_end_in_one_tree_share_both_runs(attempt, backend):
     assert own._backend.opened > opened
 
 
-def test_another_repair_than_the_original_passes_too(attempt):
+def test_a_repair_other_than_the_original_passes_too(attempt):
     assert attempt({NUMBERS: (BROKEN, "    value = min(value, high)\n")}).passed
 
 
@@ -156,7 +156,7 @@ def test_a_deleted_file_may_be_written_anew_elsewhere(tiny, runner):
     assert grade(bug, diff(start, repair), tiny, runner).passed
 
 
-def test_what_a_solver_leaves_in_its_workspace_is_what_is_graded(tiny, runner, backend):
+def test_grading_takes_the_files_in_the_solvers_workspace(tiny, runner, backend):
     bug = bug_of(tiny)
     start = build_states(tiny.tree, bug).solver_start
     with backend.open(SandboxSpec(tiny.reference, labels=LABELS)) as box:
@@ -195,7 +195,7 @@ def test_what_a_solver_leaves_in_its_workspace_is_what_is_graded(tiny, runner, b
     }.items(),
     ids=lambda case: case[0],
 )
-def test_protected_files_are_put_back_recorded_and_win_nothing(attempt, changes):
+def test_protected_files_are_restored_and_recorded_and_their_change_repairs_nothing(attempt, changes):
     name, change = changes
     found = attempt({**change, "tiny/text.py": ("word[0].upper()", "(word[0].upper())")})
     assert found.restored == tuple(change), name
@@ -234,7 +234,7 @@ def test_an_endless_loop_fails_with_the_limit(attempt, backend):
     assert not found.passed and "did not end within 4 s" in found.reason
 
 
-def test_a_repair_that_works_once_only_is_no_pass_and_voids_the_bug(attempt):
+def test_a_repair_that_works_only_once_does_not_pass_and_voids_the_bug(attempt):
     lucky = (
         "    if value > high:\n        import os\n\n"
         '        return high if os.environ["PYTHONHASHSEED"] == "0" else low\n'
@@ -244,14 +244,14 @@ def test_a_repair_that_works_once_only_is_no_pass_and_voids_the_bug(attempt):
     assert "passed once and not again" in found.reason
 
 
-def test_code_that_takes_the_runner_over_is_found_out(attempt):
+def test_code_that_takes_over_the_test_runner_is_detected(attempt):
     forgery = "import _pytest.python\n\n_pytest.python.Function.runtest = lambda self: None\n"
     found = attempt({NUMBERS: ("def clamp", f"{forgery}\n\ndef clamp")})
     assert not found.passed and found.confirmation is Confirmation.NOT_NEEDED
     assert "forges its results" in found.reason
 
 
-def test_a_script_that_stops_at_the_first_failure_confirms_all_the_same(tiny, runner):
+def test_a_script_that_stops_at_the_first_failure_still_confirms(tiny, runner):
     script = tiny.script.replace("-m pytest", "-m pytest -x")
     bug = bug_of(tiny)
     bug = replace(bug, artifact=replace(bug.artifact, test_script=script))

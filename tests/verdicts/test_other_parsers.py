@@ -45,7 +45,7 @@ not ok 3 - later # TODO
 """
 
 
-def test_tap_names_subtests_through_what_holds_them() -> None:
+def test_tap_names_subtests_with_the_names_of_their_parents() -> None:
     assert shipped("tap").parse(NODE) == {
         "queue": "failed",
         "queue > is empty at first": "passed",

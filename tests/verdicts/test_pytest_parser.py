@@ -90,7 +90,7 @@ def test_other_line_breaks_in_a_message_start_no_line() -> None:
     assert parse(log) == {"a.py::x": "failed"}
 
 
-def test_hostile_bytes_are_survived() -> None:
+def test_hostile_bytes_do_not_stop_the_parser() -> None:
     assert parse(b"\xff\xfe\0" * 1000 + summary("PASSED a.py::x").encode() + b"\xff" * 1000) == {
         "a.py::x": "passed"
     }
@@ -140,13 +140,13 @@ def test_real_pytest_logs_are_read(tmp_path) -> None:
     }
 
 
-def test_a_log_made_to_be_read_for_ever_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_log_made_to_take_forever_ends_at_a_time_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(test_runs, "PARSER_TIMEOUT_S", 0.5)
     with pytest.raises(OutcomesError, match=r"did not end within 0\.5 s"):
         parse(summary("SUBFAILED " + ")" * 200_000))
 
 
-def test_a_log_that_takes_more_memory_than_there_should_be_is_given_up(
+def test_a_log_that_takes_too_much_memory_ends_at_a_limit(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     log = summary(*(f"PASSED a.py::{'x' * 900}{number}" for number in range(20_000)))

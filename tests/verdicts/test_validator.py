@@ -171,7 +171,7 @@ def test_a_diff_over_its_cap_fails_patches(tiny, check):
 
 
 @pytest.mark.parametrize("path", ["conftest.py", "tests/conftest.py"])
-def test_a_bug_in_what_steers_the_tests_fails_protected_paths(tiny, check, path):
+def test_a_bug_in_a_file_that_steers_the_tests_fails_protected_paths(tiny, check, path):
     bug = {
         path: "import tiny.numbers\n\ntiny.numbers.clamp = lambda value, low, high: min(value, high + 1)\n"
     }
@@ -238,7 +238,7 @@ PARSERS = {
 
 
 @pytest.mark.parametrize(("code", "reason"), PARSERS.values(), ids=PARSERS.keys())
-def test_a_parser_that_is_none_fails_parser(tiny, check, code, reason):
+def test_a_program_that_is_not_a_parser_fails_parser(tiny, check, code, reason):
     assert_rejected(check(make_artifact(tiny, parser=parser_with(tiny, code))), "parser", reason)
 
 
@@ -346,7 +346,7 @@ def test_padding_fails_inverse_mutation(tiny, check):
     )
 
 
-def test_a_bug_that_hangs_on_the_hash_seed_fails_determinism(tiny, check):
+def test_a_bug_that_depends_on_the_hash_seed_fails_determinism(tiny, check):
     bug = {
         "tiny/numbers.py": (
             "        return high\n",
@@ -356,7 +356,7 @@ def test_a_bug_that_hangs_on_the_hash_seed_fails_determinism(tiny, check):
     assert_rejected(check(make_artifact(tiny, bug)), "determinism", f"buggy: {CLAMP_TEST}")
 
 
-def test_a_bug_that_hangs_on_a_hash_of_the_code_fails_determinism(tiny, check):
+def test_a_bug_that_depends_on_a_hash_of_the_code_fails_determinism(tiny, check):
     body = (
         "        import zlib\n"
         "        return low if zlib.crc32(open(__file__, 'rb').read()) % 4 == 0 else high\n"

@@ -63,7 +63,7 @@ def test_the_last_line_says_it_too() -> None:
     "failure",
     [PrerequisiteError("bwrap not found on PATH."), EnvironmentBuildError("tiny: no test passes", "the log")],
 )
-def test_what_kept_an_artifact_from_being_judged_is_no_rejection(
+def test_a_machine_failure_is_not_a_rejection(
     failure: SelfplayError,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -82,7 +82,7 @@ def test_what_kept_an_artifact_from_being_judged_is_no_rejection(
     assert "no verdict, the machine failed" in err and getattr(failure, "log_tail", "") in err
 
 
-def test_rejections_of_a_run_tell_flaky_from_invalid_and_count_the_machine_apart(
+def test_rejections_of_a_run_distinguish_flaky_from_invalid_and_count_machine_failures_separately(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = recorded_run(tmp_path / "run")

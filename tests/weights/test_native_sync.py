@@ -159,7 +159,7 @@ def test_ranks_under_zero_3_take_the_servers_over_and_send_their_weights(
     print(dict(figures))
 
 
-def test_a_second_update_meets_nobody_anew_and_gathers_nothing_in_the_runs_process(
+def test_a_second_update_forms_no_new_group_and_gathers_nothing_in_the_runs_process(
     bench: Bench, trainer: DeepSpeedTrainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = trainer.export_weights()
