@@ -141,7 +141,7 @@ def verdict_of(sampled: int | None, greedy: int | None, temperature: float = 1.0
     if (sampled, greedy) == (1, 0):
         return (
             f"sharpening: better {at_temperature}, no difference shown greedily. "
-            "The policy samples repairs that it knew before more often; that it learned new ones is not shown."
+            "The policy samples repairs that it knew more often; that it learned new ones is not shown."
         )
     if (sampled, greedy) == (1, None):
         return f"better {at_temperature}; greedily not measured, so this may be no more than sharpening."
