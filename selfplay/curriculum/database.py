@@ -47,13 +47,14 @@ class RunDatabase:
 
         clock: seconds since 1970, for the times that rows carry.
         Raises StoreError if the file is corrupt, is not a database of selfplay, is newer than this code, or
-        has another writer. A reader also gets it if the file is missing.
+        has another writer. A reader also gets it if the file is missing. For a reader, a file that a kill left
+        without tables is a run without rows.
         """
         path = Path(path)
         if not writer and not path.is_file():
             raise StoreError(
-                f"there is no database at {path}. "
-                "`selfplay train --repos list.txt` starts a run, which makes one."
+                f"there is no database at {path}: the run ended before it made one. "
+                f"Continue it with: selfplay train --resume {path.parent}"
             )
         lock_file = lock(path) if writer else None
         connection: sqlite3.Connection | None = None
@@ -62,7 +63,7 @@ class RunDatabase:
             db = Database(connection)
             check(db, path, writer)
             if writer:
-                schema.migrations.apply(db)
+                schema.apply(db)
             elif schema.applied_versions(db) != schema.known_versions():
                 db = migrated_copy(connection)
                 connection.close()
@@ -208,7 +209,8 @@ def check(db: Database, path: Path, writer: bool) -> None:
             f"{path} has version {unknown[-1]!r}, newer than this code's {known[-1]!r}. "
             "Use the selfplay that wrote it, or a newer one."
         )
-    if not applied and (db.table_names() or not writer):
+    # A kill can end a start between the file's creation and its first transaction. Such a file is empty.
+    if not applied and not schema.is_empty(db):
         raise StoreError(f"{path} is not a database of selfplay. Give the selfplay.db of a run folder.")
 
 
@@ -217,7 +219,7 @@ def migrated_copy(connection: sqlite3.Connection) -> Database:
     copy = sqlite3.connect(":memory:", check_same_thread=False)
     connection.backup(copy)
     db = Database(copy)
-    schema.migrations.apply(db)
+    schema.apply(db)
     return db
 
 

@@ -1,6 +1,7 @@
 """The tables of the curriculum, as numbered migrations.
 
-Each migration runs in one transaction with the row that records it.
+All migrations that a database lacks run in one transaction with the rows that record them: a kill leaves the
+old version or the new one.
 Invariant: a released migration never changes, since existing databases have applied it. A change is a new
 function at the end.
 """
@@ -89,6 +90,23 @@ def _first(db: Database) -> None:
 @migrations(name="0002 failed turns of an episode")
 def _failed_turns(db: Database) -> None:
     db.execute("ALTER TABLE episodes ADD COLUMN failed_turns INTEGER NOT NULL DEFAULT 0")
+
+
+def apply(db: Database) -> None:
+    """Apply the migrations that the database lacks.
+
+    Earlier versions made the table of migrations before the first transaction. A kill could leave that table
+    alone, without its index; it is made again.
+    """
+    with db.atomic():
+        if is_empty(db):
+            db.execute(f"DROP TABLE IF EXISTS {migrations.migrations_table}")
+        migrations.apply(db)
+
+
+def is_empty(db: Database) -> bool:
+    """True for a database that nobody uses: it has no table, or an empty table of migrations only."""
+    return all(name == migrations.migrations_table and not db[name].count for name in db.table_names())
 
 
 def known_versions() -> list[str]:
