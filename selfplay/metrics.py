@@ -47,10 +47,10 @@ class CsvSink:
     """
 
     def __init__(self, path: Path) -> None:
-        is_new = not path.exists()
         self._file = path.open("a", encoding="utf-8", newline="")
         self._writer = csv.writer(self._file)
-        if is_new:
+        # A kill can leave an empty file: rows are flushed after the first update.
+        if self._file.tell() == 0:
             self._writer.writerow(["kind", "number", "name", "value"])
 
     def write(self, row: Mapping[str, Value]) -> None:

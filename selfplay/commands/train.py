@@ -89,9 +89,7 @@ def start_training(
     backend, why = open_backend(config.sandbox.type)
     with _on_cluster(address, config) as cluster:
         lines = "".join(f"{absolute_line(spec)}\n" for spec in specs)
-        run, config = create_run(config, lines, datetime.now(), given)
-        if tasks:
-            write_tasks(tasks, run.evaluation_tasks)
+        run, config = create_run(config, lines, datetime.now(), given, tasks)
         console = Console()
         console.print(f"Run [bold]{run.path.name}[/bold] in {run.path}; sandboxes: {why}", highlight=False)
         planned = PlannedRun(run, config, specs, backend, model, console)
@@ -275,7 +273,7 @@ def _prepare_evaluation(
     run, settings = planned.run, planned.config.evaluation
     if not settings.tasks:
         return Evaluated()
-    if not run.evaluation_tasks.is_file():
+    if not run.evaluation_tasks.is_file():  # killed in an earlier version, before it had them
         write_tasks(find_tasks(settings.tasks, settings.limit), run.evaluation_tasks)
     tasks = read_tasks(run.evaluation_tasks)
     known = {

@@ -47,8 +47,8 @@ class RunDatabase:
 
         clock: seconds since 1970, for the times that rows carry.
         Raises StoreError if the file is corrupt, is not a database of selfplay, is newer than this code, or
-        has another writer. A reader also gets it if the file is missing. For a reader, a file that a kill left
-        without tables is a run without rows.
+        has another writer. A reader also gets it if the file is missing. A file that a kill left without
+        tables is a run without rows.
         """
         path = Path(path)
         if not writer and not path.is_file():

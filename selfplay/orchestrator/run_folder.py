@@ -19,6 +19,7 @@ from pathlib import Path
 from selfplay.config import Config, load_config
 from selfplay.curriculum.rows import UpdateRow
 from selfplay.errors import RunError
+from selfplay.evaluation.tasks import Task, write_tasks
 
 
 @dataclass(frozen=True)
@@ -132,11 +133,16 @@ class RunFolder:
 
 
 def create_run(
-    config: Config, repositories: str, now: datetime, given_bugs: str = ""
+    config: Config,
+    repositories: str,
+    now: datetime,
+    given_bugs: str = "",
+    evaluation_tasks: Sequence[Task] = (),
 ) -> tuple[RunFolder, Config]:
     """Create a run folder. Returns it with the configuration that it holds.
 
     repositories: text of the repository list. given_bugs: text of the file `train.bugs`.
+    evaluation_tasks: the tasks that `evaluation.tasks` names.
     Raises RunError if the name is taken or the folder cannot be written.
     """
     root = Path(config.run.folder)
@@ -158,6 +164,8 @@ def create_run(
             made.repositories_file.write_text(repositories, encoding="utf-8")
             if given_bugs:
                 made.given_bugs_file.write_text(given_bugs, encoding="utf-8")
+            if evaluation_tasks:
+                write_tasks(evaluation_tasks, made.evaluation_tasks)
             made.write_config(config)
             made.path.rename(folder.path)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""A kill while a run's database is made: whatever is there then, a writer goes on and a reader sees no rows."""
+"""A kill while a run's database is made: a writer goes on with what is there, a reader sees no rows."""
 
 import sqlite3
 import subprocess
