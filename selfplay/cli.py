@@ -5,8 +5,10 @@ Heavy imports wait inside the commands, so that --help is quick.
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import typer
+from typer.core import TyperGroup
 
 from selfplay.commands.options import (
     AsJson,
@@ -70,8 +72,24 @@ from selfplay.commands.options import (
 from selfplay.errors import SelfplayError, UsageError, full_disk_reported
 from selfplay.runtime.heaps import bound_heaps
 
+INTERRUPTED = 130  # as a shell reports a process that SIGINT ended
+
+
+class CommandGroup(TyperGroup):
+    """Says that a command was interrupted, and what follows. Typer would end it without a word."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as interrupt:
+            notes = getattr(interrupt, "__notes__", [])
+            typer.echo("\n".join(["interrupted", *notes]), err=True)
+            raise typer.Exit(INTERRUPTED) from interrupt
+
+
 app = typer.Typer(
     name="selfplay",
+    cls=CommandGroup,
     help="Self-play bug injection and repair: one policy, two roles, verdicts by execution.",
     no_args_is_help=True,
     add_completion=False,
@@ -348,9 +366,6 @@ def main() -> None:
         if tail:
             console.print(Text(make_harmless(tail), style="dim"))
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        typer.echo("interrupted; a run continues with: selfplay train --resume RUN", err=True)
-        sys.exit(130)
 
 
 if __name__ == "__main__":

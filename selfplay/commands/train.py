@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -93,8 +94,9 @@ def start_training(
         console = Console()
         console.print(f"Run [bold]{run.path.name}[/bold] in {run.path}; sandboxes: {why}", highlight=False)
         planned = PlannedRun(run, config, specs, backend, model, console)
-        _report_changed_parts(planned)
-        _play_on(cluster, planned)
+        with _interrupt_says_how_to_continue(run, address):
+            _report_changed_parts(planned)
+            _play_on(cluster, planned)
 
 
 def resume_training(name: str, root: Path, overrides: Sequence[str], address: str | None = None) -> None:
@@ -110,8 +112,9 @@ def resume_training(name: str, root: Path, overrides: Sequence[str], address: st
         console.print(f"Resuming [bold]{run.path.name}[/bold]; sandboxes: {why}", highlight=False)
         run.write_config(config)
         planned = PlannedRun(run, config, specs, backend, model, console)
-        _report_changed_parts(planned)
-        _play_on(cluster, planned)
+        with _interrupt_says_how_to_continue(run, address):
+            _report_changed_parts(planned)
+            _play_on(cluster, planned)
 
 
 def _changed(config: Config, overrides: Sequence[str]) -> Config:
@@ -143,6 +146,18 @@ def check_model(config: Config) -> str:
     model = policy_path(config.policy.model)
     ChatFormat(load_tokenizer(model)).check()
     return model
+
+
+@contextmanager
+def _interrupt_says_how_to_continue(run: RunFolder, address: str | None) -> Iterator[None]:
+    """Add the command that continues the run to a KeyboardInterrupt. The command line prints such notes."""
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        command = ["selfplay", "train", "--resume", run.path.name, "--runs", str(run.path.parent)]
+        command += [] if address is None else ["--cluster", address]
+        interrupt.add_note(f"the run continues with: {shlex.join(command)}")
+        raise
 
 
 @contextmanager
