@@ -25,6 +25,7 @@ from selfplay.curriculum.store import BUG_ORDERS, Store
 from selfplay.errors import UsageError
 from selfplay.verdicts.confirmation import Confirmation
 from selfplay.verdicts.verdict import VerdictKind, verdict_kind
+from selfplay.viewing.duplicates import duplicates_text
 from selfplay.viewing.replay import diff_or_text
 from selfplay.viewing.summary import table
 
@@ -95,8 +96,9 @@ def show_bugs(store: Store, wanted: BugFilter, console: Console, as_json: bool =
         ]
         shown.add_row(*texts, rate, tests, str(bug.created_update))
     console.print(shown, highlight=False)
+    duplicates = f"{text} of bugs. " if (text := duplicates_text(store)) else ""
     note = (
-        f"{len(bugs)} bug(s). solved: repairs/attempts. tests: fail-to-pass + pass-to-pass. "
+        f"{len(bugs)} bug(s). {duplicates}solved: repairs/attempts. tests: fail-to-pass + pass-to-pass. "
         f"To see one in full: --bug {bugs[0].bug_id}"
     )
     console.print(Text(note, style="dim"), soft_wrap=True)
@@ -304,6 +306,8 @@ def show_rejections(store: Store, console: Console, as_json: bool = False) -> No
                 style="yellow",
             )
         )
+    if duplicates := duplicates_text(store):
+        console.print(Text(f"{duplicates}. They are no rejections: each repeats a bug of this run."))
     if not found:
         console.print(Text(f"None of {judged} judged artifact(s) was rejected."))
         return

@@ -26,6 +26,7 @@ from selfplay.curriculum.rows import AttemptRow, EpisodeRow, VerdictRow
 from selfplay.curriculum.store import Store
 from selfplay.errors import RunError, StoreError
 from selfplay.verdicts.confirmation import Confirmation
+from selfplay.viewing.duplicates import repeated_bug
 from selfplay.viewing.progress import duration_text
 
 MAX_PAUSE_S = 5.0  # of a replay with `speed`
@@ -34,13 +35,17 @@ SUFFIX = ".json.gz"
 
 @dataclass(frozen=True)
 class RecordedEpisode:
-    """An episode with its rows: None where the run's database has none, or there is no database."""
+    """An episode with its rows: None where the run's database has none, or there is no database.
+
+    repeats: the bug that its artifact repeats, "" if it is no duplicate.
+    """
 
     episode: Episode
     path: Path
     row: EpisodeRow | None = None
     verdict: VerdictRow | None = None
     attempt: AttemptRow | None = None
+    repeats: str = ""
 
 
 def find_episode(folder: Path, wanted: str) -> RecordedEpisode:
@@ -85,9 +90,14 @@ def _load(path: Path) -> RecordedEpisode:
     database = path.parent.parent / "selfplay.db"
     try:
         with closing(Store.open(database, writer=False)) as store:
-            found = store.episode(episode.episode_id)
+            verdict = store.verdict(episode.episode_id)
             return RecordedEpisode(
-                episode, path, found, store.verdict(episode.episode_id), store.attempt(episode.episode_id)
+                episode,
+                path,
+                store.episode(episode.episode_id),
+                verdict,
+                store.attempt(episode.episode_id),
+                repeated_bug(store.bugs(), verdict),
             )
     except StoreError:
         return RecordedEpisode(episode, path)
@@ -228,12 +238,9 @@ def _decided(found: RecordedEpisode) -> list[tuple[str, str]]:
     pairs = []
     if found.verdict is not None:
         verdict = found.verdict
-        pairs.append(
-            (
-                "verdict",
-                "accepted" if verdict.accepted else f"rejected by {verdict.failed_check}: {verdict.reason}",
-            )
-        )
+        rejected = f"rejected by {verdict.failed_check}: {verdict.reason}"
+        accepted = "accepted" + (f", a duplicate: it repeats {found.repeats}" if found.repeats else "")
+        pairs.append(("verdict", accepted if verdict.accepted else rejected))
     if found.attempt is not None:
         attempt = found.attempt
         result = {True: "repaired", False: "not repaired", None: "not graded"}[attempt.passed]

@@ -25,6 +25,7 @@ from selfplay.curriculum.store import Store
 from selfplay.errors import RunError, UsageError
 from selfplay.evaluation.comparison import compare
 from selfplay.evaluation.folder import Folder, entries_of
+from selfplay.viewing.duplicates import duplicates_text
 from selfplay.viewing.progress import ROLES, duration_text
 from selfplay.viewing.scores import comparison_body
 
@@ -136,18 +137,19 @@ def _bugs(bugs: Sequence[BugRow]) -> Table | Text:
     return shown
 
 
-def _rejections(store: Store) -> Table | Text:
+def _rejections(store: Store) -> Text | Group:
     verdicts = store.verdicts()
     if not verdicts:
         return Text("no artifact was judged yet")
     rejected = Counter(verdict.failed_check for verdict in verdicts if not verdict.accepted)
     head = f"{rejected.total()} of {len(verdicts)} artifacts were rejected"
+    duplicates = Text(duplicates_text(store))
     if not rejected:
-        return Text(head)
+        return Group(Text(head), *([duplicates] if duplicates else []))
     shown = table(head, "", right=("",))
     for check, count in rejected.most_common():
         shown.add_row(Text(make_harmless(check)), str(count))
-    return shown
+    return Group(shown, *([duplicates] if duplicates else []))
 
 
 def _solve_rates(bugs: Sequence[BugRow]) -> Table | Text:

@@ -2,12 +2,16 @@ import io
 import json
 import threading
 import unicodedata
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
 
+from selfplay.agent.episode import Role
+from selfplay.curriculum.rows import VerdictRow
 from selfplay.curriculum.store import Store
 from selfplay.errors import RunError, StoreError, UsageError
+from selfplay.viewing.duplicates import repeated_bugs
 from selfplay.viewing.inspect import (
     BugFilter,
     diffstat,
@@ -20,7 +24,7 @@ from selfplay.viewing.inspect import (
 from selfplay.viewing.progress import TrainProgress, duration_text, top_text
 from selfplay.viewing.replay import find_episode, replay
 from selfplay.viewing.summary import print_summary, read_metrics, solve_rate_bins
-from store_rows import INJECT, WEAKEN, an_episode_value, recorded_run
+from store_rows import INJECT, WEAKEN, a_group, an_episode, an_episode_value, recorded_run
 
 
 @pytest.fixture
@@ -139,6 +143,53 @@ def test_listings_are_json_when_asked(store, capsys):
     assert [bug["solve_rate"] for bug in json.loads(capsys.readouterr().out)] == [1 / 3, 1.0]
     show_rejections(store, a_console(), as_json=True)
     assert json.loads(capsys.readouterr().out)["judged"] == 5
+
+
+# -- duplicates
+
+
+@pytest.fixture
+def with_duplicate(run):
+    """The run with one more injector: its buggy tree is the one of the first bug."""
+    group = a_group("u0002-inj0", update=2, size=1)
+    with Store.open(run / "selfplay.db") as opened:
+        opened.add_group(group)
+        opened.record_episode(an_episode(group, update=2))
+        recorded = {"accepted": True, "buggy_digest": "tree of u0001-inj0-m0-bug", "checks": []}
+        opened.record_verdict(VerdictRow("u0002-inj0-m0", True, "", "", json.dumps(recorded), 1.0, 3, 0))
+        own = {**recorded, "buggy_digest": "tree of u0001-inj0-m1-bug"}
+        opened._write(
+            "UPDATE verdicts SET checks_json = ? WHERE episode_id = 'u0001-inj0-m1'", json.dumps(own)
+        )
+    episode = replace(an_episode_value(), episode_id="u0002-inj0-m0", role=Role.INJECTOR, bug_id="")
+    episode.write(run / "episodes")
+    with Store.open(run / "selfplay.db", writer=False) as opened:
+        yield opened
+
+
+def test_duplicates_are_counted_beside_bugs_rejections_and_in_the_summary(with_duplicate, run):
+    for show in (
+        lambda console: show_bugs(with_duplicate, BugFilter(), console),
+        lambda console: show_rejections(with_duplicate, console),
+        lambda console: print_summary(with_duplicate, run, console),
+    ):
+        console = a_console()
+        show(console)
+        assert "1 of 3 accepted artifacts are duplicates" in printed(console)
+
+
+def test_a_run_without_duplicates_speaks_of_none(store, run):
+    console = a_console()
+    show_bugs(store, BugFilter(), console)
+    print_summary(store, run, console)
+    assert "duplicates" not in printed(console)
+
+
+def test_a_replay_of_a_duplicate_names_the_bug_that_it_repeats(with_duplicate, run):
+    assert repeated_bugs(with_duplicate) == {"u0002-inj0-m0": "u0001-inj0-m0-bug"}
+    console = a_console()
+    replay(find_episode(run, "u0002-inj0-m0"), console)
+    assert "accepted, a duplicate: it repeats u0001-inj0-m0-bug" in printed(console)
 
 
 # -- replay
