@@ -26,6 +26,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	    $(PIP) install -q --retries 0 --timeout 15 --index-url $(TORCH_CPU_INDEX) $(TORCH) 2>/dev/null || \
 	    { echo "PyTorch's CPU index does not answer: the default build may bring several GB of CUDA libraries."; $(PIP) install -q $(TORCH); }; fi
 	@echo "Installing selfplay and its pinned dependencies ..."
+	@$(PIP) uninstall -q -y selfplay 2>/dev/null || true # its name before selfplay-swe; both own bin/selfplay
 	@$(PIP) install -q -c constraints.txt -e '.[dev]'
 	@touch $@
 

@@ -160,7 +160,7 @@ def main() -> None:
             compiled = settings.model_copy(update={"compile": True})
             show("torch, compiled", alone("measure_torch", str(folder), compiled, *measured[2:]))
         if importlib.util.find_spec("deepspeed") is None:
-            print("DeepSpeed: not installed (DS_BUILD_OPS=0 pip install 'selfplay[deepspeed]')")
+            print("DeepSpeed: not installed (DS_BUILD_OPS=0 pip install 'selfplay-swe[deepspeed]')")
             options.ranks = []
         for ranks in options.ranks:
             for stage in options.stages:

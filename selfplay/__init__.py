@@ -5,5 +5,6 @@
 from selfplay.runtime.torch_builds import leave_out_mismatched
 
 __version__ = "0.1.0"
+DISTRIBUTION = "selfplay-swe"  # what pip installs. On the public index, `selfplay` is an unrelated package
 
 leave_out_mismatched()  # before anything here imports transformers, which looks for them

@@ -11,7 +11,7 @@ import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from selfplay import parts
+from selfplay import DISTRIBUTION, parts
 from selfplay.cluster.machines import this_machine
 from selfplay.cluster.placement import Placement
 from selfplay.cluster.ray_calls import START_S, first_line, on_node
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from selfplay.cluster.ray_hosts import ClusterHosts
     from selfplay.orchestrator.local_host import LocalHost
 
-INSTALL = "pip install 'selfplay[cluster]'"
+INSTALL = f"pip install '{DISTRIBUTION}[cluster]'"
 _CONNECT_S = 5.0
 
 

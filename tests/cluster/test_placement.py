@@ -32,7 +32,7 @@ from selfplay.training.adapter import add_adapter
 
 needs_peft = pytest.mark.skipif(
     importlib.util.find_spec("peft") is None,
-    reason="peft is not installed; get it with: pip install 'selfplay[lora]'",
+    reason="peft is not installed; get it with: pip install 'selfplay-swe[lora]'",
 )
 SMALL = {
     "hidden_size": 256,

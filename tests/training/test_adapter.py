@@ -22,7 +22,7 @@ from tiny_model import make_tiny_model
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("peft") is None,
-    reason="peft is not installed; get it with: pip install 'selfplay[lora]'",
+    reason="peft is not installed; get it with: pip install 'selfplay-swe[lora]'",
 )
 
 RANK = 4

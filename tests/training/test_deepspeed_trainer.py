@@ -29,7 +29,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(
         importlib.util.find_spec("deepspeed") is None,
-        reason="DeepSpeed is not installed; get it with: DS_BUILD_OPS=0 pip install 'selfplay[deepspeed]'",
+        reason="DeepSpeed is missing; get it with: DS_BUILD_OPS=0 pip install 'selfplay-swe[deepspeed]'",
     ),
 ]
 
@@ -60,7 +60,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 needs_peft = pytest.mark.skipif(
     importlib.util.find_spec("peft") is None,
-    reason="peft is not installed; get it with: pip install 'selfplay[lora]'",
+    reason="peft is not installed; get it with: pip install 'selfplay-swe[lora]'",
 )
 
 

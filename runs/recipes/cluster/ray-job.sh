@@ -2,7 +2,7 @@
 # A run on a Ray cluster that runs already (KubeRay, `ray up`, or `ray start` by hand). It is a Ray job, so it outlives
 # this shell.
 #   RAY_ADDRESS=http://HEAD:8265 runs/recipes/cluster/ray-job.sh repos.txt runs/recipes/cluster-8.toml
-# selfplay[cluster,vllm,deepspeed] must be installed on every node, and ray[default] on the head, which accepts jobs.
+# pip install '.[cluster,vllm,deepspeed]' on every node, and ray[default] on the head, which accepts jobs.
 # This folder is sent along as the working directory.
 # To continue a job that was stopped: ray job submit … -- selfplay train --resume RUN --cluster auto
 set -euo pipefail
