@@ -11,10 +11,11 @@ import math
 import shlex
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
@@ -176,24 +177,64 @@ def _updates(store: Store, rows: Sequence[Mapping[str, Any]]) -> Table | Text | 
             style="yellow",
         )
     by_update = {row["update"]: row for row in rows if "update" in row}
-    idle = ("trainer idle", "engine idle")
-    shown = table(
-        "update", *ROLES, "bugs", "lag", *idle, "step", right=("update", *ROLES, "bugs", "lag", *idle)
-    )
-    for update in committed:
-        row = by_update.get(update.update) or json.loads(update.metrics_json)
-        rewards = [_number(row.get(f"{role}/reward"), "+.2f") for role in ROLES]
-        bugs, lag = _number(row.get("curriculum/bugs"), ".0f"), _number(row.get("lag/max"), ".0f")
-        shares = [_number(row.get(f"idle/{name}"), ".0%") for name in ("trainer", "engine")]
-        shown.add_row(
-            str(update.update),
-            *rewards,
-            bugs,
-            lag,
-            *shares,
-            "yes" if update.carried_gradient else "no gradient",
-        )
-    return Group(head, shown)
+    measured = [by_update.get(update.update) or json.loads(update.metrics_json) for update in committed]
+    repositories = _repositories(store)
+    lines = []
+    for update, row in zip(committed, measured, strict=True):
+        line = {
+            "update": str(update.update),
+            "repository": Text(make_harmless(repositories.get(update.update, "–"))),
+            **{name: _number(row.get(f"injector/{name}"), ".0%") for name in ("valid", "duplicate")},
+            **{role: _number(row.get(f"{role}/reward"), "+.2f") for role in ROLES},
+            "bugs": _number(row.get("curriculum/bugs"), ".0f"),
+            "step": "yes" if update.carried_gradient else "no",
+        }
+        lines.append(line)
+    artifacts, rewards = ("repository", "valid", "duplicate"), (*ROLES, "bugs", "step")
+    whole = _columns(lines, ("update", *artifacts, *rewards))
+    two = Group(_columns(lines, ("update", *artifacts)), Text(), _columns(lines, ("update", *rewards)))
+    return Group(head, _lag_and_idle(measured), Text(), FirstThatFits((whole, two)))
+
+
+def _columns(lines: Sequence[Mapping[str, str | Text]], names: Sequence[str]) -> Table:
+    shown = table(*names, right=[name for name in names if name not in ("repository", "step")])
+    for line in lines:
+        shown.add_row(*(line[name] for name in names))
+    return shown
+
+
+def _repositories(store: Store) -> dict[int, str]:
+    """Update -> repositories of the injector groups that were played for it."""
+    found: dict[int, list[str]] = defaultdict(list)
+    for group in store.groups(role="injector"):
+        if group.repository not in found[group.update]:
+            found[group.update].append(group.repository)
+    return {update: ", ".join(names) for update, names in found.items()}
+
+
+def _lag_and_idle(rows: Sequence[Mapping[str, Any]]) -> Text:
+    """The greatest lag and the mean idle shares, as far as they were measured."""
+    lags = [row["lag/max"] for row in rows if isinstance(row.get("lag/max"), int | float)]
+    parts = [f"lag: at most {max(lags):.0f} update(s)"] if lags else []
+    for name in ("trainer", "engine"):
+        shares = [value for row in rows if isinstance(value := row.get(f"idle/{name}"), int | float)]
+        parts += [f"{name} idle: {sum(shares) / len(shares):.0%}"] if shares else []
+    return Text(", ".join(parts))
+
+
+@dataclass(frozen=True)
+class FirstThatFits:
+    """Prints the first choice that is no wider than the console, else the last one."""
+
+    choices: Sequence[RenderableType]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterable[RenderableType]:
+        unbounded = options.update(width=10_000)
+        for choice in self.choices[:-1]:
+            if console.measure(choice, options=unbounded).maximum <= options.max_width:
+                yield choice
+                return
+        yield self.choices[-1]
 
 
 def _evaluations(run_folder: Path) -> list[tuple[str, RenderableType]]:

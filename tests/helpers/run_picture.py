@@ -17,7 +17,7 @@ from selfplay.curriculum.store import Store
 from selfplay.orchestrator.run_folder import open_run
 from selfplay.viewing.summary import print_sections, read_metrics, summary_sections
 
-WIDTH = 72  # columns
+WIDTH = 80  # columns
 SECTIONS = 4  # bugs, rejections, solve rates, rewards
 FONTS = re.compile(r"@font-face \{.*?\}\s*", re.DOTALL)  # rich names fonts on the network; a page needs none
 

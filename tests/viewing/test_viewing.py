@@ -286,6 +286,32 @@ def test_a_summary_fits_its_width_and_ends_with_what_to_type(store, run, width):
         assert f"selfplay {command}\n" in commands
 
 
+def rates_by_update(store, run) -> list[dict]:
+    """The recorded rows with the rates of injectors, for a run whose second update played no injector."""
+    rows = read_metrics(run / "metrics.jsonl")
+    return [{**rows[0], "injector/valid": 0.4, "injector/duplicate": 0.25, "lag/max": 2}, rows[1]]
+
+
+def test_the_summary_shows_valid_and_duplicate_shares_of_each_update_beside_the_repository(store, run):
+    console = a_console()
+    print_summary(store, run, console, rates_by_update(store, run))
+    rows = [line.split() for line in printed(console).splitlines()]
+    assert ["update", "repository", "valid", "duplicate", "injector", "solver", "bugs", "step"] in rows
+    assert ["1", "toolz", "40%", "25%", "-0.40", "+0.25", "3", "yes"] in rows
+    assert ["2", "–", "–", "–", "-0.40", "+0.25", "3", "no"] in rows
+    assert "lag: at most 2 update(s)" in printed(console)
+
+
+def test_at_60_columns_the_table_of_updates_becomes_two_that_fit(store, run):
+    console = a_console(width=60)
+    print_summary(store, run, console, rates_by_update(store, run))
+    body = printed(console).partition("Next\n")[0]
+    assert max(map(len, body.splitlines())) <= 60
+    rows = [line.split() for line in body.splitlines()]
+    assert ["1", "toolz", "40%", "25%"] in rows
+    assert ["1", "-0.40", "+0.25", "3", "yes"] in rows
+
+
 def test_a_summary_of_nothing_is_printed_too(tmp_path):
     console = a_console()
     with Store.open(tmp_path / "selfplay.db") as store:
