@@ -189,18 +189,19 @@ def fetch_git(spec: RepositorySpec, cache: Path, source: str) -> Checkout:
     good enough. Raises RepositoryError.
     """
     git_dir = cache / "git" / f"{plain_name(PurePosixPath(source).name)}-{short_hash(source)}"
-    if not (git_dir / "HEAD").is_file():
-        with new_folder(git_dir) as folder:
-            init_bare(folder)
     pinned = bool(spec.rev and re.fullmatch(r"[0-9a-f]{40}", spec.rev))
     commit = _resolve(git_dir, spec.rev) if pinned else None
     failure: RepositoryError | None = None
     if commit is None:
+        own_config = spec.kind == "git" and not source.startswith("file:")
         try:
-            own_config = spec.kind == "git" and not source.startswith("file:")
-            run_git(
-                git_dir, "fetch", *FETCH_OPTIONS, *MIRROR_OPTIONS, "--", source, *REFS, own_config=own_config
-            )
+            if (git_dir / "HEAD").is_file():
+                _mirror(git_dir, source, own_config)
+            else:
+                # A killed git leaves lock files, which would stop every later fetch into this folder.
+                with new_folder(git_dir) as folder:
+                    init_bare(folder)
+                    _mirror(folder, source, own_config)
         except RepositoryError as error:
             failure = error
         commit = _resolve(git_dir, spec.rev)
@@ -218,6 +219,11 @@ def fetch_git(spec: RepositorySpec, cache: Path, source: str) -> Checkout:
     tree = read_commit(git_dir, commit)
     count = int(run_git(git_dir, "rev-list", "--count", commit))
     return Checkout(spec, spec.name, commit, tree, git_dir, count, licence_of(tree))
+
+
+def _mirror(git_dir: Path, source: str, own_config: bool) -> None:
+    """Fetch all branches, tags and the HEAD of `source`. Raises RepositoryError."""
+    run_git(git_dir, "fetch", *FETCH_OPTIONS, *MIRROR_OPTIONS, "--", source, *REFS, own_config=own_config)
 
 
 def _resolve(git_dir: Path, rev: str | None) -> str | None:
