@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 
 from selfplay.curriculum.database import RunDatabase
 from selfplay.curriculum.rows import (
@@ -37,6 +38,10 @@ PLAYS = "(SELECT count(*) FROM groups WHERE groups.bug_id = bugs.bug_id AND grou
 
 class Store(RunDatabase):
     """Reads and writes the rows of one run."""
+
+    @property
+    def run_folder(self) -> Path:
+        return self._path.absolute().parent
 
     # ---- environments
 
@@ -198,7 +203,8 @@ class Store(RunDatabase):
             return found[0]
         if not found:
             raise StoreError(
-                f"no bug's id begins with {bug_id!r} in {self._path}. `selfplay inspect-bugs` lists them."
+                f"no bug's id begins with {bug_id!r} in {self._path}. "
+                f"`selfplay inspect-bugs {self.run_folder.name}` lists them."
             )
         ids = ", ".join(bug.bug_id for bug in found[:6]) + (", …" if len(found) > 6 else "")
         raise StoreError(f"{len(found)} bugs' ids begin with {bug_id!r}: {ids}. Give more of the id.")

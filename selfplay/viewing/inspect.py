@@ -27,6 +27,7 @@ from selfplay.verdicts.confirmation import Confirmation
 from selfplay.verdicts.verdict import VerdictKind, verdict_kind
 from selfplay.viewing.duplicates import duplicates_text
 from selfplay.viewing.replay import diff_or_text
+from selfplay.viewing.shell import inspect_command, replay_command
 from selfplay.viewing.summary import table
 
 if TYPE_CHECKING:
@@ -75,12 +76,13 @@ def show_bugs(store: Store, wanted: BugFilter, console: Console, as_json: bool =
         return
     if not bugs:
         everything = store.bugs()
+        why = inspect_command(store.run_folder, " --rejected")
         hint = (
-            f"none of the {len(everything)} bug(s) fits"
+            f"none of the {len(everything)} bug(s) fits."
             if everything
-            else "no artifact was accepted yet; --rejected shows why"
+            else f"no artifact was accepted yet; to see why: {why}"
         )
-        console.print(Text(f"No bugs: {hint}."))
+        console.print(Text(f"No bugs: {hint}"), soft_wrap=True)
         return
     names = ("bug", "repository", "strategy", "order", "status", "solved", "tests", "update")
     shown = table(*names, right=("order", "solved", "tests", "update"), whole=("bug",))
@@ -99,7 +101,7 @@ def show_bugs(store: Store, wanted: BugFilter, console: Console, as_json: bool =
     duplicates = f"{text} of bugs. " if (text := duplicates_text(store)) else ""
     note = (
         f"{len(bugs)} bug(s). {duplicates}solved: repairs/attempts. tests: fail-to-pass + pass-to-pass. "
-        f"To see one in full: --bug {bugs[0].bug_id}"
+        f"To see one in full: {inspect_command(store.run_folder, f' --bug {bugs[0].bug_id}')}"
     )
     console.print(Text(note, style="dim"), soft_wrap=True)
 
@@ -320,7 +322,7 @@ def show_rejections(store: Store, console: Console, as_json: bool = False) -> No
     total = sum(rejection.count for rejection in found)
     note = (
         f"{total} of {judged} artifacts were rejected. "
-        f"To see one in full: selfplay replay {found[0].example_episode}"
+        f"To see one in full: {replay_command(store.run_folder, found[0].example_episode)}"
     )
     console.print(Text(note, style="dim"), soft_wrap=True)
 

@@ -29,6 +29,7 @@ from selfplay.evaluation.folder import Folder, entries_of
 from selfplay.viewing.duplicates import duplicates_text
 from selfplay.viewing.progress import ROLES, duration_text
 from selfplay.viewing.scores import comparison_body
+from selfplay.viewing.shell import inspect_command, replay_command, runs_option
 
 BINS = 5
 BAR_WIDTH = 24
@@ -298,19 +299,16 @@ def _time(rows: Sequence[Mapping[str, Any]]) -> Table | Text:
 
 def _next(store: Store, run_folder: Path, bugs: Sequence[BugRow]) -> list[tuple[str, str]]:
     """(what it shows, the command), for commands that can be pasted into a shell."""
-    name = shlex.quote(run_folder.name)
-    where = "" if run_folder.parent.name == "runs" else f" --runs {shlex.quote(str(run_folder.parent))}"
-    steps = [("the bugs, with solve rates and lineage", f"selfplay inspect-bugs {name}{where}")]
+    name, where = shlex.quote(run_folder.name), runs_option(run_folder)
+    steps = [("the bugs, with solve rates and lineage", inspect_command(run_folder))]
     if any(not verdict.accepted for verdict in store.verdicts()):
-        steps.append(("why artifacts were rejected", f"selfplay inspect-bugs {name} --rejected{where}"))
+        steps.append(("why artifacts were rejected", inspect_command(run_folder, " --rejected")))
     evaluated = [str(folder.path) for _, folder in evaluation_folders(run_folder)]
     if len(evaluated) > 1:
         compared = f"selfplay eval --compare {shlex.quote(evaluated[0])} {shlex.quote(evaluated[-1])}"
         steps.append(("before against after, by repository", compared))
     if episode := _example_episode(store, bugs):
-        steps.append(
-            ("one episode, turn by turn", f"selfplay replay {shlex.quote(episode)} --run {name}{where}")
-        )
+        steps.append(("one episode, turn by turn", replay_command(run_folder, episode)))
     steps.append(
         (
             "more updates",

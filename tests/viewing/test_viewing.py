@@ -1,13 +1,17 @@
 import io
 import json
+import re
+import shlex
 import threading
 import unicodedata
 from dataclasses import replace
 
 import pytest
 from rich.console import Console
+from typer.testing import CliRunner
 
 from selfplay.agent.episode import Role
+from selfplay.cli import app
 from selfplay.curriculum.rows import VerdictRow
 from selfplay.curriculum.store import Store
 from selfplay.errors import RunError, StoreError, UsageError
@@ -28,7 +32,8 @@ from store_rows import INJECT, WEAKEN, a_group, an_episode, an_episode_value, re
 
 
 @pytest.fixture
-def run(tmp_path):
+def run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where `selfplay` finds runs/
     return recorded_run(tmp_path / "runs" / "demo")
 
 
@@ -145,6 +150,38 @@ def test_listings_are_json_when_asked(store, capsys):
     assert json.loads(capsys.readouterr().out)["judged"] == 5
 
 
+# -- commands that listings print
+
+
+def printed_commands(text: str) -> list[list[str]]:
+    """The words of each command that follows a colon or stands alone on a line, without `selfplay`."""
+    return [shlex.split(found) for found in re.findall(r"(?:: |^ +)selfplay (.+)$", text, re.MULTILINE)]
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_printed_commands_work_as_printed(store, run, tmp_path, monkeypatch, elsewhere):
+    if elsewhere:
+        (tmp_path / "other" / "runs").mkdir(parents=True)
+        monkeypatch.chdir(tmp_path / "other")
+    an_injector = replace(an_episode_value(), episode_id="u0001-inj0-m2", role=Role.INJECTOR)
+    an_injector.write(run / "episodes")
+    recorded_run(run.parent / "newer")
+    console = a_console()
+    show_bugs(store, BugFilter(), console)
+    show_rejections(store, console)
+    print_summary(store, run, console)
+    commands = [words for words in printed_commands(printed(console)) if words[0] != "train"]
+    assert len(commands) == 5, printed(console)
+    for words in commands:
+        result = CliRunner().invoke(app, words)
+        assert result.exit_code == 0, (words, result.output)
+
+
+def test_an_unknown_bugs_error_names_the_run_to_list(store):
+    with pytest.raises(StoreError, match="selfplay inspect-bugs demo"):
+        store.bug("nothing")
+
+
 # -- duplicates
 
 
@@ -182,7 +219,7 @@ def test_a_run_without_duplicates_speaks_of_none(store, run):
     console = a_console()
     show_bugs(store, BugFilter(), console)
     print_summary(store, run, console)
-    assert "duplicates" not in printed(console)
+    assert "are duplicates" not in printed(console)
 
 
 def test_a_replay_of_a_duplicate_names_the_bug_that_it_repeats(with_duplicate, run):
