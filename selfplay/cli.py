@@ -110,7 +110,7 @@ def train(
 ) -> None:
     """Play, judge and train over a list of repositories.
 
-    Example: [bold]selfplay train --repos list.txt --config runs/recipes/quickstart.toml[/bold]
+    Example: [bold]selfplay train --repos list.txt --config quickstart[/bold]
     """
     if dry_run:
         from selfplay.commands.dry_run import dry_run_training
@@ -132,7 +132,7 @@ def train(
         resume_training(resume, runs, set_ or [], cluster)
     elif repos is None:
         raise typer.BadParameter(
-            "--repos FILE is needed (or --resume RUN). A first list: runs/recipes/quickstart-repos.txt"
+            "--repos FILE is needed (or --resume RUN). A first list: --repos quickstart-repos"
         )
     else:
         start_training(repos, config, set_ or [], cluster)
@@ -242,7 +242,7 @@ def evaluate(
     """A policy's repair rate on bugs, sampled and greedy, with standard errors; or two policies compared on
     the same bugs.
 
-    Example: [bold]selfplay eval --tasks own --config runs/recipes/quickstart.toml --output A[/bold],
+    Example: [bold]selfplay eval --tasks own --config quickstart --output A[/bold],
     then [bold]selfplay eval --compare A B[/bold]
     """
     if compare is not None:
@@ -272,7 +272,7 @@ def warm_start(
 ) -> None:
     """Make a cold-started policy: mid-training on source, then supervised trajectories for both roles.
 
-    Example: [bold]selfplay warm-start --config runs/recipes/warm-start.toml --output runs/my-policy[/bold]
+    Example: [bold]selfplay warm-start --config warm-start --output runs/my-policy[/bold]
     """
     from selfplay.warm_start.pipeline import run_warm_start
 

@@ -17,6 +17,7 @@ from typing import Any
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from selfplay.errors import ConfigError
+from selfplay.runtime.resources import find_recipe
 from selfplay.settings.base import Section
 from selfplay.settings.learning import (
     EvaluationSettings,
@@ -230,17 +231,17 @@ def build_config(values: Mapping[str, Any], source: str = "configuration") -> Co
 def load_config(path: Path | None = None, overrides: Sequence[str] = ()) -> Config:
     """Read a TOML file, or a run's config.json, and lay `key=value` overrides on top.
 
-    A line on stderr says for each old name what to write instead; a config.json was written by a program,
-    so none then. Raises ConfigError naming file, key, value and what would be right.
+    path: a file, or the name of a recipe that ships. A line on stderr says for each old name what to write
+    instead; a config.json was written by a program, so none then. Raises ConfigError naming file, key, value
+    and what would be right.
     """
     values: dict[str, Any] = {}
     if path is not None:
+        path = find_recipe(path, "the configuration")
         try:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(
-                f"cannot read the configuration {path}: {error}. Recipes are in runs/recipes/."
-            ) from error
+            raise ConfigError(f"cannot read the configuration {path}: {error}") from error
         try:
             values = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
         except (tomllib.TOMLDecodeError, json.JSONDecodeError) as error:

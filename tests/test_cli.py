@@ -50,7 +50,7 @@ def test_the_doctor_ignores_no_option(options, word):
 
 
 def test_train_without_a_list_points_to_a_first_one():
-    assert_refused(selfplay("train"), 2, "--repos FILE is needed", "quickstart-repos.txt")
+    assert_refused(selfplay("train"), 2, "--repos FILE is needed", "--repos quickstart-repos")
 
 
 def test_a_list_with_wrong_lines_reports_all_of_them_and_starts_nothing(tmp_path):

@@ -6,7 +6,10 @@ from typing import Annotated
 import typer
 
 ConfigFile = Annotated[
-    Path | None, typer.Option("--config", "-c", help="A TOML file of settings; recipes are in runs/recipes/.")
+    Path | None,
+    typer.Option(
+        "--config", "-c", help="A TOML file of settings, or the name of a recipe, for instance quickstart."
+    ),
 ]
 Overrides = Annotated[
     list[str] | None,
@@ -17,7 +20,12 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print data instead of tabl
 
 # ---- train
 
-TrainRepos = Annotated[Path | None, typer.Option("--repos", help="A repository list, one repository a line.")]
+TrainRepos = Annotated[
+    Path | None,
+    typer.Option(
+        "--repos", help="A repository list, one repository a line; quickstart-repos is one that ships."
+    ),
+]
 TrainResume = Annotated[str | None, typer.Option("--resume", help="Continue a run: its name or folder.")]
 TrainCluster = Annotated[
     str | None,
@@ -104,7 +112,8 @@ EvalCompare = Annotated[
 
 WarmStartOutput = Annotated[Path, typer.Option("--output", help="The folder for the policy.")]
 WarmStartConfig = Annotated[
-    Path | None, typer.Option("--config", "-c", help="A TOML file of warm-start settings.")
+    Path | None,
+    typer.Option("--config", "-c", help="A TOML file of warm-start settings, or the recipe warm-start."),
 ]
 
 # ---- plan

@@ -12,7 +12,7 @@ from selfplay.curriculum.rows import EpisodeRow
 REMEDIES = {
     FinishReason.BAD_FORMAT: (
         "the policy does not write readable calls. A small policy needs the settings that it was "
-        "trained with (--config runs/recipes/quickstart.toml for the policy that comes with selfplay); "
+        "trained with (--config quickstart for the policy that comes with selfplay); "
         "any other one: agent.prompt_style = 'full' and a larger agent.turn_tokens"
     ),
     FinishReason.MAX_TURNS: "raise agent.max_turns, or set injector.help = ['tests', 'target']",

@@ -18,6 +18,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 from selfplay.errors import RepositoryListError, UsageError
+from selfplay.runtime.resources import find_recipe
 
 HINTS = ("python", "install", "test", "parser")
 EXAMPLES = (
@@ -62,9 +63,11 @@ class RepositorySpec:
 def read_repository_list(path: Path) -> list[RepositorySpec]:
     """Read a list with one repository a line. Paths in it are relative to its folder.
 
+    path: a file, or the name of a list that ships.
     Raises RepositoryListError with every bad line, duplicates included, and UsageError if the file cannot be
     read.
     """
+    path = find_recipe(path, "the repository list", ".txt")
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

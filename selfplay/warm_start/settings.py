@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import Field, ValidationError
 
 from selfplay.errors import ConfigError
+from selfplay.runtime.resources import find_recipe
 from selfplay.settings.base import Section
 
 Progress = Callable[[str], None]
@@ -303,9 +304,13 @@ class WarmStartSettings(Section):
 
 
 def read_settings(config: Path | None, overrides: Sequence[str]) -> WarmStartSettings:
-    """Read a TOML file of warm-start settings, then apply `key=value` overrides. Raises ConfigError."""
+    """Read a TOML file of warm-start settings, then apply `key=value` overrides.
+
+    config: a file, or the name of a recipe that ships. Raises ConfigError.
+    """
     values: dict[str, Any] = {}
     if config is not None:
+        config = find_recipe(config, "the warm-start settings")
         try:
             values = tomllib.loads(config.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
