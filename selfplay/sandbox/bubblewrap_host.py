@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -14,11 +15,12 @@ from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
-from selfplay.errors import PrerequisiteError, SandboxUnavailable
+from selfplay.errors import PrerequisiteError, SandboxInterrupted, SandboxUnavailable
 
 PYTHON = "/opt/python"  # where a sandbox has this interpreter's prefix, wherever that lies on the machine
 NEEDED_OPTIONS = ("--size", "--perms", "--as-pid-1", "--ro-bind-data", "--info-fd")
 PYTHON_PROGRAM_FILES = 20  # a folder with as many Python files is a program written in Python
+INTERRUPTED = "Find out what ends it here (dmesg, free memory), or set sandbox.type = 'docker'."
 INSTALL = "Install it (for example: apt-get install bubblewrap), or set sandbox.type = 'docker'."
 
 
@@ -29,12 +31,12 @@ INSTALL = "Install it (for example: apt-get install bubblewrap), or set sandbox.
 def find_programs() -> Mapping[str, str]:
     """Name -> path of the programs that start a sandbox: bwrap, for root also setpriv.
 
-    Raises PrerequisiteError when one is missing or too old.
+    Raises PrerequisiteError when one is missing or too old, or when bwrap cannot be asked.
     """
     bwrap = shutil.which("bwrap")
     if bwrap is None:
         raise PrerequisiteError(f"bwrap not found on PATH. {INSTALL}")
-    help_text = subprocess.run([bwrap, "--help"], capture_output=True, text=True, check=False).stdout
+    help_text = _help_text(bwrap)
     missing = [option for option in NEEDED_OPTIONS if option not in help_text]
     if missing:
         raise PrerequisiteError(
@@ -51,6 +53,29 @@ def find_programs() -> Mapping[str, str]:
             )
         programs["setpriv"] = setpriv
     return programs
+
+
+def _help_text(bwrap: str) -> str:
+    """The output of `bwrap --help`. A call that fails is made once more.
+
+    Raises PrerequisiteError that says how it failed.
+    """
+    command, failure = [bwrap, "--help"], ""
+    for _ in range(2):
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+        except OSError as error:
+            failure = f"cannot be run ({error})"
+            continue
+        if done.returncode == 0:
+            return done.stdout
+        failure = f"{ending(done.returncode)} {done.stderr.strip()}".strip()
+    raise PrerequisiteError(f"`{bwrap} --help` {failure}, twice. {INTERRUPTED}")
+
+
+def ending(code: int) -> str:
+    """How a process ended, by the return code that `subprocess` gives: "was killed by SIGKILL"."""
+    return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
 
 
 def namespace_remedy() -> str:
@@ -94,7 +119,9 @@ def python_identity() -> str:
 
 @cache
 def loader_cache(bwrap: str) -> bytes:
-    """The contents of a sandbox's /etc/ld.so.cache, b"" for none. Raises SandboxUnavailable.
+    """The contents of a sandbox's /etc/ld.so.cache, b"" for none.
+
+    Raises SandboxUnavailable, or SandboxInterrupted if bubblewrap was killed.
 
     A Python with a shared library looks for it where it was linked, and a sandbox has it at PYTHON. So
     ldconfig runs in a namespace that has it there too. LD_LIBRARY_PATH would not do, since tests may clear
@@ -119,7 +146,8 @@ def loader_cache(bwrap: str) -> bytes:
             ).returncode
         if code != 0:
             reason = errors.read_text(errors="replace").strip() or f"it ended with {code}"
-            raise SandboxUnavailable(f"bubblewrap cannot run ldconfig: {reason}")
+            kind = SandboxInterrupted if code < 0 else SandboxUnavailable
+            raise kind(f"bubblewrap cannot run ldconfig: {reason}")
         return (Path(folder) / "cache").read_bytes()
 
 

@@ -19,8 +19,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from selfplay.errors import SandboxUnavailable
+from selfplay.errors import SandboxInterrupted, SandboxUnavailable
 from selfplay.sandbox.base import Limits
+from selfplay.sandbox.bubblewrap_host import ending
 from selfplay.sandbox.cgroups import ControlGroup, memory_kills
 from selfplay.sandbox.client import HELLO_S, Connection, PeerGone, PipeChannel, Refused
 
@@ -83,7 +84,8 @@ class OpenedBubblewrap:
     def begin(self, info: int, limits: Limits) -> None:
         """Wait until the command server answers, and put it under its limits before any command runs.
 
-        info: the descriptor from which bubblewrap's --info-fd is read. Raises SandboxUnavailable.
+        info: the descriptor from which bubblewrap's --info-fd is read. Raises SandboxUnavailable,
+        or SandboxInterrupted if bubblewrap was killed.
         """
         try:
             text = _read_until(info, b"}", time.monotonic() + HELLO_S)
@@ -95,8 +97,11 @@ class OpenedBubblewrap:
                 ).start()
             self.connection.hello(time.monotonic() + HELLO_S)
         except (PeerGone, Refused, OSError, ValueError, KeyError) as error:
+            said = self._errors()
+            if (code := self.process.poll() or 0) < 0:
+                raise SandboxInterrupted(f"bubblewrap {ending(code)} at its start") from error
             raise SandboxUnavailable(
-                f"bubblewrap started no command server: {error} {self._errors()}".strip()
+                f"bubblewrap started no command server: {error} {said}".strip()
             ) from error
 
     def _join_group(self) -> bool:

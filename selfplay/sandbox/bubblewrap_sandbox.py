@@ -20,7 +20,7 @@ from selfplay.sandbox import command_server
 from selfplay.sandbox.base import Capabilities, Sandbox, SandboxSpec
 from selfplay.sandbox.bubblewrap_command import SERVER, Start, bubblewrap_arguments
 from selfplay.sandbox.bubblewrap_environments import EnvironmentFolder
-from selfplay.sandbox.bubblewrap_host import find_programs, loader_cache, namespace_remedy
+from selfplay.sandbox.bubblewrap_host import INTERRUPTED, find_programs, loader_cache, namespace_remedy
 from selfplay.sandbox.bubblewrap_process import OpenedBubblewrap, Spawner
 from selfplay.sandbox.cgroups import make_group, sweep_groups
 from selfplay.sandbox.client import ConnectedSandbox, probe
@@ -54,12 +54,17 @@ class BubblewrapBackend:
     def check(self) -> None:
         find_programs()
         try:
-            with self._opened(SandboxSpec(environment="")) as opened:
-                probe(opened.connection)
+            try:
+                self._probe()
+            except SandboxUnavailable:  # once more: something may have ended the first one
+                self._probe()
         except SandboxUnavailable as error:
-            raise PrerequisiteError(
-                f"bubblewrap cannot make a sandbox here: {error}\n{namespace_remedy()}"
-            ) from error
+            remedy = INTERRUPTED if isinstance(error, SandboxInterrupted) else namespace_remedy()
+            raise PrerequisiteError(f"bubblewrap cannot make a sandbox here: {error}\n{remedy}") from error
+
+    def _probe(self) -> None:
+        with self._opened(SandboxSpec(environment="")) as opened:
+            probe(opened.connection)
 
     @contextmanager
     def open(self, spec: SandboxSpec) -> Iterator[Sandbox]:
