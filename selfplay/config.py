@@ -17,7 +17,7 @@ from typing import Any
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from selfplay.errors import ConfigError
-from selfplay.runtime.resources import find_recipe
+from selfplay.runtime.recipes import find_recipe
 from selfplay.settings.base import Section
 from selfplay.settings.learning import (
     EvaluationSettings,

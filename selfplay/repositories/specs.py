@@ -18,7 +18,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 from selfplay.errors import RepositoryListError, UsageError
-from selfplay.runtime.resources import find_recipe
+from selfplay.runtime.recipes import find_recipe
 
 HINTS = ("python", "install", "test", "parser")
 EXAMPLES = (

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import Field, ValidationError
 
 from selfplay.errors import ConfigError
-from selfplay.runtime.resources import find_recipe
+from selfplay.runtime.recipes import find_recipe
 from selfplay.settings.base import Section
 
 Progress = Callable[[str], None]

@@ -1,0 +1,30 @@
+"""Finds recipes and repository lists: files, or those that ship, by their names."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+
+from selfplay.errors import ConfigError
+from selfplay.runtime.resources import resource
+
+
+def find_recipe(given: Path, what: str, suffix: str = ".toml") -> Path:
+    """The file `given` if there is one, else the recipe of that name, with or without its suffix.
+
+    what: its kind, for the message. suffix: ".toml" for settings, ".txt" for repository lists.
+    Raises ConfigError that names the recipes.
+    """
+    if given.exists() and not given.is_dir():  # /dev/stdin is read too
+        return given
+    folder = resource("recipes")
+    name = given.name if given.suffix == suffix else f"{given.name}{suffix}"
+    if given.parent == Path() and (folder / name).is_file():
+        return folder / name
+    problem = "it is a folder" if given.is_dir() else "there is no such file"
+    names = sorted(recipe.stem for recipe in folder.glob(f"*{suffix}"))
+    close = difflib.get_close_matches(given.stem, names, n=1)
+    hint = f" Did you mean {close[0]}?" if close else ""
+    raise ConfigError(
+        f"cannot read {what} {given}: {problem}. Recipes that ship, in {folder}: {', '.join(names)}.{hint}"
+    )
