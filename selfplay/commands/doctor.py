@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,6 +28,8 @@ from rich.table import Table
 from rich.text import Text
 
 from selfplay import DISTRIBUTION
+from selfplay.commands.accelerators import accelerators
+from selfplay.commands.findings import Finding
 from selfplay.config import Config
 from selfplay.errors import SelfplayError
 from selfplay.repositories.checkouts import cache_root
@@ -43,17 +45,6 @@ INDEX_PROBE = "iniconfig"  # a small package without dependencies, which pytest 
 STALE_AFTER_S = 24 * 3600.0
 SCRATCH = re.compile(r"selfplay-([a-z]+-)?[a-z0-9_]{8}")  # what tempfile makes of our prefixes
 UNFINISHED = (".new-*", ".facts-*")
-
-
-@dataclass(frozen=True)
-class Finding:
-    """The result of one check. If a required one is not ok, self-play cannot run. remedy: "" if it is ok."""
-
-    name: str
-    ok: bool
-    detail: str
-    remedy: str = ""
-    required: bool = True
 
 
 def main(console: Console, clean: bool = False, as_json: bool = False, config: Config | None = None) -> int:
@@ -158,6 +149,7 @@ def examine(config: Config) -> list[Finding]:
         *_sandboxes(config.sandbox.type),
         *_disk({"cache": cache_root(), "runs": Path(config.run.folder)}),
         _memory(),
+        *accelerators(config),
         _package_index(),
         _policy(config.policy.model),
         _leftovers(),

