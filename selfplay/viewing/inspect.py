@@ -84,10 +84,12 @@ def show_bugs(store: Store, wanted: BugFilter, console: Console, as_json: bool =
         )
         console.print(Text(f"No bugs: {hint}"), soft_wrap=True)
         return
+    counts = _graded(store.attempts())
     names = ("bug", "repository", "strategy", "order", "status", "solved", "tests", "update")
     shown = table(*names, right=("order", "solved", "tests", "update"), whole=("bug",))
     for bug in bugs:
-        rate = f"{bug.passes}/{bug.attempts}" if bug.solve_rate is not None else "–"
+        passes, graded = counts.get(bug.bug_id, (bug.passes, bug.attempts))
+        rate = f"{passes}/{graded}" if bug.solve_rate is not None else "–"
         tests = f"{len(bug.fail_to_pass)}+{len(bug.pass_to_pass)}"
         texts = [
             _text(bug.bug_id),
@@ -100,10 +102,10 @@ def show_bugs(store: Store, wanted: BugFilter, console: Console, as_json: bool =
     console.print(shown, highlight=False)
     duplicates = f"{text} of bugs. " if (text := duplicates_text(store)) else ""
     note = (
-        f"{len(bugs)} bug(s). {duplicates}solved: repairs/attempts. tests: fail-to-pass + pass-to-pass. "
-        f"To see one in full: {inspect_command(store.run_folder, f' --bug {bugs[0].bug_id}')}"
+        f"{len(bugs)} bug(s). {duplicates}solved: repairs/attempts of all measurements. "
+        "tests: fail-to-pass + pass-to-pass."
     )
-    console.print(Text(note, style="dim"), soft_wrap=True)
+    _note(console, note, inspect_command(store.run_folder, f" --bug {bugs[0].bug_id}"))
 
 
 def show_bug(store: Store, bug_id: str, console: Console, as_json: bool = False) -> None:
@@ -125,7 +127,7 @@ def show_bug(store: Store, bug_id: str, console: Console, as_json: bool = False)
     console.rule(_text(bug.bug_id), align="left")
     facts = table("", "")
     facts.show_header = False
-    for name, value in _facts(bug):
+    for name, value in _facts(bug, attempts):
         facts.add_row(Text(name, style="dim"), _text(value))
     console.print(facts, highlight=False)
     for name in ("bug_inject.diff", "test_weaken.diff"):
@@ -161,14 +163,28 @@ def _attempt_json(attempt: AttemptRow) -> dict[str, Any]:
 _MEANING = {"bug_inject.diff": "breaks the code", "test_weaken.diff": "hides the bug from the tests"}
 
 
-def _facts(bug: BugRow) -> list[tuple[str, str]]:
-    rate = (
-        "not measured"
-        if bug.solve_rate is None
-        else f"{bug.solve_rate:.2f}, {bug.passes} of {bug.attempts} attempts"
-    )
-    if bug.first_solve_rate is not None and bug.first_solve_rate != bug.solve_rate:
-        rate += f" (at first {bug.first_solve_rate:.2f})"
+def _graded(attempts: Iterable[AttemptRow]) -> dict[str, tuple[int, int]]:
+    """Bug id -> (repairs, graded attempts), of all groups that played the bug."""
+    found: dict[str, list[bool]] = defaultdict(list)
+    for attempt in attempts:
+        if attempt.passed is not None:
+            found[attempt.bug_id].append(attempt.passed)
+    return {bug_id: (sum(passed), len(passed)) for bug_id, passed in found.items()}
+
+
+def _solve_rate(bug: BugRow, attempts: Iterable[AttemptRow]) -> str:
+    """The latest measurement and, if there were several, the first one and all attempts together."""
+    if bug.solve_rate is None:
+        return "not measured"
+    text = f"{bug.solve_rate:.2f}, {bug.passes} of {bug.attempts} attempts"
+    passes, graded = _graded(attempts).get(bug.bug_id, (bug.passes, bug.attempts))
+    if graded == bug.attempts:
+        return text
+    first = "" if bug.first_solve_rate is None else f"; {bug.first_solve_rate:.2f} in the first"
+    return f"{text}, in the latest measurement{first}; {passes} of {graded} in all"
+
+
+def _facts(bug: BugRow, attempts: Iterable[AttemptRow]) -> list[tuple[str, str]]:
     created = datetime.fromtimestamp(bug.created_at).isoformat(" ", "seconds")
     facts = [
         ("repository", f"{bug.repository} at {bug.base_commit[:12]}"),
@@ -176,7 +192,7 @@ def _facts(bug: BugRow) -> list[tuple[str, str]]:
         ("target", _target_name(bug.target)),
         ("order", "1, injected" if bug.order == 1 else "2, made from a failed repair"),
         ("status", bug.status),
-        ("solve rate", rate),
+        ("solve rate", _solve_rate(bug, attempts)),
         ("played", f"by {bug.plays} group(s)"),
         ("change", diffstat(bug.artifact.get("bug_inject.diff", ""))),
         ("weakening", diffstat(bug.artifact.get("test_weaken.diff", ""))),
@@ -320,11 +336,14 @@ def show_rejections(store: Store, console: Console, as_json: bool = False) -> No
         shown.add_row(_text(name), str(rejection.count), *example)
     console.print(shown, highlight=False)
     total = sum(rejection.count for rejection in found)
-    note = (
-        f"{total} of {judged} artifacts were rejected. "
-        f"To see one in full: {replay_command(store.run_folder, found[0].example_episode)}"
-    )
-    console.print(Text(note, style="dim"), soft_wrap=True)
+    note = f"{total} of {judged} artifacts were rejected."
+    _note(console, note, replay_command(store.run_folder, found[0].example_episode))
+
+
+def _note(console: Console, note: str, command: str) -> None:
+    """Print the note, then the command that shows one row in full. Commands are not wrapped, to be copied."""
+    console.print(Text(f"{note} To see one in full:", style="dim"))
+    console.print(Text(f"  {command}", style="cyan"), soft_wrap=True, highlight=False)
 
 
 def _section(console: Console, title: str) -> None:

@@ -253,8 +253,14 @@ def _decided(found: RecordedEpisode) -> list[tuple[str, str]]:
         elif row.reward is not None:
             pairs.append(("reward", f"{row.reward:+.2f}" + (f", {row.note}" if row.note else "")))
         if row.advantage is not None:
-            pairs.append(("advantage", f"{row.advantage:+.2f}, trained on in update {row.consumed_update}"))
+            pairs.append(("advantage", _advantage_text(row.advantage, row.consumed_update)))
     return pairs
+
+
+def _advantage_text(advantage: float, update: int | None) -> str:
+    if advantage == 0:
+        return f"0, so no policy gradient from this episode; counted in update {update}"
+    return f"{advantage:+.2f}, trained on in update {update}"
 
 
 def _outcome(found: RecordedEpisode) -> Table:

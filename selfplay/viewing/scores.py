@@ -35,9 +35,20 @@ def percent(figures: Mapping[str, Any]) -> str:
 
 def points(row: Mapping[str, Any]) -> str:
     """`+3.1 (-6.0 to +12.2)`: a difference and its confidence interval, in percentage points."""
-    text = f"{100 * row['mean']:+.1f}"
-    has_interval = row["low"] is not None and row["changed"]
-    return text + (f" ({100 * row['low']:+.1f} to {100 * row['high']:+.1f})" if has_interval else "")
+    interval = interval_text(row) if row["changed"] else ""
+    return f"{100 * row['mean']:+.1f}" + (f" ({interval})" if interval else "")
+
+
+def interval_text(row: Mapping[str, Any]) -> str:
+    """`-6.0 to +12.2`, in percentage points, within ±100: no two rates differ by more.
+
+    "" below MIN_CHANGED bugs. No difference can be shown from so few, and their interval is wider than any
+    difference of rates.
+    """
+    if row["low"] is None or row["count"] < MIN_CHANGED:
+        return ""
+    low, high = max(-100.0, 100 * row["low"]), min(100.0, 100 * row["high"])
+    return f"{low:+.1f} to {high:+.1f}"
 
 
 def mode_name(mode: str, temperature: float) -> str:
@@ -153,20 +164,11 @@ def sentences(comparison: Mapping[str, Any]) -> list[str]:
         row = comparison[mode]["all"]
         name = mode_name(mode, comparison["temperature"])
         if row["changed"]:
-            found.append(
-                f"{name}: difference {100 * row['mean']:+.1f} points{_interval(row)}: {_meaning(row)}."
-            )
+            interval = f", 95% interval {text}" if (text := interval_text(row)) else ""
+            found.append(f"{name}: difference {100 * row['mean']:+.1f} points{interval}: {_meaning(row)}.")
         else:
             found.append(f"{name}: the same rate on each of {row['count']} bug(s).")
     return [*found, f"Verdict: {comparison['verdict']}"]
-
-
-def _interval(row: Mapping[str, Any]) -> str:
-    return (
-        f", 95% interval {100 * row['low']:+.1f} to {100 * row['high']:+.1f}"
-        if row["low"] is not None
-        else ""
-    )
 
 
 def _meaning(row: Mapping[str, Any]) -> str:
@@ -178,7 +180,9 @@ def _meaning(row: Mapping[str, Any]) -> str:
         return "one bug shows nothing"
     if row["low"] > 0 or row["high"] < 0:
         return f"only {row['changed']} bug(s) changed; at least {MIN_CHANGED} are needed to rule out chance"
-    detectable = 50 * (row["high"] - row["low"])
+    if row["count"] < MIN_CHANGED:
+        return f"{row['count']} bugs are too few for an interval; at least {MIN_CHANGED} are needed"
+    detectable = min(100.0, 50 * (row["high"] - row["low"]))
     return f"not distinguishable from no difference (with these bugs, about {detectable:.0f} points would be)"
 
 

@@ -13,7 +13,7 @@ from selfplay.evaluation.comparison import compare, verdict_of
 from selfplay.evaluation.folder import AttemptResult, Folder, entries_of, identity_of, policy_identity
 from selfplay.evaluation.rates import summarise
 from selfplay.evaluation.tasks import Task
-from selfplay.viewing.scores import sentences, show_comparison, show_rates
+from selfplay.viewing.scores import points, sentences, show_comparison, show_rates
 from selfplay.viewing.summary import _evaluations
 
 CONFIG = build_config({})
@@ -216,6 +216,22 @@ def test_a_gain_on_a_few_bugs_only_is_not_called_better(tmp_path):
     comparison = compare(first, second)
     assert "only 4 bug(s) changed" in sentences(comparison)[0]
     assert comparison["verdict"] == "no difference shown."
+
+
+def test_two_bugs_show_no_interval(tmp_path):
+    first = a_folder(tmp_path / "a", never, TASKS[:2])
+    second = a_folder(tmp_path / "b", lambda n: ([n == 0] * 2, n == 0), TASKS[:2])
+    comparison = compare(first, second)
+    assert points(comparison["sampled"]["all"]) == "+50.0"
+    assert sentences(comparison)[0] == (
+        "T = 1: difference +50.0 points: 2 bugs are too few for an interval; at least 6 are needed."
+    )
+
+
+def test_an_interval_ends_at_100_points():
+    row = {"mean": 0.5, "low": -0.3, "high": 1.3, "count": 6, "changed": 4}
+    assert points(row) == "+50.0 (-30.0 to +100.0)"
+    assert points({**row, "mean": -0.5, "low": -1.3, "high": 0.3}) == "-50.0 (-100.0 to +30.0)"
 
 
 def test_bugs_in_only_one_folder_are_left_out_and_counted(tmp_path):

@@ -2,7 +2,6 @@ import io
 import json
 import re
 import shlex
-import threading
 import unicodedata
 from dataclasses import replace
 
@@ -25,7 +24,6 @@ from selfplay.viewing.inspect import (
     show_bugs,
     show_rejections,
 )
-from selfplay.viewing.progress import TrainProgress, duration_text, top_text
 from selfplay.viewing.replay import find_episode, replay
 from selfplay.viewing.summary import print_summary, read_metrics, solve_rate_bins
 from store_rows import INJECT, WEAKEN, a_group, an_episode, an_episode_value, recorded_run
@@ -150,6 +148,13 @@ def test_listings_are_json_when_asked(store, capsys):
     assert json.loads(capsys.readouterr().out)["judged"] == 5
 
 
+def test_a_diffs_size_is_files_and_lines():
+    assert diffstat(INJECT) == "1 file(s), +1 −1"
+    assert diffstat(INJECT + WEAKEN) == "2 file(s), +2 −2"
+    assert diffstat("no diff") == ""
+    assert diffstat("--- a/x\n+++ b/x\n@@ -1 +1 @@\n-x\n") == ""
+
+
 # -- commands that listings print
 
 
@@ -230,6 +235,34 @@ def test_a_replay_of_a_duplicate_names_the_bug_that_it_repeats(with_duplicate, r
 
 
 # -- replay
+
+
+def test_solved_counts_the_attempts_of_all_measurements(run):
+    with Store.open(run / "selfplay.db") as opened:
+        opened.set_solve_rate("u0001-inj0-m0-bug", 0.5, 2, 1)  # of a second group, whose attempts follow
+        again = a_group("u0002-sol0", "solver", "u0001-inj0-m0-bug", update=2)
+        opened.add_group(again)
+        for member, passed in enumerate((True, False)):
+            opened.record_episode(an_episode(again, member))
+            attempt = replace(opened.attempt("u0001-sol0-m1"), episode_id=f"u0002-sol0-m{member}")
+            opened.record_attempt(replace(attempt, passed=passed))
+        console = a_console(width=120)
+        show_bugs(opened, BugFilter(), console)
+        show_bug(opened, "u0001-inj0-m0", console)
+    text = printed(console)
+    assert "2/5" in text and "1/2" not in text
+    assert "0.50, 1 of 2 attempts, in the latest measurement; 0.33 in the first; 2 of 5 in all" in text
+
+
+def test_an_advantage_of_zero_is_not_called_trained_on(run):
+    with Store.open(run / "selfplay.db") as opened:
+        opened._write(
+            "UPDATE episodes SET advantage = 0, consumed_update = 1 WHERE episode_id = 'u0001-sol0-m0'"
+        )
+    console = a_console()
+    replay(find_episode(run, "u0001-sol0-m0"), console)
+    assert "0, so no policy gradient from this episode; counted in update 1" in printed(console)
+    assert "trained on" not in printed(console)
 
 
 def test_an_episode_is_found_by_the_start_of_its_id_in_all_runs_and_in_one(run):
@@ -364,133 +397,3 @@ def test_the_ends_of_the_solve_rates_stand_alone():
 def test_a_torn_metrics_line_is_left_out(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"update": 1}\n{"upda')
     assert read_metrics(tmp_path / "metrics.jsonl") == [{"update": 1}]
-
-
-# -- progress
-
-
-class Clock:
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-def played(progress: TrainProgress) -> None:
-    progress.phase("injecting")
-    for finish in ("submitted", "max_turns"):
-        progress.episode_started("injector")
-        progress.episode_finished("injector", finish)
-    progress.episode_started("solver")
-    progress.artifact(True, "")
-    progress.artifact(False, "parser")
-    progress.attempt(True)
-    progress.attempt(False)
-    progress.attempt(None)
-
-
-def test_progress_counts_reported_events():
-    clock = Clock()
-    progress = TrainProgress(a_console(), 4, clock=clock)
-    played(progress)
-    progress.tokens(500)
-    clock.now = 100.0
-    progress.update_finished(1, {"injector/reward": -0.5, "carried_gradient": True})
-    lines = dict(progress.lines())
-    assert lines["episodes"] == "injector 0 in flight, 2 done (max_turns 1) · solver 1 in flight, 0 done"
-    assert lines["artifacts"] == "1 accepted, 1 rejected (parser 1)"
-    assert lines["repairs"] == "1 of 2 (50%)"
-    assert lines["reward"] == "injector -0.50"
-    assert lines["time"] == "5 tokens/s, 1:40 elapsed, about 5:00 left"
-
-
-def test_time_left_counts_only_updates_of_this_process():
-    clock = Clock()
-    progress = TrainProgress(a_console(), 10, done=7, clock=clock)
-    clock.now = 60.0
-    assert "left" not in dict(progress.lines())["time"]
-    progress.update_finished(8, {})
-    assert dict(progress.lines())["time"].endswith("about 2:00 left")
-
-
-def test_without_a_terminal_progress_is_plain_lines():
-    console = a_console()
-    with TrainProgress(console, 2) as progress:
-        played(progress)
-        progress.message("machine failure: \x1b[2J [bold]no sandbox[/bold]")
-        progress.update_finished(1, {"solver/reward": 1.0, "seconds/solving": 65.0})
-    lines = printed(console).splitlines()
-    assert lines == [
-        "update 1/2: injecting",
-        r"machine failure: \x1b[2J [bold]no sandbox[/bold]",
-        "update 1/2 committed: solver reward +1.00, no gradient, so no step, 1:05",
-    ]
-
-
-def test_without_a_terminal_a_line_comes_periodically():
-    console = a_console()
-    with TrainProgress(console, 2, plain_interval_s=0.01) as progress:
-        progress.phase("solving")
-        for _ in range(6000):  # up to a minute, for a busy machine
-            if "repairs: 0 of 0" in printed(console):
-                break
-            threading.Event().wait(0.01)
-    assert "update 1/2: solving; episodes: injector 0 in flight" in printed(console)
-
-
-def test_in_a_terminal_progress_is_a_live_display_fed_by_threads():
-    console = a_console(terminal=True)
-    with TrainProgress(console, 2) as progress:
-        threads = [
-            threading.Thread(target=lambda: [played(progress), progress.message("a message")])
-            for _ in range(8)
-        ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(30)
-            assert not thread.is_alive()
-        console.print(progress)
-    text = printed(console)
-    assert text.count("a message") == 8
-    assert "8 accepted, 8 rejected (parser 8)" in text
-
-
-@pytest.mark.parametrize("width", [80, 120])
-def test_the_live_display_fits_its_width(width):
-    console = a_console(width)
-    progress = TrainProgress(console, 2)
-    played(progress)
-    console.print(progress)
-    assert max(map(len, printed(console).splitlines())) <= width
-
-
-def test_durations_and_counts_are_short():
-    assert (duration_text(5), duration_text(245.4), duration_text(3723)) == ("0:05", "4:05", "1:02:03")
-    assert top_text({"a": 1, "b": 3, "c": 2, "d": 1}) == "b 3, c 2, a 1, 1 more"
-
-
-def test_a_diffs_size_is_files_and_lines():
-    assert diffstat(INJECT) == "1 file(s), +1 −1"
-    assert diffstat(INJECT + WEAKEN) == "2 file(s), +2 −2"
-    assert diffstat("no diff") == ""
-    assert diffstat("--- a/x\n+++ b/x\n@@ -1 +1 @@\n-x\n") == ""
-
-
-def test_during_an_evaluation_progress_shows_nothing_else():
-    console = a_console()
-    with TrainProgress(console, 2) as progress:
-        progress.phase("evaluating before the first update")
-        progress.evaluating(3, 18)
-        assert dict(progress.lines()) == {"evaluation": "3 of 18 attempts", "time": "0:00 elapsed"}
-        row = {
-            "evaluation/sampled/pass@1": 0.25,
-            "evaluation/sampled/standard_error": 0.05,
-            "evaluation/greedy/pass@1": 0.0,
-        }
-        progress.evaluated(0, {**row, "evaluation/greedy/standard_error": 0.0, "seconds/evaluating": 30.0})
-        assert "repairs" in dict(progress.lines())
-    assert printed(console).splitlines()[1:] == [
-        "evaluated before the first update: "
-        "25.0% ± 5.0 of sampled attempts and 0.0% of greedy ones repaired, 0:30"
-    ]

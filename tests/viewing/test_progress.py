@@ -1,0 +1,137 @@
+import io
+import threading
+
+import pytest
+from rich.console import Console
+
+from selfplay.viewing.progress import TrainProgress, duration_text, top_text
+
+
+def a_console(width: int = 80, terminal: bool = False) -> Console:
+    return Console(
+        file=io.StringIO(), width=width, force_terminal=terminal, color_system=None, legacy_windows=False
+    )
+
+
+def printed(console: Console) -> str:
+    return console.file.getvalue()
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def played(progress: TrainProgress) -> None:
+    progress.phase("injecting")
+    for finish in ("submitted", "max_turns"):
+        progress.episode_started("injector")
+        progress.episode_finished("injector", finish)
+    progress.episode_started("solver")
+    progress.artifact(True, "")
+    progress.artifact(False, "parser")
+    progress.attempt(True)
+    progress.attempt(False)
+    progress.attempt(None)
+
+
+def test_progress_counts_reported_events():
+    clock = Clock()
+    progress = TrainProgress(a_console(), 4, clock=clock)
+    played(progress)
+    progress.tokens(500)
+    clock.now = 100.0
+    progress.update_finished(1, {"injector/reward": -0.5, "carried_gradient": True})
+    lines = dict(progress.lines())
+    assert lines["episodes"] == "injector 0 in flight, 2 done (max_turns 1) · solver 1 in flight, 0 done"
+    assert lines["artifacts"] == "1 accepted, 1 rejected (parser 1)"
+    assert lines["repairs"] == "1 of 2 (50%)"
+    assert lines["reward"] == "injector -0.50"
+    assert lines["time"] == "5 tokens/s, 1:40 elapsed, about 5:00 left"
+
+
+def test_time_left_counts_only_updates_of_this_process():
+    clock = Clock()
+    progress = TrainProgress(a_console(), 10, done=7, clock=clock)
+    clock.now = 60.0
+    assert "left" not in dict(progress.lines())["time"]
+    progress.update_finished(8, {})
+    assert dict(progress.lines())["time"].endswith("about 2:00 left")
+
+
+def test_without_a_terminal_progress_is_plain_lines():
+    console = a_console()
+    with TrainProgress(console, 2) as progress:
+        played(progress)
+        progress.message("machine failure: \x1b[2J [bold]no sandbox[/bold]")
+        progress.update_finished(1, {"solver/reward": 1.0, "seconds/solving": 65.0})
+    lines = printed(console).splitlines()
+    assert lines == [
+        "update 1/2: injecting",
+        r"machine failure: \x1b[2J [bold]no sandbox[/bold]",
+        "update 1/2 committed: solver reward +1.00, no gradient, so no step, 1:05",
+    ]
+
+
+def test_without_a_terminal_a_line_comes_periodically():
+    console = a_console()
+    with TrainProgress(console, 2, plain_interval_s=0.01) as progress:
+        progress.phase("solving")
+        for _ in range(6000):  # up to a minute, for a busy machine
+            if "repairs: 0 of 0" in printed(console):
+                break
+            threading.Event().wait(0.01)
+    assert "update 1/2: solving; episodes: injector 0 in flight" in printed(console)
+
+
+def test_in_a_terminal_progress_is_a_live_display_fed_by_threads():
+    console = a_console(terminal=True)
+    with TrainProgress(console, 2) as progress:
+        threads = [
+            threading.Thread(target=lambda: [played(progress), progress.message("a message")])
+            for _ in range(8)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(30)
+            assert not thread.is_alive()
+        console.print(progress)
+    text = printed(console)
+    assert text.count("a message") == 8
+    assert "8 accepted, 8 rejected (parser 8)" in text
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_live_display_fits_its_width(width):
+    console = a_console(width)
+    progress = TrainProgress(console, 2)
+    played(progress)
+    console.print(progress)
+    assert max(map(len, printed(console).splitlines())) <= width
+
+
+def test_durations_and_counts_are_short():
+    assert (duration_text(5), duration_text(245.4), duration_text(3723)) == ("0:05", "4:05", "1:02:03")
+    assert top_text({"a": 1, "b": 3, "c": 2, "d": 1}) == "b 3, c 2, a 1, 1 more"
+
+
+def test_during_an_evaluation_progress_shows_nothing_else():
+    console = a_console()
+    with TrainProgress(console, 2) as progress:
+        progress.phase("evaluating before the first update")
+        progress.evaluating(3, 18)
+        assert dict(progress.lines()) == {"evaluation": "3 of 18 attempts", "time": "0:00 elapsed"}
+        row = {
+            "evaluation/sampled/pass@1": 0.25,
+            "evaluation/sampled/standard_error": 0.05,
+            "evaluation/greedy/pass@1": 0.0,
+        }
+        progress.evaluated(0, {**row, "evaluation/greedy/standard_error": 0.0, "seconds/evaluating": 30.0})
+        assert "repairs" in dict(progress.lines())
+    assert printed(console).splitlines()[1:] == [
+        "evaluated before the first update: "
+        "25.0% ± 5.0 of sampled attempts and 0.0% of greedy ones repaired, 0:30"
+    ]
