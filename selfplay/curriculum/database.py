@@ -162,8 +162,13 @@ def lock(path: Path) -> int:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        holder = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip() or "unknown"
+        holder = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip()
         os.close(descriptor)
+        # A writer that has just taken the lock has not written its pid yet. A killed one leaves its own there.
+        if not holder.isdigit() or not Path(f"/proc/{holder}").exists():
+            raise StoreError(
+                f"{path} is in use by another writer, which has just started. Wait until it ends."
+            ) from error
         raise StoreError(
             f"{path} is in use by another writer, process {holder}. "
             f"Wait until it ends, or stop it with: kill {holder}"

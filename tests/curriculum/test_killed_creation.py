@@ -1,5 +1,6 @@
 """A kill while a run's database is made: a writer goes on with what is there, a reader sees no rows."""
 
+import fcntl
 import sqlite3
 import subprocess
 import sys
@@ -104,6 +105,19 @@ def test_a_kill_at_any_statement_of_an_opening_leaves_a_usable_database(tmp_path
 def test_a_run_that_ended_before_its_database_says_how_to_continue_it(tmp_path):
     with pytest.raises(StoreError, match=f"--resume {tmp_path}$"):
         Store.open(tmp_path / "selfplay.db", writer=False)
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_a_lock_without_the_pid_of_its_holder_names_no_process(tmp_path, is_first):
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    lock = tmp_path / "selfplay.db.lock"
+    lock.write_text("" if is_first else f"{ended.pid}\n")
+    with lock.open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(StoreError, match="another writer, which has just started") as caught:
+            Store.open(tmp_path / "selfplay.db")
+    assert "kill" not in str(caught.value)
 
 
 @pytest.mark.parametrize("writer", [True, False])
