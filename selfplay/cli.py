@@ -66,6 +66,7 @@ from selfplay.commands.options import (
     ValidateAllChecks,
     ValidateArtifact,
     ValidateRepo,
+    Version,
     WarmStartConfig,
     WarmStartOutput,
 )
@@ -93,9 +94,15 @@ app = typer.Typer(
     help="Self-play bug injection and repair: one policy, two roles, verdicts by execution.",
     no_args_is_help=True,
     add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
+
+
+@app.callback()
+def options_of_all(version: Version = False) -> None:
+    """Options that stand before the command. `--version` prints and ends there."""
 
 
 @app.command()
@@ -218,7 +225,7 @@ def validate(
 ) -> None:
     """The verdict on one artifact, check by check, with evidence.
 
-    Exit codes: 0 accepted, 1 rejected, 3 no verdict: the machine failed.
+    Exit codes: 0 accepted, 1 rejected, 2 wrong usage (a file is missing), 3 no verdict: the machine failed.
 
     Example: [bold]selfplay validate my-bug/ --repo pypi:toolz==1.0.0[/bold]
     """

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from selfplay import __version__
 from store_rows import recorded_run
 
 WIDE = {"COLUMNS": "240", "NO_COLOR": "1", "TERM": "dumb"}
@@ -35,6 +36,16 @@ def test_every_command_has_help_with_an_example(command):
     result = selfplay(command, "--help")
     assert result.returncode == 0
     assert f"Example: selfplay {command}" in " ".join(result.stdout.split())
+
+
+def test_help_has_a_short_form_for_each_command_and_for_all():
+    assert "--repos" in selfplay("train", "-h").stdout
+    assert "inspect-bugs" in selfplay("-h").stdout
+
+
+def test_the_version_is_printed():
+    result = selfplay("--version")
+    assert (result.returncode, result.stdout) == (0, f"selfplay {__version__}\n")
 
 
 @pytest.mark.parametrize(
@@ -131,8 +142,17 @@ def test_a_folder_that_is_not_an_artifact_is_named(tmp_path):
     (tmp_path / "bug").mkdir()
     (tmp_path / "bug" / "bug_inject.diff").write_text("")
     result = selfplay("validate", tmp_path / "bug", "--repo", "pypi:toolz==1.0.0")
-    assert_refused(result, 1, "test_weaken.diff")
+    assert_refused(result, 2, "test_weaken.diff")
     assert_refused(selfplay("validate", tmp_path / "none", "--repo", "pypi:toolz==1.0.0"), 2, "none")
+
+
+def test_nothing_to_judge_is_no_rejection_and_json_says_so(tmp_path):
+    for folder, word in ((tmp_path, "test_weaken.diff"), (tmp_path / "none", "none")):
+        result = selfplay("validate", folder, "--repo", "pypi:toolz==1.0.0", "--json")
+        assert_refused(result, 2, word)
+        said = json.loads(result.stdout)
+        assert (said["kind"], said["accepted"]) == ("usage", None)
+        assert word in said["reason"]
 
 
 def test_a_wrong_repository_is_bad_usage(tmp_path):

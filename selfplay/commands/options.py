@@ -5,6 +5,18 @@ from typing import Annotated
 
 import typer
 
+from selfplay import __version__
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"selfplay {__version__}")
+        raise typer.Exit
+
+
+Version = Annotated[
+    bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_print_version)
+]
 ConfigFile = Annotated[
     Path | None,
     typer.Option(

@@ -14,11 +14,13 @@ from selfplay.agent.observations import make_harmless
 from selfplay.agent.workspaces import sandbox_limits
 from selfplay.config import Config, load_config
 from selfplay.errors import (
+    ArtifactError,
     EnvironmentBuildError,
     PrerequisiteError,
     RepositoryError,
     SandboxUnavailable,
     SelfplayError,
+    UsageError,
 )
 from selfplay.repositories.build import prepare_environment
 from selfplay.repositories.checkouts import cache_root
@@ -47,11 +49,17 @@ def judge_folder(
 ) -> int:
     """The exit code: 0 accepted, 1 rejected (invalid or flaky), 3 no verdict, since the machine failed.
 
-    Raises what `Artifact.read` raises.
+    Raises UsageError if there is nothing to judge: a wrong setting or repository, a file that is missing or
+    cannot be read.
     """
-    config = load_config(config_file, overrides)
-    spec = parse_spec(repo)
-    artifact = Artifact.read(folder)
+    try:
+        config = load_config(config_file, overrides)
+        spec = parse_spec(repo)
+        artifact = _read_artifact(folder)
+    except UsageError as error:
+        if as_json:
+            _print_reason("usage", str(error))
+        raise
     console = Console(stderr=as_json)
     try:
         verdict = _judge(artifact, spec, config, console, all_checks)
@@ -64,6 +72,13 @@ def judge_folder(
     else:
         print_verdict(verdict, console)
     return ACCEPTED if verdict.accepted else REJECTED
+
+
+def _read_artifact(folder: Path) -> Artifact:
+    try:
+        return Artifact.read(folder)
+    except ArtifactError as error:
+        raise UsageError(f"{folder} is not an artifact: {error}") from error
 
 
 def _judge(
@@ -91,7 +106,7 @@ def _show_failure(failure: SelfplayError, console: Console, as_json: bool) -> No
     """The machine kept the artifact from being judged. That says nothing about the artifact."""
     reason = make_harmless(str(failure))
     if as_json:
-        print(json.dumps({"kind": "machine", "accepted": None, "reason": reason}, indent=2))
+        _print_reason("machine", reason)
     remedy = "`selfplay doctor` says what is missing."
     console.print(
         Text(f"no verdict, the machine failed: {reason.rstrip('.')}. {remedy}", style="yellow"),
@@ -99,3 +114,8 @@ def _show_failure(failure: SelfplayError, console: Console, as_json: bool) -> No
     )
     if tail := getattr(failure, "log_tail", ""):
         console.print(Text(make_harmless(tail), style="dim"))
+
+
+def _print_reason(kind: str, reason: str) -> None:
+    """Why there is no verdict, as JSON."""
+    print(json.dumps({"kind": kind, "accepted": None, "reason": make_harmless(reason)}, indent=2))
