@@ -6,6 +6,7 @@ shown as visible text, so a recording cannot control the terminal.
 
 from __future__ import annotations
 
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -25,12 +26,15 @@ from selfplay.agent.observations import make_harmless
 from selfplay.curriculum.rows import AttemptRow, EpisodeRow, VerdictRow
 from selfplay.curriculum.store import Store
 from selfplay.errors import RunError, StoreError
+from selfplay.evaluation.folder import AttemptResult, Folder
 from selfplay.verdicts.confirmation import Confirmation
 from selfplay.viewing.duplicates import repeated_bug
 from selfplay.viewing.progress import duration_text
 
 MAX_PAUSE_S = 5.0  # of a replay with `speed`
 SUFFIX = ".json.gz"
+# Where episodes are below the folder of a run, of an evaluation, or of several runs.
+PLACES = ("episodes", "evaluations/*/episodes", "*/episodes", "*/evaluations/*/episodes")
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,7 @@ class RecordedEpisode:
     """An episode with its rows: None where the run's database has none, or there is no database.
 
     repeats: the bug that its artifact repeats, "" if it is no duplicate.
+    result: the recorded attempt of an evaluation, None for an episode of training.
     """
 
     episode: Episode
@@ -46,20 +51,23 @@ class RecordedEpisode:
     verdict: VerdictRow | None = None
     attempt: AttemptRow | None = None
     repeats: str = ""
+    result: AttemptResult | None = None
 
 
 def find_episode(folder: Path, wanted: str) -> RecordedEpisode:
     """Find an episode by its file, its id or the start of its id.
 
-    folder: the folder of one run, or one that holds several runs.
+    folder: the folder of one run or evaluation, or one that holds several runs.
     Raises RunError if no episode or several match, or if the file cannot be read.
     """
     given = Path(wanted)
     if wanted.endswith(SUFFIX) and given.is_file():
         return _load(given)
-    found = sorted({*folder.glob(f"episodes/*{SUFFIX}"), *folder.glob(f"*/episodes/*{SUFFIX}")})
+    found = sorted({path for place in PLACES for path in folder.glob(f"{place}/*{SUFFIX}")})
     exact = [path for path in found if _id(path) == wanted]
     fitting = exact or [path for path in found if _id(path).startswith(wanted)]
+    if len({_id(path) for path in fitting}) == 1:
+        exact = fitting
     if len(fitting) == 1:
         return _load(fitting[0])
     if not found:
@@ -70,14 +78,25 @@ def find_episode(folder: Path, wanted: str) -> RecordedEpisode:
             f"no episode id in {folder} begins with {wanted!r} (there are {len(found)}, for instance {some})."
         )
     if exact:
-        runs = ", ".join(path.parent.parent.name for path in exact[:6])
-        raise RunError(f"{len(exact)} runs have an episode {wanted!r}: {runs}. Choose one with --run.")
+        names = [_run_name(path, folder) for path in exact]
+        what = "evaluations" if all("/" in name for name in names) else "runs"
+        raise RunError(
+            f"{len(exact)} {what} have an episode {_id(exact[0])!r}: {', '.join(names[:6])}. "
+            f"Choose one, for instance with --run {shlex.quote(names[0])}"
+        )
     some = ", ".join(_id(path) for path in fitting[:6]) + (", …" if len(fitting) > 6 else "")
     raise RunError(f"the ids of {len(fitting)} episodes begin with {wanted!r}: {some}. Give more of the id.")
 
 
 def _id(path: Path) -> str:
     return path.name.removesuffix(SUFFIX)
+
+
+def _run_name(path: Path, folder: Path) -> str:
+    """What `--run` takes to find this episode: `quick`, or `quick/evaluations/u0008`."""
+    name = path.parent.parent.relative_to(folder).as_posix()
+    is_one_run = name == "." or name.startswith("evaluations/")
+    return (Path(folder.name) / name).as_posix() if is_one_run else name
 
 
 def _load(path: Path) -> RecordedEpisode:
@@ -88,6 +107,8 @@ def _load(path: Path) -> RecordedEpisode:
             f"{path} cannot be read as an episode: {error}. Resuming its run plays the episode again."
         ) from error
     database = path.parent.parent / "selfplay.db"
+    if not database.is_file():
+        return RecordedEpisode(episode, path, result=_result(episode, Folder(path.parent.parent)))
     try:
         with closing(Store.open(database, writer=False)) as store:
             verdict = store.verdict(episode.episode_id)
@@ -101,6 +122,13 @@ def _load(path: Path) -> RecordedEpisode:
             )
     except StoreError:
         return RecordedEpisode(episode, path)
+
+
+def _result(episode: Episode, folder: Folder) -> AttemptResult | None:
+    """The episode's line in the results of an evaluation. A greedy attempt is of a group of its own."""
+    mode = "sampled" if episode.group == episode.bug_id else "greedy"
+    wanted = (episode.bug_id, mode, episode.member)
+    return next((result for result in folder.results() if result.key == wanted), None)
 
 
 def replay(
@@ -247,6 +275,10 @@ def _decided(found: RecordedEpisode) -> list[tuple[str, str]]:
         why = f": {attempt.reason}" if attempt.reason not in ("", result) else ""
         disagreed = attempt.confirmed is Confirmation.NOT_CONFIRMED
         pairs.append(("grade", result + why + (" (the second grading disagreed)" if disagreed else "")))
+    if (evaluated := found.result) is not None:
+        result = {True: "repaired", False: "not repaired", None: "not graded"}[evaluated.passed]
+        why = f": {evaluated.reason}" if evaluated.reason not in ("", result) else ""
+        pairs.append(("grade", f"{result}{why} (an evaluation's {evaluated.mode} attempt)"))
     if (row := found.row) is not None:
         if row.masked:
             pairs.append(("reward", f"none, masked: {row.note}"))

@@ -3,7 +3,8 @@ import json
 import re
 import shlex
 import unicodedata
-from dataclasses import replace
+from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -14,6 +15,7 @@ from selfplay.cli import app
 from selfplay.curriculum.rows import VerdictRow
 from selfplay.curriculum.store import Store
 from selfplay.errors import RunError, StoreError, UsageError
+from selfplay.evaluation.folder import AttemptResult
 from selfplay.viewing.duplicates import repeated_bugs
 from selfplay.viewing.inspect import (
     BugFilter,
@@ -279,6 +281,42 @@ def test_an_episode_that_is_not_there_or_not_unique_is_an_error(run, tmp_path):
     an_episode_value().write(run.parent / "second" / "episodes")
     with pytest.raises(RunError, match=r"2 runs have an episode.*demo, second.*--run"):
         find_episode(run.parent, "u0001-sol0-m0")
+
+
+def an_evaluation(folder: Path, passed: bool) -> Path:
+    """A folder with two attempts at one task, a sampled and a greedy one."""
+    for group, name in (("own-m-1", "own-m-1-abc-m0"), ("own-m-1-greedy", "own-m-1-greedy-def-m0")):
+        episode = replace(an_episode_value(), episode_id=name, group=group, bug_id="own-m-1", member=0)
+        episode.write(folder / "episodes")
+    with (folder / "results.jsonl").open("w") as file:
+        for mode, result in (("sampled", passed), ("greedy", not passed)):
+            row = AttemptResult(
+                "own-m-1", "m", 0, result, "" if result else "1 test(s) fail", "submitted", 3, 9
+            )
+            file.write(json.dumps({**asdict(row), "mode": mode}) + "\n")
+    return folder
+
+
+def test_an_episode_of_an_evaluation_is_replayed_by_its_id_with_its_grade(run):
+    an_evaluation(run / "evaluations" / "u0000", passed=True)
+    for folder in (run.parent, run, run / "evaluations" / "u0000"):
+        console = a_console(width=120)
+        replay(find_episode(folder, "own-m-1-abc"), console)
+        assert "repaired (an evaluation's sampled attempt)" in printed(console)
+    console = a_console(width=120)
+    replay(find_episode(run.parent, "own-m-1-greedy"), console)
+    assert "not repaired: 1 test(s) fail (an evaluation's greedy attempt)" in printed(console)
+
+
+def test_an_episode_of_two_evaluations_is_chosen_by_what_the_error_names(run):
+    for name in ("u0000", "u0008"):
+        an_evaluation(run / "evaluations" / name, passed=True)
+    for folder in (run.parent, run):
+        with pytest.raises(RunError, match="2 evaluations have an episode 'own-m-1-abc-m0'") as caught:
+            find_episode(folder, "own-m-1-abc")
+        chosen = str(caught.value).rpartition("--run ")[2]
+        assert chosen == "demo/evaluations/u0000"
+        assert find_episode(run.parent / chosen, "own-m-1-abc").result.passed
 
 
 def test_a_torn_episode_file_is_an_error_not_a_traceback(run):
