@@ -167,14 +167,17 @@ def inspect_bugs(
     """
     from rich.console import Console
 
+    from selfplay.commands.inspect_bugs import check_names, check_options
     from selfplay.curriculum.store import Store
     from selfplay.orchestrator.run_folder import open_run
     from selfplay.viewing.inspect import BugFilter, select_bugs, show_bug, show_bugs, show_rejections
 
+    wanted = BugFilter(repository, strategy, order, status, min_solve_rate, max_solve_rate, sort)
+    check_options(wanted, bug, rejected, tasks)
     folder = open_run(run, runs)
     store = Store.open(folder.database, writer=False)
+    check_names(store, wanted)
     console = Console()
-    wanted = BugFilter(repository, strategy, order, status, min_solve_rate, max_solve_rate, sort)
     if tasks is not None:
         from selfplay.evaluation.tasks import export_tasks
 

@@ -188,6 +188,23 @@ def test_the_bugs_of_a_run_are_data_with_json(tmp_path):
     assert json.loads(result.stdout)
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--bug", "x", "--rejected"], ["--bug and --rejected"]),
+        (["--rejected", "--tasks", "f"], ["--rejected and --tasks"]),
+        (["--rejected", "--repository", "toolz"], ["--repository", "--rejected"]),
+        (["--bug", "x", "--min-solve-rate", "0.5", "--sort", "order"], ["--min-solve-rate, --sort", "--bug"]),
+        (["--repository", "tolz"], ["--repository 'tolz': this run has", "toolz. Did you mean toolz?"]),
+        (["--strategy", "magic", "--json"], ["--strategy 'magic': this run has", "removal"]),
+    ],
+)
+def test_inspect_bugs_ignores_no_option(tmp_path, options, words):
+    recorded_run(tmp_path / "runs" / "mine")
+    assert_refused(selfplay("inspect-bugs", "mine", *options, folder=tmp_path), 2, *words)
+    assert not (tmp_path / "f").exists()
+
+
 def test_an_unknown_set_of_tasks_is_reported_with_the_known_ones(tmp_path):
     result = selfplay("eval", "--tasks", "owm", folder=tmp_path)
     assert_refused(result, 2, "no task set and no file named 'owm'", "Sets that come with selfplay:")
