@@ -10,7 +10,7 @@ import difflib
 import json
 import sys
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -204,28 +204,48 @@ def _assign(values: dict[str, Any], key: str, value: Any) -> None:
     values[last] = value
 
 
-def _explain(error: ValidationError, source: str) -> str:
-    lines = []
+def _explain(error: ValidationError, source: str, overridden: Collection[str] = ()) -> str:
+    """A paragraph for each source with its wrong keys. overridden: as in `build_config`."""
+    lines: dict[str, list[str]] = {}
     for item in error.errors():
         key = ".".join(str(part) for part in item["loc"])
         if item["type"] == "extra_forbidden":
-            close = difflib.get_close_matches(key, known_keys(), n=1)
-            hint = f" Did you mean '{close[0]}'?" if close else ""
-            lines.append(f"  {key}: unknown setting.{hint}")
+            text = f"  {key}: unknown setting.{_suggestion(key)}"
         else:
-            lines.append(f"  {key}: {item['msg']} (got {item['input']!r})")
-    return f"{source}:\n" + "\n".join(lines)
+            text = f"  {key}: {item['msg']} (got {item['input']!r})"
+        lines.setdefault(_blamed(key, source, overridden), []).append(text)
+    return "\n".join(f"{blamed}:\n" + "\n".join(found) for blamed, found in lines.items())
 
 
-def build_config(values: Mapping[str, Any], source: str = "configuration") -> Config:
+def _suggestion(key: str) -> str:
+    """The most similar setting or section; for a setting without its section, the whole name."""
+    known = known_keys()
+    names = known if "." in key else [*Config.model_fields, *known]
+    close = [name for name in known if name.endswith(f".{key}")] or difflib.get_close_matches(key, names, n=1)
+    return f" Did you mean '{close[0]}'?" if close else ""
+
+
+def _blamed(key: str, source: str, overridden: Collection[str]) -> str:
+    """Where a wrong key was set. A whole section that does not fit may be due to either."""
+    if any(key == name or key.startswith(f"{name}.") for name in overridden):
+        return "--set"
+    if source != "--set" and any(not key or name.startswith(f"{key}.") for name in overridden):
+        return f"{source} with --set"
+    return source
+
+
+def build_config(
+    values: Mapping[str, Any], source: str = "configuration", overridden: Collection[str] = ()
+) -> Config:
     """Settings from a tree of values, old names included.
 
+    overridden: keys that --set gave, and the sections that only it has.
     Raises ConfigError naming source, key, value and what would be right.
     """
     try:
         return Config.model_validate(with_new_names(values)[0])
     except ValidationError as error:
-        raise ConfigError(_explain(error, source)) from error
+        raise ConfigError(_explain(error, source, overridden)) from error
 
 
 def load_config(path: Path | None = None, overrides: Sequence[str] = ()) -> Config:
@@ -248,12 +268,14 @@ def load_config(path: Path | None = None, overrides: Sequence[str] = ()) -> Conf
             kind = path.suffix.lstrip(".").upper() or "TOML"
             raise ConfigError(f"{path} is not valid {kind}: {error}") from error
     values, notes = with_new_names(values)
-    for key, value in parse_overrides(overrides).items():
+    parsed = parse_overrides(overrides)
+    overridden = {*parsed, *({key.partition(".")[0] for key in parsed} - values.keys())}
+    for key, value in parsed.items():
         _assign(values, key, value)
     if path is None or path.suffix != ".json":
         for note in [*notes, *_old_overrides(overrides)]:
             print(f"note: {note}", file=sys.stderr)
-    return build_config(values, str(path) if path else "--set")
+    return build_config(values, str(path) if path else "--set", overridden)
 
 
 def _old_overrides(overrides: Sequence[str]) -> Iterator[str]:

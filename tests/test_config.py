@@ -42,6 +42,30 @@ def test_an_unknown_key_is_named_with_the_closest_known_one():
         load_config(None, ["train.update=3"])
 
 
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("polcy.model=x", "polcy: unknown setting. Did you mean 'policy'?"),
+        ("sed=3", "sed: unknown setting. Did you mean 'seed'?"),
+        ("updates=3", "updates: unknown setting. Did you mean 'train.updates'?"),
+    ],
+)
+def test_an_unknown_section_is_named_with_the_closest_one(override: str, message: str):
+    with pytest.raises(ConfigError) as caught:
+        load_config(None, [override])
+    assert message in str(caught.value)
+
+
+def test_a_wrong_override_is_not_blamed_on_the_recipe(tmp_path: Path):
+    recipe = tmp_path / "c.toml"
+    recipe.write_text("max_lag = 3\nsed = 3\n[train]\ninjector_groups = 0\n")
+    with pytest.raises(ConfigError) as caught:
+        load_config(recipe, ["run.name=a/b", "polcy.model=x", "train.solver_groups=0", "max_lag=x"])
+    lines = [line.split(": ")[0].strip() for line in str(caught.value).splitlines()]
+    by_set = ["--set:", "max_lag", "run.name", "polcy"]
+    assert lines == [*by_set, f"{recipe} with --set:", "train", f"{recipe}:", "sed"]
+
+
 def test_all_wrong_values_are_reported_at_once():
     with pytest.raises(ConfigError) as caught:
         load_config(None, ["seed=abc", "train.group_size=1"])

@@ -24,9 +24,7 @@ def check_options(wanted: BugFilter, bug: str | None, rejected: bool, tasks: Pat
         if getattr(wanted, field.name) != field.default
     ]
     if filters and shown in (["--bug"], ["--rejected"]):
-        raise UsageError(
-            f"{', '.join(filters)} selects from the list of bugs, which {shown[0]} does not show; leave it out."
-        )
+        raise UsageError(f"{', '.join(filters)} selects from the list of bugs. Leave it out with {shown[0]}.")
 
 
 def check_names(store: Store, wanted: BugFilter) -> None:
