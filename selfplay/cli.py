@@ -3,9 +3,10 @@
 Heavy imports wait inside the commands, so that --help is quick.
 """
 
+import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
@@ -73,7 +74,9 @@ from selfplay.commands.options import (
 from selfplay.errors import SelfplayError, UsageError, full_disk_reported
 from selfplay.runtime.heaps import bound_heaps
 
-INTERRUPTED = 130  # as a shell reports a process that SIGINT ended
+# As a shell reports a process that a signal ended.
+INTERRUPTED = 130  # SIGINT
+OUTPUT_CLOSED = 141  # SIGPIPE
 
 
 class CommandGroup(TyperGroup):
@@ -359,8 +362,31 @@ def doctor(
 
 
 def main() -> None:
-    """Entry point: deliberate errors become one message and their exit code, never a traceback."""
+    """Entry point. A reader of the output that has gone, as after `| head`, ends the command quietly."""
     bound_heaps()
+    try:
+        try:
+            run_command()
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        leave_closed_output()
+    except SystemExit as end:
+        if isinstance(end.__context__, BrokenPipeError):  # so rich and typer end on it
+            leave_closed_output()
+        raise
+
+
+def leave_closed_output() -> NoReturn:
+    """End without a word. Python would write what is left in its buffers, and fail."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for descriptor in (1, 2):
+        os.dup2(nowhere, descriptor)
+    sys.exit(OUTPUT_CLOSED)
+
+
+def run_command() -> None:
+    """Deliberate errors become one message and their exit code, never a traceback."""
     try:
         with full_disk_reported(Path.cwd()):
             app(standalone_mode=True)

@@ -224,3 +224,31 @@ def test_a_run_with_unknown_evaluation_tasks_starts_nothing(tmp_path):
     )
     assert_refused(result, 2, "'owm'")
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["inspect-bugs", "mine"], ["inspect-bugs", "mine", "--json"], ["train", "--help"], ["--version"]],
+)
+def test_a_reader_that_goes_away_ends_a_command_quietly(tmp_path, arguments):
+    recorded_run(tmp_path / "runs" / "mine")
+    reader, writer = os.pipe()
+    os.close(reader)  # as `| head` after its last line
+    command = [sys.executable, "-m", "selfplay.cli", *arguments]
+    try:
+        result = subprocess.run(
+            command, stdout=writer, stderr=subprocess.PIPE, text=True, cwd=tmp_path, timeout=120
+        )
+    finally:
+        os.close(writer)
+    assert (result.returncode, result.stderr) == (141, "")
+
+
+def test_an_error_is_reported_though_nobody_reads_the_output(tmp_path):
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "selfplay.cli", "inspect-bugs", "none"]
+    result = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    os.close(writer)
+    assert result.returncode == 1
+    assert "no run named 'none'" in result.stderr
