@@ -164,7 +164,7 @@ def lock(path: Path) -> int:
     except OSError as error:
         holder = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip()
         os.close(descriptor)
-        # A writer that has just taken the lock has not written its pid yet. A killed one leaves its own there.
+        # A writer that has just taken the lock has not written its pid yet. A killed one left its own.
         if not holder.isdigit() or not Path(f"/proc/{holder}").exists():
             raise StoreError(
                 f"{path} is in use by another writer, which has just started. Wait until it ends."
