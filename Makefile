@@ -4,6 +4,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 SELFPLAY := $(VENV)/bin/selfplay
 TORCH := torch==2.13.0
+TORCH_BUILD ?= cpu
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 PIP := $(PY) -m pip --disable-pip-version-check
 
@@ -19,9 +20,10 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "selfplay needs Python >= 3.11; $(PYTHON) is older. Run: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 1; }
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV) || { echo "no virtual environment could be made. On Debian: apt-get install python3-venv"; exit 1; }
-	@echo "Installing torch (CPU build where one is found) ..."
+	@echo "Installing torch (TORCH_BUILD=$(TORCH_BUILD)) ..."
 	@$(PY) -c 'import torch' 2>/dev/null || \
 	  if [ -n "$$TORCH_INDEX_URL" ]; then $(PIP) install -q --index-url "$$TORCH_INDEX_URL" $(TORCH); \
+	  elif [ "$(TORCH_BUILD)" != cpu ]; then $(PIP) install -q $(TORCH); \
 	  else $(PIP) install -q --no-index --no-deps $(TORCH) 2>/dev/null || \
 	    $(PIP) install -q --retries 0 --timeout 15 --index-url $(TORCH_CPU_INDEX) $(TORCH) 2>/dev/null || \
 	    { echo "PyTorch's CPU index does not answer: the default build may bring several GB of CUDA libraries."; $(PIP) install -q $(TORCH); }; fi

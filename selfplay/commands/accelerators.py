@@ -14,8 +14,8 @@ from selfplay import DISTRIBUTION
 from selfplay.commands.findings import Finding
 from selfplay.config import Config
 
-# On Linux, the ordinary index has torch's CUDA build; `make setup` asks PyTorch's CPU index first.
-CUDA_SETUP = "rm -rf .venv, then TORCH_INDEX_URL=https://pypi.org/simple make setup"
+# On Linux, pip's ordinary index has torch's CUDA build; `make setup` alone asks PyTorch's CPU index first.
+CUDA_SETUP = "rm -rf .venv, then make setup TORCH_BUILD=cuda"
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ def test_a_gpu_that_torchs_cpu_build_cannot_use_is_reported_with_the_way_to_anot
     row = accelerators.gpu(ON_CPU, present=1)
     assert not row.ok
     assert "1 here, but torch 2.13.0+cpu is built for the CPU" in row.detail
-    assert "TORCH_INDEX_URL=" in row.remedy
+    assert "TORCH_BUILD=cuda" in row.remedy
 
 
 def test_a_gpu_that_torchs_cuda_build_cannot_use_is_reported_with_where_to_look():
@@ -89,5 +89,5 @@ def test_a_torch_that_cannot_be_imported_is_a_row_too(monkeypatch: pytest.Monkey
 def test_the_readme_says_how_to_set_up_with_a_gpu_as_the_doctor_does():
     readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
     start = readme[readme.index("## Start") : readme.index("## Your repositories")]
-    (setting,) = re.findall(r"TORCH_INDEX_URL=\S+", accelerators.CUDA_SETUP)
-    assert setting in start
+    (setup,) = re.findall(r"make setup \S+", accelerators.CUDA_SETUP)
+    assert setup in start

@@ -13,6 +13,9 @@ from types import SimpleNamespace
 from selfplay import cli
 from selfplay.commands import train
 
+# A process that was started in the background may have been told to ignore Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 def interrupted(*_):
     os.kill(os.getpid(), signal.SIGINT)
 
