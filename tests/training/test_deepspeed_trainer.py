@@ -426,10 +426,11 @@ def test_a_part_of_ones_own_is_loaded_in_every_rank(model: Path, ranks: Ranks) -
     assert own["loss"] == ours["loss"] != 0
 
 
-def test_a_part_that_a_rank_cannot_load_stops_the_start_with_its_name(model: Path, ranks: Ranks) -> None:
+def test_a_part_that_a_rank_cannot_load_stops_the_start_with_its_name(model: Path) -> None:
+    """With ranks of its own, since they end."""
     settings = with_ranks(SETTINGS, clipping="nowhere:clip")
     with pytest.raises(PartError, match=r"trainer\.clipping = 'nowhere:clip' cannot be loaded"):
-        DeepSpeedTrainer(model, settings, CONTEXT_TOKENS, seed=0, ranks=ranks)
+        DeepSpeedTrainer(model, settings, CONTEXT_TOKENS, seed=0)
 
 
 def test_a_rank_killed_in_a_step_is_named_and_no_rank_is_left(model: Path, ranks: Ranks) -> None:
