@@ -209,7 +209,8 @@ def _git_spec(what: str, location: str, path: str, rev: str | None) -> Repositor
 def _parse_path(what: str, base: Path) -> RepositorySpec:
     whole = _local_folder(what, base)
     head, at, rev = what.rpartition("@")
-    if not at or os.path.exists(whole):  # noqa: PTH110  a folder may have an @ in its name; Path.exists raises on long names
+    # A folder may have an @ in its name. Path.exists raises an error on long names.
+    if not at or os.path.exists(whole):  # noqa: PTH110
         return RepositorySpec(what, "path", _named(plain_name(whole.name)), str(whole))
     folder = _local_folder(head, base)
     spec = _git_spec(what, str(folder), str(folder), rev)

@@ -68,8 +68,8 @@ def own_containers() -> list[str]:
 
 
 class Line:
-    """A socket that leads to the machine's engine and can be cut, as if the engine had ended, and mended,
-    as if it had come back.
+    """A socket that leads to the machine's engine. `cut` acts as if the engine had ended, `restore` as if it
+    had come back.
     """
 
     def __init__(self, path: Path, engine: str = "/var/run/docker.sock") -> None:
@@ -77,9 +77,9 @@ class Line:
         self._open: set[socket.socket] = set()
         self._lock = threading.Lock()
         self._listener: socket.socket | None = None
-        self.mend()
+        self.restore()
 
-    def mend(self) -> None:
+    def restore(self) -> None:
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(str(self.path))
         self._listener.listen(64)
@@ -165,7 +165,7 @@ def test_an_engine_that_goes_away_in_the_middle_is_the_machines_failure_and_work
             pass
         with pytest.raises(PrerequisiteError, match="service docker start"):
             docker.check()
-    line.mend()
+    line.restore()
     with docker.open(SPEC) as box:
         assert box.run("echo back").text == "back\n"
     assert eventually(lambda: own_containers() == []), own_containers()
