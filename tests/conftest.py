@@ -1,11 +1,16 @@
-"""Profiles of hypothesis: a few fixed examples by default, many random ones with HYPOTHESIS_PROFILE=fuzz.
+"""Fixtures that many modules use, and the profiles of hypothesis.
 
-`make fuzz` uses the second one.
+By default a property gets a few fixed examples, with HYPOTHESIS_PROFILE=fuzz (`make fuzz`) many random ones.
 """
 
 import os
+from pathlib import Path
 
+import pytest
 from hypothesis import HealthCheck, settings
+
+from machine import open_or_skip
+from selfplay.sandbox.base import SandboxBackend
 
 SLOW_MACHINES = [HealthCheck.too_slow, HealthCheck.data_too_large]
 
@@ -25,3 +30,15 @@ settings.register_profile(
     suppress_health_check=SLOW_MACHINES,
 )
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fast"))
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty cache folder for the tests of one module."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def backend(cache: Path) -> SandboxBackend:
+    """Bubblewrap with that cache. Tests are skipped without it."""
+    return open_or_skip("bubblewrap", cache)

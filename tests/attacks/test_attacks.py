@@ -55,11 +55,6 @@ Control = Callable[[pytest.MonkeyPatch, Ground], Ground | None]
 NO_CONTROL: dict[str, str] = {}
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
 @contextmanager
 def ground_on(kind: str, cache: Path, scratch: Path) -> Iterator[Ground]:
     backend = open_or_skip(kind, cache)

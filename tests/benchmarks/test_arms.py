@@ -33,11 +33,6 @@ REPAIR_ONLY = {"injector_groups": 0, "solver_groups": 1, "group_size": 2, "max_m
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(scope="module")
 def environment(cache, tmp_path_factory):
     backend = open_or_skip("bubblewrap", cache)
     return prepare_tiny(backend, tmp_path_factory.mktemp("repository"), cache)

@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 
 import scripted_game
-from machine import open_or_skip
 from scripted_game import Player, play, tiny_config
 from selfplay.agent.chat import ChatFormat, load_tokenizer
 from selfplay.agent.episode import Episode
@@ -31,16 +30,6 @@ from tiny_policy import build_tiny_policy
 pytestmark = [pytest.mark.sandbox, pytest.mark.slow]
 REPO = "pypi:tiny==1.0"
 POLICY = {"model": "tiny"}
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(scope="module")
-def backend(cache):
-    return open_or_skip("bubblewrap", cache)
 
 
 @pytest.fixture(scope="module")

@@ -22,11 +22,6 @@ from selfplay.verdicts.confirmation import Confirmation
 pytestmark = [pytest.mark.sandbox, pytest.mark.slow]
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("cache")
-
-
 @pytest.fixture(scope="module", params=["bubblewrap", "docker"])
 def played(request, cache, tmp_path_factory):
     open_or_skip(request.param, cache)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from machine import open_or_skip, sandbox_groups
+from machine import sandbox_groups
 from selfplay.errors import EnvironmentBuildError
 from selfplay.repositories.build import prepare_environment
 from selfplay.repositories.checkouts import Checkout
@@ -51,16 +51,6 @@ PACKAGE = {
         "        assert Basket().sum() == 3\n"
     ),
 }
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(scope="module")
-def backend(cache: Path) -> SandboxBackend:
-    return open_or_skip("bubblewrap", cache)
 
 
 @pytest.fixture(scope="module")

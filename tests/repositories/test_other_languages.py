@@ -81,11 +81,6 @@ def checkout(files: Mapping[str, str], line: str, folder: Path, cache: Path) -> 
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(scope="module")
 def backend(cache: Path) -> SandboxBackend:
     missing = [name for name in ("gcc", "make") if shutil.which(name, path="/usr/bin:/bin") is None]
     if missing:

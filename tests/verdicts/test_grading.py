@@ -51,16 +51,6 @@ ln -s /etc/passwd link
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(scope="module")
-def backend(cache):
-    return open_or_skip("bubblewrap", cache)
-
-
-@pytest.fixture(scope="module")
 def tiny(backend, cache, tmp_path_factory):
     return prepare_tiny(backend, tmp_path_factory.mktemp("repository"), cache)
 

@@ -43,16 +43,6 @@ rename to tiny/alphabet.py
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(scope="module")
-def backend(cache):
-    return open_or_skip("bubblewrap", cache)
-
-
-@pytest.fixture(scope="module")
 def tiny(backend, cache, tmp_path_factory):
     return prepare_tiny(backend, tmp_path_factory.mktemp("repository"), cache)
 
