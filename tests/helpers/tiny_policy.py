@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from selfplay.warm_start.settings import WarmStartSettings
 
 TAGS = ("<tool: bash>", "<tool: edit>", "<tool: create>", "<tool: submit>", "</tool>")
 SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
@@ -79,3 +83,29 @@ def build_tiny_policy(folder: Path, seed: int = 0) -> Path:
     torch.manual_seed(seed)
     Qwen3ForCausalLM(config).save_pretrained(folder)
     return folder
+
+
+def tiny_warm_start(repository: str, **changes: Any) -> WarmStartSettings:
+    """A warm start that takes seconds: one layer, one stage of two steps, one repository."""
+    from selfplay.warm_start.settings import WarmStartSettings
+
+    values: dict[str, Any] = {
+        "corpus": (repository,),
+        "held_out": repository,
+        "tokenizer_texts": 60,
+        "shape": {
+            "vocabulary": 400,
+            "hidden": 32,
+            "layers": 1,
+            "heads": 1,
+            "head_dim": 16,
+            "intermediate": 32,
+        },
+        "rows": 1,
+        "sequence_tokens": 1500,
+        "context_tokens": 4000,
+        "compile": False,
+        "measured": 2,
+        "stages": [{"name": "one", "steps": 2, "mix": {"injector": 1, "solver_drill": 1, "copy": 1}}],
+    }
+    return WarmStartSettings.model_validate(values | changes)

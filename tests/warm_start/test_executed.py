@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -15,8 +14,8 @@ from selfplay.warm_start.attempts import Collection
 from selfplay.warm_start.executed import Machine, collect
 from selfplay.warm_start.mutation_plan import plan_mutations
 from selfplay.warm_start.pipeline import warm_start
-from selfplay.warm_start.settings import ExecuteSettings, WarmStartSettings
-from tiny_policy import build_tiny_tokenizer
+from selfplay.warm_start.settings import ExecuteSettings
+from tiny_policy import build_tiny_tokenizer, tiny_warm_start
 from tiny_repository import build_tiny_repository
 
 pytestmark = pytest.mark.sandbox
@@ -65,35 +64,20 @@ def test_a_second_collection_continues_where_the_first_ended(
 def test_the_last_stage_trains_on_played_episodes_and_the_card_lists_them(
     settings: ExecuteSettings, tmp_path: Path
 ) -> None:
-    repository = settings.repositories[0]
     mix = {"executed_injector": 1, "executed_solver": 1, "injector": 1}
-    values: dict[str, Any] = {
-        "corpus": (repository,),
-        "held_out": repository,
-        "tokenizer_texts": 60,
-        "shape": {
-            "vocabulary": 400,
-            "hidden": 32,
-            "layers": 1,
-            "heads": 1,
-            "head_dim": 16,
-            "intermediate": 32,
-        },
-        "rows": 1,
-        "sequence_tokens": 2500,
-        "context_tokens": 4000,
-        "compile": False,
-        "measured": 2,
-        "stages": [{"name": "played", "steps": 2, "mix": mix}],
-        "executed": settings.model_dump(),
-    }
+    tiny = tiny_warm_start(
+        settings.repositories[0],
+        sequence_tokens=2500,
+        stages=[{"name": "played", "steps": 2, "mix": mix}],
+        executed=settings.model_dump(),
+    )
     output, said = tmp_path / "policy", list[str]()
-    warm_start(output, WarmStartSettings.model_validate(values), said.append)
+    warm_start(output, tiny, said.append)
     played = Collection.read(output / "stages" / "executed")
     card = (output / "MODEL_CARD.md").read_text()
     assert played.table()[-1] in card
     assert "a quarter of all functions" in card
     assert "| played | 0.0M | " in card
-    warm_start(output, WarmStartSettings.model_validate(values), said.append)
+    warm_start(output, tiny, said.append)
     assert "played: done before" in said
     assert Collection.read(output / "stages" / "executed") == played

@@ -19,6 +19,7 @@ from selfplay.warm_start.settings import (
     read_settings,
 )
 from selfplay.warm_start.tokenizer import train_tokenizer
+from tiny_policy import tiny_warm_start
 from tiny_repository import build_tiny_repository
 
 RECIPES = Path(__file__).parents[2] / "runs" / "recipes"
@@ -34,27 +35,7 @@ def test_the_tokenizer_keeps_digits_apart_and_tool_tags_whole() -> None:
 
 
 def tiny(tmp_path: Path, **changes: Any) -> WarmStartSettings:
-    repository = str(build_tiny_repository(tmp_path / "tiny"))
-    values: dict[str, Any] = {
-        "corpus": (repository,),
-        "held_out": repository,
-        "tokenizer_texts": 60,
-        "shape": {
-            "vocabulary": 400,
-            "hidden": 32,
-            "layers": 1,
-            "heads": 1,
-            "head_dim": 16,
-            "intermediate": 32,
-        },
-        "rows": 1,
-        "sequence_tokens": 1500,
-        "context_tokens": 4000,
-        "compile": False,
-        "measured": 2,
-        "stages": [{"name": "one", "steps": 2, "mix": {"injector": 1, "solver_drill": 1, "copy": 1}}],
-    }
-    return WarmStartSettings.model_validate(values | changes)
+    return tiny_warm_start(str(build_tiny_repository(tmp_path / "tiny")), **changes)
 
 
 def test_one_call_makes_a_policy_folder_and_a_second_call_repeats_no_stage(
