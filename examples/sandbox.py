@@ -3,7 +3,7 @@
     selfplay train --repos LIST --set sandbox.type=examples.sandbox:LoggedBackend
 
 A back end that shares nothing with ours implements the contract in selfplay/sandbox/base.py.
-`conformance.py` beside it checks the contract.
+`failed_checks` in selfplay/sandbox/conformance.py says which promises it breaks.
 """
 
 import time

@@ -12,6 +12,7 @@ import resource
 import tarfile
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -481,11 +482,12 @@ ALL_CHECKS: tuple[Check, ...] = (
 
 
 def failed_checks(backend: SandboxBackend, spec: SandboxSpec) -> dict[str, str]:
-    """Name -> what it saw, of each check that fails; empty when the backend keeps the contract."""
+    """Name -> what went wrong, of each check that fails. Empty if the back end keeps the contract."""
     failures = {}
     for check in ALL_CHECKS:
         try:
             check(backend, spec)
         except (AssertionError, SandboxError) as error:
-            failures[check.__name__] = str(error)
+            line = traceback.extract_tb(error.__traceback__)[-1].line
+            failures[check.__name__] = str(error) or f"not true: {line}"
     return failures

@@ -5,11 +5,14 @@ from pathlib import Path
 
 import pytest
 
+from examples.sandbox import LoggedBackend
 from machine import open_or_skip
 from scripted_game import REPAIR, SUBMIT_NOTHING, Player, play
 from selfplay.agent.episode import Episode
 from selfplay.curriculum.store import Store
 from selfplay.orchestrator.own_parts import check_own_parts
+from selfplay.sandbox.base import SandboxSpec
+from selfplay.sandbox.conformance import failed_checks
 
 pytestmark = [pytest.mark.sandbox, pytest.mark.slow]
 
@@ -102,6 +105,12 @@ def test_the_tool_is_described_called_and_answered(played):
 def test_the_back_end_opened_the_sandboxes(played):
     _, _, home = played
     assert len((home / "opened.log").read_text().splitlines()) > 18
+
+
+def test_the_back_end_keeps_the_contract(cache, monkeypatch, tmp_path):
+    open_or_skip("bubblewrap", cache)
+    monkeypatch.chdir(tmp_path)  # for its log
+    assert failed_checks(LoggedBackend(cache), SandboxSpec(environment="")) == {}
 
 
 def test_the_run_remembers_the_sources_of_its_parts(played):
