@@ -61,6 +61,8 @@ NAME = "chaos"
 WAIT_FOR_VICTIM_S = 20.0
 GONE_S = 180.0  # most seconds that processes may outlive their controller: a busy machine is slow
 MOST_KILLS = 8  # kills in one run: with more, too few runs end and can be compared
+EARLY_S = 3.0  # a kill in these first seconds of a start is an early one
+EARLY_SHARE = 0.25  # at least this share of the kills is early
 # If one of these dies, the run may stop with an error. It must survive the death of all others.
 MAY_STOP_THE_RUN = (RANK, HELPER)
 
@@ -306,6 +308,7 @@ class Attempt:
         self.rng = rng
         self.planned = planned
         self.kills: list[str] = []
+        self.early = 0
         self.legs = 0
 
     def play(self) -> None:
@@ -316,6 +319,8 @@ class Attempt:
                 process = self.chaos.start(self.scenario, self.home, self.legs)
                 dead: list[str] = []
                 try:
+                    if self.early <= EARLY_SHARE * len(self.kills) and len(self.kills) < self.planned:
+                        dead += self._kill_early(process, events)
                     while (
                         len(self.kills) < self.planned and CONTROLLER not in dead and process.poll() is None
                     ):
@@ -381,7 +386,32 @@ class Attempt:
             moment = "any time"
             with suppress(subprocess.TimeoutExpired):
                 process.wait(pause_s)
-        victim = self._victim(process, wanted)
+        return self._kill(self._victim(process, wanted), part or "any time", moment, began)
+
+    def _kill_early(self, process: subprocess.Popen[bytes], events: FolderEvents) -> list[str]:
+        """Kill the controller in the first EARLY_S seconds of its start. Returns its kind, or [].
+
+        Half of these kills are at a random time, half at one of the first writes to the run's folder.
+        """
+        began = time.monotonic()
+        if self.rng.random() < 0.5:
+            pause_s = self.rng.uniform(0, EARLY_S)
+            moment = f"{pause_s:.2f} s"
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(pause_s)
+        else:
+            events.forget()
+            count = writes = self.rng.randint(1, 40)
+            moment = f"write {writes}"
+            while count and process.poll() is None and (left := began + EARLY_S - time.monotonic()) > 0:
+                count -= events.next(left) is not None
+        found = [one for one in processes_of(process.pid) if one.kind == CONTROLLER]
+        killed = self._kill(next(iter(found), None), "start", f"{moment} of the start", began)
+        self.early += len(killed)
+        return killed
+
+    def _kill(self, victim: Process | None, part: str, moment: str, began: float) -> list[str]:
+        """Kill the victim and record when. Returns its kind, or [] if there was nothing to kill."""
         if victim is None:
             return []
         doing = last_line(self.home)
@@ -389,11 +419,8 @@ class Attempt:
         if not kill(victim):
             return []
         self.chaos.killed[victim.kind] += 1
-        self.chaos.moments[part or "any time"] += 1
-        line = (
-            f"{victim}, {moment}, {time.monotonic() - began:.1f} s after the last; "
-            f"last file {written}; {doing}"
-        )
+        self.chaos.moments[part] += 1
+        line = f"{victim}, {moment}, waited {time.monotonic() - began:.1f} s; last file {written}; {doing}"
         self.kills.append(line)
         print(
             f"kill {sum(self.chaos.killed.values())}, {self.scenario.name}, leg {self.legs}: {line}",
