@@ -1,7 +1,7 @@
-"""Task records: bugs to repair, from SWE-bench shaped JSONL files or from the frozen sets in the package.
+"""Tasks: bugs to repair, from records of the field, of selfplay, or from the frozen sets in the package.
 
-Playing them is left to `evaluator`. Invariant: a limit selects tasks by their ids and never by their order,
-so that two evaluations get the same bugs.
+Formats of files are left to `reading`, shapes of records to `records`, playing to `evaluator`. Invariant: a
+limit selects tasks by their ids and never by their order, so that two evaluations get the same bugs.
 """
 
 from __future__ import annotations
@@ -9,15 +9,15 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Protocol
 
 from selfplay.errors import UsageError
+from selfplay.evaluation.reading import is_source, read_texts
+from selfplay.evaluation.records import Setup, as_task_record
 from selfplay.repositories.specs import absolute_line, parse_spec
 from selfplay.runtime.resources import resource
-from selfplay.source.apply import apply_patch
-from selfplay.source.diffs import parse_patch, reverse_patch
 from selfplay.verdicts.artifact import Artifact
 from selfplay.verdicts.bug import BugState
 
@@ -35,7 +35,8 @@ class Task:
     """One bug to repair. `repo` is a line of a repository list.
 
     A record of selfplay holds the artifact that made the bug. A record without one has the SWE-bench meaning:
-    `repo` is the buggy state, `patch` repairs it, `test_patch` adds the tests.
+    `repo` is the buggy state, `patch` repairs it, `test_patch` adds the tests. A solver is told the `issue`;
+    if it is "", the tests.
     """
 
     instance_id: str
@@ -50,6 +51,8 @@ class Task:
     order: int = 1
     set: str = ""  # the frozen set or file that holds it
     part: str = ""  # a part of that set
+    issue: str = ""
+    setup: Setup = field(default_factory=Setup)
 
     @property
     def repository(self) -> str:
@@ -71,6 +74,7 @@ def parse_task(record: Mapping[str, Any]) -> Task:
     """Read a record. Raises ValueError, which names the missing key or the value of a wrong type."""
     if not isinstance(record, Mapping):
         raise ValueError("is not an object")
+    record = as_task_record(record)
     if missing := [key for key in REQUIRED if key not in record]:
         raise ValueError(f"lacks {', '.join(missing)}")
     extra = record.get("selfplay") or {}
@@ -89,14 +93,16 @@ def parse_task(record: Mapping[str, Any]) -> Task:
         repo=_text(record, "repo"),
         patch=_text(record, "patch"),
         test_patch=_text(record, "test_patch"),
-        fail_to_pass=_test_ids(record["FAIL_TO_PASS"]),
-        pass_to_pass=_test_ids(record["PASS_TO_PASS"]),
+        fail_to_pass=_test_ids(record, "FAIL_TO_PASS"),
+        pass_to_pass=_test_ids(record, "PASS_TO_PASS"),
         artifact=dict(artifact),
         attempt_patch=_text(extra, "attempt_patch", ""),
         failure=_text(extra, "failure", ""),
         order=int(order),
         set=_text(extra, "set", ""),
         part=_text(extra, "part", ""),
+        issue=_text(record, "problem_statement", "").strip(),
+        setup=Setup.from_json(extra.get("setup") or {}),
     )
 
 
@@ -110,12 +116,16 @@ def _text(record: Mapping[str, Any], key: str, default: str | None = None) -> st
     return value
 
 
-def _test_ids(value: object) -> tuple[str, ...]:
-    """Test ids from a list or from the JSON text of a list. Raises ValueError."""
+def _test_ids(record: Mapping[str, Any], key: str) -> tuple[str, ...]:
+    """Test ids from a list or from the JSON text of a list. Raises ValueError, which names the field."""
+    value = record[key]
     if isinstance(value, str):
-        value = _json(value)
+        try:
+            value = _json(value)
+        except ValueError as error:
+            raise ValueError(f"{key} is {ascii(value)[:60]}, which is not the JSON text of a list") from error
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-        raise ValueError("test ids are neither a list of texts nor the JSON of one")
+        raise ValueError(f"{key} is {ascii(value)[:60]}, neither a list of texts nor the JSON text of one")
     return tuple(value)
 
 
@@ -127,8 +137,14 @@ def _json(text: str) -> Any:
 
 
 def task_record(task: Task) -> dict[str, Any]:
-    """The record of a task: `parse_task(task_record(task)) == task`."""
+    """The record of a task: `parse_task(task_record(task)) == task`.
+
+    What is empty and newer than the first evaluations stays out, so that their digests stay the same.
+    """
+    newer = {"problem_statement": task.issue} if task.issue else {}
+    setup = {"setup": task.setup.to_json()} if task.setup != Setup() else {}
     return {
+        **newer,
         "instance_id": task.instance_id,
         "repo": task.repo,
         "patch": task.patch,
@@ -142,17 +158,18 @@ def task_record(task: Task) -> dict[str, Any]:
             "order": task.order,
             "set": task.set,
             "part": task.part,
+            **setup,
         },
     }
 
 
-def read_tasks(path: Path) -> list[Task]:
-    """All tasks of a JSONL file. Raises UsageError, which lists each bad line with its number."""
-    try:
-        # Not splitlines: JSON texts may hold other line breaks unescaped.
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read the tasks {path}: {error}. {HOW_TO_WRITE}") from error
+def read_tasks(path: Path | str) -> list[Task]:
+    """All tasks of a file or folder (`reading`).
+
+    Raises UsageError, which lists each bad record with its number, and PrerequisiteError for Parquet without
+    pyarrow.
+    """
+    unit, lines = read_texts(str(path))
     tasks: dict[str, Task] = {}
     problems: list[str] = []
     for number, line in enumerate(lines, 1):
@@ -163,9 +180,9 @@ def read_tasks(path: Path) -> list[Task]:
             parse_spec(task.repo)
             if task.instance_id in tasks:
                 raise ValueError(f"repeats the instance_id {task.instance_id!r}")
-            tasks[task.instance_id] = task if task.set else replace(task, set=path.stem)
+            tasks[task.instance_id] = task if task.set else replace(task, set=Path(path).stem)
         except (ValueError, UsageError) as error:
-            problems.append(f"  line {number}: {error}")
+            problems.append(f"  {unit} {number}: {error}")
     if problems:
         raise UsageError(
             f"{path}: {len(problems)} unusable task record(s), nothing was started:\n" + "\n".join(problems)
@@ -218,7 +235,7 @@ def frozen_sets() -> list[str]:
 
 
 def find_tasks(sources: Sequence[str], limit: int = 0) -> list[Task]:
-    """The tasks of all `sources`: names of frozen sets, or files.
+    """The tasks of all `sources`: names of frozen sets, files, or folders of data sets.
 
     limit: at most so many tasks (`choose_subset`), 0 for all. Raises UsageError for an unknown source, a bad
     record, or an id in two sources.
@@ -235,17 +252,17 @@ def find_tasks(sources: Sequence[str], limit: int = 0) -> list[Task]:
     return choose_subset(list(tasks.values()), limit) if limit else list(tasks.values())
 
 
-def _task_file(source: str) -> Path:
+def _task_file(source: str) -> str:
     frozen = resource("data/tasks") / f"{source}.jsonl"
     if Path(source).name == source and frozen.is_file():
-        return frozen
-    if not Path(source).is_file():
+        return str(frozen)
+    if not is_source(source):
         known = ", ".join(frozen_sets()) or "none"
         raise UsageError(
             f"there is no task set and no file named {source!r}. "
             f"Sets that come with selfplay: {known}. {HOW_TO_WRITE}"
         )
-    return Path(source)
+    return source
 
 
 def choose_subset(tasks: Sequence[Task], limit: int) -> list[Task]:
@@ -280,14 +297,6 @@ def bug_of(task: Task, environment: Environment) -> tuple[Environment, BugState]
             task.fail_to_pass,
             task.pass_to_pass,
         )
-    original = apply_patch(apply_patch(environment.tree, task.patch), task.test_patch)
-    touched = tuple(path for path in parse_patch(task.test_patch, 1 << 20).changed_paths if path in original)
-    files = {
-        "bug_inject.diff": reverse_patch(task.patch),
-        "test_weaken.diff": reverse_patch(task.test_patch),
-        "test_files.txt": "".join(f"{path}\n" for path in touched),
-        "test_script.sh": environment.script_for(touched),
-        "test_parser.py": environment.parser,
-    }
-    state = BugState(Artifact.from_files(files), 1, "", task.fail_to_pass, task.pass_to_pass)
-    return replace(environment, tree=original), state
+    from selfplay.evaluation.record_bugs import bug_of_record
+
+    return bug_of_record(task, environment)
