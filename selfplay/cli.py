@@ -29,6 +29,7 @@ from selfplay.commands.options import (
     DoctorClean,
     DoctorSandbox,
     EvalAttempts,
+    EvalClones,
     EvalCompare,
     EvalGreedy,
     EvalLimit,
@@ -249,6 +250,7 @@ def evaluate(
     greedy: EvalGreedy = True,
     limit: EvalLimit = 0,
     output: EvalOutput = None,
+    clones: EvalClones = None,
     compare: EvalCompare = None,
     json_: AsJson = False,
 ) -> None:
@@ -273,7 +275,7 @@ def evaluate(
         )
     from selfplay.commands.evaluate import EvaluationRequest, start_evaluation
 
-    request = EvaluationRequest(tasks, limit, attempts, greedy, output)
+    request = EvaluationRequest(tasks, limit, attempts, greedy, output, clones)
     start_evaluation(request, config, set_ or [], as_json=json_)
 
 

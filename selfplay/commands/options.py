@@ -100,7 +100,8 @@ ValidateAllChecks = Annotated[bool, typer.Option("--all", help="Go on after the 
 EvalTasks = Annotated[
     list[str] | None,
     typer.Option(
-        "--tasks", help="A frozen set (own, human) or a file with one JSON object a line; repeatable."
+        "--tasks",
+        help="A frozen set (own, human), a file (JSONL, JSON, Parquet) or a data set's folder; repeatable.",
     ),
 ]
 EvalAttempts = Annotated[
@@ -114,6 +115,12 @@ EvalLimit = Annotated[
 EvalOutput = Annotated[
     Path | None,
     typer.Option("--output", help="Keep episodes and results in this folder; a second call continues."),
+]
+EvalClones = Annotated[
+    Path | None,
+    typer.Option(
+        "--clones", help="A folder of clones (OWNER/NAME, OWNER__NAME or NAME); the others are fetched."
+    ),
 ]
 EvalCompare = Annotated[
     tuple[Path, Path] | None,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -175,7 +175,8 @@ def _policy_text(policy: Mapping[str, Any]) -> str:
 class Folder:
     """A folder on disk.
 
-    It holds `evaluation.json` (the identity), `results.jsonl` (a line per finished attempt) and `episodes/`.
+    It holds `evaluation.json` (the identity), `results.jsonl` (a line per finished attempt), `left_out.json`
+    and `episodes/`.
     """
 
     path: Path
@@ -205,6 +206,29 @@ class Folder:
             raise RunError(
                 f"{self.identity_file} cannot be read as an evaluation: {error!r}. Use another --output."
             ) from error
+
+    @property
+    def left_out_file(self) -> Path:
+        return self.path / "left_out.json"
+
+    def write_left_out(self, left_out: Mapping[str, str], not_counted: Mapping[str, Sequence[str]]) -> None:
+        """Keep the reasons of tasks that are not played, and the tests that grades leave out, by task."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        found = {
+            "left_out": dict(left_out),
+            "not_counted": {name: list(ids) for name, ids in not_counted.items()},
+        }
+        partial = self.left_out_file.with_suffix(".partial")
+        partial.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        partial.rename(self.left_out_file)
+
+    def left_out(self) -> tuple[dict[str, str], dict[str, list[str]]]:
+        """What `write_left_out` kept. Empty for a folder of an earlier version and for a damaged file."""
+        try:
+            found = json.loads(self.left_out_file.read_text(encoding="utf-8"))
+            return dict(found["left_out"]), dict(found["not_counted"])
+        except (OSError, ValueError, LookupError, TypeError):
+            return {}, {}
 
     def results(self) -> list[AttemptResult]:
         """The finished attempts, each once. A line that a kill cut short is left out."""

@@ -150,7 +150,7 @@ def _install_until_tests_are_found(job: BuildJob, variables: dict[str, str]) -> 
         trial = Trial(job, installation.reference, variables)
         files, log = collect(trial, arguments.options, arguments.roots)
         before = requirements
-        requirements = _adapted(requirements, log)
+        requirements = adapted(requirements, log)
         if requirements == before or checkout.spec.install is not None or job.is_image:
             break
     if not files:
@@ -158,7 +158,7 @@ def _install_until_tests_are_found(job: BuildJob, variables: dict[str, str]) -> 
     return Suite(files, arguments.options), installation
 
 
-def _adapted(requirements: Requirements, log: str) -> Requirements:
+def adapted(requirements: Requirements, log: str) -> Requirements:
     """The requirements, with the test libraries and the pytest that the log of a collection asks for."""
     extra = dict.fromkeys([*requirements.extra, *requirements.dependencies.wanted_by(log)])
     is_too_new = "PluginValidationError" in log or "PytestRemovedIn9Warning" in log

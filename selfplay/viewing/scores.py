@@ -119,6 +119,21 @@ def show_rates(
         console.print(Text(note), soft_wrap=True)
 
 
+def left_out_notes(summary: Mapping[str, Any], tasks: int) -> list[str]:
+    """What was not played or not counted, a line for each task."""
+    notes: list[str] = []
+    if left_out := summary["left_out"]:
+        notes.append(f"{len(left_out)} of {tasks} task(s) are left out:")
+        notes += [f"  {make_harmless(name)}: {make_harmless(reason)}" for name, reason in left_out.items()]
+    if not_counted := summary["not_counted"]:
+        total = sum(map(len, not_counted.values()))
+        notes.append(
+            f"{total} test(s) of PASS_TO_PASS in {len(not_counted)} task(s) do not pass on the original here "
+            f"and are not counted, for instance {make_harmless(next(iter(not_counted.values()))[0])[:120]}"
+        )
+    return notes
+
+
 # ---- differences between two policies
 
 

@@ -1,0 +1,250 @@
+"""Environments for tasks. A record without an artifact brings its own tests, so its repository is not
+admitted.
+
+A task of selfplay plays in an admitted environment (`repositories.prepare`). For a record of the field, the
+dependencies are installed for its commit, or its Docker image is used; whether its tests then do what it says
+is left to `checks`. Invariant: a task whose repository cannot be had is named with its reason and left out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import MappingProxyType
+
+from selfplay.errors import EnvironmentBuildError, PrerequisiteError, RepositoryError
+from selfplay.evaluation.records import Setup
+from selfplay.evaluation.tasks import Task
+from selfplay.outcomes import TestOutcomes
+from selfplay.repositories.build import BUILD_ATTEMPTS, adapted
+from selfplay.repositories.checkouts import Checkout, cache_root
+from selfplay.repositories.dependencies import read_dependencies
+from selfplay.repositories.environment import SCHEMA, Environment
+from selfplay.repositories.fetching import fetch
+from selfplay.repositories.installation import Requirements, install
+from selfplay.repositories.prepare import Preparer
+from selfplay.repositories.probe import refuse_copies, refuse_other_python, run_probe
+from selfplay.repositories.scripts import command_script, standard_parser, standard_script
+from selfplay.repositories.specs import RepositorySpec, absolute_line, parse_spec
+from selfplay.repositories.suites import collect
+from selfplay.repositories.test_hints import read_pytest_hint, read_test_command
+from selfplay.repositories.trial import BuildJob, Trial, import_variables
+from selfplay.sandbox.base import WORKSPACE, Sandbox, SandboxSpec
+from selfplay.sandbox.variables import COMMAND_PATH
+
+# Where images keep the Python of a project's tests: SWE-bench's conda environment is called testbed.
+CONDA = ("/opt/miniconda3/envs/testbed", "/opt/conda/envs/testbed")
+LOOK_TIMEOUT_S = 60.0
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """environments: by the tasks' `repo`. left_out: why, by the ids of tasks that have none."""
+
+    environments: Mapping[str, Environment]
+    left_out: Mapping[str, str]
+
+
+def prepare_tasks(
+    tasks: Sequence[Task],
+    preparer: Preparer,
+    clones: Path | None = None,
+    known: Mapping[str, Environment] = MappingProxyType({}),
+) -> Prepared:
+    """The environments of all tasks that can have one.
+
+    clones: a folder of clones; a repository in it is not fetched. known: environments that exist already, by
+    absolute line. Raises SandboxUnavailable and DiskFullError if the machine fails.
+    """
+    environments: dict[str, Environment] = {}
+    reasons: dict[str, str] = {}
+    left_out: dict[str, str] = {}
+    for task in tasks:
+        if task.setup.left_out:
+            left_out[task.instance_id] = task.setup.left_out
+            continue
+        line = task.repo
+        if line not in environments and line not in reasons:
+            if task.artifact:
+                spec = parse_spec(line)
+                found = known.get(absolute_line(spec)) or preparer.prepare(spec)
+                reason = f"its repository {line} does not run here (see above)"
+            else:
+                found, reason = _prepare_record(task, preparer, clones)
+            if found is None:
+                reasons[line] = reason
+            else:
+                environments[line] = found
+        if line in reasons:
+            left_out[task.instance_id] = reasons[line]
+    return Prepared(environments, left_out)
+
+
+def _prepare_record(task: Task, preparer: Preparer, clones: Path | None) -> tuple[Environment | None, str]:
+    """The environment of a record without an artifact, or the reason why there is none."""
+    spec = parse_spec(task.repo)
+    problems: list[str] = []
+    with preparer.console.status(f"{spec.name}: preparing") as status:
+        if preparer.backend.capabilities.opens_images:
+            for image in task.setup.images:
+                try:
+                    return _of_image(spec, task.setup, image, preparer), ""
+                except (RepositoryError, EnvironmentBuildError, PrerequisiteError) as error:
+                    problems.append(str(error))
+        try:
+            source = _clone_of(spec, clones) if clones else spec
+            checkout = fetch(source, cache_root())
+            logs = cache_root() / "logs" / f"{checkout.name}-{checkout.tree.digest[:12]}"
+            logs.mkdir(parents=True, exist_ok=True)
+            settings = preparer.config.environment
+            job = BuildJob(checkout, preparer.backend, settings, preparer.limits, logs, status.update)
+            return _of_commit(job, task), ""
+        except (RepositoryError, EnvironmentBuildError) as error:
+            return None, "; ".join([*problems[:1], str(error)])
+
+
+def _clone_of(spec: RepositorySpec, clones: Path) -> RepositorySpec:
+    """The spec with a clone below `clones` in place of its URL: OWNER/NAME, OWNER__NAME or NAME.
+
+    The spec as it is if there is none.
+    """
+    if spec.kind != "git":
+        return spec
+    owner, name = spec.location.removesuffix(".git").rstrip("/").split("/")[-2:]
+    for folder in (clones / owner / name, clones / f"{owner}__{name}", clones / name):
+        for found in (folder, folder.with_name(f"{folder.name}.git")):
+            if found.is_dir():
+                return replace(spec, kind="path", location=str(found.absolute()))
+    return spec
+
+
+# ---- from a commit
+
+
+def _of_commit(job: BuildJob, task: Task) -> Environment:
+    """Install what the commit's tests need. Raises EnvironmentBuildError."""
+    checkout, setup = job.checkout, task.setup
+    if setup.python and checkout.spec.python is None:
+        checkout = replace(checkout, spec=replace(checkout.spec, python=setup.python))
+        job = replace(job, checkout=checkout)
+    variables = import_variables(checkout.tree)
+    found = read_dependencies(checkout.tree, checkout.name)
+    if checkout.spec.kind == "docker":
+        return _environment(checkout, checkout.spec.location.partition("#")[0], variables)
+    command = read_test_command(checkout.spec, checkout.tree)
+    requirements = Requirements(found, setup.packages, **({"pytest": ""} if command else {}))
+    for attempt in range(1, BUILD_ATTEMPTS + 1):
+        installation = install(job, requirements, attempt)
+        trial = Trial(job, installation.reference, variables)
+        before = requirements
+        if command is None and not setup.test:
+            requirements = adapted(requirements, _collected(trial, task))
+        if requirements == before or checkout.spec.install is not None:
+            break
+    seen = run_probe(trial, (".py",))
+    refuse_copies(job, seen.copies)
+    refuse_other_python(job, seen.python)
+    environment = _environment(checkout, installation.reference, variables, seen.has_hypothesis)
+    if command is not None:
+        script = command_script(command.command)
+        return replace(environment, command=command.command, parser=command.parser, script=script)
+    return environment
+
+
+def _collected(trial: Trial, task: Task) -> str:
+    """What pytest says when it collects the test files that the commit has; it names missing libraries."""
+    tree = trial.job.checkout.tree
+    named = {test_id.partition("::")[0] for test_id in (*task.fail_to_pass, *task.pass_to_pass)}
+    files = sorted(path for path in named if path in tree)
+    return collect(trial, read_pytest_hint(None, tree).options, files)[1] if files else ""
+
+
+def _environment(
+    checkout: Checkout, reference: str, variables: Mapping[str, str], has_hypothesis: bool = False
+) -> Environment:
+    """An environment that was not admitted: no baseline, no excluded tests, no targets."""
+    options = read_pytest_hint(checkout.spec.test, checkout.tree).options if not checkout.spec.parser else ""
+    if has_hypothesis and "--hypothesis" not in options:
+        options += " --hypothesis-profile=ci"
+    identity = json.dumps(["record", SCHEMA, checkout.tree.digest, reference, options, dict(variables)])
+    return Environment(
+        key=hashlib.sha256(identity.encode()).hexdigest()[:32],
+        reference=reference,
+        repository=checkout.name,
+        base_commit=checkout.commit,
+        licence=checkout.licence,
+        tree=checkout.tree,
+        checkout=checkout,
+        test_files=(),
+        script=standard_script((), options),
+        parser=standard_parser(),
+        baseline=TestOutcomes(),
+        excluded_ids=frozenset(),
+        targets=(),
+        calls={},
+        variables=variables,
+        options=options,
+    )
+
+
+# ---- from an image
+
+
+def _of_image(spec: RepositorySpec, setup: Setup, image: str, preparer: Preparer) -> Environment:
+    """The record's image, pulled if the engine does not have it; its files are the repository.
+
+    Raises RepositoryError if the engine cannot get it, EnvironmentBuildError if nothing runs in it.
+    """
+    pull_image(image, preparer)
+    line = f"docker:{image}#{setup.folder}"
+    checkout = replace(fetch(parse_spec(line), cache_root()), name=spec.name)
+    variables = import_variables(checkout.tree)
+    labels = {"run": "environment"}
+    with _opened(preparer, SandboxSpec(image, preparer.limits, variables=variables, labels=labels)) as box:
+        for folder in CONDA:
+            if box.run(f"test -x {folder}/bin/python", LOOK_TIMEOUT_S).exit_code == 0:
+                activated = {
+                    "PATH": f"{folder}/bin:{COMMAND_PATH}",
+                    "CONDA_PREFIX": folder,
+                    "CONDA_DEFAULT_ENV": "testbed",
+                }
+                variables = {**variables, **activated}
+                break
+        exports = " ".join(f"{name}={value}" for name, value in variables.items())
+        found = box.run(f"env {exports} python -c 'import sys; print(sys.version)'", LOOK_TIMEOUT_S)
+    if found.exit_code:
+        raise EnvironmentBuildError(
+            f"{spec.name}: no Python runs in the image {image} outside {WORKSPACE}: "
+            f"{found.text.strip()[-200:]}"
+        )
+    return _environment(checkout, image, variables)
+
+
+@contextlib.contextmanager
+def _opened(preparer: Preparer, spec: SandboxSpec) -> Iterator[Sandbox]:
+    with preparer.backend.open(spec) as box:
+        yield box
+
+
+def pull_image(image: str, preparer: Preparer) -> None:
+    """Pull an image that the Docker engine does not have. Raises RepositoryError and PrerequisiteError."""
+    import docker
+
+    try:
+        with contextlib.closing(docker.from_env()) as client:
+            try:
+                client.images.get(image)
+            except docker.errors.ImageNotFound:
+                preparer.console.print(f"pulling {image}", markup=False, highlight=False)
+                repository, _, tag = image.rpartition(":")
+                client.images.pull(
+                    repository, tag=tag
+                ) if repository and "/" not in tag else client.images.pull(image, tag="latest")
+    except docker.errors.APIError as error:
+        raise RepositoryError(f"the image {image} cannot be pulled: {error.explanation or error}") from error
+    except docker.errors.DockerException as error:
+        raise PrerequisiteError(f"no Docker engine answers ({error})") from error
