@@ -36,7 +36,7 @@ from selfplay.repositories.checkouts import cache_root
 from selfplay.repositories.prepare import Preparer
 from selfplay.sandbox import open_backend
 from selfplay.sandbox.base import SandboxBackend
-from selfplay.viewing.scores import left_out_notes, show_rates
+from selfplay.viewing.scores import conditions_note, left_out_notes, show_rates
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,11 @@ def start_evaluation(
             "--attempts 0 with --no-greedy plays nothing; "
             "give --attempts of at least 1, or leave --greedy on."
         )
+    if any(override.startswith("agent.temperature=") for override in overrides):
+        raise UsageError(
+            "--set agent.temperature is training's; `selfplay eval` samples at evaluation.temperature. "
+            "Write --set evaluation.temperature=… instead."
+        )
     config = load_config(config_file, overrides)
     tasks = find_tasks(request.sources, request.limit)
     model = check_model(config)
@@ -77,22 +82,39 @@ def start_evaluation(
         folder = Folder(request.output or Path(scratch))
         folder.check(identity_of(config, policy, tasks))
         backend, why = open_backend(config.sandbox.type)
-        kinds = [f"{attempts} at T = {config.agent.temperature:g}"] * bool(attempts) + ["1 greedy"] * greedy
+        sampled = f"{attempts} at T = {config.evaluation.temperature:g}"
+        kinds = [sampled] * bool(attempts) + ["1 greedy"] * greedy
         console.print(
             f"{len(tasks)} task(s), attempts each: {', '.join(kinds)}; sandboxes: {why}", highlight=False
         )
         results = _play(request, _Evaluation(config, tasks, model, policy, folder, backend, console))
         left_out, not_counted = folder.left_out()
         found = summarise(results, entries_of(folder), attempts)
-        summary = {"policy": policy, "left_out": left_out, "not_counted": not_counted, **found}
+        summary = {
+            "policy": policy,
+            "conditions": conditions_of(config),
+            "left_out": left_out,
+            "not_counted": not_counted,
+            **found,
+        }
     if as_json:
         print(json.dumps(summary, indent=2))
         return summary
-    notes = left_out_notes(summary, len(tasks))
+    notes = [conditions_note(summary), *left_out_notes(summary, len(tasks))]
     if request.output:
         notes.append(f"Episodes and results are in {request.output}; the same command continues there.")
-    show_rates(summary, console, config.agent.temperature, notes)
+    show_rates(summary, console, config.evaluation.temperature, notes)
     return summary
+
+
+def conditions_of(config: Config) -> dict[str, float]:
+    """Under which conditions attempts are played; a rate means little without them."""
+    return {
+        "temperature": config.evaluation.temperature,
+        "top_p": config.evaluation.top_p,
+        "max_turns": config.agent.max_turns,
+        "context_tokens": config.agent.context_tokens,
+    }
 
 
 @dataclass(frozen=True)

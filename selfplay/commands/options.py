@@ -105,7 +105,7 @@ EvalTasks = Annotated[
     ),
 ]
 EvalAttempts = Annotated[
-    int, typer.Option("--attempts", min=0, help="Sampled attempts at each task, at agent.temperature.")
+    int, typer.Option("--attempts", min=0, help="Sampled attempts at each task, at evaluation.temperature.")
 ]
 EvalGreedy = Annotated[bool, typer.Option("--greedy/--no-greedy", help="One more attempt at temperature 0.")]
 EvalLimit = Annotated[

@@ -17,7 +17,7 @@ from typing import Any
 
 from selfplay.agent.episode import Episode
 from selfplay.agent.runner import EpisodeRunner, Job, Judged
-from selfplay.agent.solver import play_solver, solver_task
+from selfplay.agent.solver import issue_task, play_solver, solver_task
 from selfplay.agent.workspaces import EpisodeContext, EpisodeKey
 from selfplay.errors import RunError
 from selfplay.evaluation.checks import Checked, Checker
@@ -167,13 +167,18 @@ class Evaluator:
         """tests: runs the tests of episodes and grades."""
         config = self.context.config
         key = EpisodeKey(config.seed, 0, attempt.group, attempt.number, self.labels)
-        how = {"resamples": 0} | ({"temperature": 0.0} if attempt.mode == "greedy" else {})
+        is_greedy, sampling = attempt.mode == "greedy", config.evaluation
+        how = {"resamples": 0, "temperature": 0.0 if is_greedy else sampling.temperature}
         config = config.model_copy(update={"agent": config.agent.model_copy(update=how)})
-        context = replace(self.context, config=config, runner=tests)
+        top_p = 1.0 if is_greedy else sampling.top_p
+        context = replace(self.context, config=config, runner=tests, top_p=top_p)
         environment, bug, task = attempt.environment, attempt.bug, attempt.task
 
         def play() -> Episode:
-            given = solver_task(environment, task.instance_id, bug, task.failure, config)
+            if task.issue:
+                given = issue_task(environment, task.instance_id, bug, task.issue)
+            else:
+                given = solver_task(environment, task.instance_id, bug, task.failure, config)
             return play_solver(given, key, context)
 
         def judge(episode: Episode) -> Grade:

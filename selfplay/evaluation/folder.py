@@ -89,9 +89,10 @@ class Identity:
         """Read an identity. Settings of an earlier version get their names of today."""
         from selfplay.config import RENAMED_SETTINGS
 
+        renamed = {**RENAMED_SETTINGS, "agent.temperature": "evaluation.temperature"}
         return cls(
             data["policy"],
-            {RENAMED_SETTINGS.get(name, name): value for name, value in data["settings"].items()},
+            {renamed.get(name, name): value for name, value in data["settings"].items()},
             {name: TaskEntry(**entry) for name, entry in data["tasks"].items()},
         )
 
@@ -108,7 +109,8 @@ def identity_of(config: Config, policy: Mapping[str, Any], tasks: Iterable[Task]
         for key, value in whole[name].items()
     }
     # The type of the sandboxes and how early they open change no result. Only training resamples.
-    for name in ("sandbox.type", "sandbox.prewarmed", "agent.resamples"):
+    # Training's temperature is none of an evaluation's.
+    for name in ("sandbox.type", "sandbox.prewarmed", "agent.resamples", "agent.temperature"):
         del settings[name]
     # Folders of version 0.1 do not name these two. Without them the standard tools were used.
     for name in ("tools", "tool_format"):
@@ -116,9 +118,12 @@ def identity_of(config: Config, policy: Mapping[str, Any], tasks: Iterable[Task]
             del settings[f"agent.{name}"]
     settings |= {
         "seed": config.seed,
+        "evaluation.temperature": config.evaluation.temperature,
         "solver.help": whole["solver"]["help"],
         "engine.type": config.engine.type,
     }
+    if config.evaluation.top_p < 1:  # earlier folders do not name it
+        settings["evaluation.top_p"] = config.evaluation.top_p
     if "suspects" in config.solver.help:
         settings["solver.max_suspects"] = config.solver.max_suspects
     entries = {

@@ -289,6 +289,15 @@ class EvaluationSettings(Section):
     greedy: bool = True
     """One more attempt at temperature 0."""
 
+    temperature: float = Field(1.0, gt=0)
+    """Temperature of sampled attempts. Training samples at `agent.temperature`."""
+
+    top_p: float = Field(1.0, gt=0, le=1)
+    """Sampled attempts take from the likeliest tokens that make up this probability; 1: from all.
+
+    The paper has 0.95. Training always samples from all.
+    """
+
     before: bool = True
     """Also before the first update.
 

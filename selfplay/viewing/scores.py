@@ -119,6 +119,15 @@ def show_rates(
         console.print(Text(note), soft_wrap=True)
 
 
+def conditions_note(summary: Mapping[str, Any]) -> str:
+    """How attempts were sampled, and what ended them."""
+    found = summary["conditions"]
+    return (
+        f"Sampled at temperature {found['temperature']:g}, top_p {found['top_p']:g}; "
+        f"at most {found['max_turns']} turns and {found['context_tokens']:,} tokens an attempt."
+    )
+
+
 def left_out_notes(summary: Mapping[str, Any], tasks: int) -> list[str]:
     """What was not played or not counted, a line for each task."""
     notes: list[str] = []

@@ -71,6 +71,19 @@ def test_settings_of_training_do_not_make_another_evaluation():
     assert identity(tools=["bash", "submit"]) != identity()
 
 
+def test_evaluations_have_their_own_sampling_and_older_folders_can_be_continued(tmp_path):
+    def identity(**sections):
+        return identity_of(build_config(sections), {"model": "p"}, TASKS)
+
+    assert identity(agent={"temperature": 0.7}) == identity()
+    assert identity(evaluation={"temperature": 0.7}) != identity() != identity(evaluation={"top_p": 0.95})
+    folder = a_folder(tmp_path, never)
+    older = json.loads(folder.identity_file.read_text())
+    older["settings"]["agent.temperature"] = older["settings"].pop("evaluation.temperature")
+    folder.identity_file.write_text(json.dumps(older))
+    folder.check(identity_of(CONFIG, {"model": "p"}, TASKS))
+
+
 # ---- figures
 
 
