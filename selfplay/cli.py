@@ -34,6 +34,7 @@ from selfplay.commands.options import (
     EvalGreedy,
     EvalLimit,
     EvalOutput,
+    EvalPredictions,
     EvalTasks,
     Overrides,
     PlanAssume,
@@ -251,6 +252,7 @@ def evaluate(
     limit: EvalLimit = 0,
     output: EvalOutput = None,
     clones: EvalClones = None,
+    predictions: EvalPredictions = None,
     compare: EvalCompare = None,
     json_: AsJson = False,
 ) -> None:
@@ -273,10 +275,11 @@ def evaluate(
         raise typer.BadParameter(
             "--tasks SET_OR_FILE is needed (or --compare A B). Sets that come with selfplay: own, human."
         )
-    from selfplay.commands.evaluate import EvaluationRequest, start_evaluation
+    from selfplay.commands.evaluate import EvaluationRequest, start_evaluation, start_grading
 
-    request = EvaluationRequest(tasks, limit, attempts, greedy, output, clones)
-    start_evaluation(request, config, set_ or [], as_json=json_)
+    request = EvaluationRequest(tasks, limit, attempts, greedy, output, clones, predictions)
+    start = start_evaluation if predictions is None else start_grading
+    start(request, config, set_ or [], as_json=json_)
 
 
 @app.command("warm-start")

@@ -26,8 +26,10 @@ from selfplay.agent.workspaces import EpisodeContext, sandbox_limits
 from selfplay.commands.train import check_model
 from selfplay.config import Config, load_config
 from selfplay.errors import UsageError
+from selfplay.evaluation.checks import Checker
 from selfplay.evaluation.evaluator import Evaluator
 from selfplay.evaluation.folder import AttemptResult, Folder, entries_of, identity_of, policy_identity
+from selfplay.evaluation.predictions import NO_PREDICTION, grade_predictions, read_predictions
 from selfplay.evaluation.rates import summarise
 from selfplay.evaluation.task_environments import prepare_tasks
 from selfplay.evaluation.tasks import Task, find_tasks
@@ -36,6 +38,7 @@ from selfplay.repositories.checkouts import cache_root
 from selfplay.repositories.prepare import Preparer
 from selfplay.sandbox import open_backend
 from selfplay.sandbox.base import SandboxBackend
+from selfplay.verdicts.test_runs import TestRunner
 from selfplay.viewing.scores import conditions_note, left_out_notes, show_rates
 
 
@@ -44,7 +47,8 @@ class EvaluationRequest:
     """What was typed.
 
     sources: names of frozen sets, files of task records, or folders of data sets. output: None keeps nothing.
-    clones: a folder of clones that need not be fetched.
+    clones: a folder of clones that need not be fetched. predictions: a file of patches to grade in place of
+    playing.
     """
 
     sources: Sequence[str]
@@ -53,6 +57,7 @@ class EvaluationRequest:
     greedy: bool = True
     output: Path | None = None
     clones: Path | None = None
+    predictions: Path | None = None
 
 
 def start_evaluation(
@@ -102,7 +107,10 @@ def start_evaluation(
         return summary
     notes = [conditions_note(summary), *left_out_notes(summary, len(tasks))]
     if request.output:
-        notes.append(f"Episodes and results are in {request.output}; the same command continues there.")
+        notes.append(
+            f"Episodes, results.jsonl and preds.json are in {request.output}; "
+            "the same command continues there."
+        )
     show_rates(summary, console, config.evaluation.temperature, notes)
     return summary
 
@@ -115,6 +123,52 @@ def conditions_of(config: Config) -> dict[str, float]:
         "max_turns": config.agent.max_turns,
         "context_tokens": config.agent.context_tokens,
     }
+
+
+def start_grading(
+    request: EvaluationRequest, config_file: Path | None, overrides: Sequence[str], *, as_json: bool = False
+) -> dict[str, Any]:
+    """Grade `request.predictions`, print tables (or JSON), and return the figures. Plays nothing.
+
+    Raises UsageError before anything was started, and when the output folder belongs to another evaluation.
+    """
+    assert request.predictions is not None
+    config = load_config(config_file, overrides)
+    tasks = find_tasks(request.sources, request.limit)
+    predictions = read_predictions(request.predictions)
+    console = Console(stderr=as_json)
+    with tempfile.TemporaryDirectory(prefix="selfplay-eval-") as scratch, _progress(console) as progress:
+        folder = Folder(request.output or Path(scratch))
+        folder.check(identity_of(config, predictions.policy, tasks))
+        backend, why = open_backend(config.sandbox.type)
+        limits = sandbox_limits(config)
+        console.print(f"{len(tasks)} task(s), predictions of others; sandboxes: {why}", highlight=False)
+        prepared = prepare_tasks(tasks, Preparer(backend, config, limits, console), request.clones)
+        bar = progress.add_task("predictions", total=None)
+        runner = TestRunner(backend, config.validator, limits, {"run": "eval", "owner": str(os.getpid())})
+        checker = Checker(
+            runner,
+            cache_root() / "checks",
+            config.train.workers,
+            lambda text: progress.update(bar, description=text),
+        )
+
+        def advance(done: int, total: int) -> None:
+            progress.update(bar, completed=done, total=total, description="predictions")
+
+        results = grade_predictions(tasks, predictions, config, prepared, checker, folder, advance)
+        left_out, not_counted = folder.left_out()
+        found = summarise(results, entries_of(folder), predictions.attempts)
+    summary = {"policy": predictions.policy, "left_out": left_out, "not_counted": not_counted, **found}
+    if as_json:
+        print(json.dumps(summary, indent=2))
+        return summary
+    missing = sum(result.reason == NO_PREDICTION for result in results)
+    unknown = len(predictions.patches.keys() - {task.instance_id for task in tasks})
+    notes = [f"{missing} task(s) without a prediction count as not repaired."] * bool(missing)
+    notes += [f"{unknown} prediction(s) are of no task and were not graded."] * bool(unknown)
+    show_rates(summary, console, None, [*notes, *left_out_notes(summary, len(tasks))])
+    return summary
 
 
 @dataclass(frozen=True)

@@ -116,6 +116,12 @@ EvalOutput = Annotated[
     Path | None,
     typer.Option("--output", help="Keep episodes and results in this folder; a second call continues."),
 ]
+EvalPredictions = Annotated[
+    Path | None,
+    typer.Option(
+        "--predictions", help="Grade these patches (preds.json, or JSONL as SWE-bench has it); play nothing."
+    ),
+]
 EvalClones = Annotated[
     Path | None,
     typer.Option(

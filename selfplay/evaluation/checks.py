@@ -14,7 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from selfplay.errors import ArtifactError, PatchError
+from selfplay.errors import ArtifactError, PatchError, RunError
+from selfplay.evaluation.folder import Folder
 from selfplay.evaluation.tasks import Task, bug_of
 from selfplay.outcomes import TestOutcomes
 from selfplay.repositories.environment import Environment
@@ -58,22 +59,18 @@ class Checked:
 
 @dataclass(frozen=True)
 class Checker:
-    """Checks tasks with `runner`, several at a time. cache: a folder for findings; None keeps none."""
+    """Checks tasks with `runner`, several at a time.
+
+    cache: a folder for findings; None keeps none. report: takes a line for the person who waits.
+    """
 
     runner: TestRunner
     cache: Path | None = None
     workers: int = 2
+    report: Callable[[str], None] = lambda _: None
 
-    def check(
-        self,
-        tasks: Sequence[Task],
-        environments: Mapping[str, Environment],
-        progress: Callable[[int, int], None] = lambda done, total: None,
-    ) -> Checked:
-        """Check all tasks that have an environment. Raises SandboxUnavailable.
-
-        progress: called with (finished, all) after each task.
-        """
+    def check(self, tasks: Sequence[Task], environments: Mapping[str, Environment]) -> Checked:
+        """Check all tasks that have an environment. Raises SandboxUnavailable."""
         wanted = [task for task in tasks if task.repo in environments]
         bugs: dict[str, tuple[Environment, BugState]] = {}
         left_out: dict[str, str] = {}
@@ -87,7 +84,7 @@ class Checker:
                     bugs[task.instance_id] = bug
                 if finding.not_counted:
                     not_counted[task.instance_id] = finding.not_counted
-                progress(done, len(wanted))
+                self.report(f"{done} of {len(wanted)} tasks checked")
         return Checked(bugs, left_out, not_counted)
 
     def _check_one(
@@ -139,6 +136,29 @@ class Checker:
             settings.max_log_bytes,
         ]
         return self.cache / f"{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]}.json"
+
+
+def check_into(
+    folder: Folder,
+    checker: Checker,
+    tasks: Sequence[Task],
+    environments: Mapping[str, Environment],
+    left_out: Mapping[str, str],
+) -> Checked:
+    """Check the tasks, and write into `folder` which are left out and why.
+
+    left_out: reasons of tasks without an environment. Raises RunError, with the reasons, if no task is left,
+    and SandboxUnavailable.
+    """
+    found = checker.check(tasks, environments)
+    known = {**left_out, **found.left_out}
+    reasons = {task.instance_id: known[task.instance_id] for task in tasks if task.instance_id in known}
+    folder.write_left_out(reasons, found.not_counted)
+    if not found.bugs:
+        listed = [f"  {name}: {reason}" for name, reason in reasons.items()]
+        more = [f"  and {len(listed) - 20} more"] if len(listed) > 20 else []
+        raise RunError(f"none of {len(tasks)} task(s) can be played:\n" + "\n".join([*listed[:20], *more]))
+    return found
 
 
 # ---- decisions
@@ -203,9 +223,16 @@ def _names_of(ids: Iterable[str]) -> dict[str, set[str]]:
 
 
 def _found(test_id: str, names: Mapping[str, set[str]]) -> set[str]:
-    """The tests that a record's id means. An exact id means one test; a cut one, all that begin so."""
+    """The tests that a record's id means. An exact id means one test; a cut one, all that begin so.
+
+    Ids are cut at a space, or somewhere in their parameters.
+    """
     found = names.get(test_id, set())
-    return {test_id} if test_id in found else found
+    if test_id in found:
+        return {test_id}
+    if not found and test_id.count("[") > test_id.count("]"):
+        found = {name for some in names.values() for name in some if name.startswith(test_id)}
+    return found
 
 
 def _in_order(ids: set[str], recorded: Sequence[str]) -> tuple[str, ...]:

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from selfplay.agent.runner import EpisodeRunner, Job, Judged
 from selfplay.agent.solver import issue_task, play_solver, solver_task
 from selfplay.agent.workspaces import EpisodeContext, EpisodeKey
 from selfplay.errors import RunError
-from selfplay.evaluation.checks import Checked, Checker
+from selfplay.evaluation.checks import Checker, check_into
 from selfplay.evaluation.folder import AttemptResult, Folder, Mode, identity_of
 from selfplay.evaluation.tasks import Task
 from selfplay.repositories.environment import Environment
@@ -83,7 +82,9 @@ class Evaluator:
         """
         identity = identity_of(self.context.config, policy, tasks)
         folder.check(identity)
-        bugs = self.check(tasks, folder).bugs
+        workers = self.context.config.train.workers
+        checker = Checker(self._tests(), self.checks, workers, self.report)
+        bugs = check_into(folder, checker, tasks, self.environments, self.left_out).bugs
         playable = [task for task in tasks if task.instance_id in bugs]
         folder.begin(identity)
         counts: dict[Mode, int] = {"sampled": attempts, "greedy": int(greedy)}
@@ -103,34 +104,14 @@ class Evaluator:
             def keep(result: AttemptResult) -> None:
                 results[result.key] = result
                 if result.passed is not None:
-                    file.write(json.dumps(asdict(result)) + "\n")
+                    file.write(result.to_line())
                     file.flush()
                 progress(len(results), len(wanted))
 
             asyncio.run(self._play_all(todo, folder, keep))
-        return [results[key] for key in keys]
-
-    def check(self, tasks: Sequence[Task], folder: Folder) -> Checked:
-        """Check the tasks by execution, and write into `folder` which are left out and why.
-
-        Raises RunError, with the reasons, if none is left.
-        """
-        checker = Checker(self._tests(), self.checks, self.context.config.train.workers)
-        found = checker.check(
-            tasks, self.environments, lambda done, total: self.report(f"{done} of {total} tasks checked")
-        )
-        left_out = {**self.left_out, **found.left_out}
-        reasons = {
-            task.instance_id: left_out[task.instance_id] for task in tasks if task.instance_id in left_out
-        }
-        folder.write_left_out(reasons, found.not_counted)
-        if not found.bugs:
-            listed = [f"  {name}: {reason}" for name, reason in reasons.items()]
-            more = [f"  and {len(listed) - 20} more"] if len(listed) > 20 else []
-            raise RunError(
-                f"none of {len(tasks)} task(s) can be played:\n" + "\n".join([*listed[:20], *more])
-            )
-        return found
+        finished = [results[key] for key in keys]
+        folder.write_predictions(finished, str(policy.get("model", "selfplay")))
+        return finished
 
     def _tests(self) -> TestRunner:
         context = self.context
@@ -200,6 +181,7 @@ def _result(attempt: _Attempt, judged: Judged[Grade]) -> AttemptResult:
         tokens=episode.action_tokens,
         mode=attempt.mode,
         seconds=round(episode.duration_s, 3),
+        patch=episode.submission.get("patch", ""),
     )
 
 

@@ -38,6 +38,11 @@ class AttemptResult:
     tokens: int
     mode: Mode = "sampled"
     seconds: float = 0.0  # of the episode
+    patch: str = ""  # what was graded; results of earlier versions have none
+
+    def to_line(self) -> str:
+        """The result as a line of results.jsonl."""
+        return json.dumps(asdict(self)) + "\n"
 
     @property
     def key(self) -> tuple[str, Mode, int]:
@@ -180,8 +185,8 @@ def _policy_text(policy: Mapping[str, Any]) -> str:
 class Folder:
     """A folder on disk.
 
-    It holds `evaluation.json` (the identity), `results.jsonl` (a line per finished attempt), `left_out.json`
-    and `episodes/`.
+    It holds `evaluation.json` (the identity), `results.jsonl` (a line per finished attempt), `left_out.json`,
+    `preds.json` (the patches) and `episodes/`.
     """
 
     path: Path
@@ -234,6 +239,29 @@ class Folder:
             return dict(found["left_out"]), dict(found["not_counted"])
         except (OSError, ValueError, LookupError, TypeError):
             return {}, {}
+
+    def write_predictions(self, results: Iterable[AttemptResult], model: str) -> None:
+        """Write the patches as SWE-bench reads them: preds.json has the first sampled attempt at each task.
+
+        Other attempts are in preds-1.json and so on, and in preds-greedy.json. Without a sampled attempt,
+        preds.json has the greedy one.
+        """
+        judged = [result for result in results if result.passed is not None]
+        first = "0" if any(result.mode == "sampled" for result in judged) else "greedy"
+        files: dict[str, dict[str, dict[str, str]]] = {}
+        for result in judged:
+            name = "greedy" if result.mode == "greedy" else str(result.attempt)
+            files.setdefault("preds.json" if name == first else f"preds-{name}.json", {})[
+                result.instance_id
+            ] = {
+                "instance_id": result.instance_id,
+                "model_name_or_path": model,
+                "model_patch": result.patch,
+            }
+        for name, predictions in files.items():
+            partial = self.path / f"{name}.partial"
+            partial.write_text(json.dumps(predictions, indent=1) + "\n", encoding="utf-8")
+            partial.rename(self.path / name)
 
     def results(self) -> list[AttemptResult]:
         """The finished attempts, each once. A line that a kill cut short is left out."""

@@ -98,6 +98,16 @@ def test_sampled_and_greedy_attempts_are_counted_apart(tmp_path):
     assert (sampled["turns"], sampled["tokens"], sampled["seconds"]) == (4, 100, 2)
 
 
+def test_pass_at_each_k_is_an_estimate_and_best_at_k_is_what_was_played(tmp_path):
+    """One bug, repaired by the third of four attempts."""
+    folder = a_folder(tmp_path, lambda n: ([False, False, True, False], False), TASKS[:1])
+    row = summarise(folder.results(), entries_of(folder), 4)["sampled"]["all"]
+    assert [row[f"pass@{k}"] for k in (1, 2, 3, 4)] == pytest.approx([0.25, 0.5, 0.75, 1.0])
+    assert [row[f"best@{k}"] for k in (2, 3, 4)] == [0.0, 1.0, 1.0]
+    text = printed(100, lambda console: show_rates({**summarise(folder.results(), {}, 4)}, console, 1.0))
+    assert "best@k (of the first k)" in text and "75.0%" in text
+
+
 def test_figures_are_given_by_set_part_and_repository(tmp_path):
     folder = a_folder(tmp_path, lambda n: ([n > 5], n > 5))
     summary = summarise(folder.results(), entries_of(folder), 1)["sampled"]

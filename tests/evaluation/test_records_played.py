@@ -1,6 +1,7 @@
 """A record of the field, played by a scripted solver: it is told the issue, and the tests stay hidden."""
 
 import io
+import json
 
 import pytest
 from field_records import ISSUE, make_clones, swe_bench_record, swe_smith_record
@@ -12,11 +13,14 @@ from selfplay.agent.chat import ChatFormat, load_tokenizer
 from selfplay.agent.episode import Episode
 from selfplay.agent.workspaces import EpisodeContext, sandbox_limits
 from selfplay.engines.scripted_engine import ScriptedEngine
+from selfplay.evaluation.checks import Checker
 from selfplay.evaluation.evaluator import Evaluator
 from selfplay.evaluation.folder import Folder
+from selfplay.evaluation.predictions import grade_predictions, read_predictions
 from selfplay.evaluation.task_environments import prepare_tasks
 from selfplay.evaluation.tasks import parse_task
 from selfplay.repositories.prepare import Preparer
+from selfplay.verdicts.test_runs import TestRunner
 from tiny_policy import build_tiny_policy
 
 pytestmark = [pytest.mark.sandbox, pytest.mark.slow]
@@ -114,3 +118,54 @@ def test_what_is_left_out_is_kept_with_the_results(backend, clones, tmp_path):
     assert {one.instance_id for one in results} == {"tiny-owner__tiny-3"}
     left_out, _ = Folder(tmp_path / "out").left_out()
     assert list(left_out) == ["junk", "go"]
+
+
+# ---- what other tools read
+
+
+def test_patches_are_written_as_swe_bench_reads_them_and_grade_the_same(backend, clones, tmp_path):
+    """preds.json holds the first attempt, the others have files of their own."""
+    record = swe_bench_record(clones)
+    played, _ = play([record], tmp_path, backend, clones)
+    written = json.loads((tmp_path / "out" / "preds.json").read_text())
+    assert written.keys() == {record["instance_id"]}
+    prediction = written[record["instance_id"]]
+    assert prediction.keys() == {"instance_id", "model_name_or_path", "model_patch"}
+    assert (prediction["model_name_or_path"], prediction["model_patch"]) == ("tiny", played[0].patch)
+    assert "+    return [int(char) for char in str(abs(number))]" in played[0].patch
+    names = sorted(path.name for path in (tmp_path / "out").glob("preds*"))
+    assert names == ["preds-1.json", "preds-greedy.json", "preds.json"]
+    lines = [json.loads(line) for line in (tmp_path / "out" / "results.jsonl").read_text().splitlines()]
+    assert {line["patch"] for line in lines} == {played[0].patch, ""}
+    for name, passed in (("preds.json", True), ("preds-1.json", False), ("preds-greedy.json", True)):
+        results = grade(tmp_path / name, tmp_path / "out" / name, [record], backend, clones)
+        assert [result.passed for result in results] == [passed]
+
+
+def grade(folder, predictions, records, backend, clones):
+    config = tiny_config(folder)
+    tasks = [parse_task(record) for record in records]
+    limits = sandbox_limits(config)
+    preparer = Preparer(backend, config, limits, Console(file=io.StringIO()))
+    checker = Checker(TestRunner(backend, config.validator, limits, {}))
+    prepared = prepare_tasks(tasks, preparer, clones)
+    found = read_predictions(predictions)
+    return grade_predictions(tasks, found, config, prepared, checker, Folder(folder))
+
+
+def test_predictions_of_others_are_graded_once_and_a_missing_one_is_a_failure(backend, clones, tmp_path):
+    records = [swe_bench_record(clones), swe_bench_record(clones, instance_id="other")]
+    right, name = records[0]["patch"], records[0]["instance_id"]
+    touches_tests = right + records[0]["test_patch"].replace("digits(-120)", "digits(-12)")
+    patches = [right, "", None, "no diff", touches_tests, right.replace("abs(number)", "number or 7")]
+    lines = [{"instance_id": name, "model_name_or_path": "m", "model_patch": patch} for patch in patches]
+    file = tmp_path / "others.jsonl"
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    results = grade(tmp_path / "out", file, records, backend, clones)
+    assert [result.passed for result in results] == [True, False, False, False, True, False, False]
+    reasons = {result.attempt: result.reason for result in results if result.instance_id == name}
+    assert reasons[1] == "no change" and reasons[3].startswith("the patch cannot be applied")
+    assert (results[-1].instance_id, results[-1].reason) == ("other", "no prediction")
+    before = (tmp_path / "out" / "results.jsonl").read_text()
+    assert grade(tmp_path / "out", file, records, backend, clones) == results
+    assert (tmp_path / "out" / "results.jsonl").read_text() == before
