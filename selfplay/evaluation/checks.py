@@ -182,7 +182,7 @@ def judge_original(bug: BugState, original: TestOutcomes) -> Finding:
     names = _names_of(original.ids)
     broken = {test_id: _found(test_id, names) for test_id in bug.fail_to_pass}
     if unknown := sorted(test_id for test_id, found in broken.items() if not found):
-        many = f"{len(unknown)} of {len(broken)} ids in FAIL_TO_PASS are of no test that ran on the original"
+        many = f"{len(unknown)} of {len(broken)} ids in FAIL_TO_PASS name no test that ran on the original"
         return Finding(f"{many}: {_listed(unknown)}")
     fail_to_pass = {name for found in broken.values() for name in found}
     if failing := sorted(fail_to_pass - original.passed):

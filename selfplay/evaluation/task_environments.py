@@ -240,10 +240,7 @@ def pull_image(image: str, preparer: Preparer) -> None:
                 client.images.get(image)
             except docker.errors.ImageNotFound:
                 preparer.console.print(f"pulling {image}", markup=False, highlight=False)
-                repository, _, tag = image.rpartition(":")
-                client.images.pull(
-                    repository, tag=tag
-                ) if repository and "/" not in tag else client.images.pull(image, tag="latest")
+                client.images.pull(image)
     except docker.errors.APIError as error:
         raise RepositoryError(f"the image {image} cannot be pulled: {error.explanation or error}") from error
     except docker.errors.DockerException as error:

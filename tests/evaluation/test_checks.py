@@ -52,9 +52,14 @@ def test_an_id_that_was_cut_at_a_space_means_the_tests_that_begin_so():
     assert found.fail_to_pass == ("t.py::t[a b]", "t.py::t[a c]")
 
 
+def test_an_id_that_was_cut_in_its_parameters_means_the_tests_that_begin_so():
+    found = judge_original(a_bug(["t.py::t[log(pho"]), outcomes(["t.py::t[log(photon)]", "t.py::t[log(x)]"]))
+    assert found.fail_to_pass == ("t.py::t[log(photon)]",)
+
+
 def test_ids_of_no_test_are_named():
     found = judge_original(a_bug(["a", "x", "y"]), outcomes("ab"))
-    assert found.reason == "2 of 3 ids in FAIL_TO_PASS are of no test that ran on the original: x, y"
+    assert found.reason == "2 of 3 ids in FAIL_TO_PASS name no test that ran on the original: x, y"
 
 
 def test_a_test_that_fails_on_the_original_is_named():
@@ -136,7 +141,7 @@ def test_what_a_record_says_wrongly_is_named_and_left_out(bubblewrap, clones):
     checked = check(tasks, bubblewrap, clones)
     assert list(checked.bugs) == [right.instance_id]
     assert checked.left_out["empty"] == "FAIL_TO_PASS is empty: no test tells a repair from the bug"
-    assert "1 of 1 ids in FAIL_TO_PASS are of no test that ran" in checked.left_out["junk"]
+    assert "1 of 1 ids in FAIL_TO_PASS name no test that ran" in checked.left_out["junk"]
     assert checked.left_out["passing"] == f"1 of 1 tests in FAIL_TO_PASS pass with the bug: {MEAN}"
     assert checked.left_out["misfit"].startswith("does not fit its repository: ")
     assert checked.left_out["silent"].startswith("it has neither problem_statement nor test_patch")
