@@ -265,7 +265,7 @@ def evaluate(
     if compare is not None:
         from selfplay.viewing.scores import compare_folders
 
-        if tasks or output is not None or config is not None or set_:
+        if tasks or config is not None or set_ or any((output, clones, predictions)):
             raise typer.BadParameter(
                 "--compare A B reads two finished folders; give it alone (or with --json)."
             )
@@ -275,6 +275,8 @@ def evaluate(
         raise typer.BadParameter(
             "--tasks SET_OR_FILE is needed (or --compare A B). Sets that come with selfplay: own, human."
         )
+    if predictions is not None and (attempts != 4 or not greedy):
+        raise typer.BadParameter("--predictions plays nothing; leave --attempts and --no-greedy out.")
     from selfplay.commands.evaluate import EvaluationRequest, start_evaluation, start_grading
 
     request = EvaluationRequest(tasks, limit, attempts, greedy, output, clones, predictions)

@@ -278,7 +278,7 @@ class EvaluationSettings(Section):
     """Repair rate during a run, on bugs that it does not train on."""
 
     tasks: tuple[str, ...] = ()
-    """Names of frozen sets ("own", "human") or files of task records; empty: no evaluation."""
+    """Names of frozen sets ("own", "human"), files or folders of task records; empty: no evaluation."""
 
     limit: int = Field(0, ge=0)
     """A fixed subset of so many tasks; 0: all."""
