@@ -38,7 +38,7 @@ class AttemptResult:
     tokens: int
     mode: Mode = "sampled"
     seconds: float = 0.0  # of the episode
-    patch: str = ""  # what was graded; results of earlier versions have none
+    patch: str | None = None  # what was graded; None in results of earlier versions
 
     def to_line(self) -> str:
         """The result as a line of results.jsonl."""
@@ -244,9 +244,9 @@ class Folder:
         """Write the patches as SWE-bench reads them: preds.json has the first sampled attempt at each task.
 
         Other attempts are in preds-1.json and so on, and in preds-greedy.json. Without a sampled attempt,
-        preds.json has the greedy one.
+        preds.json has the greedy one. Results of earlier versions have no patch and give none.
         """
-        judged = [result for result in results if result.passed is not None]
+        judged = [result for result in results if result.passed is not None and result.patch is not None]
         first = "0" if any(result.mode == "sampled" for result in judged) else "greedy"
         files: dict[str, dict[str, dict[str, str]]] = {}
         for result in judged:
@@ -256,7 +256,7 @@ class Folder:
             ] = {
                 "instance_id": result.instance_id,
                 "model_name_or_path": model,
-                "model_patch": result.patch,
+                "model_patch": result.patch or "",
             }
         for name, predictions in files.items():
             partial = self.path / f"{name}.partial"

@@ -11,13 +11,18 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 
-from selfplay.errors import EnvironmentBuildError, PrerequisiteError, RepositoryError
-from selfplay.evaluation.records import Setup
+from selfplay.errors import (
+    EnvironmentBuildError,
+    PrerequisiteError,
+    RepositoryError,
+    SandboxUnavailable,
+    UsageError,
+)
 from selfplay.evaluation.tasks import Task
 from selfplay.outcomes import TestOutcomes
 from selfplay.repositories.build import BUILD_ATTEMPTS, adapted
@@ -33,12 +38,14 @@ from selfplay.repositories.specs import RepositorySpec, absolute_line, parse_spe
 from selfplay.repositories.suites import collect
 from selfplay.repositories.test_hints import read_pytest_hint, read_test_command
 from selfplay.repositories.trial import BuildJob, Trial, import_variables
-from selfplay.sandbox.base import WORKSPACE, Sandbox, SandboxSpec
 from selfplay.sandbox.variables import COMMAND_PATH
+from selfplay.source.trees import Tree
 
 # Where images keep the Python of a project's tests: SWE-bench's conda environment is called testbed.
 CONDA = ("/opt/miniconda3/envs/testbed", "/opt/conda/envs/testbed")
 LOOK_TIMEOUT_S = 60.0
+# SandboxUnavailable: the image may lack what a sandbox needs. If the machine is at fault, building fails too.
+IMAGE_FAULTS = (RepositoryError, EnvironmentBuildError, PrerequisiteError, UsageError, SandboxUnavailable)
 
 
 @dataclass(frozen=True)
@@ -88,21 +95,26 @@ def _prepare_record(task: Task, preparer: Preparer, clones: Path | None) -> tupl
     """The environment of a record without an artifact, or the reason why there is none."""
     spec = parse_spec(task.repo)
     problems: list[str] = []
+
+    def job_of(source: RepositorySpec) -> BuildJob:
+        checkout = replace(fetch(source, cache_root()), name=spec.name)
+        logs = cache_root() / "logs" / f"{checkout.name}-{checkout.tree.digest[:12]}"
+        logs.mkdir(parents=True, exist_ok=True)
+        settings = preparer.config.environment
+        return BuildJob(checkout, preparer.backend, settings, preparer.limits, logs, status.update)
+
     with preparer.console.status(f"{spec.name}: preparing") as status:
         if preparer.backend.capabilities.opens_images:
             for image in task.setup.images:
                 try:
-                    return _of_image(spec, task.setup, image, preparer), ""
-                except (RepositoryError, EnvironmentBuildError, PrerequisiteError) as error:
-                    problems.append(str(error))
+                    pull_image(image, preparer)
+                    return _of_image(job_of(parse_spec(f"docker:{image}#{task.setup.folder}")), image), ""
+                except IMAGE_FAULTS as error:
+                    problems.append(f"the image {image} is not used: {error}")
+            for problem in problems if len(problems) == 1 else ():
+                preparer.console.print(problem, markup=False, highlight=False)
         try:
-            source = _clone_of(spec, clones) if clones else spec
-            checkout = fetch(source, cache_root())
-            logs = cache_root() / "logs" / f"{checkout.name}-{checkout.tree.digest[:12]}"
-            logs.mkdir(parents=True, exist_ok=True)
-            settings = preparer.config.environment
-            job = BuildJob(checkout, preparer.backend, settings, preparer.limits, logs, status.update)
-            return _of_commit(job, task), ""
+            return _of_commit(job_of(_clone_of(spec, clones) if clones else spec), task), ""
         except (RepositoryError, EnvironmentBuildError) as error:
             return None, "; ".join([*problems[:1], str(error)])
 
@@ -194,40 +206,22 @@ def _environment(
 # ---- from an image
 
 
-def _of_image(spec: RepositorySpec, setup: Setup, image: str, preparer: Preparer) -> Environment:
-    """The record's image, pulled if the engine does not have it; its files are the repository.
+def _of_image(job: BuildJob, image: str) -> Environment:
+    """The record's image, with SWE-bench's conda environment active if it has one.
 
-    Raises RepositoryError if the engine cannot get it, EnvironmentBuildError if nothing runs in it.
+    Raises EnvironmentBuildError if no Python runs in it, or if files of the repository also lie outside the
+    workspace: a solver would find the project's history there.
     """
-    pull_image(image, preparer)
-    line = f"docker:{image}#{setup.folder}"
-    checkout = replace(fetch(parse_spec(line), cache_root()), name=spec.name)
-    variables = import_variables(checkout.tree)
-    labels = {"run": "environment"}
-    with _opened(preparer, SandboxSpec(image, preparer.limits, variables=variables, labels=labels)) as box:
+    variables = import_variables(job.checkout.tree)
+    with Trial(job, image, variables).workspace(Tree(), {}) as box:
         for folder in CONDA:
             if box.run(f"test -x {folder}/bin/python", LOOK_TIMEOUT_S).exit_code == 0:
-                activated = {
-                    "PATH": f"{folder}/bin:{COMMAND_PATH}",
-                    "CONDA_PREFIX": folder,
-                    "CONDA_DEFAULT_ENV": "testbed",
-                }
-                variables = {**variables, **activated}
+                activated = {"CONDA_PREFIX": folder, "CONDA_DEFAULT_ENV": "testbed"}
+                variables = {**variables, **activated, "PATH": f"{folder}/bin:{COMMAND_PATH}"}
                 break
-        exports = " ".join(f"{name}={value}" for name, value in variables.items())
-        found = box.run(f"env {exports} python -c 'import sys; print(sys.version)'", LOOK_TIMEOUT_S)
-    if found.exit_code:
-        raise EnvironmentBuildError(
-            f"{spec.name}: no Python runs in the image {image} outside {WORKSPACE}: "
-            f"{found.text.strip()[-200:]}"
-        )
-    return _environment(checkout, image, variables)
-
-
-@contextlib.contextmanager
-def _opened(preparer: Preparer, spec: SandboxSpec) -> Iterator[Sandbox]:
-    with preparer.backend.open(spec) as box:
-        yield box
+    seen = run_probe(Trial(job, image, variables), (".py",))
+    refuse_copies(job, seen.copies)
+    return _environment(job.checkout, image, variables, seen.has_hypothesis)
 
 
 def pull_image(image: str, preparer: Preparer) -> None:

@@ -132,6 +132,15 @@ def test_results_without_a_mode_still_read_as_sampled(tmp_path):
     assert [(result.mode, result.passed) for result in Folder(tmp_path).results()] == [("sampled", True)]
 
 
+def test_a_result_without_a_patch_gives_no_prediction(tmp_path):
+    """Results of earlier versions have none: an empty patch would say that the policy changed nothing."""
+    older, newer = results(TASKS[0], [True])[0], results(TASKS[1], [True])[0]
+    Folder(tmp_path).write_predictions([older, replace(newer, patch="p")], "m")
+    written = json.loads((tmp_path / "preds.json").read_text())
+    expected = {"instance_id": "bug-1", "model_name_or_path": "m", "model_patch": "p"}
+    assert written == {"bug-1": expected}
+
+
 def test_results_of_an_unknown_policy_are_not_continued(tmp_path):
     (tmp_path / "results.jsonl").write_text(json.dumps(asdict(results(TASKS[0], [True])[0])) + "\n")
     with pytest.raises(UsageError, match="without an evaluation.json"):

@@ -45,8 +45,9 @@ def clones(tmp_path_factory):
     return make_clones(tmp_path_factory.mktemp("clones"))
 
 
-def prepare(tasks, backend, clones):
-    preparer = Preparer(backend, CONFIG, sandbox_limits(CONFIG), Console(file=io.StringIO()))
+def prepare(tasks, backend, clones, console=None):
+    console = console or Console(file=io.StringIO())
+    preparer = Preparer(backend, CONFIG, sandbox_limits(CONFIG), console)
     return prepare_tasks(tasks, preparer, clones)
 
 
@@ -85,6 +86,36 @@ def test_a_record_is_played_in_its_image_with_the_conda_environment(image, backe
         ]
     assert grade(bug, task.patch, environment, runner).passed
     assert not grade(bug, "", environment, runner).passed
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        # Such a folder may hold the project's history, and so the repair.
+        ("cp -r /testbed /app", "source files also lie outside the workspace"),
+        ("rm -f /bin/python3 /usr/bin/python3 /usr/local/bin/python3", "needs bash and python3"),
+    ],
+)
+def test_an_image_that_does_not_suit_is_not_used_and_the_reason_is_said(
+    change, reason, image, backend, clones
+):
+    context, client = io.BytesIO(), docker.from_env()
+    with tarfile.open(fileobj=context, mode="w") as tar:
+        text = f"FROM {image}\nUSER root\nRUN {change}\n".encode()
+        entry = tarfile.TarInfo("Dockerfile")
+        entry.size = len(text)
+        tar.addfile(entry, io.BytesIO(text))
+    changed = f"{IMAGE}-changed"
+    client.images.build(fileobj=io.BytesIO(context.getvalue()), custom_context=True, tag=changed, rm=True)
+    try:
+        task = parse_task(swe_bench_record(clones, image_name=changed))
+        said = io.StringIO()
+        prepared = prepare([task], backend, clones, Console(file=said, width=1000))
+        assert prepared.environments[task.repo].reference.startswith("selfplay/env:")
+        assert f"the image {changed} is not used" in said.getvalue() and reason in said.getvalue()
+    finally:
+        client.images.remove(changed, force=True)
+        client.close()
 
 
 def test_without_its_image_a_record_is_built_from_its_commit(backend, clones):
