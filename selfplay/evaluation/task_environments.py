@@ -11,6 +11,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,7 +34,7 @@ from selfplay.repositories.environment import SCHEMA, Environment
 from selfplay.repositories.fetching import fetch
 from selfplay.repositories.installation import Requirements, install
 from selfplay.repositories.prepare import Preparer
-from selfplay.repositories.probe import refuse_copies, refuse_other_python, run_probe
+from selfplay.repositories.probe import PROBE, refuse_copies, refuse_other_python, run_probe
 from selfplay.repositories.scripts import command_script, standard_parser, standard_script
 from selfplay.repositories.specs import RepositorySpec, absolute_line, parse_spec
 from selfplay.repositories.suites import collect
@@ -143,36 +145,83 @@ def _of_commit(job: BuildJob, task: Task) -> Environment:
     if setup.python and checkout.spec.python is None:
         checkout = replace(checkout, spec=replace(checkout.spec, python=setup.python))
         job = replace(job, checkout=checkout)
-    variables = import_variables(checkout.tree)
-    found = read_dependencies(checkout.tree, checkout.name)
-    if checkout.spec.kind == "docker":
-        return _environment(checkout, checkout.spec.location.partition("#")[0], variables)
     command = read_test_command(checkout.spec, checkout.tree)
-    requirements = Requirements(found, setup.packages, **({"pytest": ""} if command else {}))
+    if job.is_image:
+        if not job.backend.capabilities.opens_images:
+            text, kind = checkout.spec.text, job.backend.name
+            raise EnvironmentBuildError(f"{text} needs sandbox.type = 'docker', not {kind!r}")
+        environment = _of_image(job, checkout.spec.location.partition("#")[0])
+    else:
+        pytest = {} if command is None and not setup.test else {"pytest": ""}
+        wanted = Requirements(read_dependencies(checkout.tree, checkout.name), setup.packages, **pytest)
+        installed = _installed(job, wanted, _test_files(task, checkout.tree))
+        variables = import_variables(checkout.tree)
+        environment = _environment(checkout, installed.reference, variables, installed.has_hypothesis)
+    if command is None:
+        return environment
+    script = command_script(command.command)
+    return replace(environment, command=command.command, parser=command.parser, script=script)
+
+
+def _test_files(task: Task, tree: Tree) -> list[str]:
+    """The files that the ids of the record name, and the commit has."""
+    named = {test_id.partition("::")[0] for test_id in (*task.fail_to_pass, *task.pass_to_pass)}
+    return sorted(path for path in named if path in tree)
+
+
+@dataclass(frozen=True)
+class _Installed:
+    """Dependencies that were installed and looked at."""
+
+    build_key: str
+    reference: str
+    has_hypothesis: bool
+
+
+def _installed(job: BuildJob, wanted: Requirements, files: Sequence[str]) -> _Installed:
+    """Install `wanted` and what the tests in `files` ask for, or find that it was done before.
+
+    Raises EnvironmentBuildError.
+    """
+    checkout, backend = job.checkout, job.backend
+    spec = checkout.spec
+    identity = [
+        SCHEMA,
+        checkout.tree.digest,
+        repr(wanted),
+        files,
+        spec.python,
+        spec.install,
+        backend.name,
+        PROBE,
+    ]
+    key = hashlib.sha256(json.dumps([*identity, sys.version_info[:2]]).encode()).hexdigest()[:32]
+    facts = cache_root() / "environments" / "records" / f"{key}.json"
+    with contextlib.suppress(OSError, ValueError, LookupError):
+        known = json.loads(facts.read_text(encoding="utf-8"))
+        if backend.environment_exists(known["build_key"]):
+            reference = backend.environment_reference(known["build_key"])
+            return _Installed(known["build_key"], reference, known["has_hypothesis"])
     for attempt in range(1, BUILD_ATTEMPTS + 1):
-        installation = install(job, requirements, attempt)
-        trial = Trial(job, installation.reference, variables)
-        before = requirements
-        if command is None and not setup.test:
-            requirements = adapted(requirements, _collected(trial, task))
-        if requirements == before or checkout.spec.install is not None:
+        installation = install(job, wanted, attempt)
+        trial = Trial(job, installation.reference, import_variables(checkout.tree))
+        before = wanted
+        if files and wanted.pytest:
+            options = read_pytest_hint(None, checkout.tree).options
+            wanted = adapted(wanted, collect(trial, options, files)[1])
+        if wanted == before or spec.install is not None:
             break
     seen = run_probe(trial, (".py",))
     refuse_copies(job, seen.copies)
     refuse_other_python(job, seen.python)
-    environment = _environment(checkout, installation.reference, variables, seen.has_hypothesis)
-    if command is not None:
-        script = command_script(command.command)
-        return replace(environment, command=command.command, parser=command.parser, script=script)
-    return environment
-
-
-def _collected(trial: Trial, task: Task) -> str:
-    """What pytest says when it collects the test files that the commit has; it names missing libraries."""
-    tree = trial.job.checkout.tree
-    named = {test_id.partition("::")[0] for test_id in (*task.fail_to_pass, *task.pass_to_pass)}
-    files = sorted(path for path in named if path in tree)
-    return collect(trial, read_pytest_hint(None, tree).options, files)[1] if files else ""
+    facts.parent.mkdir(parents=True, exist_ok=True)
+    partial = facts.with_suffix(f".{os.getpid()}.partial")
+    partial.write_text(
+        json.dumps({"build_key": installation.build_key, "has_hypothesis": seen.has_hypothesis}),
+        encoding="utf-8",
+    )
+    partial.rename(facts)
+    return _Installed(installation.build_key, installation.reference, seen.has_hypothesis)
 
 
 def _environment(

@@ -18,6 +18,7 @@ from machine import open_or_skip
 from selfplay.agent.workspaces import sandbox_limits
 from selfplay.config import build_config
 from selfplay.evaluation.checks import Checker, judge_buggy, judge_original
+from selfplay.evaluation.records import Setup
 from selfplay.evaluation.task_environments import prepare_tasks
 from selfplay.evaluation.tasks import parse_task
 from selfplay.outcomes import TestOutcomes
@@ -170,6 +171,25 @@ def test_the_commit_of_the_record_is_used_and_not_the_newest(bubblewrap, clones)
     environment = prepare([task], bubblewrap, clones).environments[task.repo]
     assert environment.base_commit == swe_bench_record(clones)["base_commit"]
     assert "tiny/report.py" not in environment.tree
+
+
+@pytest.mark.sandbox
+@pytest.mark.slow
+def test_an_environment_is_made_once_and_then_found(bubblewrap, clones, monkeypatch):
+    task = parse_task(swe_bench_record(clones))
+    first = prepare([task], bubblewrap, clones).environments
+    for step in ("install", "collect", "run_probe"):
+        monkeypatch.delattr(f"selfplay.evaluation.task_environments.{step}")
+    assert prepare([task], bubblewrap, clones).environments == first
+
+
+@pytest.mark.sandbox
+@pytest.mark.slow
+def test_a_record_of_an_image_is_left_out_where_sandboxes_open_none(bubblewrap, clones):
+    task = replace(parse_task(swe_bench_record(clones)), repo="docker:selfplay/base:1#/opt", setup=Setup())
+    open_or_skip("docker")
+    left_out = prepare([task], bubblewrap, clones).left_out
+    assert "needs sandbox.type = 'docker', not 'bubblewrap'" in left_out[task.instance_id]
 
 
 @pytest.mark.sandbox
