@@ -48,6 +48,14 @@ RUNNERS = {
     "sympy/sympy": ("python bin/test -C --verbose {files}", "sympy"),
 }
 
+# Names of log parsers in `install_config` -> parsers that selfplay has. Pytest's need none.
+LOG_PARSERS = {
+    "parse_log_django": "unittest",
+    "parse_log_gotest": "pass-fail",
+    "parse_log_sympy": "sympy",
+    "parse_log_tap": "tap",
+}
+
 
 @dataclass(frozen=True)
 class Setup:
@@ -59,6 +67,7 @@ class Setup:
     packages      requirements, beyond those that the repository names
     test          the command that runs the tests, with {files} or {modules}; "" for pytest
     parser        what reads its log; "" for pytest's
+    image_only    no environment can be built, since the tests are not Python's
     patch_is_bug  `patch` makes the bug in `repo`; else `repo` has the bug and `patch` repairs it
     left_out      why the task cannot be played, "" if it may be
     """
@@ -69,6 +78,7 @@ class Setup:
     packages: tuple[str, ...] = ()
     test: str = ""
     parser: str = ""
+    image_only: bool = False
     patch_is_bug: bool = False
     left_out: str = ""
 
@@ -162,18 +172,26 @@ def _from_swe_bench(record: Mapping[str, Any]) -> dict[str, Any]:
     test, parser = RUNNERS.get(repo, ("", ""))
     problem = _language_problem(record, "repo_language", "language")
     command = config.get("test_cmd") or ""
-    commands = (
-        command if isinstance(command, str) else " && ".join(_texts(command, "install_config.test_cmd"))
-    )
-    if not problem and not test and commands and "pytest" not in commands and "py.test" not in commands:
-        problem = f"its tests run with {commands[:80]!r} (install_config.test_cmd), and only pytest is read"
+    if not isinstance(command, str):
+        command = " && ".join(_texts(command, "install_config.test_cmd"))
+    packages = _texts(config.get("pip_packages") or [], "install_config.pip_packages")
+    own_parser = LOG_PARSERS.get(str(config.get("log_parser")), "")
+    has_image = any(_has(record, name) for name in ("image_name", "docker_image"))
+    image_only = bool(problem and command and own_parser and has_image)
+    if image_only:
+        test, parser, problem = command, own_parser, ""
+    elif not problem and not test and command and "pytest" not in command and "py.test" not in command:
+        problem = f"its tests run with {command[:80]!r} (install_config.test_cmd), and only pytest is read"
+    if options := [text for text in packages if text.startswith("-")]:
+        problem = problem or f"install_config.pip_packages holds {options[0]!r}, an option of pip"
     setup = Setup(
         images=_swe_bench_images(record, instance),
         folder="/app" if _has(record, "dockerhub_tag") else "/testbed",
         python=_python(config.get("python")),
-        packages=_texts(config.get("pip_packages") or [], "install_config.pip_packages"),
+        packages=packages,
         test=test,
         parser=parser,
+        image_only=image_only,
         left_out=problem,
     )
     issue = [_text(record, "problem_statement", "")]

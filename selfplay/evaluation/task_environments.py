@@ -115,6 +115,10 @@ def _prepare_record(task: Task, preparer: Preparer, clones: Path | None) -> tupl
                     problems.append(f"the image {image} is not used: {error}")
             for problem in problems if len(problems) == 1 else ():
                 preparer.console.print(problem, markup=False, highlight=False)
+        if task.setup.image_only:
+            return None, problems[
+                0
+            ] if problems else "it runs in a Docker image only: set sandbox.type = 'docker'"
         try:
             return _of_commit(job_of(_clone_of(spec, clones) if clones else spec), task), ""
         except (RepositoryError, EnvironmentBuildError) as error:

@@ -198,8 +198,11 @@ def test_a_task_whose_repository_cannot_be_had_is_named(bubblewrap, clones):
     other_python = parse_task(swe_bench_record(clones, install_config={"python": "3.4"}))
     missing = parse_task(swe_bench_record(clones, instance_id="missing", base_commit="1" * 40))
     java = parse_task(multi_swe_record(clones, lang="java", number=7))
-    prepared = prepare([other_python, missing, java], bubblewrap, clones)
+    setup = Setup(image_only=True, test="go test", parser="pass-fail")
+    go = replace(other_python, instance_id="go", repo=f"{other_python.repo[:-1]}", setup=setup)
+    prepared = prepare([other_python, missing, java, go], bubblewrap, clones)
     assert prepared.environments == {}
     assert "python=3.4 is asked for" in prepared.left_out[other_python.instance_id]
     assert "has no branch, tag or commit '1111111" in prepared.left_out["missing"]
     assert prepared.left_out[java.instance_id].startswith("its tests are in java")
+    assert "set sandbox.type = 'docker'" in prepared.left_out["go"]

@@ -88,6 +88,26 @@ def test_a_record_is_played_in_its_image_with_the_conda_environment(image, backe
     assert not grade(bug, "", environment, runner).passed
 
 
+def test_a_record_of_another_language_is_graded_with_its_own_command_and_parser(image, backend, clones):
+    """The command prints what `go test -v` does."""
+    program = (
+        "from tiny.numbers import digits, mean\nfor name, test in (('TestDigits', lambda: digits(-12)), "
+    )
+    program += (
+        "('TestMean', lambda: mean([1]))):\n    try:\n        test()\n        print('--- PASS:', name)\n"
+    )
+    program += "    except ValueError:\n        print('--- FAIL:', name)\n"
+    config = {"test_cmd": f"python - <<'END'\n{program}END", "log_parser": "parse_log_gotest"}
+    record = swe_bench_record(clones, image_name=image, language="go", install_config=config)
+    task = parse_task({**record, "FAIL_TO_PASS": ["TestDigits"], "PASS_TO_PASS": ["TestMean"]})
+    runner = TestRunner(backend, CONFIG.validator, sandbox_limits(CONFIG), {})
+    checked = Checker(runner).check([task], prepare([task], backend, clones).environments)
+    assert checked.left_out == {}
+    environment, bug = checked.bugs[task.instance_id]
+    assert grade(bug, task.patch, environment, runner).passed
+    assert not grade(bug, "", environment, runner).passed
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [

@@ -70,6 +70,27 @@ def test_a_record_of_swe_rebench_names_python_packages_and_image(clones):
     assert task.setup.images == ("swerebench/tiny:3",)
 
 
+def test_a_record_of_another_language_needs_an_image_and_a_log_parser_that_is_known(clones):
+    config = {"test_cmd": ["go test -v ./..."], "log_parser": "parse_log_gotest"}
+    given = {"language": "go", "install_config": config, "image_name": "swerebench/tiny:3"}
+    setup = parse_task(swe_bench_record(clones, **given)).setup
+    assert (setup.test, setup.parser, setup.image_only, setup.left_out) == (
+        "go test -v ./...",
+        "pass-fail",
+        True,
+        "",
+    )
+    for missing in ("image_name", "install_config"):
+        left_out = parse_task(swe_bench_record(clones, **{**given, missing: None})).setup.left_out
+        assert left_out.startswith("its tests are in go (language)")
+
+
+def test_an_option_among_the_packages_of_a_record_is_not_given_to_pip(clones):
+    config = {"pip_packages": ["pytest-mock", "--index-url=https://elsewhere.invalid"]}
+    left_out = parse_task(swe_bench_record(clones, install_config=config)).setup.left_out
+    assert "an option of pip" in left_out
+
+
 def test_the_patch_of_a_swe_smith_record_is_the_bug(clones):
     record = swe_smith_record(clones)
     task = parse_task(record)
