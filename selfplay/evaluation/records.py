@@ -377,7 +377,7 @@ def _from_multi_swe(record: Mapping[str, Any]) -> dict[str, Any]:
     )
 
     def ids(*names: str) -> list[str]:
-        return sorted({test for name in names for test in record.get(name) or {}})
+        return sorted({test for name in names for test in _keys(record.get(name), name)})
 
     return {
         "instance_id": _text(record, "instance_id", "") or f"{org}__{repo}-{number}",
@@ -389,6 +389,13 @@ def _from_multi_swe(record: Mapping[str, Any]) -> dict[str, Any]:
         "problem_statement": "\n\n".join(texts) or _text(record, "body", ""),
         "selfplay": {"setup": setup.to_json()},
     }
+
+
+def _keys(value: object, name: str) -> list[str]:
+    """The keys of an object of tests. In Parquet each record has the keys of all records, others' as null."""
+    if isinstance(value, Mapping):
+        return [str(test) for test, status in value.items() if status is not None]
+    return list(_texts(value or [], name))
 
 
 # ---- fields

@@ -108,7 +108,8 @@ def test_an_r2e_record_has_its_patch_and_its_ids_from_contents_and_logs(clones):
 
 
 def test_a_multi_swe_record_has_its_ids_in_objects_and_its_issue_in_a_list(clones):
-    task = parse_task(multi_swe_record(clones))
+    others = {"n2p_tests": {"of another record": None}}
+    task = parse_task(multi_swe_record(clones, **others))
     assert (task.instance_id, task.fail_to_pass) == (f"{OWNER}__{NAME}-3", (DIGITS,))
     assert task.issue == "digits() fails\n\nfor negative numbers"
 
