@@ -14,11 +14,13 @@ from typer.core import TyperGroup
 from selfplay.commands.options import (
     AsJson,
     BugsBug,
+    BugsLimit,
     BugsMaxSolveRate,
     BugsMinSolveRate,
     BugsOrder,
     BugsRejected,
     BugsRepository,
+    BugsReverse,
     BugsRun,
     BugsSort,
     BugsStatus,
@@ -28,6 +30,16 @@ from selfplay.commands.options import (
     DoctorAttack,
     DoctorClean,
     DoctorSandbox,
+    EpisodesBug,
+    EpisodesCheck,
+    EpisodesFinish,
+    EpisodesGroup,
+    EpisodesLimit,
+    EpisodesMaxReward,
+    EpisodesMinReward,
+    EpisodesRole,
+    EpisodesRun,
+    EpisodesUpdate,
     EvalAttempts,
     EvalCompare,
     EvalGreedy,
@@ -60,6 +72,7 @@ from selfplay.commands.options import (
     ReplaySpeed,
     ReplayStep,
     RunRoot,
+    ShowRun,
     TrainCluster,
     TrainDryRun,
     TrainRepos,
@@ -148,6 +161,28 @@ def train(
         start_training(repos, config, set_ or [], cluster)
 
 
+@app.command("show")
+def show(run: ShowRun = "", runs: RunRoot = Path("runs"), json_: AsJson = False) -> None:
+    """The summary of a run, as at its end; also while it plays.
+
+    Example: [bold]selfplay show[/bold]
+    """
+    from selfplay.commands.show import show_run
+
+    show_run(run, runs, as_json=json_)
+
+
+@app.command("runs")
+def list_runs(runs: RunRoot = Path("runs"), json_: AsJson = False) -> None:
+    """The runs there are, how far each is, and the settings in which they differ.
+
+    Example: [bold]selfplay runs --runs experiments[/bold]
+    """
+    from selfplay.commands import show
+
+    show.list_runs(runs, as_json=json_)
+
+
 @app.command("inspect-bugs")
 def inspect_bugs(
     run: BugsRun = "",
@@ -159,6 +194,8 @@ def inspect_bugs(
     min_solve_rate: BugsMinSolveRate = None,
     max_solve_rate: BugsMaxSolveRate = None,
     sort: BugsSort = "created",
+    reverse: BugsReverse = False,
+    limit: BugsLimit = None,
     rejected: BugsRejected = False,
     tasks: BugsTasks = None,
     runs: RunRoot = Path("runs"),
@@ -166,32 +203,42 @@ def inspect_bugs(
 ) -> None:
     """The curriculum of a run: its bugs, one bug in full with its lineage, or why artifacts were rejected.
 
-    Example: [bold]selfplay inspect-bugs --order 1 --sort solve_rate[/bold]
+    Example: [bold]selfplay inspect-bugs --order 1 --sort solve_rate --limit 10[/bold]
     """
-    from rich.console import Console
+    from selfplay.commands.inspect_bugs import BugRequest, inspect_run
+    from selfplay.viewing.inspect import BugFilter
 
-    from selfplay.commands.inspect_bugs import check_names, check_options
-    from selfplay.curriculum.store import Store
-    from selfplay.orchestrator.run_folder import open_run
-    from selfplay.viewing.inspect import BugFilter, select_bugs, show_bug, show_bugs, show_rejections
+    wanted = BugFilter(
+        repository, strategy, order, status, min_solve_rate, max_solve_rate, sort, reverse, limit
+    )
+    inspect_run(run, runs, BugRequest(bug, rejected, tasks, wanted), as_json=json_)
 
-    wanted = BugFilter(repository, strategy, order, status, min_solve_rate, max_solve_rate, sort)
-    check_options(wanted, bug, rejected, tasks)
-    folder = open_run(run, runs)
-    store = Store.open(folder.database, writer=False)
-    check_names(store, wanted)
-    console = Console()
-    if tasks is not None:
-        from selfplay.evaluation.tasks import export_tasks
 
-        count = export_tasks(store, select_bugs(store, wanted), folder, tasks)
-        console.print(f"{count} task(s) written to {tasks}. Next: selfplay eval --tasks {tasks}")
-    elif bug is not None:
-        show_bug(store, bug, console, as_json=json_)
-    elif rejected:
-        show_rejections(store, console, as_json=json_)
-    else:
-        show_bugs(store, wanted, console, as_json=json_)
+@app.command()
+def episodes(
+    run: EpisodesRun = "",
+    role: EpisodesRole = None,
+    finish: EpisodesFinish = None,
+    min_reward: EpisodesMinReward = None,
+    max_reward: EpisodesMaxReward = None,
+    check: EpisodesCheck = None,
+    update: EpisodesUpdate = None,
+    bug: EpisodesBug = None,
+    group: EpisodesGroup = None,
+    limit: EpisodesLimit = None,
+    runs: RunRoot = Path("runs"),
+    json_: AsJson = False,
+) -> None:
+    """The episodes of a run with verdict or grade, reward and advantage; or one group's members side by side.
+
+    Example: [bold]selfplay episodes --role injector --check parser[/bold]
+    or [bold]selfplay episodes --group u0001-sol0[/bold]
+    """
+    from selfplay.commands.episodes import list_episodes
+    from selfplay.viewing.episodes import EpisodeFilter
+
+    wanted = EpisodeFilter(role, finish, min_reward, max_reward, check, update, bug, group, limit)
+    list_episodes(run, runs, wanted, as_json=json_)
 
 
 @app.command()

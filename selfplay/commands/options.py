@@ -69,11 +69,40 @@ BugsMaxSolveRate = Annotated[
 BugsSort = Annotated[
     str, typer.Option("--sort", help="created, repository, strategy, order, status or solve_rate.")
 ]
+BugsReverse = Annotated[bool, typer.Option("--reverse", help="Sort the other way round.")]
+BugsLimit = Annotated[int | None, typer.Option("--limit", min=1, help="Only the first so many bugs.")]
 BugsRejected = Annotated[bool, typer.Option("--rejected", help="Why artifacts were rejected.")]
 BugsTasks = Annotated[
     Path | None,
     typer.Option("--tasks", help="Write the bugs as task records (JSONL) that `selfplay eval` reads."),
 ]
+
+# ---- show and episodes
+
+ShowRun = Annotated[str, typer.Argument(help="A run's name or folder; default: the newest.")]
+EpisodesRun = ShowRun
+EpisodesRole = Annotated[str | None, typer.Option("--role", help="injector or solver.")]
+EpisodesFinish = Annotated[
+    str | None, typer.Option("--finish", help="How it ended, for instance submitted or max_turns.")
+]
+EpisodesMinReward = Annotated[
+    float | None, typer.Option("--min-reward", help="Only episodes with at least this reward.")
+]
+EpisodesMaxReward = Annotated[
+    float | None, typer.Option("--max-reward", help="Only episodes with at most this reward.")
+]
+EpisodesCheck = Annotated[
+    str | None, typer.Option("--check", help="Only artifacts that this check of the validator rejected.")
+]
+EpisodesUpdate = Annotated[int | None, typer.Option("--update", help="Only those played for this update.")]
+EpisodesBug = Annotated[
+    str | None,
+    typer.Option("--bug", help="Only attempts at this bug, and its injection; the start of its id."),
+]
+EpisodesGroup = Annotated[
+    str | None, typer.Option("--group", help="The members of one group; the start of its id.")
+]
+EpisodesLimit = Annotated[int | None, typer.Option("--limit", min=1, help="Only the newest so many.")]
 
 # ---- replay
 

@@ -44,7 +44,7 @@ from selfplay.sandbox import open_backend
 from selfplay.sandbox.base import SandboxBackend
 from selfplay.sandbox.prewarmed import prewarmed_sandboxes
 from selfplay.training.base import check_trainer
-from selfplay.viewing.progress import TrainProgress
+from selfplay.viewing.progress import TrainProgress, counts_so_far
 from selfplay.viewing.summary import print_summary
 
 if TYPE_CHECKING:
@@ -230,7 +230,8 @@ def _play(planned: PlannedRun, places: Places | None = None) -> None:
         evaluated = _prepare_evaluation(planned, replace(preparer, records=None), environments)
         _repair_folder(run, config, store)
         labels = {"run": run.path.name, "owner": str(os.getpid())}
-        with TrainProgress(console, config.train.updates, done=store.last_update()) as progress:
+        done, before = store.last_update(), counts_so_far(store)
+        with TrainProgress(console, config.train.updates, done, before) as progress:
             prepared = PreparedRun(
                 run=run,
                 config=config,

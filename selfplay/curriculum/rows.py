@@ -191,7 +191,7 @@ class AttemptRow:
 
 @dataclass(frozen=True)
 class UpdateRow:
-    """An optimiser step. `checkpoint` is "" until the update is committed."""
+    """An optimiser step. Until it is committed, `checkpoint` is "" and the metrics are its seconds so far."""
 
     update: int
     checkpoint: str

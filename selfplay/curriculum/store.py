@@ -264,6 +264,18 @@ class Store(RunDatabase):
             self._clock(),
         )
 
+    def set_update_metrics(self, update: int, metrics_json: str) -> None:
+        """Record what is known of an update before it is committed. A committed one is left as it is."""
+        self._write(
+            'UPDATE updates SET metrics_json = ? WHERE "update" = ? AND committed_at IS NULL',
+            metrics_json,
+            update,
+        )
+
+    def update(self, update: int) -> UpdateRow | None:
+        """The row of an update that was begun."""
+        return self._row(UpdateRow, 'SELECT * FROM updates WHERE "update" = ?', update)
+
     def commit_update(
         self, update: int, checkpoint: str, weight_version: int, carried_gradient: bool, metrics_json: str
     ) -> None:

@@ -193,19 +193,24 @@ def _free_name(root: Path, stem: str) -> str:
     return name
 
 
+def found_runs(root: Path) -> list[RunFolder]:
+    """The runs in a folder, the one whose settings were written last at the end."""
+    runs = sorted(found.parent for found in root.glob("*/config.json"))
+    return [RunFolder(run) for run in sorted(runs, key=lambda run: (run / "config.json").stat().st_mtime)]
+
+
 def open_run(name: str, root: Path) -> RunFolder:
     """Find a run by its name below `root` or by its path; "" finds the newest.
 
     Raises RunError that names the runs there are.
     """
-    runs = sorted(found.parent for found in root.glob("*/config.json"))
-    runs.sort(key=lambda run: (run / "config.json").stat().st_mtime)
+    runs = found_runs(root)
     if not name:
         if not runs:
             raise RunError(f"there are no runs in {root}. Start one with: selfplay train --repos list.txt")
-        return RunFolder(runs[-1])
+        return runs[-1]
     for candidate in (root / name, Path(name)):
         if (candidate / "config.json").is_file():
             return RunFolder(candidate)
-    there = ", ".join(run.name for run in runs[-8:]) or "none"
+    there = ", ".join(run.path.name for run in runs[-8:]) or "none"
     raise RunError(f"no run named {name!r} in {root} (there are: {there}).")

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from selfplay.agent.observations import make_harmless
 from selfplay.viewing.progress import duration_text
-from selfplay.viewing.summary import table
+from selfplay.viewing.tables import table
 
 if TYPE_CHECKING:
     from selfplay.planning.check import Check

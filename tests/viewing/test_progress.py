@@ -3,8 +3,12 @@ import threading
 
 import pytest
 from rich.console import Console
+from rich.text import Text
 
-from selfplay.viewing.progress import TrainProgress, duration_text, top_text
+from selfplay.curriculum.store import Store
+from selfplay.viewing.live import ResizableLive
+from selfplay.viewing.progress import TrainProgress, counts_so_far, duration_text, top_text
+from store_rows import recorded_run
 
 
 def a_console(width: int = 80, terminal: bool = False) -> Console:
@@ -59,6 +63,43 @@ def test_time_left_counts_only_updates_of_this_process():
     assert "left" not in dict(progress.lines())["time"]
     progress.update_finished(8, {})
     assert dict(progress.lines())["time"].endswith("about 2:00 left")
+
+
+def test_a_resumed_run_goes_on_counting_where_the_last_process_ended(tmp_path):
+    recorded_run(tmp_path / "run")
+    clock = Clock()
+    with Store.open(tmp_path / "run" / "selfplay.db") as store:
+        store.begin_update(3)
+        store.set_update_metrics(3, '{"seconds/solving": 19.0}')
+        progress = TrainProgress(a_console(), 4, 2, counts_so_far(store), clock=clock)
+    clock.now = 40.0
+    lines = dict(progress.lines())
+    assert lines["episodes"] == "injector 0 in flight, 5 done · solver 0 in flight, 4 done"
+    assert lines["artifacts"] == "2 accepted, 3 rejected (parser 2, inverse_mutation 1)"
+    assert lines["repairs"] == "1 of 3 (33%)"
+    assert lines["reward"] == "injector -0.40, solver +0.25"
+    assert lines["time"] == "0:40 elapsed, 5:20 in earlier processes"
+    progress.artifact(True, "")
+    assert dict(progress.lines())["artifacts"].startswith("3 accepted")
+
+
+def test_a_terminal_that_became_narrower_is_cleared_of_the_whole_display():
+    console = a_console(width=80, terminal=True)
+    live = ResizableLive(Text("x" * 70 + "\n" + "y" * 30), console)
+    with live:
+        live.refresh()
+        assert erased_rows(console, live) == 2
+        console.width = 40  # 70 columns take 2 rows now; a terminal wraps both lines at their full width
+        assert erased_rows(console, live) == 3
+        assert erased_rows(console, live) == 3
+
+
+def erased_rows(console: Console, live: ResizableLive) -> int:
+    """Rows that a refresh erases."""
+    console.file.seek(0)
+    console.file.truncate()
+    live.refresh()
+    return printed(console).count("\x1b[2K")
 
 
 def test_without_a_terminal_progress_is_plain_lines():
