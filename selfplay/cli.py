@@ -215,7 +215,7 @@ def replay(
     if json_:
         import json
 
-        typer.echo(json.dumps(found.episode.to_json()))
+        typer.echo(json.dumps(found.to_json()))
         return
     viewer.replay(found, Console(), step=step, speed=speed)
 
