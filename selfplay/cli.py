@@ -210,8 +210,9 @@ def replay(
     from rich.console import Console
 
     from selfplay.viewing import replay as viewer
+    from selfplay.viewing.episode_search import find_episode
 
-    found = viewer.find_episode(runs / run if run else runs, episode)
+    found = find_episode(runs / run if run else runs, episode)
     if json_:
         import json
 

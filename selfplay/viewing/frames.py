@@ -18,7 +18,6 @@ from rich.table import Table
 from rich.text import Text
 
 from selfplay.agent.observations import make_harmless
-from selfplay.viewing.summary import table
 
 LEXERS = {".diff": "diff", ".py": "python", ".sh": "bash"}
 
@@ -47,6 +46,22 @@ class Frames:
         heading.stylize("bold")
         return [heading, diff_or_text(name, text, self.plain) if text.strip() else Text("(empty)", "dim")]
 
+    def show_facts(self, pairs: Iterable[tuple[str, str]]) -> None:
+        self.console.print(self.facts(pairs), highlight=False, soft_wrap=self.plain)
+
+    def facts(self, pairs: Iterable[tuple[str, str]]) -> RenderableType:
+        """Names and values, one pair a line, without pairs whose value is ""."""
+        given = [(name, harmless(value)) for name, value in pairs if value]
+        if self.plain:
+            width = max((len(name) for name, _ in given), default=0)
+            return Text("\n").join(Text(f"{name:<{width}}  ") + value for name, value in given)
+        shown = Table.grid(padding=(0, 2, 0, 0))
+        shown.add_column(style="dim", no_wrap=True)
+        shown.add_column(overflow="fold")
+        for pair in given:
+            shown.add_row(*pair)
+        return shown
+
 
 def harmless(text: str, style: str = "") -> Text:
     return Text(make_harmless(text.rstrip("\n")), style)
@@ -60,14 +75,3 @@ def diff_or_text(name: str, text: str, plain: bool = False) -> RenderableType:
     return Syntax(
         make_harmless(text.rstrip("\n")), lexer, theme="ansi_dark", background_color="default", word_wrap=True
     )
-
-
-def facts(pairs: Iterable[tuple[str, str]]) -> Table:
-    """A table of names and values, without those that are "". It is empty if all are."""
-    shown = table("", "", whole=("",))
-    shown.show_header = False
-    shown.columns[1].no_wrap = False
-    for name, value in pairs:
-        if value:
-            shown.add_row(Text(name, style="dim"), harmless(value))
-    return shown

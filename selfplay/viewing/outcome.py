@@ -17,9 +17,9 @@ from selfplay.source.diffs import parse_patch
 from selfplay.verdicts.bug import MAX_STORED_PATCH
 from selfplay.verdicts.confirmation import Confirmation
 from selfplay.viewing.episode_record import KnownBug, Member, RecordedEpisode, graded, recorded_verdict
-from selfplay.viewing.frames import Frames, facts, harmless
+from selfplay.viewing.frames import Frames, harmless
 from selfplay.viewing.submission import MORE, names_text, submission_parts
-from selfplay.viewing.summary import table
+from selfplay.viewing.tables import table
 from selfplay.viewing.verdict import checks_table
 
 MAX_TESTS = 20
@@ -33,11 +33,12 @@ def show_outcome(found: RecordedEpisode, frames: Frames) -> None:
         frames.show("checks", checks, "yellow")
     if found.episode.role is Role.SOLVER and (bug := found.bug) is not None:
         frames.show(f"the bug {bug.bug_id}", _bug_parts(bug, found, frames), "yellow")
-        frames.show(f"the tests that it breaks: {len(bug.fail_to_pass)}", _test_parts(bug, found), "yellow")
+        frames.show(
+            f"the tests that it breaks: {len(bug.fail_to_pass)}", _test_parts(bug, found, frames), "yellow"
+        )
     if found.members:
         frames.show(_group_title(found), [_group_table(found.members)], "blue")
-    ended = facts([("ended", found.episode.finish.value), *decided(found)])
-    frames.console.print(ended, highlight=False)
+    frames.show_facts([("ended", found.episode.finish.value), *decided(found)])
 
 
 # ---- injector
@@ -57,7 +58,7 @@ def _checks(found: RecordedEpisode) -> list[RenderableType]:
         broken, passing = len(recorded["fail_to_pass"]), len(recorded["pass_to_pass"])
         parts.append(Text(f"accepted: {broken} fail-to-pass and {passing} pass-to-pass tests", "green"))
     if parts:
-        cost = f"{row.test_runs} test runs, {row.cached_runs} from the cache, {row.duration_s:.1f} s"
+        cost = f"{row.test_runs} test run(s), {row.cached_runs} from the cache, {row.duration_s:.1f} s"
         parts.append(Text(cost, "dim"))
     return parts
 
@@ -69,17 +70,17 @@ def _bug_parts(bug: KnownBug, found: RecordedEpisode, frames: Frames) -> Iterato
     yield from frames.file("bug_inject.diff", bug.inject, "what the bug changed")
     if bug.attempt_patch:
         yield from frames.file("attempt.diff", bug.attempt_patch, "a failed repair, now a part of the bug")
-    yield facts([("files", _compared(bug, found.episode.submission.get("patch", "")))])
+    yield frames.facts([("files", _compared(bug, found.episode.submission.get("patch", "")))])
 
 
 def _compared(bug: KnownBug, repair: str) -> str:
     """Which files bug and repair changed: `both m.py; only the bug n.py; only the repair o.py`."""
-    if not repair.strip():
-        return f"the bug changed {names_text(sorted(_paths(bug.inject, bug.attempt_patch)))}; no repair"
     try:
         of_bug, of_repair = _paths(bug.inject, bug.attempt_patch), _paths(repair)
     except PatchError as error:
-        return f"the repair cannot be read: {error}"
+        return f"not compared, a diff cannot be read: {error}"
+    if not of_repair:
+        return f"the bug changed {names_text(sorted(of_bug))}; the repair changed nothing"
     parts = {
         "both changed": of_bug & of_repair,
         "only the bug": of_bug - of_repair,
@@ -93,34 +94,45 @@ def _paths(*diffs: str) -> set[str]:
     return {path for diff in diffs for path in parse_patch(diff, MAX_STORED_PATCH).changed_paths}
 
 
-def _test_parts(bug: KnownBug, found: RecordedEpisode) -> list[RenderableType]:
+def _test_parts(bug: KnownBug, found: RecordedEpisode, frames: Frames) -> list[RenderableType]:
     """The tests that a repair must make pass, and which of them, and of the others, failed in the grading."""
-    passed, failed = _graded_tests(found)
-    if passed is True:
-        return [*_list(bug.fail_to_pass, "✓ ", "green"), Text("all of them pass after the repair", "green")]
-    if not failed:
-        return [*_list(bug.fail_to_pass, "  ")]
+    passed, reason, failed = _graded_tests(found)
+    if not passed and not failed:
+        why = f"no results of single tests: {reason}" if reason else "no results of single tests"
+        return [_list(bug.fail_to_pass, " ", "", frames), harmless(why, "dim")]
     still = [name for name in bug.fail_to_pass if name in failed]
     now_pass = [name for name in bug.fail_to_pass if name not in failed]
     others = sorted(failed.difference(bug.fail_to_pass))
-    parts: list[RenderableType] = [*_list(still, "✗ ", "red"), *_list(now_pass, "✓ ", "green")]
+    parts = [_list(still, "✗", "red", frames)] if still else []
+    parts += [_list(now_pass, "✓", "green", frames)] if now_pass else []
     if others:
         parts.append(Text(f"other tests that fail after the repair: {len(others)}", "bold"))
-        parts += _list(others, "✗ ", "red")
+        parts.append(_list(others, "✗", "red", frames))
     return parts
 
 
-def _graded_tests(found: RecordedEpisode) -> tuple[bool | None, frozenset[str]]:
-    """(passed, failed tests). An evaluation keeps no failed tests."""
-    if found.attempt is not None:
-        return found.attempt.passed, frozenset(found.attempt.failed_tests)
-    return found.result.passed if found.result is not None else None, frozenset()
+def _graded_tests(found: RecordedEpisode) -> tuple[bool | None, str, frozenset[str]]:
+    """(passed, reason, failed tests). An evaluation keeps no failed tests."""
+    if (attempt := found.attempt) is not None:
+        return attempt.passed, attempt.reason, frozenset(attempt.failed_tests)
+    if (result := found.result) is not None:
+        return result.passed, result.reason, frozenset()
+    return None, "", frozenset()
 
 
-def _list(names: Sequence[str], mark: str, style: str = "") -> list[Text]:
-    shown = [harmless(mark + name, style) for name in names[:MAX_TESTS]]
-    left = len(names) - MAX_TESTS
-    return [*shown, Text(f"… {left} {MORE}", "dim")] if left > 0 else shown
+def _list(names: Sequence[str], mark: str, style: str, frames: Frames) -> RenderableType:
+    """A test a line. In a frame a long name folds beside its mark; plain lines stay whole, to be copied."""
+    shown = [harmless(name) for name in names[:MAX_TESTS]]
+    if (left := len(names) - MAX_TESTS) > 0:
+        shown.append(Text(f"… {left} {MORE}", "dim"))
+    if frames.plain:
+        return Text("\n").join(Text(f"{mark} ") + name for name in shown)
+    lines = Table.grid(padding=(0, 1, 0, 0))
+    lines.add_column()
+    lines.add_column(overflow="fold")
+    for place, name in enumerate(shown):
+        lines.add_row(Text(mark if place < MAX_TESTS else "", style), name)
+    return lines
 
 
 # ---- both roles
@@ -150,13 +162,15 @@ def _signed(value: float | None) -> str:
 
 
 def decided(found: RecordedEpisode) -> list[tuple[str, str]]:
-    """The verdict, grade, reward and advantage, as far as the database has them."""
+    """The verdict, grade, reward and advantage, as far as the database has them; "" is no value."""
     pairs = []
     if found.verdict is not None:
         verdict = found.verdict
         rejected = f"rejected by {verdict.failed_check}: {verdict.reason}"
         accepted = "accepted" + (f", a duplicate: it repeats {found.repeats}" if found.repeats else "")
         pairs.append(("verdict", accepted if verdict.accepted else rejected))
+        made = found.bug.bug_id if found.bug is not None and not found.repeats else ""
+        pairs.append(("became", made))
     if found.attempt is not None:
         attempt = found.attempt
         result = graded(attempt.passed)

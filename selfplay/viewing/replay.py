@@ -1,6 +1,6 @@
 """Replays one recorded episode in the terminal: the policy's turns, the observations, the verdict and reward.
 
-`episode_record` finds the episode, `outcome` makes the parts that follow its submission.
+`episode_search` finds the episode, `outcome` makes the parts that follow its submission.
 """
 
 from __future__ import annotations
@@ -10,12 +10,10 @@ import time
 from collections.abc import Callable
 
 from rich.console import Console
-from rich.table import Table
 
 from selfplay.agent.episode import Episode, Turn
 from selfplay.viewing.episode_record import RecordedEpisode
-from selfplay.viewing.episode_record import find_episode as find_episode
-from selfplay.viewing.frames import Frames, facts, harmless
+from selfplay.viewing.frames import Frames, harmless
 from selfplay.viewing.frames import diff_or_text as diff_or_text
 from selfplay.viewing.outcome import decided, show_outcome
 from selfplay.viewing.progress import duration_text
@@ -45,7 +43,7 @@ def replay(
     frames = Frames(console, plain or not console.is_terminal)
     asks = wait or (_ask if sys.stdin.isatty() else None)
     episode = found.episode
-    console.print(_header(found), highlight=False)
+    frames.show_facts(_header(found))
     for message in episode.messages[: _prompt_length(episode)]:
         frames.show(message.get("role", ""), [harmless(message.get("content", ""))], "blue")
     for number, turn in enumerate(episode.turns, 1):
@@ -85,25 +83,21 @@ def _observation_title(turn: Turn) -> str:
     return f"observation{status} · {turn.act_s:.1f} s"
 
 
-def _header(found: RecordedEpisode) -> Table:
+def _header(found: RecordedEpisode) -> list[tuple[str, str]]:
     episode = found.episode
     started = (
         time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(episode.started_at)) if episode.started_at else ""
     )
-    return facts(
-        [
-            ("episode", episode.episode_id),
-            (
-                "role",
-                f"{episode.role} in {episode.repository}, update {episode.update}, member {episode.member}",
-            ),
-            ("task", " · ".join(part for part in (episode.strategy, episode.bug_id, episode.target) if part)),
-            ("played", f"{started} in {duration_text(episode.duration_s)}, {len(episode.turns)} turns"),
-            ("tokens", f"{episode.action_tokens} of {len(episode.token_ids)} are the policy's"),
-            ("ended", episode.finish.value + (f": {episode.error}" if episode.error else "")),
-            *decided(found),
-        ]
-    )
+    where = f"{episode.repository}, update {episode.update}, member {episode.member}"
+    return [
+        ("episode", episode.episode_id),
+        ("role", f"{episode.role} in {where}"),
+        ("task", " · ".join(part for part in (episode.strategy, episode.bug_id, episode.target) if part)),
+        ("played", f"{started} in {duration_text(episode.duration_s)}, {len(episode.turns)} turns"),
+        ("tokens", f"{episode.action_tokens} of {len(episode.token_ids)} are the policy's"),
+        ("ended", episode.finish.value + (f": {episode.error}" if episode.error else "")),
+        *decided(found),
+    ]
 
 
 def _ask() -> str:

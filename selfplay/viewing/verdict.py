@@ -12,7 +12,7 @@ from rich.text import Text
 
 from selfplay.agent.observations import make_harmless
 from selfplay.verdicts.verdict import CHECKS, Verdict
-from selfplay.viewing.summary import table
+from selfplay.viewing.tables import table
 
 
 def print_verdict(verdict: Verdict, console: Console) -> None:
