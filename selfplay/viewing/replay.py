@@ -89,6 +89,8 @@ def _header(found: RecordedEpisode) -> list[tuple[str, str]]:
         time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(episode.started_at)) if episode.started_at else ""
     )
     where = f"{episode.repository}, update {episode.update}, member {episode.member}"
+    if found.result is not None:  # its file says update 0, whichever weights were evaluated
+        where = f"{episode.repository}, attempt {episode.member} of evaluation {found.path.parents[1].name}"
     return [
         ("episode", episode.episode_id),
         ("role", f"{episode.role} in {where}"),

@@ -292,8 +292,9 @@ def a_task(**values) -> Task:
 def test_an_attempt_of_an_evaluation_shows_the_bug_of_the_runs_task_and_the_other_attempts(run):
     task = a_task()
     write_tasks([task], run / "evaluations" / "tasks.jsonl")
-    an_evaluation(run / "evaluations" / "u0000", replace(task, set="tasks"))
+    an_evaluation(run / "evaluations" / "u0008", replace(task, set="tasks"))
     text = replayed(run, "own-m0")
+    assert "solver in toolz, attempt 0 of evaluation u0008\n" in text
     assert "-x = 1\n+x = 2" in section(text, "the bug own-m-1")
     assert "no results of single tests: 1 test(s) fail" in section(text, "the tests that it breaks: 1")
     assert rows(section(text, "the attempts of this evaluation at own-m-1"))[1:4] == [
