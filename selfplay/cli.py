@@ -257,12 +257,13 @@ def replay(
     from rich.console import Console
 
     from selfplay.viewing import replay as viewer
+    from selfplay.viewing.episode_search import find_episode
 
-    found = viewer.find_episode(runs / run if run else runs, episode)
+    found = find_episode(runs / run if run else runs, episode)
     if json_:
         import json
 
-        typer.echo(json.dumps(found.episode.to_json()))
+        typer.echo(json.dumps(found.to_json()))
         return
     viewer.replay(found, Console(), step=step, speed=speed)
 

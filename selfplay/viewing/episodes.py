@@ -17,6 +17,7 @@ from selfplay.curriculum.rows import AttemptRow, EpisodeRow, GroupRow, VerdictRo
 from selfplay.curriculum.store import Store
 from selfplay.errors import UsageError
 from selfplay.viewing.duplicates import repeated_bugs
+from selfplay.viewing.episode_record import graded
 from selfplay.viewing.shell import replay_command
 from selfplay.viewing.tables import Column, Listing, print_note, shown_text
 
@@ -75,7 +76,7 @@ class ListedEpisode:
                 return f"repeats {self.repeats}" if self.repeats else "accepted"
             return self.verdict.failed_check
         if self.attempt is not None:
-            return {True: "repaired", False: "not repaired", None: "not graded"}[self.attempt.passed]
+            return graded(self.attempt.passed)
         return ""
 
     def to_json(self) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from selfplay.errors import UsageError
 from selfplay.verdicts.confirmation import Confirmation
 from selfplay.viewing.changes import change_text, diffstat, place_text
 from selfplay.viewing.duplicates import duplicates_text
-from selfplay.viewing.replay import diff_or_text
+from selfplay.viewing.frames import diff_or_text
 from selfplay.viewing.shell import inspect_command
 from selfplay.viewing.tables import Column, Listing, print_note, shown_text, table
 

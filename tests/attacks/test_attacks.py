@@ -546,7 +546,7 @@ CONTROLS: dict[str, Control] = {
     "chat-tokens": patched(("selfplay.agent.chat.ChatFormat.encode", ChatFormat._encode_template)),
     "forged-call": patched(("selfplay.attacks.text_and_limits.parse_action", last_call)),
     "hidden-text": patched(("selfplay.attacks.text_and_limits.make_harmless", same)),
-    "terminal-replay": patched(("selfplay.viewing.replay.make_harmless", same)),
+    "terminal-replay": patched(("selfplay.viewing.frames.make_harmless", same)),
     "terminal-verdict": patched(("selfplay.viewing.verdict.make_harmless", same)),
     "huge-diff": settings(max_patch_bytes=1 << 30),
     "many-files": patched(("selfplay.source.diffs.MAX_FILES", 1 << 20)),
