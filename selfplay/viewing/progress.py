@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from rich.console import Console
+from rich.constrain import Constrain
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -29,6 +30,8 @@ from selfplay.viewing.live import ResizableLive
 
 PLAIN_INTERVAL_S = 30.0
 ROLES = ("injector", "solver")
+# Columns of the live display. Terminals wrap what is wider when they are resized, and may keep a copy of it.
+PANEL_WIDTH = 58
 
 
 def duration_text(seconds: float) -> str:
@@ -203,9 +206,8 @@ class TrainProgress:
             for role in ROLES:
                 other = Counter({f: n for f, n in counts.finishes[role].items() if f != "submitted"})
                 ends = f" ({top_text(other, 2)})" if other else ""
-                episodes.append(
-                    f"{role} {self._in_flight[role]} in flight, {counts.finishes[role].total()} done{ends}"
-                )
+                done = counts.finishes[role].total()
+                episodes.append((role, f"{self._in_flight[role]} in flight, {done} done{ends}"))
             reasons = f" ({top_text(counts.rejected)})" if counts.rejected else ""
             rate = f" ({counts.repairs / counts.attempts:.0%})" if counts.attempts else ""
             rewards = ", ".join(f"{role} {value:+.2f}" for role, value in counts.rewards.items())
@@ -213,7 +215,7 @@ class TrainProgress:
                 return [("evaluation", self._evaluation), ("time", self._elapsed_text(elapsed))]
             speed = f"{self._tokens / played:,.0f} tokens/s, " if played >= 1 and self._tokens else ""
             return [
-                ("episodes", " · ".join(episodes)),
+                *episodes,
                 ("artifacts", f"{counts.accepted} accepted, {counts.rejected.total()} rejected{reasons}"),
                 ("repairs", f"{counts.repairs} of {counts.attempts}{rate}"),
                 *([("reward", rewards)] if rewards else []),
@@ -234,7 +236,7 @@ class TrainProgress:
     def _position(self) -> str:
         return f"update {min(self._done + 1, self._total)}/{self._total}"
 
-    def __rich__(self) -> Table:
+    def __rich__(self) -> Constrain:
         table = Table.grid(padding=(0, 2))
         table.add_column(style="dim", no_wrap=True)
         table.add_column(overflow="fold")
@@ -247,7 +249,7 @@ class TrainProgress:
         table.add_row(Text(position, style="bold"), head)
         for label, text in self.lines():
             table.add_row(label, Text(text))
-        return table
+        return Constrain(table, PANEL_WIDTH)
 
     def _tick(self) -> None:
         while not self._ended.wait(self._plain_interval_s):
