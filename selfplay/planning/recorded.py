@@ -17,11 +17,11 @@ from selfplay.agent.episode import Episode, Role
 from selfplay.curriculum.rows import EpisodeRow
 from selfplay.curriculum.store import Store
 from selfplay.errors import RunError
+from selfplay.metrics import read_metrics
 from selfplay.orchestrator.run_folder import RunFolder
 from selfplay.planning.fitting import Timing, fit_server, fit_trainer
 from selfplay.planning.hardware import ModelSize, ServerSpeed, TrainerSpeed
 from selfplay.planning.workload import EpisodeShape, GroupShape, Stretch, Workload
-from selfplay.viewing.summary import read_metrics
 
 PHASES = ("injecting", "solving", "second order", "training")
 _MAX_EPISODES = 6000  # of a longer run, the last updates are read

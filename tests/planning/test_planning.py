@@ -310,10 +310,10 @@ def test_formulas_of_hardware_against_hand_counts():
     )
     model = ModelSize(parameters=10e9, layers=10, width=1000, kv_width=100)
     assert model.kv_bytes == 2 * 10 * 100 * 2
-    assert model.train_flops(1000) == 6 * 10e9 * 1000 + 6 * 10 * 1000 * 1000**2
     assert sync_seconds(gpu, model) == pytest.approx(20e9 / 1e10 + 3)
+    flops = 6 * 10e9 * 1000 + 6 * 10 * 1000 * 1000**2  # 6 N T + 6 L d T²
     trainer = trainer_speed(gpu, model, gpus=4)
-    assert trainer.seconds(1000, 1000**2) == pytest.approx(model.train_flops(1000) / (4 * 1e15 * 0.5))
+    assert trainer.seconds(1000, 1000**2) == pytest.approx(flops / (4 * 1e15 * 0.5))
     means = EpisodeMeans(turns=1, tokens=1e5, sampled=1, sandbox_s=0, judge_s=0, context=5e4)
     server = server_speed(gpu, model, 2, means)
     assert server.most == int((2 * 90e9 - 20e9) / (1e5 * 4000))
