@@ -25,9 +25,9 @@ from selfplay.planning.paper import (
     paper_workload,
 )
 from selfplay.planning.recorded import read_run, run_model
-from selfplay.planning.report import check_data, plan_data, show_check, show_plan
 from selfplay.planning.search import STRETCHES, Plan, PlanRequest, make_plan
 from selfplay.planning.workload import Workload
+from selfplay.viewing.plan import check_data, plan_data, show_check, show_plan
 
 
 @dataclass(frozen=True)

@@ -28,12 +28,12 @@ from selfplay.planning.hardware import (
 )
 from selfplay.planning.paper import PaperAssumptions, paper_assumptions, paper_workload
 from selfplay.planning.recorded import read_run
-from selfplay.planning.report import plan_data, show_check, show_plan
 from selfplay.planning.scenario import Cluster, Rules
 from selfplay.planning.search import PlanRequest, make_plan
 from selfplay.planning.simulation import simulate
 from selfplay.planning.workload import EpisodeMeans, EpisodeShape, GroupShape, Stretch, Workload
 from selfplay.verdicts.confirmation import Confirmation
+from selfplay.viewing.plan import plan_data, show_check, show_plan
 from store_rows import a_bug, a_group, an_episode
 
 STEADY = ServerSpeed(most=4, fixed_s=0.01)  # 0.01 s a token, however many requests run
