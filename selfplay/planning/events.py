@@ -18,12 +18,13 @@ class EventQueue:
         self._heap: list[tuple[float, int, Callable[..., None], tuple[object, ...]]] = []
         self._numbers = itertools.count()
 
-    def __len__(self) -> int:
-        return len(self._heap)
-
     def after(self, seconds: float, call: Callable[..., None], *arguments: object) -> None:
         heapq.heappush(self._heap, (self.now + seconds, next(self._numbers), call, arguments))
 
-    def run_next(self) -> None:
+    def run_next(self) -> bool:
+        """Run the next call. Returns False if there is none."""
+        if not self._heap:
+            return False
         self.now, _, call, arguments = heapq.heappop(self._heap)
         call(*arguments)
+        return True

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from operator import attrgetter
 
 from selfplay.planning.events import EventQueue
 from selfplay.planning.forecast import Measurements
 from selfplay.planning.rollouts import Group, Rollout, RolloutServer
 from selfplay.planning.scenario import Cluster
+
+_assigned = attrgetter("assigned")  # a lambda would take a tenth of the simulation's time
 
 
 class Player:
@@ -53,7 +56,7 @@ class Player:
     def add(self, group: Group) -> None:
         """Queue the episodes of a group. Each goes to the server with the fewest episodes and stays there."""
         for episode in group.shape.episodes:
-            server = min(self.servers, key=lambda one: one.assigned)
+            server = min(self.servers, key=_assigned)
             server.assigned += 1
             self._pending.append(Rollout(episode, group, server))
 

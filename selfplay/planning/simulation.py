@@ -74,7 +74,7 @@ class _Simulation(ABC):
         self._begin_update()
         events = 0
         while len(commits) < total:
-            if not self._events:
+            if not self._events.run_next():
                 raise RunError(
                     f"the simulation is stuck after {len(commits)} of {total} updates: nothing runs and no "
                     "batch is full. Raise --max-lag or the number of sandboxes, or lower --batch-tokens."
@@ -85,7 +85,6 @@ class _Simulation(ABC):
                     f"the simulation did not end after {_MAX_EVENTS:,} events. Give fewer --updates than "
                     f"{self._rules.updates}, or lower --batch-tokens."
                 )
-            self._events.run_next()
         return self._measured.forecast(self._events.now, self._cluster, self._player.servers)
 
     # -- groups
