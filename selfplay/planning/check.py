@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from selfplay.errors import RunError
 from selfplay.orchestrator.run_folder import RunFolder
 from selfplay.planning.forecast import Forecast
-from selfplay.planning.recorded import PHASES, Recorded, measured_phases, read_run, update_rows
+from selfplay.planning.recorded import PHASES, Recorded, Report, measured_phases, read_run, update_rows
 from selfplay.planning.scenario import Cluster, Rules
 from selfplay.planning.simulation import simulate
 
@@ -71,8 +71,10 @@ class Check:
     phases: tuple[PhaseCheck, ...]
 
 
-def check_run(folder: RunFolder, seed: int = 0) -> Check:
+def check_run(folder: RunFolder, seed: int = 0, report: Report = lambda done, total: None) -> Check:
     """Predict the second half of a run from its first.
+
+    report: called while each half is read, as in `read_run`.
 
     Raises RunError if the run has fewer than four updates.
     """
@@ -84,8 +86,8 @@ def check_run(folder: RunFolder, seed: int = 0) -> Check:
             "them to predict."
         )
     half = numbers[len(numbers) // 2 - 1]
-    recorded = read_run(folder, numbers[0], half)
-    later = read_run(folder, half + 1, numbers[-1])
+    recorded = read_run(folder, numbers[0], half, report)
+    later = read_run(folder, half + 1, numbers[-1], report)
     predicted = replay_phases(recorded, seed).phases_s
     informed = replay_phases(
         replace(later, server=recorded.server, trainer=recorded.trainer, sync_s=recorded.sync_s), seed

@@ -17,14 +17,21 @@ class EventQueue:
         self.now = 0.0  # simulated seconds
         self._heap: list[tuple[float, int, Callable[..., None], tuple[object, ...]]] = []
         self._numbers = itertools.count()
+        self._is_stopped = False
 
     def after(self, seconds: float, call: Callable[..., None], *arguments: object) -> None:
         heapq.heappush(self._heap, (self.now + seconds, next(self._numbers), call, arguments))
 
-    def run_next(self) -> bool:
-        """Run the next call. Returns False if there is none."""
-        if not self._heap:
-            return False
-        self.now, _, call, arguments = heapq.heappop(self._heap)
-        call(*arguments)
-        return True
+    def run(self, most: int) -> int:
+        """Run calls until none is left, one has called `stop`, or `most` are done. Returns how many ran."""
+        self._is_stopped = False
+        heap, pop = self._heap, heapq.heappop
+        done = 0
+        while heap and done < most and not self._is_stopped:
+            self.now, _, call, arguments = pop(heap)
+            call(*arguments)
+            done += 1
+        return done
+
+    def stop(self) -> None:
+        self._is_stopped = True

@@ -104,6 +104,16 @@ class Workload:
     replays: float
     assumptions: tuple[str, ...] = ()
 
+    def joined(self, others: Sequence[Workload]) -> Workload:
+        """The workload with the groups of `others` added; `replays` is the mean."""
+        all_ = (self, *others)
+        return replace(
+            self,
+            injectors=tuple(group for one in all_ for group in one.injectors),
+            solvers=tuple(group for one in all_ for group in one.solvers),
+            replays=mean_of([one.replays for one in all_]),
+        )
+
     def merged(self, most: int) -> Workload:
         """The workload with at most `most` stretches per episode."""
 

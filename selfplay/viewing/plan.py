@@ -1,41 +1,46 @@
-"""Shows a plan and a check as tables in the terminal, and gives them as data. Computes no figures."""
+"""Shows a plan and a check as tables in the terminal, and gives them as data.
+
+Invariant: a figure of a plan is shown with its standard error, and with no digit that the error leaves open.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 from selfplay.agent.observations import make_harmless
-from selfplay.viewing.progress import duration_text
 from selfplay.viewing.summary import table
 
 if TYPE_CHECKING:
+    from selfplay.evaluation.statistics import Estimate
     from selfplay.planning.check import Check
-    from selfplay.planning.forecast import Forecast
     from selfplay.planning.search import Candidate, Plan
     from selfplay.planning.workload import EpisodeMeans
 
 NEAR = 4  # splits shown on each side of the best
+_INDENT = 2
 
 
-def show_plan(plan: Plan, assumptions: Sequence[str], console: Console) -> None:
-    """Print the best split, its neighbours, fewer hosts, and the assumptions."""
-    request, best = plan.request, plan.best
+def show_plan(plan: Plan, assumptions: Sequence[str], console: Console, note: str = "") -> None:
+    """Print the best split, its neighbours, fewer hosts, and the assumptions. note: printed first."""
+    request = plan.request
     console.print()
     console.rule(Text(make_harmless(f"{request.gpus} GPUs, {request.workload.name}")), align="left")
-    console.print(Padding(_best_table(plan), (0, 0, 1, 2)), highlight=False)
+    if note:
+        console.print(Padding(Text(note, style="dim"), (0, 0, 0, _INDENT)))
+    console.print(Padding(_best_table(plan), (0, 0, 1, _INDENT)), highlight=False)
     if len(plan.splits) > 1:
-        title = "Splits around it, with more than enough sandbox hosts"
-        _section(console, title, _candidates(_near(plan), best, ("trainer", "rollout")))
+        _section(console, "Splits, with more than enough sandbox hosts", _splits(plan, console.width))
     if len(plan.by_hosts) > 1:
-        title = "The same split with fewer sandbox hosts"
-        _section(console, title, _candidates(plan.by_hosts, best, ("hosts",)))
+        _section(console, "The best split with fewer sandbox hosts", _hosts(plan))
     console.print(Text("Assumptions", style="bold"))
     for sentence in assumptions:
         grid = Table.grid(padding=(0, 1, 0, 0))
@@ -43,41 +48,98 @@ def show_plan(plan: Plan, assumptions: Sequence[str], console: Console) -> None:
         console.print(grid, highlight=False)
 
 
+# ---- figures
+
+
+def figure_text(figure: Estimate, most_decimals: int = 0, unit: str = "") -> str:
+    """`19,600 ± 400`: mean and standard error, rounded to the error's first digit (its second after a 1).
+
+    most_decimals limits the digits. An error below the last of them counts as 1 there. Without an error, all
+    simulations agree.
+    """
+    error = figure.error or 0.0
+    if error <= 1e-9 * max(1.0, abs(figure.mean)):
+        whole = abs(figure.mean - round(figure.mean)) < 0.5 * 10.0**-most_decimals
+        return f"{_grouped(figure.mean, 0 if whole else most_decimals)}{unit}"
+    place = math.floor(math.log10(error))
+    if error / 10**place < 1.95:
+        place -= 1
+    decimals = min(most_decimals, -place)
+    shown = max(round(error, decimals), 10.0**-decimals)
+    return f"{_grouped(figure.mean, decimals)} ± {_grouped(shown, decimals)}{unit}"
+
+
+def _grouped(value: float, decimals: int) -> str:
+    """The value rounded to `decimals`, which may be below 0. No -0."""
+    return f"{round(value, decimals) + 0.0:,.{max(0, decimals)}f}"
+
+
+def _scaled(figure: Estimate, factor: float) -> Estimate:
+    error = None if figure.error is None else figure.error * factor
+    return type(figure)(figure.mean * factor, error, figure.count)
+
+
+def _share(figure: Estimate) -> str:
+    return figure_text(_scaled(figure, 100), 1, "%")
+
+
+def _duration(figure: Estimate) -> str:
+    for seconds, unit in ((3600, " h"), (60, " min")):
+        if figure.mean >= 2 * seconds:
+            return figure_text(_scaled(figure, 1 / seconds), 1, unit)
+    return figure_text(figure, 1, " s")
+
+
+# ---- the best split
+
+
 def _best_table(plan: Plan) -> Table:
-    request, best, forecast = plan.request, plan.best, plan.best.forecast
+    request, best = plan.request, plan.best
     means = request.workload.per_episode()
     servers = best.rollout_gpus // request.server_gpus
-    trains = max(0.0, 1 - forecast.trainer_idle - forecast.trainer_sync)
-    waiting = max(0.0, 1 - forecast.sandbox_idle - forecast.sandbox_running)
-    split = f"{best.trainer_gpus} trainer : {best.rollout_gpus} rollout"
-    rate = f"{forecast.trained_per_hour:,.0f} trained of {forecast.episodes_per_hour:,.0f} played"
-    head = table("", "")
-    head.add_row("GPUs" if request.trainer_gpus else "best split", Text(split, style="bold"))
+    head = Table.grid(padding=(0, 2, 0, 0))
+    head.add_column(no_wrap=True)
+    head.add_column(overflow="fold")
+    head.add_row("GPUs" if request.trainer_gpus else "best split", Text(_split_text(plan), style="bold"))
+    if len(plan.splits) > 1:
+        head.add_row("", _even_text(plan))
+    head.add_row(
+        "episodes an hour",
+        Text(f"{figure_text(best.estimate('trained_per_hour'))} trained", style="bold")
+        + Text(
+            f" of {figure_text(best.estimate('episodes_per_hour'))} played "
+            f"({request.simulations} simulations)",
+            style="not bold",
+        ),
+    )
+    head.add_row(
+        "an update", f"{_duration(best.estimate('update_s'))} for {request.batch_tokens:,.0f} tokens"
+    )
     head.add_row(
         "rollout servers",
         f"{servers} of {request.server_gpus} GPU(s), at most {plan.server.most} requests each",
     )
-    head.add_row(
-        "sandbox hosts",
-        f"{best.hosts} of {request.slots} sandboxes; {forecast.sandboxes:,.0f} open on average",
-    )
-    head.add_row("episodes per hour", Text(rate, style="bold"))
-    head.add_row("an update", f"{duration_text(forecast.update_s)} of {request.batch_tokens:,.0f} tokens")
+    head.add_row("sandbox hosts", _hosts_text(plan))
     head.add_row(
         "trainer GPUs",
-        f"{forecast.trainer_idle:.0%} idle, {forecast.trainer_sync:.0%} sending weights, {trains:.0%} "
-        "training",
+        f"{_share(best.estimate('trainer_idle'))} idle, {_share(best.estimate('trainer_sync'))} sending "
+        "weights",
     )
-    head.add_row("rollout GPUs", f"{forecast.rollout_idle:.0%} idle; else {_load_text(forecast)}")
+    head.add_row(
+        "rollout GPUs",
+        f"{_share(best.estimate('rollout_idle'))} idle, {_share(best.estimate('rollout_load'))} of the "
+        "requests that fit",
+    )
     head.add_row(
         "sandbox slots",
-        f"{forecast.sandbox_idle:.0%} empty, {waiting:.0%} waiting for the policy, "
-        f"{forecast.sandbox_running:.0%} running",
+        f"of {best.hosts} host(s): {_share(best.estimate('sandbox_idle'))} empty, "
+        f"{_share(best.estimate('sandbox_running'))} running; {figure_text(best.estimate('sandboxes'))} open",
     )
     head.add_row(
         "staleness",
-        f"mean {forecast.lag_mean:.1f} updates, 95th percentile {forecast.lag_p95:.0f}, largest "
-        f"{forecast.lag_max}; max_lag {request.max_lag}, {forecast.dropped:.1%} dropped",
+        f"mean {figure_text(best.estimate('lag_mean'), 2)} updates, 95th percentile "
+        f"{figure_text(best.estimate('lag_p95'), 1)}; max_lag {request.max_lag}, "
+        f"{_share(best.estimate('dropped'))} dropped",
     )
     head.add_row(
         "a mean episode",
@@ -87,57 +149,105 @@ def _best_table(plan: Plan) -> Table:
     return head
 
 
-def _load_text(forecast: Forecast) -> str:
-    busy = 1 - forecast.rollout_idle
-    share = f"{forecast.rollout_load / busy:.0%}" if busy > 0 else "none"
-    return f"{share} of the requests that fit"
+def _split_text(plan: Plan) -> str:
+    return f"{plan.best.trainer_gpus} trainer : {plan.best.rollout_gpus} rollout"
 
 
-def _near(plan: Plan) -> tuple[Candidate, ...]:
-    trainer_gpus = [one.trainer_gpus for one in plan.splits]
-    best = trainer_gpus.index(plan.best.trainer_gpus)
-    return plan.splits[max(0, best - NEAR) : best + NEAR + 1]
+def _even_text(plan: Plan) -> str:
+    """Which of the splits that were tried cannot be told apart from the best one."""
+    if len(plan.even) == 1:
+        return "every other split that was tried is slower"
+    splits = list(plan.splits)
+    runs: list[list[Candidate]] = []
+    for one in plan.even:
+        if runs and splits.index(one) == splits.index(runs[-1][-1]) + 1:
+            runs[-1].append(one)
+        else:
+            runs.append([one])
+    texts = [_ratio(run[0]) + (f" to {_ratio(run[-1])}" if len(run) > 1 else "") for run in runs]
+    joined = texts[0] if len(texts) == 1 else f"{', '.join(texts[:-1])} and {texts[-1]}"
+    return f"splits {joined} cannot be told apart"
 
 
-def _candidates(rows: Sequence[Candidate], best: Candidate, names: tuple[str, ...]) -> Table:
-    columns = (
-        *names,
-        "episodes\nper hour",
-        "update",
-        "trainer\nidle",
-        "rollout\nidle",
-        "load",
-        "open",
-        "lag",
-        "p95",
-    )
-    shown = table(*columns, right=columns)
+def _ratio(one: Candidate) -> str:
+    return f"{one.trainer_gpus} : {one.rollout_gpus}"
+
+
+def _hosts_text(plan: Plan) -> str:
+    slots = f"of {plan.request.slots} sandboxes"
+    if plan.request.hosts:
+        return f"{plan.request.hosts} {slots}"
+    if plan.enough_hosts == plan.best.hosts:
+        return f"{plan.enough_hosts} {slots}"
+    chosen = next(one for one in plan.by_hosts if one.hosts == plan.enough_hosts)
+    kept = _share(chosen.kept_of(plan.best))
+    return f"{plan.enough_hosts} {slots} keep {kept} of these episodes"
+
+
+# ---- tables
+
+Column = tuple[str, "Callable[[Candidate], str]"]
+
+# In the order in which they are left out of a narrow terminal, last first.
+_FIGURES: tuple[Column, ...] = (
+    ("episodes\nan hour", lambda one: figure_text(one.estimate("trained_per_hour"))),
+    ("an\nupdate", lambda one: _duration(one.estimate("update_s"))),
+    ("trainer\nidle", lambda one: _share(one.estimate("trainer_idle"))),
+    ("rollout\nload", lambda one: _share(one.estimate("rollout_load"))),
+    ("mean\nlag", lambda one: figure_text(one.estimate("lag_mean"), 2)),
+    ("rollout\nidle", lambda one: _share(one.estimate("rollout_idle"))),
+    ("open\nsandboxes", lambda one: figure_text(one.estimate("sandboxes"))),
+)
+
+
+def _splits(plan: Plan, width: int) -> Table:
+    """The splits around the best one, with as many figures as fit."""
+    first = max(0, min(plan.splits.index(plan.best) - NEAR, len(plan.splits) - 2 * NEAR - 1))
+    rows = plan.splits[first : first + 2 * NEAR + 1]
+    even = plan.even
+
+    def place(one: Candidate) -> str:
+        return "best" if one is plan.best else "even" if one in even else ""
+
+    columns: list[Column] = [("trainer :\nrollout", _ratio), ("", place)]
+    for column in _FIGURES:
+        if _width([*columns, column], rows) > width - _INDENT:
+            break
+        columns.append(column)
+    shown = table(*(name for name, _ in columns), right=[name for name, _ in columns if name])
     for one in rows:
-        forecast = one.forecast
-        split, chosen = _split(one), _split(best)
-        is_best = all(split[name] == chosen[name] for name in names)
+        shown.add_row(*(text(one) for _, text in columns), style="bold" if one is plan.best else None)
+    return shown
+
+
+def _width(columns: Sequence[Column], rows: Sequence[Candidate]) -> int:
+    """Width of a table in cells."""
+    widths = [max(map(cell_len, [*name.split("\n"), *map(text, rows)])) for name, text in columns]
+    return sum(widths) + 2 * len(widths)
+
+
+def _hosts(plan: Plan) -> Table:
+    """What fewer hosts keep, as shares of the best split's figures: its rate stands in one place only."""
+    columns = ("hosts", "episodes an hour", "slots empty", "")
+    shown = table(*columns, right=columns[:3])
+    for one in plan.by_hosts:
+        is_enough = one.hosts == plan.enough_hosts
         shown.add_row(
-            *(str(split[name]) for name in names),
-            f"{forecast.trained_per_hour:,.0f}",
-            duration_text(forecast.update_s),
-            f"{forecast.trainer_idle:.0%}",
-            f"{forecast.rollout_idle:.0%}",
-            f"{forecast.rollout_load:.0%}",
-            f"{forecast.sandboxes:,.0f}",
-            f"{forecast.lag_mean:.1f}",
-            f"{forecast.lag_p95:.0f}",
-            style="bold" if is_best else None,
+            str(one.hosts),
+            "as above" if one is plan.best else f"{_share(one.kept_of(plan.best))} of them",
+            _share(one.estimate("sandbox_idle")),
+            "enough" if is_enough else "",
+            style="bold" if is_enough else None,
         )
     return shown
 
 
-def _split(one: Candidate) -> dict[str, int]:
-    return {"trainer": one.trainer_gpus, "rollout": one.rollout_gpus, "hosts": one.hosts}
-
-
 def _section(console: Console, title: str, body: Table) -> None:
     console.print(Text(title, style="bold"))
-    console.print(Padding(body, (0, 0, 1, 2)), highlight=False)
+    console.print(Padding(body, (0, 0, 1, _INDENT)), highlight=False)
+
+
+# ---- data
 
 
 def plan_data(plan: Plan, assumptions: Sequence[str]) -> dict[str, Any]:
@@ -152,7 +262,11 @@ def plan_data(plan: Plan, assumptions: Sequence[str]) -> dict[str, Any]:
         "server_gpus": request.server_gpus,
         "requests_per_server": plan.server.most,
         "slots_per_host": request.slots,
+        "simulations": request.simulations,
+        "seeds": list(request.seeds),
         "best": candidate_data(plan.best),
+        "even": [_split_data(one) for one in plan.even],
+        "enough_hosts": plan.enough_hosts,
         "splits": [candidate_data(one) for one in plan.splits],
         "by_hosts": [candidate_data(one) for one in plan.by_hosts],
         "assumptions": list(assumptions),
@@ -169,13 +283,40 @@ def _episode_data(means: EpisodeMeans) -> dict[str, float]:
     }
 
 
+_DATA = (
+    "update_s",
+    "episodes_per_hour",
+    "trained_per_hour",
+    "tokens_per_hour",
+    "trainer_idle",
+    "trainer_sync",
+    "rollout_idle",
+    "rollout_load",
+    "sandbox_idle",
+    "sandbox_running",
+    "sandboxes",
+    "lag_mean",
+    "lag_p95",
+    "lag_max",
+    "dropped",
+)
+
+
 def candidate_data(one: Candidate) -> dict[str, Any]:
-    """A split and the figures of its forecast."""
-    forecast = asdict(one.forecast)
-    for name in ("phases_s", "update_seconds"):
-        forecast.pop(name)
-    split = {"trainer_gpus": one.trainer_gpus, "rollout_gpus": one.rollout_gpus, "hosts": one.hosts}
-    return {**split, "update_s": one.forecast.update_s, **forecast}
+    """A split, and mean, standard error and number of simulations of each figure."""
+    figures = {name: _figure_data(one.estimate(name)) for name in _DATA}
+    return {**_split_data(one), "hosts": one.hosts, **figures}
+
+
+def _split_data(one: Candidate) -> dict[str, int]:
+    return {"trainer_gpus": one.trainer_gpus, "rollout_gpus": one.rollout_gpus}
+
+
+def _figure_data(figure: Estimate) -> dict[str, Any]:
+    return {"mean": figure.mean, "standard_error": figure.error, "simulations": figure.count}
+
+
+# ---- a check
 
 
 def show_check(check: Check, console: Console) -> None:
