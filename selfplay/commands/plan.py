@@ -89,7 +89,7 @@ def run_check(run: str, runs: Path, seed: int, *, as_json: bool = False) -> None
     """Show or print the prediction of a run's second half from its first."""
     folder = open_run(run, runs)
     with StepProgress(Console(stderr=True)) as progress:
-        check = check_run(folder, seed, _reading(progress, folder.path.name))
+        check = check_run(folder, seed, progress.report)
     if as_json:
         print(json.dumps(check_data(check), indent=2))
     else:
@@ -268,8 +268,9 @@ def _simulated(plan: Plan) -> tuple[str, ...]:
         f"after {request.max_lag + 2} that fill the pipeline; an episode's turns are merged into at most "
         f"{STRETCHES} stretches; whole groups are sampled with replacement from {groups}",
         "±: one standard error of the mean over the simulations. It covers chance in the simulation, not "
-        "that these groups are few or that an assumption is wrong. Splits cannot be told apart if the 95% "
-        "interval of their difference, seed by seed, contains 0",
+        "that these groups are few or that an assumption is wrong. A split cannot be told apart from the "
+        "best if the interval of their difference contains 0; all these intervals together hold with a "
+        "confidence of 95%. More --simulations narrow them",
         "simulated: a conversation stays with one server; a group starts only while earlier groups fill at "
         "most max_lag + 1 batches; no machine fails; lengths and solve rates stay the same while the "
         "policy learns",

@@ -2,8 +2,8 @@
 
 The best split trains on the most episodes per hour. If there are few splits, all are tried. Else the search
 tries a coarse grid and then halves the steps.
-Invariant: every split is simulated several times, with the same seeds and workloads as the others. So two
-splits are compared pair by pair, and a figure has one mean wherever it is shown.
+Invariant: every split is simulated several times, with the same seeds and workloads as the others. A split
+with its hosts has one set of simulations, so a figure is the same wherever it is shown.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from itertools import pairwise
 
 from selfplay.agent.episode import Role
 from selfplay.errors import UsageError
-from selfplay.evaluation.statistics import Difference, Estimate, estimate, paired_difference
+from selfplay.evaluation.statistics import CONFIDENCE, Estimate, estimate, t_quantile
 from selfplay.planning.forecast import Forecast
 from selfplay.planning.hardware import (
     Gpu,
@@ -106,14 +106,23 @@ class Candidate:
     def trained_per_hour(self) -> float:
         return self.estimate("trained_per_hour").mean
 
-    def gain_over(self, other: Candidate) -> Difference:
-        """Trained episodes per hour more than `other` has, paired by seed."""
-        return paired_difference(other.values("trained_per_hour"), self.values("trained_per_hour"))
+    def is_told_apart(self, other: Candidate, comparisons: int = 1) -> bool:
+        """True if the interval of the difference in trained episodes per hour excludes 0 (Welch's t).
 
-    def is_told_apart(self, other: Candidate) -> bool:
-        """True if the 95 % interval of the difference in trained episodes per hour excludes 0."""
-        gain = self.gain_over(other)
-        return gain.low is not None and gain.high is not None and not gain.low <= 0 <= gain.high
+        comparisons: how many such questions are asked. All intervals hold together with a confidence of 95 %
+        (Bonferroni's correction), since the best of many splits is often so by chance. The seeds are not
+        compared pair by pair: two simulations of a seed are nearly equal or have parted, so their
+        differences are far from normal.
+        """
+        mine, theirs = (one.estimate("trained_per_hour") for one in (self, other))
+        squares = [(one.error or 0.0) ** 2 for one in (mine, theirs)]
+        if not sum(squares):
+            return mine.mean != theirs.mean
+        # Welch and Satterthwaite's degrees of freedom, from n - 1 to 2 (n - 1) for n simulations each.
+        freedom = (mine.count - 1) * sum(squares) ** 2 / sum(square**2 for square in squares)
+        share = 1 - (1 - CONFIDENCE) / 2 / comparisons
+        reach = t_quantile(share, math.floor(freedom + 1e-9)) * math.sqrt(sum(squares))
+        return abs(mine.mean - theirs.mean) > reach
 
     def kept_of(self, ample: Candidate) -> Estimate:
         """Trained episodes per hour as a share of those of `ample`, paired by seed."""
@@ -141,7 +150,10 @@ class Plan:
     @property
     def even(self) -> tuple[Candidate, ...]:
         """The splits that cannot be told apart from the best one, which is among them."""
-        return tuple(one for one in self.splits if one is self.best or not one.is_told_apart(self.best))
+        others = len(self.splits) - 1
+        return tuple(
+            one for one in self.splits if one is self.best or not one.is_told_apart(self.best, others)
+        )
 
 
 def make_plan(
@@ -173,7 +185,7 @@ def make_plan(
 
 def is_enough(one: Candidate, ample: Candidate) -> bool:
     """True if the hosts of `one` keep GOOD_ENOUGH of the trained episodes per hour of `ample`."""
-    return one.trained_per_hour >= GOOD_ENOUGH * ample.trained_per_hour
+    return one.kept_of(ample).mean >= GOOD_ENOUGH
 
 
 def _check_values(request: PlanRequest) -> None:

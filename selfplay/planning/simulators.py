@@ -32,7 +32,7 @@ def in_turn(jobs: Sequence[Job]) -> Iterator[Forecast]:
 
 
 class Simulators:
-    """Simulates in this process, and in one process per core from the first simulation that takes `long_s`.
+    """Simulates in this process, until a simulation takes `long_s` CPU seconds; then in one process per core.
 
     Use it as a context manager, which ends the processes.
     """
@@ -55,9 +55,9 @@ class Simulators:
     def __call__(self, jobs: Sequence[Job]) -> Iterator[Forecast]:
         left = list(jobs)
         while left and self._pool is None:
-            begun = time.perf_counter()
+            begun = time.process_time()
             yield simulate(*left.pop(0))
-            if self._cores > 1 and time.perf_counter() - begun >= self._long_s:
+            if self._cores > 1 and time.process_time() - begun >= self._long_s:
                 self._start()
         if self._pool is not None:
             yield from self._pool.map(_simulate, left)

@@ -36,7 +36,7 @@ def show_plan(plan: Plan, assumptions: Sequence[str], console: Console, note: st
     console.rule(Text(make_harmless(f"{request.gpus} GPUs, {request.workload.name}")), align="left")
     if note:
         console.print(Padding(Text(note, style="dim"), (0, 0, 0, _INDENT)))
-    console.print(Padding(_best_table(plan), (0, 0, 1, _INDENT)), highlight=False)
+    console.print(Padding(_best_table(plan, console.width - _INDENT), (0, 0, 1, _INDENT)), highlight=False)
     if len(plan.splits) > 1:
         _section(console, "Splits, with more than enough sandbox hosts", _splits(plan, console.width))
     if len(plan.by_hosts) > 1:
@@ -93,60 +93,96 @@ def _duration(figure: Estimate) -> str:
 # ---- the best split
 
 
-def _best_table(plan: Plan) -> Table:
-    request, best = plan.request, plan.best
-    means = request.workload.per_episode()
-    servers = best.rollout_gpus // request.server_gpus
+def _best_table(plan: Plan, width: int) -> Table:
+    """The best split and its figures. width: cells of the whole table."""
+    best = plan.best
+    rate = Text(f"{figure_text(best.estimate('trained_per_hour'))} trained", style="bold")
+    played = f"{figure_text(best.estimate('episodes_per_hour'))} played"
+    rows: list[tuple[str, Sequence[str | Text]]] = [
+        ("GPUs" if plan.request.trainer_gpus else "best split", [Text(_split_text(plan), style="bold")]),
+        *([("", [_even_text(plan)])] if len(plan.splits) > 1 else []),
+        ("episodes an hour", [rate, f"of {played}", f"({plan.request.simulations} simulations)"]),
+        *_details(plan),
+    ]
+    label_width = max(cell_len(label) for label, _ in rows)
     head = Table.grid(padding=(0, 2, 0, 0))
     head.add_column(no_wrap=True)
     head.add_column(overflow="fold")
-    head.add_row("GPUs" if request.trainer_gpus else "best split", Text(_split_text(plan), style="bold"))
-    if len(plan.splits) > 1:
-        head.add_row("", _even_text(plan))
-    head.add_row(
-        "episodes an hour",
-        Text(f"{figure_text(best.estimate('trained_per_hour'))} trained", style="bold")
-        + Text(
-            f" of {figure_text(best.estimate('episodes_per_hour'))} played "
-            f"({request.simulations} simulations)",
-            style="not bold",
-        ),
-    )
-    head.add_row(
-        "an update", f"{_duration(best.estimate('update_s'))} for {request.batch_tokens:,.0f} tokens"
-    )
-    head.add_row(
-        "rollout servers",
-        f"{servers} of {request.server_gpus} GPU(s), at most {plan.server.most} requests each",
-    )
-    head.add_row("sandbox hosts", _hosts_text(plan))
-    head.add_row(
-        "trainer GPUs",
-        f"{_share(best.estimate('trainer_idle'))} idle, {_share(best.estimate('trainer_sync'))} sending "
-        "weights",
-    )
-    head.add_row(
-        "rollout GPUs",
-        f"{_share(best.estimate('rollout_idle'))} idle, {_share(best.estimate('rollout_load'))} of the "
-        "requests that fit",
-    )
-    head.add_row(
-        "sandbox slots",
-        f"of {best.hosts} host(s): {_share(best.estimate('sandbox_idle'))} empty, "
-        f"{_share(best.estimate('sandbox_running'))} running; {figure_text(best.estimate('sandboxes'))} open",
-    )
-    head.add_row(
-        "staleness",
-        f"mean {figure_text(best.estimate('lag_mean'), 2)} updates, 95th percentile "
-        f"{figure_text(best.estimate('lag_p95'), 1)}; max_lag {request.max_lag}, "
-        f"{_share(best.estimate('dropped'))} dropped",
-    )
-    head.add_row(
-        "a mean episode",
-        f"{means.turns:.0f} turns, {means.tokens:,.0f} tokens ({means.sampled:,.0f} sampled), "
-        f"{means.sandbox_s:,.0f} s in its sandbox",
-    )
+    for label, phrases in rows:
+        head.add_row(label, _filled(phrases, width - label_width - 4))
     return head
+
+
+def _details(plan: Plan) -> list[tuple[str, Sequence[str | Text]]]:
+    """Label and phrases of the rows below the rate."""
+    request, best = plan.request, plan.best
+    means = request.workload.per_episode()
+    shares = {name: _share(best.estimate(name)) for name in _SHARES}
+    return [
+        ("an update", [f"{_duration(best.estimate('update_s'))}", f"for {request.batch_tokens:,.0f} tokens"]),
+        (
+            "rollout servers",
+            [
+                f"{best.rollout_gpus // request.server_gpus} of {request.server_gpus} GPU(s),",
+                f"at most {plan.server.most} requests each",
+            ],
+        ),
+        ("sandbox hosts", _hosts_phrases(plan)),
+        ("trainer GPUs", [f"{shares['trainer_idle']} idle,", f"{shares['trainer_sync']} sending weights"]),
+        (
+            "rollout GPUs",
+            [f"{shares['rollout_idle']} idle,", f"{shares['rollout_load']} of the requests that fit"],
+        ),
+        (
+            f"slots of {best.hosts} hosts",
+            [
+                f"{shares['sandbox_idle']} empty,",
+                f"{shares['sandbox_running']} running;",
+                f"{figure_text(best.estimate('sandboxes'))} open",
+            ],
+        ),
+        (
+            "staleness",
+            [
+                f"mean {figure_text(best.estimate('lag_mean'), 2)} updates,",
+                f"95th percentile {figure_text(best.estimate('lag_p95'), 1)};",
+                f"max_lag {request.max_lag},",
+                f"{shares['dropped']} dropped",
+            ],
+        ),
+        (
+            "a mean episode",
+            [
+                f"{means.turns:.0f} turns,",
+                f"{means.tokens:,.0f} tokens ({means.sampled:,.0f} sampled),",
+                f"{means.sandbox_s:,.0f} s in its sandbox",
+            ],
+        ),
+    ]
+
+
+_SHARES = (
+    "trainer_idle",
+    "trainer_sync",
+    "rollout_idle",
+    "rollout_load",
+    "sandbox_idle",
+    "sandbox_running",
+    "dropped",
+)
+
+
+def _filled(phrases: Sequence[str | Text], width: int) -> Text:
+    """The phrases in lines of this width. A figure is not parted from its error."""
+    lines = [Text()]
+    for phrase in phrases:
+        text = phrase if isinstance(phrase, Text) else Text(phrase)
+        if lines[-1].plain and lines[-1].cell_len + 1 + text.cell_len > width:
+            lines.append(Text())
+        elif lines[-1].plain:
+            lines[-1].append(" ")
+        lines[-1].append_text(text)
+    return Text("\n").join(lines)
 
 
 def _split_text(plan: Plan) -> str:
@@ -173,15 +209,12 @@ def _ratio(one: Candidate) -> str:
     return f"{one.trainer_gpus} : {one.rollout_gpus}"
 
 
-def _hosts_text(plan: Plan) -> str:
-    slots = f"of {plan.request.slots} sandboxes"
-    if plan.request.hosts:
-        return f"{plan.request.hosts} {slots}"
+def _hosts_phrases(plan: Plan) -> list[str]:
+    hosts = [f"{plan.enough_hosts} of {plan.request.slots} sandboxes"]
     if plan.enough_hosts == plan.best.hosts:
-        return f"{plan.enough_hosts} {slots}"
+        return hosts
     chosen = next(one for one in plan.by_hosts if one.hosts == plan.enough_hosts)
-    kept = _share(chosen.kept_of(plan.best))
-    return f"{plan.enough_hosts} {slots} keep {kept} of these episodes"
+    return [*hosts, f"keep {_share(chosen.kept_of(plan.best))} of these episodes"]
 
 
 # ---- tables
