@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -112,7 +113,7 @@ def plan_from(options: PlanOptions, progress: Console) -> tuple[Plan, tuple[str,
         with Simulators() as simulate:
             plan = make_plan(
                 request,
-                lambda done, at_most, what: steps.report("simulating", done, at_most, "of at most"),
+                lambda done, at_most: steps.report("simulating", done, at_most, "of at most"),
                 simulate,
             )
     taken = () if options.gpus is not None else (source.gpus_reason,)
@@ -171,7 +172,7 @@ def _source(options: PlanOptions, steps: StepProgress) -> _Source:
         raise UsageError("--assume sets what the paper leaves open; give it with --workload paper.")
     folder = open_run(options.run, options.runs)
     model = _model(options.parameters)
-    recorded = read_run(folder, report=_reading(steps, folder.path.name))
+    recorded = read_run(folder, report=partial(steps.report, "reading episodes"))
     model = model or run_model(folder)
     gpus = usual_gpus(model.parameters)
     return _Source(
@@ -195,11 +196,6 @@ def _paper_source(options: PlanOptions, steps: StepProgress) -> _Source:
     reason = f"assumed {PAPER_GPUS} GPUs, as in the paper; --gpus N chooses"
     workload = paper_workload(assumed, samples)
     return _Source(workload, model, PAPER_BATCH_TOKENS, PAPER_MAX_LAG, PAPER_GPUS, reason, tuple(samples))
-
-
-def _reading(steps: StepProgress, run: str) -> Callable[[int, int], None]:
-    """Reports the episodes of a run that are read."""
-    return lambda done, total: steps.report(f"reading the episodes of {run}", done, total)
 
 
 def _size_text(parameters: float) -> str:

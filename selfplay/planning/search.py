@@ -38,8 +38,8 @@ SIMULATIONS = 5  # of each split, unless the request says otherwise
 _GRID = (0.0625, 0.125, 0.25, 0.375, 0.5, 0.75)  # trainer shares that are tried first
 _FEW_SPLITS = 8  # so many are all tried
 
-# Called with the simulations that are done, the most that there may be, and what is simulated.
-Report = Callable[[int, int, str], None]
+# Called with the simulations that are done and the most that there may be.
+Report = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ class Plan:
 
 def make_plan(
     request: PlanRequest,
-    report: Report = lambda done, at_most, what: None,
+    report: Report = lambda done, at_most: None,
     simulate: Simulate = in_turn,
 ) -> Plan:
     """Search for the best split. report: called before the first simulation and after each.
@@ -316,13 +316,12 @@ class _Planner:
         # The total never grows, but to what is certain.
         self._at_most = at_most if self._at_most is None else min(self._at_most, at_most)
         self._at_most = max(self._at_most, self._done + len(jobs))
-        labels = [self._label(*shape) for shape in shapes for _ in range(count)]
         forecasts: list[Forecast] = []
-        self._report(self._done, self._at_most, labels[0])
-        for forecast, label in zip(self._simulate(jobs), labels, strict=True):
+        self._report(self._done, self._at_most)
+        for forecast in self._simulate(jobs):
             forecasts.append(forecast)
             self._done += 1
-            self._report(self._done, self._at_most, label)
+            self._report(self._done, self._at_most)
         return [
             Candidate(
                 trainer_gpus,
@@ -332,9 +331,6 @@ class _Planner:
             )
             for index, (trainer_gpus, hosts) in enumerate(shapes)
         ]
-
-    def _label(self, trainer_gpus: int, hosts: int) -> str:
-        return f"{trainer_gpus} : {self._servers(trainer_gpus) * self._unit} GPUs, {hosts} hosts"
 
     def _jobs(self, trainer_gpus: int, hosts: int) -> list[Job]:
         """The simulations of one split, one per seed."""

@@ -42,7 +42,7 @@ class StepProgress:
         if self._console.is_terminal:
             columns = (
                 TextColumn("{task.description}", markup=False),
-                BarColumn(bar_width=16),
+                BarColumn(bar_width=12),
                 TextColumn("{task.fields[count]}", markup=False),
                 TimeElapsedColumn(),
             )

@@ -782,7 +782,7 @@ def test_a_figure_shows_no_digit_that_its_error_leaves_open(mean, error, decimal
 def test_a_search_says_how_much_of_it_is_done():
     for request in (a_request(), a_request(gpus=64, updates=1), a_request(trainer_gpus=2, hosts=3)):
         reports: list[tuple[int, int]] = []
-        made = make_plan(request, lambda done, most, what, seen=reports: seen.append((done, most)))
+        made = make_plan(request, lambda done, most, seen=reports: seen.append((done, most)))
         tried = len(made.splits) + len(made.by_hosts) - 1  # the best is in both
         done = [count for count, _ in reports]
         assert done[0] == 0
@@ -803,7 +803,7 @@ def test_a_plan_without_a_terminal_prints_plain_lines_of_progress(tmp_path):
     console = Console(file=io.StringIO(), width=60)
     plan_from(options, console)
     lines = console.file.getvalue().splitlines()
-    assert lines[0] == "reading the episodes of mine"
+    assert lines[0] == "reading episodes"
     assert any(re.fullmatch(r"simulating: 0 of at most \d+", line) for line in lines)
 
 

@@ -27,7 +27,9 @@ def test_plain_lines_show_the_first_step_at_once_and_others_now_and_then():
 def test_a_terminal_shows_a_bar_that_fits_and_goes_at_the_end():
     console = Console(file=io.StringIO(), width=60, force_terminal=True, color_system=None)
     with StepProgress(console) as progress:
-        progress.report("reading the episodes of [red]\x1bmine", 3, 1_000)
+        progress.report("reading [red]\x1bmine", 5_999, 6_000)
+        progress._bar.refresh()
+        assert "5,999 of 6,000 0:00:00" in console.file.getvalue()
         progress.report("simulating", 35, 110, "of at most")
         progress._bar.refresh()
         shown = console.file.getvalue()
