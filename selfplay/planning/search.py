@@ -107,7 +107,7 @@ class Candidate:
         return self.estimate("trained_per_hour").mean
 
     def is_told_apart(self, other: Candidate, comparisons: int = 1) -> bool:
-        """True if the interval of the difference in trained episodes per hour excludes 0 (Welch's t).
+        """True if the interval of the difference in trained episodes per hour excludes 0 (Student's t).
 
         comparisons: how many such questions are asked. All intervals hold together with a confidence of 95 %
         (Bonferroni's correction), since the best of many splits is often so by chance. The seeds are not
@@ -115,13 +115,9 @@ class Candidate:
         differences are far from normal.
         """
         mine, theirs = (one.estimate("trained_per_hour") for one in (self, other))
-        squares = [(one.error or 0.0) ** 2 for one in (mine, theirs)]
-        if not sum(squares):
-            return mine.mean != theirs.mean
-        # Welch and Satterthwaite's degrees of freedom, from n - 1 to 2 (n - 1) for n simulations each.
-        freedom = (mine.count - 1) * sum(squares) ** 2 / sum(square**2 for square in squares)
-        share = 1 - (1 - CONFIDENCE) / 2 / comparisons
-        reach = t_quantile(share, math.floor(freedom + 1e-9)) * math.sqrt(sum(squares))
+        error = math.hypot(mine.error or 0.0, theirs.error or 0.0)
+        freedom = mine.count + theirs.count - 2
+        reach = t_quantile(1 - (1 - CONFIDENCE) / 2 / comparisons, freedom) * error
         return abs(mine.mean - theirs.mean) > reach
 
     def kept_of(self, ample: Candidate) -> Estimate:
