@@ -171,7 +171,14 @@ PlanAssume = Annotated[
         "--assume", help="An assumption of the paper's workload, for instance drawn_tokens=600; repeatable."
     ),
 ]
-PlanGpus = Annotated[int, typer.Option("--gpus", help="GPUs in all.")]
+PlanGpus = Annotated[
+    int | None,
+    typer.Option(
+        "--gpus",
+        help="GPUs in all. Default: 16 for each billion of the run's parameters, in whole machines of 8; "
+        "512 for the paper.",
+    ),
+]
 PlanTrainerGpus = Annotated[
     int, typer.Option("--trainer-gpus", help="GPUs that train; 0: the best number is found.")
 ]
@@ -207,8 +214,11 @@ PlanMbu = Annotated[
 PlanLinkGbs = Annotated[
     float | None, typer.Option("--link-gbs", help="Speed of weight transfer. Default 50 GB/s: 400 Gbit/s.")
 ]
-PlanUpdates = Annotated[int, typer.Option("--updates", help="Updates simulated for each split.")]
-PlanSeed = Annotated[int, typer.Option("--seed", help="Seed of the simulation.")]
+PlanUpdates = Annotated[int, typer.Option("--updates", help="Updates measured in each simulation.")]
+PlanSimulations = Annotated[
+    int, typer.Option("--simulations", help="Simulations of each split; ± comes from their spread.")
+]
+PlanSeed = Annotated[int, typer.Option("--seed", help="Seed of the simulations.")]
 PlanCheck = Annotated[
     bool, typer.Option("--check", help="Predict the run's second half from its first, and show the error.")
 ]

@@ -25,6 +25,7 @@ from selfplay.curriculum.store import Store
 from selfplay.errors import RunError, UsageError
 from selfplay.evaluation.comparison import compare
 from selfplay.evaluation.folder import Folder, entries_of
+from selfplay.metrics import read_metrics
 from selfplay.viewing.duplicates import duplicates_text, repeated_bugs
 from selfplay.viewing.progress import ROLES, duration_text
 from selfplay.viewing.scores import comparison_body
@@ -32,20 +33,6 @@ from selfplay.viewing.shell import inspect_command, replay_command, runs_option
 from selfplay.viewing.tables import FirstThatFits, bar, table
 
 BINS = 5
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics file, without lines that are not whole: a killed run may leave one."""
-    rows = []
-    if path.is_file():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError:
-                continue
-            if isinstance(row, dict):
-                rows.append(row)
-    return rows
 
 
 def print_summary(

@@ -16,13 +16,14 @@ from selfplay.curriculum.rows import VerdictRow
 from selfplay.curriculum.store import Store
 from selfplay.errors import RunError, StoreError, UsageError
 from selfplay.evaluation.folder import AttemptResult
+from selfplay.metrics import read_metrics
 from selfplay.viewing.changes import diffstat
 from selfplay.viewing.duplicates import repeated_bugs
 from selfplay.viewing.episode_search import find_episode
 from selfplay.viewing.inspect import BugFilter, select_bugs, show_bug, show_bugs
 from selfplay.viewing.rejections import rejections, show_rejections
 from selfplay.viewing.replay import replay
-from selfplay.viewing.summary import print_summary, read_metrics, solve_rate_bins
+from selfplay.viewing.summary import print_summary, solve_rate_bins
 from store_rows import INJECT, WEAKEN, a_group, an_episode, an_episode_value, recorded_run
 
 
