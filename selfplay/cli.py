@@ -11,7 +11,9 @@ from typing import Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
+from selfplay.commands.help_pages import Command, without_types
 from selfplay.commands.options import (
+    TASK_SETS,
     AsJson,
     BugsBug,
     BugsMaxSolveRate,
@@ -70,6 +72,7 @@ from selfplay.commands.options import (
     Version,
     WarmStartConfig,
     WarmStartOutput,
+    WarmStartOverrides,
 )
 from selfplay.errors import SelfplayError, UsageError, full_disk_reported
 from selfplay.runtime.heaps import bound_heaps
@@ -81,6 +84,9 @@ OUTPUT_CLOSED = 141  # SIGPIPE
 
 class CommandGroup(TyperGroup):
     """Says that a command was interrupted, and what follows. Typer would end it without a word."""
+
+    def get_params(self, ctx: Any) -> Any:
+        return without_types(super().get_params(ctx))
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -108,7 +114,7 @@ def options_of_all(version: Version = False) -> None:
     """Options that stand before the command. `--version` prints and ends there."""
 
 
-@app.command()
+@app.command(cls=Command)
 def train(
     repos: TrainRepos = None,
     config: ConfigFile = None,
@@ -148,7 +154,7 @@ def train(
         start_training(repos, config, set_ or [], cluster)
 
 
-@app.command("inspect-bugs")
+@app.command("inspect-bugs", cls=Command)
 def inspect_bugs(
     run: BugsRun = "",
     bug: BugsBug = None,
@@ -194,7 +200,7 @@ def inspect_bugs(
         show_bugs(store, wanted, console, as_json=json_)
 
 
-@app.command()
+@app.command(cls=Command)
 def replay(
     episode: ReplayEpisode,
     run: ReplayRun = "",
@@ -220,7 +226,7 @@ def replay(
     viewer.replay(found, Console(), step=step, speed=speed)
 
 
-@app.command()
+@app.command(cls=Command)
 def validate(
     artifact: ValidateArtifact,
     repo: ValidateRepo,
@@ -240,7 +246,7 @@ def validate(
     raise typer.Exit(judge_folder(artifact, repo, config, set_ or [], all_checks=all_checks, as_json=json_))
 
 
-@app.command("eval")
+@app.command("eval", cls=Command)
 def evaluate(
     tasks: EvalTasks = None,
     config: ConfigFile = None,
@@ -252,8 +258,7 @@ def evaluate(
     compare: EvalCompare = None,
     json_: AsJson = False,
 ) -> None:
-    """A policy's repair rate on bugs, sampled and greedy, with standard errors; or two policies compared on
-    the same bugs.
+    """A policy's repair rate on bugs, with standard errors; or two policies compared on the same bugs.
 
     Example: [bold]selfplay eval --tasks own --config quickstart --output A[/bold],
     then [bold]selfplay eval --compare A B[/bold]
@@ -269,7 +274,7 @@ def evaluate(
         return
     if not tasks:
         raise typer.BadParameter(
-            "--tasks SET_OR_FILE is needed (or --compare A B). Sets that come with selfplay: own, human."
+            f"--tasks SET_OR_FILE is needed (or --compare A B). Sets that come with selfplay: {TASK_SETS}."
         )
     from selfplay.commands.evaluate import EvaluationRequest, start_evaluation
 
@@ -277,11 +282,11 @@ def evaluate(
     start_evaluation(request, config, set_ or [], as_json=json_)
 
 
-@app.command("warm-start")
+@app.command("warm-start", cls=Command)
 def warm_start(
     output: WarmStartOutput = Path("runs/warm-start"),
     config: WarmStartConfig = None,
-    set_: Overrides = None,
+    set_: WarmStartOverrides = None,
 ) -> None:
     """Make a cold-started policy: mid-training on source, then supervised trajectories for both roles.
 
@@ -292,7 +297,7 @@ def warm_start(
     run_warm_start(output, config, set_ or [])
 
 
-@app.command()
+@app.command(cls=Command)
 def plan(
     run: PlanRun = "",
     workload: PlanWorkload = "",
@@ -317,8 +322,7 @@ def plan(
     runs: RunRoot = Path("runs"),
     json_: AsJson = False,
 ) -> None:
-    """Simulate N GPUs, from a run or from the paper: episodes an hour, idle shares, staleness, and the best
-    split.
+    """Simulate N GPUs, from a run or from the paper: episodes an hour, idle shares, the best split.
 
     Example: [bold]selfplay plan --workload paper --gpus 512[/bold]
     or [bold]selfplay plan RUN --gpus 64 --parameters 8e9[/bold]
@@ -335,7 +339,7 @@ def plan(
     run_plan(PlanOptions(**typed | {"assume": assume or []}), as_json=json_)
 
 
-@app.command()
+@app.command(cls=Command)
 def doctor(
     clean: DoctorClean = False,
     attack: DoctorAttack = False,
