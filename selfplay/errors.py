@@ -27,9 +27,46 @@ SelfplayError
 """
 
 import errno
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+
+MAX_FAULTS = 10  # of a file's lines that a message lists
+MAX_RANGES = 4  # of the numbers of lines with the same fault
+
+
+def listed_faults(faults: Sequence[tuple[int, str]]) -> str:
+    """Faults of a file's lines, as (line number, text): lines with the same text are shown together.
+
+    At most MAX_FAULTS texts, then how many more lines are wrong. What follows "; " in a text is its remedy,
+    which is shown once.
+    """
+    together: dict[str, list[int]] = {}
+    for number, text in faults:
+        together.setdefault(text, []).append(number)
+    shown: list[str] = []
+    remedies: set[str] = set()
+    for text, numbers in list(together.items())[:MAX_FAULTS]:
+        what, _, remedy = text.partition("; ")
+        shown.append(f"  {_line_numbers(numbers)}: {what if remedy in remedies else text}")
+        remedies |= {remedy} - {""}
+    if hidden := sum(len(numbers) for numbers in list(together.values())[MAX_FAULTS:]):
+        shown.append(f"  … {hidden} more")
+    return "\n".join(shown)
+
+
+def _line_numbers(numbers: Sequence[int]) -> str:
+    """`line 3`, `lines 1–240` or `lines 1–3, 7`; after MAX_RANGES ranges how many more lines there are."""
+    ranges: list[list[int]] = []
+    for number in numbers:
+        if ranges and number == ranges[-1][-1] + 1:
+            ranges[-1].append(number)
+        else:
+            ranges.append([number])
+    texts = [f"{some[0]}–{some[-1]}" if len(some) > 1 else str(some[0]) for some in ranges[:MAX_RANGES]]
+    if more := sum(map(len, ranges[MAX_RANGES:])):
+        texts.append(f"and {more} more")
+    return f"line{'s' if len(numbers) > 1 else ''} {', '.join(texts)}"
 
 
 class SelfplayError(Exception):
@@ -60,7 +97,7 @@ class RepositoryListError(UsageError):
     def __init__(self, path: str, problems: list[tuple[int, str]]) -> None:
         self.path = path
         self.problems = problems
-        lines = "\n".join(f"  line {number}: {message}" for number, message in problems)
+        lines = listed_faults(problems)
         super().__init__(f"{path}: {len(problems)} unusable line(s), nothing was started:\n{lines}")
 
 
