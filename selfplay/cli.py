@@ -76,6 +76,7 @@ from selfplay.commands.options import (
 )
 from selfplay.errors import SelfplayError, UsageError, full_disk_reported
 from selfplay.runtime.heaps import bound_heaps
+from selfplay.runtime.terminal import ready_streams
 
 # As a shell reports a process that a signal ended.
 INTERRUPTED = 130  # SIGINT
@@ -367,6 +368,7 @@ def doctor(
 
 def main() -> None:
     """Entry point. A reader of the output that has gone, as after `| head`, ends the command quietly."""
+    ready_streams()
     bound_heaps()
     try:
         try:
