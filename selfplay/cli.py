@@ -74,7 +74,7 @@ from selfplay.commands.options import (
     WarmStartOutput,
     WarmStartOverrides,
 )
-from selfplay.errors import SelfplayError, UsageError, full_disk_reported
+from selfplay.errors import SelfplayError, UsageError, full_disk_reported, path_fault
 from selfplay.runtime.heaps import bound_heaps
 from selfplay.runtime.terminal import ready_streams
 
@@ -140,6 +140,8 @@ def train(
         return
     from selfplay.commands.train import resume_training, start_training
 
+    if resume == "":
+        raise typer.BadParameter("--resume needs the name or folder of a run.")
     if resume is not None:
         if repos is not None or config is not None:
             raise typer.BadParameter(
@@ -396,18 +398,27 @@ def run_command() -> None:
     try:
         with full_disk_reported(Path.cwd()):
             app(standalone_mode=True)
+    except OSError as error:
+        if not (message := path_fault(error)):
+            raise
+        end_with(SelfplayError(message))
     except SelfplayError as error:
-        from rich.console import Console
-        from rich.text import Text
+        end_with(error)
 
-        from selfplay.agent.observations import make_harmless
 
-        console = Console(stderr=True)  # messages and logs may quote what hostile code printed
-        console.print(Text("error: ", style="bold red") + Text(make_harmless(str(error))))
-        tail = getattr(error, "log_tail", "")
-        if tail:
-            console.print(Text(make_harmless(tail), style="dim"))
-        sys.exit(error.exit_code)
+def end_with(error: SelfplayError) -> NoReturn:
+    """Print the message of an error, and exit with its code."""
+    from rich.console import Console
+    from rich.text import Text
+
+    from selfplay.agent.observations import make_harmless
+
+    console = Console(stderr=True)  # messages and logs may quote what hostile code printed
+    console.print(Text("error: ", style="bold red") + Text(make_harmless(str(error))))
+    tail = getattr(error, "log_tail", "")
+    if tail:
+        console.print(Text(make_harmless(tail), style="dim"))
+    sys.exit(error.exit_code)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from typing import Any
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from selfplay.errors import ConfigError
-from selfplay.runtime.recipes import find_recipe
+from selfplay.runtime.recipes import find_recipe, read_text
 from selfplay.settings import faults
 from selfplay.settings.base import Section
 from selfplay.settings.learning import (
@@ -235,15 +235,14 @@ def load_config(path: Path | None = None, overrides: Sequence[str] = ()) -> Conf
     values: dict[str, Any] = {}
     if path is not None:
         path = find_recipe(path, "the configuration")
-        try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"cannot read the configuration {path}: {error}") from error
+        text = read_text(path, "the configuration")
         try:
             values = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
         except (tomllib.TOMLDecodeError, json.JSONDecodeError) as error:
             kind = path.suffix.lstrip(".").upper() or "TOML"
             raise ConfigError(f"{path} is not valid {kind}: {error}") from error
+        if not isinstance(values, dict):
+            raise ConfigError(f"{path} holds no settings: it is a JSON text, and no object of sections.")
     values, notes = with_new_names(values)
     parsed = parse_overrides(overrides)
     overridden = {name for key in parsed for name in faults.laid_over(values, key)}

@@ -27,11 +27,25 @@ SelfplayError
 """
 
 import errno
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 MAX_FAULTS = 10  # of a file's lines that a message lists
+# What the choice of a path leads to; a file that is only missing may be a fault of this program.
+PATH_FAULTS = frozenset(
+    (
+        errno.EACCES,
+        errno.EPERM,
+        errno.EROFS,
+        errno.EEXIST,
+        errno.ENOTDIR,
+        errno.EISDIR,
+        errno.ENAMETOOLONG,
+        errno.ELOOP,
+    )
+)
 MAX_RANGES = 4  # of the numbers of lines with the same fault
 
 
@@ -122,6 +136,17 @@ def full_disk_reported(place: Path) -> Iterator[None]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise DiskFullError(Path(error.filename or place), error.strerror) from error
         raise
+
+
+def path_fault(error: OSError) -> str:
+    """The message for a path that a person chose and that cannot be used so; "" for other errors."""
+    place = error.filename
+    if not isinstance(place, str | bytes | os.PathLike) or error.errno not in PATH_FAULTS:
+        return ""
+    return (
+        f"cannot use {os.fsdecode(place)}: {error.strerror}. "
+        "Give access to it, or name another place (options and settings, SELFPLAY_CACHE, TMPDIR)."
+    )
 
 
 class RepositoryError(SelfplayError):

@@ -86,7 +86,14 @@ BugsStrategy = Annotated[
     str | None, typer.Option("--strategy", metavar="NAME", help="Only bugs of this strategy.")
 ]
 BugsOrder = Annotated[
-    int | None, typer.Option("--order", metavar="N", help="1: injected; 2: grown from a failed repair.")
+    int | None,
+    typer.Option(
+        "--order",
+        min=1,
+        max=2,
+        metavar="N",
+        help="Only bugs of this order. 1: injected; 2: grown from a failed repair.",
+    ),
 ]
 BugsStatus = Annotated[
     str | None,
@@ -96,11 +103,15 @@ BugsStatus = Annotated[
 ]
 BugsMinSolveRate = Annotated[
     float | None,
-    typer.Option("--min-solve-rate", metavar="RATE", help="Only bugs with at least this solve rate, 0 to 1."),
+    typer.Option(
+        "--min-solve-rate", min=0, max=1, metavar="RATE", help="Only bugs with at least this solve rate."
+    ),
 ]
 BugsMaxSolveRate = Annotated[
     float | None,
-    typer.Option("--max-solve-rate", metavar="RATE", help="Only bugs with at most this solve rate, 0 to 1."),
+    typer.Option(
+        "--max-solve-rate", min=0, max=1, metavar="RATE", help="Only bugs with at most this solve rate."
+    ),
 ]
 BugsSort = Annotated[
     str, typer.Option("--sort", metavar="KEY", help=f"Sort the bugs by: {', '.join(BUG_ORDERS)}.")

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from selfplay.errors import UsageError, listed_faults
 from selfplay.repositories.specs import absolute_line, parse_spec
+from selfplay.runtime.recipes import read_text
 from selfplay.runtime.resources import resource
 from selfplay.source.apply import apply_patch
 from selfplay.source.diffs import parse_patch, reverse_patch
@@ -154,11 +155,8 @@ def task_record(task: Task) -> dict[str, Any]:
 
 def read_tasks(path: Path) -> list[Task]:
     """All tasks of a JSONL file. Raises UsageError, which lists bad lines with their numbers."""
-    try:
-        # Not splitlines: JSON texts may hold other line breaks unescaped.
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read the tasks {path}: {error}. {HOW_TO_WRITE}") from error
+    # Not splitlines: JSON texts may hold other line breaks unescaped.
+    lines = read_text(path, "the tasks", HOW_TO_WRITE).split("\n")
     tasks: dict[str, Task] = {}
     faults: list[tuple[int, str]] = []
     for number, line in enumerate(lines, 1):
@@ -199,7 +197,12 @@ class ListsRepositories(Protocol):
 
 
 def export_tasks(store: Store, bugs: Sequence[BugRow], run: ListsRepositories, path: Path) -> int:
-    """Write `bugs` as task records and return their number. `repo` is the bug's line in the run's list."""
+    """Write `bugs` as task records and return their number. `repo` is the bug's line in the run's list.
+
+    Raises UsageError if the file cannot be written.
+    """
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        raise UsageError(f"cannot write the tasks to {path}: it is no file in a folder that exists.")
     lines = run.repositories_file.read_text(encoding="utf-8").splitlines()
     specs = {parse_spec(line).name: line for line in lines if line.strip()}
     with path.open("w", encoding="utf-8") as file:
@@ -248,10 +251,8 @@ def _task_file(source: str) -> Path:
         return frozen
     if not Path(source).is_file():
         known = ", ".join(frozen_sets()) or "none"
-        raise UsageError(
-            f"there is no task set and no file named {source!r}. "
-            f"Sets that come with selfplay: {known}. {HOW_TO_WRITE}"
-        )
+        problem = "is a folder" if Path(source).is_dir() else "is no task set and no file"
+        raise UsageError(f"{source!r} {problem}. Sets that come with selfplay: {known}. {HOW_TO_WRITE}")
     return Path(source)
 
 

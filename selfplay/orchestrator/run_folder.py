@@ -143,11 +143,11 @@ def create_run(
 
     repositories: text of the repository list. given_bugs: text of the file `train.bugs`.
     evaluation_tasks: the tasks that `evaluation.tasks` names.
-    Raises RunError if the name is taken or the folder cannot be written.
+    Raises RunError if the name is taken or the folder cannot be written, UsageError if `run.folder` is none.
     """
     root = Path(config.run.folder)
     if root.exists() and not root.is_dir():
-        raise RunError(f"run.folder = {config.run.folder!r} is no folder. Let it name one that holds runs.")
+        raise UsageError(f"run.folder = {config.run.folder!r} is no folder. Let it name one that holds runs.")
     name = config.run.name or _free_name(root, now.strftime("%Y%m%d-%H%M%S"))
     folder = RunFolder(root / name)
     if folder.path.exists():

@@ -17,6 +17,7 @@ from pydantic_core import ErrorDetails
 from selfplay.settings.base import Section
 
 Location = Sequence[str | int]
+UNKNOWN = "unknown setting."
 MAX_VALUE = 100  # characters of a wrong value that are shown
 # Kind of fault, as pydantic calls it -> what the setting needs. {…}: the bound.
 NEEDS: Mapping[str, str] = {
@@ -43,9 +44,12 @@ def explain(
     source: the file, or "--set". overridden: as `laid_over` finds them.
     """
     lines: dict[str, list[str]] = {}
+    told: set[str] = set()  # a long list of names is shown once
     for item in error.errors():
         key = _key(item["loc"])
-        text = _fault(item, model)
+        text, unknown, names = _fault(item, model).partition(UNKNOWN)
+        text += unknown + (names if names not in told else "")
+        told.add(names)
         lines.setdefault(_blamed(key, source, overridden), []).append(
             f"  {key}: {text}" if key else f"  {text}"
         )
@@ -108,7 +112,7 @@ def _fault(item: ErrorDetails, model: type[Section]) -> str:
     kind, value, context = item["type"], item["input"], item.get("ctx", {})
     key = ".".join(map(str, item["loc"]))
     if kind == "extra_forbidden":
-        return f"unknown setting.{_suggestion(item['loc'], model)}"
+        return f"{UNKNOWN}{_suggestion(item['loc'], model)}"
     if kind == "value_error":
         reason = str(context["error"])
         return reason if not item["loc"] or repr(value) in reason else f"{reason} (got {_shown(value)})"
@@ -124,9 +128,15 @@ def _fault(item: ErrorDetails, model: type[Section]) -> str:
         return f"is a section, and {_shown(value)} is none. Settings in it: {names}"
     if kind == "missing":
         return "is missing"
-    if kind in NEEDS:
-        return f"needs {NEEDS[kind].format(**context)}, not {_shown(value)}"
+    if need := needed(item):
+        return need
     return f"{item['msg']} (got {_shown(value)})" if key else item["msg"]
+
+
+def needed(item: ErrorDetails) -> str:
+    """What a value needs that has the wrong type or is out of bounds; "" for other faults."""
+    need = NEEDS.get(item["type"], "").format(**item.get("ctx", {}))
+    return need and f"needs {need}, not {_shown(item['input'])}"
 
 
 def _list_fault(value: object, wanted: Any) -> str:

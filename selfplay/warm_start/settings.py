@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import Field, ValidationError
 
 from selfplay.errors import ConfigError
-from selfplay.runtime.recipes import find_recipe
+from selfplay.runtime.recipes import find_recipe, read_text
 from selfplay.settings import faults
 from selfplay.settings.base import Section
 
@@ -314,9 +314,9 @@ def read_settings(config: Path | None, overrides: Sequence[str]) -> WarmStartSet
     if config is not None:
         config = find_recipe(config, "the warm-start settings")
         try:
-            values = tomllib.loads(config.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-            raise ConfigError(f"cannot read the warm-start settings {config}: {error}") from error
+            values = tomllib.loads(read_text(config, "the warm-start settings"))
+        except tomllib.TOMLDecodeError as error:
+            raise ConfigError(f"{config} is not valid TOML: {error}") from error
     for override in overrides:
         key, separator, value = override.partition("=")
         try:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from selfplay.config import Config, build_config, load_config
-from selfplay.errors import ConfigError, RunError, UsageError
+from selfplay.errors import ConfigError, UsageError
 from selfplay.orchestrator.run_folder import create_run, open_run
 from selfplay.warm_start.settings import read_settings
 
@@ -125,7 +125,7 @@ def test_the_warm_start_has_suggestions_and_blames_whoever_set_the_value(tmp_pat
 def test_a_file_in_place_of_the_folder_of_runs_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     config = Config.model_validate({"run": {"folder": str(tmp_path / "file"), "name": "x"}})
-    with pytest.raises(RunError, match="run.folder = '.*file' is no folder"):
+    with pytest.raises(UsageError, match="run.folder = '.*file' is no folder"):
         create_run(config, "", datetime(2026, 1, 1))
     with pytest.raises(UsageError, match="--runs .*file is no folder"):
         open_run("", tmp_path / "file")
