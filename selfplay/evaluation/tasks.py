@@ -251,8 +251,11 @@ def _task_file(source: str) -> Path:
         return frozen
     if not Path(source).is_file():
         known = ", ".join(frozen_sets()) or "none"
-        problem = "is a folder" if Path(source).is_dir() else "is no task set and no file"
-        raise UsageError(f"{source!r} {problem}. Sets that come with selfplay: {known}. {HOW_TO_WRITE}")
+        is_folder = Path(source).is_dir()
+        problem = (
+            f"{source!r} is a folder" if is_folder else f"there is no task set and no file named {source!r}"
+        )
+        raise UsageError(f"{problem}. Sets that come with selfplay: {known}. {HOW_TO_WRITE}")
     return Path(source)
 
 
