@@ -11,82 +11,11 @@ from typing import Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from selfplay.commands.options import (
-    AsJson,
-    BugsBug,
-    BugsLimit,
-    BugsMaxSolveRate,
-    BugsMinSolveRate,
-    BugsOrder,
-    BugsRejected,
-    BugsRepository,
-    BugsReverse,
-    BugsRun,
-    BugsSort,
-    BugsStatus,
-    BugsStrategy,
-    BugsTasks,
-    ConfigFile,
-    DoctorAttack,
-    DoctorClean,
-    DoctorSandbox,
-    EpisodesBug,
-    EpisodesCheck,
-    EpisodesFinish,
-    EpisodesGroup,
-    EpisodesLimit,
-    EpisodesMaxReward,
-    EpisodesMinReward,
-    EpisodesRole,
-    EpisodesRun,
-    EpisodesUpdate,
-    EvalAttempts,
-    EvalCompare,
-    EvalGreedy,
-    EvalLimit,
-    EvalOutput,
-    EvalTasks,
-    Overrides,
-    PlanAssume,
-    PlanBandwidthTbs,
-    PlanBatchTokens,
-    PlanCheck,
-    PlanGpuGb,
-    PlanGpus,
-    PlanHosts,
-    PlanLinkGbs,
-    PlanMaxLag,
-    PlanMbu,
-    PlanMfu,
-    PlanParameters,
-    PlanPeakTflops,
-    PlanRun,
-    PlanSeed,
-    PlanServerGpus,
-    PlanSimulations,
-    PlanSlots,
-    PlanTrainerGpus,
-    PlanUpdates,
-    PlanWorkload,
-    ReplayEpisode,
-    ReplayRun,
-    ReplaySpeed,
-    ReplayStep,
-    RunRoot,
-    ShowRun,
-    TrainCluster,
-    TrainDryRun,
-    TrainRepos,
-    TrainResume,
-    ValidateAllChecks,
-    ValidateArtifact,
-    ValidateRepo,
-    Version,
-    WarmStartConfig,
-    WarmStartOutput,
-)
-from selfplay.errors import SelfplayError, UsageError, full_disk_reported
+from selfplay.commands import options
+from selfplay.commands.help_pages import Command, without_types
+from selfplay.errors import SelfplayError, UsageError, full_disk_reported, path_fault
 from selfplay.runtime.heaps import bound_heaps
+from selfplay.runtime.terminal import ready_streams
 
 # As a shell reports a process that a signal ended.
 INTERRUPTED = 130  # SIGINT
@@ -95,6 +24,9 @@ OUTPUT_CLOSED = 141  # SIGPIPE
 
 class CommandGroup(TyperGroup):
     """Says that a command was interrupted, and what follows. Typer would end it without a word."""
+
+    def get_params(self, ctx: Any) -> Any:
+        return without_types(super().get_params(ctx))
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -118,19 +50,19 @@ app = typer.Typer(
 
 
 @app.callback()
-def options_of_all(version: Version = False) -> None:
+def options_of_all(version: options.Version = False) -> None:
     """Options that stand before the command. `--version` prints and ends there."""
 
 
-@app.command()
+@app.command(cls=Command)
 def train(
-    repos: TrainRepos = None,
-    config: ConfigFile = None,
-    set_: Overrides = None,
-    resume: TrainResume = None,
-    runs: RunRoot = Path("runs"),
-    cluster: TrainCluster = None,
-    dry_run: TrainDryRun = False,
+    repos: options.TrainRepos = None,
+    config: options.ConfigFile = None,
+    set_: options.Overrides = None,
+    resume: options.TrainResume = None,
+    runs: options.RunRoot = Path("runs"),
+    cluster: options.TrainCluster = None,
+    dry_run: options.TrainDryRun = False,
 ) -> None:
     """Play, judge and train over a list of repositories.
 
@@ -147,6 +79,8 @@ def train(
         return
     from selfplay.commands.train import resume_training, start_training
 
+    if resume == "":
+        raise typer.BadParameter("--resume needs the name or folder of a run.")
     if resume is not None:
         if repos is not None or config is not None:
             raise typer.BadParameter(
@@ -162,8 +96,10 @@ def train(
         start_training(repos, config, set_ or [], cluster)
 
 
-@app.command("show")
-def show(run: ShowRun = "", runs: RunRoot = Path("runs"), json_: AsJson = False) -> None:
+@app.command(cls=Command)
+def show(
+    run: options.ShowRun = "", runs: options.RunRoot = Path("runs"), json_: options.AsJson = False
+) -> None:
     """The summary of a run, as at its end; also while it plays.
 
     Example: [bold]selfplay show[/bold]
@@ -173,8 +109,8 @@ def show(run: ShowRun = "", runs: RunRoot = Path("runs"), json_: AsJson = False)
     show_run(run, runs, as_json=json_)
 
 
-@app.command("runs")
-def list_runs(runs: RunRoot = Path("runs"), json_: AsJson = False) -> None:
+@app.command("runs", cls=Command)
+def list_runs(runs: options.RunRoot = Path("runs"), json_: options.AsJson = False) -> None:
     """The runs there are, how far each is, and the settings in which they differ.
 
     Example: [bold]selfplay runs --runs experiments[/bold]
@@ -184,23 +120,23 @@ def list_runs(runs: RunRoot = Path("runs"), json_: AsJson = False) -> None:
     show.list_runs(runs, as_json=json_)
 
 
-@app.command("inspect-bugs")
+@app.command("inspect-bugs", cls=Command)
 def inspect_bugs(
-    run: BugsRun = "",
-    bug: BugsBug = None,
-    repository: BugsRepository = None,
-    strategy: BugsStrategy = None,
-    order: BugsOrder = None,
-    status: BugsStatus = None,
-    min_solve_rate: BugsMinSolveRate = None,
-    max_solve_rate: BugsMaxSolveRate = None,
-    sort: BugsSort = "created",
-    reverse: BugsReverse = False,
-    limit: BugsLimit = None,
-    rejected: BugsRejected = False,
-    tasks: BugsTasks = None,
-    runs: RunRoot = Path("runs"),
-    json_: AsJson = False,
+    run: options.BugsRun = "",
+    bug: options.BugsBug = None,
+    repository: options.BugsRepository = None,
+    strategy: options.BugsStrategy = None,
+    order: options.BugsOrder = None,
+    status: options.BugsStatus = None,
+    min_solve_rate: options.BugsMinSolveRate = None,
+    max_solve_rate: options.BugsMaxSolveRate = None,
+    sort: options.BugsSort = "created",
+    reverse: options.BugsReverse = False,
+    limit: options.BugsLimit = None,
+    rejected: options.BugsRejected = False,
+    tasks: options.BugsTasks = None,
+    runs: options.RunRoot = Path("runs"),
+    json_: options.AsJson = False,
 ) -> None:
     """The curriculum of a run: its bugs, one bug in full with its lineage, or why artifacts were rejected.
 
@@ -217,18 +153,18 @@ def inspect_bugs(
 
 @app.command()
 def episodes(
-    run: EpisodesRun = "",
-    role: EpisodesRole = None,
-    finish: EpisodesFinish = None,
-    min_reward: EpisodesMinReward = None,
-    max_reward: EpisodesMaxReward = None,
-    check: EpisodesCheck = None,
-    update: EpisodesUpdate = None,
-    bug: EpisodesBug = None,
-    group: EpisodesGroup = None,
-    limit: EpisodesLimit = None,
-    runs: RunRoot = Path("runs"),
-    json_: AsJson = False,
+    run: options.EpisodesRun = "",
+    role: options.EpisodesRole = None,
+    finish: options.EpisodesFinish = None,
+    min_reward: options.EpisodesMinReward = None,
+    max_reward: options.EpisodesMaxReward = None,
+    check: options.EpisodesCheck = None,
+    update: options.EpisodesUpdate = None,
+    bug: options.EpisodesBug = None,
+    group: options.EpisodesGroup = None,
+    limit: options.EpisodesLimit = None,
+    runs: options.RunRoot = Path("runs"),
+    json_: options.AsJson = False,
 ) -> None:
     """The episodes of a run with verdict or grade, reward and advantage; or one group's members side by side.
 
@@ -242,14 +178,14 @@ def episodes(
     list_episodes(run, runs, wanted, as_json=json_)
 
 
-@app.command()
+@app.command(cls=Command)
 def replay(
-    episode: ReplayEpisode,
-    run: ReplayRun = "",
-    step: ReplayStep = False,
-    speed: ReplaySpeed = None,
-    runs: RunRoot = Path("runs"),
-    json_: AsJson = False,
+    episode: options.ReplayEpisode,
+    run: options.ReplayRun = "",
+    step: options.ReplayStep = False,
+    speed: options.ReplaySpeed = None,
+    runs: options.RunRoot = Path("runs"),
+    json_: options.AsJson = False,
 ) -> None:
     """One episode in the terminal: what the policy did, turn by turn, and how it ended.
 
@@ -269,14 +205,14 @@ def replay(
     viewer.replay(found, Console(), step=step, speed=speed)
 
 
-@app.command()
+@app.command(cls=Command)
 def validate(
-    artifact: ValidateArtifact,
-    repo: ValidateRepo,
-    config: ConfigFile = None,
-    set_: Overrides = None,
-    all_checks: ValidateAllChecks = False,
-    json_: AsJson = False,
+    artifact: options.ValidateArtifact,
+    repo: options.ValidateRepo,
+    config: options.ConfigFile = None,
+    set_: options.Overrides = None,
+    all_checks: options.ValidateAllChecks = False,
+    json_: options.AsJson = False,
 ) -> None:
     """The verdict on one artifact, check by check, with evidence.
 
@@ -289,20 +225,19 @@ def validate(
     raise typer.Exit(judge_folder(artifact, repo, config, set_ or [], all_checks=all_checks, as_json=json_))
 
 
-@app.command("eval")
+@app.command("eval", cls=Command)
 def evaluate(
-    tasks: EvalTasks = None,
-    config: ConfigFile = None,
-    set_: Overrides = None,
-    attempts: EvalAttempts = 4,
-    greedy: EvalGreedy = True,
-    limit: EvalLimit = 0,
-    output: EvalOutput = None,
-    compare: EvalCompare = None,
-    json_: AsJson = False,
+    tasks: options.EvalTasks = None,
+    config: options.ConfigFile = None,
+    set_: options.Overrides = None,
+    attempts: options.EvalAttempts = 4,
+    greedy: options.EvalGreedy = True,
+    limit: options.EvalLimit = 0,
+    output: options.EvalOutput = None,
+    compare: options.EvalCompare = None,
+    json_: options.AsJson = False,
 ) -> None:
-    """A policy's repair rate on bugs, sampled and greedy, with standard errors; or two policies compared on
-    the same bugs.
+    """A policy's repair rate on bugs, with standard errors; or two policies compared on the same bugs.
 
     Example: [bold]selfplay eval --tasks own --config quickstart --output A[/bold],
     then [bold]selfplay eval --compare A B[/bold]
@@ -318,7 +253,7 @@ def evaluate(
         return
     if not tasks:
         raise typer.BadParameter(
-            "--tasks SET_OR_FILE is needed (or --compare A B). Sets that come with selfplay: own, human."
+            f"--tasks SET_OR_FILE is needed (or --compare A B). Sets that come with selfplay: {TASK_SETS}."
         )
     from selfplay.commands.evaluate import EvaluationRequest, start_evaluation
 
@@ -326,11 +261,11 @@ def evaluate(
     start_evaluation(request, config, set_ or [], as_json=json_)
 
 
-@app.command("warm-start")
+@app.command("warm-start", cls=Command)
 def warm_start(
-    output: WarmStartOutput = Path("runs/warm-start"),
-    config: WarmStartConfig = None,
-    set_: Overrides = None,
+    output: options.WarmStartOutput = Path("runs/warm-start"),
+    config: options.WarmStartConfig = None,
+    set_: options.WarmStartOverrides = None,
 ) -> None:
     """Make a cold-started policy: mid-training on source, then supervised trajectories for both roles.
 
@@ -341,39 +276,38 @@ def warm_start(
     run_warm_start(output, config, set_ or [])
 
 
-@app.command()
+@app.command(cls=Command)
 def plan(
-    run: PlanRun = "",
-    workload: PlanWorkload = "",
-    assume: PlanAssume = None,
-    gpus: PlanGpus = None,
-    trainer_gpus: PlanTrainerGpus = 0,
-    server_gpus: PlanServerGpus = 0,
-    hosts: PlanHosts = 0,
-    slots: PlanSlots = 64,
-    max_lag: PlanMaxLag = None,
-    batch_tokens: PlanBatchTokens = None,
-    parameters: PlanParameters = None,
-    peak_tflops: PlanPeakTflops = None,
-    bandwidth_tbs: PlanBandwidthTbs = None,
-    gpu_gb: PlanGpuGb = None,
-    mfu: PlanMfu = None,
-    mbu: PlanMbu = None,
-    link_gbs: PlanLinkGbs = None,
-    updates: PlanUpdates = 8,
-    simulations: PlanSimulations = 5,
-    seed: PlanSeed = 0,
-    check: PlanCheck = False,
-    runs: RunRoot = Path("runs"),
-    json_: AsJson = False,
+    run: options.PlanRun = "",
+    workload: options.PlanWorkload = "",
+    assume: options.PlanAssume = None,
+    gpus: options.PlanGpus = None,
+    trainer_gpus: options.PlanTrainerGpus = 0,
+    server_gpus: options.PlanServerGpus = 0,
+    hosts: options.PlanHosts = 0,
+    slots: options.PlanSlots = 64,
+    max_lag: options.PlanMaxLag = None,
+    batch_tokens: options.PlanBatchTokens = None,
+    parameters: options.PlanParameters = None,
+    peak_tflops: options.PlanPeakTflops = None,
+    bandwidth_tbs: options.PlanBandwidthTbs = None,
+    gpu_gb: options.PlanGpuGb = None,
+    mfu: options.PlanMfu = None,
+    mbu: options.PlanMbu = None,
+    link_gbs: options.PlanLinkGbs = None,
+    updates: options.PlanUpdates = 8,
+    simulations: options.PlanSimulations = 5,
+    seed: options.PlanSeed = 0,
+    check: options.PlanCheck = False,
+    runs: options.RunRoot = Path("runs"),
+    json_: options.AsJson = False,
 ) -> None:
-    """Simulate N GPUs, from a run or from the paper: episodes an hour, idle shares, staleness, and the best
-    split.
+    """Simulate N GPUs, from a run or from the paper: episodes an hour, idle shares, the best split.
 
     Example: [bold]selfplay plan --workload paper --gpus 512[/bold]
     or [bold]selfplay plan RUN --gpus 64 --parameters 8e9[/bold]
     """
-    options = locals()
+    given = locals()
     from selfplay.commands.plan import PlanOptions, run_check, run_plan
 
     if check:
@@ -381,16 +315,16 @@ def plan(
             raise UsageError("--check compares with a run; leave --workload out.")
         run_check(run, runs, seed, as_json=json_)
         return
-    typed = {name: value for name, value in options.items() if name not in ("check", "json_")}
+    typed = {name: value for name, value in given.items() if name not in ("check", "json_")}
     run_plan(PlanOptions(**typed | {"assume": assume or []}), as_json=json_)
 
 
-@app.command()
+@app.command(cls=Command)
 def doctor(
-    clean: DoctorClean = False,
-    attack: DoctorAttack = False,
-    sandbox: DoctorSandbox = None,
-    json_: AsJson = False,
+    clean: options.DoctorClean = False,
+    attack: options.DoctorAttack = False,
+    sandbox: options.DoctorSandbox = None,
+    json_: options.AsJson = False,
 ) -> None:
     """What this machine lacks, and the command that fixes it.
 
@@ -413,6 +347,7 @@ def doctor(
 
 def main() -> None:
     """Entry point. A reader of the output that has gone, as after `| head`, ends the command quietly."""
+    ready_streams()
     bound_heaps()
     try:
         try:
@@ -440,18 +375,27 @@ def run_command() -> None:
     try:
         with full_disk_reported(Path.cwd()):
             app(standalone_mode=True)
+    except OSError as error:
+        if not (message := path_fault(error)):
+            raise
+        end_with(SelfplayError(message))
     except SelfplayError as error:
-        from rich.console import Console
-        from rich.text import Text
+        end_with(error)
 
-        from selfplay.agent.observations import make_harmless
 
-        console = Console(stderr=True)  # messages and logs may quote what hostile code printed
-        console.print(Text("error: ", style="bold red") + Text(make_harmless(str(error))))
-        tail = getattr(error, "log_tail", "")
-        if tail:
-            console.print(Text(make_harmless(tail), style="dim"))
-        sys.exit(error.exit_code)
+def end_with(error: SelfplayError) -> NoReturn:
+    """Print the message of an error, and exit with its code."""
+    from rich.console import Console
+    from rich.text import Text
+
+    from selfplay.agent.observations import make_harmless
+
+    console = Console(stderr=True)  # messages and logs may quote what hostile code printed
+    console.print(Text("error: ", style="bold red") + Text(make_harmless(str(error))))
+    tail = getattr(error, "log_tail", "")
+    if tail:
+        console.print(Text(make_harmless(tail), style="dim"))
+    sys.exit(error.exit_code)
 
 
 if __name__ == "__main__":

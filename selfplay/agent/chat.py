@@ -8,6 +8,7 @@ control token.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from functools import lru_cache, partial
 from pathlib import Path
@@ -37,7 +38,8 @@ def policy_path(model: str) -> str:
                 "Make one with `selfplay warm-start`, or set policy.model."
             )
         return str(folder)
-    if model.startswith((".", "/", "~")):
+    # As transformers: what is there is no id. Path.exists raises an error on long names.
+    if model.startswith((".", "/", "~")) or os.path.exists(model):  # noqa: PTH110
         folder = Path(model).expanduser()
         if not (folder / "config.json").is_file():
             raise EngineError(

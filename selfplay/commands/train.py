@@ -25,6 +25,7 @@ from selfplay.agent.solver import spec_tokens
 from selfplay.agent.workspaces import sandbox_limits
 from selfplay.cluster.machines import policy_shape
 from selfplay.cluster.placement import fewer, place
+from selfplay.commands.accelerators import run_devices
 from selfplay.config import Config, build_config, load_config, parse_overrides
 from selfplay.curriculum.rows import EnvironmentRow
 from selfplay.curriculum.store import Store
@@ -185,6 +186,7 @@ def _play_on(cluster: Cluster | None, planned: PlannedRun) -> None:
     The run is then placed anew on what is left of the cluster, and goes on from its last committed update.
     """
     if cluster is None:
+        planned.console.print(run_devices(planned.config), markup=False, highlight=False)
         _play(planned)
         return
     # Ray's actors work in another folder: relative paths mean nothing to them.

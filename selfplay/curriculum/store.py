@@ -14,6 +14,9 @@ from pathlib import Path
 
 from selfplay.curriculum.database import RunDatabase
 from selfplay.curriculum.rows import (
+    BUG_ORDERS as BUG_ORDERS,
+)
+from selfplay.curriculum.rows import (
     AttemptRow,
     BugRow,
     EnvironmentRow,
@@ -25,14 +28,6 @@ from selfplay.curriculum.rows import (
 )
 from selfplay.errors import StoreError
 
-BUG_ORDERS = {
-    "created": "created_update, bugs.rowid",
-    "repository": "repository, created_update, bugs.rowid",
-    "strategy": "strategy, created_update, bugs.rowid",
-    "order": '"order", created_update, bugs.rowid',
-    "status": "status, created_update, bugs.rowid",
-    "solve_rate": "solve_rate IS NULL, solve_rate, created_update, bugs.rowid",
-}
 PLAYS = "(SELECT count(*) FROM groups WHERE groups.bug_id = bugs.bug_id AND groups.status != 'open') AS plays"
 
 

@@ -13,8 +13,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Protocol
 
-from selfplay.errors import UsageError
+from selfplay.errors import UsageError, listed_faults
 from selfplay.repositories.specs import absolute_line, parse_spec
+from selfplay.runtime.recipes import read_text
 from selfplay.runtime.resources import resource
 from selfplay.source.apply import apply_patch
 from selfplay.source.diffs import parse_patch, reverse_patch
@@ -89,8 +90,8 @@ def parse_task(record: Mapping[str, Any]) -> Task:
         repo=_text(record, "repo"),
         patch=_text(record, "patch"),
         test_patch=_text(record, "test_patch"),
-        fail_to_pass=_test_ids(record["FAIL_TO_PASS"]),
-        pass_to_pass=_test_ids(record["PASS_TO_PASS"]),
+        fail_to_pass=_test_ids(record, "FAIL_TO_PASS"),
+        pass_to_pass=_test_ids(record, "PASS_TO_PASS"),
         artifact=dict(artifact),
         attempt_patch=_text(extra, "attempt_patch", ""),
         failure=_text(extra, "failure", ""),
@@ -110,18 +111,24 @@ def _text(record: Mapping[str, Any], key: str, default: str | None = None) -> st
     return value
 
 
-def _test_ids(value: object) -> tuple[str, ...]:
+def _test_ids(record: Mapping[str, Any], key: str) -> tuple[str, ...]:
     """Test ids from a list or from the JSON text of a list. Raises ValueError."""
+    value = record[key]
     if isinstance(value, str):
-        value = _json(value)
+        try:
+            value = _json(value)
+        except ValueError as error:
+            raise ValueError(f"{key} {error}") from error
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-        raise ValueError("test ids are neither a list of texts nor the JSON of one")
+        raise ValueError(f"{key} is neither a list of test ids nor the JSON of one")
     return tuple(value)
 
 
 def _json(text: str) -> Any:
     try:
         return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"is not JSON: {error.msg} (column {error.colno})") from error
     except RecursionError as error:
         raise ValueError("is nested too deeply") from error
 
@@ -147,14 +154,11 @@ def task_record(task: Task) -> dict[str, Any]:
 
 
 def read_tasks(path: Path) -> list[Task]:
-    """All tasks of a JSONL file. Raises UsageError, which lists each bad line with its number."""
-    try:
-        # Not splitlines: JSON texts may hold other line breaks unescaped.
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read the tasks {path}: {error}. {HOW_TO_WRITE}") from error
+    """All tasks of a JSONL file. Raises UsageError, which lists bad lines with their numbers."""
+    # Not splitlines: JSON texts may hold other line breaks unescaped.
+    lines = read_text(path, "the tasks", HOW_TO_WRITE).split("\n")
     tasks: dict[str, Task] = {}
-    problems: list[str] = []
+    faults: list[tuple[int, str]] = []
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -165,10 +169,11 @@ def read_tasks(path: Path) -> list[Task]:
                 raise ValueError(f"repeats the instance_id {task.instance_id!r}")
             tasks[task.instance_id] = task if task.set else replace(task, set=path.stem)
         except (ValueError, UsageError) as error:
-            problems.append(f"  line {number}: {error}")
-    if problems:
+            faults.append((number, str(error)))
+    if faults:
         raise UsageError(
-            f"{path}: {len(problems)} unusable task record(s), nothing was started:\n" + "\n".join(problems)
+            f"{path}: {len(faults)} unusable task record(s), nothing was started:\n{listed_faults(faults)}\n"
+            f"A line is a task record as one JSON object. {HOW_TO_WRITE}"
         )
     if not tasks:
         raise UsageError(f"{path} holds no task. {HOW_TO_WRITE}")
@@ -192,7 +197,12 @@ class ListsRepositories(Protocol):
 
 
 def export_tasks(store: Store, bugs: Sequence[BugRow], run: ListsRepositories, path: Path) -> int:
-    """Write `bugs` as task records and return their number. `repo` is the bug's line in the run's list."""
+    """Write `bugs` as task records and return their number. `repo` is the bug's line in the run's list.
+
+    Raises UsageError if the file cannot be written.
+    """
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        raise UsageError(f"cannot write the tasks to {path}: it is no file in a folder that exists.")
     lines = run.repositories_file.read_text(encoding="utf-8").splitlines()
     specs = {parse_spec(line).name: line for line in lines if line.strip()}
     with path.open("w", encoding="utf-8") as file:
@@ -241,10 +251,11 @@ def _task_file(source: str) -> Path:
         return frozen
     if not Path(source).is_file():
         known = ", ".join(frozen_sets()) or "none"
-        raise UsageError(
-            f"there is no task set and no file named {source!r}. "
-            f"Sets that come with selfplay: {known}. {HOW_TO_WRITE}"
+        is_folder = Path(source).is_dir()
+        problem = (
+            f"{source!r} is a folder" if is_folder else f"there is no task set and no file named {source!r}"
         )
+        raise UsageError(f"{problem}. Sets that come with selfplay: {known}. {HOW_TO_WRITE}")
     return Path(source)
 
 

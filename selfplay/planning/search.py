@@ -190,11 +190,14 @@ def _check_values(request: PlanRequest) -> None:
     for name, value in (("--slots", request.slots), ("--updates", request.updates)):
         if value < 1:
             raise UsageError(f"{name} {value}: needs 1 or more.")
-    if request.hosts < 0 or request.trainer_gpus < 0 or request.server_gpus < 0 or request.max_lag < 0:
-        raise UsageError(
-            f"--hosts {request.hosts}, --trainer-gpus {request.trainer_gpus}, --server-gpus "
-            f"{request.server_gpus}, --max-lag {request.max_lag}: none may be below 0."
-        )
+    for name, value in (
+        ("--hosts", request.hosts),
+        ("--trainer-gpus", request.trainer_gpus),
+        ("--server-gpus", request.server_gpus),
+        ("--max-lag", request.max_lag),
+    ):
+        if value < 0:
+            raise UsageError(f"{name} {value}: needs 0 or more.")
     if request.batch_tokens <= 0:
         raise UsageError(
             f"--batch-tokens {request.batch_tokens:g}: give the tokens of an update, for instance 16800000."

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from selfplay.source.trees import Tree
 
 # Parsers that selfplay brings along, files of data/parsers. All of them are part of an environment's key.
-PARSERS = ("tap", "pass-fail")
+PARSERS = parts.names_of("parser")
 PYTEST_CONFIGURATION = ("pytest.ini", ".pytest.ini", "pyproject.toml", "tox.ini", "setup.cfg")
 
 
