@@ -151,7 +151,7 @@ def inspect_bugs(
     inspect_run(run, runs, BugRequest(bug, rejected, tasks, wanted), as_json=json_)
 
 
-@app.command()
+@app.command(cls=Command)
 def episodes(
     run: options.EpisodesRun = "",
     role: options.EpisodesRole = None,
@@ -253,7 +253,8 @@ def evaluate(
         return
     if not tasks:
         raise typer.BadParameter(
-            f"--tasks SET_OR_FILE is needed (or --compare A B). Sets that come with selfplay: {TASK_SETS}."
+            "--tasks SET_OR_FILE is needed (or --compare A B). "
+            f"Sets that come with selfplay: {options.TASK_SETS}."
         )
     from selfplay.commands.evaluate import EvaluationRequest, start_evaluation
 
