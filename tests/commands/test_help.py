@@ -16,7 +16,13 @@ from selfplay.config import known_keys
 from selfplay.curriculum.rows import BUG_ORDERS, BUG_STATUSES
 from selfplay.evaluation.tasks import frozen_sets
 from selfplay.planning.hardware import Gpu
-from selfplay.planning.paper import PAPER_BATCH_TOKENS, PAPER_MAX_LAG, PAPER_MODEL, PaperAssumptions
+from selfplay.planning.paper import (
+    PAPER_BATCH_TOKENS,
+    PAPER_GPUS,
+    PAPER_MAX_LAG,
+    PAPER_MODEL,
+    PaperAssumptions,
+)
 from selfplay.repositories.test_hints import PARSERS
 from selfplay.runtime.recipes import find_recipe
 from selfplay.settings.learning import TrainSettings
@@ -86,8 +92,11 @@ def test_lists_of_names_that_stand_in_two_places_are_the_same():
 # What a text calls the default, where typer does not show it since another value stands for it.
 SAID = {
     ("inspect-bugs", "run"): "the newest",
+    ("show", "run"): "the newest",
+    ("episodes", "run"): "the newest",
     ("replay", "--run"): "all are searched",
     ("plan", "run"): "the newest",
+    ("plan", "--gpus"): f"{PAPER_GPUS / PAPER_MODEL.parameters * 1e9:.0f} for each billion",
     ("plan", "--max-lag"): f"the run's, or {PAPER_MAX_LAG}.",
     ("plan", "--batch-tokens"): f"the run's mean, or {PAPER_BATCH_TOKENS / 1e6:.1f}e6",
     ("plan", "--parameters"): f"the run's, or {PAPER_MODEL.parameters / 1e9:.0f}e9",
