@@ -57,9 +57,10 @@ PRINTED = re.compile(
     r"|(force|old)-sugar|spec.*|tap-.*|tap|hypothesis-(show-statistics|verbosity)|doctest-report"
     r"|show-progress|nunit-xml|ctrf|allure.*|alluredir|clean-alluredir|github-.*|azure-.*)"
 )
-# Need the cache, change the order of tests, repeat or distribute them, measure coverage or check style.
+# Need the cache, or plugins that are not installed (strict); change the order of tests, repeat or distribute
+# them, measure coverage, check style.
 DISTURBING = re.compile(
-    r"-[nfd]|--(lf|last-failed|ff|failed-first|nf|new-first|lfnf|last-failed-no-failures|sw|stepwise.*"
+    r"-[nfd]|--(strict|strict-config|lf|last-failed|ff|failed-first|nf|new-first|lfnf|last-failed-no-failures|sw|stepwise.*"
     r"|sw-.*|cache-clear|rootdir|basetemp|numprocesses|maxprocesses|dist|tx|max-worker-restart|boxed|forked"
     r"|looponfail|rsyncdir|testrunuid|(no-)?cov(-.*)?|(only-)?reruns?(-.*)?|flake-finder|flake-runs"
     r"|random-order.*|randomly-.*|testmon.*|picked.*|mypy.*|ruff.*|flake8|black|isort|pylint.*|pycodestyle"

@@ -11,7 +11,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from selfplay.repositories.recording import run_recorded
+from selfplay.repositories.recording import printable, run_recorded
 from selfplay.repositories.scripts import RECORDS_IDS, command_script, standard_parser, standard_script
 from selfplay.repositories.test_failures import explain, refused_options, with_cause
 from selfplay.sandbox.base import WORKSPACE
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 DOCUMENTS = (".rst", ".txt", ".md")  # they may hold doctests
 COLLECT_OPTIONS = (
-    "--collect-only -q --color=no --no-header --disable-warnings --rootdir=. "
+    "--collect-only -q -rsE --color=no --no-header --disable-warnings --rootdir=. "
     "--continue-on-collection-errors -p no:cacheprovider"
 )
 
@@ -62,7 +62,9 @@ class Suite:
         """
         if self.command is not None:
             return self
-        files = (path for path in self.files if any(name.startswith(f"{path}::") for name in test_ids))
+        files = (
+            path for path in self.files if any(name.startswith(f"{printable(path)}::") for name in test_ids)
+        )
         return replace(self, files=tuple(files))
 
     def code_files(self, tree: Tree) -> list[str]:
@@ -103,7 +105,7 @@ def collect(trial: Trial, arguments: PytestArguments) -> tuple[Collected, Pytest
     while True:
         found = _collect_below(trial, arguments.options, arguments.roots)
         remaining = arguments.without(refused_options(found.log))
-        if remaining == arguments or found.files:
+        if remaining == arguments:
             break
         arguments = remaining
     if not found.files and not arguments.roots:

@@ -28,6 +28,11 @@ if TYPE_CHECKING:
 MAX_LINES = 20_000  # of a log that are read, from its end
 MAX_LINE = 400  # characters
 
+ESCAPE = re.compile(r"\x1b\[[0-9;]*m")
+# What code changes to hide or change pytest's report.
+HIDES_REPORT = re.compile(
+    r"no_summary|reportchars|terminal_?reporter|(?<=option\.)(color|verbose|quiet|tbstyle)|get_terminal_writer"
+)
 COLLECTING = re.compile(r"_{3,} ERROR collecting (\S.*?) _{3,}")
 ENDED = re.compile(r"(?:=+ )?((?:\d+ [a-z]+)(?:, \d+ [a-z]+)*) in \d[\d.]*s.*")
 ERROR_LINE = re.compile(r"E {3,}([A-Za-z_][\w.]*(?:Error|Exception|Warning|Failed|Exit|NotFound)): ?(.*)")
@@ -76,7 +81,7 @@ class Log:
 
 def explain(log: str, tree: Tree) -> Cause | None:
     """The first known cause that the log shows, the most specific ones first. None if no cause is known."""
-    found = Log([line[:MAX_LINE] for line in log.split("\n")[-MAX_LINES:]], tree)
+    found = Log([ESCAPE.sub("", line[:MAX_LINE]) for line in log.split("\n")[-MAX_LINES:]], tree)
     cause = next((cause for rule in RULES if (cause := rule(found)) is not None), None)
     return replace(cause, reason=_plain(cause.reason)) if cause else None
 
@@ -88,16 +93,14 @@ def with_cause(what: str, log: str, tree: Tree, installed: Sequence[str] = ()) -
 
 
 def refused_options(log: str) -> frozenset[str]:
-    """The options that pytest refuses: unknown ones, and strict ones that a missing plugin makes fail."""
+    """The options that pytest refuses: unknown ones, and strict markers if a plugin's marker is missing."""
     found: set[str] = set()
     for line in log.split("\n"):
         unknown = re.search(r"error: unrecognized arguments: (.*)", line)
         if unknown:
             found |= {word for word in unknown[1].split(" ") if word.startswith("-")}
         if re.search(r"not found in `markers` configuration option", line):
-            found |= {"--strict", "--strict-markers"}
-        if re.match(r"ERROR: .*Unknown config option", line):
-            found |= {"--strict", "--strict-config"}
+            found.add("--strict-markers")
     return frozenset(found)
 
 
@@ -256,17 +259,19 @@ def _hidden_report(log: Log) -> Cause | None:
     passed = [text for text in ended if re.search(r"\b[1-9]\d* passed", text)]
     if not passed:
         return None
-    if any("short test summary info" in line for line in log.lines):
-        summaries = sum("short test summary info" in line for line in log.lines)
-        if summaries > 1:
-            return Cause(f"its tests ran ({passed[-1]}), but the log has {summaries} summaries")
-        return Cause(
-            f"its tests ran ({passed[-1]}), but the summary cannot be read: colours, or another form"
-        )
+    summaries = sum("short test summary info" in line for line in log.lines)
+    places = [
+        f"{path} changes {found[0]}"
+        for path in sorted(log.tree)
+        if path.rpartition("/")[2] == "conftest.py" and (found := HIDES_REPORT.search(log.tree.text(path)))
+    ]
+    what = {0: "pytest printed no summary of them", 1: "the summary has colours or another form"}.get(
+        summaries, f"the log has {summaries} summaries"
+    )
+    by = "; ".join(places[:SHOWN]) or "an option, a plugin or a conftest.py of the project is the cause"
     return Cause(
-        f"its tests ran ({passed[-1]}), but pytest printed no summary of them: "
-        "an option, a plugin or a conftest.py of the project hides it",
-        'Switch it off with the hint test="pytest -p no:PLUGIN", or with options of your own',
+        f"its tests ran ({passed[-1]}), but {what}: {by}",
+        'If a plugin is the cause, switch it off with the hint test="pytest -p no:PLUGIN"',
     )
 
 
@@ -300,10 +305,26 @@ def _all_failed(log: Log) -> Cause | None:
 def _nothing_collected(log: Log) -> Cause | None:
     if not log.search(re.compile(r"no tests (ran|collected)|collected 0 items")):
         return None
+    skipped = [found[1] for found in log.search(re.compile(r"^SKIPPED \[\d+\] \S+: (.*)"))]
+    if skipped:
+        missing = next((found for reason in skipped if (found := MISSING_MODULE.search(reason))), None)
+        known = cause_of_missing_module(missing[1], log.tree) if missing else Cause("")
+        return replace(known, reason=f"its test files are skipped: {'; '.join(dict.fromkeys(skipped))}")
     return Cause(
         "pytest's patterns match no file or function of it",
         'Name the files with the hint test="pytest PATH", or say how the tests run with test="COMMAND" '
         "parser=tap",
+    )
+
+
+def _markers(log: Log) -> Cause | None:
+    pattern = re.compile(r"'(\w+)' not found in `markers` configuration option")
+    names = dict.fromkeys(found[1] for found in log.search(pattern))
+    if not names:
+        return None
+    return Cause(
+        f"strict markers: {', '.join(names)} is the marker of a plugin that is not installed",
+        'Use the hint test="pytest -o strict_markers=false", or install the plugin with install="…"',
     )
 
 
@@ -319,6 +340,7 @@ RULES: tuple[Rule, ...] = (
     _bad_configuration,
     _internal_error,
     _mismatch,
+    _markers,
     _collection_errors,
     _fixtures,
     _asynchronous,
