@@ -59,7 +59,7 @@ class Summary:
             number += 1
             found = LINE.fullmatch(line)
             if not found:
-                rows += [line, *self.subtests(line)]
+                rows += self.subtest(line)
                 continue
             status, text = found[1], found[2]
             name, more = self.recorded(status, text, number)
@@ -78,12 +78,15 @@ class Summary:
                 return long_name, len(others)
         return name, 0
 
-    def subtests(self, line):
-        """The line of a failed subtest once more, for a recorded test that it names."""
-        if not SUBTEST.fullmatch(line):
-            return []
-        named = [name for _, name in sorted(self.entries) if line.endswith(" " + name) or f" {name} - " in line]
-        return [f"SUBFAILED {self.short(max(named, key=len))}"] if named else []
+    def subtest(self, line):
+        """The line of a failed subtest. Where it names a recorded test: that test, and a test that passed if it may be meant."""
+        found = SUBTEST.fullmatch(line)
+        named = [name for _, name in self.entries if line.endswith(" " + name) or f" {name} - " in line] if found else []
+        if not named:
+            return [line]
+        guessed = [without_message(found[1][file.start() :]) for file in TEST_FILE.finditer(found[1])]
+        rows = [f"SUBFAILED {self.short(max(named, key=len))}"]
+        return [*rows, line] if self.passed.intersection(guessed) else rows
 
 
 def parse_recorded(log):
