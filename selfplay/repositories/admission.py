@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from selfplay.outcomes import TestOutcomes
+from selfplay.repositories.dependencies import read_dependencies
+from selfplay.repositories.import_failures import hints_to_extend
 from selfplay.repositories.test_failures import with_cause
 from selfplay.source.trees import FileEntry
 
@@ -66,7 +68,11 @@ def take_baseline(trial: Trial, suite: Suite) -> tuple[Suite, Baseline]:
 
 def _why_none_passes(suite: Suite, log: str, job: BuildJob) -> str:
     what = "no test passes"
-    return what if suite.command is not None else with_cause(what, log, job.checkout.tree)
+    if suite.command is not None:
+        return what
+    checkout = job.checkout
+    given = hints_to_extend(checkout.spec, read_dependencies(checkout.tree, checkout.name))
+    return with_cause(what, log, checkout.tree, given)
 
 
 def _stable_ids(runs: Sequence[TestOutcomes]) -> frozenset[str]:

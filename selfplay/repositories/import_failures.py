@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from selfplay.repositories.dependencies import Dependencies
+    from selfplay.repositories.specs import RepositorySpec
     from selfplay.source.trees import Tree
 
 SHOWN = 3  # reasons that are shown
@@ -83,6 +85,44 @@ REMOVED_NAMES = {
 
 
 @dataclass(frozen=True)
+class Hints:
+    """The commands that a remedy extends: those of a repository's line, or what selfplay does without them.
+
+    install: "" if nothing can be installed, because an image holds everything
+    """
+
+    install: str = "pip install"
+    test: str = "pytest"
+
+    def installing(self, projects: Sequence[str]) -> str:
+        """What installs these projects too."""
+        names = " ".join(projects)
+        if not names:
+            return ""
+        return (
+            f'Use the hint install="{self.install} {names}"' if self.install else f"The image needs {names}"
+        )
+
+    def searching(self, folders: Sequence[str]) -> str:
+        """What makes Python search these folders for modules."""
+        words = f"pythonpath={' '.join(folders)}"
+        shown = f"'{words}'" if len(folders) > 1 else words
+        return f'Use the hint test="{self.test} -o {shown}"' if folders else ""
+
+
+def hints_to_extend(spec: RepositorySpec, dependencies: Dependencies) -> Hints:
+    """The hints of a line. Without an `install` hint: a command that installs what selfplay installs."""
+    test = spec.test or "pytest"
+    if spec.kind == "docker":
+        return Hints("", test)
+    if spec.install:
+        return Hints(f"{spec.install} && pip install", test)
+    found = [*dependencies.runtime, *dependencies.test]
+    known = [f"'{text}'" if re.search(r"[<>;! ]", text) else text for text in found]
+    return Hints(" ".join(["pip install", *known]), test)
+
+
+@dataclass(frozen=True)
 class Cause:
     """Why no test counts.
 
@@ -96,18 +136,11 @@ class Cause:
     folders: tuple[str, ...] = ()
     projects: tuple[str, ...] = ()
 
-    def text(self, installed: Sequence[str] = ()) -> str:
-        """Reason and remedy. installed: requirements that a hint for an installation must repeat."""
-        return ". ".join(filter(None, (self.reason, self.remedy, *self._hints(installed))))
-
-    def _hints(self, installed: Sequence[str]) -> Iterator[str]:
-        if self.folders:
-            words = "pythonpath=" + " ".join(self.folders)
-            shown = f"'{words}'" if " " in words else words
-            yield f'Use the hint test="pytest -o {shown}"'
-        if self.projects:
-            known = [f"'{text}'" if re.search(r"[<>;! ]", text) else text for text in installed]
-            yield f'Use the hint install="pip install {" ".join([*known, *self.projects])}"'
+    def text(self, given: Hints | None = None) -> str:
+        """Reason and remedy. given: the hints that a remedy extends."""
+        given = given or Hints()
+        parts = (self.reason, self.remedy, given.searching(self.folders), given.installing(self.projects))
+        return ". ".join(part.rstrip(".") for part in parts if part)
 
 
 def all_causes(causes: Iterable[Cause]) -> Cause:

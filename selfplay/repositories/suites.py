@@ -11,9 +11,10 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from selfplay.repositories.import_failures import hints_to_extend
 from selfplay.repositories.recording import printable, run_recorded
 from selfplay.repositories.scripts import RECORDS_IDS, command_script, standard_parser, standard_script
-from selfplay.repositories.test_failures import explain, refused_options, with_cause
+from selfplay.repositories.test_failures import refused_options, with_cause
 from selfplay.sandbox.base import WORKSPACE
 from selfplay.source.path_policy import OTHER_CODE, is_other_code, is_protected_path
 
@@ -119,12 +120,12 @@ def check_collected(
     job: BuildJob, collected: Collected, arguments: PytestArguments, dependencies: Dependencies
 ) -> None:
     """Raise EnvironmentBuildError, with the cause, if pytest found no test. Report what does not run."""
+    given = hints_to_extend(job.checkout.spec, dependencies)
     if arguments.left_out:
         job.report(f"runs without the options {', '.join(map(' '.join, arguments.left_out))}")
     if collected.failed and collected.files:
-        cause = explain(collected.log, job.checkout.tree)
-        what = cause.text() if cause else f"{collected.failed} files or folders cannot be collected"
-        job.report(f"some tests are left out: {what}")
+        what = f"{collected.failed} files or folders are left out"
+        job.report(with_cause(what, collected.log, job.checkout.tree, given))
     if collected.files:
         return
     if collected.only_doctests:
@@ -135,7 +136,7 @@ def check_collected(
             collected.log,
         )
     raise job.error_of_run(
-        with_cause("no test was found", collected.log, job.checkout.tree, dependencies.runtime),
+        with_cause("no test was found", collected.log, job.checkout.tree, given),
         "collect",
         collected.log,
     )

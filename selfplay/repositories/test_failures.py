@@ -16,6 +16,7 @@ from selfplay.repositories.import_failures import (
     MISSING_MODULE,
     SHOWN,
     Cause,
+    Hints,
     all_causes,
     cause_of_import,
     cause_of_missing_module,
@@ -86,10 +87,10 @@ def explain(log: str, tree: Tree) -> Cause | None:
     return replace(cause, reason=_plain(cause.reason)) if cause else None
 
 
-def with_cause(what: str, log: str, tree: Tree, installed: Sequence[str] = ()) -> str:
-    """`what` with the cause that a log shows, if it is known. installed: as in `Cause.text`."""
+def with_cause(what: str, log: str, tree: Tree, given: Hints) -> str:
+    """`what` with the cause that a log shows, if it is known. given: the hints that a remedy extends."""
     cause = explain(log, tree)
-    return f"{what}: {cause.text(installed)}" if cause else what
+    return f"{what}: {cause.text(given)}" if cause else what
 
 
 def refused_options(log: str) -> frozenset[str]:

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from selfplay.repositories.import_failures import cause_of_missing_module
+from selfplay.repositories.dependencies import Dependencies
+from selfplay.repositories.import_failures import Cause, Hints, cause_of_missing_module, hints_to_extend
+from selfplay.repositories.specs import parse_spec
 from selfplay.repositories.suites import COLLECT_OPTIONS
 from selfplay.repositories.test_failures import explain, refused_options
 from selfplay.source.trees import FileEntry, Tree
@@ -35,12 +37,12 @@ def pytest_log(folder: Path, files: dict[str, str], *options: str, runs: bool = 
 
 
 def cause(
-    folder: Path, files: dict[str, str], *options: str, runs: bool = False, installed: tuple[str, ...] = ()
+    folder: Path, files: dict[str, str], *options: str, runs: bool = False, given: Hints | None = None
 ) -> str:
     log = pytest_log(folder, files, *options, runs=runs)
     found = explain(log, Tree({path: FileEntry(text.encode()) for path, text in files.items()}))
     assert found is not None, log
-    return found.text(installed)
+    return found.text(given)
 
 
 def test_a_module_of_the_project_is_missing(tmp_path: Path) -> None:
@@ -78,10 +80,24 @@ def test_a_module_that_an_installation_makes_is_missing(tmp_path: Path) -> None:
 
 
 def test_another_module_is_missing(tmp_path: Path) -> None:
-    said = cause(tmp_path, {"test_a.py": "import no_body.x\n"}, installed=("six", "attrs>=20"))
+    spec = parse_spec("pypi:shop==1.0.0")
+    given = hints_to_extend(spec, Dependencies("shop", "1", ("six",), ("attrs>=20",), ()))
+    said = cause(tmp_path, {"test_a.py": "import no_body.x\n"}, given=given)
     assert said.startswith("1 of its test files cannot be imported: No module named 'no_body'")
     assert said.endswith("Use the hint install=\"pip install six 'attrs>=20' no-body\"")
     assert cause_of_missing_module("bs4.element", Tree()).projects == ("beautifulsoup4",)
+
+
+def test_a_remedy_extends_the_hints_of_the_line() -> None:
+    none = Dependencies("shop", "1", (), (), ())
+    cause = Cause("Why", folders=("lib/py",), projects=("six", "attrs"))
+    line = parse_spec("pypi:shop==1.0.0 install='make deps' test='pytest -k fast'")
+    assert cause.text(hints_to_extend(line, none)) == (
+        'Why. Use the hint test="pytest -k fast -o pythonpath=lib/py". '
+        'Use the hint install="make deps && pip install six attrs"'
+    )
+    image = hints_to_extend(parse_spec("docker:shop:1#/testbed"), none)
+    assert cause.text(image).endswith(". The image needs six attrs")
 
 
 def test_errors_of_collection_are_counted_and_the_most_frequent_come_first(tmp_path: Path) -> None:
