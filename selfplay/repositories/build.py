@@ -119,7 +119,7 @@ def _build(job: BuildJob, key: str) -> tuple[Environment, str]:
     seen = run_probe(trial, suite.code_suffixes)
     refuse_copies(job, seen.copies)
     refuse_other_python(job, seen.python)
-    if seen.has_hypothesis and "--hypothesis" not in suite.options:
+    if seen.has_hypothesis and "--hypothesis-profile" not in suite.options:
         # The same examples in every run, no deadlines, no database.
         suite = replace(suite, options=f"{suite.options} --hypothesis-profile=ci")
     suite, baseline = take_baseline(trial, suite)

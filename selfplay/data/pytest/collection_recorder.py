@@ -18,7 +18,7 @@ def pytest_collectreport(report):
 
 
 def pytest_collection_finish(session):
-    root = Path(str(session.config.rootpath))
+    root = Path(str(getattr(session.config, "rootpath", None) or session.config.rootdir))  # before pytest 6.1: rootdir
     files = {}
     has_odd_ids = False
     for item in session.items:
@@ -27,7 +27,7 @@ def pytest_collection_finish(session):
         path = name.partition("::")[0]
         if not (root / path).is_file():
             try:
-                path = Path(str(item.path)).relative_to(root).as_posix()
+                path = Path(str(getattr(item, "path", None) or item.fspath)).relative_to(root).as_posix()
             except ValueError:
                 continue
         is_doctest = any(kind.__name__ == "DoctestItem" for kind in type(item).__mro__)
