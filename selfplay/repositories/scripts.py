@@ -35,9 +35,9 @@ def standard_script(test_files: Sequence[str], options: str = "") -> str:
     return template.replace("@OPTIONS@", options).replace("@TEST_FILES@", files)
 
 
-def records_ids(options: str) -> bool:
-    """Whether a script with these options prints ids in full."""
-    return RECORDS_IDS in options
+def records_ids(text: str) -> bool:
+    """Whether a script, or one with these options, prints ids in full."""
+    return RECORDS_IDS in text
 
 
 def _recorder_lines() -> str:

@@ -147,7 +147,7 @@ class TestRunner:
         parsed = self.parse(environment, parser, done.log)
         timings = replace(timings, parser_s=parsed.duration_s)
         return TestRun(
-            parsed.outcomes.without(environment.excluded_ids),
+            parsed.outcomes.without(environment.excluded_from(script)),
             done.log,
             parsed.error,
             not is_new,

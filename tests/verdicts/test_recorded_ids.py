@@ -214,3 +214,9 @@ def test_a_bug_with_such_ids_is_accepted_and_its_repair_is_confirmed(
     assert repaired.passed and repaired.confirmation is Confirmation.CONFIRMED
     wrong_again = grade(bug, diff(start, {"shop.py": (wrong, "return prices[-1]")}), environment, runner)
     assert not wrong_again.passed and set(wrong_again.failed_tests) == broken
+    older = standard_script(environment.test_files, "-o addopts=")
+    assert older != environment.script
+    run = runner.run(environment, environment.tree, older, standard_parser())
+    assert {name.partition("::")[2] for name in run.outcomes.passed} == {
+        *("test_total[a]", "test_total[plain]", "test_last[a]")
+    }
