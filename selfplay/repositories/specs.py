@@ -72,7 +72,7 @@ def read_repository_list(path: Path) -> list[RepositorySpec]:
     specs: list[RepositorySpec] = []
     problems: list[tuple[int, str]] = []
     seen: dict[tuple[str, str, str | None], int] = {}
-    for number, raw in enumerate(text.splitlines(), start=1):
+    for number, raw in enumerate(text.split("\n"), start=1):
         line = _without_comment(raw).strip()
         if not line:
             continue
