@@ -276,6 +276,21 @@ def test_an_edit_changes_the_file_and_shows_the_lines(play: Play, tmp_path: Path
     assert result.turns[0].observation.startswith("1:x = 1\n2:y = 3\n")
 
 
+def test_an_edit_of_a_heading_shows_the_lines_of_the_reading_that_fits(play: Play, tmp_path: Path) -> None:
+    (tmp_path / "a.rst").write_text("Old\n=======\ntext\n")
+    result = play(
+        [format_action("edit", format_edit("a.rst", None, "Old\n=======", "One\n\nNew\n=======")), SUBMIT]
+    )
+    assert (tmp_path / "a.rst").read_text() == "One\n\nNew\n=======\ntext\n"
+    assert result.turns[0].observation.startswith("1:One\n2:\n3:New\n4:=======\n5:text\n")
+
+
+def test_a_file_whose_name_ends_with_a_number_may_be_edited(play: Play, tmp_path: Path) -> None:
+    (tmp_path / "a:12").write_text("x = 1\n")
+    play([format_action("edit", format_edit("a:12", None, "1", "2")), SUBMIT])
+    assert (tmp_path / "a:12").read_text() == "x = 2\n"
+
+
 def test_an_edit_is_brief_in_terse_style(play: Play, tmp_path: Path) -> None:
     (tmp_path / "a.py").write_text("x = 1\ny = 2\n")
     result = play(
