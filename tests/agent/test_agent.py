@@ -23,7 +23,7 @@ from selfplay.engines.scripted_engine import ScriptedEngine, ScriptedTurn
 from selfplay.errors import SandboxLost, SandboxUnavailable
 from selfplay.sandbox.base import ExecResult, SandboxSpec
 from selfplay.settings.playing import AgentSettings
-from tiny_policy import build_tiny_tokenizer
+from tiny_policy import CHATML, build_tiny_tokenizer
 
 SETTINGS = AgentSettings(
     max_turns=12, context_tokens=4096, turn_tokens=256, observation_tokens=200, command_timeout_s=5
@@ -168,6 +168,29 @@ def test_every_turn_extends_the_prompt_of_the_turn_before(
     agent.play("be brief", "go")
     assert len(prompts) == 3
     assert prompts[1][: len(prompts[0])] == prompts[0] and prompts[2][: len(prompts[1])] == prompts[1]
+
+
+def test_a_thinking_model_plays_with_its_reasoning_kept_as_sampled(
+    tokenizer_folder: Path, tmp_path: Path
+) -> None:
+    tokenizer = load_tokenizer(str(tokenizer_folder))
+    tokenizer.chat_template = CHATML.replace(
+        "assistant\n{% endif %}", "assistant\n<think>\n{% endif %}"
+    ).replace("{{ message['content'] }}", "{{ message['content'].split('</think>')[-1] }}")
+    thinking = ChatFormat(tokenizer)
+    thinking.check()
+    replies = [f"Or\n{bash('touch drafted')}\n?\n</think>\n{bash('echo done')}", f"</think>{SUBMIT}"]
+    engine = ScriptedEngine(lambda turn: replies[turn.number], tokenizer)
+    agent = Agent(engine, thinking, FolderSandbox(tmp_path), SETTINGS, lambda turn: turn, "injector/g/0")
+    result = agent.play("be brief", "go")
+    assert result.finish is FinishReason.SUBMITTED and not (tmp_path / "drafted").exists()
+    assert result.turns[0].observation.startswith("done\n")
+    assert [turn.text for turn in result.turns] == [f"<think>\n{reply}" for reply in replies]
+    for turn, reply in zip(result.turns, replies, strict=True):
+        ids = result.token_ids[slice(*turn.tokens)]
+        assert tokenizer.decode(ids) == f"{reply}<|im_end|>"
+        assert tokenizer.decode(result.token_ids[: turn.tokens[0]]).endswith("assistant\n<think>\n")
+    assert result.messages[0] == {"role": "system", "content": "be brief"}
 
 
 def test_a_turn_cut_by_its_token_cap_is_closed_by_an_untrained_token(play: Play, chat: ChatFormat) -> None:
