@@ -70,9 +70,12 @@ class TagFormat:
         thinking = end_of_reasoning(text)
         rest = text[thinking:]
         openings, closings = _tags(rest)
+        fault = _fault(rest, openings, closings)
+        if fault and thinking and not _fault(text, *_tags(text)):  # the mark stood in the call itself
+            thinking, rest, fault = 0, text, ""
+            openings, closings = _tags(text)
         if openings and openings[0][0].endswith("\r"):
             return self.parse(text.replace("\r\n", "\n"), tools)
-        fault = _fault(rest, openings, closings)
         if fault:
             raise BadFormat(f"{fault} {rule}")
         opening, closing = openings[0], closings[0]

@@ -55,17 +55,17 @@ def _check_against(tree: Tree, patch: Patch) -> None:
     new_paths = {file.new_path for file in patch.files if file.kind in ("add", "rename")}
     for file in patch.files:
         if file.old_path is not None and file.old_path not in tree:
-            raise PatchError(f"the diff changes {file.old_path!r}, which does not exist")
+            raise PatchError(f"the diff changes {file.old_path!r}, which does not exist. {ADVICE}")
         if file.old_path is not None and b"\0" in tree[file.old_path].content:
-            raise PatchError(f"the diff changes {file.old_path!r}, which is a binary file")
+            raise PatchError(f"the diff changes {file.old_path!r}, which is a binary file. Leave it out.")
         if file.kind in ("add", "rename") and file.new_path in tree:
-            raise PatchError(f"the diff adds {file.new_path!r}, which exists already")
+            raise PatchError(f"the diff adds {file.new_path!r}, which exists already. {ADVICE}")
         if (
             file.kind == "delete"
             and file.old_path is not None
             and tree[file.old_path].executable is not file.executable
         ):
-            raise PatchError(f"the diff deletes {file.path!r} under another mode than it has")
+            raise PatchError(f"the diff deletes {file.path!r} under another mode than it has. {ADVICE}")
     gone = {file.old_path for file in patch.files if file.kind in ("delete", "rename")}
     if new_paths:
         files = (tree.keys() - gone) | new_paths
@@ -73,7 +73,9 @@ def _check_against(tree: Tree, patch: Patch) -> None:
             assert path is not None
             parents = {str(parent) for parent in PurePosixPath(path).parents}
             if parents & files or any(str(other).startswith(f"{path}/") for other in files):
-                raise PatchError(f"the diff adds {path!r}, but a file and a folder cannot have one name")
+                raise PatchError(
+                    f"the diff adds {path!r}, but a file and a folder cannot have one name. {ADVICE}"
+                )
 
 
 def _changes_of(tree: Tree, patch: Patch) -> dict[str, FileEntry | None]:
@@ -99,7 +101,7 @@ def _check_changed_paths(before: Tree, after: Tree, patch: Patch) -> None:
     changed = before.changed_paths(after)
     if tuple(changed) != patch.changed_paths:
         silent = sorted(set(patch.changed_paths) ^ set(changed))
-        raise PatchError(f"the diff does not do what it claims to these files: {silent[:5]}")
+        raise PatchError(f"the diff does not do what it claims to these files: {silent[:5]}. {ADVICE}")
 
 
 # ---- running git

@@ -112,7 +112,9 @@ def parse_patch(text: str, max_bytes: int) -> Patch:
     try:
         size = len(text.encode("utf-8"))
     except UnicodeEncodeError as error:
-        raise PatchError("the diff is not valid UTF-8; only text files can be changed") from error
+        raise PatchError(
+            "the diff is not valid UTF-8; only text files can be changed. Leave others out."
+        ) from error
     if size > max_bytes:
         raise PatchError(f"the diff has {size} bytes; at most {max_bytes} are allowed. Change less.")
     if "\0" in text:
