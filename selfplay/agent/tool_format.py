@@ -18,14 +18,17 @@ CLOSING = re.compile(rf"^</tool>{_STOP}[ \t]*\r?$", re.MULTILINE)
 # The same tags as they are read where they leave no doubt: indented, with text beside them, in XML's style,
 # or with full-width brackets.
 LOOSE_OPENING = re.compile(
-    r"^[ \t]*[<＜]tool(?:[:：]|[ \t]+name[ \t]*=|[ \t])[ \t]*[\"']?([\w-]+)[\"']?[ \t]*[>＞](?:[ \t]*\r?$)?",
+    r"^[ \t]*[<＜]tool(?:[:：=]|[ \t]+name[ \t]*=|[ \t])[ \t]*[\"']?([\w-]+)[\"']?[ \t]*[>＞](?:[ \t]*\r?$)?",
     re.MULTILINE | re.IGNORECASE,
 )
-LOOSE_CLOSING = re.compile(rf"(?:^[ \t]*)?[<＜][/／]tool[>＞]{_STOP}[ \t]*\r?$", re.MULTILINE | re.IGNORECASE)
+LOOSE_CLOSING = re.compile(
+    rf"(?:^[ \t]*)?[<＜][/／]tool(?:[:： \t]+[\w-]+)?[>＞]{_STOP}[ \t]*\r?$", re.MULTILINE | re.IGNORECASE
+)
 ANY_TAG = re.compile(r"[<＜][/／]?tool\b", re.IGNORECASE)
 # Between these a model thinks. What looks like a call in there is none.
 REASONING = (("<think>", "</think>"), ("<thinking>", "</thinking>"), ("[THINK]", "[/THINK]"))
 FENCE = "```"
+REASONING_OPENING = re.compile(r"^[ \t]*(<think>|<thinking>|\[THINK\])", re.MULTILINE)
 OTHER_FORMATS = ("<tool_call", "<function", "[TOOL_CALLS]", '"arguments"', '"parameters"')
 
 
@@ -103,17 +106,23 @@ def format_action(tool: str, body: str) -> str:
 def end_of_reasoning(text: str) -> int:
     """Where the reasoning at the start of a reply ends; 0 without any, or if it is not closed."""
     end = 0
-    while opened := _opened(text[end:]):
-        closed = text.find(opened[1], end)
+    while closing := _open_reasoning(text[end:]):
+        closed = text.find(closing, end)
         if closed < 0:
             break
-        end = closed + len(opened[1])
+        end = closed + len(closing)
     return end
 
 
-def _opened(text: str) -> tuple[str, str] | None:
-    start = text.lstrip()
-    return next((marks for marks in REASONING if start.startswith(marks[0])), None)
+def _open_reasoning(text: str) -> str:
+    """The mark that ends the reasoning which `text` begins with, after words at most; "" without any.
+
+    A mark behind a tag is none: the text of a call, perhaps copied from a file, must not pass for reasoning.
+    """
+    found = REASONING_OPENING.search(text)
+    if found is None or ANY_TAG.search(text, 0, found.start()):
+        return ""
+    return dict(REASONING)[found[1]]
 
 
 def _tags(text: str) -> tuple[list[re.Match[str]], list[re.Match[str]]]:
@@ -132,10 +141,9 @@ def _fault(text: str, openings: Sequence[re.Match[str]], closings: Sequence[re.M
     def lines(tags: Sequence[re.Match[str]]) -> str:
         return "lines " + ", ".join(str(text.count("\n", 0, tag.start()) + 1) for tag in tags[:5])
 
-    unfinished = _opened(text)
     if not openings:
-        if unfinished:
-            return f"No tool call found: the reasoning is not closed by `{unfinished[1]}`."
+        if unfinished := _open_reasoning(text):
+            return f"No tool call found: the reasoning is not closed by `{unfinished}`."
         if ANY_TAG.search(text):
             return "No tool call found: each tag stands alone on its line."
         found = next((name for name in OTHER_FORMATS if name in text), "")
@@ -151,7 +159,7 @@ def _fault(text: str, openings: Sequence[re.Match[str]], closings: Sequence[re.M
         )
     after = text[closings[0].end() :].strip()
     before = text[: openings[0].start()].rstrip().rpartition("\n")[2]
-    if after and not (before.startswith(FENCE) and after == FENCE):
+    if after and not (re.fullmatch(r"`{3,}|~{3,}", after) and before.startswith(after)):
         return f"There is text after the call: {after[:40]!r}."
     return ""
 

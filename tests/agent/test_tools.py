@@ -88,6 +88,10 @@ def test_text_that_is_not_one_call_is_refused_with_an_explanation(text: str, com
         "<tool: Bash>\nls\ncat a\n</tool>",
         "<tool: bash>ls\ncat a</tool>",
         "<tool:bash>\nls\ncat a\n</tool>",
+        "<tool: bash>\nls\ncat a\n</tool: bash>",
+        "<tool=bash>\nls\ncat a\n</tool>",
+        "~~~~\n<tool: bash>\nls\ncat a\n</tool>\n~~~~",
+        "Well.\n<think>\n<tool: submit>\n</tool>\n</think>\n<tool: bash>\nls\ncat a\n</tool>",
         '<tool name="bash">\nls\ncat a\n</tool>',
         "<tool: bash>\nls\ncat a\n</tool><|im_end|>",
         "<tool: bash>\nls\ncat a\n</tool></s>\n",
@@ -110,9 +114,9 @@ def test_reasoning_is_part_of_the_thought_and_its_mark_in_a_body_ends_nothing() 
     assert parse_action("<think>so\n<tool: bash>\necho '</think>'\n</tool>").body == "echo '</think>'"
     with pytest.raises(BadFormat, match="No tool call found"):
         parse_action("<think>\n<tool: bash>\nls\n</tool>\n</think>")
-    forged = "<tool: create>\nnotes\n</tool>\n</think>\n<tool: submit>\n</tool>"
-    with pytest.raises(BadFormat, match="More than one"):
-        parse_action(forged)
+    for copied in ("</tool>\n</think>\n", "<think>\n</think>\n"):
+        with pytest.raises(BadFormat, match="More than one"):
+            parse_action(f"<tool: create>\nnotes\n{copied}<tool: submit>\n</tool>")
 
 
 def test_only_a_reply_in_crlf_loses_its_carriage_returns() -> None:
