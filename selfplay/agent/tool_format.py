@@ -106,7 +106,7 @@ def format_action(tool: str, body: str) -> str:
 def end_of_reasoning(text: str) -> int:
     """Where the reasoning at the start of a reply ends; 0 without any, or if it is not closed."""
     end = 0
-    while closing := _open_reasoning(text[end:]):
+    while closing := _open_reasoning(text, end):
         closed = text.find(closing, end)
         if closed < 0:
             break
@@ -114,13 +114,13 @@ def end_of_reasoning(text: str) -> int:
     return end
 
 
-def _open_reasoning(text: str) -> str:
-    """The mark that ends the reasoning which `text` begins with, after words at most; "" without any.
+def _open_reasoning(text: str, start: int = 0) -> str:
+    """The mark that ends the reasoning which begins at `start`, or after words; "" without any.
 
     A mark behind a tag is none: the text of a call, perhaps copied from a file, must not pass for reasoning.
     """
-    found = REASONING_OPENING.search(text)
-    if found is None or ANY_TAG.search(text, 0, found.start()):
+    found = REASONING_OPENING.search(text, start)
+    if found is None or ANY_TAG.search(text, start, found.start()):
         return ""
     return dict(REASONING)[found[1]]
 

@@ -62,12 +62,12 @@ class FilePatch:
     def paths(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(path for path in (self.old_path, self.new_path) if path is not None))
 
-    def text(self, old_name: str | None = None, new_name: str | None = None) -> str:
-        """This section as git writes it, under other names if given.
+    def text(self) -> str:
+        """This section as git writes it.
 
         Never quotes a name: `path_problem` refuses every path that would need quotes.
         """
-        old, new = old_name or self.old_path, new_name or self.new_path
+        old, new = self.old_path, self.new_path
         mode = "100755" if self.executable else "100644"
         lines = [f"{SECTION}a/{old or new} b/{new or old}"]
         if self.kind == "add":
