@@ -534,6 +534,7 @@ CONTROLS: dict[str, Control] = {
     "diff-two-sections": apply_leniently,
     "diff-rename": believe_the_hunks,
     "diff-binary": apply_leniently,
+    "diff-moved": apply_leniently,
     "diff-crlf-header": apply_leniently,
     "diff-prose": believe_the_hunks,
     "transports": patched(("selfplay.attacks.builds.obtain", clone_anything)),
