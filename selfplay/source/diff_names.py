@@ -15,7 +15,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 PREFIXES = ("a/", "b/", "c/", "i/", "o/", "w/", "1/", "2/")
-PREFIX_ADVICE = "Write it with `git diff --src-prefix=a/ --dst-prefix=b/`."
 # Escapes in names that git quotes in C style, and their bytes.
 ESCAPES = {"a": 7, "b": 8, "t": 9, "n": 10, "v": 11, "f": 12, "r": 13, '"': 34, "\\": 92}
 
@@ -41,7 +40,7 @@ def read_names(rest: str, rename: tuple[str, str] | None) -> Names:
     """The names in `rest`, the text after 'diff --git '.
 
     rename: the names of 'rename from' and 'rename to', if there are any.
-    Raises ValueError that says what is wrong, without the line.
+    Raises ValueError that says what is wrong, without the line and the remedy.
     """
     if rename is not None:
         found = [
@@ -51,15 +50,14 @@ def read_names(rest: str, rename: tuple[str, str] | None) -> Names:
         ]
         if not found:
             raise ValueError(
-                f"the 'diff --git' line does not name {rename[0]!r} and {rename[1]!r} as the other headers "
-                f"do. {PREFIX_ADVICE}"
+                f"the 'diff --git' line does not name {rename[0]!r} and {rename[1]!r} as the other headers do"
             )
         return found[0]
     halves = _quoted_halves(rest) if '"' in rest else _equal_halves(rest)
     if halves is None:
         raise ValueError(
-            f"the names in the 'diff --git' line do not agree: {rest[:80]!r}. "
-            f"A rename needs 'rename from' and 'rename to'. {PREFIX_ADVICE}"
+            f"the names in the 'diff --git' line do not agree: {rest[:80]!r}; "
+            "a rename needs 'rename from' and 'rename to'"
         )
     left, right = halves
     if left == right:
@@ -69,8 +67,8 @@ def read_names(rest: str, rename: tuple[str, str] | None) -> Names:
         return Names(left[2:], right[2:], *prefixes)
     raise ValueError(
         f"the names {left[:60]!r} and {right[:60]!r} in the 'diff --git' line do not agree: they may differ "
-        "in a/ and b/, or in the prefixes of diff.mnemonicPrefix, only. "
-        f"A rename needs 'rename from' and 'rename to'. {PREFIX_ADVICE}"
+        "in a/ and b/, or in the prefixes of diff.mnemonicPrefix, only; "
+        "a rename needs 'rename from' and 'rename to'"
     )
 
 
