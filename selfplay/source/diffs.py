@@ -255,7 +255,7 @@ class _Reader:
         except ValueError as error:
             raise self._refuse(str(error), PREFIX_ADVICE, at) from error
         if renamed and names.old == names.new:
-            raise self._refuse(f"{names.old!r} is renamed to itself", at=at)
+            raise self._refuse(f"{names.old[:80]!r} is renamed to itself", at=at)
         for name in (names.old, names.new):
             if problem := path_problem(name):
                 raise self._refuse(problem, "Leave the file out of the diff.", at)
