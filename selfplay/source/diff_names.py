@@ -14,8 +14,8 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+MAX_HEADER = 10_000  # characters of both names, each escaped
 PREFIXES = ("a/", "b/", "c/", "i/", "o/", "w/", "1/", "2/")
-PREFIX_ADVICE = "Write it with `git diff --src-prefix=a/ --dst-prefix=b/`."
 # Escapes in names that git quotes in C style, and their bytes.
 ESCAPES = {"a": 7, "b": 8, "t": 9, "n": 10, "v": 11, "f": 12, "r": 13, '"': 34, "\\": 92}
 
@@ -41,25 +41,25 @@ def read_names(rest: str, rename: tuple[str, str] | None) -> Names:
     """The names in `rest`, the text after 'diff --git '.
 
     rename: the names of 'rename from' and 'rename to', if there are any.
-    Raises ValueError that says what is wrong, without the line.
+    Raises ValueError that says what is wrong, without the line and the remedy.
     """
+    if len(rest) > MAX_HEADER:
+        raise ValueError(f"the names in the 'diff --git' line are too long: {rest[:60]!r}…")
+    quoted = _quoted_halves(rest) if '"' in rest else None
     if rename is not None:
-        found = [
-            Names(*rename, old_prefix, new_prefix)
-            for old_prefix, new_prefix in _prefix_pairs()
-            if _is_pair(rest, old_prefix + rename[0], new_prefix + rename[1])
-        ]
-        if not found:
-            raise ValueError(
-                f"the 'diff --git' line does not name {rename[0]!r} and {rename[1]!r} as the other headers "
-                f"do. {PREFIX_ADVICE}"
-            )
-        return found[0]
-    halves = _quoted_halves(rest) if '"' in rest else _equal_halves(rest)
+        old, new = rename
+        for prefixes in _prefix_pairs():
+            pair = prefixes[0] + old, prefixes[1] + new
+            if quoted == pair or (quoted is None and rest == " ".join(pair)):
+                return Names(old, new, *prefixes)
+        raise ValueError(
+            f"the 'diff --git' line does not name {old[:60]!r} and {new[:60]!r} as the other headers do"
+        )
+    halves = quoted or _equal_halves(rest)
     if halves is None:
         raise ValueError(
-            f"the names in the 'diff --git' line do not agree: {rest[:80]!r}. "
-            f"A rename needs 'rename from' and 'rename to'. {PREFIX_ADVICE}"
+            f"the names in the 'diff --git' line do not agree: {rest[:80]!r}; "
+            "a rename needs 'rename from' and 'rename to'"
         )
     left, right = halves
     if left == right:
@@ -69,18 +69,14 @@ def read_names(rest: str, rename: tuple[str, str] | None) -> Names:
         return Names(left[2:], right[2:], *prefixes)
     raise ValueError(
         f"the names {left[:60]!r} and {right[:60]!r} in the 'diff --git' line do not agree: they may differ "
-        "in a/ and b/, or in the prefixes of diff.mnemonicPrefix, only. "
-        f"A rename needs 'rename from' and 'rename to'. {PREFIX_ADVICE}"
+        "in a/ and b/, or in the prefixes of diff.mnemonicPrefix, only; "
+        "a rename needs 'rename from' and 'rename to'"
     )
 
 
 def _prefix_pairs() -> Iterator[tuple[str, str]]:
     yield "", ""
     yield from ((old, new) for old in PREFIXES for new in PREFIXES if old != new)
-
-
-def _is_pair(rest: str, left: str, right: str) -> bool:
-    return _quoted_halves(rest) == (left, right) if '"' in rest else rest == f"{left} {right}"
 
 
 def _equal_halves(rest: str) -> tuple[str, str] | None:

@@ -22,6 +22,7 @@ from selfplay.source.diff_names import Names, label, read_names, unquoted
 from selfplay.source.hunks import ADVICE, NO_NEWLINE, Hunk
 from selfplay.source.trees import is_safe_path
 
+PREFIX_ADVICE = "Write it with `git diff --src-prefix=a/ --dst-prefix=b/`."
 MAX_FILES = 500
 MAX_PATH_BYTES = 1000
 MAX_NAME_BYTES = 255
@@ -252,9 +253,9 @@ class _Reader:
             rename = (unquoted(facts["rename from"]), unquoted(facts["rename to"])) if renamed else None
             names = read_names(names_text, rename)
         except ValueError as error:
-            raise PatchError(f"line {at + 1} of the diff: {error}") from error
+            raise self._refuse(str(error), PREFIX_ADVICE, at) from error
         if renamed and names.old == names.new:
-            raise self._refuse(f"{names.old!r} is renamed to itself", at=at)
+            raise self._refuse(f"{names.old[:80]!r} is renamed to itself", at=at)
         for name in (names.old, names.new):
             if problem := path_problem(name):
                 raise self._refuse(problem, "Leave the file out of the diff.", at)

@@ -397,6 +397,10 @@ def addition(name, mode="100644"):
             MODIFY.replace("a/pkg", "old/pkg").replace("b/pkg", "new/pkg"),
             "do not agree.*--src-prefix=a/ --dst-prefix=b/",
         ),
+        "a name that takes long to read": (
+            f'diff --git "{"a" * 200_000}" "b"\nrename from a\nrename to b\n',
+            "line 1 of the diff: the names in the 'diff --git' line are too long",
+        ),
         "colours": (f"\x1b[1m{MODIFY}", "git diff --no-color"),
         "headers with carriage returns": (MODIFY.replace("\n", "\r\n"), "carriage return"),
         "words before the diff": (f"Here is the diff:\n{MODIFY}", "must begin with"),
