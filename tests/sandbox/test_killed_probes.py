@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ from machine import open_or_skip
 from selfplay.errors import PrerequisiteError, SandboxInterrupted
 from selfplay.sandbox import bubblewrap_sandbox
 from selfplay.sandbox.base import Limits
-from selfplay.sandbox.bubblewrap_host import find_programs, loader_cache
+from selfplay.sandbox.bubblewrap_host import find_programs, loader_cache, run_whole
 from selfplay.sandbox.bubblewrap_process import OpenedBubblewrap, Spawner
 from selfplay.sandbox.bubblewrap_sandbox import BubblewrapBackend
 
@@ -114,6 +115,20 @@ def test_a_bwrap_killed_at_its_start_leaves_no_child_that_waits_for_it(tmp_path:
     finally:
         opened.close()
         os.close(info_read)
-    left = int(child.read_text())
-    while Path(f"/proc/{left}/cmdline").exists() and Path(f"/proc/{left}/cmdline").read_bytes():
-        time.sleep(0.01)  # until the kernel has ended it; without the fix it sleeps on
+    wait_until_gone(int(child.read_text()))
+
+
+def test_a_killed_probe_leaves_no_child_that_waits_for_it(tmp_path: Path) -> None:
+    child = tmp_path / "child"
+    program = ["bash", "-c", f"sleep 1000 & echo $! > {child}; kill -9 $$"]
+    with (tmp_path / "output").open("wb") as output:
+        assert run_whole(program, output) == -signal.SIGKILL
+        assert run_whole(["bash", "-c", "exit 7"], output) == 7
+    wait_until_gone(int(child.read_text()))
+
+
+def wait_until_gone(pid: int) -> None:
+    """Wait until the kernel has ended the process: it was killed. A process that sleeps on never ends."""
+    command = Path(f"/proc/{pid}/cmdline")
+    while command.exists() and command.read_bytes():
+        time.sleep(0.01)
