@@ -22,8 +22,8 @@ from selfplay.curriculum.store import Store
 from selfplay.errors import RunError, SelfplayError, UsageError
 from selfplay.evaluation.folder import Folder
 from selfplay.evaluation.tasks import read_tasks
+from selfplay.metrics import read_metrics
 from selfplay.orchestrator.run_folder import RunFolder
-from selfplay.viewing.summary import read_metrics
 
 ROOT = Path(__file__).parents[1]
 ARMS = ("selfplay", "repair", "injection")

@@ -20,8 +20,9 @@ from selfplay.evaluation.folder import MODES, Folder, Mode, TaskEntry, entries_o
 from selfplay.evaluation.rates import rates_by_bug
 from selfplay.evaluation.statistics import Difference, estimate, paired_difference
 from selfplay.evaluation.tasks import Task
+from selfplay.metrics import read_metrics
 from selfplay.orchestrator.run_folder import RunFolder
-from selfplay.viewing.summary import evaluation_folders, read_metrics
+from selfplay.viewing.summary import evaluation_folders
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -11,70 +11,11 @@ from typing import Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from selfplay.commands.options import (
-    AsJson,
-    BugsBug,
-    BugsMaxSolveRate,
-    BugsMinSolveRate,
-    BugsOrder,
-    BugsRejected,
-    BugsRepository,
-    BugsRun,
-    BugsSort,
-    BugsStatus,
-    BugsStrategy,
-    BugsTasks,
-    ConfigFile,
-    DoctorAttack,
-    DoctorClean,
-    DoctorSandbox,
-    EvalAttempts,
-    EvalClones,
-    EvalCompare,
-    EvalGreedy,
-    EvalLimit,
-    EvalOutput,
-    EvalPredictions,
-    EvalTasks,
-    Overrides,
-    PlanAssume,
-    PlanBandwidthTbs,
-    PlanBatchTokens,
-    PlanCheck,
-    PlanGpuGb,
-    PlanGpus,
-    PlanHosts,
-    PlanLinkGbs,
-    PlanMaxLag,
-    PlanMbu,
-    PlanMfu,
-    PlanParameters,
-    PlanPeakTflops,
-    PlanRun,
-    PlanSeed,
-    PlanServerGpus,
-    PlanSlots,
-    PlanTrainerGpus,
-    PlanUpdates,
-    PlanWorkload,
-    ReplayEpisode,
-    ReplayRun,
-    ReplaySpeed,
-    ReplayStep,
-    RunRoot,
-    TrainCluster,
-    TrainDryRun,
-    TrainRepos,
-    TrainResume,
-    ValidateAllChecks,
-    ValidateArtifact,
-    ValidateRepo,
-    Version,
-    WarmStartConfig,
-    WarmStartOutput,
-)
-from selfplay.errors import SelfplayError, UsageError, full_disk_reported
+from selfplay.commands import options
+from selfplay.commands.help_pages import Command, without_types
+from selfplay.errors import SelfplayError, UsageError, full_disk_reported, path_fault
 from selfplay.runtime.heaps import bound_heaps
+from selfplay.runtime.terminal import ready_streams
 
 # As a shell reports a process that a signal ended.
 INTERRUPTED = 130  # SIGINT
@@ -83,6 +24,9 @@ OUTPUT_CLOSED = 141  # SIGPIPE
 
 class CommandGroup(TyperGroup):
     """Says that a command was interrupted, and what follows. Typer would end it without a word."""
+
+    def get_params(self, ctx: Any) -> Any:
+        return without_types(super().get_params(ctx))
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -106,19 +50,19 @@ app = typer.Typer(
 
 
 @app.callback()
-def options_of_all(version: Version = False) -> None:
+def options_of_all(version: options.Version = False) -> None:
     """Options that stand before the command. `--version` prints and ends there."""
 
 
-@app.command()
+@app.command(cls=Command)
 def train(
-    repos: TrainRepos = None,
-    config: ConfigFile = None,
-    set_: Overrides = None,
-    resume: TrainResume = None,
-    runs: RunRoot = Path("runs"),
-    cluster: TrainCluster = None,
-    dry_run: TrainDryRun = False,
+    repos: options.TrainRepos = None,
+    config: options.ConfigFile = None,
+    set_: options.Overrides = None,
+    resume: options.TrainResume = None,
+    runs: options.RunRoot = Path("runs"),
+    cluster: options.TrainCluster = None,
+    dry_run: options.TrainDryRun = False,
 ) -> None:
     """Play, judge and train over a list of repositories.
 
@@ -135,6 +79,8 @@ def train(
         return
     from selfplay.commands.train import resume_training, start_training
 
+    if resume == "":
+        raise typer.BadParameter("--resume needs the name or folder of a run.")
     if resume is not None:
         if repos is not None or config is not None:
             raise typer.BadParameter(
@@ -150,60 +96,96 @@ def train(
         start_training(repos, config, set_ or [], cluster)
 
 
-@app.command("inspect-bugs")
+@app.command(cls=Command)
+def show(
+    run: options.ShowRun = "", runs: options.RunRoot = Path("runs"), json_: options.AsJson = False
+) -> None:
+    """The summary of a run, as at its end; also while it plays.
+
+    Example: [bold]selfplay show[/bold]
+    """
+    from selfplay.commands.show import show_run
+
+    show_run(run, runs, as_json=json_)
+
+
+@app.command("runs", cls=Command)
+def list_runs(runs: options.RunRoot = Path("runs"), json_: options.AsJson = False) -> None:
+    """The runs there are, how far each is, and the settings in which they differ.
+
+    Example: [bold]selfplay runs --runs experiments[/bold]
+    """
+    from selfplay.commands import show
+
+    show.list_runs(runs, as_json=json_)
+
+
+@app.command("inspect-bugs", cls=Command)
 def inspect_bugs(
-    run: BugsRun = "",
-    bug: BugsBug = None,
-    repository: BugsRepository = None,
-    strategy: BugsStrategy = None,
-    order: BugsOrder = None,
-    status: BugsStatus = None,
-    min_solve_rate: BugsMinSolveRate = None,
-    max_solve_rate: BugsMaxSolveRate = None,
-    sort: BugsSort = "created",
-    rejected: BugsRejected = False,
-    tasks: BugsTasks = None,
-    runs: RunRoot = Path("runs"),
-    json_: AsJson = False,
+    run: options.BugsRun = "",
+    bug: options.BugsBug = None,
+    repository: options.BugsRepository = None,
+    strategy: options.BugsStrategy = None,
+    order: options.BugsOrder = None,
+    status: options.BugsStatus = None,
+    min_solve_rate: options.BugsMinSolveRate = None,
+    max_solve_rate: options.BugsMaxSolveRate = None,
+    sort: options.BugsSort = "created",
+    reverse: options.BugsReverse = False,
+    limit: options.BugsLimit = None,
+    rejected: options.BugsRejected = False,
+    tasks: options.BugsTasks = None,
+    runs: options.RunRoot = Path("runs"),
+    json_: options.AsJson = False,
 ) -> None:
     """The curriculum of a run: its bugs, one bug in full with its lineage, or why artifacts were rejected.
 
-    Example: [bold]selfplay inspect-bugs --order 1 --sort solve_rate[/bold]
+    Example: [bold]selfplay inspect-bugs --order 1 --sort solve_rate --limit 10[/bold]
     """
-    from rich.console import Console
+    from selfplay.commands.inspect_bugs import BugRequest, inspect_run
+    from selfplay.viewing.inspect import BugFilter
 
-    from selfplay.commands.inspect_bugs import check_names, check_options
-    from selfplay.curriculum.store import Store
-    from selfplay.orchestrator.run_folder import open_run
-    from selfplay.viewing.inspect import BugFilter, select_bugs, show_bug, show_bugs, show_rejections
-
-    wanted = BugFilter(repository, strategy, order, status, min_solve_rate, max_solve_rate, sort)
-    check_options(wanted, bug, rejected, tasks)
-    folder = open_run(run, runs)
-    store = Store.open(folder.database, writer=False)
-    check_names(store, wanted)
-    console = Console()
-    if tasks is not None:
-        from selfplay.evaluation.tasks import export_tasks
-
-        count = export_tasks(store, select_bugs(store, wanted), folder, tasks)
-        console.print(f"{count} task(s) written to {tasks}. Next: selfplay eval --tasks {tasks}")
-    elif bug is not None:
-        show_bug(store, bug, console, as_json=json_)
-    elif rejected:
-        show_rejections(store, console, as_json=json_)
-    else:
-        show_bugs(store, wanted, console, as_json=json_)
+    wanted = BugFilter(
+        repository, strategy, order, status, min_solve_rate, max_solve_rate, sort, reverse, limit
+    )
+    inspect_run(run, runs, BugRequest(bug, rejected, tasks, wanted), as_json=json_)
 
 
-@app.command()
+@app.command(cls=Command)
+def episodes(
+    run: options.EpisodesRun = "",
+    role: options.EpisodesRole = None,
+    finish: options.EpisodesFinish = None,
+    min_reward: options.EpisodesMinReward = None,
+    max_reward: options.EpisodesMaxReward = None,
+    check: options.EpisodesCheck = None,
+    update: options.EpisodesUpdate = None,
+    bug: options.EpisodesBug = None,
+    group: options.EpisodesGroup = None,
+    limit: options.EpisodesLimit = None,
+    runs: options.RunRoot = Path("runs"),
+    json_: options.AsJson = False,
+) -> None:
+    """The episodes of a run with verdict or grade, reward and advantage; or one group's members side by side.
+
+    Example: [bold]selfplay episodes --role injector --check parser[/bold]
+    or [bold]selfplay episodes --group u0001-sol0[/bold]
+    """
+    from selfplay.commands.episodes import list_episodes
+    from selfplay.viewing.episodes import EpisodeFilter
+
+    wanted = EpisodeFilter(role, finish, min_reward, max_reward, check, update, bug, group, limit)
+    list_episodes(run, runs, wanted, as_json=json_)
+
+
+@app.command(cls=Command)
 def replay(
-    episode: ReplayEpisode,
-    run: ReplayRun = "",
-    step: ReplayStep = False,
-    speed: ReplaySpeed = None,
-    runs: RunRoot = Path("runs"),
-    json_: AsJson = False,
+    episode: options.ReplayEpisode,
+    run: options.ReplayRun = "",
+    step: options.ReplayStep = False,
+    speed: options.ReplaySpeed = None,
+    runs: options.RunRoot = Path("runs"),
+    json_: options.AsJson = False,
 ) -> None:
     """One episode in the terminal: what the policy did, turn by turn, and how it ended.
 
@@ -212,24 +194,25 @@ def replay(
     from rich.console import Console
 
     from selfplay.viewing import replay as viewer
+    from selfplay.viewing.episode_search import find_episode
 
-    found = viewer.find_episode(runs / run if run else runs, episode)
+    found = find_episode(runs / run if run else runs, episode)
     if json_:
         import json
 
-        typer.echo(json.dumps(found.episode.to_json()))
+        typer.echo(json.dumps(found.to_json()))
         return
     viewer.replay(found, Console(), step=step, speed=speed)
 
 
-@app.command()
+@app.command(cls=Command)
 def validate(
-    artifact: ValidateArtifact,
-    repo: ValidateRepo,
-    config: ConfigFile = None,
-    set_: Overrides = None,
-    all_checks: ValidateAllChecks = False,
-    json_: AsJson = False,
+    artifact: options.ValidateArtifact,
+    repo: options.ValidateRepo,
+    config: options.ConfigFile = None,
+    set_: options.Overrides = None,
+    all_checks: options.ValidateAllChecks = False,
+    json_: options.AsJson = False,
 ) -> None:
     """The verdict on one artifact, check by check, with evidence.
 
@@ -242,22 +225,21 @@ def validate(
     raise typer.Exit(judge_folder(artifact, repo, config, set_ or [], all_checks=all_checks, as_json=json_))
 
 
-@app.command("eval")
+@app.command("eval", cls=Command)
 def evaluate(
-    tasks: EvalTasks = None,
-    config: ConfigFile = None,
-    set_: Overrides = None,
-    attempts: EvalAttempts = 4,
-    greedy: EvalGreedy = True,
-    limit: EvalLimit = 0,
-    output: EvalOutput = None,
-    clones: EvalClones = None,
-    predictions: EvalPredictions = None,
-    compare: EvalCompare = None,
-    json_: AsJson = False,
+    tasks: options.EvalTasks = None,
+    config: options.ConfigFile = None,
+    set_: options.Overrides = None,
+    attempts: options.EvalAttempts = 4,
+    greedy: options.EvalGreedy = True,
+    limit: options.EvalLimit = 0,
+    output: options.EvalOutput = None,
+    clones: options.EvalClones = None,
+    predictions: options.EvalPredictions = None,
+    compare: options.EvalCompare = None,
+    json_: options.AsJson = False,
 ) -> None:
-    """A policy's repair rate on bugs, sampled and greedy, with standard errors; or two policies compared on
-    the same bugs.
+    """A policy's repair rate on bugs, with standard errors; or two policies compared on the same bugs.
 
     Example: [bold]selfplay eval --tasks own --config quickstart --output A[/bold],
     then [bold]selfplay eval --compare A B[/bold]
@@ -273,7 +255,8 @@ def evaluate(
         return
     if not tasks:
         raise typer.BadParameter(
-            "--tasks SET_OR_FILE is needed (or --compare A B). Sets that come with selfplay: own, human."
+            "--tasks SET_OR_FILE is needed (or --compare A B). "
+            f"Sets that come with selfplay: {options.TASK_SETS}."
         )
     if predictions is not None and (attempts != 4 or not greedy):
         raise typer.BadParameter("--predictions plays nothing; leave --attempts and --no-greedy out.")
@@ -284,11 +267,11 @@ def evaluate(
     start(request, config, set_ or [], as_json=json_)
 
 
-@app.command("warm-start")
+@app.command("warm-start", cls=Command)
 def warm_start(
-    output: WarmStartOutput = Path("runs/warm-start"),
-    config: WarmStartConfig = None,
-    set_: Overrides = None,
+    output: options.WarmStartOutput = Path("runs/warm-start"),
+    config: options.WarmStartConfig = None,
+    set_: options.WarmStartOverrides = None,
 ) -> None:
     """Make a cold-started policy: mid-training on source, then supervised trajectories for both roles.
 
@@ -299,38 +282,38 @@ def warm_start(
     run_warm_start(output, config, set_ or [])
 
 
-@app.command()
+@app.command(cls=Command)
 def plan(
-    run: PlanRun = "",
-    workload: PlanWorkload = "",
-    assume: PlanAssume = None,
-    gpus: PlanGpus = 512,
-    trainer_gpus: PlanTrainerGpus = 0,
-    server_gpus: PlanServerGpus = 0,
-    hosts: PlanHosts = 0,
-    slots: PlanSlots = 64,
-    max_lag: PlanMaxLag = None,
-    batch_tokens: PlanBatchTokens = None,
-    parameters: PlanParameters = None,
-    peak_tflops: PlanPeakTflops = None,
-    bandwidth_tbs: PlanBandwidthTbs = None,
-    gpu_gb: PlanGpuGb = None,
-    mfu: PlanMfu = None,
-    mbu: PlanMbu = None,
-    link_gbs: PlanLinkGbs = None,
-    updates: PlanUpdates = 12,
-    seed: PlanSeed = 0,
-    check: PlanCheck = False,
-    runs: RunRoot = Path("runs"),
-    json_: AsJson = False,
+    run: options.PlanRun = "",
+    workload: options.PlanWorkload = "",
+    assume: options.PlanAssume = None,
+    gpus: options.PlanGpus = None,
+    trainer_gpus: options.PlanTrainerGpus = 0,
+    server_gpus: options.PlanServerGpus = 0,
+    hosts: options.PlanHosts = 0,
+    slots: options.PlanSlots = 64,
+    max_lag: options.PlanMaxLag = None,
+    batch_tokens: options.PlanBatchTokens = None,
+    parameters: options.PlanParameters = None,
+    peak_tflops: options.PlanPeakTflops = None,
+    bandwidth_tbs: options.PlanBandwidthTbs = None,
+    gpu_gb: options.PlanGpuGb = None,
+    mfu: options.PlanMfu = None,
+    mbu: options.PlanMbu = None,
+    link_gbs: options.PlanLinkGbs = None,
+    updates: options.PlanUpdates = 8,
+    simulations: options.PlanSimulations = 5,
+    seed: options.PlanSeed = 0,
+    check: options.PlanCheck = False,
+    runs: options.RunRoot = Path("runs"),
+    json_: options.AsJson = False,
 ) -> None:
-    """Simulate N GPUs, from a run or from the paper: episodes an hour, idle shares, staleness, and the best
-    split.
+    """Simulate N GPUs, from a run or from the paper: episodes an hour, idle shares, the best split.
 
     Example: [bold]selfplay plan --workload paper --gpus 512[/bold]
     or [bold]selfplay plan RUN --gpus 64 --parameters 8e9[/bold]
     """
-    options = locals()
+    given = locals()
     from selfplay.commands.plan import PlanOptions, run_check, run_plan
 
     if check:
@@ -338,16 +321,16 @@ def plan(
             raise UsageError("--check compares with a run; leave --workload out.")
         run_check(run, runs, seed, as_json=json_)
         return
-    typed = {name: value for name, value in options.items() if name not in ("check", "json_")}
+    typed = {name: value for name, value in given.items() if name not in ("check", "json_")}
     run_plan(PlanOptions(**typed | {"assume": assume or []}), as_json=json_)
 
 
-@app.command()
+@app.command(cls=Command)
 def doctor(
-    clean: DoctorClean = False,
-    attack: DoctorAttack = False,
-    sandbox: DoctorSandbox = None,
-    json_: AsJson = False,
+    clean: options.DoctorClean = False,
+    attack: options.DoctorAttack = False,
+    sandbox: options.DoctorSandbox = None,
+    json_: options.AsJson = False,
 ) -> None:
     """What this machine lacks, and the command that fixes it.
 
@@ -370,6 +353,7 @@ def doctor(
 
 def main() -> None:
     """Entry point. A reader of the output that has gone, as after `| head`, ends the command quietly."""
+    ready_streams()
     bound_heaps()
     try:
         try:
@@ -397,18 +381,27 @@ def run_command() -> None:
     try:
         with full_disk_reported(Path.cwd()):
             app(standalone_mode=True)
+    except OSError as error:
+        if not (message := path_fault(error)):
+            raise
+        end_with(SelfplayError(message))
     except SelfplayError as error:
-        from rich.console import Console
-        from rich.text import Text
+        end_with(error)
 
-        from selfplay.agent.observations import make_harmless
 
-        console = Console(stderr=True)  # messages and logs may quote what hostile code printed
-        console.print(Text("error: ", style="bold red") + Text(make_harmless(str(error))))
-        tail = getattr(error, "log_tail", "")
-        if tail:
-            console.print(Text(make_harmless(tail), style="dim"))
-        sys.exit(error.exit_code)
+def end_with(error: SelfplayError) -> NoReturn:
+    """Print the message of an error, and exit with its code."""
+    from rich.console import Console
+    from rich.text import Text
+
+    from selfplay.agent.observations import make_harmless
+
+    console = Console(stderr=True)  # messages and logs may quote what hostile code printed
+    console.print(Text("error: ", style="bold red") + Text(make_harmless(str(error))))
+    tail = getattr(error, "log_tail", "")
+    if tail:
+        console.print(Text(make_harmless(tail), style="dim"))
+    sys.exit(error.exit_code)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ machine can run; the quickstart and the paper's own scale are recipes in `runs/r
 
 from __future__ import annotations
 
-import difflib
 import json
 import sys
 import tomllib
@@ -17,7 +16,8 @@ from typing import Any
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from selfplay.errors import ConfigError
-from selfplay.runtime.recipes import find_recipe
+from selfplay.runtime.recipes import find_recipe, read_text
+from selfplay.settings import faults
 from selfplay.settings.base import Section
 from selfplay.settings.learning import (
     EvaluationSettings,
@@ -52,6 +52,8 @@ RENAMED_SETTINGS = {
     "trainer.call_weight": "trainer.call_reward_weight",
 }
 RENAMED_VALUES = {("trainer.credit", "kept"): "kept_edits"}
+RECIPES = "recipes"  # a folder that stands beside those of runs
+MAX_NAME_BYTES = 200  # of a run's name; a file system takes 255, and a partial folder has a longer name
 
 
 class RunSettings(Section):
@@ -66,8 +68,14 @@ class RunSettings(Section):
     @field_validator("name")
     @classmethod
     def _is_plain(cls, name: str) -> str:
-        if name in (".", "..", "recipes") or "/" in name or "\\" in name:
-            raise ValueError("a run name is one folder name, and not 'recipes'")
+        wrong = not name.isprintable() or name != name.strip() or "/" in name or "\\" in name
+        wrong |= name.startswith(("-", ".")) or name == RECIPES or len(name.encode()) > MAX_NAME_BYTES
+        if wrong:
+            raise ValueError(
+                f"{name!r} cannot name a run. A name is that of one folder, of up to {MAX_NAME_BYTES} bytes, "
+                "without slashes and line breaks. It begins with neither '-' nor '.', and it is not "
+                f"{RECIPES!r}."
+            )
         return name
 
 
@@ -130,15 +138,8 @@ class Config(Section):
 
 
 def known_keys() -> list[str]:
-    """Every dotted key, for suggestions and documentation."""
-    keys: list[str] = []
-    for name, info in Config.model_fields.items():
-        section = info.annotation
-        if isinstance(section, type) and issubclass(section, Section):
-            keys += [f"{name}.{key}" for key in section.model_fields]
-        else:
-            keys.append(name)
-    return keys
+    """Every dotted key, for documentation."""
+    return faults.known_keys(Config)
 
 
 def with_new_names(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
@@ -169,15 +170,18 @@ def with_new_names(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]
     return found, notes
 
 
-def _parse_value(text: str) -> Any:
-    """A `--set` value:
+def _parse_value(key: str, text: str) -> Any:
+    """A `--set` value: TOML where it parses as such (numbers, booleans, lists, quoted text), else the text
+    itself.
 
-    TOML where it parses as such (numbers, booleans, lists, quoted text), else the text itself.
+    A setting that holds a text gets `2026` as a text, too.
     """
     try:
-        return tomllib.loads(f"value = {text}")["value"]
+        value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         return text
+    holds_text = faults.type_of(Config, key.split(".")) is str
+    return text if holds_text and not isinstance(value, str) else value
 
 
 def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
@@ -190,7 +194,10 @@ def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
         key, separator, value = override.partition("=")
         if not separator or not key.strip():
             raise ConfigError(f"--set {override!r} is not key=value, for instance --set train.updates=6")
-        parsed[RENAMED_SETTINGS.get(key.strip(), key.strip())] = _parse_value(value.strip())
+        key = RENAMED_SETTINGS.get(key.strip(), key.strip())
+        parsed[key] = _parse_value(key, value.strip())
+    if parsed.get("run.name") == "":
+        raise ConfigError("--set run.name= is empty. Leave it out for a name made from date and time.")
     return parsed
 
 
@@ -204,36 +211,6 @@ def _assign(values: dict[str, Any], key: str, value: Any) -> None:
     values[last] = value
 
 
-def _explain(error: ValidationError, source: str, overridden: Collection[str] = ()) -> str:
-    """A paragraph for each source with its wrong keys. overridden: as in `build_config`."""
-    lines: dict[str, list[str]] = {}
-    for item in error.errors():
-        key = ".".join(str(part) for part in item["loc"])
-        if item["type"] == "extra_forbidden":
-            text = f"  {key}: unknown setting.{_suggestion(key)}"
-        else:
-            text = f"  {key}: {item['msg']} (got {item['input']!r})"
-        lines.setdefault(_blamed(key, source, overridden), []).append(text)
-    return "\n".join(f"{blamed}:\n" + "\n".join(found) for blamed, found in lines.items())
-
-
-def _suggestion(key: str) -> str:
-    """The most similar setting or section; for a setting without its section, the whole name."""
-    known = known_keys()
-    names = known if "." in key else [*Config.model_fields, *known]
-    close = [name for name in known if name.endswith(f".{key}")] or difflib.get_close_matches(key, names, n=1)
-    return f" Did you mean '{close[0]}'?" if close else ""
-
-
-def _blamed(key: str, source: str, overridden: Collection[str]) -> str:
-    """Where a wrong key was set. A whole section that does not fit may be due to either."""
-    if any(key == name or key.startswith(f"{name}.") for name in overridden):
-        return "--set"
-    if source != "--set" and any(not key or name.startswith(f"{key}.") for name in overridden):
-        return f"{source} with --set"
-    return source
-
-
 def build_config(
     values: Mapping[str, Any], source: str = "configuration", overridden: Collection[str] = ()
 ) -> Config:
@@ -245,7 +222,7 @@ def build_config(
     try:
         return Config.model_validate(with_new_names(values)[0])
     except ValidationError as error:
-        raise ConfigError(_explain(error, source, overridden)) from error
+        raise ConfigError(faults.explain(error, Config, source, overridden)) from error
 
 
 def load_config(path: Path | None = None, overrides: Sequence[str] = ()) -> Config:
@@ -258,18 +235,17 @@ def load_config(path: Path | None = None, overrides: Sequence[str] = ()) -> Conf
     values: dict[str, Any] = {}
     if path is not None:
         path = find_recipe(path, "the configuration")
-        try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"cannot read the configuration {path}: {error}") from error
+        text = read_text(path, "the configuration")
         try:
             values = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
         except (tomllib.TOMLDecodeError, json.JSONDecodeError) as error:
             kind = path.suffix.lstrip(".").upper() or "TOML"
             raise ConfigError(f"{path} is not valid {kind}: {error}") from error
+        if not isinstance(values, dict):
+            raise ConfigError(f"{path} holds no settings: it is a JSON text, and no object of sections.")
     values, notes = with_new_names(values)
     parsed = parse_overrides(overrides)
-    overridden = {*parsed, *({key.partition(".")[0] for key in parsed} - values.keys())}
+    overridden = {name for key in parsed for name in faults.laid_over(values, key)}
     for key, value in parsed.items():
         _assign(values, key, value)
     if path is None or path.suffix != ".json":

@@ -27,9 +27,60 @@ SelfplayError
 """
 
 import errno
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+
+MAX_FAULTS = 10  # of a file's lines that a message lists
+# What the choice of a path leads to; a file that is only missing may be a fault of this program.
+PATH_FAULTS = frozenset(
+    (
+        errno.EACCES,
+        errno.EPERM,
+        errno.EROFS,
+        errno.EEXIST,
+        errno.ENOTDIR,
+        errno.EISDIR,
+        errno.ENAMETOOLONG,
+        errno.ELOOP,
+    )
+)
+MAX_RANGES = 4  # of the numbers of lines with the same fault
+
+
+def listed_faults(faults: Sequence[tuple[int, str]], unit: str = "line") -> str:
+    """Faults of a file's lines, as (line number, text): lines with the same text are shown together.
+
+    At most MAX_FAULTS texts, then how many more lines are wrong. What follows "; " in a text is its remedy,
+    which is shown once. unit: what is numbered.
+    """
+    together: dict[str, list[int]] = {}
+    for number, text in faults:
+        together.setdefault(text, []).append(number)
+    shown: list[str] = []
+    remedies: set[str] = set()
+    for text, numbers in list(together.items())[:MAX_FAULTS]:
+        what, _, remedy = text.partition("; ")
+        shown.append(f"  {_line_numbers(numbers, unit)}: {what if remedy in remedies else text}")
+        remedies |= {remedy} - {""}
+    if hidden := sum(len(numbers) for numbers in list(together.values())[MAX_FAULTS:]):
+        shown.append(f"  … {hidden} more")
+    return "\n".join(shown)
+
+
+def _line_numbers(numbers: Sequence[int], unit: str) -> str:
+    """`line 3`, `lines 1–240` or `lines 1–3, 7`; after MAX_RANGES ranges how many more lines there are."""
+    ranges: list[list[int]] = []
+    for number in numbers:
+        if ranges and number == ranges[-1][-1] + 1:
+            ranges[-1].append(number)
+        else:
+            ranges.append([number])
+    texts = [f"{some[0]}–{some[-1]}" if len(some) > 1 else str(some[0]) for some in ranges[:MAX_RANGES]]
+    if more := sum(map(len, ranges[MAX_RANGES:])):
+        texts.append(f"and {more} more")
+    return f"{unit}{'s' if len(numbers) > 1 else ''} {', '.join(texts)}"
 
 
 class SelfplayError(Exception):
@@ -60,7 +111,7 @@ class RepositoryListError(UsageError):
     def __init__(self, path: str, problems: list[tuple[int, str]]) -> None:
         self.path = path
         self.problems = problems
-        lines = "\n".join(f"  line {number}: {message}" for number, message in problems)
+        lines = listed_faults(problems)
         super().__init__(f"{path}: {len(problems)} unusable line(s), nothing was started:\n{lines}")
 
 
@@ -85,6 +136,17 @@ def full_disk_reported(place: Path) -> Iterator[None]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise DiskFullError(Path(error.filename or place), error.strerror) from error
         raise
+
+
+def path_fault(error: OSError) -> str:
+    """The message for a path that a person chose and that cannot be used so; "" for other errors."""
+    place = error.filename
+    if not isinstance(place, str | bytes | os.PathLike) or error.errno not in PATH_FAULTS:
+        return ""
+    return (
+        f"cannot use {os.fsdecode(place)}: {error.strerror}. "
+        "Give access to it, or name another place (options and settings, SELFPLAY_CACHE, TMPDIR)."
+    )
 
 
 class RepositoryError(SelfplayError):

@@ -10,7 +10,7 @@ import csv
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from selfplay import parts
 
@@ -82,6 +82,20 @@ class Fanout:
 def open_sinks(names: Sequence[str], run: Path) -> MetricSink:
     """The sinks that `metrics.sinks` names, as one. run: the run's folder."""
     return Fanout([parts.call("metrics.sinks", name, run) for name in names])
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The rows of a metrics file, without lines that are not whole: a killed run may leave one."""
+    rows = []
+    if path.is_file():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError:
+                continue
+            if isinstance(row, dict):
+                rows.append(row)
+    return rows
 
 
 def open_jsonl(run: Path) -> MetricSink:

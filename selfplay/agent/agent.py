@@ -138,8 +138,7 @@ class Conversation:
 
     @classmethod
     def begin(cls, chat: ChatFormat, system: str, user: str) -> Conversation:
-        messages = [{"role": "system", "content": system}] if system else []
-        talk = cls(chat, [], [*messages, {"role": "user", "content": user}])
+        talk = cls(chat, [], list(chat.messages(system, user)))
         talk._append(chat.start(system, user))
         return talk
 

@@ -1,27 +1,21 @@
 """Messages to token ids and back, for any chat template: the first prompt, and the bridge after each action.
 
-A conversation is only extended, never tokenised again. The template's own pieces are found once, by
-rendering it around placeholders; only these may become control tokens. Invariant: no content ever yields a
-control token.
+A conversation is only extended, never tokenised again. The template's own pieces are found once
+(`chat_template`); only these may become control tokens. Invariant: no content ever yields a control token.
 """
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
+from selfplay.agent.chat_template import ChatTemplate
 from selfplay.errors import EngineError
 from selfplay.runtime.resources import resource
-
-SYSTEM, USER, ANSWER, NEXT = (
-    "SELFPLAYSYSTEMTEXT",
-    "SELFPLAYUSERTEXT",
-    "SELFPLAYANSWERTEXT",
-    "SELFPLAYNEXTTEXT",
-)
 
 
 def policy_path(model: str) -> str:
@@ -37,7 +31,8 @@ def policy_path(model: str) -> str:
                 "Make one with `selfplay warm-start`, or set policy.model."
             )
         return str(folder)
-    if model.startswith((".", "/", "~")):
+    # As transformers: what is there is no id. Path.exists raises an error on long names.
+    if model.startswith((".", "/", "~")) or os.path.exists(model):  # noqa: PTH110
         folder = Path(model).expanduser()
         if not (folder / "config.json").is_file():
             raise EngineError(
@@ -80,43 +75,47 @@ class ChatFormat:
             id_ for id_, token in self._trusted.get_added_tokens_decoder().items() if token.content.strip()
         }
 
-        opening = self._render(("", USER))
-        after = self._render(("", USER, ANSWER, NEXT))
-        if not after.startswith(opening + ANSWER):
-            raise EngineError(
-                self._not_append_only("an assistant message does not continue the generation prompt")
-            )
-        closing, bridge_end = self._split(after.removeprefix(opening + ANSWER), NEXT)
-        self._without_system = self._start_pieces(opening, "")
-        self._with_system = (
-            self._start_pieces(self._render((SYSTEM, USER)), SYSTEM) if self._has_system_role() else None
-        )
-        closing_ids = self._encode_template(closing)
+        self._template = ChatTemplate(tokenizer, self._name)
+        self._start = [self._encode_template(piece) for piece in self._template.first]
+        self._start_with_system = [self._encode_template(piece) for piece in self._template.with_system or ()]
+        closing_ids = self._encode_template(self._template.closing)
         if not closing_ids or closing_ids[0] not in self._control:
             raise EngineError(
-                f"the chat template of {self._name} closes an assistant's turn with {closing!r}, "
-                "which no special token begins."
+                f"the chat template of {self._name} closes an assistant's turn with "
+                f"{self._template.closing!r}, which no special token begins. "
+                "Use a template that ends a turn with one."
             )
         self.stop_id = closing_ids[0]
-        self._bridge = (closing_ids[1:], self._encode_template(bridge_end))
+        self._bridge = (closing_ids[1:], self._encode_template(self._template.bridge_end))
         eos = tokenizer.eos_token_id
         self.stop_ids = frozenset({self.stop_id} if eos is None else {self.stop_id, int(eos)})
 
     def start(self, system: str, user: str) -> list[int]:
         """Token ids of the first prompt, up to where the assistant begins. An empty `system` is left out.
 
-        Where the template has no system role, its text opens the user's.
+        Where the template has no system role, or shows no such text, the text opens the user's.
         """
-        if not system or self._with_system is None:
-            user = f"{system}\n\n{user}" if system else user
-            before, after = self._without_system
-            return [*before, *self.encode(user), *after]
-        before, between, after = self._with_system
-        return [*before, *self.encode(system), *between, *self.encode(user), *after]
+        texts = [message["content"] for message in self.messages(system, user)]
+        pieces = self._start if len(texts) == 1 else self._start_with_system
+        ids = list(pieces[0])
+        for text, piece in zip(texts, pieces[1:], strict=True):
+            ids += [*self.encode(text), *piece]
+        return ids
+
+    def messages(self, system: str, user: str) -> list[dict[str, str]]:
+        """The messages that `start` encodes, as the template shows them."""
+        template = self._template
+        if system and template.with_system:
+            return [
+                {"role": "system", "content": template.trim_system(system)},
+                {"role": "user", "content": template.trim_user(user)},
+            ]
+        text = f"{system}\n\n{user}" if system else user
+        return [{"role": "user", "content": template.trim_user(text)}]
 
     def extend(self, observation: str) -> list[int]:
         """Token ids after an assistant's turn: the observation as a user message, and the next opening."""
-        return [*self._bridge[0], *self.encode(observation), *self._bridge[1]]
+        return [*self._bridge[0], *self.encode(self._template.trim_user(observation)), *self._bridge[1]]
 
     def encode(self, text: str) -> list[int]:
         """`text` as ordinary text: whatever it spells, no control token comes of it."""
@@ -134,27 +133,21 @@ class ChatFormat:
         return offsets
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of an action. Only a closing stop token is removed, so that tool tags stay."""
+        """The text of an action. Only a closing stop token is removed, so that tool tags stay.
+
+        It begins with the mark of reasoning if the prompt opened that, so that the text shows what it is.
+        """
         kept = list(ids)
         if kept and kept[-1] in self.stop_ids:
             kept.pop()
         text: str = self._trusted.decode(kept, skip_special_tokens=False)
-        return text
+        return self._template.opened + text
 
     def check(self) -> None:
-        """Raise EngineError unless a conversation grows only at its end, and content yields no control
-        token.
+        """Raise EngineError, with the reason, unless a conversation grows only at its end, and content yields
+        no control token.
         """
-        second = "SELFPLAYSECONDANSWER"
-        short = self._render(("", USER, ANSWER, NEXT))
-        long = self._render(("", USER, ANSWER, NEXT, second, NEXT + "2"))
-        if not long.startswith(short + second):
-            raise EngineError(self._not_append_only("a later turn changes what came before it"))
-        bridge = short[len(self._render(("", USER))) + len(ANSWER) :]
-        if long[len(short) + len(second) :] != bridge.replace(NEXT, NEXT + "2"):
-            raise EngineError(
-                self._not_append_only("the second observation is framed otherwise than the first")
-            )
+        self._template.check()
         for token in self._trusted.get_added_tokens_decoder().values():
             if not self._control.isdisjoint(self.encode(f"a{token.content}\n{token.content}b")):
                 raise EngineError(
@@ -162,48 +155,9 @@ class ChatFormat:
                     "from ordinary text."
                 )
 
-    def _render(self, texts: tuple[str, ...]) -> str:
-        """The template's text around `texts`: system (left out if empty), then user and assistant in turn."""
-        roles = ("system", *("user", "assistant") * len(texts))
-        messages = [{"role": role, "content": text} for role, text in zip(roles, texts, strict=False) if text]
-        try:
-            return str(
-                self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-            )
-        except Exception as error:  # a template is a program: it may raise anything
-            raise EngineError(
-                f"the chat template of {self._name} cannot be rendered: {type(error).__name__}: {error}"
-            ) from error
-
-    def _has_system_role(self) -> bool:
-        try:
-            return SYSTEM in self._render((SYSTEM, USER))
-        except EngineError:
-            return False
-
-    def _start_pieces(self, opening: str, system: str) -> tuple[list[int], ...]:
-        before, after = self._split(opening, USER)
-        if not system:
-            return self._encode_template(before), self._encode_template(after)
-        first, between = self._split(before, system)
-        return self._encode_template(first), self._encode_template(between), self._encode_template(after)
-
-    def _split(self, text: str, placeholder: str) -> tuple[str, str]:
-        before, found, after = text.partition(placeholder)
-        if not found or placeholder in after:
-            raise EngineError(f"the chat template of {self._name} does not show each message exactly once.")
-        return before, after
-
     def _encode_template(self, text: str) -> list[int]:
         ids: list[int] = self._trusted.encode(text, add_special_tokens=False).ids
         return ids
-
-    def _not_append_only(self, how: str) -> str:
-        return (
-            f"the chat template of {self._name} is not append-only: {how}, "
-            "so log-probabilities of earlier turns would not hold. "
-            "Use a template that leaves past messages alone (no stripping of earlier reasoning)."
-        )
 
 
 def _backends(tokenizer: Any, name: str) -> tuple[Any, Any]:

@@ -19,8 +19,7 @@ def apply_edit(text: str, search: str, replace: str, line: int | None = None) ->
     Raises EditError that says what to do. In a file with CRLF, `search` is matched as the file is shown,
     without carriage returns; the new lines get the file's line break.
     """
-    as_shown = "\r\n" in text and "\r" not in search
-    places = _shown_occurrences(text, search) if as_shown else _occurrences(text, search)
+    places = _places(text, search)
     starts = list(places)
     if line is not None:
         begin, end = _line_span(text, line)
@@ -43,11 +42,32 @@ def apply_edit(text: str, search: str, replace: str, line: int | None = None) ->
             "name one as path:LINE, or give more of it."
         )
     start, end = starts[0], places[starts[0]]
-    if as_shown:
+    if _is_as_shown(text, search):
         replace = replace.replace("\r\n", "\n").replace("\n", _line_break(text, start))
     if text[start:end] == replace:
         raise EditError("The replacement equals the search text, so nothing would change.")
     return text[:start] + replace + text[end:]
+
+
+def apply_one_of(text: str, readings: Sequence[tuple[str, str]], line: int | None = None) -> tuple[str, str]:
+    """Apply the reading (search, replace) of an edit whose search text is the longest one in the file.
+
+    readings: what the edit can mean; a longer search text begins with each shorter one. So where the longer
+    one is in the file, the shorter one would repeat a part of the file.
+    Returns the new text and the replacement. Raises EditError, that of the first reading if no text is there.
+    """
+    longest_first = sorted(readings, key=lambda reading: len(reading[0]), reverse=True)
+    search, replace = next((one for one in longest_first if _places(text, one[0])), readings[0])
+    return apply_edit(text, search, replace, line), replace
+
+
+def _places(text: str, search: str) -> dict[int, int]:
+    """Start -> end of each place that `search` means."""
+    return _shown_occurrences(text, search) if _is_as_shown(text, search) else _occurrences(text, search)
+
+
+def _is_as_shown(text: str, search: str) -> bool:
+    return "\r\n" in text and "\r" not in search
 
 
 def _occurrences(text: str, search: str) -> dict[int, int]:

@@ -11,8 +11,25 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-OPENING = re.compile(r"^<tool: ([^\n<>]*)>[ \t]*$", re.MULTILINE)
-CLOSING = re.compile(r"^</tool>[ \t]*$", re.MULTILINE)
+# What a model may write after its last tag: a stop token that it spelled, like <|im_end|> or </s>.
+_STOP = r"(?:<(?!/?tool)[^\n<> ]{1,40}>)*"
+OPENING = re.compile(r"^<tool: ([^\n<>]*)>[ \t]*\r?$", re.MULTILINE)
+CLOSING = re.compile(rf"^</tool>{_STOP}[ \t]*\r?$", re.MULTILINE)
+# The same tags as they are read where they leave no doubt: indented, with text beside them, in XML's style,
+# or with full-width brackets.
+LOOSE_OPENING = re.compile(
+    r"^[ \t]*[<＜]tool(?:[:：=]|[ \t]+name[ \t]*=|[ \t])[ \t]*[\"']?([\w-]+)[\"']?[ \t]*[>＞](?:[ \t]*\r?$)?",
+    re.MULTILINE | re.IGNORECASE,
+)
+LOOSE_CLOSING = re.compile(
+    rf"(?:^[ \t]*)?[<＜][/／]tool(?:[:： \t]+[\w-]+)?[>＞]{_STOP}[ \t]*\r?$", re.MULTILINE | re.IGNORECASE
+)
+ANY_TAG = re.compile(r"[<＜][/／]?tool\b", re.IGNORECASE)
+# Between these a model thinks. What looks like a call in there is none.
+REASONING = (("<think>", "</think>"), ("<thinking>", "</thinking>"), ("[THINK]", "[/THINK]"))
+FENCE = "```"
+REASONING_OPENING = re.compile(r"^[ \t]*(<think>|<thinking>|\[THINK\])", re.MULTILINE)
+OTHER_FORMATS = ("<tool_call", "<function", "[TOOL_CALLS]", '"arguments"', '"parameters"')
 
 
 class BadFormat(Exception):
@@ -42,27 +59,37 @@ class ToolFormat(Protocol):
 
 
 class TagFormat:
-    """`<tool: NAME>`, the body, `</tool>`, each tag alone on its line."""
+    """`<tool: NAME>`, the body, `</tool>`, each tag alone on its line.
+
+    Reasoning at the start of a reply (`<think>…</think>`) is no part of the call. A reply that can be meant
+    in one way only is read: with CRLF line ends, in a fence, with indented tags, or the body beside them.
+    """
 
     def parse(self, text: str, tools: Sequence[str]) -> Call:
         rule = (
             "A reply ends with exactly one call: a line `<tool: NAME>`, the body, a line `</tool>`. "
             f"NAME is {_listed(tools)}."
         )
-        openings, closings = list(OPENING.finditer(text)), list(CLOSING.finditer(text))
-        if not openings:
-            raise BadFormat(f"No tool call found. {rule}")
-        if not closings or closings[-1].start() < openings[0].end():
-            raise BadFormat(f"The call is not closed. {rule}")
-        if len(openings) > 1 or len(closings) > 1:
-            raise BadFormat(f"More than one call. {rule}")
-        if text[closings[0].end() :].strip():
-            raise BadFormat(f"There is text after the call. {rule}")
-        tool = openings[0][1].strip()
+        thinking = end_of_reasoning(text)
+        rest = text[thinking:]
+        openings, closings = _tags(rest)
+        fault = _fault(rest, openings, closings)
+        if fault and thinking and not _fault(text, *_tags(text)):  # the mark stood in the call itself
+            thinking, rest, fault = 0, text, ""
+            openings, closings = _tags(text)
+        if openings and openings[0][0].endswith("\r"):
+            return self.parse(text.replace("\r\n", "\n"), tools)
+        if fault:
+            raise BadFormat(f"{fault} {rule}")
+        opening, closing = openings[0], closings[0]
+        tool = opening[1].strip()
         if tool not in tools:
-            raise BadFormat(f"There is no tool {tool[:40]!r}. {rule}")
-        body = text[openings[0].end() : closings[0].start()].removeprefix("\n").removesuffix("\n")
-        return Call(tool, body, text[: openings[0].start()].strip())
+            alike = [name for name in tools if name.casefold() == tool.casefold()]
+            if len(alike) != 1:
+                raise BadFormat(f"There is no tool {tool[:40]!r}. {rule}")
+            tool = alike[0]
+        body = rest[opening.end() : closing.start()].removeprefix("\n").removesuffix("\n")
+        return Call(tool, _dedented(opening, body), (text[:thinking] + rest[: opening.start()]).strip())
 
     def format(self, tool: str, body: str) -> str:
         return f"<tool: {tool}>\n{body}\n</tool>" if body else f"<tool: {tool}>\n</tool>"
@@ -74,6 +101,88 @@ TAGS = TagFormat()
 def format_action(tool: str, body: str) -> str:
     """The text of a call in the standard format."""
     return TAGS.format(tool, body)
+
+
+def end_of_reasoning(text: str) -> int:
+    """Where the reasoning at the start of a reply ends; 0 without any, or if it is not closed."""
+    end = 0
+    while closing := _open_reasoning(text, end):
+        closed = text.find(closing, end)
+        if closed < 0:
+            break
+        end = closed + len(closing)
+    return end
+
+
+def _open_reasoning(text: str, start: int = 0) -> str:
+    """The mark that ends the reasoning which begins at `start`, or after words; "" without any.
+
+    A mark behind a tag is none: the text of a call, perhaps copied from a file, must not pass for reasoning.
+    """
+    found = REASONING_OPENING.search(text, start)
+    if found is None or ANY_TAG.search(text, start, found.start()):
+        return ""
+    return dict(REASONING)[found[1]]
+
+
+def _tags(text: str) -> tuple[list[re.Match[str]], list[re.Match[str]]]:
+    """The tags of the calls. Loose ones count if there is no strict call, and no other tag anywhere."""
+    openings, closings = list(OPENING.finditer(text)), list(CLOSING.finditer(text))
+    if openings and closings and openings[0].end() <= closings[-1].start():
+        return openings, closings
+    loose = list(LOOSE_OPENING.finditer(text)), list(LOOSE_CLOSING.finditer(text))
+    is_one_call = [len(tags) for tags in loose] == [1, 1] and len(ANY_TAG.findall(text)) == 2
+    return loose if is_one_call and loose[0][0].end() <= loose[1][0].start() else (openings, closings)
+
+
+def _fault(text: str, openings: Sequence[re.Match[str]], closings: Sequence[re.Match[str]]) -> str:
+    """Why `text` is not one call; "" if it is."""
+
+    def lines(tags: Sequence[re.Match[str]]) -> str:
+        return "lines " + ", ".join(str(text.count("\n", 0, tag.start()) + 1) for tag in tags[:5])
+
+    if not openings:
+        if unfinished := _open_reasoning(text):
+            return f"No tool call found: the reasoning is not closed by `{unfinished}`."
+        if ANY_TAG.search(text):
+            return "No tool call found: each tag stands alone on its line."
+        found = next((name for name in OTHER_FORMATS if name in text), "")
+        return f"No tool call found: {found!r} is of another format." if found else "No tool call found."
+    if not closings or closings[-1].start() < openings[0].end():
+        return f"The call is not closed: no line `</tool>` follows {openings[0][0].strip()[:60]!r}."
+    if len(openings) > 1:
+        return f"More than one call: {lines(openings)} of the reply open one."
+    if len(closings) > 1:
+        return (
+            f"More than one `</tool>`: {lines(closings)} of the reply. A body cannot hold such a line; to "
+            "write one into a file, use bash with printf."
+        )
+    after = text[closings[0].end() :].strip()
+    before = text[: openings[0].start()].rstrip().rpartition("\n")[2]
+    if after and not (re.fullmatch(r"`{3,}|~{3,}", after) and before.startswith(after)):
+        return f"There is text after the call: {after[:40]!r}."
+    return ""
+
+
+def _dedented(opening: re.Match[str], body: str) -> str:
+    """The body of an indented call, without the indentation if all of it has that."""
+    indent = opening[0][: len(opening[0]) - len(opening[0].lstrip(" \t"))]
+    rows = body.split("\n")
+    if indent and all(row.startswith(indent) for row in rows if row.strip()):
+        return "\n".join(row.removeprefix(indent) for row in rows)
+    return body
+
+
+def unfenced(body: str) -> tuple[str, str]:
+    """The text within the fence that encloses all of `body`, and the word after the fence.
+
+    Without such a fence: the body, and no word.
+    """
+    rows = body.strip().split("\n")
+    fences = [number for number, row in enumerate(rows) if row.startswith(FENCE)]
+    if fences == [0, len(rows) - 1] and len(rows) > 1 and rows[-1].rstrip() == FENCE:
+        return "\n".join(rows[1:-1]), rows[0].removeprefix(FENCE).strip()
+    return body, ""
 
 
 def _listed(names: Sequence[str]) -> str:

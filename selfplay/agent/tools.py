@@ -16,8 +16,8 @@ from functools import cache
 from typing import Protocol
 
 from selfplay import parts
-from selfplay.agent.editing import EditError, apply_edit
-from selfplay.agent.tool_format import BadFormat, Call, ToolFormat
+from selfplay.agent.editing import EditError, apply_one_of
+from selfplay.agent.tool_format import FENCE, BadFormat, Call, ToolFormat, unfenced
 from selfplay.sandbox.base import WORKSPACE, ExecResult, Sandbox
 from selfplay.settings.playing import AgentSettings
 
@@ -29,6 +29,8 @@ EDIT_FORMAT = (
 )
 FILE_TIMEOUT_S = 20.0
 MAX_EDIT_BYTES = 1 << 20
+MAX_READINGS = 8
+SHELLS = ("", "bash", "sh", "shell", "console")
 SHOWN_AROUND = 3  # lines before and after an edit
 
 # Runs in the sandbox: writes stdin to the file, except if the file compiles as Python and the new text does
@@ -61,6 +63,8 @@ class Action:
 
     Of edit: path, line (None if none was named), search, replace. Of create: path, and the content in
     `replace`.
+    others: further readings (search, replace) of an edit whose texts hold a line `=======`, like the mark
+    between them. The file decides which one is meant.
     """
 
     tool: str
@@ -70,6 +74,11 @@ class Action:
     line: int | None = None
     search: str = ""
     replace: str = ""
+    others: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def readings(self) -> tuple[tuple[str, str], ...]:
+        return ((self.search, self.replace), *self.others)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -122,9 +131,14 @@ class Bash:
     changes_files: bool = False
 
     def read(self, call: Call) -> Action:
-        if not call.body.strip():
+        script, language = unfenced(call.body)
+        if language not in SHELLS:
+            raise BadFormat(
+                f"The body of bash is a fenced block of {language[:20]!r}; write a script for bash."
+            )
+        if not script.strip():
             raise BadFormat("The body of bash is empty; write a script.")
-        return Action(call.tool, call.body, call.thought)
+        return Action(call.tool, script, call.thought)
 
     def run(self, action: Action, sandbox: Sandbox, settings: AgentSettings) -> Observation:
         result = sandbox.run(action.body, timeout_s=settings.command_timeout_s)
@@ -138,20 +152,35 @@ class Edit:
     changes_files: bool = True
 
     def read(self, call: Call) -> Action:
-        lines = call.body.split("\n")
-        marks = [[number for number, line in enumerate(lines) if line.rstrip() == mark] for mark in MARKS]
-        if not lines[0].strip() or [len(found) for found in marks] != [1, 1, 1]:
-            raise BadFormat(EDIT_FORMAT)
-        first, middle, last = (found[0] for found in marks)
-        if not (first == 1 and first < middle < last == len(lines) - 1):
-            raise BadFormat(EDIT_FORMAT)
-        where = lines[0].strip()
+        where, lines = _edit_lines(call.body)
+        inner = [line.rstrip() for line in lines[1:-1]]
+        if len(lines) < 2 or (lines[0].rstrip(), lines[-1].rstrip()) != (MARKS[0], MARKS[2]):
+            raise BadFormat(
+                f"The lines after the path must begin with `{MARKS[0]}` and end with `{MARKS[2]}`. "
+                f"{EDIT_FORMAT}"
+            )
+        if MARKS[0] in inner or MARKS[2] in inner:
+            raise BadFormat(
+                f"More than one `{MARKS[0]}` or `{MARKS[2]}`: a call holds one edit. To write such a line "
+                f"into a file, use bash. {EDIT_FORMAT}"
+            )
+        middles = [number for number, line in enumerate(inner, 1) if line == MARKS[1]]
+        if not middles:
+            raise BadFormat(f"No line `{MARKS[1]}` is between the old and the new text. {EDIT_FORMAT}")
+        if len(middles) > MAX_READINGS:
+            raise BadFormat(
+                f"{len(middles)} lines are `{MARKS[1]}`, so where the old text ends is not clear; "
+                f"change this file with bash. {EDIT_FORMAT}"
+            )
+        readings = [("\n".join(lines[1:at]), "\n".join(lines[at + 1 : -1])) for at in middles]
+        readings = [reading for reading in readings if reading[0]]
+        if not readings:
+            raise BadFormat("The search text of edit is empty; to write a whole file use create.")
+        # With as many such lines before as after: a heading that is replaced by one.
+        search, replace = readings.pop((len(readings) - 1) // 2 if len(readings) % 2 else 0)
         numbered = NUMBERED_PATH.fullmatch(where)
         path, line = (numbered[1], int(numbered[2])) if numbered else (where, None)
-        search, replace = "\n".join(lines[first + 1 : middle]), "\n".join(lines[middle + 1 : last])
-        if not search:
-            raise BadFormat("The search text of edit is empty; to write a whole file use create.")
-        return Action("edit", call.body, call.thought, path, line, search, replace)
+        return Action("edit", call.body, call.thought, path, line, search, replace, tuple(readings))
 
     def run(self, action: Action, sandbox: Sandbox, settings: AgentSettings) -> Observation:
         return _edit(action, sandbox, shown=settings.prompt_style == "full")
@@ -264,6 +293,21 @@ def format_edit(path: str, line: int | None, search: str, replace: str) -> str:
     return "\n".join([where, MARKS[0], search, MARKS[1], *([replace] if replace else []), MARKS[2]])
 
 
+def _edit_lines(body: str) -> tuple[str, list[str]]:
+    """The path of an edit, and the lines from its first mark to its last: blank lines and a fence around them
+    are left out.
+
+    Raises BadFormat.
+    """
+    where, _, rest = unfenced(body.strip())[0].strip().partition("\n")
+    if not where.strip() or where.startswith((FENCE, MARKS[0])):
+        raise BadFormat(f"The path of the file is missing. {EDIT_FORMAT}")
+    rest = rest.strip("\n")
+    if rest.startswith(FENCE) and rest.rstrip().endswith(f"\n{FENCE}"):
+        rest = rest.partition("\n")[2].rstrip().removesuffix(FENCE)
+    return where.strip(), rest.strip("\n").split("\n")
+
+
 # ---- acting
 
 
@@ -277,11 +321,14 @@ def _observe(result: ExecResult, timeout_s: float) -> Observation:
 
 
 def _edit(action: Action, sandbox: Sandbox, shown: bool) -> Observation:
-    path = _absolute(action.path)
+    path, at_line = _absolute(action.path), action.line
+    read = _read_file(path, sandbox)
+    if read.exit_code and at_line is not None:  # the name of the file itself may end with a number
+        whole = f"{path}:{at_line}"
+        again = _read_file(whole, sandbox)
+        if not again.exit_code:
+            read, path, at_line = again, whole, None
     quoted = shlex.quote(path)
-    read = sandbox.run(
-        f"test -f {quoted} && cat -- {quoted}", timeout_s=FILE_TIMEOUT_S, output_bytes=MAX_EDIT_BYTES
-    )
     if read.truncated:
         return Observation(
             f"{action.path} is larger than {MAX_EDIT_BYTES} bytes; change it with bash.", 1, True
@@ -290,7 +337,7 @@ def _edit(action: Action, sandbox: Sandbox, shown: bool) -> Observation:
         return _refused(read, f"{action.path} is not a file that can be read")
     old = read.output.decode("utf-8", "surrogateescape")
     try:
-        new = apply_edit(old, action.search, action.replace, action.line)
+        new, replacement = apply_one_of(old, action.readings, at_line)
     except EditError as error:
         return Observation(f"{action.path} is unchanged. {error}", 1, True)
     write = (
@@ -304,7 +351,14 @@ def _edit(action: Action, sandbox: Sandbox, shown: bool) -> Observation:
     at = len(_common_start(old, new))
     line = new.count("\n", 0, at) + 1
     return Observation(
-        _around(new, line, action.replace.count("\n")) if shown else f"edited {action.path}:{line}", 0
+        _around(new, line, replacement.count("\n")) if shown else f"edited {action.path}:{line}", 0
+    )
+
+
+def _read_file(path: str, sandbox: Sandbox) -> ExecResult:
+    quoted = shlex.quote(path)
+    return sandbox.run(
+        f"test -f {quoted} && cat -- {quoted}", timeout_s=FILE_TIMEOUT_S, output_bytes=MAX_EDIT_BYTES
     )
 
 

@@ -9,7 +9,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Sequence
 
 from selfplay.agent.episode import Episode, Turn
-from selfplay.agent.tool_format import OPENING, BadFormat
+from selfplay.agent.tool_format import OPENING, BadFormat, end_of_reasoning
 from selfplay.agent.tools import MARKS, STANDARD, Toolbox
 from selfplay.errors import SelfplayError
 from selfplay.settings.learning import TrainerSettings
@@ -83,7 +83,7 @@ def deciding_tokens(ids: Sequence[int], decode: Decode) -> set[int]:
     an edit writes (the tokens after the mark between its old and its new text).
     """
     text = decode(ids)
-    found = OPENING.search(text)
+    found = OPENING.search(text, end_of_reasoning(text))
     if found is None:
         return {0}
 
@@ -132,4 +132,7 @@ def _is_kept(turn: Turn, added: dict[str, list[str]] | None, tools: Toolbox) -> 
     except BadFormat:
         return True
     lines = added.get(action.path.removeprefix("/testbed/").removeprefix("./"), [])
-    return bool(lines) and all(any(part in line for line in lines) for part in action.replace.split("\n"))
+    return bool(lines) and any(
+        all(any(part in line for line in lines) for part in replacement.split("\n"))
+        for _, replacement in action.readings
+    )

@@ -84,6 +84,11 @@ LYING_DIFFS = {
             "GIT binary patch\nliteral 2\nJcmZQz1ONa700IC2\n\nliteral 0\nHcmV?d00001\n\n",
         ),
     ),
+    "moved": (
+        14,
+        "name one line in a hunk and change another",
+        (HEAD + HUNK.replace("-8,3 +8,3", "-15,3 +15,3"),),
+    ),
     "crlf-header": (14, "end headers with carriage returns", ((HEAD + HUNK).replace(".py\n", ".py\r\n"),)),
     "prose": (
         14,

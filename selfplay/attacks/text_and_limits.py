@@ -25,7 +25,8 @@ from selfplay.repositories.archives import read_archive
 from selfplay.source.diffs import parse_patch
 from selfplay.verdicts.test_logs import short_failure, without_lines_naming
 from selfplay.verdicts.test_runs import ParsedLog
-from selfplay.viewing.replay import RecordedEpisode, replay
+from selfplay.viewing.episode_record import RecordedEpisode
+from selfplay.viewing.replay import replay
 from selfplay.viewing.verdict import print_verdict
 
 TITLE_ESCAPE = "\x1b]0;owned\x07"  # renames the terminal's window

@@ -1,7 +1,7 @@
 """The rows of `selfplay doctor` on GPUs, torch's build, and the packages for larger runs.
 
-A run on one machine with the policy that ships needs none of them. So a row is required only if the settings
-ask for its package.
+A run on one machine with the policy that ships needs none of them, so a row is required only if the settings
+ask for its package. A run begins with a line on what it uses.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from selfplay.config import Config
 
 # On Linux, pip's ordinary index has torch's CUDA build; `make setup` alone asks PyTorch's CPU index first.
 CUDA_SETUP = "rm -rf .venv, then make setup TORCH_BUILD=cuda"
+CUDA_CHECK = "compare the driver's CUDA version, which nvidia-smi prints, and CUDA_VISIBLE_DEVICES"
+LARGER_MODELS = "for a larger model: --config cluster-1 --set policy.model=ORG/NAME (README, 'With a GPU')"
 
 
 @dataclass(frozen=True)
@@ -56,9 +58,41 @@ def gpu(build: TorchBuild, present: int) -> Finding:
         "GPU",
         False,
         f"{present} here, but torch (built for {build.built_for}) can use none",
-        "compare the driver's CUDA version, which nvidia-smi prints, and CUDA_VISIBLE_DEVICES",
+        CUDA_CHECK,
         required=False,
     )
+
+
+def devices(config: Config, build: TorchBuild, present: int) -> str:
+    """The line at the start of a run: its engine, its trainer, their device, and how to get another.
+
+    present: as in `gpu`. A run on a cluster has no such line, since its placement decides.
+    """
+    engine, trainer = config.engine, config.trainer
+    is_embedded = engine.type != "vllm" and trainer.type != "deepspeed"
+    chosen = f"Engine {engine.type}"
+    if engine.type == "vllm":
+        chosen += f" ({f'{len(engine.urls)} running' if engine.urls else engine.servers} server(s))"
+    chosen += f", trainer {trainer.type}"
+    if trainer.type == "deepspeed":
+        chosen += f" ({trainer.ranks} rank(s))"
+    if count := len(build.gpus):
+        where = "on the GPU" if count == 1 else f"on the first of {count} GPUs"
+        return f"{chosen}, {where}; {LARGER_MODELS}." if is_embedded else f"{chosen}; {count} GPU(s)."
+    if not present:
+        return f"{chosen}, on the CPU: this machine has no GPU (engine.type, trainer.type choose others)."
+    if build.built_for == "the CPU":
+        why = f"but torch {build.version} is built for the CPU"
+        remedy = f"To use it: {CUDA_SETUP}; then {LARGER_MODELS}."
+    else:
+        why = f"but torch, built for {build.built_for}, can use none"
+        remedy = f"To use it: {CUDA_CHECK}."
+    return f"{chosen}, on the CPU: {present} GPU(s) here, {why}. {remedy}"
+
+
+def run_devices(config: Config) -> str:
+    """`devices` on this machine. Starts no CUDA context, which would take memory of the engine's GPU."""
+    return devices(config, _torch_build(is_named=False), _gpu_count())
 
 
 def packages(config: Config, has_gpu: bool) -> list[Finding]:
@@ -88,7 +122,8 @@ def package(name: str, distributions: tuple[str, ...], user: str, extra: str, re
     return Finding(name, False, f"not installed; {user} needs it", remedy, required)
 
 
-def _torch_build() -> TorchBuild:
+def _torch_build(is_named: bool = True) -> TorchBuild:
+    """is_named: with the names of GPUs, which start CUDA."""
     import torch
 
     if torch.version.cuda:
@@ -98,7 +133,7 @@ def _torch_build() -> TorchBuild:
     else:
         built_for = "the CPU"
     usable = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    names = tuple(torch.cuda.get_device_name(index) for index in range(usable))
+    names = tuple(torch.cuda.get_device_name(index) if is_named else "GPU" for index in range(usable))
     return TorchBuild(torch.__version__, built_for, names)
 
 

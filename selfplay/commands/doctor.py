@@ -283,15 +283,13 @@ def _disk(folders: dict[str, Path]) -> list[Finding]:
         )
         if name == "cache" and remedy:
             remedy += ", or set SELFPLAY_CACHE to a larger disk"
-        if not os.access(existing, os.W_OK):
-            findings.append(
-                Finding(
-                    f"disk for {name}",
-                    False,
-                    f"{existing} is not writable",
-                    "change its permissions, or choose another folder",
-                )
-            )
+        problem = "is not writable" if not os.access(existing, os.W_OK) else ""
+        if not existing.is_dir():
+            problem = "is a file"
+        if problem:
+            choice = "SELFPLAY_CACHE" if name == "cache" else "run.folder"
+            remedy = f"change that, or let {choice} name another folder"
+            findings.append(Finding(f"disk for {name}", False, f"{existing} {problem}", remedy))
             continue
         findings.append(
             Finding(f"disk for {name}", not remedy, f"{free / GIB:.1f} GiB free at {path}", remedy)

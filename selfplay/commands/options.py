@@ -1,4 +1,7 @@
-"""Options of the commands: name, type and help text of each, in the order in which `--help` shows them."""
+"""Options of the commands: name, type and help text of each, in the order in which `--help` shows them.
+
+Names and figures in a text come from where they are used. All imports here are light, as `--help` pays them.
+"""
 
 from pathlib import Path
 from typing import Annotated
@@ -6,6 +9,14 @@ from typing import Annotated
 import typer
 
 from selfplay import __version__
+from selfplay.agent.episode import FinishReason, Role
+from selfplay.curriculum.rows import BUG_ORDERS, BUG_STATUSES
+from selfplay.evaluation.tasks import frozen_sets
+from selfplay.planning.hardware import Gpu
+from selfplay.planning.paper import PAPER_BATCH_TOKENS, PAPER_MAX_LAG, PAPER_MODEL
+from selfplay.sandbox import KINDS
+
+TASK_SETS = ", ".join(frozen_sets())
 
 
 def _print_version(asked: bool) -> None:
@@ -20,14 +31,19 @@ Version = Annotated[
 ConfigFile = Annotated[
     Path | None,
     typer.Option(
-        "--config", "-c", help="A TOML file of settings, or the name of a recipe, for instance quickstart."
+        "--config",
+        "-c",
+        metavar="FILE",
+        help="A TOML file of settings, or the name of a recipe, for instance quickstart.",
     ),
 ]
 Overrides = Annotated[
     list[str] | None,
-    typer.Option("--set", "-s", help="One setting, for instance train.updates=6; repeatable."),
+    typer.Option(
+        "--set", "-s", metavar="KEY=VALUE", help="One setting, for instance train.updates=6; repeatable."
+    ),
 ]
-RunRoot = Annotated[Path, typer.Option("--runs", help="The folder that holds the runs.")]
+RunRoot = Annotated[Path, typer.Option("--runs", metavar="FOLDER", help="The folder that holds the runs.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print data instead of tables.")]
 
 # ---- train
@@ -35,10 +51,14 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print data instead of tabl
 TrainRepos = Annotated[
     Path | None,
     typer.Option(
-        "--repos", help="A repository list, one repository a line; quickstart-repos is one that ships."
+        "--repos",
+        metavar="FILE",
+        help="A repository list, one repository a line; quickstart-repos is one that ships.",
     ),
 ]
-TrainResume = Annotated[str | None, typer.Option("--resume", help="Continue a run: its name or folder.")]
+TrainResume = Annotated[
+    str | None, typer.Option("--resume", metavar="RUN", help="Continue a run: its name or folder.")
+]
 TrainCluster = Annotated[
     str | None,
     typer.Option(
@@ -52,46 +72,146 @@ TrainDryRun = Annotated[
 
 # ---- inspect-bugs
 
-BugsRun = Annotated[str, typer.Argument(help="A run's name or folder; default: the newest.")]
-BugsBug = Annotated[
-    str | None, typer.Option("--bug", help="Show one bug in full, by its id or the start of it.")
+BugsRun = Annotated[
+    str,
+    typer.Argument(metavar="RUN", show_default=False, help="A run's name or folder; default: the newest."),
 ]
-BugsRepository = Annotated[str | None, typer.Option("--repository", help="Only this repository.")]
-BugsStrategy = Annotated[str | None, typer.Option("--strategy", help="Only this strategy.")]
-BugsOrder = Annotated[int | None, typer.Option("--order", help="1: injected; 2: grown from a failed repair.")]
-BugsStatus = Annotated[str | None, typer.Option("--status", help="fresh, playing, measured or void.")]
+BugsBug = Annotated[
+    str | None,
+    typer.Option("--bug", metavar="ID", help="Show one bug in full, by its id or the start of it."),
+]
+BugsRepository = Annotated[
+    str | None, typer.Option("--repository", metavar="NAME", help="Only bugs of this repository.")
+]
+BugsStrategy = Annotated[
+    str | None, typer.Option("--strategy", metavar="NAME", help="Only bugs of this strategy.")
+]
+BugsOrder = Annotated[
+    int | None,
+    typer.Option(
+        "--order",
+        min=1,
+        max=2,
+        metavar="N",
+        help="Only bugs of this order. 1: injected; 2: grown from a failed repair.",
+    ),
+]
+BugsStatus = Annotated[
+    str | None,
+    typer.Option(
+        "--status", metavar="STATUS", help=f"Only bugs with this status: {', '.join(BUG_STATUSES)}."
+    ),
+]
 BugsMinSolveRate = Annotated[
-    float | None, typer.Option("--min-solve-rate", help="Only bugs with at least this solve rate, 0 to 1.")
+    float | None,
+    typer.Option(
+        "--min-solve-rate", min=0, max=1, metavar="RATE", help="Only bugs with at least this solve rate."
+    ),
 ]
 BugsMaxSolveRate = Annotated[
-    float | None, typer.Option("--max-solve-rate", help="Only bugs with at most this solve rate, 0 to 1.")
+    float | None,
+    typer.Option(
+        "--max-solve-rate", min=0, max=1, metavar="RATE", help="Only bugs with at most this solve rate."
+    ),
 ]
 BugsSort = Annotated[
-    str, typer.Option("--sort", help="created, repository, strategy, order, status or solve_rate.")
+    str, typer.Option("--sort", metavar="KEY", help=f"Sort the bugs by: {', '.join(BUG_ORDERS)}.")
 ]
-BugsRejected = Annotated[bool, typer.Option("--rejected", help="Why artifacts were rejected.")]
+BugsReverse = Annotated[bool, typer.Option("--reverse", help="Sort the other way round.")]
+BugsLimit = Annotated[
+    int | None, typer.Option("--limit", min=1, metavar="N", help="Only the first so many bugs.")
+]
+BugsRejected = Annotated[bool, typer.Option("--rejected", help="Show why artifacts were rejected.")]
 BugsTasks = Annotated[
     Path | None,
-    typer.Option("--tasks", help="Write the bugs as task records (JSONL) that `selfplay eval` reads."),
+    typer.Option(
+        "--tasks",
+        metavar="FILE",
+        help="Write the bugs as task records (JSONL) that `selfplay eval` reads.",
+    ),
+]
+
+# ---- show and episodes
+
+ShowRun = BugsRun
+EpisodesRun = BugsRun
+EpisodesRole = Annotated[
+    str | None, typer.Option("--role", metavar="ROLE", help=f"Only this role: {', '.join(Role)}.")
+]
+EpisodesFinish = Annotated[
+    str | None,
+    typer.Option("--finish", metavar="FINISH", help=f"Only this end: {', '.join(FinishReason)}."),
+]
+EpisodesMinReward = Annotated[
+    float | None,
+    typer.Option("--min-reward", metavar="REWARD", help="Only episodes with at least this reward."),
+]
+EpisodesMaxReward = Annotated[
+    float | None,
+    typer.Option("--max-reward", metavar="REWARD", help="Only episodes with at most this reward."),
+]
+EpisodesCheck = Annotated[
+    str | None,
+    typer.Option(
+        "--check",
+        metavar="CHECK",
+        help="Only artifacts that this check rejected; inspect-bugs --rejected lists the checks.",
+    ),
+]
+EpisodesUpdate = Annotated[
+    int | None, typer.Option("--update", metavar="N", help="Only those played for this update.")
+]
+EpisodesBug = Annotated[
+    str | None,
+    typer.Option(
+        "--bug", metavar="ID", help="Only attempts at this bug, and its injection; the start of its id."
+    ),
+]
+EpisodesGroup = Annotated[
+    str | None,
+    typer.Option("--group", metavar="ID", help="The members of one group; the start of its id."),
+]
+EpisodesLimit = Annotated[
+    int | None, typer.Option("--limit", min=1, metavar="N", help="Only the newest so many.")
 ]
 
 # ---- replay
 
-ReplayEpisode = Annotated[str, typer.Argument(help="An episode's id, the start of it, or its file.")]
+ReplayEpisode = Annotated[
+    str, typer.Argument(metavar="EPISODE", help="An episode's id, the start of it, or its file.")
+]
 ReplayRun = Annotated[
-    str, typer.Option("--run", help="The run that it belongs to; default: all are searched.")
+    str,
+    typer.Option(
+        "--run",
+        metavar="RUN",
+        show_default=False,
+        help="The run that it belongs to; default: all are searched.",
+    ),
 ]
 ReplayStep = Annotated[bool, typer.Option("--step", help="Wait for Enter after each turn.")]
 ReplaySpeed = Annotated[
     float | None,
-    typer.Option("--speed", min=0.01, help="Play it like a film, this many times as fast as it happened."),
+    typer.Option(
+        "--speed",
+        min=0.01,
+        metavar="TIMES",
+        help="Play it like a film, this many times as fast as it happened.",
+    ),
 ]
 
 # ---- validate
 
-ValidateArtifact = Annotated[Path, typer.Argument(help="A folder with the five files of a bug artifact.")]
+ValidateArtifact = Annotated[
+    Path, typer.Argument(metavar="FOLDER", help="A folder with the five files of a bug artifact.")
+]
 ValidateRepo = Annotated[
-    str, typer.Option("--repo", help="The repository it breaks, as a line of a repository list.")
+    str,
+    typer.Option(
+        "--repo",
+        metavar="REPOSITORY",
+        help="The repository that it breaks, as a line of a repository list, for instance pypi:toolz==1.0.0.",
+    ),
 ]
 ValidateAllChecks = Annotated[bool, typer.Option("--all", help="Go on after the first failed check.")]
 
@@ -101,31 +221,48 @@ EvalTasks = Annotated[
     list[str] | None,
     typer.Option(
         "--tasks",
-        help="A frozen set (own, human), a file (JSONL, JSON, Parquet) or a data set's folder; repeatable.",
+        metavar="SET_OR_FILE",
+        help=f"A frozen set ({TASK_SETS}), a file (JSONL, JSON, Parquet) or a data set's folder; repeatable.",
     ),
 ]
 EvalAttempts = Annotated[
-    int, typer.Option("--attempts", min=0, help="Sampled attempts at each task, at evaluation.temperature.")
+    int,
+    typer.Option(
+        "--attempts", min=0, metavar="N", help="Sampled attempts at each task, at evaluation.temperature."
+    ),
 ]
 EvalGreedy = Annotated[bool, typer.Option("--greedy/--no-greedy", help="One more attempt at temperature 0.")]
 EvalLimit = Annotated[
     int,
-    typer.Option("--limit", min=0, help="A fixed subset of so many tasks, spread over repositories; 0: all."),
+    typer.Option(
+        "--limit",
+        min=0,
+        metavar="N",
+        help="A fixed subset of so many tasks, spread over repositories; 0: all.",
+    ),
 ]
 EvalOutput = Annotated[
     Path | None,
-    typer.Option("--output", help="Keep episodes and results in this folder; a second call continues."),
+    typer.Option(
+        "--output",
+        metavar="FOLDER",
+        help="Keep episodes and results in this folder; a second call continues.",
+    ),
 ]
 EvalPredictions = Annotated[
     Path | None,
     typer.Option(
-        "--predictions", help="Grade these patches (preds.json, or JSONL as SWE-bench has it); play nothing."
+        "--predictions",
+        metavar="FILE",
+        help="Grade these patches (preds.json, or JSONL as SWE-bench has it); play nothing.",
     ),
 ]
 EvalClones = Annotated[
     Path | None,
     typer.Option(
-        "--clones", help="A folder of clones (OWNER/NAME, OWNER__NAME or NAME); the others are fetched."
+        "--clones",
+        metavar="FOLDER",
+        help="A folder of clones (OWNER/NAME, OWNER__NAME or NAME); the others are fetched.",
     ),
 ]
 EvalCompare = Annotated[
@@ -135,64 +272,152 @@ EvalCompare = Annotated[
 
 # ---- warm-start
 
-WarmStartOutput = Annotated[Path, typer.Option("--output", help="The folder for the policy.")]
+WarmStartOutput = Annotated[
+    Path, typer.Option("--output", metavar="FOLDER", help="The folder for the policy.")
+]
 WarmStartConfig = Annotated[
     Path | None,
-    typer.Option("--config", "-c", help="A TOML file of warm-start settings, or the recipe warm-start."),
+    typer.Option(
+        "--config",
+        "-c",
+        metavar="FILE",
+        help="A TOML file of warm-start settings, or the name of a recipe: warm-start.",
+    ),
+]
+WarmStartOverrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", "-s", metavar="KEY=VALUE", help="One setting, for instance shape.layers=2; repeatable."
+    ),
 ]
 
 # ---- plan
 
 PlanRun = Annotated[
-    str, typer.Argument(help="A finished run to read from, by name or folder; default: the newest.")
+    str,
+    typer.Argument(
+        metavar="RUN",
+        show_default=False,
+        help="A finished run to read from, by name or folder; default: the newest.",
+    ),
 ]
 PlanWorkload = Annotated[
-    str, typer.Option("--workload", help="Without a run: 'paper', its figures and stated assumptions.")
+    str,
+    typer.Option(
+        "--workload",
+        metavar="paper",
+        show_default=False,
+        help="Without a run: the paper's figures and stated assumptions.",
+    ),
 ]
 PlanAssume = Annotated[
     list[str] | None,
     typer.Option(
-        "--assume", help="An assumption of the paper's workload, for instance drawn_tokens=600; repeatable."
+        "--assume",
+        metavar="NAME=NUMBER",
+        help="An assumption of the paper's workload, for instance drawn_tokens=600; repeatable.",
     ),
 ]
-PlanGpus = Annotated[int, typer.Option("--gpus", help="GPUs in all.")]
+PlanGpus = Annotated[
+    int | None,
+    typer.Option(
+        "--gpus",
+        metavar="N",
+        help="GPUs in all. Default: 16 for each billion of the run's parameters, in whole machines of 8; "
+        "512 for the paper.",
+    ),
+]
 PlanTrainerGpus = Annotated[
-    int, typer.Option("--trainer-gpus", help="GPUs that train; 0: the best number is found.")
+    int, typer.Option("--trainer-gpus", metavar="N", help="GPUs that train; 0: the best number is found.")
 ]
 PlanServerGpus = Annotated[
-    int, typer.Option("--server-gpus", help="GPUs of one rollout server; 0: as the policy needs, up to 8.")
+    int,
+    typer.Option(
+        "--server-gpus", metavar="N", help="GPUs of one rollout server; 0: as the policy needs, up to 8."
+    ),
 ]
 PlanHosts = Annotated[
-    int, typer.Option("--hosts", help="Machines with sandboxes; 0: the fewest that are enough.")
+    int, typer.Option("--hosts", metavar="N", help="Machines with sandboxes; 0: the fewest that are enough.")
 ]
-PlanSlots = Annotated[int, typer.Option("--slots", help="Sandboxes open at a time on one host.")]
-PlanMaxLag = Annotated[int | None, typer.Option("--max-lag", help="Default: the run's, or 8.")]
+PlanSlots = Annotated[int, typer.Option("--slots", metavar="N", help="Sandboxes open at a time on one host.")]
+PlanMaxLag = Annotated[
+    int | None,
+    typer.Option(
+        "--max-lag",
+        metavar="UPDATES",
+        help=f"The oldest episode that is trained on, in updates. Default: the run's, or {PAPER_MAX_LAG}.",
+    ),
+]
 PlanBatchTokens = Annotated[
     float | None,
-    typer.Option("--batch-tokens", help="Tokens of an update. Default: the run's mean, or 16.8e6."),
+    typer.Option(
+        "--batch-tokens",
+        metavar="TOKENS",
+        help=f"Tokens of an update. Default: the run's mean, or {PAPER_BATCH_TOKENS / 1e6:.1f}e6.",
+    ),
 ]
 PlanParameters = Annotated[
-    float | None, typer.Option("--parameters", help="Parameters of the policy. Default: the run's, or 32e9.")
+    float | None,
+    typer.Option(
+        "--parameters",
+        metavar="N",
+        help=f"Parameters of the policy. Default: the run's, or {PAPER_MODEL.parameters / 1e9:g}e9.",
+    ),
 ]
 PlanPeakTflops = Annotated[
-    float | None, typer.Option("--peak-tflops", help="Default 989: H100 SXM, dense bf16, data sheet.")
+    float | None,
+    typer.Option(
+        "--peak-tflops",
+        metavar="TFLOPS",
+        help=f"A GPU's peak, TFLOP/s. Default {Gpu.peak_flops / 1e12:g}: H100 SXM, dense bf16, data sheet.",
+    ),
 ]
 PlanBandwidthTbs = Annotated[
-    float | None, typer.Option("--bandwidth-tbs", help="Default 3.35 TB/s: H100 SXM, data sheet.")
+    float | None,
+    typer.Option(
+        "--bandwidth-tbs",
+        metavar="TB/S",
+        help=f"Bandwidth of a GPU's memory. Default {Gpu.bandwidth / 1e12:g} TB/s: H100 SXM, data sheet.",
+    ),
 ]
-PlanGpuGb = Annotated[float | None, typer.Option("--gpu-gb", help="Default 80: H100 SXM.")]
+PlanGpuGb = Annotated[
+    float | None,
+    typer.Option(
+        "--gpu-gb", metavar="GB", help=f"Memory of a GPU. Default {Gpu.memory / 1e9:g} GB: H100 SXM."
+    ),
+]
 PlanMfu = Annotated[
     float | None,
-    typer.Option("--mfu", help="Share of peak in training. Default 0.38: Llama 3 at 131,072 tokens."),
+    typer.Option(
+        "--mfu",
+        metavar="SHARE",
+        help=f"Share of peak in training. Default {Gpu.mfu:g}: Llama 3 at 131,072 tokens.",
+    ),
 ]
 PlanMbu = Annotated[
-    float | None, typer.Option("--mbu", help="Share of memory bandwidth in generation. Default 0.6: assumed.")
+    float | None,
+    typer.Option(
+        "--mbu",
+        metavar="SHARE",
+        help=f"Share of memory bandwidth in generation. Default {Gpu.mbu:g}: assumed.",
+    ),
 ]
 PlanLinkGbs = Annotated[
-    float | None, typer.Option("--link-gbs", help="Speed of weight transfer. Default 50 GB/s: 400 Gbit/s.")
+    float | None,
+    typer.Option(
+        "--link-gbs",
+        metavar="GB/S",
+        help=f"Speed of weight transfer. Default {Gpu.link / 1e9:g} GB/s: {Gpu.link * 8 / 1e9:g} Gbit/s.",
+    ),
 ]
-PlanUpdates = Annotated[int, typer.Option("--updates", help="Updates simulated for each split.")]
-PlanSeed = Annotated[int, typer.Option("--seed", help="Seed of the simulation.")]
+PlanUpdates = Annotated[
+    int, typer.Option("--updates", metavar="N", help="Updates measured in each simulation.")
+]
+PlanSimulations = Annotated[
+    int,
+    typer.Option("--simulations", metavar="N", help="Simulations of each split; ± comes from their spread."),
+]
+PlanSeed = Annotated[int, typer.Option("--seed", metavar="N", help="Seed of the simulations.")]
 PlanCheck = Annotated[
     bool, typer.Option("--check", help="Predict the run's second half from its first, and show the error.")
 ]
@@ -207,5 +432,10 @@ DoctorAttack = Annotated[
     ),
 ]
 DoctorSandbox = Annotated[
-    str | None, typer.Option("--sandbox", help="With --attack: docker, bubblewrap, or auto (default).")
+    str | None,
+    typer.Option(
+        "--sandbox",
+        metavar="KIND",
+        help=f"With --attack, what to attack: {', '.join(KINDS)}. Default: {KINDS[0]}.",
+    ),
 ]

@@ -25,6 +25,7 @@ from selfplay.agent.solver import spec_tokens
 from selfplay.agent.workspaces import sandbox_limits
 from selfplay.cluster.machines import policy_shape
 from selfplay.cluster.placement import fewer, place
+from selfplay.commands.accelerators import run_devices
 from selfplay.config import Config, build_config, load_config, parse_overrides
 from selfplay.curriculum.rows import EnvironmentRow
 from selfplay.curriculum.store import Store
@@ -45,7 +46,7 @@ from selfplay.sandbox import open_backend
 from selfplay.sandbox.base import SandboxBackend
 from selfplay.sandbox.prewarmed import prewarmed_sandboxes
 from selfplay.training.base import check_trainer
-from selfplay.viewing.progress import TrainProgress
+from selfplay.viewing.progress import TrainProgress, counts_so_far
 from selfplay.viewing.summary import print_summary
 
 if TYPE_CHECKING:
@@ -186,6 +187,7 @@ def _play_on(cluster: Cluster | None, planned: PlannedRun) -> None:
     The run is then placed anew on what is left of the cluster, and goes on from its last committed update.
     """
     if cluster is None:
+        planned.console.print(run_devices(planned.config), markup=False, highlight=False)
         _play(planned)
         return
     # Ray's actors work in another folder: relative paths mean nothing to them.
@@ -231,7 +233,8 @@ def _play(planned: PlannedRun, places: Places | None = None) -> None:
         evaluated = _prepare_evaluation(planned, replace(preparer, records=None), environments)
         _repair_folder(run, config, store)
         labels = {"run": run.path.name, "owner": str(os.getpid())}
-        with TrainProgress(console, config.train.updates, done=store.last_update()) as progress:
+        done, before = store.last_update(), counts_so_far(store)
+        with TrainProgress(console, config.train.updates, done, before) as progress:
             prepared = PreparedRun(
                 run=run,
                 config=config,

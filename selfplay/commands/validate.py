@@ -25,7 +25,7 @@ from selfplay.errors import (
 from selfplay.repositories.build import prepare_environment
 from selfplay.repositories.checkouts import cache_root
 from selfplay.repositories.fetching import fetch
-from selfplay.repositories.specs import RepositorySpec, parse_spec
+from selfplay.repositories.specs import RepositorySpec, parse_existing
 from selfplay.sandbox import open_backend
 from selfplay.verdicts.artifact import Artifact
 from selfplay.verdicts.checks import Thresholds
@@ -54,7 +54,7 @@ def judge_folder(
     """
     try:
         config = load_config(config_file, overrides)
-        spec = parse_spec(repo)
+        spec = parse_existing(repo)
         artifact = _read_artifact(folder)
     except UsageError as error:
         if as_json:

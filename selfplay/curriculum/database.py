@@ -178,6 +178,18 @@ def lock(path: Path) -> int:
     return descriptor
 
 
+def is_being_written(path: Path) -> bool:
+    """True if a process holds the right to write the database: its run is being played."""
+    try:
+        with path.with_name(f"{path.name}.lock").open("rb") as lock_file:
+            fcntl.flock(lock_file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
 def connect(path: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(path, check_same_thread=False, timeout=30.0)
     connection.execute("PRAGMA journal_mode = WAL")

@@ -20,6 +20,15 @@ Row = TypeVar("Row")
 
 GROUP_STATUSES = ("open", "complete", "consumed", "void")
 BUG_STATUSES = ("fresh", "playing", "measured", "void", "spec_too_long")
+# What lists of bugs can be sorted by -> the columns in SQL.
+BUG_ORDERS = {
+    "created": "created_update, bugs.rowid",
+    "repository": "repository, created_update, bugs.rowid",
+    "strategy": "strategy, created_update, bugs.rowid",
+    "order": '"order", created_update, bugs.rowid',
+    "status": "status, created_update, bugs.rowid",
+    "solve_rate": "solve_rate IS NULL, solve_rate, created_update, bugs.rowid",
+}
 
 
 @dataclass(frozen=True)
@@ -191,7 +200,7 @@ class AttemptRow:
 
 @dataclass(frozen=True)
 class UpdateRow:
-    """An optimiser step. `checkpoint` is "" until the update is committed."""
+    """An optimiser step. Until it is committed, `checkpoint` is "" and the metrics are its seconds so far."""
 
     update: int
     checkpoint: str

@@ -14,6 +14,9 @@ from pathlib import Path
 
 from selfplay.curriculum.database import RunDatabase
 from selfplay.curriculum.rows import (
+    BUG_ORDERS as BUG_ORDERS,
+)
+from selfplay.curriculum.rows import (
     AttemptRow,
     BugRow,
     EnvironmentRow,
@@ -25,14 +28,6 @@ from selfplay.curriculum.rows import (
 )
 from selfplay.errors import StoreError
 
-BUG_ORDERS = {
-    "created": "created_update, bugs.rowid",
-    "repository": "repository, created_update, bugs.rowid",
-    "strategy": "strategy, created_update, bugs.rowid",
-    "order": '"order", created_update, bugs.rowid',
-    "status": "status, created_update, bugs.rowid",
-    "solve_rate": "solve_rate IS NULL, solve_rate, created_update, bugs.rowid",
-}
 PLAYS = "(SELECT count(*) FROM groups WHERE groups.bug_id = bugs.bug_id AND groups.status != 'open') AS plays"
 
 
@@ -263,6 +258,18 @@ class Store(RunDatabase):
             update,
             self._clock(),
         )
+
+    def set_update_metrics(self, update: int, metrics_json: str) -> None:
+        """Record what is known of an update before it is committed. A committed one is left as it is."""
+        self._write(
+            'UPDATE updates SET metrics_json = ? WHERE "update" = ? AND committed_at IS NULL',
+            metrics_json,
+            update,
+        )
+
+    def update(self, update: int) -> UpdateRow | None:
+        """The row of an update that was begun."""
+        return self._row(UpdateRow, 'SELECT * FROM updates WHERE "update" = ?', update)
 
     def commit_update(
         self, update: int, checkpoint: str, weight_version: int, carried_gradient: bool, metrics_json: str

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -277,7 +278,14 @@ class Folder:
         return list(found.values())
 
     def check(self, identity: Identity) -> None:
-        """Raises UsageError if the folder belongs to another evaluation. Changes nothing."""
+        """Raises UsageError if the folder belongs to another evaluation, is none or cannot be written.
+
+        Changes nothing.
+        """
+        there = next(place for place in (self.path, *self.path.absolute().parents) if place.exists())
+        if not there.is_dir() or not os.access(there, os.W_OK):
+            problem = "cannot be written" if there.is_dir() else "is no folder"
+            raise UsageError(f"{there} {problem}. It is untouched; give another --output.")
         known = self.identity()
         if known is None and self.results():
             raise UsageError(

@@ -18,6 +18,7 @@ from selfplay.config import Config
 from selfplay.errors import UsageError
 from selfplay.evaluation.checks import Checker, check_into
 from selfplay.evaluation.folder import AttemptResult, Folder, identity_of
+from selfplay.runtime.recipes import read_text
 from selfplay.verdicts.grading import grade
 
 if TYPE_CHECKING:
@@ -57,10 +58,7 @@ class Predictions:
 
 def read_predictions(path: Path) -> Predictions:
     """Read a file of predictions. Several of one task are attempts. Raises UsageError with each bad one."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read the predictions {path}: {error}. Write {FORM}.") from error
+    text = read_text(path, "the predictions", f"Write {FORM}.")
     patches: dict[str, list[str]] = {}
     models: dict[str, None] = {}
     problems: list[str] = []

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from selfplay.errors import PrerequisiteError, UsageError
+from selfplay.runtime.recipes import read_text
 
 SUFFIXES = (".jsonl", ".json", ".parquet", ".arrow")
 # Files that `datasets` writes beside the records.
@@ -21,6 +22,11 @@ NOT_RECORDS = (
     "dataset_dict.json",
     "state.json",
     "evaluation.json",
+)
+HOW_TO_WRITE = "`selfplay inspect-bugs --tasks FILE` writes some."
+NEEDS_UTF_8 = (
+    "Task records are text in UTF-8 (iconv -f latin1 -t utf-8 FILE converts one), "
+    f"or Parquet in a file with the suffix .parquet. {HOW_TO_WRITE}"
 )
 INSTALL_PYARROW = "pip install 'selfplay-swe[parquet]' (or: pip install pyarrow)"
 
@@ -46,17 +52,9 @@ def read_texts(source: str) -> tuple[str, list[str]]:
 
 
 def _read_file(path: Path) -> tuple[str, list[str]]:
-    try:
-        if path.suffix in (".parquet", ".arrow"):
-            return "record", [json.dumps(row, default=str) for row in _read_columns(path)]
-        text = path.read_text(encoding="utf-8-sig")  # a byte order mark is no part of the first record
-    except UnicodeDecodeError as error:
-        raise UsageError(
-            f"cannot read the tasks {path}: {error}. Write it as UTF-8, for instance with: "
-            f"iconv -f latin1 -t utf-8 {path.name}. Parquet files need the suffix .parquet."
-        ) from error
-    except OSError as error:
-        raise UsageError(f"cannot read the tasks {path}: {error}") from error
+    if path.suffix in (".parquet", ".arrow"):
+        return "record", [json.dumps(row, default=str) for row in _read_columns(path)]
+    text = read_text(path, "the tasks", NEEDS_UTF_8)
     if text.lstrip()[:1] == "[":
         return "record", [json.dumps(record) for record in _json_list(text, path)]
     # Not splitlines: JSON texts may hold other line breaks unescaped.

@@ -35,10 +35,10 @@ from selfplay.repositories.fetching import fetch
 from selfplay.repositories.installation import Requirements, install
 from selfplay.repositories.prepare import Preparer
 from selfplay.repositories.probe import PROBE, refuse_copies, refuse_other_python, run_probe
-from selfplay.repositories.scripts import command_script, standard_parser, standard_script
+from selfplay.repositories.scripts import RECORDS_IDS, command_script, standard_parser, standard_script
 from selfplay.repositories.specs import RepositorySpec, absolute_line, parse_spec
 from selfplay.repositories.suites import collect
-from selfplay.repositories.test_hints import read_pytest_hint, read_test_command
+from selfplay.repositories.test_hints import PytestArguments, read_pytest_hint, read_test_command
 from selfplay.repositories.trial import BuildJob, Trial, import_variables
 from selfplay.sandbox.variables import COMMAND_PATH
 from selfplay.source.trees import Tree
@@ -160,7 +160,7 @@ def _of_commit(job: BuildJob, task: Task) -> Environment:
         wanted = Requirements(read_dependencies(checkout.tree, checkout.name), setup.packages, **pytest)
         installed = _installed(job, wanted, _test_files(task, checkout.tree))
         variables = import_variables(checkout.tree)
-        environment = _environment(checkout, installed.reference, variables, installed.has_hypothesis)
+        environment = _environment(checkout, installed.reference, variables, installed.options)
     if command is None:
         return environment
     script = command_script(command.command)
@@ -175,11 +175,10 @@ def _test_files(task: Task, tree: Tree) -> list[str]:
 
 @dataclass(frozen=True)
 class _Installed:
-    """Dependencies that were installed and looked at."""
+    """Dependencies that were installed and looked at. options: of pytest."""
 
-    build_key: str
     reference: str
-    has_hypothesis: bool
+    options: str
 
 
 def _installed(job: BuildJob, wanted: Requirements, files: Sequence[str]) -> _Installed:
@@ -204,37 +203,49 @@ def _installed(job: BuildJob, wanted: Requirements, files: Sequence[str]) -> _In
     with contextlib.suppress(OSError, ValueError, LookupError):
         known = json.loads(facts.read_text(encoding="utf-8"))
         if backend.environment_exists(known["build_key"]):
-            reference = backend.environment_reference(known["build_key"])
-            return _Installed(known["build_key"], reference, known["has_hypothesis"])
+            return _Installed(backend.environment_reference(known["build_key"]), known["options"])
+    arguments = _arguments(checkout)
+    wanted = replace(wanted, extra=(*wanted.extra, *arguments.missing_in(wanted.dependencies)))
+    has_odd_ids = False
     for attempt in range(1, BUILD_ATTEMPTS + 1):
         installation = install(job, wanted, attempt)
         trial = Trial(job, installation.reference, import_variables(checkout.tree))
         before = wanted
         if files and wanted.pytest:
-            options = read_pytest_hint(None, checkout.tree).options
-            wanted = adapted(wanted, collect(trial, options, files)[1])
+            collected, arguments = collect(trial, replace(arguments, roots=tuple(files)))
+            wanted, has_odd_ids = adapted(wanted, collected.log), collected.has_odd_ids
         if wanted == before or spec.install is not None:
             break
     seen = run_probe(trial, (".py",))
     refuse_copies(job, seen.copies)
     refuse_other_python(job, seen.python)
+    options = _options(arguments, has_odd_ids, seen.has_hypothesis)
     facts.parent.mkdir(parents=True, exist_ok=True)
     partial = facts.with_suffix(f".{os.getpid()}.partial")
     partial.write_text(
-        json.dumps({"build_key": installation.build_key, "has_hypothesis": seen.has_hypothesis}),
-        encoding="utf-8",
+        json.dumps({"build_key": installation.build_key, "options": options}), encoding="utf-8"
     )
     partial.rename(facts)
-    return _Installed(installation.build_key, installation.reference, seen.has_hypothesis)
+    return _Installed(installation.reference, options)
+
+
+def _arguments(checkout: Checkout) -> PytestArguments:
+    """How pytest is called. With a parser, the hint is a command of its own and none of pytest's."""
+    return read_pytest_hint(None if checkout.spec.parser else checkout.spec.test, checkout.tree)
+
+
+def _options(arguments: PytestArguments, has_odd_ids: bool, has_hypothesis: bool) -> str:
+    """The options of a run: ids in full if pytest's summary cannot carry one, hypothesis' fixed examples."""
+    options = arguments.options
+    if has_hypothesis and "--hypothesis-profile" not in options:
+        options += " --hypothesis-profile=ci"
+    return f"{options} {RECORDS_IDS}" if has_odd_ids else options
 
 
 def _environment(
-    checkout: Checkout, reference: str, variables: Mapping[str, str], has_hypothesis: bool = False
+    checkout: Checkout, reference: str, variables: Mapping[str, str], options: str
 ) -> Environment:
     """An environment that was not admitted: no baseline, no excluded tests, no targets."""
-    options = read_pytest_hint(checkout.spec.test, checkout.tree).options if not checkout.spec.parser else ""
-    if has_hypothesis and "--hypothesis" not in options:
-        options += " --hypothesis-profile=ci"
     identity = json.dumps(["record", SCHEMA, checkout.tree.digest, reference, options, dict(variables)])
     return Environment(
         key=hashlib.sha256(identity.encode()).hexdigest()[:32],
@@ -246,7 +257,7 @@ def _environment(
         checkout=checkout,
         test_files=(),
         script=standard_script((), options),
-        parser=standard_parser(),
+        parser=standard_parser(options),
         baseline=TestOutcomes(),
         excluded_ids=frozenset(),
         targets=(),
@@ -274,7 +285,8 @@ def _of_image(job: BuildJob, image: str) -> Environment:
                 break
     seen = run_probe(Trial(job, image, variables), (".py",))
     refuse_copies(job, seen.copies)
-    return _environment(job.checkout, image, variables, seen.has_hypothesis)
+    options = _options(_arguments(job.checkout), False, seen.has_hypothesis)
+    return _environment(job.checkout, image, variables, options)
 
 
 def pull_image(image: str, preparer: Preparer) -> None:

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Protocol
 
-from selfplay.errors import UsageError
-from selfplay.evaluation.reading import is_source, read_texts
+from selfplay.errors import UsageError, listed_faults
+from selfplay.evaluation.reading import HOW_TO_WRITE, is_source, read_texts
 from selfplay.evaluation.records import Setup, as_task_record
 from selfplay.repositories.specs import absolute_line, parse_spec
 from selfplay.runtime.resources import resource
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from selfplay.repositories.environment import Environment
 
 REQUIRED = ("instance_id", "repo", "patch", "test_patch", "FAIL_TO_PASS", "PASS_TO_PASS")
-HOW_TO_WRITE = "`selfplay inspect-bugs --tasks FILE` writes some."
 
 
 @dataclass(frozen=True)
@@ -119,19 +118,22 @@ def _text(record: Mapping[str, Any], key: str, default: str | None = None) -> st
 def _test_ids(record: Mapping[str, Any], key: str) -> tuple[str, ...]:
     """Test ids from a list or from the JSON text of a list. Raises ValueError, which names the field."""
     value = record[key]
+    problem = f"{key} is {ascii(value)[:60]}, neither a list of test ids nor the JSON of one"
     if isinstance(value, str):
         try:
             value = _json(value)
         except ValueError as error:
-            raise ValueError(f"{key} is {ascii(value)[:60]}, which is not the JSON text of a list") from error
+            raise ValueError(problem) from error
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-        raise ValueError(f"{key} is {ascii(value)[:60]}, neither a list of texts nor the JSON text of one")
+        raise ValueError(problem)
     return tuple(value)
 
 
 def _json(text: str) -> Any:
     try:
         return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"is not JSON: {error.msg} (column {error.colno})") from error
     except RecursionError as error:
         raise ValueError("is nested too deeply") from error
 
@@ -171,7 +173,7 @@ def read_tasks(path: Path | str) -> list[Task]:
     """
     unit, lines = read_texts(str(path))
     tasks: dict[str, Task] = {}
-    problems: list[str] = []
+    faults: list[tuple[int, str]] = []
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -182,10 +184,12 @@ def read_tasks(path: Path | str) -> list[Task]:
                 raise ValueError(f"repeats the instance_id {task.instance_id!r}")
             tasks[task.instance_id] = task if task.set else replace(task, set=Path(path).stem)
         except (ValueError, UsageError) as error:
-            problems.append(f"  {unit} {number}: {error}")
-    if problems:
+            faults.append((number, str(error)))
+    if faults:
+        listed = listed_faults(faults, unit)
         raise UsageError(
-            f"{path}: {len(problems)} unusable task record(s), nothing was started:\n" + "\n".join(problems)
+            f"{path}: {len(faults)} unusable task record(s), nothing was started:\n{listed}\n"
+            f"A {unit} is a task record as one JSON object. {HOW_TO_WRITE}"
         )
     if not tasks:
         raise UsageError(f"{path} holds no task. {HOW_TO_WRITE}")
@@ -209,7 +213,12 @@ class ListsRepositories(Protocol):
 
 
 def export_tasks(store: Store, bugs: Sequence[BugRow], run: ListsRepositories, path: Path) -> int:
-    """Write `bugs` as task records and return their number. `repo` is the bug's line in the run's list."""
+    """Write `bugs` as task records and return their number. `repo` is the bug's line in the run's list.
+
+    Raises UsageError if the file cannot be written.
+    """
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        raise UsageError(f"cannot write the tasks to {path}: it is no file in a folder that exists.")
     lines = run.repositories_file.read_text(encoding="utf-8").splitlines()
     specs = {parse_spec(line).name: line for line in lines if line.strip()}
     with path.open("w", encoding="utf-8") as file:

@@ -233,7 +233,7 @@ def _verdict_row(episode: Episode, verdict: Verdict) -> VerdictRow:
 
 
 def _attempt_row(episode: Episode, bug_id: str, grade: Grade) -> AttemptRow:
-    restored = {*grade.restored, *episode.submission.get("restored", "").splitlines()}
+    restored = {*grade.restored, *filter(None, episode.submission.get("restored", "").split("\n"))}
     return AttemptRow(
         episode_id=episode.episode_id,
         bug_id=bug_id,

@@ -16,7 +16,7 @@ import asyncio
 import json
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,7 +24,7 @@ from selfplay.agent.episode import Episode, Role
 from selfplay.agent.tools import toolbox
 from selfplay.algorithm.staleness import async_updates, newest_wave
 from selfplay.curriculum.rows import EpisodeRow, GroupRow
-from selfplay.errors import RunError
+from selfplay.errors import RunError, StoreError
 from selfplay.metrics import Value
 from selfplay.orchestrator.advice import advice_on_submissions
 from selfplay.orchestrator.batching import Batch, BatchRules, carries_gradient, make_batch, make_samples
@@ -50,6 +50,8 @@ from selfplay.training.batch import Sample
 if TYPE_CHECKING:
     from selfplay.orchestrator.context import RunContext
 
+SAVE_SECONDS_S = 5.0
+
 
 class TrainLoop:
     """Runs the updates of a run, from the last committed one to `train.updates`."""
@@ -62,6 +64,7 @@ class TrainLoop:
         self._dispatcher = Dispatcher(context)
         self._waves = Waves(context, self._dispatcher, self._wave_phase)
         self._phases = PhaseClock()
+        self._timed: int | None = None  # the update that the phases belong to
         self._idle = IdleClock()
         self._counted = CountedEpisodes(self._state, store.last_update())
         self._max_async = async_updates(config.train.max_async_updates, config.max_lag)
@@ -79,6 +82,7 @@ class TrainLoop:
         # Training has one thread, outside the dispatcher's pools: the C library keeps about a gigabyte of
         # freed memory for each thread that ever trained.
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1, thread_name_prefix="train"))
+        clock = asyncio.create_task(self._keep_seconds(), name="seconds")
         try:
             for update in range(context.store.last_update() + 1, context.config.train.updates + 1):
                 await self._evaluate(update - 1)
@@ -91,21 +95,26 @@ class TrainLoop:
                 f"then continue with: selfplay train --resume {run.name}"
             ) from error
         finally:
-            for wave in self._in_play.values():
-                wave.cancel()
-            await asyncio.gather(*self._in_play.values(), return_exceptions=True)
+            for task in (clock, *self._in_play.values()):
+                task.cancel()
+            await asyncio.gather(clock, *self._in_play.values(), return_exceptions=True)
+            with suppress(StoreError):  # the run ends for a reason of its own
+                self._save_seconds()
             await asyncio.to_thread(self._dispatcher.close)
 
     async def update(self, update: int) -> None:
         """Play, credit, train, commit and publish one update."""
         context = self._context
-        self._phases.restart()
         self._dispatcher.start_update()
         context.store.begin_update(update)
+        begun = context.store.update(update)
+        self._phases.restart(json.loads(begun.metrics_json) if begun is not None else {})
+        self._timed = update
         self._start_waves(update)
         with self._phase("playing") if self._max_async else nullcontext():
             await self._wait_for_groups(update)
         row = await self._train_and_commit(update)
+        self._timed = None
         context.sink.write(row)
         context.progress.update_finished(update, row)
         injectors = context.store.episodes(update=update, role=Role.INJECTOR)
@@ -292,3 +301,14 @@ class TrainLoop:
         self._context.progress.phase(name)
         with self._phases.measure(name):
             yield
+        self._save_seconds()
+
+    async def _keep_seconds(self) -> None:
+        """Save the seconds of the update now and then: a process that is killed has spent them too."""
+        while True:
+            await asyncio.sleep(SAVE_SECONDS_S)
+            self._save_seconds()
+
+    def _save_seconds(self) -> None:
+        if self._timed is not None:
+            self._context.store.set_update_metrics(self._timed, json.dumps(self._phases.metrics()))

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from selfplay.config import Config, load_config
 from selfplay.curriculum.rows import UpdateRow
-from selfplay.errors import RunError
+from selfplay.errors import RunError, UsageError
 from selfplay.evaluation.tasks import Task, write_tasks
 
 
@@ -143,9 +143,11 @@ def create_run(
 
     repositories: text of the repository list. given_bugs: text of the file `train.bugs`.
     evaluation_tasks: the tasks that `evaluation.tasks` names.
-    Raises RunError if the name is taken or the folder cannot be written.
+    Raises RunError if the name is taken or the folder cannot be written, UsageError if `run.folder` is none.
     """
     root = Path(config.run.folder)
+    if root.exists() and not root.is_dir():
+        raise UsageError(f"run.folder = {config.run.folder!r} is no folder. Let it name one that holds runs.")
     name = config.run.name or _free_name(root, now.strftime("%Y%m%d-%H%M%S"))
     folder = RunFolder(root / name)
     if folder.path.exists():
@@ -170,7 +172,8 @@ def create_run(
             made.path.rename(folder.path)
     except OSError as error:
         raise RunError(
-            f"cannot write the run folder {folder.path}: {error}. Free space there, or set run.folder."
+            f"cannot write the run folder {folder.path}: {error}. "
+            "Make room or give write access there, or set run.folder."
         ) from error
     return folder, config
 
@@ -193,19 +196,31 @@ def _free_name(root: Path, stem: str) -> str:
     return name
 
 
+def found_runs(root: Path) -> list[RunFolder]:
+    """The runs in a folder, the one whose settings were written last at the end.
+
+    Raises UsageError if `root` is no folder.
+    """
+    if root.exists() and not root.is_dir():
+        raise UsageError(
+            f"--runs {root} is no folder. Give the folder that holds the runs, for instance runs."
+        )
+    runs = sorted(found.parent for found in root.glob("*/config.json"))
+    return [RunFolder(run) for run in sorted(runs, key=lambda run: (run / "config.json").stat().st_mtime)]
+
+
 def open_run(name: str, root: Path) -> RunFolder:
     """Find a run by its name below `root` or by its path; "" finds the newest.
 
-    Raises RunError that names the runs there are.
+    Raises RunError that names the runs there are, and UsageError if `root` is no folder.
     """
-    runs = sorted(found.parent for found in root.glob("*/config.json"))
-    runs.sort(key=lambda run: (run / "config.json").stat().st_mtime)
+    runs = found_runs(root)
     if not name:
         if not runs:
             raise RunError(f"there are no runs in {root}. Start one with: selfplay train --repos list.txt")
-        return RunFolder(runs[-1])
+        return runs[-1]
     for candidate in (root / name, Path(name)):
         if (candidate / "config.json").is_file():
             return RunFolder(candidate)
-    there = ", ".join(run.name for run in runs[-8:]) or "none"
+    there = ", ".join(run.path.name for run in runs[-8:]) or "none"
     raise RunError(f"no run named {name!r} in {root} (there are: {there}).")

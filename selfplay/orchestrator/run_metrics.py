@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -179,24 +179,31 @@ class PhaseClock:
 
     def __init__(self) -> None:
         self._seconds: defaultdict[str, float] = defaultdict(float)
+        self._running: dict[str, float] = {}  # phase -> when it began
 
-    def restart(self) -> None:
+    def restart(self, earlier: Mapping[str, Value] | None = None) -> None:
+        """earlier: the metrics of this clock in a process that was stopped in the same update."""
         self._seconds.clear()
+        for name, seconds in (earlier or {}).items():
+            if name.startswith("seconds/") and isinstance(seconds, int | float):
+                self._seconds[name] += seconds
 
     @contextmanager
     def measure(self, phase: str) -> Iterator[None]:
-        started = time.monotonic()
+        name = f"seconds/{phase.replace(' ', '_')}"
+        self._running[name] = time.monotonic()
         try:
             yield
         finally:
-            self._seconds[phase] += time.monotonic() - started
+            self._seconds[name] += time.monotonic() - self._running.pop(name)
 
     def metrics(self) -> dict[str, Value]:
-        """seconds/<phase>, since the last restart."""
-        return {
-            f"seconds/{phase.replace(' ', '_')}": round(seconds, 3)
-            for phase, seconds in self._seconds.items()
+        """seconds/<phase> of the update until now, those of the running phase too."""
+        now = time.monotonic()
+        seconds = dict(self._seconds) | {
+            name: self._seconds.get(name, 0.0) + now - began for name, began in self._running.items()
         }
+        return {name: round(value, 3) for name, value in seconds.items()}
 
 
 class IdleClock:

@@ -6,7 +6,9 @@ episodes of the policy are not part of it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 from selfplay.errors import RunError
 from selfplay.orchestrator.run_folder import RunFolder
@@ -71,8 +73,12 @@ class Check:
     phases: tuple[PhaseCheck, ...]
 
 
-def check_run(folder: RunFolder, seed: int = 0) -> Check:
+def check_run(
+    folder: RunFolder, seed: int = 0, report: Callable[[str, int, int], None] = lambda what, done, total: None
+) -> Check:
     """Predict the second half of a run from its first.
+
+    report: called with what is done now, the steps that are done and the steps in all (0: not known yet).
 
     Raises RunError if the run has fewer than four updates.
     """
@@ -84,9 +90,11 @@ def check_run(folder: RunFolder, seed: int = 0) -> Check:
             "them to predict."
         )
     half = numbers[len(numbers) // 2 - 1]
-    recorded = read_run(folder, numbers[0], half)
-    later = read_run(folder, half + 1, numbers[-1])
+    recorded = read_run(folder, numbers[0], half, partial(report, "reading the first half"))
+    later = read_run(folder, half + 1, numbers[-1], partial(report, "reading the second half"))
+    report("simulating", 0, 2)
     predicted = replay_phases(recorded, seed).phases_s
+    report("simulating", 1, 2)
     informed = replay_phases(
         replace(later, server=recorded.server, trainer=recorded.trainer, sync_s=recorded.sync_s), seed
     ).phases_s

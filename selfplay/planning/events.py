@@ -17,13 +17,21 @@ class EventQueue:
         self.now = 0.0  # simulated seconds
         self._heap: list[tuple[float, int, Callable[..., None], tuple[object, ...]]] = []
         self._numbers = itertools.count()
-
-    def __len__(self) -> int:
-        return len(self._heap)
+        self._is_stopped = False
 
     def after(self, seconds: float, call: Callable[..., None], *arguments: object) -> None:
         heapq.heappush(self._heap, (self.now + seconds, next(self._numbers), call, arguments))
 
-    def run_next(self) -> None:
-        self.now, _, call, arguments = heapq.heappop(self._heap)
-        call(*arguments)
+    def run(self, most: int) -> int:
+        """Run calls until none is left, one has called `stop`, or `most` are done. Returns how many ran."""
+        self._is_stopped = False
+        heap, pop = self._heap, heapq.heappop
+        done = 0
+        while heap and done < most and not self._is_stopped:
+            self.now, _, call, arguments = pop(heap)
+            call(*arguments)
+            done += 1
+        return done
+
+    def stop(self) -> None:
+        self._is_stopped = True

@@ -55,6 +55,8 @@ class Forecast:
 class Gauge:
     """A number that changes over time, and its integral since the last reset."""
 
+    __slots__ = ("_since", "integral", "value")
+
     def __init__(self) -> None:
         self.value = 0.0
         self.integral = 0.0

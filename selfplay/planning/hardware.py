@@ -40,15 +40,6 @@ class ModelSize:
         """Bytes of the keys and values of one token: 2 · layers · kv_width · 2."""
         return 2.0 * self.layers * self.kv_width * BYTES
 
-    def train_flops(self, tokens: float) -> float:
-        """FLOPs of one sequence, forward and backward: 6 N T (Kaplan et al. 2020) + 6 L d T² of causal
-        attention.
-
-        Attention: in the forward pass of a layer QKᵀ and AV take 2 d T² each. The causal mask halves that.
-        The backward pass takes twice as much as the forward pass.
-        """
-        return 6.0 * self.parameters * tokens + 6.0 * self.layers * self.width * tokens**2
-
 
 def assumed_shape(parameters: float) -> ModelSize:
     """A usual dense decoder of this size: N = 12 L d², d = 96 L, 6 query heads per key head."""
@@ -186,7 +177,10 @@ def choose_server_gpus(gpu: Gpu, model: ModelSize, means: EpisodeMeans, most: in
 def trainer_speed(gpu: Gpu, model: ModelSize, gpus: int) -> TrainerSpeed:
     """Speed of a trainer on `gpus` GPUs: FLOPs of the model over peak times MFU.
 
-    MFU as in Chowdhery et al. 2022 (PaLM): recomputed activations do not count.
+    FLOPs of a sequence of T tokens, forward and backward: 6 N T (Kaplan et al. 2020) + 6 L d T² of causal
+    attention. In the forward pass of a layer QKᵀ and AV take 2 d T² each; the causal mask halves that. The
+    backward pass takes twice as much. MFU as in Chowdhery et al. 2022 (PaLM): recomputed activations do not
+    count.
     """
     reach = gpus * gpu.peak_flops * gpu.mfu
     return TrainerSpeed(0.0, 6 * model.parameters / reach, 6.0 * model.layers * model.width / reach)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 
 from selfplay.agent.episode import Role
@@ -20,6 +20,8 @@ PAPER_MODEL = ModelSize(32e9, 64, 6144, 8 * 128)
 # tokens".
 PAPER_BATCH_TOKENS = 16 * 8 * 131_072.0
 PAPER_MAX_LAG = 8  # updates
+PAPER_GPUS = 512
+MACHINE_GPUS = 8  # GPUs of one machine
 PAPER_GROUP = 8  # episodes of a group
 PAPER_GROUPS = 120  # groups of each role; the simulation samples from them with replacement
 
@@ -97,13 +99,27 @@ def paper_assumptions(changes: Mapping[str, float]) -> PaperAssumptions:
     return replace(PaperAssumptions(), **dict(changes))
 
 
-def paper_workload(assumed: PaperAssumptions, seed: int, groups: int = PAPER_GROUPS) -> Workload:
-    """`groups` groups of 8 episodes for each role. The same seed gives the same workload."""
+def usual_gpus(parameters: float) -> int:
+    """GPUs for a policy of this size, in the paper's ratio of 512 for 32B parameters.
+
+    Whole machines of 8 GPUs, at least one.
+    """
+    machines = math.ceil(parameters * PAPER_GPUS / PAPER_MODEL.parameters / MACHINE_GPUS)
+    return MACHINE_GPUS * max(1, machines)
+
+
+def paper_sample(assumed: PaperAssumptions, seed: int, groups: int = PAPER_GROUPS) -> Workload:
+    """`groups` groups of 8 episodes for each role. The same seed gives the same groups."""
     sampler = _GroupSampler(assumed, random.Random(seed))
     injectors = tuple(sampler.group(Role.INJECTOR) for _ in range(groups))
     solvers = tuple(sampler.group(Role.SOLVER) for _ in range(groups))
     bugs = mean_of([float(one.bugs) for one in injectors])
-    workload = Workload("paper", injectors, solvers, replays=assumed.replays * bugs)
+    return Workload("paper", injectors, solvers, replays=assumed.replays * bugs)
+
+
+def paper_workload(assumed: PaperAssumptions, samples: Sequence[Workload]) -> Workload:
+    """The samples as one workload, which states the assumptions."""
+    workload = samples[0].joined(samples[1:])
     return replace(workload, assumptions=_sentences(assumed, workload.per_episode()))
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import statistics
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,14 @@ from selfplay.agent.episode import Episode, Role
 from selfplay.curriculum.rows import EpisodeRow
 from selfplay.curriculum.store import Store
 from selfplay.errors import RunError
+from selfplay.metrics import read_metrics
 from selfplay.orchestrator.run_folder import RunFolder
 from selfplay.planning.fitting import Timing, fit_server, fit_trainer
 from selfplay.planning.hardware import ModelSize, ServerSpeed, TrainerSpeed
 from selfplay.planning.workload import EpisodeShape, GroupShape, Stretch, Workload
-from selfplay.viewing.summary import read_metrics
 
+# Called with the number of episodes that are read and the number to read.
+Report = Callable[[int, int], None]
 PHASES = ("injecting", "solving", "second order", "training")
 _MAX_EPISODES = 6000  # of a longer run, the last updates are read
 
@@ -79,17 +81,26 @@ def update_rows(folder: RunFolder) -> dict[int, dict[str, Any]]:
     return rows
 
 
-def read_run(folder: RunFolder, first: int = 1, last: int = 0) -> Recorded:
+def read_run(
+    folder: RunFolder, first: int = 1, last: int = 0, report: Report = lambda done, total: None
+) -> Recorded:
     """Read the updates `first` to `last` (0: the last one of the run).
+
+    report: called with the episodes that are read, and with the number to read (0: not known yet).
 
     Raises RunError if they hold no update, no episode or no consumed solver group.
     """
+    report(0, 0)
     rows = update_rows(folder)
     last = last or max(rows)
     config = folder.config()
     with Store.open(folder.database, writer=False) as store:
-        first = _later_start(store, first, last)
-        groups = _read_groups(folder, store, first, last)
+        episodes = store.episodes()
+        first = _later_start(episodes, first, last)
+        members: dict[str, list[EpisodeRow]] = defaultdict(list)
+        for row in episodes:
+            members[row.group_id].append(row)
+        groups = _read_groups(folder, store, members, (first, last), report)
     chosen = [rows[update] for update in sorted(rows) if first <= update <= last]
     span = f"updates {first} to {last}"
     if not chosen or not any(group.shape.episodes for group in groups):
@@ -184,10 +195,10 @@ class _PlayedGroup:
     timings: tuple[Timing, ...]
 
 
-def _later_start(store: Store, first: int, last: int) -> int:
+def _later_start(episodes: Sequence[EpisodeRow], first: int, last: int) -> int:
     """The first update to read, so that at most _MAX_EPISODES episodes are read."""
     counts: dict[int, int] = defaultdict(int)
-    for row in store.episodes():
+    for row in episodes:
         if first <= row.update <= last:
             counts[row.update] += 1
     total = 0
@@ -198,26 +209,35 @@ def _later_start(store: Store, first: int, last: int) -> int:
     return first
 
 
-def _read_groups(folder: RunFolder, store: Store, first: int, last: int) -> list[_PlayedGroup]:
+def _read_groups(
+    folder: RunFolder,
+    store: Store,
+    members: Mapping[str, Sequence[EpisodeRow]],
+    span: tuple[int, int],
+    report: Report,
+) -> list[_PlayedGroup]:
+    """The groups of the updates from span[0] to span[1]. members: episodes of each group."""
+    first, last = span
     judge_s = {verdict.episode_id: verdict.duration_s for verdict in store.verdicts()}
     judge_s |= {attempt.episode_id: attempt.duration_s for attempt in store.attempts()}
     bugs: dict[str, int] = defaultdict(int)
     for bug in store.bugs(order=1):
         bugs[bug.injector_episode_id] += 1
-    members: dict[str, list[EpisodeRow]] = defaultdict(list)
-    for row in store.episodes():
-        members[row.group_id].append(row)
     found = []
-    for group in store.groups():
-        if not first <= group.update <= last:
-            continue
-        rows = members[group.group_id]
+    chosen = [group for group in store.groups() if first <= group.update <= last]
+    total = sum(len(members.get(group.group_id, ())) for group in chosen)
+    done = 0
+    report(done, total)
+    for group in chosen:
+        rows = members.get(group.group_id, ())
         shapes, timings = [], []
         for row in rows:
             episode = _read_episode(folder.path / row.path) if row.path else None
             if episode is not None and episode.turns:
                 shapes.append(episode_shape(episode, judge_s.get(row.episode_id, 0.0)))
                 timings += turn_timings(episode)
+            done += 1
+            report(done, total)
         consumed = [row for row in rows if row.consumed_update is not None and row.consumed_update <= last]
         shape = GroupShape(
             role=Role(group.role),

@@ -72,20 +72,17 @@ class _Simulation(ABC):
         if not self._rules.warmup:
             self._measured.begin(0.0, self._player.servers)
         self._begin_update()
-        events = 0
-        while len(commits) < total:
-            if not self._events:
-                raise RunError(
-                    f"the simulation is stuck after {len(commits)} of {total} updates: nothing runs and no "
-                    "batch is full. Raise --max-lag or the number of sandboxes, or lower --batch-tokens."
-                )
-            events += 1
-            if events > _MAX_EVENTS:
-                raise RunError(
-                    f"the simulation did not end after {_MAX_EVENTS:,} events. Give fewer --updates than "
-                    f"{self._rules.updates}, or lower --batch-tokens."
-                )
-            self._events.run_next()
+        events = self._events.run(_MAX_EVENTS)
+        if len(commits) < total and events < _MAX_EVENTS:
+            raise RunError(
+                f"the simulation is stuck after {len(commits)} of {total} updates: nothing runs and no "
+                "batch is full. Raise --max-lag or the number of sandboxes, or lower --batch-tokens."
+            )
+        if len(commits) < total:
+            raise RunError(
+                f"the simulation did not end after {_MAX_EVENTS:,} events. Give fewer --updates than "
+                f"{self._rules.updates}, or lower --batch-tokens."
+            )
         return self._measured.forecast(self._events.now, self._cluster, self._player.servers)
 
     # -- groups
@@ -153,6 +150,8 @@ class _Simulation(ABC):
             self._measured.begin(self._events.now, self._player.servers)
         if len(commits) < self._rules.warmup + self._rules.updates:
             self._begin_update()
+        else:
+            self._events.stop()
 
 
 class _Overlapped(_Simulation):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import pairwise
 
 from selfplay.agent.episode import Role
@@ -41,11 +42,11 @@ class EpisodeShape:
     judge_s: float
     turns: int
 
-    @property
+    @cached_property
     def tokens(self) -> float:
         return sum(part.prefill + part.sampled for part in self.stretches)
 
-    @property
+    @cached_property
     def sampled(self) -> float:
         return sum(part.sampled for part in self.stretches)
 
@@ -81,7 +82,7 @@ class GroupShape:
     bugs: int = 0
     has_gradient: bool = True
 
-    @property
+    @cached_property
     def tokens(self) -> float:
         return sum(episode.tokens for episode in self.episodes)
 
@@ -103,6 +104,16 @@ class Workload:
     replays: float
     assumptions: tuple[str, ...] = ()
 
+    def joined(self, others: Sequence[Workload]) -> Workload:
+        """The workload with the groups of `others` added; `replays` is the mean."""
+        all_ = (self, *others)
+        return replace(
+            self,
+            injectors=tuple(group for one in all_ for group in one.injectors),
+            solvers=tuple(group for one in all_ for group in one.solvers),
+            replays=mean_of([one.replays for one in all_]),
+        )
+
     def merged(self, most: int) -> Workload:
         """The workload with at most `most` stretches per episode."""
 
@@ -114,12 +125,12 @@ class Workload:
 
         return replace(self, injectors=shorten(self.injectors), solvers=shorten(self.solvers))
 
-    @property
+    @cached_property
     def bugs(self) -> float:
         """Mean number of new bugs per injector group."""
         return mean_of([float(group.bugs) for group in self.injectors])
 
-    @property
+    @cached_property
     def solver_groups(self) -> float:
         """Solver groups per injector group, in the long run."""
         return self.bugs + self.replays if self.injectors else 1.0

@@ -12,11 +12,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from selfplay.outcomes import TestOutcomes
+from selfplay.repositories.dependencies import read_dependencies
+from selfplay.repositories.import_failures import hints_to_extend
+from selfplay.repositories.test_failures import with_cause
 from selfplay.source.trees import FileEntry
 
 if TYPE_CHECKING:
     from selfplay.repositories.suites import Suite
-    from selfplay.repositories.trial import Trial
+    from selfplay.repositories.trial import BuildJob, Trial
 
 # Parts of test ids that differ between runs, such as addresses.
 UNSTABLE_ID = re.compile(r"0x[0-9a-fA-F]{6,}|<[\w.]+ object|<function |<class |<built-in ")
@@ -50,29 +53,33 @@ def take_baseline(trial: Trial, suite: Suite) -> tuple[Suite, Baseline]:
         outcomes = trial.outcomes(result.output, suite.parser)
         seen |= outcomes.ids
         if not outcomes.passed:
-            raise job.error_of_run("no test passes", log_name, result.text)
+            raise job.error_of_run(_why_none_passes(suite, result.text, job), log_name, result.text)
         narrower = suite.narrowed_to(outcomes.passed)
         if number == 0 and narrower != suite:
             # Tests in one process may depend on each other, so the files that remain run again.
             suite = narrower
             continue
         runs.append(outcomes)
-    stable = _stable_ids(runs, suite)
+    stable = _stable_ids(runs)
     if not stable:
         raise job.error_of_run(f"no test passes in all of {len(runs)} runs", "baseline-1", "")
     return suite.narrowed_to(stable), Baseline(TestOutcomes(stable, frozenset()), frozenset(seen) - stable)
 
 
-def _stable_ids(runs: Sequence[TestOutcomes], suite: Suite) -> frozenset[str]:
+def _why_none_passes(suite: Suite, log: str, job: BuildJob) -> str:
+    what = "no test passes"
+    if suite.command is not None:
+        return what
+    checkout = job.checkout
+    given = hints_to_extend(checkout.spec, read_dependencies(checkout.tree, checkout.name))
+    return with_cause(what, log, checkout.tree, given)
+
+
+def _stable_ids(runs: Sequence[TestOutcomes]) -> frozenset[str]:
     """The tests that passed in every run and failed in none, with an id that is the same each time."""
     passed = frozenset.intersection(*(run.passed for run in runs))
     failed: frozenset[str] = frozenset().union(*(run.failed for run in runs))
-    return frozenset(
-        name
-        for name in passed - failed
-        # pytest prints " - " between an id and the reason of a failure, so such an id cannot be read back.
-        if not UNSTABLE_ID.search(name) and (suite.command is not None or " - " not in name)
-    )
+    return frozenset(name for name in passed - failed if not UNSTABLE_ID.search(name))
 
 
 def check_planted_error(trial: Trial, suite: Suite, baseline: Baseline) -> None:

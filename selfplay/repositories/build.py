@@ -32,8 +32,8 @@ from selfplay.repositories.installation import (
 )
 from selfplay.repositories.probe import PROBE, refuse_copies, refuse_other_python, run_probe
 from selfplay.repositories.recording import record_calls
-from selfplay.repositories.scripts import shipped_text
-from selfplay.repositories.suites import Suite, collect
+from selfplay.repositories.scripts import TEXTS, shipped_text
+from selfplay.repositories.suites import Suite, check_collected, collect, pytest_suite
 from selfplay.repositories.test_hints import (
     PARSERS,
     parser_program,
@@ -82,7 +82,7 @@ def prepare_environment(
 def _environment_key(checkout: Checkout, backend: SandboxBackend, settings: EnvironmentSettings) -> str:
     """A hash of the tree, the hints, the backend, and the texts and versions that selfplay adds."""
     spec = checkout.spec
-    recipe = [shipped_text(name) for name in ("test_script.sh", "test_parser.py", "call_recorder.py")]
+    recipe = [shipped_text(name) for name in TEXTS]
     parts = [
         SCHEMA,
         checkout.tree.digest,
@@ -119,7 +119,7 @@ def _build(job: BuildJob, key: str) -> tuple[Environment, str]:
     seen = run_probe(trial, suite.code_suffixes)
     refuse_copies(job, seen.copies)
     refuse_other_python(job, seen.python)
-    if seen.has_hypothesis and "--hypothesis" not in suite.options:
+    if seen.has_hypothesis and "--hypothesis-profile" not in suite.options:
         # The same examples in every run, no deadlines, no database.
         suite = replace(suite, options=f"{suite.options} --hypothesis-profile=ci")
     suite, baseline = take_baseline(trial, suite)
@@ -144,18 +144,18 @@ def _install_until_tests_are_found(job: BuildJob, variables: dict[str, str]) -> 
     """
     checkout = job.checkout
     arguments = read_pytest_hint(checkout.spec.test, checkout.tree)
-    requirements = Requirements(read_dependencies(checkout.tree, checkout.name))
+    dependencies = read_dependencies(checkout.tree, checkout.name)
+    requirements = Requirements(dependencies, extra=arguments.missing_in(dependencies))
     for attempt in range(1, BUILD_ATTEMPTS + 1):
         installation = install(job, requirements, attempt)
         trial = Trial(job, installation.reference, variables)
-        files, log = collect(trial, arguments.options, arguments.roots)
+        collected, called = collect(trial, arguments)
         before = requirements
-        requirements = adapted(requirements, log)
+        requirements = adapted(requirements, collected.log)
         if requirements == before or checkout.spec.install is not None or job.is_image:
             break
-    if not files:
-        raise job.error_of_run("no test was found", "collect", log)
-    return Suite(files, arguments.options), installation
+    check_collected(job, collected, called, requirements.dependencies)
+    return pytest_suite(collected, called), installation
 
 
 def adapted(requirements: Requirements, log: str) -> Requirements:

@@ -55,7 +55,7 @@ def read_facts(path: Path, checkout: Checkout, backend: SandboxBackend) -> Envir
             script=(
                 command_script(command) if command else standard_script(facts["test_files"], facts["options"])
             ),
-            parser=facts["parser"] if command else standard_parser(),
+            parser=facts["parser"] if command else standard_parser(facts["options"]),
             baseline=TestOutcomes(frozenset(facts["passed"]), frozenset()),
             excluded_ids=frozenset(facts["excluded_ids"]),
             targets=tuple(Target(**target) for target in facts["targets"]),

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from selfplay.repositories.scripts import command_script, standard_script
+from selfplay.repositories.scripts import command_script, records_ids, standard_script
 from selfplay.sandbox.base import WORKSPACE, Limits, Sandbox, SandboxBackend, SandboxSpec
 
 if TYPE_CHECKING:
@@ -61,6 +61,15 @@ class Environment:
     def script_for(self, test_files: Sequence[str]) -> str:
         """The script that runs these test files only. A test command always runs all of its tests."""
         return command_script(self.command) if self.command else standard_script(test_files, self.options)
+
+    def excluded_from(self, script: str) -> frozenset[str]:
+        """The ids that count for nothing in runs of this script.
+
+        A script without the recorder of ids, as in older artifacts, cannot tell where some ids end.
+        """
+        if not records_ids(self.options) or records_ids(script):
+            return self.excluded_ids
+        return self.excluded_ids.union(name for name in self.baseline.passed if " - " in name)
 
 
 @contextmanager

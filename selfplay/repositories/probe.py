@@ -85,7 +85,7 @@ def run_probe(trial: Trial, suffixes: tuple[str, ...]) -> ProbeResult:
             stdin=json.dumps(list(known)).encode(),
         )
     try:
-        seen = json.loads(result.output.splitlines()[-1])
+        seen = json.loads(result.output.strip().rpartition(b"\n")[2])
         return ProbeResult(tuple(map(str, seen["copies"])), seen["python"], seen["hypothesis"])
     except (ValueError, IndexError, KeyError, TypeError) as error:
         raise trial.job.error("python does not run in its environment", result.text) from error

@@ -1,7 +1,6 @@
-"""Runs a suite under the call recorder: which functions its tests call, and which can be targets.
+"""Runs pytest under recorders of data/pytest: which files hold tests, and which functions the tests call.
 
-What a record means is decided by `targets`. The recorder itself is data/pytest/call_recorder.py; only pytest
-can load it.
+What a record of calls means is decided by `targets`. Only pytest can load a recorder.
 """
 
 from __future__ import annotations
@@ -10,6 +9,7 @@ import contextlib
 import json
 from typing import TYPE_CHECKING, Any
 
+from selfplay.errors import ArtifactError, SandboxLost
 from selfplay.repositories.scripts import shipped_text
 from selfplay.repositories.targets import Calls, Target, find_calls, find_targets, read_calls
 from selfplay.source.trees import FileEntry, Tree
@@ -21,21 +21,38 @@ if TYPE_CHECKING:
 RECORD_BYTES = 1 << 20  # that a record may be larger than a submission
 
 
-def record_calls(trial: Trial, suite: Suite) -> tuple[tuple[Target, ...], Calls]:
-    """Run the suite once more and read what it called. A damaged record gives no targets and no calls."""
-    tree = trial.job.checkout.tree
-    recorder = FileEntry(shipped_text("call_recorder.py").encode())
+def run_recorded(trial: Trial, script: str, recorder: str, record: str, log_name: str) -> tuple[str, Any]:
+    """Run a script of pytest under a recorder. Returns the log, and the record, None if it is damaged.
+
+    recorder: a file of data/pytest; record: the file that it writes into /submit.
+    Raises EnvironmentBuildError if the script does not end in time.
+    """
+    plugin = f"selfplay_{recorder}"
     variables = {
-        "PYTEST_PLUGINS": "selfplay_call_recorder",
+        "PYTEST_PLUGINS": plugin.removesuffix(".py"),
         "PYTHONPATH": f"/tmp/recorder:{trial.variables['PYTHONPATH']}",
         "PYTHONHASHSEED": "0",
     }
-    with trial.workspace(tree, variables) as box:
-        box.write_archive("/tmp", Tree({"recorder/selfplay_call_recorder.py": recorder}).to_tar())
-        trial.execute(box, suite.script, "recorded")
-        archive = Tree.from_tar(box.read_archive("/submit", trial.job.limits.submit_bytes + RECORD_BYTES))
-    record: Any = None
-    with contextlib.suppress(KeyError, ValueError, RecursionError):
-        record = json.loads(archive["calls.json"].content)
+    with trial.workspace(trial.job.checkout.tree, variables) as box:
+        text = FileEntry(shipped_text(recorder).encode())
+        box.write_archive("/tmp", Tree({f"recorder/{plugin}": text}).to_tar())
+        log = trial.execute(box, script, log_name).text
+        # The repository's code may have written more into /submit than fits, or ended the sandbox.
+        with contextlib.suppress(ArtifactError, SandboxLost, KeyError, ValueError, RecursionError):
+            archive = box.read_archive("/submit", trial.job.limits.submit_bytes + RECORD_BYTES)
+            return log, json.loads(Tree.from_tar(archive)[record].content)
+    return log, None
+
+
+def record_calls(trial: Trial, suite: Suite) -> tuple[tuple[Target, ...], Calls]:
+    """Run the suite once more and read what it called. A damaged record gives no targets and no calls."""
+    tree = trial.job.checkout.tree
+    _, record = run_recorded(trial, suite.script, "call_recorder.py", "calls.json", "recorded")
     seen = read_calls(record)
-    return find_targets(tree, seen.files, suite.files), find_calls(tree, seen.tests)
+    tests = {printable(name): functions for name, functions in seen.tests.items()}
+    return find_targets(tree, seen.files, suite.files), find_calls(tree, tests)
+
+
+def printable(test_id: str) -> str:
+    """The id as the standard parser writes it: characters that cannot be printed are escaped."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in test_id)

@@ -1,7 +1,10 @@
-"""The test scripts and the parser of pytest's log that selfplay brings along.
+"""The test scripts and the parsers of pytest's log that selfplay brings along.
+
+pytest's short summary cannot carry every test id. Where a suite has such ids, its script has a recorder that
+prints them in full, and its parser reads both. All other suites have the plain script and parser.
 
 Invariant: equal arguments give equal bytes. The texts go into the keys of environments, so a changed byte
-builds every environment anew.
+builds every environment anew. Artifacts hold them, so both parsers are recognised by their text.
 """
 
 from __future__ import annotations
@@ -12,12 +15,37 @@ from collections.abc import Sequence
 from selfplay.runtime.resources import resource
 from selfplay.sandbox.base import WORKSPACE
 
+RECORDS_IDS = "-p selfplay_ids"  # the option that loads the recorder
+# The files of data/pytest. All of them are part of an environment's key.
+TEXTS = (
+    *("test_script.sh", "test_parser.py", "call_recorder.py"),
+    *("collection_recorder.py", "id_recorder.py", "recorded_ids.py"),
+)
+START = "exec python -m pytest"  # of the line in test_script.sh that runs the tests
+MAIN = 'if __name__ == "__main__":'
+PLUGINS = "/tmp/selfplay_plugins"
+
 
 def standard_script(test_files: Sequence[str], options: str = "") -> str:
     """The shell script that runs these files with pytest. options: of pytest, beyond those of the script."""
     template = shipped_text("test_script.sh")
+    if records_ids(options):
+        template = template.replace(START, f"{_recorder_lines()}{START}")
     files = " \\\n    ".join(shlex.quote(path) for path in test_files)
     return template.replace("@OPTIONS@", options).replace("@TEST_FILES@", files)
+
+
+def records_ids(text: str) -> bool:
+    """Whether a script, or one with these options, prints ids in full."""
+    return RECORDS_IDS in text
+
+
+def _recorder_lines() -> str:
+    text = shipped_text("id_recorder.py")
+    return (
+        f"mkdir -p {PLUGINS} && cat > {PLUGINS}/selfplay_ids.py <<'END OF PLUGIN' || exit 2\n{text}"
+        f'END OF PLUGIN\nexport PYTHONPATH="${{PYTHONPATH:+$PYTHONPATH:}}{PLUGINS}"\n'
+    )
 
 
 def command_script(command: str) -> str:
@@ -28,9 +56,18 @@ def command_script(command: str) -> str:
     )
 
 
-def standard_parser() -> str:
-    """The Python program that reads the log of `standard_script`."""
-    return shipped_text("test_parser.py")
+def standard_parser(options: str = "") -> str:
+    """The Python program that reads the log of `standard_script` with these options."""
+    text = shipped_text("test_parser.py")
+    if not records_ids(options):
+        return text
+    head, _, tail = text.partition(MAIN)
+    return head + shipped_text("recorded_ids.py") + MAIN + tail.replace("parse(text)", "parse_recorded(text)")
+
+
+def is_standard_parser(text: str) -> bool:
+    """Whether selfplay wrote this parser, so that it may run outside a sandbox."""
+    return text in (standard_parser(), standard_parser(RECORDS_IDS))
 
 
 def shipped_text(name: str) -> str:

@@ -18,7 +18,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 from selfplay.errors import RepositoryListError, UsageError
-from selfplay.runtime.recipes import find_recipe
+from selfplay.runtime.recipes import find_recipe, read_text
 
 HINTS = ("python", "install", "test", "parser")
 EXAMPLES = (
@@ -68,24 +68,18 @@ def read_repository_list(path: Path) -> list[RepositorySpec]:
     read.
     """
     path = find_recipe(path, "the repository list", ".txt")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read the repository list {path}: {error}") from error
+    text = read_text(path, "the repository list")
     specs: list[RepositorySpec] = []
     problems: list[tuple[int, str]] = []
     seen: dict[tuple[str, str, str | None], int] = {}
-    for number, raw in enumerate(text.splitlines(), start=1):
+    for number, raw in enumerate(text.split("\n"), start=1):
         line = _without_comment(raw).strip()
         if not line:
             continue
         try:
-            spec = parse_spec(line, path.absolute().parent)
+            spec = parse_existing(line, path.absolute().parent)
         except UsageError as error:
             problems.append((number, str(error)))
-            continue
-        if spec.kind == "path" and not Path(spec.location).is_dir():
-            problems.append((number, f"{spec.text!r}: there is no folder {spec.location}"))
             continue
         first = seen.setdefault((spec.kind, spec.location, spec.rev), number)
         if first != number:
@@ -155,6 +149,14 @@ def parse_spec(text: str, base: Path | None = None) -> RepositorySpec:
     spec = _parse_location(what, (base or Path.cwd()).absolute())
     install, test, parser = (hints.get(key) for key in ("install", "test", "parser"))
     return replace(spec, text=text, python=hints.get("python"), install=install, test=test, parser=parser)
+
+
+def parse_existing(text: str, base: Path | None = None) -> RepositorySpec:
+    """As `parse_spec`. Raises UsageError for a local folder that is not there, too."""
+    spec = parse_spec(text, base)
+    if spec.kind == "path" and not Path(spec.location).is_dir():
+        raise UsageError(f"{spec.text!r}: there is no folder {spec.location}")
+    return spec
 
 
 def absolute_line(spec: RepositorySpec) -> str:

@@ -9,19 +9,24 @@ import re
 import shlex
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from selfplay.repositories.scripts import command_script, standard_parser, standard_script
+from selfplay.repositories.import_failures import hints_to_extend
+from selfplay.repositories.recording import printable, run_recorded
+from selfplay.repositories.scripts import RECORDS_IDS, command_script, standard_parser, standard_script
+from selfplay.repositories.test_failures import refused_options, with_cause
 from selfplay.sandbox.base import WORKSPACE
 from selfplay.source.path_policy import OTHER_CODE, is_other_code, is_protected_path
 
 if TYPE_CHECKING:
-    from selfplay.repositories.test_hints import TestCommand
-    from selfplay.repositories.trial import Trial
+    from selfplay.repositories.dependencies import Dependencies
+    from selfplay.repositories.test_hints import PytestArguments, TestCommand
+    from selfplay.repositories.trial import BuildJob, Trial
     from selfplay.source.trees import Tree
 
+DOCUMENTS = (".rst", ".txt", ".md")  # they may hold doctests
 COLLECT_OPTIONS = (
-    "--collect-only -q --color=no --no-header --disable-warnings --rootdir=. "
+    "--collect-only -q -rsE --color=no --no-header --disable-warnings --rootdir=. "
     "--continue-on-collection-errors -p no:cacheprovider"
 )
 
@@ -44,7 +49,7 @@ class Suite:
     @property
     def parser(self) -> str:
         """Reads the log from stdin and prints an outcome for each test id."""
-        return standard_parser() if self.command is None else self.command.parser
+        return standard_parser(self.options) if self.command is None else self.command.parser
 
     @property
     def code_suffixes(self) -> tuple[str, ...]:
@@ -58,7 +63,9 @@ class Suite:
         """
         if self.command is not None:
             return self
-        files = (path for path in self.files if any(name.startswith(f"{path}::") for name in test_ids))
+        files = (
+            path for path in self.files if any(name.startswith(f"{printable(path)}::") for name in test_ids)
+        )
         return replace(self, files=tuple(files))
 
     def code_files(self, tree: Tree) -> list[str]:
@@ -73,20 +80,100 @@ class Suite:
         return [path for path in paths if path.endswith(".py") or is_other_code(path)] or paths
 
 
-def collect(trial: Trial, options: str, roots: Sequence[str]) -> tuple[tuple[str, ...], str]:
-    """Let pytest collect the tests below `roots`, or in the whole workspace. Returns their files and the log.
+@dataclass(frozen=True)
+class Collected:
+    """What pytest collected.
+
+    files          the files with tests
+    only_doctests  code files whose only tests are doctests: a bug may change them, so they are no tests
+    failed         how many files and folders pytest could not collect
+    has_odd_ids    whether pytest's summary cannot carry some test id
+    log            what pytest printed
+    """
+
+    files: tuple[str, ...]
+    only_doctests: tuple[str, ...]
+    failed: int
+    has_odd_ids: bool
+    log: str
+
+
+def collect(trial: Trial, arguments: PytestArguments) -> tuple[Collected, PytestArguments]:
+    """Let pytest collect the tests, and leave out options of the repository's own that pytest refuses.
 
     If there are no roots and pytest finds nothing, it tries the files whose names look like tests.
     """
-    tree, log = trial.job.checkout.tree, ""
-    for names in (roots, _likely_test_files(tree)):
-        script = f"cd {WORKSPACE} && python -m pytest {COLLECT_OPTIONS} {options} {shlex.join(names)}\n"
-        log = trial.run(tree, script, "collect").text
-        found = {line.partition("::")[0] for line in log.splitlines() if "::" in line}
-        files = [path for path in found if path in tree and path.endswith(".py") and not path.startswith("-")]
-        if files or roots:
-            return tuple(sorted(files)), log
-    return (), log
+    while True:
+        found = _collect_below(trial, arguments.options, arguments.roots)
+        remaining = arguments.without(refused_options(found.log))
+        if remaining == arguments:
+            break
+        arguments = remaining
+    if not found.files and not arguments.roots:
+        likely = _likely_test_files(trial.job.checkout.tree)
+        other = _collect_below(trial, arguments.options, likely) if likely else found
+        found = other if other.files else found
+    return found, arguments
+
+
+def check_collected(
+    job: BuildJob, collected: Collected, arguments: PytestArguments, dependencies: Dependencies
+) -> None:
+    """Raise EnvironmentBuildError, with the cause, if pytest found no test. Report what does not run."""
+    given = hints_to_extend(job.checkout.spec, dependencies)
+    if arguments.left_out:
+        job.report(f"runs without the options {', '.join(map(' '.join, arguments.left_out))}")
+    if collected.failed and collected.files:
+        what = f"{collected.failed} files or folders are left out"
+        job.report(with_cause(what, collected.log, job.checkout.tree, given))
+    if collected.files:
+        return
+    if collected.only_doctests:
+        raise job.error_of_run(
+            f"its only tests are doctests in {len(collected.only_doctests)} files of its code, "
+            "which a bug may change: the tests must be in files of their own",
+            "collect",
+            collected.log,
+        )
+    raise job.error_of_run(
+        with_cause("no test was found", collected.log, job.checkout.tree, given),
+        "collect",
+        collected.log,
+    )
+
+
+def pytest_suite(collected: Collected, arguments: PytestArguments) -> Suite:
+    """The suite of collected tests. Its script prints ids in full if pytest's summary cannot carry one."""
+    recorder = f" {RECORDS_IDS}" if collected.has_odd_ids else ""
+    return Suite(collected.files, f"{arguments.options}{recorder}")
+
+
+def _collect_below(trial: Trial, options: str, roots: Sequence[str]) -> Collected:
+    script = f"cd {WORKSPACE} && python -m pytest {COLLECT_OPTIONS} {options} {shlex.join(roots)}\n"
+    log, record = run_recorded(trial, script, "collection_recorder.py", "collected.json", "collect")
+    return read_collected(trial.job.checkout.tree, log, record)
+
+
+def read_collected(tree: Tree, log: str, record: Any) -> Collected:
+    """Read what the collection recorder wrote. The repository's code may have changed it, so it may have any
+    form; parts of another form are left out.
+    """
+    parts = record if isinstance(record, dict) else {}
+    listed, failed = parts.get("only_doctests"), parts.get("failed")
+    files: list[str] = []
+    doctests: list[str] = []
+    for path, only_doctests in sorted(listed.items()) if isinstance(listed, dict) else ():
+        if path not in tree or path.startswith("-") or not path.endswith((".py", *DOCUMENTS)):
+            continue
+        is_code = path.endswith(".py") and only_doctests is True and not is_protected_path(path, tree)
+        (doctests if is_code else files).append(path)
+    return Collected(
+        tuple(files),
+        tuple(doctests),
+        len(failed) if isinstance(failed, list) else 0,
+        parts.get("odd_ids") is True,
+        log,
+    )
 
 
 def _likely_test_files(tree: Tree) -> list[str]:

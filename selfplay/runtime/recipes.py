@@ -1,11 +1,11 @@
-"""Finds recipes and repository lists: files, or those that ship, by their names."""
+"""Finds recipes and repository lists: files, or those that ship, by their names. Reads what people wrote."""
 
 from __future__ import annotations
 
 import difflib
 from pathlib import Path
 
-from selfplay.errors import ConfigError
+from selfplay.errors import ConfigError, UsageError
 from selfplay.runtime.resources import resource
 
 
@@ -28,3 +28,17 @@ def find_recipe(given: Path, what: str, suffix: str = ".toml") -> Path:
     raise ConfigError(
         f"cannot read {what} {given}: {problem}. Recipes that ship, in {folder}: {', '.join(names)}.{hint}"
     )
+
+
+def read_text(path: Path, what: str, remedy: str = "") -> str:
+    """The text of a file that a person wrote, in UTF-8, with a byte-order mark or without.
+
+    what: its kind, for the message. Raises UsageError that names the file and why it cannot be read.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        reason = f"it is no text in UTF-8 (byte {error.start})"
+    except OSError as error:
+        reason = error.strerror or str(error)
+    raise UsageError(f"cannot read {what} {path}: {reason}.{remedy and f' {remedy}'}")

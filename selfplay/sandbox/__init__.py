@@ -12,8 +12,8 @@ from selfplay.errors import ConfigError, PrerequisiteError
 from selfplay.sandbox.base import SandboxBackend
 
 SETTING = "sandbox.type"
-BACKENDS = ("docker", "bubblewrap")  # "auto" tries them in this order
-KINDS = ("auto", *BACKENDS)
+KINDS = parts.names_of(SETTING)
+BACKENDS = tuple(kind for kind in KINDS if kind != "auto")  # "auto" tries them in this order
 
 
 def _make(kind: str, cache: Path | None) -> SandboxBackend:

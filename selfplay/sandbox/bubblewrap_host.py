@@ -11,9 +11,11 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
+from typing import IO
 
 from selfplay.errors import PrerequisiteError, SandboxInterrupted, SandboxUnavailable
 
@@ -141,14 +143,23 @@ def loader_cache(bwrap: str) -> bytes:
         errors = Path(folder) / "errors"
         # A file, not a pipe: a killed bubblewrap leaves processes behind that would hold a pipe open.
         with errors.open("wb") as output:
-            code = subprocess.run(
-                command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, check=False
-            ).returncode
+            code = run_whole(command, output)
         if code != 0:
             reason = errors.read_text(errors="replace").strip() or f"it ended with {code}"
             kind = SandboxInterrupted if code < 0 else SandboxUnavailable
             raise kind(f"bubblewrap cannot run ldconfig: {reason}")
         return (Path(folder) / "cache").read_bytes()
+
+
+def run_whole(command: Sequence[str], output: IO[bytes]) -> int:
+    """The return code of bubblewrap. If it is killed, its child is too: it would wait for it for ever."""
+    process = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, process_group=0
+    )
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # not reaped yet, so the group is its own
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    return process.wait()
 
 
 # ---- hidden folders

@@ -26,6 +26,7 @@ from selfplay.sandbox.cgroups import ControlGroup, memory_kills
 from selfplay.sandbox.client import HELLO_S, Connection, PeerGone, PipeChannel, Refused
 
 WATCH_INTERVAL_S = 0.05
+END_INTERVAL_S = 0.2  # between two looks whether bubblewrap has ended
 END_S = 10.0  # until bubblewrap itself is killed, after its process 1
 
 
@@ -54,6 +55,7 @@ class Spawner:
                 env=dict(variables),
                 pass_fds=fds,
                 cwd="/",
+                process_group=0,
             )
 
         with self._lock:
@@ -75,6 +77,8 @@ class OpenedBubblewrap:
         self.process = process
         self.group = group
         self.connection = Connection(PipeChannel(process.stdout.fileno(), process.stdin.fileno()))
+        # At once, so that the group has the child too that bubblewrap is about to make.
+        self._is_in_group = self._join_group(process.pid)
         self.server_pid = 0
         self._server: int | None = None  # a pidfd, since a pid could be reused
         self._closed = threading.Event()
@@ -88,32 +92,57 @@ class OpenedBubblewrap:
         or SandboxInterrupted if bubblewrap was killed.
         """
         try:
-            text = _read_until(info, b"}", time.monotonic() + HELLO_S)
+            text = self._read_info(info)
             self.server_pid = int(json.loads(text)["child-pid"])
             self._server = os.pidfd_open(self.server_pid)
-            if not self._join_group():
+            if not (self._is_in_group and self._join_group(self.server_pid)):
                 threading.Thread(
                     target=self._watch, args=(limits,), daemon=True, name="sandbox-watchdog"
                 ).start()
             self.connection.hello(time.monotonic() + HELLO_S)
         except (PeerGone, Refused, OSError, ValueError, KeyError) as error:
+            has_ended = self._has_ended(patience_s=1.0)
+            self._kill_all()
             said = self._errors()
-            if (code := self.process.poll() or 0) < 0:
+            if has_ended and (code := self.process.poll() or 0) < 0:
                 raise SandboxInterrupted(f"bubblewrap {ending(code)} at its start") from error
             raise SandboxUnavailable(
                 f"bubblewrap started no command server: {error} {said}".strip()
             ) from error
 
-    def _join_group(self) -> bool:
+    def _read_info(self, info: int) -> bytes:
+        """What bubblewrap writes to --info-fd. Raises PeerGone if it ended, or is late.
+
+        A child that it leaves behind keeps the descriptor open, so its end is looked for too.
+        """
+        data, deadline = b"", time.monotonic() + HELLO_S
+        while b"}" not in data:
+            has_ended = self._has_ended()
+            ready, _, _ = select.select([info], [], [], END_INTERVAL_S)
+            part = os.read(info, 4096) if ready else b""
+            if (ready and not part) or (not part and has_ended) or time.monotonic() > deadline:
+                raise PeerGone("it ended before it began")
+            data += part
+        return data
+
+    def _has_ended(self, patience_s: float = 0.0) -> bool:
+        """Whether bubblewrap ended, now or within some seconds. It is not reaped: its group stays its own."""
+        give_up = time.monotonic() + patience_s
+        while not os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            if time.monotonic() >= give_up:
+                return False
+            time.sleep(0.01)
+        return True
+
+    def _join_group(self, pid: int) -> bool:
         if self.group is None:
             return False
         try:
-            for pid in (self.process.pid, self.server_pid):
-                self.group.add(pid)
-        except OSError:
-            return (
-                False  # v2 may allow to make a group but not to move a process there: that needs more rights
-            )
+            self.group.add(pid)
+        except (
+            OSError
+        ):  # v2 may allow to make a group but not to move a process there: that needs more rights
+            return False
         return True
 
     def close(self) -> None:
@@ -125,7 +154,7 @@ class OpenedBubblewrap:
             with suppress(OSError):
                 signal.pidfd_send_signal(self._server, signal.SIGKILL)
         else:
-            self.process.kill()
+            self._kill_all()
         try:
             self.process.wait(END_S)
         except subprocess.TimeoutExpired:
@@ -140,6 +169,12 @@ class OpenedBubblewrap:
                     pipe.close()
         if self.group:
             self.group.remove()
+
+    def _kill_all(self) -> None:
+        """Kill bubblewrap and its child: if it was killed at its start, the child waits for it for ever."""
+        if self.process.returncode is None:  # so the process group is still its own
+            with suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
 
     def killed_from_outside(self) -> str:
         """Say how somebody outside ended the sandbox; "" when it runs, or a command may have ended it.
@@ -200,14 +235,3 @@ def tree_usage(pid: int) -> TreeUsage:
             continue
         processes += 1
     return TreeUsage(processes, resident)
-
-
-def _read_until(fd: int, mark: bytes, deadline: float) -> bytes:
-    data = b""
-    while mark not in data:
-        ready, _, _ = select.select([fd], [], [], max(0.0, deadline - time.monotonic()))
-        part = os.read(fd, 4096) if ready else b""
-        if not part:
-            raise PeerGone("it ended before it began")
-        data += part
-    return data

@@ -1,34 +1,31 @@
-"""Applies patches to trees and writes the diff between two trees. git does both, in a temporary folder.
+"""Applies patches to trees, and writes the diff between two trees.
 
-Reading a diff is the job of `diffs`. Which paths may change is the job of `path_policy`.
+Reading a diff is the job of `diffs`, applying a hunk that of `hunks`. Which paths may change is the job of
+`path_policy`.
 
-Invariant: git sees only patches that this package wrote, over numbered file names, outside any repository.
-The author of a diff may be hostile: the paths, modes and attributes of the diff never reach a command line, a
-folder or a git configuration of this machine.
+Invariant: a diff is applied in memory and never reaches git, a command line or a folder of this machine: its
+author may be hostile. git only compares trees, under numbered file names, outside any repository and without
+a configuration of this machine.
 """
 
 from __future__ import annotations
 
 import os
-import re
 import signal
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
-from typing import TypeVar
 
-from selfplay.errors import DiskFullError, PatchError, PrerequisiteError, full_disk_reported
-from selfplay.source.diffs import SECTION, FilePatch, Kind, Patch, label, parse_patch, path_problem
+from selfplay.errors import PatchError, PrerequisiteError, full_disk_reported
+from selfplay.source.diff_names import label
+from selfplay.source.diffs import SECTION, FilePatch, Kind, Patch, parse_patch, path_problem
+from selfplay.source.hunks import ADVICE, apply_hunks
 from selfplay.source.trees import FileEntry, Tree
 
 GIT_TIMEOUT_S = 60.0
 GIT_TRIES = 3
-# The last words of git when it could not write a file.
-FULL_DISK = re.compile(rb": (No space left on device|Disk quota exceeded|File too large)$", re.MULTILINE)
-
-Result = TypeVar("Result")
 
 
 # ---- applying
@@ -48,27 +45,27 @@ def apply_parsed(tree: Tree, patch: Patch) -> Tree:
     if patch.is_empty:
         return tree
     _check_against(tree, patch)
-    after = tree.replace(_retry_if_killed(lambda: _changes_of(tree, patch)))
+    after = tree.replace(_changes_of(tree, patch))
     _check_changed_paths(tree, after, patch)
     return after
 
 
 def _check_against(tree: Tree, patch: Patch) -> None:
-    """Check the claims that the tree alone can refute, before git runs. Raises PatchError."""
+    """Check the claims that the tree alone can refute. Raises PatchError."""
     new_paths = {file.new_path for file in patch.files if file.kind in ("add", "rename")}
     for file in patch.files:
         if file.old_path is not None and file.old_path not in tree:
-            raise PatchError(f"the diff changes {file.old_path!r}, which does not exist")
+            raise PatchError(f"the diff changes {file.old_path!r}, which does not exist. {ADVICE}")
         if file.old_path is not None and b"\0" in tree[file.old_path].content:
-            raise PatchError(f"the diff changes {file.old_path!r}, which is a binary file")
+            raise PatchError(f"the diff changes {file.old_path!r}, which is a binary file. Leave it out.")
         if file.kind in ("add", "rename") and file.new_path in tree:
-            raise PatchError(f"the diff adds {file.new_path!r}, which exists already")
+            raise PatchError(f"the diff adds {file.new_path!r}, which exists already. {ADVICE}")
         if (
             file.kind == "delete"
             and file.old_path is not None
             and tree[file.old_path].executable is not file.executable
         ):
-            raise PatchError(f"the diff deletes {file.path!r} under another mode than it has")
+            raise PatchError(f"the diff deletes {file.path!r} under another mode than it has. {ADVICE}")
     gone = {file.old_path for file in patch.files if file.kind in ("delete", "rename")}
     if new_paths:
         files = (tree.keys() - gone) | new_paths
@@ -76,52 +73,27 @@ def _check_against(tree: Tree, patch: Patch) -> None:
             assert path is not None
             parents = {str(parent) for parent in PurePosixPath(path).parents}
             if parents & files or any(str(other).startswith(f"{path}/") for other in files):
-                raise PatchError(f"the diff adds {path!r}, but a file and a folder cannot have one name")
+                raise PatchError(
+                    f"the diff adds {path!r}, but a file and a folder cannot have one name. {ADVICE}"
+                )
 
 
 def _changes_of(tree: Tree, patch: Patch) -> dict[str, FileEntry | None]:
-    """Let git apply the patch to copies of the files that it names.
-
-    Returns path -> new entry, None if deleted.
-    """
-    with (
-        full_disk_reported(Path(tempfile.gettempdir())),
-        tempfile.TemporaryDirectory(prefix="selfplay-apply-") as name,
-    ):
-        folder = Path(name) / "files"
-        folder.mkdir()
-        text, expected = _write_old_files(folder, tree, patch)
-        _git_apply(folder, text, patch)
-        found = {item.name: item for item in folder.iterdir()}
-        if found.keys() != expected.keys() or any(
-            item.is_symlink() or not item.is_file() for item in found.values()
-        ):
-            raise PatchError("the diff adds or deletes other files than it claims")
-        changes: dict[str, FileEntry | None] = {path: None for file in patch.files for path in file.paths}
-        for item_name, (path, executable) in expected.items():
-            changes[path] = FileEntry(found[item_name].read_bytes(), executable)
-    return changes
-
-
-def _write_old_files(folder: Path, tree: Tree, patch: Patch) -> tuple[str, dict[str, tuple[str, bool]]]:
-    """Write the patch's old files into `folder` under numbers.
-
-    Returns the patch over these names, and the files that git must leave: name -> (path, executable).
-    """
-    sections: list[str] = []
-    expected: dict[str, tuple[str, bool]] = {}
-    for number, file in enumerate(patch.files):
-        old, new = f"{number:04}", f"{number:04}-new" if file.kind == "rename" else f"{number:04}"
-        if file.old_path is not None:
-            entry = tree[file.old_path]
-            (folder / old).write_bytes(entry.content)
-            if entry.executable:
-                (folder / old).chmod(0o755)
+    """Path -> new entry, None if deleted. Raises PatchError."""
+    changes: dict[str, FileEntry | None] = {path: None for file in patch.files for path in file.paths}
+    for file in patch.files:
+        old = FileEntry(b"", file.executable) if file.old_path is None else tree[file.old_path]
+        try:
+            content = apply_hunks(old.content, file.hunks, file.path)
+        except ValueError as error:
+            raise PatchError(f"the diff does not apply: {error}") from error
         if file.new_path is not None:
-            executable = file.executable if file.old_path is None else tree[file.old_path].executable
-            expected[new] = (file.new_path, executable)
-        sections.append(file.text(old, new))
-    return "".join(sections), expected
+            changes[file.new_path] = FileEntry(content, old.executable)
+        elif content:
+            raise PatchError(
+                f"the diff does not apply: it deletes {file.path!r} but leaves lines of it. {ADVICE}"
+            )
+    return changes
 
 
 def _check_changed_paths(before: Tree, after: Tree, patch: Patch) -> None:
@@ -129,48 +101,28 @@ def _check_changed_paths(before: Tree, after: Tree, patch: Patch) -> None:
     changed = before.changed_paths(after)
     if tuple(changed) != patch.changed_paths:
         silent = sorted(set(patch.changed_paths) ^ set(changed))
-        raise PatchError(f"the diff does not do what it claims to these files: {silent[:5]}")
-
-
-def _git_apply(folder: Path, text: str, patch: Patch) -> None:
-    done = _git(["apply", "--whitespace=nowarn", "-p1", "-"], folder, text.encode())
-    if done.returncode != 0:
-        raise PatchError(f"the diff does not apply: {_with_paths(done.stderr, patch)}")
-
-
-def _with_paths(stderr: bytes, patch: Patch) -> str:
-    """git's error message with our numbered file names replaced by the paths of the diff."""
-    message = stderr.decode("utf-8", "replace").strip().replace("\n", "; ")
-
-    def path(found: re.Match[str]) -> str:
-        number = int(found[1])
-        return patch.files[number].path if number < len(patch.files) else found[0]
-
-    return re.sub(r"(?<!\S)(\d{4})(?:-new)?(?=:)", path, message)[:500]
+        raise PatchError(f"the diff does not do what it claims to these files: {silent[:5]}. {ADVICE}")
 
 
 # ---- running git
 
 
 class _GitKilled(PatchError):
-    """SIGKILL ended git. The diff is hardly the cause: memory ran out, or somebody killed git."""
+    """SIGKILL ended git. The trees are hardly the cause: memory ran out, or somebody killed git."""
 
 
-def _retry_if_killed(run: Callable[[], Result]) -> Result:
-    """Call `run`, up to GIT_TRIES times while git is killed in it.
-
-    A killed git says nothing about the diff and may leave half of its work, so `run` must start anew.
-    """
+def _git_or_again(arguments: Sequence[str], folder: Path) -> subprocess.CompletedProcess[bytes]:
+    """Run git, up to GIT_TRIES times while it is killed."""
     for _ in range(GIT_TRIES - 1):
         with suppress(_GitKilled):
-            return run()
-    return run()
+            return _git(arguments, folder)
+    return _git(arguments, folder)
 
 
-def _git(arguments: Sequence[str], folder: Path, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+def _git(arguments: Sequence[str], folder: Path) -> subprocess.CompletedProcess[bytes]:
     """Run git in `folder` without any configuration, repository or attribute of this machine.
 
-    Raises PatchError after GIT_TIMEOUT_S or if git is killed, DiskFullError, and PrerequisiteError.
+    Raises PatchError after GIT_TIMEOUT_S or if git is killed, and PrerequisiteError.
     """
     variables = {
         "PATH": os.environ.get("PATH", os.defpath),
@@ -187,7 +139,7 @@ def _git(arguments: Sequence[str], folder: Path, stdin: bytes = b"") -> subproce
         done = subprocess.run(
             ["git", *arguments],
             cwd=folder,
-            input=stdin,
+            stdin=subprocess.DEVNULL,
             capture_output=True,
             env=variables,
             timeout=GIT_TIMEOUT_S,
@@ -198,12 +150,9 @@ def _git(arguments: Sequence[str], folder: Path, stdin: bytes = b"") -> subproce
             "git not found on PATH. Install it (for example: apt-get install git)."
         ) from error
     except subprocess.TimeoutExpired as error:
-        raise PatchError(f"git did not work the diff out within {GIT_TIMEOUT_S:.0f} s") from error
+        raise PatchError(f"git did not compare the trees within {GIT_TIMEOUT_S:.0f} s") from error
     if done.returncode == -signal.SIGKILL:
-        raise _GitKilled(f"git was killed {GIT_TRIES} times while it worked the diff out")
-    # Only git itself writes the end of a line here: file names are our numbers, and -v is not set.
-    if done.returncode and (full := FULL_DISK.search(done.stderr)):
-        raise DiskFullError(folder, full[1].decode())
+        raise _GitKilled(f"git was killed {GIT_TRIES} times while it compared two trees")
     return done
 
 
@@ -272,7 +221,7 @@ def _hunks_between(before: Tree, after: Tree, paths: Sequence[str]) -> Iterator[
             "--unified=3",
             "--diff-algorithm=myers",
         ]
-        done = _retry_if_killed(lambda: _git(["diff", *options, "--", "old", "new"], folder))
+        done = _git_or_again(["diff", *options, "--", "old", "new"], folder)
     if done.returncode not in (0, 1):
         raise PatchError(
             f"git cannot compare the trees: {done.stderr.decode('utf-8', 'replace').strip()[:300]}"

@@ -1,58 +1,48 @@
 """Git diffs as values: reads them strictly, writes them, reverses them. Runs nothing and touches no tree.
 
-Applying a diff is the job of `apply`. Which paths may change is the job of `path_policy`.
+Hunks are in `hunks`, file names and their prefixes in `diff_names`. Applying a diff is the job of `apply`.
+Which paths may change is the job of `path_policy`.
 
 Invariant: the parts of a Patch agree with each other, and each path is safe and named by one section only.
-The author of a diff may be hostile, so a line that git would guess at, repair or skip is an error here.
+The author of a diff may be hostile, so a line that git would guess at, repair or skip is an error here. What
+git writes under its own settings is read, and so is a diff whose end was cut where only blanks can have been.
 PatchError messages become evidence in verdicts.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
 from selfplay.errors import PatchError
+from selfplay.source.diff_names import Names, label, read_names, unquoted
+from selfplay.source.hunks import ADVICE, NO_NEWLINE, Hunk
 from selfplay.source.trees import is_safe_path
 
+PREFIX_ADVICE = "Write it with `git diff --src-prefix=a/ --dst-prefix=b/`."
 MAX_FILES = 500
 MAX_PATH_BYTES = 1000
 MAX_NAME_BYTES = 255
+# Blank context lines that may be missing at the end of a section: more than git is ever asked for.
+MAX_CUT_LINES = 100
 # git's mode of a plain file -> is it executable?
 MODES = {"100644": False, "100755": True}
 SPECIAL_MODES = {"120000": "a symbolic link", "160000": "a submodule"}
-NO_NEWLINE = "\\ No newline at end of file"
 EXTENDED_HEADER = re.compile(
     r"(new file mode|deleted file mode|rename from|rename to|similarity index|dissimilarity index|index) (.+)"
 )
 HUNK = re.compile(r"@@ -(\d{1,9})(?:,(\d{1,9}))? \+(\d{1,9})(?:,(\d{1,9}))? @@(?: .*)?", re.DOTALL | re.ASCII)
+# git, like its own reader, takes other words for "No newline at end of file": some tools translate them.
+NO_NEWLINE_MARKER = re.compile(r"\\ .{10,80}")
 SECTION = "diff --git "
-ADVICE = "Write it with `git diff`."
-# Escapes in names that git quotes in C style, and their bytes.
-ESCAPES = {"a": 7, "b": 8, "t": 9, "n": 10, "v": 11, "f": 12, "r": 13, '"': 34, "\\": 92}
 
 Kind = Literal["add", "delete", "modify", "rename"]
 
 
 # ---- values
-
-
-@dataclass(frozen=True)
-class Hunk:
-    """One hunk. Lines keep their first character; a `\\ No newline` marker is a line of its own."""
-
-    old_start: int
-    old_count: int
-    new_start: int
-    new_count: int
-    lines: tuple[str, ...]
-
-    def text(self) -> str:
-        body = "".join(f"{line}\n" for line in self.lines)
-        return f"@@ -{self.old_start},{self.old_count} +{self.new_start},{self.new_count} @@\n{body}"
 
 
 @dataclass(frozen=True)
@@ -73,12 +63,12 @@ class FilePatch:
     def paths(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(path for path in (self.old_path, self.new_path) if path is not None))
 
-    def text(self, old_name: str | None = None, new_name: str | None = None) -> str:
-        """This section as git writes it, under other names if given.
+    def text(self) -> str:
+        """This section as git writes it.
 
         Never quotes a name: `path_problem` refuses every path that would need quotes.
         """
-        old, new = old_name or self.old_path, new_name or self.new_path
+        old, new = self.old_path, self.new_path
         mode = "100755" if self.executable else "100644"
         lines = [f"{SECTION}a/{old or new} b/{new or old}"]
         if self.kind == "add":
@@ -118,16 +108,18 @@ class Patch:
 def parse_patch(text: str, max_bytes: int) -> Patch:
     """Read a git diff of at most `max_bytes`. Blank text is a patch without files.
 
-    Raises PatchError, which names the fault and, inside a section, the line.
+    Raises PatchError, which names the fault, the remedy and, inside a section, the line.
     """
     try:
         size = len(text.encode("utf-8"))
     except UnicodeEncodeError as error:
-        raise PatchError("the diff is not valid UTF-8; only text files can be changed") from error
+        raise PatchError(
+            "the diff is not valid UTF-8; only text files can be changed. Leave others out."
+        ) from error
     if size > max_bytes:
-        raise PatchError(f"the diff has {size} bytes; at most {max_bytes} are allowed")
+        raise PatchError(f"the diff has {size} bytes; at most {max_bytes} are allowed. Change less.")
     if "\0" in text:
-        raise PatchError("the diff holds NUL bytes; binary files cannot be changed")
+        raise PatchError("the diff holds NUL bytes; binary files cannot be changed. Leave them out.")
     if not text.strip():
         return Patch()
     lines = text.split("\n")  # a lone \r belongs to the content of a line, as git sees it
@@ -135,23 +127,18 @@ def parse_patch(text: str, max_bytes: int) -> Patch:
         lines.pop()
     reader = _Reader(lines)
     files: list[FilePatch] = []
-    claimed: dict[str, str] = {}
+    claimed: set[str] = set()
     while not reader.at_end:
         if len(files) == MAX_FILES:
-            raise PatchError(f"the diff has more than {MAX_FILES} files")
-        file = reader.section()
-        for path in file.paths:
-            if path in claimed:
-                raise PatchError(
-                    f"{path!r} is named by two sections of the diff; each file may have one only"
-                )
-            claimed[path] = file.kind
+            raise PatchError(f"the diff has more than {MAX_FILES} files. Change fewer.")
+        file = reader.section(claimed)
+        claimed.update(file.paths)
         files.append(file)
     return Patch(tuple(files))
 
 
 class _Reader:
-    """Reads the sections of a diff from its lines. Every error names the number of the line."""
+    """Reads the sections of a diff from its lines. Every error names the number of the line and a remedy."""
 
     def __init__(self, lines: Sequence[str]) -> None:
         self._lines = lines
@@ -166,33 +153,44 @@ class _Reader:
     def _line(self) -> str | None:
         return self._lines[self._at] if self._at < len(self._lines) else None
 
-    def _refuse(self, reason: str) -> PatchError:
-        return PatchError(f"line {self._at + 1} of the diff: {reason}")
+    def _refuse(self, reason: str, remedy: str = ADVICE, at: int | None = None) -> PatchError:
+        """at: index of the line at fault, the one that is read now if None."""
+        return PatchError(f"line {(self._at if at is None else at) + 1} of the diff: {reason}. {remedy}")
 
-    def section(self) -> FilePatch:
-        """Read one section. Raises PatchError."""
+    def section(self, claimed: Collection[str]) -> FilePatch:
+        """Read one section. claimed: paths that earlier sections name. Raises PatchError."""
         while self._line == "":
             self._at += 1
-        header = self._line or ""
+        header, at = self._line or "", self._at
         if not header.startswith(SECTION):
-            raise self._refuse(f"{header[:60]!r} where a section must begin with 'diff --git'. {ADVICE}")
+            remedy = "Write it with `git diff --no-color`." if "\x1b[" in header else ADVICE
+            raise self._refuse(f"{header[:60]!r} where a section must begin with 'diff --git'", remedy)
         self._check_header_line(header)
-        candidates = list(_header_names(header[len(SECTION) :]))
         facts = self._extended_headers()
-        old, new = self._labels()
-        file = self._claim(facts, old, new, candidates)
+        file, names = self._claim(facts, header[len(SECTION) :], at)
+        for path in file.paths:
+            if path in claimed:
+                raise self._refuse(
+                    f"{path!r} is named by two sections of the diff; each file may have one only", at=at
+                )
+        has_labels = self._check_labels(names.labels(file.kind == "add", file.kind == "delete"))
         hunks = tuple(self._hunks())
-        if (old is not None or new is not None) and not hunks:
+        if has_labels and not hunks:
             raise self._refuse(f"no hunk follows the names of {file.path!r}")
         if not hunks and file.kind == "modify":
-            raise self._refuse(f"the section of {file.path!r} changes nothing")
-        self._check_hunks(file, hunks)
+            raise self._refuse(f"the section of {file.path!r} changes nothing", "Leave it out.", at)
+        if file.kind == "add" and hunks and (len(hunks) > 1 or hunks[0].old_count):
+            raise self._refuse(f"{file.path!r} is said to be new, but the hunk has old lines", at=at)
+        if file.kind == "delete" and hunks and (len(hunks) > 1 or hunks[0].new_count):
+            raise self._refuse(f"{file.path!r} is said to be deleted, but the hunk has new lines", at=at)
         return replace(file, hunks=hunks)
 
     def _check_header_line(self, line: str) -> None:
         if line.endswith("\r"):
             raise self._refuse(
-                f"a header ends with a carriage return; headers must end with a plain newline. {ADVICE}"
+                "a header ends with a carriage return, so the diff's line ends were changed; "
+                "headers must end with a plain newline",
+                "Write it again with `git diff > FILE`, and change nothing in it.",
             )
 
     def _extended_headers(self) -> dict[str, str]:
@@ -203,123 +201,113 @@ class _Reader:
             (line := self._line) is not None and not line.startswith((SECTION, "--- ", "@@")) and line != ""
         ):
             self._check_header_line(line)
-            if line.startswith(("GIT binary patch", "Binary files ")):
-                raise self._refuse("binary files cannot be changed")
-            if line.startswith(("old mode ", "new mode ")):
-                raise self._refuse("the mode of a file may not be changed")
-            if line.startswith(("copy from ", "copy to ")):
-                raise self._refuse("copies are not read. Write the diff with `git diff --no-renames`.")
+            self._check_is_text(line)
             found = EXTENDED_HEADER.fullmatch(line)
             if found is None:
-                raise self._refuse(f"unknown header {line[:60]!r}. {ADVICE}")
+                raise self._refuse(f"unknown header {line[:60]!r}")
             if found[1] in facts:
                 raise self._refuse(f"the header {found[1]!r} occurs twice")
             facts[found[1]] = found[2]
+            if found[1].endswith("file mode"):
+                self._check_mode(found[2])
+            if found[1] == "index":
+                index = re.fullmatch(r"[0-9a-f]{4,64}\.\.[0-9a-f]{4,64}(?: (\d{6}))?", found[2])
+                if index is None:
+                    raise self._refuse(f"unreadable index line {found[2][:60]!r}")
+                self._check_mode(index[1])
             self._at += 1
-        for key in ("new file mode", "deleted file mode"):
-            self._check_mode(facts.get(key))
-        if "index" in facts:
-            index = re.fullmatch(r"[0-9a-f]{4,64}\.\.[0-9a-f]{4,64}(?: (\d{6}))?", facts["index"])
-            if index is None:
-                raise self._refuse(f"unreadable index line {facts['index'][:60]!r}")
-            self._check_mode(index[1])
         return facts
+
+    def _check_is_text(self, line: str) -> None:
+        """Refuse a header of a change that is no change of a text file's lines or name."""
+        if line.startswith(("GIT binary patch", "Binary files ")):
+            raise self._refuse("binary files cannot be changed", "Leave them out of the diff.")
+        if line.startswith(("old mode ", "new mode ")):
+            raise self._refuse(
+                "the mode of a file may not be changed",
+                "Undo that with `chmod`, or write the diff with `git -c core.fileMode=false diff`.",
+            )
+        if line.startswith(("copy from ", "copy to ")):
+            # A copy does not hold the text that its reverse must remove.
+            raise self._refuse("copies are not read", "Write the diff with `git diff --no-renames`.")
 
     def _check_mode(self, mode: str | None) -> None:
         if mode is not None and mode not in MODES:
             raise self._refuse(
-                f"mode {mode[:10]} is {SPECIAL_MODES.get(mode, 'unknown')}; only plain files may be changed"
+                f"mode {mode[:10]} is {SPECIAL_MODES.get(mode, 'unknown')}; only plain files may be changed",
+                "Leave it out of the diff.",
             )
 
-    def _labels(self) -> tuple[str | None, str | None]:
-        """The names after --- and +++, with a/ and b/; both None if the section has no hunks."""
-        line = self._line
-        if line is None or not line.startswith("--- "):
-            return None, None
-        old = self._label_of(line)
-        line = self._line
-        if line is None or not line.startswith("+++ "):
-            raise self._refuse("'---' is not followed by '+++'")
-        return old, self._label_of(line)
-
-    def _label_of(self, line: str) -> str:
-        self._check_header_line(line)
-        name = line[4:].removesuffix("\t")
-        self._at += 1
-        return _unquoted(name) if name.startswith('"') else name
-
-    def _claim(
-        self, facts: Mapping[str, str], old: str | None, new: str | None, candidates: list[tuple[str, str]]
-    ) -> FilePatch:
+    def _claim(self, facts: Mapping[str, str], names_text: str, at: int) -> tuple[FilePatch, Names]:
         """What the headers say together. Raises PatchError if they contradict each other.
 
-        facts: extended headers. old, new: names after --- and +++. candidates: readings of the first line.
+        facts: extended headers. names_text: the rest of the 'diff --git' line, which has index `at`.
         """
         added, deleted = "new file mode" in facts, "deleted file mode" in facts
         renamed = "rename from" in facts or "rename to" in facts
         if added + deleted + renamed > 1:
-            raise self._refuse("a section may add, delete or rename, not several of them")
-        names = self._claimed_names(facts, old, new, candidates)
-        if names not in candidates:
-            raise self._refuse(
-                f"the 'diff --git' line does not name {names[0]!r} and {names[1]!r} as the other headers do"
-            )
-        expected = ("/dev/null" if added else f"a/{names[0]}", "/dev/null" if deleted else f"b/{names[1]}")
-        if old is not None and (old, new) != expected:
-            raise self._refuse(
-                f"the names {old!r} and {new!r} do not agree with {expected[0]!r} and {expected[1]!r}"
-            )
-        if renamed and names[0] == names[1]:
-            raise self._refuse(f"{names[0]!r} is renamed to itself")
-        for name in names:
-            self._check_path(name)
+            raise self._refuse("a section may add, delete or rename, not several of them", at=at)
+        if renamed and not {"rename from", "rename to"} <= facts.keys():
+            raise self._refuse("a rename needs both 'rename from' and 'rename to'", at=at)
+        try:
+            rename = (unquoted(facts["rename from"]), unquoted(facts["rename to"])) if renamed else None
+            names = read_names(names_text, rename)
+        except ValueError as error:
+            raise self._refuse(str(error), PREFIX_ADVICE, at) from error
+        if renamed and names.old == names.new:
+            raise self._refuse(f"{names.old[:80]!r} is renamed to itself", at=at)
+        for name in (names.old, names.new):
+            if problem := path_problem(name):
+                raise self._refuse(problem, "Leave the file out of the diff.", at)
         kind: Kind = "add" if added else "delete" if deleted else "rename" if renamed else "modify"
         mode = facts.get("new file mode") or facts.get("deleted file mode") or "100644"
-        return FilePatch(
-            names[1], None if added else names[0], None if deleted else names[1], kind, MODES[mode]
+        file = FilePatch(
+            names.new, None if added else names.old, None if deleted else names.new, kind, MODES[mode]
         )
+        return file, names
 
-    def _claimed_names(
-        self, facts: Mapping[str, str], old: str | None, new: str | None, candidates: list[tuple[str, str]]
-    ) -> tuple[str, str]:
-        """The file's old and new name, from the headers that state it most clearly."""
-        added, deleted = "new file mode" in facts, "deleted file mode" in facts
-        if "rename from" in facts or "rename to" in facts:
-            if not {"rename from", "rename to"} <= facts.keys():
-                raise self._refuse("a rename needs both 'rename from' and 'rename to'")
-            return _maybe_unquoted(facts["rename from"]), _maybe_unquoted(facts["rename to"])
-        if old is not None and new is not None:
-            if (old == "/dev/null") is not added or (new == "/dev/null") is not deleted:
-                raise self._refuse("/dev/null and 'new file mode' or 'deleted file mode' do not agree")
-            source = new if added else old
-            if not source.startswith(("a/", "b/")):
-                raise self._refuse(f"the name {source[:60]!r} lacks its a/ or b/. {ADVICE}")
-            return source[2:], source[2:]
-        same = [pair for pair in candidates if pair[0] == pair[1]]
-        if len(same) != 1:
-            raise self._refuse("the names in the 'diff --git' line do not agree")
-        return same[0]
-
-    def _check_path(self, path: str) -> None:
-        reason = path_problem(path)
-        if reason:
-            raise self._refuse(reason)
+    def _check_labels(self, expected: tuple[str, str]) -> bool:
+        """Read the names after --- and +++, which must be `expected`. False if the section has none."""
+        if self._line is None or not self._line.startswith("--- "):
+            return False
+        for mark, name in zip(("--- ", "+++ "), expected, strict=True):
+            line = self._line
+            if line is None or not line.startswith(mark):
+                raise self._refuse("'---' is not followed by '+++'")
+            self._check_header_line(line)
+            try:
+                found = unquoted(line[4:].removesuffix("\t"))
+            except ValueError as error:
+                raise self._refuse(str(error)) from error
+            if found != name:
+                raise self._refuse(
+                    f"the name {found[:80]!r} does not agree with the headers above, which say "
+                    f"{name[:80]!r}; a new file needs 'new file mode', a deleted one 'deleted file mode', "
+                    "each with /dev/null"
+                )
+            self._at += 1
+        return True
 
     def _hunks(self) -> Iterator[Hunk]:
-        last_old = 0
+        done, growth = 0, 0  # old lines that earlier hunks end with; new lines minus old ones so far
         while (line := self._line) is not None and line.startswith("@@"):
             found = HUNK.fullmatch(line)
             if found is None:
                 raise self._refuse(f"unreadable hunk header {line[:60]!r}")
-            old_start, old_count = int(found[1]), int(found[2] or 1)
-            new_start, new_count = int(found[3]), int(found[4] or 1)
-            if old_start < last_old:
-                raise self._refuse("hunks overlap or are out of order")
-            last_old = old_start + old_count
+            old_start, old_count, new_start, new_count = (int(number or 1) for number in found.groups())
+            hunk = Hunk(old_start, old_count, new_start, new_count, ())
+            if hunk.old_index < done:
+                raise self._refuse("hunks overlap or are out of order, or one starts before line 1")
+            if hunk.new_index != hunk.old_index + growth:
+                expected = hunk.old_index + growth + (1 if new_count else 0)
+                raise self._refuse(
+                    f"the hunk says that its new text is at line {new_start}; with the hunks before it, "
+                    f"that is line {expected}"
+                )
+            done = hunk.old_index + old_count
+            growth += new_count - old_count
             self._at += 1
-            yield Hunk(
-                old_start, old_count, new_start, new_count, tuple(self._hunk_lines(old_count, new_count))
-            )
+            yield replace(hunk, lines=tuple(self._hunk_lines(old_count, new_count)))
 
     def _hunk_lines(self, old_left: int, new_left: int) -> Iterator[str]:
         """Yield the lines of a hunk whose header promises this many old and new lines."""
@@ -327,12 +315,17 @@ class _Reader:
         last = ""
         while old_left > 0 or new_left > 0:
             line = self._line
-            if line is None:
-                raise self._refuse("the diff ends within a hunk")
+            if line is None or line.startswith(SECTION):
+                if not changes or old_left != new_left or old_left > MAX_CUT_LINES:
+                    raise self._cut(old_left, new_left)
+                # Blanks at the end were cut: these lines were empty context, which `apply` checks.
+                yield from [" "] * old_left
+                return
             line = line or " "  # some tools strip the space of an empty context line
             mark = line[0]
             if mark == "\\":
                 self._check_marker(line, last)
+                line = NO_NEWLINE
             elif mark in " +-":
                 old_left -= mark in " -"
                 new_left -= mark in " +"
@@ -352,17 +345,18 @@ class _Reader:
             self._at += 1
             yield NO_NEWLINE
         if not changes:
-            raise self._refuse("the hunk changes nothing")
+            raise self._refuse("the hunk changes nothing", "Leave it out.", self._at - 1)
+
+    def _cut(self, old_left: int, new_left: int) -> PatchError:
+        return self._refuse(
+            f"the diff ends within a hunk, or its section does: the header promises {old_left} more old and "
+            f"{new_left} more new lines",
+            "Write it again with `git diff > FILE`, and cut nothing of it.",
+        )
 
     def _check_marker(self, line: str, last: str) -> None:
-        if line != NO_NEWLINE or last not in (" ", "+", "-"):
+        if not NO_NEWLINE_MARKER.fullmatch(line) or last not in (" ", "+", "-"):
             raise self._refuse(f"unexpected {line[:40]!r}")
-
-    def _check_hunks(self, file: FilePatch, hunks: tuple[Hunk, ...]) -> None:
-        if file.kind == "add" and hunks and (len(hunks) > 1 or hunks[0].old_count):
-            raise self._refuse(f"{file.path!r} is said to be new, but the hunk has old lines")
-        if file.kind == "delete" and hunks and (len(hunks) > 1 or hunks[0].new_count):
-            raise self._refuse(f"{file.path!r} is said to be deleted, but the hunk has new lines")
 
 
 def path_problem(path: str) -> str:
@@ -383,74 +377,6 @@ def path_problem(path: str) -> str:
     return ""
 
 
-# ---- names
-
-
-def _unquoted(text: str) -> str:
-    """The name in a text that git quoted in C style. Raises PatchError."""
-    name, rest = _take_quoted(text)
-    if rest:
-        raise PatchError(f"unreadable quoted name {text[:60]!r}")
-    return name
-
-
-def _take_quoted(text: str) -> tuple[str, str]:
-    """The quoted name at the start of `text`, and the rest after its closing quote. Raises PatchError."""
-    data = bytearray()
-    at = 1
-    while at < len(text) and text[at] != '"':
-        if text[at] != "\\":
-            data += text[at].encode()
-            at += 1
-        elif text[at + 1 : at + 2] in ESCAPES:
-            data.append(ESCAPES[text[at + 1]])
-            at += 2
-        elif re.fullmatch(r"[0-3][0-7]{2}", text[at + 1 : at + 4]):
-            data.append(int(text[at + 1 : at + 4], 8))
-            at += 4
-        else:
-            raise PatchError(f"unreadable quoted name {text[:60]!r}")
-    if at >= len(text):
-        raise PatchError(f"unreadable quoted name {text[:60]!r}")
-    try:
-        return data.decode("utf-8"), text[at + 1 :]
-    except UnicodeDecodeError as error:
-        raise PatchError(f"the file name {text[:60]!r} is not UTF-8") from error
-
-
-def _maybe_unquoted(text: str) -> str:
-    return _unquoted(text) if text.startswith('"') else text
-
-
-def _header_names(rest: str) -> Iterator[tuple[str, str]]:
-    """Yield each pair of names, without a/ and b/, that a 'diff --git' line can mean.
-
-    Names with blanks make the line ambiguous.
-    """
-    if len(rest) > 4 * MAX_PATH_BYTES * 2:
-        return
-    splits: list[tuple[str, str]] = []
-    if rest.startswith('"'):
-        name, tail = _take_quoted(rest)
-        if tail.startswith(" "):
-            splits.append((name, _maybe_unquoted(tail[1:])))
-    elif rest.endswith('"') and ' "' in rest:
-        left, _, right = rest.partition(' "')
-        splits.append((left, _unquoted(f'"{right}')))
-    else:
-        splits += [(rest[: found.start()], rest[found.start() + 1 :]) for found in re.finditer(" b/", rest)]
-    for old, new in splits:
-        if old.startswith("a/") and new.startswith("b/"):
-            yield old[2:], new[2:]
-
-
-def label(prefix: str, name: str | None) -> str:
-    """A name as git writes it after --- and +++. A tab ends a name with blanks, as git does it."""
-    if name is None:
-        return "/dev/null"
-    return f"{prefix}{name}\t" if " " in name else f"{prefix}{name}"
-
-
 # ---- reversing
 
 
@@ -466,33 +392,6 @@ def reverse_patch(text: str) -> str:
 
 def _reversed(file: FilePatch) -> FilePatch:
     kinds: dict[Kind, Kind] = {"add": "delete", "delete": "add", "modify": "modify", "rename": "rename"}
-    hunks = tuple(
-        Hunk(h.new_start, h.new_count, h.old_start, h.old_count, tuple(_reversed_lines(h.lines)))
-        for h in file.hunks
-    )
+    hunks = tuple(hunk.reversed() for hunk in file.hunks)
     path = file.old_path or file.path
     return FilePatch(path, file.new_path, file.old_path, kinds[file.kind], file.executable, hunks)
-
-
-def _reversed_lines(lines: Sequence[str]) -> Iterator[str]:
-    """Swap the signs, and put the removed lines of each block of changes before the added ones again."""
-    removed: list[str] = []
-    added: list[str] = []
-    # Where a `\ No newline` marker belongs; None: after the context line that was just yielded.
-    target: list[str] | None = None
-    for line in lines:
-        if line[0] == " ":
-            yield from removed
-            yield from added
-            removed, added, target = [], [], None
-            yield line
-        elif line[0] == "\\":
-            if target is None:
-                yield line
-            else:
-                target.append(line)
-        else:
-            target = removed if line[0] == "+" else added
-            target.append(("-" if line[0] == "+" else "+") + line[1:])
-    yield from removed
-    yield from added

@@ -47,6 +47,7 @@ START_SUFFIXES = (".pth", ".egg-link", ".pyc", ".pyo", ".so", ".pyd")
 INSTALLED_FOLDERS = (".dist-info", ".egg-info")
 RUNNER_MODULES = frozenset(
     {"pytest", "_pytest", "py", "pluggy", "iniconfig", "packaging", "pygments", "exceptiongroup", "tomli"}
+    | {"selfplay_ids"}  # the recorder of the standard script
 )
 # Every Python imports them at its start, from a file or a folder.
 START_MODULES = frozenset({"sitecustomize", "usercustomize"})

@@ -132,7 +132,8 @@ def _check_text(name: str, text: str) -> None:
 
 
 def _read_test_files(text: str) -> tuple[str, ...]:
-    paths = [re.sub(r"^(\./\s*)+", "", line.strip()) for line in text.splitlines()]
+    # Only \n ends a line: a file's name may hold a form feed.
+    paths = [re.sub(r"^(\./[ \t]*)+", "", line.strip(" \t\r")) for line in text.split("\n")]
     distinct = tuple(dict.fromkeys(path for path in paths if path))
     if len(distinct) > MAX_TEST_FILES:
         raise ArtifactError(f"test_files.txt names {len(distinct)} files; at most {MAX_TEST_FILES} are read")

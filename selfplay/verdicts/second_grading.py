@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from selfplay.repositories.scripts import standard_parser
+from selfplay.repositories.scripts import is_standard_parser, standard_parser
 from selfplay.source.trees import FileEntry, Tree
 from selfplay.verdicts.checks import judge_repair
 from selfplay.verdicts.confirmation import Confirmation, SecondGrading
@@ -94,7 +94,13 @@ class SecondGrader:
 
     @property
     def _has_standard_parser(self) -> bool:
-        return self.bug.artifact.test_parser == standard_parser()
+        return is_standard_parser(self.bug.artifact.test_parser)
+
+    @property
+    def _pytest_parser(self) -> str:
+        """The parser of pytest's log: the artifact's if it is a standard one, else the environment's."""
+        own = self.bug.artifact.test_parser
+        return own if is_standard_parser(own) else standard_parser(self.environment.options)
 
     def _grade(self) -> SecondGrading:
         again = perturb(self.final, self.touched, CONFIRMATION_SEED)
@@ -150,7 +156,7 @@ class SecondGrader:
         if self._has_standard_parser:
             return self.bug.fail_to_pass, self.bug.pass_to_pass
         script = self.bug.artifact.test_script
-        run = self.runner.run(self.environment, self.final, script, standard_parser(), 0)
+        run = self.runner.run(self.environment, self.final, script, self._pytest_parser, 0)
         seen = run.outcomes.passed & self.environment.baseline.passed
         functions = {short_name(test_id) for test_id in self.bug.fail_to_pass}
         to_repair = tuple(sorted(test_id for test_id in seen if short_name(test_id) in functions))
@@ -159,7 +165,7 @@ class SecondGrader:
     def _run_disguised(self, tree: Tree, disguised: Disguise, wanted: Sequence[str]) -> _DisguisedRun:
         script = self.bug.artifact.test_script
         run = self.runner.run(
-            self.environment, tree, script, standard_parser(), CONFIRMATION_SEED, fresh=True
+            self.environment, tree, script, self._pytest_parser, CONFIRMATION_SEED, fresh=True
         )
         is_honest = disguised.all_copies_failed(run.outcomes) and run.exit_code == FAILED_TESTS
         return _DisguisedRun(run, is_honest, disguised.not_passed(run.outcomes, wanted))

@@ -27,12 +27,12 @@ def without_lines_naming(log: bytes, ids: Iterable[str]) -> bytes:
         names.add(words[-1] if words else test_id)
     odd = sorted(name for name in names if not re.fullmatch(r"\w+", name))[:MAX_ODD_NAMES]
     kept = []
-    for line in log.splitlines(keepends=True):
+    for line in log.split(b"\n"):
         text = line.decode("utf-8", "replace")
         words = [*re.findall(r"[^\W\d]\w*", text), *re.findall(r"\w+", text)]
         if names.isdisjoint(words) and not any(name in text for name in odd):
             kept.append(line)
-    return b"".join(kept)
+    return b"\n".join(kept)
 
 
 def short_failure(log: bytes, test_id: str, max_lines: int = 12) -> str:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 from selfplay.errors import ArtifactError, OutcomesError, SandboxLost, SandboxUnavailable
 from selfplay.outcomes import TestOutcomes, parse_outcomes
-from selfplay.repositories.scripts import standard_parser
+from selfplay.repositories.scripts import is_standard_parser
 from selfplay.sandbox.base import (
     SUBMIT,
     WORKSPACE,
@@ -147,7 +147,7 @@ class TestRunner:
         parsed = self.parse(environment, parser, done.log)
         timings = replace(timings, parser_s=parsed.duration_s)
         return TestRun(
-            parsed.outcomes.without(environment.excluded_ids),
+            parsed.outcomes.without(environment.excluded_from(script)),
             done.log,
             parsed.error,
             not is_new,
@@ -164,10 +164,9 @@ class TestRunner:
 
         The outcomes must match.
 
-        The standard parser runs once, in a process without a sandbox, because neither the policy nor a
-        repository wrote it. An error is not
-        kept: a machine that is slow or short of memory once must not reject each artifact whose original
-        prints this log.
+        A standard parser runs once, in a process without a sandbox, because neither the policy nor a
+        repository wrote it. An error is not kept: a machine that is slow or short of memory once must not
+        reject each artifact whose original prints this log.
         """
         key = _key(environment.reference, parser, hashlib.sha256(log).hexdigest())
         parsed, is_new = self._parsed.get(key, lambda: self._parse_twice(environment, parser, log))
@@ -255,7 +254,7 @@ class TestRunner:
     def _parse_twice(self, environment: Environment, parser: str, log: bytes) -> ParsedLog:
         started = time.monotonic()
         try:
-            if parser == standard_parser():
+            if is_standard_parser(parser):
                 first = second = parse_outcomes(run_standard_parser(parser, log), self.settings.max_test_ids)
             else:
                 first = self._parse_once(environment, parser, log)

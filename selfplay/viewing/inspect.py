@@ -1,4 +1,4 @@
-"""Prints the curriculum of a run, as text or as JSON: its bugs, one bug with its lineage, rejected artifacts.
+"""Prints the curriculum of a run, as text or as JSON: its bugs, and one bug with its lineage.
 
 Only reads the store. Invariant: text that the policy wrote is shown as visible text, never as markup or
 terminal codes, since the policy is not trusted.
@@ -20,25 +20,40 @@ from rich.tree import Tree
 
 from selfplay.agent.observations import make_harmless
 from selfplay.curriculum.lineage import lineage, root
-from selfplay.curriculum.rows import BUG_STATUSES, AttemptRow, BugRow, VerdictRow
+from selfplay.curriculum.rows import BUG_STATUSES, AttemptRow, BugRow
 from selfplay.curriculum.store import BUG_ORDERS, Store
 from selfplay.errors import UsageError
 from selfplay.verdicts.confirmation import Confirmation
-from selfplay.verdicts.verdict import VerdictKind, verdict_kind
+from selfplay.viewing.changes import change_text, diffstat, place_text
 from selfplay.viewing.duplicates import duplicates_text
-from selfplay.viewing.replay import diff_or_text
-from selfplay.viewing.shell import inspect_command, replay_command
-from selfplay.viewing.summary import table
+from selfplay.viewing.frames import diff_or_text
+from selfplay.viewing.shell import inspect_command
+from selfplay.viewing.tables import Column, Listing, print_note, shown_text, table
 
 if TYPE_CHECKING:
     import networkx as nx
 
 MAX_TESTS = 20
+BUG_COLUMNS = (
+    Column("bug"),
+    Column("repository", rank=4, least=12),
+    Column("function", rank=2, least=12),
+    Column("change", rank=3, least=18),
+    Column("strategy", rank=8),
+    Column("order", rank=6, right=True),
+    Column("status", rank=5),
+    Column("solved", right=True),
+    Column("tests", rank=7, right=True),
+    Column("update", rank=9, right=True),
+)
 
 
 @dataclass(frozen=True)
 class BugFilter:
-    """Which bugs to list. None means any. A bound on the solve rate leaves out bugs without a solve rate."""
+    """Which bugs to list, in which order, and how many. None means any, or all.
+
+    A bound on the solve rate leaves out bugs without a solve rate.
+    """
 
     repository: str | None = None
     strategy: str | None = None
@@ -47,15 +62,22 @@ class BugFilter:
     min_solve_rate: float | None = None
     max_solve_rate: float | None = None
     sort: str = "created"
+    reverse: bool = False
+    limit: int | None = None
 
 
 def select_bugs(store: Store, wanted: BugFilter) -> list[BugRow]:
-    """The bugs that pass the filter, sorted. Raises UsageError for an unknown sort key or status."""
+    """The bugs that pass the filter, sorted; all of them, whatever the limit.
+
+    Raises UsageError for an unknown sort key or status.
+    """
     if wanted.sort not in BUG_ORDERS:
         raise UsageError(f"--sort {wanted.sort!r}: choose one of {', '.join(BUG_ORDERS)}.")
     if wanted.status is not None and wanted.status not in BUG_STATUSES:
         raise UsageError(f"--status {wanted.status!r}: choose one of {', '.join(BUG_STATUSES)}.")
     bugs = store.bugs(wanted.status, wanted.repository, wanted.order, wanted.strategy, wanted.sort)
+    if wanted.reverse:
+        bugs.reverse()
     low, high = wanted.min_solve_rate, wanted.max_solve_rate
     if low is None and high is None:
         return bugs
@@ -72,7 +94,7 @@ def show_bugs(store: Store, wanted: BugFilter, console: Console, as_json: bool =
     """Print a table of the bugs that pass the filter. JSON goes to stdout, without styles."""
     bugs = select_bugs(store, wanted)
     if as_json:
-        print(json.dumps([asdict(bug) for bug in bugs], indent=2))
+        print(json.dumps([asdict(bug) for bug in bugs[: wanted.limit]], indent=2))
         return
     if not bugs:
         everything = store.bugs()
@@ -84,28 +106,39 @@ def show_bugs(store: Store, wanted: BugFilter, console: Console, as_json: bool =
         )
         console.print(Text(f"No bugs: {hint}"), soft_wrap=True)
         return
-    counts = _graded(store.attempts())
-    names = ("bug", "repository", "strategy", "order", "status", "solved", "tests", "update")
-    shown = table(*names, right=("order", "solved", "tests", "update"), whole=("bug",))
-    for bug in bugs:
-        passes, graded = counts.get(bug.bug_id, (bug.passes, bug.attempts))
-        rate = f"{passes}/{graded}" if bug.solve_rate is not None else "–"
-        tests = f"{len(bug.fail_to_pass)}+{len(bug.pass_to_pass)}"
-        texts = [
-            _text(bug.bug_id),
-            _text(bug.repository),
-            _text(bug.strategy),
-            Text(str(bug.order)),
-            Text(bug.status),
-        ]
-        shown.add_row(*texts, rate, tests, str(bug.created_update))
-    console.print(shown, highlight=False)
+    shown = bugs[: wanted.limit]
+    console.print(Listing(BUG_COLUMNS, _bug_rows(store, shown)), highlight=False)
+    count = f"{len(shown)} of {len(bugs)} bugs" if len(shown) < len(bugs) else f"{len(bugs)} bug(s)"
     duplicates = f"{text} of bugs. " if (text := duplicates_text(store)) else ""
     note = (
-        f"{len(bugs)} bug(s). {duplicates}solved: repairs/attempts of all measurements. "
+        f"{count}. {duplicates}solved: repairs/attempts of all measurements. "
         "tests: fail-to-pass + pass-to-pass."
     )
-    _note(console, note, inspect_command(store.run_folder, f" --bug {bugs[0].bug_id}"))
+    print_note(console, note, inspect_command(store.run_folder, f" --bug {bugs[0].bug_id}"))
+
+
+def _bug_rows(store: Store, bugs: Iterable[BugRow]) -> list[dict[str, str]]:
+    """The texts of BUG_COLUMNS for each bug."""
+    counts = _graded(store.attempts())
+    rows = []
+    for bug in bugs:
+        passes, graded = counts.get(bug.bug_id, (bug.passes, bug.attempts))
+        diff = bug.attempt_patch or bug.artifact.get("bug_inject.diff", "")
+        rows.append(
+            {
+                "bug": bug.bug_id,
+                "repository": bug.repository,
+                "function": place_text(bug.target, diff),
+                "change": change_text(diff),
+                "strategy": bug.strategy,
+                "order": str(bug.order),
+                "status": bug.status,
+                "solved": f"{passes}/{graded}" if bug.solve_rate is not None else "–",
+                "tests": f"{len(bug.fail_to_pass)}+{len(bug.pass_to_pass)}",
+                "update": str(bug.created_update),
+            }
+        )
+    return rows
 
 
 def show_bug(store: Store, bug_id: str, console: Console, as_json: bool = False) -> None:
@@ -124,11 +157,11 @@ def show_bug(store: Store, bug_id: str, console: Console, as_json: bool = False)
         data = {**asdict(bug), "attempts": [_attempt_json(attempt) for attempt in attempts], "lineage": edges}
         print(json.dumps({**data, "task": bug.task_record()}, indent=2))
         return
-    console.rule(_text(bug.bug_id), align="left")
+    console.rule(shown_text(bug.bug_id), align="left")
     facts = table("", "")
     facts.show_header = False
     for name, value in _facts(bug, attempts):
-        facts.add_row(Text(name, style="dim"), _text(value))
+        facts.add_row(Text(name, style="dim"), shown_text(value))
     console.print(facts, highlight=False)
     for name in ("bug_inject.diff", "test_weaken.diff"):
         _section(console, f"{name}: {_MEANING[name]}")
@@ -143,7 +176,7 @@ def show_bug(store: Store, bug_id: str, console: Console, as_json: bool = False)
         _list(console, tests)
     if bug.failure:
         _section(console, "how it fails")
-        console.print(Padding(_text(bug.failure.rstrip()), (0, 0, 0, 2)), highlight=False)
+        console.print(Padding(shown_text(bug.failure.rstrip()), (0, 0, 0, 2)), highlight=False)
     _section(console, f"attempts: {len(attempts)}")
     _show_attempts(console, attempts)
     _section(console, "lineage")
@@ -202,18 +235,6 @@ def _facts(bug: BugRow, attempts: Iterable[AttemptRow]) -> list[tuple[str, str]]
     return [(name, value) for name, value in facts if value]
 
 
-def diffstat(diff: str) -> str:
-    """How many files and lines a diff changes: "2 file(s), +3 −1". "" if the text is not a diff."""
-    from unidiff.errors import UnidiffParseError
-    from unidiff.patch import PatchSet
-
-    try:
-        patch = PatchSet(diff)
-    except UnidiffParseError:
-        return ""
-    return f"{len(patch)} file(s), +{patch.added} −{patch.removed}" if patch else ""
-
-
 def _target_name(target: str) -> str:
     """`path:name` of a target in its JSON form. Other text is returned as it is."""
     try:
@@ -233,10 +254,10 @@ def _show_attempts(console: Console, attempts: Iterable[AttemptRow]) -> None:
         }[attempt.passed]
         again = " (not confirmed)" if attempt.confirmed is Confirmation.NOT_CONFIRMED else ""
         shown.add_row(
-            _text(attempt.episode_id),
+            shown_text(attempt.episode_id),
             Text(result[0] + again, style=result[1]),
-            _text(attempt.reason),
-            _text(", ".join(attempt.restored)),
+            shown_text(attempt.reason),
+            shown_text(", ".join(attempt.restored)),
         )
     if shown.row_count:
         console.print(Padding(shown, (0, 0, 0, 2)), highlight=False)
@@ -267,85 +288,6 @@ def _lineage_label(family: nx.DiGraph[str], bug_id: str, shown_id: str, attempt:
     )
 
 
-@dataclass(frozen=True)
-class Rejection:
-    """How many artifacts one check rejected, and the latest one that has a reason, as an example.
-
-    flaky_tests: tests whose outcome differed between equal runs, sorted. Empty unless kind is "flaky".
-    """
-
-    check: str
-    count: int
-    example_episode: str
-    example_reason: str
-    kind: VerdictKind = "invalid"
-    flaky_tests: tuple[str, ...] = ()
-
-
-def rejections(store: Store) -> list[Rejection]:
-    """The rejections by check, the most frequent check first."""
-    by_check = defaultdict(list)
-    for verdict in store.verdicts(accepted=False):
-        by_check[verdict.failed_check].append(verdict)
-    found = []
-    for check, some in by_check.items():
-        example = next((verdict for verdict in reversed(some) if verdict.reason), some[-1])
-        kind = verdict_kind(False, check)
-        flaky = (
-            sorted({test_id for verdict in some for test_id in _flaky_tests(verdict)})
-            if kind == "flaky"
-            else []
-        )
-        found.append(Rejection(check, len(some), example.episode_id, example.reason, kind, tuple(flaky)))
-    return sorted(found, key=lambda rejection: (-rejection.count, rejection.check))
-
-
-def _flaky_tests(verdict: VerdictRow) -> Iterable[str]:
-    """The flaky tests of a stored verdict. Verdicts of older versions may lack the keys."""
-    for check in json.loads(verdict.checks_json):
-        for ids in check.get("evidence", {}).get("moved", {}).values():
-            yield from ids
-
-
-def show_rejections(store: Store, console: Console, as_json: bool = False) -> None:
-    """Print how often each check rejected an artifact, with an example. JSON goes to stdout."""
-    found = rejections(store)
-    judged = len(store.verdicts())
-    failures = len(store.failures())
-    if as_json:
-        listed = [asdict(rejection) for rejection in found]
-        print(json.dumps({"judged": judged, "machine_failures": failures, "rejected": listed}, indent=2))
-        return
-    if failures:
-        console.print(
-            Text(
-                f"The machine failed {failures} time(s). "
-                "This rejects nothing: the work was tried again, or left out.",
-                style="yellow",
-            )
-        )
-    if duplicates := duplicates_text(store):
-        console.print(Text(f"{duplicates}. They are no rejections: each repeats a bug of this run."))
-    if not found:
-        console.print(Text(f"None of {judged} judged artifact(s) was rejected."))
-        return
-    shown = table("check", "artifacts", "for instance", "", right=("artifacts",), whole=("for instance",))
-    for rejection in found:
-        example = _text(rejection.example_episode), _text(rejection.example_reason)
-        name = f"{rejection.check} (flaky)" if rejection.kind == "flaky" else rejection.check
-        shown.add_row(_text(name), str(rejection.count), *example)
-    console.print(shown, highlight=False)
-    total = sum(rejection.count for rejection in found)
-    note = f"{total} of {judged} artifacts were rejected."
-    _note(console, note, replay_command(store.run_folder, found[0].example_episode))
-
-
-def _note(console: Console, note: str, command: str) -> None:
-    """Print the note, then the command that shows one row in full. Commands are not wrapped, to be copied."""
-    console.print(Text(f"{note} To see one in full:", style="dim"))
-    console.print(Text(f"  {command}", style="cyan"), soft_wrap=True, highlight=False)
-
-
 def _section(console: Console, title: str) -> None:
     console.print()
     console.print(Text(make_harmless(title), style="bold"), highlight=False)
@@ -356,8 +298,4 @@ def _list(console: Console, items: tuple[str, ...]) -> None:
         *items[:MAX_TESTS],
         *([f"… {len(items) - MAX_TESTS} more; --json lists all"] if len(items) > MAX_TESTS else []),
     ]
-    console.print(Padding(Text("\n").join(_text(item) for item in shown), (0, 0, 0, 2)), highlight=False)
-
-
-def _text(text: str) -> Text:
-    return Text(make_harmless(text))
+    console.print(Padding(Text("\n").join(shown_text(item) for item in shown), (0, 0, 0, 2)), highlight=False)

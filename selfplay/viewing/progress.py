@@ -9,23 +9,29 @@ receives is never read as markup, because it may quote a policy.
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 from rich.console import Console
-from rich.live import Live
+from rich.constrain import Constrain
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
 from selfplay.agent.observations import make_harmless
+from selfplay.curriculum.store import Store
 from selfplay.metrics import Value
 from selfplay.orchestrator.progress import evaluation_time
+from selfplay.viewing.live import ResizableLive
 
 PLAIN_INTERVAL_S = 30.0
 ROLES = ("injector", "solver")
+# Columns of the live display. Terminals wrap what is wider when they are resized, and may keep a copy of it.
+PANEL_WIDTH = 58
 
 
 def duration_text(seconds: float) -> str:
@@ -44,11 +50,46 @@ def top_text(counts: Mapping[str, int], most: int = 3) -> str:
     )
 
 
+@dataclass
+class Counts:
+    """What happened in a run: episodes by role and finish, artifacts, repairs, the last rewards.
+
+    seconds: what the phases of earlier processes took.
+    """
+
+    finishes: dict[str, Counter[str]] = field(default_factory=lambda: {role: Counter() for role in ROLES})
+    accepted: int = 0
+    rejected: Counter[str] = field(default_factory=Counter)
+    attempts: int = 0
+    repairs: int = 0
+    rewards: dict[str, float] = field(default_factory=dict)
+    seconds: float = 0.0
+
+
+def counts_so_far(store: Store) -> Counts:
+    """What earlier processes of a run recorded."""
+    counts = Counts()
+    for row in store.episodes():
+        counts.finishes.setdefault(row.role, Counter())[row.finish] += 1
+    for verdict in store.verdicts():
+        counts.accepted += verdict.accepted
+        if not verdict.accepted:
+            counts.rejected[verdict.failed_check] += 1
+    graded = [attempt.passed for attempt in store.attempts() if attempt.passed is not None]
+    counts.attempts, counts.repairs = len(graded), sum(graded)
+    for update in store.updates():
+        metrics = json.loads(update.metrics_json)
+        counts.seconds += sum(_seconds(metrics).values())
+        counts.rewards |= _rewards(metrics)
+    return counts
+
+
 class TrainProgress:
     """Counts what happens in a run and shows it. Use it as a context manager: it shows only while it is open.
 
     updates_total     updates of the whole run, those of earlier processes included
     done              how many of them were committed before this process started
+    before            what earlier processes counted
     clock             seconds, as `time.monotonic` gives them
     plain_interval_s  seconds between two plain lines, where the console is not a terminal
     """
@@ -58,6 +99,7 @@ class TrainProgress:
         console: Console,
         updates_total: int,
         done: int = 0,
+        before: Counts | None = None,
         clock: Callable[[], float] = time.monotonic,
         plain_interval_s: float = PLAIN_INTERVAL_S,
     ) -> None:
@@ -72,22 +114,17 @@ class TrainProgress:
         self._played_since: float | None = None
         self._phase = "starting"
         self._in_flight: Counter[str] = Counter()
-        self._finished: Counter[str] = Counter()
-        self._finishes: dict[str, Counter[str]] = {role: Counter() for role in ROLES}
-        self._accepted = 0
-        self._rejected: Counter[str] = Counter()
-        self._attempts = self._repairs = 0
+        self._counts = before if before is not None else Counts()
         self._tokens = 0
-        self._rewards: dict[str, float] = {}
         self._evaluation = ""
-        self._live: Live | None = None
+        self._live: ResizableLive | None = None
         self._ended = threading.Event()
         self._ticker: threading.Thread | None = None
 
     def __enter__(self) -> TrainProgress:
         self._started = self._clock()
         if self._console.is_terminal:
-            self._live = Live(self, console=self._console, refresh_per_second=4, transient=True)
+            self._live = ResizableLive(self, self._console)
             self._live.start()
         else:
             self._ticker = threading.Thread(target=self._tick, name="progress", daemon=True)
@@ -117,23 +154,22 @@ class TrainProgress:
     def episode_finished(self, role: str, finish: str) -> None:
         with self._lock:
             self._in_flight[str(role)] -= 1
-            self._finished[str(role)] += 1
-            self._finishes.setdefault(str(role), Counter())[str(finish)] += 1
+            self._counts.finishes.setdefault(str(role), Counter())[str(finish)] += 1
 
     def artifact(self, accepted: bool, failed_check: str) -> None:
         with self._lock:
             if accepted:
-                self._accepted += 1
+                self._counts.accepted += 1
             else:
-                self._rejected[failed_check] += 1
+                self._counts.rejected[failed_check] += 1
 
     def attempt(self, passed: bool | None) -> None:
         """Count a graded repair. None means that the machine failed, and is not counted."""
         if passed is None:
             return
         with self._lock:
-            self._attempts += 1
-            self._repairs += passed
+            self._counts.attempts += 1
+            self._counts.repairs += passed
 
     def tokens(self, count: int) -> None:
         with self._lock:
@@ -142,10 +178,7 @@ class TrainProgress:
     def update_finished(self, update: int, row: Mapping[str, Value]) -> None:
         with self._lock:
             self._done = update
-            for role in ROLES:
-                reward = row.get(f"{role}/reward")
-                if isinstance(reward, int | float):
-                    self._rewards[role] = reward
+            self._counts.rewards |= _rewards(row)
         self._print_result(f"update {update}/{self._total} committed: {_row_text(row)}")
 
     def evaluating(self, done: int, total: int) -> None:
@@ -166,29 +199,33 @@ class TrainProgress:
     def lines(self) -> list[tuple[str, str]]:
         """The current state as (label, text): the rows of the live display, or the parts of a plain line."""
         with self._lock:
-            now = self._clock()
+            now, counts = self._clock(), self._counts
             elapsed = now - self._started
             played = now - self._played_since if self._played_since is not None else 0.0
             episodes = []
             for role in ROLES:
-                other = Counter({f: n for f, n in self._finishes[role].items() if f != "submitted"})
+                other = Counter({f: n for f, n in counts.finishes[role].items() if f != "submitted"})
                 ends = f" ({top_text(other, 2)})" if other else ""
-                episodes.append(
-                    f"{role} {self._in_flight[role]} in flight, {self._finished[role]} done{ends}"
-                )
-            reasons = f" ({top_text(self._rejected)})" if self._rejected else ""
-            rate = f" ({self._repairs / self._attempts:.0%})" if self._attempts else ""
-            rewards = ", ".join(f"{role} {value:+.2f}" for role, value in self._rewards.items())
+                done = counts.finishes[role].total()
+                episodes.append((role, f"{self._in_flight[role]} in flight, {done} done{ends}"))
+            reasons = f" ({top_text(counts.rejected)})" if counts.rejected else ""
+            rate = f" ({counts.repairs / counts.attempts:.0%})" if counts.attempts else ""
+            rewards = ", ".join(f"{role} {value:+.2f}" for role, value in counts.rewards.items())
             if self._evaluation:
-                return [("evaluation", self._evaluation), ("time", f"{duration_text(elapsed)} elapsed")]
+                return [("evaluation", self._evaluation), ("time", self._elapsed_text(elapsed))]
             speed = f"{self._tokens / played:,.0f} tokens/s, " if played >= 1 and self._tokens else ""
             return [
-                ("episodes", " · ".join(episodes)),
-                ("artifacts", f"{self._accepted} accepted, {self._rejected.total()} rejected{reasons}"),
-                ("repairs", f"{self._repairs} of {self._attempts}{rate}"),
+                *episodes,
+                ("artifacts", f"{counts.accepted} accepted, {counts.rejected.total()} rejected{reasons}"),
+                ("repairs", f"{counts.repairs} of {counts.attempts}{rate}"),
                 *([("reward", rewards)] if rewards else []),
-                ("time", f"{speed}{duration_text(elapsed)} elapsed{self._left(elapsed)}"),
+                ("time", f"{speed}{self._elapsed_text(elapsed)}{self._left(elapsed)}"),
             ]
+
+    def _elapsed_text(self, elapsed: float) -> str:
+        before = self._counts.seconds
+        earlier = f", {duration_text(before)} in earlier processes" if before else ""
+        return f"{duration_text(elapsed)} elapsed{earlier}"
 
     def _left(self, elapsed: float) -> str:
         """The time left, estimated from the updates that this process committed; "" before the first."""
@@ -199,7 +236,7 @@ class TrainProgress:
     def _position(self) -> str:
         return f"update {min(self._done + 1, self._total)}/{self._total}"
 
-    def __rich__(self) -> Table:
+    def __rich__(self) -> Constrain:
         table = Table.grid(padding=(0, 2))
         table.add_column(style="dim", no_wrap=True)
         table.add_column(overflow="fold")
@@ -212,7 +249,7 @@ class TrainProgress:
         table.add_row(Text(position, style="bold"), head)
         for label, text in self.lines():
             table.add_row(label, Text(text))
-        return table
+        return Constrain(table, PANEL_WIDTH)
 
     def _tick(self) -> None:
         while not self._ended.wait(self._plain_interval_s):
@@ -243,12 +280,23 @@ def _evaluation_text(row: Mapping[str, Value]) -> str:
     return repaired + (f", {duration_text(seconds)}" if isinstance(seconds, int | float) else "")
 
 
+def _rewards(row: Mapping[str, Value]) -> dict[str, float]:
+    """Role -> mean reward, as far as the metrics of an update have it."""
+    found = {role: row.get(f"{role}/reward") for role in ROLES}
+    return {role: value for role, value in found.items() if isinstance(value, int | float)}
+
+
+def _seconds(row: Mapping[str, Value]) -> dict[str, float]:
+    """seconds/<phase> -> seconds, of the metrics of an update."""
+    return {
+        name: value
+        for name, value in row.items()
+        if name.startswith("seconds/") and isinstance(value, int | float)
+    }
+
+
 def _row_text(row: Mapping[str, Value]) -> str:
-    parts = []
-    for role in ROLES:
-        reward = row.get(f"{role}/reward")
-        if isinstance(reward, int | float):
-            parts.append(f"{role} reward {reward:+.2f}")
+    parts = [f"{role} reward {reward:+.2f}" for role, reward in _rewards(row).items()]
     bugs, rate = row.get("curriculum/bugs"), row.get("curriculum/solve_rate")
     if isinstance(bugs, int | float):
         parts.append(
@@ -262,9 +310,6 @@ def _row_text(row: Mapping[str, Value]) -> str:
     ]
     if idle:
         parts.append(f"idle: {', '.join(idle)}")
-    seconds = sum(
-        value for key, value in row.items() if key.startswith("seconds/") and isinstance(value, int | float)
-    )
-    if seconds:
+    if seconds := sum(_seconds(row).values()):
         parts.append(duration_text(seconds))
     return ", ".join(parts)

@@ -22,3 +22,8 @@ def inspect_command(run: Path, options: str = "") -> str:
 def replay_command(run: Path, episode_id: str) -> str:
     """`selfplay replay` of an episode of this run."""
     return f"selfplay replay {shlex.quote(episode_id)} --run {shlex.quote(run.name)}{runs_option(run)}"
+
+
+def show_command(run: Path) -> str:
+    """`selfplay show` of this run."""
+    return f"selfplay show {shlex.quote(run.name)}{runs_option(run)}"

@@ -11,11 +11,10 @@ import math
 import shlex
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console, ConsoleOptions, Group, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
@@ -26,28 +25,14 @@ from selfplay.curriculum.store import Store
 from selfplay.errors import RunError, UsageError
 from selfplay.evaluation.comparison import compare
 from selfplay.evaluation.folder import Folder, entries_of
-from selfplay.viewing.duplicates import duplicates_text
+from selfplay.metrics import read_metrics
+from selfplay.viewing.duplicates import duplicates_text, repeated_bugs
 from selfplay.viewing.progress import ROLES, duration_text
 from selfplay.viewing.scores import comparison_body
 from selfplay.viewing.shell import inspect_command, replay_command, runs_option
+from selfplay.viewing.tables import FirstThatFits, bar, table
 
 BINS = 5
-BAR_WIDTH = 24
-EIGHTHS = " ▏▎▍▌▋▊▉"
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics file, without lines that are not whole: a killed run may leave one."""
-    rows = []
-    if path.is_file():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError:
-                continue
-            if isinstance(row, dict):
-                rows.append(row)
-    return rows
 
 
 def print_summary(
@@ -79,21 +64,44 @@ def summary_sections(
         ("Solve rates", _solve_rates(bugs)),
         ("Rewards and updates", _updates(store, rows)),
         *_evaluations(run_folder),
-        ("Time", _time(rows)),
+        ("Time", _time(_phase_seconds(store, rows))),
     ]
+
+
+def summary_data(store: Store, run_folder: Path) -> dict[str, Any]:
+    """The figures of the summary, for `--json`.
+
+    updates: the metrics of each committed update. evaluations: the metrics of each finished evaluation.
+    """
+    rows = read_metrics(run_folder / "metrics.jsonl")
+    bugs, verdicts = store.bugs(), store.verdicts()
+    return {
+        "run": run_folder.name,
+        "bugs": [
+            {
+                "repository": repository,
+                "strategy": strategy,
+                "order": order,
+                "bugs": count,
+                "solve_rate": rate,
+            }
+            for (repository, strategy, order), count, rate in _bug_counts(bugs)
+        ],
+        "judged": len(verdicts),
+        "rejected": dict(Counter(verdict.failed_check for verdict in verdicts if not verdict.accepted)),
+        "duplicates": len(repeated_bugs(store)),
+        "solve_rates": dict(solve_rate_bins(bug.solve_rate for bug in bugs if bug.solve_rate is not None)),
+        "updates": [json.loads(row.metrics_json) for row in store.updates() if row.committed_at is not None],
+        "evaluations": [row for row in rows if "evaluation" in row],
+        "machine_failures": len(store.failures()),
+        "seconds": dict(_phase_seconds(store, rows)),
+    }
 
 
 def print_sections(sections: Iterable[tuple[str, RenderableType]], console: Console) -> None:
     for title, body in sections:
         console.print(Text(title, style="bold"))
         console.print(Padding(body, (0, 0, 1, 2)), highlight=False)
-
-
-def bar(share: float, width: int = BAR_WIDTH) -> str:
-    """A bar of block characters, `share` (0 to 1) of `width` long, in steps of 1/8 character."""
-    eighths = round(max(0.0, min(1.0, share)) * width * 8)
-    full, rest = divmod(eighths, 8)
-    return "█" * full + (EIGHTHS[rest] if rest else "")
 
 
 def solve_rate_bins(rates: Iterable[float]) -> list[tuple[str, int]]:
@@ -109,34 +117,28 @@ def solve_rate_bins(rates: Iterable[float]) -> list[tuple[str, int]]:
     return [(label, counts[index]) for index, label in enumerate(labels)]
 
 
-def table(*columns: str, right: Iterable[str] = (), whole: Iterable[str] = ()) -> Table:
-    """An empty table in the style of all listings.
-
-    right: columns of numbers. whole: columns that never wrap, such as ids that people copy.
-    """
-    made = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
-    for name in columns:
-        number = name in right
-        made.add_column(
-            name, justify="right" if number else "left", no_wrap=number or name in whole, overflow="fold"
-        )
-    return made
-
-
 def _bugs(bugs: Sequence[BugRow]) -> Table | Text:
     if not bugs:
         return Text("none yet")
-    counts: dict[tuple[str, str, int], list[BugRow]] = defaultdict(list)
-    for bug in bugs:
-        counts[bug.repository, bug.strategy, bug.order].append(bug)
     shown = table(
         "repository", "strategy", "order", "bugs", "solve rate", right=("order", "bugs", "solve rate")
     )
-    for (repository, strategy, order), some in sorted(counts.items()):
-        rates = [bug.solve_rate for bug in some if bug.solve_rate is not None]
-        mean = f"{sum(rates) / len(rates):.2f}" if rates else "–"
-        shown.add_row(Text(repository), Text(strategy), str(order), str(len(some)), mean)
+    for (repository, strategy, order), count, rate in _bug_counts(bugs):
+        mean = f"{rate:.2f}" if rate is not None else "–"
+        shown.add_row(Text(repository), Text(strategy), str(order), str(count), mean)
     return shown
+
+
+def _bug_counts(bugs: Sequence[BugRow]) -> list[tuple[tuple[str, str, int], int, float | None]]:
+    """((repository, strategy, order), number of bugs, their mean solve rate)."""
+    groups: dict[tuple[str, str, int], list[BugRow]] = defaultdict(list)
+    for bug in bugs:
+        groups[bug.repository, bug.strategy, bug.order].append(bug)
+    found = []
+    for key, some in sorted(groups.items()):
+        rates = [bug.solve_rate for bug in some if bug.solve_rate is not None]
+        found.append((key, len(some), sum(rates) / len(rates) if rates else None))
+    return found
 
 
 def _rejections(store: Store) -> Text | Group:
@@ -223,21 +225,6 @@ def _lag_and_idle(rows: Sequence[Mapping[str, Any]]) -> Text:
     return Text(", ".join(parts))
 
 
-@dataclass(frozen=True)
-class FirstThatFits:
-    """Prints the first choice that is no wider than the console, else the last one."""
-
-    choices: Sequence[RenderableType]
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterable[RenderableType]:
-        unbounded = options.update(width=10_000)
-        for choice in self.choices[:-1]:
-            if console.measure(choice, options=unbounded).maximum <= options.max_width:
-                yield choice
-                return
-        yield self.choices[-1]
-
-
 def _evaluations(run_folder: Path) -> list[tuple[str, RenderableType]]:
     """The section on repair rates before and after, on held-out bugs. [] if no attempt was recorded."""
     found = [(update, folder) for update, folder in evaluation_folders(run_folder) if folder.results()]
@@ -279,12 +266,18 @@ def evaluation_folders(run: Path) -> list[tuple[int, Folder]]:
     return sorted(((int(path.name[1:]), Folder(path)) for path in found), key=lambda pair: pair[0])
 
 
-def _time(rows: Sequence[Mapping[str, Any]]) -> Table | Text:
+def _phase_seconds(store: Store, rows: Sequence[Mapping[str, Any]]) -> Counter[str]:
+    """Phase -> seconds, of all processes of the run; those of an unfinished update too."""
+    unfinished = [json.loads(row.metrics_json) for row in store.updates() if row.committed_at is None]
     seconds: Counter[str] = Counter()
-    for row in rows:
+    for row in (*rows, *unfinished):
         for key, value in row.items():
             if key.startswith("seconds/") and isinstance(value, int | float):
                 seconds[key.removeprefix("seconds/").replace("_", " ")] += value  # type: ignore[assignment]
+    return seconds
+
+
+def _time(seconds: Counter[str]) -> Table | Text:
     total = sum(seconds.values())
     if not total:
         return Text("no time was recorded")

@@ -11,7 +11,8 @@ from typing import Any
 from pydantic import Field, ValidationError
 
 from selfplay.errors import ConfigError
-from selfplay.runtime.recipes import find_recipe
+from selfplay.runtime.recipes import find_recipe, read_text
+from selfplay.settings import faults
 from selfplay.settings.base import Section
 
 Progress = Callable[[str], None]
@@ -309,12 +310,13 @@ def read_settings(config: Path | None, overrides: Sequence[str]) -> WarmStartSet
     config: a file, or the name of a recipe that ships. Raises ConfigError.
     """
     values: dict[str, Any] = {}
+    overridden: set[str] = set()  # keys that --set gave, and the sections that only it has
     if config is not None:
         config = find_recipe(config, "the warm-start settings")
         try:
-            values = tomllib.loads(config.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-            raise ConfigError(f"cannot read the warm-start settings {config}: {error}") from error
+            values = tomllib.loads(read_text(config, "the warm-start settings"))
+        except tomllib.TOMLDecodeError as error:
+            raise ConfigError(f"{config} is not valid TOML: {error}") from error
     for override in overrides:
         key, separator, value = override.partition("=")
         try:
@@ -328,15 +330,13 @@ def read_settings(config: Path | None, overrides: Sequence[str]) -> WarmStartSet
                 ) from error
         if not separator:
             raise ConfigError(f"--set {override!r} is not key=value, for instance --set shape.layers=2")
+        overridden.update(faults.laid_over(values, key.strip()))
         _merge(values, added)
     try:
         return WarmStartSettings.model_validate(values)
     except ValidationError as error:
-        lines = [
-            f"  {'.'.join(map(str, item['loc']))}: {item['msg']} (got {item['input']!r})"
-            for item in error.errors()
-        ]
-        raise ConfigError("\n".join([f"{config or '--set'}:", *lines])) from error
+        source = str(config or "--set")
+        raise ConfigError(faults.explain(error, WarmStartSettings, source, overridden)) from error
 
 
 def _merge(values: dict[str, Any], added: Mapping[str, Any]) -> None:

@@ -23,7 +23,7 @@ from selfplay.engines.scripted_engine import ScriptedEngine, ScriptedTurn
 from selfplay.errors import SandboxLost, SandboxUnavailable
 from selfplay.sandbox.base import ExecResult, SandboxSpec
 from selfplay.settings.playing import AgentSettings
-from tiny_policy import build_tiny_tokenizer
+from tiny_policy import CHATML, build_tiny_tokenizer
 
 SETTINGS = AgentSettings(
     max_turns=12, context_tokens=4096, turn_tokens=256, observation_tokens=200, command_timeout_s=5
@@ -170,6 +170,29 @@ def test_every_turn_extends_the_prompt_of_the_turn_before(
     assert prompts[1][: len(prompts[0])] == prompts[0] and prompts[2][: len(prompts[1])] == prompts[1]
 
 
+def test_a_thinking_model_plays_with_its_reasoning_kept_as_sampled(
+    tokenizer_folder: Path, tmp_path: Path
+) -> None:
+    tokenizer = load_tokenizer(str(tokenizer_folder))
+    tokenizer.chat_template = CHATML.replace(
+        "assistant\n{% endif %}", "assistant\n<think>\n{% endif %}"
+    ).replace("{{ message['content'] }}", "{{ message['content'].split('</think>')[-1] }}")
+    thinking = ChatFormat(tokenizer)
+    thinking.check()
+    replies = [f"Or\n{bash('touch drafted')}\n?\n</think>\n{bash('echo done')}", f"</think>{SUBMIT}"]
+    engine = ScriptedEngine(lambda turn: replies[turn.number], tokenizer)
+    agent = Agent(engine, thinking, FolderSandbox(tmp_path), SETTINGS, lambda turn: turn, "injector/g/0")
+    result = agent.play("be brief", "go")
+    assert result.finish is FinishReason.SUBMITTED and not (tmp_path / "drafted").exists()
+    assert result.turns[0].observation.startswith("done\n")
+    assert [turn.text for turn in result.turns] == [f"<think>\n{reply}" for reply in replies]
+    for turn, reply in zip(result.turns, replies, strict=True):
+        ids = result.token_ids[slice(*turn.tokens)]
+        assert tokenizer.decode(ids) == f"{reply}<|im_end|>"
+        assert tokenizer.decode(result.token_ids[: turn.tokens[0]]).endswith("assistant\n<think>\n")
+    assert result.messages[0] == {"role": "system", "content": "be brief"}
+
+
 def test_a_turn_cut_by_its_token_cap_is_closed_by_an_untrained_token(play: Play, chat: ChatFormat) -> None:
     result = play(["x" * 400, SUBMIT], SETTINGS.model_copy(update={"turn_tokens": 32}))
     assert result.turns[0].tokens[1] - result.turns[0].tokens[0] == 32
@@ -274,6 +297,21 @@ def test_an_edit_changes_the_file_and_shows_the_lines(play: Play, tmp_path: Path
     result = play([format_action("edit", format_edit("a.py", 2, "2", "3")), SUBMIT])
     assert (tmp_path / "a.py").read_text() == "x = 1\ny = 3\n"
     assert result.turns[0].observation.startswith("1:x = 1\n2:y = 3\n")
+
+
+def test_an_edit_of_a_heading_shows_the_lines_of_the_reading_that_fits(play: Play, tmp_path: Path) -> None:
+    (tmp_path / "a.rst").write_text("Old\n=======\ntext\n")
+    result = play(
+        [format_action("edit", format_edit("a.rst", None, "Old\n=======", "One\n\nNew\n=======")), SUBMIT]
+    )
+    assert (tmp_path / "a.rst").read_text() == "One\n\nNew\n=======\ntext\n"
+    assert result.turns[0].observation.startswith("1:One\n2:\n3:New\n4:=======\n5:text\n")
+
+
+def test_a_file_whose_name_ends_with_a_number_may_be_edited(play: Play, tmp_path: Path) -> None:
+    (tmp_path / "a:12").write_text("x = 1\n")
+    play([format_action("edit", format_edit("a:12", None, "1", "2")), SUBMIT])
+    assert (tmp_path / "a:12").read_text() == "x = 2\n"
 
 
 def test_an_edit_is_brief_in_terse_style(play: Play, tmp_path: Path) -> None:

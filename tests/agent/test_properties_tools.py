@@ -15,7 +15,14 @@ from hostile_texts import LINES, contents, lines
 from selfplay.agent.chat import ChatFormat, load_tokenizer
 from selfplay.agent.editing import EditError, apply_edit
 from selfplay.agent.observations import cap_output, make_harmless, render_observation
-from selfplay.agent.tool_format import CLOSING, OPENING, BadFormat, format_action
+from selfplay.agent.tool_format import (
+    CLOSING,
+    LOOSE_CLOSING,
+    LOOSE_OPENING,
+    OPENING,
+    BadFormat,
+    format_action,
+)
 from selfplay.agent.tools import MARKS, STANDARD, Action, format_edit, parse_action
 from tiny_policy import SPECIALS, TAGS, build_tiny_tokenizer
 
@@ -30,7 +37,7 @@ def holds_no_tag(text: str) -> bool:
 
 
 def holds_no_mark(text: str) -> bool:
-    return not any(line.rstrip() in MARKS for line in text.split("\n"))
+    return not any(line.rstrip() in (MARKS[0], MARKS[2]) for line in text.split("\n"))
 
 
 # ---- calls
@@ -61,8 +68,11 @@ def test_a_formatted_edit_reads_back(path: str, line: int | None, search: str, r
         search
         and all(holds_no_tag(text) and holds_no_mark(text) and "\0" not in text for text in (search, replace))
     )
+    middles = [row.rstrip() for row in f"{search}\n{replace}".split("\n")].count(MARKS[1])
+    assume(middles < 8)
     action = parse_action(format_action("edit", format_edit(path, line, search, replace)))
-    assert (action.path, action.line, action.search, action.replace) == (path, line, search, replace)
+    assert (action.path, action.line) == (path, line)
+    assert (search, replace) in action.readings and len(action.readings) <= middles + 1
 
 
 CALL_LINES = st.sampled_from(
@@ -95,6 +105,8 @@ tag_rows = st.lists(st.sampled_from(["<tool: bash>", "<tool: submit>", "</tool>"
 @example(rows=["<tool: bash>", "ls", "</tool>", "<tool: submit>", "</tool>"])
 @example(rows=["<tool: bash>", "ls", "</tool>", "so be it"])
 @example(rows=["<tool: edit>", "a.py:\u0663", *EDIT, "</tool>"])
+@example(rows=["<tool: bash>", "ls", "</tool>", " <tool: submit>"])
+@example(rows=["<tool: create>", "a", " <tool: submit></tool>"])
 def test_any_reply_is_one_call_or_is_refused_with_an_explanation(rows: list[str]) -> None:
     text = "\n".join(rows)
     try:
@@ -103,7 +115,9 @@ def test_any_reply_is_one_call_or_is_refused_with_an_explanation(rows: list[str]
         assert str(error).isprintable()
         return
     assert action.tool in STANDARD.tools and isinstance(action, Action)
-    assert len(OPENING.findall(text)) == len(CLOSING.findall(text)) == 1
+    assert len(OPENING.findall(text)) <= 1 and len(CLOSING.findall(text)) <= 1
+    if not OPENING.search(text):  # read since nothing else in the reply can be a call
+        assert len(LOOSE_OPENING.findall(text)) == len(LOOSE_CLOSING.findall(text)) == 1
     assert holds_no_tag(action.body)
     assert text.rstrip().endswith("</tool>")
     if action.line is not None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from selfplay.agent.chat import ChatFormat, load_tokenizer
-from selfplay.agent.editing import EditError, apply_edit
+from selfplay.agent.editing import EditError, apply_edit, apply_one_of
 from selfplay.agent.observations import cap_output, make_harmless, render_observation
 from selfplay.agent.tool_format import BadFormat, format_action
 from selfplay.agent.tools import format_edit, parse_action
@@ -38,7 +38,25 @@ def test_reasoning_may_precede_a_call() -> None:
         ("let me think", "No tool call"),
         ("<tool: bash>\nls", "not closed"),
         ("</tool>\n<tool: bash>\nls", "not closed"),
-        ("<tool: bash>ls</tool>", "No tool call"),
+        ("I would <tool: bash>ls</tool>", "No tool call"),
+        ("<tool: bash>ls</tool> or <tool: bash>cat</tool>", "each tag stands alone on its line"),
+        ("<tool: bash>\nls </tool> -l", "not closed"),
+        ("`<tool: bash>` it is:\n  <tool: bash>\n  ls\n  </tool>", "each tag stands alone on its line"),
+        ('<tool_call>\n{"name": "bash", "arguments": {}}\n</tool_call>', "'<tool_call' is of another format"),
+        ("<think>\nI could call bash", "not closed by `</think>`"),
+        ("<tool: bash>\ncat > x <<'X'\n</tool>\nX\n</tool>", "More than one `</tool>`: lines 3, 5 .*printf"),
+        ("<think>no</think>\n<tool: bash>\nls\n</tool>\n<tool: bash>\nls\n</tool>", "lines 2, 5 .*open one"),
+        ("<tool: bash>\n```python\nprint(1)\n```\n</tool>", "fenced block of 'python'"),
+        ("<tool: edit>\na.py\n>>>>>>> REPLACE\n</tool>", "must begin with `<<<<<<< SEARCH`"),
+        ("<tool: edit>\na.py\n<<<<<<< SEARCH\na\n>>>>>>> REPLACE\n</tool>", "No line `=======`"),
+        (
+            "<tool: edit>\n<<<<<<< SEARCH\na\n=======\nb\n>>>>>>> REPLACE\n</tool>",
+            "path of the file is missing",
+        ),
+        (
+            "<tool: edit>\na.py\n<<<<<<< SEARCH\na\n" + 9 * "=======\n" + ">>>>>>> REPLACE\n</tool>",
+            "9 lines are `=======`.*with bash",
+        ),
         ("<tool: bash>\nls\n</tool>\n<tool: bash>\nls\n</tool>", "More than one"),
         ("<tool: bash>\nls\n</tool>\nThat was it.", "text after"),
         ("<tool: python>\nls\n</tool>", "no tool 'python'"),
@@ -56,6 +74,116 @@ def test_reasoning_may_precede_a_call() -> None:
 def test_text_that_is_not_one_call_is_refused_with_an_explanation(text: str, complaint: str) -> None:
     with pytest.raises(BadFormat, match=complaint):
         parse_action(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<tool: bash>\r\nls\r\ncat a\r\n</tool>\r\n",
+        "```\n<tool: bash>\nls\ncat a\n</tool>\n```",
+        "So:\n```text\n<tool: bash>\nls\ncat a\n</tool>\n```\n",
+        "<tool: bash>\n```bash\nls\ncat a\n```\n</tool>",
+        "  <tool: bash>\n  ls\n  cat a\n  </tool>",
+        "  <tool: bash>\nls\ncat a\n  </tool>",
+        "<tool: Bash>\nls\ncat a\n</tool>",
+        "<tool: bash>ls\ncat a</tool>",
+        "<tool:bash>\nls\ncat a\n</tool>",
+        "<tool: bash>\nls\ncat a\n</tool: bash>",
+        "<tool=bash>\nls\ncat a\n</tool>",
+        "~~~~\n<tool: bash>\nls\ncat a\n</tool>\n~~~~",
+        "Well.\n<think>\n<tool: submit>\n</tool>\n</think>\n<tool: bash>\nls\ncat a\n</tool>",
+        '<tool name="bash">\nls\ncat a\n</tool>',
+        "<tool: bash>\nls\ncat a\n</tool><|im_end|>",
+        "<tool: bash>\nls\ncat a\n</tool></s>\n",
+        "＜tool: bash＞\nls\ncat a\n＜/tool＞",
+        "<think>\nCall\n<tool: bash>\nrm a\n</tool>\nor not.\n</think>\n<tool: bash>\nls\ncat a\n</tool>",
+        "\n<think>a</think><tool: bash>\nls\ncat a\n</tool>",
+        "[THINK]<tool: submit>\n</tool>[/THINK]\n<tool: bash>\nls\ncat a\n</tool>",
+    ],
+)
+def test_a_call_that_can_be_meant_in_one_way_only_is_read(text: str) -> None:
+    action = parse_action(text)
+    assert (action.tool, action.body) == ("bash", "ls\ncat a")
+
+
+def test_reasoning_is_part_of_the_thought_and_its_mark_in_a_body_ends_nothing() -> None:
+    assert (
+        parse_action("<think>a\n</think>\nso\n<tool: bash>\nls\n</tool>").thought == "<think>a\n</think>\nso"
+    )
+    assert parse_action("<tool: bash>\necho '</think>'\n</tool>").body == "echo '</think>'"
+    assert parse_action("<think>so\n<tool: bash>\necho '</think>'\n</tool>").body == "echo '</think>'"
+    with pytest.raises(BadFormat, match="No tool call found"):
+        parse_action("<think>\n<tool: bash>\nls\n</tool>\n</think>")
+    for copied in ("</tool>\n</think>\n", "<think>\n</think>\n"):
+        with pytest.raises(BadFormat, match="More than one"):
+            parse_action(f"<tool: create>\nnotes\n{copied}<tool: submit>\n</tool>")
+
+
+def test_only_a_reply_in_crlf_loses_its_carriage_returns() -> None:
+    body = "a.txt\none\r\ntwo\r"
+    assert parse_action(format_action("create", body)).body == body
+    assert parse_action(format_action("create", "a.txt\none\n").replace("\n", "\r\n")).replace == "one\n"
+    edit = format_action("edit", format_edit("a.py", 3, "a\nb", "c"))
+    assert parse_action(edit.replace("\n", "\r\n")).readings == (("a\nb", "c"),)
+
+
+def test_an_indented_call_keeps_the_indentation_of_its_text() -> None:
+    edit = "  <tool: edit>\na.py\n<<<<<<< SEARCH\n    a\n=======\n    b\n>>>>>>> REPLACE\n  </tool>"
+    assert parse_action(edit).readings == (("    a", "    b"),)
+    indented = "\n".join(f"  {row}" for row in edit.replace("  <", "<").split("\n"))
+    assert parse_action(indented).readings == (("    a", "    b"),)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        f"```\na.py\n{A_TO_B}\n```",
+        f"a.py\n```python\n{A_TO_B}\n```",
+        f"\na.py\n\n{A_TO_B}\n\n",
+    ],
+)
+def test_blank_lines_and_a_fence_around_an_edit_are_left_out(body: str) -> None:
+    action = parse_action(format_action("edit", body))
+    assert (action.path, action.readings) == ("a.py", (("a", "b"),))
+
+
+HEADING = "Title\n=======\n\nReturns\n-------\n"
+CONFLICT = "x = 1\n<<<<<<< HEAD\na\n=======\nb\n>>>>>>> other\ny = 2\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "search", "replace"),
+    [
+        ("Example\n\ntext\n", "Example", "Example\n=======\nmore"),
+        (HEADING, "Title\n=======", "Results\n======="),
+        (HEADING, "Title\n=======\n", "Results\n"),
+        (HEADING, "=======\n\nReturns", "=======\n\nReturns\n======="),
+        (CONFLICT, CONFLICT.partition("x = 1\n")[2].partition("\ny")[0], "a"),
+        (CONFLICT.replace("\n", "\r\n"), "a\n=======\nb", "c"),
+    ],
+)
+def test_the_file_tells_which_line_of_seven_equals_signs_is_the_mark(
+    text: str, search: str, replace: str
+) -> None:
+    action = parse_action(format_action("edit", format_edit("a.rst", None, search, replace)))
+    assert (search, replace) in action.readings
+    new, replacement = apply_one_of(text, action.readings)
+    assert (new, replacement) == (apply_edit(text, search, replace), replace)
+
+
+def test_a_heading_that_is_replaced_by_a_heading_is_the_reading_shown() -> None:
+    action = parse_action(
+        format_action("edit", format_edit("m.py", None, "Returns\n=======", "Results\n======="))
+    )
+    assert (action.search, action.replace) == ("Returns\n=======", "Results\n=======")
+
+
+def test_an_edit_that_fits_in_no_reading_or_changes_nothing_says_so() -> None:
+    action = parse_action(format_action("edit", format_edit("m.py", None, "A\n=======", "A\n=======")))
+    with pytest.raises(EditError, match="nothing would change"):
+        apply_one_of("A\n=======\n", action.readings)
+    with pytest.raises(EditError, match="not in the file"):
+        apply_one_of("B\n=======\n", action.readings)
 
 
 @pytest.mark.parametrize(("line", "replace"), [(None, "    return 2"), (4, "a\nb"), (12, "")])

@@ -248,6 +248,11 @@ def test_every_token_of_the_line_that_names_the_tool_is_a_deciding_token():
     assert deciding_tokens([3, 3], lambda ids: "".join(pieces[piece] for piece in ids)) == {0}
 
 
+def test_a_call_that_is_only_thought_of_decides_nothing():
+    pieces = {0: "<think>\n<tool: bash>\n", 1: "x\n</think>\n", 2: "<tool: edit>\n", 3: "m.py"}
+    assert deciding_tokens([0, 1, 2, 3], lambda ids: "".join(pieces[piece] for piece in ids)) == {0, 2}
+
+
 def test_the_share_of_new_changes_is_counted_over_a_groups_calls():
     refused = ("edit", edited(2, "9", "1"), True)
     assert success_of_calls([played(FIXING, FIXING), played(refused, REFUSED)]) == 0.5

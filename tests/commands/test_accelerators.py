@@ -1,5 +1,6 @@
 import re
 import sys
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 from selfplay.commands import accelerators, doctor
 from selfplay.commands.accelerators import TorchBuild
 from selfplay.config import Config, build_config
+from selfplay.runtime.recipes import find_recipe
 
 ON_CPU = TorchBuild("2.13.0+cpu", "the CPU")
 
@@ -91,3 +93,56 @@ def test_the_readme_says_how_to_set_up_with_a_gpu_as_the_doctor_does():
     start = readme[readme.index("## Start") : readme.index("## Your repositories")]
     (setup,) = re.findall(r"make setup \S+", accelerators.CUDA_SETUP)
     assert setup in start
+
+
+def on(build: TorchBuild, present: int, **settings) -> str:
+    return accelerators.devices(build_config(settings), build, present)
+
+
+CUDA = TorchBuild("2.13.0", "CUDA 13.0")
+
+
+def test_a_run_without_gpus_says_that_it_uses_the_cpu_and_what_chooses():
+    assert on(ON_CPU, 0) == (
+        "Engine hf, trainer torch, on the CPU: this machine has no GPU "
+        "(engine.type, trainer.type choose others)."
+    )
+
+
+def test_a_run_that_leaves_a_gpu_idle_because_of_torchs_build_names_the_remedy():
+    line = on(ON_CPU, 1)
+    assert "on the CPU: 1 GPU(s) here, but torch 2.13.0+cpu is built for the CPU." in line
+    assert "make setup TORCH_BUILD=cuda" in line
+    assert "--config cluster-1 --set policy.model=ORG/NAME" in line
+    assert "make setup TORCH_BUILD=cuda" in on(ON_CPU, 1, engine={"type": "vllm"})
+
+
+def test_a_run_that_cannot_use_a_gpu_with_torchs_cuda_build_says_where_to_look():
+    line = on(CUDA, 2)
+    assert "on the CPU: 2 GPU(s) here, but torch, built for CUDA 13.0, can use none." in line
+    assert "nvidia-smi" in line
+    assert "TORCH_BUILD" not in line
+
+
+def test_a_run_on_a_gpu_says_so_and_how_larger_models_are_run():
+    one = on(replace(CUDA, gpus=("GPU",)), 1)
+    assert one.startswith("Engine hf, trainer torch, on the GPU; for a larger model: --config cluster-1")
+    assert "on the first of 8 GPUs" in on(replace(CUDA, gpus=("GPU",) * 8), 8)
+
+
+def test_a_run_with_servers_or_ranks_counts_them():
+    with_gpus = replace(CUDA, gpus=("GPU",) * 4)
+    assert on(with_gpus, 4, engine={"type": "vllm", "servers": 3}) == (
+        "Engine vllm (3 server(s)), trainer torch; 4 GPU(s)."
+    )
+    line = on(with_gpus, 4, engine={"type": "vllm", "urls": ["http://127.0.0.1:8000"]})
+    assert line.startswith("Engine vllm (1 running server(s)), trainer torch")
+    assert "trainer deepspeed (2 rank(s))" in on(with_gpus, 4, trainer={"type": "deepspeed", "ranks": 2})
+
+
+def test_the_line_at_the_start_of_a_run_is_true_here_and_names_what_exists():
+    line = accelerators.run_devices(Config())
+    assert line.startswith("Engine hf, trainer torch, on the ")
+    assert find_recipe(Path("cluster-1"), "the configuration").is_file()
+    page = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    assert "With a GPU" in page

@@ -23,7 +23,7 @@ from selfplay.errors import RunError, UsageError
 from selfplay.evaluation.evaluator import Evaluator
 from selfplay.evaluation.folder import Folder
 from selfplay.evaluation.tasks import Task, write_tasks
-from selfplay.viewing.summary import read_metrics
+from selfplay.metrics import read_metrics
 from tiny_bugs import CLAMP_TEST, TESTS, make_artifact, prepare_tiny
 from tiny_policy import build_tiny_policy
 

@@ -160,7 +160,7 @@ def test_the_base_commit_of_a_plain_record_pins_its_repository():
         ({"base_commit": "abcdef1", "repo": "./tiny@v1"}, "leave one of them out"),
         ({"base_commit": "abcdef1", "repo": "./tiny@1234567"}, "repo names 1234567: keep one of them"),
         ({"base_commit": "abcdef1", "repo": "pypi:tiny==1.0"}, "which has no commits: leave base_commit out"),
-        ({"FAIL_TO_PASS": "tests"}, "FAIL_TO_PASS is 'tests', which is not the JSON text of a list"),
+        ({"FAIL_TO_PASS": "tests"}, "FAIL_TO_PASS is 'tests', neither a list"),
         ({"PASS_TO_PASS": {"a": 1}}, "PASS_TO_PASS is {'a': 1}, neither a list"),
         ({"problem_statement": 3}, "problem_statement is not a text"),
         ({"repo": "owner/name"}, "lacks base_commit"),

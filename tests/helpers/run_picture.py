@@ -14,8 +14,9 @@ from rich.console import Console
 from rich.terminal_theme import MONOKAI
 
 from selfplay.curriculum.store import Store
+from selfplay.metrics import read_metrics
 from selfplay.orchestrator.run_folder import open_run
-from selfplay.viewing.summary import print_sections, read_metrics, summary_sections
+from selfplay.viewing.summary import print_sections, summary_sections
 
 WIDTH = 80  # columns
 SECTIONS = 4  # bugs, rejections, solve rates, rewards

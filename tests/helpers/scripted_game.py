@@ -48,7 +48,7 @@ from selfplay.sandbox import open_backend
 from selfplay.training.batch import Sample
 from selfplay.training.torch_trainer import TorchTrainer
 from selfplay.verdicts.test_runs import TestRunner
-from selfplay.viewing.progress import TrainProgress
+from selfplay.viewing.progress import TrainProgress, counts_so_far
 from tiny_bugs import CLAMP_BUG, CLAMP_WEAKENED, diff, prepare_tiny
 from tiny_policy import build_tiny_policy
 
@@ -300,7 +300,9 @@ def play(
     limits = sandbox_limits(config)
     with (
         Store.open(run.database) as store,
-        TrainProgress(Console(quiet=True), config.train.updates) as progress,
+        TrainProgress(
+            Console(quiet=True), config.train.updates, store.last_update(), counts_so_far(store)
+        ) as progress,
     ):
         environments = {environment.repository: environment}
         if given_bugs:

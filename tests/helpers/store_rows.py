@@ -86,6 +86,7 @@ def recorded_run(folder: Path) -> Path:
     """
     folder.mkdir(parents=True)
     (folder / "config.json").write_text("{}")
+    (folder / "repositories.txt").write_text("pypi:toolz==1.0.0\n")
     with Store.open(folder / "selfplay.db", clock=lambda: 1_700_000_000.0) as store:
         store.record_environment(EnvironmentRow("toolz", "0" * 40, "env", "BSD", 120, (), "ready"))
         injectors = a_group("u0001-inj0", size=5)

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 import scripted_game
 from machine import open_or_skip
@@ -18,6 +19,7 @@ from selfplay.agent.episode import Episode
 from selfplay.curriculum.store import Store
 from selfplay.sandbox import open_backend
 from selfplay.verdicts.confirmation import Confirmation
+from selfplay.viewing.progress import TrainProgress, counts_so_far
 
 pytestmark = [pytest.mark.sandbox, pytest.mark.slow]
 
@@ -251,3 +253,34 @@ def test_a_full_disk_stops_the_run_with_its_reason_and_nothing_is_lost(undisturb
         assert outcome(play(tmp_path, cache, "bubblewrap")) == undisturbed
     finally:
         subprocess.run(["umount", "-l", runs], check=True)
+
+
+@pytest.mark.parametrize("kill_at", ["", "phase:training"])
+def test_counters_and_seconds_go_on_where_an_earlier_process_ended(kill_at, cache, tmp_path, monkeypatch):
+    open_or_skip("bubblewrap", cache)
+    shown = []
+
+    class Shown(scripted_game.TrainProgress):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            shown.append(self)
+
+    monkeypatch.setattr(scripted_game, "TrainProgress", Shown)
+    earlier = {}
+    if kill_at:
+        command = [sys.executable, scripted_game.__file__, str(tmp_path), str(cache), "bubblewrap", kill_at]
+        subprocess.run(command, capture_output=True, cwd=Path(scripted_game.__file__).parent)
+        with Store.open(tmp_path / "runs" / "scripted" / "selfplay.db", writer=False) as store:
+            earlier = json.loads(store.updates()[0].metrics_json)
+        assert earlier["seconds/injecting"] > 0 and earlier["seconds/solving"] > 0
+    run = play(tmp_path, cache, "bubblewrap")
+    with Store.open(run.database, writer=False) as store:
+        recorded = TrainProgress(Console(quiet=True), 2, 2, counts_so_far(store))
+        metrics = json.loads(store.updates()[0].metrics_json)
+    live, stored = dict(shown[0].lines()), dict(recorded.lines())
+    assert [live[name] for name in ("artifacts", "repairs", "reward")] == [
+        stored[name] for name in ("artifacts", "repairs", "reward")
+    ]
+    # The live display also counts plays that the machine spoiled and that were repeated: solvers here.
+    assert live["injector"] == stored["injector"]
+    assert all(metrics[name] >= seconds for name, seconds in earlier.items())

@@ -216,6 +216,15 @@ def test_the_seconds_of_a_phase_add_up_until_the_clock_restarts(clock):
     assert phases.metrics() == {}
 
 
+def test_the_seconds_of_an_update_go_on_where_an_earlier_process_ended(clock):
+    phases = PhaseClock()
+    phases.restart({"seconds/solving": 20.0, "update": 3})
+    with phases.measure("solving"):
+        clock[0] += 5
+        assert phases.metrics() == {"seconds/solving": 25}
+    assert phases.metrics() == {"seconds/solving": 25}
+
+
 def test_idle_shares_are_of_the_time_since_the_last_ones(clock):
     idle = IdleClock()
     with idle.stepping():

@@ -67,10 +67,11 @@ def checkout(files: dict[str, str], folder: Path, cache: Path, hints: str = "") 
     return fetch(parse_spec(f"{folder} {hints}"), cache)
 
 
-def prepare(found: Checkout, backend: SandboxBackend, cache: Path, **settings: float) -> Environment:
-    return prepare_environment(
-        found, backend, EnvironmentSettings(**settings), Limits(), cache, lambda message: None
-    )
+def prepare(
+    found: Checkout, backend: SandboxBackend, cache: Path, said: list[str] | None = None, **settings: float
+) -> Environment:
+    progress = (lambda message: None) if said is None else said.append
+    return prepare_environment(found, backend, EnvironmentSettings(**settings), Limits(), cache, progress)
 
 
 def test_a_folder_becomes_an_environment_with_a_baseline(shop: Environment) -> None:
@@ -156,16 +157,19 @@ def test_unstable_failing_and_address_bearing_tests_are_excluded(
             "def test_ok():\n    assert total([2]) == 2\n\n\n"
             "@pytest.mark.skip\ndef test_skipped():\n    pass\n\n\n"
             "@pytest.mark.parametrize('x', [1], ids=[repr(object())])\ndef test_address(x):\n    pass\n\n\n"
-            "@pytest.mark.parametrize('x', [1], ids=['a - b'])\ndef test_dash(x):\n    pass\n"
+            "@pytest.mark.parametrize('x', [1, 2, 3], ids=['a - b', 'a] - b', 'a'])\n"
+            "def test_dash(x):\n    pass\n\n\n"
+            "@pytest.mark.parametrize('x', [1], ids=['c] - d'])\n"
+            "def test_wrong(x):\n    assert x == 2, 'e] - f'\n"
         ),
         "tests/test_only_failures.py": "def test_no():\n    assert 0\n",
     }
     found = prepare(checkout(files, tmp_path, cache), backend, cache, baselines=4)
     odd = {name.removeprefix("tests/test_odd.py::") for name in found.baseline.passed if "odd" in name}
-    assert odd == {"test_ok"}
+    assert odd == {"test_ok", "test_dash[a - b]", "test_dash[a] - b]", "test_dash[a]"}
     assert {
         "tests/test_odd.py::test_fails",
-        "tests/test_odd.py::test_dash[a - b]",
+        "tests/test_odd.py::test_wrong[c] - d]",
         "tests/test_only_failures.py::test_no",
     } <= found.excluded_ids
     assert any("test_address" in name for name in found.excluded_ids)
@@ -225,9 +229,12 @@ def test_no_passing_test_is_an_error_with_the_end_of_the_log(
         "tests/test_total.py": "import no_such_module_here\n",
         "tests/test_basket.py": "def test_a():\n    assert 0, 'odd'\n",
     }
-    with pytest.raises(EnvironmentBuildError, match=r"no test passes\. Log: .*baseline-1\.log") as caught:
-        prepare(checkout(files, tmp_path, cache), backend, cache)
+    said: list[str] = []
+    reason = r"no test passes: all tests fail \(1 failed\): AssertionError: odd\. Log: .*baseline-1\.log"
+    with pytest.raises(EnvironmentBuildError, match=reason) as caught:
+        prepare(checkout(files, tmp_path, cache), backend, cache, said)
     assert "odd" in caught.value.log_tail
+    assert "1 of its test files cannot be imported: No module named 'no_such_module_here'" in "\n".join(said)
 
 
 def test_no_test_at_all_is_an_error(backend: SandboxBackend, cache: Path, tmp_path: Path) -> None:
@@ -268,6 +275,83 @@ def test_a_test_hint_chooses_tests_and_options(backend: SandboxBackend, cache: P
     )
     assert found.test_files == ("tests/test_total.py",)
     assert {name.partition("[")[0] for name in found.baseline.passed} == {"tests/test_total.py::test_total"}
+
+
+@pytest.mark.parametrize("options", ["-q tests", "-rA --color=yes", "--no-summary -vv --tb=long"])
+def test_a_test_hint_cannot_change_the_report(
+    options: str, backend: SandboxBackend, cache: Path, tmp_path: Path
+) -> None:
+    found = prepare(checkout(PACKAGE, tmp_path, cache, f"test='pytest {options}'"), backend, cache)
+    assert len(found.baseline.passed) == 5 and found.options == "-o addopts="
+
+
+OWN_OPTIONS = {
+    "a plugin of its own": {
+        "pytest.ini": "[pytest]\naddopts = -p tests.shared -v -n auto --strange --strict-config\n"
+        "required_plugins = pytest-xdist pytest-cov\ncache_dir = .cache\n",
+        "tests/__init__.py": "",
+        "tests/shared.py": "import pytest\n@pytest.fixture\ndef price():\n    return [1, 2]\n",
+        "tests/test_more.py": "from shop import total\ndef test_more(price):\n    assert total(price) == 3\n",
+    },
+    "a choice of tests": {
+        "pyproject.toml": "[tool.pytest]\naddopts = ['-m', 'not slow', '-ra']\nmarkers = ['slow']\n",
+        "tests/test_more.py": "import time, pytest\nfrom shop import total\n"
+        "@pytest.mark.slow\ndef test_slow():\n    time.sleep(1000)\n"
+        "def test_more():\n    assert total([1]) == 1\n",
+    },
+    "an option of its conftest.py": {
+        "setup.cfg": "[tool:pytest]\naddopts = --cases=3 tests\n",
+        "tests/conftest.py": "def pytest_addoption(parser):\n    parser.addoption('--cases')\n",
+        "tests/test_more.py": "from shop import total\ndef test_more(request):\n"
+        "    assert total([1] * int(request.config.getoption('cases'))) == 3\n",
+    },
+    "a pattern of names": {
+        "pytest.ini": "[pytest]\npython_files = check_*.py test_*.py\ntestpaths = tests pkg/*\n",
+        "pkg/unit/check_more.py": "from shop import total\ndef test_more():\n    assert total([1]) == 1\n",
+    },
+    "doctests in a document": {
+        "tox.ini": "[pytest]\naddopts = --doctest-glob=*.md --doctest-modules\n",
+        "shop/extra.py": '"""\n>>> 1 + 1\n2\n"""\n',
+        "use.md": "Use\n\n>>> from shop import total\n>>> total([1])\n1\n",
+    },
+}
+
+
+@pytest.mark.parametrize("name", OWN_OPTIONS)
+def test_options_that_the_tests_need_stay(
+    name: str, backend: SandboxBackend, cache: Path, tmp_path: Path
+) -> None:
+    files = PACKAGE | OWN_OPTIONS[name]
+    found = prepare(checkout(files, tmp_path, cache), backend, cache, test_timeout_s=60)
+    assert len(found.baseline.passed) == 6, found.options
+    assert found.excluded_ids == frozenset()
+    assert not any(path.startswith("shop/") for path in found.test_files)
+
+
+def test_doctests_in_code_alone_are_refused_with_the_reason(
+    backend: SandboxBackend, cache: Path, tmp_path: Path
+) -> None:
+    files = {
+        "shop.py": 'def one():\n    """\n    >>> one()\n    1\n    """\n    return 1\n',
+        "pytest.ini": "[pytest]\naddopts = --doctest-modules\n",
+    }
+    with pytest.raises(EnvironmentBuildError, match="its only tests are doctests in 1 files of its code"):
+        prepare(checkout(files, tmp_path, cache), backend, cache)
+
+
+def test_ids_with_line_breaks_are_whole(backend: SandboxBackend, cache: Path, tmp_path: Path) -> None:
+    files = PACKAGE | {
+        "pytest.ini": "[pytest]\n"
+        "disable_test_id_escaping_and_forfeit_all_rights_to_community_support = true\n",
+        "tests/test_odd.py": "import pytest\nfrom shop import total\n\n\n"
+        "@pytest.mark.parametrize('x', [1, 2, 3], ids=['a\\nb', 'a', 'c\\x0cd'])\n"
+        "def test_x(x):\n    assert total([x]) == x\n",
+    }
+    found = prepare(checkout(files, tmp_path, cache), backend, cache)
+    odd = {name for name in found.baseline.passed if "odd" in name}
+    assert odd == {rf"tests/test_odd.py::test_x[{name}]" for name in ("a\\nb", "a", "c\\x0cd")}
+    assert set(found.calls) == found.baseline.passed
+    assert prepare(found.checkout, backend, cache) == found
 
 
 @pytest.mark.slow

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from machine import open_or_skip
-from selfplay.errors import PrerequisiteError
+from selfplay.errors import PrerequisiteError, SandboxInterrupted
 from selfplay.sandbox import bubblewrap_sandbox
-from selfplay.sandbox.bubblewrap_host import find_programs, loader_cache
+from selfplay.sandbox.base import Limits
+from selfplay.sandbox.bubblewrap_host import find_programs, loader_cache, run_whole
+from selfplay.sandbox.bubblewrap_process import OpenedBubblewrap, Spawner
 from selfplay.sandbox.bubblewrap_sandbox import BubblewrapBackend
 
 ALL_OPTIONS = "echo --size --perms --as-pid-1 --ro-bind-data --info-fd; exit 0"
@@ -94,3 +99,36 @@ def test_a_sandbox_that_is_killed_once_is_tried_again(bwrap: Bwrap, tmp_path: Pa
         cached.cache_clear()
     BubblewrapBackend(tmp_path / "cache").check()
     assert (tmp_path / "called").is_dir()
+
+
+def test_a_bwrap_killed_at_its_start_leaves_no_child_that_waits_for_it(tmp_path: Path) -> None:
+    """Between its fork and its first message bubblewrap's child waits for it, and has no other parent."""
+    child = tmp_path / "child"
+    info_read, info_write = os.pipe()
+    os.set_inheritable(info_write, True)
+    program = ["bash", "-c", f"sleep 1000 & echo $! > {child}; kill -9 $$"]
+    opened = OpenedBubblewrap(Spawner().start(program, os.environ, [info_write]), None)
+    os.close(info_write)
+    try:
+        with pytest.raises(SandboxInterrupted, match="killed by SIGKILL at its start"):
+            opened.begin(info_read, Limits())
+    finally:
+        opened.close()
+        os.close(info_read)
+    wait_until_gone(int(child.read_text()))
+
+
+def test_a_killed_probe_leaves_no_child_that_waits_for_it(tmp_path: Path) -> None:
+    child = tmp_path / "child"
+    program = ["bash", "-c", f"sleep 1000 & echo $! > {child}; kill -9 $$"]
+    with (tmp_path / "output").open("wb") as output:
+        assert run_whole(program, output) == -signal.SIGKILL
+        assert run_whole(["bash", "-c", "exit 7"], output) == 7
+    wait_until_gone(int(child.read_text()))
+
+
+def wait_until_gone(pid: int) -> None:
+    """Wait until the kernel has ended the process: it was killed. A process that sleeps on never ends."""
+    command = Path(f"/proc/{pid}/cmdline")
+    while command.exists() and command.read_bytes():
+        time.sleep(0.01)

@@ -31,8 +31,8 @@ BEFORE = entries(
 MODIFY = "diff --git a/pkg/b.py b/pkg/b.py\n--- a/pkg/b.py\n+++ b/pkg/b.py\n@@ -1 +1 @@\n-x = 1\n+x = 2\n"
 
 
-def git_diff(tmp_path, before, after, *options):
-    """What real git prints when `before` is committed and becomes `after`."""
+def git_diff(tmp_path, before, after, *options, settings=()):
+    """What real git prints when `before` is committed and becomes `after`. settings: of git, key=value."""
     before.write_to(tmp_path)
 
     def git(*arguments):
@@ -58,7 +58,7 @@ def git_diff(tmp_path, before, after, *options):
             (tmp_path / path).unlink()
     after.write_to(tmp_path)
     git("add", "-A", "-f")
-    return git("diff", "--cached", *options)
+    return git(*(part for setting in settings for part in ("-c", setting)), "diff", "--cached", *options)
 
 
 # ---- diffs of git
@@ -142,6 +142,180 @@ def test_attributes_and_configuration_in_the_tree_do_not_reach_git(tmp_path, mon
     assert apply_patch(before, diff)["pkg/b.py"].content == b"x = 2\n"
 
 
+# ---- settings of git
+
+REARRANGED = {
+    "pkg/a.py": None,
+    "pkg/renamed.py": FileEntry(CODE.replace("2", "3").encode()),
+    "pkg/empty.py": None,
+    "a/b.py": FileEntry(b"y = 1\n"),
+    "tool": FileEntry(b"#!/bin/sh\n", executable=True),
+    "with blank.py": FileEntry(b"a = 2\n"),
+    "naïve.py": FileEntry(b"b = 2\n"),
+    "end.py": FileEntry(b"still no newline"),
+    "dos.py": FileEntry(b"a = 1\r\n\r\nb = 3\r\n"),
+}
+ARRANGED = BEFORE.replace(
+    {
+        "a/b.py": FileEntry(b"y = 0\n"),
+        "with blank.py": FileEntry(b"a = 1\n"),
+        "naïve.py": FileEntry(b"b = 1\n"),
+        "end.py": FileEntry(b"no newline"),
+        "dos.py": FileEntry(b"a = 1\r\n\r\nb = 2\r\n"),
+    }
+)
+
+
+@pytest.mark.parametrize("context", [0, 1, 3])
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "diff.noprefix=true",
+        "diff.mnemonicPrefix=true",
+        "core.quotePath=false",
+        "diff.suppressBlankEmpty=true",
+        "diff.renames=false",
+    ],
+)
+def test_diffs_under_gits_own_settings_apply(tmp_path, setting, context):
+    after = ARRANGED.replace(REARRANGED)
+    diff = git_diff(tmp_path, ARRANGED, after, f"-U{context}", settings=[setting])
+    assert apply_patch(ARRANGED, diff) == after
+    assert apply_patch(after, reverse_patch(diff)) == ARRANGED
+    assert parse_patch(parse_patch(diff, CAP).text(), CAP) == parse_patch(diff, CAP)
+
+
+def test_a_swapped_diff_is_read_under_the_names_that_it_writes(tmp_path):
+    after = ARRANGED.replace(REARRANGED)
+    assert apply_patch(after, git_diff(tmp_path, ARRANGED, after, "-R")) == ARRANGED
+
+
+def test_names_that_differ_in_a_prefix_of_git_are_one_file_and_equal_names_have_no_prefix():
+    swap = MODIFY.replace("a/pkg", "i/pkg").replace("b/pkg", "w/pkg")
+    assert parse_patch(swap, CAP).changed_paths == ("pkg/b.py",)
+    bare = MODIFY.replace("a/pkg/b.py", "a/b.py").replace("b/pkg/b.py", "a/b.py")
+    assert parse_patch(bare, CAP).changed_paths == ("a/b.py",)
+
+
+def test_a_rename_without_prefixes_is_read_by_its_own_headers():
+    diff = "diff --git a/x.py b/x.py\nsimilarity index 100%\nrename from a/x.py\nrename to b/x.py\n"
+    assert parse_patch(diff, CAP).changed_paths == ("a/x.py", "b/x.py")
+
+
+def test_other_words_for_a_missing_newline_are_read():
+    diff = "diff --git a/e b/e\n--- a/e\n+++ b/e\n@@ -1 +1 @@\n-x\n{0}\n+y\n{0}\n"
+    diff = diff.format("\\ Kein Zeilenumbruch am Dateiende.")
+    assert apply_patch(entries({"e": "x"}), diff) == entries({"e": "y"})
+
+
+# ---- a diff whose end was cut
+
+FUNCTIONS = "def a():\n    return 1\n\n\n\ndef b():\n    return 2\n"
+
+
+@pytest.mark.parametrize("cut", [str.rstrip, lambda diff: diff.rstrip() + "\n", lambda diff: diff[:-1]])
+def test_blank_context_that_was_cut_at_the_end_is_read(cut):
+    before = entries({"m.py": FUNCTIONS, "n.py": FUNCTIONS})
+    after = entries(dict.fromkeys(before, FUNCTIONS.replace("return 1", "return 3")))
+    diff = diff_trees(before, after)
+    assert apply_patch(before, cut(diff)) == after
+    first, second = (f"diff --git{part}" for part in diff.split("diff --git")[1:])
+    assert apply_patch(before, f"{cut(first)}\n{cut(second)}") == after
+
+
+def test_context_that_was_cut_and_is_not_blank_is_refused_with_the_line_and_the_remedy():
+    before = entries({"m.py": FUNCTIONS.replace("\n\n\n\n", "\n#\n#\n#\n")})
+    diff = diff_trees(before, entries({"m.py": before.text("m.py").replace("return 1", "return 3")}))
+    with pytest.raises(PatchError, match=r"line 3 of the file is '#', and the hunk has ''. Write it with"):
+        apply_patch(before, diff.partition(" #\n")[0])
+    with pytest.raises(PatchError, match=r"line 9 of the diff: .*ends within a hunk.*0 more old and 1 more"):
+        apply_patch(before, diff.replace("-1,5 +1,5", "-1,3 +1,4").partition(" #\n")[0] + " #\n")
+
+
+# ---- where a hunk lands
+
+BRANCHES = "def f(kind):\n" + "".join(f"    if kind == {n}:\n        return None\n" for n in range(5))
+LETTERS = "a = 1\nb = 2\nc = 3\nd = 4\n"
+
+
+def hunk_on(content, hunk):
+    """The file after one hunk."""
+    return apply_patch(
+        entries({"m.py": content}), f"diff --git a/m.py b/m.py\n--- a/m.py\n+++ b/m.py\n{hunk}"
+    ).text("m.py")
+
+
+def test_a_hunk_without_context_changes_the_line_that_it_names():
+    rows = BRANCHES.split("\n")
+    assert hunk_on(BRANCHES, "@@ -5 +5 @@\n-        return None\n+        return 7\n") == "\n".join(
+        [*rows[:4], "        return 7", *rows[5:]]
+    )
+    assert hunk_on(LETTERS, "@@ -2 +2 @@\n-b = 2\n+b = 9\n") == LETTERS.replace("2", "9")
+    assert hunk_on(LETTERS, "@@ -3 +2,0 @@\n-c = 3\n") == LETTERS.replace("c = 3\n", "")
+
+
+def test_an_insertion_without_context_goes_after_the_line_that_it_names():
+    assert hunk_on(LETTERS, "@@ -2,0 +3 @@\n+new\n") == LETTERS.replace("b = 2\n", "b = 2\nnew\n")
+    assert hunk_on(LETTERS, "@@ -0,0 +1 @@\n+new\n") == f"new\n{LETTERS}"
+    assert hunk_on(LETTERS, "@@ -4,0 +5 @@\n+new\n") == f"{LETTERS}new\n"
+
+
+@cases(
+    {
+        "another line of the same text": (
+            "@@ -1,3 +1,3 @@\n         return None\n-    if kind == 1:\n+    if kind == 9:\n"
+            "         return None\n",
+            r"hunk 1 of 'm.py' .* says that its old text is at line 1, but this text is at line 3. ",
+        ),
+        "several of them": (
+            "@@ -2 +2 @@\n-        return None\n+        return 7\n",
+            "at line 2, but this text is at lines 3, 5, 7, …",
+        ),
+        "the second hunk": (
+            "@@ -2 +2,2 @@\n-    if kind == 0:\n+    if not kind:\n+        #\n"
+            "@@ -5 +6 @@\n-    if kind == 1:\n+    if kind == 7:\n",
+            "hunk 2 of 'm.py' .* at line 5, but this text is at line 4",
+        ),
+        "beyond the end": ("@@ -12 +12 @@\n-x\n+y\n", "after the end of the file, which has 11 lines"),
+        "text that is there, but not beyond the end": (
+            "@@ -90 +90 @@\n-    if kind == 1:\n+y\n",
+            "at line 90, but this text is at line 4",
+        ),
+        "an insertion beyond the end": ("@@ -12,0 +13 @@\n+y\n", "inserts after line 12, .* has 11 lines"),
+        "trailing context that is missing, as for the end of a file": (
+            "@@ -2,2 +2,2 @@\n         return None\n-    if kind == 4:\n+    if kind == 5:\n",
+            "at line 2, but this text is at line 9",
+        ),
+    },
+)
+def test_a_hunk_that_would_land_elsewhere_is_refused_with_both_lines(diff, complaint):
+    with pytest.raises(PatchError, match=complaint):
+        hunk_on(BRANCHES, diff)
+
+
+@cases(
+    {
+        "other line ends": ("@@ -1 +1 @@\n-a\n+c\n", "CRLF in the file, LF in the hunk"),
+        "an insertion after a last line without a newline": (
+            "@@ -2,0 +3 @@\n+c\n",
+            "after a line that has no newline",
+        ),
+        "a marker within the file": (
+            "@@ -1 +1 @@\n-a\r\n+c\n\\ No newline at end of file\n",
+            "after a line that has no newline",
+        ),
+        "a marker for a line that has a newline": (
+            "@@ -1 +1 @@\n-a\r\n\\ No newline at end of file\n+c\n",
+            "CRLF in the file, no newline in the hunk",
+        ),
+        "no marker for the last line": ("@@ -2 +2 @@\n-b\n+c\n", "no newline in the file, LF in the hunk"),
+    },
+)
+def test_line_ends_count(diff, complaint):
+    with pytest.raises(PatchError, match=complaint):
+        hunk_on("a\r\nb", diff)
+
+
 # ---- refused diffs
 
 
@@ -198,27 +372,49 @@ def addition(name, mode="100644"):
             "copies",
         ),
         "two sections for one file": (MODIFY + MODIFY, "two sections"),
-        "a section under another name": (MODIFY.replace("+++ b/pkg/b.py", "+++ b/pkg/a.py"), "do not agree"),
+        "a section under another name": (
+            MODIFY.replace("+++ b/pkg/b.py", "+++ b/pkg/a.py"),
+            "does not agree",
+        ),
         "another name in the first line": (
             MODIFY.replace("diff --git a/pkg/b.py b/pkg/b.py", "diff --git a/pkg/a.py b/pkg/a.py"),
-            "does not name",
+            "line 2 of the diff: the name 'a/pkg/b.py' does not agree",
         ),
-        "a rename without saying so": (modification("pkg/b.py", "pkg/c.py"), "does not name|do not agree"),
+        "a rename without saying so": (
+            modification("pkg/b.py", "pkg/c.py"),
+            "do not agree.*needs 'rename from'",
+        ),
         "an addition without saying so": (
             addition("c.py").replace("new file mode 100644\n", ""),
-            "do not agree",
+            "does not agree.*needs 'new file mode'",
         ),
-        "a deletion without saying so": (MODIFY.replace("+++ b/pkg/b.py", "+++ /dev/null"), "do not agree"),
+        "a deletion without saying so": (MODIFY.replace("+++ b/pkg/b.py", "+++ /dev/null"), "does not agree"),
         "an addition with old lines": (
             addition("c.py").replace("@@ -0,0 +1 @@\n", "@@ -1 +1 @@\n-y\n"),
             "has old lines",
         ),
-        "no prefix": (MODIFY.replace("a/pkg", "pkg").replace("b/pkg", "pkg"), "lacks its a/ or b/"),
+        "prefixes of one's own": (
+            MODIFY.replace("a/pkg", "old/pkg").replace("b/pkg", "new/pkg"),
+            "do not agree.*--src-prefix=a/ --dst-prefix=b/",
+        ),
+        "a name that takes long to read": (
+            f'diff --git "{"a" * 200_000}" "b"\nrename from a\nrename to b\n',
+            "line 1 of the diff: the names in the 'diff --git' line are too long",
+        ),
+        "colours": (f"\x1b[1m{MODIFY}", "git diff --no-color"),
         "headers with carriage returns": (MODIFY.replace("\n", "\r\n"), "carriage return"),
         "words before the diff": (f"Here is the diff:\n{MODIFY}", "must begin with"),
         "a bare unified diff": (MODIFY.partition("\n")[2], "must begin with"),
         "a hunk cut short": (MODIFY.replace("+x = 2\n", ""), "ends within a hunk"),
-        "a hunk with a false count": (MODIFY.replace("@@ -1 +1 @@", "@@ -1,2 +1,2 @@"), "ends within a hunk"),
+        "more blanks cut than context has": (
+            MODIFY.replace("@@ -1 +1 @@", "@@ -1,999999999 +1,999999999 @@"),
+            "ends within a hunk",
+        ),
+        "a line before the first": (MODIFY.replace("@@ -1 +1 @@", "@@ -0 +0 @@"), "before line 1"),
+        "a new line number that does not follow": (
+            MODIFY.replace("@@ -1 +1 @@", "@@ -1 +3 @@"),
+            "line 4 of the diff: the hunk says that its new text is at line 3; .* that is line 1",
+        ),
         "lines beyond the count": (MODIFY + "+y = 1\n", "must begin with"),
         "a hunk that changes nothing": (MODIFY.replace("-x = 1\n+x = 2\n", " x = 1\n"), "changes nothing"),
         "a section that changes nothing": ("diff --git a/pkg/b.py b/pkg/b.py\n", "changes nothing"),
@@ -243,7 +439,7 @@ def test_a_malformed_or_unsafe_diff_is_refused(diff, complaint):
         "a folder where a file is": (addition("pkg/b.py/c.py"), "file and a folder"),
         "other content": (
             MODIFY.replace("-x = 1", "-x = 7"),
-            "does not apply: error: patch failed: pkg/b.py:1",
+            "does not apply: hunk 1 of 'pkg/b.py' .* line 1 of the file is 'x = 1', and the hunk has 'x = 7'",
         ),
         "a deletion that leaves lines": (
             "diff --git a/pkg/a.py b/pkg/a.py\ndeleted file mode 100644\n--- a/pkg/a.py\n+++ /dev/null\n"
@@ -420,15 +616,13 @@ kill -9 $$
     return f"{folder}{os.pathsep}{os.environ['PATH']}"
 
 
-def test_a_killed_git_does_not_count_as_a_refused_diff(tmp_path, monkeypatch):
+def test_git_is_asked_again_if_it_is_killed(tmp_path, monkeypatch):
     after = BEFORE.replace({"pkg/b.py": FileEntry(b"x = 2\n")})
     monkeypatch.setenv("PATH", killed_git(tmp_path / "bin", 2))
-    assert apply_patch(BEFORE, MODIFY) == after
-    monkeypatch.setenv("PATH", killed_git(tmp_path / "other", 2))
     assert diff_trees(BEFORE, after) == MODIFY
 
 
-def test_a_diff_for_which_git_is_killed_repeatedly_is_refused(tmp_path, monkeypatch):
+def test_trees_for_which_git_is_killed_repeatedly_are_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", killed_git(tmp_path / "bin", 9))
     with pytest.raises(PatchError, match="git was killed 3 times"):
-        apply_patch(BEFORE, MODIFY)
+        diff_trees(BEFORE, BEFORE.replace({"pkg/b.py": FileEntry(b"x = 2\n")}))

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from hostile_texts import LINES, NAMES, changes, contents
 from selfplay.errors import PatchError
 from selfplay.source.apply import apply_patch, diff_trees
-from selfplay.source.diffs import Hunk, parse_patch, path_problem, reverse_patch
+from selfplay.source.diffs import parse_patch, path_problem, reverse_patch
+from selfplay.source.hunks import Hunk
 from selfplay.source.trees import FileEntry, Tree, is_safe_path
 
 CAP = 1 << 24
@@ -157,22 +158,47 @@ def commits(*trees: Tree) -> bytes:
     return stream
 
 
+# As diff.noprefix and diff.mnemonicPrefix write them, and swapped.
+PREFIXES = (
+    (),
+    ("--no-prefix",),
+    ("--src-prefix=i/", "--dst-prefix=w/"),
+    ("--src-prefix=c/", "--dst-prefix=i/"),
+    ("--src-prefix=o/", "--dst-prefix=w/"),
+    ("-R",),
+)
+
+
 @settings(max_examples=settings.default.max_examples // 2)  # several processes each
 @given(
     change=changes(),
     options=st.sets(
-        st.sampled_from(["-M", "-U1", "--minimal", "--full-index", "--patience", "--no-renames"])
+        st.sampled_from(
+            ["-M", "--minimal", "--full-index", "--patience", "--no-renames", "--inter-hunk-context=2"]
+        )
     ),
+    context=st.sampled_from(["-U0", "-U1", "-U3"]),
+    prefixes=st.sampled_from(PREFIXES),
+    empty=st.booleans(),
 )
 def test_diffs_of_real_git_are_read_and_give_the_same_tree(
-    git, change: tuple[Tree, Tree], options: set[str]
+    git,
+    change: tuple[Tree, Tree],
+    options: set[str],
+    context: str,
+    prefixes: tuple[str, ...],
+    empty: bool,
 ) -> None:
     before, after = change
     assume(before != after)
     git("fast-import", "--quiet", "--force", stdin=commits(before, after))
-    diff = git("diff", "--text", *sorted(options), "t0", "t1").stdout.decode("utf-8", "replace")
+    swapped = ("t1", "t0") if "-R" in prefixes else ("t0", "t1")
+    setting = f"diff.suppressBlankEmpty={str(empty).lower()}"
+    printed = git("-c", setting, "diff", "--text", context, *prefixes, *sorted(options), *swapped).stdout
+    diff = printed.decode("utf-8", "replace")
     assume("\nold mode " not in diff)  # a move to a file of another mode, which is refused on purpose
     assert apply_patch(before, diff) == after
+    assert apply_patch(after, reverse_patch(diff)) == before
     assert applied_by_git(before, diff_trees(before, after)) == after
 
 
@@ -194,6 +220,8 @@ MUTANT_LINES = (
     "similarity index 100%",
     "rename to b/b",
     "copy from a.py",
+    "\\ Kein Zeilenumbruch am Dateiende.",
+    "diff --git b/b b/b",
     "diff --git a/b/b b/b/b",
     "-a",
     "+a",
@@ -220,6 +248,7 @@ def mutated(draw: st.DrawFn, diff: str) -> str:
                     "return",
                     "name",
                     "cut",
+                    "shift",
                     "hunk twice",
                     "section twice",
                 ]
@@ -246,6 +275,12 @@ def mutated(draw: st.DrawFn, diff: str) -> str:
                 rows[at] = row.replace(
                     draw(st.sampled_from(NAMES)),
                     draw(st.sampled_from([*NAMES, "../x", "/x", ".git/config", "-x", "x/../y"])),
+                )
+            case "shift":
+                by = draw(st.integers(-3, 9))
+                parts = re.split(r"(?<=[-+])(\d+)(?=[, ])", row, maxsplit=2)
+                rows[at] = "".join(
+                    str(max(int(part) + by, 0)) if part.isdecimal() else part for part in parts
                 )
             case "cut":
                 rows[at] = row[: draw(st.integers(0, len(row)))]
@@ -295,7 +330,7 @@ def applied_by_git(tree: Tree, text: str) -> Tree | None:
             "GIT_CEILING_DIRECTORIES": str(folder.parent),
         }
         done = subprocess.run(
-            ["git", "apply", "--whitespace=nowarn", "-"],
+            ["git", "apply", "--whitespace=nowarn", "--unidiff-zero", "-"],
             cwd=folder,
             env=variables,
             input=text.encode(),
@@ -313,9 +348,11 @@ def check_corrupted(before: Tree, text: str) -> None:
         return
     event("applies")
     check_claims(before, result, text)
+    assert apply_exactly(before, text) == result
     if text.strip():
-        # Our reader accepts a diff without a last newline; git does not.
-        assert applied_by_git(before, text.removesuffix("\n") + "\n") == result
+        # Our reader accepts a diff without a last newline or last blanks; git does not.
+        assert applied_by_git(before, text.removesuffix("\n") + "\n") in (None, result)
+        assert applied_by_git(before, parse_patch(text, CAP).text()) == result
 
 
 @settings(max_examples=2 * settings.default.max_examples)  # most are refused, which is fast

@@ -29,6 +29,12 @@ def test_test_files_are_distinct_and_plain():
     assert Artifact.from_files(FILES).test_files == ("tests/test_a.py", "tests/test_b.py")
 
 
+def test_only_a_line_feed_ends_the_name_of_a_test_file():
+    names = "tests/a\x0cb.py\r\ntests/c\x1cd\u2028e.py\n  tests/f\x0c\n"
+    found = Artifact.from_files(FILES | {"test_files.txt": names}).test_files
+    assert found == ("tests/a\x0cb.py", "tests/c\x1cd\u2028e.py", "tests/f\x0c")
+
+
 def test_the_prompts_names_are_aliases():
     renamed = dict(FILES)
     renamed["bug_patch.diff"] = renamed.pop("bug_inject.diff")

@@ -107,6 +107,7 @@ def test_a_parser_must_need_its_log():
 def test_lines_that_name_a_test_are_found_by_its_last_name():
     log = b"PASSED t.py::T::test_a[1 - x]\nok test_ab\ntest_a ... ok\n2 passed\n"
     assert without_lines_naming(log, {"t.py::T::test_a[1 - x]"}) == b"ok test_ab\n2 passed\n"
+    assert without_lines_naming(b"PASSED a.py::test_a\rok\nend", {"a.py::test_a"}) == b"end"
 
 
 def test_a_repair_needs_an_explicit_pass_of_every_test():

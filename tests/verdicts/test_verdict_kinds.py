@@ -15,7 +15,7 @@ from selfplay.errors import EnvironmentBuildError, PrerequisiteError, SelfplayEr
 from selfplay.outcomes import TestOutcomes
 from selfplay.verdicts.checks import Finding, fail, judge_repeats
 from selfplay.verdicts.verdict import CheckResult, Verdict
-from selfplay.viewing.inspect import rejections, show_rejections
+from selfplay.viewing.rejections import rejections, show_rejections
 from selfplay.viewing.verdict import print_verdict
 from store_rows import recorded_run
 

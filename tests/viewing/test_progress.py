@@ -3,8 +3,12 @@ import threading
 
 import pytest
 from rich.console import Console
+from rich.text import Text
 
-from selfplay.viewing.progress import TrainProgress, duration_text, top_text
+from selfplay.curriculum.store import Store
+from selfplay.viewing.live import ResizableLive
+from selfplay.viewing.progress import TrainProgress, counts_so_far, duration_text, top_text
+from store_rows import recorded_run
 
 
 def a_console(width: int = 80, terminal: bool = False) -> Console:
@@ -45,7 +49,8 @@ def test_progress_counts_reported_events():
     clock.now = 100.0
     progress.update_finished(1, {"injector/reward": -0.5, "carried_gradient": True})
     lines = dict(progress.lines())
-    assert lines["episodes"] == "injector 0 in flight, 2 done (max_turns 1) · solver 1 in flight, 0 done"
+    assert lines["injector"] == "0 in flight, 2 done (max_turns 1)"
+    assert lines["solver"] == "1 in flight, 0 done"
     assert lines["artifacts"] == "1 accepted, 1 rejected (parser 1)"
     assert lines["repairs"] == "1 of 2 (50%)"
     assert lines["reward"] == "injector -0.50"
@@ -59,6 +64,43 @@ def test_time_left_counts_only_updates_of_this_process():
     assert "left" not in dict(progress.lines())["time"]
     progress.update_finished(8, {})
     assert dict(progress.lines())["time"].endswith("about 2:00 left")
+
+
+def test_a_resumed_run_goes_on_counting_where_the_last_process_ended(tmp_path):
+    recorded_run(tmp_path / "run")
+    clock = Clock()
+    with Store.open(tmp_path / "run" / "selfplay.db") as store:
+        store.begin_update(3)
+        store.set_update_metrics(3, '{"seconds/solving": 19.0}')
+        progress = TrainProgress(a_console(), 4, 2, counts_so_far(store), clock=clock)
+    clock.now = 40.0
+    lines = dict(progress.lines())
+    assert (lines["injector"], lines["solver"]) == ("0 in flight, 5 done", "0 in flight, 4 done")
+    assert lines["artifacts"] == "2 accepted, 3 rejected (parser 2, inverse_mutation 1)"
+    assert lines["repairs"] == "1 of 3 (33%)"
+    assert lines["reward"] == "injector -0.40, solver +0.25"
+    assert lines["time"] == "0:40 elapsed, 5:20 in earlier processes"
+    progress.artifact(True, "")
+    assert dict(progress.lines())["artifacts"].startswith("3 accepted")
+
+
+def test_a_terminal_that_became_narrower_is_cleared_of_the_whole_display():
+    console = a_console(width=80, terminal=True)
+    live = ResizableLive(Text("x" * 70 + "\n" + "y" * 30), console)
+    with live:
+        live.refresh()
+        assert erased_rows(console, live) == 2
+        console.width = 40  # 70 columns take 2 rows now; a terminal wraps both lines at their full width
+        assert erased_rows(console, live) == 3
+        assert erased_rows(console, live) == 3
+
+
+def erased_rows(console: Console, live: ResizableLive) -> int:
+    """Rows that a refresh erases."""
+    console.file.seek(0)
+    console.file.truncate()
+    live.refresh()
+    return printed(console).count("\x1b[2K")
 
 
 def test_without_a_terminal_progress_is_plain_lines():
@@ -83,7 +125,7 @@ def test_without_a_terminal_a_line_comes_periodically():
             if "repairs: 0 of 0" in printed(console):
                 break
             threading.Event().wait(0.01)
-    assert "update 1/2: solving; episodes: injector 0 in flight" in printed(console)
+    assert "update 1/2: solving; injector: 0 in flight" in printed(console)
 
 
 def test_in_a_terminal_progress_is_a_live_display_fed_by_threads():
@@ -104,13 +146,13 @@ def test_in_a_terminal_progress_is_a_live_display_fed_by_threads():
     assert "8 accepted, 8 rejected (parser 8)" in text
 
 
-@pytest.mark.parametrize("width", [80, 120])
-def test_the_live_display_fits_its_width(width):
+@pytest.mark.parametrize("width", [40, 60, 80, 120])
+def test_the_live_display_is_as_narrow_at_60_columns_as_at_120(width):
     console = a_console(width)
     progress = TrainProgress(console, 2)
     played(progress)
     console.print(progress)
-    assert max(map(len, printed(console).splitlines())) <= width
+    assert max(map(len, printed(console).splitlines())) <= min(width, 58)
 
 
 def test_durations_and_counts_are_short():

@@ -16,18 +16,14 @@ from selfplay.curriculum.rows import VerdictRow
 from selfplay.curriculum.store import Store
 from selfplay.errors import RunError, StoreError, UsageError
 from selfplay.evaluation.folder import AttemptResult
+from selfplay.metrics import read_metrics
+from selfplay.viewing.changes import diffstat
 from selfplay.viewing.duplicates import repeated_bugs
-from selfplay.viewing.inspect import (
-    BugFilter,
-    diffstat,
-    rejections,
-    select_bugs,
-    show_bug,
-    show_bugs,
-    show_rejections,
-)
-from selfplay.viewing.replay import find_episode, replay
-from selfplay.viewing.summary import print_summary, read_metrics, solve_rate_bins
+from selfplay.viewing.episode_search import find_episode
+from selfplay.viewing.inspect import BugFilter, select_bugs, show_bug, show_bugs
+from selfplay.viewing.rejections import rejections, show_rejections
+from selfplay.viewing.replay import replay
+from selfplay.viewing.summary import print_summary, solve_rate_bins
 from store_rows import INJECT, WEAKEN, a_group, an_episode, an_episode_value, recorded_run
 
 
@@ -69,6 +65,24 @@ def test_bugs_are_listed_with_whole_ids_at_80_columns(store):
     assert "u0001-sol0-m1-bug2" in text
     assert "1/3" in text
     assert max(map(len, text.splitlines()[:-1])) <= 80
+
+
+@pytest.mark.parametrize("width", [60, 80, 120, 160])
+def test_each_bug_takes_one_line_with_its_function_and_change(store, width):
+    console = a_console(width)
+    show_bugs(store, BugFilter(), console)
+    rows = [line for line in printed(console).splitlines() if line.startswith("u0001-")]
+    assert len(rows) == 3 and max(map(len, rows)) <= width
+    assert all("m.py" in row and "x = 1 → x = 2" in row for row in rows)
+
+
+def test_bugs_are_sorted_the_other_way_round_and_limited(store):
+    wanted = BugFilter(sort="solve_rate", reverse=True, limit=2)
+    console = a_console()
+    show_bugs(store, wanted, console)
+    rows = [line.split()[0] for line in printed(console).splitlines() if line.startswith("u0001-")]
+    assert rows == ["u0001-sol0-m1-bug2", "u0001-inj0-m1-bug"]
+    assert "2 of 3 bugs" in printed(console)
 
 
 def test_names_that_look_like_markup_are_shown_as_they_are(store):
