@@ -29,7 +29,7 @@ from selfplay.repositories.environment import Environment
 from selfplay.repositories.git import history_bundle
 from selfplay.sandbox.base import SUBMIT, Limits, Sandbox, SandboxBackend
 from selfplay.source.trees import Tree
-from selfplay.verdicts.artifact import ALIASES, FILE_NAMES, MAX_FILE_BYTES
+from selfplay.verdicts.artifact import ALIASES, FILE_NAMES, MAX_FILE_BYTES, decode_file
 from selfplay.verdicts.prediction import Prediction
 from selfplay.verdicts.test_runs import TestRunner
 
@@ -217,8 +217,8 @@ def _tar_of(name: str, content: bytes) -> bytes:
 def read_submission(box: Sandbox, limits: Limits, names: tuple[str, ...]) -> dict[str, str]:
     """The artifact's files that `names` lists, as text; without names, all that exist.
 
-    Leaves out what is missing, not a plain file, or not UTF-8. A file over the cap keeps one byte too many,
-    which the validator reports.
+    Leaves out what is missing, not a plain file, or not UTF-8; diffs may hold other bytes. A file over the
+    cap keeps one byte too many, which the validator reports.
     """
     files = Tree.from_tar(box.read_archive(SUBMIT, limits.submit_bytes + ARCHIVE_OVERHEAD_BYTES))
     wanted = {posixpath.relpath(posixpath.join(SUBMIT, name), SUBMIT) for name in names} or files.keys()
@@ -226,7 +226,7 @@ def read_submission(box: Sandbox, limits: Limits, names: tuple[str, ...]) -> dic
     for name in (*FILE_NAMES, *ALIASES):
         if name in wanted and name in files:
             try:
-                submission[name] = files[name].content[: MAX_FILE_BYTES + 1].decode("utf-8")
+                submission[name] = decode_file(name, files[name].content[: MAX_FILE_BYTES + 1])
             except UnicodeDecodeError:
                 continue
     return submission

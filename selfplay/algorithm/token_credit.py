@@ -13,7 +13,7 @@ from selfplay.agent.tool_format import OPENING, BadFormat
 from selfplay.agent.tools import MARKS, STANDARD, Toolbox
 from selfplay.errors import SelfplayError
 from selfplay.settings.learning import TrainerSettings
-from selfplay.source.diffs import parse_patch
+from selfplay.source.diffs import diff_bytes, parse_patch
 
 Decode = Callable[[Sequence[int]], str]
 
@@ -114,7 +114,7 @@ def _added_lines(episode: Episode) -> dict[str, list[str]] | None:
     """Lines that the submission adds, by file; None if it cannot be read as a diff."""
     text = episode.submission.get("patch") or episode.submission.get("bug_inject.diff") or ""
     try:
-        files = parse_patch(text, len(text.encode()) + 1).files
+        files = parse_patch(text, len(diff_bytes(text))).files
     except SelfplayError:
         return None
     return {
