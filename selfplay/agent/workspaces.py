@@ -40,7 +40,8 @@ BUNDLE = "history.bundle"
 MAX_RESTORED = 100  # paths named whose change does not count: a policy may make any number of files
 
 # Runs in the sandbox before the policy does, in a subshell, so that the policy's session does not change.
-# Author and date are fixed. --force: a repository may hold files that its own rules ignore.
+# Author and date are fixed. --force: a repository may hold files that its own rules ignore. The attributes
+# win over the repository's `.gitattributes`: git gives back bytes as they were, and shows text as text.
 GIT_SETTINGS = r"""
 set -e
 cd /testbed
@@ -51,6 +52,8 @@ rm -rf .git
 git init --quiet --template= --initial-branch=main .
 printf '[user]\n\tname = selfplay\n\temail = selfplay@localhost\n' >> .git/config
 printf '[gc]\n\tauto = 0\n[core]\n\tlogAllRefUpdates = false\n' >> .git/config
+mkdir -p .git/info
+printf '* -text -ident !filter !working-tree-encoding !diff\n' > .git/info/attributes
 """
 COMMIT_ALL = """\
 git add --all --force .

@@ -35,6 +35,7 @@ from selfplay.source.trees import FileEntry, Tree
 
 GIT_TIMEOUT_S = 60.0
 GIT_TRIES = 3
+MAX_COMPARED_BYTES = 8 << 20  # of all files whose diff is wanted, to bound git's work
 # The last words of git when it could not write a file.
 FULL_DISK = re.compile(rb": (No space left on device|Disk quota exceeded|File too large)$", re.MULTILINE)
 
@@ -257,6 +258,15 @@ def content_problem(path: str, tree: Tree) -> str:
     if entry is None:
         return ""
     return f"{path!r} is a binary file" if b"\0" in entry.content else ""
+
+
+def change_problem(path: str, tree: Tree) -> str:
+    """Why neither a bug nor a repair can change `path` in `tree`: its name, bytes or size; "" if they can."""
+    size = len(tree[path].content) if path in tree else 0
+    too_large = f"{path!r} has {size} bytes; at most {MAX_COMPARED_BYTES} are compared"
+    return (
+        path_problem(path) or content_problem(path, tree) or (too_large if size > MAX_COMPARED_BYTES else "")
+    )
 
 
 def _hunks_between(before: Tree, after: Tree, paths: Sequence[str]) -> Iterator[tuple[str, str]]:

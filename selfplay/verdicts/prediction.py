@@ -14,13 +14,12 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from selfplay.source.apply import apply_parsed, content_problem, diff_sections
+from selfplay.source.apply import MAX_COMPARED_BYTES, apply_parsed, change_problem, diff_sections
 from selfplay.source.diffs import MAX_FILES, Patch, diff_bytes, path_problem
 from selfplay.source.path_policy import is_protected_path
 from selfplay.source.trees import Tree, ignore_rules
 
 MAX_FILE_BYTES = 1 << 20  # of a new file: no repair needs a larger one, and a run may leave a log behind
-MAX_CHANGED_BYTES = 8 << 20  # of all changed files together, to bound the work of comparing them
 MAX_PATCH_BYTES = 1 << 24
 
 
@@ -66,7 +65,7 @@ def take_prediction(
         if path not in before and path not in original and ignored.match_file(path):
             continue
         problem = "changes to it do not count" if path in not_counted else ""
-        if problem := problem or change_problem(path, original, before, workspace):
+        if problem := problem or _problem(path, original, before, workspace):
             restored[path] = problem
         else:
             changed.append(path)
@@ -76,7 +75,7 @@ def take_prediction(
         is_new = {path: path not in before and path not in original for path in sizes}
         return _fitting(sorted(sizes, key=lambda path: (is_new[path], sizes[path])), sizes, most, restored)
 
-    compared = fitting({path: _size(path, before, workspace) for path in changed}, MAX_CHANGED_BYTES)
+    compared = fitting({path: _size(path, before, workspace) for path in changed}, MAX_COMPARED_BYTES)
     sections = diff_sections(before, before.restore(workspace, compared))
     kept = set(fitting({path: len(diff_bytes(text)) for path, text in sections.items()}, max_patch_bytes))
     patch = "".join(text for path, text in sections.items() if path in kept)
@@ -100,20 +99,13 @@ def add_prediction(
     return after.restore(before, restored), restored
 
 
-def change_problem(path: str, original: Tree, before: Tree, after: Tree) -> str:
-    """Why a change of `path` does not count; "" if it does.
-
-    original: the repository. before, after: trees with and without the change.
-    """
+def _problem(path: str, original: Tree, before: Tree, after: Tree) -> str:
+    """Why a change of `path` does not count; "" if it does."""
     if is_protected_path(path, original):
         return "it is a test or a file that steers the test run"
-    if problem := path_problem(path):
-        return problem
-    if content_problem(path, before) or content_problem(path, after):
-        return "it is a binary file"
-    size = _size(path, before, after)
-    most = MAX_CHANGED_BYTES if path in before or path in original else MAX_FILE_BYTES
-    return f"it has {size} bytes; at most {most} are compared" if size > most else ""
+    is_too_large = path not in before and path not in original and _size(path, after) > MAX_FILE_BYTES
+    too_large = f"it is new and has more than {MAX_FILE_BYTES} bytes" if is_too_large else ""
+    return change_problem(path, before) or change_problem(path, after) or too_large
 
 
 def _is_same(path: str, before: Tree, after: Tree) -> bool:

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selfplay.source.apply import apply_patch, diff_trees
+from selfplay.source.apply import MAX_COMPARED_BYTES, apply_patch, diff_trees
 from selfplay.source.diffs import diff_text
 from selfplay.source.trees import FileEntry, Tree
 from selfplay.verdicts.artifact import Artifact
 from selfplay.verdicts.bug import BugState, States, build_states
-from selfplay.verdicts.prediction import MAX_CHANGED_BYTES, MAX_FILE_BYTES, take_prediction
+from selfplay.verdicts.prediction import MAX_FILE_BYTES, take_prediction
 from selfplay.verdicts.repairs import graded_trees, judge_exact_repair, take_repair
 
 MOST = 1 << 18  # bytes of a diff, the default of `validator.max_patch_bytes`
@@ -121,7 +121,7 @@ def test_source_over_a_mebibyte_is_repaired():
 
 
 def test_a_file_that_is_too_large_to_compare_is_no_place_for_a_bug():
-    original = shop(b"x = 1\n" * (MAX_CHANGED_BYTES // 6 + 1))
+    original = shop(b"x = 1\n" * (MAX_COMPARED_BYTES // 6 + 1))
     bug = {"shop/prices.py": FileEntry(original["shop/prices.py"].content + b"x = 2\n")}
     assert_rejected(states_of(original, bug), "bytes")
 
