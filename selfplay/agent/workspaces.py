@@ -23,7 +23,7 @@ from selfplay.agent.episode import Episode, FinishReason, Role
 from selfplay.agent.prompting import Prompt
 from selfplay.config import Config
 from selfplay.engines.base import Engine, derive_seed
-from selfplay.errors import ArtifactError, SandboxError, SandboxLost, SandboxUnavailable
+from selfplay.errors import ArtifactError, PatchError, SandboxError, SandboxLost, SandboxUnavailable
 from selfplay.repositories.checkouts import Checkout
 from selfplay.repositories.environment import Environment
 from selfplay.repositories.git import history_bundle
@@ -153,7 +153,7 @@ class Record:
             yield
         except SandboxLost as loss:
             self.finish, self.error = FinishReason.SANDBOX_LOST, str(loss)
-        except ArtifactError as refusal:
+        except (ArtifactError, PatchError) as refusal:
             self.error = str(refusal)
 
     def episode(self, strategy: str = "", target: str = "", bug_id: str = "") -> Episode:

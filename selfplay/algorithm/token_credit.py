@@ -132,4 +132,15 @@ def _is_kept(turn: Turn, added: dict[str, list[str]] | None, tools: Toolbox) -> 
     except BadFormat:
         return True
     lines = added.get(action.path.removeprefix("/testbed/").removeprefix("./"), [])
-    return bool(lines) and all(any(part in line for line in lines) for part in action.replace.split("\n"))
+    parts = action.replace.split("\n")
+    return bool(lines) and all(any(_holds(line, part) for line in lines) for part in parts)
+
+
+def _holds(line: str, part: str) -> bool:
+    """Whether an added line holds a line that an edit wrote.
+
+    A line that is not UTF-8 has bytes in the diff and characters in the edit, so their ASCII is compared.
+    """
+    if any("\udc80" <= character <= "\udcff" for character in line):
+        line, part = (text.encode("ascii", "ignore").decode() for text in (line, part))
+    return part in line

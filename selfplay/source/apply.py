@@ -35,7 +35,8 @@ from selfplay.source.trees import FileEntry, Tree
 
 GIT_TIMEOUT_S = 60.0
 GIT_TRIES = 3
-MAX_COMPARED_BYTES = 8 << 20  # of all files whose diff is wanted, to bound git's work
+# Of one file: git needs some 80 bytes of memory for each line, and half a minute for the worst 4 MiB.
+MAX_COMPARED_BYTES = 4 << 20
 # The last words of git when it could not write a file.
 FULL_DISK = re.compile(rb": (No space left on device|Disk quota exceeded|File too large)$", re.MULTILINE)
 

@@ -14,12 +14,13 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from selfplay.source.apply import MAX_COMPARED_BYTES, apply_parsed, change_problem, diff_sections
+from selfplay.source.apply import apply_parsed, change_problem, diff_sections
 from selfplay.source.diffs import MAX_FILES, Patch, diff_bytes, path_problem
 from selfplay.source.path_policy import is_protected_path
 from selfplay.source.trees import Tree, ignore_rules
 
 MAX_FILE_BYTES = 1 << 20  # of a new file: no repair needs a larger one, and a run may leave a log behind
+MAX_CHANGED_BYTES = 8 << 20  # of all changed files together, to bound the work of comparing them
 MAX_PATCH_BYTES = 1 << 24
 
 
@@ -70,14 +71,20 @@ def take_prediction(
         else:
             changed.append(path)
 
-    def fitting(sizes: Mapping[str, int], most: int) -> list[str]:
+    def fitting(what: str, sizes: Mapping[str, int], most: int) -> list[str]:
         """The paths that fit. Files of the repository come first, so that others take no room from them."""
         is_new = {path: path not in before and path not in original for path in sizes}
-        return _fitting(sorted(sizes, key=lambda path: (is_new[path], sizes[path])), sizes, most, restored)
+        order = sorted(sizes, key=lambda path: (is_new[path], sizes[path]))
+        paths = _fitting(order, sizes, most)
+        for path in set(order).difference(paths):
+            restored[path] = f"{what} all changes exceed {MAX_FILES} files or {most} bytes"
+        return paths
 
-    compared = fitting({path: _size(path, before, workspace) for path in changed}, MAX_COMPARED_BYTES)
+    sizes = {path: _size(path, before, workspace) for path in changed}
+    compared = fitting("the files of", sizes, MAX_CHANGED_BYTES)
     sections = diff_sections(before, before.restore(workspace, compared))
-    kept = set(fitting({path: len(diff_bytes(text)) for path, text in sections.items()}, max_patch_bytes))
+    sizes = {path: len(diff_bytes(text)) for path, text in sections.items()}
+    kept = set(fitting("the diffs of", sizes, max_patch_bytes))
     patch = "".join(text for path, text in sections.items() if path in kept)
     paths = sorted(restored)
     return Prediction(patch, tuple(map(_printable, paths)), tuple(restored[path] for path in paths))
@@ -117,18 +124,13 @@ def _size(path: str, *trees: Tree) -> int:
     return max(len(tree[path].content) for tree in trees if path in tree)
 
 
-def _fitting(
-    paths: Sequence[str], sizes: Mapping[str, int], most: int, restored: dict[str, str]
-) -> list[str]:
-    """The first MAX_FILES of `paths` that have `most` bytes together. The others go into `restored`."""
+def _fitting(paths: Sequence[str], sizes: Mapping[str, int], most: int) -> list[str]:
+    """At most MAX_FILES of `paths`, `most` bytes together: each one that still fits, in order."""
     fitting: list[str] = []
-    bytes_left = most
     for path in paths:
-        if len(fitting) < MAX_FILES and sizes[path] <= bytes_left:
+        if len(fitting) < MAX_FILES and sizes[path] <= most:
             fitting.append(path)
-            bytes_left -= sizes[path]
-        else:
-            restored[path] = f"all changes together exceed {MAX_FILES} files or {most} bytes"
+            most -= sizes[path]
     return fitting
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from selfplay.errors import PatchError
 from selfplay.source.diffs import diff_bytes, parse_patch
@@ -64,15 +64,16 @@ def judge_exact_repair(states: States, test_files: Sequence[str], max_patch_byte
     original, start = states.original, states.solver_start
     undone = [path for path in original.changed_paths(states.buggy) if path not in test_files]
     workspace = start.restore(original, undone).to_tar()
-    repair = take_repair(states, start, workspace, test_files, max_patch_bytes)
-    evidence = {"undone": undone[:20], "bytes": len(diff_bytes(repair.patch))}
-    if repair.restored:
-        reason = f"nobody can repair {repair.restored[0]!r}: {repair.reasons[0]}"
-        return fail(reason, not_repairable=list(repair.restored[:20]), **evidence)
+    evidence: dict[str, Any] = {"undone": undone[:20]}
     try:
+        repair = take_repair(states, start, workspace, test_files, max_patch_bytes)
+        evidence["bytes"] = len(diff_bytes(repair.patch))
+        if repair.restored:
+            reason = f"nobody can repair {repair.restored[0]!r}: {repair.reasons[0]}"
+            return fail(reason, not_repairable=list(repair.restored[:20]), **evidence)
         final = graded_trees(states, repair.patch, test_files, max_patch_bytes).final
     except PatchError as error:
-        return fail(f"the exact repair cannot be applied: {error}", **evidence)
+        return fail(f"the exact repair cannot be taken or applied: {error}", **evidence)
     if different := final.changed_paths(original):
         reason = f"the exact repair leaves {different[0]!r} other than it was (its executable bit counts too)"
         return fail(reason, different=different[:20], **evidence)

@@ -550,10 +550,14 @@ CONTROLS: dict[str, Control] = {
     "terminal-verdict": patched(("selfplay.viewing.verdict.make_harmless", same)),
     "huge-diff": settings(max_patch_bytes=1 << 30),
     "many-files": patched(("selfplay.source.diffs.MAX_FILES", 1 << 20)),
-    "huge-prediction": patched(
-        ("selfplay.verdicts.prediction.MAX_FILE_BYTES", 1 << 30),
-        ("selfplay.verdicts.prediction.MAX_CHANGED_BYTES", 1 << 30),
+    "huge-prediction": all_of(
+        patched(
+            ("selfplay.verdicts.prediction.MAX_FILE_BYTES", 1 << 30),
+            ("selfplay.verdicts.prediction.MAX_CHANGED_BYTES", 1 << 30),
+        ),
+        settings(max_patch_bytes=1 << 30),
     ),
+    "huge-repair": patched(("selfplay.verdicts.validator.judge_exact_repair", passed_check)),
     "sparse-workspace": read_all,
     "many-ids": settings(max_test_ids=1 << 20),
     "huge-id": patched(("selfplay.outcomes.MAX_ID_LENGTH", 1 << 30)),

@@ -305,6 +305,14 @@ def test_a_module_of_another_encoding_gets_the_dead_branch_at_least():
     assert changed != source and compile(changed, "m", "exec")
 
 
+def test_names_in_another_encoding_are_seen_by_the_rule_for_suspects():
+    head = b"# -*- coding: latin-1 -*-\nfrom a import x\ny = x\n"
+    before = Tree({"m.py": FileEntry(head + b"z = y\n")})
+    after = Tree({"m.py": FileEntry(head + b"z = \xe9\n")})
+    assert may_be_random(before, after, ["m.py"])
+    assert not may_be_random(after, before, ["m.py"])
+
+
 # ---- predictions
 
 BEFORE = Tree(
