@@ -242,3 +242,14 @@ def test_git_in_a_workspace_gives_back_the_bytes_that_were_there(place: Place, b
         assert (done.exit_code, done.text) == (0, "")
         left = take_repair(states, states.solver_start, box.read_archive(WORKSPACE, 64 << 20), (), 1 << 18)
     assert (left.patch, left.restored) == ("", ())
+
+
+def test_a_change_that_takes_too_long_to_compare_costs_the_attempt_and_not_the_run(
+    place: Place, bug: BugState, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = solver_task(place.environment, "bug-1", bug, "", CONFIG)
+    build_states(TREE, bug)  # kept for the episode, so git is only asked for its patch
+    monkeypatch.setattr("selfplay.source.apply.GIT_TIMEOUT_S", 1e-6)
+    replies = [format_action("bash", UNDO), format_action("submit", "")]
+    episode = play_solver(task, KEY, place.context(replies))
+    assert episode.submission == {"patch": ""} and "did not work the diff out" in episode.error
