@@ -41,7 +41,8 @@ MAX_RESTORED = 100  # paths named whose change does not count: a policy may make
 
 # Runs in the sandbox before the policy does, in a subshell, so that the policy's session does not change.
 # Author and date are fixed. --force: a repository may hold files that its own rules ignore. The attributes
-# win over the repository's `.gitattributes`: git gives back bytes as they were, and shows text as text.
+# win over the repository's `.gitattributes`: git gives back bytes as they were, and shows text as text. Git
+# protects other systems from names such as `git~1`. Here they are harmless, and a bug may add one.
 GIT_SETTINGS = r"""
 set -e
 cd /testbed
@@ -52,6 +53,7 @@ rm -rf .git
 git init --quiet --template= --initial-branch=main .
 printf '[user]\n\tname = selfplay\n\temail = selfplay@localhost\n' >> .git/config
 printf '[gc]\n\tauto = 0\n[core]\n\tlogAllRefUpdates = false\n' >> .git/config
+printf '\tprotectNTFS = false\n\tprotectHFS = false\n' >> .git/config
 mkdir -p .git/info
 printf '* -text -ident !filter !working-tree-encoding !diff\n' > .git/info/attributes
 """

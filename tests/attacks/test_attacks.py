@@ -28,7 +28,7 @@ from machine import open_or_skip
 from selfplay import attacks, cli
 from selfplay.agent.chat import ChatFormat
 from selfplay.agent.tools import STANDARD, Action
-from selfplay.agent.workspaces import make_repository
+from selfplay.agent.workspaces import GIT_SETTINGS, make_repository
 from selfplay.attacks import ALL_ATTACKS, Attack, Ground, diffs, open_ground, run_attack
 from selfplay.attacks.ground import BOUNDS, CODE, WRONG
 from selfplay.commands import doctor
@@ -556,6 +556,9 @@ CONTROLS: dict[str, Control] = {
             ("selfplay.verdicts.prediction.MAX_CHANGED_BYTES", 1 << 30),
         ),
         settings(max_patch_bytes=1 << 30),
+    ),
+    "git-name": patched(
+        ("selfplay.agent.workspaces.GIT_SETTINGS", GIT_SETTINGS.replace("NTFS = false", "NTFS = true"))
     ),
     "huge-repair": patched(("selfplay.verdicts.validator.judge_exact_repair", passed_check)),
     "sparse-workspace": read_all,

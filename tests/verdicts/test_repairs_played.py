@@ -31,13 +31,14 @@ from selfplay.repositories.git import commit_trees, init_bare
 from selfplay.repositories.specs import parse_spec
 from selfplay.sandbox.base import WORKSPACE, Limits, SandboxBackend
 from selfplay.settings.playing import AgentSettings, EnvironmentSettings, InjectorSettings, SolverSettings
+from selfplay.source.apply import diff_trees
 from selfplay.source.trees import FileEntry, Tree
 from selfplay.verdicts.artifact import Artifact
 from selfplay.verdicts.bug import BugState, build_states
 from selfplay.verdicts.checks import Thresholds
 from selfplay.verdicts.confirmation import Confirmation
 from selfplay.verdicts.grading import grade
-from selfplay.verdicts.repairs import take_repair
+from selfplay.verdicts.repairs import graded_trees, judge_exact_repair, take_repair
 from selfplay.verdicts.test_runs import TestRunner
 from selfplay.verdicts.validator import validate
 from tiny_policy import build_tiny_tokenizer
@@ -253,3 +254,21 @@ def test_a_change_that_takes_too_long_to_compare_costs_the_attempt_and_not_the_r
     replies = [format_action("bash", UNDO), format_action("submit", "")]
     episode = play_solver(task, KEY, place.context(replies))
     assert episode.submission == {"patch": ""} and "did not work the diff out" in episode.error
+
+
+@pytest.mark.parametrize(
+    "name", ["git~1", "GIT~1 ", ".git ", ".git.", ".git::$INDEX_ALLOCATION", "con", "x:y"]
+)
+def test_no_name_of_a_file_keeps_a_solver_from_its_workspace(place: Place, name: str) -> None:
+    """Git refuses some of them by default, which would be the machine's failure for each of its solvers."""
+    bug = diff_trees(TREE, TREE.replace({f"shop/{name}": FileEntry(b"x\n")}))
+    state = BugState(Artifact(bug, "", ("tests/test_shop.py",), "script", "parser"), 1, "", ("t",), ())
+    states = build_states(TREE, state)
+    assert judge_exact_repair(states, ("tests/test_shop.py",), 1 << 18).passed
+    with open_workspace(place.backend, place.environment, states.solver_start, LABELS) as box:
+        prepare_solver(box, solver_task(place.environment, "bug-1", state, "", CONFIG), CONFIG)
+        assert box.run(f"git status --short && git ls-files | grep -cxF 'shop/{name}'").text == "1\n"
+        box.run(f"rm 'shop/{name}'")
+        archive = box.read_archive(WORKSPACE, 64 << 20)
+    repair = take_repair(states, states.solver_start, archive, (), 1 << 18)
+    assert graded_trees(states, repair.patch, (), 1 << 18).final == TREE
