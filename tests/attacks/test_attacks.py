@@ -28,7 +28,7 @@ from machine import open_or_skip
 from selfplay import attacks, cli
 from selfplay.agent.chat import ChatFormat
 from selfplay.agent.tools import STANDARD, Action
-from selfplay.agent.workspaces import make_repository
+from selfplay.agent.workspaces import GIT_SETTINGS, make_repository
 from selfplay.attacks import ALL_ATTACKS, Attack, Ground, diffs, open_ground, run_attack
 from selfplay.attacks.ground import BOUNDS, CODE, WRONG
 from selfplay.commands import doctor
@@ -551,10 +551,17 @@ CONTROLS: dict[str, Control] = {
     "terminal-verdict": patched(("selfplay.viewing.verdict.make_harmless", same)),
     "huge-diff": settings(max_patch_bytes=1 << 30),
     "many-files": patched(("selfplay.source.diffs.MAX_FILES", 1 << 20)),
-    "huge-prediction": patched(
-        ("selfplay.verdicts.prediction.MAX_FILE_BYTES", 1 << 30),
-        ("selfplay.verdicts.prediction.MAX_CHANGED_BYTES", 1 << 30),
+    "huge-prediction": all_of(
+        patched(
+            ("selfplay.verdicts.prediction.MAX_FILE_BYTES", 1 << 30),
+            ("selfplay.verdicts.prediction.MAX_CHANGED_BYTES", 1 << 30),
+        ),
+        settings(max_patch_bytes=1 << 30),
     ),
+    "git-name": patched(
+        ("selfplay.agent.workspaces.GIT_SETTINGS", GIT_SETTINGS.replace("NTFS = false", "NTFS = true"))
+    ),
+    "huge-repair": patched(("selfplay.verdicts.validator.judge_exact_repair", passed_check)),
     "sparse-workspace": read_all,
     "many-ids": settings(max_test_ids=1 << 20),
     "huge-id": patched(("selfplay.outcomes.MAX_ID_LENGTH", 1 << 30)),
