@@ -301,8 +301,9 @@ def rejections(store: Store) -> list[Rejection]:
 
 
 def _flaky_tests(verdict: VerdictRow) -> Iterable[str]:
-    """The flaky tests of a stored verdict. Verdicts of older versions may lack the keys."""
-    for check in json.loads(verdict.checks_json):
+    """The flaky tests of a stored verdict. Older versions keep only the list of checks, or lack the keys."""
+    recorded = json.loads(verdict.checks_json)
+    for check in recorded["checks"] if isinstance(recorded, dict) else recorded:
         for ids in check.get("evidence", {}).get("moved", {}).values():
             yield from ids
 
