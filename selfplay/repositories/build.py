@@ -33,7 +33,7 @@ from selfplay.repositories.installation import (
 from selfplay.repositories.probe import PROBE, refuse_copies, refuse_other_python, run_probe
 from selfplay.repositories.recording import record_calls
 from selfplay.repositories.scripts import TEXTS, shipped_text
-from selfplay.repositories.suites import Suite, check_collected, collect, pytest_suite
+from selfplay.repositories.suites import Suite, collect, pytest_suite
 from selfplay.repositories.test_hints import (
     PARSERS,
     parser_program,
@@ -154,8 +154,7 @@ def _install_until_tests_are_found(job: BuildJob, variables: dict[str, str]) -> 
         requirements = _adapted(requirements, collected.log)
         if requirements == before or checkout.spec.install is not None or job.is_image:
             break
-    check_collected(job, collected, called, requirements.dependencies)
-    return pytest_suite(collected, called), installation
+    return pytest_suite(job, collected, called, requirements.dependencies), installation
 
 
 def _adapted(requirements: Requirements, log: str) -> Requirements:
@@ -189,4 +188,5 @@ def _environment(trial: Trial, suite: Suite, baseline: Baseline, key: str) -> En
         variables=trial.variables,
         options=suite.options,
         command="" if suite.command is None else suite.command.command,
+        notes=suite.notes,
     )

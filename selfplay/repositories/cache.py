@@ -63,6 +63,7 @@ def read_facts(path: Path, checkout: Checkout, backend: SandboxBackend) -> Envir
             variables=facts["variables"],
             options=facts["options"],
             command=command,
+            notes=tuple(facts.get("notes", ())),
         )
     except (OSError, ValueError, LookupError, TypeError):
         return None
@@ -76,6 +77,7 @@ def write_facts(path: Path, environment: Environment, build_key: str) -> None:
         "image": "" if build_key else environment.reference,
         "test_files": environment.test_files,
         "options": environment.options,
+        "notes": environment.notes,
         **({"command": environment.command, "parser": environment.parser} if environment.command else {}),
         "passed": sorted(environment.baseline.passed),
         "excluded_ids": sorted(environment.excluded_ids),

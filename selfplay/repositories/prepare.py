@@ -121,6 +121,8 @@ class Preparer:
             f"{len(environment.targets)} covered functions{licence}",
             highlight=False,
         )
+        for note in environment.notes:
+            self.console.print(f"  {note}", markup=False, highlight=False)
         if environment.command and "target" in self.config.injector.help:
             note = (
                 "pytest does not run its tests, so it has no targets: "

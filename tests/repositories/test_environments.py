@@ -283,6 +283,8 @@ def test_a_test_hint_cannot_change_the_report(
 ) -> None:
     found = prepare(checkout(PACKAGE, tmp_path, cache, f"test='pytest {options}'"), backend, cache)
     assert len(found.baseline.passed) == 5 and found.options == "-o addopts="
+    assert found.notes[0].startswith("runs without the options ")
+    assert prepare(found.checkout, backend, cache).notes == found.notes
 
 
 OWN_OPTIONS = {
