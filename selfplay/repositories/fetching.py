@@ -7,6 +7,7 @@ Invariant: nothing of a repository runs here. A container of an image is created
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 from pathlib import Path
 
 from selfplay.errors import PrerequisiteError, RepositoryError, full_disk_reported
@@ -15,7 +16,9 @@ from selfplay.repositories.checkouts import Checkout
 from selfplay.repositories.git import fetch_git, made_commit
 from selfplay.repositories.package_index import fetch_releases
 from selfplay.repositories.specs import RepositorySpec
-from selfplay.source.trees import Tree
+from selfplay.repositories.versions import UNKNOWN_VERSION, missing_version_files
+from selfplay.source.import_roots import Project, project_folders
+from selfplay.source.trees import FileEntry, Tree
 
 
 def fetch(spec: RepositorySpec, cache: Path) -> Checkout:
@@ -27,7 +30,7 @@ def fetch(spec: RepositorySpec, cache: Path) -> Checkout:
     """
     try:
         with full_disk_reported(cache):
-            return _fetch_by_kind(spec, cache)
+            return _with_version_files(_fetch_by_kind(spec, cache))
     except OSError as error:
         raise RepositoryError(f"{spec.text}: {error}") from error
 
@@ -50,6 +53,18 @@ def _fetch_by_kind(spec: RepositorySpec, cache: Path) -> Checkout:
             f"leave out @{spec.rev}"
         )
     return made_commit(spec, cache, tree_of_folder(folder), "")
+
+
+def _with_version_files(checkout: Checkout) -> Checkout:
+    """The checkout with the version files that a build of its projects would write into the package."""
+    tree, made = checkout.tree, dict[str, FileEntry]()
+    for folder in project_folders(tree):
+        made |= missing_version_files(tree, Project(tree, folder), checkout.tag_version)
+    if not made:
+        return checkout
+    version = checkout.tag_version or f"{UNKNOWN_VERSION}, since no tag names one"
+    notes = [f"made {path}, which a build of the package writes (version {version})" for path in made]
+    return replace(checkout, tree=tree.replace(made), notes=(*checkout.notes, *notes))
 
 
 def _tree_of_image(spec: RepositorySpec) -> Tree:

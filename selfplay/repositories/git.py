@@ -19,6 +19,7 @@ from selfplay.repositories.archives import check_size, is_kept, is_text
 from selfplay.repositories.checkouts import Checkout, new_folder
 from selfplay.repositories.licences import licence_of
 from selfplay.repositories.specs import GIT_SCHEMES, RepositorySpec, plain_name
+from selfplay.repositories.versions import version_of_description
 from selfplay.source.trees import FileEntry, Tree
 
 MAX_BUNDLE_BYTES = 48 << 20
@@ -218,7 +219,15 @@ def fetch_git(spec: RepositorySpec, cache: Path, source: str) -> Checkout:
         raise RepositoryError(f"{spec.text}: {source} {wanted}")
     tree = read_commit(git_dir, commit)
     count = int(run_git(git_dir, "rev-list", "--count", commit))
-    return Checkout(spec, spec.name, commit, tree, git_dir, count, licence_of(tree))
+    version = version_of_description(_describe(git_dir, commit))
+    return Checkout(spec, spec.name, commit, tree, git_dir, count, licence_of(tree), version)
+
+
+def _describe(git_dir: Path, commit: str) -> str:
+    """The nearest tag with a digit, the distance to it, and the commit. "" if there is no such tag."""
+    with contextlib.suppress(RepositoryError):
+        return run_git(git_dir, "describe", "--tags", "--long", "--match=*[0-9]*", commit).decode().strip()
+    return ""
 
 
 def _mirror(git_dir: Path, source: str, own_config: bool) -> None:

@@ -20,12 +20,14 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from selfplay.errors import EnvironmentBuildError
-from selfplay.repositories.dependencies import Dependencies, requirement_files
 from selfplay.repositories.environment import SCHEMA
+from selfplay.repositories.requirement_text import requirement_files
 from selfplay.sandbox.base import VENV
 
 if TYPE_CHECKING:
+    from selfplay.repositories.dependencies import Dependencies
     from selfplay.repositories.trial import BuildJob
+    from selfplay.sandbox.base import SandboxBackend
 
 PYTEST = "pytest==9.2.0"
 OLDER_PYTEST = "pytest==8.4.2"  # for test suites that use what 9 removed
@@ -58,10 +60,8 @@ def install(job: BuildJob, requirements: Requirements, attempt: int) -> Installa
         if not backend.capabilities.opens_images:
             raise EnvironmentBuildError(f"{spec.text} needs sandbox.type = 'docker', not {backend.name!r}")
         return Installation(spec.location.partition("#")[0])
-    files = requirement_files(job.checkout.tree)
-    script = build_script(requirements, spec.install, files)
-    identity = json.dumps([SCHEMA, script, backend.name, sys.version_info[:2]])
-    build_key = hashlib.sha256(identity.encode()).hexdigest()[:32]
+    script = build_script(requirements, spec.install, requirement_files(job.checkout.tree))
+    build_key = build_key_of(script, backend)
     if backend.environment_exists(build_key):
         return Installation(backend.environment_reference(build_key), build_key)
     job.report(_what_is_installed(requirements, spec.install))
@@ -75,6 +75,12 @@ def install(job: BuildJob, requirements: Requirements, attempt: int) -> Installa
             error.log_tail,
         ) from error
     return Installation(reference, build_key)
+
+
+def build_key_of(script: str, backend: SandboxBackend) -> str:
+    """The key of the folder or image that a script fills."""
+    identity = json.dumps([SCHEMA, script, backend.name, sys.version_info[:2]])
+    return hashlib.sha256(identity.encode()).hexdigest()[:32]
 
 
 def _what_is_installed(requirements: Requirements, install: str | None) -> str:
@@ -94,7 +100,11 @@ def build_script(requirements: Requirements, install: str | None, files: Mapping
         "python -m pip install --quiet --no-input --no-cache-dir "
         "--disable-pip-version-check --no-warn-script-location"
     )
-    lines = _metadata_lines(requirements.dependencies)
+    found = requirements.dependencies
+    lines = ["export PYTHONDONTWRITEBYTECODE="]  # pip compiles modules, which shortens each later start
+    for name, version in ((found.name, found.version), *found.others):
+        lines += _metadata_lines(name, version)
+    lines.append(f"export PATH={VENV}/bin:$PATH")
     if install is None:
         lines += _install_lines(requirements, pip)
     else:
@@ -110,20 +120,17 @@ def build_script(requirements: Requirements, install: str | None, files: Mapping
     return "\n".join(lines) + "\n"
 
 
-def _metadata_lines(dependencies: Dependencies) -> list[str]:
-    """Enter the repository as installed, by metadata alone, so that no dependency installs a copy of it."""
-    folder = f"{re.sub(r'[-.]+', '_', dependencies.name)}-{dependencies.version}.dist-info"
-    metadata = f"Metadata-Version: 2.1\nName: {dependencies.name}\nVersion: {dependencies.version}\n"
+def _metadata_lines(name: str, version: str) -> list[str]:
+    """Enter a project as installed, by metadata alone, so that no dependency installs a copy of it."""
+    folder = f"{re.sub(r'[-.]+', '_', name)}-{version}.dist-info"
+    metadata = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
     quoted = shlex.quote(folder)
     return [
-        # pip compiles modules, which shortens each later start of Python.
-        "export PYTHONDONTWRITEBYTECODE=",
         f'info="$({VENV}/bin/python -c \'import sysconfig; print(sysconfig.get_path("purelib"))\')"/{quoted}',
         'mkdir -p "$info"',
         f'printf %s {shlex.quote(metadata)} > "$info/METADATA"',
         'echo selfplay > "$info/INSTALLER"',
         f'printf "%s,,\\n" {quoted}/METADATA {quoted}/INSTALLER {quoted}/RECORD > "$info/RECORD"',
-        f"export PATH={VENV}/bin:$PATH",
     ]
 
 

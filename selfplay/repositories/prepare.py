@@ -83,8 +83,11 @@ class Preparer:
         cache = cache_root()
         with self.console.status(f"{spec.name}: fetching") as status:
             try:
+                checkout = fetch(spec, cache)
+                for note in checkout.notes:
+                    self.console.print(f"  {spec.name}: {note}", markup=False, highlight=False)
                 environment = prepare_environment(
-                    fetch(spec, cache),
+                    checkout,
                     self.backend,
                     self.config.environment,
                     self.limits,
