@@ -213,7 +213,8 @@ def _read_project(project: Project, tag_version: str, metadata: str) -> Declared
     read_tools(declared)
     if takes_version_from_tags(project):
         stated = tag_version or literal_version(project.tree, version_files(project))
-        declared.identify(None, stated)
+        if declared.version.strip("0.") == "":  # none, or a place holder
+            declared.version = stated or declared.version
         declared.unread.discard("version")
     if metadata:
         declared.unread.clear()

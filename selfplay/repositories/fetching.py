@@ -11,14 +11,15 @@ from dataclasses import replace
 from pathlib import Path
 
 from selfplay.errors import PrerequisiteError, RepositoryError, full_disk_reported
-from selfplay.repositories.archives import MAX_TREE_BYTES, read_bounded, strip_top, tree_of_folder
+from selfplay.repositories.archives import read_bounded, read_folder, tar_members, without_top
 from selfplay.repositories.checkouts import Checkout
+from selfplay.repositories.contents import MAX_TREE_BYTES, Contents
 from selfplay.repositories.git import fetch_git, made_commit
 from selfplay.repositories.package_index import fetch_releases
 from selfplay.repositories.specs import RepositorySpec
 from selfplay.repositories.versions import UNKNOWN_VERSION, missing_version_files
 from selfplay.source.import_roots import Project, project_folders
-from selfplay.source.trees import FileEntry, Tree
+from selfplay.source.trees import FileEntry
 
 
 def fetch(spec: RepositorySpec, cache: Path) -> Checkout:
@@ -41,7 +42,7 @@ def _fetch_by_kind(spec: RepositorySpec, cache: Path) -> Checkout:
     if spec.kind == "pypi":
         return fetch_releases(spec, cache)
     if spec.kind == "docker":
-        return made_commit(spec, cache, _tree_of_image(spec), "")
+        return made_commit(spec, cache, _contents_of_image(spec), "")
     folder = Path(spec.location)
     if not folder.is_dir():
         raise RepositoryError(f"{spec.text}: there is no folder {folder}")
@@ -52,7 +53,7 @@ def _fetch_by_kind(spec: RepositorySpec, cache: Path) -> Checkout:
             f"{spec.text}: {folder} is a plain folder, which has no revision {spec.rev!r}; "
             f"leave out @{spec.rev}"
         )
-    return made_commit(spec, cache, tree_of_folder(folder), "")
+    return made_commit(spec, cache, read_folder(folder), "")
 
 
 def _with_version_files(checkout: Checkout) -> Checkout:
@@ -67,7 +68,7 @@ def _with_version_files(checkout: Checkout) -> Checkout:
     return replace(checkout, tree=tree.replace(made), notes=(*checkout.notes, *notes))
 
 
-def _tree_of_image(spec: RepositorySpec) -> Tree:
+def _contents_of_image(spec: RepositorySpec) -> Contents:
     """Read a folder of a local Docker image, from a container that is created and never started."""
     import docker
 
@@ -98,4 +99,4 @@ def _tree_of_image(spec: RepositorySpec) -> Tree:
             # An engine that is gone cannot remove it.
             with contextlib.suppress(docker.errors.APIError, OSError):
                 container.remove(force=True, v=True)
-    return strip_top(Tree.from_tar(data))
+    return without_top(tar_members(data), f"{image}#{folder}")

@@ -9,14 +9,15 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import os
 import re
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from selfplay.errors import PrerequisiteError, RepositoryError
-from selfplay.repositories.archives import check_size, is_kept, is_text
 from selfplay.repositories.checkouts import Checkout, new_folder
+from selfplay.repositories.contents import SUBMODULE, Contents, Gathering, check_size
 from selfplay.repositories.licences import licence_of
 from selfplay.repositories.specs import GIT_SCHEMES, RepositorySpec, plain_name
 from selfplay.repositories.versions import version_of_description
@@ -35,6 +36,7 @@ SAFE_SETTINGS = {
     "gc.auto": "0",
     "maintenance.auto": "false",
 }
+LINK_MODE = "120000"
 FIRST_COMMIT_TIME = 946_684_800  # 2000-01-01, in seconds; each further commit is a day later
 AUTHOR = "selfplay <selfplay@localhost>"
 
@@ -110,28 +112,35 @@ def init_bare(git_dir: Path) -> None:
 
 
 def read_commit(git_dir: Path, commit: str) -> Tree:
-    """Read the plain files of a commit. Raises RepositoryError if they are too many or too large.
+    """The tree of `read_contents`."""
+    return read_contents(git_dir, commit).tree
+
+
+def read_contents(git_dir: Path, commit: str) -> Contents:
+    """Read the files of a commit. Raises RepositoryError if they are too many or too large.
 
     Reads git objects, because `git archive` would obey the export rules of the repository.
     """
-    wanted: list[tuple[str, str, bool]] = []
+    gathering = Gathering(commit)
+    wanted: list[tuple[str, str, str]] = []
     total = 0
     for record in run_git(git_dir, "ls-tree", "-r", "-l", "-z", "--full-tree", commit).split(b"\0"):
         meta, _, name = record.partition(b"\t")
         path = name.decode("utf-8", errors="surrogateescape")
-        if not meta or not is_kept(path) or not is_text(path):
+        if not meta or not gathering.takes(path):
             continue
         mode, kind, blob, size = meta.decode().split()
-        if kind == "blob" and mode in ("100644", "100755", "100664"):  # no links, no submodules
+        if kind == "blob":
             total += int(size)
-            wanted.append((path, blob, mode == "100755"))
+            wanted.append((path, blob, mode))
+        else:
+            gathering.leave_out(path, SUBMODULE)
     check_size(len(wanted), total, commit)
     data = run_git(
         git_dir, "cat-file", "--batch", stdin="".join(f"{blob}\n" for _, blob, _ in wanted).encode()
     )
-    files: dict[str, FileEntry] = {}
     position = 0
-    for path, blob, executable in wanted:
+    for path, blob, mode in wanted:
         end = data.index(b"\n", position)
         header = data[position:end].split()
         if len(header) != 3:
@@ -139,9 +148,13 @@ def read_commit(git_dir: Path, commit: str) -> Tree:
                 f"{git_dir}: object {blob} of {path} is missing; delete this folder to fetch it anew"
             )
         start, length = end + 1, int(header[2])
-        files[path] = FileEntry(data[start : start + length], executable)
+        content = data[start : start + length]
+        if mode == LINK_MODE:
+            gathering.add_link(path, os.fsdecode(content))
+        else:
+            gathering.add_file(path, FileEntry(content, mode == "100755"))
         position = start + length + 1
-    return Tree(files)
+    return gathering.contents()
 
 
 def commit_trees(git_dir: Path, trees: Sequence[tuple[str, Tree]]) -> str:
@@ -217,10 +230,10 @@ def fetch_git(spec: RepositorySpec, cache: Path, source: str) -> Checkout:
             ) from failure
         wanted = f"has no branch, tag or commit {spec.rev!r}" if spec.rev else "has no commit yet"
         raise RepositoryError(f"{spec.text}: {source} {wanted}")
-    tree = read_commit(git_dir, commit)
+    tree, notes = read_contents(git_dir, commit)
     count = int(run_git(git_dir, "rev-list", "--count", commit))
     version = version_of_description(_describe(git_dir, commit))
-    return Checkout(spec, spec.name, commit, tree, git_dir, count, licence_of(tree), version)
+    return Checkout(spec, spec.name, commit, tree, git_dir, count, licence_of(tree), version, notes)
 
 
 def _describe(git_dir: Path, commit: str) -> str:
@@ -244,15 +257,16 @@ def _resolve(git_dir: Path, rev: str | None) -> str | None:
     return None
 
 
-def made_commit(spec: RepositorySpec, cache: Path, tree: Tree, message: str) -> Checkout:
+def made_commit(spec: RepositorySpec, cache: Path, contents: Contents, message: str) -> Checkout:
     """A checkout of a tree that has no history: it becomes one commit in a repository of the cache."""
+    tree, notes = contents
     git_dir = cache / "made" / f"{spec.name}-{tree.digest[:16]}"
     if not (git_dir / "HEAD").is_file():
         with new_folder(git_dir) as folder:
             init_bare(folder)
             commit_trees(folder, [(message or f"{spec.name} as it was found", tree)])
     commit = run_git(git_dir, "rev-parse", "--verify", "refs/heads/main").decode().strip()
-    return Checkout(spec, spec.name, commit, tree, git_dir, 1, licence_of(tree))
+    return Checkout(spec, spec.name, commit, tree, git_dir, 1, licence_of(tree), notes=notes)
 
 
 def short_hash(text: str) -> str:
