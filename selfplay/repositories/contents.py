@@ -89,13 +89,18 @@ def lfs_pointer(content: bytes) -> tuple[str, int] | None:
 
 @dataclass
 class Gathering:
-    """Files and links on their way into a tree. what: named in an error about size."""
+    """Files and links on their way into a tree.
+
+    what        named in an error about size
+    submodules  the commit of each submodule, by path
+    """
 
     what: str
     files: dict[str, FileEntry] = field(default_factory=dict)
     links: dict[str, str] = field(default_factory=dict)
     left_out: dict[str, list[str]] = field(default_factory=dict)
     said: dict[str, list[str]] = field(default_factory=dict)
+    submodules: dict[str, str] = field(default_factory=dict)
     _bytes: int = 0
 
     def leave_out(self, path: str, reason: str) -> None:

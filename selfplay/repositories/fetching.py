@@ -14,9 +14,11 @@ from selfplay.errors import PrerequisiteError, RepositoryError, full_disk_report
 from selfplay.repositories.archives import read_bounded, read_folder, tar_members, without_top
 from selfplay.repositories.checkouts import Checkout
 from selfplay.repositories.contents import MAX_TREE_BYTES, Contents
-from selfplay.repositories.git import fetch_git, made_commit
+from selfplay.repositories.git import checkout_of, fetch_commit, gather_commit, made_commit
+from selfplay.repositories.large_files import add_large_files
 from selfplay.repositories.package_index import fetch_releases
 from selfplay.repositories.specs import RepositorySpec
+from selfplay.repositories.submodules import add_submodules
 from selfplay.repositories.versions import UNKNOWN_VERSION, missing_version_files
 from selfplay.source.import_roots import Project, project_folders
 from selfplay.source.trees import FileEntry
@@ -38,7 +40,7 @@ def fetch(spec: RepositorySpec, cache: Path) -> Checkout:
 
 def _fetch_by_kind(spec: RepositorySpec, cache: Path) -> Checkout:
     if spec.kind == "git":
-        return fetch_git(spec, cache, spec.location)
+        return _fetch_repository(spec, cache)
     if spec.kind == "pypi":
         return fetch_releases(spec, cache)
     if spec.kind == "docker":
@@ -47,13 +49,23 @@ def _fetch_by_kind(spec: RepositorySpec, cache: Path) -> Checkout:
     if not folder.is_dir():
         raise RepositoryError(f"{spec.text}: there is no folder {folder}")
     if (folder / ".git").exists() or ((folder / "HEAD").is_file() and (folder / "objects").is_dir()):
-        return fetch_git(spec, cache, spec.location)
+        return _fetch_repository(spec, cache)
     if spec.rev:
         raise RepositoryError(
             f"{spec.text}: {folder} is a plain folder, which has no revision {spec.rev!r}; "
             f"leave out @{spec.rev}"
         )
     return made_commit(spec, cache, read_folder(folder), "")
+
+
+def _fetch_repository(spec: RepositorySpec, cache: Path) -> Checkout:
+    """A git repository with its submodules, and its files in Git LFS, as far as they can be fetched."""
+    own_config = spec.kind == "git" and not spec.location.startswith("file:")
+    git_dir, commit = fetch_commit(spec, cache, spec.location, own_config)
+    gathering = gather_commit(git_dir, commit)
+    add_large_files(gathering, [spec.location], cache)
+    add_submodules(gathering, spec, cache)
+    return checkout_of(spec, git_dir, commit, gathering.contents())
 
 
 def _with_version_files(checkout: Checkout) -> Checkout:

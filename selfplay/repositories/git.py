@@ -117,6 +117,14 @@ def read_commit(git_dir: Path, commit: str) -> Tree:
 
 
 def read_contents(git_dir: Path, commit: str) -> Contents:
+    """Read the files of a commit, without its submodules. Raises as `gather_commit` does."""
+    gathering = gather_commit(git_dir, commit)
+    for path in gathering.submodules:
+        gathering.leave_out(path, SUBMODULE)
+    return gathering.contents()
+
+
+def gather_commit(git_dir: Path, commit: str) -> Gathering:
     """Read the files of a commit. Raises RepositoryError if they are too many or too large.
 
     Reads git objects, because `git archive` would obey the export rules of the repository.
@@ -134,7 +142,7 @@ def read_contents(git_dir: Path, commit: str) -> Contents:
             total += int(size)
             wanted.append((path, blob, mode))
         else:
-            gathering.leave_out(path, SUBMODULE)
+            gathering.submodules[path] = blob
     check_size(len(wanted), total, commit)
     data = run_git(
         git_dir, "cat-file", "--batch", stdin="".join(f"{blob}\n" for _, blob, _ in wanted).encode()
@@ -154,7 +162,7 @@ def read_contents(git_dir: Path, commit: str) -> Contents:
         else:
             gathering.add_file(path, FileEntry(content, mode == "100755"))
         position = start + length + 1
-    return gathering.contents()
+    return gathering
 
 
 def commit_trees(git_dir: Path, trees: Sequence[tuple[str, Tree]]) -> str:
@@ -196,18 +204,17 @@ def history_bundle(checkout: Checkout) -> bytes | None:
 # ---- checkouts
 
 
-def fetch_git(spec: RepositorySpec, cache: Path, source: str) -> Checkout:
-    """Fetch a git repository from `source`, a URL or a folder, and read the commit of the spec.
+def fetch_commit(spec: RepositorySpec, cache: Path, source: str, own_config: bool) -> tuple[Path, str]:
+    """Fetch a git repository from `source`, a URL or a folder. Returns its bare copy and the spec's commit.
 
     Fetches nothing for a full commit id that the cache has. If the fetch fails, a commit from the cache is
-    good enough. Raises RepositoryError.
+    good enough. own_config: as `run_git` has it. Raises RepositoryError.
     """
     git_dir = cache / "git" / f"{plain_name(PurePosixPath(source).name)}-{short_hash(source)}"
     pinned = bool(spec.rev and re.fullmatch(r"[0-9a-f]{40}", spec.rev))
     commit = _resolve(git_dir, spec.rev) if pinned else None
     failure: RepositoryError | None = None
     if commit is None:
-        own_config = spec.kind == "git" and not source.startswith("file:")
         try:
             if (git_dir / "HEAD").is_file():
                 _mirror(git_dir, source, own_config)
@@ -221,7 +228,7 @@ def fetch_git(spec: RepositorySpec, cache: Path, source: str) -> Checkout:
         commit = _resolve(git_dir, spec.rev)
         if commit is None and pinned and failure is None:  # servers may have commits that no branch holds
             with contextlib.suppress(RepositoryError):
-                run_git(git_dir, "fetch", *FETCH_OPTIONS, "--", source, str(spec.rev), own_config=True)
+                run_git(git_dir, "fetch", *FETCH_OPTIONS, "--", source, str(spec.rev), own_config=own_config)
             commit = _resolve(git_dir, spec.rev)
     if commit is None:
         if failure is not None:
@@ -230,10 +237,15 @@ def fetch_git(spec: RepositorySpec, cache: Path, source: str) -> Checkout:
             ) from failure
         wanted = f"has no branch, tag or commit {spec.rev!r}" if spec.rev else "has no commit yet"
         raise RepositoryError(f"{spec.text}: {source} {wanted}")
-    tree, notes = read_contents(git_dir, commit)
+    return git_dir, commit
+
+
+def checkout_of(spec: RepositorySpec, git_dir: Path, commit: str, contents: Contents) -> Checkout:
+    """The checkout of a commit whose files were read."""
     count = int(run_git(git_dir, "rev-list", "--count", commit))
     version = version_of_description(_describe(git_dir, commit))
-    return Checkout(spec, spec.name, commit, tree, git_dir, count, licence_of(tree), version, notes)
+    licence = licence_of(contents.tree)
+    return Checkout(spec, spec.name, commit, contents.tree, git_dir, count, licence, version, contents.notes)
 
 
 def _describe(git_dir: Path, commit: str) -> str:
@@ -259,14 +271,13 @@ def _resolve(git_dir: Path, rev: str | None) -> str | None:
 
 def made_commit(spec: RepositorySpec, cache: Path, contents: Contents, message: str) -> Checkout:
     """A checkout of a tree that has no history: it becomes one commit in a repository of the cache."""
-    tree, notes = contents
-    git_dir = cache / "made" / f"{spec.name}-{tree.digest[:16]}"
+    git_dir = cache / "made" / f"{spec.name}-{contents.tree.digest[:16]}"
     if not (git_dir / "HEAD").is_file():
         with new_folder(git_dir) as folder:
             init_bare(folder)
-            commit_trees(folder, [(message or f"{spec.name} as it was found", tree)])
+            commit_trees(folder, [(message or f"{spec.name} as it was found", contents.tree)])
     commit = run_git(git_dir, "rev-parse", "--verify", "refs/heads/main").decode().strip()
-    return Checkout(spec, spec.name, commit, tree, git_dir, 1, licence_of(tree), notes=notes)
+    return checkout_of(spec, git_dir, commit, contents)
 
 
 def short_hash(text: str) -> str:

@@ -1,7 +1,6 @@
 """What a tree holds of a folder, an archive or a commit, and what is said about the rest."""
 
 import io
-import os
 import stat
 import subprocess
 import tarfile
@@ -161,17 +160,6 @@ def test_a_plain_folder_keeps_generated_modules_that_others_import(tmp_path: Pat
         "left out leftovers of builds and tools, which may be copies of the source: .venv/",
         "kept modules that .gitignore names, because others import them: shop/_version.py",
     )
-
-
-def test_submodules_and_pointers_that_cannot_be_fetched_are_named(tmp_path: Path) -> None:
-    pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'a' * 64}\nsize 12\n"
-    folder = fill(tmp_path / "shop", {**PACKAGE, "data/large.bin": pointer}, {})
-    inner = commit(fill(folder / "vendor/inner", {"a.py": ""}, {}))
-    commit(folder)
-    assert os.listdir(inner)
-    found = checkout(folder, tmp_path / "cache")
-    assert "vendor/inner/a.py" not in found.tree or found.notes
-    assert any("Git LFS" in note and "data/large.bin" in note for note in found.notes)
 
 
 # ---- versions

@@ -1,4 +1,4 @@
-"""Repositories of other layouts, in a real sandbox of this machine. Needs a package index that pip can reach."""
+"""Repositories of other layouts, in a real sandbox. Needs a package index that pip can reach."""
 
 import subprocess
 from pathlib import Path
@@ -14,7 +14,10 @@ from selfplay.settings.playing import EnvironmentSettings
 
 pytestmark = pytest.mark.sandbox
 
-PRICES = "def total(prices):\n    result = 0\n    for price in prices:\n        result += price\n    return result\n"
+PRICES = (
+    "def total(prices):\n    result = 0\n    for price in prices:\n"
+    "        result += price\n    return result\n"
+)
 TEST = (
     "import pytest\nfrom shop.prices import total\n\n\n"
     "@pytest.mark.parametrize('prices', [[1], [1, 2], [3, 4, 5]])\n"
