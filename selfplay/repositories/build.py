@@ -48,7 +48,7 @@ from selfplay.repositories.test_hints import (
 from selfplay.repositories.trial import BuildJob, Trial, import_variables
 from selfplay.repositories.versions import takes_version_from_tags
 from selfplay.sandbox.base import Limits, SandboxBackend
-from selfplay.source.import_roots import Project
+from selfplay.source.import_roots import Project, renamed_packages
 
 if TYPE_CHECKING:
     from selfplay.settings.playing import EnvironmentSettings
@@ -124,7 +124,8 @@ def _first_requirements(checkout: Checkout, metadata: str = "") -> Requirements:
     """What to install before anything was tried. metadata: of the build backend, if it was asked."""
     found = read_dependencies(checkout.tree, checkout.name, checkout.tag_version, metadata)
     is_command = read_test_command(checkout.spec, checkout.tree) is not None
-    return Requirements(found, pytest="" if is_command else PYTEST)
+    renamed = tuple(sorted(renamed_packages(checkout.tree).items()))
+    return Requirements(found, pytest="" if is_command else PYTEST, renamed=renamed)
 
 
 def _requirements(job: BuildJob) -> Requirements:

@@ -51,8 +51,8 @@ class Reading:
     @property
     def digest(self) -> str:
         found = self.dependencies
-        parts = [found.name, found.version, found.runtime, found.test, found.more, found.others, found.unread]
-        return hashlib.sha256(json.dumps([*parts, sorted(self.variables.items())]).encode()).hexdigest()[:32]
+        parts = [self.first_build_key, found.more, found.unread, sorted(self.variables.items())]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
     def agrees_with(self, facts: Mapping[str, Any]) -> bool:
         """Whether the environment of these facts is still the one that a build would make.
@@ -75,10 +75,10 @@ def read_facts(
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
         build_key, image = facts["build_key"], facts["image"]
-        if not reading.agrees_with(facts):
-            return None
         command = facts.get("command", "")
         if not image and not backend.environment_exists(build_key):
+            return None
+        if not reading.agrees_with(facts):
             return None
         return Environment(
             key=path.stem,

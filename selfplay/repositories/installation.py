@@ -14,7 +14,7 @@ import json
 import re
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from selfplay.errors import EnvironmentBuildError
 from selfplay.repositories.environment import SCHEMA
 from selfplay.repositories.requirement_text import requirement_files
-from selfplay.sandbox.base import VENV
+from selfplay.sandbox.base import VENV, WORKSPACE
 
 if TYPE_CHECKING:
     from selfplay.repositories.dependencies import Dependencies
@@ -30,16 +30,42 @@ if TYPE_CHECKING:
     from selfplay.sandbox.base import SandboxBackend
 
 PYTEST = "pytest==9.2.0"
+# Imports packages from folders of the workspace with other names, as an editable installation does.
+FINDER = """
+import sys
+from importlib.machinery import ModuleSpec
+from importlib.util import spec_from_file_location
+from os.path import isfile, join
+FOLDERS = @FOLDERS@
+class Finder:
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        folder = FOLDERS.get(name)
+        start = join(folder, "__init__.py") if folder else ""
+        if folder and isfile(start):
+            return spec_from_file_location(name, start, submodule_search_locations=[folder])
+        if folder or any(other.startswith(name + ".") for other in FOLDERS):
+            spec = ModuleSpec(name, None, is_package=True)
+            spec.submodule_search_locations = [folder] if folder else []
+            return spec
+sys.meta_path.append(Finder)
+"""
 OLDER_PYTEST = "pytest==8.4.2"  # for test suites that use what 9 removed
 
 
 @dataclass(frozen=True)
 class Requirements:
-    """What to install. extra: beyond what the metadata names; pytest: its requirement, "" for none."""
+    """What to install.
+
+    extra    beyond what the metadata names
+    pytest   its requirement, "" for none
+    renamed  packages whose folder in the workspace has another name: (package, folder)
+    """
 
     dependencies: Dependencies
     extra: tuple[str, ...] = ()
     pytest: str = PYTEST
+    renamed: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -104,6 +130,7 @@ def build_script(requirements: Requirements, install: str | None, files: Mapping
     lines = ["export PYTHONDONTWRITEBYTECODE="]  # pip compiles modules, which shortens each later start
     for name, version in ((found.name, found.version), *found.others):
         lines += _metadata_lines(name, version)
+    lines += _finder_lines(requirements.renamed)
     lines.append(f"export PATH={VENV}/bin:$PATH")
     if install is None:
         lines += _install_lines(requirements, pip)
@@ -131,6 +158,18 @@ def _metadata_lines(name: str, version: str) -> list[str]:
         f'printf %s {shlex.quote(metadata)} > "$info/METADATA"',
         'echo selfplay > "$info/INSTALLER"',
         f'printf "%s,,\\n" {quoted}/METADATA {quoted}/INSTALLER {quoted}/RECORD > "$info/RECORD"',
+    ]
+
+
+def _finder_lines(renamed: Sequence[tuple[str, str]]) -> list[str]:
+    """Put FINDER into the environment, if a package needs it."""
+    if not renamed:
+        return []
+    folders = {package: f"{WORKSPACE}/{folder}" for package, folder in renamed}
+    program = FINDER.replace("@FOLDERS@", repr(folders))
+    return [
+        f'printf %s {shlex.quote(program)} > "$info/../selfplay_finder.py"',
+        'echo "import selfplay_finder" > "$info/../selfplay_finder.pth"',
     ]
 
 

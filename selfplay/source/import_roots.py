@@ -87,6 +87,45 @@ def _is_namespace_root(tree: Tree, root: str) -> bool:
     return f"{root}/__init__.py" not in tree and any(pattern.fullmatch(path) for path in tree)
 
 
+def renamed_packages(tree: Tree) -> dict[str, str]:
+    """The folders of packages that have another name than their folder, by the name of the package."""
+    found: dict[str, str] = {}
+    for folder in project_folders(tree):
+        project = Project(tree, folder)
+        for package, place in _named_packages(project):
+            path = project.path(place)
+            is_name = re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", package)
+            if (
+                is_name
+                and not f"/{path}".endswith(f"/{package.replace('.', '/')}")
+                and _is_usable(tree, path)
+            ):
+                found.setdefault(package, path)
+    return found
+
+
+def _named_packages(project: Project) -> Iterator[tuple[str, str]]:
+    """Yield each package that the metadata name with its folder, relative to the project."""
+    tools = table(project.pyproject, "tool")
+    yield from _package_folders(table(tools, "setuptools").get("package-dir"))
+    yield from _package_folders(_setup_cfg_folders(project))
+    for call in project.setup_calls:
+        yield from _package_folders(call.keywords.get("package_dir"))
+    yield from _package_folders(table(tools, "scikit-build", "wheel").get("packages"))
+    for build in (
+        table(tools, "hatch", "build"),
+        table(toml_of(project.tree, project.path("hatch.toml")), "build"),
+    ):
+        for options in (build, table(build, "targets", "wheel")):
+            for folder, name in table(options, "sources").items():
+                yield from _package_folders({str(name).replace("/", "."): folder})
+    for package in _items(table(tools, "poetry").get("packages")):
+        include, start, to = (str(table(package).get(key, "")) for key in ("include", "from", "to"))
+        if to:
+            name = f"{to}/{include}".strip("/").replace("/", ".")
+            yield from _package_folders({name: posixpath.join(start, include)})
+
+
 # ---- projects
 
 
@@ -194,13 +233,18 @@ def _setuptools_roots(setuptools: Mapping[str, Any]) -> Iterator[str]:
 
 def package_dir_roots(folders: Any) -> Iterator[str]:
     """The roots that setuptools' package_dir means: {"": "src"}, {"shop": "code/shop"}."""
+    for package, folder in _package_folders(folders):
+        own = package.replace(".", "/")
+        if not package:
+            yield folder
+        elif f"/{folder}".endswith(f"/{own}"):
+            yield folder.removesuffix(own).rstrip("/") or "."
+
+
+def _package_folders(folders: Any) -> Iterator[tuple[str, str]]:
     for package, folder in folders.items() if isinstance(folders, Mapping) else ():
         if isinstance(package, str) and isinstance(folder, str):
-            own = package.replace(".", "/")
-            if not package:
-                yield folder
-            elif folder.rstrip("/").endswith(f"/{own}"):
-                yield folder.rstrip("/").removesuffix(f"/{own}")
+            yield package, posixpath.normpath(folder)
 
 
 def _setup_cfg_roots(project: Project) -> Iterator[str]:
@@ -215,6 +259,15 @@ def _setup_cfg_roots(project: Project) -> Iterator[str]:
             yield from filter(None, [config.get(section, "where", fallback="").strip()])
     if config.has_section("files"):  # pbr
         yield from filter(None, [config.get("files", "packages_root", fallback="").strip()])
+
+
+def _setup_cfg_folders(project: Project) -> dict[str, str]:
+    """`package_dir` of setup.cfg: package -> folder."""
+    config = project.setup_cfg
+    if not config.has_section("options"):
+        return {}
+    pairs = (line.partition("=") for line in config.get("options", "package_dir", fallback="").split("\n"))
+    return {key.strip(): value.strip() for key, equals, value in pairs if equals}
 
 
 def _setup_py_roots(call: Call) -> Iterator[str]:

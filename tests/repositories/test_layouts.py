@@ -76,8 +76,19 @@ def prepare(
             },
             "backend/shop/prices.py",
         ),
+        (
+            {
+                "setup.py": "from setuptools import setup\nsetup(name='shop', version='1', "
+                "package_dir={'shop': 'source', 'corp.web': 'web'}, packages=['shop', 'corp.web'])\n",
+                "source/__init__.py": "",
+                "source/prices.py": PRICES,
+                "web/page.py": "title = 'shop'\n",
+                "tests/test_total.py": f"import corp.web.page\n{TEST}",
+            },
+            "source/prices.py",
+        ),
     ],
-    ids=["namespace", "where", "monorepo"],
+    ids=["namespace", "where", "monorepo", "renamed"],
 )
 def test_a_package_is_imported_from_where_its_metadata_say(
     files: dict[str, str], path: str, backend: SandboxBackend, cache: Path, tmp_path: Path

@@ -2,7 +2,7 @@
 
 import pytest
 
-from selfplay.source.import_roots import import_roots
+from selfplay.source.import_roots import import_roots, renamed_packages
 from selfplay.source.path_policy import is_protected_path
 from selfplay.source.trees import FileEntry, Tree
 
@@ -161,6 +161,20 @@ def tree_of(files: dict[str, str]) -> Tree:
 def test_the_import_roots_are_those_that_the_metadata_name(case: str) -> None:
     files, roots = CASES[case]
     assert import_roots(tree_of(files)) == roots
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"setup.py": f"{SETUP}setup(package_dir={{'shop': 'source', '': '.'}})\n"},
+        {"setup.cfg": "[options]\npackage_dir =\n    shop = source\n    other = none\n"},
+        {"pyproject.toml": '[tool.setuptools]\npackage-dir = {shop = "source", source = "source"}\n'},
+        {"pyproject.toml": '[tool.hatch.build.targets.wheel.sources]\n"source" = "shop"\n'},
+        {"pyproject.toml": '[tool.scikit-build.wheel.packages]\n"shop" = "source"\n'},
+    ],
+)
+def test_a_package_whose_folder_has_another_name_is_found(files: dict[str, str]) -> None:
+    assert renamed_packages(tree_of({"source/a.py": "", **files})) == {"shop": "source"}
 
 
 def test_a_module_that_would_shadow_pytest_is_protected_in_every_import_root() -> None:
