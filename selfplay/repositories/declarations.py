@@ -42,7 +42,8 @@ MORE_FILES = re.compile(
 )
 # Any other file of requirements, at most one folder down.
 OTHER_FILES = re.compile(
-    r"^([\w.-]+/)?[\w.-]*(requirements?|reqs|deps)[\w.-]*\.(txt|in)$|^(requirements|deps)/[\w.-]+\.txt$"
+    r"^([\w.-]+/)?[\w.-]*(requirements?|reqs|deps)[\w.-]*\.(txt|in)$|^(requirements|deps)/[\w.-]+\.txt$",
+    re.IGNORECASE,
 )
 
 
@@ -185,7 +186,10 @@ def _read_pyproject(declared: Declared) -> None:
     _read_poetry(declared, poetry)
     declared.runtime += declared.lines(flit.get("requires"))
     for extra, texts in table(flit, "requires-extra").items():
-        declared.add_group(extra, declared.lines(texts))
+        if extra == ".none":  # flit's name for none
+            declared.runtime += declared.lines(texts)
+        else:
+            declared.add_group(extra, declared.lines(texts))
     declared.more += declared.lines(flit.get("dev-requires"))
     _read_dynamic(declared, strings(project.get("dynamic")))
 

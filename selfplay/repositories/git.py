@@ -20,7 +20,7 @@ from selfplay.repositories.checkouts import Checkout, new_folder
 from selfplay.repositories.contents import SUBMODULE, Contents, Gathering, check_size
 from selfplay.repositories.licences import licence_of
 from selfplay.repositories.specs import GIT_SCHEMES, RepositorySpec, plain_name
-from selfplay.repositories.versions import version_of_description
+from selfplay.repositories.versions import archived_version, version_of_description
 from selfplay.source.trees import FileEntry, Tree
 
 MAX_BUNDLE_BYTES = 48 << 20
@@ -243,7 +243,7 @@ def fetch_commit(spec: RepositorySpec, cache: Path, source: str, own_config: boo
 def checkout_of(spec: RepositorySpec, git_dir: Path, commit: str, contents: Contents) -> Checkout:
     """The checkout of a commit whose files were read."""
     count = int(run_git(git_dir, "rev-list", "--count", commit))
-    version = version_of_description(_describe(git_dir, commit))
+    version = version_of_description(_describe(git_dir, commit)) or archived_version(contents.tree)
     licence = licence_of(contents.tree)
     return Checkout(spec, spec.name, commit, contents.tree, git_dir, count, licence, version, contents.notes)
 

@@ -26,6 +26,13 @@ CONDA_FILES = re.compile(
     r"^((conda|ci|\.ci|envs?|requirements)/)?([\w.-]*(environment|conda|env)[\w.-]*)\.ya?ml$"
 )
 MAX_YAML_BYTES = 200_000
+MAX_COMMANDS = 50  # of a file
+LOCK_FILES = re.compile(r"uv\.lock|poetry\.lock|pdm\.lock|pylock(\.[\w-]+)?\.toml")
+COMMAND_FILES = re.compile(
+    r"\.github/workflows/[^/]+\.ya?ml|\.(travis|gitlab-ci|appveyor)\.yml|appveyor\.yml|azure-pipelines\.yml"
+    r"|\.circleci/config\.yml|Makefile|makefile|justfile|Dockerfile|\.readthedocs\.ya?ml"
+)
+INSTALL_COMMAND = re.compile(r"\b(?:pip3?|uv pip) install ([^\n&|;>`]+)")
 LOCAL_SOURCES = {"editable", "virtual", "directory", "git", "path", "url"}
 REFERENCE = re.compile(r"^\{\[([^\]]+)\](\w+)\}$")
 FACTOR = re.compile(r"^[\w,{}!.* -]+:\s+")
@@ -42,6 +49,7 @@ def read_tools(declared: Declared) -> None:
         _read_pixi,
         _read_conda,
         _read_locks,
+        _read_commands,
     )
     for reader in readers:
         reader(declared)
@@ -192,8 +200,8 @@ def _read_conda(declared: Declared) -> None:
 
 def _read_locks(declared: Declared) -> None:
     """Read names only: lock files pin the whole closure for other machines and Pythons."""
-    for lock in ("uv.lock", "poetry.lock", "pdm.lock", "pylock.toml"):
-        document = toml_of(declared.tree, declared.path(lock))
+    for path in (path for path in sorted(declared.tree) if LOCK_FILES.fullmatch(path)):
+        document = toml_of(declared.tree, path)
         for entries in (document.get("package"), document.get("packages")):
             for entry in entries if isinstance(entries, list) else ():
                 if not LOCAL_SOURCES & table(entry, "source").keys():
@@ -203,3 +211,17 @@ def _read_locks(declared: Declared) -> None:
         document = json.loads(text_of(declared.tree, declared.path("Pipfile.lock")) or "{}")
     for group in ("default", "develop"):
         declared.other += declared.lines(list(table(document, group)))
+
+
+# ---- commands
+
+
+def _read_commands(declared: Declared) -> None:
+    """Read `pip install …` in the files of continuous integration and the like."""
+    for path in sorted(declared.tree):
+        if not COMMAND_FILES.fullmatch(path):
+            continue
+        text = text_of(declared.tree, path).replace("\\\n", " ")
+        for command in INSTALL_COMMAND.findall(text)[:MAX_COMMANDS]:
+            words = [word for word in command.replace('"', " ").replace("'", " ").split() if "$" not in word]
+            declared.other += read_install_arguments(declared.tree, words)

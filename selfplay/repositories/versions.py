@@ -61,6 +61,14 @@ def version_of_description(description: str) -> str:
     return ".".join([*numbers[:-1], str(int(numbers[-1]) + 1)]) + f".dev{distance}"
 
 
+def archived_version(tree: Tree) -> str:
+    """The version that `git archive` wrote into .git_archival.txt, "" for none."""
+    found = re.search(r"^describe-name: *([^$\s]+)$", text_of(tree, ".git_archival.txt"), re.MULTILINE)
+    if found is None:
+        return ""
+    return version_of_description(found[1] if DESCRIPTION.match(found[1]) else f"{found[1]}-0-g0")
+
+
 def _version_in(tag: str) -> Version | None:
     """The version at the end of a tag such as v1.2, shop-v1.2, release/1.2."""
     for start in re.finditer(r"(?<![\d.])\d", tag[:200]):

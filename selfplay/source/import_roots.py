@@ -25,7 +25,9 @@ GUESSED_ROOTS = ("src", "lib", "python")
 MAX_DEPTH = 3  # folders above a project of a repository whose top is none
 MAX_PROJECTS = 30
 MAX_KNOWN = 256
-PROJECT_FILES = ("pyproject.toml", "setup.py", "setup.cfg", "PKG-INFO")
+PROJECT_FILES = re.compile(
+    r"pyproject\.toml|setup\.(py|cfg)|PKG-INFO|pytest\.ini|tox\.ini|Pipfile|manage\.py|requirements[\w.-]*\.txt"
+)
 # Folders whose projects are not those of the repository.
 OTHER_PROJECTS = re.compile(
     r"(^|/)(tests?|testing|examples?|docs?|benchmarks?|samples?|templates?|fixtures|node_modules|third_party"
@@ -174,15 +176,21 @@ def project_folders(tree: Tree) -> list[str]:
     on. If the top is no project itself, all projects below it.
     """
     top = Project(tree, "")
-    below = {posixpath.dirname(path) for path in tree if posixpath.basename(path) in PROJECT_FILES}
+    below = {posixpath.dirname(path) for path in tree if PROJECT_FILES.fullmatch(posixpath.basename(path))}
     below = {folder for folder in below if folder and not OTHER_PROJECTS.search(folder)}
     if top.is_described or any(re.fullmatch(r"[A-Za-z_]\w*/__init__\.py", path) for path in tree):
         wanted = list(_member_patterns(top.pyproject))
         chosen = [folder for folder in sorted(below) if any(fnmatchcase(folder, name) for name in wanted)]
     else:
         near = sorted(folder for folder in below if folder.count("/") < MAX_DEPTH)
-        chosen = [folder for folder in near if Project(tree, folder).is_described]
+        chosen = [folder for folder in near if _is_project(tree, folder)]
     return ["", *chosen[:MAX_PROJECTS]]
+
+
+def _is_project(tree: Tree, folder: str) -> bool:
+    """Whether a folder below a top that is no project is one: it is described, or holds a package."""
+    package = re.compile(rf"{re.escape(folder)}/(?!tests?/)[A-Za-z_]\w*/\w+\.py")
+    return Project(tree, folder).is_described or any(package.fullmatch(path) for path in tree)
 
 
 def _member_patterns(pyproject: Mapping[str, Any]) -> Iterator[str]:

@@ -229,6 +229,16 @@ AT_HAND: dict[str, Mapping[str, str | bytes]] = {
         "poetry.lock": '[[package]]\nname = "freezegun"\nversion = "1"\n',
     },
     "pylock.toml": {"pyproject.toml": PROJECT, "pylock.toml": '[[packages]]\nname = "freezegun"\n'},
+    "a lock file of another name": {
+        "pyproject.toml": PROJECT,
+        "pylock.dev.toml": '[[packages]]\nname = "freezegun"\n',
+    },
+    "commands of continuous integration": {
+        "pyproject.toml": PROJECT,
+        ".github/workflows/ci.yml": "steps:\n  - run: |\n      python -m pip install -U pip && "
+        "pip install -e . 'freezegun>=1' $MORE\n",
+    },
+    "a file with capital letters": {"pyproject.toml": PROJECT, "ci/Requirements-CI.txt": "freezegun\n"},
     "a feature's extra": {
         "pyproject.toml": f'{PROJECT}[project.optional-dependencies]\nclock = ["freezegun"]\n'
     },

@@ -3,7 +3,7 @@
 import pytest
 
 from selfplay.repositories.dependencies import read_dependencies
-from selfplay.repositories.versions import version_of_description
+from selfplay.repositories.versions import archived_version, version_of_description
 from selfplay.source.trees import FileEntry, Tree
 
 NAME = '[project]\nname = "shop"\ndynamic = ["version"]\n'
@@ -86,3 +86,11 @@ def test_a_version_that_a_file_states_is_read(files: dict[str, str]) -> None:
     tree = Tree({path: FileEntry(text.encode()) for path, text in files.items()})
     found = read_dependencies(tree, "shop", "9.9")
     assert (found.version, found.unread) == ("3.1", ())
+
+
+@pytest.mark.parametrize(
+    ("name", "version"), [("v2.5.0", "2.5.0"), ("v2.5.0-2-gabc", "2.5.1.dev2"), ("$Format$", "")]
+)
+def test_an_archive_of_git_names_its_version(name: str, version: str) -> None:
+    text = f"node: abc\ndescribe-name: {name}\n"
+    assert archived_version(Tree({".git_archival.txt": FileEntry(text.encode())})) == version

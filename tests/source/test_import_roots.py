@@ -114,6 +114,10 @@ CASES = {
         {"backend/setup.py": f"{SETUP}setup(name='shop')\n", "backend/shop/a.py": "", "frontend/a.js": ""},
         ("backend", ""),
     ),
+    "an application in a folder, without metadata": (
+        {"backend/requirements.txt": "", "backend/app/main.py": "", "backend/tests/test_a.py": ""},
+        ("backend", ""),
+    ),
     "several projects": (
         {
             "libs/a/pyproject.toml": '[project]\nname = "a"\n',
