@@ -155,7 +155,7 @@ def _build(job: BuildJob, key: str) -> tuple[Environment, str]:
         suite = replace(suite, options=f"{suite.options} --hypothesis-profile=ci")
     suite, baseline = take_baseline(trial, suite)
     check_planted_error(trial, suite, baseline)
-    environment = _environment(trial, suite, baseline, key)
+    environment = replace(_environment(trial, suite, baseline, key), left_out=installation.left_out)
     functions = (
         f"{len(environment.targets)} functions"
         if suite.command is None

@@ -100,6 +100,7 @@ def read_facts(
             variables=facts["variables"],
             options=facts["options"],
             command=command,
+            left_out=tuple(facts.get("left_out", ())),
         )
     except (OSError, ValueError, LookupError, TypeError):
         return None
@@ -113,6 +114,7 @@ def write_facts(path: Path, environment: Environment, build_key: str, reading: R
         "image": "" if build_key else environment.reference,
         "reading": reading.digest,
         "notes": environment.checkout.notes,
+        "left_out": environment.left_out,
         "test_files": environment.test_files,
         "options": environment.options,
         **({"command": environment.command, "parser": environment.parser} if environment.command else {}),

@@ -38,6 +38,7 @@ class Environment:
     variables     of the shell in every sandbox
     options       of pytest, beyond those of the standard script
     command       runs all tests if pytest cannot run them, else ""; with it there are no targets and no calls
+    left_out      requirements of the tests that could not be installed
     """
 
     key: str
@@ -57,6 +58,7 @@ class Environment:
     variables: Mapping[str, str]
     options: str = ""
     command: str = ""
+    left_out: tuple[str, ...] = ()
 
     def script_for(self, test_files: Sequence[str]) -> str:
         """The script that runs these test files only. A test command always runs all of its tests."""

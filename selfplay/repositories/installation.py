@@ -50,6 +50,7 @@ class Finder:
             return spec
 sys.meta_path.append(Finder)
 """
+LEFT_OUT = "selfplay: left out"  # in the log of a build
 OLDER_PYTEST = "pytest==8.4.2"  # for test suites that use what 9 removed
 
 
@@ -70,10 +71,16 @@ class Requirements:
 
 @dataclass(frozen=True)
 class Installation:
-    """Installed dependencies. reference: the backend's name for them; build_key: "" if nothing was built."""
+    """Installed dependencies.
+
+    reference  the backend's name for them
+    build_key  "" if nothing was built
+    left_out   requirements of the tests that could not be installed, if this build has tried them
+    """
 
     reference: str
     build_key: str = ""
+    left_out: tuple[str, ...] = ()
 
 
 def install(job: BuildJob, requirements: Requirements, attempt: int) -> Installation:
@@ -100,7 +107,9 @@ def install(job: BuildJob, requirements: Requirements, attempt: int) -> Installa
             'Name what its tests need with the hint install="pip install …".',
             error.log_tail,
         ) from error
-    return Installation(reference, build_key)
+    said = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
+    left_out = re.findall(rf"^{LEFT_OUT} (.+)$", said, re.MULTILINE)
+    return Installation(reference, build_key, tuple(dict.fromkeys(left_out)))
 
 
 def build_key_of(script: str, backend: SandboxBackend) -> str:
@@ -181,7 +190,7 @@ def _install_lines(requirements: Requirements, pip: str) -> list[str]:
     wanted = [*found.test, *requirements.extra]
     if wanted:
         one_by_one = "\n".join(
-            f"  {pip} {shlex.quote(text)} || echo 'selfplay: left out' {shlex.quote(text)}" for text in wanted
+            f"  {pip} {shlex.quote(text)} || echo '{LEFT_OUT}' {shlex.quote(text)}" for text in wanted
         )
         lines.append(f"{pip} {shlex.join(wanted)} || {{\n{one_by_one}\n}}")
     return lines

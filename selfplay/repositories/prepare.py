@@ -124,6 +124,9 @@ class Preparer:
             f"{len(environment.targets)} covered functions{licence}",
             highlight=False,
         )
+        if environment.left_out:
+            missing = f"could not be installed, so tests may miss it: {', '.join(environment.left_out)}"
+            self.console.print(f"  {missing}", markup=False, highlight=False)
         if environment.command and "target" in self.config.injector.help:
             note = (
                 "pytest does not run its tests, so it has no targets: "

@@ -144,6 +144,20 @@ def test_a_build_backend_that_fails_is_named_and_the_files_are_read(
     assert len(found.baseline.passed) == 3
 
 
+def test_what_cannot_be_installed_is_named_and_kept(
+    backend: SandboxBackend, cache: Path, tmp_path: Path
+) -> None:
+    files = {
+        **PACKAGE,
+        "requirements-test.txt": "selfplay-has-no-such-package==9.9\nsix\n",
+        "tests/test_total.py": USES_SIX,
+    }
+    found, _ = prepare(files, tmp_path, backend, cache)
+    assert found.left_out == ("selfplay-has-no-such-package==9.9",)
+    again, said = prepare(files, tmp_path, backend, cache)
+    assert (again, said) == (found, [])
+
+
 def test_facts_of_an_older_reading_are_used_until_something_else_is_read(
     backend: SandboxBackend, cache: Path, tmp_path: Path
 ) -> None:
