@@ -86,18 +86,17 @@ def _leave_out_ignored(found: Gathering) -> None:
 
 def _imported_modules(files: Mapping[str, FileEntry], ignored: Collection[str]) -> set[str]:
     """The modules of `ignored` beside a module that stays and imports them by name."""
+    beside: dict[str, list[bytes]] = {}
+    for path, entry in files.items():
+        if path.endswith(".py") and path not in ignored:
+            beside.setdefault(path.rpartition("/")[0], []).append(entry.content)
     imported = set()
     for path in ignored:
         folder, _, name = path.rpartition("/")
         module = name.removesuffix(".py")
-        beside = [
-            other
-            for other in files
-            if other.endswith(".py") and other not in ignored and other.rpartition("/")[0] == folder
-        ]
         if name.endswith(".py") and module.isidentifier():
-            word = re.compile(rf"^\s*(from|import)\b[^\n#]*\b{module}\b".encode(), re.MULTILINE)
-            if any(word.search(files[other].content) for other in beside):
+            word = re.compile(rf"^[ \t]*(from|import)\b[^\n#]*\b{module}\b".encode(), re.MULTILINE)
+            if any(word.search(content) for content in beside.get(folder, [])):
                 imported.add(path)
     return imported
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import posixpath
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -20,6 +20,7 @@ from selfplay.source.trees import FileEntry, Tree, is_safe_path
 
 MAX_TREE_BYTES = 256 << 20
 MAX_TREE_FILES = 50_000
+MAX_LINKS = 1_000
 MAX_HOPS = 40  # of a link that leads to links
 MAX_ROUNDS = 8  # of links in folders that links lead to
 SHOWN = 3  # names in a note
@@ -41,6 +42,7 @@ UNSAFE = "names that no tree may hold"
 UNPRINTABLE = "names that cannot be printed"
 LEFTOVER = "leftovers of builds and tools, which may be copies of the source"
 OUTSIDE = "links that lead out of the repository"
+TOO_MANY = f"links beyond the first {MAX_LINKS}"
 NOWHERE = "links that lead to nothing"
 CIRCLE = "links that lead in a circle"
 SPECIAL = "neither files nor links"
@@ -139,7 +141,10 @@ class Gathering:
 
     def add_link(self, path: str, target: str) -> None:
         """Add a symbolic link, with its target as it is written."""
-        self.links[path] = target
+        if len(self.links) < MAX_LINKS:
+            self.links[path] = target
+        else:
+            self.leave_out(path, TOO_MANY)
 
     def contents(self) -> Contents:
         """The tree of what was added. Raises as `check_size` does."""
@@ -175,7 +180,8 @@ class Gathering:
 
     def _leave_out_links(self, waiting: dict[str, str], reasons: Sequence[str]) -> bool:
         """Leave out the waiting links with one of these reasons. Whether there were any."""
-        found = {path: reason for path in waiting if (reason := self._reason(path)) in reasons}
+        present = {folder for path in (*self.files, *self.links) for folder in _with_folders(path)}
+        found = {path: reason for path in waiting if (reason := self._reason(path, present)) in reasons}
         for path, reason in found.items():
             del waiting[path]
             self.leave_out(path, reason)
@@ -213,8 +219,8 @@ class Gathering:
         candidates = ("/".join(parts[: count + 1]) for count in range(len(parts)))
         return next((part for part in candidates if part in self.links), None)
 
-    def _reason(self, link: str) -> str:
-        """Why a link cannot be copied, "" if nothing is wrong with it."""
+    def _reason(self, link: str, present: Collection[str]) -> str:
+        """Why a link cannot be copied, "" if nothing is wrong with it. present: all files and folders."""
         target = self.links[link]
         plain = posixpath.normpath(posixpath.join(posixpath.dirname(link), target))
         if target.startswith("/") or plain == ".." or plain.startswith("../"):
@@ -222,8 +228,14 @@ class Gathering:
         resolved = self._resolved(link)
         if not resolved or plain == "." or f"{link}/".startswith(f"{resolved}/"):
             return CIRCLE
-        is_there = any(f"{path}/".startswith(f"{resolved}/") for path in (*self.files, *self.links))
-        return "" if is_there else NOWHERE
+        return "" if resolved in present else NOWHERE
+
+
+def _with_folders(path: str) -> Iterator[str]:
+    """Yield a path and all folders above it."""
+    while path:
+        yield path
+        path = path.rpartition("/")[0]
 
 
 def _note(reason: str, paths: list[str]) -> str:

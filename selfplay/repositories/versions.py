@@ -17,9 +17,10 @@ from packaging.version import InvalidVersion, Version
 from selfplay.source.import_roots import Project
 from selfplay.source.program_values import UNKNOWN
 from selfplay.source.texts import strings, table, text_of, toml_of
-from selfplay.source.trees import FileEntry, Tree
+from selfplay.source.trees import FileEntry, Tree, is_safe_path
 
 UNKNOWN_VERSION = "0.0.0"
+MAX_CHARACTERS = 100_000  # of a file that may state a version
 # Tools that take the version from git's tags. Names of build requirements.
 TAG_TOOLS = re.compile(
     r"^(setuptools[-_.]scm|hatch[-_.]vcs|versioningit|poetry[-_.]dynamic[-_.]versioning|versioneer"
@@ -32,6 +33,9 @@ VERSION_LITERAL = re.compile(
     re.MULTILINE,
 )
 DESCRIPTION = re.compile(r"^(?P<tag>.+)-(?P<distance>\d+)-g(?P<commit>[0-9a-f]+)$")
+# Settings of the tools that write a version file: its name, and its text with {version}.
+FILE_KEYS = ("write_to", "version_file", "version-file", "path", "file")
+TEMPLATE_KEYS = ("version_file_template", "write_to_template", "template")
 GENERATED = """\
 # Made by selfplay, as the build of the package makes it: the version comes from git's tags.
 __version__ = version = {version!r}
@@ -111,7 +115,7 @@ def takes_version_from_tags(project: Project) -> bool:
 def literal_version(tree: Tree, paths: Iterable[str]) -> str:
     """The first version that one of these files states, as a literal or as its only text. "" for none."""
     for path in paths:
-        text = text_of(tree, path)
+        text = text_of(tree, path)[:MAX_CHARACTERS]
         found = VERSION_LITERAL.search(text) if path.endswith(".py") else None
         stated = found[1] if found else "" if path.endswith(".py") else text.strip()[:100]
         try:
@@ -158,21 +162,17 @@ def missing_version_files(tree: Tree, project: Project, version: str) -> dict[st
     for name, template in _written_files(project):
         path = project.path(name)
         folder = posixpath.dirname(path)
-        if (
-            path in tree
-            or path.startswith("../")
-            or not any(other.startswith(f"{folder}/") for other in tree)
-        ):
-            continue
-        made[path] = FileEntry(_generated(path, template, version or UNKNOWN_VERSION).encode())
+        is_there = not folder or any(other.startswith(f"{folder}/") for other in tree)
+        if path not in tree and is_safe_path(path) and is_there:
+            made[path] = FileEntry(_generated(path, template, version or UNKNOWN_VERSION).encode())
     return made
 
 
 def _generated(path: str, template: str, version: str) -> str:
     parts = tuple(int(part) if part.isdigit() else part for part in re.split(r"[.+]", version))
     if template:
-        pairs = {"{version}": version, "{version!r}": repr(version), "{version_tuple}": repr(parts)}
-        return re.sub(r"\{version(_tuple|!r)?\}", lambda found: pairs[found[0]], template)
+        values = {"": version, "!s": version, "!r": repr(version), "_tuple": repr(parts)}
+        return re.sub(r"\{version(_tuple|!r|!s|)\}", lambda found: values[found[1]], template)
     return GENERATED.format(version=version, parts=parts) if path.endswith(".py") else f"{version}\n"
 
 
@@ -196,19 +196,12 @@ def _written_files(project: Project) -> Iterator[tuple[str, str]]:
     generated = table(tools, "scikit-build").get("generate")
     tables += [table(entry) for entry in generated] if isinstance(generated, list) else []
     for options in tables:
-        template = next(
-            iter(
-                strings(
-                    [options.get(key) for key in ("version_file_template", "write_to_template", "template")]
-                )
-            ),
-            "",
-        )
-        for key in ("write_to", "version_file", "version-file", "path", "file"):
-            for name in strings(options.get(key)):
-                is_known = "source" not in options or options.get("source") == "scm"
-                if is_known:
-                    yield (f"src/{name}" if _is_below_src(project, name) else name), _plain_template(template)
+        if options.get("source", "scm") != "scm":  # PDM reads the version from such a file
+            continue
+        templates = strings([options.get(key) for key in TEMPLATE_KEYS])
+        for name in strings([options.get(key) for key in FILE_KEYS]):
+            place = f"src/{name}" if _is_below_src(project, name) else name
+            yield place, templates[0] if templates else ""
 
 
 def _is_below_src(project: Project, name: str) -> bool:
@@ -217,8 +210,3 @@ def _is_below_src(project: Project, name: str) -> bool:
     below = [project.path(f"{root}{folder}") + "/" for root in ("", "src/")]
     is_there = [any(path.startswith(start) for path in project.tree) for start in below]
     return bool(folder) and not is_there[0] and is_there[1]
-
-
-def _plain_template(template: str) -> str:
-    """hatch-vcs and others write their templates as Python's format strings; other fields are left alone."""
-    return template.replace("{version!s}", "{version}")

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 GUESSED_ROOTS = ("src", "lib", "python")
 MAX_DEPTH = 3  # folders above a project of a repository whose top is none
 MAX_PROJECTS = 30
+MAX_LOOKED_AT = 100  # folders, and patterns of a workspace
 MAX_KNOWN = 256
 PROJECT_FILES = re.compile(
     r"pyproject\.toml|setup\.(py|cfg)|PKG-INFO|pytest\.ini|tox\.ini|Pipfile|manage\.py|requirements[\w.-]*\.txt"
@@ -179,11 +180,11 @@ def project_folders(tree: Tree) -> list[str]:
     below = {posixpath.dirname(path) for path in tree if PROJECT_FILES.fullmatch(posixpath.basename(path))}
     below = {folder for folder in below if folder and not OTHER_PROJECTS.search(folder)}
     if top.is_described or any(re.fullmatch(r"[A-Za-z_]\w*/__init__\.py", path) for path in tree):
-        wanted = list(_member_patterns(top.pyproject))
+        wanted = list(_member_patterns(top.pyproject))[:MAX_LOOKED_AT]
         chosen = [folder for folder in sorted(below) if any(fnmatchcase(folder, name) for name in wanted)]
     else:
         near = sorted(folder for folder in below if folder.count("/") < MAX_DEPTH)
-        chosen = [folder for folder in near if _is_project(tree, folder)]
+        chosen = [folder for folder in near[:MAX_LOOKED_AT] if _is_project(tree, folder)]
     return ["", *chosen[:MAX_PROJECTS]]
 
 

@@ -124,6 +124,16 @@ def test_copies_of_links_count_as_files(monkeypatch: pytest.MonkeyPatch) -> None
         found.contents()
 
 
+def test_many_links_cost_little(tmp_path: Path) -> None:
+    found = Gathering("many")
+    for number in range(20_000):
+        found.add_file(f"d{number % 100}/{number}.py", FileEntry(b""))
+        found.add_link(f"l/{number}", f"../d{number % 100}/{number}.py")
+    tree, notes = found.contents()
+    assert len(tree) == 21_000
+    assert any("links beyond the first 1000" in note for note in notes)
+
+
 def test_tracked_leftovers_are_named_and_data_that_looks_like_them_stays(tmp_path: Path) -> None:
     files = {
         **PACKAGE,
