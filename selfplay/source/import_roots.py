@@ -291,7 +291,7 @@ def _hatch_roots(build: Mapping[str, Any]) -> Iterator[str]:
     for options in (build, table(build, "targets", "wheel"), table(build, "targets", "sdist")):
         sources = options.get("sources")
         yield from strings(sources)
-        yield from package_dir_roots({name: folder for folder, name in table(sources).items()})
+        yield from package_dir_roots({str(name): folder for folder, name in table(sources).items()})
         yield from _parents(options.get("packages"))
         yield from strings(options.get("dev-mode-dirs"))
 

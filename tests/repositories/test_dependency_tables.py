@@ -4,8 +4,12 @@ import json
 from collections.abc import Mapping
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from selfplay.repositories.dependencies import Dependencies, read_dependencies
+from selfplay.repositories.versions import missing_version_files
+from selfplay.source.import_roots import Project, import_roots, renamed_packages
 from selfplay.source.trees import FileEntry, Tree
 
 PROJECT = '[project]\nname = "shop"\nversion = "1"\ndependencies = ["attrs"]\n'
@@ -360,3 +364,43 @@ def test_what_only_the_build_backend_knows_is_named(files: dict[str, str], unrea
 def test_a_hostile_setup_script_costs_little_and_gives_nothing(program: str) -> None:
     found = read({"setup.py": SETUP + program})
     assert len(found.runtime) <= 1
+
+
+VALUES = st.sampled_from(
+    [
+        "'a'",
+        "1",
+        "true",
+        "['a']",
+        "[1, 2]",
+        "[[]]",
+        "{a = 'b'}",
+        "[{a = 'b'}]",
+        "{file = ['x']}",
+        "'-e .'",
+        "'../x'",
+    ]
+)
+KEY_NAMES = """
+    project project.dependencies project.optional-dependencies project.dynamic project.name project.version
+    dependency-groups dependency-groups.test build-system build-system.requires tool tool.uv tool.uv.sources
+    tool.uv.workspace tool.uv.workspace.members tool.poetry tool.poetry.dependencies tool.poetry.group
+    tool.poetry.group.a.dependencies tool.poetry.packages tool.poetry.extras tool.pdm.version tool.pdm.build
+    tool.pdm.dev-dependencies tool.hatch tool.hatch.envs tool.hatch.envs.a tool.hatch.build.sources
+    tool.hatch.build.targets.wheel tool.hatch.metadata.hooks.requirements_txt tool.setuptools.package-dir
+    tool.setuptools.dynamic tool.setuptools.dynamic.version tool.setuptools_scm tool.setuptools_scm.write_to
+    tool.flit tool.flit.metadata tool.versioningit tool.tox tool.tox.env tool.tox.env_run_base.deps tool.pixi
+    tool.scikit-build tool.scikit-build.generate tool.maturin tool.rye envs env packages package
+"""
+KEYS = st.sampled_from(KEY_NAMES.split())
+
+
+@given(st.lists(st.tuples(KEYS, VALUES), min_size=1, max_size=4, unique_by=lambda pair: pair[0]))
+def test_metadata_of_any_form_are_read(pairs: list[tuple[str, str]]) -> None:
+    text = "\n".join(f"{key} = {value}" for key, value in pairs)
+    names = ("pyproject.toml", "hatch.toml", "tox.toml", "pixi.toml", "Pipfile", "uv.lock", "b/x.py")
+    tree = Tree({name: FileEntry(text.encode()) for name in names})
+    read_dependencies(tree, "shop", "1.0")
+    import_roots(tree)
+    renamed_packages(tree)
+    missing_version_files(tree, Project(tree, ""), "1.0")
