@@ -239,6 +239,10 @@ def _with_folders(path: str) -> Iterator[str]:
 
 
 def _note(reason: str, paths: list[str]) -> str:
-    shown = ", ".join(ascii(path)[1:-1] if not path.isprintable() else path for path in sorted(paths)[:SHOWN])
+    shown = ", ".join(map(_printable, sorted(paths)[:SHOWN]))
     more = f", … ({len(paths)} in all)" if len(paths) > SHOWN else ""
-    return f"{reason}: {shown}{more}"
+    return f"{_printable(reason)}: {shown}{more}"
+
+
+def _printable(text: str) -> str:
+    return text if text.isprintable() else ascii(text)[1:-1]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import posixpath
 import re
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
@@ -189,9 +190,15 @@ def project_folders(tree: Tree) -> list[str]:
 
 
 def _is_project(tree: Tree, folder: str) -> bool:
-    """Whether a folder below a top that is no project is one: it is described, or holds a package."""
+    """Whether a folder below a top that is no project is one: it is described, or holds a package.
+
+    Not a package itself, and no folder whose modules would hide some of the standard library.
+    """
+    if Project(tree, folder).is_described:
+        return True
     package = re.compile(rf"{re.escape(folder)}/(?!tests?/)[A-Za-z_]\w*/\w+\.py")
-    return Project(tree, folder).is_described or any(package.fullmatch(path) for path in tree)
+    hiding = (f"{folder}/{name}.py" for name in ("__init__", *sys.stdlib_module_names))
+    return any(package.fullmatch(path) for path in tree) and not any(path in tree for path in hiding)
 
 
 def _member_patterns(pyproject: Mapping[str, Any]) -> Iterator[str]:

@@ -118,6 +118,17 @@ CASES = {
         {"backend/requirements.txt": "", "backend/app/main.py": "", "backend/tests/test_a.py": ""},
         ("backend", ""),
     ),
+    "packages with requirement files, and a folder that hides the standard library": (
+        {
+            "src/shop/__init__.py": "",
+            "src/shop/requirements.txt": "",
+            "src/shop/web/types.py": "",
+            "app/requirements.txt": "",
+            "app/types.py": "",
+            "app/pages/a.py": "",
+        },
+        ("src", ""),
+    ),
     "several projects": (
         {
             "libs/a/pyproject.toml": '[project]\nname = "a"\n',
