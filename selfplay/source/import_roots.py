@@ -71,7 +71,7 @@ def _roots_of(tree: Tree) -> list[str]:
         ]
         guessed = guessed_roots(tree, folder)
         src = posixpath.join(folder, "src")
-        if src not in guessed and _is_namespace_root(tree, src):
+        if src not in guessed and _is_namespace_root(tree, src) and not _has_package(tree, folder):
             guessed.append(src)
         own = [folder] if folder else []
         for root in [*(name for name in named if name not in guessed), *guessed, *own]:
@@ -83,6 +83,13 @@ def _roots_of(tree: Tree) -> list[str]:
 def _is_usable(tree: Tree, root: str) -> bool:
     is_plain = not root.startswith(("/", "..")) and ":" not in root and root.isprintable()
     return is_plain and any(path.startswith(f"{root}/") for path in tree)
+
+
+def _has_package(tree: Tree, folder: str) -> bool:
+    """Whether a package that is not of tests stands directly in the folder."""
+    below = re.escape(f"{folder}/" if folder else "")
+    package = re.compile(rf"{below}(?!tests?/|docs?/|examples?/)[A-Za-z_]\w*/__init__\.py")
+    return any(package.fullmatch(path) for path in tree)
 
 
 def _is_namespace_root(tree: Tree, root: str) -> bool:
@@ -180,7 +187,7 @@ def project_folders(tree: Tree) -> list[str]:
     top = Project(tree, "")
     below = {posixpath.dirname(path) for path in tree if PROJECT_FILES.fullmatch(posixpath.basename(path))}
     below = {folder for folder in below if folder and not OTHER_PROJECTS.search(folder)}
-    if top.is_described or any(re.fullmatch(r"[A-Za-z_]\w*/__init__\.py", path) for path in tree):
+    if top.is_described or _has_package(tree, ""):
         wanted = list(_member_patterns(top.pyproject))[:MAX_LOOKED_AT]
         chosen = [folder for folder in sorted(below) if any(fnmatchcase(folder, name) for name in wanted)]
     else:

@@ -15,6 +15,7 @@ CASES = {
         {"src/corp/shop/prices.py": "", "pyproject.toml": "[project]\n"},
         ("src", ""),
     ),
+    "scripts below src beside a package": ({"shop/__init__.py": "", "src/native/make.py": ""}, ("",)),
     "setuptools, where": (
         {
             "code/shop/__init__.py": "",
