@@ -155,7 +155,8 @@ def _build(job: BuildJob, key: str) -> tuple[Environment, str]:
         suite = replace(suite, options=f"{suite.options} --hypothesis-profile=ci")
     suite, baseline = take_baseline(trial, suite)
     check_planted_error(trial, suite, baseline)
-    environment = replace(_environment(trial, suite, baseline, key), left_out=installation.left_out)
+    left_out = (*_first_requirements(checkout).dependencies.urls, *installation.left_out)
+    environment = replace(_environment(trial, suite, baseline, key), left_out=left_out)
     functions = (
         f"{len(environment.targets)} functions"
         if suite.command is None

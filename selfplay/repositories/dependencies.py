@@ -131,6 +131,7 @@ class Dependencies:
     more     development extras and the like, for a module that tests still miss
     others   name and version of the repository's other projects
     unread   what only the build backend knows: "dependencies", "extras", "version"
+    urls     requirements at URLs, which are not installed
     """
 
     name: str
@@ -140,6 +141,7 @@ class Dependencies:
     more: tuple[str, ...]
     others: tuple[tuple[str, str], ...] = ()
     unread: tuple[str, ...] = ()
+    urls: tuple[str, ...] = ()
 
     def wanted_by(self, log: str) -> tuple[str, ...]:
         """Well-known test libraries, and requirements of `more`, that the log of a collection misses."""
@@ -201,6 +203,7 @@ def read_dependencies(
             if declared.name and declared is not main
         ),
         tuple(sorted(main.unread)),
+        _at_urls(names, [*_gathered(found, "runtime"), *wanted]),
     )
 
 
@@ -251,6 +254,17 @@ def _expanded(declared: Declared, texts: Iterable[str], seen: set[str]) -> list[
             if extra not in seen:
                 expanded += _expanded(declared, declared.extras.get(extra, []), {*seen, extra})
     return expanded
+
+
+def _at_urls(own: set[str], texts: Iterable[str]) -> tuple[str, ...]:
+    """The requirements at URLs that this Python needs: any program could be behind one, or the repository."""
+    found = {}
+    for requirement in map(Requirement, texts):
+        name = canonicalize_name(requirement.name)
+        is_needed = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
+        if requirement.url and is_needed and name not in own:
+            found[name] = f"{requirement.name} @ {requirement.url}"
+    return tuple(found.values())
 
 
 def _is_plugin(text: str) -> bool:

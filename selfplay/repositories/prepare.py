@@ -125,7 +125,7 @@ class Preparer:
             highlight=False,
         )
         if environment.left_out:
-            missing = f"could not be installed, so tests may miss it: {', '.join(environment.left_out)}"
+            missing = f"not installed, so tests may miss it: {', '.join(environment.left_out)}"
             self.console.print(f"  {missing}", markup=False, highlight=False)
         if environment.command and "target" in self.config.injector.help:
             note = (

@@ -26,6 +26,7 @@ OPTION = re.compile(r"^(-r|--requirement|-c|--constraint|-e|--editable)(?:[\s=]+
 OWN_FOLDER = re.compile(
     r"^(?:[\w.-]+\s*@\s*)?(?:file:(?://)?)?(?:\.|\$?\{\w+\}|\{tox_root\})/?(?:\[([\w\s,.-]+)\])?$"
 )
+NAMED_URL = re.compile(r"^((?:git|hg|svn|bzr)\+[a-z]+://[^\s#]+)#(?:[^\s]*&)?egg=([\w.-]+)")
 # Files that an `install` hint may refer to.
 REQUIREMENT_FILES = re.compile(
     r"^([\w.-]*requirements?[\w.-]*|[\w.-]*constraints?[\w.-]*|(requirements|reqs)/[\w./-]+"
@@ -137,6 +138,8 @@ def _take(text: str, found: RequirementFile, constrains: bool) -> None:
         if itself[1]:
             found.wanted.append(f"{ITSELF}[{itself[1]}]")
         return
+    named = NAMED_URL.match(text)
+    text = f"{named[2]} @ {named[1]}" if named else text
     try:
         requirement = Requirement(text)
     except InvalidRequirement:

@@ -32,6 +32,10 @@ VERSION_LITERAL = re.compile(
     r"^(?:__version__|version|VERSION|__VERSION__|_version)\b[^=\n]*(?:=\s*\w+\s*)*=\s*[\"'](v?\d[^\"'\n]*)[\"']",
     re.MULTILINE,
 )
+VERSION_IMPORT = re.compile(
+    r"^[ \t]*(from[ \t]+(?P<start>[\w.]*\.)(?P<module>_version|_scm_version|__version__)[ \t]+import\b)",
+    re.MULTILINE,
+)
 DESCRIPTION = re.compile(r"^(?P<tag>.+)-(?P<distance>\d+)-g(?P<commit>[0-9a-f]+)$")
 # Settings of the tools that write a version file: its name, and its text with {version}.
 FILE_KEYS = ("write_to", "version_file", "version-file", "path", "file")
@@ -159,8 +163,11 @@ def _has_metadata(project: Project) -> bool:
 def missing_version_files(tree: Tree, project: Project, version: str) -> dict[str, FileEntry]:
     """The version files that a build of the project would write and that the tree lacks, by path."""
     made = {}
-    for name, template in _written_files(project):
+    imported = [(name, "") for name in _imported_version_files(tree, project)]
+    for name, template in (*_written_files(project), *imported):
         path = project.path(name)
+        if path in made:
+            continue
         folder = posixpath.dirname(path)
         is_there = not folder or any(other.startswith(f"{folder}/") for other in tree)
         if path not in tree and is_safe_path(path) and path.isprintable() and is_there:
@@ -202,6 +209,19 @@ def _written_files(project: Project) -> Iterator[tuple[str, str]]:
         for name in strings([options.get(key) for key in FILE_KEYS]):
             place = f"src/{name}" if _is_below_src(project, name) else name
             yield place, templates[0] if templates else ""
+
+
+def _imported_version_files(tree: Tree, project: Project) -> Iterator[str]:
+    """Yield the version modules beside modules that import them, if the version comes from git's tags."""
+    if not takes_version_from_tags(project):
+        return
+    below = f"{project.folder}/" if project.folder else ""
+    for path in tree:
+        if path.startswith(below) and path.endswith("/__init__.py"):
+            folder = posixpath.dirname(path)
+            for found in VERSION_IMPORT.finditer(text_of(tree, path)[:MAX_CHARACTERS]):
+                if found["start"].strip(".") in ("", posixpath.basename(folder)):
+                    yield posixpath.join(folder, f"{found['module']}.py").removeprefix(below)
 
 
 def _is_below_src(project: Project, name: str) -> bool:

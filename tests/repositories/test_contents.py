@@ -207,6 +207,17 @@ def test_a_setup_script_that_uses_scm_gets_its_file_by_its_template(tmp_path: Pa
     assert found.tree.text("src/shop/v.txt") == "at 1.4"
 
 
+def test_a_version_module_that_only_an_import_names_is_made(tmp_path: Path) -> None:
+    files = {
+        "src/shop/__init__.py": "try:\n    from shop._version import version\n"
+        "except ImportError:\n    pass\n",
+        "src/other/__init__.py": "from ._scm_version import version\nfrom shop._version import v\n",
+        "pyproject.toml": '[build-system]\nrequires = ["setuptools-scm"]\n[project]\nname = "shop"\n',
+    }
+    found = checkout(commit(fill(tmp_path / "shop", files, {}), "1.4"), tmp_path / "cache")
+    assert set(found.tree) - set(files) == {"src/shop/_version.py", "src/other/_scm_version.py"}
+
+
 def test_a_version_file_without_tags_says_so(tmp_path: Path) -> None:
     files = {**PACKAGE, "pyproject.toml": '[tool.setuptools_scm]\nwrite_to = "shop/_version.py"\n'}
     found = checkout(fill(tmp_path / "shop", files, {}), tmp_path / "cache")

@@ -290,6 +290,18 @@ def test_constraints_limit_versions_and_ask_for_nothing() -> None:
     assert found.test == ("freezegun<2", "mock<5,>=1")
 
 
+def test_requirements_at_urls_are_named() -> None:
+    found = read(
+        {
+            "pyproject.toml": '[project]\nname = "shop"\ndependencies = ["a @ https://host/a.whl", '
+            "\"b @ https://host/b.whl ; python_version < '3'\"]\n",
+            "requirements-test.txt": "-e git+https://host/c@v1#egg=c\ngit+https://host/shop#egg=shop\n",
+        }
+    )
+    assert found.urls == ("a @ https://host/a.whl", "c @ git+https://host/c@v1")
+    assert (found.runtime, found.test) == ((), ())
+
+
 def test_an_include_reaches_files_of_the_tree_only() -> None:
     files = {"requirements-test.txt": "-r /etc/passwd\n-r ../../x.txt\n-r https://host/x.txt\nsix\n"}
     assert read({"pyproject.toml": PROJECT, **files}).test == ("six",)
