@@ -95,8 +95,9 @@ def _fetch(fetching: _Fetching, sources: list[str], commit: str) -> tuple[Gather
 
 
 def _short(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return next((line for line in lines if line.startswith("fatal:")), lines[-1] if lines else "")[-SHOWN:]
+    """git's own words in an error, one line."""
+    said = str(error).rpartition("fatal: ")[2]
+    return " ".join(said.split())[:SHOWN]
 
 
 def submodule_urls(gathering: Gathering) -> dict[str, str]:
