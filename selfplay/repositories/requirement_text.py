@@ -26,6 +26,16 @@ OPTION = re.compile(r"^(-r|--requirement|-c|--constraint|-e|--editable)(?:[\s=]+
 OWN_FOLDER = re.compile(
     r"^(?:[\w.-]+\s*@\s*)?(?:file:(?://)?)?(?:\.|\$?\{\w+\}|\{tox_root\})/?(?:\[([\w\s,.-]+)\])?$"
 )
+FILE_OPTIONS = ("-r", "--requirement", "-c", "--constraint", "-e", "--editable")
+# Options of `pip install`. One that is not known here may take a value, which is no requirement.
+VALUE_OPTION = re.compile(r"-[a-z]|--[a-z-]+")
+FLAG_NAMES = """
+    -q --quiet -v --verbose -y -U --upgrade -I --ignore-installed --no-deps --pre --user --no-input
+    --no-cache-dir --no-index --force-reinstall --prefer-binary --require-hashes --no-build-isolation --use-pep517 --system
+    --disable-pip-version-check --no-warn-script-location --break-system-packages --no-compile --isolated
+    --no-python-version-warning --exact --strict --dry-run --reinstall --no-cache
+"""
+FLAGS = frozenset(FLAG_NAMES.split())
 NAMED_URL = re.compile(r"^((?:git|hg|svn|bzr)\+[a-z]+://[^\s#]+)#(?:[^\s]*&)?egg=([\w.-]+)")
 # Files that an `install` hint may refer to.
 REQUIREMENT_FILES = re.compile(
@@ -81,9 +91,10 @@ def read_install_arguments(tree: Tree, words: Iterable[str]) -> list[str]:
     waiting = ""
     for word in words:
         if waiting:
-            lines.append(f"{waiting} {word}")
+            if waiting in FILE_OPTIONS:
+                lines.append(f"{waiting} {word}")
             waiting = ""
-        elif word in ("-r", "--requirement", "-c", "--constraint", "-e", "--editable"):
+        elif word in FILE_OPTIONS or (VALUE_OPTION.fullmatch(word) and word not in FLAGS):
             waiting = word
         elif word.startswith(("-r", "-c", "-e", "--requirement=", "--constraint=", "--editable=")) or (
             not word.startswith("-")

@@ -32,6 +32,7 @@ COMMAND_FILES = re.compile(
     r"\.github/workflows/[^/]+\.ya?ml|\.(travis|gitlab-ci|appveyor)\.yml|appveyor\.yml|azure-pipelines\.yml"
     r"|\.circleci/config\.yml|Makefile|makefile|justfile|Dockerfile|\.readthedocs\.ya?ml"
 )
+EXPRESSION = re.compile(r"\$\{\{[^\n}]*\}\}|\$\([^\n)]*\)")  # of a workflow, or of a shell
 INSTALL_COMMAND = re.compile(r"\b(?:pip3?|uv pip) install ([^\n&|;>`]+)")
 LOCAL_SOURCES = {"editable", "virtual", "directory", "git", "path", "url"}
 REFERENCE = re.compile(r"^\{\[([^\]]+)\](\w+)\}$")
@@ -221,7 +222,7 @@ def _read_commands(declared: Declared) -> None:
     for path in sorted(declared.tree):
         if not COMMAND_FILES.fullmatch(path):
             continue
-        text = text_of(declared.tree, path).replace("\\\n", " ")
+        text = EXPRESSION.sub("$", text_of(declared.tree, path).replace("\\\n", " "))
         for command in INSTALL_COMMAND.findall(text)[:MAX_COMMANDS]:
-            words = [word for word in command.replace('"', " ").replace("'", " ").split() if "$" not in word]
+            words = [word for word in re.split(r"[\s\"']+", command) if not set("${}") & set(word)]
             declared.other += read_install_arguments(declared.tree, words)

@@ -290,6 +290,16 @@ def test_constraints_limit_versions_and_ask_for_nothing() -> None:
     assert found.test == ("freezegun<2", "mock<5,>=1")
 
 
+def test_values_of_options_are_no_requirements() -> None:
+    workflow = (
+        "- run: pip install -U --upgrade-strategy only-if-needed --group test -i https://host "
+        "six==${{ matrix.six }}\n"
+        "- run: pip install --quiet -t target $(cat names) mock\n"
+    )
+    found = read({"pyproject.toml": PROJECT, ".github/workflows/ci.yml": workflow})
+    assert found.more == ("mock",)
+
+
 def test_requirements_at_urls_are_named() -> None:
     found = read(
         {
