@@ -39,6 +39,7 @@ class Environment:
     options       of pytest, beyond those of the standard script
     notes         for people: which options and files of its tests do not run
     command       runs all tests if pytest cannot run them, else ""; with it there are no targets and no calls
+    left_out      requirements of the tests that could not be installed
     """
 
     key: str
@@ -59,6 +60,7 @@ class Environment:
     options: str = ""
     command: str = ""
     notes: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
 
     def script_for(self, test_files: Sequence[str]) -> str:
         """The script that runs these test files only. A test command always runs all of its tests."""

@@ -575,9 +575,12 @@ CONTROLS: dict[str, Control] = {
         ("selfplay.verdicts.test_logs._is_rule", lambda line: re.fullmatch("={3,}.*={3,}", line) is not None)
     ),
     "slow-ids": patched(("selfplay.verdicts.test_logs.MAX_ODD_NAMES", 1 << 20)),
-    "archive-bomb": patched(("selfplay.repositories.archives.MAX_TREE_BYTES", 1 << 40)),
+    "archive-bomb": patched(
+        ("selfplay.repositories.archives.MAX_TREE_BYTES", 1 << 40),
+        ("selfplay.repositories.contents.MAX_TREE_BYTES", 1 << 40),
+    ),
     "find-original": mounted(a_copy),
-    "build-folder": patched(("selfplay.repositories.archives.is_kept", is_safe_path)),
+    "build-folder": patched(("selfplay.repositories.contents.is_kept", is_safe_path)),
     "installed-copy": admit_copies,
 }
 

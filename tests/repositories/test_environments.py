@@ -200,7 +200,7 @@ def test_an_installed_copy_of_the_source_is_refused(
         prepare(checkout(files, tmp_path, cache, f"install='{copy}'"), backend, cache)
 
 
-def test_nothing_of_the_repository_runs_while_its_environment_is_built(
+def test_nothing_of_a_repository_runs_whose_files_state_what_it_depends_on(
     backend: SandboxBackend, cache: Path, tmp_path: Path
 ) -> None:
     files = {
