@@ -31,9 +31,10 @@ FILE_OPTIONS = ("-r", "--requirement", "-c", "--constraint", "-e", "--editable")
 VALUE_OPTION = re.compile(r"-[a-z]|--[a-z-]+")
 FLAG_NAMES = """
     -q --quiet -v --verbose -y -U --upgrade -I --ignore-installed --no-deps --pre --user --no-input
-    --no-cache-dir --no-index --force-reinstall --prefer-binary --require-hashes --no-build-isolation
-    --use-pep517 --system --disable-pip-version-check --no-warn-script-location --break-system-packages
-    --no-compile --isolated --no-python-version-warning --exact --strict --dry-run --reinstall --no-cache
+    --no-cache-dir --no-index --force-reinstall --prefer-binary --require-hashes
+    --no-build-isolation --use-pep517 --system --disable-pip-version-check --no-warn-script-location
+    --break-system-packages --no-compile --isolated
+    --no-python-version-warning --exact --strict --dry-run --reinstall --no-cache
 """
 FLAGS = frozenset(FLAG_NAMES.split())
 NAMED_URL = re.compile(r"^((?:git|hg|svn|bzr)\+[a-z]+://[^\s#]+)#(?:[^\s]*&)?egg=([\w.-]+)")
