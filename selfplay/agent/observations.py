@@ -23,14 +23,20 @@ def _is_hidden(character: str) -> bool:
 
 
 def make_harmless(text: str) -> str:
-    """`text` with control, escape and invisible format characters spelled out (\\x1b, \\u202e)."""
+    """`text` with control, escape and invisible format characters spelled out (\\x1b, \\u202e).
+
+    So are bytes that are not UTF-8, which are lone surrogates (\\xe9).
+    """
     text = text.replace("\r\n", "\n")
     hidden = {character for character in set(text) if _is_hidden(character)}
     if not hidden:
         return text
-    return text.translate(
-        {ord(c): f"\\x{ord(c):02x}" if ord(c) < 256 else f"\\u{ord(c):04x}" for c in hidden}
-    )
+    return text.translate({ord(character): _spelled_out(ord(character)) for character in hidden})
+
+
+def _spelled_out(code: int) -> str:
+    byte = code - 0xDC00 if 0xDC80 <= code <= 0xDCFF else code
+    return f"\\x{byte:02x}" if byte < 256 else f"\\u{code:04x}"
 
 
 def cap_output(text: str, max_tokens: int, spans: Callable[[str], list[tuple[int, int]]]) -> str:

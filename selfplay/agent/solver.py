@@ -22,10 +22,10 @@ from selfplay.config import Config
 from selfplay.repositories.environment import Environment, open_workspace
 from selfplay.repositories.suspects import Suspect, failure_first, find_suspects
 from selfplay.sandbox.base import SUBMIT, WORKSPACE, Sandbox
-from selfplay.source.diffs import reverse_patch
+from selfplay.source.diffs import reverse_patch, shown_diff
 from selfplay.source.trees import FileEntry, Tree
 from selfplay.verdicts.bug import BugState, build_states
-from selfplay.verdicts.prediction import take_prediction
+from selfplay.verdicts.repairs import take_repair
 
 
 @dataclass(frozen=True)
@@ -88,8 +88,8 @@ def solver_prompts(task: SolverTask, config: Config) -> tuple[Prompt, Prompt]:
 
 
 def spec_text(bug: BugState) -> str:
-    """A solver's specification: the change that undoes the weakening of the tests."""
-    return reverse_patch(bug.artifact.test_weaken)
+    """A solver's specification: the change that undoes the weakening of the tests, as readers see it."""
+    return shown_diff(reverse_patch(bug.artifact.test_weaken))
 
 
 def spec_tokens(chat: ChatFormat, bug: BugState) -> int:
@@ -108,8 +108,6 @@ def play_solver(task: SolverTask, key: EpisodeKey, context: EpisodeContext) -> E
     record.submission = {"patch": ""}
     states = build_states(task.environment.tree, task.bug)
     start = states.buggy if "tests" in task.help_of(config) else states.solver_start
-    # Grading starts from the weakened tests, so no change to these files counts.
-    made = start.changed_paths(states.solver_start)
     with record.machine_failures(), ExitStack() as stack:
         with context.opening:
             workspace = open_workspace(context.backend, task.environment, start, key.labels, limits)
@@ -121,9 +119,8 @@ def play_solver(task: SolverTask, key: EpisodeKey, context: EpisodeContext) -> E
         if record.result.finish not in (FinishReason.SANDBOX_LOST, FinishReason.ENV_ERROR):
             with record.losses():
                 archive = box.read_archive(WORKSPACE, limits.workspace_bytes + ARCHIVE_OVERHEAD_BYTES)
-                record.submission = as_submission(
-                    take_prediction(start, archive, {*made, *task.environment.test_files})
-                )
+                most, test_files = config.validator.max_patch_bytes, task.environment.test_files
+                record.submission = as_submission(take_repair(states, start, archive, test_files, most))
     return record.episode(bug_id=task.bug_id)
 
 

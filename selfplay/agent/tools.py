@@ -20,6 +20,7 @@ from selfplay.agent.editing import EditError, apply_one_of
 from selfplay.agent.tool_format import FENCE, BadFormat, Call, ToolFormat, unfenced
 from selfplay.sandbox.base import WORKSPACE, ExecResult, Sandbox
 from selfplay.settings.playing import AgentSettings
+from selfplay.source.syntax import source_encoding
 
 NUMBERED_PATH = re.compile(r"(.+?):([0-9]{1,9})")
 MARKS = ("<<<<<<< SEARCH", "=======", ">>>>>>> REPLACE")
@@ -335,17 +336,22 @@ def _edit(action: Action, sandbox: Sandbox, shown: bool) -> Observation:
         )
     if read.exit_code:
         return _refused(read, f"{action.path} is not a file that can be read")
-    old = read.output.decode("utf-8", "surrogateescape")
+    encoding = source_encoding(path, read.output)
+    old = read.output.decode(*encoding)
     try:
         new, replacement = apply_one_of(old, action.readings, at_line)
+        content = new.encode(*encoding)
     except EditError as error:
         return Observation(f"{action.path} is unchanged. {error}", 1, True)
+    except UnicodeEncodeError as error:
+        missing = f"Its encoding, {encoding[0]}, has no {new[error.start]!r}."
+        return Observation(f"{action.path} is unchanged. {missing}", 1, True)
     write = (
         f"python3 -I -S -c {shlex.quote(WRITE_PYTHON)} {quoted}"
         if path.endswith(".py")
         else f"cat > {quoted}"
     )
-    written = sandbox.run(write, timeout_s=FILE_TIMEOUT_S, stdin=new.encode("utf-8", "surrogateescape"))
+    written = sandbox.run(write, timeout_s=FILE_TIMEOUT_S, stdin=content)
     if written.exit_code:
         return _refused(written, f"{action.path} is unchanged")
     at = len(_common_start(old, new))

@@ -23,13 +23,13 @@ from selfplay.agent.episode import Episode, FinishReason, Role
 from selfplay.agent.prompting import Prompt
 from selfplay.config import Config
 from selfplay.engines.base import Engine, derive_seed
-from selfplay.errors import ArtifactError, SandboxError, SandboxLost, SandboxUnavailable
+from selfplay.errors import ArtifactError, PatchError, SandboxError, SandboxLost, SandboxUnavailable
 from selfplay.repositories.checkouts import Checkout
 from selfplay.repositories.environment import Environment
 from selfplay.repositories.git import history_bundle
 from selfplay.sandbox.base import SUBMIT, Limits, Sandbox, SandboxBackend
 from selfplay.source.trees import Tree
-from selfplay.verdicts.artifact import ALIASES, FILE_NAMES, MAX_FILE_BYTES
+from selfplay.verdicts.artifact import ALIASES, FILE_NAMES, MAX_FILE_BYTES, decode_file
 from selfplay.verdicts.prediction import Prediction
 from selfplay.verdicts.test_runs import TestRunner
 
@@ -40,7 +40,9 @@ BUNDLE = "history.bundle"
 MAX_RESTORED = 100  # paths named whose change does not count: a policy may make any number of files
 
 # Runs in the sandbox before the policy does, in a subshell, so that the policy's session does not change.
-# Author and date are fixed. --force: a repository may hold files that its own rules ignore.
+# Author and date are fixed. --force: a repository may hold files that its own rules ignore. The attributes
+# win over the repository's `.gitattributes`: git gives back bytes as they were, and shows text as text. Git
+# protects other systems from names such as `git~1`. Here they are harmless, and a bug may add one.
 GIT_SETTINGS = r"""
 set -e
 cd /testbed
@@ -51,6 +53,9 @@ rm -rf .git
 git init --quiet --template= --initial-branch=main .
 printf '[user]\n\tname = selfplay\n\temail = selfplay@localhost\n' >> .git/config
 printf '[gc]\n\tauto = 0\n[core]\n\tlogAllRefUpdates = false\n' >> .git/config
+printf '\tprotectNTFS = false\n\tprotectHFS = false\n' >> .git/config
+mkdir -p .git/info
+printf '* -text -ident !filter !working-tree-encoding !diff\n' > .git/info/attributes
 """
 COMMIT_ALL = """\
 git add --all --force .
@@ -153,7 +158,7 @@ class Record:
             yield
         except SandboxLost as loss:
             self.finish, self.error = FinishReason.SANDBOX_LOST, str(loss)
-        except ArtifactError as refusal:
+        except (ArtifactError, PatchError) as refusal:
             self.error = str(refusal)
 
     def episode(self, strategy: str = "", target: str = "", bug_id: str = "") -> Episode:
@@ -220,8 +225,8 @@ def _tar_of(name: str, content: bytes) -> bytes:
 def read_submission(box: Sandbox, limits: Limits, names: tuple[str, ...]) -> dict[str, str]:
     """The artifact's files that `names` lists, as text; without names, all that exist.
 
-    Leaves out what is missing, not a plain file, or not UTF-8. A file over the cap keeps one byte too many,
-    which the validator reports.
+    Leaves out what is missing, not a plain file, or not UTF-8; diffs may hold other bytes. A file over the
+    cap keeps one byte too many, which the validator reports.
     """
     files = Tree.from_tar(box.read_archive(SUBMIT, limits.submit_bytes + ARCHIVE_OVERHEAD_BYTES))
     wanted = {posixpath.relpath(posixpath.join(SUBMIT, name), SUBMIT) for name in names} or files.keys()
@@ -229,7 +234,7 @@ def read_submission(box: Sandbox, limits: Limits, names: tuple[str, ...]) -> dic
     for name in (*FILE_NAMES, *ALIASES):
         if name in wanted and name in files:
             try:
-                submission[name] = files[name].content[: MAX_FILE_BYTES + 1].decode("utf-8")
+                submission[name] = decode_file(name, files[name].content[: MAX_FILE_BYTES + 1])
             except UnicodeDecodeError:
                 continue
     return submission

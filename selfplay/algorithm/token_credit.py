@@ -13,7 +13,7 @@ from selfplay.agent.tool_format import OPENING, BadFormat, end_of_reasoning
 from selfplay.agent.tools import MARKS, STANDARD, Toolbox
 from selfplay.errors import SelfplayError
 from selfplay.settings.learning import TrainerSettings
-from selfplay.source.diffs import parse_patch
+from selfplay.source.diffs import diff_bytes, parse_patch
 
 Decode = Callable[[Sequence[int]], str]
 
@@ -114,7 +114,7 @@ def _added_lines(episode: Episode) -> dict[str, list[str]] | None:
     """Lines that the submission adds, by file; None if it cannot be read as a diff."""
     text = episode.submission.get("patch") or episode.submission.get("bug_inject.diff") or ""
     try:
-        files = parse_patch(text, len(text.encode()) + 1).files
+        files = parse_patch(text, len(diff_bytes(text))).files
     except SelfplayError:
         return None
     return {
@@ -133,6 +133,16 @@ def _is_kept(turn: Turn, added: dict[str, list[str]] | None, tools: Toolbox) -> 
         return True
     lines = added.get(action.path.removeprefix("/testbed/").removeprefix("./"), [])
     return bool(lines) and any(
-        all(any(part in line for line in lines) for part in replacement.split("\n"))
+        all(any(_holds(line, part) for line in lines) for part in replacement.split("\n"))
         for _, replacement in action.readings
     )
+
+
+def _holds(line: str, part: str) -> bool:
+    """Whether an added line holds a line that an edit wrote.
+
+    A line that is not UTF-8 has bytes in the diff and characters in the edit, so their ASCII is compared.
+    """
+    if any("\udc80" <= character <= "\udcff" for character in line):
+        line, part = (text.encode("ascii", "ignore").decode() for text in (line, part))
+    return part in line

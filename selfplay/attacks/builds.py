@@ -71,7 +71,7 @@ def run_a_setup_script(ground: Ground) -> Outcome:
 
 def read_a_release(name: str, data: bytes) -> None:
     """Everything that the harness does on the host with a release's archive."""
-    tree = read_archive(name, data)
+    tree = read_archive(name, data).tree
     licence_of(tree)
     read_dependencies(tree, "evil")
 

@@ -1,4 +1,5 @@
-"""Attacks through git: a fix in the repository's history (row 1), programs that git runs on the host (13).
+"""Attacks through git: a fix in the repository's history (row 1), programs that git runs on the host (13), a
+name that git refuses (17).
 
 Invariant: only a program that runs on the host can create the canary file. Hostile repositories
 lie in our own folder.
@@ -11,12 +12,15 @@ import shlex
 import subprocess
 from pathlib import Path
 
+from selfplay.agent.workspaces import make_repository
 from selfplay.attacks.base import Attack, Broken, Held, Outcome
 from selfplay.attacks.ground import CODE, RIGHT, WRONG, Ground
 from selfplay.attacks.probes import ran
+from selfplay.errors import SandboxUnavailable
+from selfplay.repositories.environment import open_workspace
 from selfplay.repositories.fetching import fetch
 from selfplay.repositories.specs import parse_spec
-from selfplay.source.trees import Tree
+from selfplay.source.trees import FileEntry, Tree
 
 # ---- the fix, from git (row 1)
 
@@ -124,6 +128,20 @@ def run_hooks_of_a_workspace(ground: Ground) -> Outcome:
     return ran(canary, "taking the workspace's change")
 
 
+# ---- a workspace that cannot be made, so that the machine seems to fail (row 17)
+
+
+def name_a_file_as_git_refuses_it(ground: Ground) -> Outcome:
+    """A bug may add a file with such a name: git would stop in the workspace of each of its solvers."""
+    tree = ground.tree.replace({"heron/git~1": FileEntry(b"x\n")})
+    try:
+        with open_workspace(ground.backend, ground.environment, tree, {"run": "attack"}) as box:
+            make_repository(box)
+            return Held(f"{box.run('git status --short | wc -l').text.strip()} files are left out")
+    except SandboxUnavailable as failure:
+        return Broken(str(failure))
+
+
 ATTACKS = (
     Attack(
         "git-history",
@@ -143,4 +161,5 @@ ATTACKS = (
         "plant hooks, filters and core.fsmonitor in the workspace that is compared",
         run_hooks_of_a_workspace,
     ),
+    Attack("git-name", 17, "a bug with a file name that git refuses", name_a_file_as_git_refuses_it),
 )

@@ -29,7 +29,7 @@ from selfplay.verdicts.artifact import Artifact
 from selfplay.verdicts.bug import BugState, build_states
 from selfplay.verdicts.checks import Thresholds
 from selfplay.verdicts.grading import Grade, grade
-from selfplay.verdicts.prediction import take_prediction
+from selfplay.verdicts.repairs import take_repair
 from selfplay.verdicts.test_runs import TestRunner
 from selfplay.verdicts.validator import validate
 from selfplay.verdicts.verdict import Verdict
@@ -197,7 +197,9 @@ class Ground:
 
     def taken(self, box: Sandbox) -> str:
         """The patch that the harness takes from a solver's workspace."""
-        return take_prediction(self.start(), box.read_archive(WORKSPACE, 64 << 20)).patch
+        states, most = build_states(self.tree, self.bug), self.config.validator.max_patch_bytes
+        archive, test_files = box.read_archive(WORKSPACE, 64 << 20), self.environment.test_files
+        return take_repair(states, states.solver_start, archive, test_files, most).patch
 
     def validate(self, artifact: Artifact) -> Verdict:
         """The verdict on an artifact, by a runner that remembers no earlier run."""

@@ -100,7 +100,7 @@ def hostile_zip(outside: Path) -> bytes:
 
 
 def unpack(name: str, data: bytes, folder: Path) -> None:
-    read_archive(name, data).write_to(folder)
+    read_archive(name, data).tree.write_to(folder)
 
 
 def climb_out_of_an_archive(make: Callable[[Path], bytes], name: str) -> Callable[[Ground], Outcome]:

@@ -9,6 +9,7 @@ import io
 import shlex
 import time
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -19,7 +20,7 @@ from selfplay.agent.observations import make_harmless, render_observation
 from selfplay.agent.tool_format import BadFormat
 from selfplay.agent.tools import parse_action
 from selfplay.attacks.base import Attack, Broken, Held, Outcome
-from selfplay.attacks.ground import CODE, HIDDEN_TEST, RIGHT, WRONG, Ground
+from selfplay.attacks.ground import CODE, HIDDEN_TEST, RIGHT, WRONG, Ground, changed
 from selfplay.errors import ArtifactError, PatchError, RepositoryError
 from selfplay.repositories.archives import read_archive
 from selfplay.source.diffs import parse_patch
@@ -164,6 +165,27 @@ def hand_in_an_enormous_file(ground: Ground) -> Outcome:
     )
 
 
+def rename_a_large_module(ground: Ground) -> Outcome:
+    """A bug that nobody can repair, so that every solver loses.
+
+    Its diff only names a module of 400 KB. The diff of the repair would hold the module.
+    """
+    limit = "        from heron.table import same\n\n        return same(highest_allowed)\n"
+    table = "def same(value):\n    return value\n" + "".join(
+        f"# {zlib.crc32(b'%d' % n)}\n" for n in range(32_000)
+    )
+    tree = changed(ground.tree, {CODE: (RIGHT, limit), "heron/table.py": table})
+    place = replace(ground, environment=replace(ground.environment, tree=tree))
+    rename = (
+        "diff --git a/heron/table.py b/heron/tables.py\n"
+        "rename from heron/table.py\nrename to heron/tables.py\n"
+    )
+    verdict = place.validate(replace(place.artifact({"heron/words.py": "\n"}), bug_inject=rename))
+    if verdict.accepted:
+        return Broken(f"accepted as a bug, with {verdict.fail_to_pass} to repair")
+    return Held(next(check.reason for check in verdict.checks if not check.passed))
+
+
 def hand_in_a_sparse_workspace(ground: Ground) -> Outcome:
     with ground.solver() as box:
         box.run("for n in 1 2 3; do truncate -s 30M heron/sparse$n.py; done")
@@ -256,6 +278,7 @@ ATTACKS = (
     Attack("huge-diff", 16, "a diff that is too large to judge", hand_in_an_enormous_diff),
     Attack("many-files", 16, "a diff of very many files", hand_in_a_diff_of_many_files),
     Attack("huge-prediction", 16, "a repair with enormous files", hand_in_an_enormous_file),
+    Attack("huge-repair", 16, "a bug whose repair is too large to hand in", rename_a_large_module),
     Attack(
         "sparse-workspace",
         16,

@@ -282,6 +282,7 @@ def _put_given_bugs(planned: PlannedRun, store: Store, environments: Mapping[str
         environments,
         lambda bug: spec_tokens(chat, bug) > planned.config.solver.max_spec_tokens,
         lambda text: console.print(text, markup=False, highlight=False),
+        planned.config.validator.max_patch_bytes,
     )
 
 

@@ -93,9 +93,10 @@ def _judge(
     console.print(f"sandboxes: {why}", highlight=False)
     with console.status(f"{spec.name}: preparing") as status:
         cache = cache_root()
-        environment = prepare_environment(
-            fetch(spec, cache), backend, config.environment, limits, cache, status.update
-        )
+        checkout = fetch(spec, cache)
+        for note in checkout.notes:
+            console.print(f"{spec.name}: {note}", markup=False, highlight=False)
+        environment = prepare_environment(checkout, backend, config.environment, limits, cache, status.update)
         status.update("judging")
         labels = {"run": "validate", "owner": str(os.getpid())}
         runner = TestRunner(backend, config.validator, limits, labels)

@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 from selfplay.errors import (
     EnvironmentBuildError,
@@ -33,7 +34,6 @@ from selfplay.repositories.dependencies import read_dependencies
 from selfplay.repositories.environment import SCHEMA, Environment
 from selfplay.repositories.fetching import fetch
 from selfplay.repositories.installation import Requirements, install
-from selfplay.repositories.prepare import Preparer
 from selfplay.repositories.probe import PROBE, refuse_copies, refuse_other_python, run_probe
 from selfplay.repositories.scripts import RECORDS_IDS, command_script, standard_parser, standard_script
 from selfplay.repositories.specs import RepositorySpec, absolute_line, parse_spec
@@ -42,6 +42,9 @@ from selfplay.repositories.test_hints import PytestArguments, read_pytest_hint, 
 from selfplay.repositories.trial import BuildJob, Trial, import_variables
 from selfplay.sandbox.variables import COMMAND_PATH
 from selfplay.source.trees import Tree
+
+if TYPE_CHECKING:
+    from selfplay.repositories.prepare import Preparer
 
 # Where images keep the Python of a project's tests: SWE-bench's conda environment is called testbed.
 CONDA = ("/opt/miniconda3/envs/testbed", "/opt/conda/envs/testbed")
@@ -156,8 +159,9 @@ def _of_commit(job: BuildJob, task: Task) -> Environment:
             raise EnvironmentBuildError(f"{text} needs sandbox.type = 'docker', not {kind!r}")
         environment = _of_image(job, checkout.spec.location.partition("#")[0])
     else:
-        pytest = {} if command is None and not setup.test else {"pytest": ""}
-        wanted = Requirements(read_dependencies(checkout.tree, checkout.name), setup.packages, **pytest)
+        wanted = Requirements(read_dependencies(checkout.tree, checkout.name), setup.packages)
+        if command is not None or setup.test:
+            wanted = replace(wanted, pytest="")
         installed = _installed(job, wanted, _test_files(task, checkout.tree))
         variables = import_variables(checkout.tree)
         environment = _environment(checkout, installed.reference, variables, installed.options)

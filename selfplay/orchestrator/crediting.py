@@ -26,7 +26,7 @@ from selfplay.curriculum.rows import AttemptRow, BugRow, EpisodeRow, GroupRow
 from selfplay.errors import PatchError
 from selfplay.orchestrator.bug_rows import injected_bug_id
 from selfplay.orchestrator.run_state import RunState
-from selfplay.source.diffs import parse_patch
+from selfplay.source.diffs import diff_bytes, parse_patch
 
 if TYPE_CHECKING:
     from selfplay.curriculum.store import Store
@@ -120,7 +120,7 @@ class Crediting:
 def changed_lines(diff: str) -> int:
     """Lines that a diff adds or removes; 0 if it cannot be read."""
     try:
-        files = parse_patch(diff, len(diff.encode()) + 1).files
+        files = parse_patch(diff, len(diff_bytes(diff))).files
     except PatchError:
         return 0
     return sum(line[:1] in ("+", "-") for file in files for hunk in file.hunks for line in hunk.lines)

@@ -22,6 +22,8 @@ from selfplay.repositories.specs import RepositorySpec, parse_spec
 from selfplay.repositories.targets import Span, function_spans, is_held_out
 from selfplay.source.trees import Tree
 from selfplay.verdicts.bug import BugState, build_states
+from selfplay.verdicts.prediction import MAX_PATCH_BYTES
+from selfplay.verdicts.repairs import judge_exact_repair
 
 FROZEN_PREFIXES = ("own-", "human-")  # of ids in the sets that `selfplay eval` measures with
 SHOWN = 8  # problems that a message lists
@@ -101,13 +103,15 @@ def put_given_bugs(
     environments: Mapping[str, Environment],
     is_too_long: Callable[[BugState], bool],
     report: Callable[[str], None],
+    max_patch_bytes: int = MAX_PATCH_BYTES,
 ) -> None:
     """Put the bugs into the curriculum, in one transaction. If they are there already, nothing changes.
 
     environments: by repository name. Bugs of other repositories are left out and reported.
     is_too_long: True if the specification is too long to play. Such a bug is recorded all the same.
-    Raises RunError if a bug does not fit its repository or changes a held-out function, or if none can be
-    played.
+    max_patch_bytes: `validator.max_patch_bytes`, what the diff of a repair may have.
+    Raises RunError if a bug does not fit its repository, cannot be repaired or changes a held-out function,
+    or if none can be played.
     """
     state = RunState(store)
     if state.has_given_bugs():
@@ -121,7 +125,7 @@ def put_given_bugs(
             left_out += 1
             continue
         try:
-            rows.append(_bug_row(task, environment, is_too_long))
+            rows.append(_bug_row(task, environment, is_too_long, max_patch_bytes))
         except (PatchError, ArtifactError) as error:
             problems.append(f"  {task.instance_id}: {error}")
     if problems:
@@ -146,8 +150,10 @@ def put_given_bugs(
         )
 
 
-def _bug_row(task: Task, environment: Environment, is_too_long: Callable[[BugState], bool]) -> BugRow:
-    """Raises PatchError or ArtifactError if the record does not fit, or changes a held-out function."""
+def _bug_row(
+    task: Task, environment: Environment, is_too_long: Callable[[BugState], bool], max_patch_bytes: int
+) -> BugRow:
+    """Raises PatchError or ArtifactError if a run cannot use the record (see `put_given_bugs`)."""
     _, bug = bug_of(task, environment)
     states = build_states(environment.tree, bug)
     touched = touched_functions(states.original, states.buggy)
@@ -156,6 +162,9 @@ def _bug_row(task: Task, environment: Environment, is_too_long: Callable[[BugSta
             f"changes {', '.join(held_out)}, held out for evaluation; no target of `selfplay train` is. "
             "Leave the bug out."
         )
+    repair = judge_exact_repair(states, (*bug.artifact.test_files, *environment.test_files), max_patch_bytes)
+    if not repair.passed:
+        raise PatchError(f"{repair.reason}. Leave the bug out.")
     return given_bug(task, bug, environment, states.solver_start.digest, is_too_long(bug))
 
 

@@ -1,8 +1,9 @@
 """Reads folders and archives as trees, in memory and within limits of size.
 
+What becomes of links, and what is left out, is decided in `contents`.
+
 Invariants: nothing is unpacked to disk, and limits are checked before memory is spent, since an archive may
-be a bomb. No tree holds leftovers of builds and tools, because a copy of the source among them would give a
-repair away.
+be a bomb.
 """
 
 from __future__ import annotations
@@ -11,84 +12,93 @@ import bz2
 import io
 import lzma
 import os
+import posixpath
 import re
 import stat
 import tarfile
 import zipfile
 import zlib
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from selfplay.errors import RepositoryError
+from selfplay.repositories import contents
+from selfplay.repositories.contents import (
+    MAX_TREE_BYTES,
+    MAX_TREE_FILES,
+    Contents,
+    Gathering,
+    check_size,
+    is_kept,
+)
 from selfplay.source.trees import FileEntry, Tree, ignore_rules, is_safe_path
 
+Member = tuple[str, FileEntry | str | None]  # path; a file, the target of a link, or None for a device
 MAX_ARCHIVE_BYTES = 64 << 20
-MAX_TREE_BYTES = 256 << 20
-MAX_TREE_FILES = 50_000
-
-# Leftovers of builds and tools, such as `build/lib`, a copy of the source.
-LEFTOVERS = re.compile(
-    r"^(build/(lib|bdist|temp|scripts)[^/]*/|dist/[^/]+\.(whl|tar\.gz|zip|egg)$)"
-    r"|(^|/)(\.eggs|\.tox|\.nox|\.venv|\.hg|\.svn|\.mypy_cache|\.ruff_cache|node_modules|__pycache__)/"
-    r"|\.(pyc|pyo|egg|orig|rej)$"
-)
-
-
-# ---- what a tree may hold
-
-
-def is_text(path: str) -> bool:
-    """Whether the path is valid Unicode and printable."""
-    try:
-        path.encode()
-    except UnicodeEncodeError:
-        return False
-    return path.isprintable()
-
-
-def is_kept(path: str) -> bool:
-    """Whether a tree may hold the path: it is safe, and no leftover of a build or tool."""
-    return is_safe_path(path) and not LEFTOVERS.search(path)
-
-
-def check_size(files: int, total: int, what: str) -> None:
-    """Raise RepositoryError, which names `what`, if a workspace cannot hold so many files or bytes."""
-    if files > MAX_TREE_FILES or total > MAX_TREE_BYTES:
-        raise RepositoryError(
-            f"{what}: {files} files, {total >> 20} MiB, are more than a workspace may hold "
-            f"({MAX_TREE_FILES} files, {MAX_TREE_BYTES >> 20} MiB)"
-        )
-
-
 # ---- folders
 
 
-def tree_of_folder(folder: Path) -> Tree:
-    """Read a plain folder, without files that its .gitignore names, leftovers, and virtual environments."""
-    files: dict[str, FileEntry] = {}
-    total = 0
+def read_folder(folder: Path) -> Contents:
+    """Read a plain folder, without leftovers of tools, virtual environments and what its .gitignore names.
+
+    A module that .gitignore names stays if a module that stays imports it: a build has generated it.
+    """
+    found = Gathering(str(folder))
     for current, folders, names in os.walk(folder):
         here = Path(current)
-        folders[:] = sorted(
-            name
-            for name in folders
-            if name.lower() != ".git"
-            and not (here / name / "pyvenv.cfg").exists()
-            and not (here / name).is_symlink()
-        )
-        folders[:] = [
-            name for name in folders if is_kept(f"{(here / name).relative_to(folder).as_posix()}/x")
-        ]
-        for name in sorted(names):
-            found = here / name
-            path = found.relative_to(folder).as_posix()
-            status = found.lstat()
-            if stat.S_ISREG(status.st_mode) and is_kept(path) and is_text(path):
-                total += status.st_size
-                check_size(len(files) + 1, total, str(folder))
-                files[path] = FileEntry(found.read_bytes(), bool(status.st_mode & 0o100))
-    ignored = ignore_rules(Tree(files))
-    return Tree({path: entry for path, entry in files.items() if not ignored.match_file(path)})
+        linked = [name for name in folders if (here / name).is_symlink()]
+        folders[:] = sorted(name for name in folders if name.lower() != ".git" and name not in linked)
+        for name in list(folders):
+            path = (here / name).relative_to(folder).as_posix()
+            if (here / name / "pyvenv.cfg").exists() or not is_kept(f"{path}/x"):
+                folders.remove(name)
+                if not contents.BYTECODE.search(f"{path}/"):
+                    found.leave_out(f"{path}/", contents.LEFTOVER)
+        for name in sorted([*names, *linked]):
+            _add(found, here / name, (here / name).relative_to(folder).as_posix())
+    _leave_out_ignored(found)
+    return found.contents()
+
+
+def _add(found: Gathering, file: Path, path: str) -> None:
+    status = file.lstat()
+    if not found.takes(path):
+        return
+    if stat.S_ISLNK(status.st_mode):
+        found.add_link(path, str(file.readlink()))
+    elif stat.S_ISREG(status.st_mode):
+        check_size(len(found.files) + 1, status.st_size, found.what)
+        found.add_file(path, FileEntry(file.read_bytes(), bool(status.st_mode & 0o100)))
+    else:
+        found.leave_out(path, contents.SPECIAL)
+
+
+def _leave_out_ignored(found: Gathering) -> None:
+    rules = ignore_rules(Tree(found.files))
+    ignored = {path for path in (*found.files, *found.links) if rules.match_file(path)}
+    imported = _imported_modules(found.files, ignored)
+    for path in sorted(ignored - imported):
+        found.remove(path, contents.IGNORED)
+    for path in sorted(imported):
+        found.say(path, contents.GENERATED)
+
+
+def _imported_modules(files: Mapping[str, FileEntry], ignored: Collection[str]) -> set[str]:
+    """The modules of `ignored` beside a module that stays and imports them by name."""
+    beside: dict[str, list[bytes]] = {}
+    for path, entry in files.items():
+        if path.endswith(".py") and path not in ignored:
+            beside.setdefault(path.rpartition("/")[0], []).append(entry.content)
+    imported = set()
+    for path in ignored:
+        folder, _, name = path.rpartition("/")
+        module = name.removesuffix(".py")
+        if name.endswith(".py") and module.isidentifier():
+            word = re.compile(rf"^[ \t]*(from|import)\b[^\n#]*\b{module}\b".encode(), re.MULTILINE)
+            if any(word.search(content) for content in beside.get(folder, [])):
+                imported.add(path)
+    return imported
 
 
 # ---- archives
@@ -104,15 +114,14 @@ def read_bounded(chunks: Any, most: int, what: str) -> bytes:
     return bytes(data)
 
 
-def read_archive(name: str, data: bytes) -> Tree:
-    """Read a source distribution, without its top folder, links and devices. The name says how it is packed.
+def read_archive(name: str, data: bytes) -> Contents:
+    """Read a source distribution, without its top folder and devices. The name says how it is packed.
 
     Raises RepositoryError if it is no archive of a known kind, or unpacks to more than a workspace may hold.
     """
     try:
-        if name.endswith(".zip"):
-            return strip_top(_read_zip(name, data))
-        return strip_top(Tree.from_tar(_decompress(name, data)))
+        members = _zip_members(name, data) if name.endswith(".zip") else tar_members(_decompress(name, data))
+        return without_top(members, name)
     except (
         tarfile.TarError,
         zipfile.BadZipFile,
@@ -146,41 +155,64 @@ def _decompress(name: str, data: bytes) -> bytes:
     return plain
 
 
-def _read_zip(name: str, data: bytes) -> Tree:
-    files: dict[str, FileEntry] = {}
+def _zip_members(name: str, data: bytes) -> Iterator[Member]:
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         members = archive.infolist()
         check_size(len(members), sum(member.file_size for member in members), name)
         for member in members:
+            if member.is_dir():
+                continue
             mode = member.external_attr >> 16
-            if (
-                not member.is_dir()
-                and is_safe_path(member.filename)
-                and (not mode or stat.S_ISREG(mode) or stat.S_IFMT(mode) == 0)
-            ):
-                with archive.open(member) as opened:
-                    files[member.filename] = FileEntry(opened.read(member.file_size), bool(mode & 0o100))
-    return Tree(files)
+            with archive.open(member) as opened:
+                content = opened.read(member.file_size)
+            if stat.S_ISLNK(mode):
+                yield member.filename, os.fsdecode(content)
+            else:
+                is_file = stat.S_IFMT(mode) in (0, stat.S_IFREG)
+                yield member.filename, FileEntry(content, bool(mode & 0o100)) if is_file else None
 
 
-def strip_top(tree: Tree) -> Tree:
-    """The tree without its top folder, if all files are in one, and without leftovers.
+def tar_members(data: bytes) -> Iterator[Member]:
+    """Yield the files, links and devices of an uncompressed tar. Raises tarfile.TarError."""
+    with tarfile.open(fileobj=io.BytesIO(data)) as archive:
+        for member in archive:
+            path = member.name.removeprefix("./")
+            if member.isreg():
+                opened = archive.extractfile(member)
+                content = opened.read() if opened is not None else b""
+                yield path, FileEntry(content, bool(member.mode & 0o100))
+            elif member.issym():
+                yield path, member.linkname
+            elif member.islnk():  # a hard link names its file from the archive's root
+                target = member.linkname.removeprefix("./")
+                is_inside = is_safe_path(target) and is_safe_path(path)
+                yield path, posixpath.relpath(target, posixpath.dirname(path)) if is_inside else "/"
+            elif not member.isdir():
+                yield path, None
+
+
+def without_top(members: Iterable[Member], what: str) -> Contents:
+    """The contents of an archive, without the top folder if everything is in one.
 
     Raises as `check_size` does.
     """
-    tops = {path.split("/", 1)[0] for path in tree}
-    if len(tops) == 1 and all("/" in path for path in tree):
-        tree = Tree(
-            {
-                path.split("/", 1)[1]: entry
-                for path, entry in tree.items()
-                if is_safe_path(path.split("/", 1)[1])
-            }
-        )
-    return _cleaned(tree)
-
-
-def _cleaned(tree: Tree) -> Tree:
-    files = {path: entry for path, entry in tree.items() if is_kept(path) and is_text(path)}
-    check_size(len(files), sum(len(entry.content) for entry in files.values()), "the tree")
-    return Tree(files)
+    found = Gathering(what)
+    safe: dict[str, FileEntry | str | None] = {}
+    for path, member in members:
+        if is_safe_path(path):
+            safe[path] = member
+        else:
+            found.leave_out(path, contents.UNSAFE)
+    tops = {path.split("/", 1)[0] for path in safe}
+    has_top = len(tops) == 1 and all("/" in path for path in safe)
+    for path, member in safe.items():
+        name = path.split("/", 1)[1] if has_top else path
+        if not found.takes(name):
+            continue
+        if isinstance(member, FileEntry):
+            found.add_file(name, member)
+        elif isinstance(member, str):
+            found.add_link(name, member)
+        else:
+            found.leave_out(name, contents.SPECIAL)
+    return found.contents()

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING
 from selfplay.errors import full_disk_reported
 from selfplay.parts import is_own
 from selfplay.repositories.admission import Baseline, check_planted_error, take_baseline
-from selfplay.repositories.cache import locked, read_facts, write_facts
+from selfplay.repositories.backend_metadata import ask_backend
+from selfplay.repositories.cache import Reading, locked, read_facts, write_facts
 from selfplay.repositories.checkouts import Checkout
 from selfplay.repositories.dependencies import read_dependencies
 from selfplay.repositories.environment import SCHEMA, Environment
@@ -28,12 +29,15 @@ from selfplay.repositories.installation import (
     PYTEST,
     Installation,
     Requirements,
+    build_key_of,
+    build_script,
     install,
 )
 from selfplay.repositories.probe import PROBE, refuse_copies, refuse_other_python, run_probe
 from selfplay.repositories.recording import record_calls
+from selfplay.repositories.requirement_text import requirement_files
 from selfplay.repositories.scripts import TEXTS, shipped_text
-from selfplay.repositories.suites import Suite, check_collected, collect, pytest_suite
+from selfplay.repositories.suites import Suite, collect, pytest_suite
 from selfplay.repositories.test_hints import (
     PARSERS,
     parser_program,
@@ -42,7 +46,9 @@ from selfplay.repositories.test_hints import (
     shipped_parser,
 )
 from selfplay.repositories.trial import BuildJob, Trial, import_variables
+from selfplay.repositories.versions import takes_version_from_tags
 from selfplay.sandbox.base import Limits, SandboxBackend
+from selfplay.source.import_roots import Project, renamed_packages
 
 if TYPE_CHECKING:
     from selfplay.settings.playing import EnvironmentSettings
@@ -65,17 +71,18 @@ def prepare_environment(
     SandboxUnavailable and DiskFullError if the machine fails.
     """
     key = _environment_key(checkout, backend, settings)
+    reading = _read(checkout, backend)
     facts = cache / "environments" / "facts" / f"{key}.json"
-    found = read_facts(facts, checkout, backend)
+    found = read_facts(facts, checkout, backend, reading)
     if found is not None:
         return found
     with full_disk_reported(cache), locked(facts.with_suffix(".lock")):
-        found = read_facts(facts, checkout, backend)  # another process may have built it meanwhile
+        found = read_facts(facts, checkout, backend, reading)  # another process may have built it meanwhile
         if found is None:
             logs = cache / "logs" / f"{checkout.name}-{key[:12]}"
             logs.mkdir(parents=True, exist_ok=True)
             found, build_key = _build(BuildJob(checkout, backend, settings, limits, logs, progress), key)
-            write_facts(facts, found, build_key)
+            write_facts(facts, found, build_key, reading)
         return found
 
 
@@ -97,11 +104,36 @@ def _environment_key(checkout: Checkout, backend: SandboxBackend, settings: Envi
         *recipe,
     ]
     parts += [spec.location] if spec.kind == "docker" else []
+    if checkout.tag_version and takes_version_from_tags(Project(checkout.tree, "")):
+        parts += ["version", checkout.tag_version]
     if spec.parser is not None:
         parts += ["parser", spec.parser, *(shipped_parser(name) for name in PARSERS)]
         if is_own(spec.parser):
             parts.append(parser_program(spec.parser))
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+
+
+def _read(checkout: Checkout, backend: SandboxBackend) -> Reading:
+    """What the files of a checkout say today about its environment."""
+    requirements = _first_requirements(checkout)
+    script = build_script(requirements, checkout.spec.install, requirement_files(checkout.tree))
+    return Reading(requirements.dependencies, import_variables(checkout.tree), build_key_of(script, backend))
+
+
+def _first_requirements(checkout: Checkout, metadata: str = "") -> Requirements:
+    """What to install before anything was tried. metadata: of the build backend, if it was asked."""
+    found = read_dependencies(checkout.tree, checkout.name, checkout.tag_version, metadata)
+    is_command = read_test_command(checkout.spec, checkout.tree) is not None
+    renamed = tuple(sorted(renamed_packages(checkout.tree).items()))
+    return Requirements(found, pytest="" if is_command else PYTEST, renamed=renamed)
+
+
+def _requirements(job: BuildJob) -> Requirements:
+    """What to install first. Asks the build backend for what the files do not state."""
+    requirements = _first_requirements(job.checkout)
+    if not requirements.dependencies.unread or job.is_image or job.checkout.spec.install is not None:
+        return requirements
+    return _first_requirements(job.checkout, ask_backend(job))
 
 
 def _build(job: BuildJob, key: str) -> tuple[Environment, str]:
@@ -113,8 +145,7 @@ def _build(job: BuildJob, key: str) -> tuple[Environment, str]:
         suite, installation = _install_until_tests_are_found(job, variables)
     else:
         suite = Suite(command.files, command=command)
-        requirements = Requirements(read_dependencies(checkout.tree, checkout.name), pytest="")
-        installation = install(job, requirements, 1)
+        installation = install(job, _requirements(job), 1)
     trial = Trial(job, installation.reference, variables)
     seen = run_probe(trial, suite.code_suffixes)
     refuse_copies(job, seen.copies)
@@ -124,7 +155,8 @@ def _build(job: BuildJob, key: str) -> tuple[Environment, str]:
         suite = replace(suite, options=f"{suite.options} --hypothesis-profile=ci")
     suite, baseline = take_baseline(trial, suite)
     check_planted_error(trial, suite, baseline)
-    environment = _environment(trial, suite, baseline, key)
+    left_out = (*_first_requirements(checkout).dependencies.urls, *installation.left_out)
+    environment = replace(_environment(trial, suite, baseline, key), left_out=left_out)
     functions = (
         f"{len(environment.targets)} functions"
         if suite.command is None
@@ -144,8 +176,8 @@ def _install_until_tests_are_found(job: BuildJob, variables: dict[str, str]) -> 
     """
     checkout = job.checkout
     arguments = read_pytest_hint(checkout.spec.test, checkout.tree)
-    dependencies = read_dependencies(checkout.tree, checkout.name)
-    requirements = Requirements(dependencies, extra=arguments.missing_in(dependencies))
+    requirements = _requirements(job)
+    requirements = replace(requirements, extra=arguments.missing_in(requirements.dependencies))
     for attempt in range(1, BUILD_ATTEMPTS + 1):
         installation = install(job, requirements, attempt)
         trial = Trial(job, installation.reference, variables)
@@ -154,8 +186,7 @@ def _install_until_tests_are_found(job: BuildJob, variables: dict[str, str]) -> 
         requirements = adapted(requirements, collected.log)
         if requirements == before or checkout.spec.install is not None or job.is_image:
             break
-    check_collected(job, collected, called, requirements.dependencies)
-    return pytest_suite(collected, called), installation
+    return pytest_suite(job, collected, called, requirements.dependencies), installation
 
 
 def adapted(requirements: Requirements, log: str) -> Requirements:
@@ -189,4 +220,5 @@ def _environment(trial: Trial, suite: Suite, baseline: Baseline, key: str) -> En
         variables=trial.variables,
         options=suite.options,
         command="" if suite.command is None else suite.command.command,
+        notes=suite.notes,
     )

@@ -8,12 +8,14 @@ into place. A damaged or missing file means that the environment is built again.
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from selfplay.outcomes import TestOutcomes
 from selfplay.repositories.checkouts import Checkout
@@ -21,6 +23,9 @@ from selfplay.repositories.environment import Environment
 from selfplay.repositories.scripts import command_script, standard_parser, standard_script
 from selfplay.repositories.targets import Target, pack_calls, unpack_calls
 from selfplay.sandbox.base import SandboxBackend
+
+if TYPE_CHECKING:
+    from selfplay.repositories.dependencies import Dependencies
 
 
 @contextmanager
@@ -32,16 +37,48 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
-def read_facts(path: Path, checkout: Checkout, backend: SandboxBackend) -> Environment | None:
+@dataclass(frozen=True)
+class Reading:
+    """What the files of a checkout say about its environment. A later version may read more in them.
+
+    first_build_key: of the installation that is tried first.
+    """
+
+    dependencies: Dependencies
+    variables: Mapping[str, str]
+    first_build_key: str
+
+    @property
+    def digest(self) -> str:
+        found = self.dependencies
+        parts = [self.first_build_key, found.more, found.unread, sorted(self.variables.items())]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+
+    def agrees_with(self, facts: Mapping[str, Any]) -> bool:
+        """Whether the environment of these facts is still the one that a build would make.
+
+        Facts of before this was recorded are, if their first installation was the right one.
+        """
+        if "reading" in facts:
+            return bool(facts["reading"] == self.digest)
+        was_first = facts["image"] or facts["build_key"] == self.first_build_key
+        return bool(was_first and facts["variables"] == self.variables and not self.dependencies.unread)
+
+
+def read_facts(
+    path: Path, checkout: Checkout, backend: SandboxBackend, reading: Reading
+) -> Environment | None:
     """The environment whose facts are in a file.
 
-    None if they are absent or damaged, or the backend lacks its part.
+    None if they are absent or damaged, the backend lacks its part, or `reading` says something else.
     """
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
         build_key, image = facts["build_key"], facts["image"]
         command = facts.get("command", "")
         if not image and not backend.environment_exists(build_key):
+            return None
+        if not reading.agrees_with(facts):
             return None
         return Environment(
             key=path.stem,
@@ -63,19 +100,25 @@ def read_facts(path: Path, checkout: Checkout, backend: SandboxBackend) -> Envir
             variables=facts["variables"],
             options=facts["options"],
             command=command,
+            notes=tuple(facts.get("test_notes", ())),
+            left_out=tuple(facts.get("left_out", ())),
         )
     except (OSError, ValueError, LookupError, TypeError):
         return None
 
 
-def write_facts(path: Path, environment: Environment, build_key: str) -> None:
+def write_facts(path: Path, environment: Environment, build_key: str, reading: Reading) -> None:
     """Write the facts of an environment. build_key: of its installation, "" for an image. Raises OSError."""
     facts = {
         "repository": environment.repository,
         "build_key": build_key,
         "image": "" if build_key else environment.reference,
+        "reading": reading.digest,
+        "notes": environment.checkout.notes,
+        "left_out": environment.left_out,
         "test_files": environment.test_files,
         "options": environment.options,
+        "test_notes": environment.notes,
         **({"command": environment.command, "parser": environment.parser} if environment.command else {}),
         "passed": sorted(environment.baseline.passed),
         "excluded_ids": sorted(environment.excluded_ids),

@@ -27,10 +27,12 @@ if TYPE_CHECKING:
 class Checkout:
     """A pinned repository.
 
-    commit   of the repository, or made here from releases, a plain folder or an image
-    git_dir  a bare repository in the cache that holds the commit
-    commits  how many the history of `commit` has
-    licence  as the repository states it, else "unknown"
+    commit       of the repository, or made here from releases, a plain folder or an image
+    git_dir      a bare repository in the cache that holds the commit
+    commits      how many the history of `commit` has
+    licence      as the repository states it, else "unknown"
+    tag_version  the version that git's tags give the commit, else ""
+    notes        how the tree differs from the repository, a line each: files left out, links, made files
     """
 
     spec: RepositorySpec
@@ -40,6 +42,8 @@ class Checkout:
     git_dir: Path | None
     commits: int
     licence: str
+    tag_version: str = ""
+    notes: tuple[str, ...] = ()
 
 
 def cache_root() -> Path:

@@ -6,37 +6,30 @@ never among them. A copy of the repository would give repairs away, and `install
 
 from __future__ import annotations
 
-import ast
-import configparser
-import contextlib
 import re
-import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from email.parser import HeaderParser
-from typing import Any
 
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
-from packaging.version import InvalidVersion, Version
 
-from selfplay.source.syntax import parse_module
+from selfplay.repositories.declarations import (
+    Declared,
+    add_core_metadata,
+    read_declarations,
+    read_requirement_files,
+)
+from selfplay.repositories.requirement_text import ITSELF
+from selfplay.repositories.tool_declarations import read_tools
+from selfplay.repositories.versions import (
+    UNKNOWN_VERSION,
+    literal_version,
+    takes_version_from_tags,
+    version_files,
+)
+from selfplay.source.import_roots import Project, project_folders
+from selfplay.source.texts import table
 from selfplay.source.trees import Tree
-
-TEST_EXTRAS = re.compile(
-    r"^(unit)?-?(test|tests|testing|pytest)(s?-(extra|deps|dependencies|requirements|base|min|minimal|core))?$"
-)
-MORE_EXTRAS = re.compile(r"^(dev|develop|development|all|full|ci|.*test.*)$")
-TEST_FILES = re.compile(
-    r"^((requirements|reqs)[-_./](unit)?tests?(ing)?|tests?[-_/]requirements|(unit)?tests?[-_]reqs)\.(txt|in)$"
-)
-MORE_FILES = re.compile(
-    r"^((requirements|reqs)([-_./](dev|develop|development|all|ci|base))?|dev[-_]requirements)\.(txt|in)$"
-)
-REQUIREMENT_FILES = re.compile(
-    r"^([\w.-]*requirements?[\w.-]*|[\w.-]*constraints?[\w.-]*|(requirements|reqs)/[\w./-]+"
-    r"|tests?/requirements[\w.-]*)\.(txt|in)$"
-)
 
 # Packages that no test run needs, or that make runs differ: random order, reruns, parallel processes,
 # coverage.
@@ -79,6 +72,56 @@ FIXTURES = {
 }
 
 
+# Modules of packages with another name. Only for packages that the repository declares.
+DECLARED_MODULES = {
+    "bs4": "beautifulsoup4",
+    "Crypto": "pycryptodome",
+    "cv2": "opencv-python",
+    "docx": "python-docx",
+    "dotenv": "python-dotenv",
+    "fitz": "pymupdf",
+    "flask_sqlalchemy": "flask-sqlalchemy",
+    "git": "gitpython",
+    "google": "protobuf",
+    "jose": "python-jose",
+    "jwt": "pyjwt",
+    "ldap": "python-ldap",
+    "magic": "python-magic",
+    "MySQLdb": "mysqlclient",
+    "OpenSSL": "pyopenssl",
+    "PIL": "pillow",
+    "psycopg2": "psycopg2-binary",
+    "rest_framework": "djangorestframework",
+    "ruamel": "ruamel-yaml",
+    "serial": "pyserial",
+    "skimage": "scikit-image",
+    "sklearn": "scikit-learn",
+    "slugify": "python-slugify",
+    "snappy": "python-snappy",
+    "socks": "pysocks",
+    "usb": "pyusb",
+    "websocket": "websocket-client",
+    "yaml": "pyyaml",
+    "zmq": "pyzmq",
+}
+
+# Plugins of pytest that tests need, and miss without an error that names them when tests are collected.
+PLUGIN_NAMES = """
+    anyio pytest-aiohttp pytest-aioresponses pytest-anyio pytest-arraydiff pytest-asyncio pytest-bdd
+    pytest-benchmark pytest-cases pytest-check pytest-click pytest-console-scripts pytest-datadir
+    pytest-datafiles pytest-dependency pytest-django pytest-env pytest-factoryboy
+    pytest-flask pytest-freezegun pytest-freezer pytest-golden pytest-helpers-namespace
+    pytest-httpbin pytest-httpserver pytest-httpx pytest-insta pytest-lazy-fixture
+    pytest-lazy-fixtures pytest-localserver pytest-mock pytest-mock-resources pytest-order
+    pytest-parametrization pytest-pyodide pytest-qt pytest-recording pytest-regressions
+    pytest-responses pytest-sanic
+    pytest-snapshot pytest-socket pytest-structlog pytest-subprocess pytest-subtests pytest-time-machine
+    pytest-tornado pytest-tornasync pytest-trio pytest-twisted pytest-unordered pytest-vcr pytest-xprocess
+    syrupy
+"""
+PLUGINS = frozenset(PLUGIN_NAMES.split())
+
+
 @dataclass(frozen=True)
 class Dependencies:
     """The requirements of a repository.
@@ -86,6 +129,9 @@ class Dependencies:
     runtime  must be installed
     test     should be installed
     more     development extras and the like, for a module that tests still miss
+    others   name and version of the repository's other projects
+    unread   what only the build backend knows: "dependencies", "extras", "version"
+    urls     requirements at URLs, which are not installed
     """
 
     name: str
@@ -93,19 +139,27 @@ class Dependencies:
     runtime: tuple[str, ...]
     test: tuple[str, ...]
     more: tuple[str, ...]
+    others: tuple[tuple[str, str], ...] = ()
+    unread: tuple[str, ...] = ()
+    urls: tuple[str, ...] = ()
 
     def wanted_by(self, log: str) -> tuple[str, ...]:
         """Well-known test libraries, and requirements of `more`, that the log of a collection misses."""
         missing = set(re.findall(r"No module named ['\"]?([A-Za-z_]\w*)", log))
+        fixtures = set(re.findall(r"fixture '(\w+)' not found", log))
         wanted = {MODULES[module] for module in missing & MODULES.keys()}
-        wanted |= {
-            FIXTURES[name] for name in re.findall(r"fixture '(\w+)' not found", log) if name in FIXTURES
-        }
+        wanted |= {FIXTURES[name] for name in fixtures & FIXTURES.keys()}
+        named = {canonicalize_name(Requirement(text).name) for text in wanted}
+        declared = {DECLARED_MODULES.get(module, "") for module in missing}
         for text in self.more:
-            name = canonicalize_name(Requirement(text).name).replace("-", "_")
-            if missing & {name, name.removeprefix("python_"), name.removeprefix("py")}:
+            package = canonicalize_name(Requirement(text).name)
+            name = package.replace("-", "_")
+            spellings = {name, name.removeprefix("python_"), name.removeprefix("py")}
+            is_missing = package in declared or spellings & {module.lower() for module in missing}
+            if is_missing and package not in named:
                 wanted.add(text)
         known = {canonicalize_name(Requirement(text).name) for text in (*self.runtime, *self.test)}
+        known |= {canonicalize_name(name) for name, _ in self.others}
         return tuple(
             sorted(
                 text
@@ -115,42 +169,115 @@ class Dependencies:
         )
 
 
-def read_dependencies(tree: Tree, fallback_name: str) -> Dependencies:
-    """Read the dependencies; fallback_name is for a repository whose metadata has no name.
+def read_dependencies(
+    tree: Tree, fallback_name: str, tag_version: str = "", metadata: str = ""
+) -> Dependencies:
+    """Read the dependencies of a repository.
 
-    Reads PKG-INFO, pyproject.toml, setup.cfg, literals of setup.py, requires.txt, tox.ini and requirement
-    files. Skips damaged ones.
+    fallback_name  for a repository whose metadata has no name
+    tag_version    the version that git's tags mean, for a repository that takes it from there
+    metadata       the core metadata of the top project, if its build backend was asked for them
+
+    Files and tables that are damaged are skipped.
     """
-    reader = _Reader(tree)
-    reader.read_metadata()
-    reader.read_pyproject()
-    reader.read_setup_cfg()
-    reader.read_setup_py()
-    reader.read_egg_info()
-    reader.read_requirement_files()
-    name = reader.name or fallback_name
-    runtime = _chosen(name, reader.runtime)
-    test = _chosen(name, reader.test, runtime)
+    found = [
+        _read_project(Project(tree, folder), tag_version, "" if folder else metadata)
+        for folder in project_folders(tree)
+    ]
+    found[0].name = found[0].name or ("" if any(declared.name for declared in found) else fallback_name)
+    main = next(declared for declared in found if declared.name)
+    names = {canonicalize_name(declared.name) for declared in found} | _local_names(found)
+    runtime = _chosen(names, _gathered(found, "runtime"))
+    wanted = _gathered(found, "test")
+    more = _gathered(found, "more")
+    test = _chosen(names, [*wanted, *filter(_is_plugin, more)], runtime)
     return Dependencies(
-        name, reader.version or "0.0.0", runtime, test, _chosen(name, reader.more, (*runtime, *test))
+        main.name,
+        main.version or UNKNOWN_VERSION,
+        runtime,
+        test,
+        _chosen(names, [*more, *_gathered(found, "other")], (*runtime, *test)),
+        tuple(
+            (declared.name, declared.version or UNKNOWN_VERSION)
+            for declared in found
+            if declared.name and declared is not main
+        ),
+        tuple(sorted(main.unread)),
+        _at_urls(names, [*_gathered(found, "runtime"), *wanted]),
     )
 
 
-def requirement_files(tree: Tree) -> dict[str, str]:
-    """The files that an `install` hint may refer to: requirements and constraints, nothing that can run."""
-    return {path: tree.text(path) for path in sorted(tree) if REQUIREMENT_FILES.match(path)}
+def _read_project(project: Project, tag_version: str, metadata: str) -> Declared:
+    declared = Declared(project)
+    if metadata:
+        add_core_metadata(declared, metadata)
+    read_declarations(declared)
+    read_requirement_files(declared)
+    read_tools(declared)
+    if takes_version_from_tags(project):
+        stated = tag_version or literal_version(project.tree, version_files(project))
+        if declared.version.strip("0.") == "":  # none, or a place holder
+            declared.version = stated or declared.version
+        declared.unread.discard("version")
+    if metadata:
+        declared.unread.clear()
+    return declared
 
 
-def _chosen(own_name: str, texts: Iterable[str], taken: Sequence[str] = ()) -> tuple[str, ...]:
+def _local_names(found: Sequence[Declared]) -> set[str]:
+    """The names that stand for other projects of the repository, which are imported from the workspace."""
+    return {
+        canonicalize_name(name)
+        for declared in found
+        for name, source in table(declared.project.pyproject, "tool", "uv", "sources").items()
+        if {"workspace", "path"} & table(source).keys()
+    }
+
+
+def _gathered(found: Sequence[Declared], kind: str) -> list[str]:
+    """The requirements of one kind, with those of extras in place of the projects that name them."""
+    return [text for declared in found for text in _expanded(declared, getattr(declared, kind), set())]
+
+
+def _expanded(declared: Declared, texts: Iterable[str], seen: set[str]) -> list[str]:
+    expanded: list[str] = []
+    own = {canonicalize_name(declared.name), ITSELF}
+    for text in texts:
+        try:
+            requirement = Requirement(text)
+        except InvalidRequirement:
+            continue
+        if canonicalize_name(requirement.name) not in own:
+            expanded.append(text)
+            continue
+        for extra in sorted(map(canonicalize_name, requirement.extras)):
+            if extra not in seen:
+                expanded += _expanded(declared, declared.extras.get(extra, []), {*seen, extra})
+    return expanded
+
+
+def _at_urls(own: set[str], texts: Iterable[str]) -> tuple[str, ...]:
+    """The requirements at URLs that this Python needs: any program could be behind one, or the repository."""
+    found = {}
+    for requirement in map(Requirement, texts):
+        name = canonicalize_name(requirement.name)
+        is_needed = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
+        if requirement.url and is_needed and name not in own:
+            found[name] = f"{requirement.name} @ {requirement.url}"
+    return tuple(found.values())
+
+
+def _is_plugin(text: str) -> bool:
+    return canonicalize_name(Requirement(text).name) in PLUGINS
+
+
+def _chosen(own: set[str], texts: Iterable[str], taken: Sequence[str] = ()) -> tuple[str, ...]:
     """The usable requirements of `texts`, each name once, without markers.
 
-    Not usable: URLs, UNWANTED, names in `taken`, the repository itself, and markers that exclude this Python.
+    Not usable: URLs, UNWANTED, names in `taken`, the projects of the repository itself (`own`), and markers
+    that exclude this Python.
     """
-    names = (
-        {canonicalize_name(Requirement(text).name) for text in taken}
-        | UNWANTED
-        | {canonicalize_name(own_name)}
-    )
+    names = {canonicalize_name(Requirement(text).name) for text in taken} | UNWANTED | own
     chosen: list[str] = []
     for text in texts:
         try:
@@ -166,171 +293,3 @@ def _chosen(own_name: str, texts: Iterable[str], taken: Sequence[str] = ()) -> t
         names.add(name)
         chosen.append(str(requirement))
     return tuple(chosen)
-
-
-class _Reader:
-    """Collects requirements from each source in turn.
-
-    The first source that gives a name or a version wins.
-    """
-
-    def __init__(self, tree: Tree) -> None:
-        self.tree = tree
-        self.name = ""
-        self.version = ""
-        self.runtime: list[str] = []
-        self.test: list[str] = []
-        self.more: list[str] = []
-
-    def _group(self, extra: str) -> list[str]:
-        name = canonicalize_name(extra)
-        return self.test if TEST_EXTRAS.match(name) else self.more if MORE_EXTRAS.match(name) else []
-
-    def _identify(self, name: Any, version: Any) -> None:
-        if not self.name and isinstance(name, str) and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-            self.name = name
-        if not self.version and isinstance(version, str):
-            with contextlib.suppress(InvalidVersion):
-                self.version = str(Version(version))
-
-    def read_metadata(self) -> None:
-        for path in ("PKG-INFO", *sorted(p for p in self.tree if p.endswith(".egg-info/PKG-INFO"))):
-            if path not in self.tree:
-                continue
-            headers = HeaderParser().parsestr(self.tree.text(path))
-            self._identify(headers.get("Name"), headers.get("Version"))
-            extras = [str(extra) for extra in headers.get_all("Provides-Extra") or []]
-            for text in headers.get_all("Requires-Dist") or []:
-                self._conditional(str(text), extras)
-
-    def _conditional(self, text: str, extras: Sequence[str]) -> None:
-        try:
-            requirement = Requirement(text)
-        except InvalidRequirement:
-            return
-        if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
-            self.runtime.append(text)
-            return
-        for extra in extras:
-            if requirement.marker.evaluate({"extra": extra}):
-                requirement.marker = None
-                self._group(extra).append(str(requirement))
-                return
-
-    def read_pyproject(self) -> None:
-        document: Any = {}
-        with contextlib.suppress(tomllib.TOMLDecodeError, KeyError):
-            document = tomllib.loads(self.tree.text("pyproject.toml"))
-        project, groups, poetry = (
-            _table(document, *keys) for keys in (("project",), ("dependency-groups",), ("tool", "poetry"))
-        )
-        self._identify(project.get("name"), project.get("version"))
-        self._identify(poetry.get("name"), poetry.get("version"))
-        self.runtime += _texts(project.get("dependencies"))
-        for extra, texts in {**_table(project, "optional-dependencies"), **groups}.items():
-            self._group(extra).extend(_texts(texts))
-        self.runtime += _poetry(_table(poetry, "dependencies"))
-        self.more += _poetry(_table(poetry, "dev-dependencies"))
-        for extra, group in _table(poetry, "group").items():
-            self._group(extra).extend(
-                _poetry(_table(group, "dependencies") if isinstance(group, Mapping) else {})
-            )
-        for environment in _table(document, "tool", "hatch", "envs").values():
-            if isinstance(environment, Mapping):
-                self.more += _texts(environment.get("dependencies")) + _texts(
-                    environment.get("extra-dependencies")
-                )
-
-    def read_setup_cfg(self) -> None:
-        config = _ini(self.tree, "setup.cfg")
-        if config.has_section("metadata"):
-            self._identify(
-                config.get("metadata", "name", fallback=None),
-                config.get("metadata", "version", fallback=None),
-            )
-        if config.has_section("options"):
-            self.runtime += _lines(config.get("options", "install_requires", fallback=""))
-            self.test += _lines(config.get("options", "tests_require", fallback=""))
-        if config.has_section("options.extras_require"):
-            for extra, text in config.items("options.extras_require"):
-                self._group(extra).extend(_lines(text))
-        tox = _ini(self.tree, "tox.ini")
-        if tox.has_section("testenv"):
-            self.more += [
-                re.sub(r"^[\w,{}!.-]+:\s+", "", line)
-                for line in _lines(tox.get("testenv", "deps", fallback=""))
-            ]
-
-    def read_setup_py(self) -> None:
-        """Read the literal arguments of setup(). Evaluates nothing else."""
-        if "setup.py" not in self.tree:
-            return
-        module = parse_module(self.tree["setup.py"].content)
-        if module is None:
-            return
-        for node in ast.walk(module):
-            if (
-                not isinstance(node, ast.Call)
-                or getattr(node.func, "id", getattr(node.func, "attr", "")) != "setup"
-            ):
-                continue
-            values: dict[str, Any] = {}
-            for keyword in node.keywords:
-                with contextlib.suppress(ValueError, TypeError, SyntaxError, RecursionError):
-                    values[keyword.arg or ""] = ast.literal_eval(keyword.value)
-            self._identify(values.get("name"), values.get("version"))
-            self.runtime += _texts(values.get("install_requires"))
-            self.test += _texts(values.get("tests_require"))
-            extras = values.get("extras_require")
-            for extra, texts in extras.items() if isinstance(extras, dict) else ():
-                self._group(str(extra)).extend(_texts(texts))
-
-    def read_egg_info(self) -> None:
-        for path in sorted(p for p in self.tree if p.endswith(".egg-info/requires.txt")):
-            section = ""
-            for line in _lines(self.tree.text(path)):
-                if line.startswith("["):
-                    section = line.strip("[]")
-                    continue
-                extra, _, marker = section.partition(":")
-                text = f"{line}; {marker}" if marker else line
-                (self._group(extra) if extra else self.runtime).append(text)
-
-    def read_requirement_files(self) -> None:
-        for path in sorted(self.tree):
-            group = self.test if TEST_FILES.match(path) else self.more if MORE_FILES.match(path) else None
-            if group is not None:
-                group += [line for line in _lines(self.tree.text(path)) if not line.startswith("-")]
-
-
-def _table(document: Any, *keys: str) -> Mapping[str, Any]:
-    for key in keys:
-        document = document.get(key) if isinstance(document, Mapping) else None
-    return document if isinstance(document, Mapping) else {}
-
-
-def _texts(value: Any) -> list[str]:
-    if isinstance(value, str):
-        return _lines(value)
-    return [item for item in value if isinstance(item, str)] if isinstance(value, list | tuple) else []
-
-
-def _lines(text: str) -> list[str]:
-    return [line for raw in text.splitlines() if (line := re.sub(r"(^|\s)#.*$", "", raw).strip())]
-
-
-def _poetry(table: Mapping[str, Any]) -> list[str]:
-    """Names only: the version operators are Poetry's own, and its lock file pins for other machines."""
-    return [
-        name
-        for name, wanted in table.items()
-        if name != "python" and not (isinstance(wanted, Mapping) and wanted.get("optional"))
-    ]
-
-
-def _ini(tree: Tree, path: str) -> configparser.RawConfigParser:
-    config = configparser.RawConfigParser(strict=False)
-    if path in tree:
-        with contextlib.suppress(configparser.Error):
-            config.read_string(tree.text(path))
-    return config

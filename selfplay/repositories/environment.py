@@ -37,7 +37,9 @@ class Environment:
     calls         per test, passing or not: the functions of non-test code that it called on the original
     variables     of the shell in every sandbox
     options       of pytest, beyond those of the standard script
+    notes         for people: which options and files of its tests do not run
     command       runs all tests if pytest cannot run them, else ""; with it there are no targets and no calls
+    left_out      requirements of the tests that could not be installed
     """
 
     key: str
@@ -57,6 +59,8 @@ class Environment:
     variables: Mapping[str, str]
     options: str = ""
     command: str = ""
+    notes: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
 
     def script_for(self, test_files: Sequence[str]) -> str:
         """The script that runs these test files only. A test command always runs all of its tests."""

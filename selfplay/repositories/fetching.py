@@ -7,15 +7,21 @@ Invariant: nothing of a repository runs here. A container of an image is created
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 from pathlib import Path
 
 from selfplay.errors import PrerequisiteError, RepositoryError, full_disk_reported
-from selfplay.repositories.archives import MAX_TREE_BYTES, read_bounded, strip_top, tree_of_folder
+from selfplay.repositories.archives import read_bounded, read_folder, tar_members, without_top
 from selfplay.repositories.checkouts import Checkout
-from selfplay.repositories.git import fetch_git, made_commit
+from selfplay.repositories.contents import MAX_TREE_BYTES, Contents
+from selfplay.repositories.git import checkout_of, fetch_commit, gather_commit, made_commit
+from selfplay.repositories.large_files import add_large_files
 from selfplay.repositories.package_index import fetch_releases
 from selfplay.repositories.specs import RepositorySpec
-from selfplay.source.trees import Tree
+from selfplay.repositories.submodules import add_submodules
+from selfplay.repositories.versions import UNKNOWN_VERSION, missing_version_files
+from selfplay.source.import_roots import Project, project_folders
+from selfplay.source.trees import FileEntry
 
 
 def fetch(spec: RepositorySpec, cache: Path) -> Checkout:
@@ -27,32 +33,54 @@ def fetch(spec: RepositorySpec, cache: Path) -> Checkout:
     """
     try:
         with full_disk_reported(cache):
-            return _fetch_by_kind(spec, cache)
+            return _with_version_files(_fetch_by_kind(spec, cache))
     except OSError as error:
         raise RepositoryError(f"{spec.text}: {error}") from error
 
 
 def _fetch_by_kind(spec: RepositorySpec, cache: Path) -> Checkout:
     if spec.kind == "git":
-        return fetch_git(spec, cache, spec.location)
+        return _fetch_repository(spec, cache)
     if spec.kind == "pypi":
         return fetch_releases(spec, cache)
     if spec.kind == "docker":
-        return made_commit(spec, cache, _tree_of_image(spec), "")
+        return made_commit(spec, cache, _contents_of_image(spec), "")
     folder = Path(spec.location)
     if not folder.is_dir():
         raise RepositoryError(f"{spec.text}: there is no folder {folder}")
     if (folder / ".git").exists() or ((folder / "HEAD").is_file() and (folder / "objects").is_dir()):
-        return fetch_git(spec, cache, spec.location)
+        return _fetch_repository(spec, cache)
     if spec.rev:
         raise RepositoryError(
             f"{spec.text}: {folder} is a plain folder, which has no revision {spec.rev!r}; "
             f"leave out @{spec.rev}"
         )
-    return made_commit(spec, cache, tree_of_folder(folder), "")
+    return made_commit(spec, cache, read_folder(folder), "")
 
 
-def _tree_of_image(spec: RepositorySpec) -> Tree:
+def _fetch_repository(spec: RepositorySpec, cache: Path) -> Checkout:
+    """A git repository with its submodules, and its files in Git LFS, as far as they can be fetched."""
+    own_config = spec.kind == "git" and not spec.location.startswith("file:")
+    git_dir, commit = fetch_commit(spec, cache, spec.location, own_config)
+    gathering = gather_commit(git_dir, commit)
+    add_large_files(gathering, [spec.location], cache)
+    add_submodules(gathering, spec, cache)
+    return checkout_of(spec, git_dir, commit, gathering.contents())
+
+
+def _with_version_files(checkout: Checkout) -> Checkout:
+    """The checkout with the version files that a build of its projects would write into the package."""
+    tree, made = checkout.tree, dict[str, FileEntry]()
+    for folder in project_folders(tree):
+        made |= missing_version_files(tree, Project(tree, folder), checkout.tag_version)
+    if not made:
+        return checkout
+    version = checkout.tag_version or f"{UNKNOWN_VERSION}, since no tag names one"
+    notes = [f"made {path}, which a build of the package writes (version {version})" for path in made]
+    return replace(checkout, tree=tree.replace(made), notes=(*checkout.notes, *notes))
+
+
+def _contents_of_image(spec: RepositorySpec) -> Contents:
     """Read a folder of a local Docker image, from a container that is created and never started."""
     import docker
 
@@ -83,4 +111,4 @@ def _tree_of_image(spec: RepositorySpec) -> Tree:
             # An engine that is gone cannot remove it.
             with contextlib.suppress(docker.errors.APIError, OSError):
                 container.remove(force=True, v=True)
-    return strip_top(Tree.from_tar(data))
+    return without_top(tar_members(data), f"{image}#{folder}")

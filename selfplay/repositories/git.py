@@ -9,16 +9,18 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import os
 import re
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from selfplay.errors import PrerequisiteError, RepositoryError
-from selfplay.repositories.archives import check_size, is_kept, is_text
 from selfplay.repositories.checkouts import Checkout, new_folder
+from selfplay.repositories.contents import SUBMODULE, Contents, Gathering, check_size
 from selfplay.repositories.licences import licence_of
 from selfplay.repositories.specs import GIT_SCHEMES, RepositorySpec, plain_name
+from selfplay.repositories.versions import archived_version, version_of_description
 from selfplay.source.trees import FileEntry, Tree
 
 MAX_BUNDLE_BYTES = 48 << 20
@@ -34,6 +36,7 @@ SAFE_SETTINGS = {
     "gc.auto": "0",
     "maintenance.auto": "false",
 }
+LINK_MODE = "120000"
 FIRST_COMMIT_TIME = 946_684_800  # 2000-01-01, in seconds; each further commit is a day later
 AUTHOR = "selfplay <selfplay@localhost>"
 
@@ -109,28 +112,43 @@ def init_bare(git_dir: Path) -> None:
 
 
 def read_commit(git_dir: Path, commit: str) -> Tree:
-    """Read the plain files of a commit. Raises RepositoryError if they are too many or too large.
+    """The tree of `read_contents`."""
+    return read_contents(git_dir, commit).tree
+
+
+def read_contents(git_dir: Path, commit: str) -> Contents:
+    """Read the files of a commit, without its submodules. Raises as `gather_commit` does."""
+    gathering = gather_commit(git_dir, commit)
+    for path in gathering.submodules:
+        gathering.leave_out(path, SUBMODULE)
+    return gathering.contents()
+
+
+def gather_commit(git_dir: Path, commit: str) -> Gathering:
+    """Read the files of a commit. Raises RepositoryError if they are too many or too large.
 
     Reads git objects, because `git archive` would obey the export rules of the repository.
     """
-    wanted: list[tuple[str, str, bool]] = []
+    gathering = Gathering(commit)
+    wanted: list[tuple[str, str, str]] = []
     total = 0
     for record in run_git(git_dir, "ls-tree", "-r", "-l", "-z", "--full-tree", commit).split(b"\0"):
         meta, _, name = record.partition(b"\t")
         path = name.decode("utf-8", errors="surrogateescape")
-        if not meta or not is_kept(path) or not is_text(path):
+        if not meta or not gathering.takes(path):
             continue
         mode, kind, blob, size = meta.decode().split()
-        if kind == "blob" and mode in ("100644", "100755", "100664"):  # no links, no submodules
+        if kind == "blob":
             total += int(size)
-            wanted.append((path, blob, mode == "100755"))
+            wanted.append((path, blob, mode))
+        else:
+            gathering.submodules[path] = blob
     check_size(len(wanted), total, commit)
     data = run_git(
         git_dir, "cat-file", "--batch", stdin="".join(f"{blob}\n" for _, blob, _ in wanted).encode()
     )
-    files: dict[str, FileEntry] = {}
     position = 0
-    for path, blob, executable in wanted:
+    for path, blob, mode in wanted:
         end = data.index(b"\n", position)
         header = data[position:end].split()
         if len(header) != 3:
@@ -138,9 +156,13 @@ def read_commit(git_dir: Path, commit: str) -> Tree:
                 f"{git_dir}: object {blob} of {path} is missing; delete this folder to fetch it anew"
             )
         start, length = end + 1, int(header[2])
-        files[path] = FileEntry(data[start : start + length], executable)
+        content = data[start : start + length]
+        if mode == LINK_MODE:
+            gathering.add_link(path, os.fsdecode(content))
+        else:
+            gathering.add_file(path, FileEntry(content, mode == "100755"))
         position = start + length + 1
-    return Tree(files)
+    return gathering
 
 
 def commit_trees(git_dir: Path, trees: Sequence[tuple[str, Tree]]) -> str:
@@ -182,18 +204,17 @@ def history_bundle(checkout: Checkout) -> bytes | None:
 # ---- checkouts
 
 
-def fetch_git(spec: RepositorySpec, cache: Path, source: str) -> Checkout:
-    """Fetch a git repository from `source`, a URL or a folder, and read the commit of the spec.
+def fetch_commit(spec: RepositorySpec, cache: Path, source: str, own_config: bool) -> tuple[Path, str]:
+    """Fetch a git repository from `source`, a URL or a folder. Returns its bare copy and the spec's commit.
 
     Fetches nothing for a full commit id that the cache has. If the fetch fails, a commit from the cache is
-    good enough. Raises RepositoryError.
+    good enough. own_config: as `run_git` has it. Raises RepositoryError.
     """
     git_dir = cache / "git" / f"{plain_name(PurePosixPath(source).name)}-{short_hash(source)}"
     pinned = bool(spec.rev and re.fullmatch(r"[0-9a-f]{40}", spec.rev))
     commit = _resolve(git_dir, spec.rev) if pinned else None
     failure: RepositoryError | None = None
     if commit is None:
-        own_config = spec.kind == "git" and not source.startswith("file:")
         try:
             if (git_dir / "HEAD").is_file():
                 _mirror(git_dir, source, own_config)
@@ -207,7 +228,7 @@ def fetch_git(spec: RepositorySpec, cache: Path, source: str) -> Checkout:
         commit = _resolve(git_dir, spec.rev)
         if commit is None and pinned and failure is None:  # servers may have commits that no branch holds
             with contextlib.suppress(RepositoryError):
-                run_git(git_dir, "fetch", *FETCH_OPTIONS, "--", source, str(spec.rev), own_config=True)
+                run_git(git_dir, "fetch", *FETCH_OPTIONS, "--", source, str(spec.rev), own_config=own_config)
             commit = _resolve(git_dir, spec.rev)
     if commit is None:
         if failure is not None:
@@ -216,9 +237,22 @@ def fetch_git(spec: RepositorySpec, cache: Path, source: str) -> Checkout:
             ) from failure
         wanted = f"has no branch, tag or commit {spec.rev!r}" if spec.rev else "has no commit yet"
         raise RepositoryError(f"{spec.text}: {source} {wanted}")
-    tree = read_commit(git_dir, commit)
+    return git_dir, commit
+
+
+def checkout_of(spec: RepositorySpec, git_dir: Path, commit: str, contents: Contents) -> Checkout:
+    """The checkout of a commit whose files were read."""
     count = int(run_git(git_dir, "rev-list", "--count", commit))
-    return Checkout(spec, spec.name, commit, tree, git_dir, count, licence_of(tree))
+    version = version_of_description(_describe(git_dir, commit)) or archived_version(contents.tree)
+    licence = licence_of(contents.tree)
+    return Checkout(spec, spec.name, commit, contents.tree, git_dir, count, licence, version, contents.notes)
+
+
+def _describe(git_dir: Path, commit: str) -> str:
+    """The nearest tag with a digit, the distance to it, and the commit. "" if there is no such tag."""
+    with contextlib.suppress(RepositoryError):
+        return run_git(git_dir, "describe", "--tags", "--long", "--match=*[0-9]*", commit).decode().strip()
+    return ""
 
 
 def _mirror(git_dir: Path, source: str, own_config: bool) -> None:
@@ -235,15 +269,15 @@ def _resolve(git_dir: Path, rev: str | None) -> str | None:
     return None
 
 
-def made_commit(spec: RepositorySpec, cache: Path, tree: Tree, message: str) -> Checkout:
+def made_commit(spec: RepositorySpec, cache: Path, contents: Contents, message: str) -> Checkout:
     """A checkout of a tree that has no history: it becomes one commit in a repository of the cache."""
-    git_dir = cache / "made" / f"{spec.name}-{tree.digest[:16]}"
+    git_dir = cache / "made" / f"{spec.name}-{contents.tree.digest[:16]}"
     if not (git_dir / "HEAD").is_file():
         with new_folder(git_dir) as folder:
             init_bare(folder)
-            commit_trees(folder, [(message or f"{spec.name} as it was found", tree)])
+            commit_trees(folder, [(message or f"{spec.name} as it was found", contents.tree)])
     commit = run_git(git_dir, "rev-parse", "--verify", "refs/heads/main").decode().strip()
-    return Checkout(spec, spec.name, commit, tree, git_dir, 1, licence_of(tree))
+    return checkout_of(spec, git_dir, commit, contents)
 
 
 def short_hash(text: str) -> str:

@@ -6,6 +6,7 @@ Pure functions. They read a repository's file names and run nothing.
 from __future__ import annotations
 
 import re
+import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -219,6 +220,11 @@ def _of_missing_name(name: str, module: str, tree: Tree) -> Cause | None:
     reason = f"cannot import name {name!r} from {module!r}"
     if _folders_of(module, tree):
         return Cause(f"{reason}, a module of the project")
+    if module.partition(".")[0] in sys.stdlib_module_names:
+        return Cause(
+            f"{reason}: the code is for another version of Python",
+            "Give an image that has it: docker:IMAGE:TAG#/FOLDER",
+        )
     project = PROJECTS.get(module.partition(".")[0]) or module.partition(".")[0].replace("_", "-")
     return Cause(
         f"{reason}: another version of {project} is needed",

@@ -14,38 +14,73 @@ import json
 import re
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from selfplay.errors import EnvironmentBuildError
-from selfplay.repositories.dependencies import Dependencies, requirement_files
 from selfplay.repositories.environment import SCHEMA
-from selfplay.sandbox.base import VENV
+from selfplay.repositories.requirement_text import requirement_files
+from selfplay.sandbox.base import VENV, WORKSPACE
 
 if TYPE_CHECKING:
+    from selfplay.repositories.dependencies import Dependencies
     from selfplay.repositories.trial import BuildJob
+    from selfplay.sandbox.base import SandboxBackend
 
 PYTEST = "pytest==9.2.0"
+# Imports packages from folders of the workspace with other names, as an editable installation does.
+FINDER = """
+import sys
+from importlib.machinery import ModuleSpec
+from importlib.util import spec_from_file_location
+from os.path import isfile, join
+FOLDERS = @FOLDERS@
+class Finder:
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        folder = FOLDERS.get(name)
+        start = join(folder, "__init__.py") if folder else ""
+        if folder and isfile(start):
+            return spec_from_file_location(name, start, submodule_search_locations=[folder])
+        if folder or any(other.startswith(name + ".") for other in FOLDERS):
+            spec = ModuleSpec(name, None, is_package=True)
+            spec.submodule_search_locations = [folder] if folder else []
+            return spec
+sys.meta_path.append(Finder)
+"""
+LEFT_OUT = "selfplay: left out"  # in the log of a build
 OLDER_PYTEST = "pytest==8.4.2"  # for test suites that use what 9 removed
 
 
 @dataclass(frozen=True)
 class Requirements:
-    """What to install. extra: beyond what the metadata names; pytest: its requirement, "" for none."""
+    """What to install.
+
+    extra    beyond what the metadata names
+    pytest   its requirement, "" for none
+    renamed  packages whose folder in the workspace has another name: (package, folder)
+    """
 
     dependencies: Dependencies
     extra: tuple[str, ...] = ()
     pytest: str = PYTEST
+    renamed: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
 class Installation:
-    """Installed dependencies. reference: the backend's name for them; build_key: "" if nothing was built."""
+    """Installed dependencies.
+
+    reference  the backend's name for them
+    build_key  "" if nothing was built
+    left_out   requirements of the tests that could not be installed, if this build has tried them
+    """
 
     reference: str
     build_key: str = ""
+    left_out: tuple[str, ...] = ()
 
 
 def install(job: BuildJob, requirements: Requirements, attempt: int) -> Installation:
@@ -58,10 +93,8 @@ def install(job: BuildJob, requirements: Requirements, attempt: int) -> Installa
         if not backend.capabilities.opens_images:
             raise EnvironmentBuildError(f"{spec.text} needs sandbox.type = 'docker', not {backend.name!r}")
         return Installation(spec.location.partition("#")[0])
-    files = requirement_files(job.checkout.tree)
-    script = build_script(requirements, spec.install, files)
-    identity = json.dumps([SCHEMA, script, backend.name, sys.version_info[:2]])
-    build_key = hashlib.sha256(identity.encode()).hexdigest()[:32]
+    script = build_script(requirements, spec.install, requirement_files(job.checkout.tree))
+    build_key = build_key_of(script, backend)
     if backend.environment_exists(build_key):
         return Installation(backend.environment_reference(build_key), build_key)
     job.report(_what_is_installed(requirements, spec.install))
@@ -74,7 +107,15 @@ def install(job: BuildJob, requirements: Requirements, attempt: int) -> Installa
             'Name what its tests need with the hint install="pip install …".',
             error.log_tail,
         ) from error
-    return Installation(reference, build_key)
+    said = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
+    left_out = re.findall(rf"^{LEFT_OUT} (.+)$", said, re.MULTILINE)
+    return Installation(reference, build_key, tuple(dict.fromkeys(left_out)))
+
+
+def build_key_of(script: str, backend: SandboxBackend) -> str:
+    """The key of the folder or image that a script fills."""
+    identity = json.dumps([SCHEMA, script, backend.name, sys.version_info[:2]])
+    return hashlib.sha256(identity.encode()).hexdigest()[:32]
 
 
 def _what_is_installed(requirements: Requirements, install: str | None) -> str:
@@ -94,7 +135,12 @@ def build_script(requirements: Requirements, install: str | None, files: Mapping
         "python -m pip install --quiet --no-input --no-cache-dir "
         "--disable-pip-version-check --no-warn-script-location"
     )
-    lines = _metadata_lines(requirements.dependencies)
+    found = requirements.dependencies
+    lines = ["export PYTHONDONTWRITEBYTECODE="]  # pip compiles modules, which shortens each later start
+    for name, version in ((found.name, found.version), *found.others):
+        lines += _metadata_lines(name, version)
+    lines += _finder_lines(requirements.renamed)
+    lines.append(f"export PATH={VENV}/bin:$PATH")
     if install is None:
         lines += _install_lines(requirements, pip)
     else:
@@ -110,20 +156,29 @@ def build_script(requirements: Requirements, install: str | None, files: Mapping
     return "\n".join(lines) + "\n"
 
 
-def _metadata_lines(dependencies: Dependencies) -> list[str]:
-    """Enter the repository as installed, by metadata alone, so that no dependency installs a copy of it."""
-    folder = f"{re.sub(r'[-.]+', '_', dependencies.name)}-{dependencies.version}.dist-info"
-    metadata = f"Metadata-Version: 2.1\nName: {dependencies.name}\nVersion: {dependencies.version}\n"
+def _metadata_lines(name: str, version: str) -> list[str]:
+    """Enter a project as installed, by metadata alone, so that no dependency installs a copy of it."""
+    folder = f"{re.sub(r'[-.]+', '_', name)}-{version}.dist-info"
+    metadata = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
     quoted = shlex.quote(folder)
     return [
-        # pip compiles modules, which shortens each later start of Python.
-        "export PYTHONDONTWRITEBYTECODE=",
         f'info="$({VENV}/bin/python -c \'import sysconfig; print(sysconfig.get_path("purelib"))\')"/{quoted}',
         'mkdir -p "$info"',
         f'printf %s {shlex.quote(metadata)} > "$info/METADATA"',
         'echo selfplay > "$info/INSTALLER"',
         f'printf "%s,,\\n" {quoted}/METADATA {quoted}/INSTALLER {quoted}/RECORD > "$info/RECORD"',
-        f"export PATH={VENV}/bin:$PATH",
+    ]
+
+
+def _finder_lines(renamed: Sequence[tuple[str, str]]) -> list[str]:
+    """Put FINDER into the environment, if a package needs it."""
+    if not renamed:
+        return []
+    folders = {package: f"{WORKSPACE}/{folder}" for package, folder in renamed}
+    program = FINDER.replace("@FOLDERS@", repr(folders))
+    return [
+        f'printf %s {shlex.quote(program)} > "$info/../selfplay_finder.py"',
+        'echo "import selfplay_finder" > "$info/../selfplay_finder.pth"',
     ]
 
 
@@ -135,7 +190,7 @@ def _install_lines(requirements: Requirements, pip: str) -> list[str]:
     wanted = [*found.test, *requirements.extra]
     if wanted:
         one_by_one = "\n".join(
-            f"  {pip} {shlex.quote(text)} || echo 'selfplay: left out' {shlex.quote(text)}" for text in wanted
+            f"  {pip} {shlex.quote(text)} || echo '{LEFT_OUT}' {shlex.quote(text)}" for text in wanted
         )
         lines.append(f"{pip} {shlex.join(wanted)} || {{\n{one_by_one}\n}}")
     return lines

@@ -9,6 +9,7 @@ from __future__ import annotations
 import configparser
 import contextlib
 import hashlib
+import json
 import os
 import re
 import sys
@@ -21,15 +22,16 @@ from packaging.version import InvalidVersion, Version
 from selfplay.errors import RepositoryError
 from selfplay.repositories.archives import MAX_ARCHIVE_BYTES, read_archive, read_bounded
 from selfplay.repositories.checkouts import Checkout, new_folder
+from selfplay.repositories.contents import Contents
 from selfplay.repositories.git import commit_trees, init_bare, read_commit, run_git, short_hash
 from selfplay.repositories.licences import licence_of
 from selfplay.repositories.specs import RepositorySpec
-from selfplay.source.trees import Tree
 
 if TYPE_CHECKING:
     import pypi_simple
 
 DOWNLOAD_TIMEOUT_S = 60.0
+NOTES = "selfplay-notes.json"  # in the repository of a release
 # Kinds of source distributions; the last is preferred.
 SDIST_SUFFIXES = (".zip", ".tar.bz2", ".tar.xz", ".tgz", ".tar.gz")
 
@@ -47,14 +49,23 @@ def fetch_releases(spec: RepositorySpec, cache: Path) -> Checkout:
         with new_folder(git_dir) as folder:
             releases = _download_releases(spec)
             init_bare(folder)
-            commit_trees(folder, [(f"{spec.location} {version}", tree) for version, tree in releases])
+            commit_trees(folder, [(f"{spec.location} {version}", read.tree) for version, read in releases])
+            (folder / NOTES).write_text(json.dumps(releases[-1][1].notes), encoding="utf-8")
     commit = run_git(git_dir, "rev-parse", "--verify", "refs/heads/main").decode().strip()
     tree = read_commit(git_dir, commit)
     count = int(run_git(git_dir, "rev-list", "--count", commit))
-    return Checkout(spec, spec.name, commit, tree, git_dir, count, licence_of(tree))
+    return Checkout(spec, spec.name, commit, tree, git_dir, count, licence_of(tree), notes=_notes(git_dir))
 
 
-def _download_releases(spec: RepositorySpec) -> list[tuple[str, Tree]]:
+def _notes(git_dir: Path) -> tuple[str, ...]:
+    """What was noted when the last release was read. Earlier versions of selfplay noted nothing."""
+    try:
+        return tuple(map(str, json.loads((git_dir / NOTES).read_text(encoding="utf-8"))))
+    except (OSError, ValueError, TypeError):
+        return ()
+
+
+def _download_releases(spec: RepositorySpec) -> list[tuple[str, Contents]]:
     import pypi_simple
     import requests
 

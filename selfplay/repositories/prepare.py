@@ -62,8 +62,11 @@ class Preparer:
         cache = cache_root()
         with self.console.status(f"{spec.name}: fetching") as status:
             try:
+                checkout = fetch(spec, cache)
+                for note in checkout.notes:
+                    self.console.print(f"  {spec.name}: {note}", markup=False, highlight=False)
                 environment = prepare_environment(
-                    fetch(spec, cache),
+                    checkout,
                     self.backend,
                     self.config.environment,
                     self.limits,
@@ -100,6 +103,11 @@ class Preparer:
             f"{len(environment.targets)} covered functions{licence}",
             highlight=False,
         )
+        for note in environment.notes:
+            self.console.print(f"  {note}", markup=False, highlight=False)
+        if environment.left_out:
+            missing = f"not installed, so tests may miss it: {', '.join(environment.left_out)}"
+            self.console.print(f"  {missing}", markup=False, highlight=False)
         if environment.command and "target" in self.config.injector.help:
             note = (
                 "pytest does not run its tests, so it has no targets: "

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from selfplay.repositories.trial import BuildJob, Trial
     from selfplay.source.trees import Tree
 
+MAX_NOTE = 600  # characters
 DOCUMENTS = (".rst", ".txt", ".md")  # they may hold doctests
 COLLECT_OPTIONS = (
     "--collect-only -q -rsE --color=no --no-header --disable-warnings --rootdir=. "
@@ -33,11 +34,16 @@ COLLECT_OPTIONS = (
 
 @dataclass(frozen=True)
 class Suite:
-    """The tests of a repository. command: runs them all; None if pytest runs them, with `options`."""
+    """The tests of a repository.
+
+    command  runs them all; None if pytest runs them, with `options`
+    notes    for people: which options and files do not run
+    """
 
     files: tuple[str, ...]
     options: str = ""
     command: TestCommand | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def script(self) -> str:
@@ -116,36 +122,33 @@ def collect(trial: Trial, arguments: PytestArguments) -> tuple[Collected, Pytest
     return found, arguments
 
 
-def check_collected(
+def pytest_suite(
     job: BuildJob, collected: Collected, arguments: PytestArguments, dependencies: Dependencies
-) -> None:
-    """Raise EnvironmentBuildError, with the cause, if pytest found no test. Report what does not run."""
+) -> Suite:
+    """The suite of collected tests. Its script prints ids in full if pytest's summary cannot carry one.
+
+    Raises EnvironmentBuildError, with the cause, if pytest found no test.
+    """
+    tree, log = job.checkout.tree, collected.log
     given = hints_to_extend(job.checkout.spec, dependencies)
+    if not collected.files:
+        reason = with_cause("no test was found", log, tree, given)
+        if collected.only_doctests:
+            reason = (
+                f"its only tests are doctests in {len(collected.only_doctests)} files of its code, "
+                "which a bug may change: the tests must be in files of their own"
+            )
+        raise job.error_of_run(reason, "collect", log)
+    notes = []
     if arguments.left_out:
-        job.report(f"runs without the options {', '.join(map(' '.join, arguments.left_out))}")
-    if collected.failed and collected.files:
-        what = f"{collected.failed} files or folders are left out"
-        job.report(with_cause(what, collected.log, job.checkout.tree, given))
-    if collected.files:
-        return
-    if collected.only_doctests:
-        raise job.error_of_run(
-            f"its only tests are doctests in {len(collected.only_doctests)} files of its code, "
-            "which a bug may change: the tests must be in files of their own",
-            "collect",
-            collected.log,
-        )
-    raise job.error_of_run(
-        with_cause("no test was found", collected.log, job.checkout.tree, given),
-        "collect",
-        collected.log,
-    )
-
-
-def pytest_suite(collected: Collected, arguments: PytestArguments) -> Suite:
-    """The suite of collected tests. Its script prints ids in full if pytest's summary cannot carry one."""
+        notes.append(f"runs without the options {', '.join(map(' '.join, arguments.left_out))}")
+    if collected.failed:
+        notes.append(with_cause(f"{collected.failed} files or folders are left out", log, tree, given))
+    notes = [printable(note[:MAX_NOTE]) for note in notes]
+    for note in notes:
+        job.report(note)
     recorder = f" {RECORDS_IDS}" if collected.has_odd_ids else ""
-    return Suite(collected.files, f"{arguments.options}{recorder}")
+    return Suite(collected.files, f"{arguments.options}{recorder}", notes=tuple(notes))
 
 
 def _collect_below(trial: Trial, options: str, roots: Sequence[str]) -> Collected:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from selfplay.outcomes import MAX_ID_LENGTH
+from selfplay.source.apply import change_problem
 from selfplay.source.path_policy import is_protected_path
 from selfplay.source.syntax import parse_module
 from selfplay.source.trees import Tree
@@ -205,16 +206,19 @@ def find_targets(
 ) -> tuple[Target, ...]:
     """Every module-level function and method of non-test code that a test file calls, by path and line.
 
+    Leaves out code and tests in files that neither a bug nor a repair can change.
     calls: by test file. test_files: the only files whose calls count.
     """
     callers: dict[CodeLocation, str] = {}
     for name in sorted(
         set(test_files) & calls.keys(), key=lambda n: (int(calls[n].duration_s), calls[n].calls, n)
     ):
-        for location in calls[name].functions:
+        for location in () if change_problem(name, tree) else calls[name].functions:
             callers.setdefault(location, name)
     targets = []
     for path, spans in _plain_code(tree):
+        if change_problem(path, tree):
+            continue
         lines = tree.text(path).split("\n")
         for span in spans:
             test_file = callers.get(_location_of(path, span))

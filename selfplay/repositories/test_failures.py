@@ -129,7 +129,7 @@ def _unknown_options(log: Log) -> Cause | None:
 
 
 def _option_value(log: Log) -> Cause | None:
-    found = next(iter(log.search(re.compile(r"\.py: error: (argument .*|ambiguous option.*)"))), None)
+    found = next(iter(log.search(re.compile(r": error: (argument .*|ambiguous option.*)"))), None)
     return (
         Cause(f"pytest refuses an option: {found[1]}", 'Change the hint test="pytest …"') if found else None
     )
@@ -189,11 +189,30 @@ def _internal_error(log: Log) -> Cause | None:
     lines = [line for line in log.lines if line.startswith("INTERNALERROR>")]
     if not lines:
         return None
-    words = lines[-1].removeprefix("INTERNALERROR>").strip()
+    places = [found for line in lines if (found := re.search(r'File "/testbed/([^"]+)", line (\d+)', line))]
+    where = f" ({places[-1][1]}, line {places[-1][2]})" if places else ""
     return Cause(
-        f"pytest itself, or a plugin or conftest.py of the project, failed: {words}",
-        'If a plugin is too old for pytest, choose versions with the hint install="pip install …"',
+        f"pytest itself failed: {lines[-1].removeprefix('INTERNALERROR>').strip()}{where}",
+        "" if places else 'If a plugin is too old, choose versions with the hint install="pip install …"',
     )
+
+
+def _ended(log: Log) -> Cause | None:
+    """Code that pytest imported ended the process."""
+    fatal = log.find(r"Fatal Python error: (.*)")
+    if fatal:
+        return Cause(f"Python crashed: {fatal[1]}")
+    if any(line.strip() for line in log.lines):
+        return None
+    return Cause("pytest printed nothing: a conftest.py, a plugin or a test file ended its process")
+
+
+def _other_error(log: Log) -> Cause | None:
+    for number, line in enumerate(log.lines):
+        if line.startswith("ERROR: "):
+            following = next((text.strip() for text in log.lines[number + 1 :] if text.strip()), "")
+            return Cause(f"pytest ends with an error: {_inside(line[7:])} {following}".rstrip())
+    return None
 
 
 # ---- what pytest says about test files
@@ -312,7 +331,7 @@ def _nothing_collected(log: Log) -> Cause | None:
         known = cause_of_missing_module(missing[1], log.tree) if missing else Cause("")
         return replace(known, reason=f"its test files are skipped: {'; '.join(dict.fromkeys(skipped))}")
     return Cause(
-        "pytest's patterns match no file or function of it",
+        "no file or function matches pytest's patterns",
         'Name the files with the hint test="pytest PATH", or say how the tests run with test="COMMAND" '
         "parser=tap",
     )
@@ -331,6 +350,7 @@ def _markers(log: Log) -> Cause | None:
 
 Rule = Callable[[Log], Cause | None]
 RULES: tuple[Rule, ...] = (
+    _ended,
     _unknown_options,
     _option_value,
     _missing_plugins,
@@ -350,6 +370,7 @@ RULES: tuple[Rule, ...] = (
     _all_skipped,
     _all_failed,
     _all_deselected,
+    _other_error,
     _nothing_collected,
 )
 

@@ -204,12 +204,13 @@ def _of_every_run(options: Iterable[Option]) -> tuple[Option, ...]:
 
 
 def _usable(requirements: Iterable[str]) -> tuple[str, ...]:
-    """The requirements of plugins to install, each name once; not those that disturb runs."""
+    """The requirements of plugins to install, each name once; no URLs, and none that disturb runs."""
     chosen: dict[str, str] = {}
     for text in requirements:
         with contextlib.suppress(InvalidRequirement):
-            name = canonicalize_name(Requirement(text).name)
-            if name not in UNWANTED:
+            requirement = Requirement(text)
+            name = canonicalize_name(requirement.name)
+            if name not in UNWANTED and not requirement.url:
                 chosen.setdefault(name, text)
     return tuple(chosen.values())
 

@@ -9,7 +9,6 @@ repository, so the code under test reaches it through the log alone.
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from selfplay.errors import EnvironmentBuildError, OutcomesError
 from selfplay.outcomes import TestOutcomes, parse_outcomes
 from selfplay.repositories.checkouts import Checkout
 from selfplay.sandbox.base import WORKSPACE, ExecResult, Limits, Sandbox, SandboxBackend, SandboxSpec
+from selfplay.source.import_roots import import_roots
 from selfplay.source.trees import FileEntry, Tree
 
 if TYPE_CHECKING:
@@ -121,12 +121,6 @@ class Trial:
 
 
 def import_variables(tree: Tree) -> dict[str, str]:
-    """Variables for Python to find the package in the workspace: at the top, or in src, lib or python."""
-    roots = [WORKSPACE]
-    for folder in ("src", "lib", "python"):
-        if (
-            any(re.fullmatch(rf"{folder}/([A-Za-z_]\w*/__init__|[A-Za-z_]\w*)\.py", path) for path in tree)
-            and f"{folder}/__init__.py" not in tree
-        ):
-            roots.insert(0, f"{WORKSPACE}/{folder}")
+    """Variables for Python to find the repository's packages in the workspace."""
+    roots = [f"{WORKSPACE}/{root}" if root else WORKSPACE for root in import_roots(tree)]
     return {"PYTHONPATH": ":".join(roots), "PYTHONDONTWRITEBYTECODE": "1"}

@@ -20,12 +20,14 @@ from pathlib import Path, PurePosixPath
 
 from selfplay.errors import PatchError, PrerequisiteError, full_disk_reported
 from selfplay.source.diff_names import label
-from selfplay.source.diffs import SECTION, FilePatch, Kind, Patch, parse_patch, path_problem
+from selfplay.source.diffs import SECTION, FilePatch, Kind, Patch, diff_text, parse_patch, path_problem
 from selfplay.source.hunks import ADVICE, apply_hunks
 from selfplay.source.trees import FileEntry, Tree
 
 GIT_TIMEOUT_S = 60.0
 GIT_TRIES = 3
+# Of one file: git needs some 80 bytes of memory for each line, and half a minute for the worst 4 MiB.
+MAX_COMPARED_BYTES = 4 << 20
 
 
 # ---- applying
@@ -56,7 +58,7 @@ def _check_against(tree: Tree, patch: Patch) -> None:
     for file in patch.files:
         if file.old_path is not None and file.old_path not in tree:
             raise PatchError(f"the diff changes {file.old_path!r}, which does not exist. {ADVICE}")
-        if file.old_path is not None and b"\0" in tree[file.old_path].content:
+        if file.old_path is not None and content_problem(file.old_path, tree):
             raise PatchError(f"the diff changes {file.old_path!r}, which is a binary file. Leave it out.")
         if file.kind in ("add", "rename") and file.new_path in tree:
             raise PatchError(f"the diff adds {file.new_path!r}, which exists already. {ADVICE}")
@@ -165,35 +167,46 @@ def diff_trees(before: Tree, after: Tree) -> str:
     Ignores the executable bits of files that both trees have. Raises PatchError for files or names that a
     text diff cannot hold.
     """
+    return "".join(diff_sections(before, after).values())
+
+
+def diff_sections(before: Tree, after: Tree) -> dict[str, str]:
+    """The parts of `diff_trees`: each path whose content differs, with its section, by path."""
     paths = [
         path
         for path in before.changed_paths(after)
         if path not in before or path not in after or before[path].content != after[path].content
     ]
     if not paths:
-        return ""
+        return {}
     for path in paths:
         problem = path_problem(path) or content_problem(path, before) or content_problem(path, after)
         if problem:
             raise PatchError(problem)
-    return "".join(
-        _diff_file(path, before.files.get(path), after.files.get(path), hunks)
+    return {
+        path: _diff_file(path, before.files.get(path), after.files.get(path), hunks)
         for path, hunks in _hunks_between(before, after, paths)
-    )
+    }
 
 
 def content_problem(path: str, tree: Tree) -> str:
-    """Why a text diff cannot hold the content of `path`; "" if it can, or if the tree has no such file."""
+    """Why a text diff cannot hold the content of `path`; "" if it can, or if the tree has no such file.
+
+    Text has no NUL byte. Its encoding does not matter: diffs carry bytes.
+    """
     entry = tree.files.get(path)
     if entry is None:
         return ""
-    if b"\0" in entry.content:
-        return f"{path!r} is a binary file"
-    try:
-        entry.content.decode("utf-8")
-    except UnicodeDecodeError:
-        return f"{path!r} is not UTF-8 text"
-    return ""
+    return f"{path!r} is a binary file" if b"\0" in entry.content else ""
+
+
+def change_problem(path: str, tree: Tree) -> str:
+    """Why neither a bug nor a repair can change `path` in `tree`: its name, bytes or size; "" if they can."""
+    size = len(tree[path].content) if path in tree else 0
+    too_large = f"{path!r} has {size} bytes; at most {MAX_COMPARED_BYTES} are compared"
+    return (
+        path_problem(path) or content_problem(path, tree) or (too_large if size > MAX_COMPARED_BYTES else "")
+    )
 
 
 def _hunks_between(before: Tree, after: Tree, paths: Sequence[str]) -> Iterator[tuple[str, str]]:
@@ -226,7 +239,7 @@ def _hunks_between(before: Tree, after: Tree, paths: Sequence[str]) -> Iterator[
         raise PatchError(
             f"git cannot compare the trees: {done.stderr.decode('utf-8', 'replace').strip()[:300]}"
         )
-    hunks = _hunks_by_number(done.stdout.decode("utf-8"))
+    hunks = _hunks_by_number(diff_text(done.stdout))
     for number, path in enumerate(paths):
         yield path, "".join(f"{line}\n" for line in hunks.get(number, ()))
 

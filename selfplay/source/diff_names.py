@@ -112,7 +112,7 @@ def _take_quoted(text: str) -> tuple[str, str]:
     at = 1
     while at < len(text) and text[at] != '"':
         if text[at] != "\\":
-            data += text[at].encode()
+            data += text[at].encode("utf-8", "surrogateescape")
             at += 1
         elif text[at + 1 : at + 2] in ESCAPES:
             data.append(ESCAPES[text[at + 1]])

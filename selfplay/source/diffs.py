@@ -3,6 +3,9 @@
 Hunks are in `hunks`, file names and their prefixes in `diff_names`. Applying a diff is the job of `apply`.
 Which paths may change is the job of `path_policy`.
 
+The text of a diff may stand for any bytes: a byte that is not UTF-8 is a lone surrogate in it, as Python's
+`surrogateescape` has it. `diff_text` and `diff_bytes` convert.
+
 Invariant: the parts of a Patch agree with each other, and each path is safe and named by one section only.
 The author of a diff may be hostile, so a line that git would guess at, repair or skip is an error here. What
 git writes under its own settings is read, and so is a diff whose end was cut where only blanks can have been.
@@ -102,6 +105,27 @@ class Patch:
         return "".join(file.text() for file in self.files)
 
 
+# ---- bytes
+
+
+def diff_text(data: bytes) -> str:
+    """The text of a diff, which keeps every byte."""
+    return data.decode("utf-8", "surrogateescape")
+
+
+def diff_bytes(text: str) -> bytes:
+    """The bytes that the text of a diff stands for. Raises PatchError if it stands for none."""
+    try:
+        return text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError as error:
+        raise PatchError("the diff holds half a character, which stands for no byte") from error
+
+
+def shown_diff(text: str) -> str:
+    """The text for readers, valid Unicode: a replacement character for each byte that is not UTF-8."""
+    return diff_bytes(text).decode("utf-8", "replace")
+
+
 # ---- reading
 
 
@@ -110,12 +134,7 @@ def parse_patch(text: str, max_bytes: int) -> Patch:
 
     Raises PatchError, which names the fault, the remedy and, inside a section, the line.
     """
-    try:
-        size = len(text.encode("utf-8"))
-    except UnicodeEncodeError as error:
-        raise PatchError(
-            "the diff is not valid UTF-8; only text files can be changed. Leave others out."
-        ) from error
+    size = len(diff_bytes(text))
     if size > max_bytes:
         raise PatchError(f"the diff has {size} bytes; at most {max_bytes} are allowed. Change less.")
     if "\0" in text:
@@ -382,12 +401,7 @@ def path_problem(path: str) -> str:
 
 def reverse_patch(text: str) -> str:
     """The diff that undoes a diff. The solver gets it as its specification. Raises PatchError."""
-    return Patch(
-        tuple(
-            _reversed(file)
-            for file in parse_patch(text, max(1, len(text.encode("utf-8", "surrogatepass")))).files
-        )
-    ).text()
+    return Patch(tuple(_reversed(file) for file in parse_patch(text, len(diff_bytes(text))).files)).text()
 
 
 def _reversed(file: FilePatch) -> FilePatch:

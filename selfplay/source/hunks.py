@@ -55,7 +55,9 @@ class Hunk:
         old: list[bytes] = []
         new: list[bytes] = []
         for line, following in zip_longest(self.lines, self.lines[1:], fillvalue=""):
-            content = line[1:].encode() + (b"" if following == NO_NEWLINE else b"\n")
+            content = line[1:].encode("utf-8", "surrogateescape") + (
+                b"" if following == NO_NEWLINE else b"\n"
+            )
             if line[0] in " -":
                 old.append(content)
             if line[0] in " +":

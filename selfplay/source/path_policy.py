@@ -1,7 +1,8 @@
 """Which paths neither a bug nor a repair may change: tests, runner configuration, start-up files.
 
-A security policy. It decides by names alone and reads no content, so that nothing inside a file can talk it
-round. It restores nothing: the validator and the grading do.
+A security policy. It decides by names alone, so that nothing inside a file can talk it round. It reads one
+thing: where the packages of the original are imported from. Neither a bug nor a repair changes the original.
+It restores nothing: the validator and the grading do.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 import re
 import sys
 from typing import TYPE_CHECKING
+
+from selfplay.source.import_roots import GUESSED_ROOTS, import_roots
 
 if TYPE_CHECKING:
     from selfplay.source.trees import Tree
@@ -51,8 +54,6 @@ RUNNER_MODULES = frozenset(
 )
 # Every Python imports them at its start, from a file or a folder.
 START_MODULES = frozenset({"sitecustomize", "usercustomize"})
-# Folders that environments put on Python's path.
-IMPORT_ROOTS = ("src", "lib", "python")
 
 
 def is_test_path(path: str) -> bool:
@@ -100,8 +101,15 @@ def is_protected_path(path: str, original: Tree | None = None) -> bool:
     """
     if is_test_path(path) or is_runner_path(path):
         return True
-    parts = path.split("/")
-    root = parts[0] + "/" if parts[0] in IMPORT_ROOTS and len(parts) > 1 else ""
+    roots = {*GUESSED_ROOTS, *(import_roots(original) if original is not None else ())}
+    # Each root counts, because Python looks for a module in all of them.
+    return any(
+        _shadows_module(path, f"{root}/", original) for root in roots if path.startswith(f"{root}/")
+    ) or _shadows_module(path, "", original)
+
+
+def _shadows_module(path: str, root: str, original: Tree | None) -> bool:
+    """Whether `path`, below the import root `root`, is a module that Python or pytest would load instead."""
     top = path.removeprefix(root).split("/")[0]
     is_module = top.endswith(".py") or "/" in path.removeprefix(root)
     module = top.removesuffix(".py")

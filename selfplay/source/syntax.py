@@ -1,4 +1,4 @@
-"""Parses Python source that nobody vouches for. Safe to call from any thread.
+"""Parses Python source that nobody vouches for, and finds its encoding. Safe to call from any thread.
 
 Invariant: one parse at a time. CPython 3.11 counts the depth of a syntax tree in state that its threads share
 ("AST constructor recursion depth mismatch", cpython issue 106905). `catch_warnings` also changes shared
@@ -8,8 +8,16 @@ state.
 from __future__ import annotations
 
 import ast
+import codecs
+import io
+import re
 import threading
+import tokenize
 import warnings
+
+UTF_8 = ("utf-8", "surrogateescape")
+# Encodings of one or two bytes a character. Others are slow on hostile bytes, or no encodings of text.
+PLAIN_ENCODINGS = re.compile(r"iso8859-|cp\d|shift_jis|euc_|koi8|gb|big5|mac-|johab|tis-|kz|ptcp|hp-")
 
 _parse_lock = threading.Lock()
 
@@ -22,3 +30,27 @@ def parse_module(source: str | bytes) -> ast.Module | None:
             return ast.parse(source)
         except (SyntaxError, ValueError, RecursionError, MemoryError):
             return None
+
+
+def source_encoding(path: str, content: bytes) -> tuple[str, str]:
+    """The arguments of `decode` and `encode` that read a file and write it back, byte for byte.
+
+    The encoding is the one that a Python file declares (PEP 263), unless its text beyond ASCII is UTF-8.
+    Otherwise it is UTF-8, with a lone surrogate for each byte that is not.
+    """
+    if not path.endswith(".py") or (not content.isascii() and _is_utf_8(content)):
+        return UTF_8
+    try:
+        name = codecs.lookup(tokenize.detect_encoding(io.BytesIO(content).readline)[0]).name
+        is_exact = bool(PLAIN_ENCODINGS.match(name)) and content.decode(name).encode(name) == content
+    except (SyntaxError, LookupError, UnicodeError):
+        return UTF_8
+    return (name, "strict") if is_exact else UTF_8
+
+
+def _is_utf_8(content: bytes) -> bool:
+    try:
+        content.decode()
+    except UnicodeDecodeError:
+        return False
+    return True

@@ -1,6 +1,7 @@
 """The bug artifact, five files, as a value: read, write, hash. Whether it holds a bug is left to `validator`.
 
-Invariant: an Artifact holds five UTF-8 texts within their size limits, and its `test_files` are distinct.
+Invariant: an Artifact holds five texts within their size limits, and its `test_files` are distinct. Script,
+parser and names are UTF-8. A diff may carry any bytes but NUL (see `source.diffs`), as source may.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from selfplay.errors import ArtifactError, UsageError
-from selfplay.source.diffs import MAX_PATH_BYTES
+from selfplay.errors import ArtifactError, PatchError, UsageError
+from selfplay.source.diffs import MAX_PATH_BYTES, diff_bytes, diff_text
 
 FILE_NAMES = ("bug_inject.diff", "test_weaken.diff", "test_files.txt", "test_script.sh", "test_parser.py")
 ALIASES = {
@@ -85,7 +86,7 @@ class Artifact:
                     f"{path} has {path.stat().st_size} bytes; at most {MAX_FILE_BYTES} are read"
                 )
             try:
-                files[name] = path.read_bytes().decode("utf-8")
+                files[name] = decode_file(name, path.read_bytes())
             except (OSError, UnicodeDecodeError) as error:
                 raise ArtifactError(f"cannot read {path}: {error}") from error
         return cls.from_files(files)
@@ -93,7 +94,7 @@ class Artifact:
     def write(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in self.to_files().items():
-            (folder / name).write_bytes(text.encode("utf-8"))
+            (folder / name).write_bytes(diff_bytes(text))
 
     def to_files(self) -> dict[str, str]:
         test_files = "".join(f"{path}\n" for path in self.test_files)
@@ -110,10 +111,15 @@ class Artifact:
         """SHA-256 over the five files."""
         sha = hashlib.sha256()
         for name, text in self.to_files().items():
-            data = text.encode("utf-8")
+            data = diff_bytes(text)
             sha.update(f"{name}\0{len(data)}\0".encode())
             sha.update(data)
         return sha.hexdigest()
+
+
+def decode_file(name: str, data: bytes) -> str:
+    """The text of the artifact's file `name`. Raises UnicodeDecodeError, never for a diff."""
+    return diff_text(data) if ALIASES.get(name, name).endswith(".diff") else data.decode("utf-8")
 
 
 def _names(files: Mapping[str, str]) -> str:
@@ -122,8 +128,8 @@ def _names(files: Mapping[str, str]) -> str:
 
 def _check_text(name: str, text: str) -> None:
     try:
-        size = len(text.encode("utf-8"))
-    except UnicodeEncodeError as error:
+        size = len(diff_bytes(text) if name.endswith(".diff") else text.encode("utf-8"))
+    except (PatchError, UnicodeEncodeError) as error:
         raise ArtifactError(f"{name} is not UTF-8 text") from error
     if size > MAX_FILE_BYTES:
         raise ArtifactError(f"{name} has {size} bytes; at most {MAX_FILE_BYTES} are read")

@@ -10,11 +10,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from selfplay.errors import PatchError
-from selfplay.source.diffs import parse_patch
 from selfplay.verdicts.bug import BugState, build_states
 from selfplay.verdicts.checks import judge_repair
 from selfplay.verdicts.confirmation import Confirmation
-from selfplay.verdicts.prediction import add_prediction
+from selfplay.verdicts.repairs import graded_trees
 from selfplay.verdicts.second_grading import SecondGrader
 from selfplay.verdicts.test_runs import TestRunner
 
@@ -52,13 +51,12 @@ def _grade(bug: BugState, patch: str, environment: Environment, runner: TestRunn
     states = build_states(original, bug)
     test_files = (*artifact.test_files, *environment.test_files)
     try:
-        parsed = parse_patch(patch, runner.settings.max_patch_bytes)
-        predicted, restored = add_prediction(original, states.solver_start, parsed, test_files)
+        trees = graded_trees(states, patch, test_files, runner.settings.max_patch_bytes)
     except PatchError as error:
         return Grade(False, f"the patch cannot be applied: {error}")
+    predicted, final, restored = trees.predicted, trees.final, trees.restored
     if predicted == states.solver_start:
         return Grade(False, "only protected files changed" if restored else "no change", restored=restored)
-    final = predicted.restore(original, test_files)
     first = runner.run(environment, final, artifact.test_script, artifact.test_parser)
     failed = judge_repair(first.outcomes, bug.fail_to_pass, bug.pass_to_pass)
     if first.error or failed:

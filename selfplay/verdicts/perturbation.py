@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from keyword import iskeyword
 
 from selfplay.source.path_policy import is_other_code
-from selfplay.source.syntax import parse_module
+from selfplay.source.syntax import parse_module, source_encoding
 from selfplay.source.trees import FileEntry, Tree
 
 BOM = b"\xef\xbb\xbf"
@@ -123,11 +123,16 @@ def may_be_random(before: Tree, after: Tree, paths: Iterable[str]) -> bool:
     known names.
     """
     return any(
-        bool(_uses(after.text(path)) - _uses(before.text(path) if path in before else ""))
-        or bool(_names(after.text(path)) - _names(before.text(path) if path in before else ""))
+        bool(_uses(_text(after, path)) - _uses(_text(before, path)))
+        or bool(_names(_text(after, path)) - _names(_text(before, path)))
         for path in paths
         if path in after
     )
+
+
+def _text(tree: Tree, path: str) -> str:
+    """The source as Python reads it, "" if the tree has no such file."""
+    return tree[path].content.decode(*source_encoding(path, tree[path].content)) if path in tree else ""
 
 
 def _uses(text: str) -> Counter[str]:

@@ -2,66 +2,92 @@
 
 Taking it from a workspace and applying it; grading it is left to `grading`.
 
-Invariant: a change to a test, a runner file or another protected file never counts, because these files
-decide the verdict.
+Invariants:
+- A change to a test, a runner file or another protected file never counts, because these files decide the
+  verdict.
+- What counts depends on the original repository, on paths and on sizes, never on files that a policy wrote.
+- A file that a bug may change is a file that a repair may change. `repairs` has the check.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from selfplay.source.apply import apply_parsed, content_problem, diff_trees
-from selfplay.source.diffs import MAX_FILES, Patch, path_problem
+from selfplay.source.apply import apply_parsed, change_problem, diff_sections
+from selfplay.source.diffs import MAX_FILES, Patch, diff_bytes, path_problem
 from selfplay.source.path_policy import is_protected_path
-from selfplay.source.trees import FileEntry, Tree, ignore_rules
+from selfplay.source.trees import Tree, ignore_rules
 
-# A larger changed file is restored: no repair needs it, and the reader of diffs would refuse its diff.
-MAX_FILE_BYTES = 1 << 20
-MAX_CHANGED_BYTES = 8 << 20  # of all changed files together, for the same reason
+MAX_FILE_BYTES = 1 << 20  # of a new file: no repair needs a larger one, and a run may leave a log behind
+MAX_CHANGED_BYTES = 8 << 20  # of all changed files together, to bound the work of comparing them
+MAX_PATCH_BYTES = 1 << 24
 
 
 @dataclass(frozen=True)
 class Prediction:
     """What an attempt changed.
 
-    `restored`: paths whose change does not count, sorted (protected, excluded, binary or too large).
+    restored  paths whose change does not count, sorted
+    reasons   why, for each of them: it is protected, excluded, binary or too large
     """
 
     patch: str
     restored: tuple[str, ...]
+    reasons: tuple[str, ...] = ()
 
 
-def take_prediction(before: Tree, workspace_tar: bytes, not_counted: Collection[str] = ()) -> Prediction:
+def take_prediction(
+    before: Tree,
+    workspace_tar: bytes,
+    not_counted: Collection[str] = (),
+    original: Tree | None = None,
+    max_patch_bytes: int = MAX_PATCH_BYTES,
+) -> Prediction:
     """Compare a solver's workspace with the tree that it started from.
 
-    before         the tree at the start, as this process knows it: nothing of it is read from the sandbox
-    workspace_tar  the workspace as a tar archive
-    not_counted    paths whose changes do not count
+    before           the tree at the start, as this process knows it: nothing of it is read from the sandbox
+    workspace_tar    the workspace as a tar archive
+    not_counted      paths whose changes do not count
+    original         the repository without the bug; None for `before`
+    max_patch_bytes  what the reader of the patch allows
 
-    Changes to the files of `before` count. A new file counts unless the ignore rules of `before` cover it.
+    Changes to the files of `before` and of `original` count, the large ones only as far as there is room.
+    Other new files count unless the ignore rules of `original` cover them.
     """
-    ignored = ignore_rules(before)
+    original = before if original is None else original
     workspace = Tree.from_tar(workspace_tar)
-    after = Tree(
-        {path: entry for path, entry in workspace.items() if path in before or not ignored.match_file(path)}
-    )
-    restored: list[str] = []
-    changes: dict[str, FileEntry | None] = {}
-    bytes_left = MAX_CHANGED_BYTES
-    for path in before.changed_paths(after):
-        entry = after.files.get(path)
-        if path in before and entry is not None and entry.content == before[path].content:
-            continue  # only its mode changed
-        size = len(entry.content) if entry is not None else 0
-        is_excluded = path in not_counted or _does_not_count(path, before, after)
-        if is_excluded or len(changes) >= MAX_FILES or size > bytes_left:
-            restored.append(path)
+    ignored = ignore_rules(original)
+    restored: dict[str, str] = {}
+    changed: list[str] = []
+    for path in before.changed_paths(workspace):
+        if _is_same(path, before, workspace):
+            continue
+        if path not in before and path not in original and ignored.match_file(path):
+            continue
+        problem = "changes to it do not count" if path in not_counted else ""
+        if problem := problem or _problem(path, original, before, workspace):
+            restored[path] = problem
         else:
-            changes[path] = entry
-            bytes_left -= size
-    patch = diff_trees(before, before.replace(changes))
-    return Prediction(patch, tuple(_printable(path) for path in restored))
+            changed.append(path)
+
+    def fitting(what: str, sizes: Mapping[str, int], most: int) -> list[str]:
+        """The paths that fit. Files of the repository come first, so that others take no room from them."""
+        is_new = {path: path not in before and path not in original for path in sizes}
+        order = sorted(sizes, key=lambda path: (is_new[path], sizes[path]))
+        paths = _fitting(order, sizes, most)
+        for path in set(order).difference(paths):
+            restored[path] = f"{what} all changes exceed {MAX_FILES} files or {most} bytes"
+        return paths
+
+    sizes = {path: _size(path, before, workspace) for path in changed}
+    compared = fitting("the files of", sizes, MAX_CHANGED_BYTES)
+    sections = diff_sections(before, before.restore(workspace, compared))
+    sizes = {path: len(diff_bytes(text)) for path, text in sections.items()}
+    kept = set(fitting("the diffs of", sizes, max_patch_bytes))
+    patch = "".join(text for path, text in sections.items() if path in kept)
+    paths = sorted(restored)
+    return Prediction(patch, tuple(map(_printable, paths)), tuple(restored[path] for path in paths))
 
 
 def add_prediction(
@@ -80,13 +106,32 @@ def add_prediction(
     return after.restore(before, restored), restored
 
 
-def _does_not_count(path: str, before: Tree, after: Tree) -> bool:
-    if is_protected_path(path, before) or path_problem(path):
-        return True
-    if content_problem(path, before) or content_problem(path, after):
-        return True
-    entry = after.files.get(path)
-    return entry is not None and len(entry.content) > MAX_FILE_BYTES
+def _problem(path: str, original: Tree, before: Tree, after: Tree) -> str:
+    """Why a change of `path` does not count; "" if it does."""
+    if is_protected_path(path, original):
+        return "it is a test or a file that steers the test run"
+    is_too_large = path not in before and path not in original and _size(path, after) > MAX_FILE_BYTES
+    too_large = f"it is new and has more than {MAX_FILE_BYTES} bytes" if is_too_large else ""
+    return change_problem(path, before) or change_problem(path, after) or too_large
+
+
+def _is_same(path: str, before: Tree, after: Tree) -> bool:
+    """Whether both trees have the file with the same content: a change of its mode does not count."""
+    return path in before and path in after and before[path].content == after[path].content
+
+
+def _size(path: str, *trees: Tree) -> int:
+    return max(len(tree[path].content) for tree in trees if path in tree)
+
+
+def _fitting(paths: Sequence[str], sizes: Mapping[str, int], most: int) -> list[str]:
+    """At most MAX_FILES of `paths`, `most` bytes together: each one that still fits, in order."""
+    fitting: list[str] = []
+    for path in paths:
+        if len(fitting) < MAX_FILES and sizes[path] <= most:
+            fitting.append(path)
+            most -= sizes[path]
+    return fitting
 
 
 def _printable(path: str) -> str:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from selfplay.errors import PatchError
 from selfplay.outcomes import TestOutcomes
 from selfplay.source.apply import apply_parsed
-from selfplay.source.diffs import Patch, parse_patch
+from selfplay.source.diffs import Patch, diff_bytes, parse_patch
 from selfplay.source.path_policy import is_other_code, is_protected_path, is_runner_path, is_test_path
 from selfplay.source.trees import FileEntry, Tree
 from selfplay.verdicts.artifact import Artifact
@@ -36,6 +36,7 @@ from selfplay.verdicts.checks import (
     shown,
 )
 from selfplay.verdicts.perturbation import may_be_random, perturb
+from selfplay.verdicts.repairs import judge_exact_repair
 from selfplay.verdicts.test_logs import short_failure, without_lines_naming
 from selfplay.verdicts.test_runs import TestRun, TestRunner
 from selfplay.verdicts.verdict import CHECKS, CheckResult, Verdict
@@ -181,6 +182,8 @@ class _Judgement:
         self.record(
             "min_changed_files", judge_changed_files([file.path for file in bug.files], self.thresholds)
         )
+        if all(check.passed for check in self.results if check.name in ("protected_paths", "test_files")):
+            self.repairable(States(original, buggy, weakened, weakened))
         if weaken.is_empty:
             self.record("weakening_hides", fail("test_weaken.diff is empty: it hides nothing"))
 
@@ -203,6 +206,7 @@ class _Judgement:
             "min_changed_files",
             Finding(True, "", found) if changed else Finding(False, "the attempt changes no code", found),
         )
+        self.repairable(states)
 
         before = self.original_run()
         with_bug = self.buggy_run(states.buggy, before, parent.fail_to_pass)
@@ -215,7 +219,7 @@ class _Judgement:
     # ---- the checks that run nothing
 
     def _bytes(self) -> int:
-        return sum(len(text.encode("utf-8")) for text in self.artifact.to_files().values())
+        return sum(len(diff_bytes(text)) for text in self.artifact.to_files().values())
 
     def read_patches(self) -> tuple[Patch, Patch, Tree, Tree]:
         """Both diffs, the tree after the first, and the tree after both."""
@@ -244,6 +248,11 @@ class _Judgement:
             "patches", Finding(True, "", {"files": {file.path: file.kind for file in attempt.files[:20]}})
         )
         return states
+
+    def repairable(self, states: States) -> None:
+        """A solver that undoes the bug exactly must get the original back, in the tree that is graded."""
+        test_files = (*self.artifact.test_files, *self.environment.test_files)
+        self.record("repairable", judge_exact_repair(states, test_files, self.settings.max_patch_bytes))
 
     # ---- the checks that run tests
 

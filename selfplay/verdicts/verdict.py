@@ -18,6 +18,7 @@ CHECKS = (
     "parser",
     "baseline",
     "min_changed_files",
+    "repairable",
     "bug_breaks_tests",
     "weakening_hides",
     "inverse_mutation",

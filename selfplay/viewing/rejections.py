@@ -14,6 +14,7 @@ from selfplay.curriculum.rows import VerdictRow
 from selfplay.curriculum.store import Store
 from selfplay.verdicts.verdict import VerdictKind, verdict_kind
 from selfplay.viewing.duplicates import duplicates_text
+from selfplay.viewing.episode_record import recorded_verdict
 from selfplay.viewing.shell import replay_command
 from selfplay.viewing.tables import print_note, shown_text, table
 
@@ -52,8 +53,8 @@ def rejections(store: Store) -> list[Rejection]:
 
 
 def _flaky_tests(verdict: VerdictRow) -> Iterable[str]:
-    """The flaky tests of a stored verdict. Verdicts of older versions may lack the keys."""
-    for check in json.loads(verdict.checks_json):
+    """The flaky tests of a stored verdict. Older versions lack the keys."""
+    for check in recorded_verdict(verdict)["checks"]:
         for ids in check.get("evidence", {}).get("moved", {}).values():
             yield from ids
 

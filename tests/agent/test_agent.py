@@ -353,6 +353,20 @@ def test_an_edit_keeps_bytes_that_are_not_utf_8(play: Play, tmp_path: Path) -> N
     assert (tmp_path / "a.txt").read_bytes() == b"one \xff two\r\n3\r\n"
 
 
+def test_an_edit_reads_and_writes_python_in_the_encoding_that_it_declares(play: Play, tmp_path: Path) -> None:
+    (tmp_path / "a.py").write_bytes(b"# -*- coding: latin-1 -*-\nx = 'caf\xe9'\r\n")
+    edits = (("'caf\xe9'", "'th\xe9'"), ("th\xe9", "\u20ac"))
+    result = play([*(format_action("edit", format_edit("a.py", None, *edit)) for edit in edits), SUBMIT])
+    assert (tmp_path / "a.py").read_bytes() == b"# -*- coding: latin-1 -*-\nx = 'th\xe9'\r\n"
+    assert "a.py is unchanged. Its encoding, iso8859-1, has no '\u20ac'." in result.turns[1].observation
+
+
+def test_an_edit_keeps_utf_8_in_a_file_that_declares_something_else(play: Play, tmp_path: Path) -> None:
+    (tmp_path / "a.py").write_bytes("# coding: latin-1\nx = 'caf\xe9'\n".encode())
+    play([format_action("edit", format_edit("a.py", 2, "caf\xe9", "th\xe9")), SUBMIT])
+    assert (tmp_path / "a.py").read_bytes() == "# coding: latin-1\nx = 'th\xe9'\n".encode()
+
+
 def test_hostile_names_are_only_names(play: Play, tmp_path: Path) -> None:
     name = "a $(touch hit) '\"; touch hit.txt"
     play([format_action("create", f"{name}\ncontent"), SUBMIT])

@@ -220,6 +220,10 @@ def test_shown_text_has_no_control_character(text: str) -> None:
     assert shown.count("\n") == text.count("\n")
 
 
+def test_bytes_that_are_not_utf_8_are_shown_as_bytes() -> None:
+    assert make_harmless(b"caf\xe9 \x1b".decode("utf-8", "surrogateescape")) == "caf\\xe9 \\x1b"
+
+
 @pytest.fixture(scope="module")
 def chat(tmp_path_factory: pytest.TempPathFactory) -> ChatFormat:
     folder: Path = tmp_path_factory.mktemp("tokenizer")

@@ -170,6 +170,14 @@ def test_failed_episodes_weigh_as_much_as_the_settings_say(weight):
     assert advantages_of(played(FIXING), 2.0, negative_weight=weight) == [0, 2.0, 2.0]
 
 
+def test_an_edit_of_a_file_in_another_encoding_is_kept_though_the_diff_holds_bytes():
+    fixing = ("edit", edited(1, "1", "'caf\xe9'"), False)
+    kept = played(fixing, patch=PATCH.replace("+a = 2", "+a = 'caf\udce9'"))
+    assert advantages_of(kept, 1.0, credit="kept_edits") == [0, 1, 1]
+    other = played(fixing, patch=PATCH.replace("+a = 2", "+a = 'th\udce9'"))
+    assert advantages_of(other, 1.0, credit="kept_edits") == [0, 0, 0]
+
+
 def test_a_submission_that_is_not_a_diff_reverts_no_edit_of_an_episode():
     assert advantages_of(played(REFUSED, patch="nonsense"), 1.0, credit="kept_edits") == [0, 1, 1]
 

@@ -28,7 +28,7 @@ from machine import open_or_skip
 from selfplay import attacks, cli
 from selfplay.agent.chat import ChatFormat
 from selfplay.agent.tools import STANDARD, Action
-from selfplay.agent.workspaces import make_repository
+from selfplay.agent.workspaces import GIT_SETTINGS, make_repository
 from selfplay.attacks import ALL_ATTACKS, Attack, Ground, diffs, open_ground, run_attack
 from selfplay.attacks.ground import BOUNDS, CODE, WRONG
 from selfplay.commands import doctor
@@ -551,10 +551,17 @@ CONTROLS: dict[str, Control] = {
     "terminal-verdict": patched(("selfplay.viewing.verdict.make_harmless", same)),
     "huge-diff": settings(max_patch_bytes=1 << 30),
     "many-files": patched(("selfplay.source.diffs.MAX_FILES", 1 << 20)),
-    "huge-prediction": patched(
-        ("selfplay.verdicts.prediction.MAX_FILE_BYTES", 1 << 30),
-        ("selfplay.verdicts.prediction.MAX_CHANGED_BYTES", 1 << 30),
+    "huge-prediction": all_of(
+        patched(
+            ("selfplay.verdicts.prediction.MAX_FILE_BYTES", 1 << 30),
+            ("selfplay.verdicts.prediction.MAX_CHANGED_BYTES", 1 << 30),
+        ),
+        settings(max_patch_bytes=1 << 30),
     ),
+    "git-name": patched(
+        ("selfplay.agent.workspaces.GIT_SETTINGS", GIT_SETTINGS.replace("NTFS = false", "NTFS = true"))
+    ),
+    "huge-repair": patched(("selfplay.verdicts.validator.judge_exact_repair", passed_check)),
     "sparse-workspace": read_all,
     "many-ids": settings(max_test_ids=1 << 20),
     "huge-id": patched(("selfplay.outcomes.MAX_ID_LENGTH", 1 << 30)),
@@ -568,9 +575,12 @@ CONTROLS: dict[str, Control] = {
         ("selfplay.verdicts.test_logs._is_rule", lambda line: re.fullmatch("={3,}.*={3,}", line) is not None)
     ),
     "slow-ids": patched(("selfplay.verdicts.test_logs.MAX_ODD_NAMES", 1 << 20)),
-    "archive-bomb": patched(("selfplay.repositories.archives.MAX_TREE_BYTES", 1 << 40)),
+    "archive-bomb": patched(
+        ("selfplay.repositories.archives.MAX_TREE_BYTES", 1 << 40),
+        ("selfplay.repositories.contents.MAX_TREE_BYTES", 1 << 40),
+    ),
     "find-original": mounted(a_copy),
-    "build-folder": patched(("selfplay.repositories.archives.is_kept", is_safe_path)),
+    "build-folder": patched(("selfplay.repositories.contents.is_kept", is_safe_path)),
     "installed-copy": admit_copies,
 }
 

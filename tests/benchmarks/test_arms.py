@@ -180,6 +180,15 @@ def test_a_given_bug_in_a_held_out_function_is_refused(environment, tmp_path, re
         assert not store.bugs()
 
 
+def test_a_given_bug_that_nobody_can_repair_is_refused(environment, tmp_path, records):
+    environments = {environment.repository: environment}
+    tasks = read_given_bugs(records, environments)
+    with Store.open(tmp_path / "selfplay.db") as store:
+        with pytest.raises(RunError, match=r"clamp: nobody can repair 'tiny/numbers\.py': the diffs of all"):
+            put_given_bugs(tasks, store, environments, lambda _: False, lambda _: None, max_patch_bytes=100)
+        assert not store.bugs()
+
+
 def test_given_bugs_that_are_all_too_long_to_play_are_an_error(environment, tmp_path, records):
     environments = {environment.repository: environment}
     with Store.open(tmp_path / "selfplay.db") as store:

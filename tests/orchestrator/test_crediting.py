@@ -6,7 +6,7 @@ from selfplay.agent.episode import Role
 from selfplay.config import build_config
 from selfplay.curriculum.rows import AttemptRow, VerdictRow
 from selfplay.curriculum.store import Store
-from selfplay.orchestrator.crediting import Crediting
+from selfplay.orchestrator.crediting import Crediting, changed_lines
 from selfplay.orchestrator.run_state import RunState
 from selfplay.verdicts.confirmation import Confirmation
 from store_rows import a_bug, a_group, an_episode
@@ -112,3 +112,9 @@ def test_a_pass_that_is_not_confirmed_voids_the_bug_and_masks_its_group(store):
     assert rewards(store, "s") == [(None, "void bug")] * 2
     assert all(row.masked for row in store.episodes(group_id="s"))
     assert (store.bug("bug").status, store.groups(role="solver")[0].status) == ("void", "void")
+
+
+def test_the_lines_of_a_diff_count_in_any_encoding():
+    diff = "diff --git a/m.py b/m.py\n--- a/m.py\n+++ b/m.py\n@@ -1 +1 @@\n-# caf\udce9\n+# café\n"
+    assert changed_lines(diff) == 2
+    assert changed_lines(diff.replace("\udce9", "\ud83d")) == changed_lines("nonsense") == 0

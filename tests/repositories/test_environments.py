@@ -200,7 +200,7 @@ def test_an_installed_copy_of_the_source_is_refused(
         prepare(checkout(files, tmp_path, cache, f"install='{copy}'"), backend, cache)
 
 
-def test_nothing_of_the_repository_runs_while_its_environment_is_built(
+def test_nothing_of_a_repository_runs_whose_files_state_what_it_depends_on(
     backend: SandboxBackend, cache: Path, tmp_path: Path
 ) -> None:
     files = {
@@ -283,6 +283,8 @@ def test_a_test_hint_cannot_change_the_report(
 ) -> None:
     found = prepare(checkout(PACKAGE, tmp_path, cache, f"test='pytest {options}'"), backend, cache)
     assert len(found.baseline.passed) == 5 and found.options == "-o addopts="
+    assert found.notes[0].startswith("runs without the options ")
+    assert prepare(found.checkout, backend, cache).notes == found.notes
 
 
 OWN_OPTIONS = {

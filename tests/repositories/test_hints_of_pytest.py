@@ -147,7 +147,8 @@ def test_damaged_files_give_no_options() -> None:
 
 
 def test_plugins_that_options_and_settings_need_are_installed() -> None:
-    text = "[pytest]\naddopts = --benchmark-disable -p pytest_mock\nrequired_plugins = pytest-django>=4\n"
+    text = "[pytest]\naddopts = --benchmark-disable -p pytest_mock\n"
+    text += "required_plugins = pytest-django>=4 'pytest-odd @ https://host/odd.whl'\n"
     found = own(f"{text}asyncio_mode = auto\n")
     assert set(found.requirements) == {
         "pytest-django>=4",

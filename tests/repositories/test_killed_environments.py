@@ -28,7 +28,7 @@ class Backend:
 def test_incomplete_facts_are_no_environment(tmp_path: Path, text: str) -> None:
     facts = tmp_path / "key.json"
     facts.write_text(text)
-    assert read_facts(facts, cast(Any, None), cast(Any, Backend())) is None
+    assert read_facts(facts, cast(Any, None), cast(Any, Backend()), cast(Any, None)) is None
 
 
 @pytest.mark.parametrize("left", ["nothing", "an incomplete folder"])

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from selfplay.repositories import git as selfplay_git
-from selfplay.repositories.git import fetch_git, init_bare, run_git
+from selfplay.repositories.git import fetch_commit, init_bare, read_commit, run_git
 from selfplay.repositories.specs import parse_spec
 from selfplay.source.trees import FileEntry, Tree
 
@@ -32,5 +32,5 @@ def test_a_killed_first_fetch_can_be_made_again(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(selfplay_git, "run_git", killed_fetch)
         with pytest.raises(Killed):
-            fetch_git(spec, tmp_path / "cache", str(source))
-    assert fetch_git(spec, tmp_path / "cache", str(source)).tree == tree
+            fetch_commit(spec, tmp_path / "cache", str(source), own_config=False)
+    assert read_commit(*fetch_commit(spec, tmp_path / "cache", str(source), own_config=False)) == tree

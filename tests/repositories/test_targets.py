@@ -26,6 +26,7 @@ from selfplay.repositories.targets import (
     usable_targets,
 )
 from selfplay.runtime.resources import resource
+from selfplay.source.apply import MAX_COMPARED_BYTES
 from selfplay.source.trees import FileEntry, Tree
 from simulated_game import an_environment
 
@@ -82,6 +83,18 @@ def test_the_cheapest_test_file_that_calls_a_function_is_chosen() -> None:
     (found,) = find_targets(tree, calls, ["t/slow.py", "t/busy.py", "t/quick.py"])
     assert (found.path, found.name, found.test_file) == ("a.py", "decorated", "t/quick.py")
     assert found.source.splitlines()[:2] == ["5:def decorated(", "6-    a,"]
+
+
+def test_code_and_tests_that_no_diff_can_change_are_no_targets() -> None:
+    source = FileEntry(SOURCE.encode())
+    large = FileEntry(SOURCE.encode() + b"#\n" * (MAX_COMPARED_BYTES // 2))
+    latin_1 = FileEntry(b"# -*- coding: latin-1 -*- caf\xe9\n" + SOURCE.encode())
+    files = {"a.py": source, "-a/b.py": source, 'a"b.py': source, "large.py": large, "latin.py": latin_1}
+    tree = Tree(files | {"t/test_a.py": FileEntry(b""), "t/-test_a.py": FileEntry(b"")})
+    called = frozenset((path, 3 + (path == "latin.py"), "decorated") for path in files)
+    calls = {name: FileCalls(1, 0.0, called) for name in ("t/test_a.py", "t/-test_a.py")}
+    assert [target.path for target in find_targets(tree, calls, list(calls))] == ["a.py", "latin.py"]
+    assert find_targets(tree, calls, ["t/-test_a.py"]) == ()
 
 
 def test_a_record_of_another_form_is_left_out() -> None:

@@ -159,7 +159,10 @@ def test_equal_module_names_ask_for_another_import_mode(tmp_path: Path) -> None:
         ),
         ("import imp_of_old, asynchat\n", "No module named 'imp_of_old'"),
         ("import ConfigParser\n", "this Python is too new: Python 3.0 removed the module ConfigParser"),
-        ("from typing import TypeForm3000\n", "cannot import name 'TypeForm3000' from 'typing'"),
+        (
+            "from typing import Form3000\n",
+            "'Form3000' from 'typing': the code is for another version of Python",
+        ),
         ("print 'old'\n", "this Python cannot read a file (SyntaxError"),
         ("raise ImportError('libmagic.so.1: cannot open shared object file')\n", "the library libmagic.so.1"),
     ],
@@ -176,7 +179,7 @@ def test_python_is_too_old(tmp_path: Path) -> None:
 
 
 def test_no_file_and_no_test_match(tmp_path: Path) -> None:
-    assert cause(tmp_path, {"check.py": ONE}).startswith("pytest's patterns match no file or function of it")
+    assert cause(tmp_path, {"check.py": ONE}).startswith("no file or function matches pytest's patterns")
     assert cause(tmp_path, {}, "no/such").startswith("pytest does not find no/such")
     assert "leave out all of its tests" in cause(tmp_path, {"test_a.py": ONE}, "-k", "nothing")
 
@@ -214,8 +217,28 @@ def test_what_hides_the_report_is_named(tmp_path: Path) -> None:
     )
 
 
+def test_code_that_ends_pytest_is_named(tmp_path: Path) -> None:
+    said = cause(tmp_path, {"test_a.py": "x = 1\nimport sys\nsys.exit(3)\n"})
+    assert said == "pytest itself failed: SystemExit: 3 (test_a.py, line 3)"
+    assert cause(tmp_path, {"test_a.py": "import os\nos._exit(0)\n"}).startswith("pytest printed nothing")
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("--import-mode=odd", "pytest refuses an option: argument --import-mode: invalid choice: 'odd'"),
+        (
+            "-Wa:b:c:d:e:f",
+            "pytest ends with an error: while parsing the following warning configuration: a:b:c",
+        ),
+    ],
+)
+def test_a_value_that_pytest_refuses_is_named(tmp_path: Path, option: str, said: str) -> None:
+    assert cause(tmp_path, {"test_a.py": ONE}, option).startswith(said)
+
+
 def test_a_hostile_log_has_no_cause_and_ends_soon() -> None:
-    assert explain("", Tree()) is None
+    assert explain("odd", Tree()) is None
     assert explain("_" * 200_000 + "\n" + "E   " * 50_000 + "\n" + "1 passed, " * 20_000, Tree()) is None
     found = explain(
         "ERROR: usage\nx: error: unrecognized arguments: --a\x1b]0;title\x07" + "b" * 10_000, Tree()

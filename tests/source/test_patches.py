@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from selfplay.errors import PatchError
 from selfplay.source.apply import apply_patch, diff_trees
-from selfplay.source.diffs import parse_patch, reverse_patch
+from selfplay.source.diffs import diff_bytes, diff_text, parse_patch, reverse_patch, shown_diff
 from selfplay.source.path_policy import is_protected_path, is_test_path
 from selfplay.source.trees import FileEntry, Tree
 
@@ -423,7 +423,9 @@ def addition(name, mode="100644"):
             "out of order",
         ),
         "NUL bytes": (MODIFY.replace("x = 2", "x = \0"), "NUL"),
-        "half characters": (MODIFY.replace("x = 2", "x = \udcff"), "UTF-8"),
+        "half characters": (MODIFY.replace("x = 2", "x = \ud83d"), "half a character"),
+        "bytes that are no UTF-8 in a name": (MODIFY.replace("pkg/b.py", "pkg/\udcff.py"), "half a char"),
+        "such bytes in a quoted name": (MODIFY.replace("a/pkg/b.py", '"a/pkg/\udcff.py"'), "not UTF-8"),
     },
 )
 def test_a_malformed_or_unsafe_diff_is_refused(diff, complaint):
@@ -522,10 +524,17 @@ def test_a_reversed_diff_shows_removed_lines_first():
     assert reverse_patch(MODIFY).endswith("@@ -1,1 +1,1 @@\n-x = 2\n+x = 1\n")
 
 
-@pytest.mark.parametrize(("content", "complaint"), [(b"\0", "binary"), (b"\xff\n", "not UTF-8")])
-def test_a_change_that_text_cannot_hold_is_named(content, complaint):
-    with pytest.raises(PatchError, match=complaint):
-        diff_trees(BEFORE, BEFORE.replace({"data": FileEntry(content)}))
+def test_a_change_that_text_cannot_hold_is_named():
+    with pytest.raises(PatchError, match="binary"):
+        diff_trees(BEFORE, BEFORE.replace({"data": FileEntry(b"\0")}))
+
+
+def test_a_diff_carries_bytes_of_any_encoding():
+    before, after = (BEFORE.replace({"data": FileEntry(word)}) for word in (b"caf\xe9\n", b"th\xe9\r"))
+    diff = diff_trees(before, after)
+    assert diff_bytes(diff).count(b"\n-caf\xe9\n+th\xe9\r\n") == 1
+    assert diff_text(diff_bytes(diff)) == diff and "\n-caf\ufffd\n" in shown_diff(diff)
+    assert apply_patch(before, diff) == after and apply_patch(after, reverse_patch(diff)) == before
 
 
 # ---- paths

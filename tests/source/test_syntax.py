@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from selfplay.source.syntax import parse_module
+from selfplay.source.syntax import parse_module, source_encoding
 
 NESTED = "x = " + "(" * 60 + "a + 1" + ")" * 60 + "\n"
 LONG = (
@@ -52,3 +52,27 @@ def test_warnings_of_the_compiler_are_suppressed() -> None:
     with warnings.catch_warnings(record=True) as caught:
         assert parse_module("a = '\\d'") is not None
     assert not caught
+
+
+@pytest.mark.parametrize(
+    ("path", "content", "encoding"),
+    [
+        ("a.py", b"# -*- coding: latin-1 -*-\n# caf\xe9\n", "iso8859-1"),
+        ("a.py", b"#!python\n# vim: set fileencoding=shift-jis :\n# \x83\\\n", "shift_jis"),
+        ("a.py", b"# coding: latin-1\n", "iso8859-1"),
+        ("a.py", "# coding: latin-1\n# caf\xe9\n".encode(), "utf-8"),
+        ("a.txt", b"# coding: latin-1\n# caf\xe9\n", "utf-8"),
+        ("a.py", b"# caf\xe9\n", "utf-8"),
+        ("a.py", b"\xef\xbb\xbf# caf\xe9\n", "utf-8"),
+        ("a.py", b"# coding: shift-jis\n# \xff\n", "utf-8"),
+        *(("a.py", b"# coding: %s\n# \xe9\n" % name, "utf-8") for name in (b"punycode", b"zlib", b"rot13")),
+        *(
+            ("a.py", b"# coding: %s\n# \xe9\n" % name, "utf-8")
+            for name in (b"os.path", b"undefined", b"utf-7")
+        ),
+    ],
+)
+def test_a_files_encoding_reads_it_and_writes_it_back(path: str, content: bytes, encoding: str) -> None:
+    found = source_encoding(path, content)
+    assert found[0] == encoding
+    assert content.decode(*found).encode(*found) == content

@@ -75,6 +75,15 @@ def test_invalid_text_and_too_large_text_is_refused(text, complaint):
         Artifact.from_files(FILES | {"test_script.sh": text})
 
 
+def test_a_diff_may_carry_bytes_that_are_no_utf_8_and_keeps_them(tmp_path):
+    artifact = Artifact.from_files(FILES | {"bug_inject.diff": "caf\udce9\n"})
+    artifact.write(tmp_path)
+    assert (tmp_path / "bug_inject.diff").read_bytes() == b"caf\xe9\n"
+    assert Artifact.read(tmp_path) == artifact and Artifact.read(tmp_path).digest == artifact.digest
+    with pytest.raises(ArtifactError, match="not UTF-8"):
+        Artifact.from_files(FILES | {"bug_inject.diff": "\ud83d\n"})
+
+
 def test_the_digest_depends_on_the_content():
     digest = Artifact.from_files(FILES).digest
     assert digest == Artifact.from_files(dict(reversed(FILES.items()))).digest

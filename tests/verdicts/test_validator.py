@@ -346,6 +346,19 @@ def test_a_bug_that_depends_on_the_hash_seed_fails_determinism(tiny, check):
     assert_rejected(check(make_artifact(tiny, bug)), "determinism", f"buggy: {CLAMP_TEST}")
 
 
+def test_a_bug_that_nobody_can_repair_fails_repairable_before_any_run(tiny, check):
+    rename = (
+        "diff --git a/tiny/numbers.py b/tiny/sums.py\nrename from tiny/numbers.py\nrename to tiny/sums.py\n"
+    )
+    small = ValidatorSettings(max_patch_bytes=1024)  # the repair is a diff of the whole file, twice
+    verdict = check(make_artifact(tiny, rename), settings=small, all_checks=False)
+    assert_rejected(
+        verdict, "repairable", "nobody can repair 'tiny/numbers.py': the diffs of all changes exceed"
+    )
+    assert verdict.test_runs == 0
+    assert "repairable" not in failed(check(make_artifact(tiny, rename)))
+
+
 def test_a_bug_that_depends_on_a_hash_of_the_code_fails_determinism(tiny, check):
     body = (
         "        import zlib\n"

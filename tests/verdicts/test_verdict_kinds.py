@@ -82,12 +82,13 @@ def test_a_machine_failure_is_not_a_rejection(
     assert "no verdict, the machine failed" in err and getattr(failure, "log_tail", "") in err
 
 
+@pytest.mark.parametrize("recorded", [FLAKY.to_json(), FLAKY.to_json()["checks"]], ids=["now", "older"])
 def test_rejections_of_a_run_distinguish_flaky_from_invalid_and_count_machine_failures_separately(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], recorded: object
 ) -> None:
     folder = recorded_run(tmp_path / "run")
     with Store.open(folder / "selfplay.db") as store:
-        checks = json.dumps(FLAKY.to_json()["checks"])
+        checks = json.dumps(recorded)
         store._write(
             "UPDATE verdicts SET failed_check = 'determinism', checks_json = ? "
             "WHERE failed_check = 'inverse_mutation'",
