@@ -234,6 +234,8 @@ def evaluate(
     greedy: options.EvalGreedy = True,
     limit: options.EvalLimit = 0,
     output: options.EvalOutput = None,
+    clones: options.EvalClones = None,
+    predictions: options.EvalPredictions = None,
     compare: options.EvalCompare = None,
     json_: options.AsJson = False,
 ) -> None:
@@ -245,7 +247,7 @@ def evaluate(
     if compare is not None:
         from selfplay.viewing.scores import compare_folders
 
-        if tasks or output is not None or config is not None or set_:
+        if tasks or config is not None or set_ or any((output, clones, predictions)):
             raise typer.BadParameter(
                 "--compare A B reads two finished folders; give it alone (or with --json)."
             )
@@ -256,10 +258,13 @@ def evaluate(
             "--tasks SET_OR_FILE is needed (or --compare A B). "
             f"Sets that come with selfplay: {options.TASK_SETS}."
         )
-    from selfplay.commands.evaluate import EvaluationRequest, start_evaluation
+    if predictions is not None and (attempts != 4 or not greedy):
+        raise typer.BadParameter("--predictions plays nothing; leave --attempts and --no-greedy out.")
+    from selfplay.commands.evaluate import EvaluationRequest, start_evaluation, start_grading
 
-    request = EvaluationRequest(tasks, limit, attempts, greedy, output)
-    start_evaluation(request, config, set_ or [], as_json=json_)
+    request = EvaluationRequest(tasks, limit, attempts, greedy, output, clones, predictions)
+    start = start_evaluation if predictions is None else start_grading
+    start(request, config, set_ or [], as_json=json_)
 
 
 @app.command("warm-start", cls=Command)

@@ -49,11 +49,11 @@ PATH_FAULTS = frozenset(
 MAX_RANGES = 4  # of the numbers of lines with the same fault
 
 
-def listed_faults(faults: Sequence[tuple[int, str]]) -> str:
+def listed_faults(faults: Sequence[tuple[int, str]], unit: str = "line") -> str:
     """Faults of a file's lines, as (line number, text): lines with the same text are shown together.
 
     At most MAX_FAULTS texts, then how many more lines are wrong. What follows "; " in a text is its remedy,
-    which is shown once.
+    which is shown once. unit: what is numbered.
     """
     together: dict[str, list[int]] = {}
     for number, text in faults:
@@ -62,14 +62,14 @@ def listed_faults(faults: Sequence[tuple[int, str]]) -> str:
     remedies: set[str] = set()
     for text, numbers in list(together.items())[:MAX_FAULTS]:
         what, _, remedy = text.partition("; ")
-        shown.append(f"  {_line_numbers(numbers)}: {what if remedy in remedies else text}")
+        shown.append(f"  {_line_numbers(numbers, unit)}: {what if remedy in remedies else text}")
         remedies |= {remedy} - {""}
     if hidden := sum(len(numbers) for numbers in list(together.values())[MAX_FAULTS:]):
         shown.append(f"  … {hidden} more")
     return "\n".join(shown)
 
 
-def _line_numbers(numbers: Sequence[int]) -> str:
+def _line_numbers(numbers: Sequence[int], unit: str) -> str:
     """`line 3`, `lines 1–240` or `lines 1–3, 7`; after MAX_RANGES ranges how many more lines there are."""
     ranges: list[list[int]] = []
     for number in numbers:
@@ -80,7 +80,7 @@ def _line_numbers(numbers: Sequence[int]) -> str:
     texts = [f"{some[0]}–{some[-1]}" if len(some) > 1 else str(some[0]) for some in ranges[:MAX_RANGES]]
     if more := sum(map(len, ranges[MAX_RANGES:])):
         texts.append(f"and {more} more")
-    return f"line{'s' if len(numbers) > 1 else ''} {', '.join(texts)}"
+    return f"{unit}{'s' if len(numbers) > 1 else ''} {', '.join(texts)}"
 
 
 class SelfplayError(Exception):

@@ -214,6 +214,19 @@ def test_evaluating_nothing_says_what_is_needed(tmp_path):
     assert_refused(selfplay("eval", folder=tmp_path), 2, "--tasks SET_OR_FILE is needed")
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--set", "agent.temperature=0.5"], ["Write --set evaluation.temperature=… instead"]),
+        (["--predictions", "none.json"], ["cannot read the predictions none.json", "instance_id"]),
+        (["--predictions", "p.json", "--attempts", "2"], ["--predictions plays nothing"]),
+        (["--compare", "a", "b", "--clones", "c"], ["--compare A B reads two finished folders"]),
+    ],
+)
+def test_options_of_an_evaluation_that_do_not_fit_are_refused(options, words, tmp_path):
+    assert_refused(selfplay("eval", "--tasks", "own", *options, folder=tmp_path), 2, *words)
+
+
 def test_comparing_folders_that_are_not_there_is_bad_usage(tmp_path):
     assert_refused(selfplay("eval", "--compare", "a", "b", folder=tmp_path), 2, "there is no folder a")
 

@@ -206,6 +206,7 @@ class Agent:
     settings: AgentSettings
     seed_of: Callable[[int], int]
     tag: str = ""
+    top_p: float = 1.0
 
     @property
     def tools(self) -> Toolbox:
@@ -298,7 +299,8 @@ class Agent:
             tag=f"{self.tag}/{number}",
         )
         started = time.perf_counter()
-        completion = self.engine.generate([request], Sampling(temperature=self.settings.temperature))[0]
+        sampling = Sampling(self.settings.temperature, self.top_p)
+        completion = self.engine.generate([request], sampling)[0]
         generate_s = time.perf_counter() - started
         text = self.chat.decode(completion.token_ids)
         return text, talk.add_action(completion, text), generate_s

@@ -33,7 +33,8 @@ class SolverTask:
     """One bug to repair.
 
     failure: a short traceback of the original tests on the buggy code. It and `suspects` are shown if
-    `solver.help` names them.
+    `solver.help` names them. issue: what is wrong, in words. A solver with an issue gets it in place of the
+    tests, which stay hidden: no help that comes from them is given.
     """
 
     environment: Environment
@@ -41,12 +42,22 @@ class SolverTask:
     bug: BugState
     failure: str
     suspects: tuple[Suspect, ...] = ()
+    issue: str = ""
+
+    def help_of(self, config: Config) -> tuple[str, ...]:
+        """What `solver.help` gives on this task."""
+        return () if self.issue else config.solver.help
+
+
+def issue_task(environment: Environment, bug_id: str, bug: BugState, issue: str) -> SolverTask:
+    """The task of a solver that is told the issue."""
+    return SolverTask(environment, bug_id, bug, "", issue=issue)
 
 
 def solver_task(
     environment: Environment, bug_id: str, bug: BugState, failure: str, config: Config
 ) -> SolverTask:
-    """The task, with suspects if `solver.help` names them.
+    """The task of a solver that is told the tests, with suspects if `solver.help` names them.
 
     Raises PatchError if the bug is of another environment.
     """
@@ -61,14 +72,15 @@ def solver_task(
 
 def solver_prompts(task: SolverTask, config: Config) -> tuple[Prompt, Prompt]:
     """(system, user). Every template gets every variable, so that styles can use different ones."""
-    given = config.solver.help
+    given = task.help_of(config)
     style = config.agent.prompt_style
     user = render(
         "solver/repair",
         style,
         repository=task.environment.repository,
         given=given,
-        specification=spec_text(task.bug).rstrip("\n"),
+        issue=task.issue.strip("\n"),
+        specification="" if task.issue else spec_text(task.bug).rstrip("\n"),
         failure=task.failure.strip("\n") if "failure" in given else "",
         suspects=task.suspects if "suspects" in given else (),
     )
@@ -95,7 +107,7 @@ def play_solver(task: SolverTask, key: EpisodeKey, context: EpisodeContext) -> E
     record = Record(Role.SOLVER, task.environment, key, *solver_prompts(task, config))
     record.submission = {"patch": ""}
     states = build_states(task.environment.tree, task.bug)
-    start = states.buggy if "tests" in config.solver.help else states.solver_start
+    start = states.buggy if "tests" in task.help_of(config) else states.solver_start
     with record.machine_failures(), ExitStack() as stack:
         with context.opening:
             workspace = open_workspace(context.backend, task.environment, start, key.labels, limits)
@@ -115,7 +127,7 @@ def play_solver(task: SolverTask, key: EpisodeKey, context: EpisodeContext) -> E
 def prepare_solver(box: Sandbox, task: SolverTask, config: Config) -> None:
     """Make the git repository, and put the bug's test script into /submit if `solver.help` has "tests"."""
     make_repository(box)
-    if "tests" in config.solver.help:
+    if "tests" in task.help_of(config):
         box.write_archive(
             SUBMIT, Tree({"test_script.sh": FileEntry(task.bug.artifact.test_script.encode())}).to_tar()
         )

@@ -90,6 +90,7 @@ class EpisodeContext:
 
     runner: if set, episodes share their runs of the given test script (see `shared_tests`).
     opening: held while a sandbox is opened and filled, to bound how many are opened at the same time.
+    top_p: below 1 in evaluations only, since training needs samples of the whole distribution.
     """
 
     config: Config
@@ -99,6 +100,7 @@ class EpisodeContext:
     limits: Limits
     runner: TestRunner | None = None
     opening: AbstractContextManager[object] = field(default_factory=nullcontext)
+    top_p: float = 1.0
 
 
 def sandbox_limits(config: Config) -> Limits:
@@ -134,7 +136,8 @@ class Record:
 
     def play(self, box: Sandbox, context: EpisodeContext) -> AgentResult:
         tag = f"{self.role}/{self.key.group}/{self.key.member}"
-        agent = Agent(context.engine, context.chat, box, context.config.agent, self.key.seed, tag)
+        settings, seed = context.config.agent, self.key.seed
+        agent = Agent(context.engine, context.chat, box, settings, seed, tag, context.top_p)
         return agent.play(self.system.text, self.user.text)
 
     @contextmanager

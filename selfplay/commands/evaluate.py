@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,27 +24,40 @@ from selfplay import parts
 from selfplay.agent.chat import ChatFormat, load_tokenizer
 from selfplay.agent.workspaces import EpisodeContext, sandbox_limits
 from selfplay.commands.train import check_model
-from selfplay.config import load_config
+from selfplay.config import Config, load_config
 from selfplay.errors import UsageError
+from selfplay.evaluation.checks import Checker
 from selfplay.evaluation.evaluator import Evaluator
-from selfplay.evaluation.folder import Folder, entries_of, identity_of, policy_identity
+from selfplay.evaluation.folder import AttemptResult, Folder, entries_of, identity_of, policy_identity
+from selfplay.evaluation.predictions import NO_PREDICTION, grade_predictions, read_predictions
 from selfplay.evaluation.rates import summarise
-from selfplay.evaluation.tasks import find_tasks
+from selfplay.evaluation.task_environments import prepare_tasks
+from selfplay.evaluation.tasks import Task, find_tasks
 from selfplay.orchestrator.build import EngineInputs, build_engine
+from selfplay.repositories.checkouts import cache_root
 from selfplay.repositories.prepare import Preparer
 from selfplay.sandbox import open_backend
-from selfplay.viewing.scores import show_rates
+from selfplay.sandbox.base import SandboxBackend
+from selfplay.verdicts.test_runs import TestRunner
+from selfplay.viewing.scores import conditions_note, left_out_notes, show_rates
 
 
 @dataclass(frozen=True)
 class EvaluationRequest:
-    """What was typed. sources: names of frozen sets, or files of task records. output: None keeps nothing."""
+    """What was typed.
+
+    sources: names of frozen sets, files of task records, or folders of data sets. output: None keeps nothing.
+    clones: a folder of clones that need not be fetched. predictions: a file of patches to grade in place of
+    playing.
+    """
 
     sources: Sequence[str]
     limit: int = 0
     attempts: int = 4
     greedy: bool = True
     output: Path | None = None
+    clones: Path | None = None
+    predictions: Path | None = None
 
 
 def start_evaluation(
@@ -54,11 +67,16 @@ def start_evaluation(
 
     Raises UsageError before anything was started, and when the output folder belongs to another evaluation.
     """
-    attempts, greedy, output = request.attempts, request.greedy, request.output
+    attempts, greedy = request.attempts, request.greedy
     if not attempts and not greedy:
         raise UsageError(
             "--attempts 0 with --no-greedy plays nothing; "
             "give --attempts of at least 1, or leave --greedy on."
+        )
+    if any(override.startswith("agent.temperature=") for override in overrides):
+        raise UsageError(
+            "--set agent.temperature is training's; `selfplay eval` samples at evaluation.temperature. "
+            "Write --set evaluation.temperature=… instead."
         )
     config = load_config(config_file, overrides)
     tasks = find_tasks(request.sources, request.limit)
@@ -66,42 +84,134 @@ def start_evaluation(
     policy = policy_identity(config.policy.model, model)
     console = Console(stderr=as_json)
     with tempfile.TemporaryDirectory(prefix="selfplay-eval-") as scratch:
-        folder = Folder(output or Path(scratch))
+        folder = Folder(request.output or Path(scratch))
         folder.check(identity_of(config, policy, tasks))
         backend, why = open_backend(config.sandbox.type)
-        kinds = [f"{attempts} at T = {config.agent.temperature:g}"] * bool(attempts) + ["1 greedy"] * greedy
+        sampled = f"{attempts} at T = {config.evaluation.temperature:g}"
+        kinds = [sampled] * bool(attempts) + ["1 greedy"] * greedy
         console.print(
             f"{len(tasks)} task(s), attempts each: {', '.join(kinds)}; sandboxes: {why}", highlight=False
         )
-        limits = sandbox_limits(config)
-        preparer = Preparer(backend, config, limits, console)
-        environments = preparer.prepare_lines(task.repo for task in tasks)
-        engine = build_engine(EngineInputs(config, model, [*environments.values()]))
-        chat = ChatFormat(load_tokenizer(model))
-        context = EpisodeContext(config, engine, chat, backend, limits)
-        evaluator = Evaluator(context, environments, {"run": "eval", "owner": str(os.getpid())})
-        try:
-            with _progress(console) as progress:
-                bar = progress.add_task("attempts", total=None)
-
-                def advance(done: int, total: int) -> None:
-                    progress.update(bar, completed=done, total=total)
-
-                with parts.named_faults(config.parts()):
-                    results = evaluator.play(tasks, attempts, greedy, folder, policy, advance)
-        finally:
-            engine.close()
-        summary = {"policy": policy, **summarise(results, entries_of(folder), attempts)}
+        results = _play(request, _Evaluation(config, tasks, model, policy, folder, backend, console))
+        left_out, not_counted = folder.left_out()
+        found = summarise(results, entries_of(folder), attempts)
+        summary = {
+            "policy": policy,
+            "conditions": conditions_of(config),
+            "left_out": left_out,
+            "not_counted": not_counted,
+            **found,
+        }
     if as_json:
         print(json.dumps(summary, indent=2))
-    else:
-        notes = [f"Episodes and results are in {output}; the same command continues there."] if output else []
-        if left_out := sum(task.repo not in environments for task in tasks):
-            notes.append(
-                f"{left_out} task(s) were left out, since their repository does not run here (see above)."
-            )
-        show_rates(summary, console, config.agent.temperature, notes)
+        return summary
+    notes = [conditions_note(summary), *left_out_notes(summary, len(tasks))]
+    if request.output:
+        notes.append(
+            f"Episodes, results.jsonl and preds.json are in {request.output}; "
+            "the same command continues there."
+        )
+    show_rates(summary, console, config.evaluation.temperature, notes)
     return summary
+
+
+def conditions_of(config: Config) -> dict[str, float]:
+    """Under which conditions attempts are played; a rate means little without them."""
+    return {
+        "temperature": config.evaluation.temperature,
+        "top_p": config.evaluation.top_p,
+        "max_turns": config.agent.max_turns,
+        "context_tokens": config.agent.context_tokens,
+    }
+
+
+def start_grading(
+    request: EvaluationRequest, config_file: Path | None, overrides: Sequence[str], *, as_json: bool = False
+) -> dict[str, Any]:
+    """Grade `request.predictions`, print tables (or JSON), and return the figures. Plays nothing.
+
+    Raises UsageError before anything was started, and when the output folder belongs to another evaluation.
+    """
+    assert request.predictions is not None
+    config = load_config(config_file, overrides)
+    tasks = find_tasks(request.sources, request.limit)
+    predictions = read_predictions(request.predictions)
+    console = Console(stderr=as_json)
+    with tempfile.TemporaryDirectory(prefix="selfplay-eval-") as scratch, _progress(console) as progress:
+        folder = Folder(request.output or Path(scratch))
+        folder.check(identity_of(config, predictions.policy, tasks))
+        backend, why = open_backend(config.sandbox.type)
+        limits = sandbox_limits(config)
+        console.print(f"{len(tasks)} task(s), predictions of others; sandboxes: {why}", highlight=False)
+        prepared = prepare_tasks(tasks, Preparer(backend, config, limits, console), request.clones)
+        bar = progress.add_task("predictions", total=None)
+        runner = TestRunner(backend, config.validator, limits, {"run": "eval", "owner": str(os.getpid())})
+        checker = Checker(
+            runner,
+            cache_root() / "checks",
+            config.train.workers,
+            lambda text: progress.update(bar, description=text),
+        )
+
+        def advance(done: int, total: int) -> None:
+            progress.update(bar, completed=done, total=total, description="predictions")
+
+        results = grade_predictions(tasks, predictions, config, prepared, checker, folder, advance)
+        left_out, not_counted = folder.left_out()
+        found = summarise(results, entries_of(folder), predictions.attempts)
+    summary = {"policy": predictions.policy, "left_out": left_out, "not_counted": not_counted, **found}
+    if as_json:
+        print(json.dumps(summary, indent=2))
+        return summary
+    missing = sum(result.reason == NO_PREDICTION for result in results)
+    unknown = len(predictions.patches.keys() - {task.instance_id for task in tasks})
+    notes = [f"{missing} task(s) without a prediction count as not repaired."] * bool(missing)
+    notes += [f"{unknown} prediction(s) are of no task and were not graded."] * bool(unknown)
+    show_rates(summary, console, None, [*notes, *left_out_notes(summary, len(tasks))])
+    return summary
+
+
+@dataclass(frozen=True)
+class _Evaluation:
+    """What an evaluation is made of before its environments are there. model: the policy's folder or id."""
+
+    config: Config
+    tasks: Sequence[Task]
+    model: str
+    policy: Mapping[str, Any]
+    folder: Folder
+    backend: SandboxBackend
+    console: Console
+
+
+def _play(request: EvaluationRequest, wanted: _Evaluation) -> list[AttemptResult]:
+    """Prepare the tasks' repositories, load the policy, play what the folder does not hold."""
+    config, console = wanted.config, wanted.console
+    limits = sandbox_limits(config)
+    preparer = Preparer(wanted.backend, config, limits, console)
+    prepared = prepare_tasks(wanted.tasks, preparer, request.clones)
+    engine = build_engine(EngineInputs(config, wanted.model, [*prepared.environments.values()]))
+    try:
+        with _progress(console) as progress, parts.named_faults(config.parts()):
+            bar = progress.add_task("attempts", total=None)
+
+            def advance(done: int, total: int) -> None:
+                progress.update(bar, completed=done, total=total, description="attempts")
+
+            chat = ChatFormat(load_tokenizer(wanted.model))
+            evaluator = Evaluator(
+                EpisodeContext(config, engine, chat, wanted.backend, limits),
+                prepared.environments,
+                {"run": "eval", "owner": str(os.getpid())},
+                prepared.left_out,
+                cache_root() / "checks",
+                lambda text: progress.update(bar, description=text),
+            )
+            return evaluator.play(
+                wanted.tasks, request.attempts, request.greedy, wanted.folder, wanted.policy, advance
+            )
+    finally:
+        engine.close()
 
 
 def _progress(console: Console) -> Progress:

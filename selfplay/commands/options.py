@@ -222,13 +222,13 @@ EvalTasks = Annotated[
     typer.Option(
         "--tasks",
         metavar="SET_OR_FILE",
-        help=f"A frozen set ({TASK_SETS}) or a file with one JSON object a line; repeatable.",
+        help=f"A frozen set ({TASK_SETS}), a file (JSONL, JSON, Parquet) or a data set's folder; repeatable.",
     ),
 ]
 EvalAttempts = Annotated[
     int,
     typer.Option(
-        "--attempts", min=0, metavar="N", help="Sampled attempts at each task, at agent.temperature."
+        "--attempts", min=0, metavar="N", help="Sampled attempts at each task, at evaluation.temperature."
     ),
 ]
 EvalGreedy = Annotated[bool, typer.Option("--greedy/--no-greedy", help="One more attempt at temperature 0.")]
@@ -247,6 +247,22 @@ EvalOutput = Annotated[
         "--output",
         metavar="FOLDER",
         help="Keep episodes and results in this folder; a second call continues.",
+    ),
+]
+EvalPredictions = Annotated[
+    Path | None,
+    typer.Option(
+        "--predictions",
+        metavar="FILE",
+        help="Grade these patches (preds.json, or JSONL as SWE-bench has it); play nothing.",
+    ),
+]
+EvalClones = Annotated[
+    Path | None,
+    typer.Option(
+        "--clones",
+        metavar="FOLDER",
+        help="A folder of clones (OWNER/NAME, OWNER__NAME or NAME); the others are fetched.",
     ),
 ]
 EvalCompare = Annotated[

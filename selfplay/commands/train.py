@@ -31,6 +31,7 @@ from selfplay.curriculum.rows import EnvironmentRow
 from selfplay.curriculum.store import Store
 from selfplay.engines.vllm_launch import check_installed
 from selfplay.errors import ServerLost, TrainerError, UsageError
+from selfplay.evaluation.task_environments import prepare_tasks
 from selfplay.evaluation.tasks import find_tasks, read_tasks, write_tasks
 from selfplay.orchestrator.build import Evaluated, PreparedRun, build_context
 from selfplay.orchestrator.given_bugs import check_given_bugs, put_given_bugs, read_given_bugs
@@ -298,7 +299,10 @@ def _prepare_evaluation(
     known = {
         absolute_line(spec): environments[spec.name] for spec in planned.specs if spec.name in environments
     }
-    return Evaluated(tasks, preparer.prepare_lines((task.repo for task in tasks), known))
+    prepared = prepare_tasks(tasks, preparer, known=known)
+    for name, reason in prepared.left_out.items():
+        preparer.console.print(f"evaluation task {name} is left out: {reason}", markup=False, highlight=False)
+    return Evaluated(tasks, prepared.environments, prepared.left_out)
 
 
 @dataclass(frozen=True)

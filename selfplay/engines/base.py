@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
+from selfplay.errors import EngineError
+
 if TYPE_CHECKING:
     import torch
 
@@ -18,7 +20,8 @@ if TYPE_CHECKING:
 class Sampling:
     """How tokens are sampled.
 
-    The importance ratio is right only with the defaults: filters change the distribution.
+    The importance ratio is right only with the defaults: filters change the distribution. So engines take
+    `top_p` below 1 for evaluations, and refuse the other filters.
     """
 
     temperature: float = 1.0
@@ -67,6 +70,16 @@ class Completion:
     def spans(self) -> tuple[tuple[int, int], ...]:
         """(index of the first token, version) of each run of tokens that the same weights sampled."""
         return self.version_spans or ((0, self.weight_version),)
+
+
+def check_sampling(sampling: Sampling) -> None:
+    """Raises EngineError for a filter that engines do not have, and for values out of range."""
+    is_in_range = 0 < sampling.top_p <= 1 and sampling.temperature >= 0
+    if sampling.top_k != -1 or sampling.min_p != 0.0 or not is_in_range:
+        raise EngineError(
+            f"{sampling} is not what engines sample. Set 0 < top_p <= 1 (training needs 1: a filter makes "
+            "the importance ratio wrong), top_k = -1, min_p = 0, temperature >= 0."
+        )
 
 
 class Engine(Protocol):

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from selfplay.engines.base import Completion, GenerationRequest, Sampling
+from selfplay.engines.base import Completion, GenerationRequest, Sampling, check_sampling
 from selfplay.engines.drafts import DraftTable, RowDrafts
 from selfplay.engines.models import load_causal_model
 from selfplay.engines.sequences import (
@@ -53,9 +53,10 @@ class _Row:
     `token_ids` is its prompt and the tokens sampled so far; `sequence` caches a prefix of them.
     """
 
-    def __init__(self, request: GenerationRequest, temperature: float) -> None:
+    def __init__(self, request: GenerationRequest, sampling: Sampling) -> None:
         self.request = request
-        self.temperature = temperature
+        self.temperature = sampling.temperature
+        self.top_p = sampling.top_p
         self.answer: Future[Completion] = Future()
         self.prompt = np.array(request.prompt_ids, dtype=np.int64)
         self.token_ids = list(request.prompt_ids)
@@ -158,14 +159,10 @@ class HFEngine:
         return self._weight_version
 
     def generate(self, requests: Sequence[GenerationRequest], sampling: Sampling) -> list[Completion]:
-        if sampling.top_p != 1.0 or sampling.top_k != -1 or sampling.min_p != 0.0 or sampling.temperature < 0:
-            raise EngineError(
-                f"{sampling} would make the importance ratio wrong. "
-                "Set top_p = 1, top_k = -1, min_p = 0, temperature >= 0."
-            )
+        check_sampling(sampling)
         for request in requests:
             self._check(request)
-        rows = [_Row(request, sampling.temperature) for request in requests]
+        rows = [_Row(request, sampling) for request in requests]
         with self._gate:
             self._refuse_if_closed()
             for row in rows:
@@ -391,7 +388,12 @@ class HFEngine:
         temperatures = torch.tensor(
             [row.temperature or 1.0 for row, _ in rows], dtype=torch.float64, device=device
         )
-        sums = torch.softmax(logits.double() / temperatures[:, None], -1).cumsum(-1)  # (sampled, vocab)
+        shares = torch.softmax(logits.double() / temperatures[:, None], -1)  # (sampled, vocab)
+        filtered = [i for i, (row, _) in enumerate(rows) if row.top_p < 1]
+        if filtered:
+            kept = torch.tensor([rows[i][0].top_p for i in filtered], dtype=torch.float64, device=device)
+            shares[filtered] = top_shares(shares[filtered], kept)
+        sums = shares.cumsum(-1)
         # Below the last sum, so that rounding reaches neither past the end nor a token of probability 0.
         targets = (draws * sums[:, -1]).clamp_max(torch.nextafter(sums[:, -1], torch.zeros_like(draws)))
         tokens = torch.searchsorted(sums, targets[:, None], right=True)[:, 0]
@@ -434,3 +436,14 @@ def _cache_shape(model: Any, dtype: torch.dtype, device: torch.device) -> CacheS
         dtype,
         device,
     )
+
+
+def top_shares(shares: Tensor, top_p: Tensor) -> Tensor:
+    """`shares` without the tokens that the likeliest ones leave over: those before them reach `top_p`.
+
+    shares: (rows, vocab), sums of 1. top_p: (rows,). The likeliest token is always kept.
+    """
+    ordered, order = shares.sort(dim=-1, descending=True, stable=True)
+    before = ordered.cumsum(-1) - ordered  # the share of all likelier tokens
+    ordered = ordered.masked_fill(before >= top_p[:, None], 0.0)
+    return torch.zeros_like(shares).scatter(-1, order, ordered)

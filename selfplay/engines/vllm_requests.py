@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from selfplay.engines.base import Completion, GenerationRequest, Sampling
+from selfplay.engines.base import Completion, GenerationRequest, Sampling, check_sampling
 from selfplay.errors import EngineError
 
 PATH = "/inference/v1/generate"
@@ -18,11 +18,7 @@ PATH = "/inference/v1/generate"
 
 def check_request(request: GenerationRequest, sampling: Sampling, context_tokens: int) -> None:
     """Raises EngineError for a request that no server can answer correctly."""
-    if sampling.top_p != 1.0 or sampling.top_k != -1 or sampling.min_p != 0.0 or sampling.temperature < 0:
-        raise EngineError(
-            f"{sampling} would make the importance ratio wrong. "
-            "Set top_p = 1, top_k = -1, min_p = 0, temperature >= 0."
-        )
+    check_sampling(sampling)
     if not request.prompt_ids or request.max_new_tokens < 1:
         raise EngineError(
             f"request {request.tag!r} has no prompt, or max_new_tokens = {request.max_new_tokens} < 1."
@@ -49,7 +45,7 @@ def request_body(request: GenerationRequest, sampling: Sampling) -> dict[str, An
         "sampling_params": {
             "n": 1,
             "temperature": sampling.temperature,
-            "top_p": 1.0,
+            "top_p": sampling.top_p,
             "top_k": 0,
             "min_p": 0.0,
             "repetition_penalty": 1.0,

@@ -47,7 +47,7 @@ def compare(first: Folder, second: Folder) -> dict[str, Any]:
             f"{first.path} and {second.path} have no bug with attempts of one kind in both, "
             "so there is nothing to compare."
         )
-    temperature = float((here or there or Identity({}, {}, {})).settings.get("agent.temperature", 1.0))
+    temperature = float((here or there or Identity({}, {}, {})).settings.get("evaluation.temperature", 1.0))
     comparison["temperature"] = temperature
     comparison["verdict"] = verdict_of(
         _direction(comparison, "sampled"), _direction(comparison, "greedy"), temperature

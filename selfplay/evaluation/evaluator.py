@@ -1,28 +1,29 @@
 """A policy's attempts at tasks, sampled and greedy, graded as in training.
 
-The results go into a folder, so that a later call continues. Reading tasks is left to `tasks`, figures to
-`rates` and `comparison`, tables to `viewing.scores`. Invariant: an attempt that the machine spoiled counts
-nowhere, because it says nothing about the policy.
+The results go into a folder, so that a later call continues. Reading tasks is left to `tasks`, checking them
+to `checks`, figures to `rates` and `comparison`, tables to `viewing.scores`. Invariant: an attempt that the
+machine spoiled counts nowhere, because it says nothing about the policy.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from selfplay.agent.episode import Episode
 from selfplay.agent.runner import EpisodeRunner, Job, Judged
-from selfplay.agent.solver import play_solver, solver_task
+from selfplay.agent.solver import issue_task, play_solver, solver_task
 from selfplay.agent.workspaces import EpisodeContext, EpisodeKey
-from selfplay.errors import ArtifactError, PatchError, RunError
+from selfplay.errors import RunError
+from selfplay.evaluation.checks import Checker, check_into
 from selfplay.evaluation.folder import AttemptResult, Folder, Mode, identity_of
-from selfplay.evaluation.tasks import Task, bug_of
+from selfplay.evaluation.tasks import Task
 from selfplay.repositories.environment import Environment
-from selfplay.verdicts.bug import BugState, build_states
+from selfplay.verdicts.bug import BugState
 from selfplay.verdicts.grading import Grade, grade
 from selfplay.verdicts.test_runs import TestRunner
 
@@ -44,7 +45,10 @@ class _Attempt:
 class Evaluator:
     """Plays and grades attempts in two bounded pools, so that slow grading never keeps the engine idle.
 
-    environments: repository line of a task -> its environment
+    environments  repository line of a task -> its environment
+    left_out      why a task has no environment, by its id
+    checks        a folder that keeps what `checks` found; None keeps nothing
+    report        takes a line for the person who waits
 
     Seeds come from (config.seed, task, mode, attempt). So the order of completion changes nothing, and two
     policies sample with the same seeds. The engine stays open.
@@ -53,6 +57,9 @@ class Evaluator:
     context: EpisodeContext
     environments: Mapping[str, Environment]
     labels: Mapping[str, str] = field(default_factory=dict)
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    checks: Path | None = None
+    report: Callable[[str], None] = lambda _: None
 
     def play(
         self,
@@ -69,12 +76,17 @@ class Evaluator:
         greedy    one greedy attempt more at each task
         progress  called with (finished, all) after each attempt
 
-        Tasks without an environment are left out. Raises UsageError if the folder belongs to another
-        evaluation, RunError if a task does not fit its repository or the machine fails too often.
+        Tasks without an environment, and those that do not do what their record says, are left out; the
+        folder keeps the reasons. Raises UsageError if the folder belongs to another evaluation, RunError if
+        no task is left or the machine fails too often.
         """
-        playable = [task for task in tasks if task.repo in self.environments]
-        bugs = self._read_bugs(playable)
-        folder.begin(identity_of(self.context.config, policy, tasks))
+        identity = identity_of(self.context.config, policy, tasks)
+        folder.check(identity)
+        workers = self.context.config.train.workers
+        checker = Checker(self._tests(), self.checks, workers, self.report)
+        bugs = check_into(folder, checker, tasks, self.environments, self.left_out).bugs
+        playable = [task for task in tasks if task.instance_id in bugs]
+        folder.begin(identity)
         counts: dict[Mode, int] = {"sampled": attempts, "greedy": int(greedy)}
         wanted = [
             _Attempt(task, mode, number, *bugs[task.instance_id])
@@ -92,33 +104,18 @@ class Evaluator:
             def keep(result: AttemptResult) -> None:
                 results[result.key] = result
                 if result.passed is not None:
-                    file.write(json.dumps(asdict(result)) + "\n")
+                    file.write(result.to_line())
                     file.flush()
                 progress(len(results), len(wanted))
 
             asyncio.run(self._play_all(todo, folder, keep))
-        return [results[key] for key in keys]
+        finished = [results[key] for key in keys]
+        folder.write_predictions(finished, str(policy.get("model", "selfplay")))
+        return finished
 
-    def _read_bugs(self, tasks: Sequence[Task]) -> dict[str, tuple[Environment, BugState]]:
-        """The environment and bug of each task. All of them are checked before any is played.
-
-        Raises RunError.
-        """
-        bugs: dict[str, tuple[Environment, BugState]] = {}
-        problems: list[str] = []
-        for task in tasks:
-            try:
-                environment, bug = bug_of(task, self.environments[task.repo])
-                build_states(environment.tree, bug)
-                bugs[task.instance_id] = environment, bug
-            except (PatchError, ArtifactError) as error:
-                problems.append(f"  {task.instance_id}: {error}")
-        if problems:
-            raise RunError(
-                f"{len(problems)} task(s) do not fit their repository, nothing was played:\n"
-                + "\n".join(problems[:20])
-            )
-        return bugs
+    def _tests(self) -> TestRunner:
+        context = self.context
+        return TestRunner(context.backend, context.config.validator, context.limits, self.labels)
 
     async def _play_all(
         self, todo: Sequence[_Attempt], folder: Folder, keep: Callable[[AttemptResult], None]
@@ -127,8 +124,7 @@ class Evaluator:
 
         Raises the first error of an attempt, RunError if the machine fails too often.
         """
-        context, train = self.context, self.context.config.train
-        tests = TestRunner(context.backend, context.config.validator, context.limits, self.labels)
+        train, tests = self.context.config.train, self._tests()
         runner = EpisodeRunner(min(train.episodes_in_flight, max(1, len(todo))), train.workers)
 
         async def play(attempt: _Attempt) -> None:
@@ -152,13 +148,18 @@ class Evaluator:
         """tests: runs the tests of episodes and grades."""
         config = self.context.config
         key = EpisodeKey(config.seed, 0, attempt.group, attempt.number, self.labels)
-        how = {"resamples": 0} | ({"temperature": 0.0} if attempt.mode == "greedy" else {})
+        is_greedy, sampling = attempt.mode == "greedy", config.evaluation
+        how = {"resamples": 0, "temperature": 0.0 if is_greedy else sampling.temperature}
         config = config.model_copy(update={"agent": config.agent.model_copy(update=how)})
-        context = replace(self.context, config=config, runner=tests)
+        top_p = 1.0 if is_greedy else sampling.top_p
+        context = replace(self.context, config=config, runner=tests, top_p=top_p)
         environment, bug, task = attempt.environment, attempt.bug, attempt.task
 
         def play() -> Episode:
-            given = solver_task(environment, task.instance_id, bug, task.failure, config)
+            if task.issue:
+                given = issue_task(environment, task.instance_id, bug, task.issue)
+            else:
+                given = solver_task(environment, task.instance_id, bug, task.failure, config)
             return play_solver(given, key, context)
 
         def judge(episode: Episode) -> Grade:
@@ -180,6 +181,7 @@ def _result(attempt: _Attempt, judged: Judged[Grade]) -> AttemptResult:
         tokens=episode.action_tokens,
         mode=attempt.mode,
         seconds=round(episode.duration_s, 3),
+        patch=episode.submission.get("patch", ""),
     )
 
 

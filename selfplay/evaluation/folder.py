@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -39,6 +39,11 @@ class AttemptResult:
     tokens: int
     mode: Mode = "sampled"
     seconds: float = 0.0  # of the episode
+    patch: str | None = None  # what was graded; None in results of earlier versions
+
+    def to_line(self) -> str:
+        """The result as a line of results.jsonl."""
+        return json.dumps(asdict(self)) + "\n"
 
     @property
     def key(self) -> tuple[str, Mode, int]:
@@ -90,9 +95,10 @@ class Identity:
         """Read an identity. Settings of an earlier version get their names of today."""
         from selfplay.config import RENAMED_SETTINGS
 
+        renamed = {**RENAMED_SETTINGS, "agent.temperature": "evaluation.temperature"}
         return cls(
             data["policy"],
-            {RENAMED_SETTINGS.get(name, name): value for name, value in data["settings"].items()},
+            {renamed.get(name, name): value for name, value in data["settings"].items()},
             {name: TaskEntry(**entry) for name, entry in data["tasks"].items()},
         )
 
@@ -109,7 +115,8 @@ def identity_of(config: Config, policy: Mapping[str, Any], tasks: Iterable[Task]
         for key, value in whole[name].items()
     }
     # The type of the sandboxes and how early they open change no result. Only training resamples.
-    for name in ("sandbox.type", "sandbox.prewarmed", "agent.resamples"):
+    # Training's temperature is none of an evaluation's.
+    for name in ("sandbox.type", "sandbox.prewarmed", "agent.resamples", "agent.temperature"):
         del settings[name]
     # Folders of version 0.1 do not name these two. Without them the standard tools were used.
     for name in ("tools", "tool_format"):
@@ -117,9 +124,12 @@ def identity_of(config: Config, policy: Mapping[str, Any], tasks: Iterable[Task]
             del settings[f"agent.{name}"]
     settings |= {
         "seed": config.seed,
+        "evaluation.temperature": config.evaluation.temperature,
         "solver.help": whole["solver"]["help"],
         "engine.type": config.engine.type,
     }
+    if config.evaluation.top_p < 1:  # earlier folders do not name it
+        settings["evaluation.top_p"] = config.evaluation.top_p
     if "suspects" in config.solver.help:
         settings["solver.max_suspects"] = config.solver.max_suspects
     entries = {
@@ -176,7 +186,8 @@ def _policy_text(policy: Mapping[str, Any]) -> str:
 class Folder:
     """A folder on disk.
 
-    It holds `evaluation.json` (the identity), `results.jsonl` (a line per finished attempt) and `episodes/`.
+    It holds `evaluation.json` (the identity), `results.jsonl` (a line per finished attempt), `left_out.json`,
+    `preds.json` (the patches) and `episodes/`.
     """
 
     path: Path
@@ -206,6 +217,52 @@ class Folder:
             raise RunError(
                 f"{self.identity_file} cannot be read as an evaluation: {error!r}. Use another --output."
             ) from error
+
+    @property
+    def left_out_file(self) -> Path:
+        return self.path / "left_out.json"
+
+    def write_left_out(self, left_out: Mapping[str, str], not_counted: Mapping[str, Sequence[str]]) -> None:
+        """Keep the reasons of tasks that are not played, and the tests that grades leave out, by task."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        found = {
+            "left_out": dict(left_out),
+            "not_counted": {name: list(ids) for name, ids in not_counted.items()},
+        }
+        partial = self.left_out_file.with_suffix(".partial")
+        partial.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        partial.rename(self.left_out_file)
+
+    def left_out(self) -> tuple[dict[str, str], dict[str, list[str]]]:
+        """What `write_left_out` kept. Empty for a folder of an earlier version and for a damaged file."""
+        try:
+            found = json.loads(self.left_out_file.read_text(encoding="utf-8"))
+            return dict(found["left_out"]), dict(found["not_counted"])
+        except (OSError, ValueError, LookupError, TypeError):
+            return {}, {}
+
+    def write_predictions(self, results: Iterable[AttemptResult], model: str) -> None:
+        """Write the patches as SWE-bench reads them: preds.json has the first sampled attempt at each task.
+
+        Other attempts are in preds-1.json and so on, and in preds-greedy.json. Without a sampled attempt,
+        preds.json has the greedy one. Results of earlier versions have no patch and give none.
+        """
+        judged = [result for result in results if result.passed is not None and result.patch is not None]
+        first = "0" if any(result.mode == "sampled" for result in judged) else "greedy"
+        files: dict[str, dict[str, dict[str, str]]] = {}
+        for result in judged:
+            name = "greedy" if result.mode == "greedy" else str(result.attempt)
+            files.setdefault("preds.json" if name == first else f"preds-{name}.json", {})[
+                result.instance_id
+            ] = {
+                "instance_id": result.instance_id,
+                "model_name_or_path": model,
+                "model_patch": result.patch or "",
+            }
+        for name, predictions in files.items():
+            partial = self.path / f"{name}.partial"
+            partial.write_text(json.dumps(predictions, indent=1) + "\n", encoding="utf-8")
+            partial.rename(self.path / name)
 
     def results(self) -> list[AttemptResult]:
         """The finished attempts, each once. A line that a kill cut short is left out."""

@@ -13,9 +13,9 @@ from selfplay.evaluation.statistics import estimate, pass_at_k
 
 
 def rates_by_bug(results: Iterable[AttemptResult], mode: Mode) -> dict[str, list[bool]]:
-    """The graded outcomes of each bug in one mode. A bug without any is left out."""
+    """The graded outcomes of each bug in one mode, by attempt. A bug without any is left out."""
     outcomes: dict[str, list[bool]] = {}
-    for result in results:
+    for result in sorted(results, key=lambda result: result.attempt):
         if result.mode == mode and result.passed is not None:
             outcomes.setdefault(result.instance_id, []).append(result.passed)
     return outcomes
@@ -34,7 +34,9 @@ def groups_of(entries: Mapping[str, TaskEntry]) -> dict[str, dict[str, list[str]
 def summarise(results: Sequence[AttemptResult], entries: Mapping[str, TaskEntry], k: int) -> dict[str, Any]:
     """The figures of each mode, over all tasks, per set and per repository.
 
-    They are pass@1 with its standard error clustered by bug, pass@k, and means of turns, tokens and seconds.
+    They are pass@1 with its standard error clustered by bug, pass@2 to pass@k, best@2 to best@k, and means of
+    turns, tokens and seconds. pass@n is the unbiased estimate for any n attempts; best@n is the share of bugs
+    that one of the first n attempts repaired, as they were played.
     """
     summary: dict[str, Any] = {
         "k": k,
@@ -67,7 +69,8 @@ def _figures(graded: Sequence[AttemptResult], mode: Mode, k: int) -> dict[str, A
         "tokens": sum(result.tokens for result in graded) / len(graded),
         "seconds": sum(result.seconds for result in graded) / len(graded),
     }
-    if mode == "sampled" and k > 1:
-        by_bug = [pass_at_k(len(some), sum(some), min(k, len(some))) for some in outcomes]
-        figures[f"pass@{k}"] = sum(by_bug) / len(by_bug)
+    for n in range(2, k + 1) if mode == "sampled" else ():
+        by_bug = [pass_at_k(len(some), sum(some), min(n, len(some))) for some in outcomes]
+        figures[f"pass@{n}"] = sum(by_bug) / len(by_bug)
+        figures[f"best@{n}"] = sum(any(some[:n]) for some in outcomes) / len(outcomes)
     return figures

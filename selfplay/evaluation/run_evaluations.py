@@ -58,6 +58,7 @@ class RunEvaluations:
         row: dict[str, Value] = {
             "evaluation": update,
             "evaluation/spoiled": summary["spoiled_by_the_machine"],
+            "evaluation/left_out": len(folder.left_out()[0]),
         }
         for mode in (mode for mode in MODES if mode in summary):
             row |= {f"evaluation/{mode}/{name}": value for name, value in summary[mode]["all"].items()}

@@ -1,7 +1,7 @@
-"""Task records: bugs to repair, from SWE-bench shaped JSONL files or from the frozen sets in the package.
+"""Tasks: bugs to repair, from records of the field, of selfplay, or from the frozen sets in the package.
 
-Playing them is left to `evaluator`. Invariant: a limit selects tasks by their ids and never by their order,
-so that two evaluations get the same bugs.
+Formats of files are left to `reading`, shapes of records to `records`, playing to `evaluator`. Invariant: a
+limit selects tasks by their ids and never by their order, so that two evaluations get the same bugs.
 """
 
 from __future__ import annotations
@@ -9,16 +9,15 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Protocol
 
 from selfplay.errors import UsageError, listed_faults
+from selfplay.evaluation.reading import HOW_TO_WRITE, is_source, read_texts
+from selfplay.evaluation.records import Setup, as_task_record
 from selfplay.repositories.specs import absolute_line, parse_spec
-from selfplay.runtime.recipes import read_text
 from selfplay.runtime.resources import resource
-from selfplay.source.apply import apply_patch
-from selfplay.source.diffs import parse_patch, reverse_patch
 from selfplay.verdicts.artifact import Artifact
 from selfplay.verdicts.bug import BugState
 
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
     from selfplay.repositories.environment import Environment
 
 REQUIRED = ("instance_id", "repo", "patch", "test_patch", "FAIL_TO_PASS", "PASS_TO_PASS")
-HOW_TO_WRITE = "`selfplay inspect-bugs --tasks FILE` writes some."
 
 
 @dataclass(frozen=True)
@@ -36,7 +34,8 @@ class Task:
     """One bug to repair. `repo` is a line of a repository list.
 
     A record of selfplay holds the artifact that made the bug. A record without one has the SWE-bench meaning:
-    `repo` is the buggy state, `patch` repairs it, `test_patch` adds the tests.
+    `repo` is the buggy state, `patch` repairs it, `test_patch` adds the tests. A solver is told the `issue`;
+    if it is "", the tests.
     """
 
     instance_id: str
@@ -51,6 +50,8 @@ class Task:
     order: int = 1
     set: str = ""  # the frozen set or file that holds it
     part: str = ""  # a part of that set
+    issue: str = ""
+    setup: Setup = field(default_factory=Setup)
 
     @property
     def repository(self) -> str:
@@ -72,6 +73,7 @@ def parse_task(record: Mapping[str, Any]) -> Task:
     """Read a record. Raises ValueError, which names the missing key or the value of a wrong type."""
     if not isinstance(record, Mapping):
         raise ValueError("is not an object")
+    record = as_task_record(record)
     if missing := [key for key in REQUIRED if key not in record]:
         raise ValueError(f"lacks {', '.join(missing)}")
     extra = record.get("selfplay") or {}
@@ -98,6 +100,8 @@ def parse_task(record: Mapping[str, Any]) -> Task:
         order=int(order),
         set=_text(extra, "set", ""),
         part=_text(extra, "part", ""),
+        issue=_text(record, "problem_statement", "").strip(),
+        setup=Setup.from_json(extra.get("setup") or {}),
     )
 
 
@@ -112,15 +116,16 @@ def _text(record: Mapping[str, Any], key: str, default: str | None = None) -> st
 
 
 def _test_ids(record: Mapping[str, Any], key: str) -> tuple[str, ...]:
-    """Test ids from a list or from the JSON text of a list. Raises ValueError."""
+    """Test ids from a list or from the JSON text of a list. Raises ValueError, which names the field."""
     value = record[key]
+    problem = f"{key} is {ascii(value)[:60]}, neither a list of test ids nor the JSON of one"
     if isinstance(value, str):
         try:
             value = _json(value)
         except ValueError as error:
-            raise ValueError(f"{key} {error}") from error
+            raise ValueError(problem) from error
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-        raise ValueError(f"{key} is neither a list of test ids nor the JSON of one")
+        raise ValueError(problem)
     return tuple(value)
 
 
@@ -134,8 +139,14 @@ def _json(text: str) -> Any:
 
 
 def task_record(task: Task) -> dict[str, Any]:
-    """The record of a task: `parse_task(task_record(task)) == task`."""
+    """The record of a task: `parse_task(task_record(task)) == task`.
+
+    What is empty and newer than the first evaluations stays out, so that their digests stay the same.
+    """
+    newer = {"problem_statement": task.issue} if task.issue else {}
+    setup = {"setup": task.setup.to_json()} if task.setup != Setup() else {}
     return {
+        **newer,
         "instance_id": task.instance_id,
         "repo": task.repo,
         "patch": task.patch,
@@ -149,14 +160,18 @@ def task_record(task: Task) -> dict[str, Any]:
             "order": task.order,
             "set": task.set,
             "part": task.part,
+            **setup,
         },
     }
 
 
-def read_tasks(path: Path) -> list[Task]:
-    """All tasks of a JSONL file. Raises UsageError, which lists bad lines with their numbers."""
-    # Not splitlines: JSON texts may hold other line breaks unescaped.
-    lines = read_text(path, "the tasks", HOW_TO_WRITE).split("\n")
+def read_tasks(path: Path | str) -> list[Task]:
+    """All tasks of a file or folder (`reading`).
+
+    Raises UsageError, which lists each bad record with its number, and PrerequisiteError for Parquet without
+    pyarrow.
+    """
+    unit, lines = read_texts(str(path))
     tasks: dict[str, Task] = {}
     faults: list[tuple[int, str]] = []
     for number, line in enumerate(lines, 1):
@@ -167,13 +182,14 @@ def read_tasks(path: Path) -> list[Task]:
             parse_spec(task.repo)
             if task.instance_id in tasks:
                 raise ValueError(f"repeats the instance_id {task.instance_id!r}")
-            tasks[task.instance_id] = task if task.set else replace(task, set=path.stem)
+            tasks[task.instance_id] = task if task.set else replace(task, set=Path(path).stem)
         except (ValueError, UsageError) as error:
             faults.append((number, str(error)))
     if faults:
+        listed = listed_faults(faults, unit)
         raise UsageError(
-            f"{path}: {len(faults)} unusable task record(s), nothing was started:\n{listed_faults(faults)}\n"
-            f"A line is a task record as one JSON object. {HOW_TO_WRITE}"
+            f"{path}: {len(faults)} unusable task record(s), nothing was started:\n{listed}\n"
+            f"A {unit} is a task record as one JSON object. {HOW_TO_WRITE}"
         )
     if not tasks:
         raise UsageError(f"{path} holds no task. {HOW_TO_WRITE}")
@@ -228,7 +244,7 @@ def frozen_sets() -> list[str]:
 
 
 def find_tasks(sources: Sequence[str], limit: int = 0) -> list[Task]:
-    """The tasks of all `sources`: names of frozen sets, or files.
+    """The tasks of all `sources`: names of frozen sets, files, or folders of data sets.
 
     limit: at most so many tasks (`choose_subset`), 0 for all. Raises UsageError for an unknown source, a bad
     record, or an id in two sources.
@@ -245,18 +261,17 @@ def find_tasks(sources: Sequence[str], limit: int = 0) -> list[Task]:
     return choose_subset(list(tasks.values()), limit) if limit else list(tasks.values())
 
 
-def _task_file(source: str) -> Path:
+def _task_file(source: str) -> str:
     frozen = resource("data/tasks") / f"{source}.jsonl"
     if Path(source).name == source and frozen.is_file():
-        return frozen
-    if not Path(source).is_file():
+        return str(frozen)
+    if not is_source(source):
         known = ", ".join(frozen_sets()) or "none"
-        is_folder = Path(source).is_dir()
-        problem = (
-            f"{source!r} is a folder" if is_folder else f"there is no task set and no file named {source!r}"
+        raise UsageError(
+            f"there is no task set and no file named {source!r}. "
+            f"Sets that come with selfplay: {known}. {HOW_TO_WRITE}"
         )
-        raise UsageError(f"{problem}. Sets that come with selfplay: {known}. {HOW_TO_WRITE}")
-    return Path(source)
+    return source
 
 
 def choose_subset(tasks: Sequence[Task], limit: int) -> list[Task]:
@@ -291,14 +306,6 @@ def bug_of(task: Task, environment: Environment) -> tuple[Environment, BugState]
             task.fail_to_pass,
             task.pass_to_pass,
         )
-    original = apply_patch(apply_patch(environment.tree, task.patch), task.test_patch)
-    touched = tuple(path for path in parse_patch(task.test_patch, 1 << 20).changed_paths if path in original)
-    files = {
-        "bug_inject.diff": reverse_patch(task.patch),
-        "test_weaken.diff": reverse_patch(task.test_patch),
-        "test_files.txt": "".join(f"{path}\n" for path in touched),
-        "test_script.sh": environment.script_for(touched),
-        "test_parser.py": environment.parser,
-    }
-    state = BugState(Artifact.from_files(files), 1, "", task.fail_to_pass, task.pass_to_pass)
-    return replace(environment, tree=original), state
+    from selfplay.evaluation.record_bugs import bug_of_record
+
+    return bug_of_record(task, environment)

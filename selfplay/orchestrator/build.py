@@ -27,6 +27,7 @@ from selfplay.orchestrator.local_host import LocalHost
 from selfplay.orchestrator.places import Places
 from selfplay.orchestrator.progress import Progress
 from selfplay.orchestrator.run_folder import RunFolder
+from selfplay.repositories.checkouts import cache_root
 from selfplay.repositories.environment import Environment
 from selfplay.runtime.cores import usable_cores
 from selfplay.sandbox.base import Limits, SandboxBackend
@@ -41,10 +42,11 @@ Transfer = Literal["files", "nccl", "ipc", "gloo"]  # how new weights travel, as
 
 @dataclass(frozen=True)
 class Evaluated:
-    """What a run evaluates on. environments: of the tasks, by repository line."""
+    """What a run evaluates on. environments: of the tasks, by repository line. left_out: reasons, by id."""
 
     tasks: Sequence[Task] = ()
     environments: Mapping[str, Environment] = field(default_factory=dict)
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,9 @@ def build_context(prepared: PreparedRun, places: Places | None = None) -> RunCon
 def _evaluations(prepared: PreparedRun, episodes: EpisodeContext) -> RunEvaluations | None:
     if not prepared.evaluated.tasks:
         return None
-    evaluator = Evaluator(episodes, prepared.evaluated.environments, prepared.labels)
+    evaluated = prepared.evaluated
+    checks = cache_root() / "checks"
+    evaluator = Evaluator(episodes, evaluated.environments, prepared.labels, evaluated.left_out, checks)
     return RunEvaluations(
         prepared.run.evaluations, prepared.config.evaluation, prepared.evaluated.tasks, evaluator
     )

@@ -7,9 +7,8 @@ Invariant: a run that has played on a repository never goes on without it; it st
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Protocol
 
 from rich.console import Console
@@ -20,7 +19,7 @@ from selfplay.repositories.build import prepare_environment
 from selfplay.repositories.checkouts import cache_root
 from selfplay.repositories.environment import Environment
 from selfplay.repositories.fetching import fetch
-from selfplay.repositories.specs import RepositorySpec, absolute_line, parse_spec
+from selfplay.repositories.specs import RepositorySpec
 from selfplay.sandbox.base import Limits, SandboxBackend
 
 
@@ -52,26 +51,6 @@ class Preparer:
             raise RunError(
                 "no repository's tests run here, so there is nothing to play on. "
                 "The reasons stand above; fix one, or list another."
-            )
-        return found
-
-    def prepare_lines(
-        self, lines: Iterable[str], known: Mapping[str, Environment] = MappingProxyType({})
-    ) -> dict[str, Environment]:
-        """Environments by repository line, for evaluation tasks. Raises RunError if there is none.
-
-        known: environments that exist already, by absolute line.
-        """
-        found: dict[str, Environment] = {}
-        for line in dict.fromkeys(lines):
-            spec = parse_spec(line)
-            environment = known.get(absolute_line(spec)) or self.prepare(spec)
-            if environment is not None:
-                found[line] = environment
-        if not found:
-            raise RunError(
-                "none of the tasks' repositories runs here, so there is nothing to evaluate on. "
-                "The reasons stand above."
             )
         return found
 

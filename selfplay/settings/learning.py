@@ -278,7 +278,7 @@ class EvaluationSettings(Section):
     """Repair rate during a run, on bugs that it does not train on."""
 
     tasks: tuple[str, ...] = ()
-    """Names of frozen sets ("own", "human") or files of task records; empty: no evaluation."""
+    """Names of frozen sets ("own", "human"), files or folders of task records; empty: no evaluation."""
 
     limit: int = Field(0, ge=0)
     """A fixed subset of so many tasks; 0: all."""
@@ -288,6 +288,15 @@ class EvaluationSettings(Section):
 
     greedy: bool = True
     """One more attempt at temperature 0."""
+
+    temperature: float = Field(1.0, gt=0)
+    """Temperature of sampled attempts. Training samples at `agent.temperature`."""
+
+    top_p: float = Field(1.0, gt=0, le=1)
+    """Sampled attempts take from the likeliest tokens that make up this probability; 1: from all.
+
+    The paper has 0.95. Training always samples from all.
+    """
 
     before: bool = True
     """Also before the first update.

@@ -51,7 +51,10 @@ def interval_text(row: Mapping[str, Any]) -> str:
     return f"{low:+.1f} to {high:+.1f}"
 
 
-def mode_name(mode: str, temperature: float) -> str:
+def mode_name(mode: str, temperature: float | None) -> str:
+    """temperature: None for predictions, which were not sampled here."""
+    if temperature is None:
+        return "predictions"
     return "greedy" if mode == "greedy" else f"T = {temperature:g}"
 
 
@@ -71,11 +74,11 @@ def _name(text: str) -> Text:
 
 
 def show_rates(
-    summary: Mapping[str, Any], console: Console, temperature: float, notes: Sequence[str] = ()
+    summary: Mapping[str, Any], console: Console, temperature: float | None, notes: Sequence[str] = ()
 ) -> None:
-    """Print the tables of `selfplay eval`: one of the modes, then one by set and one by repository.
+    """Print the tables of `selfplay eval`: one of the modes, one of k, then one by set and one by repository.
 
-    The last two are left out if there is only one set or repository.
+    The last two are left out if there is only one set or repository. temperature: None for predictions.
     """
     modes = [mode for mode in MODES if mode in summary]
     k = summary["k"]
@@ -92,6 +95,8 @@ def show_rates(
         )
     console.print(Text("Repair rate", style="bold"))
     console.print(Padding(head if modes else Text("no attempt was judged"), (0, 0, 1, 2)))
+    if has_k:
+        console.print(Padding(_table_of_k(summary["sampled"]["all"], k), (0, 0, 1, 2)))
     for kind, title in KINDS.items():
         names = sorted({name for mode in modes for name in summary[mode][kind]})
         if len(names) < 2:
@@ -117,6 +122,41 @@ def show_rates(
         )
     for note in notes:
         console.print(Text(note), soft_wrap=True)
+
+
+def _table_of_k(row: Mapping[str, Any], k: int) -> Table:
+    """pass@n and best@n for each n up to k."""
+    table = _table("k", "pass@k (estimate for any k attempts)", "best@k (of the first k)")
+    table.add_row("1", f"{row['pass@1']:.1%}", "–")
+    for n in range(2, k + 1):
+        table.add_row(
+            str(n), *(f"{row[name]:.1%}" if name in row else "–" for name in (f"pass@{n}", f"best@{n}"))
+        )
+    return table
+
+
+def conditions_note(summary: Mapping[str, Any]) -> str:
+    """How attempts were sampled, and what ended them."""
+    found = summary["conditions"]
+    return (
+        f"Sampled at temperature {found['temperature']:g}, top_p {found['top_p']:g}; "
+        f"at most {found['max_turns']} turns and {found['context_tokens']:,} tokens an attempt."
+    )
+
+
+def left_out_notes(summary: Mapping[str, Any], tasks: int) -> list[str]:
+    """What was not played or not counted, a line for each task."""
+    notes: list[str] = []
+    if left_out := summary["left_out"]:
+        notes.append(f"{len(left_out)} of {tasks} task(s) are left out:")
+        notes += [f"  {make_harmless(name)}: {make_harmless(reason)}" for name, reason in left_out.items()]
+    if not_counted := summary["not_counted"]:
+        total = sum(map(len, not_counted.values()))
+        notes.append(
+            f"{total} test(s) of PASS_TO_PASS in {len(not_counted)} task(s) do not pass on the original here "
+            f"and are not counted, for instance {make_harmless(next(iter(not_counted.values()))[0])[:120]}"
+        )
+    return notes
 
 
 # ---- differences between two policies

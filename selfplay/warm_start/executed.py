@@ -239,7 +239,8 @@ class _Failures:
 
         def task(failure: str) -> str:
             suspects = failure_first(self.suspects, failure)
-            return render("solver/repair", "terse", specification="", failure=failure, suspects=suspects).text
+            shown = {"failure": failure, "suspects": suspects}
+            return render("solver/repair", "terse", None, issue="", specification="", **shown).text
 
         return [text for text in self.texts if player.leads_to(task(text), mutation)]
 

@@ -53,6 +53,7 @@ class SolverEpisodes:
         prompt = prompting.render(
             "solver/repair",
             "terse",
+            issue="",
             specification=specification(spec_site, generator).rstrip("\n"),
             failure=failure,
             suspects=suspects,

@@ -56,11 +56,19 @@ def solver(style: str = "full", **changes: object) -> str:
     variables: dict[str, object] = {
         "repository": "toolz-1.0.0",
         "given": (),
+        "issue": "",
         "specification": DIFF,
         "failure": "",
         "suspects": (),
     }
     return render("solver/repair", style, **(variables | changes)).text
+
+
+def test_a_solver_with_an_issue_gets_it_in_place_of_the_tests() -> None:
+    text = solver(issue="digits() fails", specification="")
+    assert "<issue>\ndigits() fails\n</issue>" in text
+    assert "```diff" not in text and "change below" not in text and "change above" not in text
+    assert solver("terse", issue="digits() fails", specification="") == "solver\ndigits() fails"
 
 
 SUSPECTS = (Suspect("pkg/mod.py", "A.f", 12, 15), Suspect("pkg/other.py", "g", 3, 3))
@@ -160,7 +168,7 @@ def test_text_of_the_repository_is_not_a_template() -> None:
 
 def test_a_missing_variable_is_an_error_that_names_it() -> None:
     with pytest.raises(PromptError, match="'failure' is undefined.*specification"):
-        render("solver/repair", "terse", specification="")
+        render("solver/repair", "terse", issue="", specification="")
 
 
 def test_a_missing_template_is_an_error_that_lists_the_others() -> None:
@@ -205,7 +213,7 @@ def test_a_hash_depends_on_text_includes_and_style_but_not_on_variables(
 
 def _hash_of_solver() -> str:
     one, other = (
-        render("solver/repair", "terse", specification=text, failure="", suspects=()).hash
+        render("solver/repair", "terse", issue="", specification=text, failure="", suspects=()).hash
         for text in ("a", "b")
     )
     assert one == other

@@ -63,7 +63,7 @@ def said(*arguments: str) -> tuple[int, str]:
             "cannot write the tasks to no/where: it is no file",
         ),
         (["inspect-bugs", "--runs", "list.txt"], "--runs list.txt is no folder"),
-        (["eval", "--tasks", "folder"], "'folder' is a folder. Sets that come with selfplay: human, own."),
+        (["eval", "--tasks", "folder"], "folder holds no file of task records. Known are .jsonl"),
         (["eval", "--tasks", "own", "--output", "list.txt"], "list.txt is no folder. It is untouched"),
         (["eval", "--tasks", "own", "--output", "list.txt/x"], "list.txt is no folder. It is untouched"),
         (["train", "--resume", ""], "--resume needs the name or folder of a run."),

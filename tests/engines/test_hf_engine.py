@@ -11,7 +11,7 @@ import torch
 from selfplay.engines import drafts, hf_engine
 from selfplay.engines.base import Completion, GenerationRequest, Sampling
 from selfplay.engines.drafts import DraftTable, RowDrafts
-from selfplay.engines.hf_engine import HFEngine
+from selfplay.engines.hf_engine import HFEngine, top_shares
 from selfplay.engines.models import load_causal_model
 from selfplay.errors import EngineError
 from tiny_model import make_tiny_model
@@ -221,11 +221,24 @@ def test_weights_of_another_model_are_refused(engine: HFEngine) -> None:
 
 
 @pytest.mark.parametrize(
-    "sampling", [Sampling(top_p=0.9), Sampling(top_k=5), Sampling(min_p=0.1), Sampling(temperature=-1)]
+    "sampling", [Sampling(top_p=0), Sampling(top_k=5), Sampling(min_p=0.1), Sampling(temperature=-1)]
 )
 def test_filters_that_reshape_the_distribution_are_refused(engine: HFEngine, sampling: Sampling) -> None:
     with pytest.raises(EngineError, match="importance ratio"):
         engine.generate([request(0, 5)], sampling)
+
+
+def test_top_p_takes_the_likeliest_tokens_that_reach_it() -> None:
+    shares = torch.tensor([[0.1, 0.5, 0.4], [0.1, 0.5, 0.4], [0.1, 0.5, 0.4]], dtype=torch.float64)
+    kept = top_shares(shares, torch.tensor([0.5, 0.6, 0.95], dtype=torch.float64)) > 0
+    assert kept.tolist() == [[False, True, False], [False, True, True], [True, True, True]]
+
+
+def test_a_small_top_p_samples_what_greedy_decoding_does(engine: HFEngine) -> None:
+    requests = [request(number, 5) for number in range(4)]
+    narrow = engine.generate(requests, Sampling(top_p=1e-9))
+    greedy = engine.generate(requests, Sampling(temperature=0.0))
+    assert [one.token_ids for one in narrow] == [one.token_ids for one in greedy]
 
 
 def test_a_request_beyond_the_context_is_refused(engine: HFEngine) -> None:

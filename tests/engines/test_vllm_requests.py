@@ -63,6 +63,7 @@ def test_a_request_sets_every_filter_that_could_reshape_the_distribution() -> No
     params = request_body(REQUEST, Sampling(temperature=0.7))["sampling_params"]
     expected = {"temperature": 0.7, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
     assert {name: params[name] for name in expected} == expected
+    assert request_body(REQUEST, Sampling(top_p=0.95))["sampling_params"]["top_p"] == 0.95
     assert (params["seed"], params["stop_token_ids"], params["ignore_eos"], params["logprobs"]) == (
         41,
         [STOP],
@@ -72,7 +73,7 @@ def test_a_request_sets_every_filter_that_could_reshape_the_distribution() -> No
 
 
 @pytest.mark.parametrize(
-    "sampling", [Sampling(top_p=0.9), Sampling(top_k=5), Sampling(min_p=0.1), Sampling(temperature=-1)]
+    "sampling", [Sampling(top_p=1.1), Sampling(top_k=5), Sampling(min_p=0.1), Sampling(temperature=-1)]
 )
 def test_filters_that_reshape_the_distribution_are_refused(sampling: Sampling) -> None:
     with pytest.raises(EngineError, match="importance ratio"):

@@ -71,6 +71,19 @@ def test_settings_of_training_do_not_make_another_evaluation():
     assert identity(tools=["bash", "submit"]) != identity()
 
 
+def test_evaluations_have_their_own_sampling_and_older_folders_can_be_continued(tmp_path):
+    def identity(**sections):
+        return identity_of(build_config(sections), {"model": "p"}, TASKS)
+
+    assert identity(agent={"temperature": 0.7}) == identity()
+    assert identity(evaluation={"temperature": 0.7}) != identity() != identity(evaluation={"top_p": 0.95})
+    folder = a_folder(tmp_path, never)
+    older = json.loads(folder.identity_file.read_text())
+    older["settings"]["agent.temperature"] = older["settings"].pop("evaluation.temperature")
+    folder.identity_file.write_text(json.dumps(older))
+    folder.check(identity_of(CONFIG, {"model": "p"}, TASKS))
+
+
 # ---- figures
 
 
@@ -83,6 +96,16 @@ def test_sampled_and_greedy_attempts_are_counted_apart(tmp_path):
     assert (greedy["attempts"], greedy["pass@1"]) == (8, 0.125)
     assert "pass@4" not in greedy
     assert (sampled["turns"], sampled["tokens"], sampled["seconds"]) == (4, 100, 2)
+
+
+def test_pass_at_each_k_is_an_estimate_and_best_at_k_is_what_was_played(tmp_path):
+    """One bug, repaired by the third of four attempts."""
+    folder = a_folder(tmp_path, lambda n: ([False, False, True, False], False), TASKS[:1])
+    row = summarise(folder.results(), entries_of(folder), 4)["sampled"]["all"]
+    assert [row[f"pass@{k}"] for k in (1, 2, 3, 4)] == pytest.approx([0.25, 0.5, 0.75, 1.0])
+    assert [row[f"best@{k}"] for k in (2, 3, 4)] == [0.0, 1.0, 1.0]
+    text = printed(100, lambda console: show_rates({**summarise(folder.results(), {}, 4)}, console, 1.0))
+    assert "best@k (of the first k)" in text and "75.0%" in text
 
 
 def test_figures_are_given_by_set_part_and_repository(tmp_path):
@@ -107,6 +130,15 @@ def test_results_without_a_mode_still_read_as_sampled(tmp_path):
     del row["mode"], row["seconds"]
     (tmp_path / "results.jsonl").write_text(json.dumps(row) + '\n{"torn')
     assert [(result.mode, result.passed) for result in Folder(tmp_path).results()] == [("sampled", True)]
+
+
+def test_a_result_without_a_patch_gives_no_prediction(tmp_path):
+    """Results of earlier versions have none: an empty patch would say that the policy changed nothing."""
+    older, newer = results(TASKS[0], [True])[0], results(TASKS[1], [True])[0]
+    Folder(tmp_path).write_predictions([older, replace(newer, patch="p")], "m")
+    written = json.loads((tmp_path / "preds.json").read_text())
+    expected = {"instance_id": "bug-1", "model_name_or_path": "m", "model_patch": "p"}
+    assert written == {"bug-1": expected}
 
 
 def test_results_of_an_unknown_policy_are_not_continued(tmp_path):

@@ -1,0 +1,306 @@
+"""Environments for tasks. A record without an artifact brings its own tests, so its repository is not
+admitted.
+
+A task of selfplay plays in an admitted environment (`repositories.prepare`). For a record of the field, the
+dependencies are installed for its commit, or its Docker image is used; whether its tests then do what it says
+is left to `checks`. Invariant: a task whose repository cannot be had is named with its reason and left out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import MappingProxyType
+
+from selfplay.errors import (
+    EnvironmentBuildError,
+    PrerequisiteError,
+    RepositoryError,
+    SandboxUnavailable,
+    UsageError,
+)
+from selfplay.evaluation.tasks import Task
+from selfplay.outcomes import TestOutcomes
+from selfplay.repositories.build import BUILD_ATTEMPTS, adapted, first_requirements
+from selfplay.repositories.checkouts import Checkout, cache_root
+from selfplay.repositories.environment import SCHEMA, Environment
+from selfplay.repositories.fetching import fetch
+from selfplay.repositories.installation import Requirements, install
+from selfplay.repositories.prepare import Preparer
+from selfplay.repositories.probe import PROBE, refuse_copies, refuse_other_python, run_probe
+from selfplay.repositories.scripts import RECORDS_IDS, command_script, standard_parser, standard_script
+from selfplay.repositories.specs import RepositorySpec, absolute_line, parse_spec
+from selfplay.repositories.suites import collect
+from selfplay.repositories.test_hints import PytestArguments, read_pytest_hint, read_test_command
+from selfplay.repositories.trial import BuildJob, Trial, import_variables
+from selfplay.sandbox.variables import COMMAND_PATH
+from selfplay.source.trees import Tree
+
+# Where images keep the Python of a project's tests: SWE-bench's conda environment is called testbed.
+CONDA = ("/opt/miniconda3/envs/testbed", "/opt/conda/envs/testbed")
+LOOK_TIMEOUT_S = 60.0
+# SandboxUnavailable: the image may lack what a sandbox needs. If the machine is at fault, building fails too.
+IMAGE_FAULTS = (RepositoryError, EnvironmentBuildError, PrerequisiteError, UsageError, SandboxUnavailable)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """environments: by the tasks' `repo`. left_out: why, by the ids of tasks that have none."""
+
+    environments: Mapping[str, Environment]
+    left_out: Mapping[str, str]
+
+
+def prepare_tasks(
+    tasks: Sequence[Task],
+    preparer: Preparer,
+    clones: Path | None = None,
+    known: Mapping[str, Environment] = MappingProxyType({}),
+) -> Prepared:
+    """The environments of all tasks that can have one.
+
+    clones: a folder of clones; a repository in it is not fetched. known: environments that exist already, by
+    absolute line. Raises SandboxUnavailable and DiskFullError if the machine fails.
+    """
+    environments: dict[str, Environment] = {}
+    reasons: dict[str, str] = {}
+    left_out: dict[str, str] = {}
+    for task in tasks:
+        if task.setup.left_out:
+            left_out[task.instance_id] = task.setup.left_out
+            continue
+        line = task.repo
+        if line not in environments and line not in reasons:
+            if task.artifact:
+                spec = parse_spec(line)
+                found = known.get(absolute_line(spec)) or preparer.prepare(spec)
+                reason = f"its repository {line} does not run here (see above)"
+            else:
+                found, reason = _prepare_record(task, preparer, clones)
+            if found is None:
+                reasons[line] = reason
+            else:
+                environments[line] = found
+        if line in reasons:
+            left_out[task.instance_id] = reasons[line]
+    return Prepared(environments, left_out)
+
+
+def _prepare_record(task: Task, preparer: Preparer, clones: Path | None) -> tuple[Environment | None, str]:
+    """The environment of a record without an artifact, or the reason why there is none."""
+    spec = parse_spec(task.repo)
+    problems: list[str] = []
+
+    def job_of(source: RepositorySpec) -> BuildJob:
+        checkout = replace(fetch(source, cache_root()), name=spec.name)
+        logs = cache_root() / "logs" / f"{checkout.name}-{checkout.tree.digest[:12]}"
+        logs.mkdir(parents=True, exist_ok=True)
+        settings = preparer.config.environment
+        return BuildJob(checkout, preparer.backend, settings, preparer.limits, logs, status.update)
+
+    with preparer.console.status(f"{spec.name}: preparing") as status:
+        if preparer.backend.capabilities.opens_images:
+            for image in task.setup.images:
+                try:
+                    pull_image(image, preparer)
+                    return _of_image(job_of(parse_spec(f"docker:{image}#{task.setup.folder}")), image), ""
+                except IMAGE_FAULTS as error:
+                    problems.append(f"the image {image} is not used: {error}")
+            for problem in problems if len(problems) == 1 else ():
+                preparer.console.print(problem, markup=False, highlight=False)
+        if task.setup.image_only:
+            return None, problems[
+                0
+            ] if problems else "it runs in a Docker image only: set sandbox.type = 'docker'"
+        try:
+            return _of_commit(job_of(_clone_of(spec, clones) if clones else spec), task), ""
+        except (RepositoryError, EnvironmentBuildError) as error:
+            return None, "; ".join([*problems[:1], str(error)])
+
+
+def _clone_of(spec: RepositorySpec, clones: Path) -> RepositorySpec:
+    """The spec with a clone below `clones` in place of its URL: OWNER/NAME, OWNER__NAME or NAME.
+
+    The spec as it is if there is none.
+    """
+    if spec.kind != "git":
+        return spec
+    owner, name = spec.location.removesuffix(".git").rstrip("/").split("/")[-2:]
+    for folder in (clones / owner / name, clones / f"{owner}__{name}", clones / name):
+        for found in (folder, folder.with_name(f"{folder.name}.git")):
+            if found.is_dir():
+                return replace(spec, kind="path", location=str(found.absolute()))
+    return spec
+
+
+# ---- from a commit
+
+
+def _of_commit(job: BuildJob, task: Task) -> Environment:
+    """Install what the commit's tests need. Raises EnvironmentBuildError."""
+    checkout, setup = job.checkout, task.setup
+    if setup.python and checkout.spec.python is None:
+        checkout = replace(checkout, spec=replace(checkout.spec, python=setup.python))
+        job = replace(job, checkout=checkout)
+    command = read_test_command(checkout.spec, checkout.tree)
+    if job.is_image:
+        if not job.backend.capabilities.opens_images:
+            text, kind = checkout.spec.text, job.backend.name
+            raise EnvironmentBuildError(f"{text} needs sandbox.type = 'docker', not {kind!r}")
+        environment = _of_image(job, checkout.spec.location.partition("#")[0])
+    else:
+        wanted = replace(first_requirements(job), extra=setup.packages)
+        if setup.test:
+            wanted = replace(wanted, pytest="")
+        installed = _installed(job, wanted, _test_files(task, checkout.tree))
+        variables = import_variables(checkout.tree)
+        environment = _environment(checkout, installed.reference, variables, installed.options)
+    if command is None:
+        return environment
+    script = command_script(command.command)
+    return replace(environment, command=command.command, parser=command.parser, script=script)
+
+
+def _test_files(task: Task, tree: Tree) -> list[str]:
+    """The files that the ids of the record name, and the commit has."""
+    named = {test_id.partition("::")[0] for test_id in (*task.fail_to_pass, *task.pass_to_pass)}
+    return sorted(path for path in named if path in tree)
+
+
+@dataclass(frozen=True)
+class _Installed:
+    """Dependencies that were installed and looked at. options: of pytest."""
+
+    reference: str
+    options: str
+
+
+def _installed(job: BuildJob, wanted: Requirements, files: Sequence[str]) -> _Installed:
+    """Install `wanted` and what the tests in `files` ask for, or find that it was done before.
+
+    Raises EnvironmentBuildError.
+    """
+    checkout, backend = job.checkout, job.backend
+    spec = checkout.spec
+    identity = [
+        SCHEMA,
+        checkout.tree.digest,
+        repr(wanted),
+        files,
+        spec.python,
+        spec.install,
+        backend.name,
+        PROBE,
+    ]
+    key = hashlib.sha256(json.dumps([*identity, sys.version_info[:2]]).encode()).hexdigest()[:32]
+    facts = cache_root() / "environments" / "records" / f"{key}.json"
+    with contextlib.suppress(OSError, ValueError, LookupError):
+        known = json.loads(facts.read_text(encoding="utf-8"))
+        if backend.environment_exists(known["build_key"]):
+            return _Installed(backend.environment_reference(known["build_key"]), known["options"])
+    arguments = _arguments(checkout)
+    wanted = replace(wanted, extra=(*wanted.extra, *arguments.missing_in(wanted.dependencies)))
+    has_odd_ids = False
+    for attempt in range(1, BUILD_ATTEMPTS + 1):
+        installation = install(job, wanted, attempt)
+        trial = Trial(job, installation.reference, import_variables(checkout.tree))
+        before = wanted
+        if files and wanted.pytest:
+            collected, arguments = collect(trial, replace(arguments, roots=tuple(files)))
+            wanted, has_odd_ids = adapted(wanted, collected.log), collected.has_odd_ids
+        if wanted == before or spec.install is not None:
+            break
+    seen = run_probe(trial, (".py",))
+    refuse_copies(job, seen.copies)
+    refuse_other_python(job, seen.python)
+    options = _options(arguments, has_odd_ids, seen.has_hypothesis)
+    facts.parent.mkdir(parents=True, exist_ok=True)
+    partial = facts.with_suffix(f".{os.getpid()}.partial")
+    partial.write_text(
+        json.dumps({"build_key": installation.build_key, "options": options}), encoding="utf-8"
+    )
+    partial.rename(facts)
+    return _Installed(installation.reference, options)
+
+
+def _arguments(checkout: Checkout) -> PytestArguments:
+    """How pytest is called. With a parser, the hint is a command of its own and none of pytest's."""
+    return read_pytest_hint(None if checkout.spec.parser else checkout.spec.test, checkout.tree)
+
+
+def _options(arguments: PytestArguments, has_odd_ids: bool, has_hypothesis: bool) -> str:
+    """The options of a run: ids in full if pytest's summary cannot carry one, hypothesis' fixed examples."""
+    options = arguments.options
+    if has_hypothesis and "--hypothesis-profile" not in options:
+        options += " --hypothesis-profile=ci"
+    return f"{options} {RECORDS_IDS}" if has_odd_ids else options
+
+
+def _environment(
+    checkout: Checkout, reference: str, variables: Mapping[str, str], options: str
+) -> Environment:
+    """An environment that was not admitted: no baseline, no excluded tests, no targets."""
+    identity = json.dumps(["record", SCHEMA, checkout.tree.digest, reference, options, dict(variables)])
+    return Environment(
+        key=hashlib.sha256(identity.encode()).hexdigest()[:32],
+        reference=reference,
+        repository=checkout.name,
+        base_commit=checkout.commit,
+        licence=checkout.licence,
+        tree=checkout.tree,
+        checkout=checkout,
+        test_files=(),
+        script=standard_script((), options),
+        parser=standard_parser(options),
+        baseline=TestOutcomes(),
+        excluded_ids=frozenset(),
+        targets=(),
+        calls={},
+        variables=variables,
+        options=options,
+    )
+
+
+# ---- from an image
+
+
+def _of_image(job: BuildJob, image: str) -> Environment:
+    """The record's image, with SWE-bench's conda environment active if it has one.
+
+    Raises EnvironmentBuildError if no Python runs in it, or if files of the repository also lie outside the
+    workspace: a solver would find the project's history there.
+    """
+    variables = import_variables(job.checkout.tree)
+    with Trial(job, image, variables).workspace(Tree(), {}) as box:
+        for folder in CONDA:
+            if box.run(f"test -x {folder}/bin/python", LOOK_TIMEOUT_S).exit_code == 0:
+                activated = {"CONDA_PREFIX": folder, "CONDA_DEFAULT_ENV": "testbed"}
+                variables = {**variables, **activated, "PATH": f"{folder}/bin:{COMMAND_PATH}"}
+                break
+    seen = run_probe(Trial(job, image, variables), (".py",))
+    refuse_copies(job, seen.copies)
+    options = _options(_arguments(job.checkout), False, seen.has_hypothesis)
+    return _environment(job.checkout, image, variables, options)
+
+
+def pull_image(image: str, preparer: Preparer) -> None:
+    """Pull an image that the Docker engine does not have. Raises RepositoryError and PrerequisiteError."""
+    import docker
+
+    try:
+        with contextlib.closing(docker.from_env()) as client:
+            try:
+                client.images.get(image)
+            except docker.errors.ImageNotFound:
+                preparer.console.print(f"pulling {image}", markup=False, highlight=False)
+                client.images.pull(image)
+    except docker.errors.APIError as error:
+        raise RepositoryError(f"the image {image} cannot be pulled: {error.explanation or error}") from error
+    except docker.errors.DockerException as error:
+        raise PrerequisiteError(f"no Docker engine answers ({error})") from error
