@@ -23,7 +23,7 @@ from rich.progress import (
 from selfplay import parts
 from selfplay.agent.chat import ChatFormat, load_tokenizer
 from selfplay.agent.workspaces import EpisodeContext, sandbox_limits
-from selfplay.commands.train import check_model
+from selfplay.commands.policies import check_model
 from selfplay.config import Config, load_config
 from selfplay.errors import UsageError
 from selfplay.evaluation.checks import Checker

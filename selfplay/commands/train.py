@@ -19,17 +19,16 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from selfplay import parts
-from selfplay.agent.chat import ChatFormat, load_tokenizer, policy_path
-from selfplay.agent.prompting import check_prompts
+from selfplay.agent.chat import ChatFormat, load_tokenizer
 from selfplay.agent.solver import spec_tokens
 from selfplay.agent.workspaces import sandbox_limits
 from selfplay.cluster.machines import policy_shape
 from selfplay.cluster.placement import fewer, place
 from selfplay.commands.accelerators import run_devices
+from selfplay.commands.policies import check_model
 from selfplay.config import Config, build_config, load_config, parse_overrides
 from selfplay.curriculum.rows import EnvironmentRow
 from selfplay.curriculum.store import Store
-from selfplay.engines.vllm_launch import check_installed
 from selfplay.errors import ServerLost, TrainerError, UsageError
 from selfplay.evaluation.task_environments import prepare_tasks
 from selfplay.evaluation.tasks import find_tasks, read_tasks, write_tasks
@@ -134,20 +133,6 @@ def _changed(config: Config, overrides: Sequence[str]) -> Config:
         section, _, setting = key.partition(".")
         values[section][setting] = value
     return build_config(values, "--set")
-
-
-def check_model(config: Config) -> str:
-    """The policy's folder or id, after prompts, parts, chat template and vLLM's installation were checked.
-
-    Raises EngineError that names the policy when it cannot be one, PartError and PromptError.
-    """
-    parts.check_parts(config.parts())
-    check_prompts(config.injector.strategies)
-    if config.engine.type == "vllm" and not config.engine.urls:
-        check_installed()
-    model = policy_path(config.policy.model)
-    ChatFormat(load_tokenizer(model)).check()
-    return model
 
 
 @contextmanager

@@ -9,13 +9,12 @@ names the field.
 
 from __future__ import annotations
 
-import ast
-import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from selfplay.evaluation.record_fields import decoded, has, ids_of, python_version, shown, text_of, texts_of
 from selfplay.repositories.specs import parse_spec
 from selfplay.source.apply import diff_trees
 from selfplay.source.path_policy import is_test_path
@@ -95,7 +94,7 @@ class Setup:
     def from_json(cls, value: object) -> Setup:
         """Raises ValueError, which names the field."""
         if not isinstance(value, Mapping):
-            raise ValueError(f"selfplay.setup is {_shown(value)}, not an object")
+            raise ValueError(f"selfplay.setup is {shown(value)}, not an object")
         found: dict[str, Any] = {}
         known = {one.name: one for one in fields(cls)}
         for name, given in value.items():
@@ -103,9 +102,9 @@ class Setup:
                 raise ValueError(f"selfplay.setup.{name} is not known; known are {', '.join(known)}")
             usual = known[name].default
             if isinstance(usual, tuple):
-                found[name] = _texts(given, f"selfplay.setup.{name}")
+                found[name] = texts_of(given, f"selfplay.setup.{name}")
             elif not isinstance(given, type(usual)):
-                raise ValueError(f"selfplay.setup.{name} is {_shown(given)}, not a {type(usual).__name__}")
+                raise ValueError(f"selfplay.setup.{name} is {shown(given)}, not a {type(usual).__name__}")
             else:
                 found[name] = given
         return cls(**found)
@@ -126,7 +125,7 @@ def as_task_record(record: Mapping[str, Any]) -> Mapping[str, Any]:
     repo = record.get("repo")
     if not isinstance(repo, str) or not OWNER_AND_NAME.fullmatch(repo):
         return _pinned(record)
-    if not _has(record, "base_commit") and _has(record, "image_name"):
+    if not has(record, "base_commit") and has(record, "image_name"):
         return _from_swe_smith(record)
     return _from_swe_bench(record)
 
@@ -138,7 +137,7 @@ def _pinned(record: Mapping[str, Any]) -> Mapping[str, Any]:
         return record
     spec = parse_spec(repo)
     if not isinstance(commit, str) or not COMMIT.fullmatch(commit):
-        raise ValueError(f"base_commit is {_shown(commit)}, not a commit id of 7 to 40 hexadecimal digits")
+        raise ValueError(f"base_commit is {shown(commit)}, not a commit id of 7 to 40 hexadecimal digits")
     if spec.kind not in ("git", "path"):
         raise ValueError(
             f"base_commit is {commit}, and repo is {repo!r}, which has no commits: "
@@ -161,22 +160,22 @@ def _pinned(record: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _from_swe_bench(record: Mapping[str, Any]) -> dict[str, Any]:
     """SWE-bench, Lite, Verified, Pro; SWE-Gym; SWE-rebench, which adds `install_config`."""
-    repo, instance = _text(record, "repo"), _text(record, "instance_id")
-    commit = _text(record, "base_commit")
+    repo, instance = text_of(record, "repo"), text_of(record, "instance_id")
+    commit = text_of(record, "base_commit")
     if not COMMIT.fullmatch(commit):
-        raise ValueError(f"base_commit is {_shown(commit)}, not a commit id of 7 to 40 hexadecimal digits")
+        raise ValueError(f"base_commit is {shown(commit)}, not a commit id of 7 to 40 hexadecimal digits")
     config = record.get("install_config") or {}
-    config = _decoded(config, "install_config")
+    config = decoded(config, "install_config")
     if not isinstance(config, Mapping):
-        raise ValueError(f"install_config is {_shown(config)}, not an object")
+        raise ValueError(f"install_config is {shown(config)}, not an object")
     test, parser = RUNNERS.get(repo, ("", ""))
     problem = _language_problem(record, "repo_language", "language")
     command = config.get("test_cmd") or ""
     if not isinstance(command, str):
-        command = " && ".join(_texts(command, "install_config.test_cmd"))
-    packages = _texts(config.get("pip_packages") or [], "install_config.pip_packages")
+        command = " && ".join(texts_of(command, "install_config.test_cmd"))
+    packages = texts_of(config.get("pip_packages") or [], "install_config.pip_packages")
     own_parser = LOG_PARSERS.get(str(config.get("log_parser")), "")
-    has_image = any(_has(record, name) for name in ("image_name", "docker_image"))
+    has_image = any(has(record, name) for name in ("image_name", "docker_image"))
     image_only = bool(problem and command and own_parser and has_image)
     if image_only:
         test, parser, problem = command, own_parser, ""
@@ -186,26 +185,26 @@ def _from_swe_bench(record: Mapping[str, Any]) -> dict[str, Any]:
         problem = problem or f"install_config.pip_packages holds {options[0]!r}, an option of pip"
     setup = Setup(
         images=_swe_bench_images(record, instance),
-        folder="/app" if _has(record, "dockerhub_tag") else "/testbed",
-        python=_python(config.get("python")),
+        folder="/app" if has(record, "dockerhub_tag") else "/testbed",
+        python=python_version(config.get("python")),
         packages=packages,
         test=test,
         parser=parser,
         image_only=image_only,
         left_out=problem,
     )
-    issue = [_text(record, "problem_statement", "")]
+    issue = [text_of(record, "problem_statement", "")]
     # SWE-bench Pro gives its solvers these two with the issue.
     for name, title in (("requirements", "Requirements"), ("interface", "Interface")):
-        if _has(record, "dockerhub_tag") and (text := _text(record, name, "").strip()):
+        if has(record, "dockerhub_tag") and (text := text_of(record, name, "").strip()):
             issue.append(f"{title}:\n\n{text}")
     return {
         "instance_id": instance,
         "repo": f"{GIT_HOST}/{repo}@{commit}",
-        "patch": _text(record, "patch"),
-        "test_patch": _text(record, "test_patch"),
-        "FAIL_TO_PASS": _ids(record, "FAIL_TO_PASS", "fail_to_pass"),
-        "PASS_TO_PASS": _ids(record, "PASS_TO_PASS", "pass_to_pass"),
+        "patch": text_of(record, "patch"),
+        "test_patch": text_of(record, "test_patch"),
+        "FAIL_TO_PASS": ids_of(record, "FAIL_TO_PASS", "fail_to_pass"),
+        "PASS_TO_PASS": ids_of(record, "PASS_TO_PASS", "pass_to_pass"),
         "problem_statement": "\n\n".join(part for part in issue if part),
         "selfplay": {"setup": setup.to_json()},
     }
@@ -213,8 +212,8 @@ def _from_swe_bench(record: Mapping[str, Any]) -> dict[str, Any]:
 
 def _swe_bench_images(record: Mapping[str, Any], instance: str) -> tuple[str, ...]:
     """The image that the record names, else the names under which the field's projects publish theirs."""
-    named = [_text(record, name, "") for name in ("image_name", "docker_image")]
-    if tag := _text(record, "dockerhub_tag", ""):
+    named = [text_of(record, name, "") for name in ("image_name", "docker_image")]
+    if tag := text_of(record, "dockerhub_tag", ""):
         named.append(f"jefzda/sweap-images:{tag}")
     if any(named):
         return tuple(name for name in named if name)
@@ -229,7 +228,7 @@ def _swe_bench_images(record: Mapping[str, Any], instance: str) -> tuple[str, ..
 def _language_problem(record: Mapping[str, Any], *names: str) -> str:
     """Why a record of another language than Python is left out; "" for Python."""
     for name in names:
-        language = _text(record, name, "").lower()
+        language = text_of(record, name, "").lower()
         if language and language not in ("python", "py"):
             return (
                 f"its tests are in {language} ({name}), and the record brings no image with a log parser "
@@ -243,22 +242,22 @@ def _language_problem(record: Mapping[str, Any], *names: str) -> str:
 
 def _from_swe_smith(record: Mapping[str, Any]) -> dict[str, Any]:
     """`repo` is swesmith/OWNER__NAME.COMMIT, and `patch` makes the bug."""
-    repo = _text(record, "repo")
+    repo = text_of(record, "repo")
     found = re.fullmatch(r"(?:[\w.-]+/)?([\w.-]+?)__([\w.-]+)\.([0-9a-f]{7,40})", repo)
     if found is None:
         raise ValueError(
             f"repo is {repo!r} and there is no base_commit: "
             "add base_commit, or write repo as swesmith/OWNER__NAME.COMMIT"
         )
-    setup = Setup(images=(_text(record, "image_name"),), patch_is_bug=True)
+    setup = Setup(images=(text_of(record, "image_name"),), patch_is_bug=True)
     return {
-        "instance_id": _text(record, "instance_id"),
+        "instance_id": text_of(record, "instance_id"),
         "repo": f"{GIT_HOST}/{found[1]}/{found[2]}@{found[3]}",
-        "patch": _text(record, "patch"),
+        "patch": text_of(record, "patch"),
         "test_patch": "",
-        "FAIL_TO_PASS": _ids(record, "FAIL_TO_PASS"),
-        "PASS_TO_PASS": _ids(record, "PASS_TO_PASS"),
-        "problem_statement": _text(record, "problem_statement", ""),
+        "FAIL_TO_PASS": ids_of(record, "FAIL_TO_PASS"),
+        "PASS_TO_PASS": ids_of(record, "PASS_TO_PASS"),
+        "problem_statement": text_of(record, "problem_statement", ""),
         "selfplay": {"setup": setup.to_json()},
     }
 
@@ -272,51 +271,51 @@ def _from_r2e(record: Mapping[str, Any]) -> dict[str, Any]:
 
     Its images keep Python inside the repository's folder, where a workspace hides it, so none is used.
     """
-    name = _text(record, "repo_name")
-    commit = _decoded(record.get("parsed_commit_content"), "parsed_commit_content")
-    run = _decoded(record.get("execution_result_content"), "execution_result_content")
+    name = text_of(record, "repo_name")
+    commit = decoded(record.get("parsed_commit_content"), "parsed_commit_content")
+    run = decoded(record.get("execution_result_content"), "execution_result_content")
     if not isinstance(commit, Mapping) or not isinstance(run, Mapping):
         raise ValueError(
             "parsed_commit_content and execution_result_content must be objects: "
             "they hold the repair and the tests"
         )
-    new_commit = _text(commit, "new_commit_hash", "") or _text(record, "commit_hash", "")
-    old_commit = _text(commit, "old_commit_hash", "") or f"{new_commit}^"
+    new_commit = text_of(commit, "new_commit_hash", "") or text_of(record, "commit_hash", "")
+    old_commit = text_of(commit, "old_commit_hash", "") or f"{new_commit}^"
     base = old_commit.removesuffix("^")
     if not COMMIT.fullmatch(base):
-        raise ValueError(f"parsed_commit_content.old_commit_hash is {_shown(old_commit)}, not a commit id")
+        raise ValueError(f"parsed_commit_content.old_commit_hash is {shown(old_commit)}, not a commit id")
     owner = R2E_OWNERS.get(name.lower(), name if "/" in name else "")
     problem = "" if owner else f"the owner of the repository {name!r} (repo_name) is not known"
     if old_commit.endswith("^"):
         problem = problem or "it names no commit before the repair (parsed_commit_content.old_commit_hash)"
-    names = _texts(run.get("test_file_names") or [], "execution_result_content.test_file_names")
-    codes = _texts(run.get("test_file_codes") or [], "execution_result_content.test_file_codes")
+    names = texts_of(run.get("test_file_names") or [], "execution_result_content.test_file_names")
+    codes = texts_of(run.get("test_file_codes") or [], "execution_result_content.test_file_codes")
     if len(names) != len(codes) or not names:
         raise ValueError(
             f"execution_result_content has {len(names)} test_file_names and {len(codes)} test_file_codes; "
             "there must be as many of both"
         )
     tests = {f"{R2E_TESTS}/{path.rpartition('/')[2]}": text for path, text in zip(names, codes, strict=True)}
-    expected = _decoded(record.get("expected_output_json"), "expected_output_json")
+    expected = decoded(record.get("expected_output_json"), "expected_output_json")
     wanted = (
         {test for test, outcome in expected.items() if outcome == "PASSED"}
         if isinstance(expected, Mapping)
         else set()
     )
-    before = _pytest_passes(_text(run, "old_commit_res_stdout", ""))
+    before = _pytest_passes(text_of(run, "old_commit_res_stdout", ""))
     after = {
         test
-        for test in _pytest_passes(_text(run, "new_commit_res_stdout", ""))
+        for test in _pytest_passes(text_of(run, "new_commit_res_stdout", ""))
         if not wanted or ".".join(test.split("::")[1:]) in wanted
     }
     return {
-        "instance_id": _text(record, "instance_id", "") or f"{name}__{(new_commit or base)[:12]}",
+        "instance_id": text_of(record, "instance_id", "") or f"{name}__{(new_commit or base)[:12]}",
         "repo": f"{GIT_HOST}/{owner or f'unknown/{name}'}@{base}",
         "patch": _repair_of(commit),
         "test_patch": _diff({}, tests),
         "FAIL_TO_PASS": sorted(after - before),
         "PASS_TO_PASS": sorted(after & before),
-        "problem_statement": _text(record, "problem_statement", ""),
+        "problem_statement": text_of(record, "problem_statement", ""),
         "selfplay": {"setup": Setup(left_out=problem).to_json()},
     }
 
@@ -360,10 +359,10 @@ def _diff(before: Mapping[str, str], after: Mapping[str, str]) -> str:
 def _from_multi_swe(record: Mapping[str, Any]) -> dict[str, Any]:
     """Ids are the keys of four objects: what the repair makes pass is f2p, s2p and n2p together."""
     base = record["base"]
-    commit = _text(base, "sha") if isinstance(base, Mapping) else ""
+    commit = text_of(base, "sha") if isinstance(base, Mapping) else ""
     if not COMMIT.fullmatch(commit):
-        raise ValueError(f"base.sha is {_shown(commit)}, not a commit id")
-    org, repo, number = _text(record, "org"), _text(record, "repo"), str(record["number"])
+        raise ValueError(f"base.sha is {shown(commit)}, not a commit id")
+    org, repo, number = text_of(record, "org"), text_of(record, "repo"), str(record["number"])
     issues = record.get("resolved_issues")
     texts = [
         f"{issue.get('title') or ''}\n\n{issue.get('body') or ''}".strip()
@@ -380,13 +379,13 @@ def _from_multi_swe(record: Mapping[str, Any]) -> dict[str, Any]:
         return sorted({test for name in names for test in _keys(record.get(name), name)})
 
     return {
-        "instance_id": _text(record, "instance_id", "") or f"{org}__{repo}-{number}",
+        "instance_id": text_of(record, "instance_id", "") or f"{org}__{repo}-{number}",
         "repo": f"{GIT_HOST}/{org}/{repo}@{commit}",
-        "patch": _text(record, "fix_patch"),
-        "test_patch": _text(record, "test_patch"),
+        "patch": text_of(record, "fix_patch"),
+        "test_patch": text_of(record, "test_patch"),
         "FAIL_TO_PASS": ids("f2p_tests", "s2p_tests", "n2p_tests"),
         "PASS_TO_PASS": ids("p2p_tests"),
-        "problem_statement": "\n\n".join(texts) or _text(record, "body", ""),
+        "problem_statement": "\n\n".join(texts) or text_of(record, "body", ""),
         "selfplay": {"setup": setup.to_json()},
     }
 
@@ -395,69 +394,4 @@ def _keys(value: object, name: str) -> list[str]:
     """The keys of an object of tests. In Parquet each record has the keys of all records, others' as null."""
     if isinstance(value, Mapping):
         return [str(test) for test, status in value.items() if status is not None]
-    return list(_texts(value or [], name))
-
-
-# ---- fields
-
-
-def _has(record: Mapping[str, Any], name: str) -> bool:
-    return bool(record.get(name))
-
-
-def _text(record: Mapping[str, Any], name: str, default: str | None = None) -> str:
-    """The text of a field. A missing or null one is `default`, if there is one. Raises ValueError."""
-    value = record.get(name)
-    if value is None and default is not None:
-        return default
-    if value is None:
-        raise ValueError(f"lacks {name}")
-    if not isinstance(value, str):
-        raise ValueError(f"{name} is {_shown(value)}, not a text")
-    return value
-
-
-def _ids(record: Mapping[str, Any], *names: str) -> list[str]:
-    """Test ids: a list, the JSON text of one, or Python's. Raises ValueError."""
-    for name in names:
-        if record.get(name) is not None:
-            return list(_texts(_decoded(record[name], name), name))
-    raise ValueError(f"lacks {names[0]}")
-
-
-def _decoded(value: object, name: str) -> Any:
-    """The value of a text in JSON or Python's notation, and anything else as it is. Raises ValueError."""
-    if not isinstance(value, str):
-        return value
-    if not value.strip():
-        return []
-    for read in (json.loads, ast.literal_eval):
-        try:
-            return read(value)
-        except (ValueError, SyntaxError, RecursionError, MemoryError):
-            continue
-    raise ValueError(f"{name} is {_shown(value)}, neither a list nor the JSON text of one")
-
-
-def _texts(value: object, name: str) -> tuple[str, ...]:
-    if not isinstance(value, Sequence) or isinstance(value, str | bytes):
-        raise ValueError(f"{name} is {_shown(value)}, not a list of texts")
-    if wrong := [item for item in value if not isinstance(item, str)]:
-        raise ValueError(f"{name} holds {_shown(wrong[0])}, which is not a text")
-    return tuple(value)
-
-
-def _python(value: object) -> str:
-    """`3.9` from "3.9", "3.9.18" or 3.9; "" for nothing. Raises ValueError."""
-    if value in (None, ""):
-        return ""
-    found = re.match(r"3\.\d+", str(value))
-    if found is None:
-        raise ValueError(f"install_config.python is {_shown(value)}, not a version like 3.11")
-    return found[0]
-
-
-def _shown(value: object) -> str:
-    """A value in a message, cut to a length that a person reads."""
-    text = ascii(value)
-    return text if len(text) <= 60 else f"{text[:57]}…"
+    return list(texts_of(value or [], name))

@@ -28,9 +28,8 @@ from selfplay.errors import (
 )
 from selfplay.evaluation.tasks import Task
 from selfplay.outcomes import TestOutcomes
-from selfplay.repositories.build import BUILD_ATTEMPTS, adapted
+from selfplay.repositories.build import BUILD_ATTEMPTS, adapted, first_requirements
 from selfplay.repositories.checkouts import Checkout, cache_root
-from selfplay.repositories.dependencies import read_dependencies
 from selfplay.repositories.environment import SCHEMA, Environment
 from selfplay.repositories.fetching import fetch
 from selfplay.repositories.installation import Requirements, install
@@ -159,8 +158,8 @@ def _of_commit(job: BuildJob, task: Task) -> Environment:
             raise EnvironmentBuildError(f"{text} needs sandbox.type = 'docker', not {kind!r}")
         environment = _of_image(job, checkout.spec.location.partition("#")[0])
     else:
-        wanted = Requirements(read_dependencies(checkout.tree, checkout.name), setup.packages)
-        if command is not None or setup.test:
+        wanted = replace(first_requirements(job), extra=setup.packages)
+        if setup.test:
             wanted = replace(wanted, pytest="")
         installed = _installed(job, wanted, _test_files(task, checkout.tree))
         variables = import_variables(checkout.tree)

@@ -115,12 +115,12 @@ def _environment_key(checkout: Checkout, backend: SandboxBackend, settings: Envi
 
 def _read(checkout: Checkout, backend: SandboxBackend) -> Reading:
     """What the files of a checkout say today about its environment."""
-    requirements = _first_requirements(checkout)
+    requirements = _stated_requirements(checkout)
     script = build_script(requirements, checkout.spec.install, requirement_files(checkout.tree))
     return Reading(requirements.dependencies, import_variables(checkout.tree), build_key_of(script, backend))
 
 
-def _first_requirements(checkout: Checkout, metadata: str = "") -> Requirements:
+def _stated_requirements(checkout: Checkout, metadata: str = "") -> Requirements:
     """What to install before anything was tried. metadata: of the build backend, if it was asked."""
     found = read_dependencies(checkout.tree, checkout.name, checkout.tag_version, metadata)
     is_command = read_test_command(checkout.spec, checkout.tree) is not None
@@ -128,12 +128,12 @@ def _first_requirements(checkout: Checkout, metadata: str = "") -> Requirements:
     return Requirements(found, pytest="" if is_command else PYTEST, renamed=renamed)
 
 
-def _requirements(job: BuildJob) -> Requirements:
+def first_requirements(job: BuildJob) -> Requirements:
     """What to install first. Asks the build backend for what the files do not state."""
-    requirements = _first_requirements(job.checkout)
+    requirements = _stated_requirements(job.checkout)
     if not requirements.dependencies.unread or job.is_image or job.checkout.spec.install is not None:
         return requirements
-    return _first_requirements(job.checkout, ask_backend(job))
+    return _stated_requirements(job.checkout, ask_backend(job))
 
 
 def _build(job: BuildJob, key: str) -> tuple[Environment, str]:
@@ -145,7 +145,7 @@ def _build(job: BuildJob, key: str) -> tuple[Environment, str]:
         suite, installation = _install_until_tests_are_found(job, variables)
     else:
         suite = Suite(command.files, command=command)
-        installation = install(job, _requirements(job), 1)
+        installation = install(job, first_requirements(job), 1)
     trial = Trial(job, installation.reference, variables)
     seen = run_probe(trial, suite.code_suffixes)
     refuse_copies(job, seen.copies)
@@ -155,7 +155,7 @@ def _build(job: BuildJob, key: str) -> tuple[Environment, str]:
         suite = replace(suite, options=f"{suite.options} --hypothesis-profile=ci")
     suite, baseline = take_baseline(trial, suite)
     check_planted_error(trial, suite, baseline)
-    left_out = (*_first_requirements(checkout).dependencies.urls, *installation.left_out)
+    left_out = (*_stated_requirements(checkout).dependencies.urls, *installation.left_out)
     environment = replace(_environment(trial, suite, baseline, key), left_out=left_out)
     functions = (
         f"{len(environment.targets)} functions"
@@ -176,7 +176,7 @@ def _install_until_tests_are_found(job: BuildJob, variables: dict[str, str]) -> 
     """
     checkout = job.checkout
     arguments = read_pytest_hint(checkout.spec.test, checkout.tree)
-    requirements = _requirements(job)
+    requirements = first_requirements(job)
     requirements = replace(requirements, extra=arguments.missing_in(requirements.dependencies))
     for attempt in range(1, BUILD_ATTEMPTS + 1):
         installation = install(job, requirements, attempt)
