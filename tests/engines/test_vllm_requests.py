@@ -450,7 +450,7 @@ def test_a_vector_that_differs_in_one_number_is_found() -> None:
             ["engine.type=vllm", "engine.sync=ipc", "trainer.type=deepspeed", "trainer.ranks=2"],
             "trainer.ranks is 2; set engine.sync = 'nccl'",
         ),
-        (["engine.type=vllm", "engine.servers=0"], "greater than or equal to 1"),
+        (["engine.type=vllm", "engine.servers=0"], "needs a number of at least 1"),
     ],
 )
 def test_settings_that_contradict_each_other_are_named(settings: list[str], message: str) -> None:
