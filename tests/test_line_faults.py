@@ -72,8 +72,8 @@ def test_test_ids_of_a_wrong_kind_are_named_by_their_key(tmp_path):
         json.dumps({**RECORD, key: value}) for key in ("FAIL_TO_PASS", "PASS_TO_PASS") for value in ("x", 3)
     ]
     message = message_of_tasks(tmp_path / "t.jsonl", lines)
-    assert "line 1: FAIL_TO_PASS is not JSON" in message
-    assert "line 4: PASS_TO_PASS is neither a list of test ids nor the JSON of one" in message
+    assert "line 1: FAIL_TO_PASS is 'x', neither a list of test ids nor the JSON of one" in message
+    assert "line 4: PASS_TO_PASS is 3, neither a list of test ids nor the JSON of one" in message
 
 
 def test_a_list_with_many_wrong_lines_has_a_short_message(tmp_path):

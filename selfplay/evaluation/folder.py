@@ -299,8 +299,10 @@ class Folder:
             )
 
     def begin(self, identity: Identity) -> None:
-        """Create the folder, or continue it. Raises as `check` does."""
+        """Create the folder, or continue it: what a kill left half-written goes. Raises as `check` does."""
         self.check(identity)
+        for partial in self.episodes.glob("*.partial"):
+            partial.unlink()
         if not self.identity_file.is_file():
             self.path.mkdir(parents=True, exist_ok=True)
             partial = self.identity_file.with_suffix(".partial")

@@ -28,3 +28,12 @@ def test_a_half_made_folder_is_continued(tmp_path: Path, files: dict[str, str]) 
     assert list(entries_of(folder)) == ["one"]
     assert folder.results() == []
     assert evaluation_folders(tmp_path) == [(0, folder)]
+
+
+def test_half_an_episode_is_removed_when_the_evaluation_goes_on(tmp_path: Path) -> None:
+    folder = Folder(tmp_path / "u0001")
+    folder.episodes.mkdir(parents=True)
+    (folder.episodes / "one-abc-m0.json.77.partial").write_bytes(b"half")
+    (folder.episodes / "one-abc-m1.json.gz").write_bytes(b"whole")
+    folder.begin(IDENTITY)
+    assert [path.name for path in folder.episodes.iterdir()] == ["one-abc-m1.json.gz"]
