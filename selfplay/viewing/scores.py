@@ -7,19 +7,19 @@ if the confidence interval shows one.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.padding import Padding
-from rich.table import Table
 from rich.text import Text
 
 from selfplay.agent.observations import make_harmless
 from selfplay.evaluation.comparison import compare
 from selfplay.evaluation.folder import MODES, Folder
 from selfplay.evaluation.statistics import MIN_CHANGED
+from selfplay.viewing.tables import Column, Listing
 
 KINDS = {"sets": "set", "repositories": "repository"}
 
@@ -58,16 +58,15 @@ def mode_name(mode: str, temperature: float | None) -> str:
     return "greedy" if mode == "greedy" else f"T = {temperature:g}"
 
 
-def _table(*columns: str) -> Table:
-    """An empty table: a column of names, which may wrap, then columns of numbers, which may not."""
-    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
-    for number, name in enumerate(columns):
-        table.add_column(name, justify="right" if number else "left", no_wrap=number > 0, overflow="fold")
-    return table
+def _listing(
+    columns: Sequence[Column], rows: Iterable[Sequence[str]], narrow: Listing | None = None
+) -> Listing:
+    names = [column.name for column in columns]
+    return Listing(columns, [dict(zip(names, row, strict=True)) for row in rows], narrow)
 
 
-def _name(text: str) -> Text:
-    return Text(make_harmless(text) or "(none)")
+def _name(text: str) -> str:
+    return text or "(none)"
 
 
 # ---- rates of one policy
@@ -83,33 +82,40 @@ def show_rates(
     modes = [mode for mode in MODES if mode in summary]
     k = summary["k"]
     has_k = k > 1 and "sampled" in modes
-    head = _table(
-        "", "bugs", "attempts", "pass@1", *([f"pass@{k}"] if has_k else []), "turns", "tokens", "seconds"
-    )
+    columns = [
+        Column(""),
+        Column("bugs", rank=4, right=True),
+        Column("attempts", rank=3, right=True),
+        Column("pass@1", right=True),
+        *([Column(f"pass@{k}", right=True)] if has_k else []),
+        Column("turns", rank=5, right=True),
+        Column("tokens", rank=6, right=True),
+        Column("seconds", rank=7, right=True),
+    ]
+    lines = []
     for mode in modes:
         row = summary[mode]["all"]
         at_k = [f"{row[f'pass@{k}']:.1%}" if f"pass@{k}" in row else "–"] if has_k else []
         means = (f"{row['turns']:.1f}", f"{row['tokens']:.0f}", f"{row['seconds']:.1f}")
-        head.add_row(
-            mode_name(mode, temperature), str(row["tasks"]), str(row["attempts"]), percent(row), *at_k, *means
-        )
+        counts = str(row["tasks"]), str(row["attempts"])
+        lines.append((mode_name(mode, temperature), *counts, percent(row), *at_k, *means))
     console.print(Text("Repair rate", style="bold"))
-    console.print(Padding(head if modes else Text("no attempt was judged"), (0, 0, 1, 2)))
+    head = _listing(columns, lines) if modes else Text("no attempt was judged")
+    console.print(Padding(head, (0, 0, 1, 2)))
     if has_k:
         console.print(Padding(_table_of_k(summary["sampled"]["all"], k), (0, 0, 1, 2)))
     for kind, title in KINDS.items():
         names = sorted({name for mode in modes for name in summary[mode][kind]})
         if len(names) < 2:
             continue
-        table = _table(title, "bugs", *(mode_name(mode, temperature) for mode in modes))
+        columns = [Column(title, least=12), Column("bugs", rank=1, right=True)]
+        columns += [Column(mode_name(mode, temperature), right=True) for mode in modes]
+        lines = []
         for name in names:
             rows = [summary[mode][kind].get(name) for mode in modes]
-            table.add_row(
-                _name(name),
-                str(max(row["tasks"] for row in rows if row)),
-                *(percent(row) if row else "–" for row in rows),
-            )
-        console.print(Padding(table, (0, 0, 1, 2)))
+            tasks = str(max(row["tasks"] for row in rows if row))
+            lines.append((_name(name), tasks, *(percent(row) if row else "–" for row in rows)))
+        console.print(Padding(_listing(columns, lines), (0, 0, 1, 2)))
     if modes:
         console.print(
             "± is one standard error in points, clustered by bug; it cannot be estimated from one bug, or "
@@ -124,15 +130,16 @@ def show_rates(
         console.print(Text(note), soft_wrap=True)
 
 
-def _table_of_k(row: Mapping[str, Any], k: int) -> Table:
+def _table_of_k(row: Mapping[str, Any], k: int) -> Listing:
     """pass@n and best@n for each n up to k."""
-    table = _table("k", "pass@k (estimate for any k attempts)", "best@k (of the first k)")
-    table.add_row("1", f"{row['pass@1']:.1%}", "–")
+    names = "pass@k (any k attempts)", "best@k (the first k)"
+    columns = [Column("k", right=True), *(Column(name, right=True) for name in names)]
+    lines = [("1", f"{row['pass@1']:.1%}", "–")]
     for n in range(2, k + 1):
-        table.add_row(
-            str(n), *(f"{row[name]:.1%}" if name in row else "–" for name in (f"pass@{n}", f"best@{n}"))
-        )
-    return table
+        found = (row.get(name) for name in (f"pass@{n}", f"best@{n}"))
+        passed, best = ("–" if value is None else f"{value:.1%}" for value in found)
+        lines.append((str(n), passed, best))
+    return _listing(columns, lines)
 
 
 def conditions_note(summary: Mapping[str, Any]) -> str:
@@ -173,21 +180,21 @@ def comparison_body(
     parts: list[RenderableType] = []
     modes = [mode for mode in MODES if mode in comparison]
     temperature = comparison["temperature"]
-    head = _table("", "bugs", first, second, "difference (95% interval)")
-    for mode in modes:
-        head.add_row(mode_name(mode, temperature), *_cells(comparison[mode]["all"]))
-    parts.append(head)
+
+    def table(title: str, rows: Iterable[tuple[str, Mapping[str, Any]]]) -> Listing:
+        columns = [Column(title, least=12), Column("bugs", rank=1, right=True)]
+        columns += [Column(name, right=True) for name in (first, second, "difference (95% CI)")]
+        lines = [(_name(name), *_cells(row)) for name, row in rows]
+        # Where the standard errors have no room, the rates stand without them.
+        short = [[cell.partition(" ± ")[0] for cell in line] for line in lines]
+        return _listing(columns, lines, narrow=_listing(columns, short))
+
+    parts.append(table("", [(mode_name(mode, temperature), comparison[mode]["all"]) for mode in modes]))
     for kind, title in KINDS.items() if with_groups else ():
         for mode in modes:
             rows = comparison[mode][kind]
-            if len(rows) < 2:
-                continue
-            table = _table(
-                f"{title}, {mode_name(mode, temperature)}", "bugs", first, second, "difference (95% interval)"
-            )
-            for name, row in rows.items():
-                table.add_row(_name(name), *_cells(row))
-            parts += [Text(), table]
+            if len(rows) > 1:
+                parts += [Text(), table(f"{title}, {mode_name(mode, temperature)}", rows.items())]
     parts.append(Text())
     parts.extend(Text(sentence) for sentence in sentences(comparison))
     return Group(*parts)

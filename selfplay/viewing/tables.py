@@ -59,13 +59,18 @@ class Listing:
     """A table with one line for each row, at any width.
 
     Columns are left out until the rest fits, then texts are cut. rows: texts by the name of the column; text
-    is shown as it is, with control characters as visible escapes.
+    is shown as it is, with control characters as visible escapes. narrow: printed instead if not even the
+    columns of rank 0 fit.
     """
 
     columns: Sequence[Column]
     rows: Sequence[Mapping[str, str]]
+    narrow: Listing | None = None
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterable[RenderableType]:
+        if self.narrow is not None and _row_width(self.widths(0).values()) > options.max_width:
+            yield self.narrow
+            return
         widths = self.widths(options.max_width)
         shown = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
         for column in self.columns:
@@ -92,18 +97,23 @@ class Listing:
         def least(column: Column) -> int:
             return min(natural[column.name], column.least or natural[column.name])
 
-        while sum(least(column) + 2 for column in shown) - 2 > available:
+        while _row_width(map(least, shown)) > available:
             rank = max(column.rank for column in shown)
             if rank == 0:
                 break
             shown.remove(next(column for column in reversed(shown) if column.rank == rank))
         widths = {column.name: least(column) for column in shown}
-        spare = available - sum(width + 2 for width in widths.values()) + 2
+        spare = available - _row_width(widths.values())
         while spare > 0 and (cut := [name for name in widths if widths[name] < natural[name]]):
             for name in cut[:spare]:
                 widths[name] += 1
                 spare -= 1
         return widths
+
+
+def _row_width(widths: Iterable[int]) -> int:
+    """Characters of a row, with two blanks between columns."""
+    return sum(width + 2 for width in widths) - 2
 
 
 def _one_line(text: str) -> str:

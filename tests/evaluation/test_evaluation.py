@@ -105,7 +105,7 @@ def test_pass_at_each_k_is_an_estimate_and_best_at_k_is_what_was_played(tmp_path
     assert [row[f"pass@{k}"] for k in (1, 2, 3, 4)] == pytest.approx([0.25, 0.5, 0.75, 1.0])
     assert [row[f"best@{k}"] for k in (2, 3, 4)] == [0.0, 1.0, 1.0]
     text = printed(100, lambda console: show_rates({**summarise(folder.results(), {}, 4)}, console, 1.0))
-    assert "best@k (of the first k)" in text and "75.0%" in text
+    assert "best@k (the first k)" in text and "75.0%" in text
 
 
 def test_figures_are_given_by_set_part_and_repository(tmp_path):

@@ -37,6 +37,18 @@ def test_columns_of_a_high_rank_are_left_out_first_then_texts_are_cut():
     assert lines(17)[0].split() == ["bug", "solved"]
 
 
+def test_a_listing_that_cannot_fit_prints_its_narrow_form_with_whole_numbers():
+    wide = Listing(
+        (Column("rate", right=True),),
+        [{"rate": "21.9% ± 9.1"}],
+        Listing((Column("rate"),), [{"rate": "21.9%"}]),
+    )
+    for width, text in ((11, "21.9% ± 9.1"), (10, "21.9%")):
+        console = Console(file=io.StringIO(), width=width, color_system=None)
+        console.print(wide)
+        assert console.file.getvalue().split("\n")[1].strip() == text
+
+
 def test_a_line_break_in_a_text_does_not_break_the_row():
     assert "two⏎lines" in lines(80)[2]
 
