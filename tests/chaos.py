@@ -324,7 +324,7 @@ class Attempt:
                     while (
                         len(self.kills) < self.planned and CONTROLLER not in dead and process.poll() is None
                     ):
-                        dead += self._kill_one(process, events)
+                        dead += self._kill_one(process, events, spared=set(dead) & {TEST_RUN})
                     code = process.wait(120 + 20 * self.reference.seconds)
                 except subprocess.TimeoutExpired:
                     raise Failed(
@@ -358,13 +358,17 @@ class Attempt:
         )
         return "update " not in leg and "error: " in leg
 
-    def _kill_one(self, process: subprocess.Popen[bytes], events: FolderEvents) -> list[str]:
+    def _kill_one(
+        self, process: subprocess.Popen[bytes], events: FolderEvents, spared: set[str]
+    ) -> list[str]:
         """Wait for a random moment, then kill a process of a random kind.
 
+        spared: kinds that are left alone. A test run that is killed is repeated once; a second kill counts
+        against the policy, as if the tests had ended themselves.
         Returns its kind, or [] if there is no such process.
         """
         rng, began = self.rng, time.monotonic()
-        victims = self.scenario.victims
+        victims = {kind: share for kind, share in self.scenario.victims.items() if kind not in spared}
         wanted = rng.choices(list(victims), list(victims.values()))[0]
         parts = [
             part
