@@ -106,8 +106,9 @@ def prepare_all(
         result = prepare(spec)
         done += 1
         mark = "✓" if result.is_admitted else "✗"
-        line = f"{done} of {len(specs)} {mark} {result.repository}, {result.seconds:.0f} s"
-        console.print(line, markup=False, highlight=False)
+        why = f": {result.reason.partition(chr(10))[0]}" if result.reason else ""
+        line = f"{done} of {len(specs)} {mark} {result.repository}, {result.seconds:.0f} s{why}"
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
         return result
 
     with ThreadPoolExecutor(jobs) as pool:
