@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 MAX_LINES = 20_000  # of a log that are read, from its end
 MAX_LINE = 400  # characters
 
+INTERNAL = "INTERNALERROR>"  # begins each line of a failure of pytest itself
 ESCAPE = re.compile(r"\x1b\[[0-9;]*m")
 # What code changes to hide or change pytest's report.
 HIDES_REPORT = re.compile(
@@ -96,7 +97,7 @@ def with_cause(what: str, log: str, tree: Tree, given: Hints) -> str:
 def refused_options(log: str) -> frozenset[str]:
     """The options that pytest refuses: unknown ones, and strict markers if a plugin's marker is missing."""
     found: set[str] = set()
-    for line in log.split("\n"):
+    for line in log.split("\n") if INTERNAL not in log else ():
         unknown = re.search(r"error: unrecognized arguments: (.*)", line)
         if unknown:
             found |= {word for word in unknown[1].split(" ") if word.startswith("-")}
@@ -110,7 +111,8 @@ def refused_options(log: str) -> frozenset[str]:
 
 def _unknown_options(log: Log) -> Cause | None:
     found = next(iter(log.search(re.compile(r"error: unrecognized arguments: (.*)"))), None)
-    if found is None:
+    # A test file that calls unittest.main() when it is imported prints such a line too.
+    if found is None or any(line.startswith(INTERNAL) for line in log.lines):
         return None
     words = [word for word in found[1].split(" ") if word.startswith("-")] or [found[1]]
     file = log.find(r"\s+(?:inifile|configfile): (\S+)")
@@ -186,13 +188,20 @@ def _conftest(log: Log) -> Cause | None:
 
 
 def _internal_error(log: Log) -> Cause | None:
-    lines = [line for line in log.lines if line.startswith("INTERNALERROR>")]
+    lines = [line for line in log.lines if line.startswith(INTERNAL)]
     if not lines:
         return None
     places = [found for line in lines if (found := re.search(r'File "/testbed/([^"]+)", line (\d+)', line))]
     where = f" ({places[-1][1]}, line {places[-1][2]})" if places else ""
+    error = lines[-1].removeprefix(INTERNAL).strip()
+    if places and error.startswith("SystemExit"):
+        return Cause(
+            f"a test file ends Python when it is imported: {error}{where}",
+            'Name the other test files in the hint test="pytest …", or guard the call there with '
+            'if __name__ == "__main__"',
+        )
     return Cause(
-        f"pytest itself failed: {lines[-1].removeprefix('INTERNALERROR>').strip()}{where}",
+        f"pytest itself failed: {error}{where}",
         "" if places else 'If a plugin is too old, choose versions with the hint install="pip install …"',
     )
 

@@ -219,7 +219,11 @@ def test_what_hides_the_report_is_named(tmp_path: Path) -> None:
 
 def test_code_that_ends_pytest_is_named(tmp_path: Path) -> None:
     said = cause(tmp_path, {"test_a.py": "x = 1\nimport sys\nsys.exit(3)\n"})
-    assert said == "pytest itself failed: SystemExit: 3 (test_a.py, line 3)"
+    assert said.startswith("a test file ends Python when it is imported: SystemExit: 3 (test_a.py, line 3)")
+    main = "import unittest\nclass TestA(unittest.TestCase):\n    def test_a(self): pass\nunittest.main()\n"
+    said = cause(tmp_path, {"test_a.py": main})
+    assert said.startswith("a test file ends Python when it is imported: SystemExit: 2 (test_a.py, line 4)")
+    assert 'if __name__ == "__main__"' in said
     assert cause(tmp_path, {"test_a.py": "import os\nos._exit(0)\n"}).startswith("pytest printed nothing")
 
 
