@@ -594,6 +594,9 @@ def test_an_attack_is_held(ground: Ground, attack: Attack) -> None:
     assert report.status == "held", report.evidence
 
 
+CHANCES = 3
+
+
 @pytest.mark.parametrize("attack", ALL_ATTACKS, ids=lambda attack: attack.id)
 def test_an_attack_gets_through_without_its_defence(
     open_to_attack: Ground, attack: Attack, monkeypatch: pytest.MonkeyPatch
@@ -601,8 +604,10 @@ def test_an_attack_gets_through_without_its_defence(
     if attack.id in NO_CONTROL:
         pytest.skip(NO_CONTROL[attack.id])
     ground = CONTROLS[attack.id](monkeypatch, open_to_attack) or open_to_attack
-    report = run_attack(attack, ground)
-    assert report.status == "NOT held", report
+    # Disguises are drawn at random, so an attack that guesses at their names may lose by chance.
+    reports = (run_attack(attack, ground) for _ in range(CHANCES))
+    report = next((report for report in reports if report.status == "NOT held"), None)
+    assert report is not None, f"{attack.id} is held in {CHANCES} tries, without its defence"
 
 
 def test_a_build_in_the_network_of_the_host_would_reach_it(
