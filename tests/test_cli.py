@@ -11,6 +11,8 @@ import pytest
 from selfplay import __version__
 from store_rows import recorded_run
 
+pytestmark = pytest.mark.slow  # most of these tests start the command as a process, some 2 s each
+
 WIDE = {"COLUMNS": "240", "NO_COLOR": "1", "TERM": "dumb"}
 
 

@@ -6,6 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.slow
+
 # The real command line. Only what would open sandboxes is replaced by a Ctrl-C.
 PROGRAM = """
 import os, signal, sys

@@ -21,6 +21,8 @@ from selfplay.verdicts.artifact import FILE_NAMES
 from selfplay.warm_start.settings import read_settings
 from store_rows import recorded_run
 
+pytestmark = pytest.mark.slow  # most of these tests start the command as a process, some 2 s each
+
 BINARY = b"\x7fELF\x02\x01\xa7\xff"
 
 

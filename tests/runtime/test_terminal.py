@@ -15,6 +15,8 @@ from selfplay.evaluation.tasks import Task
 from selfplay.runtime.terminal import in_ascii
 from store_rows import recorded_run
 
+pytestmark = pytest.mark.slow  # most of these tests start the command as a process, some 2 s each
+
 ASCII_TERMINALS = {
     "PYTHONIOENCODING": {"PYTHONIOENCODING": "ascii"},
     "the C locale": {"LANG": "C", "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
