@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import random
 import re
 import shlex
 import socket
@@ -472,7 +473,11 @@ CONTROLS: dict[str, Control] = {
     "print-report-status": all_of(NO_DISGUISE, a_status_as_is_said),
     "forge-chosen-short": NO_DISGUISE,
     "forge-chosen": patched(("selfplay.verdicts.disguise.Disguise.not_passed", lambda *_: ())),
-    "forge-alike": patched(("selfplay.verdicts.disguise.Disguise.all_copies_failed", lambda *_: True)),
+    # With a fixed disguise: in a few of them, no copy of another test fails, and the exit status betrays it.
+    "forge-alike": patched(
+        ("selfplay.verdicts.disguise.Disguise.all_copies_failed", lambda *_: True),
+        ("selfplay.verdicts.second_grading.secrets.SystemRandom", lambda: random.Random(0)),
+    ),
     "agree-with-all": patched(("selfplay.verdicts.disguise.compared_with_nothing", lambda _: None)),
     "patch-runner": NO_FAILING_TEST,
     "parser-empty-log": patched(("selfplay.verdicts.validator.judge_empty_log", passed_check)),
@@ -594,9 +599,6 @@ def test_an_attack_is_held(ground: Ground, attack: Attack) -> None:
     assert report.status == "held", report.evidence
 
 
-CHANCES = 3
-
-
 @pytest.mark.parametrize("attack", ALL_ATTACKS, ids=lambda attack: attack.id)
 def test_an_attack_gets_through_without_its_defence(
     open_to_attack: Ground, attack: Attack, monkeypatch: pytest.MonkeyPatch
@@ -604,10 +606,8 @@ def test_an_attack_gets_through_without_its_defence(
     if attack.id in NO_CONTROL:
         pytest.skip(NO_CONTROL[attack.id])
     ground = CONTROLS[attack.id](monkeypatch, open_to_attack) or open_to_attack
-    # Disguises are drawn at random, so an attack that guesses at their names may lose by chance.
-    reports = (run_attack(attack, ground) for _ in range(CHANCES))
-    report = next((report for report in reports if report.status == "NOT held"), None)
-    assert report is not None, f"{attack.id} is held in {CHANCES} tries, without its defence"
+    report = run_attack(attack, ground)
+    assert report.status == "NOT held", report
 
 
 def test_a_build_in_the_network_of_the_host_would_reach_it(
