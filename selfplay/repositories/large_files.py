@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 TIMEOUT_S = 60.0
 BATCH = 100
+MAX_ANSWER_BYTES = 1 << 20  # about one batch
 MEDIA_TYPE = "application/vnd.git-lfs+json"
 
 Wanted = Mapping[str, int]  # SHA-256 -> size in bytes
@@ -111,6 +113,7 @@ def _download(wanted: Wanted, endpoint: str) -> dict[str, bytes]:
 
     found: dict[str, bytes] = {}
     with requests.Session() as session:
+        session.auth = _without_credentials
         for start in range(0, len(wanted), BATCH):
             part = dict(list(wanted.items())[start : start + BATCH])
             for answer in _ask(session, endpoint, part):
@@ -127,12 +130,22 @@ def _ask(session: requests.Session, endpoint: str, wanted: Wanted) -> Sequence[M
     body = {"operation": "download", "transfers": ["basic"], "objects": objects}
     headers = {"Accept": MEDIA_TYPE, "Content-Type": MEDIA_TYPE}
     try:
-        answer = session.post(f"{endpoint}/objects/batch", json=body, headers=headers, **_options())
-        answer.raise_for_status()
-        found = answer.json()["objects"]
-    except (OSError, ValueError, LookupError, TypeError):  # requests' own errors are OSErrors
+        with session.post(
+            f"{endpoint}/objects/batch", json=body, headers=headers, stream=True, **_options()
+        ) as answer:
+            answer.raise_for_status()
+            found = json.loads(read_bounded(answer.iter_content(1 << 16), MAX_ANSWER_BYTES, endpoint))[
+                "objects"
+            ]
+    # requests' own errors are OSErrors
+    except (OSError, ValueError, LookupError, TypeError, RecursionError, RepositoryError):
         return []
     return [item for item in found if isinstance(item, dict)] if isinstance(found, list) else []
+
+
+def _without_credentials(request: requests.PreparedRequest) -> requests.PreparedRequest:
+    """As `auth` of a session. Without one, requests takes a password for the host from ~/.netrc."""
+    return request
 
 
 def _options() -> dict[str, Any]:

@@ -19,15 +19,25 @@ import pytest
 
 
 @contextmanager
-def git_server(folder: Path, objects: dict[str, bytes]) -> Iterator[tuple[str, Path]]:
-    """Serve the repositories below `folder`, and `objects` by their SHA-256. Yields URL and certificate."""
+def git_server(
+    folder: Path, objects: dict[str, bytes], credentials: list[str] | None = None, padding: bytes = b""
+) -> Iterator[tuple[str, Path]]:
+    """Serve the repositories below `folder`, and `objects` by their SHA-256. Yields URL and certificate.
+
+    credentials: takes those that requests to the Git LFS server bring. padding: ends each of its answers.
+    """
     certificate, key = make_certificate(folder.parent)
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
+        def note_credentials(self) -> None:
+            if credentials is not None and "Authorization" in self.headers:
+                credentials.append(self.headers["Authorization"])
+
         def do_GET(self) -> None:
             if self.path.startswith("/objects/"):
+                self.note_credentials()
                 self.answer(200, "application/octet-stream", objects.get(self.path.rpartition("/")[2], b""))
             else:
                 self.run_git(b"")
@@ -37,12 +47,14 @@ def git_server(folder: Path, objects: dict[str, bytes]) -> Iterator[tuple[str, P
             if not self.path.endswith("/info/lfs/objects/batch"):
                 self.run_git(body)
                 return
+            self.note_credentials()
             place = f"https://localhost:{self.server.server_address[1]}/objects"
             found = [
                 {**item, "actions": {"download": {"href": f"{place}/{item['oid']}"}}}
                 for item in json.loads(body)["objects"]
             ]
-            self.answer(200, "application/vnd.git-lfs+json", json.dumps({"objects": found}).encode())
+            content = json.dumps({"objects": found}).encode() + padding
+            self.answer(200, "application/vnd.git-lfs+json", content)
 
         def run_git(self, body: bytes) -> None:
             parts = urlsplit(self.path)

@@ -100,6 +100,30 @@ def test_a_large_file_that_is_not_the_promised_one_stays_a_pointer(
     assert found.notes[0].endswith(", and was not fetched, are pointers: data.bin, libs/inner/large.bin")
 
 
+def test_a_large_file_is_asked_for_without_the_users_password(
+    repositories: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "netrc").write_text("machine localhost login me password secret\n")
+    (tmp_path / "netrc").chmod(0o600)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    sent: list[str] = []
+    with git_server(repositories, {DIGEST: LARGE}, credentials=sent) as (url, certificate):
+        monkeypatch.setenv("GIT_SSL_CAINFO", str(certificate))
+        monkeypatch.setenv("no_proxy", "localhost")
+        checked(fetch(parse_spec(f"{url}/shop"), tmp_path / "cache"))
+    assert sent == []
+
+
+def test_an_endless_answer_about_large_files_is_given_up(
+    repositories: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with git_server(repositories, {DIGEST: LARGE}, padding=b" " * (2 << 20)) as (url, certificate):
+        monkeypatch.setenv("GIT_SSL_CAINFO", str(certificate))
+        monkeypatch.setenv("no_proxy", "localhost")
+        found = fetch(parse_spec(f"{url}/shop"), tmp_path / "cache")
+    assert found.tree["data.bin"].content == lfs_pointer_to(LARGE)
+
+
 def test_a_submodule_that_cannot_be_fetched_is_named(repositories: Path, tmp_path: Path) -> None:
     shutil.rmtree(repositories / "shop/libs/inner")
     shutil.rmtree(repositories / "inner")
