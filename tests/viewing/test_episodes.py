@@ -10,19 +10,6 @@ from selfplay.cli import app
 from selfplay.curriculum.store import Store
 from selfplay.errors import UsageError
 from selfplay.viewing.episodes import EpisodeFilter, listed_episodes, show_episodes
-from store_rows import recorded_run
-
-
-@pytest.fixture
-def run(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)  # where `selfplay` finds runs/
-    return recorded_run(tmp_path / "runs" / "demo")
-
-
-@pytest.fixture
-def store(run):
-    with Store.open(run / "selfplay.db", writer=False) as opened:
-        yield opened
 
 
 def chosen(store, **wanted) -> list[str]:

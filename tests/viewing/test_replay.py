@@ -19,15 +19,10 @@ from selfplay.repositories.scripts import standard_parser, standard_script
 from selfplay.source.diffs import reverse_patch
 from selfplay.viewing.episode_search import find_episode
 from selfplay.viewing.replay import replay
-from store_rows import INJECT, WEAKEN, a_bug, a_group, an_episode, an_episode_value, recorded_run
+from store_rows import INJECT, WEAKEN, a_bug, a_group, an_episode, an_episode_value
 
 EVIL = "\x1b]0;owned\x07\x1b[2J\u202e"
 ATTEMPT = INJECT.replace("m.py", "n.py").replace("x = 2", "x = 3")
-
-
-@pytest.fixture
-def run(tmp_path: Path) -> Path:
-    return recorded_run(tmp_path / "runs" / "demo")
 
 
 def replayed(folder: Path, wanted: str, width: int = 100, terminal: bool = False) -> str:

@@ -27,18 +27,6 @@ from selfplay.viewing.summary import print_summary, solve_rate_bins
 from store_rows import INJECT, WEAKEN, a_group, an_episode, an_episode_value, recorded_run
 
 
-@pytest.fixture
-def run(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)  # where `selfplay` finds runs/
-    return recorded_run(tmp_path / "runs" / "demo")
-
-
-@pytest.fixture
-def store(run):
-    with Store.open(run / "selfplay.db", writer=False) as opened:
-        yield opened
-
-
 def a_console(width: int = 80, terminal: bool = False) -> Console:
     return Console(
         file=io.StringIO(), width=width, force_terminal=terminal, color_system=None, legacy_windows=False
