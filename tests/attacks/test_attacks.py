@@ -473,7 +473,7 @@ CONTROLS: dict[str, Control] = {
     "print-report-status": all_of(NO_DISGUISE, a_status_as_is_said),
     "forge-chosen-short": NO_DISGUISE,
     "forge-chosen": patched(("selfplay.verdicts.disguise.Disguise.not_passed", lambda *_: ())),
-    # With a fixed disguise: in a few of them, no copy of another test fails, and the exit status betrays it.
+    # With a fixed disguise: one drawn at random may defeat the attack without its defence too.
     "forge-alike": patched(
         ("selfplay.verdicts.disguise.Disguise.all_copies_failed", lambda *_: True),
         ("selfplay.verdicts.second_grading.secrets.SystemRandom", lambda: random.Random(0)),
