@@ -269,17 +269,21 @@ def evaluate(
 
 @app.command("warm-start", cls=Command)
 def warm_start(
+    base: options.WarmStartFrom = None,
     output: options.WarmStartOutput = Path("runs/warm-start"),
+    adapter: options.WarmStartAdapter = False,
     config: options.WarmStartConfig = None,
     set_: options.WarmStartOverrides = None,
 ) -> None:
-    """Make a cold-started policy: mid-training on source, then supervised trajectories for both roles.
+    """Make a cold-started policy by supervised training on episodes of both roles.
 
-    Example: [bold]selfplay warm-start --config warm-start --output runs/my-policy[/bold]
+    It starts from nothing, or from a model: then all texts have that model's own chat format.
+
+    Example: [bold]selfplay warm-start --from smollm2 --adapter --output runs/my-policy[/bold]
     """
     from selfplay.warm_start.pipeline import run_warm_start
 
-    run_warm_start(output, config, set_ or [])
+    run_warm_start(output, config, set_ or [], base=base, adapter=adapter)
 
 
 @app.command(cls=Command)

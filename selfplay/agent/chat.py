@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from selfplay.agent.chat_template import ChatTemplate
+from selfplay.engines.published_models import PUBLISHED, gguf_folder, published_folder
 from selfplay.errors import EngineError
 from selfplay.runtime.resources import resource
 
@@ -21,7 +22,8 @@ from selfplay.runtime.resources import resource
 def policy_path(model: str) -> str:
     """The folder or model id for transformers.
 
-    "carried" is the small policy in the package. Raises EngineError.
+    "carried" is the small policy in the package. A name of PUBLISHED is fetched, and a GGUF file converted,
+    at the first call. Raises EngineError and PrerequisiteError.
     """
     if model == "carried":
         folder = resource("data/policy")
@@ -31,9 +33,13 @@ def policy_path(model: str) -> str:
                 "Make one with `selfplay warm-start`, or set policy.model."
             )
         return str(folder)
+    if model in PUBLISHED:
+        return str(published_folder(model))
     # As transformers: what is there is no id. Path.exists raises an error on long names.
     if model.startswith((".", "/", "~")) or os.path.exists(model):  # noqa: PTH110
         folder = Path(model).expanduser()
+        if folder.suffix == ".gguf":
+            return str(gguf_folder(folder))
         if not (folder / "config.json").is_file():
             raise EngineError(
                 f"policy.model = {model!r}: no config.json at {folder.absolute()}; "

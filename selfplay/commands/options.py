@@ -275,13 +275,27 @@ EvalCompare = Annotated[
 WarmStartOutput = Annotated[
     Path, typer.Option("--output", metavar="FOLDER", help="The folder for the policy.")
 ]
+WarmStartFrom = Annotated[
+    str | None,
+    typer.Option(
+        "--from",
+        metavar="MODEL",
+        show_default=False,
+        help="The model to start from: a folder, a GGUF file, a Hugging Face id, or smollm2. "
+        "Without it, a policy is made from nothing.",
+    ),
+]
+WarmStartAdapter = Annotated[
+    bool, typer.Option("--adapter", help="With --from: train a low-rank adapter, not the model's weights.")
+]
 WarmStartConfig = Annotated[
     Path | None,
     typer.Option(
         "--config",
         "-c",
         metavar="FILE",
-        help="A TOML file of warm-start settings, or the name of a recipe: warm-start.",
+        help="A TOML file of warm-start settings, or the name of a recipe: warm-start, warm-start-from. "
+        "[dim]Default: warm-start-from with --from.[/dim]",
     ),
 ]
 WarmStartOverrides = Annotated[

@@ -1,6 +1,6 @@
-"""Downloads releases from a package index, as source distributions, and commits them one after the other.
+"""Downloads files from a package index. Source distributions become commits, one after the other.
 
-Invariant: a release counts only with the sha256 that the index promises. Archives are read in memory and
+Invariant: a file counts only with the sha256 that the index promises. Archives are read in memory and
 never built, so nothing of a release runs.
 """
 
@@ -13,7 +13,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,7 @@ from selfplay.repositories.specs import RepositorySpec
 
 if TYPE_CHECKING:
     import pypi_simple
+    import requests
 
 DOWNLOAD_TIMEOUT_S = 60.0
 NOTES = "selfplay-notes.json"  # in the repository of a release
@@ -66,6 +67,37 @@ def _notes(git_dir: Path) -> tuple[str, ...]:
 
 
 def _download_releases(spec: RepositorySpec) -> list[tuple[str, Contents]]:
+    with _project_files(spec.location, spec.text) as (session, packages):
+        return [
+            (version, read_archive(package.filename, _download(session, package, MAX_ARCHIVE_BYTES)))
+            for version, package in choose_releases(spec, packages)
+        ]
+
+
+def download_file(project: str, filename: str, sha256: str, most_bytes: int) -> bytes:
+    """One file of a project on the index, with the sha256 that we know. Raises RepositoryError."""
+    with _project_files(project, filename) as (session, packages):
+        found = next((package for package in packages if package.filename == filename), None)
+        if found is None:
+            raise RepositoryError(f"the package index has {project!r} without the file {filename}")
+        data = _download(session, found, most_bytes)
+    actual = hashlib.sha256(data).hexdigest()
+    if actual != sha256:
+        raise RepositoryError(
+            f"{filename}: the index has another file under this name (sha256 {actual}, {sha256} was "
+            "expected); nothing of it was used"
+        )
+    return data
+
+
+@contextlib.contextmanager
+def _project_files(
+    project: str, wanted: str
+) -> Iterator[tuple[requests.Session, Sequence[pypi_simple.DistributionPackage]]]:
+    """A session with the index, and the files of a project on it.
+
+    wanted: what is looked for, for messages. Raises RepositoryError, also for errors of the with block.
+    """
     import pypi_simple
     import requests
 
@@ -78,15 +110,10 @@ def _download_releases(spec: RepositorySpec) -> list[tuple[str, Contents]]:
             session.proxies = {"http": index["proxy"], "https": index["proxy"]}
         client = pypi_simple.PyPISimple(endpoint, session=session)
         try:
-            page = client.get_project_page(spec.location, timeout=DOWNLOAD_TIMEOUT_S)
-            chosen = choose_releases(spec, page.packages)
-            return [
-                (version, read_archive(package.filename, _download(session, package)))
-                for version, package in chosen
-            ]
+            yield session, client.get_project_page(project, timeout=DOWNLOAD_TIMEOUT_S).packages
         except pypi_simple.NoSuchProjectError as error:
             raise RepositoryError(
-                f"{spec.text}: the package index has no project {spec.location!r}; check the name"
+                f"{wanted}: the package index has no project {project!r}; check the name"
             ) from error
         except (
             requests.RequestException,
@@ -94,7 +121,7 @@ def _download_releases(spec: RepositorySpec) -> list[tuple[str, Contents]]:
             pypi_simple.UnsupportedRepoVersionError,
         ) as error:
             raise RepositoryError(
-                f"{spec.text}: the package index cannot be read and this release is not in the cache "
+                f"{wanted}: the package index cannot be read and this file is not in the cache "
                 f"({type(error).__name__}: {_without_credentials(str(error))}). "
                 "pip's own settings (PIP_INDEX_URL, PIP_CERT, pip.conf) are honoured here."
             ) from error
@@ -135,7 +162,7 @@ def _preference(package: pypi_simple.DistributionPackage) -> int:
     return max(suffixes, default=-1)
 
 
-def _download(session: Any, package: pypi_simple.DistributionPackage) -> bytes:
+def _download(session: Any, package: pypi_simple.DistributionPackage, most_bytes: int) -> bytes:
     expected = package.digests.get("sha256")
     if not expected:
         raise RepositoryError(
@@ -143,7 +170,7 @@ def _download(session: Any, package: pypi_simple.DistributionPackage) -> bytes:
         )
     with session.get(package.url, stream=True, timeout=DOWNLOAD_TIMEOUT_S) as response:
         response.raise_for_status()
-        data = read_bounded(response.iter_content(1 << 16), MAX_ARCHIVE_BYTES, package.filename)
+        data = read_bounded(response.iter_content(1 << 16), most_bytes, package.filename)
     actual = hashlib.sha256(data).hexdigest()
     if actual != expected:
         raise RepositoryError(

