@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from selfplay.agent.chat_template import ChatTemplate
-from selfplay.engines.published_models import PUBLISHED, gguf_folder, published_folder
 from selfplay.errors import EngineError
 from selfplay.runtime.resources import resource
 
@@ -25,6 +24,8 @@ def policy_path(model: str) -> str:
     "carried" is the small policy in the package. A name of PUBLISHED is fetched, and a GGUF file converted,
     at the first call. Raises EngineError and PrerequisiteError.
     """
+    from selfplay.engines.published_models import PUBLISHED, gguf_folder, published_folder
+
     if model == "carried":
         folder = resource("data/policy")
         if not (folder / "config.json").is_file():

@@ -6,6 +6,7 @@ from selfplay import parts
 from selfplay.agent.chat import ChatFormat, load_tokenizer, policy_path
 from selfplay.agent.prompting import check_prompts
 from selfplay.config import Config
+from selfplay.engines.adapted_models import adapted_folder
 from selfplay.engines.vllm_launch import check_installed
 
 
@@ -19,5 +20,7 @@ def check_model(config: Config) -> str:
     if config.engine.type == "vllm" and not config.engine.urls:
         check_installed()
     model = policy_path(config.policy.model)
+    if config.policy.adapter:
+        model = adapted_folder(model, config.policy.adapter)
     ChatFormat(load_tokenizer(model)).check()
     return model

@@ -102,7 +102,7 @@ def _check_converter() -> None:
     if missing := [name for name in CONVERTERS if importlib.util.find_spec(name) is None]:
         raise PrerequisiteError(
             f"a GGUF model is read with the package(s) {', '.join(missing)}, which are not installed. "
-            'Install them with: pip install "selfplay[gguf]".'
+            'Install them with: pip install "selfplay-swe[gguf]".'
         )
 
 

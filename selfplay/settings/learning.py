@@ -137,6 +137,9 @@ class PolicySettings(Section):
     """"carried": the small policy in the package. "smollm2": SmolLM2-135M-Instruct, fetched from the package
     index. Else a folder, a GGUF file or a Hugging Face id."""
 
+    adapter: str = ""
+    """A folder with an adapter (LoRA, as peft saves it) whose weights are added to `model`'s."""
+
     shape: ShapeSettings | None = None
     """For --dry-run only, if the model is not at hand."""
 

@@ -30,11 +30,8 @@ def model_card(
     """Markdown. `played` are the teacher's episodes, None if no stage trained on them."""
     return "\n".join(
         [
-            "# A small self-play policy",
-            "",
-            f"{parameters / 1e6:.2f}M parameters, Qwen3 architecture, {settings.shape.vocabulary} tokens, "
-            "made from nothing; no other",
-            'model\'s weights or outputs are in it. It plays both roles with `prompt_style = "terse"`.',
+            *_what(settings, parameters),
+            'It plays both roles with `prompt_style = "terse"`.',
             "",
             *_making(settings, results),
             *(_played_episodes(settings, played) if played else ()),
@@ -42,6 +39,25 @@ def model_card(
             *_sources(settings, packages),
         ]
     )
+
+
+def _what(settings: WarmStartSettings, parameters: int) -> list[str]:
+    size = f"{parameters / 1e6:.2f}M parameters"
+    if not settings.base:
+        return [
+            "# A small self-play policy",
+            "",
+            f"{size}, Qwen3 architecture, {settings.shape.vocabulary} tokens, made from nothing; no other "
+            "model's weights or outputs are in it.",
+        ]
+    what = f"An adapter of rank {settings.lora_rank}" if settings.lora_rank else "All weights"
+    kept = "" if settings.train_embeddings or settings.lora_rank else " but the embeddings"
+    return [
+        "# A self-play policy",
+        "",
+        f"{size}. {what}{kept} of `{settings.base}` was trained on episodes of both roles. The licence of "
+        "that model holds for this one.",
+    ]
 
 
 def _making(settings: WarmStartSettings, results: Sequence[StageResult]) -> list[str]:

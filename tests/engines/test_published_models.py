@@ -1,4 +1,4 @@
-"""Policies in GGUF files, and the one that the package index carries: converted once, refused with a remedy."""
+"""Policies in GGUF files, and the one that the package index carries: converted once."""
 
 import hashlib
 import http.server
@@ -109,5 +109,5 @@ def test_a_missing_converter_is_named_with_its_command(
 
     monkeypatch.setattr(published_models, "CONVERTERS", ("gguf", "no_such_converter"))
     (tmp_path / "model.gguf").write_bytes(b"GGUF")
-    with pytest.raises(PrerequisiteError, match=r'no_such_converter.*pip install "selfplay\[gguf\]"'):
+    with pytest.raises(PrerequisiteError, match=r'no_such_converter.*pip install "selfplay-swe\[gguf\]"'):
         policy_path(str(tmp_path / "model.gguf"))
