@@ -272,6 +272,7 @@ def warm_start(
     base: options.WarmStartFrom = None,
     output: options.WarmStartOutput = Path("runs/warm-start"),
     adapter: options.WarmStartAdapter = False,
+    episodes: options.WarmStartEpisodes = None,
     config: options.WarmStartConfig = None,
     set_: options.WarmStartOverrides = None,
 ) -> None:
@@ -283,7 +284,7 @@ def warm_start(
     """
     from selfplay.warm_start.pipeline import run_warm_start
 
-    run_warm_start(output, config, set_ or [], base=base, adapter=adapter)
+    run_warm_start(output, config, set_ or [], base=base, adapter=adapter, episodes=episodes or ())
 
 
 @app.command(cls=Command)

@@ -288,6 +288,16 @@ WarmStartFrom = Annotated[
 WarmStartAdapter = Annotated[
     bool, typer.Option("--adapter", help="With --from: train a low-rank adapter, not the model's weights.")
 ]
+WarmStartEpisodes = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--episodes",
+        metavar="RUN",
+        show_default=False,
+        help="With --from: the folder of a run that MODEL played. Episodes that were proven right are "
+        "learned too; repeatable.",
+    ),
+]
 WarmStartConfig = Annotated[
     Path | None,
     typer.Option(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ from selfplay.warm_start.attempts import Collection
 from selfplay.warm_start.executed import Machine, collect, read_recipe
 from selfplay.warm_start.figures import StageResult, measured_texts
 from selfplay.warm_start.model_card import model_card
+from selfplay.warm_start.recorded import recorded_texts
 from selfplay.warm_start.settings import (
     EXECUTED,
     KINDS,
@@ -36,6 +37,7 @@ from selfplay.warm_start.tokenizer import train_tokenizer
 if TYPE_CHECKING:
     from selfplay.agent.chat import ChatFormat
     from selfplay.training.adapter import Adapter
+    from selfplay.warm_start.documents import Document
     from selfplay.warm_start.fabrication import EpisodeMaker
     from selfplay.warm_start.packages import Package
     from selfplay.warm_start.stages import Measures
@@ -55,10 +57,12 @@ def run_warm_start(
     *,
     base: str | None = None,
     adapter: bool = False,
+    episodes: Sequence[Path] = (),
 ) -> None:
-    """The `warm-start` command. base, adapter: its --from and --adapter, which the overrides follow."""
+    """The `warm-start` command. base, adapter, episodes: its own options, which the overrides follow."""
     given = [f"base={json.dumps(base)}"] if base is not None else []
     given += [f"lora_rank={ADAPTER_RANK}"] if adapter else []
+    given += [f"episodes={json.dumps([str(run) for run in episodes])}"] if episodes else []
     settings = read_settings(config or (FROM_MODEL if base else None), [*given, *overrides])
     warm_start(output, settings, lambda line: print(line, flush=True))
 
@@ -111,13 +115,14 @@ class _WarmStart:
         trainer = StageTrainer(
             self.output, self.work, settings, self.progress, model, tokenizer, measures, adapter
         )
+        recorded = recorded_texts(settings.episodes, tokenizer)
         played: Collection | None = None
         results: list[StageResult] = []
         for number, stage in enumerate(settings.stages):
             texts: Played = {}
             if any(kind in EXECUTED for kind in stage.mix):
                 played = played or self._collect(machine)
-                texts = self._played_texts(stage, played)
+                texts = self._played_texts(stage, played, recorded)
             batches = Batches(
                 lambda seed: self._maker(packages, chat, limits, seed),
                 stage.mix,
@@ -171,10 +176,16 @@ class _WarmStart:
             machine,
         )
 
-    def _played_texts(self, stage: StageSettings, played: Collection) -> Played:
+    def _played_texts(
+        self, stage: StageSettings, played: Collection, recorded: Mapping[Role, list[Document]]
+    ) -> Played:
         """Kept episodes of the kinds in the stage's mix. Raises ConfigError if a kind has none."""
         roles = {"executed_injector": Role.INJECTOR, "executed_solver": Role.SOLVER}
-        texts = {kind: played.documents(role) for kind, role in roles.items() if stage.mix.get(kind)}
+        texts = {
+            kind: [*played.documents(role), *recorded[role]]
+            for kind, role in roles.items()
+            if stage.mix.get(kind)
+        }
         for kind, found in texts.items():
             if not found:
                 raise ConfigError(

@@ -250,6 +250,9 @@ class WarmStartSettings(Section):
     lora_rank: int = Field(0, ge=0)
     """Rank of the adapter that is trained in place of the base's weights; 0 trains the weights."""
 
+    episodes: tuple[str, ...] = ()
+    """Folders of runs that the base played. Their proven episodes join those that the teacher plays."""
+
     train_embeddings: bool = True
     """False keeps the embeddings, and a head that shares their weights, as they are."""
 
@@ -317,6 +320,10 @@ class WarmStartSettings(Section):
     def _check_base(self) -> Self:
         if self.lora_rank and not self.base:
             raise ValueError("lora_rank needs a model to start from: set base, or call it with --from MODEL")
+        if self.episodes and not self.base:
+            raise ValueError(
+                "episodes needs the model that played them: set base, or call it with --from MODEL"
+            )
         return self
 
     @property

@@ -2,15 +2,21 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from selfplay import cli
+from selfplay.agent.chat import load_tokenizer
+from selfplay.agent.episode import Role
+from selfplay.config import build_config
 from selfplay.errors import ConfigError
 from selfplay.warm_start.pipeline import warm_start
+from selfplay.warm_start.recorded import recorded_texts
 from selfplay.warm_start.settings import read_settings
+from store_rows import an_episode_value, recorded_run
 from tiny_policy import build_tiny_policy, tiny_warm_start
 from tiny_repository import build_tiny_repository
 
@@ -65,6 +71,45 @@ def test_an_adapter_is_written_beside_the_merged_policy(
     for name, tensor in together.items():
         assert torch.allclose(tensor, merged[name], atol=2e-2), name
     assert any(not torch.equal(merged[name], before[name].bfloat16().float()) for name in merged)
+
+
+def test_proven_episodes_of_a_run_are_learned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SELFPLAY_CACHE", str(tmp_path / "cache"))
+    base = build_tiny_policy(tmp_path / "base")
+    run = run_of(base, tmp_path / "run")
+    texts = recorded_texts([str(run)], load_tokenizer(str(base)))
+    assert {role: len(found) for role, found in texts.items()} == {Role.INJECTOR: 2, Role.SOLVER: 1}
+    stage = [{"name": "one", "steps": 1, "mix": {"executed_injector": 1, "executed_solver": 1}}]
+    none = {"injector_episodes": 0, "solver_episodes": 0}
+    settings = tiny_warm_start(
+        str(build_tiny_repository(tmp_path / "tiny")),
+        base=str(base),
+        episodes=(str(run),),
+        stages=stage,
+        executed=none,
+    )
+    warm_start(tmp_path / "policy", settings)
+    assert (tmp_path / "policy" / "model.safetensors").is_file()
+
+
+def test_runs_of_another_tokenizer_and_folders_that_are_no_run_are_refused(tmp_path: Path) -> None:
+    run = run_of(build_tiny_policy(tmp_path / "base"), tmp_path / "run")
+    with pytest.raises(ConfigError, match="whose tokens or chat template are others"):
+        recorded_texts([str(run)], load_tokenizer("carried"))
+    with pytest.raises(ConfigError, match="is no run folder"):
+        recorded_texts([str(tmp_path)], load_tokenizer("carried"))
+
+
+def run_of(base: Path, folder: Path) -> Path:
+    """A run of the policy `base` with two bugs and four graded attempts, of which one passed."""
+    recorded_run(folder)
+    (folder / "config.json").write_text(build_config({"policy": {"model": str(base)}}).resolved())
+    for member in (0, 1):
+        injector = replace(
+            an_episode_value(), role=Role.INJECTOR, episode_id=f"u0001-inj0-m{member}", finish="submitted"
+        )
+        injector.write(folder / "episodes")
+    return folder
 
 
 def test_an_adapter_without_a_model_to_start_from_is_refused(
