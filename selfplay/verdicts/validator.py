@@ -35,7 +35,9 @@ from selfplay.verdicts.checks import (
     judge_weakening,
     shown,
 )
-from selfplay.verdicts.perturbation import may_be_random, perturb
+from selfplay.verdicts.house import house_script, judge_exit_status
+from selfplay.verdicts.noise import REPEAT, noisy
+from selfplay.verdicts.perturbation import may_be_random
 from selfplay.verdicts.repairs import judge_exact_repair
 from selfplay.verdicts.test_logs import short_failure, without_lines_naming
 from selfplay.verdicts.test_runs import TestRun, TestRunner
@@ -156,17 +158,18 @@ class _Judgement:
             cached_runs=sum(run.cached for run in self.runs),
         )
 
-    def run(self, tree: Tree, hash_seed: int = 0) -> TestRun:
+    def run(self, tree: Tree, number: int = 0) -> TestRun:
+        """The run of a tree with this number. Runs of other numbers have other hash seeds."""
         run = self.runner.run(
-            self.environment, tree, self.artifact.test_script, self.artifact.test_parser, hash_seed
+            self.environment, tree, self.artifact.test_script, self.artifact.test_parser, number
         )
         self.runs.append(run)
         return run
 
     def run_all(self, jobs: Sequence[tuple[Tree, int]]) -> list[TestRun]:
-        """Run independent jobs (tree, hash seed), PARALLEL_RUNS at a time."""
+        """Run independent jobs (tree, number of the run), PARALLEL_RUNS at a time."""
         if len(jobs) < 2:
-            return [self.run(tree, hash_seed) for tree, hash_seed in jobs]
+            return [self.run(tree, number) for tree, number in jobs]
         with ThreadPoolExecutor(PARALLEL_RUNS, thread_name_prefix="validate") as pool:
             return list(pool.map(lambda job: self.run(*job), jobs))
 
@@ -193,6 +196,7 @@ class _Judgement:
             self.record("weakening_hides", self.weakening(with_bug, weakened), needed=False)
         self.inverse_mutation(buggy, [(file.path, file.paths) for file in bug.files])
         self.script_runs_code(bug.changed_paths)
+        self.exit_status(buggy)
         self.determinism({"original": original, "buggy": buggy, "weakened": weakened}, bug.changed_paths)
 
     def second_order(self, parent: BugState, attempt_patch: str) -> None:
@@ -211,6 +215,7 @@ class _Judgement:
         before = self.original_run()
         with_bug = self.buggy_run(states.buggy, before, parent.fail_to_pass)
         self.inverse_mutation(states.buggy, _units(original.changed_paths(states.buggy), parent.artifact))
+        self.exit_status(states.buggy)
         named = {"original": original, "buggy": states.buggy, "weakened": states.solver_start}
         self.determinism(named, original.changed_paths(states.buggy))
         # A script that no longer runs was stopped by bug_breaks_tests.
@@ -339,33 +344,47 @@ class _Judgement:
         )
         self.record("script_runs_code", finding)
 
+    def exit_status(self, buggy: Tree) -> None:
+        """Run the house's script on the original and on the buggy code: the exit status must tell which."""
+        if not self.settings.require_exit_status:
+            return
+        environment = self.environment
+        script = house_script(environment, self.artifact)
+        runs = [
+            self.runner.run(environment, tree, script, environment.parser)
+            for tree in (environment.tree, buggy)
+        ]
+        self.runs += runs
+        self.record("exit_status", judge_exit_status(*runs))
+
     def determinism(self, states: Mapping[str, Tree], touched: Sequence[str]) -> None:
         """Run each state again: outcomes must not change with the hash seed or with changes without meaning.
 
-        The changes are in the `touched` files and in one other. A buggy state that may be random gets
-        SUSPECT_RUNS additional runs.
+        The changes are in the `touched` files and in one other. The first run of a state has none, like a
+        policy's own runs. A buggy state that may be random gets SUSPECT_RUNS additional runs.
         """
-        original, seeds = self.environment.tree, self.settings.determinism_runs
-        paths = [*touched, *_one_other(original, touched)]
+        original, repeats = self.environment.tree, self.settings.determinism_runs
         firsts = {name: self.run(tree) for name, tree in states.items()}  # these results are known
         runs: dict[str, list[tuple[TestOutcomes, str]]] = {
             name: [(run.outcomes, run.error)] for name, run in firsts.items()
         }
 
+        def changed(name: str, number: int) -> Tree:
+            parts = (REPEAT, states[name].digest, str(number))
+            return noisy(original, states[name], touched, self.runner.secret, *parts)
+
         def repeat(jobs: Sequence[tuple[str, int]]) -> Finding:
-            repeats = self.run_all(
-                [(perturb(states[name], paths, hash_seed), hash_seed) for name, hash_seed in jobs]
-            )
-            for (name, _), run in zip(jobs, repeats, strict=True):
+            found = self.run_all([(changed(name, number), number) for name, number in jobs])
+            for (name, _), run in zip(jobs, found, strict=True):
                 runs[name].append((run.outcomes, run.error))
             return judge_repeats(runs)
 
-        finding = repeat([(name, hash_seed) for name in states for hash_seed in range(1, seeds)])
-        if seeds > 1 and may_be_random(original, states["buggy"], touched):
-            for hash_seed in range(seeds, seeds + SUSPECT_RUNS, PARALLEL_RUNS):
+        finding = repeat([(name, number) for name in states for number in range(1, repeats)])
+        if repeats > 1 and may_be_random(original, states["buggy"], touched):
+            for first in range(repeats, repeats + SUSPECT_RUNS, PARALLEL_RUNS):
                 if not finding.passed:
                     break
-                finding = repeat([("buggy", hash_seed + number) for number in range(PARALLEL_RUNS)])
+                finding = repeat([("buggy", first + more) for more in range(PARALLEL_RUNS)])
         self.record("determinism", finding)
 
 
@@ -416,15 +435,6 @@ def _units(changed: Sequence[str], artifact: Artifact) -> list[tuple[str, Sequen
 def unusable(path: str, entry: FileEntry) -> FileEntry:
     """The file made unusable: a Python module raises on import, and no other language can read the text."""
     return FileEntry(entry.content + UNIMPORTABLE if path.endswith(".py") else UNREADABLE, entry.executable)
-
-
-def _one_other(tree: Tree, touched: Sequence[str]) -> list[str]:
-    """A code file that the bug does not touch, preferably Python. Equal trees give the same file."""
-    untouched = [path for path in sorted(tree) if path not in touched and not is_protected_path(path, tree)]
-    others = [path for path in untouched if path.endswith(".py")] or [
-        path for path in untouched if is_other_code(path)
-    ]
-    return others[:1] if not others else [others[int(tree.digest, 16) % len(others)]]
 
 
 def _end(log: bytes) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import random
 import re
 import shlex
 import socket
@@ -124,7 +123,7 @@ MISSING_IS_PASSED = patched(
     )
 )
 NO_FAILING_TEST = all_of(NO_DISGUISE, patched(("selfplay.verdicts.second_grading.add_canary", same)))
-NO_AUDIT = patched(("selfplay.verdicts.validator.perturb", same))
+NO_AUDIT = patched(("selfplay.verdicts.validator.noisy", lambda _, tree, *__: tree))
 VANISHED_IS_PASSED = all_of(MISSING_IS_PASSED, NO_FAILING_TEST)
 
 
@@ -473,10 +472,8 @@ CONTROLS: dict[str, Control] = {
     "print-report-status": all_of(NO_DISGUISE, a_status_as_is_said),
     "forge-chosen-short": NO_DISGUISE,
     "forge-chosen": patched(("selfplay.verdicts.disguise.Disguise.not_passed", lambda *_: ())),
-    # With a fixed disguise: one drawn at random may defeat the attack without its defence too.
     "forge-alike": patched(
         ("selfplay.verdicts.disguise.Disguise.all_copies_failed", lambda *_: True),
-        ("selfplay.verdicts.second_grading.secrets.SystemRandom", lambda: random.Random(0)),
     ),
     "agree-with-all": patched(("selfplay.verdicts.disguise.compared_with_nothing", lambda _: None)),
     "patch-runner": NO_FAILING_TEST,
@@ -502,7 +499,7 @@ CONTROLS: dict[str, Control] = {
     "hash-of-syntax": NO_AUDIT,
     "hash-of-code": NO_AUDIT,
     "hash-of-tree": NO_AUDIT,
-    "hash-pass": patched(("selfplay.verdicts.second_grading.perturb", same)),
+    "hash-pass": patched(("selfplay.attacks.ground.grade", partial(grade, confirm=False))),
     "fork-bomb": wider(processes=1024),
     "memory-bomb": wider(memory_bytes=1 << 30),
     "disk-bomb": wider(workspace_bytes=64 << 20),
