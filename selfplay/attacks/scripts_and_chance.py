@@ -20,7 +20,7 @@ from selfplay.attacks.probes import listening, own_addresses
 from selfplay.sandbox.base import Sandbox, SandboxBackend, SandboxSpec
 from selfplay.source.trees import Tree
 from selfplay.verdicts.artifact import Artifact
-from selfplay.verdicts.noise import FIRST_GRADING, REPEAT, SECOND_GRADING, noisy
+from selfplay.verdicts.noise import FIRST_GRADING, REPEAT, SECOND_GRADING
 
 # The solve rate with the highest reward for an injector, with the paper's alpha of 0.8.
 PASS_CHANCE = 0.26
@@ -234,12 +234,6 @@ class SeededBug:
         raise AssertionError("changes without meaning do not move a draw from this hash")
 
 
-def audited(ground: Ground, tree: Tree, phase: str, number: int | None = None) -> Tree:
-    """`tree` as judging changes it in this phase."""
-    numbers = () if number is None else (str(number),)
-    return noisy(ground.tree, tree, [CODE], ground.secret, phase, tree.digest, *numbers)
-
-
 def validate_a_seeded_bug(bug: SeededBug) -> Callable[[Ground], Outcome]:
     """The attack with a bug that fails as submitted, and that the audit's changes without meaning repair.
 
@@ -248,7 +242,7 @@ def validate_a_seeded_bug(bug: SeededBug) -> Callable[[Ground], Outcome]:
 
     def run(ground: Ground) -> Outcome:
         def fits(tree: Tree) -> bool:
-            return not bug.passes(tree) and bug.passes(audited(ground, tree, REPEAT, 1))
+            return not bug.passes(tree) and bug.passes(ground.changed_by_judges(tree, REPEAT, 1))
 
         return submit(lambda opened: opened.artifact({CODE: bug.find(opened, fits)}))(ground)
 
@@ -256,12 +250,12 @@ def validate_a_seeded_bug(bug: SeededBug) -> Callable[[Ground], Outcome]:
 
 
 def pass_by_a_seeded_draw(ground: Ground) -> Outcome:
-    """A seeded bug was accepted. An attempt that changes only a name has a hash that passes, the first time."""
+    """A seeded bug was accepted. An attempt that changes only a name has a lucky hash, the first time."""
     bug = SeededBug(OF_THE_SOURCE)
 
     def fits(tree: Tree) -> bool:
-        second = audited(ground, tree, SECOND_GRADING, 0)
-        return bug.passes(audited(ground, tree, FIRST_GRADING)) and not bug.passes(second)
+        first = ground.changed_by_judges(tree, FIRST_GRADING)
+        return bug.passes(first) and not bug.passes(ground.changed_by_judges(tree, SECOND_GRADING, 0))
 
     buggy = bug.find(ground, lambda tree: not bug.passes(tree))
     attempt = bug.find(ground, fits)

@@ -16,8 +16,8 @@ class Confirmation(Enum):
     CONFIRMED      the attempt passed again, with tests in disguise
     UNDISGUISED    the attempt passed again; its tests cannot be disguised, so a forgery is harder to notice
     FORGED         the attempt's code forges results, so the attempt failed
-    NOT_REPEATED   the attempt passed once and not again, and the unrepaired bug did not move: the attempt failed
-    NOT_CONFIRMED  the unrepaired bug passed too, so the bug depends on chance or on who runs it: the bug is void
+    NOT_REPEATED   the attempt passed once and not again, and the unrepaired bug did not move: it failed
+    NOT_CONFIRMED  the unrepaired bug passed too: it depends on chance or on who runs it, so it is void
     """
 
     NOT_NEEDED = "not needed"
@@ -30,6 +30,11 @@ class Confirmation(Enum):
     @property
     def is_pass(self) -> bool:
         return self in (Confirmation.CONFIRMED, Confirmation.UNDISGUISED)
+
+    @property
+    def as_bool(self) -> bool | None:
+        """None if there was no second grading."""
+        return None if self is Confirmation.NOT_NEEDED else self.is_pass
 
 
 @dataclass(frozen=True)

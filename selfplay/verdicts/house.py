@@ -1,4 +1,4 @@
-"""The house's own way to run a bug's tests: script and parser that no policy wrote, and the tests by their ids.
+"""The house's way to run a bug's tests: script and parser that no policy wrote, and the tests by their ids.
 
 Grading uses nothing else, so an artifact's script and parser decide about no repair. Whether the house can
 show a bug is checked when the bug is validated (`exit_status`).

@@ -1,8 +1,8 @@
 """Which files get changes without meaning, in each phase of judging. `perturbation` makes the changes.
 
-A phase is validation, first grading or second grading. Invariant: no phase can be told by its changes: all have
-changes of the same kind, in files that are chosen in the same way. A run of a tree as a policy has it in its
-workspace has none. Validation makes one for each state too, so that no bug can hide there.
+A phase is validation, first grading or second grading. Invariant: no phase can be told by its changes. All
+have changes of the same kind, in files that are chosen in the same way. A run of a tree as a policy has it in
+its workspace has none; validation makes one for each state too, so that no bug can hide there.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from selfplay.source.path_policy import is_other_code, is_protected_path
 from selfplay.source.trees import Tree
 from selfplay.verdicts.perturbation import perturb
 from selfplay.verdicts.randomness import Secret
-
 
 # What a run's changes are derived from, first of all.
 REPEAT, FIRST_GRADING, SECOND_GRADING = "repeat", "first grading", "second grading"

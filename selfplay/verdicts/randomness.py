@@ -1,4 +1,4 @@
-"""The secret of a run, and every random draw of judging: hash seeds, changes without meaning, disguises, order.
+"""The secret of a run, and every random draw of judging: hash seeds, changes without meaning, disguises.
 
 All draws are derived from the secret and from what is judged. So a run repeats them, and code in a sandbox
 cannot foresee them. Invariants: the secret is shown nowhere (no sandbox, log, error or JSON), and no draw
@@ -63,7 +63,7 @@ class Secret:
         """Write the file whole or not at all. A file that is there stays."""
         partial = folder / f"{SECRET_FILE}.{os.getpid()}.partial"
         partial.unlink(missing_ok=True)
-        with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
             file.write(self.key)
             file.flush()
             os.fsync(file.fileno())

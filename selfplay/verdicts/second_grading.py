@@ -1,17 +1,18 @@
-"""The second grading of a passed repair: it finds passes by chance, bugs that know who runs them, and forgeries.
+"""The second grading of a passed repair: it finds passes by chance, bugs that know their judge, forgeries.
 
-Three runs are made under one hash seed, with one disguise and with changes without meaning from one seed, in an
-order by coin:
+Three runs are made under one hash seed, with one disguise and with changes without meaning from one seed, in
+an order by coin:
 
 - the repaired code must pass again;
-- the unrepaired bug (the control) must not pass. If it does, the bug depends on chance, on the clock or on the
-  phase, and it is void;
-- the original's code shows which of the disguise's copies do fail for right code, and whether the tests suit a
-  disguise at all.
+- the unrepaired bug (the control) must not pass. If it does, the bug depends on chance, on the clock or on
+  the phase, and it is void;
+- the original's code shows which of the disguise's copies do fail for right code, and whether the tests suit
+  a disguise at all.
 
-Tests are in disguise (`disguise`): they have new names and stand among copies, some of which cannot pass. A wrong
-report on such a copy shows that the code under test controls the runner. Where no disguise fits, the tests run
-as they are, the exit status must agree with the log, and one test that cannot pass is added (a canary).
+Tests are in disguise (`disguise`): they have new names and stand among copies, some of which cannot pass. A
+wrong report on such a copy shows that the code under test controls the runner. Where no disguise fits, the
+tests run as they are, the exit status must agree with the log, and one test that cannot pass is added (a
+canary).
 
 Script and parser are the house's (`house`). Limit: code that works out which copy must fail is not found out,
 since it shares a process with the tests.
@@ -41,8 +42,8 @@ if TYPE_CHECKING:
     from selfplay.repositories.environment import Environment
 
 FAILED_TESTS = 1  # pytest's exit status for tests that ran, and not all passed
-# Further runs of the unrepaired bug, after an attempt that passed once and not again. They and the control find
-# a bug that passes by chance with p = 0.26 in 1 - 0.74^5 = 78 % of cases.
+# Further runs of the unrepaired bug, after an attempt that passed once and not again. They and the control
+# find a bug that passes by chance with p = 0.26 in 1 - 0.74^5 = 78 % of cases.
 CONTROL_REPEATS = 4
 REPAIRED, BUGGY, ORIGINAL, CANARY = "repaired", "buggy", "original", "canary"
 # For pytest and for unittest: a script may run either.
@@ -86,7 +87,7 @@ class SecondGrader:
     test_files: Sequence[str] = field(default=())
 
     def grade(self) -> SecondGrading:
-        """The second grading. Attempts at a bug that end in one tree are one piece of evidence: they share it.
+        """The second grading. Attempts at a bug that end in one tree are one piece of evidence, and share it.
 
         Raises SandboxUnavailable.
         """
@@ -140,12 +141,18 @@ class SecondGrader:
         """The wanted tests that do not pass."""
         return judge_repair(run.outcomes, self.house.fail_to_pass, self.house.pass_to_pass)
 
-    def _shows_no_bug(self, run: TestRun) -> bool:
-        """Whether a run of the unrepaired bug passes all tests that the bug breaks."""
-        return not judge_repair(run.outcomes, self.house.fail_to_pass, ())
+    def _shows_no_bug(self, run: TestRun, disguised: Disguise | None = None) -> bool:
+        """Whether a run of the unrepaired bug passes all tests that the bug breaks.
+
+        disguised: what the tests run in; None for their own names.
+        """
+        broken = self.house.fail_to_pass
+        if disguised is not None:
+            return not disguised.not_passed(run.outcomes, broken)
+        return not judge_repair(run.outcomes, broken, ())
 
     def _not_repeated(self, cause: str, failed: Sequence[str]) -> SecondGrading:
-        """The attempt passed once and not again. Runs of the unrepaired bug decide whether the bug is void."""
+        """The attempt passed once and not again. Runs of the unrepaired bug decide whether it is void."""
         for _ in range(CONTROL_REPEATS):
             [control] = self._noisy(self.states.buggy)
             if self._shows_no_bug(self._run(control, self._hash_seed())):
@@ -183,7 +190,7 @@ class SecondGrader:
         if not fits or settled.not_passed(runs[ORIGINAL].outcomes, self.house.wanted):
             self.runner.refuse_disguise(self.environment, script, broken)
             return None
-        if not settled.not_passed(runs[BUGGY].outcomes, broken):
+        if self._shows_no_bug(runs[BUGGY], settled):
             return void("without a repair, the disguised tests that it breaks pass")
         return self._judge_disguised(settled, runs[REPAIRED])
 

@@ -188,9 +188,9 @@ class TestRunner:
         parts: Sequence[str],
         grade: Callable[[], SecondGrading],
     ) -> SecondGrading:
-        """The result of `grade`, called once for all attempts with equal `parts`. Only a confirmed pass is kept.
+        """The result of `grade`, called once for all attempts with equal `parts`.
 
-        parts: everything of the attempt and of its bug that decides the result.
+        parts: everything of attempt and bug that decides the result. Only a confirmed pass is kept.
         """
         return self._confirmed.get(_key(environment.key, environment.reference, *parts), grade)[0]
 
