@@ -124,18 +124,16 @@ class SecondGrader:
         hash_seed = self._hash_seed()
         names = sorted(trees)
         self._generator.shuffle(names)
-        return {name: self._run(trees[name], hash_seed) for name in names}
+        return {name: self._run(trees[name], hash_seed, name != BUGGY) for name in names}
 
     def _hash_seed(self) -> int:
         return self.runner.secret.hash_seed(f"{self._generator.getrandbits(128):x}")
 
-    def _run(self, tree: Tree, hash_seed: int) -> TestRun:
+    def _run(self, tree: Tree, hash_seed: int, may_repeat: bool = True) -> TestRun:
+        """A new run, and another one if there was an error: a slow machine may be the cause."""
         house = self.house
-        for is_last in (False, True):
-            run = self.runner.run(self.environment, tree, house.script, house.parser, hash_seed=hash_seed)
-            if not run.error or is_last:  # a slow machine may be the cause of an error
-                break
-        return run
+        run = self.runner.run(self.environment, tree, house.script, house.parser, hash_seed=hash_seed)
+        return self._run(tree, hash_seed, may_repeat=False) if run.error and may_repeat else run
 
     def _missing(self, run: TestRun) -> tuple[str, ...]:
         """The wanted tests that do not pass."""
@@ -155,7 +153,7 @@ class SecondGrader:
         """The attempt passed once and not again. Runs of the unrepaired bug decide whether it is void."""
         for _ in range(CONTROL_REPEATS):
             [control] = self._noisy(self.states.buggy)
-            if self._shows_no_bug(self._run(control, self._hash_seed())):
+            if self._shows_no_bug(self._run(control, self._hash_seed(), may_repeat=False)):
                 return void("without a repair, the tests that it breaks pass in some runs")
         reason = f"passed once and not again: {cause}"
         return SecondGrading(Confirmation.NOT_REPEATED, reason, tuple(failed))
@@ -188,7 +186,8 @@ class SecondGrader:
         settled = disguised.settled(runs[ORIGINAL].outcomes)
         fits = settled.must_fail and runs[ORIGINAL].exit_code == FAILED_TESTS
         if not fits or settled.not_passed(runs[ORIGINAL].outcomes, self.house.wanted):
-            self.runner.refuse_disguise(self.environment, script, broken)
+            if not runs[ORIGINAL].error:
+                self.runner.refuse_disguise(self.environment, script, broken)
             return None
         if self._shows_no_bug(runs[BUGGY], settled):
             return void("without a repair, the disguised tests that it breaks pass")

@@ -493,7 +493,7 @@ CONTROLS: dict[str, Control] = {
     ),
     "script-reads": patched(("selfplay.verdicts.validator._Judgement.script_runs_code", lambda *_: None)),
     "script-knows": NO_AUDIT,
-    "random-bug": patched(("selfplay.verdicts.validator.judge_repeats", passed_check)),
+    "random-bug": patched(("selfplay.verdicts.determinism.judge_repeats", passed_check)),
     "random-pass": patched(("selfplay.attacks.ground.grade", partial(grade, confirm=False))),
     "hash-of-source": NO_AUDIT,
     "hash-of-dos": NO_AUDIT,

@@ -16,8 +16,7 @@ from selfplay.verdicts.checks import Finding
 from selfplay.verdicts.house import House
 from selfplay.verdicts.noise import noisy
 from selfplay.verdicts.second_grading import SecondGrader, void
-from selfplay.verdicts.test_runs import ScriptRun, TestRun, TestRunner
-from selfplay.verdicts.validator import _Judgement
+from selfplay.verdicts.test_runs import ScriptRun, TestRunner
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -48,7 +47,7 @@ def void_if_not_repeated(patch: pytest.MonkeyPatch, _: Ground) -> None:
 
 
 def own_script_and_parser(patch: pytest.MonkeyPatch, ground: Ground) -> None:
-    """Grade with the artifact's own script and parser, and believe the log without the exit status."""
+    """Grade with the artifact's own script and parser, and take no notice of the exit status."""
 
     def own(bug: BugState, *_: object) -> House:
         artifact = bug.artifact
@@ -63,8 +62,8 @@ def own_script_and_parser(patch: pytest.MonkeyPatch, ground: Ground) -> None:
     read = TestRunner._script_log
 
     def no_status(self: TestRunner, box: Sandbox) -> tuple[bytes, int, str]:
-        log, status, error = read(self, box)
-        return log, 0 if b"xyzzy" in log else status, error
+        log, _, error = read(self, box)
+        return log, 0, error
 
     patch.setattr("selfplay.verdicts.grading.house_of", own)
     patch.setattr(TestRunner, "_script_log", no_status)
@@ -73,16 +72,16 @@ def own_script_and_parser(patch: pytest.MonkeyPatch, ground: Ground) -> None:
 
 def first_runs_changed(patch: pytest.MonkeyPatch, _: Ground) -> None:
     """Change the first runs of a validation too: then none shows what a solver sees."""
-    run = _Judgement.run
+    known = TestRunner._known_script
 
-    def changed(self: _Judgement, tree: Tree, number: int = 0) -> TestRun:
-        secret, digest = self.runner.secret, tree.digest
-        is_first = number == 0
-        return run(
-            self, noisy(self.environment.tree, tree, [CODE], secret, digest) if is_first else tree, number
-        )
+    def changed(
+        self: TestRunner, environment: Environment, tree: Tree, script: str, number: int
+    ) -> tuple[ScriptRun, bool]:
+        if number == 0:
+            tree = noisy(environment.tree, tree, [CODE], self.secret, tree.digest)
+        return known(self, environment, tree, script, number)
 
-    patch.setattr(_Judgement, "run", changed)
+    patch.setattr(TestRunner, "_known_script", changed)
 
 
 CONTROLS: dict[str, Control] = {
