@@ -125,7 +125,7 @@ MISSING_IS_PASSED = patched(
 )
 NO_FAILING_TEST = all_of(NO_DISGUISE, patched(("selfplay.verdicts.second_grading.add_canary", same)))
 NO_AUDIT = patched(("selfplay.verdicts.validator.noisy", lambda _, tree, *__: tree))
-VANISHED_IS_PASSED = all_of(MISSING_IS_PASSED, NO_FAILING_TEST)
+VANISHED_IS_PASSED = all_of(MISSING_IS_PASSED, NO_FAILING_TEST, phases_controls.no_exit_status)
 
 
 def command_line(change: Callable[[list[str], Ground], list[str]]) -> Control:

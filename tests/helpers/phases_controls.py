@@ -46,6 +46,16 @@ def void_if_not_repeated(patch: pytest.MonkeyPatch, _: Ground) -> None:
     patch.setattr(SecondGrader, "_not_repeated", lambda self, cause, failed: void(cause))
 
 
+def no_exit_status(patch: pytest.MonkeyPatch, _: Ground) -> None:
+    read = TestRunner._script_log
+
+    def no_status(self: TestRunner, box: Sandbox) -> tuple[bytes, int, str]:
+        log, _, error = read(self, box)
+        return log, 0, error
+
+    patch.setattr(TestRunner, "_script_log", no_status)
+
+
 def own_script_and_parser(patch: pytest.MonkeyPatch, ground: Ground) -> None:
     """Grade with the artifact's own script and parser, and take no notice of the exit status."""
 
@@ -59,14 +69,8 @@ def own_script_and_parser(patch: pytest.MonkeyPatch, ground: Ground) -> None:
             artifact.test_files,
         )
 
-    read = TestRunner._script_log
-
-    def no_status(self: TestRunner, box: Sandbox) -> tuple[bytes, int, str]:
-        log, _, error = read(self, box)
-        return log, 0, error
-
     patch.setattr("selfplay.verdicts.grading.house_of", own)
-    patch.setattr(TestRunner, "_script_log", no_status)
+    no_exit_status(patch, ground)
     no_control_run(patch, ground)
 
 
