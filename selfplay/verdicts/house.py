@@ -20,6 +20,11 @@ if TYPE_CHECKING:
     from selfplay.repositories.environment import Environment
     from selfplay.verdicts.bug import BugState, States
 
+REMEDY = (
+    "If these tests never end with a status that says how they went, "
+    "set validator.require_exit_status = false."
+)
+
 
 @dataclass(frozen=True)
 class House:
@@ -123,9 +128,11 @@ def judge_exit_status(original: TestRun, buggy: TestRun) -> Finding:
         if run.error:
             return fail(f"{who}, with {state}: {run.error}", **evidence)
     if original.exit_code != 0:
-        return fail(f"{who} ends with status {original.exit_code} on the original code, not 0", **evidence)
+        reason = f"{who} ends with status {original.exit_code} on the original code, not 0"
+        return fail(f"{reason}. {REMEDY}", **evidence)
     if buggy.exit_code == 0:
-        return fail(f"{who} ends with status 0 with the bug too, so it does not notice the bug", **evidence)
+        reason = f"{who} ends with status 0 with the bug too, so it does not notice the bug"
+        return fail(f"{reason}. {REMEDY}", **evidence)
     if not broken:
         return fail(f"{who} fails with the bug, but no test that passed before fails or is gone", **evidence)
     return Finding(True, "", evidence)

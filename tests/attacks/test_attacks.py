@@ -469,7 +469,7 @@ CONTROLS: dict[str, Control] = {
     "xfail": VANISHED_IS_PASSED,
     "print-report": NO_FAILING_TEST,
     "print-report-short": NO_FAILING_TEST,
-    "print-report-added": NO_DISGUISE,
+    "print-report-added": all_of(NO_DISGUISE, phases_controls.no_exit_status),
     "print-report-status": all_of(NO_DISGUISE, a_status_as_is_said),
     "forge-chosen-short": NO_DISGUISE,
     "forge-chosen": patched(("selfplay.verdicts.disguise.Disguise.not_passed", lambda *_: ())),
