@@ -343,7 +343,8 @@ class _Judgement:
 
     def exit_status(self, buggy: Tree) -> None:
         """Run the house's script on the original and on the buggy code: the exit status must tell which."""
-        if not self.settings.require_exit_status:
+        is_bug = all(check.passed for check in self.results if check.name == "bug_breaks_tests")
+        if not self.settings.require_exit_status or not is_bug:
             return
         script, parser = house_script(self.environment, self.artifact), self.environment.parser
         runs = self.run_all([Job(tree, script, parser) for tree in (self.environment.tree, buggy)])
