@@ -61,8 +61,7 @@ class Secret:
 
     def write(self, folder: Path) -> None:
         """Write the file whole or not at all. A file that is there stays."""
-        partial = folder / f"{SECRET_FILE}.{os.getpid()}.partial"
-        partial.unlink(missing_ok=True)
+        partial = folder / f"{SECRET_FILE}.{secrets.token_hex(4)}.partial"
         with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
             file.write(self.key)
             file.flush()
@@ -71,8 +70,10 @@ class Secret:
             os.link(partial, folder / SECRET_FILE)  # two processes that start at once use one secret
         except FileExistsError:
             pass
+        except OSError:  # a file system without hard links
+            partial.rename(folder / SECRET_FILE)
         finally:
-            partial.unlink()
+            partial.unlink(missing_ok=True)
 
     def generator(self, purpose: str, *parts: str) -> random.Random:
         """Random numbers for one purpose. Equal arguments give equal numbers."""

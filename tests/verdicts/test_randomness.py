@@ -6,6 +6,7 @@ import stat
 import pytest
 
 from selfplay.errors import RunError
+from selfplay.evaluation.folder import Folder
 from selfplay.verdicts.randomness import HASH_SEEDS, SECRET_FILE, Secret
 
 SECRET = Secret(bytes(range(32)))
@@ -23,6 +24,12 @@ def test_a_secret_that_is_there_is_never_replaced(tmp_path):
     SECRET.write(tmp_path)
     Secret.new().write(tmp_path)
     assert Secret.of_folder(tmp_path) == SECRET
+
+
+def test_an_evaluation_keeps_its_secret_too(tmp_path):
+    folder = Folder(tmp_path / "evaluation")
+    assert folder.secret() == Folder(tmp_path / "evaluation").secret()
+    assert folder.results() == [] and folder.identity() is None  # so that it can still begin
 
 
 def test_a_damaged_secret_is_named_with_the_remedy_and_not_shown(tmp_path):
