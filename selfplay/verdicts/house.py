@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from selfplay.errors import SandboxUnavailable
 from selfplay.repositories.scripts import is_standard_parser, standard_script
 from selfplay.verdicts.artifact import Artifact
 from selfplay.verdicts.checks import Finding, broken_tests, fail, shown
@@ -73,6 +74,11 @@ def house_of(bug: BugState, environment: Environment, runner: TestRunner, states
     buggy = runner.run(environment, states.buggy, script, environment.parser)
     # A buggy run without a result passes nothing: all tests are to be repaired then.
     broken = broken_tests(original.outcomes, buggy.outcomes)
+    if original.error and runner.settings.require_exit_status:
+        raise SandboxUnavailable(
+            f"the original's tests ran when the bug was accepted, and do not now: {original.error}. "
+            "Lower train.workers, or raise validator.script_timeout_s."
+        )
     if not broken:
         return None if runner.settings.require_exit_status else own
     passing = original.outcomes.passed - broken

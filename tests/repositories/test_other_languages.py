@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
 import tarfile
 from collections.abc import Mapping, Sequence
@@ -155,7 +156,7 @@ def played_through(
     assert injected.finish is FinishReason.SUBMITTED, [
         (turn.text, turn.observation) for turn in injected.turns
     ]
-    assert injected.turns[0].observation.lstrip().startswith("not ok")
+    assert re.search(r"^not ok", injected.turns[0].observation, re.MULTILINE)
     artifact = Artifact.from_files(injected.submission)
     verdict = validate(artifact, players.environment, Thresholds(), runner, SETTINGS)
     assert verdict.accepted, [check for check in verdict.checks if not check.passed]
