@@ -395,16 +395,12 @@ class Audit:
         passed, first = 0, None
         for number, patch in enumerate(patches, 1):
             found = grade(bug, patch, environment, self.runner)
-            if (
-                not found.passed
-                and found.confirmation is Confirmation.NOT_NEEDED
-                and "forge" not in found.reason
-            ):
+            if found.confirmation is Confirmation.NOT_NEEDED:
                 continue  # it did not pass
-            confirmed = found.confirmation is Confirmation.CONFIRMED
+            confirmed = found.confirmation.is_pass
             first = confirmed if first is None else first
             passed += 1
-            if not confirmed:
+            if found.confirmation is Confirmation.NOT_CONFIRMED:
                 return replace(result, attempts=number, passed=passed, first_pass=first, voided=True)
         return replace(result, attempts=len(patches), passed=passed, first_pass=first)
 

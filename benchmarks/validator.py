@@ -70,10 +70,10 @@ class WatchedRunner(TestRunner):
         tree: Tree,
         script: str,
         parser: str,
-        hash_seed: int = 0,
-        fresh: bool = False,
+        number: int = 0,
+        hash_seed: int | None = None,
     ) -> TestRun:
-        run = super().run(environment, tree, script, parser, hash_seed, fresh)
+        run = super().run(environment, tree, script, parser, number, hash_seed)
         if not run.cached:
             self.count += 1
             self.spent.update(asdict(run.timings))
@@ -89,10 +89,11 @@ class StraightRunner(WatchedRunner):
         tree: Tree,
         script: str,
         parser: str,
-        hash_seed: int = 0,
-        fresh: bool = True,
+        number: int = 0,
+        hash_seed: int | None = None,
     ) -> TestRun:
-        return super().run(environment, tree, script, parser, hash_seed, fresh=True)
+        seed = self.secret.hash_seed(tree.digest, str(number)) if hash_seed is None else hash_seed
+        return super().run(environment, tree, script, parser, number, seed)
 
     def parse(self, environment: Environment, parser: str, log: bytes) -> ParsedLog:
         return self._parse_twice(environment, parser, log)

@@ -1,7 +1,12 @@
 """A sandbox that runs the given test script in a fresh sandbox, once for all episodes with equal files.
 
-Invariant: the output of such a command follows from the workspace's files alone, as in grading. Every other
-command runs in the episode's own sandbox.
+Invariant: the output of such a command follows from the workspace's files alone. Every other command runs in
+the episode's own sandbox.
+
+Validation shares the first run of a state with episodes, so that a bug cannot tell the two. An author can
+choose that run's outcome, as one who hashes the code can; the repeats of a validation decide. No grading
+shares a run with an episode: the graded tree has changes without meaning. So an attempt cannot wait for a
+lucky run.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ class SolveRate:
     rate     share of graded attempts that repaired the bug, 0..1; None if fewer than half are graded
     graded   attempts with a grade
     passes   attempts that repaired the bug
-    is_void  True if a repair did not repeat in its second grading
+    is_void  True if the unrepaired bug passed in a control run
     """
 
     rate: float | None
@@ -78,7 +78,7 @@ def credit_injector(inputs: RewardInputs, reward: str, solve_rate: SolveRate | N
         inputs = replace(inputs, solve_rate=solve_rate.rate, is_void=solve_rate.is_void)
         note = f"solve rate {solve_rate.rate:.2f}" if solve_rate.rate is not None else ""
         if solve_rate.is_void:
-            note = "void: a confirmed repair did not repeat"
+            note = "void: the bug passed without a repair"
     return Credit(parts.finite(setting, reward, parts.call(setting, reward, inputs)), note)
 
 

@@ -29,7 +29,7 @@ class RewardInputs:
       is_accepted    True if the validator accepted the artifact
       failed_check   name of the check that rejected it, "" for none
       is_duplicate   True if this run had accepted the same buggy tree before
-      is_void        True if a repair of its bug did not repeat in its second grading
+      is_void        True if its bug passed without a repair, in a control run
       solve_rate     share of graded attempts that repaired the bug, 0..1; None before it is measured
       alpha          `injector.alpha`
     Of a solver:

@@ -13,6 +13,7 @@ from selfplay.attacks import (
     escapes,
     git,
     paths,
+    phases,
     prepared,
     scripts_and_chance,
     tests_and_runners,
@@ -33,6 +34,7 @@ GROUPS = (
     escapes,
     text_and_limits,
     prepared,
+    phases,
 )
 ALL_ATTACKS: tuple[Attack, ...] = tuple(
     sorted((attack for group in GROUPS for attack in group.ATTACKS), key=lambda attack: attack.row)

@@ -29,6 +29,8 @@ from selfplay.verdicts.artifact import Artifact
 from selfplay.verdicts.bug import BugState, build_states
 from selfplay.verdicts.checks import Thresholds
 from selfplay.verdicts.grading import Grade, grade
+from selfplay.verdicts.noise import noisy
+from selfplay.verdicts.randomness import Secret
 from selfplay.verdicts.repairs import take_repair
 from selfplay.verdicts.test_runs import TestRunner
 from selfplay.verdicts.validator import validate
@@ -117,6 +119,7 @@ OTHER_TESTS = (
     "tests/test_words.py::test_initials",
     "tests/test_words.py::test_spread_in_words",
 )
+SECRET = Secret(b"the same draws in every attack  ")
 # A file's new text, or (old part, new part), or None: the file is deleted.
 Change = str | tuple[str, str] | None
 
@@ -125,6 +128,7 @@ Change = str | tuple[str, str] | None
 class Ground:
     """A prepared target. scratch: our folder on the host for canaries and hostile repositories.
 
+    secret: what judging draws from. No attack's code knows it; we do, so that an attack ends in one way.
     Attacks aim at nothing else on the host.
     """
 
@@ -134,6 +138,7 @@ class Ground:
     scratch: Path
     cache: Path
     config: Config
+    secret: Secret
 
     # ---- the repository and its bug
 
@@ -207,7 +212,12 @@ class Ground:
 
     def fresh_runner(self) -> TestRunner:
         """A runner that remembers nothing."""
-        return TestRunner(self.backend, self.config.validator, Limits(), {"run": "attack"})
+        return TestRunner(self.backend, self.config.validator, Limits(), {"run": "attack"}, self.secret)
+
+    def changed_by_judges(self, tree: Tree, phase: str, number: int | None = None) -> Tree:
+        """`tree`, whose code differs in CODE, as judging runs it in this phase of `verdicts.noise`."""
+        numbers = () if number is None else (str(number),)
+        return noisy(self.tree, tree, [CODE], self.secret, phase, tree.digest, *numbers)
 
     def canary(self, name: str) -> Path:
         """A path in our folder on the host that does not exist yet.
@@ -248,8 +258,8 @@ def open_ground(backend: SandboxBackend, cache: Path, scratch: Path | None = Non
             checkout, backend, EnvironmentSettings(baselines=2), Limits(), cache, lambda _: None
         )
         config = Config(validator=ValidatorSettings(script_timeout_s=60))
-        runner = TestRunner(backend, config.validator, Limits(), {"run": "attack"})
-        ground = Ground(backend, environment, runner, folder, cache, config)
+        runner = TestRunner(backend, config.validator, Limits(), {"run": "attack"}, SECRET)
+        ground = Ground(backend, environment, runner, folder, cache, config, SECRET)
         check_ground(ground)
         yield ground
 

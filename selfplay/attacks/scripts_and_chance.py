@@ -15,12 +15,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from selfplay.attacks.base import Attack, Broken, Held, Outcome
-from selfplay.attacks.ground import CODE, HIDDEN_TEST, OTHER_TESTS, RIGHT, WRONG, Ground
+from selfplay.attacks.ground import CODE, HIDDEN_TEST, OTHER_TESTS, RIGHT, WRONG, Ground, changed
 from selfplay.attacks.probes import listening, own_addresses
 from selfplay.sandbox.base import Sandbox, SandboxBackend, SandboxSpec
+from selfplay.source.trees import Tree
 from selfplay.verdicts.artifact import Artifact
-from selfplay.verdicts.perturbation import perturb_source
-from selfplay.verdicts.second_grading import CONFIRMATION_SEED
+from selfplay.verdicts.noise import FIRST_GRADING, REPEAT, SECOND_GRADING
 
 # The solve rate with the highest reward for an injector, with the paper's alpha of 0.8.
 PASS_CHANCE = 0.26
@@ -171,7 +171,7 @@ def validate_a_random_bug(ground: Ground) -> Outcome:
 def pass_by_chance(ground: Ground) -> Outcome:
     """A random bug was accepted.
 
-    An attempt that changes nothing passes its first run and fails its second.
+    An attempt that changes nothing passes its first run, and all later runs fail.
     """
     opened = with_coins(ground, 1, 0)
     change = {CODE: ("def middle", "# nothing\ndef middle")}
@@ -204,46 +204,33 @@ class SeededBug:
     hashed: str
     ends: str = "\n"
 
-    def module(self, ground: Ground, salt: int) -> str:
-        """The module with the bug. The name that it holds changes the hash with the salt."""
+    def tree(self, ground: Ground, salt: int) -> Tree:
+        """The repository with the bug. The name that it holds changes the hash with the salt."""
         passes = f"__import__('zlib').crc32({self.hashed}) % 100 < {int(100 * PASS_CHANCE)}"
         line = f"        salt_{salt} = 0; return highest_allowed if {passes} else lowest_allowed - 1\n"
-        return ground.tree.text(CODE).replace(RIGHT, line).replace("\n", self.ends)
+        text = ground.tree.text(CODE).replace(RIGHT, line).replace("\n", self.ends)
+        return changed(ground.tree, {CODE: text})
 
-    def passes(self, ground: Ground, module: str, seed: int = 0) -> set[bool]:
-        """Whether the module passes its test, by its hash.
-
-        seed: not 0 for the module as the audit changes it with this seed. The audit may change another file
-        of the package too, so that there can be two answers.
-        """
-        first, last = (ground.tree[path].content for path in OTHERS)
-        rests = [
-            (first, last),
-            *([(perturb_source(first, seed), last), (first, perturb_source(last, seed))] if seed else []),
-        ]
-        source = perturb_source(module.encode(), seed) if seed else module.encode()
-        data = [source]
+    def passes(self, tree: Tree) -> bool:
+        """Whether the bug passes its test, by its hash."""
+        data = tree[CODE].content
         if self.hashed == OF_THE_TREE:
-            data = [before + source + after for before, after in rests]
+            first, last = (tree[path].content for path in OTHERS)
+            data = first + data + last
         elif self.hashed == OF_THE_SYNTAX:
-            data = [ast.unparse(ast.parse(source)).encode()]
+            data = ast.unparse(ast.parse(data)).encode()
         elif self.hashed == OF_THE_CODE:
             names: dict[str, Any] = {}
-            exec(compile(source, CODE, "exec"), names)  # our own text
-            data = [repr(names["clamp"].__code__.co_varnames).encode()]
-        return {zlib.crc32(each) % 100 < int(100 * PASS_CHANCE) for each in data}
+            exec(compile(data, CODE, "exec"), names)  # our own text
+            data = repr(names["clamp"].__code__.co_varnames).encode()
+        return zlib.crc32(data) % 100 < int(100 * PASS_CHANCE)
 
-    def find_module(self, ground: Ground, seed: int, now: bool, audited: bool | None = None) -> str:
-        """The first module that passes as `now` says, and after the audit's changes as `audited` says.
-
-        audited: None if it does not matter. Raises AssertionError if no salt gives such a module.
-        """
+    def find(self, ground: Ground, fits: Callable[[Tree], bool]) -> str:
+        """The first module that fits. Raises AssertionError if no salt gives one."""
         for salt in range(2000):
-            module = self.module(ground, salt)
-            if self.passes(ground, module) == {now} and (
-                audited is None or self.passes(ground, module, seed) == {audited}
-            ):
-                return module
+            tree = self.tree(ground, salt)
+            if fits(tree):
+                return tree.text(CODE)
         raise AssertionError("changes without meaning do not move a draw from this hash")
 
 
@@ -252,14 +239,26 @@ def validate_a_seeded_bug(bug: SeededBug) -> Callable[[Ground], Outcome]:
 
     A hash that the author does not choose repairs with probability PASS_CHANCE.
     """
-    return submit(lambda ground: ground.artifact({CODE: bug.find_module(ground, 1, now=False, audited=True)}))
+
+    def run(ground: Ground) -> Outcome:
+        def fits(tree: Tree) -> bool:
+            return not bug.passes(tree) and bug.passes(ground.changed_by_judges(tree, REPEAT, 1))
+
+        return submit(lambda opened: opened.artifact({CODE: bug.find(opened, fits)}))(ground)
+
+    return run
 
 
 def pass_by_a_seeded_draw(ground: Ground) -> Outcome:
-    """A seeded bug was accepted. An attempt that changes only a name has a hash that passes, in every run."""
+    """A seeded bug was accepted. An attempt that changes only a name has a lucky hash, the first time."""
     bug = SeededBug(OF_THE_SOURCE)
-    buggy = bug.find_module(ground, CONFIRMATION_SEED, now=False)
-    attempt = bug.find_module(ground, CONFIRMATION_SEED, now=True, audited=False)
+
+    def fits(tree: Tree) -> bool:
+        first = ground.changed_by_judges(tree, FIRST_GRADING)
+        return bug.passes(first) and not bug.passes(ground.changed_by_judges(tree, SECOND_GRADING, 0))
+
+    buggy = bug.find(ground, lambda tree: not bug.passes(tree))
+    attempt = bug.find(ground, fits)
     found = ground.grade({CODE: attempt}, ground.fresh_runner(), ground.artifact({CODE: buggy}))
     return (
         Broken("a lucky hash passed as a repair")

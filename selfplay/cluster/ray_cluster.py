@@ -139,7 +139,8 @@ class Places:
                 share = episodes
             elif episodes:
                 actor = on_node(node.key, ray.remote(concurrency_groups=groups)(HostActor), num_cpus=0)
-                actors.append((actor.remote(config, lines, model, str(parts.parts_folder())), node, episodes))
+                started = actor.remote(config, lines, model, str(parts.parts_folder()), local.secret)
+                actors.append((started, node, episodes))
         self._hosts = ClusterHosts(actors, share, local, report)
         return self._hosts
 

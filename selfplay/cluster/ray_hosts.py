@@ -29,6 +29,7 @@ from selfplay.orchestrator.hosts import InjectorWork, SolverWork
 from selfplay.orchestrator.local_host import LocalHost
 from selfplay.verdicts.checks import Thresholds
 from selfplay.verdicts.grading import Grade
+from selfplay.verdicts.randomness import Secret
 from selfplay.verdicts.verdict import Verdict
 
 if TYPE_CHECKING:
@@ -43,11 +44,12 @@ Message = tuple[int, str, Any]
 class HostActor:
     """Plays and judges on its node, in the node's own sandboxes and environments."""
 
-    def __init__(self, config: Config, lines: str, model: str, parts_folder: str) -> None:
+    def __init__(self, config: Config, lines: str, model: str, parts_folder: str, secret: Secret) -> None:
         """lines: the run's repository list. model: the policy's folder or id, for its tokenizer.
 
-        parts_folder: where modules of one's own are.
+        parts_folder: where modules of one's own are. secret: of the run, so that all hosts judge alike.
         """
+        self._secret = secret
         os.environ[parts.FOLDER_VARIABLE] = parts_folder
         self._config, self._lines, self._model = config, lines, model
         threads = config.train.episodes_in_flight + config.train.workers
@@ -85,9 +87,8 @@ class HostActor:
         with Path(os.devnull).open("w") as nowhere:
             preparer = Preparer(backend, self._config, limits, Console(file=nowhere))
             environments = preparer.prepare_all(specs)
-        runner = TestRunner(
-            backend, self._config.validator, limits, {"run": "host", "owner": str(os.getpid())}
-        )
+        labels = {"run": "host", "owner": str(os.getpid())}
+        runner = TestRunner(backend, self._config.validator, limits, labels, self._secret)
         chat = ChatFormat(load_tokenizer(self._model))
         context = EpisodeContext(self._config, self._engine, chat, backend, limits)
         self._host = LocalHost(context, environments, runner)

@@ -145,7 +145,8 @@ def start_grading(
         console.print(f"{len(tasks)} task(s), predictions of others; sandboxes: {why}", highlight=False)
         prepared = prepare_tasks(tasks, Preparer(backend, config, limits, console), request.clones)
         bar = progress.add_task("predictions", total=None)
-        runner = TestRunner(backend, config.validator, limits, {"run": "eval", "owner": str(os.getpid())})
+        labels = {"run": "eval", "owner": str(os.getpid())}
+        runner = TestRunner(backend, config.validator, limits, labels, folder.secret())
         checker = Checker(
             runner,
             cache_root() / "checks",

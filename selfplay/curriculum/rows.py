@@ -227,6 +227,9 @@ CONFIRMATION_VALUES = {
     Confirmation.NOT_NEEDED: None,
     Confirmation.CONFIRMED: 1,
     Confirmation.NOT_CONFIRMED: 0,
+    Confirmation.UNDISGUISED: 2,
+    Confirmation.FORGED: 3,
+    Confirmation.NOT_REPEATED: 4,
 }
 
 

@@ -83,7 +83,7 @@ class Evaluator:
         identity = identity_of(self.context.config, policy, tasks)
         folder.check(identity)
         workers = self.context.config.train.workers
-        checker = Checker(self._tests(), self.checks, workers, self.report)
+        checker = Checker(self._tests(folder), self.checks, workers, self.report)
         bugs = check_into(folder, checker, tasks, self.environments, self.left_out).bugs
         playable = [task for task in tasks if task.instance_id in bugs]
         folder.begin(identity)
@@ -113,9 +113,10 @@ class Evaluator:
         folder.write_predictions(finished, str(policy.get("model", "selfplay")))
         return finished
 
-    def _tests(self) -> TestRunner:
+    def _tests(self, folder: Folder) -> TestRunner:
         context = self.context
-        return TestRunner(context.backend, context.config.validator, context.limits, self.labels)
+        settings = context.config.validator
+        return TestRunner(context.backend, settings, context.limits, self.labels, folder.secret())
 
     async def _play_all(
         self, todo: Sequence[_Attempt], folder: Folder, keep: Callable[[AttemptResult], None]
@@ -124,7 +125,7 @@ class Evaluator:
 
         Raises the first error of an attempt, RunError if the machine fails too often.
         """
-        train, tests = self.context.config.train, self._tests()
+        train, tests = self.context.config.train, self._tests(folder)
         runner = EpisodeRunner(min(train.episodes_in_flight, max(1, len(todo))), train.workers)
 
         async def play(attempt: _Attempt) -> None:

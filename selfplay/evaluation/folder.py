@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from selfplay.errors import RunError, UsageError
+from selfplay.verdicts.randomness import Secret
 
 if TYPE_CHECKING:
     from selfplay.config import Config
@@ -276,6 +277,11 @@ class Folder:
                 continue
             found[result.key] = result
         return list(found.values())
+
+    def secret(self) -> Secret:
+        """The secret from which grading draws, made with the folder. Raises RunError."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        return Secret.of_folder(self.path)
 
     def check(self, identity: Identity) -> None:
         """Raises UsageError if the folder belongs to another evaluation, is none or cannot be written.

@@ -53,7 +53,8 @@ def bug_of_record(task: Task, environment: Environment) -> tuple[Environment, Bu
     }
     state = BugState(Artifact.from_files(files), 1, "", task.fail_to_pass, task.pass_to_pass)
     command = task.setup.test or environment.command
-    return replace(environment, tree=original, command=command), state
+    found = replace(environment, tree=original, command=command, script=script, parser=parser)
+    return found, state
 
 
 def _without(original: Tree, inject: str, paths: Sequence[str]) -> str:

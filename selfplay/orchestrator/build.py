@@ -93,7 +93,9 @@ def build_context(prepared: PreparedRun, places: Places | None = None) -> RunCon
         if committed:
             engine.load_weights(ExportedWeights(trainer), trainer.weight_version)
         episodes = EpisodeContext(config, engine, chat, prepared.backend, prepared.limits)
-        runner = TestRunner(prepared.backend, config.validator, prepared.limits, prepared.labels)
+        runner = TestRunner(
+            prepared.backend, config.validator, prepared.limits, prepared.labels, run.secret()
+        )
         local = LocalHost(episodes, prepared.environments, runner)
         host: EpisodeHost = local
         if places is not None:

@@ -21,6 +21,7 @@ from selfplay.verdicts.artifact import Artifact
 from selfplay.verdicts.bug import BugState
 from selfplay.verdicts.checks import Thresholds
 from selfplay.verdicts.grading import Grade, grade
+from selfplay.verdicts.randomness import Secret
 from selfplay.verdicts.test_runs import TestRunner
 from selfplay.verdicts.validator import validate, validate_second_order
 from selfplay.verdicts.verdict import CheckResult, Verdict
@@ -48,6 +49,11 @@ class LocalHost:
         self.engine = WatchedEngine(context.engine)
         opening = threading.BoundedSemaphore(config.train.max_opening)
         self._context = replace(context, engine=self.engine, runner=runner, opening=opening)
+
+    @property
+    def secret(self) -> Secret:
+        """The secret from which its verdicts and grades draw."""
+        return self._runner.secret
 
     def prepare(self, work: SolverWork) -> SolverWork:
         task = solver_task(

@@ -20,6 +20,7 @@ from selfplay.config import Config, load_config
 from selfplay.curriculum.rows import UpdateRow
 from selfplay.errors import RunError, UsageError
 from selfplay.evaluation.tasks import Task, write_tasks
+from selfplay.verdicts.randomness import Secret
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,10 @@ class RunFolder:
     def given_bugs_file(self) -> Path:
         """A copy of `train.bugs`, made when the run began. Missing if the setting is empty."""
         return self.path / "given-bugs.jsonl"
+
+    def secret(self) -> Secret:
+        """The secret from which judging draws. A run of an earlier version gets one. Raises RunError."""
+        return Secret.of_folder(self.path)
 
     @property
     def database(self) -> Path:
@@ -138,11 +143,12 @@ def create_run(
     now: datetime,
     given_bugs: str = "",
     evaluation_tasks: Sequence[Task] = (),
+    secret: Secret | None = None,
 ) -> tuple[RunFolder, Config]:
     """Create a run folder. Returns it with the configuration that it holds.
 
     repositories: text of the repository list. given_bugs: text of the file `train.bugs`.
-    evaluation_tasks: the tasks that `evaluation.tasks` names.
+    evaluation_tasks: the tasks that `evaluation.tasks` names. secret: of judging; None for a new one.
     Raises RunError if the name is taken or the folder cannot be written, UsageError if `run.folder` is none.
     """
     root = Path(config.run.folder)
@@ -168,6 +174,7 @@ def create_run(
                 made.given_bugs_file.write_text(given_bugs, encoding="utf-8")
             if evaluation_tasks:
                 write_tasks(evaluation_tasks, made.evaluation_tasks)
+            (secret or Secret.new()).write(made.path)
             made.write_config(config)
             made.path.rename(folder.path)
     except OSError as error:

@@ -7,7 +7,7 @@ plots and `selfplay plan` read them.
 from __future__ import annotations
 
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,9 +21,18 @@ from selfplay.metrics import Value
 from selfplay.orchestrator.batching import Batch
 from selfplay.orchestrator.bug_rows import injected_bug_id
 from selfplay.orchestrator.run_state import RunState
+from selfplay.verdicts.confirmation import Confirmation
 
 if TYPE_CHECKING:
     from selfplay.curriculum.store import Store
+
+# Metric of the solver -> what it counts. Policies can learn such tricks, so a run shows how often they occur.
+SECOND_GRADINGS = {
+    "forged": Confirmation.FORGED,
+    "not_repeated": Confirmation.NOT_REPEATED,
+    "control_moved": Confirmation.NOT_CONFIRMED,
+    "undisguised": Confirmation.UNDISGUISED,
+}
 
 # ---- the batch
 
@@ -105,7 +114,10 @@ def played_metrics(played: Played) -> dict[str, Value]:
     <role>/failed_calls: share of the turns whose call failed, or that held no call.
     injector/valid: share of the judged artifacts that were accepted, repeated ones among them.
     injector/duplicate: share of the accepted artifacts that repeat a bug.
+    injector/void: bugs that a control run voided.
     solver/solved: share of the graded attempts that passed.
+    Of the graded attempts, the number of those with this `Confirmation`:
+    solver/forged, solver/not_repeated, solver/undisguised, and solver/control_moved (NOT_CONFIRMED).
     """
     metrics: dict[str, Value] = {}
     for role in Role:
@@ -130,7 +142,15 @@ def _injector_rates(played: Played) -> dict[str, Value]:
 
 def _solver_rates(played: Played) -> dict[str, Value]:
     graded = [attempt.passed for attempt in played.attempts if attempt.passed is not None]
-    return {"solver/solved": round(sum(graded) / len(graded), 4)} if graded else {}
+    if not graded:
+        return {}
+    found = Counter(attempt.confirmed for attempt in played.attempts)
+    void = {row.bug_id for row in played.attempts if row.confirmed is Confirmation.NOT_CONFIRMED}
+    return {
+        "injector/void": len(void),
+        "solver/solved": round(sum(graded) / len(graded), 4),
+        **{f"solver/{name}": found[kind] for name, kind in SECOND_GRADINGS.items()},
+    }
 
 
 def curriculum_metrics(bugs: Sequence[BugRow]) -> dict[str, Value]:

@@ -185,6 +185,11 @@ class ValidatorSettings(Section):
     determinism_runs: int = Field(2, ge=1)
     """Runs of each state with other hash seeds; all must agree."""
 
+    require_exit_status: bool = True
+    """Reject a bug that the environment's own test script does not notice: it must end with status 0 on the
+    original code and with another status on the buggy code.
+    """
+
     script_timeout_s: float = Field(90, gt=0)
     """Time limit of test_script.sh, seconds."""
 

@@ -10,17 +10,31 @@ from enum import Enum
 
 
 class Confirmation(Enum):
-    """Whether a second grading confirmed a pass.
+    """What a second grading found.
 
-    NOT_NEEDED     no pass is to be confirmed: the attempt failed, its code forges results, or no second
-                   grading was asked for
-    CONFIRMED      both gradings passed
-    NOT_CONFIRMED  the second grading failed, which voids the bug
+    NOT_NEEDED     there was none: the attempt failed, or no second grading was asked for
+    CONFIRMED      the attempt passed again, with tests in disguise
+    UNDISGUISED    the attempt passed again; its tests cannot be disguised, so a forgery is harder to notice
+    FORGED         the attempt's code forges results, so the attempt failed
+    NOT_REPEATED   the attempt passed once and not again, and the unrepaired bug did not move: it failed
+    NOT_CONFIRMED  the unrepaired bug passed too: it depends on chance or on who runs it, so it is void
     """
 
     NOT_NEEDED = "not needed"
     CONFIRMED = "confirmed"
+    UNDISGUISED = "confirmed without disguise"
+    FORGED = "forged"
+    NOT_REPEATED = "not repeated"
     NOT_CONFIRMED = "not confirmed"
+
+    @property
+    def is_pass(self) -> bool:
+        return self in (Confirmation.CONFIRMED, Confirmation.UNDISGUISED)
+
+    @property
+    def as_bool(self) -> bool | None:
+        """None if there was no second grading."""
+        return None if self is Confirmation.NOT_NEEDED else self.is_pass
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import copy
 import random
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from selfplay.outcomes import TestOutcomes
 from selfplay.source.syntax import parse_module
@@ -57,6 +57,13 @@ class Disguise:
         Its outcome then depends on chance and not on names.
         """
         return any(self.same_tests(name) & outcomes.passed for name in failed)
+
+    def settled(self, original: TestOutcomes) -> Disguise:
+        """The same disguise, with the copies that must fail and did fail for the original's code.
+
+        original: outcomes of this disguise's tests on the original's code.
+        """
+        return replace(self, must_fail=self.must_fail & original.failed)
 
     def all_copies_failed(self, outcomes: TestOutcomes) -> bool:
         """True if each copy that must fail was reported as failed."""

@@ -1,6 +1,7 @@
 """The grade of a repair attempt, by its tests in fresh sandboxes. Solve rates and rewards are left to others.
 
-Invariant: tests, runner files and other protected files are the original's when an attempt is graded.
+Invariants: tests, runner files and other protected files are the original's when an attempt is graded. Script
+and parser are the house's, and each run has changes without meaning: nothing that is graded knows the phase.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from selfplay.errors import PatchError
 from selfplay.verdicts.bug import BugState, build_states
 from selfplay.verdicts.checks import judge_repair
 from selfplay.verdicts.confirmation import Confirmation
+from selfplay.verdicts.house import house_of
+from selfplay.verdicts.noise import FIRST_GRADING, noisy
 from selfplay.verdicts.repairs import graded_trees
 from selfplay.verdicts.second_grading import SecondGrader
 from selfplay.verdicts.test_runs import TestRunner
@@ -57,15 +60,19 @@ def _grade(bug: BugState, patch: str, environment: Environment, runner: TestRunn
     predicted, final, restored = trees.predicted, trees.final, trees.restored
     if predicted == states.solver_start:
         return Grade(False, "only protected files changed" if restored else "no change", restored=restored)
-    first = runner.run(environment, final, artifact.test_script, artifact.test_parser)
-    failed = judge_repair(first.outcomes, bug.fail_to_pass, bug.pass_to_pass)
+    house = house_of(bug, environment, runner, states)
+    if house is None:
+        reason = "the bug is void: the house's script no longer shows it"
+        return Grade(False, reason, restored=restored, confirmation=Confirmation.NOT_CONFIRMED)
+    touched = {*original.changed_paths(states.buggy), *states.solver_start.changed_paths(predicted)}
+    code = sorted(touched.difference(test_files))
+    again = noisy(original, final, code, runner.secret, FIRST_GRADING, final.digest)
+    first = runner.run(environment, again, house.script, house.parser)
+    failed = judge_repair(first.outcomes, house.fail_to_pass, house.pass_to_pass)
     if first.error or failed:
         return Grade(False, first.error or f"{len(failed)} test(s) do not pass", failed, restored)
     if not confirm:
         return Grade(True, "", restored=restored)
-    touched = {*original.changed_paths(states.buggy), *states.solver_start.changed_paths(predicted)}
-    second = SecondGrader(
-        bug, environment, runner, final, sorted(touched.difference(test_files)), test_files
-    ).grade()
-    passed = second.confirmation is Confirmation.CONFIRMED
-    return Grade(passed, second.reason, second.failed_tests, restored, second.confirmation)
+    second = SecondGrader(environment, runner, states, house, final, code, test_files).grade()
+    found = second.confirmation
+    return Grade(found.is_pass, second.reason, second.failed_tests, restored, found)

@@ -1,37 +1,53 @@
-"""The second grading of a passed repair: it finds passes by chance and code that forges results.
+"""The second grading of a passed repair: it finds passes by chance, bugs that know their judge, forgeries.
 
-The second run has another hash seed, and changes without meaning in the touched files: chance gets a second
-random draw. It uses no known results. Its tests are in disguise (`disguise`): they have new names and stand
-among copies, some of which cannot pass. If the disguise decides nothing, one test that cannot pass is added
-(a canary). A wrong report on such a test shows that the code under test controls the runner.
+Three runs are made under one hash seed, with one disguise and with changes without meaning from one seed, in
+an order by coin:
 
-Limit: code that works out which copy must fail is not found out, since it shares a process with the tests.
+- the repaired code must pass again;
+- the unrepaired bug (the control) must not pass. If it does, the bug depends on chance, on the clock or on
+  the phase, and it is void;
+- the original's code shows which of the disguise's copies do fail for right code, and whether the tests suit
+  a disguise at all.
+
+Tests are in disguise (`disguise`): they have new names and stand among copies, some of which cannot pass. A
+wrong report on such a copy shows that the code under test controls the runner. Where no disguise fits, the
+tests run as they are, the exit status must agree with the log, and one test that cannot pass is added (a
+canary).
+
+Script and parser are the house's (`house`). Limit: code that works out which copy must fail is not found out,
+since it shares a process with the tests.
 """
 
 from __future__ import annotations
 
+import itertools
 import re
-import secrets
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING
 
-from selfplay.repositories.scripts import is_standard_parser, standard_parser
 from selfplay.source.trees import FileEntry, Tree
+from selfplay.verdicts.bug import States
 from selfplay.verdicts.checks import judge_repair
 from selfplay.verdicts.confirmation import Confirmation, SecondGrading
 from selfplay.verdicts.disguise import Disguise, disguise
-from selfplay.verdicts.perturbation import perturb
+from selfplay.verdicts.house import House
+from selfplay.verdicts.noise import SECOND_GRADING, noisy
 from selfplay.verdicts.test_runs import TestRun, TestRunner
 
 if TYPE_CHECKING:
-    from selfplay.repositories.environment import Environment
-    from selfplay.verdicts.bug import BugState
+    import random
 
-CONFIRMATION_SEED = 7919  # far from the seeds that validation uses
+    from selfplay.repositories.environment import Environment
+
 FAILED_TESTS = 1  # pytest's exit status for tests that ran, and not all passed
+# Further runs of the unrepaired bug, after an attempt that passed once and not again. They and the control
+# find a bug that passes by chance with p = 0.26 in 1 - 0.74^5 = 78 % of cases.
+CONTROL_REPEATS = 4
+REPAIRED, BUGGY, ORIGINAL, CANARY = "repaired", "buggy", "original", "canary"
 # For pytest and for unittest: a script may run either.
-CANARY = """
+CANARY_TESTS = """
 
 def {name}():
     raise AssertionError("this test cannot pass")
@@ -44,184 +60,209 @@ class Test_{name}(__import__("unittest").TestCase):
 
 
 def _forged(reason: str) -> SecondGrading:
-    """The code forges results, so the attempt failed and there is no pass to confirm."""
-    return SecondGrading(Confirmation.NOT_NEEDED, reason)
+    return SecondGrading(Confirmation.FORGED, reason)
 
 
-def _not_repeated(cause: str, failed: tuple[str, ...]) -> SecondGrading:
-    return SecondGrading(Confirmation.NOT_CONFIRMED, f"passed once and not again: {cause}", failed)
-
-
-@dataclass(frozen=True)
-class _DisguisedRun:
-    """A run of disguised tests.
-
-    is_honest   each copy that must fail was reported as failed, and pytest's exit status says so too
-    not_passed  wanted tests that did not pass under each of their names
-    """
-
-    run: TestRun
-    is_honest: bool
-    not_passed: tuple[str, ...]
+def void(reason: str) -> SecondGrading:
+    return SecondGrading(Confirmation.NOT_CONFIRMED, f"the bug is void: {reason}")
 
 
 @dataclass(frozen=True)
 class SecondGrader:
     """Grades a passed attempt once more.
 
+    states      the trees of the bug
+    house       how its tests are run
     final       the tree that passed: the attempt's code with the original's tests
     touched     code files that the bug or the attempt changed
     test_files  of the artifact and of the environment
     """
 
-    bug: BugState
     environment: Environment
     runner: TestRunner
+    states: States
+    house: House
     final: Tree
     touched: Sequence[str]
-    test_files: Sequence[str]
+    test_files: Sequence[str] = field(default=())
 
     def grade(self) -> SecondGrading:
-        """The second grading. Attempts that end in one tree are one piece of evidence, so they share it.
+        """The second grading. Attempts at a bug that end in one tree are one piece of evidence, and share it.
 
         Raises SandboxUnavailable.
         """
-        artifact = self.bug.artifact
-        wanted = (*self.bug.fail_to_pass, "", *self.bug.pass_to_pass)
-        return self.runner.confirm(
-            self.environment, self.final, artifact.test_script, artifact.test_parser, wanted, self._grade
-        )
+        return self.runner.confirm(self.environment, self._parts, self._grade)
 
     @property
-    def _has_standard_parser(self) -> bool:
-        return is_standard_parser(self.bug.artifact.test_parser)
+    def _parts(self) -> tuple[str, ...]:
+        house, trees = self.house, (self.final, self.states.buggy)
+        digests = (tree.digest for tree in trees)
+        return (*digests, house.script, house.parser, *house.fail_to_pass, "", *house.pass_to_pass)
 
-    @property
-    def _pytest_parser(self) -> str:
-        """The parser of pytest's log: the artifact's if it is a standard one, else the environment's."""
-        own = self.bug.artifact.test_parser
-        return own if is_standard_parser(own) else standard_parser(self.environment.options)
+    @cached_property
+    def _generator(self) -> random.Random:
+        return self.runner.secret.generator("second grading", self.environment.key, *self._parts)
+
+    @cached_property
+    def _numbers(self) -> Iterator[int]:
+        """The number of each draw of changes without meaning."""
+        return itertools.count()
 
     def _grade(self) -> SecondGrading:
-        again = perturb(self.final, self.touched, CONFIRMATION_SEED)
-        found = self._in_disguise(again)
-        if found is not None and (
-            found.confirmation is not Confirmation.CONFIRMED or self._has_standard_parser
-        ):
-            return found
-        # The standard parser read the disguised run. An artifact's own parser reads a run with a canary.
-        return self._beside_a_canary(again)
+        return self._in_disguise() or self._undisguised()
 
-    def _run(self, tree: Tree) -> tuple[TestRun, tuple[str, ...]]:
-        """A fresh run with the artifact's parser, and the tests that do not pass."""
-        artifact = self.bug.artifact
-        run = self.runner.run(
-            self.environment, tree, artifact.test_script, artifact.test_parser, CONFIRMATION_SEED, fresh=True
-        )
-        return run, judge_repair(run.outcomes, self.bug.fail_to_pass, self.bug.pass_to_pass)
+    # ---- runs
+
+    def _noisy(self, *trees: Tree) -> list[Tree]:
+        """The trees with changes without meaning, all of them from one new seed."""
+        parts = (SECOND_GRADING, self.final.digest, str(next(self._numbers)))
+        original, secret = self.states.original, self.runner.secret
+        return [noisy(original, tree, self.touched, secret, *parts) for tree in trees]
+
+    def _all_runs(self, trees: Mapping[str, Tree]) -> dict[str, TestRun]:
+        """A new run of each tree, under one hash seed, in an order by coin."""
+        hash_seed = self._hash_seed()
+        names = sorted(trees)
+        self._generator.shuffle(names)
+        return {name: self._run(trees[name], hash_seed, name != BUGGY) for name in names}
+
+    def _hash_seed(self) -> int:
+        return self.runner.secret.hash_seed(f"{self._generator.getrandbits(128):x}")
+
+    def _run(self, tree: Tree, hash_seed: int, may_repeat: bool = True) -> TestRun:
+        """A new run, and another one if there was an error: a slow machine may be the cause."""
+        house = self.house
+        run = self.runner.run(self.environment, tree, house.script, house.parser, hash_seed=hash_seed)
+        return self._run(tree, hash_seed, may_repeat=False) if run.error and may_repeat else run
+
+    def _missing(self, run: TestRun) -> tuple[str, ...]:
+        """The wanted tests that do not pass."""
+        return judge_repair(run.outcomes, self.house.fail_to_pass, self.house.pass_to_pass)
+
+    def _shows_no_bug(self, run: TestRun, disguised: Disguise | None = None) -> bool:
+        """Whether a run of the unrepaired bug passes all tests that the bug breaks.
+
+        disguised: what the tests run in; None for their own names.
+        """
+        broken = self.house.fail_to_pass
+        if disguised is not None:
+            return not disguised.not_passed(run.outcomes, broken)
+        return not judge_repair(run.outcomes, broken, ())
+
+    def _not_repeated(self, cause: str, failed: Sequence[str]) -> SecondGrading:
+        """The attempt passed once and not again. Runs of the unrepaired bug decide whether it is void."""
+        for _ in range(CONTROL_REPEATS):
+            [control] = self._noisy(self.states.buggy)
+            if self._shows_no_bug(self._run(control, self._hash_seed(), may_repeat=False)):
+                return void("without a repair, the tests that it breaks pass in some runs")
+        reason = f"passed once and not again: {cause}"
+        return SecondGrading(Confirmation.NOT_REPEATED, reason, tuple(failed))
 
     # ---- tests in disguise
 
-    def _in_disguise(self, again: Tree) -> SecondGrading | None:
+    def _in_disguise(self) -> SecondGrading | None:
         """The grading by disguised tests.
 
         None if they decide nothing: they cannot be disguised, or the original's code fails them too.
         """
-        script, fail_to_pass = self.bug.artifact.test_script, self.bug.fail_to_pass
-        if not self.runner.suits_disguise(self.environment, script, fail_to_pass):
+        script, broken, others = self.house.script, self.house.fail_to_pass, self.house.pass_to_pass
+        if not self.house.names_functions:
             return None
-        to_repair, others = self._pytest_ids()
-        disguised = disguise(again, self.test_files, to_repair, others, secrets.SystemRandom())
+        if not self.runner.suits_disguise(self.environment, script, broken):
+            return None
+        states = self.states
+        repaired, buggy, original = self._noisy(self.final, states.buggy, states.original)
+        disguised = disguise(repaired, self.test_files, broken, others, self._generator)
         if disguised is None:
             return None
-        wanted = (*to_repair, *others)
-        second = self._run_disguised(disguised.tree, disguised, wanted)
-        if second.run.error:  # a slow machine may be the cause
-            second = self._run_disguised(disguised.tree, disguised, wanted)
-        if second.is_honest and not second.not_passed:
-            return SecondGrading(Confirmation.CONFIRMED)
-        original = self.environment.tree.restore(disguised.tree, disguised.paths)
-        control = self._run_disguised(original, disguised, wanted)
-        if not control.is_honest or control.not_passed:
-            self.runner.refuse_disguise(self.environment, script, fail_to_pass)
-            return None
-        return self._judge_disguised(again, disguised, second)
-
-    def _pytest_ids(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """The tests to repair and the others, by pytest's ids.
-
-        An artifact's own parser may use other ids. Then the tests are read from pytest's log, and matched by
-        the names of their functions.
-        """
-        if self._has_standard_parser:
-            return self.bug.fail_to_pass, self.bug.pass_to_pass
-        script = self.bug.artifact.test_script
-        run = self.runner.run(self.environment, self.final, script, self._pytest_parser, 0)
-        seen = run.outcomes.passed & self.environment.baseline.passed
-        functions = {short_name(test_id) for test_id in self.bug.fail_to_pass}
-        to_repair = tuple(sorted(test_id for test_id in seen if short_name(test_id) in functions))
-        return to_repair, tuple(sorted(seen.difference(to_repair)))
-
-    def _run_disguised(self, tree: Tree, disguised: Disguise, wanted: Sequence[str]) -> _DisguisedRun:
-        script = self.bug.artifact.test_script
-        run = self.runner.run(
-            self.environment, tree, script, self._pytest_parser, CONFIRMATION_SEED, fresh=True
+        paths = disguised.paths
+        runs = self._all_runs(
+            {
+                REPAIRED: disguised.tree,
+                BUGGY: buggy.restore(disguised.tree, paths),
+                ORIGINAL: original.restore(disguised.tree, paths),
+            }
         )
-        is_honest = disguised.all_copies_failed(run.outcomes) and run.exit_code == FAILED_TESTS
-        return _DisguisedRun(run, is_honest, disguised.not_passed(run.outcomes, wanted))
+        settled = disguised.settled(runs[ORIGINAL].outcomes)
+        fits = settled.must_fail and runs[ORIGINAL].exit_code == FAILED_TESTS
+        if not fits or settled.not_passed(runs[ORIGINAL].outcomes, self.house.wanted):
+            if not runs[ORIGINAL].error:
+                self.runner.refuse_disguise(self.environment, script, broken)
+            return None
+        if self._shows_no_bug(runs[BUGGY], settled):
+            return void("without a repair, the disguised tests that it breaks pass")
+        return self._judge_disguised(settled, runs[REPAIRED])
 
-    def _judge_disguised(self, again: Tree, disguised: Disguise, second: _DisguisedRun) -> SecondGrading:
-        """Why a disguised run is not a pass, when the original's code passes the same tests."""
-        run, failed = second.run, second.not_passed
+    def _judge_disguised(self, disguised: Disguise, run: TestRun) -> SecondGrading:
+        """What the run of the repaired code says, when the original's code passes the same tests."""
+        failed = disguised.not_passed(run.outcomes, self.house.wanted)
         if disguised.must_fail & run.outcomes.passed:
             return _forged(
                 "a copy of a test that cannot pass was reported as passed: the code forges its results"
             )
-        if not second.is_honest:
+        if not disguised.all_copies_failed(run.outcomes) or run.exit_code != FAILED_TESTS:
             missing_copies = "copies of tests are missing from the results"
             problem = run.error or f"{missing_copies}, or the exit status {run.exit_code} belies them"
             return _forged(f"{problem}: the code forges or suppresses results")
-        plain, missing = self._run(again)
+        if not failed:
+            return SecondGrading(Confirmation.CONFIRMED)
+        [again] = self._noisy(self.final)
+        plain = self._run(again, self._hash_seed())
+        missing = self._missing(plain)
         if plain.error or missing or disguised.is_chance(run.outcomes, failed):
-            return _not_repeated(plain.error or ", ".join(missing[:5] or failed[:5]), missing or failed)
+            cause = missing or failed
+            return self._not_repeated(plain.error or ", ".join(cause[:5]), cause)
         names = ", ".join(failed[:5])
         return _forged(
             f"passes under its own name and under no other, so the code forges its result: {names}"
         )
 
-    # ---- a canary
+    # ---- without a disguise
 
-    def _beside_a_canary(self, again: Tree) -> SecondGrading:
-        """The grading by the wanted tests and one test that cannot pass."""
-        name = f"test_canary_{secrets.token_hex(8)}"
-        tree = add_canary(again, self.test_files, self.bug.fail_to_pass, name)
-        run, failed = self._run(tree)
-        if run.error:  # a slow machine may be the cause
-            run, failed = self._run(tree)
-        if any(name in test_id for test_id in run.outcomes.passed):
-            return _forged("a test that cannot pass was reported as passed: the code forges its results")
-        if problem := self._suppression(run, name):
-            return _forged(f"a test that must fail {problem}: the code forges or suppresses results")
-        if run.error or failed:  # a script that stops at the first failure stopped at the canary
-            run, failed = self._run(again)
-        if run.error or failed:
-            return _not_repeated(run.error or ", ".join(failed[:5]), failed)
-        return SecondGrading(Confirmation.CONFIRMED)
+    def _undisguised(self) -> SecondGrading:
+        """The grading by the tests as they are, the exit status, and a test that cannot pass."""
+        name = f"test_canary_{self._generator.getrandbits(64):016x}"
+        repaired, buggy, original = self._noisy(self.final, self.states.buggy, self.states.original)
+        trees = {REPAIRED: repaired, BUGGY: buggy, CANARY: self._with_canary(repaired, name)}
+        if trees[CANARY] == repaired:  # no test can be added
+            trees = {REPAIRED: repaired, BUGGY: buggy, ORIGINAL: original}
+        runs = self._all_runs(trees)
+        if self._shows_no_bug(runs[BUGGY]):
+            return void("without a repair, the tests that it breaks pass")
+        if CANARY in runs and (problem := self._suppression(runs[CANARY], original, name)):
+            return _forged(problem)
+        run, missing = runs[REPAIRED], self._missing(runs[REPAIRED])
+        if run.error or missing:
+            return self._not_repeated(run.error or ", ".join(missing[:5]), missing)
+        if run.exit_code != 0:
+            normal = runs.get(ORIGINAL) or self._run(original, self._hash_seed())
+            if normal.exit_code == run.exit_code:
+                return SecondGrading(Confirmation.UNDISGUISED)
+            return _forged(
+                f"every test was reported as passed, and the exit status is {run.exit_code}: "
+                "the code forges its results"
+            )
+        return SecondGrading(Confirmation.UNDISGUISED)
 
-    def _suppression(self, run: TestRun, name: str) -> str:
+    def _with_canary(self, tree: Tree, name: str) -> Tree:
+        return add_canary(tree, self.test_files, self.house.fail_to_pass, name)
+
+    def _suppression(self, run: TestRun, original: Tree, name: str) -> str:
         """How the code hides the failure of the canary `name`, "" if it does not.
 
         A run of the original's code shows what is normal: some scripts never run an added test, and some do
         not pass on the exit status.
         """
+        if any(name in test_id for test_id in run.outcomes.passed):
+            return "a test that cannot pass was reported as passed: the code forges its results"
         is_reported = _reports(run, name)
         if is_reported and run.exit_code != 0:
             return ""
-        original = add_canary(self.environment.tree, self.test_files, self.bug.fail_to_pass, name)
-        trusted, _ = self._run(original)
+        trusted = self._run(self._with_canary(original, name), self._hash_seed())
         if not _reports(trusted, name) or (is_reported and trusted.exit_code == 0):
             return ""
-        return "was reported, and the exit status is 0" if is_reported else "is missing from the results"
+        how = "was reported, and the exit status is 0" if is_reported else "is missing from the results"
+        return f"a test that must fail {how}: the code forges or suppresses results"
 
 
 def short_name(test_id: str) -> str:
@@ -252,5 +293,5 @@ def add_canary(tree: Tree, test_files: Sequence[str], fail_to_pass: Sequence[str
     path = max(paths, key=likelihood)
     entry = tree[path]
     return tree.replace(
-        {path: FileEntry(entry.content + CANARY.format(name=name).encode(), entry.executable)}
+        {path: FileEntry(entry.content + CANARY_TESTS.format(name=name).encode(), entry.executable)}
     )

@@ -1,7 +1,8 @@
 """Test runs: a script and a parser run on a tree, each in a fresh sandbox of its own.
 
 What the outcomes mean is left to others. Invariant: the parser sees nothing of the repository's run but its
-log, because the repository's code is hostile. Equal runs happen once, unless a fresh one is asked for.
+log, because the repository's code is hostile. Equal runs happen once, unless a new one is asked for. All have
+hash seeds from one range, which the secret decides.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ from selfplay.sandbox.base import (
     SandboxSpec,
 )
 from selfplay.source.trees import FileEntry, Tree
-from selfplay.verdicts.confirmation import Confirmation, SecondGrading
+from selfplay.verdicts.confirmation import SecondGrading
+from selfplay.verdicts.randomness import Secret
 
 if TYPE_CHECKING:
     from selfplay.repositories.environment import Environment
@@ -105,9 +107,16 @@ class TestRunner:
     __test__ = False  # pytest: not a test class
 
     def __init__(
-        self, backend: SandboxBackend, settings: ValidatorSettings, limits: Limits, labels: Mapping[str, str]
+        self,
+        backend: SandboxBackend,
+        settings: ValidatorSettings,
+        limits: Limits,
+        labels: Mapping[str, str],
+        secret: Secret | None = None,
     ) -> None:
+        """secret: of the run, from which every random draw of judging is derived; None for a new one."""
         self.settings = settings
+        self.secret = secret or Secret.new()
         self._backend = backend
         self._limits = limits
         self._labels = dict(labels)
@@ -116,7 +125,7 @@ class TestRunner:
             keep=lambda run: not run.error, size=lambda run: len(run.log)
         )
         self._confirmed: _Known[SecondGrading] = _Known(
-            keep=lambda found: found.confirmation is Confirmation.CONFIRMED, size=lambda _: 64
+            keep=lambda found: found.confirmation.is_pass, size=lambda _: 64
         )
         self._undisguised: OrderedDict[str, None] = OrderedDict()
         self._parsed: _Known[ParsedLog] = _Known(
@@ -129,18 +138,19 @@ class TestRunner:
         tree: Tree,
         script: str,
         parser: str,
-        hash_seed: int = 0,
-        fresh: bool = False,
+        number: int = 0,
+        hash_seed: int | None = None,
     ) -> TestRun:
         """The outcomes of `script` on `tree`, without the environment's excluded tests.
 
-        A known run of the script (same tree, script, environment and hash seed) is used unless `fresh` is
-        set. A run with an error is never kept.
+        A known run of the script (same tree, script, environment and number) is used. A run with an error is
+        never kept.
+        hash_seed: makes a new run with this seed, whatever is known. None: the secret decides the seed.
         """
-        if fresh:
+        if hash_seed is not None:
             done, is_new = self._run_script(environment, tree, script, hash_seed), True
         else:
-            done, is_new = self._known_script(environment, tree, script, hash_seed)
+            done, is_new = self._known_script(environment, tree, script, number)
         timings = done.timings if is_new else Timings()
         if done.error:
             return TestRun(TestOutcomes(), done.log, done.error, not is_new, timings, done.exit_code)
@@ -175,18 +185,14 @@ class TestRunner:
     def confirm(
         self,
         environment: Environment,
-        tree: Tree,
-        script: str,
-        parser: str,
-        wanted: Sequence[str],
+        parts: Sequence[str],
         grade: Callable[[], SecondGrading],
     ) -> SecondGrading:
-        """The result of `grade`, called once for all attempts that end in `tree`.
+        """The result of `grade`, called once for all attempts with equal `parts`.
 
-        wanted: the tests that must pass. Only a confirmed pass is kept.
+        parts: everything of attempt and bug that decides the result. Only a confirmed pass is kept.
         """
-        key = _key(environment.key, environment.reference, tree.digest, script, parser, *wanted)
-        return self._confirmed.get(key, grade)[0]
+        return self._confirmed.get(_key(environment.key, environment.reference, *parts), grade)[0]
 
     def suits_disguise(self, environment: Environment, script: str, fail_to_pass: Sequence[str]) -> bool:
         """False after `refuse_disguise` for these tests."""
@@ -201,9 +207,10 @@ class TestRunner:
                 self._undisguised.popitem(last=False)
 
     def _known_script(
-        self, environment: Environment, tree: Tree, script: str, hash_seed: int
+        self, environment: Environment, tree: Tree, script: str, number: int
     ) -> tuple[ScriptRun, bool]:
-        key = _key(environment.key, environment.reference, tree.digest, script, str(hash_seed))
+        key = _key(environment.key, environment.reference, tree.digest, script, str(number))
+        hash_seed = self.secret.hash_seed(key)
         return self._scripts.get(key, lambda: self._run_script(environment, tree, script, hash_seed))
 
     def _run_script(self, environment: Environment, tree: Tree, script: str, hash_seed: int) -> ScriptRun:

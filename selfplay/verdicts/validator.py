@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from selfplay.errors import PatchError
-from selfplay.outcomes import TestOutcomes
 from selfplay.source.apply import apply_parsed
 from selfplay.source.diffs import Patch, diff_bytes, parse_patch
 from selfplay.source.path_policy import is_other_code, is_protected_path, is_runner_path, is_test_path
@@ -30,12 +29,14 @@ from selfplay.verdicts.checks import (
     judge_bug,
     judge_changed_files,
     judge_empty_log,
-    judge_repeats,
     judge_reverts,
     judge_weakening,
     shown,
 )
-from selfplay.verdicts.perturbation import may_be_random, perturb
+from selfplay.verdicts.determinism import PARALLEL_RUNS, Job, Repeats
+from selfplay.verdicts.house import house_script, is_house_made, judge_exit_status
+from selfplay.verdicts.noise import REPEAT, noisy
+from selfplay.verdicts.perturbation import may_be_random
 from selfplay.verdicts.repairs import judge_exact_repair
 from selfplay.verdicts.test_logs import short_failure, without_lines_naming
 from selfplay.verdicts.test_runs import TestRun, TestRunner
@@ -47,12 +48,6 @@ if TYPE_CHECKING:
 
 UNIMPORTABLE = b"\nraise RuntimeError\n"
 UNREADABLE = b")]} nothing reads this {[(\n"  # replaces a file in a language other than Python
-PARALLEL_RUNS = 2
-# Additional runs of a buggy state that may be random, two at a time until one differs. Take a bug that
-# repairs itself by chance with p = 0.26, the solve rate that pays an injector best. These runs and those of
-# every bug miss it in 0.74^9 = 7 % of cases if the random draw depends on the code, and in 0.74^10 = 5 % if
-# it does not.
-SUSPECT_RUNS = 8
 
 
 def validate(
@@ -156,19 +151,24 @@ class _Judgement:
             cached_runs=sum(run.cached for run in self.runs),
         )
 
-    def run(self, tree: Tree, hash_seed: int = 0) -> TestRun:
-        run = self.runner.run(
-            self.environment, tree, self.artifact.test_script, self.artifact.test_parser, hash_seed
-        )
+    def job(self, tree: Tree) -> Job:
+        """The first run of a tree, with the artifact's script and parser."""
+        return Job(tree, self.artifact.test_script, self.artifact.test_parser)
+
+    def run(self, tree: Tree) -> TestRun:
+        return self.run_job(self.job(tree))
+
+    def run_job(self, job: Job) -> TestRun:
+        run = self.runner.run(self.environment, job.tree, job.script, job.parser, job.number)
         self.runs.append(run)
         return run
 
-    def run_all(self, jobs: Sequence[tuple[Tree, int]]) -> list[TestRun]:
-        """Run independent jobs (tree, hash seed), PARALLEL_RUNS at a time."""
+    def run_all(self, jobs: Sequence[Job]) -> list[TestRun]:
+        """Run independent jobs, PARALLEL_RUNS at a time."""
         if len(jobs) < 2:
-            return [self.run(tree, hash_seed) for tree, hash_seed in jobs]
+            return [self.run_job(job) for job in jobs]
         with ThreadPoolExecutor(PARALLEL_RUNS, thread_name_prefix="validate") as pool:
-            return list(pool.map(lambda job: self.run(*job), jobs))
+            return list(pool.map(self.run_job, jobs))
 
     # ---- the two kinds of bugs
 
@@ -193,6 +193,7 @@ class _Judgement:
             self.record("weakening_hides", self.weakening(with_bug, weakened), needed=False)
         self.inverse_mutation(buggy, [(file.path, file.paths) for file in bug.files])
         self.script_runs_code(bug.changed_paths)
+        self.exit_status(buggy)
         self.determinism({"original": original, "buggy": buggy, "weakened": weakened}, bug.changed_paths)
 
     def second_order(self, parent: BugState, attempt_patch: str) -> None:
@@ -211,6 +212,7 @@ class _Judgement:
         before = self.original_run()
         with_bug = self.buggy_run(states.buggy, before, parent.fail_to_pass)
         self.inverse_mutation(states.buggy, _units(original.changed_paths(states.buggy), parent.artifact))
+        self.exit_status(states.buggy)
         named = {"original": original, "buggy": states.buggy, "weakened": states.solver_start}
         self.determinism(named, original.changed_paths(states.buggy))
         # A script that no longer runs was stopped by bug_breaks_tests.
@@ -305,7 +307,7 @@ class _Judgement:
     def inverse_mutation(self, buggy: Tree, units: Sequence[tuple[str, Sequence[str]]]) -> None:
         """Check 7. `units`: name and the paths that are reverted together."""
         original = self.environment.tree
-        runs = self.run_all([(buggy.restore(original, paths), 0) for _, paths in units])
+        runs = self.run_all([self.job(buggy.restore(original, paths)) for _, paths in units])
         self.record(
             "inverse_mutation",
             judge_reverts(
@@ -339,34 +341,34 @@ class _Judgement:
         )
         self.record("script_runs_code", finding)
 
+    def exit_status(self, buggy: Tree) -> None:
+        """Run the house's script on the original and on the buggy code: the exit status must tell which."""
+        is_bug = all(check.passed for check in self.results if check.name == "bug_breaks_tests")
+        if not self.settings.require_exit_status or not is_bug:
+            return
+        script, parser = house_script(self.environment, self.artifact), self.environment.parser
+        runs = self.run_all([Job(tree, script, parser) for tree in (self.environment.tree, buggy)])
+        self.record("exit_status", judge_exit_status(*runs))
+
     def determinism(self, states: Mapping[str, Tree], touched: Sequence[str]) -> None:
-        """Run each state again: outcomes must not change with the hash seed or with changes without meaning.
+        """Run each state again, with changes in the `touched` files and in one other.
 
-        The changes are in the `touched` files and in one other. A buggy state that may be random gets
-        SUSPECT_RUNS additional runs.
+        Grading has the house's script and parser. So if the artifact has others, the buggy state is also run
+        again with the house's.
         """
-        original, seeds = self.environment.tree, self.settings.determinism_runs
-        paths = [*touched, *_one_other(original, touched)]
-        firsts = {name: self.run(tree) for name, tree in states.items()}  # these results are known
-        runs: dict[str, list[tuple[TestOutcomes, str]]] = {
-            name: [(run.outcomes, run.error)] for name, run in firsts.items()
-        }
+        original, artifact, judged = self.environment.tree, self.artifact, "buggy"
+        jobs = {name: self.job(tree) for name, tree in states.items()}
+        if self.settings.require_exit_status and not is_house_made(artifact, self.environment):
+            judged = "buggy, with the house's script"
+            script = house_script(self.environment, artifact)
+            jobs[judged] = Job(states["buggy"], script, self.environment.parser)
 
-        def repeat(jobs: Sequence[tuple[str, int]]) -> Finding:
-            repeats = self.run_all(
-                [(perturb(states[name], paths, hash_seed), hash_seed) for name, hash_seed in jobs]
-            )
-            for (name, _), run in zip(jobs, repeats, strict=True):
-                runs[name].append((run.outcomes, run.error))
-            return judge_repeats(runs)
+        def change(tree: Tree, number: int) -> Tree:
+            return noisy(original, tree, touched, self.runner.secret, REPEAT, tree.digest, str(number))
 
-        finding = repeat([(name, hash_seed) for name in states for hash_seed in range(1, seeds)])
-        if seeds > 1 and may_be_random(original, states["buggy"], touched):
-            for hash_seed in range(seeds, seeds + SUSPECT_RUNS, PARALLEL_RUNS):
-                if not finding.passed:
-                    break
-                finding = repeat([("buggy", hash_seed + number) for number in range(PARALLEL_RUNS)])
-        self.record("determinism", finding)
+        repeats = Repeats(jobs, judged, change, self.run_all)
+        is_suspect = may_be_random(original, states["buggy"], touched)
+        self.record("determinism", repeats.judge(self.settings.determinism_runs, is_suspect))
 
 
 def judge_bug_paths(bug: Patch, artifact: Artifact, environment: Environment) -> Finding:
@@ -416,15 +418,6 @@ def _units(changed: Sequence[str], artifact: Artifact) -> list[tuple[str, Sequen
 def unusable(path: str, entry: FileEntry) -> FileEntry:
     """The file made unusable: a Python module raises on import, and no other language can read the text."""
     return FileEntry(entry.content + UNIMPORTABLE if path.endswith(".py") else UNREADABLE, entry.executable)
-
-
-def _one_other(tree: Tree, touched: Sequence[str]) -> list[str]:
-    """A code file that the bug does not touch, preferably Python. Equal trees give the same file."""
-    untouched = [path for path in sorted(tree) if path not in touched and not is_protected_path(path, tree)]
-    others = [path for path in untouched if path.endswith(".py")] or [
-        path for path in untouched if is_other_code(path)
-    ]
-    return others[:1] if not others else [others[int(tree.digest, 16) % len(others)]]
 
 
 def _end(log: bytes) -> str:

@@ -23,6 +23,7 @@ CHECKS = (
     "weakening_hides",
     "inverse_mutation",
     "script_runs_code",
+    "exit_status",
     "determinism",
 )
 FLAKY_CHECK = "determinism"

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selfplay.agent.episode import Episode
-from selfplay.curriculum.rows import CONFIRMATION_VALUES, AttemptRow, BugRow, EpisodeRow, VerdictRow
+from selfplay.curriculum.rows import AttemptRow, BugRow, EpisodeRow, VerdictRow
 from selfplay.evaluation.folder import AttemptResult
 from selfplay.source.diffs import reverse_patch
 
@@ -110,11 +110,12 @@ class RecordedEpisode:
                  passed, reason, evidence, duration_s), fail_to_pass, pass_to_pass, repeats (the bug that a
                  duplicate repeats, or "")
         grade    solver: passed, reason, failed_tests, confirmed (true, false, or null without a second
-                 grading), restored, patch, duration_s; in an evaluation the line of its results
+                 grading), confirmation (what the second grading found), restored, patch, duration_s; in an
+                 evaluation the line of its results
         bug      the fields of KnownBug
         """
         row = {name: getattr(self.row, name, None) for name in ROW_KEYS}
-        grade = _attempt_json(self.attempt) if self.attempt else self.result and asdict(self.result)
+        grade = attempt_json(self.attempt) if self.attempt else self.result and asdict(self.result)
         return {
             **self.episode.to_json(),
             **row,
@@ -140,9 +141,9 @@ def _verdict_json(row: VerdictRow) -> dict[str, Any]:
     return columns | {name: recorded.get(name) for name in ("checks", "fail_to_pass", "pass_to_pass")}
 
 
-def _attempt_json(row: AttemptRow) -> dict[str, Any]:
-    confirmed = CONFIRMATION_VALUES[row.confirmed]
-    return {**asdict(row), "confirmed": None if confirmed is None else bool(confirmed)}
+def attempt_json(row: AttemptRow) -> dict[str, Any]:
+    """The row with `confirmed` as true, false, or null without a second grading, and what that one found."""
+    return {**asdict(row), "confirmed": row.confirmed.as_bool, "confirmation": row.confirmed.value}
 
 
 # ---- in words

@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.padding import Padding
@@ -26,6 +26,7 @@ from selfplay.errors import UsageError
 from selfplay.verdicts.confirmation import Confirmation
 from selfplay.viewing.changes import change_text, diffstat, place_text
 from selfplay.viewing.duplicates import duplicates_text
+from selfplay.viewing.episode_record import attempt_json
 from selfplay.viewing.frames import diff_or_text
 from selfplay.viewing.shell import inspect_command
 from selfplay.viewing.tables import Column, Listing, print_note, shown_text, table
@@ -154,7 +155,7 @@ def show_bug(store: Store, bug_id: str, console: Console, as_json: bool = False)
             {"parent": a, "child": b, "attempt": family.edges[a, b]["attempt"]}
             for a, b in sorted(family.edges)
         ]
-        data = {**asdict(bug), "attempts": [_attempt_json(attempt) for attempt in attempts], "lineage": edges}
+        data = {**asdict(bug), "attempts": [attempt_json(attempt) for attempt in attempts], "lineage": edges}
         print(json.dumps({**data, "task": bug.task_record()}, indent=2))
         return
     console.rule(shown_text(bug.bug_id), align="left")
@@ -181,16 +182,6 @@ def show_bug(store: Store, bug_id: str, console: Console, as_json: bool = False)
     _show_attempts(console, attempts)
     _section(console, "lineage")
     console.print(Padding(_lineage_tree(family, bug.bug_id), (0, 0, 0, 2)), highlight=False)
-
-
-def _attempt_json(attempt: AttemptRow) -> dict[str, Any]:
-    """The row with `confirmed` as true, false, or null if no second grading was needed."""
-    confirmed = {
-        Confirmation.CONFIRMED: True,
-        Confirmation.NOT_CONFIRMED: False,
-        Confirmation.NOT_NEEDED: None,
-    }
-    return {**asdict(attempt), "confirmed": confirmed[attempt.confirmed]}
 
 
 _MEANING = {"bug_inject.diff": "breaks the code", "test_weaken.diff": "hides the bug from the tests"}
@@ -252,7 +243,8 @@ def _show_attempts(console: Console, attempts: Iterable[AttemptRow]) -> None:
             False: ("not repaired", "red"),
             None: ("not graded", "yellow"),
         }[attempt.passed]
-        again = " (not confirmed)" if attempt.confirmed is Confirmation.NOT_CONFIRMED else ""
+        is_plain = attempt.confirmed in (Confirmation.NOT_NEEDED, Confirmation.CONFIRMED)
+        again = "" if is_plain else f" ({attempt.confirmed.value})"
         shown.add_row(
             shown_text(attempt.episode_id),
             Text(result[0] + again, style=result[1]),

@@ -175,8 +175,8 @@ def decided(found: RecordedEpisode) -> list[tuple[str, str]]:
         attempt = found.attempt
         result = graded(attempt.passed)
         why = f": {attempt.reason}" if attempt.reason not in ("", result) else ""
-        disagreed = attempt.confirmed is Confirmation.NOT_CONFIRMED
-        pairs.append(("grade", result + why + (" (the second grading disagreed)" if disagreed else "")))
+        is_plain = attempt.confirmed in (Confirmation.NOT_NEEDED, Confirmation.CONFIRMED)
+        pairs.append(("grade", result + why + ("" if is_plain else f" ({attempt.confirmed.value})")))
         pairs.append(("restored", ", ".join(attempt.restored)))
         pairs.append(("became", f"{found.grown}, a second-order bug" if found.grown else ""))
     if (evaluated := found.result) is not None:

@@ -26,6 +26,7 @@ from selfplay.errors import RunError, UsageError
 from selfplay.evaluation.comparison import compare
 from selfplay.evaluation.folder import Folder, entries_of
 from selfplay.metrics import read_metrics
+from selfplay.verdicts.confirmation import Confirmation
 from selfplay.viewing.duplicates import duplicates_text, repeated_bugs
 from selfplay.viewing.progress import ROLES, duration_text
 from selfplay.viewing.scores import comparison_body
@@ -62,6 +63,7 @@ def summary_sections(
         ("Accepted bugs", _bugs(bugs)),
         ("Rejected artifacts", _rejections(store)),
         ("Solve rates", _solve_rates(bugs)),
+        *_tricks(store),
         ("Rewards and updates", _updates(store, rows)),
         *_evaluations(run_folder),
         ("Time", _time(_phase_seconds(store, rows))),
@@ -90,6 +92,7 @@ def summary_data(store: Store, run_folder: Path) -> dict[str, Any]:
         "judged": len(verdicts),
         "rejected": dict(Counter(verdict.failed_check for verdict in verdicts if not verdict.accepted)),
         "duplicates": len(repeated_bugs(store)),
+        "tricks": trick_counts(store),
         "solve_rates": dict(solve_rate_bins(bug.solve_rate for bug in bugs if bug.solve_rate is not None)),
         "updates": [json.loads(row.metrics_json) for row in store.updates() if row.committed_at is not None],
         "evaluations": [row for row in rows if "evaluation" in row],
@@ -166,6 +169,29 @@ def _solve_rates(bugs: Sequence[BugRow]) -> Table | Text:
     for label, count in bins:
         shown.add_row(label, str(count), Text(bar(count / most), style="cyan"))
     return shown
+
+
+def _tricks(store: Store) -> list[tuple[str, RenderableType]]:
+    """The section on tricks that judging found. [] if there were none."""
+    found = [(what, count) for what, count in trick_counts(store).items() if count]
+    if not found:
+        return []
+    shown = table("found by judging", "", right=("",))
+    for what, count in found:
+        shown.add_row(what, str(count))
+    return [("Tricks", shown)]
+
+
+def trick_counts(store: Store) -> dict[str, int]:
+    """How often judging found each kind of trick, and how often it had no disguise."""
+    confirmed = Counter(attempt.confirmed for attempt in store.attempts())
+    return {
+        "void bugs": sum(bug.status == "void" for bug in store.bugs()),
+        "control runs that moved": confirmed[Confirmation.NOT_CONFIRMED],
+        "attempts that forge results": confirmed[Confirmation.FORGED],
+        "attempts that passed once and not again": confirmed[Confirmation.NOT_REPEATED],
+        "repairs confirmed without disguise": confirmed[Confirmation.UNDISGUISED],
+    }
 
 
 def _updates(store: Store, rows: Sequence[Mapping[str, Any]]) -> Table | Text | Group:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import random
 import re
 import shlex
 import socket
@@ -22,6 +21,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import phases_controls
 import pytest
 from rich.console import Console
 
@@ -124,8 +124,8 @@ MISSING_IS_PASSED = patched(
     )
 )
 NO_FAILING_TEST = all_of(NO_DISGUISE, patched(("selfplay.verdicts.second_grading.add_canary", same)))
-NO_AUDIT = patched(("selfplay.verdicts.validator.perturb", same))
-VANISHED_IS_PASSED = all_of(MISSING_IS_PASSED, NO_FAILING_TEST)
+NO_AUDIT = patched(("selfplay.verdicts.validator.noisy", lambda _, tree, *__: tree))
+VANISHED_IS_PASSED = all_of(MISSING_IS_PASSED, NO_FAILING_TEST, phases_controls.no_exit_status)
 
 
 def command_line(change: Callable[[list[str], Ground], list[str]]) -> Control:
@@ -469,14 +469,12 @@ CONTROLS: dict[str, Control] = {
     "xfail": VANISHED_IS_PASSED,
     "print-report": NO_FAILING_TEST,
     "print-report-short": NO_FAILING_TEST,
-    "print-report-added": NO_DISGUISE,
+    "print-report-added": all_of(NO_DISGUISE, phases_controls.no_exit_status),
     "print-report-status": all_of(NO_DISGUISE, a_status_as_is_said),
     "forge-chosen-short": NO_DISGUISE,
     "forge-chosen": patched(("selfplay.verdicts.disguise.Disguise.not_passed", lambda *_: ())),
-    # With a fixed disguise: one drawn at random may defeat the attack without its defence too.
     "forge-alike": patched(
         ("selfplay.verdicts.disguise.Disguise.all_copies_failed", lambda *_: True),
-        ("selfplay.verdicts.second_grading.secrets.SystemRandom", lambda: random.Random(0)),
     ),
     "agree-with-all": patched(("selfplay.verdicts.disguise.compared_with_nothing", lambda _: None)),
     "patch-runner": NO_FAILING_TEST,
@@ -495,14 +493,14 @@ CONTROLS: dict[str, Control] = {
     ),
     "script-reads": patched(("selfplay.verdicts.validator._Judgement.script_runs_code", lambda *_: None)),
     "script-knows": NO_AUDIT,
-    "random-bug": patched(("selfplay.verdicts.validator.judge_repeats", passed_check)),
+    "random-bug": patched(("selfplay.verdicts.determinism.judge_repeats", passed_check)),
     "random-pass": patched(("selfplay.attacks.ground.grade", partial(grade, confirm=False))),
     "hash-of-source": NO_AUDIT,
     "hash-of-dos": NO_AUDIT,
     "hash-of-syntax": NO_AUDIT,
     "hash-of-code": NO_AUDIT,
     "hash-of-tree": NO_AUDIT,
-    "hash-pass": patched(("selfplay.verdicts.second_grading.perturb", same)),
+    "hash-pass": patched(("selfplay.attacks.ground.grade", partial(grade, confirm=False))),
     "fork-bomb": wider(processes=1024),
     "memory-bomb": wider(memory_bytes=1 << 30),
     "disk-bomb": wider(workspace_bytes=64 << 20),
@@ -588,6 +586,7 @@ CONTROLS: dict[str, Control] = {
     "build-folder": patched(("selfplay.repositories.contents.is_kept", is_safe_path)),
     "installed-copy": admit_copies,
 }
+CONTROLS |= phases_controls.CONTROLS
 
 
 # ---- the tests
@@ -629,7 +628,7 @@ def test_every_attack_has_a_control_or_a_reason() -> None:
 
 
 def test_every_row_of_the_list_is_attacked() -> None:
-    assert {attack.row for attack in ALL_ATTACKS} == set(range(1, 20))
+    assert {attack.row for attack in ALL_ATTACKS} == {*range(1, 21), 24}
 
 
 # Reads each copy of a test: the value of its last line, and whether something is compared with an object that

@@ -7,7 +7,7 @@ from selfplay.errors import PrerequisiteError, RepositoryError
 from selfplay.evaluation.tasks import find_tasks
 from selfplay.repositories.checkouts import cache_root
 from selfplay.sandbox import open_backend
-from selfplay.verdicts import validator
+from selfplay.verdicts import determinism
 
 pytestmark = [pytest.mark.sandbox]
 TASK = next(task for task in find_tasks(["own"]) if task.instance_id == "own-hashids-1")
@@ -42,7 +42,7 @@ def test_a_suspect_bug_runs_more_often(audit, monkeypatch):
     """
     case = Case("seeded", "file", 0.26, TASK)
     assert audit.judge(case).failed_check == "determinism"
-    monkeypatch.setattr(validator, "SUSPECT_RUNS", 0)
+    monkeypatch.setattr(determinism, "SUSPECT_RUNS", 0)
     assert audit.judge(case).failed_check == ""
 
 

@@ -151,16 +151,26 @@ def test_attempts_distinguish_failed_from_spoiled_and_keep_their_confirmation(st
     with_bug(store)
     group = a_group("s", "solver", "bug")
     store.add_group(group)
-    confirmations = (Confirmation.CONFIRMED, Confirmation.NOT_CONFIRMED, Confirmation.NOT_NEEDED)
-    for member, passed in enumerate((True, False, None)):
+    values = {
+        Confirmation.CONFIRMED: 1,
+        Confirmation.NOT_CONFIRMED: 0,
+        Confirmation.NOT_NEEDED: None,
+        Confirmation.UNDISGUISED: 2,
+        Confirmation.FORGED: 3,
+        Confirmation.NOT_REPEATED: 4,
+    }
+    confirmations = tuple(Confirmation)
+    grades = (True, False, None, True, False, False)
+    for member, passed in enumerate(grades):
         store.record_episode(an_episode(group, member))
         confirmed = confirmations[member]
         attempt = AttemptRow(f"s-m{member}", "bug", passed, "why", ("t",), confirmed, (), "diff", 0.1)
         assert store.record_attempt(attempt)
-    assert [attempt.passed for attempt in store.attempts("bug", group_id="s")] == [True, False, None]
+    assert [attempt.passed for attempt in store.attempts("bug", group_id="s")] == [*grades]
     assert tuple(attempt.confirmed for attempt in store.attempts()) == confirmations
     kept = sqlite3.connect(f"file:{store._path}?mode=ro", uri=True)
-    assert kept.execute("SELECT confirmed FROM attempts ORDER BY rowid").fetchall() == [(1,), (0,), (None,)]
+    kept_values = kept.execute("SELECT confirmed FROM attempts ORDER BY rowid").fetchall()
+    assert kept_values == [(values[found],) for found in confirmations]
     kept.close()
     assert store.attempt("s-m1").failed_tests == ("t",)
     assert store.attempts("bug", group_id="elsewhere") == []

@@ -6,7 +6,7 @@ C_FILES = {
 TESTS = build/test_numbers build/test_words
 
 check: $(TESTS)
-	@for test in $(TESTS); do ./$$test; done
+	@failed=0; for test in $(TESTS); do ./$$test || failed=1; done; exit $$failed
 
 build/test_%: tests/test_%.c numbers.c words.c numbers.h words.h tests/tap.h
 	@mkdir -p build
@@ -44,8 +44,12 @@ int count_words(const char *text) {
 }
 """,
     "tests/tap.h": """#include <stdio.h>
-static int number = 0;
-#define CHECK(name, claim) printf("%s %d - %s\\n", (claim) ? "ok" : "not ok", ++number, name)
+static int number = 0, failed = 0;
+static void check(const char *name, int claim) {
+    failed += !claim;
+    printf("%s %d - %s\\n", (claim) ? "ok" : "not ok", ++number, name);
+}
+#define CHECK(name, claim) check(name, claim)
 #define DONE printf("1..%d\\n", number)
 """,
     "tests/test_numbers.c": """#include "tests/tap.h"
@@ -58,7 +62,7 @@ int main(void) {
     CHECK("gcd of twelve and eighteen", gcd(12, 18) == 6);
     CHECK("gcd with nought", gcd(7, 0) == 7);
     DONE;
-    return 0;
+    return failed > 0;
 }
 """,
     "tests/test_words.c": """#include "tests/tap.h"
@@ -68,7 +72,7 @@ int main(void) {
     CHECK("no words in nothing", count_words("") == 0);
     CHECK("two words", count_words(" one\\ttwo ") == 2);
     DONE;
-    return 0;
+    return failed > 0;
 }
 """,
 }

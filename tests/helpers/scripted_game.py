@@ -47,11 +47,13 @@ from selfplay.orchestrator.run_folder import RunFolder, create_run
 from selfplay.sandbox import open_backend
 from selfplay.training.batch import Sample
 from selfplay.training.torch_trainer import TorchTrainer
+from selfplay.verdicts.randomness import Secret
 from selfplay.verdicts.test_runs import TestRunner
 from selfplay.viewing.progress import TrainProgress, counts_so_far
 from tiny_bugs import CLAMP_BUG, CLAMP_WEAKENED, diff, prepare_tiny
 from tiny_policy import build_tiny_policy
 
+SECRET = Secret(b"the same draws in scripted games")  # so that a seed repeats a game exactly
 NOTHING = "<tool: bash>\ntrue\n</tool>"
 SUBMIT_NOTHING = "<tool: submit>\n</tool>"
 SUBMIT_ARTIFACT = (
@@ -294,7 +296,7 @@ def play(
     config = tiny_config(folder / "runs", updates, **settings)
     run = RunFolder(folder / "runs" / "scripted")
     if not run.config_file.exists():
-        run, config = create_run(config, "tiny\n", datetime(2026, 1, 1), given_bugs)
+        run, config = create_run(config, "tiny\n", datetime(2026, 1, 1), given_bugs, secret=SECRET)
     player = player_of(environment.tree)
     failing: Any = FailingBackend(backend, player)
     limits = sandbox_limits(config)
@@ -333,7 +335,9 @@ def play(
             episodes=episodes,
             labels=labels,
             trainer=trainer,
-            host=LocalHost(episodes, environments, TestRunner(failing, config.validator, limits, labels)),
+            host=LocalHost(
+                episodes, environments, TestRunner(failing, config.validator, limits, labels, run.secret())
+            ),
             sink=open_sinks(config.metrics.sinks, run.path),
             progress=progress,
             evaluations=evaluations,

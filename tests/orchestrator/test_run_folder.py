@@ -8,6 +8,7 @@ from selfplay.config import Config, load_config
 from selfplay.curriculum.rows import UpdateRow
 from selfplay.errors import RunError
 from selfplay.orchestrator.run_folder import create_run, open_run
+from selfplay.verdicts.randomness import SECRET_FILE, Secret
 
 NOW = datetime(2026, 1, 2, 3, 4, 5)
 
@@ -75,6 +76,7 @@ def test_a_start_that_was_killed_can_be_made_again(tmp_path):
         "checkpoints",
         "config.json",
         "episodes",
+        "judging.key",
         "logs",
         "repositories.txt",
     ]
@@ -117,3 +119,18 @@ def test_metrics_that_are_whole_are_left_as_they_are(tmp_path):
     before = run.metrics.stat().st_ino
     run.repair_metrics(committed(1), lambda _: True)
     assert run.metrics.stat().st_ino == before
+
+
+def test_a_run_has_a_secret_of_its_own_that_its_settings_do_not_show(tmp_path):
+    given = Secret(b"set by a test, for equal draws..")
+    run, _ = create_run(config(tmp_path, "mine"), "", NOW, secret=given)
+    other, _ = create_run(config(tmp_path, "other"), "", NOW)
+    assert open_run("mine", tmp_path).secret() == given != other.secret() == other.secret()
+    shown = "".join(path.read_text() for path in run.path.glob("*.*") if path.name != SECRET_FILE)
+    assert given.key.hex() not in shown and given.key.decode() not in shown
+
+
+def test_a_run_of_an_earlier_version_gets_a_secret(tmp_path):
+    run, _ = create_run(config(tmp_path), "", NOW)
+    (run.path / SECRET_FILE).unlink()
+    assert run.secret() == run.secret()

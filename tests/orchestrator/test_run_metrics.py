@@ -1,6 +1,7 @@
 """An update's metrics: of its batch, of what was played, of its phases; and that each episode counts once."""
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
@@ -111,7 +112,14 @@ def test_rates_of_what_was_played_leave_out_what_was_not_judged():
         episodes,
         [verdict("i-m0", True), verdict("i-m1", True), verdict("i-m2", False)],
         repeated=1,
-        attempts=[attempt("s-m0", True), attempt("s-m1", False), attempt("s-m2", None)],
+        attempts=[
+            attempt("s-m0", True),
+            attempt("s-m1", False),
+            attempt("s-m2", None),
+            replace(attempt("s-m3", False), confirmed=Confirmation.FORGED),
+            replace(attempt("s-m4", True), confirmed=Confirmation.UNDISGUISED),
+            *(replace(attempt(f"s-m{n}", False), confirmed=Confirmation.NOT_CONFIRMED) for n in (5, 6)),
+        ],
     )
     assert played_metrics(played) == {
         "injector/episodes": 3,
@@ -121,7 +129,12 @@ def test_rates_of_what_was_played_leave_out_what_was_not_judged():
         "injector/duplicate": 0.5,
         "solver/episodes": 4,
         "solver/sampled_tokens": 160,
-        "solver/solved": 0.5,
+        "solver/solved": 0.3333,
+        "injector/void": 1,
+        "solver/forged": 1,
+        "solver/not_repeated": 0,
+        "solver/control_moved": 2,
+        "solver/undisguised": 1,
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
 import tarfile
 from collections.abc import Mapping, Sequence
@@ -39,7 +40,7 @@ from selfplay.settings.playing import (
     ValidatorSettings,
 )
 from selfplay.verdicts.artifact import Artifact
-from selfplay.verdicts.bug import BugState
+from selfplay.verdicts.bug import BugState, build_states
 from selfplay.verdicts.checks import Thresholds
 from selfplay.verdicts.confirmation import Confirmation
 from selfplay.verdicts.grading import grade
@@ -155,7 +156,7 @@ def played_through(
     assert injected.finish is FinishReason.SUBMITTED, [
         (turn.text, turn.observation) for turn in injected.turns
     ]
-    assert injected.turns[0].observation.lstrip().startswith("not ok")
+    assert re.search(r"^not ok", injected.turns[0].observation, re.MULTILINE)
     artifact = Artifact.from_files(injected.submission)
     verdict = validate(artifact, players.environment, Thresholds(), runner, SETTINGS)
     assert verdict.accepted, [check for check in verdict.checks if not check.passed]
@@ -163,7 +164,7 @@ def played_through(
     bug = BugState(artifact, 1, "", verdict.fail_to_pass, verdict.pass_to_pass)
     repaired = players.repair(bug, shell(fix, "bash /submit/test_script.sh"))
     found = grade(bug, repaired.submission["patch"], players.environment, runner)
-    assert found.passed and found.confirmation is Confirmation.CONFIRMED, (
+    assert found.passed and found.confirmation is Confirmation.UNDISGUISED, (
         found,
         repaired.submission["patch"],
     )
@@ -234,7 +235,27 @@ def test_a_bug_in_c_is_accepted_also_with_a_script_of_its_own(in_c: Environment,
     verdict = validate(artifact, in_c, Thresholds(), runner, SETTINGS, all_checks=True)
     assert verdict.accepted and verdict.fail_to_pass == (GCD_TEST,)
     assert set(verdict.pass_to_pass) == C_TESTS - {GCD_TEST}
-    assert {"script_runs_code", "determinism"} <= {check.name for check in verdict.checks}
+    assert {"script_runs_code", "exit_status", "determinism"} <= {check.name for check in verdict.checks}
+
+
+def test_tests_that_end_with_status_0_although_they_failed_admit_no_bug_unless_the_settings_say_so(
+    in_c: Environment, backend: SandboxBackend, runner: TestRunner, cache: Path, tmp_path: Path
+) -> None:
+    files = {**C_FILES, "Makefile": C_FILES["Makefile"].replace("exit $$failed", "true")}
+    found = checkout(files, C_LINE, tmp_path, cache)
+    silent = prepare_environment(found, backend, ENVIRONMENT, Limits(), cache, lambda _: None)
+    artifact = make_artifact(silent, GCD_BUG, GCD_WEAKENED, C_TEST_FILES)
+    verdict = validate(artifact, silent, Thresholds(), runner, SETTINGS)
+    assert verdict.failed_check == "exit_status"
+    reason = next(check.reason for check in verdict.checks if not check.passed)
+    assert "ends with status 0 with the bug too" in reason and "require_exit_status" in reason
+
+    lenient = SETTINGS.model_copy(update={"require_exit_status": False})
+    own = TestRunner(backend, lenient, Limits(), LABELS)
+    assert validate(artifact, silent, Thresholds(), own, lenient).accepted
+    bug = BugState(artifact, 1, "", (GCD_TEST,), tuple(sorted(C_TESTS - {GCD_TEST})))
+    repair = diff(build_states(silent.tree, bug).solver_start, {"numbers.c": ("(b + 1)", "b")})
+    assert grade(bug, repair, silent, own).confirmation is Confirmation.UNDISGUISED
 
 
 READS_THE_CODE = """cd /testbed
@@ -411,14 +432,15 @@ def test_selfplay_validate_judges_a_folder_on_a_repository_in_c(
 ) -> None:
     monkeypatch.setenv("SELFPLAY_CACHE", str(cache))
     unnoticed: Changes = {"numbers.c": ("a % b;", "a % b + 0;")}
-    seeded = (
-        'cd /testbed; make -s check | if [ "$PYTHONHASHSEED" = 0 ]; then cat; '
+    size = len(C_FILES["numbers.c"]) + len("(b + 1)") - len("b")  # of the buggy file, without blank lines
+    moved = (
+        f'cd /testbed; make -s check | if [ "$(wc -c < numbers.c)" -le {size} ]; then cat; '
         "else sed 's/^ok \\(.*two words\\)/not ok \\1/'; fi\n"
     )
     for name, bug, script, expected, kind, flaky in (
         ("good", GCD_BUG, None, 0, "accepted", []),
         ("bad", unnoticed, None, 1, "invalid", []),
-        ("flaky", GCD_BUG, seeded, 1, "flaky", ["two words"]),
+        ("flaky", GCD_BUG, moved, 1, "flaky", ["two words"]),
     ):
         make_artifact(in_c, bug, GCD_WEAKENED, C_TEST_FILES, script).write(tmp_path / name)
         options = ["--set", "sandbox.type=bubblewrap", "--set", "environment.baselines=2", "--json"]

@@ -1,15 +1,18 @@
 """Repairs of real bugs, honest and not, graded in real sandboxes."""
 
+import zlib
 from dataclasses import replace
 
 import pytest
 
 from machine import open_or_skip
+from selfplay.attacks.scripts_and_chance import CoinBackend
 from selfplay.sandbox.base import WORKSPACE, Limits, SandboxSpec
 from selfplay.settings.playing import ValidatorSettings
 from selfplay.verdicts.bug import BugState, build_states
 from selfplay.verdicts.confirmation import Confirmation
 from selfplay.verdicts.grading import grade
+from selfplay.verdicts.noise import FIRST_GRADING, SECOND_GRADING, noisy
 from selfplay.verdicts.prediction import take_prediction
 from selfplay.verdicts.test_runs import TestRunner
 from tiny_bugs import (
@@ -224,20 +227,70 @@ def test_an_endless_loop_fails_with_the_limit(attempt, backend):
     assert not found.passed and "did not end within 4 s" in found.reason
 
 
-def test_a_repair_that_works_only_once_does_not_pass_and_voids_the_bug(attempt):
-    lucky = (
-        "    if value > high:\n        import os\n\n"
-        '        return high if os.environ["PYTHONHASHSEED"] == "0" else low\n'
-    )
-    found = attempt({NUMBERS: (BROKEN, lucky)})
-    assert (found.passed, found.confirmation) == (False, Confirmation.NOT_CONFIRMED)
-    assert "passed once and not again" in found.reason
+LUCKY = """    if value > high:
+        import zlib
+
+        return high if zlib.crc32(open(__file__, "rb").read()) % 2 else low  # try {number}
+"""
+
+
+def test_a_repair_that_works_only_once_does_not_pass_and_voids_nothing(tiny, runner, attempt):
+    """The attempt has the first comment whose hash is lucky in the first grading only."""
+
+    def is_lucky(tree, *parts):
+        changed_tree = noisy(tiny.tree, tree, [NUMBERS], runner.secret, *parts)
+        return zlib.crc32(changed_tree[NUMBERS].content) % 2 == 1
+
+    for number in range(200):
+        change = {NUMBERS: (BROKEN, LUCKY.format(number=number))}
+        final = changed(changed(tiny.tree, CLAMP_BUG), change)
+        again = [is_lucky(final, SECOND_GRADING, final.digest, draw) for draw in ("0", "1")]
+        if is_lucky(final, FIRST_GRADING, final.digest) and not any(again):
+            break
+    found = attempt(change)
+    assert (found.passed, found.confirmation) == (False, Confirmation.NOT_REPEATED)
+    assert "passed once and not again" in found.reason and found.failed_tests == (CLAMP_TEST,)
+
+
+# A bug that is gone when the coin is 1. Coins: first grading, the three runs, one more, then controls.
+@pytest.mark.parametrize(
+    ("coins", "found"),
+    [
+        ((1, 0, 0, 0, 0, 0, 0, 0, 0), Confirmation.NOT_REPEATED),
+        ((1, 0, 0, 0, 0, 0, 1), Confirmation.NOT_CONFIRMED),
+        ((1, 1, 1, 1), Confirmation.NOT_CONFIRMED),
+    ],
+)
+def test_a_bug_that_moves_without_a_repair_is_void_and_an_attempt_that_moves_failed(
+    tiny, backend, coins, found
+):
+    flipped = BROKEN.replace("low", 'high if __import__("os").environ["COIN"] == "1" else low')
+    original = "    if value > high:\n        return high\n"
+    bug = bug_of(tiny, {NUMBERS: (original, flipped)})
+    nothing = {NUMBERS: ("def clamp", "# nothing\ndef clamp")}
+    own = TestRunner(CoinBackend(backend, coins), SETTINGS, Limits(), LABELS)
+    graded = grade(bug, diff(build_states(tiny.tree, bug).solver_start, nothing), tiny, own)
+    assert (graded.passed, graded.confirmation) == (False, found), graded
+
+
+def test_a_pass_costs_four_runs_of_the_tests(attempt, backend):
+    counting = CountingBackend(backend)
+    own = TestRunner(counting, SETTINGS, Limits(), LABELS)
+    assert attempt(REPAIR, own).passed
+    assert counting.opened == 4  # the first grading, then repaired, buggy and original code in disguise
+
+
+def test_a_repair_whose_tests_suit_no_disguise_is_confirmed_by_the_exit_status(tiny, attempt, backend):
+    own = TestRunner(backend, SETTINGS, Limits(), LABELS)
+    own.refuse_disguise(tiny, tiny.script, (CLAMP_TEST,))
+    found = attempt(REPAIR, own)
+    assert found.passed and found.confirmation is Confirmation.UNDISGUISED
 
 
 def test_code_that_takes_over_the_test_runner_is_detected(attempt):
     forgery = "import _pytest.python\n\n_pytest.python.Function.runtest = lambda self: None\n"
     found = attempt({NUMBERS: ("def clamp", f"{forgery}\n\ndef clamp")})
-    assert not found.passed and found.confirmation is Confirmation.NOT_NEEDED
+    assert not found.passed and found.confirmation is Confirmation.FORGED
     assert "forges its results" in found.reason
 
 

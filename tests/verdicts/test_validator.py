@@ -11,8 +11,8 @@ from selfplay.sandbox.base import Limits
 from selfplay.settings.playing import ValidatorSettings
 from selfplay.verdicts.bug import BugState, build_states
 from selfplay.verdicts.checks import Thresholds
-from selfplay.verdicts.perturbation import perturb_source
-from selfplay.verdicts.test_runs import TestRunner
+from selfplay.verdicts.noise import REPEAT, noisy
+from selfplay.verdicts.test_runs import TestRunner, _key
 from selfplay.verdicts.validator import validate, validate_second_order
 from selfplay.verdicts.verdict import Verdict
 from tiny_bugs import (
@@ -336,14 +336,32 @@ def test_padding_fails_inverse_mutation(tiny, check):
     )
 
 
-def test_a_bug_that_depends_on_the_hash_seed_fails_determinism(tiny, check):
-    bug = {
-        "tiny/numbers.py": (
-            "        return high\n",
-            '        import os\n        return low if os.environ["PYTHONHASHSEED"] == "0" else high\n',
-        )
-    }
-    assert_rejected(check(make_artifact(tiny, bug)), "determinism", f"buggy: {CLAMP_TEST}")
+def repeated(tiny, runner, tree, number):
+    """The tree of this run of the determinism check, for a bug in tiny/numbers.py."""
+    if number == 0:
+        return tree
+    return noisy(tiny.tree, tree, ["tiny/numbers.py"], runner.secret, REPEAT, tree.digest, str(number))
+
+
+def test_a_bug_that_depends_on_the_hash_seed_fails_determinism(tiny, check, runner):
+    body = '        import os\n        return high if int(os.environ["PYTHONHASHSEED"]) % 2 else low\n'
+    script = make_artifact(tiny).test_script
+
+    def seeds(tree):
+        trees = [repeated(tiny, runner, tree, number) for number in (0, 1)]
+        keys = [
+            _key(tiny.key, tiny.reference, each.digest, script, str(number))
+            for number, each in enumerate(trees)
+        ]
+        return [runner.secret.hash_seed(key) % 2 for key in keys]
+
+    texts = (
+        tiny.tree.text("tiny/numbers.py").replace("        return high\n", body) + f"# {salt}\n"
+        for salt in range(1000)
+    )
+    source = next(text for text in texts if seeds(changed(tiny.tree, {"tiny/numbers.py": text})) == [0, 1])
+    verdict = check(make_artifact(tiny, {"tiny/numbers.py": source}))
+    assert_rejected(verdict, "determinism", f"buggy: {CLAMP_TEST}")
 
 
 def test_a_bug_that_nobody_can_repair_fails_repairable_before_any_run(tiny, check):
@@ -359,7 +377,7 @@ def test_a_bug_that_nobody_can_repair_fails_repairable_before_any_run(tiny, chec
     assert "repairable" not in failed(check(make_artifact(tiny, rename)))
 
 
-def test_a_bug_that_depends_on_a_hash_of_the_code_fails_determinism(tiny, check):
+def test_a_bug_that_depends_on_a_hash_of_the_code_fails_determinism(tiny, check, runner):
     body = (
         "        import zlib\n"
         "        return low if zlib.crc32(open(__file__, 'rb').read()) % 4 == 0 else high\n"
@@ -367,9 +385,9 @@ def test_a_bug_that_depends_on_a_hash_of_the_code_fails_determinism(tiny, check)
 
     def random_draws(salt):
         source = tiny.tree.text("tiny/numbers.py").replace("        return high\n", body) + f"# {salt}\n"
-        return source, [
-            zlib.crc32(data) % 4 for data in (source.encode(), perturb_source(source.encode(), 1))
-        ]
+        tree = changed(tiny.tree, {"tiny/numbers.py": source})
+        trees = [repeated(tiny, runner, tree, number) for number in (0, 1)]
+        return source, [zlib.crc32(each["tiny/numbers.py"].content) % 4 for each in trees]
 
     source = next(
         source for source, draws in map(random_draws, range(1000)) if draws[0] == 0 and draws[1] != 0
