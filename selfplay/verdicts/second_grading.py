@@ -135,16 +135,17 @@ class SecondGrader:
         if disguised is None:
             return None
         wanted = (*to_repair, *others)
-        second = self._run_disguised(disguised.tree, disguised, wanted)
-        if second.run.error:  # a slow machine may be the cause
-            second = self._run_disguised(disguised.tree, disguised, wanted)
-        if second.is_honest and not second.not_passed:
-            return SecondGrading(Confirmation.CONFIRMED)
         original = self.environment.tree.restore(disguised.tree, disguised.paths)
-        control = self._run_disguised(original, disguised, wanted)
-        if not control.is_honest or control.not_passed:
+        control = self._run_tests(original)
+        disguised = disguised.settled(control.outcomes)
+        if not disguised.must_fail or control.exit_code != FAILED_TESTS:
             self.runner.refuse_disguise(self.environment, script, fail_to_pass)
             return None
+        second = self._run_disguised(disguised, wanted)
+        if second.run.error:  # a slow machine may be the cause
+            second = self._run_disguised(disguised, wanted)
+        if second.is_honest and not second.not_passed:
+            return SecondGrading(Confirmation.CONFIRMED)
         return self._judge_disguised(again, disguised, second)
 
     def _pytest_ids(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -162,11 +163,15 @@ class SecondGrader:
         to_repair = tuple(sorted(test_id for test_id in seen if short_name(test_id) in functions))
         return to_repair, tuple(sorted(seen.difference(to_repair)))
 
-    def _run_disguised(self, tree: Tree, disguised: Disguise, wanted: Sequence[str]) -> _DisguisedRun:
+    def _run_tests(self, tree: Tree) -> TestRun:
+        """A fresh run that the parser of pytest's log reads."""
         script = self.bug.artifact.test_script
-        run = self.runner.run(
+        return self.runner.run(
             self.environment, tree, script, self._pytest_parser, CONFIRMATION_SEED, fresh=True
         )
+
+    def _run_disguised(self, disguised: Disguise, wanted: Sequence[str]) -> _DisguisedRun:
+        run = self._run_tests(disguised.tree)
         is_honest = disguised.all_copies_failed(run.outcomes) and run.exit_code == FAILED_TESTS
         return _DisguisedRun(run, is_honest, disguised.not_passed(run.outcomes, wanted))
 
