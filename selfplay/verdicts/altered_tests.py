@@ -19,6 +19,7 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 EQUALITIES = re.compile(r"assert_?(\w*equals?|count_?equal)|eq_?", re.IGNORECASE)
 CALLED_WITH = re.compile(r"assert_(called\w*_with|any_call|has_calls)")
+OWN_ASSERTION = re.compile(r"_*(assert|check|verify|expect|compare)(?!s?_?raises)\w*", re.IGNORECASE)
 RAISES = re.compile(r"raises|assert_?raises(_?regexp?)?", re.IGNORECASE)
 # Calls that only make a value of what they are given.
 MAKES_VALUE = re.compile(
@@ -112,13 +113,14 @@ def find_spots(
     of_cases = tuple(spot for spot in rows if spot is not None)
     if of_cases and len(of_cases) == len(rows):
         return of_cases
-    for ranked in (places.numbers(), places.texts(), places.words(), (), places.turned()):
-        nodes = list(ranked)
+    ranks = (places.numbers, places.texts, places.words, places.last_arguments, tuple, places.turned)
+    for rank in ranks:
+        nodes = list(rank())
         generator.shuffle(nodes)
         nodes.sort(key=lambda node: id(node) in places.conditional)
         if spot := _first_spot(source, nodes, exceptions, generator):
             return (spot,)
-        if not ranked and of_cases:
+        if rank is tuple and of_cases:
             return of_cases
     return ()
 
@@ -212,6 +214,13 @@ class _Places:
         """Exceptions and truth values that a test expects."""
         yield from (found for node in self.nodes if (found := _exception(node)) is not None)
         yield from (node for node in _constants(self._expected()) if isinstance(node.value, bool))
+
+    def last_arguments(self) -> Iterator[ast.expr]:
+        """Literals in the last argument of an assertion that the repository defines itself."""
+        for node in self.nodes:
+            call = node.value if isinstance(node, ast.Expr) else None
+            if isinstance(call, ast.Call) and OWN_ASSERTION.fullmatch(_called(call)) and len(call.args) >= 2:
+                yield from _constants(call.args[-1:] if _is_literal(call.args[-1]) else ())
 
     def turned(self) -> Iterator[ast.expr | ast.stmt]:
         """Assertions that can be turned into their opposite."""
@@ -339,7 +348,8 @@ def _of_literal(source: Source, node: ast.Constant, generator: random.Random) ->
         positions = [n for n in digits if written[n] != "0"][-1:] or digits[-1:]
     for position in positions[:MAX_TRIES]:
         kind = next(kind for kind in KINDS if written[position] in kind)
-        chars = [char for char in kind if char != written[position]]
+        lacks_zero = not is_text and len(digits) > 1
+        chars = [char for char in kind if char != written[position] and not (lacks_zero and char == "0")]
         generator.shuffle(chars)
         before, after = written[:position], written[position + 1 :]
         texts = [char for char in chars if _is_other(_value(f"{before}{char}{after}"), node.value)]

@@ -25,11 +25,10 @@ from selfplay.source.trees import FileEntry, Tree
 from selfplay.verdicts.altered_tests import Function, Source, Spot, find_spots, raised_exceptions
 
 MOST_SOURCE_BYTES = 2 << 20  # of the test files that are disguised, those of fail-to-pass tests first
-LEAST_ADDED = 24  # cases that a disguise may add to a small suite
-ADDED_SHARE = 8  # in a larger one, it may add one case for each ADDED_SHARE cases
-MOST_CASES = 100  # cases of the one test that is copied although it has more than may be added
+LEAST_CHANGED = 24  # cases that may stand there changed in a small suite: each failure takes some 10 ms
+CHANGED_SHARE = 8  # in a larger one, it is one case of CHANGED_SHARE
+MOST_CASES = 100  # cases of the one test that is copied although it has more than may be changed
 MOST_CHANGED = 3  # changed forms of one test
-MOST_FAILING = 150  # cases that fail, at random, among those that stand there once: a failure takes time
 # A decorator that generates examples, from a hash of the test's name and source: a copy gets other examples.
 GENERATES_EXAMPLES = re.compile(r"\b(given|hypothesis|seed)\b")
 BOM = b"\xef\xbb\xbf"
@@ -260,17 +259,16 @@ def _imported_names(module: ast.Module) -> Iterator[str]:
 
 
 def _choose_forms(tests: Sequence[_Test], wanted: Collection[TestPath], generator: random.Random) -> None:
-    """Give each test its forms. At most a bounded number of cases is added.
+    """Give each test its forms. The number of cases that are changed is bounded.
 
-    Fail-to-pass tests stand there as they are and changed, in up to MOST_CHANGED ways, and so do others at
-    random while there is room. Each of the rest stands there once, and a coin decides in which form.
+    Fail-to-pass tests stand there as they are and changed, in up to MOST_CHANGED ways. If there is room, so
+    do all others. If not, each test without a changed form stands there once, and a coin decides in which.
     """
     mixed = list(tests)
     generator.shuffle(mixed)
     to_repair = sorted((test for test in mixed if test.path in wanted), key=lambda test: len(test.ids))
-    others = [test for test in mixed if test.path not in wanted]
     cases = sum(len(test.ids) for test in tests)
-    room = left = max(LEAST_ADDED, cases // ADDED_SHARE)
+    room = left = max(LEAST_CHANGED, cases // CHANGED_SHARE)
     for number in range(MOST_CHANGED):
         for test in to_repair:
             form = test.changed(number, generator)
@@ -279,17 +277,20 @@ def _choose_forms(tests: Sequence[_Test], wanted: Collection[TestPath], generato
             if form and len(test.forms) == 1 + number and (fits or is_first):
                 left -= len(test.ids)
                 test.forms.append(form)
-    for test in others:
-        if len(test.ids) <= left and (form := test.changed(0, generator)):
-            left -= len(test.ids)
-            test.forms.append(form)
-    for test in to_repair:  # a test that passes by chance then shows itself
-        if len(test.forms) > 1 and len(test.forms) * len(test.ids) <= left:
-            left -= len(test.forms) * len(test.ids)
-            test.forms *= 2
-    share = min(0.5, MOST_FAILING / cases)
-    for test in tests:
-        if len(test.forms) == 1 and generator.random() < 2 * share:
+    single = [test for test in mixed if len(test.forms) == 1]
+    most = sum(len(test.ids) for test in single)
+    if most <= max(left, 0):
+        for test in single:
+            test.forms += [form] if (form := test.changed(0, generator)) else []
+        left -= most
+        for test in to_repair:  # a test that passes by chance then shows itself
+            if len(test.forms) > 1 and len(test.forms) * len(test.ids) <= left:
+                left -= len(test.forms) * len(test.ids)
+                test.forms *= 2
+        return
+    share = min(0.5, max(left, room // 4) / most)
+    for test in single:
+        if generator.random() < 2 * share:
             test.forms = [tuple(edit for edit in test.changed(0, generator) if generator.random() < 0.5)]
 
 
