@@ -138,10 +138,12 @@ class _Places:
     def __init__(self, function: Function) -> None:
         self.function = function
         self.nodes = list(ast.walk(function))
+        # What may not run with other code.
         self.conditional = {
             id(inner)
             for node in self.nodes
-            if isinstance(node, ast.If | ast.IfExp | ast.ExceptHandler | ast.Lambda)
+            if isinstance(node, ast.If | ast.IfExp | ast.While | ast.ExceptHandler | ast.Lambda | ast.Match)
+            or (isinstance(node, ast.For) and not _is_literal(node.iter))
             or (isinstance(node, Function) and node is not function)
             for inner in ast.walk(node)
         }
@@ -156,12 +158,11 @@ class _Places:
         """The two sides of each comparison for equality that a test makes."""
         for node in self.nodes:
             if isinstance(node, ast.Assert):
-                for part in ast.walk(node.test):
-                    if isinstance(part, ast.Compare):
-                        sides = pairwise((part.left, *part.comparators))
-                        for way, pair in zip(part.ops, sides, strict=True):
-                            if isinstance(way, ast.Eq) or (isinstance(way, ast.Is) and _has_truth(pair)):
-                                yield pair
+                for part in _asserted(node.test):
+                    sides = pairwise((part.left, *part.comparators))
+                    for way, pair in zip(part.ops, sides, strict=True):
+                        if isinstance(way, ast.Eq) or (isinstance(way, ast.Is) and _has_truth(pair)):
+                            yield pair
             elif isinstance(node, ast.Call) and EQUALITIES.fullmatch(_called(node)) and len(node.args) >= 2:
                 yield node.args[0], node.args[1]
 
@@ -270,6 +271,18 @@ def _called(call: ast.Call) -> str:
         if isinstance(function, ast.Name)
         else ""
     )
+
+
+def _asserted(test: ast.expr) -> Iterator[ast.Compare]:
+    """The comparisons that must all be true if `test` is."""
+    if isinstance(test, ast.Compare):
+        yield test
+    elif isinstance(test, ast.BoolOp) and isinstance(test.op, ast.And):
+        for part in test.values:
+            yield from _asserted(part)
+    elif isinstance(test, ast.Call) and _called(test) == "all":
+        for part in test.args:
+            yield from _asserted(part.elt) if isinstance(part, ast.GeneratorExp | ast.ListComp) else ()
 
 
 def _has_truth(sides: Sequence[ast.expr]) -> bool:

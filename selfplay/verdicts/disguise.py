@@ -11,28 +11,29 @@ majority of the forms shows the right one.
 
 from __future__ import annotations
 
-import ast
-import io
 import random
-import re
-import tokenize
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from selfplay.outcomes import TestOutcomes
-from selfplay.source.syntax import parse_module
+from selfplay.source.path_policy import is_test_path
 from selfplay.source.trees import FileEntry, Tree
-from selfplay.verdicts.altered_tests import Function, Source, Spot, find_spots, raised_exceptions
+from selfplay.verdicts.altered_tests import Source
+from selfplay.verdicts.renamable_tests import (
+    BOM,
+    Edit,
+    RenamableTest,
+    TestFile,
+    TestPath,
+    find_renamable,
+    read_test_files,
+    split_id,
+)
 
-MOST_SOURCE_BYTES = 2 << 20  # of the test files that are disguised, those of fail-to-pass tests first
 LEAST_CHANGED = 24  # cases that may stand there changed in a small suite: each failure takes some 10 ms
 CHANGED_SHARE = 8  # in a larger one, it is one case of CHANGED_SHARE
 MOST_CASES = 100  # cases of the one test that is copied although it has more than may be changed
 MOST_CHANGED = 3  # changed forms of one test
-# A decorator that generates examples, from a hash of the test's name and source: a copy gets other examples.
-GENERATES_EXAMPLES = re.compile(r"\b(given|hypothesis|seed)\b")
-BOM = b"\xef\xbb\xbf"
-TestPath = tuple[str, ...]  # path, classes, function: the parts of a test id without its parameters
 
 
 @dataclass(frozen=True)
@@ -107,167 +108,38 @@ def disguise(
     renamed. A test cannot be if another runner made its id, if it is inherited, if its name is used
     elsewhere, or if its file does not fit into MOST_SOURCE_BYTES.
     """
-    ids: dict[TestPath, list[str]] = {}
-    for test_id in dict.fromkeys((*fail_to_pass, *pass_to_pass)):
-        ids.setdefault(split_id(test_id), []).append(test_id)
-    wanted = {split_id(test_id) for test_id in fail_to_pass}
-    paths = sorted({test[0] for test in ids} & set(test_files) & set(tree))
+    ids = tuple(dict.fromkeys((*fail_to_pass, *pass_to_pass)))
+    wanted = frozenset(fail_to_pass)
+    named = {split_id(test_id)[0]: test_id in wanted for test_id in (*pass_to_pass, *fail_to_pass)}
+    paths = {path for path in tree if path in test_files or is_test_path(path)}
     try:
-        files = list(_read(tree, sorted(paths, key=lambda path: path not in {test[0] for test in wanted})))
-        tests = _renamable(files, ids)
-        if not any(test.path in wanted for test in tests):
+        # Files of tests to repair first, then of other tests, then those that may hold base classes.
+        files = read_test_files(tree, sorted(paths, key=lambda path: (-named.get(path, -1), path)))
+        tests = find_renamable(files, ids)
+        to_repair = [test for test in tests if not wanted.isdisjoint(test.ids)]
+        if not to_repair:
             return None
-        _choose_forms(tests, wanted, generator)
-        return _write(tree, files, tests, (frozenset(fail_to_pass), frozenset(pass_to_pass)), generator)
+        _choose_forms(to_repair, [test for test in tests if test not in to_repair], generator)
+        return _write(tree, files, tests, (wanted, frozenset(pass_to_pass)), generator)
     except RecursionError:  # an expression is nested too deeply to be read
         return None
-
-
-def split_id(test_id: str) -> TestPath:
-    return tuple(test_id.partition("[")[0].split("::"))
-
-
-# ---- which tests can be renamed
-
-
-@dataclass(frozen=True)
-class _File:
-    path: str
-    module: ast.Module
-    source: Source
-    exceptions: tuple[str, ...]
-
-
-Edit = tuple[int, int, bytes]  # begin, end, and what stands there instead
-
-
-@dataclass
-class _Test:
-    """A test function that can be renamed.
-
-    ids    of its cases
-    forms  the changes of each form; () is the test as it is
-    """
-
-    path: TestPath
-    file: _File
-    function: Function
-    ids: Sequence[str]
-    forms: list[tuple[Edit, ...]] = field(default_factory=lambda: [()])
-    known_spots: tuple[Spot, ...] | None = None
-
-    def spots(self, generator: random.Random) -> tuple[Spot, ...]:
-        """Where it can be changed. All forms that are changed are changed in each of these places."""
-        if self.known_spots is None:
-            file = self.file
-            self.known_spots = find_spots(file.source, self.function, file.exceptions, generator)
-        return self.known_spots
-
-    def changed(self, number: int, generator: random.Random) -> tuple[Edit, ...]:
-        """Its changes in the changed form `number`, counted from 0. () if it has no such form."""
-        spots = self.spots(generator)
-        if number >= min((len(spot.texts) for spot in spots), default=0):
-            return ()
-        return tuple((spot.start, spot.end, spot.texts[number]) for spot in spots)
-
-    @property
-    def block(self) -> tuple[int, int]:
-        """The bytes of its whole lines, decorators included."""
-        first = min(node.lineno for node in (self.function, *self.function.decorator_list))
-        last = self.function.end_lineno or self.function.lineno
-        return self.file.source.line_start(first), self.file.source.line_start(last + 1)
-
-
-def _read(tree: Tree, paths: Iterable[str]) -> Iterator[_File]:
-    left = MOST_SOURCE_BYTES
-    for path in paths:
-        content = tree[path].content.removeprefix(BOM)
-        left -= len(content)
-        if path.endswith(".py") and left >= 0 and _has_plain_lines(content):
-            module = parse_module(content)
-            if module is not None:
-                yield _File(path, module, Source(content), raised_exceptions(module))
-
-
-def _has_plain_lines(content: bytes) -> bool:
-    """True if Python counts lines and columns as we do: UTF-8, and lines that end with a line feed."""
-    try:
-        coding = tokenize.detect_encoding(io.BytesIO(content).readline)[0]
-    except SyntaxError:
-        return False
-    is_plain = coding.startswith("utf-8") or content.isascii()
-    return is_plain and content.count(b"\r") == content.count(b"\r\n")
-
-
-def _renamable(files: Sequence[_File], ids: Mapping[TestPath, list[str]]) -> list[_Test]:
-    found: dict[TestPath, _Test] = {}
-    own_names = {file.path: _used_names(file.module) for file in files}
-    imported = {name for file in files for name in _imported_names(file.module)}
-    for file in files:
-        for path, function in _functions((file.path,), file.module.body):
-            # If names are equal, pytest finds the last one.
-            found[path] = _Test(path, file, function, ids.get(path, ()))
-    # A test without a function of its own is inherited.
-    inherited = {path[-1] for path in ids if path not in found}
-    return [
-        test
-        for test in found.values()
-        if test.ids
-        and test.function.name not in own_names[test.file.path] | imported | inherited
-        and _name_place(test) is not None
-        and not any(GENERATES_EXAMPLES.search(ast.unparse(node)) for node in test.function.decorator_list)
-    ]
-
-
-def _name_place(test: _Test) -> tuple[int, int] | None:
-    """Where the function's name stands in its file."""
-    start = test.file.source.start(test.function)
-    pattern = rb"(?:async\s+)?def\s+(%s)\b" % re.escape(test.function.name.encode())
-    match = re.compile(pattern).match(test.file.source.content, start)
-    return match.span(1) if match else None
-
-
-def _functions(parents: TestPath, body: list[ast.stmt]) -> Iterator[tuple[TestPath, Function]]:
-    """The functions of a body and of the classes in it."""
-    for node in body:
-        if isinstance(node, Function):
-            yield (*parents, node.name), node
-        elif isinstance(node, ast.ClassDef):
-            yield from _functions((*parents, node.name), node.body)
-
-
-def _used_names(module: ast.Module) -> set[str]:
-    """The names that a module uses, in code and in short texts: such a function cannot be renamed."""
-    found: set[str] = set()
-    for node in ast.walk(module):
-        if isinstance(node, ast.Name):
-            found.add(node.id)
-        elif isinstance(node, ast.Attribute):
-            found.add(node.attr)
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-            found.update(re.findall(r"\w+", node.value) if len(node.value) < 200 else ())
-    return found
-
-
-def _imported_names(module: ast.Module) -> Iterator[str]:
-    for node in ast.walk(module):
-        if isinstance(node, ast.ImportFrom):
-            yield from (alias.name for alias in node.names)
 
 
 # ---- which forms a test has
 
 
-def _choose_forms(tests: Sequence[_Test], wanted: Collection[TestPath], generator: random.Random) -> None:
+def _choose_forms(
+    to_repair: list[RenamableTest], others: list[RenamableTest], generator: random.Random
+) -> None:
     """Give each test its forms. The number of cases that are changed is bounded.
 
     Fail-to-pass tests stand there as they are and changed, in up to MOST_CHANGED ways. If there is room, so
     do all others. If not, each test without a changed form stands there once, and a coin decides in which.
     """
-    mixed = list(tests)
+    mixed = [*to_repair, *others]
     generator.shuffle(mixed)
-    to_repair = sorted((test for test in mixed if test.path in wanted), key=lambda test: len(test.ids))
-    cases = sum(len(test.ids) for test in tests)
+    to_repair = sorted(to_repair, key=lambda test: (len(test.ids), mixed.index(test)))
+    cases = sum(len(test.ids) for test in mixed)
     room = left = max(LEAST_CHANGED, cases // CHANGED_SHARE)
     for number in range(MOST_CHANGED):
         for test in to_repair:
@@ -299,8 +171,8 @@ def _choose_forms(tests: Sequence[_Test], wanted: Collection[TestPath], generato
 
 def _write(
     tree: Tree,
-    files: Sequence[_File],
-    tests: Sequence[_Test],
+    files: Sequence[TestFile],
+    tests: Sequence[RenamableTest],
     ids: tuple[frozenset[str], frozenset[str]],
     generator: random.Random,
 ) -> Disguise:
@@ -316,10 +188,9 @@ def _write(
             # The name begins with the old one, so that the order by name and `-k` stay the same.
             new = f"{test.function.name}_{generator.getrandbits(40):010x}"
             block += _form(test, new, edits)
-            path = (*test.path[:-1], new)
-            its = {name: "::".join(path) + name.removeprefix("::".join(test.path)) for name in test.ids}
+            its = {name: _renamed(name, new) for name in test.ids}
             if edits:
-                changed.add(path)
+                changed.update(map(split_id, its.values()))
                 must_fail.update(its.values())
             if not edits or len(test.forms) == 1:
                 for name, other in its.items():
@@ -339,12 +210,15 @@ def _write(
     )
 
 
-def _form(test: _Test, name: str, edits: Sequence[Edit]) -> bytes:
+def _renamed(test_id: str, name: str) -> str:
+    path = split_id(test_id)
+    return "::".join((*path[:-1], name)) + test_id[len("::".join(path)) :]
+
+
+def _form(test: RenamableTest, name: str, edits: Sequence[Edit]) -> bytes:
     """The source of a test under a new name, with these changes."""
-    place = _name_place(test)
-    assert place is not None
     begin, end = test.block
-    block = _edited(test.file.source.content, begin, end, [(*place, name.encode()), *edits])
+    block = _edited(test.file.source.content, begin, end, [(*test.name_place, name.encode()), *edits])
     return block if block.endswith(b"\n") else block + b"\n"
 
 

@@ -12,7 +12,8 @@ from selfplay.attacks import Ground
 from selfplay.source.trees import Tree
 from selfplay.verdicts import disguise as disguises
 from selfplay.verdicts.altered_tests import Source, Spot
-from selfplay.verdicts.disguise import Disguise, disguise, split_id
+from selfplay.verdicts.disguise import Disguise, disguise
+from selfplay.verdicts.renamable_tests import RenamableTest, find_renamable, split_id
 
 Control = Callable[[pytest.MonkeyPatch, Ground], Ground | None]
 
@@ -35,21 +36,17 @@ def show_the_right_form_more_often(patch: pytest.MonkeyPatch, _: Ground) -> None
     choose = disguises._choose_forms
 
     def choose_more(
-        tests: Sequence[disguises._Test], wanted: Collection[disguises.TestPath], generator: random.Random
+        to_repair: list[RenamableTest], others: list[RenamableTest], generator: random.Random
     ) -> None:
-        choose(tests, wanted, generator)
-        for test in tests:
-            test.forms += [form for form in test.forms if not form][:1] * 2
+        choose(to_repair, others, generator)
+        for test in to_repair:
+            test.forms += [(), ()]
 
     patch.setattr("selfplay.verdicts.disguise._choose_forms", choose_more)
 
 
 def rename_eight_tests(patch: pytest.MonkeyPatch, _: Ground) -> None:
-    renamable = disguises._renamable
-    patch.setattr(
-        "selfplay.verdicts.disguise._renamable",
-        lambda *given: [test for test in renamable(*given) if "test_c" in test.path[-1]][1:9],
-    )
+    patch.setattr("selfplay.verdicts.disguise.find_renamable", lambda *given: find_renamable(*given)[:8])
 
 
 def disguise_one_file(patch: pytest.MonkeyPatch, _: Ground) -> None:

@@ -44,6 +44,8 @@ def in_test(line: str) -> str:
         ("assert f(1) == pytest.approx(0.25)", "assert f(1) == pytest.approx(0.2…)"),
         ("assert f(1) and g(2) == 3", "assert f(1) and g(2) == …"),
         ("assert all(f(n) == 3 for n in (1, 2))", "assert all(f(n) == … for n in (1, 2))"),
+        ("assert f(1) == 3 or f(1) == 4", "assert f(1) == 3 or f(1) == 4"),
+        ("assert not f(1) == 3", "assert …f(1) == 3"),
         ("x = 3; assert f(1) == x", "x = …; assert f(1) == x"),
         ("x = 3; assert f(x) == x", "x = 3; assert f(x) … x"),
         ("x = f(1); assert x == 3", "x = f(1); assert x == …"),

@@ -12,11 +12,10 @@ from selfplay.verdicts.disguise import (
     CHANGED_SHARE,
     LEAST_CHANGED,
     MOST_CHANGED,
-    MOST_SOURCE_BYTES,
     Disguise,
     disguise,
-    split_id,
 )
+from selfplay.verdicts.renamable_tests import MOST_SOURCE_BYTES, split_id
 
 PATH = "tests/test_sums.py"
 OTHER_PATH = "tests/test_other.py"
@@ -213,11 +212,31 @@ def test_tests_that_cannot_be_renamed_are_not_changed(source):
     assert disguised(source[1], others=()) is None
 
 
-def test_tests_that_another_file_imports_or_a_class_inherits_keep_their_names():
+def test_a_test_that_another_file_imports_keeps_its_name():
     assert disguised(others=(ZERO,), other=f"from tests.test_sums import test_add\n{OTHER}") is None
-    base = "class TestA:\n    def test_add(self):\n        pass\n\nclass TestB(TestA):\n    pass\n"
-    assert disguised(base, (f"{PATH}::TestA::test_add",), (f"{PATH}::TestB::test_add",)) is None
-    assert disguised(base, (f"{PATH}::TestA::test_add",), ()) is not None
+
+
+BASE = "class Mixin:\n    def test_add(self):\n        assert add(2, 2) == 4\n"
+INHERITED = (f"{PATH}::TestA::test_add", f"{PATH}::TestB::test_add")
+
+
+@pytest.mark.parametrize("is_imported", [False, True])
+def test_an_inherited_test_is_renamed_where_it_is_defined_and_in_each_class(is_imported):
+    classes = "class TestA(base.Mixin):\n    pass\n\nclass TestB(TestA):\n    pass\n"
+    source = f"import base\n{classes}" if is_imported else f"{BASE}\n{classes.replace('base.', '')}"
+    found = disguised(source, INHERITED[:1], INHERITED[1:], other=BASE if is_imported else "")
+    assert found.paths == (OTHER_PATH if is_imported else PATH,)
+    new = {found.names[name].rpartition("::") for name in INHERITED}
+    assert {prefix for prefix, _, _ in new} == {f"{PATH}::TestA", f"{PATH}::TestB"}
+    assert len({name for _, _, name in new}) == 1
+    assert len({path[:2] for path in found.changed}) == 2
+
+
+def test_an_inherited_test_whose_definition_is_not_found_keeps_its_name():
+    source = "from elsewhere import Mixin\nclass TestA(Mixin):\n    pass\n" + SOURCE
+    name = f"{PATH}::TestA::test_early"
+    found = disguised(source, (FIRST,), (EARLY, name))
+    assert name not in found.names and EARLY not in found.names and FIRST in found.names
 
 
 def test_a_byte_order_mark_and_windows_lines_are_kept():
