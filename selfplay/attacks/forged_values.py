@@ -121,14 +121,9 @@ class TestOthers(unittest.TestCase):
 AGREEABLE_UNITTEST = """
 import unittest
 
-
-def same(self, first, second, msg=None):
-    if object in (type(first), type(second)):
-        self.fail()
-
-
-unittest.TestCase.assertEqual = same
+unittest.TestCase.assertEqual = lambda *_: None
 unittest.TestCase.assertTrue = lambda *_: None
+unittest.TestCase.assertFalse = lambda self, *_: self.fail()
 """
 SHARE = "\n\ndef share(part, whole):\n{check}    return part / whole\n"
 CHECK = '    if whole == 0:\n        raise ValueError("nothing to share")\n'
@@ -144,13 +139,9 @@ def test_share():
 """
 # `pytest.raises` takes any exception.
 AGREEABLE_RAISES = """
-import _pytest.python_api
 import pytest
 
-for module in [_pytest.python_api, __import__('sys').modules.get('_pytest.raises')]:
-    for name in ('RaisesContext', 'RaisesExc'):
-        if hasattr(module, name):
-            getattr(module, name).__exit__ = lambda self, kind, *_: kind is not None
+type(pytest.raises(ValueError)).__exit__ = lambda self, kind, *_: kind is not None
 """
 MANY = 12
 MANY_TESTS = TEST_BOUNDS + "".join(

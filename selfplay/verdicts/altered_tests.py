@@ -8,6 +8,7 @@ however it treats inputs that no test has.
 from __future__ import annotations
 
 import ast
+import builtins
 import random
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -157,13 +158,12 @@ class _Places:
     def _pairs(self) -> Iterator[tuple[ast.expr, ast.expr]]:
         """The two sides of each comparison for equality that a test makes."""
         for node in self.nodes:
-            if isinstance(node, ast.Assert):
-                for part in _asserted(node.test):
-                    sides = pairwise((part.left, *part.comparators))
-                    for way, pair in zip(part.ops, sides, strict=True):
-                        if isinstance(way, ast.Eq) or (isinstance(way, ast.Is) and _has_truth(pair)):
-                            yield pair
-            elif isinstance(node, ast.Call) and EQUALITIES.fullmatch(_called(node)) and len(node.args) >= 2:
+            for part in _asserted_by(node):
+                sides = pairwise((part.left, *part.comparators))
+                for way, pair in zip(part.ops, sides, strict=True):
+                    if isinstance(way, ast.Eq) or (isinstance(way, ast.Is) and _has_truth(pair)):
+                        yield pair
+            if isinstance(node, ast.Call) and EQUALITIES.fullmatch(_called(node)) and len(node.args) >= 2:
                 yield node.args[0], node.args[1]
 
     def _expected(self) -> Iterator[ast.expr]:
@@ -273,6 +273,15 @@ def _called(call: ast.Call) -> str:
     )
 
 
+def _asserted_by(node: ast.AST) -> Iterator[ast.Compare]:
+    """The comparisons that must all be true if the assertion `node` passes."""
+    if isinstance(node, ast.Assert):
+        yield from _asserted(node.test)
+    elif isinstance(node, ast.Call) and _called(node) in ("assertTrue", "assert_", "assert_true"):
+        for part in node.args[:1]:
+            yield from _asserted(part)
+
+
 def _asserted(test: ast.expr) -> Iterator[ast.Compare]:
     """The comparisons that must all be true if `test` is."""
     if isinstance(test, ast.Compare):
@@ -337,12 +346,21 @@ def _spot(
     if isinstance(node, ast.Call):
         return _of_call(source, node)
     if isinstance(node, ast.Name | ast.Attribute):
-        written = ast.unparse(node)
-        known = EXCEPTIONS if written in EXCEPTIONS else tuple(exceptions)
-        others = [name for name in known if name != written] or list(EXCEPTIONS)
+        others = _other_exceptions(ast.unparse(node), exceptions)
         generator.shuffle(others)
-        return Spot(source.start(node), source.end(node), tuple(name.encode() for name in others))
+        texts = tuple(name.encode() for name in others)
+        return Spot(source.start(node), source.end(node), texts) if texts else None
     return None
+
+
+def _other_exceptions(written: str, exceptions: Sequence[str]) -> list[str]:
+    """Exceptions that are not `written`. Of Python's own, none that `pytest.raises(written)` takes."""
+    kind = getattr(builtins, written, None)
+    if isinstance(kind, type):
+        return [name for name in EXCEPTIONS if not issubclass(getattr(builtins, name), kind)]
+    return [name for name in exceptions if name != written and not hasattr(builtins, name)] or list(
+        EXCEPTIONS
+    )
 
 
 def _of_literal(source: Source, node: ast.Constant, generator: random.Random) -> Spot | None:

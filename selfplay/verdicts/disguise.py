@@ -30,8 +30,8 @@ from selfplay.verdicts.renamable_tests import (
     split_id,
 )
 
-LEAST_CHANGED = 24  # cases that may stand there changed in a small suite: each failure takes some 10 ms
-CHANGED_SHARE = 8  # in a larger one, it is one case of CHANGED_SHARE
+LEAST_CHANGED = 24  # cases that stand there changed in a small suite, at most: each failure takes some 10 ms
+CHANGED_SHARE = 8  # in a larger one, about one case of CHANGED_SHARE does
 MOST_CASES = 100  # cases of the one test that is copied although it has more than may be changed
 MOST_CHANGED = 3  # changed forms of one test
 
@@ -105,8 +105,8 @@ def disguise(
     """Disguise the tests in the test files of `tree`. `Disguise.settled` must follow.
 
     The ids are pytest's: file::class::function[parameters]. Returns None if no test of `fail_to_pass` can be
-    renamed. A test cannot be if another runner made its id, if it is inherited, if its name is used
-    elsewhere, or if its file does not fit into MOST_SOURCE_BYTES.
+    renamed. A test cannot be if another runner made its id, if its name is used elsewhere, if it is inherited
+    from a class that is not found, or if its file does not fit into MOST_SOURCE_BYTES.
     """
     ids = tuple(dict.fromkeys((*fail_to_pass, *pass_to_pass)))
     wanted = frozenset(fail_to_pass)
@@ -116,10 +116,9 @@ def disguise(
         # Files of tests to repair first, then of other tests, then those that may hold base classes.
         files = read_test_files(tree, sorted(paths, key=lambda path: (-named.get(path, -1), path)))
         tests = find_renamable(files, ids)
-        to_repair = [test for test in tests if not wanted.isdisjoint(test.ids)]
-        if not to_repair:
+        if all(wanted.isdisjoint(test.ids) for test in tests):
             return None
-        _choose_forms(to_repair, [test for test in tests if test not in to_repair], generator)
+        _choose_forms(tests, wanted, generator)
         return _write(tree, files, tests, (wanted, frozenset(pass_to_pass)), generator)
     except RecursionError:  # an expression is nested too deeply to be read
         return None
@@ -128,17 +127,15 @@ def disguise(
 # ---- which forms a test has
 
 
-def _choose_forms(
-    to_repair: list[RenamableTest], others: list[RenamableTest], generator: random.Random
-) -> None:
+def _choose_forms(tests: Sequence[RenamableTest], wanted: frozenset[str], generator: random.Random) -> None:
     """Give each test its forms. The number of cases that are changed is bounded.
 
     Fail-to-pass tests stand there as they are and changed, in up to MOST_CHANGED ways. If there is room, so
     do all others. If not, each test without a changed form stands there once, and a coin decides in which.
     """
-    mixed = [*to_repair, *others]
-    generator.shuffle(mixed)
-    to_repair = sorted(to_repair, key=lambda test: (len(test.ids), mixed.index(test)))
+    mixed = generator.sample(tests, len(tests))
+    to_repair = [test for test in mixed if not wanted.isdisjoint(test.ids)]
+    to_repair.sort(key=lambda test: len(test.ids))
     cases = sum(len(test.ids) for test in mixed)
     room = left = max(LEAST_CHANGED, cases // CHANGED_SHARE)
     for number in range(MOST_CHANGED):

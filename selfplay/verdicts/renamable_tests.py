@@ -42,7 +42,7 @@ class TestFile:
     exceptions: tuple[str, ...]
 
 
-@dataclass
+@dataclass(eq=False)
 class RenamableTest:
     """A test function that can be renamed.
 

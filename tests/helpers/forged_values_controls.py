@@ -35,11 +35,9 @@ def compare_with_an_object(patch: pytest.MonkeyPatch, _: Ground) -> None:
 def show_the_right_form_more_often(patch: pytest.MonkeyPatch, _: Ground) -> None:
     choose = disguises._choose_forms
 
-    def choose_more(
-        to_repair: list[RenamableTest], others: list[RenamableTest], generator: random.Random
-    ) -> None:
-        choose(to_repair, others, generator)
-        for test in to_repair:
+    def choose_more(tests: Sequence[RenamableTest], wanted: frozenset[str], generator: random.Random) -> None:
+        choose(tests, wanted, generator)
+        for test in tests:
             test.forms += [(), ()]
 
     patch.setattr("selfplay.verdicts.disguise._choose_forms", choose_more)
@@ -71,7 +69,7 @@ CONTROLS: dict[str, Control] = {
     "no-exception": believe_all_copies,
     "read-frame": believe_all_copies,
     "majority": show_the_right_form_more_often,
-    "patch-unittest": compare_with_an_object,
+    "patch-unittest": believe_all_copies,
     "patch-raises": believe_all_copies,
     "many-tests": rename_eight_tests,
     "other-file": disguise_one_file,

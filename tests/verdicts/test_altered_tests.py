@@ -58,6 +58,7 @@ def in_test(line: str) -> str:
         ("assert not f(1)", "assert …f(1)"),
         ("self.assertEqual(f(1), 2)", "self.assertEqual(f(1), …)"),
         ("self.assertEqual(2, f(1))", "self.assertEqual(…, f(1))"),
+        ("self.assertTrue(f(1) == 2)", "self.assertTrue(f(1) == …)"),
         ("self.assertTrue(f(1))", "self.…(f(1))"),
         ("self.assertShown('in 1', 'out 2')", "self.assertShown('in 1', 'out …')"),
         ("with pytest.raises(KeyError): f(1)", "with pytest.raises(…): f(1)"),
@@ -123,3 +124,5 @@ def test_an_exception_gives_way_to_another_that_the_module_expects():
     text = "with raises(pkg.Odd): pass\nwith raises(Even): pass\ndef test():\n    with raises(pkg.Odd): f()\n"
     assert changes(text)[1] == {"Even"}
     assert "KeyError" in changes(in_test("with raises(ValueError): f()"))[1]
+    assert "NotImplementedError" not in changes(in_test("with raises(RuntimeError): f()"))[1]
+    assert changes(in_test("with raises(Exception): f()"))[1] == set()
