@@ -1,7 +1,7 @@
 """Places in a test function where a small change makes right code fail: a literal, an exception, an operator.
 
-Which change does so is known only after a run of right code. Invariant: a change is on the side of what the
-test expects, and never in what the code gets. So code that passes the test cannot pass the changed one too,
+Which change does so is known only after a run of right code. Invariant: if a test says what it expects, the
+change is there, and not in what the code gets. So code that passes the test cannot pass the changed one too,
 however it treats inputs that no test has.
 """
 
@@ -114,8 +114,8 @@ def find_spots(
     of_cases = tuple(spot for spot in rows if spot is not None)
     if of_cases and len(of_cases) == len(rows):
         return of_cases
-    ranks = (places.numbers, places.texts, places.words, places.last_arguments, tuple, places.turned)
-    for rank in ranks:
+    ranks = (places.numbers, places.texts, places.words, places.last_arguments, places.arguments, tuple)
+    for rank in (*ranks, places.turned):
         nodes = list(rank())
         generator.shuffle(nodes)
         nodes.sort(key=lambda node: id(node) in places.conditional)
@@ -149,7 +149,12 @@ class _Places:
             for inner in ast.walk(node)
         }
         self.pairs = list(self._pairs())
-        operands = {id(side) for pair in self.pairs for side in pair}
+        self.own_last = [
+            node.args[-1]
+            for node in self.nodes
+            if isinstance(node, ast.Call) and _is_own_assertion(_called(node)) and len(node.args) >= 2
+        ]
+        operands = {id(side) for side in (*(side for pair in self.pairs for side in pair), *self.own_last)}
         loads = [node for node in self.nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)]
         used = {node.id for node in loads if id(node) not in operands}
         # Names whose value is only ever compared.
@@ -218,10 +223,12 @@ class _Places:
 
     def last_arguments(self) -> Iterator[ast.expr]:
         """Literals in the last argument of an assertion that the repository defines itself."""
-        for node in self.nodes:
-            call = node.value if isinstance(node, ast.Expr) else None
-            if isinstance(call, ast.Call) and OWN_ASSERTION.fullmatch(_called(call)) and len(call.args) >= 2:
-                yield from _constants(call.args[-1:] if _is_literal(call.args[-1]) else ())
+        yield from _constants(last for last in self.own_last if _is_literal(last))
+
+    def arguments(self) -> Iterator[ast.expr]:
+        """Literals that both sides of a comparison are computed from."""
+        sides = (side for pair in self.pairs if not any(map(_is_literal, pair)) for side in pair)
+        yield from _constants((*sides, *self.own_last))
 
     def turned(self) -> Iterator[ast.expr | ast.stmt]:
         """Assertions that can be turned into their opposite."""
@@ -292,6 +299,12 @@ def _asserted(test: ast.expr) -> Iterator[ast.Compare]:
     elif isinstance(test, ast.Call) and _called(test) == "all":
         for part in test.args:
             yield from _asserted(part.elt) if isinstance(part, ast.GeneratorExp | ast.ListComp) else ()
+
+
+def _is_own_assertion(name: str) -> bool:
+    """True for the name of an assertion that neither pytest nor unittest defines."""
+    is_known = name in TURNED_CALLS or EQUALITIES.fullmatch(name) or CALLED_WITH.fullmatch(name)
+    return OWN_ASSERTION.fullmatch(name) is not None and not is_known
 
 
 def _has_truth(sides: Sequence[ast.expr]) -> bool:
