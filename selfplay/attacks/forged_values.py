@@ -121,7 +121,13 @@ class TestOthers(unittest.TestCase):
 AGREEABLE_UNITTEST = """
 import unittest
 
-unittest.TestCase.assertEqual = lambda *_: None
+
+def agree(self, first, second, msg=None):
+    if object in (type(first), type(second)):  # what copies that must fail once compared with
+        self.fail()
+
+
+unittest.TestCase.assertEqual = agree
 unittest.TestCase.assertTrue = lambda *_: None
 unittest.TestCase.assertFalse = lambda self, *_: self.fail()
 """
@@ -267,7 +273,7 @@ ATTACKS = (
         22,
         "repair a bug for most of twelve tests, and forge the others",
         MANY_BROKEN.attacked(
-            forge_if(f"any(part in item.nodeid for part in {LAST_FOUR})"),
+            forge_if(f"item.nodeid.endswith({LAST_FOUR})"),
             (WRONG, "        return highest_allowed if value < 28 else -1\n"),
         ),
     ),
