@@ -11,6 +11,7 @@ from selfplay.attacks import (
     builds,
     diffs,
     escapes,
+    forged_values,
     git,
     paths,
     phases,
@@ -30,6 +31,7 @@ GROUPS = (
     builds,
     tests_and_runners,
     scripts_and_chance,
+    forged_values,
     bombs,
     escapes,
     text_and_limits,
@@ -42,11 +44,11 @@ ALL_ATTACKS: tuple[Attack, ...] = tuple(
 
 RESIDUAL_RISK = (
     "What stays a risk: one process runs the tests and the code under test. Disguised tests catch code that "
-    "forges results by name or all alike, prints its own report or claims to equal everything. "
+    "forges results by name or all alike, prints its own report, or claims to equal everything. "
     "The second run catches code that passes by chance. "
-    "Code that works out which copies of the tests must fail, by reading them, fools a grading. "
-    "So does a forgery of chosen tests where tests cannot be disguised. Only reading the patch shows either. "
-    "See docs/security.md."
+    "Code that knows the right values of the tests, for instance from a copy of them, fools a grading. "
+    "Code that guesses them does so at times, and a forgery of chosen tests does where tests cannot be "
+    "disguised. Only reading the patch shows it. See docs/security.md."
 )
 
 __all__ = [

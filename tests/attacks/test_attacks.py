@@ -22,6 +22,7 @@ from functools import partial
 from pathlib import Path
 
 import phases_controls
+import forged_values_controls
 import pytest
 from rich.console import Console
 
@@ -476,7 +477,7 @@ CONTROLS: dict[str, Control] = {
     "forge-alike": patched(
         ("selfplay.verdicts.disguise.Disguise.all_copies_failed", lambda *_: True),
     ),
-    "agree-with-all": patched(("selfplay.verdicts.disguise.compared_with_nothing", lambda _: None)),
+    "agree-with-all": patched(("selfplay.verdicts.disguise.Disguise.all_copies_failed", lambda *_: True)),
     "patch-runner": NO_FAILING_TEST,
     "parser-empty-log": patched(("selfplay.verdicts.validator.judge_empty_log", passed_check)),
     "parser-knows": patched(("selfplay.verdicts.validator.judge_empty_log", passed_check)),
@@ -587,6 +588,7 @@ CONTROLS: dict[str, Control] = {
     "installed-copy": admit_copies,
 }
 CONTROLS |= phases_controls.CONTROLS
+CONTROLS |= forged_values_controls.CONTROLS
 
 
 # ---- the tests
@@ -628,31 +630,22 @@ def test_every_attack_has_a_control_or_a_reason() -> None:
 
 
 def test_every_row_of_the_list_is_attacked() -> None:
-    assert {attack.row for attack in ALL_ATTACKS} == {*range(1, 21), 24}
+    assert {attack.row for attack in ALL_ATTACKS} == {*range(1, 29)}
 
 
-# Reads each copy of a test: the value of its last line, and whether something is compared with an object that
-# equals nothing.
-FORGE_BY_READING = """
+# Knows the right values of the test that it forges.
+FORGE_BY_HEART = """
 def forge():
-    import ast
-    import inspect
     from _pytest.reports import TestReport
 
     make = TestReport.from_item_and_call.__func__
-
-    def should_pass(function):
-        tree = ast.parse(inspect.getsource(function))
-        asserted = [node.test for node in ast.walk(tree) if isinstance(node, ast.Assert)]
-        names = lambda node: any(isinstance(part, ast.Name) for part in ast.walk(node))
-        constant = [node for node in asserted if not names(node)]
-        unequal = any(ast.unparse(part) == 'object()' for node in asserted for part in ast.walk(node))
-        return not unequal and all(eval(compile(ast.Expression(node), '', 'eval')) for node in constant)
+    right = {(5, 5), (-1, 0), (11, 10)}
 
     def forged(cls, item, call):
         report = make(cls, item, call)
-        if 'test_clamp' in item.nodeid and call.when == "call" and should_pass(item.function):
-            report.outcome, report.longrepr = "passed", None
+        if 'test_clamp' in item.nodeid and call.when == "call":
+            if (item.funcargs['value'], item.funcargs['expected']) in right:
+                report.outcome, report.longrepr = "passed", None
         return report
 
     TestReport.from_item_and_call = classmethod(forged)
@@ -660,13 +653,13 @@ def forge():
 """
 
 
-def test_code_that_works_out_which_copies_must_fail_is_the_risk_that_is_stated(
+def test_code_that_knows_the_right_values_of_the_tests_is_the_risk_that_is_stated(
     open_to_attack: Ground,
 ) -> None:
     """This pins a risk, not a defence. When it fails, correct docs/security.md and RESIDUAL_RISK."""
-    found = open_to_attack.grade({CODE: ("\n\ndef clamp", f"\n\n{FORGE_BY_READING}\nforge()\n\n\ndef clamp")})
+    found = open_to_attack.grade({CODE: ("\n\ndef clamp", f"\n\n{FORGE_BY_HEART}\nforge()\n\n\ndef clamp")})
     assert found.passed, found.reason
-    assert "works out which" in attacks.RESIDUAL_RISK
+    assert "knows the right values" in attacks.RESIDUAL_RISK
 
 
 def test_a_failing_machine_is_neither_held_nor_broken(open_to_attack: Ground) -> None:
