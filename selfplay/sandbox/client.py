@@ -209,13 +209,24 @@ class Connection:
         self._channel = channel
         self._buffer = bytearray()
 
-    def hello(self, deadline: float) -> None:
-        """Wait for the server's first frame. Raises Refused, with the reason, when it cannot work here."""
+    def hello(self, deadline: float) -> str:
+        """Wait for the server's first frame. Returns the processor's name, as `uname -m` prints it.
+
+        Raises Refused, with the reason, when it cannot work here.
+        """
         kind, payload = self._receive(deadline)
         if kind == b"f":
             raise Refused(payload.decode("utf-8", "replace"))
         if kind != b"h":
             raise PeerGone(f"the command server opened with {kind!r}")
+        return payload.decode("utf-8", "replace")
+
+    def restrict(self, program: bytes, deadline: float) -> None:
+        """Refuse system calls inside from now on, by a filter as `seccomp_filter` makes it."""
+        self._channel.send(frame(b"s", program), deadline)
+        kind, payload = self._receive(deadline)
+        if kind != b"k":
+            raise Refused(payload.decode("utf-8", "replace"))
 
     def run(self, command: bytes, timeout_s: float, output_bytes: int, stdin: bytes) -> ExecResult:
         deadline = time.monotonic() + timeout_s + ANSWER_S

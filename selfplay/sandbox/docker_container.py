@@ -22,6 +22,7 @@ from selfplay.sandbox.client import HELLO_S, Connection, SocketChannel
 from selfplay.sandbox.docker_engine import RestartWitness, remove_container, restart_witness
 from selfplay.sandbox.environment_builds import BuildNetwork
 from selfplay.sandbox.owners import owner, unique_name
+from selfplay.sandbox.seccomp import seccomp_filter
 from selfplay.sandbox.variables import command_variables
 
 OWNER_LABEL = "selfplay.owner"
@@ -179,8 +180,11 @@ class OpenedContainer:
     def begin(self) -> None:
         """Start the container and wait for its command server. Raises PeerGone, Refused or ENGINE_ERRORS."""
         self._api.start(self.container)
-        self.channel.send(server_source(), time.monotonic() + HELLO_S)
-        self.connection.hello(time.monotonic() + HELLO_S)
+        deadline = time.monotonic() + HELLO_S
+        self.channel.send(server_source(), deadline)
+        # On top of the engine's own filter. The processor is the engine's, which may be elsewhere.
+        if refused_calls := seccomp_filter(self.connection.hello(deadline)):
+            self.connection.restrict(refused_calls, deadline)
 
     def close(self) -> None:
         """Remove the container. When no engine answers, it ends by itself and a sweep removes it."""
