@@ -92,6 +92,8 @@ class ExecResult:
     truncated   output was dropped, since there was more than `output_bytes`
     timed_out   the command was killed at its timeout
     duration_s  wall-clock time in seconds, as the sandbox measured it
+    is_cut_off  the command failed, and the kernel killed a process of this sandbox because the machine ran
+                out of memory. False if the sandbox reached a limit of its own.
     """
 
     exit_code: int
@@ -99,6 +101,7 @@ class ExecResult:
     truncated: bool
     timed_out: bool
     duration_s: float
+    is_cut_off: bool = False
 
     @property
     def text(self) -> str:

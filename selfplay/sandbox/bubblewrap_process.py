@@ -22,7 +22,7 @@ from pathlib import Path
 from selfplay.errors import SandboxInterrupted, SandboxUnavailable
 from selfplay.sandbox.base import Limits
 from selfplay.sandbox.bubblewrap_host import ending
-from selfplay.sandbox.cgroups import ControlGroup, memory_kills
+from selfplay.sandbox.cgroups import ControlGroup, machine_kills, memory_kills
 from selfplay.sandbox.client import HELLO_S, Connection, PeerGone, PipeChannel, Refused
 from selfplay.sandbox.layers import Layers
 
@@ -121,6 +121,7 @@ class OpenedBubblewrap:
         self._closed = threading.Event()
         self._used_too_much = False  # the watchdog ended it
         self._memory_kills = memory_kills(group)
+        self._machine_kills = machine_kills(group)
 
     def begin(self, info: int, limits: Limits) -> None:
         """Wait until the command server answers, and put it under its limits before any command runs.
@@ -212,6 +213,10 @@ class OpenedBubblewrap:
         if self.process.returncode is None:  # so the process group is still its own
             with suppress(ProcessLookupError):
                 os.killpg(self.process.pid, signal.SIGKILL)
+
+    def machine_kills(self) -> int:
+        """Number of its processes that the kernel killed because the machine ran out of memory."""
+        return machine_kills(self.group) - self._machine_kills
 
     def killed_from_outside(self) -> str:
         """Say how somebody outside ended the sandbox; "" when it runs, or a command may have ended it.

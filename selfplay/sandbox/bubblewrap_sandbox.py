@@ -83,6 +83,7 @@ class BubblewrapBackend:
             opened.connection,
             opened.close,
             probe_fresh,
+            opened.machine_kills,
             server_pid=opened.server_pid,
             group=opened.group,
         )

@@ -90,19 +90,6 @@ def harden(die_with_parent: bool) -> None:
         prctl(set_death_signal, signal.SIGKILL, 0, 0, 0)
 
 
-def restrict(program: bytes) -> None:
-    """Refuse system calls to this process and to all that it starts. program: of struct sock_filter."""
-    import ctypes
-
-    class Filter(ctypes.Structure):
-        _fields_ = (("steps", ctypes.c_ushort), ("program", ctypes.c_char_p))
-
-    set_seccomp, filter_mode = 22, 2
-    wanted = Filter(len(program) // 8, program)
-    if ctypes.CDLL(None, use_errno=True).prctl(set_seccomp, filter_mode, ctypes.byref(wanted), 0, 0):
-        raise OSError(ctypes.get_errno(), "prctl refused a filter of system calls")
-
-
 class Server:
     """Serves requests one after another. Its state between them: working directory and exported variables."""
 
@@ -188,12 +175,16 @@ class Server:
                 os._exit(4)
 
     def restrict(self, program: bytes) -> None:
-        try:
-            restrict(program)
-        except OSError as error:
-            self.send(b"f", describe(error))
-        else:
-            self.send(b"k")
+        """Refuse system calls to this process and to all that it starts. program: of struct sock_filter."""
+        import ctypes
+
+        class Filter(ctypes.Structure):
+            _fields_ = (("steps", ctypes.c_ushort), ("program", ctypes.c_char_p))
+
+        set_seccomp, filter_mode = 22, 2
+        wanted = ctypes.byref(Filter(len(program) // 8, program))
+        failed = ctypes.CDLL(None).prctl(set_seccomp, filter_mode, wanted, 0, 0)
+        self.send(b"f" if failed else b"k", b"no filter of system calls can be set" if failed else b"")
 
     # ---- processes
 

@@ -18,8 +18,9 @@ import docker
 from selfplay.errors import SandboxUnavailable
 from selfplay.sandbox import command_server
 from selfplay.sandbox.base import SUBMIT, WORKSPACE, SandboxSpec
+from selfplay.sandbox.cgroups import group_of, machine_kills
 from selfplay.sandbox.client import HELLO_S, Connection, SocketChannel
-from selfplay.sandbox.docker_engine import RestartWitness, remove_container, restart_witness
+from selfplay.sandbox.docker_engine import ENGINE_ERRORS, RestartWitness, remove_container, restart_witness
 from selfplay.sandbox.environment_builds import BuildNetwork
 from selfplay.sandbox.owners import owner, unique_name
 from selfplay.sandbox.seccomp import seccomp_filter
@@ -185,6 +186,18 @@ class OpenedContainer:
         # On top of the engine's own filter. The processor is the engine's, which may be elsewhere.
         if refused_calls := seccomp_filter(self.connection.hello(deadline)):
             self.connection.restrict(refused_calls, deadline)
+
+    def machine_kills(self) -> int:
+        """Number of its processes that the kernel killed because the machine ran out of memory.
+
+        0 where this process cannot read the container's control group, as of an engine elsewhere.
+        """
+        try:
+            pid = int(self._api.inspect_container(self.container)["State"]["Pid"])
+        except (*ENGINE_ERRORS, KeyError, ValueError):
+            return 0
+        group = group_of(pid, self.container)
+        return machine_kills(group) if group else 0
 
     def close(self) -> None:
         """Remove the container. When no engine answers, it ends by itself and a sweep removes it."""

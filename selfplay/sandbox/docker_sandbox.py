@@ -99,7 +99,12 @@ class DockerBackend:
             self._raise_if_interrupted(opened)
 
         sandbox = ConnectedSandbox(
-            spec, opened.connection, opened.close, probe_fresh, container=opened.container
+            spec,
+            opened.connection,
+            opened.close,
+            probe_fresh,
+            opened.machine_kills,
+            container=opened.container,
         )
         try:
             yield sandbox

@@ -29,7 +29,7 @@ from machine import open_or_skip
 from selfplay import attacks, cli
 from selfplay.agent.chat import ChatFormat
 from selfplay.agent.tools import STANDARD, Action
-from selfplay.agent.workspaces import GIT_SETTINGS, make_repository
+from selfplay.agent.workspaces import take_history
 from selfplay.attacks import ALL_ATTACKS, Attack, Ground, diffs, open_ground, run_attack
 from selfplay.attacks.ground import BOUNDS, CODE, WRONG
 from selfplay.commands import doctor
@@ -43,10 +43,11 @@ from selfplay.sandbox.bubblewrap_command import bubblewrap_arguments
 from selfplay.sandbox.bubblewrap_sandbox import BubblewrapBackend
 from selfplay.sandbox.client import ConnectedSandbox, Connection
 from selfplay.settings.playing import ValidatorSettings
+from selfplay.source.git_folder import CONFIG
 from selfplay.source.trees import FileEntry, Tree, is_safe_path
 from selfplay.verdicts.checks import Finding
 from selfplay.verdicts.grading import grade
-from selfplay.verdicts.test_runs import ParsedLog, TestRunner
+from selfplay.verdicts.test_runs import ParsedLog, ScriptRun, TestRunner
 
 pytestmark = pytest.mark.sandbox
 
@@ -211,7 +212,7 @@ def settings(**values: int) -> Control:
 def keep_history(patch: pytest.MonkeyPatch, ground: Ground) -> None:
     history = history_bundle(ground.environment.checkout)
     assert history
-    patch.setattr("selfplay.agent.solver.make_repository", lambda box: make_repository(box, history))
+    patch.setattr("selfplay.attacks.ground.prepare_solver", lambda box, *_: take_history(box, history))
 
 
 def git_here(*arguments: str, folder: Path) -> None:
@@ -374,9 +375,9 @@ def a_status_as_is_said(patch: pytest.MonkeyPatch, _: Ground) -> None:
     """Take the exit status from the log."""
     read = TestRunner._script_log
 
-    def believing(self: TestRunner, box: Sandbox) -> tuple[bytes, int, str]:
-        log, _, error = read(self, box)
-        return log, int(b"FAILED" in log), error
+    def believing(self: TestRunner, box: Sandbox) -> ScriptRun:
+        done = read(self, box)
+        return replace(done, exit_code=int(b"FAILED" in done.log))
 
     patch.setattr(TestRunner, "_script_log", believing)
 
@@ -563,9 +564,7 @@ CONTROLS: dict[str, Control] = {
         ),
         settings(max_patch_bytes=1 << 30),
     ),
-    "git-name": patched(
-        ("selfplay.agent.workspaces.GIT_SETTINGS", GIT_SETTINGS.replace("NTFS = false", "NTFS = true"))
-    ),
+    "git-name": patched(("selfplay.source.git_folder.CONFIG", CONFIG.replace("NTFS = false", "NTFS = true"))),
     "huge-repair": patched(("selfplay.verdicts.validator.judge_exact_repair", passed_check)),
     "sparse-workspace": read_all,
     "many-ids": settings(max_test_ids=1 << 20),
