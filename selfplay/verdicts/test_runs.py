@@ -174,7 +174,7 @@ class TestRunner:
         reject each artifact whose original prints this log.
         """
         key = _key(environment.reference, parser, hashlib.sha256(log).hexdigest())
-        parsed, is_new = self._parsed.get(key, lambda: self._parse_twice(environment, parser, log))
+        parsed, is_new = self._parsed.get(key, lambda: self._parse_twice(parser, log))
         return parsed if is_new else replace(parsed, duration_s=0.0)
 
     def confirm(
@@ -230,7 +230,7 @@ class TestRunner:
     ) -> ScriptRun:
         variables = {**environment.variables, "PYTHONHASHSEED": str(hash_seed)}
         started = time.monotonic()
-        with self._opened(environment, variables) as box:
+        with self._opened(environment.reference, variables) as box:
             opened = time.monotonic()
             try:
                 fill_workspace(box, tree)
@@ -258,14 +258,14 @@ class TestRunner:
             problem = f"test_script.sh printed more than {max_bytes} bytes (validator.max_log_bytes)"
         return ScriptRun(done.output, done.exit_code, problem, is_cut_off=done.is_cut_off)
 
-    def _parse_twice(self, environment: Environment, parser: str, log: bytes) -> ParsedLog:
+    def _parse_twice(self, parser: str, log: bytes) -> ParsedLog:
         started = time.monotonic()
         try:
             if is_standard_parser(parser):
                 first = second = parse_outcomes(run_standard_parser(parser, log), self.settings.max_test_ids)
             else:
-                first = self._parse_once(environment, parser, log)
-                second = self._parse_once(environment, parser, log)
+                first = self._parse_once(parser, log)
+                second = self._parse_once(parser, log)
         except OutcomesError as error:
             return ParsedLog(TestOutcomes(), str(error), time.monotonic() - started)
         duration_s = time.monotonic() - started
@@ -276,9 +276,9 @@ class TestRunner:
             )
         return ParsedLog(first, "", duration_s)
 
-    def _parse_once(self, environment: Environment, parser: str, log: bytes) -> TestOutcomes:
-        """Raises OutcomesError."""
-        with self._opened(environment, {}) as box:
+    def _parse_once(self, parser: str, log: bytes) -> TestOutcomes:
+        """The parser's sandbox has no environment: it learns nothing but the log. Raises OutcomesError."""
+        with self._opened("", {}) as box:
             try:
                 box.write_archive(SUBMIT, _single_file("test_parser.py", parser))
                 done = _run_parser(box, log)
@@ -297,9 +297,9 @@ class TestRunner:
         return parse_outcomes(done.output, self.settings.max_test_ids)
 
     @contextmanager
-    def _opened(self, environment: Environment, variables: Mapping[str, str]) -> Iterator[Sandbox]:
+    def _opened(self, reference: str, variables: Mapping[str, str]) -> Iterator[Sandbox]:
         with self._backend.open(
-            SandboxSpec(environment.reference, self._limits, variables=variables, labels=self._labels)
+            SandboxSpec(reference, self._limits, variables=variables, labels=self._labels)
         ) as box:
             yield box
 
