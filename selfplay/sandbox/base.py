@@ -164,10 +164,12 @@ class Capabilities:
     opens_images    `SandboxSpec.environment` may be any container image, as a line `docker:IMAGE` of a
                     repository list needs it
     available_when  the condition that `check` tests, in words; "auto" gives it as the reason of its choice
+    lacks           what sandboxes lack on this machine, in words for `selfplay doctor`; "" for nothing
     """
 
     opens_images: bool = False
     available_when: str = "it works on this machine"
+    lacks: str = ""
 
 
 class SandboxBackend(Protocol):

@@ -114,8 +114,6 @@ class OpenedBubblewrap:
         self.process = process
         self.group = group
         self.connection = Connection(PipeChannel(process.stdout.fileno(), process.stdin.fileno()))
-        # At once, so that the group has the child too that bubblewrap is about to make.
-        self._is_in_group = self._join_group(process.pid)
         self.server_pid = 0
         self._server: int | None = None  # a pidfd, since a pid could be reused
         self._closed = threading.Event()
@@ -133,7 +131,7 @@ class OpenedBubblewrap:
             text = self._read_info(info)
             self.server_pid = int(json.loads(text)["child-pid"])
             self._server = os.pidfd_open(self.server_pid)
-            if not (self._is_in_group and self._join_group(self.server_pid)):
+            if self.group is None or not self.group.has(self.server_pid):
                 threading.Thread(
                     target=self._watch, args=(limits,), daemon=True, name="sandbox-watchdog"
                 ).start()
@@ -170,17 +168,6 @@ class OpenedBubblewrap:
             if time.monotonic() >= give_up:
                 return False
             time.sleep(0.01)
-        return True
-
-    def _join_group(self, pid: int) -> bool:
-        if self.group is None:
-            return False
-        try:
-            self.group.add(pid)
-        except (
-            OSError
-        ):  # v2 may allow to make a group but not to move a process there: that needs more rights
-            return False
         return True
 
     def close(self) -> None:

@@ -33,6 +33,10 @@ from selfplay.sandbox.variables import command_variables
 # For root: uids far from any account, one per sandbox, so that the kernel counts its processes separately.
 # The uid is random, so that it tells code inside nothing.
 FIRST_UID = 1 << 30
+NO_LAYERS = (
+    "no overlays (they need root, and an overlay file system in the kernel), "
+    "so sandboxes share read-only files, and no file in them can be watched"
+)
 USER_UID = 1000  # in the sandboxes of other users, whose user namespace counts separately anyway
 
 
@@ -43,12 +47,12 @@ class BubblewrapBackend:
     """
 
     name = "bubblewrap"
-    capabilities = Capabilities()
 
     def __init__(self, cache: Path | None = None) -> None:
         root = cache or Path(os.environ.get("SELFPLAY_CACHE") or Path.home() / ".cache" / "selfplay")
         self._environments = EnvironmentFolder(root / "environments" / "bubblewrap", self._opened)
         self._spawner = Spawner()
+        self.capabilities = Capabilities(lacks="" if can_layer() else NO_LAYERS)
 
     # ---- sandboxes
 

@@ -35,13 +35,9 @@ class ControlGroup:
     folders: tuple[Path, ...]
     controllers: frozenset[str]
 
-    def add(self, pid: int) -> None:
-        """Move a process into the group, unless it has ended. Raises OSError without the right to."""
-        for folder in self.folders:
-            try:
-                (folder / "cgroup.procs").write_text(str(pid))
-            except ProcessLookupError:
-                return
+    def has(self, pid: int) -> bool:
+        """Whether a process is in the group. Not so where this process may make groups but not fill them."""
+        return all(pid in _processes(folder) for folder in self.folders)
 
     def remove(self, patience_s: float = 5.0) -> None:
         """Kill its processes and remove it. After `patience_s` seconds, leave it to a sweep."""
