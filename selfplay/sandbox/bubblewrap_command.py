@@ -1,7 +1,9 @@
 """The command line that starts a bubblewrap sandbox. Runs nothing.
 
-Invariant: every option that protects the machine is on it, whoever starts the sandbox. Root keeps its
-capabilities until setpriv has changed the user, since mounts need them. Others get a user namespace.
+Invariant: every option that protects the machine is on it, whoever starts the sandbox. A sandbox has a user
+namespace, in which its user always has the same number. Outside root takes a random user for it. In a build,
+and where root's other users may make no namespace, root keeps its capabilities until setpriv has changed the
+user, since mounts need them.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from selfplay.sandbox.base import SUBMIT, VENV, WORKSPACE, Limits, SandboxSpec
-from selfplay.sandbox.bubblewrap_host import PYTHON, hidden_folders, python_name
+from selfplay.sandbox.bubblewrap_host import PYTHON, as_user, hidden_folders, python_name
 from selfplay.sandbox.environment_builds import BuildNetwork
 from selfplay.sandbox.index_proxy import SOCKET
 from selfplay.sandbox.layers import DEV, DEVICES
@@ -31,8 +33,9 @@ class Start:
     """One start of bubblewrap: what the command line needs besides the spec.
 
     programs    name -> path of bwrap, and of setpriv for root
-    uid         user and group in the sandbox; for root also outside
-    is_root     selfplay runs as root
+    uid         user and group in the sandbox; with is_root also outside
+    is_root     root starts bubblewrap, and no user namespace is made
+    outer_uid   the user that root becomes before bubblewrap starts, None to stay as it is
     info_fd     where bubblewrap writes the pid of the sandbox's process 1
     file_fds    path in the sandbox -> descriptor with the contents of a read-only file
     seccomp_fd  descriptor with the filter of system calls; None for no filter
@@ -43,6 +46,7 @@ class Start:
     programs: Mapping[str, str]
     uid: int
     is_root: bool
+    outer_uid: int | None
     info_fd: int
     file_fds: Mapping[str, int]
     seccomp_fd: int | None
@@ -52,7 +56,9 @@ class Start:
 
 def bubblewrap_arguments(spec: SandboxSpec, start: Start) -> list[str]:
     """The whole command line. The order of mounts matters: a later one covers an earlier one."""
+    before = [] if start.outer_uid is None else as_user(start.programs["setpriv"], start.outer_uid)
     return [
+        *before,
         start.programs["bwrap"],
         *_namespaces(start),
         *_system_folders(start),
@@ -177,9 +183,8 @@ def _writable_folders(limits: Limits) -> list[str]:
 
 
 def _privileges_dropped(start: Start) -> list[str]:
-    user = ["--reuid", str(start.uid), "--regid", str(start.uid), "--clear-groups"]
     capabilities = ["--bounding-set=-all", "--inh-caps=-all", "--ambient-caps=-all"]
-    return [start.programs["setpriv"], *user, *capabilities, "--no-new-privs"]
+    return [*as_user(start.programs["setpriv"], start.uid), *capabilities, "--no-new-privs"]
 
 
 def _command_server(limits: Limits) -> list[str]:

@@ -20,7 +20,13 @@ from selfplay.sandbox import command_server
 from selfplay.sandbox.base import Capabilities, Sandbox, SandboxSpec
 from selfplay.sandbox.bubblewrap_command import SERVER, Start, bubblewrap_arguments, shared_folders
 from selfplay.sandbox.bubblewrap_environments import EnvironmentFolder
-from selfplay.sandbox.bubblewrap_host import INTERRUPTED, find_programs, loader_cache, namespace_remedy
+from selfplay.sandbox.bubblewrap_host import (
+    INTERRUPTED,
+    find_programs,
+    loader_cache,
+    namespace_remedy,
+    users_have_namespaces,
+)
 from selfplay.sandbox.bubblewrap_process import Launch, OpenedBubblewrap, Spawner
 from selfplay.sandbox.cgroups import make_group, sweep_groups
 from selfplay.sandbox.client import ConnectedSandbox, probe
@@ -30,14 +36,14 @@ from selfplay.sandbox.owners import unique_name
 from selfplay.sandbox.seccomp import seccomp_filter
 from selfplay.sandbox.variables import command_variables
 
-# For root: uids far from any account, one per sandbox, so that the kernel counts its processes separately.
-# The uid is random, so that it tells code inside nothing.
+# For root: uids far from any account, a random one per sandbox. So the kernel counts its processes, signals
+# and watches separately.
 FIRST_UID = 1 << 30
 NO_LAYERS = (
     "no overlays (they need root, and an overlay file system in the kernel), "
     "so sandboxes share read-only files, and no file in them can be watched"
 )
-USER_UID = 1000  # in the sandboxes of other users, whose user namespace counts separately anyway
+USER_UID = 1000  # in every user namespace
 
 
 class BubblewrapBackend:
@@ -151,8 +157,13 @@ class BubblewrapBackend:
         inherited: ExitStack,
     ) -> OpenedBubblewrap:
         """Start bubblewrap. `inherited` closes the descriptors that it gets from us."""
-        is_root = os.geteuid() == 0
-        uid = FIRST_UID + secrets.randbelow(FIRST_UID) if is_root else USER_UID
+        layers = places(shared_folders(spec)) if can_layer() else {}
+        outer_uid = FIRST_UID + secrets.randbelow(FIRST_UID) if os.geteuid() == 0 else None
+        # A build shows folders that only root may reach. The layers of other sandboxes can be reached by all.
+        is_root = outer_uid is not None and (
+            spec.network or spec.writable_env or not layers or not users_have_namespaces()
+        )
+        uid = outer_uid if is_root and outer_uid is not None else USER_UID
         if spec.writable_env and is_root:
             os.chown(spec.environment, uid, uid)
         contents = {
@@ -162,10 +173,11 @@ class BubblewrapBackend:
             **_network_files(spec, network),
         }
         files = {path: _memory_file(content, inherited) for path, content in contents.items() if content}
-        layers = places(shared_folders(spec)) if can_layer() else {}
         refused_calls = seccomp_filter(shares_files=not layers)
         seccomp = _memory_file(refused_calls, inherited) if refused_calls else None
-        start = Start(programs, uid, is_root, info, files, seccomp, layers, network)
+        start = Start(
+            programs, uid, is_root, None if is_root else outer_uid, info, files, seccomp, layers, network
+        )
         fds = [info, *files.values(), *([] if seccomp is None else [seccomp])]
         group = make_group(unique_name(), spec.limits)
         try:

@@ -14,6 +14,7 @@ import pytest
 from machine import open_or_skip
 from selfplay.sandbox import cgroups
 from selfplay.sandbox.base import Limits, SandboxBackend, SandboxSpec
+from selfplay.sandbox.bubblewrap_host import users_have_namespaces
 from selfplay.sandbox.cgroups import ControlGroup, machine_kills
 from selfplay.sandbox.layers import Layers, can_layer, places
 from selfplay.sandbox.seccomp import JUMP_ANY_BIT, JUMP_EQUAL, JUMP_GREATER_EQUAL, LOAD, seccomp_filter
@@ -200,14 +201,35 @@ def test_locks_succeed_and_sqlite_works(tmp_path: Path) -> None:
 
 
 @pytest.mark.sandbox
-def test_users_differ_by_chance_and_names_of_groups_are_hidden(tmp_path: Path) -> None:
+def test_names_and_users_tell_nothing(tmp_path: Path) -> None:
     for kind in ("bubblewrap", "docker"):
         backend = open_or_skip(kind, tmp_path / "cache")
-        users, groups = [], ""
+        inside, outside, groups = [], set(), ""
         for _ in range(3):
             with backend.open(SandboxSpec("")) as box:
-                users.append(box.run("id -u").text.strip())
-                groups += box.run("cat /proc/self/cgroup").text
-        if kind == "docker" or os.geteuid() == 0:
-            assert len(set(users)) == 3
-        assert "selfplay" not in groups
+                inside.append(int(box.run("id -u").text))
+                groups += box.run("cat /proc/self/cgroup; hostname").text
+                if pid := getattr(box, "details", {}).get("server_pid"):
+                    outside.add(Path(f"/proc/{pid}").stat().st_uid)
+        assert "selfplay" not in groups and str(os.getpid()) not in groups.split()
+        if kind == "docker":
+            assert len(set(inside)) == 3
+        elif os.geteuid() == 0 and can_layer() and users_have_namespaces():
+            assert inside == [1000] * 3, "the same user in each sandbox"
+            assert not outside & {0, 1000}, outside
+
+
+@pytest.mark.sandbox
+def test_the_kernel_counts_each_sandbox_by_itself(tmp_path: Path) -> None:
+    """All watch queues that a user may have, in one sandbox: the other one still gets its own."""
+    make = "c = ctypes.CDLL(None); [c.inotify_init1(0) for _ in range(9999)]"
+    use_up = f"import ctypes, time; {make}; print(1, flush=True)"
+    for kind in ("bubblewrap", "docker"):
+        backend = open_or_skip(kind, tmp_path / "cache")
+        if kind == "bubblewrap" and os.geteuid() != 0:
+            continue  # the kernel counts for the one user that started them
+        with backend.open(SandboxSpec("")) as one, backend.open(SandboxSpec("")) as two:
+            one.run(f"(python3 -c '{use_up}; time.sleep(60)' >/tmp/done 2>&1 </dev/null &)")
+            one.run("until grep -q 1 /tmp/done; do sleep 0.05; done", timeout_s=30)
+            ask = "import ctypes; print(ctypes.CDLL(None).inotify_init1(0) >= 0)"
+            assert two.run(f"python3 -c '{ask}'").text == "True\n"
