@@ -25,9 +25,12 @@ rm -rf "$root"/var/cache/apt/archives/*.deb "$root"/var/lib/apt/lists/* "$root"/
 # Nothing that lies in an image may hold a repository's source, and nothing a sandbox runs needs these packages.
 rm -rf "$root"/usr/lib/python3/dist-packages/* "$root"/usr/local/lib/python3*/dist-packages/*
 mkdir -p "$root/testbed" "$root/submit" "$root/opt/env" "$root/selfplay"
-# Environments are built as this user into /opt/env; everywhere else a sandbox's root is read-only.
-echo 'sandbox:x:64321:64321:sandbox:/tmp:/bin/bash' >>"$root/etc/passwd"
-echo 'sandbox:x:64321:' >>"$root/etc/group"
+# Environments are built as the first of these users into /opt/env; everywhere else a sandbox's root is read-only. Each
+# sandbox has another one of them (USERS in selfplay/sandbox/docker_container.py).
+for number in $(seq 64321 65533); do
+    echo "sandbox:x:$number:$number:sandbox:/tmp:/bin/bash" >>"$root/etc/passwd"
+    echo "sandbox:x:$number:" >>"$root/etc/group"
+done
 chmod 0777 "$root/testbed" "$root/submit" "$root/opt/env"
 # The workspace belongs to another user than the one that runs git; only a system or global setting is heard for this.
 printf '[safe]\n\tdirectory = *\n[user]\n\tname = sandbox\n\temail = sandbox@localhost\n[init]\n\tdefaultBranch = main\n' >"$root/etc/gitconfig"

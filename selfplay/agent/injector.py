@@ -14,8 +14,8 @@ from selfplay.agent.workspaces import (
     EpisodeKey,
     Record,
     cached_bundle,
-    make_repository,
     read_submission,
+    take_history,
 )
 from selfplay.config import Config
 from selfplay.repositories.environment import Environment, open_workspace
@@ -72,7 +72,7 @@ def play_injector(task: InjectorTask, key: EpisodeKey, context: EpisodeContext) 
     with record.machine_failures(), ExitStack() as stack:
         with context.opening:
             workspace = open_workspace(
-                context.backend, task.environment, task.environment.tree, key.labels, limits
+                context.backend, task.environment, task.environment.tree, key.labels, limits, key.hash_seed
             )
             box = stack.enter_context(workspace)
             prepare_injector(box, task, config)
@@ -89,10 +89,9 @@ def play_injector(task: InjectorTask, key: EpisodeKey, context: EpisodeContext) 
 
 
 def prepare_injector(box: Sandbox, task: InjectorTask, config: Config) -> None:
-    """Make the git repository, with history if the strategy needs it, and put the help into /submit."""
-    make_repository(
-        box, cached_bundle(task.environment.checkout) if find_strategy(task.strategy).needs_history else None
-    )
+    """Put the history into the workspace if the strategy needs it, and the help into /submit."""
+    if find_strategy(task.strategy).needs_history and (bundle := cached_bundle(task.environment.checkout)):
+        take_history(box, bundle)
     if "tests" in config.injector.help:
         test_files = _given_test_files(task)
         given = {

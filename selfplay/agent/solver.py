@@ -16,7 +16,6 @@ from selfplay.agent.workspaces import (
     EpisodeKey,
     Record,
     as_submission,
-    make_repository,
 )
 from selfplay.config import Config
 from selfplay.repositories.environment import Environment, open_workspace
@@ -110,7 +109,9 @@ def play_solver(task: SolverTask, key: EpisodeKey, context: EpisodeContext) -> E
     start = states.buggy if "tests" in task.help_of(config) else states.solver_start
     with record.machine_failures(), ExitStack() as stack:
         with context.opening:
-            workspace = open_workspace(context.backend, task.environment, start, key.labels, limits)
+            workspace = open_workspace(
+                context.backend, task.environment, start, key.labels, limits, key.hash_seed
+            )
             box = stack.enter_context(workspace)
             prepare_solver(box, task, config)
         runner, script = context.runner, task.bug.artifact.test_script
@@ -125,8 +126,7 @@ def play_solver(task: SolverTask, key: EpisodeKey, context: EpisodeContext) -> E
 
 
 def prepare_solver(box: Sandbox, task: SolverTask, config: Config) -> None:
-    """Make the git repository, and put the bug's test script into /submit if `solver.help` has "tests"."""
-    make_repository(box)
+    """Put the bug's test script into /submit if `solver.help` has "tests"."""
     if "tests" in task.help_of(config):
         box.write_archive(
             SUBMIT, Tree({"test_script.sh": FileEntry(task.bug.artifact.test_script.encode())}).to_tar()

@@ -40,33 +40,22 @@ BUNDLE = "history.bundle"
 MAX_RESTORED = 100  # paths named whose change does not count: a policy may make any number of files
 
 # Runs in the sandbox before the policy does, in a subshell, so that the policy's session does not change.
-# Author and date are fixed. --force: a repository may hold files that its own rules ignore. The attributes
-# win over the repository's `.gitattributes`: git gives back bytes as they were, and shows text as text. Git
-# protects other systems from names such as `git~1`. Here they are harmless, and a bug may add one.
-GIT_SETTINGS = r"""
+# Author and date are fixed. --force: a repository may hold files that its own rules ignore. It keeps the
+# settings of the repository that the workspace has already.
+TAKE_HISTORY = f"""
 set -e
 cd /testbed
 export GIT_AUTHOR_NAME=selfplay GIT_AUTHOR_EMAIL=selfplay@localhost GIT_AUTHOR_DATE='2000-01-01T00:00:00Z'
 export GIT_COMMITTER_NAME=selfplay GIT_COMMITTER_EMAIL=selfplay@localhost
 export GIT_COMMITTER_DATE='2000-01-01T00:00:00Z'
-rm -rf .git
-git init --quiet --template= --initial-branch=main .
-printf '[user]\n\tname = selfplay\n\temail = selfplay@localhost\n' >> .git/config
-printf '[gc]\n\tauto = 0\n[core]\n\tlogAllRefUpdates = false\n' >> .git/config
-printf '\tprotectNTFS = false\n\tprotectHFS = false\n' >> .git/config
-mkdir -p .git/info
-printf '* -text -ident !filter !working-tree-encoding !diff\n' > .git/info/attributes
-"""
-COMMIT_ALL = """\
-git add --all --force .
-git diff --cached --quiet HEAD 2>/dev/null ||
-    git commit --quiet --allow-empty --no-verify --message 'The repository as it is'
-"""
-TAKE_HISTORY = f"""\
+rm -rf .git/objects/pack/* .git/refs/heads/main .git/index
 git fetch --quiet --no-tags /tmp/{BUNDLE} refs/heads/main
 git update-ref refs/heads/main FETCH_HEAD
 git reset --quiet --mixed main
 rm -f /tmp/{BUNDLE} .git/FETCH_HEAD .git/ORIG_HEAD
+git add --all --force .
+git diff --cached --quiet HEAD 2>/dev/null ||
+    git commit --quiet --allow-empty --no-verify --message 'The repository as it is'
 """
 
 
@@ -82,6 +71,11 @@ class EpisodeKey:
 
     def seed(self, turn: int) -> int:
         return derive_seed(self.run_seed, self.update, self.group, self.member, turn)
+
+    @property
+    def hash_seed(self) -> int:
+        """Of Python in the episode's sandbox."""
+        return self.seed(0) % (1 << 32)
 
 
 @dataclass(frozen=True)
@@ -191,20 +185,16 @@ class Record:
         )
 
 
-def make_repository(box: Sandbox, bundle: bytes | None = None) -> None:
-    """Make `.git` anew in the workspace: one commit with fixed author and date, or the bundle's history.
+def take_history(box: Sandbox, bundle: bytes) -> None:
+    """Give the repository in the workspace the bundle's history. Its last commit is the workspace as it is.
 
     Raises SandboxUnavailable if git fails: nothing of the policy has run yet, so it is the machine's fault.
     """
-    script = GIT_SETTINGS + COMMIT_ALL
-    if bundle is not None:
-        box.write_archive("/tmp", _tar_of(BUNDLE, bundle))
-        script = GIT_SETTINGS + TAKE_HISTORY + COMMIT_ALL
-    made = box.run(f"(\n{script})", timeout_s=SETUP_TIMEOUT_S)
+    box.write_archive("/tmp", _tar_of(BUNDLE, bundle))
+    made = box.run(f"(\n{TAKE_HISTORY})", timeout_s=SETUP_TIMEOUT_S)
     if made.exit_code:
         raise SandboxUnavailable(
-            f"no git repository could be made in a sandbox (exit code {made.exit_code}): "
-            f"{made.text.strip()[-500:]}"
+            f"no history could be put into a sandbox (exit code {made.exit_code}): {made.text.strip()[-500:]}"
         )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from selfplay.attacks import (
     bombs,
     builds,
+    channels,
     diffs,
     escapes,
     forged_values,
@@ -29,6 +30,7 @@ GROUPS = (
     paths,
     diffs,
     builds,
+    channels,
     tests_and_runners,
     scripts_and_chance,
     forged_values,

@@ -12,7 +12,7 @@ import shlex
 import subprocess
 from pathlib import Path
 
-from selfplay.agent.workspaces import make_repository
+from selfplay.agent.workspaces import cached_bundle, take_history
 from selfplay.attacks.base import Attack, Broken, Held, Outcome
 from selfplay.attacks.ground import CODE, RIGHT, WRONG, Ground
 from selfplay.attacks.probes import ran
@@ -136,8 +136,12 @@ def name_a_file_as_git_refuses_it(ground: Ground) -> Outcome:
     tree = ground.tree.replace({"heron/git~1": FileEntry(b"x\n")})
     try:
         with open_workspace(ground.backend, ground.environment, tree, {"run": "attack"}) as box:
-            make_repository(box)
-            return Held(f"{box.run('git status --short | wc -l').text.strip()} files are left out")
+            said = box.run("git status --short && git diff HEAD --stat")
+            if said.exit_code:
+                return Broken(f"git in the workspace fails: {said.text.strip()}")
+            if bundle := cached_bundle(ground.environment.checkout):
+                take_history(box, bundle)
+            return Held(f"{len(said.text.splitlines())} files are left out")
     except SandboxUnavailable as failure:
         return Broken(str(failure))
 

@@ -251,9 +251,10 @@ def _sandboxes(wanted: str) -> list[Finding]:
     from selfplay.sandbox import BACKENDS, open_backend
 
     refusals: dict[str, str] = {}
+    lacks: dict[str, str] = {}
     for kind in BACKENDS:
         try:
-            open_backend(kind)
+            lacks[kind] = open_backend(kind)[0].capabilities.lacks
         except SelfplayError as error:
             refusals[kind] = str(error)
     some = len(refusals) < len(BACKENDS)
@@ -266,7 +267,8 @@ def _sandboxes(wanted: str) -> list[Finding]:
                 Finding(f"{kind} sandboxes", False, what, remedy if required or not some else "", required)
             )
         else:
-            findings.append(Finding(f"{kind} sandboxes", True, "a sandbox opens", required=required))
+            what = "; ".join(filter(None, ("a sandbox opens", lacks[kind])))
+            findings.append(Finding(f"{kind} sandboxes", True, what, required=required))
     return findings
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from selfplay.repositories.scripts import command_script, records_ids, standard_script
 from selfplay.sandbox.base import WORKSPACE, Limits, Sandbox, SandboxBackend, SandboxSpec
+from selfplay.source.git_folder import git_archive
 
 if TYPE_CHECKING:
     from selfplay.outcomes import TestOutcomes
@@ -76,6 +77,12 @@ class Environment:
         return self.excluded_ids.union(name for name in self.baseline.passed if " - " in name)
 
 
+def fill_workspace(box: Sandbox, tree: Tree) -> None:
+    """Write `tree` and its git repository into the workspace. Raises ArtifactError if they do not fit."""
+    box.write_archive(WORKSPACE, tree.to_tar())
+    box.write_archive(WORKSPACE, git_archive(tree))
+
+
 @contextmanager
 def open_workspace(
     backend: SandboxBackend,
@@ -83,14 +90,19 @@ def open_workspace(
     tree: Tree,
     labels: Mapping[str, str],
     limits: Limits | None = None,
+    hash_seed: int = 0,
 ) -> Iterator[Sandbox]:
     """Open a fresh sandbox of `environment` with `tree` in the workspace.
 
+    hash_seed: of Python, from 0 to 2**32 - 1, since a run of tests has one too.
     Raises what `SandboxBackend.open` raises.
     """
     spec = SandboxSpec(
-        environment.reference, limits or Limits(), variables=environment.variables, labels=labels
+        environment.reference,
+        limits or Limits(),
+        variables={**environment.variables, "PYTHONHASHSEED": str(hash_seed)},
+        labels=labels,
     )
     with backend.open(spec) as box:
-        box.write_archive(WORKSPACE, tree.to_tar())
+        fill_workspace(box, tree)
         yield box

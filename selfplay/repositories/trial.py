@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from selfplay.errors import EnvironmentBuildError, OutcomesError
 from selfplay.outcomes import TestOutcomes, parse_outcomes
 from selfplay.repositories.checkouts import Checkout
+from selfplay.repositories.environment import fill_workspace
 from selfplay.sandbox.base import WORKSPACE, ExecResult, Limits, Sandbox, SandboxBackend, SandboxSpec
 from selfplay.source.import_roots import import_roots
 from selfplay.source.trees import FileEntry, Tree
@@ -75,7 +76,7 @@ class Trial:
     def workspace(self, tree: Tree, variables: Mapping[str, str]) -> Iterator[Sandbox]:
         """Open a fresh sandbox with `tree` in the workspace and more `variables`."""
         with self._sandbox({**self.variables, **variables}) as box:
-            box.write_archive(WORKSPACE, tree.to_tar())
+            fill_workspace(box, tree)
             yield box
 
     def run(self, tree: Tree, script: str, log_name: str, hash_seed: int = 0) -> ExecResult:

@@ -92,6 +92,8 @@ class ExecResult:
     truncated   output was dropped, since there was more than `output_bytes`
     timed_out   the command was killed at its timeout
     duration_s  wall-clock time in seconds, as the sandbox measured it
+    is_cut_off  the command failed, and the kernel killed a process of this sandbox because the machine ran
+                out of memory. False if the sandbox reached a limit of its own.
     """
 
     exit_code: int
@@ -99,6 +101,7 @@ class ExecResult:
     truncated: bool
     timed_out: bool
     duration_s: float
+    is_cut_off: bool = False
 
     @property
     def text(self) -> str:
@@ -161,10 +164,12 @@ class Capabilities:
     opens_images    `SandboxSpec.environment` may be any container image, as a line `docker:IMAGE` of a
                     repository list needs it
     available_when  the condition that `check` tests, in words; "auto" gives it as the reason of its choice
+    lacks           what sandboxes lack on this machine, in words for `selfplay doctor`; "" for nothing
     """
 
     opens_images: bool = False
     available_when: str = "it works on this machine"
+    lacks: str = ""
 
 
 class SandboxBackend(Protocol):

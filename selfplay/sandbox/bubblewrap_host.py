@@ -57,6 +57,22 @@ def find_programs() -> Mapping[str, str]:
     return programs
 
 
+def as_user(setpriv: str, uid: int) -> list[str]:
+    """The start of a command line that root runs as another user."""
+    return [setpriv, "--reuid", str(uid), "--regid", str(uid), "--clear-groups"]
+
+
+@cache
+def users_have_namespaces() -> bool:
+    """For root: whether a user without privileges may start bubblewrap here, with a user namespace."""
+    programs = find_programs()
+    bwrap = [programs["bwrap"], "--unshare-user", "--uid", "1000", "--gid", "1000", "--unshare-pid"]
+    mounts = ["--unshare-net", "--ro-bind", "/", "/", "--proc", "/proc"]
+    command = [*as_user(programs["setpriv"], 1 << 30), *bwrap, *mounts, "--", "/bin/true"]
+    with tempfile.TemporaryFile() as output:
+        return run_whole(command, output) == 0
+
+
 def _help_text(bwrap: str) -> str:
     """The output of `bwrap --help`. A call that fails is made once more.
 

@@ -15,58 +15,95 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from selfplay.errors import SandboxInterrupted, SandboxUnavailable
 from selfplay.sandbox.base import Limits
 from selfplay.sandbox.bubblewrap_host import ending
-from selfplay.sandbox.cgroups import ControlGroup, memory_kills
+from selfplay.sandbox.cgroups import ControlGroup, machine_kills, memory_kills
 from selfplay.sandbox.client import HELLO_S, Connection, PeerGone, PipeChannel, Refused
+from selfplay.sandbox.layers import Layers
 
 WATCH_INTERVAL_S = 0.05
 END_INTERVAL_S = 0.2  # between two looks whether bubblewrap has ended
 END_S = 10.0  # until bubblewrap itself is killed, after its process 1
 
 
+# Joins the groups before it becomes bubblewrap. So bubblewrap's cgroup namespace begins at the groups, and
+# code inside cannot read their names. Where it may not join, the harness finds out and uses a watchdog.
+JOIN = (
+    'n=$1; shift; while [ "$n" -gt 0 ]; do { echo 0 >"$1"; } 2>/dev/null || :; n=$((n - 1)); shift; done; '
+    'exec "$@"'
+)
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What `Spawner.start` starts.
+
+    arguments  the command line of bubblewrap
+    variables  all of its environment variables
+    fds        descriptors that stay open in it
+    layers     folder of this machine -> where the command line expects its overlay
+    group      the control group that it starts in, None for the harness's own
+    """
+
+    arguments: Sequence[str]
+    variables: Mapping[str, str]
+    fds: Sequence[int]
+    layers: Mapping[str, str]
+    group: ControlGroup | None
+
+    def in_group(self) -> list[str]:
+        """The command line that joins the group first."""
+        if self.group is None:
+            return list(self.arguments)
+        doors = [str(folder / "cgroup.procs") for folder in self.group.folders]
+        return ["/bin/sh", "-c", JOIN, "sh", str(len(doors)), *doors, *self.arguments]
+
+
 class Spawner:
     """Starts processes from one thread that lives as long as this process.
 
     --die-with-parent means the thread that started bubblewrap, so a sandbox would end with its caller's
-    thread.
+    thread. The thread also has the mount namespaces with the overlays of a start.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._executor: tuple[int, ThreadPoolExecutor] | None = None  # with the pid of its process
+        self._layers: Layers | None = None  # of the thread
 
-    def start(
-        self, arguments: Sequence[str], variables: Mapping[str, str], fds: Sequence[int]
-    ) -> subprocess.Popen[bytes]:
-        """Start bubblewrap with these descriptors open in it. Raises SandboxUnavailable."""
-
-        def start() -> subprocess.Popen[bytes]:
-            return subprocess.Popen(
-                arguments,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                env=dict(variables),
-                pass_fds=fds,
-                cwd="/",
-                process_group=0,
-            )
-
+    def start(self, launch: Launch) -> subprocess.Popen[bytes]:
+        """Start bubblewrap. Raises SandboxUnavailable."""
         with self._lock:
             # A forked child has the object but not the thread.
             if self._executor is None or self._executor[0] != os.getpid():
                 self._executor = (os.getpid(), ThreadPoolExecutor(1, thread_name_prefix="bubblewrap"))
+                self._layers = None
             executor = self._executor[1]
         try:
-            return executor.submit(start).result()
+            return executor.submit(self._start, launch).result()
         except OSError as error:
             raise SandboxUnavailable(f"bubblewrap does not start: {error}") from error
+
+    def _start(self, launch: Launch) -> subprocess.Popen[bytes]:
+        with ExitStack() as stack:
+            if launch.layers:
+                self._layers = self._layers or Layers()
+                stack.enter_context(self._layers.mounted(launch.layers))
+            return subprocess.Popen(
+                launch.in_group(),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                env=dict(launch.variables),
+                pass_fds=launch.fds,
+                cwd="/",
+                process_group=0,
+            )
 
 
 class OpenedBubblewrap:
@@ -77,13 +114,12 @@ class OpenedBubblewrap:
         self.process = process
         self.group = group
         self.connection = Connection(PipeChannel(process.stdout.fileno(), process.stdin.fileno()))
-        # At once, so that the group has the child too that bubblewrap is about to make.
-        self._is_in_group = self._join_group(process.pid)
         self.server_pid = 0
         self._server: int | None = None  # a pidfd, since a pid could be reused
         self._closed = threading.Event()
         self._used_too_much = False  # the watchdog ended it
         self._memory_kills = memory_kills(group)
+        self._machine_kills = machine_kills(group)
 
     def begin(self, info: int, limits: Limits) -> None:
         """Wait until the command server answers, and put it under its limits before any command runs.
@@ -95,7 +131,7 @@ class OpenedBubblewrap:
             text = self._read_info(info)
             self.server_pid = int(json.loads(text)["child-pid"])
             self._server = os.pidfd_open(self.server_pid)
-            if not (self._is_in_group and self._join_group(self.server_pid)):
+            if self.group is None or not self.group.has(self.server_pid):
                 threading.Thread(
                     target=self._watch, args=(limits,), daemon=True, name="sandbox-watchdog"
                 ).start()
@@ -134,17 +170,6 @@ class OpenedBubblewrap:
             time.sleep(0.01)
         return True
 
-    def _join_group(self, pid: int) -> bool:
-        if self.group is None:
-            return False
-        try:
-            self.group.add(pid)
-        except (
-            OSError
-        ):  # v2 may allow to make a group but not to move a process there: that needs more rights
-            return False
-        return True
-
     def close(self) -> None:
         """Kill process 1. The kernel then kills all of its namespace, and bubblewrap ends by itself."""
         if self._closed.is_set():
@@ -175,6 +200,10 @@ class OpenedBubblewrap:
         if self.process.returncode is None:  # so the process group is still its own
             with suppress(ProcessLookupError):
                 os.killpg(self.process.pid, signal.SIGKILL)
+
+    def machine_kills(self) -> int:
+        """Number of its processes that the kernel killed because the machine ran out of memory."""
+        return machine_kills(self.group) - self._machine_kills
 
     def killed_from_outside(self) -> str:
         """Say how somebody outside ended the sandbox; "" when it runs, or a command may have ended it.

@@ -7,9 +7,9 @@ and control groups behind, which `sweep` removes (see bubblewrap_process.py for 
 from __future__ import annotations
 
 import importlib.util
-import itertools
 import marshal
 import os
+import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import cache
@@ -18,21 +18,32 @@ from pathlib import Path
 from selfplay.errors import PrerequisiteError, SandboxInterrupted, SandboxUnavailable
 from selfplay.sandbox import command_server
 from selfplay.sandbox.base import Capabilities, Sandbox, SandboxSpec
-from selfplay.sandbox.bubblewrap_command import SERVER, Start, bubblewrap_arguments
+from selfplay.sandbox.bubblewrap_command import SERVER, Start, bubblewrap_arguments, shared_folders
 from selfplay.sandbox.bubblewrap_environments import EnvironmentFolder
-from selfplay.sandbox.bubblewrap_host import INTERRUPTED, find_programs, loader_cache, namespace_remedy
-from selfplay.sandbox.bubblewrap_process import OpenedBubblewrap, Spawner
+from selfplay.sandbox.bubblewrap_host import (
+    INTERRUPTED,
+    find_programs,
+    loader_cache,
+    namespace_remedy,
+    users_have_namespaces,
+)
+from selfplay.sandbox.bubblewrap_process import Launch, OpenedBubblewrap, Spawner
 from selfplay.sandbox.cgroups import make_group, sweep_groups
 from selfplay.sandbox.client import ConnectedSandbox, probe
 from selfplay.sandbox.environment_builds import BuildNetwork, EnvironmentBuild
+from selfplay.sandbox.layers import can_layer, places
 from selfplay.sandbox.owners import unique_name
 from selfplay.sandbox.seccomp import seccomp_filter
 from selfplay.sandbox.variables import command_variables
 
-# For root: uids far from any account, one per sandbox, so that the kernel counts its processes separately.
+# For root: uids far from any account, a random one per sandbox. So the kernel counts its processes, signals
+# and watches separately.
 FIRST_UID = 1 << 30
-USER_UID = 1000  # in the sandboxes of other users, whose user namespace counts separately anyway
-_numbers = itertools.count()
+NO_LAYERS = (
+    "no overlays (they need root, and an overlay file system in the kernel), "
+    "so sandboxes share read-only files, and no file in them can be watched"
+)
+USER_UID = 1000  # in every user namespace
 
 
 class BubblewrapBackend:
@@ -42,12 +53,12 @@ class BubblewrapBackend:
     """
 
     name = "bubblewrap"
-    capabilities = Capabilities()
 
     def __init__(self, cache: Path | None = None) -> None:
         root = cache or Path(os.environ.get("SELFPLAY_CACHE") or Path.home() / ".cache" / "selfplay")
         self._environments = EnvironmentFolder(root / "environments" / "bubblewrap", self._opened)
         self._spawner = Spawner()
+        self.capabilities = Capabilities(lacks="" if can_layer() else NO_LAYERS)
 
     # ---- sandboxes
 
@@ -82,6 +93,7 @@ class BubblewrapBackend:
             opened.connection,
             opened.close,
             probe_fresh,
+            opened.machine_kills,
             server_pid=opened.server_pid,
             group=opened.group,
         )
@@ -145,8 +157,13 @@ class BubblewrapBackend:
         inherited: ExitStack,
     ) -> OpenedBubblewrap:
         """Start bubblewrap. `inherited` closes the descriptors that it gets from us."""
-        is_root = os.geteuid() == 0
-        uid = FIRST_UID + (os.getpid() << 8) + next(_numbers) % 256 if is_root else USER_UID
+        layers = places(shared_folders(spec)) if can_layer() else {}
+        outer_uid = FIRST_UID + secrets.randbelow(FIRST_UID) if os.geteuid() == 0 else None
+        # A build shows folders that only root may reach. The layers of other sandboxes can be reached by all.
+        is_root = outer_uid is not None and (
+            spec.network or spec.writable_env or not layers or not users_have_namespaces()
+        )
+        uid = outer_uid if is_root and outer_uid is not None else USER_UID
         if spec.writable_env and is_root:
             os.chown(spec.environment, uid, uid)
         contents = {
@@ -156,14 +173,16 @@ class BubblewrapBackend:
             **_network_files(spec, network),
         }
         files = {path: _memory_file(content, inherited) for path, content in contents.items() if content}
-        refused_calls = seccomp_filter()
+        refused_calls = seccomp_filter(shares_files=not layers)
         seccomp = _memory_file(refused_calls, inherited) if refused_calls else None
-        start = Start(programs, uid, is_root, info, files, seccomp, network)
+        start = Start(
+            programs, uid, is_root, None if is_root else outer_uid, info, files, seccomp, layers, network
+        )
         fds = [info, *files.values(), *([] if seccomp is None else [seccomp])]
         group = make_group(unique_name(), spec.limits)
         try:
             arguments = bubblewrap_arguments(spec, start)
-            process = self._spawner.start(arguments, command_variables(spec), fds)
+            process = self._spawner.start(Launch(arguments, command_variables(spec), fds, layers, group))
         except BaseException:
             if group:
                 group.remove()

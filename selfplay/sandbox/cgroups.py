@@ -21,6 +21,7 @@ from selfplay.sandbox.owners import abandoned
 
 ROOT = Path("/sys/fs/cgroup")
 PERIOD_US = 100_000
+NEAR_LIMIT_BYTES = 4 << 20  # a request for memory that would exceed the limit is not added to what was used
 
 
 @dataclass(frozen=True)
@@ -34,13 +35,9 @@ class ControlGroup:
     folders: tuple[Path, ...]
     controllers: frozenset[str]
 
-    def add(self, pid: int) -> None:
-        """Move a process into the group, unless it has ended. Raises OSError without the right to."""
-        for folder in self.folders:
-            try:
-                (folder / "cgroup.procs").write_text(str(pid))
-            except ProcessLookupError:
-                return
+    def has(self, pid: int) -> bool:
+        """Whether a process is in the group. Not so where this process may make groups but not fill them."""
+        return all(pid in _processes(folder) for folder in self.folders)
 
     def remove(self, patience_s: float = 5.0) -> None:
         """Kill its processes and remove it. After `patience_s` seconds, leave it to a sweep."""
@@ -55,6 +52,40 @@ class ControlGroup:
                     if time.monotonic() > give_up:
                         break
                     time.sleep(0.002)
+
+
+def machine_kills(group: ControlGroup | None) -> int:
+    """Number of processes of the group that the kernel killed because the machine ran out of memory.
+
+    0 if the group reached a limit of its own, since its own code is to blame then. Without a group: kills of
+    the whole machine.
+    """
+    if group is not None and _reached_own_limit(group):
+        return 0
+    return memory_kills(group) or 0
+
+
+def _reached_own_limit(group: ControlGroup) -> bool:
+    for folder in group.folders:
+        with suppress(OSError):  # v2
+            if found := re.search(r"^oom (\d+)$", (folder / "memory.events").read_text(), re.MULTILINE):
+                return found[1] != "0"
+        with suppress(OSError, ValueError):  # v1
+            most, limit = (
+                int((folder / name).read_text())
+                for name in ("memory.max_usage_in_bytes", "memory.limit_in_bytes")
+            )
+            return most > limit - NEAR_LIMIT_BYTES
+    return True
+
+
+def group_of(pid: int, name: str) -> ControlGroup | None:
+    """The group with this name that limits the memory of a process. None if it is not to be found here."""
+    for controllers, path in _groups_of(str(pid)).items():
+        folder = ROOT / controllers / path.lstrip("/")
+        if controllers in ("", "memory") and name in path and folder.is_dir():
+            return ControlGroup((folder,), frozenset({"memory"}))
+    return None
 
 
 def memory_kills(group: ControlGroup | None) -> int | None:
@@ -176,10 +207,14 @@ def _unified_base() -> tuple[tuple[tuple[str, ...], Path], ...]:
 
 
 def _own_groups() -> dict[str, str]:
-    """Controller ("" for v2) -> path of the group that this process is in."""
+    return _groups_of("self")
+
+
+def _groups_of(pid: str) -> dict[str, str]:
+    """Controller ("" for v2) -> path of the group that a process is in."""
     groups: dict[str, str] = {}
     try:
-        for line in Path("/proc/self/cgroup").read_text().splitlines():
+        for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines():
             _, controllers, path = line.split(":", 2)
             for controller in controllers.split(","):
                 groups[controller] = path

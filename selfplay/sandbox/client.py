@@ -13,6 +13,7 @@ import socket
 import tarfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any, Protocol, TypeVar
 
 from selfplay.errors import ArtifactError, SandboxError, SandboxInterrupted, SandboxLost, SandboxUnavailable
@@ -209,13 +210,24 @@ class Connection:
         self._channel = channel
         self._buffer = bytearray()
 
-    def hello(self, deadline: float) -> None:
-        """Wait for the server's first frame. Raises Refused, with the reason, when it cannot work here."""
+    def hello(self, deadline: float) -> str:
+        """Wait for the server's first frame. Returns the processor's name, as `uname -m` prints it.
+
+        Raises Refused, with the reason, when it cannot work here.
+        """
         kind, payload = self._receive(deadline)
         if kind == b"f":
             raise Refused(payload.decode("utf-8", "replace"))
         if kind != b"h":
             raise PeerGone(f"the command server opened with {kind!r}")
+        return payload.decode("utf-8", "replace")
+
+    def restrict(self, program: bytes, deadline: float) -> None:
+        """Refuse system calls inside from now on, by a filter as `seccomp_filter` makes it."""
+        self._channel.send(frame(b"s", program), deadline)
+        kind, payload = self._receive(deadline)
+        if kind != b"k":
+            raise Refused(payload.decode("utf-8", "replace"))
 
     def run(self, command: bytes, timeout_s: float, output_bytes: int, stdin: bytes) -> ExecResult:
         deadline = time.monotonic() + timeout_s + ANSWER_S
@@ -311,6 +323,7 @@ class ConnectedSandbox:
     release  removes what the backend started
     probe    called after a loss. Raises SandboxUnavailable when a fresh sandbox of the same spec does not run
              `true`, and SandboxInterrupted when somebody outside ended this one. Else a command ended it.
+    kills    the number of its processes that the kernel killed because the machine ran out of memory
     details  what tests look up: process ids, names of containers
     """
 
@@ -320,12 +333,15 @@ class ConnectedSandbox:
         connection: Connection,
         release: Callable[[], None],
         probe: Callable[[], None],
+        kills: Callable[[], int],
         **details: Any,
     ) -> None:
         self._spec = spec
         self._connection = connection
         self._release = release
         self._probe = probe
+        self._kills = kills
+        self._known_kills = 0
         self._ended: SandboxError | None = None
         self.details = details
 
@@ -344,7 +360,11 @@ class ConnectedSandbox:
             reason = f"command not run: {most}\n"
             return ExecResult(126, reason.encode(), truncated=False, timed_out=False, duration_s=0.0)
         max_output = self._spec.limits.output_bytes if output_bytes is None else output_bytes
-        return self._ask(lambda: self._connection.run(encoded, timeout_s, max_output, stdin))
+        done = self._ask(lambda: self._connection.run(encoded, timeout_s, max_output, stdin))
+        if done.exit_code:
+            before, self._known_kills = self._known_kills, self._kills()
+            return replace(done, is_cut_off=self._known_kills > before)
+        return done
 
     def write_archive(self, folder: str, tar: bytes) -> None:
         frames = list(archive_frames(tar))  # checks all of it before the first byte is sent

@@ -6,9 +6,11 @@ the machine around the sandbox. Invariant: no command can write to this process,
 
 # The protocol. A frame is one byte for its kind, four bytes of length (big-endian), and the payload. A
 # payload of several fields holds four bytes of length and the bytes of each. The server first sends "h"
-# (ready) or "f" (cannot work here, with the reason). Then it answers one request at a time:
+# (ready, with the processor's name) or "f" (cannot work here, with the reason). Then it answers one request
+# at a time:
 #
 #   request                                     answer
+#   s: a filter of system calls                 k: it holds from now on, or f: the reason of a failure
 #   r: timeout in ms, most output, command      o: output, any number of times
 #     d: input, any number of times             x: exit code, is truncated, is timed out, duration in µs
 #     e
@@ -157,7 +159,7 @@ class Server:
             yield kind, payload
 
     def serve(self) -> None:
-        self.send(b"h")
+        self.send(b"h", os.uname().machine.encode())
         while True:
             kind, payload = self.receive()
             fields = unpack(payload)
@@ -167,8 +169,22 @@ class Server:
                 self.write_files(*fields)
             elif kind == b"g":
                 self.read_files(*fields)
+            elif kind == b"s":
+                self.restrict(payload)
             else:
                 os._exit(4)
+
+    def restrict(self, program: bytes) -> None:
+        """Refuse system calls to this process and to all that it starts. program: of struct sock_filter."""
+        import ctypes
+
+        class Filter(ctypes.Structure):
+            _fields_ = (("steps", ctypes.c_ushort), ("program", ctypes.c_char_p))
+
+        set_seccomp, filter_mode = 22, 2
+        wanted = ctypes.byref(Filter(len(program) // 8, program))
+        failed = ctypes.CDLL(None).prctl(set_seccomp, filter_mode, wanted, 0, 0)
+        self.send(b"f" if failed else b"k", b"no filter of system calls can be set" if failed else b"")
 
     # ---- processes
 

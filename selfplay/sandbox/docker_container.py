@@ -6,6 +6,8 @@ ends by itself, since its input ends.
 
 from __future__ import annotations
 
+import secrets
+import threading
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -18,14 +20,19 @@ import docker
 from selfplay.errors import SandboxUnavailable
 from selfplay.sandbox import command_server
 from selfplay.sandbox.base import SUBMIT, WORKSPACE, SandboxSpec
+from selfplay.sandbox.cgroups import group_of, machine_kills
 from selfplay.sandbox.client import HELLO_S, Connection, SocketChannel
-from selfplay.sandbox.docker_engine import RestartWitness, remove_container, restart_witness
+from selfplay.sandbox.docker_engine import ENGINE_ERRORS, RestartWitness, remove_container, restart_witness
 from selfplay.sandbox.environment_builds import BuildNetwork
 from selfplay.sandbox.owners import owner, unique_name
+from selfplay.sandbox.seccomp import seccomp_filter
 from selfplay.sandbox.variables import command_variables
 
 OWNER_LABEL = "selfplay.owner"
-USER = 64321  # named `sandbox` in the base image; far from any account of the machine
+# All are named `sandbox` in the base image, far from any account of the machine. Builds have the first one.
+# Every sandbox has another one, by chance: the kernel counts signals, watches and pipes for each user, and
+# what one sandbox uses up would be missing in the others.
+USERS = range(64321, 65534)
 SMALL_TMPFS_BYTES = 16 << 20
 PROXY_FOLDER = "/run/selfplay"  # where a build has the folder with the socket of its proxy
 CERTIFICATES = "/etc/ssl/certs"
@@ -43,6 +50,21 @@ while len(source) < size: source += os.read(0, size - len(source)) or sys.exit(1
 exec(compile(source, "command_server", "exec"))"""
 
 
+# ---- users
+
+_choosing = threading.Lock()
+_in_use: set[int] = set()
+
+
+def take_user() -> int:
+    """A random user that no open sandbox of this process has, as long as there is one."""
+    with _choosing:
+        free = [user for user in USERS[1:] if user not in _in_use]
+        user = secrets.choice(free or USERS[1:])
+        _in_use.add(user)
+        return user
+
+
 # ---- the request
 
 
@@ -52,6 +74,7 @@ def container_request(
     network: BuildNetwork | None,
     binds: dict[str, Mapping[str, str]],
     cpus: float,
+    user: int,
 ) -> dict[str, Any]:
     """The arguments of `APIClient.create_container`.
 
@@ -59,13 +82,14 @@ def container_request(
     network  the connection of a build; without its socket folder the build uses the engine's own network
     binds    folders and files of this machine, see `build_binds`
     cpus     processors, at most as many as the engine has
+    user     number of the user and of its group
     """
     return {
         "image": spec.environment,
         "name": unique_name(),
         "entrypoint": ["/bin/sh", "-c", ENTRYPOINT, "sh"],
         "command": ["-I", "-S", "-c", LOADER, str(len(server_source())), *_server_arguments(spec)],
-        "user": f"{USER}:{USER}",
+        "user": f"{user}:{user}",
         "hostname": None if spec.network else "sandbox",
         "working_dir": "/",
         "environment": command_variables(spec),
@@ -165,9 +189,13 @@ class OpenedContainer:
     """A container that is attached, and the connection to its command server."""
 
     def __init__(
-        self, api: docker.APIClient, container: str, attached: Any, witness: RestartWitness | None
+        self, api: docker.APIClient, container: str, attached: Any, witness: RestartWitness | None, user: int
     ) -> None:
-        """container: its id. attached: what `attach_socket` returned. witness: see `restart_witness`."""
+        """container: its id. attached: what `attach_socket` returned. witness: see `restart_witness`.
+
+        user: from `take_user`, free again after `close`.
+        """
+        self.user = user
         self.container = container
         self.witness = witness
         self.channel = SocketChannel(getattr(attached, "_sock", attached))
@@ -179,14 +207,30 @@ class OpenedContainer:
     def begin(self) -> None:
         """Start the container and wait for its command server. Raises PeerGone, Refused or ENGINE_ERRORS."""
         self._api.start(self.container)
-        self.channel.send(server_source(), time.monotonic() + HELLO_S)
-        self.connection.hello(time.monotonic() + HELLO_S)
+        deadline = time.monotonic() + HELLO_S
+        self.channel.send(server_source(), deadline)
+        # On top of the engine's own filter. The processor is the engine's, which may be elsewhere.
+        if refused_calls := seccomp_filter(self.connection.hello(deadline)):
+            self.connection.restrict(refused_calls, deadline)
+
+    def machine_kills(self) -> int:
+        """Number of its processes that the kernel killed because the machine ran out of memory.
+
+        0 where this process cannot read the container's control group, as of an engine elsewhere.
+        """
+        try:
+            pid = int(self._api.inspect_container(self.container)["State"]["Pid"])
+        except (*ENGINE_ERRORS, KeyError, ValueError):
+            return 0
+        group = group_of(pid, self.container)
+        return machine_kills(group) if group else 0
 
     def close(self) -> None:
         """Remove the container. When no engine answers, it ends by itself and a sweep removes it."""
         if self._is_closed:
             return
         self._is_closed = True
+        _in_use.discard(self.user)
         parts: list[Any] = [getattr(self._attached, "_response", None), self._attached, self.channel]
         for part in parts:
             with suppress(OSError, AttributeError, ValueError):

@@ -25,9 +25,11 @@ from selfplay.sandbox.docker_container import (
     NO_PYTHON,
     OWNER_LABEL,
     PROXY_FOLDER,
+    USERS,
     OpenedContainer,
     build_binds,
     container_request,
+    take_user,
 )
 from selfplay.sandbox.docker_engine import (
     ENGINE_ERRORS,
@@ -99,7 +101,12 @@ class DockerBackend:
             self._raise_if_interrupted(opened)
 
         sandbox = ConnectedSandbox(
-            spec, opened.connection, opened.close, probe_fresh, container=opened.container
+            spec,
+            opened.connection,
+            opened.close,
+            probe_fresh,
+            opened.machine_kills,
+            container=opened.container,
         )
         try:
             yield sandbox
@@ -239,10 +246,13 @@ class DockerBackend:
         witness = restart_witness(engine_host())
         api = self._engine().api
         container = ""
+        user = USERS[0] if spec.writable_env else take_user()
         try:
-            container = api.create_container(**self._container(spec, network))["Id"]
+            container = api.create_container(**self._container(spec, network, user))["Id"]
             streams = {"stdin": 1, "stdout": 1, "stderr": 1, "stream": 1}
-            return OpenedContainer(api, container, api.attach_socket(container, params=streams), witness)
+            return OpenedContainer(
+                api, container, api.attach_socket(container, params=streams), witness, user
+            )
         except ImageNotFound as error:
             raise SandboxUnavailable(
                 f"the docker engine has no image {spec.environment!r}. "
@@ -252,11 +262,11 @@ class DockerBackend:
             remove_container(api, container)
             raise engine_fault(f"creates no container of {spec.environment!r}", error) from error
 
-    def _container(self, spec: SandboxSpec, network: BuildNetwork | None) -> Mapping[str, Any]:
+    def _container(self, spec: SandboxSpec, network: BuildNetwork | None, user: int) -> Mapping[str, Any]:
         binds = build_binds(network) if network is not None and self._shares_folders() else {}
         cpus = min(spec.limits.cpus, processors(engine_host()))
         image = replace(spec, environment=spec.environment or self._base_image)
-        return container_request(self._engine().api, image, network, binds, cpus)
+        return container_request(self._engine().api, image, network, binds, cpus, user)
 
 
 # ---- what a build is given

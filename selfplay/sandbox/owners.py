@@ -6,12 +6,10 @@ stays.
 
 from __future__ import annotations
 
-import itertools
 import os
+import secrets
 from functools import cache
 from pathlib import Path
-
-_counter = itertools.count(1)
 
 
 def owner() -> str:
@@ -21,7 +19,7 @@ def owner() -> str:
 
 def unique_name() -> str:
     """A new name for a thing that this process makes; see `abandoned`."""
-    return f"selfplay-{owner()}-{next(_counter)}"
+    return f"selfplay-{owner()}-{secrets.token_hex(8)}"
 
 
 def abandoned(name: str) -> bool:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 from selfplay.errors import ArtifactError, OutcomesError, SandboxLost, SandboxUnavailable
 from selfplay.outcomes import TestOutcomes, parse_outcomes
+from selfplay.repositories.environment import fill_workspace
 from selfplay.repositories.scripts import is_standard_parser
 from selfplay.sandbox.base import (
     SUBMIT,
@@ -44,7 +45,6 @@ PARSER_COMMAND = f"python3 -I {SUBMIT}/test_parser.py 2>/tmp/stderr"
 PARSER_TIMEOUT_S = 30.0
 PARSER_OUTPUT_BYTES = 16 << 20
 PARSER_MEMORY_BYTES = 1 << 30  # of the standard parser
-KILLED = 128 + 9  # the exit status of a process that SIGKILL ended
 MAX_KNOWN_BYTES = 64 << 20  # of the results that one cache keeps
 MAX_KNOWN = 4096  # results that one cache keeps
 
@@ -63,12 +63,17 @@ class Timings:
 
 @dataclass(frozen=True)
 class ScriptRun:
-    """The log and exit status of test_script.sh. `error`: why the run does not count, "" if it does."""
+    """The log and exit status of test_script.sh.
+
+    error       why the run does not count, "" if it does
+    is_cut_off  the machine ran out of memory during the run
+    """
 
     log: bytes
     exit_code: int
     error: str = ""
     timings: Timings = field(default_factory=Timings)
+    is_cut_off: bool = False
 
 
 @dataclass(frozen=True)
@@ -179,7 +184,7 @@ class TestRunner:
         reject each artifact whose original prints this log.
         """
         key = _key(environment.reference, parser, hashlib.sha256(log).hexdigest())
-        parsed, is_new = self._parsed.get(key, lambda: self._parse_twice(environment, parser, log))
+        parsed, is_new = self._parsed.get(key, lambda: self._parse_twice(parser, log))
         return parsed if is_new else replace(parsed, duration_s=0.0)
 
     def confirm(
@@ -214,10 +219,17 @@ class TestRunner:
         return self._scripts.get(key, lambda: self._run_script(environment, tree, script, hash_seed))
 
     def _run_script(self, environment: Environment, tree: Tree, script: str, hash_seed: int) -> ScriptRun:
-        """Run a script, and once more if SIGKILL ended it: the machine may have sent the signal."""
+        """Run a script, and once more if the machine cut it off.
+
+        A signal alone is no evidence of that: code under test can send SIGKILL to itself, and would choose to
+        be drawn again.
+        """
         done = self._run_script_once(environment, tree, script, hash_seed)
-        if done.exit_code == KILLED and not done.error:
-            return self._run_script_once(environment, tree, script, hash_seed)
+        if not done.is_cut_off:
+            return done
+        done = self._run_script_once(environment, tree, script, hash_seed)
+        if done.is_cut_off:
+            raise _no_memory("test_script.sh")
         return done
 
     def _run_script_once(
@@ -225,47 +237,42 @@ class TestRunner:
     ) -> ScriptRun:
         variables = {**environment.variables, "PYTHONHASHSEED": str(hash_seed)}
         started = time.monotonic()
-        with self._opened(environment, variables) as box:
+        with self._opened(environment.reference, variables) as box:
             opened = time.monotonic()
             try:
-                box.write_archive(WORKSPACE, tree.to_tar())
+                fill_workspace(box, tree)
                 box.write_archive(SUBMIT, _single_file("test_script.sh", script))
             except (ArtifactError, SandboxLost) as error:
                 raise SandboxUnavailable(
                     f"the repository does not fit into its sandbox: {error}. Raise sandbox.workspace_mb."
                 ) from error
             written = time.monotonic()
-            log, exit_code, error_text = self._script_log(box)
+            done = self._script_log(box)
             ended = time.monotonic()
-        return ScriptRun(
-            log, exit_code, error_text, Timings(opened - started, written - opened, ended - written)
-        )
+        return replace(done, timings=Timings(opened - started, written - opened, ended - written))
 
-    def _script_log(self, box: Sandbox) -> tuple[bytes, int, str]:
-        """The log, the exit status, and why the run does not count ("" if it does).
-
-        The exit status is no error: failing tests set it.
-        """
+    def _script_log(self, box: Sandbox) -> ScriptRun:
+        """Run the script. An exit status is no error: failing tests set it."""
         timeout_s, max_bytes = self.settings.script_timeout_s, self.settings.max_log_bytes
         try:
             done = box.run(SCRIPT_COMMAND, timeout_s=timeout_s, output_bytes=max_bytes)
         except SandboxLost as error:
-            return b"", 0, f"test_script.sh ended its own sandbox: {error}"
+            return ScriptRun(b"", 0, f"test_script.sh ended its own sandbox: {error}")
         problem = ""
         if done.timed_out:
             problem = f"test_script.sh did not end within {timeout_s:g} s (validator.script_timeout_s)"
         elif done.truncated:
             problem = f"test_script.sh printed more than {max_bytes} bytes (validator.max_log_bytes)"
-        return done.output, done.exit_code, problem
+        return ScriptRun(done.output, done.exit_code, problem, is_cut_off=done.is_cut_off)
 
-    def _parse_twice(self, environment: Environment, parser: str, log: bytes) -> ParsedLog:
+    def _parse_twice(self, parser: str, log: bytes) -> ParsedLog:
         started = time.monotonic()
         try:
             if is_standard_parser(parser):
                 first = second = parse_outcomes(run_standard_parser(parser, log), self.settings.max_test_ids)
             else:
-                first = self._parse_once(environment, parser, log)
-                second = self._parse_once(environment, parser, log)
+                first = self._parse_once(parser, log)
+                second = self._parse_once(parser, log)
         except OutcomesError as error:
             return ParsedLog(TestOutcomes(), str(error), time.monotonic() - started)
         duration_s = time.monotonic() - started
@@ -276,14 +283,16 @@ class TestRunner:
             )
         return ParsedLog(first, "", duration_s)
 
-    def _parse_once(self, environment: Environment, parser: str, log: bytes) -> TestOutcomes:
-        """Raises OutcomesError."""
-        with self._opened(environment, {}) as box:
+    def _parse_once(self, parser: str, log: bytes) -> TestOutcomes:
+        """The parser's sandbox has no environment: it learns nothing but the log. Raises OutcomesError."""
+        with self._opened("", {}) as box:
             try:
                 box.write_archive(SUBMIT, _single_file("test_parser.py", parser))
                 done = _run_parser(box, log)
-                if done.exit_code == KILLED:  # as for scripts, the machine may have sent the signal
+                if done.is_cut_off:  # as for scripts
                     done = _run_parser(box, log)
+                    if done.is_cut_off:
+                        raise _no_memory("test_parser.py")
                 if done.timed_out:
                     raise OutcomesError(f"test_parser.py did not end within {PARSER_TIMEOUT_S:g} s")
                 if done.exit_code != 0:
@@ -295,11 +304,18 @@ class TestRunner:
         return parse_outcomes(done.output, self.settings.max_test_ids)
 
     @contextmanager
-    def _opened(self, environment: Environment, variables: Mapping[str, str]) -> Iterator[Sandbox]:
+    def _opened(self, reference: str, variables: Mapping[str, str]) -> Iterator[Sandbox]:
         with self._backend.open(
-            SandboxSpec(environment.reference, self._limits, variables=variables, labels=self._labels)
+            SandboxSpec(reference, self._limits, variables=variables, labels=self._labels)
         ) as box:
             yield box
+
+
+def _no_memory(program: str) -> SandboxUnavailable:
+    return SandboxUnavailable(
+        f"the machine ran out of memory while {program} ran, twice. "
+        "End other programs, or lower train.workers or sandbox.memory_mb."
+    )
 
 
 def _run_parser(box: Sandbox, log: bytes) -> ExecResult:

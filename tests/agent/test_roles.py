@@ -20,7 +20,7 @@ from selfplay.agent.injector import InjectorTask, injector_prompts, play_injecto
 from selfplay.agent.solver import play_solver, solver_task, spec_text, spec_tokens
 from selfplay.agent.tool_format import format_action
 from selfplay.agent.tools import format_edit
-from selfplay.agent.workspaces import EpisodeContext, EpisodeKey, make_repository, sandbox_limits
+from selfplay.agent.workspaces import EpisodeContext, EpisodeKey, cached_bundle, sandbox_limits, take_history
 from selfplay.config import Config
 from selfplay.engines.scripted_engine import ScriptedEngine, ScriptedTurn
 from selfplay.errors import SandboxUnavailable
@@ -534,7 +534,9 @@ def test_other_strategies_have_one_commit(house: House, strategy: str) -> None:
 def test_setting_up_leaves_the_session_as_it_was(house: House) -> None:
     with house.workspace() as box:
         before = box.run("pwd; env | grep -v ^_= | sort").text
-        make_repository(box)
+        bundle = cached_bundle(house.environment.checkout)
+        assert bundle is not None
+        take_history(box, bundle)
         assert box.run("pwd; env | grep -v ^_= | sort").text == before and "GIT_AUTHOR" not in before
 
 

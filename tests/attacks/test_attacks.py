@@ -23,6 +23,7 @@ from pathlib import Path
 
 import phases_controls
 import forged_values_controls
+import channels_controls
 import pytest
 from rich.console import Console
 
@@ -30,13 +31,12 @@ from machine import open_or_skip
 from selfplay import attacks, cli
 from selfplay.agent.chat import ChatFormat
 from selfplay.agent.tools import STANDARD, Action
-from selfplay.agent.workspaces import GIT_SETTINGS, make_repository
+from selfplay.agent.workspaces import take_history
 from selfplay.attacks import ALL_ATTACKS, Attack, Ground, diffs, open_ground, run_attack
 from selfplay.attacks.ground import BOUNDS, CODE, WRONG
 from selfplay.commands import doctor
 from selfplay.errors import EnvironmentBuildError, PatchError, RepositoryError, SandboxUnavailable
 from selfplay.outcomes import TestOutcomes
-from selfplay.repositories.environment import Environment
 from selfplay.repositories.git import history_bundle
 from selfplay.sandbox import bubblewrap_sandbox, command_server
 from selfplay.sandbox.base import WORKSPACE, Sandbox
@@ -44,10 +44,11 @@ from selfplay.sandbox.bubblewrap_command import bubblewrap_arguments
 from selfplay.sandbox.bubblewrap_sandbox import BubblewrapBackend
 from selfplay.sandbox.client import ConnectedSandbox, Connection
 from selfplay.settings.playing import ValidatorSettings
+from selfplay.source.git_folder import CONFIG
 from selfplay.source.trees import FileEntry, Tree, is_safe_path
 from selfplay.verdicts.checks import Finding
 from selfplay.verdicts.grading import grade
-from selfplay.verdicts.test_runs import ParsedLog, TestRunner
+from selfplay.verdicts.test_runs import ParsedLog, ScriptRun, TestRunner
 
 pytestmark = pytest.mark.sandbox
 
@@ -212,7 +213,7 @@ def settings(**values: int) -> Control:
 def keep_history(patch: pytest.MonkeyPatch, ground: Ground) -> None:
     history = history_bundle(ground.environment.checkout)
     assert history
-    patch.setattr("selfplay.agent.solver.make_repository", lambda box: make_repository(box, history))
+    patch.setattr("selfplay.attacks.ground.prepare_solver", lambda box, *_: take_history(box, history))
 
 
 def git_here(*arguments: str, folder: Path) -> None:
@@ -375,9 +376,9 @@ def a_status_as_is_said(patch: pytest.MonkeyPatch, _: Ground) -> None:
     """Take the exit status from the log."""
     read = TestRunner._script_log
 
-    def believing(self: TestRunner, box: Sandbox) -> tuple[bytes, int, str]:
-        log, _, error = read(self, box)
-        return log, int(b"FAILED" in log), error
+    def believing(self: TestRunner, box: Sandbox) -> ScriptRun:
+        done = read(self, box)
+        return replace(done, exit_code=int(b"FAILED" in done.log))
 
     patch.setattr(TestRunner, "_script_log", believing)
 
@@ -388,11 +389,11 @@ class SharedRunner(TestRunner):
     shared: Sandbox
 
     @contextmanager
-    def _opened(self, environment: Environment, variables: object) -> Iterator[Sandbox]:
+    def _opened(self, reference: str, variables: object) -> Iterator[Sandbox]:
         if variables:
             yield self.shared
         else:
-            with super()._opened(environment, {}) as box:
+            with super()._opened(reference, {}) as box:
                 yield box
 
 
@@ -406,18 +407,16 @@ def parse_beside_the_repository(patch: pytest.MonkeyPatch, ground: Ground) -> No
     opened = TestRunner._opened
 
     @contextmanager
-    def with_repository(
-        self: TestRunner, environment: Environment, variables: dict[str, str]
-    ) -> Iterator[Sandbox]:
-        with opened(self, environment, variables) as box:
-            box.write_archive(WORKSPACE, environment.tree.to_tar())
+    def with_repository(self: TestRunner, reference: str, variables: dict[str, str]) -> Iterator[Sandbox]:
+        with opened(self, reference, variables) as box:
+            box.write_archive(WORKSPACE, ground.tree.to_tar())
             yield box
 
     patch.setattr(TestRunner, "_opened", with_repository)
 
 
-def parse_once(self: TestRunner, environment: Environment, parser: str, log: bytes) -> ParsedLog:
-    return ParsedLog(self._parse_once(environment, parser, log))
+def parse_once(self: TestRunner, parser: str, log: bytes) -> ParsedLog:
+    return ParsedLog(self._parse_once(parser, log))
 
 
 def blame_the_machine(self: ConnectedSandbox, gone: Exception) -> SandboxUnavailable:
@@ -562,9 +561,7 @@ CONTROLS: dict[str, Control] = {
         ),
         settings(max_patch_bytes=1 << 30),
     ),
-    "git-name": patched(
-        ("selfplay.agent.workspaces.GIT_SETTINGS", GIT_SETTINGS.replace("NTFS = false", "NTFS = true"))
-    ),
+    "git-name": patched(("selfplay.source.git_folder.CONFIG", CONFIG.replace("NTFS = false", "NTFS = true"))),
     "huge-repair": patched(("selfplay.verdicts.validator.judge_exact_repair", passed_check)),
     "sparse-workspace": read_all,
     "many-ids": settings(max_test_ids=1 << 20),
@@ -590,6 +587,8 @@ CONTROLS: dict[str, Control] = {
 CONTROLS |= phases_controls.CONTROLS
 CONTROLS |= forged_values_controls.CONTROLS
 
+CONTROLS |= channels_controls.CONTROLS
+
 
 # ---- the tests
 
@@ -606,6 +605,8 @@ def test_an_attack_gets_through_without_its_defence(
 ) -> None:
     if attack.id in NO_CONTROL:
         pytest.skip(NO_CONTROL[attack.id])
+    # Controls show folders of ours that other users cannot reach, so root starts bubblewrap for them.
+    monkeypatch.setattr(bubblewrap_sandbox, "users_have_namespaces", lambda: False)
     ground = CONTROLS[attack.id](monkeypatch, open_to_attack) or open_to_attack
     report = run_attack(attack, ground)
     assert report.status == "NOT held", report
@@ -618,6 +619,7 @@ def test_a_build_in_the_network_of_the_host_would_reach_it(
 
     The one in CONTROLS opens the proxy, this one the network namespace.
     """
+    monkeypatch.setattr(bubblewrap_sandbox, "users_have_namespaces", lambda: False)
     without("--unshare-net")(monkeypatch, open_to_attack)
     attack = next(attack for attack in ALL_ATTACKS if attack.id == "build-calls")
     assert run_attack(attack, open_to_attack).status == "NOT held"

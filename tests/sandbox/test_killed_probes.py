@@ -16,7 +16,7 @@ from selfplay.errors import PrerequisiteError, SandboxInterrupted
 from selfplay.sandbox import bubblewrap_sandbox
 from selfplay.sandbox.base import Limits
 from selfplay.sandbox.bubblewrap_host import find_programs, loader_cache, run_whole
-from selfplay.sandbox.bubblewrap_process import OpenedBubblewrap, Spawner
+from selfplay.sandbox.bubblewrap_process import Launch, OpenedBubblewrap, Spawner
 from selfplay.sandbox.bubblewrap_sandbox import BubblewrapBackend
 
 ALL_OPTIONS = "echo --size --perms --as-pid-1 --ro-bind-data --info-fd; exit 0"
@@ -107,7 +107,7 @@ def test_a_bwrap_killed_at_its_start_leaves_no_child_that_waits_for_it(tmp_path:
     info_read, info_write = os.pipe()
     os.set_inheritable(info_write, True)
     program = ["bash", "-c", f"sleep 1000 & echo $! > {child}; kill -9 $$"]
-    opened = OpenedBubblewrap(Spawner().start(program, os.environ, [info_write]), None)
+    opened = OpenedBubblewrap(Spawner().start(Launch(program, os.environ, [info_write], {}, None)), None)
     os.close(info_write)
     try:
         with pytest.raises(SandboxInterrupted, match="killed by SIGKILL at its start"):
