@@ -34,7 +34,7 @@ from selfplay.repositories.installation import (
     install,
 )
 from selfplay.repositories.probe import PROBE, refuse_copies, refuse_other_python, run_probe
-from selfplay.repositories.recording import record_calls
+from selfplay.repositories.recording import Recorded, record_run
 from selfplay.repositories.requirement_text import requirement_files
 from selfplay.repositories.scripts import TEXTS, shipped_text
 from selfplay.repositories.suites import Suite, collect, pytest_suite
@@ -199,9 +199,9 @@ def adapted(requirements: Requirements, log: str) -> Requirements:
 
 
 def _environment(trial: Trial, suite: Suite, baseline: Baseline, key: str) -> Environment:
-    """The admitted environment, with the calls of its tests if pytest runs them."""
+    """The admitted environment, with what a recorded run shows if pytest runs its tests."""
     checkout = trial.job.checkout
-    targets, calls = record_calls(trial, suite) if suite.command is None else ((), {})
+    recorded = record_run(trial, suite) if suite.command is None else Recorded()
     return Environment(
         key=key,
         reference=trial.reference,
@@ -215,8 +215,9 @@ def _environment(trial: Trial, suite: Suite, baseline: Baseline, key: str) -> En
         parser=suite.parser,
         baseline=baseline.outcomes,
         excluded_ids=baseline.excluded_ids,
-        targets=targets,
-        calls=calls,
+        targets=recorded.targets,
+        calls=recorded.calls,
+        material=recorded.material,
         variables=trial.variables,
         options=suite.options,
         command="" if suite.command is None else suite.command.command,

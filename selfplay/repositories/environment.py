@@ -7,13 +7,14 @@ Imports the modules of its fields for type checkers only: nearly every package i
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from selfplay.repositories.scripts import command_script, records_ids, standard_script
 from selfplay.sandbox.base import WORKSPACE, Limits, Sandbox, SandboxBackend, SandboxSpec
+from selfplay.source.test_material import NO_MATERIAL, TestMaterial
 
 if TYPE_CHECKING:
     from selfplay.outcomes import TestOutcomes
@@ -40,6 +41,7 @@ class Environment:
     notes         for people: which options and files of its tests do not run
     command       runs all tests if pytest cannot run them, else ""; with it there are no targets and no calls
     left_out      requirements of the tests that could not be installed
+    material      what its tests rest on outside of their own files
     """
 
     key: str
@@ -61,6 +63,7 @@ class Environment:
     command: str = ""
     notes: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
+    material: TestMaterial = NO_MATERIAL
 
     def script_for(self, test_files: Sequence[str]) -> str:
         """The script that runs these test files only. A test command always runs all of its tests."""
@@ -74,6 +77,12 @@ class Environment:
         if not records_ids(self.options) or records_ids(script):
             return self.excluded_ids
         return self.excluded_ids.union(name for name in self.baseline.passed if " - " in name)
+
+    def fixed_files(self, changed: Collection[str]) -> tuple[str, ...]:
+        """The files that no repair of a bug in the files `changed` may change, beside those that
+        `path_policy` knows by name: tests, what they rest on, and code that the bug has nothing to do with.
+        """
+        return (*self.test_files, *self.material.files, *self.material.unrelated(changed))
 
 
 @contextmanager

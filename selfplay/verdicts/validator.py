@@ -17,7 +17,13 @@ from selfplay.errors import PatchError
 from selfplay.outcomes import TestOutcomes
 from selfplay.source.apply import apply_parsed
 from selfplay.source.diffs import Patch, diff_bytes, parse_patch
-from selfplay.source.path_policy import is_other_code, is_protected_path, is_runner_path, is_test_path
+from selfplay.source.path_policy import (
+    is_other_code,
+    is_protected_path,
+    is_runner_path,
+    is_test_path,
+    shadows,
+)
 from selfplay.source.trees import FileEntry, Tree
 from selfplay.verdicts.artifact import Artifact
 from selfplay.verdicts.bug import MAX_STORED_PATCH, BugState, States, build_states
@@ -251,7 +257,8 @@ class _Judgement:
 
     def repairable(self, states: States) -> None:
         """A solver that undoes the bug exactly must get the original back, in the tree that is graded."""
-        test_files = (*self.artifact.test_files, *self.environment.test_files)
+        changed = states.original.changed_paths(states.buggy)
+        test_files = (*self.artifact.test_files, *self.environment.fixed_files(changed))
         self.record("repairable", judge_exact_repair(states, test_files, self.settings.max_patch_bytes))
 
     # ---- the checks that run tests
@@ -371,12 +378,15 @@ class _Judgement:
 
 def judge_bug_paths(bug: Patch, artifact: Artifact, environment: Environment) -> Finding:
     """bug_inject.diff must change code only."""
-    tests = {*artifact.test_files, *environment.test_files}
+    tests = {*artifact.test_files, *environment.test_files, *environment.material.files}
+    tree = environment.tree
     protected = [
-        path for path in bug.changed_paths if path in tests or is_protected_path(path, environment.tree)
+        path
+        for path in bug.changed_paths
+        if path in tests or is_protected_path(path, tree) or shadows(path, tests, tree)
     ]
     if protected:
-        rule = "tests and files that steer the test run may not be part of a bug"
+        rule = "tests, what only tests use, and files that steer the test run may not be part of a bug"
         reason = f"bug_inject.diff changes {', '.join(protected[:3])}; {rule}"
         return fail(reason, protected=protected[:20])
     return Finding(True, "", {"changed": list(bug.changed_paths[:20])})
