@@ -15,6 +15,7 @@ from selfplay.attacks import (
     paths,
     prepared,
     scripts_and_chance,
+    test_material,
     tests_and_runners,
     text_and_limits,
 )
@@ -33,6 +34,7 @@ GROUPS = (
     escapes,
     text_and_limits,
     prepared,
+    test_material,
 )
 ALL_ATTACKS: tuple[Attack, ...] = tuple(
     sorted((attack for group in GROUPS for attack in group.ATTACKS), key=lambda attack: attack.row)

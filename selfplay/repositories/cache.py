@@ -104,6 +104,8 @@ def read_facts(
             notes=tuple(facts.get("test_notes", ())),
             left_out=tuple(facts.get("left_out", ())),
             material=_unpack_material(facts["material"]),
+            hidden=tuple(facts["hidden"]),
+            copied=tuple((path, name) for path, name in facts["copied"]),
         )
     except (OSError, ValueError, LookupError, TypeError):
         return None
@@ -132,6 +134,8 @@ def write_facts(path: Path, environment: Environment, build_key: str, reading: R
         "targets": [asdict(target) for target in environment.targets],
         "calls": pack_calls(environment.calls),
         "material": asdict(environment.material),
+        "hidden": environment.hidden,
+        "copied": environment.copied,
         "variables": dict(environment.variables),
     }
     with tempfile.NamedTemporaryFile(

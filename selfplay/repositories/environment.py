@@ -19,7 +19,7 @@ from selfplay.source.test_material import NO_MATERIAL, TestMaterial
 if TYPE_CHECKING:
     from selfplay.outcomes import TestOutcomes
     from selfplay.repositories.checkouts import Checkout
-    from selfplay.repositories.targets import Calls, Target
+    from selfplay.repositories.targets import Calls, Function, Target
     from selfplay.source.trees import Tree
 
 SCHEMA = 1  # of environments in the cache, their facts included; a new number builds all of them anew
@@ -42,6 +42,8 @@ class Environment:
     command       runs all tests if pytest cannot run them, else ""; with it there are no targets and no calls
     left_out      requirements of the tests that could not be installed
     material      what its tests rest on outside of their own files
+    hidden        paths that no sandbox shows: other releases of the repository, other copies of its source
+    copied        its functions that stand in sight outside the workspace: no bug may change them
     """
 
     key: str
@@ -64,6 +66,8 @@ class Environment:
     notes: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
     material: TestMaterial = NO_MATERIAL
+    hidden: tuple[str, ...] = ()
+    copied: tuple[Function, ...] = ()
 
     def script_for(self, test_files: Sequence[str]) -> str:
         """The script that runs these test files only. A test command always runs all of its tests."""
@@ -98,7 +102,11 @@ def open_workspace(
     Raises what `SandboxBackend.open` raises.
     """
     spec = SandboxSpec(
-        environment.reference, limits or Limits(), variables=environment.variables, labels=labels
+        environment.reference,
+        limits or Limits(),
+        variables=environment.variables,
+        labels=labels,
+        hidden=environment.hidden,
     )
     with backend.open(spec) as box:
         box.write_archive(WORKSPACE, tree.to_tar())

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from selfplay.sandbox.base import SUBMIT, VENV, WORKSPACE, Limits, SandboxSpec
-from selfplay.sandbox.bubblewrap_host import PYTHON, hidden_folders, python_name
+from selfplay.sandbox.bubblewrap_host import PYTHON, bundled_folders, hidden_folders, python_name
 from selfplay.sandbox.environment_builds import BuildNetwork
 from selfplay.sandbox.index_proxy import SOCKET
 
@@ -50,8 +50,9 @@ def bubblewrap_arguments(spec: SandboxSpec, start: Start) -> list[str]:
     return [
         start.programs["bwrap"],
         *_namespaces(start),
-        *_system_folders(),
+        *_system_folders(spec),
         *_environment(spec),
+        *_hidden(spec.hidden),
         *(_build_network(start.network) if spec.network else ()),
         *_given_files(start),
         *_kernel_folders(),
@@ -78,8 +79,11 @@ def _namespaces(start: Start) -> list[str]:
     return line
 
 
-def _system_folders() -> list[str]:
-    """This machine's programs and libraries, and its Python, without the folders that stay hidden."""
+def _system_folders(spec: SandboxSpec) -> list[str]:
+    """This machine's programs and libraries, and its Python, without the folders that stay hidden.
+
+    A build sees the packages that come with Python: it makes a virtual environment from them.
+    """
     line = ["--ro-bind", "/usr", "/usr"]
     for name in ("bin", "sbin", "lib", "lib32", "lib64"):
         host = Path("/", name)
@@ -92,8 +96,17 @@ def _system_folders() -> list[str]:
         line += _made_folder(folder)
     line += ["--ro-bind-try", "/etc/alternatives", "/etc/alternatives"]
     line += ["--ro-bind", sys.base_prefix, PYTHON]
-    for folder in hidden_folders():
-        line += ["--size", "4096", "--perms", "0555", "--tmpfs", folder]
+    bundled = () if spec.network else bundled_folders()
+    return line + _hidden([f"{folder}/" for folder in (*hidden_folders(), *bundled)])
+
+
+def _hidden(paths: Sequence[str]) -> list[str]:
+    line = []
+    for path in paths:
+        if path.endswith("/"):
+            line += ["--size", "4096", "--perms", "0555", "--tmpfs", path.rstrip("/")]
+        else:
+            line += ["--ro-bind", os.devnull, path]
     return line
 
 

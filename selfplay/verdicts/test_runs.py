@@ -290,7 +290,13 @@ class TestRunner:
     @contextmanager
     def _opened(self, environment: Environment, variables: Mapping[str, str]) -> Iterator[Sandbox]:
         with self._backend.open(
-            SandboxSpec(environment.reference, self._limits, variables=variables, labels=self._labels)
+            SandboxSpec(
+                environment.reference,
+                self._limits,
+                variables=variables,
+                labels=self._labels,
+                hidden=environment.hidden,
+            )
         ) as box:
             yield box
 

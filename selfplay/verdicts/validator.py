@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from selfplay.errors import PatchError
 from selfplay.outcomes import TestOutcomes
+from selfplay.repositories.targets import touched_functions_of
 from selfplay.source.apply import apply_parsed
 from selfplay.source.diffs import Patch, diff_bytes, parse_patch
 from selfplay.source.path_policy import (
@@ -183,7 +184,7 @@ class _Judgement:
         self.record("readable", Finding(True, "", {"digest": self.artifact.digest, "bytes": self._bytes()}))
         bug, weaken, buggy, weakened = self.read_patches()
         self.buggy_digest = weakened.digest
-        self.record("protected_paths", judge_bug_paths(bug, self.artifact, self.environment))
+        self.record("protected_paths", judge_bug_paths(bug, buggy, self.artifact, self.environment))
         self.record("test_files", judge_test_files(weaken, self.artifact, self.environment))
         self.record(
             "min_changed_files", judge_changed_files([file.path for file in bug.files], self.thresholds)
@@ -376,8 +377,8 @@ class _Judgement:
         self.record("determinism", finding)
 
 
-def judge_bug_paths(bug: Patch, artifact: Artifact, environment: Environment) -> Finding:
-    """bug_inject.diff must change code only."""
+def judge_bug_paths(bug: Patch, buggy: Tree, artifact: Artifact, environment: Environment) -> Finding:
+    """bug_inject.diff must change code only, and none that a solver finds elsewhere."""
     tests = {*artifact.test_files, *environment.test_files, *environment.material.files}
     tree = environment.tree
     protected = [
@@ -389,6 +390,9 @@ def judge_bug_paths(bug: Patch, artifact: Artifact, environment: Environment) ->
         rule = "tests, what only tests use, and files that steer the test run may not be part of a bug"
         reason = f"bug_inject.diff changes {', '.join(protected[:3])}; {rule}"
         return fail(reason, protected=protected[:20])
+    if copied := touched_functions_of(environment.copied, tree, buggy):
+        rule = "it also lies outside the workspace, so a repair could be copied"
+        return fail(f"bug_inject.diff changes {copied[0]}; {rule}", copied=copied[:20])
     return Finding(True, "", {"changed": list(bug.changed_paths[:20])})
 
 
