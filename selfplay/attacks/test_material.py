@@ -110,14 +110,12 @@ def repair_elsewhere(ground: Ground, test: str, changes: Mapping[str, Change]) -
     return Broken("the bug is in the code, and counts as repaired") if found.passed else Held(found.reason)
 
 
-def inject_elsewhere(ground: Ground, path: str, change: Change) -> Outcome:
-    """A bug that changes no code, but what tests compare with."""
-    environment, bug = bug_that_breaks(ground, "golden")
+def inject_elsewhere(ground: Ground, test: str, path: str, change: Change) -> Outcome:
+    """A bug that changes no code, but what a test compares with."""
+    environment, bug = bug_that_breaks(ground, test)
     tree = environment.tree
     inject = diff_trees(tree, changed(tree, {path: change}))
-    weaken = changed(tree, {TESTS: ("def test_golden(", "def no_test_golden(")})
-    artifact = replace(bug.artifact, bug_inject=inject, test_weaken=diff_trees(tree, weaken))
-    verdict = replace(ground, environment=environment).validate(artifact)
+    verdict = replace(ground, environment=environment).validate(replace(bug.artifact, bug_inject=inject))
     if verdict.accepted:
         return Broken("a bug without a change of code is accepted")
     return Held(next(check.reason for check in verdict.checks if not check.passed))
@@ -193,7 +191,8 @@ def planted() -> str:
         PLACES["function"]: SIMILAR,
         PLACES["objects"]: "MARK of a future commit",
     }
-    return f"python -c {shlex.quote(PLANT.replace('@TEXTS@', repr(texts)))}"
+    program = PLANT.replace("@TEXTS@", repr(texts)).encode().hex()  # a hint has one line
+    return f"""python -c 'exec(bytes.fromhex("{program}"))'"""
 
 
 def look_for(ground: Ground, kind: str) -> Outcome:
@@ -214,7 +213,7 @@ def look_for(ground: Ground, kind: str) -> Outcome:
 
 def look_for_bundled_packages(ground: Ground) -> Outcome:
     """pip's wheel, which comes with Python, holds a dozen other projects."""
-    find = "find / -xdev -name '*.whl' 2>/dev/null; find / -xdev -path '*/ensurepip/_bundled/*' 2>/dev/null"
+    find = "find /usr /opt -name '*.whl' -o -path '*/ensurepip/_bundled/*' 2>/dev/null"
     with ground.solver() as box:
         found = box.run(find, timeout_s=120).text.split()
     return Broken(f"found {found[:3]}") if found else Held("no wheel")
@@ -255,13 +254,18 @@ ATTACKS = (
         "golden-bug",
         25,
         "a bug in the file that a test compares with",
-        partial(inject_elsewhere, path=GOLDEN, change="11\n"),
+        partial(inject_elsewhere, test="golden", path=GOLDEN, change="11\n"),
     ),
     Attack(
         "helper-bug",
         25,
         "a bug in a helper of the tests",
-        partial(inject_elsewhere, path="heron/utils.py", change=("one == other", "one != other")),
+        partial(
+            inject_elsewhere,
+            test="helper",
+            path="heron/utils.py",
+            change=("one == other", "one != other"),
+        ),
     ),
     _search("vendored-release", "another release in a folder of vendored packages", "vendored"),
     _search("installed-release", "another release among the installed packages", "release"),

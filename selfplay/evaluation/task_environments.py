@@ -260,7 +260,8 @@ def _environment(
     hidden: tuple[str, ...],
 ) -> Environment:
     """An environment that was not admitted: no baseline, no excluded tests, no targets."""
-    identity = json.dumps(["record", SCHEMA, checkout.tree.digest, reference, options, dict(variables)])
+    decides = [checkout.tree.digest, reference, options, dict(variables), hidden]
+    identity = json.dumps(["record", SCHEMA, *decides])
     return Environment(
         key=hashlib.sha256(identity.encode()).hexdigest()[:32],
         reference=reference,

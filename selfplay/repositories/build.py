@@ -20,13 +20,13 @@ from packaging.utils import canonicalize_name
 
 from selfplay.errors import full_disk_reported
 from selfplay.parts import is_own
-from selfplay.repositories.admission import Baseline, check_planted_error
+from selfplay.repositories.admission import Baseline, check_planted_error, hide_and_take_baseline
 from selfplay.repositories.backend_metadata import ask_backend
 from selfplay.repositories.cache import Reading, locked, read_facts, write_facts
 from selfplay.repositories.checkouts import Checkout
 from selfplay.repositories.dependencies import read_dependencies
 from selfplay.repositories.environment import SCHEMA, Environment
-from selfplay.repositories.hiding import hide_and_take_baseline, refuse_copies
+from selfplay.repositories.hiding import refuse_copies
 from selfplay.repositories.installation import (
     OLDER_PYTEST,
     PYTEST,

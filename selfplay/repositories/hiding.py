@@ -7,22 +7,19 @@ there that a bug may change. A solver could copy its repair from there.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from selfplay.repositories.admission import Baseline, take_baseline
 from selfplay.repositories.targets import Function
 from selfplay.sandbox.base import WORKSPACE
 
 if TYPE_CHECKING:
     from selfplay.repositories.probe import ProbeResult
-    from selfplay.repositories.suites import Suite
-    from selfplay.repositories.trial import BuildJob, Trial
+    from selfplay.repositories.trial import BuildJob
 
 # Files of Python's own library: whoever hides them has no Python.
 STANDARD_LIBRARY = re.compile(r"/lib(64|32)?/python3(\.\d+)?/(?!(.*/)?(site|dist)-packages/)")
 MAX_HIDDEN = 500  # paths; each is a mount of every sandbox
-MIN_SHARE = 0.95  # of the tests that pass with everything in sight
 
 
 @dataclass(frozen=True)
@@ -70,29 +67,6 @@ def _copied(seen: ProbeResult, hidden: set[str]) -> tuple[Function, ...]:
     return tuple(sorted({function for found in in_sight for function in found.functions}))
 
 
-def hide_and_take_baseline(
-    trial: Trial, suite: Suite, seen: ProbeResult
-) -> tuple[Trial, Suite, Baseline, Hiding]:
-    """The baseline of a suite with as much hidden as its tests allow.
-
-    Raises EnvironmentBuildError as `take_baseline` does, and if the tests need another release of the
-    repository.
-    """
-    plans = list(dict.fromkeys((hide_all(seen), _hide_releases(seen))))
-    stores = replace(trial, hidden=seen.stores)
-    if plans == [Hiding(seen.stores, plans[0].copied)]:
-        return (stores, *take_baseline(stores, suite), plans[0])
-    job = trial.job
-    tree, script, parser = job.checkout.tree, suite.script, suite.parser
-    everything = trial.outcomes(stores.run(tree, script, "in-sight").output, parser).passed
-    for plan in plans:
-        hiding = replace(trial, hidden=plan.paths)
-        job.report(f"without {len(plan.paths)} copies or other releases in its environment")
-        passed = trial.outcomes(hiding.run(tree, script, "hidden").output, parser).passed
-        if len(passed & everything) >= MIN_SHARE * len(everything):
-            return (hiding, *take_baseline(hiding, suite), plan)
-    others = [*seen.releases, *seen.archives]
-    raise job.error(
-        f"its tests need another release of it, so a repair could be copied: {', '.join(others[:5])}. "
-        'Name dependencies that do not bring it along with the hint install="pip install …".'
-    )
+def hiding_plans(seen: ProbeResult) -> list[Hiding]:
+    """What may be hidden, most first. The last one leaves in sight what only looks like the repository."""
+    return list(dict.fromkeys((hide_all(seen), _hide_releases(seen))))

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 # Folders of other projects that a repository carries along; their originals may well be installed.
 VENDORED = re.compile(r"(^|/)_?(vendor|vendored|extern)/")
+TIMEOUT_S = 900.0  # it reads every Python file of the sandbox: seconds, minutes on a busy machine
 # Top modules that many repositories have, and that say nothing about where they are from.
 COMMON_MODULES = frozenset(
     {"setup", "noxfile", "conf", "doc", "docs", "test", "tests", "testing", "example", "examples", "build"}
@@ -87,8 +88,13 @@ def run_probe(trial: Trial, suffixes: tuple[str, ...], projects: Sequence[str]) 
         # -I: no module of the workspace may take the place of one that the probe imports.
         result = box.run(
             f"cd / && python3 -I -c {shlex.quote(PROBE)}",
-            trial.job.settings.test_timeout_s,
+            TIMEOUT_S,
             stdin=json.dumps(question).encode(),
+        )
+    if result.timed_out:
+        raise trial.job.error(
+            f"the search for copies of its source did not end within {TIMEOUT_S:.0f} s; "
+            "run it on a machine with less to do, or give an environment with fewer files"
         )
     try:
         return _read(json.loads(result.output.strip().rpartition(b"\n")[2]))

@@ -28,8 +28,7 @@ def any_bug(patch: pytest.MonkeyPatch, _: Ground) -> None:
 
 
 def hide_nothing(patch: pytest.MonkeyPatch, ground: Ground) -> Ground:
-    for name in ("hide_all", "_hide_releases"):
-        patch.setattr(f"selfplay.repositories.hiding.{name}", lambda _: Hiding())
+    patch.setattr("selfplay.repositories.admission.hiding_plans", lambda _: [Hiding()])
     # No later test may find in the cache what is admitted now.
     facts = ground.scratch / "hides-nothing"
     facts.mkdir(exist_ok=True)
