@@ -25,6 +25,7 @@ MAX_FILE = 4 << 20
 PLACES = ("site-packages", "dist-packages")
 VENDORED = re.compile(r"_?(vendor|vendored|extern|bundled|third_party)$")
 SYMBOLS = (ast.expr_context, ast.operator, ast.cmpop, ast.boolop, ast.unaryop)
+PYTHONS_TESTS = re.compile(r"/lib(64|32)?/python3(\.\d+)?/(test|idlelib|lib2to3/tests)/")  # nobody's copies, and a third of its library
 DEFINED = re.compile(rb"\bdef[ \t]+(\w+)")
 
 
@@ -147,7 +148,7 @@ class Search:
                 data = read(path)
                 if self.is_same(data):
                     self.same.append(path)
-                if is_python and (shared := self.shared(data)):
+                if is_python and not PYTHONS_TESTS.search(path) and (shared := self.shared(data)):
                     self.equal[path] = {"functions": shared, "bytecode": bytecode(*os.path.split(path))}
 
     def is_ours(self, name, data):
