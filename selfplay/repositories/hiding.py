@@ -59,7 +59,7 @@ def hide_all(seen: ProbeResult) -> Hiding:
 
 def _hide_releases(seen: ProbeResult) -> Hiding:
     """Leave single files of other projects in sight: something needs them."""
-    return Hiding((*seen.stores, *seen.releases, *seen.archives), _copied(seen, set()))
+    return Hiding(tuple(sorted({*seen.stores, *seen.releases, *seen.archives})), _copied(seen, set()))
 
 
 def _copied(seen: ProbeResult, hidden: set[str]) -> tuple[Function, ...]:

@@ -111,7 +111,7 @@ def _read(seen: Any) -> ProbeResult:
         for path, found in seen["equal"].items()
     }
     kinds = ("same", "releases", "archives", "stores")
-    same, releases, archives, stores = (tuple(map(str, seen[kind])) for kind in kinds)
+    same, releases, archives, stores = (tuple(sorted(map(str, seen[kind]))) for kind in kinds)
     return ProbeResult(
         str(seen["python"]), seen["hypothesis"] is True, same, equal, releases, archives, stores
     )

@@ -10,7 +10,7 @@ import pytest
 from selfplay.errors import EnvironmentBuildError
 from selfplay.repositories.checkouts import Checkout
 from selfplay.repositories.dependencies import Dependencies
-from selfplay.repositories.hiding import hide_all, refuse_copies
+from selfplay.repositories.hiding import hide_all, hiding_plans, refuse_copies
 from selfplay.repositories.installation import Requirements, build_script
 from selfplay.repositories.probe import EqualFile, ProbeResult
 from selfplay.repositories.specs import parse_spec
@@ -39,6 +39,13 @@ def test_all_but_the_standard_library_is_hidden_and_its_functions_are_no_bugs() 
     hiding = hide_all(SEEN)
     assert set(hiding.paths) == {OTHER, f"{OTHER}c", *SEEN.releases, *SEEN.archives, *SEEN.stores}
     assert hiding.copied == (PARSE,)
+    last = hiding_plans(SEEN)[-1]
+    assert OTHER not in last.paths and set(last.copied) == {PARSE, DESCRIBE}
+
+
+def test_there_is_one_plan_if_only_stores_and_releases_are_found() -> None:
+    plain = ProbeResult("3.11", False, releases=("/a/heron/",), stores=("/b/.git/", "/c/.git/"))
+    assert [plan.paths for plan in hiding_plans(plain)] == [("/a/heron/", "/b/.git/", "/c/.git/")]
 
 
 def test_a_copy_is_refused_unless_it_is_in_the_standard_library(
