@@ -120,8 +120,9 @@ def play_solver(task: SolverTask, key: EpisodeKey, context: EpisodeContext) -> E
         if record.result.finish not in (FinishReason.SANDBOX_LOST, FinishReason.ENV_ERROR):
             with record.losses():
                 archive = box.read_archive(WORKSPACE, limits.workspace_bytes + ARCHIVE_OVERHEAD_BYTES)
-                most, test_files = config.validator.max_patch_bytes, task.environment.test_files
-                record.submission = as_submission(take_repair(states, start, archive, test_files, most))
+                fixed = task.environment.fixed_files(states.original.changed_paths(states.buggy))
+                most = config.validator.max_patch_bytes
+                record.submission = as_submission(take_repair(states, start, archive, fixed, most))
     return record.episode(bug_id=task.bug_id)
 
 

@@ -18,6 +18,7 @@ from selfplay.attacks import (
     phases,
     prepared,
     scripts_and_chance,
+    test_material,
     tests_and_runners,
     text_and_limits,
 )
@@ -39,6 +40,7 @@ GROUPS = (
     text_and_limits,
     prepared,
     phases,
+    test_material,
 )
 ALL_ATTACKS: tuple[Attack, ...] = tuple(
     sorted((attack for group in GROUPS for attack in group.ATTACKS), key=lambda attack: attack.row)

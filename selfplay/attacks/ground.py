@@ -174,8 +174,11 @@ class Ground:
 
     @contextmanager
     def box(self, limits: Limits = SMALL, environment: str | None = None) -> Iterator[Sandbox]:
-        reference = self.environment.reference if environment is None else environment
-        with self.backend.open(SandboxSpec(reference, limits, labels={"run": "attack"})) as opened:
+        reference, hidden = self.environment.reference, self.environment.hidden
+        if environment is not None:
+            reference, hidden = environment, ()
+        spec = SandboxSpec(reference, limits, labels={"run": "attack"}, hidden=hidden)
+        with self.backend.open(spec) as opened:
             yield opened
 
     @contextmanager

@@ -11,7 +11,7 @@ from selfplay.attacks.base import Attack, Broken, Held, Outcome
 from selfplay.attacks.ground import BOUNDS, CODE, FILES, Ground
 from selfplay.errors import EnvironmentBuildError, SandboxUnavailable
 from selfplay.repositories.build import prepare_environment
-from selfplay.repositories.environment import Environment
+from selfplay.repositories.environment import Environment, open_workspace
 from selfplay.repositories.fetching import fetch
 from selfplay.repositories.specs import parse_spec
 from selfplay.sandbox.base import Limits
@@ -58,12 +58,14 @@ def install_a_copy(ground: Ground) -> Outcome:
     place = "import pathlib, sysconfig; place = pathlib.Path(sysconfig.get_path('purelib')) / 'heron'"
     code = f"{place}; place.mkdir(); (place / 'bounds.py').write_text({BOUNDS!r})"
     try:
-        prepare(ground, f"python -c {shlex.quote(code)}")
+        environment = prepare(ground, f"python -c {shlex.quote(code)}")
     except EnvironmentBuildError as error:
         if "also lie outside the workspace" in str(error):
             return Held("the environment is refused")
         raise SandboxUnavailable(f"the environment cannot be built here: {error}") from error
-    return Broken("an environment with an installed copy was admitted")
+    with open_workspace(ground.backend, environment, environment.tree, {"run": "attack"}) as box:
+        seen = box.run("cat /opt/env/lib/python3*/site-packages/heron/bounds.py 2>/dev/null").text
+    return Broken("the installed copy can be read") if NAME in seen else Held("the copy is hidden")
 
 
 def prepare(ground: Ground, install: str) -> Environment:

@@ -28,12 +28,13 @@ from selfplay.errors import (
 )
 from selfplay.evaluation.tasks import Task
 from selfplay.outcomes import TestOutcomes
-from selfplay.repositories.build import BUILD_ATTEMPTS, adapted, first_requirements
+from selfplay.repositories.build import BUILD_ATTEMPTS, adapted, first_requirements, project_names
 from selfplay.repositories.checkouts import Checkout, cache_root
 from selfplay.repositories.environment import SCHEMA, Environment
 from selfplay.repositories.fetching import fetch
+from selfplay.repositories.hiding import hide_all, refuse_copies
 from selfplay.repositories.installation import Requirements, install
-from selfplay.repositories.probe import PROBE, refuse_copies, refuse_other_python, run_probe
+from selfplay.repositories.probe import PROBE, refuse_other_python, run_probe
 from selfplay.repositories.scripts import RECORDS_IDS, command_script, standard_parser, standard_script
 from selfplay.repositories.specs import RepositorySpec, absolute_line, parse_spec
 from selfplay.repositories.suites import collect
@@ -163,7 +164,9 @@ def _of_commit(job: BuildJob, task: Task) -> Environment:
             wanted = replace(wanted, pytest="")
         installed = _installed(job, wanted, _test_files(task, checkout.tree))
         variables = import_variables(checkout.tree)
-        environment = _environment(checkout, installed.reference, variables, installed.options)
+        environment = _environment(
+            checkout, installed.reference, variables, installed.options, installed.hidden
+        )
     if command is None:
         return environment
     script = command_script(command.command)
@@ -178,10 +181,11 @@ def _test_files(task: Task, tree: Tree) -> list[str]:
 
 @dataclass(frozen=True)
 class _Installed:
-    """Dependencies that were installed and looked at. options: of pytest."""
+    """Dependencies that were installed and looked at. options: of pytest; hidden: as `Environment.hidden`."""
 
     reference: str
     options: str
+    hidden: tuple[str, ...]
 
 
 def _installed(job: BuildJob, wanted: Requirements, files: Sequence[str]) -> _Installed:
@@ -206,7 +210,8 @@ def _installed(job: BuildJob, wanted: Requirements, files: Sequence[str]) -> _In
     with contextlib.suppress(OSError, ValueError, LookupError):
         known = json.loads(facts.read_text(encoding="utf-8"))
         if backend.environment_exists(known["build_key"]):
-            return _Installed(backend.environment_reference(known["build_key"]), known["options"])
+            reference = backend.environment_reference(known["build_key"])
+            return _Installed(reference, known["options"], tuple(known["hidden"]))
     arguments = _arguments(checkout)
     wanted = replace(wanted, extra=(*wanted.extra, *arguments.missing_in(wanted.dependencies)))
     has_odd_ids = False
@@ -219,17 +224,19 @@ def _installed(job: BuildJob, wanted: Requirements, files: Sequence[str]) -> _In
             wanted, has_odd_ids = adapted(wanted, collected.log), collected.has_odd_ids
         if wanted == before or spec.install is not None:
             break
-    seen = run_probe(trial, (".py",))
-    refuse_copies(job, seen.copies)
+    seen = run_probe(trial, (".py",), project_names(checkout))
+    refuse_copies(job, seen)
     refuse_other_python(job, seen.python)
+    hidden = hide_all(seen).paths
     options = _options(arguments, has_odd_ids, seen.has_hypothesis)
     facts.parent.mkdir(parents=True, exist_ok=True)
     partial = facts.with_suffix(f".{os.getpid()}.partial")
     partial.write_text(
-        json.dumps({"build_key": installation.build_key, "options": options}), encoding="utf-8"
+        json.dumps({"build_key": installation.build_key, "options": options, "hidden": hidden}),
+        encoding="utf-8",
     )
     partial.rename(facts)
-    return _Installed(installation.reference, options)
+    return _Installed(installation.reference, options, hidden)
 
 
 def _arguments(checkout: Checkout) -> PytestArguments:
@@ -246,10 +253,15 @@ def _options(arguments: PytestArguments, has_odd_ids: bool, has_hypothesis: bool
 
 
 def _environment(
-    checkout: Checkout, reference: str, variables: Mapping[str, str], options: str
+    checkout: Checkout,
+    reference: str,
+    variables: Mapping[str, str],
+    options: str,
+    hidden: tuple[str, ...],
 ) -> Environment:
     """An environment that was not admitted: no baseline, no excluded tests, no targets."""
-    identity = json.dumps(["record", SCHEMA, checkout.tree.digest, reference, options, dict(variables)])
+    decides = [checkout.tree.digest, reference, options, dict(variables), hidden]
+    identity = json.dumps(["record", SCHEMA, *decides])
     return Environment(
         key=hashlib.sha256(identity.encode()).hexdigest()[:32],
         reference=reference,
@@ -267,6 +279,7 @@ def _environment(
         calls={},
         variables=variables,
         options=options,
+        hidden=hidden,
     )
 
 
@@ -286,10 +299,10 @@ def _of_image(job: BuildJob, image: str) -> Environment:
                 activated = {"CONDA_PREFIX": folder, "CONDA_DEFAULT_ENV": "testbed"}
                 variables = {**variables, **activated, "PATH": f"{folder}/bin:{COMMAND_PATH}"}
                 break
-    seen = run_probe(Trial(job, image, variables), (".py",))
-    refuse_copies(job, seen.copies)
+    seen = run_probe(Trial(job, image, variables), (".py",), project_names(job.checkout))
+    refuse_copies(job, seen)
     options = _options(_arguments(job.checkout), False, seen.has_hypothesis)
-    return _environment(job.checkout, image, variables, options)
+    return _environment(job.checkout, image, variables, options, hide_all(seen).paths)
 
 
 def pull_image(image: str, preparer: Preparer) -> None:

@@ -162,7 +162,8 @@ def _bug_row(
             f"changes {', '.join(held_out)}, held out for evaluation; no target of `selfplay train` is. "
             "Leave the bug out."
         )
-    repair = judge_exact_repair(states, (*bug.artifact.test_files, *environment.test_files), max_patch_bytes)
+    fixed = environment.fixed_files(states.original.changed_paths(states.buggy))
+    repair = judge_exact_repair(states, (*bug.artifact.test_files, *fixed), max_patch_bytes)
     if not repair.passed:
         raise PatchError(f"{repair.reason}. Leave the bug out.")
     return given_bug(task, bug, environment, states.solver_start.digest, is_too_long(bug))

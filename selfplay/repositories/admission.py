@@ -8,21 +8,24 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from selfplay.outcomes import TestOutcomes
 from selfplay.repositories.dependencies import read_dependencies
+from selfplay.repositories.hiding import Hiding, hiding_plans
 from selfplay.repositories.import_failures import hints_to_extend
 from selfplay.repositories.test_failures import with_cause
 from selfplay.source.trees import FileEntry
 
 if TYPE_CHECKING:
+    from selfplay.repositories.probe import ProbeResult
     from selfplay.repositories.suites import Suite
     from selfplay.repositories.trial import BuildJob, Trial
 
 # Parts of test ids that differ between runs, such as addresses.
 UNSTABLE_ID = re.compile(r"0x[0-9a-fA-F]{6,}|<[\w.]+ object|<function |<class |<built-in ")
+MIN_SHARE = 0.95  # of the tests that pass with everything in sight: as many must pass with copies hidden
 PLANTED = b'\nraise RuntimeError("planted by selfplay: this module was imported from the workspace")\n'
 UNREADABLE = b")]} planted by selfplay: no language reads this {[(\n"
 
@@ -64,6 +67,34 @@ def take_baseline(trial: Trial, suite: Suite) -> tuple[Suite, Baseline]:
     if not stable:
         raise job.error_of_run(f"no test passes in all of {len(runs)} runs", "baseline-1", "")
     return suite.narrowed_to(stable), Baseline(TestOutcomes(stable, frozenset()), frozenset(seen) - stable)
+
+
+def hide_and_take_baseline(
+    trial: Trial, suite: Suite, seen: ProbeResult
+) -> tuple[Trial, Suite, Baseline, Hiding]:
+    """The baseline of a suite with as much hidden as its tests allow.
+
+    Raises EnvironmentBuildError as `take_baseline` does, and if the tests need another release of the
+    repository.
+    """
+    plans = hiding_plans(seen)
+    stores = replace(trial, hidden=seen.stores)
+    if plans == [Hiding(seen.stores, plans[0].copied)]:
+        return (stores, *take_baseline(stores, suite), plans[0])
+    job = trial.job
+    tree, script, parser = job.checkout.tree, suite.script, suite.parser
+    everything = trial.outcomes(stores.run(tree, script, "in-sight").output, parser).passed
+    for plan in plans:
+        hiding = replace(trial, hidden=plan.paths)
+        job.report(f"without {len(plan.paths)} copies or other releases in its environment")
+        passed = trial.outcomes(hiding.run(tree, script, "hidden").output, parser).passed
+        if len(passed & everything) >= MIN_SHARE * len(everything):
+            return (hiding, *take_baseline(hiding, suite), plan)
+    others = [*seen.releases, *seen.archives]
+    raise job.error(
+        f"its tests need another release of it, so a repair could be copied: {', '.join(others[:5])}. "
+        'Name dependencies that do not bring it along with the hint install="pip install …".'
+    )
 
 
 def _why_none_passes(suite: Suite, log: str, job: BuildJob) -> str:

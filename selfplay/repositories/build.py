@@ -16,14 +16,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from packaging.utils import canonicalize_name
+
 from selfplay.errors import full_disk_reported
 from selfplay.parts import is_own
-from selfplay.repositories.admission import Baseline, check_planted_error, take_baseline
+from selfplay.repositories.admission import Baseline, check_planted_error, hide_and_take_baseline
 from selfplay.repositories.backend_metadata import ask_backend
 from selfplay.repositories.cache import Reading, locked, read_facts, write_facts
 from selfplay.repositories.checkouts import Checkout
 from selfplay.repositories.dependencies import read_dependencies
 from selfplay.repositories.environment import SCHEMA, Environment
+from selfplay.repositories.hiding import refuse_copies
 from selfplay.repositories.installation import (
     OLDER_PYTEST,
     PYTEST,
@@ -33,8 +36,8 @@ from selfplay.repositories.installation import (
     build_script,
     install,
 )
-from selfplay.repositories.probe import PROBE, refuse_copies, refuse_other_python, run_probe
-from selfplay.repositories.recording import record_calls
+from selfplay.repositories.probe import PROBE, refuse_other_python, run_probe
+from selfplay.repositories.recording import Recorded, record_run
 from selfplay.repositories.requirement_text import requirement_files
 from selfplay.repositories.scripts import TEXTS, shipped_text
 from selfplay.repositories.suites import Suite, collect, pytest_suite
@@ -120,6 +123,12 @@ def _read(checkout: Checkout, backend: SandboxBackend) -> Reading:
     return Reading(requirements.dependencies, import_variables(checkout.tree), build_key_of(script, backend))
 
 
+def project_names(checkout: Checkout) -> list[str]:
+    """The names under which the repository's projects are installed, in their canonical form."""
+    found = read_dependencies(checkout.tree, checkout.name, checkout.tag_version)
+    return sorted({canonicalize_name(name) for name in (found.name, *(name for name, _ in found.others))})
+
+
 def _stated_requirements(checkout: Checkout, metadata: str = "") -> Requirements:
     """What to install before anything was tried. metadata: of the build backend, if it was asked."""
     found = read_dependencies(checkout.tree, checkout.name, checkout.tag_version, metadata)
@@ -147,16 +156,17 @@ def _build(job: BuildJob, key: str) -> tuple[Environment, str]:
         suite = Suite(command.files, command=command)
         installation = install(job, first_requirements(job), 1)
     trial = Trial(job, installation.reference, variables)
-    seen = run_probe(trial, suite.code_suffixes)
-    refuse_copies(job, seen.copies)
+    seen = run_probe(trial, suite.code_suffixes, project_names(checkout))
+    refuse_copies(job, seen)
     refuse_other_python(job, seen.python)
     if seen.has_hypothesis and "--hypothesis-profile" not in suite.options:
         # The same examples in every run, no deadlines, no database.
         suite = replace(suite, options=f"{suite.options} --hypothesis-profile=ci")
-    suite, baseline = take_baseline(trial, suite)
+    trial, suite, baseline, hiding = hide_and_take_baseline(trial, suite, seen)
     check_planted_error(trial, suite, baseline)
     left_out = (*_stated_requirements(checkout).dependencies.urls, *installation.left_out)
-    environment = replace(_environment(trial, suite, baseline, key), left_out=left_out)
+    environment = _environment(trial, suite, baseline, key)
+    environment = replace(environment, left_out=left_out, hidden=hiding.paths, copied=hiding.copied)
     functions = (
         f"{len(environment.targets)} functions"
         if suite.command is None
@@ -199,9 +209,9 @@ def adapted(requirements: Requirements, log: str) -> Requirements:
 
 
 def _environment(trial: Trial, suite: Suite, baseline: Baseline, key: str) -> Environment:
-    """The admitted environment, with the calls of its tests if pytest runs them."""
+    """The admitted environment, with what a recorded run shows if pytest runs its tests."""
     checkout = trial.job.checkout
-    targets, calls = record_calls(trial, suite) if suite.command is None else ((), {})
+    recorded = record_run(trial, suite) if suite.command is None else Recorded()
     return Environment(
         key=key,
         reference=trial.reference,
@@ -215,8 +225,9 @@ def _environment(trial: Trial, suite: Suite, baseline: Baseline, key: str) -> En
         parser=suite.parser,
         baseline=baseline.outcomes,
         excluded_ids=baseline.excluded_ids,
-        targets=targets,
-        calls=calls,
+        targets=recorded.targets,
+        calls=recorded.calls,
+        material=recorded.material,
         variables=trial.variables,
         options=suite.options,
         command="" if suite.command is None else suite.command.command,

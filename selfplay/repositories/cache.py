@@ -23,6 +23,7 @@ from selfplay.repositories.environment import Environment
 from selfplay.repositories.scripts import command_script, standard_parser, standard_script
 from selfplay.repositories.targets import Target, pack_calls, unpack_calls
 from selfplay.sandbox.base import SandboxBackend
+from selfplay.source.test_material import TestMaterial
 
 if TYPE_CHECKING:
     from selfplay.repositories.dependencies import Dependencies
@@ -102,9 +103,17 @@ def read_facts(
             command=command,
             notes=tuple(facts.get("test_notes", ())),
             left_out=tuple(facts.get("left_out", ())),
+            material=_unpack_material(facts["material"]),
+            hidden=tuple(facts["hidden"]),
+            copied=tuple((path, name) for path, name in facts["copied"]),
         )
     except (OSError, ValueError, LookupError, TypeError):
         return None
+
+
+def _unpack_material(facts: Mapping[str, Any]) -> TestMaterial:
+    imports = {str(path): tuple(found) for path, found in facts["imports"].items()}
+    return TestMaterial(tuple(facts["files"]), tuple(facts["covered"]), imports)
 
 
 def write_facts(path: Path, environment: Environment, build_key: str, reading: Reading) -> None:
@@ -124,6 +133,9 @@ def write_facts(path: Path, environment: Environment, build_key: str, reading: R
         "excluded_ids": sorted(environment.excluded_ids),
         "targets": [asdict(target) for target in environment.targets],
         "calls": pack_calls(environment.calls),
+        "material": asdict(environment.material),
+        "hidden": environment.hidden,
+        "copied": environment.copied,
         "variables": dict(environment.variables),
     }
     with tempfile.NamedTemporaryFile(

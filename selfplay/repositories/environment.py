@@ -7,7 +7,7 @@ Imports the modules of its fields for type checkers only: nearly every package i
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING
 from selfplay.repositories.scripts import command_script, records_ids, standard_script
 from selfplay.sandbox.base import WORKSPACE, Limits, Sandbox, SandboxBackend, SandboxSpec
 from selfplay.source.git_folder import git_archive
+from selfplay.source.test_material import NO_MATERIAL, TestMaterial
 
 if TYPE_CHECKING:
     from selfplay.outcomes import TestOutcomes
     from selfplay.repositories.checkouts import Checkout
-    from selfplay.repositories.targets import Calls, Target
+    from selfplay.repositories.targets import Calls, Function, Target
     from selfplay.source.trees import Tree
 
 SCHEMA = 1  # of environments in the cache, their facts included; a new number builds all of them anew
@@ -41,6 +42,9 @@ class Environment:
     notes         for people: which options and files of its tests do not run
     command       runs all tests if pytest cannot run them, else ""; with it there are no targets and no calls
     left_out      requirements of the tests that could not be installed
+    material      what its tests rest on outside of their own files
+    hidden        paths that no sandbox shows: other releases of the repository, other copies of its source
+    copied        its functions that stand in sight outside the workspace: no bug may change them
     """
 
     key: str
@@ -62,6 +66,9 @@ class Environment:
     command: str = ""
     notes: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
+    material: TestMaterial = NO_MATERIAL
+    hidden: tuple[str, ...] = ()
+    copied: tuple[Function, ...] = ()
 
     def script_for(self, test_files: Sequence[str]) -> str:
         """The script that runs these test files only. A test command always runs all of its tests."""
@@ -75,6 +82,12 @@ class Environment:
         if not records_ids(self.options) or records_ids(script):
             return self.excluded_ids
         return self.excluded_ids.union(name for name in self.baseline.passed if " - " in name)
+
+    def fixed_files(self, changed: Collection[str]) -> tuple[str, ...]:
+        """The files that no repair of a bug in the files `changed` may change, beside those that
+        `path_policy` knows by name: tests, what they rest on, and code that the bug has nothing to do with.
+        """
+        return (*self.test_files, *self.material.files, *self.material.unrelated(changed))
 
 
 def fill_workspace(box: Sandbox, tree: Tree) -> None:
@@ -102,6 +115,7 @@ def open_workspace(
         limits or Limits(),
         variables={**environment.variables, "PYTHONHASHSEED": str(hash_seed)},
         labels=labels,
+        hidden=environment.hidden,
     )
     with backend.open(spec) as box:
         fill_workspace(box, tree)

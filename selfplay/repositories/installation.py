@@ -150,6 +150,7 @@ def build_script(requirements: Requirements, install: str | None, files: Mapping
         lines.append(install)
         pytest = requirements.pytest
         lines += [f"python -c 'import pytest' 2>/dev/null || {pip} {pytest}"] if pytest else []
+    lines += _other_releases_removed(found)
     lines.append("python -m pip list --disable-pip-version-check --format=freeze")
     # pip carries copies of other projects.
     lines.append("python -m pip uninstall --quiet --yes pip")
@@ -168,6 +169,15 @@ def _metadata_lines(name: str, version: str) -> list[str]:
         'echo selfplay > "$info/INSTALLER"',
         f'printf "%s,,\\n" {quoted}/METADATA {quoted}/INSTALLER {quoted}/RECORD > "$info/RECORD"',
     ]
+
+
+def _other_releases_removed(found: Dependencies) -> list[str]:
+    """Uninstall releases of the repository that dependencies brought, and enter the workspace's own."""
+    lines = []
+    for name, version in ((found.name, found.version), *found.others):
+        lines.append(f"python -m pip uninstall --quiet --yes {shlex.quote(name)} || true")
+        lines += _metadata_lines(name, version)
+    return lines
 
 
 def _finder_lines(renamed: Sequence[tuple[str, str]]) -> list[str]:

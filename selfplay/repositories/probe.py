@@ -1,110 +1,133 @@
-"""Looks into an environment: does it hold copies of the source, which Python, and does it hold hypothesis?
+"""Looks into an environment: copies of the source, other releases, which Python, and does it hold hypothesis?
 
-Invariant: no file outside the workspace equals a source file of the repository. A bug would not reach such a
-copy, and a solver could copy its repair from it.
+The search itself is data/probe/search.py, which runs in the sandbox. What follows from it is the job of
+`hiding`.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import shlex
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from selfplay.errors import EnvironmentBuildError
-from selfplay.sandbox.base import WORKSPACE
+from selfplay.repositories.targets import Function
+from selfplay.runtime.resources import resource
+from selfplay.source.import_roots import import_roots
+from selfplay.source.path_policy import is_protected_path
 from selfplay.source.trees import Tree
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from selfplay.repositories.trial import BuildJob, Trial
 
-MIN_COPY_BYTES = 200  # smaller source files may be equal by chance
 # Folders of other projects that a repository carries along; their originals may well be installed.
 VENDORED = re.compile(r"(^|/)_?(vendor|vendored|extern)/")
+TIMEOUT_S = 900.0  # it reads every Python file of the sandbox: seconds, minutes on a busy machine
+# Top modules that many repositories have, and that say nothing about where they are from.
+COMMON_MODULES = frozenset(
+    {"setup", "noxfile", "conf", "doc", "docs", "test", "tests", "testing", "example", "examples", "build"}
+    | {"benchmark", "benchmarks", "scripts", "tools", "tasks", "utils", "versioneer", "conftest"}
+)
+PROBE = (resource("data/probe") / "search.py").read_text(encoding="utf-8")  # part of an environment's key
 
-# Runs inside the sandbox, and is part of an environment's key. Reads the size and hash of each source file
-# from stdin.
-PROBE = """
-import hashlib, json, os, sys
-known = {(size, digest) for size, digest in json.load(sys.stdin)}
-sizes = {size for size, _ in known}
-copies = []
-for folder, folders, files in os.walk("/"):
-    if folder == "/":
-        folders[:] = [name for name in folders if name not in \
-("proc", "sys", "dev", "testbed", "tmp", "submit")]
-    for name in files:
-        path = os.path.join(folder, name)
-        try:
-            if name.endswith(".py") and os.path.getsize(path) in sizes:
-                with open(path, "rb") as file:
-                    data = file.read()
-                if (len(data), hashlib.sha256(data).hexdigest()) in known:
-                    copies.append(path)
-        except OSError:
-            pass
-try:
-    import hypothesis
-    hypothesis.settings.get_profile("ci")
-    has_profile = True
-except Exception:
-    has_profile = False
-print(json.dumps({"copies": copies, "hypothesis": has_profile, "python": "%d.%d" % sys.version_info[:2]}))
-"""
+
+@dataclass(frozen=True)
+class EqualFile:
+    """A Python file outside the workspace with functions of the repository. bytecode: its compiled forms."""
+
+    functions: tuple[Function, ...]
+    bytecode: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """What the probe saw. copies: paths outside the workspace; has_hypothesis: with its profile `ci`."""
+    """What the probe saw, as absolute paths; those of folders end with a slash.
 
-    copies: tuple[str, ...]
+    same      files that equal a source file of the repository
+    equal     Python files that hold functions of it
+    releases  installed or vendored packages of its name, and what their installation says about them
+    archives  archives with source of it
+    stores    git repositories, caches, folders of packages to be installed
+    """
+
     python: str
     has_hypothesis: bool
+    same: tuple[str, ...] = ()
+    equal: Mapping[str, EqualFile] = field(default_factory=dict)
+    releases: tuple[str, ...] = ()
+    archives: tuple[str, ...] = ()
+    stores: tuple[str, ...] = ()
 
 
-def run_probe(trial: Trial, suffixes: tuple[str, ...]) -> ProbeResult:
+def run_probe(trial: Trial, suffixes: tuple[str, ...], projects: Sequence[str]) -> ProbeResult:
     """Run the probe; it looks for copies of source files with these suffixes.
 
+    projects: the names under which the repository would be installed, in their canonical form.
     Raises EnvironmentBuildError if no Python runs in the environment.
     """
     tree = trial.job.checkout.tree
-    contents = [
-        entry.content
-        for path, entry in tree.items()
-        if path.endswith(suffixes) and len(entry.content) >= MIN_COPY_BYTES and not VENDORED.search(path)
+    files = [
+        path
+        for path in sorted(tree)
+        if path.endswith(suffixes)
+        and not VENDORED.search(path)
+        and not (path.endswith(".py") and is_protected_path(path, tree))
     ]
-    known = dict.fromkeys((len(content), hashlib.sha256(content).hexdigest()) for content in contents)
-    script = PROBE.replace('".py"', repr(suffixes))
-    with trial.workspace(Tree(), {"PYTHONPATH": ""}) as box:
+    question = {
+        "files": files,
+        "modules": _top_modules(tree, files),
+        "projects": list(projects),
+        "suffixes": suffixes,
+    }
+    with trial.workspace(tree, {"PYTHONPATH": ""}) as box:
+        # -I: no module of the workspace may take the place of one that the probe imports.
         result = box.run(
-            f"python3 -c {shlex.quote(script)}",
-            trial.job.settings.test_timeout_s,
-            stdin=json.dumps(list(known)).encode(),
+            f"cd / && python3 -I -c {shlex.quote(PROBE)}",
+            TIMEOUT_S,
+            stdin=json.dumps(question).encode(),
+        )
+    if result.timed_out:
+        raise trial.job.error(
+            f"the search for copies of its source did not end within {TIMEOUT_S:.0f} s; "
+            "run it on a machine with less to do, or give an environment with fewer files"
         )
     try:
-        seen = json.loads(result.output.strip().rpartition(b"\n")[2])
-        return ProbeResult(tuple(map(str, seen["copies"])), seen["python"], seen["hypothesis"])
-    except (ValueError, IndexError, KeyError, TypeError) as error:
+        return _read(json.loads(result.output.strip().rpartition(b"\n")[2]))
+    except (ValueError, IndexError, KeyError, TypeError, AttributeError) as error:
         raise trial.job.error("python does not run in its environment", result.text) from error
 
 
-def refuse_copies(job: BuildJob, copies: Sequence[str]) -> None:
-    """Raise EnvironmentBuildError if there are copies, naming the first five."""
-    if not copies:
-        return
-    remedy = 'Name dependencies that do not bring it along with the hint install="pip install …".'
-    if job.is_image:
-        remedy = (
-            f"The workspace covers only {WORKSPACE}: make an image that holds the repository there "
-            "and nowhere else."
+def _read(seen: Any) -> ProbeResult:
+    equal = {
+        str(path): EqualFile(
+            tuple((str(where), str(name)) for where, name in found["functions"]),
+            tuple(map(str, found["bytecode"])),
         )
-    raise job.error(
-        f"{len(copies)} of its source files also lie outside the workspace, so a repair could be copied: "
-        f"{', '.join(copies[:5])}. {remedy}"
+        for path, found in seen["equal"].items()
+    }
+    kinds = ("same", "releases", "archives", "stores")
+    same, releases, archives, stores = (tuple(sorted(map(str, seen[kind]))) for kind in kinds)
+    return ProbeResult(
+        str(seen["python"]), seen["hypothesis"] is True, same, equal, releases, archives, stores
     )
+
+
+def _top_modules(tree: Tree, files: Sequence[str]) -> list[str]:
+    """The names of the packages and modules that stand directly in an import root and hold code."""
+    found = set()
+    for root in import_roots(tree):
+        start = f"{root}/" if root else ""
+        for path in files:
+            if path.startswith(start) and path.endswith(".py"):
+                name, slash, _ = path.removeprefix(start).partition("/")
+                if not slash or f"{start}{name}/__init__.py" in tree:
+                    found.add(name.removesuffix(".py"))
+    return sorted(found - COMMON_MODULES)
 
 
 def refuse_other_python(job: BuildJob, python: str) -> None:

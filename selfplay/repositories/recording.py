@@ -1,17 +1,20 @@
-"""Runs pytest under recorders of data/pytest: which files hold tests, and which functions the tests call.
+"""Runs pytest under recorders of data/pytest: which files hold tests, what the tests call, open and import.
 
-What a record of calls means is decided by `targets`. Only pytest can load a recorder.
+What a record means is decided by `targets` and `material`. Only pytest can load a recorder.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from selfplay.errors import ArtifactError, SandboxLost
+from selfplay.repositories.material import find_material
 from selfplay.repositories.scripts import shipped_text
 from selfplay.repositories.targets import Calls, Target, find_calls, find_targets, read_calls
+from selfplay.source.test_material import NO_MATERIAL, TestMaterial
 from selfplay.source.trees import FileEntry, Tree
 
 if TYPE_CHECKING:
@@ -44,13 +47,31 @@ def run_recorded(trial: Trial, script: str, recorder: str, record: str, log_name
     return log, None
 
 
-def record_calls(trial: Trial, suite: Suite) -> tuple[tuple[Target, ...], Calls]:
-    """Run the suite once more and read what it called. A damaged record gives no targets and no calls."""
+@dataclass(frozen=True)
+class Recorded:
+    """What a recorded run of a suite showed."""
+
+    targets: tuple[Target, ...] = ()
+    calls: Calls = field(default_factory=dict)
+    material: TestMaterial = NO_MATERIAL
+
+
+def record_run(trial: Trial, suite: Suite) -> Recorded:
+    """Run the suite once more and read what it called, opened and imported.
+
+    A damaged record gives no targets and no calls. What tests only use is no target.
+    """
     tree = trial.job.checkout.tree
     _, record = run_recorded(trial, suite.script, "call_recorder.py", "calls.json", "recorded")
     seen = read_calls(record)
     tests = {printable(name): functions for name, functions in seen.tests.items()}
-    return find_targets(tree, seen.files, suite.files), find_calls(tree, tests)
+    targets = find_targets(tree, seen.files, suite.files)
+    material = find_material(tree, record, suite.files, targets)
+    calls = {
+        test: tuple(function for function in called if function[0] not in material.files)
+        for test, called in find_calls(tree, tests).items()
+    }
+    return Recorded(tuple(target for target in targets if target.path not in material.files), calls, material)
 
 
 def printable(test_id: str) -> str:

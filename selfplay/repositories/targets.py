@@ -77,6 +77,35 @@ def shown_source(lines: list[str], span: Span) -> str:
     )
 
 
+def touched_functions_of(functions: Collection[Function], before: Tree, after: Tree) -> list[str]:
+    """Which of these functions `after` changes or lacks: "path: qualified name".
+
+    Their names are plain: each function of the file that has it, in whichever class, counts.
+    """
+    names: dict[str, set[str]] = {}
+    for path, name in functions:
+        names.setdefault(path, set()).add(name)
+    touched = []
+    for path in sorted(names):
+        if before.files.get(path) != after.files.get(path):
+            old, new = _texts(before, path), _texts(after, path)
+            touched += [
+                f"{path}: {name}"
+                for name in sorted(old)
+                if name.rpartition(".")[2] in names[path] and new.get(name) != old[name]
+            ]
+    return touched
+
+
+def _texts(tree: Tree, path: str) -> dict[str, list[str]]:
+    """The lines of each function of a file, by its qualified name."""
+    if path not in tree:
+        return {}
+    lines = tree.text(path).split("\n")
+    spans = function_spans(tree[path].content)
+    return {span.name: lines[span.first_line - 1 : span.last_line] for span in spans}
+
+
 # ---- the record of a run
 
 

@@ -66,11 +66,13 @@ class Trial:
 
     reference  the backend's name for them
     variables  of the shell in every run
+    hidden     paths that no run sees, as `SandboxSpec.hidden`
     """
 
     job: BuildJob
     reference: str
     variables: Mapping[str, str]
+    hidden: tuple[str, ...] = ()
 
     @contextmanager
     def workspace(self, tree: Tree, variables: Mapping[str, str]) -> Iterator[Sandbox]:
@@ -116,7 +118,8 @@ class Trial:
     @contextmanager
     def _sandbox(self, variables: Mapping[str, str]) -> Iterator[Sandbox]:
         labels = {"run": "environment", "owner pid": str(os.getpid())}
-        spec = SandboxSpec(self.reference, self.job.limits, variables=variables, labels=labels)
+        limits, hidden = self.job.limits, self.hidden
+        spec = SandboxSpec(self.reference, limits, variables=variables, labels=labels, hidden=hidden)
         with self.job.backend.open(spec) as box:
             yield box
 

@@ -73,6 +73,8 @@ class SandboxSpec:
     writable_env  /opt/env is writable; true only while an environment is built
     variables     exported in every command, in addition to `variables.command_variables`
     labels        docker: labels of the container, for people who look at the engine
+    hidden        absolute paths outside the writable folders; they must exist. A folder, written with a slash
+                  at its end, is empty inside. A file cannot be read, or is empty.
     """
 
     environment: str
@@ -81,6 +83,7 @@ class SandboxSpec:
     writable_env: bool = False
     variables: Mapping[str, str] = field(default_factory=dict)
     labels: Mapping[str, str] = field(default_factory=dict)
+    hidden: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,18 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from selfplay.sandbox.base import SUBMIT, VENV, WORKSPACE, Limits, SandboxSpec
-from selfplay.sandbox.bubblewrap_host import PYTHON, as_user, hidden_folders, python_name
+from selfplay.sandbox.bubblewrap_host import (
+    PYTHON,
+    as_user,
+    bundled_folders,
+    hidden_folders,
+    python_name,
+)
 from selfplay.sandbox.environment_builds import BuildNetwork
 from selfplay.sandbox.index_proxy import SOCKET
 from selfplay.sandbox.layers import DEV, DEVICES
@@ -61,8 +67,9 @@ def bubblewrap_arguments(spec: SandboxSpec, start: Start) -> list[str]:
         *before,
         start.programs["bwrap"],
         *_namespaces(start),
-        *_system_folders(start),
+        *_system_folders(spec, start),
         *_environment(spec, start),
+        *_hidden(spec.hidden, start),
         *(_build_network(start.network) if spec.network else ()),
         *_given_files(start),
         *_kernel_folders(start),
@@ -101,8 +108,11 @@ def _is_own_folder(path: str) -> bool:
     return Path(path).is_dir() and not Path(path).is_symlink()
 
 
-def _system_folders(start: Start) -> list[str]:
-    """This machine's programs and libraries, and its Python, without the folders that stay hidden."""
+def _system_folders(spec: SandboxSpec, start: Start) -> list[str]:
+    """This machine's programs and libraries, and its Python, without the folders that stay hidden.
+
+    A build sees the packages that come with Python: it makes a virtual environment from them.
+    """
     line = _shown(start, "/usr")
     for name in LIBRARIES:
         host = Path("/", name)
@@ -116,8 +126,19 @@ def _system_folders(start: Start) -> list[str]:
     if Path(ALTERNATIVES).is_dir():
         line += _shown(start, ALTERNATIVES)
     line += _shown(start, sys.base_prefix, PYTHON)
-    for folder in hidden_folders():
-        line += ["--size", "4096", "--perms", "0555", "--tmpfs", folder]
+    bundled = () if spec.network else bundled_folders()
+    return line + _hidden([f"{folder}/" for folder in (*hidden_folders(), *bundled)], start)
+
+
+def _hidden(paths: Sequence[str], start: Start) -> list[str]:
+    """An empty folder, or a device without contents, in place of each path."""
+    nothing = f"{start.layers.get(DEV, DEV)}/null"
+    line = []
+    for path in paths:
+        if path.endswith("/"):
+            line += ["--size", "4096", "--perms", "0555", "--tmpfs", path.rstrip("/")]
+        else:
+            line += ["--ro-bind", nothing, path]
     return line
 
 

@@ -193,6 +193,16 @@ def hidden_folders() -> tuple[str, ...]:
     return tuple(dict.fromkeys(found))
 
 
+@cache
+def bundled_folders() -> tuple[str, ...]:
+    """The folders of packages that come with Python, for instance pip's wheel, with other projects in it."""
+    found = []
+    for prefix, place in ((Path(sys.base_prefix), PYTHON), (Path("/usr"), "/usr")):
+        for pattern in ("lib*/python3*/ensurepip/_bundled", "share/python-wheels"):
+            found += [f"{place}/{folder.relative_to(prefix)}" for folder in prefix.glob(pattern)]
+    return tuple(found)
+
+
 def _python_folders(prefix: Path, whole_programs: bool) -> list[str]:
     """Relative to `prefix`: site-packages and dist-packages; if asked for, programs written in Python too."""
     libraries = [prefix / name for name in ("lib", "lib64", "local/lib", "local/lib64")]

@@ -291,6 +291,15 @@ def all_else_is_read_only(backend: SandboxBackend, spec: SandboxSpec) -> None:
             assert box.run(f"echo x >> {path}").exit_code != 0, f"{path} can be written"
 
 
+def hides_what_the_spec_names(backend: SandboxBackend, spec: SandboxSpec) -> None:
+    look = "cat /usr/bin/tee 2>/dev/null | wc -c; ls -A /usr/share | wc -l"
+    with backend.open(spec) as box:
+        assert "0" not in says(box, look).split(), "/usr/bin/tee or /usr/share is empty: nothing is tried"
+    with backend.open(replace(spec, hidden=("/usr/bin/tee", "/usr/share/"))) as box:
+        assert says(box, look).split() == ["0", "0"]
+        assert box.run("touch /usr/share/x").exit_code != 0
+
+
 def sandboxes_do_not_see_each_other(backend: SandboxBackend, spec: SandboxSpec) -> None:
     with backend.open(spec) as one, backend.open(spec) as two:
         says(one, "for d in /testbed /tmp /submit /dev/shm; do echo secret > $d/f; done; sleep 4321 &")
@@ -471,6 +480,7 @@ ALL_CHECKS: tuple[Check, ...] = (
     has_no_network,
     runs_without_privileges,
     all_else_is_read_only,
+    hides_what_the_spec_names,
     sandboxes_do_not_see_each_other,
     starts_from_a_clean_environment,
     files_go_in_and_out,

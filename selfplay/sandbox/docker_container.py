@@ -127,6 +127,11 @@ def _host_config(
         network_mode="bridge" if spec.network and not has_proxy else "none",
         read_only=not spec.writable_env,
         tmpfs=_tmpfs(spec),
+        mounts=[
+            docker.types.Mount(path, "/dev/null", type="bind", read_only=True)
+            for path in spec.hidden
+            if not path.endswith("/")
+        ],
         shm_size=SMALL_TMPFS_BYTES,
         mem_limit=limits.memory_bytes,
         memswap_limit=limits.memory_bytes,
@@ -144,6 +149,11 @@ def _tmpfs(spec: SandboxSpec) -> dict[str, str]:
         WORKSPACE: f"{options},mode=0777,size={spec.limits.workspace_bytes}",
         SUBMIT: f"{options},mode=0777,size={spec.limits.submit_bytes}",
         "/tmp": f"{options},mode=1777,size={spec.limits.tmp_bytes}",
+    }
+    folders |= {
+        path.rstrip("/"): f"ro,{options.removeprefix('rw,')},mode=0555,size=4096"
+        for path in spec.hidden
+        if path.endswith("/")
     }
     if spec.writable_env:
         # The root is writable then, since only what lies in it is committed. A tmpfs keeps the other folders

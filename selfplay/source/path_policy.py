@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from selfplay.source.import_roots import GUESSED_ROOTS, import_roots
@@ -41,6 +42,7 @@ OTHER_CODE = (
     *(".rb", ".php", ".lua"),
     *(".js", ".mjs", ".cjs", ".jsx", ".ts", ".mts", ".cts", ".tsx", ".sh", ".bash", ".pl", ".pm"),
 )
+PYTHON_CODE = (".py", ".pyi", ".pyx", ".pxd", ".pxi")
 # The names of their test files, without the suffix.
 OTHER_TEST = re.compile(r"test[_-].*|tests?|.*[._-](test|tests|spec)|.*[a-z0-9]Tests?")
 START_FILES = frozenset(
@@ -81,6 +83,11 @@ def is_other_code(path: str) -> bool:
     return path.endswith(OTHER_CODE)
 
 
+def is_code_path(path: str) -> bool:
+    """Whether the suffix of `path` is that of code. A repair may change other files only if its bug did."""
+    return path.endswith((*PYTHON_CODE, *OTHER_CODE))
+
+
 def is_runner_path(path: str) -> bool:
     """Whether `path` controls the test run: configuration, conftest, start-up files of Python, plugins."""
     *folders, name = path.split("/")
@@ -106,6 +113,23 @@ def is_protected_path(path: str, original: Tree | None = None) -> bool:
     return any(
         _shadows_module(path, f"{root}/", original) for root in roots if path.startswith(f"{root}/")
     ) or _shadows_module(path, "", original)
+
+
+def shadows(path: str, files: Collection[str], original: Tree) -> bool:
+    """Whether a new `path` would be imported instead of one of `files`, or instead of its package."""
+    if path in original or not path.endswith(PYTHON_CODE):
+        return False
+    roots = import_roots(original)
+    names = {name for file in files if file in original for name in _module_names(file, roots)}
+    own = _module_names(path, roots)
+    return any(name == new or name.startswith(f"{new}.") for name in names for new in own)
+
+
+def _module_names(path: str, roots: Collection[str]) -> list[str]:
+    """The dotted names under which Python finds `path`, from each root that it is below."""
+    starts = [f"{root}/" if root else "" for root in roots]
+    stem = path.rpartition(".")[0].removesuffix("/__init__")
+    return [stem.removeprefix(start).replace("/", ".") for start in starts if stem.startswith(start)]
 
 
 def _shadows_module(path: str, root: str, original: Tree | None) -> bool:

@@ -53,8 +53,9 @@ def _grade(bug: BugState, patch: str, environment: Environment, runner: TestRunn
     original, artifact = environment.tree, bug.artifact
     states = build_states(original, bug)
     test_files = (*artifact.test_files, *environment.test_files)
+    fixed = (*artifact.test_files, *environment.fixed_files(original.changed_paths(states.buggy)))
     try:
-        trees = graded_trees(states, patch, test_files, runner.settings.max_patch_bytes)
+        trees = graded_trees(states, patch, fixed, runner.settings.max_patch_bytes)
     except PatchError as error:
         return Grade(False, f"the patch cannot be applied: {error}")
     predicted, final, restored = trees.predicted, trees.final, trees.restored

@@ -7,6 +7,7 @@ Invariants:
   verdict.
 - What counts depends on the original repository, on paths and on sizes, never on files that a policy wrote.
 - A file that a bug may change is a file that a repair may change. `repairs` has the check.
+- A file that is no code counts only if the bug changed it: tests may compare with what it holds.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 
 from selfplay.source.apply import apply_parsed, change_problem, diff_sections
 from selfplay.source.diffs import MAX_FILES, Patch, diff_bytes, path_problem
-from selfplay.source.path_policy import is_protected_path
+from selfplay.source.path_policy import is_code_path, is_protected_path, shadows
 from selfplay.source.trees import Tree, ignore_rules
 
 MAX_FILE_BYTES = 1 << 20  # of a new file: no repair needs a larger one, and a run may leave a log behind
@@ -65,7 +66,8 @@ def take_prediction(
             continue
         if path not in before and path not in original and ignored.match_file(path):
             continue
-        problem = "changes to it do not count" if path in not_counted else ""
+        is_fixed = path in not_counted or shadows(path, not_counted, original)
+        problem = "changes to it do not count" if is_fixed else ""
         if problem := problem or _problem(path, original, before, workspace):
             restored[path] = problem
         else:
@@ -95,13 +97,18 @@ def add_prediction(
 ) -> tuple[Tree, tuple[str, ...]]:
     """Apply a prediction to `before`.
 
-    Changes to `test_files` and to protected paths of `original` are undone.
+    Changes to `test_files`, to protected paths of `original` and to files that `_is_open` refuses are undone.
 
     Returns the tree and the paths whose change was undone. Raises PatchError.
     """
     after = apply_parsed(before, patch)
     restored = tuple(
-        path for path in patch.changed_paths if path in test_files or is_protected_path(path, original)
+        path
+        for path in patch.changed_paths
+        if path in test_files
+        or shadows(path, test_files, original)
+        or is_protected_path(path, original)
+        or not _is_open(path, original, before)
     )
     return after.restore(before, restored), restored
 
@@ -110,9 +117,16 @@ def _problem(path: str, original: Tree, before: Tree, after: Tree) -> str:
     """Why a change of `path` does not count; "" if it does."""
     if is_protected_path(path, original):
         return "it is a test or a file that steers the test run"
+    if not _is_open(path, original, before):
+        return "it is no code, and the bug did not change it"
     is_too_large = path not in before and path not in original and _size(path, after) > MAX_FILE_BYTES
     too_large = f"it is new and has more than {MAX_FILE_BYTES} bytes" if is_too_large else ""
     return change_problem(path, before) or change_problem(path, after) or too_large
+
+
+def _is_open(path: str, original: Tree, before: Tree) -> bool:
+    """Whether a repair may change a path that is not protected: code, or a file that the bug changed."""
+    return is_code_path(path) or original.files.get(path) != before.files.get(path)
 
 
 def _is_same(path: str, before: Tree, after: Tree) -> bool:

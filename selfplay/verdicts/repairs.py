@@ -43,7 +43,7 @@ def take_repair(
     """The repair in a solver's workspace that began as `start`.
 
     start: `states.solver_start`, possibly with the original's test files. Changes to these files and to
-    `test_files` do not count, since grading starts from the weakened ones.
+    `test_files` (what `Environment.fixed_files` gives included) do not count: grading has the originals.
     """
     not_counted = {*start.changed_paths(states.solver_start), *test_files}
     return take_prediction(start, workspace_tar, not_counted, states.original, max_patch_bytes)
@@ -59,7 +59,7 @@ def graded_trees(states: States, patch: str, test_files: Sequence[str], max_patc
 def judge_exact_repair(states: States, test_files: Sequence[str], max_patch_bytes: int) -> Finding:
     """Whether a solver that undoes the bug exactly has the original graded.
 
-    test_files: of the artifact and of the environment.
+    test_files: of the artifact, and `Environment.fixed_files`.
     """
     original, start = states.original, states.solver_start
     undone = [path for path in original.changed_paths(states.buggy) if path not in test_files]

@@ -237,7 +237,7 @@ class TestRunner:
     ) -> ScriptRun:
         variables = {**environment.variables, "PYTHONHASHSEED": str(hash_seed)}
         started = time.monotonic()
-        with self._opened(environment.reference, variables) as box:
+        with self._opened(environment.reference, variables, environment.hidden) as box:
             opened = time.monotonic()
             try:
                 fill_workspace(box, tree)
@@ -304,9 +304,11 @@ class TestRunner:
         return parse_outcomes(done.output, self.settings.max_test_ids)
 
     @contextmanager
-    def _opened(self, reference: str, variables: Mapping[str, str]) -> Iterator[Sandbox]:
+    def _opened(
+        self, reference: str, variables: Mapping[str, str], hidden: tuple[str, ...] = ()
+    ) -> Iterator[Sandbox]:
         with self._backend.open(
-            SandboxSpec(reference, self._limits, variables=variables, labels=self._labels)
+            SandboxSpec(reference, self._limits, variables=variables, labels=self._labels, hidden=hidden)
         ) as box:
             yield box
 

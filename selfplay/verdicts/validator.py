@@ -14,9 +14,16 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from selfplay.errors import PatchError
+from selfplay.repositories.targets import touched_functions_of
 from selfplay.source.apply import apply_parsed
 from selfplay.source.diffs import Patch, diff_bytes, parse_patch
-from selfplay.source.path_policy import is_other_code, is_protected_path, is_runner_path, is_test_path
+from selfplay.source.path_policy import (
+    is_other_code,
+    is_protected_path,
+    is_runner_path,
+    is_test_path,
+    shadows,
+)
 from selfplay.source.trees import FileEntry, Tree
 from selfplay.verdicts.artifact import Artifact
 from selfplay.verdicts.bug import MAX_STORED_PATCH, BugState, States, build_states
@@ -177,7 +184,7 @@ class _Judgement:
         self.record("readable", Finding(True, "", {"digest": self.artifact.digest, "bytes": self._bytes()}))
         bug, weaken, buggy, weakened = self.read_patches()
         self.buggy_digest = weakened.digest
-        self.record("protected_paths", judge_bug_paths(bug, self.artifact, self.environment))
+        self.record("protected_paths", judge_bug_paths(bug, buggy, self.artifact, self.environment))
         self.record("test_files", judge_test_files(weaken, self.artifact, self.environment))
         self.record(
             "min_changed_files", judge_changed_files([file.path for file in bug.files], self.thresholds)
@@ -253,7 +260,8 @@ class _Judgement:
 
     def repairable(self, states: States) -> None:
         """A solver that undoes the bug exactly must get the original back, in the tree that is graded."""
-        test_files = (*self.artifact.test_files, *self.environment.test_files)
+        changed = states.original.changed_paths(states.buggy)
+        test_files = (*self.artifact.test_files, *self.environment.fixed_files(changed))
         self.record("repairable", judge_exact_repair(states, test_files, self.settings.max_patch_bytes))
 
     # ---- the checks that run tests
@@ -371,16 +379,22 @@ class _Judgement:
         self.record("determinism", repeats.judge(self.settings.determinism_runs, is_suspect))
 
 
-def judge_bug_paths(bug: Patch, artifact: Artifact, environment: Environment) -> Finding:
-    """bug_inject.diff must change code only."""
-    tests = {*artifact.test_files, *environment.test_files}
+def judge_bug_paths(bug: Patch, buggy: Tree, artifact: Artifact, environment: Environment) -> Finding:
+    """bug_inject.diff must change code only, and none that a solver finds elsewhere."""
+    tests = {*artifact.test_files, *environment.test_files, *environment.material.files}
+    tree = environment.tree
     protected = [
-        path for path in bug.changed_paths if path in tests or is_protected_path(path, environment.tree)
+        path
+        for path in bug.changed_paths
+        if path in tests or is_protected_path(path, tree) or shadows(path, tests, tree)
     ]
     if protected:
-        rule = "tests and files that steer the test run may not be part of a bug"
+        rule = "tests, what only tests use, and files that steer the test run may not be part of a bug"
         reason = f"bug_inject.diff changes {', '.join(protected[:3])}; {rule}"
         return fail(reason, protected=protected[:20])
+    if copied := touched_functions_of(environment.copied, tree, buggy):
+        rule = "it also lies outside the workspace, so a repair could be copied"
+        return fail(f"bug_inject.diff changes {copied[0]}; {rule}", copied=copied[:20])
     return Finding(True, "", {"changed": list(bug.changed_paths[:20])})
 
 

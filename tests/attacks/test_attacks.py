@@ -21,12 +21,13 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import phases_controls
-import forged_values_controls
-import channels_controls
 import pytest
 from rich.console import Console
 
+import channels_controls
+import forged_values_controls
+import material_controls
+import phases_controls
 from machine import open_or_skip
 from selfplay import attacks, cli
 from selfplay.agent.chat import ChatFormat
@@ -442,12 +443,6 @@ def last_call(text: str) -> Action:
     return Action(tool, "")
 
 
-def admit_copies(patch: pytest.MonkeyPatch, ground: Ground) -> Ground:
-    patch.setattr("selfplay.repositories.build.refuse_copies", lambda *_: None)
-    # No later test may find in the cache what is admitted now.
-    return replace(ground, cache=ground.folder("facts"))
-
-
 CONTROLS: dict[str, Control] = {
     "git-history": keep_history,
     "edit-tests": NO_RESTORING,
@@ -582,12 +577,12 @@ CONTROLS: dict[str, Control] = {
     ),
     "find-original": mounted(a_copy),
     "build-folder": patched(("selfplay.repositories.contents.is_kept", is_safe_path)),
-    "installed-copy": admit_copies,
 }
 CONTROLS |= phases_controls.CONTROLS
 CONTROLS |= forged_values_controls.CONTROLS
 
 CONTROLS |= channels_controls.CONTROLS
+CONTROLS |= material_controls.CONTROLS
 
 
 # ---- the tests

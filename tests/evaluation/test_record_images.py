@@ -16,6 +16,7 @@ from selfplay.evaluation.task_environments import CONDA, prepare_tasks
 from selfplay.evaluation.tasks import parse_task
 from selfplay.repositories.environment import open_workspace
 from selfplay.repositories.prepare import Preparer
+from selfplay.sandbox.base import SandboxSpec
 from selfplay.verdicts.grading import grade
 from selfplay.verdicts.test_runs import TestRunner
 
@@ -133,6 +134,53 @@ def test_an_image_that_does_not_suit_is_not_used_and_the_reason_is_said(
         prepared = prepare([task], backend, clones, Console(file=said, width=1000))
         assert prepared.environments[task.repo].reference.startswith("selfplay/env:")
         assert f"the image {changed} is not used" in said.getvalue() and reason in said.getvalue()
+    finally:
+        client.images.remove(changed, force=True)
+        client.close()
+
+
+# What images of the field hold besides: the repository's whole history with the repair, other copies of it,
+# a newer release. MARK stands in the commit that repairs the bug.
+HISTORY = """rm -rf /testbed/.git && cd /testbed && git init -q && git add -A && git commit -qm base \\
+ && echo "# MARK" >> tiny/numbers.py && git commit -qam "MARK repairs it" && git tag v9 \\
+ && git clone -q --mirror /testbed /srv/mirror.git && git reset -q --hard HEAD~1 \\
+ && place=$(ls -d /opt/moved/lib/python3*/site-packages) && mkdir -p $place/tiny $place/tiny-9.9.dist-info \\
+ && echo "x = 'MARK'" | tee $place/tiny/__init__.py > $place/tiny/numbers.py \\
+ && echo "Version: 9.9 MARK" > $place/tiny-9.9.dist-info/METADATA \\
+ && mkdir -p /home/.cache/pip/http /opt/conda/pkgs/tiny && touch /opt/conda/pkgs/urls.txt \\
+ && tee /home/.cache/pip/http/abc /opt/conda/pkgs/tiny/numbers.py < $place/tiny/numbers.py > /dev/null \\
+ && cd $place && tar -cf /srv/tiny-9.9.tar tiny && chmod -R a+rX /srv /home /opt/conda /testbed
+"""
+LOOK = """find / -xdev \\( -name '*.pack' -o -name '*.whl' -o -name 'tiny-9*' \\) 2>/dev/null
+grep -rlsa MARK /srv /home /opt /usr/lib/python3* /testbed
+git -C /srv/mirror.git log --all 2>/dev/null; true"""
+
+
+def test_an_image_with_a_future_commit_and_a_newer_release_shows_neither(image, backend, clones):
+    context, client = io.BytesIO(), docker.from_env()
+    with tarfile.open(fileobj=context, mode="w") as tar:
+        text = f"FROM {image}\nUSER root\nRUN {HISTORY}".encode()
+        entry = tarfile.TarInfo("Dockerfile")
+        entry.size = len(text)
+        tar.addfile(entry, io.BytesIO(text))
+    changed = f"{IMAGE}-history"
+    client.images.build(fileobj=io.BytesIO(context.getvalue()), custom_context=True, tag=changed, rm=True)
+    try:
+        with backend.open(SandboxSpec(changed)) as box:
+            shown = box.run(LOOK, 60).text
+            assert "/srv/mirror.git" in shown and "MARK repairs it" in shown, "nothing was planted"
+        task = parse_task(swe_bench_record(clones, image_name=changed))
+        said = io.StringIO()
+        environment = prepare([task], backend, clones, Console(file=said, width=1000)).environments[task.repo]
+        assert environment.reference == changed, said.getvalue()
+        with open_workspace(backend, environment, environment.tree, {}) as box:
+            assert box.run(LOOK, 60).text == ""
+            assert (
+                box.run("git -C /testbed log --all 2>&1 | head -1; ls -A /testbed", 60).text.count(".git\n")
+                == 0
+            )
+        runner = TestRunner(backend, CONFIG.validator, sandbox_limits(CONFIG), {})
+        assert Checker(runner).check([task], {task.repo: environment}).left_out == {}
     finally:
         client.images.remove(changed, force=True)
         client.close()

@@ -2,6 +2,7 @@ import pytest
 
 from selfplay.outcomes import TestOutcomes
 from selfplay.source.apply import apply_patch, diff_trees
+from selfplay.source.diffs import parse_patch
 from selfplay.source.trees import FileEntry, Tree
 from selfplay.verdicts.artifact import Artifact
 from selfplay.verdicts.bug import BugState, build_states
@@ -18,7 +19,7 @@ from selfplay.verdicts.checks import (
     judge_weakening,
 )
 from selfplay.verdicts.perturbation import may_be_random, perturb, perturb_source
-from selfplay.verdicts.prediction import MAX_FILE_BYTES, take_prediction
+from selfplay.verdicts.prediction import MAX_FILE_BYTES, add_prediction, take_prediction
 from selfplay.verdicts.test_logs import short_failure, without_lines_naming
 from selfplay.verdicts.verdict import CheckResult, Verdict
 
@@ -349,8 +350,30 @@ def test_untracked_files_count_and_ignored_ones_do_not():
 
 
 def test_tracked_files_count_even_when_a_rule_ignores_them():
-    prediction = take_prediction(BEFORE, after({"kept.log": b"changed\n"}))
+    original = BEFORE.replace({"kept.log": FileEntry(b"as the bug did not leave it\n")})
+    prediction = take_prediction(BEFORE, after({"kept.log": b"changed\n"}), original=original)
     assert apply_patch(BEFORE, prediction.patch)["kept.log"].content == b"changed\n"
+
+
+def test_a_file_that_is_no_code_counts_only_if_the_bug_changed_it():
+    changes = {"pkg/a.py": b"x = 2\n", "kept.log": b"changed\n", "data/new.txt": b"new\n", "tool": b"#!/\n"}
+    prediction = take_prediction(BEFORE, after(changes))
+    assert prediction.restored == ("data/new.txt", "kept.log", "tool")
+    assert set(prediction.reasons) == {"it is no code, and the bug did not change it"}
+    original = BEFORE.replace({"kept.log": None, "data/new.txt": FileEntry(b"deleted by the bug\n")})
+    patch = diff_trees(BEFORE, Tree.from_tar(after(changes)))
+    _, restored = add_prediction(original, BEFORE, parse_patch(patch, 1 << 20), ())
+    assert restored == ("tool",)
+
+
+def test_a_new_module_does_not_count_if_it_is_imported_instead_of_a_fixed_one():
+    shadows = {"pkg/a/__init__.py": b"x\n", "src/pkg/a.py": b"x\n", "src/pkg/__init__.py": b"x\n"}
+    tree = BEFORE.replace({"src/other.py": FileEntry(b"y = 1\n")})
+    workspace = tree.replace({path: FileEntry(text) for path, text in shadows.items()})
+    fine = {"pkg/b.py": FileEntry(b"z = 1\n"), "pkg/a_more.py": FileEntry(b"z = 1\n")}
+    prediction = take_prediction(tree, workspace.replace(fine).to_tar(), ("pkg/a.py",))
+    assert prediction.restored == tuple(sorted(shadows))
+    assert take_prediction(tree, workspace.to_tar()).restored == ()
 
 
 def test_an_ignore_file_that_the_solver_wrote_hides_nothing():
@@ -384,7 +407,7 @@ def test_a_deleted_test_is_restored():
 
 @pytest.mark.parametrize("content", [b"\0", b"x" * (MAX_FILE_BYTES + 1)], ids=["binary", "huge"])
 def test_a_change_that_a_text_diff_cannot_hold_is_restored(content):
-    assert take_prediction(BEFORE, after({"pkg/data": content})).restored == ("pkg/data",)
+    assert take_prediction(BEFORE, after({"pkg/data.py": content})).restored == ("pkg/data.py",)
 
 
 def test_files_with_hostile_names_are_restored_and_recorded_harmlessly():
@@ -400,15 +423,15 @@ def test_a_changed_mode_alone_is_no_change():
 
 
 def test_more_files_than_a_patch_may_have_are_cut_and_recorded():
-    prediction = take_prediction(BEFORE, after({f"junk/{number}": b"x\n" for number in range(510)}))
+    prediction = take_prediction(BEFORE, after({f"junk/{number}.py": b"x\n" for number in range(510)}))
     assert len(prediction.restored) == 10 and prediction.patch.count("diff --git") == 500
 
 
 def test_more_bytes_than_a_repair_can_need_are_cut_and_recorded():
     prediction = take_prediction(
-        BEFORE, after({f"junk/{number}": b"x\n" * (1 << 19) for number in range(10)})
+        BEFORE, after({f"junk/{number}.py": b"x\n" * (1 << 19) for number in range(10)})
     )
-    assert prediction.restored == ("junk/8", "junk/9")
+    assert prediction.restored == ("junk/8.py", "junk/9.py")
 
 
 # ---- a bug's trees

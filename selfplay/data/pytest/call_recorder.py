@@ -1,9 +1,13 @@
 """A pytest plugin that notes which functions of /testbed each test calls while it runs; calls made by imports do not count.
 
+It also notes, for the whole session: which files of /testbed are opened, and which modules are imported, each with the file of
+/testbed whose code does it ("" for pytest itself). How Python reads its modules does not count.
+
 Invariant: it only watches. What it saw is written as JSON to /submit/calls.json when the session ends, each function once.
 """
 
 import json
+import os
 import sys
 import threading
 import time
@@ -13,6 +17,9 @@ import pytest
 
 ROOT = "/testbed/"
 OUTPUT = "/submit/calls.json"
+MAX_NOTES = 8000  # opened files, and imports
+MAX_PATH = 400  # characters
+READERS = ("<frozen importlib", "linecache.py", "tokenize.py", "inspect.py", "assertion/rewrite.py", "_code/source.py")
 MAX_TEST_CHARACTERS = 4 << 20  # of all tests together, since /submit is small; what test files call is kept whatever happens
 
 
@@ -39,6 +46,45 @@ class Test:
         return {(code.co_filename[len(ROOT) :], code.co_firstlineno, code.co_name) for code in self.codes.values()}
 
 
+opened, imported = set(), set()
+
+
+def origin():
+    """The file of /testbed whose code is running, "" for none, and whether Python or pytest reads source for it."""
+    frame, reads_source = sys._getframe(2), False
+    while frame is not None:
+        name = frame.f_code.co_filename
+        if name.startswith(ROOT):
+            return name[len(ROOT) :], reads_source
+        reads_source = reads_source or name.startswith(READERS[0]) or name.endswith(READERS[1:])
+        frame = frame.f_back
+    return "", reads_source
+
+
+def note_file(path):
+    if isinstance(path, (str, bytes, os.PathLike)):
+        path = os.path.normpath(os.path.join(os.getcwd(), os.fsdecode(path)))
+        if path.startswith(ROOT) and len(path) <= MAX_PATH and len(opened) < MAX_NOTES:
+            opener, reads_source = origin()
+            if not (reads_source and path.endswith((".py", ".pyc"))):
+                opened.add((path[len(ROOT) :], opener))
+
+
+def note(event, arguments):
+    try:
+        if event in ("open", "sqlite3.connect"):
+            note_file(arguments[0])
+        elif event == "subprocess.Popen":
+            for argument in arguments[1] if isinstance(arguments[1], (list, tuple)) else ():
+                if isinstance(argument, str) and "\n" not in argument and os.path.isfile(argument):
+                    note_file(argument)
+        elif event == "import" and len(imported) < MAX_NOTES and len(arguments[0]) <= MAX_PATH:
+            imported.add((arguments[0], origin()[0]))
+    except Exception:  # tests replace functions that this uses
+        pass
+
+
+sys.addaudithook(note)
 tests = {}
 
 
@@ -71,4 +117,5 @@ def pytest_sessionfinish():
             called[name] = indices
     for file in files.values():
         file["functions"] = sorted(file["functions"])
-    Path(OUTPUT).write_text(json.dumps({"functions": list(numbers), "files": files, "tests": called}), encoding="utf-8")
+    seen = {"functions": list(numbers), "files": files, "tests": called, "opened": sorted(opened), "imported": sorted(imported)}
+    Path(OUTPUT).write_text(json.dumps(seen), encoding="utf-8")
