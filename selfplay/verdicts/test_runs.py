@@ -224,15 +224,37 @@ class TestRunner:
                 box.write_archive(WORKSPACE, tree.to_tar())
                 box.write_archive(SUBMIT, _single_file("test_script.sh", script))
             except (ArtifactError, SandboxLost) as error:
-                raise SandboxUnavailable(
-                    f"the repository does not fit into its sandbox: {error}. Raise sandbox.workspace_mb."
-                ) from error
+                return ScriptRun(b"", 0, self._misfit(environment, variables, tree, error))
             written = time.monotonic()
             log, exit_code, error_text = self._script_log(box)
             ended = time.monotonic()
         return ScriptRun(
             log, exit_code, error_text, Timings(opened - started, written - opened, ended - written)
         )
+
+    def _misfit(
+        self, environment: Environment, variables: Mapping[str, str], tree: Tree, cause: Exception
+    ) -> str:
+        """Why `tree`, which a sandbox did not take, does not count. It is tried once more, then the original.
+
+        Raises SandboxUnavailable if the original does not fit either, or if the second try works: then the
+        machine is at fault.
+        """
+        said = f"does not fit into its sandbox: {cause}"
+        for tried in (tree, environment.tree):
+            with self._opened(environment, variables) as box:
+                try:
+                    box.write_archive(WORKSPACE, tried.to_tar())
+                except (ArtifactError, SandboxLost) as error:
+                    said = f"does not fit into its sandbox: {error}"
+                    if tried == environment.tree:
+                        raise SandboxUnavailable(
+                            f"the repository {said}. Raise sandbox.workspace_mb."
+                        ) from error
+                    continue
+            if tried == tree:
+                raise SandboxUnavailable(f"a tree {said}, and did in another one")
+        return f"the changed repository {said}; the original does"
 
     def _script_log(self, box: Sandbox) -> tuple[bytes, int, str]:
         """The log, the exit status, and why the run does not count ("" if it does).

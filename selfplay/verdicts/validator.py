@@ -37,6 +37,7 @@ from selfplay.verdicts.checks import (
 )
 from selfplay.verdicts.perturbation import may_be_random, perturb
 from selfplay.verdicts.repairs import judge_exact_repair
+from selfplay.verdicts.reverts import revert_units
 from selfplay.verdicts.test_logs import short_failure, without_lines_naming
 from selfplay.verdicts.test_runs import TestRun, TestRunner
 from selfplay.verdicts.verdict import CHECKS, CheckResult, Verdict
@@ -191,7 +192,7 @@ class _Judgement:
         with_bug = self.buggy_run(buggy, before)
         if not weaken.is_empty:
             self.record("weakening_hides", self.weakening(with_bug, weakened), needed=False)
-        self.inverse_mutation(buggy, [(file.path, file.paths) for file in bug.files])
+        self.inverse_mutation(buggy, revert_units(bug.files, bug.changed_paths))
         self.script_runs_code(bug.changed_paths)
         self.determinism({"original": original, "buggy": buggy, "weakened": weakened}, bug.changed_paths)
 
@@ -210,7 +211,8 @@ class _Judgement:
 
         before = self.original_run()
         with_bug = self.buggy_run(states.buggy, before, parent.fail_to_pass)
-        self.inverse_mutation(states.buggy, _units(original.changed_paths(states.buggy), parent.artifact))
+        sections = parse_patch(parent.artifact.bug_inject, MAX_STORED_PATCH).files
+        self.inverse_mutation(states.buggy, revert_units(sections, original.changed_paths(states.buggy)))
         named = {"original": original, "buggy": states.buggy, "weakened": states.solver_start}
         self.determinism(named, original.changed_paths(states.buggy))
         # A script that no longer runs was stopped by bug_breaks_tests.
@@ -400,17 +402,6 @@ def judge_test_files(weaken: Patch, artifact: Artifact, environment: Environment
             False, f"test_weaken.diff changes {others[0]!r}, which test_files.txt does not name", evidence
         )
     return Finding(True, "", evidence)
-
-
-def _units(changed: Sequence[str], artifact: Artifact) -> list[tuple[str, Sequence[str]]]:
-    """The paths that are reverted together: both paths of a rename if both still differ, else one path."""
-    left = set(changed)
-    units: list[tuple[str, Sequence[str]]] = []
-    for file in parse_patch(artifact.bug_inject, MAX_STORED_PATCH).files:
-        if file.kind == "rename" and left.issuperset(file.paths):
-            units.append((file.path, file.paths))
-            left.difference_update(file.paths)
-    return units + [(path, (path,)) for path in sorted(left)]
 
 
 def unusable(path: str, entry: FileEntry) -> FileEntry:

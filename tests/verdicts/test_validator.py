@@ -19,6 +19,7 @@ from tiny_bugs import (
     CLAMP_BUG,
     CLAMP_TEST,
     CLAMP_WEAKENED,
+    TESTS,
     TWO_FILES_BUG,
     VOWELS_BUG,
     VOWELS_TEST,
@@ -127,8 +128,45 @@ def test_skipped_and_expectedly_failing_tests_belong_to_neither_set(tiny, check)
     assert not any("test_mean_of" in test_id for test_id in verdict.fail_to_pass + verdict.pass_to_pass)
 
 
-def test_deleting_the_tests_hides_them(tiny, check):
-    assert check(make_artifact(tiny, weaken={"tests/test_numbers.py": None})).accepted
+def test_deleting_a_test_file_hides_its_tests_if_others_still_run(tiny, check):
+    script = tiny.script.replace("tests/test_numbers.py", "tests")
+    assert script != tiny.script
+    assert check(make_artifact(tiny, weaken={"tests/test_numbers.py": None}, script=script)).accepted
+
+
+@pytest.mark.parametrize("deleted", [["tests/test_numbers.py"], TESTS])
+def test_a_weakening_after_which_no_test_runs_fails_weakening_hides(tiny, check, deleted):
+    verdict = check(make_artifact(tiny, weaken=dict.fromkeys(deleted)))
+    assert verdict.failed_check == "weakening_hides"
+    found = next(check.reason for check in verdict.checks if check.name == "weakening_hides")
+    assert "no test passes" in found
+
+
+def test_a_folder_in_the_place_of_a_file_is_reverted_with_it(tiny, check):
+    bug = {**CLAMP_BUG, "tiny/letters.py": None, "tiny/letters.py/x.py": "X = 1\n"}
+    verdict = check(make_artifact(tiny, bug))
+    evidence = next(check.evidence for check in verdict.checks if check.name == "inverse_mutation")
+    assert set(evidence["tests_repaired_by_reverting"]) == {"tiny/numbers.py", "tiny/letters.py"}
+    assert verdict.accepted, failed(verdict)
+
+
+def test_a_bug_that_a_sandbox_does_not_take_is_the_authors_fault(tiny, backend):
+    most = 4096 * 40
+    limits = Limits(workspace_bytes=most)
+    filled = changed(tiny.tree, {"tiny/filler.txt": "x" * (most - 4096 * 30)})
+    full = replace(tiny, tree=filled)
+    runner = TestRunner(backend, SETTINGS, limits, LABELS)
+    bug = {**CLAMP_BUG, **{f"tiny/new{number}.py": "X = 1\n" for number in range(40)}}
+    verdict = validate(make_artifact(full, bug), full, THRESHOLDS, runner, SETTINGS)
+    assert verdict.failed_check == "bug_breaks_tests"
+    found = verdict.checks[-1].reason
+    assert "does not fit into its sandbox" in found and "the original does" in found, found
+
+
+def test_an_original_that_a_sandbox_does_not_take_is_the_machines_failure(tiny, backend):
+    runner = TestRunner(backend, SETTINGS, Limits(workspace_bytes=4096), LABELS)
+    with pytest.raises(SandboxUnavailable, match=r"does not fit .* Raise sandbox\.workspace_mb"):
+        validate(make_artifact(tiny), tiny, THRESHOLDS, runner, SETTINGS)
 
 
 def test_a_revert_that_gives_the_original_back_and_known_states_cost_no_run(tiny, runner, check):
