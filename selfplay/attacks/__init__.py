@@ -12,6 +12,7 @@ from selfplay.attacks import (
     diffs,
     escapes,
     git,
+    impossible_trees,
     paths,
     prepared,
     scripts_and_chance,
@@ -32,6 +33,7 @@ GROUPS = (
     bombs,
     escapes,
     text_and_limits,
+    impossible_trees,
     prepared,
 )
 ALL_ATTACKS: tuple[Attack, ...] = tuple(

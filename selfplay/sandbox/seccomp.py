@@ -1,8 +1,9 @@
 """A filter of system calls for bubblewrap sandboxes.
 
-It refuses new namespaces, mounts, kernel keys and system calls that programs rarely need but exploits do.
-Namespaces and limits do the rest. Invariant: a processor that this module does not know gets no filter, never
-a wrong one.
+It refuses new namespaces, mounts, kernel keys, limits on other processes, and system calls that programs
+rarely need but exploits do. Namespaces and limits do the rest.
+
+Invariant: a processor that this module does not know gets no filter, never a wrong one.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ REFUSED = {
     "fsmount": (432, 432),
 }
 CLONE, UNSHARE, CLONE3 = (56, 220), (272, 97), (435, 435)
+PRLIMIT = (302, 261)
 
 
 def seccomp_filter(machine: str | None = None) -> bytes:
@@ -75,6 +77,15 @@ def seccomp_filter(machine: str | None = None) -> bytes:
             *refuse,
             _step(LOAD, NUMBER_AT),
         ]
+    # A process may limit itself. The kernel kills process 1 at a limit on its processor time, which looks as
+    # if somebody outside had done it.
+    program += [
+        _step(JUMP_EQUAL, PRLIMIT[column], 0, 4),
+        _step(LOAD, FIRST_ARGUMENT_AT),
+        _step(JUMP_EQUAL, 0, 1, 0),
+        *refuse,
+        _step(LOAD, NUMBER_AT),
+    ]
     return b"".join([*program, _step(RETURN, ALLOW)])
 
 

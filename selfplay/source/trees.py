@@ -57,6 +57,8 @@ def is_safe_path(path: str) -> bool:
 
 def is_too_long(path: str, most_bytes: int = MAX_PATH_BYTES) -> bool:
     """Whether `path` has more than `most_bytes`, more than MAX_DEPTH names, or one beyond MAX_NAME_BYTES."""
+    if 4 * len(path) <= MAX_NAME_BYTES:
+        return False  # most paths
     parts = path.encode("utf-8", "replace").split(b"/")  # "?" for a byte that is not UTF-8
     return (
         sum(map(len, parts)) + len(parts) - 1 > most_bytes

@@ -100,8 +100,9 @@ def add_prediction(
     Returns the tree and the paths whose change was undone. Raises PatchError.
     """
     after = apply_parsed(before, patch)
+    tests = frozenset(test_files)
     restored = tuple(
-        path for path in patch.changed_paths if path in test_files or is_protected_path(path, original)
+        path for path in patch.changed_paths if path in tests or is_protected_path(path, original)
     )
     return after.restore(before, restored), restored
 

@@ -7,6 +7,7 @@ log, because the repository's code is hostile. Equal runs happen once, unless a 
 from __future__ import annotations
 
 import hashlib
+import signal
 import subprocess
 import sys
 import threading
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 from selfplay.errors import ArtifactError, OutcomesError, SandboxLost, SandboxUnavailable
 from selfplay.outcomes import TestOutcomes, parse_outcomes
-from selfplay.repositories.scripts import is_standard_parser
+from selfplay.repositories.scripts import current_parser, is_standard_parser
 from selfplay.sandbox.base import (
     SUBMIT,
     WORKSPACE,
@@ -42,6 +43,8 @@ PARSER_COMMAND = f"python3 -I {SUBMIT}/test_parser.py 2>/tmp/stderr"
 PARSER_TIMEOUT_S = 30.0
 PARSER_OUTPUT_BYTES = 16 << 20
 PARSER_MEMORY_BYTES = 1 << 30  # of the standard parser
+PARSER_CPU_S = 20  # of the standard parser, which takes 2 s for the longest log
+PARSER_PATIENCE_S = 600.0  # for the standard parser on a busy machine
 KILLED = 128 + 9  # the exit status of a process that SIGKILL ended
 MAX_KNOWN_BYTES = 64 << 20  # of the results that one cache keeps
 MAX_KNOWN = 4096  # results that one cache keeps
@@ -334,27 +337,37 @@ def _parser_failed(exit_code: int, errors: str) -> OutcomesError:
 def run_standard_parser(parser: str, log: bytes) -> bytes:
     """The output of the standard parser on `log`. A process of Python starts faster than a sandbox.
 
-    parser: its text as selfplay ships it, not as the artifact's folder holds it. Time and memory are limited,
-    because the log is hostile. Raises OutcomesError.
+    parser: a standard parser of this or an earlier version; this version's is run. Memory and processor time
+    are limited, because the log is hostile. Raises OutcomesError, and SandboxUnavailable if the process gets
+    no processor.
     """
-    limit = f"import resource; resource.setrlimit(resource.RLIMIT_AS, ({PARSER_MEMORY_BYTES},) * 2)"
-    limited = f"{limit}; exec({parser!r})"
+    limits = f"(resource.RLIMIT_AS, {PARSER_MEMORY_BYTES}), (resource.RLIMIT_CPU, {PARSER_CPU_S})"
+    # At the soft limit of processor time comes SIGXCPU, which nothing else sends.
+    limited = (
+        f"import resource\nfor kind, most in {limits}: resource.setrlimit(kind, (most, most + 1))\n"
+        f"exec({current_parser(parser)!r})"
+    )
     for is_last in (False, True):
         try:
             done = subprocess.run(
                 [sys.executable, "-I", "-S", "-c", limited],
                 input=log,
                 capture_output=True,
-                timeout=PARSER_TIMEOUT_S,
+                timeout=PARSER_PATIENCE_S,
             )
-        except subprocess.TimeoutExpired:
-            raise OutcomesError(f"test_parser.py did not end within {PARSER_TIMEOUT_S:g} s") from None
+        except subprocess.TimeoutExpired as error:  # it had no processor: the log is not to blame
+            raise SandboxUnavailable(
+                f"the parser of a test log did not end within {PARSER_PATIENCE_S:g} s, and took less than "
+                f"{PARSER_CPU_S} s of processor time. End other programs, or lower train.workers."
+            ) from error
         except OSError as error:
             raise SandboxUnavailable(
                 f"no process can be started: {error}. End other programs, or lower train.workers."
             ) from error
         if done.returncode == 0:
             return done.stdout
+        if done.returncode == -signal.SIGXCPU:
+            raise OutcomesError(f"test_parser.py took more than {PARSER_CPU_S} s of processor time")
         if done.returncode > 0 or is_last:
             break  # a process that a signal ended runs once more, as scripts do
     raise _parser_failed(done.returncode, done.stderr[-600:].decode("utf-8", "replace").strip())

@@ -20,7 +20,7 @@ from selfplay.source.diffs import Patch, diff_bytes, parse_patch
 from selfplay.source.path_policy import is_other_code, is_protected_path, is_runner_path, is_test_path
 from selfplay.source.trees import FileEntry, Tree
 from selfplay.verdicts.artifact import Artifact
-from selfplay.verdicts.bug import MAX_STORED_PATCH, BugState, States, build_states
+from selfplay.verdicts.bug import MAX_STORED_PATCH, BugState, States, bug_digest, build_states
 from selfplay.verdicts.checks import (
     Finding,
     Thresholds,
@@ -114,7 +114,7 @@ class _Judgement:
     runs: list[TestRun] = field(default_factory=list)
     original_passed: frozenset[str] = frozenset()
     broken: frozenset[str] = frozenset()
-    buggy_digest: str = ""
+    buggy: Tree | None = None
     failure: str = ""
     started: float = field(default_factory=time.monotonic)
     since: float = field(default_factory=time.monotonic)
@@ -150,12 +150,15 @@ class _Judgement:
             failed_check=failed[0] if failed else "",
             fail_to_pass=tuple(sorted(self.broken)),
             pass_to_pass=tuple(sorted(self.original_passed - self.broken)),
-            buggy_digest=self.buggy_digest,
+            buggy_digest="" if failed or self.buggy is None else self._digest(self.buggy),
             failure=self.failure,
             duration_s=round(time.monotonic() - self.started, 6),
             test_runs=sum(not run.cached for run in self.runs),
             cached_runs=sum(run.cached for run in self.runs),
         )
+
+    def _digest(self, buggy: Tree) -> str:
+        return bug_digest(self.environment.tree, buggy, self.broken)
 
     def run(self, tree: Tree, hash_seed: int = 0) -> TestRun:
         run = self.runner.run(
@@ -177,7 +180,7 @@ class _Judgement:
         original = self.environment.tree
         self.record("readable", Finding(True, "", {"digest": self.artifact.digest, "bytes": self._bytes()}))
         bug, weaken, buggy, weakened = self.read_patches()
-        self.buggy_digest = weakened.digest
+        self.buggy = buggy
         self.record("protected_paths", judge_bug_paths(bug, self.artifact, self.environment))
         self.record("test_files", judge_test_files(weaken, self.artifact, self.environment))
         self.record(
@@ -199,7 +202,7 @@ class _Judgement:
     def second_order(self, parent: BugState, attempt_patch: str) -> None:
         original = self.environment.tree
         states = self.read_attempt(parent, attempt_patch)
-        self.buggy_digest = states.solver_start.digest
+        self.buggy = states.buggy
         parent_buggy = apply_parsed(original, parse_patch(parent.artifact.bug_inject, MAX_STORED_PATCH))
         changed = parent_buggy.changed_paths(states.buggy)
         found = {"changed": changed[:20]}
@@ -348,7 +351,7 @@ class _Judgement:
         SUSPECT_RUNS additional runs.
         """
         original, seeds = self.environment.tree, self.settings.determinism_runs
-        paths = [*touched, *_one_other(original, touched)]
+        paths = [*touched, *_one_other(original, frozenset(touched))]
         firsts = {name: self.run(tree) for name, tree in states.items()}  # these results are known
         runs: dict[str, list[tuple[TestOutcomes, str]]] = {
             name: [(run.outcomes, run.error)] for name, run in firsts.items()
@@ -409,9 +412,10 @@ def unusable(path: str, entry: FileEntry) -> FileEntry:
     return FileEntry(entry.content + UNIMPORTABLE if path.endswith(".py") else UNREADABLE, entry.executable)
 
 
-def _one_other(tree: Tree, touched: Sequence[str]) -> list[str]:
+def _one_other(tree: Tree, touched: frozenset[str]) -> list[str]:
     """A code file that the bug does not touch, preferably Python. Equal trees give the same file."""
-    untouched = [path for path in sorted(tree) if path not in touched and not is_protected_path(path, tree)]
+    left = sorted(tree.keys() - touched)
+    untouched = [path for path in left if not is_protected_path(path, tree)]
     others = [path for path in untouched if path.endswith(".py")] or [
         path for path in untouched if is_other_code(path)
     ]

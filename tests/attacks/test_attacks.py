@@ -22,6 +22,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import impossible_trees_controls
 import pytest
 from rich.console import Console
 
@@ -589,6 +590,8 @@ CONTROLS: dict[str, Control] = {
     "installed-copy": admit_copies,
 }
 
+CONTROLS |= impossible_trees_controls.CONTROLS
+
 
 # ---- the tests
 
@@ -629,7 +632,7 @@ def test_every_attack_has_a_control_or_a_reason() -> None:
 
 
 def test_every_row_of_the_list_is_attacked() -> None:
-    assert {attack.row for attack in ALL_ATTACKS} == set(range(1, 20))
+    assert {attack.row for attack in ALL_ATTACKS} >= {*range(1, 20), 23, 28}
 
 
 # Reads each copy of a test: the value of its last line, and whether something is compared with an object that
