@@ -1,4 +1,4 @@
-"""How each attack of `selfplay.attacks.impossible_trees` gets through: one defence is removed from the real code."""
+"""How each attack of `attacks.impossible_trees` gets through: one defence is removed from the real code."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -21,7 +21,7 @@ def test_files(text):
 
 
 def any_tree(patch: Patch, _: Ground) -> None:
-    """A tree takes any paths, each is restored alone, and a tree that does not fit is the machine's failure."""
+    """A tree takes any paths, each is restored alone, and one that does not fit is the machine's failure."""
 
     def restore(self: Tree, original: Tree, paths: Iterable[str]) -> Tree:
         return self.replace({path: original.files.get(path) for path in paths})
