@@ -11,6 +11,7 @@ SelfplayError
 ├── RepositoryError              a repository cannot be fetched or read
 ├── EnvironmentBuildError        a repository's tests do not run here (`log_tail`: the end of the log)
 ├── PatchError                   text is no diff, lies, or does not apply (the policy's fault)
+│   └── TreeError                paths that no folder can hold; never the machine's fault
 ├── ArtifactError                a folder cannot be read as an artifact (the policy's fault)
 ├── OutcomesError                a parser's output is no map of outcomes (the policy's fault)
 ├── SandboxError
@@ -162,6 +163,10 @@ class EnvironmentBuildError(SelfplayError):
 
 
 class PatchError(SelfplayError):
+    pass
+
+
+class TreeError(PatchError):
     pass
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
 from collections.abc import Sequence
+
+MAX_PLACES = 1000  # occurrences that are looked for: a text of one character holds its half at every place
 
 
 class EditError(Exception):
@@ -23,7 +26,9 @@ def apply_edit(text: str, search: str, replace: str, line: int | None = None) ->
     starts = list(places)
     if line is not None:
         begin, end = _line_span(text, line)
-        here = [start for start in starts if begin <= start < end]
+        in_line = {begin + start: begin + stop for start, stop in _places(text[begin:], search).items()}
+        places |= in_line
+        here = [start for start in in_line if start < end]
         if not here:
             elsewhere = (
                 f" It starts in line {_listed(text, starts)}." if starts else " It is nowhere in the file."
@@ -71,13 +76,13 @@ def _is_as_shown(text: str, search: str) -> bool:
 
 
 def _occurrences(text: str, search: str) -> dict[int, int]:
-    """Start -> end of each occurrence.
+    """Start -> end of each occurrence, of the first MAX_PLACES.
 
     Overlapping ones count: an edit must not depend on the search's direction.
     """
     places: dict[int, int] = {}
     at = text.find(search)
-    while at >= 0:
+    while at >= 0 and len(places) < MAX_PLACES:
         places[at] = at + len(search)
         at = text.find(search, at + 1)
     return places
@@ -87,8 +92,12 @@ def _shown_occurrences(text: str, search: str) -> dict[int, int]:
     """The same, if each line break of `search` may be CRLF in the text: files mix them, and the policy
     cannot see it.
     """
-    pattern = r"(?:\r\n|(?<!\r)\n)".join(re.escape(part) for part in search.split("\n"))
-    return {found.start(): found.end(1) for found in re.finditer(f"(?=({pattern}))", text)}
+    shown = text.replace("\r\n", "\n")
+    breaks = [found.start() - number for number, found in enumerate(re.finditer("\r\n", text))]
+    return {
+        start + bisect_left(breaks, start): end + bisect_left(breaks, end)
+        for start, end in _occurrences(shown, search).items()
+    }
 
 
 def _line_break(text: str, at: int) -> str:

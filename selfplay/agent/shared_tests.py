@@ -15,7 +15,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from selfplay.errors import ArtifactError
+from selfplay.errors import ArtifactError, PatchError
 from selfplay.sandbox.base import SUBMIT, WORKSPACE, ExecResult, Sandbox, SandboxSpec
 from selfplay.source.trees import Tree
 from selfplay.verdicts.test_runs import ScriptRun, TestRunner
@@ -78,13 +78,13 @@ class SharedTests:
         if self.environment.command:
             return None  # make compares time stamps of built files, and an archive does not keep them
         try:
-            workspace = self.box.read_archive(WORKSPACE, MOST_BYTES)
+            tree = Tree.from_tar(self.box.read_archive(WORKSPACE, MOST_BYTES))
             given = Tree.from_tar(self.box.read_archive(SUBMIT, MOST_BYTES))
-        except ArtifactError:
+        except (ArtifactError, PatchError):
             return None
         if "test_script.sh" not in given or given["test_script.sh"].content != self.script.encode():
             return None
-        done = self.runner.script(self.environment, Tree.from_tar(workspace), self.script)
+        done = self.runner.script(self.environment, tree, self.script)
         is_plain = done.timings.script_s >= timeout_s or (not done.error and done.exit_code in PLAIN_STATUSES)
         return done if is_plain and len(done.log) <= self.spec.limits.file_bytes else None
 

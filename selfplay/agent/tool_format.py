@@ -106,23 +106,24 @@ def format_action(tool: str, body: str) -> str:
 def end_of_reasoning(text: str) -> int:
     """Where the reasoning at the start of a reply ends; 0 without any, or if it is not closed."""
     end = 0
-    while closing := _open_reasoning(text, end):
-        closed = text.find(closing, end)
+    while opened := _open_reasoning(text, end):
+        mark = dict(REASONING)[opened[1]]
+        closed = text.find(mark, opened.end())
         if closed < 0:
             break
-        end = closed + len(closing)
+        end = closed + len(mark)
     return end
 
 
-def _open_reasoning(text: str, start: int = 0) -> str:
-    """The mark that ends the reasoning which begins at `start`, or after words; "" without any.
+def _open_reasoning(text: str, start: int = 0) -> re.Match[str] | None:
+    """The mark of the reasoning which begins at `start`, or after words; None without any.
 
     A mark behind a tag is none: the text of a call, perhaps copied from a file, must not pass for reasoning.
     """
     found = REASONING_OPENING.search(text, start)
     if found is None or ANY_TAG.search(text, start, found.start()):
-        return ""
-    return dict(REASONING)[found[1]]
+        return None
+    return found
 
 
 def _tags(text: str) -> tuple[list[re.Match[str]], list[re.Match[str]]]:
@@ -143,7 +144,7 @@ def _fault(text: str, openings: Sequence[re.Match[str]], closings: Sequence[re.M
 
     if not openings:
         if unfinished := _open_reasoning(text):
-            return f"No tool call found: the reasoning is not closed by `{unfinished}`."
+            return f"No tool call found: the reasoning is not closed by `{dict(REASONING)[unfinished[1]]}`."
         if ANY_TAG.search(text):
             return "No tool call found: each tag stands alone on its line."
         found = next((name for name in OTHER_FORMATS if name in text), "")

@@ -209,9 +209,10 @@ class Ground:
         archive, test_files = box.read_archive(WORKSPACE, 64 << 20), self.environment.test_files
         return take_repair(states, states.solver_start, archive, test_files, most).patch
 
-    def validate(self, artifact: Artifact) -> Verdict:
-        """The verdict on an artifact, by a runner that remembers no earlier run."""
-        return validate(artifact, self.environment, Thresholds(), self.fresh_runner(), self.config.validator)
+    def validate(self, artifact: Artifact, runner: TestRunner | None = None) -> Verdict:
+        """The verdict on an artifact. runner: None for one that remembers no earlier run."""
+        runner = runner or self.fresh_runner()
+        return validate(artifact, self.environment, Thresholds(), runner, self.config.validator)
 
     def fresh_runner(self) -> TestRunner:
         """A runner that remembers nothing."""

@@ -114,6 +114,8 @@ class BugRow:
     solve_rate, attempts, passes: of the latest measurement.
     first_solve_rate: of the first measurement. It decides the injector's reward, which replays must not
         change.
+    tree_digest: what artifacts of one bug have in common (`bug_digest`); no two bugs of a run share it. Bugs
+        of older versions have the digest of their tree.
     plays: number of groups that played the bug.
     """
 

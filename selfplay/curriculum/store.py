@@ -173,7 +173,7 @@ class Store(RunDatabase):
     # ---- bugs
 
     def add_bug(self, bug: BugRow) -> bool:
-        """Returns False if this bug was accepted before, or one with the same tree."""
+        """Returns False if this bug was accepted before, or one with the same digest."""
         if not bug.created_at:
             bug = replace(bug, created_at=self._clock())
         return self._insert("bugs", bug)

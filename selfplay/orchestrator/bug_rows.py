@@ -97,7 +97,7 @@ def given_bug(
 ) -> BugRow:
     """The bug of a task record.
 
-    tree_digest: of the tree that a solver starts with.
+    tree_digest: what records of one bug have in common (`bug_digest`).
     is_too_long: True if its specification exceeds `solver.max_spec_tokens`, so that nobody plays it.
     """
     return BugRow(

@@ -21,7 +21,7 @@ from selfplay.repositories.environment import Environment
 from selfplay.repositories.specs import RepositorySpec, parse_spec
 from selfplay.repositories.targets import Span, function_spans, is_held_out
 from selfplay.source.trees import Tree
-from selfplay.verdicts.bug import BugState, build_states
+from selfplay.verdicts.bug import BugState, bug_digest, build_states
 from selfplay.verdicts.prediction import MAX_PATCH_BYTES
 from selfplay.verdicts.repairs import judge_exact_repair
 
@@ -166,7 +166,8 @@ def _bug_row(
     repair = judge_exact_repair(states, (*bug.artifact.test_files, *fixed), max_patch_bytes)
     if not repair.passed:
         raise PatchError(f"{repair.reason}. Leave the bug out.")
-    return given_bug(task, bug, environment, states.solver_start.digest, is_too_long(bug))
+    digest = bug_digest(states.original, states.buggy, bug.fail_to_pass)
+    return given_bug(task, bug, environment, digest, is_too_long(bug))
 
 
 def touched_functions(before: Tree, after: Tree) -> set[str]:

@@ -122,7 +122,7 @@ class Waves:
                 )
 
     def _admit_group(self, group: GroupRow) -> int:
-        """Returns the number of duplicates: valid artifacts whose tree is already that of another bug."""
+        """Returns the number of duplicates: valid artifacts whose bug is there already."""
         store = self._context.store
         environment = self._context.environments[group.repository]
         duplicates = 0
@@ -181,8 +181,8 @@ class Waves:
                 continue
             found = await self._second_order_bug(group, parent, wave)
             with store.transaction():
-                if found is not None:
-                    store.add_bug(found)
+                if found is not None and not store.add_bug(found):
+                    found = None  # the repair made a bug that is there already
                 self._state.set_second_order(group.group_id, found.bug_id if found else None)
 
     async def _second_order_bug(self, group: GroupRow, parent: BugRow, wave: int) -> BugRow | None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from selfplay.errors import RepositoryError
-from selfplay.source.trees import FileEntry, Tree, is_safe_path
+from selfplay.source.trees import FileEntry, Tree, folders_above, is_safe_path
 
 MAX_TREE_BYTES = 256 << 20
 MAX_TREE_FILES = 50_000
@@ -45,6 +45,7 @@ OUTSIDE = "links that lead out of the repository"
 TOO_MANY = f"links beyond the first {MAX_LINKS}"
 NOWHERE = "links that lead to nothing"
 CIRCLE = "links that lead in a circle"
+CLASHING = "files whose name is that of a folder too"
 SPECIAL = "neither files nor links"
 IGNORED = "files that .gitignore names"
 SUBMODULE = "submodules"
@@ -150,6 +151,8 @@ class Gathering:
         """The tree of what was added. Raises as `check_size` does."""
         self._drop_merge_leftovers()
         self._copy_links()
+        for path in sorted(folders_above(self.files) & self.files.keys()):
+            self.remove(path, CLASHING)
         for path, entry in self.files.items():
             if lfs_pointer(entry.content):
                 self.say(path, POINTER)

@@ -10,7 +10,7 @@ import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from selfplay.errors import ArtifactError, SandboxLost
+from selfplay.errors import ArtifactError, PatchError, SandboxLost
 from selfplay.repositories.material import find_material
 from selfplay.repositories.scripts import shipped_text
 from selfplay.repositories.targets import Calls, Target, find_calls, find_targets, read_calls
@@ -41,7 +41,9 @@ def run_recorded(trial: Trial, script: str, recorder: str, record: str, log_name
         box.write_archive("/tmp", Tree({f"recorder/{plugin}": text}).to_tar())
         log = trial.execute(box, script, log_name).text
         # The repository's code may have written more into /submit than fits, or ended the sandbox.
-        with contextlib.suppress(ArtifactError, SandboxLost, KeyError, ValueError, RecursionError):
+        with contextlib.suppress(
+            ArtifactError, PatchError, SandboxLost, KeyError, ValueError, RecursionError
+        ):
             archive = box.read_archive("/submit", trial.job.limits.submit_bytes + RECORD_BYTES)
             return log, json.loads(Tree.from_tar(archive)[record].content)
     return log, None

@@ -9,6 +9,7 @@ builds every environment anew. Artifacts hold them, so both parsers are recognis
 
 from __future__ import annotations
 
+import hashlib
 import shlex
 from collections.abc import Sequence
 
@@ -24,6 +25,11 @@ TEXTS = (
 START = "exec python -m pytest"  # of the line in test_script.sh that runs the tests
 MAIN = 'if __name__ == "__main__":'
 PLUGINS = "/tmp/selfplay_plugins"
+# SHA-256 of the parsers that earlier versions brought along, which older artifacts hold -> their options.
+OLDER_PARSERS = {
+    "7ed7ec0432b0264c840dbc030044b531ec55987b32bdb480f8b6c96bd960b4a2": "",
+    "a1dd4e762697975756f9fe4175e7509bfe2d968f66aa2dc8dc87075cfd06b86b": RECORDS_IDS,
+}
 
 
 def standard_script(test_files: Sequence[str], options: str = "") -> str:
@@ -66,8 +72,16 @@ def standard_parser(options: str = "") -> str:
 
 
 def is_standard_parser(text: str) -> bool:
-    """Whether selfplay wrote this parser, so that it may run outside a sandbox."""
-    return text in (standard_parser(), standard_parser(RECORDS_IDS))
+    """Whether selfplay wrote this parser, so that `current_parser` may run outside a sandbox."""
+    return bool(current_parser(text))
+
+
+def current_parser(text: str) -> str:
+    """The newest standard parser of the kind of this one; "" if this one is another parser."""
+    if text in (standard_parser(), standard_parser(RECORDS_IDS)):
+        return text
+    options = OLDER_PARSERS.get(hashlib.sha256(text.encode("utf-8", "replace")).hexdigest())
+    return "" if options is None else standard_parser(options)
 
 
 def shipped_text(name: str) -> str:

@@ -105,7 +105,16 @@ class Trial:
         return result
 
     def outcomes(self, log: bytes, parser: str) -> TestOutcomes:
-        """Run the parser on a log. Raises EnvironmentBuildError if it does not print outcomes."""
+        """Run the parser on a log.
+
+        Raises EnvironmentBuildError if the log was cut at LOG_BYTES, or if the parser prints no outcomes.
+        """
+        if len(log) >= LOG_BYTES:  # a part of a log says nothing about the tests
+            raise self.job.error(
+                f"its tests printed more than {LOG_BYTES >> 20} MiB, so their results were cut off; choose "
+                'fewer tests, or a quieter command, with the hint test="…"',
+                log.decode("utf-8", "replace"),
+            )
         with self._sandbox({}) as box:
             box.write_archive("/tmp", Tree({"test_parser.py": FileEntry(parser.encode())}).to_tar())
             timeout_s = self.job.settings.test_timeout_s

@@ -169,8 +169,14 @@ def missing_version_files(tree: Tree, project: Project, version: str) -> dict[st
         if path in made:
             continue
         folder = posixpath.dirname(path)
-        is_there = not folder or any(other.startswith(f"{folder}/") for other in tree)
-        if path not in tree and is_safe_path(path) and path.isprintable() and is_there:
+        is_there = not folder or folder in tree.folders
+        if (
+            path not in tree
+            and path not in tree.folders
+            and is_safe_path(path)
+            and path.isprintable()
+            and is_there
+        ):
             made[path] = FileEntry(_generated(path, template, version or UNKNOWN_VERSION).encode())
     return made
 

@@ -1,9 +1,9 @@
 """A filter of system calls for sandboxes.
 
-It refuses new namespaces, mounts, kernel keys, kinds of sockets and system calls that programs rarely need
-but exploits do. It also takes the effect from calls that would tell what happens in other sandboxes.
-Namespaces, layers and limits do the rest. Invariant: a processor that this module does not know gets no
-filter, never a wrong one.
+It refuses new namespaces, mounts, kernel keys, limits on other processes, kinds of sockets and system calls
+that programs rarely need but exploits do. It also takes the effect from calls that would tell what happens in
+other sandboxes. Namespaces, layers and limits do the rest. Invariant: a processor that this module does not
+know gets no filter, never a wrong one.
 """
 
 from __future__ import annotations
@@ -63,6 +63,7 @@ SET_LOCK, ASK_FOR_LOCK = (6, 7, 37, 38), (5, 36)  # commands of fcntl, for recor
 SET_LEASE, NOTIFY = 1024, 1026
 INOTIFY_ADD_WATCH = (254, 27)
 CLONE, UNSHARE, FCNTL = (56, 220), (272, 97), (72, 25)
+PRLIMIT = (302, 261)
 SOCKETS = ((41, 198), (53, 199))  # socket, socketpair
 FAMILIES = (socket.AF_UNIX, socket.AF_INET, socket.AF_INET6)  # and netlink, for questions about routes alone
 NETLINK, NETLINK_ROUTE = 16, 0
@@ -116,6 +117,9 @@ def _rules() -> list[tuple[Numbers, Sequence[bytes]]]:
         # What tells, or lets others see, which parts of a shared file are in memory.
         (PREADV2, _refuse_bits(5, RWF_NOWAIT, errno.EOPNOTSUPP)),
         (FADVISE, _refuse_values(3, (FADV_DONTNEED,), 0)),  # it is only a hint, so it may do nothing
+        # A process may limit itself. The kernel kills process 1 at a limit on its processor time, which looks
+        # as if somebody outside had done it.
+        (PRLIMIT, [_load_argument(0), _step(JUMP_EQUAL, 0, 1, 0), _answer(errno.EPERM)]),
         # The id counts all mounts of the machine.
         (STATX, _refuse_bits(3, STATX_MNT_ID_UNIQUE, errno.EINVAL)),
     ]

@@ -16,9 +16,9 @@ import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
-from selfplay.errors import PatchError, PrerequisiteError, full_disk_reported
+from selfplay.errors import PatchError, PrerequisiteError, TreeError, full_disk_reported
 from selfplay.source.diff_names import label
 from selfplay.source.diffs import SECTION, FilePatch, Kind, Patch, diff_text, parse_patch, path_problem
 from selfplay.source.hunks import ADVICE, apply_hunks
@@ -47,14 +47,16 @@ def apply_parsed(tree: Tree, patch: Patch) -> Tree:
     if patch.is_empty:
         return tree
     _check_against(tree, patch)
-    after = tree.replace(_changes_of(tree, patch))
+    try:
+        after = tree.replace(_changes_of(tree, patch))
+    except TreeError as error:
+        raise PatchError(f"the diff cannot be applied: {error}. {ADVICE}") from error
     _check_changed_paths(tree, after, patch)
     return after
 
 
 def _check_against(tree: Tree, patch: Patch) -> None:
     """Check the claims that the tree alone can refute. Raises PatchError."""
-    new_paths = {file.new_path for file in patch.files if file.kind in ("add", "rename")}
     for file in patch.files:
         if file.old_path is not None and file.old_path not in tree:
             raise PatchError(f"the diff changes {file.old_path!r}, which does not exist. {ADVICE}")
@@ -68,16 +70,6 @@ def _check_against(tree: Tree, patch: Patch) -> None:
             and tree[file.old_path].executable is not file.executable
         ):
             raise PatchError(f"the diff deletes {file.path!r} under another mode than it has. {ADVICE}")
-    gone = {file.old_path for file in patch.files if file.kind in ("delete", "rename")}
-    if new_paths:
-        files = (tree.keys() - gone) | new_paths
-        for path in new_paths:
-            assert path is not None
-            parents = {str(parent) for parent in PurePosixPath(path).parents}
-            if parents & files or any(str(other).startswith(f"{path}/") for other in files):
-                raise PatchError(
-                    f"the diff adds {path!r}, but a file and a folder cannot have one name. {ADVICE}"
-                )
 
 
 def _changes_of(tree: Tree, patch: Patch) -> dict[str, FileEntry | None]:

@@ -23,12 +23,11 @@ from typing import Literal
 from selfplay.errors import PatchError
 from selfplay.source.diff_names import Names, label, read_names, unquoted
 from selfplay.source.hunks import ADVICE, NO_NEWLINE, Hunk
-from selfplay.source.trees import is_safe_path
+from selfplay.source.trees import is_safe_path, is_too_long
 
 PREFIX_ADVICE = "Write it with `git diff --src-prefix=a/ --dst-prefix=b/`."
 MAX_FILES = 500
 MAX_PATH_BYTES = 1000
-MAX_NAME_BYTES = 255
 # Blank context lines that may be missing at the end of a section: more than git is ever asked for.
 MAX_CUT_LINES = 100
 # git's mode of a plain file -> is it executable?
@@ -381,6 +380,8 @@ class _Reader:
 def path_problem(path: str) -> str:
     """Why `path` may not occur in a diff; "" if it may."""
     shown = ascii(path[:80])
+    if is_too_long(path, MAX_PATH_BYTES):
+        return f"the path {shown}… is too long"
     if not is_safe_path(path):
         return f"the path {shown} is not a plain relative path inside the repository"
     if any(part.startswith("-") for part in path.split("/")):
@@ -389,10 +390,6 @@ def path_problem(path: str) -> str:
         char < " " or "\x7f" <= char < "\xa0" or "\ud800" <= char <= "\udfff" or char == '"' for char in path
     ):
         return f"the path {shown} holds control characters, quotes or half a character"
-    if len(path.encode()) > MAX_PATH_BYTES or any(
-        len(part.encode()) > MAX_NAME_BYTES for part in path.split("/")
-    ):
-        return f"the path {shown}… is too long"
     return ""
 
 

@@ -82,7 +82,7 @@ def _roots_of(tree: Tree) -> list[str]:
 
 def _is_usable(tree: Tree, root: str) -> bool:
     is_plain = not root.startswith(("/", "..")) and ":" not in root and root.isprintable()
-    return is_plain and any(path.startswith(f"{root}/") for path in tree)
+    return is_plain and root in tree.folders
 
 
 def _has_package(tree: Tree, folder: str) -> bool:

@@ -141,6 +141,4 @@ def _shadows_module(path: str, root: str, original: Tree | None) -> bool:
         return False
     if original is None:
         return True
-    return f"{root}{module}.py" not in original and not any(
-        other.startswith(f"{root}{module}/") for other in original
-    )
+    return f"{root}{module}.py" not in original and f"{root}{module}" not in original.folders

@@ -2,8 +2,10 @@
 
 Uses no git. Limits no sizes: `repositories.archives` does, before it reads.
 
-Invariant: a Tree holds regular files at safe relative paths only. Links, devices and everything under `.git`
-are left out, whatever it was read from. So a tree can be written anywhere without leaving the target folder.
+Invariant: a Tree holds regular files at safe relative paths only, and a folder can hold all of them together.
+Links, devices and everything under `.git` are left out, whatever it was read from. So a tree can be written
+anywhere on Linux without leaving the target folder. Names that differ in case or in their Unicode form alone
+are different names there.
 """
 
 from __future__ import annotations
@@ -21,8 +23,14 @@ from typing import Any
 
 import pathspec
 
+from selfplay.errors import TreeError
+
 # Caches and bytecode.
 ALWAYS_IGNORED = ("__pycache__/", "*.pyc", ".pytest_cache/", ".hypothesis/")
+# What Linux takes: 255 bytes a name, 4095 a path with the folder before it.
+MAX_NAME_BYTES = 255
+MAX_PATH_BYTES = 4000
+MAX_DEPTH = 64  # names in a path: code that walks a tree calls itself for each folder
 
 
 @dataclass(frozen=True)
@@ -34,7 +42,7 @@ class FileEntry:
 
 
 def is_safe_path(path: str) -> bool:
-    """Whether `path` is relative, normalised, inside the tree, outside `.git`, and a legal file name."""
+    """Whether `path` is relative, normalised, inside the tree, outside `.git`, and legal (`is_too_long`)."""
     if not path or path.startswith("/") or "\\" in path or "\0" in path or "\n" in path:
         return False
     try:
@@ -42,14 +50,47 @@ def is_safe_path(path: str) -> bool:
     except UnicodeEncodeError:
         return False
     parts = path.split("/")
-    return all(part not in ("", ".", "..") and part.lower() != ".git" for part in parts)
+    return all(part not in ("", ".", "..") and part.lower() != ".git" for part in parts) and not is_too_long(
+        path
+    )
+
+
+def is_too_long(path: str, most_bytes: int = MAX_PATH_BYTES) -> bool:
+    """Whether `path` has more than `most_bytes`, more than MAX_DEPTH names, or one beyond MAX_NAME_BYTES."""
+    if 4 * len(path) <= MAX_NAME_BYTES:
+        return False  # most paths
+    parts = path.encode("utf-8", "replace").split(b"/")  # "?" for a byte that is not UTF-8
+    return (
+        sum(map(len, parts)) + len(parts) - 1 > most_bytes
+        or len(parts) > MAX_DEPTH
+        or max(map(len, parts)) > MAX_NAME_BYTES
+    )
+
+
+def folders_of(path: str) -> Iterator[str]:
+    """Yield the folders that hold `path`, the deepest first, without the top of the tree."""
+    folder = path.rpartition("/")[0]
+    while folder:
+        yield folder
+        folder = folder.rpartition("/")[0]
+
+
+def folders_above(paths: Iterable[str]) -> frozenset[str]:
+    """The folders that hold these paths."""
+    found: set[str] = set()
+    for path in paths:
+        for folder in folders_of(path):
+            if folder in found:
+                break
+            found.add(folder)
+    return frozenset(found)
 
 
 @dataclass(frozen=True)
 class Tree(Mapping[str, FileEntry]):
     """An immutable file tree. Equality and `hash` depend on paths, contents and executable bits only.
 
-    Raises ValueError for an unsafe path.
+    Raises TreeError for an unsafe path, and for a path that is a file and a folder at once.
     """
 
     files: Mapping[str, FileEntry] = field(default_factory=dict)
@@ -57,7 +98,9 @@ class Tree(Mapping[str, FileEntry]):
     def __post_init__(self) -> None:
         for path in self.files:
             if not is_safe_path(path):
-                raise ValueError(f"unsafe path in tree: {path!r}")
+                raise TreeError(f"unsafe path in tree: {path[:200]!r}")
+        if both := min(self.folders & self.files.keys(), default=""):
+            raise TreeError(f"{both[:200]!r} is a file and a folder at once, which no folder can hold")
 
     def __getitem__(self, path: str) -> FileEntry:
         return self.files[path]
@@ -83,6 +126,11 @@ class Tree(Mapping[str, FileEntry]):
             sha.update(entry.content)
         return sha.hexdigest()
 
+    @cached_property
+    def folders(self) -> frozenset[str]:
+        """Every folder that holds a file, at any depth, without the top of the tree."""
+        return folders_above(self.files)
+
     def text(self, path: str) -> str:
         """The file's content as UTF-8, with replacement characters for the bytes that are not."""
         return self.files[path].content.decode("utf-8", errors="replace")
@@ -98,8 +146,17 @@ class Tree(Mapping[str, FileEntry]):
         return Tree(files)
 
     def restore(self, original: Tree, paths: Iterable[str]) -> Tree:
-        """A copy in which each of `paths` is as in `original`: restored, or removed if it is absent there."""
-        return self.replace({path: original.files.get(path) for path in paths})
+        """A copy in which each of `paths` is as in `original`: restored, or removed if it is absent there.
+
+        What stands in the way of a restored file goes: a file where it needs a folder, or a folder where it
+        stands. The original has neither.
+        """
+        wanted = {path: original.files.get(path) for path in paths}
+        back = {path for path, entry in wanted.items() if entry is not None}
+        in_the_way = {folder for path in back for folder in folders_of(path) if folder in self.files}
+        if back & self.folders:
+            in_the_way |= {path for path in self.files if not back.isdisjoint(folders_of(path))}
+        return self.replace(dict.fromkeys(in_the_way) | wanted)
 
     def changed_paths(self, other: Tree) -> list[str]:
         """Paths whose entry differs between this tree and `other`, sorted."""

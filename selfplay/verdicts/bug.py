@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 
 from selfplay.source.apply import apply_parsed
 from selfplay.source.diffs import parse_patch
+from selfplay.source.normal_form import normal_form
 from selfplay.source.trees import Tree
 from selfplay.verdicts.artifact import Artifact
 from selfplay.verdicts.prediction import add_prediction
@@ -58,3 +61,39 @@ def build_states(tree: Tree, bug: BugState) -> States:
     attempt = parse_patch(bug.attempt_patch, MAX_STORED_PATCH)
     attempted, _ = add_prediction(tree, weakened, attempt, bug.artifact.test_files)
     return States(tree, attempted.restore(tree, bug.artifact.test_files), weakened, attempted)
+
+
+def bug_digest(original: Tree, buggy: Tree, fail_to_pass: Iterable[str]) -> str:
+    """What artifacts of one bug have in common: SHA-256 over the changed code and the tests that it breaks.
+
+    Files count in their normal form, and those whose normal form is the original's do not count. If there is
+    no other, files count in the exact form, and at last by their bytes. The weakening, the script and the
+    parser do not count: they make no other bug.
+    """
+    changed = original.changed_paths(buggy)
+    forms: dict[str, str] = {}
+    for exact in (False, True):
+        forms = {
+            path: form
+            for path in changed
+            if (form := _form_in(buggy, path, exact)) != _form_in(original, path, exact)
+        }
+        if forms:
+            break
+    parts = [
+        original.digest,
+        *sorted(fail_to_pass),
+        "",
+        *(text for item in sorted(forms.items()) for text in item),
+    ]
+    if not forms:
+        parts.append(buggy.digest)
+    sha = hashlib.sha256()
+    for part in parts:
+        data = part.encode("utf-8", "surrogatepass")
+        sha.update(b"%d:" % len(data) + data)
+    return sha.hexdigest()
+
+
+def _form_in(tree: Tree, path: str, exact: bool) -> str:
+    return normal_form(path, tree[path].content, exact) if path in tree else "no file"

@@ -99,10 +99,19 @@ def judge_bug(original: TestOutcomes, buggy: TestOutcomes, thresholds: Threshold
 
 
 def judge_weakening(broken: frozenset[str], buggy: TestOutcomes, weakened: TestOutcomes) -> Finding:
-    """Check 6: with the weakened tests, a test of B passes again, or failed explicitly and is now gone."""
+    """Check 6: with the weakened tests, a test of B passes again, or failed explicitly and is now gone.
+
+    Some test must pass: a weakening that leaves none gives the solver nothing to run.
+    """
     again = broken & weakened.passed
     gone = (broken & buggy.failed) - weakened.ids
     evidence = {"passing_again": shown(again), "gone": shown(gone), "hidden": len(again | gone)}
+    if not weakened.passed:
+        reason = (
+            "with the weakened tests no test passes; keep the test files that test_script.sh names, "
+            "and the tests that the bug does not break"
+        )
+        return Finding(False, reason, evidence)
     if not again | gone:
         return Finding(
             False, "test_weaken.diff hides nothing: every test that the bug breaks still shows it", evidence

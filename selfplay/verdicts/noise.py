@@ -30,7 +30,8 @@ def noisy(original: Tree, tree: Tree, touched: Iterable[str], secret: Secret, *p
 
 def _one_other(tree: Tree, touched: Sequence[str], secret: Secret, parts: Sequence[str]) -> list[str]:
     """A code file that is not touched, preferably Python."""
-    untouched = [path for path in sorted(tree) if path not in touched and not is_protected_path(path, tree)]
+    left = sorted(tree.keys() - frozenset(touched))
+    untouched = [path for path in left if not is_protected_path(path, tree)]
     others = [path for path in untouched if path.endswith(".py")] or [
         path for path in untouched if is_other_code(path)
     ]

@@ -102,10 +102,11 @@ def add_prediction(
     Returns the tree and the paths whose change was undone. Raises PatchError.
     """
     after = apply_parsed(before, patch)
+    tests = frozenset(test_files)
     restored = tuple(
         path
         for path in patch.changed_paths
-        if path in test_files
+        if path in tests
         or shadows(path, test_files, original)
         or is_protected_path(path, original)
         or not _is_open(path, original, before)

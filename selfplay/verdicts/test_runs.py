@@ -8,6 +8,7 @@ hash seeds from one range, which the secret decides.
 from __future__ import annotations
 
 import hashlib
+import signal
 import subprocess
 import sys
 import threading
@@ -22,7 +23,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 from selfplay.errors import ArtifactError, OutcomesError, SandboxLost, SandboxUnavailable
 from selfplay.outcomes import TestOutcomes, parse_outcomes
 from selfplay.repositories.environment import fill_workspace
-from selfplay.repositories.scripts import is_standard_parser
+from selfplay.repositories.scripts import current_parser, is_standard_parser
 from selfplay.sandbox.base import (
     SUBMIT,
     WORKSPACE,
@@ -45,6 +46,8 @@ PARSER_COMMAND = f"python3 -I {SUBMIT}/test_parser.py 2>/tmp/stderr"
 PARSER_TIMEOUT_S = 30.0
 PARSER_OUTPUT_BYTES = 16 << 20
 PARSER_MEMORY_BYTES = 1 << 30  # of the standard parser
+PARSER_CPU_S = 20  # of the standard parser, which takes 2 s for the longest log
+PARSER_PATIENCE_S = 600.0  # for the standard parser on a busy machine
 MAX_KNOWN_BYTES = 64 << 20  # of the results that one cache keeps
 MAX_KNOWN = 4096  # results that one cache keeps
 
@@ -243,13 +246,35 @@ class TestRunner:
                 fill_workspace(box, tree)
                 box.write_archive(SUBMIT, _single_file("test_script.sh", script))
             except (ArtifactError, SandboxLost) as error:
-                raise SandboxUnavailable(
-                    f"the repository does not fit into its sandbox: {error}. Raise sandbox.workspace_mb."
-                ) from error
+                return ScriptRun(b"", 0, self._misfit(environment, variables, tree, error))
             written = time.monotonic()
             done = self._script_log(box)
             ended = time.monotonic()
         return replace(done, timings=Timings(opened - started, written - opened, ended - written))
+
+    def _misfit(
+        self, environment: Environment, variables: Mapping[str, str], tree: Tree, cause: Exception
+    ) -> str:
+        """Why `tree`, which a sandbox did not take, does not count. It is tried once more, then the original.
+
+        Raises SandboxUnavailable if the original does not fit either, or if the second try works: then the
+        machine is at fault.
+        """
+        said = f"does not fit into its sandbox: {cause}"
+        for tried in (tree, environment.tree):
+            with self._opened(environment.reference, variables, environment.hidden) as box:
+                try:
+                    fill_workspace(box, tried)
+                except (ArtifactError, SandboxLost) as error:
+                    said = f"does not fit into its sandbox: {error}"
+                    if tried == environment.tree:
+                        raise SandboxUnavailable(
+                            f"the repository {said}. Raise sandbox.workspace_mb."
+                        ) from error
+                    continue
+            if tried == tree:
+                raise SandboxUnavailable(f"a tree {said}, and did in another one")
+        return f"the changed repository {said}; the original does"
 
     def _script_log(self, box: Sandbox) -> ScriptRun:
         """Run the script. An exit status is no error: failing tests set it."""
@@ -337,27 +362,37 @@ def _parser_failed(exit_code: int, errors: str) -> OutcomesError:
 def run_standard_parser(parser: str, log: bytes) -> bytes:
     """The output of the standard parser on `log`. A process of Python starts faster than a sandbox.
 
-    parser: its text as selfplay ships it, not as the artifact's folder holds it. Time and memory are limited,
-    because the log is hostile. Raises OutcomesError.
+    parser: a standard parser of this or an earlier version; this version's is run. Memory and processor time
+    are limited, because the log is hostile. Raises OutcomesError, and SandboxUnavailable if the process gets
+    no processor.
     """
-    limit = f"import resource; resource.setrlimit(resource.RLIMIT_AS, ({PARSER_MEMORY_BYTES},) * 2)"
-    limited = f"{limit}; exec({parser!r})"
+    limits = f"(resource.RLIMIT_AS, {PARSER_MEMORY_BYTES}), (resource.RLIMIT_CPU, {PARSER_CPU_S})"
+    # At the soft limit of processor time comes SIGXCPU, which nothing else sends.
+    limited = (
+        f"import resource\nfor kind, most in {limits}: resource.setrlimit(kind, (most, most + 1))\n"
+        f"exec({current_parser(parser)!r})"
+    )
     for is_last in (False, True):
         try:
             done = subprocess.run(
                 [sys.executable, "-I", "-S", "-c", limited],
                 input=log,
                 capture_output=True,
-                timeout=PARSER_TIMEOUT_S,
+                timeout=PARSER_PATIENCE_S,
             )
-        except subprocess.TimeoutExpired:
-            raise OutcomesError(f"test_parser.py did not end within {PARSER_TIMEOUT_S:g} s") from None
+        except subprocess.TimeoutExpired as error:  # it had no processor: the log is not to blame
+            raise SandboxUnavailable(
+                f"the parser of a test log did not end within {PARSER_PATIENCE_S:g} s, and took less than "
+                f"{PARSER_CPU_S} s of processor time. End other programs, or lower train.workers."
+            ) from error
         except OSError as error:
             raise SandboxUnavailable(
                 f"no process can be started: {error}. End other programs, or lower train.workers."
             ) from error
         if done.returncode == 0:
             return done.stdout
+        if done.returncode == -signal.SIGXCPU:
+            raise OutcomesError(f"test_parser.py took more than {PARSER_CPU_S} s of processor time")
         if done.returncode > 0 or is_last:
             break  # a process that a signal ended runs once more, as scripts do
     raise _parser_failed(done.returncode, done.stderr[-600:].decode("utf-8", "replace").strip())

@@ -26,7 +26,7 @@ from selfplay.source.path_policy import (
 )
 from selfplay.source.trees import FileEntry, Tree
 from selfplay.verdicts.artifact import Artifact
-from selfplay.verdicts.bug import MAX_STORED_PATCH, BugState, States, build_states
+from selfplay.verdicts.bug import MAX_STORED_PATCH, BugState, States, bug_digest, build_states
 from selfplay.verdicts.checks import (
     Finding,
     Thresholds,
@@ -45,6 +45,7 @@ from selfplay.verdicts.house import house_script, is_house_made, judge_exit_stat
 from selfplay.verdicts.noise import REPEAT, noisy
 from selfplay.verdicts.perturbation import may_be_random
 from selfplay.verdicts.repairs import judge_exact_repair
+from selfplay.verdicts.reverts import revert_units
 from selfplay.verdicts.test_logs import short_failure, without_lines_naming
 from selfplay.verdicts.test_runs import TestRun, TestRunner
 from selfplay.verdicts.verdict import CHECKS, CheckResult, Verdict
@@ -115,7 +116,7 @@ class _Judgement:
     runs: list[TestRun] = field(default_factory=list)
     original_passed: frozenset[str] = frozenset()
     broken: frozenset[str] = frozenset()
-    buggy_digest: str = ""
+    buggy: Tree | None = None
     failure: str = ""
     started: float = field(default_factory=time.monotonic)
     since: float = field(default_factory=time.monotonic)
@@ -151,12 +152,15 @@ class _Judgement:
             failed_check=failed[0] if failed else "",
             fail_to_pass=tuple(sorted(self.broken)),
             pass_to_pass=tuple(sorted(self.original_passed - self.broken)),
-            buggy_digest=self.buggy_digest,
+            buggy_digest="" if failed or self.buggy is None else self._digest(self.buggy),
             failure=self.failure,
             duration_s=round(time.monotonic() - self.started, 6),
             test_runs=sum(not run.cached for run in self.runs),
             cached_runs=sum(run.cached for run in self.runs),
         )
+
+    def _digest(self, buggy: Tree) -> str:
+        return bug_digest(self.environment.tree, buggy, self.broken)
 
     def job(self, tree: Tree) -> Job:
         """The first run of a tree, with the artifact's script and parser."""
@@ -183,7 +187,7 @@ class _Judgement:
         original = self.environment.tree
         self.record("readable", Finding(True, "", {"digest": self.artifact.digest, "bytes": self._bytes()}))
         bug, weaken, buggy, weakened = self.read_patches()
-        self.buggy_digest = weakened.digest
+        self.buggy = buggy
         self.record("protected_paths", judge_bug_paths(bug, buggy, self.artifact, self.environment))
         self.record("test_files", judge_test_files(weaken, self.artifact, self.environment))
         self.record(
@@ -198,7 +202,7 @@ class _Judgement:
         with_bug = self.buggy_run(buggy, before)
         if not weaken.is_empty:
             self.record("weakening_hides", self.weakening(with_bug, weakened), needed=False)
-        self.inverse_mutation(buggy, [(file.path, file.paths) for file in bug.files])
+        self.inverse_mutation(buggy, revert_units(bug.files, bug.changed_paths))
         self.script_runs_code(bug.changed_paths)
         self.exit_status(buggy)
         self.determinism({"original": original, "buggy": buggy, "weakened": weakened}, bug.changed_paths)
@@ -206,7 +210,7 @@ class _Judgement:
     def second_order(self, parent: BugState, attempt_patch: str) -> None:
         original = self.environment.tree
         states = self.read_attempt(parent, attempt_patch)
-        self.buggy_digest = states.solver_start.digest
+        self.buggy = states.buggy
         parent_buggy = apply_parsed(original, parse_patch(parent.artifact.bug_inject, MAX_STORED_PATCH))
         changed = parent_buggy.changed_paths(states.buggy)
         found = {"changed": changed[:20]}
@@ -218,7 +222,8 @@ class _Judgement:
 
         before = self.original_run()
         with_bug = self.buggy_run(states.buggy, before, parent.fail_to_pass)
-        self.inverse_mutation(states.buggy, _units(original.changed_paths(states.buggy), parent.artifact))
+        sections = parse_patch(parent.artifact.bug_inject, MAX_STORED_PATCH).files
+        self.inverse_mutation(states.buggy, revert_units(sections, original.changed_paths(states.buggy)))
         self.exit_status(states.buggy)
         named = {"original": original, "buggy": states.buggy, "weakened": states.solver_start}
         self.determinism(named, original.changed_paths(states.buggy))
@@ -416,17 +421,6 @@ def judge_test_files(weaken: Patch, artifact: Artifact, environment: Environment
             False, f"test_weaken.diff changes {others[0]!r}, which test_files.txt does not name", evidence
         )
     return Finding(True, "", evidence)
-
-
-def _units(changed: Sequence[str], artifact: Artifact) -> list[tuple[str, Sequence[str]]]:
-    """The paths that are reverted together: both paths of a rename if both still differ, else one path."""
-    left = set(changed)
-    units: list[tuple[str, Sequence[str]]] = []
-    for file in parse_patch(artifact.bug_inject, MAX_STORED_PATCH).files:
-        if file.kind == "rename" and left.issuperset(file.paths):
-            units.append((file.path, file.paths))
-            left.difference_update(file.paths)
-    return units + [(path, (path,)) for path in sorted(left)]
 
 
 def unusable(path: str, entry: FileEntry) -> FileEntry:

@@ -57,8 +57,8 @@ class Verdict:
     """The decision on an artifact, with its evidence.
 
     failed_check  the first check that failed, "" if the artifact is accepted
-    buggy_digest  digest of the tree that a solver gets: bug and weakened tests, for order two with the failed
-                  attempt
+    buggy_digest  what artifacts of one bug have in common (`bug_digest`), "" if the artifact is rejected. A
+                  verdict of an older version has the digest of the tree that a solver gets
     failure       short traceback of one failing test, on the buggy code with the original's tests
     test_runs     runs of the tests that this verdict needed
     cached_runs   runs whose result was known already

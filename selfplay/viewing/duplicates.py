@@ -1,6 +1,6 @@
-"""Which accepted artifacts are duplicates: their buggy tree is the one of another bug of the run.
+"""Which accepted artifacts are duplicates: their bug is another bug of the run already.
 
-A duplicate passes all checks, so it is no rejection, and it makes no bug. Its verdict has its tree's digest.
+A duplicate passes all checks, so it is no rejection, and it makes no bug. Its verdict has the bug's digest.
 """
 
 from __future__ import annotations

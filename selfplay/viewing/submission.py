@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from rich.console import RenderableType
 from rich.text import Text
 
-from selfplay.repositories.scripts import standard_parser, standard_script
+from selfplay.repositories.scripts import is_standard_parser, standard_script
 from selfplay.verdicts.artifact import ALIASES, FILE_NAMES
 from selfplay.viewing.frames import Frames, harmless
 
@@ -63,7 +63,7 @@ def _place(name: str) -> tuple[int, str]:
 def _standard(name: str, text: str, test_files: str) -> str:
     """What to say instead of the text of our own script or parser; "" for every other text."""
     if name == "test_parser.py":
-        return "the standard parser" if text == standard_parser() else ""
+        return "the standard parser" if is_standard_parser(text) else ""
     files = [line.strip() for line in test_files.split("\n") if line.strip()]
     if name != "test_script.sh" or not files:
         return ""

@@ -26,6 +26,7 @@ from rich.console import Console
 
 import channels_controls
 import forged_values_controls
+import impossible_trees_controls
 import material_controls
 import phases_controls
 from machine import open_or_skip
@@ -583,6 +584,8 @@ CONTROLS |= forged_values_controls.CONTROLS
 
 CONTROLS |= channels_controls.CONTROLS
 CONTROLS |= material_controls.CONTROLS
+
+CONTROLS |= impossible_trees_controls.CONTROLS
 
 
 # ---- the tests

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from hostile_texts import NAMES, contents, lines, names
 from selfplay.data.pytest.test_parser import parse
-from selfplay.errors import ArtifactError, OutcomesError, UsageError
+from selfplay.errors import ArtifactError, OutcomesError, TreeError, UsageError
 from selfplay.evaluation.tasks import parse_task, read_tasks, task_record
 from selfplay.outcomes import TestOutcomes, parse_outcomes
 from selfplay.repositories.specs import parse_spec
@@ -90,7 +90,7 @@ parts = st.sampled_from(
 @example(name="\ud800")
 def test_a_name_is_refused_or_can_be_a_file_within(name: str) -> None:
     if not is_safe_path(name):
-        with pytest.raises(ValueError, match="unsafe path"):
+        with pytest.raises(TreeError, match="unsafe path"):
             Tree({name: FileEntry(b"")})
         return
     with tempfile.TemporaryDirectory() as folder:

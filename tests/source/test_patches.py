@@ -437,8 +437,8 @@ def test_a_malformed_or_unsafe_diff_is_refused(diff, complaint):
     {
         "a file that is not there": (modification("pkg/missing.py"), "does not exist"),
         "an addition of what exists": (addition("pkg/b.py"), "exists already"),
-        "a file where a folder is": (addition("pkg"), "file and a folder"),
-        "a folder where a file is": (addition("pkg/b.py/c.py"), "file and a folder"),
+        "a file where a folder is": (addition("pkg"), "a file and a folder at once"),
+        "a folder where a file is": (addition("pkg/b.py/c.py"), "a file and a folder at once"),
         "other content": (
             MODIFY.replace("-x = 1", "-x = 7"),
             "does not apply: hunk 1 of 'pkg/b.py' .* line 1 of the file is 'x = 1', and the hunk has 'x = 7'",

@@ -16,7 +16,7 @@ from hypothesis import assume, event, example, given, settings
 from hypothesis import strategies as st
 
 from hostile_texts import LINES, NAMES, changes, contents
-from selfplay.errors import PatchError
+from selfplay.errors import PatchError, TreeError
 from selfplay.source.apply import apply_patch, diff_trees
 from selfplay.source.diffs import parse_patch, path_problem, reverse_patch
 from selfplay.source.hunks import Hunk
@@ -107,7 +107,7 @@ def hunks_of(text: str) -> str:
 @example(name="a\x85b", text="x\n")
 def test_a_change_under_any_name_is_refused_or_applies(name: str, text: str) -> None:
     if not is_safe_path(name):
-        with pytest.raises(ValueError, match="unsafe path"):
+        with pytest.raises(TreeError, match="unsafe path"):
             Tree({name: FileEntry(b"")})
         return
     before, after = Tree(), Tree({name: FileEntry(text.encode())})

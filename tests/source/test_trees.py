@@ -3,6 +3,7 @@ import tarfile
 
 import pytest
 
+from selfplay.errors import PatchError, TreeError
 from selfplay.source.trees import FileEntry, Tree, ignore_rules, is_safe_path
 
 
@@ -53,8 +54,54 @@ def test_links_devices_and_unsafe_names_in_an_archive_are_left_out():
 )
 def test_unsafe_paths_are_refused(path: str):
     assert not is_safe_path(path)
-    with pytest.raises(ValueError, match="unsafe path"):
+    with pytest.raises(TreeError, match="unsafe path"):
         Tree({path: FileEntry(b"")})
+
+
+@pytest.mark.parametrize("path", ["x" * 256, "é" * 128, "a/" * 64 + "a", ("x" * 250 + "/") * 16 + "x"])
+def test_a_path_that_linux_does_not_take_is_refused(path: str):
+    assert not is_safe_path(path)
+    with pytest.raises(TreeError, match="unsafe path"):
+        Tree({path: FileEntry(b"")})
+
+
+@pytest.mark.parametrize("path", ["x" * 255, "é" * 127, "a/" * 63 + "a", "\udcff" * 255])
+def test_the_longest_names_and_the_deepest_path_can_be_written(path: str, tmp_path):
+    Tree({path: FileEntry(b"x")}).write_to(tmp_path)
+    assert Tree.from_folder(tmp_path) == Tree({path: FileEntry(b"x")})
+
+
+@pytest.mark.parametrize(
+    "paths", [("a", "a/b"), ("a/b/c/d", "a/b"), ("a", "a.py", "a/b/c"), ("a-", "a/x", "a")]
+)
+def test_no_tree_holds_a_path_as_file_and_as_folder(paths):
+    with pytest.raises(TreeError, match="a file and a folder at once"):
+        Tree({path: FileEntry(b"") for path in paths})
+    with pytest.raises(PatchError):  # whoever wrote the paths is at fault, never the machine
+        Tree().replace({path: FileEntry(b"") for path in paths})
+
+
+def test_names_that_differ_in_case_or_unicode_form_alone_stand_side_by_side(tmp_path):
+    both = Tree({name: FileEntry(name.encode()) for name in ("A", "a", "\u00e9", "e\u0301")})
+    both.write_to(tmp_path)
+    assert Tree.from_folder(tmp_path) == both
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "paths"),
+    [
+        ("a.py", "a.py/x.py", ["a.py"]),
+        ("d/a.py d/b.py", "d", ["d/a.py"]),
+        ("d/e/a.py", "d/e", ["d/e/a.py"]),
+        ("a.py", "a.py/x/y.py a.py/z.py", ["a.py"]),
+    ],
+)
+def test_a_restored_path_takes_the_place_of_what_stands_in_its_way(before: str, after: str, paths):
+    original = Tree({path: FileEntry(b"original") for path in before.split()})
+    changed = Tree({path: FileEntry(b"changed") for path in (*after.split(), "other")})
+    restored = changed.restore(original, paths)
+    assert {path: original.files[path] for path in paths}.items() <= restored.files.items()
+    assert restored.keys() == {*paths, "other"}
 
 
 def test_restoring_a_path_that_the_original_lacks_removes_it():

@@ -19,6 +19,7 @@ from tiny_bugs import (
     CLAMP_BUG,
     CLAMP_TEST,
     CLAMP_WEAKENED,
+    TESTS,
     VOWELS_BUG,
     VOWELS_TEST,
     VOWELS_WEAKENED,
@@ -90,6 +91,25 @@ def attempt(tiny, runner):
         return grade(bug, changes if isinstance(changes, str) else diff(start, changes), tiny, own)
 
     return run
+
+
+# ---- trees that no folder can hold
+
+
+def test_a_file_where_the_folder_of_the_tests_was_does_not_count(tiny, runner):
+    bug = bug_of(tiny, weaken=dict.fromkeys(TESTS))
+    start = build_states(tiny.tree, bug).solver_start
+    blocked = {"tests/__init__.py": None} if "tests/__init__.py" in start else {}
+    assert not any(path.startswith("tests/") for path in start.keys() - blocked.keys())
+    found = grade(bug, diff(start, {"tests": "a file\n", **blocked}), tiny, runner)
+    assert not found.passed and CLAMP_TEST in found.failed_tests
+    assert grade(bug, diff(start, {**REPAIR, "tests": "a file\n", **blocked}), tiny, runner).passed
+
+
+def test_a_patch_that_makes_a_file_a_folder_too_fails_with_the_reason(attempt):
+    text = "diff --git a/tiny/text.py/x.py b/tiny/text.py/x.py\nnew file mode 100644\n"
+    found = attempt(text)
+    assert not found.passed and "a file and a folder at once" in found.reason
 
 
 # ---- honest attempts

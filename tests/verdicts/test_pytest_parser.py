@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from selfplay.errors import OutcomesError
+from selfplay.errors import OutcomesError, SandboxUnavailable
 from selfplay.repositories.scripts import standard_parser
 from selfplay.verdicts import test_runs
 
@@ -140,10 +140,18 @@ def test_real_pytest_logs_are_read(tmp_path) -> None:
     }
 
 
-def test_a_log_made_to_take_forever_ends_at_a_time_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(test_runs, "PARSER_TIMEOUT_S", 0.5)
-    with pytest.raises(OutcomesError, match=r"did not end within 0\.5 s"):
-        parse(summary("SUBFAILED " + ")" * 200_000))
+def test_a_log_that_takes_too_much_processor_time_ends_at_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(test_runs, "PARSER_CPU_S", 1)
+    monkeypatch.setattr(test_runs, "current_parser", lambda _: "while True: pass")
+    with pytest.raises(OutcomesError, match="took more than 1 s of processor time"):
+        parse("")
+
+
+def test_a_parser_that_gets_no_processor_is_the_machines_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(test_runs, "PARSER_PATIENCE_S", 0.5)
+    monkeypatch.setattr(test_runs, "current_parser", lambda _: "import time; time.sleep(60)")
+    with pytest.raises(SandboxUnavailable, match="did not end within"):
+        parse("")
 
 
 def test_a_log_that_takes_too_much_memory_ends_at_a_limit(

@@ -9,7 +9,7 @@ from machine import open_or_skip
 from selfplay.errors import SandboxUnavailable
 from selfplay.sandbox.base import Limits
 from selfplay.settings.playing import ValidatorSettings
-from selfplay.verdicts.bug import BugState, build_states
+from selfplay.verdicts.bug import BugState, bug_digest, build_states
 from selfplay.verdicts.checks import Thresholds
 from selfplay.verdicts.noise import REPEAT, noisy
 from selfplay.verdicts.test_runs import TestRunner, _key
@@ -19,6 +19,7 @@ from tiny_bugs import (
     CLAMP_BUG,
     CLAMP_TEST,
     CLAMP_WEAKENED,
+    TESTS,
     TWO_FILES_BUG,
     VOWELS_BUG,
     VOWELS_TEST,
@@ -85,7 +86,7 @@ def test_a_bug_in_one_file_is_accepted_with_its_tests_and_its_failure(tiny, chec
     assert verdict.fail_to_pass == (CLAMP_TEST,)
     assert set(verdict.pass_to_pass) == set(TEST_IDS) - {CLAMP_TEST}
     assert "assert 0 == 10" in verdict.failure and "test_numbers.py" in verdict.failure
-    assert verdict.buggy_digest == changed(tiny.tree, CLAMP_BUG | CLAMP_WEAKENED).digest
+    assert verdict.buggy_digest == bug_digest(tiny.tree, changed(tiny.tree, CLAMP_BUG), [CLAMP_TEST])
     assert Verdict.from_json(verdict.to_json()) == verdict
 
 
@@ -127,8 +128,45 @@ def test_skipped_and_expectedly_failing_tests_belong_to_neither_set(tiny, check)
     assert not any("test_mean_of" in test_id for test_id in verdict.fail_to_pass + verdict.pass_to_pass)
 
 
-def test_deleting_the_tests_hides_them(tiny, check):
-    assert check(make_artifact(tiny, weaken={"tests/test_numbers.py": None})).accepted
+def test_deleting_a_test_file_hides_its_tests_if_others_still_run(tiny, check):
+    script = tiny.script.replace("tests/test_numbers.py", "tests")
+    assert script != tiny.script
+    assert check(make_artifact(tiny, weaken={"tests/test_numbers.py": None}, script=script)).accepted
+
+
+@pytest.mark.parametrize("deleted", [["tests/test_numbers.py"], TESTS])
+def test_a_weakening_after_which_no_test_runs_fails_weakening_hides(tiny, check, deleted):
+    verdict = check(make_artifact(tiny, weaken=dict.fromkeys(deleted)))
+    assert verdict.failed_check == "weakening_hides"
+    found = next(check.reason for check in verdict.checks if check.name == "weakening_hides")
+    assert "no test passes" in found
+
+
+def test_a_folder_in_the_place_of_a_file_is_reverted_with_it(tiny, check):
+    bug = {**CLAMP_BUG, "tiny/letters.py": None, "tiny/letters.py/x.py": "X = 1\n"}
+    verdict = check(make_artifact(tiny, bug))
+    evidence = next(check.evidence for check in verdict.checks if check.name == "inverse_mutation")
+    assert set(evidence["tests_repaired_by_reverting"]) == {"tiny/numbers.py", "tiny/letters.py"}
+    assert verdict.accepted, failed(verdict)
+
+
+def test_a_bug_that_a_sandbox_does_not_take_is_the_authors_fault(tiny, backend):
+    most = 4096 * 40
+    limits = Limits(workspace_bytes=most)
+    filled = changed(tiny.tree, {"tiny/filler.txt": "x" * (most - 4096 * 30)})
+    full = replace(tiny, tree=filled)
+    runner = TestRunner(backend, SETTINGS, limits, LABELS)
+    bug = {**CLAMP_BUG, **{f"tiny/new{number}.py": "X = 1\n" for number in range(40)}}
+    verdict = validate(make_artifact(full, bug), full, THRESHOLDS, runner, SETTINGS)
+    assert verdict.failed_check == "bug_breaks_tests"
+    found = verdict.checks[-1].reason
+    assert "does not fit into its sandbox" in found and "the original does" in found, found
+
+
+def test_an_original_that_a_sandbox_does_not_take_is_the_machines_failure(tiny, backend):
+    runner = TestRunner(backend, SETTINGS, Limits(workspace_bytes=4096), LABELS)
+    with pytest.raises(SandboxUnavailable, match=r"does not fit .* Raise sandbox\.workspace_mb"):
+        validate(make_artifact(tiny), tiny, THRESHOLDS, runner, SETTINGS)
 
 
 def test_a_revert_that_gives_the_original_back_and_known_states_cost_no_run(tiny, runner, check):
@@ -448,8 +486,8 @@ def test_a_failed_attempt_that_breaks_more_is_a_bug_of_order_two(tiny, runner, p
     verdict = second(tiny, runner, parent, attempt)
     assert verdict.accepted, verdict.checks
     assert verdict.fail_to_pass == (CLAMP_TEST, "tests/test_numbers.py::test_clamp[5-5]")
-    weakened = changed(tiny.tree, CLAMP_BUG | CLAMP_WEAKENED)
-    assert verdict.buggy_digest == changed(weakened, attempt).digest
+    code = changed(changed(tiny.tree, CLAMP_BUG), attempt)
+    assert verdict.buggy_digest == bug_digest(tiny.tree, code, verdict.fail_to_pass)
 
 
 def test_an_attempt_in_another_file_counts_when_that_file_matters(tiny, runner, parent):

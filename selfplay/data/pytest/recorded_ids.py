@@ -2,6 +2,8 @@
 # record only says where an id of the summary ends. An id counts if the summary has its line, with the same status.
 
 RECORD = re.compile(r"=+ selfplay: ids in full =+")
+MAX_ENDS = 50  # places where an id may end in a line
+MAX_BREAKS = 50  # line breaks in an id
 
 
 def read_record(lines):
@@ -28,10 +30,10 @@ def shown(name):
 
 def ends(text):
     """The ids that a line can begin with: up to each ` - `, and the whole line."""
-    at = text.find(" - ")
-    while 0 <= at <= MAX_ID:
+    at, number = text.find(" - "), 0
+    while 0 <= at <= MAX_ID and number < MAX_ENDS:
         yield text[:at]
-        at = text.find(" - ", at + 1)
+        at, number = text.find(" - ", at + 1), number + 1
     yield text
 
 
@@ -41,11 +43,15 @@ class Summary:
     def __init__(self, lines, entries, unused):
         self.lines, self.entries, self.unused = lines, entries, unused
         self.names = {}
-        self.broken = {}
+        self.recorded_names = {name for _, name in entries}
+        self.broken = {}  # (status, first line) -> second line -> ... -> None -> the id
         for status, name in sorted(entries):
-            first, *others = [part.rstrip("\r") for part in name.split("\n")]
-            if others:
-                self.broken.setdefault((status, first), []).append((name, others))
+            first, *others = [part.rstrip("\r") for part in name.split("\n", MAX_BREAKS + 1)]
+            if 0 < len(others) <= MAX_BREAKS:
+                place = self.broken.setdefault((status, first), {})
+                for part in others:
+                    place = place.setdefault(part, {})
+                place[None] = name
         self.passed = {found[2] for line in lines if (found := LINE.fullmatch(line)) and found[1] == "PASSED"}
 
     def short(self, name):
@@ -72,19 +78,27 @@ class Summary:
     def recorded(self, status, text, number):
         """The recorded id that the line names, None if there is none, and how many more lines the id takes."""
         name = max((end for end in ends(text) if (status, end) in self.entries), key=len, default=None)
-        for long_name, others in self.broken.get((status, text), ()):
-            *middle, last = self.lines[number : number + len(others)]
-            if middle == others[:-1] and (last == others[-1] or last.startswith(others[-1] + " - ")):
-                return long_name, len(others)
-        return name, 0
+        place, more = self.broken.get((status, text)), 0
+        if place is None:
+            return name, 0
+        for count, line in enumerate(self.lines[number : number + MAX_BREAKS], 1):
+            for end in ends(line):
+                if None in place.get(end, ()):
+                    name, more = place[end][None], count
+            place = place.get(line)
+            if place is None:
+                break
+        return name, more
 
     def subtest(self, line):
         """The line of a failed subtest. Where it names a recorded test: that test, and a test that passed if it may be meant."""
         found = SUBTEST.fullmatch(line)
-        named = [name for _, name in self.entries if line.endswith(" " + name) or f" {name} - " in line] if found else []
+        starts = list(itertools.islice(test_files(found[1][:MAX_LINE]), MAX_NAMES)) if found else []
+        texts = [found[1][start:MAX_LINE] for start in starts]
+        named = [end for text in texts for end in ends(text) if end in self.recorded_names]
         if not named:
             return [line]
-        guessed = [without_message(found[1][file.start() :]) for file in TEST_FILE.finditer(found[1])]
+        guessed = [without_message(text) for text in texts]
         rows = [f"SUBFAILED {self.short(max(named, key=len))}"]
         return [*rows, line] if self.passed.intersection(guessed) else rows
 

@@ -1,9 +1,11 @@
 """Reads the log of `pytest -rA` on stdin and prints {test id: "passed" | "failed"} as JSON.
 
 Only the short summary counts. Skipped and expected failures are left out; an error or a failed subtest fails its test.
-Invariant: a log with no summary, an unfinished one or more than one yields no result at all.
+Invariants: a log with no summary, an unfinished one or more than one yields no result at all. The log may be hostile, so the
+work is linear in its size.
 """
 
+import itertools
 import json
 import re
 import sys
@@ -12,21 +14,35 @@ HEADER = re.compile(r"=+ short test summary info =+")
 END = re.compile(r"(=+ )?(no tests ran|\d+ [a-z]+\b.*) in \d+(\.\d+)?s( \([\d:]+\))?( =+)?")
 LINE = re.compile(r"(PASSED|FAILED|ERROR) (.*)")
 SUBTEST = re.compile(r"SUBFAIL(?:ED)?(?![A-Za-z])(.*)")
-TEST_FILE = re.compile(r"(?<=[\s\])])[^\s:]+\.py::")
+WORD = re.compile(r"[^\s:]+")
 MAX_ID = 4096
+MAX_LINE = 1 << 16  # characters of a line that are read: an id ends long before
+MAX_NAMES = 20  # names that the line of a failed subtest may mean
 
 
 def without_message(text):
     """The test id before ` - message`. Parameters may hold ` - ` too, so inside brackets the id goes on until one closes."""
-    start = 0
-    while True:
-        at = text.find(" - ", start)
-        if at < 0:
-            return text if text.endswith("]") else text.partition(" - ")[0]
-        name = text[:at]
-        if "[" not in name or name.endswith("]"):
-            return name
-        start = at + 1
+    bracket = text.find("[")
+    at = text.find(" - ")
+    while at >= 0:
+        if not 0 <= bracket < at or text[at - 1] == "]":
+            return text[:at]
+        at = text.find(" - ", at + 1)
+    return text if text.endswith("]") else text.partition(" - ")[0]
+
+
+def test_files(text):
+    """Where ids may begin: at each `path.py::` after a blank or a bracket that closes."""
+    for found in WORD.finditer(text):
+        start, end = found.span()
+        if found[0].endswith(".py") and text.startswith("::", end):
+            if start == 0 or not text[start - 1].isspace():
+                closed = [at for at in (found[0].find("]"), found[0].find(")")) if at >= 0]
+                if not closed:
+                    continue
+                start += min(closed) + 1
+            if start < end - 3:
+                yield start
 
 
 def parse(log):
@@ -36,6 +52,7 @@ def parse(log):
         return {}
     passed, failed, subtests = set(), set(), []
     for line in lines[headers[0] + 1 :]:
+        line = line[:MAX_LINE]
         if END.fullmatch(line):
             break
         found = LINE.fullmatch(line)
@@ -50,7 +67,7 @@ def parse(log):
     else:
         return {}  # the process ended before pytest did
     for text in subtests:
-        names = [without_message(text[found.start() :]) for found in TEST_FILE.finditer(text)]
+        names = [without_message(text[start:]) for start in itertools.islice(test_files(text), MAX_NAMES)]
         failed.update([name for name in names if name in passed or name in failed][:1] or names[:1])
     outcomes = dict.fromkeys(sorted(passed - failed), "passed") | dict.fromkeys(sorted(failed), "failed")
     return {name: outcome for name, outcome in outcomes.items() if 0 < len(name) <= MAX_ID and name.isprintable()}
