@@ -106,6 +106,11 @@ def refused_options(log: str) -> frozenset[str]:
     return frozenset(found)
 
 
+def ends_python(log: str) -> bool:
+    """Whether a file ended Python when it was imported: pytest failed with it, or printed nothing."""
+    return bool(re.search(rf"^{INTERNAL} SystemExit", log, re.MULTILINE)) or not log.strip()
+
+
 # ---- what pytest says about its call
 
 
@@ -306,7 +311,11 @@ def _hidden_report(log: Log) -> Cause | None:
 
 def _all_skipped(log: Log) -> Cause | None:
     ended = [found[1] for line in log.lines if (found := ENDED.fullmatch(line.strip()))]
-    if not ended or not re.search(r"\b\d+ skipped", ended[-1]) or re.search(r"passed|failed", ended[-1]):
+    if (
+        not ended
+        or not re.search(r"\b\d+ skipped", ended[-1])
+        or re.search(r"passed|failed|error", ended[-1])
+    ):
         return None
     found = log.find(r"SKIPPED \[\d+\] \S+: (.*)")
     return Cause(f"all tests were skipped ({ended[-1]})" + (f": {found[1]}" if found else ""))
