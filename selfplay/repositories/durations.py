@@ -145,10 +145,11 @@ def choose(
     for function in slow:
         took[file_of(function)] -= durations.functions[function]
     stuck_files = {file_of(name) for name in durations.stuck.difference(slow)}
+    still_useful = {file_of(name) for name in durations.passed.difference(slow, harmful)}
     kept: list[str] = []
     room = _room_for_tests(durations, room_s)
     for path in sorted(took, key=lambda path: (took[path], path)):
-        if took[path] <= room and path not in stuck_files:
+        if took[path] <= room and path in still_useful and path not in stuck_files:
             kept.append(path)
             room -= took[path]
     slow = [name for name in slow if file_of(name) in kept]
