@@ -32,8 +32,8 @@ SIGNAL = 128  # the exit status of a process that signal n ended is 128 + n
 MAX_HARMFUL = 3  # files
 IMPORTING = "importing.txt"  # of the collection recorder
 UNHARMED = (
-    'Guard the call there with if __name__ == "__main__", or let unittest run its tests with the hint '
-    'test="python -m unittest -v MODULE" parser=unittest'
+    'Guard the call there (unittest.main(), sys.exit(), …) with if __name__ == "__main__", '
+    'or name other test files with the hint test="pytest PATH"'
 )
 DOCUMENTS = (".rst", ".txt", ".md")  # they may hold doctests
 COLLECT_OPTIONS = (
