@@ -12,8 +12,6 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from selfplay.repositories.recording import printable
-
 MAX_SINGLE = 20  # single tests that are left out of files that stay
 SINGLE_SHARE = 0.05  # of the time of a run; a quicker test is never left out alone
 SHOWN = 10  # names in a note
@@ -129,7 +127,7 @@ def _line(text: bytes) -> tuple[float, str, str] | None:
     seconds, kind, name = found
     if not isinstance(seconds, int | float) or not math.isfinite(seconds) or not isinstance(kind, str):
         return None
-    return (float(seconds), kind, printable(name)) if isinstance(name, str) else None
+    return (float(seconds), kind, name) if isinstance(name, str) and name.isprintable() else None
 
 
 def choose(

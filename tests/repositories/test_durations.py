@@ -45,8 +45,8 @@ def test_what_a_hostile_record_says_in_another_form_is_left_out() -> None:
     bad = (
         b'nonsense\n[1, 2]\n[1e999, "test", "a"]\n["1", "test", "a"]\n[1, "test", ["a"]]\n{}\n' + b"[" * 9999
     )
-    found = read_durations(bad + b"\n" + record((1, "test", "t/a.py::x\n"), (0, "end", "")), 9)
-    assert found.functions == {"t/a.py::x\\n": 0}
+    odd = record((1, "test", "t/a.py::x"), (2, "test", "t/a.py::x\n"), (0, "end", ""))
+    assert read_durations(bad + b"\n" + odd, 9).functions == {"t/a.py::x": 0}
 
 
 def test_the_longest_files_are_left_out_with_their_seconds() -> None:
