@@ -39,6 +39,11 @@ COLLECTING = re.compile(r"_{3,} ERROR collecting (\S.*?) _{3,}")
 ENDED = re.compile(r"(?:=+ )?((?:\d+ [a-z]+)(?:, \d+ [a-z]+)*) in \d[\d.]*s.*")
 ERROR_LINE = re.compile(r"E {3,}([A-Za-z_][\w.]*(?:Error|Exception|Warning|Failed|Exit|NotFound)): ?(.*)")
 
+NEEDS_COMPILED = re.compile(r"\bC[ -]?extension|extension module|not compiled", re.IGNORECASE)
+COMPILED_REMEDY = (
+    "Extension modules that a build compiles are not supported; an image may have them: docker:IMAGE#/FOLDER"
+)
+
 FIXTURES = {
     "aiohttp_client": "pytest-aiohttp",
     "benchmark": "pytest-benchmark",
@@ -337,7 +342,8 @@ def _all_failed(log: Log) -> Cause | None:
         return None
     errors = Counter(error for line in log.lines if (error := _error_of(line)))
     shown = "; ".join(error for error, _ in errors.most_common(SHOWN))
-    return Cause(f"all tests fail ({ended[-1]})" + (f": {shown}" if shown else ""))
+    remedy = COMPILED_REMEDY if NEEDS_COMPILED.search(shown) else ""
+    return Cause(f"all tests fail ({ended[-1]})" + (f": {shown}" if shown else ""), remedy)
 
 
 def _nothing_collected(log: Log) -> Cause | None:
