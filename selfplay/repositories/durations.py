@@ -199,7 +199,7 @@ def _notes(
         "no test passes": failing,
     }
     notes = [f"left out, {why}: {_listed(names)}" for why, names in groups.items() if names]
-    fit = f"the tests are those that fit into {room_s:.0f} s, a quarter of environment.test_timeout_s"
+    fit = f"the tests are those that fit into {room_s:.0f} s, a share of environment.test_timeout_s"
     return (fit, *notes) if long else tuple(notes)
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 # Shares of environment.test_timeout_s.
 LONGEST = 0.5  # of a suite that is not cut
-CHOSEN = 0.25  # of a suite that is cut
+CHOSEN = 0.25  # of a suite that is cut; if nothing fits, LONGEST
 TEST = 0.1  # of a test that is measured; a longer one is ended
 MEASURED = 1.0  # of a run that measures
 KILLED = 1.5  # when such a run is killed, since a test cannot be ended
@@ -44,6 +44,7 @@ def first_run(trial: Trial, suite: Suite, log_name: str) -> tuple[Suite, ExecRes
     trial.job.report(f"its tests {what}: measuring them")
     durations, harmful = _measured(trial, suite, durations, was_killed=result.timed_out)
     chosen = choose(suite.files, durations, CHOSEN * limit_s, harmful)
+    chosen = chosen if chosen.files else choose(suite.files, durations, LONGEST * limit_s, harmful)
     if not chosen.files:
         raise trial.too_long(log_name, result.text, limit_s)
     for note in chosen.notes:

@@ -54,7 +54,7 @@ def test_the_longest_files_are_left_out_with_their_seconds() -> None:
     chosen = choose(["t/a.py", "t/b.py", "t/c.py", "t/d.py"], took, 10)
     assert (chosen.files, chosen.without) == (("t/a.py", "t/b.py", "t/d.py"), ())
     assert chosen.notes == (
-        "the tests are those that fit into 10 s, a quarter of environment.test_timeout_s",
+        "the tests are those that fit into 10 s, a share of environment.test_timeout_s",
         "left out, too long: t/c.py (30 s)",
     )
 

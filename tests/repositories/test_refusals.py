@@ -67,8 +67,8 @@ def test_a_changed_line_setting_tree_or_version_tries_again(
     ("script", "is_kept"),
     [
         ("echo No matching distribution found for shop-parts; exit 1", True),
-        ("echo WARNING: Retrying (Retry(total=4)) after connection broken by; exit 1", False),
-        ("echo OSError: [Errno 28] No space left on device; exit 1", False),
+        ('echo "WARNING: Retrying (Retry(total=4)) after connection broken by"; exit 1', False),
+        ('echo "OSError: [Errno 28] No space left on device"; exit 1', False),
     ],
 )
 def test_a_refusal_that_the_machine_may_have_caused_is_not_kept(
