@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from selfplay.settings.playing import EnvironmentSettings
 
 BUILD_ATTEMPTS = 3
+BENCHMARK = "pytest-benchmark"
 
 
 def prepare_environment(
@@ -203,6 +204,8 @@ def _install_until_tests_are_found(job: BuildJob, variables: dict[str, str]) -> 
     for attempt in range(1, BUILD_ATTEMPTS + 1):
         installation = install(job, requirements, attempt)
         trial = Trial(job, installation.reference, variables)
+        if requirements.names(BENCHMARK):  # a function once, in place of many times for its speed
+            arguments = arguments.with_own(("--benchmark-disable",))
         collected, called = collect(trial, arguments)
         before = requirements
         requirements = adapted(requirements, collected.log)

@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 LONGEST = 0.5  # of a suite that is not cut
 CHOSEN = 0.25  # of a suite that is cut; if nothing fits, LONGEST
 TEST = 0.1  # of a test that is measured; a longer one is ended
-MEASURED = 1.0  # of a run that measures
-KILLED = 1.5  # when such a run is killed, since a test cannot be ended
+MEASURED = 2.0  # of a run that measures
+KILLED = 2.5  # when such a run is killed, since a test cannot be ended
+FAIR = 2.0  # how many times its equal part of such a run a file may take
 ROUNDS = 4  # runs that measure: each one may be spoiled by a test that ends it
 TIMES = "times.jsonl"
 
@@ -62,16 +63,17 @@ def _measured(
     """
     limit_s = trial.job.settings.test_timeout_s
     harmful: list[str] = [] if was_killed else [durations.running]
-    left = [path for path in suite.files if path not in durations.files]
+    left = [path for path in suite.files if path not in durations.files] or list(suite.files)
     for number in range(1, ROUNDS + 1):
         shorter = replace(without_tests(suite, harmful), files=tuple(left))
+        shares = (TEST, min(max(FAIR * MEASURED / len(left), TEST), LONGEST), MEASURED)
         _, found = _timed(
             trial,
             trial.job.checkout.tree,
             shorter,
             f"measured-{number}",
             KILLED * limit_s,
-            " ".join(f"{share * limit_s:g}" for share in (TEST, LONGEST, MEASURED)),
+            " ".join(f"{share * limit_s:g}" for share in shares),
         )
         durations = durations.joined(found)
         if found.is_whole or not found.running or found.running in harmful:

@@ -19,6 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
 from selfplay.errors import EnvironmentBuildError
 from selfplay.repositories.environment import SCHEMA
 from selfplay.repositories.locks import locked
@@ -69,6 +72,11 @@ class Requirements:
     extra: tuple[str, ...] = ()
     pytest: str = PYTEST
     renamed: tuple[tuple[str, str], ...] = ()
+
+    def names(self, project: str) -> bool:
+        """Whether a project is among them."""
+        texts = (*self.dependencies.runtime, *self.dependencies.test, *self.extra)
+        return any(canonicalize_name(Requirement(text).name) == project for text in texts)
 
 
 @dataclass(frozen=True)

@@ -108,3 +108,14 @@ def test_a_suite_of_which_nothing_fits_is_refused_with_the_remedy(
         EnvironmentBuildError, match="did not end within 8 s; raise environment.test_timeout_s"
     ):
         prepared_shop(shop_checkout(files, tmp_path, cache), backend, cache, test_timeout_s=8)
+
+
+def test_a_benchmark_runs_its_function_once(backend: SandboxBackend, cache: Path, tmp_path: Path) -> None:
+    files = {
+        "pyproject.toml": "[project]\nname = 'shop'\nversion = '1'\n"
+        "[project.optional-dependencies]\ntest = ['pytest-benchmark']\n",
+        "tests/test_speed.py": "from shop import total\n\n\ndef test_speed(benchmark):\n    sums = []\n"
+        "    benchmark(lambda: sums.append(total([1])))\n    assert sums == [1]\n",
+    }
+    found = admitted(files, backend, cache, tmp_path)
+    assert "tests/test_speed.py::test_speed" in found.baseline.passed
