@@ -39,6 +39,8 @@ def first_run(trial: Trial, suite: Suite, log_name: str) -> tuple[Suite, ExecRes
     limit_s = trial.job.settings.test_timeout_s
     tree = trial.job.checkout.tree
     result, durations = _timed(trial, tree, suite, log_name, LONGEST * limit_s)
+    if durations.is_whole and result.timed_out:  # threads or processes of its tests keep Python alive
+        raise trial.too_long(log_name, result.text, LONGEST * limit_s)
     if durations.is_whole or not (result.timed_out or durations.running):
         return suite, result
     what = f"take longer than {LONGEST * limit_s:.0f} s" if result.timed_out else "end Python"

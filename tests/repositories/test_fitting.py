@@ -119,3 +119,14 @@ def test_a_benchmark_runs_its_function_once(backend: SandboxBackend, cache: Path
     }
     found = admitted(files, backend, cache, tmp_path)
     assert "tests/test_speed.py::test_speed" in found.baseline.passed
+
+
+def test_tests_whose_threads_keep_python_alive_are_refused(
+    backend: SandboxBackend, cache: Path, tmp_path: Path
+) -> None:
+    files = {
+        "tests/test_thread.py": "import threading, time\n\n\ndef test_thread():\n"
+        "    threading.Thread(target=time.sleep, args=[10**6]).start()\n"
+    }
+    with pytest.raises(EnvironmentBuildError, match="did not end within 20 s"):
+        admitted(files, backend, cache, tmp_path)
