@@ -7,13 +7,15 @@ or the reason, seconds, tests, covered functions, and how many notes name files 
 call finds all environments in the cache. SELFPLAY_CACHE=FOLDER chooses an empty cache for a first one.
 
 The last lines have the admitted share, the seconds that all took together and their sum, whose ratio is what
-the jobs gain. benchmarks/repositories.txt has 60 well-known packages; its comments say how they were chosen.
+the jobs gain, and the load of the machine. A refusal is kept as an environment is, so a second call takes
+seconds. benchmarks/repositories.txt has 60 well-known packages; its comments say how they were chosen.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -30,6 +32,7 @@ from selfplay.repositories.build import prepare_environment
 from selfplay.repositories.checkouts import cache_root
 from selfplay.repositories.fetching import fetch
 from selfplay.repositories.specs import RepositorySpec, read_repository_list
+from selfplay.runtime.cores import usable_cores
 from selfplay.sandbox import open_backend
 from selfplay.sandbox.base import SandboxBackend
 from selfplay.viewing.tables import Column, Listing
@@ -138,7 +141,9 @@ def main() -> None:
     console.print(f"{admitted} of {len(results)} admitted, {admitted / len(results):.0%}", highlight=False)
     ratio = f"{all_s / passed_s:.1f} times as fast as one after another"
     console.print(
-        f"{passed_s:.0f} s with {chosen.jobs} job(s), {all_s:.0f} s in all: {ratio}", highlight=False
+        f"{passed_s:.0f} s with {chosen.jobs} job(s), {all_s:.0f} s in all: {ratio}; "
+        f"{usable_cores()} cores, load {os.getloadavg()[2]:.1f} (mean of 15 minutes)",
+        highlight=False,
     )
 
 

@@ -155,10 +155,14 @@ class RepositoryError(SelfplayError):
 
 
 class EnvironmentBuildError(SelfplayError):
-    """`log_tail` is the end of the build or test log (bytes decoded with replacement)."""
+    """`log_tail` is the end of the build or test log (bytes decoded with replacement).
 
-    def __init__(self, message: str, log_tail: str = "") -> None:
+    of_machine: the network, the index or the disk may be at fault, so another try may end otherwise.
+    """
+
+    def __init__(self, message: str, log_tail: str = "", of_machine: bool = False) -> None:
         self.log_tail = log_tail
+        self.of_machine = of_machine
         super().__init__(message)
 
 

@@ -30,6 +30,7 @@ from rich.text import Text
 from selfplay import DISTRIBUTION
 from selfplay.commands.accelerators import accelerators
 from selfplay.commands.findings import Finding
+from selfplay.commands.prepared_repositories import prepared_repositories
 from selfplay.config import Config
 from selfplay.errors import SelfplayError
 from selfplay.repositories.checkouts import cache_root
@@ -153,6 +154,7 @@ def examine(config: Config) -> list[Finding]:
         _package_index(),
         _policy(config.policy.model),
         _leftovers(),
+        *prepared_repositories(cache_root() / "environments" / "facts"),
     ]
 
 

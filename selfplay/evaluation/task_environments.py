@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -36,6 +36,7 @@ from selfplay.repositories.hiding import hide_all, refuse_copies
 from selfplay.repositories.installation import Requirements, install
 from selfplay.repositories.probe import PROBE, refuse_other_python, run_probe
 from selfplay.repositories.scripts import RECORDS_IDS, command_script, standard_parser, standard_script
+from selfplay.repositories.side_by_side import in_order
 from selfplay.repositories.specs import RepositorySpec, absolute_line, parse_spec
 from selfplay.repositories.suites import collect
 from selfplay.repositories.test_hints import PytestArguments, read_pytest_hint, read_test_command
@@ -72,31 +73,45 @@ def prepare_tasks(
     clones: a folder of clones; a repository in it is not fetched. known: environments that exist already, by
     absolute line. Raises SandboxUnavailable and DiskFullError if the machine fails.
     """
-    environments: dict[str, Environment] = {}
-    reasons: dict[str, str] = {}
-    left_out: dict[str, str] = {}
+    first: dict[str, Task] = {}  # of each repository
     for task in tasks:
-        if task.setup.left_out:
-            left_out[task.instance_id] = task.setup.left_out
-            continue
-        line = task.repo
-        if line not in environments and line not in reasons:
-            if task.artifact:
-                spec = parse_spec(line)
-                found = known.get(absolute_line(spec)) or preparer.prepare(spec)
-                reason = f"its repository {line} does not run here (see above)"
-            else:
-                found, reason = _prepare_record(task, preparer, clones)
-            if found is None:
-                reasons[line] = reason
-            else:
-                environments[line] = found
-        if line in reasons:
-            left_out[task.instance_id] = reasons[line]
-    return Prepared(environments, left_out)
+        if not task.setup.left_out:
+            first.setdefault(task.repo, task)
+    plain = [
+        line for line, task in first.items() if task.artifact and absolute_line(parse_spec(line)) not in known
+    ]
+    admitted = dict(zip(plain, preparer.prepare_each([*map(parse_spec, plain)]), strict=True))
+    records = [task for task in first.values() if not task.artifact]
+    prepared = in_order(
+        records,
+        lambda task: parse_spec(task.repo).name,
+        lambda task, report: _prepare_record(task, preparer, clones, report),
+        preparer.console,
+    )
+    found = {task.repo: result for task, result in zip(records, prepared, strict=True)}
+    environments: dict[str, Environment] = {}
+    left_out: dict[str, str] = {}
+    for line, task in first.items():
+        if task.artifact:
+            environment = admitted.get(line) or known.get(absolute_line(parse_spec(line)))
+            reason = f"its repository {line} does not run here (see above)"
+        else:
+            environment, reason = found[line]
+        if environment is None:
+            left_out[line] = reason
+        else:
+            environments[line] = environment
+    reasons = {
+        task.instance_id: task.setup.left_out or left_out[task.repo]
+        for task in tasks
+        if task.setup.left_out or task.repo in left_out
+    }
+    return Prepared(environments, reasons)
 
 
-def _prepare_record(task: Task, preparer: Preparer, clones: Path | None) -> tuple[Environment | None, str]:
+def _prepare_record(
+    task: Task, preparer: Preparer, clones: Path | None, report: Callable[[str], None]
+) -> tuple[Environment | None, str]:
     """The environment of a record without an artifact, or the reason why there is none."""
     spec = parse_spec(task.repo)
     problems: list[str] = []
@@ -106,26 +121,25 @@ def _prepare_record(task: Task, preparer: Preparer, clones: Path | None) -> tupl
         logs = cache_root() / "logs" / f"{checkout.name}-{checkout.tree.digest[:12]}"
         logs.mkdir(parents=True, exist_ok=True)
         settings = preparer.config.environment
-        return BuildJob(checkout, preparer.backend, settings, preparer.limits, logs, status.update)
+        return BuildJob(checkout, preparer.backend, settings, preparer.limits, logs, report)
 
-    with preparer.console.status(f"{spec.name}: preparing") as status:
-        if preparer.backend.capabilities.opens_images:
-            for image in task.setup.images:
-                try:
-                    pull_image(image, preparer)
-                    return _of_image(job_of(parse_spec(f"docker:{image}#{task.setup.folder}")), image), ""
-                except IMAGE_FAULTS as error:
-                    problems.append(f"the image {image} is not used: {error}")
-            for problem in problems if len(problems) == 1 else ():
-                preparer.console.print(problem, markup=False, highlight=False)
-        if task.setup.image_only:
-            return None, problems[
-                0
-            ] if problems else "it runs in a Docker image only: set sandbox.type = 'docker'"
-        try:
-            return _of_commit(job_of(_clone_of(spec, clones) if clones else spec), task), ""
-        except (RepositoryError, EnvironmentBuildError) as error:
-            return None, "; ".join([*problems[:1], str(error)])
+    if preparer.backend.capabilities.opens_images:
+        for image in task.setup.images:
+            try:
+                pull_image(image, preparer)
+                return _of_image(job_of(parse_spec(f"docker:{image}#{task.setup.folder}")), image), ""
+            except IMAGE_FAULTS as error:
+                problems.append(f"the image {image} is not used: {error}")
+        for problem in problems if len(problems) == 1 else ():
+            preparer.console.print(problem, markup=False, highlight=False)
+    if task.setup.image_only:
+        return None, problems[
+            0
+        ] if problems else "it runs in a Docker image only: set sandbox.type = 'docker'"
+    try:
+        return _of_commit(job_of(_clone_of(spec, clones) if clones else spec), task), ""
+    except (RepositoryError, EnvironmentBuildError) as error:
+        return None, "; ".join([*problems[:1], str(error)])
 
 
 def _clone_of(spec: RepositorySpec, clones: Path) -> RepositorySpec:

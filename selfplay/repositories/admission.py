@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from selfplay.outcomes import TestOutcomes
 from selfplay.repositories.dependencies import read_dependencies
+from selfplay.repositories.fitting import first_run, run_with_limit
 from selfplay.repositories.hiding import Hiding, hiding_plans
 from selfplay.repositories.import_failures import hints_to_extend
 from selfplay.repositories.test_failures import with_cause
@@ -52,7 +53,11 @@ def take_baseline(trial: Trial, suite: Suite) -> tuple[Suite, Baseline]:
         number = len(runs)
         log_name = f"baseline-{number + 1}"
         job.report(f"baseline {number + 1} of {wanted}")
-        result = trial.run(job.checkout.tree, suite.script, log_name, hash_seed=number)
+        if not seen and suite.command is None:
+            suite, first = first_run(trial, suite, log_name)
+        else:
+            first = None
+        result = first or trial.run(job.checkout.tree, suite.script, log_name, hash_seed=number)
         outcomes = trial.outcomes(result.output, suite.parser)
         seen |= outcomes.ids
         if not outcomes.passed:
@@ -82,12 +87,16 @@ def hide_and_take_baseline(
     if plans == [Hiding(seen.stores, plans[0].copied)]:
         return (stores, *take_baseline(stores, suite), plans[0])
     job = trial.job
-    tree, script, parser = job.checkout.tree, suite.script, suite.parser
-    everything = trial.outcomes(stores.run(tree, script, "in-sight").output, parser).passed
+    tree, parser = job.checkout.tree, suite.parser
+    first = None
+    if suite.command is None:
+        suite, first = first_run(stores, suite, "in-sight")
+    in_sight = first or stores.run(tree, suite.script, "in-sight")
+    everything = trial.outcomes(in_sight.output, parser).passed
     for plan in plans:
         hiding = replace(trial, hidden=plan.paths)
         job.report(f"without {len(plan.paths)} copies or other releases in its environment")
-        passed = trial.outcomes(hiding.run(tree, script, "hidden").output, parser).passed
+        passed = trial.outcomes(hiding.run(tree, suite.script, "hidden").output, parser).passed
         if len(passed & everything) >= MIN_SHARE * len(everything):
             return (hiding, *take_baseline(hiding, suite), plan)
     others = [*seen.releases, *seen.archives]
@@ -122,7 +131,12 @@ def check_planted_error(trial: Trial, suite: Suite, baseline: Baseline) -> None:
     tree = trial.job.checkout.tree
     paths = suite.code_files(tree)
     broken = tree.replace({path: _unusable(path, tree[path]) for path in paths})
-    result = trial.run(broken, suite.script, "planted")
+    with trial.workspace(broken, {"PYTHONHASHSEED": "0"}) as box:
+        result = trial.attempt(box, suite.script, "planted", trial.job.settings.test_timeout_s)
+    if result.timed_out and suite.command is None:  # a test may wait for what broken code never does
+        result = run_with_limit(trial, broken, suite, "planted")
+    elif result.timed_out:
+        raise trial.too_long("planted", result.text, trial.job.settings.test_timeout_s)
     passed = baseline.outcomes.passed
     still = trial.outcomes(result.output, suite.parser).passed & passed
     if 2 * len(still) > len(passed):

@@ -3,26 +3,28 @@
 The steps are modules of their own: `installation`, `suites`, `probe`, `admission`, `recording`. This one has
 their order, and the key under which the result is cached.
 
-Invariants: an environment is cached only after it was admitted. The key covers everything that decides the
-result, so an environment from the cache is the one that a build would give.
+Invariants: an environment is cached only after it was admitted, a refusal only if it would repeat. The key
+covers everything that decides the result, so an environment from the cache is the one that a build would
+give.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from packaging.utils import canonicalize_name
 
-from selfplay.errors import full_disk_reported
+from selfplay.errors import EnvironmentBuildError, full_disk_reported
 from selfplay.parts import is_own
 from selfplay.repositories.admission import Baseline, check_planted_error, hide_and_take_baseline
 from selfplay.repositories.backend_metadata import ask_backend
-from selfplay.repositories.cache import Reading, locked, read_facts, write_facts
+from selfplay.repositories.cache import Reading, read_facts, write_facts
 from selfplay.repositories.checkouts import Checkout
 from selfplay.repositories.dependencies import read_dependencies
 from selfplay.repositories.environment import SCHEMA, Environment
@@ -36,8 +38,10 @@ from selfplay.repositories.installation import (
     build_script,
     install,
 )
+from selfplay.repositories.locks import locked
 from selfplay.repositories.probe import PROBE, refuse_other_python, run_probe
 from selfplay.repositories.recording import Recorded, record_run
+from selfplay.repositories.refusals import SUFFIX, conditions_of, read_refusal, write_refusal
 from selfplay.repositories.requirement_text import requirement_files
 from selfplay.repositories.scripts import TEXTS, shipped_text
 from selfplay.repositories.suites import Suite, collect, pytest_suite
@@ -57,6 +61,7 @@ if TYPE_CHECKING:
     from selfplay.settings.playing import EnvironmentSettings
 
 BUILD_ATTEMPTS = 3
+BENCHMARK = "pytest-benchmark"
 
 
 def prepare_environment(
@@ -79,18 +84,35 @@ def prepare_environment(
     found = read_facts(facts, checkout, backend, reading)
     if found is not None:
         return found
+    logs = cache / "logs" / f"{checkout.name}-{key[:12]}"
+    job = BuildJob(checkout, backend, settings, limits, logs, progress)
     with full_disk_reported(cache), locked(facts.with_suffix(".lock")):
         found = read_facts(facts, checkout, backend, reading)  # another process may have built it meanwhile
         if found is None:
-            logs = cache / "logs" / f"{checkout.name}-{key[:12]}"
-            logs.mkdir(parents=True, exist_ok=True)
-            found, build_key = _build(BuildJob(checkout, backend, settings, limits, logs, progress), key)
+            with _known_refusals(facts.with_suffix(SUFFIX), job, reading):
+                logs.mkdir(parents=True, exist_ok=True)
+                found, build_key = _build(job, key)
             write_facts(facts, found, build_key, reading)
         return found
 
 
+@contextmanager
+def _known_refusals(path: Path, job: BuildJob, reading: Reading) -> Iterator[None]:
+    """Raise the refusal that is known, else run the body and keep the one that it raises."""
+    conditions = conditions_of(job, reading)
+    known = None if job.is_image else read_refusal(path, conditions)
+    if known is not None:
+        raise known
+    try:
+        yield
+    except EnvironmentBuildError as error:
+        if not job.is_image and not error.of_machine:
+            write_refusal(path, error, conditions)
+        raise
+
+
 def _environment_key(checkout: Checkout, backend: SandboxBackend, settings: EnvironmentSettings) -> str:
-    """A hash of the tree, the hints, the backend, and the texts and versions that selfplay adds."""
+    """A hash of the tree, the hints, the backend, the time of a run, and what selfplay adds."""
     spec = checkout.spec
     recipe = [shipped_text(name) for name in TEXTS]
     parts = [
@@ -101,6 +123,7 @@ def _environment_key(checkout: Checkout, backend: SandboxBackend, settings: Envi
         spec.test,
         backend.name,
         settings.baselines,
+        settings.test_timeout_s,
         PYTEST,
         OLDER_PYTEST,
         PROBE,
@@ -191,6 +214,8 @@ def _install_until_tests_are_found(job: BuildJob, variables: dict[str, str]) -> 
     for attempt in range(1, BUILD_ATTEMPTS + 1):
         installation = install(job, requirements, attempt)
         trial = Trial(job, installation.reference, variables)
+        if requirements.names(BENCHMARK):  # a function once, in place of many times for its speed
+            arguments = arguments.with_own(("--benchmark-disable",))
         collected, called = collect(trial, arguments)
         before = requirements
         requirements = adapted(requirements, collected.log)

@@ -7,12 +7,10 @@ into place. A damaged or missing file means that the environment is built again.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,15 +25,6 @@ from selfplay.source.test_material import TestMaterial
 
 if TYPE_CHECKING:
     from selfplay.repositories.dependencies import Dependencies
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold the lock of a file, so that two processes do not build one environment at once. Waits for it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 @dataclass(frozen=True)

@@ -121,6 +121,14 @@ PLUGIN_NAMES = """
 """
 PLUGINS = frozenset(PLUGIN_NAMES.split())
 
+# How an error says in words which package it misses.
+ASKS_FOR = (
+    re.compile(r"^E .*\bpip install ['\"]?([A-Za-z][\w-]{0,60})", re.MULTILINE),
+    re.compile(
+        r"^E .*\b(?:requires?|needs?) (?:the )?[`'\"]?([A-Za-z][\w-]{0,60})[`'\"]? package", re.MULTILINE
+    ),
+)
+
 
 @dataclass(frozen=True)
 class Dependencies:
@@ -146,6 +154,7 @@ class Dependencies:
     def wanted_by(self, log: str) -> tuple[str, ...]:
         """Well-known test libraries, and requirements of `more`, that the log of a collection misses."""
         missing = set(re.findall(r"No module named ['\"]?([A-Za-z_]\w*)", log))
+        missing |= {name.replace("-", "_") for pattern in ASKS_FOR for name in pattern.findall(log)}
         fixtures = set(re.findall(r"fixture '(\w+)' not found", log))
         wanted = {MODULES[module] for module in missing & MODULES.keys()}
         wanted |= {FIXTURES[name] for name in fixtures & FIXTURES.keys()}

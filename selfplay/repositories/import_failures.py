@@ -1,10 +1,11 @@
 """Why a module cannot be imported, from the text of one error: whose module is missing, and what brings it.
 
-Pure functions. They read a repository's file names and run nothing.
+Pure functions. They read a repository's files and run nothing.
 """
 
 from __future__ import annotations
 
+import ast
 import re
 import sys
 from collections import Counter
@@ -12,6 +13,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
+
+from selfplay.source.path_policy import is_protected_path
+from selfplay.source.syntax import parse_module
 
 if TYPE_CHECKING:
     from selfplay.repositories.dependencies import Dependencies
@@ -169,6 +173,13 @@ def cause_of_import(error: str, tree: Tree) -> Cause | None:
     metadata = MISSING_METADATA.search(error)
     if metadata:
         return Cause(f"no metadata of {metadata[1]} is installed", projects=(metadata[1],))
+    undefined = re.match(r"NameError: name '(\w+)' is not defined", error)
+    modules = _guarded_modules(undefined[1], tree) if undefined else ()
+    if undefined and modules:
+        return Cause(
+            f"{undefined[1]!r} is not defined, since a guarded import fails: {', '.join(modules)}",
+            projects=tuple(PROJECTS.get(module) or module.replace("_", "-") for module in modules),
+        )
     if error.startswith(("SyntaxError", "IndentationError", "TabError")):
         return Cause(
             f"this Python cannot read a file ({error})",
@@ -184,6 +195,27 @@ def cause_of_import(error: str, tree: Tree) -> Cause | None:
             'Name them with the hint test="pytest --ds=MODULE", and install pytest-django',
         )
     return None
+
+
+def _guarded_modules(name: str, tree: Tree) -> tuple[str, ...]:
+    """The modules that a `try: import …` of a test file needs, if it binds `name`; () if there is none."""
+    for path in sorted(path for path in tree if is_protected_path(path, tree) and path.endswith(".py")):
+        module = parse_module(tree[path].content)
+        for node in ast.walk(module) if module is not None else ():
+            if not isinstance(node, ast.Try):
+                continue
+            imports = [part for part in node.body if isinstance(part, ast.Import | ast.ImportFrom)]
+            bound = {alias.asname or alias.name for part in imports for alias in part.names}
+            if name not in bound:
+                continue
+            tops = dict.fromkeys(name.partition(".")[0] for part in imports for name in _imported(part))
+            return tuple(top for top in tops if top and top not in sys.stdlib_module_names)
+    return ()
+
+
+def _imported(part: ast.Import | ast.ImportFrom) -> list[str]:
+    """The modules of an import statement."""
+    return [part.module or ""] if isinstance(part, ast.ImportFrom) else [alias.name for alias in part.names]
 
 
 def cause_of_missing_module(module: str, tree: Tree) -> Cause:

@@ -16,11 +16,16 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from selfplay.errors import EnvironmentBuildError
 from selfplay.repositories.environment import SCHEMA
+from selfplay.repositories.locks import locked
+from selfplay.repositories.refusals import is_of_machine
 from selfplay.repositories.requirement_text import requirement_files
 from selfplay.sandbox.base import VENV, WORKSPACE
 
@@ -68,6 +73,11 @@ class Requirements:
     pytest: str = PYTEST
     renamed: tuple[tuple[str, str], ...] = ()
 
+    def names(self, project: str) -> bool:
+        """Whether a project is among them."""
+        texts = (*self.dependencies.runtime, *self.dependencies.test, *self.extra)
+        return any(canonicalize_name(Requirement(text).name) == project for text in texts)
+
 
 @dataclass(frozen=True)
 class Installation:
@@ -99,17 +109,23 @@ def install(job: BuildJob, requirements: Requirements, attempt: int) -> Installa
         return Installation(backend.environment_reference(build_key), build_key)
     job.report(_what_is_installed(requirements, spec.install))
     log = job.logs / f"build-{attempt}.log"
-    try:
-        reference = backend.build_environment(build_key, script, job.settings.build_timeout_s, log)
-    except EnvironmentBuildError as error:
-        raise EnvironmentBuildError(
-            f"{job.checkout.name}: its dependencies cannot be installed (log: {log}). {error} "
-            'Name what its tests need with the hint install="pip install …".',
-            error.log_tail,
-        ) from error
-    said = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
-    left_out = re.findall(rf"^{LEFT_OUT} (.+)$", said, re.MULTILINE)
+    with locked(job.logs.parent / f"{build_key}.lock"):  # another repository may have equal dependencies
+        try:
+            reference = backend.build_environment(build_key, script, job.settings.build_timeout_s, log)
+        except EnvironmentBuildError as error:
+            raise EnvironmentBuildError(
+                f"{job.checkout.name}: its dependencies cannot be installed (log: {log}). {error} "
+                'Name what its tests need with the hint install="pip install …".',
+                error.log_tail,
+                is_of_machine(f"{error} {error.log_tail} {_text(log)}"),
+            ) from error
+    left_out = re.findall(rf"^{LEFT_OUT} (.+)$", _text(log), re.MULTILINE)
     return Installation(reference, build_key, tuple(dict.fromkeys(left_out)))
+
+
+def _text(log: Path) -> str:
+    """A log, "" if there is none."""
+    return log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
 
 
 def build_key_of(script: str, backend: SandboxBackend) -> str:

@@ -1,24 +1,27 @@
 """Turns lines of a repository list into admitted environments, and prints a line on the console for each.
 
-`fetching` fetches, `build` builds. A repository that fails is left out.
+`fetching` fetches, `build` builds, `side_by_side` does several at a time. A repository that fails is left
+out.
 
 Invariant: a run that has played on a repository never goes on without it; it stops instead.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Protocol
 
 from rich.console import Console
 
 from selfplay.config import Config
-from selfplay.errors import EnvironmentBuildError, RepositoryError, RunError
+from selfplay.errors import EnvironmentBuildError, RepositoryError, RunError, SelfplayError
 from selfplay.repositories.build import prepare_environment
 from selfplay.repositories.checkouts import cache_root
 from selfplay.repositories.environment import Environment
 from selfplay.repositories.fetching import fetch
+from selfplay.repositories.side_by_side import in_order
 from selfplay.repositories.specs import RepositorySpec
 from selfplay.sandbox.base import Limits, SandboxBackend
 
@@ -35,6 +38,14 @@ class EnvironmentRecords(Protocol):
 
 
 @dataclass(frozen=True)
+class Outcome:
+    """How a preparation ended. notes: how the tree differs from the repository."""
+
+    notes: tuple[str, ...]
+    found: Environment | RepositoryError | EnvironmentBuildError
+
+
+@dataclass(frozen=True)
 class Preparer:
     """Prepares repositories. records: None to store nothing, as in evaluations and on hosts of a cluster."""
 
@@ -46,7 +57,8 @@ class Preparer:
 
     def prepare_all(self, specs: Sequence[RepositorySpec]) -> dict[str, Environment]:
         """Environments by repository name. Raises RunError if there is none."""
-        found = {spec.name: environment for spec in specs if (environment := self.prepare(spec)) is not None}
+        prepared = zip(specs, self.prepare_each(specs), strict=True)
+        found = {spec.name: environment for spec, environment in prepared if environment is not None}
         if not found:
             raise RunError(
                 "no repository's tests run here, so there is nothing to play on. "
@@ -54,34 +66,45 @@ class Preparer:
             )
         return found
 
-    def prepare(self, spec: RepositorySpec) -> Environment | None:
-        """Fetch and build a repository. If that fails, print and record the reason, and return None.
+    def prepare_each(self, specs: Sequence[RepositorySpec]) -> list[Environment | None]:
+        """Fetch and build repositories, as many at a time as there are cores.
 
-        Raises RunError if the run has played on it before.
+        In the order of `specs`: the environment, or None if that fails. Then the reason is printed and
+        recorded. Raises RunError if the run has played on it before.
         """
-        cache = cache_root()
-        with self.console.status(f"{spec.name}: fetching") as status:
-            try:
-                checkout = fetch(spec, cache)
-                for note in checkout.notes:
-                    self.console.print(f"  {spec.name}: {note}", markup=False, highlight=False)
-                environment = prepare_environment(
-                    checkout,
-                    self.backend,
-                    self.config.environment,
-                    self.limits,
-                    cache,
-                    status.update,
-                )
-            except (RepositoryError, EnvironmentBuildError) as error:
-                self._leave_out(spec, error)
-                return None
-        self._show(environment, spec.name)
-        if self.records is not None:
-            self.records.record_ready(environment)
-        return environment
+        with closing(in_order(specs, lambda spec: spec.name, self._outcome, self.console)) as outcomes:
+            return [self._admitted(spec, outcome) for spec, outcome in zip(specs, outcomes, strict=True)]
 
-    def _leave_out(self, spec: RepositorySpec, error: RepositoryError | EnvironmentBuildError) -> None:
+    def _outcome(self, spec: RepositorySpec, report: Callable[[str], None]) -> Outcome:
+        """Fetch and build one repository. Runs in a thread; prints and records nothing."""
+        notes: tuple[str, ...] = ()
+        report("fetching")
+        try:
+            checkout = fetch(spec, cache_root())
+            notes = checkout.notes
+            return Outcome(
+                notes,
+                prepare_environment(
+                    checkout, self.backend, self.config.environment, self.limits, cache_root(), report
+                ),
+            )
+        except (RepositoryError, EnvironmentBuildError) as error:
+            return Outcome(notes, error)
+
+    def _admitted(self, spec: RepositorySpec, outcome: Outcome) -> Environment | None:
+        """Print and record how a preparation ended."""
+        for note in outcome.notes:
+            self.console.print(f"  {spec.name}: {note}", markup=False, highlight=False)
+        found = outcome.found
+        if isinstance(found, SelfplayError):
+            self._leave_out(spec, found)
+            return None
+        self._show(found, spec.name)
+        if self.records is not None:
+            self.records.record_ready(found)
+        return found
+
+    def _leave_out(self, spec: RepositorySpec, error: SelfplayError) -> None:
         if self.records is not None and self.records.has_played(spec.name):
             raise RunError(
                 f"this run has played on {spec.name}, which cannot be prepared now: {error}\n"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -20,33 +21,55 @@ from selfplay.source.trees import FileEntry, Tree
 if TYPE_CHECKING:
     from selfplay.repositories.suites import Suite
     from selfplay.repositories.trial import Trial
+    from selfplay.sandbox.base import ExecResult
 
 RECORD_BYTES = 1 << 20  # that a record may be larger than a submission
+SLOWER = 4  # how many times as long a run may take under the recorder of calls
 
 
-def run_recorded(trial: Trial, script: str, recorder: str, record: str, log_name: str) -> tuple[str, Any]:
-    """Run a script of pytest under a recorder. Returns the log, and the record, None if it is damaged.
+@dataclass(frozen=True)
+class Recorder:
+    """A plugin of data/pytest, and the file that it writes into /submit. variables: more for the shell."""
 
-    recorder: a file of data/pytest; record: the file that it writes into /submit.
-    Raises EnvironmentBuildError if the script does not end in time.
+    plugin: str
+    record: str
+    variables: Mapping[str, str] = field(default_factory=dict)
+
+
+COLLECTION = Recorder("collection_recorder.py", "collected.json")
+CALLS = Recorder("call_recorder.py", "calls.json")
+
+
+def run_with_plugin(
+    trial: Trial, tree: Tree, script: str, recorder: Recorder, log_name: str, timeout_s: float
+) -> tuple[ExecResult, Tree]:
+    """Run a script of pytest over `tree` under a recorder. Returns the result, and the files of /submit.
+
+    No files if they are damaged. Does not raise if the script does not end in time: the result says so.
     """
-    plugin = f"selfplay_{recorder}"
+    plugin = f"selfplay_{recorder.plugin}"
     variables = {
         "PYTEST_PLUGINS": plugin.removesuffix(".py"),
         "PYTHONPATH": f"/tmp/recorder:{trial.variables['PYTHONPATH']}",
         "PYTHONHASHSEED": "0",
+        **recorder.variables,
     }
-    with trial.workspace(trial.job.checkout.tree, variables) as box:
-        text = FileEntry(shipped_text(recorder).encode())
+    with trial.workspace(tree, variables) as box:
+        text = FileEntry(shipped_text(recorder.plugin).encode())
         box.write_archive("/tmp", Tree({f"recorder/{plugin}": text}).to_tar())
-        log = trial.execute(box, script, log_name).text
+        result = trial.attempt(box, script, log_name, timeout_s)
         # The repository's code may have written more into /submit than fits, or ended the sandbox.
-        with contextlib.suppress(
-            ArtifactError, PatchError, SandboxLost, KeyError, ValueError, RecursionError
-        ):
+        with contextlib.suppress(ArtifactError, PatchError, SandboxLost):
             archive = box.read_archive("/submit", trial.job.limits.submit_bytes + RECORD_BYTES)
-            return log, json.loads(Tree.from_tar(archive)[record].content)
-    return log, None
+            return result, Tree.from_tar(archive)
+    return result, Tree()
+
+
+def read_record(files: Tree, recorder: Recorder) -> Any:
+    """What a recorder wrote as JSON, None if it is damaged."""
+    with contextlib.suppress(KeyError, ValueError, RecursionError):
+        return json.loads(files[recorder.record].content)
+    return None
 
 
 @dataclass(frozen=True)
@@ -61,10 +84,15 @@ class Recorded:
 def record_run(trial: Trial, suite: Suite) -> Recorded:
     """Run the suite once more and read what it called, opened and imported.
 
-    A damaged record gives no targets and no calls. What tests only use is no target.
+    A damaged record gives no targets and no calls. What tests only use is no target. A run under the recorder
+    takes several times as long. Raises EnvironmentBuildError if it does not end.
     """
     tree = trial.job.checkout.tree
-    _, record = run_recorded(trial, suite.script, "call_recorder.py", "calls.json", "recorded")
+    timeout_s = SLOWER * trial.job.settings.test_timeout_s
+    result, files = run_with_plugin(trial, tree, suite.script, CALLS, "recorded", timeout_s)
+    if result.timed_out:
+        raise trial.too_long("recorded", result.text, timeout_s)
+    record = read_record(files, CALLS)
     seen = read_calls(record)
     tests = {printable(name): functions for name, functions in seen.tests.items()}
     targets = find_targets(tree, seen.files, suite.files)

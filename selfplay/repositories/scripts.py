@@ -20,7 +20,7 @@ RECORDS_IDS = "-p selfplay_ids"  # the option that loads the recorder
 # The files of data/pytest. All of them are part of an environment's key.
 TEXTS = (
     *("test_script.sh", "test_parser.py", "call_recorder.py"),
-    *("collection_recorder.py", "id_recorder.py", "recorded_ids.py"),
+    *("collection_recorder.py", "id_recorder.py", "recorded_ids.py", "time_recorder.py"),
 )
 START = "exec python -m pytest"  # of the line in test_script.sh that runs the tests
 MAIN = 'if __name__ == "__main__":'

@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from selfplay.repositories.import_failures import hints_to_extend
-from selfplay.repositories.recording import printable, run_recorded
+from selfplay.repositories.recording import COLLECTION, printable, read_record, run_with_plugin
 from selfplay.repositories.scripts import RECORDS_IDS, command_script, standard_parser, standard_script
-from selfplay.repositories.test_failures import refused_options, with_cause
+from selfplay.repositories.test_failures import ends_python, refused_options, with_cause
 from selfplay.sandbox.base import WORKSPACE
 from selfplay.source.path_policy import OTHER_CODE, is_other_code, is_protected_path
 
@@ -25,6 +25,16 @@ if TYPE_CHECKING:
     from selfplay.source.trees import Tree
 
 MAX_NOTE = 600  # characters
+# Markers of plugins that are not installed, in a project that turns warnings into errors.
+UNKNOWN_MARK = "PytestUnknownMarkWarning: Unknown pytest.mark."
+IGNORE_UNKNOWN_MARKS = ("-W", "ignore::pytest.PytestUnknownMarkWarning")
+SIGNAL = 128  # the exit status of a process that signal n ended is 128 + n
+MAX_HARMFUL = 3  # files
+IMPORTING = "importing.txt"  # of the collection recorder
+UNHARMED = (
+    'Guard the call there (unittest.main(), sys.exit(), …) with if __name__ == "__main__", '
+    'or name other test files with the hint test="pytest PATH"'
+)
 DOCUMENTS = (".rst", ".txt", ".md")  # they may hold doctests
 COLLECT_OPTIONS = (
     "--collect-only -q -rsE --color=no --no-header --disable-warnings --rootdir=. "
@@ -95,6 +105,7 @@ class Collected:
     failed         how many files and folders pytest could not collect
     has_odd_ids    whether pytest's summary cannot carry some test id
     log            what pytest printed
+    harmful        files left out, since they end Python when they are imported, or never end
     """
 
     files: tuple[str, ...]
@@ -102,6 +113,7 @@ class Collected:
     failed: int
     has_odd_ids: bool
     log: str
+    harmful: tuple[str, ...] = ()
 
 
 def collect(trial: Trial, arguments: PytestArguments) -> tuple[Collected, PytestArguments]:
@@ -112,6 +124,8 @@ def collect(trial: Trial, arguments: PytestArguments) -> tuple[Collected, Pytest
     while True:
         found = _collect_below(trial, arguments.options, arguments.roots)
         remaining = arguments.without(refused_options(found.log))
+        if UNKNOWN_MARK in found.log:
+            remaining = remaining.with_own(IGNORE_UNKNOWN_MARKS)
         if remaining == arguments:
             break
         arguments = remaining
@@ -138,12 +152,16 @@ def pytest_suite(
                 f"its only tests are doctests in {len(collected.only_doctests)} files of its code, "
                 "which a bug may change: the tests must be in files of their own"
             )
+        if collected.harmful:
+            reason = f"no test was found. {_harmful_text(collected.harmful)}. {UNHARMED}"
         raise job.error_of_run(reason, "collect", log)
     notes = []
     if arguments.left_out:
         notes.append(f"runs without the options {', '.join(map(' '.join, arguments.left_out))}")
     if collected.failed:
         notes.append(with_cause(f"{collected.failed} files or folders are left out", log, tree, given))
+    if collected.harmful:
+        notes.append(f"{_harmful_text(collected.harmful)}: left out")
     notes = [printable(note[:MAX_NOTE]) for note in notes]
     for note in notes:
         job.report(note)
@@ -151,10 +169,29 @@ def pytest_suite(
     return Suite(collected.files, f"{arguments.options}{recorder}", notes=tuple(notes))
 
 
+def _harmful_text(paths: Sequence[str]) -> str:
+    return f"{', '.join(paths)} ends Python when it is imported, or its import does not end"
+
+
 def _collect_below(trial: Trial, options: str, roots: Sequence[str]) -> Collected:
-    script = f"cd {WORKSPACE} && python -m pytest {COLLECT_OPTIONS} {options} {shlex.join(roots)}\n"
-    log, record = run_recorded(trial, script, "collection_recorder.py", "collected.json", "collect")
-    return read_collected(trial.job.checkout.tree, log, record)
+    """Collect the tests, without files that end Python when they are imported, or never end."""
+    tree, timeout_s = trial.job.checkout.tree, trial.job.settings.test_timeout_s
+    harmful: list[str] = []
+    while True:
+        words = [path for path in roots if path not in harmful] + [f"--ignore={path}" for path in harmful]
+        call = f"python -m pytest {COLLECT_OPTIONS} {options} {shlex.join(words)}"
+        script = f"cd {WORKSPACE} && {call}\n"
+        result, files = run_with_plugin(trial, tree, script, COLLECTION, "collect", timeout_s)
+        found = read_collected(tree, result.text, read_record(files, COLLECTION))
+        importing = files.text(IMPORTING) if IMPORTING in files else ""
+        is_ended = result.timed_out or result.exit_code >= SIGNAL or ends_python(result.text)
+        is_known = importing in tree and importing not in harmful
+        if not is_ended or not is_known or len(harmful) == MAX_HARMFUL or set(roots) == {importing}:
+            break
+        harmful.append(importing)
+    if result.timed_out and not harmful:
+        raise trial.too_long("collect", result.text, timeout_s)
+    return replace(found, harmful=tuple(harmful))
 
 
 def read_collected(tree: Tree, log: str, record: Any) -> Collected:

@@ -39,6 +39,11 @@ COLLECTING = re.compile(r"_{3,} ERROR collecting (\S.*?) _{3,}")
 ENDED = re.compile(r"(?:=+ )?((?:\d+ [a-z]+)(?:, \d+ [a-z]+)*) in \d[\d.]*s.*")
 ERROR_LINE = re.compile(r"E {3,}([A-Za-z_][\w.]*(?:Error|Exception|Warning|Failed|Exit|NotFound)): ?(.*)")
 
+NEEDS_COMPILED = re.compile(r"\bC[ -]?extension|extension module|not compiled", re.IGNORECASE)
+COMPILED_REMEDY = (
+    "Extension modules that a build compiles are not supported; an image may have them: docker:IMAGE#/FOLDER"
+)
+
 FIXTURES = {
     "aiohttp_client": "pytest-aiohttp",
     "benchmark": "pytest-benchmark",
@@ -104,6 +109,11 @@ def refused_options(log: str) -> frozenset[str]:
         if re.search(r"not found in `markers` configuration option", line):
             found.add("--strict-markers")
     return frozenset(found)
+
+
+def ends_python(log: str) -> bool:
+    """Whether a file ended Python when it was imported: pytest failed with it, or printed nothing."""
+    return bool(re.search(rf"^{INTERNAL} SystemExit", log, re.MULTILINE)) or not log.strip()
 
 
 # ---- what pytest says about its call
@@ -306,7 +316,11 @@ def _hidden_report(log: Log) -> Cause | None:
 
 def _all_skipped(log: Log) -> Cause | None:
     ended = [found[1] for line in log.lines if (found := ENDED.fullmatch(line.strip()))]
-    if not ended or not re.search(r"\b\d+ skipped", ended[-1]) or re.search(r"passed|failed", ended[-1]):
+    if (
+        not ended
+        or not re.search(r"\b\d+ skipped", ended[-1])
+        or re.search(r"passed|failed|error", ended[-1])
+    ):
         return None
     found = log.find(r"SKIPPED \[\d+\] \S+: (.*)")
     return Cause(f"all tests were skipped ({ended[-1]})" + (f": {found[1]}" if found else ""))
@@ -328,7 +342,8 @@ def _all_failed(log: Log) -> Cause | None:
         return None
     errors = Counter(error for line in log.lines if (error := _error_of(line)))
     shown = "; ".join(error for error, _ in errors.most_common(SHOWN))
-    return Cause(f"all tests fail ({ended[-1]})" + (f": {shown}" if shown else ""))
+    remedy = COMPILED_REMEDY if NEEDS_COMPILED.search(shown) else ""
+    return Cause(f"all tests fail ({ended[-1]})" + (f": {shown}" if shown else ""), remedy)
 
 
 def _nothing_collected(log: Log) -> Cause | None:

@@ -89,6 +89,10 @@ class PytestArguments:
         gone = tuple(option for option in self.own if option not in own)
         return replace(self, own=own, left_out=(*self.left_out, *gone))
 
+    def with_own(self, option: Option) -> PytestArguments:
+        """With one more option, once."""
+        return self if option in self.own else replace(self, own=(*self.own, option))
+
 
 def read_pytest_hint(hint: str | None, tree: Tree) -> PytestArguments:
     """Read `test="pytest OPTIONS PATHS"` and the repository's own options, which stay as far as they choose

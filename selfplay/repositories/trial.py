@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from selfplay.errors import EnvironmentBuildError, OutcomesError
+from selfplay.errors import EnvironmentBuildError, OutcomesError, SandboxLost
 from selfplay.outcomes import TestOutcomes, parse_outcomes
 from selfplay.repositories.checkouts import Checkout
 from selfplay.repositories.environment import fill_workspace
@@ -91,18 +91,36 @@ class Trial:
 
     def execute(self, box: Sandbox, script: str, log_name: str) -> ExecResult:
         """As `run`, in an open workspace."""
-        settings = self.job.settings
-        box.write_archive("/tmp", Tree({"selfplay_script.sh": FileEntry(script.encode())}).to_tar())
-        result = box.run("bash /tmp/selfplay_script.sh", settings.test_timeout_s, LOG_BYTES)
-        (self.job.logs / f"{log_name}.log").write_bytes(result.output)
+        timeout_s = self.job.settings.test_timeout_s
+        result = self.attempt(box, script, log_name, timeout_s)
         if result.timed_out:
-            raise self.job.error_of_run(
-                f"its tests did not end within {settings.test_timeout_s:.0f} s; "
-                'raise environment.test_timeout_s, or choose fewer tests with the hint test="pytest …"',
-                log_name,
-                result.text,
-            )
+            raise self.too_long(log_name, result.text, timeout_s)
         return result
+
+    def attempt(self, box: Sandbox, script: str, log_name: str, timeout_s: float) -> ExecResult:
+        """Run a script in an open workspace and keep its log, also if it does not end in time.
+
+        Raises EnvironmentBuildError if the script ends the sandbox.
+        """
+        box.write_archive("/tmp", Tree({"selfplay_script.sh": FileEntry(script.encode())}).to_tar())
+        try:
+            result = box.run("bash /tmp/selfplay_script.sh", timeout_s, LOG_BYTES)
+        except SandboxLost as error:
+            raise self.job.error(
+                f"its tests end their sandbox ({error}). If they need more memory, raise sandbox.memory_mb; "
+                'else choose others with the hint test="pytest …"'
+            ) from error
+        (self.job.logs / f"{log_name}.log").write_bytes(result.output)
+        return result
+
+    def too_long(self, log_name: str, log: str, timeout_s: float) -> EnvironmentBuildError:
+        """The error of a run that did not end within `timeout_s`."""
+        return self.job.error_of_run(
+            f"its tests did not end within {timeout_s:.0f} s; "
+            'raise environment.test_timeout_s, or choose fewer tests with the hint test="pytest …"',
+            log_name,
+            log,
+        )
 
     def outcomes(self, log: bytes, parser: str) -> TestOutcomes:
         """Run the parser on a log.

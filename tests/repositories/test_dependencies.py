@@ -75,6 +75,16 @@ def test_a_failed_collection_asks_for_known_test_libraries_only() -> None:
     )
 
 
+def test_an_error_that_says_in_words_which_package_it_misses_is_understood() -> None:
+    found = Dependencies("thing", "1", (), (), ("httpx-two>=2", "rich", "tablib"))
+    log = (
+        "E   RuntimeError: thing.client requires the httpx-two package to be installed.\n"
+        "E       $ pip install rich\n"
+        "pip install tablib\nE   pip install anybodys\n"
+    )
+    assert found.wanted_by(log) == ("httpx-two>=2", "rich")
+
+
 def test_damaged_metadata_is_skipped() -> None:
     broken = {
         "pyproject.toml": "[[[",

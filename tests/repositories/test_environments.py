@@ -242,16 +242,6 @@ def test_no_test_at_all_is_an_error(backend: SandboxBackend, cache: Path, tmp_pa
         prepare(checkout({"shop.py": "x = 1\n"}, tmp_path, cache), backend, cache)
 
 
-def test_tests_that_do_not_end_are_an_error_that_names_the_remedy(
-    backend: SandboxBackend, cache: Path, tmp_path: Path
-) -> None:
-    files = {**PACKAGE, "tests/test_slow.py": "import time\n\n\ndef test_slow():\n    time.sleep(60)\n"}
-    with pytest.raises(
-        EnvironmentBuildError, match="did not end within 3 s; raise environment.test_timeout_s"
-    ):
-        prepare(checkout(files, tmp_path, cache), backend, cache, test_timeout_s=3)
-
-
 def test_dependencies_that_cannot_be_installed_are_an_error_with_the_log(
     backend: SandboxBackend, cache: Path, tmp_path: Path
 ) -> None:

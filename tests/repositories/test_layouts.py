@@ -171,3 +171,14 @@ def test_facts_of_an_older_reading_are_used_until_something_else_is_read(
     anew, said = prepare(PACKAGE, tmp_path, backend, cache)
     assert anew == found
     assert said
+
+
+def test_functions_are_found_although_tests_import_them_by_a_path_with_dots(
+    backend: SandboxBackend, cache: Path, tmp_path: Path
+) -> None:
+    files = PACKAGE | {
+        "tests/conftest.py": "import os, sys\n"
+        "sys.path.insert(0, os.path.join(os.path.dirname(__file__), os.pardir))\n"
+    }
+    found, _ = prepare(files, tmp_path, backend, cache)
+    assert [(target.path, target.name) for target in found.targets] == [("shop/prices.py", "total")]

@@ -248,3 +248,26 @@ def test_a_hostile_log_has_no_cause_and_ends_soon() -> None:
         "ERROR: usage\nx: error: unrecognized arguments: --a\x1b]0;title\x07" + "b" * 10_000, Tree()
     )
     assert found is not None and found.reason.isprintable() and len(found.reason) < 1000
+
+
+def test_skipped_tests_do_not_hide_that_the_others_fail_for_a_missing_extension(tmp_path: Path) -> None:
+    files = {
+        "test_a.py": "import pytest\n@pytest.fixture(autouse=True)\ndef mode():\n"
+        "    assert 0, 'C extension not loaded'\n"
+        "def test_a():\n    pass\n@pytest.mark.skip(reason='no data')\ndef test_b():\n    pass\n"
+    }
+    said = cause(tmp_path, files, runs=True)
+    assert said.startswith("all tests fail (1 skipped, 1 error): AssertionError: C extension not loaded")
+    assert said.endswith("an image may have them: docker:IMAGE#/FOLDER")
+
+
+def test_a_name_is_not_defined_since_a_guarded_import_failed(tmp_path: Path) -> None:
+    files = {
+        "test_a.py": "try:\n    import tool_of_nobody\n    from hypothesis_of_nobody import given, settings\n"
+        "except ImportError:\n    tool_of_nobody = None\n@settings()\ndef test_a():\n    pass\n"
+    }
+    assert cause(tmp_path, files) == (
+        "1 of its test files cannot be imported: 'settings' is not defined, since a guarded import fails: "
+        'tool_of_nobody, hypothesis_of_nobody. Use the hint install="pip install tool-of-nobody '
+        'hypothesis-of-nobody"'
+    )

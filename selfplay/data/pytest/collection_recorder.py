@@ -9,7 +9,15 @@ from pathlib import Path
 OUTPUT = "/submit/collected.json"
 MAX_FILES = 10_000
 
+IMPORTING = "/submit/importing.txt"  # the file that is imported now
+
 failed = []
+
+
+def pytest_collectstart(collector):
+    name = str(collector.nodeid)
+    if name.endswith(".py"):
+        Path(IMPORTING).write_text(name, encoding="utf-8")
 
 
 def pytest_collectreport(report):
