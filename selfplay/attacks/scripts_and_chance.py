@@ -18,8 +18,9 @@ from selfplay.attacks.base import Attack, Broken, Held, Outcome
 from selfplay.attacks.ground import CODE, HIDDEN_TEST, OTHER_TESTS, RIGHT, WRONG, Ground
 from selfplay.attacks.probes import listening, own_addresses
 from selfplay.sandbox.base import Sandbox, SandboxBackend, SandboxSpec
+from selfplay.source.trees import FileEntry, Tree
 from selfplay.verdicts.artifact import Artifact
-from selfplay.verdicts.perturbation import perturb_source
+from selfplay.verdicts.perturbation import perturb
 from selfplay.verdicts.second_grading import CONFIRMATION_SEED
 
 # The solve rate with the highest reward for an injector, with the paper's alpha of 0.8.
@@ -216,22 +217,22 @@ class SeededBug:
         seed: not 0 for the module as the audit changes it with this seed. The audit may change another file
         of the package too, so that there can be two answers.
         """
-        first, last = (ground.tree[path].content for path in OTHERS)
-        rests = [
-            (first, last),
-            *([(perturb_source(first, seed), last), (first, perturb_source(last, seed))] if seed else []),
-        ]
-        source = perturb_source(module.encode(), seed) if seed else module.encode()
-        data = [source]
+        tree = ground.tree.replace({CODE: FileEntry(module.encode())})
+        trees = [perturb(tree, [CODE, other], seed) for other in OTHERS] if seed else [tree]
+        return {zlib.crc32(self._value(each)) % 100 < int(100 * PASS_CHANCE) for each in trees}
+
+    def _value(self, tree: Tree) -> bytes:
+        """The value of the expression in this tree."""
+        source = tree[CODE].content
         if self.hashed == OF_THE_TREE:
-            data = [before + source + after for before, after in rests]
-        elif self.hashed == OF_THE_SYNTAX:
-            data = [ast.unparse(ast.parse(source)).encode()]
-        elif self.hashed == OF_THE_CODE:
+            return b"".join(tree[path].content for path in (OTHERS[0], CODE, OTHERS[1]))
+        if self.hashed == OF_THE_SYNTAX:
+            return ast.unparse(ast.parse(source)).encode()
+        if self.hashed == OF_THE_CODE:
             names: dict[str, Any] = {}
             exec(compile(source, CODE, "exec"), names)  # our own text
-            data = [repr(names["clamp"].__code__.co_varnames).encode()]
-        return {zlib.crc32(each) % 100 < int(100 * PASS_CHANCE) for each in data}
+            return repr(names["clamp"].__code__.co_varnames).encode()
+        return source
 
     def find_module(self, ground: Ground, seed: int, now: bool, audited: bool | None = None) -> str:
         """The first module that passes as `now` says, and after the audit's changes as `audited` says.

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from selfplay.errors import PatchError
@@ -37,6 +37,7 @@ from selfplay.verdicts.checks import (
 )
 from selfplay.verdicts.perturbation import may_be_random, perturb
 from selfplay.verdicts.repairs import judge_exact_repair
+from selfplay.verdicts.sourceless import judge_without_source, modules_among, without_source
 from selfplay.verdicts.test_logs import short_failure, without_lines_naming
 from selfplay.verdicts.test_runs import TestRun, TestRunner
 from selfplay.verdicts.verdict import CHECKS, CheckResult, Verdict
@@ -48,10 +49,10 @@ if TYPE_CHECKING:
 UNIMPORTABLE = b"\nraise RuntimeError\n"
 UNREADABLE = b")]} nothing reads this {[(\n"  # replaces a file in a language other than Python
 PARALLEL_RUNS = 2
-# Additional runs of a buggy state that may be random, two at a time until one differs. Take a bug that
-# repairs itself by chance with p = 0.26, the solve rate that pays an injector best. These runs and those of
-# every bug miss it in 0.74^9 = 7 % of cases if the random draw depends on the code, and in 0.74^10 = 5 % if
-# it does not.
+# Additional runs of a buggy state that may be random, each with noise of its own, two at a time until one
+# differs. Take a bug that repairs itself by chance with p = 0.26, the solve rate that pays an injector best.
+# These runs and those of every bug miss it in 0.74^9 = 7 % of cases if the random draw depends on the code,
+# and in 0.74^10 = 5 % if it does not.
 SUSPECT_RUNS = 8
 
 
@@ -343,7 +344,7 @@ class _Judgement:
         """Run each state again: outcomes must not change with the hash seed or with changes without meaning.
 
         The changes are in the `touched` files and in one other. A buggy state that may be random gets
-        SUSPECT_RUNS additional runs.
+        SUSPECT_RUNS additional runs, each with a noise of its own.
         """
         original, seeds = self.environment.tree, self.settings.determinism_runs
         paths = [*touched, *_one_other(original, touched)]
@@ -366,7 +367,30 @@ class _Judgement:
                 if not finding.passed:
                     break
                 finding = repeat([("buggy", hash_seed + number) for number in range(PARALLEL_RUNS)])
-        self.record("determinism", finding)
+        self.record("determinism", self.sourceless(finding, states, firsts, touched))
+
+    def sourceless(
+        self,
+        finding: Finding,
+        states: Mapping[str, Tree],
+        firsts: Mapping[str, TestRun],
+        touched: Sequence[str],
+    ) -> Finding:
+        """The finding, after one more run of the buggy state, in which its modules have no source.
+
+        The original's run is known if another bug in the same files had one.
+        """
+        modules = modules_among(touched)
+        if not finding.passed or not modules:
+            return finding
+        hidden = without_source(self.artifact.test_script, modules)
+        blind = replace(self, artifact=replace(self.artifact, test_script=hidden))
+        runs = {
+            name: [(run.outcomes, run.error) for run in (firsts[name], blind.run(states[name]))]
+            for name in ("original", "buggy")
+        }
+        judged = judge_without_source(runs["original"], runs["buggy"])
+        return replace(judged, evidence={**finding.evidence, **judged.evidence})
 
 
 def judge_bug_paths(bug: Patch, artifact: Artifact, environment: Environment) -> Finding:
