@@ -40,6 +40,7 @@ class Row:
 
     growth: size of the changed files with noise, in parts of their size without, mean of the noises
     seconds: of a processor for one noise over all files, mean
+    slower: time of the suite with noise, in parts of its time without, mean
     moved: of each noise whose outcomes differ, some tests that do, or why the run gave none
     """
 
@@ -50,6 +51,7 @@ class Row:
     noises: int
     growth: float
     seconds: float
+    slower: float
     moved: tuple[str, ...]
 
 
@@ -72,13 +74,14 @@ def play(environment: Environment, runner: TestRunner, name: str, noises: int, s
         return sum(len(some[path].content) for path in paths)  # type: ignore[index]
 
     first = runner.run(environment, tree, environment.script, environment.parser)
-    moved, grown, spent = [], 0.0, 0.0
+    moved, grown, spent, script_s = [], 0.0, 0.0, 0.0
     for number in range(seed + 1, seed + noises + 1):
         started = time.thread_time()
         changed = perturb(tree, paths, number)
         spent += time.thread_time() - started
         grown += size(changed) / max(size(tree), 1)
         run = runner.run(environment, changed, environment.script, environment.parser)
+        script_s += run.timings.script_s
         different = sorted(first.outcomes.differing(run.outcomes))
         if run.error or different:
             moved.append(f"{number}: {run.error or ', '.join(different[:3])} ({len(different)})")
@@ -90,6 +93,7 @@ def play(environment: Environment, runner: TestRunner, name: str, noises: int, s
         noises,
         round(grown / noises, 2),
         round(spent / noises, 2),
+        round(script_s / noises / max(first.timings.script_s, 0.001), 2),
         tuple(moved),
     )
 
@@ -131,10 +135,10 @@ def main() -> None:
         if options.output:
             with options.output.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(asdict(rows[-1])) + "\n")
-    head = ["repository", "files", "kB", "tests", "noises", "moved", "growth", "s a noise"]
+    head = ["repository", "files", "kB", "tests", "noises", "moved", "growth", "s a noise", "slower"]
     body = [
         [str(cell) for cell in (r.repository, r.files, r.kilobytes, r.tests, r.noises, len(r.moved))]
-        + [f"{cell:g}" for cell in (r.growth, r.seconds)]
+        + [f"{cell:g}" for cell in (r.growth, r.seconds, r.slower)]
         for r in rows
     ]
     print(table([head, *body]))

@@ -22,6 +22,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import marked_noise_controls
 import pytest
 from rich.console import Console
 
@@ -588,6 +589,7 @@ CONTROLS: dict[str, Control] = {
     "build-folder": patched(("selfplay.repositories.contents.is_kept", is_safe_path)),
     "installed-copy": admit_copies,
 }
+CONTROLS |= marked_noise_controls.CONTROLS
 
 
 # ---- the tests
