@@ -190,7 +190,7 @@ def kill_oneself_to_be_run_again(ground: Ground) -> Outcome:
     runner = TestRunner(counting, ground.config.validator, Limits(), {"run": "attack"})  # type: ignore[arg-type]
     deadly = "        import os, signal; os.kill(os.getpid(), signal.SIGKILL)\n"
     tree = changed(ground.tree, {CODE: (RIGHT, deadly)})
-    runner.run(ground.environment, tree, ground.environment.script, ground.environment.parser, fresh=True)
+    runner.run(ground.environment, tree, ground.environment.script, ground.environment.parser, hash_seed=1)
     return Broken(f"{counting.opened} runs were made") if counting.opened > 1 else Held("one run")
 
 

@@ -1,7 +1,7 @@
 """Changes without meaning to source code. They change the outcome of tests that depend on a hash of the code.
 
-The choice of files is left to `validator` and `grading`. Invariant: equal seeds make equal changes, and a
-file that does not parse stays as it is.
+The choice of files is left to `validator` and `grading`, the changes themselves to `noise`. Invariant: equal
+seeds make equal changes, and a file that does not parse stays as it is.
 """
 
 from __future__ import annotations
@@ -11,123 +11,120 @@ import random
 import re
 from collections import Counter
 from collections.abc import Iterable
+from difflib import SequenceMatcher
 from keyword import iskeyword
 
 from selfplay.source.path_policy import is_other_code
 from selfplay.source.syntax import parse_module, source_encoding
 from selfplay.source.trees import FileEntry, Tree
+from selfplay.verdicts.noise.passes import with_noise
+from selfplay.verdicts.noise.words import Vocabulary
 
-BOM = b"\xef\xbb\xbf"
 MOST_BLANK_LINES = 61
-# Statements before which another one may stand on the same line. `global` is none: it must precede the names
-# that it declares.
-SIMPLE = (
-    *(ast.Expr, ast.Return, ast.Assign, ast.AugAssign, ast.AnnAssign, ast.Raise, ast.Assert, ast.Delete),
-    *(ast.Pass, ast.Break, ast.Continue, ast.Import, ast.ImportFrom),
+MAX_COMPARED_LINES = 400
+# What programs draw at random from, and how they read themselves or run text.
+DRAWS = re.compile(
+    r"\b(random\w*|randint|shuffle|urandom|secrets|uuid\d?|perf_counter\w*|monotonic\w*|\w*time_ns|getpid)\b"
+    r"|\btime\.time\b|\bimport time\b|\bfrom time\b|\.(utc)?now\b|/proc/"
 )
-# Each compiles to different bytecode.
-ASSIGNMENTS = ("{0} = None", "{0} = {0} = 0", "{0} = ()", "{0} = not None")
-MAX_ASSIGNMENTS = 4
+READS = re.compile(
+    r"\b(inspect|linecache|marshal|hashlib|zlib|crc32|gc|dis|_getframe|globals|vars|eval|exec|co_\w+)\b"
+    r"|__(file|code|spec|loader|cached|dict|import|builtins)__|\b(hash|id|open|stat|getsize)\s*\("
+)
 TOKEN = re.compile(r"(\.\s*)?([^\W\d]\w*)(\s*\()?|[(\[{@]")
 
 
 def perturb(tree: Tree, paths: Iterable[str], seed: int) -> Tree:
     """Change the files among `paths` without changing their meaning.
 
-    A Python file gets no-op assignments in its functions, blank lines before its code and dead code at its
-    end. A file in another language gets blank lines at its end. `seed` and the source select the changes:
-    text, size, line numbers, syntax tree and bytecode all change. So code that draws at random from any of
-    them draws again.
+    A Python file gets other comments, docstrings, names of locals, spellings and order of definitions, and
+    code that does nothing, in the words of the repository (`noise`). A file in another language gets blank
+    lines at its end. `seed` and the source select the changes: text, size, line numbers, syntax tree,
+    constants and bytecode all change, whatever fixed rule strips of them. So code that draws at random from
+    any of them draws again.
     """
     changes: dict[str, FileEntry | None] = {}
+    vocabulary: Vocabulary | None = None
     for path in paths:
         entry = tree.files.get(path)
         if entry is not None and path.endswith(".py"):
-            changes[path] = FileEntry(perturb_source(entry.content, seed), entry.executable)
+            vocabulary = vocabulary or _vocabulary(tree)
+            changes[path] = FileEntry(with_noise(entry.content, seed, vocabulary), entry.executable)
         elif entry is not None and is_other_code(path):
             count = random.Random(b"%d:" % seed + entry.content).randint(1, MOST_BLANK_LINES)
             changes[path] = FileEntry(entry.content + b"\n" * count, entry.executable)
     return tree.replace(changes)
 
 
+def _vocabulary(tree: Tree) -> Vocabulary:
+    suffixes = (".py", ".cfg", ".toml", ".ini")
+    return Vocabulary.of(tree[path].content for path in sorted(tree) if path.endswith(suffixes))
+
+
 def perturb_source(source: bytes, seed: int) -> bytes:
-    """Change a Python file as `perturb` does. A file that does not parse is returned as it is."""
-    module = parse_module(source)
-    if module is None:
-        return source
-    generator = random.Random(b"%d:" % seed + source)
-    name = f"_unused_{generator.getrandbits(64):x}"[: generator.randint(12, 24)]
-    changed = _with_blank_lines(
-        _with_assignments(source, module, name, generator), module, generator.randint(1, MOST_BLANK_LINES)
-    )
-    # The second candidate gets the dead code only: with an unusual encoding the offsets may be wrong.
-    for candidate in (changed, source):
-        ended = candidate if candidate.endswith(b"\n") else candidate + b"\n"
-        ended += f"if False:\n    {name} = None\n{_assignments(name, generator)}\ndel {name}\n".encode()
-        if parse_module(ended) is not None:
-            return ended
-    return source
-
-
-def _assignments(name: str, generator: random.Random) -> str:
-    return "; ".join(
-        form.format(name) for form in generator.choices(ASSIGNMENTS, k=generator.randint(1, MAX_ASSIGNMENTS))
-    )
-
-
-def _has_odd_lines(source: bytes) -> bool:
-    """True if a line ends with a carriage return alone, so that split("\\n") does not give the lines."""
-    return source.count(b"\r") != source.count(b"\r\n")
-
-
-def _with_assignments(source: bytes, module: ast.Module, name: str, generator: random.Random) -> bytes:
-    """No-op assignments before one statement of each function."""
-    if _has_odd_lines(source):
-        return source
-    mark = BOM if source.startswith(BOM) else b""
-    lines = source.removeprefix(mark).split(b"\n")
-    positions = {
-        (found.lineno, found.col_offset)
-        for node in ast.walk(module)
-        if (found := _first_simple(node)) is not None
-    }
-    # From the end to the beginning, so that the remaining offsets stay valid.
-    for number, offset in sorted(positions, reverse=True):
-        line = lines[number - 1]
-        lines[number - 1] = line[:offset] + f"{_assignments(name, generator)}; ".encode() + line[offset:]
-    return mark + b"\n".join(lines)
-
-
-def _with_blank_lines(source: bytes, module: ast.Module, count: int) -> bytes:
-    """`count` blank lines before the first statement after the docstring, if it begins a line.
-
-    `source` has the lines of `module`.
-    """
-    body = module.body[1:] if ast.get_docstring(module, clean=False) is not None else module.body
-    if _has_odd_lines(source) or not body:
-        return source
-    number = min(
-        [body[0].lineno, *(decorator.lineno for decorator in getattr(body[0], "decorator_list", []))]
-    )
-    lines = source.split(b"\n")
-    if number == 1 or body[0].col_offset or lines[number - 2].rstrip().endswith(b"\\"):
-        return source
-    return b"\n".join([*lines[: number - 1], *[b""] * count, *lines[number - 1 :]])
+    """Change a Python file as `perturb` does, with no words but its own."""
+    return with_noise(source, seed, Vocabulary.of([source]))
 
 
 def may_be_random(before: Tree, after: Tree, paths: Iterable[str]) -> bool:
-    """True if `after` may take a random value, or a hash of its own code, in a way that `before` does not.
+    """True unless each change in `paths` is plain: other operators, constants and known names, or less code.
 
-    In one of `paths`, a name is called, imported or used as an attribute more often, there is one more
-    bracket, or a name is new. Removed code cannot do this, nor can other operators, other constants and other
-    known names.
+    A changed part of a file is plain if it calls, imports, brackets and takes attributes only as the lines
+    did that it replaces, and has no name that is new to the file. So nothing is random that was not before.
+    What was random before may be so in another way after any change. So no change is plain in a file that
+    draws at random, or in a function that reads itself or runs text.
     """
-    return any(
-        bool(_uses(_text(after, path)) - _uses(_text(before, path)))
-        or bool(_names(_text(after, path)) - _names(_text(before, path)))
-        for path in paths
-        if path in after
-    )
+    return any(_may_be_random(_text(before, path), _text(after, path)) for path in paths if path in after)
+
+
+def _may_be_random(before: str, after: str) -> bool:
+    if before == after:
+        return False
+    parts = _changed_parts(before.splitlines(), after.splitlines())
+    if parts is None or DRAWS.search(before) or DRAWS.search(after):
+        return True
+    functions = {text: _functions(text) for text in (before, after)}
+    known = _names(before)
+    for sides in parts:
+        old, new = (lines for _, lines in sides)
+        if _uses("\n".join(new)) - _uses("\n".join(old)) or not _names("\n".join(new)) <= known:
+            return True
+        for text, (start, lines) in zip((before, after), sides, strict=True):
+            near = [function for function in functions[text] if start in function]
+            around = text.splitlines()[near[-1].start : near[-1].stop] if near else lines
+            if READS.search("\n".join(around)):
+                return True
+    return False
+
+
+def _functions(text: str) -> list[range]:
+    """The lines of each function, counted from 0; an inner one comes after those around it."""
+    module = parse_module(text)
+    found = [
+        range(node.lineno - 1, node.end_lineno or node.lineno)
+        for node in ast.walk(module or ast.Module([], []))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    ]
+    return sorted(found, key=lambda lines: (lines.start, -lines.stop))
+
+
+Part = tuple[tuple[int, list[str]], tuple[int, list[str]]]  # (first line, lines) before and after
+
+
+def _changed_parts(before: list[str], after: list[str]) -> list[Part] | None:
+    """The parts that differ. None if there is too much to compare."""
+    shorter = min(len(before), len(after))
+    head = next((n for n in range(shorter) if before[n] != after[n]), shorter)
+    tail = next((n for n in range(shorter - head) if before[-1 - n] != after[-1 - n]), shorter - head)
+    old, new = before[head : len(before) - tail], after[head : len(after) - tail]
+    if max(len(old), len(new)) > MAX_COMPARED_LINES:
+        return None
+    matcher = SequenceMatcher(None, old, new, autojunk=False)
+    return [
+        ((head + a, old[a:b]), (head + c, new[c:d]))
+        for kind, a, b, c, d in matcher.get_opcodes()
+        if kind != "equal"
+    ]
 
 
 def _text(tree: Tree, path: str) -> str:
@@ -151,26 +148,3 @@ def _uses(text: str) -> Counter[str]:
 
 def _names(text: str) -> set[str]:
     return {match[2] for match in TOKEN.finditer(text) if match[2] and not iskeyword(match[2])}
-
-
-def _first_simple(function: ast.AST) -> ast.stmt | None:
-    """The first simple statement of a function after its docstring, at any depth.
-
-    Statements of a nested function or class do not count.
-    """
-    if not isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
-        return None
-    has_docstring = ast.get_docstring(function, clean=False) is not None
-    pending: list[ast.AST] = list(reversed(function.body[1:] if has_docstring else function.body))
-    while pending:
-        node = pending.pop()
-        if isinstance(node, SIMPLE):
-            return node
-        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            children = [
-                child
-                for child in ast.iter_child_nodes(node)
-                if isinstance(child, ast.stmt | ast.excepthandler | ast.match_case)
-            ]
-            pending += reversed(children)
-    return None

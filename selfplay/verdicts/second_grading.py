@@ -33,7 +33,7 @@ from selfplay.verdicts.checks import judge_repair
 from selfplay.verdicts.confirmation import Confirmation, SecondGrading
 from selfplay.verdicts.disguise import Disguise, disguise
 from selfplay.verdicts.house import House
-from selfplay.verdicts.noise import SECOND_GRADING, noisy
+from selfplay.verdicts.noisy_trees import SECOND_GRADING, noisy
 from selfplay.verdicts.test_runs import TestRun, TestRunner
 
 if TYPE_CHECKING:

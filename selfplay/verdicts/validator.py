@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from selfplay.errors import PatchError
@@ -42,10 +42,11 @@ from selfplay.verdicts.checks import (
 )
 from selfplay.verdicts.determinism import PARALLEL_RUNS, Job, Repeats
 from selfplay.verdicts.house import house_script, is_house_made, judge_exit_status
-from selfplay.verdicts.noise import REPEAT, noisy
+from selfplay.verdicts.noisy_trees import REPEAT, noisy
 from selfplay.verdicts.perturbation import may_be_random
 from selfplay.verdicts.repairs import judge_exact_repair
 from selfplay.verdicts.reverts import revert_units
+from selfplay.verdicts.sourceless import judge_without_source, modules_among, without_source
 from selfplay.verdicts.test_logs import short_failure, without_lines_naming
 from selfplay.verdicts.test_runs import TestRun, TestRunner
 from selfplay.verdicts.verdict import CHECKS, CheckResult, Verdict
@@ -381,7 +382,22 @@ class _Judgement:
 
         repeats = Repeats(jobs, judged, change, self.run_all)
         is_suspect = may_be_random(original, states["buggy"], touched)
-        self.record("determinism", repeats.judge(self.settings.determinism_runs, is_suspect))
+        finding = repeats.judge(self.settings.determinism_runs, is_suspect)
+        self.record("determinism", self.sourceless(finding, jobs[judged], touched))
+
+    def sourceless(self, finding: Finding, buggy: Job, touched: Sequence[str]) -> Finding:
+        """The finding, after one more run of the buggy state, in which its modules have no source.
+
+        The original's run is known if another bug in the same files had one.
+        """
+        modules = modules_among(touched)
+        if not finding.passed or not modules:
+            return finding
+        shown = [replace(buggy, tree=self.environment.tree), buggy]
+        hidden = [replace(job, script=without_source(job.script, modules)) for job in shown]
+        runs = [(run.outcomes, run.error) for run in self.run_all([*shown, *hidden])]
+        judged = judge_without_source((runs[0], runs[2]), (runs[1], runs[3]))
+        return replace(judged, evidence={**finding.evidence, **judged.evidence})
 
 
 def judge_bug_paths(bug: Patch, buggy: Tree, artifact: Artifact, environment: Environment) -> Finding:

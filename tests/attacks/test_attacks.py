@@ -27,6 +27,7 @@ from rich.console import Console
 import channels_controls
 import forged_values_controls
 import impossible_trees_controls
+import marked_noise_controls
 import material_controls
 import phases_controls
 from machine import open_or_skip
@@ -586,6 +587,7 @@ CONTROLS |= channels_controls.CONTROLS
 CONTROLS |= material_controls.CONTROLS
 
 CONTROLS |= impossible_trees_controls.CONTROLS
+CONTROLS |= marked_noise_controls.CONTROLS
 
 
 # ---- the tests

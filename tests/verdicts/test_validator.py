@@ -11,7 +11,7 @@ from selfplay.sandbox.base import Limits
 from selfplay.settings.playing import ValidatorSettings
 from selfplay.verdicts.bug import BugState, bug_digest, build_states
 from selfplay.verdicts.checks import Thresholds
-from selfplay.verdicts.noise import REPEAT, noisy
+from selfplay.verdicts.noisy_trees import REPEAT, noisy
 from selfplay.verdicts.test_runs import TestRunner, _key
 from selfplay.verdicts.validator import validate, validate_second_order
 from selfplay.verdicts.verdict import Verdict
@@ -433,6 +433,38 @@ def test_a_bug_that_depends_on_a_hash_of_the_code_fails_determinism(tiny, check,
     assert_rejected(
         check(make_artifact(tiny, {"tiny/numbers.py": source})), "determinism", f"buggy: {CLAMP_TEST}"
     )
+
+
+READ_OR_PASS = (
+    "        import os\n        return low if os.path.exists(__file__.replace('.pyc', '.py')) else high\n"
+)
+
+
+def test_a_bug_that_needs_its_own_source_fails_determinism(tiny, check):
+    verdict = check(make_artifact(tiny, {"tiny/numbers.py": ("        return high\n", READ_OR_PASS)}))
+    assert_rejected(verdict, "determinism", "if the source of the bug's modules cannot be read")
+
+
+def test_the_run_without_source_is_in_the_evidence_and_bugs_of_the_same_files_share_the_originals(
+    tiny, backend
+):
+    own = TestRunner(backend, SETTINGS, Limits(), LABELS)
+    first = validate(make_artifact(tiny), tiny, THRESHOLDS, own, SETTINGS)
+    bug = {"tiny/numbers.py": ("        return low\n", "        return high\n")}
+    second = validate(
+        make_artifact(tiny, bug, {"tests/test_numbers.py": CLAMP_WEAKENED["tests/test_numbers.py"]}),
+        tiny,
+        THRESHOLDS,
+        own,
+        SETTINGS,
+    )
+    found = [
+        next(check.evidence for check in verdict.checks if check.name == "determinism")
+        for verdict in (first, second)
+    ]
+    assert found[0]["without_source"] == "the same"
+    # The original's runs are known: the first, those with noise, and the one without source.
+    assert second.cached_runs - first.cached_runs == 1 + (SETTINGS.determinism_runs - 1) + 1
 
 
 def test_a_script_that_passes_only_for_known_code_fails_determinism(tiny, check):

@@ -1,0 +1,207 @@
+"""A parsed Python file as UTF-8 text, and edits of its bytes. Knows no change by name.
+
+Offsets are those of `ast`: lines count from 1, columns in bytes of UTF-8.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+
+from selfplay.source.syntax import parse_module
+
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
+NAME = re.compile(r"[^\W\d]\w*")
+SCOPES = (*FUNCTIONS, ast.ClassDef, ast.Lambda)
+
+
+# A function with one of these names may see its own locals: it gets no new ones and keeps those it has.
+READS_LOCALS = frozenset(
+    {"locals", "vars", "dir", "eval", "exec", "execfile", "f_locals", "_getframe", "currentframe", "stack"}
+)
+BUILTINS = frozenset({"len"})  # that noise uses
+
+
+@dataclass(frozen=True)
+class Edit:
+    """Bytes `start` to `end` become `text`."""
+
+    start: int
+    end: int
+    text: bytes
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file that parses, without its byte order mark. module: its syntax tree.
+
+    No line ends with a carriage return alone: `ast` would count other lines.
+    """
+
+    data: bytes
+    module: ast.Module
+
+    @classmethod
+    def parse(cls, data: bytes) -> Source | None:
+        """None if `data` is no UTF-8 or does not parse."""
+        try:
+            module = parse_module(data.decode())
+        except UnicodeDecodeError:
+            return None
+        return None if module is None else cls(data, module)
+
+    @cached_property
+    def lines(self) -> list[bytes]:
+        """The lines, with what ends them."""
+        return self.data.splitlines(keepends=True)
+
+    @cached_property
+    def starts(self) -> list[int]:
+        """The offset of each line, and of the end."""
+        return [0, *accumulate(len(line) for line in self.lines)]
+
+    @cached_property
+    def nodes(self) -> list[ast.AST]:
+        return list(walk(self.module))
+
+    @cached_property
+    def end_of_line(self) -> bytes:
+        return b"\r\n" if b"\r\n" in self.data else b"\n"
+
+    @cached_property
+    def names(self) -> frozenset[str]:
+        """Every word of the text that could be a name, in comments and texts too."""
+        return frozenset(NAME.findall(self.data.decode()))
+
+    @cached_property
+    def bound(self) -> frozenset[str]:
+        """Every name that any scope of the file binds. "*" if it imports all names of a module."""
+        return frozenset(name for node in self.nodes for name in bound_by(node))
+
+    def start(self, node: ast.AST) -> int:
+        return self.starts[int(getattr(node, "lineno", 1)) - 1] + int(getattr(node, "col_offset", 0))
+
+    def end(self, node: ast.AST) -> int:
+        return self.starts[int(getattr(node, "end_lineno", 1)) - 1] + int(getattr(node, "end_col_offset", 0))
+
+    def span(self, node: ast.AST) -> tuple[int, int]:
+        return self.start(node), self.end(node)
+
+    def text(self, node: ast.AST) -> bytes:
+        return self.data[self.start(node) : self.end(node)]
+
+    def line(self, number: int) -> bytes:
+        return self.lines[number - 1] if 0 < number <= len(self.lines) else b""
+
+    def indentation(self, statement: ast.stmt) -> bytes | None:
+        """The blanks before a statement that begins its line; None if something else stands before it."""
+        number = first_line(statement)
+        before = self.line(number)[: statement.col_offset]
+        if before.strip(b" \t\f") or self.line(number - 1).rstrip(b"\r\n").endswith(b"\\"):
+            return None
+        return before
+
+    def replaced(self, node: ast.AST, text: bytes) -> Edit:
+        """The edit that writes `text` in place of an expression, apart from the words beside it."""
+        start, end = self.span(node)
+        before, after = self.data[start - 1 : start] if start else b"", self.data[end : end + 1]
+        return Edit(start, end, b" " * _is_of_a_word(before) + text + b" " * _is_of_a_word(after))
+
+    def edited(self, edits: Iterable[Edit]) -> bytes:
+        """The text after the edits. Of two that overlap, the one that begins first is made."""
+        parts, at = [], 0
+        for edit in sorted(edits, key=lambda edit: (edit.start, edit.end)):
+            if edit.start >= at:
+                parts += [self.data[at : edit.start], edit.text]
+                at = edit.end
+        return b"".join([*parts, self.data[at:]])
+
+
+def _is_of_a_word(byte: bytes) -> bool:
+    return byte.isalnum() or byte == b"_" or byte > b"\x7f"
+
+
+def first_line(statement: ast.stmt) -> int:
+    """The line on which a statement begins, with its decorators."""
+    decorators: list[ast.expr] = getattr(statement, "decorator_list", [])
+    lines = [statement.lineno]
+    lines += [decorator.lineno for decorator in decorators]
+    return min(lines)
+
+
+def docstring(node: ast.AST) -> ast.Expr | None:
+    """The statement that is the docstring of a module, class or function."""
+    first = next(iter(getattr(node, "body", [])), None)
+    is_text = isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant)
+    return first if is_text and isinstance(first.value.value, str) else None  # type: ignore[union-attr]
+
+
+def blocks(node: ast.AST) -> Iterator[list[ast.stmt]]:
+    """The lists of statements of one node: of `if` both branches, of `try` all of them."""
+    for field in ("body", "orelse", "finalbody"):
+        found = getattr(node, field, None)
+        if isinstance(found, list) and found and isinstance(found[0], ast.stmt):
+            yield found
+
+
+def children(node: ast.AST) -> Iterator[ast.AST]:
+    """The nodes directly below one, without those of contexts: twice as fast as `ast.iter_child_nodes`."""
+    for value in vars(node).values():
+        if isinstance(value, list):
+            yield from (item for item in value if isinstance(item, ast.AST))
+        elif isinstance(value, ast.AST) and not isinstance(value, ast.expr_context):
+            yield value
+
+
+def walk(node: ast.AST) -> Iterator[ast.AST]:
+    """A node and all below it."""
+    pending = [node]
+    while pending:
+        found = pending.pop()
+        yield found
+        pending += children(found)
+
+
+def own_nodes(function: ast.AST) -> Iterator[ast.AST]:
+    """The nodes of a function's own scope. Of inner functions, lambdas and classes only the node itself."""
+    pending: list[ast.AST] = list(getattr(function, "body", []))
+    while pending:
+        node = pending.pop()
+        yield node
+        if not isinstance(node, SCOPES):
+            pending += children(node)
+
+
+def bound_by(node: ast.AST) -> Iterator[str]:
+    """The names that this one node binds."""
+    if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load):
+        yield node.id
+    elif isinstance(node, ast.arg):
+        yield node.arg
+    elif isinstance(node, (*FUNCTIONS, ast.ClassDef, ast.ExceptHandler, ast.MatchAs, ast.MatchStar)):
+        if node.name:
+            yield node.name
+    elif isinstance(node, ast.MatchMapping) and node.rest:
+        yield node.rest
+    elif isinstance(node, ast.Import | ast.ImportFrom):
+        yield from ((alias.asname or alias.name).partition(".")[0] for alias in node.names)
+    elif isinstance(node, ast.Global | ast.Nonlocal):
+        yield from node.names
+
+
+def reads_locals(nodes: Sequence[ast.AST]) -> bool:
+    return any(
+        (isinstance(node, ast.Name) and node.id in READS_LOCALS)
+        or (isinstance(node, ast.Attribute) and node.attr in READS_LOCALS)
+        for node in nodes
+    )
+
+
+def free_builtins(source: Source) -> frozenset[str]:
+    """The builtins that mean the same as everywhere: the file binds none of these names."""
+    return frozenset() if "*" in source.bound else BUILTINS - source.bound

@@ -1,0 +1,359 @@
+"""Noise keeps what code does, and no fixed rule strips it. The rule for suspects is tested here too."""
+
+import ast
+import dis
+import random
+import re
+import zlib
+
+import pytest
+
+from old_noise import with_marks
+from selfplay.source.syntax import parse_module
+from selfplay.source.trees import FileEntry, Tree
+from selfplay.verdicts.noise.passes import with_noise
+from selfplay.verdicts.noise.words import Vocabulary
+from selfplay.verdicts.perturbation import may_be_random, perturb, perturb_source
+
+SOURCE = '''"""Doc."""
+import os
+from functools import wraps
+
+LIMIT = 10
+__all__ = ["one", "Thing"]
+
+
+def one(value, step=1):
+    """Doc."""
+    # a comment
+    if value is not None and value < 10:
+        result = value + step
+    else:
+        result = -1
+    return result
+
+
+def two(values):
+    total = 0
+    for value in values:
+        if value == 3: continue
+        total += value
+    found = [value for value in values if value not in (1, 2)]
+    return total, found, len(values)
+
+
+def gen(count):
+    for number in range(count):
+        try:
+            yield number
+        finally:
+            last = number
+    yield f"{last} of {count!r}"
+
+
+def names():
+    kept = 1
+    return sorted(locals())
+
+
+def counter():
+    count = 0
+    def add():
+        nonlocal count
+        count += 1
+        return count
+    return add
+
+
+def glob():
+    global SEEN
+    SEEN = "a" if os.sep == "/" else "b"
+    return SEEN
+
+
+def twice(function):
+    @wraps(function)
+    def inner(*args, **kwargs):
+        return function(*args, **kwargs), function(*args, **kwargs)
+    return inner
+
+
+class Thing:
+    """A thing."""
+    __slots__ = ("size",)
+    kinds = {"a": 1}
+
+    def __init__(self, size): self.size = size
+    def grow(self): return self.size * 2 if self.size > 3 else LIMIT
+    def only_doc(self): "Doc alone."
+
+    @property
+    def text(self):
+        try:
+            return "%d" % self.size
+        except TypeError as error:
+            message = str(error)
+            return type(error).__name__ + message[:0]
+
+    @twice
+    def pair(self, *, key="x"):
+        return (lambda other: (other, key))(self.size)
+
+
+short = lambda a, b=2: a + b
+'''
+
+
+def use(data: bytes) -> list:
+    """What the module does."""
+    names: dict = {"__name__": "m"}
+    exec(compile(data, "m", "exec"), names)
+    thing = names["Thing"](4)
+    add = names["counter"]()
+    with pytest.raises(AttributeError):
+        thing.other = 1
+    return [
+        [names["one"](value) for value in (3, 12, None)],
+        names["two"]([1, 2, 3, 4]),
+        list(names["gen"](3)),
+        names["names"](),
+        [add(), add()],
+        names["glob"](),
+        names["SEEN"],
+        [thing.grow(), names["Thing"](1).grow(), names["Thing"]("x").text, thing.text, thing.pair(key=3)],
+        [names["short"](1), names["__all__"], names["LIMIT"], sorted(names)],
+        sorted(vars(names["Thing"])),
+    ]
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_the_code_does_the_same(seed):
+    assert use(perturb_source(SOURCE.encode(), seed)) == use(SOURCE.encode())
+
+
+FORMS = {
+    "dos": SOURCE.replace("\n", "\r\n").encode(),
+    "byte order mark": b"\xef\xbb\xbf" + SOURCE.encode(),
+    "tabs": SOURCE.replace("    ", "\t").encode(),
+    "form feed": SOURCE.replace("\n\n\nclass", "\n\x0c\n\nclass").encode(),
+    "latin-1": ("# -*- coding: latin-1 -*-\n" + SOURCE.replace("LIMIT", "LIM\xefT")).encode("latin-1"),
+    "utf-8": SOURCE.replace('"%d"', '"\xe9"[:0] + "%d"').encode(),
+    "no end": SOURCE.rstrip().encode(),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_unusual_files_keep_their_form_and_do_the_same(form):
+    source = FORMS[form]
+    for seed in range(6):
+        changed = perturb_source(source, seed)
+        compile(changed, "m", "exec")
+        if form != "latin-1":
+            assert use(changed) == use(source)
+        assert changed.startswith(source[:3]) and len(changed) > len(source)
+        assert (changed.count(b"\r\n") == changed.count(b"\n")) == (form == "dos")
+        assert changed.count(b"def ") > source.count(b"def ") or b"_0" not in changed
+
+
+@pytest.mark.parametrize("source", [b"def broken(:\n", b"x = '\0'\n"], ids=["syntax", "nul"])
+def test_source_that_does_not_parse_is_left_alone(source):
+    assert perturb_source(source, 1) == source
+
+
+@pytest.mark.parametrize("source", [b"", b"x = 1\ry = 2\r", b"x = (\n1)\\\n\n"], ids=["empty", "mac", "end"])
+def test_a_file_without_places_for_noise_gets_a_block_at_its_end(source):
+    changed = perturb_source(source, 1)
+    assert changed != source and compile(changed, "m", "exec")
+
+
+def test_equal_seeds_make_equal_changes_and_others_do_not():
+    tree = Tree({"a.py": FileEntry(SOURCE.encode()), "b.py": FileEntry(b"def f(): return 1\n")})
+    assert perturb(tree, tree, 7) == perturb(tree, sorted(tree, reverse=True), 7)
+    assert len({perturb(tree, tree, seed).digest for seed in range(9)}) == 9
+
+
+def test_files_in_other_languages_move_too():
+    tree = Tree({"a.js": FileEntry(b"f();"), "a.txt": FileEntry(b"f")})
+    changed = perturb(tree, tree, 1)
+    assert changed["a.js"].content.rstrip() == b"f();" and changed.changed_paths(tree) == ["a.js"]
+
+
+def test_docstrings_stay_where_something_reads_them():
+    source, reader = FileEntry(SOURCE.encode()), FileEntry(b"print(one.__doc__)\n")
+
+    def docs(tree):
+        return {
+            ast.get_docstring(node)
+            for seed in range(8)
+            for node in ast.walk(ast.parse(perturb(tree, ["m.py"], seed)["m.py"].content))
+            if isinstance(node, ast.FunctionDef) and node.name in ("one", "two")
+        }
+
+    assert docs(Tree({"m.py": source, "r.py": reader})) == {"Doc.", None}
+    assert len(docs(Tree({"m.py": source}))) > 4
+
+
+# ---- what an attacker strips
+
+WORDS = set(re.findall(r"\w+", SOURCE))
+
+
+def erased(source: bytes, keep: str = "") -> ast.Module:
+    """The tree without names, constants and docstrings."""
+    module = ast.parse(source)
+    for node in ast.walk(module):
+        for field in ("id", "name", "arg", "attr", "asname"):
+            if getattr(node, field, None) and keep != "names":
+                setattr(node, field, "_")
+        if isinstance(node, ast.Constant):
+            node.value = 0
+    return module
+
+
+def stripped(source: bytes) -> bytes:
+    """The text without the marks of the first audit, comments and blank lines."""
+    text = re.sub(r"_unused_\w+( = _unused_\w+)? = (None|0|\(\)|not None)(; )?", "", source.decode())
+    text = text.replace("if False:\n    \n", "").partition("\ndel _unused_")[0]
+    return "\n".join(line for line in text.split("\n") if line.strip() and line.strip()[0] != "#").encode()
+
+
+def functions(source: bytes) -> list:
+    code = compile(source, "m", "exec")
+    return [part for part in code.co_consts if hasattr(part, "co_code")]
+
+
+LOOKS = {
+    "size": len,
+    "size in steps of 500": lambda source: len(source) // 500,
+    "lines": lambda source: source.count(b"\n"),
+    "stripped text": stripped,
+    "names of the source alone": lambda source: sorted(
+        node.id for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Name) and node.id in WORDS
+    ),
+    "names": lambda source: sorted({n.id for n in ast.walk(ast.parse(source)) if isinstance(n, ast.Name)}),
+    "tree without names": lambda source: ast.dump(erased(source)),
+    "definitions sorted": lambda source: sorted(ast.dump(node) for node in erased(source).body),
+    "kinds of nodes": lambda source: sorted(type(node).__name__ for node in ast.walk(ast.parse(source))),
+    "number of comparisons": lambda source: sum(isinstance(n, ast.Lt) for n in ast.walk(ast.parse(source))),
+    "constants": lambda source: sorted(
+        repr(node.value) for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Constant)
+    ),
+    "constants of bytecode": lambda source: [repr(code.co_consts) for code in functions(source)],
+    "operations": lambda source: [
+        [i.opname for i in dis.get_instructions(code)] for code in functions(source)
+    ],
+    "locals": lambda source: [len(code.co_varnames) for code in functions(source)],
+}
+
+
+def differing(look, noise) -> int:
+    return len({zlib.crc32(repr(look(text)).encode()) for text in noise})
+
+
+@pytest.mark.parametrize("look", LOOKS)
+def test_noise_moves_what_an_attacker_sees_after_stripping(look):
+    texts = [perturb_source(SOURCE.encode(), seed) for seed in range(9)]
+    assert differing(LOOKS[look], texts) >= 5, look
+
+
+def test_the_first_audits_noise_can_be_stripped():
+    texts = [with_marks(SOURCE.encode(), seed) for seed in range(9)]
+    assert differing(LOOKS["size"], texts) > 5
+    assert differing(LOOKS["names of the source alone"], texts) <= 2
+
+
+def test_every_function_moves():
+    """However it begins: on one line, with a docstring alone, nested."""
+    texts = [perturb_source(SOURCE.encode(), seed) for seed in range(9)]
+    names = [n.name for n in ast.walk(ast.parse(SOURCE)) if isinstance(n, ast.FunctionDef)]
+    for name in names:
+        codes = set()
+        for text in texts:
+            found = [
+                n for n in ast.walk(ast.parse(text)) if isinstance(n, ast.FunctionDef) and n.name == name
+            ]
+            codes.add(ast.dump(found[0]))
+        assert len(codes) > 5, name
+
+
+def test_new_names_have_no_mark_and_are_new():
+    vocabulary = Vocabulary.of([SOURCE.encode()])
+    before = set(re.findall(r"\w+", SOURCE))
+    for seed in range(9):
+        changed = with_noise(SOURCE.encode(), seed, vocabulary).decode()
+        new = set(re.findall(r"\w+", changed)) - before
+        assert new and not any(name.startswith("_") for name in new if name.isidentifier())
+
+
+@pytest.mark.parametrize("text", ["if a: b\n" * 3000, "x = [" + "a < 3, " * 5000 + "]\n", "#\n" * 40000])
+def test_long_files_do_not_stop_it(text):
+    assert parse_module(perturb_source(text.encode(), random.Random(1).randint(1, 9))) is not None
+
+
+# ---- the rule for suspects
+
+PLAIN = "def f(a, b):\n    if a < len(b):\n        return b.pop(a)\n    return None\n"
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("<", "<="),
+        ("pop(a)", "pop(b)"),
+        ("        return b.pop(a)\n", "        pass\n"),
+        ("if a", "if not a"),
+        ("None", "1 + 2"),
+    ],
+    ids=["operator", "name", "removed", "not", "constant"],
+)
+def test_exchanging_operators_and_known_names_cannot_be_random(old, new):
+    assert not may_be_random(_one_file(PLAIN), _one_file(PLAIN.replace(old, new)), ["m.py"])
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("None", "id(b)"),
+        ("None", "len(b)"),
+        ("None", "a.b"),
+        ("None", "__file__"),
+        ("None", "[*{a, b}]"),
+        ("len(b)", "hash(b)"),
+        ("def f", "import os\ndef f"),
+        ("b.pop(a)", "uuid"),
+    ],
+)
+def test_code_that_uses_a_new_name_may_be_random(old, new):
+    assert may_be_random(_one_file(PLAIN), _one_file(PLAIN.replace(old, new)), ["m.py"])
+
+
+def test_a_new_file_may_be_random():
+    assert may_be_random(Tree({}), _one_file(PLAIN), ["m.py"])
+
+
+def _one_file(text):
+    return Tree({"m.py": FileEntry(text.encode())})
+
+
+def test_names_in_another_encoding_are_seen_by_the_rule_for_suspects():
+    head = b"# -*- coding: latin-1 -*-\nfrom a import x\ny = x\n"
+    before = Tree({"m.py": FileEntry(head + b"z = y\n")})
+    after = Tree({"m.py": FileEntry(head + b"z = \xe9\n")})
+    assert may_be_random(before, after, ["m.py"])
+    assert not may_be_random(after, before, ["m.py"])
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (
+            "def f(a):\n    return g(a)\ndef h(a):\n    return a\n",
+            "def f(a):\n    return a\ndef h(a):\n    return g(a)\n",
+        ),
+        ("import random\nrandom.seed(1)\nx = 1\n", "import random\nx = 1\n"),
+        ("def f(a):\n    b = 'x'\n    return eval(b)\n", "def f(a):\n    b = 'y'\n    return eval(b)\n"),
+    ],
+    ids=["a call moved from elsewhere", "a seed removed", "evaluated text"],
+)
+def test_what_the_file_had_elsewhere_may_be_random_too(before, after):
+    assert may_be_random(_one_file(before), _one_file(after), ["m.py"])
