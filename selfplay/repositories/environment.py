@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from selfplay.repositories.scripts import command_script, records_ids, standard_script
-from selfplay.sandbox.base import WORKSPACE, Limits, Sandbox, SandboxBackend, SandboxSpec
-from selfplay.source.git_folder import git_archive
+from selfplay.sandbox.base import Limits, Sandbox, SandboxBackend, SandboxSpec
+from selfplay.sandbox.workspace import fill_workspace
 from selfplay.source.test_material import NO_MATERIAL, TestMaterial
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ class Environment:
     command       runs all tests if pytest cannot run them, else ""; with it there are no targets and no calls
     left_out      requirements of the tests that could not be installed
     material      what its tests rest on outside of their own files
+    beside        paths of its image that each workspace gets as links (`sandbox.workspace`)
     hidden        paths that no sandbox shows: other releases of the repository, other copies of its source
     copied        its functions that stand in sight outside the workspace: no bug may change them
     """
@@ -68,6 +69,7 @@ class Environment:
     left_out: tuple[str, ...] = ()
     material: TestMaterial = NO_MATERIAL
     hidden: tuple[str, ...] = ()
+    beside: tuple[str, ...] = ()
     copied: tuple[Function, ...] = ()
 
     def script_for(self, test_files: Sequence[str]) -> str:
@@ -88,12 +90,6 @@ class Environment:
         `path_policy` knows by name: tests, what they rest on, and code that the bug has nothing to do with.
         """
         return (*self.test_files, *self.material.files, *self.material.unrelated(changed))
-
-
-def fill_workspace(box: Sandbox, tree: Tree) -> None:
-    """Write `tree` and its git repository into the workspace. Raises ArtifactError if they do not fit."""
-    box.write_archive(WORKSPACE, tree.to_tar())
-    box.write_archive(WORKSPACE, git_archive(tree))
 
 
 @contextmanager
@@ -118,5 +114,5 @@ def open_workspace(
         hidden=environment.hidden,
     )
     with backend.open(spec) as box:
-        fill_workspace(box, tree)
+        fill_workspace(box, tree, environment.beside)
         yield box

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from selfplay.repositories.durations import Durations, choose, file_of, read_durations
-from selfplay.repositories.recording import Recorder, run_with_plugin
+from selfplay.repositories.recorders import Recorder, run_with_plugin
 
 if TYPE_CHECKING:
     from selfplay.repositories.suites import Suite

@@ -1,75 +1,23 @@
-"""Runs pytest under recorders of data/pytest: which files hold tests, what the tests call, open and import.
+"""What a recorded run of a suite shows: what its tests call, open and import.
 
-What a record means is decided by `targets` and `material`. Only pytest can load a recorder.
+What a record means is decided by `targets` and `material`.
 """
 
 from __future__ import annotations
 
-import contextlib
-import json
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from selfplay.errors import ArtifactError, PatchError, SandboxLost
 from selfplay.repositories.material import find_material
-from selfplay.repositories.scripts import shipped_text
+from selfplay.repositories.recorders import CALLS, printable, read_record, run_with_plugin
 from selfplay.repositories.targets import Calls, Target, find_calls, find_targets, read_calls
 from selfplay.source.test_material import NO_MATERIAL, TestMaterial
-from selfplay.source.trees import FileEntry, Tree
 
 if TYPE_CHECKING:
     from selfplay.repositories.suites import Suite
     from selfplay.repositories.trial import Trial
-    from selfplay.sandbox.base import ExecResult
 
-RECORD_BYTES = 1 << 20  # that a record may be larger than a submission
 SLOWER = 4  # how many times as long a run may take under the recorder of calls
-
-
-@dataclass(frozen=True)
-class Recorder:
-    """A plugin of data/pytest, and the file that it writes into /submit. variables: more for the shell."""
-
-    plugin: str
-    record: str
-    variables: Mapping[str, str] = field(default_factory=dict)
-
-
-COLLECTION = Recorder("collection_recorder.py", "collected.json")
-CALLS = Recorder("call_recorder.py", "calls.json")
-
-
-def run_with_plugin(
-    trial: Trial, tree: Tree, script: str, recorder: Recorder, log_name: str, timeout_s: float
-) -> tuple[ExecResult, Tree]:
-    """Run a script of pytest over `tree` under a recorder. Returns the result, and the files of /submit.
-
-    No files if they are damaged. Does not raise if the script does not end in time: the result says so.
-    """
-    plugin = f"selfplay_{recorder.plugin}"
-    variables = {
-        "PYTEST_PLUGINS": plugin.removesuffix(".py"),
-        "PYTHONPATH": f"/tmp/recorder:{trial.variables['PYTHONPATH']}",
-        "PYTHONHASHSEED": "0",
-        **recorder.variables,
-    }
-    with trial.workspace(tree, variables) as box:
-        text = FileEntry(shipped_text(recorder.plugin).encode())
-        box.write_archive("/tmp", Tree({f"recorder/{plugin}": text}).to_tar())
-        result = trial.attempt(box, script, log_name, timeout_s)
-        # The repository's code may have written more into /submit than fits, or ended the sandbox.
-        with contextlib.suppress(ArtifactError, PatchError, SandboxLost):
-            archive = box.read_archive("/submit", trial.job.limits.submit_bytes + RECORD_BYTES)
-            return result, Tree.from_tar(archive)
-    return result, Tree()
-
-
-def read_record(files: Tree, recorder: Recorder) -> Any:
-    """What a recorder wrote as JSON, None if it is damaged."""
-    with contextlib.suppress(KeyError, ValueError, RecursionError):
-        return json.loads(files[recorder.record].content)
-    return None
 
 
 @dataclass(frozen=True)
@@ -102,8 +50,3 @@ def record_run(trial: Trial, suite: Suite) -> Recorded:
         for test, called in find_calls(tree, tests).items()
     }
     return Recorded(tuple(target for target in targets if target.path not in material.files), calls, material)
-
-
-def printable(test_id: str) -> str:
-    """The id as the standard parser writes it: characters that cannot be printed are escaped."""
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in test_id)

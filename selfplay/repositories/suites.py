@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from selfplay.repositories.import_failures import hints_to_extend
-from selfplay.repositories.recording import COLLECTION, printable, read_record, run_with_plugin
+from selfplay.repositories.recorders import COLLECTION, printable, read_record, run_with_plugin
 from selfplay.repositories.scripts import RECORDS_IDS, command_script, standard_parser, standard_script
 from selfplay.repositories.test_failures import ends_python, refused_options, with_cause
 from selfplay.sandbox.base import WORKSPACE

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 from selfplay.errors import EnvironmentBuildError, OutcomesError, SandboxLost
 from selfplay.outcomes import TestOutcomes, parse_outcomes
 from selfplay.repositories.checkouts import Checkout
-from selfplay.repositories.environment import fill_workspace
 from selfplay.sandbox.base import WORKSPACE, ExecResult, Limits, Sandbox, SandboxBackend, SandboxSpec
+from selfplay.sandbox.workspace import fill_workspace
 from selfplay.source.import_roots import import_roots
 from selfplay.source.trees import FileEntry, Tree
 

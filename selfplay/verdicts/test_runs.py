@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 from selfplay.errors import ArtifactError, OutcomesError, SandboxLost, SandboxUnavailable
 from selfplay.outcomes import TestOutcomes, parse_outcomes
-from selfplay.repositories.environment import fill_workspace
 from selfplay.repositories.scripts import current_parser, is_standard_parser
 from selfplay.sandbox.base import (
     SUBMIT,
@@ -33,6 +32,7 @@ from selfplay.sandbox.base import (
     SandboxBackend,
     SandboxSpec,
 )
+from selfplay.sandbox.workspace import fill_workspace
 from selfplay.source.trees import FileEntry, Tree
 from selfplay.verdicts.confirmation import SecondGrading
 from selfplay.verdicts.randomness import Secret
@@ -243,7 +243,7 @@ class TestRunner:
         with self._opened(environment.reference, variables, environment.hidden) as box:
             opened = time.monotonic()
             try:
-                fill_workspace(box, tree)
+                fill_workspace(box, tree, environment.beside)
                 box.write_archive(SUBMIT, _single_file("test_script.sh", script))
             except (ArtifactError, SandboxLost) as error:
                 return ScriptRun(b"", 0, self._misfit(environment, variables, tree, error))
@@ -264,7 +264,7 @@ class TestRunner:
         for tried in (tree, environment.tree):
             with self._opened(environment.reference, variables, environment.hidden) as box:
                 try:
-                    fill_workspace(box, tried)
+                    fill_workspace(box, tried, environment.beside)
                 except (ArtifactError, SandboxLost) as error:
                     said = f"does not fit into its sandbox: {error}"
                     if tried == environment.tree:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count
 
@@ -62,7 +62,7 @@ def parse_in_the_environment(patch: pytest.MonkeyPatch, ground: Ground) -> None:
     patch.setattr(TestRunner, "_opened", with_environment)
 
 
-def write_no_repository(box: Sandbox, tree: Tree) -> None:
+def write_no_repository(box: Sandbox, tree: Tree, _: Sequence[str] = ()) -> None:
     box.write_archive(WORKSPACE, tree.to_tar())
 
 
