@@ -61,7 +61,7 @@ class Setup:
     """What a record says about running its tests.
 
     images        names of Docker images, tried in this order
-    folder        where the repository lies in them
+    folder        where the repository lies in them, else it is looked for in their WORKDIR
     python        the version that the tests need
     packages      requirements, beyond those that the repository names
     test          the command that runs the tests, with {files} or {modules}; "" for pytest
@@ -268,8 +268,6 @@ def _from_swe_smith(record: Mapping[str, Any]) -> dict[str, Any]:
 def _from_r2e(record: Mapping[str, Any]) -> dict[str, Any]:
     """The commit's diff is in `parsed_commit_content`, tests and their logs are in
     `execution_result_content`.
-
-    Its images keep Python inside the repository's folder, where a workspace hides it, so none is used.
     """
     name = text_of(record, "repo_name")
     commit = decoded(record.get("parsed_commit_content"), "parsed_commit_content")
@@ -288,6 +286,7 @@ def _from_r2e(record: Mapping[str, Any]) -> dict[str, Any]:
     problem = "" if owner else f"the owner of the repository {name!r} (repo_name) is not known"
     if old_commit.endswith("^"):
         problem = problem or "it names no commit before the repair (parsed_commit_content.old_commit_hash)"
+    images = tuple(filter(None, [text_of(record, "docker_image", "")]))
     names = texts_of(run.get("test_file_names") or [], "execution_result_content.test_file_names")
     codes = texts_of(run.get("test_file_codes") or [], "execution_result_content.test_file_codes")
     if len(names) != len(codes) or not names:
@@ -316,7 +315,7 @@ def _from_r2e(record: Mapping[str, Any]) -> dict[str, Any]:
         "FAIL_TO_PASS": sorted(after - before),
         "PASS_TO_PASS": sorted(after & before),
         "problem_statement": text_of(record, "problem_statement", ""),
-        "selfplay": {"setup": Setup(left_out=problem).to_json()},
+        "selfplay": {"setup": Setup(images=images, left_out=problem).to_json()},
     }
 
 
