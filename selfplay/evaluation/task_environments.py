@@ -31,6 +31,7 @@ from selfplay.errors import (
 )
 from selfplay.evaluation.record_bugs import repaired_tree
 from selfplay.evaluation.record_images import CONDA, VENVS, LaidOut, activation, lay_out, pull_image
+from selfplay.evaluation.records import Setup
 from selfplay.evaluation.tasks import Task
 from selfplay.outcomes import TestOutcomes
 from selfplay.repositories.build import BUILD_ATTEMPTS, adapted, first_requirements
@@ -190,7 +191,7 @@ def _of_commit(job: BuildJob, task: Task) -> Environment:
         wanted = replace(first_requirements(job), extra=setup.packages)
         if setup.test:
             wanted = replace(wanted, pytest="")
-        installed = _installed(job, wanted, _test_files(task, checkout.tree))
+        installed = _installed(job, wanted, task)
         variables = import_variables(checkout.tree)
         environment = _environment(checkout, installed.reference, variables, installed.options)
     if command is None:
@@ -213,13 +214,13 @@ class _Installed:
     options: str
 
 
-def _installed(job: BuildJob, wanted: Requirements, files: Sequence[str]) -> _Installed:
-    """Install `wanted` and what the tests in `files` ask for, or find that it was done before.
+def _installed(job: BuildJob, wanted: Requirements, task: Task) -> _Installed:
+    """Install `wanted` and what the task's tests ask for, or find that it was done before.
 
     Raises EnvironmentBuildError.
     """
     checkout, backend = job.checkout, job.backend
-    spec = checkout.spec
+    spec, files = checkout.spec, _test_files(task, job.checkout.tree)
     identity = [
         SCHEMA,
         checkout.tree.digest,
@@ -250,7 +251,7 @@ def _installed(job: BuildJob, wanted: Requirements, files: Sequence[str]) -> _In
             break
     seen = run_probe(trial, (".py",))
     refuse_copies(job, seen.copies)
-    refuse_other_python(job, seen.python)
+    _refuse_other_python(job, seen.python, task.setup)
     options = _options(arguments, has_odd_ids, seen.has_hypothesis)
     facts.parent.mkdir(parents=True, exist_ok=True)
     partial = facts.with_suffix(f".{os.getpid()}.partial")
@@ -259,6 +260,23 @@ def _installed(job: BuildJob, wanted: Requirements, files: Sequence[str]) -> _In
     )
     partial.rename(facts)
     return _Installed(installation.reference, options)
+
+
+def _refuse_other_python(job: BuildJob, python: str, setup: Setup) -> None:
+    """Raise EnvironmentBuildError, with the remedy, if the tests need another Python than sandboxes have."""
+    if not setup.python or job.checkout.spec.python != setup.python:
+        refuse_other_python(job, python)
+        return
+    if setup.python == python:
+        return
+    image = "name one in the record's image_name"
+    if setup.images and not job.backend.capabilities.opens_images:
+        image = f"the record names {setup.images[0]}"
+    raise EnvironmentBuildError(
+        f"{job.checkout.name}: its tests need Python {setup.python} (install_config.python), and "
+        f"{job.backend.name} sandboxes have Python {python} here. An image brings it: {image}, and set "
+        f"sandbox.type = 'docker'. Or run selfplay with Python {setup.python}."
+    )
 
 
 def _arguments(checkout: Checkout) -> PytestArguments:

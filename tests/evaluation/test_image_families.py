@@ -46,8 +46,8 @@ def venv(folder):
     return (
         f"RUN python3 -m venv --without-pip --copies {folder} && cp -r /opt/env/lib/python3*/site-packages/. "
         f"$(echo {folder}/lib/python3*/site-packages)/ && rm -rf /opt/env \\\n"
-        f" && printf '#!{folder}/bin/python\\nimport pytest\\nraise SystemExit(pytest.main())\\n' > {folder}/bin/pytest"
-        f" && chmod 755 {folder}/bin/pytest\n"
+        f" && printf '#!{folder}/bin/python\\nimport pytest\\nraise SystemExit(pytest.main())\\n'"
+        f" > {folder}/bin/pytest && chmod 755 {folder}/bin/pytest\n"
     )
 
 
