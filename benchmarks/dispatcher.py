@@ -30,6 +30,7 @@ from rich.table import Table
 
 from benchmarks.options import at_least_one
 from selfplay.agent.chat import ChatFormat, load_tokenizer, policy_path
+from selfplay.agent.local_host import LocalHost
 from selfplay.agent.tool_format import format_action
 from selfplay.agent.workspaces import EpisodeContext, sandbox_limits
 from selfplay.config import Config, load_config
@@ -40,7 +41,6 @@ from selfplay.engines.scripted_engine import ScriptedEngine
 from selfplay.metrics import Value
 from selfplay.orchestrator.build import check_targets
 from selfplay.orchestrator.context import RunContext
-from selfplay.orchestrator.local_host import LocalHost
 from selfplay.orchestrator.loop import TrainLoop
 from selfplay.orchestrator.run_folder import create_run
 from selfplay.repositories.environment import Environment

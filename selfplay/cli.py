@@ -61,7 +61,7 @@ def train(
     set_: options.Overrides = None,
     resume: options.TrainResume = None,
     runs: options.RunRoot = Path("runs"),
-    cluster: options.TrainCluster = None,
+    cluster: options.Cluster = None,
     dry_run: options.TrainDryRun = False,
 ) -> None:
     """Play, judge and train over a list of repositories.
@@ -236,6 +236,7 @@ def evaluate(
     output: options.EvalOutput = None,
     clones: options.EvalClones = None,
     predictions: options.EvalPredictions = None,
+    cluster: options.Cluster = None,
     compare: options.EvalCompare = None,
     json_: options.AsJson = False,
 ) -> None:
@@ -247,7 +248,7 @@ def evaluate(
     if compare is not None:
         from selfplay.viewing.scores import compare_folders
 
-        if tasks or config is not None or set_ or any((output, clones, predictions)):
+        if tasks or config is not None or set_ or any((output, clones, predictions, cluster)):
             raise typer.BadParameter(
                 "--compare A B reads two finished folders; give it alone (or with --json)."
             )
@@ -258,11 +259,14 @@ def evaluate(
             "--tasks SET_OR_FILE is needed (or --compare A B). "
             f"Sets that come with selfplay: {options.TASK_SETS}."
         )
-    if predictions is not None and (attempts != 4 or not greedy):
-        raise typer.BadParameter("--predictions plays nothing; leave --attempts and --no-greedy out.")
+    if predictions is not None and (attempts != 4 or not greedy or cluster is not None):
+        raise typer.BadParameter(
+            "--predictions plays nothing and grades on this machine; "
+            "leave --attempts, --no-greedy and --cluster out."
+        )
     from selfplay.commands.evaluate import EvaluationRequest, start_evaluation, start_grading
 
-    request = EvaluationRequest(tasks, limit, attempts, greedy, output, clones, predictions)
+    request = EvaluationRequest(tasks, limit, attempts, greedy, output, clones, predictions, cluster)
     start = start_evaluation if predictions is None else start_grading
     start(request, config, set_ or [], as_json=json_)
 

@@ -48,11 +48,6 @@ class SolverTask:
         return () if self.issue else config.solver.help
 
 
-def issue_task(environment: Environment, bug_id: str, bug: BugState, issue: str) -> SolverTask:
-    """The task of a solver that is told the issue."""
-    return SolverTask(environment, bug_id, bug, "", issue=issue)
-
-
 def solver_task(
     environment: Environment, bug_id: str, bug: BugState, failure: str, config: Config
 ) -> SolverTask:

@@ -52,6 +52,17 @@ def fit(config: Config, shape: ModelShape, seats: Seats) -> MemoryUse:
 
 
 def _use_of_gpus(config: Config, shape: ModelShape, seats: Seats) -> MemoryUse:
+    rank, rank_budget = _check_rank(config, shape, seats) if seats.ranks else ({}, 0)
+    if not seats.servers:
+        return MemoryUse(rank, rank_budget)
+    gpu = min(seats.nodes[seat.node].gpu_bytes for seat in seats.servers)
+    server_budget = int(gpu * config.engine.gpu_memory)
+    server, cached = _check_server(config, shape, server_budget, gpu, width=len(seats.servers[0].gpus))
+    return MemoryUse(rank, rank_budget, server, server_budget, cached)
+
+
+def _check_rank(config: Config, shape: ModelShape, seats: Seats) -> tuple[dict[str, int], int]:
+    """Bytes of a rank by part, and how many it may use. Raises PlacementError if that is too few."""
     rank = _rank_memory(config, shape, on_gpus=True)
     gpu = min(seats.nodes[seat.node].gpu_bytes for seat in seats.ranks)
     server_share = config.engine.gpu_memory if seats.shares_gpus else 0.0
@@ -63,16 +74,11 @@ def _use_of_gpus(config: Config, shape: ModelShape, seats: Seats) -> MemoryUse:
             f"of {gib_text(gpu)} has {gib_text(rank_budget)} for it{besides}. "
             f"{_rank_remedy(config, shape, rank_budget - rank.get('engine', 0))}"
         )
-    if not seats.servers:
-        return MemoryUse(rank, rank_budget)
-    gpu = min(seats.nodes[seat.node].gpu_bytes for seat in seats.servers)
-    server_budget = int(gpu * config.engine.gpu_memory)
-    server, cached = _check_server(config, shape, server_budget, gpu, width=len(seats.servers[0].gpus))
-    return MemoryUse(rank, rank_budget, server, server_budget, cached)
+    return rank, rank_budget
 
 
 def _use_of_processes(config: Config, shape: ModelShape, seats: Seats) -> MemoryUse:
-    rank = _rank_memory(config, shape, on_gpus=False)
+    rank = _rank_memory(config, shape, on_gpus=False) if seats.ranks else {}
     if not seats.servers:
         return MemoryUse(rank)
     cache = config.engine.cache_mb << 20

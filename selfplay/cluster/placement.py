@@ -82,13 +82,16 @@ def _option(options: Sequence[str], names: Sequence[str]) -> int:
         ) from error
 
 
-def place(config: Config, shape: ModelShape, nodes: Sequence[Node]) -> Placement:
-    """Plan where everything runs. Raises PlacementError with figure and remedy for what does not fit."""
+def place(config: Config, shape: ModelShape, nodes: Sequence[Node], trains: bool = True) -> Placement:
+    """Plan where everything runs. trains: False for an evaluation, which has no trainer ranks.
+
+    Raises PlacementError with figure and remedy for what does not fit.
+    """
     if not nodes:
         raise PlacementError(
             "no machine is described. Give cluster.nodes, or --cluster with the address of a cluster."
         )
-    seats = _seats(config, tuple(nodes))
+    seats = _seats(config, tuple(nodes), config.trainer.ranks if trains else 0)
     use = fit(config, shape, seats)
     episodes = deal_episodes(seats, config.train.episodes_in_flight)
     return Placement(
@@ -106,12 +109,12 @@ def place(config: Config, shape: ModelShape, nodes: Sequence[Node]) -> Placement
     )
 
 
-def _seats(config: Config, nodes: tuple[Node, ...]) -> Seats:
-    ranks = config.trainer.ranks
+def _seats(config: Config, nodes: tuple[Node, ...], ranks: int) -> Seats:
     servers = config.engine.servers if config.engine.type == "vllm" and not config.engine.urls else 0
     width = tensor_parallel(config.engine.options) if servers else 1
     if any(node.gpus for node in nodes):
-        return seats_on_gpus(nodes, ranks, servers, width, config.cluster.share_gpus and servers > 0)
+        shares = config.cluster.share_gpus and servers > 0 and ranks > 0
+        return seats_on_gpus(nodes, ranks, servers, width, shares)
     if width > 1:
         raise PlacementError(
             f"engine.options asks for {width} GPUs a server, and no machine has one. Leave it out."
@@ -119,11 +122,13 @@ def _seats(config: Config, nodes: tuple[Node, ...]) -> Seats:
     return seats_without_gpus(nodes, ranks, servers)
 
 
-def fewer(config: Config, shape: ModelShape, nodes: Sequence[Node]) -> tuple[Config, Placement]:
+def fewer(
+    config: Config, shape: ModelShape, nodes: Sequence[Node], trains: bool = True
+) -> tuple[Config, Placement]:
     """Placement on machines that may have become fewer, with the settings that fit.
 
     It takes as many servers as fit beside all ranks, else beside half of the ranks, and so on. If not even
-    one rank and one server fit, it raises the PlacementError of the original settings.
+    one rank and one server fit, it raises the PlacementError of the original settings. trains: see `place`.
     """
     refusal: PlacementError | None = None
     ranks = config.trainer.ranks
@@ -133,10 +138,10 @@ def fewer(config: Config, shape: ModelShape, nodes: Sequence[Node]) -> tuple[Con
             engine = config.engine.model_copy(update={"servers": servers})
             tried = config.model_copy(update={"trainer": trainer, "engine": engine})
             try:
-                return tried, place(tried, shape, nodes)
+                return tried, place(tried, shape, nodes, trains)
             except PlacementError as error:
                 refusal = refusal or error
-        ranks //= 2
+        ranks = ranks // 2 if trains else 0
     assert refusal is not None
     raise refusal
 
@@ -146,7 +151,8 @@ def _notes(config: Config, seats: Seats, episodes: Sequence[int]) -> Iterator[st
     total = sum(node.gpus for node in seats.nodes)
     used = {(seat.node, gpu) for seat in (*seats.ranks, *seats.servers) for gpu in seat.gpus}
     if total > len(used):
-        yield f"{total - len(used)} GPU(s) stay idle. Raise engine.servers or trainer.ranks."
+        more = "engine.servers or trainer.ranks" if seats.ranks else "engine.servers"
+        yield f"{total - len(used)} GPU(s) stay idle. Raise {more}."
     free = seats.free_cpus
     worst = max(range(len(seats.nodes)), key=lambda node: episodes[node] / free[node])
     if episodes[worst] > CROWDED * free[worst]:
@@ -163,7 +169,7 @@ def _notes(config: Config, seats: Seats, episodes: Sequence[int]) -> Iterator[st
                 "as few sandboxes reach their limit."
             )
             break
-    if config.trainer.type == "torch" and len(seats.nodes) > 1:
+    if config.trainer.type == "torch" and len(seats.nodes) > 1 and seats.ranks:
         yield "trainer.type = 'torch' is one process on the first node; trainer.type = 'deepspeed' uses more."
     if config.engine.type != "vllm":
         yield (

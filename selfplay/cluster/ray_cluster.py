@@ -23,8 +23,9 @@ from selfplay.engines.vllm_launch import Launch
 from selfplay.errors import PrerequisiteError
 
 if TYPE_CHECKING:
+    from selfplay.agent.local_host import LocalHost
     from selfplay.cluster.ray_hosts import ClusterHosts
-    from selfplay.orchestrator.local_host import LocalHost
+    from selfplay.repositories.prepare import EnvironmentSource
 
 INSTALL = f"pip install '{DISTRIBUTION}[cluster]'"
 _CONNECT_S = 5.0
@@ -121,11 +122,16 @@ class Places:
         return RayServer(name, launch, is_cancelled, node, gpus, node.key == self._key)
 
     def open_hosts(
-        self, config: Config, lines: str, model: str, local: LocalHost, report: Callable[[str], None]
+        self,
+        config: Config,
+        source: EnvironmentSource,
+        model: str,
+        local: LocalHost,
+        report: Callable[[str], None],
     ) -> ClusterHosts:
         """Start episode hosts on every node that the placement gives episodes.
 
-        lines: the repository list. local: the host of this machine; its engine serves all of them.
+        source: what they prepare. local: the host of this machine; its engine serves all of them.
         report: called with a line when a node cannot play episodes or is lost.
         """
         import ray
@@ -139,7 +145,7 @@ class Places:
                 share = episodes
             elif episodes:
                 actor = on_node(node.key, ray.remote(concurrency_groups=groups)(HostActor), num_cpus=0)
-                started = actor.remote(config, lines, model, str(parts.parts_folder()), local.secret)
+                started = actor.remote(config, source, model, str(parts.parts_folder()), local.secret)
                 actors.append((started, node, episodes))
         self._hosts = ClusterHosts(actors, share, local, report)
         return self._hosts

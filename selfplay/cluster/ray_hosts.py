@@ -1,5 +1,7 @@
 """Plays episodes on the nodes of a Ray cluster: each node has an actor with a LocalHost.
 
+Training and evaluation use it; an `EnvironmentSource` says what the nodes prepare.
+
 The engine stays with the run, and a host asks it for each turn. Which nodes get hosts is decided in
 `placement`. Invariant: each call ends once, on one node. If a node is lost, its calls go to other nodes.
 Nothing of its unfinished work was recorded.
@@ -20,13 +22,13 @@ from typing import TYPE_CHECKING, Any
 from selfplay import parts
 from selfplay.agent.chat import ChatFormat, load_tokenizer
 from selfplay.agent.episode import Episode
+from selfplay.agent.hosts import InjectorWork, SolverWork
+from selfplay.agent.local_host import LocalHost
 from selfplay.agent.workspaces import EpisodeContext, EpisodeKey
 from selfplay.cluster.seats import Node
 from selfplay.config import Config
 from selfplay.engines.base import Completion, Engine, GenerationRequest, Sampling
 from selfplay.errors import EngineError, PartError, SelfplayError
-from selfplay.orchestrator.hosts import InjectorWork, SolverWork
-from selfplay.orchestrator.local_host import LocalHost
 from selfplay.verdicts.checks import Thresholds
 from selfplay.verdicts.grading import Grade
 from selfplay.verdicts.randomness import Secret
@@ -34,6 +36,8 @@ from selfplay.verdicts.verdict import Verdict
 
 if TYPE_CHECKING:
     import torch
+
+    from selfplay.repositories.prepare import EnvironmentSource
 
 # An actor sends messages (number of the call, kind, value), with one of these kinds.
 GENERATE, DONE, FAILED, LOST = "generate", "done", "failed", "lost"
@@ -44,14 +48,16 @@ Message = tuple[int, str, Any]
 class HostActor:
     """Plays and judges on its node, in the node's own sandboxes and environments."""
 
-    def __init__(self, config: Config, lines: str, model: str, parts_folder: str, secret: Secret) -> None:
-        """lines: the run's repository list. model: the policy's folder or id, for its tokenizer.
+    def __init__(
+        self, config: Config, source: EnvironmentSource, model: str, parts_folder: str, secret: Secret
+    ) -> None:
+        """source: what it plays on. model: the policy's folder or id, for its tokenizer.
 
         parts_folder: where modules of one's own are. secret: of the run, so that all hosts judge alike.
         """
         self._secret = secret
         os.environ[parts.FOLDER_VARIABLE] = parts_folder
-        self._config, self._lines, self._model = config, lines, model
+        self._config, self._source, self._model = config, source, model
         threads = config.train.episodes_in_flight + config.train.workers
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="host")
         self._messages: queue.SimpleQueue[Message] = queue.SimpleQueue()
@@ -59,34 +65,28 @@ class HostActor:
         self._host: LocalHost | None = None
 
     def open(self) -> tuple[str, ...]:
-        """Prepare the environments on this node. Returns the names of the repositories that run.
+        """Prepare the environments on this node. Returns the names of those that run.
 
         Raises PrerequisiteError or RunError, and PartError if a part of one's own cannot be loaded here.
         """
-        import tempfile
         from pathlib import Path
 
         from rich.console import Console
 
         from selfplay.agent.workspaces import sandbox_limits
         from selfplay.repositories.prepare import Preparer
-        from selfplay.repositories.specs import read_repository_list
         from selfplay.runtime.heaps import bound_heaps
         from selfplay.sandbox import open_backend
         from selfplay.verdicts.test_runs import TestRunner
 
         bound_heaps()
         parts.check_parts(self._config.parts())
-        with tempfile.TemporaryDirectory() as scratch:
-            file = Path(scratch) / "repositories.txt"
-            file.write_text(self._lines, encoding="utf-8")
-            specs = read_repository_list(file)
         backend, _ = open_backend(self._config.sandbox.type)
         backend.sweep()
         limits = sandbox_limits(self._config)
         with Path(os.devnull).open("w") as nowhere:
             preparer = Preparer(backend, self._config, limits, Console(file=nowhere))
-            environments = preparer.prepare_all(specs)
+            environments = self._source.prepare(preparer)
         labels = {"run": "host", "owner": str(os.getpid())}
         runner = TestRunner(backend, self._config.validator, limits, labels, self._secret)
         chat = ChatFormat(load_tokenizer(self._model))

@@ -90,10 +90,12 @@ def seats_on_gpus(nodes: tuple[Node, ...], ranks: int, servers: int, width: int,
         fitting = len(server_seats)
         remedy = f"engine.servers = {fitting}" if fitting else "a smaller --tensor-parallel-size"
         sharing = "" if shares else ", or cluster.share_gpus = true if a GPU can hold both"
+        beside = f"{ranks} trainer rank(s) and " if ranks else ""
+        fewer_ranks = f", or fewer trainer.ranks{sharing}" if ranks else ""
         raise PlacementError(
-            f"{ranks} trainer rank(s) and {servers} rollout server(s) of {width} GPU(s) need "
+            f"{beside}{servers} rollout server(s) of {width} GPU(s) need "
             f"{ranks + servers * width} GPUs, and each server needs its GPUs on one node; {has}, and "
-            f"{fitting} server(s) fit. Set {remedy}, or fewer trainer.ranks{sharing}."
+            f"{fitting} server(s) fit. Set {remedy}{fewer_ranks}."
         )
     return Seats(nodes, rank_seats, tuple(server_seats), shares)
 

@@ -6,9 +6,9 @@ import json
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import (
@@ -22,24 +22,31 @@ from rich.progress import (
 
 from selfplay import parts
 from selfplay.agent.chat import ChatFormat, load_tokenizer
+from selfplay.agent.hosts import EpisodeHost
+from selfplay.agent.local_host import LocalHost
 from selfplay.agent.workspaces import EpisodeContext, sandbox_limits
+from selfplay.commands.clusters import Done, model_on_cluster, on_cluster, play_on_what_is_left
 from selfplay.commands.policies import check_model
 from selfplay.config import Config, load_config
 from selfplay.errors import UsageError
-from selfplay.evaluation.checks import Checker
+from selfplay.evaluation.checked_tasks import checked_tasks
+from selfplay.evaluation.checks import Checked, Checker
 from selfplay.evaluation.evaluator import Evaluator
 from selfplay.evaluation.folder import AttemptResult, Folder, entries_of, identity_of, policy_identity
 from selfplay.evaluation.predictions import NO_PREDICTION, grade_predictions, read_predictions
 from selfplay.evaluation.rates import summarise
-from selfplay.evaluation.task_environments import prepare_tasks
+from selfplay.evaluation.task_environments import Prepared, prepare_tasks
 from selfplay.evaluation.tasks import Task, find_tasks
-from selfplay.orchestrator.build import EngineInputs, build_engine
+from selfplay.orchestrator.build import EngineInputs, ServerPlan, build_engine
 from selfplay.repositories.checkouts import cache_root
 from selfplay.repositories.prepare import Preparer
 from selfplay.sandbox import open_backend
 from selfplay.sandbox.base import SandboxBackend
 from selfplay.verdicts.test_runs import TestRunner
 from selfplay.viewing.scores import conditions_note, left_out_notes, show_rates
+
+if TYPE_CHECKING:
+    from selfplay.cluster.ray_cluster import Cluster, Places
 
 
 @dataclass(frozen=True)
@@ -48,7 +55,7 @@ class EvaluationRequest:
 
     sources: names of frozen sets, files of task records, or folders of data sets. output: None keeps nothing.
     clones: a folder of clones that need not be fetched. predictions: a file of patches to grade in place of
-    playing.
+    playing. cluster: the address of a Ray cluster that plays.
     """
 
     sources: Sequence[str]
@@ -58,6 +65,7 @@ class EvaluationRequest:
     output: Path | None = None
     clones: Path | None = None
     predictions: Path | None = None
+    cluster: str | None = None
 
 
 def start_evaluation(
@@ -83,8 +91,11 @@ def start_evaluation(
     model = check_model(config)
     policy = policy_identity(config.policy.model, model)
     console = Console(stderr=as_json)
-    with tempfile.TemporaryDirectory(prefix="selfplay-eval-") as scratch:
-        folder = Folder(request.output or Path(scratch))
+    with (
+        tempfile.TemporaryDirectory(prefix="selfplay-eval-") as scratch,
+        on_cluster(request.cluster, config, trains=False) as cluster,
+    ):
+        folder = Folder((request.output or Path(scratch)).absolute())
         folder.check(identity_of(config, policy, tasks))
         backend, why = open_backend(config.sandbox.type)
         sampled = f"{attempts} at T = {config.evaluation.temperature:g}"
@@ -92,7 +103,9 @@ def start_evaluation(
         console.print(
             f"{len(tasks)} task(s), attempts each: {', '.join(kinds)}; sandboxes: {why}", highlight=False
         )
-        results = _play(request, _Evaluation(config, tasks, model, policy, folder, backend, console))
+        results = _play_on(
+            cluster, request, _Evaluation(config, tasks, model, policy, folder, backend, console)
+        )
         left_out, not_counted = folder.left_out()
         found = summarise(results, entries_of(folder), attempts)
         summary = {
@@ -185,13 +198,37 @@ class _Evaluation:
     console: Console
 
 
-def _play(request: EvaluationRequest, wanted: _Evaluation) -> list[AttemptResult]:
-    """Prepare the tasks' repositories, load the policy, play what the folder does not hold."""
-    config, console = wanted.config, wanted.console
-    limits = sandbox_limits(config)
-    preparer = Preparer(wanted.backend, config, limits, console)
+def _play_on(cluster: Cluster | None, request: EvaluationRequest, wanted: _Evaluation) -> list[AttemptResult]:
+    """Prepare the tasks' repositories, and play what the folder does not hold.
+
+    On a cluster, the loss of the last rollout server costs the attempts in flight.
+    """
+    preparer = Preparer(wanted.backend, wanted.config, sandbox_limits(wanted.config), wanted.console)
     prepared = prepare_tasks(wanted.tasks, preparer, request.clones)
-    engine = build_engine(EngineInputs(config, wanted.model, [*prepared.environments.values()]))
+    if cluster is None:
+        return _play(request, wanted, prepared)
+    wanted = replace(wanted, model=model_on_cluster(wanted.model))
+    return play_on_what_is_left(
+        cluster,
+        wanted.config,
+        lambda config, places: _play(request, replace(wanted, config=config), prepared, places),
+        Done(lambda: len(wanted.folder.results()), lambda done: f"{done} finished attempt(s)"),
+        wanted.console,
+        trains=False,
+    )
+
+
+def _play(
+    request: EvaluationRequest, wanted: _Evaluation, prepared: Prepared, places: Places | None = None
+) -> list[AttemptResult]:
+    """Load the policy and play. places: what runs on other machines; None: nothing."""
+    config, console, model = wanted.config, wanted.console, wanted.model
+
+    def say(text: str) -> None:
+        console.print(text, markup=False, highlight=False)
+
+    servers = ServerPlan(report=say, places=places)
+    engine = build_engine(EngineInputs(config, model, [*prepared.environments.values()], servers))
     try:
         with _progress(console) as progress, parts.named_faults(config.parts()):
             bar = progress.add_task("attempts", total=None)
@@ -199,14 +236,21 @@ def _play(request: EvaluationRequest, wanted: _Evaluation) -> list[AttemptResult
             def advance(done: int, total: int) -> None:
                 progress.update(bar, completed=done, total=total, description="attempts")
 
-            chat = ChatFormat(load_tokenizer(wanted.model))
+            def host_of(tasks: Sequence[Task], checked: Checked, local: LocalHost) -> EpisodeHost:
+                if places is None:
+                    return local
+                source = checked_tasks(tasks, checked, request.clones)
+                return places.open_hosts(config, source, model, local, say)
+
+            chat = ChatFormat(load_tokenizer(model))
             evaluator = Evaluator(
-                EpisodeContext(config, engine, chat, wanted.backend, limits),
+                EpisodeContext(config, engine, chat, wanted.backend, sandbox_limits(config)),
                 prepared.environments,
                 {"run": "eval", "owner": str(os.getpid())},
                 prepared.left_out,
                 cache_root() / "checks",
                 lambda text: progress.update(bar, description=text),
+                host_of,
             )
             return evaluator.play(
                 wanted.tasks, request.attempts, request.greedy, wanted.folder, wanted.policy, advance

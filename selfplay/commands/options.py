@@ -45,6 +45,12 @@ Overrides = Annotated[
 ]
 RunRoot = Annotated[Path, typer.Option("--runs", metavar="FOLDER", help="The folder that holds the runs.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print data instead of tables.")]
+Cluster = Annotated[
+    str | None,
+    typer.Option(
+        "--cluster", metavar="auto|ADDRESS", help="Run on this Ray cluster; auto: the one this machine is in."
+    ),
+]
 
 # ---- train
 
@@ -58,12 +64,6 @@ TrainRepos = Annotated[
 ]
 TrainResume = Annotated[
     str | None, typer.Option("--resume", metavar="RUN", help="Continue a run: its name or folder.")
-]
-TrainCluster = Annotated[
-    str | None,
-    typer.Option(
-        "--cluster", metavar="auto|ADDRESS", help="Run on this Ray cluster; auto: the one this machine is in."
-    ),
 ]
 TrainDryRun = Annotated[
     bool,

@@ -22,14 +22,13 @@ from selfplay import parts
 from selfplay.agent.chat import ChatFormat, load_tokenizer
 from selfplay.agent.solver import spec_tokens
 from selfplay.agent.workspaces import sandbox_limits
-from selfplay.cluster.machines import policy_shape
-from selfplay.cluster.placement import fewer, place
 from selfplay.commands.accelerators import run_devices
+from selfplay.commands.clusters import Done, model_on_cluster, on_cluster, play_on_what_is_left
 from selfplay.commands.policies import check_model
 from selfplay.config import Config, build_config, load_config, parse_overrides
 from selfplay.curriculum.rows import EnvironmentRow
 from selfplay.curriculum.store import Store
-from selfplay.errors import ServerLost, TrainerError, UsageError
+from selfplay.errors import UsageError
 from selfplay.evaluation.task_environments import prepare_tasks
 from selfplay.evaluation.tasks import find_tasks, read_tasks, write_tasks
 from selfplay.orchestrator.build import Evaluated, PreparedRun, build_context
@@ -89,7 +88,7 @@ def start_training(
     check_trainer(config.trainer)
     model = check_model(config)
     backend, why = open_backend(config.sandbox.type)
-    with _on_cluster(address, config) as cluster:
+    with on_cluster(address, config) as cluster:
         lines = "".join(f"{absolute_line(spec)}\n" for spec in specs)
         run, config = create_run(config, lines, datetime.now(), given, tasks)
         console = Console()
@@ -108,7 +107,7 @@ def resume_training(name: str, root: Path, overrides: Sequence[str], address: st
     check_trainer(config.trainer)
     model = check_model(config)
     backend, why = open_backend(config.sandbox.type)
-    with _on_cluster(address, config) as cluster:
+    with on_cluster(address, config) as cluster:
         console = Console()
         console.print(f"Resuming [bold]{run.path.name}[/bold]; sandboxes: {why}", highlight=False)
         run.write_config(config)
@@ -147,25 +146,6 @@ def _interrupt_says_how_to_continue(run: RunFolder, address: str | None) -> Iter
         raise
 
 
-@contextmanager
-def _on_cluster(address: str | None, config: Config) -> Iterator[Cluster | None]:
-    """A connection to the cluster, on which the run fits; None without an address.
-
-    Raises PrerequisiteError or PlacementError.
-    """
-    if address is None:
-        yield None
-        return
-    from selfplay.cluster.ray_cluster import Cluster
-
-    cluster = Cluster(address)
-    try:
-        place(config, policy_shape(config), cluster.nodes())
-        yield cluster
-    finally:
-        cluster.close()
-
-
 def _play_on(cluster: Cluster | None, planned: PlannedRun) -> None:
     """Play to the end. On a cluster, losing a trainer rank or the last rollout server costs one update.
 
@@ -175,31 +155,21 @@ def _play_on(cluster: Cluster | None, planned: PlannedRun) -> None:
         planned.console.print(run_devices(planned.config), markup=False, highlight=False)
         _play(planned)
         return
-    # Ray's actors work in another folder: relative paths mean nothing to them.
-    model = planned.model
-    model = str(Path(model).absolute()) if Path(model).exists() else model
-    planned = replace(planned, run=RunFolder(planned.run.path.absolute()), model=model)
-    shape = policy_shape(planned.config)
-    failures, reached = 0, -1
-    while True:
-        config, placement = fewer(planned.config, shape, cluster.nodes())
-        places = cluster.places(placement)
-        try:
-            _play(replace(planned, config=config), places)
-            return
-        except (TrainerError, ServerLost) as error:
-            with _open_store(planned.run) as store:
-                done = store.last_update()
-            failures, reached = failures + 1 if done == reached else 1, done
-            if failures > planned.config.cluster.restarts:
-                raise
-            planned.console.print(
-                f"{error}\nGoing on from update {done} on what is left of the cluster.",
-                markup=False,
-                highlight=False,
-            )
-        finally:
-            places.close()
+    planned = replace(
+        planned, run=RunFolder(planned.run.path.absolute()), model=model_on_cluster(planned.model)
+    )
+
+    def committed() -> int:
+        with _open_store(planned.run) as store:
+            return store.last_update()
+
+    play_on_what_is_left(
+        cluster,
+        planned.config,
+        lambda config, places: _play(replace(planned, config=config), places),
+        Done(committed, lambda update: f"update {update}"),
+        planned.console,
+    )
 
 
 def _play(planned: PlannedRun, places: Places | None = None) -> None:

@@ -56,6 +56,11 @@ class Checked:
     left_out: Mapping[str, str]
     not_counted: Mapping[str, tuple[str, ...]]
 
+    @property
+    def environments(self) -> Mapping[str, Environment]:
+        """The environment of each task that may be played, by its id, with the task's original tree."""
+        return {name: environment for name, (environment, _) in self.bugs.items()}
+
 
 @dataclass(frozen=True)
 class Checker:

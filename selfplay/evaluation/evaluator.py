@@ -1,4 +1,4 @@
-"""A policy's attempts at tasks, sampled and greedy, graded as in training.
+"""A policy's attempts at tasks, sampled and greedy, played and graded on the hosts that training uses.
 
 The results go into a folder, so that a later call continues. Reading tasks is left to `tasks`, checking them
 to `checks`, figures to `rates` and `comparison`, tables to `viewing.scores`. Invariant: an attempt that the
@@ -10,21 +10,24 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from selfplay.agent.episode import Episode
+from selfplay.agent.hosts import EpisodeHost, SolverWork
+from selfplay.agent.local_host import LocalHost
 from selfplay.agent.runner import EpisodeRunner, Job, Judged
-from selfplay.agent.solver import issue_task, play_solver, solver_task
 from selfplay.agent.workspaces import EpisodeContext, EpisodeKey
+from selfplay.config import Config
+from selfplay.engines.base import Sampling
 from selfplay.errors import RunError
-from selfplay.evaluation.checks import Checker, check_into
+from selfplay.evaluation.checks import Checked, Checker, check_into
 from selfplay.evaluation.folder import AttemptResult, Folder, Mode, identity_of
 from selfplay.evaluation.tasks import Task
 from selfplay.repositories.environment import Environment
 from selfplay.verdicts.bug import BugState
-from selfplay.verdicts.grading import Grade, grade
+from selfplay.verdicts.grading import Grade
 from selfplay.verdicts.test_runs import TestRunner
 
 
@@ -33,7 +36,6 @@ class _Attempt:
     task: Task
     mode: Mode
     number: int
-    environment: Environment
     bug: BugState
 
     @property
@@ -49,6 +51,7 @@ class Evaluator:
     left_out      why a task has no environment, by its id
     checks        a folder that keeps what `checks` found; None keeps nothing
     report        takes a line for the person who waits
+    host_of       what plays and grades these tasks, from their checks and the host of this machine
 
     Seeds come from (config.seed, task, mode, attempt). So the order of completion changes nothing, and two
     policies sample with the same seeds. The engine stays open.
@@ -60,6 +63,7 @@ class Evaluator:
     left_out: Mapping[str, str] = field(default_factory=dict)
     checks: Path | None = None
     report: Callable[[str], None] = lambda _: None
+    host_of: Callable[[Sequence[Task], Checked, LocalHost], EpisodeHost] = lambda _, __, local: local
 
     def play(
         self,
@@ -84,12 +88,12 @@ class Evaluator:
         folder.check(identity)
         workers = self.context.config.train.workers
         checker = Checker(self._tests(folder), self.checks, workers, self.report)
-        bugs = check_into(folder, checker, tasks, self.environments, self.left_out).bugs
-        playable = [task for task in tasks if task.instance_id in bugs]
+        checked = check_into(folder, checker, tasks, self.environments, self.left_out)
+        playable = [task for task in tasks if task.instance_id in checked.bugs]
         folder.begin(identity)
         counts: dict[Mode, int] = {"sampled": attempts, "greedy": int(greedy)}
         wanted = [
-            _Attempt(task, mode, number, *bugs[task.instance_id])
+            _Attempt(task, mode, number, checked.bugs[task.instance_id][1])
             for mode, count in counts.items()
             for number in range(count)
             for task in playable
@@ -108,7 +112,12 @@ class Evaluator:
                     file.flush()
                 progress(len(results), len(wanted))
 
-            asyncio.run(self._play_all(todo, folder, keep))
+            if todo:
+                local = LocalHost(self.context, checked.environments, self._tests(folder))
+                unfinished = {attempt.task.instance_id for attempt in todo}
+                some = [task for task in playable if task.instance_id in unfinished]
+                host = self.host_of(some, checked, local)
+                asyncio.run(self._play_all(todo, folder, host, keep))
         finished = [results[key] for key in keys]
         folder.write_predictions(finished, str(policy.get("model", "selfplay")))
         return finished
@@ -119,17 +128,21 @@ class Evaluator:
         return TestRunner(context.backend, settings, context.limits, self.labels, folder.secret())
 
     async def _play_all(
-        self, todo: Sequence[_Attempt], folder: Folder, keep: Callable[[AttemptResult], None]
+        self,
+        todo: Sequence[_Attempt],
+        folder: Folder,
+        host: EpisodeHost,
+        keep: Callable[[AttemptResult], None],
     ) -> None:
         """Play and grade the attempts. `keep` gets the results in order of completion.
 
         Raises the first error of an attempt, RunError if the machine fails too often.
         """
-        train, tests = self.context.config.train, self._tests(folder)
+        train = self.context.config.train
         runner = EpisodeRunner(min(train.episodes_in_flight, max(1, len(todo))), train.workers)
 
         async def play(attempt: _Attempt) -> None:
-            result = _result(attempt, await runner.run(self._job(attempt, folder, tests)))
+            result = _result(attempt, await runner.run(self._job(attempt, folder, host)))
             keep(result)
             counts = runner.counts
             if counts.too_many_are_spoiled(train.max_machine_failures):
@@ -145,28 +158,31 @@ class Evaluator:
         finally:
             runner.close()
 
-    def _job(self, attempt: _Attempt, folder: Folder, tests: TestRunner) -> Job[Grade]:
-        """tests: runs the tests of episodes and grades."""
-        config = self.context.config
+    def _job(self, attempt: _Attempt, folder: Folder, host: EpisodeHost) -> Job[Grade]:
+        config, task = self.context.config, attempt.task
         key = EpisodeKey(config.seed, 0, attempt.group, attempt.number, self.labels)
-        is_greedy, sampling = attempt.mode == "greedy", config.evaluation
-        how = {"resamples": 0, "temperature": 0.0 if is_greedy else sampling.temperature}
-        config = config.model_copy(update={"agent": config.agent.model_copy(update=how)})
-        top_p = 1.0 if is_greedy else sampling.top_p
-        context = replace(self.context, config=config, runner=tests, top_p=top_p)
-        environment, bug, task = attempt.environment, attempt.bug, attempt.task
+        work = SolverWork(
+            repository=task.instance_id,
+            bug_id=task.instance_id,
+            bug=attempt.bug,
+            failure=task.failure,
+            issue=task.issue,
+            sampling=_sampling(attempt.mode, config),
+        )
 
         def play() -> Episode:
-            if task.issue:
-                given = issue_task(environment, task.instance_id, bug, task.issue)
-            else:
-                given = solver_task(environment, task.instance_id, bug, task.failure, config)
-            return play_solver(given, key, context)
+            return host.play(host.prepare(work), key)
 
         def judge(episode: Episode) -> Grade:
-            return grade(bug, episode.submission.get("patch", ""), environment, tests)
+            return host.grade(work, episode.submission.get("patch", ""))
 
         return Job(folder.episodes, _episode_id(key), play, judge)
+
+
+def _sampling(mode: Mode, config: Config) -> Sampling:
+    if mode == "greedy":
+        return Sampling(temperature=0.0)
+    return Sampling(config.evaluation.temperature, config.evaluation.top_p)
 
 
 def _result(attempt: _Attempt, judged: Judged[Grade]) -> AttemptResult:

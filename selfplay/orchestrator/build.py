@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Literal
 
 from selfplay import parts
 from selfplay.agent.chat import ChatFormat, load_tokenizer
+from selfplay.agent.hosts import EpisodeHost
+from selfplay.agent.local_host import LocalHost
 from selfplay.agent.workspaces import EpisodeContext
 from selfplay.algorithm.staleness import async_updates
 from selfplay.config import Config
@@ -22,13 +24,12 @@ from selfplay.evaluation.tasks import Task
 from selfplay.metrics import open_sinks
 from selfplay.orchestrator.context import RunContext
 from selfplay.orchestrator.group_plans import targets_of
-from selfplay.orchestrator.hosts import EpisodeHost
-from selfplay.orchestrator.local_host import LocalHost
 from selfplay.orchestrator.places import Places
 from selfplay.orchestrator.progress import Progress
 from selfplay.orchestrator.run_folder import RunFolder
 from selfplay.repositories.checkouts import cache_root
 from selfplay.repositories.environment import Environment
+from selfplay.repositories.prepare import ListedRepositories
 from selfplay.runtime.cores import usable_cores
 from selfplay.sandbox.base import Limits, SandboxBackend
 from selfplay.training.base import ExportedWeights, Trainer
@@ -100,7 +101,8 @@ def build_context(prepared: PreparedRun, places: Places | None = None) -> RunCon
         host: EpisodeHost = local
         if places is not None:
             lines = run.repositories_file.read_text(encoding="utf-8")
-            host = places.open_hosts(config, lines, prepared.model, local, progress.message)
+            listed = ListedRepositories(lines)
+            host = places.open_hosts(config, listed, prepared.model, local, progress.message)
         started.pop_all()
     return RunContext(
         run=run,

@@ -9,13 +9,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from selfplay.agent.chat import ChatFormat
+from selfplay.agent.hosts import EpisodeHost
 from selfplay.agent.workspaces import EpisodeContext
 from selfplay.config import Config
 from selfplay.curriculum.store import Store
 from selfplay.engines.base import Engine
 from selfplay.evaluation.run_evaluations import RunEvaluations
 from selfplay.metrics import MetricSink
-from selfplay.orchestrator.hosts import EpisodeHost
 from selfplay.orchestrator.progress import Progress
 from selfplay.orchestrator.run_folder import RunFolder
 from selfplay.repositories.environment import Environment

@@ -14,13 +14,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from selfplay.agent.episode import Episode, FinishReason, Role
+from selfplay.agent.hosts import InjectorWork, SolverWork
 from selfplay.agent.runner import EpisodeRunner, FailureCounts, Job, Judged, RunnerEvents, all_of
 from selfplay.agent.workspaces import EpisodeKey
 from selfplay.curriculum.rows import AttemptRow, EpisodeRow, GroupRow, VerdictRow
 from selfplay.curriculum.sampling import sample_threshold
 from selfplay.engines.base import derive_seed
 from selfplay.errors import RunError
-from selfplay.orchestrator.hosts import InjectorWork, SolverWork
 from selfplay.repositories.targets import Target
 from selfplay.verdicts.checks import Thresholds
 from selfplay.verdicts.grading import Grade

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Protocol
 from selfplay.config import Config
 
 if TYPE_CHECKING:
+    from selfplay.agent.hosts import EpisodeHost
+    from selfplay.agent.local_host import LocalHost
     from selfplay.engines.vllm_launch import Launch
     from selfplay.engines.vllm_servers import VllmServer
-    from selfplay.orchestrator.hosts import EpisodeHost
-    from selfplay.orchestrator.local_host import LocalHost
+    from selfplay.repositories.prepare import EnvironmentSource
     from selfplay.training.ranks.link import RankLinks
 
 
@@ -32,7 +33,12 @@ class Places(Protocol):
         ...
 
     def open_hosts(
-        self, config: Config, lines: str, model: str, local: LocalHost, report: Callable[[str], None]
+        self,
+        config: Config,
+        source: EnvironmentSource,
+        model: str,
+        local: LocalHost,
+        report: Callable[[str], None],
     ) -> EpisodeHost:
-        """Start episode hosts. lines: the repository list. local: the host of this machine."""
+        """Start episode hosts. source: what they prepare. local: the host of this machine."""
         ...

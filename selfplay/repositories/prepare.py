@@ -1,16 +1,18 @@
 """Turns lines of a repository list into admitted environments, and prints a line on the console for each.
 
 `fetching` fetches, `build` builds, `side_by_side` does several at a time. A repository that fails is left
-out.
+out. On other machines of a cluster an `EnvironmentSource` says what is prepared.
 
 Invariant: a run that has played on a repository never goes on without it; it stops instead.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from rich.console import Console
@@ -22,7 +24,7 @@ from selfplay.repositories.checkouts import cache_root
 from selfplay.repositories.environment import Environment
 from selfplay.repositories.fetching import fetch
 from selfplay.repositories.side_by_side import in_order
-from selfplay.repositories.specs import RepositorySpec
+from selfplay.repositories.specs import RepositorySpec, read_repository_list
 from selfplay.sandbox.base import Limits, SandboxBackend
 
 
@@ -137,3 +139,28 @@ class Preparer:
                 "no injector plays on it while injector.help names 'target'"
             )
             self.console.print(f"  {note}", markup=False, highlight=False)
+
+
+# ---- on other machines
+
+
+class EnvironmentSource(Protocol):
+    """What the episode hosts of other machines prepare: a plain value that travels there."""
+
+    def prepare(self, preparer: Preparer) -> Mapping[str, Environment]:
+        """The environments, by the name that work for a host gives. Raises RunError if there is none."""
+        ...
+
+
+@dataclass(frozen=True)
+class ListedRepositories:
+    """Implements `EnvironmentSource`. lines: a repository list, with absolute paths."""
+
+    lines: str
+
+    def prepare(self, preparer: Preparer) -> Mapping[str, Environment]:
+        with tempfile.TemporaryDirectory() as scratch:
+            file = Path(scratch) / "repositories.txt"
+            file.write_text(self.lines, encoding="utf-8")
+            specs = read_repository_list(file)
+        return preparer.prepare_all(specs)

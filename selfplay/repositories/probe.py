@@ -64,19 +64,22 @@ class ProbeResult:
     stores: tuple[str, ...] = ()
 
 
-def run_probe(trial: Trial, suffixes: tuple[str, ...], projects: Sequence[str]) -> ProbeResult:
+def run_probe(
+    trial: Trial, suffixes: tuple[str, ...], projects: Sequence[str], repaired: Tree | None = None
+) -> ProbeResult:
     """Run the probe; it looks for copies of source files with these suffixes.
 
     projects: the names under which the repository would be installed, in their canonical form.
+    repaired: a tree to look for in place of the checkout's, its tests included.
     Raises EnvironmentBuildError if no Python runs in the environment.
     """
-    tree = trial.job.checkout.tree
+    tree = trial.job.checkout.tree if repaired is None else repaired
     files = [
         path
         for path in sorted(tree)
         if path.endswith(suffixes)
         and not VENDORED.search(path)
-        and not (path.endswith(".py") and is_protected_path(path, tree))
+        and (repaired is not None or not path.endswith(".py") or not is_protected_path(path, tree))
     ]
     question = {
         "files": files,

@@ -30,6 +30,7 @@ from selfplay.engines.vllm_launch import Launch
 from selfplay.engines.vllm_servers import ServerSet
 from selfplay.errors import EngineError, PrerequisiteError, TrainerError
 from selfplay.orchestrator.context import RunContext
+from selfplay.repositories.prepare import ListedRepositories
 from selfplay.training.ranks.controller import RankLaunch, Ranks
 from selfplay.weights.weight_sync import FileWeightSync
 from vllm_double import STOP, wait_until
@@ -267,7 +268,11 @@ def test_episodes_of_a_node_that_is_lost_are_played_elsewhere_and_each_counts_on
         placement = place(context.config, TINY, nodes)
         local: Any = context.host
         hosts: Any = cluster.places(placement).open_hosts(
-            context.config, f"{line}\n", str(tmp_path / "policy"), local, reports.append
+            context.config,
+            ListedRepositories(f"{line}\n"),
+            str(tmp_path / "policy"),
+            local,
+            reports.append,
         )
 
         def lose() -> None:

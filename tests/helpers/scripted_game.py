@@ -29,6 +29,8 @@ from rich.console import Console
 
 from selfplay.agent.chat import ChatFormat, load_tokenizer
 from selfplay.agent.episode import Episode
+from selfplay.agent.hosts import EpisodeHost
+from selfplay.agent.local_host import LocalHost
 from selfplay.agent.workspaces import EpisodeContext, sandbox_limits
 from selfplay.config import Config, build_config
 from selfplay.curriculum.store import Store
@@ -40,8 +42,6 @@ from selfplay.evaluation.tasks import find_tasks
 from selfplay.metrics import open_sinks
 from selfplay.orchestrator.context import RunContext
 from selfplay.orchestrator.given_bugs import put_given_bugs, read_given_bugs
-from selfplay.orchestrator.hosts import EpisodeHost
-from selfplay.orchestrator.local_host import LocalHost
 from selfplay.orchestrator.loop import TrainLoop
 from selfplay.orchestrator.run_folder import RunFolder, create_run
 from selfplay.sandbox import open_backend

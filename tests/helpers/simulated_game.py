@@ -26,6 +26,7 @@ from typing import Any, cast
 from rich.console import Console
 
 from selfplay.agent.episode import Episode, FinishReason, Role, Turn
+from selfplay.agent.hosts import InjectorWork, SolverWork
 from selfplay.agent.tool_format import format_action
 from selfplay.agent.tools import format_edit
 from selfplay.agent.workspaces import EpisodeContext, EpisodeKey
@@ -33,7 +34,6 @@ from selfplay.config import build_config
 from selfplay.curriculum.store import Store
 from selfplay.metrics import JsonlSink
 from selfplay.orchestrator.context import RunContext
-from selfplay.orchestrator.hosts import InjectorWork, SolverWork
 from selfplay.orchestrator.loop import TrainLoop
 from selfplay.orchestrator.run_folder import RunFolder, create_run
 from selfplay.outcomes import TestOutcomes

@@ -16,12 +16,12 @@ import pytest
 
 import simulated_game
 from machine import eventually
+from selfplay.agent.hosts import InjectorWork, SolverWork
 from selfplay.agent.workspaces import EpisodeKey
 from selfplay.algorithm.staleness import async_updates, newest_wave
 from selfplay.config import load_config
 from selfplay.curriculum.store import Store
 from selfplay.errors import RunError, SandboxUnavailable, TrainerError
-from selfplay.orchestrator.hosts import InjectorWork, SolverWork
 from selfplay.orchestrator.run_metrics import IdleClock
 from selfplay.repositories.suspects import Suspect
 from selfplay.repositories.targets import Target

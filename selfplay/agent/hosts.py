@@ -1,8 +1,8 @@
 """The contract of episode hosts: what one gets to play and to judge, and what it returns.
 
-A host does not choose what to play. Invariant: arguments and results are plain values, without environments,
-engines or connections. So a host can be another process, on another machine. `local_host` is the one in this
-process.
+Training and evaluation play on hosts. A host does not choose what to play. Invariant: arguments and results
+are plain values, without environments, engines or connections. So a host can be another process, on another
+machine. `local_host` is the one in this process.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Protocol
 
 from selfplay.agent.episode import Episode
 from selfplay.agent.workspaces import EpisodeKey
+from selfplay.engines.base import Sampling
 from selfplay.repositories.suspects import Suspect
 from selfplay.repositories.targets import Target
 from selfplay.verdicts.bug import BugState
@@ -34,7 +35,9 @@ class InjectorWork:
 class SolverWork:
     """A solver's task, with its repository by name.
 
-    suspects: filled by `EpisodeHost.prepare`, once for all members of a group.
+    suspects  filled by `EpisodeHost.prepare`, once for all members of a group
+    issue     what is wrong, in words; a solver gets it in place of the tests
+    sampling  of an attempt in an evaluation, which resamples no turn; None: training's
     """
 
     repository: str
@@ -42,6 +45,8 @@ class SolverWork:
     bug: BugState
     failure: str
     suspects: tuple[Suspect, ...] = ()
+    issue: str = ""
+    sampling: Sampling | None = None
 
 
 class EpisodeHost(Protocol):

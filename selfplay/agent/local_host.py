@@ -10,12 +10,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from selfplay.agent.episode import Episode, FinishReason
+from selfplay.agent.hosts import InjectorWork, SolverWork
 from selfplay.agent.injector import InjectorTask, play_injector
 from selfplay.agent.solver import SolverTask, play_solver, solver_task, spec_tokens
 from selfplay.agent.workspaces import EpisodeContext, EpisodeKey
 from selfplay.engines.base import Completion, Engine, GenerationRequest, Sampling
 from selfplay.errors import ArtifactError, PatchError
-from selfplay.orchestrator.hosts import InjectorWork, SolverWork
 from selfplay.repositories.environment import Environment
 from selfplay.verdicts.artifact import Artifact
 from selfplay.verdicts.bug import BugState
@@ -56,6 +56,8 @@ class LocalHost:
         return self._runner.secret
 
     def prepare(self, work: SolverWork) -> SolverWork:
+        if work.issue:  # in place of all that comes from the tests
+            return work
         task = solver_task(
             self._environments[work.repository], work.bug_id, work.bug, work.failure, self._config
         )
@@ -66,8 +68,17 @@ class LocalHost:
         if isinstance(work, InjectorWork):
             task = InjectorTask(environment, work.strategy, work.target, work.thresholds)
             return play_injector(task, key, self._context)
-        solver = SolverTask(environment, work.bug_id, work.bug, work.failure, work.suspects)
-        return play_solver(solver, key, self._context)
+        solver = SolverTask(environment, work.bug_id, work.bug, work.failure, work.suspects, work.issue)
+        return play_solver(solver, key, self._sampled(work.sampling))
+
+    def _sampled(self, sampling: Sampling | None) -> EpisodeContext:
+        """The context of an episode that is sampled in this way."""
+        if sampling is None:
+            return self._context
+        how = {"resamples": 0, "temperature": sampling.temperature}
+        agent = self._config.agent.model_copy(update=how)
+        config = self._config.model_copy(update={"agent": agent})
+        return replace(self._context, config=config, top_p=sampling.top_p)
 
     def judge(self, work: InjectorWork, episode: Episode) -> Verdict:
         if episode.finish is not FinishReason.SUBMITTED:
