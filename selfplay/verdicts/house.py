@@ -29,16 +29,12 @@ REMEDY = (
 
 @dataclass(frozen=True)
 class House:
-    """How a bug's tests are run and read. The tests have the ids that `parser` gives them.
-
-    test_files  the files that `script` runs
-    """
+    """How a bug's tests are run and read. The tests have the ids that `parser` gives them."""
 
     script: str
     parser: str
     fail_to_pass: tuple[str, ...]
     pass_to_pass: tuple[str, ...]
-    test_files: tuple[str, ...]
 
     @property
     def wanted(self) -> tuple[str, ...]:
@@ -60,13 +56,7 @@ def house_of(bug: BugState, environment: Environment, runner: TestRunner, states
     code. Both results are known from validation. Raises SandboxUnavailable.
     """
     artifact = bug.artifact
-    own = House(
-        artifact.test_script,
-        artifact.test_parser,
-        bug.fail_to_pass,
-        bug.pass_to_pass,
-        artifact.test_files,
-    )
+    own = House(artifact.test_script, artifact.test_parser, bug.fail_to_pass, bug.pass_to_pass)
     if is_house_made(artifact, environment):
         return own
     script = house_script(environment, artifact)
@@ -82,9 +72,7 @@ def house_of(bug: BugState, environment: Environment, runner: TestRunner, states
     if not broken:
         return None if runner.settings.require_exit_status else own
     passing = original.outcomes.passed - broken
-    return House(
-        script, environment.parser, tuple(sorted(broken)), tuple(sorted(passing)), artifact.test_files
-    )
+    return House(script, environment.parser, tuple(sorted(broken)), tuple(sorted(passing)))
 
 
 def is_house_made(artifact: Artifact, environment: Environment) -> bool:
