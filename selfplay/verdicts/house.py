@@ -113,6 +113,22 @@ def _deselected(environment: Environment, files: Sequence[str]) -> list[str]:
     return found
 
 
+def status_belies(run: TestRun, house: House, environment: Environment, runner: TestRunner) -> str:
+    """How the exit status contradicts a run that reports no failure; "" if it does not.
+
+    The run of the original's code, which is known in most cases, shows what is normal.
+    """
+    if run.exit_code == 0:
+        return ""
+    normal = runner.run(environment, environment.tree, house.script, house.parser)
+    if normal.error or normal.exit_code == run.exit_code:
+        return ""
+    return (
+        f"every test was reported as passed, and the exit status is {run.exit_code}: "
+        "the code forges its results"
+    )
+
+
 def judge_exit_status(original: TestRun, buggy: TestRun) -> Finding:
     """Whether the house's run tells the original from the bug: by its exit status and by its tests."""
     broken = broken_tests(original.outcomes, buggy.outcomes)
