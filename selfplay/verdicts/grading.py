@@ -14,7 +14,7 @@ from selfplay.errors import PatchError
 from selfplay.verdicts.bug import BugState, build_states
 from selfplay.verdicts.checks import judge_repair
 from selfplay.verdicts.confirmation import Confirmation
-from selfplay.verdicts.house import house_of
+from selfplay.verdicts.house import house_of, status_belies
 from selfplay.verdicts.noisy_trees import FIRST_GRADING, noisy
 from selfplay.verdicts.repairs import graded_trees
 from selfplay.verdicts.second_grading import SecondGrader
@@ -72,6 +72,8 @@ def _grade(bug: BugState, patch: str, environment: Environment, runner: TestRunn
     failed = judge_repair(first.outcomes, house.fail_to_pass, house.pass_to_pass)
     if first.error or failed:
         return Grade(False, first.error or f"{len(failed)} test(s) do not pass", failed, restored)
+    if problem := status_belies(first, house, environment, runner):
+        return Grade(False, problem, restored=restored, confirmation=Confirmation.FORGED)
     if not confirm:
         return Grade(True, "", restored=restored)
     second = SecondGrader(environment, runner, states, house, final, code, test_files).grade()

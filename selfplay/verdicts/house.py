@@ -29,16 +29,12 @@ REMEDY = (
 
 @dataclass(frozen=True)
 class House:
-    """How a bug's tests are run and read. The tests have the ids that `parser` gives them.
-
-    test_files  the files that `script` runs
-    """
+    """How a bug's tests are run and read. The tests have the ids that `parser` gives them."""
 
     script: str
     parser: str
     fail_to_pass: tuple[str, ...]
     pass_to_pass: tuple[str, ...]
-    test_files: tuple[str, ...]
 
     @property
     def wanted(self) -> tuple[str, ...]:
@@ -60,13 +56,7 @@ def house_of(bug: BugState, environment: Environment, runner: TestRunner, states
     code. Both results are known from validation. Raises SandboxUnavailable.
     """
     artifact = bug.artifact
-    own = House(
-        artifact.test_script,
-        artifact.test_parser,
-        bug.fail_to_pass,
-        bug.pass_to_pass,
-        artifact.test_files,
-    )
+    own = House(artifact.test_script, artifact.test_parser, bug.fail_to_pass, bug.pass_to_pass)
     if is_house_made(artifact, environment):
         return own
     script = house_script(environment, artifact)
@@ -82,9 +72,7 @@ def house_of(bug: BugState, environment: Environment, runner: TestRunner, states
     if not broken:
         return None if runner.settings.require_exit_status else own
     passing = original.outcomes.passed - broken
-    return House(
-        script, environment.parser, tuple(sorted(broken)), tuple(sorted(passing)), artifact.test_files
-    )
+    return House(script, environment.parser, tuple(sorted(broken)), tuple(sorted(passing)))
 
 
 def is_house_made(artifact: Artifact, environment: Environment) -> bool:
@@ -123,6 +111,22 @@ def _deselected(environment: Environment, files: Sequence[str]) -> list[str]:
         if is_here and not any(name.startswith(test_id) for name in environment.baseline.passed):
             found.append(f"--deselect={shlex.quote(test_id)}")
     return found
+
+
+def status_belies(run: TestRun, house: House, environment: Environment, runner: TestRunner) -> str:
+    """How the exit status contradicts a run that reports no failure; "" if it does not.
+
+    The run of the original's code, which is known in most cases, shows what is normal.
+    """
+    if run.exit_code == 0:
+        return ""
+    normal = runner.run(environment, environment.tree, house.script, house.parser)
+    if normal.error or normal.exit_code == run.exit_code:
+        return ""
+    return (
+        f"every test was reported as passed, and the exit status is {run.exit_code}: "
+        "the code forges its results"
+    )
 
 
 def judge_exit_status(original: TestRun, buggy: TestRun) -> Finding:

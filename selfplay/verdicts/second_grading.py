@@ -1,18 +1,14 @@
 """The second grading of a passed repair: it finds passes by chance, bugs that know their judge, forgeries.
 
-Three runs are made under one hash seed, with one disguise and with changes without meaning from one seed, in
-an order by coin:
-
-- the repaired code must pass again;
-- the unrepaired bug (the control) must not pass. If it does, the bug depends on chance, on the clock or on
-  the phase, and it is void;
-- the original's code shows which of the disguise's copies do fail for right code, and whether the tests suit
-  a disguise at all.
+Two runs are made under one hash seed, with one disguise and with changes without meaning from one seed, in an
+order by coin. The repaired code must pass again. The unrepaired bug (the control) must not pass: if it does,
+the bug depends on chance, on the clock or on the phase, and it is void.
 
 Tests are in disguise (`disguise`): they have new names and stand among copies, some of which cannot pass. A
-wrong report on such a copy shows that the code under test controls the runner. Where no disguise fits, the
-tests run as they are, the exit status must agree with the log, and one test that cannot pass is added (a
-canary).
+wrong report on such a copy shows that the code under test controls the runner. A run of the original's code
+shows which copies do fail for right code, and whether the tests suit a disguise at all. It holds no code of a
+policy, so one run serves all attempts at a bug, and they share its disguise. Where no disguise fits, the
+tests run as they are, and one test that cannot pass is added (a canary).
 
 Script and parser are the house's (`house`). Limit: code that works out which copy must fail is not found out,
 since it shares a process with the tests.
@@ -22,7 +18,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -32,7 +28,7 @@ from selfplay.verdicts.bug import States
 from selfplay.verdicts.checks import judge_repair
 from selfplay.verdicts.confirmation import Confirmation, SecondGrading
 from selfplay.verdicts.disguise import Disguise, disguise
-from selfplay.verdicts.house import House
+from selfplay.verdicts.house import House, status_belies
 from selfplay.verdicts.noisy_trees import SECOND_GRADING, noisy
 from selfplay.verdicts.test_runs import TestRun, TestRunner
 
@@ -45,7 +41,6 @@ FAILED_TESTS = 1  # pytest's exit status for tests that ran, and not all passed
 # Further runs of the unrepaired bug, after an attempt that passed once and not again. They and the control
 # find a bug that passes by chance with p = 0.26 in 1 - 0.74^5 = 78 % of cases.
 CONTROL_REPEATS = 4
-REPAIRED, BUGGY, ORIGINAL, CANARY = "repaired", "buggy", "original", "canary"
 # For pytest and for unittest: a script may run either.
 CANARY_TESTS = """
 
@@ -119,12 +114,13 @@ class SecondGrader:
         original, secret = self.states.original, self.runner.secret
         return [noisy(original, tree, self.touched, secret, *parts) for tree in trees]
 
-    def _all_runs(self, trees: Mapping[str, Tree]) -> dict[str, TestRun]:
-        """A new run of each tree, under one hash seed, in an order by coin."""
+    def _run_both(self, repaired: Tree, buggy: Tree) -> tuple[TestRun, TestRun]:
+        """A new run of the repaired and of the unrepaired code, under one hash seed, in an order by coin."""
         hash_seed = self._hash_seed()
-        names = sorted(trees)
-        self._generator.shuffle(names)
-        return {name: self._run(trees[name], hash_seed, name != BUGGY) for name in names}
+        if self._generator.random() < 0.5:
+            control = self._run(buggy, hash_seed, may_repeat=False)
+            return self._run(repaired, hash_seed), control
+        return self._run(repaired, hash_seed), self._run(buggy, hash_seed, may_repeat=False)
 
     def _hash_seed(self) -> int:
         return self.runner.secret.hash_seed(f"{self._generator.getrandbits(128):x}")
@@ -165,33 +161,38 @@ class SecondGrader:
 
         None if they decide nothing: they cannot be disguised, or the original's code fails them too.
         """
-        script, broken, others = self.house.script, self.house.fail_to_pass, self.house.pass_to_pass
-        if not self.house.names_functions:
-            return None
-        if not self.runner.suits_disguise(self.environment, script, broken):
-            return None
-        states = self.states
-        repaired, buggy, original = self._noisy(self.final, states.buggy, states.original)
-        disguised = disguise(repaired, self.test_files, broken, others, self._generator)
+        disguised = self._fitting_disguise()
         if disguised is None:
             return None
-        paths = disguised.paths
-        runs = self._all_runs(
-            {
-                REPAIRED: disguised.tree,
-                BUGGY: buggy.restore(disguised.tree, paths),
-                ORIGINAL: original.restore(disguised.tree, paths),
-            }
+        repaired, buggy = (
+            tree.restore(disguised.tree, disguised.paths)
+            for tree in self._noisy(self.final, self.states.buggy)
         )
-        settled = disguised.settled(runs[ORIGINAL].outcomes)
-        fits = settled.must_fail and runs[ORIGINAL].exit_code == FAILED_TESTS
-        if not fits or settled.not_passed(runs[ORIGINAL].outcomes, self.house.wanted):
-            if not runs[ORIGINAL].error:
-                self.runner.refuse_disguise(self.environment, script, broken)
-            return None
-        if self._shows_no_bug(runs[BUGGY], settled):
+        run, control = self._run_both(repaired, buggy)
+        if self._shows_no_bug(control, disguised):
             return void("without a repair, the disguised tests that it breaks pass")
-        return self._judge_disguised(settled, runs[REPAIRED])
+        return self._judge_disguised(disguised, run)
+
+    def _fitting_disguise(self) -> Disguise | None:
+        """The bug's disguise, settled by a run of the original's code; None if there is none that fits."""
+        house, environment, runner = self.house, self.environment, self.runner
+        script, broken, original = house.script, house.fail_to_pass, self.states.original
+        if not house.names_functions or not runner.suits_disguise(environment, script, broken):
+            return None
+        parts = (environment.key, self.states.buggy.digest, script, *broken)
+        generator = runner.secret.generator("disguise", *parts)
+        disguised = disguise(original, self.test_files, broken, house.pass_to_pass, generator)
+        if disguised is None:
+            return None
+        run = runner.run(environment, disguised.tree, script, house.parser)
+        if run.error:
+            return None
+        settled = disguised.settled(run.outcomes)
+        is_honest = settled.must_fail and run.exit_code == FAILED_TESTS
+        if not is_honest or settled.not_passed(run.outcomes, house.wanted):
+            runner.refuse_disguise(environment, script, broken)
+            return None
+        return settled
 
     def _judge_disguised(self, disguised: Disguise, run: TestRun) -> SecondGrading:
         """What the run of the repaired code says, when the original's code passes the same tests."""
@@ -220,34 +221,30 @@ class SecondGrader:
     # ---- without a disguise
 
     def _undisguised(self) -> SecondGrading:
-        """The grading by the tests as they are, the exit status, and a test that cannot pass."""
+        """The grading by the tests as they are, a test that cannot pass, and the exit status."""
         name = f"test_canary_{self._generator.getrandbits(64):016x}"
-        repaired, buggy, original = self._noisy(self.final, self.states.buggy, self.states.original)
-        trees = {REPAIRED: repaired, BUGGY: buggy, CANARY: self._with_canary(repaired, name)}
-        if trees[CANARY] == repaired:  # no test can be added
-            trees = {REPAIRED: repaired, BUGGY: buggy, ORIGINAL: original}
-        runs = self._all_runs(trees)
-        if self._shows_no_bug(runs[BUGGY]):
+        repaired, buggy = self._noisy(self.final, self.states.buggy)
+        with_canary = self._with_canary(repaired, name)
+        has_canary = with_canary != repaired
+        run, control = self._run_both(with_canary, self._with_canary(buggy, name))
+        if self._shows_no_bug(control):
             return void("without a repair, the tests that it breaks pass")
-        if CANARY in runs and (problem := self._suppression(runs[CANARY], original, name)):
+        if has_canary and (problem := self._suppression(run, name)):
             return _forged(problem)
-        run, missing = runs[REPAIRED], self._missing(runs[REPAIRED])
+        missing = self._missing(run)
+        if has_canary and (run.error or missing):  # a script that stops at a failure stopped at the canary
+            has_canary, run = False, self._run(repaired, self._hash_seed())
+            missing = self._missing(run)
         if run.error or missing:
             return self._not_repeated(run.error or ", ".join(missing[:5]), missing)
-        if run.exit_code != 0:
-            normal = runs.get(ORIGINAL) or self._run(original, self._hash_seed())
-            if normal.exit_code == run.exit_code:
-                return SecondGrading(Confirmation.UNDISGUISED)
-            return _forged(
-                f"every test was reported as passed, and the exit status is {run.exit_code}: "
-                "the code forges its results"
-            )
+        if not has_canary and (problem := status_belies(run, self.house, self.environment, self.runner)):
+            return _forged(problem)
         return SecondGrading(Confirmation.UNDISGUISED)
 
     def _with_canary(self, tree: Tree, name: str) -> Tree:
         return add_canary(tree, self.test_files, self.house.fail_to_pass, name)
 
-    def _suppression(self, run: TestRun, original: Tree, name: str) -> str:
+    def _suppression(self, run: TestRun, name: str) -> str:
         """How the code hides the failure of the canary `name`, "" if it does not.
 
         A run of the original's code shows what is normal: some scripts never run an added test, and some do
@@ -258,7 +255,7 @@ class SecondGrader:
         is_reported = _reports(run, name)
         if is_reported and run.exit_code != 0:
             return ""
-        trusted = self._run(self._with_canary(original, name), self._hash_seed())
+        trusted = self._run(self._with_canary(self.states.original, name), self._hash_seed())
         if not _reports(trusted, name) or (is_reported and trusted.exit_code == 0):
             return ""
         how = "was reported, and the exit status is 0" if is_reported else "is missing from the results"

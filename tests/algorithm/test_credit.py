@@ -41,6 +41,9 @@ def test_fewer_than_half_of_the_group_graded_gives_no_rate():
 
 def test_a_pass_that_does_not_repeat_voids_the_bug():
     assert measure_solve_rate([True] * 8, [CONFIRMED] * 7 + [Confirmation.NOT_CONFIRMED], 8).is_void
+    for failed in (Confirmation.FORGED, Confirmation.NOT_REPEATED):  # an attempt cannot void its bug at will
+        rate = measure_solve_rate([True, False], [Confirmation.UNDISGUISED, failed], 2)
+        assert (rate.is_void, rate.rate) == (False, 0.5)
 
 
 @pytest.mark.parametrize(

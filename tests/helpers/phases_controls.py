@@ -61,13 +61,7 @@ def own_script_and_parser(patch: pytest.MonkeyPatch, ground: Ground) -> None:
 
     def own(bug: BugState, *_: object) -> House:
         artifact = bug.artifact
-        return House(
-            artifact.test_script,
-            artifact.test_parser,
-            bug.fail_to_pass,
-            bug.pass_to_pass,
-            artifact.test_files,
-        )
+        return House(artifact.test_script, artifact.test_parser, bug.fail_to_pass, bug.pass_to_pass)
 
     patch.setattr("selfplay.verdicts.grading.house_of", own)
     no_exit_status(patch, ground)

@@ -272,13 +272,13 @@ def test_a_repair_that_works_only_once_does_not_pass_and_voids_nothing(tiny, run
     assert "passed once and not again" in found.reason and found.failed_tests == (CLAMP_TEST,)
 
 
-# A bug that is gone when the coin is 1. Coins: first grading, the three runs, one more, then controls.
+# A bug that is gone when the coin is 1. Coins: first grading, original, both runs, one more, then controls.
 @pytest.mark.parametrize(
     ("coins", "found"),
     [
         ((1, 0, 0, 0, 0, 0, 0, 0, 0), Confirmation.NOT_REPEATED),
         ((1, 0, 0, 0, 0, 0, 1), Confirmation.NOT_CONFIRMED),
-        ((1, 1, 1, 1), Confirmation.NOT_CONFIRMED),
+        ((1, 0, 1, 1), Confirmation.NOT_CONFIRMED),
     ],
 )
 def test_a_bug_that_moves_without_a_repair_is_void_and_an_attempt_that_moves_failed(
@@ -293,11 +293,13 @@ def test_a_bug_that_moves_without_a_repair_is_void_and_an_attempt_that_moves_fai
     assert (graded.passed, graded.confirmation) == (False, found), graded
 
 
-def test_a_pass_costs_four_runs_of_the_tests(attempt, backend):
+def test_a_pass_costs_three_runs_of_the_tests_and_one_more_for_each_bug(attempt, backend):
     counting = CountingBackend(backend)
     own = TestRunner(counting, SETTINGS, Limits(), LABELS)
     assert attempt(REPAIR, own).passed
-    assert counting.opened == 4  # the first grading, then repaired, buggy and original code in disguise
+    assert counting.opened == 4  # the first grading; original, repaired and buggy code in disguise
+    assert attempt({NUMBERS: (BROKEN, "    value = min(value, high)\n")}, own).passed
+    assert counting.opened == 7
 
 
 def test_a_repair_whose_tests_suit_no_disguise_is_confirmed_by_the_exit_status(tiny, attempt, backend):
