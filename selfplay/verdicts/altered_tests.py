@@ -13,8 +13,10 @@ import random
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import TypeGuard
+
+from selfplay.source.syntax import parse_module
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -61,6 +63,7 @@ EXCEPTIONS = (
 # A character of a literal gives way to another of its kind.
 KINDS = ("0123456789", "aeiou", "bcdfghklmnprst", "AEIOU", "BCDFGHKLMNPRST")
 MAX_TRIES = 8  # characters of one literal that are tried
+MAX_TEXTS = 4  # texts for one place
 
 
 @dataclass(frozen=True)
@@ -259,7 +262,7 @@ def _parameters(written: ast.expr) -> ast.expr | None:
     """The names of `parametrize`, as a target of assignments. None if they are no literal."""
     try:
         names = ast.literal_eval(written)
-    except ValueError:
+    except (ValueError, TypeError):
         return None
     words = re.findall(r"\w+", names) if isinstance(names, str) else names
     if not isinstance(words, list | tuple) or not words:
@@ -396,7 +399,8 @@ def _of_literal(source: Source, node: ast.Constant, generator: random.Random) ->
         chars = [char for char in kind if char != written[position] and not (lacks_zero and char == "0")]
         generator.shuffle(chars)
         before, after = written[:position], written[position + 1 :]
-        texts = [char for char in chars if _is_other(_value(f"{before}{char}{after}"), node.value)]
+        fitting = (char for char in chars if _is_other(_value(f"{before}{char}{after}"), node.value))
+        texts = list(islice(fitting, MAX_TEXTS))
         if texts:
             start = source.start(node) + len(before.encode())
             return Spot(start, start + 1, tuple(char.encode() for char in texts))
@@ -405,9 +409,11 @@ def _of_literal(source: Source, node: ast.Constant, generator: random.Random) ->
 
 def _value(written: str) -> object:
     """The value of a literal, None if it is none."""
+    module = parse_module(f"({written})")
+    statement = module.body[0] if module is not None and len(module.body) == 1 else None
     try:
-        return ast.literal_eval(f"({written})")
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return ast.literal_eval(statement.value) if isinstance(statement, ast.Expr) else None
+    except (ValueError, TypeError, MemoryError, RecursionError):
         return None
 
 

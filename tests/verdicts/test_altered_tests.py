@@ -131,3 +131,9 @@ def test_an_exception_gives_way_to_another_that_the_module_expects():
     assert "KeyError" in changes(in_test("with raises(ValueError): f()"))[1]
     assert "NotImplementedError" not in changes(in_test("with raises(RuntimeError): f()"))[1]
     assert changes(in_test("with raises(Exception): f()"))[1] == set()
+
+
+@pytest.mark.parametrize("names", ["{[]}", "NAMES", "1", "()", "'n' * 9"])
+def test_parameters_without_readable_names_are_left_alone(names):
+    text = f"@pytest.mark.parametrize({names}, [1])\ndef test(n):\n    assert f(n) == 8\n"
+    assert changes(text)[0] == text.replace("8", "…")
