@@ -151,7 +151,7 @@ HISTORY = """rm -rf /testbed/.git && cd /testbed && git init -q && git add -A &&
  && tee /home/.cache/pip/http/abc /opt/conda/pkgs/tiny/numbers.py < $place/tiny/numbers.py > /dev/null \\
  && cd $place && tar -cf /srv/tiny-9.9.tar tiny && chmod -R a+rX /srv /home /opt/conda /testbed
 """
-LOOK = """find / -xdev \\( -name '*.pack' -o -name '*.whl' -o -name 'tiny-9*' \\) 2>/dev/null
+LOOK = """find / -xdev \\( -name '*.pack' -o -name '*.whl' \\) 2>/dev/null
 grep -rlsa MARK /srv /home /opt /usr/lib/python3* /testbed
 git -C /srv/mirror.git log --all 2>/dev/null; true"""
 
@@ -168,7 +168,8 @@ def test_an_image_with_a_future_commit_and_a_newer_release_shows_neither(image, 
     try:
         with backend.open(SandboxSpec(changed)) as box:
             shown = box.run(LOOK, 60).text
-            assert "/srv/mirror.git" in shown and "MARK repairs it" in shown, "nothing was planted"
+            for planted in ("MARK repairs it", "/srv/tiny-9.9.tar", "dist-info", "/.cache/", "/conda/pkgs/"):
+                assert planted in shown
         task = parse_task(swe_bench_record(clones, image_name=changed))
         said = io.StringIO()
         environment = prepare([task], backend, clones, Console(file=said, width=1000)).environments[task.repo]
