@@ -46,7 +46,8 @@ def limits():
 
 def mounts():
     lines = [line.split() for line in text("/proc/self/mountinfo").splitlines()]
-    return [[line[4], line[5], plain(" ".join(line[line.index("-") + 1:]))] for line in lines]
+    # Sorted: the engine mounts in any order.
+    return sorted([line[4], line[5], plain(" ".join(line[line.index("-") + 1:]))] for line in lines)
 
 SHOWN = "/ /tmp /submit /testbed /dev /dev/shm /opt /etc /run /var /sys /home /root"
 GIT = "/testbed/.git /testbed/.git/index /testbed/.git/HEAD"

@@ -15,7 +15,12 @@ from machine import open_or_skip
 from selfplay.errors import PrerequisiteError, SandboxInterrupted
 from selfplay.sandbox import bubblewrap_sandbox
 from selfplay.sandbox.base import Limits
-from selfplay.sandbox.bubblewrap_host import find_programs, loader_cache, run_whole
+from selfplay.sandbox.bubblewrap_host import (
+    find_programs,
+    loader_cache,
+    run_whole,
+    users_have_namespaces,
+)
 from selfplay.sandbox.bubblewrap_process import Launch, OpenedBubblewrap, Spawner
 from selfplay.sandbox.bubblewrap_sandbox import BubblewrapBackend
 
@@ -37,10 +42,10 @@ def bwrap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bwrap]:
         return program
 
     monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
-    for cached in (find_programs, loader_cache):
+    for cached in (find_programs, loader_cache, users_have_namespaces):
         cached.cache_clear()
     yield put
-    for cached in (find_programs, loader_cache):
+    for cached in (find_programs, loader_cache, users_have_namespaces):
         cached.cache_clear()
 
 
@@ -95,7 +100,7 @@ def test_a_sandbox_that_is_killed_once_is_tried_again(bwrap: Bwrap, tmp_path: Pa
     open_or_skip("bubblewrap", tmp_path / "cache")
     real = shutil.which("bwrap")
     bwrap(ALL_OPTIONS, f'{only_first(tmp_path, "kill -9 $$")}; exec {real} "$@"')
-    for cached in (find_programs, loader_cache):
+    for cached in (find_programs, loader_cache, users_have_namespaces):
         cached.cache_clear()
     BubblewrapBackend(tmp_path / "cache").check()
     assert (tmp_path / "called").is_dir()
