@@ -104,7 +104,7 @@ class Trial:
     def outcomes(self, log: bytes, parser: str) -> TestOutcomes:
         """Run the parser on a log.
 
-        Raises EnvironmentBuildError if the log was cut at LOG_BYTES, or if the parser does not print outcomes.
+        Raises EnvironmentBuildError if the log was cut at LOG_BYTES, or the parser prints no outcomes.
         """
         if len(log) >= LOG_BYTES:  # a part of a log says nothing about the tests
             raise self.job.error(
