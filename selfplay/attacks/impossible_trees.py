@@ -133,13 +133,13 @@ def limit_the_server(ground: Ground) -> Outcome:
     lower = "import resource; resource.prlimit(1, resource.RLIMIT_CPU, (1, 1))"
     with ground.box() as box:
         try:
-            box.run(f"python3 -c '{lower}' && head -c 30000000000 /dev/zero", timeout_s=40)
+            box.run(f"python3 -c '{lower}' && head -c 30000000000 /dev/zero", timeout_s=240)
             box.run("true")
         except SandboxUnavailable as error:
             return Broken(f"counted as the machine's failure: {error}")
         except SandboxError as error:
             return Held(str(error))
-    return Held("refused")
+    return Held("the server lives on")
 
 
 # ---- text that takes long to read (row 16)
@@ -164,7 +164,7 @@ def hostile_logs(size: int) -> dict[str, str]:
     }
 
 
-LOG_CHARACTERS = 40_000  # a hundredth of what is read
+LOG_CHARACTERS = 80_000  # a fiftieth of what is read
 PARSER_S = 2.0  # of processor time for it, with the start of Python
 
 
@@ -190,8 +190,8 @@ def children_s() -> float:
     return times.children_user + times.children_system
 
 
-NEW_FILES = 10_000
-COMPARED_S = 4.0  # of processor time
+NEW_FILES = 5_000
+COMPARED_S = 1.5  # of processor time
 
 
 def add_many_files(ground: Ground) -> Outcome:
@@ -207,17 +207,17 @@ def add_many_files(ground: Ground) -> Outcome:
     return Broken(text) if taken_s > COMPARED_S else Held(text)
 
 
-READ_S = 3.0  # of processor time, for replies of 200 KB
+READ_S = 0.5  # of processor time
 
 
 def stall_with_reasoning(ground: Ground) -> Outcome:
     """A reply that closes its reasoning thousands of times before it opens one."""
-    reply = "</think>" * 25_000 + "\n<think>"
+    reply = "</think>" * 6_000 + "\n<think>"
     started = time.process_time()
     with suppress(BadFormat):
         TAGS.parse(reply, ["bash"])
     taken_s = time.process_time() - started
-    text = f"{taken_s:.2f} s for a reply of 200 KB"
+    text = f"{taken_s:.2f} s for a reply of {len(reply) >> 10} KiB"
     return Broken(text) if taken_s > READ_S else Held(text)
 
 

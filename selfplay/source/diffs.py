@@ -23,10 +23,11 @@ from typing import Literal
 from selfplay.errors import PatchError
 from selfplay.source.diff_names import Names, label, read_names, unquoted
 from selfplay.source.hunks import ADVICE, NO_NEWLINE, Hunk
-from selfplay.source.trees import is_safe_path, is_too_long
+from selfplay.source.trees import folders_above, is_safe_path, is_too_long
 
 PREFIX_ADVICE = "Write it with `git diff --src-prefix=a/ --dst-prefix=b/`."
 MAX_FILES = 500
+MAX_FOLDERS = 1000  # that hold the files: git stores an object for each when a workspace is made
 MAX_PATH_BYTES = 1000
 # Blank context lines that may be missing at the end of a section: more than git is ever asked for.
 MAX_CUT_LINES = 100
@@ -152,6 +153,8 @@ def parse_patch(text: str, max_bytes: int) -> Patch:
         file = reader.section(claimed)
         claimed.update(file.paths)
         files.append(file)
+    if len(folders_above(claimed)) > MAX_FOLDERS:
+        raise PatchError(f"the diff names files in more than {MAX_FOLDERS} folders. Change fewer.")
     return Patch(tuple(files))
 
 

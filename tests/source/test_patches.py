@@ -471,6 +471,13 @@ def test_the_number_of_files_is_capped():
         parse_patch("".join(addition(f"f{number}.py") for number in range(501)), CAP)
 
 
+def test_the_number_of_folders_is_capped():
+    deep = [addition(f"{number}/{'d/' * 60}x.py") for number in range(17)]
+    assert len(parse_patch("".join(deep[:16]), CAP).files) == 16
+    with pytest.raises(PatchError, match="more than 1000 folders"):
+        parse_patch("".join(deep), CAP)
+
+
 def test_a_file_and_a_folder_may_change_places():
     before = entries({"x": "a\n"})
     swap = (
