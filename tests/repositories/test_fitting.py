@@ -147,3 +147,14 @@ def test_the_remedy_for_a_file_that_ends_python_when_it_is_imported_works(
     assert hint in str(caught.value)
     found = prepared_shop(shop_checkout(files, tmp_path, cache, hint), backend, cache)
     assert len(found.baseline.passed) == 1
+
+
+def test_one_slow_file_has_the_whole_time_and_failing_tests_their_true_reason(
+    backend: SandboxBackend, cache: Path, tmp_path: Path
+) -> None:
+    files = {
+        **CODE,
+        "tests/test_slow.py": "import time\n\n\ndef test_slow():\n    time.sleep(22)\n    assert 0, 'odd'\n",
+    }
+    with pytest.raises(EnvironmentBuildError, match=r"no test passes: all tests fail \(1 failed\): .* odd"):
+        prepared_shop(shop_checkout(files, tmp_path, cache), backend, cache, test_timeout_s=TIMEOUT_S)
