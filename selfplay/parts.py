@@ -90,7 +90,8 @@ PARTS: Mapping[str, Mapping[str, str]] = {
         "deepspeed": "selfplay.orchestrator.build:deepspeed_trainer",
     },
     "metrics.sinks": {"jsonl": "selfplay.metrics:open_jsonl", "csv": "selfplay.metrics:open_csv"},
-    "parser": {"tap": "", "pass-fail": ""},  # a hint of a list's line: programs in data/parsers/
+    # a hint of a list's line: programs in data/parsers/
+    "parser": {"tap": "", "pass-fail": "", "unittest": ""},
 }
 
 

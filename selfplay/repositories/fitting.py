@@ -32,9 +32,9 @@ TIMES = "times.jsonl"
 
 
 def first_run(trial: Trial, suite: Suite, log_name: str) -> tuple[Suite, ExecResult | None]:
-    """Run the suite once. Returns it with the result, or a shorter suite without one.
+    """Run the suite once. Returns it with the result, or the suite that is to run, mostly a shorter one.
 
-    Raises EnvironmentBuildError if nothing of it fits.
+    Raises EnvironmentBuildError if its tests end and Python does not.
     """
     limit_s = trial.job.settings.test_timeout_s
     tree = trial.job.checkout.tree
@@ -48,8 +48,8 @@ def first_run(trial: Trial, suite: Suite, log_name: str) -> tuple[Suite, ExecRes
     durations, harmful = _measured(trial, suite, durations, was_killed=result.timed_out)
     chosen = choose(suite.files, durations, CHOSEN * limit_s, harmful)
     chosen = chosen if chosen.files else choose(suite.files, durations, LONGEST * limit_s, harmful)
-    if not chosen.files:
-        raise trial.too_long(log_name, result.text, limit_s)
+    if not chosen.files:  # the whole time for the whole suite
+        return without_tests(suite, harmful), None
     for note in chosen.notes:
         trial.job.report(note)
     shorter = without_tests(suite, chosen.without)

@@ -31,10 +31,6 @@ IGNORE_UNKNOWN_MARKS = ("-W", "ignore::pytest.PytestUnknownMarkWarning")
 SIGNAL = 128  # the exit status of a process that signal n ended is 128 + n
 MAX_HARMFUL = 3  # files
 IMPORTING = "importing.txt"  # of the collection recorder
-UNHARMED = (
-    'Guard the call there (unittest.main(), sys.exit(), …) with if __name__ == "__main__", '
-    'or name other test files with the hint test="pytest PATH"'
-)
 DOCUMENTS = (".rst", ".txt", ".md")  # they may hold doctests
 COLLECT_OPTIONS = (
     "--collect-only -q -rsE --color=no --no-header --disable-warnings --rootdir=. "
@@ -153,7 +149,8 @@ def pytest_suite(
                 "which a bug may change: the tests must be in files of their own"
             )
         if collected.harmful:
-            reason = f"no test was found. {_harmful_text(collected.harmful)}. {UNHARMED}"
+            reason = f"no test was found. {_harmful_text(collected.harmful)}"
+            reason += f". {_harmful_remedy(collected.harmful[0])}"
         raise job.error_of_run(reason, "collect", log)
     notes = []
     if arguments.left_out:
@@ -171,6 +168,13 @@ def pytest_suite(
 
 def _harmful_text(paths: Sequence[str]) -> str:
     return f"{', '.join(paths)} ends Python when it is imported, or its import does not end"
+
+
+def _harmful_remedy(path: str) -> str:
+    return (
+        'Guard the call there (unittest.main(), sys.exit(), …) with if __name__ == "__main__", or let the '
+        f'file run its own tests with the hint test="python {path} -v" parser=unittest'
+    )
 
 
 def _collect_below(trial: Trial, options: str, roots: Sequence[str]) -> Collected:

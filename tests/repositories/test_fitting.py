@@ -130,3 +130,31 @@ def test_tests_whose_threads_keep_python_alive_are_refused(
     }
     with pytest.raises(EnvironmentBuildError, match="did not end within 20 s"):
         admitted(files, backend, cache, tmp_path)
+
+
+def test_the_remedy_for_a_file_that_ends_python_when_it_is_imported_works(
+    backend: SandboxBackend, cache: Path, tmp_path: Path
+) -> None:
+    files = {
+        **CODE,
+        "tests/test_main.py": "import os, sys, unittest\nsys.path.insert(0, os.getcwd())\n"
+        "from shop import total\n\n\nclass Test(unittest.TestCase):\n    def test_total(self):\n"
+        "        self.assertEqual(total([1, 2]), 3)\n\n\nunittest.main()\n",
+    }
+    hint = 'test="python tests/test_main.py -v" parser=unittest'
+    with pytest.raises(EnvironmentBuildError, match="ends Python when it is imported") as caught:
+        prepared_shop(shop_checkout(files, tmp_path, cache), backend, cache)
+    assert hint in str(caught.value)
+    found = prepared_shop(shop_checkout(files, tmp_path, cache, hint), backend, cache)
+    assert len(found.baseline.passed) == 1
+
+
+def test_one_slow_file_has_the_whole_time_and_failing_tests_their_true_reason(
+    backend: SandboxBackend, cache: Path, tmp_path: Path
+) -> None:
+    files = {
+        **CODE,
+        "tests/test_slow.py": "import time\n\n\ndef test_slow():\n    time.sleep(22)\n    assert 0, 'odd'\n",
+    }
+    with pytest.raises(EnvironmentBuildError, match=r"no test passes: all tests fail \(1 failed\): .* odd"):
+        prepared_shop(shop_checkout(files, tmp_path, cache), backend, cache, test_timeout_s=TIMEOUT_S)

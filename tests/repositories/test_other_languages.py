@@ -196,7 +196,7 @@ def test_a_repository_in_c_becomes_an_environment(in_c: Environment) -> None:
         (
             'test="make -s check" parser=junit',
             {},
-            "parser=junit: choose one of tap, pass-fail, or a file of the repository",
+            "parser=junit: choose one of tap, pass-fail, unittest, or a file of the repository",
         ),
         ('test="make -s numbers" parser=tap', {}, "no test passes"),
         (
