@@ -26,7 +26,7 @@ NAMES = "{n.id for n in ast.walk(ast.parse(s)) if isinstance(n, ast.Name) and '_
 STRIPPED: dict[str, tuple[str, str]] = {
     "stripped-text": (
         "the text without comments, blank lines and the audit's marks",
-        r"[l for l in re.sub('_unused_[^;\n]*;?', '', s.partition('\nif False:')[0]).split('\n')"
+        r"[l.strip() for l in re.sub('_unused_[^;\n]*;?', '', s.partition('\nif False:')[0]).split('\n')"
         " if l.strip()[:1] not in ('', '#')]",
     ),
     "stripped-statements": ("statements without the audit's", WITHOUT_MARKS),
