@@ -32,7 +32,7 @@ def bug_of_record(task: Task, environment: Environment) -> tuple[Environment, Bu
     if task.setup.patch_is_bug:
         original, inject = environment.tree, task.patch
     else:
-        original = apply_patch(apply_patch(environment.tree, task.patch), task.test_patch)
+        original = repaired_tree(task, environment.tree)
         inject = reverse_patch(task.patch)
     patched = parse_patch(task.test_patch, MAX_STORED_PATCH).changed_paths
     touched = [path for path in patched if path in original]
@@ -54,6 +54,11 @@ def bug_of_record(task: Task, environment: Environment) -> tuple[Environment, Bu
     state = BugState(Artifact.from_files(files), 1, "", task.fail_to_pass, task.pass_to_pass)
     command = task.setup.test or environment.command
     return replace(environment, tree=original, command=command), state
+
+
+def repaired_tree(task: Task, tree: Tree) -> Tree:
+    """The tree with the record's repair and tests. Raises PatchError."""
+    return apply_patch(apply_patch(tree, task.patch), task.test_patch)
 
 
 def _without(original: Tree, inject: str, paths: Sequence[str]) -> str:

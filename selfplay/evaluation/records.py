@@ -23,6 +23,7 @@ from selfplay.source.trees import FileEntry, Tree
 GIT_HOST = "https://github.com"
 OWNER_AND_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 COMMIT = re.compile(r"[0-9a-f]{7,40}")
+SMITH = re.compile(r"(?:[\w.-]+/)?([\w.-]+?)__([\w.-]+)\.([0-9a-f]{7,40})")  # OWNER__NAME.COMMIT
 # R2E-Gym gives names without owners.
 R2E_OWNERS = {
     "aiohttp": "aio-libs/aiohttp",
@@ -61,7 +62,7 @@ class Setup:
     """What a record says about running its tests.
 
     images        names of Docker images, tried in this order
-    folder        where the repository lies in them
+    folder        where the repository lies in them, else it is looked for in their WORKDIR
     python        the version that the tests need
     packages      requirements, beyond those that the repository names
     test          the command that runs the tests, with {files} or {modules}; "" for pytest
@@ -125,7 +126,7 @@ def as_task_record(record: Mapping[str, Any]) -> Mapping[str, Any]:
     repo = record.get("repo")
     if not isinstance(repo, str) or not OWNER_AND_NAME.fullmatch(repo):
         return _pinned(record)
-    if not has(record, "base_commit") and has(record, "image_name"):
+    if not has(record, "base_commit") and (has(record, "image_name") or SMITH.fullmatch(repo)):
         return _from_swe_smith(record)
     return _from_swe_bench(record)
 
@@ -161,6 +162,8 @@ def _pinned(record: Mapping[str, Any]) -> Mapping[str, Any]:
 def _from_swe_bench(record: Mapping[str, Any]) -> dict[str, Any]:
     """SWE-bench, Lite, Verified, Pro; SWE-Gym; SWE-rebench, which adds `install_config`."""
     repo, instance = text_of(record, "repo"), text_of(record, "instance_id")
+    if not has(record, "base_commit"):
+        raise ValueError("lacks base_commit; add the commit that `patch` repairs")
     commit = text_of(record, "base_commit")
     if not COMMIT.fullmatch(commit):
         raise ValueError(f"base_commit is {shown(commit)}, not a commit id of 7 to 40 hexadecimal digits")
@@ -237,19 +240,31 @@ def _language_problem(record: Mapping[str, Any], *names: str) -> str:
     return ""
 
 
+def _unnamed_language(record: Mapping[str, Any]) -> str:
+    """Why a Multi-SWE record that names no language is left out; "" if its patches are of Python."""
+    if has(record, "lang") or has(record, "language"):
+        return ""
+    paths = re.findall(r"^\+\+\+ b/(\S+)", text_of(record, "test_patch", ""), re.MULTILINE)
+    if any(path.endswith(".py") for path in paths):
+        return ""
+    return (
+        "it names no language (lang), and its test_patch changes no Python file; only Python's tests are read"
+    )
+
+
 # ---- SWE-smith
 
 
 def _from_swe_smith(record: Mapping[str, Any]) -> dict[str, Any]:
     """`repo` is swesmith/OWNER__NAME.COMMIT, and `patch` makes the bug."""
     repo = text_of(record, "repo")
-    found = re.fullmatch(r"(?:[\w.-]+/)?([\w.-]+?)__([\w.-]+)\.([0-9a-f]{7,40})", repo)
+    found = SMITH.fullmatch(repo)
     if found is None:
         raise ValueError(
             f"repo is {repo!r} and there is no base_commit: "
             "add base_commit, or write repo as swesmith/OWNER__NAME.COMMIT"
         )
-    setup = Setup(images=(text_of(record, "image_name"),), patch_is_bug=True)
+    setup = Setup(images=_swe_smith_images(text_of(record, "image_name", ""), found), patch_is_bug=True)
     return {
         "instance_id": text_of(record, "instance_id"),
         "repo": f"{GIT_HOST}/{found[1]}/{found[2]}@{found[3]}",
@@ -262,14 +277,22 @@ def _from_swe_smith(record: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def _swe_smith_images(named: str, repo: re.Match[str]) -> tuple[str, ...]:
+    """The image that the record names, and the name under which the project publishes it.
+
+    Older records leave the user out and write `__` as the separator.
+    """
+    plain = named.rpartition("/")[2] or f"swesmith.x86_64.{repo[1]}__{repo[2]}.{repo[3]}"
+    published = f"jyangballin/{plain.replace('__', '_1776_')}".lower()
+    return tuple(dict.fromkeys(filter(None, [named, published])))
+
+
 # ---- R2E-Gym
 
 
 def _from_r2e(record: Mapping[str, Any]) -> dict[str, Any]:
     """The commit's diff is in `parsed_commit_content`, tests and their logs are in
     `execution_result_content`.
-
-    Its images keep Python inside the repository's folder, where a workspace hides it, so none is used.
     """
     name = text_of(record, "repo_name")
     commit = decoded(record.get("parsed_commit_content"), "parsed_commit_content")
@@ -288,6 +311,7 @@ def _from_r2e(record: Mapping[str, Any]) -> dict[str, Any]:
     problem = "" if owner else f"the owner of the repository {name!r} (repo_name) is not known"
     if old_commit.endswith("^"):
         problem = problem or "it names no commit before the repair (parsed_commit_content.old_commit_hash)"
+    images = tuple(filter(None, [text_of(record, "docker_image", "")]))
     names = texts_of(run.get("test_file_names") or [], "execution_result_content.test_file_names")
     codes = texts_of(run.get("test_file_codes") or [], "execution_result_content.test_file_codes")
     if len(names) != len(codes) or not names:
@@ -315,9 +339,15 @@ def _from_r2e(record: Mapping[str, Any]) -> dict[str, Any]:
         "test_patch": _diff({}, tests),
         "FAIL_TO_PASS": sorted(after - before),
         "PASS_TO_PASS": sorted(after & before),
-        "problem_statement": text_of(record, "problem_statement", ""),
-        "selfplay": {"setup": Setup(left_out=problem).to_json()},
+        "problem_statement": _r2e_issue(text_of(record, "problem_statement", "")),
+        "selfplay": {"setup": Setup(images=images, left_out=problem).to_json()},
     }
+
+
+def _r2e_issue(text: str) -> str:
+    """The issue stands between [ISSUE] and [/ISSUE]."""
+    found = re.search(r"\[ISSUE\](.*)\[/ISSUE\]", text, re.DOTALL)
+    return found[1].strip() if found else text
 
 
 def _repair_of(commit: Mapping[str, Any]) -> str:
@@ -372,7 +402,7 @@ def _from_multi_swe(record: Mapping[str, Any]) -> dict[str, Any]:
     setup = Setup(
         images=(f"mswebench/{org}_m_{repo}:pr-{number}".lower(),),
         folder=f"/home/{repo}",
-        left_out=_language_problem(record, "lang", "language"),
+        left_out=_language_problem(record, "lang", "language") or _unnamed_language(record),
     )
 
     def ids(*names: str) -> list[str]:

@@ -12,20 +12,26 @@ import contextlib
 import hashlib
 import json
 import os
+import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from selfplay.errors import (
+    ArtifactError,
     EnvironmentBuildError,
+    PatchError,
     PrerequisiteError,
     RepositoryError,
     SandboxUnavailable,
     UsageError,
 )
+from selfplay.evaluation.record_bugs import repaired_tree
+from selfplay.evaluation.record_images import CONDA, VENVS, LaidOut, activation, lay_out, pull_image
+from selfplay.evaluation.records import Setup
 from selfplay.evaluation.tasks import Task
 from selfplay.outcomes import TestOutcomes
 from selfplay.repositories.build import BUILD_ATTEMPTS, adapted, first_requirements
@@ -39,14 +45,11 @@ from selfplay.repositories.specs import RepositorySpec, absolute_line, parse_spe
 from selfplay.repositories.suites import collect
 from selfplay.repositories.test_hints import PytestArguments, read_pytest_hint, read_test_command
 from selfplay.repositories.trial import BuildJob, Trial, import_variables
-from selfplay.sandbox.variables import COMMAND_PATH
 from selfplay.source.trees import Tree
 
 if TYPE_CHECKING:
     from selfplay.repositories.prepare import Preparer
 
-# Where images keep the Python of a project's tests: SWE-bench's conda environment is called testbed.
-CONDA = ("/opt/miniconda3/envs/testbed", "/opt/conda/envs/testbed")
 LOOK_TIMEOUT_S = 60.0
 # SandboxUnavailable: the image may lack what a sandbox needs. If the machine is at fault, building fails too.
 IMAGE_FAULTS = (RepositoryError, EnvironmentBuildError, PrerequisiteError, UsageError, SandboxUnavailable)
@@ -111,8 +114,7 @@ def _prepare_record(task: Task, preparer: Preparer, clones: Path | None) -> tupl
         if preparer.backend.capabilities.opens_images:
             for image in task.setup.images:
                 try:
-                    pull_image(image, preparer)
-                    return _of_image(job_of(parse_spec(f"docker:{image}#{task.setup.folder}")), image), ""
+                    return _of_record_image(image, task, spec, preparer, job_of), ""
                 except IMAGE_FAULTS as error:
                     problems.append(f"the image {image} is not used: {error}")
             for problem in problems if len(problems) == 1 else ():
@@ -125,6 +127,33 @@ def _prepare_record(task: Task, preparer: Preparer, clones: Path | None) -> tupl
             return _of_commit(job_of(_clone_of(spec, clones) if clones else spec), task), ""
         except (RepositoryError, EnvironmentBuildError) as error:
             return None, "; ".join([*problems[:1], str(error)])
+
+
+def _of_record_image(
+    image: str,
+    task: Task,
+    spec: RepositorySpec,
+    preparer: Preparer,
+    job_of: Callable[[RepositorySpec], BuildJob],
+) -> Environment:
+    """Raises an error of IMAGE_FAULTS if the image cannot be used."""
+
+    def say(text: str) -> None:
+        preparer.console.print(text, markup=False, highlight=False)
+
+    pull_image(image, say)
+    # SWE-smith's images hold a copy of the project, whose only commit has another name.
+    commits = [spec.rev or "HEAD", *(["HEAD"] if task.setup.patch_is_bug else [])]
+    laid_out = lay_out(image, commits, task.setup.folder)
+    for note in laid_out.notes:
+        say(f"  {task.instance_id}: {note}")
+    job = job_of(parse_spec(laid_out.source))
+    tree = job.checkout.tree
+    try:
+        hidden = tree if task.setup.patch_is_bug else repaired_tree(task, tree)
+    except (PatchError, ArtifactError) as error:
+        raise RepositoryError(f"the record does not fit the image's files: {error}") from error
+    return _of_image(job, laid_out, hidden)
 
 
 def _clone_of(spec: RepositorySpec, clones: Path) -> RepositorySpec:
@@ -156,12 +185,13 @@ def _of_commit(job: BuildJob, task: Task) -> Environment:
         if not job.backend.capabilities.opens_images:
             text, kind = checkout.spec.text, job.backend.name
             raise EnvironmentBuildError(f"{text} needs sandbox.type = 'docker', not {kind!r}")
-        environment = _of_image(job, checkout.spec.location.partition("#")[0])
+        image = checkout.spec.location.partition("#")[0]
+        environment = _of_image(job, LaidOut(image, checkout.spec.text), checkout.tree)
     else:
         wanted = replace(first_requirements(job), extra=setup.packages)
         if setup.test:
             wanted = replace(wanted, pytest="")
-        installed = _installed(job, wanted, _test_files(task, checkout.tree))
+        installed = _installed(job, wanted, task)
         variables = import_variables(checkout.tree)
         environment = _environment(checkout, installed.reference, variables, installed.options)
     if command is None:
@@ -184,13 +214,13 @@ class _Installed:
     options: str
 
 
-def _installed(job: BuildJob, wanted: Requirements, files: Sequence[str]) -> _Installed:
-    """Install `wanted` and what the tests in `files` ask for, or find that it was done before.
+def _installed(job: BuildJob, wanted: Requirements, task: Task) -> _Installed:
+    """Install `wanted` and what the task's tests ask for, or find that it was done before.
 
     Raises EnvironmentBuildError.
     """
     checkout, backend = job.checkout, job.backend
-    spec = checkout.spec
+    spec, files = checkout.spec, _test_files(task, job.checkout.tree)
     identity = [
         SCHEMA,
         checkout.tree.digest,
@@ -221,7 +251,7 @@ def _installed(job: BuildJob, wanted: Requirements, files: Sequence[str]) -> _In
             break
     seen = run_probe(trial, (".py",))
     refuse_copies(job, seen.copies)
-    refuse_other_python(job, seen.python)
+    _refuse_other_python(job, seen.python, task.setup)
     options = _options(arguments, has_odd_ids, seen.has_hypothesis)
     facts.parent.mkdir(parents=True, exist_ok=True)
     partial = facts.with_suffix(f".{os.getpid()}.partial")
@@ -230,6 +260,23 @@ def _installed(job: BuildJob, wanted: Requirements, files: Sequence[str]) -> _In
     )
     partial.rename(facts)
     return _Installed(installation.reference, options)
+
+
+def _refuse_other_python(job: BuildJob, python: str, setup: Setup) -> None:
+    """Raise EnvironmentBuildError, with the remedy, if the tests need another Python than sandboxes have."""
+    if not setup.python or job.checkout.spec.python != setup.python:
+        refuse_other_python(job, python)
+        return
+    if setup.python == python:
+        return
+    image = "name one in the record's image_name"
+    if setup.images and not job.backend.capabilities.opens_images:
+        image = f"the record names {setup.images[0]}"
+    raise EnvironmentBuildError(
+        f"{job.checkout.name}: its tests need Python {setup.python} (install_config.python), and "
+        f"{job.backend.name} sandboxes have Python {python} here. An image brings it: {image}, and set "
+        f"sandbox.type = 'docker'. Or run selfplay with Python {setup.python}."
+    )
 
 
 def _arguments(checkout: Checkout) -> PytestArguments:
@@ -273,37 +320,22 @@ def _environment(
 # ---- from an image
 
 
-def _of_image(job: BuildJob, image: str) -> Environment:
-    """The record's image, with SWE-bench's conda environment active if it has one.
+def _of_image(job: BuildJob, laid_out: LaidOut, hidden: Tree) -> Environment:
+    """The record's image, with the environment of its tests active if it has one.
 
-    Raises EnvironmentBuildError if no Python runs in it, or if files of the repository also lie outside the
-    workspace: a solver would find the project's history there.
+    hidden: the repaired tree, with the record's tests. Raises EnvironmentBuildError if no Python runs in the
+    image, or if files of the repository or of `hidden` also lie outside the workspace: a solver would find
+    the repair there.
     """
-    variables = import_variables(job.checkout.tree)
+    image, variables = laid_out.image, import_variables(job.checkout.tree)
+    look = (
+        f"for folder in {shlex.join([*CONDA, *VENVS])}; do test -x $folder/bin/python && echo $folder; done"
+    )
     with Trial(job, image, variables).workspace(Tree(), {}) as box:
-        for folder in CONDA:
-            if box.run(f"test -x {folder}/bin/python", LOOK_TIMEOUT_S).exit_code == 0:
-                activated = {"CONDA_PREFIX": folder, "CONDA_DEFAULT_ENV": "testbed"}
-                variables = {**variables, **activated, "PATH": f"{folder}/bin:{COMMAND_PATH}"}
-                break
-    seen = run_probe(Trial(job, image, variables), (".py",))
+        found = box.run(f"{look}; true", LOOK_TIMEOUT_S).text.split()
+    variables |= activation([folder for folder in found if folder in (*CONDA, *VENVS)], laid_out.path)
+    seen = run_probe(Trial(job, image, variables), (".py",), hidden)
     refuse_copies(job, seen.copies)
     options = _options(_arguments(job.checkout), False, seen.has_hypothesis)
-    return _environment(job.checkout, image, variables, options)
-
-
-def pull_image(image: str, preparer: Preparer) -> None:
-    """Pull an image that the Docker engine does not have. Raises RepositoryError and PrerequisiteError."""
-    import docker
-
-    try:
-        with contextlib.closing(docker.from_env()) as client:
-            try:
-                client.images.get(image)
-            except docker.errors.ImageNotFound:
-                preparer.console.print(f"pulling {image}", markup=False, highlight=False)
-                client.images.pull(image)
-    except docker.errors.APIError as error:
-        raise RepositoryError(f"the image {image} cannot be pulled: {error.explanation or error}") from error
-    except docker.errors.DockerException as error:
-        raise PrerequisiteError(f"no Docker engine answers ({error})") from error
+    environment = _environment(job.checkout, image, variables, options)
+    return replace(environment, beside=laid_out.beside)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
@@ -174,11 +175,14 @@ def read_tasks(path: Path | str) -> list[Task]:
     unit, lines = read_texts(str(path))
     tasks: dict[str, Task] = {}
     faults: list[tuple[int, str]] = []
+    names: dict[int, str] = {}
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
-            task = parse_task(_json(line))
+            record = _json(line)
+            names[number] = _name_of(record)
+            task = parse_task(record)
             parse_spec(task.repo)
             if task.instance_id in tasks:
                 raise ValueError(f"repeats the instance_id {task.instance_id!r}")
@@ -186,14 +190,32 @@ def read_tasks(path: Path | str) -> list[Task]:
         except (ValueError, UsageError) as error:
             faults.append((number, str(error)))
     if faults:
-        listed = listed_faults(faults, unit)
+        listed = listed_faults(_named_faults(faults, names), unit)
         raise UsageError(
             f"{path}: {len(faults)} unusable task record(s), nothing was started:\n{listed}\n"
-            f"A {unit} is a task record as one JSON object. {HOW_TO_WRITE}"
+            f"A {unit} is a task record as one JSON object (docs/evaluation.md). {HOW_TO_WRITE}"
         )
     if not tasks:
         raise UsageError(f"{path} holds no task. {HOW_TO_WRITE}")
     return list(tasks.values())
+
+
+def _name_of(record: object) -> str:
+    name = record.get("instance_id") if isinstance(record, Mapping) else None
+    return name if isinstance(name, str) else ""
+
+
+def _named_faults(faults: Sequence[tuple[int, str]], names: Mapping[int, str]) -> list[tuple[int, str]]:
+    """The faults, with the record's instance_id where no other record has the same fault."""
+    counts = Counter(text for _, text in faults)
+    named = []
+    for number, text in faults:
+        what, separator, remedy = text.partition("; ")
+        name = names.get(number, "")
+        if name and counts[text] == 1 and repr(name) not in what:
+            what = f"{what} (instance_id {name[:80]!a})"
+        named.append((number, f"{what}{separator}{remedy}"))
+    return named
 
 
 def write_tasks(tasks: Iterable[Task], path: Path) -> None:

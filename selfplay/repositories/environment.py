@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from selfplay.repositories.targets import Calls, Target
     from selfplay.source.trees import Tree
 
+BESIDE = "/opt/selfplay/beside"  # in the image of a record: what belongs into a workspace beside the tree
 SCHEMA = 1  # of environments in the cache, their facts included; a new number builds all of them anew
 
 
@@ -40,6 +41,7 @@ class Environment:
     notes         for people: which options and files of its tests do not run
     command       runs all tests if pytest cannot run them, else ""; with it there are no targets and no calls
     left_out      requirements of the tests that could not be installed
+    beside        paths below BESIDE that each workspace gets as links
     """
 
     key: str
@@ -61,6 +63,7 @@ class Environment:
     command: str = ""
     notes: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
+    beside: tuple[str, ...] = ()
 
     def script_for(self, test_files: Sequence[str]) -> str:
         """The script that runs these test files only. A test command always runs all of its tests."""
@@ -92,5 +95,29 @@ def open_workspace(
         environment.reference, limits or Limits(), variables=environment.variables, labels=labels
     )
     with backend.open(spec) as box:
-        box.write_archive(WORKSPACE, tree.to_tar())
+        fill_workspace(box, environment, tree)
         yield box
+
+
+# The tree comes first, and what it has at a path stays: a patch cannot make a link's place fail.
+LINK = f"""\
+cd {WORKSPACE} && while IFS= read -r -d '' path; do
+    if [ ! -e "$path" ] && [ ! -L "$path" ]; then
+        [ "$path" = "${{path%/*}}" ] || mkdir -p -- "${{path%/*}}" 2>/dev/null
+        ln -s -- "{BESIDE}/$path" "$path" 2>/dev/null
+    fi
+done
+true
+"""
+LINK_TIMEOUT_S = 120.0
+
+
+def fill_workspace(box: Sandbox, environment: Environment, tree: Tree) -> None:
+    """Write `tree` into the workspace of a fresh sandbox, and link what lies beside it in the image.
+
+    Raises ArtifactError if it does not fit.
+    """
+    box.write_archive(WORKSPACE, tree.to_tar())
+    if environment.beside:
+        paths = b"".join(path.encode("utf-8", "surrogateescape") + b"\0" for path in environment.beside)
+        box.run(f"(\n{LINK})", LINK_TIMEOUT_S, stdin=paths)

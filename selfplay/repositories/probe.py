@@ -65,14 +65,15 @@ class ProbeResult:
     has_hypothesis: bool
 
 
-def run_probe(trial: Trial, suffixes: tuple[str, ...]) -> ProbeResult:
-    """Run the probe; it looks for copies of source files with these suffixes.
+def run_probe(trial: Trial, suffixes: tuple[str, ...], more: Tree | None = None) -> ProbeResult:
+    """Run the probe; it looks for copies of source files with these suffixes, also of those in `more`.
 
     Raises EnvironmentBuildError if no Python runs in the environment.
     """
-    tree = trial.job.checkout.tree
+    trees = [trial.job.checkout.tree, *([more] if more is not None else [])]
     contents = [
         entry.content
+        for tree in trees
         for path, entry in tree.items()
         if path.endswith(suffixes) and len(entry.content) >= MIN_COPY_BYTES and not VENDORED.search(path)
     ]

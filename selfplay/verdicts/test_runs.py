@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 from selfplay.errors import ArtifactError, OutcomesError, SandboxLost, SandboxUnavailable
 from selfplay.outcomes import TestOutcomes, parse_outcomes
+from selfplay.repositories.environment import fill_workspace
 from selfplay.repositories.scripts import is_standard_parser
 from selfplay.sandbox.base import (
     SUBMIT,
@@ -221,7 +222,7 @@ class TestRunner:
         with self._opened(environment, variables) as box:
             opened = time.monotonic()
             try:
-                box.write_archive(WORKSPACE, tree.to_tar())
+                fill_workspace(box, environment, tree)
                 box.write_archive(SUBMIT, _single_file("test_script.sh", script))
             except (ArtifactError, SandboxLost) as error:
                 raise SandboxUnavailable(

@@ -12,7 +12,8 @@ from machine import open_or_skip
 from selfplay.agent.workspaces import sandbox_limits
 from selfplay.config import build_config
 from selfplay.evaluation.checks import Checker
-from selfplay.evaluation.task_environments import CONDA, prepare_tasks
+from selfplay.evaluation.record_images import CONDA
+from selfplay.evaluation.task_environments import prepare_tasks
 from selfplay.evaluation.tasks import parse_task
 from selfplay.repositories.environment import open_workspace
 from selfplay.repositories.prepare import Preparer
@@ -74,7 +75,7 @@ def test_a_record_is_played_in_its_image_with_the_conda_environment(image, backe
     task = parse_task(swe_bench_record(clones, image_name=image))
     prepared = prepare([task], backend, tmp_path)  # without clones: the image has everything
     environment = prepared.environments[task.repo]
-    assert environment.reference == image
+    assert environment.reference.startswith("selfplay/record:")
     runner = TestRunner(backend, CONFIG.validator, sandbox_limits(CONFIG), {})
     checked = Checker(runner).check([task], prepared.environments)
     assert checked.left_out == {}
