@@ -99,13 +99,11 @@ def open_workspace(
         yield box
 
 
-# The tree comes first, and what it has at a path stays: a patch cannot make a link's place fail.
+# A parent that is a file gets no link. A patch can do that, and only its own tests fail then.
 LINK = f"""\
 cd {WORKSPACE} && while IFS= read -r -d '' path; do
-    if [ ! -e "$path" ] && [ ! -L "$path" ]; then
-        [ "$path" = "${{path%/*}}" ] || mkdir -p -- "${{path%/*}}" 2>/dev/null
-        ln -s -- "{BESIDE}/$path" "$path" 2>/dev/null
-    fi
+    [ "$path" = "${{path%/*}}" ] || mkdir -p -- "${{path%/*}}" 2>/dev/null
+    ln -s -- "{BESIDE}/$path" "$path" 2>/dev/null
 done
 true
 """
@@ -115,9 +113,18 @@ LINK_TIMEOUT_S = 120.0
 def fill_workspace(box: Sandbox, environment: Environment, tree: Tree) -> None:
     """Write `tree` into the workspace of a fresh sandbox, and link what lies beside it in the image.
 
-    Raises ArtifactError if it does not fit.
+    A link wins over what the tree has in its place: a patch could bring its own runner of the tests. Raises
+    ArtifactError if the tree does not fit.
     """
-    box.write_archive(WORKSPACE, tree.to_tar())
+    linked = frozenset(environment.beside)
+    taken = [path for path in tree if linked and not linked.isdisjoint(_with_parents(path))]
+    box.write_archive(WORKSPACE, tree.replace(dict.fromkeys(taken)).to_tar() if taken else tree.to_tar())
     if environment.beside:
         paths = b"".join(path.encode("utf-8", "surrogateescape") + b"\0" for path in environment.beside)
         box.run(f"(\n{LINK})", LINK_TIMEOUT_S, stdin=paths)
+
+
+def _with_parents(path: str) -> Iterator[str]:
+    while path:
+        yield path
+        path = path.rpartition("/")[0]

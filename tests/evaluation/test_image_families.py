@@ -235,12 +235,19 @@ def test_an_image_of_another_commit_is_not_used(backend, base, clones, tmp_path)
     assert f"the repository in the image {tag} has no commit {missing}" in found.left_out[task.instance_id]
 
 
-def test_a_patch_that_makes_a_file_where_a_link_belongs_makes_no_run_fail(prepared, backend):
-    """What a policy writes at the place of a kept file stays its own business."""
+def test_a_patch_cannot_take_the_place_of_what_lies_beside_the_tree(prepared, backend):
+    """Else a policy could bring its own Python or its own runner of the tests."""
     _, task, found, _ = prepared
     environment = found.environments[task.repo]
-    hostile = {"tiny/_speed.so": FileEntry(b"mine"), ".venv/bin/python": FileEntry(b"#!/bin/sh\n", True)}
-    tree = environment.tree.replace({**hostile, "node_modules": FileEntry(b"a file")})
+    fake = FileEntry(b"#!/bin/sh\necho mine\n", True)
+    paths = ("tiny/_speed.so", "tiny/_version.py/x", ".venv/bin/python", "node_modules/left/index.js")
+    tree = environment.tree.replace(dict.fromkeys(paths, fake))
+    beside = {path for path in paths if any(path.startswith(kept) for kept in environment.beside)}
+    assert beside >= {"tiny/_speed.so", "tiny/_version.py/x"}
     with open_workspace(backend, environment, tree, {}) as box:
-        assert box.run("cat tiny/_speed.so; command -v python; python -c 'import pytest'", 60).exit_code == 0
-        assert box.run("cat node_modules", 60).text == "a file"
+        for path in paths:
+            assert ("mine" in box.run(f"cat {path}", 60).text) == (path not in beside)
+        assert box.run("cat tiny/_version.py", 60).text == GENERATED
+    blocked = tree.replace({path: None for path in tree if path.startswith("tiny/")} | {"tiny": fake})
+    with open_workspace(backend, environment, blocked, {}) as box:  # no failure of the machine
+        assert box.run("./tiny", 60).text == "mine\n"
