@@ -35,6 +35,7 @@ pytestmark = [
     ),
 ]
 ROOT = Path(__file__).parents[2]
+HELPERS = ROOT / "tests" / "helpers"
 PATIENCE_S = 900.0  # these steps take seconds on an idle machine
 ATTEMPTS = 6
 SETTINGS = """\
@@ -70,7 +71,7 @@ def machines(cache: Path) -> Iterator[Any]:
     open_or_skip("bubblewrap", cache)
     with pytest.MonkeyPatch.context() as variables:
         variables.setenv("SELFPLAY_CACHE", str(cache))
-        with open_cluster([ROOT]) as opened:
+        with open_cluster([HELPERS, ROOT, HELPERS / "standin"]) as opened:
             yield opened
 
 
@@ -108,7 +109,7 @@ class Evaluation:
         variables = {
             **os.environ,
             "SELFPLAY_CACHE": str(self._cache),
-            "PYTHONPATH": str(ROOT),
+            "PYTHONPATH": os.pathsep.join(map(str, (ROOT, HELPERS, HELPERS / "standin"))),
             "COLUMNS": "1000",
         }
         with self._output_file.open("ab") as file:
@@ -180,3 +181,27 @@ def test_a_killed_evaluation_on_a_cluster_is_continued_without_playing_anything_
     assert evaluation.lines("killed")[: len(kept)] == kept
     assert len(evaluation.lines("killed")) == len(evaluation.results("killed")) == 3 * (ATTEMPTS + 1)
     assert evaluation.results("killed") == evaluation.results("alone")
+
+
+def test_an_evaluation_whose_only_server_was_on_a_lost_node_goes_on_by_itself(
+    machines: Any, evaluation: Evaluation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The servers are stand-ins, whose replies call no tool: no attempt repairs anything."""
+    # The placement believes this nvidia-smi; nothing here computes on a GPU.
+    claimed = tmp_path / "nvidia-smi"
+    claimed.write_text("#!/bin/sh\necho 81920; echo 81920\n")
+    claimed.chmod(0o755)
+    with monkeypatch.context() as there:
+        there.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+        far = add_node(machines, gpus=1)
+    settings = ("engine.type=vllm", "engine.cache_mb=64", "train.episodes_in_flight=1")
+    words = [word for setting in settings for word in ("--set", setting)]
+    process = evaluation.start("served", "--cluster", machines.address, *words)
+    eventually(lambda: bool(evaluation.lines("served")) or process.poll() is not None, PATIENCE_S, 0.05)
+    assert process.poll() is None and processes_on(far, "api_server"), evaluation.output
+    machines.remove_node(far, allow_graceful=False)
+    assert process.wait(PATIENCE_S) == 0, evaluation.output
+    assert "finished attempt(s) on what is left of the cluster." in evaluation.output
+    results = evaluation.results("served")
+    assert len(results) == len(evaluation.lines("served")) == 3 * (ATTEMPTS + 1)
+    assert {passed for passed, *_ in results.values()} == {False}

@@ -329,6 +329,20 @@ def test_a_smaller_cluster_gets_fewer_servers_and_then_fewer_ranks():
     assert (fitting.trainer.ranks, len(placement.servers)) == (2, 2)
 
 
+def test_an_evaluation_has_no_ranks_so_servers_get_all_gpus_and_what_is_left_decides_their_number():
+    config = recipe(8, "engine.servers=8", "trainer.ranks=4")
+    shape = policy_shape(config)
+    with pytest.raises(PlacementError, match=r"4 trainer rank\(s\) and 8 rollout server\(s\)"):
+        place(config, shape, eight())
+    placement = place(config, shape, eight(), trains=False)
+    assert (placement.ranks, len(placement.servers), placement.shares_gpus) == ((), 8, False)
+    fitting, placement = fewer(config, shape, [Node("n", 3, 80 * GIB, 64, 512 * GIB)], trains=False)
+    assert (fitting.engine.servers, len(placement.servers)) == (3, 3)
+    with pytest.raises(PlacementError, match=r"^1 rollout server\(s\) of 8 GPU.*fit. Set a smaller [^,]*\.$"):
+        wide = recipe(8, "engine.servers=1", 'engine.options=["-tp=8"]')
+        place(wide, shape, [Node("n", 4, 80 * GIB, 64, 512 * GIB)], trains=False)
+
+
 def test_a_crowded_node_is_noted():
     config = recipe(8, "train.episodes_in_flight=2000")
     assert any("test runs will wait for each other" in note for note in planned(config).notes)
