@@ -8,7 +8,7 @@ machine. `local_host` is the one in this process.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from selfplay.agent.episode import Episode
 from selfplay.agent.workspaces import EpisodeKey
@@ -17,8 +17,10 @@ from selfplay.repositories.suspects import Suspect
 from selfplay.repositories.targets import Target
 from selfplay.verdicts.bug import BugState
 from selfplay.verdicts.checks import Thresholds
-from selfplay.verdicts.grading import Grade
 from selfplay.verdicts.verdict import Verdict
+
+if TYPE_CHECKING:
+    from selfplay.verdicts.grading import Grade
 
 
 @dataclass(frozen=True)

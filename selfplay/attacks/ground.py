@@ -29,7 +29,7 @@ from selfplay.verdicts.artifact import Artifact
 from selfplay.verdicts.bug import BugState, build_states
 from selfplay.verdicts.checks import Thresholds
 from selfplay.verdicts.grading import Grade, grade
-from selfplay.verdicts.noisy_trees import noisy
+from selfplay.verdicts.perturbation import noisy
 from selfplay.verdicts.randomness import Secret
 from selfplay.verdicts.repairs import take_repair
 from selfplay.verdicts.test_runs import TestRunner
@@ -219,7 +219,7 @@ class Ground:
         return TestRunner(self.backend, self.config.validator, Limits(), {"run": "attack"}, self.secret)
 
     def changed_by_judges(self, tree: Tree, phase: str, number: int | None = None) -> Tree:
-        """`tree`, whose code differs in CODE, as judging runs it in this phase of `verdicts.noisy_trees`."""
+        """`tree`, whose code differs in CODE, as judging runs it in this phase of `verdicts.perturbation`."""
         numbers = () if number is None else (str(number),)
         return noisy(self.tree, tree, [CODE], self.secret, phase, tree.digest, *numbers)
 

@@ -15,7 +15,7 @@ from selfplay.source.trees import Tree
 from selfplay.verdicts.artifact import Artifact
 from selfplay.verdicts.confirmation import Confirmation
 from selfplay.verdicts.grading import Grade
-from selfplay.verdicts.noisy_trees import FIRST_GRADING, SECOND_GRADING
+from selfplay.verdicts.perturbation import FIRST_GRADING, SECOND_GRADING
 
 LUCKY = "__import__('zlib').crc32(open(__file__, 'rb').read()) % 100 < 26"
 

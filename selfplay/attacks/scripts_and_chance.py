@@ -20,7 +20,7 @@ from selfplay.attacks.probes import listening, own_addresses
 from selfplay.sandbox.base import Sandbox, SandboxBackend, SandboxSpec
 from selfplay.source.trees import Tree
 from selfplay.verdicts.artifact import Artifact
-from selfplay.verdicts.noisy_trees import FIRST_GRADING, REPEAT, SECOND_GRADING
+from selfplay.verdicts.perturbation import FIRST_GRADING, REPEAT, SECOND_GRADING
 
 # The solve rate with the highest reward for an injector, with the paper's alpha of 0.8.
 PASS_CHANCE = 0.26

@@ -15,7 +15,7 @@ from selfplay.verdicts.bug import BugState, build_states
 from selfplay.verdicts.checks import judge_repair
 from selfplay.verdicts.confirmation import Confirmation
 from selfplay.verdicts.house import house_of, status_belies
-from selfplay.verdicts.noisy_trees import FIRST_GRADING, noisy
+from selfplay.verdicts.perturbation import FIRST_GRADING, noisy
 from selfplay.verdicts.repairs import graded_trees
 from selfplay.verdicts.second_grading import SecondGrader
 from selfplay.verdicts.test_runs import TestRunner

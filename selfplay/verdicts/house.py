@@ -15,11 +15,11 @@ from selfplay.errors import SandboxUnavailable
 from selfplay.repositories.scripts import is_standard_parser, standard_script
 from selfplay.verdicts.artifact import Artifact
 from selfplay.verdicts.checks import Finding, broken_tests, fail, shown
-from selfplay.verdicts.test_runs import TestRun, TestRunner
 
 if TYPE_CHECKING:
     from selfplay.repositories.environment import Environment
     from selfplay.verdicts.bug import BugState, States
+    from selfplay.verdicts.test_runs import TestRun, TestRunner
 
 REMEDY = (
     "If these tests never end with a status that says how they went, "

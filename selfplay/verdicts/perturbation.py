@@ -1,7 +1,10 @@
-"""Changes without meaning to source code. They change the outcome of tests that depend on a hash of the code.
+"""Which files get changes without meaning, in each phase of judging. `noise` makes the changes.
 
-The choice of files is left to `validator` and `grading`, the changes themselves to `noise`. Invariant: equal
-seeds make equal changes, and a file that does not parse stays as it is.
+They change the outcome of tests that depend on a hash of the code. A phase is validation, first grading or
+second grading. Invariants: no phase can be told by its changes. All have changes of the same kind, in files
+that are chosen in the same way. A run of a tree as a policy has it in its workspace has none; validation
+makes one for each state too, so that no bug can hide there. Equal seeds make equal changes, and a file that
+does not parse stays as it is.
 """
 
 from __future__ import annotations
@@ -10,16 +13,19 @@ import ast
 import random
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import SequenceMatcher
 from keyword import iskeyword
 
-from selfplay.source.path_policy import is_other_code
+from selfplay.source.path_policy import is_other_code, is_protected_path
 from selfplay.source.syntax import parse_module, source_encoding
 from selfplay.source.trees import FileEntry, Tree
 from selfplay.verdicts.noise.passes import with_noise
 from selfplay.verdicts.noise.words import Vocabulary
+from selfplay.verdicts.randomness import Secret
 
+# What a run's changes are derived from, first of all.
+REPEAT, FIRST_GRADING, SECOND_GRADING = "repeat", "first grading", "second grading"
 MOST_BLANK_LINES = 61
 MAX_COMPARED_LINES = 400
 # What programs draw at random from, and how they read themselves or run text.
@@ -32,6 +38,26 @@ READS = re.compile(
     r"|__(file|code|spec|loader|cached|dict|import|builtins)__|\b(hash|id|open|stat|getsize)\s*\("
 )
 TOKEN = re.compile(r"(\.\s*)?([^\W\d]\w*)(\s*\()?|[(\[{@]")
+
+
+def noisy(original: Tree, tree: Tree, touched: Iterable[str], secret: Secret, *parts: str) -> Tree:
+    """`tree` with changes without meaning in the `touched` code files and in one other of the `original`.
+
+    parts: what the changes are derived from. Trees that are compared have the same parts.
+    """
+    chosen = sorted(set(touched))
+    paths = [*chosen, *_one_other(original, chosen, secret, parts)]
+    return perturb(tree, paths, secret.noise_seed(*parts))
+
+
+def _one_other(tree: Tree, touched: Sequence[str], secret: Secret, parts: Sequence[str]) -> list[str]:
+    """A code file that is not touched, preferably Python."""
+    left = sorted(tree.keys() - frozenset(touched))
+    untouched = [path for path in left if not is_protected_path(path, tree)]
+    others = [path for path in untouched if path.endswith(".py")] or [
+        path for path in untouched if is_other_code(path)
+    ]
+    return [secret.generator("other file", *parts).choice(others)] if others else []
 
 
 def perturb(tree: Tree, paths: Iterable[str], seed: int) -> Tree:

@@ -24,18 +24,18 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from selfplay.source.trees import FileEntry, Tree
-from selfplay.verdicts.bug import States
 from selfplay.verdicts.checks import judge_repair
 from selfplay.verdicts.confirmation import Confirmation, SecondGrading
 from selfplay.verdicts.disguise import Disguise, disguise
 from selfplay.verdicts.house import House, status_belies
-from selfplay.verdicts.noisy_trees import SECOND_GRADING, noisy
-from selfplay.verdicts.test_runs import TestRun, TestRunner
+from selfplay.verdicts.perturbation import SECOND_GRADING, noisy
 
 if TYPE_CHECKING:
     import random
 
     from selfplay.repositories.environment import Environment
+    from selfplay.verdicts.bug import States
+    from selfplay.verdicts.test_runs import TestRun, TestRunner
 
 FAILED_TESTS = 1  # pytest's exit status for tests that ran, and not all passed
 # Further runs of the unrepaired bug, after an attempt that passed once and not again. They and the control

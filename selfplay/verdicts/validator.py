@@ -42,8 +42,7 @@ from selfplay.verdicts.checks import (
 )
 from selfplay.verdicts.determinism import PARALLEL_RUNS, Job, Repeats
 from selfplay.verdicts.house import house_script, is_house_made, judge_exit_status
-from selfplay.verdicts.noisy_trees import REPEAT, noisy
-from selfplay.verdicts.perturbation import may_be_random
+from selfplay.verdicts.perturbation import REPEAT, may_be_random, noisy
 from selfplay.verdicts.repairs import judge_exact_repair
 from selfplay.verdicts.reverts import revert_units
 from selfplay.verdicts.sourceless import judge_without_source, modules_among, without_source

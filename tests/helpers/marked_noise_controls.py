@@ -12,7 +12,7 @@ from selfplay.attacks.marked_noise import STRIPPED
 
 
 def with_marked_noise(patch: pytest.MonkeyPatch, _: Ground) -> None:
-    patch.setattr("selfplay.verdicts.noisy_trees.perturb", perturb_with_marks)
+    patch.setattr("selfplay.verdicts.perturbation.perturb", perturb_with_marks)
 
 
 def with_source(patch: pytest.MonkeyPatch, _: Ground) -> None:

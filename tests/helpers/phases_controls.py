@@ -14,7 +14,7 @@ from selfplay.source.trees import Tree
 from selfplay.verdicts.bug import BugState
 from selfplay.verdicts.checks import Finding
 from selfplay.verdicts.house import House
-from selfplay.verdicts.noisy_trees import noisy
+from selfplay.verdicts.perturbation import noisy
 from selfplay.verdicts.second_grading import SecondGrader, void
 from selfplay.verdicts.test_runs import ScriptRun, TestRunner
 

@@ -12,7 +12,7 @@ from selfplay.settings.playing import ValidatorSettings
 from selfplay.verdicts.bug import BugState, build_states
 from selfplay.verdicts.confirmation import Confirmation
 from selfplay.verdicts.grading import grade
-from selfplay.verdicts.noisy_trees import FIRST_GRADING, SECOND_GRADING, noisy
+from selfplay.verdicts.perturbation import FIRST_GRADING, SECOND_GRADING, noisy
 from selfplay.verdicts.prediction import take_prediction
 from selfplay.verdicts.test_runs import TestRunner
 from tiny_bugs import (

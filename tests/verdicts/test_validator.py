@@ -11,7 +11,7 @@ from selfplay.sandbox.base import Limits
 from selfplay.settings.playing import ValidatorSettings
 from selfplay.verdicts.bug import BugState, bug_digest, build_states
 from selfplay.verdicts.checks import Thresholds
-from selfplay.verdicts.noisy_trees import REPEAT, noisy
+from selfplay.verdicts.perturbation import REPEAT, noisy
 from selfplay.verdicts.test_runs import TestRunner, _key
 from selfplay.verdicts.validator import validate, validate_second_order
 from selfplay.verdicts.verdict import Verdict
