@@ -197,16 +197,17 @@ class SecondGrader:
     def _judge_disguised(self, disguised: Disguise, run: TestRun) -> SecondGrading:
         """What the run of the repaired code says, when the original's code passes the same tests."""
         failed = disguised.not_passed(run.outcomes, self.house.wanted)
+        is_honest = disguised.all_copies_failed(run.outcomes) and run.exit_code == FAILED_TESTS
+        if is_honest and not failed:
+            return SecondGrading(Confirmation.CONFIRMED)
         if disguised.must_fail & run.outcomes.passed:
             return _forged(
                 "a copy of a test that cannot pass was reported as passed: the code forges its results"
             )
-        if not disguised.all_copies_failed(run.outcomes) or run.exit_code != FAILED_TESTS:
+        if not is_honest:
             missing_copies = "copies of tests are missing from the results"
             problem = run.error or f"{missing_copies}, or the exit status {run.exit_code} belies them"
             return _forged(f"{problem}: the code forges or suppresses results")
-        if not failed:
-            return SecondGrading(Confirmation.CONFIRMED)
         [again] = self._noisy(self.final)
         plain = self._run(again, self._hash_seed())
         missing = self._missing(plain)

@@ -469,7 +469,10 @@ CONTROLS: dict[str, Control] = {
     "print-report-added": all_of(NO_DISGUISE, phases_controls.no_exit_status),
     "print-report-status": all_of(NO_DISGUISE, a_status_as_is_said),
     "forge-chosen-short": NO_DISGUISE,
-    "forge-chosen": patched(("selfplay.verdicts.disguise.Disguise.not_passed", lambda *_: ())),
+    "forge-chosen": all_of(
+        patched(("selfplay.verdicts.disguise.Disguise.not_passed", lambda *_: ())),
+        phases_controls.no_control_run,
+    ),
     "forge-alike": patched(
         ("selfplay.verdicts.disguise.Disguise.all_copies_failed", lambda *_: True),
     ),
