@@ -44,6 +44,7 @@ from selfplay.verdicts.bug import BugState, build_states
 from selfplay.verdicts.checks import Thresholds
 from selfplay.verdicts.confirmation import Confirmation
 from selfplay.verdicts.grading import grade
+from selfplay.verdicts.randomness import Secret
 from selfplay.verdicts.test_runs import ParsedLog, TestRunner
 from selfplay.verdicts.validator import validate
 
@@ -288,20 +289,23 @@ def parse_standard() -> Callable[[str], dict[str, str]]:
     return names["parse"]  # type: ignore[no-any-return]
 
 
+SECRET = Secret(b"the same draws in each audit now")
+
+
 @dataclass
 class Audit:
-    """Judges cases as a run would. Prepares each repository once."""
+    """Judges cases as a run would. Prepares each repository once. Equal secrets give equal draws."""
 
     backend: SandboxBackend
     config: Config
     attempts: int = 8
     grades_all: bool = False
     environments: dict[str, Environment] = field(default_factory=dict)
+    secret: Secret = SECRET
 
     def __post_init__(self) -> None:
-        self.runner = QuickRunner(
-            self.backend, self.config.validator, sandbox_limits(self.config), {"selfplay.run": "audit"}
-        )
+        limits, labels = sandbox_limits(self.config), {"selfplay.run": "audit"}
+        self.runner = QuickRunner(self.backend, self.config.validator, limits, labels, self.secret)
 
     def environment(self, repo: str) -> Environment:
         if repo not in self.environments:

@@ -128,7 +128,7 @@ def test_tests_whose_threads_keep_python_alive_are_refused(
         "tests/test_thread.py": "import threading, time\n\n\ndef test_thread():\n"
         "    threading.Thread(target=time.sleep, args=[10**6]).start()\n"
     }
-    with pytest.raises(EnvironmentBuildError, match="did not end within 20 s"):
+    with pytest.raises(EnvironmentBuildError, match="did not end within 40 s"):
         admitted(files, backend, cache, tmp_path)
 
 
