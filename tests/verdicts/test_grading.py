@@ -102,7 +102,7 @@ def test_a_file_where_the_folder_of_the_tests_was_does_not_count(tiny, runner):
     blocked = {"tests/__init__.py": None} if "tests/__init__.py" in start else {}
     assert not any(path.startswith("tests/") for path in start.keys() - blocked.keys())
     found = grade(bug, diff(start, {"tests": "a file\n", **blocked}), tiny, runner)
-    assert not found.passed and CLAMP_TEST in found.failed_tests
+    assert not found.passed and found.restored == ("tests",)
     assert grade(bug, diff(start, {**REPAIR, "tests": "a file\n", **blocked}), tiny, runner).passed
 
 
@@ -142,9 +142,15 @@ def test_a_wrong_repair_fails_and_names_its_tests(attempt):
     assert found.failed_tests == (CLAMP_TEST,) and "1 test(s) do not pass" in found.reason
 
 
-def test_a_repair_that_breaks_another_test_fails(attempt):
+def test_a_repair_that_breaks_another_test_fails(tiny, attempt):
+    text = tiny.tree.text(NUMBERS).replace("return total / len(values)", "return total")
+    found = attempt({NUMBERS: text})
+    assert found.failed_tests and not any("clamp" in name for name in found.failed_tests)
+
+
+def test_a_change_of_code_that_the_bug_has_nothing_to_do_with_does_not_count(attempt):
     found = attempt({**REPAIR, "tiny/text.py": ("word[0].upper()", "word[0]")})
-    assert found.failed_tests == ("tests/test_text.py::TestWords::test_initials",)
+    assert found.passed and found.restored == ("tiny/text.py",)
 
 
 def test_an_empty_patch_fails_without_a_run(attempt):
@@ -210,7 +216,7 @@ def test_grading_takes_the_files_in_the_solvers_workspace(tiny, runner, backend)
 )
 def test_protected_files_are_restored_and_recorded_and_their_change_repairs_nothing(attempt, changes):
     name, change = changes
-    found = attempt({**change, "tiny/text.py": ("word[0].upper()", "(word[0].upper())")})
+    found = attempt({**change, NUMBERS: ("abs(number)", "(abs(number))")})
     assert found.restored == tuple(change), name
     assert not found.passed and found.failed_tests == (CLAMP_TEST,)
     assert attempt(change).reason == "only protected files changed"
