@@ -1,9 +1,9 @@
 #!/bin/sh
-# Builds the image selfplay/base:1 from nothing but a Debian mirror: debootstrap into a folder, piped into `docker import`.
+# Builds the image selfplay/base:2 from nothing but a Debian mirror: debootstrap into a folder, piped into `docker import`.
 # Needs root, debootstrap and a running docker engine. MIRROR and SUITE override what debootstrap takes by itself.
 set -eu
 
-TAG="${TAG:-selfplay/base:1}"
+TAG="${TAG:-selfplay/base:2}"
 SUITE="${SUITE:-bookworm}" # the release that the tests ran on
 PACKAGES="python3,python3-venv,python3-dev,git,gcc,libc6-dev,make,patch,procps,ca-certificates,ed,less,file,findutils,diffutils"
 

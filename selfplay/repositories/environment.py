@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from selfplay.repositories.targets import Calls, Function, Target
     from selfplay.source.trees import Tree
 
-SCHEMA = 1  # of environments in the cache, their facts included; a new number builds all of them anew
+SCHEMA = 2  # of environments in the cache, their facts included; a new number builds all of them anew
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ from selfplay.sandbox.index_access import index_access
 from selfplay.sandbox.index_proxy import SOCKET, forwarding_command, forwarding_variables, open_proxy
 from selfplay.sandbox.owners import abandoned
 
-BASE_IMAGE = "selfplay/base:1"
+BASE_IMAGE = "selfplay/base:2"
 ENVIRONMENT_REPOSITORY = "selfplay/env"
 BUILD_BASE = "sandboxes/base/build.sh"
 PYTHON = "/usr/bin/python3"  # in the base image

@@ -389,7 +389,8 @@ class _Judgement:
 
         The original's run is known if another bug in the same files had one.
         """
-        modules = modules_among(touched)
+        tree = self.environment.tree
+        modules = modules_among(path for path in touched if not is_protected_path(path, tree))
         if not finding.passed or not modules:
             return finding
         shown = [replace(buggy, tree=self.environment.tree), buggy]

@@ -186,7 +186,7 @@ def test_an_environment_is_made_once_and_then_found(bubblewrap, clones, monkeypa
 @pytest.mark.sandbox
 @pytest.mark.slow
 def test_a_record_of_an_image_is_left_out_where_sandboxes_open_none(bubblewrap, clones):
-    task = replace(parse_task(swe_bench_record(clones)), repo="docker:selfplay/base:1#/opt", setup=Setup())
+    task = replace(parse_task(swe_bench_record(clones)), repo="docker:selfplay/base:2#/opt", setup=Setup())
     open_or_skip("docker")
     left_out = prepare([task], bubblewrap, clones).left_out
     assert "needs sandbox.type = 'docker', not 'bubblewrap'" in left_out[task.instance_id]

@@ -472,7 +472,7 @@ class image_holding:
                 member = tarfile.TarInfo(path)
                 member.size = len(text.encode())
                 archive.addfile(member, io.BytesIO(text.encode()))
-        container = self._client.containers.create("selfplay/base:1", command=["true"], network_disabled=True)
+        container = self._client.containers.create("selfplay/base:2", command=["true"], network_disabled=True)
         try:
             container.put_archive("/testbed", data.getvalue())
             container.commit(*self._name.split(":"))

@@ -148,7 +148,7 @@ def test_a_loss_is_the_machines_when_a_fresh_bubblewrap_sandbox_fails_too(
 def test_a_loss_is_the_machines_when_a_fresh_container_fails_too(tmp_path: Path) -> None:
     docker = open_or_skip("docker", tmp_path)
     image = f"selfplay/env:test-{os.getpid()}"
-    subprocess.run(["docker", "tag", "selfplay/base:1", image], check=True)
+    subprocess.run(["docker", "tag", "selfplay/base:2", image], check=True)
     with docker.open(SandboxSpec(environment=image)) as box:
         subprocess.run(["docker", "rmi", image], check=True, capture_output=True)
         kill_server(box)
@@ -167,7 +167,7 @@ def test_opening_what_does_not_exist_is_the_machines_failure(backend: SandboxBac
 def test_an_image_without_python_says_so(tmp_path: Path) -> None:
     docker = open_or_skip("docker", tmp_path)
     image = f"selfplay/nopython:test-{os.getpid()}"
-    recipe = "FROM selfplay/base:1\nUSER root\nRUN rm /usr/bin/python3*\n"
+    recipe = "FROM selfplay/base:2\nUSER root\nRUN rm /usr/bin/python3*\n"
     subprocess.run(
         ["docker", "build", "-q", "-t", image, "-"], input=recipe.encode(), check=True, capture_output=True
     )
@@ -239,7 +239,7 @@ def test_a_container_that_never_started_is_swept(tmp_path: Path) -> None:
             f"selfplay.owner={dead}",
             "-v",
             "/data",
-            "selfplay/base:1",
+            "selfplay/base:2",
             "true",
         ],
         check=True,
