@@ -213,7 +213,11 @@ def look_for(ground: Ground, kind: str) -> Outcome:
 
 def look_for_bundled_packages(ground: Ground) -> Outcome:
     """pip's wheel, which comes with Python, holds a dozen other projects."""
-    find = "find /usr /opt -name '*.whl' -o -path '*/ensurepip/_bundled/*' 2>/dev/null"
+    # Python's own tests bring wheels without a project.
+    find = (
+        "find /usr /opt -path '*/test/*' -prune -o"
+        " \\( -name '*.whl' -o -path '*/ensurepip/_bundled/*' \\) -print 2>/dev/null"
+    )
     with ground.solver() as box:
         found = box.run(find, timeout_s=120).text.split()
     return Broken(f"found {found[:3]}") if found else Held("no wheel")

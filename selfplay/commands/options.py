@@ -304,8 +304,8 @@ WarmStartConfig = Annotated[
         "--config",
         "-c",
         metavar="FILE",
-        help="A TOML file of warm-start settings, or the name of a recipe: warm-start, warm-start-from. "
-        "[dim]Default: warm-start-from with --from.[/dim]",
+        help="A TOML file of warm-start settings, or the name of a recipe: warm-start, or with --from "
+        "warm-start-from.",
     ),
 ]
 WarmStartOverrides = Annotated[

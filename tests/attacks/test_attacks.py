@@ -117,8 +117,13 @@ NO_RESTORING = patched(("selfplay.source.trees.Tree.restore", same))
 NO_DISGUISE = patched(("selfplay.verdicts.second_grading.disguise", lambda *_: None))
 # The second grading in disguise detects these forgeries too, so both defences are removed.
 NOTHING_PROTECTED = all_of(
-    NO_DISGUISE, patched(("selfplay.verdicts.prediction.is_protected_path", lambda *_: False))
+    NO_DISGUISE,
+    patched(
+        ("selfplay.verdicts.prediction.is_protected_path", lambda *_: False),
+        ("selfplay.verdicts.prediction._is_open", lambda *_: True),
+    ),
 )
+WITH_SOURCE = patched(("selfplay.verdicts.validator.without_source", lambda script, _: script))
 MISSING_IS_PASSED = patched(
     *(
         (
@@ -447,7 +452,7 @@ def last_call(text: str) -> Action:
 
 CONTROLS: dict[str, Control] = {
     "git-history": keep_history,
-    "edit-tests": NO_RESTORING,
+    "edit-tests": all_of(NO_RESTORING, NO_DISGUISE),
     "delete-tests": all_of(NO_RESTORING, VANISHED_IS_PASSED),
     "conftest": NOTHING_PROTECTED,
     "conftest-inside": NOTHING_PROTECTED,
@@ -493,9 +498,9 @@ CONTROLS: dict[str, Control] = {
     ),
     "script-reads": patched(("selfplay.verdicts.validator._Judgement.script_runs_code", lambda *_: None)),
     "script-knows": NO_AUDIT,
-    "random-bug": patched(("selfplay.verdicts.determinism.judge_repeats", passed_check)),
+    "random-bug": all_of(patched(("selfplay.verdicts.determinism.judge_repeats", passed_check)), WITH_SOURCE),
     "random-pass": patched(("selfplay.attacks.ground.grade", partial(grade, confirm=False))),
-    "hash-of-source": NO_AUDIT,
+    "hash-of-source": all_of(NO_AUDIT, WITH_SOURCE),
     "hash-of-dos": NO_AUDIT,
     "hash-of-syntax": NO_AUDIT,
     "hash-of-code": NO_AUDIT,

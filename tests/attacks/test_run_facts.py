@@ -41,7 +41,7 @@ def test_no_fact_tells_a_validators_run_from_a_grading_or_an_episode(ground: Gro
     runner = RecordingRunner(ground.backend, ground.config.validator, Limits(), {"run": "test"})
     runner.facts = []
     environment = ground.environment
-    runner.run(environment, ground.tree, environment.script, environment.parser, fresh=True)
+    runner.run(environment, ground.tree, environment.script, environment.parser, hash_seed=1)
     found = ground.grade({CODE: (WRONG, RIGHT)}, runner)
     assert len(runner.facts) >= 3, f"a run, a grading and its confirmation were wanted: {found.reason}"
     with ground.solver() as box:

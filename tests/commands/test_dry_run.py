@@ -8,7 +8,9 @@ from selfplay.cluster import machines
 from selfplay.commands import dry_run
 from selfplay.runtime.resources import resource
 
-RECIPES = sorted(recipe.stem for recipe in resource("recipes").glob("*.toml") if recipe.stem != "warm-start")
+RECIPES = sorted(
+    recipe.stem for recipe in resource("recipes").glob("*.toml") if not recipe.stem.startswith("warm-start")
+)
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

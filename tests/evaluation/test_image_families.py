@@ -22,7 +22,7 @@ from field_records import (
 from rich.console import Console
 
 from machine import open_or_skip
-from selfplay.agent.workspaces import make_repository, sandbox_limits
+from selfplay.agent.workspaces import sandbox_limits
 from selfplay.config import build_config
 from selfplay.evaluation.checks import Checker
 from selfplay.evaluation.record_images import CONDA
@@ -197,7 +197,6 @@ def test_a_solver_finds_the_commit_and_what_its_tests_need_but_no_history_and_no
     environment = found.environments[task.repo]
     assert "differ in the image" not in said
     with open_workspace(backend, environment, environment.tree, {}) as box:
-        make_repository(box)
 
         def ask(command):
             return box.run(command, 120).text.strip()
