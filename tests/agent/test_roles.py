@@ -270,13 +270,13 @@ def test_the_patch_of_a_solver_with_the_tests_holds_only_its_own_change(house: H
 def test_changes_of_test_files_are_never_in_the_patch(house: House, bug: BugState) -> None:
     named = replace(
         house,
-        environment=replace(house.environment, test_files=(*house.environment.test_files, "tiny/text.py")),
+        environment=replace(house.environment, test_files=(*house.environment.test_files, "tiny/report.py")),
     )
-    change = format_action("bash", "echo '# changed' >> tiny/text.py")
-    assert "tiny/text.py" in house.repair([change, SUBMIT_NOTHING], bug).submission["patch"]
+    change = format_action("bash", "echo '# changed' >> tiny/report.py")
+    assert "tiny/report.py" in house.repair([change, SUBMIT_NOTHING], bug).submission["patch"]
     assert named.repair([change, SUBMIT_NOTHING], bug).submission == {
         "patch": "",
-        "restored": "tiny/text.py\n",
+        "restored": "tiny/report.py\n",
     }
 
 
@@ -377,7 +377,7 @@ def counting_runner(house: House) -> tuple[CountingBackend, TestRunner]:
     return backend, TestRunner(cast(SandboxBackend, backend), CONFIG.validator, Limits(), LABELS)
 
 
-def test_attempts_with_equal_workspaces_and_their_grading_share_runs_of_the_given_script(
+def test_attempts_with_equal_workspaces_share_runs_of_the_given_script_and_their_grading_does_not(
     house: House, bug: BugState
 ) -> None:
     backend, shared = counting_runner(house)
@@ -390,7 +390,7 @@ def test_attempts_with_equal_workspaces_and_their_grading_share_runs_of_the_give
     assert house.repair(replies, bug, WITH_HELP, shared).turns[2].observation == episode.turns[2].observation
     assert backend.opened == 2
     assert grade(bug, episode.submission["patch"], house.environment, shared, confirm=False).passed
-    assert backend.opened == 2  # the default parser needs no sandbox
+    assert backend.opened == 3  # the default parser needs no sandbox
 
 
 def test_the_verdict_on_an_artifact_uses_the_injectors_own_test_run(house: House, injected: Episode) -> None:
