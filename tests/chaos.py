@@ -124,11 +124,13 @@ class Scenario:
     left_out: tuple[str, ...] = ()
 
 
-SANDBOXES = {MONITOR: 2, SERVER: 2, TEST_RUN: 2, PARSER: 1}
+SANDBOXES = {MONITOR: 2, SERVER: 2}
+# A killed test run or parser counts against the policy, whose code may have sent the signal.
+RUNS = {TEST_RUN: 2, PARSER: 1}
 SCENARIOS = (
     Scenario("scripted", 60, {CONTROLLER: 7, HELPER: 1, **SANDBOXES}, is_evaluated=True),
     # A killed process of a policy's command changes the observation: the command might have killed it itself.
-    Scenario("commands", 14, {COMMAND: 8, CONTROLLER: 2, **SANDBOXES}, is_exact=False),
+    Scenario("commands", 14, {COMMAND: 8, CONTROLLER: 2, **SANDBOXES, **RUNS}, is_exact=False),
     Scenario(
         "deepspeed",
         14,
@@ -137,7 +139,7 @@ SCENARIOS = (
         needs="deepspeed",
     ),
     # The last bits of a log-probability depend on the rest of its batch. The sampled tokens do not.
-    Scenario("hf", 12, {CONTROLLER: 3, MONITOR: 1, SERVER: 1, TEST_RUN: 1}, CARRIED, left_out=("logprobs",)),
+    Scenario("hf", 12, {CONTROLLER: 3, MONITOR: 1, SERVER: 1}, CARRIED, left_out=("logprobs",)),
 )
 
 
@@ -324,7 +326,7 @@ class Attempt:
                     while (
                         len(self.kills) < self.planned and CONTROLLER not in dead and process.poll() is None
                     ):
-                        dead += self._kill_one(process, events, spared=set(dead) & {TEST_RUN})
+                        dead += self._kill_one(process, events)
                     code = process.wait(120 + 20 * self.reference.seconds)
                 except subprocess.TimeoutExpired:
                     raise Failed(
@@ -358,17 +360,13 @@ class Attempt:
         )
         return "update " not in leg and "error: " in leg
 
-    def _kill_one(
-        self, process: subprocess.Popen[bytes], events: FolderEvents, spared: set[str]
-    ) -> list[str]:
+    def _kill_one(self, process: subprocess.Popen[bytes], events: FolderEvents) -> list[str]:
         """Wait for a random moment, then kill a process of a random kind.
 
-        spared: kinds that are left alone. A test run that is killed is repeated once; a second kill counts
-        against the policy, as if the tests had ended themselves.
         Returns its kind, or [] if there is no such process.
         """
         rng, began = self.rng, time.monotonic()
-        victims = {kind: share for kind, share in self.scenario.victims.items() if kind not in spared}
+        victims = self.scenario.victims
         wanted = rng.choices(list(victims), list(victims.values()))[0]
         parts = [
             part

@@ -380,6 +380,9 @@ def movable_bwrap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[P
     find_programs.cache_clear()
 
 
+NO_BWRAP = r"bubblewrap (does not start|started no command server): [\s\S]*bwrap"
+
+
 def test_bwrap_that_vanishes_in_the_middle_is_the_machines_failure(
     movable_bwrap: Path, tmp_path: Path
 ) -> None:
@@ -390,14 +393,14 @@ def test_bwrap_that_vanishes_in_the_middle_is_the_machines_failure(
         groups = len(sandbox_groups())
         movable_bwrap.rename(hidden)
         with (
-            pytest.raises(SandboxUnavailable, match="bubblewrap does not start: .*bwrap"),
+            pytest.raises(SandboxUnavailable, match=NO_BWRAP),
             backend.open(SPEC),
         ):
             pass
         assert (open_descriptors(), len(sandbox_groups())) == (descriptors, groups)
         assert box.run("echo on").text == "on\n"  # what is open goes on
         os.kill(cast(ConnectedSandbox, box).details["server_pid"], 9)
-        with pytest.raises(SandboxUnavailable, match="a fresh sandbox fails too: bubblewrap does not start"):
+        with pytest.raises(SandboxUnavailable, match=f"a fresh sandbox fails too: {NO_BWRAP}"):
             box.run("true")
     hidden.rename(movable_bwrap)
     with backend.open(SPEC) as box:
@@ -477,6 +480,7 @@ RECORDED = {
     "curriculum/database.py",  # when a row was written
     "viewing/replay.py",  # shows such a time
     "agent/workspaces.py",  # when an episode began; the other clock measures how long it took
+    "attacks/phases.py",  # a bug that knows when it was made
     "commands/train.py",  # a run's name
     "commands/doctor.py",  # the age of another process's scratch folders, from the time stamps of their files
 }
@@ -533,19 +537,17 @@ def killing(kind: str) -> Iterator[None]:
         thread.join()
 
 
-@pytest.mark.parametrize("kind", [TEST_RUN, PARSER])
-def test_a_test_run_that_the_machine_kills_once_is_made_again(tmp_path: Path, kind: str) -> None:
-    environment = an_environment(
-        "sleep 0.5; echo ran\n", 'import time\ntime.sleep(0.5)\nprint(\'{"t": "passed"}\')\n'
-    )
+def test_a_test_run_that_gets_a_signal_is_not_made_again(tmp_path: Path) -> None:
+    """Its own code may have sent the signal, to be drawn again."""
+    environment = an_environment("sleep 0.5; echo ran\n")
     runner = TestRunner(open_or_skip("bubblewrap", tmp_path), ValidatorSettings(), Limits(), {"run": "test"})
-    killer = kill_first(kind)
-    done = runner.run(environment, environment.tree, environment.script, environment.parser)
+    killer = kill_first(TEST_RUN)
+    done = runner.script(environment, environment.tree, environment.script)
     killer.join()
-    assert (done.log, done.outcomes.passed, done.error) == (b"ran\n", {"t"}, "")
+    assert (done.log, done.exit_code, done.error) == (b"", 137, "")
 
 
-def test_a_parser_that_the_machine_kills_again_and_again_is_asked_anew_when_its_log_comes_again(
+def test_a_parser_that_is_killed_is_asked_anew_when_its_log_comes_again(
     tmp_path: Path,
 ) -> None:
     environment = an_environment("echo ran\n", 'import time\ntime.sleep(0.5)\nprint(\'{"t": "passed"}\')\n')
@@ -557,7 +559,7 @@ def test_a_parser_that_the_machine_kills_again_and_again_is_asked_anew_when_its_
     assert (again.outcomes.passed, again.error, again.cached) == ({"t"}, "", True)
 
 
-def test_a_script_that_kills_itself_is_made_twice_and_then_counts(tmp_path: Path) -> None:
+def test_a_script_that_kills_itself_counts(tmp_path: Path) -> None:
     environment = an_environment("echo once; kill -9 $$\n")
     runner = TestRunner(open_or_skip("bubblewrap", tmp_path), ValidatorSettings(), Limits(), {"run": "test"})
     done = runner.script(environment, environment.tree, environment.script)
