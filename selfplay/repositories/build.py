@@ -123,7 +123,7 @@ def _environment_key(checkout: Checkout, backend: SandboxBackend, settings: Envi
         spec.test,
         backend.name,
         settings.baselines,
-        settings.test_timeout_s,
+        float(settings.test_timeout_s),  # a default of 90 is 90.0 in the stored configuration
         PYTEST,
         OLDER_PYTEST,
         PROBE,

@@ -49,6 +49,8 @@ class Secret:
             if not path.exists():
                 cls.new().write(folder)
             key = path.read_bytes()
+            for left in folder.glob(f"{SECRET_FILE}.*.partial"):  # of a start that was killed
+                left.unlink(missing_ok=True)
         except OSError as error:
             raise RunError(
                 f"cannot read or write {path}: {error.strerror}. Give write access there."
@@ -68,8 +70,8 @@ class Secret:
             os.fsync(file.fileno())
         try:
             os.link(partial, folder / SECRET_FILE)  # two processes that start at once use one secret
-        except FileExistsError:
-            pass
+        except (FileExistsError, FileNotFoundError):
+            pass  # another start made the secret, and removed what looked left behind
         except OSError:  # a file system without hard links
             partial.rename(folder / SECRET_FILE)
         finally:

@@ -1,6 +1,4 @@
-"""A scripted game gives the rows that it gave before the modules moved into packages: tokens, masks,
-rewards, verdicts, losses.
-"""
+"""A scripted game gives the recorded rows: tokens, masks, rewards, verdicts, losses."""
 
 import gzip
 import json
@@ -14,7 +12,7 @@ from recorded_game import differences, record
 
 pytestmark = [pytest.mark.sandbox, pytest.mark.slow]
 
-RECORDING = Path(__file__).parent.parent / "recordings" / "game-before-the-rooms.json.gz"
+RECORDING = Path(__file__).parent.parent / "recordings" / "game.json.gz"
 
 
 def test_a_scripted_game_gives_the_recorded_rows(tmp_path):

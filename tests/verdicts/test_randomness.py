@@ -71,3 +71,9 @@ def test_hash_seeds_come_from_one_range_and_noise_seeds_cannot_be_tried():
     assert all(low <= seed <= high for seed in seeds) and len(set(seeds)) == 300
     assert max(seeds) > high // 2  # so that no early version's seeds are likely
     assert max(SECRET.noise_seed(str(number)) for number in range(50)).bit_length() > 120
+
+
+def test_what_a_killed_start_left_behind_is_removed(tmp_path):
+    (tmp_path / f"{SECRET_FILE}.1234.partial").write_bytes(b"half")
+    assert Secret.of_folder(tmp_path) == Secret.of_folder(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [SECRET_FILE]
