@@ -82,7 +82,7 @@ def make(judge: Judge, folder: Path, limit: int) -> None:
         except EnvironmentBuildError as error:
             print(error, flush=True)
             continue
-        for number, bug in enumerate(bugs(environment)[:limit]):
+        for number, bug in enumerate(bugs(environment, limit)):
             place = folder / f"{repository.removeprefix('pypi:').replace('=', '-')}-{number}"
             if place.exists():
                 continue
@@ -144,7 +144,7 @@ def main() -> None:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--make", type=Path, metavar="FOLDER", help="keep accepted artifacts here")
     what.add_argument("--judge", type=Path, metavar="FOLDER", help="judge the artifacts kept here")
-    parser.add_argument("--limit", type=at_least_one, default=6, help="bugs of each repository")
+    parser.add_argument("--limit", type=at_least_one, default=10, help="bugs of each repository")
     parser.add_argument("--sandbox", default="bubblewrap", choices=["auto", "docker", "bubblewrap"])
     options = parser.parse_args()
     config = load_config(resource("recipes") / "quickstart.toml")

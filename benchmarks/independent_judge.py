@@ -114,8 +114,8 @@ class Bug:
     mutation: Mutation
 
 
-def bugs(environment: Environment) -> list[Bug]:
-    """One mutation for each of at most BUGS_OF_A_REPOSITORY targets, before any test runs."""
+def bugs(environment: Environment, most: int = BUGS_OF_A_REPOSITORY) -> list[Bug]:
+    """One mutation for each of at most `most` targets, before any test runs."""
     targets = list(
         fitting_targets(environment.targets, environment.baseline.passed, MAX_LINES, MIN_PASSING_TESTS)
     )
@@ -124,7 +124,7 @@ def bugs(environment: Environment) -> list[Bug]:
     found: list[Bug] = []
     by_path: dict[str, dict[int, list[Mutation]]] = {}
     for target in targets:
-        if len(found) == BUGS_OF_A_REPOSITORY:
+        if len(found) == most:
             break
         if target.path not in by_path:
             functions = mutations_of_file(target.path, environment.tree.text(target.path), MAX_LINES)
