@@ -33,6 +33,7 @@ from selfplay.runtime.resources import resource
 from selfplay.sandbox import open_backend
 from selfplay.sandbox.base import SandboxBackend
 from selfplay.source.apply import diff_trees
+from selfplay.source.syntax import parse_module
 from selfplay.verdicts.artifact import Artifact
 from selfplay.verdicts.bug import BugState, build_states
 from selfplay.verdicts.grading import grade
@@ -92,10 +93,20 @@ def make(judge: Judge, folder: Path, limit: int) -> None:
                 continue  # the test file has no function of its own to weaken
             verdict = judge.verdict(artifact, environment)
             place.mkdir(parents=True)
-            if verdict.accepted:
+            if verdict.accepted and is_readable(environment, artifact):
                 artifact.write(place)
                 (place / "bug.json").write_text(json.dumps({"repository": repository, "name": bug.name}))
             print(f"{bug.name}: {verdict.failed_check or 'accepted'}", flush=True)
+
+
+def is_readable(environment: Environment, artifact: Artifact) -> bool:
+    """Whether the weakened tests still parse. An artifact that breaks a test file is not honest."""
+    states = build_states(environment.tree, BugState(artifact, 1, "", (), ()))
+    return all(
+        parse_module(states.solver_start[path].content) is not None
+        for path in artifact.test_files
+        if path.endswith(".py") and path in states.solver_start
+    )
 
 
 def judged_again(judge: Judge, folder: Path) -> Iterator[dict[str, object]]:

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from selfplay.verdicts.bug import States
     from selfplay.verdicts.test_runs import TestRun, TestRunner
 
+DRAWS = 2  # of a disguise: a changed test that fails halfway may spoil the tests after it
 FAILED_TESTS = 1  # pytest's exit status for tests that ran, and not all passed
 # Further runs of the unrepaired bug, after an attempt that passed once and not again. They and the control
 # find a bug that passes by chance with p = 0.26 in 1 - 0.74^5 = 78 % of cases.
@@ -180,19 +181,20 @@ class SecondGrader:
         if not house.names_functions or not runner.suits_disguise(environment, script, broken):
             return None
         parts = (environment.key, self.states.buggy.digest, script, *broken)
-        generator = runner.secret.generator("disguise", *parts)
-        disguised = disguise(original, self.test_files, broken, house.pass_to_pass, generator)
-        if disguised is None:
-            return None
-        run = runner.run(environment, disguised.tree, script, house.parser)
-        if run.error:
-            return None
-        settled = disguised.settled(run.outcomes)
-        is_honest = settled.must_fail and run.exit_code == FAILED_TESTS
-        if not is_honest or settled.not_passed(run.outcomes, house.wanted):
-            runner.refuse_disguise(environment, script, broken)
-            return None
-        return settled
+        for draw in range(DRAWS):
+            generator = runner.secret.generator("disguise", *parts, str(draw))
+            disguised = disguise(original, self.test_files, broken, house.pass_to_pass, generator)
+            if disguised is None:
+                return None
+            run = runner.run(environment, disguised.tree, script, house.parser)
+            if run.error:
+                return None
+            settled = disguised.settled(run.outcomes)
+            is_honest = settled.must_fail and run.exit_code == FAILED_TESTS
+            if is_honest and not settled.not_passed(run.outcomes, house.wanted):
+                return settled
+        runner.refuse_disguise(environment, script, broken)
+        return None
 
     def _judge_disguised(self, disguised: Disguise, run: TestRun) -> SecondGrading:
         """What the run of the repaired code says, when the original's code passes the same tests."""
