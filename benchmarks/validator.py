@@ -96,7 +96,7 @@ class StraightRunner(WatchedRunner):
         return super().run(environment, tree, script, parser, number, seed)
 
     def parse(self, environment: Environment, parser: str, log: bytes) -> ParsedLog:
-        return self._parse_twice(environment, parser, log)
+        return self._parse_twice(parser, log)
 
 
 @dataclass(frozen=True)
