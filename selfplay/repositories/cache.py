@@ -127,12 +127,17 @@ def write_facts(path: Path, environment: Environment, build_key: str, reading: R
         "copied": environment.copied,
         "variables": dict(environment.variables),
     }
+    write_json(path, facts)
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a file that appears complete or not at all. Raises OSError."""
     with tempfile.NamedTemporaryFile(
         "w", dir=path.parent, prefix=".facts-", delete=False, encoding="utf-8"
     ) as file:
         temporary = Path(file.name)
         try:
-            json.dump(facts, file)
+            json.dump(value, file)
             file.flush()
             temporary.replace(path)
         except BaseException:  # for instance a full disk

@@ -11,7 +11,6 @@ import hashlib
 import json
 import re
 import sys
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict
 from functools import cache
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING
 
 import selfplay
 from selfplay.errors import EnvironmentBuildError
+from selfplay.repositories.cache import write_json
 
 if TYPE_CHECKING:
     from selfplay.repositories.cache import Reading
@@ -72,14 +72,4 @@ def read_refusal(path: Path, conditions: str) -> EnvironmentBuildError | None:
 def write_refusal(path: Path, error: EnvironmentBuildError, conditions: str) -> None:
     """Keep a refusal. The file appears complete or not at all. Raises OSError."""
     record = {"conditions": conditions, "reason": str(error), "log_tail": error.log_tail}
-    with tempfile.NamedTemporaryFile(
-        "w", dir=path.parent, prefix=".facts-", delete=False, encoding="utf-8"
-    ) as file:
-        temporary = Path(file.name)
-        try:
-            json.dump(record, file)
-            file.flush()
-            temporary.replace(path)
-        except BaseException:  # for instance a full disk
-            temporary.unlink(missing_ok=True)
-            raise
+    write_json(path, record)

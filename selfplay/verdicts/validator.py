@@ -393,9 +393,9 @@ class _Judgement:
         modules = modules_among(path for path in touched if not is_protected_path(path, tree))
         if not finding.passed or not modules:
             return finding
-        shown = [replace(buggy, tree=self.environment.tree), buggy]
-        hidden = [replace(job, script=without_source(job.script, modules)) for job in shown]
-        runs = [(run.outcomes, run.error) for run in self.run_all([*shown, *hidden])]
+        readable = [replace(buggy, tree=tree), buggy]
+        unreadable = [replace(job, script=without_source(job.script, modules)) for job in readable]
+        runs = [(run.outcomes, run.error) for run in self.run_all([*readable, *unreadable])]
         judged = judge_without_source((runs[0], runs[2]), (runs[1], runs[3]))
         return replace(judged, evidence={**finding.evidence, **judged.evidence})
 

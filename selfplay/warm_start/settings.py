@@ -320,6 +320,11 @@ class WarmStartSettings(Section):
     def _check_base(self) -> Self:
         if self.lora_rank and not self.base:
             raise ValueError("lora_rank needs a model to start from: set base, or call it with --from MODEL")
+        if self.base and any("copy" in stage.mix for stage in self.stages):
+            raise ValueError(
+                "texts of kind copy are for a policy made from nothing; leave copy out of each stage's mix, "
+                "or use the recipe warm-start-from"
+            )
         if self.episodes and not self.base:
             raise ValueError(
                 "episodes needs the model that played them: set base, or call it with --from MODEL"

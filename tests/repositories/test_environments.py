@@ -9,13 +9,14 @@ import pytest
 from machine import sandbox_groups
 from selfplay.errors import EnvironmentBuildError
 from selfplay.repositories.build import prepare_environment
-from selfplay.repositories.checkouts import Checkout
 from selfplay.repositories.environment import Environment, open_workspace
 from selfplay.repositories.fetching import fetch
 from selfplay.repositories.specs import parse_spec
 from selfplay.sandbox.base import Limits, SandboxBackend
 from selfplay.settings.playing import EnvironmentSettings
 from selfplay.source.trees import FileEntry, Tree
+from shop_repository import prepared_shop as prepare
+from shop_repository import shop_checkout as checkout
 
 pytestmark = pytest.mark.sandbox
 
@@ -58,20 +59,14 @@ def shop(backend: SandboxBackend, cache: Path, tmp_path_factory: pytest.TempPath
     return prepare(checkout(PACKAGE, tmp_path_factory.mktemp("shop"), cache), backend, cache)
 
 
-def checkout(files: dict[str, str], folder: Path, cache: Path, hints: str = "") -> Checkout:
-    """A plain folder with the same name every time, so that equal dependencies are installed once."""
-    folder = folder / "shop"
-    for path, text in files.items():
-        (folder / path).parent.mkdir(parents=True, exist_ok=True)
-        (folder / path).write_text(text)
-    return fetch(parse_spec(f"{folder} {hints}"), cache)
-
-
-def prepare(
-    found: Checkout, backend: SandboxBackend, cache: Path, said: list[str] | None = None, **settings: float
-) -> Environment:
-    progress = (lambda message: None) if said is None else said.append
-    return prepare_environment(found, backend, EnvironmentSettings(**settings), Limits(), cache, progress)
+def test_an_environment_is_found_again_with_the_settings_that_a_run_has_stored(
+    shop: Environment, backend: SandboxBackend, cache: Path
+) -> None:
+    stored = EnvironmentSettings.model_validate_json(EnvironmentSettings().model_dump_json())
+    said: list[str] = []
+    assert shop.checkout is not None
+    again = prepare_environment(shop.checkout, backend, stored, Limits(), cache, said.append)
+    assert (again.key, said) == (shop.key, [])
 
 
 def test_a_folder_becomes_an_environment_with_a_baseline(shop: Environment) -> None:

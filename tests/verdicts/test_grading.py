@@ -11,6 +11,7 @@ from selfplay.sandbox.base import WORKSPACE, Limits, SandboxSpec
 from selfplay.settings.playing import ValidatorSettings
 from selfplay.verdicts.bug import BugState, build_states
 from selfplay.verdicts.confirmation import Confirmation
+from selfplay.verdicts.disguise import Disguise
 from selfplay.verdicts.grading import grade
 from selfplay.verdicts.perturbation import FIRST_GRADING, SECOND_GRADING, noisy
 from selfplay.verdicts.prediction import take_prediction
@@ -130,6 +131,20 @@ def test_attempts_with_equal_trees_share_both_runs(attempt, backend):
     other_repair = {NUMBERS: (BROKEN, "    value = min(value, high)\n")}
     assert attempt(other_repair, own).confirmation is Confirmation.CONFIRMED
     assert own._backend.opened > opened
+
+
+def test_a_disguise_that_decides_nothing_is_drawn_once_more(attempt, backend, monkeypatch):
+    settle, draws = Disguise.settled, []
+
+    def nothing_the_first_time(self, original):
+        draws.append(self)
+        found = settle(self, original)
+        return replace(found, must_fail=frozenset()) if len(draws) == 1 else found
+
+    monkeypatch.setattr(Disguise, "settled", nothing_the_first_time)
+    found = attempt(REPAIR, TestRunner(backend, SETTINGS, Limits(), LABELS))
+    assert found.confirmation is Confirmation.CONFIRMED
+    assert len({disguised.tree.digest for disguised in draws}) == 2
 
 
 def test_a_repair_other_than_the_original_passes_too(attempt):

@@ -123,6 +123,11 @@ def test_an_adapter_without_a_model_to_start_from_is_refused(
     assert "call it with --from MODEL" in capsys.readouterr().err
 
 
+def test_texts_for_a_policy_from_nothing_are_refused_with_a_base() -> None:
+    with pytest.raises(ConfigError, match="leave copy out of each stage's mix"):
+        read_settings(Path("warm-start"), ['base="some/model"'])
+
+
 def test_the_recipe_of_a_start_from_a_model_is_read() -> None:
     settings = read_settings(Path("warm-start-from"), ['base="some/model"'])
     assert (settings.base, settings.shown_weight, settings.compile) == ("some/model", 0.0, False)
