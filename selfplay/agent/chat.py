@@ -37,7 +37,7 @@ def policy_path(model: str) -> str:
     if model in PUBLISHED:
         return str(published_folder(model))
     # As transformers: what is there is no id. Path.exists raises an error on long names.
-    if model.startswith((".", "/", "~")) or os.path.exists(model):  # noqa: PTH110
+    if model.startswith((".", "/", "~")) or model.endswith(".gguf") or os.path.exists(model):  # noqa: PTH110
         folder = Path(model).expanduser()
         if folder.suffix == ".gguf":
             return str(gguf_folder(folder))

@@ -11,6 +11,7 @@ from selfplay.cluster.machines import planned_nodes, policy_shape
 from selfplay.cluster.placement import place
 from selfplay.cluster.seats import Node
 from selfplay.config import load_config
+from selfplay.engines.adapted_models import adapter_folder
 from selfplay.repositories.specs import read_repository_list
 from selfplay.viewing.placement import show_placement
 
@@ -24,6 +25,8 @@ def dry_run_training(
     """
     config = load_config(config_file, overrides)
     read_repository_list(repos)
+    if config.policy.adapter:
+        adapter_folder(config.policy.adapter)
     shape = policy_shape(config)
     nodes = planned_nodes(config) if address is None else _asked(address)
     show_placement(place(config, shape, nodes), shape, Console())

@@ -22,12 +22,7 @@ def adapted_folder(model: str, adapter: str) -> str:
 
     model: a folder or id, as `policy_path` gives it. Raises EngineError and PrerequisiteError.
     """
-    place = Path(adapter).expanduser()
-    if not (place / CONFIG).is_file():
-        raise EngineError(
-            f"policy.adapter = {adapter!r}: no {CONFIG} at {place.absolute()}; give a folder that peft "
-            "saved, such as the folder adapter of a checkpoint or of `selfplay warm-start --adapter`."
-        )
+    place = adapter_folder(adapter)
     digest = hashlib.sha256(model.encode())
     for folder in (Path(model), place):
         for file in sorted(folder.glob("*.safetensors")) + sorted(folder.glob("*config.json")):
@@ -38,6 +33,17 @@ def adapted_folder(model: str, adapter: str) -> str:
         with new_folder(target) as folder:
             _merge(model, place, folder)
     return str(target)
+
+
+def adapter_folder(adapter: str) -> Path:
+    """The folder of an adapter. Raises EngineError if there is none."""
+    place = Path(adapter).expanduser()
+    if not (place / CONFIG).is_file():
+        raise EngineError(
+            f"policy.adapter = {adapter!r}: no {CONFIG} at {place.absolute()}; give a folder that peft "
+            "saved, such as the folder adapter of a checkpoint or of `selfplay warm-start --adapter`."
+        )
+    return place
 
 
 def _merge(model: str, adapter: Path, folder: Path) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from selfplay.repositories.checkouts import Checkout
 from selfplay.repositories.environment import Environment
 from selfplay.repositories.scripts import command_script, standard_parser, standard_script
 from selfplay.repositories.targets import Target, pack_calls, unpack_calls
+from selfplay.repositories.whole_files import write_json
 from selfplay.sandbox.base import SandboxBackend
 from selfplay.source.test_material import TestMaterial
 
@@ -128,18 +128,3 @@ def write_facts(path: Path, environment: Environment, build_key: str, reading: R
         "variables": dict(environment.variables),
     }
     write_json(path, facts)
-
-
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write a file that appears complete or not at all. Raises OSError."""
-    with tempfile.NamedTemporaryFile(
-        "w", dir=path.parent, prefix=".facts-", delete=False, encoding="utf-8"
-    ) as file:
-        temporary = Path(file.name)
-        try:
-            json.dump(value, file)
-            file.flush()
-            temporary.replace(path)
-        except BaseException:  # for instance a full disk
-            temporary.unlink(missing_ok=True)
-            raise

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 import selfplay
 from selfplay.errors import EnvironmentBuildError
-from selfplay.repositories.cache import write_json
+from selfplay.repositories.whole_files import write_json
 
 if TYPE_CHECKING:
     from selfplay.repositories.cache import Reading

@@ -99,7 +99,8 @@ class _WarmStart:
 
         settings = self.settings
         self._make_folder()
-        machine = self._machine()  # first, because the machine may lack something
+        recorded = self._recorded()  # first, because the base or the machine may lack something
+        machine = self._machine()
         packages = self._packages()
         held_out = [self._package(settings.held_out)]
         self.progress(
@@ -115,7 +116,6 @@ class _WarmStart:
         trainer = StageTrainer(
             self.output, self.work, settings, self.progress, model, tokenizer, measures, adapter
         )
-        recorded = recorded_texts(settings.episodes, tokenizer)
         played: Collection | None = None
         results: list[StageResult] = []
         for number, stage in enumerate(settings.stages):
@@ -176,13 +176,23 @@ class _WarmStart:
             machine,
         )
 
+    def _recorded(self) -> Mapping[Role, list[Document]]:
+        """The proven episodes of the base's runs. Checks the base too."""
+        from selfplay.agent.chat import ChatFormat, load_tokenizer
+
+        if not self.settings.base:
+            return {}
+        tokenizer = load_tokenizer(self.settings.base)
+        ChatFormat(tokenizer).check()
+        return recorded_texts(self.settings.episodes, tokenizer)
+
     def _played_texts(
         self, stage: StageSettings, played: Collection, recorded: Mapping[Role, list[Document]]
     ) -> Played:
         """Kept episodes of the kinds in the stage's mix. Raises ConfigError if a kind has none."""
         roles = {"executed_injector": Role.INJECTOR, "executed_solver": Role.SOLVER}
         texts = {
-            kind: [*played.documents(role), *recorded[role]]
+            kind: [*played.documents(role), *recorded.get(role, ())]
             for kind, role in roles.items()
             if stage.mix.get(kind)
         }

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from selfplay.commands.dry_run import dry_run_training
 from selfplay.commands.policies import check_model
 from selfplay.config import load_config
 from selfplay.errors import EngineError
@@ -44,6 +45,13 @@ def test_the_policy_computes_what_model_and_adapter_compute_together(
     assert torch.allclose(merged, wanted, atol=1e-4)
     assert not torch.allclose(merged, plain, atol=1e-2)
     assert check_model(config) == folder
+
+
+def test_a_dry_run_looks_for_the_adapter(tmp_path: Path) -> None:
+    repositories = tmp_path / "list.txt"
+    repositories.write_text("pypi:toolz==1.0.0\n")
+    with pytest.raises(EngineError, match=r"no adapter_config\.json at"):
+        dry_run_training(repositories, None, [f"policy.adapter={tmp_path}"])
 
 
 def test_a_folder_without_an_adapter_and_one_of_another_model_are_refused(

@@ -12,7 +12,7 @@ from selfplay import cli
 from selfplay.agent.chat import load_tokenizer
 from selfplay.agent.episode import Role
 from selfplay.config import build_config
-from selfplay.errors import ConfigError
+from selfplay.errors import ConfigError, EngineError
 from selfplay.warm_start.pipeline import warm_start
 from selfplay.warm_start.recorded import recorded_texts
 from selfplay.warm_start.settings import read_settings
@@ -121,6 +121,15 @@ def test_an_adapter_without_a_model_to_start_from_is_refused(
         cli.main()
     assert ended.value.code == 2
     assert "call it with --from MODEL" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("base", ["/nowhere/model", "no-such-file.gguf"])
+def test_a_base_that_is_not_there_is_refused_before_anything_is_fetched(base: str, tmp_path: Path) -> None:
+    said: list[str] = []
+    settings = tiny_warm_start(str(build_tiny_repository(tmp_path / "tiny")), base=base, stages=STAGE)
+    with pytest.raises(EngineError, match=base):
+        warm_start(tmp_path / "policy", settings, said.append)
+    assert said == []
 
 
 def test_texts_for_a_policy_from_nothing_are_refused_with_a_base() -> None:
