@@ -177,11 +177,11 @@ class Conversation:
         the opening.
         """
         closing = [] if self.token_ids[-1] == self.chat.stop_id else [self.chat.stop_id]
-        return [*closing, *self.chat.extend(observation)]
+        return [*closing, *self.chat.extend(observation, self.turns[-1].tool)]
 
     def add_observation(self, text: str, bridge: Sequence[int]) -> None:
         self._append(bridge)
-        self.messages.append({"role": "user", "content": text})
+        self.messages.append({"role": self.chat.role_of(self.turns[-1].tool), "content": text})
 
     def _append(self, ids: Sequence[int]) -> None:
         self.token_ids += ids
