@@ -181,7 +181,9 @@ class Conversation:
 
     def add_observation(self, text: str, bridge: Sequence[int]) -> None:
         self._append(bridge)
-        self.messages.append({"role": self.chat.role_of(self.turns[-1].tool), "content": text})
+        tool = self.turns[-1].tool
+        role = self.chat.role_of(tool)
+        self.messages.append({"role": role, "content": text} | ({"name": tool} if role == "tool" else {}))
 
     def _append(self, ids: Sequence[int]) -> None:
         self.token_ids += ids

@@ -95,9 +95,9 @@ class ChatFormat:
     def __init__(
         self, tokenizer: Any, arguments: Mapping[str, Any] | None = None, tools: Toolbox | None = None
     ) -> None:
-        if tools is None:
-            from selfplay.agent.tools import STANDARD as tools
-        self.tools: Toolbox = tools
+        from selfplay.agent.tools import STANDARD
+
+        self.tools: Toolbox = tools or STANDARD
         self._tokenizer = tokenizer
         self._name = str(getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__)
         if getattr(tokenizer, "chat_template", None) is None:
@@ -113,7 +113,8 @@ class ChatFormat:
             id_ for id_, token in self._trusted.get_added_tokens_decoder().items() if token.content.strip()
         }
 
-        listing = Listing(arguments or {}, tools.answering, tools.schemas, tools.marks)
+        given = self.tools
+        listing = Listing(arguments or {}, given.answering, given.schemas, given.marks)
         self._template = ChatTemplate(tokenizer, self._name, listing)
         self._start = [self._encode_template(piece) for piece in self._template.first]
         self._start_with_system = [self._encode_template(piece) for piece in self._template.with_system or ()]
@@ -137,7 +138,7 @@ class ChatFormat:
 
     def role_of(self, tool: str) -> str:
         """The role of a message that answers a call of `tool`; "" is a reply without a call."""
-        return "tool" if tool in self._bridges else "user"
+        return "tool" if tool and tool in self._bridges else "user"
 
     def _find_bridges(self) -> dict[str, tuple[Frame, list[int], list[int]]]:
         """By tool: the frame of its answer, and the frame's ids without the stop token. "": the user's."""

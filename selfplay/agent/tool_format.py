@@ -144,7 +144,7 @@ def _tagged(tool: str, body: str) -> str:
 def after_reasoning(text: str, tag: re.Pattern[str], read: Callable[[str], Call]) -> Call:
     """The call that `read` finds behind the reasoning. Drafts in there are none.
 
-    tag: what begins a call. If the mark of the reasoning's end stood in the call itself, the whole text is
+    tag: what begins a call. If the mark of the reasoning's end stands in the call itself, the whole text is
     read. Raises BadFormat.
     """
     end = end_of_reasoning(text, tag)
@@ -153,9 +153,13 @@ def after_reasoning(text: str, tag: re.Pattern[str], read: Callable[[str], Call]
     except BadFormat as fault:
         if end:
             try:
-                return read(text)
+                call = read(text)
             except BadFormat:
                 raise fault from None
+            held = "\n".join([call.body, *map(str, (call.arguments or {}).values())])
+            if any(mark in held for _, mark in REASONING):
+                return call
+            raise  # a draft
         unfinished = _open_reasoning(text, 0, tag)
         if unfinished and not tag.search(text):
             raise BadFormat(f"{NO_CALL}: the reasoning is not closed by `{_mark_of(unfinished)}`.") from None

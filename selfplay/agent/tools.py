@@ -19,9 +19,19 @@ from functools import cache
 from typing import Any, Protocol
 
 from selfplay import parts
-from selfplay.agent.arguments import BODY, Argument, Parameter, checked, one_line, schema
+from selfplay.agent.arguments import BODY, Parameter, checked, one_line, schema
 from selfplay.agent.editing import EditError, apply_one_of
-from selfplay.agent.tool_format import FENCE, BadFormat, Call, Span, ToolFormat, listed, unfenced
+from selfplay.agent.tool_format import (
+    FENCE,
+    Argument,
+    BadFormat,
+    Call,
+    CannotWrite,
+    Span,
+    ToolFormat,
+    listed,
+    unfenced,
+)
 from selfplay.errors import PartError
 from selfplay.sandbox.base import WORKSPACE, ExecResult, Sandbox
 from selfplay.settings.playing import AgentSettings
@@ -305,7 +315,13 @@ class Toolbox:
     def write(self, tool: str, **arguments: Argument) -> str:
         """The text of a call in this format. Raises CannotWrite where the format has no way to write it."""
         named = arguments if self._of_format("has_arguments", False) else None
-        return self.format.format(Call(tool, _body(self.tools[tool], arguments), arguments=named))
+        call = Call(tool, _body(self.tools[tool], arguments), arguments=named)
+        if named is None:
+            try:
+                self.tools[tool].read(call)
+            except BadFormat as fault:
+                raise CannotWrite(f"the tool would not read it: {fault}") from fault
+        return self.format.format(call)
 
     def deciding(self, text: str) -> list[Span]:
         """The characters of `text` that choose the tool, and those that its call writes into a file."""
