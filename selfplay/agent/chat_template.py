@@ -27,8 +27,8 @@ UNKNOWN_ROLE = "selfplayrole"
 PROBE_TOOL = "selfplaytool"
 BY_USER = ("", "", "")  # the first three observations are messages of the user
 SYSTEM_REMEDY = (
-    "Use a template that keeps the system text at the start, or one that raises an error for the role "
-    "'system': then the text opens the first user message."
+    "Set policy.chat_template to one that keeps the system text at the start, or that raises an error for "
+    "the role 'system': then the text opens the first user message."
 )
 SHOWN = 60  # characters of a difference that a message quotes
 
@@ -323,7 +323,7 @@ class ChatTemplate:
                 )
 
     def _not_append_only(
-        self, how: str, remedy: str = "Use a template that leaves past messages alone."
+        self, how: str, remedy: str = "Set policy.chat_template to one that leaves past messages alone."
     ) -> EngineError:
         return EngineError(
             f"the chat template of {self._name} is not append-only: {how}; "

@@ -32,11 +32,12 @@ def play_five_turns(chat: ChatFormat, thoughts: str = "") -> Played:
     """Act, fail to call, act, be refused, submit. thoughts: before each call."""
     tools = chat.tools
     has_edit = "edit" in tools.tools
-    refused = {"path": "a.py", "search": "x", "replace": HOSTILE.replace("\n", " ")}
+    hostile = HOSTILE.replace("</think>", "")  # in an answer, some templates take it for reasoning
+    refused = {"path": "a.py", "search": "x", "replace": hostile.replace("\n", " ")}
     replies = [
         tools.write("bash", command="ls -la"),
         "I forgot how to call.",
-        tools.write("bash", command=f"echo '{HOSTILE}'" if has_edit and tools.tags else "cat a.py"),
+        tools.write("bash", command=f"echo '{hostile}'" if has_edit and tools.tags else "cat a.py"),
         tools.write("edit", **refused) if has_edit else tools.write("bash", command="false"),
         tools.write("submit"),
     ]

@@ -117,7 +117,8 @@ _LISTED = (
     "{% if tools %}<|im_start|>system\n{% if messages[0].role == 'system' %}{{ messages[0].content }}\n\n"
     '{% endif %}Call with <tool_call> and JSON of "name" and "arguments":\n'
     "{% for tool in tools %}{{ tool | tojson }}\n{% endfor %}<|im_end|>\n"
-    "{% elif messages[0].role == 'system' %}<|im_start|>system\n{{ messages[0].content }}<|im_end|>\n{% endif %}"
+    "{% elif messages[0].role == 'system' %}<|im_start|>system\n{{ messages[0].content }}<|im_end|>\n"
+    "{% endif %}"
 )
 # Tools' answers are a user's message, within marks; reasoning before the last question is left out, and
 # answers after it show theirs; reasoning can be turned off. As Qwen3.
@@ -126,9 +127,11 @@ QWEN = (
     "{% set ns.last = loop.index0 %}{% endif %}{% endfor %}{% for m in messages %}"
     "{% if m.role == 'user' %}<|im_start|>user\n{{ m.content }}<|im_end|>\n"
     "{% elif m.role == 'assistant' %}<|im_start|>assistant\n"
-    "{% if loop.index0 > ns.last %}{{ m.content }}{% else %}{{ m.content.split('</think>')[-1].lstrip('\n') }}"
+    "{% if loop.index0 > ns.last %}{{ m.content }}{% else %}"
+    "{{ m.content.split('</think>')[-1].lstrip('\n') }}"
     "{% endif %}<|im_end|>\n"
-    "{% elif m.role == 'tool' %}<|im_start|>user\n<tool_response>\n{{ m.content }}\n</tool_response><|im_end|>\n"
+    "{% elif m.role == 'tool' %}<|im_start|>user\n<tool_response>\n{{ m.content }}\n</tool_response>"
+    "<|im_end|>\n"
     "{% endif %}{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n"
     "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
 )
