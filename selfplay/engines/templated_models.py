@@ -20,7 +20,7 @@ def templated_folder(model: str, chat_template: str) -> str:
 
     model: a folder or id, as `policy_path` gives it. Raises EngineError.
     """
-    template = _read(chat_template)
+    template = read_template(chat_template)
     place = _local(model)
     files = [file for file in sorted(place.iterdir()) if file.is_file() and file.name != TEMPLATE]
     digest = hashlib.sha256(template)
@@ -36,7 +36,8 @@ def templated_folder(model: str, chat_template: str) -> str:
     return str(target)
 
 
-def _read(file: str) -> bytes:
+def read_template(file: str) -> bytes:
+    """The template of `policy.chat_template`. Raises EngineError."""
     try:
         content = Path(file).expanduser().read_bytes()
         text = content.decode("utf-8")

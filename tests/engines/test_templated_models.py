@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 
 from selfplay.agent.chat import load_tokenizer, open_chat
+from selfplay.commands.dry_run import dry_run_training
 from selfplay.commands.policies import check_model
 from selfplay.config import load_config
 from selfplay.engines.templated_models import templated_folder
-from selfplay.errors import ConfigError, EngineError
+from selfplay.errors import ConfigError, EngineError, PartError
 from selfplay.training.checkpoints import read_companions
 from tiny_policy import CHATML, QWEN, STRICT, build_tiny_tokenizer
 
@@ -67,5 +68,15 @@ def test_an_argument_of_the_game_is_refused_and_a_misspelled_one_too(model: Path
 
 def test_a_format_that_cannot_call_the_tools_is_refused_before_anything_starts(model: Path) -> None:
     config = load_config(None, [f"policy.model={model}", "agent.tool_format=bash-block"])
-    with pytest.raises(Exception, match=r"Set agent.tools = \[.bash., .submit.\]"):
+    with pytest.raises(PartError, match=r"Set agent.tools = \[.bash., .submit.\]"):
         check_model(config)
+
+
+def test_a_dry_run_refuses_the_same(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("pypi:toolz==1.0.0\n")
+    for given, words in (
+        (f"policy.chat_template={tmp_path / 'none.jinja'}", "cannot be read"),
+        ("agent.tool_format=bash-block", "has no way to call edit or create"),
+    ):
+        with pytest.raises((EngineError, PartError), match=words):
+            dry_run_training(tmp_path / "list.txt", None, [f"policy.model={model}", given])
