@@ -90,8 +90,9 @@ def system_prompt(style: str, tool_format: str, tools: Toolbox, is_listed: bool 
     """
     name = f"system/{tool_format}" if tool_format in FORMATS else "system"
     schemas = [json.dumps(schema, ensure_ascii=False) for schema in tools.schemas]
-    has_edit = "edit" in tools.tools
-    prompt = render(name, style, schemas=schemas, is_listed=is_listed, has_edit=has_edit, call=tools.write)
+    prompt = render(
+        name, style, schemas=schemas, is_listed=is_listed, names=tuple(tools.tools), call=tools.write
+    )
     described = tools.descriptions
     if described and not tools.schemas:  # of tools of one's own
         prompt = replace(prompt, text=f"{prompt.text}\n\n{described}".strip("\n"))

@@ -61,10 +61,11 @@ def _check_conversation(tokenizer: Any, chat: ChatFormat) -> None:
     messages = list(played.messages[:-1])
     wanted = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **given)
     backend = tokenizer.backend_tokenizer
-    assert backend.decode(list(played.prompts[-1]), skip_special_tokens=False) == wanted
+    shown = backend.decode(list(played.prompts[-1]), skip_special_tokens=False)
+    # In SentencePiece's vocabularies "▁" is a blank, in any text.
+    assert shown.replace("▁", " ") == wanted.replace("▁", " ")
     # The engine gets, turn by turn, what the trainer gets in the end.
     assert all(played.ids[: len(prompt)] == prompt for prompt in played.prompts)
-    assert tokenizer.bos_token_id is None or played.ids.count(tokenizer.bos_token_id) == 1
     # Tokenised as a whole, honest contents give the same tokens: no frame is split in another way.
     honest = [{**message, "content": f"text {number}"} for number, message in enumerate(messages)]
     ids = chat.start("text 0", "text 1")
@@ -75,5 +76,6 @@ def _check_conversation(tokenizer: Any, chat: ChatFormat) -> None:
             ids += chat.extend(message["content"], message.get("name", ""))
     whole = tokenizer.apply_chat_template(honest, add_generation_prompt=True, return_dict=False, **given)
     assert ids == whole
+    assert played.prompts[-1].count(tokenizer.bos_token_id) == whole.count(tokenizer.bos_token_id)
     control = {id_ for token, id_ in tokenizer.get_added_vocab().items() if token.strip()}
     assert control.isdisjoint(chat.encode(HOSTILE + "".join(tokenizer.get_added_vocab())))

@@ -198,6 +198,21 @@ def test_prompts_show_calls_of_the_format_and_each_can_be_read(name: str) -> Non
     assert len({system_prompt("full", other, tools_of(other)).hash for other in FORMATS}) == len(FORMATS)
 
 
+@pytest.mark.parametrize("name", ["hermes", "qwen-xml"])
+def test_prompts_show_only_calls_that_can_be_made(name: str) -> None:
+    text = system_prompt(
+        "full", name, toolbox(AgentSettings(tool_format=name, tools=("create", "submit")))
+    ).text
+    assert '"name": "create"' in text and "grep" not in text and "package/module.py" not in text
+
+
+def test_a_tool_of_ones_own_without_parameters_takes_its_body_as_an_argument() -> None:
+    tools = toolbox(AgentSettings(tool_format="hermes", tools=("submit", "examples.tool:SEARCH")))
+    assert tools.parse(tools.write("search", body="word")).body == "word"
+    shown = system_prompt("full", "hermes", tools).text
+    assert '"name": "search", "description": "search — BODY is one word' in shown
+
+
 def test_a_template_that_lists_the_tools_is_not_repeated() -> None:
     tools = tools_of("hermes")
     long, short = (system_prompt("full", "hermes", tools, is_listed) for is_listed in (False, True))
