@@ -153,6 +153,9 @@ class StageSettings(Section):
     learning_rate: float = Field(1e-3, gt=0)
     """Highest learning rate; it falls by a cosine."""
 
+    warmup_steps: int = Field(40, ge=0)
+    """Steps in which the learning rate rises."""
+
     mix: dict[str, float]
     """Relative frequency of each kind of text, see KINDS."""
 
