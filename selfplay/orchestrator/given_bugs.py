@@ -68,8 +68,8 @@ def check_given_bugs(config: Config, specs: Sequence[RepositorySpec]) -> str:
         return path.read_text(encoding="utf-8")
     if config.train.reference_share:
         raise UsageError(
-            f"train.reference_share = {config.train.reference_share} needs reference bugs, and train.bugs names "
-            "no file of them. Set train.bugs to a file of task records, or train.reference_share to 0."
+            f"train.reference_share = {config.train.reference_share} needs reference bugs: "
+            "set train.bugs to a file of task records, or train.reference_share to 0."
         )
     if not config.train.injector_groups:
         raise UsageError(

@@ -87,10 +87,15 @@ def document_attention(
     repeats = query.shape[1] // key.shape[1]
     if repeats > 1:
         key, value = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1)
-    outputs = [
-        nn.functional.scaled_dot_product_attention(*one, is_causal=True, scale=scaling)
-        for one in zip(*(tensor.split(list(lengths), 2) for tensor in (query, key, value)), strict=True)
-    ]
+    outputs, start = [], 0
+    for length in lengths:
+        part = slice(start, start + length)
+        outputs.append(
+            nn.functional.scaled_dot_product_attention(
+                query[:, :, part], key[:, :, part], value[:, :, part], is_causal=True, scale=scaling
+            )
+        )
+        start += length
     return torch.cat(outputs, 2).transpose(1, 2).contiguous(), None
 
 
