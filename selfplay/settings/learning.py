@@ -145,7 +145,10 @@ class PolicySettings(Section):
     index. Else a folder, a GGUF file or a Hugging Face id."""
 
     adapter: str = ""
-    """A folder with an adapter (LoRA, as peft saves it) whose weights are added to `model`'s."""
+    """A folder with an adapter (LoRA, as peft saves it) whose weights are added to `model`'s.
+
+    "carried": the adapter in the package, for model = "smollm2".
+    """
 
     shape: ShapeSettings | None = None
     """For --dry-run only, if the model is not at hand."""

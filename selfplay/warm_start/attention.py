@@ -72,17 +72,15 @@ def document_attention(
     value: Tensor,
     attention_mask: None,
     scaling: float | None = None,
-    dropout: float = 0.0,
-    *,
     lengths: Sequence[int] = (),
-    **_: Any,
+    **other: Any,
 ) -> tuple[Tensor, None]:
     """Attention as transformers calls it. Returns (1, tokens, heads, dim) and no weights.
 
     lengths: tokens of each document, in their order.
     Raises ValueError without them, with several rows, or with dropout.
     """
-    if len(query) != 1 or sum(lengths) != query.shape[2] or dropout:
+    if len(query) != 1 or sum(lengths) != query.shape[2] or other.get("dropout"):
         raise ValueError("document_attention needs one row, the lengths of its documents and no dropout")
     repeats = query.shape[1] // key.shape[1]
     if repeats > 1:

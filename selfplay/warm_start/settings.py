@@ -154,7 +154,7 @@ class StageSettings(Section):
     """Highest learning rate; it falls by a cosine."""
 
     warmup_steps: int = Field(40, ge=0)
-    """Steps in which the learning rate rises."""
+    """Steps in which the learning rate rises; all, if the stage has fewer."""
 
     mix: dict[str, float]
     """Relative frequency of each kind of text, see KINDS."""
@@ -253,6 +253,12 @@ class WarmStartSettings(Section):
     lora_rank: int = Field(0, ge=0)
     """Rank of the adapter that is trained in place of the base's weights; 0 trains the weights."""
 
+    adapter: str = ""
+    """With lora_rank: an adapter of the base that training starts from, as `policy.adapter`.
+
+    "" starts a new one. The optimiser's state is new in both cases.
+    """
+
     episodes: tuple[str, ...] = ()
     """Folders of runs that the base played. Their proven episodes join those that the teacher plays."""
 
@@ -323,6 +329,8 @@ class WarmStartSettings(Section):
     def _check_base(self) -> Self:
         if self.lora_rank and not self.base:
             raise ValueError("lora_rank needs a model to start from: set base, or call it with --from MODEL")
+        if self.adapter and not self.lora_rank:
+            raise ValueError("adapter needs lora_rank, the rank of that adapter; or call it with --adapter")
         if self.base and any("copy" in stage.mix for stage in self.stages):
             raise ValueError(
                 "texts of kind copy are for a policy made from nothing; leave copy out of each stage's mix, "

@@ -11,7 +11,7 @@ import os
 import random
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,10 @@ class PackedBatch:
     documents: Tensor  # (rows, seq) int64, the document's number in its row, from 1; 0 for padding
     positions: Tensor  # (rows, seq) int64, from 0 in each document
     weights: Tensor  # (rows, seq) float32, 0 for padding and for the first token of each document
+
+    def to(self, device: torch.device) -> PackedBatch:
+        """The batch on a device."""
+        return PackedBatch(*(getattr(self, field.name).to(device) for field in fields(self)))
 
 
 @dataclass(frozen=True)
@@ -236,13 +240,7 @@ def train(
     with attention_set(model, BLOCKED if compiled else BY_DOCUMENT):
         while step < settings.steps and seconds < settings.max_seconds:
             started = time.monotonic()
-            batch = batch_at(step)
-            batch = PackedBatch(
-                *(
-                    getattr(batch, name).to(device)
-                    for name in ("token_ids", "documents", "positions", "weights")
-                )
-            )
+            batch = batch_at(step).to(device)
             rate = rate_at(max(step / settings.steps, seconds / settings.max_seconds), step, settings)
             for group in optimizer.param_groups:
                 group["lr"] = rate
@@ -282,14 +280,7 @@ def evaluate(model: Any, batches: Sequence[PackedBatch], bf16: bool = True) -> t
     model.eval()
     with attention_set(model, BY_DOCUMENT):
         for batch in batches:
-            moved = replace(
-                batch,
-                **{
-                    n: getattr(batch, n).to(device)
-                    for n in ("token_ids", "documents", "positions", "weights")
-                },
-            )
-            loss, accuracy = _by_rows(model, moved, bf16)
+            loss, accuracy = _by_rows(model, batch.to(device), bf16)
             weight = batch.weights[:, 1:].sum().item()
             losses, accuracies, total = (
                 losses + loss.item() * weight,

@@ -106,7 +106,7 @@ class StageTrainer:
                 steps=stage.steps,
                 max_seconds=stage.seconds,
                 learning_rate=stage.learning_rate,
-                warmup_steps=stage.warmup_steps,
+                warmup_steps=min(stage.warmup_steps, stage.steps),
                 weight_decay=0.05,
                 compile=self.settings.compile,
                 checkpoint=checkpoint,

@@ -27,8 +27,9 @@ def start_from(tmp_path: Path, **changes: Any) -> tuple[Path, Path]:
     """(the base, the output) of a warm start from a tiny policy."""
     base = build_tiny_policy(tmp_path / "base")
     repository = str(build_tiny_repository(tmp_path / "tiny"))
+    changes = {"stages": STAGE, **changes}
     settings = tiny_warm_start(
-        repository, base=str(base), stages=STAGE, shown_weight=0.0, train_embeddings=False, **changes
+        repository, base=str(base), shown_weight=0.0, train_embeddings=False, **changes
     )
     warm_start(tmp_path / "policy", settings)
     return base, tmp_path / "policy"
@@ -71,6 +72,23 @@ def test_an_adapter_is_written_beside_the_merged_policy(
     for name, tensor in together.items():
         assert torch.allclose(tensor, merged[name], atol=2e-2), name
     assert any(not torch.equal(merged[name], before[name].bfloat16().float()) for name in merged)
+
+
+def test_training_goes_on_from_an_adapter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("peft", reason="the package peft is not installed")
+    from safetensors.torch import load_file
+
+    monkeypatch.setenv("SELFPLAY_CACHE", str(tmp_path / "cache"))
+    _, first = start_from(tmp_path, lora_rank=2)
+    before = load_file(first / "adapter" / "adapter_model.safetensors")
+    first.rename(tmp_path / "first")
+    adapter = str(tmp_path / "first" / "adapter")
+    still = [{**STAGE[0], "steps": 1, "learning_rate": 1e-12}]
+    _, second = start_from(tmp_path, lora_rank=2, adapter=adapter, stages=still)
+    after = load_file(second / "adapter" / "adapter_model.safetensors")
+    assert all(before[name].equal(after[name]) for name in before)
+    with pytest.raises(ConfigError, match=r"has rank 2, and lora_rank is 3. Set lora_rank"):
+        start_from(tmp_path / "other", lora_rank=3, adapter=adapter)
 
 
 def test_proven_episodes_of_a_run_are_learned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
