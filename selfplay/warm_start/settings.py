@@ -156,6 +156,12 @@ class StageSettings(Section):
     warmup_steps: int = Field(40, ge=0)
     """Steps in which the learning rate rises; all, if the stage has fewer."""
 
+    final_share: float = Field(0.05, ge=0, le=1)
+    """Where the learning rate ends, as a share of its highest value."""
+
+    weight_decay: float = Field(0.05, ge=0)
+    """AdamW's weight decay."""
+
     mix: dict[str, float]
     """Relative frequency of each kind of text, see KINDS."""
 

@@ -160,3 +160,10 @@ def test_the_recipe_of_a_start_from_a_model_is_read() -> None:
     assert (settings.base, settings.shown_weight, settings.compile) == ("some/model", 0.0, False)
     with pytest.raises(ConfigError, match="lora_rank"):
         read_settings(None, ["lora_rank=4"])
+
+
+def test_the_recipe_of_rejection_fine_tuning_plays_no_teacher() -> None:
+    settings = read_settings(Path("warm-start-nebius"), ['base="some/model"', 'episodes=["a run"]'])
+    (stage,) = settings.stages
+    assert (stage.learning_rate, stage.weight_decay, stage.final_share) == (5e-6, 0.1, 0.0)
+    assert settings.executed.injector_episodes == settings.executed.solver_episodes == 0
