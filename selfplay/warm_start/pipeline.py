@@ -248,6 +248,7 @@ class _WarmStart:
         from selfplay.settings.learning import TrainerSettings
         from selfplay.training.adapter import add_adapter
         from selfplay.warm_start.copying import PolicyShape, build_policy
+        from selfplay.warm_start.factors import start_factors
 
         settings = self.settings
         if not settings.base:
@@ -260,36 +261,10 @@ class _WarmStart:
         adapter = TrainerSettings(lora_rank=settings.lora_rank, lora_alpha=2.0 * settings.lora_rank or 1.0)
         added = add_adapter(model, adapter, settings.seed)
         if added is not None:
-            self._start_factors(model, added)
+            start_factors(model, added, settings)
         if not settings.train_embeddings:
             model.get_input_embeddings().requires_grad_(False)
         return model, added
-
-    def _start_factors(self, model: Any, added: Adapter) -> None:
-        """Put the adapter's factors into float32, with the values of `settings.adapter` if it is given.
-
-        Raises ConfigError if that adapter has other layers or another rank.
-        """
-        from selfplay.engines.adapted_models import adapter_folder
-        from selfplay.settings.learning import PolicySettings
-
-        settings = self.settings
-        start: Mapping[str, Any] = {}
-        if settings.adapter:
-            folder = adapter_folder(PolicySettings(model=settings.base, adapter=settings.adapter))
-            try:
-                start = added.read(folder, added.names)
-            except (OSError, KeyError) as error:
-                raise ConfigError(f"adapter = {settings.adapter!r} cannot be read: {error}") from error
-        for name in added.names:
-            factor = model.get_parameter(name)
-            value = start.get(name, factor.data)
-            if value.shape != factor.shape:
-                raise ConfigError(
-                    f"adapter = {settings.adapter!r} has rank {min(value.shape)}, and lora_rank is "
-                    f"{settings.lora_rank}. Set lora_rank to the adapter's rank."
-                )
-            factor.data = value.float()
 
     def _tokenizer(self, packages: Sequence[Package], limits: PlayLimits) -> Any:
         """The tokenizer of an earlier call, the base's, or a new one."""

@@ -260,9 +260,10 @@ class WarmStartSettings(Section):
     """Rank of the adapter that is trained in place of the base's weights; 0 trains the weights."""
 
     adapter: str = ""
-    """With lora_rank: an adapter of the base that training starts from, as `policy.adapter`.
+    """With lora_rank: what the adapter starts from.
 
-    "" starts a new one. The optimiser's state is new in both cases.
+    An adapter of the base, as `policy.adapter`; or a model that was trained from the base: then its
+    difference from the base, at this rank. "" starts from nothing.
     """
 
     episodes: tuple[str, ...] = ()

@@ -91,6 +91,33 @@ def test_training_goes_on_from_an_adapter(tmp_path: Path, monkeypatch: pytest.Mo
         start_from(tmp_path / "other", lora_rank=3, adapter=adapter)
 
 
+def test_an_adapter_starts_from_the_difference_of_a_trained_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    peft = pytest.importorskip("peft", reason="the package peft is not installed")
+    monkeypatch.setenv("SELFPLAY_CACHE", str(tmp_path / "cache"))
+    base = build_tiny_policy(tmp_path / "base")
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    weight = model.model.layers[0].mlp.down_proj.weight
+    torch.manual_seed(0)
+    change = torch.randn(weight.shape[0], 2) @ torch.randn(2, weight.shape[1])
+    with torch.no_grad():
+        weight.add_(change)
+    model.save_pretrained(tmp_path / "trained")
+    AutoTokenizer.from_pretrained(base).save_pretrained(tmp_path / "trained")
+    still = [{**STAGE[0], "steps": 1, "learning_rate": 1e-12}]
+    _, policy = start_from(tmp_path, lora_rank=2, adapter=str(tmp_path / "trained"), stages=still)
+    plain = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    before = plain.model.layers[0].mlp.down_proj.weight.detach().clone()
+    merged = peft.PeftModel.from_pretrained(plain, policy / "adapter").merge_and_unload()
+    after = merged.model.layers[0].mlp.down_proj.weight.detach()
+    assert (after - before - change).abs().max() < 0.05 * change.abs().max()
+    assert torch.equal(merged.model.layers[0].mlp.up_proj.weight, plain.model.layers[0].mlp.up_proj.weight)
+
+
 def test_proven_episodes_of_a_run_are_learned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SELFPLAY_CACHE", str(tmp_path / "cache"))
     base = build_tiny_policy(tmp_path / "base")
