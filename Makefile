@@ -56,7 +56,7 @@ pretrained-policy: setup $(VENV)/.pretrained-ready ## the carried adapter again:
 	$(SELFPLAY) warm-start --from smollm2 --adapter --output $(or $(OUTPUT),runs/pretrained-policy) $(WARM_START)
 
 test: setup $(VENV)/.test-ready ## the whole suite, real components included
-	$(PY) -m pytest
+	$(PY) -m pytest --durations=40 --durations-min=5
 
 fast: setup ## only the tests that need no sandbox
 	$(PY) -m pytest -m "not sandbox and not slow"
