@@ -28,7 +28,7 @@ def dry_run_training(
     config = load_config(config_file, overrides)
     read_repository_list(repos)
     if config.policy.adapter:
-        adapter_folder(config.policy.adapter)
+        adapter_folder(config.policy)
     if config.policy.chat_template:
         read_template(config.policy.chat_template)
     toolbox(config.agent)
