@@ -70,7 +70,12 @@ PARTS: Mapping[str, Mapping[str, str]] = {
         "create": "selfplay.agent.tools:CREATE",
         "submit": "selfplay.agent.tools:SUBMIT",
     },
-    "agent.tool_format": {"tags": "selfplay.agent.tool_format:TAGS"},
+    "agent.tool_format": {
+        "tags": "selfplay.agent.tool_format:TAGS",
+        "hermes": "selfplay.agent.json_calls:HERMES",
+        "qwen-xml": "selfplay.agent.xml_calls:QWEN_XML",
+        "bash-block": "selfplay.agent.bash_blocks:BASH_BLOCK",
+    },
     "curriculum.sampler": {
         "solve_rate": "selfplay.curriculum.sampling:by_solve_rate",
         "uniform": "selfplay.curriculum.sampling:uniformly",

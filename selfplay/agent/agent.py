@@ -177,11 +177,13 @@ class Conversation:
         the opening.
         """
         closing = [] if self.token_ids[-1] == self.chat.stop_id else [self.chat.stop_id]
-        return [*closing, *self.chat.extend(observation)]
+        return [*closing, *self.chat.extend(observation, self.turns[-1].tool)]
 
     def add_observation(self, text: str, bridge: Sequence[int]) -> None:
         self._append(bridge)
-        self.messages.append({"role": "user", "content": text})
+        tool = self.turns[-1].tool
+        role = self.chat.role_of(tool)
+        self.messages.append({"role": role, "content": text} | ({"name": tool} if role == "tool" else {}))
 
     def _append(self, ids: Sequence[int]) -> None:
         self.token_ids += ids

@@ -8,14 +8,20 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from selfplay.agent.chat_template import ChatTemplate
+from selfplay.agent.chat_template import ChatTemplate, Frame, Listing
 from selfplay.errors import EngineError
 from selfplay.runtime.resources import resource
+
+if TYPE_CHECKING:
+    from selfplay.agent.tools import Toolbox
+    from selfplay.settings.learning import PolicySettings
+    from selfplay.settings.playing import AgentSettings
 
 
 def policy_path(model: str) -> str:
@@ -63,10 +69,35 @@ def load_tokenizer(model: str) -> Any:
         ) from error
 
 
-class ChatFormat:
-    """The chat template of one tokenizer, as token pieces. It never changes, so threads may share it."""
+def open_chat(model: str, policy: PolicySettings, agent: AgentSettings) -> ChatFormat:
+    """The chat format of `model` as the settings want it.
 
-    def __init__(self, tokenizer: Any) -> None:
+    model: a folder or id with the template that is played; `policy` gives the template's arguments. Raises
+    EngineError, and PartError for a tool or a format that cannot be used.
+    """
+    return chat_format(load_tokenizer(model), policy, agent)
+
+
+def chat_format(tokenizer: Any, policy: PolicySettings, agent: AgentSettings) -> ChatFormat:
+    """The chat format of a tokenizer, as `open_chat`."""
+    from selfplay.agent.tools import toolbox
+
+    return ChatFormat(tokenizer, policy.template_args, toolbox(agent))
+
+
+class ChatFormat:
+    """The chat template of one tokenizer, as token pieces. It never changes, so threads may share it.
+
+    arguments: the template's own, like enable_thinking. tools: those of the episodes, and how calls are
+    written; by default the standard ones.
+    """
+
+    def __init__(
+        self, tokenizer: Any, arguments: Mapping[str, Any] | None = None, tools: Toolbox | None = None
+    ) -> None:
+        from selfplay.agent.tools import STANDARD
+
+        self.tools: Toolbox = tools or STANDARD
         self._tokenizer = tokenizer
         self._name = str(getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__)
         if getattr(tokenizer, "chat_template", None) is None:
@@ -82,20 +113,42 @@ class ChatFormat:
             id_ for id_, token in self._trusted.get_added_tokens_decoder().items() if token.content.strip()
         }
 
-        self._template = ChatTemplate(tokenizer, self._name)
+        given = self.tools
+        listing = Listing(arguments or {}, given.answering, given.schemas, given.marks)
+        self._template = ChatTemplate(tokenizer, self._name, listing)
         self._start = [self._encode_template(piece) for piece in self._template.first]
         self._start_with_system = [self._encode_template(piece) for piece in self._template.with_system or ()]
-        closing_ids = self._encode_template(self._template.closing)
+        closing = self._template.user.before
+        closing_ids = self._encode_template(closing)
         if not closing_ids or closing_ids[0] not in self._control:
             raise EngineError(
                 f"the chat template of {self._name} closes an assistant's turn with "
-                f"{self._template.closing!r}, which no special token begins. "
+                f"{closing!r}, which no special token begins. "
                 "Use a template that ends a turn with one."
             )
         self.stop_id = closing_ids[0]
-        self._bridge = (closing_ids[1:], self._encode_template(self._template.bridge_end))
+        self._bridges = self._find_bridges()
         eos = tokenizer.eos_token_id
         self.stop_ids = frozenset({self.stop_id} if eos is None else {self.stop_id, int(eos)})
+
+    @property
+    def lists_tools(self) -> bool:
+        """True if the template itself describes the tools and the format of calls."""
+        return self._template.lists_tools
+
+    def role_of(self, tool: str) -> str:
+        """The role of a message that answers a call of `tool`; "" is a reply without a call."""
+        return "tool" if tool and tool in self._bridges else "user"
+
+    def _find_bridges(self) -> dict[str, tuple[Frame, list[int], list[int]]]:
+        """By tool: the frame of its answer, and the frame's ids without the stop token. "": the user's."""
+        bridges = {}
+        for tool, frame in {"": self._template.user, **self._template.tools}.items():
+            ids = self._encode_template(frame.before)
+            if ids[0] != self.stop_id:  # a template that ends turns in several ways: the user's is known
+                continue
+            bridges[tool] = (frame, ids[1:], self._encode_template(frame.after))
+        return bridges
 
     def start(self, system: str, user: str) -> list[int]:
         """Token ids of the first prompt, up to where the assistant begins. An empty `system` is left out.
@@ -120,9 +173,39 @@ class ChatFormat:
         text = f"{system}\n\n{user}" if system else user
         return [{"role": "user", "content": template.trim_user(text)}]
 
-    def extend(self, observation: str) -> list[int]:
-        """Token ids after an assistant's turn: the observation as a user message, and the next opening."""
-        return [*self._bridge[0], *self.encode(self._template.trim_user(observation)), *self._bridge[1]]
+    def extend(self, observation: str, tool: str = "") -> list[int]:
+        """Token ids after an assistant's turn: the observation as a message, and the next opening.
+
+        tool: the one that was called. Its answer has the role "tool" where the template has that role; else,
+        and for "", the user's.
+        """
+        frame, before, after = self._bridges.get(tool) or self._bridges[""]
+        return [*before, *self.encode(frame.shown(observation)), *after]
+
+    def read(self, text: str) -> tuple[str, list[tuple[str, str]]]:
+        """Take the text of a whole prompt apart, as token ids decode it.
+
+        Returns the first user text, and the answers with their observations; the last answer is still to be
+        written. Raises ValueError if it is no prompt of this template.
+        """
+        pieces = self._template.with_system
+        is_own_role = pieces is not None and pieces[0] != self._template.first[0]
+        if pieces and is_own_role and text.startswith(pieces[0]) and pieces[1] in text:
+            begin, end = text.index(pieces[1]) + len(pieces[1]), pieces[2]
+        elif text.startswith(self._template.first[0]):
+            begin, end = len(self._template.first[0]), self._template.first[1]
+        else:
+            raise ValueError(f"this is no prompt of the chat template of {self._name}: {text[:60]!r}")
+        task, _, rest = text[begin:].partition(end)
+        # A longer frame may begin with a shorter one.
+        frames = sorted((f for f, _, _ in self._bridges.values()), key=lambda f: -len(f.before))
+        pattern = "|".join(f"{re.escape(frame.before)}(.*?){re.escape(frame.after)}" for frame in frames)
+        turns, at = [], 0
+        for found in re.finditer(pattern, rest, re.DOTALL):
+            number = found.lastindex or 1
+            turns.append((rest[at : found.start()], frames[number - 1].read(found[number])))
+            at = found.end()
+        return task, turns
 
     def encode(self, text: str) -> list[int]:
         """`text` as ordinary text: whatever it spells, no control token comes of it."""
@@ -133,6 +216,20 @@ class ChatFormat:
         # safe.
         ids = [id_ for character in text for id_ in self._encoded(character).ids]
         return [id_ for id_ in ids if id_ not in self._control]
+
+    def encode_call(self, text: str) -> list[int]:
+        """`text` as a policy would write it: the tags of the call, alone on their lines, are control tokens
+        where the vocabulary has them. All else is ordinary text.
+        """
+        if not self.tools.tags:
+            return self.encode(text)
+        tags = "|".join(map(re.escape, self.tools.tags))
+        pieces = re.split(rf"^({tags})$", text, flags=re.MULTILINE)
+        return [
+            id_
+            for number, piece in enumerate(pieces)
+            for id_ in (self._encode_template(piece) if number % 2 else self.encode(piece))
+        ]
 
     def spans(self, text: str) -> list[tuple[int, int]]:
         """For each token of `encode(text)`, the characters (first, one past last) that it covers."""

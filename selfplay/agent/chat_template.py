@@ -10,7 +10,10 @@ the reasoning stays; only the frame around the answers must be the same.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from selfplay.agent.tool_format import REASONING
@@ -20,13 +23,59 @@ SYSTEM, USER = "SELFPLAYSYSTEMTEXT", "SELFPLAYUSERTEXT"
 ANSWERS = ("SELFPLAYANSWERTEXT", "SELFPLAYSECONDANSWER", "SELFPLAYTHIRDANSWER")
 NEXTS = ("SELFPLAYNEXTTEXT", "SELFPLAYSECONDNEXT", "SELFPLAYTHIRDNEXT")
 REASON = "SELFPLAYREASONING"
+UNKNOWN_ROLE = "selfplayrole"
+PROBE_TOOL = "selfplaytool"
+BY_USER = ("", "", "")  # the first three observations are messages of the user
 SYSTEM_REMEDY = (
-    "Use a template that keeps the system text at the start, or one that raises an error for the role "
-    "'system': then the text opens the first user message."
+    "Set policy.chat_template to one that keeps the system text at the start, or that raises an error for "
+    "the role 'system': then the text opens the first user message."
 )
 SHOWN = 60  # characters of a difference that a message quotes
 
 Trim = Callable[[str], str]
+
+
+def _as_json(text: str) -> str:
+    """`text` within a JSON string. Templates that show contents so add the quotes."""
+    return json.dumps(text, ensure_ascii=False)[1:-1]
+
+
+TRIMS: tuple[Trim, ...] = (str, str.strip, str.rstrip, str.lstrip, _as_json)
+
+
+@dataclass(frozen=True)
+class Frame:
+    """The template's text around one observation.
+
+    before  what follows the answer, up to the observation
+    after   what follows the observation, up to where the assistant begins again
+    shown   what the template does to the observation itself
+    """
+
+    before: str
+    after: str
+    shown: Trim = str
+
+    def read(self, text: str) -> str:
+        """The observation that is shown as `text`, but for blanks that were trimmed."""
+        return str(json.loads(f'"{text}"', strict=False)) if self.shown is _as_json else text
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What a template is given besides messages.
+
+    arguments  names and values of the template's own, like enable_thinking
+    names      tools whose answers are messages of the role "tool"; none: all observations are the user's
+    schemas    the tools for the template's argument `tools`, each as a JSON schema of a function
+    marks      what the template must write of a call if it is to list the tools: without these it describes
+               another format than the one that is played
+    """
+
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    names: tuple[str, ...] = ()
+    schemas: tuple[Mapping[str, Any], ...] = ()
+    marks: tuple[str, ...] = ()
 
 
 class ChatTemplate:
@@ -34,17 +83,24 @@ class ChatTemplate:
 
     first        (before, after) the first user text, up to where the assistant begins
     with_system  (before the system text, between, after the user text); None if the template has no such role
-    closing      what follows an answer, up to the next user text
-    bridge_end   what follows that text, up to where the assistant begins again
+    user         the frame of an observation that is a message of the user
+    tools        tool name -> the frame of its answer in the role "tool"; empty if the template has no such
+                 role of its own, or one that cannot be only extended
+    lists_tools  the template describes the tools, and calls in the format that is played
     opened       the mark of reasoning that the prompt opens, like "<think>\\n"; "" without one
-    trim_system, trim_user  what the template does to blanks around these texts
+    trim_system, trim_user  what the template does to these texts, mostly to blanks around them
     """
 
-    def __init__(self, tokenizer: Any, name: str) -> None:
+    def __init__(self, tokenizer: Any, name: str, listing: Listing = Listing()) -> None:
         self._tokenizer = tokenizer
         self._name = name
+        self._arguments = dict(listing.arguments)
+        self._check_arguments()
         self._has_parts = False
         self._has_parts = self._needs_parts()
+        self.lists_tools = bool(listing.schemas) and self._can_list(listing.marks)
+        if self.lists_tools:
+            self._arguments["tools"] = [dict(schema) for schema in listing.schemas]
         opening = self._render("", USER)
         begin, rest = self._split(self._render("", USER, ANSWERS[0], NEXTS[0]), ANSWERS[0])
         # A prompt is base + generation. In a later prompt, base + shown is what stands before the answer.
@@ -58,41 +114,113 @@ class ChatTemplate:
         is_open = any(self._generation.rstrip().endswith(mark) for mark, _ in REASONING)
         self.opened = self._generation.lstrip() if is_open else ""
         self.first = self._split(opening, USER)
-        self.closing, self.bridge_end = self._split(rest, NEXTS[0])
-        if not self.bridge_end.endswith(self._generation):
+        before, after = self._split(rest, NEXTS[0])
+        if not after.endswith(self._generation):
             raise self._not_append_only("the prompt of a later turn ends otherwise than the first one")
         self.with_system = self._system_pieces()
-        self.trim_user = self._trim(lambda text: self._render("", text), USER)
+        self.trim_user = self._trim(lambda text: self._render("", text), USER) or str
         self.trim_system: Trim = str
         if self.with_system:
-            self.trim_system = self._trim(lambda text: self._render(text, USER), SYSTEM)
+            self.trim_system = self._trim(lambda text: self._render(text, USER), SYSTEM) or str
+        self.user = Frame(before, after, self.trim_user)
+        self.tools = self._tool_frames(listing.names)
 
     def check(self) -> None:
         """Raise EngineError unless a conversation of several turns only grows at its end."""
         for count in range(1, len(ANSWERS) + 1):
-            self._check_growth("", count)
+            self._check_growth("", BY_USER[:count])
         for count in range(1, len(ANSWERS) + 1) if self.with_system else ():
-            self._check_growth(SYSTEM, count)
-        self._check_reasoning()
+            self._check_growth(SYSTEM, BY_USER[:count])
+        self._check_reasoning(BY_USER)
 
     # ---- finding the pieces
 
-    def _render(self, system: str, *texts: str) -> str:
-        """The template's text around a system text (left out if empty), then user and assistant in turn."""
-        roles = ("system", *("user", "assistant") * len(texts))
-        messages = [
-            {"role": role, "content": [{"type": "text", "text": text}] if self._has_parts else text}
-            for role, text in zip(roles, (system, *texts), strict=False)
-            if text
+    def _check_arguments(self) -> None:
+        """Raise EngineError for an argument that the template does not use: it may be misspelled."""
+        template = str(self._tokenizer.chat_template)
+        for name in self._arguments:
+            if not re.search(rf"\b{re.escape(name)}\b", template):
+                raise EngineError(
+                    f"policy.template_args has {name!r}, which the chat template of {self._name} does not "
+                    "use. Correct the name, or leave it out."
+                )
+
+    def _render(self, system: str, *texts: str, answered: Sequence[str] = (), role: str = "tool") -> str:
+        """The template's text around a system text (left out if empty), then user and assistant in turn.
+
+        answered: for each observation, the tool that answers; "": it is a message of the user. role: of the
+        tools' answers.
+        """
+        contents: list[Any] = [
+            [{"type": "text", "text": text}] if self._has_parts else text for text in (system, *texts)
         ]
+        messages = [{"role": "system", "content": contents[0]}] if system else []
+        for number, content in enumerate(contents[1:]):
+            tool = answered[number // 2 - 1] if number and number % 2 == 0 and answered else ""
+            if tool:
+                messages.append({"role": role, "name": tool, "content": content})
+            else:
+                messages.append({"role": ("user", "assistant")[number % 2], "content": content})
         try:
             return str(
-                self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+                self._tokenizer.apply_chat_template(
+                    messages, tokenize=False, add_generation_prompt=True, **self._arguments
+                )
             )
         except Exception as error:  # a template is a program: it may raise anything
             raise EngineError(
                 f"the chat template of {self._name} cannot be rendered: {type(error).__name__}: {error}"
             ) from error
+
+    def _can_list(self, marks: Sequence[str]) -> bool:
+        """True if the template lists the tools that it is given, and calls in the format of `marks`."""
+        function = {"name": PROBE_TOOL, "description": PROBE_TOOL}
+        parameters = {"type": "object", "properties": {}, "required": []}
+        probe = {"type": "function", "function": {**function, "parameters": parameters}}
+        plain = self._arguments
+        self._arguments = {**plain, "tools": [probe]}
+        try:
+            shown = self._render("", USER)
+        except EngineError:
+            return False
+        finally:
+            self._arguments = plain
+        return all(mark in shown for mark in (PROBE_TOOL, *marks))
+
+    def _tool_frames(self, names: Sequence[str]) -> dict[str, Frame]:
+        """The frames of answers in the role "tool"; {} if they are to be messages of the user.
+
+        A template that writes any role's name into one frame has no such role: its model never met one.
+        """
+        frames: dict[str, Frame] = {}
+        talk = ("", USER, ANSWERS[0], NEXTS[0])
+        try:
+            for name in names:
+                text = self._render(*talk, answered=(name,))
+                before, after = self._split(self._split(text, ANSWERS[0])[1], NEXTS[0])
+                shown = self._trim(
+                    lambda text, name=name: self._render(*talk[:-1], text, answered=(name,)),  # type: ignore[misc]
+                    NEXTS[0],
+                )
+                if shown is None or not after.endswith(self._generation):
+                    return {}
+                frames[name] = Frame(before, after, shown)
+            if not frames or self._passes_roles_through(talk, names[0]):
+                return {}
+            self.tools = frames
+            for answered in ((names[0],) * 3, (names[0], "", names[-1]), ("", names[-1], "")):
+                self._check_growth("", answered)
+                self._check_reasoning(answered)
+        except EngineError:
+            return {}
+        return frames
+
+    def _passes_roles_through(self, talk: tuple[str, ...], name: str) -> bool:
+        try:
+            unknown = self._render(*talk, answered=(name,), role=UNKNOWN_ROLE)
+        except EngineError:
+            return False
+        return unknown.replace(UNKNOWN_ROLE, "tool") == self._render(*talk, answered=(name,))
 
     def _needs_parts(self) -> bool:
         """True if contents must be lists of parts, as templates of models that also read images have them."""
@@ -136,35 +264,37 @@ class ChatTemplate:
             raise self._not_append_only("the system text follows the user's", SYSTEM_REMEDY)
         return *self._split(before, SYSTEM), after
 
-    def _trim(self, render: Callable[[str], str], text: str) -> Trim:
-        """How the template trims `text`. render: the template's text around it."""
-        padded = f" \n{text}\n "
+    def _trim(self, render: Callable[[str], str], text: str) -> Trim | None:
+        """What the template does to `text`; None if that is not known. render: the template's text around
+        it.
+        """
+        padded = f' \n{text} "é\\"\n '
         before, after = self._split(render(text), text)
         got = render(padded)
-        trims: tuple[Trim, ...] = (str, str.strip, str.rstrip, str.lstrip)
-        return next((trim for trim in trims if got == before + trim(padded) + after), str)
+        return next((trim for trim in TRIMS if got == before + trim(padded) + after), None)
 
     # ---- checking several turns
 
-    def _turns(self, answers: Sequence[str]) -> str:
+    def _turns(self, answers: Sequence[str], answered: Sequence[str]) -> str:
         """What is expected after the first user text of a conversation with these answers."""
-        bridge = self.bridge_end.removesuffix(self._generation)
+        frames = [self.tools[name] if name else self.user for name in answered]
         turns = "".join(
-            f"{self._shown}{answer}{self.closing}{following}{bridge}"
-            for answer, following in zip(answers, NEXTS, strict=False)
+            f"{self._shown}{answer}{frame.before}{following}{frame.after.removesuffix(self._generation)}"
+            for answer, frame, following in zip(answers, frames, NEXTS, strict=False)
         )
         return turns + self._generation
 
-    def _check_growth(self, system: str, count: int) -> None:
-        answers = ANSWERS[:count]
+    def _check_growth(self, system: str, answered: Sequence[str]) -> None:
+        """answered: for each of the turns, the tool that answers; "": the user."""
+        answers = ANSWERS[: len(answered)]
         texts = [text for pair in zip(answers, NEXTS, strict=False) for text in pair]
-        got = self._render(system, USER, *texts)
+        got = self._render(system, USER, *texts, answered=answered)
         if system and self.with_system:
             before, between, after = self.with_system
             head = f"{before}{SYSTEM}{between}{USER}{after}"
         else:
             head = USER.join(self.first)
-        expected = head.removesuffix(self._generation) + self._turns(answers)
+        expected = head.removesuffix(self._generation) + self._turns(answers, answered)
         if got == expected:
             return
         if system and expected.find(SYSTEM) != got.find(SYSTEM):
@@ -176,13 +306,13 @@ class ChatTemplate:
             how = "a later turn changes what came before it"
         raise self._not_append_only(f"{how}: {_difference(expected, got)}")
 
-    def _check_reasoning(self) -> None:
+    def _check_reasoning(self, answered: Sequence[str]) -> None:
         """Reasoning in the answers may be kept or left out; nothing else may change."""
         mark, end = next((marks for marks in REASONING if marks[0] in self.opened), REASONING[0])
         answers = [f"{mark}\n{REASON}\n{end}\n\n{answer}" for answer in ANSWERS]
         texts = [text for pair in zip(answers, NEXTS, strict=True) for text in pair]
-        got = self._render("", USER, *texts)
-        expected = USER.join(self.first).removesuffix(self._generation) + self._turns(ANSWERS)
+        got = self._render("", USER, *texts, answered=answered)
+        expected = USER.join(self.first).removesuffix(self._generation) + self._turns(ANSWERS, answered)
         # The text between two answers begins with the end of one and ends with the prompt of the next.
         around = list(zip(_around(got, ANSWERS), _around(expected, ANSWERS), strict=True))
         for found, wanted in around:
@@ -193,7 +323,7 @@ class ChatTemplate:
                 )
 
     def _not_append_only(
-        self, how: str, remedy: str = "Use a template that leaves past messages alone."
+        self, how: str, remedy: str = "Set policy.chat_template to one that leaves past messages alone."
     ) -> EngineError:
         return EngineError(
             f"the chat template of {self._name} is not append-only: {how}; "

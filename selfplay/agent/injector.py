@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from selfplay.agent.episode import Episode, FinishReason, Role
-from selfplay.agent.prompting import Prompt, find_strategy, render, with_tools
+from selfplay.agent.prompting import Prompt, find_strategy, render, system_prompt
 from selfplay.agent.shared_tests import SharedTests
 from selfplay.agent.tools import toolbox
 from selfplay.agent.workspaces import (
@@ -33,8 +33,12 @@ class InjectorTask:
     thresholds: Thresholds
 
 
-def injector_prompts(task: InjectorTask, config: Config) -> tuple[Prompt, Prompt]:
-    """(system, user). Every template gets every variable, so that styles can use different ones."""
+def injector_prompts(task: InjectorTask, config: Config, is_listed: bool = False) -> tuple[Prompt, Prompt]:
+    """(system, user). Every template gets every variable, so that styles can use different ones.
+
+    is_listed: the chat template describes the tools.
+    """
+    tools = toolbox(config.agent)
     given = config.injector.help
     style = config.agent.prompt_style
     strategy = find_strategy(task.strategy)
@@ -50,8 +54,9 @@ def injector_prompts(task: InjectorTask, config: Config) -> tuple[Prompt, Prompt
         min_failing_tests=task.thresholds.min_failing_tests,
         min_changed_files=task.thresholds.min_changed_files,
         script_timeout_s=config.validator.script_timeout_s,
+        call=tools.write,
     )
-    return with_tools(render("system", style), toolbox(config.agent).descriptions), user
+    return system_prompt(style, config.agent.tool_format, tools, is_listed), user
 
 
 def _given_test_files(task: InjectorTask) -> tuple[str, ...]:
@@ -68,7 +73,9 @@ def play_injector(task: InjectorTask, key: EpisodeKey, context: EpisodeContext) 
     Raises EngineError and PromptError. A failing sandbox is a finish reason.
     """
     config, limits = context.config, context.limits
-    record = Record(Role.INJECTOR, task.environment, key, *injector_prompts(task, config))
+    record = Record(
+        Role.INJECTOR, task.environment, key, *injector_prompts(task, config, context.chat.lists_tools)
+    )
     with record.machine_failures(), ExitStack() as stack:
         with context.opening:
             workspace = open_workspace(

@@ -7,9 +7,10 @@ Invariant: equal hashes mean equal template texts, included ones too, and equal 
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -24,11 +25,13 @@ from jinja2 import (
 )
 
 from selfplay import parts
+from selfplay.agent.tools import STANDARD, Toolbox
 from selfplay.errors import PromptError
 from selfplay.runtime.resources import resource
 
 STYLES = ("full", "terse")
-NAMES = ("system", "solver/repair")  # and one for each strategy
+FORMATS = ("hermes", "qwen-xml", "bash-block")  # formats of calls with a system prompt of their own
+NAMES = ("system", "solver/repair", *(f"system/{name}" for name in FORMATS))  # and one for each strategy
 NEED_HISTORY = ("history",)  # strategies that read the project's commits
 HUNK = re.compile(r"@@ -\d+(?:,(\d+))? \+\d+(?:,(\d+))? @@")
 
@@ -68,10 +71,11 @@ def render(name: str, style: str = "full", folder: Path | None = None, **variabl
     """The prompt `name` ("system", "injector/removal", "solver/repair") in `style` ("full" or "terse").
 
     folder: where templates are besides prompts/. Raises PromptError for a missing template, and for a
-    variable that the template uses and was not given.
+    variable that the template uses and was not given. `call(TOOL, ARGUMENT=TEXT)` writes a call; unless it is
+    given, in the standard format.
     """
     try:
-        text = _template(name, style, folder).render(**variables)
+        text = _template(name, style, folder).render({"call": STANDARD.write} | variables)
     except TemplateError as error:
         raise PromptError(
             f"prompt {name} ({style}): {error}. Variables given: {', '.join(sorted(variables)) or 'none'}."
@@ -79,12 +83,25 @@ def render(name: str, style: str = "full", folder: Path | None = None, **variabl
     return Prompt(text.strip("\n"), prompt_hash(name, style, folder))
 
 
-def with_tools(prompt: Prompt, descriptions: str) -> Prompt:
-    """The prompt with what it does not say about an episode's tools; as it is for ""."""
-    if not descriptions:
+def system_prompt(style: str, tool_format: str, tools: Toolbox, is_listed: bool = False) -> Prompt:
+    """The system prompt, which describes the tools and how they are called.
+
+    is_listed: the chat template describes them already, from the tools' schemas.
+    """
+    name = f"system/{tool_format}" if tool_format in FORMATS else "system"
+    schemas = [json.dumps(schema, ensure_ascii=False) for schema in tools.schemas]
+    prompt = render(
+        name, style, schemas=schemas, is_listed=is_listed, names=tuple(tools.tools), call=tools.write
+    )
+    described = tools.descriptions
+    if described and not tools.schemas:  # of tools of one's own
+        prompt = replace(prompt, text=f"{prompt.text}\n\n{described}".strip("\n"))
+    given = [described] if described else []
+    if tools.schemas:
+        given = [*schemas, str(is_listed)]
+    if not given:
         return prompt
-    both = hashlib.sha256(f"{prompt.hash}\0{descriptions}".encode()).hexdigest()
-    return Prompt(f"{prompt.text}\n\n{descriptions}".strip("\n"), both)
+    return replace(prompt, hash=hashlib.sha256("\0".join([prompt.hash, *given]).encode()).hexdigest())
 
 
 @cache

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from selfplay.agent.chat import ChatFormat
 from selfplay.agent.episode import Episode, FinishReason, Role
-from selfplay.agent.prompting import Prompt, render, with_tools
+from selfplay.agent.prompting import Prompt, render, system_prompt
 from selfplay.agent.shared_tests import SharedTests
 from selfplay.agent.tools import toolbox
 from selfplay.agent.workspaces import (
@@ -64,8 +64,12 @@ def solver_task(
     return SolverTask(environment, bug_id, bug, failure, suspects)
 
 
-def solver_prompts(task: SolverTask, config: Config) -> tuple[Prompt, Prompt]:
-    """(system, user). Every template gets every variable, so that styles can use different ones."""
+def solver_prompts(task: SolverTask, config: Config, is_listed: bool = False) -> tuple[Prompt, Prompt]:
+    """(system, user). Every template gets every variable, so that styles can use different ones.
+
+    is_listed: the chat template describes the tools.
+    """
+    tools = toolbox(config.agent)
     given = task.help_of(config)
     style = config.agent.prompt_style
     user = render(
@@ -77,8 +81,9 @@ def solver_prompts(task: SolverTask, config: Config) -> tuple[Prompt, Prompt]:
         specification="" if task.issue else spec_text(task.bug).rstrip("\n"),
         failure=task.failure.strip("\n") if "failure" in given else "",
         suspects=task.suspects if "suspects" in given else (),
+        call=tools.write,
     )
-    return with_tools(render("system", style), toolbox(config.agent).descriptions), user
+    return system_prompt(style, config.agent.tool_format, tools, is_listed), user
 
 
 def spec_text(bug: BugState) -> str:
@@ -98,7 +103,9 @@ def play_solver(task: SolverTask, key: EpisodeKey, context: EpisodeContext) -> E
     Raises EngineError and PromptError, and PatchError if the bug is of another environment.
     """
     config, limits = context.config, context.limits
-    record = Record(Role.SOLVER, task.environment, key, *solver_prompts(task, config))
+    record = Record(
+        Role.SOLVER, task.environment, key, *solver_prompts(task, config, context.chat.lists_tools)
+    )
     record.submission = {"patch": ""}
     states = build_states(task.environment.tree, task.bug)
     start = states.buggy if "tests" in task.help_of(config) else states.solver_start

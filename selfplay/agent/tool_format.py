@@ -1,15 +1,19 @@
-"""How a tool call is written in the policy's text. What a body means is each tool's business (`tools`).
+"""How a tool call is written in the policy's text. What a call means is each tool's business (`tools`).
 
-A tool-call format has the two methods of ToolFormat; `agent.tool_format` names it (see selfplay/parts.py).
-Pure.
+A tool-call format has the members of ToolFormat; `agent.tool_format` names it (see selfplay/parts.py). Here
+is the standard one. Others are in `json_calls`, `xml_calls` and `bash_blocks`; `format_conformance` checks
+any. Pure.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
+
+Argument = str | int
+Span = tuple[int, int]  # characters of a text: first, one past last
 
 # What a model may write after its last tag: a stop token that it spelled, like <|im_end|> or </s>.
 _STOP = r"(?:<(?!/?tool)[^\n<> ]{1,40}>)*"
@@ -29,6 +33,8 @@ ANY_TAG = re.compile(r"[<＜][/／]?tool\b", re.IGNORECASE)
 REASONING = (("<think>", "</think>"), ("<thinking>", "</thinking>"), ("[THINK]", "[/THINK]"))
 FENCE = "```"
 REASONING_OPENING = re.compile(r"^[ \t]*(<think>|<thinking>|\[THINK\])", re.MULTILINE)
+NO_CALL = "No tool call found"
+EDIT_MARK = "\n=======\n"  # between the old and the new text of an edit
 OTHER_FORMATS = ("<tool_call", "<function", "[TOOL_CALLS]", '"arguments"', '"parameters"')
 
 
@@ -36,16 +42,35 @@ class BadFormat(Exception):
     """The text holds no call that can be run; the message is shown to the policy."""
 
 
+class CannotWrite(ValueError):
+    """The format has no way to write this call. The message says what stands in the way."""
+
+
 @dataclass(frozen=True)
 class Call:
-    """A call as it is written: the tool's name, the body, and the text before it."""
+    """A call as it is written: the tool's name, the body, and the text before it.
+
+    arguments: by name, in formats that name them. Such a format leaves the body to the tool.
+    """
 
     tool: str
-    body: str
+    body: str = ""
     thought: str = ""
+    arguments: Mapping[str, Argument] | None = None
 
 
 class ToolFormat(Protocol):
+    """A format may have more members; each has a default.
+
+    has_arguments   calls name their arguments, and have no body (False)
+    tags            lines around a call that the vocabulary may have as control tokens (())
+    marks           what a chat template writes that describes calls in this format (())
+    answers_as_tool answers have the role "tool" where the chat template has that role (True)
+    can_call        tools that it can call, None for all (None)
+    deciding        a function of a text with a call: the spans of what chooses the tool, and of what the call
+                    writes into a file (none)
+    """
+
     def parse(self, text: str, tools: Sequence[str]) -> Call:
         """The one call that ends `text`. tools: the names that may be called.
 
@@ -53,8 +78,8 @@ class ToolFormat(Protocol):
         """
         ...
 
-    def format(self, tool: str, body: str) -> str:
-        """The text of a call, as `parse` reads it."""
+    def format(self, call: Call) -> str:
+        """The text of a call, as `parse` reads it. Raises CannotWrite."""
         ...
 
 
@@ -68,7 +93,7 @@ class TagFormat:
     def parse(self, text: str, tools: Sequence[str]) -> Call:
         rule = (
             "A reply ends with exactly one call: a line `<tool: NAME>`, the body, a line `</tool>`. "
-            f"NAME is {_listed(tools)}."
+            f"NAME is {listed(tools)}."
         )
         thinking = end_of_reasoning(text)
         rest = text[thinking:]
@@ -91,23 +116,70 @@ class TagFormat:
         body = rest[opening.end() : closing.start()].removeprefix("\n").removesuffix("\n")
         return Call(tool, _dedented(opening, body), (text[:thinking] + rest[: opening.start()]).strip())
 
-    def format(self, tool: str, body: str) -> str:
-        return f"<tool: {tool}>\n{body}\n</tool>" if body else f"<tool: {tool}>\n</tool>"
+    def format(self, call: Call) -> str:
+        if CLOSING.search(call.body) or OPENING.search(call.body):
+            raise CannotWrite("a body cannot hold a line that is a tag of a call; use bash with printf")
+        return _tagged(call.tool, call.body)
+
+    def deciding(self, text: str) -> list[Span]:
+        found = OPENING.search(text, end_of_reasoning(text))
+        if found is None:
+            return []
+        mark = text.find(EDIT_MARK, found.end())
+        return [found.span(), *([(mark + len(EDIT_MARK) - 1, len(text))] if mark >= 0 else [])]
 
 
 TAGS = TagFormat()
 
 
 def format_action(tool: str, body: str) -> str:
-    """The text of a call in the standard format."""
-    return TAGS.format(tool, body)
+    """The text of a call in the standard format, even if its body makes it unreadable."""
+    return _tagged(tool, body)
 
 
-def end_of_reasoning(text: str) -> int:
-    """Where the reasoning at the start of a reply ends; 0 without any, or if it is not closed."""
+def _tagged(tool: str, body: str) -> str:
+    return f"<tool: {tool}>\n{body}\n</tool>" if body else f"<tool: {tool}>\n</tool>"
+
+
+def after_reasoning(text: str, tag: re.Pattern[str], read: Callable[[str], Call]) -> Call:
+    """The call that `read` finds behind the reasoning. Drafts in there are none.
+
+    tag: what begins a call. If the mark of the reasoning's end stands in the call itself, the whole text is
+    read. Raises BadFormat.
+    """
+    end = end_of_reasoning(text, tag)
+    try:
+        call = read(text[end:])
+    except BadFormat as fault:
+        if end:
+            try:
+                call = read(text)
+            except BadFormat:
+                raise fault from None
+            held = "\n".join([call.body, *map(str, (call.arguments or {}).values())])
+            if any(mark in held for _, mark in REASONING):
+                return call
+            raise  # a draft
+        unfinished = _open_reasoning(text, 0, tag)
+        if unfinished and not tag.search(text):
+            raise BadFormat(f"{NO_CALL}: the reasoning is not closed by `{_mark_of(unfinished)}`.") from None
+        raise
+    return Call(call.tool, call.body, (text[:end] + call.thought).strip(), call.arguments)
+
+
+def place(text: str, at: int) -> str:
+    """Where the character at `at` is, as messages name it."""
+    return f"line {text.count(chr(10), 0, at) + 1}, column {at - text.rfind(chr(10), 0, at)}"
+
+
+def end_of_reasoning(text: str, tag: re.Pattern[str] = ANY_TAG) -> int:
+    """Where the reasoning at the start of a reply ends; 0 without any, or if it is not closed.
+
+    tag: what a call begins with, in the format.
+    """
     end = 0
-    while opened := _open_reasoning(text, end):
-        mark = dict(REASONING)[opened[1]]
+    while opened := _open_reasoning(text, end, tag):
+        mark = _mark_of(opened)
         closed = text.find(mark, opened.end())
         if closed < 0:
             break
@@ -115,13 +187,17 @@ def end_of_reasoning(text: str) -> int:
     return end
 
 
-def _open_reasoning(text: str, start: int = 0) -> re.Match[str] | None:
+def _mark_of(opened: re.Match[str]) -> str:
+    return dict(REASONING)[opened[1]]
+
+
+def _open_reasoning(text: str, start: int = 0, tag: re.Pattern[str] = ANY_TAG) -> re.Match[str] | None:
     """The mark of the reasoning which begins at `start`, or after words; None without any.
 
     A mark behind a tag is none: the text of a call, perhaps copied from a file, must not pass for reasoning.
     """
     found = REASONING_OPENING.search(text, start)
-    if found is None or ANY_TAG.search(text, start, found.start()):
+    if found is None or tag.search(text, start, found.start()):
         return None
     return found
 
@@ -144,7 +220,7 @@ def _fault(text: str, openings: Sequence[re.Match[str]], closings: Sequence[re.M
 
     if not openings:
         if unfinished := _open_reasoning(text):
-            return f"No tool call found: the reasoning is not closed by `{dict(REASONING)[unfinished[1]]}`."
+            return f"{NO_CALL}: the reasoning is not closed by `{_mark_of(unfinished)}`."
         if ANY_TAG.search(text):
             return "No tool call found: each tag stands alone on its line."
         found = next((name for name in OTHER_FORMATS if name in text), "")
@@ -186,5 +262,5 @@ def unfenced(body: str) -> tuple[str, str]:
     return body, ""
 
 
-def _listed(names: Sequence[str]) -> str:
+def listed(names: Sequence[str]) -> str:
     return " or ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else "".join(names)

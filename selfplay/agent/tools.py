@@ -3,6 +3,9 @@
 How a call is written is `tool_format`, how its output is shown `observations`. A tool has the members of
 Tool, and `agent.tools` names it (see selfplay/parts.py). Invariant: the host never opens a path that the
 policy named.
+
+A call has one text, its body, or named arguments: that is the format's choice. A tool says how its arguments
+become a body, so that it reads only bodies, but for edit: its arguments are clear where a body may not be.
 """
 
 from __future__ import annotations
@@ -11,13 +14,25 @@ import posixpath
 import re
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
-from typing import Protocol
+from typing import Any, Protocol
 
 from selfplay import parts
+from selfplay.agent.arguments import BODY, Parameter, checked, one_line, schema
 from selfplay.agent.editing import EditError, apply_one_of
-from selfplay.agent.tool_format import FENCE, BadFormat, Call, ToolFormat, unfenced
+from selfplay.agent.tool_format import (
+    FENCE,
+    Argument,
+    BadFormat,
+    Call,
+    CannotWrite,
+    Span,
+    ToolFormat,
+    listed,
+    unfenced,
+)
+from selfplay.errors import PartError
 from selfplay.sandbox.base import WORKSPACE, ExecResult, Sandbox
 from selfplay.settings.playing import AgentSettings
 from selfplay.source.syntax import source_encoding
@@ -56,6 +71,9 @@ if found and not fault(old):
 with open(path, "wb") as file:
     file.write(new)
 """
+
+
+SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -100,7 +118,11 @@ class Observation:
 
 
 class Tool(Protocol):
-    """One tool. `changes_files`: it only changes files, and a refused call leaves the workspace as it was."""
+    """One tool. `changes_files`: it only changes files, and a refused call leaves the workspace as it was.
+
+    A tool may have two more members: `parameters`, a tuple of Parameter, and `body`, a function of the
+    arguments by name that returns the body or raises BadFormat. Without them its only argument is the body.
+    """
 
     @property
     def name(self) -> str: ...
@@ -130,6 +152,10 @@ class Bash:
     name: str = "bash"
     description: str = ""
     changes_files: bool = False
+    parameters: tuple[Parameter, ...] = (Parameter("command"),)
+
+    def body(self, arguments: Mapping[str, Argument]) -> str:
+        return str(arguments["command"])
 
     def read(self, call: Call) -> Action:
         script, language = unfenced(call.body)
@@ -151,8 +177,21 @@ class Edit:
     name: str = "edit"
     description: str = ""
     changes_files: bool = True
+    parameters: tuple[Parameter, ...] = (
+        Parameter("path"),
+        Parameter("line", "integer", required=False),
+        Parameter("search"),
+        Parameter("replace"),
+    )
+
+    def body(self, arguments: Mapping[str, Argument]) -> str:
+        line = arguments.get("line")
+        texts = (str(arguments["search"]), str(arguments["replace"]))
+        return format_edit(one_line(arguments), int(line) if line is not None else None, *texts)
 
     def read(self, call: Call) -> Action:
+        if call.arguments is not None:
+            return self._read_arguments(call, call.arguments)
         where, lines = _edit_lines(call.body)
         inner = [line.rstrip() for line in lines[1:-1]]
         if len(lines) < 2 or (lines[0].rstrip(), lines[-1].rstrip()) != (MARKS[0], MARKS[2]):
@@ -179,9 +218,18 @@ class Edit:
             raise BadFormat("The search text of edit is empty; to write a whole file use create.")
         # With as many such lines before as after: a heading that is replaced by one.
         search, replace = readings.pop((len(readings) - 1) // 2 if len(readings) % 2 else 0)
-        numbered = NUMBERED_PATH.fullmatch(where)
-        path, line = (numbered[1], int(numbered[2])) if numbered else (where, None)
+        path, line = _numbered(where)
         return Action("edit", call.body, call.thought, path, line, search, replace, tuple(readings))
+
+    def _read_arguments(self, call: Call, arguments: Mapping[str, Argument]) -> Action:
+        search, replace = str(arguments["search"]), str(arguments["replace"])
+        if not search:
+            raise BadFormat("The argument search of edit is empty; to write a whole file use create.")
+        path, line = str(arguments["path"]).strip(), arguments.get("line")
+        if line is None:
+            path, line = _numbered(path)
+        at = None if line is None else int(line)
+        return Action("edit", call.body, call.thought, path, at, search, replace)
 
     def run(self, action: Action, sandbox: Sandbox, settings: AgentSettings) -> Observation:
         return _edit(action, sandbox, shown=settings.prompt_style == "full")
@@ -192,6 +240,10 @@ class Create:
     name: str = "create"
     description: str = ""
     changes_files: bool = True
+    parameters: tuple[Parameter, ...] = (Parameter("path"), Parameter("content"))
+
+    def body(self, arguments: Mapping[str, Argument]) -> str:
+        return f"{one_line(arguments)}\n{arguments['content']}"
 
     def read(self, call: Call) -> Action:
         path, _, content = call.body.partition("\n")
@@ -217,6 +269,10 @@ class Submit:
     name: str = "submit"
     description: str = ""
     changes_files: bool = False
+    parameters: tuple[Parameter, ...] = (Parameter("files", required=False),)
+
+    def body(self, arguments: Mapping[str, Argument]) -> str:
+        return str(arguments.get("files", ""))
 
     def read(self, call: Call) -> Action:
         return Action(call.tool, call.body, call.thought)
@@ -245,10 +301,32 @@ class Toolbox:
         Raises BadFormat; its message tells the policy what to write instead.
         """
         call = self.format.parse(text, tuple(self.tools))
+        if call.arguments is not None:
+            arguments = checked(call.tool, call.arguments, _parameters(self.tools[call.tool]))
+            with parts.blamed("agent.tools", self.settings[call.tool], BadFormat):
+                call = replace(call, arguments=arguments, body=_body(self.tools[call.tool], arguments))
         if "\0" in call.body:
             raise BadFormat("The call holds a null character, which no file name or script can.")
+        if SURROGATE.search(call.body):
+            raise BadFormat("The call holds half of a surrogate pair; write the character itself.")
         with parts.blamed("agent.tools", self.settings[call.tool], BadFormat):
             return self.tools[call.tool].read(call)
+
+    def write(self, tool: str, **arguments: Argument) -> str:
+        """The text of a call in this format. Raises CannotWrite where the format has no way to write it."""
+        named = arguments if self._of_format("has_arguments", False) else None
+        call = Call(tool, _body(self.tools[tool], arguments), arguments=named)
+        if named is None:
+            try:
+                self.tools[tool].read(call)
+            except BadFormat as fault:
+                raise CannotWrite(f"the tool would not read it: {fault}") from fault
+        return self.format.format(call)
+
+    def deciding(self, text: str) -> list[Span]:
+        """The characters of `text` that choose the tool, and those that its call writes into a file."""
+        found: list[Span] = self._of_format("deciding", lambda _: [])(text)
+        return found
 
     def execute(self, action: Action, sandbox: Sandbox, settings: AgentSettings) -> Observation:
         """Run a call. Raises what `Sandbox.run` raises; every fault of the call is an Observation."""
@@ -263,9 +341,34 @@ class Toolbox:
         """What the prompts do not say about these tools; "" if they say all."""
         return "\n\n".join(tool.description for tool in self.tools.values() if tool.description)
 
+    @property
+    def schemas(self) -> tuple[Mapping[str, Any], ...]:
+        """Each tool as a JSON schema of a function, in formats whose calls name their arguments."""
+        if not self._of_format("has_arguments", False):
+            return ()
+        return tuple(schema(tool.name, tool.description, _parameters(tool)) for tool in self.tools.values())
+
+    @property
+    def marks(self) -> tuple[str, ...]:
+        """What a chat template writes that describes calls in this format."""
+        return tuple(self._of_format("marks", ()))
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """Lines around a call that may be control tokens."""
+        return tuple(self._of_format("tags", ()))
+
+    @property
+    def answering(self) -> tuple[str, ...]:
+        """The tools whose answers have the role "tool", where the chat template has it."""
+        return tuple(self.tools) if self._of_format("answers_as_tool", True) else ()
+
+    def _of_format(self, member: str, default: Any) -> Any:
+        return getattr(self.format, member, default)
+
 
 def toolbox(settings: AgentSettings) -> Toolbox:
-    """The tools and the format that the settings name."""
+    """The tools and the format that the settings name. Raises PartError if the format cannot call a tool."""
     return _toolbox(settings.tool_format, settings.tools)
 
 
@@ -277,7 +380,31 @@ def _toolbox(tool_format: str, names: tuple[str, ...]) -> Toolbox:
         tool: Tool = parts.load("agent.tools", name)
         tools[tool.name] = tool
         origins[tool.name] = name
-    return Toolbox(parts.load("agent.tool_format", tool_format), tools, origins)
+    box = Toolbox(parts.load("agent.tool_format", tool_format), tools, origins)
+    can_call = getattr(box.format, "can_call", None)
+    missing = [name for name in tools if can_call is not None and name not in can_call]
+    if missing:
+        left = ", ".join(f'"{origins[name]}"' for name in tools if name not in missing)
+        raise PartError(
+            f"agent.tool_format = {tool_format!r} has no way to call {listed(missing)}. "
+            f"Set agent.tools = [{left}], or choose another format."
+        )
+    return box
+
+
+def _parameters(tool: Tool) -> tuple[Parameter, ...]:
+    return getattr(tool, "parameters", BODY)
+
+
+def _body(tool: Tool, arguments: Mapping[str, Argument]) -> str:
+    body: str = tool.body(arguments) if hasattr(tool, "body") else str(arguments.get("body", ""))
+    return body
+
+
+def _numbered(where: str) -> tuple[str, int | None]:
+    """(path, line) of `path` or `path:LINE`."""
+    found = NUMBERED_PATH.fullmatch(where)
+    return (found[1], int(found[2])) if found else (where, None)
 
 
 STANDARD = toolbox(AgentSettings())

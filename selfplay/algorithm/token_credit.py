@@ -9,8 +9,8 @@ from bisect import bisect_left
 from collections.abc import Callable, Sequence
 
 from selfplay.agent.episode import Episode, Turn
-from selfplay.agent.tool_format import OPENING, BadFormat, end_of_reasoning
-from selfplay.agent.tools import MARKS, STANDARD, Toolbox
+from selfplay.agent.tool_format import BadFormat
+from selfplay.agent.tools import STANDARD, Toolbox
 from selfplay.errors import SelfplayError
 from selfplay.settings.learning import TrainerSettings
 from selfplay.source.diffs import diff_bytes, parse_patch
@@ -50,7 +50,7 @@ def token_advantages(
             extra = settings.call_reward_weight * ((number not in in_vain) - expected)
             extra *= settings.negative_weight if extra < 0 else 1.0
             first, end = episode.turns[number].tokens
-            deciding = deciding_tokens(episode.token_ids[first:end], decode)
+            deciding = deciding_tokens(episode.token_ids[first:end], decode, tools)
             for index in range(first, end):
                 if index - first not in deciding:
                     values[index] += extra
@@ -76,25 +76,21 @@ def success_of_calls(episodes: Sequence[Episode], tools: Toolbox = STANDARD) -> 
     return done / tried if tried else 0.0
 
 
-def deciding_tokens(ids: Sequence[int], decode: Decode) -> set[int]:
+def deciding_tokens(ids: Sequence[int], decode: Decode, tools: Toolbox = STANDARD) -> set[int]:
     """Indices of the tokens of one turn that do not decide whether its call can be carried out.
 
-    These are the choice of the tool (the first token, and those of the line that names the tool), and what
-    an edit writes (the tokens after the mark between its old and its new text).
+    These are the choice of the tool (the first token, and those that name the tool), and what an edit writes.
     """
-    text = decode(ids)
-    found = OPENING.search(text, end_of_reasoning(text))
-    if found is None:
-        return {0}
+    spans = tools.deciding(decode(ids))
 
     def token_of(position: int) -> int:
         """Index of the token that holds the character at `position`."""
         return bisect_left(range(len(ids) + 1), position + 1, key=lambda count: len(decode(ids[:count]))) - 1
 
-    named = range(token_of(found.start()), token_of(found.end() - 1) + 1)
-    mark = text.find(f"\n{MARKS[1]}\n", found.end())
-    written = range(token_of(mark + len(MARKS[1]) + 1), len(ids)) if mark >= 0 else range(0)
-    return {0, *named, *written}
+    found = {0}
+    for first, end in spans:
+        found.update(range(token_of(first), min(token_of(end - 1) + 1, len(ids))))
+    return found
 
 
 def turns_in_vain(episode: Episode, tools: Toolbox = STANDARD) -> set[int]:

@@ -20,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from selfplay import parts
-from selfplay.agent.chat import ChatFormat, load_tokenizer
+from selfplay.agent.chat import open_chat
 from selfplay.agent.episode import Episode
 from selfplay.agent.hosts import InjectorWork, SolverWork
 from selfplay.agent.local_host import LocalHost
@@ -89,7 +89,7 @@ class HostActor:
             environments = self._source.prepare(preparer)
         labels = {"run": "host", "owner": str(os.getpid())}
         runner = TestRunner(backend, self._config.validator, limits, labels, self._secret)
-        chat = ChatFormat(load_tokenizer(self._model))
+        chat = open_chat(self._model, self._config.policy, self._config.agent)
         context = EpisodeContext(self._config, self._engine, chat, backend, limits)
         self._host = LocalHost(context, environments, runner)
         return tuple(environments)

@@ -7,11 +7,13 @@ from pathlib import Path
 
 from rich.console import Console
 
+from selfplay.agent.tools import toolbox
 from selfplay.cluster.machines import planned_nodes, policy_shape
 from selfplay.cluster.placement import place
 from selfplay.cluster.seats import Node
 from selfplay.config import load_config
 from selfplay.engines.adapted_models import adapter_folder
+from selfplay.engines.templated_models import read_template
 from selfplay.repositories.specs import read_repository_list
 from selfplay.viewing.placement import show_placement
 
@@ -27,6 +29,9 @@ def dry_run_training(
     read_repository_list(repos)
     if config.policy.adapter:
         adapter_folder(config.policy)
+    if config.policy.chat_template:
+        read_template(config.policy.chat_template)
+    toolbox(config.agent)
     shape = policy_shape(config)
     nodes = planned_nodes(config) if address is None else _asked(address)
     show_placement(place(config, shape, nodes), shape, Console())

@@ -21,7 +21,7 @@ from rich.progress import (
 )
 
 from selfplay import parts
-from selfplay.agent.chat import ChatFormat, load_tokenizer
+from selfplay.agent.chat import open_chat
 from selfplay.agent.hosts import EpisodeHost
 from selfplay.agent.local_host import LocalHost
 from selfplay.agent.workspaces import EpisodeContext, sandbox_limits
@@ -242,7 +242,7 @@ def _play(
                 source = checked_tasks(tasks, checked, request.clones)
                 return places.open_hosts(config, source, model, local, say)
 
-            chat = ChatFormat(load_tokenizer(model))
+            chat = open_chat(model, config.policy, config.agent)
             evaluator = Evaluator(
                 EpisodeContext(config, engine, chat, wanted.backend, sandbox_limits(config)),
                 prepared.environments,

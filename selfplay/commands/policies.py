@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from selfplay import parts
-from selfplay.agent.chat import ChatFormat, load_tokenizer, policy_path
+from selfplay.agent.chat import open_chat, policy_path
 from selfplay.agent.prompting import check_prompts
 from selfplay.config import Config
 from selfplay.engines.adapted_models import adapted_folder, adapter_folder
+from selfplay.engines.templated_models import templated_folder
 from selfplay.engines.vllm_launch import check_installed
 
 
@@ -22,5 +23,7 @@ def check_model(config: Config) -> str:
     model = policy_path(config.policy.model)
     if config.policy.adapter:
         model = adapted_folder(model, adapter_folder(config.policy))
-    ChatFormat(load_tokenizer(model)).check()
+    if config.policy.chat_template:
+        model = templated_folder(model, config.policy.chat_template)
+    open_chat(model, config.policy, config.agent).check()
     return model

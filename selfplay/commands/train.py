@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from selfplay import parts
-from selfplay.agent.chat import ChatFormat, load_tokenizer
+from selfplay.agent.chat import open_chat
 from selfplay.agent.solver import spec_tokens
 from selfplay.agent.workspaces import sandbox_limits
 from selfplay.commands.accelerators import run_devices
@@ -230,7 +230,7 @@ def _put_given_bugs(planned: PlannedRun, store: Store, environments: Mapping[str
     run, console = planned.run, planned.console
     if not run.given_bugs_file.is_file():
         return
-    chat = ChatFormat(load_tokenizer(planned.model))
+    chat = open_chat(planned.model, planned.config.policy, planned.config.agent)
     put_given_bugs(
         read_given_bugs(run.given_bugs_file, {spec.name for spec in planned.specs}),
         store,

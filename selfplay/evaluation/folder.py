@@ -123,6 +123,9 @@ def identity_of(config: Config, policy: Mapping[str, Any], tasks: Iterable[Task]
     for name in ("tools", "tool_format"):
         if getattr(config.agent, name) == type(config.agent).model_fields[name].default:
             del settings[f"agent.{name}"]
+    # Folders of earlier versions do not name it.
+    if config.policy.template_args:
+        settings["policy.template_args"] = dict(config.policy.template_args)
     settings |= {
         "seed": config.seed,
         "evaluation.temperature": config.evaluation.temperature,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from selfplay import parts
-from selfplay.agent.chat import ChatFormat, load_tokenizer
+from selfplay.agent.chat import load_tokenizer, open_chat
 from selfplay.agent.hosts import EpisodeHost
 from selfplay.agent.local_host import LocalHost
 from selfplay.agent.workspaces import EpisodeContext
@@ -85,7 +85,7 @@ def build_context(prepared: PreparedRun, places: Places | None = None) -> RunCon
         started.callback(trainer.close)
         if committed:
             trainer.load(run.checkpoints / committed)
-        chat = ChatFormat(load_tokenizer(prepared.model))
+        chat = open_chat(prepared.model, config.policy, config.agent)
         chat.check()
         known = [*prepared.environments.values(), *prepared.evaluated.environments.values()]
         servers = ServerPlan(run.path / "logs", progress.message, places, trainer, run.newest_checkpoint)
@@ -208,7 +208,8 @@ def scripted_engine(inputs: EngineInputs) -> Engine:
     from selfplay.engines.scripted_engine import ScriptedEngine
     from selfplay.teacher.player import TeacherPlayer
 
-    teacher = TeacherPlayer([environment.tree for environment in inputs.environments])
+    chat = open_chat(inputs.model, inputs.config.policy, inputs.config.agent)
+    teacher = TeacherPlayer([environment.tree for environment in inputs.environments], chat=chat)
     return ScriptedEngine(teacher, load_tokenizer(inputs.model))
 
 

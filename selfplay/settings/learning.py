@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -137,6 +137,14 @@ class ShapeSettings(Section):
     """True if the output head is the embedding."""
 
 
+# Names that transformers and the game give to a chat template.
+GIVEN_TO_TEMPLATES = (
+    *("conversation", "messages", "tools", "documents", "chat_template", "tokenizer_kwargs"),
+    *("add_generation_prompt", "continue_final_message", "return_assistant_tokens_mask"),
+    *("tokenize", "padding", "truncation", "max_length", "return_tensors", "return_dict"),
+)
+
+
 class PolicySettings(Section):
     """The model that plays and is trained."""
 
@@ -150,8 +158,24 @@ class PolicySettings(Section):
     "carried": the adapter in the package, for model = "smollm2".
     """
 
+    chat_template: str = ""
+    """A file with a Jinja template to use in place of the model's. "" keeps the model's."""
+
+    template_args: dict[str, bool | int | float | str | list[Any] | dict[str, Any]] = Field(
+        default_factory=dict
+    )
+    """What the chat template is given besides the messages, for instance { enable_thinking = false }."""
+
     shape: ShapeSettings | None = None
     """For --dry-run only, if the model is not at hand."""
+
+    @field_validator("template_args")
+    @classmethod
+    def _not_the_games(cls, arguments: dict[str, Any]) -> dict[str, Any]:
+        for name in arguments:
+            if name in GIVEN_TO_TEMPLATES:
+                raise ValueError(f"leaves {name} alone: it is the game's")
+        return arguments
 
 
 class TrainerSettings(Section):

@@ -95,7 +95,9 @@ class AgentSettings(Section):
     """Tools that the policy may call. Must contain "submit"."""
 
     tool_format: Annotated[str, part("agent.tool_format")] = "tags"
-    """How a call is written in the policy's text."""
+    """How a call is written: "tags" (`<tool: NAME>`, as CWM writes it), "hermes" (JSON in `<tool_call>`),
+    "qwen-xml" (`<function=NAME>`, as Qwen3-Coder writes it), "bash-block" (one fenced block of bash; only the
+    tools bash and submit). See docs/models.md."""
 
     @field_validator("tools")
     @classmethod

@@ -1,4 +1,4 @@
-"""Takes a ChatML prompt apart, as the scripted player reads it: the task, its replies, their observations.
+"""Takes a prompt apart, as the scripted player reads it: the task, its replies, their observations.
 
 Does not decide on a reply.
 """
@@ -9,6 +9,8 @@ import re
 from dataclasses import dataclass
 from typing import Protocol
 
+from selfplay.agent.chat import ChatFormat
+
 OPENING = re.compile(r"<\|im_start\|>(system|user|assistant)\n")
 BUDGET = re.compile(r"\n?\[exit (-?\d+); \d+ turns, \d+ tokens left\]\s*$")
 PY_PATH = re.compile(r"[\w./+-]+\.py\b")
@@ -18,7 +20,6 @@ SUSPECT = re.compile(r"^grep -n '' (\S+\.py) \| sed -n '(\d+),(\d+)p' # \S+$", r
 SHOWN = re.compile(r"grep -n '' (\S+) \| sed -n '(\d+),(\d+)p'")
 # The output of a test run in which tests fail.
 STILL_FAILING = re.compile(r"^\d+ (failed|error)", re.MULTILINE)
-EDIT_CALL = "<tool: edit>\n"
 
 
 class Turn(Protocol):
@@ -55,8 +56,11 @@ class Exchange:
         return BUDGET.sub("", self.observations[-1]) if self.observations else ""
 
 
-def read_conversation(text: str) -> Exchange:
-    """Take a ChatML prompt apart. Raises ValueError if it has no user message."""
+def read_conversation(text: str, chat: ChatFormat | None = None) -> Exchange:
+    """Take a prompt apart: one of `chat`, or without that one in ChatML. Raises ValueError for another."""
+    if chat is not None:
+        task, turns = chat.read(text)
+        return Exchange(task, tuple(answer for answer, _ in turns), tuple(shown for _, shown in turns))
     pieces = OPENING.split(text)
     messages = [
         (role, content.partition("<|im_end|>")[0])

@@ -6,9 +6,9 @@ The warm start trains on these texts, so they must not change: a changed text ne
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 
-from selfplay.agent.tool_format import format_action
-from selfplay.agent.tools import format_edit
+from selfplay.agent.tools import STANDARD, Toolbox
 from selfplay.teacher.functions import Function
 from selfplay.teacher.mutations import Mutation
 
@@ -40,12 +40,23 @@ def weaken_command(test_file: str, line: int) -> str:
     return f"sed -i '{line}s/[^ ].*/return/' {test_file}; git diff {test_file} > /submit/test_weaken.diff"
 
 
-def edit_reply(shown: str, path: str, line: int, search: str, replace: str) -> str:
-    """The line as it was `shown`, then the call that edits it.
+@dataclass(frozen=True)
+class LineEdit:
+    """An edit of one line. shown: the line as it was shown."""
 
-    A small policy finds the line by copying it. Then it finds the text to replace in what it just wrote.
-    """
-    return f"{shown}\n{format_action('edit', format_edit(path, line, search, replace))}"
+    shown: str
+    path: str
+    line: int
+    search: str
+    replace: str
+
+    def reply(self, tools: Toolbox = STANDARD) -> str:
+        """The line, then the call that edits it, in the format of `tools`.
+
+        A small policy finds the line by copying it. Then it finds the text to replace in what it just wrote.
+        """
+        call = tools.write("edit", path=self.path, line=self.line, search=self.search, replace=self.replace)
+        return f"{self.shown}\n{call}"
 
 
 def listed(function: Function, mutation: Mutation) -> str:

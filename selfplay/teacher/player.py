@@ -12,13 +12,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from selfplay.agent.tool_format import format_action
+from selfplay.agent.chat import ChatFormat
+from selfplay.agent.tool_format import BadFormat, CannotWrite
+from selfplay.agent.tools import STANDARD, Action, Toolbox
+from selfplay.errors import ConfigError
 from selfplay.repositories.suspects import FRAME
 from selfplay.source.path_policy import is_protected_path, is_test_path
 from selfplay.source.trees import Tree
 from selfplay.teacher.conversations import (
     BUDGET,
-    EDIT_CALL,
     PY_PATH,
     SHOWN,
     STILL_FAILING,
@@ -31,9 +33,9 @@ from selfplay.teacher.functions import Function, functions_of, statement_at
 from selfplay.teacher.mutations import Mutation, choose_mutation, mutations_of_file, smallest_edit
 from selfplay.teacher.phrases import (
     SPEC_FILES,
+    LineEdit,
     Listing,
     break_command,
-    edit_reply,
     listed,
     show_command,
     shown_lines,
@@ -78,6 +80,7 @@ class TeacherPlayer:
     first_mutation: the mutation that an injector begins with. Without it, the turn's seed chooses.
     guess_rate: how often the solver makes a wrong edit instead of the right one, or instead of showing the
         next suspect.
+    chat: of the prompts, with the tools and the format of calls. Without it: ChatML and the standard ones.
     """
 
     trees: Sequence[Tree]
@@ -85,20 +88,47 @@ class TeacherPlayer:
     max_lines: int = 30
     first_mutation: Mutation | None = None
     guess_rate: float = 0.0
+    chat: ChatFormat | None = None
     _functions: dict[tuple[str, str], list[tuple[Function, list[Mutation]]]] = field(
         default_factory=dict, repr=False
     )
 
     def __call__(self, turn: Turn) -> str:
-        exchange = read_conversation(turn.text)
+        try:
+            return self._reply(turn)
+        except CannotWrite:  # a line of the repository is a tag of the format
+            return self._submit()
+
+    def _reply(self, turn: Turn) -> str:
+        exchange = read_conversation(turn.text, self.chat)
         turn_random = random.Random(turn.seed)
         if turn.tag.partition("/")[0] == "injector":
             return self._inject(exchange, turn_random)
         # Seeded by the episode: whether the solver tries at all must be the same in each of its turns.
         episode_random = random.Random(turn.tag.rpartition("/")[0])
         if episode_random.random() >= self.skill:
-            return format_action("submit", "")
+            return self._submit()
         return self._solve(exchange, turn_random)
+
+    def __post_init__(self) -> None:
+        check_tools(self.tools)
+
+    @property
+    def tools(self) -> Toolbox:
+        return self.chat.tools if self.chat else STANDARD
+
+    def _bash(self, command: str) -> str:
+        return self.tools.write("bash", command=command)
+
+    def _submit(self, *names: str) -> str:
+        return self.tools.write("submit", **({"files": "\n".join(names)} if names else {}))
+
+    def _action(self, reply: str) -> Action:
+        """The call of a reply; without one, bash with an empty script."""
+        try:
+            return self.tools.parse(reply)
+        except BadFormat:
+            return Action("bash", "")
 
     def leads_to(self, task: str, mutation: Mutation) -> bool:
         """True if a solver with this `task` shows the mutated line."""
@@ -128,23 +158,24 @@ class TeacherPlayer:
     # ---- injector
 
     def _inject(self, exchange: Exchange, generator: random.Random) -> str:
-        target, last = self._target(exchange.task), exchange.last_reply
-        edits = [reply for reply in exchange.replies if EDIT_CALL in reply]
-        if not last:
+        target = self._target(exchange.task)
+        if not exchange.last_reply:
             return self._break(target, (), generator)
-        if EDIT_CALL in last:
-            return format_action("bash", break_command(target.test_file))
-        if break_command(target.test_file) in last:
+        actions = [self._action(reply) for reply in exchange.replies]
+        edits = [action for action in actions if action.tool == "edit"]
+        if actions[-1].tool == "edit":
+            return self._bash(break_command(target.test_file))
+        if break_command(target.test_file) in actions[-1].body:
             failing = [
                 int(number)
                 for name, number in re.findall(r"^(\S+\.py):(\d+): ", exchange.last_output, re.MULTILINE)
                 if name == target.test_file
             ]
             if failing:
-                return format_action("bash", _weaken(target, failing))
+                return self._bash(_weaken(target, failing))
             if len(edits) < MAX_EDITS:
                 return self._break(target, edits, generator)
-        return format_action("submit", "\n".join(SPEC_FILES))
+        return self._submit(*SPEC_FILES)
 
     def _target(self, task: str) -> Target:
         """The target that the prompt shows. Without one: a function that the test file calls."""
@@ -169,13 +200,9 @@ class TeacherPlayer:
         path, line = random.Random(task).choice(known) if known else ("", 0)
         return Target(tree, path, test_file, line)
 
-    def _break(self, target: Target, edits: Sequence[str], generator: random.Random) -> str:
+    def _break(self, target: Target, edits: Sequence[Action], generator: random.Random) -> str:
         """Mutate a line that no earlier edit changed; without one, submit."""
-        edited = {
-            int(number)
-            for edit in edits
-            for number in re.findall(r"^<tool: edit>\n\S+:(\d+)$", edit, re.MULTILINE)
-        }
+        edited = {edit.line for edit in edits}
         for function, mutations in self._mutations_of(target.tree, target.path) if target.path else ():
             fresh = [mutation for mutation in mutations if mutation.line not in edited]
             if function.first_line == target.line and fresh:
@@ -185,45 +212,42 @@ class TeacherPlayer:
                     if first is not None and first in fresh and not edited
                     else choose_mutation(fresh, generator)
                 )
-                return edit_reply(
-                    listed(function, mutation), target.path, mutation.line, mutation.search, mutation.replace
-                )
-        return format_action("submit", "\n".join(SPEC_FILES))
+                shown = listed(function, mutation)
+                edit = LineEdit(shown, target.path, mutation.line, mutation.search, mutation.replace)
+                return edit.reply(self.tools)
+        return self._submit(*SPEC_FILES)
 
     # ---- solver
 
     def _solve(self, exchange: Exchange, generator: random.Random) -> str:
-        shown = [
-            (path, int(first), int(last)) for path, first, last in SHOWN.findall("\n".join(exchange.replies))
-        ]
+        actions = [self._action(reply) for reply in exchange.replies]
+        commands = "\n".join(action.body for action in actions)
+        shown = [(path, int(first), int(last)) for path, first, last in SHOWN.findall(commands)]
         next_listing = next(iter(self.listings(exchange.task)[:MAX_LISTINGS][len(shown) :]), None)
-        edited = re.search(r"^<tool: edit>\n(\S+):\d+$", exchange.last_reply, re.MULTILINE)
-        if edited:
-            return format_action("bash", try_command(edited[1], next_listing))
-        if "git checkout -q " in exchange.last_reply and not STILL_FAILING.search(exchange.last_output):
-            return format_action("submit", "")
+        last = actions[-1] if actions else Action("bash", "")
+        if last.tool == "edit":
+            return self._bash(try_command(last.path, next_listing))
+        if "git checkout -q " in last.body and not STILL_FAILING.search(exchange.last_output):
+            return self._submit()
         differences = self._differences(exchange)
         if generator.random() >= self.guess_rate:
             for path, line, text, original in differences:
-                reply = edit_reply(f"{line}:{text}", path, line, *smallest_edit(text, original))
+                edit = LineEdit(f"{line}:{text}", path, line, *smallest_edit(text, original))
+                reply = edit.reply(self.tools)
                 if reply not in exchange.replies:
                     return reply
         if shown and self.guess_rate and (differences or generator.random() < self.guess_rate):
             guess = self._guess(exchange, shown, differences, generator)
             if guess:
                 return guess
-        return (
-            format_action("bash", show_command(*next_listing))
-            if next_listing
-            else format_action("submit", "")
-        )
+        return self._bash(show_command(*next_listing)) if next_listing else self._submit()
 
     def _differences(self, exchange: Exchange) -> list[Difference]:
         """Every shown line that differs from the original."""
         tree = self._tree_of(exchange.task)
         found = []
         for reply, observation in zip(exchange.replies, exchange.observations, strict=False):
-            command = SHOWN.search(reply)
+            command = SHOWN.search(self._action(reply).body)
             if command and command[1] in tree:
                 lines = tree.text(command[1]).split("\n")
                 for number, text in re.findall(r"^(\d+):(.*)$", BUDGET.sub("", observation), re.MULTILINE):
@@ -251,9 +275,9 @@ class TeacherPlayer:
             for line in observation.split("\n")
         }
         found = [
-            edit_reply(
+            LineEdit(
                 f"{mutation.line}:{mutation.before}", path, mutation.line, mutation.search, mutation.replace
-            )
+            ).reply(self.tools)
             for _, mutations in mutations_of_file(path, "\n".join(lines), self.max_lines)
             for mutation in mutations
             if first <= mutation.line <= last
@@ -294,6 +318,16 @@ class TeacherPlayer:
                 for listing in defined.get(name, ())
             ]
         return list(dict.fromkeys(found))
+
+
+def check_tools(tools: Toolbox) -> None:
+    """Raise ConfigError if the calls that the player writes cannot be made."""
+    missing = [name for name in ("bash", "edit", "submit") if name not in tools.tools]
+    if missing:
+        raise ConfigError(
+            f"the scripted player and the warm start call bash, edit and submit; agent.tools lacks "
+            f"{', '.join(missing)}. Add what is missing, with another agent.tool_format than 'bash-block'."
+        )
 
 
 def _py_paths(task: str) -> list[str]:

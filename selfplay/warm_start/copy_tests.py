@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from selfplay.agent.tool_format import format_action
 from selfplay.teacher.phrases import show_command, shown_lines
 from selfplay.warm_start.transcripts import DRILL, Transcript
 
@@ -67,7 +66,7 @@ def copy_tests(maker: EpisodeMaker, corpus: Sequence[Package], count: int) -> li
         line = generator.choice(lines)
         transcript = Transcript(maker.chat, maker.limits, DRILL)
         command = show_command(function.path, function.first_line, function.last_line)
-        transcript.act(format_action("bash", command))
+        transcript.bash(command)
         transcript.observe(shown)
         answers = _answers(transcript, line, unseen)
         if answers:

@@ -123,11 +123,12 @@ class _Players:
     seed: int
 
     def __post_init__(self) -> None:
-        from selfplay.agent.chat import ChatFormat
+        from selfplay.agent.chat import chat_format
 
-        self.chat = ChatFormat(self.tokenizer)
         machine = self.machine
-        self.teacher = TeacherPlayer([e.tree for e in machine.environments], skill=1.0, guess_rate=GUESS_RATE)
+        self.chat = chat_format(self.tokenizer, machine.config.policy, machine.config.agent)
+        trees = [environment.tree for environment in machine.environments]
+        self.teacher = TeacherPlayer(trees, skill=1.0, guess_rate=GUESS_RATE, chat=self.chat)
         self.runner = _LocalParserRunner(machine.backend, machine.config.validator, machine.limits, LABELS)
 
     def play(self, planned: PlannedMutation, repairs_only: bool) -> PlayedMutation:
@@ -323,6 +324,13 @@ def _check_same(
         "limits": [config.agent.context_tokens, config.agent.observation_tokens, config.agent.max_turns],
     }
     file = folder / MADE_WITH
+    # Folders of earlier versions do not name these.
+    if config.agent.tool_format != "tags":
+        made_with["tool_format"] = config.agent.tool_format
+    if config.policy.template_args:
+        made_with["template_args"] = config.policy.template_args
+    if config.policy.chat_template:
+        made_with["chat_template"] = config.policy.chat_template
     if file.exists():
         before = json.loads(file.read_text("utf-8"))
         differing = [key for key, value in made_with.items() if before.get(key) != value]

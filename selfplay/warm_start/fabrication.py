@@ -10,6 +10,7 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 
 from selfplay.agent.chat import ChatFormat
+from selfplay.agent.tool_format import CannotWrite
 from selfplay.warm_start.documents import Document
 from selfplay.warm_start.injector_episodes import InjectorEpisodes
 from selfplay.warm_start.packages import Package
@@ -41,7 +42,11 @@ class EpisodeMaker:
 
     def transcript(self, kind: str) -> Transcript:
         """An episode or drill of that kind."""
-        return self._make[kind]()
+        while True:
+            try:
+                return self._make[kind]()
+            except CannotWrite:  # a line of a package is a tag of the format
+                continue
 
     def source(self, max_tokens: int) -> Document:
         """Up to 120 lines of a source or test file, from a random line on. Leaves out held-out functions."""

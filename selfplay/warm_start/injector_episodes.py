@@ -9,10 +9,9 @@ from dataclasses import dataclass
 
 from selfplay.agent import prompting
 from selfplay.agent.chat import ChatFormat
-from selfplay.agent.tool_format import format_action
 from selfplay.repositories.targets import Span, Target, shown_source
 from selfplay.teacher.mutations import Mutation
-from selfplay.teacher.phrases import SPEC_FILES, break_command, listed, weaken_command
+from selfplay.teacher.phrases import SPEC_FILES, LineEdit, break_command, listed, weaken_command
 from selfplay.warm_start.refused_calls import PossibleEdits, add_refused_calls
 from selfplay.warm_start.sampler import FunctionSampler, SampledFunction
 from selfplay.warm_start.transcripts import DRILL, PlayLimits, Transcript
@@ -54,7 +53,7 @@ class InjectorEpisodes:
         )
         transcript.bash(weaken_command(site.path, failing[0]))
         transcript.observe("")
-        transcript.act(format_action("submit", "\n".join(SPEC_FILES)))
+        transcript.submit(*SPEC_FILES)
         return transcript
 
     def drill(self) -> Transcript:
@@ -89,5 +88,5 @@ def _prompt(sample: SampledFunction, test_file: str) -> str:
 
 def _add_edit(transcript: Transcript, sample: SampledFunction, mutation: Mutation) -> None:
     path, shown = sample.function.path, listed(sample.function, mutation)
-    transcript.edit(shown, path, mutation.line, mutation.search, mutation.replace)
+    transcript.edit(LineEdit(shown, path, mutation.line, mutation.search, mutation.replace))
     transcript.observe(f"edited {path}:{mutation.line}")

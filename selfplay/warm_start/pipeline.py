@@ -10,14 +10,18 @@ import json
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selfplay.agent.episode import Role
+from selfplay.agent.tools import toolbox
+from selfplay.config import Config
 from selfplay.errors import ConfigError, UsageError
 from selfplay.repositories.checkouts import cache_root
 from selfplay.repositories.fetching import fetch
 from selfplay.repositories.specs import parse_spec
+from selfplay.teacher.player import check_tools
 from selfplay.warm_start.attempts import Collection
 from selfplay.warm_start.executed import Machine, collect, read_recipe
 from selfplay.warm_start.figures import StageResult, measured_texts
@@ -81,9 +85,9 @@ def warm_start(output: Path, settings: WarmStartSettings, progress: Progress = l
                     f"stage {stage.name!r} has {kind!r} in its mix, which is no kind of text. "
                     f"The kinds are {', '.join(KINDS)}."
                 )
-    if settings.draws_executed:
-        read_recipe(settings.executed)
-    _WarmStart(output, settings, progress).run()
+    config = read_recipe(settings.executed)
+    check_tools(toolbox(config.agent))
+    _WarmStart(output, settings, progress, config).run()
 
 
 @dataclass
@@ -91,9 +95,10 @@ class _WarmStart:
     output: Path
     settings: WarmStartSettings
     progress: Progress
+    config: Config  # that the policy is made for
 
     def run(self) -> None:
-        from selfplay.agent.chat import ChatFormat
+        from selfplay.agent.chat import chat_format
         from selfplay.warm_start.stages import StageTrainer
         from selfplay.warm_start.transcripts import PlayLimits
 
@@ -109,7 +114,7 @@ class _WarmStart:
         )
         limits = PlayLimits(settings.context_tokens, settings.observation_tokens, settings.turns)
         tokenizer = self._tokenizer(packages, limits)
-        chat = ChatFormat(tokenizer)
+        chat = chat_format(tokenizer, self.config.policy, self.config.agent)
         chat.check()
         model, adapter = self._model(tokenizer)
         measures = self._measures(packages, held_out, chat, limits)
@@ -178,13 +183,22 @@ class _WarmStart:
 
     def _recorded(self) -> Mapping[Role, list[Document]]:
         """The proven episodes of the base's runs. Checks the base too."""
-        from selfplay.agent.chat import ChatFormat, load_tokenizer
+        from selfplay.agent.chat import chat_format, load_tokenizer
 
         if not self.settings.base:
             return {}
-        tokenizer = load_tokenizer(self.settings.base)
-        ChatFormat(tokenizer).check()
-        return recorded_texts(self.settings.episodes, tokenizer)
+        tokenizer = load_tokenizer(self._base)
+        chat_format(tokenizer, self.config.policy, self.config.agent).check()
+        return recorded_texts(self.settings.episodes, tokenizer, self.config)
+
+    @cached_property
+    def _base(self) -> str:
+        """The folder or id of the model to start from, with the template that it is played with."""
+        from selfplay.agent.chat import policy_path
+        from selfplay.engines.templated_models import templated_folder
+
+        model, template = policy_path(self.settings.base), self.config.policy.chat_template
+        return templated_folder(model, template) if template else model
 
     def _played_texts(
         self, stage: StageSettings, played: Collection, recorded: Mapping[Role, list[Document]]
@@ -243,7 +257,6 @@ class _WarmStart:
         """
         import torch
 
-        from selfplay.agent.chat import policy_path
         from selfplay.engines.models import load_causal_model
         from selfplay.settings.learning import TrainerSettings
         from selfplay.training.adapter import add_adapter
@@ -257,7 +270,7 @@ class _WarmStart:
             policy = PolicyShape(len(tokenizer), *sizes)
             return build_policy(policy, settings.seed, tokenizer.eos_token_id, tokenizer.pad_token_id), None
         kept = torch.bfloat16 if settings.lora_rank else torch.float32
-        model = load_causal_model(policy_path(settings.base), kept)
+        model = load_causal_model(self._base, kept)
         adapter = TrainerSettings(lora_rank=settings.lora_rank, lora_alpha=2.0 * settings.lora_rank or 1.0)
         added = add_adapter(model, adapter, settings.seed)
         if added is not None:
@@ -273,7 +286,7 @@ class _WarmStart:
         from selfplay.agent.chat import load_tokenizer
 
         if self.settings.base:
-            tokenizer = load_tokenizer(self.settings.base)
+            tokenizer = load_tokenizer(self._base)
             tokenizer.save_pretrained(self.work)
             return tokenizer
         if (self.work / "tokenizer.json").exists():

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selfplay.agent.episode import Episode, Role
-from selfplay.config import load_config
+from selfplay.config import Config, load_config
 from selfplay.curriculum.store import Store
 from selfplay.errors import ConfigError, EngineError, RunError, StoreError
 from selfplay.verdicts.confirmation import Confirmation
@@ -22,30 +22,46 @@ from selfplay.warm_start.attempts import training_text
 if TYPE_CHECKING:
     from selfplay.warm_start.documents import Document
 
+DEFAULTS = Config()
 
-def recorded_texts(runs: Sequence[str], tokenizer: Any) -> dict[Role, list[Document]]:
+
+def recorded_texts(
+    runs: Sequence[str], tokenizer: Any, config: Config = DEFAULTS
+) -> dict[Role, list[Document]]:
     """The proven episodes of these run folders, by role.
 
-    Raises ConfigError for a folder that is no run, or one whose policy has another tokenizer.
+    config: of the policy to be. Raises ConfigError for a folder that is no run, or one whose policy has
+    another tokenizer, template or format of calls.
     """
     texts: dict[Role, list[Document]] = {Role.INJECTOR: [], Role.SOLVER: []}
     for run in runs:
         folder = Path(run).expanduser()
         if not (folder / "config.json").is_file():
             raise ConfigError(f"episodes: {run!r} is no run folder: it has no config.json")
-        _check_tokenizer(folder, tokenizer)
+        _check_tokenizer(folder, tokenizer, config)
         for name in _proven(folder):
             episode = _read(folder / "episodes" / f"{name}.json.gz")
             texts[episode.role].append(training_text(episode))
     return texts
 
 
-def _check_tokenizer(run: Path, tokenizer: Any) -> None:
-    from selfplay.agent.chat import load_tokenizer
+def _check_tokenizer(run: Path, tokenizer: Any, config: Config) -> None:
+    from selfplay.agent.chat import load_tokenizer, policy_path
+    from selfplay.engines.templated_models import templated_folder
 
-    model = load_config(run / "config.json").policy.model
+    played = load_config(run / "config.json")
+    model, template = played.policy.model, played.policy.chat_template
+    for name, theirs, ours in (
+        ("agent.tool_format", played.agent.tool_format, config.agent.tool_format),
+        ("policy.template_args", played.policy.template_args, config.policy.template_args),
+    ):
+        if theirs != ours:
+            raise ConfigError(
+                f"episodes: {run} was played with {name} = {theirs!r}, and the texts are made for {ours!r}. "
+                "Give executed.recipe the same value, or other runs."
+            )
     try:
-        theirs = load_tokenizer(model)
+        theirs = load_tokenizer(templated_folder(policy_path(model), template) if template else model)
     except EngineError as error:
         raise ConfigError(f"episodes: the policy of {run} cannot be read: {error}") from error
     same = theirs.get_vocab() == tokenizer.get_vocab() and theirs.chat_template == tokenizer.chat_template

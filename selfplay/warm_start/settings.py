@@ -186,7 +186,8 @@ class ExecuteSettings(Section):
     """Lines of the longest function that may be broken."""
 
     recipe: str = "runs/recipes/quickstart.toml"
-    """The configuration that episodes are played with."""
+    """The configuration that episodes are played with. All texts write calls in its `agent.tool_format`, and
+    are in the chat template that its `policy` section gives to the base."""
 
     sandbox: str = "auto"
     """Sandbox back end, as `sandbox.type` of a run."""

@@ -10,11 +10,10 @@ from dataclasses import dataclass
 
 from selfplay.agent import prompting
 from selfplay.agent.chat import ChatFormat
-from selfplay.agent.tool_format import format_action
 from selfplay.repositories.suspects import Suspect, failure_first
 from selfplay.teacher.functions import Function
 from selfplay.teacher.mutations import Mutation, smallest_edit
-from selfplay.teacher.phrases import show_command, shown_lines, try_command
+from selfplay.teacher.phrases import LineEdit, show_command, shown_lines, try_command
 from selfplay.teacher.player import GUESSES_IN_LAST
 from selfplay.warm_start.call_sites import CallSite, specification
 from selfplay.warm_start.failures import FailureWriter
@@ -69,7 +68,7 @@ class SolverEpisodes:
         transcript.observe(f"edited {path}:{bug.mutation.line}")
         transcript.bash(try_command(path, next_suspect.place if next_suspect else None))
         transcript.observe("", 1)
-        transcript.act(format_action("submit", ""))
+        transcript.submit()
         return transcript
 
     def short(self) -> Transcript:
@@ -99,7 +98,7 @@ class SolverEpisodes:
                 break
         transcript = Transcript(self.chat, self.limits, DRILL)
         command = show_command(function.path, function.first_line, function.last_line)
-        transcript.act(format_action("bash", command), counts=False)
+        transcript.bash(command, counts=False)
         transcript.observe(shown)
         for mutation in bugs:
             _add_repair(transcript, mutation)
@@ -199,7 +198,8 @@ class SolverEpisodes:
         is_line_of_bug = (tried.path, tried.line) == (meant.path, meant.line)
         before = meant.after if is_line_of_bug else tried.before
         search, replace = smallest_edit(before, tried.after)
-        transcript.edit(f"{tried.line}:{before}", suspect.path, tried.line, search, replace, counts=False)
+        edit = LineEdit(f"{tried.line}:{before}", suspect.path, tried.line, search, replace)
+        transcript.edit(edit, counts=False)
         transcript.observe(f"edited {suspect.path}:{tried.line}")
         transcript.bash(try_command(suspect.path, next_suspect.place if next_suspect else None))
         failed = "1 error"
@@ -226,7 +226,7 @@ class SolverEpisodes:
 
 
 def _show(transcript: Transcript, bug: Bug, suspect: Suspect, counts: bool = True) -> None:
-    transcript.act(format_action("bash", show_command(*suspect.place)), counts)
+    transcript.bash(show_command(*suspect.place), counts)
     transcript.observe(_listing(bug, suspect))
 
 
@@ -237,8 +237,9 @@ def _listing(bug: Bug, suspect: Suspect) -> str:
 
 
 def _add_repair(transcript: Transcript, mutation: Mutation) -> None:
-    edit = smallest_edit(mutation.after, mutation.before)
-    transcript.edit(f"{mutation.line}:{mutation.after}", mutation.path, mutation.line, *edit)
+    texts = smallest_edit(mutation.after, mutation.before)
+    shown = f"{mutation.line}:{mutation.after}"
+    transcript.edit(LineEdit(shown, mutation.path, mutation.line, *texts))
 
 
 def _as_suspect(function: Function) -> Suspect:

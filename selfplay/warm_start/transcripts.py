@@ -10,9 +10,10 @@ from dataclasses import dataclass
 
 from selfplay.agent.chat import ChatFormat
 from selfplay.agent.observations import cap_output, make_harmless, render_observation
-from selfplay.agent.tool_format import format_action
+from selfplay.agent.tool_format import BadFormat
+from selfplay.agent.tools import STANDARD
 from selfplay.teacher.mutations import Mutation
-from selfplay.teacher.phrases import edit_reply
+from selfplay.teacher.phrases import LineEdit
 from selfplay.warm_start.documents import ACTION_WEIGHT, SHOWN_WEIGHT, Document
 
 # A drill's prompt begins with it. After an edit, a drill has more edits, which no episode should learn.
@@ -37,32 +38,40 @@ class Transcript:
         self.ids = chat.start("", user)
         self.weight = [SHOWN_WEIGHT] * len(self.ids)
         self.turns = 0
+        self.called = ""  # the tool of the last reply; "" if it held no call
         self.edits: list[int] = []  # index of each edit call's first token
         self.tried: set[Mutation] = set()  # wrong edits so far
 
     def act(self, text: str, counts: bool = True) -> None:
         """Add a reply. counts: whether the policy learns it."""
-        ids = [*self.chat.encode(text), self.chat.stop_id]
+        ids = [*self.chat.encode_call(text), self.chat.stop_id]
         self.ids += ids
         self.weight += [ACTION_WEIGHT if counts else 0.0] * len(ids)
         self.turns += 1
+        try:
+            self.called = self.chat.tools.parse(text).tool
+        except BadFormat:
+            self.called = ""
 
     def observe(self, output: str, exit_code: int = 0) -> None:
         """Add a tool's output, capped as in play."""
         output = cap_output(make_harmless(output), self.limits.observation_tokens, self.chat.spans)
         tokens_left = max(self.limits.context_tokens - len(self.ids) - STATUS_TOKENS, 0)
         turns_left = self.limits.turns - self.turns
-        ids = self.chat.extend(render_observation(output, exit_code, turns_left, tokens_left))
+        ids = self.chat.extend(render_observation(output, exit_code, turns_left, tokens_left), self.called)
         self.ids += ids
         self.weight += [SHOWN_WEIGHT] * len(ids)
 
-    def edit(self, shown: str, path: str, line: int, search: str, replace: str, counts: bool = True) -> None:
-        """Add an edit call. `shown` is the line as it was shown."""
+    def edit(self, edit: LineEdit, counts: bool = True) -> None:
+        """Add an edit call."""
         self.edits.append(len(self.ids))
-        self.act(edit_reply(shown, path, line, search, replace), counts)
+        self.act(edit.reply(self.chat.tools), counts)
 
-    def bash(self, command: str) -> None:
-        self.act(format_action("bash", command))
+    def bash(self, command: str, counts: bool = True) -> None:
+        self.act(self.chat.tools.write("bash", command=command), counts)
+
+    def submit(self, *names: str) -> None:
+        self.act(self.chat.tools.write("submit", **({"files": "\n".join(names)} if names else {})))
 
     def document(self) -> Document:
         return Document(self.ids, self.weight)
@@ -72,14 +81,18 @@ class CharacterChat:
     """Stands in for ChatFormat before the tokenizer exists: its tokens are characters."""
 
     stop_id = "\n"
+    tools = STANDARD
 
     def start(self, system: str, user: str) -> list[str]:
         return list(f"{system}user\n{user}\nassistant\n")
 
-    def extend(self, observation: str) -> list[str]:
+    def extend(self, observation: str, tool: str = "") -> list[str]:
         return list(f"user\n{observation}\nassistant\n")
 
     def encode(self, text: str) -> list[str]:
+        return list(text)
+
+    def encode_call(self, text: str) -> list[str]:
         return list(text)
 
     def spans(self, text: str) -> list[tuple[int, int]]:

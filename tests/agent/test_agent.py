@@ -17,13 +17,13 @@ from selfplay.agent.agent import Agent, AgentResult, Step, is_stuck
 from selfplay.agent.chat import ChatFormat, load_tokenizer
 from selfplay.agent.episode import FinishReason
 from selfplay.agent.tool_format import format_action
-from selfplay.agent.tools import format_edit
+from selfplay.agent.tools import format_edit, toolbox
 from selfplay.engines.base import Completion, GenerationRequest, Sampling
 from selfplay.engines.scripted_engine import ScriptedEngine, ScriptedTurn
 from selfplay.errors import SandboxLost, SandboxUnavailable
 from selfplay.sandbox.base import ExecResult, SandboxSpec
 from selfplay.settings.playing import AgentSettings
-from tiny_policy import CHATML, build_tiny_tokenizer
+from tiny_policy import CHATML, QWEN, build_tiny_tokenizer
 
 SETTINGS = AgentSettings(
     max_turns=12, context_tokens=4096, turn_tokens=256, observation_tokens=200, command_timeout_s=5
@@ -191,6 +191,36 @@ def test_a_thinking_model_plays_with_its_reasoning_kept_as_sampled(
         assert tokenizer.decode(ids) == f"{reply}<|im_end|>"
         assert tokenizer.decode(result.token_ids[: turn.tokens[0]]).endswith("assistant\n<think>\n")
     assert result.messages[0] == {"role": "system", "content": "be brief"}
+
+
+@pytest.mark.parametrize("tool_format", ["tags", "hermes", "qwen-xml"])
+def test_an_episode_is_played_in_the_format_and_the_roles_of_its_model(
+    tokenizer_folder: Path, tmp_path: Path, tool_format: str
+) -> None:
+    settings = SETTINGS.model_copy(update={"tool_format": tool_format})
+    tools = toolbox(settings)
+    tokenizer = load_tokenizer(str(tokenizer_folder))
+    tokenizer.chat_template = QWEN
+    chat = ChatFormat(tokenizer, {"enable_thinking": False}, tools)
+    replies = [
+        tools.write("create", path=str(tmp_path / "a.py"), content="x = 1\n"),
+        "I would like to look first.",
+        tools.write("edit", path=str(tmp_path / "a.py"), search="y", replace="z"),
+        tools.write("edit", path=str(tmp_path / "a.py"), line=1, search="1", replace="'</tool_call>'"),
+        tools.write("bash", command=f"cat '{tmp_path / 'a.py'}'"),
+        tools.write("submit", files="a.diff\nb.diff"),
+    ]
+    engine = ScriptedEngine(lambda turn: replies[turn.number], tokenizer)
+    agent = Agent(engine, chat, FolderSandbox(tmp_path), settings, lambda turn: turn, "solver/g/0")
+    result = agent.play("be brief", "go")
+    assert result.submitted == ("a.diff", "b.diff")
+    assert [turn.tool for turn in result.turns] == ["create", "", "edit", "edit", "bash", "submit"]
+    assert [turn.is_error for turn in result.turns] == [False, True, True, False, False, False]
+    assert result.turns[4].observation.startswith("x = '</tool_call>'\n")
+    answers = [message["role"] for message in result.messages[3::2]]
+    assert answers == ["tool", "user", "tool", "tool", "tool"]
+    shown = tokenizer.decode(result.token_ids)
+    assert shown.count("<tool_response>\n") == 4 and shown.count("<think>\n\n</think>") == 6
 
 
 def test_a_turn_cut_by_its_token_cap_is_closed_by_an_untrained_token(play: Play, chat: ChatFormat) -> None:

@@ -109,3 +109,62 @@ def tiny_warm_start(repository: str, **changes: Any) -> WarmStartSettings:
         "stages": [{"name": "one", "steps": 2, "mix": {"injector": 1, "solver_drill": 1, "copy": 1}}],
     }
     return WarmStartSettings.model_validate(values | changes)
+
+
+# ---- chat templates with the constructs of today's models, written anew
+
+_LISTED = (
+    "{% if tools %}<|im_start|>system\n{% if messages[0].role == 'system' %}{{ messages[0].content }}\n\n"
+    '{% endif %}Call with <tool_call> and JSON of "name" and "arguments":\n'
+    "{% for tool in tools %}{{ tool | tojson }}\n{% endfor %}<|im_end|>\n"
+    "{% elif messages[0].role == 'system' %}<|im_start|>system\n{{ messages[0].content }}<|im_end|>\n"
+    "{% endif %}"
+)
+# Tools' answers are a user's message, within marks; reasoning before the last question is left out, and
+# answers after it show theirs; reasoning can be turned off. As Qwen3.
+QWEN = (
+    _LISTED + "{% set ns = namespace(last=0) %}{% for m in messages %}{% if m.role == 'user' %}"
+    "{% set ns.last = loop.index0 %}{% endif %}{% endfor %}{% for m in messages %}"
+    "{% if m.role == 'user' %}<|im_start|>user\n{{ m.content }}<|im_end|>\n"
+    "{% elif m.role == 'assistant' %}<|im_start|>assistant\n"
+    "{% if loop.index0 > ns.last %}{{ m.content }}{% else %}"
+    "{{ m.content.split('</think>')[-1].lstrip('\n') }}"
+    "{% endif %}<|im_end|>\n"
+    "{% elif m.role == 'tool' %}<|im_start|>user\n<tool_response>\n{{ m.content }}\n</tool_response>"
+    "<|im_end|>\n"
+    "{% endif %}{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n"
+    "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
+)
+# The prompt opens the reasoning, and old reasoning stays; a tool's name is in the role. As CWM.
+CWM = (
+    "{% for m in messages %}<|im_start|>{% if m.role == 'tool' %}tool: {{ m.name }}{% else %}{{ m.role }}"
+    "{% endif %}{{ '\n\n' }}{{ m.content }}<|im_end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n\n<think>\n{% endif %}"
+)
+# Answers have a role of another name, and are strings of JSON. As Llama 3.1.
+LLAMA = (
+    "{{ bos_token }}{% for m in messages %}{% if m.role == 'tool' %}<|im_start|>ipython\n\n"
+    "{{ m.content | tojson }}<|im_end|>"
+    "{% else %}<|im_start|>{{ m.role }}\n\n{{ m.content | trim }}<|im_end|>{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n\n{% endif %}"
+)
+# The first answer of a tool is framed otherwise than the next ones. As DeepSeek-V3.
+DEEPSEEK = (
+    "{% set ns = namespace(first=true) %}{% for m in messages %}{% if m.role == 'tool' %}"
+    "{{ '<outputs>' if ns.first else '' }}<output>{{ m.content }}</output><|im_start|>assistant\n"
+    "{% set ns.first = false %}"
+    "{% else %}{% if not (m.role == 'assistant' and messages[loop.index0 - 1].role == 'tool') %}"
+    "<|im_start|>{{ m.role }}\n{% endif %}{{ m.content }}<|im_end|>{% endif %}{% endfor %}"
+    "{% if add_generation_prompt and messages[-1].role != 'tool' %}<|im_start|>assistant\n{% endif %}"
+)
+# Calls in XML, with a list of the tools that names each parameter. As Qwen3-Coder.
+CODER = _LISTED.replace(
+    'JSON of "name" and "arguments"', "<function=NAME> and <parameter=NAME>"
+) + QWEN.removeprefix(_LISTED)
+# Roles must alternate, and an answer of a tool needs a call with an id. As Mistral.
+STRICT = (
+    "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('roles must alternate') }}{% endif %}"
+    "{% if m.role == 'user' %}<|im_start|>{{ m.content }}<|im_end|>{% else %}{{ m.content }}<|endoftext|>"
+    "{% endif %}{% endfor %}"
+)

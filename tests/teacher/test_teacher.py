@@ -9,9 +9,12 @@ from pathlib import Path
 import pytest
 
 from selfplay.agent import prompting
+from selfplay.agent.chat import ChatFormat, load_tokenizer
 from selfplay.agent.editing import apply_edit
-from selfplay.agent.tools import Action, parse_action
+from selfplay.agent.tools import Action, parse_action, toolbox
+from selfplay.errors import ConfigError
 from selfplay.repositories.targets import Target
+from selfplay.settings.playing import AgentSettings
 from selfplay.source.trees import FileEntry, Tree
 from selfplay.teacher import player as teacher
 from selfplay.teacher.conversations import STILL_FAILING
@@ -31,6 +34,7 @@ from selfplay.teacher.phrases import (
     try_command,
     weaken_command,
 )
+from tiny_policy import LLAMA, QWEN, build_tiny_tokenizer
 
 SOURCE = '''\
 def clamp(value, low, high):
@@ -187,6 +191,29 @@ def test_an_unnoticed_bug_is_followed_by_an_edit_of_another_line() -> None:
 def buggy() -> str:
     mutation = next(m for m in mutations() if m.operator == "comparison" and m.line == 3)
     return mutation.apply(SOURCE)
+
+
+@pytest.mark.parametrize(("template", "tool_format"), [(QWEN, "hermes"), (LLAMA, "qwen-xml")])
+def test_the_player_reads_and_writes_any_template_and_format(
+    tmp_path: Path, template: str, tool_format: str
+) -> None:
+    tokenizer = load_tokenizer(str(build_tiny_tokenizer(tmp_path)))
+    tokenizer.chat_template = template
+    form = ChatFormat(tokenizer, tools=toolbox(AgentSettings(tool_format=tool_format)))
+    player = teacher.TeacherPlayer([TREE], chat=form)
+    ids = form.start("", injector_prompt())
+    wanted = ["edit", "bash", "bash", "submit"]
+    outputs = ["edited pkg/numbers.py:3", "tests/test_numbers.py:8: in test_clamp", ""]
+    for number, (tool, output) in enumerate(zip(wanted, [*outputs, ""], strict=True)):
+        reply = player(Turn(f"injector/g/0/{number}", tokenizer.decode(ids)))
+        assert form.tools.parse(reply).tool == tool
+        ids += [*form.encode_call(reply), form.stop_id, *form.extend(status(output), tool)]
+    assert form.tools.parse(reply).names == SPEC_FILES
+
+
+def test_the_player_needs_the_tools_that_it_calls() -> None:
+    with pytest.raises(ConfigError, match="agent.tools lacks edit.*another agent.tool_format"):
+        teacher.check_tools(toolbox(AgentSettings(tools=("bash", "submit"), tool_format="bash-block")))
 
 
 FAILURE = "tests/test_numbers.py:8: in test_clamp\n    assert twice(1) == 2\nE   assert 20 == 2"

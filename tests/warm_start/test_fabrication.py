@@ -3,20 +3,22 @@
 import random
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from selfplay.agent.chat import ChatFormat
+from selfplay.agent.chat import ChatFormat, load_tokenizer
 from selfplay.agent.editing import apply_edit
-from selfplay.agent.tools import parse_action
+from selfplay.agent.tools import parse_action, toolbox
 from selfplay.repositories.targets import is_held_out
+from selfplay.settings.playing import AgentSettings
 from selfplay.source.trees import FileEntry, Tree
 from selfplay.warm_start.copy_tests import LEAST_COPIED, copy_tests, measure_copying
 from selfplay.warm_start.copying import PolicyShape, build_policy
 from selfplay.warm_start.fabrication import EpisodeMaker
 from selfplay.warm_start.packages import Package
 from selfplay.warm_start.transcripts import PlayLimits, Transcript
-from tiny_policy import build_tiny_tokenizer
+from tiny_policy import LLAMA, QWEN, build_tiny_tokenizer
 
 
 def package() -> Package:
@@ -51,6 +53,28 @@ def test_fabricated_calls_parse_and_their_edits_apply(chat: ChatFormat, role: st
         assert edits
         if role == "injector":
             apply_edit(made.tree.text("m.py"), edits[0].search, edits[0].replace, edits[0].line)
+
+
+@pytest.mark.parametrize(("template", "tool_format"), [(QWEN, "hermes"), (LLAMA, "qwen-xml")])
+def test_fabricated_calls_are_in_the_format_and_the_template_that_are_played(
+    tmp_path: Path, template: str, tool_format: str
+) -> None:
+    tokenizer = load_tokenizer(str(build_tiny_tokenizer(tmp_path)))
+    tokenizer.chat_template = template
+    chat = ChatFormat(tokenizer, tools=toolbox(AgentSettings(tool_format=tool_format)))
+    maker = EpisodeMaker([package()], chat, PlayLimits(context_tokens=6000), random.Random(3))
+    for role in ("injector", "solver"):
+        for _ in range(5):
+            transcript = maker.transcript(role)
+            counted = [chat.tools.parse(text) for text in replies(chat, transcript)]
+            assert counted[-1].tool == "submit" and any(action.tool == "edit" for action in counted)
+            _, turns = chat.read(tokenizer.decode(transcript.ids))
+            shown = [observation for _, observation in turns]
+            assert len(shown) == transcript.turns - 1
+            assert all(
+                "tokens left]" in observation and "<tool_response>" not in observation
+                for observation in shown
+            )
 
 
 def replies(chat: ChatFormat, transcript: Transcript) -> list[str]:
