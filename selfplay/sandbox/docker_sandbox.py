@@ -41,9 +41,11 @@ from selfplay.sandbox.docker_engine import (
     restart_witness,
     was_asked_to_end,
 )
+from selfplay.sandbox.docker_pythons import python_image
 from selfplay.sandbox.environment_builds import LIMITS, BuildNetwork, EnvironmentBuild
 from selfplay.sandbox.index_access import index_access
 from selfplay.sandbox.index_proxy import SOCKET, forwarding_command, forwarding_variables, open_proxy
+from selfplay.sandbox.interpreters import find_interpreter
 from selfplay.sandbox.owners import abandoned
 
 BASE_IMAGE = "selfplay/base:2"
@@ -153,22 +155,33 @@ class DockerBackend:
             )
         return f"{ENVIRONMENT_REPOSITORY}:{key}"
 
-    def build_environment(self, key: str, script: str, timeout_s: float, log: Path) -> str:
+    def build_environment(self, key: str, script: str, timeout_s: float, log: Path, python: str = "") -> str:
         reference = self.environment_reference(key)
         if self._has_image(reference):
             return reference
         self.check()
+        interpreter = None if python in ("", self._own_python(python)) else find_interpreter(python)
         access = index_access()
         log.parent.mkdir(parents=True, exist_ok=True)
         with ExitStack() as stack:
             folder = stack.enter_context(open_proxy(access.rules)) if self._shares_folders() else None
-            self._build(EnvironmentBuild(key, script, timeout_s, log), BuildNetwork(access, folder))
+            build = EnvironmentBuild(key, script, timeout_s, log, interpreter)
+            self._build(build, BuildNetwork(access, folder))
         return reference
+
+    def _own_python(self, asked: str) -> str:
+        """`asked` if that is the version of the base image's Python, else ""."""
+        with self.open(SandboxSpec(environment="")) as box:
+            question = f"import sys; sys.exit('%d.%d' % sys.version_info[:2] != '{asked}')"
+            return asked if box.run(f'{PYTHON} -I -c "{question}"').exit_code == 0 else ""
 
     def _build(self, build: EnvironmentBuild, network: BuildNetwork) -> None:
         """Run the build in a container and commit it as the environment's image."""
         access = network.access
-        spec = SandboxSpec(self._base_image, limits=LIMITS, network=True, writable_env=True)
+        image = self._base_image
+        if build.interpreter is not None:
+            image = python_image(self._engine(), image, build.interpreter)
+        spec = SandboxSpec(image, limits=LIMITS, network=True, writable_env=True)
         opened = self._start(spec, network)
         try:
             if access.pip_conf:
