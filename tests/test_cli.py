@@ -53,7 +53,8 @@ def test_the_version_is_printed():
 @pytest.mark.parametrize(
     ("options", "word"),
     [
-        (["--sandbox", "docker"], "--attack"),
+        (["--sandbox", "docker", "--clean"], "--clean"),
+        (["--sandbox", "no_module:Backend"], "no_module:Backend"),
         (["--attack", "--clean"], "--clean"),
         (["--attack", "--sandbox", "x"], "'x'"),
     ],

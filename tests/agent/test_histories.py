@@ -78,7 +78,7 @@ def test_a_history_larger_than_the_workspace_is_put_into_it(
 
 def test_one_pack_is_in_memory_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(histories, "PACK_BYTES", MIB)
-    checkout = fetch(parse_spec(str(project(tmp_path / "project", 8, MIB // 2))), tmp_path / "cache")
+    checkout = fetch(parse_spec(str(project(tmp_path / "project", 5, MIB // 2))), tmp_path / "cache")
     tracemalloc.start()
     try:
         history = packed(checkout)
