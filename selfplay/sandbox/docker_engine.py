@@ -13,12 +13,14 @@ import re
 import socket
 import threading
 import time
+from contextlib import closing
 from datetime import datetime
 from functools import cache
 from urllib.parse import quote
 
 import docker
 import requests
+from docker.constants import MINIMUM_DOCKER_API_VERSION
 from docker.errors import APIError, DockerException, NotFound
 
 from selfplay.errors import SandboxUnavailable
@@ -45,10 +47,26 @@ def engine_host() -> str:
     return "" if found == USUAL_SOCKET else f"unix://{found}"
 
 
-def new_client(timeout_s: int) -> docker.DockerClient:
-    """A client of the engine, for the caller to close. Raises DockerException if none answers."""
-    host = {"DOCKER_HOST": engine_host()} if engine_host() else {}
-    return docker.from_env(timeout=timeout_s, environment={**os.environ, **host})
+def new_client(timeout_s: int, host: str | None = None, pool: int = 10) -> docker.DockerClient:
+    """A client of the engine, for the caller to close. Raises DockerException if none answers.
+
+    host: as `engine_host` gives it. pool: most connections that stay open.
+    """
+    host = engine_host() if host is None else host
+    where = {**os.environ, **({"DOCKER_HOST": host} if host else {})}
+    if not (host.startswith("tcp:") and where.get("DOCKER_TLS_VERIFY")):
+        return docker.from_env(timeout=timeout_s, max_pool_size=pool, environment=where)
+    # By the environment, requests would take REQUESTS_CA_BUNDLE in place of the certificates that are named
+    # for the engine. So it is asked for its version by a client that reads no environment.
+
+    def made(version: str) -> docker.DockerClient:
+        client = docker.from_env(version=version, timeout=timeout_s, max_pool_size=pool, environment=where)
+        client.api.trust_env = False
+        return client
+
+    with closing(made(MINIMUM_DOCKER_API_VERSION)) as asking:
+        version = str(asking.api.version(api_version=False)["ApiVersion"])
+    return made(version)
 
 
 def connect(host: str) -> docker.DockerClient:
@@ -66,8 +84,7 @@ def shared_client(host: str) -> docker.DockerClient:
 
     Only one that answered is kept.
     """
-    where = {"DOCKER_HOST": host} if host else {}
-    client = docker.from_env(timeout=ENGINE_TIMEOUT_S, max_pool_size=64, environment={**os.environ, **where})
+    client = new_client(ENGINE_TIMEOUT_S, host, pool=64)
     try:
         client.ping()
     except ENGINE_ERRORS:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from examples.command_sandbox import CommandBackend
 from examples.sandbox import LoggedBackend
 from machine import open_or_skip
 from scripted_game import REPAIR, SUBMIT_NOTHING, Player, play
@@ -18,6 +19,7 @@ from selfplay.commands.conform import conform
 from selfplay.curriculum.store import Store
 from selfplay.orchestrator.own_parts import check_own_parts
 from selfplay.sandbox import conformance
+from selfplay.sandbox.base import SandboxSpec
 
 pytestmark = [pytest.mark.sandbox, pytest.mark.slow]
 
@@ -121,6 +123,22 @@ def test_the_doctor_finds_that_the_back_end_keeps_the_contract(cache, monkeypatc
     lines = out.getvalue().splitlines()
     assert lines[-1] == f"{len(lines) - 2} of {len(lines) - 2} checks passed"
     assert lines[-2].startswith("✓ passed builds environments and keeps them")
+
+
+@pytest.mark.parametrize(
+    "check",
+    [
+        conformance.keeps_folder_and_exported_variables,
+        conformance.passes_bytes_through,
+        conformance.a_memory_bomb_ends_itself_only,
+        conformance.all_else_is_read_only,
+        conformance.files_go_in_and_out,
+    ],
+    ids=lambda check: check.__name__,
+)
+def test_a_command_can_start_sandboxes(check):
+    open_or_skip("docker")
+    assert conformance.problem_of(check, CommandBackend(), SandboxSpec(environment="")) == ""
 
 
 class Careless(LoggedBackend):

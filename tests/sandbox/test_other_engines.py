@@ -69,8 +69,8 @@ def test_a_build_elsewhere_has_the_files_that_pips_settings_name(
     monkeypatch.setattr(docker_sandbox, "_seen", {})
     certificate = tmp_path / "own.pem"
     certificate.write_text("a certificate\n")
-    for name in ("PIP_CERT", "SSL_CERT_FILE"):
-        monkeypatch.setenv(name, str(certificate))
+    access = IndexAccess({"PIP_CERT": str(certificate)}, "", (certificate,), ProxyRules())
+    monkeypatch.setattr(docker_sandbox, "index_access", lambda: access)
     # The network that a build has elsewhere: this engine has none at all.
     monkeypatch.setattr("selfplay.sandbox.docker_container.ELSEWHERE", "none")
     monkeypatch.setattr(
