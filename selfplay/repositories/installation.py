@@ -57,7 +57,7 @@ sys.meta_path.append(Finder)
 """
 LEFT_OUT = "selfplay: left out"  # in the log of a build
 OLDER_PYTEST = "pytest==8.4.2"  # for test suites that use what 9 removed, and for Python 3.9
-PYTEST_OF = {"3.8": "pytest==8.3.5", "3.9": OLDER_PYTEST}  # the last that these versions of Python can run
+PYTEST_OF = {"3.9": OLDER_PYTEST}  # the last that this version of Python can run
 
 
 def pytest_for(python: str | None) -> str:

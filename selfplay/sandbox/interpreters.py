@@ -24,7 +24,7 @@ from typing import Any
 
 from selfplay.errors import MissingPythonError
 
-OLDEST = (3, 8)  # that pip, pytest and selfplay's own programs in a sandbox still run with
+OLDEST = (3, 9)  # that pip, pytest and selfplay's own programs in a sandbox still run with
 ASK_S = 30.0
 FETCH_S = 600.0
 # Prints what an interpreter is. The base prefix, since PATH may lead to a virtual environment.

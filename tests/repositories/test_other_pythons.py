@@ -24,7 +24,7 @@ from selfplay.source.trees import FileEntry, Tree
 from shop_repository import PACKAGE, prepared_shop, shop_checkout
 
 OWN = f"{sys.version_info.major}.{sys.version_info.minor}"
-VERSIONS = ("3.8", "3.9", "3.10", "3.12", "3.13")
+VERSIONS = ("3.9", "3.10", "3.12", "3.13")
 SETUP = "[project]\nname = 'shop'\nversion = '1'\ndependencies = [\"tomli; python_version == '@'\"]\n"
 TEST = """
 import importlib.util, shop, sys
@@ -155,16 +155,13 @@ def test_markers_and_setup_py_are_read_for_the_python_of_the_line() -> None:
 
 
 PROGRAMS = sorted((Path(selfplay.__file__).parent / "data").rglob("*.py"))
-NEW_METHODS = {"removeprefix", "removesuffix", "is_relative_to", "with_stem", "bit_count"}
 
 
 @pytest.mark.parametrize("path", PROGRAMS, ids=lambda path: path.name)
-def test_programs_for_sandboxes_run_with_the_oldest_python(path: Path) -> None:
-    tree = ast.parse(path.read_text(), feature_version=interpreters.OLDEST)
-    assert not NEW_METHODS & {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+def test_programs_for_sandboxes_can_be_read_by_the_oldest_python(path: Path) -> None:
+    assert ast.parse(path.read_text(), feature_version=interpreters.OLDEST)
 
 
 def test_pytest_is_the_last_one_that_the_python_can_run() -> None:
     assert pytest_for(None) == pytest_for("3.12") == PYTEST
     assert pytest_for("3.9") == "pytest==8.4.2"
-    assert pytest_for("3.8") == "pytest==8.3.5"

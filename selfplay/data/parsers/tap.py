@@ -33,7 +33,7 @@ def parse(log):
             directive = DIRECTIVE.search(found[3] or "")
             if directive:
                 continue
-            name = re.sub("^- ", "", found[3] or "").strip() or f"test {found[2] or len(outcomes) + 1}"
+            name = (found[3] or "").removeprefix("- ").strip() or f"test {found[2] or len(outcomes) + 1}"
             name = " > ".join([holder for depth, holder in holders if depth < indent] + [name])
             failed = found[1] != "ok" or outcomes.get(name) == "failed"
             outcomes[name] = "failed" if failed else "passed"

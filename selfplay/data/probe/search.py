@@ -154,7 +154,7 @@ class Search:
     def is_ours(self, name, data):
         """Whether a member of an archive is a module of the repository, or has source in common with it."""
         parts = name.split("/")
-        named = any(part in self.modules or re.sub(r"\.py$", "", part) in self.modules for part in parts[:-1] + parts[-1:])
+        named = any(part in self.modules or part.removesuffix(".py") in self.modules for part in parts[:-1] + parts[-1:])
         return name.endswith(".py") and (named or self.is_same(data) or bool(self.shared(data)))
 
 
