@@ -16,7 +16,10 @@ import pytest
 
 from machine import eventually
 
-PROGRAMS = "bash sh dash env python3 python3.11 cat ls id touch mkdir rm sleep tail cut stat head wc ln chmod find sort tr readlink mkfifo dd true"
+PROGRAMS = (
+    "bash sh dash env python3 python3.11 cat ls id touch mkdir rm sleep "
+    "tail cut stat head wc ln chmod find sort tr readlink mkfifo dd true"
+)
 # What the command server and a few commands need of the base image: the whole would take a minute to copy.
 SLIM = f"""cd / && {{
 for p in {PROGRAMS}; do echo usr/bin/$p; done
