@@ -261,7 +261,8 @@ def evaluate(
         )
     if predictions is not None and (attempts != 4 or not greedy):
         raise typer.BadParameter("--predictions plays nothing; leave --attempts and --no-greedy out.")
-    from selfplay.commands.evaluate import EvaluationRequest, start_evaluation
+    from selfplay.commands.evaluate import start_evaluation
+    from selfplay.commands.evaluation_request import EvaluationRequest
     from selfplay.commands.grade import start_grading
 
     request = EvaluationRequest(tasks, limit, attempts, greedy, output, clones, predictions, cluster)

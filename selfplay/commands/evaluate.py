@@ -11,14 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
 from selfplay import parts
 from selfplay.agent.chat import ChatFormat, load_tokenizer
@@ -26,6 +18,7 @@ from selfplay.agent.hosts import EpisodeHost
 from selfplay.agent.local_host import LocalHost
 from selfplay.agent.workspaces import EpisodeContext, sandbox_limits
 from selfplay.commands.clusters import Done, model_on_cluster, on_cluster, play_on_what_is_left
+from selfplay.commands.evaluation_request import EvaluationRequest, progress_bar
 from selfplay.commands.policies import check_model
 from selfplay.config import Config, load_config
 from selfplay.errors import UsageError
@@ -45,25 +38,6 @@ from selfplay.viewing.scores import conditions_note, left_out_notes, show_rates
 
 if TYPE_CHECKING:
     from selfplay.cluster.ray_cluster import Cluster, Places
-
-
-@dataclass(frozen=True)
-class EvaluationRequest:
-    """What was typed.
-
-    sources: names of frozen sets, files of task records, or folders of data sets. output: None keeps nothing.
-    clones: a folder of clones that need not be fetched. predictions: a file of patches to grade in place of
-    playing. cluster: the address of a Ray cluster that plays.
-    """
-
-    sources: Sequence[str]
-    limit: int = 0
-    attempts: int = 4
-    greedy: bool = True
-    output: Path | None = None
-    clones: Path | None = None
-    predictions: Path | None = None
-    cluster: str | None = None
 
 
 def start_evaluation(
@@ -208,14 +182,3 @@ def _play(
             )
     finally:
         engine.close()
-
-
-def progress_bar(console: Console) -> Progress:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    return Progress(*columns, console=console)

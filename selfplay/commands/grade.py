@@ -19,7 +19,7 @@ from selfplay.agent.workspaces import EpisodeContext, sandbox_limits
 from selfplay.cluster.machines import policy_shape
 from selfplay.cluster.placement import place
 from selfplay.commands.clusters import model_on_cluster, on_cluster
-from selfplay.commands.evaluate import EvaluationRequest, progress_bar
+from selfplay.commands.evaluation_request import EvaluationRequest, progress_bar
 from selfplay.commands.policies import check_model
 from selfplay.config import Config, load_config
 from selfplay.errors import EngineError
