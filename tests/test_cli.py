@@ -54,7 +54,6 @@ def test_the_version_is_printed():
     ("options", "word"),
     [
         (["--sandbox", "docker", "--clean"], "--clean"),
-        (["--sandbox", "no_module:Backend"], "no_module:Backend"),
         (["--attack", "--clean"], "--clean"),
         (["--attack", "--sandbox", "x"], "'x'"),
     ],
