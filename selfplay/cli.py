@@ -259,12 +259,11 @@ def evaluate(
             "--tasks SET_OR_FILE is needed (or --compare A B). "
             f"Sets that come with selfplay: {options.TASK_SETS}."
         )
-    if predictions is not None and (attempts != 4 or not greedy or cluster is not None):
-        raise typer.BadParameter(
-            "--predictions plays nothing and grades on this machine; "
-            "leave --attempts, --no-greedy and --cluster out."
-        )
-    from selfplay.commands.evaluate import EvaluationRequest, start_evaluation, start_grading
+    if predictions is not None and (attempts != 4 or not greedy):
+        raise typer.BadParameter("--predictions plays nothing; leave --attempts and --no-greedy out.")
+    from selfplay.commands.evaluate import start_evaluation
+    from selfplay.commands.evaluation_request import EvaluationRequest
+    from selfplay.commands.grade import start_grading
 
     request = EvaluationRequest(tasks, limit, attempts, greedy, output, clones, predictions, cluster)
     start = start_evaluation if predictions is None else start_grading
@@ -343,7 +342,7 @@ def doctor(
 ) -> None:
     """What this machine lacks, and the command that fixes it.
 
-    Example: [bold]selfplay doctor --clean[/bold] or [bold]selfplay doctor --attack[/bold]
+    Example: [bold]selfplay doctor --clean[/bold] or [bold]selfplay doctor --sandbox my_parts:Backend[/bold]
     """
     from rich.console import Console
 
@@ -351,12 +350,14 @@ def doctor(
 
     if attack and clean:
         raise UsageError("--attack and --clean are two things; run one after the other.")
-    if sandbox is not None and not attack:
-        raise UsageError(
-            f"--sandbox {sandbox} goes with --attack; without it every kind of sandbox is examined."
-        )
+    if sandbox is not None and clean:
+        raise UsageError("--sandbox and --clean are two things; run one after the other.")
     if attack:
         raise typer.Exit(examiner.attack(Console(), sandbox or "auto", as_json=json_))
+    if sandbox is not None:
+        from selfplay.commands.conform import conform
+
+        raise typer.Exit(conform(Console(), sandbox, as_json=json_))
     raise typer.Exit(examiner.main(Console(), clean=clean, as_json=json_))
 
 

@@ -10,6 +10,7 @@ SelfplayError
 ├── PartError                    a part of one's own cannot be loaded, fails, or returns what is no number
 ├── RepositoryError              a repository cannot be fetched or read
 ├── EnvironmentBuildError        a repository's tests do not run here (`log_tail`: the end of the log)
+│   └── MissingPythonError       no Python of the version that a line asks for is here
 ├── PatchError                   text is no diff, lies, or does not apply (the policy's fault)
 │   └── TreeError                paths that no folder can hold; never the machine's fault
 ├── ArtifactError                a folder cannot be read as an artifact (the policy's fault)
@@ -164,6 +165,13 @@ class EnvironmentBuildError(SelfplayError):
         self.log_tail = log_tail
         self.of_machine = of_machine
         super().__init__(message)
+
+
+class MissingPythonError(EnvironmentBuildError):
+    """It may be installed at any time, so the answer is not kept."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, of_machine=True)
 
 
 class PatchError(SelfplayError):

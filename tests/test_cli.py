@@ -53,7 +53,7 @@ def test_the_version_is_printed():
 @pytest.mark.parametrize(
     ("options", "word"),
     [
-        (["--sandbox", "docker"], "--attack"),
+        (["--sandbox", "docker", "--clean"], "--clean"),
         (["--attack", "--clean"], "--clean"),
         (["--attack", "--sandbox", "x"], "'x'"),
     ],

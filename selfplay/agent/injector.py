@@ -13,12 +13,13 @@ from selfplay.agent.workspaces import (
     EpisodeContext,
     EpisodeKey,
     Record,
-    cached_bundle,
     read_submission,
     take_history,
 )
 from selfplay.config import Config
+from selfplay.errors import RepositoryError, SandboxUnavailable
 from selfplay.repositories.environment import Environment, open_workspace
+from selfplay.repositories.history import History, history_of
 from selfplay.repositories.targets import Target
 from selfplay.sandbox.base import SUBMIT, Sandbox
 from selfplay.source.trees import FileEntry, Tree
@@ -72,17 +73,19 @@ def play_injector(task: InjectorTask, key: EpisodeKey, context: EpisodeContext) 
 
     Raises EngineError and PromptError. A failing sandbox is a finish reason.
     """
-    config, limits = context.config, context.limits
+    config = context.config
     record = Record(
         Role.INJECTOR, task.environment, key, *injector_prompts(task, config, context.chat.lists_tools)
     )
     with record.machine_failures(), ExitStack() as stack:
+        history = _history_for(task)
+        limits = history.added_to(context.limits) if history else context.limits
         with context.opening:
             workspace = open_workspace(
                 context.backend, task.environment, task.environment.tree, key.labels, limits, key.hash_seed
             )
             box = stack.enter_context(workspace)
-            prepare_injector(box, task, config)
+            prepare_injector(box, task, config, history)
         script = task.environment.script_for(_given_test_files(task))
         runner = context.runner
         shown: Sandbox = SharedTests(box, runner, task.environment, script) if runner else box
@@ -95,10 +98,22 @@ def play_injector(task: InjectorTask, key: EpisodeKey, context: EpisodeContext) 
     )
 
 
-def prepare_injector(box: Sandbox, task: InjectorTask, config: Config) -> None:
-    """Put the history into the workspace if the strategy needs it, and the help into /submit."""
-    if find_strategy(task.strategy).needs_history and (bundle := cached_bundle(task.environment.checkout)):
-        take_history(box, bundle)
+def _history_for(task: InjectorTask) -> History | None:
+    """Raises SandboxUnavailable if git cannot read it: the cache or the disk is at fault."""
+    if not find_strategy(task.strategy).needs_history:
+        return None
+    try:
+        return history_of(task.environment.checkout)
+    except RepositoryError as error:
+        raise SandboxUnavailable(f"the history of {task.environment.repository}: {error}") from error
+
+
+def prepare_injector(
+    box: Sandbox, task: InjectorTask, config: Config, history: History | None = None
+) -> None:
+    """Put the history into the workspace if there is one to put, and the help into /submit."""
+    if history is not None:
+        take_history(box, history)
     if "tests" in config.injector.help:
         test_files = _given_test_files(task)
         given = {

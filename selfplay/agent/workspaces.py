@@ -15,7 +15,6 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from functools import lru_cache
 
 from selfplay.agent.agent import Agent, AgentResult
 from selfplay.agent.chat import ChatFormat
@@ -24,10 +23,9 @@ from selfplay.agent.prompting import Prompt
 from selfplay.config import Config
 from selfplay.engines.base import Engine, derive_seed
 from selfplay.errors import ArtifactError, PatchError, SandboxError, SandboxLost, SandboxUnavailable
-from selfplay.repositories.checkouts import Checkout
 from selfplay.repositories.environment import Environment
-from selfplay.repositories.git import history_bundle
-from selfplay.sandbox.base import SUBMIT, Limits, Sandbox, SandboxBackend
+from selfplay.repositories.history import History
+from selfplay.sandbox.base import SUBMIT, WORKSPACE, Limits, Sandbox, SandboxBackend
 from selfplay.source.trees import Tree
 from selfplay.verdicts.artifact import ALIASES, FILE_NAMES, MAX_FILE_BYTES, decode_file
 from selfplay.verdicts.prediction import Prediction
@@ -36,23 +34,21 @@ from selfplay.verdicts.test_runs import TestRunner
 SETUP_TIMEOUT_S = 120.0
 # A tar is larger than the files in it. If it exceeds the folder's limit by more, the files are sparse.
 ARCHIVE_OVERHEAD_BYTES = 16 << 20
-BUNDLE = "history.bundle"
+GIT = f"{WORKSPACE}/.git"
 MAX_RESTORED = 100  # paths named whose change does not count: a policy may make any number of files
 
-# Runs in the sandbox before the policy does, in a subshell, so that the policy's session does not change.
 # Author and date are fixed. --force: a repository may hold files that its own rules ignore. It keeps the
 # settings of the repository that the workspace has already.
+EMPTY_REPOSITORY = f"rm -rf {GIT}/objects/pack/* {GIT}/refs/heads/main {GIT}/index"
 TAKE_HISTORY = f"""
 set -e
-cd /testbed
+cd {WORKSPACE}
 export GIT_AUTHOR_NAME=selfplay GIT_AUTHOR_EMAIL=selfplay@localhost GIT_AUTHOR_DATE='2000-01-01T00:00:00Z'
 export GIT_COMMITTER_NAME=selfplay GIT_COMMITTER_EMAIL=selfplay@localhost
 export GIT_COMMITTER_DATE='2000-01-01T00:00:00Z'
-rm -rf .git/objects/pack/* .git/refs/heads/main .git/index
-git fetch --quiet --no-tags /tmp/{BUNDLE} refs/heads/main
-git update-ref refs/heads/main FETCH_HEAD
+git update-ref refs/heads/main @COMMIT@
 git reset --quiet --mixed main
-rm -f /tmp/{BUNDLE} .git/FETCH_HEAD .git/ORIG_HEAD
+rm -f .git/ORIG_HEAD
 git add --all --force .
 git diff --cached --quiet HEAD 2>/dev/null ||
     git commit --quiet --allow-empty --no-verify --message 'The repository as it is'
@@ -185,22 +181,26 @@ class Record:
         )
 
 
-def take_history(box: Sandbox, bundle: bytes) -> None:
-    """Give the repository in the workspace the bundle's history. Its last commit is the workspace as it is.
+def take_history(box: Sandbox, history: History) -> None:
+    """Give the repository in the workspace the commits. Its last commit is the workspace as it is.
 
     Raises SandboxUnavailable if git fails: nothing of the policy has run yet, so it is the machine's fault.
     """
-    box.write_archive("/tmp", _tar_of(BUNDLE, bundle))
-    made = box.run(f"(\n{TAKE_HISTORY})", timeout_s=SETUP_TIMEOUT_S)
+    _set_up(box, EMPTY_REPOSITORY)
+    if history.shallow:
+        box.write_archive(GIT, _tar_of("shallow", history.shallow))
+    for name, content in history.packs():
+        box.write_archive(f"{GIT}/objects/pack", _tar_of(name, content))
+    _set_up(box, TAKE_HISTORY.replace("@COMMIT@", history.commit))
+
+
+def _set_up(box: Sandbox, script: str) -> None:
+    """Run a script before the policy does, in a subshell, so that the policy's session does not change."""
+    made = box.run(f"(\n{script})", timeout_s=SETUP_TIMEOUT_S)
     if made.exit_code:
         raise SandboxUnavailable(
             f"no history could be put into a sandbox (exit code {made.exit_code}): {made.text.strip()[-500:]}"
         )
-
-
-@lru_cache(maxsize=2)  # a group's episodes share one; it may have tens of megabytes
-def cached_bundle(checkout: Checkout) -> bytes | None:
-    return history_bundle(checkout)
 
 
 def _tar_of(name: str, content: bytes) -> bytes:

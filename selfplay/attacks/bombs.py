@@ -192,9 +192,9 @@ def kill_server(box: Sandbox) -> bool:
     details: dict[str, object] = getattr(box, "details", {})
     server = details.get("server_pid")
     if not isinstance(server, int):
-        import docker
+        from selfplay.sandbox.docker_engine import new_client
 
-        container = docker.from_env().containers.get(str(details["container"]))
+        container = new_client(120).containers.get(str(details["container"]))
         server = int(container.attrs["State"]["Pid"])
         cgroup = Path(f"/proc/{server}/cgroup")
         if not cgroup.is_file() or str(container.id) not in cgroup.read_text():

@@ -12,13 +12,14 @@ import shlex
 import subprocess
 from pathlib import Path
 
-from selfplay.agent.workspaces import cached_bundle, take_history
+from selfplay.agent.workspaces import take_history
 from selfplay.attacks.base import Attack, Broken, Held, Outcome
 from selfplay.attacks.ground import CODE, RIGHT, WRONG, Ground
 from selfplay.attacks.probes import ran
 from selfplay.errors import SandboxUnavailable
 from selfplay.repositories.environment import open_workspace
 from selfplay.repositories.fetching import fetch
+from selfplay.repositories.history import packed_history
 from selfplay.repositories.specs import parse_spec
 from selfplay.source.trees import FileEntry, Tree
 
@@ -139,8 +140,9 @@ def name_a_file_as_git_refuses_it(ground: Ground) -> Outcome:
             said = box.run("git status --short && git diff HEAD --stat")
             if said.exit_code:
                 return Broken(f"git in the workspace fails: {said.text.strip()}")
-            if bundle := cached_bundle(ground.environment.checkout):
-                take_history(box, bundle)
+            checkout = ground.environment.checkout
+            if checkout.git_dir is not None:
+                take_history(box, packed_history(checkout.git_dir, checkout.commit))
             return Held(f"{len(said.text.splitlines())} files are left out")
     except SandboxUnavailable as failure:
         return Broken(str(failure))

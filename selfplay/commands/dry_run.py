@@ -14,6 +14,7 @@ from selfplay.cluster.seats import Node
 from selfplay.config import load_config
 from selfplay.engines.adapted_models import adapter_folder
 from selfplay.engines.templated_models import read_template
+from selfplay.orchestrator.histories import foreseen_histories
 from selfplay.repositories.specs import read_repository_list
 from selfplay.viewing.placement import show_placement
 
@@ -26,7 +27,7 @@ def dry_run_training(
     Raises PlacementError for what does not fit, and what a run would raise for wrong settings.
     """
     config = load_config(config_file, overrides)
-    read_repository_list(repos)
+    specs = read_repository_list(repos)
     if config.policy.adapter:
         adapter_folder(config.policy)
     if config.policy.chat_template:
@@ -34,7 +35,10 @@ def dry_run_training(
     toolbox(config.agent)
     shape = policy_shape(config)
     nodes = planned_nodes(config) if address is None else _asked(address)
-    show_placement(place(config, shape, nodes), shape, Console())
+    console = Console()
+    show_placement(place(config, shape, nodes), shape, console)
+    for line in foreseen_histories(config, specs):
+        console.print(line, markup=False, highlight=False)
 
 
 def _asked(address: str) -> tuple[Node, ...]:

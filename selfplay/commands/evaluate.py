@@ -11,14 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
 from selfplay import parts
 from selfplay.agent.chat import open_chat
@@ -26,14 +18,14 @@ from selfplay.agent.hosts import EpisodeHost
 from selfplay.agent.local_host import LocalHost
 from selfplay.agent.workspaces import EpisodeContext, sandbox_limits
 from selfplay.commands.clusters import Done, model_on_cluster, on_cluster, play_on_what_is_left
+from selfplay.commands.evaluation_request import EvaluationRequest, progress_bar
 from selfplay.commands.policies import check_model
 from selfplay.config import Config, load_config
 from selfplay.errors import UsageError
 from selfplay.evaluation.checked_tasks import checked_tasks
-from selfplay.evaluation.checks import Checked, Checker
+from selfplay.evaluation.checks import Checked
 from selfplay.evaluation.evaluator import Evaluator
 from selfplay.evaluation.folder import AttemptResult, Folder, entries_of, identity_of, policy_identity
-from selfplay.evaluation.predictions import NO_PREDICTION, grade_predictions, read_predictions
 from selfplay.evaluation.rates import summarise
 from selfplay.evaluation.task_environments import Prepared, prepare_tasks
 from selfplay.evaluation.tasks import Task, find_tasks
@@ -42,30 +34,10 @@ from selfplay.repositories.checkouts import cache_root
 from selfplay.repositories.prepare import Preparer
 from selfplay.sandbox import open_backend
 from selfplay.sandbox.base import SandboxBackend
-from selfplay.verdicts.test_runs import TestRunner
 from selfplay.viewing.scores import conditions_note, left_out_notes, show_rates
 
 if TYPE_CHECKING:
     from selfplay.cluster.ray_cluster import Cluster, Places
-
-
-@dataclass(frozen=True)
-class EvaluationRequest:
-    """What was typed.
-
-    sources: names of frozen sets, files of task records, or folders of data sets. output: None keeps nothing.
-    clones: a folder of clones that need not be fetched. predictions: a file of patches to grade in place of
-    playing. cluster: the address of a Ray cluster that plays.
-    """
-
-    sources: Sequence[str]
-    limit: int = 0
-    attempts: int = 4
-    greedy: bool = True
-    output: Path | None = None
-    clones: Path | None = None
-    predictions: Path | None = None
-    cluster: str | None = None
 
 
 def start_evaluation(
@@ -138,53 +110,6 @@ def conditions_of(config: Config) -> dict[str, float]:
     }
 
 
-def start_grading(
-    request: EvaluationRequest, config_file: Path | None, overrides: Sequence[str], *, as_json: bool = False
-) -> dict[str, Any]:
-    """Grade `request.predictions`, print tables (or JSON), and return the figures. Plays nothing.
-
-    Raises UsageError before anything was started, and when the output folder belongs to another evaluation.
-    """
-    assert request.predictions is not None
-    config = load_config(config_file, overrides)
-    tasks = find_tasks(request.sources, request.limit)
-    predictions = read_predictions(request.predictions)
-    console = Console(stderr=as_json)
-    with tempfile.TemporaryDirectory(prefix="selfplay-eval-") as scratch, _progress(console) as progress:
-        folder = Folder(request.output or Path(scratch))
-        folder.check(identity_of(config, predictions.policy, tasks))
-        backend, why = open_backend(config.sandbox.type)
-        limits = sandbox_limits(config)
-        console.print(f"{len(tasks)} task(s), predictions of others; sandboxes: {why}", highlight=False)
-        prepared = prepare_tasks(tasks, Preparer(backend, config, limits, console), request.clones)
-        bar = progress.add_task("predictions", total=None)
-        labels = {"run": "eval", "owner": str(os.getpid())}
-        runner = TestRunner(backend, config.validator, limits, labels, folder.secret())
-        checker = Checker(
-            runner,
-            cache_root() / "checks",
-            config.train.workers,
-            lambda text: progress.update(bar, description=text),
-        )
-
-        def advance(done: int, total: int) -> None:
-            progress.update(bar, completed=done, total=total, description="predictions")
-
-        results = grade_predictions(tasks, predictions, config, prepared, checker, folder, advance)
-        left_out, not_counted = folder.left_out()
-        found = summarise(results, entries_of(folder), predictions.attempts)
-    summary = {"policy": predictions.policy, "left_out": left_out, "not_counted": not_counted, **found}
-    if as_json:
-        print(json.dumps(summary, indent=2))
-        return summary
-    missing = sum(result.reason == NO_PREDICTION for result in results)
-    unknown = len(predictions.patches.keys() - {task.instance_id for task in tasks})
-    notes = [f"{missing} task(s) without a prediction count as not repaired."] * bool(missing)
-    notes += [f"{unknown} prediction(s) are of no task and were not graded."] * bool(unknown)
-    show_rates(summary, console, None, [*notes, *left_out_notes(summary, len(tasks))])
-    return summary
-
-
 @dataclass(frozen=True)
 class _Evaluation:
     """What an evaluation is made of before its environments are there. model: the policy's folder or id."""
@@ -230,7 +155,7 @@ def _play(
     servers = ServerPlan(report=say, places=places)
     engine = build_engine(EngineInputs(config, model, [*prepared.environments.values()], servers))
     try:
-        with _progress(console) as progress, parts.named_faults(config.parts()):
+        with progress_bar(console) as progress, parts.named_faults(config.parts()):
             bar = progress.add_task("attempts", total=None)
 
             def advance(done: int, total: int) -> None:
@@ -257,14 +182,3 @@ def _play(
             )
     finally:
         engine.close()
-
-
-def _progress(console: Console) -> Progress:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    return Progress(*columns, console=console)

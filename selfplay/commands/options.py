@@ -460,6 +460,7 @@ DoctorSandbox = Annotated[
     typer.Option(
         "--sandbox",
         metavar="KIND",
-        help=f"With --attack, what to attack: {', '.join(KINDS)}. Default: {KINDS[0]}.",
+        help="Check every promise of the sandbox contract on this back end: "
+        f"{', '.join(KINDS)}, or one's own as module:Class. With --attack, what to attack.",
     ),
 ]

@@ -12,11 +12,12 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
+from selfplay.agent.hosts import SolverWork
 from selfplay.config import Config
 from selfplay.errors import UsageError
-from selfplay.evaluation.checks import Checker, check_into
+from selfplay.evaluation.checks import Checked, Checker, check_into
 from selfplay.evaluation.folder import AttemptResult, Folder, identity_of
 from selfplay.runtime.recipes import read_text
 from selfplay.verdicts.grading import grade
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from selfplay.evaluation.tasks import Task
     from selfplay.repositories.environment import Environment
     from selfplay.verdicts.bug import BugState
+    from selfplay.verdicts.grading import Grade
+    from selfplay.verdicts.test_runs import TestRunner
 
 FINISH = "prediction"  # how an attempt ended that was not played here
 NO_PREDICTION = "no prediction"
@@ -119,12 +122,45 @@ def _prediction(entry: object) -> tuple[str, str, str]:
 # ---- grading
 
 
+class Grader(Protocol):
+    """What decides whether a patch repairs a bug, called by many threads. Every `EpisodeHost` is one."""
+
+    def grade(self, work: SolverWork, patch: str) -> Grade:
+        """Raises SandboxUnavailable if the machine fails."""
+        ...
+
+
+@dataclass(frozen=True)
+class _Here:
+    """Implements `Grader` in this process. environments: by the tasks' ids."""
+
+    environments: Mapping[str, Environment]
+    runner: TestRunner
+
+    def grade(self, work: SolverWork, patch: str) -> Grade:
+        return grade(work.bug, patch, self.environments[work.repository], self.runner)
+
+
+@dataclass(frozen=True)
+class Grading:
+    """Where predictions are graded.
+
+    checker    checks the tasks first, on this machine
+    grader_of  what grades these tasks, from their checks and from what grades in this process
+    at_a_time  how many patches are graded at the same time; 0 for the checker's number
+    """
+
+    checker: Checker
+    grader_of: Callable[[Sequence[Task], Checked, Grader], Grader] = lambda _, __, here: here
+    at_a_time: int = 0
+
+
 def grade_predictions(
     tasks: Sequence[Task],
     predictions: Predictions,
     config: Config,
     prepared: Prepared,
-    checker: Checker,
+    grading: Grading,
     folder: Folder,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[AttemptResult]:
@@ -140,7 +176,9 @@ def grade_predictions(
         )
     identity = identity_of(config, predictions.policy, tasks)
     folder.check(identity)
-    bugs = check_into(folder, checker, tasks, prepared.environments, prepared.left_out).bugs
+    checker = grading.checker
+    checked = check_into(folder, checker, tasks, prepared.environments, prepared.left_out)
+    bugs = checked.bugs
     folder.begin(identity)
     known = {result.key: result for result in folder.results()}
     wanted = [
@@ -149,16 +187,22 @@ def grade_predictions(
         if task.instance_id in bugs
         for number, patch in enumerate(predictions.patches.get(task.instance_id, (None,)))
     ]
+    unfinished = {
+        task.instance_id for task, number, _ in wanted if (task.instance_id, "sampled", number) not in known
+    }
+    some = [task for task in tasks if task.instance_id in unfinished]
+    here = _Here(checked.environments, checker.runner)
+    grader = grading.grader_of(some, checked, here) if some else here
     results: list[AttemptResult] = []
     with (
         folder.results_file.open("a", encoding="utf-8") as file,
-        ThreadPoolExecutor(checker.workers, thread_name_prefix="grade") as pool,
+        ThreadPoolExecutor(grading.at_a_time or checker.workers, thread_name_prefix="grade") as pool,
     ):
 
         def graded(job: tuple[Task, int, str | None]) -> AttemptResult:
             task, number, patch = job
             done = known.get((task.instance_id, "sampled", number))
-            return done or _graded(task, number, patch, bugs[task.instance_id], checker)
+            return done or _graded(task, number, patch, bugs[task.instance_id][1], grader)
 
         for done, result in enumerate(pool.map(graded, wanted), 1):
             if result.key not in known:
@@ -169,11 +213,9 @@ def grade_predictions(
     return results
 
 
-def _graded(
-    task: Task, number: int, patch: str | None, bug: tuple[Environment, BugState], checker: Checker
-) -> AttemptResult:
-    environment, state = bug
-    found = None if patch is None else grade(state, patch, environment, checker.runner)
+def _graded(task: Task, number: int, patch: str | None, bug: BugState, grader: Grader) -> AttemptResult:
+    work = SolverWork(task.instance_id, task.instance_id, bug, task.failure)
+    found = None if patch is None else grader.grade(work, patch)
     return AttemptResult(
         instance_id=task.instance_id,
         repo=task.repo,

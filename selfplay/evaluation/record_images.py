@@ -144,8 +144,10 @@ def _client() -> Iterator[docker.DockerClient]:
     """Raises PrerequisiteError without an engine, and RepositoryError with what the engine says."""
     import docker
 
+    from selfplay.sandbox.docker_engine import new_client
+
     try:
-        with contextlib.closing(docker.from_env(timeout=600)) as client:
+        with contextlib.closing(new_client(600)) as client:
             yield client
     except docker.errors.BuildError as error:
         said = "".join(str(line.get("stream", "")) for line in error.build_log).strip()[-300:]

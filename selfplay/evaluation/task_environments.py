@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 from selfplay.errors import (
     ArtifactError,
     EnvironmentBuildError,
+    MissingPythonError,
     PatchError,
     PrerequisiteError,
     RepositoryError,
@@ -31,7 +32,6 @@ from selfplay.errors import (
 )
 from selfplay.evaluation.record_bugs import repaired_tree
 from selfplay.evaluation.record_images import CONDA, VENVS, LaidOut, activation, lay_out, pull_image
-from selfplay.evaluation.records import Setup
 from selfplay.evaluation.tasks import Task
 from selfplay.outcomes import TestOutcomes
 from selfplay.repositories.build import BUILD_ATTEMPTS, adapted, first_requirements, project_names
@@ -141,6 +141,8 @@ def _prepare_record(
     try:
         return _of_commit(job_of(_clone_of(spec, clones) if clones else spec), task), ""
     except (RepositoryError, EnvironmentBuildError) as error:
+        if isinstance(error, MissingPythonError) and task.setup.images and not problems:
+            problems.append(f"set sandbox.type = 'docker' to use the record's image {task.setup.images[0]}")
         return None, "; ".join([*problems[:1], str(error)])
 
 
@@ -270,7 +272,7 @@ def _installed(job: BuildJob, wanted: Requirements, task: Task) -> _Installed:
             break
     seen = run_probe(trial, (".py",), project_names(checkout))
     refuse_copies(job, seen)
-    _refuse_other_python(job, seen.python, task.setup)
+    refuse_other_python(job, seen.python)
     hidden = hide_all(seen).paths
     options = _options(arguments, has_odd_ids, seen.has_hypothesis)
     facts.parent.mkdir(parents=True, exist_ok=True)
@@ -281,23 +283,6 @@ def _installed(job: BuildJob, wanted: Requirements, task: Task) -> _Installed:
     )
     partial.rename(facts)
     return _Installed(installation.reference, options, hidden)
-
-
-def _refuse_other_python(job: BuildJob, python: str, setup: Setup) -> None:
-    """Raise EnvironmentBuildError, with the remedy, if the tests need another Python than sandboxes have."""
-    if not setup.python or job.checkout.spec.python != setup.python:
-        refuse_other_python(job, python)
-        return
-    if setup.python == python:
-        return
-    image = "name one in the record's image_name"
-    if setup.images and not job.backend.capabilities.opens_images:
-        image = f"the record names {setup.images[0]}"
-    raise EnvironmentBuildError(
-        f"{job.checkout.name}: its tests need Python {setup.python} (install_config.python), and "
-        f"{job.backend.name} sandboxes have Python {python} here. An image brings it: {image}, and set "
-        f"sandbox.type = 'docker'. Or run selfplay with Python {setup.python}."
-    )
 
 
 def _arguments(checkout: Checkout) -> PytestArguments:

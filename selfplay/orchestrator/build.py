@@ -24,6 +24,7 @@ from selfplay.evaluation.tasks import Task
 from selfplay.metrics import open_sinks
 from selfplay.orchestrator.context import RunContext
 from selfplay.orchestrator.group_plans import targets_of
+from selfplay.orchestrator.histories import check_histories
 from selfplay.orchestrator.places import Places
 from selfplay.orchestrator.progress import Progress
 from selfplay.orchestrator.run_folder import RunFolder
@@ -76,6 +77,7 @@ def build_context(prepared: PreparedRun, places: Places | None = None) -> RunCon
     """
     config, run, progress = prepared.config, prepared.run, prepared.progress
     check_targets(config, prepared.environments, progress.message)
+    check_histories(config, prepared.environments, progress.message)
     progress.phase("loading the policy")
     committed = prepared.store.last_checkpoint()
     with (

@@ -26,8 +26,10 @@ from selfplay.curriculum.sampling import (
 from selfplay.engines.base import derive_seed
 from selfplay.orchestrator.batching import carries_gradient
 from selfplay.orchestrator.bug_rows import GIVEN_STRATEGY
+from selfplay.orchestrator.histories import strategies_for
 from selfplay.orchestrator.run_state import RunState
 from selfplay.repositories.environment import Environment
+from selfplay.repositories.history import has_history
 from selfplay.repositories.targets import Target, usable_targets
 from selfplay.settings.playing import InjectorSettings
 
@@ -76,7 +78,6 @@ class GroupPlanner:
         """Groups spread over repositories and targets: each takes one of those that were used least."""
         config = self.config
         rng = random.Random(derive_seed(config.seed, wave, "injector groups"))
-        strategies = {str(name): weight for name, weight in config.injector.strategies.items()}
         earlier = self.store.groups(role=Role.INJECTOR)
         uses = Counter(group.repository for group in earlier)
         target_uses = Counter(target for group in earlier for target in group.targets)
@@ -84,6 +85,8 @@ class GroupPlanner:
         for number in range(count):
             least = min(uses[name] for name in self.environments)
             repository = rng.choice(sorted(name for name in self.environments if uses[name] == least))
+            has_commits = has_history(self.environments[repository].checkout)
+            strategies = strategies_for(config.injector.strategies, has_commits)
             uses[repository] += 1
             targets: list[str] = []
             if "target" in config.injector.help:

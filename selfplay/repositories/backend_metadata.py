@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from selfplay.errors import EnvironmentBuildError
+from selfplay.repositories.installation import build_with_python
 from selfplay.repositories.versions import UNKNOWN_VERSION
 from selfplay.sandbox.base import VENV
 from selfplay.source.path_policy import is_test_path
@@ -54,9 +55,10 @@ def ask_backend(job: BuildJob) -> str:
         return ""
     job.report("asking its build backend what it depends on")
     log = job.logs / "metadata.log"
-    key = f"metadata-{hashlib.sha256(script.encode()).hexdigest()[:24]}"
+    identity = f"{job.checkout.spec.python or ''}{script}"
+    key = f"metadata-{hashlib.sha256(identity.encode()).hexdigest()[:24]}"
     try:
-        job.backend.build_environment(key, script, job.settings.build_timeout_s, log)
+        build_with_python(job, key, script, log)
     except EnvironmentBuildError:
         answer = read_answer(log.read_text(encoding="utf-8", errors="replace") if log.is_file() else "")
     else:

@@ -37,6 +37,7 @@ from selfplay.repositories.installation import (
     build_key_of,
     build_script,
     install,
+    pytest_for,
 )
 from selfplay.repositories.locks import locked
 from selfplay.repositories.probe import PROBE, refuse_other_python, run_probe
@@ -142,22 +143,27 @@ def _environment_key(checkout: Checkout, backend: SandboxBackend, settings: Envi
 def _read(checkout: Checkout, backend: SandboxBackend) -> Reading:
     """What the files of a checkout say today about its environment."""
     requirements = _stated_requirements(checkout)
-    script = build_script(requirements, checkout.spec.install, requirement_files(checkout.tree))
-    return Reading(requirements.dependencies, import_variables(checkout.tree), build_key_of(script, backend))
+    spec = checkout.spec
+    script = build_script(requirements, spec.install, requirement_files(checkout.tree))
+    return Reading(
+        requirements.dependencies, import_variables(checkout.tree), build_key_of(script, backend, spec.python)
+    )
 
 
 def project_names(checkout: Checkout) -> list[str]:
     """The names under which the repository's projects are installed, in their canonical form."""
-    found = read_dependencies(checkout.tree, checkout.name, checkout.tag_version)
+    spec = checkout.spec
+    found = read_dependencies(checkout.tree, checkout.name, checkout.tag_version, python=spec.python)
     return sorted({canonicalize_name(name) for name in (found.name, *(name for name, _ in found.others))})
 
 
 def _stated_requirements(checkout: Checkout, metadata: str = "") -> Requirements:
     """What to install before anything was tried. metadata: of the build backend, if it was asked."""
-    found = read_dependencies(checkout.tree, checkout.name, checkout.tag_version, metadata)
+    python = checkout.spec.python
+    found = read_dependencies(checkout.tree, checkout.name, checkout.tag_version, metadata, python)
     is_command = read_test_command(checkout.spec, checkout.tree) is not None
     renamed = tuple(sorted(renamed_packages(checkout.tree).items()))
-    return Requirements(found, pytest="" if is_command else PYTEST, renamed=renamed)
+    return Requirements(found, pytest="" if is_command else pytest_for(python), renamed=renamed)
 
 
 def first_requirements(job: BuildJob) -> Requirements:
@@ -228,9 +234,8 @@ def adapted(requirements: Requirements, log: str) -> Requirements:
     """The requirements, with the test libraries and the pytest that the log of a collection asks for."""
     extra = dict.fromkeys([*requirements.extra, *requirements.dependencies.wanted_by(log)])
     is_too_new = "PluginValidationError" in log or "PytestRemovedIn9Warning" in log
-    return replace(
-        requirements, extra=tuple(extra), pytest=OLDER_PYTEST if is_too_new else requirements.pytest
-    )
+    older = is_too_new and requirements.pytest == PYTEST
+    return replace(requirements, extra=tuple(extra), pytest=OLDER_PYTEST if older else requirements.pytest)
 
 
 def _environment(trial: Trial, suite: Suite, baseline: Baseline, key: str) -> Environment:

@@ -20,6 +20,7 @@ from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion, Version
 
+from selfplay.repositories.markers import applies
 from selfplay.repositories.requirement_text import (
     plain_lines,
     read_requirement_file,
@@ -96,13 +97,14 @@ class Declared:
     def lines(self, value: Any) -> list[str]:
         """The requirements in a value of metadata: a text with lines, a list of texts, or an opened file."""
         if isinstance(value, OpenedFile):
-            return read_requirement_file(self.tree, value.path)
+            return read_requirement_file(self.tree, value.path, self.project.python)
         texts = [line for text in strings(value) for line in plain_lines(text)]
-        return read_requirement_lines(self.tree, texts, self.project.folder)
+        return read_requirement_lines(self.tree, texts, self.project.folder, self.project.python)
 
     def files(self, names: Any) -> list[str]:
         """The requirements in files of the project."""
-        return [text for name in strings(names) for text in read_requirement_file(self.tree, self.path(name))]
+        paths, python = map(self.path, strings(names)), self.project.python
+        return [text for path in paths for text in read_requirement_file(self.tree, path, python)]
 
 
 def read_declarations(declared: Declared) -> None:
@@ -119,17 +121,17 @@ def read_declarations(declared: Declared) -> None:
 
 def read_requirement_files(declared: Declared) -> None:
     """Read the files that are named as requirement files are."""
-    folder = declared.project.folder
+    folder, python = declared.project.folder, declared.project.python
     for path in sorted(declared.tree):
         if folder and not path.startswith(f"{folder}/"):
             continue
         name = posixpath.relpath(path, folder) if folder else path
         if TEST_FILES.match(name):
-            declared.test += read_requirement_file(declared.tree, path)
+            declared.test += read_requirement_file(declared.tree, path, python)
         elif MORE_FILES.match(name):
-            declared.more += read_requirement_file(declared.tree, path)
+            declared.more += read_requirement_file(declared.tree, path, python)
         elif OTHER_FILES.match(name):
-            declared.other += read_requirement_file(declared.tree, path)
+            declared.other += read_requirement_file(declared.tree, path, python)
 
 
 # ---- core metadata
@@ -158,10 +160,11 @@ def _add_conditional(declared: Declared, text: str, extras: Sequence[str]) -> No
         requirement = Requirement(text)
     except InvalidRequirement:
         return
-    if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+    python = declared.project.python
+    if applies(requirement, python):
         declared.runtime.append(text)
         return
-    wanted = [extra for extra in extras if requirement.marker.evaluate({"extra": extra})]
+    wanted = [extra for extra in extras if applies(requirement, python, extra)]
     requirement.marker = None
     for extra in wanted:
         declared.add_group(extra, [str(requirement)])

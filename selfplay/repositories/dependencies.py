@@ -19,6 +19,7 @@ from selfplay.repositories.declarations import (
     read_declarations,
     read_requirement_files,
 )
+from selfplay.repositories.markers import applies
 from selfplay.repositories.requirement_text import ITSELF
 from selfplay.repositories.tool_declarations import read_tools
 from selfplay.repositories.versions import (
@@ -179,40 +180,41 @@ class Dependencies:
 
 
 def read_dependencies(
-    tree: Tree, fallback_name: str, tag_version: str = "", metadata: str = ""
+    tree: Tree, fallback_name: str, tag_version: str = "", metadata: str = "", python: str | None = None
 ) -> Dependencies:
     """Read the dependencies of a repository.
 
     fallback_name  for a repository whose metadata has no name
     tag_version    the version that git's tags mean, for a repository that takes it from there
     metadata       the core metadata of the top project, if its build backend was asked for them
+    python         the version that the tests run with, None for the one that runs selfplay
 
     Files and tables that are damaged are skipped.
     """
     found = [
-        _read_project(Project(tree, folder), tag_version, "" if folder else metadata)
+        _read_project(Project(tree, folder, python), tag_version, "" if folder else metadata)
         for folder in project_folders(tree)
     ]
     found[0].name = found[0].name or ("" if any(declared.name for declared in found) else fallback_name)
     main = next(declared for declared in found if declared.name)
     names = {canonicalize_name(declared.name) for declared in found} | _local_names(found)
-    runtime = _chosen(names, _gathered(found, "runtime"))
+    runtime = _chosen(names, _gathered(found, "runtime"), python)
     wanted = _gathered(found, "test")
     more = _gathered(found, "more")
-    test = _chosen(names, [*wanted, *filter(_is_plugin, more)], runtime)
+    test = _chosen(names, [*wanted, *filter(_is_plugin, more)], python, runtime)
     return Dependencies(
         main.name,
         main.version or UNKNOWN_VERSION,
         runtime,
         test,
-        _chosen(names, [*more, *_gathered(found, "other")], (*runtime, *test)),
+        _chosen(names, [*more, *_gathered(found, "other")], python, (*runtime, *test)),
         tuple(
             (declared.name, declared.version or UNKNOWN_VERSION)
             for declared in found
             if declared.name and declared is not main
         ),
         tuple(sorted(main.unread)),
-        _at_urls(names, [*_gathered(found, "runtime"), *wanted]),
+        _at_urls(names, [*_gathered(found, "runtime"), *wanted], python),
     )
 
 
@@ -265,13 +267,12 @@ def _expanded(declared: Declared, texts: Iterable[str], seen: set[str]) -> list[
     return expanded
 
 
-def _at_urls(own: set[str], texts: Iterable[str]) -> tuple[str, ...]:
+def _at_urls(own: set[str], texts: Iterable[str], python: str | None) -> tuple[str, ...]:
     """The requirements at URLs that this Python needs: any program could be behind one, or the repository."""
     found = {}
     for requirement in map(Requirement, texts):
         name = canonicalize_name(requirement.name)
-        is_needed = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
-        if requirement.url and is_needed and name not in own:
+        if requirement.url and applies(requirement, python) and name not in own:
             found[name] = f"{requirement.name} @ {requirement.url}"
     return tuple(found.values())
 
@@ -280,7 +281,9 @@ def _is_plugin(text: str) -> bool:
     return canonicalize_name(Requirement(text).name) in PLUGINS
 
 
-def _chosen(own: set[str], texts: Iterable[str], taken: Sequence[str] = ()) -> tuple[str, ...]:
+def _chosen(
+    own: set[str], texts: Iterable[str], python: str | None, taken: Sequence[str] = ()
+) -> tuple[str, ...]:
     """The usable requirements of `texts`, each name once, without markers.
 
     Not usable: URLs, UNWANTED, names in `taken`, the projects of the repository itself (`own`), and markers
@@ -296,7 +299,7 @@ def _chosen(own: set[str], texts: Iterable[str], taken: Sequence[str] = ()) -> t
         name = canonicalize_name(requirement.name)
         if name in names or requirement.url or name.startswith(("sphinx", "types-", "flake8-", "mkdocs-")):
             continue
-        if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
+        if not applies(requirement, python):
             continue
         requirement.marker = None
         names.add(name)

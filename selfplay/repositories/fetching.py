@@ -84,9 +84,11 @@ def _contents_of_image(spec: RepositorySpec) -> Contents:
     """Read a folder of a local Docker image, from a container that is created and never started."""
     import docker
 
+    from selfplay.sandbox.docker_engine import new_client
+
     image, _, folder = spec.location.partition("#")
     try:
-        client = docker.from_env()
+        client = new_client(120)
     except docker.errors.DockerException as error:
         raise PrerequisiteError(
             f"{spec.text} needs a Docker engine, and none answers ({error}). Start one, or set DOCKER_HOST."

@@ -23,7 +23,6 @@ from selfplay.repositories.specs import GIT_SCHEMES, RepositorySpec, plain_name
 from selfplay.repositories.versions import archived_version, version_of_description
 from selfplay.source.trees import FileEntry, Tree
 
-MAX_BUNDLE_BYTES = 48 << 20
 FETCH_OPTIONS = ("--quiet", "--no-recurse-submodules", "--no-auto-gc")
 MIRROR_OPTIONS = ("--update-shallow", "--prune", "--update-head-ok")
 REFS = ("+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*", "+HEAD:refs/selfplay/HEAD")
@@ -181,24 +180,6 @@ def commit_trees(git_dir: Path, trees: Sequence[tuple[str, Tree]]) -> str:
     stream.write(b"done\n")
     run_git(git_dir, "fast-import", "--quiet", "--done", "--date-format=raw", stdin=stream.getvalue())
     return run_git(git_dir, "rev-parse", "--verify", "refs/heads/main").decode().strip()
-
-
-def history_bundle(checkout: Checkout) -> bytes | None:
-    """A git bundle of the commit's ancestry, with HEAD and refs/heads/main at the commit.
-
-    None without history, or above MAX_BUNDLE_BYTES.
-    """
-    if checkout.git_dir is None:
-        return None
-    with tempfile.TemporaryDirectory(prefix="selfplay-bundle-") as temporary:
-        git_dir = Path(temporary) / "history.git"
-        init_bare(git_dir)
-        (git_dir / "objects/info").mkdir(parents=True, exist_ok=True)
-        (git_dir / "objects/info/alternates").write_text(f"{checkout.git_dir.absolute() / 'objects'}\n")
-        run_git(git_dir, "update-ref", "refs/heads/main", checkout.commit)
-        bundle = Path(temporary) / "history.bundle"
-        run_git(git_dir, "bundle", "create", "--quiet", str(bundle), "HEAD", "refs/heads/main")
-        return bundle.read_bytes() if bundle.stat().st_size <= MAX_BUNDLE_BYTES else None
 
 
 # ---- checkouts

@@ -183,7 +183,8 @@ def cause_of_import(error: str, tree: Tree) -> Cause | None:
     if error.startswith(("SyntaxError", "IndentationError", "TabError")):
         return Cause(
             f"this Python cannot read a file ({error})",
-            "If the code is for another Python, give an image that has it: docker:IMAGE:TAG#/FOLDER",
+            "If the code is for another Python, name it with the hint python=3.9, or give an image: "
+            "docker:IMAGE:TAG#/FOLDER",
         )
     if re.match(r"(Module|File)NotFoundError|ImportError", error):
         library = re.search(r"(lib\w+\.so[.\d]*): cannot open shared object", error)
@@ -255,7 +256,7 @@ def _of_missing_name(name: str, module: str, tree: Tree) -> Cause | None:
     if module.partition(".")[0] in sys.stdlib_module_names:
         return Cause(
             f"{reason}: the code is for another version of Python",
-            "Give an image that has it: docker:IMAGE:TAG#/FOLDER",
+            "Name it with the hint python=3.9, or give an image that has it: docker:IMAGE:TAG#/FOLDER",
         )
     project = PROJECTS.get(module.partition(".")[0]) or module.partition(".")[0].replace("_", "-")
     return Cause(
@@ -267,14 +268,14 @@ def _of_missing_name(name: str, module: str, tree: Tree) -> Cause | None:
 def _too_new(what: str, version: str) -> Cause:
     return Cause(
         f"this Python is too new: Python {version} removed {what}",
-        f"Give an image with a Python before {version}: docker:IMAGE:TAG#/FOLDER",
+        f"Name one before {version} with the hint python=3.9, or give an image: docker:IMAGE:TAG#/FOLDER",
     )
 
 
 def _too_old(what: str, version: str) -> Cause:
     return Cause(
         f"this Python is too old: {what} is new in Python {version}",
-        f"Run selfplay with Python {version}, or give an image: docker:IMAGE:TAG#/FOLDER",
+        f"Name it with the hint python={version}, or give an image: docker:IMAGE:TAG#/FOLDER",
     )
 
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from selfplay.errors import EnvironmentBuildError
+from selfplay.errors import EnvironmentBuildError, MissingPythonError
 from selfplay.repositories.environment import SCHEMA
 from selfplay.repositories.locks import locked
 from selfplay.repositories.refusals import is_of_machine
@@ -56,7 +56,13 @@ class Finder:
 sys.meta_path.append(Finder)
 """
 LEFT_OUT = "selfplay: left out"  # in the log of a build
-OLDER_PYTEST = "pytest==8.4.2"  # for test suites that use what 9 removed
+OLDER_PYTEST = "pytest==8.4.2"  # for test suites that use what 9 removed, and for Python 3.9
+PYTEST_OF = {"3.9": OLDER_PYTEST}  # the last that this version of Python can run
+
+
+def pytest_for(python: str | None) -> str:
+    """The requirement of pytest for a version of Python, None for the one that runs selfplay."""
+    return PYTEST_OF.get(python or "", PYTEST)
 
 
 @dataclass(frozen=True)
@@ -104,14 +110,16 @@ def install(job: BuildJob, requirements: Requirements, attempt: int) -> Installa
             raise EnvironmentBuildError(f"{spec.text} needs sandbox.type = 'docker', not {backend.name!r}")
         return Installation(spec.location.partition("#")[0])
     script = build_script(requirements, spec.install, requirement_files(job.checkout.tree))
-    build_key = build_key_of(script, backend)
+    build_key = build_key_of(script, backend, spec.python)
     if backend.environment_exists(build_key):
         return Installation(backend.environment_reference(build_key), build_key)
     job.report(_what_is_installed(requirements, spec.install))
     log = job.logs / f"build-{attempt}.log"
     with locked(job.logs.parent / f"{build_key}.lock"):  # another repository may have equal dependencies
         try:
-            reference = backend.build_environment(build_key, script, job.settings.build_timeout_s, log)
+            reference = build_with_python(job, build_key, script, log)
+        except MissingPythonError as error:
+            raise MissingPythonError(f"{job.checkout.name}: {error}") from error
         except EnvironmentBuildError as error:
             raise EnvironmentBuildError(
                 f"{job.checkout.name}: its dependencies cannot be installed (log: {log}). {error} "
@@ -128,9 +136,17 @@ def _text(log: Path) -> str:
     return log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
 
 
-def build_key_of(script: str, backend: SandboxBackend) -> str:
-    """The key of the folder or image that a script fills."""
-    identity = json.dumps([SCHEMA, script, backend.name, sys.version_info[:2]])
+def build_with_python(job: BuildJob, key: str, script: str, log: Path) -> str:
+    """`SandboxBackend.build_environment`, with the Python that the repository's line asks for."""
+    python, timeout_s = job.checkout.spec.python, job.settings.build_timeout_s
+    asked = {"python": python} if python else {}
+    return job.backend.build_environment(key, script, timeout_s, log, **asked)
+
+
+def build_key_of(script: str, backend: SandboxBackend, python: str | None) -> str:
+    """The key of the folder or image that a script fills. python: the version that the line asks for."""
+    version = list(map(int, python.split("."))) if python else sys.version_info[:2]
+    identity = json.dumps([SCHEMA, script, backend.name, version])
     return hashlib.sha256(identity.encode()).hexdigest()[:32]
 
 

@@ -134,11 +134,14 @@ def _top_modules(tree: Tree, files: Sequence[str]) -> list[str]:
 
 
 def refuse_other_python(job: BuildJob, python: str) -> None:
-    """Raise EnvironmentBuildError if the repository's line asks for another version of Python."""
+    """Raise EnvironmentBuildError if the repository's line asks for another version than it got.
+
+    An image has its own Python, and a backend of one's own may know one only.
+    """
     wanted = job.checkout.spec.python
     if wanted and wanted != python:
         raise EnvironmentBuildError(
             f"{job.checkout.name}: python={wanted} is asked for, and {job.backend.name} sandboxes have "
-            f"Python {python} here. Leave the hint out, run selfplay with Python {wanted}, "
-            "or give an image: docker:IMAGE:TAG#/FOLDER."
+            f"Python {python} here. Leave the hint out, or give an image with Python {wanted}: "
+            "docker:IMAGE:TAG#/FOLDER."
         )

@@ -17,6 +17,7 @@ from packaging.requirements import InvalidRequirement, Requirement
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from packaging.utils import canonicalize_name
 
+from selfplay.repositories.markers import applies
 from selfplay.source.texts import text_of
 from selfplay.source.trees import Tree
 
@@ -62,31 +63,35 @@ class RequirementFile:
 
     wanted       requirements in order; the repository itself is ITSELF with extras
     constraints  versions, by canonical name
+    python       the version that markers are compared with, see `markers.applies`
     """
 
     wanted: list[str] = field(default_factory=list)
     constraints: dict[str, SpecifierSet] = field(default_factory=dict)
+    python: str | None = None
 
     def requirements(self) -> list[str]:
         """The requirements, each with the versions that the constraints allow."""
         return [_constrained(text, self.constraints) for text in self.wanted]
 
 
-def read_requirement_file(tree: Tree, path: str) -> list[str]:
+def read_requirement_file(tree: Tree, path: str, python: str | None = None) -> list[str]:
     """The requirements of a file and of all files that it includes."""
-    found = RequirementFile()
+    found = RequirementFile(python=python)
     _read_file(tree, path, found, set(), False)
     return found.requirements()
 
 
-def read_requirement_lines(tree: Tree, lines: Iterable[str], folder: str = "") -> list[str]:
+def read_requirement_lines(
+    tree: Tree, lines: Iterable[str], folder: str = "", python: str | None = None
+) -> list[str]:
     """The requirements of lines that stand in no requirement file, as in tox.ini. folder: for includes."""
-    found = RequirementFile()
+    found = RequirementFile(python=python)
     _read_lines(tree, lines, folder, found, set(), False)
     return found.requirements()
 
 
-def read_install_arguments(tree: Tree, words: Iterable[str]) -> list[str]:
+def read_install_arguments(tree: Tree, words: Iterable[str], python: str | None = None) -> list[str]:
     """The requirements among the arguments of `pip install`."""
     lines: list[str] = []
     waiting = ""
@@ -101,7 +106,7 @@ def read_install_arguments(tree: Tree, words: Iterable[str]) -> list[str]:
             not word.startswith("-")
         ):
             lines.append(word)
-    return read_requirement_lines(tree, lines)
+    return read_requirement_lines(tree, lines, python=python)
 
 
 def _read_file(tree: Tree, path: str, found: RequirementFile, seen: set[str], constrains: bool) -> None:
@@ -158,7 +163,7 @@ def _take(text: str, found: RequirementFile, constrains: bool) -> None:
         return
     if not constrains:
         found.wanted.append(text)
-    elif requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+    elif applies(requirement, found.python):
         name = canonicalize_name(requirement.name)
         found.constraints[name] = found.constraints.get(name, SpecifierSet()) & requirement.specifier
 

@@ -126,7 +126,9 @@ def _read_tox_ini(declared: Declared, sections: Mapping[str, Mapping[str, str]])
     for name in sections:
         if name == "testenv" or name.startswith("testenv:"):
             lines = list(_tox_lines(sections, name, "deps", 0))
-            declared.more += read_requirement_lines(declared.tree, lines, declared.project.folder)
+            declared.more += read_requirement_lines(
+                declared.tree, lines, declared.project.folder, declared.project.python
+            )
             extras = ",".join(_tox_lines(sections, name, "extras", 0))
             declared.more += _itself([extra.strip() for extra in extras.split(",")])
             declared.more += _groups(declared, list(_tox_lines(sections, name, "dependency_groups", 0)))
@@ -152,7 +154,7 @@ def _read_nox(declared: Declared) -> None:
             if "install" not in words or "pip" not in words:
                 continue
             words = words[words.index("install") + 1 :]
-        declared.more += read_install_arguments(declared.tree, words)
+        declared.more += read_install_arguments(declared.tree, words, declared.project.python)
 
 
 # ---- tools with lists of their own
@@ -225,4 +227,4 @@ def _read_commands(declared: Declared) -> None:
         text = EXPRESSION.sub("$", text_of(declared.tree, path).replace("\\\n", " "))
         for command in INSTALL_COMMAND.findall(text)[:MAX_COMMANDS]:
             words = [word for word in re.split(r"[\s\"']+", command) if not set("${}") & set(word)]
-            declared.other += read_install_arguments(declared.tree, words)
+            declared.other += read_install_arguments(declared.tree, words, declared.project.python)

@@ -218,7 +218,7 @@ class SandboxBackend(Protocol):
         """
         ...
 
-    def build_environment(self, key: str, script: str, timeout_s: float, log: Path) -> str:
+    def build_environment(self, key: str, script: str, timeout_s: float, log: Path, python: str = "") -> str:
         """Run `script` with network and a writable /opt/env, save /opt/env under `key`, return its reference.
 
         /opt/env holds a Python virtual environment before the script starts. An environment that exists is
@@ -227,9 +227,12 @@ class SandboxBackend(Protocol):
         script     bash; runs in /testbed, and its first failing command ends it
         timeout_s  seconds for the whole build
         log        file on this machine that receives the whole output
+        python     version of the environment's Python, such as "3.9"; "" for the one that sandboxes have.
+                   Not given unless a repository asks for one.
 
         Raises EnvironmentBuildError when the script fails, runs out of time or ends its sandbox;
-        SandboxUnavailable or SandboxInterrupted when the machine fails; PrerequisiteError when it lacks
-        something; DiskFullError; OSError when `log` cannot be written.
+        MissingPythonError when no such Python can be had; SandboxUnavailable or SandboxInterrupted when
+        the machine fails; PrerequisiteError when it lacks something; DiskFullError; OSError when `log`
+        cannot be written.
         """
         ...

@@ -19,6 +19,7 @@ from selfplay.sandbox.bubblewrap_host import (
     PYTHON,
     as_user,
     bundled_folders,
+    environment_python,
     hidden_folders,
     python_name,
 )
@@ -99,6 +100,8 @@ def _namespaces(start: Start) -> list[str]:
 def shared_folders(spec: SandboxSpec) -> list[str]:
     """The folders of this machine that a sandbox reads and others read too."""
     system = ["/usr", *(f"/{name}" for name in LIBRARIES if _is_own_folder(f"/{name}")), sys.base_prefix]
+    other = environment_python(spec.environment)
+    system += [other.prefix] if other else []
     system += [ALTERNATIVES] if Path(ALTERNATIVES).is_dir() else []
     system.append(DEV)
     return [*system, *([spec.environment] if spec.environment and not spec.writable_env else [])]
@@ -109,7 +112,8 @@ def _is_own_folder(path: str) -> bool:
 
 
 def _system_folders(spec: SandboxSpec, start: Start) -> list[str]:
-    """This machine's programs and libraries, and its Python, without the folders that stay hidden.
+    """This machine's programs and libraries, and its Python, without the folders that stay hidden; and
+    the Python that the environment brings along.
 
     A build sees the packages that come with Python: it makes a virtual environment from them.
     """
@@ -126,8 +130,10 @@ def _system_folders(spec: SandboxSpec, start: Start) -> list[str]:
     if Path(ALTERNATIVES).is_dir():
         line += _shown(start, ALTERNATIVES)
     line += _shown(start, sys.base_prefix, PYTHON)
-    bundled = () if spec.network else bundled_folders()
-    return line + _hidden([f"{folder}/" for folder in (*hidden_folders(), *bundled)], start)
+    other = environment_python(spec.environment)
+    line += _shown(start, other.prefix, other.place) if other else []
+    bundled = () if spec.network else bundled_folders(other)
+    return line + _hidden([f"{folder}/" for folder in (*hidden_folders(other), *bundled)], start)
 
 
 def _hidden(paths: Sequence[str], start: Start) -> list[str]:

@@ -18,12 +18,13 @@ from pathlib import Path
 from selfplay.errors import DiskFullError, PrerequisiteError, SandboxInterrupted
 from selfplay.sandbox.base import ExecResult, SandboxSpec
 from selfplay.sandbox.bubblewrap_command import PROXY_SOCKET
-from selfplay.sandbox.bubblewrap_host import PYTHON, python_identity
+from selfplay.sandbox.bubblewrap_host import PYTHON, PYTHON_FILE, python_identity
 from selfplay.sandbox.bubblewrap_process import OpenedBubblewrap
 from selfplay.sandbox.client import PeerGone, probe
 from selfplay.sandbox.environment_builds import LIMITS, BuildNetwork, EnvironmentBuild
 from selfplay.sandbox.index_access import index_access
 from selfplay.sandbox.index_proxy import forwarding_command, forwarding_variables, open_proxy
+from selfplay.sandbox.interpreters import interpreter_of
 from selfplay.sandbox.owners import abandoned, unique_name
 
 BUILDING = ".building-"
@@ -41,9 +42,11 @@ class EnvironmentFolder:
 
     def exists(self, key: str) -> bool:
         try:
-            return (self._root / key / "python").read_text() == python_identity()
+            text = (self._root / key / PYTHON_FILE).read_text()
         except OSError:
             return False
+        other = interpreter_of(text)
+        return text == python_identity() if other is None else other.is_there
 
     def reference(self, key: str) -> str:
         return str(self._root / key / "env")
@@ -59,7 +62,7 @@ class EnvironmentFolder:
     def build(self, build: EnvironmentBuild) -> str:
         if self.exists(build.key):
             return self.reference(build.key)
-        if importlib.util.find_spec("ensurepip") is None:
+        if build.interpreter is None and importlib.util.find_spec("ensurepip") is None:
             raise PrerequisiteError(
                 f"{sys.base_prefix} has no ensurepip, which environments need. "
                 "Install it: apt-get install python3-venv"
@@ -68,6 +71,8 @@ class EnvironmentFolder:
         (building / "env").mkdir(parents=True, mode=0o755)
         # A build may leave a set-uid file here: other users of this machine must not reach it.
         building.chmod(0o700)
+        identity = build.interpreter.to_text() if build.interpreter else python_identity()
+        (building / PYTHON_FILE).write_text(identity)
         try:
             result = self._run(build, building / "env")
             build.log.write_bytes(result.output)
@@ -75,7 +80,6 @@ class EnvironmentFolder:
                 raise self._failure(build, result, building)
             _own_everything(building / "env")
             (building / "build.log").write_bytes(result.output)
-            (building / "python").write_text(python_identity())
             self._publish(building, build.key)
         finally:
             shutil.rmtree(building, ignore_errors=True)

@@ -18,7 +18,9 @@ from pathlib import Path
 from typing import IO
 
 from selfplay.errors import PrerequisiteError, SandboxInterrupted, SandboxUnavailable
+from selfplay.sandbox.interpreters import Interpreter, interpreter_of
 
+PYTHON_FILE = "python"  # beside the folder of an environment: which Python it was built with
 PYTHON = "/opt/python"  # where a sandbox has this interpreter's prefix, wherever that lies on the machine
 NEEDED_OPTIONS = ("--size", "--perms", "--as-pid-1", "--ro-bind-data", "--info-fd")
 PYTHON_PROGRAM_FILES = 20  # a folder with as many Python files is a program written in Python
@@ -125,8 +127,13 @@ def namespace_remedy() -> str:
 # ---- Python
 
 
+def python_version() -> str:
+    """Of this interpreter, such as "3.11"."""
+    return f"{sys.version_info.major}.{sys.version_info.minor}"
+
+
 def python_name() -> str:
-    return f"python{sys.version_info.major}.{sys.version_info.minor}"
+    return f"python{python_version()}"
 
 
 def python_identity() -> str:
@@ -135,11 +142,22 @@ def python_identity() -> str:
     return f"{sys.implementation.cache_tag} {version} {os.uname().machine}\n"
 
 
+def environment_python(environment: str) -> Interpreter | None:
+    """The Python that an environment brings along; None if it has that of sandboxes, or is none."""
+    if not environment:
+        return None
+    try:
+        return interpreter_of((Path(environment).parent / PYTHON_FILE).read_text())
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
 @cache
-def loader_cache(bwrap: str) -> bytes:
+def loader_cache(bwrap: str, other: Interpreter | None = None) -> bytes:
     """The contents of a sandbox's /etc/ld.so.cache, b"" for none.
 
-    Raises SandboxUnavailable, or SandboxInterrupted if bubblewrap was killed.
+    other: a second Python that the sandbox has. Raises SandboxUnavailable, or SandboxInterrupted if
+    bubblewrap was killed.
 
     A Python with a shared library looks for it where it was linked, and a sandbox has it at PYTHON. So
     ldconfig runs in a namespace that has it there too. LD_LIBRARY_PATH would not do, since tests may clear
@@ -147,14 +165,22 @@ def loader_cache(bwrap: str) -> bytes:
     """
     host = Path("/etc/ld.so.cache")
     existing = host.read_bytes() if host.exists() else b""
-    prefix = Path(sys.base_prefix)
-    if prefix == Path("/usr") or not any(prefix.glob(f"lib/lib{python_name()}*.so*")):
+    pythons = {PYTHON: sys.base_prefix, **({other.place: other.prefix} if other else {})}
+    shared = {
+        place: prefix
+        for place, prefix in pythons.items()
+        if prefix != "/usr" and any(Path(prefix).glob("lib/libpython3*.so*"))
+    }
+    if not shared:
         return existing
     ldconfig = shutil.which("ldconfig", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin") or "ldconfig"
     with tempfile.TemporaryDirectory(prefix="selfplay-") as folder:
-        (Path(folder) / "conf").write_text(f"{PYTHON}/lib\ninclude /etc/ld.so.conf\n")
+        libraries = "".join(f"{place}/lib\n" for place in shared)
+        (Path(folder) / "conf").write_text(f"{libraries}include /etc/ld.so.conf\n")
         command = [bwrap, "--die-with-parent", "--ro-bind", "/", "/", "--tmpfs", "/opt"]
-        command += ["--ro-bind", sys.base_prefix, PYTHON, "--bind", folder, "/mnt"]
+        for place, prefix in shared.items():
+            command += ["--ro-bind", prefix, place]
+        command += ["--bind", folder, "/mnt"]
         command += [ldconfig, "-X", "-C", "/mnt/cache", "-f", "/mnt/conf"]
         errors = Path(folder) / "errors"
         # A file, not a pipe: a killed bubblewrap leaves processes behind that would hold a pipe open.
@@ -182,25 +208,34 @@ def run_whole(command: Sequence[str], output: IO[bytes]) -> int:
 
 
 @cache
-def hidden_folders() -> tuple[str, ...]:
+def hidden_folders(other: Interpreter | None = None) -> tuple[str, ...]:
     """The folders that are empty in a sandbox: installed Python packages, and programs written in Python.
 
-    Any of them could hold the very source that a solver is to repair.
+    Any of them could hold the very source that a solver is to repair. other: a second Python in sight.
     """
-    prefix = Path(sys.base_prefix)
-    found = [f"{PYTHON}/{path}" for path in _python_folders(prefix, whole_programs=prefix == Path("/usr"))]
+    found = []
+    for place, prefix in _pythons(other):
+        found += [
+            f"{place}/{path}" for path in _python_folders(prefix, whole_programs=prefix == Path("/usr"))
+        ]
     found += [f"/usr/{path}" for path in _python_folders(Path("/usr"), whole_programs=True)]
     return tuple(dict.fromkeys(found))
 
 
 @cache
-def bundled_folders() -> tuple[str, ...]:
+def bundled_folders(other: Interpreter | None = None) -> tuple[str, ...]:
     """The folders of packages that come with Python, for instance pip's wheel, with other projects in it."""
     found = []
-    for prefix, place in ((Path(sys.base_prefix), PYTHON), (Path("/usr"), "/usr")):
+    for place, prefix in (*_pythons(other), ("/usr", Path("/usr"))):
         for pattern in ("lib*/python3*/ensurepip/_bundled", "share/python-wheels"):
             found += [f"{place}/{folder.relative_to(prefix)}" for folder in prefix.glob(pattern)]
     return tuple(found)
+
+
+def _pythons(other: Interpreter | None) -> list[tuple[str, Path]]:
+    """Where a sandbox has a Python -> its prefix on this machine."""
+    found = [(PYTHON, Path(sys.base_prefix))]
+    return [*found, (other.place, Path(other.prefix))] if other else found
 
 
 def _python_folders(prefix: Path, whole_programs: bool) -> list[str]:

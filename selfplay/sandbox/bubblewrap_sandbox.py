@@ -22,15 +22,18 @@ from selfplay.sandbox.bubblewrap_command import SERVER, Start, bubblewrap_argume
 from selfplay.sandbox.bubblewrap_environments import EnvironmentFolder
 from selfplay.sandbox.bubblewrap_host import (
     INTERRUPTED,
+    environment_python,
     find_programs,
     loader_cache,
     namespace_remedy,
+    python_version,
     users_have_namespaces,
 )
 from selfplay.sandbox.bubblewrap_process import Launch, OpenedBubblewrap, Spawner
 from selfplay.sandbox.cgroups import make_group, sweep_groups
 from selfplay.sandbox.client import ConnectedSandbox, probe
 from selfplay.sandbox.environment_builds import BuildNetwork, EnvironmentBuild
+from selfplay.sandbox.interpreters import find_interpreter
 from selfplay.sandbox.layers import can_layer, places
 from selfplay.sandbox.owners import unique_name
 from selfplay.sandbox.seccomp import seccomp_filter
@@ -113,8 +116,9 @@ class BubblewrapBackend:
     def environment_reference(self, key: str) -> str:
         return self._environments.reference(key)
 
-    def build_environment(self, key: str, script: str, timeout_s: float, log: Path) -> str:
-        return self._environments.build(EnvironmentBuild(key, script, timeout_s, log))
+    def build_environment(self, key: str, script: str, timeout_s: float, log: Path, python: str = "") -> str:
+        interpreter = None if python in ("", python_version()) else find_interpreter(python)
+        return self._environments.build(EnvironmentBuild(key, script, timeout_s, log, interpreter))
 
     # ---- starting
 
@@ -133,6 +137,12 @@ class BubblewrapBackend:
             raise SandboxUnavailable(
                 f"environment {spec.environment!r} is not a folder. "
                 "Build it again: it may have been deleted from the cache."
+            )
+        other = environment_python(spec.environment)
+        if other is not None and not other.is_there:
+            raise SandboxUnavailable(
+                f"environment {spec.environment!r} needs Python {other.release} at {other.prefix}, which is "
+                "gone or was changed. Prepare its repository again, or install that Python."
             )
         info_read, info_write = os.pipe()
         with ExitStack() as stack:
@@ -169,7 +179,7 @@ class BubblewrapBackend:
         contents = {
             **_user_files(uid),
             SERVER: _server_code(),
-            "/etc/ld.so.cache": loader_cache(programs["bwrap"]),
+            "/etc/ld.so.cache": loader_cache(programs["bwrap"], environment_python(spec.environment)),
             **_network_files(spec, network),
         }
         files = {path: _memory_file(content, inherited) for path, content in contents.items() if content}

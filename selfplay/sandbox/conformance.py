@@ -10,14 +10,21 @@ import io
 import re
 import resource
 import tarfile
+import tempfile
 import threading
 import time
 import traceback
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
-from selfplay.errors import ArtifactError, SandboxError, SandboxLost
+from selfplay.errors import (
+    ArtifactError,
+    EnvironmentBuildError,
+    SandboxError,
+    SandboxLost,
+)
 from selfplay.sandbox.base import Limits, Sandbox, SandboxBackend, SandboxSpec
 
 SMALL = Limits(
@@ -466,6 +473,32 @@ def outlives_the_thread_that_opened_it(backend: SandboxBackend, spec: SandboxSpe
         context.__exit__(None, None, None)
 
 
+# ---- environments
+
+
+def builds_environments_and_keeps_them(backend: SandboxBackend, spec: SandboxSpec) -> None:
+    """Leaves one small environment behind, which a second call finds."""
+    key = "conformance-1"
+    with tempfile.TemporaryDirectory(prefix="selfplay-") as folder:
+        log = Path(folder) / "log.txt"
+        reference = backend.build_environment(key, "echo built > /opt/env/word", 600.0, log)
+        assert backend.environment_exists(key), f"{key} was built, and environment_exists says no"
+        assert backend.environment_reference(key) == reference, "environment_reference names another one"
+        again = backend.build_environment(key, "exit 1", 600.0, log)
+        assert again == reference, "an environment that exists is built again"
+        with backend.open(replace(spec, environment=reference)) as box:
+            assert says(box, "cat /opt/env/word; command -v python") == "built\n/opt/env/bin/python"
+            assert box.run("touch /opt/env/more").exit_code != 0, "a sandbox may write to /opt/env"
+        try:
+            backend.build_environment("conformance-failing", "echo the reason; exit 3", 600.0, log)
+        except EnvironmentBuildError as error:
+            assert "the reason" in error.log_tail, "log_tail has not what the script printed last"
+        else:
+            raise AssertionError("a script that fails raises no EnvironmentBuildError")
+        assert "the reason" in log.read_text(), "the log has not what the script printed"
+    assert not backend.environment_exists("conformance-failing"), "a failed build left an environment"
+
+
 ALL_CHECKS: tuple[Check, ...] = (
     keeps_folder_and_exported_variables,
     reports_exit_codes_and_signals,
@@ -493,11 +526,16 @@ ALL_CHECKS: tuple[Check, ...] = (
 
 def failed_checks(backend: SandboxBackend, spec: SandboxSpec) -> dict[str, str]:
     """Name -> what went wrong, of each check that fails. Empty if the back end keeps the contract."""
-    failures = {}
-    for check in ALL_CHECKS:
-        try:
-            check(backend, spec)
-        except (AssertionError, SandboxError) as error:
-            line = traceback.extract_tb(error.__traceback__)[-1].line
-            failures[check.__name__] = str(error) or f"not true: {line}"
-    return failures
+    return {check.__name__: problem for check in ALL_CHECKS if (problem := problem_of(check, backend, spec))}
+
+
+def problem_of(check: Check, backend: SandboxBackend, spec: SandboxSpec) -> str:
+    """What went wrong in a check, "" if it passed."""
+    try:
+        check(backend, spec)
+    except (AssertionError, SandboxError) as error:
+        line = traceback.extract_tb(error.__traceback__)[-1].line
+        return str(error) or f"not true: {line}"
+    except Exception as error:  # a back end of one's own may raise anything
+        return f"{type(error).__name__}: {error}"
+    return ""

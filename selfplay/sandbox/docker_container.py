@@ -22,7 +22,13 @@ from selfplay.sandbox import command_server
 from selfplay.sandbox.base import SUBMIT, WORKSPACE, SandboxSpec
 from selfplay.sandbox.cgroups import group_of, machine_kills
 from selfplay.sandbox.client import HELLO_S, Connection, SocketChannel
-from selfplay.sandbox.docker_engine import ENGINE_ERRORS, RestartWitness, remove_container, restart_witness
+from selfplay.sandbox.docker_engine import (
+    ENGINE_ERRORS,
+    RestartWitness,
+    is_podman,
+    remove_container,
+    restart_witness,
+)
 from selfplay.sandbox.environment_builds import BuildNetwork
 from selfplay.sandbox.owners import owner, unique_name
 from selfplay.sandbox.seccomp import seccomp_filter
@@ -34,6 +40,7 @@ OWNER_LABEL = "selfplay.owner"
 # what one sandbox uses up would be missing in the others.
 USERS = range(64321, 65534)
 SMALL_TMPFS_BYTES = 16 << 20
+ELSEWHERE = "bridge"  # network of a build whose engine cannot reach the proxy: its own, not its machine's
 PROXY_FOLDER = "/run/selfplay"  # where a build has the folder with the socket of its proxy
 CERTIFICATES = "/etc/ssl/certs"
 NO_PYTHON = "this image has no python3 in /usr/local/bin, /usr/bin or /bin"
@@ -123,10 +130,10 @@ def _host_config(
         binds=binds,
         cap_drop=["ALL"],
         security_opt=["no-new-privileges:true"],
-        # "bridge" for an engine elsewhere: its own network, not that of its machine
-        network_mode="bridge" if spec.network and not has_proxy else "none",
+        network_mode=ELSEWHERE if spec.network and not has_proxy else "none",
         read_only=not spec.writable_env,
-        tmpfs=_tmpfs(spec),
+        # Podman would copy into a tmpfs what the image has there, which a hidden folder must not show.
+        tmpfs={path: f"{options}{',notmpcopyup' * is_podman(api)}" for path, options in _tmpfs(spec).items()},
         mounts=[
             docker.types.Mount(path, "/dev/null", type="bind", read_only=True)
             for path in spec.hidden
@@ -137,10 +144,17 @@ def _host_config(
         memswap_limit=limits.memory_bytes,
         pids_limit=limits.processes,
         nano_cpus=int(cpus * 1e9),
-        ulimits=[file_size, docker.types.Ulimit(name="core", soft=0, hard=0)],
+        ulimits=[file_size, docker.types.Ulimit(name="core", soft=0, hard=0), *_podman_limits(api)],
         # else the engine writes everything that the server sends to its machine's disk
         log_config=docker.types.LogConfig(type="none"),
     )
+
+
+def _podman_limits(api: docker.APIClient) -> list[Any]:
+    """Podman asks for a million of each otherwise, which a service with fewer privileges may not give."""
+    if not is_podman(api):
+        return []
+    return [docker.types.Ulimit(name=name, soft=4096, hard=4096) for name in ("nofile", "nproc")]
 
 
 def _tmpfs(spec: SandboxSpec) -> dict[str, str]:

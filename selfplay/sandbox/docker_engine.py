@@ -1,6 +1,7 @@
 """The Docker engine: one client per process and engine, its faults, its restarts, the removal of containers.
 
-Makes no container. The engine is the one at DOCKER_HOST, else at its usual local socket.
+Makes no container. The engine is the one at DOCKER_HOST, else at the first local socket there is: Docker's,
+that of a Docker without root, Podman's. TCP: DOCKER_TLS_VERIFY and DOCKER_CERT_PATH name the certificates.
 """
 
 from __future__ import annotations
@@ -12,12 +13,14 @@ import re
 import socket
 import threading
 import time
+from contextlib import closing
 from datetime import datetime
 from functools import cache
 from urllib.parse import quote
 
 import docker
 import requests
+from docker.constants import MINIMUM_DOCKER_API_VERSION
 from docker.errors import APIError, DockerException, NotFound
 
 from selfplay.errors import SandboxUnavailable
@@ -33,8 +36,37 @@ _connecting = threading.Lock()
 
 
 def engine_host() -> str:
-    """Where the engine is, "" for its usual local socket."""
-    return os.environ.get("DOCKER_HOST", "")
+    """Where the engine is, "" for Docker's usual local socket."""
+    if os.environ.get("DOCKER_HOST"):
+        return os.environ["DOCKER_HOST"]
+    own = os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.getuid()}"
+    others = (f"{own}/docker.sock", f"{own}/podman/podman.sock", "/run/podman/podman.sock")
+    found = next(
+        (path for path in (USUAL_SOCKET, *others) if os.access(path, os.R_OK | os.W_OK)), USUAL_SOCKET
+    )
+    return "" if found == USUAL_SOCKET else f"unix://{found}"
+
+
+def new_client(timeout_s: int, host: str | None = None, pool: int = 10) -> docker.DockerClient:
+    """A client of the engine, for the caller to close. Raises DockerException if none answers.
+
+    host: as `engine_host` gives it. pool: most connections that stay open.
+    """
+    host = engine_host() if host is None else host
+    where = {**os.environ, **({"DOCKER_HOST": host} if host else {})}
+    if not (host.startswith("tcp:") and where.get("DOCKER_TLS_VERIFY")):
+        return docker.from_env(timeout=timeout_s, max_pool_size=pool, environment=where)
+    # By the environment, requests would take REQUESTS_CA_BUNDLE in place of the certificates that are named
+    # for the engine. So it is asked for its version by a client that reads no environment.
+
+    def made(version: str) -> docker.DockerClient:
+        client = docker.from_env(version=version, timeout=timeout_s, max_pool_size=pool, environment=where)
+        client.api.trust_env = False
+        return client
+
+    with closing(made(MINIMUM_DOCKER_API_VERSION)) as asking:
+        version = str(asking.api.version(api_version=False)["ApiVersion"])
+    return made(version)
 
 
 def connect(host: str) -> docker.DockerClient:
@@ -43,7 +75,7 @@ def connect(host: str) -> docker.DockerClient:
         try:
             return shared_client(host)
         except ENGINE_ERRORS as error:
-            raise no_engine(host) from error
+            raise no_engine(host, error) from error
 
 
 @cache
@@ -52,7 +84,7 @@ def shared_client(host: str) -> docker.DockerClient:
 
     Only one that answered is kept.
     """
-    client = docker.from_env(timeout=ENGINE_TIMEOUT_S, max_pool_size=64)
+    client = new_client(ENGINE_TIMEOUT_S, host, pool=64)
     try:
         client.ping()
     except ENGINE_ERRORS:
@@ -71,11 +103,23 @@ def processors(host: str) -> int:
     return int(shared_client(host).info()["NCPU"])
 
 
+@cache
+def is_podman(api: docker.APIClient) -> bool:
+    """Whether the engine is Podman, which answers in Docker's name."""
+    parts = api.version().get("Components") or []
+    return any("podman" in str(part.get("Name", "")).lower() for part in parts)
+
+
 # ---- faults
 
 
-def no_engine(host: str) -> SandboxUnavailable:
-    return SandboxUnavailable(f"no docker engine answers at {host or 'its usual socket'}")
+def no_engine(host: str, error: Exception | None = None) -> SandboxUnavailable:
+    """error: the reason is added if it is one of an encrypted connection."""
+    said = str(error or "")
+    reason = f" ({said[-300:]})" if host and re.search("TLS|SSL|HTTPS|certificate", said) else ""
+    if reason and "DOCKER_TLS_VERIFY" not in os.environ:
+        reason += "; set DOCKER_TLS_VERIFY=1, and DOCKER_CERT_PATH to a folder of ca.pem, cert.pem, key.pem"
+    return SandboxUnavailable(f"no docker engine answers at {host or 'its usual socket'}{reason}")
 
 
 def engine_fault(what: str, error: Exception) -> SandboxUnavailable:

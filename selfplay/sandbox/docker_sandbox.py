@@ -9,6 +9,7 @@ import io
 import re
 import shlex
 import tarfile
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -41,15 +42,25 @@ from selfplay.sandbox.docker_engine import (
     restart_witness,
     was_asked_to_end,
 )
+from selfplay.sandbox.docker_index import sent_along
+from selfplay.sandbox.docker_pythons import python_image
 from selfplay.sandbox.environment_builds import LIMITS, BuildNetwork, EnvironmentBuild
-from selfplay.sandbox.index_access import index_access
-from selfplay.sandbox.index_proxy import SOCKET, forwarding_command, forwarding_variables, open_proxy
+from selfplay.sandbox.index_access import IndexAccess, index_access
+from selfplay.sandbox.index_proxy import (
+    SOCKET,
+    ProxyRules,
+    forwarding_command,
+    forwarding_variables,
+    open_proxy,
+)
+from selfplay.sandbox.interpreters import find_interpreter
 from selfplay.sandbox.owners import abandoned
 
 BASE_IMAGE = "selfplay/base:2"
 ENVIRONMENT_REPOSITORY = "selfplay/env"
 BUILD_BASE = "sandboxes/base/build.sh"
 PYTHON = "/usr/bin/python3"  # in the base image
+_seen: dict[tuple[str, str], bool] = {}  # engine and base image -> whether it sees this machine's files
 TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 
 
@@ -153,27 +164,43 @@ class DockerBackend:
             )
         return f"{ENVIRONMENT_REPOSITORY}:{key}"
 
-    def build_environment(self, key: str, script: str, timeout_s: float, log: Path) -> str:
+    def build_environment(self, key: str, script: str, timeout_s: float, log: Path, python: str = "") -> str:
         reference = self.environment_reference(key)
         if self._has_image(reference):
             return reference
         self.check()
+        interpreter = None if python in ("", self._own_python(python)) else find_interpreter(python)
         access = index_access()
+        shares = self._shares_folders()
         log.parent.mkdir(parents=True, exist_ok=True)
         with ExitStack() as stack:
-            folder = stack.enter_context(open_proxy(access.rules)) if self._shares_folders() else None
-            self._build(EnvironmentBuild(key, script, timeout_s, log), BuildNetwork(access, folder))
+            folder = stack.enter_context(open_proxy(access.rules)) if shares else None
+            build = EnvironmentBuild(key, script, timeout_s, log, interpreter)
+            self._build(build, BuildNetwork(access, folder))
         return reference
+
+    def _own_python(self, asked: str) -> str:
+        """`asked` if that is the version of the base image's Python, else ""."""
+        with self.open(SandboxSpec(environment="")) as box:
+            question = f"import sys; sys.exit('%d.%d' % sys.version_info[:2] != '{asked}')"
+            return asked if box.run(f'{PYTHON} -I -c "{question}"').exit_code == 0 else ""
 
     def _build(self, build: EnvironmentBuild, network: BuildNetwork) -> None:
         """Run the build in a container and commit it as the environment's image."""
-        access = network.access
-        spec = SandboxSpec(self._base_image, limits=LIMITS, network=True, writable_env=True)
+        access, files = (network.access, {}) if network.socket_folder else sent_along(network.access)
+        if access.pip_conf:
+            files["pip.conf"] = access.pip_conf.encode()
+        image = self._base_image
+        if build.interpreter is not None:
+            image = python_image(self._engine(), image, build.interpreter)
+        spec = SandboxSpec(image, limits=LIMITS, network=True, writable_env=True)
         opened = self._start(spec, network)
         try:
-            if access.pip_conf:
-                opened.connection.write(SUBMIT, list(archive_frames(_one_file("pip.conf", access.pip_conf))))
-            steps = _exports(network).encode() + build.steps(PYTHON, _forwarding(network))
+            for name, content in files.items():
+                opened.connection.write(SUBMIT, list(archive_frames(_one_file(name, content))))
+            steps = _exports(replace(network, access=access)).encode() + build.steps(
+                PYTHON, _forwarding(network)
+            )
             result = opened.connection.run(steps, build.timeout_s, LIMITS.output_bytes, b"")
             build.log.write_bytes(result.output)
             if result.exit_code != 0:
@@ -211,9 +238,39 @@ class DockerBackend:
         return True
 
     def _shares_folders(self) -> bool:
-        """Whether the engine sees this machine's files: it answers at a local socket."""
-        local = str(getattr(self._engine().api, "base_url", "")).startswith("http+docker://")
-        return local and not engine_host().startswith("ssh:")
+        """Whether the engine sees this machine's files. Raises SandboxUnavailable.
+
+        One at a local socket may not, in a virtual machine for instance, or if selfplay runs in a container.
+        So a container is asked for a file of this machine.
+        """
+        host = engine_host()
+        if host and not host.startswith("unix://"):
+            return False
+        key = (host, self._base_image)
+        if key not in _seen:
+            _seen[key] = self._sees_a_file()
+        return _seen[key]
+
+    def _sees_a_file(self) -> bool:
+        with tempfile.TemporaryDirectory(prefix="selfplay-") as folder:
+            Path(folder).chmod(0o755)
+            Path(folder, SOCKET).touch()
+            nothing = IndexAccess({}, "", (), ProxyRules(frozenset(), {}))
+            spec = SandboxSpec(self._base_image, network=True)
+            try:
+                opened = self._start(spec, BuildNetwork(nothing, Path(folder)))
+            except SandboxUnavailable:
+                self._start(
+                    SandboxSpec(self._base_image)
+                ).close()  # raises it again if the engine is at fault
+                return False
+            try:
+                asked = f"test -e {PROXY_FOLDER}/{SOCKET}".encode()
+                return opened.connection.run(asked, 30, 1 << 10, b"").exit_code == 0
+            except PeerGone:
+                return False
+            finally:
+                opened.close()
 
     # ---- starting
 
@@ -263,7 +320,7 @@ class DockerBackend:
             raise engine_fault(f"creates no container of {spec.environment!r}", error) from error
 
     def _container(self, spec: SandboxSpec, network: BuildNetwork | None, user: int) -> Mapping[str, Any]:
-        binds = build_binds(network) if network is not None and self._shares_folders() else {}
+        binds = build_binds(network) if network is not None and network.socket_folder is not None else {}
         cpus = min(spec.limits.cpus, processors(engine_host()))
         image = replace(spec, environment=spec.environment or self._base_image)
         return container_request(self._engine().api, image, network, binds, cpus, user)
@@ -291,11 +348,11 @@ def _forwarding(network: BuildNetwork) -> str:
     return f"{forwarding_command(PYTHON, f'{PROXY_FOLDER}/{SOCKET}')}\n"
 
 
-def _one_file(name: str, content: str) -> bytes:
+def _one_file(name: str, content: bytes) -> bytes:
     """A tar of one file."""
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w") as archive:
         member = tarfile.TarInfo(name)
-        member.size = len(content.encode())
-        archive.addfile(member, io.BytesIO(content.encode()))
+        member.size = len(content)
+        archive.addfile(member, io.BytesIO(content))
     return out.getvalue()

@@ -11,6 +11,7 @@ from pathlib import Path
 from selfplay.errors import EnvironmentBuildError
 from selfplay.sandbox.base import VENV, WORKSPACE, ExecResult, Limits
 from selfplay.sandbox.index_access import IndexAccess
+from selfplay.sandbox.interpreters import Interpreter
 
 LIMITS = Limits(
     memory_bytes=4 << 30,
@@ -39,19 +40,21 @@ class BuildNetwork:
 
 @dataclass(frozen=True)
 class EnvironmentBuild:
-    """The arguments of `SandboxBackend.build_environment`."""
+    """The arguments of `SandboxBackend.build_environment`. interpreter: None for the Python of sandboxes."""
 
     key: str
     script: str
     timeout_s: float
     log: Path
+    interpreter: Interpreter | None = None
 
     def steps(self, python: str, forwarding: str) -> bytes:
         """The whole command of the build: connect to the proxy, make the virtual environment, run the script.
 
-        python      the interpreter, as a path inside the sandbox
+        python      the sandboxes' interpreter, as a path inside of them
         forwarding  the line that starts forwarding to the proxy, with its line end; "" without a proxy
         """
+        python = self.interpreter.program if self.interpreter else python
         return f"set -e\n{forwarding}{python} -m venv {VENV}\ncd {WORKSPACE}\n{self.script}".encode()
 
     def script_failure(self, result: ExecResult) -> EnvironmentBuildError:

@@ -129,8 +129,9 @@ class PrewarmedSandboxes:
     def environment_reference(self, key: str) -> str:
         return self._backend.environment_reference(key)
 
-    def build_environment(self, key: str, script: str, timeout_s: float, log: Path) -> str:
-        return self._backend.build_environment(key, script, timeout_s, log)
+    def build_environment(self, key: str, script: str, timeout_s: float, log: Path, python: str = "") -> str:
+        asked = {"python": python} if python else {}
+        return self._backend.build_environment(key, script, timeout_s, log, **asked)
 
 
 @contextmanager

@@ -141,9 +141,13 @@ def _named_packages(project: Project) -> Iterator[tuple[str, str]]:
 
 
 class Project:
-    """The metadata files of one folder. setup_calls: what its setup.py calls `setup` with."""
+    """The metadata files of one folder. setup_calls: what its setup.py calls `setup` with.
 
-    def __init__(self, tree: Tree, folder: str) -> None:
+    python: the version that the tests run with, None for the one that runs selfplay.
+    """
+
+    def __init__(self, tree: Tree, folder: str, python: str | None = None) -> None:
+        self.python = python
         self.tree = tree
         self.folder = folder
         self.pyproject = toml_of(tree, self.path("pyproject.toml"))
@@ -160,7 +164,7 @@ class Project:
         module = parse_module(entry.content) if entry is not None else None
         if module is None:
             return []
-        return ProgramReader(self._text_of, self.folder, frozenset(functions)).read(module)
+        return ProgramReader(self._text_of, self.folder, frozenset(functions), self.python).read(module)
 
     def _text_of(self, path: str) -> str | None:
         return text_of(self.tree, path) if path in self.tree else None

@@ -64,11 +64,13 @@ class ProgramReader:
     text_of  gives the text of a file that the program opens, None if there is none
     folder   of the module
     wanted   the calls to keep, by the last part of their names
+    python   the version that `sys.version_info` stands for, None for the one that runs selfplay
     """
 
     text_of: Callable[[str], str | None]
     folder: str
     wanted: frozenset[str]
+    python: str | None = None
     calls: list[Call] = field(default_factory=list)
     _names: dict[str, Any] = field(default_factory=dict)
     _functions: dict[str, ast.FunctionDef] = field(default_factory=dict)
@@ -180,7 +182,7 @@ class ProgramReader:
 
     def _read_Attribute(self, node: ast.Attribute) -> Any:
         known = {
-            "sys.version_info": tuple(sys.version_info[:3]),
+            "sys.version_info": self._version(),
             "sys.platform": sys.platform,
             "os.name": os.name,
         }
@@ -193,6 +195,9 @@ class ProgramReader:
         if isinstance(holder, tuple) and node.attr in ("major", "minor"):
             return holder[("major", "minor").index(node.attr)]
         return UNKNOWN
+
+    def _version(self) -> tuple[int, ...]:
+        return (*map(int, self.python.split(".")), 0) if self.python else tuple(sys.version_info[:3])
 
     def _read_List(self, node: ast.List) -> list[Any]:
         return list(self._elements(node.elts))

@@ -20,13 +20,14 @@ from selfplay.agent.injector import InjectorTask, injector_prompts, play_injecto
 from selfplay.agent.solver import play_solver, solver_task, spec_text, spec_tokens
 from selfplay.agent.tool_format import format_action
 from selfplay.agent.tools import format_edit
-from selfplay.agent.workspaces import EpisodeContext, EpisodeKey, cached_bundle, sandbox_limits, take_history
+from selfplay.agent.workspaces import EpisodeContext, EpisodeKey, sandbox_limits, take_history
 from selfplay.config import Config
 from selfplay.engines.scripted_engine import ScriptedEngine, ScriptedTurn
 from selfplay.errors import SandboxUnavailable
 from selfplay.repositories.build import prepare_environment
 from selfplay.repositories.environment import Environment, open_workspace
 from selfplay.repositories.fetching import fetch
+from selfplay.repositories.history import history_of
 from selfplay.repositories.specs import parse_spec
 from selfplay.sandbox.base import Limits, Sandbox, SandboxBackend, SandboxSpec
 from selfplay.settings.playing import AgentSettings, EnvironmentSettings, InjectorSettings, SolverSettings
@@ -508,7 +509,8 @@ def test_no_object_of_the_original_reaches_the_solver(house: House, bug: BugStat
 
 def test_the_history_strategy_has_the_history_and_a_clean_work_tree(house: House) -> None:
     with house.workspace() as box:
-        prepare_injector(box, house.injector_task("history"), CONFIG)
+        history = history_of(house.environment.checkout)
+        prepare_injector(box, house.injector_task("history"), CONFIG, history)
         log = box.run(
             "git log --format=%s; git status --porcelain; ls /tmp; "
             "git show --stat HEAD~1 | grep -c numbers.py"
@@ -534,9 +536,9 @@ def test_other_strategies_have_one_commit(house: House, strategy: str) -> None:
 def test_setting_up_leaves_the_session_as_it_was(house: House) -> None:
     with house.workspace() as box:
         before = box.run("pwd; env | grep -v ^_= | sort").text
-        bundle = cached_bundle(house.environment.checkout)
-        assert bundle is not None
-        take_history(box, bundle)
+        history = history_of(house.environment.checkout)
+        assert history is not None
+        take_history(box, history)
         assert box.run("pwd; env | grep -v ^_= | sort").text == before and "GIT_AUTHOR" not in before
 
 

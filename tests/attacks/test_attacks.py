@@ -40,7 +40,7 @@ from selfplay.attacks.ground import BOUNDS, CODE, WRONG
 from selfplay.commands import doctor
 from selfplay.errors import EnvironmentBuildError, PatchError, RepositoryError, SandboxUnavailable
 from selfplay.outcomes import TestOutcomes
-from selfplay.repositories.git import history_bundle
+from selfplay.repositories.history import packed_history
 from selfplay.sandbox import bubblewrap_sandbox, command_server
 from selfplay.sandbox.base import WORKSPACE, Sandbox
 from selfplay.sandbox.bubblewrap_command import bubblewrap_arguments
@@ -220,8 +220,9 @@ def settings(**values: int) -> Control:
 
 
 def keep_history(patch: pytest.MonkeyPatch, ground: Ground) -> None:
-    history = history_bundle(ground.environment.checkout)
-    assert history
+    checkout = ground.environment.checkout
+    assert checkout.git_dir
+    history = packed_history(checkout.git_dir, checkout.commit)
     patch.setattr("selfplay.attacks.ground.prepare_solver", lambda box, *_: take_history(box, history))
 
 

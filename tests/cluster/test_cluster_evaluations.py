@@ -102,10 +102,17 @@ class Evaluation:
         (home / "field.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
         (home / "settings.toml").write_text(SETTINGS)
 
+    def grade(self, output: str, *words: str) -> subprocess.Popen[bytes]:
+        """Grade the predictions of the evaluation that was played here."""
+        return self._run(output, "--predictions", "alone/preds.json", *words)
+
     def start(self, output: str, *words: str) -> subprocess.Popen[bytes]:
+        return self._run(output, "--attempts", str(ATTEMPTS), *words)
+
+    def _run(self, output: str, *words: str) -> subprocess.Popen[bytes]:
         tasks = ("--tasks", "own.jsonl", "--tasks", "field.jsonl", "--clones", "clones")
         command = [sys.executable, "-m", "selfplay.cli", "eval", *tasks, "--config", "settings.toml"]
-        command += ["--attempts", str(ATTEMPTS), "--output", output, *words]
+        command += ["--output", output, *words]
         variables = {
             **os.environ,
             "SELFPLAY_CACHE": str(self._cache),
@@ -163,6 +170,19 @@ def test_an_evaluation_on_a_cluster_whose_node_is_lost_has_the_same_results_as_w
     assert evaluation.tokens("on-cluster") == evaluation.tokens("alone")
     outcomes = {passed for passed, *_ in evaluation.results("alone").values()}
     assert outcomes == {True, False}
+
+
+def test_predictions_are_graded_on_a_cluster_as_they_are_here(machines: Any, evaluation: Evaluation) -> None:
+    far = add_node(machines)
+    before = len(evaluation.output)
+    processes = [evaluation.grade("graded-here"), evaluation.grade("graded", "--cluster", machines.address)]
+    assert eventually(lambda: bool(processes_on(far, "bwrap")), PATIENCE_S, 0.05), evaluation.output
+    assert [process.wait(PATIENCE_S) for process in processes] == [0, 0], evaluation.output
+    machines.remove_node(far, allow_graceful=False)
+    assert "plays no episodes" not in evaluation.output[before:]
+    results = evaluation.results("graded")
+    assert len(results) == 3 and results == evaluation.results("graded-here")
+    assert {passed for passed, *_ in results.values()} == {True, False}
 
 
 def test_a_killed_evaluation_on_a_cluster_is_continued_without_playing_anything_twice(

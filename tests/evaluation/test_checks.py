@@ -202,7 +202,10 @@ def test_a_task_whose_repository_cannot_be_had_is_named(bubblewrap, clones):
     go = replace(other_python, instance_id="go", repo=f"{other_python.repo[:-1]}", setup=setup)
     prepared = prepare([other_python, missing, java, go], bubblewrap, clones)
     assert prepared.environments == {}
-    assert "its tests need Python 3.4 (install_config.python)" in prepared.left_out[other_python.instance_id]
+    assert (
+        "python=3.4 is older than what environments can be built for"
+        in prepared.left_out[other_python.instance_id]
+    )
     assert "has no branch, tag or commit '1111111" in prepared.left_out["missing"]
     assert prepared.left_out[java.instance_id].startswith("its tests are in java")
     assert "set sandbox.type = 'docker'" in prepared.left_out["go"]

@@ -16,7 +16,7 @@ from selfplay.engines.scripted_engine import ScriptedEngine
 from selfplay.evaluation.checks import Checker
 from selfplay.evaluation.evaluator import Evaluator
 from selfplay.evaluation.folder import Folder
-from selfplay.evaluation.predictions import grade_predictions, read_predictions
+from selfplay.evaluation.predictions import Grading, grade_predictions, read_predictions
 from selfplay.evaluation.task_environments import prepare_tasks
 from selfplay.evaluation.tasks import parse_task
 from selfplay.repositories.prepare import Preparer
@@ -150,7 +150,7 @@ def grade(folder, predictions, records, backend, clones):
     checker = Checker(TestRunner(backend, config.validator, limits, {}))
     prepared = prepare_tasks(tasks, preparer, clones)
     found = read_predictions(predictions)
-    return grade_predictions(tasks, found, config, prepared, checker, Folder(folder))
+    return grade_predictions(tasks, found, config, prepared, Grading(checker), Folder(folder))
 
 
 def test_predictions_of_others_are_graded_once_and_a_missing_one_is_a_failure(backend, clones, tmp_path):

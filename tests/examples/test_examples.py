@@ -1,18 +1,25 @@
 """The examples in examples/, each used by a scripted run of the tiny repository."""
 
 import ast
+import io
+import re
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+from examples.command_sandbox import CommandBackend
 from examples.sandbox import LoggedBackend
 from machine import open_or_skip
 from scripted_game import REPAIR, SUBMIT_NOTHING, Player, play
 from selfplay.agent.episode import Episode
+from selfplay.commands.conform import conform
 from selfplay.curriculum.store import Store
 from selfplay.orchestrator.own_parts import check_own_parts
+from selfplay.sandbox import conformance
 from selfplay.sandbox.base import SandboxSpec
-from selfplay.sandbox.conformance import failed_checks
 
 pytestmark = [pytest.mark.sandbox, pytest.mark.slow]
 
@@ -107,10 +114,63 @@ def test_the_back_end_opened_the_sandboxes(played):
     assert len((home / "opened.log").read_text().splitlines()) > 18
 
 
-def test_the_back_end_keeps_the_contract(cache, monkeypatch, tmp_path):
+def test_the_doctor_finds_that_the_back_end_keeps_the_contract(cache, monkeypatch, tmp_path):
     open_or_skip("bubblewrap", cache)
     monkeypatch.chdir(tmp_path)  # for its log
-    assert failed_checks(LoggedBackend(cache), SandboxSpec(environment="")) == {}
+    monkeypatch.setenv("SELFPLAY_CACHE", str(cache))
+    out = io.StringIO()
+    assert conform(Console(file=out, width=200), "examples.sandbox:LoggedBackend") == 0
+    lines = out.getvalue().splitlines()
+    assert lines[-1] == f"{len(lines) - 2} of {len(lines) - 2} checks passed"
+    assert lines[-2].startswith("✓ passed builds environments and keeps them")
+
+
+@pytest.mark.parametrize(
+    "check",
+    [
+        conformance.keeps_folder_and_exported_variables,
+        conformance.passes_bytes_through,
+        conformance.a_memory_bomb_ends_itself_only,
+        conformance.all_else_is_read_only,
+        conformance.files_go_in_and_out,
+    ],
+    ids=lambda check: check.__name__,
+)
+def test_a_command_can_start_sandboxes(check):
+    open_or_skip("docker")
+    assert conformance.problem_of(check, CommandBackend(), SandboxSpec(environment="")) == ""
+
+
+class Careless(LoggedBackend):
+    """Breaks two promises, one of them by a mistake."""
+
+    @contextmanager
+    def open(self, spec):
+        with super().open(replace(spec, variables={})) as box:
+            yield box
+
+    def environment_reference(self, key):
+        raise KeyError(key)
+
+
+def test_the_doctor_names_the_promises_that_a_back_end_breaks(cache, monkeypatch, tmp_path):
+    open_or_skip("bubblewrap", cache)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SELFPLAY_CACHE", str(cache))
+    checks = (conformance.starts_from_a_clean_environment, conformance.reports_exit_codes_and_signals)
+    monkeypatch.setattr(conformance, "ALL_CHECKS", checks)
+    monkeypatch.setattr("selfplay.sandbox._make", lambda kind, cache: Careless())
+    out = io.StringIO()
+    assert conform(Console(file=out, width=200), "careless:Backend") == 1
+    said = re.sub(r", \d+\.\d s", "", out.getvalue()).splitlines()[1:]
+    assert said[0] == "✗ failed starts from a clean environment"
+    assert said[1].startswith("  not true: assert ")
+    assert said[2:] == [
+        "✓ passed reports exit codes and signals",
+        "✗ failed builds environments and keeps them",
+        "  KeyError: 'conformance-1'",
+        "1 of 3 checks passed; 2 failed: the contract is in selfplay/sandbox/base.py",
+    ]
 
 
 def test_the_run_remembers_the_sources_of_its_parts(played):

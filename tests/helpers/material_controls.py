@@ -36,7 +36,7 @@ def hide_nothing(patch: pytest.MonkeyPatch, ground: Ground) -> Ground:
 
 
 def show_bundled_packages(patch: pytest.MonkeyPatch, ground: Ground) -> Ground:
-    patch.setattr(bubblewrap_command, "bundled_folders", lambda: ())
+    patch.setattr(bubblewrap_command, "bundled_folders", lambda *_: ())
     return replace(ground, environment=replace(ground.environment, hidden=()))
 
 

@@ -248,7 +248,7 @@ def test_dependencies_that_cannot_be_installed_are_an_error_with_the_log(
 def test_a_python_version_that_the_machine_lacks_is_an_error(
     backend: SandboxBackend, cache: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(EnvironmentBuildError, match=r"python=2\.7 is asked for"):
+    with pytest.raises(EnvironmentBuildError, match=r"python=2\.7 is older than"):
         prepare(checkout(PACKAGE, tmp_path, cache, "python=2.7"), backend, cache)
 
 

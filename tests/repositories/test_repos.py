@@ -18,7 +18,7 @@ from selfplay.errors import RepositoryError, RepositoryListError, UsageError
 from selfplay.repositories.archives import read_archive
 from selfplay.repositories.checkouts import Checkout
 from selfplay.repositories.fetching import fetch
-from selfplay.repositories.git import history_bundle
+from selfplay.repositories.history import History, history_of
 from selfplay.repositories.licences import licence_of
 from selfplay.repositories.package_index import pip_settings
 from selfplay.repositories.specs import absolute_line, parse_spec, read_repository_list
@@ -218,12 +218,23 @@ def test_the_users_git_configuration_cannot_redirect_a_local_fetch(
     assert fetch(parse_spec(str(repository)), tmp_path / "cache").commits == 2
 
 
-def test_a_history_bundle_holds_the_ancestry_and_nothing_later(repository: Path, tmp_path: Path) -> None:
-    bundle = history_bundle(fetch(parse_spec(f"{repository}@v1"), tmp_path / "cache"))
-    assert bundle
-    (tmp_path / "history.bundle").write_bytes(bundle)
-    git(tmp_path, "clone", "-q", "history.bundle", "clone")
-    assert git(tmp_path / "clone", "log", "--all", "--format=%s") == "one"
+def test_a_history_holds_the_ancestry_and_nothing_later(repository: Path, tmp_path: Path) -> None:
+    assert history_of(fetch(parse_spec(f"{repository}@v1"), tmp_path / "cache")) is None
+    git(repository, "tag", "v2")
+    git(repository, "commit", "-q", "--allow-empty", "-m", "three")
+    later = history_of(fetch(parse_spec(f"{repository}@v2"), tmp_path / "cache"))
+    assert later is not None
+    assert history_subjects(later, tmp_path / "later") == ["one", "two"]
+
+
+def history_subjects(history: History, folder: Path) -> list[str]:
+    """The commits that a repository has with these packs alone, oldest first."""
+    git(folder.parent, "init", "-q", "--bare", folder.name)
+    for name, content in history.packs():
+        (folder / "objects/pack" / name).write_bytes(content)
+    git(folder, "update-ref", "refs/heads/main", history.commit)
+    git(folder, "fsck", "--connectivity-only")
+    return git(folder, "log", "--all", "--reverse", "--format=%s").splitlines()
 
 
 # ---- plain folders
@@ -340,9 +351,9 @@ def test_a_range_of_releases_is_a_history_in_version_order(index: Index, tmp_pat
         index.add(version, {"thing.py": f"version = {version!r}\n"})
     index.add("0.9.1", {"thing.py": ""}, attributes='data-yanked="broken"')
     found = releases("pypi:thing==0.9..1.0", tmp_path / "cache")
-    (tmp_path / "history.bundle").write_bytes(history_bundle(found) or b"")
-    git(tmp_path, "clone", "-q", "history.bundle", "clone")
-    assert git(tmp_path / "clone", "log", "--reverse", "--format=%s").splitlines() == [
+    history = history_of(found)
+    assert history is not None
+    assert history_subjects(history, tmp_path / "history") == [
         "thing 0.9",
         "thing 0.10",
         "thing 1.0",

@@ -175,7 +175,7 @@ def test_python_or_the_system_does_not_fit(tmp_path: Path, text: str, said: str)
 def test_python_is_too_old(tmp_path: Path) -> None:
     said = cause(tmp_path, {"test_a.py": "import annotationlib\n"})
     assert "this Python is too old: the module annotationlib is new in Python 3.14" in said
-    assert "Run selfplay with Python 3.14" in said
+    assert "Name it with the hint python=3.14" in said
 
 
 def test_no_file_and_no_test_match(tmp_path: Path) -> None:

@@ -89,7 +89,7 @@ def test_namespaces_are_not_blamed_for_a_sandbox_that_is_killed(
 ) -> None:
     bwrap(ALL_OPTIONS, "kill -9 $$")
     if has_loader_cache:  # else it is made in a sandbox, which is killed too
-        monkeypatch.setattr(bubblewrap_sandbox, "loader_cache", lambda bwrap: b"")
+        monkeypatch.setattr(bubblewrap_sandbox, "loader_cache", lambda *_: b"")
     with pytest.raises(PrerequisiteError, match="cannot make a sandbox here: .*(SIGKILL|-9)") as caught:
         BubblewrapBackend(tmp_path / "cache").check()
     assert "what ends it here" in str(caught.value) and "namespaces" not in str(caught.value)
