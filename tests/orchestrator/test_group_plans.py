@@ -87,5 +87,5 @@ def test_given_bugs_fill_slots_when_injectors_made_too_few(store):
 
 
 def test_a_share_of_given_bugs_without_bugs_is_refused():
-    with pytest.raises(UsageError, match=r"train.reference_share = 0.5 .* Set train.bugs"):
+    with pytest.raises(UsageError, match=r"train.reference_share = 0.5 needs reference bugs: set train.bugs"):
         check_given_bugs(build_config({"train": {"reference_share": 0.5}}), [])
