@@ -17,6 +17,7 @@ from torch import Tensor
 
 from selfplay.algorithm.loss import Clipping
 from selfplay.engines.models import checkpoint_activations, compile_layers, load_causal_model
+from selfplay.engines.probe import check_head
 from selfplay.errors import EngineError, RunError
 from selfplay.runtime.cores import usable_cores
 from selfplay.settings.learning import TrainerSettings
@@ -59,7 +60,8 @@ class TorchTrainer:
         self._context_tokens = context_tokens
         self._companions = read_companions(Path(model_path))
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._model = load_causal_model(model_path, torch.float32)
+        self._model = load_causal_model(model_path, torch.float32).eval()
+        check_head(f"the model {model_path}", self._model)
         self._adapter = add_adapter(self._model, settings, seed)
         self._model.to(self._device)
         self._reference = (

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from selfplay.engines.models import head_logits
 from selfplay.errors import UsageError
 from selfplay.training.optimizer import make_optimizer
 from selfplay.warm_start.attention import attention_set_to_blocked, document_mask
@@ -137,12 +138,10 @@ def rate_at(share: float, step: int, settings: SftSettings) -> float:
 def _forward(model: Any, batch: PackedBatch, bf16: bool) -> tuple[Tensor, Tensor]:
     """(loss, accuracy): weighted means over the tokens, each predicted from those before it."""
     device = batch.token_ids.device.type
-    mask: Any = document_mask(batch.documents)
-    if getattr(model.config, "layer_types", None):  # such models take a mask for each type of layer
-        mask = {"full_attention": mask}
+    mask = document_mask(batch.documents)
     with torch.autocast(device, torch.bfloat16, enabled=bf16):
         hidden = (
-            model.model(
+            model.base_model(
                 input_ids=batch.token_ids, position_ids=batch.positions, attention_mask=mask, use_cache=False
             )
             .last_hidden_state[:, :-1]
@@ -152,7 +151,7 @@ def _forward(model: Any, batch: PackedBatch, bf16: bool) -> tuple[Tensor, Tensor
         if not torch.compiler.is_compiling():  # a compiled step needs equal shapes
             counts = weights > 0
             hidden, targets, weights = hidden[counts], targets[counts], weights[counts]
-        logits = model.lm_head(hidden).float()  # (tokens, vocab)
+        logits = head_logits(model, hidden)  # (tokens, vocab)
     losses = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
     total = weights.sum().clamp_min(1e-6)
     return (losses * weights).sum() / total, ((logits.argmax(-1) == targets) * weights).sum() / total
@@ -176,7 +175,7 @@ def train(
     settings: SftSettings,
     progress: Callable[[SftProgress], bool | None] = lambda _: None,
 ) -> SftProgress:
-    """Train a causal model with full attention in place. Returns the progress of the last step.
+    """Train a causal model in place. Returns the progress of the last step.
 
     batch_at: gives the batch of a step, from 0. It must depend on the step only, so that a resumed training
         continues with the right batch.
