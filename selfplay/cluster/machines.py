@@ -56,21 +56,29 @@ def policy_shape(config: Config) -> ModelShape:
     """
     name = config.policy.model
     try:
-        file = Path(policy_path(name)) / "config.json"
+        folder = policy_folder(name)
     except EngineError:
         if config.policy.shape is None:
             raise
-        file = Path()
-    if not file.is_file():
-        file = _cached(name) or Path()
-    if file.is_file():
-        return read_shape(name, json.loads(file.read_text(encoding="utf-8")))
+        folder = None
+    if folder is not None:
+        return read_shape(name, json.loads((folder / "config.json").read_text(encoding="utf-8")))
     if config.policy.shape is not None:
         return described_shape(name, config.policy.shape)
     raise PlacementError(
         f"the model {name} is not on this machine, so its size is not known. Describe it in policy.shape "
         "(hidden_size and so on, as in its config.json), or set policy.model to a folder."
     )
+
+
+def policy_folder(name: str) -> Path | None:
+    """The folder with a policy's config.json on this machine, that of the Hugging Face cache too.
+
+    None: it would be fetched first. Raises EngineError as `policy_path` does.
+    """
+    file = Path(policy_path(name)) / "config.json"
+    found = file if file.is_file() else _cached(name)
+    return found.parent if found else None
 
 
 def _cached(name: str) -> Path | None:

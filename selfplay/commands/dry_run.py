@@ -7,9 +7,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from selfplay.cluster.machines import planned_nodes, policy_shape
+from selfplay.cluster.machines import planned_nodes, policy_folder, policy_shape
 from selfplay.cluster.placement import place
 from selfplay.cluster.seats import Node
+from selfplay.commands.policies import check_files, check_training_settings, fitted_context
 from selfplay.config import load_config
 from selfplay.engines.adapted_models import adapter_folder
 from selfplay.repositories.specs import read_repository_list
@@ -21,15 +22,28 @@ def dry_run_training(
 ) -> None:
     """`selfplay train --dry-run`.
 
-    Raises PlacementError for what does not fit, and what a run would raise for wrong settings.
+    Raises PlacementError for what does not fit, and what a run would raise for wrong settings or for the
+    policy's config.json and tokenizer, if they are on this machine.
     """
     config = load_config(config_file, overrides)
     read_repository_list(repos)
+    check_training_settings(config)
     if config.policy.adapter:
         adapter_folder(config.policy.adapter)
     shape = policy_shape(config)
+    console = Console()
+    if (folder := policy_folder(config.policy.model)) is None:
+        console.print(
+            f"{config.policy.model} is not on this machine: its type, chat template and context length are "
+            "checked when a run starts.",
+            markup=False,
+            highlight=False,
+        )
+    else:
+        check_files(config, str(folder), local_files_only=True)
+        config = fitted_context(config, str(folder), local_files_only=True)
     nodes = planned_nodes(config) if address is None else _asked(address)
-    show_placement(place(config, shape, nodes), shape, Console())
+    show_placement(place(config, shape, nodes), shape, console)
 
 
 def _asked(address: str) -> tuple[Node, ...]:

@@ -15,6 +15,8 @@ from selfplay.errors import EngineError
 FULL, SLIDING = "full_attention", "sliding_attention"
 # Their attention adds sinks to each softmax.
 SINKS = ("deepseek_v4", "gpt_oss", "granite_swa", "granitemoe_swa", "hy_v4", "mimo_v2_flash")
+# Settings of config.json that count experts.
+EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 # Rotary scalings whose factor config.json leaves out of max_position_embeddings.
 STRETCHED = ("yarn", "linear", "dynamic")
 
@@ -67,20 +69,21 @@ def longest_text(config: Any) -> int | None:
     return max(longest, int(original * scaling["factor"]))
 
 
-def check_architecture(model: str, config: Any, engine: str, trains: bool, packing: bool) -> None:
-    """Raises EngineError with the remedy if `engine` cannot play this model, or no trainer can train it.
+def check_architecture(model: str, config: Any, engine: str, trainer: str, packing: bool) -> None:
+    """Raises EngineError with the remedy if `engine` cannot play this model, or `trainer` cannot train it.
 
-    model: its name for messages. packing: whether several episodes share a row of a batch.
+    model: its name for messages. engine, trainer: the settings engine.type and trainer.type; trainer is "" if
+    nothing is trained. packing: whether several episodes share a row of a batch.
     """
-    for fault, remedy in _faults(config, engine, trains, packing):
+    for fault, remedy in _faults(config, engine, trainer, packing):
         raise EngineError(f"the model {model} ({config.model_type}) {fault}. {remedy}")
 
 
-def _faults(config: Any, engine: str, trains: bool, packing: bool) -> Iterator[tuple[str, str]]:
+def _faults(config: Any, engine: str, trainer: str, packing: bool) -> Iterator[tuple[str, str]]:
     text = config.get_text_config()
     kinds = set(getattr(text, "layer_types", None) or ())
     others = sorted(kinds - {FULL, SLIDING})
-    if (trains or engine == "hf") and getattr(config, "quantization_config", None):
+    if (trainer or engine == "hf") and getattr(config, "quantization_config", None):
         method = dict(config.quantization_config).get("quant_method", "in a format of its own")
         yield (
             f"has quantised weights ({method}), which cannot be trained",
@@ -88,10 +91,17 @@ def _faults(config: Any, engine: str, trains: bool, packing: bool) -> Iterator[t
         )
     if SLIDING in kinds and not getattr(text, "sliding_window", None):
         yield "has sliding-window layers without sliding_window", "Add it to config.json."
-    if trains and packing and others:
+    if trainer and packing and others:
         yield (
             f"has layers of type {others[0]!r}, which carry a state over to the next episode of a row",
             "Set trainer.packing = false.",
+        )
+    experts = next((key for key in EXPERTS if getattr(text, key, None)), "")
+    if trainer == "deepspeed" and experts:
+        yield (
+            f"is a mixture of experts ({experts} = {getattr(text, experts)}), which the deepspeed trainer "
+            "does not train",
+            "Set trainer.type = 'torch'.",
         )
     if engine != "hf":
         return
@@ -102,14 +112,3 @@ def _faults(config: Any, engine: str, trains: bool, packing: bool) -> Iterator[t
         yield "has latent attention (kv_lora_rank), which the hf engine does not cache", remedy
     if text.model_type in SINKS:
         yield "has attention sinks, which the hf engine does not compute", remedy
-
-
-def check_context(model: str, config: Any, context_tokens: int) -> None:
-    """Raises EngineError if episodes may be longer than the model's positions reach."""
-    longest = longest_text(config)
-    if longest and context_tokens > longest:
-        raise EngineError(
-            f"agent.context_tokens = {context_tokens}, and the model {model} is made for {longest} tokens "
-            f"(max_position_embeddings and its scaling in config.json). Set agent.context_tokens = {longest} "
-            "or less."
-        )
