@@ -55,13 +55,7 @@ def policy_shape(config: Config) -> ModelShape:
     Raises PlacementError if there is neither.
     """
     name = config.policy.model
-    try:
-        folder = policy_folder(name)
-    except EngineError:
-        if config.policy.shape is None:
-            raise
-        folder = None
-    if folder is not None:
+    if (folder := policy_folder(config)) is not None:
         return read_shape(name, json.loads((folder / "config.json").read_text(encoding="utf-8")))
     if config.policy.shape is not None:
         return described_shape(name, config.policy.shape)
@@ -71,12 +65,18 @@ def policy_shape(config: Config) -> ModelShape:
     )
 
 
-def policy_folder(name: str) -> Path | None:
-    """The folder with a policy's config.json on this machine, that of the Hugging Face cache too.
+def policy_folder(config: Config) -> Path | None:
+    """The folder with the policy's config.json on this machine, that of the Hugging Face cache too.
 
-    None: it would be fetched first. Raises EngineError as `policy_path` does.
+    None: it is not here. Raises EngineError as `policy_path` does, unless `policy.shape` describes it.
     """
-    file = Path(policy_path(name)) / "config.json"
+    name = config.policy.model
+    try:
+        file = Path(policy_path(name)) / "config.json"
+    except EngineError:
+        if config.policy.shape is None:
+            raise
+        return None
     found = file if file.is_file() else _cached(name)
     return found.parent if found else None
 

@@ -30,9 +30,8 @@ def dry_run_training(
     check_training_settings(config)
     if config.policy.adapter:
         adapter_folder(config.policy.adapter)
-    shape = policy_shape(config)
     console = Console()
-    if (folder := policy_folder(config.policy.model)) is None:
+    if (folder := policy_folder(config)) is None:
         console.print(
             f"{config.policy.model} is not on this machine: its type, chat template and context length are "
             "checked when a run starts.",
@@ -42,6 +41,7 @@ def dry_run_training(
     else:
         check_files(config, str(folder), local_files_only=True)
         config = fitted_context(config, str(folder), local_files_only=True)
+    shape = policy_shape(config)
     nodes = planned_nodes(config) if address is None else _asked(address)
     show_placement(place(config, shape, nodes), shape, console)
 

@@ -15,6 +15,15 @@ import torch
 from torch import Tensor
 
 
+def expert_modules(model: Any) -> dict[str, Any]:
+    """The modules that hold all experts of a layer, by name. transformers calls each of them `experts`."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if name.rpartition(".")[2] == "experts" and hasattr(module, "num_experts")
+    }
+
+
 class RouterLoad:
     """Counts of the tokens that each expert of each layer gets. Without experts it counts nothing."""
 
@@ -22,10 +31,9 @@ class RouterLoad:
         """Hook the model's expert modules. transformers calls them with (states, chosen experts, weights)."""
         self._counts: dict[str, Tensor] = {}  # name of the module -> (experts,)
         self._counted: Tensor | None = None
-        for name, module in model.named_modules():
-            if name.rpartition(".")[2] == "experts" and hasattr(module, "num_experts"):
-                self._counts[name] = torch.zeros(module.num_experts, dtype=torch.int64)
-                module.register_forward_pre_hook(self._hook(name))
+        for name, module in expert_modules(model).items():
+            self._counts[name] = torch.zeros(module.num_experts, dtype=torch.int64)
+            module.register_forward_pre_hook(self._hook(name))
 
     def _hook(self, name: str) -> Any:
         @torch.compiler.disable  # type: ignore[untyped-decorator]

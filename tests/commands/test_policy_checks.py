@@ -151,7 +151,6 @@ def test_a_run_that_would_go_wrong_is_refused_before_it_has_a_folder(
     if "experts" in said:
         describe(policy, **EXPERTS)
         monkeypatch.setattr(train, "check_trainer", lambda _: None)  # DeepSpeed may be missing here
-        monkeypatch.setattr("selfplay.commands.dry_run.policy_shape", lambda _: None)
     monkeypatch.chdir(policy.parent)
     monkeypatch.setattr(train, "open_backend", lambda _: pytest.fail("something was started"))
     start = train.start_training if command == "train" else dry_run_training
