@@ -18,7 +18,7 @@ from selfplay.cluster.memory import (
     trainer_bytes,
     trainer_host_bytes,
 )
-from selfplay.cluster.seats import Seats
+from selfplay.cluster.seats import Node, Seats
 from selfplay.config import Config
 from selfplay.errors import PlacementError
 from selfplay.settings.learning import TrainerSettings
@@ -199,6 +199,28 @@ def _check_hosts(config: Config, shape: ModelShape, seats: Seats, use: MemoryUse
                 f"{gib_text(per_rank)} and {servers} rollout server(s) with {gib_text(per_server)} need "
                 f"{gib_text(need)} there. {remedy}"
             )
+
+
+def check_least_memory(config: Config, shape: ModelShape, node: Node) -> None:
+    """Raises PlacementError if what a run on one machine surely holds is more than the machine has.
+
+    That is weights, gradients, optimiser states and the copy of the engine. Activations, logits and caches
+    come on top; `fit` estimates them.
+    """
+    trainer = config.trainer
+    per_rank = trainer_bytes(shape, trainer, config.agent.context_tokens, config.cluster.action_share)
+    surely = sum(per_rank[part] for part in ("weights", "gradients", "optimiser"))
+    gpus = min(node.gpus, trainer.ranks)
+    if config.engine.type == "hf":
+        surely += (2 if gpus else 4) * shape.parameters
+    has, where = (node.gpu_bytes, "a GPU") if gpus else (node.memory_bytes, "this machine")
+    need = surely if gpus else surely * trainer.ranks
+    if need > has:
+        remedy = _rank_remedy(config, shape, has) if gpus else "Use a smaller policy, or a machine with GPUs."
+        raise PlacementError(
+            f"training {shape.name} takes at least {gib_text(need)} for weights, gradients and optimiser "
+            f"states, and {where} has {gib_text(has)}. {remedy}"
+        )
 
 
 def gib_text(size: float) -> str:

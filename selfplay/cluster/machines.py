@@ -55,22 +55,30 @@ def policy_shape(config: Config) -> ModelShape:
     Raises PlacementError if there is neither.
     """
     name = config.policy.model
-    try:
-        file = Path(policy_path(name)) / "config.json"
-    except EngineError:
-        if config.policy.shape is None:
-            raise
-        file = Path()
-    if not file.is_file():
-        file = _cached(name) or Path()
-    if file.is_file():
-        return read_shape(name, json.loads(file.read_text(encoding="utf-8")))
+    if (folder := policy_folder(config)) is not None:
+        return read_shape(name, json.loads((folder / "config.json").read_text(encoding="utf-8")))
     if config.policy.shape is not None:
         return described_shape(name, config.policy.shape)
     raise PlacementError(
         f"the model {name} is not on this machine, so its size is not known. Describe it in policy.shape "
         "(hidden_size and so on, as in its config.json), or set policy.model to a folder."
     )
+
+
+def policy_folder(config: Config) -> Path | None:
+    """The folder with the policy's config.json on this machine, that of the Hugging Face cache too.
+
+    None: it is not here. Raises EngineError as `policy_path` does, unless `policy.shape` describes it.
+    """
+    name = config.policy.model
+    try:
+        file = Path(policy_path(name)) / "config.json"
+    except EngineError:
+        if config.policy.shape is None:
+            raise
+        return None
+    found = file if file.is_file() else _cached(name)
+    return found.parent if found else None
 
 
 def _cached(name: str) -> Path | None:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from selfplay.engines.architectures import EXPERTS
 from selfplay.errors import PlacementError
 from selfplay.settings.learning import ShapeSettings, TrainerSettings
 
@@ -19,8 +20,6 @@ LIVE = 1_000_000_000  # most elements that ZeRO-3 keeps gathered: DeepSpeed's st
 RUNTIME_BYTES = int(1.5 * GIB)  # CUDA context, NCCL buffers, cuBLAS workspaces; assumed
 BATCHED_TOKENS = 8192  # tokens that vLLM computes in one step: its default on large GPUs
 GRAPH_BYTES = 2 * GIB  # CUDA graphs and CUDA context of vLLM; assumed
-
-_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 
 
 @dataclass(frozen=True)
@@ -92,7 +91,7 @@ def read_shape(name: str, config: Mapping[str, Any]) -> ModelShape:
 
     Raises PlacementError for any other kind of model.
     """
-    if experts := [key for key in _EXPERTS if config.get(key)]:
+    if experts := [key for key in EXPERTS if config.get(key)]:
         raise PlacementError(
             f"the model {name} is a mixture of experts ({experts[0]} = {config[experts[0]]}), whose memory "
             "--dry-run cannot estimate. Describe a dense model with as many parameters in policy.shape, or "

@@ -8,12 +8,16 @@ from pathlib import Path
 from rich.console import Console
 
 from selfplay.agent.tools import toolbox
-from selfplay.cluster.machines import planned_nodes, policy_shape
+from selfplay.cluster.machines import planned_nodes, policy_folder, policy_shape
 from selfplay.cluster.placement import place
 from selfplay.cluster.seats import Node
+from selfplay.commands.policies import (
+    check_files,
+    check_given_files,
+    check_training_settings,
+    fitted_context,
+)
 from selfplay.config import load_config
-from selfplay.engines.adapted_models import adapter_folder
-from selfplay.engines.templated_models import read_template
 from selfplay.orchestrator.histories import foreseen_histories
 from selfplay.repositories.specs import read_repository_list
 from selfplay.viewing.placement import show_placement
@@ -24,18 +28,27 @@ def dry_run_training(
 ) -> None:
     """`selfplay train --dry-run`.
 
-    Raises PlacementError for what does not fit, and what a run would raise for wrong settings.
+    Raises PlacementError for what does not fit, and what a run would raise for wrong settings or for the
+    policy's config.json and tokenizer, if they are on this machine.
     """
     config = load_config(config_file, overrides)
     specs = read_repository_list(repos)
-    if config.policy.adapter:
-        adapter_folder(config.policy)
-    if config.policy.chat_template:
-        read_template(config.policy.chat_template)
+    check_training_settings(config)
+    check_given_files(config)
     toolbox(config.agent)
+    console = Console()
+    if (folder := policy_folder(config)) is None:
+        console.print(
+            f"{config.policy.model} is not on this machine: its type, chat template and context length are "
+            "checked when a run starts.",
+            markup=False,
+            highlight=False,
+        )
+    else:
+        check_files(config, str(folder), local_files_only=True)
+        config = fitted_context(config, str(folder), local_files_only=True)
     shape = policy_shape(config)
     nodes = planned_nodes(config) if address is None else _asked(address)
-    console = Console()
     show_placement(place(config, shape, nodes), shape, console)
     for line in foreseen_histories(config, specs):
         console.print(line, markup=False, highlight=False)

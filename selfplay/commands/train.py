@@ -24,7 +24,7 @@ from selfplay.agent.solver import spec_tokens
 from selfplay.agent.workspaces import sandbox_limits
 from selfplay.commands.accelerators import run_devices
 from selfplay.commands.clusters import Done, model_on_cluster, on_cluster, play_on_what_is_left
-from selfplay.commands.policies import check_model
+from selfplay.commands.policies import check_memory, check_model, check_training_settings, fitted_context
 from selfplay.config import Config, build_config, load_config, parse_overrides
 from selfplay.curriculum.rows import EnvironmentRow
 from selfplay.curriculum.store import Store
@@ -86,7 +86,11 @@ def start_training(
     given = check_given_bugs(config, specs)
     tasks = find_tasks(config.evaluation.tasks, config.evaluation.limit)
     check_trainer(config.trainer)
+    check_training_settings(config)
     model = check_model(config)
+    config = fitted_context(config, model)
+    if address is None:
+        check_memory(config)
     backend, why = open_backend(config.sandbox.type)
     with on_cluster(address, config) as cluster:
         lines = "".join(f"{absolute_line(spec)}\n" for spec in specs)

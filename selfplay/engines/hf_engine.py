@@ -22,7 +22,8 @@ from torch import Tensor
 
 from selfplay.engines.base import Completion, GenerationRequest, Sampling, check_sampling
 from selfplay.engines.drafts import DraftTable, RowDrafts
-from selfplay.engines.models import load_causal_model
+from selfplay.engines.models import head_logits, load_causal_model
+from selfplay.engines.probe import check_passes, plain_logprobs
 from selfplay.engines.sequences import (
     NAME,
     CachedSequence,
@@ -137,12 +138,14 @@ class HFEngine:
         dtype = dtype or (torch.bfloat16 if self._device.type == "cuda" else torch.float32)
         self._model = load_causal_model(model_path, dtype).to(self._device)
         self._model.eval()
+        expected = plain_logprobs(self._model)
         AttentionInterface.register(NAME, ragged_attention)
         self._model.set_attn_implementation(NAME)
         self._max_batch = max_batch
         self._max_tokens = max_tokens_context
         self._vocabulary = int(self._model.get_input_embeddings().num_embeddings)
         self._shape = _cache_shape(self._model, dtype, self._device)
+        check_passes(f"the model {model_path}", self._model, self._shape, expected)
         self._prefix_cache = PrefixCache(cache_mb << 20)
         self._drafts = DraftTable()
         # Keeps transformers from making a mask; the pass's plan holds the masks.
@@ -368,9 +371,7 @@ class HFEngine:
                 use_cache=True,
             )
         indices = torch.tensor(sampled, dtype=torch.int64, device=self._device)
-        hidden = output.last_hidden_state[0, indices]  # (sampled, hidden)
-        logits: Tensor = self._model.get_output_embeddings()(hidden)
-        return logits.float()
+        return head_logits(self._model, output.last_hidden_state[0, indices])  # (sampled, hidden)
 
     def _sample(self, steps: Sequence[_Step], logits: Tensor) -> tuple[list[int], list[float]]:
         """Sample a token at each position by inverting the distribution at the row's own random draw.
@@ -426,7 +427,7 @@ class HFEngine:
 
 
 def _cache_shape(model: Any, dtype: torch.dtype, device: torch.device) -> CacheShape:
-    config = model.config
+    config = model.config.get_text_config()
     heads = int(config.num_attention_heads)
     dim = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
     return CacheShape(

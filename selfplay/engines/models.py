@@ -15,6 +15,7 @@ from selfplay.errors import EngineError, PrerequisiteError
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
 
 
 def load_causal_model(model_path: str | Path, dtype: torch.dtype) -> Any:
@@ -35,7 +36,7 @@ def load_causal_model(model_path: str | Path, dtype: torch.dtype) -> Any:
     # Runs load a checkpoint at each update; each would print a bar.
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
-        model = AutoModelForCausalLM.from_pretrained(model_path, dtype=dtype, local_files_only=is_local)
+        model: Any = AutoModelForCausalLM.from_pretrained(model_path, dtype=dtype, local_files_only=is_local)
     except (
         Exception
     ) as error:  # transformers raises OSError, ValueError, SafetensorError, KeyError, RuntimeError
@@ -44,12 +45,26 @@ def load_causal_model(model_path: str | Path, dtype: torch.dtype) -> Any:
             f"cannot load the model {model_path}: {type(error).__name__}: {first_line}. "
             "It needs config.json and *.safetensors of a causal language model that transformers knows."
         ) from error
-    if "sliding_attention" in (getattr(model.config, "layer_types", None) or ()):
-        raise EngineError(
-            f"the model {model_path} uses sliding-window attention, which selfplay's batches do not support. "
-            "Use a policy with full attention."
-        )
+    if getattr(model.config.get_text_config(), "attn_logit_softcapping", None):
+        # transformers' other implementations leave the cap of the scores out.
+        model.set_attn_implementation("eager")
     return model
+
+
+def head_logits(model: Any, hidden: Tensor) -> Tensor:
+    """The fp32 logits (tokens, vocab) of final hidden states (tokens, hidden), as the whole model has them.
+
+    Some models scale or bound what the head puts out: Cohere, Granite, Gemma 2.
+    """
+    from selfplay.engines.attention import capped
+
+    config = model.config.get_text_config()
+    logits: Tensor = model.get_output_embeddings()(hidden).float()
+    if scale := getattr(config, "logit_scale", None):
+        logits = logits * scale
+    if scaling := getattr(config, "logits_scaling", None):
+        logits = logits / scaling
+    return capped(logits, getattr(config, "final_logit_softcapping", None))
 
 
 def checkpoint_activations(model: Any) -> None:

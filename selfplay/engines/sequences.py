@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from selfplay.engines.attention import Window, attend, first_visible, refuse_others, visible
 
 NAME = "selfplay_ragged"
 _SLOT_STEP = 64  # capacities are multiples of this
@@ -148,7 +150,20 @@ class Segment:
     sequence: CachedSequence
     start: int
     count: int
-    mask: Tensor | None  # (count, length + count) bool; None for a single token, which sees everything
+    device: torch.device
+    masks: dict[Window, Tensor] = field(default_factory=dict)  # by window: layers share them
+
+    def visible(self, window: Window) -> tuple[int, Tensor | None]:
+        """(first key that any token of a layer with this window sees, mask of the keys from there on).
+
+        No mask: a single token sees all of them.
+        """
+        length = self.sequence.length
+        first = first_visible(length, window)
+        if self.count > 1 and window not in self.masks:
+            keys = length + self.count - first
+            self.masks[window] = visible(self.count, keys, window, self.device)
+        return first, self.masks.get(window)
 
 
 class PassPlan:
@@ -161,15 +176,11 @@ class PassPlan:
 
     def __init__(self, sequences: Iterable[tuple[CachedSequence, int]], device: torch.device) -> None:
         self.segments: list[Segment] = []
+        self.windows: dict[int, Window] = {}  # of each layer that has run
         start = 0
         for sequence, count in sequences:
             sequence.reserve(count)
-            mask = None
-            if count > 1:
-                mask = torch.ones(count, sequence.length + count, dtype=torch.bool, device=device).tril(
-                    sequence.length
-                )
-            self.segments.append(Segment(sequence, start, count, mask))
+            self.segments.append(Segment(sequence, start, count, device))
             start += count
 
     def update(self, key: Tensor, value: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
@@ -193,27 +204,33 @@ def ragged_attention(
     value: Tensor,  # (1, kv_heads, tokens, dim)
     attention_mask: Tensor | None,  # unused: the plan holds the masks
     scaling: float | None = None,
-    **_: Any,
+    sliding_window: Window = None,
+    softcap: float | None = None,
+    **options: Any,
 ) -> tuple[Tensor, None]:
     """Store the new keys and values of each segment, and let it attend to its own sequence alone.
 
-    Returns (1, tokens, heads, dim).
+    sliding_window, softcap: as the layer has them. Returns (1, tokens, heads, dim). Raises ValueError for
+    attention of another kind.
     """
+    refuse_others(options)
     plan: PassPlan = _running.plan
-    heads, kv_heads, dim = query.shape[1], key.shape[1], query.shape[3]
+    plan.windows[module.layer_idx] = sliding_window
+    heads, dim = query.shape[1], query.shape[3]
     output = torch.empty(1, query.shape[2], heads, dim, dtype=query.dtype, device=query.device)
     for segment in plan.segments:
         end = segment.start + segment.count
         keys, values = segment.sequence.put(
             module.layer_idx, key[0, :, segment.start : end], value[0, :, segment.start : end]
         )
-        attended = torch.nn.functional.scaled_dot_product_attention(
+        first, mask = segment.visible(sliding_window)
+        attended = attend(
             query[:, :, segment.start : end],
-            keys[None],
-            values[None],
-            attn_mask=segment.mask,
-            scale=scaling,
-            enable_gqa=heads != kv_heads,
+            keys[None, :, first:],
+            values[None, :, first:],
+            mask,
+            scaling,
+            softcap,
         )
         output[0, segment.start : end] = attended[0].transpose(0, 1)
     return output, None

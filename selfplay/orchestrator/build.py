@@ -266,11 +266,13 @@ def vllm_engine(inputs: EngineInputs) -> Engine:
 def _weight_sync(inputs: EngineInputs, dtype: str, transfer: Transfer) -> WeightSync:
     import torch
 
+    from selfplay.weights.checkpoint_names import CheckpointNames
     from selfplay.weights.weight_sync import FileWeightSync, NativeWeightSync
 
     servers, timeout_s = inputs.servers, inputs.config.engine.sync_timeout_s
     if transfer == "files" or servers.trainer is None:
-        return FileWeightSync(inputs.model, getattr(torch, dtype), timeout_s)
+        names = CheckpointNames.of_folder(inputs.model)
+        return FileWeightSync(inputs.model, getattr(torch, dtype), timeout_s, names=names)
     return NativeWeightSync(
         inputs.model, getattr(torch, dtype), transfer, servers.trainer, servers.newest_checkpoint, timeout_s
     )

@@ -328,7 +328,7 @@ class EvaluationSettings(Section):
     """One more attempt at temperature 0."""
 
     temperature: float = Field(1.0, gt=0)
-    """Temperature of sampled attempts. Training samples at `agent.temperature`."""
+    """Temperature of sampled attempts. Training samples at 1."""
 
     top_p: float = Field(1.0, gt=0, le=1)
     """Sampled attempts take from the likeliest tokens that make up this probability; 1: from all.

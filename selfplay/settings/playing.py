@@ -65,7 +65,10 @@ class AgentSettings(Section):
     """Tool calls of one episode."""
 
     context_tokens: int = Field(32_768, ge=256)
-    """Tokens of one episode: prompt, actions and observations together."""
+    """Tokens of one episode: prompt, actions and observations together.
+
+    If it is not set: at most as many as the policy's positions reach.
+    """
 
     turn_tokens: int = Field(2_048, ge=16)
     """Tokens that the policy may write in one turn."""
@@ -89,7 +92,7 @@ class AgentSettings(Section):
     """"terse": prompts for policies of a few million parameters."""
 
     temperature: float = Field(1.0, ge=0)
-    """Sampling temperature."""
+    """Sampling temperature. Training needs 1; `selfplay eval` samples at `evaluation.temperature`."""
 
     tools: tuple[Annotated[str, part("agent.tools")], ...] = ("bash", "edit", "create", "submit")
     """Tools that the policy may call. Must contain "submit"."""

@@ -22,6 +22,8 @@ OWN_OPTIONS = {
     "--kv-cache-memory-bytes": "engine.cache_mb",
     "--served-model-name": "selfplay",
     "--generation-config": "selfplay: a model's own filters would make the importance ratio untrue",
+    "--override-generation-config": "selfplay: a filter would make the importance ratio untrue",
+    "--logits-processors": "selfplay: they would make the importance ratio untrue",
     "--weight-transfer-config": "engine.sync",
     "--logprobs-mode": "selfplay: log-probabilities are those at temperature 1",
 }

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from selfplay.errors import ConfigError, RunError
 from selfplay.settings.learning import TrainerSettings
 from selfplay.training.base import check_adapter
+from selfplay.training.router_load import expert_modules
 
 FOLDER = "adapter"  # in a checkpoint; peft reads it
 
@@ -83,8 +84,8 @@ def add_adapter(model: Any, settings: TrainerSettings, seed: int) -> Adapter | N
     """Add an adapter to `model` in place and freeze the rest. Returns None if `settings` ask for none.
 
     A is initialised on the CPU in the model's order, so a seed gives the same adapter on every trainer,
-    device and number of ranks. Raises PrerequisiteError without peft, ConfigError for layers that the model
-    lacks.
+    device and number of ranks. In a mixture of experts only the attention gets one. Raises
+    PrerequisiteError without peft, ConfigError for layers that the model lacks.
     """
     if not settings.lora_rank:
         return None
@@ -92,10 +93,12 @@ def add_adapter(model: Any, settings: TrainerSettings, seed: int) -> Adapter | N
     from peft import LoraConfig, inject_adapter_in_model
 
     head = model.get_output_embeddings()
+    # peft would put factors on whole tensors of experts, and on the dense layers that share their names.
+    blocks = {name.split(".")[-2] for name in expert_modules(model)}  # such as "mlp"
     found = {
         name.rpartition(".")[2]
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and module is not head
+        if isinstance(module, nn.Linear) and module is not head and blocks.isdisjoint(name.split("."))
     }
     layers = sorted(settings.lora_layers or found)
     if missing := [name for name in layers if name not in found]:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from selfplay.algorithm.loss import Clipping, aggregation_weights, kl_divergence, policy_loss
+from selfplay.engines.models import head_logits
 from selfplay.settings.learning import TrainerSettings
 from selfplay.training.batch import MicroBatch, Sample
 
@@ -107,8 +108,7 @@ def action_logits(
     packed = {} if position_ids is None else {"position_ids": position_ids}
     output = model.base_model(input_ids=token_ids, use_cache=False, **packed)
     hidden = output.last_hidden_state  # (rows, seq, hidden)
-    logits: Tensor = model.get_output_embeddings()(hidden[rows, positions - 1])
-    return logits.float()
+    return head_logits(model, hidden[rows, positions - 1])
 
 
 def weighted_losses(

@@ -5,6 +5,7 @@ It knows no rewards and no advantages. Invariant: to save, load and continue equ
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from selfplay.algorithm.loss import Clipping
 from selfplay.engines.models import checkpoint_activations, compile_layers, load_causal_model
+from selfplay.engines.probe import check_head
 from selfplay.errors import EngineError, RunError
 from selfplay.runtime.cores import usable_cores
 from selfplay.settings.learning import TrainerSettings
@@ -41,6 +43,8 @@ from selfplay.training.objective import (
     weighted_losses,
 )
 from selfplay.training.optimizer import make_optimizer
+from selfplay.training.router_load import RouterLoad
+from selfplay.weights.checkpoint_names import CheckpointNames, layer_groups
 from selfplay.weights.native_transfer import NativeSender, Receivers, SendReport, WeightSource
 
 
@@ -59,12 +63,14 @@ class TorchTrainer:
         self._context_tokens = context_tokens
         self._companions = read_companions(Path(model_path))
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._model = load_causal_model(model_path, torch.float32)
+        self._model = load_causal_model(model_path, torch.float32).eval()
         self._adapter = add_adapter(self._model, settings, seed)
         self._model.to(self._device)
+        check_head(f"the model {model_path}", self._model)
         self._reference = (
             load_causal_model(model_path, torch.float32).to(self._device).eval() if settings.kl_coef else None
         )
+        self._router_load = RouterLoad(self._model)
         self._model.eval()  # without dropout, as in the engine: the importance ratio compares the two
         if settings.activation_checkpointing:
             checkpoint_activations(self._model)
@@ -102,7 +108,7 @@ class TorchTrainer:
         batches = make_micro_batches(samples, settings.batch_tokens, settings.packing, settings.kl_coef > 0)
         for batch in batches:
             self._accumulate(add_token_weights(batch, samples, weights), sums)
-        metrics = sums.means()
+        metrics = sums.means() | self._router_load.metrics()
         norm = 0.0
         if batches:
             norm = float(torch.nn.utils.clip_grad_norm_(self._model.parameters(), settings.max_grad_norm))
@@ -134,7 +140,8 @@ class TorchTrainer:
         inputs = (batch.token_ids, batch.action_rows, batch.action_positions, batch.position_ids)
         reference_logits = None
         with self._autocast():
-            logits = action_logits(self._model, *inputs)  # (actions, vocab)
+            with self._router_load.counting(*inputs[:3]):
+                logits = action_logits(self._model, *inputs)  # (actions, vocab)
             if self._reference is not None:
                 with torch.no_grad():
                     reference_logits = action_logits(self._reference, *inputs)  # (actions, vocab)
@@ -169,9 +176,12 @@ class TorchTrainer:
         device = receivers.device(self._device)
 
         def groups() -> Iterator[dict[str, Tensor]]:
-            return ({name: value.to(device)} for name, value in self._merged())
+            merged = self._merged()
+            for names in layer_groups(list(weights)):
+                yield {name: value.to(device) for name, value in itertools.islice(merged, len(names))}
 
-        return self._sender.send(receivers, WeightSource(receivers, weights, groups))
+        source = WeightSource(receivers, weights, groups, CheckpointNames(self._model))
+        return self._sender.send(receivers, source)
 
     def save(self, folder: Path) -> None:
         """Write a Hugging Face folder plus `trainer.pt`, completely or not at all.

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from selfplay.engines.attention import Window, attend, capped, first_visible, refuse_others, visible
+
 BLOCKED = "selfplay_blocked"
 BY_DOCUMENT = "selfplay_by_document"
 # Measured on 2 cores at 512 and 1,024 tokens: half the time of torch's flash attention, forward and backward.
@@ -30,12 +32,16 @@ def blocked_attention(
     attention_mask: Tensor | None,  # (batch, 1, seq, seq) bool, True where a query may attend; must be causal
     scaling: float | None = None,
     dropout: float = 0.0,
-    **_: Any,
+    sliding_window: Window = None,
+    softcap: float | None = None,
+    **options: Any,
 ) -> tuple[Tensor, None]:
     """Attention as transformers calls it. Returns (batch, seq, heads, dim) and no weights.
 
-    Raises ValueError without a mask, or with dropout.
+    sliding_window, softcap: as the layer has them. Raises ValueError without a mask, with dropout, or for
+    attention of another kind.
     """
+    refuse_others(options)
     if attention_mask is None or dropout:
         raise ValueError("blocked_attention needs a boolean mask and no dropout")
     repeats = query.shape[1] // key.shape[1]
@@ -47,11 +53,15 @@ def blocked_attention(
     outputs = []
     for start in range(0, length, block):
         end = min(start + block, length)
-        # (batch, heads, block, end)
-        scores = torch.matmul(query[:, :, start:end], key[:, :, :end].transpose(2, 3)) * scale
-        scores = scores.masked_fill(~attention_mask[:, :, start:end, :end], _MASKED)
+        first = first_visible(start, sliding_window)
+        mask = attention_mask[:, :, start:end, first:end]
+        if sliding_window:
+            mask = mask & visible(end - start, end - first, sliding_window, mask.device)
+        # (batch, heads, block, end - first)
+        scores = torch.matmul(query[:, :, start:end], key[:, :, first:end].transpose(2, 3)) * scale
+        scores = capped(scores, softcap).masked_fill(~mask, _MASKED)
         shares = torch.softmax(scores.float(), -1).to(query.dtype)
-        outputs.append(torch.matmul(shares, value[:, :, :end]))
+        outputs.append(torch.matmul(shares, value[:, :, first:end]))
     return torch.cat(outputs, 2).transpose(1, 2).contiguous(), None
 
 
@@ -77,22 +87,24 @@ def document_attention(
 ) -> tuple[Tensor, None]:
     """Attention as transformers calls it. Returns (1, tokens, heads, dim) and no weights.
 
-    lengths: tokens of each document, in their order.
-    Raises ValueError without them, with several rows, or with dropout.
+    lengths: tokens of each document, in their order. other: a window and a cap too, as the layer has them.
+    Raises ValueError without lengths, with several rows, with dropout, or for attention of another kind.
     """
+    refuse_others(other)
     if len(query) != 1 or sum(lengths) != query.shape[2] or other.get("dropout"):
         raise ValueError("document_attention needs one row, the lengths of its documents and no dropout")
+    window, softcap = other.get("sliding_window"), other.get("softcap")
     repeats = query.shape[1] // key.shape[1]
     if repeats > 1:
         key, value = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1)
     outputs, start = [], 0
     for length in lengths:
         part = slice(start, start + length)
-        outputs.append(
-            nn.functional.scaled_dot_product_attention(
-                query[:, :, part], key[:, :, part], value[:, :, part], is_causal=True, scale=scaling
-            )
-        )
+        one = (query[:, :, part], key[:, :, part], value[:, :, part])
+        if softcap is None and not (window and window < length):
+            outputs.append(nn.functional.scaled_dot_product_attention(*one, is_causal=True, scale=scaling))
+        else:
+            outputs.append(attend(*one, visible(length, length, window, query.device), scaling, softcap))
         start += length
     return torch.cat(outputs, 2).transpose(1, 2).contiguous(), None
 

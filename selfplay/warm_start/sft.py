@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from selfplay.engines.models import head_logits
 from selfplay.errors import UsageError
 from selfplay.training.optimizer import make_optimizer
 from selfplay.warm_start.attention import BLOCKED, BY_DOCUMENT, attention_set, document_mask
@@ -143,14 +144,12 @@ def _forward(model: Any, batch: PackedBatch, bf16: bool) -> tuple[Tensor, Tensor
 
     For a compiled step: all shapes are those of the batch. The model has BLOCKED attention.
     """
-    mask: Any = document_mask(batch.documents)
-    if getattr(model.config, "layer_types", None):  # such models take a mask for each type of layer
-        mask = {"full_attention": mask}
+    mask = document_mask(batch.documents)
     with torch.autocast(batch.token_ids.device.type, torch.bfloat16, enabled=bf16):
-        hidden = model.model(
+        hidden = model.base_model(
             input_ids=batch.token_ids, position_ids=batch.positions, attention_mask=mask, use_cache=False
         ).last_hidden_state[:, :-1]
-        logits = model.lm_head(hidden.flatten(0, 1)).float()  # (rows * (seq - 1), vocab)
+        logits = head_logits(model, hidden.flatten(0, 1))  # (rows * (seq - 1), vocab)
     targets, weights = batch.token_ids[:, 1:].flatten(), batch.weights[:, 1:].flatten()
     loss, right = _weighted_sums(logits, targets, weights)
     total = weights.sum().clamp_min(1e-6)
@@ -176,14 +175,14 @@ def _row_sums(model: Any, batch: PackedBatch, row: int, bf16: bool) -> tuple[Ten
         return None
     lengths = torch.bincount(batch.documents[row, :used])[1:].tolist()
     with torch.autocast(token_ids.device.type, torch.bfloat16, enabled=bf16):
-        hidden = model.model(
+        hidden = model.base_model(
             input_ids=token_ids[None],
             position_ids=positions[None],
             attention_mask=None,
             use_cache=False,
             lengths=lengths,
         ).last_hidden_state[0, :-1]  # (tokens - 1, hidden)
-        logits = model.lm_head(hidden[counts]).float()  # (tokens that count, vocab)
+        logits = head_logits(model, hidden[counts])  # (tokens that count, vocab)
     return _weighted_sums(logits, token_ids[1:][counts], weights[counts])
 
 
@@ -219,7 +218,7 @@ def train(
     settings: SftSettings,
     progress: Callable[[SftProgress], bool | None] = lambda _: None,
 ) -> SftProgress:
-    """Train a causal model with full attention in place. Returns the progress of the last step.
+    """Train a causal model in place. Returns the progress of the last step.
 
     batch_at: gives the batch of a step, from 0. It must depend on the step only, so that a resumed training
         continues with the right batch.

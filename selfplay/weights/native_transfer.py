@@ -22,6 +22,7 @@ from torch import Tensor
 
 from selfplay.engines.vllm_client import Client, free_port, own_address
 from selfplay.runtime.torch_builds import leave_out_mismatched
+from selfplay.weights.checkpoint_names import CheckpointNames
 
 Backend = Literal["nccl", "ipc", "gloo"]
 _NO_CALL = "no server was asked for anything"
@@ -68,7 +69,7 @@ class WeightSource:
 
     tensors: what is sent, by name. Only dtypes and whole shapes are read: under ZeRO-3 these are partitioned
     parameters. groups: starts a pass, collective over ranks. It yields layer groups as copies, and empty
-    groups on ranks that only help to gather.
+    groups on ranks that only help to gather. names: of the tensors in checkpoints; None: those of `tensors`.
     """
 
     def __init__(
@@ -76,15 +77,17 @@ class WeightSource:
         receivers: Receivers,
         tensors: Mapping[str, Tensor],
         groups: Callable[[], Iterator[Mapping[str, Tensor]]],
+        names: CheckpointNames | None = None,
     ) -> None:
         target: torch.dtype = getattr(torch, receivers.dtype)
-        self._infos = [
-            TensorInfo(
-                name,
-                target if value.is_floating_point() else value.dtype,
-                tuple(getattr(value, "ds_shape", value.shape)),
-            )
+        whole = {
+            name: torch.empty(getattr(value, "ds_shape", value.shape), dtype=value.dtype, device="meta")
             for name, value in tensors.items()
+        }
+        self._names = names
+        self._infos = [
+            TensorInfo(name, target if value.is_floating_point() else value.dtype, tuple(value.shape))
+            for name, value in (names.converted(whole) if names else whole.items())
         ]
         self._dtypes = {info.name: info.dtype for info in self._infos}
         self._groups = groups
@@ -105,7 +108,7 @@ class WeightSource:
 
     def _tensors(self) -> Iterator[tuple[str, Tensor]]:
         for group in self._groups():
-            for name, value in group.items():
+            for name, value in (self._names.convert(group) if self._names else group).items():
                 self.at = name
                 yield name, value.to(self._dtypes[name]).contiguous()
         self.at = "the end"

@@ -11,7 +11,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
@@ -26,6 +26,7 @@ from selfplay.engines.vllm_launch import EXTENSION, REPACK
 from selfplay.engines.vllm_requests import PATH
 from selfplay.errors import EngineError, ServerLost, WeightSyncError
 from selfplay.sandbox.owners import abandoned, unique_name
+from selfplay.weights.checkpoint_names import CheckpointNames
 from selfplay.weights.native_transfer import Backend, Receivers, SendReport
 from selfplay.weights.verification import TOLERANCE, compare_digests, expected_logprobs
 
@@ -202,11 +203,17 @@ class FileWeightSync(ServerSync):
     """See `WeightSync`. The run's process writes the weights to files, and each server reads them."""
 
     def __init__(
-        self, model: str | Path, dtype: torch.dtype, deadline_s: float = 300.0, folder: Path | None = None
+        self,
+        model: str | Path,
+        dtype: torch.dtype,
+        deadline_s: float = 300.0,
+        folder: Path | None = None,
+        names: CheckpointNames | None = None,
     ) -> None:
         """folder: for the files.
 
-        By default /dev/shm (memory), or a temporary folder if that is not writable.
+        By default /dev/shm (memory), or a temporary folder if that is not writable. names: of the weights in
+        checkpoints; None: the trainer's.
         """
         super().__init__(model, dtype, deadline_s)
         parent = folder or (_MEMORY if os.access(_MEMORY, os.W_OK) else Path(tempfile.gettempdir()))
@@ -216,6 +223,7 @@ class FileWeightSync(ServerSync):
         self._folder = parent / f"{unique_name()}{_SUFFIX}"
         self._folder.mkdir(mode=0o700)
         self._number = 0
+        self._names = names
 
     def publish(
         self, weights: Mapping[str, Tensor], version: int, clients: Sequence[Client]
@@ -231,7 +239,8 @@ class FileWeightSync(ServerSync):
         folder = self._folder / str(self._number)
         folder.mkdir()
         try:
-            size = write_shards(weights, folder, self._dtype)
+            renamed = self._names.converted(weights) if self._names else weights.items()
+            size = write_shards(renamed, folder, self._dtype)
         except (OSError, RuntimeError) as error:  # safetensors raises RuntimeError on a full disk
             shutil.rmtree(folder, ignore_errors=True)
             raise WeightSyncError(
@@ -304,7 +313,7 @@ class NativeWeightSync(ServerSync):
 
 
 def write_shards(
-    weights: Mapping[str, Tensor], folder: Path, dtype: torch.dtype, shard_bytes: int = _SHARD_BYTES
+    weights: Iterable[tuple[str, Tensor]], folder: Path, dtype: torch.dtype, shard_bytes: int = _SHARD_BYTES
 ) -> int:
     """Write *.safetensors with an index, one shard in memory at a time. Returns the number of bytes."""
     index: dict[str, str] = {}
@@ -319,7 +328,7 @@ def write_shards(
         written += (folder / name).stat().st_size
         shard.clear()
 
-    for name, tensor in weights.items():
+    for name, tensor in weights:
         kind = dtype if tensor.is_floating_point() else tensor.dtype
         shard[name] = tensor.detach().to("cpu", kind).contiguous()
         if sum(value.nbytes for value in shard.values()) >= shard_bytes:

@@ -29,6 +29,7 @@ def killed_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *settings: str
     monkeypatch.setattr(train, "create_run", create_and_die)
     monkeypatch.setattr(train, "open_backend", lambda kind: (None, kind))
     monkeypatch.setattr(train, "check_model", lambda config: "model")
+    monkeypatch.setattr(train, "fitted_context", lambda config, model: config)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "list.txt").write_text("pypi:toolz==1.0.0\n")
     with pytest.raises(Killed):

@@ -389,7 +389,7 @@ def test_a_rank_gathers_to_the_end_even_if_the_transfer_fails(
 
 def test_weights_are_written_in_shards_that_hold_each_tensor_once(tmp_path: Path) -> None:
     weights = {f"layer.{n}": torch.full((8, 8), float(n)) for n in range(5)}
-    written = write_shards(weights, tmp_path, torch.bfloat16, shard_bytes=256)
+    written = write_shards(weights.items(), tmp_path, torch.bfloat16, shard_bytes=256)
     files = sorted(tmp_path.glob("*.safetensors"))
     assert len(files) == 3 and written == sum(file.stat().st_size for file in files)
     read = {name: value for file in files for name, value in load_file(file).items()}

@@ -9,19 +9,24 @@ from selfplay.warm_start import sft
 from selfplay.warm_start.attention import BLOCKED, BY_DOCUMENT, attention_set
 from selfplay.warm_start.documents import Document
 from selfplay.warm_start.sft import SftSettings, evaluate, pack, train
-from tiny_model import make_tiny_model
+from tiny_model import make_tiny_model, make_tiny_shape
 
 
 def documents() -> list[Document]:
     generator = torch.Generator().manual_seed(0)
     return [
-        Document(torch.randint(50, (n,), generator=generator).tolist(), [1.0] * n)
+        Document(torch.randint(46, (n,), generator=generator).tolist(), [1.0] * n)
         for n in (10, 150, 33, 60, 200, 9, 90)
     ]
 
 
-def test_a_packed_document_is_predicted_as_if_alone(tmp_path: Path) -> None:
-    model = load_causal_model(make_tiny_model(tmp_path / "model"), torch.float32)
+@pytest.mark.parametrize("kind", ["qwen3", "cwm", "gemma2", "gemma3", "mistral"])
+def test_a_packed_document_is_predicted_as_if_alone(tmp_path: Path, kind: str) -> None:
+    """Also in layers with a window: documents are longer than it, and than a block of queries."""
+    folder = tmp_path / "model"
+    model = load_causal_model(
+        make_tiny_model(folder) if kind == "qwen3" else make_tiny_shape(folder, kind), torch.float32
+    )
     packed, _ = evaluate(model, pack(documents(), 2, 256), bf16=False)
     total = sum(len(d.token_ids) - 1 for d in documents())
     with torch.inference_mode():

@@ -6,8 +6,6 @@ in the same order; no rank holds more than one layer group beyond its own share.
 
 from __future__ import annotations
 
-import itertools
-import re
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -16,18 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from selfplay.training.adapter import Adapter, outer_name
+from selfplay.weights.checkpoint_names import layer_groups
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
-
-
-def layer_groups(names: Sequence[str]) -> list[tuple[str, ...]]:
-    """Group names of weights that are gathered together: by layer, and by module outside of layers."""
-
-    def group(name: str) -> str:
-        numbered = re.match(r"(.*?\.\d+)\.", name)
-        return numbered[1] if numbered else name.rpartition(".")[0]
-
-    return [tuple(members) for _, members in itertools.groupby(names, key=group)]
 
 
 class ShardedWeights:

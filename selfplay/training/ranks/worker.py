@@ -31,6 +31,7 @@ from selfplay.training.objective import MetricSums, WeightedBatch, dummy_batch
 from selfplay.training.optimizer import make_optimizer
 from selfplay.training.ranks.model import LossModule, deepspeed_settings, loading_in_shares, mark_tied_head
 from selfplay.training.ranks.sharded_weights import MOMENTS, ShardedWeights
+from selfplay.weights.checkpoint_names import CheckpointNames
 from selfplay.weights.native_transfer import NativeSender, Receivers, SendReport, WeightSource
 
 
@@ -125,6 +126,7 @@ class RankWorker:
         if settings.activation_checkpointing:
             checkpoint_activations(model)
         self._config = model.config
+        self._names = CheckpointNames(model)
         self._generation_config = model.generation_config
         mark_tied_head(model)
         if reference is not None:
@@ -216,7 +218,10 @@ class RankWorker:
         """
         device = receivers.device(self._device)
         source = WeightSource(
-            receivers, self._weights.tensors, lambda: self.weights(receivers.dtype == "bfloat16", device)
+            receivers,
+            self._weights.tensors,
+            lambda: self.weights(receivers.dtype == "bfloat16", device),
+            self._names,
         )
         return self._sender.send(receivers, source)
 
