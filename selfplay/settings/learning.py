@@ -226,6 +226,11 @@ class TrainerSettings(Section):
     batch_tokens: int = Field(16_384, ge=256)
     """Tokens of one micro-batch, padding included."""
 
+    shared_prompts: bool = True
+    """The torch trainer computes the prompt of a group once, and leaves out all padding. Not for models with
+    sliding windows, nor for the deepspeed trainer.
+    """
+
     packing: bool = False
     """Several episodes share a row, none sees another: less padding, attention by a mask."""
 
