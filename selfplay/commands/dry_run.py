@@ -7,9 +7,11 @@ from pathlib import Path
 
 from rich.console import Console
 
+from selfplay.agent.chat import policy_path
 from selfplay.cluster.machines import planned_nodes, policy_shape
 from selfplay.cluster.placement import place
 from selfplay.cluster.seats import Node
+from selfplay.commands.policies import with_engine
 from selfplay.config import load_config
 from selfplay.engines.adapted_models import adapter_folder
 from selfplay.repositories.specs import read_repository_list
@@ -28,8 +30,14 @@ def dry_run_training(
     if config.policy.adapter:
         adapter_folder(config.policy.adapter)
     shape = policy_shape(config)
+    is_described = config.policy.shape is not None  # so it need not be on this machine
+    model = config.policy.model if is_described else policy_path(config.policy.model)
+    config, engine = with_engine(config, model)
     nodes = planned_nodes(config) if address is None else _asked(address)
-    show_placement(place(config, shape, nodes), shape, Console())
+    console = Console()
+    if engine:
+        console.print(engine, markup=False, highlight=False)
+    show_placement(place(config, shape, nodes), shape, console)
 
 
 def _asked(address: str) -> tuple[Node, ...]:

@@ -26,7 +26,7 @@ from selfplay.agent.hosts import EpisodeHost
 from selfplay.agent.local_host import LocalHost
 from selfplay.agent.workspaces import EpisodeContext, sandbox_limits
 from selfplay.commands.clusters import Done, model_on_cluster, on_cluster, play_on_what_is_left
-from selfplay.commands.policies import check_model
+from selfplay.commands.policies import check_model, with_engine
 from selfplay.config import Config, load_config
 from selfplay.errors import UsageError
 from selfplay.evaluation.checked_tasks import checked_tasks
@@ -89,8 +89,11 @@ def start_evaluation(
     config = load_config(config_file, overrides)
     tasks = find_tasks(request.sources, request.limit)
     model = check_model(config)
+    config, engine = with_engine(config, model)
     policy = policy_identity(config.policy.model, model)
     console = Console(stderr=as_json)
+    if engine:
+        console.print(engine, markup=False, highlight=False)
     with (
         tempfile.TemporaryDirectory(prefix="selfplay-eval-") as scratch,
         on_cluster(request.cluster, config, trains=False) as cluster,

@@ -7,6 +7,7 @@ from selfplay.agent.chat import ChatFormat, load_tokenizer, policy_path
 from selfplay.agent.prompting import check_prompts
 from selfplay.config import Config
 from selfplay.engines.adapted_models import adapted_folder
+from selfplay.engines.choice import choose_engine
 from selfplay.engines.vllm_launch import check_installed
 
 
@@ -24,3 +25,12 @@ def check_model(config: Config) -> str:
         model = adapted_folder(model, config.policy.adapter)
     ChatFormat(load_tokenizer(model)).check()
     return model
+
+
+def with_engine(config: Config, model: str) -> tuple[Config, str]:
+    """The configuration with an engine in place of "auto", and the line that says which and why, or "".
+
+    model: what `check_model` gave.
+    """
+    engine, why = choose_engine(config.engine, model)
+    return config.model_copy(update={"engine": engine}), why

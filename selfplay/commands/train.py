@@ -24,7 +24,7 @@ from selfplay.agent.solver import spec_tokens
 from selfplay.agent.workspaces import sandbox_limits
 from selfplay.commands.accelerators import run_devices
 from selfplay.commands.clusters import Done, model_on_cluster, on_cluster, play_on_what_is_left
-from selfplay.commands.policies import check_model
+from selfplay.commands.policies import check_model, with_engine
 from selfplay.config import Config, build_config, load_config, parse_overrides
 from selfplay.curriculum.rows import EnvironmentRow
 from selfplay.curriculum.store import Store
@@ -87,12 +87,15 @@ def start_training(
     tasks = find_tasks(config.evaluation.tasks, config.evaluation.limit)
     check_trainer(config.trainer)
     model = check_model(config)
+    config, engine = with_engine(config, model)
     backend, why = open_backend(config.sandbox.type)
     with on_cluster(address, config) as cluster:
         lines = "".join(f"{absolute_line(spec)}\n" for spec in specs)
         run, config = create_run(config, lines, datetime.now(), given, tasks)
         console = Console()
         console.print(f"Run [bold]{run.path.name}[/bold] in {run.path}; sandboxes: {why}", highlight=False)
+        if engine:
+            console.print(engine, markup=False, highlight=False)
         planned = PlannedRun(run, config, specs, backend, model, console)
         with _interrupt_says_how_to_continue(run, address):
             _report_changed_parts(planned)

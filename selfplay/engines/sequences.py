@@ -208,7 +208,7 @@ def ragged_attention(
             module.layer_idx, key[0, :, segment.start : end], value[0, :, segment.start : end]
         )
         attended = torch.nn.functional.scaled_dot_product_attention(
-            query[:, :, segment.start : end],
+            query[:, :, segment.start : end].to(keys.dtype),
             keys[None],
             values[None],
             attn_mask=segment.mask,

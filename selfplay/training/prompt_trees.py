@@ -1,4 +1,4 @@
-"""Micro-batches in which episodes with the same prompt share it: one flat row of trees, without padding. Pure.
+"""Micro-batches in which episodes with the same prompt share it: a flat row of trees, without padding. Pure.
 
 A tree is a prompt, then the rest of each of its episodes. Each rest attends to the prompt and to itself, so
 the result is that of separate rows and the prompt is computed once. Invariant: the token before an action is

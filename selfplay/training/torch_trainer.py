@@ -40,7 +40,7 @@ from selfplay.training.objective import (
     warmed_up_rate,
     weighted_losses,
 )
-from selfplay.training.optimizer import make_optimizer
+from selfplay.training.optimizer import freeze_embeddings, make_optimizer
 from selfplay.training.prompt_trees import make_shared_batches
 from selfplay.training.tree_attention import attending_to, can_attend
 from selfplay.weights.native_transfer import NativeSender, Receivers, SendReport, WeightSource
@@ -62,6 +62,8 @@ class TorchTrainer:
         self._companions = read_companions(Path(model_path))
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._model = load_causal_model(model_path, torch.float32)
+        if not settings.train_embeddings:
+            freeze_embeddings(self._model)
         self._adapter = add_adapter(self._model, settings, seed)
         self._model.to(self._device)
         self._reference = (
