@@ -31,7 +31,7 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 def differences(folder: Path, weights: dict[str, torch.Tensor], completion: Completion) -> dict[bool, float]:
-    """Mean distance of the engine's log-probabilities to the model's in bf16, as trainers compute, and fp32."""
+    """Mean distance of the engine's log-probabilities to the model's, in bf16 (as trainers) and in fp32."""
     model = load_causal_model(folder, torch.float32).eval()
     model.load_state_dict(weights, strict=False)
     row = torch.tensor([[*PROMPT, *completion.token_ids]])
