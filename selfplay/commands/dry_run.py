@@ -32,11 +32,9 @@ def dry_run_training(
     shape = policy_shape(config)
     is_described = config.policy.shape is not None  # so it need not be on this machine
     model = config.policy.model if is_described else policy_path(config.policy.model)
-    config, engine = with_engine(config, model)
-    nodes = planned_nodes(config) if address is None else _asked(address)
     console = Console()
-    if engine:
-        console.print(engine, markup=False, highlight=False)
+    config = with_engine(config, model, console)
+    nodes = planned_nodes(config) if address is None else _asked(address)
     show_placement(place(config, shape, nodes), shape, console)
 
 

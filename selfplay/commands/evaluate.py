@@ -89,11 +89,9 @@ def start_evaluation(
     config = load_config(config_file, overrides)
     tasks = find_tasks(request.sources, request.limit)
     model = check_model(config)
-    config, engine = with_engine(config, model)
-    policy = policy_identity(config.policy.model, model)
     console = Console(stderr=as_json)
-    if engine:
-        console.print(engine, markup=False, highlight=False)
+    config = with_engine(config, model, console)
+    policy = policy_identity(config.policy.model, model)
     with (
         tempfile.TemporaryDirectory(prefix="selfplay-eval-") as scratch,
         on_cluster(request.cluster, config, trains=False) as cluster,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from rich.console import Console
+
 from selfplay import parts
 from selfplay.agent.chat import ChatFormat, load_tokenizer, policy_path
 from selfplay.agent.prompting import check_prompts
@@ -27,10 +29,12 @@ def check_model(config: Config) -> str:
     return model
 
 
-def with_engine(config: Config, model: str) -> tuple[Config, str]:
-    """The configuration with an engine in place of "auto", and the line that says which and why, or "".
+def with_engine(config: Config, model: str, console: Console) -> Config:
+    """The configuration with an engine in place of "auto". Prints which and why if the policy is large.
 
     model: what `check_model` gave.
     """
     engine, why = choose_engine(config.engine, model)
-    return config.model_copy(update={"engine": engine}), why
+    if why:
+        console.print(why, markup=False, highlight=False)
+    return config.model_copy(update={"engine": engine})

@@ -87,15 +87,13 @@ def start_training(
     tasks = find_tasks(config.evaluation.tasks, config.evaluation.limit)
     check_trainer(config.trainer)
     model = check_model(config)
-    config, engine = with_engine(config, model)
+    console = Console()
+    config = with_engine(config, model, console)
     backend, why = open_backend(config.sandbox.type)
     with on_cluster(address, config) as cluster:
         lines = "".join(f"{absolute_line(spec)}\n" for spec in specs)
         run, config = create_run(config, lines, datetime.now(), given, tasks)
-        console = Console()
         console.print(f"Run [bold]{run.path.name}[/bold] in {run.path}; sandboxes: {why}", highlight=False)
-        if engine:
-            console.print(engine, markup=False, highlight=False)
         planned = PlannedRun(run, config, specs, backend, model, console)
         with _interrupt_says_how_to_continue(run, address):
             _report_changed_parts(planned)

@@ -23,7 +23,7 @@ from torch import Tensor
 from selfplay.engines.base import Completion, GenerationRequest, Sampling, check_sampling
 from selfplay.engines.drafts import DraftTable, RowDrafts
 from selfplay.engines.models import load_causal_model
-from selfplay.engines.precision import Dtype, Precision, refresh_head
+from selfplay.engines.precision import Dtype, Precision, choose_dtype, refresh_head
 from selfplay.engines.sequences import (
     NAME,
     CachedSequence,
@@ -118,7 +118,6 @@ class HFEngine:
         max_batch: int = 32,
         max_tokens_context: int = 32_768,
         dtype: Dtype = "auto",
-        weight_version: int = 0,
         cache_mb: int = 1024,
         threads: int = 0,
     ) -> None:
@@ -132,7 +131,9 @@ class HFEngine:
         from transformers import AttentionInterface
 
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._model = load_causal_model(model_path, torch.float32).eval()
+        on_gpu = self._device.type == "cuda"
+        loaded = getattr(torch, choose_dtype(dtype, 0, on_gpu)) if on_gpu else torch.float32
+        self._model = load_causal_model(model_path, loaded).eval()
         self._precision = Precision.of(self._model, dtype, self._device)
         self._model.to(self._device)
         # Measured for large models only: small operations lose more than a second thread gives.
@@ -148,7 +149,7 @@ class HFEngine:
         self._drafts = DraftTable()
         # Keeps transformers from making a mask; the pass's plan holds the masks.
         self._no_mask = torch.zeros(1, 1, 1, 1, device=self._device)
-        self._weight_version = weight_version
+        self._weight_version = 0
         self._waiting: queue.SimpleQueue[_Row | _Command] = queue.SimpleQueue()
         self._gate = threading.Lock()  # guards `_is_closed`: nothing may be queued after the last command
         self._is_closed = False

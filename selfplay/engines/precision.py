@@ -70,7 +70,8 @@ class Precision:
 
     @classmethod
     def of(cls, model: Any, wanted: Dtype, device: torch.device) -> Precision:
-        """Choose the precision of a model that was loaded in fp32, and convert its weights in place.
+        """Choose the precision of a model, and convert its weights in place on a CPU. It was loaded in fp32
+        there, and on a GPU in the dtype that `choose_dtype` gives.
 
         On a CPU a head that shares the embedding's weight gets its own, since embeddings stay fp32: call
         `refresh_head` after a change of the embedding.
@@ -80,8 +81,6 @@ class Precision:
         on_gpu, size = device.type != "cpu", model.num_parameters()
         dtype = getattr(torch, choose_dtype(wanted, size, on_gpu))
         is_mixed = not on_gpu and dtype != torch.float32
-        if on_gpu:
-            model.to(dtype)
         for module in model.modules() if is_mixed else ():
             if isinstance(module, torch.nn.Linear):
                 module.weight = torch.nn.Parameter(module.weight.detach().to(dtype), requires_grad=False)

@@ -126,16 +126,13 @@ def tree_attention(
     value: Tensor,
     attention_mask: Tensor | None,  # unused
     scaling: float | None = None,
-    dropout: float = 0.0,
-    sliding_window: int | None = None,
-    softcap: float | None = None,
-    **_: Any,
+    **options: Any,
 ) -> tuple[Tensor, None]:
     """Attention as transformers calls it. Returns (1, tokens, heads, dim) and no weights.
 
     Raises ValueError for attention of another kind.
     """
-    if dropout or sliding_window or softcap or query.shape[0] != 1:
+    if query.shape[0] != 1 or any(options.get(name) for name in ("dropout", "sliding_window", "softcap")):
         raise ValueError("tree_attention takes one flat row, and full attention without dropout or cap")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     device = query.device.type

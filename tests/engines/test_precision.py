@@ -81,7 +81,7 @@ def test_the_parameters_of_a_folder_are_counted_without_loading_it(model: Path) 
 def test_a_large_policy_gets_vllm_where_it_is_installed(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def chosen(settings: EngineSettings, gpu: bool = False, vllm: bool = True) -> tuple[str, str]:
         monkeypatch.setattr(choice, "on_gpu", lambda: gpu)
-        monkeypatch.setattr(choice.util, "find_spec", lambda _: object() if vllm else None)
+        monkeypatch.setattr("importlib.util.find_spec", lambda _: object() if vllm else None)
         engine, why = choose_engine(settings, str(model))
         return engine.type, why
 

@@ -83,10 +83,15 @@ def test_actions_keep_their_tokens_and_values() -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"packing": True}, {"kl_coef": 0.1}, {"activation_checkpointing": True}]
+    ("budget", "changes"),
+    [
+        (4096, {}),
+        (90, {"packing": True}),
+        (4096, {"kl_coef": 0.1}),
+        (90, {"activation_checkpointing": True, "train_embeddings": False}),
+    ],
 )
-@pytest.mark.parametrize("budget", [90, 4096])
-def test_sharing_prompts_changes_no_gradient(model: Path, changes: dict[str, object], budget: int) -> None:
+def test_sharing_prompts_changes_no_gradient(model: Path, budget: int, changes: dict[str, object]) -> None:
     reached = []
     for shared in (False, True):
         settings = SETTINGS.model_copy(update={**changes, "batch_tokens": budget, "shared_prompts": shared})
