@@ -23,7 +23,7 @@ import torch
 from benchmarks.options import at_least_one
 from selfplay.agent.chat import ChatFormat, load_tokenizer, policy_path
 from selfplay.engines.base import Completion, Engine, GenerationRequest, Sampling
-from selfplay.engines.hf_engine import THREADS, HFEngine
+from selfplay.engines.hf_engine import HFEngine
 from selfplay.engines.vllm_launch import Launch
 from selfplay.source.trees import FileEntry, Tree
 from selfplay.warm_start.fabrication import EpisodeMaker
@@ -257,7 +257,7 @@ def main() -> None:
         )
         engine.close()
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-        torch.set_num_threads(THREADS)  # as many as the engine uses
+        torch.set_num_threads(engine.threads)  # as many as the engine used last
         plain = reference(model, rounds)
         difference = rollout_logprob_diff(model, rounds[-1][:4])
     completions = [completion for turns in rounds for _, completion in turns]

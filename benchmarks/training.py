@@ -24,6 +24,7 @@ import torch
 from benchmarks.options import at_least_one
 from benchmarks.rollouts import make_model
 from benchmarks.training_workers import Figures
+from selfplay.agent.chat import policy_path
 from selfplay.engines.models import load_causal_model
 from selfplay.settings.learning import TrainerSettings
 from selfplay.training.batch import Sample
@@ -44,17 +45,23 @@ def matrix_flops(size: int = 1024, seconds: float = 1.0) -> float:
     return 2 * size**3 * done / (time.monotonic() - started)
 
 
-def make_samples(episodes: int, longest: int) -> list[Sample]:
+def make_samples(episodes: int, longest: int, group: int = 1) -> list[Sample]:
     """Return samples of `longest` / 2 to `longest` tokens.
 
-    A tenth are actions, in turns of 20, as in real episodes.
+    A tenth are actions, in turns of 20, as in real episodes. With a group of more than 1 so many samples
+    have the same prompt, of a third of the longest.
     """
     rng = random.Random(0)
     made = []
+    prompt: list[int] = []
+    first_action = longest // 3 if group > 1 else 100
     for number in range(episodes):
         length = rng.randint(longest // 2, longest)
         ids = [rng.randrange(5, 1000) for _ in range(length)]
-        mask = [int(index >= 100 and index % 200 < 20) for index in range(length - 1)] + [1]
+        if group > 1:
+            prompt = ids[:first_action] if number % group == 0 else prompt
+            ids[:first_action] = prompt
+        mask = [int(index >= first_action and index % 200 < 20) for index in range(length - 1)] + [1]
         made.append(Sample(ids, mask, [-7.0] * length, (-1.0) ** number, "solver"))
     return made
 
@@ -114,11 +121,17 @@ def main() -> None:
     parser.add_argument("--stages", type=int, nargs="*", default=[2, 3])
     parser.add_argument("--rows", type=at_least_one, default=16, help="supervised rows of 512 tokens a step")
     parser.add_argument("--no-supervised", action="store_true")
+    parser.add_argument(
+        "--group", type=at_least_one, default=8, help="episodes with the same prompt; 1: no two have one"
+    )
+    parser.add_argument("--model", default="untrained", help='"untrained", "smollm2", a folder')
     parser.add_argument("--no-compile", action="store_true")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        folder = make_model(Path(scratch))
-        samples = make_samples(options.episodes, options.tokens)
+        folder = (
+            make_model(Path(scratch)) if options.model == "untrained" else Path(policy_path(options.model))
+        )
+        samples = make_samples(options.episodes, options.tokens, options.group)
         tokens = sum(len(s.token_ids) for s in samples)
         weights = sum(
             parameter.numel() for parameter in load_causal_model(folder, torch.float32).parameters()
@@ -134,11 +147,11 @@ def main() -> None:
         def show(name: str, figures: Figures) -> None:
             found[name] = figures
             speed = tokens / figures.seconds
-            beside = (
-                f", {found['TRL'].seconds / figures.seconds:.2f} times TRL"
-                if "TRL" in found and name != "TRL"
-                else ""
-            )
+            beside = ""
+            if "TRL" in found and name != "TRL":
+                beside = f", {found['TRL'].seconds / figures.seconds:.2f} times TRL"
+                if figures.cpu_seconds:
+                    beside += f" ({found['TRL'].cpu_seconds / figures.cpu_seconds:.2f} in CPU time)"
             print(
                 f"{name}: {speed:.0f} tokens/s, {speed / floor:.2f} of the floor{beside}; "
                 f"peak {figures.grown_bytes / 2**20:.0f} MiB per process above the start; "
@@ -148,7 +161,8 @@ def main() -> None:
 
         print(
             f"{options.episodes} episodes, {tokens} tokens per update, "
-            f"{options.batch_tokens} per micro-batch, medians of {options.steps} updates"
+            f"{options.batch_tokens} per micro-batch, "
+            f"groups of {options.group}, medians of {options.steps} updates"
         )
         measured = (str(folder), settings, options.tokens, samples, options.steps)
         if importlib.util.find_spec("trl"):
@@ -156,6 +170,8 @@ def main() -> None:
         else:
             print("TRL: not installed (pip install trl)")
         show("torch", alone("measure_torch", *measured))
+        separate = settings.model_copy(update={"shared_prompts": False})
+        show("torch, prompts not shared", alone("measure_torch", str(folder), separate, *measured[2:]))
         if not options.no_compile:
             compiled = settings.model_copy(update={"compile": True})
             show("torch, compiled", alone("measure_torch", str(folder), compiled, *measured[2:]))

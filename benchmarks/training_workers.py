@@ -26,12 +26,16 @@ def peak_bytes() -> int:
 
 @dataclass(frozen=True)
 class Figures:
-    """seconds: median of the steps. grown_bytes: a process's peak memory above that before loading."""
+    """seconds: median of the steps. grown_bytes: a process's peak memory above that before loading.
+
+    cpu_seconds: median of the time that its threads worked, which other programs hardly change.
+    """
 
     seconds: float
     grown_bytes: int
     loss: float = 0.0
     grad_norm: float = 0.0
+    cpu_seconds: float = 0.0
 
 
 class MeasuredRank(RankWorker):
@@ -61,13 +65,16 @@ class Alone:
         if settings.compile:
             trainer.step(samples)  # compiles other shapes
         seconds: list[float] = []
+        worked: list[float] = []
         metrics: dict[str, float] = {}
         for step in range(steps):
             self.progress(f"step {step}")
-            started = time.monotonic()
+            started, worked_before = time.monotonic(), time.process_time()
             metrics = trainer.step(samples)
             seconds.append(time.monotonic() - started)
-        return Figures(median(seconds), peak_bytes() - before, metrics["loss"], metrics["grad_norm"])
+            worked.append(time.process_time() - worked_before)
+        grown = peak_bytes() - before
+        return Figures(median(seconds), grown, metrics["loss"], metrics["grad_norm"], median(worked))
 
     def measure_trl(
         self, folder: str, settings: TrainerSettings, context: int, samples: Sequence[Sample], steps: int
@@ -77,13 +84,14 @@ class Alone:
         before = resident_bytes()
         peer = TrlPeer(folder, settings, context)
         peer.step(samples[:2])
-        seconds, loss, norm = [], 0.0, 0.0
+        seconds, worked, loss, norm = [], [], 0.0, 0.0
         for step in range(steps):
             self.progress(f"step {step}")
-            started = time.monotonic()
+            started, worked_before = time.monotonic(), time.process_time()
             loss, norm = peer.step(samples)
             seconds.append(time.monotonic() - started)
-        return Figures(median(seconds), peak_bytes() - before, loss, norm)
+            worked.append(time.process_time() - worked_before)
+        return Figures(median(seconds), peak_bytes() - before, loss, norm, median(worked))
 
     def close(self) -> None:
         pass

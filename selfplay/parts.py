@@ -86,6 +86,7 @@ PARTS: Mapping[str, Mapping[str, str]] = {
         "bubblewrap": "selfplay.sandbox.bubblewrap_sandbox:BubblewrapBackend",
     },
     "engine.type": {
+        "auto": "selfplay.orchestrator.build:auto_engine",
         "hf": "selfplay.orchestrator.build:hf_engine",
         "vllm": "selfplay.orchestrator.build:vllm_engine",
         "scripted": "selfplay.orchestrator.build:scripted_engine",

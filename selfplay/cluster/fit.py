@@ -92,7 +92,7 @@ def _rank_memory(config: Config, shape: ModelShape, on_gpus: bool) -> dict[str, 
     The hf engine generates in the trainer's process, so it is one of the parts.
     """
     memory = trainer_bytes(shape, config.trainer, config.agent.context_tokens, config.cluster.action_share)
-    if config.engine.type == "hf":
+    if config.engine.type in ("hf", "auto"):
         memory["engine"] = (2 if on_gpus else 4) * shape.parameters + (config.engine.cache_mb << 20)
     return memory
 

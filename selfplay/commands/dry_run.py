@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from selfplay.agent.chat import policy_path
 from selfplay.agent.tools import toolbox
 from selfplay.cluster.machines import planned_nodes, policy_folder, policy_shape
 from selfplay.cluster.placement import place
@@ -16,6 +17,7 @@ from selfplay.commands.policies import (
     check_given_files,
     check_training_settings,
     fitted_context,
+    with_engine,
 )
 from selfplay.config import load_config
 from selfplay.orchestrator.histories import foreseen_histories
@@ -48,6 +50,9 @@ def dry_run_training(
         check_files(config, str(folder), local_files_only=True)
         config = fitted_context(config, str(folder), local_files_only=True)
     shape = policy_shape(config)
+    is_described = config.policy.shape is not None  # so it need not be on this machine
+    model = config.policy.model if is_described else policy_path(config.policy.model)
+    config = with_engine(config, model, console)
     nodes = planned_nodes(config) if address is None else _asked(address)
     show_placement(place(config, shape, nodes), shape, console)
     for line in foreseen_histories(config, specs):

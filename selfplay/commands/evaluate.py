@@ -19,7 +19,7 @@ from selfplay.agent.local_host import LocalHost
 from selfplay.agent.workspaces import EpisodeContext, sandbox_limits
 from selfplay.commands.clusters import Done, model_on_cluster, on_cluster, play_on_what_is_left
 from selfplay.commands.evaluation_request import EvaluationRequest, progress_bar
-from selfplay.commands.policies import check_model, fitted_context
+from selfplay.commands.policies import check_model, fitted_context, with_engine
 from selfplay.config import Config, load_config
 from selfplay.errors import UsageError
 from selfplay.evaluation.checked_tasks import checked_tasks
@@ -62,8 +62,9 @@ def start_evaluation(
     tasks = find_tasks(request.sources, request.limit)
     model = check_model(config, trains=False)
     config = fitted_context(config, model)
-    policy = policy_identity(config.policy.model, model)
     console = Console(stderr=as_json)
+    config = with_engine(config, model, console)
+    policy = policy_identity(config.policy.model, model)
     with (
         tempfile.TemporaryDirectory(prefix="selfplay-eval-") as scratch,
         on_cluster(request.cluster, config, trains=False) as cluster,

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from rich.console import Console
+
 from selfplay import parts
 from selfplay.agent.chat import chat_format, load_tokenizer, policy_path
 from selfplay.agent.prompting import check_prompts
@@ -15,6 +17,7 @@ from selfplay.cluster.machines import policy_shape, this_machine
 from selfplay.config import Config
 from selfplay.engines.adapted_models import adapted_folder, adapter_folder
 from selfplay.engines.architectures import check_architecture, longest_text, read_architecture
+from selfplay.engines.choice import choose_engine
 from selfplay.engines.templated_models import read_template, templated_folder
 from selfplay.engines.vllm_launch import check_installed
 from selfplay.errors import ConfigError, EngineError, PlacementError
@@ -64,7 +67,7 @@ def check_files(config: Config, model: str, trains: bool = True, local_files_onl
 
     local_files_only: fetch nothing. Raises EngineError that names the policy, the value and the remedy.
     """
-    name, engine = config.policy.model, config.engine.type
+    name, engine = config.policy.model, choose_engine(config.engine, model)[0].type
     architecture = read_architecture(model, local_files_only)
     trainer = config.trainer.type if trains else ""
     check_architecture(name, architecture, engine, trainer, config.trainer.packing)
@@ -107,3 +110,14 @@ def check_memory(config: Config) -> None:
     except (PlacementError, EngineError):
         return
     check_least_memory(config, shape, this_machine())
+
+
+def with_engine(config: Config, model: str, console: Console) -> Config:
+    """The configuration with an engine in place of "auto". Prints which and why if the policy is large.
+
+    model: what `check_model` gave.
+    """
+    engine, why = choose_engine(config.engine, model)
+    if why:
+        console.print(why, markup=False, highlight=False)
+    return config.model_copy(update={"engine": engine})

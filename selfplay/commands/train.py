@@ -24,7 +24,13 @@ from selfplay.agent.solver import spec_tokens
 from selfplay.agent.workspaces import sandbox_limits
 from selfplay.commands.accelerators import run_devices
 from selfplay.commands.clusters import Done, model_on_cluster, on_cluster, play_on_what_is_left
-from selfplay.commands.policies import check_memory, check_model, check_training_settings, fitted_context
+from selfplay.commands.policies import (
+    check_memory,
+    check_model,
+    check_training_settings,
+    fitted_context,
+    with_engine,
+)
 from selfplay.config import Config, build_config, load_config, parse_overrides
 from selfplay.curriculum.rows import EnvironmentRow
 from selfplay.curriculum.store import Store
@@ -91,11 +97,12 @@ def start_training(
     config = fitted_context(config, model)
     if address is None:
         check_memory(config)
+    console = Console()
+    config = with_engine(config, model, console)
     backend, why = open_backend(config.sandbox.type)
     with on_cluster(address, config) as cluster:
         lines = "".join(f"{absolute_line(spec)}\n" for spec in specs)
         run, config = create_run(config, lines, datetime.now(), given, tasks)
-        console = Console()
         console.print(f"Run [bold]{run.path.name}[/bold] in {run.path}; sandboxes: {why}", highlight=False)
         planned = PlannedRun(run, config, specs, backend, model, console)
         with _interrupt_says_how_to_continue(run, address):

@@ -23,6 +23,7 @@ from torch import Tensor
 from selfplay.engines.base import Completion, GenerationRequest, Sampling, check_sampling
 from selfplay.engines.drafts import DraftTable, RowDrafts
 from selfplay.engines.models import head_logits, load_causal_model
+from selfplay.engines.precision import Dtype, Precision, choose_dtype, refresh_head
 from selfplay.engines.probe import check_passes, plain_logprobs
 from selfplay.engines.sequences import (
     NAME,
@@ -34,12 +35,8 @@ from selfplay.engines.sequences import (
     shared_prefix,
 )
 from selfplay.errors import EngineError
-from selfplay.runtime.cores import usable_cores
+from selfplay.runtime.cores import FreeCores, usable_cores
 
-# Half the cores, since tests run on the others. Threads that wait for a busy core at every small operation
-# cost far more than they
-# gain: on 2 busy cores we saw 10 instead of 360 tokens/s.
-THREADS = max(1, usable_cores() // 2)
 _GATHER_S = 0.005  # an idle engine waits this long for more requests before it starts
 _MAX_PREFILL_TOKENS = 2048  # prompt tokens in one pass: running requests must not wait long for new ones
 _MAX_SAMPLED_POSITIONS = 96  # positions of one pass whose next token is sampled, drafts included
@@ -121,36 +118,41 @@ class HFEngine:
         model_path: str | Path,
         max_batch: int = 32,
         max_tokens_context: int = 32_768,
-        dtype: torch.dtype | None = None,
-        weight_version: int = 0,
+        dtype: Dtype = "auto",
         cache_mb: int = 1024,
+        threads: int = 0,
     ) -> None:
         """Load the model and start the worker thread.
 
-        dtype: None takes bf16 on a GPU and fp32 on a CPU, where small models decode as fast and fp32 is
-            closest to the trainer.
+        dtype: as `engine.dtype`; on a CPU of matrix products only (see precision.py).
         cache_mb: MiB for the caches of conversations that wait for their next turn. Running requests are not
             counted.
+        threads: on a CPU. 0: half the cores; with a large model those that nobody else uses.
         """
         from transformers import AttentionInterface
 
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        dtype = dtype or (torch.bfloat16 if self._device.type == "cuda" else torch.float32)
-        self._model = load_causal_model(model_path, dtype).to(self._device)
-        self._model.eval()
+        on_gpu = self._device.type == "cuda"
+        loaded = getattr(torch, choose_dtype(dtype, 0, on_gpu)) if on_gpu else torch.float32
+        self._model = load_causal_model(model_path, loaded).eval().to(self._device)
         expected = plain_logprobs(self._model)
         AttentionInterface.register(NAME, ragged_attention)
         self._model.set_attn_implementation(NAME)
         self._max_batch = max_batch
         self._max_tokens = max_tokens_context
         self._vocabulary = int(self._model.get_input_embeddings().num_embeddings)
-        self._shape = _cache_shape(self._model, dtype, self._device)
-        check_passes(f"the model {model_path}", self._model, self._shape, expected)
+        shape = _cache_shape(self._model, loaded, self._device)
+        check_passes(f"the model {model_path}", self._model, shape, expected)
+        self._precision = Precision.of(self._model, dtype, self._device)
+        self._shape = _cache_shape(self._model, self._precision.dtype, self._device)
+        # Measured for large models only: small operations lose more than a second thread gives.
+        self._free_cores = FreeCores() if self._precision.is_large and not threads else None
+        self.threads = threads or max(1, usable_cores() // 2)  # of the last pass
         self._prefix_cache = PrefixCache(cache_mb << 20)
         self._drafts = DraftTable()
         # Keeps transformers from making a mask; the pass's plan holds the masks.
         self._no_mask = torch.zeros(1, 1, 1, 1, device=self._device)
-        self._weight_version = weight_version
+        self._weight_version = 0
         self._waiting: queue.SimpleQueue[_Row | _Command] = queue.SimpleQueue()
         self._gate = threading.Lock()  # guards `_is_closed`: nothing may be queued after the last command
         self._is_closed = False
@@ -221,8 +223,8 @@ class HFEngine:
         with torch.inference_mode():
             while True:
                 command = self._gather(len(running), newcomers, command)
-                if not running and self._device.type == "cpu":
-                    torch.set_num_threads(THREADS)  # the trainer sets its own number at each step
+                if self._device.type == "cpu":
+                    self._set_threads(is_first=not running)
                 if command and not running and not newcomers:
                     if command.weights is None:
                         return
@@ -238,6 +240,13 @@ class HFEngine:
                     self._fail([*running, *newcomers], error)
                     running = []
                     newcomers.clear()
+
+    def _set_threads(self, is_first: bool) -> None:
+        """Before the first pass of a batch, since the trainer sets its own number at each step, and after."""
+        if self._free_cores is not None:
+            self.threads = self._free_cores.threads()
+        if is_first or self._free_cores is not None:
+            torch.set_num_threads(self.threads)
 
     def _fail(self, rows: Sequence[_Row], error: Exception) -> None:
         for row in rows:
@@ -362,7 +371,8 @@ class HFEngine:
             first = step.row.sequence.length
             position_ids += range(first, first + len(ids))
             parts.append((step.row.sequence, len(ids)))
-        with PassPlan(parts, self._device) as plan:
+        indices = torch.tensor(sampled, dtype=torch.int64, device=self._device)
+        with PassPlan(parts, self._device) as plan, self._precision.products():
             output = self._model.base_model(
                 input_ids=torch.tensor([token_ids], device=self._device),
                 position_ids=torch.tensor([position_ids], device=self._device),
@@ -370,8 +380,7 @@ class HFEngine:
                 past_key_values=plan,
                 use_cache=True,
             )
-        indices = torch.tensor(sampled, dtype=torch.int64, device=self._device)
-        return head_logits(self._model, output.last_hidden_state[0, indices])  # (sampled, hidden)
+            return head_logits(self._model, output.last_hidden_state[0, indices])  # (sampled, hidden)
 
     def _sample(self, steps: Sequence[_Step], logits: Tensor) -> tuple[list[int], list[float]]:
         """Sample a token at each position by inverting the distribution at the row's own random draw.
@@ -419,6 +428,7 @@ class HFEngine:
                 )
             for name, tensor in weights.items():
                 own[name].copy_(tensor)
+            refresh_head(self._model)
             self._prefix_cache.clear()  # the old weights computed it
             self._weight_version = version
             done.set_result(None)

@@ -225,7 +225,7 @@ def ragged_attention(
         )
         first, mask = segment.visible(sliding_window)
         attended = attend(
-            query[:, :, segment.start : end],
+            query[:, :, segment.start : end].to(keys.dtype),
             keys[None, :, first:],
             values[None, :, first:],
             mask,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -17,6 +18,8 @@ from selfplay.algorithm.staleness import async_updates
 from selfplay.config import Config
 from selfplay.curriculum.store import Store
 from selfplay.engines.base import Engine
+from selfplay.engines.choice import choose_engine
+from selfplay.engines.precision import choose_dtype, stored_parameters
 from selfplay.errors import PrerequisiteError, RunError
 from selfplay.evaluation.evaluator import Evaluator
 from selfplay.evaluation.run_evaluations import RunEvaluations
@@ -215,12 +218,25 @@ def scripted_engine(inputs: EngineInputs) -> Engine:
     return ScriptedEngine(teacher, load_tokenizer(inputs.model))
 
 
+def auto_engine(inputs: EngineInputs) -> Engine:
+    """The engine that `choose_engine` takes for the model."""
+    chosen, _ = choose_engine(inputs.config.engine, inputs.model)
+    return build_engine(replace(inputs, config=inputs.config.model_copy(update={"engine": chosen})))
+
+
 def hf_engine(inputs: EngineInputs) -> Engine:
     from selfplay.engines.hf_engine import HFEngine
 
     config = inputs.config
+    # While a trainer steps beside it, each takes half of the cores.
+    is_beside_trainer = async_updates(config.train.max_async_updates, config.max_lag) > 0
     return HFEngine(
-        inputs.model, config.engine.max_batch, config.agent.context_tokens, cache_mb=config.engine.cache_mb
+        inputs.model,
+        config.engine.max_batch,
+        config.agent.context_tokens,
+        config.engine.dtype,
+        cache_mb=config.engine.cache_mb,
+        threads=max(1, usable_cores() // 2) if is_beside_trainer else 0,
     )
 
 
@@ -239,7 +255,8 @@ def vllm_engine(inputs: EngineInputs) -> Engine:
             f"and the servers run on {'GPUs' if on_gpus else 'CPUs'} here. "
             f"Set engine.sync = {'nccl' if on_gpus else 'gloo'!r}, or 'files'."
         )
-    dtype = settings.dtype if settings.dtype != "auto" else "bfloat16" if on_gpus else "float32"
+    # A model of unknown size comes by its name, so it is a large one.
+    dtype = choose_dtype(settings.dtype, stored_parameters(inputs.model) or sys.maxsize, on_gpus)
     launch = Launch(
         model=inputs.model,
         context_tokens=config.agent.context_tokens,

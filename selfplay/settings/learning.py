@@ -260,11 +260,21 @@ class TrainerSettings(Section):
     batch_tokens: int = Field(16_384, ge=256)
     """Tokens of one micro-batch, padding included."""
 
+    shared_prompts: bool = True
+    """The torch trainer computes the prompt of a group once, and leaves out all padding. Not for models with
+    sliding windows, nor for the deepspeed trainer.
+    """
+
     packing: bool = False
     """Several episodes share a row, none sees another: less padding, attention by a mask."""
 
     bf16: bool = True
     """Matrix products in bfloat16; master weights stay in float32."""
+
+    train_embeddings: bool = True
+    """False: the embedding and the head stay as they are. In a small model with a large vocabulary that saves
+    much of the memory and of the time. The torch trainer only.
+    """
 
     lora_rank: int = Field(0, ge=0)
     """Rank of a LoRA adapter that is trained in place of the weights; 0: all weights are trained."""
@@ -289,6 +299,15 @@ class TrainerSettings(Section):
         if not self.lora_rank and self.lora_layers:
             raise ValueError(
                 f"lora_layers = {list(self.lora_layers)} means something only with lora_rank of at least 1"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _trains_embeddings(self) -> TrainerSettings:
+        if self.type == "deepspeed" and not self.train_embeddings:
+            raise ValueError(
+                "train_embeddings = false is the torch trainer's; set trainer.type = 'torch', or "
+                "trainer.lora_rank, which freezes them too"
             )
         return self
 

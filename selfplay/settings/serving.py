@@ -27,14 +27,16 @@ OWN_OPTIONS = {
     "--weight-transfer-config": "engine.sync",
     "--logprobs-mode": "selfplay: log-probabilities are those at temperature 1",
 }
-VLLM_ONLY = ("servers", "urls", "dtype", "gpu_memory", "options", "sync")
+VLLM_ONLY = ("servers", "urls", "gpu_memory", "options", "sync")
 
 
 class EngineSettings(Section):
-    """What generates the policy's tokens. Settings from `servers` on are for vllm only."""
+    """What generates the policy's tokens. Settings from `servers` on are for vllm only, but for `dtype`."""
 
-    type: Annotated[str, part("engine.type")] = "hf"
-    """"hf": transformers in this process; "vllm": servers; "scripted": the teacher plays both roles."""
+    type: Annotated[str, part("engine.type")] = "auto"
+    """"hf": transformers in this process; "vllm": servers; "scripted": the teacher plays both roles. "auto":
+    vllm on a CPU if it is installed and the policy has more than 20M parameters, else hf.
+    """
 
     max_batch: int = Field(32, ge=1)
     """Requests that run at the same time, in each server."""
@@ -52,7 +54,9 @@ class EngineSettings(Section):
     """Servers that run already, in place of our own."""
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Weights' type in the servers; "auto": bfloat16 on a GPU, float32 on a CPU."""
+    """Type of weights and matrix products. "auto": bfloat16 on a GPU, and on a CPU that multiplies it in
+    hardware if the policy has more than 20M parameters; else float32.
+    """
 
     gpu_memory: float = Field(0.8, gt=0, le=1)
     """Share of a GPU's memory that a server takes."""

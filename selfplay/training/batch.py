@@ -9,9 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import mul
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from selfplay.training.prompt_trees import Tree
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,7 @@ class MicroBatch:
     action_samples: Tensor  # (actions,) index of its sample in the update
     rollout_logprobs: Tensor  # (actions,) float32
     advantages: Tensor  # (actions,) float32
+    trees: tuple[Tree, ...] | None = None  # of a single flat row (see prompt_trees.py); None: ordinary rows
 
     @property
     def padded_tokens(self) -> int:
@@ -131,6 +136,13 @@ def with_gradient(samples: Sequence[Sample]) -> list[int]:
     return [i for i, s in enumerate(samples) if s.weight and any(map(mul, s.advantages, s.loss_mask))]
 
 
+def chosen_samples(samples: Sequence[Sample], all_actions: bool) -> list[int]:
+    """Return the indices of samples to compute: with a gradient, or all that have actions and a weight."""
+    if not all_actions:
+        return with_gradient(samples)
+    return [i for i, s in enumerate(samples) if s.weight and s.action_tokens]
+
+
 def pack_rows(lengths: Sequence[int], row_tokens: int) -> list[list[int]]:
     """Pack indices into rows of at most `row_tokens`. A longer sample gets a row of its own.
 
@@ -154,11 +166,7 @@ def _rows(
     samples: Sequence[Sample], packing: bool, all_actions: bool = False
 ) -> tuple[list[list[int]], list[int]]:
     """Return the rows of an update, as indices of samples, and their lengths in tokens."""
-    chosen = (
-        [i for i, s in enumerate(samples) if s.weight and s.action_tokens]
-        if all_actions
-        else with_gradient(samples)
-    )
+    chosen = chosen_samples(samples, all_actions)
     lengths = [used_tokens(samples[i]) for i in chosen]
     rows = pack_rows(lengths, max(lengths, default=0)) if packing else [[i] for i in range(len(chosen))]
     return [[chosen[i] for i in row] for row in rows], [sum(lengths[i] for i in row) for row in rows]

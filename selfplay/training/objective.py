@@ -17,6 +17,7 @@ from selfplay.algorithm.loss import Clipping, aggregation_weights, kl_divergence
 from selfplay.engines.models import head_logits
 from selfplay.settings.learning import TrainerSettings
 from selfplay.training.batch import MicroBatch, Sample
+from selfplay.training.prompt_trees import Tree
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class WeightedBatch:
     weights: Tensor  # (actions,) float32, normalised over the whole update
     role_numbers: Tensor  # (actions,) index into `roles`
     roles: tuple[str, ...]
+    trees: tuple[Tree, ...] | None = None
 
     def to(self, device: torch.device) -> WeightedBatch:
         values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
@@ -83,6 +85,7 @@ def add_token_weights(
         torch.tensor([weights[i] for i in members])[owners],
         torch.tensor([roles.index(samples[i].role) for i in members])[owners],
         roles,
+        batch.trees,
     )
 
 

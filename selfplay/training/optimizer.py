@@ -1,8 +1,16 @@
-"""The optimiser of every trainer."""
+"""The optimiser of every trainer, and which weights it leaves alone."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+
+
+def freeze_embeddings(model: Any) -> None:
+    """Leave the input embedding and the output head as they are."""
+    for module in (model.get_input_embeddings(), model.get_output_embeddings()):
+        module.requires_grad_(False)
 
 
 def make_optimizer(model: torch.nn.Module, learning_rate: float, weight_decay: float) -> torch.optim.AdamW:

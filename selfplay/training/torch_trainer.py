@@ -30,7 +30,7 @@ from selfplay.training.adapter import (
     check_same_base,
     outer_name,
 )
-from selfplay.training.batch import Sample, make_micro_batches
+from selfplay.training.batch import MicroBatch, Sample, make_micro_batches
 from selfplay.training.checkpoints import atomic_folder, read_companions, weights_digest, write_companions
 from selfplay.training.objective import (
     MetricSums,
@@ -42,8 +42,10 @@ from selfplay.training.objective import (
     warmed_up_rate,
     weighted_losses,
 )
-from selfplay.training.optimizer import make_optimizer
+from selfplay.training.optimizer import freeze_embeddings, make_optimizer
+from selfplay.training.prompt_trees import make_shared_batches
 from selfplay.training.router_load import RouterLoad
+from selfplay.training.tree_attention import attending_to, can_attend
 from selfplay.weights.checkpoint_names import CheckpointNames, layer_groups
 from selfplay.weights.native_transfer import NativeSender, Receivers, SendReport, WeightSource
 
@@ -64,6 +66,8 @@ class TorchTrainer:
         self._companions = read_companions(Path(model_path))
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._model = load_causal_model(model_path, torch.float32).eval()
+        if not settings.train_embeddings:
+            freeze_embeddings(self._model)
         self._adapter = add_adapter(self._model, settings, seed)
         self._model.to(self._device)
         check_head(f"the model {model_path}", self._model)
@@ -76,6 +80,7 @@ class TorchTrainer:
             checkpoint_activations(self._model)
         if settings.compile:
             compile_layers(self._model)
+        self._shares_prompts = settings.shared_prompts and can_attend(self._model)
         self._optimizer = make_optimizer(self._model, settings.learning_rate, settings.weight_decay)
         self._clipping = Clipping(
             settings.clip_low, settings.clip_high, settings.clip_negative, settings.clipping
@@ -105,7 +110,7 @@ class TorchTrainer:
         weights = episode_weights(samples, settings, self._context_tokens)
         sums = MetricSums()
         self._optimizer.zero_grad(set_to_none=True)
-        batches = make_micro_batches(samples, settings.batch_tokens, settings.packing, settings.kl_coef > 0)
+        batches = self._batches(samples)
         for batch in batches:
             self._accumulate(add_token_weights(batch, samples, weights), sums)
         metrics = sums.means() | self._router_load.metrics()
@@ -132,11 +137,22 @@ class TorchTrainer:
             "seconds": seconds,
         }
 
+    def _batches(self, samples: Sequence[Sample]) -> list[MicroBatch]:
+        budget, all_actions = self._settings.batch_tokens, self._settings.kl_coef > 0
+        if self._shares_prompts:
+            return make_shared_batches(samples, budget, all_actions)
+        return make_micro_batches(samples, budget, self._settings.packing, all_actions)
+
     def _autocast(self) -> AbstractContextManager[Any]:
         return torch.autocast(self._device.type, torch.bfloat16, enabled=self._settings.bf16)
 
     def _accumulate(self, batch: WeightedBatch, sums: MetricSums) -> None:
         batch = batch.to(self._device)
+        models = [self._model] if self._reference is None else [self._model, self._reference]
+        with attending_to(batch.trees, *models):
+            self._losses(batch, sums).sum().backward()  # type: ignore[no-untyped-call]
+
+    def _losses(self, batch: WeightedBatch, sums: MetricSums) -> Tensor:
         inputs = (batch.token_ids, batch.action_rows, batch.action_positions, batch.position_ids)
         reference_logits = None
         with self._autocast():
@@ -146,8 +162,7 @@ class TorchTrainer:
                 with torch.no_grad():
                     reference_logits = action_logits(self._reference, *inputs)  # (actions, vocab)
         kl_coef = self._settings.kl_coef
-        losses = weighted_losses(batch, logits, self._clipping, sums, reference_logits, kl_coef)
-        losses.sum().backward()  # type: ignore[no-untyped-call]
+        return weighted_losses(batch, logits, self._clipping, sums, reference_logits, kl_coef)
 
     def export_weights(self) -> dict[str, Tensor]:
         """Return name -> fp32 weight as a copy on the CPU. Tied weights appear once; an adapter is merged."""

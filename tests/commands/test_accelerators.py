@@ -96,7 +96,7 @@ def test_the_readme_says_how_to_set_up_with_a_gpu_as_the_doctor_does():
 
 
 def on(build: TorchBuild, present: int, **settings) -> str:
-    return accelerators.devices(build_config(settings), build, present)
+    return accelerators.devices(build_config({"engine": {"type": "hf"}} | settings), build, present)
 
 
 CUDA = TorchBuild("2.13.0", "CUDA 13.0")
@@ -141,7 +141,7 @@ def test_a_run_with_servers_or_ranks_counts_them():
 
 
 def test_the_line_at_the_start_of_a_run_is_true_here_and_names_what_exists():
-    line = accelerators.run_devices(Config())
+    line = accelerators.run_devices(build_config({"engine": {"type": "hf"}}))
     assert line.startswith("Engine hf, trainer torch, on the ")
     assert find_recipe(Path("cluster-1"), "the configuration").is_file()
     page = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")

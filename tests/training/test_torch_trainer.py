@@ -186,3 +186,15 @@ def test_the_torch_trainer(check: conformance.Check, tmp_path: Path) -> None:
         make_tiny_model(tmp_path / "model"),
         tmp_path / "empty",
     )
+
+
+def test_frozen_embeddings_stay_and_the_rest_learns(model: Path) -> None:
+    trainer = TorchTrainer(model, SETTINGS.model_copy(update={"train_embeddings": False}), 128, seed=1)
+    before = trainer.export_weights()
+    trainer.step(samples(0))
+    changed = {
+        name for name, value in trainer.export_weights().items() if not torch.equal(value, before[name])
+    }
+    assert changed == before.keys() - {"model.embed_tokens.weight"}
+    with pytest.raises(ValueError, match="train_embeddings = false is the torch trainer's"):
+        TrainerSettings(type="deepspeed", train_embeddings=False)
