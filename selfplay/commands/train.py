@@ -58,6 +58,7 @@ CHANGEABLE = (
     "train.max_opening",
     "train.updates",
     "train.workers",
+    "trainer.max_rollout_logprob_diff",
     "trainer.ranks",
 )
 

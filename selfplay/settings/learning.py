@@ -175,7 +175,24 @@ class TrainerSettings(Section):
     """How token losses are weighed into a role's loss."""
 
     clipping: Annotated[str, part("trainer.clipping")] = "dual_clip"
-    """How the importance ratio is bounded."""
+    """How the importance ratio is bounded. "clip": without the dual clip, as in the paper."""
+
+    off_policy: Literal["ratio", "truncated", "decoupled"] = "ratio"
+    """What corrects for tokens that older weights sampled. "ratio": the clipped ratio to the rollout's
+    policy. "truncated": truncated importance sampling, a weight of at most `importance_cap`. "decoupled":
+    AReaL's loss; the weight is not truncated, and tokens above `importance_cap` have no loss.
+
+    The last two clip only the change since the policy before the step. An update is one step, so there
+    `clipping` bounds nothing.
+    """
+
+    importance_cap: float = Field(2.0, gt=0)
+    """Bound of the importance weight. For off_policy = "truncated" and "decoupled"."""
+
+    max_rollout_logprob_diff: float = Field(0.0, ge=0)
+    """The run stops if the log-probabilities of a role's action tokens in trainer and rollout differ by more
+    than this, in nats, as a mean over an update. Nothing of that update is kept. 0: it never stops.
+    """
 
     episodes: Annotated[str, part("trainer.episodes")] = "all"
     """Which finish reasons are trained on, penalised or masked."""
@@ -218,7 +235,7 @@ class TrainerSettings(Section):
     """Upper clip bound ε_high: ratios above 1 + ε_high are clipped."""
 
     clip_negative: float = Field(3.0, gt=1)
-    """c of the dual clip: for A < 0 a token's loss is at most -c·A."""
+    """c of the dual clip: for A < 0 a token's loss is at most -c·A. clipping = "clip" has no such bound."""
 
     max_grad_norm: float = Field(1.0, gt=0)
     """Gradient norm above which the gradient is scaled down."""

@@ -85,6 +85,18 @@ def add_token_weights(
     )
 
 
+def loss_bounds(settings: TrainerSettings) -> Clipping:
+    """Return how the settings bound ratios and importance weights."""
+    return Clipping(
+        settings.clip_low,
+        settings.clip_high,
+        settings.clip_negative,
+        settings.clipping,
+        settings.off_policy,
+        settings.importance_cap,
+    )
+
+
 def dummy_batch() -> WeightedBatch:
     """Return the smallest batch that uses every parameter, with weight 0.
 

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from selfplay.algorithm.loss import Clipping
 from selfplay.engines.models import checkpoint_activations, compile_layers, load_causal_model
 from selfplay.errors import EngineError, RunError
 from selfplay.runtime.cores import usable_cores
@@ -37,6 +36,7 @@ from selfplay.training.objective import (
     add_token_weights,
     check_lengths,
     episode_weights,
+    loss_bounds,
     warmed_up_rate,
     weighted_losses,
 )
@@ -71,9 +71,7 @@ class TorchTrainer:
         if settings.compile:
             compile_layers(self._model)
         self._optimizer = make_optimizer(self._model, settings.learning_rate, settings.weight_decay)
-        self._clipping = Clipping(
-            settings.clip_low, settings.clip_high, settings.clip_negative, settings.clipping
-        )
+        self._clipping = loss_bounds(settings)
         self._weight_version = 0
         self._sender = NativeSender(rank=0)
         self.threads = usable_cores()  # of a step on a CPU; lower it if something else computes meanwhile

@@ -21,13 +21,12 @@ import torch
 from torch import Tensor
 
 from selfplay import parts
-from selfplay.algorithm.loss import Clipping
 from selfplay.engines.models import checkpoint_activations, load_causal_model
 from selfplay.errors import PrerequisiteError
 from selfplay.runtime.cores import usable_cores
 from selfplay.settings.learning import TrainerSettings
 from selfplay.training.adapter import FOLDER, Adapter, add_adapter, check_same_base
-from selfplay.training.objective import MetricSums, WeightedBatch, dummy_batch
+from selfplay.training.objective import MetricSums, WeightedBatch, dummy_batch, loss_bounds
 from selfplay.training.optimizer import make_optimizer
 from selfplay.training.ranks.model import LossModule, deepspeed_settings, loading_in_shares, mark_tied_head
 from selfplay.training.ranks.sharded_weights import MOMENTS, ShardedWeights
@@ -129,8 +128,7 @@ class RankWorker:
         mark_tied_head(model)
         if reference is not None:
             mark_tied_head(reference.eval().requires_grad_(False))
-        clipping = Clipping(settings.clip_low, settings.clip_high, settings.clip_negative, settings.clipping)
-        loss = LossModule(model, reference, clipping, settings.kl_coef)
+        loss = LossModule(model, reference, loss_bounds(settings), settings.kl_coef)
         optimizer = make_optimizer(loss, settings.learning_rate, settings.weight_decay)
         self._engine, *_ = self._deepspeed.initialize(
             model=loss,
