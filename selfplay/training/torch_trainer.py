@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from selfplay.engines.models import checkpoint_activations, compile_layers, load
 from selfplay.errors import EngineError, RunError
 from selfplay.runtime.cores import usable_cores
 from selfplay.settings.learning import TrainerSettings
+from selfplay.training.activations import HostActivations
 from selfplay.training.adapter import (
     FOLDER,
     adapter_state,
@@ -29,10 +30,12 @@ from selfplay.training.adapter import (
 )
 from selfplay.training.batch import Sample, make_micro_batches
 from selfplay.training.checkpoints import atomic_folder, read_companions, weights_digest, write_companions
+from selfplay.training.chunks import chunked_losses
 from selfplay.training.objective import (
     MetricSums,
     WeightedBatch,
     action_logits,
+    action_states,
     add_token_weights,
     check_lengths,
     episode_weights,
@@ -130,9 +133,16 @@ class TorchTrainer:
     def _accumulate(self, batch: WeightedBatch, sums: MetricSums) -> None:
         batch = batch.to(self._device)
         inputs = (batch.token_ids, batch.action_rows, batch.action_positions, batch.position_ids)
-        reference_logits = None
+        reference_logits, chunk = None, self._settings.logit_tokens
         with self._autocast():
-            logits = action_logits(self._model, *inputs)  # (actions, vocab)
+            with HostActivations().collecting() if self._settings.offload_activations else nullcontext():
+                hidden = action_states(self._model, *inputs)  # (actions, hidden)
+            head = self._model.get_output_embeddings()
+            if chunk:
+                losses = chunked_losses(head, hidden, batch, self._clipping, sums, chunk)
+                losses.sum().backward()  # type: ignore[no-untyped-call]
+                return
+            logits = head(hidden).float()  # (actions, vocab)
             if self._reference is not None:
                 with torch.no_grad():
                     reference_logits = action_logits(self._reference, *inputs)  # (actions, vocab)
