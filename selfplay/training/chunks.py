@@ -50,6 +50,7 @@ def chunked_losses(
         names[:] = values
         return losses, torch.stack([value.float() for value in values.values()])
 
+    losses: Tensor
     if isinstance(head, ActionHead):
         losses, metrics = head(hidden, finish, size)
     else:
