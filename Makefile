@@ -8,7 +8,7 @@ TORCH_BUILD ?= cpu
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 PIP := $(PY) -m pip --disable-pip-version-check
 
-.PHONY: help setup train test fast fuzz chaos lint docs bench bench-sandbox bench-validator bench-rollouts bench-update bench-training bench-dispatcher bench-overlap learning clean
+.PHONY: help setup train train-pretrained pretrained-policy test fast fuzz chaos lint docs bench bench-sandbox bench-validator bench-rollouts bench-update bench-training bench-dispatcher bench-overlap learning clean
 
 help: ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -43,8 +43,20 @@ $(VENV)/.test-ready: $(VENV)/.ready
 train: setup ## self-play on the embedded default: real repositories, real sandboxes, a small policy
 	$(SELFPLAY) train --repos runs/recipes/quickstart-repos.txt --config runs/recipes/quickstart.toml
 
+# What fetching and converting a pretrained model needs.
+$(VENV)/.pretrained-ready: $(VENV)/.ready
+	@echo "Installing gguf and peft ..."
+	@$(PIP) install -q -c constraints.txt -e '.[gguf,lora]'
+	@touch $@
+
+train-pretrained: setup $(VENV)/.pretrained-ready ## self-play with SmolLM2-135M and its carried adapter, evaluated before and after
+	$(SELFPLAY) train --repos runs/recipes/quickstart-repos.txt --config runs/recipes/pretrained.toml
+
+pretrained-policy: setup $(VENV)/.pretrained-ready ## the carried adapter again: supervised training of SmolLM2-135M, hours; goes on where it was stopped
+	$(SELFPLAY) warm-start --from smollm2 --adapter --output $(or $(OUTPUT),runs/pretrained-policy) $(WARM_START)
+
 test: setup $(VENV)/.test-ready ## the whole suite, real components included
-	$(PY) -m pytest
+	$(PY) -m pytest --durations=40 --durations-min=5
 
 fast: setup ## only the tests that need no sandbox
 	$(PY) -m pytest -m "not sandbox and not slow"

@@ -26,7 +26,7 @@ def dry_run_training(
     config = load_config(config_file, overrides)
     read_repository_list(repos)
     if config.policy.adapter:
-        adapter_folder(config.policy.adapter)
+        adapter_folder(config.policy)
     shape = policy_shape(config)
     nodes = planned_nodes(config) if address is None else _asked(address)
     show_placement(place(config, shape, nodes), shape, Console())

@@ -6,7 +6,7 @@ from selfplay import parts
 from selfplay.agent.chat import ChatFormat, load_tokenizer, policy_path
 from selfplay.agent.prompting import check_prompts
 from selfplay.config import Config
-from selfplay.engines.adapted_models import adapted_folder
+from selfplay.engines.adapted_models import adapted_folder, adapter_folder
 from selfplay.engines.vllm_launch import check_installed
 
 
@@ -21,6 +21,6 @@ def check_model(config: Config) -> str:
         check_installed()
     model = policy_path(config.policy.model)
     if config.policy.adapter:
-        model = adapted_folder(model, config.policy.adapter)
+        model = adapted_folder(model, adapter_folder(config.policy))
     ChatFormat(load_tokenizer(model)).check()
     return model

@@ -48,7 +48,10 @@ class EnvironmentRow:
 
 @dataclass(frozen=True)
 class GroupRow:
-    """`size` episodes of one role at one task. Advantages compare their rewards."""
+    """`size` episodes of one role at one task. Advantages compare their rewards.
+
+    target_json: of an injector group, the JSON of its target, or of the list of its targets; "" without one.
+    """
 
     group_id: str
     update: int
@@ -60,6 +63,17 @@ class GroupRow:
     size: int
     thresholds_json: str = ""
     status: str = "open"
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The JSON of each target. Members take them in turn."""
+        if not self.target_json.startswith("["):
+            return (self.target_json,) if self.target_json else ()
+        return tuple(json.dumps(target, sort_keys=True) for target in json.loads(self.target_json))
+
+    def target_of(self, member: int) -> str:
+        """The JSON of one member's target; "" without one."""
+        return self.targets[member % len(self.targets)] if self.targets else ""
 
 
 @dataclass(frozen=True)

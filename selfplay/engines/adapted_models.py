@@ -13,16 +13,19 @@ from typing import Any
 from selfplay.engines.models import load_causal_model
 from selfplay.errors import EngineError, PrerequisiteError
 from selfplay.repositories.checkouts import cache_root, new_folder
+from selfplay.runtime.resources import resource
+from selfplay.settings.learning import PolicySettings
 
 CONFIG = "adapter_config.json"
+CARRIED = "carried"  # the adapter in the package
+CARRIED_ON = "smollm2"  # the `policy.model` that it was trained on
 
 
-def adapted_folder(model: str, adapter: str) -> str:
-    """The folder of `model` with the adapter of the folder `adapter` added to its weights.
+def adapted_folder(model: str, place: Path) -> str:
+    """The folder of `model` with the adapter of the folder `place` added to its weights.
 
     model: a folder or id, as `policy_path` gives it. Raises EngineError and PrerequisiteError.
     """
-    place = adapter_folder(adapter)
     digest = hashlib.sha256(model.encode())
     for folder in (Path(model), place):
         for file in sorted(folder.glob("*.safetensors")) + sorted(folder.glob("*config.json")):
@@ -35,9 +38,17 @@ def adapted_folder(model: str, adapter: str) -> str:
     return str(target)
 
 
-def adapter_folder(adapter: str) -> Path:
-    """The folder of an adapter. Raises EngineError if there is none."""
+def adapter_folder(policy: PolicySettings) -> Path:
+    """The folder of `policy.adapter`. Raises EngineError if there is none, or if it is of another model."""
+    adapter = policy.adapter
     place = Path(adapter).expanduser()
+    if adapter == CARRIED:
+        place = resource("data/adapter")
+        if policy.model != CARRIED_ON:
+            raise EngineError(
+                f"policy.adapter = {CARRIED!r} was trained on policy.model = {CARRIED_ON!r}, "
+                f"not on {policy.model!r}. Set policy.model to {CARRIED_ON!r}, or policy.adapter to a folder."
+            )
     if not (place / CONFIG).is_file():
         raise EngineError(
             f"policy.adapter = {adapter!r}: no {CONFIG} at {place.absolute()}; give a folder that peft "

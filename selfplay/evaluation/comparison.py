@@ -123,6 +123,28 @@ def _paired(
     }
 
 
+def opposite_sets(comparison: Mapping[str, Any]) -> list[str]:
+    """A warning for each mode in which the rate of one set fell while that of another rose.
+
+    Each changed by more than its standard error. That is less than an interval shows, and enough to look.
+    """
+    found = []
+    for mode in (mode for mode in MODES if mode in comparison):
+        sets = {
+            name: row["mean"]
+            for name, row in comparison[mode]["sets"].items()
+            if row["error"] is not None and abs(row["mean"]) > row["error"]
+        }
+        low, high = min(sets, key=sets.__getitem__, default=""), max(sets, key=sets.__getitem__, default="")
+        if sets and sets[low] < 0 < sets[high]:
+            found.append(
+                f"warning: {mode}, the repair rate on {low!r} fell by {-100 * sets[low]:.1f} points while "
+                f"that on {high!r} rose by {100 * sets[high]:.1f}. Bugs of the fallen kind can join the "
+                "training: train.bugs with train.reference_share."
+            )
+    return found
+
+
 def _direction(comparison: Mapping[str, Any], mode: Mode) -> int | None:
     return int(comparison[mode]["all"]["direction"]) if mode in comparison else None
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from selfplay.evaluation.comparison import compare, opposite_sets
 from selfplay.evaluation.folder import MODES, Folder, entries_of
 from selfplay.evaluation.rates import summarise
 from selfplay.metrics import Value
@@ -39,6 +40,14 @@ class RunEvaluations:
         if update == 0:
             return self.settings.before
         return update >= last or bool(self.settings.every and update % self.settings.every == 0)
+
+    def warnings(self, update: int) -> list[str]:
+        """What the comparison with the first evaluation warns of."""
+        folders = [path for path in sorted(self.folder.glob("u*")) if Folder(path).results()]
+        here = self.folder / f"u{update:04d}"
+        if here not in folders[1:]:
+            return []
+        return opposite_sets(compare(Folder(folders[0]), Folder(here)))
 
     def play(
         self, update: int, policy: Mapping[str, Any], progress: Callable[[int, int], None]

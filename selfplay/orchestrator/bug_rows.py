@@ -40,9 +40,10 @@ def injected_bug(
     submission: Mapping[str, str],
     verdict: Verdict,
     group: GroupRow,
+    member: int,
     environment: Environment,
 ) -> BugRow:
-    """The bug of an accepted artifact. submission: file name -> text. group: of the injector."""
+    """The bug of an accepted artifact. submission: file name -> text. group, member: of the injector."""
     return BugRow(
         bug_id=injected_bug_id(episode_id),
         repository=group.repository,
@@ -53,7 +54,7 @@ def injected_bug(
         parent_episode_id=None,
         injector_episode_id=episode_id,
         strategy=group.strategy,
-        target=group.target_json,
+        target=group.target_of(member),
         artifact=Artifact.from_files(submission).to_files(),
         attempt_patch="",
         fail_to_pass=verdict.fail_to_pass,

@@ -98,7 +98,8 @@ class Dispatcher:
 
     async def _play_injector(self, group: GroupRow, member: int) -> None:
         context = self._context
-        target = Target(**json.loads(group.target_json)) if group.target_json else None
+        target_json = group.target_of(member)
+        target = Target(**json.loads(target_json)) if target_json else None
         work = InjectorWork(group.repository, group.strategy, target, self._thresholds(group, member))
         judged = await self._runner.run(self._job(group, member, work, partial(self.host.judge, work)))
         verdict = judged.verdict

@@ -66,6 +66,11 @@ def check_given_bugs(config: Config, specs: Sequence[RepositorySpec]) -> str:
                 "a policy is not evaluated on what it trains on. Take them out of one of the two."
             )
         return path.read_text(encoding="utf-8")
+    if config.train.reference_share:
+        raise UsageError(
+            f"train.reference_share = {config.train.reference_share} needs reference bugs: "
+            "set train.bugs to a file of task records, or train.reference_share to 0."
+        )
     if not config.train.injector_groups:
         raise UsageError(
             "train.injector_groups = 0 makes no bugs, and train.bugs names no file of them: "

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import random
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
@@ -25,6 +25,7 @@ from selfplay.curriculum.sampling import (
 )
 from selfplay.engines.base import derive_seed
 from selfplay.orchestrator.batching import carries_gradient
+from selfplay.orchestrator.bug_rows import GIVEN_STRATEGY
 from selfplay.orchestrator.run_state import RunState
 from selfplay.repositories.environment import Environment
 from selfplay.repositories.targets import Target, usable_targets
@@ -78,18 +79,20 @@ class GroupPlanner:
         strategies = {str(name): weight for name, weight in config.injector.strategies.items()}
         earlier = self.store.groups(role=Role.INJECTOR)
         uses = Counter(group.repository for group in earlier)
-        target_uses = Counter(group.target_json for group in earlier if group.target_json)
+        target_uses = Counter(target for group in earlier for target in group.targets)
         groups = []
         for number in range(count):
             least = min(uses[name] for name in self.environments)
             repository = rng.choice(sorted(name for name in self.environments if uses[name] == least))
             uses[repository] += 1
-            target_json = ""
+            targets: list[str] = []
             if "target" in config.injector.help:
                 usable = targets_of(self.environments[repository], config.injector)
                 names = sorted(json.dumps(asdict(target), sort_keys=True) for target in usable)
-                target_json = choose_target(names, target_uses, rng)
-                target_uses[target_json] += 1
+                for _ in range(min(config.injector.targets_per_group, len(names))):
+                    unused = [name for name in names if name not in targets]
+                    targets.append(choose_target(unused, target_uses, rng))
+                target_uses.update(targets)
             groups.append(
                 GroupRow(
                     group_id=f"u{wave:04d}-inj{number}",
@@ -97,7 +100,11 @@ class GroupPlanner:
                     role=Role.INJECTOR,
                     repository=repository,
                     strategy=choose_strategy(strategies, rng),
-                    target_json=target_json,
+                    target_json=targets[0]
+                    if len(targets) == 1
+                    else f"[{', '.join(targets)}]"
+                    if targets
+                    else "",
                     bug_id="",
                     size=config.train.injector_group_size or config.train.group_size,
                 )
@@ -136,16 +143,32 @@ class GroupPlanner:
     def choose_bugs(
         self, wave: int, slots: int, purpose: str = "solver groups", without: Collection[str] = ()
     ) -> list[BugRow]:
-        """At most `slots` bugs that no group plays now. without: ids of bugs to leave out."""
-        solver = self.config.solver
-        candidates = Candidates(
-            self._free(self.store.bugs(status="fresh"), without),
-            self._free(self.store.bugs(status="measured"), without),
-            slots,
-            solver.second_order_share,
-            solver.replay_share,
-        )
+        """At most `slots` bugs that no group plays now. without: ids of bugs to leave out.
+
+        Each slot is for a given bug with probability `train.reference_share`. If there are too few of one
+        kind, the other fills the slots.
+        """
         rng = random.Random(derive_seed(self.config.seed, wave, purpose))
+        share = self.config.train.reference_share
+        if not share:
+            return self._sampled(lambda _: True, slots, without, rng)
+        wanted = sum(rng.random() < share for _ in range(slots))
+        given = self._sampled(_is_given, wanted, without, rng)
+        others = self._sampled(lambda bug: not _is_given(bug), slots - len(given), without, rng)
+        left = slots - len(given) - len(others)
+        more = self._sampled(_is_given, left, {*without, *(bug.bug_id for bug in given)}, rng) if left else []
+        return [*given, *others, *more]
+
+    def _sampled(
+        self, wanted: Callable[[BugRow], bool], slots: int, without: Collection[str], rng: random.Random
+    ) -> list[BugRow]:
+        """At most `slots` of the wanted bugs, as the curriculum's sampler chooses."""
+        fresh, measured = (
+            [bug for bug in self._free(self.store.bugs(status=status), without) if wanted(bug)]
+            for status in ("fresh", "measured")
+        )
+        solver = self.config.solver
+        candidates = Candidates(fresh, measured, slots, solver.second_order_share, solver.replay_share)
         return choose_solver_bugs(self.config.curriculum.sampler, candidates, rng)
 
     def solver_slots(self, wave: int) -> int:
@@ -189,6 +212,10 @@ class GroupPlanner:
             for group in groups:
                 self.store.add_group(group)
             self.state.set_planned(wave, role)
+
+
+def _is_given(bug: BugRow) -> bool:
+    return bug.strategy == GIVEN_STRATEGY
 
 
 def targets_of(environment: Environment, settings: InjectorSettings) -> list[Target]:

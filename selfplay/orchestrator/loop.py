@@ -143,6 +143,8 @@ class TrainLoop:
         context.sink.write(row)
         self._state.set_evaluated(update)
         context.progress.evaluated(update, row)
+        for warning in evaluations.warnings(update):
+            context.progress.message(warning)
         self._idle.restart(self._dispatcher.host.engine_busy_s(), self._dispatcher.recorded)
 
     # ---- playing

@@ -132,7 +132,7 @@ class Waves:
                 continue
             verdict = Verdict.from_json(json.loads(recorded.checks_json))
             submission = Episode.read(self._context.run.path / row.path).submission
-            bug = injected_bug(row.episode_id, submission, verdict, group, environment)
+            bug = injected_bug(row.episode_id, submission, verdict, group, row.member, environment)
             duplicates += not store.add_bug(bug) and store.find_bug(bug.bug_id) is None
         return duplicates
 

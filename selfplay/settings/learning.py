@@ -42,6 +42,13 @@ class TrainSettings(Section):
     With injector_groups = 0 they are a fixed set.
     """
 
+    reference_share: float = Field(0.0, ge=0, le=1)
+    """Share of the solver groups that play reference bugs: those of `bugs`, for instance human ones.
+
+    Self-play alone can get better at its own bugs and worse at human ones (Anchored Self-Play). 0: they wait
+    in the queue like any bug.
+    """
+
     max_async_updates: int = Field(0, ge=0)
     """Updates that are played ahead of the one that trains, at most max_lag.
 
@@ -138,7 +145,10 @@ class PolicySettings(Section):
     index. Else a folder, a GGUF file or a Hugging Face id."""
 
     adapter: str = ""
-    """A folder with an adapter (LoRA, as peft saves it) whose weights are added to `model`'s."""
+    """A folder with an adapter (LoRA, as peft saves it) whose weights are added to `model`'s.
+
+    "carried": the adapter in the package, for model = "smollm2".
+    """
 
     shape: ShapeSettings | None = None
     """For --dry-run only, if the model is not at hand."""

@@ -131,6 +131,10 @@ class InjectorSettings(Section):
     min_changed_files: Range = (1, 1)
     """Files that the bug must change; sampled within [low, high]."""
 
+    targets_per_group: int = Field(1, ge=1)
+    """With help "target": targets of one injector group. Its members take them in turn, so fewer artifacts
+    repeat another. 1: all members compare their bugs of one function."""
+
     max_target_lines: int = Field(30, ge=1)
     """With help "target": lines of the longest function that may be a target."""
 

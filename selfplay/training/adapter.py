@@ -50,7 +50,7 @@ class Adapter:
             return weight
         first, second = (factors[factor] for factor in self.factors[name])  # A (rank, in), B (out, rank)
         with torch.no_grad():
-            return torch.addmm(weight, second, first, alpha=self.scaling)
+            return torch.addmm(weight.float(), second.float(), first.float(), alpha=self.scaling)
 
     def write(self, folder: Path, tensors: Mapping[str, Tensor]) -> None:
         """Write a folder for `peft.PeftModel.from_pretrained`. Raises OSError if it cannot be written.

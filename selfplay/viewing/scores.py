@@ -16,7 +16,7 @@ from rich.padding import Padding
 from rich.text import Text
 
 from selfplay.agent.observations import make_harmless
-from selfplay.evaluation.comparison import compare
+from selfplay.evaluation.comparison import compare, opposite_sets
 from selfplay.evaluation.folder import MODES, Folder
 from selfplay.evaluation.statistics import MIN_CHANGED
 from selfplay.viewing.tables import Column, Listing
@@ -175,7 +175,7 @@ def comparison_body(
     """The rates of both policies, the differences with their intervals, and the verdict in words.
 
     first, second   how the columns of the two policies are headed
-    with_groups     also one table by set and one by repository
+    with_groups     also one table by repository
     """
     parts: list[RenderableType] = []
     modes = [mode for mode in MODES if mode in comparison]
@@ -190,7 +190,7 @@ def comparison_body(
         return _listing(columns, lines, narrow=_listing(columns, short))
 
     parts.append(table("", [(mode_name(mode, temperature), comparison[mode]["all"]) for mode in modes]))
-    for kind, title in KINDS.items() if with_groups else ():
+    for kind, title in KINDS.items() if with_groups else (("sets", KINDS["sets"]),):
         for mode in modes:
             rows = comparison[mode][kind]
             if len(rows) > 1:
@@ -215,7 +215,7 @@ def sentences(comparison: Mapping[str, Any]) -> list[str]:
             found.append(f"{name}: difference {100 * row['mean']:+.1f} points{interval}: {_meaning(row)}.")
         else:
             found.append(f"{name}: the same rate on each of {row['count']} bug(s).")
-    return [*found, f"Verdict: {comparison['verdict']}"]
+    return [*found, *opposite_sets(comparison), f"Verdict: {comparison['verdict']}"]
 
 
 def _meaning(row: Mapping[str, Any]) -> str:

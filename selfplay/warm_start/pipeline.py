@@ -237,7 +237,10 @@ class _WarmStart:
         return EpisodeMaker(packages, chat, limits, random.Random(seed))
 
     def _model(self, tokenizer: Any) -> tuple[Any, Adapter | None]:
-        """The model to train, in float32, with its adapter: the base, or a new one that can copy."""
+        """The model to train, in float32, with its adapter: the base, or a new one that can copy.
+
+        A base that stays as it is, below an adapter, is in bfloat16.
+        """
         import torch
 
         from selfplay.agent.chat import policy_path
@@ -245,6 +248,7 @@ class _WarmStart:
         from selfplay.settings.learning import TrainerSettings
         from selfplay.training.adapter import add_adapter
         from selfplay.warm_start.copying import PolicyShape, build_policy
+        from selfplay.warm_start.factors import start_factors
 
         settings = self.settings
         if not settings.base:
@@ -252,9 +256,12 @@ class _WarmStart:
             sizes = (shape.hidden, shape.layers, shape.heads, shape.head_dim, shape.intermediate)
             policy = PolicyShape(len(tokenizer), *sizes)
             return build_policy(policy, settings.seed, tokenizer.eos_token_id, tokenizer.pad_token_id), None
-        model = load_causal_model(policy_path(settings.base), torch.float32)
+        kept = torch.bfloat16 if settings.lora_rank else torch.float32
+        model = load_causal_model(policy_path(settings.base), kept)
         adapter = TrainerSettings(lora_rank=settings.lora_rank, lora_alpha=2.0 * settings.lora_rank or 1.0)
         added = add_adapter(model, adapter, settings.seed)
+        if added is not None:
+            start_factors(model, added, settings)
         if not settings.train_embeddings:
             model.get_input_embeddings().requires_grad_(False)
         return model, added

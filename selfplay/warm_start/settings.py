@@ -153,6 +153,15 @@ class StageSettings(Section):
     learning_rate: float = Field(1e-3, gt=0)
     """Highest learning rate; it falls by a cosine."""
 
+    warmup_steps: int = Field(40, ge=0)
+    """Steps in which the learning rate rises; all, if the stage has fewer."""
+
+    final_share: float = Field(0.05, ge=0, le=1)
+    """Where the learning rate ends, as a share of its highest value."""
+
+    weight_decay: float = Field(0.05, ge=0)
+    """AdamW's weight decay."""
+
     mix: dict[str, float]
     """Relative frequency of each kind of text, see KINDS."""
 
@@ -250,6 +259,13 @@ class WarmStartSettings(Section):
     lora_rank: int = Field(0, ge=0)
     """Rank of the adapter that is trained in place of the base's weights; 0 trains the weights."""
 
+    adapter: str = ""
+    """With lora_rank: what the adapter starts from.
+
+    An adapter of the base, as `policy.adapter`; or a model that was trained from the base: then its
+    difference from the base, at this rank. "" starts from nothing.
+    """
+
     episodes: tuple[str, ...] = ()
     """Folders of runs that the base played. Their proven episodes join those that the teacher plays."""
 
@@ -320,6 +336,8 @@ class WarmStartSettings(Section):
     def _check_base(self) -> Self:
         if self.lora_rank and not self.base:
             raise ValueError("lora_rank needs a model to start from: set base, or call it with --from MODEL")
+        if self.adapter and not self.lora_rank:
+            raise ValueError("adapter needs lora_rank, the rank of that adapter; or call it with --adapter")
         if self.base and any("copy" in stage.mix for stage in self.stages):
             raise ValueError(
                 "texts of kind copy are for a policy made from nothing; leave copy out of each stage's mix, "

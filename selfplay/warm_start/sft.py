@@ -11,16 +11,16 @@ import os
 import random
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from selfplay.errors import UsageError
 from selfplay.training.optimizer import make_optimizer
-from selfplay.warm_start.attention import attention_set_to_blocked, document_mask
+from selfplay.warm_start.attention import BLOCKED, BY_DOCUMENT, attention_set, document_mask
 from selfplay.warm_start.documents import Document
 
 MAX_OPEN_ROWS = 64
@@ -34,6 +34,10 @@ class PackedBatch:
     documents: Tensor  # (rows, seq) int64, the document's number in its row, from 1; 0 for padding
     positions: Tensor  # (rows, seq) int64, from 0 in each document
     weights: Tensor  # (rows, seq) float32, 0 for padding and for the first token of each document
+
+    def to(self, device: torch.device) -> PackedBatch:
+        """The batch on a device."""
+        return PackedBatch(*(getattr(self, field.name).to(device) for field in fields(self)))
 
 
 @dataclass(frozen=True)
@@ -135,27 +139,66 @@ def rate_at(share: float, step: int, settings: SftSettings) -> float:
 
 
 def _forward(model: Any, batch: PackedBatch, bf16: bool) -> tuple[Tensor, Tensor]:
-    """(loss, accuracy): weighted means over the tokens, each predicted from those before it."""
-    device = batch.token_ids.device.type
+    """(loss, accuracy): weighted means over the tokens, each predicted from those before it.
+
+    For a compiled step: all shapes are those of the batch. The model has BLOCKED attention.
+    """
     mask: Any = document_mask(batch.documents)
     if getattr(model.config, "layer_types", None):  # such models take a mask for each type of layer
         mask = {"full_attention": mask}
-    with torch.autocast(device, torch.bfloat16, enabled=bf16):
-        hidden = (
-            model.model(
-                input_ids=batch.token_ids, position_ids=batch.positions, attention_mask=mask, use_cache=False
-            )
-            .last_hidden_state[:, :-1]
-            .flatten(0, 1)
-        )  # (rows * (seq - 1), hidden)
-        targets, weights = batch.token_ids[:, 1:].flatten(), batch.weights[:, 1:].flatten()
-        if not torch.compiler.is_compiling():  # a compiled step needs equal shapes
-            counts = weights > 0
-            hidden, targets, weights = hidden[counts], targets[counts], weights[counts]
-        logits = model.lm_head(hidden).float()  # (tokens, vocab)
-    losses = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
+    with torch.autocast(batch.token_ids.device.type, torch.bfloat16, enabled=bf16):
+        hidden = model.model(
+            input_ids=batch.token_ids, position_ids=batch.positions, attention_mask=mask, use_cache=False
+        ).last_hidden_state[:, :-1]
+        logits = model.lm_head(hidden.flatten(0, 1)).float()  # (rows * (seq - 1), vocab)
+    targets, weights = batch.token_ids[:, 1:].flatten(), batch.weights[:, 1:].flatten()
+    loss, right = _weighted_sums(logits, targets, weights)
     total = weights.sum().clamp_min(1e-6)
-    return (losses * weights).sum() / total, ((logits.argmax(-1) == targets) * weights).sum() / total
+    return loss / total, right / total
+
+
+def _weighted_sums(logits: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """(sum of losses, sum of right tokens), each token with its weight."""
+    losses = nn.functional.cross_entropy(logits, targets, reduction="none")
+    return (losses * weights).sum(), ((logits.argmax(-1) == targets) * weights).sum()
+
+
+def _row_sums(model: Any, batch: PackedBatch, row: int, bf16: bool) -> tuple[Tensor, Tensor] | None:
+    """`_weighted_sums` of one row, without its padding. None if no token of it counts.
+
+    The model has BY_DOCUMENT attention.
+    """
+    used = int((batch.documents[row] > 0).sum())
+    token_ids, positions = batch.token_ids[row, :used], batch.positions[row, :used]
+    weights = batch.weights[row, 1:used]
+    counts = weights > 0
+    if not counts.any():
+        return None
+    lengths = torch.bincount(batch.documents[row, :used])[1:].tolist()
+    with torch.autocast(token_ids.device.type, torch.bfloat16, enabled=bf16):
+        hidden = model.model(
+            input_ids=token_ids[None],
+            position_ids=positions[None],
+            attention_mask=None,
+            use_cache=False,
+            lengths=lengths,
+        ).last_hidden_state[0, :-1]  # (tokens - 1, hidden)
+        logits = model.lm_head(hidden[counts]).float()  # (tokens that count, vocab)
+    return _weighted_sums(logits, token_ids[1:][counts], weights[counts])
+
+
+def _by_rows(model: Any, batch: PackedBatch, bf16: bool) -> tuple[Tensor, Tensor]:
+    """(loss, accuracy) as `_forward`. Adds gradients, row by row, so that one row is held at a time."""
+    total = batch.weights[:, 1:].sum().clamp_min(1e-6)
+    loss = accuracy = torch.zeros((), device=total.device)
+    for row in range(len(batch.token_ids)):
+        sums = _row_sums(model, batch, row, bf16)
+        if sums is None:
+            continue
+        if torch.is_grad_enabled():
+            (sums[0] / total).backward()  # type: ignore[no-untyped-call]
+        loss, accuracy = loss + sums[0].detach() / total, accuracy + sums[1] / total
+    return loss, accuracy
 
 
 def _save(path: Path, model: Any, optimizer: torch.optim.Optimizer, step: int, seconds: float) -> None:
@@ -190,25 +233,22 @@ def train(
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         step, seconds = int(state["step"]), float(state["seconds"])
-    forward = torch.compile(_forward, dynamic=False) if settings.compile else _forward
+    compiled = torch.compile(_forward, dynamic=False) if settings.compile else None
     model.train()
     report = SftProgress(step, math.nan, math.nan, 0.0, math.nan, 0, 0.0, seconds)
     saved_at = seconds
-    with attention_set_to_blocked(model):
+    with attention_set(model, BLOCKED if compiled else BY_DOCUMENT):
         while step < settings.steps and seconds < settings.max_seconds:
             started = time.monotonic()
-            batch = batch_at(step)
-            batch = PackedBatch(
-                *(
-                    getattr(batch, name).to(device)
-                    for name in ("token_ids", "documents", "positions", "weights")
-                )
-            )
+            batch = batch_at(step).to(device)
             rate = rate_at(max(step / settings.steps, seconds / settings.max_seconds), step, settings)
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            loss, accuracy = forward(model, batch, settings.bf16)
-            loss.backward()  # type: ignore[no-untyped-call]
+            if compiled is None:
+                loss, accuracy = _by_rows(model, batch, settings.bf16)
+            else:
+                loss, accuracy = compiled(model, batch, settings.bf16)
+                loss.backward()  # type: ignore[no-untyped-call]
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -238,16 +278,9 @@ def evaluate(model: Any, batches: Sequence[PackedBatch], bf16: bool = True) -> t
     device = next(model.parameters()).device
     losses = accuracies = total = 0.0
     model.eval()
-    with attention_set_to_blocked(model):
+    with attention_set(model, BY_DOCUMENT):
         for batch in batches:
-            moved = replace(
-                batch,
-                **{
-                    n: getattr(batch, n).to(device)
-                    for n in ("token_ids", "documents", "positions", "weights")
-                },
-            )
-            loss, accuracy = _forward(model, moved, bf16)
+            loss, accuracy = _by_rows(model, batch.to(device), bf16)
             weight = batch.weights[:, 1:].sum().item()
             losses, accuracies, total = (
                 losses + loss.item() * weight,

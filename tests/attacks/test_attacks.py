@@ -135,6 +135,7 @@ MISSING_IS_PASSED = patched(
 )
 NO_FAILING_TEST = all_of(NO_DISGUISE, patched(("selfplay.verdicts.second_grading.add_canary", same)))
 NO_AUDIT = patched(("selfplay.verdicts.validator.noisy", lambda _, tree, *__: tree))
+NO_AUDIT_AT_ALL = all_of(NO_AUDIT, WITH_SOURCE)
 VANISHED_IS_PASSED = all_of(MISSING_IS_PASSED, NO_FAILING_TEST, phases_controls.no_exit_status)
 
 
@@ -500,11 +501,11 @@ CONTROLS: dict[str, Control] = {
     "script-knows": NO_AUDIT,
     "random-bug": all_of(patched(("selfplay.verdicts.determinism.judge_repeats", passed_check)), WITH_SOURCE),
     "random-pass": patched(("selfplay.attacks.ground.grade", partial(grade, confirm=False))),
-    "hash-of-source": all_of(NO_AUDIT, WITH_SOURCE),
-    "hash-of-dos": NO_AUDIT,
-    "hash-of-syntax": NO_AUDIT,
-    "hash-of-code": NO_AUDIT,
-    "hash-of-tree": NO_AUDIT,
+    "hash-of-source": NO_AUDIT_AT_ALL,
+    "hash-of-dos": NO_AUDIT_AT_ALL,
+    "hash-of-syntax": NO_AUDIT_AT_ALL,
+    "hash-of-code": NO_AUDIT_AT_ALL,
+    "hash-of-tree": NO_AUDIT_AT_ALL,
     "hash-pass": patched(("selfplay.attacks.ground.grade", partial(grade, confirm=False))),
     "fork-bomb": wider(processes=1024),
     "memory-bomb": wider(memory_bytes=1 << 30),

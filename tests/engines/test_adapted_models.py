@@ -54,6 +54,13 @@ def test_a_dry_run_looks_for_the_adapter(tmp_path: Path) -> None:
         dry_run_training(repositories, None, [f"policy.adapter={tmp_path}"])
 
 
+def test_the_carried_adapter_belongs_to_one_model(tmp_path: Path) -> None:
+    repositories = tmp_path / "list.txt"
+    repositories.write_text("pypi:toolz==1.0.0\n")
+    with pytest.raises(EngineError, match="trained on policy.model = 'smollm2', not on 'carried'"):
+        dry_run_training(repositories, None, ["policy.model=carried", "policy.adapter=carried"])
+
+
 def test_a_folder_without_an_adapter_and_one_of_another_model_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

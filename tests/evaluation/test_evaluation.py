@@ -12,6 +12,7 @@ from selfplay.errors import RunError, UsageError
 from selfplay.evaluation.comparison import compare, verdict_of
 from selfplay.evaluation.folder import AttemptResult, Folder, entries_of, identity_of, policy_identity
 from selfplay.evaluation.rates import summarise
+from selfplay.evaluation.run_evaluations import RunEvaluations
 from selfplay.evaluation.tasks import Task
 from selfplay.viewing.scores import points, sentences, show_comparison, show_rates
 from selfplay.viewing.summary import _evaluations
@@ -355,6 +356,25 @@ def test_the_summary_of_a_run_shows_before_and_after(tmp_path):
     assert "update 0" in text and "update 8" in text
     assert "not distinguishable from no difference" in text
     assert "Verdict: no difference shown." in text
+
+
+def test_a_fall_on_one_set_beside_a_rise_on_another_is_warned_of(tmp_path):
+    tasks = [replace(task, set="own" if n < 4 else "human", part="") for n, task in enumerate(TASKS)]
+
+    def folder(update, passes):
+        return a_folder(tmp_path / "evaluations" / f"u{update:04d}", passes, tasks)
+
+    folder(0, lambda n: ([n >= 4, n == 7], False))
+    folder(4, lambda n: ([n >= 4, n == 7], False))
+    folder(8, lambda n: ([n < 3, n == 7], False))
+    evaluations = RunEvaluations(tmp_path / "evaluations", CONFIG.evaluation, tasks, None)
+    assert evaluations.warnings(0) == evaluations.warnings(4) == []
+    (warning,) = evaluations.warnings(8)
+    assert "'human' fell by 50.0 points while that on 'own' rose by 37.5" in warning
+    ((_, body),) = _evaluations(tmp_path)
+    text = " ".join(printed(80, lambda console: console.print(body)).split())
+    assert warning in text
+    assert "human 4 62.5%" in text and "own 4 0.0%" in text
 
 
 def test_a_summary_says_why_evaluations_cannot_be_compared(tmp_path):

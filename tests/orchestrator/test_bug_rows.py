@@ -22,7 +22,7 @@ def accepted(digest: str) -> Verdict:
 
 def an_injected_bug():
     group = a_group("u0003-inj0", update=3)
-    return injected_bug("u0003-inj0-m1", SUBMISSION, accepted("tree"), group, an_environment())
+    return injected_bug("u0003-inj0-m1", SUBMISSION, accepted("tree"), group, 1, an_environment())
 
 
 def test_an_injected_bug_is_named_after_its_episode_and_is_fresh():

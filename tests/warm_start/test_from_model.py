@@ -27,8 +27,9 @@ def start_from(tmp_path: Path, **changes: Any) -> tuple[Path, Path]:
     """(the base, the output) of a warm start from a tiny policy."""
     base = build_tiny_policy(tmp_path / "base")
     repository = str(build_tiny_repository(tmp_path / "tiny"))
+    changes = {"stages": STAGE, **changes}
     settings = tiny_warm_start(
-        repository, base=str(base), stages=STAGE, shown_weight=0.0, train_embeddings=False, **changes
+        repository, base=str(base), shown_weight=0.0, train_embeddings=False, **changes
     )
     warm_start(tmp_path / "policy", settings)
     return base, tmp_path / "policy"
@@ -71,6 +72,50 @@ def test_an_adapter_is_written_beside_the_merged_policy(
     for name, tensor in together.items():
         assert torch.allclose(tensor, merged[name], atol=2e-2), name
     assert any(not torch.equal(merged[name], before[name].bfloat16().float()) for name in merged)
+
+
+def test_training_goes_on_from_an_adapter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("peft", reason="the package peft is not installed")
+    from safetensors.torch import load_file
+
+    monkeypatch.setenv("SELFPLAY_CACHE", str(tmp_path / "cache"))
+    _, first = start_from(tmp_path, lora_rank=2)
+    before = load_file(first / "adapter" / "adapter_model.safetensors")
+    first.rename(tmp_path / "first")
+    adapter = str(tmp_path / "first" / "adapter")
+    still = [{**STAGE[0], "steps": 1, "learning_rate": 1e-12}]
+    _, second = start_from(tmp_path, lora_rank=2, adapter=adapter, stages=still)
+    after = load_file(second / "adapter" / "adapter_model.safetensors")
+    assert all(before[name].equal(after[name]) for name in before)
+    with pytest.raises(ConfigError, match=r"has rank 2, and lora_rank is 3. Set lora_rank"):
+        start_from(tmp_path / "other", lora_rank=3, adapter=adapter)
+
+
+def test_an_adapter_starts_from_the_difference_of_a_trained_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    peft = pytest.importorskip("peft", reason="the package peft is not installed")
+    monkeypatch.setenv("SELFPLAY_CACHE", str(tmp_path / "cache"))
+    base = build_tiny_policy(tmp_path / "base")
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    weight = model.model.layers[0].mlp.down_proj.weight
+    torch.manual_seed(0)
+    change = torch.randn(weight.shape[0], 2) @ torch.randn(2, weight.shape[1])
+    with torch.no_grad():
+        weight.add_(change)
+    model.save_pretrained(tmp_path / "trained")
+    AutoTokenizer.from_pretrained(base).save_pretrained(tmp_path / "trained")
+    still = [{**STAGE[0], "steps": 1, "learning_rate": 1e-12}]
+    _, policy = start_from(tmp_path, lora_rank=2, adapter=str(tmp_path / "trained"), stages=still)
+    plain = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    before = plain.model.layers[0].mlp.down_proj.weight.detach().clone()
+    merged = peft.PeftModel.from_pretrained(plain, policy / "adapter").merge_and_unload()
+    after = merged.model.layers[0].mlp.down_proj.weight.detach()
+    assert (after - before - change).abs().max() < 0.05 * change.abs().max()
+    assert torch.equal(merged.model.layers[0].mlp.up_proj.weight, plain.model.layers[0].mlp.up_proj.weight)
 
 
 def test_proven_episodes_of_a_run_are_learned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,3 +187,10 @@ def test_the_recipe_of_a_start_from_a_model_is_read() -> None:
     assert (settings.base, settings.shown_weight, settings.compile) == ("some/model", 0.0, False)
     with pytest.raises(ConfigError, match="lora_rank"):
         read_settings(None, ["lora_rank=4"])
+
+
+def test_the_recipe_of_rejection_fine_tuning_plays_no_teacher() -> None:
+    settings = read_settings(Path("warm-start-nebius"), ['base="some/model"', 'episodes=["a run"]'])
+    (stage,) = settings.stages
+    assert (stage.learning_rate, stage.weight_decay, stage.final_share) == (5e-6, 0.1, 0.0)
+    assert settings.executed.injector_episodes == settings.executed.solver_episodes == 0

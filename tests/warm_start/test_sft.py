@@ -5,6 +5,8 @@ import torch
 
 from selfplay.engines.models import load_causal_model
 from selfplay.errors import UsageError
+from selfplay.warm_start import sft
+from selfplay.warm_start.attention import BLOCKED, BY_DOCUMENT, attention_set
 from selfplay.warm_start.documents import Document
 from selfplay.warm_start.sft import SftSettings, evaluate, pack, train
 from tiny_model import make_tiny_model
@@ -30,6 +32,25 @@ def test_a_packed_document_is_predicted_as_if_alone(tmp_path: Path) -> None:
                 model(ids).logits[0, :-1], ids[0, 1:], reduction="sum"
             ).item()
     assert packed == pytest.approx(alone / total, rel=1e-4)
+
+
+def test_rows_one_by_one_give_the_gradients_of_the_whole_batch(tmp_path: Path) -> None:
+    model = load_causal_model(make_tiny_model(tmp_path / "model"), torch.float32)
+    batch = pack(documents(), 3, 256)[0]
+    gradients = []
+    for attention in (BLOCKED, BY_DOCUMENT):
+        with attention_set(model, attention):
+            if attention == BLOCKED:
+                loss, accuracy = sft._forward(model, batch, bf16=False)
+                loss.backward()  # type: ignore[no-untyped-call]
+            else:
+                loss, accuracy = sft._by_rows(model, batch, bf16=False)
+        figures = torch.stack([loss.detach(), accuracy])
+        gradients.append([figures, *(p.grad.clone() for p in model.parameters() if p.grad is not None)])
+        model.zero_grad()
+    assert len(gradients[0]) > 5
+    for whole, by_rows in zip(*gradients, strict=True):
+        torch.testing.assert_close(by_rows, whole, rtol=1e-4, atol=1e-6)
 
 
 def test_training_continues_from_its_checkpoint_as_if_uninterrupted(tmp_path: Path) -> None:
