@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from selfplay.settings.learning import TrainerSettings
+
+
+def host_activations(settings: TrainerSettings) -> AbstractContextManager[None]:
+    """What the forward pass runs in: it does nothing without `trainer.offload_activations`."""
+    return HostActivations().collecting() if settings.offload_activations else nullcontext()
 
 
 class _Held(NamedTuple):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from selfplay.engines.models import checkpoint_activations, compile_layers, load
 from selfplay.errors import EngineError, RunError
 from selfplay.runtime.cores import usable_cores
 from selfplay.settings.learning import TrainerSettings
-from selfplay.training.activations import HostActivations
+from selfplay.training.activations import host_activations
 from selfplay.training.adapter import (
     FOLDER,
     adapter_state,
@@ -131,24 +131,26 @@ class TorchTrainer:
         return torch.autocast(self._device.type, torch.bfloat16, enabled=self._settings.bf16)
 
     def _accumulate(self, batch: WeightedBatch, sums: MetricSums) -> None:
-        batch = batch.to(self._device)
+        losses = self._losses(batch.to(self._device), sums)
+        losses.sum().backward()  # type: ignore[no-untyped-call]
+
+    def _losses(self, batch: WeightedBatch, sums: MetricSums) -> Tensor:
+        settings, model = self._settings, self._model
         inputs = (batch.token_ids, batch.action_rows, batch.action_positions, batch.position_ids)
-        reference_logits, chunk = None, self._settings.logit_tokens
+        if settings.logit_tokens:
+            with self._autocast(), host_activations(settings):
+                hidden = action_states(model, *inputs)  # (actions, hidden)
+            with self._autocast():
+                head = model.get_output_embeddings()
+                return chunked_losses(head, hidden, batch, self._clipping, sums, settings.logit_tokens)
+        reference_logits = None
         with self._autocast():
-            with HostActivations().collecting() if self._settings.offload_activations else nullcontext():
-                hidden = action_states(self._model, *inputs)  # (actions, hidden)
-            head = self._model.get_output_embeddings()
-            if chunk:
-                losses = chunked_losses(head, hidden, batch, self._clipping, sums, chunk)
-                losses.sum().backward()  # type: ignore[no-untyped-call]
-                return
-            logits = head(hidden).float()  # (actions, vocab)
+            with host_activations(settings):
+                logits = action_logits(model, *inputs)  # (actions, vocab)
             if self._reference is not None:
                 with torch.no_grad():
                     reference_logits = action_logits(self._reference, *inputs)  # (actions, vocab)
-        kl_coef = self._settings.kl_coef
-        losses = weighted_losses(batch, logits, self._clipping, sums, reference_logits, kl_coef)
-        losses.sum().backward()  # type: ignore[no-untyped-call]
+        return weighted_losses(batch, logits, self._clipping, sums, reference_logits, settings.kl_coef)
 
     def export_weights(self) -> dict[str, Tensor]:
         """Return name -> fp32 weight as a copy on the CPU. Tied weights appear once; an adapter is merged."""

@@ -6,14 +6,14 @@ It starts no process and keeps no state. The worker puts the parts together.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from selfplay.settings.learning import TrainerSettings
-from selfplay.training.activations import HostActivations
+from selfplay.training.activations import host_activations
 from selfplay.training.chunks import ActionHead, chunked_losses
 from selfplay.training.objective import (
     MetricSums,
@@ -86,13 +86,14 @@ class LossModule(nn.Module):
 
     def forward(self, batch: WeightedBatch, sums: MetricSums) -> Tensor:
         settings, inputs = self._settings, model_inputs(batch)
-        with HostActivations().collecting() if settings.offload_activations else nullcontext():
-            hidden = action_states(self.model, *inputs)  # (actions, hidden)
-        head = self.model.get_output_embeddings()
         if settings.logit_tokens:
+            with host_activations(settings):
+                hidden = action_states(self.model, *inputs)  # (actions, hidden)
+            head = self.model.get_output_embeddings()
             losses = chunked_losses(head, hidden, batch, self._clipping, sums, settings.logit_tokens)
             return losses.sum()
-        logits = head(hidden).float()  # (actions, vocab)
+        with host_activations(settings):
+            logits = action_logits(self.model, *inputs)  # (actions, vocab)
         with torch.no_grad():
             reference_logits = None if self.reference is None else action_logits(self.reference, *inputs)
         losses = weighted_losses(batch, logits, self._clipping, sums, reference_logits, settings.kl_coef)
