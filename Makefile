@@ -8,7 +8,7 @@ TORCH_BUILD ?= cpu
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 PIP := $(PY) -m pip --disable-pip-version-check
 
-.PHONY: help setup train train-pretrained pretrained-policy test fast fuzz chaos lint docs bench bench-sandbox bench-validator bench-rollouts bench-update bench-training bench-dispatcher learning clean
+.PHONY: help setup train train-pretrained pretrained-policy test fast fuzz chaos lint docs bench bench-sandbox bench-validator bench-rollouts bench-update bench-training bench-dispatcher bench-overlap learning clean
 
 help: ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -93,6 +93,9 @@ bench-training: setup ## tokens a second of a training step
 bench-dispatcher: setup ## updates played ahead beside in turn, and one controller with 5,000 episodes in flight
 	$(PY) -m benchmarks.dispatcher rates
 	$(PY) -m benchmarks.dispatcher controller
+
+bench-overlap: setup ## played ahead beside in turn, with a real vLLM server and a DeepSpeed rank on a core each
+	$(PY) -m benchmarks.overlap $(OVERLAP)
 
 learning: setup ## three arms at equal compute, tables and plots into docs/learning-tables.md; hours, and repeating it continues
 	$(PY) -m benchmarks.learning $(LEARNING)

@@ -24,6 +24,27 @@ def test_every_recipe_loads(recipe: str):
     load_config(resource("recipes") / recipe)
 
 
+def test_the_papers_recipe_has_the_papers_numbers():
+    config = load_config(resource("recipes") / "paper.toml")
+    trainer, train = config.trainer, config.train
+    assert (trainer.advantage, trainer.aggregation, trainer.clipping) == ("dr_grpo", "constant", "clip")
+    assert (trainer.clip_low, trainer.clip_high, trainer.kl_coef) == (0.2, 0.25, 0.0)
+    assert (trainer.learning_rate, trainer.warmup_updates, train.updates) == (3e-6, 30, 150)
+    assert (config.agent.context_tokens, config.agent.max_turns, config.agent.command_timeout_s) == (
+        131_072,
+        128,
+        120,
+    )
+    assert (config.max_lag, train.group_size, config.injector.alpha) == (8, 8, 0.8)
+    groups = trainer.ranks // trainer.sequence_parallel
+    assert 16 * groups * trainer.batch_tokens == 16_777_216  # 16 micro-steps of the paper's 16M tokens
+    assert (config.evaluation.attempts, config.evaluation.temperature, config.evaluation.top_p) == (
+        1,
+        1.0,
+        0.95,
+    )
+
+
 def test_an_override_wins_over_the_file(tmp_path: Path):
     file = tmp_path / "c.toml"
     file.write_text("seed = 3\n[train]\nupdates = 4\n")

@@ -1,13 +1,21 @@
 """The clipped policy-gradient loss over action tokens. Tensors only; knows no roles, episodes or models.
 
 Two of its pieces are parts (see selfplay/parts.py): `trainer.clipping` bounds the importance ratio,
-`trainer.aggregation` weighs tokens into a role's loss. Invariant: where trainer and rollout agree (ratio
-1), the gradient is that of REINFORCE.
+`trainer.aggregation` weighs tokens into a role's loss. `trainer.off_policy` says what corrects for tokens
+that an older policy sampled. Three policies occur:
+
+- behaviour: the policy that sampled the token;
+- proximal: the policy before the optimiser step;
+- current: the policy whose gradient is taken. It equals the proximal one in its values, since an update is
+  one optimiser step.
+
+Invariant: where trainer and rollout agree (ratio 1), the gradient is that of REINFORCE.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -15,28 +23,65 @@ from torch import Tensor
 from selfplay import parts
 from selfplay.errors import PartError
 
+OffPolicy = Literal["ratio", "truncated", "decoupled"]  # names as in `trainer.off_policy`
+
 
 @dataclass(frozen=True)
 class Clipping:
-    """Bounds of the importance ratio. kind: the part that applies them."""
+    """Bounds of the importance ratio. kind: the part that applies them.
+
+    off_policy, cap: see `token_losses`.
+    """
 
     low: float = 0.2  # ε_low
     high: float = 0.25  # ε_high
     negative: float = 3.0  # c of the dual clip
     kind: str = "dual_clip"
+    off_policy: OffPolicy = "ratio"
+    cap: float = 2.0  # C
 
 
 def token_losses(
-    logprobs: Tensor, rollout_logprobs: Tensor, advantages: Tensor, clipping: Clipping
+    logprobs: Tensor,
+    rollout_logprobs: Tensor,
+    advantages: Tensor,
+    clipping: Clipping,
+    proximal_logprobs: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Each token's loss, its ratio ρ, and whether the clipping removed its gradient (bool). All (tokens,).
+    """Each token's loss, its ratio ρ to the rollout, and whether a bound applied to it (bool). All (tokens,).
 
-    ρ is taken against the rollout's own log-probabilities. Ratio and mask are detached.
+    With w = proximal / behaviour, u = current / proximal, and clip the part `clipping.kind`:
+
+    - "ratio": clip(ρ, A), ρ = current / behaviour.
+    - "truncated": min(w, C) · clip(u, A). Sources: truncated importance sampling of Ionides 2008 and IMPALA
+      (arXiv 1802.01561); between engine and trainer: Yao et al. 2025.
+    - "decoupled": w · clip(u, A), and 0 where w > C. Sources: Hilton et al. (arXiv 2110.00641); AReaL (arXiv
+      2505.24298), equation 5 and its cap on w.
+
+    proximal_logprobs: None: `logprobs` without gradient. ρ, w and the mask are detached.
     """
-    ratio = torch.exp((logprobs - rollout_logprobs).clamp(-20.0, 20.0))
+    ratio = _ratio(logprobs, rollout_logprobs)
+    if clipping.off_policy == "ratio":
+        losses, is_bounded = _clipped(ratio, advantages, clipping)
+        return losses, ratio.detach(), is_bounded.detach()
+    proximal = (logprobs if proximal_logprobs is None else proximal_logprobs).detach()
+    weight = _ratio(proximal, rollout_logprobs)  # w
+    losses, is_bounded = _clipped(_ratio(logprobs, proximal), advantages, clipping)
+    is_above = weight > clipping.cap
+    capped = torch.full_like(weight, clipping.cap if clipping.off_policy == "truncated" else 0.0)
+    losses = torch.where(is_above, capped, weight) * losses
+    return losses, ratio.detach(), is_bounded.detach() | is_above
+
+
+def _ratio(logprobs: Tensor, other: Tensor) -> Tensor:
+    """exp(logprobs - other), (tokens,), within what fp32 can hold."""
+    return torch.exp((logprobs - other).clamp(-20.0, 20.0))
+
+
+def _clipped(ratio: Tensor, advantages: Tensor, clipping: Clipping) -> tuple[Tensor, Tensor]:
     losses, is_clipped = parts.call("trainer.clipping", clipping.kind, ratio, advantages, clipping)
     _check("trainer.clipping", clipping.kind, losses, ratio)
-    return losses, ratio.detach(), is_clipped.detach()
+    return losses, is_clipped
 
 
 def clip(ratio: Tensor, advantages: Tensor, bounds: Clipping) -> tuple[Tensor, Tensor]:

@@ -24,8 +24,10 @@ from selfplay.errors import PlacementError
 from selfplay.settings.learning import TrainerSettings
 from selfplay.settings.serving import EngineSettings
 
+LOGIT_TOKENS = 2048  # of a proposed `trainer.logit_tokens`
 HEADROOM = 0.95  # share of a GPU that may be planned for, since allocators leave holes
 HOST_HEADROOM = 0.9  # the same of main memory
+_OFFLOADS = ("offload", "offload_weights", "offload_activations")  # settings that fill main memory
 
 
 @dataclass(frozen=True)
@@ -91,15 +93,27 @@ def _rank_memory(config: Config, shape: ModelShape, on_gpus: bool) -> dict[str, 
 
     The hf engine generates in the trainer's process, so it is one of the parts.
     """
+    _check_shared_heads(config.trainer, shape)
     memory = trainer_bytes(shape, config.trainer, config.agent.context_tokens, config.cluster.action_share)
     if config.engine.type in ("hf", "auto"):
         memory["engine"] = (2 if on_gpus else 4) * shape.parameters + (config.engine.cache_mb << 20)
     return memory
 
 
+def _check_shared_heads(settings: TrainerSettings, shape: ModelShape) -> None:
+    """Raise PlacementError unless the ranks of a sequence can share the heads of attention."""
+    size = settings.sequence_parallel
+    if shape.heads % size or (shape.kv_heads % size and size % shape.kv_heads):
+        raise PlacementError(
+            f"trainer.sequence_parallel = {size}: {shape.name} has {shape.heads} attention heads and "
+            f"{shape.kv_heads} heads of keys and values, which so many ranks cannot share. Set a divisor of "
+            "both."
+        )
+
+
 def _rank_remedy(config: Config, shape: ModelShape, budget: int) -> str:
     """A sentence with the first change of settings that fits `budget`, or with the first pair of changes."""
-    changes = list(_changes(config.trainer, config.agent.context_tokens))
+    changes = list(_changes(config, shape))
     pairs = [{**first, **second} for number, first in enumerate(changes) for second in changes[number + 1 :]]
     for change in [*changes, *pairs]:
         context = change.get("agent.context_tokens", config.agent.context_tokens)
@@ -109,32 +123,50 @@ def _rank_remedy(config: Config, shape: ModelShape, budget: int) -> str:
         if update.get("batch_tokens", 0) < context and "batch_tokens" in update:
             continue  # a micro-batch holds at least one episode
         settings = config.trainer.model_copy(update=update)
+        if settings.offload_activations and not settings.activation_checkpointing:
+            continue
         if sum(trainer_bytes(shape, settings, context, config.cluster.action_share).values()) <= budget:
             words = [f"{key} = {str(value).lower()}" for key, value in change.items()]
             return f"It fits with {' and '.join(words)}."
     return (
-        "No one or two changes of trainer.ranks, zero_stage, offload, activation_checkpointing, "
-        "batch_tokens and agent.context_tokens make it fit."
+        "No one or two changes of trainer.ranks, zero_stage, sequence_parallel, offload, "
+        "activation_checkpointing, offload_activations, logit_tokens, batch_tokens and agent.context_tokens "
+        "make it fit."
     )
 
 
-def _changes(settings: TrainerSettings, context: int) -> Iterator[dict[str, Any]]:
+def _changes(config: Config, shape: ModelShape) -> Iterator[dict[str, Any]]:
     """Changes of settings that save memory, in the order in which they are proposed."""
+    settings, context = config.trainer, config.agent.context_tokens
     if not settings.activation_checkpointing:
         yield {"trainer.activation_checkpointing": True}
     if settings.batch_tokens > context:
         yield {"trainer.batch_tokens": context}
+    if not settings.logit_tokens and not settings.kl_coef:
+        yield {"trainer.logit_tokens": LOGIT_TOKENS}
     if settings.type == "deepspeed":
         yield from ({"trainer.zero_stage": stage} for stage in range(settings.zero_stage + 1, 4))
+        yield from ({"trainer.sequence_parallel": size} for size in _wider_groups(settings, shape))
         if settings.zero_stage and not settings.offload:
             yield {"trainer.offload": True}
         if settings.zero_stage:
             yield from ({"trainer.ranks": settings.ranks * factor} for factor in (2, 4, 8))
+    if not settings.offload_activations:
+        yield {"trainer.offload_activations": True}
     for divisor in (2, 4, 8):
         yield {
             "agent.context_tokens": context // divisor,
             "trainer.batch_tokens": min(settings.batch_tokens, context // divisor),
         }
+
+
+def _wider_groups(settings: TrainerSettings, shape: ModelShape) -> Iterator[int]:
+    """Larger values of `sequence_parallel` that ranks and heads can be shared by, inside a node of 8 GPUs."""
+    if settings.packing:
+        return
+    for size in (2, 4, 8):
+        if size > settings.sequence_parallel and not settings.ranks % size and not shape.kv_heads % size:
+            yield size
 
 
 def _check_server(
@@ -184,14 +216,16 @@ def _unit(settings: EngineSettings) -> int:
 
 def _check_hosts(config: Config, shape: ModelShape, seats: Seats, use: MemoryUse) -> None:
     """Check main memory. Without GPUs it holds everything, with GPUs what `trainer.offload` moves there."""
-    per_rank = trainer_host_bytes(shape, config.trainer) if seats.on_gpus else sum(use.rank.values())
+    moved = trainer_host_bytes(shape, config.trainer, config.agent.context_tokens)
+    per_rank = moved if seats.on_gpus else sum(use.rank.values()) + moved
     per_server = 0 if seats.on_gpus else sum(use.server.values())
     for index, node in enumerate(seats.nodes):
         ranks = sum(seat.node == index for seat in seats.ranks)
         servers = sum(seat.node == index for seat in seats.servers)
         need = ranks * per_rank + servers * per_server
         if need > node.memory_bytes * HOST_HEADROOM:
-            remedy = "Set trainer.offload = false, or more trainer.ranks."
+            offloads = [name for name in _OFFLOADS if getattr(config.trainer, name)]
+            remedy = f"Set trainer.{(offloads or ['offload'])[-1]} = false, or more trainer.ranks."
             if not seats.on_gpus:
                 remedy = "Lower trainer.batch_tokens, engine.cache_mb or trainer.ranks."
             raise PlacementError(

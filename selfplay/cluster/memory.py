@@ -173,6 +173,8 @@ def trainer_bytes(
     the optimiser's master; stage 3 uses the share itself. The torch trainer holds the same as stage 0. With
     an adapter, gradients and optimiser exist only for its factors.
 
+    Ranks that compute sequences together (`trainer.sequence_parallel`) share out activations and logits.
+
     context_tokens  tokens of an episode; a micro-batch holds `batch_tokens`, or one episode if that is longer
     action_share    share of the tokens that are action tokens
     """
@@ -183,15 +185,11 @@ def trainer_bytes(
     share = -(-trained // ranks)
     off = settings.offload
     held = total + (4 * shape.parameters if settings.kl_coef else 0)
-    weights = -(-held // ranks) if stage == 3 else held
+    weights = (0 if settings.offload_weights else -(-held // ranks)) if stage == 3 else held
     gradients = (share if stage >= 2 else trained) if not off or stage == 1 else 0
     masters = share if stage in (1, 2) else 0
     moments = 2 * (share if stage else trained)
-    tokens = max(settings.batch_tokens, context_tokens)
-    layer = activation_bytes(shape, settings.bf16, settings.lora_rank)
-    kept = (
-        shape.layers * 4 * shape.hidden + layer if settings.activation_checkpointing else shape.layers * layer
-    )
+    tokens = rank_tokens(settings, context_tokens)
     working = RUNTIME_BYTES
     if settings.type == "deepspeed":
         working += 2 * 4 * BUCKET
@@ -202,19 +200,59 @@ def trainer_bytes(
         "weights": weights,
         "gradients": gradients,
         "optimiser": 0 if off else masters + moments,
-        "activations": tokens * kept,
-        "logits": int(tokens * action_share)
-        * logit_bytes(shape, settings.bf16, with_reference=settings.kl_coef > 0),
+        "activations": tokens * _kept_bytes(shape, settings),
+        "logits": _loss_bytes(shape, settings, int(tokens * action_share)),
         "working": working,
     }
 
 
-def trainer_host_bytes(shape: ModelShape, settings: TrainerSettings) -> int:
-    """Bytes of main memory per rank: what `offload` moves there.
+def rank_tokens(settings: TrainerSettings, context_tokens: int) -> int:
+    """Tokens of a micro-batch that one rank computes."""
+    return -(-max(settings.batch_tokens, context_tokens) // settings.sequence_parallel)
 
-    It moves the master copy, the gradient and both moments of the rank's share.
+
+def _kept_bytes(shape: ModelShape, settings: TrainerSettings) -> int:
+    """Bytes for each token of a rank that stay on its GPU from the forward to the backward pass.
+
+    With checkpointing these are the fp32 input of each layer, and one layer whole. In `offload_activations`
+    the inputs are in main memory. Ulysses attention holds queries, keys, values and output once more while
+    they are exchanged (arXiv 2309.14509, section 3.2).
     """
-    return 4 * -(-_trained_bytes(shape, settings) // settings.ranks) if settings.offload else 0
+    layer = activation_bytes(shape, settings.bf16, settings.lora_rank)
+    exchanged = 0
+    if settings.sequence_parallel > 1:
+        exchanged = (2 if settings.bf16 else 4) * 2 * (shape.query + shape.key)
+    if not settings.activation_checkpointing:
+        return shape.layers * layer + exchanged
+    inputs = 0 if settings.offload_activations else shape.layers * 4 * shape.hidden
+    return inputs + layer + exchanged
+
+
+def _loss_bytes(shape: ModelShape, settings: TrainerSettings, actions: int) -> int:
+    """Bytes at the loss of a rank's action tokens. See `logit_bytes`.
+
+    In chunks (`logit_tokens`) only one chunk's logits exist. All action tokens' hidden states, with their
+    gradients, stay, and the head's gradient exists twice while a chunk adds to it.
+    """
+    each = logit_bytes(shape, settings.bf16, with_reference=settings.kl_coef > 0)
+    if not settings.logit_tokens:
+        return actions * each
+    head = (2 if settings.bf16 else 4) * shape.vocabulary * shape.hidden
+    return min(actions, settings.logit_tokens) * each + actions * 2 * 4 * shape.hidden + head
+
+
+def trainer_host_bytes(shape: ModelShape, settings: TrainerSettings, context_tokens: int = 0) -> int:
+    """Bytes of main memory per rank: what the settings move there.
+
+    `offload` moves the master copy, the gradient and both moments of the rank's share; `offload_weights` the
+    share itself; `offload_activations` the fp32 inputs of all layers.
+    """
+    moved = 4 * -(-_trained_bytes(shape, settings) // settings.ranks) if settings.offload else 0
+    if settings.offload_weights:
+        moved += -(-4 * (shape.parameters + adapter_parameters(shape, settings)) // settings.ranks)
+    if settings.offload_activations:
+        moved += rank_tokens(settings, context_tokens) * shape.layers * 4 * shape.hidden
+    return moved
 
 
 def _trained_bytes(shape: ModelShape, settings: TrainerSettings) -> int:

@@ -132,7 +132,7 @@ def fewer(
     """
     refusal: PlacementError | None = None
     ranks = config.trainer.ranks
-    while ranks:
+    while ranks and not ranks % config.trainer.sequence_parallel:
         for servers in range(config.engine.servers, 0, -1):
             trainer = config.trainer.model_copy(update={"ranks": ranks})
             engine = config.engine.model_copy(update={"servers": servers})

@@ -64,6 +64,7 @@ CHANGEABLE = (
     "train.max_opening",
     "train.updates",
     "train.workers",
+    "trainer.max_rollout_logprob_diff",
     "trainer.ranks",
 )
 

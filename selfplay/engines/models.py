@@ -52,14 +52,16 @@ def load_causal_model(model_path: str | Path, dtype: torch.dtype) -> Any:
 
 
 def head_logits(model: Any, hidden: Tensor) -> Tensor:
-    """The fp32 logits (tokens, vocab) of final hidden states (tokens, hidden), as the whole model has them.
+    """The fp32 logits (tokens, vocab) of final hidden states (tokens, hidden), as the whole model has them."""
+    return finished_logits(model, model.get_output_embeddings()(hidden))
 
-    Some models scale or bound what the head puts out: Cohere, Granite, Gemma 2.
-    """
+
+def finished_logits(model: Any, logits: Tensor) -> Tensor:
+    """What the model makes of what its head puts out, in fp32. Cohere, Granite and Gemma 2 scale or bound it."""
     from selfplay.engines.attention import capped
 
     config = model.config.get_text_config()
-    logits: Tensor = model.get_output_embeddings()(hidden).float()
+    logits = logits.float()
     if scale := getattr(config, "logit_scale", None):
         logits = logits * scale
     if scaling := getattr(config, "logits_scaling", None):

@@ -27,6 +27,7 @@ from selfplay.curriculum.rows import EpisodeRow, GroupRow
 from selfplay.errors import RunError, StoreError
 from selfplay.metrics import Value
 from selfplay.orchestrator.advice import advice_on_submissions
+from selfplay.orchestrator.alarms import check_logprob_diff
 from selfplay.orchestrator.batching import Batch, BatchRules, carries_gradient, make_batch, make_samples
 from selfplay.orchestrator.crediting import Crediting
 from selfplay.orchestrator.dispatcher import Dispatcher
@@ -230,6 +231,7 @@ class TrainLoop:
             if samples:
                 with self._idle.stepping():
                     step_metrics = await asyncio.to_thread(context.trainer.step, samples)
+                check_logprob_diff(step_metrics, context.config, update, context.run.path.name)
         with self._phase("saving"):
             checkpoint = context.run.checkpoint(update)
             await asyncio.to_thread(context.trainer.save, checkpoint)

@@ -205,6 +205,9 @@ def hardware_assumptions(gpu: Gpu, model: ModelSize) -> tuple[str, ...]:
         f"{gpu.memory / 1e9:.0f} GB (defaults: NVIDIA's data sheet of the H100 SXM)",
         f"training: {gpu.mfu:.0%} of peak (default: Llama 3, arXiv 2407.21783, at 131,072 tokens); "
         "FLOPs 6 N T + 6 L d T^2",
+        f"trainer memory: weights, gradients and moments need {fewest_trainer_gpus(gpu, model)} GPU(s); "
+        "activations and logits are not counted here. `selfplay train --dry-run` with a recipe counts them, "
+        "and names the trainer.sequence_parallel that fits",
         f"decoding: {gpu.mbu:.0%} of memory bandwidth and {1000 * gpu.step_s:g} ms a step; prefill: "
         f"{gpu.read_mfu:.0%} of peak (the defaults are our assumptions)",
         f"weight sync: 2 bytes per parameter at {gpu.link / 1e9:g} GB/s, plus {gpu.sync_fixed_s:g} s; the "

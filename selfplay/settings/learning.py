@@ -190,11 +190,27 @@ class TrainerSettings(Section):
     zero_stage: int = Field(3, ge=0, le=3)
     """What the ranks share out: 1: optimiser states; 2: gradients too; 3: weights too."""
 
+    sequence_parallel: int = Field(1, ge=1)
+    """Ranks that compute each sequence together: each has a part of its tokens, and of its heads during
+    attention. Divides `ranks`. Activations and logits of a rank shrink by this factor.
+    """
+
     offload: bool = False
     """Optimiser states and their step are on the CPU."""
 
+    offload_weights: bool = False
+    """A rank's share of the weights is in main memory too (zero_stage 3, with offload)."""
+
     activation_checkpointing: bool = False
     """Activations are computed again in the backward pass: slower, far less memory."""
+
+    offload_activations: bool = False
+    """The inputs of checkpointed layers wait in main memory for the backward pass."""
+
+    logit_tokens: int = Field(0, ge=0)
+    """Action tokens whose logits exist at the same time; the backward pass computes them again. 0: all of a
+    micro-batch.
+    """
 
     compile: bool = False
     """The torch trainer compiles its layers: the first updates take seconds longer, the others less."""
@@ -209,7 +225,24 @@ class TrainerSettings(Section):
     """How token losses are weighed into a role's loss."""
 
     clipping: Annotated[str, part("trainer.clipping")] = "dual_clip"
-    """How the importance ratio is bounded."""
+    """How the importance ratio is bounded. "clip": without the dual clip, as in the paper."""
+
+    off_policy: Literal["ratio", "truncated", "decoupled"] = "ratio"
+    """What corrects for tokens that older weights sampled. "ratio": the clipped ratio to the rollout's
+    policy. "truncated": truncated importance sampling, a weight of at most `importance_cap`. "decoupled":
+    AReaL's loss; the weight is not truncated, and tokens above `importance_cap` have no loss.
+
+    The last two clip only the change since the policy before the step. An update is one step, so there
+    `clipping` bounds nothing.
+    """
+
+    importance_cap: float = Field(2.0, gt=0)
+    """Bound of the importance weight. For off_policy = "truncated" and "decoupled"."""
+
+    max_rollout_logprob_diff: float = Field(0.0, ge=0)
+    """The run stops if the log-probabilities of a role's action tokens in trainer and rollout differ by more
+    than this, in nats, as a mean over an update. Nothing of that update is kept. 0: it never stops.
+    """
 
     episodes: Annotated[str, part("trainer.episodes")] = "all"
     """Which finish reasons are trained on, penalised or masked."""
@@ -252,7 +285,7 @@ class TrainerSettings(Section):
     """Upper clip bound ε_high: ratios above 1 + ε_high are clipped."""
 
     clip_negative: float = Field(3.0, gt=1)
-    """c of the dual clip: for A < 0 a token's loss is at most -c·A."""
+    """c of the dual clip: for A < 0 a token's loss is at most -c·A. clipping = "clip" has no such bound."""
 
     max_grad_norm: float = Field(1.0, gt=0)
     """Gradient norm above which the gradient is scaled down."""
@@ -313,8 +346,9 @@ class TrainerSettings(Section):
 
     @model_validator(mode="after")
     def _fits_the_type(self) -> TrainerSettings:
-        if self.type == "torch" and (self.ranks > 1 or self.offload):
-            named = f"ranks = {self.ranks}" if self.ranks > 1 else "offload = true"
+        if self.type == "torch" and (self.ranks > 1 or self.offload or self.offload_weights):
+            offloaded = "offload = true" if self.offload else "offload_weights = true"
+            named = f"ranks = {self.ranks}" if self.ranks > 1 else offloaded
             raise ValueError(
                 f"{named} needs trainer.type = 'deepspeed'; "
                 "the torch trainer is one process that keeps all in one place"
@@ -327,6 +361,35 @@ class TrainerSettings(Section):
             raise ValueError(
                 "offload = true needs trainer.zero_stage of at least 1; "
                 "stage 0 keeps everything on every rank"
+            )
+        if self.offload_weights and not (self.offload and self.zero_stage == 3):
+            raise ValueError(
+                "offload_weights = true needs trainer.offload = true and trainer.zero_stage = 3: "
+                "else the weights that are trained stay on the GPU"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _long_sequences(self) -> TrainerSettings:
+        if self.ranks % self.sequence_parallel:
+            raise ValueError(
+                f"sequence_parallel = {self.sequence_parallel} does not divide ranks = {self.ranks}; "
+                "that many ranks compute each sequence together"
+            )
+        if self.sequence_parallel > 1 and self.packing:
+            raise ValueError(
+                "packing = true needs sequence_parallel = 1: "
+                "the attention over ranks cannot keep the samples of a row apart"
+            )
+        if self.offload_activations and not self.activation_checkpointing:
+            raise ValueError(
+                "offload_activations = true needs activation_checkpointing = true; "
+                "it moves the inputs of checkpointed layers"
+            )
+        if self.logit_tokens and self.kl_coef:
+            raise ValueError(
+                f"logit_tokens = {self.logit_tokens} needs kl_coef = 0: "
+                "the KL penalty compares the logits of all action tokens of a micro-batch"
             )
         return self
 

@@ -20,12 +20,14 @@ from selfplay.training.batch import Sample, make_rank_batches
 from selfplay.training.checkpoints import atomic_folder, read_companions, weights_digest, write_companions
 from selfplay.training.objective import (
     MetricSums,
+    WeightedBatch,
     add_token_weights,
     check_lengths,
     episode_weights,
     warmed_up_rate,
 )
 from selfplay.training.ranks.controller import RankLaunch, Ranks
+from selfplay.training.windows import cut_into_windows
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -88,8 +90,10 @@ class DeepSpeedTrainer:
         settings = self._settings
         rate = warmed_up_rate(settings, self._weight_version)
         weights = episode_weights(samples, settings, self._context_tokens)
+        # One share for each group of ranks that computes sequences together.
+        groups = settings.ranks // settings.sequence_parallel
         shares = make_rank_batches(
-            samples, settings.batch_tokens, settings.ranks, settings.packing, settings.kl_coef > 0
+            samples, settings.batch_tokens, groups, settings.packing, settings.kl_coef > 0
         )
         sums, norm, peak = MetricSums(), 0.0, 0
         if shares[0]:
@@ -97,7 +101,8 @@ class DeepSpeedTrainer:
                 [None if batch is None else add_token_weights(batch, samples, weights) for batch in share]
                 for share in shares
             ]
-            reports: list[StepReport] = self._ranks.call("step", [(share, rate) for share in weighted])
+            own = windows_of_ranks(weighted, settings.sequence_parallel)
+            reports: list[StepReport] = self._ranks.call("step", [(share, rate) for share in own])
             norm = reports[0].grad_norm
             if not all(report.is_applied for report in reports):
                 raise RunError(
@@ -182,3 +187,14 @@ class DeepSpeedTrainer:
         """End the rank processes that this trainer started."""
         if self._owns_ranks:
             self._ranks.close()
+
+
+def windows_of_ranks(
+    shares: Sequence[Sequence[WeightedBatch | None]], parts: int
+) -> list[list[WeightedBatch | None]]:
+    """Return each rank's micro-batches. shares: those of each group of `parts` neighbouring ranks."""
+    found: list[list[WeightedBatch | None]] = []
+    for share in shares:
+        cut = [[None] * parts if batch is None else cut_into_windows(batch, parts) for batch in share]
+        found += [[windows[part] for windows in cut] for part in range(parts)]
+    return found

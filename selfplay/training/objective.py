@@ -34,6 +34,7 @@ class WeightedBatch:
     role_numbers: Tensor  # (actions,) index into `roles`
     roles: tuple[str, ...]
     trees: tuple[Tree, ...] | None = None
+    window: tuple[int, int] | None = None  # positions that this rank computes; None: all
 
     def to(self, device: torch.device) -> WeightedBatch:
         values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
@@ -89,15 +90,41 @@ def add_token_weights(
     )
 
 
-def dummy_batch() -> WeightedBatch:
-    """Return the smallest batch that uses every parameter, with weight 0.
+def loss_bounds(settings: TrainerSettings) -> Clipping:
+    """Return how the settings bound ratios and importance weights."""
+    return Clipping(
+        settings.clip_low,
+        settings.clip_high,
+        settings.clip_negative,
+        settings.clipping,
+        settings.off_policy,
+        settings.importance_cap,
+    )
+
+
+def dummy_batch(tokens: int = 2) -> WeightedBatch:
+    """Return a batch of one short row that uses every parameter, with weight 0.
 
     A rank without work runs it in step.
     """
     zero, one = torch.zeros(1), torch.ones(1, dtype=torch.int64)
     return WeightedBatch(
-        torch.zeros(1, 2, dtype=torch.int64), None, one - 1, one, zero, zero, zero, one - 1, ()
+        torch.zeros(1, tokens, dtype=torch.int64), None, one - 1, one, zero, zero, zero, one - 1, ()
     )
+
+
+def action_states(
+    model: Any, token_ids: Tensor, rows: Tensor, positions: Tensor, position_ids: Tensor | None = None
+) -> Tensor:
+    """Return the states (actions, hidden) that predict the tokens at (rows, positions), each (actions,).
+
+    position_ids: (rows, seq) of packed rows. transformers separates the samples of a row where the ids start
+    again from 0.
+    """
+    packed = {} if position_ids is None else {"position_ids": position_ids}
+    output = model.base_model(input_ids=token_ids, use_cache=False, **packed)
+    hidden: Tensor = output.last_hidden_state  # (rows, seq, hidden)
+    return hidden[rows, positions - 1]
 
 
 def action_logits(
@@ -105,13 +132,9 @@ def action_logits(
 ) -> Tensor:
     """Return the fp32 logits (actions, vocab) that predict the tokens at (rows, positions), each (actions,).
 
-    The head is computed for these tokens alone. position_ids: (rows, seq) of packed rows. transformers
-    separates the samples of a row where the ids start again from 0.
+    The head is computed for these tokens alone. Arguments as in `action_states`.
     """
-    packed = {} if position_ids is None else {"position_ids": position_ids}
-    output = model.base_model(input_ids=token_ids, use_cache=False, **packed)
-    hidden = output.last_hidden_state  # (rows, seq, hidden)
-    return head_logits(model, hidden[rows, positions - 1])
+    return head_logits(model, action_states(model, token_ids, rows, positions, position_ids))
 
 
 def weighted_losses(
@@ -128,6 +151,22 @@ def weighted_losses(
         policy.
     kl_coef: weight of the KL penalty to it.
     """
+    values = token_values(batch, logits, clipping, reference_logits, kl_coef)
+    add_values(batch, {**values, "loss": values["loss"].detach()}, sums)
+    return values["loss"]
+
+
+def token_values(
+    batch: WeightedBatch,
+    logits: Tensor,
+    clipping: Clipping,
+    reference_logits: Tensor | None = None,
+    kl_coef: float = 0.0,
+) -> dict[str, Tensor]:
+    """Return each action token's weighted loss, with its gradient, and its metrics. All (actions,).
+
+    Arguments as in `weighted_losses`.
+    """
     scores = torch.log_softmax(logits, -1)  # (actions, vocab)
     logprobs = scores.gather(1, batch.token_ids[batch.action_rows, batch.action_positions][:, None])[:, 0]
     losses, ratio, is_clipped = policy_loss(
@@ -138,7 +177,7 @@ def weighted_losses(
         losses = losses + kl_coef * batch.weights * kl
     with torch.no_grad():
         values = {
-            "loss": losses.detach(),
+            "loss": losses,
             "entropy": -(scores.exp() * scores).sum(-1),
             "ratio": ratio,
             "clip_share": is_clipped.float(),
@@ -146,10 +185,14 @@ def weighted_losses(
         }
         if kl is not None:
             values["kl"] = kl.detach()
-        for number, role in enumerate(batch.roles):
-            chosen = batch.role_numbers == number
-            sums.add(role, {name: value[chosen] for name, value in values.items()})
-    return losses
+    return values
+
+
+def add_values(batch: WeightedBatch, values: Mapping[str, Tensor], sums: MetricSums) -> None:
+    """Add metrics (actions,) to the sums of their roles."""
+    for number, role in enumerate(batch.roles):
+        chosen = batch.role_numbers == number
+        sums.add(role, {name: value[chosen] for name, value in values.items()})
 
 
 class MetricSums:

@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from selfplay.algorithm.loss import Clipping
 from selfplay.engines.models import checkpoint_activations, compile_layers, load_causal_model
 from selfplay.engines.probe import check_head
 from selfplay.errors import EngineError, RunError
 from selfplay.runtime.cores import usable_cores
 from selfplay.settings.learning import TrainerSettings
+from selfplay.training.activations import host_activations
 from selfplay.training.adapter import (
     FOLDER,
     adapter_state,
@@ -32,13 +32,16 @@ from selfplay.training.adapter import (
 )
 from selfplay.training.batch import MicroBatch, Sample, make_micro_batches
 from selfplay.training.checkpoints import atomic_folder, read_companions, weights_digest, write_companions
+from selfplay.training.chunks import chunked_losses
 from selfplay.training.objective import (
     MetricSums,
     WeightedBatch,
     action_logits,
+    action_states,
     add_token_weights,
     check_lengths,
     episode_weights,
+    loss_bounds,
     warmed_up_rate,
     weighted_losses,
 )
@@ -82,9 +85,7 @@ class TorchTrainer:
             compile_layers(self._model)
         self._shares_prompts = settings.shared_prompts and can_attend(self._model)
         self._optimizer = make_optimizer(self._model, settings.learning_rate, settings.weight_decay)
-        self._clipping = Clipping(
-            settings.clip_low, settings.clip_high, settings.clip_negative, settings.clipping
-        )
+        self._clipping = loss_bounds(settings)
         self._weight_version = 0
         self._sender = NativeSender(rank=0)
         self.threads = usable_cores()  # of a step on a CPU; lower it if something else computes meanwhile
@@ -153,16 +154,22 @@ class TorchTrainer:
             self._losses(batch, sums).sum().backward()  # type: ignore[no-untyped-call]
 
     def _losses(self, batch: WeightedBatch, sums: MetricSums) -> Tensor:
+        settings, model = self._settings, self._model
         inputs = (batch.token_ids, batch.action_rows, batch.action_positions, batch.position_ids)
+        if settings.logit_tokens:
+            counting = self._router_load.counting(*inputs[:3])
+            with self._autocast(), counting, host_activations(settings):
+                hidden = action_states(model, *inputs)  # (actions, hidden)
+            with self._autocast():
+                return chunked_losses(model, hidden, batch, self._clipping, sums, settings.logit_tokens)
         reference_logits = None
         with self._autocast():
-            with self._router_load.counting(*inputs[:3]):
-                logits = action_logits(self._model, *inputs)  # (actions, vocab)
+            with self._router_load.counting(*inputs[:3]), host_activations(settings):
+                logits = action_logits(model, *inputs)  # (actions, vocab)
             if self._reference is not None:
                 with torch.no_grad():
                     reference_logits = action_logits(self._reference, *inputs)  # (actions, vocab)
-        kl_coef = self._settings.kl_coef
-        return weighted_losses(batch, logits, self._clipping, sums, reference_logits, kl_coef)
+        return weighted_losses(batch, logits, self._clipping, sums, reference_logits, settings.kl_coef)
 
     def export_weights(self) -> dict[str, Tensor]:
         """Return name -> fp32 weight as a copy on the CPU. Tied weights appear once; an adapter is merged."""

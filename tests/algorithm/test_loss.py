@@ -3,7 +3,14 @@ import math
 import pytest
 import torch
 
-from selfplay.algorithm.loss import Clipping, aggregation_weights, kl_divergence, policy_loss, token_losses
+from selfplay.algorithm.loss import (
+    Clipping,
+    OffPolicy,
+    aggregation_weights,
+    kl_divergence,
+    policy_loss,
+    token_losses,
+)
 
 
 def loss_at(ratio: float, advantage: float) -> tuple[float, float]:
@@ -84,3 +91,56 @@ def test_clipping_without_the_dual_bound_leaves_large_ratios_of_bad_actions_alon
         for kind in ("dual_clip", "clip")
     )
     assert (dual.item(), plain.item()) == (3.0, 10.0)
+
+
+def off_policy_loss(
+    kind: OffPolicy, behaviour: float, proximal: float, current: float, advantage: float, cap: float
+) -> tuple[float, float, bool]:
+    """A token's loss, its gradient, and whether a bound applied, from three policies' probabilities."""
+    logprob = torch.tensor([current]).log().requires_grad_()
+    losses, ratio, is_bounded = token_losses(
+        logprob,
+        torch.tensor([behaviour]).log(),
+        torch.tensor([advantage]),
+        Clipping(0.2, 0.25, 3.0, "clip", kind, cap),
+        torch.tensor([proximal]).log(),
+    )
+    losses.sum().backward()
+    assert logprob.grad is not None
+    assert ratio.item() == pytest.approx(current / behaviour, rel=1e-5)  # the metric is always this one
+    return losses.item(), logprob.grad.item(), bool(is_bounded.item())
+
+
+@pytest.mark.parametrize(
+    ("kind", "current", "advantage", "cap", "expected"),
+    [
+        # behaviour 0.2, proximal 0.3: w = 1.5
+        ("ratio", 0.36, 1.0, 2.0, (-1.25, 0.0, True)),  # ρ = 1.8, above 1 + ε_h
+        ("truncated", 0.36, 1.0, 2.0, (-1.8, -1.8, False)),  # -w · u, u = 1.2
+        ("truncated", 0.36, 1.0, 1.25, (-1.5, -1.5, True)),  # -C · u
+        ("truncated", 0.42, 1.0, 2.0, (-1.875, 0.0, True)),  # u = 1.4 is clipped at 1.25: -w · 1.25
+        ("decoupled", 0.36, 1.0, 2.0, (-1.8, -1.8, False)),
+        ("decoupled", 0.36, 1.0, 1.25, (0.0, 0.0, True)),  # w above the cap: no loss
+        ("decoupled", 0.21, -1.0, 2.0, (1.2, 0.0, True)),  # u = 0.7 is clipped at 0.8: w · 0.8
+        ("decoupled", 0.3, -1.0, 2.0, (1.5, 1.5, False)),  # u = 1
+    ],
+)
+def test_stale_tokens_are_weighed_by_hand_computed_cases(
+    kind: OffPolicy, current: float, advantage: float, cap: float, expected: tuple[float, float, bool]
+) -> None:
+    assert off_policy_loss(kind, 0.2, 0.3, current, advantage, cap) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["truncated", "decoupled"])
+def test_without_other_weights_the_proximal_policy_is_the_current_one_and_nothing_is_clipped(
+    kind: OffPolicy,
+) -> None:
+    logprobs = torch.tensor([0.9, 0.15]).log().requires_grad_()
+    rollout, advantages = torch.tensor([0.6, 0.6]).log(), torch.tensor([1.0, -2.0])
+    bounds = Clipping(0.2, 0.25, 3.0, "clip", kind, 5.0)
+    losses, _, is_bounded = token_losses(logprobs, rollout, advantages, bounds)
+    losses.sum().backward()
+    assert logprobs.grad is not None
+    assert losses.tolist() == pytest.approx([-1.5, 0.5])  # -w·A, w = 1.5 and 0.25: "ratio" clips both
+    assert logprobs.grad.tolist() == pytest.approx([-1.5, 0.5])
+    assert is_bounded.tolist() == [False, False]

@@ -1,6 +1,7 @@
 """Placements, refusals and the remedies that they name. The memory formulas against real models."""
 
 import importlib.util
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,9 @@ SMALL = {
     "head_dim": 64,
     "intermediate_size": 768,
 }
+
+
+SHAPE = ModelShape("m", 1024, 10, 8, 8, 128, 4096, 32000, False)
 
 
 def recipe(gpus: int, *overrides: str) -> Config:
@@ -136,11 +140,11 @@ def test_activations_are_what_the_backward_pass_really_keeps(bf16: bool, rank: i
 
 def states(settings: dict[str, Any]) -> dict[str, int]:
     config = build_config({"trainer": {"type": "deepspeed", "ranks": 4, **settings}})
-    return trainer_bytes(ModelShape("m", 1024, 10, 8, 8, 128, 4096, 32000, False), config.trainer, 4096, 0.3)
+    return trainer_bytes(SHAPE, config.trainer, 4096, 0.3)
 
 
 def test_each_zero_stage_partitions_its_part_of_the_state():
-    parameters = ModelShape("m", 1024, 10, 8, 8, 128, 4096, 32000, False).parameters
+    parameters = SHAPE.parameters
     held = {stage: states({"zero_stage": stage}) for stage in range(4)}
     named = {
         stage: tuple(round(parts[part] / parameters, 2) for part in ("weights", "gradients", "optimiser"))
@@ -168,7 +172,7 @@ def test_an_adapter_is_counted_as_large_as_the_real_one(layers: tuple[str, ...])
 
 
 def test_with_an_adapter_only_its_weights_have_gradients_and_optimiser_state():
-    shape = ModelShape("m", 1024, 10, 8, 8, 128, 4096, 32000, False)
+    shape = SHAPE
     factors = adapter_parameters(shape, TrainerSettings(lora_rank=16))
     assert 0 < factors < shape.parameters / 50
     for stage in range(4):
@@ -181,7 +185,7 @@ def test_with_an_adapter_only_its_weights_have_gradients_and_optimiser_state():
 
 
 def test_a_reference_policy_is_a_second_copy_of_the_weights_without_gradients():
-    shape = ModelShape("m", 1024, 10, 8, 8, 128, 4096, 32000, False)
+    shape = SHAPE
     for stage in range(4):
         held, free = states({"zero_stage": stage, "kl_coef": 0.1}), states({"zero_stage": stage})
         assert held["weights"] == free["weights"] + 4 * shape.parameters // (4 if stage == 3 else 1)
@@ -192,7 +196,7 @@ def test_a_reference_policy_is_a_second_copy_of_the_weights_without_gradients():
 
 
 def test_the_heads_logits_are_counted_for_action_tokens_alone():
-    shape = ModelShape("m", 1024, 10, 8, 8, 128, 4096, 32000, False)
+    shape = SHAPE
     assert states({})["logits"] == int(16_384 * 0.3) * logit_bytes(shape)
 
 
@@ -274,9 +278,66 @@ def test_a_rank_that_does_not_fit_is_refused_with_figures_and_a_change_that_fits
     assert planned(recipe(8))
 
 
-def test_the_papers_own_context_is_refused_with_a_shorter_one_that_fits():
-    with pytest.raises(PlacementError, match=r"agent\.context_tokens = 32768|agent\.context_tokens = 16384"):
-        planned(recipe(512, "agent.context_tokens=131072", "trainer.batch_tokens=131072"))
+def test_a_context_that_one_gpu_cannot_hold_is_refused_with_the_ranks_that_can_share_it():
+    long = ("agent.context_tokens=131072", "trainer.batch_tokens=131072")
+    with pytest.raises(PlacementError, match=r"It fits with trainer\.sequence_parallel = 8\."):
+        planned(recipe(512, *long))
+    assert planned(recipe(512, *long, "trainer.sequence_parallel=8"))
+
+
+def test_the_papers_recipe_fits_its_512_gpus_at_131072_tokens():
+    config = load_config(resource("recipes") / "paper.toml")
+    assert config.agent.context_tokens == config.trainer.batch_tokens == 131_072
+    placement = planned(config)
+    assert {node.gpu_bytes for node in placement.nodes} == {80 * GIB}
+    assert sum(placement.rank_memory.values()) <= placement.rank_budget
+    assert (len(placement.ranks), len(placement.servers)) == (64, 56)
+
+
+def long_context(**settings: Any) -> dict[str, int]:
+    values = {"type": "deepspeed", "ranks": 8, "activation_checkpointing": True, "batch_tokens": 32_768}
+    config = build_config({"trainer": values | settings})
+    return trainer_bytes(SHAPE, config.trainer, 32_768, 0.3)
+
+
+def test_ranks_that_share_sequences_share_activations_and_logits():
+    alone, shared = long_context(), long_context(sequence_parallel=8)
+    exchanged = 2 * 2 * (SHAPE.query + SHAPE.key)  # bytes a token, in bf16
+    assert shared["activations"] == alone["activations"] // 8 + 32_768 // 8 * exchanged
+    assert shared["logits"] == pytest.approx(alone["logits"] / 8, rel=1e-3)
+    for part in ("weights", "gradients", "optimiser"):
+        assert shared[part] == alone[part], part
+
+
+def test_logits_in_chunks_do_not_grow_with_the_context():
+    chunked = long_context(logit_tokens=1024)
+    actions, head = int(32_768 * 0.3), 2 * SHAPE.vocabulary * SHAPE.hidden
+    assert chunked["logits"] == 1024 * logit_bytes(SHAPE) + actions * 8 * SHAPE.hidden + head
+    assert chunked["logits"] < long_context()["logits"] / 5
+
+
+def test_what_is_offloaded_is_counted_in_main_memory_instead():
+    inputs = 32_768 * 4 * SHAPE.layers * SHAPE.hidden
+    moved = {"offload_activations": True, "offload": True, "offload_weights": True}
+    here, there = long_context(), long_context(**moved)
+    assert here["activations"] - there["activations"] == inputs
+    assert (there["weights"], there["optimiser"], there["gradients"]) == (0, 0, 0)
+    settings = TrainerSettings(
+        type="deepspeed", ranks=8, batch_tokens=32_768, activation_checkpointing=True, **moved
+    )
+    share = -(-4 * SHAPE.parameters // 8)
+    assert trainer_host_bytes(SHAPE, settings, 4096) == 5 * share + inputs
+
+
+@pytest.mark.parametrize(("heads", "kv_heads", "fits"), [(8, 8, True), (8, 2, True), (6, 2, False)])
+def test_ranks_that_cannot_share_the_heads_are_refused(heads: int, kv_heads: int, fits: bool):
+    config = build_config({"trainer": {"type": "deepspeed", "ranks": 4, "sequence_parallel": 4}})
+    shape = replace(SHAPE, heads=heads, kv_heads=kv_heads)
+    if fits:
+        assert place(config, shape, eight())
+    else:
+        with pytest.raises(PlacementError, match=rf"sequence_parallel = 4: m has {heads} attention heads"):
+            place(config, shape, eight())
 
 
 def test_a_server_that_does_not_fit_is_refused_with_a_change_that_fits():

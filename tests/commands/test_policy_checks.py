@@ -51,7 +51,7 @@ def describe(folder: Path, **values: Any) -> None:
 
 
 def settings(folder: Path, *overrides: str) -> Config:
-    return load_config(None, [f"policy.model={folder}", *overrides])
+    return load_config(None, [f"policy.model={folder}", "engine.type=hf", *overrides])
 
 
 EXPERTS = {"model_type": "qwen3_moe", "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 8}

@@ -347,8 +347,15 @@ def test_each_episode_is_counted_in_one_row_although_a_kill_came_between(tmp_pat
     )
 
 
-def test_by_default_playing_and_training_take_turns_and_the_paper_s_recipe_plays_ahead():
+def test_by_default_playing_and_training_take_turns():
     config = load_config()
     assert (config.train.max_async_updates, config.max_lag, config.train.refills) == (0, 8, 0)
-    paper = load_config(resource("recipes") / "paper.toml")
-    assert 0 < paper.train.max_async_updates < paper.max_lag
+
+
+@pytest.mark.parametrize("recipe", ["paper", "cluster-8", "cluster-512"])
+def test_recipes_for_clusters_play_ahead_refill_and_send_weights_to_all_servers_at_once(recipe):
+    config = load_config(resource("recipes") / f"{recipe}.toml")
+    assert 0 < async_updates(config.train.max_async_updates, config.max_lag) < config.max_lag
+    assert config.train.refills > 0
+    assert config.engine.sync == "nccl"
+    assert config.trainer.max_rollout_logprob_diff > 0

@@ -48,6 +48,19 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "stage 3 with offload": {"zero_stage": 3, "offload": True},
     "stage 2 with packing": {"zero_stage": 2, "packing": True},
     "stage 3 with activation checkpointing": {"zero_stage": 3, "activation_checkpointing": True},
+    "stage 0 with sequence parallelism": {"zero_stage": 0, "sequence_parallel": 2},
+    "stage 1 with sequence parallelism": {"zero_stage": 1, "sequence_parallel": 2},
+    "stage 2 with sequence parallelism": {"zero_stage": 2, "sequence_parallel": 2, "logit_tokens": 9},
+    "stage 3 with logits in chunks": {"zero_stage": 3, "logit_tokens": 9},
+    "stage 3 for long sequences": {
+        "zero_stage": 3,
+        "sequence_parallel": 2,
+        "logit_tokens": 9,
+        "activation_checkpointing": True,
+        "offload_activations": True,
+        "offload": True,
+        "offload_weights": True,
+    },
 }
 # Under stage 3 some of the adapter's factors are partitioned. Small ones stay whole on every rank.
 ADAPTER = {"lora_rank": 8, "lora_alpha": 16}

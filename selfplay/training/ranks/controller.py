@@ -264,8 +264,8 @@ class Ranks:
         parts = [f"trainer {why}.", *([f"Meanwhile {', '.join(others)}."] if others else [])]
         if "out of memory" in what or "OutOfMemory" in what:
             parts.append(
-                "Lower trainer.batch_tokens, raise trainer.zero_stage or trainer.ranks, "
-                "or set trainer.activation_checkpointing."
+                "Lower trainer.batch_tokens, raise trainer.zero_stage, trainer.ranks or "
+                "trainer.sequence_parallel, or set trainer.activation_checkpointing or trainer.logit_tokens."
             )
         parts.append("Nothing of this update is kept; continue with: selfplay train --resume")
         if self._scratch is None:

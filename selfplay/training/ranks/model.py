@@ -12,26 +12,35 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from selfplay.algorithm.loss import Clipping
 from selfplay.settings.learning import TrainerSettings
-from selfplay.training.objective import MetricSums, WeightedBatch, action_logits, weighted_losses
+from selfplay.training.activations import host_activations
+from selfplay.training.chunks import ActionHead, chunked_losses
+from selfplay.training.objective import (
+    MetricSums,
+    WeightedBatch,
+    action_logits,
+    action_states,
+    loss_bounds,
+    weighted_losses,
+)
+from selfplay.training.windows import model_inputs
 
 # Elements that are reduced or gathered at once. DeepSpeed's own default takes 2 GB of fp32.
 _BUCKET_ELEMENTS = 50_000_000
 
 
 @contextmanager
-def loading_in_shares() -> Iterator[None]:
+def loading_in_shares(offload: bool = False) -> Iterator[None]:
     """Inside the block transformers creates each parameter as this rank's share of it (ZeRO-3).
 
-    So no rank holds a whole model, not even while it loads.
+    So no rank holds a whole model, not even while it loads. offload: the shares are in main memory.
     """
     from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 
     class Zero3:
         config: ClassVar[dict[str, Any]] = {
             "train_micro_batch_size_per_gpu": 1,
-            "zero_optimization": {"stage": 3},
+            "zero_optimization": {"stage": 3, **({"offload_param": {"device": "cpu"}} if offload else {})},
         }
 
         def is_zero3(self) -> bool:
@@ -45,7 +54,11 @@ def loading_in_shares() -> Iterator[None]:
         unset_hf_deepspeed_config()  # type: ignore[no-untyped-call]
 
 
-class TiedHead(nn.Linear):
+class UntiedHead(ActionHead):
+    """A head with a weight of its own, which travels as bf16 like those of other linear layers."""
+
+
+class TiedHead(ActionHead):
     """A head that shares the embedding's weight.
 
     DeepSpeed gathers the weights of plain `nn.Linear` modules as bf16. For a shared weight that would round
@@ -53,31 +66,41 @@ class TiedHead(nn.Linear):
     """
 
 
-def mark_tied_head(model: Any) -> None:
-    """Make the output head a `TiedHead` if it shares the embedding's weight."""
+def mark_head(model: Any) -> None:
+    """Make the output head a `TiedHead` if it shares the embedding's weight, else an `UntiedHead`."""
     head = model.get_output_embeddings()
-    if type(head) is nn.Linear and head.weight is model.get_input_embeddings().weight:
-        head.__class__ = TiedHead
+    if type(head) is nn.Linear:
+        head.__class__ = TiedHead if head.weight is model.get_input_embeddings().weight else UntiedHead
 
 
 class LossModule(nn.Module):
     """The forward pass with the loss as one module, so that DeepSpeed's hooks see all of it."""
 
-    def __init__(self, model: Any, reference: Any, clipping: Clipping, kl_coef: float) -> None:
+    def __init__(self, model: Any, reference: Any, settings: TrainerSettings) -> None:
         """reference: the reference policy, or None without a KL penalty."""
         super().__init__()
         self.model = model
         self.reference = reference
-        self._clipping = clipping
-        self._kl_coef = kl_coef
+        self._settings = settings
+        self._clipping = loss_bounds(settings)
 
     def forward(self, batch: WeightedBatch, sums: MetricSums) -> Tensor:
-        inputs = (batch.token_ids, batch.action_rows, batch.action_positions, batch.position_ids)
-        logits = action_logits(self.model, *inputs)  # (actions, vocab)
+        settings, inputs = self._settings, model_inputs(batch)
+        if settings.logit_tokens:
+            with host_activations(settings):
+                hidden = action_states(self.model, *inputs)  # (actions, hidden)
+            losses = chunked_losses(self.model, hidden, batch, self._clipping, sums, settings.logit_tokens)
+            return losses.sum()
+        with host_activations(settings):
+            logits = action_logits(self.model, *inputs)  # (actions, vocab)
         with torch.no_grad():
             reference_logits = None if self.reference is None else action_logits(self.reference, *inputs)
-        losses = weighted_losses(batch, logits, self._clipping, sums, reference_logits, self._kl_coef)
+        losses = weighted_losses(batch, logits, self._clipping, sums, reference_logits, settings.kl_coef)
         return losses.sum()
+
+
+# Modules whose weights travel and compute as bf16. All others stay fp32.
+_AS_BF16 = (nn.Linear, UntiedHead)
 
 
 def deepspeed_settings(settings: TrainerSettings, hidden_size: int, on_gpu: bool) -> dict[str, Any]:
@@ -93,6 +116,8 @@ def deepspeed_settings(settings: TrainerSettings, hidden_size: int, on_gpu: bool
     }
     if settings.offload:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": on_gpu}
+    if settings.offload_weights:
+        zero["offload_param"] = {"device": "cpu", "pin_memory": on_gpu}
     return {
         "train_micro_batch_size_per_gpu": 1,
         # Always 1: the worker sets the boundary by hand, since the number of micro-batches differs between
@@ -104,6 +129,10 @@ def deepspeed_settings(settings: TrainerSettings, hidden_size: int, on_gpu: bool
         "zero_allow_untested_optimizer": True,
         # torch's AdamW: it needs no compiler, and computes what the torch trainer computes.
         "zero_force_ds_cpu_optimizer": False,
-        "torch_autocast": {"enabled": settings.bf16, "dtype": "bfloat16"},
+        "torch_autocast": {
+            "enabled": settings.bf16,
+            "dtype": "bfloat16",
+            "lower_precision_safe_modules": [f"{kind.__module__}.{kind.__qualname__}" for kind in _AS_BF16],
+        },
         "steps_per_print": 1 << 60,
     }

@@ -21,7 +21,6 @@ import torch
 from torch import Tensor
 
 from selfplay import parts
-from selfplay.algorithm.loss import Clipping
 from selfplay.engines.models import checkpoint_activations, load_causal_model
 from selfplay.errors import PrerequisiteError
 from selfplay.runtime.cores import usable_cores
@@ -29,8 +28,10 @@ from selfplay.settings.learning import TrainerSettings
 from selfplay.training.adapter import FOLDER, Adapter, add_adapter, check_same_base
 from selfplay.training.objective import MetricSums, WeightedBatch, dummy_batch
 from selfplay.training.optimizer import make_optimizer
-from selfplay.training.ranks.model import LossModule, deepspeed_settings, loading_in_shares, mark_tied_head
+from selfplay.training.ranks.model import LossModule, deepspeed_settings, loading_in_shares, mark_head
+from selfplay.training.ranks.sequence_parallel import SequenceGroups, share_sequences
 from selfplay.training.ranks.sharded_weights import MOMENTS, ShardedWeights
+from selfplay.training.windows import cut_into_windows
 from selfplay.weights.checkpoint_names import CheckpointNames
 from selfplay.weights.native_transfer import NativeSender, Receivers, SendReport, WeightSource
 
@@ -91,6 +92,7 @@ class RankWorker:
         else:
             torch.set_num_threads(max(1, usable_cores() // neighbours))
         self._join(address, timedelta(seconds=timeout_s))
+        self._sequence_groups = SequenceGroups(rank, world)
         self._engine: Any = None
         self._sender = NativeSender(rank, lambda what: self.progress(what))
 
@@ -116,7 +118,7 @@ class RankWorker:
         self.release()
         torch.manual_seed(seed)
         self._settings = settings
-        with loading_in_shares() if settings.zero_stage == 3 else nullcontext():
+        with loading_in_shares(settings.offload_weights) if settings.zero_stage == 3 else nullcontext():
             model = load_causal_model(model_path, torch.float32)
             reference = load_causal_model(model_path, torch.float32) if settings.kl_coef else None
         tied = set(getattr(model, "all_tied_weights_keys", None) or ())
@@ -128,11 +130,14 @@ class RankWorker:
         self._config = model.config
         self._names = CheckpointNames(model)
         self._generation_config = model.generation_config
-        mark_tied_head(model)
+        mark_head(model)
         if reference is not None:
-            mark_tied_head(reference.eval().requires_grad_(False))
-        clipping = Clipping(settings.clip_low, settings.clip_high, settings.clip_negative, settings.clipping)
-        loss = LossModule(model, reference, clipping, settings.kl_coef)
+            mark_head(reference.eval().requires_grad_(False))
+        if settings.sequence_parallel > 1:
+            group = self._sequence_groups.of(settings.sequence_parallel)
+            for each in filter(None, (model, reference)):
+                share_sequences(each, group)
+        loss = LossModule(model, reference, settings)
         optimizer = make_optimizer(loss, settings.learning_rate, settings.weight_decay)
         self._engine, *_ = self._deepspeed.initialize(
             model=loss,
@@ -164,11 +169,15 @@ class RankWorker:
         for number, batch in enumerate(share, start=1):
             self.progress(f"micro-batch {number} of {len(share)}")
             engine.set_gradient_accumulation_boundary(number == len(share))
-            loss = engine((dummy_batch() if batch is None else batch).to(self._device), sums)
+            loss = engine((self._dummy_batch() if batch is None else batch).to(self._device), sums)
             engine.backward(loss * self.world)  # DeepSpeed takes the mean over ranks
         self.progress("the optimiser's step")
         norm, is_applied = self._apply()
         return StepReport(sums, norm, is_applied, self._peak_bytes())
+
+    def _dummy_batch(self) -> WeightedBatch:
+        parts = self._settings.sequence_parallel
+        return cut_into_windows(dummy_batch(2 * parts), parts)[self.rank % parts]
 
     def _apply(self) -> tuple[float, bool]:
         """Apply the gradients. Returns their global norm, and whether they were applied.
