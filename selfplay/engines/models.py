@@ -52,12 +52,12 @@ def load_causal_model(model_path: str | Path, dtype: torch.dtype) -> Any:
 
 
 def head_logits(model: Any, hidden: Tensor) -> Tensor:
-    """The fp32 logits (tokens, vocab) of final hidden states (tokens, hidden), as the whole model has them."""
+    """The fp32 logits (tokens, vocab) of final hidden states (tokens, hidden), as the model has them."""
     return finished_logits(model, model.get_output_embeddings()(hidden))
 
 
 def finished_logits(model: Any, logits: Tensor) -> Tensor:
-    """What the model makes of what its head puts out, in fp32. Cohere, Granite and Gemma 2 scale or bound it."""
+    """What the model makes of its head's output, in fp32. Cohere, Granite and Gemma 2 scale or bound it."""
     from selfplay.engines.attention import capped
 
     config = model.config.get_text_config()
