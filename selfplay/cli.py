@@ -128,27 +128,47 @@ def inspect_bugs(
     strategy: options.BugsStrategy = None,
     order: options.BugsOrder = None,
     status: options.BugsStatus = None,
+    solve_rate: options.BugsSolveRate = None,
     min_solve_rate: options.BugsMinSolveRate = None,
     max_solve_rate: options.BugsMaxSolveRate = None,
+    since: options.BugsSince = None,
+    search: options.BugsSearch = None,
     sort: options.BugsSort = "created",
     reverse: options.BugsReverse = False,
     limit: options.BugsLimit = None,
     rejected: options.BugsRejected = False,
+    rejected_by: options.BugsRejectedBy = None,
     tasks: options.BugsTasks = None,
     runs: options.RunRoot = Path("runs"),
+    plain: options.Plain = False,
+    csv: options.BugsCsv = False,
     json_: options.AsJson = False,
 ) -> None:
     """The curriculum of a run: its bugs, one bug in full with its lineage, or why artifacts were rejected.
 
-    Example: [bold]selfplay inspect-bugs --order 1 --sort solve_rate --limit 10[/bold]
+    In a terminal it is a full screen (? shows the keys); with --plain, and in a pipe, a table.
+
+    Example: [bold]selfplay inspect-bugs --order 1 --solve-rate 0.1..0.6 --sort solve_rate[/bold]
     """
     from selfplay.commands.inspect_bugs import BugRequest, inspect_run
-    from selfplay.viewing.inspect import BugFilter
+    from selfplay.curriculum.bug_filter import BugFilter
 
+    if solve_rate is not None and (min_solve_rate is not None or max_solve_rate is not None):
+        raise UsageError("--solve-rate says both bounds; leave --min-solve-rate and --max-solve-rate out.")
     wanted = BugFilter(
-        repository, strategy, order, status, min_solve_rate, max_solve_rate, sort, reverse, limit
+        repository=repository,
+        strategy=strategy,
+        order=order,
+        status=status,
+        min_solve_rate=min_solve_rate,
+        max_solve_rate=max_solve_rate,
+        text=search,
+        sort=sort,
+        reverse=reverse,
+        limit=limit,
     )
-    inspect_run(run, runs, BugRequest(bug, rejected, tasks, wanted), as_json=json_)
+    request = BugRequest(bug, rejected, tasks, wanted, rejected_by, solve_rate, since, csv, plain)
+    inspect_run(run, runs, request, as_json=json_)
 
 
 @app.command(cls=Command)
@@ -180,29 +200,27 @@ def episodes(
 
 @app.command(cls=Command)
 def replay(
-    episode: options.ReplayEpisode,
+    what: options.ReplayWhat,
     run: options.ReplayRun = "",
+    play: options.ReplayPlay = False,
     step: options.ReplayStep = False,
     speed: options.ReplaySpeed = None,
+    rerun: options.ReplayRerun = False,
+    plain: options.Plain = False,
     runs: options.RunRoot = Path("runs"),
     json_: options.AsJson = False,
 ) -> None:
-    """One episode in the terminal: what the policy did, turn by turn, and how it ended.
+    """An episode turn by turn, the story of a bug, or the episodes of a run.
 
-    Example: [bold]selfplay replay u0001-sol0-m3 --step[/bold]
+    In a terminal it is a full screen (? shows the keys); with --plain, and in a pipe, it is printed.
+
+    Example: [bold]selfplay replay u0001-sol0-m3[/bold]
+    or [bold]selfplay replay u0001-sol0-m3 --play --speed 4[/bold]
     """
-    from rich.console import Console
+    from selfplay.commands.replay import ReplayRequest, replay_recorded
 
-    from selfplay.viewing import replay as viewer
-    from selfplay.viewing.episode_search import find_episode
-
-    found = find_episode(runs / run if run else runs, episode)
-    if json_:
-        import json
-
-        typer.echo(json.dumps(found.to_json()))
-        return
-    viewer.replay(found, Console(), step=step, speed=speed)
+    request = ReplayRequest(what, play, step, speed, plain, rerun)
+    raise typer.Exit(replay_recorded(request, run, runs, as_json=json_))
 
 
 @app.command(cls=Command)

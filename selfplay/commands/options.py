@@ -102,17 +102,32 @@ BugsStatus = Annotated[
         "--status", metavar="STATUS", help=f"Only bugs with this status: {', '.join(BUG_STATUSES)}."
     ),
 ]
+BugsSolveRate = Annotated[
+    str | None,
+    typer.Option(
+        "--solve-rate",
+        metavar="LOW..HIGH",
+        help="Only bugs with a solve rate in this range, for instance 0.1..0.6, 0.5.. or ..0.2.",
+    ),
+]
 BugsMinSolveRate = Annotated[
     float | None,
-    typer.Option(
-        "--min-solve-rate", min=0, max=1, metavar="RATE", help="Only bugs with at least this solve rate."
-    ),
+    typer.Option("--min-solve-rate", min=0, max=1, metavar="RATE", help="The same as --solve-rate RATE.. ."),
 ]
 BugsMaxSolveRate = Annotated[
     float | None,
+    typer.Option("--max-solve-rate", min=0, max=1, metavar="RATE", help="The same as --solve-rate ..RATE ."),
+]
+BugsSince = Annotated[
+    str | None,
     typer.Option(
-        "--max-solve-rate", min=0, max=1, metavar="RATE", help="Only bugs with at most this solve rate."
+        "--since",
+        metavar="WHEN",
+        help="Only bugs made since an update (12), an age (90m, 6h, 2d) or a date (2026-11-30).",
     ),
+]
+BugsSearch = Annotated[
+    str | None, typer.Option("--search", metavar="TEXT", help="Only bugs whose diffs hold this text.")
 ]
 BugsSort = Annotated[
     str, typer.Option("--sort", metavar="KEY", help=f"Sort the bugs by: {', '.join(BUG_ORDERS)}.")
@@ -122,6 +137,19 @@ BugsLimit = Annotated[
     int | None, typer.Option("--limit", min=1, metavar="N", help="Only the first so many bugs.")
 ]
 BugsRejected = Annotated[bool, typer.Option("--rejected", help="Show why artifacts were rejected.")]
+BugsRejectedBy = Annotated[
+    str | None,
+    typer.Option(
+        "--rejected-by",
+        metavar="CHECK",
+        help="List the artifacts that this check rejected; --rejected lists the checks.",
+    ),
+]
+BugsCsv = Annotated[bool, typer.Option("--csv", help="Print the list as CSV.")]
+Plain = Annotated[
+    bool,
+    typer.Option("--plain", help="Print, without a full screen. Always so where output is no terminal."),
+]
 BugsTasks = Annotated[
     Path | None,
     typer.Option(
@@ -177,8 +205,12 @@ EpisodesLimit = Annotated[
 
 # ---- replay
 
-ReplayEpisode = Annotated[
-    str, typer.Argument(metavar="EPISODE", help="An episode's id, the start of it, or its file.")
+ReplayWhat = Annotated[
+    str,
+    typer.Argument(
+        metavar="EPISODE|BUG|RUN",
+        help="An episode's id or its file, a bug's id, or a run. The start of an id is enough.",
+    ),
 ]
 ReplayRun = Annotated[
     str,
@@ -189,14 +221,22 @@ ReplayRun = Annotated[
         help="The run that it belongs to; default: all are searched.",
     ),
 ]
-ReplayStep = Annotated[bool, typer.Option("--step", help="Wait for Enter after each turn.")]
+ReplayPlay = Annotated[bool, typer.Option("--play", help="Play it like a film; Space stops and goes on.")]
+ReplayStep = Annotated[bool, typer.Option("--step", help="Play it, and wait for Space after each turn.")]
 ReplaySpeed = Annotated[
     float | None,
     typer.Option(
         "--speed",
         min=0.01,
         metavar="TIMES",
-        help="Play it like a film, this many times as fast as it happened.",
+        help="Play it this many times as fast as it happened, for instance 4.",
+    ),
+]
+ReplayRerun = Annotated[
+    bool,
+    typer.Option(
+        "--rerun",
+        help="Execute its actions in a fresh sandbox, and report the first observation that differs.",
     ),
 ]
 

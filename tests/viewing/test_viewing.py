@@ -17,10 +17,11 @@ from selfplay.curriculum.store import Store
 from selfplay.errors import RunError, StoreError, UsageError
 from selfplay.evaluation.folder import AttemptResult
 from selfplay.metrics import read_metrics
+from selfplay.viewing.bug_page import show_bug
 from selfplay.viewing.changes import diffstat
 from selfplay.viewing.duplicates import repeated_bugs
 from selfplay.viewing.episode_search import find_episode
-from selfplay.viewing.inspect import BugFilter, select_bugs, show_bug, show_bugs
+from selfplay.viewing.inspect import BugFilter, select_bugs, show_bugs
 from selfplay.viewing.rejections import rejections, show_rejections
 from selfplay.viewing.replay import replay
 from selfplay.viewing.summary import print_summary, solve_rate_bins
