@@ -358,20 +358,6 @@ def test_recorded_escapes_never_reach_the_terminal(run, terminal):
         assert hidden_characters(text) == set()
 
 
-def test_stepping_waits_between_turns_and_q_ends_it(run):
-    console = a_console()
-    answers = iter(["", "q"])
-    replay(find_episode(run, "u0001-sol0-m0"), console, step=True, wait=lambda: next(answers))
-    assert "turn 2 of 3" in printed(console)
-    assert "turn 3 of 3" not in printed(console)
-
-
-def test_a_replay_with_a_speed_pauses_for_the_recorded_time_divided_by_it(run):
-    waited = []
-    replay(find_episode(run, "u0001-sol0-m0"), a_console(), speed=2.0, sleep=waited.append)
-    assert waited == [0.75, 0.1, 0.5, 0.05, 0.25, 0.0]
-
-
 # -- summary
 
 

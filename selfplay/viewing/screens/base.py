@@ -118,7 +118,7 @@ class ViewerScreen(Screen[None]):
             self.action_close()
 
     def action_help(self) -> None:
-        keys = {}
+        keys: dict[str, list[str]] = {}
         for binding in self._bindings.key_to_bindings.values():
             for one in binding:
                 if one.show:
