@@ -77,18 +77,18 @@ def print_bugs(store: Store, folder: Path, request: BugRequest, as_json: bool) -
 
 def show_screen(database: Path, request: BugRequest) -> None:
     """The list, one bug, or the rejected artifacts on a full screen."""
-    from selfplay.viewing.screens.base import ViewerApp
+    from selfplay.viewing.screens.base import view
     from selfplay.viewing.screens.bug_screen import BugScreen
     from selfplay.viewing.screens.list_screen import BugsScreen, EpisodesScreen
 
     if request.bug is not None:
         with closing(Store.open(database, writer=False)) as store:
             bug_id = store.bug(request.bug).bug_id
-        ViewerApp(lambda: BugScreen(database, [bug_id], bug_id)).run()
+        view(lambda: BugScreen(database, [bug_id], bug_id))
     elif (check := request.rejected_by) is not None:
-        ViewerApp(lambda: EpisodesScreen.of_rejections(database.parent, check)).run()
+        view(lambda: EpisodesScreen.of_rejections(database.parent, check))
     else:
-        ViewerApp(lambda: BugsScreen(database, request.wanted)).run()
+        view(lambda: BugsScreen(database, request.wanted))
 
 
 def completed(request: BugRequest, now: float) -> BugRequest:

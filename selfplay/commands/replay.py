@@ -122,9 +122,9 @@ def _print(subject: Subject, as_json: bool) -> None:
 
 
 def _show(subject: Subject, request: ReplayRequest) -> None:
-    from selfplay.viewing.screens.base import ViewerApp
+    from selfplay.viewing.screens.base import view
 
-    ViewerApp(_first_screen(subject, request)).run()
+    view(_first_screen(subject, request))
 
 
 def _first_screen(subject: Subject, request: ReplayRequest) -> Callable[[], Screen[None]]:

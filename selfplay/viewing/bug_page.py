@@ -107,8 +107,12 @@ def bug_sections(story: BugStory, frames: Frames) -> Iterator[Section]:
     if bug.attempt_patch:
         parts = frames.file("attempt.diff", bug.attempt_patch, f"of {bug.parent_episode_id}")
         yield section("the failed repair that became this bug", parts, "magenta")
-    for title, tests in (("fail to pass", bug.fail_to_pass), ("pass to pass", bug.pass_to_pass)):
-        yield section(f"{title}: {len(tests)}", [frames.text("\n".join(_some(tests)))], "green")
+    for title, tests, what in (
+        ("fail to pass", bug.fail_to_pass, "broken by the bug, hidden by the weakening"),
+        ("pass to pass", bug.pass_to_pass, "pass with the bug too"),
+    ):
+        listed = frames.text("\n".join(_some(tests)))
+        yield section(f"{title}: {len(tests)}, {what}", [listed], "green")
     if bug.failure:
         yield section("how it fails", [frames.text(bug.failure.rstrip())], "red")
     if checks := _checks(story, frames):

@@ -49,10 +49,10 @@ def since(text: str, now: float) -> tuple[int | None, float | None]:
         ) from error
 
 
-def filter_of(text: str, base: BugFilter, now: float = 0.0) -> BugFilter:
+def filter_of(text: str, base: BugFilter, now: float) -> BugFilter:
     """`order=2 solve-rate=0.1..0.6` as a filter that keeps the text, sort and limit of `base`.
 
-    Raises UsageError.
+    now: seconds since 1970. Raises UsageError.
     """
     empty = BugFilter(text=base.text, sort=base.sort, reverse=base.reverse, limit=base.limit)
     try:

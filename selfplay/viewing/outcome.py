@@ -197,6 +197,24 @@ def decided(found: RecordedEpisode) -> list[tuple[str, str]]:
     return pairs
 
 
+def reward_inputs(found: RecordedEpisode) -> str:
+    """What the reward was made from, as a reward function gets it (`RewardInputs`); "" without a reward."""
+    row, bug = found.row, found.bug
+    if row is None or row.reward is None:
+        return ""
+    turns = f"{row.turns} turns"
+    if (verdict := found.verdict) is not None:
+        if not verdict.accepted:
+            return f"rejected by {verdict.failed_check}, {turns}"
+        kind = "accepted, a duplicate" if found.repeats else f"accepted, {row.note}"
+        tests = f"{len(bug.fail_to_pass)} fail-to-pass, {len(bug.pass_to_pass)} pass-to-pass" if bug else ""
+        return ", ".join(part for part in (kind, tests, turns) if part)
+    if (attempt := found.attempt) is not None:
+        failed = f"{len(attempt.failed_tests)} failed test(s)" if attempt.failed_tests else "no failed test"
+        return f"{graded(attempt.passed)}, {failed}, {turns}"
+    return ""
+
+
 def _advantage_text(advantage: float, update: int | None) -> str:
     if advantage == 0:
         return f"0, so no policy gradient from this episode; counted in update {update}"

@@ -16,7 +16,7 @@ from selfplay.agent.episode import Episode, Turn
 from selfplay.viewing.episode_record import RecordedEpisode
 from selfplay.viewing.folding import folded_edit
 from selfplay.viewing.frames import Frames, harmless, highlighted
-from selfplay.viewing.outcome import decided, outcome_sections
+from selfplay.viewing.outcome import decided, outcome_sections, reward_inputs
 from selfplay.viewing.progress import duration_text
 from selfplay.viewing.sections import Section
 from selfplay.viewing.turns import action_of, budget_text, turn_details
@@ -111,4 +111,5 @@ def _header(found: RecordedEpisode) -> list[tuple[str, str]]:
         ("tokens", f"{episode.action_tokens} of {len(episode.token_ids)} are the policy's"),
         ("ended", episode.finish.value + (f": {episode.error}" if episode.error else "")),
         *decided(found),
+        ("reward from", reward_inputs(found)),
     ]

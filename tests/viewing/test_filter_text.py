@@ -33,7 +33,7 @@ def test_since_is_an_update_an_age_or_a_date():
 
 def test_a_line_of_filters_is_read_and_written_alike():
     base = BugFilter(sort="status", text="kept")
-    found = filter_of("repository='a b' order=2 solve-rate=0.1..0.6 since=3", base)
+    found = filter_of("repository='a b' order=2 solve-rate=0.1..0.6 since=3", base, 0.0)
     assert found == BugFilter(
         repository="a b",
         order=2,
@@ -46,10 +46,10 @@ def test_a_line_of_filters_is_read_and_written_alike():
     assert filter_text(BugFilter(repository="a b", order=2, min_solve_rate=0.1, since_update=3)) == (
         "repository='a b' order=2 solve-rate=0.1.. since=3"
     )
-    assert filter_of("", found) == base
+    assert filter_of("", found, 0.0) == base
 
 
 @pytest.mark.parametrize("text", ["size=3", "order", "order=3", "'open"])
 def test_what_is_no_filter_is_refused(text):
     with pytest.raises(UsageError):
-        filter_of(text, BugFilter())
+        filter_of(text, BugFilter(), 0.0)

@@ -12,6 +12,8 @@ from textual.screen import ModalScreen, Screen
 from textual.widget import Widget
 from textual.widgets import Input, Static
 
+from selfplay.agent.observations import make_harmless
+from selfplay.errors import SelfplayError
 from selfplay.viewing.folding import one_line
 from selfplay.viewing.screens.rows_view import FixedRows, RowsView
 from selfplay.viewing.tables import Column
@@ -40,10 +42,15 @@ class ViewerApp(App[None]):
         """first: makes the screen to begin with."""
         super().__init__()
         self.theme = "ansi-dark"
+        self.fault: SelfplayError | None = None
         self._first = first
 
     def on_mount(self) -> None:
-        self.push_screen(self._first())
+        try:
+            self.push_screen(self._first())
+        except SelfplayError as error:
+            self.fault = error
+            self.exit()
 
     def close_screen(self) -> None:
         """Go back to the screen below, or end."""
@@ -51,6 +58,14 @@ class ViewerApp(App[None]):
             self.exit()
         else:
             self.pop_screen()
+
+
+def view(first: Callable[[], Screen[None]]) -> None:
+    """Show screens until the person ends. Raises what making the first one raises."""
+    app = ViewerApp(first)
+    app.run()
+    if app.fault is not None:
+        raise app.fault
 
 
 class ViewerScreen(Screen[None]):
@@ -79,6 +94,10 @@ class ViewerScreen(Screen[None]):
         """The lines above and below the body. keys: shown at the right of the state, if there is room."""
         self.query_one("#title", Static).update(_bar(f" {title}", "", self.size.width))
         self.query_one("#state", Static).update(_bar(f" {state}", keys, self.size.width))
+
+    def say(self, text: str, is_error: bool = False) -> None:
+        """Show a note for a moment. It may quote the run."""
+        self.notify(make_harmless(text), severity="error" if is_error else "information", markup=False)
 
     # ---- asking for a text
 

@@ -73,7 +73,7 @@ class BugScreen(PageScreen):
     def action_bug(self, by: int) -> None:
         place = self._place + by
         if not 0 <= place < len(self._bug_ids):
-            self.notify(f"this is the {'last' if by > 0 else 'first'} bug", timeout=2, markup=False)
+            self.say(f"this is the {'last' if by > 0 else 'first'} bug")
             return
         if self._open(self._bug_ids[place]):
             self._place = place
@@ -82,7 +82,7 @@ class BugScreen(PageScreen):
         try:
             self.story = self._read(bug_id)
         except SelfplayError as error:
-            self.notify(str(error), severity="error", markup=False)
+            self.say(str(error), is_error=True)
             return False
         self._show()
         return True
@@ -110,7 +110,7 @@ class BugScreen(PageScreen):
             if (path := folder / f"{name}.json.gz").is_file()
         ]
         if not found:
-            self.notify("the files of its episodes are gone", timeout=2, markup=False)
+            self.say("the files of its episodes are gone")
             return
 
         def opened(chosen: int | None) -> None:
@@ -120,6 +120,6 @@ class BugScreen(PageScreen):
             try:
                 self.app.push_screen(EpisodeScreen(paths, found[chosen][0]))
             except SelfplayError as error:
-                self.notify(str(error), severity="error", markup=False)
+                self.say(str(error), is_error=True)
 
         self.app.push_screen(names_window("episodes", [text for _, text in found]), opened)

@@ -172,12 +172,12 @@ class EpisodeScreen(PageScreen):
     def action_episode(self, by: int) -> None:
         place = self._place + by
         if not 0 <= place < len(self._paths):
-            self.notify(f"this is the {'last' if by > 0 else 'first'} episode", timeout=2, markup=False)
+            self.say(f"this is the {'last' if by > 0 else 'first'} episode")
             return
         try:
             self.found = load_episode(self._paths[place])
         except SelfplayError as error:
-            self.notify(str(error), severity="error", markup=False)
+            self.say(str(error), is_error=True)
             return
         self._place = place
         self._end_playback()
@@ -197,7 +197,7 @@ class EpisodeScreen(PageScreen):
         bug = self.found.bug.bug_id if self.found.bug is not None else ""
         database = self.found.path.parent.parent / "selfplay.db"
         if not bug or not database.is_file():
-            self.notify("this episode has no bug in its run", timeout=2, markup=False)
+            self.say("this episode has no bug in its run")
             return
         assert isinstance(self.app, ViewerApp)
         self.app.push_screen(BugScreen(database, [bug], bug))

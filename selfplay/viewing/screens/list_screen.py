@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -117,7 +118,7 @@ class BugsScreen(ListScreen):
         try:
             rows = BugRows(self._store, wanted)
         except SelfplayError as error:
-            self.notify(str(error), severity="error", markup=False)
+            self.say(str(error), is_error=True)
             return
         self._wanted = wanted
         self.table.show(rows)
@@ -131,10 +132,10 @@ class BugsScreen(ListScreen):
     def action_filter(self) -> None:
         def answered(text: str) -> None:
             try:
-                wanted = filter_of(text, self._wanted)
+                wanted = filter_of(text, self._wanted, time.time())
                 wanted.check()
             except SelfplayError as error:
-                self.notify(str(error), severity="error", markup=False)
+                self.say(str(error), is_error=True)
             else:
                 self._show(wanted)
 
@@ -157,7 +158,7 @@ class BugsScreen(ListScreen):
         try:
             opened = BugScreen(self._database, near, near[self.table.cursor - first])
         except (SelfplayError, IndexError) as error:
-            self.notify(str(error), severity="error", markup=False)
+            self.say(str(error), is_error=True)
         else:
             self.app.push_screen(opened)
 
@@ -219,7 +220,7 @@ class EpisodesScreen(ListScreen):
         try:
             opened = EpisodeScreen(paths, paths[self.table.cursor])
         except SelfplayError as error:
-            self.notify(str(error), severity="error", markup=False)
+            self.say(str(error), is_error=True)
         else:
             self.app.push_screen(opened)
 
