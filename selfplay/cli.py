@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from selfplay.commands import options
+from selfplay.commands import options, viewer_options
 from selfplay.commands.help_pages import Command, without_types
 from selfplay.errors import SelfplayError, UsageError, full_disk_reported, path_fault
 from selfplay.runtime.heaps import bound_heaps
@@ -98,7 +98,7 @@ def train(
 
 @app.command(cls=Command)
 def show(
-    run: options.ShowRun = "", runs: options.RunRoot = Path("runs"), json_: options.AsJson = False
+    run: viewer_options.ShowRun = "", runs: options.RunRoot = Path("runs"), json_: options.AsJson = False
 ) -> None:
     """The summary of a run, as at its end; also while it plays.
 
@@ -122,26 +122,26 @@ def list_runs(runs: options.RunRoot = Path("runs"), json_: options.AsJson = Fals
 
 @app.command("inspect-bugs", cls=Command)
 def inspect_bugs(
-    run: options.BugsRun = "",
-    bug: options.BugsBug = None,
-    repository: options.BugsRepository = None,
-    strategy: options.BugsStrategy = None,
-    order: options.BugsOrder = None,
-    status: options.BugsStatus = None,
-    solve_rate: options.BugsSolveRate = None,
-    min_solve_rate: options.BugsMinSolveRate = None,
-    max_solve_rate: options.BugsMaxSolveRate = None,
-    since: options.BugsSince = None,
-    search: options.BugsSearch = None,
-    sort: options.BugsSort = "created",
-    reverse: options.BugsReverse = False,
-    limit: options.BugsLimit = None,
-    rejected: options.BugsRejected = False,
-    rejected_by: options.BugsRejectedBy = None,
-    tasks: options.BugsTasks = None,
+    run: viewer_options.BugsRun = "",
+    bug: viewer_options.BugsBug = None,
+    repository: viewer_options.BugsRepository = None,
+    strategy: viewer_options.BugsStrategy = None,
+    order: viewer_options.BugsOrder = None,
+    status: viewer_options.BugsStatus = None,
+    solve_rate: viewer_options.BugsSolveRate = None,
+    min_solve_rate: viewer_options.BugsMinSolveRate = None,
+    max_solve_rate: viewer_options.BugsMaxSolveRate = None,
+    since: viewer_options.BugsSince = None,
+    search: viewer_options.BugsSearch = None,
+    sort: viewer_options.BugsSort = "created",
+    reverse: viewer_options.BugsReverse = False,
+    limit: viewer_options.BugsLimit = None,
+    rejected: viewer_options.BugsRejected = False,
+    rejected_by: viewer_options.BugsRejectedBy = None,
+    tasks: viewer_options.BugsTasks = None,
     runs: options.RunRoot = Path("runs"),
-    plain: options.Plain = False,
-    csv: options.BugsCsv = False,
+    plain: viewer_options.Plain = False,
+    csv: viewer_options.BugsCsv = False,
     json_: options.AsJson = False,
 ) -> None:
     """The curriculum of a run: its bugs, one bug in full with its lineage, or why artifacts were rejected.
@@ -173,16 +173,16 @@ def inspect_bugs(
 
 @app.command(cls=Command)
 def episodes(
-    run: options.EpisodesRun = "",
-    role: options.EpisodesRole = None,
-    finish: options.EpisodesFinish = None,
-    min_reward: options.EpisodesMinReward = None,
-    max_reward: options.EpisodesMaxReward = None,
-    check: options.EpisodesCheck = None,
-    update: options.EpisodesUpdate = None,
-    bug: options.EpisodesBug = None,
-    group: options.EpisodesGroup = None,
-    limit: options.EpisodesLimit = None,
+    run: viewer_options.EpisodesRun = "",
+    role: viewer_options.EpisodesRole = None,
+    finish: viewer_options.EpisodesFinish = None,
+    min_reward: viewer_options.EpisodesMinReward = None,
+    max_reward: viewer_options.EpisodesMaxReward = None,
+    check: viewer_options.EpisodesCheck = None,
+    update: viewer_options.EpisodesUpdate = None,
+    bug: viewer_options.EpisodesBug = None,
+    group: viewer_options.EpisodesGroup = None,
+    limit: viewer_options.EpisodesLimit = None,
     runs: options.RunRoot = Path("runs"),
     json_: options.AsJson = False,
 ) -> None:
@@ -200,13 +200,13 @@ def episodes(
 
 @app.command(cls=Command)
 def replay(
-    what: options.ReplayWhat,
-    run: options.ReplayRun = "",
-    play: options.ReplayPlay = False,
-    step: options.ReplayStep = False,
-    speed: options.ReplaySpeed = None,
-    rerun: options.ReplayRerun = False,
-    plain: options.Plain = False,
+    what: viewer_options.ReplayWhat,
+    run: viewer_options.ReplayRun = "",
+    play: viewer_options.ReplayPlay = False,
+    step: viewer_options.ReplayStep = False,
+    speed: viewer_options.ReplaySpeed = None,
+    rerun: viewer_options.ReplayRerun = False,
+    plain: viewer_options.Plain = False,
     runs: options.RunRoot = Path("runs"),
     json_: options.AsJson = False,
 ) -> None:

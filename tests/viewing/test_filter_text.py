@@ -16,7 +16,7 @@ def test_a_range_of_solve_rates_has_one_bound_or_two():
     assert solve_rates("0.5") == (0.5, 0.5)
 
 
-@pytest.mark.parametrize("text", ["", "..", "0.6..0.1", "0..2", "many", "0.1...6"])
+@pytest.mark.parametrize("text", ["", "..", "0.6..0.1", "0..2", "many"])
 def test_what_is_no_range_is_refused_with_an_example(text):
     with pytest.raises(UsageError, match=r"0\.1\.\.0\.6"):
         solve_rates(text)

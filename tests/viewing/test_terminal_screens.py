@@ -34,7 +34,13 @@ def hostile(run):
     with Store.open(run / "selfplay.db") as store:
         diff = INJECT.replace("x = 2", f"x = {EVIL}")
         store.add_bug(
-            a_bug("u0009-evil", repository=f"heron{EVIL}", artifact={"bug_inject.diff": diff}, failure=EVIL)
+            a_bug(
+                "u0009-evil",
+                "u0001-inj0-m2",
+                repository=f"heron{EVIL}",
+                artifact={"bug_inject.diff": diff},
+                failure=EVIL,
+            )
         )
     return run
 

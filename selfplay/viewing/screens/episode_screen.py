@@ -19,7 +19,6 @@ from selfplay.viewing.frames import Frames
 from selfplay.viewing.playback import Playback
 from selfplay.viewing.replay import episode_sections
 from selfplay.viewing.screens.base import ViewerApp
-from selfplay.viewing.screens.bug_screen import BugScreen
 from selfplay.viewing.screens.page_screen import PageScreen
 from selfplay.viewing.screens.page_view import page_console
 from selfplay.viewing.sections import Section
@@ -194,6 +193,8 @@ class EpisodeScreen(PageScreen):
         self.page.show(self._sections(), keep_place=True)
 
     def action_story(self) -> None:
+        from selfplay.viewing.screens.bug_screen import BugScreen  # it imports this module, too
+
         bug = self.found.bug.bug_id if self.found.bug is not None else ""
         database = self.found.path.parent.parent / "selfplay.db"
         if not bug or not database.is_file():

@@ -82,7 +82,10 @@ def section_lines(shown: Section, width: int) -> list[Line]:
 
 
 def find_all(lines: Sequence[Line], wanted: str) -> list[Match]:
-    """Where a text stands, in any case of letters; also across lines that were folded."""
+    """Where a text stands, in any case of letters; also across lines that were folded.
+
+    A line that fills the width exactly is taken for one that goes on below.
+    """
     if not wanted:
         return []
     starts, pieces, at = [], [], 0
