@@ -82,7 +82,7 @@ def test_search_jumps_details_and_other_views(episodes):
         page = pilot.app.screen.page
         await press(pilot, "slash", *"NO SUCH", "enter")
         assert "'NO SUCH' 1 of" in state(pilot) and page.matches[page.match].parts
-        await press(pilot, "t", "j", "j", "j", "enter")
+        await press(pilot, "g", "t", "j", "j", "j", "enter")
         assert title(pilot).startswith("turn 1 of 3")
         await press(pilot, "v")
         assert any("mean log-probability 0.000" in line.text for line in page._lines)

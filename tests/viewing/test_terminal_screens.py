@@ -1,5 +1,6 @@
 """Full screens in a terminal emulator: hostile text is harmless, the size changes, `q` ends."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -45,6 +46,10 @@ def hostile(run):
     return run
 
 
+def all_of(*texts: str) -> Callable[[str], bool]:
+    return lambda shown: all(text in shown for text in texts)
+
+
 def is_untouched(terminal: TerminalScreen) -> bool:
     """True if no text of the run reached the terminal as a code or a character that hides."""
     hidden = {"\u202e", "\x07", "\x9b", "\x00", "\x1b"}
@@ -53,7 +58,7 @@ def is_untouched(terminal: TerminalScreen) -> bool:
 
 def test_a_hostile_episode_is_shown_as_text_and_the_screen_follows_the_terminals_size(hostile):
     with TerminalScreen(["replay", "u0001-sol0-m2"], hostile.parents[1]) as terminal:
-        first = terminal.wait_for("━━ user\\x1b]0;owned")
+        first = terminal.wait_for(all_of("━━ user\\x1b]0;owned", "? help"))
         assert "u0001-sol0-m2" in first.splitlines()[0] and "? help" in first.splitlines()[-1]
         terminal.press("l")
         shown = terminal.wait_for("turn 1 of 3 ·").replace("\n│ ", "").replace(" ", "")
@@ -70,13 +75,12 @@ def test_a_hostile_episode_is_shown_as_text_and_the_screen_follows_the_terminals
 def test_hostile_bugs_are_listed_found_and_opened(hostile):
     arguments = ["inspect-bugs", "demo", "--sort", "created"]
     with TerminalScreen(arguments, hostile.parents[1], 120, 40) as terminal:
-        listed = terminal.wait_for("bug 1 of 4")
-        assert "heron\\x1b]0;" in listed and is_untouched(terminal)
+        terminal.wait_for(all_of("bug 1 of 4", "heron\\x1b]0;"))
+        assert is_untouched(terminal)
         terminal.press("/owned\r")
         terminal.wait_for("bug 1 of 1")
         terminal.press("\r")
-        opened = terminal.wait_for("━━ the bug u0009-evil")
-        assert "heron\\x1b]0;owned\\x07" in opened
+        terminal.wait_for(all_of("━━ the bug u0009-evil", "heron\\x1b]0;owned\\x07"))
         terminal.press("d")
         terminal.wait_for(lambda text: "+x = \\x1b]0;owned\\x07\\x1b[2J\\u202eevil" in text)
         assert is_untouched(terminal)

@@ -190,12 +190,12 @@ def names_window(title: str, names: Sequence[str], cursor: int = 0) -> ListWindo
 
 def _bar(left: str, right: str, width: int) -> Text:
     left, right = one_line(left), one_line(right)
-    text = Text(left, no_wrap=True, overflow="ellipsis")
-    room = width - len(right) - 2
-    if right and room > 0:
-        text.truncate(room, overflow="ellipsis", pad=True)
-        text.append(f" {right}")
-    return text
+    text, room = Text(left), width - len(right) - 2
+    if not right or room <= 0:
+        text.truncate(width, overflow="ellipsis", pad=True)
+        return text
+    text.truncate(room, overflow="ellipsis", pad=True)
+    return text.append(f" {right}")
 
 
 def _key_name(binding: Binding) -> str:

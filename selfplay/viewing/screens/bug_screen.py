@@ -53,7 +53,7 @@ class BugScreen(PageScreen):
         bug = self.story.bug
         place = f" · bug {self._place + 1} of {len(self._bug_ids)}" if len(self._bug_ids) > 1 else ""
         rate = "not measured" if bug.solve_rate is None else f"solve rate {bug.solve_rate:.2f}"
-        state = f"{bug.status} · {rate}{self.found_text()}"
+        state = f"{self.found_text()}{bug.status} · {rate}"
         title = f"{bug.bug_id} · {bug.repository} · order {bug.order}{place}"
         self.set_bars(title, state, "e episodes  f family  d diffs  ? help")
 

@@ -26,6 +26,9 @@ from selfplay.viewing.token_page import Decode, diff_sections, token_sections, t
 from selfplay.viewing.turns import budget
 
 
+SHORTEST_S = 0.01  # of a timer: Textual leaves out one whose time has passed when it begins
+
+
 @dataclass(frozen=True)
 class Watching:
     """How an episode is played back. is_paused: step by step."""
@@ -111,7 +114,7 @@ class EpisodeScreen(PageScreen):
             state = f"{self._player}"
         view = "" if self._view == "episode" else f" · {self._view}"
         keys = "Space pause  Enter next" if self._player else "? help"
-        self.set_bars(title + view, state + self.found_text(), keys)
+        self.set_bars(title + view, self.found_text() + state, keys)
 
     # ---- play-back
 
@@ -119,12 +122,17 @@ class EpisodeScreen(PageScreen):
         """Wait until the next section follows."""
         if self._timer is not None:
             self._timer.stop()
+        self._timer = None
         delay = self._player.delay_s() if self._player else None
-        self._timer = self.set_timer(delay, self._advance) if delay is not None else None
+        if delay is not None and delay < SHORTEST_S:
+            self.call_later(self._advance)
+        elif delay is not None:
+            self._timer = self.set_timer(delay, self._advance)
         self.show_bars()
 
     def _advance(self) -> None:
-        self._reveal(whole_turn=False)
+        if self._player is not None and not self._player.is_paused:
+            self._reveal(whole_turn=False)
 
     def _reveal(self, whole_turn: bool) -> None:
         if self._player is None:

@@ -38,13 +38,13 @@ class PageScreen(ViewerScreen):
         raise NotImplementedError
 
     def found_text(self) -> str:
-        """What the line of state says of a search."""
+        """What the line of state says of a search, before the rest."""
         page = self.page
         if not page.wanted:
             return ""
         if not page.matches:
-            return f" · {page.wanted!r} not found"
-        return f" · {page.wanted!r} {page.match + 1} of {len(page.matches)}"
+            return f"{page.wanted!r} not found · "
+        return f"{page.wanted!r} {page.match + 1} of {len(page.matches)} · "
 
     def on_page_view_moved(self) -> None:
         self.show_bars()
