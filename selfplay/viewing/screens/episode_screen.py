@@ -25,7 +25,6 @@ from selfplay.viewing.sections import Section
 from selfplay.viewing.token_page import Decode, diff_sections, token_sections, tokenizer_of
 from selfplay.viewing.turns import budget
 
-
 SHORTEST_S = 0.01  # of a timer: Textual leaves out one whose time has passed when it begins
 
 
