@@ -65,7 +65,8 @@ BugsSince = Annotated[
     ),
 ]
 BugsSearch = Annotated[
-    str | None, typer.Option("--search", metavar="TEXT", help="Only bugs whose diffs hold this text.")
+    str | None,
+    typer.Option("--search", metavar="WORDS", help="Only bugs whose diffs hold these words as they stand."),
 ]
 BugsSort = Annotated[
     str, typer.Option("--sort", metavar="KEY", help=f"Sort the bugs by: {', '.join(BUG_ORDERS)}.")
