@@ -57,13 +57,13 @@ def test_lines_of_a_diff_and_of_an_edit_have_their_colours():
 
 
 def test_a_text_is_found_in_any_case_also_across_folds_and_never_across_lines():
-    part = Section("the title", (folded_text("0123456789abcdefghi\nkl"),))
+    part = Section("the part", (folded_text("0123456789abcdefghi\nkl"),))
     lines = section_lines(part, 12)  # 10 cells of text beside the bar
     assert [line.text for line in lines][1:4] == ["0123456789", "abcdefghi", "kl"]
     (found,) = find_all(lines, "89AB")
     assert found.parts == ((1, 10, 12), (2, 2, 4))
     assert find_all(lines, "ik") == [], "another line begins there"
-    assert [match.line for match in find_all(lines, "title")] == [0]
+    assert [match.line for match in find_all(lines, "the part")] == [0]
     assert find_all(lines, "") == []
 
 

@@ -50,6 +50,12 @@ def all_of(*texts: str) -> Callable[[str], bool]:
     return lambda shown: all(text in shown for text in texts)
 
 
+def is_small(shown: str) -> bool:
+    """True once the line of state ends where 50 columns end."""
+    lines = shown.splitlines()
+    return len(lines) == 12 and lines[-1].rstrip().endswith("? help")
+
+
 def is_untouched(terminal: TerminalScreen) -> bool:
     """True if no text of the run reached the terminal as a code or a character that hides."""
     hidden = {"\u202e", "\x07", "\x9b", "\x00", "\x1b"}
@@ -64,8 +70,7 @@ def test_a_hostile_episode_is_shown_as_text_and_the_screen_follows_the_terminals
         shown = terminal.wait_for("turn 1 of 3 ·").replace("\n│ ", "").replace(" ", "")
         assert SPELLED.replace(" ", "")[:60] in shown and is_untouched(terminal)
         terminal.resize(50, 12)
-        small = terminal.wait_for(lambda text: "? help" in text.splitlines()[-1].rstrip()[-8:])
-        assert len(small.splitlines()) == 12 and "━━ turn 1 of 3" in small
+        terminal.wait_for(lambda text: is_small(text) and "━━ turn 1 of 3" in text)
         terminal.press("/xxxxx\r")
         terminal.wait_for("'xxxxx' 1 of")
         terminal.press("q")
