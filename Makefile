@@ -8,7 +8,7 @@ TORCH_BUILD ?= cpu
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 PIP := $(PY) -m pip --disable-pip-version-check
 
-.PHONY: help setup train train-pretrained pretrained-policy test fast fuzz chaos lint docs bench bench-sandbox bench-validator bench-rollouts bench-update bench-training bench-dispatcher bench-overlap learning clean
+.PHONY: help setup train train-pretrained pretrained-policy test fast fuzz chaos lint docs bench bench-sandbox bench-validator bench-rollouts bench-update bench-training bench-dispatcher bench-bugs learning clean
 
 help: ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -72,7 +72,7 @@ lint: setup ## format, lint and types
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
 
-bench: bench-sandbox bench-validator bench-rollouts bench-update bench-training bench-dispatcher ## every benchmark, each printing ratios within its run
+bench: bench-sandbox bench-validator bench-rollouts bench-update bench-training bench-dispatcher bench-bugs ## every benchmark, each printing ratios within its run
 
 bench-sandbox: setup ## sandboxes beside swe-rex and mini-swe-agent where BENCH_PY has them (docs/sandboxes.md)
 	$(or $(BENCH_PY),$(PY)) -m benchmarks.sandbox $(SANDBOX)
@@ -94,8 +94,8 @@ bench-dispatcher: setup ## updates played ahead beside in turn, and one controll
 	$(PY) -m benchmarks.dispatcher rates
 	$(PY) -m benchmarks.dispatcher controller
 
-bench-overlap: setup ## played ahead beside in turn, with a real vLLM server and a DeepSpeed rank on a core each
-	$(PY) -m benchmarks.overlap $(OVERLAP)
+bench-bugs: setup ## the first page of inspect-bugs with a million bugs; 1.6 GB of disk while it runs
+	$(PY) -m benchmarks.bug_list
 
 learning: setup ## three arms at equal compute, tables and plots into docs/learning-tables.md; hours, and repeating it continues
 	$(PY) -m benchmarks.learning $(LEARNING)

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from selfplay.commands import options
+from selfplay.commands import options, viewer_options
 from selfplay.commands.help_pages import Command, without_types
 from selfplay.errors import SelfplayError, UsageError, full_disk_reported, path_fault
 from selfplay.runtime.heaps import bound_heaps
@@ -98,7 +98,7 @@ def train(
 
 @app.command(cls=Command)
 def show(
-    run: options.ShowRun = "", runs: options.RunRoot = Path("runs"), json_: options.AsJson = False
+    run: viewer_options.ShowRun = "", runs: options.RunRoot = Path("runs"), json_: options.AsJson = False
 ) -> None:
     """The summary of a run, as at its end; also while it plays.
 
@@ -122,47 +122,67 @@ def list_runs(runs: options.RunRoot = Path("runs"), json_: options.AsJson = Fals
 
 @app.command("inspect-bugs", cls=Command)
 def inspect_bugs(
-    run: options.BugsRun = "",
-    bug: options.BugsBug = None,
-    repository: options.BugsRepository = None,
-    strategy: options.BugsStrategy = None,
-    order: options.BugsOrder = None,
-    status: options.BugsStatus = None,
-    min_solve_rate: options.BugsMinSolveRate = None,
-    max_solve_rate: options.BugsMaxSolveRate = None,
-    sort: options.BugsSort = "created",
-    reverse: options.BugsReverse = False,
-    limit: options.BugsLimit = None,
-    rejected: options.BugsRejected = False,
-    tasks: options.BugsTasks = None,
+    run: viewer_options.BugsRun = "",
+    bug: viewer_options.BugsBug = None,
+    repository: viewer_options.BugsRepository = None,
+    strategy: viewer_options.BugsStrategy = None,
+    order: viewer_options.BugsOrder = None,
+    status: viewer_options.BugsStatus = None,
+    solve_rate: viewer_options.BugsSolveRate = None,
+    min_solve_rate: viewer_options.BugsMinSolveRate = None,
+    max_solve_rate: viewer_options.BugsMaxSolveRate = None,
+    since: viewer_options.BugsSince = None,
+    search: viewer_options.BugsSearch = None,
+    sort: viewer_options.BugsSort = "created",
+    reverse: viewer_options.BugsReverse = False,
+    limit: viewer_options.BugsLimit = None,
+    rejected: viewer_options.BugsRejected = False,
+    rejected_by: viewer_options.BugsRejectedBy = None,
+    tasks: viewer_options.BugsTasks = None,
     runs: options.RunRoot = Path("runs"),
+    plain: viewer_options.Plain = False,
+    csv: viewer_options.BugsCsv = False,
     json_: options.AsJson = False,
 ) -> None:
     """The curriculum of a run: its bugs, one bug in full with its lineage, or why artifacts were rejected.
 
-    Example: [bold]selfplay inspect-bugs --order 1 --sort solve_rate --limit 10[/bold]
+    In a terminal it is a full screen (? shows the keys); with --plain, and in a pipe, a table.
+
+    Example: [bold]selfplay inspect-bugs --order 1 --solve-rate 0.1..0.6 --sort solve_rate[/bold]
     """
     from selfplay.commands.inspect_bugs import BugRequest, inspect_run
-    from selfplay.viewing.inspect import BugFilter
+    from selfplay.curriculum.bug_filter import BugFilter
 
+    if solve_rate is not None and (min_solve_rate is not None or max_solve_rate is not None):
+        raise UsageError("--solve-rate says both bounds; leave --min-solve-rate and --max-solve-rate out.")
     wanted = BugFilter(
-        repository, strategy, order, status, min_solve_rate, max_solve_rate, sort, reverse, limit
+        repository=repository,
+        strategy=strategy,
+        order=order,
+        status=status,
+        min_solve_rate=min_solve_rate,
+        max_solve_rate=max_solve_rate,
+        text=search,
+        sort=sort,
+        reverse=reverse,
+        limit=limit,
     )
-    inspect_run(run, runs, BugRequest(bug, rejected, tasks, wanted), as_json=json_)
+    request = BugRequest(bug, rejected, tasks, wanted, rejected_by, solve_rate, since, csv, plain)
+    inspect_run(run, runs, request, as_json=json_)
 
 
 @app.command(cls=Command)
 def episodes(
-    run: options.EpisodesRun = "",
-    role: options.EpisodesRole = None,
-    finish: options.EpisodesFinish = None,
-    min_reward: options.EpisodesMinReward = None,
-    max_reward: options.EpisodesMaxReward = None,
-    check: options.EpisodesCheck = None,
-    update: options.EpisodesUpdate = None,
-    bug: options.EpisodesBug = None,
-    group: options.EpisodesGroup = None,
-    limit: options.EpisodesLimit = None,
+    run: viewer_options.EpisodesRun = "",
+    role: viewer_options.EpisodesRole = None,
+    finish: viewer_options.EpisodesFinish = None,
+    min_reward: viewer_options.EpisodesMinReward = None,
+    max_reward: viewer_options.EpisodesMaxReward = None,
+    check: viewer_options.EpisodesCheck = None,
+    update: viewer_options.EpisodesUpdate = None,
+    bug: viewer_options.EpisodesBug = None,
+    group: viewer_options.EpisodesGroup = None,
+    limit: viewer_options.EpisodesLimit = None,
     runs: options.RunRoot = Path("runs"),
     json_: options.AsJson = False,
 ) -> None:
@@ -180,29 +200,27 @@ def episodes(
 
 @app.command(cls=Command)
 def replay(
-    episode: options.ReplayEpisode,
-    run: options.ReplayRun = "",
-    step: options.ReplayStep = False,
-    speed: options.ReplaySpeed = None,
+    what: viewer_options.ReplayWhat,
+    run: viewer_options.ReplayRun = "",
+    play: viewer_options.ReplayPlay = False,
+    step: viewer_options.ReplayStep = False,
+    speed: viewer_options.ReplaySpeed = None,
+    rerun: viewer_options.ReplayRerun = False,
+    plain: viewer_options.Plain = False,
     runs: options.RunRoot = Path("runs"),
     json_: options.AsJson = False,
 ) -> None:
-    """One episode in the terminal: what the policy did, turn by turn, and how it ended.
+    """An episode turn by turn, the story of a bug, or the episodes of a run.
 
-    Example: [bold]selfplay replay u0001-sol0-m3 --step[/bold]
+    In a terminal it is a full screen (? shows the keys); with --plain, and in a pipe, it is printed.
+
+    Example: [bold]selfplay replay u0001-sol0-m3[/bold]
+    or [bold]selfplay replay u0001-sol0-m3 --play --speed 4[/bold]
     """
-    from rich.console import Console
+    from selfplay.commands.replay import ReplayRequest, replay_recorded
 
-    from selfplay.viewing import replay as viewer
-    from selfplay.viewing.episode_search import find_episode
-
-    found = find_episode(runs / run if run else runs, episode)
-    if json_:
-        import json
-
-        typer.echo(json.dumps(found.to_json()))
-        return
-    viewer.replay(found, Console(), step=step, speed=speed)
+    request = ReplayRequest(what, play, step, speed, plain, rerun)
+    raise typer.Exit(replay_recorded(request, run, runs, as_json=json_))
 
 
 @app.command(cls=Command)

@@ -64,7 +64,7 @@ class RunDatabase:
             check(db, path, writer)
             if writer:
                 schema.apply(db)
-            elif schema.applied_versions(db) != schema.known_versions():
+            elif not schema.is_readable(schema.applied_versions(db)):
                 db = migrated_copy(connection)
                 connection.close()
         except (sqlite3.Error, StoreError) as error:

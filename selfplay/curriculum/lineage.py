@@ -37,12 +37,7 @@ def lineage(store: Store, bug_id: str) -> nx.DiGraph[str]:
 
     bug_id: an id or its start. Raises StoreError if no id begins so, or several do.
     """
-    import networkx as nx
-
-    bug = store.bug(bug_id)
-    graph = bug_graph(store.bugs(repository=bug.repository))
-    related = nx.ancestors(graph, bug.bug_id) | nx.descendants(graph, bug.bug_id) | {bug.bug_id}
-    return graph.subgraph(related)
+    return bug_graph(store.family(store.bug(bug_id).bug_id))
 
 
 def root(graph: nx.DiGraph[str]) -> str:

@@ -22,12 +22,12 @@ GROUP_STATUSES = ("open", "complete", "consumed", "void")
 BUG_STATUSES = ("fresh", "playing", "measured", "void", "spec_too_long")
 # What lists of bugs can be sorted by -> the columns in SQL.
 BUG_ORDERS = {
-    "created": "created_update, bugs.rowid",
-    "repository": "repository, created_update, bugs.rowid",
-    "strategy": "strategy, created_update, bugs.rowid",
-    "order": '"order", created_update, bugs.rowid',
-    "status": "status, created_update, bugs.rowid",
-    "solve_rate": "solve_rate IS NULL, solve_rate, created_update, bugs.rowid",
+    "created": ("created_update", "bugs.rowid"),
+    "repository": ("repository", "created_update", "bugs.rowid"),
+    "strategy": ("strategy", "created_update", "bugs.rowid"),
+    "order": ('"order"', "created_update", "bugs.rowid"),
+    "status": ("status", "created_update", "bugs.rowid"),
+    "solve_rate": ("solve_rate IS NULL", "solve_rate", "created_update", "bugs.rowid"),
 }
 
 
@@ -281,14 +281,18 @@ def plain(value: Any) -> Any:
     return value
 
 
+def text_of(value: Any) -> Any:
+    """The value that `plain` stored."""
+    return value.decode("utf-8", "surrogatepass") if isinstance(value, bytes) else value
+
+
 def read(kind: type[Row], values: Mapping[str, Any]) -> Row:
     """The row whose columns `stored` wrote."""
     hints = _hints(kind)
     read_values: dict[str, Any] = {}
     for item in fields(kind):  # type: ignore[arg-type]
         value, hint = values[item.name], hints[item.name]
-        if isinstance(value, bytes):
-            value = value.decode("utf-8", "surrogatepass")
+        value = text_of(value)
         if get_origin(hint) is tuple:
             value = tuple(json.loads(value))
         elif get_origin(hint) is Mapping:

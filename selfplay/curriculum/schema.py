@@ -8,6 +8,8 @@ function at the end.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from sqlite_utils import Database
 from sqlite_utils.migrations import Migrations
 
@@ -90,6 +92,35 @@ def _first(db: Database) -> None:
 @migrations(name="0002 failed turns of an episode")
 def _failed_turns(db: Database) -> None:
     db.execute("ALTER TABLE episodes ADD COLUMN failed_turns INTEGER NOT NULL DEFAULT 0")
+
+
+# For pages of a long list of bugs, for the relations of one bug, and for rejected artifacts. The first one
+# holds every column that a list filters or sorts by: such a query reads no row that it does not show.
+LISTING_INDEXES = (
+    """CREATE INDEX bugs_listed ON bugs
+        (created_update, repository, strategy, "order", status, solve_rate, created_at)""",
+    "CREATE INDEX bugs_by_repository ON bugs (repository, created_update)",
+    "CREATE INDEX bugs_by_solve_rate ON bugs (solve_rate IS NULL, solve_rate, created_update)",
+    "CREATE INDEX bugs_by_parent ON bugs (parent_bug_id)",
+    "CREATE INDEX bugs_by_injector ON bugs (injector_episode_id)",
+    "CREATE INDEX bugs_by_attempt ON bugs (parent_episode_id)",
+    "CREATE INDEX verdicts_by_check ON verdicts (accepted, failed_check)",
+)
+
+
+@migrations(name="0003 indexes for lists")
+def _listing_indexes(db: Database) -> None:
+    for statement in LISTING_INDEXES:
+        db.execute(statement)
+
+
+# Migrations that add indexes only. A reader needs no copy of a database that lacks them.
+INDEXES_ONLY = ("0003 indexes for lists",)
+
+
+def is_readable(applied: Sequence[str]) -> bool:
+    """True if a database with these versions has all tables and columns that a reader reads."""
+    return [*applied] == [name for name in known_versions() if name in applied or name not in INDEXES_ONLY]
 
 
 def apply(db: Database) -> None:

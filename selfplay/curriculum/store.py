@@ -8,10 +8,12 @@ Invariant: each method is one transaction; `transaction()` joins several calls i
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+from selfplay.curriculum.bug_filter import BugFilter
 from selfplay.curriculum.database import RunDatabase
 from selfplay.curriculum.rows import (
     BUG_ORDERS as BUG_ORDERS,
@@ -25,9 +27,12 @@ from selfplay.curriculum.rows import (
     GroupRow,
     UpdateRow,
     VerdictRow,
+    text_of,
 )
 from selfplay.errors import StoreError
 
+MOST_VALUES = 500  # in one query
+LAST_CHARACTER = "\U0010ffff"
 PLAYS = "(SELECT count(*) FROM groups WHERE groups.bug_id = bugs.bug_id AND groups.status != 'open') AS plays"
 
 
@@ -156,6 +161,28 @@ class Store(RunDatabase):
         where, values = _where({"accepted": None if accepted is None else int(accepted)})
         return self._rows(VerdictRow, f"SELECT * FROM verdicts {where} ORDER BY rowid", *values)
 
+    def rejected(self, check: str) -> list[dict[str, Any]]:
+        """Of each artifact that this check rejected: episode_id, repository, strategy, update, reason."""
+        query = """SELECT episode_id, episodes.repository, episodes.strategy, episodes."update", reason
+            FROM verdicts JOIN episodes USING (episode_id)
+            WHERE accepted = 0 AND failed_check = ? ORDER BY verdicts.rowid"""
+        names = ("episode_id", "repository", "strategy", "update", "reason")
+        with self.transaction():
+            found = self._db.execute(query, (check,)).fetchall()
+        return [dict(zip(names, map(text_of, row), strict=True)) for row in found]
+
+    def failed_checks(self) -> list[str]:
+        """The checks that rejected an artifact."""
+        with self.transaction():
+            query = "SELECT DISTINCT failed_check FROM verdicts WHERE accepted = 0 ORDER BY failed_check"
+            return [str(text_of(row[0])) for row in self._db.execute(query)]
+
+    def names_of_bugs(self, column: str) -> list[str]:
+        """The different values of `repository` or `strategy` of bugs and groups, for messages."""
+        query = f"SELECT DISTINCT {column} FROM bugs UNION SELECT DISTINCT {column} FROM groups"
+        with self.transaction():
+            return [str(text_of(row[0])) for row in self._db.execute(query)]
+
     def record_attempt(self, row: AttemptRow) -> bool:
         """Returns False, and changes nothing, if the episode's attempt was recorded before."""
         return self._insert("attempts", row)
@@ -190,9 +217,9 @@ class Store(RunDatabase):
             return exact
         found = self._rows(
             BugRow,
-            f"SELECT bugs.*, {PLAYS} FROM bugs WHERE substr(bug_id, 1, ?) = ? ORDER BY rowid",
-            len(bug_id),
+            f"SELECT bugs.*, {PLAYS} FROM bugs WHERE bug_id BETWEEN ? AND ? ORDER BY rowid LIMIT 1000",
             bug_id,
+            f"{bug_id}{LAST_CHARACTER}",
         )
         if len(found) == 1:
             return found[0]
@@ -223,9 +250,58 @@ class Store(RunDatabase):
         where, values = _where(
             {"status": status, "repository": repository, '"order"': order, "strategy": strategy}
         )
-        return self._rows(
-            BugRow, f"SELECT bugs.*, {PLAYS} FROM bugs {where} ORDER BY {BUG_ORDERS[order_by]}", *values
-        )
+        columns = ", ".join(BUG_ORDERS[order_by])
+        return self._rows(BugRow, f"SELECT bugs.*, {PLAYS} FROM bugs {where} ORDER BY {columns}", *values)
+
+    def count_bugs(self, wanted: BugFilter | None = None) -> int:
+        """How many bugs pass the filter, whatever its limit. None: all there are."""
+        where, values = (wanted or BugFilter()).where()
+        return int(self._value(f"SELECT count(*) FROM bugs {where}", *values))
+
+    def bug_page(self, wanted: BugFilter, first: int, count: int, backwards: bool = False) -> list[BugRow]:
+        """`count` of the bugs that pass the filter, from number `first` (from 0) in its order.
+
+        backwards: counted from the end, the last bug first. Raises UsageError for an unknown sort key.
+        """
+        wanted.check()
+        where, values = wanted.where()
+        order = wanted.order_by(backwards)
+        # The inner query reads an index only, except for a text.
+        numbers = f"SELECT bugs.rowid FROM bugs {where} {order} LIMIT ? OFFSET ?"
+        query = f"SELECT bugs.*, {PLAYS} FROM bugs WHERE bugs.rowid IN ({numbers}) {order}"
+        return self._rows(BugRow, query, *values, count, first)
+
+    def solved(self, bug_ids: Sequence[str]) -> dict[str, tuple[int, int]]:
+        """Bug id -> (repairs, graded attempts), of all groups that played the bug. Bugs without one are left
+        out.
+        """
+        found: dict[str, tuple[int, int]] = {}
+        for start in range(0, len(bug_ids), MOST_VALUES):
+            some = bug_ids[start : start + MOST_VALUES]
+            query = f"""SELECT bug_id, sum(passed), count(passed) FROM attempts
+                WHERE bug_id IN ({", ".join("?" * len(some))}) AND passed IS NOT NULL GROUP BY bug_id"""
+            with self.transaction():
+                found |= {row[0]: (int(row[1]), int(row[2])) for row in self._db.execute(query, some)}
+        return found
+
+    def family(self, bug_id: str) -> list[BugRow]:
+        """The bug with all its ancestors and descendants, in the order in which they were added."""
+        query = f"""WITH RECURSIVE
+            up(id) AS (SELECT ? UNION SELECT parent_bug_id FROM bugs JOIN up ON bug_id = id
+                       WHERE parent_bug_id IS NOT NULL),
+            down(id) AS (SELECT ? UNION SELECT bug_id FROM bugs JOIN down ON parent_bug_id = id)
+            SELECT bugs.*, {PLAYS} FROM bugs WHERE bug_id IN (SELECT id FROM up UNION SELECT id FROM down)
+            ORDER BY bugs.rowid"""
+        return self._rows(BugRow, query, bug_id, bug_id)
+
+    def bugs_of_episode(self, episode_id: str) -> list[BugRow]:
+        """The bugs that this episode made: its artifact, or the failed repair that became one."""
+        query = f"""SELECT bugs.*, {PLAYS} FROM bugs
+            WHERE ("order" = 1 AND injector_episode_id = ?) OR parent_episode_id = ? ORDER BY bugs.rowid"""
+        return self._rows(BugRow, query, episode_id, episode_id)
+
+    def bug_with_digest(self, digest: str) -> BugRow | None:
+        return self._row(BugRow, f"SELECT bugs.*, {PLAYS} FROM bugs WHERE tree_digest = ?", digest)
 
     def set_bug_status(self, bug_id: str, status: str) -> None:
         self._change("UPDATE bugs SET status = ? WHERE bug_id = ?", status, bug_id, what=f"bug {bug_id!r}")

@@ -17,6 +17,7 @@ from selfplay.agent.episode import Episode, FinishReason, Role
 from selfplay.agent.hosts import InjectorWork, SolverWork
 from selfplay.agent.runner import EpisodeRunner, FailureCounts, Job, Judged, RunnerEvents, all_of
 from selfplay.agent.workspaces import EpisodeKey
+from selfplay.config import Config
 from selfplay.curriculum.rows import AttemptRow, EpisodeRow, GroupRow, VerdictRow
 from selfplay.curriculum.sampling import sample_threshold
 from selfplay.engines.base import derive_seed
@@ -100,7 +101,12 @@ class Dispatcher:
         context = self._context
         target_json = group.target_of(member)
         target = Target(**json.loads(target_json)) if target_json else None
-        work = InjectorWork(group.repository, group.strategy, target, self._thresholds(group, member))
+        work = InjectorWork(
+            group.repository,
+            group.strategy,
+            target,
+            sampled_thresholds(self._context.config, group.group_id, member),
+        )
         judged = await self._runner.run(self._job(group, member, work, partial(self.host.judge, work)))
         verdict = judged.verdict
         if verdict is None:
@@ -143,16 +149,6 @@ class Dispatcher:
 
         return Job(context.run.episodes, f"{group.group_id}-m{member}", play, judge, Role(group.role))
 
-    def _thresholds(self, group: GroupRow, member: int) -> Thresholds:
-        """Sampled for each episode within the configured ranges: a policy learns to game fixed ones."""
-        injector = self._context.config.injector
-        seed = derive_seed(self._context.config.seed, "thresholds", group.group_id, member)
-        return Thresholds(
-            sample_threshold(injector.min_passing_tests, seed, "passing"),
-            sample_threshold(injector.min_failing_tests, seed, "failing"),
-            sample_threshold(injector.min_changed_files, seed, "files"),
-        )
-
     def _record_masked(self, group: GroupRow, judged: Judged[Any], missing: str) -> None:
         """missing: what the machine's failure prevented, for the note."""
         note = f"{missing}: {judged.failure}" if judged.failed_phase == "judging" else judged.failure
@@ -190,6 +186,17 @@ class _Reports(RunnerEvents):
                 f"train.max_machine_failures = {allowed}; the last: {failure}. Everything finished is saved. "
                 f"Run `selfplay doctor`, then continue with: selfplay train --resume {context.run.path.name}"
             )
+
+
+def sampled_thresholds(config: Config, group_id: str, member: int) -> Thresholds:
+    """Sampled for each episode within the configured ranges: a policy learns to game fixed ones."""
+    injector = config.injector
+    seed = derive_seed(config.seed, "thresholds", group_id, member)
+    return Thresholds(
+        sample_threshold(injector.min_passing_tests, seed, "passing"),
+        sample_threshold(injector.min_failing_tests, seed, "failing"),
+        sample_threshold(injector.min_changed_files, seed, "files"),
+    )
 
 
 def _episode_row(group: GroupRow, episode: Episode, weight_version: int, note: str) -> EpisodeRow:

@@ -6,7 +6,6 @@ A duplicate passes all checks, so it is no rejection, and it makes no bug. Its v
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 
 from selfplay.curriculum.rows import BugRow, VerdictRow
 from selfplay.curriculum.store import Store
@@ -23,13 +22,13 @@ def repeated_bugs(store: Store) -> dict[str, str]:
     return found
 
 
-def repeated_bug(bugs: Iterable[BugRow], verdict: VerdictRow | None) -> str:
+def duplicated_bug(store: Store, verdict: VerdictRow | None) -> str:
     """The id of the bug that the artifact of this verdict repeats, "" if it is no duplicate."""
     digest = _buggy_digest(verdict) if verdict is not None and verdict.accepted else ""
     if verdict is None or not digest:
         return ""
-    others = (bug for bug in bugs if bug.tree_digest == digest and not _is_its_own(bug, verdict))
-    return next((bug.bug_id for bug in others), "")
+    bug = store.bug_with_digest(digest)
+    return bug.bug_id if bug is not None and not _is_its_own(bug, verdict) else ""
 
 
 def duplicates_text(store: Store) -> str:

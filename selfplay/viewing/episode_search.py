@@ -11,12 +11,11 @@ from contextlib import closing
 from pathlib import Path
 
 from selfplay.agent.episode import Episode, Role
-from selfplay.curriculum.rows import BugRow
 from selfplay.curriculum.store import Store
 from selfplay.errors import PatchError, RunError, StoreError, UsageError
 from selfplay.evaluation.folder import Folder
 from selfplay.evaluation.tasks import find_tasks, frozen_sets, read_tasks
-from selfplay.viewing.duplicates import repeated_bug
+from selfplay.viewing.duplicates import duplicated_bug
 from selfplay.viewing.episode_record import KnownBug, Member, RecordedEpisode, graded, judged
 
 SUFFIX = ".json.gz"
@@ -35,14 +34,14 @@ def find_episode(folder: Path, wanted: str) -> RecordedEpisode:
     """
     given = Path(wanted)
     if wanted.endswith(SUFFIX) and given.is_file():
-        return _load(given)
+        return load_episode(given)
     found = sorted({path for place in PLACES for path in folder.glob(f"{place}/*{SUFFIX}")})
     exact = [path for path in found if _id(path) == wanted]
     fitting = exact or [path for path in found if _id(path).startswith(wanted)]
     if len({_id(path) for path in fitting}) == 1:
         exact = fitting
     if len(fitting) == 1:
-        return _load(fitting[0])
+        return load_episode(fitting[0])
     if not found:
         raise RunError(f"there are no episodes in {folder}. Play some: `selfplay train --repos list.txt`.")
     if not fitting:
@@ -75,7 +74,8 @@ def _run_name(path: Path, folder: Path) -> str:
 # ---- loading
 
 
-def _load(path: Path) -> RecordedEpisode:
+def load_episode(path: Path) -> RecordedEpisode:
+    """The episode of a file with its rows. Raises RunError if the file cannot be read."""
     try:
         episode = Episode.read(path)
     except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
@@ -93,12 +93,14 @@ def _load(path: Path) -> RecordedEpisode:
 
 
 def _of_training(episode: Episode, path: Path, store: Store) -> RecordedEpisode:
-    verdict, bugs, name = store.verdict(episode.episode_id), store.bugs(), episode.episode_id
-    repeats = repeated_bug(bugs, verdict)
+    name = episode.episode_id
+    verdict = store.verdict(name)
+    made = store.bugs_of_episode(name)
+    repeats = duplicated_bug(store, verdict)
     if episode.role is Role.SOLVER:
         bug = store.find_bug(episode.bug_id)
     else:
-        own = (bug for bug in bugs if bug.order == 1 and bug.injector_episode_id == name)
+        own = (bug for bug in made if bug.order == 1)
         bug = store.find_bug(repeats) if repeats else next(own, None)
     return RecordedEpisode(
         episode,
@@ -108,12 +110,12 @@ def _of_training(episode: Episode, path: Path, store: Store) -> RecordedEpisode:
         store.attempt(name),
         repeats,
         bug=KnownBug.of_row(bug) if bug else None,
-        members=_group(store, episode, bugs),
-        grown=next((bug.bug_id for bug in bugs if bug.parent_episode_id == name), ""),
+        members=_group(store, episode),
+        grown=next((bug.bug_id for bug in made if bug.parent_episode_id == name), ""),
     )
 
 
-def _group(store: Store, episode: Episode, bugs: list[BugRow]) -> tuple[Member, ...]:
+def _group(store: Store, episode: Episode) -> tuple[Member, ...]:
     attempts = {row.episode_id: row for row in store.attempts(group_id=episode.group)}
     members = []
     for row in store.episodes(group_id=episode.group):
@@ -122,7 +124,7 @@ def _group(store: Store, episode: Episode, bugs: list[BugRow]) -> tuple[Member, 
             result = graded(attempt.passed) if attempt else graded(None)
         else:
             verdict = store.verdict(row.episode_id)
-            result = judged(verdict, repeated_bug(bugs, verdict))
+            result = judged(verdict, duplicated_bug(store, verdict))
         shown = row.episode_id == episode.episode_id
         members.append(
             Member(str(row.member), row.finish, result, row.reward, row.advantage, row.masked, shown)

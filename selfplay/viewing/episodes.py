@@ -138,7 +138,7 @@ def show_episodes(store: Store, wanted: EpisodeFilter, console: Console, as_json
 
 
 def episode_listing(episodes: Iterable[ListedEpisode]) -> Listing:
-    return Listing(EPISODE_COLUMNS, [_texts(one) for one in episodes])
+    return Listing(EPISODE_COLUMNS, [episode_texts(one) for one in episodes])
 
 
 def group_heading(group: GroupRow, members: Iterable[ListedEpisode]) -> Text:
@@ -152,7 +152,8 @@ def group_heading(group: GroupRow, members: Iterable[ListedEpisode]) -> Text:
     )
 
 
-def _texts(one: ListedEpisode) -> Mapping[str, str]:
+def episode_texts(one: ListedEpisode) -> Mapping[str, str]:
+    """The texts of EPISODE_COLUMNS."""
     row = one.row
     return {
         "episode": row.episode_id,

@@ -18,8 +18,11 @@ from rich.table import Table
 from rich.text import Text
 
 from selfplay.agent.observations import make_harmless
+from selfplay.viewing.folding import folded_diff, folded_text
+from selfplay.viewing.sections import Section
 
 LEXERS = {".diff": "diff", ".py": "python", ".sh": "bash"}
+MAX_HIGHLIGHTED = 10_000  # characters
 
 
 @dataclass(frozen=True)
@@ -40,14 +43,23 @@ class Frames:
             framed = Panel(Group(*parts), title=heading, title_align="left", border_style=colour, box=ROUNDED)
             self.console.print(framed, highlight=False)
 
+    def print(self, section: Section) -> None:
+        """Print a section, as `show` does. Without a title its parts stand without a frame."""
+        if section.title:
+            self.show(section.title, section.parts, section.colour)
+            return
+        for part in section.parts:
+            self.console.print(part, highlight=False, soft_wrap=self.plain)
+
+    def text(self, text: str, style: str = "") -> RenderableType:
+        """Text that is shown as it is: whole lines where the output is plain, else folded at the width."""
+        return harmless(text, "" if self.plain else style) if self.plain else folded_text(text, style)
+
     def file(self, name: str, text: str, note: str = "") -> list[RenderableType]:
         """The name of a file in bold with a note, then its text."""
         heading = harmless(f"{name}: {note}" if note else name)
         heading.stylize("bold")
         return [heading, diff_or_text(name, text, self.plain) if text.strip() else Text("(empty)", "dim")]
-
-    def show_facts(self, pairs: Iterable[tuple[str, str]]) -> None:
-        self.console.print(self.facts(pairs), highlight=False, soft_wrap=self.plain)
 
     def facts(self, pairs: Iterable[tuple[str, str]]) -> RenderableType:
         """Names and values, one pair a line, without pairs whose value is ""."""
@@ -69,9 +81,19 @@ def harmless(text: str, style: str = "") -> Text:
 
 def diff_or_text(name: str, text: str, plain: bool = False) -> RenderableType:
     """The text, highlighted as the file's name suggests. Control characters are shown as visible escapes."""
-    lexer = "diff" if name == "patch" else LEXERS.get(Path(name).suffix)
-    if plain or lexer is None:
+    if plain:
         return harmless(text)
-    return Syntax(
-        make_harmless(text.rstrip("\n")), lexer, theme="ansi_dark", background_color="default", word_wrap=True
-    )
+    lexer = LEXERS.get(Path(name).suffix)
+    if lexer == "diff" or name == "patch":
+        return folded_diff(text)
+    if lexer is None or len(text) > MAX_HIGHLIGHTED:
+        return folded_text(text)
+    return highlighted(text, lexer)
+
+
+def highlighted(text: str, lexer: str) -> RenderableType:
+    """Code in colours. Longer text than MAX_HIGHLIGHTED takes too long: it is shown without."""
+    if len(text) > MAX_HIGHLIGHTED:
+        return folded_text(text)
+    shown = make_harmless(text.rstrip("\n"))
+    return Syntax(shown, lexer, theme="ansi_dark", background_color="default", word_wrap=True)

@@ -6,6 +6,7 @@ Invariant: text of the policy, or of a sandbox that it used, is shown as visible
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from rich.console import RenderableType
 from rich.table import Table
@@ -18,6 +19,7 @@ from selfplay.verdicts.bug import MAX_STORED_PATCH
 from selfplay.verdicts.confirmation import Confirmation
 from selfplay.viewing.episode_record import KnownBug, Member, RecordedEpisode, graded, recorded_verdict
 from selfplay.viewing.frames import Frames, harmless
+from selfplay.viewing.sections import Section, section
 from selfplay.viewing.submission import MORE, names_text, submission_parts
 from selfplay.viewing.tables import table
 from selfplay.viewing.verdict import checks_table
@@ -25,20 +27,22 @@ from selfplay.viewing.verdict import checks_table
 MAX_TESTS = 20
 
 
-def show_outcome(found: RecordedEpisode, frames: Frames) -> None:
-    """Print the submission, what was found about it, the group, and how the episode ended."""
+def outcome_sections(found: RecordedEpisode, frames: Frames) -> Iterator[Section]:
+    """The submission, what was found about it, the group, and how the episode ended."""
     if found.episode.submission:
-        frames.show("submission", submission_parts(found.episode.submission, frames), "magenta")
+        yield section("submission", submission_parts(found.episode.submission, frames), "magenta")
     if checks := _checks(found):
-        frames.show("checks", checks, "yellow")
+        yield section("checks", checks, "yellow")
     if found.episode.role is Role.SOLVER and (bug := found.bug) is not None:
-        frames.show(f"the bug {bug.bug_id}", _bug_parts(bug, found, frames), "yellow")
-        frames.show(
-            f"the tests that it breaks: {len(bug.fail_to_pass)}", _test_parts(bug, found, frames), "yellow"
-        )
+        shown = section(f"the bug {bug.bug_id}", _bug_parts(bug, found, frames), "yellow")
+        yield replace(shown, opens=bug.bug_id)
+        title = f"the tests that it breaks: {len(bug.fail_to_pass)}"
+        yield section(title, _test_parts(bug, found, frames), "yellow")
     if found.members:
-        frames.show(_group_title(found), [_group_table(found.members)], "blue")
-    frames.show_facts([("ended", found.episode.finish.value), *decided(found)])
+        yield section(_group_title(found), [_group_table(found.members)], "blue")
+    yield Section(
+        "", (frames.facts([("ended", found.episode.finish.value), *decided(found)]),), name="the end"
+    )
 
 
 # ---- injector
@@ -191,6 +195,24 @@ def decided(found: RecordedEpisode) -> list[tuple[str, str]]:
         if row.advantage is not None:
             pairs.append(("advantage", _advantage_text(row.advantage, row.consumed_update)))
     return pairs
+
+
+def reward_inputs(found: RecordedEpisode) -> str:
+    """What the reward was made from, as a reward function gets it (`RewardInputs`); "" without a reward."""
+    row, bug = found.row, found.bug
+    if row is None or row.reward is None:
+        return ""
+    turns = f"{row.turns} turns"
+    if (verdict := found.verdict) is not None:
+        if not verdict.accepted:
+            return f"rejected by {verdict.failed_check}, {turns}"
+        kind = "accepted, a duplicate" if found.repeats else f"accepted, {row.note}"
+        tests = f"{len(bug.fail_to_pass)} fail-to-pass, {len(bug.pass_to_pass)} pass-to-pass" if bug else ""
+        return ", ".join(part for part in (kind, tests, turns) if part)
+    if (attempt := found.attempt) is not None:
+        failed = f"{len(attempt.failed_tests)} failed test(s)" if attempt.failed_tests else "no failed test"
+        return f"{graded(attempt.passed)}, {failed}, {turns}"
+    return ""
 
 
 def _advantage_text(advantage: float, update: int | None) -> str:

@@ -10,13 +10,22 @@ from dataclasses import asdict, dataclass
 from rich.console import Console
 from rich.text import Text
 
+from selfplay.agent.observations import make_harmless
 from selfplay.curriculum.rows import VerdictRow
 from selfplay.curriculum.store import Store
 from selfplay.verdicts.verdict import VerdictKind, verdict_kind
 from selfplay.viewing.duplicates import duplicates_text
 from selfplay.viewing.episode_record import recorded_verdict
 from selfplay.viewing.shell import replay_command
-from selfplay.viewing.tables import print_note, shown_text, table
+from selfplay.viewing.tables import Column, Listing, print_note, shown_text, table
+
+REJECTED_COLUMNS = (
+    Column("episode"),
+    Column("repository", rank=2, least=12),
+    Column("strategy", rank=3),
+    Column("update", rank=4, right=True),
+    Column("reason", rank=1, least=20),
+)
 
 
 @dataclass(frozen=True)
@@ -90,3 +99,38 @@ def show_rejections(store: Store, console: Console, as_json: bool = False) -> No
     total = sum(rejection.count for rejection in found)
     note = f"{total} of {judged} artifacts were rejected."
     print_note(console, note, replay_command(store.run_folder, found[0].example_episode))
+
+
+# ---- the artifacts that one check rejected
+
+
+def rejected_rows(store: Store, check: str) -> list[dict[str, str]]:
+    """The texts of REJECTED_COLUMNS for each artifact that this check rejected, the newest last."""
+    return [
+        {
+            "episode": row["episode_id"],
+            "repository": row["repository"],
+            "strategy": row["strategy"],
+            "update": str(row["update"]),
+            "reason": row["reason"],
+        }
+        for row in store.rejected(check)
+    ]
+
+
+def show_rejected(
+    store: Store, check: str, limit: int | None, console: Console, as_json: bool = False
+) -> None:
+    """Print the artifacts that one check rejected, the newest `limit` or all. JSON goes to stdout."""
+    found = rejected_rows(store, check)
+    shown = found[-limit:] if limit is not None else found
+    if as_json:
+        print(json.dumps(shown, indent=2))
+        return
+    if not shown:
+        console.print(Text(f"{make_harmless(check)} rejected no artifact."))
+        return
+    console.print(Listing(REJECTED_COLUMNS, shown), highlight=False)
+    count = f"{len(shown)} of {len(found)}" if len(shown) < len(found) else str(len(found))
+    note = f"{count} artifact(s) that {make_harmless(check)} rejected."
+    print_note(console, note, replay_command(store.run_folder, shown[-1]["episode"]))

@@ -1,63 +1,76 @@
-"""Replays one recorded episode in the terminal: the policy's turns, the observations, the verdict and reward.
+"""One recorded episode as sections: the prompt, the policy's turns with their observations, the outcome.
 
-`episode_search` finds the episode, `outcome` makes the parts that follow its submission.
+`replay` prints them; `screens.replay_app` shows them on a full screen. `episode_search` finds the episode,
+`outcome` makes the sections that follow its submission.
 """
 
 from __future__ import annotations
 
-import sys
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 
-from rich.console import Console
+from rich.console import Console, RenderableType
+from rich.text import Text
 
 from selfplay.agent.episode import Episode, Turn
 from selfplay.viewing.episode_record import RecordedEpisode
-from selfplay.viewing.frames import Frames, harmless
-from selfplay.viewing.outcome import decided, show_outcome
+from selfplay.viewing.folding import folded_edit
+from selfplay.viewing.frames import Frames, harmless, highlighted
+from selfplay.viewing.outcome import decided, outcome_sections, reward_inputs
 from selfplay.viewing.progress import duration_text
+from selfplay.viewing.sections import Section
+from selfplay.viewing.turns import action_of, budget_text, turn_details
 
-MAX_PAUSE_S = 5.0  # of a replay with `speed`
 
-
-def replay(
-    found: RecordedEpisode,
-    console: Console,
-    step: bool = False,
-    speed: float | None = None,
-    plain: bool = False,
-    wait: Callable[[], str] | None = None,
-    sleep: Callable[[float], None] = time.sleep,
-) -> None:
-    """Show the episode from its prompt to its submission, then what was decided about it.
+def replay(found: RecordedEpisode, console: Console, plain: bool = False) -> None:
+    """Print the episode from its prompt to its submission, then what was decided about it.
 
     What the policy did not know, as the bug of a solver, comes last.
 
-    step    wait for Enter after each turn (q ends). Ignored if the input is not a terminal.
-    speed   pause before each turn and observation: its recorded seconds / speed, at most MAX_PAUSE_S
-    plain   headings instead of frames and colours. Always so if the output is not a terminal.
-    wait    asks the person for a line, instead of `input`
-    sleep   pauses for some seconds, instead of `time.sleep`
+    plain: headings instead of frames and colours. Always so if the output is not a terminal.
     """
     frames = Frames(console, plain or not console.is_terminal)
-    asks = wait or (_ask if sys.stdin.isatty() else None)
+    for section in episode_sections(found, frames):
+        frames.print(section)
+
+
+def episode_sections(found: RecordedEpisode, frames: Frames, details: bool = False) -> Iterator[Section]:
+    """details: a line of figures below the title of each turn."""
     episode = found.episode
-    frames.show_facts(_header(found))
+    yield Section("", (frames.facts(_header(found)),), name="the beginning")
     for message in episode.messages[: _prompt_length(episode)]:
-        frames.show(message.get("role", ""), [harmless(message.get("content", ""))], "blue")
+        role = message.get("role", "")
+        yield Section(role, (frames.text(message.get("content", "")),), "blue", f"prompt: {role}")
     for number, turn in enumerate(episode.turns, 1):
-        if speed:
-            sleep(min(turn.generate_s / speed, MAX_PAUSE_S))
-        frames.show(_turn_title(number, len(episode.turns), turn), [harmless(turn.text)], "cyan")
-        if speed:
-            sleep(min(turn.act_s / speed, MAX_PAUSE_S))
+        title = _turn_title(number, len(episode.turns), turn)
+        parts = _action_parts(turn, frames)
+        if details:
+            parts = [Text(turn_details(found, number - 1), "dim"), *parts]
+        name = f"turn {number}: {turn.tool or 'no tool call'}" + (" · refused" if turn.is_error else "")
+        yield Section(title, tuple(parts), "cyan", name, pause_s=turn.generate_s, is_turn=True)
         if turn.observation:
-            failed = turn.is_error or bool(turn.exit_code)
-            colour = "red" if failed else "green"
-            frames.show(_observation_title(turn), [harmless(turn.observation)], colour)
-        if step and asks is not None and asks().strip().lower() == "q":
-            return
-    show_outcome(found, frames)
+            colour = "red" if turn.is_error or turn.exit_code else "green"
+            observed = (frames.text(turn.observation),)
+            yield Section(_observation_title(turn), observed, colour, pause_s=turn.act_s)
+    yield from outcome_sections(found, frames)
+
+
+def _action_parts(turn: Turn, frames: Frames) -> list[RenderableType]:
+    """The policy's text as it is where the output is plain; else its reasoning, then its call in colours."""
+    if frames.plain:
+        return [harmless(turn.text)]
+    action = action_of(turn)
+    parts: list[RenderableType] = []
+    if action.reasoning:
+        parts.append(frames.text(action.reasoning, "italic bright_black"))
+    if action.opening:
+        parts.append(frames.text(action.opening, "bold magenta"))
+        if action.body:
+            is_shell = turn.tool == "bash"
+            parts.append(highlighted(action.body, "bash") if is_shell else folded_edit(action.body))
+    if action.closing:
+        parts.append(frames.text(action.closing, "bold magenta"))
+    return parts
 
 
 def _prompt_length(episode: Episode) -> int:
@@ -79,7 +92,7 @@ def _observation_title(turn: Turn) -> str:
     status = (
         f" · exit {turn.exit_code}" if turn.exit_code is not None else " · refused" if turn.is_error else ""
     )
-    return f"observation{status} · {turn.act_s:.1f} s"
+    return f"observation{status} · {turn.act_s:.1f} s{budget_text(turn)}"
 
 
 def _header(found: RecordedEpisode) -> list[tuple[str, str]]:
@@ -98,11 +111,5 @@ def _header(found: RecordedEpisode) -> list[tuple[str, str]]:
         ("tokens", f"{episode.action_tokens} of {len(episode.token_ids)} are the policy's"),
         ("ended", episode.finish.value + (f": {episode.error}" if episode.error else "")),
         *decided(found),
+        ("reward from", reward_inputs(found)),
     ]
-
-
-def _ask() -> str:
-    try:
-        return input("Enter: go on, q: end ")
-    except EOFError:
-        return "q"

@@ -63,7 +63,7 @@ def run_facts(runs: Sequence[RunFolder]) -> list[RunFacts]:
         try:
             config = run.config()
             with closing(Store.open(run.database, writer=False)) as store:
-                done, bugs = store.last_update(), len(store.bugs())
+                done, bugs = store.last_update(), store.count_bugs()
         except SelfplayError as error:
             found.append(RunFacts(run.path.name, started, state=f"unreadable: {error}"))
             continue

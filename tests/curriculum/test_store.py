@@ -336,7 +336,7 @@ def test_a_database_newer_than_this_code_names_both_versions(tmp_path, writer):
             {"id": 99, "migration_set": "selfplay", "name": "0099 from the future", "applied_at": "now"}
         )
     with pytest.raises(
-        StoreError, match="0099 from the future.*newer than this code's '0002.*Use the selfplay that wrote it"
+        StoreError, match="0099 from the future.*newer than this code's '0003.*Use the selfplay that wrote it"
     ):
         Store.open(path, writer=writer)
 

@@ -479,6 +479,8 @@ WALL_CLOCKS = {
 RECORDED = {
     "curriculum/database.py",  # when a row was written
     "viewing/replay.py",  # shows such a time
+    "viewing/screens/list_screen.py",  # the age that a filter names
+    "commands/inspect_bugs.py",  # the same, on the command line
     "agent/workspaces.py",  # when an episode began; the other clock measures how long it took
     "attacks/phases.py",  # a bug that knows when it was made
     "commands/train.py",  # a run's name

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,11 +16,15 @@ from rich.console import Console
 import scripted_game
 from machine import open_or_skip
 from scripted_game import SOLVER_MOVES, HistoryPlayer, injector_moves, play
+from selfplay.agent.chat import ChatFormat, load_tokenizer
 from selfplay.agent.episode import Episode
+from selfplay.commands.rerun import Difference, first_difference, play_again
 from selfplay.curriculum.store import Store
+from selfplay.errors import RunError
 from selfplay.sandbox import open_backend
 from selfplay.verdicts.confirmation import Confirmation
 from selfplay.viewing.progress import TrainProgress, counts_so_far
+from tiny_bugs import prepare_tiny
 
 pytestmark = [pytest.mark.sandbox, pytest.mark.slow]
 
@@ -284,3 +289,32 @@ def test_counters_and_seconds_go_on_where_an_earlier_process_ended(kill_at, cach
     # The live display also counts plays that the machine spoiled and that were repeated: solvers here.
     assert live["injector"] == stored["injector"]
     assert all(metrics[name] >= seconds for name, seconds in earlier.items())
+
+
+def test_recorded_actions_give_the_same_observations_in_a_fresh_sandbox(played, cache):
+    """`selfplay replay --rerun`, which gets the environment from the cache of prepared ones."""
+    run, store = played
+    box_kind = run.path.parents[1].name.rstrip("0123456789")
+    backend, _ = open_backend(box_kind, cache)
+    environment = prepare_tiny(backend, run.path.parents[1] / "repository", cache, False)
+    chat = ChatFormat(load_tokenizer(str(run.path.parents[1] / "policy")))
+    for role in ("injector", "solver"):
+        _, rows = first(store, role)
+        recorded = Episode.read(run.path / rows[0].path)
+        again = play_again(recorded, run, run.config(), chat, environment, backend)
+        assert first_difference(recorded, again) is None
+    changed = replace(recorded.turns[0], observation=f"{recorded.turns[0].observation}\nand more")
+    other = replace(recorded, turns=(changed, *recorded.turns[1:]))
+    assert first_difference(other, again) == Difference(
+        1, "the observation", changed.observation, again.turns[0].observation
+    )
+
+
+def test_an_episode_of_another_tokenizer_is_not_played_again(played, cache):
+    run, store = played
+    _, rows = first(store, "solver")
+    recorded = Episode.read(run.path / rows[0].path)
+    other = replace(recorded, turns=(replace(recorded.turns[0], text="another text"), *recorded.turns[1:]))
+    chat = ChatFormat(load_tokenizer(str(run.path.parents[1] / "policy")))
+    with pytest.raises(RunError, match="Put that policy back"):
+        play_again(other, run, run.config(), chat, None, None)

@@ -252,14 +252,6 @@ def test_a_second_order_bug_shows_both_of_its_diffs(run):
     )
 
 
-def test_a_person_who_ends_a_stepped_replay_after_the_last_turn_is_not_shown_the_bug(run):
-    console = Console(file=io.StringIO(), width=80)
-    answers = iter(["", "", "q"])
-    replay(find_episode(run, "u0001-sol0-m0"), console, step=True, wait=lambda: next(answers))
-    text = console.file.getvalue()
-    assert "turn 3 of 3" in text and "the bug" not in text
-
-
 # -- an evaluation
 
 

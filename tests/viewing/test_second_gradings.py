@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from selfplay.curriculum.store import Store
-from selfplay.viewing.inspect import show_bug
+from selfplay.viewing.bug_page import show_bug
 from selfplay.viewing.summary import print_summary, summary_data
 
 WITHOUT_DISGUISE, FORGED, NOT_REPEATED = 2, 3, 4  # as the database keeps them

@@ -17,10 +17,11 @@ from selfplay.curriculum.store import Store
 from selfplay.errors import RunError, StoreError, UsageError
 from selfplay.evaluation.folder import AttemptResult
 from selfplay.metrics import read_metrics
+from selfplay.viewing.bug_page import show_bug
 from selfplay.viewing.changes import diffstat
 from selfplay.viewing.duplicates import repeated_bugs
 from selfplay.viewing.episode_search import find_episode
-from selfplay.viewing.inspect import BugFilter, select_bugs, show_bug, show_bugs
+from selfplay.viewing.inspect import BugFilter, select_bugs, show_bugs
 from selfplay.viewing.rejections import rejections, show_rejections
 from selfplay.viewing.replay import replay
 from selfplay.viewing.summary import print_summary, solve_rate_bins
@@ -355,20 +356,6 @@ def test_recorded_escapes_never_reach_the_terminal(run, terminal):
         assert escape not in text
     if not terminal:
         assert hidden_characters(text) == set()
-
-
-def test_stepping_waits_between_turns_and_q_ends_it(run):
-    console = a_console()
-    answers = iter(["", "q"])
-    replay(find_episode(run, "u0001-sol0-m0"), console, step=True, wait=lambda: next(answers))
-    assert "turn 2 of 3" in printed(console)
-    assert "turn 3 of 3" not in printed(console)
-
-
-def test_a_replay_with_a_speed_pauses_for_the_recorded_time_divided_by_it(run):
-    waited = []
-    replay(find_episode(run, "u0001-sol0-m0"), a_console(), speed=2.0, sleep=waited.append)
-    assert waited == [0.75, 0.1, 0.5, 0.05, 0.25, 0.0]
 
 
 # -- summary
