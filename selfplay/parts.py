@@ -90,6 +90,17 @@ PARTS: Mapping[str, Mapping[str, str]] = {
         "deepspeed": "selfplay.orchestrator.build:deepspeed_trainer",
     },
     "metrics.sinks": {"jsonl": "selfplay.metrics:open_jsonl", "csv": "selfplay.metrics:open_csv"},
+    # the option --format of `selfplay export`
+    "export": {
+        "atif": "selfplay.exports.trajectories:write_atif",
+        "mini-swe-agent": "selfplay.exports.trajectories:write_mini_swe_agent",
+        "sft": "selfplay.exports.trajectories:write_sft",
+        "parquet": "selfplay.exports.columns:write_parquet",
+        "asciicast": "selfplay.exports.asciicast:write_asciicast",
+        "swe-bench": "selfplay.exports.records:write_swe_bench",
+        "swe-smith": "selfplay.exports.records:write_swe_smith",
+        "harbor": "selfplay.exports.harbor:write_harbor",
+    },
     # a hint of a list's line: programs in data/parsers/
     "parser": {"tap": "", "pass-fail": "", "unittest": ""},
 }

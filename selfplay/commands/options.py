@@ -12,6 +12,7 @@ from selfplay import __version__
 from selfplay.agent.episode import FinishReason, Role
 from selfplay.curriculum.rows import BUG_ORDERS, BUG_STATUSES
 from selfplay.evaluation.tasks import frozen_sets
+from selfplay.parts import names_of
 from selfplay.planning.hardware import Gpu
 from selfplay.planning.paper import PAPER_BATCH_TOKENS, PAPER_MAX_LAG, PAPER_MODEL
 from selfplay.sandbox import KINDS
@@ -129,6 +130,35 @@ BugsTasks = Annotated[
         metavar="FILE",
         help="Write the bugs as task records (JSONL) that `selfplay eval` reads.",
     ),
+]
+
+# ---- report and export
+
+ReportRuns = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="RUN...", show_default=False, help="Names or folders of runs; default: the newest."
+    ),
+]
+ReportOutput = Annotated[
+    Path | None,
+    typer.Option(
+        "--output", metavar="FILE", help="Where to write the page; default: report.html in the first run."
+    ),
+]
+ExportRun = BugsRun
+ExportFormat = Annotated[
+    str,
+    typer.Option(
+        "--format",
+        metavar="NAME",
+        show_default=False,
+        help=f"One of {', '.join(names_of('export'))}; or one's own as package.module:name.",
+    ),
+]
+ExportOutput = Annotated[
+    Path | None,
+    typer.Option("--output", metavar="PATH", help="The file or the folder to write; it must not exist."),
 ]
 
 # ---- show and episodes

@@ -27,7 +27,7 @@ HOSTILE = (
     "<a href=javascript:alert(1)>x</a><iframe src=http://127.0.0.1:9/></iframe><!--"
 )
 HUGE = "A" * 30_000
-REPOSITORIES = ("toolz", "iniconfig", f"<b>{HOSTILE}</b>")
+REPOSITORIES = ("toolz-1.0.0", "iniconfig-2.0.0", f"<b>{HOSTILE}</b>")
 STRATEGIES = ("direct", "removal", "history")
 CHECKS = ("", "", "", "parser", "bug_breaks_tests", "inverse_mutation", "weakening_hides")
 FUNCTIONS = ("dicttoolz.merge", "itertoolz.groupby", "functoolz.compose", "IniConfig.parse", HOSTILE)
@@ -55,7 +55,7 @@ def report_run(folder: Path, updates: int = 6, seed: int = 0, group_size: int = 
                 row = _metrics(update, updates, draw, len(known))
                 store.commit_update(update, f"update-{update:05d}", update, True, json.dumps(row))
             sink.write(row)
-    for update in (0, updates // 2, updates) if updates else ():
+    for update in sorted({0, updates // 2, updates}) if updates else ():
         _evaluate(folder, update, updates, draw)
     sink.close()
     return folder
@@ -118,6 +118,7 @@ def _solve(store: Store, folder: Path, update: int, draw: random.Random, known: 
                 store.add_bug(
                     replace(
                         child,
+                        repository=bug.repository,
                         parent_bug_id=bug_id,
                         parent_episode_id=episode.episode_id,
                         created_update=update,
