@@ -89,7 +89,12 @@ PARTS: Mapping[str, Mapping[str, str]] = {
         "torch": "selfplay.orchestrator.build:torch_trainer",
         "deepspeed": "selfplay.orchestrator.build:deepspeed_trainer",
     },
-    "metrics.sinks": {"jsonl": "selfplay.metrics:open_jsonl", "csv": "selfplay.metrics:open_csv"},
+    "metrics.sinks": {
+        "jsonl": "selfplay.metrics:open_jsonl",
+        "csv": "selfplay.metrics:open_csv",
+        "tensorboard": "selfplay.metrics:open_tensorboard",
+        "wandb": "selfplay.metrics:open_wandb",
+    },
     # the option --format of `selfplay export`
     "export": {
         "atif": "selfplay.exports.trajectories:write_atif",
