@@ -15,6 +15,7 @@ from typing import Any
 from selfplay import __version__
 from selfplay.agent.episode import Episode, Turn
 from selfplay.agent.tool_format import TAGS, BadFormat
+from selfplay.curriculum.rows import BugRow
 from selfplay.exports.base import PlayedEpisode, RunExport, clean, instance_id, write_lines
 
 ATIF_VERSION = "ATIF-v1.8"
@@ -155,16 +156,16 @@ def write_mini_swe_agent(run: RunExport, path: Path) -> int:
     """A folder of solvers' episodes, as `INSTANCE/EPISODE.traj.json`."""
     path.mkdir()
     count = 0
-    for played in _attempts(run):
-        folder = path / file_name(instance_id(played.bug))
+    for played, bug in _attempts(run):
+        folder = path / file_name(instance_id(bug))
         folder.mkdir(exist_ok=True)
-        text = json.dumps(mini_swe_agent(played, run.model), indent=2)
+        text = json.dumps(mini_swe_agent(played, bug, run.model), indent=2)
         (folder / f"{played.row.episode_id}.traj.json").write_text(text + "\n", encoding="utf-8")
         count += 1
     return count
 
 
-def mini_swe_agent(played: PlayedEpisode, model: str) -> dict[str, Any]:
+def mini_swe_agent(played: PlayedEpisode, bug: BugRow, model: str) -> dict[str, Any]:
     """The episode as mini-swe-agent saves one."""
     episode = played.episode
     finish = str(episode.finish)
@@ -194,7 +195,7 @@ def mini_swe_agent(played: PlayedEpisode, model: str) -> dict[str, Any]:
         },
         "messages": messages,
         "trajectory_format": MINI_VERSION,
-        "instance_id": instance_id(played.bug) if played.bug else "",
+        "instance_id": instance_id(bug),
     }
 
 
@@ -207,8 +208,8 @@ def write_sft(run: RunExport, path: Path) -> int:
 
 
 def _sft_records(run: RunExport) -> Iterator[dict[str, Any]]:
-    for played in _attempts(run):
-        attempt, bug = played.attempt, played.bug
+    for played, bug in _attempts(run):
+        attempt = played.attempt
         if attempt is None or attempt.passed is None:
             run.left_out["repairs were not graded"] += 1
             continue
@@ -218,7 +219,7 @@ def _sft_records(run: RunExport) -> Iterator[dict[str, Any]]:
         ]
         yield {
             "messages": messages,
-            "instance_id": instance_id(bug) if bug else "",
+            "instance_id": instance_id(bug),
             "resolved": attempt.passed,
             "model": run.model,
             "traj_id": played.row.episode_id,
@@ -226,13 +227,13 @@ def _sft_records(run: RunExport) -> Iterator[dict[str, Any]]:
         }
 
 
-def _attempts(run: RunExport) -> Iterator[PlayedEpisode]:
+def _attempts(run: RunExport) -> Iterator[tuple[PlayedEpisode, BugRow]]:
     """The solvers' episodes whose bug is known."""
     for played in run.episodes("solver"):
         if played.bug is None:
             run.left_out["repairs are of bugs that the run does not know"] += 1
         else:
-            yield played
+            yield played, played.bug
 
 
 def file_name(name: str) -> str:

@@ -10,6 +10,7 @@ import json
 import re
 import tomllib
 import unicodedata
+from dataclasses import replace
 
 import pytest
 from typer.testing import CliRunner
@@ -20,10 +21,11 @@ from selfplay.cli import app
 from selfplay.curriculum.store import Store
 from selfplay.evaluation.tasks import read_tasks
 from selfplay.exports.asciicast import asciicast
+from selfplay.exports.records import whole_patch
 from selfplay.orchestrator.run_folder import RunFolder
 from selfplay.parts import names_of
 from selfplay.viewing.episode_search import find_episode
-from store_rows import INJECT, WEAKEN
+from store_rows import INJECT, WEAKEN, a_bug
 
 
 @pytest.fixture(scope="module")
@@ -175,8 +177,7 @@ def test_swe_bench_records_have_its_fields_and_are_read_again(run, store, tmp_pa
 
 def test_swe_smith_records_have_seven_fields_and_their_patch_is_the_bug(run, store, tmp_path):
     """`selfplay` is the eighth, where no owner and name lead to the repository."""
-    path, printed = exported(run, "swe-smith", tmp_path)
-    assert "second-order bugs change one file twice" in printed
+    path, _ = exported(run, "swe-smith", tmp_path)
     fields = {
         "instance_id",
         "patch",
@@ -193,6 +194,13 @@ def test_swe_smith_records_have_seven_fields_and_their_patch_is_the_bug(run, sto
         assert record["patch"] == INJECT and isinstance(record["FAIL_TO_PASS"], list)
         assert re.fullmatch(r"swesmith/[\w.-]+__[\w.-]+\.[0-9a-f]{8}", record["repo"])
     assert all(task.setup.patch_is_bug for task in read_tasks(path))
+
+
+def test_a_second_order_bug_is_one_patch_unless_its_diffs_share_a_file():
+    other = INJECT.replace("m.py", "n.py")
+    bug = a_bug(order=2, parent_bug_id="bug", attempt_patch=other)
+    assert whole_patch(bug) == INJECT + other
+    assert whole_patch(replace(bug, attempt_patch=INJECT)) is None
 
 
 def test_a_repository_on_github_needs_no_eighth_field(tmp_path):

@@ -17,11 +17,11 @@ from typer.testing import CliRunner
 from report_run import EVALUATED, HOSTILE, report_run
 from selfplay.cli import app
 from selfplay.orchestrator.run_folder import RunFolder
-from selfplay.viewing.report.charts import Axis, Line, Point, line_chart, stacked_chart
+from selfplay.viewing.report.charts import Axis, Line, Point, line_chart, stacked_chart, windows
 from selfplay.viewing.report.html import cut, tag
 from selfplay.viewing.report.page import report_page
 from selfplay.viewing.report.picks import picks, results_of, surprises
-from selfplay.viewing.report.run_data import rate_of, read_run, windows
+from selfplay.viewing.report.run_data import rate_of, read_run
 from store_rows import recorded_run
 
 BROWSER = next(
@@ -217,6 +217,14 @@ def test_charts_of_one_point_and_of_nothing():
     assert line_chart([Line("x", [])]) is None and stacked_chart({"a": {1: 0.0}}) is None
     assert "NaN" not in line_chart([Line("x", [Point(3, 0.0, 0.0, 0.0)])])
     assert 'width="' in stacked_chart({"a": {3: 2.0}})
+
+
+def test_many_updates_are_pooled_into_few_bars():
+    drawn = stacked_chart({"a": dict.fromkeys(range(1, 501), 1.0), "b": {500: 3.0}})
+    assert drawn.count("<rect") <= 61
+    assert "b, updates 496 to 504: 38% (3)" in drawn
+    means = stacked_chart({"a": dict.fromkeys(range(1, 121), 5.0)}, shares=False)
+    assert "a, updates 1 to 2: 5 (5)" in means
 
 
 # -- the command

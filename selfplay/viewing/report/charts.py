@@ -18,6 +18,8 @@ WIDTH, HEIGHT = 400, 210
 LEFT, RIGHT, TOP, BOTTOM = 46, 10, 10, 26
 COLOURS, DASHES = 8, 4
 TICKS = 4
+MOST_BARS = 60  # more updates than that are pooled
+MOST_DOTS = 120  # of a line; a longer one has none
 Form = Callable[[float], str]  # how a value is written
 
 
@@ -77,6 +79,15 @@ def percent(value: float) -> str:
     return f"{value:.0%}"
 
 
+def windows(updates: Iterable[int], most: int) -> list[range]:
+    """Ranges of equal size that hold all updates, at most so many. [] for no updates."""
+    known = sorted(set(updates))
+    if not known:
+        return []
+    size = -(-(known[-1] - known[0] + 1) // most)
+    return [range(first, first + size) for first in range(known[0], known[-1] + 1, size)]
+
+
 def line_chart(lines: Sequence[Line], shares: bool = False, zero: bool = True) -> Markup | None:
     """Values over updates, None if there is none. shares: the axis goes from 0 to 100 %. zero: it has 0."""
     points = [point for line in lines for point in line.points]
@@ -95,29 +106,40 @@ def line_chart(lines: Sequence[Line], shares: bool = False, zero: bool = True) -
 
 
 def stacked_chart(parts: Mapping[str, Mapping[int, float]], shares: bool = True) -> Markup | None:
-    """Bars of parts on top of each other, one for each update. shares: as parts of their sum.
+    """Bars of parts on top of each other, one for each update, or for several if there are many.
+
+    shares: as parts of their sum. Otherwise bars of several updates are means.
 
     parts: name -> update -> value. The order decides the colours; None if all are empty.
     """
-    updates = sorted({update for values in parts.values() for update in values})
-    totals = {update: sum(values.get(update, 0.0) for values in parts.values()) for update in updates}
-    if not any(totals.values()):
+    spans = windows((update for values in parts.values() for update in values), MOST_BARS)
+    bars = [[sum(values.get(update, 0.0) for update in span) for values in parts.values()] for span in spans]
+    bars = (
+        bars
+        if shares
+        else [[value / len(span) for value in bar] for bar, span in zip(bars, spans, strict=True)]
+    )
+    totals = [sum(bar) for bar in bars]
+    if not any(totals):
         return None
-    y_axis = Axis(0.0, 1.0) if shares else _padded(0.0, max(totals.values()))
-    x_axis = Axis(updates[0] - 0.5, updates[-1] + 0.5)
+    y_axis = Axis(0.0, 1.0) if shares else _padded(0.0, max(totals))
+    size = len(spans[0])
+    x_axis = Axis(spans[0][0] - 0.5, spans[-1][0] + size - 0.5)
     form = percent if shares else number
-    width = max(1.0, min(28.0, 0.82 * (WIDTH - LEFT - RIGHT) / (updates[-1] - updates[0] + 1)))
+    width = max(1.0, min(28.0, 0.82 * (WIDTH - LEFT - RIGHT) / len(spans)))
     marks: list[Markup] = []
-    for update in updates:
+    for span, bar, total in zip(spans, bars, totals, strict=True):
         below = 0.0
-        for place, (name, values) in enumerate(parts.items()):
-            share = values.get(update, 0.0) / (totals[update] or 1.0) if shares else values.get(update, 0.0)
-            if share <= 0:
+        when = f"update {span[0]}" if size == 1 else f"updates {span[0]} to {span[-1]}"
+        for place, (name, value) in enumerate(zip(parts, bar, strict=True)):
+            height = value / (total or 1.0) if shares else value
+            if height <= 0:
                 continue
-            top, bottom = _y(below + share, y_axis), _y(below, y_axis)
-            title = f"{name}, update {update}: {form(share)} ({number(values.get(update, 0.0))})"
-            marks.append(_bar(_x(update, x_axis) - width / 2, top, width, bottom - top, place, title))
-            below += share
+            top, bottom = _y(below + height, y_axis), _y(below, y_axis)
+            title = f"{name}, {when}: {form(height)} ({number(value)})"
+            left = _x(span[0] + (size - 1) / 2, x_axis) - width / 2
+            marks.append(_bar(left, top, width, bottom - top, place, title))
+            below += height
     legend = [(name, place, 0) for place, name in enumerate(parts) if any(parts[name].values())]
     return _figure(_frame(x_axis, y_axis, form), marks, legend)
 
@@ -208,7 +230,7 @@ def _marks(line: Line, x_axis: Axis, y_axis: Axis, form: Form) -> Iterable[Marku
     style = f"stroke c{line.colour % COLOURS} d{line.dash % DASHES}"
     if len(places) > 1:
         yield tag("polyline", points=" ".join(f"{x},{y}" for x, y in places), class_=style)
-    for (x, y), point in zip(places, line.points, strict=True):
+    for (x, y), point in zip(places, line.points, strict=True) if len(places) <= MOST_DOTS else ():
         band = ""
         if point.low is not None and point.high is not None:
             band = f", 95 % interval {form(point.low)} to {form(point.high)}"

@@ -11,8 +11,8 @@ from markupsafe import Markup
 from selfplay.curriculum.rows import BugRow, EpisodeRow, VerdictRow
 from selfplay.verdicts.confirmation import Confirmation
 from selfplay.viewing.changes import diffstat
-from selfplay.viewing.report.charts import Line, Point, histogram, line_chart, stacked_chart
-from selfplay.viewing.report.run_data import RunData, rate_of, windows
+from selfplay.viewing.report.charts import Line, Point, histogram, line_chart, stacked_chart, windows
+from selfplay.viewing.report.run_data import RunData, rate_of
 from selfplay.viewing.summary import solve_rate_bins
 
 MOST_POINTS = 24  # of a line whose values are pooled over updates

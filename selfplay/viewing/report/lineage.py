@@ -15,11 +15,14 @@ if TYPE_CHECKING:
     import networkx as nx
 
 ROW, INDENT, WIDTH = 22, 22, 400
-MOST_FAMILIES = 12
+MOST_FAMILIES, MOST_ROWS = 12, 60
 
 
 def lineage_chart(bugs: Sequence[BugRow]) -> Markup | None:
-    """The families of more than one bug, the largest first, at most MOST_FAMILIES. None if there is none."""
+    """The families of more than one bug, the largest first. None if there is none.
+
+    At most MOST_FAMILIES of them, and MOST_ROWS bugs.
+    """
     graph = bug_graph(bugs)
     roots = [bug.bug_id for bug in bugs if graph.in_degree(bug.bug_id) == 0 and graph.out_degree(bug.bug_id)]
     families = sorted(roots, key=lambda name: -_size(graph, name))[:MOST_FAMILIES]
@@ -28,6 +31,7 @@ def lineage_chart(bugs: Sequence[BugRow]) -> Markup | None:
     rows: list[tuple[int, str]] = []
     for name in families:
         _walk(graph, name, 0, rows)
+    rows = rows[:MOST_ROWS]
     marks = []
     at: dict[int, int] = {}  # depth -> row of the last bug there
     for place, (depth, name) in enumerate(rows):

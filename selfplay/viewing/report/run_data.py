@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -130,12 +130,3 @@ def rate_of(by_bug: Sequence[float]) -> Rate:
         return Rate(found.mean, None, None, found.count)
     reach = t_quantile((1 + CONFIDENCE) / 2, found.count - 1) * found.error
     return Rate(found.mean, max(0.0, found.mean - reach), min(1.0, found.mean + reach), found.count)
-
-
-def windows(updates: Iterable[int], most: int) -> list[range]:
-    """Ranges of equal size that hold all updates, at most so many. [] for no updates."""
-    known = sorted(set(updates))
-    if not known:
-        return []
-    size = -(-(known[-1] - known[0] + 1) // most)
-    return [range(first, first + size) for first in range(known[0], known[-1] + 1, size)]
