@@ -135,30 +135,15 @@ BugsTasks = Annotated[
 # ---- report and export
 
 ReportRuns = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="RUN...", show_default=False, help="Names or folders of runs; default: the newest."
-    ),
+    list[str] | None, typer.Argument(metavar="RUN...", show_default=False, help="Runs; default: the newest.")
 ]
 ReportOutput = Annotated[
-    Path | None,
-    typer.Option(
-        "--output", metavar="FILE", help="Where to write the page; default: report.html in the first run."
-    ),
+    Path | None, typer.Option("--output", metavar="FILE", help="Default: report.html in the first run.")
 ]
-ExportRun = BugsRun
-ExportFormat = Annotated[
-    str,
-    typer.Option(
-        "--format",
-        metavar="NAME",
-        show_default=False,
-        help=f"One of {', '.join(names_of('export'))}; or one's own as package.module:name.",
-    ),
-]
+FORMATS = f"One of {', '.join(names_of('export'))}; or one's own as package.module:name."
+ExportFormat = Annotated[str, typer.Option("--format", metavar="NAME", show_default=False, help=FORMATS)]
 ExportOutput = Annotated[
-    Path | None,
-    typer.Option("--output", metavar="PATH", help="The file or the folder to write; it must not exist."),
+    Path | None, typer.Option("--output", metavar="PATH", help="The new file or folder to write.")
 ]
 
 # ---- show and episodes

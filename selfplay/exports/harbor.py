@@ -119,10 +119,10 @@ def dockerfile(spec: RepositorySpec, diffs: list[str]) -> str:
         f"# syntax=docker/dockerfile:1\nFROM {image}\n"
         "RUN command -v git >/dev/null || (apt-get update -q && apt-get install -q -y git && "
         "rm -rf /var/lib/apt/lists/*)\n"
-        f"{fetch}WORKDIR {folder}\nRUN rm -rf .git && {install}\n"
+        f"{fetch}WORKDIR {folder}\nRUN {install}\n"
         "# Bound for this step only, so that no layer of the image holds the bug's diffs.\n"
-        f"RUN --mount=type=bind,target=/bug git init -q && {patches} && git add -A && \\\n"
-        "    git -c user.name=selfplay -c user.email=selfplay@localhost commit -q -m start && git tag start\n"
+        f"RUN --mount=type=bind,target=/bug rm -rf .git && git init -q && {patches} && \\\n    git add -A && "
+        "git -c user.name=selfplay -c user.email=selfplay@localhost commit -q -m start && git tag start\n"
     )
 
 
@@ -142,10 +142,7 @@ def _source(spec: RepositorySpec) -> tuple[str, str]:
             f"    tar -xzf /tmp/sdist/*.tar.gz --strip-components=1 -C {WORKSPACE} && rm -rf /tmp/sdist\n"
         )
     checkout = f" && git -C {WORKSPACE} checkout -q {shlex.quote(spec.rev)}" if spec.rev else ""
-    return python, (
-        "RUN apt-get update -q && apt-get install -q -y git && rm -rf /var/lib/apt/lists/* && \\\n"
-        f"    git clone -q {shlex.quote(spec.location)} {WORKSPACE}{checkout}\n"
-    )
+    return python, (f"RUN git clone -q {shlex.quote(spec.location)} {WORKSPACE}{checkout}\n")
 
 
 def _solve(count: int) -> str:

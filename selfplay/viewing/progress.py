@@ -259,7 +259,7 @@ class TrainProgress:
             flying = sum(self._in_flight.values())
             done = sum(finishes.total() for finishes in counts.finishes.values())
             judged = counts.accepted + counts.rejected.total()
-            parts = [f"{flying} in play, {done} episodes done"] if flying or done else []
+            parts = [f"{flying} in play, {done} done"] if flying or done else []
             parts += [f"{counts.accepted} of {judged} artifacts accepted"] if judged else []
             parts += [f"{counts.repairs} of {counts.attempts} repairs pass"] if counts.attempts else []
             if self._evaluation:

@@ -21,7 +21,8 @@ from selfplay.viewing.report.charts import Axis, Line, Point, line_chart, stacke
 from selfplay.viewing.report.html import cut, tag
 from selfplay.viewing.report.page import report_page
 from selfplay.viewing.report.picks import picks, results_of, surprises
-from selfplay.viewing.report.run_data import rate_of, read_run
+from selfplay.viewing.report.rates import rate_of
+from selfplay.viewing.report.run_data import read_run
 from store_rows import recorded_run
 
 BROWSER = next(

@@ -5,21 +5,24 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from markupsafe import Markup
 
-from selfplay.curriculum.rows import BugRow, EpisodeRow, VerdictRow
 from selfplay.verdicts.confirmation import Confirmation
 from selfplay.viewing.changes import diffstat
 from selfplay.viewing.report.charts import Line, Point, histogram, line_chart, stacked_chart, windows
-from selfplay.viewing.report.run_data import RunData, rate_of
-from selfplay.viewing.summary import solve_rate_bins
+from selfplay.viewing.report.rates import rate_of
+
+if TYPE_CHECKING:
+    from selfplay.curriculum.rows import BugRow, EpisodeRow, VerdictRow
+    from selfplay.viewing.report.run_data import RunData
 
 MOST_POINTS = 24  # of a line whose values are pooled over updates
 MOST_PARTS = 7  # of stacked bars; the rest is one part
-Runs = Sequence[RunData]
+Runs = Sequence["RunData"]
 Drawings = list[Markup | None]  # one for each run
-Series = Callable[[RunData], list[Point]]
+Series = Callable[["RunData"], list[Point]]
 
 
 def over_runs(runs: Runs, series: Mapping[str, Series]) -> list[Line]:
@@ -98,6 +101,8 @@ def evaluated_rates(runs: Runs) -> Markup | None:
 
 def difficulty(runs: Runs) -> Drawings:
     """How many measured bugs have which solve rate."""
+    from selfplay.viewing.summary import solve_rate_bins
+
     rates = [[bug.solve_rate for bug in run.bugs if bug.solve_rate is not None] for run in runs]
     return [histogram([(label, float(count)) for label, count in solve_rate_bins(some)]) for some in rates]
 

@@ -12,6 +12,7 @@ import json
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from markupsafe import Markup
 
@@ -25,13 +26,15 @@ from selfplay.viewing.report.figures import metrics_chart
 from selfplay.viewing.report.html import short, tag
 from selfplay.viewing.report.lineage import lineage_chart
 from selfplay.viewing.report.picks import picks
-from selfplay.viewing.report.run_data import RunData, evaluation_folder
 from selfplay.viewing.report.transcripts import transcript
 from selfplay.viewing.runs import differing_settings
 from selfplay.viewing.shell import replay_command
 
+if TYPE_CHECKING:
+    from selfplay.viewing.report.run_data import RunData
+
 MOST_ROWS = 12
-Runs = Sequence[RunData]
+Runs = Sequence["RunData"]
 
 
 @dataclass(frozen=True)
@@ -148,7 +151,7 @@ def _changes(run: RunData) -> Iterable[tuple[str, str, str, str]]:
         return
     first, last = run.evaluations[0].update, run.evaluations[-1].update
     try:
-        found = compare(evaluation_folder(run, first), evaluation_folder(run, last))
+        found = compare(run.evaluation_folder(first), run.evaluation_folder(last))
     except (UsageError, RunError):
         return
     for mode in MODES:

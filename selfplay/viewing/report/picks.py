@@ -6,9 +6,11 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from selfplay.curriculum.rows import EpisodeRow
-from selfplay.viewing.report.run_data import RunData
+if TYPE_CHECKING:
+    from selfplay.curriculum.rows import EpisodeRow
+    from selfplay.viewing.report.run_data import RunData
 
 EACH = 3  # episodes of one kind and role
 

@@ -15,22 +15,12 @@ from selfplay.curriculum.rows import AttemptRow, BugRow, EpisodeRow, GroupRow, V
 from selfplay.curriculum.store import Store
 from selfplay.evaluation.folder import AttemptResult, Folder, Mode, TaskEntry, entries_of
 from selfplay.evaluation.rates import rates_by_bug
-from selfplay.evaluation.statistics import CONFIDENCE, estimate, t_quantile
 from selfplay.orchestrator.run_folder import RunFolder
 from selfplay.viewing.changes import place_text
 from selfplay.viewing.duplicates import repeated_bugs
+from selfplay.viewing.report.rates import Rate, rate_of
 from selfplay.viewing.runs import flat_settings
 from selfplay.viewing.summary import evaluation_folders
-
-
-@dataclass(frozen=True)
-class Rate:
-    """A mean with its 95 % interval over bugs, clipped to 0 and 1; None for a single bug."""
-
-    mean: float
-    low: float | None
-    high: float | None
-    bugs: int
 
 
 @dataclass(frozen=True)
@@ -91,6 +81,9 @@ class RunData:
         row = self.episode_by_id.get(episode_id)
         return row.update if row else 0
 
+    def evaluation_folder(self, update: int) -> Folder:
+        return Folder(self.path / "evaluations" / f"u{update:04d}")
+
     def function_of(self, bug: BugRow) -> str:
         return f"{bug.repository}: {place_text(bug.target, bug.artifact.get('bug_inject.diff', ''))}"
 
@@ -117,16 +110,3 @@ def read_run(folder: RunFolder) -> RunData:
             machine_failures=len(store.failures()),
             settings=settings,
         )
-
-
-def evaluation_folder(run: RunData, update: int) -> Folder:
-    return Folder(run.path / "evaluations" / f"u{update:04d}")
-
-
-def rate_of(by_bug: Sequence[float]) -> Rate:
-    """The mean over bugs with Student's t interval, clustered by bug. Raises ValueError for no values."""
-    found = estimate(by_bug)
-    if found.error is None:
-        return Rate(found.mean, None, None, found.count)
-    reach = t_quantile((1 + CONFIDENCE) / 2, found.count - 1) * found.error
-    return Rate(found.mean, max(0.0, found.mean - reach), min(1.0, found.mean + reach), found.count)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from markupsafe import Markup
 
 from selfplay.agent.episode import Episode
 from selfplay.viewing.report.html import cut, tag
-from selfplay.viewing.report.picks import Pick
+
+if TYPE_CHECKING:
+    from selfplay.viewing.report.picks import Pick
 
 MOST_CHARACTERS = 6000  # of one text
 MOST_TURNS = 40
