@@ -28,7 +28,7 @@ def write_export(name: str, runs: Path, format_: str, output: Path | None) -> No
     except ValueError as error:
         raise UsageError(f"--format {error}") from error
     if output is None:
-        raise UsageError("--output PATH is needed: the file or folder to write.")
+        raise UsageError("--output OUTPUT is needed: the file or folder to write.")
     if output.exists() or not output.absolute().parent.is_dir():
         problem = "it exists" if output.exists() else "there is no such folder above it"
         raise UsageError(f"cannot write the export to {output}: {problem}. Give a new path.")

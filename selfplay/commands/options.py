@@ -143,7 +143,7 @@ ReportOutput = Annotated[
 FORMATS = f"One of {', '.join(names_of('export'))}; or one's own as package.module:name."
 ExportFormat = Annotated[str, typer.Option("--format", metavar="NAME", show_default=False, help=FORMATS)]
 ExportOutput = Annotated[
-    Path | None, typer.Option("--output", metavar="PATH", help="The new file or folder to write.")
+    Path | None, typer.Option("--output", metavar="OUTPUT", help="The new file or folder to write.")
 ]
 
 # ---- show and episodes

@@ -252,7 +252,7 @@ def test_a_format_of_ones_own_is_a_function(run, tmp_path, monkeypatch):
     [
         ([], "--format NAME is needed: atif, mini-swe-agent"),
         (["--format", "atiff"], "Did you mean 'atif'?"),
-        (["--format", "atif"], "--output PATH is needed"),
+        (["--format", "atif"], "--output OUTPUT is needed"),
         (["--format", "atif", "--output", "."], "cannot write the export to .: it exists"),
         (["--format", "atif", "--output", "no/where"], "there is no such folder above it"),
     ],
