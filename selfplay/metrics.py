@@ -159,7 +159,8 @@ def open_tensorboard(run: Path) -> MetricSink:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise _not_installed("tensorboard") from error
-    return TensorBoardSink(SummaryWriter(str(run / "tensorboard")))
+    writer: Any = SummaryWriter  # its methods have no types
+    return TensorBoardSink(writer(str(run / "tensorboard")))
 
 
 def open_wandb(run: Path) -> MetricSink:
