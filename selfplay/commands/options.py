@@ -10,6 +10,7 @@ import typer
 
 from selfplay import __version__
 from selfplay.evaluation.tasks import frozen_sets
+from selfplay.parts import names_of
 from selfplay.planning.hardware import Gpu
 from selfplay.planning.paper import PAPER_BATCH_TOKENS, PAPER_MAX_LAG, PAPER_MODEL
 from selfplay.sandbox import KINDS
@@ -66,6 +67,20 @@ TrainResume = Annotated[
 TrainDryRun = Annotated[
     bool,
     typer.Option("--dry-run", help="Print what would run where and what memory it takes; start nothing."),
+]
+
+# ---- report and export
+
+ReportRuns = Annotated[
+    list[str] | None, typer.Argument(metavar="RUN...", show_default=False, help="Runs; default: the newest.")
+]
+ReportOutput = Annotated[
+    Path | None, typer.Option("--output", metavar="FILE", help="Default: report.html in the first run.")
+]
+FORMATS = f"One of {', '.join(names_of('export'))}; or one's own as package.module:name."
+ExportFormat = Annotated[str, typer.Option("--format", metavar="NAME", show_default=False, help=FORMATS)]
+ExportOutput = Annotated[
+    Path | None, typer.Option("--output", metavar="OUTPUT", help="The new file or folder to write.")
 ]
 
 # ---- validate

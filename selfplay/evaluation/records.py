@@ -118,7 +118,8 @@ def as_task_record(record: Mapping[str, Any]) -> Mapping[str, Any]:
     """The record in selfplay's shape. Raises ValueError, which names the field, its value and the remedy."""
     extra = record.get("selfplay")
     if isinstance(extra, Mapping) and (extra.get("artifact") or extra.get("setup")):
-        return record
+        # `selfplay export` writes OWNER/NAME into `repo`, as the field does, and the list's line here.
+        return {"test_patch": "", **record, "repo": extra["repo"]} if "repo" in extra else record
     if {"org", "repo", "number", "base"} <= record.keys():
         return _from_multi_swe(record)
     if "repo_name" in record and ("parsed_commit_content" in record or "docker_image" in record):

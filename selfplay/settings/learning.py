@@ -438,7 +438,7 @@ class MetricsSettings(Section):
     """Where metrics go."""
 
     sinks: tuple[Annotated[str, part("metrics.sinks")], ...] = ("jsonl",)
-    """Sinks of each update's metrics. Must contain "jsonl", which a resumed run reads."""
+    """Sinks of each update's metrics (docs/metrics.md). Must contain "jsonl", which a resumed run reads."""
 
     @field_validator("sinks")
     @classmethod

@@ -251,11 +251,25 @@ class TrainProgress:
             table.add_row(label, Text(text))
         return Constrain(table, PANEL_WIDTH)
 
+    def plain_line(self) -> str:
+        """The current state in one line of a log, short enough for 120 columns. What is zero is left out."""
+        with self._lock:
+            counts, elapsed = self._counts, self._clock() - self._started
+            head = f"{self._position()}, {self._phase}"
+            flying = sum(self._in_flight.values())
+            done = sum(finishes.total() for finishes in counts.finishes.values())
+            judged = counts.accepted + counts.rejected.total()
+            parts = [f"{flying} in play, {done} done"] if flying or done else []
+            parts += [f"{counts.accepted} of {judged} artifacts accepted"] if judged else []
+            parts += [f"{counts.repairs} of {counts.attempts} repairs pass"] if counts.attempts else []
+            if self._evaluation:
+                parts = [self._evaluation]
+            left = self._left(elapsed).removeprefix(", about ")
+            return f"{head}: {'; '.join([*parts, duration_text(elapsed)])}{f', {left}' if left else ''}"
+
     def _tick(self) -> None:
         while not self._ended.wait(self._plain_interval_s):
-            with self._lock:
-                head = f"{self._position()}: {self._phase}"
-            self._print(Text(f"{head}; " + "; ".join(f"{label}: {text}" for label, text in self.lines())))
+            self._print(Text(self.plain_line()))
 
     def _print_result(self, text: str) -> None:
         self._print(Text(text, style="bold" if self._live else ""))

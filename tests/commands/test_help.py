@@ -92,6 +92,9 @@ def test_lists_of_names_that_stand_in_two_places_are_the_same():
 # What a text calls the default, where typer does not show it since another value stands for it.
 SAID = {
     ("inspect-bugs", "run"): "the newest",
+    ("report", "run"): "the newest",
+    ("report", "--output"): "report.html in the first run",
+    ("export", "run"): "the newest",
     ("show", "run"): "the newest",
     ("episodes", "run"): "the newest",
     ("replay", "--run"): "all are searched",

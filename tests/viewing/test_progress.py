@@ -122,10 +122,27 @@ def test_without_a_terminal_a_line_comes_periodically():
     with TrainProgress(console, 2, plain_interval_s=0.01) as progress:
         progress.phase("solving")
         for _ in range(6000):  # up to a minute, for a busy machine
-            if "repairs: 0 of 0" in printed(console):
+            if "solving: 0:0" in printed(console):
                 break
             threading.Event().wait(0.01)
-    assert "update 1/2: solving; injector: 0 in flight" in printed(console)
+    assert "update 1/2, solving: 0:0" in printed(console)
+
+
+def test_a_line_of_a_log_is_a_short_sentence_at_any_count():
+    clock = Clock()
+    progress = TrainProgress(a_console(), 60, clock=clock)
+    assert progress.plain_line() == "update 1/60, starting: 0:00"
+    played(progress)
+    assert progress.plain_line() == (
+        "update 1/60, injecting: 1 in play, 2 done; 1 of 2 artifacts accepted; 1 of 2 repairs pass; 0:00"
+    )
+    for _ in range(1000):
+        played(progress)
+    progress.phase("second order")
+    clock.now = 7500.0
+    progress.update_finished(12, {})
+    line = progress.plain_line()
+    assert len(line) <= 140 and line.endswith("; 2:05:00, 8:20:00 left")
 
 
 def test_in_a_terminal_progress_is_a_live_display_fed_by_threads():
