@@ -162,7 +162,8 @@ def work_of(episode: Episode, run: RunFolder, config: Config) -> InjectorWork | 
         group = next((group for group in store.groups() if group.group_id == episode.group), None)
     if group is None:
         raise RunError(f"{run.database} has no group {episode.group!r}, so the task is not known.")
-    target = Target(**json.loads(group.target_json)) if group.target_json else None
+    target_json = group.target_of(episode.member)
+    target = Target(**json.loads(target_json)) if target_json else None
     thresholds = sampled_thresholds(config, group.group_id, episode.member)
     return InjectorWork(group.repository, group.strategy, target, thresholds)
 
