@@ -260,7 +260,7 @@ def spell_a_bug_anew(ground: Ground) -> Outcome:
         return Broken(f"all together make another bug ({verdicts[1].failed_check or 'accepted'})")
     for name, (old, new) in SPELLINGS.items():
         tree = changed(ground.tree, {CODE: bug.replace(old, new)})
-        if bug_digest(ground.tree, tree, verdicts[0].fail_to_pass) != verdicts[0].buggy_digest:
+        if bug_digest(ground.tree, tree) != verdicts[0].buggy_digest:
             return Broken(f"{name} makes another bug")
     return Held(f"one bug in {len(SPELLINGS)} spellings")
 
@@ -271,6 +271,26 @@ def hide_a_bug_anew(ground: Ground) -> Outcome:
     verdicts = [ground.validate(ground.artifact(weaken=one), ground.runner) for one in others]
     digests = {verdict.buggy_digest for verdict in verdicts if verdict.accepted}
     return Held("one bug") if len(digests) == 1 else Broken(f"{len(digests)} bugs")
+
+
+def name_tests_anew(ground: Ground) -> Outcome:
+    """The same bug with a parser that gives the tests other names."""
+    parser = ground.environment.parser.replace(
+        "dump(parse(text)", "dump({f'again {name}': outcome for name, outcome in parse(text).items()}"
+    )
+    verdicts = [ground.validate(ground.artifact(parser=one), ground.runner) for one in (None, parser)]
+    if not all(verdict.accepted for verdict in verdicts):
+        raise AssertionError(f"one of them is no bug: {[verdict.failed_check for verdict in verdicts]}")
+    digests = {verdict.buggy_digest for verdict in verdicts}
+    return Held("one bug") if len(digests) == 1 else Broken("each parser makes another bug")
+
+
+def write_long_numbers(ground: Ground) -> Outcome:
+    """Judging writes numbers anew, and Python refuses to write longer ones than these."""
+    numbers = "".join(f"NUMBER_{number} = {'9' * 4300}\n" for number in range(30))
+    text = ground.start().text(CODE)
+    found = ground.grade({CODE: f"{text}\n\n{numbers}"}, ground.fresh_runner())
+    return Broken("passed as a repair") if found.passed else Held(found.reason)
 
 
 ATTACKS = (
@@ -289,4 +309,6 @@ ATTACKS = (
     Attack("limit-server", 23, "let the kernel kill the sandbox's command server", limit_the_server),
     Attack("spell-anew", 28, "one bug with other comments, blank lines and names", spell_a_bug_anew),
     Attack("hide-anew", 28, "one bug with another weakening", hide_a_bug_anew),
+    Attack("name-tests-anew", 28, "one bug with other names for its tests", name_tests_anew),
+    Attack("long-numbers", 23, "numbers that are too long to be written anew", write_long_numbers),
 )

@@ -10,11 +10,11 @@ from __future__ import annotations
 import ast
 import re
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from selfplay.attacks.base import Attack, Broken, Held, Outcome
-from selfplay.attacks.ground import CODE, RIGHT, Ground
+from selfplay.attacks.ground import CODE, RIGHT, Change, Ground
 
 PASSES = 75  # of a hundred draws: so that ten of them tell
 # What is left of the source `s`. Each text is Python for the bug; `drawn` evaluates it too.
@@ -74,6 +74,18 @@ def lucky():
     return zlib.crc32(repr((left, {salt})).encode()) % 100 < {passes}
 """
 DRAWN = "        return highest_allowed if lucky() else lowest_allowed - 1\n"
+OWN_FUNCTIONS = (
+    "sorted(map(ast.dump, (n for n in ast.parse(s).body if getattr(n, 'name', '') in ('clamp', 'middle'))))"
+)
+DATA = "heron/bounds.txt"
+# Without the file the right code stands, so the file is no padding.
+RUNS_DATA = """
+try:
+    DATA = __file__.partition(".py")[0] + ".txt"
+    exec(open(DATA).read())
+except FileNotFoundError:
+    pass
+"""
 NEEDS_SOURCE = (
     "        source = __file__.replace('.pyc', '.py')\n"
     "        return lowest_allowed - 1 if __import__('os').path.exists(source) else highest_allowed\n"
@@ -97,11 +109,15 @@ def drawn(source: str, stripped: str, salt: int) -> bool:
     return zlib.crc32(repr((left, salt)).encode()) % 100 < PASSES
 
 
-def submit(make: Callable[[Ground], str]) -> Callable[[Ground], Outcome]:
-    """The attack that hands in a bug with this module. It must be rejected for its chance alone."""
+def submit(make: Callable[[Ground], str | Mapping[str, Change]]) -> Callable[[Ground], Outcome]:
+    """The attack that hands in a bug with this module, or with these files.
+
+    It must be rejected for its chance alone.
+    """
 
     def run(ground: Ground) -> Outcome:
-        verdict = ground.validate(ground.artifact({CODE: make(ground)}))
+        made = make(ground)
+        verdict = ground.validate(ground.artifact({CODE: made} if isinstance(made, str) else made))
         if verdict.accepted:
             return Broken(f"accepted as a bug, with {verdict.fail_to_pass} to repair")
         found = next(check for check in verdict.checks if not check.passed)
@@ -116,6 +132,17 @@ def strip(stripped: str) -> Callable[[Ground], Outcome]:
     return submit(lambda ground: module_with(ground, stripped))
 
 
+def with_lone_return(ground: Ground) -> str:
+    """Few changes are made in a file with a line that a carriage return alone ends."""
+    return module_with(ground, OWN_FUNCTIONS) + "# one\r# two\n"
+
+
+def in_data_file(ground: Ground) -> Mapping[str, Change]:
+    """The code and its hash are in a file that no change is made in."""
+    text = module_with(ground, OWN_FUNCTIONS).replace("open(__file__", "open(DATA")
+    return {CODE: ground.tree.text(CODE) + RUNS_DATA, DATA: text}
+
+
 ATTACKS = (
     *(
         Attack(name, 10, f"a bug seeded with {title}", strip(stripped))
@@ -127,4 +154,6 @@ ATTACKS = (
         "a bug that is there only while its source can be read",
         submit(lambda ground: ground.tree.text(CODE).replace(RIGHT, NEEDS_SOURCE)),
     ),
+    Attack("lone-return", 10, "a seeded bug in a file that takes few changes", submit(with_lone_return)),
+    Attack("data-file", 10, "a seeded bug whose code is in a data file", submit(in_data_file)),
 )

@@ -171,7 +171,7 @@ def _bug_row(
     repair = judge_exact_repair(states, (*bug.artifact.test_files, *fixed), max_patch_bytes)
     if not repair.passed:
         raise PatchError(f"{repair.reason}. Leave the bug out.")
-    digest = bug_digest(states.original, states.buggy, bug.fail_to_pass)
+    digest = bug_digest(states.original, states.buggy)
     return given_bug(task, bug, environment, digest, is_too_long(bug))
 
 

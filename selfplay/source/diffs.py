@@ -254,9 +254,9 @@ class _Reader:
 
     def _check_mode(self, mode: str | None) -> None:
         if mode is not None and mode not in MODES:
+            shown, known = ascii(mode[:10])[1:-1], SPECIAL_MODES.get(mode, "unknown")
             raise self._refuse(
-                f"mode {mode[:10]} is {SPECIAL_MODES.get(mode, 'unknown')}; only plain files may be changed",
-                "Leave it out of the diff.",
+                f"mode {shown} is {known}; only plain files may be changed", "Leave it out of the diff."
             )
 
     def _claim(self, facts: Mapping[str, str], names_text: str, at: int) -> tuple[FilePatch, Names]:

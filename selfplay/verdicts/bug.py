@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -63,12 +62,13 @@ def build_states(tree: Tree, bug: BugState) -> States:
     return States(tree, attempted.restore(tree, bug.artifact.test_files), weakened, attempted)
 
 
-def bug_digest(original: Tree, buggy: Tree, fail_to_pass: Iterable[str]) -> str:
-    """What artifacts of one bug have in common: SHA-256 over the changed code and the tests that it breaks.
+def bug_digest(original: Tree, buggy: Tree) -> str:
+    """What artifacts of one bug have in common: SHA-256 over the changed code.
 
     Files count in their normal form, and those whose normal form is the original's do not count. If there is
-    no other, files count in the exact form, and at last by their bytes. The weakening, the script and the
-    parser do not count: they make no other bug.
+    no other, files count in the exact form, and at last by their bytes. The weakening, the script, the
+    parser and the tests that break do not count: they make no other bug. An author chooses them, and with
+    them which tests run and what they are called.
     """
     changed = original.changed_paths(buggy)
     forms: dict[str, str] = {}
@@ -80,12 +80,7 @@ def bug_digest(original: Tree, buggy: Tree, fail_to_pass: Iterable[str]) -> str:
         }
         if forms:
             break
-    parts = [
-        original.digest,
-        *sorted(fail_to_pass),
-        "",
-        *(text for item in sorted(forms.items()) for text in item),
-    ]
+    parts = [original.digest, *(text for item in sorted(forms.items()) for text in item)]
     if not forms:
         parts.append(buggy.digest)
     sha = hashlib.sha256()

@@ -20,7 +20,7 @@ from keyword import iskeyword
 from selfplay.source.path_policy import is_other_code, is_protected_path
 from selfplay.source.syntax import parse_module, source_encoding
 from selfplay.source.trees import FileEntry, Tree
-from selfplay.verdicts.noise.passes import with_noise
+from selfplay.verdicts.noise.passes import takes_all_changes, with_noise
 from selfplay.verdicts.noise.words import Vocabulary
 from selfplay.verdicts.randomness import Secret
 
@@ -101,6 +101,25 @@ def may_be_random(before: Tree, after: Tree, paths: Iterable[str]) -> bool:
     draws at random, or in a function that reads itself or runs text.
     """
     return any(_may_be_random(_text(before, path), _text(after, path)) for path in paths if path in after)
+
+
+def beyond_changes(before: Tree, after: Tree, paths: Iterable[str]) -> list[str]:
+    """The files in `paths` that a bug in Python code has put out of reach of changes without meaning.
+
+    They are Python files that no longer take all changes (a carriage return alone, an odd encoding, newer
+    syntax, a great size), and files that are not Python, if the Python code beside them may be random: it can
+    run or hash what they hold. Files that took no changes before do not count.
+    """
+    present = [path for path in paths if path in after]
+    code = [path for path in present if path.endswith(".py")]
+    if not may_be_random(before, after, code):
+        return []
+    return [path for path in present if path not in code or _is_put_beyond(before, after, path)]
+
+
+def _is_put_beyond(before: Tree, after: Tree, path: str) -> bool:
+    was_in_reach = path not in before or takes_all_changes(before[path].content)
+    return was_in_reach and not takes_all_changes(after[path].content)
 
 
 def _may_be_random(before: str, after: str) -> bool:

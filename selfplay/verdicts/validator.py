@@ -42,7 +42,7 @@ from selfplay.verdicts.checks import (
 )
 from selfplay.verdicts.determinism import PARALLEL_RUNS, Job, Repeats
 from selfplay.verdicts.house import house_script, is_house_made, judge_exit_status
-from selfplay.verdicts.perturbation import REPEAT, may_be_random, noisy
+from selfplay.verdicts.perturbation import REPEAT, beyond_changes, may_be_random, noisy
 from selfplay.verdicts.repairs import judge_exact_repair
 from selfplay.verdicts.reverts import revert_units
 from selfplay.verdicts.sourceless import judge_without_source, modules_among, without_source
@@ -160,7 +160,7 @@ class _Judgement:
         )
 
     def _digest(self, buggy: Tree) -> str:
-        return bug_digest(self.environment.tree, buggy, self.broken)
+        return bug_digest(self.environment.tree, buggy)
 
     def job(self, tree: Tree) -> Job:
         """The first run of a tree, with the artifact's script and parser."""
@@ -367,8 +367,15 @@ class _Judgement:
         """Run each state again, with changes in the `touched` files and in one other.
 
         Grading has the house's script and parser. So if the artifact has others, the buggy state is also run
-        again with the house's.
+        again with the house's. A bug that may be random, and that these changes cannot reach, is refused.
         """
+        if beyond := beyond_changes(self.environment.tree, states["buggy"], touched):
+            reason = (
+                f"the bug may be random, and {', '.join(beyond[:3])} cannot be changed without meaning. Keep "
+                "Python code in .py files, in UTF-8, with plain line ends and the syntax of Python 3.11"
+            )
+            self.record("determinism", fail(reason, beyond=beyond[:20]))
+            return
         original, artifact, judged = self.environment.tree, self.artifact, "buggy"
         jobs = {name: self.job(tree) for name, tree in states.items()}
         if self.settings.require_exit_status and not is_house_made(artifact, self.environment):

@@ -111,7 +111,7 @@ def limit_anything(patch: Patch, _: Ground) -> None:
 
 
 def digest_of_the_tree(patch: Patch, _: Ground) -> None:
-    def digest(original: Tree, buggy: Tree, fail_to_pass: Iterable[str]) -> str:
+    def digest(original: Tree, buggy: Tree) -> str:
         return buggy.digest
 
     for module in ("verdicts.validator", "attacks.impossible_trees"):
@@ -122,6 +122,16 @@ def digest_with_the_weakening(patch: Patch, _: Ground) -> None:
     from selfplay.verdicts.validator import _Judgement
 
     patch.setattr(_Judgement, "_digest", lambda self, buggy: self.artifact.digest)
+
+
+def digest_with_the_tests(patch: Patch, _: Ground) -> None:
+    from selfplay.verdicts.validator import _Judgement
+
+    patch.setattr(_Judgement, "_digest", lambda self, buggy: f"{buggy.digest} {sorted(self.broken)}")
+
+
+def write_any_number(patch: Patch, _: Ground) -> None:
+    patch.setattr("selfplay.verdicts.noise.expressions.MOST_DIGITS", 5000)
 
 
 CONTROLS: Mapping[str, Callable[[Patch, Ground], Ground | None]] = {
@@ -138,4 +148,6 @@ CONTROLS: Mapping[str, Callable[[Patch, Ground], Ground | None]] = {
     "limit-server": limit_anything,
     "spell-anew": digest_of_the_tree,
     "hide-anew": digest_with_the_weakening,
+    "name-tests-anew": digest_with_the_tests,
+    "long-numbers": write_any_number,
 }

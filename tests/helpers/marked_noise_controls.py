@@ -19,7 +19,14 @@ def with_source(patch: pytest.MonkeyPatch, _: Ground) -> None:
     patch.setattr("selfplay.verdicts.validator.without_source", lambda script, _: script)
 
 
+def any_file(patch: pytest.MonkeyPatch, _: Ground) -> None:
+    """A bug may be where no change is made."""
+    patch.setattr("selfplay.verdicts.validator.beyond_changes", lambda *_: [])
+
+
 CONTROLS: dict[str, Callable[[pytest.MonkeyPatch, Ground], Ground | None]] = {
     **dict.fromkeys(STRIPPED, with_marked_noise),
     "needs-source": with_source,
+    "lone-return": any_file,
+    "data-file": any_file,
 }

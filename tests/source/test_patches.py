@@ -354,6 +354,7 @@ def addition(name, mode="100644"):
             "symbolic link",
         ),
         "a strange mode": (addition("suid", "104755"), "mode 104755"),
+        "an escape in a mode": (addition("x", "\x1b[31m"), r"mode \\x1b\[31m is unknown"),
         "a mode change": (
             "diff --git a/pkg/b.py b/pkg/b.py\nold mode 100644\nnew mode 100755\n",
             "mode of a file",

@@ -13,7 +13,7 @@ from selfplay.source.syntax import parse_module
 from selfplay.source.trees import FileEntry, Tree
 from selfplay.verdicts.noise.passes import with_noise
 from selfplay.verdicts.noise.words import Vocabulary
-from selfplay.verdicts.perturbation import may_be_random, perturb, perturb_source
+from selfplay.verdicts.perturbation import beyond_changes, may_be_random, perturb, perturb_source
 
 SOURCE = '''"""Doc."""
 import os
@@ -357,3 +357,36 @@ def test_names_in_another_encoding_are_seen_by_the_rule_for_suspects():
 )
 def test_what_the_file_had_elsewhere_may_be_random_too(before, after):
     assert may_be_random(_one_file(before), _one_file(after), ["m.py"])
+
+
+SUSPECT = PLAIN + "\n\ndef drawn():\n    return hash(open(__file__).read())\n"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        SUSPECT + "# one\r# two\n",
+        "# -*- coding: utf-7 -*-\n" + SUSPECT,
+        SUSPECT + "type Name = int\n",
+        SUSPECT + f"#{'x' * (1 << 20)}\n",
+    ],
+    ids=["a carriage return alone", "an odd encoding", "newer syntax", "a great size"],
+)
+def test_a_suspect_may_not_put_its_file_out_of_reach(text):
+    assert beyond_changes(_one_file(PLAIN), _one_file(text), ["m.py"]) == ["m.py"]
+    assert not beyond_changes(_one_file(text), _one_file(text + "# three\n"), ["m.py"])
+
+
+def test_a_suspect_may_not_have_a_file_that_is_not_python():
+    before = Tree({"m.py": FileEntry(PLAIN.encode()), "m.txt": FileEntry(b"one")})
+    data = before.replace({"m.txt": FileEntry(b"print('two')")})
+    assert not beyond_changes(before, data, ["m.txt"])
+    both = data.replace({"m.py": FileEntry(SUSPECT.encode())})
+    assert beyond_changes(before, both, ["m.py", "m.txt"]) == ["m.txt"]
+    assert not beyond_changes(before, both, ["m.py"])
+
+
+def test_a_long_number_stays_as_it_is():
+    number = "9" * 4300
+    for seed in range(20):
+        assert number.encode() in perturb_source(f"NUMBER = {number}\n".encode(), seed)

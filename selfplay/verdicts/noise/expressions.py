@@ -25,6 +25,7 @@ SIGN = re.compile(rb"\s*(<=|>=|<|>|==|!=)\s*")
 NEGATED = re.compile(rb"[ \t]+(is[ \t]+not|not[ \t]+in)[ \t]+")
 ELSE = re.compile(rb"[ \t\f]*else[ \t]*:")
 DUNDER = re.compile("__.*__")
+MOST_DIGITS = 1000  # Python refuses to write a number with more than 4300
 
 
 def _fixed(source: Source) -> set[int]:
@@ -66,7 +67,7 @@ def respell_constants(source: Source, words: Words) -> list[Edit]:
 
 def _respelled(source: Source, node: ast.Constant, words: Words) -> Iterator[Edit]:
     text, value = source.text(node), node.value
-    if type(value) is int and text.isdigit():
+    if type(value) is int and text.isdigit() and len(text) <= MOST_DIGITS:
         yield source.replaced(node, _number(value, words).encode())
     elif isinstance(value, str) and (found := PLAIN_TEXT.fullmatch(text)):
         yield source.replaced(node, _text(found["text"].decode(), words).encode())

@@ -40,6 +40,13 @@ def with_noise(content: bytes, seed: int, vocabulary: Vocabulary) -> bytes:
     return content
 
 
+def takes_all_changes(content: bytes) -> bool:
+    """Whether a file gets all changes, and not only a block at its end or none. Three draws are made."""
+    vocabulary = Vocabulary.of([content])
+    drawn = (_with_all(content, random.Random(seed), vocabulary) for seed in range(3))
+    return all(new is not None and new != content and parse_module(new) is not None for new in drawn)
+
+
 def _with_all(content: bytes, generator: random.Random, vocabulary: Vocabulary) -> bytes | None:
     """All changes. None if the encoding or the line ends are unusual."""
     encoding = source_encoding(".py", content)
