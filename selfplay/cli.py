@@ -137,7 +137,7 @@ def report(
 
 @app.command(cls=Command)
 def export(
-    run: options.BugsRun = "",
+    run: viewer_options.BugsRun = "",
     format_: options.ExportFormat = "",
     output: options.ExportOutput = None,
     runs: options.RunRoot = Path("runs"),

@@ -53,9 +53,13 @@ def capped(scores: Tensor, softcap: float | None) -> Tensor:
     return scores if softcap is None else softcap * torch.tanh(scores / softcap)
 
 
-def refuse_others(options: dict[str, Any]) -> None:
-    """Raise ValueError for an option of transformers' attention that would change the result."""
+def window_and_cap(options: dict[str, Any]) -> tuple[Window, float | None]:
+    """A layer's window and the bound of its scores, of the options that transformers gives its attention.
+
+    Raises ValueError for an option that would change the result otherwise.
+    """
     if options.get("s_aux") is not None:
         raise ValueError("the model has attention sinks, which this attention does not compute")
     if options.get("position_bias") is not None:
         raise ValueError("the model has a position bias, which this attention does not compute")
+    return options.get("sliding_window"), options.get("softcap")

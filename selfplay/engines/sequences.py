@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from selfplay.engines.attention import Window, attend, first_visible, refuse_others, visible
+from selfplay.engines.attention import Window, attend, first_visible, visible, window_and_cap
 
 NAME = "selfplay_ragged"
 _SLOT_STEP = 64  # capacities are multiples of this
@@ -204,16 +204,14 @@ def ragged_attention(
     value: Tensor,  # (1, kv_heads, tokens, dim)
     attention_mask: Tensor | None,  # unused: the plan holds the masks
     scaling: float | None = None,
-    sliding_window: Window = None,
-    softcap: float | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
     """Store the new keys and values of each segment, and let it attend to its own sequence alone.
 
-    sliding_window, softcap: as the layer has them. Returns (1, tokens, heads, dim). Raises ValueError for
+    options: the layer's window and cap. Returns (1, tokens, heads, dim). Raises ValueError for
     attention of another kind.
     """
-    refuse_others(options)
+    sliding_window, softcap = window_and_cap(options)
     plan: PassPlan = _running.plan
     plan.windows[module.layer_idx] = sliding_window
     heads, dim = query.shape[1], query.shape[3]

@@ -14,7 +14,8 @@ from rich.console import Console
 from selfplay.exports.base import RunExport
 from selfplay.viewing.episode_record import RecordedEpisode
 from selfplay.viewing.episode_search import find_episode
-from selfplay.viewing.replay import replay
+from selfplay.viewing.frames import Frames
+from selfplay.viewing.replay import episode_sections
 
 WIDTH, HEIGHT = 100, 32
 
@@ -42,7 +43,10 @@ def asciicast(found: RecordedEpisode) -> str:
         legacy_windows=False,
         _environ={},
     )
-    replay(found, console, speed=1.0, sleep=recorder.pass_time)
+    frames = Frames(console, plain=False)
+    for section in episode_sections(found, frames):
+        recorder.pass_time(section.pause_s)
+        frames.print(section)
     recorder.end()
     header = {
         "version": 2,

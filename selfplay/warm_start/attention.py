@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from selfplay.engines.attention import Window, attend, capped, first_visible, refuse_others, visible
+from selfplay.engines.attention import attend, capped, first_visible, visible, window_and_cap
 
 BLOCKED = "selfplay_blocked"
 BY_DOCUMENT = "selfplay_by_document"
@@ -32,16 +32,14 @@ def blocked_attention(
     attention_mask: Tensor | None,  # (batch, 1, seq, seq) bool, True where a query may attend; must be causal
     scaling: float | None = None,
     dropout: float = 0.0,
-    sliding_window: Window = None,
-    softcap: float | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
     """Attention as transformers calls it. Returns (batch, seq, heads, dim) and no weights.
 
-    sliding_window, softcap: as the layer has them. Raises ValueError without a mask, with dropout, or for
+    options: the layer's window and cap. Raises ValueError without a mask, with dropout, or for
     attention of another kind.
     """
-    refuse_others(options)
+    sliding_window, softcap = window_and_cap(options)
     if attention_mask is None or dropout:
         raise ValueError("blocked_attention needs a boolean mask and no dropout")
     repeats = query.shape[1] // key.shape[1]
@@ -90,10 +88,9 @@ def document_attention(
     lengths: tokens of each document, in their order. other: a window and a cap too, as the layer has them.
     Raises ValueError without lengths, with several rows, with dropout, or for attention of another kind.
     """
-    refuse_others(other)
+    window, softcap = window_and_cap(other)
     if len(query) != 1 or sum(lengths) != query.shape[2] or other.get("dropout"):
         raise ValueError("document_attention needs one row, the lengths of its documents and no dropout")
-    window, softcap = other.get("sliding_window"), other.get("softcap")
     repeats = query.shape[1] // key.shape[1]
     if repeats > 1:
         key, value = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1)
