@@ -344,6 +344,6 @@ DoctorSandbox = Annotated[
         "--sandbox",
         metavar="KIND",
         help="Check every promise of the sandbox contract on this back end: "
-        f"{', '.join(KINDS)}, or one's own as module:Class. With --attack, what to attack.",
+        f"{', '.join(KINDS)}, or one's own as module:Class. With --attack, what to attack; default: auto.",
     ),
 ]

@@ -104,8 +104,8 @@ def test_only_one_chunk_of_logits_exists_at_a_time(model: Path, monkeypatch: pyt
             seen.append(hidden.shape[0])
         return real(hidden, weight, bias)
 
-    monkeypatch.setattr(torch.nn.functional, "linear", linear)
     trainer = TorchTrainer(model, SETTINGS.model_copy(update={"logit_tokens": 16}), CONTEXT_TOKENS, seed=0)
+    monkeypatch.setattr(torch.nn.functional, "linear", linear)
     samples, trainer.threads = made_samples(0), 1
     trainer.step(samples)
     actions = sum(sample.action_tokens for sample in samples)
