@@ -52,13 +52,16 @@ class SecondEngine:
 @contextmanager
 def second_engine(image: str) -> Iterator[SecondEngine]:
     """Start one with a part of `image` from the first engine. Skips the test where that cannot be done."""
-    for program in ("dockerd", "openssl", "unshare"):
+    for program in ("dockerd", "openssl", "unshare", "ip"):
         if shutil.which(program) is None:
             pytest.skip(f"{program} is not on PATH")
     if os.geteuid() != 0:
         pytest.skip("a second dockerd needs root")
     # Beside /tmp, which the second engine does not see: it has an empty one.
-    with tempfile.TemporaryDirectory(prefix="selfplay-engine-", dir="/var/tmp") as name:
+    with (
+        own_bridge() as bridge,
+        tempfile.TemporaryDirectory(prefix="selfplay-engine-", dir="/var/tmp") as name,
+    ):
         folder = Path(name)
         make_certificates(folder)
         with socket.socket() as probe:
@@ -67,7 +70,16 @@ def second_engine(image: str) -> Iterator[SecondEngine]:
         address, local = f"tcp://127.0.0.1:{port}", f"unix://{folder}/engine.sock"
         command = ["unshare", "-m", "sh", "-c", 'mount -t tmpfs none /tmp && exec "$@"', "sh", "dockerd"]
         command += [f"--data-root={folder}/data", f"--exec-root={folder}/exec", f"--pidfile={folder}/pid"]
-        command += ["--bridge=none", "--iptables=false", "-H", address, "-H", local, "--tlsverify"]
+        command += [
+            f"--bridge={bridge}",
+            "--iptables=false",
+            "--ip6tables=false",
+            "-H",
+            address,
+            "-H",
+            local,
+            "--tlsverify",
+        ]
         command += [f"--tlscacert={folder}/ca.pem", f"--tlscert={folder}/server.pem"]
         command += [f"--tlskey={folder}/server.key"]
         with (folder / "log").open("wb") as log:
@@ -85,6 +97,20 @@ def second_engine(image: str) -> Iterator[SecondEngine]:
             for mount in reversed(Path("/proc/mounts").read_text().splitlines()):
                 if f" {folder}/" in mount:
                     subprocess.run(["umount", "-l", mount.split()[1]], check=False)
+
+
+@contextmanager
+def own_bridge() -> Iterator[str]:
+    """A network bridge for the second engine. Without one it would remove docker0, the first engine's."""
+    bridge = f"sp{os.getpid() % 10**8}"
+    made = subprocess.run(["ip", "link", "add", bridge, "type", "bridge"], capture_output=True, check=False)
+    if made.returncode:
+        pytest.skip(f"no network bridge can be made here: {made.stderr.decode()}")
+    try:
+        subprocess.run(["ip", "addr", "add", "192.168.213.1/28", "dev", bridge], check=True)
+        yield bridge
+    finally:
+        subprocess.run(["ip", "link", "del", bridge], check=False)
 
 
 def answers(local: str) -> bool:
