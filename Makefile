@@ -53,7 +53,9 @@ train-pretrained: setup $(VENV)/.pretrained-ready ## self-play with SmolLM2-135M
 	$(SELFPLAY) train --repos runs/recipes/quickstart-repos.txt --config runs/recipes/pretrained.toml
 
 pretrained-policy: setup $(VENV)/.pretrained-ready ## the carried adapter again: supervised training of SmolLM2-135M, hours; goes on where it was stopped
-	$(SELFPLAY) warm-start --from smollm2 --adapter --output $(or $(OUTPUT),runs/pretrained-policy) $(WARM_START)
+	$(SELFPLAY) warm-start --from smollm2 --output $(or $(OUTPUT),runs/pretrained-policy)/all $(WARM_START)
+	$(SELFPLAY) warm-start --from smollm2 --adapter --set adapter=$(or $(OUTPUT),runs/pretrained-policy)/all \
+	  --output $(or $(OUTPUT),runs/pretrained-policy)/small $(WARM_START)
 
 test: setup $(VENV)/.test-ready ## the whole suite, real components included
 	$(PY) -m pytest --durations=40 --durations-min=5

@@ -188,7 +188,7 @@ WarmStartConfig = Annotated[
         "-c",
         metavar="FILE",
         help="A TOML file of warm-start settings, or the name of a recipe: warm-start, or with --from "
-        "warm-start-from.",
+        "warm-start-from, with --adapter warm-start-adapter.",
     ),
 ]
 WarmStartOverrides = Annotated[

@@ -51,7 +51,10 @@ FAVOURED_SHARE = 3.0  # how often favoured packages are sampled, relative to oth
 
 
 ADAPTER_RANK = 24  # of --adapter: 15 MB for SmolLM2-135M in bfloat16
-FROM_MODEL = Path("warm-start-from")  # the recipe of --from
+FROM_MODEL, ADAPTER = (
+    Path("warm-start-from"),
+    Path("warm-start-adapter"),
+)  # recipes of --from, and with --adapter
 
 
 def run_warm_start(
@@ -67,7 +70,8 @@ def run_warm_start(
     given = [f"base={json.dumps(base)}"] if base is not None else []
     given += [f"lora_rank={ADAPTER_RANK}"] if adapter else []
     given += [f"episodes={json.dumps([str(run) for run in episodes])}"] if episodes else []
-    settings = read_settings(config or (FROM_MODEL if base else None), [*given, *overrides])
+    recipe = (ADAPTER if adapter else FROM_MODEL) if base else None
+    settings = read_settings(config or recipe, [*given, *overrides])
     warm_start(output, settings, lambda line: print(line, flush=True))
 
 
