@@ -44,7 +44,7 @@ def test_a_file_wins_over_a_recipe(elsewhere: Path) -> None:
 def test_a_wrong_name_lists_the_recipes(elsewhere: Path) -> None:
     with pytest.raises(
         ConfigError,
-        match=r"configuration quickstrat: there is no such file.*cluster-1.*paper, pretrained, quickstart, warm-start",
+        match=r"quickstrat: there is no such file.*cluster-1.*paper, pretrained, quickstart, warm-start",
     ) as e:
         load_config(Path("quickstrat"))
     assert "Did you mean quickstart?" in str(e.value)
