@@ -7,7 +7,6 @@ from pathlib import Path
 
 from rich.console import Console
 
-from selfplay.agent.chat import policy_path
 from selfplay.agent.tools import toolbox
 from selfplay.cluster.machines import planned_nodes, policy_folder, policy_shape
 from selfplay.cluster.placement import place
@@ -50,9 +49,7 @@ def dry_run_training(
         check_files(config, str(folder), local_files_only=True)
         config = fitted_context(config, str(folder), local_files_only=True)
     shape = policy_shape(config)
-    is_described = config.policy.shape is not None  # so it need not be on this machine
-    model = config.policy.model if is_described else policy_path(config.policy.model)
-    config = with_engine(config, model, console)
+    config = with_engine(config, str(folder or config.policy.model), console)
     nodes = planned_nodes(config) if address is None else _asked(address)
     show_placement(place(config, shape, nodes), shape, console)
     for line in foreseen_histories(config, specs):

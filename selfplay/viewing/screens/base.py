@@ -146,17 +146,23 @@ class ViewerScreen(Screen[None]):
         self.app.push_screen(ListWindow("keys", FixedRows((Column("key"), Column("what it does")), rows)))
 
 
+# The keys that move the cursor of a list.
+MOVES: tuple[Binding, ...] = (
+    Binding("j,down", "move(1)", "down"),
+    Binding("k,up", "move(-1)", "up"),
+    Binding("ctrl+d,pagedown,space", "move_pages(1)", "a page down"),
+    Binding("ctrl+u,pageup,b", "move_pages(-1)", "a page up"),
+    Binding("g,home", "move(-1000000000)", "to the first"),
+    Binding("G,end", "move(1000000000)", "to the last"),
+)
+
+
 class ListWindow(ModalScreen[int | None]):
     """A list in a window. Its result is the number of the row that was chosen, None if it was closed."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("q,escape,question_mark", "dismiss", "close"),
-        Binding("j,down", "move(1)", "down"),
-        Binding("k,up", "move(-1)", "up"),
-        Binding("ctrl+d,pagedown,space", "move_pages(1)", "a page down"),
-        Binding("ctrl+u,pageup,b", "move_pages(-1)", "a page up"),
-        Binding("g,home", "move(-1000000000)", "to the first"),
-        Binding("G,end", "move(1000000000)", "to the last"),
+        *MOVES,
         Binding("enter", "choose", "choose"),
     ]
 

@@ -18,7 +18,7 @@ from selfplay.viewing.episodes import EPISODE_COLUMNS, EpisodeFilter, episode_te
 from selfplay.viewing.filter_text import filter_of, filter_text
 from selfplay.viewing.inspect import BUG_COLUMNS, listed_bugs
 from selfplay.viewing.rejections import REJECTED_COLUMNS, rejected_rows
-from selfplay.viewing.screens.base import ViewerScreen
+from selfplay.viewing.screens.base import MOVES, ViewerScreen
 from selfplay.viewing.screens.bug_screen import BugScreen
 from selfplay.viewing.screens.episode_screen import EpisodeScreen
 from selfplay.viewing.screens.rows_view import FixedRows, Rows, RowsView
@@ -51,12 +51,7 @@ class ListScreen(ViewerScreen):
     """A table with a cursor. A subclass says what Enter opens."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("j,down", "move(1)", "down"),
-        Binding("k,up", "move(-1)", "up"),
-        Binding("ctrl+d,pagedown,space", "move_pages(1)", "a page down"),
-        Binding("ctrl+u,pageup,b", "move_pages(-1)", "a page up"),
-        Binding("g,home", "move(-1000000000)", "to the first"),
-        Binding("G,end", "move(1000000000)", "to the last"),
+        *MOVES,
         Binding("enter,l,right", "open", "open this one"),
     ]
 
