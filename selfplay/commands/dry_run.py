@@ -19,6 +19,8 @@ from selfplay.commands.policies import (
     with_engine,
 )
 from selfplay.config import load_config
+from selfplay.evaluation.tasks import find_tasks
+from selfplay.orchestrator.given_bugs import check_given_bugs
 from selfplay.orchestrator.histories import foreseen_histories
 from selfplay.repositories.specs import read_repository_list
 from selfplay.viewing.placement import show_placement
@@ -34,6 +36,8 @@ def dry_run_training(
     """
     config = load_config(config_file, overrides)
     specs = read_repository_list(repos)
+    check_given_bugs(config, specs)
+    find_tasks(config.evaluation.tasks, config.evaluation.limit)
     check_training_settings(config)
     check_given_files(config)
     toolbox(config.agent)

@@ -212,8 +212,13 @@ def found_runs(root: Path) -> list[RunFolder]:
         raise UsageError(
             f"--runs {root} is no folder. Give the folder that holds the runs, for instance runs."
         )
-    runs = sorted(found.parent for found in root.glob("*/config.json"))
+    runs = sorted(found.parent for found in root.glob("*/config.json") if _is_run(found.parent))
     return [RunFolder(run) for run in sorted(runs, key=lambda run: (run / "config.json").stat().st_mtime)]
+
+
+def _is_run(folder: Path) -> bool:
+    """A policy, as a warm start writes it below runs/, has a config.json too, and a tokenizer beside it."""
+    return (folder / "config.json").is_file() and not (folder / "tokenizer_config.json").exists()
 
 
 def open_run(name: str, root: Path) -> RunFolder:
@@ -227,7 +232,7 @@ def open_run(name: str, root: Path) -> RunFolder:
             raise RunError(f"there are no runs in {root}. Start one with: selfplay train --repos list.txt")
         return runs[-1]
     for candidate in (root / name, Path(name)):
-        if (candidate / "config.json").is_file():
+        if _is_run(candidate):
             return RunFolder(candidate)
     there = ", ".join(run.path.name for run in runs[-8:]) or "none"
     raise RunError(f"no run named {name!r} in {root} (there are: {there}).")

@@ -6,6 +6,7 @@ import pytest
 
 from selfplay.cluster import machines
 from selfplay.commands import dry_run
+from selfplay.errors import UsageError
 from selfplay.runtime.resources import resource
 
 RECIPES = sorted(
@@ -29,3 +30,15 @@ def test_the_paper_s_recipe_plans_the_paper_s_policy(capsys: pytest.CaptureFixtu
     dry_run.dry_run_training(Path("quickstart-repos"), Path("paper"), [])
     said = capsys.readouterr().out
     assert "facebook/cwm-sft: 32.58 billion parameters" in said
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("train.reference_share=0.5", "needs reference bugs: set train.bugs"),
+        ('evaluation.tasks=["no-such-set"]', "no-such-set"),
+    ],
+)
+def test_bugs_and_tasks_are_checked_as_a_run_checks_them(override: str, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        dry_run.dry_run_training(Path("quickstart-repos"), Path("quickstart"), [override])

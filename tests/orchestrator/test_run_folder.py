@@ -58,6 +58,16 @@ def test_an_unknown_run_lists_those_there_are(tmp_path):
         open_run("", tmp_path / "empty")
 
 
+def test_a_policy_beside_the_runs_is_no_run(tmp_path):
+    first, _ = create_run(config(tmp_path, "one"), "", NOW)
+    (tmp_path / "policy").mkdir()
+    for name in ("config.json", "tokenizer_config.json"):
+        (tmp_path / "policy" / name).write_text("{}")
+    assert open_run("", tmp_path) == first
+    with pytest.raises(RunError, match=r"no run named 'policy' .*there are: one\)"):
+        open_run("policy", tmp_path)
+
+
 def test_what_the_database_did_not_commit_is_removed(tmp_path):
     run, _ = create_run(config(tmp_path), "", NOW)
     for name in ("update-00001", "update-00002", "update-00003", "update-00004.tmp"):
