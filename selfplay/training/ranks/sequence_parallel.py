@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from selfplay.engines.attention import attend, first_visible, visible
 from selfplay.errors import ConfigError
 
 NAME = "selfplay_ulysses"  # of the attention, for transformers
@@ -106,24 +107,12 @@ def causal_attention(
         output: Tensor
         output, _ = sdpa_attention_forward(module, query, key, value, None, scaling=scaling)
         return output, None
-    repeats = query.shape[1] // key.shape[1]
-    key, value = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1)
     blocks = []
     for start in range(0, length, sliding_window):
-        first, stop = max(0, start - sliding_window + 1), min(length, start + sliding_window)
-        ages = torch.arange(start, stop, device=query.device)[:, None] - torch.arange(
-            first, stop, device=query.device
-        )  # (queries, keys)
-        seen = (ages >= 0) & (ages < sliding_window)
-        blocks.append(
-            torch.nn.functional.scaled_dot_product_attention(
-                query[:, :, start:stop],
-                key[:, :, first:stop],
-                value[:, :, first:stop],
-                attn_mask=seen,
-                scale=scaling,
-            )
-        )
+        first, stop = first_visible(start, sliding_window), min(length, start + sliding_window)
+        mask = visible(stop - start, stop - first, sliding_window, query.device)
+        part = (key[:, :, first:stop], value[:, :, first:stop])
+        blocks.append(attend(query[:, :, start:stop], *part, mask, scaling, softcap=None))
     return torch.cat(blocks, 2).transpose(1, 2).contiguous(), None
 
 
