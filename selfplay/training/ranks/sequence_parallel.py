@@ -111,8 +111,8 @@ def causal_attention(
     for start in range(0, length, sliding_window):
         first, stop = first_visible(start, sliding_window), min(length, start + sliding_window)
         mask = visible(stop - start, stop - first, sliding_window, query.device)
-        part = (key[:, :, first:stop], value[:, :, first:stop])
-        blocks.append(attend(query[:, :, start:stop], *part, mask, scaling, softcap=None))
+        keys, values = key[:, :, first:stop], value[:, :, first:stop]
+        blocks.append(attend(query[:, :, start:stop], keys, values, mask, scaling, None))
     return torch.cat(blocks, 2).transpose(1, 2).contiguous(), None
 
 
