@@ -104,8 +104,8 @@ def causal_attention(
 
     length = query.shape[2]
     if sliding_window is None or sliding_window >= length:
-        output: Tensor
-        output, _ = sdpa_attention_forward(module, query, key, value, None, scaling=scaling)
+        found = sdpa_attention_forward(module, query, key, value, None, scaling=scaling)
+        output: Tensor = found[0]
         return output, None
     blocks = []
     for start in range(0, length, sliding_window):
