@@ -110,9 +110,9 @@ def causal_attention(
     blocks = []
     for start in range(0, length, sliding_window):
         first, stop = first_visible(start, sliding_window), min(length, start + sliding_window)
-        mask = visible(stop - start, stop - first, sliding_window, query.device)
+        seen = visible(stop - start, stop - first, sliding_window, query.device)
         keys, values = key[:, :, first:stop], value[:, :, first:stop]
-        blocks.append(attend(query[:, :, start:stop], keys, values, mask, scaling, None))
+        blocks.append(attend(query[:, :, start:stop], keys, values, seen, scaling, None))
     return torch.cat(blocks, 2).transpose(1, 2).contiguous(), None
 
 
