@@ -462,7 +462,7 @@ def _edit(action: Action, sandbox: Sandbox, shown: bool) -> Observation:
             f"{action.path} is larger than {MAX_EDIT_BYTES} bytes; change it with bash.", 1, True
         )
     if read.exit_code:
-        return _refused(read, f"{action.path} is not a file that can be read")
+        return _refused(read, not_readable(action.path))
     encoding = source_encoding(path, read.output)
     old = read.output.decode(*encoding)
     try:
@@ -501,6 +501,11 @@ def _absolute(path: str) -> str:
     Nothing is resolved here: the sandbox is the boundary.
     """
     return posixpath.normpath(posixpath.join(WORKSPACE, path))
+
+
+def not_readable(path: str) -> str:
+    """How the answer to an edit of a file that is not there begins; the reason follows."""
+    return f"{path} is not a file that can be read"
 
 
 def _refused(result: ExecResult, what: str) -> Observation:

@@ -13,12 +13,15 @@ from typing import TYPE_CHECKING
 
 from selfplay.agent.editing import EditError, apply_edit
 from selfplay.agent.tool_format import BadFormat
+from selfplay.agent.tools import Toolbox, not_readable
 from selfplay.teacher.mutations import Mutation
 from selfplay.teacher.phrases import LineEdit
 
 if TYPE_CHECKING:
     from selfplay.warm_start.transcripts import Transcript
 
+MISSPELT = 0.25  # share of calls with a letter of the path left out or doubled
+NO_CHANGE = 0.15  # share of calls whose replacement is the text itself
 TEXT_OF_THE_LINE = 0.3  # share of calls that quote the line they mean, not the one they name
 BROKEN_OFF = 0.3  # share of calls that end early or go on in a loop
 
@@ -34,31 +37,54 @@ class PossibleEdits:
 
 
 def add_refused_calls(transcript: Transcript, edits: PossibleEdits, generator: random.Random) -> None:
-    """Add one or two edit calls that name a wrong line or break off, unless the tool accepts them."""
+    """Add one or two edit calls that name a wrong file or line, change nothing or break off.
+
+    Those that the tool would accept are left out.
+    """
     for _ in range(generator.choice([1, 1, 2])):
         reply = _wrong_reply(edits, transcript, generator)
-        try:
-            action = transcript.chat.tools.parse(reply)
-            apply_edit(edits.text, action.search, action.replace, action.line)
-        except BadFormat as fault:
+        answer = _refusal(edits, reply, transcript.chat.tools)
+        if answer is not None:
             transcript.act(reply, counts=False)
-            transcript.observe(str(fault), 2)
-        except EditError as fault:
-            transcript.act(reply, counts=False)
-            transcript.observe(f"{edits.path} is unchanged. {fault}", 1)
+            transcript.observe(*answer)
+
+
+def _refusal(edits: PossibleEdits, reply: str, tools: Toolbox) -> tuple[str, int] | None:
+    """(the tool's answer, its exit code); None if the tool would accept the call."""
+    try:
+        action = tools.parse(reply)
+    except BadFormat as fault:
+        return str(fault), 2
+    if action.path != edits.path:
+        return f"{not_readable(action.path)}: exit code 1", 1
+    try:
+        apply_edit(edits.text, action.search, action.replace, action.line)
+    except EditError as fault:
+        return f"{edits.path} is unchanged. {fault}", 1
+    return None
 
 
 def _wrong_reply(edits: PossibleEdits, transcript: Transcript, generator: random.Random) -> str:
     meant, other = generator.choice(edits.mutations), generator.choice(edits.mutations)
-    wrong_line = other.line
-    if other.line == meant.line:
-        wrong_line = max(1, meant.line + generator.choice([-3, -2, -1, 1, 2, 3]))
-    shown = edits.shown(meant)
-    if generator.random() >= TEXT_OF_THE_LINE:
-        shown = re.sub(r"^\d+", str(wrong_line), shown)
-    edit = LineEdit(shown, edits.path, wrong_line, meant.search, meant.replace)
+    path, line, replace, shown = edits.path, meant.line, meant.replace, edits.shown(meant)
+    kind = generator.random()
+    if kind < MISSPELT:
+        path = _misspelt(path, generator)
+    elif kind < MISSPELT + NO_CHANGE:
+        replace = meant.search
+    else:
+        line = other.line if other.line != line else max(1, line + generator.choice([-3, -2, -1, 1, 2, 3]))
+        if generator.random() >= TEXT_OF_THE_LINE:
+            shown = re.sub(r"^\d+", str(line), shown)
+    edit = LineEdit(shown, path, line, meant.search, replace)
     reply = edit.reply(transcript.chat.tools, transcript.limits.whole_lines)
     if generator.random() < BROKEN_OFF:
         end = generator.randint(4, len(reply) - 8)
         reply = reply[:end] + generator.choice(["", meant.search * generator.randint(1, 9), "\n"])
     return reply
+
+
+def _misspelt(path: str, generator: random.Random) -> str:
+    """The path with one letter left out or doubled."""
+    at = generator.choice([place for place, character in enumerate(path) if character.isalpha()])
+    return path[:at] + path[at] * generator.choice([0, 2]) + path[at + 1 :]
