@@ -102,8 +102,9 @@ bench-bugs: setup ## the first page of inspect-bugs with a million bugs; 1.6 GB 
 learning: setup ## three arms at equal compute, tables and plots into docs/learning-tables.md; hours, and repeating it continues
 	$(PY) -m benchmarks.learning $(LEARNING)
 
-docs: setup ## docs/settings.md, made from the settings' docstrings
+docs: setup ## docs/settings.md and the tables in docs/commands.md, made from the program's own texts
 	PYTHONPATH=. $(PY) tests/helpers/settings_page.py > docs/settings.md
+	PYTHONPATH=. $(PY) tests/helpers/commands_page.py docs/commands.md
 
 clean: ## leftovers of killed runs
 	$(SELFPLAY) doctor --clean
