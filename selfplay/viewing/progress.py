@@ -243,9 +243,9 @@ class TrainProgress:
         with self._lock:
             position, phase, done = self._position(), self._phase, self._done
         head = Table.grid(padding=(0, 2))
-        head.add_row(
-            Text(phase, style="cyan"), ProgressBar(total=max(1, self._total), completed=done, width=24)
-        )
+        head.add_column(no_wrap=True)
+        head.add_column(min_width=4, max_width=24)  # the bar gives way to a long phase
+        head.add_row(Text(phase, style="cyan"), ProgressBar(total=max(1, self._total), completed=done))
         table.add_row(Text(position, style="bold"), head)
         for label, text in self.lines():
             table.add_row(label, Text(text))

@@ -172,6 +172,18 @@ def test_the_live_display_is_as_narrow_at_60_columns_as_at_120(width):
     assert max(map(len, printed(console).splitlines())) <= min(width, 58)
 
 
+@pytest.mark.parametrize("width", [40, 80, 120])
+@pytest.mark.parametrize("phase", ["solving", "evaluating before the first update"])
+def test_a_long_phase_stays_on_its_line(phase, width):
+    console = a_console(width)
+    progress = TrainProgress(console, 1200, done=1199)
+    progress.phase(phase)
+    console.print(progress)
+    first, second, *_ = printed(console).splitlines()[1:]
+    assert first.startswith(f"update 1200/1200  {phase if width > 40 else phase[:18]}")
+    assert second.startswith("injector")
+
+
 def test_durations_and_counts_are_short():
     assert (duration_text(5), duration_text(245.4), duration_text(3723)) == ("0:05", "4:05", "1:02:03")
     assert top_text({"a": 1, "b": 3, "c": 2, "d": 1}) == "b 3, c 2, a 1, 1 more"

@@ -113,7 +113,7 @@ def test_a_window_and_the_screen_below_take_keys_that_are_typed_at_once(hostile)
     with TerminalScreen(["replay", "u0001-sol0-m2"], hostile.parents[1]) as terminal:
         terminal.wait_for("━━ user\\x1b]0;owned")
         terminal.press("tjj\r")
-        terminal.wait_for("turn 2 of 3 ·")
+        terminal.wait_for(lambda text: text.splitlines()[1].startswith("━━ turn "))
         terminal.press("/turn 3\rn/no such text\r")
         terminal.wait_for("'no such text' not found")
         terminal.press("?qq")
