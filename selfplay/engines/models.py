@@ -28,7 +28,7 @@ def load_causal_model(model_path: str | Path, dtype: torch.dtype) -> Any:
     from transformers.utils import logging
 
     if not torch.cuda.is_available():
-        # transformers imports DeepSpeed, where it is installed, to save a model; it would warn of a missing GPU.
+        # To save a model, transformers imports DeepSpeed where it is there. It would warn of a missing GPU.
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     path = Path(model_path)
     is_local = path.exists()

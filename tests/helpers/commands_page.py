@@ -2,8 +2,8 @@
 
 python tests/helpers/commands_page.py docs/commands.md
 
-The page has a line `<!-- options of NAME -->` for each command, and a line `<!-- end -->`. What stands between
-them is replaced. The rest of the page is written by hand.
+The page has a line `<!-- options of NAME -->` for each command, and a line `<!-- end -->`. What stands
+between them is replaced. The rest of the page is written by hand.
 """
 
 from __future__ import annotations

@@ -41,7 +41,10 @@ Shown = str | Callable[[str], bool]
 
 @dataclass(frozen=True)
 class Shot:
-    """A command and what is typed before its picture is taken. steps: (wait for this, then type these keys)."""
+    """A command and what is typed before its picture is taken.
+
+    steps: (wait for this, then type these keys).
+    """
 
     arguments: Sequence[str]
     steps: Sequence[tuple[Shown, str]]
@@ -51,19 +54,19 @@ class Shot:
 
 @dataclass(frozen=True)
 class Page:
-    """A window of a browser on a report. fragment: the section at its top."""
+    """A window of a browser on a report. section: the only one that is shown; "" for all."""
 
     width: int
     height: int
-    fragment: str = ""
+    section: str = ""
     dark: bool = False
 
 
 PAGES = {
     "report": Page(1100, 800),
-    "report-rejections": Page(1100, 800, "rejections"),
-    "report-dark": Page(1100, 620, "learning", dark=True),
-    "report-phone": Page(390, 800, "bugs"),
+    "report-rejections": Page(1100, 620, "rejections"),
+    "report-dark": Page(1100, 620, "bugs", dark=True),
+    "report-phone": Page(390, 800, "ends"),
 }
 
 
@@ -86,7 +89,9 @@ def shots(run: Path) -> dict[str, Shot]:
     }
     folders = [str(folder.path.relative_to(run.parents[1])) for _, folder in evaluation_folders(run)]
     if len(folders) > 1:
-        found["eval-compare"] = Shot(("eval", "--compare", folders[0], folders[-1]), ((_is_over, ""),), 100, 30)
+        found["eval-compare"] = Shot(
+            ("eval", "--compare", folders[0], folders[-1]), ((_is_over, ""),), 100, 30
+        )
     return found
 
 
@@ -96,7 +101,9 @@ def _is_over(text: str) -> bool:
 
 
 def _at_a_turn(text: str) -> bool:
-    return text.splitlines()[1].startswith("━━ turn ")
+    """True once the page and the line of state, which is drawn last, show the first turn."""
+    lines = text.splitlines()
+    return lines[1].startswith("━━ turn 1 ") and lines[-1].startswith(" turn 1 ")
 
 
 # ---- terminals
@@ -179,9 +186,11 @@ def photograph_report(run: Path, picture: Path, page: Page) -> None:
         options = ["--headless", "--no-sandbox", "--hide-scrollbars", "--disable-gpu"]
         options += ["--blink-settings=preferredColorScheme=0"] if page.dark else []
         options += [f"--window-size={page.width},{page.height}", f"--user-data-dir={scratch}/browser"]
-        address = f"{report.as_uri()}#{page.fragment}"
+        if page.section:
+            others = re.compile(rf'<section id="(?!{page.section}").*?</section>', re.DOTALL)
+            report.write_text(others.sub("", report.read_text(encoding="utf-8")), encoding="utf-8")
         subprocess.run(
-            [browser, *options, f"--screenshot={picture.absolute()}", address],
+            [browser, *options, f"--screenshot={picture.absolute()}", report.as_uri()],
             check=True,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

@@ -193,7 +193,12 @@ def test_no_row_is_folded_at_any_count(width):
             progress.episode_started(role)
             for _ in range(count):
                 progress.episode_finished(role, finish)
-    for check in ("not_submitted/bad_format", "inverse_mutation", "weakening_hides", "not_submitted/max_turns"):
+    for check in (
+        "not_submitted/bad_format",
+        "inverse_mutation",
+        "weakening_hides",
+        "not_submitted/max_turns",
+    ):
         for _ in range(1000):
             progress.artifact(False, check)
     console.print(progress)
