@@ -106,7 +106,7 @@ docs: setup ## docs/settings.md and the tables in docs/commands.md, made from th
 	PYTHONPATH=. $(PY) tests/helpers/settings_page.py > docs/settings.md
 	PYTHONPATH=. $(PY) tests/helpers/commands_page.py docs/commands.md
 
-gallery: setup ## docs/pictures, from RUN: its screens in a terminal emulator, its report in chromium; resumes a copy of it
+gallery: setup ## docs/pictures, from RUN: its screens in a terminal emulator, its report in chromium
 	PYTHONPATH=. $(PY) tests/helpers/gallery.py $(RUN) docs/pictures
 
 clean: ## leftovers of killed runs

@@ -2,8 +2,8 @@
 
 PYTHONPATH=. python tests/helpers/gallery.py RUN docs/pictures [NAME …]
 
-Each picture is what a command shows of RUN. For the live screen of `train` a copy of RUN is resumed with one
-more update, so that picture needs the run's repositories and a sandbox. The report needs chromium on PATH.
+Each picture is what a command shows of RUN; that of `train` is its live display with the counts of RUN. The
+report needs chromium on PATH.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from rich.text import Text
 
 from selfplay.curriculum.store import Store
 from selfplay.orchestrator.run_folder import RunFolder
+from selfplay.viewing.progress import TrainProgress, counts_so_far
 from selfplay.viewing.summary import evaluation_folders
 from terminal_screen import TerminalScreen
 
@@ -121,15 +122,17 @@ def photograph(shot: Shot, folder: Path) -> str:
         return svg_of(terminal.screen, f"selfplay {' '.join(shot.arguments)}")
 
 
-def photograph_training(run: Path) -> str:
-    """The SVG of the live screen, while solvers play an update that a copy of the run lacks."""
+def draw_training(run: Path) -> str:
+    """The SVG of the live screen, as it would be while solvers play the last update with the run's counts."""
     updates = RunFolder(run).config().train.updates
-    with tempfile.TemporaryDirectory() as scratch:
-        shutil.copytree(run, Path(scratch) / "runs" / run.name)
-        arguments = ("train", "--resume", run.name, "--set", f"train.updates={updates + 1}")
-        with TerminalScreen(arguments, Path(scratch), 80, 24) as terminal:
-            terminal.wait_for(lambda text: "solving" in text and bool(re.search(r"[1-9]\d* in flight", text)))
-            return svg_of(terminal.screen, f"selfplay {' '.join(arguments)}")
+    with Store.open(run / "selfplay.db", writer=False) as store:
+        counts = counts_so_far(store)
+    progress = TrainProgress(Console(file=io.StringIO()), updates, updates - 1, counts)
+    progress.phase("solving")
+    console = Console(record=True, width=80, file=io.StringIO(), force_terminal=True)
+    console.print(progress)
+    svg = console.export_svg(title="selfplay train", theme=MONOKAI, unique_id="picture")
+    return FONTS.sub("", svg)
 
 
 def svg_of(screen: pyte.Screen, title: str) -> str:
@@ -205,7 +208,7 @@ def main(run: Path, folder: Path, names: Sequence[str]) -> None:
         if name in PAGES:
             photograph_report(run, folder / f"{name}.png", PAGES[name])
             continue
-        svg = photograph_training(run) if name == "train" else photograph(terminals[name], run.parents[1])
+        svg = draw_training(run) if name == "train" else photograph(terminals[name], run.parents[1])
         (folder / f"{name}.svg").write_text(svg, encoding="utf-8")
         print(f"{name}: {len(svg) / 1000:.0f} kB")
 
