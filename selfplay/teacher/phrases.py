@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from itertools import takewhile
 
 from selfplay.agent.tools import STANDARD, Toolbox
 from selfplay.teacher.functions import Function
@@ -50,13 +51,31 @@ class LineEdit:
     search: str
     replace: str
 
-    def reply(self, tools: Toolbox = STANDARD) -> str:
-        """The line, then the call that edits it, in the format of `tools`.
+    def reply(self, tools: Toolbox = STANDARD, whole_line: bool = False) -> str:
+        """The call, in the format of `tools`.
 
-        A small policy finds the line by copying it. Then it finds the text to replace in what it just wrote.
+        Without `whole_line` the line stands before the call, which replaces a part of it: a small policy
+        finds the line by copying it, then the part in what it just wrote. With `whole_line` the call replaces
+        the line: a pretrained policy copies lines well, and seldom knows how much of one occurs once.
         """
-        call = tools.write("edit", path=self.path, line=self.line, search=self.search, replace=self.replace)
-        return f"{self.shown}\n{call}"
+        if whole_line:
+            return self._call(tools, self._text, self._text.replace(self.search, self.replace, 1))
+        return f"{self.shown}\n{self._call(tools, self.search, self.replace)}"
+
+    def opening(self, tools: Toolbox = STANDARD, whole_line: bool = False) -> str:
+        """The part of the reply that says which line it is."""
+        if whole_line:
+            pairs = zip(self.reply(tools, whole_line), self._call(tools, self._text, ""), strict=False)
+            return "".join(character for character, _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+        return f"{self.shown}\n"
+
+    @property
+    def _text(self) -> str:
+        """The line as it was shown, without its number."""
+        return self.shown.lstrip("0123456789")[1:]
+
+    def _call(self, tools: Toolbox, search: str, replace: str) -> str:
+        return tools.write("edit", path=self.path, line=self.line, search=search, replace=replace)
 
 
 def listed(function: Function, mutation: Mutation) -> str:

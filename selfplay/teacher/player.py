@@ -81,6 +81,7 @@ class TeacherPlayer:
     guess_rate: how often the solver makes a wrong edit instead of the right one, or instead of showing the
         next suspect.
     chat: of the prompts, with the tools and the format of calls. Without it: ChatML and the standard ones.
+    whole_lines: an edit replaces its whole line, see `LineEdit.reply`.
     """
 
     trees: Sequence[Tree]
@@ -89,6 +90,7 @@ class TeacherPlayer:
     first_mutation: Mutation | None = None
     guess_rate: float = 0.0
     chat: ChatFormat | None = None
+    whole_lines: bool = False
     _functions: dict[tuple[str, str], list[tuple[Function, list[Mutation]]]] = field(
         default_factory=dict, repr=False
     )
@@ -214,7 +216,7 @@ class TeacherPlayer:
                 )
                 shown = listed(function, mutation)
                 edit = LineEdit(shown, target.path, mutation.line, mutation.search, mutation.replace)
-                return edit.reply(self.tools)
+                return edit.reply(self.tools, self.whole_lines)
         return self._submit(*SPEC_FILES)
 
     # ---- solver
@@ -233,7 +235,7 @@ class TeacherPlayer:
         if generator.random() >= self.guess_rate:
             for path, line, text, original in differences:
                 edit = LineEdit(f"{line}:{text}", path, line, *smallest_edit(text, original))
-                reply = edit.reply(self.tools)
+                reply = edit.reply(self.tools, self.whole_lines)
                 if reply not in exchange.replies:
                     return reply
         if shown and self.guess_rate and (differences or generator.random() < self.guess_rate):
@@ -277,7 +279,7 @@ class TeacherPlayer:
         found = [
             LineEdit(
                 f"{mutation.line}:{mutation.before}", path, mutation.line, mutation.search, mutation.replace
-            ).reply(self.tools)
+            ).reply(self.tools, self.whole_lines)
             for _, mutations in mutations_of_file(path, "\n".join(lines), self.max_lines)
             for mutation in mutations
             if first <= mutation.line <= last

@@ -128,7 +128,13 @@ class _Players:
         machine = self.machine
         self.chat = chat_format(self.tokenizer, machine.config.policy, machine.config.agent)
         trees = [environment.tree for environment in machine.environments]
-        self.teacher = TeacherPlayer(trees, skill=1.0, guess_rate=GUESS_RATE, chat=self.chat)
+        self.teacher = TeacherPlayer(
+            trees,
+            skill=1.0,
+            guess_rate=GUESS_RATE,
+            chat=self.chat,
+            whole_lines=machine.settings.whole_lines,
+        )
         self.runner = _LocalParserRunner(machine.backend, machine.config.validator, machine.limits, LABELS)
 
     def play(self, planned: PlannedMutation, repairs_only: bool) -> PlayedMutation:
@@ -327,13 +333,15 @@ def _check_same(
     # Folders of earlier versions do not name these.
     if config.agent.tool_format != "tags":
         made_with["tool_format"] = config.agent.tool_format
+    if settings.whole_lines:
+        made_with["whole_lines"] = True
     if config.policy.template_args:
         made_with["template_args"] = config.policy.template_args
     if config.policy.chat_template:
         made_with["chat_template"] = config.policy.chat_template
     if file.exists():
         before = json.loads(file.read_text("utf-8"))
-        differing = [key for key, value in made_with.items() if before.get(key) != value]
+        differing = [key for key in before | made_with if before.get(key) != made_with.get(key)]
         if differing:
             raise ConfigError(
                 f"{folder} holds episodes that were played with another {', '.join(differing)}. "

@@ -46,7 +46,7 @@ def measure(
     """Figures for each kind of text, with every token predicted greedily from the true tokens before it.
 
     edit: share of texts whose last edit call is right, token by token.
-    line: share of texts in which the line that is quoted before that call is right, with its number.
+    line: share of texts in which the line that this call is about is right, with its number.
     rest: share of texts in which all calls that are not edits are right.
     chance: mean probability of the last edit call at temperature 1.
     """
@@ -65,10 +65,9 @@ def _measure(model: Any, texts: Sequence[Transcript], chat: ChatFormat) -> dict[
             ids = torch.tensor(text.ids[1:])
             is_right = [True, *(logits[:-1].argmax(-1) == ids).tolist()]
             token_logprobs = [0.0, *logprobs.gather(1, ids[:, None])[:, 0].tolist()]
-            edits = [range(start, text.ids.index(chat.stop_id, start) + 1) for start in text.edits]
-            last = edits[-1]
-            # The quoted line is the first; the second opens the call.
-            line_end = next(i for i in last if chat.decode(text.ids[last.start : i + 1]).count("\n") >= 2)
+            edits = [range(start, text.ids.index(chat.stop_id, start) + 1) for start, _ in text.edits]
+            last, opening = edits[-1], text.edits[-1][1]
+            line_end = next(i for i in last if len(chat.decode(text.ids[last.start : i + 1])) > len(opening))
             in_edits = {i for edit in edits for i in edit}
             sums["edit"] += all(is_right[i] for i in last)
             sums["line"] += all(is_right[i] for i in range(last.start, line_end))

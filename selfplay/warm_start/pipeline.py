@@ -116,7 +116,12 @@ class _WarmStart:
             f"corpus: {len(packages)} packages, "
             f"{sum(len(p.functions) for p in packages)} functions that can be mutated"
         )
-        limits = PlayLimits(settings.context_tokens, settings.observation_tokens, settings.turns)
+        limits = PlayLimits(
+            settings.context_tokens,
+            settings.observation_tokens,
+            settings.turns,
+            settings.executed.whole_lines,
+        )
         tokenizer = self._tokenizer(packages, limits)
         chat = chat_format(tokenizer, self.config.policy, self.config.agent)
         chat.check()

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 from selfplay.agent.editing import EditError, apply_edit
 from selfplay.agent.tool_format import BadFormat
-from selfplay.agent.tools import Toolbox
 from selfplay.teacher.mutations import Mutation
 from selfplay.teacher.phrases import LineEdit
 
@@ -37,7 +36,7 @@ class PossibleEdits:
 def add_refused_calls(transcript: Transcript, edits: PossibleEdits, generator: random.Random) -> None:
     """Add one or two edit calls that name a wrong line or break off, unless the tool accepts them."""
     for _ in range(generator.choice([1, 1, 2])):
-        reply = _wrong_reply(edits, transcript.chat.tools, generator)
+        reply = _wrong_reply(edits, transcript, generator)
         try:
             action = transcript.chat.tools.parse(reply)
             apply_edit(edits.text, action.search, action.replace, action.line)
@@ -49,7 +48,7 @@ def add_refused_calls(transcript: Transcript, edits: PossibleEdits, generator: r
             transcript.observe(f"{edits.path} is unchanged. {fault}", 1)
 
 
-def _wrong_reply(edits: PossibleEdits, tools: Toolbox, generator: random.Random) -> str:
+def _wrong_reply(edits: PossibleEdits, transcript: Transcript, generator: random.Random) -> str:
     meant, other = generator.choice(edits.mutations), generator.choice(edits.mutations)
     wrong_line = other.line
     if other.line == meant.line:
@@ -57,7 +56,8 @@ def _wrong_reply(edits: PossibleEdits, tools: Toolbox, generator: random.Random)
     shown = edits.shown(meant)
     if generator.random() >= TEXT_OF_THE_LINE:
         shown = re.sub(r"^\d+", str(wrong_line), shown)
-    reply = LineEdit(shown, edits.path, wrong_line, meant.search, meant.replace).reply(tools)
+    edit = LineEdit(shown, edits.path, wrong_line, meant.search, meant.replace)
+    reply = edit.reply(transcript.chat.tools, transcript.limits.whole_lines)
     if generator.random() < BROKEN_OFF:
         end = generator.randint(4, len(reply) - 8)
         reply = reply[:end] + generator.choice(["", meant.search * generator.randint(1, 9), "\n"])

@@ -195,6 +195,12 @@ class ExecuteSettings(Section):
     script_timeout_s: float = Field(10, gt=0)
     """Time limit of a test run. Tests that hang demonstrate nothing."""
 
+    whole_lines: bool = False
+    """True: an edit replaces its whole line. That suits a pretrained policy, which copies lines well.
+
+    False: it replaces a part that occurs once in the line. Fabricated texts do as the teacher does.
+    """
+
     workers: int = Field(2, ge=1)
     """Mutations that are played at the same time."""
 

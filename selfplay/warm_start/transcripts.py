@@ -23,11 +23,12 @@ STATUS_TOKENS = 20  # roughly, of an observation's status line and message frame
 
 @dataclass(frozen=True)
 class PlayLimits:
-    """Limits of the imitated episodes, as in a run's agent settings."""
+    """Limits of the imitated episodes, as in a run's agent settings, and how their edits are written."""
 
     context_tokens: int = 3072
     observation_tokens: int = 400
     turns: int = 10
+    whole_lines: bool = False  # see `LineEdit.reply`
 
 
 class Transcript:
@@ -39,7 +40,7 @@ class Transcript:
         self.weight = [SHOWN_WEIGHT] * len(self.ids)
         self.turns = 0
         self.called = ""  # the tool of the last reply; "" if it held no call
-        self.edits: list[int] = []  # index of each edit call's first token
+        self.edits: list[tuple[int, str]] = []  # each edit's first token, and its `LineEdit.opening`
         self.tried: set[Mutation] = set()  # wrong edits so far
 
     def act(self, text: str, counts: bool = True) -> None:
@@ -64,8 +65,9 @@ class Transcript:
 
     def edit(self, edit: LineEdit, counts: bool = True) -> None:
         """Add an edit call."""
-        self.edits.append(len(self.ids))
-        self.act(edit.reply(self.chat.tools), counts)
+        form = (self.chat.tools, self.limits.whole_lines)
+        self.edits.append((len(self.ids), edit.opening(*form)))
+        self.act(edit.reply(*form), counts)
 
     def bash(self, command: str, counts: bool = True) -> None:
         self.act(self.chat.tools.write("bash", command=command), counts)

@@ -50,7 +50,7 @@ type = "bubblewrap"
 baselines = 2
 [agent]
 max_turns = 8
-context_tokens = 8192
+context_tokens = 4096
 turn_tokens = 1024
 observation_tokens = 1000
 prompt_style = "terse"

@@ -34,7 +34,7 @@ max_machine_failures = 0.9
 
 [agent]
 max_turns = 8
-context_tokens = 8192
+context_tokens = 4096
 turn_tokens = 1024
 observation_tokens = 1000
 prompt_style = "terse"

@@ -8,6 +8,8 @@ import pytest
 
 from machine import open_or_skip
 from selfplay.agent.episode import Episode, Role
+from selfplay.agent.tools import parse_action
+from selfplay.errors import ConfigError
 from selfplay.repositories.checkouts import cache_root
 from selfplay.repositories.targets import is_held_out
 from selfplay.warm_start.attempts import Collection
@@ -29,6 +31,20 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> ExecuteSettings:
     return ExecuteSettings(
         injector_episodes=1, solver_episodes=1, repositories=(repository,), sandbox="bubblewrap", workers=1
     )
+
+
+def test_episodes_whose_edits_replace_whole_lines_are_proven_right_too(
+    settings: ExecuteSettings, tmp_path: Path
+) -> None:
+    tokenizer = build_tiny_tokenizer(tmp_path / "tokenizer")
+    whole = settings.model_copy(update={"whole_lines": True})
+    found = collect(whole, tmp_path / "whole", tokenizer, LONGEST, 0, lambda _: None)
+    for name in (*found.injectors, *found.solvers):
+        turns = Episode.read(tmp_path / "whole" / f"{name}.json.gz").turns
+        edits = [parse_action(turn.text) for turn in turns if turn.tool == "edit"]
+        assert edits and all(edit.search.startswith(" ") for edit in edits)
+    with pytest.raises(ConfigError, match="whole_lines"):
+        collect(settings, tmp_path / "whole", tokenizer, LONGEST, 0, lambda _: None)
 
 
 def test_the_plan_has_each_mutation_once_and_no_held_out_function(settings: ExecuteSettings) -> None:

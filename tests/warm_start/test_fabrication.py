@@ -13,6 +13,7 @@ from selfplay.agent.tools import parse_action, toolbox
 from selfplay.repositories.targets import is_held_out
 from selfplay.settings.playing import AgentSettings
 from selfplay.source.trees import FileEntry, Tree
+from selfplay.teacher.phrases import LineEdit
 from selfplay.warm_start.copy_tests import LEAST_COPIED, copy_tests, measure_copying
 from selfplay.warm_start.copying import PolicyShape, build_policy
 from selfplay.warm_start.fabrication import EpisodeMaker
@@ -41,10 +42,12 @@ def chat(tmp_path_factory: pytest.TempPathFactory) -> ChatFormat:
     )
 
 
+@pytest.mark.parametrize("whole_lines", [False, True])
 @pytest.mark.parametrize("role", ["injector", "solver"])
-def test_fabricated_calls_parse_and_their_edits_apply(chat: ChatFormat, role: str) -> None:
+def test_fabricated_calls_parse_and_their_edits_apply(chat: ChatFormat, role: str, whole_lines: bool) -> None:
     made = package()
-    maker = EpisodeMaker([made], chat, PlayLimits(context_tokens=6000), random.Random(3))
+    limits = PlayLimits(context_tokens=6000, whole_lines=whole_lines)
+    maker = EpisodeMaker([made], chat, limits, random.Random(3))
     for _ in range(10):
         transcript = maker.transcript(role)
         counted = [action for text in replies(chat, transcript) if (action := parse_action(text))]
@@ -53,6 +56,9 @@ def test_fabricated_calls_parse_and_their_edits_apply(chat: ChatFormat, role: st
         assert edits
         if role == "injector":
             apply_edit(made.tree.text("m.py"), edits[0].search, edits[0].replace, edits[0].line)
+        lines = made.tree.text("m.py").split("\n")
+        whole = [action.search in lines or action.replace in lines for action in edits]
+        assert all(whole) or not whole_lines
 
 
 @pytest.mark.parametrize(("template", "tool_format"), [(QWEN, "hermes"), (LLAMA, "qwen-xml")])
@@ -75,6 +81,21 @@ def test_fabricated_calls_are_in_the_format_and_the_template_that_are_played(
                 "tokens left]" in observation and "<tool_response>" not in observation
                 for observation in shown
             )
+
+
+@pytest.mark.parametrize("tool_format", ["tags", "hermes", "qwen-xml"])
+def test_the_opening_of_an_edit_says_the_line_and_not_what_it_becomes(tool_format: str) -> None:
+    tools = toolbox(AgentSettings(tool_format=tool_format))
+    edit = LineEdit('12:    return "a" + b', "m.py", 12, "+", "-")
+    for whole_line in (False, True):
+        reply, opening = edit.reply(tools, whole_line), edit.opening(tools, whole_line)
+        assert reply.startswith(opening) and "+ b" in opening and "- b" not in opening
+        other = replace(edit, replace="*")
+        assert other.reply(tools, whole_line) != reply and other.opening(tools, whole_line) == opening
+        later = replace(edit, shown='13:    return "a" + c', line=13)
+        assert later.opening(tools, whole_line) != opening
+    action = tools.parse(edit.reply(tools, whole_line=True))
+    assert (action.search, action.replace, action.line) == ('    return "a" + b', '    return "a" - b', 12)
 
 
 def replies(chat: ChatFormat, transcript: Transcript) -> list[str]:
