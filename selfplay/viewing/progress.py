@@ -221,8 +221,8 @@ class TrainProgress:
             rows.append(("artifacts", text + fitted_text(counts.rejected, room - len(text))))
             rate = f" ({counts.repairs / counts.attempts:.0%})" if counts.attempts else ""
             rows.append(("repairs", f"{counts.repairs} of {counts.attempts}{rate}"))
-            rewards = ", ".join(f"{role} {value:+.2f}" for role, value in counts.rewards.items())
-            rows.append(("reward", rewards or "–"))
+            rewards = [f"{role} {counts.rewards[role]:+.2f}" for role in ROLES if role in counts.rewards]
+            rows.append(("reward", ", ".join(rewards) or "–"))
             speed = f"{self._tokens / played:,.0f} tokens/s" if played >= 1 and self._tokens else "–"
             rows.append(("speed", speed))
             if counts.seconds:

@@ -91,7 +91,7 @@ def shots(run: Path) -> dict[str, Shot]:
     folders = [str(folder.path.relative_to(run.parents[1])) for _, folder in evaluation_folders(run)]
     if len(folders) > 1:
         found["eval-compare"] = Shot(
-            ("eval", "--compare", folders[0], folders[-1]), ((_is_over, ""),), 100, 30
+            ("eval", "--compare", folders[0], folders[-1]), ((_is_over, ""),), 100, 60
         )
     return found
 
