@@ -8,7 +8,7 @@ TORCH_BUILD ?= cpu
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 PIP := $(PY) -m pip --disable-pip-version-check
 
-.PHONY: help setup train train-pretrained pretrained-policy test fast fuzz chaos lint docs bench bench-sandbox bench-validator bench-rollouts bench-update bench-training bench-dispatcher bench-bugs learning clean
+.PHONY: help setup train train-pretrained pretrained-policy test fast fuzz chaos lint docs bench bench-sandbox bench-validator bench-rollouts bench-update bench-training bench-dispatcher bench-bugs learning gallery clean
 
 help: ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -106,8 +106,12 @@ bench-bugs: setup ## the first page of inspect-bugs with a million bugs; 1.6 GB 
 learning: setup ## three arms at equal compute, tables and plots into docs/learning-tables.md; hours, and repeating it continues
 	$(PY) -m benchmarks.learning $(LEARNING)
 
-docs: setup ## docs/settings.md, made from the settings' docstrings
+docs: setup ## docs/settings.md and the tables in docs/commands.md, made from the program's own texts
 	PYTHONPATH=. $(PY) tests/helpers/settings_page.py > docs/settings.md
+	PYTHONPATH=. $(PY) tests/helpers/commands_page.py docs/commands.md
+
+gallery: setup ## docs/pictures, from RUN: its screens in a terminal emulator, its report in chromium
+	PYTHONPATH=. $(PY) tests/helpers/gallery.py $(RUN) docs/pictures
 
 clean: ## leftovers of killed runs
 	$(SELFPLAY) doctor --clean

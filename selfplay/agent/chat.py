@@ -42,8 +42,9 @@ def policy_path(model: str) -> str:
         return str(folder)
     if model in PUBLISHED:
         return str(published_folder(model))
-    # As transformers: what is there is no id. Path.exists raises an error on long names.
-    if model.startswith((".", "/", "~")) or model.endswith(".gguf") or os.path.exists(model):  # noqa: PTH110
+    # As transformers: what is there is no id. Path.exists raises an error on long names. An id has one slash.
+    is_path = model.startswith((".", "/", "~")) or model.endswith(".gguf") or model.count("/") > 1
+    if is_path or os.path.exists(model):  # noqa: PTH110
         folder = Path(model).expanduser()
         if folder.suffix == ".gguf":
             return str(gguf_folder(folder))

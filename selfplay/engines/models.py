@@ -23,9 +23,13 @@ def load_causal_model(model_path: str | Path, dtype: torch.dtype) -> Any:
 
     A local folder never needs the network. Raises EngineError with the remedy.
     """
+    import torch
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
+    if not torch.cuda.is_available():
+        # To save a model, transformers imports DeepSpeed where it is there. It would warn of a missing GPU.
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
     path = Path(model_path)
     is_local = path.exists()
     if not is_local and (path.is_absolute() or str(model_path).startswith((".", "~"))):

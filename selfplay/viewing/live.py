@@ -1,4 +1,4 @@
-"""A live display that erases itself completely after the terminal became narrower."""
+"""A live display that erases itself completely: after the terminal became narrower, and between threads."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from rich.console import Console, ConsoleOptions, ConsoleRenderable, RenderableT
 from rich.control import Control
 from rich.live import Live
 from rich.segment import ControlType, Segment, Segments
+from rich.text import Text
 
 
 class ResizableLive(Live):
@@ -20,6 +21,15 @@ class ResizableLive(Live):
     def __init__(self, shown: RenderableType, console: Console) -> None:
         self._measured = _Measured(shown)
         super().__init__(self._measured, console=console, refresh_per_second=4, transient=True)
+
+    def print_above(self, text: Text) -> None:
+        """Print a line that stays. Any thread may call it.
+
+        rich's own lock ends before the text is written. A refresh by another thread could come between, which
+        finds another number of lines to erase than the terminal has.
+        """
+        with self._lock:
+            self.console.print(text, highlight=False)
 
     def process_renderables(self, renderables: list[ConsoleRenderable]) -> list[ConsoleRenderable]:
         extra = self._measured.wrapped_rows(self.console)

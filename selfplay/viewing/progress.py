@@ -16,10 +16,8 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.constrain import Constrain
-from rich.progress_bar import ProgressBar
-from rich.table import Table
 from rich.text import Text
 
 from selfplay.agent.observations import make_harmless
@@ -32,6 +30,8 @@ PLAIN_INTERVAL_S = 30.0
 ROLES = ("injector", "solver")
 # Columns of the live display. Terminals wrap what is wider when they are resized, and may keep a copy of it.
 PANEL_WIDTH = 58
+LABEL_WIDTH = len("evaluation")
+BAR_WIDTHS = (4, 24)  # the least and the most
 
 
 def duration_text(seconds: float) -> str:
@@ -48,6 +48,12 @@ def top_text(counts: Mapping[str, int], most: int = 3) -> str:
     return ", ".join(f"{name} {count}" for name, count in ordered[:most]) + (
         f", {rest} more" if rest > 0 else ""
     )
+
+
+def fitted_text(counts: Mapping[str, int], room: int) -> str:
+    """` (parser 4, 3 more)`: the largest counts that fit in so many columns; "" if none does."""
+    texts = (f" ({top_text(counts, most)})" for most in (3, 2, 1) if counts)
+    return next((text for text in texts if len(text) <= room), "")
 
 
 @dataclass
@@ -197,35 +203,31 @@ class TrainProgress:
     # -- the display ---------------------------------------------------------------------------------
 
     def lines(self) -> list[tuple[str, str]]:
-        """The current state as (label, text): the rows of the live display, or the parts of a plain line."""
+        """The current state as (label, text): the rows of the live display. None is wider than it."""
         with self._lock:
             now, counts = self._clock(), self._counts
             elapsed = now - self._started
+            time_row = ("time", f"{duration_text(elapsed)} elapsed{self._left(elapsed)}")
+            if self._evaluation:
+                return [("evaluation", self._evaluation), time_row]
             played = now - self._played_since if self._played_since is not None else 0.0
-            episodes = []
+            room = PANEL_WIDTH - 2 - max(LABEL_WIDTH, len(self._position()))
+            rows = []
             for role in ROLES:
                 other = Counter({f: n for f, n in counts.finishes[role].items() if f != "submitted"})
-                ends = f" ({top_text(other, 2)})" if other else ""
-                done = counts.finishes[role].total()
-                episodes.append((role, f"{self._in_flight[role]} in flight, {done} done{ends}"))
-            reasons = f" ({top_text(counts.rejected)})" if counts.rejected else ""
+                text = f"{self._in_flight[role]} in flight, {counts.finishes[role].total()} done"
+                rows.append((role, text + fitted_text(other, room - len(text))))
+            text = f"{counts.accepted} accepted, {counts.rejected.total()} rejected"
+            rows.append(("artifacts", text + fitted_text(counts.rejected, room - len(text))))
             rate = f" ({counts.repairs / counts.attempts:.0%})" if counts.attempts else ""
-            rewards = ", ".join(f"{role} {value:+.2f}" for role, value in counts.rewards.items())
-            if self._evaluation:
-                return [("evaluation", self._evaluation), ("time", self._elapsed_text(elapsed))]
-            speed = f"{self._tokens / played:,.0f} tokens/s, " if played >= 1 and self._tokens else ""
-            return [
-                *episodes,
-                ("artifacts", f"{counts.accepted} accepted, {counts.rejected.total()} rejected{reasons}"),
-                ("repairs", f"{counts.repairs} of {counts.attempts}{rate}"),
-                *([("reward", rewards)] if rewards else []),
-                ("time", f"{speed}{self._elapsed_text(elapsed)}{self._left(elapsed)}"),
-            ]
-
-    def _elapsed_text(self, elapsed: float) -> str:
-        before = self._counts.seconds
-        earlier = f", {duration_text(before)} in earlier processes" if before else ""
-        return f"{duration_text(elapsed)} elapsed{earlier}"
+            rows.append(("repairs", f"{counts.repairs} of {counts.attempts}{rate}"))
+            rewards = [f"{role} {counts.rewards[role]:+.2f}" for role in ROLES if role in counts.rewards]
+            rows.append(("reward", ", ".join(rewards) or "–"))
+            speed = f"{self._tokens / played:,.0f} tokens/s" if played >= 1 and self._tokens else "–"
+            rows.append(("speed", speed))
+            if counts.seconds:
+                rows.append(("earlier", f"{duration_text(counts.seconds)} in earlier processes"))
+            return [*rows, time_row]
 
     def _left(self, elapsed: float) -> str:
         """The time left, estimated from the updates that this process committed; "" before the first."""
@@ -237,19 +239,18 @@ class TrainProgress:
         return f"update {min(self._done + 1, self._total)}/{self._total}"
 
     def __rich__(self) -> Constrain:
-        table = Table.grid(padding=(0, 2))
-        table.add_column(style="dim", no_wrap=True)
-        table.add_column(overflow="fold")
         with self._lock:
             position, phase, done = self._position(), self._phase, self._done
-        head = Table.grid(padding=(0, 2))
-        head.add_row(
-            Text(phase, style="cyan"), ProgressBar(total=max(1, self._total), completed=done, width=24)
-        )
-        table.add_row(Text(position, style="bold"), head)
-        for label, text in self.lines():
-            table.add_row(label, Text(text))
-        return Constrain(table, PANEL_WIDTH)
+        width = max(LABEL_WIDTH, len(position))
+        head = Text.assemble((position.ljust(width), "bold"), "  ", (phase, "cyan"))
+        if (room := PANEL_WIDTH - len(head.plain) - 2) >= BAR_WIDTHS[0]:  # a long phase takes its place
+            bar = min(room, BAR_WIDTHS[1])
+            filled = bar * done // max(1, self._total)
+            head.append("  ").append("━" * filled, "green").append("─" * (bar - filled), "dim")
+        rows = [Text.assemble((label.ljust(width), "dim"), "  ", text) for label, text in self.lines()]
+        for row in (head, *rows):
+            row.no_wrap, row.overflow = True, "ellipsis"
+        return Constrain(Group(head, *rows), PANEL_WIDTH)
 
     def plain_line(self) -> str:
         """The current state in one line of a log, short enough for 120 columns. What is zero is left out."""
@@ -275,8 +276,10 @@ class TrainProgress:
         self._print(Text(text, style="bold" if self._live else ""))
 
     def _print(self, text: Text) -> None:
-        # In a log, one event is one line, however long. A terminal folds it.
-        self._console.print(text, soft_wrap=self._live is None, highlight=False)
+        if self._live is not None:  # a terminal folds a long line
+            self._live.print_above(text)
+        else:  # in a log, one event is one line, however long
+            self._console.print(text, soft_wrap=True, highlight=False)
 
 
 def _evaluation_text(row: Mapping[str, Value]) -> str:

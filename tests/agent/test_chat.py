@@ -327,6 +327,8 @@ def test_content_equal_to_a_control_token_in_the_vocabulary_stays_text(tmp_path:
 def test_a_missing_model_folder_is_named_with_the_setting() -> None:
     with pytest.raises(EngineError, match=r"policy.model = './no/such'"):
         policy_path("./no/such")
+    with pytest.raises(EngineError, match=r"no config.json at .*/runs/mine/checkpoints/update-00009"):
+        policy_path("runs/mine/checkpoints/update-00009")
 
 
 def test_a_model_id_is_left_to_the_hub() -> None:

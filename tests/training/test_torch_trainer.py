@@ -1,3 +1,5 @@
+import importlib.util
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -67,6 +69,23 @@ def test_a_checkpoint_is_a_model_folder_with_its_tokenizer(model: Path, tmp_path
     }
     assert not [p for p in tmp_path.iterdir() if "partial" in p.name]
     TorchTrainer(tmp_path / "checkpoint", SETTINGS, 128, seed=1)
+
+
+SAVE = """
+import sys
+from pathlib import Path
+from selfplay.settings.learning import TrainerSettings
+from selfplay.training.torch_trainer import TorchTrainer
+TorchTrainer(sys.argv[1], TrainerSettings(bf16=False), 128, seed=1).save(Path(sys.argv[2]))
+"""
+
+
+def test_a_checkpoint_is_written_without_a_word(model: Path, tmp_path: Path) -> None:
+    if importlib.util.find_spec("deepspeed") is None:
+        pytest.skip("DeepSpeed, which warns of a missing GPU, is not installed")
+    command = [sys.executable, "-c", SAVE, str(model), str(tmp_path / "checkpoint")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == "" and "accelerator" not in done.stderr
 
 
 def test_a_step_makes_rewarded_tokens_likelier(model: Path) -> None:

@@ -54,7 +54,7 @@ def test_progress_counts_reported_events():
     assert lines["artifacts"] == "1 accepted, 1 rejected (parser 1)"
     assert lines["repairs"] == "1 of 2 (50%)"
     assert lines["reward"] == "injector -0.50"
-    assert lines["time"] == "5 tokens/s, 1:40 elapsed, about 5:00 left"
+    assert (lines["speed"], lines["time"]) == ("5 tokens/s", "1:40 elapsed, about 5:00 left")
 
 
 def test_time_left_counts_only_updates_of_this_process():
@@ -76,10 +76,10 @@ def test_a_resumed_run_goes_on_counting_where_the_last_process_ended(tmp_path):
     clock.now = 40.0
     lines = dict(progress.lines())
     assert (lines["injector"], lines["solver"]) == ("0 in flight, 5 done", "0 in flight, 4 done")
-    assert lines["artifacts"] == "2 accepted, 3 rejected (parser 2, inverse_mutation 1)"
+    assert lines["artifacts"] == "2 accepted, 3 rejected (parser 2, 1 more)"
     assert lines["repairs"] == "1 of 3 (33%)"
     assert lines["reward"] == "injector -0.40, solver +0.25"
-    assert lines["time"] == "0:40 elapsed, 5:20 in earlier processes"
+    assert (lines["earlier"], lines["time"]) == ("5:20 in earlier processes", "0:40 elapsed")
     progress.artifact(True, "")
     assert dict(progress.lines())["artifacts"].startswith("3 accepted")
 
@@ -170,6 +170,59 @@ def test_the_live_display_is_as_narrow_at_60_columns_as_at_120(width):
     played(progress)
     console.print(progress)
     assert max(map(len, printed(console).splitlines())) <= min(width, 58)
+
+
+@pytest.mark.parametrize("width", [40, 80, 120])
+@pytest.mark.parametrize("phase", ["solving", "evaluating before the first update"])
+def test_a_long_phase_stays_on_its_line(phase, width):
+    console = a_console(width)
+    progress = TrainProgress(console, 1200, done=1199)
+    progress.phase(phase)
+    console.print(progress)
+    first, second, *_ = printed(console).splitlines()[1:]
+    assert first.startswith(f"update 1200/1200  {phase if width > 40 else phase[:18]}")
+    assert second.startswith("injector")
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_no_row_is_folded_at_any_count(width):
+    console = a_console(width)
+    progress = TrainProgress(console, 1000, done=999)
+    for finish, count in (("max_turns", 12345), ("bad_format", 2345), ("context", 345), ("stuck", 45)):
+        for role in ("injector", "solver"):
+            progress.episode_started(role)
+            for _ in range(count):
+                progress.episode_finished(role, finish)
+    for check in (
+        "not_submitted/bad_format",
+        "inverse_mutation",
+        "weakening_hides",
+        "not_submitted/max_turns",
+    ):
+        for _ in range(1000):
+            progress.artifact(False, check)
+    console.print(progress)
+    rows = printed(console).splitlines()
+    assert [row.split()[0] for row in rows] == ["update", *dict(progress.lines())]
+    assert all(text in "\n".join(rows) for _, text in progress.lines())
+
+
+def test_a_line_is_written_before_another_thread_may_refresh_the_display():
+    console, found = a_console(terminal=True), []
+    with TrainProgress(console, 2) as progress:
+        live = progress._live
+
+        class File(io.StringIO):
+            def write(self, text: str) -> int:
+                if "a message" in text:  # what a refresh needs is held while this is written
+                    other = threading.Thread(target=lambda: found.append(live._lock.acquire(blocking=False)))
+                    other.start()
+                    other.join()
+                return super().write(text)
+
+        console.file = File()
+        progress.message("a message")
+    assert found == [False]
 
 
 def test_durations_and_counts_are_short():

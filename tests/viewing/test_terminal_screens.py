@@ -95,3 +95,26 @@ def test_hostile_bugs_are_listed_found_and_opened(hostile):
         assert is_untouched(terminal)
         terminal.press("qq")
         assert terminal.end() == 0
+
+
+def test_keys_that_are_typed_at_once_act_in_their_order(hostile):
+    arguments = ["inspect-bugs", "demo", "--sort", "created"]
+    with TerminalScreen(arguments, hostile.parents[1], 120, 40) as terminal:
+        terminal.wait_for(all_of("bug 1 of 4", "heron\\x1b]0;"))
+        terminal.press("/no\x7f\x7fowmed\x1b[D\x1b[D\x7fn\r")
+        terminal.wait_for(lambda text: "bug 1 of 1 " in text and "owned" in text.splitlines()[-1])
+        terminal.press("/nothing\rf\x15order=1\r/\x15\r")
+        terminal.wait_for(all_of("bug 1 of", "order=1"))
+        terminal.press("qq")
+        assert terminal.end() == 0
+
+
+def test_a_window_and_the_screen_below_take_keys_that_are_typed_at_once(hostile):
+    with TerminalScreen(["replay", "u0001-sol0-m2"], hostile.parents[1]) as terminal:
+        terminal.wait_for("━━ user\\x1b]0;owned")
+        terminal.press("tjj\r")
+        terminal.wait_for(lambda text: text.splitlines()[1].startswith("━━ turn "))
+        terminal.press("/turn 3\rn/no such text\r")
+        terminal.wait_for("'no such text' not found")
+        terminal.press("?qq")
+        assert terminal.end() == 0

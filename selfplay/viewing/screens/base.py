@@ -8,9 +8,11 @@ from typing import ClassVar
 from rich.text import Text
 from textual.app import App, ComposeResult
 from textual.binding import Binding, BindingType
+from textual.events import Event, Key
 from textual.screen import ModalScreen, Screen
 from textual.widget import Widget
 from textual.widgets import Input, Static
+from textual.widgets.input import Selection
 
 from selfplay.agent.observations import make_harmless
 from selfplay.errors import SelfplayError
@@ -52,6 +54,19 @@ class ViewerApp(App[None]):
             self.fault = error
             self.exit()
 
+    async def on_event(self, event: Event) -> None:
+        """Act on keys at once and in their order.
+
+        Textual sends a key to the widget that has the focus, and looks for its binding once it comes back
+        from there. Keys that follow `/` without a pause would then go to the page, not into the line.
+        """
+        if not isinstance(event, Key) or event.is_forwarded:
+            await super().on_event(event)
+        elif isinstance(self.focused, Input) and event.character is not None and event.is_printable:
+            self.focused.replace(event.character, *self.focused.selection)
+        elif (found := self.screen.active_bindings.get(event.key)) is not None and found.enabled:
+            await self.run_action(found.binding.action, found.node)
+
     def close_screen(self) -> None:
         """Go back to the screen below, or end."""
         if len(self.screen_stack) <= 2:
@@ -66,6 +81,17 @@ def view(first: Callable[[], Screen[None]]) -> None:
     app.run()
     if app.fault is not None:
         raise app.fault
+
+
+class AskingLine(Input):
+    """A line that is typed. Enter gives it to the screen at once, so that the next key is a command again."""
+
+    def __init__(self) -> None:
+        super().__init__(classes="asked", id="asked", compact=True, select_on_focus=False)
+
+    async def action_submit(self) -> None:
+        assert isinstance(self.screen, ViewerScreen)
+        self.screen.answer(self.value)
 
 
 class ViewerScreen(Screen[None]):
@@ -87,7 +113,7 @@ class ViewerScreen(Screen[None]):
     def compose(self) -> ComposeResult:
         yield Static(classes="bar title", id="title", markup=False)
         yield self.body()
-        yield Input(classes="asked", id="asked", compact=True)
+        yield AskingLine()
         yield Static(classes="bar state", id="state", markup=False)
 
     def set_bars(self, title: str, state: str, keys: str) -> None:
@@ -103,22 +129,23 @@ class ViewerScreen(Screen[None]):
 
     def ask(self, what: str, text: str, answered: Callable[[str], None]) -> None:
         """Let the person type a line, below the body."""
-        asked = self.query_one("#asked", Input)
+        asked = self.query_one(AskingLine)
         asked.placeholder, asked.value, self._answered = what, text, answered
+        asked.selection = Selection(0, len(text))
         asked.add_class("shown")
-        asked.focus()
+        self.set_focus(asked)
 
-    def on_input_submitted(self, event: Input.Submitted) -> None:
-        answered, text = self._answered, event.value
+    def answer(self, text: str) -> None:
+        """Act on what was typed."""
+        answered = self._answered
         self._stop_asking()
         if answered is not None:
             answered(text)
 
     def _stop_asking(self) -> None:
-        asked = self.query_one("#asked", Input)
-        asked.remove_class("shown")
+        self.query_one(AskingLine).remove_class("shown")
         self._answered = None
-        self.query_one("#body").focus()
+        self.set_focus(self.query_one("#body"))
 
     @property
     def is_asking(self) -> bool:
