@@ -43,29 +43,32 @@ def weaken_command(test_file: str, line: int) -> str:
 
 @dataclass(frozen=True)
 class LineEdit:
-    """An edit of one line. shown: the line as it was shown."""
+    """An edit of one line. shown: the line as it was shown. file: the text of the file, if it is known."""
 
     shown: str
     path: str
     line: int
     search: str
     replace: str
+    file: str = ""
 
     def reply(self, tools: Toolbox = STANDARD, whole_line: bool = False) -> str:
         """The call, in the format of `tools`.
 
         Without `whole_line` the line stands before the call, which replaces a part of it: a small policy
         finds the line by copying it, then the part in what it just wrote. With `whole_line` the call replaces
-        the line: a pretrained policy copies lines well, and seldom knows how much of one occurs once.
+        the line, and names its number only if the file has the line elsewhere too: a pretrained policy copies
+        lines well, numbers less well, and seldom knows how much of a line occurs once.
         """
         if whole_line:
-            return self._call(tools, self._text, self._text.replace(self.search, self.replace, 1))
-        return f"{self.shown}\n{self._call(tools, self.search, self.replace)}"
+            return self._whole(tools, self._text.replace(self.search, self.replace, 1))
+        call = tools.write("edit", path=self.path, line=self.line, search=self.search, replace=self.replace)
+        return f"{self.shown}\n{call}"
 
     def opening(self, tools: Toolbox = STANDARD, whole_line: bool = False) -> str:
         """The part of the reply that says which line it is."""
         if whole_line:
-            pairs = zip(self.reply(tools, whole_line), self._call(tools, self._text, ""), strict=False)
+            pairs = zip(self.reply(tools, whole_line), self._whole(tools, ""), strict=False)
             return "".join(character for character, _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
         return f"{self.shown}\n"
 
@@ -74,8 +77,9 @@ class LineEdit:
         """The line as it was shown, without its number."""
         return self.shown.lstrip("0123456789")[1:]
 
-    def _call(self, tools: Toolbox, search: str, replace: str) -> str:
-        return tools.write("edit", path=self.path, line=self.line, search=search, replace=replace)
+    def _whole(self, tools: Toolbox, replace: str) -> str:
+        number = {} if self.file.count(self._text) == 1 else {"line": self.line}
+        return tools.write("edit", path=self.path, search=self._text, replace=replace, **number)
 
 
 def listed(function: Function, mutation: Mutation) -> str:

@@ -6,7 +6,7 @@ Runs nothing: what tests print is a random choice; what files hold is computed. 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from selfplay.agent import prompting
 from selfplay.agent.chat import ChatFormat
@@ -26,7 +26,8 @@ OTHER_FAILURE, OTHER_SPECIFICATION = 0.3, 0.1  # shares in which the two show di
 RANKS = (0.45, 0.2, 0.15, 0.1, 0.1)  # probability of each rank of the broken function among the suspects
 GUESSED = 0.5  # share of other shown functions that get a wrong edit
 MISSED = 0.35  # share of chances to repair that are used for a wrong edit
-REFUSED = 0.2  # share of episodes with refused calls
+REFUSED = 0.3  # share of episodes with refused calls
+REPAIR_REFUSED = 0.6  # share of those in which the refused call is the repair, but for its fault
 TURNS_TO_REPAIR = 5  # turns that must be left for a wrong edit or refused calls
 
 
@@ -60,11 +61,13 @@ class SolverEpisodes:
         transcript = Transcript(self.chat, self.limits, prompt.text)
         next_suspect = self._search(transcript, bug, suspects)
         if generator.random() < REFUSED and transcript.turns + TURNS_TO_REPAIR <= self.limits.turns:
-            others = [m for m in bug.mutations if m.line != bug.mutation.line] or [bug.mutation]
-            edits = PossibleEdits(bug.function.path, bug.text, others, lambda m: f"{m.line}:{m.before}")
+            meant = [m for m in bug.mutations if m.line != bug.mutation.line]
+            if not meant or generator.random() < REPAIR_REFUSED:
+                meant = [_repair(bug.mutation)]
+            edits = PossibleEdits(bug.function.path, bug.text, meant, lambda m: f"{m.line}:{m.before}")
             add_refused_calls(transcript, edits, generator)
         path = bug.function.path
-        _add_repair(transcript, bug.mutation)
+        _add_repair(transcript, bug.mutation, bug.text)
         transcript.observe(f"edited {path}:{bug.mutation.line}")
         transcript.bash(try_command(path, next_suspect.place if next_suspect else None))
         transcript.observe("", 1)
@@ -79,7 +82,7 @@ class SolverEpisodes:
         suspects = self._suspects(bug, None)
         transcript = Transcript(self.chat, self.limits, f"solver\n{failure}")
         _show(transcript, bug, _culprit(suspects, bug), counts=False)
-        _add_repair(transcript, bug.mutation)
+        _add_repair(transcript, bug.mutation, bug.text)
         return transcript
 
     def drill(self) -> Transcript:
@@ -101,7 +104,7 @@ class SolverEpisodes:
         transcript.bash(command, counts=False)
         transcript.observe(shown)
         for mutation in bugs:
-            _add_repair(transcript, mutation)
+            _add_repair(transcript, mutation, text)
             transcript.observe(f"edited {function.path}:{mutation.line}")
         return transcript
 
@@ -197,8 +200,9 @@ class SolverEpisodes:
         transcript.tried.add(tried)
         is_line_of_bug = (tried.path, tried.line) == (meant.path, meant.line)
         before = meant.after if is_line_of_bug else tried.before
-        search, replace = smallest_edit(before, tried.after)
-        edit = LineEdit(f"{tried.line}:{before}", suspect.path, tried.line, search, replace)
+        texts = smallest_edit(before, tried.after)
+        file = bug.text if suspect.path == meant.path else bug.package.tree.text(suspect.path)
+        edit = LineEdit(f"{tried.line}:{before}", suspect.path, tried.line, *texts, file)
         transcript.edit(edit, counts=False)
         transcript.observe(f"edited {suspect.path}:{tried.line}")
         transcript.bash(try_command(suspect.path, next_suspect.place if next_suspect else None))
@@ -236,10 +240,16 @@ def _listing(bug: Bug, suspect: Suspect) -> str:
     return shown_lines(text, suspect.first_line, suspect.last_line)
 
 
-def _add_repair(transcript: Transcript, mutation: Mutation) -> None:
+def _repair(mutation: Mutation) -> Mutation:
+    """The reverse of a mutation."""
+    search, replacement = smallest_edit(mutation.after, mutation.before)
+    return replace(mutation, search=search, replace=replacement, before=mutation.after, after=mutation.before)
+
+
+def _add_repair(transcript: Transcript, mutation: Mutation, file: str) -> None:
     texts = smallest_edit(mutation.after, mutation.before)
     shown = f"{mutation.line}:{mutation.after}"
-    transcript.edit(LineEdit(shown, mutation.path, mutation.line, *texts))
+    transcript.edit(LineEdit(shown, mutation.path, mutation.line, *texts, file))
 
 
 def _as_suspect(function: Function) -> Suspect:

@@ -177,15 +177,18 @@ def test_a_failing_statement_of_several_lines_is_removed_whole() -> None:
     assert body.startswith("sed -i '5s/[^ ].*/return/;6,7d' tests/test_numbers.py;")
 
 
-def test_an_unnoticed_bug_is_followed_by_an_edit_of_another_line() -> None:
-    player = teacher.TeacherPlayer([TREE])
+@pytest.mark.parametrize("whole_lines", [False, True])
+def test_an_unnoticed_bug_is_followed_by_an_edit_of_another_line(whole_lines: bool) -> None:
+    player = teacher.TeacherPlayer([TREE], whole_lines=whole_lines)
     first = player(Turn("injector/g/0/0", chat(injector_prompt())))
     run = f"<tool: bash>\n{break_command('tests/test_numbers.py')}\n</tool>"
     second = player(
         Turn("injector/g/0/2", chat(injector_prompt(), first, status("edited"), run, status("", 1)))
     )
     assert parse_action(second).tool == "edit"
-    assert parse_action(second).line != parse_action(first).line
+    one, other = parse_action(first), parse_action(second)
+    assert (one.line, one.search) != (other.line, other.search)
+    assert not whole_lines or one.search != other.search
 
 
 def buggy() -> str:
