@@ -67,7 +67,7 @@ class BrokenLine:
         transcript.bash(show_command(self.path, *self.span))
         transcript.observe(shown_lines(self.text, *self.span))
         texts = smallest_edit(self.broken, self.original)
-        transcript.edit(LineEdit(f"{self.line}:{self.broken}", self.path, self.line, *texts, self.text))
+        transcript.edit(LineEdit(f"{self.line}:{self.broken}", self.path, self.line, *texts))
         return transcript
 
 

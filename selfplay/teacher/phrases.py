@@ -43,22 +43,21 @@ def weaken_command(test_file: str, line: int) -> str:
 
 @dataclass(frozen=True)
 class LineEdit:
-    """An edit of one line. shown: the line as it was shown. file: the text of the file, if it is known."""
+    """An edit of one line. shown: the line as it was shown."""
 
     shown: str
     path: str
     line: int
     search: str
     replace: str
-    file: str = ""
 
     def reply(self, tools: Toolbox = STANDARD, whole_line: bool = False) -> str:
         """The call, in the format of `tools`.
 
         Without `whole_line` the line stands before the call, which replaces a part of it: a small policy
         finds the line by copying it, then the part in what it just wrote. With `whole_line` the call replaces
-        the line, and names its number only if the file has the line elsewhere too: a pretrained policy copies
-        lines well, numbers less well, and seldom knows how much of a line occurs once.
+        the line: a pretrained policy copies lines well, and seldom knows how much of one occurs once. It finds
+        the text behind the number, so the number stays (docs/log.md, 2026-11-30).
         """
         if whole_line:
             return self._whole(tools, self._text.replace(self.search, self.replace, 1))
@@ -78,8 +77,7 @@ class LineEdit:
         return self.shown.lstrip("0123456789")[1:]
 
     def _whole(self, tools: Toolbox, replace: str) -> str:
-        number = {} if self.file.count(self._text) == 1 else {"line": self.line}
-        return tools.write("edit", path=self.path, search=self._text, replace=replace, **number)
+        return tools.write("edit", path=self.path, line=self.line, search=self._text, replace=replace)
 
 
 def listed(function: Function, mutation: Mutation) -> str:

@@ -204,24 +204,18 @@ class TeacherPlayer:
 
     def _break(self, target: Target, edits: Sequence[Action], generator: random.Random) -> str:
         """Mutate a line that no earlier edit changed; without one, submit."""
-        numbers = {edit.line for edit in edits}
-        lines = {edit.search for edit in edits}  # an edit of a whole line may have no number
+        edited = {edit.line for edit in edits}
         for function, mutations in self._mutations_of(target.tree, target.path) if target.path else ():
-            fresh = [
-                mutation
-                for mutation in mutations
-                if mutation.line not in numbers and mutation.before not in lines
-            ]
+            fresh = [mutation for mutation in mutations if mutation.line not in edited]
             if function.first_line == target.line and fresh:
                 first = self.first_mutation
                 mutation = (
                     first
-                    if first is not None and first in fresh and not edits
+                    if first is not None and first in fresh and not edited
                     else choose_mutation(fresh, generator)
                 )
                 shown = listed(function, mutation)
-                texts = (mutation.search, mutation.replace, target.tree.text(target.path))
-                edit = LineEdit(shown, target.path, mutation.line, *texts)
+                edit = LineEdit(shown, target.path, mutation.line, mutation.search, mutation.replace)
                 return edit.reply(self.tools, self.whole_lines)
         return self._submit(*SPEC_FILES)
 
@@ -240,9 +234,7 @@ class TeacherPlayer:
         differences = self._differences(exchange)
         if generator.random() >= self.guess_rate:
             for path, line, text, original in differences:
-                lines = self._tree_of(exchange.task).text(path).split("\n")
-                file = "\n".join([*lines[: line - 1], text, *lines[line:]])
-                edit = LineEdit(f"{line}:{text}", path, line, *smallest_edit(text, original), file)
+                edit = LineEdit(f"{line}:{text}", path, line, *smallest_edit(text, original))
                 reply = edit.reply(self.tools, self.whole_lines)
                 if reply not in exchange.replies:
                     return reply
@@ -284,17 +276,11 @@ class TeacherPlayer:
             for observation in exchange.observations
             for line in observation.split("\n")
         }
-        file = "\n".join(lines)
         found = [
             LineEdit(
-                f"{mutation.line}:{mutation.before}",
-                path,
-                mutation.line,
-                mutation.search,
-                mutation.replace,
-                file,
+                f"{mutation.line}:{mutation.before}", path, mutation.line, mutation.search, mutation.replace
             ).reply(self.tools, self.whole_lines)
-            for _, mutations in mutations_of_file(path, file, self.max_lines)
+            for _, mutations in mutations_of_file(path, "\n".join(lines), self.max_lines)
             for mutation in mutations
             if first <= mutation.line <= last
             and str(mutation.line) in seen

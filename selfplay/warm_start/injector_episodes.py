@@ -88,6 +88,5 @@ def _prompt(sample: SampledFunction, test_file: str) -> str:
 
 def _add_edit(transcript: Transcript, sample: SampledFunction, mutation: Mutation) -> None:
     path, shown = sample.function.path, listed(sample.function, mutation)
-    texts = (mutation.search, mutation.replace, sample.package.tree.text(path))
-    transcript.edit(LineEdit(shown, path, mutation.line, *texts))
+    transcript.edit(LineEdit(shown, path, mutation.line, mutation.search, mutation.replace))
     transcript.observe(f"edited {path}:{mutation.line}")

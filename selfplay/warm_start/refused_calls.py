@@ -67,7 +67,6 @@ def _refusal(edits: PossibleEdits, reply: str, tools: Toolbox) -> tuple[str, int
 def _wrong_reply(edits: PossibleEdits, transcript: Transcript, generator: random.Random) -> str:
     meant, other = generator.choice(edits.mutations), generator.choice(edits.mutations)
     path, line, replace, shown = edits.path, meant.line, meant.replace, edits.shown(meant)
-    file = edits.text
     kind = generator.random()
     if kind < MISSPELT:
         path = _misspelt(path, generator)
@@ -75,10 +74,9 @@ def _wrong_reply(edits: PossibleEdits, transcript: Transcript, generator: random
         replace = meant.search
     else:
         line = other.line if other.line != line else max(1, line + generator.choice([-3, -2, -1, 1, 2, 3]))
-        file = ""  # so that the call names the line
         if generator.random() >= TEXT_OF_THE_LINE:
             shown = re.sub(r"^\d+", str(line), shown)
-    edit = LineEdit(shown, path, line, meant.search, replace, file)
+    edit = LineEdit(shown, path, line, meant.search, replace)
     reply = edit.reply(transcript.chat.tools, transcript.limits.whole_lines)
     if generator.random() < BROKEN_OFF:
         end = generator.randint(4, len(reply) - 8)

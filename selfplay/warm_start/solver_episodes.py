@@ -67,7 +67,7 @@ class SolverEpisodes:
             edits = PossibleEdits(bug.function.path, bug.text, meant, lambda m: f"{m.line}:{m.before}")
             add_refused_calls(transcript, edits, generator)
         path = bug.function.path
-        _add_repair(transcript, bug.mutation, bug.text)
+        _add_repair(transcript, bug.mutation)
         transcript.observe(f"edited {path}:{bug.mutation.line}")
         transcript.bash(try_command(path, next_suspect.place if next_suspect else None))
         transcript.observe("", 1)
@@ -82,7 +82,7 @@ class SolverEpisodes:
         suspects = self._suspects(bug, None)
         transcript = Transcript(self.chat, self.limits, f"solver\n{failure}")
         _show(transcript, bug, _culprit(suspects, bug), counts=False)
-        _add_repair(transcript, bug.mutation, bug.text)
+        _add_repair(transcript, bug.mutation)
         return transcript
 
     def drill(self) -> Transcript:
@@ -104,7 +104,7 @@ class SolverEpisodes:
         transcript.bash(command, counts=False)
         transcript.observe(shown)
         for mutation in bugs:
-            _add_repair(transcript, mutation, text)
+            _add_repair(transcript, mutation)
             transcript.observe(f"edited {function.path}:{mutation.line}")
         return transcript
 
@@ -201,8 +201,7 @@ class SolverEpisodes:
         is_line_of_bug = (tried.path, tried.line) == (meant.path, meant.line)
         before = meant.after if is_line_of_bug else tried.before
         texts = smallest_edit(before, tried.after)
-        file = bug.text if suspect.path == meant.path else bug.package.tree.text(suspect.path)
-        edit = LineEdit(f"{tried.line}:{before}", suspect.path, tried.line, *texts, file)
+        edit = LineEdit(f"{tried.line}:{before}", suspect.path, tried.line, *texts)
         transcript.edit(edit, counts=False)
         transcript.observe(f"edited {suspect.path}:{tried.line}")
         transcript.bash(try_command(suspect.path, next_suspect.place if next_suspect else None))
@@ -246,10 +245,10 @@ def _repair(mutation: Mutation) -> Mutation:
     return replace(mutation, search=search, replace=replacement, before=mutation.after, after=mutation.before)
 
 
-def _add_repair(transcript: Transcript, mutation: Mutation, file: str) -> None:
+def _add_repair(transcript: Transcript, mutation: Mutation) -> None:
     texts = smallest_edit(mutation.after, mutation.before)
     shown = f"{mutation.line}:{mutation.after}"
-    transcript.edit(LineEdit(shown, mutation.path, mutation.line, *texts, file))
+    transcript.edit(LineEdit(shown, mutation.path, mutation.line, *texts))
 
 
 def _as_suspect(function: Function) -> Suspect:
