@@ -56,8 +56,8 @@ class LineEdit:
 
         Without `whole_line` the line stands before the call, which replaces a part of it: a small policy
         finds the line by copying it, then the part in what it just wrote. With `whole_line` the call replaces
-        the line: a pretrained policy copies lines well, and seldom knows how much of one occurs once. It finds
-        the text behind the number, so the number stays (docs/log.md, 2026-11-30).
+        the line: a pretrained policy copies lines well, and seldom knows how much of one occurs once. The
+        number stays, since the policy finds the text behind it (docs/log.md, 2026-11-30).
         """
         if whole_line:
             return self._whole(tools, self._text.replace(self.search, self.replace, 1))
