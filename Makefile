@@ -57,7 +57,7 @@ pretrained-policy: setup $(VENV)/.pretrained-ready ## the carried adapter again:
 	$(SELFPLAY) warm-start --from smollm2 --adapter --set adapter=$(or $(OUTPUT),runs/pretrained-policy)/all \
 	  --output $(or $(OUTPUT),runs/pretrained-policy)/small $(WARM_START)
 
-# Ray's tests have a process of their own: Ray can abort one whose cluster is gone, and the rest would not run.
+# Ray's tests have a process of their own, so that an abort in one process leaves the tests of the other.
 test: setup $(VENV)/.test-ready ## the whole suite, real components included
 	@failed=0; \
 	$(PY) -m pytest --durations=40 --durations-min=5 tests/cluster || failed=1; \

@@ -42,6 +42,7 @@ from selfplay.source.trees import Tree
 from selfplay.teacher.mutations import smallest_edit
 from selfplay.teacher.phrases import LineEdit, show_command, shown_lines
 from selfplay.verdicts.bug import build_states
+from selfplay.warm_start.figures import end_of
 from selfplay.warm_start.packages import Package
 from selfplay.warm_start.sampler import PLAIN_SOLVED, FunctionSampler
 from selfplay.warm_start.transcripts import DRILL, PlayLimits, Transcript
@@ -131,7 +132,7 @@ def measure(
         with torch.inference_mode():
             predicted = model(input_ids=torch.tensor([ids])).logits[0].argmax(-1).tolist()
         right = [True, *(guess == id_ for guess, id_ in zip(predicted, ids[1:], strict=False))]
-        end = next(i for i in range(start, len(ids)) if len(chat.decode(ids[start : i + 1])) > len(opening))
+        end = end_of(opening, ids, start, chat)
         finds.append(all(right[start:end]))
         restores.append(all(right[end:]))
     return finds, restores

@@ -53,6 +53,11 @@ def measure(
     return {kind: _measure(model, list(some), chat) for kind, some in texts.items()}
 
 
+def end_of(opening: str, ids: Sequence[int], start: int, chat: ChatFormat) -> int:
+    """The index of the first token after `opening`, a text that begins with token `start`."""
+    return next(i for i in range(start, len(ids)) if len(chat.decode(ids[start : i + 1])) > len(opening))
+
+
 def _measure(model: Any, texts: Sequence[Transcript], chat: ChatFormat) -> dict[str, float]:
     import torch
 
@@ -67,7 +72,7 @@ def _measure(model: Any, texts: Sequence[Transcript], chat: ChatFormat) -> dict[
             token_logprobs = [0.0, *logprobs.gather(1, ids[:, None])[:, 0].tolist()]
             edits = [range(start, text.ids.index(chat.stop_id, start) + 1) for start, _ in text.edits]
             last, opening = edits[-1], text.edits[-1][1]
-            line_end = next(i for i in last if len(chat.decode(text.ids[last.start : i + 1])) > len(opening))
+            line_end = end_of(opening, text.ids, last.start, chat)
             in_edits = {i for edit in edits for i in edit}
             sums["edit"] += all(is_right[i] for i in last)
             sums["line"] += all(is_right[i] for i in range(last.start, line_end))
