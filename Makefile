@@ -111,6 +111,7 @@ docs: setup ## docs/settings.md and the tables in docs/commands.md, made from th
 	PYTHONPATH=. $(PY) tests/helpers/commands_page.py docs/commands.md
 
 gallery: setup ## docs/pictures, from RUN: its screens in a terminal emulator, its report in chromium
+	@test -n "$(RUN)" || { echo "Which run? For instance: make gallery RUN=runs/NAME"; exit 2; }
 	PYTHONPATH=. $(PY) tests/helpers/gallery.py $(RUN) docs/pictures
 
 clean: ## leftovers of killed runs

@@ -29,6 +29,7 @@ from benchmarks.rollouts import own_sources
 from selfplay.agent.chat import ChatFormat, chat_format, load_tokenizer, policy_path
 from selfplay.engines.adapted_models import adapted_folder, adapter_folder
 from selfplay.engines.models import load_causal_model
+from selfplay.errors import SelfplayError
 from selfplay.evaluation.statistics import estimate
 from selfplay.evaluation.tasks import Task, bug_of, frozen_sets, read_tasks
 from selfplay.repositories.checkouts import cache_root
@@ -148,9 +149,12 @@ def main() -> None:
     parser.add_argument("--control", type=at_least_one, default=200, help="bugs in selfplay's own code")
     options = parser.parse_args()
     policy = PolicySettings(model=options.policy, adapter=options.adapter)
-    folder = policy_path(policy.model)
-    if policy.adapter:
-        folder = adapted_folder(folder, adapter_folder(policy))
+    try:
+        folder = policy_path(policy.model)
+        if policy.adapter:
+            folder = adapted_folder(folder, adapter_folder(policy))
+    except SelfplayError as error:
+        parser.error(str(error))
     chat = chat_format(load_tokenizer(folder), policy, AgentSettings())
     limits = PlayLimits(whole_lines=not options.parts)
     model = load_causal_model(folder, torch.float32).eval()
