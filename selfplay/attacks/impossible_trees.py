@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import replace
+from functools import partial
 
 from selfplay.agent.runner import EpisodeRunner, FailureCounts, RunnerEvents
 from selfplay.agent.tool_format import TAGS, BadFormat
 from selfplay.attacks.base import Attack, Broken, Held, Outcome
 from selfplay.attacks.ground import CODE, RIGHT, TESTS, WRONG, Change, Ground, changed
+from selfplay.attacks.growth import children_s, linear, times_as_long
 from selfplay.errors import OutcomesError, PatchError, SandboxError, SandboxLost, SandboxUnavailable
 from selfplay.repositories.scripts import RECORDS_IDS, standard_parser
 from selfplay.sandbox.base import Limits
@@ -165,60 +166,61 @@ def hostile_logs(size: int) -> dict[str, str]:
 
 
 LOG_CHARACTERS = 80_000  # a fiftieth of what is read
-PARSER_S = 2.0  # of processor time for it, with the start of Python
+USUAL_TIMES = 10.0  # as long as an ordinary log of that size takes, with the start of Python in both
 
 
 def stall_the_parser(ground: Ground) -> Outcome:
     """Logs of a test run whose lines, names or records are read again and again."""
-    taken: dict[str, float] = {}
-    for name, log in hostile_logs(LOG_CHARACTERS).items():
-        for parser in (standard_parser(), standard_parser(RECORDS_IDS)):
-            started = children_s()
+    line = "PASSED tests/test_numbers.py::test_a_number_within_bounds\n"
+    usual = f"=== short test summary info ===\n{line * (LOG_CHARACTERS // len(line))}1 passed in 0.01s\n"
+    most = 0.0
+    for parser in (standard_parser(), standard_parser(RECORDS_IDS)):
+        for name, log in hostile_logs(LOG_CHARACTERS).items():
             try:
-                run_standard_parser(parser, log.encode())
+                times = times_as_long(
+                    partial(run_standard_parser, parser, log.encode()),
+                    partial(run_standard_parser, parser, usual.encode()),
+                    USUAL_TIMES,
+                    children_s,
+                )
             except OutcomesError as error:
                 return Broken(f"{name}: {error}")
-            taken[name] = max(taken.get(name, 0.0), round(children_s() - started, 2))
-    slowest = max(taken, key=lambda name: taken[name])
-    text = f"{slowest}: {taken[slowest]} s for {LOG_CHARACTERS >> 10} KiB"
-    return Broken(text) if taken[slowest] > PARSER_S else Held(text)
+            if times > USUAL_TIMES:
+                return Broken(f"{name}: {times:.0f} times as long as an ordinary log of that size")
+            most = max(most, times)
+    return Held(f"at most {most:.1f} times as long as an ordinary log of {LOG_CHARACTERS >> 10} KiB")
 
 
-def children_s() -> float:
-    """Processor time of the processes that this one started and that ended, in seconds."""
-    times = os.times()
-    return times.children_user + times.children_system
-
-
-NEW_FILES = 5_000
-COMPARED_S = 1.5  # of processor time
+NEW_FILES = 4_000
+APART_TIMES = 2.0  # as long as the files and the large repository take, each without the other
 
 
 def add_many_files(ground: Ground) -> Outcome:
     """A repair leaves many files whose names are those of Python's own modules, in a large repository."""
-    files = {f"part{number % 100}/module{number}.py": FileEntry(b"x = 1\n") for number in range(NEW_FILES)}
-    before = Tree({**ground.tree.files, **files})
-    more = {f"json/new{number}.py": FileEntry(b"x = 1\n") for number in range(NEW_FILES)}
-    workspace = Tree({**before.files, **more}).to_tar()
-    started = time.process_time()
-    take_prediction(before, workspace)
-    taken_s = time.process_time() - started
-    text = f"{taken_s:.1f} s for {NEW_FILES:,} new files"
-    return Broken(text) if taken_s > COMPARED_S else Held(text)
+    one = FileEntry(b"x = 1\n")
+    large = Tree({**ground.tree.files, **{f"part{n % 100}/module{n}.py": one for n in range(NEW_FILES)}})
+    new = {f"json/new{number}.py": one for number in range(NEW_FILES)}
 
+    def take(before: Tree, added: Mapping[str, FileEntry]) -> None:
+        take_prediction(before, Tree({**before.files, **added}).to_tar())
 
-READ_S = 0.5  # of processor time
+    def apart() -> None:
+        take(ground.tree, new)
+        take(large, {})
+
+    times = times_as_long(lambda: take(large, new), apart, APART_TIMES, time.thread_time)
+    text = f"{times:.1f} times as long as {NEW_FILES:,} new files and a large repository apart"
+    return Broken(text) if times > APART_TIMES else Held(text)
 
 
 def stall_with_reasoning(ground: Ground) -> Outcome:
     """A reply that closes its reasoning thousands of times before it opens one."""
-    reply = "</think>" * 6_000 + "\n<think>"
-    started = time.process_time()
-    with suppress(BadFormat):
-        TAGS.parse(reply, ["bash"])
-    taken_s = time.process_time() - started
-    text = f"{taken_s:.2f} s for a reply of {len(reply) >> 10} KiB"
-    return Broken(text) if taken_s > READ_S else Held(text)
+
+    def work(closed: int) -> None:
+        with suppress(BadFormat):
+            TAGS.parse("</think>" * closed + "\n<think>", ["bash"])
+
+    return linear(work, 50, "a reply that closes its reasoning again and again")
 
 
 # ---- a log that was cut (row 16)

@@ -9,6 +9,7 @@ import io
 import shlex
 import time
 import zlib
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from selfplay.agent.tool_format import BadFormat
 from selfplay.agent.tools import parse_action
 from selfplay.attacks.base import Attack, Broken, Held, Outcome
 from selfplay.attacks.ground import CODE, HIDDEN_TEST, RIGHT, WRONG, Ground, changed
+from selfplay.attacks.growth import linear, times_as_long
 from selfplay.errors import ArtifactError, PatchError, RepositoryError
 from selfplay.repositories.archives import read_archive
 from selfplay.source.diffs import parse_patch
@@ -232,31 +234,30 @@ def unpack_a_bomb(ground: Ground) -> Outcome:
     return Broken(f"{len(data)} bytes were unpacked whole")
 
 
-SLOW_S = 1.5  # seconds of processor time, for a fraction of what may be handed in
+USUAL_TIMES = 10.0  # as long as ordinary lines take
 
 
 def stall_with_a_log(ground: Ground) -> Outcome:
     """A log whose lines look like a separator up to their last character.
 
-    A pattern that backtracks takes quadratic time.
+    A pattern that backtracks takes cubic time in the length of a line, of which 300 characters are read.
     """
-    line = "=" * 299 + "x\n"
-    started = time.process_time()
-    short_failure((line * 400).encode(), HIDDEN_TEST)
-    return timed(started, "120 KB of a log, of which 4 MiB are read")
+
+    def read(line: str) -> Callable[[], object]:
+        return lambda: short_failure(f"{line}\n".encode() * 20, HIDDEN_TEST)
+
+    times = times_as_long(read("=" * 299 + "x"), read("-" * 299 + "x"), USUAL_TIMES, time.thread_time)
+    text = f"{times:.1f} times as long as ordinary lines of that length"
+    return Broken(text) if times > USUAL_TIMES else Held(text)
 
 
 def stall_with_ids(ground: Ground) -> Outcome:
-    """10,000 tests whose ids hold no word, and a log of 40,000 lines."""
-    started = time.process_time()
-    without_lines_naming(b"7 - 7\n" * 40_000, [f"{n}-{n}" for n in range(10_000, 20_000)])
-    return timed(started, "10,000 ids in 40,000 lines")
-
-
-def timed(started: float, what: str) -> Outcome:
-    """Broken if more than SLOW_S of processor time passed since `started`. what: the input."""
-    taken_s = time.process_time() - started
-    return Broken(f"{taken_s:.1f} s for {what}") if taken_s > SLOW_S else Held(f"{taken_s:.2f} s for {what}")
+    """As many ids of tests that hold no word as the log has lines."""
+    return linear(
+        lambda size: without_lines_naming(b"7 - 7\n" * size, [f"{n}-{n}" for n in range(size, 2 * size)]),
+        50,
+        "ids without a word, in as many lines",
+    )
 
 
 ATTACKS = (

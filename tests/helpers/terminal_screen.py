@@ -76,6 +76,15 @@ class TerminalScreen:
             pass
         return self._process.wait()
 
+    def close(self) -> int:
+        """Close the terminal, as somebody who closes its window. Returns the exit code.
+
+        The command is in a session that has no controlling terminal, so no signal tells it.
+        """
+        self._master, old = os.open(os.devnull, os.O_RDWR), self._master
+        os.close(old)
+        return self._process.wait()
+
     def _read(self) -> bool:
         try:
             data = os.read(self._master, 1 << 16)

@@ -5,10 +5,10 @@ from functools import partial
 from typing import Any
 
 import pytest
-from scaling import is_linear
 
 from selfplay.agent.editing import EditError, apply_edit
 from selfplay.agent.tool_format import TAGS, BadFormat
+from selfplay.attacks.growth import is_linear
 from selfplay.attacks.impossible_trees import hostile_logs
 from selfplay.repositories.scripts import RECORDS_IDS, standard_parser
 from selfplay.runtime.resources import resource

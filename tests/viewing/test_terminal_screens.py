@@ -118,3 +118,9 @@ def test_a_window_and_the_screen_below_take_keys_that_are_typed_at_once(hostile)
         terminal.wait_for("'no such text' not found")
         terminal.press("?qq")
         assert terminal.end() == 0
+
+
+def test_a_viewer_ends_when_its_terminal_is_closed(hostile):
+    with TerminalScreen(["inspect-bugs", "demo"], hostile.parents[1]) as terminal:
+        terminal.wait_for("? help")
+        assert terminal.close() == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 from collections.abc import Callable, Sequence
 from typing import ClassVar
 
@@ -19,6 +20,16 @@ from selfplay.errors import SelfplayError
 from selfplay.viewing.folding import one_line
 from selfplay.viewing.screens.rows_view import FixedRows, RowsView
 from selfplay.viewing.tables import Column
+
+
+TERMINAL_CHECK_S = 1.0
+
+
+def is_hung_up(descriptor: int) -> bool:
+    """Whether the other end of a terminal or pipe is closed."""
+    poll = select.poll()
+    poll.register(descriptor, 0)
+    return any(event & select.POLLHUP for _, event in poll.poll(0))
 
 
 class ViewerApp(App[None]):
@@ -48,10 +59,16 @@ class ViewerApp(App[None]):
         self._first = first
 
     def on_mount(self) -> None:
+        self.set_interval(TERMINAL_CHECK_S, self._end_without_terminal)
         try:
             self.push_screen(self._first())
         except SelfplayError as error:
             self.fault = error
+            self.exit()
+
+    def _end_without_terminal(self) -> None:
+        """End once the terminal is closed: Textual would read its end of file for ever."""
+        if not self.is_headless and is_hung_up(0):
             self.exit()
 
     async def on_event(self, event: Event) -> None:
