@@ -57,15 +57,12 @@ pretrained-policy: setup $(VENV)/.pretrained-ready ## the carried adapter again:
 	$(SELFPLAY) warm-start --from smollm2 --adapter --set adapter=$(or $(OUTPUT),runs/pretrained-policy)/all \
 	  --output $(or $(OUTPUT),runs/pretrained-policy)/small $(WARM_START)
 
-# Ray's tests have a process of their own, so that an abort in one process leaves the tests of the other.
-test: setup $(VENV)/.test-ready ## the whole suite, real components included
-	@failed=0; \
-	$(PY) -m pytest --durations=40 --durations-min=5 tests/cluster || failed=1; \
-	$(PY) -m pytest --durations=40 --durations-min=5 --ignore=tests/cluster || failed=1; \
-	exit $$failed
+# The tests of one file run in one process. A process that aborts fails one test, and another one goes on.
+test: setup $(VENV)/.test-ready ## the whole suite, real components included, in PROCESSES (2) processes
+	$(PY) -m pytest -n $(or $(PROCESSES),2) --dist loadfile --durations=40 --durations-min=5
 
 fast: setup ## only the tests that need no sandbox
-	$(PY) -m pytest -m "not sandbox and not slow"
+	$(PY) -m pytest -n $(or $(PROCESSES),2) --dist loadfile -m "not sandbox and not slow"
 
 fuzz: setup ## the properties with fresh random examples, for SECONDS (300) or until one fails
 	$(PY) tests/fuzz.py --seconds $(or $(SECONDS),300)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from selfplay.errors import ArtifactError, PatchError
-from selfplay.sandbox.base import SUBMIT, WORKSPACE, ExecResult, Sandbox, SandboxSpec
+from selfplay.sandbox.base import SUBMIT, TIMED_OUT, WORKSPACE, ExecResult, Sandbox, SandboxSpec
 from selfplay.source.trees import Tree
 from selfplay.verdicts.test_runs import ScriptRun, TestRunner
 
@@ -33,7 +33,6 @@ BEGINS_WITH_SCRIPT = re.compile(
 )
 # A script in the background, or with an input of its own, cannot be replaced by its output.
 OWN_INPUT = re.compile(r"<|(?<![&>])&(?!&)")
-TIMED_OUT = 124
 # The statuses of pytest if tests ran. With another one it may have written to stderr, and the log of a shared
 # run mixes both streams.
 PLAIN_STATUSES = (0, 1)

@@ -26,6 +26,7 @@ from selfplay.evaluation.checks import Checked, Checker, check_into
 from selfplay.evaluation.folder import AttemptResult, Folder, Mode, identity_of
 from selfplay.evaluation.tasks import Task
 from selfplay.repositories.environment import Environment
+from selfplay.sandbox.base import TIMED_OUT
 from selfplay.verdicts.bug import BugState
 from selfplay.verdicts.grading import Grade
 from selfplay.verdicts.test_runs import TestRunner
@@ -199,6 +200,7 @@ def _result(attempt: _Attempt, judged: Judged[Grade]) -> AttemptResult:
         mode=attempt.mode,
         seconds=round(episode.duration_s, 3),
         patch=episode.submission.get("patch", ""),
+        timed_out=sum(turn.exit_code == TIMED_OUT for turn in episode.turns),
     )
 
 

@@ -41,6 +41,7 @@ class AttemptResult:
     mode: Mode = "sampled"
     seconds: float = 0.0  # of the episode
     patch: str | None = None  # what was graded; None in results of earlier versions
+    timed_out: int = 0  # commands that met their time limit
 
     def to_line(self) -> str:
         """The result as a line of results.jsonl."""

@@ -11,6 +11,8 @@ from typing import Any
 from selfplay.evaluation.folder import MODES, AttemptResult, Mode, TaskEntry
 from selfplay.evaluation.statistics import estimate, pass_at_k
 
+MANY_TIMEOUTS = 0.1  # of the attempts
+
 
 def rates_by_bug(results: Iterable[AttemptResult], mode: Mode) -> dict[str, list[bool]]:
     """The graded outcomes of each bug in one mode, by attempt. A bug without any is left out."""
@@ -36,11 +38,13 @@ def summarise(results: Sequence[AttemptResult], entries: Mapping[str, TaskEntry]
 
     They are pass@1 with its standard error clustered by bug, pass@2 to pass@k, best@2 to best@k, and means of
     turns, tokens and seconds. pass@n is the unbiased estimate for any n attempts; best@n is the share of bugs
-    that one of the first n attempts repaired, as they were played.
+    that one of the first n attempts repaired, as they were played. timed_out: judged attempts in which a
+    command met its time limit.
     """
     summary: dict[str, Any] = {
         "k": k,
         "spoiled_by_the_machine": sum(result.passed is None for result in results),
+        "timed_out": sum(result.timed_out > 0 for result in results if result.passed is not None),
     }
     for mode in MODES:
         graded = [result for result in results if result.mode == mode and result.passed is not None]
@@ -55,6 +59,21 @@ def summarise(results: Sequence[AttemptResult], entries: Mapping[str, TaskEntry]
                     found[kind][name] = _figures(some, mode, k)
         summary[mode] = found
     return summary
+
+
+def timeouts_warning(summary: Mapping[str, Any]) -> str:
+    """What to do if commands of many attempts met their time limit; "" if they are few.
+
+    summary: of `summarise`.
+    """
+    judged = sum(summary[mode]["all"]["attempts"] for mode in MODES if mode in summary)
+    count = summary["timed_out"]
+    if not judged or count < MANY_TIMEOUTS * judged:
+        return ""
+    return (
+        f"In {count} of {judged} attempts a command met its time limit (agent.command_timeout_s). "
+        "If this machine was busy, the rates are too low: play again on a quiet one, or raise the limit."
+    )
 
 
 def _figures(graded: Sequence[AttemptResult], mode: Mode, k: int) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from selfplay.evaluation.comparison import compare, opposite_sets
 from selfplay.evaluation.folder import MODES, Folder, entries_of
-from selfplay.evaluation.rates import summarise
+from selfplay.evaluation.rates import summarise, timeouts_warning
 from selfplay.metrics import Value
 
 if TYPE_CHECKING:
@@ -42,12 +42,18 @@ class RunEvaluations:
         return update >= last or bool(self.settings.every and update % self.settings.every == 0)
 
     def warnings(self, update: int) -> list[str]:
-        """What the comparison with the first evaluation warns of."""
+        """What this evaluation, and its comparison with the first one, warn of."""
+        found = self._timeouts(update)
         folders = [path for path in sorted(self.folder.glob("u*")) if Folder(path).results()]
         here = self.folder / f"u{update:04d}"
         if here not in folders[1:]:
-            return []
-        return opposite_sets(compare(Folder(folders[0]), Folder(here)))
+            return found
+        return [*found, *opposite_sets(compare(Folder(folders[0]), Folder(here)))]
+
+    def _timeouts(self, update: int) -> list[str]:
+        results = Folder(self.folder / f"u{update:04d}").results()
+        warning = timeouts_warning(summarise(results, {}, 1))
+        return [warning] if warning else []
 
     def play(
         self, update: int, policy: Mapping[str, Any], progress: Callable[[int, int], None]
@@ -67,6 +73,7 @@ class RunEvaluations:
         row: dict[str, Value] = {
             "evaluation": update,
             "evaluation/spoiled": summary["spoiled_by_the_machine"],
+            "evaluation/timed_out": summary["timed_out"],
             "evaluation/left_out": len(folder.left_out()[0]),
         }
         for mode in (mode for mode in MODES if mode in summary):

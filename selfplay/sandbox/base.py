@@ -86,6 +86,9 @@ class SandboxSpec:
     hidden: tuple[str, ...] = ()
 
 
+TIMED_OUT = 124  # exit code of a command that was killed at its timeout
+
+
 @dataclass(frozen=True)
 class ExecResult:
     """How one command ended.

@@ -18,6 +18,7 @@ from rich.text import Text
 from selfplay.agent.observations import make_harmless
 from selfplay.evaluation.comparison import compare, opposite_sets
 from selfplay.evaluation.folder import MODES, Folder
+from selfplay.evaluation.rates import timeouts_warning
 from selfplay.evaluation.statistics import MIN_CHANGED
 from selfplay.viewing.tables import Column, Listing
 
@@ -126,6 +127,8 @@ def show_rates(
             f"{spoiled} attempt(s) failed because of the machine and are not counted. "
             "To play them again, repeat the command."
         )
+    if warning := timeouts_warning(summary):
+        console.print(warning, highlight=False)
     for note in notes:
         console.print(Text(note), soft_wrap=True)
 

@@ -11,7 +11,7 @@ from selfplay.config import RENAMED_SETTINGS, build_config
 from selfplay.errors import RunError, UsageError
 from selfplay.evaluation.comparison import compare, verdict_of
 from selfplay.evaluation.folder import AttemptResult, Folder, entries_of, identity_of, policy_identity
-from selfplay.evaluation.rates import summarise
+from selfplay.evaluation.rates import summarise, timeouts_warning
 from selfplay.evaluation.run_evaluations import RunEvaluations
 from selfplay.evaluation.tasks import Task
 from selfplay.viewing.scores import points, sentences, show_comparison, show_rates
@@ -121,6 +121,14 @@ def test_attempts_that_the_machine_spoiled_are_not_counted():
     summary = summarise(rows, {}, 2)
     assert summary["spoiled_by_the_machine"] == 3
     assert (summary["sampled"]["all"]["tasks"], summary["sampled"]["all"]["pass@1"]) == (1, 1.0)
+
+
+@pytest.mark.parametrize(("timed_out", "warned"), [(3, "In 3 of 4 attempts"), (0, "")])
+def test_many_attempts_whose_commands_met_their_time_limit_are_warned_of(timed_out, warned):
+    rows = [*results(TASKS[0], [False, False]), *results(TASKS[1], [False, True, None])]
+    rows = [replace(row, timed_out=2 if number < timed_out else 0) for number, row in enumerate(rows)]
+    warning = timeouts_warning(summarise(rows, {}, 2))
+    assert warning.startswith(warned) and ("agent.command_timeout_s" in warning) == bool(warned)
 
 
 # ---- folders

@@ -22,8 +22,10 @@ from selfplay.engines.scripted_engine import ScriptedEngine
 from selfplay.errors import RunError, UsageError
 from selfplay.evaluation.evaluator import Evaluator
 from selfplay.evaluation.folder import Folder
+from selfplay.evaluation.run_evaluations import RunEvaluations
 from selfplay.evaluation.tasks import Task, write_tasks
 from selfplay.metrics import read_metrics
+from selfplay.settings.learning import EvaluationSettings
 from tiny_bugs import CLAMP_TEST, TESTS, make_artifact, prepare_tiny
 from tiny_policy import build_tiny_policy
 
@@ -106,6 +108,22 @@ def test_spoiled_attempts_are_not_counted_and_a_second_call_plays_only_them(
     assert again.turns == ["solver/tiny__clamp/3/0"]
     assert [result.passed for result in results] == [True, False, False, False, True]
     assert reports == [(4, 5), (5, 5)]
+
+
+def test_attempts_whose_commands_met_their_time_limit_are_counted_and_warned_of(
+    environment, backend, task, tmp_path
+):
+    class Slow(Moves):
+        def __call__(self, turn):
+            return "<tool: bash>\nsleep 60\n</tool>" if turn.number == 0 else "<tool: submit>\n</tool>"
+
+    agent = tiny_config(tmp_path).agent.model_copy(update={"command_timeout_s": 0.5}).model_dump()
+    evaluator = an_evaluator(environment, backend, tmp_path, Slow(environment.tree), agent=agent)
+    evaluations = RunEvaluations(tmp_path / "out", EvaluationSettings(attempts=2), [task], evaluator)
+    row = evaluations.play(0, POLICY, lambda done, total: None)
+    assert row["evaluation/timed_out"] == 3  # two sampled attempts and a greedy one
+    (warning,) = evaluations.warnings(0)
+    assert warning.startswith("In 3 of 3 attempts a command met its time limit ")
 
 
 def test_an_attempt_sees_suspects_from_the_environments_calls(environment, backend, task, tmp_path):

@@ -21,7 +21,6 @@ from selfplay.viewing.folding import one_line
 from selfplay.viewing.screens.rows_view import FixedRows, RowsView
 from selfplay.viewing.tables import Column
 
-
 TERMINAL_CHECK_S = 1.0
 
 
