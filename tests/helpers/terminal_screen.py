@@ -28,13 +28,14 @@ class TerminalScreen:
         self._stream = pyte.ByteStream(self.screen)
         self._master, slave = pty.openpty()
         self._size(columns, lines)
+        inherited = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
         self._process = subprocess.Popen(
             [sys.executable, "-m", "selfplay.cli", *arguments],
             cwd=folder,
             stdin=slave,
             stdout=slave,
             stderr=slave,
-            env={**os.environ, "TERM": "xterm-256color", "COLORTERM": "truecolor"},
+            env={**inherited, "TERM": "xterm-256color", "COLORTERM": "truecolor"},
             start_new_session=True,
         )
         os.close(slave)

@@ -108,7 +108,7 @@ from selfplay.repositories.side_by_side import in_order
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 def work(item, report):
-    print("working", flush=True)
+    os.write(1, b"working\n")  # print writes the end of the line apart, and another thread may come between
     time.sleep(1000)
 
 try:
