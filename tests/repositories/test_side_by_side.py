@@ -108,7 +108,7 @@ from selfplay.repositories.side_by_side import in_order
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 def work(item, report):
-    os.write(1, b"working\n")  # print writes the end of the line apart, and another thread may come between
+    os.write(1, b"working\\n")  # print writes the end of the line apart, and another thread may come between
     time.sleep(1000)
 
 try:
@@ -120,12 +120,15 @@ except KeyboardInterrupt:
 
 
 def test_an_interrupt_ends_the_process_while_threads_still_work() -> None:
-    child = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-c", PROGRAM], stdout=subprocess.PIPE, text=True, env=dict(os.environ)
-    )
-    assert child.stdout is not None
-    assert child.stdout.readline() == "working\n"
-    child.send_signal(signal.SIGINT)
-    out, _ = child.communicate(timeout=120)
+    ) as child:
+        try:
+            assert child.stdout is not None
+            assert child.stdout.readline() == "working\n"
+            child.send_signal(signal.SIGINT)
+            out, _ = child.communicate(timeout=120)
+        finally:
+            child.kill()
     assert out.endswith("interrupted\n")
     assert child.returncode == 130
