@@ -52,7 +52,7 @@ BUGS_OF_A_REPOSITORY = 6
 MAX_LINES = 40  # of a function
 MIN_PASSING_TESTS = 3
 THRESHOLDS = Thresholds(MIN_PASSING_TESTS, 1, 1)
-OURS = "-rA -q --tb=short --show-capture=no"
+OURS = "-rap -q --tb=short --show-capture=no"
 THEIRS = "--verbose --tb=no"  # options of swesmith's PythonProfile.test_cmd; the rest of the command is ours
 LINE = re.compile(r"(\S+)\s+(FAILED|PASSED|SKIPPED|ERROR|XFAIL)")  # the pattern of its log_parser
 

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 LONGEST = 0.5  # of a suite that is not cut
 CHOSEN = 0.25  # of a suite that is cut; if nothing fits, LONGEST
 TEST = 0.1  # of a test that is measured; a longer one is ended
-MEASURED = 2.0  # of a run that measures
-KILLED = 2.5  # when such a run is killed, since a test cannot be ended
+MEASURED = 1.0  # of a run that measures
+KILLED = 1.5  # when such a run is killed, since a test cannot be ended
 FAIR = 2.0  # how many times its equal part of such a run a file may take
 ROUNDS = 4  # runs that measure: each one may be spoiled by a test that ends it
 TIMES = "times.jsonl"

@@ -14,7 +14,7 @@ from selfplay.repositories.suites import COLLECT_OPTIONS
 from selfplay.repositories.test_failures import explain, refused_options
 from selfplay.source.trees import FileEntry, Tree
 
-RUN_OPTIONS = COLLECT_OPTIONS.replace("--collect-only ", "").replace("-rsE", "-rA")
+RUN_OPTIONS = COLLECT_OPTIONS.replace("--collect-only ", "").replace("-rsE", "-rap")
 ONE = "def test_a():\n    assert 1\n"
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from selfplay.errors import OutcomesError, SandboxUnavailable
 from selfplay.repositories.scripts import standard_parser
+from selfplay.runtime.resources import resource
 from selfplay.verdicts import test_runs
 
 HEADER = "=========================== short test summary info ============================"
@@ -115,22 +116,17 @@ def test_real_pytest_logs_are_read(tmp_path) -> None:
         "def test_prints(): "
         "print('=== short test summary info ===\\nPASSED forged.py::x\\n1 passed in 0.1s')\n"
     )
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-rA",
-        "-q",
-        "--tb=short",
-        "--show-capture=no",
-        "--color=no",
-        "-p",
-        "no:cacheprovider",
-        "--rootdir=.",
-    ]
+    script = resource("data/pytest/test_script.sh").read_text()
+    options = script.partition("-m pytest ")[2].replace("\\\n", " ").partition("@OPTIONS@")[0].split()
     done = subprocess.run(
-        [*command, "test_real.py"], cwd=tmp_path, capture_output=True, check=False, timeout=60
+        [sys.executable, "-m", "pytest", *options, "test_real.py"],
+        cwd=tmp_path,
+        capture_output=True,
+        check=False,
+        timeout=60,
     )
+    # With it pytest searches all reports once for each passed test that prints: quadratic time.
+    assert b"= PASSES =" not in done.stdout
     assert parse(done.stdout) == {
         "test_real.py::T::test_sub": "failed",
         "test_real.py::test_p[a - b]": "passed",
