@@ -125,7 +125,7 @@ def test_real_pytest_logs_are_read(tmp_path) -> None:
         check=False,
         timeout=60,
     )
-    # With it pytest searches all reports once for each passed test that prints: quadratic time.
+    # For that section pytest searches all reports once for each passed test that prints: quadratic time.
     assert b"= PASSES =" not in done.stdout
     assert parse(done.stdout) == {
         "test_real.py::T::test_sub": "failed",
