@@ -127,8 +127,11 @@ def test_attempts_that_the_machine_spoiled_are_not_counted():
 def test_many_attempts_whose_commands_met_their_time_limit_are_warned_of(timed_out, warned):
     rows = [*results(TASKS[0], [False, False]), *results(TASKS[1], [False, True, None])]
     rows = [replace(row, timed_out=2 if number < timed_out else 0) for number, row in enumerate(rows)]
-    warning = timeouts_warning(summarise(rows, {}, 2))
+    summary = summarise(rows, {}, 2)
+    warning = timeouts_warning(summary)
     assert warning.startswith(warned) and ("agent.command_timeout_s" in warning) == bool(warned)
+    shown = " ".join(printed(80, lambda console: show_rates(summary, console, 1.0)).split())
+    assert warning in shown and ("met its time limit" in shown) == bool(warned)
 
 
 # ---- folders
