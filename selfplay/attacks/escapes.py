@@ -92,7 +92,8 @@ def see_a_process_of_the_host(ground: Ground) -> Outcome:
     try:
         with ground.box() as box:
             seen = box.run(
-                f"cat /proc/[0-9]*/cmdline | tr '\\0' ' ' | grep -c '[s]elfplay_attack_{mark[16:]}'"
+                "cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\\0' ' ' "
+                f"| grep -c '[s]elfplay_attack_{mark[16:]}'"
             ).text.strip()
             box.run(f"kill -9 {victim.pid}; kill -9 -{victim.pid}; true")
         time.sleep(0.05)
@@ -129,7 +130,8 @@ def reach_another_sandbox(ground: Ground) -> Outcome:
             "cat /proc/[0-9]*/cmdline | tr '\\0' ' '; kill -9 -1"
         ).text
         alive = victim.run(
-            "jobs=0; for p in /proc/[0-9]*/comm; do read -r c <$p; [ $c = sleep ] && jobs=1; done; echo $jobs"
+            "jobs=0; for p in /proc/[0-9]*/comm; do "
+            'read -r c <$p; [ "$c" = sleep ] && jobs=1; done 2>/dev/null; echo $jobs'
         ).text.strip()
     if secret in said:
         return Broken("files of another sandbox were read")
