@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from selfplay.repositories.probe import ProbeResult
     from selfplay.repositories.suites import Suite
     from selfplay.repositories.trial import BuildJob, Trial
+    from selfplay.sandbox.base import ExecResult
 
 # Parts of test ids that differ between runs, such as addresses.
 UNSTABLE_ID = re.compile(r"0x[0-9a-fA-F]{6,}|<[\w.]+ object|<function |<class |<built-in ")
@@ -39,9 +40,10 @@ class Baseline:
     excluded_ids: frozenset[str]
 
 
-def take_baseline(trial: Trial, suite: Suite) -> tuple[Suite, Baseline]:
+def take_baseline(trial: Trial, suite: Suite, first: ExecResult | None = None) -> tuple[Suite, Baseline]:
     """Run the suite several times, each time under another hash seed.
 
+    first: the first of these runs, if it was made already.
     Returns the suite without the files in which no test passes, and its baseline. Raises
     EnvironmentBuildError if no test passes in all runs.
     """
@@ -53,11 +55,10 @@ def take_baseline(trial: Trial, suite: Suite) -> tuple[Suite, Baseline]:
         number = len(runs)
         log_name = f"baseline-{number + 1}"
         job.report(f"baseline {number + 1} of {wanted}")
-        if not seen and suite.command is None:
+        if not seen and first is None and suite.command is None:
             suite, first = first_run(trial, suite, log_name)
-        else:
-            first = None
         result = first or trial.run(job.checkout.tree, suite.script, log_name, hash_seed=number)
+        first = None
         outcomes = trial.outcomes(result.output, suite.parser)
         seen |= outcomes.ids
         if not outcomes.passed:
@@ -96,9 +97,10 @@ def hide_and_take_baseline(
     for plan in plans:
         hiding = replace(trial, hidden=plan.paths)
         job.report(f"without {len(plan.paths)} copies or other releases in its environment")
-        passed = trial.outcomes(hiding.run(tree, suite.script, "hidden").output, parser).passed
+        result = hiding.run(tree, suite.script, "baseline-1")
+        passed = trial.outcomes(result.output, parser).passed
         if len(passed & everything) >= MIN_SHARE * len(everything):
-            return (hiding, *take_baseline(hiding, suite), plan)
+            return (hiding, *take_baseline(hiding, suite, result), plan)
     others = [*seen.releases, *seen.archives]
     raise job.error(
         f"its tests need another release of it, so a repair could be copied: {', '.join(others[:5])}. "

@@ -86,7 +86,8 @@ def read_durations(record: bytes, ended_s: float) -> Durations:
     functions: dict[str, float] = {}
     stuck: set[str] = set()
     passed: set[str] = set()
-    cut_short: set[str] = set()
+    left_out: set[str] = set()
+    whole: set[str] = set()
     running, began, start_s = "", 0.0, ended_s
     is_whole = any(kind == "end" for _, kind, _ in lines)
     for seconds, kind, name in lines if is_whole else [*lines, (ended_s, "end", "")]:
@@ -103,17 +104,17 @@ def read_durations(record: bytes, ended_s: float) -> Durations:
         elif kind == "passed":
             passed.add(name)
         elif kind == "left out":
-            cut_short.add(name)
-    running = "" if is_whole else running
-    cut_short |= {file_of(running)} if running else set()
+            left_out.add(name)
+        elif kind == "whole":
+            whole.add(name)
     return Durations(
         start_s,
         functions,
         frozenset(stuck),
         frozenset(passed),
-        frozenset(cut_short),
+        frozenset({*left_out, *map(file_of, functions)} - (whole - left_out)),
         is_whole,
-        running,
+        "" if is_whole else running,
     )
 
 

@@ -11,7 +11,7 @@ from collections.abc import Collection
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from selfplay.repositories.durations import Durations, choose, file_of, read_durations
+from selfplay.repositories.durations import Durations, choose, read_durations
 from selfplay.repositories.recorders import Recorder, run_with_plugin
 
 if TYPE_CHECKING:
@@ -78,8 +78,7 @@ def _measured(
         if found.is_whole or not found.running or found.running in harmful:
             break
         harmful.append(found.running)
-        again = file_of(found.running)
-        left = [path for path in left if path == again or path not in found.seen]
+        left = [path for path in left if path not in found.files]
     return durations, tuple(harmful)
 
 

@@ -21,7 +21,9 @@ def test_a_function_lasts_until_the_next_one_begins() -> None:
             (2, "test", "t/a.py::one"),
             (3, "passed", "t/a.py::one"),
             (5, "test", "t/b.py::two"),
+            (6, "whole", "t/b.py"),
             (6, "test", "t/a.py::one"),
+            (7.5, "whole", "t/a.py"),
             (7.5, "end", ""),
         ),
         90,
@@ -34,11 +36,17 @@ def test_a_function_lasts_until_the_next_one_begins() -> None:
 
 
 def test_a_run_that_was_killed_names_the_function_that_ran() -> None:
-    found = read_durations(record((1, "test", "t/a.py::one"), (2, "test", "t/b.py::two")), 45)
+    lines = (1, "test", "t/a.py::one"), (2, "whole", "t/a.py"), (2, "test", "t/b.py::two")
+    found = read_durations(record(*lines), 45)
     assert (found.is_whole, found.running) == (False, "t/b.py::two")
     assert found.functions == {"t/a.py::one": 1, "t/b.py::two": 43}
     assert found.files == {"t/a.py": 1}, "a file that did not run to its end has no time"
     assert read_durations(b"", 45).running == ""
+
+
+def test_a_file_has_no_time_while_some_of_its_tests_wait_behind_those_of_other_files() -> None:
+    lines = (1, "test", "t/a.py::one"), (2, "test", "t/b.py::two"), (3, "test", "t/c.py::three")
+    assert read_durations(record(*lines, (9, "whole", "t/b.py")), 45).files == {"t/b.py": 1}
 
 
 def test_what_a_hostile_record_says_in_another_form_is_left_out() -> None:
@@ -87,8 +95,10 @@ def test_a_file_that_was_cut_short_is_left_out_and_one_test_that_ends_python_is_
 
 
 def test_a_later_run_replaces_what_an_earlier_one_says_of_its_files() -> None:
-    earlier = read_durations(record((1, "test", "t/a.py::a"), (2, "test", "t/b.py::b")), 45)
-    later = read_durations(record((1, "test", "t/b.py::b"), (4, "test", "t/c.py::c"), (5, "end", "")), 45)
+    lines = (1, "test", "t/a.py::a"), (2, "whole", "t/a.py"), (2, "test", "t/b.py::b")
+    earlier = read_durations(record(*lines), 45)
+    lines = (1, "test", "t/b.py::b"), (4, "whole", "t/b.py"), (4, "test", "t/c.py::c")
+    later = read_durations(record(*lines, (5, "whole", "t/c.py"), (5, "end", "")), 45)
     joined = earlier.joined(later)
     assert joined.files == {"t/a.py": 1, "t/b.py": 3, "t/c.py": 1}
     assert joined.cut_short == frozenset()

@@ -43,6 +43,23 @@ def test_one_test_that_hangs_is_left_out_and_the_rest_of_its_file_stays(
     )
 
 
+def test_a_file_whose_tests_run_apart_is_measured_whole(
+    backend: SandboxBackend, cache: Path, tmp_path: Path
+) -> None:
+    """pytest runs all tests with the first parameter of a session's fixture before those with the second."""
+    files = {
+        "tests/conftest.py": "import pytest\n\n\n@pytest.fixture(scope='session', params=[0, 10**6])\n"
+        "def seconds(request):\n    return request.param\n",
+        "tests/test_apart.py": "import time\nfrom shop import total\n\n\n"
+        "def test_waits(seconds):\n    time.sleep(seconds)\n\n\n"
+        "def test_works():\n    assert total([2]) == 2\n",
+        "tests/test_hangs.py": "import time\n\n\ndef test_hangs(seconds):\n    time.sleep(10**6)\n",
+    }
+    found = admitted(files, backend, cache, tmp_path)
+    assert set(found.test_files) == {*TEST_FILES, "tests/test_apart.py"}
+    assert found.options.endswith("--deselect=tests/test_apart.py::test_waits")
+
+
 @pytest.mark.parametrize("end", ["os._exit(0)", "os.kill(os.getpid(), signal.SIGKILL)", "os.abort()"])
 def test_one_test_that_ends_python_is_left_out(
     end: str, backend: SandboxBackend, cache: Path, tmp_path: Path

@@ -192,6 +192,21 @@ def test_a_recorder_without_room_drops_tests_and_keeps_what_test_files_call(
     )
 
 
+def test_a_test_is_watched_for_a_number_of_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def early() -> None: ...
+
+    def late() -> None: ...
+
+    test = load_recorder(tmp_path, monkeypatch, MAX_CALLS=2).Test()
+    sys.setprofile(test.watch)
+    for function in (early, early, late):
+        function()
+    watching = sys.getprofile()
+    sys.setprofile(None)
+    assert {name for _, _, name in test.functions()} == {"early"}
+    assert watching is None
+
+
 def load_recorder(folder: Path, monkeypatch: pytest.MonkeyPatch, **constants: object) -> ModuleType:
     """The plugin, for code of this folder; in a sandbox pytest loads it."""
     spec = importlib.util.spec_from_file_location(

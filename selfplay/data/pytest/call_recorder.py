@@ -1,5 +1,6 @@
 """A pytest plugin that notes which functions of /testbed each test calls while it runs; calls made by imports do not count.
 
+A test runs unwatched after MAX_CALLS calls, since watching takes several times as long as the test.
 It also notes, for the whole session: which files of /testbed are opened, and which modules are imported, each with the file of
 /testbed whose code does it ("" for pytest itself). How Python reads its modules does not count.
 
@@ -17,6 +18,7 @@ import pytest
 
 ROOT = "/testbed/"
 OUTPUT = "/submit/calls.json"
+MAX_CALLS = 200_000  # of a test that are watched; a number of seconds would give other targets each time
 MAX_NOTES = 8000  # opened files, and imports
 MAX_PATH = 400  # characters
 READERS = ("<frozen importlib", "linecache.py", "tokenize.py", "inspect.py", "assertion/rewrite.py", "_code/source.py")
@@ -37,6 +39,8 @@ class Test:
             code = frame.f_code
             if id(code) not in self.codes:
                 self.codes[id(code)] = code
+            if self.calls >= MAX_CALLS:
+                stop_watching()
 
     def forget_others(self):
         self.codes = {key: code for key, code in self.codes.items() if code.co_filename.startswith(ROOT)}
@@ -44,6 +48,12 @@ class Test:
     def functions(self):
         self.forget_others()  # those that a thread called after the test's end
         return {(path_of(code), code.co_firstlineno, code.co_name) for code in self.codes.values()}
+
+
+def stop_watching():
+    """In this thread, and in those that start later; others end here at their next call."""
+    sys.setprofile(None)
+    threading.setprofile(None)
 
 
 def path_of(code):
@@ -100,8 +110,7 @@ def pytest_runtest_protocol(item):
     threading.setprofile(test.watch)
     sys.setprofile(test.watch)
     yield
-    sys.setprofile(None)
-    threading.setprofile(None)
+    stop_watching()
     test.duration_s += time.monotonic() - started
     test.forget_others()
 

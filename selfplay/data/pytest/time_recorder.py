@@ -1,6 +1,7 @@
 """A pytest plugin that notes when each test function begins, one JSON line in /submit/times.jsonl: [seconds, kind, name].
 
 Each line is written at once, so the record is there when the run is killed. Parameters of a function count as one.
+Tests of a file may run apart, since pytest groups tests by the fixtures of a session: "whole" says that all have run.
 With limits (SELFPLAY_TIME_LIMITS: seconds of a test, a file, the run) it ends tests and leaves out what comes after.
 """
 
@@ -8,6 +9,7 @@ import json
 import os
 import signal
 import time
+from collections import Counter
 
 import pytest
 
@@ -28,9 +30,9 @@ class Recorder:
         self.session = None
         self.written = 0
         self.function = ""
-        self.file = ""
-        self.file_began = 0.0
-        self.ended = 0
+        self.left = Counter()  # by file: tests that have not run
+        self.spent = Counter()  # by file: seconds
+        self.ended = Counter()  # by file: tests
         self.left_out = set()
         self.passed = set()
 
@@ -43,21 +45,27 @@ class Recorder:
 
     def begin(self, item):
         function = item.nodeid.partition("[")[0]
-        file = function.partition("::")[0]
-        if file != self.file:
-            self.file, self.file_began, self.ended = file, time.monotonic(), 0
         if function != self.function:
             self.function = function
             self.note("test", function)
 
-    def is_over(self):
-        now = time.monotonic()
-        return now - STARTED > run_s or now - self.file_began > file_s or self.ended >= MAX_ENDED
+    def finish(self, file, took_s):
+        self.spent[file] += took_s
+        self.left[file] -= 1
+        if self.left[file] == 0:
+            self.note("whole", file)
+
+    def is_over(self, file):
+        return time.monotonic() - STARTED > run_s or self.spent[file] > file_s or self.ended[file] >= MAX_ENDED
 
     def end_test(self, *_):
-        self.ended += 1
+        self.ended[file_of(self.function)] += 1
         self.note("ended", self.function)
         pytest.fail(f"selfplay: this test ran longer than {test_s:.0f} s", pytrace=False)
+
+
+def file_of(node_id):
+    return node_id.partition("::")[0]
 
 
 recorder = Recorder()
@@ -69,26 +77,35 @@ def pytest_sessionstart(session):
         recorder.output = open(OUTPUT, "w", encoding="utf-8")
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish(session):
+    if session is recorder.session:
+        recorder.left.update(file_of(item.nodeid) for item in session.items)
+
+
 @pytest.hookimpl(hookwrapper=True, tryfirst=True)
 def pytest_runtest_protocol(item):
     if item.session is not recorder.session:
         yield
         return
     recorder.begin(item)
+    began = time.monotonic()
     if test_s:
         signal.signal(signal.SIGALRM, recorder.end_test)
         signal.setitimer(signal.ITIMER_REAL, test_s, test_s)
     yield
     if test_s:
         signal.setitimer(signal.ITIMER_REAL, 0)
+    recorder.finish(file_of(item.nodeid), time.monotonic() - began)
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item):
-    if item.session is recorder.session and recorder.is_over():
-        if recorder.file not in recorder.left_out:
-            recorder.left_out.add(recorder.file)
-            recorder.note("left out", recorder.file)
+    file = file_of(item.nodeid)
+    if item.session is recorder.session and recorder.is_over(file):
+        if file not in recorder.left_out:
+            recorder.left_out.add(file)
+            recorder.note("left out", file)
         pytest.skip("selfplay: no time is left")
 
 
