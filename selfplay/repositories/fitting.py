@@ -1,6 +1,6 @@
 """Runs a suite for the first time, and cuts it to what fits if it is too long or if a test ends Python.
 
-The choice is that of `durations`. Invariant: what is chosen takes about a quarter of the time limit, so that
+The choice is that of `durations`. Invariant: what is chosen takes about a seventh of the time limit, so that
 a slower machine, or a slower moment of this one, ends no later run.
 """
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 # Shares of environment.test_timeout_s.
 LONGEST = 0.5  # of a suite that is not cut
-CHOSEN = 0.25  # of a suite that is cut; if nothing fits, LONGEST
+CHOSEN = 0.15  # of a suite that is cut; if nothing fits, LONGEST
 TEST = 0.1  # of a test that is measured; a longer one is ended
 MEASURED = 1.0  # of a run that measures
 KILLED = 1.5  # when such a run is killed, since a test cannot be ended
