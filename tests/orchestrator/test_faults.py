@@ -143,13 +143,13 @@ def line(monkeypatch: pytest.MonkeyPatch) -> Iterator[Line]:
     """
     if not Path("/var/run/docker.sock").exists() or os.environ.get("DOCKER_HOST"):
         pytest.skip("no docker engine at /var/run/docker.sock; start one: service docker start")
-    with tempfile.TemporaryDirectory() as folder:
-        line = Line(Path(folder) / "engine.sock")
-        monkeypatch.setenv("DOCKER_HOST", f"unix://{line.path}")
-        yield line
-        line.cut()
     with warnings.catch_warnings():  # docker's library leaves open the socket that it could not connect
         warnings.simplefilter("ignore", ResourceWarning)
+        with tempfile.TemporaryDirectory() as folder:
+            line = Line(Path(folder) / "engine.sock")
+            monkeypatch.setenv("DOCKER_HOST", f"unix://{line.path}")
+            yield line
+            line.cut()
         gc.collect()
 
 
