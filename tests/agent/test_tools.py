@@ -221,45 +221,6 @@ def test_an_edit_with_a_line_may_continue_on_the_next_line() -> None:
     assert apply_edit("a\nb\nc\n", "b\nc", "d", 2) == "a\nd\n"
 
 
-MOVED = "class A:\n    def f(self):\n        if self:\n            return 1\n\n        return 2\n"
-
-
-@pytest.mark.parametrize(
-    ("search", "replace", "line", "old", "new"),
-    [
-        ("return 1", "return 3", 3, "return 1", "return 3"),  # the line named is another one
-        ("        return 1", "        return 3", 4, "return 1", "return 3"),  # too little indentation
-        ("\t\treturn 1\n", "\t\treturn 3\n", 99, "return 1", "return 3"),
-        ("if self:\n    return 1", "return 3", None, "if self:\n            return 1", "return 3"),
-        ("return 1\n\nreturn 2", "x", None, "nothing", "nothing"),  # not moved equally far
-    ],
-)
-def test_whole_lines_may_be_elsewhere_and_have_another_indentation(
-    search: str, replace: str, line: int | None, old: str, new: str
-) -> None:
-    if old == "nothing":
-        with pytest.raises(EditError, match="not in the file"):
-            apply_edit(MOVED, search, replace, line)
-    else:
-        assert apply_edit(MOVED, search, replace, line) == MOVED.replace(old, new)
-
-
-@pytest.mark.parametrize(
-    ("search", "replace", "complaint"),
-    [
-        ("x = 1", "x = 2", "starts in line 2, 4"),  # several of them
-        ("\tx = 1", "\tx = 2", "nowhere"),
-        ("pass", "return", "starts in line 5"),  # a part of a line
-        ("    def f():", "def f():", "nowhere"),  # the new line cannot be moved as far
-        ("  def f():", "  def f():", "nothing would change"),
-    ],
-)
-def test_lines_that_are_moved_in_one_way_only_are_edited(search: str, replace: str, complaint: str) -> None:
-    text = "def f():\n    x = 1\nelse:\n    x = 1\n    surpass\n"
-    with pytest.raises(EditError, match=complaint):
-        apply_edit(text, search, replace, 3)
-
-
 @pytest.mark.parametrize(
     ("search", "line", "complaint"),
     [

@@ -91,18 +91,6 @@ def test_an_edit_is_looked_for_in_linear_time(end: str, line: int | None) -> Non
     assert is_linear(work, 4000)
 
 
-@pytest.mark.parametrize("step", [0, 1])
-def test_moved_lines_are_looked_for_in_linear_time(step: int) -> None:
-    """Equal lines, each indented as the last one or by a step more."""
-
-    def work(size: int) -> None:
-        text = "".join(" " * (step * (number % 40)) + "a\n" for number in range(size // 2))
-        with pytest.raises(EditError):
-            apply_edit(text, " a\n" * (size // 4) + "b", "c")
-
-    assert is_linear(work, 4000)
-
-
 def one_function(size: int) -> bytes:
     return b"def f(a):\n" + b"    a = a.b(c)(  1 )\n" * (size // 20)
 
