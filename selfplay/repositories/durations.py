@@ -112,7 +112,7 @@ def read_durations(record: bytes, ended_s: float) -> Durations:
         functions,
         frozenset(stuck),
         frozenset(passed),
-        frozenset({*left_out, *map(file_of, functions)} - (whole - left_out)),
+        frozenset(left_out | (set(map(file_of, functions)) - whole)),
         is_whole,
         "" if is_whole else running,
     )
