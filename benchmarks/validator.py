@@ -161,6 +161,16 @@ FAULTS: Mapping[str, Callable[[Tree, Artifact], Artifact]] = {
 }
 
 
+def _of_today(environment: Environment, task: Task) -> Artifact:
+    """A frozen bug with the script and the parser that injectors are given today."""
+    artifact = Artifact.from_files(task.artifact)
+    today = {
+        "test_script.sh": environment.script_for(artifact.test_files),
+        "test_parser.py": environment.parser,
+    }
+    return Artifact.from_files({**artifact.to_files(), **today})
+
+
 def cases(
     environments: Mapping[str, Environment], tasks: Sequence[Task], valid: int, invalid: int
 ) -> Iterator[Case]:
@@ -168,14 +178,14 @@ def cases(
     by_repo = [[task for task in tasks if task.repo == repo] for repo in environments]
     mixed = [task for turn in itertools.zip_longest(*by_repo) for task in turn if task is not None]
     for task in mixed[:valid]:
-        yield Case(task.instance_id, task.repo, Artifact.from_files(task.artifact))
+        yield Case(task.instance_id, task.repo, _of_today(environments[task.repo], task))
     for task, (fault, make) in zip(
         reversed(mixed), itertools.islice(itertools.cycle(FAULTS.items()), invalid), strict=False
     ):
         yield Case(
             f"{task.instance_id} {fault}",
             task.repo,
-            make(environments[task.repo].tree, Artifact.from_files(task.artifact)),
+            make(environments[task.repo].tree, _of_today(environments[task.repo], task)),
             fault,
         )
 

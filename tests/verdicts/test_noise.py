@@ -2,8 +2,10 @@
 
 import ast
 import dis
+import io
 import random
 import re
+import tokenize
 import zlib
 
 import pytest
@@ -11,8 +13,10 @@ import pytest
 from old_noise import with_marks
 from selfplay.source.syntax import parse_module
 from selfplay.source.trees import FileEntry, Tree
+from selfplay.verdicts.noise.layout import change_comments
 from selfplay.verdicts.noise.passes import with_noise
-from selfplay.verdicts.noise.words import Vocabulary
+from selfplay.verdicts.noise.source import Source
+from selfplay.verdicts.noise.words import Vocabulary, Words
 from selfplay.verdicts.perturbation import beyond_changes, may_be_random, perturb, perturb_source
 
 SOURCE = '''"""Doc."""
@@ -164,6 +168,46 @@ def test_source_that_does_not_parse_is_left_alone(source):
 def test_a_file_without_places_for_noise_gets_a_block_at_its_end(source):
     changed = perturb_source(source, 1)
     assert changed != source and compile(changed, "m", "exec")
+
+
+COMMENTED = '''#!/usr/bin/python
+# first
+x = "# no"  # é: yes
+y = """
+# no
+"""  # yes
+z = f"{x!r:#>5} # no" + f''  # yes
+long = (
+    "a # no"
+    # between parts of one text: not found
+    f"{z} # no"  # yes
+)
+w = rb"# no" \\
+    b"# no"  # yes
+def f(a,  # yes
+      b):  # yes
+    return {"#": a}["#"]# yes'''
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_comments_are_found_where_the_tokenizer_finds_them(end):
+    text = COMMENTED.replace("\n", end)
+    source = Source.parse(text.encode())
+    tokens = tokenize.generate_tokens(io.StringIO(text, newline="").readline)
+    wanted = [token.string.rstrip("\r") for token in tokens if token.type == tokenize.COMMENT]
+    found = [source.data[first:last].decode() for first, last in source.comments]
+    assert found == [text for text in wanted if "between" not in text]
+    assert len(found) == 10
+
+
+def test_comments_at_the_ends_of_lines_leave_the_syntax_tree_alone():
+    source = Source.parse(COMMENTED.encode())
+    texts = {
+        source.edited(change_comments(source, Words(random.Random(seed), Vocabulary.of([source.data]))))
+        for seed in range(200)
+    }
+    assert len(texts) > 100
+    assert {ast.dump(ast.parse(text)) for text in texts} == {ast.dump(source.module)}
 
 
 def test_equal_seeds_make_equal_changes_and_others_do_not():

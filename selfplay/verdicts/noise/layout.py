@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import ast
-import io
 import math
 import re
-import tokenize
+from bisect import bisect_right
 from collections.abc import Iterator
 
 from selfplay.verdicts.noise.source import (
@@ -55,36 +54,33 @@ def _with_docstring(
 
 
 def change_comments(source: Source, words: Words) -> list[Edit]:
-    """Comments changed, removed and added at the ends of lines."""
+    """Comments changed, removed and added at the ends of lines. The first two lines may have the encoding."""
     share = words.random.uniform(0.02, 0.3)
+    numbers = {bisect_right(source.starts, start): (start, end) for start, end in source.comments}
     edits: list[Edit] = []
-    try:
-        for token in tokenize.generate_tokens(io.StringIO(source.data.decode()).readline):
-            edits += _with_comment(source, token, words, share)
-    except (tokenize.TokenError, SyntaxError):
-        return []  # `tokenize` refuses some text that the compiler reads
+    for number, line in enumerate(source.lines[2:], 3):
+        if number in numbers:
+            edits += _with_comment(source, number, numbers[number], words)
+            continue
+        end = source.starts[number - 1] + len(line.rstrip())
+        can_end_so = line.strip() and not line.rstrip().endswith(b"\\") and not source.end_of_text(end)
+        if can_end_so and words.random.random() < share:
+            edits.append(Edit(end, end, f"  # {words.sentence()}".encode()))
     return edits
 
 
-def _with_comment(source: Source, token: tokenize.TokenInfo, words: Words, share: float) -> Iterator[Edit]:
-    number, column = token.start
-    if token.type not in (tokenize.COMMENT, tokenize.NEWLINE) or number < 3:
+def _with_comment(source: Source, number: int, comment: tuple[int, int], words: Words) -> Iterator[Edit]:
+    """The comment of a line, kept, changed or removed. Without it, a line of its own goes too."""
+    (start, end), first = comment, source.starts[number - 1]
+    chance = words.random.random()
+    if KEPT_COMMENT.match(source.data[start:end]) or chance < 0.3:
         return
-    line = source.line(number)
-    start = source.starts[number - 1] + len(line.decode()[:column].encode())
-    if token.type == tokenize.COMMENT:
-        end, before = start + len(token.string.encode()), line[: start - source.starts[number - 1]]
-        chance = words.random.random()
-        if KEPT_COMMENT.match(token.string.encode()) or chance < 0.3:
-            return
-        if chance < 0.65:
-            yield Edit(start, end, f"# {words.sentence()}".encode())
-        elif not before.strip():
-            yield Edit(source.starts[number - 1], source.starts[number], b"")
-        else:
-            yield Edit(start, end, b"")
-    elif b"#" not in line and words.random.random() < share:
-        yield Edit(start, start, f"  # {words.sentence()}".encode())
+    if chance < 0.65:
+        yield Edit(start, end, f"# {words.sentence()}".encode())
+    elif not source.data[first:start].strip():
+        yield Edit(first, source.starts[number], b"")
+    else:
+        yield Edit(start, end, b"")
 
 
 def add_lines(source: Source, words: Words) -> list[Edit]:

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import ast
 import random
+import re
 from collections.abc import Callable
+from functools import lru_cache
 
 from selfplay.source.syntax import parse_module, source_encoding
 from selfplay.verdicts.noise import expressions, layout, names, statements
@@ -15,6 +17,7 @@ from selfplay.verdicts.noise.source import Edit, Source
 from selfplay.verdicts.noise.words import Vocabulary, Words
 
 BOM = b"\xef\xbb\xbf"
+DECLARES = re.compile(rb"coding[:=]")  # PEP 263
 Change = Callable[[Source, Words], list[Edit]]
 # Changes of one group read the same text. Of two that meet in it, the one that begins first is made.
 CHANGES: tuple[tuple[Change, ...], ...] = (
@@ -30,25 +33,25 @@ MAX_BYTES = 1 << 20  # of a file that gets all changes; a larger one gets a bloc
 
 def with_noise(content: bytes, seed: int, vocabulary: Vocabulary) -> bytes:
     """The file with noise; as it is if it does not parse. Equal arguments give equal bytes."""
+    generator = random.Random(b"%d:" % seed + content)
+    changed = _with_all(content, generator, vocabulary)
+    if changed is not None:
+        return changed
     if parse_module(content) is None:
         return content
-    generator = random.Random(b"%d:" % seed + content)
-    for change in (_with_all, _with_end):
-        changed = change(content, generator, vocabulary)
-        if changed is not None and changed != content and parse_module(changed) is not None:
-            return changed
-    return content
+    longer = _with_end(content, generator, vocabulary)
+    return content if parse_module(longer) is None else longer
 
 
+@lru_cache(maxsize=128)
 def takes_all_changes(content: bytes) -> bool:
     """Whether a file gets all changes, and not only a block at its end or none. Three draws are made."""
     vocabulary = Vocabulary.of([content])
-    drawn = (_with_all(content, random.Random(seed), vocabulary) for seed in range(3))
-    return all(new is not None and new != content and parse_module(new) is not None for new in drawn)
+    return all(_with_all(content, random.Random(seed), vocabulary) is not None for seed in range(3))
 
 
 def _with_all(content: bytes, generator: random.Random, vocabulary: Vocabulary) -> bytes | None:
-    """All changes. None if the encoding or the line ends are unusual."""
+    """All changes. None if the encoding or the line ends are unusual, or if nothing changes."""
     encoding = source_encoding(".py", content)
     mark = BOM if content.startswith(BOM) else b""
     try:
@@ -58,20 +61,27 @@ def _with_all(content: bytes, generator: random.Random, vocabulary: Vocabulary) 
     if len(data) > MAX_BYTES or data.count(b"\r") != data.count(b"\r\n"):
         return None
     source = Source.parse(data)
-    if source is None:
+    if source is None or not _is_as_declared(content):
         return None
-    words = Words(generator, vocabulary)
+    words = Words(generator, vocabulary, source.names)
     for group in CHANGES:
-        words.taken = source.names
         edits = [edit for change in group for edit in change(source, words)]
-        source = Source.parse(source.edited(edits)) or source
+        if edits:
+            source = Source.parse(source.edited(edits)) or source
     try:
-        return mark + source.data.decode().encode(*encoding)
+        changed = mark + source.data.decode().encode(*encoding)
     except UnicodeError:
         return None
+    return changed if changed != content and _is_as_declared(changed) else None
 
 
-def _with_end(content: bytes, generator: random.Random, vocabulary: Vocabulary) -> bytes | None:
+def _is_as_declared(content: bytes) -> bool:
+    """Whether a file whose text parses does so as bytes, if it declares its encoding."""
+    first_lines = content.split(b"\n", 2)[:2]
+    return not any(map(DECLARES.search, first_lines)) or parse_module(content) is not None
+
+
+def _with_end(content: bytes, generator: random.Random, vocabulary: Vocabulary) -> bytes:
     """A block that never runs at the end."""
     words = Words(generator, vocabulary)
     block = Source(b"", ast.Module([], []))
