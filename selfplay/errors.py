@@ -158,7 +158,8 @@ class RepositoryError(SelfplayError):
 class EnvironmentBuildError(SelfplayError):
     """`log_tail` is the end of the build or test log (bytes decoded with replacement).
 
-    of_machine: the network, the index or the disk may be at fault, so another try may end otherwise.
+    of_machine: the network, the index, the disk or a busy machine may be at fault, so another try may end
+        otherwise.
     """
 
     def __init__(self, message: str, log_tail: str = "", of_machine: bool = False) -> None:

@@ -114,13 +114,15 @@ class Trial:
         return result
 
     def too_long(self, log_name: str, log: str, timeout_s: float) -> EnvironmentBuildError:
-        """The error of a run that did not end within `timeout_s`."""
-        return self.job.error_of_run(
+        """The error of a run that did not end within `timeout_s`. A busy machine may be the reason."""
+        error = self.job.error_of_run(
             f"its tests did not end within {timeout_s:.0f} s; "
             'raise environment.test_timeout_s, or choose fewer tests with the hint test="pytest …"',
             log_name,
             log,
         )
+        error.of_machine = True
+        return error
 
     def outcomes(self, log: bytes, parser: str) -> TestOutcomes:
         """Run the parser on a log.
