@@ -99,7 +99,7 @@ def supervised(folder: Path, samples: Sequence[Sample], rows: int, compiled: boo
     train(
         model,
         lambda _: batch,
-        SftSettings(steps=6, compile=compiled),
+        SftSettings(steps=6, compile="step" if compiled else ""),
         lambda p: speeds.append(p.tokens_per_s),
     )
     return median(speeds[1:])

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,17 +88,32 @@ def compile_layers(model: Any) -> None:
     The first batches take seconds longer. Raises PrerequisiteError on a machine without a GPU and without a
     C++ compiler.
     """
-    import torch
-
-    if not torch.cuda.is_available() and not any(
-        map(shutil.which, (os.environ.get("CXX", "g++"), "clang++"))
-    ):
+    if not can_compile():
         raise PrerequisiteError(
             "trainer.compile = true needs a C++ compiler where there is no GPU. Install one "
             "(for example: apt-get install g++), or set trainer.compile = false."
         )
     for layer in _layers(model):
         layer.compile(dynamic=True)
+
+
+def can_compile() -> bool:
+    """Whether torch.compile works here: it needs a GPU or a C++ compiler."""
+    import torch
+
+    compilers = (os.environ.get("CXX", "g++"), "clang++")
+    return torch.cuda.is_available() or any(map(shutil.which, compilers))
+
+
+@contextmanager
+def compiled_layers(model: Any) -> Iterator[None]:
+    """The layers are compiled in the `with` block, as `compile_layers` does, and as they were after it."""
+    compile_layers(model)
+    try:
+        yield
+    finally:
+        for layer in _layers(model):
+            layer._compiled_call_impl = None
 
 
 def _layers(model: Any) -> Iterator[Any]:

@@ -22,6 +22,8 @@ BY_DOCUMENT = "selfplay_by_document"
 # Measured on 2 cores at 512 and 1,024 tokens: half the time of torch's flash attention, forward and backward.
 _BLOCKS = 4
 _MASKED = -30_000.0  # within the range of bf16 and fp16; exp() of it is 0
+# Of the documents of the pass. No argument of the layers: compiled ones would be made anew for other lengths.
+_lengths: list[Sequence[int]] = []
 
 
 def blocked_attention(
@@ -73,6 +75,17 @@ def document_mask(documents: Tensor) -> Tensor:
     return ((documents[:, :, None] == documents[:, None, :]) & causal)[:, None]
 
 
+@contextmanager
+def documents_of(lengths: Sequence[int]) -> Iterator[None]:
+    """A forward pass in the `with` block has these documents. lengths: tokens of each, in their order."""
+    _lengths.append(lengths)
+    try:
+        yield
+    finally:
+        _lengths.pop()
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def document_attention(
     module: nn.Module,
     query: Tensor,  # (1, heads, tokens, dim)
@@ -80,15 +93,15 @@ def document_attention(
     value: Tensor,
     attention_mask: None,
     scaling: float | None = None,
-    lengths: Sequence[int] = (),
     **other: Any,
 ) -> tuple[Tensor, None]:
     """Attention as transformers calls it. Returns (1, tokens, heads, dim) and no weights.
 
-    lengths: tokens of each document, in their order. other: a window and a cap too, as the layer has them.
-    Raises ValueError without lengths, with several rows, with dropout, or for attention of another kind.
+    other: a window and a cap too, as the layer has them. Raises ValueError outside `documents_of`, with
+    several rows, with dropout, or for attention of another kind.
     """
     window, softcap = window_and_cap(other)
+    lengths = _lengths[-1] if _lengths else ()
     if len(query) != 1 or sum(lengths) != query.shape[2] or other.get("dropout"):
         raise ValueError("document_attention needs one row, the lengths of its documents and no dropout")
     repeats = query.shape[1] // key.shape[1]

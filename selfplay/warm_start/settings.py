@@ -322,7 +322,10 @@ class WarmStartSettings(Section):
     """Tokens of a row. Longer texts are left out."""
 
     compile: bool = True
-    """torch.compile for the model: slower start, faster steps."""
+    """
+    torch.compile, where there is a C++ compiler or a GPU: slower start, faster steps. Of a base each layer is
+    compiled, of a policy from nothing the whole step.
+    """
 
     checkpoint_every_s: float = Field(120, gt=0)
     """Seconds between two checkpoints of a stage. A killed call goes on from the last one."""

@@ -11,17 +11,24 @@ import os
 import random
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from selfplay.engines.models import head_logits
+from selfplay.engines.models import compiled_layers, head_logits
 from selfplay.errors import UsageError
 from selfplay.training.optimizer import make_optimizer
-from selfplay.warm_start.attention import BLOCKED, BY_DOCUMENT, attention_set, document_mask
+from selfplay.warm_start.attention import (
+    BLOCKED,
+    BY_DOCUMENT,
+    attention_set,
+    document_mask,
+    documents_of,
+)
 from selfplay.warm_start.documents import Document
 
 MAX_OPEN_ROWS = 64
@@ -57,8 +64,9 @@ class SftSettings:
     weight_decay: float = 0.1
     max_grad_norm: float = 1.0
     bf16: bool = True
-    # The first step takes 10 to 45 s, then steps are twice as fast. Each new shape of batch compiles again.
-    compile: bool = True
+    # "step": the whole step. The first takes 10 to 45 s, then steps are twice as fast. A batch of a new shape
+    # compiles again. "layers": each layer, for all shapes, as a large model wants it. "": nothing.
+    compile: Literal["step", "layers", ""] = "step"
     checkpoint: Path | None = None  # a file; training continues from it if it exists
     checkpoint_every_s: float = 120.0
 
@@ -174,13 +182,9 @@ def _row_sums(model: Any, batch: PackedBatch, row: int, bf16: bool) -> tuple[Ten
     if not counts.any():
         return None
     lengths = torch.bincount(batch.documents[row, :used])[1:].tolist()
-    with torch.autocast(token_ids.device.type, torch.bfloat16, enabled=bf16):
+    with torch.autocast(token_ids.device.type, torch.bfloat16, enabled=bf16), documents_of(lengths):
         hidden = model.base_model(
-            input_ids=token_ids[None],
-            position_ids=positions[None],
-            attention_mask=None,
-            use_cache=False,
-            lengths=lengths,
+            input_ids=token_ids[None], position_ids=positions[None], attention_mask=None, use_cache=False
         ).last_hidden_state[0, :-1]  # (tokens - 1, hidden)
         logits = head_logits(model, hidden[counts])  # (tokens that count, vocab)
     return _weighted_sums(logits, token_ids[1:][counts], weights[counts])
@@ -232,11 +236,12 @@ def train(
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         step, seconds = int(state["step"]), float(state["seconds"])
-    compiled = torch.compile(_forward, dynamic=False) if settings.compile else None
+    compiled = torch.compile(_forward, dynamic=False) if settings.compile == "step" else None
+    layers = compiled_layers(model) if settings.compile == "layers" else nullcontext()
     model.train()
     report = SftProgress(step, math.nan, math.nan, 0.0, math.nan, 0, 0.0, seconds)
     saved_at = seconds
-    with attention_set(model, BLOCKED if compiled else BY_DOCUMENT):
+    with attention_set(model, BLOCKED if compiled else BY_DOCUMENT), layers:
         while step < settings.steps and seconds < settings.max_seconds:
             started = time.monotonic()
             batch = batch_at(step).to(device)

@@ -10,11 +10,12 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from transformers.utils import logging
 
+from selfplay.engines.models import can_compile
 from selfplay.training.adapter import FOLDER, Adapter, outer_name
 from selfplay.warm_start.copy_tests import LEAST_COPIED, measure_copying
 from selfplay.warm_start.figures import StageResult, measure
@@ -109,7 +110,7 @@ class StageTrainer:
                 warmup_steps=min(stage.warmup_steps, stage.steps),
                 final_share=stage.final_share,
                 weight_decay=stage.weight_decay,
-                compile=self.settings.compile,
+                compile=self._compiled(),
                 checkpoint=checkpoint,
                 checkpoint_every_s=self.settings.checkpoint_every_s,
             ),
@@ -117,6 +118,13 @@ class StageTrainer:
         )
         checkpoint.unlink(missing_ok=True)
         return last.step * self.settings.rows * self.settings.sequence_tokens, last.seconds
+
+    def _compiled(self) -> Literal["step", "layers", ""]:
+        """What is compiled. A whole step of a large model would compile for minutes."""
+        if self.settings.compile and not can_compile():
+            self.progress("there is no C++ compiler, so nothing is compiled: steps are slower")
+            return ""
+        return ("layers" if self.settings.base else "step") if self.settings.compile else ""
 
     def _save(self) -> Any:
         """Save policy and tokenizer, and the adapter beside them. Returns the model as it was saved."""

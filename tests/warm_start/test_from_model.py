@@ -184,7 +184,7 @@ def test_texts_for_a_policy_from_nothing_are_refused_with_a_base() -> None:
 
 def test_the_recipe_of_a_start_from_a_model_is_read() -> None:
     settings = read_settings(Path("warm-start-from"), ['base="some/model"'])
-    assert (settings.base, settings.shown_weight, settings.compile) == ("some/model", 0.0, False)
+    assert (settings.base, settings.shown_weight, settings.compile) == ("some/model", 0.0, True)
     with pytest.raises(ConfigError, match="lora_rank"):
         read_settings(None, ["lora_rank=4"])
 

@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 
 import pytest
@@ -61,18 +62,40 @@ def test_rows_one_by_one_give_the_gradients_of_the_whole_batch(tmp_path: Path) -
 def test_training_continues_from_its_checkpoint_as_if_uninterrupted(tmp_path: Path) -> None:
     folder = make_tiny_model(tmp_path / "model")
     batches = pack(documents(), 2, 256)
-    settings = SftSettings(steps=6, warmup_steps=2, bf16=False, compile=False)
+    settings = SftSettings(steps=6, warmup_steps=2, bf16=False, compile="")
 
     def batch_at(step: int):  # type: ignore[no-untyped-def]
         return batches[step % len(batches)]
 
     straight = load_causal_model(folder, torch.float32)
     train(straight, batch_at, settings)
-    broken = SftSettings(steps=6, warmup_steps=2, bf16=False, compile=False, checkpoint=tmp_path / "sft.pt")
+    broken = SftSettings(steps=6, warmup_steps=2, bf16=False, compile="", checkpoint=tmp_path / "sft.pt")
     train(load_causal_model(folder, torch.float32), batch_at, broken, lambda p: p.step == 3)
     resumed = load_causal_model(folder, torch.float32)
     assert train(resumed, batch_at, broken).step == 6
     assert all(torch.equal(a, b) for a, b in zip(straight.parameters(), resumed.parameters(), strict=True))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler: apt-get install g++")
+# Of the compiler.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+def test_compiled_layers_learn_the_same_from_rows_of_any_documents_and_compile_once(tmp_path: Path) -> None:
+    folder = make_tiny_model(tmp_path / "model")
+    batches = [pack(documents()[first:], 1, 256 - 8 * first)[0] for first in range(7)]  # lengths that differ
+    trained = []
+    torch._dynamo.reset()
+    for form in ("", "layers"):
+        model = load_causal_model(folder, torch.float32)
+        settings = SftSettings(steps=7, warmup_steps=2, bf16=False, compile=form)
+        train(model, batches.__getitem__, settings)
+        trained.append(model)
+    compiled = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    assert 0 < compiled <= 8  # parts of a layer, for one and for any number of tokens
+    assert all(layer._compiled_call_impl is None for layer in trained[1].modules())
+    start = dict(load_causal_model(folder, torch.float32).named_parameters())
+    for (name, plain), other in zip(trained[0].named_parameters(), trained[1].parameters(), strict=True):
+        assert (plain - other).norm() <= 1e-3 * (plain - start[name]).norm() + 1e-7
 
 
 def test_a_document_longer_than_a_row_is_refused() -> None:
