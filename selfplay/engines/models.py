@@ -107,7 +107,7 @@ def can_compile() -> bool:
 
 @contextmanager
 def compiled_layers(model: Any) -> Iterator[None]:
-    """The layers are compiled in the `with` block, as `compile_layers` does, and as they were after it."""
+    """The layers are compiled in the `with` block, as `compile_layers` does it, and not after it."""
     compile_layers(model)
     try:
         yield
