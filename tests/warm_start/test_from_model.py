@@ -16,6 +16,7 @@ from selfplay.errors import ConfigError, EngineError
 from selfplay.warm_start.pipeline import warm_start
 from selfplay.warm_start.recorded import recorded_texts
 from selfplay.warm_start.settings import read_settings
+from selfplay.warm_start.stages import Measures, StageTrainer
 from store_rows import an_episode_value, recorded_run
 from tiny_policy import build_tiny_policy, tiny_warm_start
 from tiny_repository import build_tiny_repository
@@ -194,3 +195,18 @@ def test_the_recipe_of_rejection_fine_tuning_plays_no_teacher() -> None:
     (stage,) = settings.stages
     assert (stage.learning_rate, stage.weight_decay, stage.final_share) == (5e-6, 0.1, 0.0)
     assert settings.executed.injector_episodes == settings.executed.solver_episodes == 0
+
+
+def test_without_a_compiler_a_warm_start_says_so_and_compiles_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    settings = read_settings(Path("warm-start-from"), ['base="some/model"'])
+    trainer = StageTrainer(tmp_path, tmp_path, settings, said.append, None, None, Measures(None, {}, []))
+    monkeypatch.setattr("selfplay.warm_start.stages.can_compile", lambda: True)
+    assert trainer._compiled() == "layers" and not said
+    monkeypatch.undo()
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert trainer._compiled() == "" and "no C++ compiler" in said[0]
