@@ -42,6 +42,7 @@ from selfplay.verdicts import validator
 from selfplay.verdicts.artifact import Artifact
 from selfplay.verdicts.bug import MAX_STORED_PATCH
 from selfplay.verdicts.checks import Thresholds
+from selfplay.verdicts.noise.passes import with_noise
 from selfplay.verdicts.test_runs import ParsedLog, TestRun, TestRunner
 from selfplay.verdicts.validator import validate
 from selfplay.verdicts.verdict import Verdict
@@ -92,6 +93,7 @@ class StraightRunner(WatchedRunner):
         number: int = 0,
         hash_seed: int | None = None,
     ) -> TestRun:
+        with_noise.cache_clear()
         seed = self.secret.hash_seed(tree.digest, str(number)) if hash_seed is None else hash_seed
         return super().run(environment, tree, script, parser, number, seed)
 

@@ -384,7 +384,9 @@ class _Judgement:
             jobs[judged] = Job(states["buggy"], script, self.environment.parser)
 
         def change(tree: Tree, number: int) -> Tree:
-            return noisy(original, tree, touched, self.runner.secret, REPEAT, tree.digest, str(number))
+            # The buggy and the weakened state have the same code, so they get the same changes.
+            base = original if tree == original else states["buggy"]
+            return noisy(original, tree, touched, self.runner.secret, REPEAT, base.digest, str(number))
 
         repeats = Repeats(jobs, judged, change, self.run_all)
         is_suspect = may_be_random(original, states["buggy"], touched)

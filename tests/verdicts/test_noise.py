@@ -7,6 +7,7 @@ import random
 import re
 import tokenize
 import zlib
+from pathlib import Path
 
 import pytest
 
@@ -15,7 +16,7 @@ from selfplay.source.syntax import parse_module
 from selfplay.source.trees import FileEntry, Tree
 from selfplay.verdicts.noise.layout import change_comments
 from selfplay.verdicts.noise.passes import with_noise
-from selfplay.verdicts.noise.source import Source
+from selfplay.verdicts.noise.source import BINDERS, Source, bound_by, walk
 from selfplay.verdicts.noise.words import Vocabulary, Words
 from selfplay.verdicts.perturbation import beyond_changes, may_be_random, perturb, perturb_source
 
@@ -434,3 +435,38 @@ def test_a_long_number_stays_as_it_is():
     number = "9" * 4300
     for seed in range(20):
         assert number.encode() in perturb_source(f"NUMBER = {number}\n".encode(), seed)
+
+
+EVERY_FIELD = """
+from __future__ import annotations
+import os.path as where, sys
+async def f(a, /, b: int = 1, *rest, c=2, d, **more) -> str:
+    global g
+    x = {**more, "k": [*rest, b][1:2:3], **{}}
+    match x:
+        case {"k": [1, *_], **others} | where.Point(x=0, y=None): pass
+        case "s" as text: del text
+    try:
+        async with a as (p, q), b: return f"{x!r:>{c}} {(lambda z, w=1: z)(d)}"
+    except (OSError, ValueError) as error: raise error from None
+    async for i, j in [y async for y in a if (n := y)]: await (yield i)
+    return {k: v for k, v in x.items()} if not -a < b <= c else (z for z in rest)
+"""
+
+
+@pytest.mark.parametrize("text", [SOURCE, EVERY_FIELD, Path(ast.__file__).read_text("utf-8")])
+def test_every_node_is_visited_that_holds_code(text):
+    module = ast.parse(text)
+    left_out = ast.expr_context | ast.operator | ast.unaryop | ast.boolop | ast.cmpop | ast.type_ignore
+    wanted = [node for node in ast.walk(module) if not isinstance(node, left_out | ast.alias)]
+    found = list(walk(module))
+    assert {id(node) for node in wanted} <= {id(node) for node in found}
+    assert all(isinstance(node, ast.AST) for node in found)
+
+
+def test_every_kind_of_binding_is_found():
+    module = ast.parse(EVERY_FIELD)
+    bound = {name for node in walk(module) for name in bound_by(node)}
+    names = "f a b rest c d more g x others text p q error i j y n k v z w where sys"
+    assert bound == {*names.split(), "annotations", "_"} - {"_"}
+    assert {type(node) for node in walk(module)} & BINDERS.keys() >= {ast.MatchMapping, ast.ExceptHandler}

@@ -381,6 +381,24 @@ def repeated(tiny, runner, tree, number):
     return noisy(tiny.tree, tree, ["tiny/numbers.py"], runner.secret, REPEAT, tree.digest, str(number))
 
 
+def test_the_weakened_state_gets_the_changes_of_the_buggy_state(tiny, check, runner, monkeypatch):
+    trees = []
+    run = runner.run
+
+    def watched(environment, tree, *arguments):
+        trees.append(tree)
+        return run(environment, tree, *arguments)
+
+    monkeypatch.setattr(runner, "run", watched)
+    artifact = make_artifact(tiny)
+    assert check(artifact).accepted
+    states = build_states(tiny.tree, BugState(artifact, 1, "", (), ()))
+    noisy_buggy = repeated(tiny, runner, states.buggy, 1)
+    assert noisy_buggy in trees
+    weakened = [tree for tree in trees if tree.restore(states.weakened, TESTS) == tree != states.weakened]
+    assert [tree["tiny/numbers.py"] for tree in weakened] == [noisy_buggy["tiny/numbers.py"]]
+
+
 def test_a_bug_that_depends_on_the_hash_seed_fails_determinism(tiny, check, runner):
     body = '        import os\n        return high if int(os.environ["PYTHONHASHSEED"]) % 2 else low\n'
     script = make_artifact(tiny).test_script

@@ -13,9 +13,7 @@ from selfplay.verdicts.noise.source import (
     Source,
     first_line,
     free_builtins,
-    own_nodes,
     reads_locals,
-    walk,
 )
 from selfplay.verdicts.noise.words import Words
 
@@ -24,31 +22,7 @@ MIRRORED = {ast.Lt: b">", ast.LtE: b">=", ast.Gt: b"<", ast.GtE: b"<=", ast.Eq: 
 SIGN = re.compile(rb"\s*(<=|>=|<|>|==|!=)\s*")
 NEGATED = re.compile(rb"[ \t]+(is[ \t]+not|not[ \t]+in)[ \t]+")
 ELSE = re.compile(rb"[ \t\f]*else[ \t]*:")
-DUNDER = re.compile("__.*__")
 MOST_DIGITS = 1000  # Python refuses to write a number with more than 4300
-
-
-def _fixed(source: Source) -> set[int]:
-    """The ids of nodes that keep their text: others may read it, or its position is not exact."""
-    roots: list[ast.AST | None] = []
-    for node in source.nodes:
-        if isinstance(node, ast.JoinedStr | ast.pattern):
-            roots.append(node)
-        elif isinstance(node, ast.arg | ast.AnnAssign):
-            roots.append(node.annotation)
-        elif isinstance(node, FUNCTIONS):
-            roots.append(node.returns)
-        elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
-            roots.append(node)  # a docstring, or a text that stands like one
-        elif isinstance(node, ast.Assign) and _is_dunder(node):
-            roots.append(node.value)
-        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Constant):
-            roots.append(node.value)  # 10 .real
-    return {id(part) for root in roots if root is not None for part in walk(root)}
-
-
-def _is_dunder(node: ast.Assign) -> bool:
-    return any(isinstance(target, ast.Name) and DUNDER.match(target.id) for target in node.targets)
 
 
 # ---- constants
@@ -56,11 +30,11 @@ def _is_dunder(node: ast.Assign) -> bool:
 
 def respell_constants(source: Source, words: Words) -> list[Edit]:
     """Numbers as sums, differences or in base 16; texts in other quotes or in two parts."""
-    fixed, share = _fixed(source), words.random.uniform(0.1, 0.7)
+    share = words.random.uniform(0.1, 0.7)
     return [
         edit
         for node in source.nodes
-        if isinstance(node, ast.Constant) and id(node) not in fixed and words.random.random() < share
+        if isinstance(node, ast.Constant) and id(node) not in source.kept and words.random.random() < share
         for edit in _respelled(source, node, words)
     ]
 
@@ -96,11 +70,11 @@ def mirror_comparisons(source: Source, words: Words) -> list[Edit]:
 
     A constant of a builtin type leaves the comparison to the other side's type, in either order.
     """
-    fixed, share = _fixed(source), words.random.uniform(0.1, 0.8)
+    share = words.random.uniform(0.1, 0.8)
     return [
         edit
         for node in source.nodes
-        if isinstance(node, ast.Compare) and id(node) not in fixed and words.random.random() < share
+        if isinstance(node, ast.Compare) and id(node) not in source.kept and words.random.random() < share
         for edit in _mirrored(source, node)
     ]
 
@@ -168,7 +142,7 @@ def _exchanged(source: Source, node: ast.If) -> Iterator[Edit]:
 
 def choose_values(source: Source, words: Words) -> list[Edit]:
     """Some values and all lambdas as `(value) if … else …`, with a condition that holds."""
-    fixed, share = _fixed(source), words.random.uniform(0.05, 0.3)
+    share = words.random.uniform(0.05, 0.3)
     edits: list[tuple[ast.expr, ast.AST]] = []
     for node in source.nodes:
         if isinstance(node, ast.Lambda) and words.random.random() < 0.8:
@@ -176,13 +150,13 @@ def choose_values(source: Source, words: Words) -> list[Edit]:
         elif isinstance(node, FUNCTIONS):
             edits += [
                 (child.value, child)
-                for child in own_nodes(node)
+                for child in source.own_nodes(node)
                 if isinstance(child, ast.Assign) and words.random.random() < share
             ]
     return [
         source.replaced(value, _chosen(source, value, words))
         for value, owner in edits
-        if id(owner) not in fixed
+        if id(owner) not in source.kept
         and not isinstance(value, ast.Tuple | ast.Starred | ast.Yield | ast.YieldFrom)
     ]
 
@@ -203,16 +177,15 @@ def return_through_locals(source: Source, words: Words) -> list[Edit]:
     """`return a` as `b = a; return b`."""
     share = words.random.uniform(0.2, 0.8)
     edits = []
-    for node in source.nodes:
-        if isinstance(node, FUNCTIONS):
-            own = list(own_nodes(node))
-            if not reads_locals(own):
-                edits += [
-                    edit
-                    for child in own
-                    if isinstance(child, ast.Return) and words.random.random() < share
-                    for edit in _through_a_local(source, child, words)
-                ]
+    for function in source.functions:
+        own = source.own_nodes(function)
+        if not reads_locals(own):
+            edits += [
+                edit
+                for child in own
+                if isinstance(child, ast.Return) and words.random.random() < share
+                for edit in _through_a_local(source, child, words)
+            ]
     return edits
 
 

@@ -14,7 +14,6 @@ from selfplay.verdicts.noise.source import (
     Source,
     blocks,
     bound_by,
-    own_nodes,
     reads_locals,
     walk,
 )
@@ -33,16 +32,11 @@ def rename_locals(source: Source, words: Words) -> list[Edit]:
     Only those which plain names alone bind and use, in this function alone. Parameters keep their names.
     """
     share = words.random.uniform(0.2, 0.9)
-    return [
-        edit
-        for node in source.nodes
-        if isinstance(node, FUNCTIONS)
-        for edit in _renamed(source, node, words, share)
-    ]
+    return [edit for node in source.functions for edit in _renamed(source, node, words, share)]
 
 
 def _renamed(source: Source, function: Function, words: Words, share: float) -> Iterator[Edit]:
-    own = list(own_nodes(function))
+    own = source.own_nodes(function)
     if reads_locals(own):
         return
     uses: dict[str, list[ast.Name]] = {}

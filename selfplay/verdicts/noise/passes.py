@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable
 from functools import lru_cache
 
-from selfplay.source.syntax import parse_module, source_encoding
+from selfplay.source.syntax import no_collection, parse_module, source_encoding
 from selfplay.verdicts.noise import expressions, layout, names, statements
 from selfplay.verdicts.noise.source import Edit, Source
 from selfplay.verdicts.noise.words import Vocabulary, Words
@@ -25,12 +25,16 @@ CHANGES: tuple[tuple[Change, ...], ...] = (
     (expressions.exchange_branches,),
     (expressions.choose_values, expressions.mirror_comparisons, expressions.respell_constants),
     (expressions.return_through_locals, statements.in_functions),
-    (names.rename_locals, statements.dead_blocks, layout.change_docstrings),
-    (layout.change_comments, layout.add_lines),
+    (
+        *(names.rename_locals, statements.dead_blocks),
+        *(layout.change_docstrings, layout.change_comments, layout.add_lines),
+    ),
 )
 MAX_BYTES = 1 << 20  # of a file that gets all changes; a larger one gets a block at its end
+MAX_KEPT_BYTES = 1 << 17  # of a file whose syntax tree is kept; a tree takes a hundred times the memory
 
 
+@lru_cache(maxsize=64)
 def with_noise(content: bytes, seed: int, vocabulary: Vocabulary) -> bytes:
     """The file with noise; as it is if it does not parse. Equal arguments give equal bytes."""
     generator = random.Random(b"%d:" % seed + content)
@@ -60,19 +64,28 @@ def _with_all(content: bytes, generator: random.Random, vocabulary: Vocabulary) 
         return None
     if len(data) > MAX_BYTES or data.count(b"\r") != data.count(b"\r\n"):
         return None
-    source = Source.parse(data)
+    source = _first(data)
     if source is None or not _is_as_declared(content):
         return None
     words = Words(generator, vocabulary, source.names)
-    for group in CHANGES:
-        edits = [edit for change in group for edit in change(source, words)]
-        if edits:
-            source = Source.parse(source.edited(edits)) or source
+    with no_collection():
+        for group in CHANGES:
+            edits = [edit for change in group for edit in change(source, words)]
+            if edits:
+                source = Source.parse(source.edited(edits)) or source
     try:
         changed = mark + source.data.decode().encode(*encoding)
     except UnicodeError:
         return None
     return changed if changed != content and _is_as_declared(changed) else None
+
+
+def _first(data: bytes) -> Source | None:
+    """The parsed file. A small one is kept, since most are changed more than once."""
+    return _kept(data) if len(data) <= MAX_KEPT_BYTES else Source.parse(data)
+
+
+_kept = lru_cache(maxsize=4)(Source.parse)
 
 
 def _is_as_declared(content: bytes) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import ast
 import re
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from itertools import accumulate
@@ -19,15 +19,18 @@ from selfplay.source.syntax import parse_module
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 NAME = re.compile(r"[^\W\d]\w*")
+DUNDER = re.compile("__.*__")
 SCOPES = (*FUNCTIONS, ast.ClassDef, ast.Lambda)
 FORMATTED = tuple(  # texts with code in them; t-strings are of Python 3.14
     getattr(ast, name) for name in ("JoinedStr", "TemplateStr") if hasattr(ast, name)
 )
 # Fields without a node that anybody asks for: names, numbers, contexts and operators.
 PLAIN_FIELDS = frozenset(
-    {"arg", "asname", "attr", "conversion", "ctx", "id", "is_async", "kind", "level", "module", "op", "ops"}
-    | {"simple", "type_comment"}
+    {"arg", "asname", "attr", "conversion", "ctx", "id", "is_async", "kind", "kwd_attrs", "level", "module"}
+    | {"name", "op", "ops", "rest", "simple", "str", "tag", "type_comment", "type_ignores"}
 )
+WITHOUT_NODES = frozenset({ast.Constant, ast.Global, ast.MatchSingleton, ast.Nonlocal, ast.alias})
+HAS_GAPS = frozenset({ast.Dict, ast.arguments})
 
 # A function with one of these names may see its own locals: it gets no new ones and keeps those it has.
 READS_LOCALS = frozenset(
@@ -126,7 +129,43 @@ class Source:
     @cached_property
     def bound(self) -> frozenset[str]:
         """Every name that any scope of the file binds. "*" if it imports all names of a module."""
-        return frozenset(name for node in self.nodes for name in bound_by(node))
+        return frozenset(name for node in self.nodes if type(node) in BINDERS for name in bound_by(node))
+
+    @cached_property
+    def kept(self) -> set[int]:
+        """The ids of nodes that keep their text: others may read it, or its position is not exact."""
+        roots: list[ast.AST | None] = []
+        for node in self.nodes:
+            kind = type(node)
+            if kind in (ast.arg, ast.AnnAssign):
+                roots.append(node.annotation)  # type: ignore[attr-defined]
+            elif kind in FUNCTIONS:
+                roots.append(node.returns)  # type: ignore[attr-defined]
+            elif isinstance(node, ast.JoinedStr | ast.pattern):
+                roots.append(node)
+            elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+                roots.append(node)  # a docstring, or a text that stands like one
+            elif isinstance(node, ast.Assign) and _is_dunder(node):
+                roots.append(node.value)
+            elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Constant):
+                roots.append(node.value)  # 10 .real
+        return {id(part) for root in roots if root is not None for part in walk(root)}
+
+    @cached_property
+    def functions(self) -> list[Function]:
+        """All functions, each before those in it."""
+        return [node for node in self.nodes if isinstance(node, FUNCTIONS)]
+
+    @cached_property
+    def _own(self) -> dict[int, list[ast.AST]]:
+        return {}
+
+    def own_nodes(self, function: Function) -> list[ast.AST]:
+        """See `own_nodes`. Found once for each function."""
+        found = self._own.get(id(function))
+        if found is None:
+            found = self._own[id(function)] = list(own_nodes(function))
+        return found
 
     def start(self, node: ast.AST) -> int:
         return self.starts[int(getattr(node, "lineno", 1)) - 1] + int(getattr(node, "col_offset", 0))
@@ -167,6 +206,10 @@ class Source:
         return b"".join([*parts, self.data[at:]])
 
 
+def _is_dunder(node: ast.Assign) -> bool:
+    return any(isinstance(target, ast.Name) and DUNDER.match(target.id) for target in node.targets)
+
+
 def _is_of_a_word(byte: bytes) -> bool:
     return byte.isalnum() or byte == b"_" or byte > b"\x7f"
 
@@ -196,8 +239,11 @@ def blocks(node: ast.AST) -> Iterator[list[ast.stmt]]:
 
 @cache
 def _fields_below(kind: Any) -> tuple[str, ...]:
-    """The fields of a kind of node that may hold nodes."""
-    return () if kind is ast.Constant else tuple(name for name in kind._fields if name not in PLAIN_FIELDS)
+    """The fields of a kind of node that hold nodes, lists of nodes or nothing."""
+    if kind in WITHOUT_NODES:
+        return ()
+    plain = PLAIN_FIELDS - {"name"} if kind.__name__ == "TypeAlias" else PLAIN_FIELDS
+    return tuple(name for name in kind._fields if name not in plain)
 
 
 def children(node: ast.AST) -> list[ast.AST]:
@@ -206,11 +252,12 @@ def children(node: ast.AST) -> list[ast.AST]:
     kind: Any = type(node)
     for name in _fields_below(kind):
         value = getattr(node, name, None)
-        if isinstance(value, list):
-            found += [item for item in value if isinstance(item, ast.AST)]
-        elif isinstance(value, ast.AST):
+        if value.__class__ is list:
+            found += value
+        elif value is not None:
             found.append(value)
-    return found
+    # A dictionary that is unpacked has no key, and a parameter no default.
+    return [child for child in found if child is not None] if kind in HAS_GAPS else found
 
 
 def walk(node: ast.AST) -> Iterator[ast.AST]:
@@ -232,21 +279,29 @@ def own_nodes(function: ast.AST) -> Iterator[ast.AST]:
             pending += children(node)
 
 
-def bound_by(node: ast.AST) -> Iterator[str]:
+def bound_by(node: ast.AST) -> Sequence[str]:
     """The names that this one node binds."""
-    if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load):
-        yield node.id
-    elif isinstance(node, ast.arg):
-        yield node.arg
-    elif isinstance(node, (*FUNCTIONS, ast.ClassDef, ast.ExceptHandler, ast.MatchAs, ast.MatchStar)):
-        if node.name:
-            yield node.name
-    elif isinstance(node, ast.MatchMapping) and node.rest:
-        yield node.rest
-    elif isinstance(node, ast.Import | ast.ImportFrom):
-        yield from ((alias.asname or alias.name).partition(".")[0] for alias in node.names)
-    elif isinstance(node, ast.Global | ast.Nonlocal):
-        yield from node.names
+    bound = BINDERS.get(type(node))
+    return bound(node) if bound else ()
+
+
+def _own_name(node: Any) -> Sequence[str]:
+    return (node.name,) if node.name else ()
+
+
+def _imported(node: Any) -> Sequence[str]:
+    return [(alias.asname or alias.name).partition(".")[0] for alias in node.names]
+
+
+# What binds names, and which.
+BINDERS: Mapping[type[ast.AST], Callable[[Any], Sequence[str]]] = {
+    ast.Name: lambda node: () if type(node.ctx) is ast.Load else (node.id,),
+    ast.arg: lambda node: (node.arg,),
+    ast.MatchMapping: lambda node: (node.rest,) if node.rest else (),
+    **dict.fromkeys((*FUNCTIONS, ast.ClassDef, ast.ExceptHandler, ast.MatchAs, ast.MatchStar), _own_name),
+    **dict.fromkeys((ast.Import, ast.ImportFrom), _imported),
+    **dict.fromkeys((ast.Global, ast.Nonlocal), lambda node: node.names),
+}
 
 
 def reads_locals(nodes: Sequence[ast.AST]) -> bool:

@@ -21,7 +21,6 @@ from selfplay.verdicts.noise.source import (
     docstring,
     first_line,
     free_builtins,
-    own_nodes,
     reads_locals,
     walk,
 )
@@ -43,16 +42,11 @@ MAX_COPIED_LINES = 40
 
 def in_functions(source: Source, words: Words) -> list[Edit]:
     """Statements in every function."""
-    return [
-        edit
-        for node in source.nodes
-        if isinstance(node, FUNCTIONS)
-        for edit in _in_function(source, node, words)
-    ]
+    return [edit for node in source.functions for edit in _in_function(source, node, words)]
 
 
 def _in_function(source: Source, function: Function, words: Words) -> Iterator[Edit]:
-    own = list(own_nodes(function))
+    own = source.own_nodes(function)
     arguments = function.args
     lost = {
         name
