@@ -19,8 +19,8 @@ from selfplay.runtime.cores import usable_cores
 from selfplay.runtime.torch_builds import mismatched_packages
 from selfplay.sandbox.owners import owner
 
-EXTENSION = "selfplay.engines.vllm_extension.HeadRepacker"  # class that extends every worker on a CPU
-REPACK = "repack_head"  # its method
+EXTENSION = "selfplay.engines.vllm_extension.Repacker"  # class that extends every worker on a CPU
+REPACK = "repack"  # its method
 OWNER_VARIABLE = "SELFPLAY_SERVER_OWNER"
 
 

@@ -78,7 +78,7 @@ class ServerSync:
     def _resume(self, client: Client) -> None:
         """Finish an update: repack the head if needed, set the version, empty the caches, resume requests."""
         if self._needs_repacking(client):
-            self._call(client, "POST", "/collective_rpc", "it to pack its head again", {"method": REPACK})
+            self._call(client, "POST", "/collective_rpc", "it to pack its weights again", {"method": REPACK})
         self._set_version(client)
         self._empty_caches(client)
         self._call(client, "POST", "/resume", "it to resume")
@@ -117,7 +117,7 @@ class ServerSync:
                 f"{client.name} ({client.url}) computes other log-probabilities than the trainer's weights "
                 f"do: {difference:.4g} apart on average over {len(expected)} tokens, {tolerance:g} is "
                 f"allowed in {self._dtype}. It holds other weights, or computes wrongly. "
-                f"(On a CPU, with a head tied to the embedding, it needs --worker-extension-cls {EXTENSION}.)"
+                f"(On a CPU, a tied head and experts need --worker-extension-cls {EXTENSION}.)"
             )
         return {"sync/rollout_logprob_diff": difference, "sync/equal_tensors": float(equal)}
 

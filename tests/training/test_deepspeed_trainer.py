@@ -23,7 +23,7 @@ from selfplay.training.conformance import CONTEXT_TOKENS, SETTINGS, largest_diff
 from selfplay.training.deepspeed_trainer import DeepSpeedTrainer
 from selfplay.training.ranks.controller import RankLaunch, Ranks
 from selfplay.training.torch_trainer import TorchTrainer
-from tiny_model import make_tiny_model
+from tiny_model import make_tiny_model, make_tiny_shape
 
 pytestmark = [
     pytest.mark.slow,
@@ -160,6 +160,25 @@ def test_two_ranks_reach_what_the_torch_trainer_reaches(
     model: Path, ranks: Ranks, variant: str, bf16: bool
 ) -> None:
     learns_like_the_torch_trainer(model, ranks, variant, bf16, {})
+
+
+@pytest.mark.parametrize(
+    ("kind", "variant"),
+    [
+        ("cwm", "stage 2 with packing"),
+        ("cwm", "stage 0 with sequence parallelism"),
+        ("cwm", "stage 3 for long sequences"),
+        ("mistral", "stage 1"),
+        ("gemma2", "stage 3"),
+        ("gemma3_text", "stage 1 with sequence parallelism"),
+        ("gemma3_text", "stage 2 with packing"),
+        ("granite", "stage 3 with logits in chunks"),
+    ],
+)
+def test_two_ranks_train_windows_caps_and_scales_like_the_torch_trainer(
+    kind: str, variant: str, ranks: Ranks, tmp_path: Path
+) -> None:
+    learns_like_the_torch_trainer(make_tiny_shape(tmp_path / "model", kind), ranks, variant, False, {})
 
 
 @needs_peft
