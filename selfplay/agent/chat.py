@@ -24,11 +24,12 @@ if TYPE_CHECKING:
     from selfplay.settings.playing import AgentSettings
 
 
-def policy_path(model: str) -> str:
+def policy_path(model: str, named_by: str = "policy.model") -> str:
     """The folder or model id for transformers.
 
     "carried" is the small policy in the package. A name of PUBLISHED is fetched, and a GGUF file converted,
-    at the first call. Raises EngineError and PrerequisiteError.
+    at the first call. named_by: the setting or option that holds `model`, for errors. Raises EngineError and
+    PrerequisiteError.
     """
     from selfplay.engines.published_models import PUBLISHED, gguf_folder, published_folder
 
@@ -47,10 +48,10 @@ def policy_path(model: str) -> str:
     if is_path or os.path.exists(model):  # noqa: PTH110
         folder = Path(model).expanduser()
         if folder.suffix == ".gguf":
-            return str(gguf_folder(folder))
+            return str(gguf_folder(folder, named_by))
         if not (folder / "config.json").is_file():
             raise EngineError(
-                f"policy.model = {model!r}: no config.json at {folder.absolute()}; "
+                f"{named_by} = {model!r}: no config.json at {folder.absolute()}; "
                 "give a model folder as transformers saves it."
             )
         return str(folder)

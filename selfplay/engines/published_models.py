@@ -77,13 +77,16 @@ def published_folder(name: str) -> Path:
     return folder
 
 
-def gguf_folder(file: Path) -> Path:
-    """The folder of a GGUF file. The first call converts it. Raises EngineError and PrerequisiteError."""
+def gguf_folder(file: Path, named_by: str = "policy.model") -> Path:
+    """The folder of a GGUF file. The first call converts it. Raises EngineError and PrerequisiteError.
+
+    named_by: the setting or option that holds `file`, for errors.
+    """
     try:
         with file.open("rb") as data:
             digest = hashlib.file_digest(data, "sha256").hexdigest()
     except OSError as error:
-        raise EngineError(f"policy.model = {str(file)!r} cannot be read: {error.strerror}.") from error
+        raise EngineError(f"{named_by} = {str(file)!r} cannot be read: {error.strerror}.") from error
     folder = _place(file.stem, digest)
     if not folder.is_dir():
         _check_converter()

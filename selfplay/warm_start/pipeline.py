@@ -206,7 +206,7 @@ class _WarmStart:
         from selfplay.agent.chat import policy_path
         from selfplay.engines.templated_models import templated_folder
 
-        model, template = policy_path(self.settings.base), self.config.policy.chat_template
+        model, template = policy_path(self.settings.base, "--from"), self.config.policy.chat_template
         return templated_folder(model, template) if template else model
 
     def _played_texts(

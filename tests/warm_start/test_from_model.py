@@ -173,7 +173,7 @@ def test_an_adapter_without_a_model_to_start_from_is_refused(
 def test_a_base_that_is_not_there_is_refused_before_anything_is_fetched(base: str, tmp_path: Path) -> None:
     said: list[str] = []
     settings = tiny_warm_start(str(build_tiny_repository(tmp_path / "tiny")), base=base, stages=STAGE)
-    with pytest.raises(EngineError, match=base):
+    with pytest.raises(EngineError, match=f"--from = '{base}'"):
         warm_start(tmp_path / "policy", settings, said.append)
     assert said == []
 
