@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import re
+import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from selfplay.runtime.cores import usable_cores
-from selfplay.warm_start.settings import WarmStartSettings
+from selfplay.warm_start.settings import WarmStartSettings, read_settings
 
 if TYPE_CHECKING:
     from selfplay.warm_start.attempts import Collection
     from selfplay.warm_start.figures import StageResult
     from selfplay.warm_start.packages import Package
-
-REBUILD = "selfplay warm-start --config runs/recipes/warm-start.toml --output DIR"
 
 
 def model_card(
@@ -68,9 +68,8 @@ def _making(settings: WarmStartSettings, results: Sequence[StageResult]) -> list
         "",
         f"By one command (seed {settings.seed}), {time.strftime('%Y-%m-%d')}, on {machine()}:",
         "",
-        f"    {REBUILD}",
+        f"    {_command(settings)}",
         "",
-        *_differences(settings),
         f"Supervised steps of {settings.rows} x {settings.sequence_tokens} tokens, "
         f"{seconds / 60:.0f} minutes of them.",
         "copied: of identifiers that the corpus does not have, in a shown line that an edit begins with, "
@@ -136,12 +135,46 @@ def _time(result: StageResult) -> str:
     )
 
 
-def _differences(settings: WarmStartSettings) -> list[str]:
-    defaults = WarmStartSettings()
-    names = [
-        name for name in WarmStartSettings.model_fields if getattr(settings, name) != getattr(defaults, name)
+def _command(settings: WarmStartSettings) -> str:
+    """The call of `selfplay warm-start` with these settings: the recipe that it takes, and what differs."""
+    words = ["selfplay", "warm-start"]
+    recipe = "warm-start"
+    if settings.base:
+        words += ["--from", settings.base]
+        recipe = "warm-start-from"
+    if settings.lora_rank:
+        words += ["--adapter"]
+        recipe = "warm-start-adapter"
+    usual = _flat(read_settings(Path(recipe), []))
+    words += [
+        word
+        for key, value in _flat(settings).items()
+        if key != "base" and value != usual[key]
+        for word in ("--set", f"{key}={_inline(value)}")
     ]
-    return [f"with other settings than that recipe's: {', '.join(names)}.", ""] if names else []
+    return shlex.join([*words, "--output", "DIR"])
+
+
+def _flat(settings: WarmStartSettings) -> dict[str, Any]:
+    """The settings by key, those of sections too. Of stages only what differs from the defaults."""
+    flat: dict[str, Any] = {}
+    for name, value in settings.model_dump(mode="json").items():
+        flat |= (
+            {f"{name}.{key}": held for key, held in value.items()}
+            if isinstance(value, dict)
+            else {name: value}
+        )
+    flat["stages"] = [stage.model_dump(mode="json", exclude_defaults=True) for stage in settings.stages]
+    return flat
+
+
+def _inline(value: Any) -> str:
+    """A value as TOML writes it on one line."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key} = {_inline(held)}" for key, held in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_inline, value)) + "]"
+    return json.dumps(value)
 
 
 def _played_episodes(settings: WarmStartSettings, played: Collection) -> list[str]:

@@ -1,6 +1,7 @@
 """A warm start from a model: its weights or an adapter are trained, in its own chat format."""
 
 import json
+import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from selfplay.agent.chat import load_tokenizer
 from selfplay.agent.episode import Role
 from selfplay.config import build_config
 from selfplay.errors import ConfigError, EngineError
+from selfplay.warm_start.model_card import _command
 from selfplay.warm_start.pipeline import warm_start
 from selfplay.warm_start.recorded import recorded_texts
 from selfplay.warm_start.settings import read_settings
@@ -176,6 +178,31 @@ def test_a_base_that_is_not_there_is_refused_before_anything_is_fetched(base: st
     with pytest.raises(EngineError, match=f"--from = '{base}'"):
         warm_start(tmp_path / "policy", settings, said.append)
     assert said == []
+
+
+@pytest.mark.parametrize(
+    ("recipe", "changes"),
+    [
+        ("warm-start", []),
+        ("warm-start", ["seed=3", "shape.layers=2", 'stages=[{name="a", steps=3, mix={solver=1.0}}]']),
+        ("warm-start-from", ['base="some/model"', "rows=2", "executed.whole_lines=false", "favoured=2"]),
+        (
+            "warm-start-adapter",
+            ['base="some/model"', 'adapter="a folder"', "compile=false", 'corpus=["a==1"]'],
+        ),
+    ],
+)
+def test_the_command_in_the_card_makes_the_same_settings(recipe: str, changes: list[str]) -> None:
+    wanted = read_settings(Path(recipe), changes)
+    command = _command(wanted)
+    words = shlex.split(command)
+    given = [words[n + 1] for n, word in enumerate(words) if word == "--set"]
+    if "--from" in words:
+        given.append(f"base={words[words.index('--from') + 1]}")
+    assert words[:2] == ["selfplay", "warm-start"] and words[-2:] == ["--output", "DIR"]
+    assert ("--adapter" in words) == (recipe == "warm-start-adapter")
+    assert read_settings(Path(recipe), given) == wanted
+    assert len(given) == len(changes)
 
 
 def test_texts_for_a_policy_from_nothing_are_refused_with_a_base() -> None:
