@@ -43,11 +43,12 @@ TOKEN = re.compile(r"(\.\s*)?([^\W\d]\w*)(\s*\()?|[(\[{@]")
 def noisy(original: Tree, tree: Tree, touched: Iterable[str], secret: Secret, *parts: str) -> Tree:
     """`tree` with changes without meaning in the `touched` code files and in one other of the `original`.
 
-    parts: what the changes are derived from. Trees that are compared have the same parts.
+    parts: what the changes are derived from. Trees that are compared have the same parts. The words are those
+    of the original, so that no policy chooses them, and equal files get equal changes.
     """
     chosen = sorted(set(touched))
     paths = [*chosen, *_one_other(original, chosen, secret, parts)]
-    return perturb(tree, paths, secret.noise_seed(*parts))
+    return perturb(tree, paths, secret.noise_seed(*parts), _vocabulary(original))
 
 
 def _one_other(tree: Tree, touched: Sequence[str], secret: Secret, parts: Sequence[str]) -> list[str]:
@@ -60,7 +61,7 @@ def _one_other(tree: Tree, touched: Sequence[str], secret: Secret, parts: Sequen
     return [secret.generator("other file", *parts).choice(others)] if others else []
 
 
-def perturb(tree: Tree, paths: Iterable[str], seed: int) -> Tree:
+def perturb(tree: Tree, paths: Iterable[str], seed: int, vocabulary: Vocabulary | None = None) -> Tree:
     """Change the files among `paths` without changing their meaning.
 
     A Python file gets other comments, docstrings, names of locals, spellings and order of definitions, and
@@ -68,9 +69,9 @@ def perturb(tree: Tree, paths: Iterable[str], seed: int) -> Tree:
     lines at its end. `seed` and the source select the changes: text, size, line numbers, syntax tree,
     constants and bytecode all change, whatever fixed rule strips of them. So code that draws at random from
     any of them draws again.
+    vocabulary: None for that of `tree`.
     """
     changes: dict[str, FileEntry | None] = {}
-    vocabulary: Vocabulary | None = None
     for path in paths:
         entry = tree.files.get(path)
         if entry is not None and path.endswith(".py"):

@@ -390,7 +390,9 @@ def test_the_weakened_state_gets_the_changes_of_the_buggy_state(tiny, check, run
         return run(environment, tree, *arguments)
 
     monkeypatch.setattr(runner, "run", watched)
-    artifact = make_artifact(tiny)
+    [(path, (before, after))] = CLAMP_WEAKENED.items()
+    # A weakening chooses no words of the changes.
+    artifact = make_artifact(tiny, weaken={path: (before, f"{after}  # chosen by a policy")})
     assert check(artifact).accepted
     states = build_states(tiny.tree, BugState(artifact, 1, "", (), ()))
     noisy_buggy = repeated(tiny, runner, states.buggy, 1)
