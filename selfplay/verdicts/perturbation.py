@@ -21,6 +21,7 @@ from selfplay.source.path_policy import is_other_code, is_protected_path
 from selfplay.source.syntax import parse_module, source_encoding
 from selfplay.source.trees import FileEntry, Tree
 from selfplay.verdicts.noise.passes import takes_all_changes, with_noise
+from selfplay.verdicts.noise.source import own_nodes, reads_locals
 from selfplay.verdicts.noise.words import Vocabulary
 from selfplay.verdicts.randomness import Secret
 
@@ -108,7 +109,8 @@ def beyond_changes(before: Tree, after: Tree, paths: Iterable[str]) -> list[str]
     """The files in `paths` that a bug in Python code has put out of reach of changes without meaning.
 
     They are Python files that no longer take all changes (a carriage return alone, an odd encoding, newer
-    syntax, a great size), and files that are not Python, if the Python code beside them may be random: it can
+    syntax, a great size), those with a changed function that may see its own locals, whose names stay, and
+    files that are not Python, if the Python code beside them may be random: it can
     run or hash what they hold. Files that took no changes before do not count.
     """
     present = [path for path in paths if path in after]
@@ -120,7 +122,25 @@ def beyond_changes(before: Tree, after: Tree, paths: Iterable[str]) -> list[str]
 
 def _is_put_beyond(before: Tree, after: Tree, path: str) -> bool:
     was_in_reach = path not in before or takes_all_changes(before[path].content)
-    return was_in_reach and not takes_all_changes(after[path].content)
+    if not was_in_reach:
+        return False
+    return not takes_all_changes(after[path].content) or _sees_locals(_text(before, path), _text(after, path))
+
+
+def _sees_locals(before: str, after: str) -> bool:
+    """Whether a function with changed or new lines may see its own locals."""
+    module = parse_module(after)
+    parts = _changed_parts(before.splitlines(), after.splitlines())
+    if module is None:
+        return False
+    for node in ast.walk(module):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and reads_locals(list(own_nodes(node))):
+            lines = range(node.lineno - 1, node.end_lineno or node.lineno)
+            if parts is None or any(
+                start < lines.stop and lines.start < start + len(new) for _, (start, new) in parts
+            ):
+                return True
+    return False
 
 
 def _may_be_random(before: str, after: str) -> bool:

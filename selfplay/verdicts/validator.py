@@ -372,7 +372,8 @@ class _Judgement:
         if beyond := beyond_changes(self.environment.tree, states["buggy"], touched):
             reason = (
                 f"the bug may be random, and {', '.join(beyond[:3])} cannot be changed without meaning. Keep "
-                "Python code in .py files, in UTF-8, with plain line ends and the syntax of Python 3.11"
+                "Python code in .py files, in UTF-8, with plain line ends and the syntax of Python 3.11, and "
+                "without locals(), vars(), dir(), eval(), exec() and frames in changed functions"
             )
             self.record("determinism", fail(reason, beyond=beyond[:20]))
             return

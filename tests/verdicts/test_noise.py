@@ -431,6 +431,45 @@ def test_a_suspect_may_not_have_a_file_that_is_not_python():
     assert not beyond_changes(before, both, ["m.py"])
 
 
+LOCALS = """import sys
+
+def one(value):
+    found = value + 1
+    return found
+
+
+def own():
+    stack = []
+    stack.append(1)
+    return sorted(locals()) + stack
+"""
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "is_beyond"),
+    [
+        ("value + 1", "value + len(sys._getframe().f_code.co_varnames)", True),
+        ("value + 1", "value + hash(tuple(vars()))", True),
+        ("value + 1", "value + hash(one.__code__.co_varnames)", False),  # noise changes these names
+        ("sorted(locals())", "sorted(locals(), key=hash)", True),
+        ("return found\n", "return found\n\ndef two():\n    return hash(str(locals()))\n", True),
+        ("return found\n", "stack = [hash(found)]\n    return stack.pop()\n", False),
+    ],
+)
+def test_a_suspect_may_not_change_a_function_that_sees_its_own_locals(before, after, is_beyond):
+    assert before in LOCALS
+    trees = _one_file(LOCALS), _one_file(LOCALS.replace(before, after, 1))
+    assert may_be_random(*trees, ["m.py"])
+    assert bool(beyond_changes(*trees, ["m.py"])) == is_beyond
+    names = {
+        tuple(names["one"].__code__.co_varnames)
+        for seed in range(9)
+        for names in [{}]
+        if exec(perturb_source(trees[1]["m.py"].content, seed), names) is None
+    }
+    assert (len(names) > 5) or is_beyond
+
+
 def test_a_long_number_stays_as_it_is():
     number = "9" * 4300
     for seed in range(20):

@@ -34,8 +34,10 @@ HAS_GAPS = frozenset({ast.Dict, ast.arguments})
 
 # A function with one of these names may see its own locals: it gets no new ones and keeps those it has.
 READS_LOCALS = frozenset(
-    {"locals", "vars", "dir", "eval", "exec", "execfile", "f_locals", "_getframe", "currentframe", "stack"}
+    {"locals", "vars", "dir", "eval", "exec", "execfile", "f_locals", "_getframe", "currentframe"}
 )
+OF_FRAMES = frozenset({"f_locals", "_getframe", "currentframe"})
+BUILTIN_MODULES = frozenset({"builtins", "__builtins__"})
 BUILTINS = frozenset({"len"})  # that noise uses
 
 
@@ -305,11 +307,17 @@ BINDERS: Mapping[type[ast.AST], Callable[[Any], Sequence[str]]] = {
 
 
 def reads_locals(nodes: Sequence[ast.AST]) -> bool:
+    """Whether a function with these nodes may see its own locals."""
     return any(
         (isinstance(node, ast.Name) and node.id in READS_LOCALS)
-        or (isinstance(node, ast.Attribute) and node.attr in READS_LOCALS)
+        or (isinstance(node, ast.Attribute) and (node.attr in OF_FRAMES or _is_builtin(node)))
         for node in nodes
     )
+
+
+def _is_builtin(node: ast.Attribute) -> bool:
+    owner = node.value
+    return node.attr in READS_LOCALS and isinstance(owner, ast.Name) and owner.id in BUILTIN_MODULES
 
 
 def free_builtins(source: Source) -> frozenset[str]:
