@@ -66,7 +66,11 @@ def lucky_attempt(ground: Ground, condition: str) -> Outcome:
     """
     text = with_line(ground, condition)
     buggy = salted(ground, text, lambda tree: not is_lucky(tree))
-    attempt = salted(ground, text, lambda tree: is_lucky(ground.changed_by_judges(tree, FIRST_GRADING)))
+    attempt = salted(
+        ground,
+        f"{text}\n# an attempt",  # so that it is not the buggy text, whichever comment fits
+        lambda tree: is_lucky(ground.changed_by_judges(tree, FIRST_GRADING)),
+    )
     artifact = ground.artifact({CODE: buggy})
     return graded(ground.grade({CODE: attempt}, ground.fresh_runner(), artifact))
 
