@@ -37,7 +37,9 @@ class InjectorEpisodes:
         transcript = Transcript(self.chat, self.limits, _prompt(sample, site.path))
         mutation = self.sampler.choose(mutations)
         if generator.random() < REFUSED:
-            edits = PossibleEdits(path, package.tree.text(path), mutations, lambda m: listed(function, m))
+            unmeant = [other for other in mutations if other.line != mutation.line]
+            text = package.tree.text(path)
+            edits = PossibleEdits(path, text, mutations, unmeant, lambda m: listed(function, m))
             add_refused_calls(transcript, edits, generator)
         _add_edit(transcript, sample, mutation)
         others = [other for other in mutations if other.line != mutation.line]

@@ -21,18 +21,24 @@ if TYPE_CHECKING:
     from selfplay.warm_start.transcripts import Transcript
 
 MISSPELT = 0.25  # share of calls with a letter of the path left out or doubled
-NO_CHANGE = 0.15  # share of calls whose replacement is the text itself
+NO_CHANGE = 0.3  # share of calls whose replacement is the text itself
 TEXT_OF_THE_LINE = 0.3  # share of calls that quote the line they mean, not the one they name
 BROKEN_OFF = 0.3  # share of calls that end early or go on in a loop
 
 
 @dataclass(frozen=True)
 class PossibleEdits:
-    """Edits of one file. `text` is the file; `shown` gives the line of an edit as it was shown."""
+    """Edits of one file. `text` is the file; `shown` gives the line of an edit as it was shown.
+
+    mutations  what the calls mean to do, but for their fault
+    unmeant    edits of lines that what follows does not edit. Calls without a change quote these lines:
+               whoever finds nothing to change in a line must go on to another one
+    """
 
     path: str
     text: str
     mutations: Sequence[Mutation]
+    unmeant: Sequence[Mutation]
     shown: Callable[[Mutation], str]
 
 
@@ -66,11 +72,14 @@ def _refusal(edits: PossibleEdits, reply: str, tools: Toolbox) -> tuple[str, int
 
 def _wrong_reply(edits: PossibleEdits, transcript: Transcript, generator: random.Random) -> str:
     meant, other = generator.choice(edits.mutations), generator.choice(edits.mutations)
-    path, line, replace, shown = edits.path, meant.line, meant.replace, edits.shown(meant)
     kind = generator.random()
+    is_without_change = MISSPELT <= kind < MISSPELT + NO_CHANGE and bool(edits.unmeant)
+    if is_without_change:
+        meant = generator.choice(edits.unmeant)
+    path, line, replace, shown = edits.path, meant.line, meant.replace, edits.shown(meant)
     if kind < MISSPELT:
         path = _misspelt(path, generator)
-    elif kind < MISSPELT + NO_CHANGE:
+    elif is_without_change:
         replace = meant.search
     else:
         line = other.line if other.line != line else max(1, line + generator.choice([-3, -2, -1, 1, 2, 3]))

@@ -26,7 +26,7 @@ OTHER_FAILURE, OTHER_SPECIFICATION = 0.3, 0.1  # shares in which the two show di
 RANKS = (0.45, 0.2, 0.15, 0.1, 0.1)  # probability of each rank of the broken function among the suspects
 GUESSED = 0.5  # share of other shown functions that get a wrong edit
 MISSED = 0.35  # share of chances to repair that are used for a wrong edit
-REFUSED = 0.3  # share of episodes with refused calls
+REFUSED = 0.4  # share of episodes with refused calls
 REPAIR_REFUSED = 0.6  # share of those in which the refused call is the repair, but for its fault
 TURNS_TO_REPAIR = 5  # turns that must be left for a wrong edit or refused calls
 
@@ -61,10 +61,12 @@ class SolverEpisodes:
         transcript = Transcript(self.chat, self.limits, prompt.text)
         next_suspect = self._search(transcript, bug, suspects)
         if generator.random() < REFUSED and transcript.turns + TURNS_TO_REPAIR <= self.limits.turns:
-            meant = [m for m in bug.mutations if m.line != bug.mutation.line]
-            if not meant or generator.random() < REPAIR_REFUSED:
-                meant = [_repair(bug.mutation)]
-            edits = PossibleEdits(bug.function.path, bug.text, meant, lambda m: f"{m.line}:{m.before}")
+            others = [m for m in bug.mutations if m.line != bug.mutation.line]
+            is_repair = not others or generator.random() < REPAIR_REFUSED
+            meant = [_repair(bug.mutation)] if is_repair else others
+            edits = PossibleEdits(
+                bug.function.path, bug.text, meant, others, lambda m: f"{m.line}:{m.before}"
+            )
             add_refused_calls(transcript, edits, generator)
         path = bug.function.path
         _add_repair(transcript, bug.mutation)

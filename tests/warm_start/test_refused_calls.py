@@ -21,6 +21,7 @@ from tiny_policy import build_tiny_tokenizer
 TEXT = "".join(
     f"def f{n}(a, b):\n    if a < b:\n        return a + {n}\n    return not b\n\n\n" for n in range(3)
 )
+RIGHT = 2  # of six lines, the one that nothing that follows edits
 KINDS = ("is not a file that can be read", "does not start in line", "nothing would change")
 
 
@@ -33,7 +34,9 @@ def refused(chat: ChatFormat, whole_lines: bool) -> list[tuple[str, str]]:
     """(call, answer) of many refused calls. None of the calls counts in training."""
     mutations = [mutation for _, some in mutations_of_file("pack/m.py", TEXT, 22) for mutation in some]
     shown: Callable[[Mutation], str] = lambda mutation: f"{mutation.line}:{mutation.before}"  # noqa: E731
-    edits = PossibleEdits("pack/m.py", TEXT, mutations, shown)
+    meant = [mutation for mutation in mutations if mutation.line % 6 != RIGHT]
+    unmeant = [mutation for mutation in mutations if mutation.line % 6 == RIGHT]
+    edits = PossibleEdits("pack/m.py", TEXT, meant, unmeant, shown)
     transcript = Transcript(chat, PlayLimits(10**6, 400, 10**4, whole_lines), DRILL)
     generator = random.Random(0)
     for _ in range(60):
@@ -41,6 +44,17 @@ def refused(chat: ChatFormat, whole_lines: bool) -> list[tuple[str, str]]:
     assert 1.0 not in transcript.weight
     _, turns = chat.read(chat.decode(transcript.ids))
     return list(turns)
+
+
+@pytest.mark.parametrize("whole_lines", [False, True])
+def test_a_call_without_a_change_quotes_a_line_that_is_right(chat: ChatFormat, whole_lines: bool) -> None:
+    lines = [
+        chat.tools.parse(call).line
+        for call, answer in refused(chat, whole_lines)
+        if "nothing would change" in answer
+    ]
+    assert len(lines) > 5
+    assert {line % 6 for line in lines if line} == {RIGHT}
 
 
 @pytest.mark.sandbox
