@@ -110,8 +110,8 @@ def beyond_changes(before: Tree, after: Tree, paths: Iterable[str]) -> list[str]
 
     They are Python files that no longer take all changes (a carriage return alone, an odd encoding, newer
     syntax, a great size), those with a changed function that may see its own locals, whose names stay, and
-    files that are not Python, if the Python code beside them may be random: it can
-    run or hash what they hold. Files that took no changes before do not count.
+    files that are not Python, if the Python code beside them may be random: it can run or hash what they
+    hold. Files that took no changes before do not count.
     """
     present = [path for path in paths if path in after]
     code = [path for path in present if path.endswith(".py")]
