@@ -114,7 +114,7 @@ def work(item, report):
 try:
     list(in_order([1, 2], str, work, Console(file=io.StringIO())))
 except KeyboardInterrupt:
-    print("interrupted", flush=True)
+    os.write(1, b"interrupted\\n")
     raise SystemExit(130)
 """
 
@@ -130,5 +130,5 @@ def test_an_interrupt_ends_the_process_while_threads_still_work() -> None:
             out, _ = child.communicate(timeout=120)
         finally:
             child.kill()
-    assert out.endswith("interrupted\n")
+    assert "interrupted\n" in out  # not always at the end: the second thread may come to its line after it
     assert child.returncode == 130
