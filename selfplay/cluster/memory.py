@@ -169,9 +169,10 @@ def trainer_bytes(
 
     Shares are as in Rajbhandari et al. ("ZeRO", arXiv 1910.02054, section 5). Weights, gradients and both
     moments take 4 bytes each: masters are fp32, and bf16 copies exist only in matrix products. A reference
-    policy is a second, frozen copy of the weights. In DeepSpeed 0.19.8 stages 1 and 2 clone a rank's share as
-    the optimiser's master; stage 3 uses the share itself. The torch trainer holds the same as stage 0. With
-    an adapter, gradients and optimiser exist only for its factors.
+    policy is a second, frozen copy of the weights; with an adapter it is the base, without a copy. In
+    DeepSpeed 0.19.8 stages 1 and 2 clone a rank's share as the optimiser's master; stage 3 uses the share
+    itself. The torch trainer holds the same as stage 0. With an adapter, gradients and optimiser exist only
+    for its factors.
 
     Ranks that compute sequences together (`trainer.sequence_parallel`) share out activations and logits.
 
@@ -184,7 +185,7 @@ def trainer_bytes(
     stage = settings.zero_stage if settings.type == "deepspeed" else 0
     share = -(-trained // ranks)
     off = settings.offload
-    held = total + (4 * shape.parameters if settings.kl_coef else 0)
+    held = total + (4 * shape.parameters if settings.kl_coef and not settings.lora_rank else 0)
     weights = (0 if settings.offload_weights else -(-held // ranks)) if stage == 3 else held
     gradients = (share if stage >= 2 else trained) if not off or stage == 1 else 0
     masters = share if stage in (1, 2) else 0

@@ -7,7 +7,8 @@ adapter; B starts at zero, so before the first step the merged weights are exact
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -120,6 +121,19 @@ def add_adapter(model: Any, settings: TrainerSettings, seed: int) -> Adapter | N
     weights = [name for name, _ in model.named_parameters() if name.endswith(f"{_INNER}weight")]
     factors = {outer_name(name): (_factor_name(name, "A"), _factor_name(name, "B")) for name in weights}
     return Adapter(config, settings.lora_alpha / settings.lora_rank, factors)
+
+
+@contextmanager
+def without_adapter(model: Any) -> Iterator[None]:
+    """In the `with` block the model computes as its base does. A model without an adapter stays as it is."""
+    layers = [module for module in model.modules() if hasattr(module, "lora_A")]  # peft's layers
+    for layer in layers:
+        layer.enable_adapters(False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.enable_adapters(True)
 
 
 def outer_name(name: str) -> str:

@@ -29,6 +29,7 @@ from selfplay.training.adapter import (
     check_same_adapter,
     check_same_base,
     outer_name,
+    without_adapter,
 )
 from selfplay.training.batch import MicroBatch, Sample, make_micro_batches
 from selfplay.training.checkpoints import atomic_folder, read_companions, weights_digest, write_companions
@@ -59,7 +60,8 @@ class TorchTrainer:
     def __init__(
         self, model_path: str | Path, settings: TrainerSettings, context_tokens: int, seed: int
     ) -> None:
-        """Load the model, and a second copy as the reference policy if `settings.kl_coef` is not 0.
+        """Load the model. If `settings.kl_coef` is not 0, the reference policy is a second copy, or the base
+        of an adapter.
 
         Raises EngineError if the model does not load.
         """
@@ -74,9 +76,10 @@ class TorchTrainer:
         self._adapter = add_adapter(self._model, settings, seed)
         self._model.to(self._device)
         check_head(f"the model {model_path}", self._model)
-        self._reference = (
-            load_causal_model(model_path, torch.float32).to(self._device).eval() if settings.kl_coef else None
-        )
+        self._reference: Any = None
+        if settings.kl_coef:
+            copied = None if self._adapter else load_causal_model(model_path, torch.float32)
+            self._reference = self._model if copied is None else copied.to(self._device).eval()
         self._router_load = RouterLoad(self._model)
         self._model.eval()  # without dropout, as in the engine: the importance ratio compares the two
         if settings.activation_checkpointing:
@@ -167,7 +170,7 @@ class TorchTrainer:
             with self._router_load.counting(*inputs[:3]), host_activations(settings):
                 logits = action_logits(model, *inputs)  # (actions, vocab)
             if self._reference is not None:
-                with torch.no_grad():
+                with torch.no_grad(), without_adapter(self._reference):
                     reference_logits = action_logits(self._reference, *inputs)  # (actions, vocab)
         return weighted_losses(batch, logits, self._clipping, sums, reference_logits, settings.kl_coef)
 

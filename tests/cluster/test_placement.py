@@ -193,6 +193,8 @@ def test_a_reference_policy_is_a_second_copy_of_the_weights_without_gradients():
         assert [held[part] for part in ("gradients", "optimiser")] == [
             free[part] for part in ("gradients", "optimiser")
         ]
+        adapter = {"zero_stage": stage, "lora_rank": 16}
+        assert states(adapter | {"kl_coef": 0.1})["weights"] == states(adapter)["weights"]  # its base serves
 
 
 def test_the_heads_logits_are_counted_for_action_tokens_alone():

@@ -99,6 +99,21 @@ def test_the_engine_gets_what_the_trainer_computes_with(model: Path, tmp_path: P
     assert metrics["rollout_logprob_diff"] < 1e-5
 
 
+@pytest.mark.parametrize(
+    "more",
+    [{}, {"activation_checkpointing": True}, {"shared_prompts": False}],
+    ids=["plain", "again", "rows"],
+)
+def test_the_base_of_an_adapter_serves_as_the_reference_policy(model: Path, more: dict[str, bool]) -> None:
+    alone, beside_a_copy = (opened(model, kl_coef=2.0, **more) for _ in range(2))
+    beside_a_copy._reference = load_causal_model(model, torch.float32).eval()
+    for seed in range(3):
+        metrics, wanted = (trainer.step(made_samples(seed)) for trainer in (alone, beside_a_copy))
+        assert metrics["kl"] == wanted["kl"] and metrics["grad_norm"] == wanted["grad_norm"]
+    assert metrics["kl"] > 0
+    assert largest_difference(alone.export_weights(), beside_a_copy.export_weights()) == 0
+
+
 def test_the_optimiser_holds_the_adapters_moments_alone(model: Path, tmp_path: Path) -> None:
     trainer = opened(model)
     trainer.step(made_samples(0))

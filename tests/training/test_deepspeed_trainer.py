@@ -199,6 +199,16 @@ def test_two_ranks_with_an_adapter_reach_what_the_torch_trainer_reaches(
     learns_like_the_torch_trainer(model, ranks, variant, bf16, ADAPTER)
 
 
+@needs_peft
+@pytest.mark.parametrize(
+    "variant", ["stage 0", "stage 2", "stage 3", "stage 3 with activation checkpointing"]
+)
+def test_two_ranks_with_an_adapter_have_its_base_as_the_reference_policy(
+    model: Path, ranks: Ranks, variant: str
+) -> None:
+    learns_like_the_torch_trainer(model, ranks, variant, False, ADAPTER | {"kl_coef": 2.0})
+
+
 @pytest.mark.parametrize(
     ("variant", "bf16"),
     [("stage 0", False), ("stage 2 with packing", False), ("stage 3", False), ("stage 3", True)],

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from selfplay.settings.learning import TrainerSettings
 from selfplay.training.activations import host_activations
+from selfplay.training.adapter import without_adapter
 from selfplay.training.chunks import ActionHead, chunked_losses
 from selfplay.training.objective import (
     MetricSums,
@@ -77,7 +78,7 @@ class LossModule(nn.Module):
     """The forward pass with the loss as one module, so that DeepSpeed's hooks see all of it."""
 
     def __init__(self, model: Any, reference: Any, settings: TrainerSettings) -> None:
-        """reference: the reference policy, or None without a KL penalty."""
+        """reference: the reference policy; None without a KL penalty, and if it is the base of an adapter."""
         super().__init__()
         self.model = model
         self.reference = reference
@@ -93,8 +94,11 @@ class LossModule(nn.Module):
             return losses.sum()
         with host_activations(settings):
             logits = action_logits(self.model, *inputs)  # (actions, vocab)
-        with torch.no_grad():
-            reference_logits = None if self.reference is None else action_logits(self.reference, *inputs)
+        reference_logits = None
+        if settings.kl_coef:
+            reference = self.model if self.reference is None else self.reference
+            with torch.no_grad(), without_adapter(reference):
+                reference_logits = action_logits(reference, *inputs)
         losses = weighted_losses(batch, logits, self._clipping, sums, reference_logits, settings.kl_coef)
         return losses.sum()
 

@@ -120,7 +120,8 @@ class RankWorker:
         self._settings = settings
         with loading_in_shares(settings.offload_weights) if settings.zero_stage == 3 else nullcontext():
             model = load_causal_model(model_path, torch.float32)
-            reference = load_causal_model(model_path, torch.float32) if settings.kl_coef else None
+            has_copy = settings.kl_coef and not settings.lora_rank  # the base of an adapter needs no copy
+            reference = load_causal_model(model_path, torch.float32) if has_copy else None
         tied = set(getattr(model, "all_tied_weights_keys", None) or ())
         names = [name for name in model.state_dict() if name not in tied]
         self._adapter: Adapter | None = add_adapter(model, settings, seed)
