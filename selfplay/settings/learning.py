@@ -295,7 +295,7 @@ class TrainerSettings(Section):
 
     shared_prompts: bool = True
     """The torch trainer computes the prompt of a group once, and leaves out all padding. Not for models with
-    sliding windows, nor for the deepspeed trainer.
+    layers other than attention, nor for the deepspeed trainer.
     """
 
     packing: bool = False

@@ -1,8 +1,9 @@
 """Attention over a flat row of trees: a branch sees its prompt and itself (see prompt_trees.py).
 
 On a CPU it is torch's flash attention on slices. A branch attends to the prompt and to itself in two parts,
-which are joined by their log-sum-exp; nothing is masked, so nothing is computed in vain. Elsewhere it is
-masked attention of each branch. Invariant: the result is that of separate rows.
+which are joined by their log-sum-exp; nothing is masked, so nothing is computed in vain. Elsewhere, and in
+layers with a window or a cap, it is masked attention of each branch. Invariant: the result is that of
+separate rows.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from selfplay.engines.attention import Window, attend, visible, window_and_cap
 from selfplay.training.prompt_trees import Tree
 
 NAME = "selfplay_trees"
@@ -97,8 +99,19 @@ class _Flash(torch.autograd.Function):
         return (*found, None, None)
 
 
-def _masked(query: Tensor, key: Tensor, value: Tensor, trees: Sequence[Tree], scale: float) -> Tensor:
-    """The same on any device: each branch with the keys of its prompt before its own."""
+def _masked(
+    query: Tensor,  # (1, heads, tokens, dim)
+    key: Tensor,  # (1, kv_heads, tokens, dim)
+    value: Tensor,
+    trees: Sequence[Tree],
+    scale: float,
+    window: Window = None,
+    softcap: float | None = None,
+) -> Tensor:
+    """On any device, with a window and a cap: each branch has the keys of its prompt before its own.
+
+    Returns (1, heads, tokens, dim).
+    """
     outputs = []
     for tree in trees:
         prompt, start = slice(tree.start, tree.start + tree.prompt), tree.start + tree.prompt
@@ -108,13 +121,9 @@ def _masked(query: Tensor, key: Tensor, value: Tensor, trees: Sequence[Tree], sc
             start += length
         for seen, own in spans:
             count, before = own.stop - own.start, seen.stop - seen.start
-            visible = torch.ones(count, before + count, dtype=torch.bool, device=query.device).tril(before)
             keys, values = (torch.cat((x[:, :, seen], x[:, :, own]), 2) for x in (key, value))
-            outputs.append(
-                torch.nn.functional.scaled_dot_product_attention(
-                    query[:, :, own], keys, values, attn_mask=visible, scale=scale
-                )
-            )
+            mask = visible(count, before + count, window, query.device)
+            outputs.append(attend(query[:, :, own], keys, values, mask, scale, softcap))
     return torch.cat(outputs, 2)
 
 
@@ -130,19 +139,26 @@ def tree_attention(
 ) -> tuple[Tensor, None]:
     """Attention as transformers calls it. Returns (1, tokens, heads, dim) and no weights.
 
-    Raises ValueError for attention of another kind.
+    options: a window and a cap too, as the layer has them. Raises ValueError for trees of another length,
+    with several rows, with dropout, or for attention of another kind.
     """
-    if query.shape[0] != 1 or any(options.get(name) for name in ("dropout", "sliding_window", "softcap")):
-        raise ValueError("tree_attention takes one flat row, and full attention without dropout or cap")
+    window, softcap = window_and_cap(options)
+    trees = _running[-1]
+    if len(query) != 1 or sum(tree.tokens for tree in trees) != query.shape[2] or options.get("dropout"):
+        raise ValueError("tree_attention needs one row, all of its trees and no dropout")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     device = query.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else query.dtype
-    repeats = query.shape[1] // key.shape[1]
     query, key, value = (x.to(dtype) for x in (query, key, value))
-    if repeats > 1:
-        key, value = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1)
-    attend = _Flash.apply if device == "cpu" else _masked
-    return attend(query, key, value, _running[-1], scale).transpose(1, 2), None
+    reach = max(tree.prompt + max(tree.branches, default=0) for tree in trees)  # of the longest path
+    if device == "cpu" and softcap is None and not (window and window < reach):
+        repeats = query.shape[1] // key.shape[1]
+        if repeats > 1:
+            key, value = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1)
+        output = _Flash.apply(query, key, value, trees, scale)  # type: ignore[no-untyped-call]
+    else:
+        output = _masked(query, key, value, trees, scale, window, softcap)
+    return output.transpose(1, 2), None
 
 
 @contextmanager
@@ -172,7 +188,7 @@ def attending_to(trees: tuple[Tree, ...] | None, *models: Any) -> Iterator[None]
 def can_attend(model: Any) -> bool:
     """True if the model gives the same for a small tree as for separate rows. It is tried.
 
-    Not so: models with sliding windows, with layers other than attention, or with attention of their own.
+    Not so: models with layers other than attention, or with attention of their own.
     """
     device = next(model.parameters()).device
     vocabulary = int(model.get_input_embeddings().num_embeddings)

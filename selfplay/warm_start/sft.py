@@ -22,13 +22,9 @@ from torch import Tensor, nn
 from selfplay.engines.models import compiled_layers, head_logits
 from selfplay.errors import UsageError
 from selfplay.training.optimizer import make_optimizer
-from selfplay.warm_start.attention import (
-    BLOCKED,
-    BY_DOCUMENT,
-    attention_set,
-    document_mask,
-    documents_of,
-)
+from selfplay.training.prompt_trees import Tree
+from selfplay.training.tree_attention import attending_to
+from selfplay.warm_start.attention import blocked, document_mask
 from selfplay.warm_start.documents import Document
 
 MAX_OPEN_ROWS = 64
@@ -150,7 +146,7 @@ def rate_at(share: float, step: int, settings: SftSettings) -> float:
 def _forward(model: Any, batch: PackedBatch, bf16: bool) -> tuple[Tensor, Tensor]:
     """(loss, accuracy): weighted means over the tokens, each predicted from those before it.
 
-    For a compiled step: all shapes are those of the batch. The model has BLOCKED attention.
+    For a compiled step: all shapes are those of the batch. The model is `blocked`.
     """
     mask = document_mask(batch.documents)
     with torch.autocast(batch.token_ids.device.type, torch.bfloat16, enabled=bf16):
@@ -173,7 +169,7 @@ def _weighted_sums(logits: Tensor, targets: Tensor, weights: Tensor) -> tuple[Te
 def _row_sums(model: Any, batch: PackedBatch, row: int, bf16: bool) -> tuple[Tensor, Tensor] | None:
     """`_weighted_sums` of one row, without its padding. None if no token of it counts.
 
-    The model has BY_DOCUMENT attention.
+    The model attends to the `_documents` of the row.
     """
     used = int((batch.documents[row] > 0).sum())
     token_ids, positions = batch.token_ids[row, :used], batch.positions[row, :used]
@@ -181,8 +177,7 @@ def _row_sums(model: Any, batch: PackedBatch, row: int, bf16: bool) -> tuple[Ten
     counts = weights > 0
     if not counts.any():
         return None
-    lengths = torch.bincount(batch.documents[row, :used])[1:].tolist()
-    with torch.autocast(token_ids.device.type, torch.bfloat16, enabled=bf16), documents_of(lengths):
+    with torch.autocast(token_ids.device.type, torch.bfloat16, enabled=bf16):
         hidden = model.base_model(
             input_ids=token_ids[None], position_ids=positions[None], attention_mask=None, use_cache=False
         ).last_hidden_state[0, :-1]  # (tokens - 1, hidden)
@@ -190,16 +185,22 @@ def _row_sums(model: Any, batch: PackedBatch, row: int, bf16: bool) -> tuple[Ten
     return _weighted_sums(logits, token_ids[1:][counts], weights[counts])
 
 
+def _documents(batch: PackedBatch, row: int) -> tuple[Tree, ...]:
+    """The documents of one row: branches that share nothing."""
+    return (Tree(0, 0, tuple(torch.bincount(batch.documents[row])[1:].tolist())),)
+
+
 def _by_rows(model: Any, batch: PackedBatch, bf16: bool) -> tuple[Tensor, Tensor]:
     """(loss, accuracy) as `_forward`. Adds gradients, row by row, so that one row is held at a time."""
     total = batch.weights[:, 1:].sum().clamp_min(1e-6)
     loss = accuracy = torch.zeros((), device=total.device)
     for row in range(len(batch.token_ids)):
-        sums = _row_sums(model, batch, row, bf16)
-        if sums is None:
-            continue
-        if torch.is_grad_enabled():
-            (sums[0] / total).backward()  # type: ignore[no-untyped-call]
+        with attending_to(_documents(batch, row), model):
+            sums = _row_sums(model, batch, row, bf16)
+            if sums is None:
+                continue
+            if torch.is_grad_enabled():
+                (sums[0] / total).backward()  # type: ignore[no-untyped-call]
         loss, accuracy = loss + sums[0].detach() / total, accuracy + sums[1] / total
     return loss, accuracy
 
@@ -241,7 +242,7 @@ def train(
     model.train()
     report = SftProgress(step, math.nan, math.nan, 0.0, math.nan, 0, 0.0, seconds)
     saved_at = seconds
-    with attention_set(model, BLOCKED if compiled else BY_DOCUMENT), layers:
+    with blocked(model) if compiled else nullcontext(), layers:
         while step < settings.steps and seconds < settings.max_seconds:
             started = time.monotonic()
             batch = batch_at(step).to(device)
@@ -282,13 +283,12 @@ def evaluate(model: Any, batches: Sequence[PackedBatch], bf16: bool = True) -> t
     device = next(model.parameters()).device
     losses = accuracies = total = 0.0
     model.eval()
-    with attention_set(model, BY_DOCUMENT):
-        for batch in batches:
-            loss, accuracy = _by_rows(model, batch.to(device), bf16)
-            weight = batch.weights[:, 1:].sum().item()
-            losses, accuracies, total = (
-                losses + loss.item() * weight,
-                accuracies + accuracy.item() * weight,
-                total + weight,
-            )
+    for batch in batches:
+        loss, accuracy = _by_rows(model, batch.to(device), bf16)
+        weight = batch.weights[:, 1:].sum().item()
+        losses, accuracies, total = (
+            losses + loss.item() * weight,
+            accuracies + accuracy.item() * weight,
+            total + weight,
+        )
     return losses / max(total, 1e-6), accuracies / max(total, 1e-6)

@@ -7,7 +7,7 @@ import torch
 from selfplay.engines.models import load_causal_model
 from selfplay.errors import UsageError
 from selfplay.warm_start import sft
-from selfplay.warm_start.attention import BLOCKED, BY_DOCUMENT, attention_set
+from selfplay.warm_start.attention import blocked
 from selfplay.warm_start.documents import Document
 from selfplay.warm_start.sft import SftSettings, evaluate, pack, train
 from tiny_model import make_tiny_model, make_tiny_shape
@@ -44,13 +44,13 @@ def test_rows_one_by_one_give_the_gradients_of_the_whole_batch(tmp_path: Path) -
     model = load_causal_model(make_tiny_model(tmp_path / "model"), torch.float32)
     batch = pack(documents(), 3, 256)[0]
     gradients = []
-    for attention in (BLOCKED, BY_DOCUMENT):
-        with attention_set(model, attention):
-            if attention == BLOCKED:
+    for is_whole in (True, False):
+        if is_whole:
+            with blocked(model):
                 loss, accuracy = sft._forward(model, batch, bf16=False)
                 loss.backward()  # type: ignore[no-untyped-call]
-            else:
-                loss, accuracy = sft._by_rows(model, batch, bf16=False)
+        else:
+            loss, accuracy = sft._by_rows(model, batch, bf16=False)
         figures = torch.stack([loss.detach(), accuracy])
         gradients.append([figures, *(p.grad.clone() for p in model.parameters() if p.grad is not None)])
         model.zero_grad()
