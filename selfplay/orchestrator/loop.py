@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from selfplay.agent.episode import Episode, Role
+from selfplay.agent.token_ratios import ratios_file, write_ratios
 from selfplay.agent.tools import toolbox
 from selfplay.algorithm.staleness import async_updates, newest_wave
 from selfplay.curriculum.rows import EpisodeRow, GroupRow
@@ -235,6 +236,10 @@ class TrainLoop:
         with self._phase("saving"):
             checkpoint = context.run.checkpoint(update)
             await asyncio.to_thread(context.trainer.save, checkpoint)
+            if samples:
+                ids = [episode.episode_id for episode, _ in batch.trained]
+                ratios = {i: some.tolist() for i, some in zip(ids, context.trainer.ratios, strict=True)}
+                await asyncio.to_thread(write_ratios, ratios_file(context.run.path, update), ratios)
         row: dict[str, Value] = {
             "update": update,
             "carried_gradient": bool(samples),

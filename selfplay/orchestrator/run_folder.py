@@ -116,7 +116,7 @@ class RunFolder:
 
     def discard_uncommitted(self, committed_checkpoint: str, keep: int = 1) -> None:
         """Remove partial files, and checkpoints as `discard_checkpoints` does."""
-        for partial in (*self.path.glob("*.partial"), *self.episodes.glob("*.partial")):
+        for partial in (*self.path.glob("*.partial"), *self.path.glob("*/*.partial")):
             partial.unlink()
         self.discard_checkpoints(committed_checkpoint, keep)
 

@@ -42,6 +42,14 @@ class Trainer(Protocol):
         """
         ...
 
+    @property
+    def ratios(self) -> Sequence[Tensor]:
+        """The importance ratios of the last step: (tokens,) fp32 of each sample, NaN where none was computed.
+
+        None is computed where nothing depends on it: for tokens of weight 0.
+        """
+        ...
+
     def export_weights(self) -> dict[str, Tensor]:
         """Return name -> fp32 weight as a copy on the CPU, for `Engine.load_weights`.
 

@@ -94,6 +94,20 @@ def reports_metrics_per_role(open_trainer: Opener, model: Path, folder: Path) ->
     )
 
 
+def gives_the_ratio_of_each_token(open_trainer: Opener, model: Path, folder: Path) -> None:
+    samples = made_samples(0)
+    with opened(open_trainer, model) as trainer:
+        metrics = trainer.step(samples)
+        ratios = trainer.ratios
+    assert [len(some) for some in ratios] == [len(sample.token_ids) for sample in samples]
+    found = torch.cat([some[~some.isnan()] for some in ratios])
+    assert len(found) == metrics["action_tokens"], f"{len(found)} of {metrics['action_tokens']} have one"
+    assert abs(float(found.mean()) - metrics["ratio"]) < 1e-4 * metrics["ratio"]
+    for sample, some in zip(samples, ratios, strict=True):
+        masked = torch.tensor(sample.loss_mask) == 0
+        assert bool(some[masked].isnan().all()), "a token that the policy did not sample has a ratio"
+
+
 def changes_nothing_without_a_gradient(open_trainer: Opener, model: Path, folder: Path) -> None:
     with opened(open_trainer, model) as trainer:
         before = trainer.export_weights()
@@ -265,6 +279,7 @@ def raises(kind: type[Exception], words: str, act: Callable[[], object]) -> None
 ALL_CHECKS: tuple[Check, ...] = (
     makes_rewarded_tokens_likelier,
     reports_metrics_per_role,
+    gives_the_ratio_of_each_token,
     changes_nothing_without_a_gradient,
     learns_the_same_however_an_update_is_cut,
     does_not_let_one_role_dilute_the_other,

@@ -59,6 +59,7 @@ class DeepSpeedTrainer:
         self._context_tokens = context_tokens
         self._companions = read_companions(Path(model_path))
         self._weight_version = 0
+        self._ratios: list[Tensor] = []
         self._owns_ranks = ranks is None
         self._ranks = ranks or Ranks(settings.ranks, launch, settings.deadline_s)
         if self._ranks.world != settings.ranks:
@@ -78,6 +79,11 @@ class DeepSpeedTrainer:
     def rank_pids(self) -> list[int]:
         """Process ids, by rank."""
         return self._ranks.pids
+
+    @property
+    def ratios(self) -> list[Tensor]:
+        """See `Trainer`."""
+        return self._ratios
 
     def step(self, samples: Sequence[Sample]) -> dict[str, float]:
         """Make one optimiser step over all ranks.
@@ -115,6 +121,7 @@ class DeepSpeedTrainer:
         padded = sum(batch.padded_tokens for share in shares for batch in share if batch)
         dummies = sum(batch is None for share in shares for batch in share)
         self._weight_version += 1
+        self._ratios = sums.ratios([len(sample.token_ids) for sample in samples])
         seconds = time.monotonic() - started
         return sums.means() | {
             "grad_norm": norm,

@@ -6,6 +6,7 @@ whole update and losses are sums, so micro-batches and ranks change nothing.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -28,6 +29,8 @@ class WeightedBatch:
     position_ids: Tensor | None  # (rows, seq) int64; None if each row is one sample
     action_rows: Tensor  # (actions,)
     action_positions: Tensor  # (actions,)
+    action_samples: Tensor  # (actions,) index of its sample in the update
+    action_places: Tensor  # (actions,) index of the token in its sample
     rollout_logprobs: Tensor  # (actions,) float32
     advantages: Tensor  # (actions,) float32
     weights: Tensor  # (actions,) float32, normalised over the whole update
@@ -76,11 +79,16 @@ def add_token_weights(
     position = {index: number for number, index in enumerate(members)}
     owners = torch.tensor([position[index] for index in batch.action_samples.tolist()])  # (actions,)
     roles = tuple(sorted({samples[i].role for i in members}))
+    places = batch.action_positions
+    if batch.position_ids is not None:
+        places = batch.position_ids[batch.action_rows, batch.action_positions]
     return WeightedBatch(
         batch.token_ids,
         batch.position_ids,
         batch.action_rows,
         batch.action_positions,
+        batch.action_samples,
+        places,
         batch.rollout_logprobs,
         batch.advantages,
         torch.tensor([weights[i] for i in members])[owners],
@@ -109,7 +117,12 @@ def dummy_batch(tokens: int = 2) -> WeightedBatch:
     """
     zero, one = torch.zeros(1), torch.ones(1, dtype=torch.int64)
     return WeightedBatch(
-        torch.zeros(1, tokens, dtype=torch.int64), None, one - 1, one, zero, zero, zero, one - 1, ()
+        torch.zeros(1, tokens, dtype=torch.int64),
+        None,
+        *(one - 1, one, one - 1, one),
+        *(zero, zero, zero),
+        one - 1,
+        (),
     )
 
 
@@ -190,16 +203,37 @@ def token_values(
 
 def add_values(batch: WeightedBatch, values: Mapping[str, Tensor], sums: MetricSums) -> None:
     """Add metrics (actions,) to the sums of their roles."""
+    if batch.roles:  # a dummy batch has none
+        sums.add_ratios(batch, values["ratio"])
     for number, role in enumerate(batch.roles):
         chosen = batch.role_numbers == number
         sums.add(role, {name: value[chosen] for name, value in values.items()})
 
 
 class MetricSums:
-    """Sums of metrics over action tokens, for each role and for both together."""
+    """Sums of metrics over action tokens, for each role and for both together; and each token's ratio."""
 
     def __init__(self) -> None:
         self._sums: dict[str, dict[str, float]] = {}
+        self._ratios: list[tuple[Tensor, Tensor, Tensor]] = []  # samples, places, ratios: each (actions,)
+
+    def add_ratios(self, batch: WeightedBatch, ratios: Tensor) -> None:
+        """ratios: (actions,) of the batch's action tokens."""
+        self._ratios.append(
+            (batch.action_samples.cpu(), batch.action_places.cpu(), ratios.detach().float().cpu())
+        )
+
+    def ratios(self, lengths: Sequence[int]) -> list[Tensor]:
+        """The ratio of each token, for each sample of the update (tokens,). NaN: none was computed.
+
+        lengths: tokens of each sample.
+        """
+        found = [torch.full((length,), math.nan) for length in lengths]
+        for owners, places, ratios in self._ratios:
+            for owner in set(owners.tolist()):
+                chosen = owners == owner
+                found[owner][places[chosen]] = ratios[chosen]
+        return found
 
     def add(self, role: str, values: Mapping[str, Tensor]) -> None:
         """values: metric name -> (tokens,), the same tokens for each metric."""
@@ -212,6 +246,7 @@ class MetricSums:
         """Add the sums of another rank."""
         for key, sums in other._sums.items():
             self._merge(key, sums)
+        self._ratios += other._ratios
 
     def _merge(self, key: str, added: dict[str, float]) -> None:
         sums = self._sums.setdefault(key, {})

@@ -90,6 +90,7 @@ class TorchTrainer:
         self._optimizer = make_optimizer(self._model, settings.learning_rate, settings.weight_decay)
         self._clipping = loss_bounds(settings)
         self._weight_version = 0
+        self._ratios: list[Tensor] = []
         self._sender = NativeSender(rank=0)
         self.threads = usable_cores()  # of a step on a CPU; lower it if something else computes meanwhile
 
@@ -97,6 +98,11 @@ class TorchTrainer:
     def weight_version(self) -> int:
         """Number of updates that these weights have had."""
         return self._weight_version
+
+    @property
+    def ratios(self) -> list[Tensor]:
+        """See `Trainer`."""
+        return self._ratios
 
     def step(self, samples: Sequence[Sample]) -> dict[str, float]:
         """Make one optimiser step.
@@ -129,6 +135,7 @@ class TorchTrainer:
             self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         self._weight_version += 1
+        self._ratios = sums.ratios([len(sample.token_ids) for sample in samples])
         seconds = time.monotonic() - started
         padded = sum(batch.padded_tokens for batch in batches)
         tokens = sum(len(s.token_ids) for s in samples)

@@ -50,6 +50,8 @@ def chosen_actions(batch: WeightedBatch, chosen: Tensor | slice) -> WeightedBatc
         batch,
         action_rows=batch.action_rows[chosen],
         action_positions=batch.action_positions[chosen],
+        action_samples=batch.action_samples[chosen],
+        action_places=batch.action_places[chosen],
         rollout_logprobs=batch.rollout_logprobs[chosen],
         advantages=batch.advantages[chosen],
         weights=batch.weights[chosen],

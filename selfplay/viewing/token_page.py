@@ -1,18 +1,16 @@
-"""The tokens of an episode as sections: log-probability, mask and weights of each; and its diffs alone.
-
-The ratio of a single token is not recorded: training keeps its mean over each update, which is shown.
-"""
+"""The tokens of an episode as sections: log-probability, ratio, mask and weights of each; its diffs alone."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from rich.text import Text
 
 from selfplay.agent.episode import Episode
+from selfplay.agent.token_ratios import ratios_file, read_ratios
 from selfplay.metrics import read_metrics
 from selfplay.runtime.resources import resource
 from selfplay.viewing.episode_record import RecordedEpisode
@@ -26,6 +24,8 @@ Decode = Callable[[int], str]  # token id -> its text
 # Probability of a sampled token, at least -> its style.
 STYLES = ((0.9, "green"), (0.5, "yellow"), (0.1, "magenta"), (0.0, "bold red"))
 MASKED = "bright_black"
+# Distance of a ratio from 1, at least -> its style. The first is where clipping begins by default.
+RATIO_STYLES = ((0.2, "bold red"), (0.05, "yellow"), (0.0, ""))
 
 
 def token_sections(
@@ -37,14 +37,15 @@ def token_sections(
     """
     episode = found.episode
     read: Decode = decode if callable(decode) else str
-    yield Section("", (frames.facts(_facts(found, decode)), _legend()), name="the beginning")
+    ratios = _ratios(found)
+    yield Section("", (frames.facts(_facts(found, decode, ratios)), _legend()), name="the beginning")
     end = 0
     for number, turn in enumerate(episode.turns, 1):
         first, last = turn.tokens
         if first > end:
             yield _shown_tokens(episode, end, first, read, "prompt" if number == 1 else "shown")
         title = f"turn {number} · tokens {first}–{max(first, last - 1)}{_summary(episode, first, last)}"
-        body = _table(episode, first, last, read) if details else _flow(episode, first, last, read)
+        body = _table(episode, first, last, read, ratios) if details else _flow(episode, first, last, read)
         yield Section(title, (body,), "cyan", f"turn {number}", is_turn=True)
         end = last
     if end < len(episode.token_ids):
@@ -107,31 +108,47 @@ def tokenizer_of(path: Path, episode: Episode) -> Decode | str:
 # ---- parts
 
 
-def _facts(found: RecordedEpisode, decode: Decode | str) -> list[tuple[str, str]]:
+def _facts(
+    found: RecordedEpisode, decode: Decode | str, ratios: Sequence[float | None]
+) -> list[tuple[str, str]]:
     episode = found.episode
     versions = weight_versions(episode, 0, len(episode.token_ids))
     return [
         ("episode", episode.episode_id),
         ("tokens", f"{len(episode.token_ids)}, {episode.action_tokens} of them sampled (mask 1)"),
         ("weights", f"version {', '.join(map(str, versions))}" if versions else ""),
-        ("ratio", _ratio(found)),
+        ("ratio", _ratio_text(found, ratios)),
         ("shown as", decode if isinstance(decode, str) else ""),
     ]
 
 
-def _ratio(found: RecordedEpisode) -> str:
-    """The mean ratio of the role in the update that trained on the episode, as far as it is recorded."""
-    single = "of single tokens not recorded"
-    if found.row is None or not found.row.advantage or found.row.consumed_update is None:
-        return single
-    update = found.row.consumed_update
+def _ratios(found: RecordedEpisode) -> list[float | None]:
+    """The ratio of each token in the update that trained on the episode; empty if none are recorded."""
+    if found.row is None or found.row.consumed_update is None:
+        return []
+    file = ratios_file(found.path.parent.parent, found.row.consumed_update)
+    ratios = read_ratios(file, found.episode.episode_id)
+    return ratios if len(ratios) == len(found.episode.token_ids) else []
+
+
+def _ratio_text(found: RecordedEpisode, ratios: Sequence[float | None]) -> str:
+    """The ratios of the episode, and the mean of its role in the update that trained on it."""
+    row = found.row
+    own = [ratio for ratio in ratios if ratio is not None]
+    if row is None or row.consumed_update is None or not (own or row.advantage):
+        return "no update trained on this episode"
     rows = read_metrics(found.path.parent.parent / "metrics.jsonl")
     name = f"{found.episode.role}/ratio"
-    values = [row.get(name, row.get(f"train/{name}")) for row in rows if row.get("update") == update]
+    values = [
+        each.get(name, each.get(f"train/{name}"))
+        for each in rows
+        if each.get("update") == row.consumed_update
+    ]
     known = [value for value in values if isinstance(value, int | float)]
-    return (
-        f"{known[-1]:.4f}, the {found.episode.role}'s mean in update {update}; {single}" if known else single
+    mean = (
+        f"{known[-1]:.4f}, the {found.episode.role}'s mean in update {row.consumed_update}; " if known else ""
     )
+    return mean + (f"{min(own):.4g} to {max(own):.4g} here" if own else "of single tokens not recorded")
 
 
 def _legend() -> Text:
@@ -181,16 +198,27 @@ def _flow(episode: Episode, first: int, end: int, read: Decode) -> Folded:
     return Folded(lines)
 
 
-def _table(episode: Episode, first: int, end: int, read: Decode) -> Folded:
-    """A line for each token."""
+def _table(episode: Episode, first: int, end: int, read: Decode, ratios: Sequence[float | None]) -> Folded:
+    """A line for each token. ratios: of all tokens, or empty."""
     lines: list[list[Piece]] = [
-        [(f"{'index':>7} {'id':>7} mask {'log-prob':>9} {'prob':>7} ratio weights  text", "dim")]
+        [(f"{'index':>7} {'id':>7} mask {'log-prob':>9} {'prob':>7} {'ratio':>6} weights  text", "dim")]
     ]
     for index in range(first, end):
         value, version = episode.logprobs[index], version_at(episode, index)
+        ratio = ratios[index] if ratios else None
+        away = 0.0 if ratio is None else abs(ratio - 1)
         figures = (
             f"{index:>7} {episode.token_ids[index]:>7} {episode.loss_mask[index]:>4} {value:>9.4f} "
-            f"{math.exp(min(value, 0.0)):>7.4f} {'–':>5} {'–' if version is None else version:>7}  "
+            f"{math.exp(min(value, 0.0)):>7.4f} "
         )
-        lines.append([(figures, ""), (one_line(read(episode.token_ids[index])), _style(episode, index))])
+        pieces: list[Piece] = [
+            (figures, ""),
+            (
+                f"{'–' if ratio is None else f'{ratio:.3f}':>6}",
+                next(s for least, s in RATIO_STYLES if away >= least),
+            ),
+            (f" {'–' if version is None else version:>7}  ", ""),
+            (one_line(read(episode.token_ids[index])), _style(episode, index)),
+        ]
+        lines.append(pieces)
     return Folded(lines)

@@ -23,6 +23,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, cast
 
+import numpy as np
 from rich.console import Console
 
 from selfplay.agent.episode import Episode, FinishReason, Role, Turn
@@ -189,6 +190,10 @@ class SimulatedTrainer:
         self.seen += len(samples)
         self.steps.append((began, time.monotonic(), len(samples)))
         return {}
+
+    @property
+    def ratios(self) -> list[Any]:
+        return [np.ones(len(sample.token_ids)) for sample in self.samples]
 
     def export_weights(self) -> dict[str, Any]:
         return {}

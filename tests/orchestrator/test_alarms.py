@@ -38,9 +38,12 @@ def test_a_gap_between_trainer_and_rollout_stops_the_run_and_keeps_nothing_of_th
 
 
 def test_without_a_limit_nothing_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        SimulatedTrainer, "step", lambda trainer, samples: {"injector/rollout_logprob_diff": float("nan")}
-    )
+    real = SimulatedTrainer.step
+
+    def step(trainer: SimulatedTrainer, samples: Sequence[Any]) -> dict[str, float]:
+        return {**real(trainer, samples), "injector/rollout_logprob_diff": float("nan")}
+
+    monkeypatch.setattr(SimulatedTrainer, "step", step)
     simulate(tmp_path, Script(), max_lag=0, updates=1)
     limit = {"trainer": {"max_rollout_logprob_diff": 9.0}}
     with pytest.raises(RunError, match="by nan nats"):

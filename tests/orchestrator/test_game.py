@@ -18,6 +18,7 @@ from machine import open_or_skip
 from scripted_game import SOLVER_MOVES, HistoryPlayer, injector_moves, play
 from selfplay.agent.chat import ChatFormat, load_tokenizer
 from selfplay.agent.episode import Episode
+from selfplay.agent.token_ratios import ratios_file, read_ratios
 from selfplay.commands.rerun import Difference, first_difference, play_again
 from selfplay.curriculum.store import Store
 from selfplay.errors import RunError
@@ -126,6 +127,21 @@ def test_the_share_of_failed_calls_is_that_of_the_played_turns(played):
         assert row[f"{role}/failed_calls"] == pytest.approx(
             sum(turn.is_error for turn in turns) / len(turns), abs=1e-4
         )
+
+
+def test_each_sampled_token_that_was_trained_on_has_a_ratio(played):
+    run, store = played
+    row = json.loads(run.metrics.read_text().splitlines()[0])
+    found = []
+    for known in store.episodes():
+        if not known.path:
+            continue
+        episode = Episode.read(run.path / known.path)
+        ratios = read_ratios(ratios_file(run.path, 1), known.episode_id)
+        assert all(mask for mask, ratio in zip(episode.loss_mask, ratios, strict=False) if ratio is not None)
+        found += [ratio for ratio in ratios if ratio is not None]
+    assert len(found) == row["action_tokens"] > 0
+    assert sum(found) / len(found) == pytest.approx(row["ratio"], rel=2e-3)
 
 
 def test_the_checkpoint_loads_in_transformers(played):

@@ -1,12 +1,14 @@
 """What the keys of the full screens do. `test_terminal_screens.py` has them in a terminal."""
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
 import pytest
 from textual.pilot import Pilot
 
+from selfplay.agent.token_ratios import ratios_file, write_ratios
 from selfplay.curriculum.bug_filter import BugFilter
 from selfplay.curriculum.store import Store
 from selfplay.viewing.screens.base import ViewerApp
@@ -96,6 +98,23 @@ def test_search_jumps_details_and_other_views(episodes):
         await press(pilot, "question_mark")
         await press(pilot, "q", "q")
         assert isinstance(pilot.app.screen, EpisodeScreen)
+
+    shown(lambda: EpisodeScreen(episodes, episodes[0]), steps)
+
+
+def test_the_token_view_has_the_ratio_of_each_token_of_the_update(episodes, run):
+    episode = an_episode_value()
+    ratios = [1.3 if mask else math.nan for mask in episode.loss_mask]
+    write_ratios(ratios_file(run, 1), {"u0001-sol0-m0": ratios})
+    with Store.open(run / "selfplay.db") as store:
+        store.consume("u0001-sol0-m0", 1, 0.5)
+
+    async def steps(pilot):
+        page = pilot.app.screen.page
+        await press(pilot, "p")
+        assert any("1.3 to 1.3 here" in line.text for line in page._lines)
+        await press(pilot, "v")
+        assert sum(" 1.300 " in line.text for line in page._lines) == sum(episode.loss_mask)
 
     shown(lambda: EpisodeScreen(episodes, episodes[0]), steps)
 
