@@ -20,14 +20,16 @@ def ratios_file(run: Path, update: int) -> Path:
 def write_ratios(file: Path, ratios: Mapping[str, Sequence[float]]) -> None:
     """Keep the ratios of an update, in half precision. Raises OSError if they cannot be written.
 
-    ratios: id of an episode -> the ratio of each of its tokens, NaN where it has none.
+    ratios: id of an episode -> the ratio of each of its tokens, NaN where it has none. One above 65,504, the
+    largest number of that precision, is kept as that.
     """
     import numpy as np
 
     file.parent.mkdir(exist_ok=True)
     partial = file.with_suffix(f".{os.getpid()}.partial")
     with partial.open("wb") as opened:
-        arrays = {name: np.asarray(values, dtype=np.float16) for name, values in ratios.items()}
+        most = np.finfo(np.float16).max
+        arrays = {name: np.minimum(values, most).astype(np.float16) for name, values in ratios.items()}
         np.savez_compressed(opened, allow_pickle=False, **arrays)
         opened.flush()
         os.fsync(opened.fileno())

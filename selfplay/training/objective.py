@@ -117,12 +117,17 @@ def dummy_batch(tokens: int = 2) -> WeightedBatch:
     """
     zero, one = torch.zeros(1), torch.ones(1, dtype=torch.int64)
     return WeightedBatch(
-        torch.zeros(1, tokens, dtype=torch.int64),
-        None,
-        *(one - 1, one, one - 1, one),
-        *(zero, zero, zero),
-        one - 1,
-        (),
+        token_ids=torch.zeros(1, tokens, dtype=torch.int64),
+        position_ids=None,
+        action_rows=one - 1,
+        action_positions=one,
+        action_samples=one - 1,
+        action_places=one,
+        rollout_logprobs=zero,
+        advantages=zero,
+        weights=zero,
+        role_numbers=one - 1,
+        roles=(),
     )
 
 
