@@ -85,6 +85,7 @@ def test_compiled_layers_learn_the_same_from_rows_of_any_documents_and_compile_o
     batches = [pack(documents()[first:], 1, 256 - 8 * first)[0] for first in range(7)]  # lengths that differ
     trained = []
     torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()  # of what other tests in this process compiled
     for form in ("", "layers"):
         model = load_causal_model(folder, torch.float32)
         settings = SftSettings(steps=7, warmup_steps=2, bf16=False, compile=form)
