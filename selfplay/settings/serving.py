@@ -35,7 +35,7 @@ class EngineSettings(Section):
 
     type: Annotated[str, part("engine.type")] = "auto"
     """"hf": transformers in this process; "vllm": servers; "scripted": the teacher plays both roles. "auto":
-    vllm on a CPU if it is installed and the policy has more than 20M parameters, else hf.
+    vllm on a CPU if it is installed and the policy has more than 200M parameters, else hf.
     """
 
     max_batch: int = Field(32, ge=1)

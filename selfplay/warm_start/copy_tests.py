@@ -42,16 +42,13 @@ def copy_tests(maker: EpisodeMaker, corpus: Sequence[Package], count: int) -> li
     Tested are identifiers that no source of `corpus` has. Every other test replaces them by random ones.
     """
     seen = {
-        name
-        for package in corpus
-        for path in package.sources
-        for name in NAMES.findall(package.tree.text(path))
+        name for package in corpus for path in package.sources for name in NAMES.findall(package.text(path))
     }
     generator = maker.random
     tests: list[CopyTest] = []
     for number in range(TRIES * count):
         package, function, _ = maker.functions.sample()
-        shown = shown_lines(package.tree.text(function.path), function.first_line, function.last_line)
+        shown = shown_lines(package.text(function.path), function.first_line, function.last_line)
         unseen = set(NAMES.findall(shown)) - seen
         if number % 2:
             replaced = {name: _random_name(generator) for name in sorted(unseen)}

@@ -23,13 +23,18 @@ CONTROL_TOKENS = 3  # the first ids of the vocabulary; random tokens leave them 
 
 
 class EpisodeMaker:
-    """Makes texts of one set of packages, from one random generator."""
+    """Makes texts of one set of packages, from one random generator. new_names: see `FunctionSampler`."""
 
     def __init__(
-        self, packages: Sequence[Package], chat: ChatFormat, limits: PlayLimits, generator: random.Random
+        self,
+        packages: Sequence[Package],
+        chat: ChatFormat,
+        limits: PlayLimits,
+        generator: random.Random,
+        new_names: float = 0.0,
     ) -> None:
         self.chat, self.limits, self.random = chat, limits, generator
-        self.functions = FunctionSampler(packages, generator)
+        self.functions = FunctionSampler(packages, generator, new_names)
         injector = InjectorEpisodes(self.functions, chat, limits)
         solver = SolverEpisodes(self.functions, chat, limits)
         self._make: Mapping[str, Callable[[], Transcript]] = {
@@ -51,7 +56,7 @@ class EpisodeMaker:
     def source(self, max_tokens: int) -> Document:
         """Up to 120 lines of a source or test file, from a random line on. Leaves out held-out functions."""
         package, function, _ = self.functions.sample()
-        calls = package.test_calls.get(function.short_name)
+        calls = package.tested_at(function.short_name)
         path = self.random.choice(calls)[0] if calls and self.random.random() < 0.3 else function.path
         lines = package.shown(path).split("\n")
         first = self.random.randrange(max(1, len(lines) - 10))

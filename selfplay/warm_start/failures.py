@@ -10,7 +10,7 @@ import re
 
 from selfplay.teacher.functions import Function
 from selfplay.warm_start.call_sites import VALUES, CallSite, enclosing_test
-from selfplay.warm_start.sampler import Bug
+from selfplay.warm_start.packages import Bug
 
 EXCEPTIONS = 0.4  # share of failures by an exception; the others are failed assertions
 AT_THE_BUG = 0.6  # share of exceptions that name the mutated line

@@ -38,8 +38,8 @@ class InjectorEpisodes:
         mutation = self.sampler.choose(mutations)
         if generator.random() < REFUSED:
             unmeant = [other for other in mutations if other.line != mutation.line]
-            text = package.tree.text(path)
-            edits = PossibleEdits(path, text, mutations, unmeant, lambda m: listed(function, m))
+            text = package.text(path)
+            edits = PossibleEdits(path, {path: text}, mutations, unmeant, lambda m: listed(function, m))
             add_refused_calls(transcript, edits, generator)
         _add_edit(transcript, sample, mutation)
         others = [other for other in mutations if other.line != mutation.line]

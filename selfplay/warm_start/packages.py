@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -23,6 +24,12 @@ SKIPPED = ("docs/", "doc/", "examples/", "benchmarks/", "setup.py", "bench/", "p
 MAX_FILE_BYTES = 200_000  # longer files are not mutated
 MAX_TEST_COLUMNS = 120  # longer test lines are left out
 CALL = re.compile(r"(\w+)\(")
+# Places where Python code binds a name: definitions, loops, imports, assignments and parameters.
+BOUND = re.compile(
+    r"\b(?:def|class|for|as|lambda)\s+([A-Za-z_]\w*)"
+    r"|([A-Za-z_]\w*)\s*=(?!=)"
+    r"|[(,]\s*\*{0,2}([A-Za-z_]\w*)\s*(?=[,):=])"
+)
 
 
 @dataclass(frozen=True)
@@ -60,7 +67,7 @@ class Package:
         found = []
         for path in self.sources:
             if len(self.tree[path].content) < MAX_FILE_BYTES:
-                found += mutations_of_file(path, self.tree.text(path), self.max_lines)
+                found += mutations_of_file(path, self.text(path), self.max_lines)
         random.Random(0).shuffle(found)
         return [
             (function, mutations)
@@ -82,9 +89,30 @@ class Package:
             for path in {function.path for function, _ in self.functions}
         }
 
+    def mutations_in(self, path: str, name: str) -> list[Mutation]:
+        """The mutations of one function; none if it cannot be mutated."""
+        return [
+            mutation
+            for function, mutations in self.functions
+            if (function.path, function.name) == (path, name)
+            for mutation in mutations
+        ]
+
     @cached_property
-    def callers(self) -> dict[str, list[Function]]:
-        """Functions that can be mutated, by the names that they call."""
+    def own_words(self) -> frozenset[str]:
+        """Names that the sources bind, and the parts of their paths."""
+        found: set[str] = set()
+        for path in self.sources:
+            found.update(path.removesuffix(".py").split("/"))
+            found.update(name for names in BOUND.findall(self.text(path)) for name in names if name)
+        return frozenset(found)
+
+    def callers_of(self, name: str) -> list[Function]:
+        """Functions that can be mutated and call `name`."""
+        return self._callers.get(name, [])
+
+    @cached_property
+    def _callers(self) -> dict[str, list[Function]]:
         found: dict[str, list[Function]] = {}
         for function, _ in self.functions:
             text = "\n".join(self.lines(function.path)[function.first_line : function.last_line])
@@ -92,24 +120,30 @@ class Package:
                 found.setdefault(name, []).append(function)
         return found
 
+    def tested_at(self, name: str) -> list[tuple[str, int]]:
+        """(test file, line) of each call of `name` in bodies of tests. Lines count from 1."""
+        return self._test_calls.get(name, [])
+
     @cached_property
-    def test_calls(self) -> dict[str, list[tuple[str, int]]]:
-        """(test file, line) of calls in bodies of tests, by the called name. Lines count from 1."""
+    def _test_calls(self) -> dict[str, list[tuple[str, int]]]:
         found: dict[str, list[tuple[str, int]]] = {}
         for path in sorted(self.tree):
             if is_test_path(path) and path.endswith(".py"):
                 for number, line in enumerate(self.lines(path), start=1):
                     if line.startswith("    ") and len(line) < MAX_TEST_COLUMNS:
-                        # The order of this set depends on PYTHONHASHSEED, and so does that of `assertions`.
+                        # The order of this set depends on PYTHONHASHSEED, and so does that of `_assertions`.
                         for name in set(CALL.findall(line)):
                             found.setdefault(name, []).append((path, number))
         return found
 
+    def assertions_in(self, path: str) -> list[int]:
+        """Lines of that test file with a call and an assertion, in bodies of tests."""
+        return self._assertions.get(path, [])
+
     @cached_property
-    def assertions(self) -> dict[str, list[int]]:
-        """Lines of `test_calls` that hold an assertion, by test file."""
+    def _assertions(self) -> dict[str, list[int]]:
         found: dict[str, list[int]] = {}
-        for calls in self.test_calls.values():
+        for calls in self._test_calls.values():
             for path, line in calls:
                 if "assert" in self.lines(path)[line - 1]:
                     found.setdefault(path, []).append(line)
@@ -129,11 +163,25 @@ class Package:
         lines = enumerate(self.lines(path), start=1)
         return "\n".join(line for number, line in lines if number not in hidden)
 
+    def text(self, path: str) -> str:
+        return self.tree.text(path)
+
     def lines(self, path: str) -> list[str]:
         if path not in self._lines:
-            self._lines[path] = self.tree.text(path).split("\n")
+            self._lines[path] = self.text(path).split("\n")
         return self._lines[path]
 
     @cached_property
     def _lines(self) -> dict[str, list[str]]:
         return {}
+
+
+@dataclass(frozen=True)
+class Bug:
+    """A function with one of its mutations. `text` is the whole file with the bug."""
+
+    package: Package
+    function: Function
+    mutations: Sequence[Mutation]
+    mutation: Mutation
+    text: str

@@ -138,7 +138,7 @@ class _WarmStart:
                 played = played or self._collect(machine)
                 texts = self._played_texts(stage, played, recorded)
             batches = Batches(
-                lambda seed: self._maker(packages, chat, limits, seed),
+                lambda seed: self._maker(packages, chat, limits, seed, settings.new_names),
                 stage.mix,
                 settings,
                 settings.seed * 1000 + number,
@@ -253,11 +253,16 @@ class _WarmStart:
         )
 
     def _maker(
-        self, packages: Sequence[Package], chat: ChatFormat, limits: PlayLimits, seed: int
+        self,
+        packages: Sequence[Package],
+        chat: ChatFormat,
+        limits: PlayLimits,
+        seed: int,
+        new_names: float = 0.0,
     ) -> EpisodeMaker:
         from selfplay.warm_start.fabrication import EpisodeMaker
 
-        return EpisodeMaker(packages, chat, limits, random.Random(seed))
+        return EpisodeMaker(packages, chat, limits, random.Random(seed), new_names)
 
     def _model(self, tokenizer: Any) -> tuple[Any, Adapter | None]:
         """The model to train, in float32, with its adapter: the base, or a new one that can copy.

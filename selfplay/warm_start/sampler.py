@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from selfplay.teacher.functions import Function
 from selfplay.teacher.mutations import Mutation, choose_mutation, plainest_mutation
 from selfplay.warm_start.call_sites import CallSite, invent_call_site
 from selfplay.warm_start.packages import Package
+from selfplay.warm_start.renaming import NewNames, RenamedPackage
 
 PLAIN_INJECTED = (
     0.8  # share of plainest mutations among the bugs of injectors, as the injector is to make them
@@ -31,30 +31,28 @@ class SampledFunction(NamedTuple):
     mutations: Sequence[Mutation]
 
 
-@dataclass(frozen=True)
-class Bug:
-    """A sampled function with one of its mutations. `text` is the whole file with the bug."""
-
-    package: Package
-    function: Function
-    mutations: Sequence[Mutation]
-    mutation: Mutation
-    text: str
-
-
 class FunctionSampler:
-    """Samples functions, mutations and call sites from packages."""
+    """Samples functions, mutations and call sites from packages.
 
-    def __init__(self, packages: Sequence[Package], generator: random.Random) -> None:
+    new_names: share of the samples whose package gets names that are made up.
+    """
+
+    def __init__(self, packages: Sequence[Package], generator: random.Random, new_names: float = 0.0) -> None:
         self.packages = [package for package in packages if package.functions]
-        self.random = generator
+        self.random, self.new_names = generator, new_names
         self._weights = [
             min(len(package.functions), FUNCTIONS_THAT_COUNT) * package.share for package in self.packages
         ]
 
     def sample(self) -> SampledFunction:
         package = self.random.choices(self.packages, self._weights)[0]
-        return SampledFunction(package, *self.random.choice(package.functions))
+        function, mutations = self.random.choice(package.functions)
+        if not self.new_names or self.random.random() >= self.new_names:
+            return SampledFunction(package, function, mutations)
+        others = self.random.choice(self.packages)
+        names = NewNames(package.own_words, others.own_words, self.random.getrandbits(32))
+        renamed = RenamedPackage.of(package, names)
+        return SampledFunction(renamed, renamed.function(function), [renamed.mutation(m) for m in mutations])
 
     def choose(self, mutations: Sequence[Mutation], plain_share: float = PLAIN_INJECTED) -> Mutation:
         """A plainest mutation in `plain_share` of the calls, else any."""
@@ -63,12 +61,12 @@ class FunctionSampler:
 
     def call_site(self, package: Package, function: Function) -> CallSite:
         """A test line that calls the function, or an invented one."""
-        calls = package.test_calls.get(function.short_name)
+        calls = package.tested_at(function.short_name)
         if calls and self.random.random() < REAL_CALLS:
             return package.call_site(*self.random.choice(calls))
         return invent_call_site(function, self.random)
 
     def other_assertion(self, package: Package, site: CallSite) -> CallSite:
         """Another assertion of the same test file; `site` if there is none."""
-        lines = [line for line in package.assertions.get(site.path, ()) if line != site.line]
+        lines = [line for line in package.assertions_in(site.path) if line != site.line]
         return package.call_site(site.path, self.random.choice(lines)) if lines else site

@@ -300,6 +300,12 @@ class WarmStartSettings(Section):
     max_lines: int = Field(22, ge=2)
     """Lines of the longest function that fabricated texts break."""
 
+    new_names: float = Field(0, ge=0, le=1)
+    """Share of fabricated texts in which the package's names are made up, anew for each text.
+
+    A pretrained policy knows public packages by heart. Where the names are new it has to copy them.
+    """
+
     tokenizer_texts: int = Field(8000, ge=10)
     """Texts that the tokenizer is trained on."""
 

@@ -5,7 +5,7 @@ Runs nothing: what tests print is a random choice; what files hold is computed. 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from selfplay.agent import prompting
@@ -17,8 +17,9 @@ from selfplay.teacher.phrases import LineEdit, show_command, shown_lines, try_co
 from selfplay.teacher.player import GUESSES_IN_LAST
 from selfplay.warm_start.call_sites import CallSite, specification
 from selfplay.warm_start.failures import FailureWriter
+from selfplay.warm_start.packages import Bug
 from selfplay.warm_start.refused_calls import PossibleEdits, add_refused_calls
-from selfplay.warm_start.sampler import PLAIN_SOLVED, Bug, FunctionSampler
+from selfplay.warm_start.sampler import PLAIN_SOLVED, FunctionSampler
 from selfplay.warm_start.transcripts import DRILL, PlayLimits, Transcript
 
 THROUGH_A_CALLER = 0.3  # share of bugs that tests reach through a caller of the function, where there is one
@@ -28,7 +29,9 @@ GUESSED = 0.5  # share of other shown functions that get a wrong edit
 MISSED = 0.35  # share of chances to repair that are used for a wrong edit
 REFUSED = 0.4  # share of episodes with refused calls
 REPAIR_REFUSED = 0.6  # share of those in which the refused call is the repair, but for its fault
-TURNS_TO_REPAIR = 5  # turns that must be left for a wrong edit or refused calls
+LOOKS_AGAIN = 0.3  # share of episodes with more than one listing that show the broken function again
+TURNS_TO_REPAIR = 6  # turns that must be left for a wrong edit or refused calls
+OTHER_FILES = 0.6  # share of bugs whose suspects come from other files too
 
 
 @dataclass(frozen=True)
@@ -64,10 +67,12 @@ class SolverEpisodes:
             others = [m for m in bug.mutations if m.line != bug.mutation.line]
             is_repair = not others or generator.random() < REPAIR_REFUSED
             meant = [_repair(bug.mutation)] if is_repair else others
-            edits = PossibleEdits(
-                bug.function.path, bug.text, meant, others, lambda m: f"{m.line}:{m.before}"
-            )
+            texts = {suspect.path: _text(bug, suspect.path) for suspect in suspects}
+            shown: Callable[[Mutation], str] = lambda m: f"{m.line}:{m.before}"  # noqa: E731
+            edits = PossibleEdits(bug.function.path, texts, meant, others, shown)
             add_refused_calls(transcript, edits, generator)
+        if transcript.turns > 1 and generator.random() < LOOKS_AGAIN:
+            _show(transcript, bug, _culprit(suspects, bug))
         path = bug.function.path
         _add_repair(transcript, bug.mutation)
         transcript.observe(f"edited {path}:{bug.mutation.line}")
@@ -94,7 +99,7 @@ class SolverEpisodes:
             count = self.sampler.random.choice([2, 3, 4, 6])
             chosen = [self.sampler.choose(mutations, PLAIN_SOLVED) for _ in range(count)]
             by_line = {mutation.line: mutation for mutation in chosen}
-            text = package.tree.text(function.path)
+            text = package.text(function.path)
             for mutation in by_line.values():
                 text = mutation.apply(text)
             shown = shown_lines(text, function.first_line, function.last_line)
@@ -117,13 +122,13 @@ class SolverEpisodes:
         while True:
             package, function, mutations = self.sampler.sample()
             mutation = self.sampler.choose(mutations, PLAIN_SOLVED)
-            text = mutation.apply(package.tree.text(function.path))
+            text = mutation.apply(package.text(function.path))
             if _is_shown(mutation.line, shown_lines(text, function.first_line, function.last_line)):
                 return Bug(package, function, mutations, mutation, text)
 
     def _caller(self, bug: Bug) -> Function | None:
         """Sometimes, a function through which the tests reach the broken one."""
-        callers = bug.package.callers.get(bug.function.short_name, ())
+        callers = bug.package.callers_of(bug.function.short_name)
         if callers and self.sampler.random.random() < THROUGH_A_CALLER:
             return self.sampler.random.choice(callers)
         return None
@@ -145,9 +150,10 @@ class SolverEpisodes:
         """
         generator, function, neighbours = self.sampler.random, bug.function, bug.package.neighbours
         others = [s for s in neighbours[function.path] if s.name != function.name]
-        if generator.random() < 0.3:
-            path = generator.choice(sorted(neighbours))
-            others += [s for s in neighbours[path] if s.path != function.path]
+        elsewhere = [path for path in sorted(neighbours) if path != function.path]
+        if elsewhere and generator.random() < OTHER_FILES:
+            path = generator.choice(elsewhere)
+            others = generator.sample(others, min(len(others), len(neighbours[path]))) + neighbours[path]
         count = generator.choice([1, 2, 3, 4, 5, 5, 5, 5]) - 1
         found = generator.sample(others, min(count, len(others)))
         if caller is not None:
@@ -218,9 +224,7 @@ class SolverEpisodes:
         meant = bug.mutation
         wrong = [
             mutation
-            for function, mutations in bug.package.functions
-            if (function.path, function.name) == (suspect.path, suspect.name)
-            for mutation in mutations
+            for mutation in bug.package.mutations_in(suspect.path, suspect.name)
             if (mutation.path, mutation.line) != (meant.path, meant.line)
         ]
         has_bug = suspect.path == meant.path and suspect.first_line <= meant.line <= suspect.last_line
@@ -236,9 +240,12 @@ def _show(transcript: Transcript, bug: Bug, suspect: Suspect, counts: bool = Tru
 
 
 def _listing(bug: Bug, suspect: Suspect) -> str:
-    is_buggy = suspect.path == bug.mutation.path
-    text = bug.text if is_buggy else bug.package.tree.text(suspect.path)
-    return shown_lines(text, suspect.first_line, suspect.last_line)
+    return shown_lines(_text(bug, suspect.path), suspect.first_line, suspect.last_line)
+
+
+def _text(bug: Bug, path: str) -> str:
+    """The file with the bug, where the bug is in it."""
+    return bug.text if path == bug.mutation.path else bug.package.text(path)
 
 
 def _repair(mutation: Mutation) -> Mutation:

@@ -87,7 +87,7 @@ def test_a_large_policy_gets_vllm_where_it_is_installed(model: Path, monkeypatch
 
     auto = EngineSettings()
     assert chosen(auto) == ("hf", "")  # a small policy
-    monkeypatch.setattr(choice, "LARGE_PARAMETERS", 100)
+    monkeypatch.setattr(choice, "SERVED_PARAMETERS", 100)
     name, why = chosen(auto)
     assert name == "vllm" and "vLLM is installed" in why and "engine.type = 'hf'" in why
     name, why = chosen(auto, vllm=False)

@@ -21,8 +21,15 @@ from tiny_policy import build_tiny_tokenizer
 TEXT = "".join(
     f"def f{n}(a, b):\n    if a < b:\n        return a + {n}\n    return not b\n\n\n" for n in range(3)
 )
+OTHER = "pack/other.py"  # a file that was shown, and has no bug
 RIGHT = 2  # of six lines, the one that nothing that follows edits
-KINDS = ("is not a file that can be read", "does not start in line", "nothing would change")
+KINDS = (
+    "is not a file that can be read",
+    "does not start in line",
+    "It is nowhere in the file",
+    "nothing would change",
+    f"{OTHER} is unchanged",
+)
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +43,7 @@ def refused(chat: ChatFormat, whole_lines: bool) -> list[tuple[str, str]]:
     shown: Callable[[Mutation], str] = lambda mutation: f"{mutation.line}:{mutation.before}"  # noqa: E731
     meant = [mutation for mutation in mutations if mutation.line % 6 != RIGHT]
     unmeant = [mutation for mutation in mutations if mutation.line % 6 == RIGHT]
-    edits = PossibleEdits("pack/m.py", TEXT, meant, unmeant, shown)
+    edits = PossibleEdits("pack/m.py", {"pack/m.py": TEXT, OTHER: "x = 1\n"}, meant, unmeant, shown)
     transcript = Transcript(chat, PlayLimits(10**6, 400, 10**4, whole_lines), DRILL)
     generator = random.Random(0)
     for _ in range(60):
@@ -66,6 +73,7 @@ def test_the_tool_refuses_each_call_in_the_same_words(
     assert all(any(kind in answer for _, answer in pairs) for kind in KINDS)
     with backend.open(SandboxSpec(environment="")) as box:
         assert box.run("mkdir pack && cat > pack/m.py", stdin=TEXT.encode()).exit_code == 0
+        assert box.run(f"echo 'x = 1' > {OTHER}").exit_code == 0
         for call, answer in pairs:
             try:
                 action = chat.tools.parse(call)
