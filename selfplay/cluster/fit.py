@@ -122,8 +122,9 @@ def _rank_remedy(config: Config, shape: ModelShape, budget: int) -> str:
         }
         if update.get("batch_tokens", 0) < context and "batch_tokens" in update:
             continue  # a micro-batch holds at least one episode
-        settings = config.trainer.model_copy(update=update)
-        if settings.offload_activations and not settings.activation_checkpointing:
+        try:
+            settings = TrainerSettings.model_validate(config.trainer.model_dump() | update)
+        except ValueError:  # the settings contradict each other
             continue
         if sum(trainer_bytes(shape, settings, context, config.cluster.action_share).values()) <= budget:
             words = [f"{key} = {str(value).lower()}" for key, value in change.items()]
@@ -142,7 +143,7 @@ def _changes(config: Config, shape: ModelShape) -> Iterator[dict[str, Any]]:
         yield {"trainer.activation_checkpointing": True}
     if settings.batch_tokens > context:
         yield {"trainer.batch_tokens": context}
-    if not settings.logit_tokens and not settings.kl_coef:
+    if not settings.logit_tokens:
         yield {"trainer.logit_tokens": LOGIT_TOKENS}
     if settings.type == "deepspeed":
         yield from ({"trainer.zero_stage": stage} for stage in range(settings.zero_stage + 1, 4))

@@ -239,7 +239,8 @@ def _loss_bytes(shape: ModelShape, settings: TrainerSettings, actions: int) -> i
     if not settings.logit_tokens:
         return actions * each
     head = (2 if settings.bf16 else 4) * shape.vocabulary * shape.hidden
-    return min(actions, settings.logit_tokens) * each + actions * 2 * 4 * shape.hidden + head
+    states = 3 if settings.kl_coef else 2  # the hidden ones, their gradients, and those of a reference policy
+    return min(actions, settings.logit_tokens) * each + actions * states * 4 * shape.hidden + head
 
 
 def trainer_host_bytes(shape: ModelShape, settings: TrainerSettings, context_tokens: int = 0) -> int:

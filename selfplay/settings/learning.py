@@ -386,10 +386,11 @@ class TrainerSettings(Section):
                 "offload_activations = true needs activation_checkpointing = true; "
                 "it moves the inputs of checkpointed layers"
             )
-        if self.logit_tokens and self.kl_coef:
+        in_shares = self.type == "deepspeed" and self.zero_stage == 3
+        if self.logit_tokens and self.kl_coef and in_shares:
             raise ValueError(
-                f"logit_tokens = {self.logit_tokens} needs kl_coef = 0: "
-                "the KL penalty compares the logits of all action tokens of a micro-batch"
+                f"logit_tokens = {self.logit_tokens} with kl_coef = {self.kl_coef:g} needs zero_stage 0, 1 "
+                "or 2: the backward pass computes the reference policy's logits again, from its whole head"
             )
         return self
 

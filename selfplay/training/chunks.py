@@ -6,7 +6,8 @@ one chunk's exist, and the backward pass computes them again.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,12 +15,39 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from selfplay.algorithm.loss import Clipping
-from selfplay.engines.models import finished_logits
-from selfplay.training.objective import MetricSums, WeightedBatch, add_values, token_values
+from selfplay.engines.models import finished_logits, head_logits
+from selfplay.training.adapter import without_adapter
+from selfplay.training.objective import (
+    MetricSums,
+    WeightedBatch,
+    action_states,
+    add_values,
+    token_values,
+)
 from selfplay.training.windows import chosen_actions
 
 # From logits (tokens, vocab) of a slice of the action tokens to losses (tokens,) and metrics (names, tokens).
 Finish = Callable[[Tensor, slice], tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The reference policy of a KL penalty at a batch's action tokens. hidden: (actions, hidden)."""
+
+    model: Any
+    hidden: Tensor
+    kl_coef: float
+
+    @classmethod
+    def at(cls, model: Any, inputs: Sequence[Any], kl_coef: float) -> Reference:
+        """inputs: of `action_states`. A model with an adapter stands for its base."""
+        with torch.no_grad(), without_adapter(model):
+            return cls(model, action_states(model, *inputs), kl_coef)
+
+    def logits(self, part: slice = slice(None)) -> Tensor:
+        """The fp32 logits (tokens, vocab) of some of the action tokens."""
+        with torch.no_grad(), without_adapter(self.model):
+            return head_logits(self.model, self.hidden[part])
 
 
 class ActionHead(nn.Linear):
@@ -37,16 +65,25 @@ class ActionHead(nn.Linear):
 
 
 def chunked_losses(
-    model: Any, hidden: Tensor, batch: WeightedBatch, clipping: Clipping, sums: MetricSums, size: int
+    model: Any,
+    hidden: Tensor,
+    batch: WeightedBatch,
+    clipping: Clipping,
+    sums: MetricSums,
+    size: int,
+    reference: Reference | None = None,
 ) -> Tensor:
     """Return the losses (actions,), as `weighted_losses` does. sums: gets the metrics.
 
-    hidden: (actions, hidden) states that predict the action tokens. size: tokens of a chunk.
+    hidden: (actions, hidden) states that predict the action tokens. size: tokens of a chunk. The head of a
+    reference may not be in shares (ZeRO-3): the backward pass computes its logits again.
     """
     head, names = model.get_output_embeddings(), list[str]()
 
     def finish(logits: Tensor, part: slice) -> tuple[Tensor, Tensor]:
-        values = token_values(chosen_actions(batch, part), finished_logits(model, logits), clipping)
+        against = (None, 0.0) if reference is None else (reference.logits(part), reference.kl_coef)
+        own = finished_logits(model, logits)
+        values = token_values(chosen_actions(batch, part), own, clipping, *against)
         losses = values.pop("loss")
         names[:] = values
         return losses, torch.stack([value.float() for value in values.values()])

@@ -29,11 +29,10 @@ from selfplay.training.adapter import (
     check_same_adapter,
     check_same_base,
     outer_name,
-    without_adapter,
 )
 from selfplay.training.batch import MicroBatch, Sample, make_micro_batches
 from selfplay.training.checkpoints import atomic_folder, read_companions, weights_digest, write_companions
-from selfplay.training.chunks import chunked_losses
+from selfplay.training.chunks import Reference, chunked_losses
 from selfplay.training.objective import (
     MetricSums,
     WeightedBatch,
@@ -171,15 +170,19 @@ class TorchTrainer:
             with self._autocast(), counting, host_activations(settings):
                 hidden = action_states(model, *inputs)  # (actions, hidden)
             with self._autocast():
-                return chunked_losses(model, hidden, batch, self._clipping, sums, settings.logit_tokens)
-        reference_logits = None
+                reference = self._reference_at(inputs)
+                size = settings.logit_tokens
+                return chunked_losses(model, hidden, batch, self._clipping, sums, size, reference)
         with self._autocast():
             with self._router_load.counting(*inputs[:3]), host_activations(settings):
                 logits = action_logits(model, *inputs)  # (actions, vocab)
-            if self._reference is not None:
-                with torch.no_grad(), without_adapter(self._reference):
-                    reference_logits = action_logits(self._reference, *inputs)  # (actions, vocab)
+            reference = self._reference_at(inputs)
+            reference_logits = None if reference is None else reference.logits()  # (actions, vocab)
         return weighted_losses(batch, logits, self._clipping, sums, reference_logits, settings.kl_coef)
+
+    def _reference_at(self, inputs: Sequence[Any]) -> Reference | None:
+        model = self._reference
+        return None if model is None else Reference.at(model, inputs, self._settings.kl_coef)
 
     def export_weights(self) -> dict[str, Tensor]:
         """Return name -> fp32 weight as a copy on the CPU. Tied weights appear once; an adapter is merged."""

@@ -1,6 +1,8 @@
 """Placements, refusals and the remedies that they name. The memory formulas against real models."""
 
 import importlib.util
+import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ import torch
 from typer.testing import CliRunner
 
 from selfplay.cli import app
+from selfplay.cluster.fit import _rank_remedy
 from selfplay.cluster.machines import planned_nodes, policy_shape
 from selfplay.cluster.memory import (
     GIB,
@@ -316,6 +319,19 @@ def test_logits_in_chunks_do_not_grow_with_the_context():
     actions, head = int(32_768 * 0.3), 2 * SHAPE.vocabulary * SHAPE.hidden
     assert chunked["logits"] == 1024 * logit_bytes(SHAPE) + actions * 8 * SHAPE.hidden + head
     assert chunked["logits"] < long_context()["logits"] / 5
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_a_proposed_change_is_one_that_the_settings_allow(stage: int):
+    values = {"type": "deepspeed", "ranks": 2, "zero_stage": stage, "kl_coef": 0.1, "batch_tokens": 32_768}
+    values |= {"activation_checkpointing": True}
+    config = build_config({"trainer": values, "agent": {"context_tokens": 32_768}})
+    proposed = {_rank_remedy(config, SHAPE, budget * GIB // 4) for budget in range(1, 200)}
+    assert len(proposed) > 3
+    for remedy in proposed:
+        changes = re.findall(r"trainer\.(\w+) = (\w+)", remedy)
+        build_config({"trainer": values | {name: json.loads(value) for name, value in changes}})
+    assert any("trainer.logit_tokens = " in remedy for remedy in proposed) == (stage < 3)
 
 
 def test_what_is_offloaded_is_counted_in_main_memory_instead():

@@ -5,6 +5,7 @@ The ranks that share sequences are in test_deepspeed_trainer.py.
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,11 @@ from selfplay.training.ranks.sequence_parallel import causal_attention, check_he
 from selfplay.training.torch_trainer import TorchTrainer
 from selfplay.training.windows import cut_into_windows, model_inputs
 from tiny_model import make_tiny_model
+
+needs_peft = pytest.mark.skipif(
+    importlib.util.find_spec("peft") is None,
+    reason="peft is not installed; get it with: pip install 'selfplay-swe[lora]'",
+)
 
 
 @pytest.fixture(scope="module")
@@ -78,9 +84,19 @@ def test_neighbouring_ranks_get_the_windows_of_the_same_micro_batches() -> None:
     ]
 
 
-@pytest.mark.parametrize("bf16", [False, True])
-def test_logits_in_chunks_and_offloaded_activations_change_no_update(model: Path, bf16: bool) -> None:
-    settings = SETTINGS.model_copy(update={"bf16": bf16})
+@pytest.mark.parametrize(
+    ("bf16", "also"),
+    [
+        (False, {}),
+        (True, {}),
+        (False, {"kl_coef": 2.0}),
+        pytest.param(False, {"kl_coef": 2.0, "lora_rank": 8}, marks=needs_peft),
+    ],
+)
+def test_logits_in_chunks_and_offloaded_activations_change_no_update(
+    model: Path, bf16: bool, also: dict[str, Any]
+) -> None:
+    settings = SETTINGS.model_copy(update={"bf16": bf16, **also})
     more = {"logit_tokens": 9, "activation_checkpointing": True, "offload_activations": True}
     plain, thrifty = (
         TorchTrainer(model, chosen, CONTEXT_TOKENS, seed=0)
@@ -169,7 +185,10 @@ def test_attention_in_blocks_equals_transformers_own(window: int | None) -> None
         ),
         ({"offload_weights": True}, "offload_weights = true needs trainer.type = 'deepspeed'"),
         ({"offload_activations": True}, "needs activation_checkpointing = true"),
-        ({"logit_tokens": 64, "kl_coef": 0.1}, "logit_tokens = 64 needs kl_coef = 0"),
+        (
+            {"type": "deepspeed", "zero_stage": 3, "logit_tokens": 64, "kl_coef": 0.1},
+            "logit_tokens = 64 with kl_coef = 0.1 needs zero_stage 0, 1 or 2",
+        ),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(settings: dict[str, Any], message: str) -> None:

@@ -5,17 +5,15 @@ It starts no process and keeps no state. The worker puts the parts together.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from selfplay.settings.learning import TrainerSettings
 from selfplay.training.activations import host_activations
-from selfplay.training.adapter import without_adapter
-from selfplay.training.chunks import ActionHead, chunked_losses
+from selfplay.training.chunks import ActionHead, Reference, chunked_losses
 from selfplay.training.objective import (
     MetricSums,
     WeightedBatch,
@@ -87,20 +85,24 @@ class LossModule(nn.Module):
 
     def forward(self, batch: WeightedBatch, sums: MetricSums) -> Tensor:
         settings, inputs = self._settings, model_inputs(batch)
-        if settings.logit_tokens:
+        size, model = settings.logit_tokens, self.model
+        if size:
             with host_activations(settings):
-                hidden = action_states(self.model, *inputs)  # (actions, hidden)
-            losses = chunked_losses(self.model, hidden, batch, self._clipping, sums, settings.logit_tokens)
-            return losses.sum()
+                hidden = action_states(model, *inputs)  # (actions, hidden)
+            reference = self._reference_at(inputs)
+            return chunked_losses(model, hidden, batch, self._clipping, sums, size, reference).sum()
         with host_activations(settings):
-            logits = action_logits(self.model, *inputs)  # (actions, vocab)
-        reference_logits = None
-        if settings.kl_coef:
-            reference = self.model if self.reference is None else self.reference
-            with torch.no_grad(), without_adapter(reference):
-                reference_logits = action_logits(reference, *inputs)
+            logits = action_logits(model, *inputs)  # (actions, vocab)
+        reference = self._reference_at(inputs)
+        reference_logits = None if reference is None else reference.logits()
         losses = weighted_losses(batch, logits, self._clipping, sums, reference_logits, settings.kl_coef)
         return losses.sum()
+
+    def _reference_at(self, inputs: Sequence[Any]) -> Reference | None:
+        if not self._settings.kl_coef:
+            return None
+        model = self.model if self.reference is None else self.reference
+        return Reference.at(model, inputs, self._settings.kl_coef)
 
 
 # Modules whose weights travel and compute as bf16. All others stay fp32.
