@@ -58,16 +58,16 @@ def policy_path(model: str, named_by: str = "policy.model") -> str:
     return model
 
 
-def load_tokenizer(model: str) -> Any:
-    """The tokenizer of a folder, a model id, or "carried". Raises EngineError."""
+def load_tokenizer(model: str, named_by: str = "policy.model") -> Any:
+    """The tokenizer of a folder, a model id, or "carried". named_by: see `policy_path`. Raises EngineError."""
     from transformers import AutoTokenizer  # heavy: loads where it is used
 
-    path = policy_path(model)
+    path = policy_path(model, named_by)
     try:
         return AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError) as error:
         raise EngineError(
-            f"no tokenizer can be loaded from {path!r}: {error}. Set policy.model to a model folder or id."
+            f"no tokenizer can be loaded from {path!r}: {error}. Set {named_by} to a model folder or id."
         ) from error
 
 

@@ -196,7 +196,7 @@ class _WarmStart:
 
         if not self.settings.base:
             return {}
-        tokenizer = load_tokenizer(self._base)
+        tokenizer = load_tokenizer(self._base, "--from")
         chat_format(tokenizer, self.config.policy, self.config.agent).check()
         return recorded_texts(self.settings.episodes, tokenizer, self.config)
 

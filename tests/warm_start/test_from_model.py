@@ -237,3 +237,9 @@ def test_without_a_compiler_a_warm_start_says_so_and_compiles_nothing(
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert trainer._compiled() == "" and "no C++ compiler" in said[0]
+
+
+def test_a_model_that_is_not_there_is_named_with_its_option(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(EngineError, match=r"(?s)nobody/nothing.*Set --from to a model folder or id"):
+        load_tokenizer("nobody/nothing", "--from")
