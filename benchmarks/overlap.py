@@ -69,7 +69,7 @@ class Form:
 FORMS = (
     Form("in turn"),
     Form("overlapped", ahead=1),
-    Form("in turn, both cores for each", is_pinned=False),
+    Form("in turn, 2 cores each", is_pinned=False),
 )
 
 
@@ -81,8 +81,6 @@ class Figures:
     wall_s: float
     playing_s: float
     training_s: float
-    sampled_tokens: float
-    trained_tokens: float
     idle_trainer: float
     idle_engine: float
 
@@ -134,8 +132,6 @@ def figures(rows: Sequence[dict[str, Any]]) -> Figures:
         wall_s=mean(*seconds) * len(rows),
         playing_s=mean(*(f"seconds/{phase}" for phase in PLAYING)),
         training_s=mean("seconds/training"),
-        sampled_tokens=mean("injector/sampled_tokens", "solver/sampled_tokens"),
-        trained_tokens=mean("tokens"),
         idle_trainer=mean("idle/trainer"),
         idle_engine=mean("idle/engine"),
     )
@@ -143,18 +139,16 @@ def figures(rows: Sequence[dict[str, Any]]) -> Figures:
 
 def show(found: Sequence[Figures], counted: int) -> None:
     console = Console()
-    table = Table(title=f"real engine and trainer on two cores, {counted} updates each")
+    table = Table(title=f"real engine and trainer on two cores, {counted} updates each; seconds of an update")
     columns = (
         "",
         "episodes",
         "wall s",
-        "episodes/h",
+        "an hour",
         "playing s",
         "training s",
-        "engine idle",
-        "trainer idle",
-        "sampled",
-        "trained",
+        "idle engine",
+        "idle trainer",
     )
     for column in columns:
         table.add_column(column, justify="left" if column == "" else "right")
@@ -168,8 +162,6 @@ def show(found: Sequence[Figures], counted: int) -> None:
             f"{each.training_s:.0f}",
             f"{each.idle_engine:.0%}",
             f"{each.idle_trainer:.0%}",
-            f"{each.sampled_tokens:.0f}",
-            f"{each.trained_tokens:.0f}",
         )
     console.print(table)
     in_turn, overlapped, both = found

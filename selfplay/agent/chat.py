@@ -59,7 +59,7 @@ def policy_path(model: str, named_by: str = "policy.model") -> str:
 
 
 def load_tokenizer(model: str, named_by: str = "policy.model") -> Any:
-    """The tokenizer of a folder, a model id, or "carried". named_by: see `policy_path`. Raises EngineError."""
+    """The tokenizer of a folder, an id, or "carried". named_by: see `policy_path`. Raises EngineError."""
     from transformers import AutoTokenizer  # heavy: loads where it is used
 
     path = policy_path(model, named_by)

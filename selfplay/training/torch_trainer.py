@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 
 from selfplay.engines.models import checkpoint_activations, compile_layers, load_causal_model
+from selfplay.engines.precision import LARGE_PARAMETERS
 from selfplay.engines.probe import check_head
 from selfplay.errors import EngineError, RunError
-from selfplay.runtime.cores import usable_cores
+from selfplay.runtime.cores import FreeCores, usable_cores
 from selfplay.settings.learning import TrainerSettings
 from selfplay.training.activations import host_activations
 from selfplay.training.adapter import (
@@ -92,6 +93,9 @@ class TorchTrainer:
         self._ratios: list[Tensor] = []
         self._sender = NativeSender(rank=0)
         self.threads = usable_cores()  # of a step on a CPU; lower it if something else computes meanwhile
+        # Large models leave cores to other processes. Small ones do not, so that equal runs give equal bits.
+        size = sum(parameter.numel() for parameter in self._model.parameters())
+        self._free_cores = FreeCores() if size > LARGE_PARAMETERS else None
 
     @property
     def weight_version(self) -> int:
@@ -110,8 +114,7 @@ class TorchTrainer:
         """
         check_lengths(samples, self._context_tokens)
         started = time.monotonic()
-        if self._device.type == "cpu":
-            torch.set_num_threads(self.threads)
+        self._set_threads()
         settings = self._settings
         rate = warmed_up_rate(settings, self._weight_version)
         for group in self._optimizer.param_groups:
@@ -156,7 +159,13 @@ class TorchTrainer:
     def _autocast(self) -> AbstractContextManager[Any]:
         return torch.autocast(self._device.type, torch.bfloat16, enabled=self._settings.bf16)
 
+    def _set_threads(self) -> None:
+        if self._device.type == "cpu":
+            free = self._free_cores.threads() if self._free_cores else self.threads
+            torch.set_num_threads(min(self.threads, free))
+
     def _accumulate(self, batch: WeightedBatch, sums: MetricSums) -> None:
+        self._set_threads()
         batch = batch.to(self._device)
         models = [self._model] if self._reference is None else [self._model, self._reference]
         with attending_to(batch.trees, *models):

@@ -1,4 +1,5 @@
 import importlib.util
+import itertools
 import subprocess
 import sys
 from dataclasses import replace
@@ -9,7 +10,7 @@ import torch
 
 from selfplay.errors import EngineError, PrerequisiteError, RunError
 from selfplay.settings.learning import TrainerSettings
-from selfplay.training import conformance
+from selfplay.training import conformance, torch_trainer
 from selfplay.training.batch import Sample
 from selfplay.training.torch_trainer import TorchTrainer
 from tiny_model import make_tiny_model
@@ -217,3 +218,18 @@ def test_frozen_embeddings_stay_and_the_rest_learns(model: Path) -> None:
     assert changed == before.keys() - {"model.embed_tokens.weight"}
     with pytest.raises(ValueError, match="train_embeddings = false is the torch trainer's"):
         TrainerSettings(type="deepspeed", train_embeddings=False)
+
+
+@pytest.mark.parametrize(("large", "used"), [(True, {1, 3}), (False, {5})])
+def test_a_large_model_leaves_cores_to_other_processes(
+    model: Path, monkeypatch: pytest.MonkeyPatch, large: bool, used: set[int]
+) -> None:
+    readings = itertools.cycle([1, 3, 9])
+    monkeypatch.setattr(torch_trainer, "LARGE_PARAMETERS", 0 if large else 10**9)
+    monkeypatch.setattr(torch_trainer.FreeCores, "threads", lambda _: next(readings))
+    trainer = TorchTrainer(model, SETTINGS.model_copy(update={"batch_tokens": 40}), 128, seed=0)
+    trainer.threads = 3 if large else 5
+    taken: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", taken.append)
+    trainer.step(samples(0))
+    assert len(taken) > 3 and set(taken) == used
