@@ -29,11 +29,14 @@ def attend(
     query: Tensor,  # (batch, heads, queries, dim)
     key: Tensor,  # (batch, kv_heads, keys, dim)
     value: Tensor,  # (batch, kv_heads, keys, dim)
-    mask: Tensor | None,  # bool, broadcasts to (batch, heads, queries, keys); None: each token sees all
+    mask: Tensor | None,  # broadcasts to (batch, heads, queries, keys); None: each token sees all
     scaling: float | None,
     softcap: float | None,
 ) -> Tensor:
-    """Return (batch, heads, queries, dim). softcap: bound of the scores, None without one."""
+    """Return (batch, heads, queries, dim).
+
+    mask: bool, or added to the scores in the dtype of `query`. softcap: bound of the scores; None: no bound.
+    """
     repeats = query.shape[1] // key.shape[1]
     if softcap is None:
         return torch.nn.functional.scaled_dot_product_attention(
@@ -44,7 +47,8 @@ def attend(
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     scores = capped(query @ key.transpose(2, 3) * scale, softcap)
     if mask is not None:
-        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+        is_bool = mask.dtype == torch.bool
+        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min) if is_bool else scores + mask
     return torch.softmax(scores.float(), -1).to(query.dtype) @ value
 
 

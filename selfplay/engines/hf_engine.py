@@ -25,6 +25,7 @@ from selfplay.engines.drafts import DraftTable, RowDrafts
 from selfplay.engines.models import head_logits, load_causal_model
 from selfplay.engines.precision import Dtype, Precision, choose_dtype, refresh_head
 from selfplay.engines.probe import check_passes, plain_logprobs
+from selfplay.engines.sampling import draw_tokens
 from selfplay.engines.sequences import (
     NAME,
     CachedSequence,
@@ -383,7 +384,7 @@ class HFEngine:
             return head_logits(self._model, output.last_hidden_state[0, indices])  # (sampled, hidden)
 
     def _sample(self, steps: Sequence[_Step], logits: Tensor) -> tuple[list[int], list[float]]:
-        """Sample a token at each position by inverting the distribution at the row's own random draw.
+        """Sample a token at each position with the row's own random number.
 
         logits: (sampled, vocab). Returns tokens and their log-probabilities at temperature 1. The token at a
         draft's position is right if all drafts before it were right.
@@ -393,25 +394,9 @@ class HFEngine:
         ]
         if not rows:
             return [], []
-        device = self._device
-        draws = torch.tensor([row.draw(index) for row, index in rows], dtype=torch.float64, device=device)
-        temperatures = torch.tensor(
-            [row.temperature or 1.0 for row, _ in rows], dtype=torch.float64, device=device
-        )
-        shares = torch.softmax(logits.double() / temperatures[:, None], -1)  # (sampled, vocab)
-        filtered = [i for i, (row, _) in enumerate(rows) if row.top_p < 1]
-        if filtered:
-            kept = torch.tensor([rows[i][0].top_p for i in filtered], dtype=torch.float64, device=device)
-            shares[filtered] = top_shares(shares[filtered], kept)
-        sums = shares.cumsum(-1)
-        # Below the last sum, so that rounding reaches neither past the end nor a token of probability 0.
-        targets = (draws * sums[:, -1]).clamp_max(torch.nextafter(sums[:, -1], torch.zeros_like(draws)))
-        tokens = torch.searchsorted(sums, targets[:, None], right=True)[:, 0]
-        greedy = [i for i, (row, _) in enumerate(rows) if row.temperature == 0]
-        if greedy:
-            tokens[greedy] = logits[greedy].argmax(-1)
-        logprobs = torch.log_softmax(logits, -1).gather(1, tokens[:, None])[:, 0]
-        return tokens.tolist(), logprobs.tolist()
+        draws = [row.draw(index) for row, index in rows]
+        temperatures, top_ps = [row.temperature for row, _ in rows], [row.top_p for row, _ in rows]
+        return draw_tokens(logits, draws, temperatures, top_ps)
 
     def _replace_weights(self, weights: Mapping[str, Tensor], version: int, done: Future[None]) -> None:
         try:
@@ -447,14 +432,3 @@ def _cache_shape(model: Any, dtype: torch.dtype, device: torch.device) -> CacheS
         dtype,
         device,
     )
-
-
-def top_shares(shares: Tensor, top_p: Tensor) -> Tensor:
-    """`shares` without the tokens that the likeliest ones leave over: those before them reach `top_p`.
-
-    shares: (rows, vocab), sums of 1. top_p: (rows,). The likeliest token is always kept.
-    """
-    ordered, order = shares.sort(dim=-1, descending=True, stable=True)
-    before = ordered.cumsum(-1) - ordered  # the share of all likelier tokens
-    ordered = ordered.masked_fill(before >= top_p[:, None], 0.0)
-    return torch.zeros_like(shares).scatter(-1, order, ordered)

@@ -19,6 +19,7 @@ from selfplay.engines.attention import Window, attend, first_visible, visible, w
 
 NAME = "selfplay_ragged"
 _SLOT_STEP = 64  # capacities are multiples of this
+_MOST_GROUPED = 16  # new tokens of a sequence whose heads are grouped; a prompt's are many enough without
 _running = threading.local()  # .plan: the PassPlan of this thread's forward pass
 
 Tokens = NDArray[np.int64]
@@ -75,16 +76,15 @@ class CachedSequence:
         self._slots[:, :, :, :count] = other._slots[:, :, :, :count]
         self.length = count
 
-    def put(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Append keys and values, each (kv_heads, new, dim).
+    def put(self, layer: int, added: Tensor) -> Tensor:
+        """Append keys and values, (2, kv_heads, new, dim).
 
-        Return all of the layer, each (kv_heads, length + new, dim).
+        Return all of the layer, (2, kv_heads, length + new, dim).
         """
         slots = self._layers[layer]
-        end = self.length + keys.shape[1]
-        slots[0, :, self.length : end] = keys
-        slots[1, :, self.length : end] = values
-        return slots[0, :, :end], slots[1, :, :end]
+        end = self.length + added.shape[2]
+        slots[:, :, self.length : end] = added
+        return slots[:, :, :end]
 
     def extend(self, token_ids: Sequence[int]) -> None:
         """Count these tokens as cached.
@@ -151,19 +151,23 @@ class Segment:
     start: int
     count: int
     device: torch.device
-    masks: dict[Window, Tensor] = field(default_factory=dict)  # by window: layers share them
+    masks: dict[tuple[Window, int], Tensor] = field(default_factory=dict)  # layers share them
 
-    def visible(self, window: Window) -> tuple[int, Tensor | None]:
+    def visible(self, window: Window, repeats: int) -> tuple[int, Tensor | None]:
         """(first key that any token of a layer with this window sees, mask of the keys from there on).
 
-        No mask: a single token sees all of them.
+        The mask is added to scores (repeats · count, keys), in the cache's dtype. None: a single token sees
+        all keys.
         """
         length = self.sequence.length
         first = first_visible(length, window)
-        if self.count > 1 and window not in self.masks:
+        kind = window, repeats
+        if self.count > 1 and kind not in self.masks:
             keys = length + self.count - first
-            self.masks[window] = visible(self.count, keys, window, self.device)
-        return first, self.masks.get(window)
+            seen = visible(self.count, keys, window, self.device)
+            added = torch.zeros(seen.shape, dtype=self.sequence.shape.dtype, device=self.device)
+            self.masks[kind] = added.masked_fill_(~seen, -torch.inf).repeat(repeats, 1)
+        return first, self.masks.get(kind)
 
 
 class PassPlan:
@@ -214,21 +218,24 @@ def ragged_attention(
     sliding_window, softcap = window_and_cap(options)
     plan: PassPlan = _running.plan
     plan.windows[module.layer_idx] = sliding_window
-    heads, dim = query.shape[1], query.shape[3]
+    heads, kv_heads, dim = query.shape[1], key.shape[1], query.shape[3]
     output = torch.empty(1, query.shape[2], heads, dim, dtype=query.dtype, device=query.device)
+    dtype = plan.segments[0].sequence.shape.dtype
+    added, query = torch.stack((key[0], value[0])).to(dtype), query.to(dtype)
     for segment in plan.segments:
-        end = segment.start + segment.count
-        keys, values = segment.sequence.put(
-            module.layer_idx, key[0, :, segment.start : end], value[0, :, segment.start : end]
-        )
-        first, mask = segment.visible(sliding_window)
+        count, end = segment.count, segment.start + segment.count
+        cached = segment.sequence.put(module.layer_idx, added[:, :, segment.start : end])
+        # Heads that share keys become more queries of one head: their keys are read once.
+        repeats = heads // kv_heads if count <= _MOST_GROUPED else 1
+        first, mask = segment.visible(sliding_window, repeats)
+        own = query[:, :, segment.start : end]
         attended = attend(
-            query[:, :, segment.start : end].to(keys.dtype),
-            keys[None, :, first:],
-            values[None, :, first:],
+            own.reshape(1, heads // repeats, repeats * count, dim),
+            cached[0:1, :, first:],
+            cached[1:2, :, first:],
             mask,
             scaling,
             softcap,
         )
-        output[0, segment.start : end] = attended[0].transpose(0, 1)
+        output[0, segment.start : end] = attended.reshape(heads, count, dim).transpose(0, 1)
     return output, None

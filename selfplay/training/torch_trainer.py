@@ -95,7 +95,8 @@ class TorchTrainer:
         self.threads = usable_cores()  # of a step on a CPU; lower it if something else computes meanwhile
         # Large models leave cores to other processes. Small ones do not, so that equal runs give equal bits.
         size = sum(parameter.numel() for parameter in self._model.parameters())
-        self._free_cores = FreeCores() if size > LARGE_PARAMETERS else None
+        is_free = size > LARGE_PARAMETERS and not settings.compile  # compiled code has its number of threads
+        self._free_cores = FreeCores() if is_free else None
 
     @property
     def weight_version(self) -> int:

@@ -11,8 +11,9 @@ import torch
 from selfplay.engines import drafts, hf_engine
 from selfplay.engines.base import Completion, GenerationRequest, Sampling
 from selfplay.engines.drafts import DraftTable, RowDrafts
-from selfplay.engines.hf_engine import HFEngine, top_shares
+from selfplay.engines.hf_engine import HFEngine
 from selfplay.engines.models import load_causal_model
+from selfplay.engines.sampling import draw_tokens, top_shares
 from selfplay.errors import EngineError
 from tiny_model import make_tiny_model
 
@@ -294,3 +295,25 @@ def test_a_request_without_memory_gets_an_error(engine: HFEngine, monkeypatch: p
     assert "no room for keys and values" in errors.get(timeout=20)
     monkeypatch.undo()
     assert engine.generate([request(1, 5)], Sampling())[0].token_ids
+
+
+@pytest.mark.parametrize("vocabulary", [50, 256, 1000])
+def test_a_draw_inverts_the_distribution_at_its_number(vocabulary: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(400, vocabulary, generator=generator)
+    logits[:, 7] = -torch.inf  # a word of share 0 is never drawn
+    draws = [0.0, 1.0, *torch.rand(398, generator=generator, dtype=torch.float64).tolist()]
+    temperatures = [(1.0, 0.5, 0.0)[row % 3] for row in range(400)]
+    tokens, logprobs = draw_tokens(logits, draws, temperatures, [1.0] * 400)
+    for row, token in enumerate(tokens):
+        scaled = logits[row].double() / (temperatures[row] or 1.0)
+        sums = torch.softmax(scaled, -1).cumsum(-1)
+        if temperatures[row] == 0:
+            assert token == int(logits[row].argmax())
+        else:
+            before = float(sums[token - 1]) if token else 0.0
+            assert before - 1e-5 <= draws[row] <= float(sums[token]) + 1e-5
+            assert token != 7 and token < vocabulary
+        assert logprobs[row] == pytest.approx(float(torch.log_softmax(logits[row], -1)[token]), abs=1e-5)
+    alone = [draw_tokens(logits[r : r + 1], [draws[r]], [temperatures[r]], [1.0])[0][0] for r in range(400)]
+    assert alone == tokens
