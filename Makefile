@@ -8,7 +8,7 @@ TORCH_BUILD ?= cpu
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 PIP := $(PY) -m pip --disable-pip-version-check
 
-.PHONY: help setup train train-pretrained pretrained-policy test fast fuzz chaos lint docs bench bench-sandbox bench-validator bench-rollouts bench-update bench-training bench-dispatcher bench-bugs learning gallery clean
+.PHONY: help setup train train-pretrained pretrained-policy test fast fuzz chaos lint docs bench bench-sandbox bench-validator bench-rollouts bench-update bench-training bench-dispatcher bench-overlap bench-bugs learning gallery clean
 
 help: ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -75,7 +75,7 @@ lint: setup ## format, lint and types
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
 
-bench: bench-sandbox bench-validator bench-rollouts bench-update bench-training bench-dispatcher bench-bugs ## every benchmark, each printing ratios within its run
+bench: bench-sandbox bench-validator bench-rollouts bench-update bench-training bench-dispatcher bench-overlap bench-bugs ## every benchmark, each printing ratios within its run
 
 bench-sandbox: setup ## sandboxes beside swe-rex and mini-swe-agent where BENCH_PY has them (docs/sandboxes.md)
 	$(or $(BENCH_PY),$(PY)) -m benchmarks.sandbox $(SANDBOX)
@@ -96,6 +96,9 @@ bench-training: setup ## tokens a second of a training step
 bench-dispatcher: setup ## updates played ahead beside in turn, and one controller with 5,000 episodes in flight
 	$(PY) -m benchmarks.dispatcher rates
 	$(PY) -m benchmarks.dispatcher controller
+
+bench-overlap: setup $(VENV)/.pretrained-ready ## the real engine and trainer on a core each, overlapped beside in turn; an hour
+	$(PY) -m benchmarks.overlap
 
 bench-bugs: setup ## the first page of inspect-bugs with a million bugs; 1.6 GB of disk while it runs
 	$(PY) -m benchmarks.bug_list
