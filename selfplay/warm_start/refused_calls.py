@@ -25,6 +25,7 @@ NO_CHANGE = 0.25  # share of calls whose replacement is the text itself
 MISQUOTED = 0.15  # share of calls with a wrong word or a wrong indentation; the others name a wrong line
 TEXT_OF_THE_LINE = 0.3  # share of calls that quote the line they mean, not the one they name
 OTHER_FILE = 0.6  # share of wrong paths that name another file, where one was shown
+REPEATED = 0.4  # share of refused calls that are made twice: a policy copies what it wrote last
 BROKEN_OFF = 0.3  # share of calls that end early or go on in a loop
 
 
@@ -53,7 +54,9 @@ def add_refused_calls(transcript: Transcript, edits: PossibleEdits, generator: r
     for _ in range(generator.choice([1, 1, 2])):
         reply = _wrong_reply(edits, transcript, generator)
         answer = _refusal(edits, reply, transcript.chat.tools)
-        if answer is not None:
+        if answer is None:
+            continue
+        for _ in range(2 if generator.random() < REPEATED else 1):
             transcript.act(reply, counts=False)
             transcript.observe(*answer)
 

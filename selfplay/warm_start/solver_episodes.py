@@ -27,10 +27,10 @@ OTHER_FAILURE, OTHER_SPECIFICATION = 0.3, 0.1  # shares in which the two show di
 RANKS = (0.45, 0.2, 0.15, 0.1, 0.1)  # probability of each rank of the broken function among the suspects
 GUESSED = 0.5  # share of other shown functions that get a wrong edit
 MISSED = 0.35  # share of chances to repair that are used for a wrong edit
-REFUSED = 0.4  # share of episodes with refused calls
+REFUSED = 0.4  # share of texts with refused calls
 REPAIR_REFUSED = 0.6  # share of those in which the refused call is the repair, but for its fault
 LOOKS_AGAIN = 0.3  # share of episodes with more than one listing that show the broken function again
-TURNS_TO_REPAIR = 6  # turns that must be left for a wrong edit or refused calls
+TURNS_TO_REPAIR = 7  # turns that must be left for a wrong edit or refused calls
 OTHER_FILES = 0.6  # share of bugs whose suspects come from other files too
 
 
@@ -63,14 +63,8 @@ class SolverEpisodes:
         )
         transcript = Transcript(self.chat, self.limits, prompt.text)
         next_suspect = self._search(transcript, bug, suspects)
-        if generator.random() < REFUSED and transcript.turns + TURNS_TO_REPAIR <= self.limits.turns:
-            others = [m for m in bug.mutations if m.line != bug.mutation.line]
-            is_repair = not others or generator.random() < REPAIR_REFUSED
-            meant = [_repair(bug.mutation)] if is_repair else others
-            texts = {suspect.path: _text(bug, suspect.path) for suspect in suspects}
-            shown: Callable[[Mutation], str] = lambda m: f"{m.line}:{m.before}"  # noqa: E731
-            edits = PossibleEdits(bug.function.path, texts, meant, others, shown)
-            add_refused_calls(transcript, edits, generator)
+        if transcript.turns + TURNS_TO_REPAIR <= self.limits.turns:
+            self._add_refused(transcript, bug, suspects)
         if transcript.turns > 1 and generator.random() < LOOKS_AGAIN:
             _show(transcript, bug, _culprit(suspects, bug))
         path = bug.function.path
@@ -89,6 +83,7 @@ class SolverEpisodes:
         suspects = self._suspects(bug, None)
         transcript = Transcript(self.chat, self.limits, f"solver\n{failure}")
         _show(transcript, bug, _culprit(suspects, bug), counts=False)
+        self._add_refused(transcript, bug, suspects)
         _add_repair(transcript, bug.mutation)
         return transcript
 
@@ -114,6 +109,19 @@ class SolverEpisodes:
             _add_repair(transcript, mutation)
             transcript.observe(f"edited {function.path}:{mutation.line}")
         return transcript
+
+    def _add_refused(self, transcript: Transcript, bug: Bug, suspects: Sequence[Suspect]) -> None:
+        """Sometimes, add calls that the tool refuses."""
+        generator = self.sampler.random
+        if generator.random() >= REFUSED:
+            return
+        others = [m for m in bug.mutations if m.line != bug.mutation.line]
+        is_repair = not others or generator.random() < REPAIR_REFUSED
+        meant = [_repair(bug.mutation)] if is_repair else others
+        texts = {suspect.path: _text(bug, suspect.path) for suspect in suspects}
+        shown: Callable[[Mutation], str] = lambda m: f"{m.line}:{m.before}"  # noqa: E731
+        edits = PossibleEdits(bug.function.path, texts, meant, others, shown)
+        add_refused_calls(transcript, edits, generator)
 
     # ---- the bug and its prompt
 

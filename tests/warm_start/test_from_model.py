@@ -185,7 +185,7 @@ def test_a_base_that_is_not_there_is_refused_before_anything_is_fetched(base: st
     [
         ("warm-start", []),
         ("warm-start", ["seed=3", "shape.layers=2", 'stages=[{name="a", steps=3, mix={solver=1.0}}]']),
-        ("warm-start-from", ['base="some/model"', "rows=2", "executed.whole_lines=false", "favoured=2"]),
+        ("warm-start-from", ['base="some/model"', "rows=3", "executed.whole_lines=false", "favoured=2"]),
         (
             "warm-start-adapter",
             ['base="some/model"', 'adapter="a folder"', "compile=false", 'corpus=["a==1"]'],
