@@ -190,7 +190,10 @@ def main() -> None:
     if len(cores) < 2:
         parser.error("this machine has one core; the measurement needs two")
     with tempfile.TemporaryDirectory(prefix="selfplay-bench-") as folder:
-        found = [play(form, options, Path(folder), cores[:2]) for form in FORMS]
+        try:
+            found = [play(form, options, Path(folder), cores[:2]) for form in FORMS]
+        except subprocess.CalledProcessError as error:  # it has said why
+            sys.exit(error.returncode)
     show(found, options.updates - 2)
 
 

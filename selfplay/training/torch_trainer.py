@@ -115,7 +115,6 @@ class TorchTrainer:
         """
         check_lengths(samples, self._context_tokens)
         started = time.monotonic()
-        self._set_threads()
         settings = self._settings
         rate = warmed_up_rate(settings, self._weight_version)
         for group in self._optimizer.param_groups:

@@ -63,8 +63,7 @@ class SolverEpisodes:
         )
         transcript = Transcript(self.chat, self.limits, prompt.text)
         next_suspect = self._search(transcript, bug, suspects)
-        if transcript.turns + TURNS_TO_REPAIR <= self.limits.turns:
-            self._add_refused(transcript, bug, suspects)
+        self._add_refused(transcript, bug, suspects)
         if transcript.turns > 1 and generator.random() < LOOKS_AGAIN:
             _show(transcript, bug, _culprit(suspects, bug))
         path = bug.function.path
@@ -111,9 +110,9 @@ class SolverEpisodes:
         return transcript
 
     def _add_refused(self, transcript: Transcript, bug: Bug, suspects: Sequence[Suspect]) -> None:
-        """Sometimes, add calls that the tool refuses."""
+        """Sometimes, add calls that the tool refuses, if turns are left for them."""
         generator = self.sampler.random
-        if generator.random() >= REFUSED:
+        if generator.random() >= REFUSED or transcript.turns + TURNS_TO_REPAIR > self.limits.turns:
             return
         others = [m for m in bug.mutations if m.line != bug.mutation.line]
         is_repair = not others or generator.random() < REPAIR_REFUSED

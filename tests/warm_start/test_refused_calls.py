@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import re
 from collections.abc import Callable
@@ -51,6 +52,11 @@ def refused(chat: ChatFormat, whole_lines: bool) -> list[tuple[str, str]]:
     assert 1.0 not in transcript.weight
     _, turns = chat.read(chat.decode(transcript.ids))
     return list(turns)
+
+
+def test_some_refused_calls_are_made_twice_in_a_row(chat: ChatFormat) -> None:
+    calls = [call for call, _ in refused(chat, True)]
+    assert 0 < sum(first == second for first, second in itertools.pairwise(calls)) < len(calls) / 2
 
 
 @pytest.mark.parametrize("whole_lines", [False, True])
