@@ -102,6 +102,7 @@ def play(form: Form, options: argparse.Namespace, folder: Path, cores: Sequence[
         "trainer.type": trainer,
         "trainer.ranks": "1",
         "trainer.zero_stage": "0",
+        "trainer.train_embeddings": "true",  # only the torch trainer can keep them
         "evaluation.tasks": "[]",
         "sandbox.type": "bubblewrap",
     }
