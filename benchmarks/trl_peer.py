@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from selfplay.agent.chat import load_tokenizer, policy_path
+from selfplay.engines.precision import trains_in_bf16
 from selfplay.settings.learning import TrainerSettings
 from selfplay.training.batch import Sample, with_gradient
 
@@ -36,7 +37,7 @@ class TrlPeer:
             learning_rate=settings.learning_rate,
             max_grad_norm=settings.max_grad_norm,
             adam_beta2=0.95,
-            bf16=settings.bf16,
+            bf16=trains_in_bf16(settings.bf16, torch.cuda.is_available()),
             gradient_checkpointing=False,
             per_device_train_batch_size=2,
             num_generations=2,

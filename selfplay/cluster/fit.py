@@ -1,4 +1,4 @@
-"""Checks that ranks and servers fit their GPUs and their nodes' main memory. Pure; formulas are in `memory`.
+"""Checks that ranks and servers fit their GPUs and their nodes' main memory. Formulas are in `memory`.
 
 What does not fit is a PlacementError. It names the figure and, if there is one, a change of settings that
 fits.
@@ -20,6 +20,7 @@ from selfplay.cluster.memory import (
 )
 from selfplay.cluster.seats import Node, Seats
 from selfplay.config import Config
+from selfplay.engines.precision import trains_in_bf16
 from selfplay.errors import PlacementError
 from selfplay.settings.learning import TrainerSettings
 from selfplay.settings.serving import EngineSettings
@@ -94,7 +95,8 @@ def _rank_memory(config: Config, shape: ModelShape, on_gpus: bool) -> dict[str, 
     The hf engine generates in the trainer's process, so it is one of the parts.
     """
     _check_shared_heads(config.trainer, shape)
-    memory = trainer_bytes(shape, config.trainer, config.agent.context_tokens, config.cluster.action_share)
+    trainer = config.trainer.model_copy(update={"bf16": trains_in_bf16(config.trainer.bf16, on_gpus)})
+    memory = trainer_bytes(shape, trainer, config.agent.context_tokens, config.cluster.action_share)
     if config.engine.type in ("hf", "auto"):
         memory["engine"] = (2 if on_gpus else 4) * shape.parameters + (config.engine.cache_mb << 20)
     return memory

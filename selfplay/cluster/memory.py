@@ -176,6 +176,7 @@ def trainer_bytes(
 
     Ranks that compute sequences together (`trainer.sequence_parallel`) share out activations and logits.
 
+    settings        `bf16 = "auto"` counts as true
     context_tokens  tokens of an episode; a micro-batch holds `batch_tokens`, or one episode if that is longer
     action_share    share of the tokens that are action tokens
     """
@@ -219,7 +220,7 @@ def _kept_bytes(shape: ModelShape, settings: TrainerSettings) -> int:
     the inputs are in main memory. Ulysses attention holds queries, keys, values and output once more while
     they are exchanged (arXiv 2309.14509, section 3.2).
     """
-    layer = activation_bytes(shape, settings.bf16, settings.lora_rank)
+    layer = activation_bytes(shape, bool(settings.bf16), settings.lora_rank)
     exchanged = 0
     if settings.sequence_parallel > 1:
         exchanged = (2 if settings.bf16 else 4) * 2 * (shape.query + shape.key)
@@ -235,7 +236,7 @@ def _loss_bytes(shape: ModelShape, settings: TrainerSettings, actions: int) -> i
     In chunks (`logit_tokens`) only one chunk's logits exist. All action tokens' hidden states, with their
     gradients, stay, and the head's gradient exists twice while a chunk adds to it.
     """
-    each = logit_bytes(shape, settings.bf16, with_reference=settings.kl_coef > 0)
+    each = logit_bytes(shape, bool(settings.bf16), with_reference=settings.kl_coef > 0)
     if not settings.logit_tokens:
         return actions * each
     head = (2 if settings.bf16 else 4) * shape.vocabulary * shape.hidden

@@ -1,6 +1,7 @@
 """In which precision a model is computed on this machine, and half precision on a CPU.
 
-On a CPU the hf engine does what the trainers do: matrix products in bf16, all else in fp32 (torch.autocast).
+On a CPU with instructions for bf16 the hf engine does what the trainers do: matrix products in bf16, all else
+in fp32 (torch.autocast). On other CPUs both compute in fp32.
 The weights of linear layers are kept in bf16, so that they are not converted at every token. Invariant: equal
 weights give the log-probabilities of a trainer with `trainer.bf16`, but for the order of sums.
 """
@@ -32,6 +33,11 @@ def cpu_has_bf16() -> bool:
     has_amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     has_arm = getattr(torch.cpu, "_is_arm_bf16_supported", lambda: False)
     return bool(supported and supported()) and bool(has_avx512() or has_amx() or has_arm())
+
+
+def trains_in_bf16(wanted: Literal["auto"] | bool, on_gpu: bool) -> bool:
+    """What `trainer.bf16` means: if a trainer's matrix products are in bf16 on this machine."""
+    return (on_gpu or cpu_has_bf16()) if wanted == "auto" else wanted
 
 
 def choose_dtype(wanted: Dtype, parameters: int, on_gpu: bool) -> str:

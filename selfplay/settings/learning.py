@@ -301,8 +301,10 @@ class TrainerSettings(Section):
     packing: bool = False
     """Several episodes share a row, none sees another: less padding, attention by a mask."""
 
-    bf16: bool = True
-    """Matrix products in bfloat16; master weights stay in float32."""
+    bf16: Literal["auto"] | bool = "auto"
+    """Matrix products in bfloat16; master weights stay in float32. "auto": on GPUs, and on a CPU that has
+    instructions for it. Without them bfloat16 is slower than float32.
+    """
 
     train_embeddings: bool = True
     """False: the embedding and the head stay as they are. In a small model with a large vocabulary that saves

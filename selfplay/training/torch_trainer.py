@@ -1,4 +1,4 @@
-"""The reference trainer: one process, fp32 master weights, bf16 compute, one optimiser step for each update.
+"""The reference trainer: one process, fp32 master weights, one optimiser step for each update.
 
 It knows no rewards and no advantages. Invariant: to save, load and continue equals not having stopped.
 """
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from selfplay.engines.models import checkpoint_activations, compile_layers, load_causal_model
-from selfplay.engines.precision import LARGE_PARAMETERS
+from selfplay.engines.precision import LARGE_PARAMETERS, trains_in_bf16
 from selfplay.engines.probe import check_head
 from selfplay.errors import EngineError, RunError
 from selfplay.runtime.cores import FreeCores, usable_cores
@@ -70,6 +70,7 @@ class TorchTrainer:
         self._context_tokens = context_tokens
         self._companions = read_companions(Path(model_path))
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._bf16 = trains_in_bf16(settings.bf16, on_gpu=self._device.type != "cpu")
         self._model = load_causal_model(model_path, torch.float32).eval()
         if not settings.train_embeddings:
             freeze_embeddings(self._model)
@@ -157,7 +158,7 @@ class TorchTrainer:
         return make_micro_batches(samples, budget, self._settings.packing, all_actions)
 
     def _autocast(self) -> AbstractContextManager[Any]:
-        return torch.autocast(self._device.type, torch.bfloat16, enabled=self._settings.bf16)
+        return torch.autocast(self._device.type, torch.bfloat16, enabled=self._bf16)
 
     def _set_threads(self) -> None:
         if self._device.type == "cpu":

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from selfplay.engines.models import compiled_layers, head_logits
+from selfplay.engines.precision import trains_in_bf16
 from selfplay.errors import UsageError
 from selfplay.training.optimizer import make_optimizer
 from selfplay.training.prompt_trees import Tree
@@ -59,7 +60,6 @@ class SftSettings:
     final_share: float = 0.05
     weight_decay: float = 0.1
     max_grad_norm: float = 1.0
-    bf16: bool = True
     # "step": the whole step. The first takes 10 to 45 s, then steps are twice as fast. A batch of a new shape
     # compiles again. "layers": each layer, for all shapes, as a large model wants it. "": nothing.
     compile: Literal["step", "layers", ""] = "step"
@@ -230,6 +230,7 @@ def train(
     progress: called after each step; training ends if it returns True.
     """
     device = next(model.parameters()).device
+    bf16 = trains_in_bf16("auto", on_gpu=device.type != "cpu")
     optimizer = make_optimizer(model, settings.learning_rate, settings.weight_decay)
     step, seconds = 0, 0.0
     if settings.checkpoint is not None and settings.checkpoint.exists():
@@ -250,9 +251,9 @@ def train(
             for group in optimizer.param_groups:
                 group["lr"] = rate
             if compiled is None:
-                loss, accuracy = _by_rows(model, batch, settings.bf16)
+                loss, accuracy = _by_rows(model, batch, bf16)
             else:
-                loss, accuracy = compiled(model, batch, settings.bf16)
+                loss, accuracy = compiled(model, batch, bf16)
                 loss.backward()  # type: ignore[no-untyped-call]
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
             optimizer.step()
@@ -278,9 +279,10 @@ def train(
 
 
 @torch.no_grad()
-def evaluate(model: Any, batches: Sequence[PackedBatch], bf16: bool = True) -> tuple[float, float]:
+def evaluate(model: Any, batches: Sequence[PackedBatch]) -> tuple[float, float]:
     """(loss, accuracy): weighted means over all tokens of the batches."""
     device = next(model.parameters()).device
+    bf16 = trains_in_bf16("auto", on_gpu=device.type != "cpu")
     losses = accuracies = total = 0.0
     model.eval()
     for batch in batches:

@@ -4,10 +4,12 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
 
+from selfplay.engines import precision
 from selfplay.errors import EngineError, PrerequisiteError, RunError
 from selfplay.settings.learning import TrainerSettings
 from selfplay.training import conformance, torch_trainer
@@ -233,3 +235,28 @@ def test_a_large_model_leaves_cores_to_other_processes(
     monkeypatch.setattr(torch, "set_num_threads", taken.append)
     trainer.step(samples(0))
     assert len(taken) > 3 and set(taken) == used
+
+
+@pytest.mark.parametrize(
+    ("has_bf16", "wanted", "expected"),
+    [(True, "auto", True), (False, "auto", False), (True, False, False), (False, True, True)],
+)
+def test_it_computes_in_bf16_where_the_processor_can(
+    model: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    has_bf16: bool,
+    wanted: Literal["auto"] | bool,
+    expected: bool,
+):
+    monkeypatch.setattr(precision, "cpu_has_bf16", lambda: has_bf16)
+    seen = []
+
+    def watch(module: torch.nn.Module, _: object, output: torch.Tensor) -> None:
+        if isinstance(module, torch.nn.Linear):
+            seen.append(output.dtype == torch.bfloat16)
+
+    trainer = TorchTrainer(model, SETTINGS.model_copy(update={"bf16": wanted}), 128, seed=1)
+    with torch.nn.modules.module.register_module_forward_hook(watch):
+        trainer.step(samples(1))
+    assert set(seen) == {expected}
+    assert precision.trains_in_bf16("auto", on_gpu=True)

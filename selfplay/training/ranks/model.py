@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from selfplay.engines.precision import trains_in_bf16
 from selfplay.settings.learning import TrainerSettings
 from selfplay.training.activations import host_activations
 from selfplay.training.chunks import ActionHead, Reference, chunked_losses
@@ -136,7 +137,7 @@ def deepspeed_settings(settings: TrainerSettings, hidden_size: int, on_gpu: bool
         # torch's AdamW: it needs no compiler, and computes what the torch trainer computes.
         "zero_force_ds_cpu_optimizer": False,
         "torch_autocast": {
-            "enabled": settings.bf16,
+            "enabled": trains_in_bf16(settings.bf16, on_gpu),
             "dtype": "bfloat16",
             "lower_precision_safe_modules": [f"{kind.__module__}.{kind.__qualname__}" for kind in _AS_BF16],
         },
