@@ -8,6 +8,8 @@ from collections.abc import Sequence
 
 MAX_PLACES = 1000  # occurrences that are looked for: a text of one character holds its half at every place
 
+MAX_SHOWN = 200  # characters of a line that an error shows
+
 
 class EditError(Exception):
     """An edit that does not fit the file; the message is shown to the policy."""
@@ -33,7 +35,10 @@ def apply_edit(text: str, search: str, replace: str, line: int | None = None) ->
             elsewhere = (
                 f" It starts in line {_listed(text, starts)}." if starts else " It is nowhere in the file."
             )
-            raise EditError(f"The search text does not start in line {line}.{elsewhere}")
+            shown = text[begin:end].rstrip()[:MAX_SHOWN]
+            raise EditError(
+                f"The search text does not start in line {line}.{elsewhere} That line is:\n{line}:{shown}"
+            )
         if len(here) > 1:
             raise EditError(
                 f"The search text occurs {len(here)} times in line {line}; give more of the line."

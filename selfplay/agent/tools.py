@@ -13,7 +13,7 @@ from __future__ import annotations
 import posixpath
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Protocol
@@ -45,6 +45,7 @@ EDIT_FORMAT = (
 )
 FILE_TIMEOUT_S = 20.0
 MAX_EDIT_BYTES = 1 << 20
+MAX_FILES = 2000  # that are looked through for a name like that of a file that is not there
 MAX_READINGS = 8
 SHELLS = ("", "bash", "sh", "shell", "console")
 SHOWN_AROUND = 3  # lines before and after an edit
@@ -462,7 +463,9 @@ def _edit(action: Action, sandbox: Sandbox, shown: bool) -> Observation:
             f"{action.path} is larger than {MAX_EDIT_BYTES} bytes; change it with bash.", 1, True
         )
     if read.exit_code:
-        return _refused(read, not_readable(action.path))
+        if read.timed_out or read.text.strip():
+            return _refused(read, f"{action.path} cannot be read")
+        return Observation(no_such_file(action.path, _files(sandbox)), 1, True)
     encoding = source_encoding(path, read.output)
     old = read.output.decode(*encoding)
     try:
@@ -503,9 +506,30 @@ def _absolute(path: str) -> str:
     return posixpath.normpath(posixpath.join(WORKSPACE, path))
 
 
-def not_readable(path: str) -> str:
-    """How the answer to an edit of a file that is not there begins; the reason follows."""
-    return f"{path} is not a file that can be read"
+def _files(sandbox: Sandbox) -> list[str]:
+    """Files of the workspace, the first MAX_FILES by name, without those in hidden folders."""
+    found = sandbox.run(
+        f"cd {WORKSPACE} && find . -name '.?*' -prune -o -type f -print | LC_ALL=C sort | "
+        f"head -n {MAX_FILES}",
+        timeout_s=FILE_TIMEOUT_S,
+        output_bytes=MAX_EDIT_BYTES,
+    )
+    return [line.removeprefix("./") for line in found.text.split("\n")]
+
+
+def no_such_file(path: str, files: Iterable[str]) -> str:
+    """The answer to an edit of a file that is not there. It names the one of `files` whose name is nearest:
+    the one with the longest common beginning and end, if they are half of the path or more.
+    """
+    wanted = posixpath.relpath(_absolute(path), WORKSPACE)
+
+    def common(file: str) -> int:
+        start = len(_common_start(wanted, file))
+        return start + len(_common_start(wanted[start:][::-1], file[start:][::-1]))
+
+    nearest = max(files, key=common, default="")
+    hint = f" The nearest name is {nearest}" if 2 * common(nearest) >= len(wanted) else ""
+    return f"{path} is not a file that can be read.{hint}"
 
 
 def _refused(result: ExecResult, what: str) -> Observation:

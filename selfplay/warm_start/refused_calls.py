@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from selfplay.agent.editing import EditError, apply_edit
 from selfplay.agent.tool_format import BadFormat
-from selfplay.agent.tools import Toolbox, not_readable
+from selfplay.agent.tools import Toolbox, no_such_file
 from selfplay.teacher.mutations import Mutation
 from selfplay.teacher.phrases import LineEdit
 
@@ -68,7 +68,7 @@ def _refusal(edits: PossibleEdits, reply: str, tools: Toolbox) -> tuple[str, int
     except BadFormat as fault:
         return str(fault), 2
     if action.path not in edits.texts:
-        return f"{not_readable(action.path)}: exit code 1", 1
+        return no_such_file(action.path, edits.texts), 1
     try:
         apply_edit(edits.texts[action.path], action.search, action.replace, action.line)
     except EditError as fault:

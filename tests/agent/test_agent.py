@@ -488,6 +488,18 @@ def test_the_last_sample_counts_even_if_it_changes_nothing(play: Play, tmp_path:
     assert "does not start in line 1" in result.turns[0].observation
 
 
+def test_an_edit_of_no_file_is_told_the_nearest_name(play: Play, tmp_path: Path) -> None:
+    (tmp_path / "pack" / ".hidden").mkdir(parents=True)
+    for name in ("module.py", "other.py", ".hidden/modul.py"):
+        (tmp_path / "pack" / name).write_text("a = 1\n")
+    wrong = format_action("edit", format_edit("pack/modul.py", 1, "1", "2"))
+    result = play([wrong, SUBMIT])
+    assert result.turns[0].is_error
+    assert "pack/modul.py is not a file that can be read. The nearest name is pack/module.py\n" in (
+        result.turns[0].observation
+    )
+
+
 def test_a_command_repeated_since_the_last_change_is_resampled(play: Play, tmp_path: Path) -> None:
     (tmp_path / "a.py").write_text("a = 1\n")
     look, change = bash("cat a.py"), format_action("edit", format_edit("a.py", 1, "1", "2"))

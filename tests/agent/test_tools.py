@@ -10,7 +10,7 @@ from selfplay.agent.chat import ChatFormat, load_tokenizer
 from selfplay.agent.editing import EditError, apply_edit, apply_one_of
 from selfplay.agent.observations import cap_output, make_harmless, render_observation
 from selfplay.agent.tool_format import BadFormat, format_action
-from selfplay.agent.tools import format_edit, parse_action
+from selfplay.agent.tools import format_edit, no_such_file, parse_action
 from tiny_policy import build_tiny_tokenizer
 
 FILE = "import os\n\ndef f(x):\n    y = x + 1\n    return y + y\n\ndef g(x):\n    y = x + 1\n    return y\n"
@@ -244,6 +244,35 @@ def test_an_edit_with_a_line_says_why_it_does_not_fit(search: str, line: int, co
 def test_overlapping_occurrences_count_as_two() -> None:
     with pytest.raises(EditError, match="2 times"):
         apply_edit("aaa", "aa", "b")
+
+
+def test_an_edit_of_the_wrong_line_shows_that_line() -> None:
+    with pytest.raises(EditError, match=r"nowhere in the file. That line is:\n4:    y = x \+ 1$"):
+        apply_edit(FILE, "y = x * 1", "y = x", 4)
+    with pytest.raises(EditError, match=r"\n1:a{200}$"):
+        apply_edit("a" * 300, "b", "c", 1)
+
+
+@pytest.mark.parametrize(
+    ("path", "nearest"),
+    [
+        ("src/what_patch/apply.py", "src/whatthepatch/apply.py"),
+        ("/testbed/src/whatthepatch/applied.py", "src/whatthepatch/apply.py"),
+        ("jasmespath/visitor.py", "jmespath/visitor.py"),
+        ("jmespath/visitors.py", "jmespath/visitor.py"),
+        ("something/else.txt", ""),
+    ],
+)
+def test_the_answer_to_an_edit_of_no_file_names_the_nearest_one(path: str, nearest: str) -> None:
+    files = [
+        "jmespath/parser.py",
+        "jmespath/visitor.py",
+        "src/whatthepatch/apply.py",
+        "src/whatthepatch/patch.py",
+    ]
+    hint = f" The nearest name is {nearest}" if nearest else ""
+    assert no_such_file(path, files) == f"{path} is not a file that can be read.{hint}"
+    assert no_such_file(path, []) == f"{path} is not a file that can be read."
 
 
 def test_an_edit_must_change_something() -> None:
