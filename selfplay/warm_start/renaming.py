@@ -46,6 +46,7 @@ class NewNames:
         self._random = random.Random(seed)
         self._new: dict[str, str] = {}
         self._old: dict[str, str] = {}
+        self._kept: set[str] = set()  # words that were met and are not renamed
 
     def __call__(self, text: str) -> str:
         """`text` with the new names."""
@@ -58,11 +59,12 @@ class NewNames:
     def _renamed(self, word: str) -> str:
         if word in self._new:
             return self._new[word]
-        if word not in self._words:
+        if word not in self._words and word not in self._old:
+            self._kept.add(word)
             is_test = word.startswith(TEST) and word != TEST
             return TEST + self._renamed(word.removeprefix(TEST)) if is_test else word
         new = self._invented(word)
-        while new in self._words or new in self._old or new in KEPT:
+        while new in self._words or new in self._old or new in KEPT or new in self._kept:
             new = self._invented(word)
         self._new[word], self._old[new] = new, word
         return new

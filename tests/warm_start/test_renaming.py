@@ -100,6 +100,18 @@ def test_different_words_get_different_names_and_python_keeps_its_own() -> None:
     assert [names.old(name) for name in new] == words
 
 
+@pytest.mark.parametrize("order", [["alpha", "beta", "test_beta"], ["test_beta", "alpha", "beta"]])
+def test_a_new_name_is_none_that_stays_elsewhere(order: list[str]) -> None:
+    found = set()
+    for seed in range(40):
+        names = NewNames(["alpha"], ["beta"], seed)
+        new = [names(word) for word in order]
+        assert [names.old(word) for word in new] == order
+        assert len(set(new)) == len(order)
+        found.add(names("alpha"))
+    assert ("beta" in found) == (order[0] == "alpha")  # borrowed, unless it was met before
+
+
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
 def test_a_share_of_the_samples_has_new_names(share: float) -> None:
     sampler = FunctionSampler([package()], random.Random(0), share)
