@@ -60,6 +60,7 @@ class SftSettings:
     final_share: float = 0.05
     weight_decay: float = 0.1
     max_grad_norm: float = 1.0
+    bf16: Literal["auto"] | bool = "auto"  # as trainer.bf16
     # "step": the whole step. The first takes 10 to 45 s, then steps are twice as fast. A batch of a new shape
     # compiles again. "layers": each layer, for all shapes, as a large model wants it. "": nothing.
     compile: Literal["step", "layers", ""] = "step"
@@ -230,7 +231,7 @@ def train(
     progress: called after each step; training ends if it returns True.
     """
     device = next(model.parameters()).device
-    bf16 = trains_in_bf16("auto", on_gpu=device.type != "cpu")
+    bf16 = trains_in_bf16(settings.bf16, on_gpu=device.type != "cpu")
     optimizer = make_optimizer(model, settings.learning_rate, settings.weight_decay)
     step, seconds = 0, 0.0
     if settings.checkpoint is not None and settings.checkpoint.exists():
@@ -279,14 +280,16 @@ def train(
 
 
 @torch.no_grad()
-def evaluate(model: Any, batches: Sequence[PackedBatch]) -> tuple[float, float]:
+def evaluate(
+    model: Any, batches: Sequence[PackedBatch], bf16: Literal["auto"] | bool = "auto"
+) -> tuple[float, float]:
     """(loss, accuracy): weighted means over all tokens of the batches."""
     device = next(model.parameters()).device
-    bf16 = trains_in_bf16("auto", on_gpu=device.type != "cpu")
+    in_bf16 = trains_in_bf16(bf16, on_gpu=device.type != "cpu")
     losses = accuracies = total = 0.0
     model.eval()
     for batch in batches:
-        loss, accuracy = _by_rows(model, batch.to(device), bf16)
+        loss, accuracy = _by_rows(model, batch.to(device), in_bf16)
         weight = batch.weights[:, 1:].sum().item()
         losses, accuracies, total = (
             losses + loss.item() * weight,
