@@ -3,8 +3,8 @@
     python -m benchmarks.training
 
 All get the same sequences and model, which is untrained and of the carried policy's size. Supervised steps
-are measured too. Speeds are shares of the floor: bare bf16 matrix products of 6·N FLOP per token, without
-attention.
+are measured too. Speeds are shares of the floor: bare matrix products of 6·N FLOP per token in the precision
+that `trainer.bf16 = "auto"` chooses here, without attention.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from benchmarks.rollouts import make_model
 from benchmarks.training_workers import Figures
 from selfplay.agent.chat import policy_path
 from selfplay.engines.models import load_causal_model
+from selfplay.engines.precision import trains_in_bf16
 from selfplay.settings.learning import TrainerSettings
 from selfplay.training.batch import Sample
 from selfplay.training.deepspeed_trainer import DeepSpeedTrainer
@@ -34,9 +35,9 @@ from selfplay.warm_start.documents import Document
 from selfplay.warm_start.sft import SftSettings, pack, train
 
 
-def matrix_flops(size: int = 1024, seconds: float = 1.0) -> float:
-    """FLOP/s of bare bf16 products of square matrices, the named reference."""
-    left, right = torch.randn(size, size).bfloat16(), torch.randn(size, size).bfloat16()
+def matrix_flops(dtype: torch.dtype, size: int = 1024, seconds: float = 1.0) -> float:
+    """FLOP/s of bare products of square matrices, the named reference."""
+    left, right = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)
     left @ right
     started, done = time.monotonic(), 0
     while time.monotonic() - started < seconds:
@@ -136,10 +137,11 @@ def main() -> None:
         weights = sum(
             parameter.numel() for parameter in load_causal_model(folder, torch.float32).parameters()
         )
-        floor = matrix_flops() / (6 * weights)
+        dtype = torch.bfloat16 if trains_in_bf16("auto", torch.cuda.is_available()) else torch.float32
+        floor = matrix_flops(dtype) / (6 * weights)
         print(
             f"floor: {floor:.0f} tokens/s ({weights / 1e6:.1f}M weights, 6 FLOP per weight and token, "
-            "at the speed of bare bf16 products)"
+            f"at the speed of bare products in {str(dtype).removeprefix('torch.')})"
         )
         settings = TrainerSettings(batch_tokens=options.batch_tokens)
         found: dict[str, Figures] = {}
