@@ -143,7 +143,8 @@ def main() -> None:
             f"floor: {floor:.0f} tokens/s ({weights / 1e6:.1f}M weights, 6 FLOP per weight and token, "
             f"at the speed of bare products in {str(dtype).removeprefix('torch.')})"
         )
-        settings = TrainerSettings(batch_tokens=options.batch_tokens)
+        # TRL's rate does not warm up. With equal rates the losses and norms can be compared.
+        settings = TrainerSettings(batch_tokens=options.batch_tokens, warmup_updates=0)
         found: dict[str, Figures] = {}
 
         def show(name: str, figures: Figures) -> None:
@@ -182,8 +183,8 @@ def main() -> None:
             options.ranks = []
         for ranks in options.ranks:
             for stage in options.stages:
-                settings = TrainerSettings(
-                    type="deepspeed", ranks=ranks, zero_stage=stage, batch_tokens=options.batch_tokens
+                settings = separate.model_copy(
+                    update={"type": "deepspeed", "ranks": ranks, "zero_stage": stage}
                 )
                 show(
                     f"DeepSpeed, {ranks} rank(s), stage {stage}",
