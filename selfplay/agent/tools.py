@@ -45,7 +45,6 @@ EDIT_FORMAT = (
 )
 FILE_TIMEOUT_S = 20.0
 MAX_EDIT_BYTES = 1 << 20
-MAX_FILES = 2000  # that are looked through for a name like that of a file that is not there
 MAX_READINGS = 8
 SHELLS = ("", "bash", "sh", "shell", "console")
 SHOWN_AROUND = 3  # lines before and after an edit
@@ -507,10 +506,9 @@ def _absolute(path: str) -> str:
 
 
 def _files(sandbox: Sandbox) -> list[str]:
-    """Files of the workspace, the first MAX_FILES by name, without those in hidden folders."""
+    """Files of the workspace by name, as many as fit, without those in hidden folders."""
     found = sandbox.run(
-        f"cd {WORKSPACE} && find . -name '.?*' -prune -o -type f -print | LC_ALL=C sort | "
-        f"head -n {MAX_FILES}",
+        f"cd {WORKSPACE} && find . -name '.?*' -prune -o -type f -print 2>/dev/null | LC_ALL=C sort",
         timeout_s=FILE_TIMEOUT_S,
         output_bytes=MAX_EDIT_BYTES,
     )
