@@ -115,9 +115,10 @@ class RunFolder:
         )
 
     def discard_uncommitted(self, committed_checkpoint: str, keep: int = 1) -> None:
-        """Remove partial files, and checkpoints as `discard_checkpoints` does."""
+        """Remove partial files, and checkpoints as `discard_checkpoints` does, those half written too."""
         for partial in (*self.path.glob("*.partial"), *self.path.glob("*/*.partial")):
-            partial.unlink()
+            if partial.is_file():
+                partial.unlink()
         self.discard_checkpoints(committed_checkpoint, keep)
 
     def discard_checkpoints(self, committed_checkpoint: str, keep: int = 1) -> None:
