@@ -12,7 +12,7 @@ import torch
 from typer.testing import CliRunner
 
 from selfplay.cli import app
-from selfplay.cluster.fit import _rank_remedy
+from selfplay.cluster.fit import _rank_memory, _rank_remedy
 from selfplay.cluster.machines import planned_nodes, policy_shape
 from selfplay.cluster.memory import (
     GIB,
@@ -29,6 +29,7 @@ from selfplay.cluster.memory import (
 from selfplay.cluster.placement import Placement, fewer, place, tensor_parallel
 from selfplay.cluster.seats import Node, Seat
 from selfplay.config import Config, build_config, load_config
+from selfplay.engines import precision
 from selfplay.errors import PlacementError
 from selfplay.runtime.resources import resource
 from selfplay.settings.learning import TrainerSettings
@@ -270,6 +271,16 @@ def test_without_gpus_everything_is_distributed_round_robin_over_the_nodes():
 
 
 # -- refusals
+
+
+def test_a_rank_without_gpus_is_counted_in_the_precision_of_its_processor(monkeypatch: pytest.MonkeyPatch):
+    def activations(has_bf16: bool, **trainer: Any) -> int:
+        monkeypatch.setattr(precision, "cpu_has_bf16", lambda: has_bf16)
+        return _rank_memory(build_config({"trainer": trainer}), SHAPE, on_gpus=False)["activations"]
+
+    assert activations(True) < activations(False)
+    assert activations(True) == activations(False, bf16=True)
+    assert activations(False) == activations(True, bf16=False)
 
 
 def test_a_rank_that_does_not_fit_is_refused_with_figures_and_a_change_that_fits():

@@ -70,7 +70,8 @@ def test_a_policy_beside_the_runs_is_no_run(tmp_path):
 
 def test_what_the_database_did_not_commit_is_removed(tmp_path):
     run, _ = create_run(config(tmp_path), "", NOW)
-    for name in ("update-00001", "update-00002", "update-00003", ".update-00004.123.partial"):
+    left = ("update-00003", "update-00004.tmp", ".update-00004.123.partial")
+    for name in ("update-00001", "update-00002", *left):
         (run.checkpoints / name).mkdir()
     (run.episodes / "x.123.partial").write_text("torn")
     run.discard_uncommitted("update-00002", keep=2)

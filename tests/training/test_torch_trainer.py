@@ -14,6 +14,7 @@ from selfplay.errors import EngineError, PrerequisiteError, RunError
 from selfplay.settings.learning import TrainerSettings
 from selfplay.training import conformance, torch_trainer
 from selfplay.training.batch import Sample
+from selfplay.training.ranks.model import deepspeed_settings
 from selfplay.training.torch_trainer import TorchTrainer
 from tiny_model import make_tiny_model
 
@@ -260,3 +261,5 @@ def test_it_computes_in_bf16_where_the_processor_can(
         trainer.step(samples(1))
     assert set(seen) == {expected}
     assert precision.trains_in_bf16("auto", on_gpu=True)
+    settings = deepspeed_settings(SETTINGS.model_copy(update={"bf16": wanted}), 64, on_gpu=False)
+    assert settings["torch_autocast"]["enabled"] == expected
