@@ -35,7 +35,7 @@ def cpu_has_bf16() -> bool:
     return bool(supported and supported()) and bool(has_avx512() or has_amx() or has_arm())
 
 
-def trains_in_bf16(wanted: Literal["auto"] | bool, on_gpu: bool) -> bool:
+def trains_in_bf16(wanted: Literal["auto", True, False], on_gpu: bool) -> bool:
     """What `trainer.bf16` means: if a trainer's matrix products are in bf16 on this machine."""
     return (on_gpu or cpu_has_bf16()) if wanted == "auto" else wanted
 

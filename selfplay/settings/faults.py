@@ -117,7 +117,8 @@ def _fault(item: ErrorDetails, model: type[Section]) -> str:
         reason = str(context["error"])
         return reason if not item["loc"] or repr(value) in reason else f"{reason} (got {_shown(value)})"
     if kind == "literal_error":
-        choices = re.findall(r"'([^']*)'", context["expected"])
+        found = re.findall(r"'([^']*)'|\b(True|False)\b", context["expected"])
+        choices = [text or truth.lower() for text, truth in found]
         return f"{value!r} is not one of {', '.join(choices)}.{_close(value, choices)}"
     if kind == "string_type":
         return f'needs a text, not {_shown(value)}: write "{value}"'

@@ -301,7 +301,7 @@ class TrainerSettings(Section):
     packing: bool = False
     """Several episodes share a row, none sees another: less padding, attention by a mask."""
 
-    bf16: Literal["auto"] | bool = "auto"
+    bf16: Literal["auto", True, False] = "auto"
     """Matrix products in bfloat16; master weights stay in float32. "auto": on GPUs, and on a CPU that has
     instructions for it. Without them bfloat16 is slower than float32.
     """

@@ -60,7 +60,7 @@ class SftSettings:
     final_share: float = 0.05
     weight_decay: float = 0.1
     max_grad_norm: float = 1.0
-    bf16: Literal["auto"] | bool = "auto"  # as trainer.bf16
+    bf16: Literal["auto", True, False] = "auto"  # as trainer.bf16
     # "step": the whole step. The first takes 10 to 45 s, then steps are twice as fast. A batch of a new shape
     # compiles again. "layers": each layer, for all shapes, as a large model wants it. "": nothing.
     compile: Literal["step", "layers", ""] = "step"
@@ -281,7 +281,7 @@ def train(
 
 @torch.no_grad()
 def evaluate(
-    model: Any, batches: Sequence[PackedBatch], bf16: Literal["auto"] | bool = "auto"
+    model: Any, batches: Sequence[PackedBatch], bf16: Literal["auto", True, False] = "auto"
 ) -> tuple[float, float]:
     """(loss, accuracy): weighted means over all tokens of the batches."""
     device = next(model.parameters()).device

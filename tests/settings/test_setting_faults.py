@@ -70,6 +70,7 @@ def test_digits_are_text_only_where_a_setting_holds_text():
             "engine.dtype=flot32",
             "'flot32' is not one of auto, float32, bfloat16, float16. Did you mean 'float32'?",
         ),
+        ("trainer.bf16=maybe", "trainer.bf16: 'maybe' is not one of auto, true, false."),
         ('solver.help=["failur"]', "solver.help: 'failur' is not one of failure, suspects, tests."),
         ("train.updates=six", "train.updates: needs a whole number, not 'six'"),
         ("train.updates=0", "train.updates: needs a number of at least 1, not 0"),

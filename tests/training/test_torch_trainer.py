@@ -246,7 +246,7 @@ def test_it_computes_in_bf16_where_the_processor_can(
     model: Path,
     monkeypatch: pytest.MonkeyPatch,
     has_bf16: bool,
-    wanted: Literal["auto"] | bool,
+    wanted: Literal["auto", True, False],
     expected: bool,
 ):
     monkeypatch.setattr(precision, "cpu_has_bf16", lambda: has_bf16)
